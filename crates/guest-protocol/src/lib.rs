@@ -1,0 +1,39 @@
+//! What a host and the init of a VM say to each other.
+//!
+//! The two ends talk over one byte stream (virtio-serial today, vsock with another VMM). The stream may break and be
+//! opened again at any time, and after that bytes of the previous connection may still arrive; so frames delimit and
+//! check themselves ([`frame`]), carry the epoch of their session, and what must not be lost is acknowledged and
+//! sent again.
+//!
+//! ```text
+//! host                                             init
+//!  │ Hello{epoch, acknowledged logs} ──────────────▶ │   (first on every connection)
+//!  │ ◀────────────── Welcome{state, versions}        │
+//!  │ Configure{spec} ───────────────────────────────▶│   state Waiting only
+//!  │ ◀────────────── Started{pid}                    │
+//!  │ ◀────────────── Log{sequence, …}  (raw payload) │   ─▶ AcknowledgeLogs{sequence}
+//!  │ Exec{stream} ──▶ ◀── Output, ExecFinished       │
+//!  │ ◀────────────── Exited{code, signal, oom}       │   repeated until acknowledged
+//!  │ AcknowledgeExit ───────────────────────────────▶│   init unmounts and powers off
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod message;
+pub mod spec;
+
+pub use message::{GuestMessage, GuestState, HostMessage};
+pub use spec::MachineSpec;
+
+/// The protocol version this build speaks. A host also accepts [`OLDEST_SUPPORTED_VERSION`], since VMs outlive the
+/// server that started them.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The oldest protocol version this build still understands.
+pub const OLDEST_SUPPORTED_VERSION: u32 = 1;
+
+/// Name of the virtio-serial port that carries the protocol; in the guest it is found under this name in
+/// `/sys/class/virtio-ports/*/name`.
+pub const PORT_NAME: &str = "caddis.control";
+
+/// What init keeps of log output that no host has acknowledged; beyond it the oldest is dropped and counted.
+pub const LOG_BACKLOG_BYTES: usize = 1024 * 1024;

@@ -1,0 +1,262 @@
+//! The messages. Control messages travel as JSON so that either end may be newer: unknown fields are ignored and new
+//! ones have defaults. Bulk bytes (log text, standard streams) travel raw, as the frame's payload.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::MachineSpec;
+
+/// What the program in the VM is doing, as init sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum GuestState {
+    /// Booted, waits for [`HostMessage::Configure`].
+    Waiting,
+    /// Configured; mounting and preparing.
+    Preparing,
+    /// The program runs.
+    Running {
+        /// Its process id in the guest.
+        pid: i32,
+    },
+    /// The program has ended and the report waits for [`HostMessage::AcknowledgeExit`].
+    Exited(ExitReport),
+    /// Preparing failed: the program never ran. Acknowledged like an exit.
+    Failed {
+        /// What could not be done and why.
+        message: String,
+    },
+}
+
+/// How the program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// Exit status, or 128 + signal number.
+    pub code: i32,
+    /// The signal that killed it, if one did.
+    pub signal: Option<i32>,
+    /// The guest's kernel killed it, or one of its children, for want of memory.
+    pub oom_killed: bool,
+    /// Guest's wall clock, nanoseconds since the Unix epoch.
+    pub exited_at_ns: u64,
+}
+
+/// From the host to init.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum HostMessage {
+    /// First message of every connection.
+    Hello {
+        /// Highest protocol version the host speaks.
+        protocol: u32,
+        /// Log records up to and including this sequence number are safe on the host; init drops them.
+        acknowledged_logs: u64,
+        /// Host's wall clock, nanoseconds since the Unix epoch.
+        time_ns: u64,
+    },
+    /// Makes the VM the given machine. Refused with [`GuestMessage::Error`] unless the state is `Waiting`; repeating
+    /// the same spec is harmless.
+    Configure(Box<MachineSpec>),
+    /// Sends a signal to the program.
+    Signal {
+        /// Linux signal number.
+        signal: i32,
+    },
+    /// Runs another program. Its streams use the frame's stream id `id`.
+    Exec(ExecRequest),
+    /// Closes the standard input of an exec after the bytes sent so far.
+    CloseInput {
+        /// Stream of the exec.
+        id: u32,
+    },
+    /// Kills a running exec.
+    CancelExec {
+        /// Stream of the exec.
+        id: u32,
+    },
+    /// New terminal size for an exec with a terminal.
+    Resize {
+        /// Stream of the exec.
+        id: u32,
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// Grants the sender of a stream's bytes `bytes` more.
+    Credit {
+        /// Stream of the exec.
+        id: u32,
+        /// Additional bytes that may be sent.
+        bytes: u32,
+    },
+    /// Asks for the process list.
+    ListProcesses {
+        /// Echoed in the answer.
+        id: u32,
+    },
+    /// Log records up to and including this one are safe on the host.
+    AcknowledgeLogs {
+        /// Sequence number.
+        sequence: u64,
+    },
+    /// The exit report (or failure) is safe on the host: init unmounts and powers off.
+    AcknowledgeExit,
+    /// Host's wall clock, sent now and then; init slews or steps the guest's clock to it.
+    Time {
+        /// Nanoseconds since the Unix epoch.
+        time_ns: u64,
+    },
+    /// Ends the VM at once whatever runs in it: sync, unmount, power off.
+    PowerOff,
+}
+
+/// From init to the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum GuestMessage {
+    /// Answer to `Hello`.
+    Welcome {
+        /// The protocol version that both ends speak from here on.
+        protocol: u32,
+        /// Version of the init binary.
+        init_version: String,
+        /// What the guest is doing.
+        status: GuestState,
+        /// Machine id it was configured as, if it was.
+        machine_id: Option<String>,
+    },
+    /// The program has been started.
+    Started {
+        /// Its process id in the guest.
+        pid: i32,
+        /// Where the guest's time went, in order: name and microseconds.
+        steps: Vec<(String, u64)>,
+    },
+    /// One record of log output; the text is the frame's payload, cut at a line end where there is one, at 16 KiB at
+    /// most.
+    Log {
+        /// Counts records from 1 without holes, over the whole life of the VM.
+        sequence: u64,
+        /// Which stream.
+        source: LogSource,
+        /// Guest's wall clock, nanoseconds since the Unix epoch.
+        time_ns: u64,
+        /// Number of records dropped just before this one because nobody acknowledged them in time.
+        dropped_before: u64,
+    },
+    /// The program ended, or never began ([`GuestState::Failed`]).
+    Finished(GuestState),
+    /// Bytes of an exec's output; they are the frame's payload.
+    Output {
+        /// Stream of the exec.
+        id: u32,
+        /// Which stream.
+        source: LogSource,
+    },
+    /// An exec ended; all its output was sent before.
+    ExecFinished {
+        /// Stream of the exec.
+        id: u32,
+        /// Exit status, or 128 + signal number.
+        code: i32,
+        /// The signal that killed it, if one did.
+        signal: Option<i32>,
+        /// It ran into its timeout and was killed.
+        timed_out: bool,
+    },
+    /// An exec could not be started.
+    ExecFailed {
+        /// Stream of the exec.
+        id: u32,
+        /// Why, for the user.
+        message: String,
+    },
+    /// Grants the host `bytes` more of standard input.
+    Credit {
+        /// Stream of the exec.
+        id: u32,
+        /// Additional bytes that may be sent.
+        bytes: u32,
+    },
+    /// Answer to `ListProcesses`.
+    Processes {
+        /// Of the request.
+        id: u32,
+        /// The processes, init's own and kernel threads left out.
+        processes: Vec<ProcessInfo>,
+    },
+    /// Init could not do what it was asked; not tied to an exec.
+    Error {
+        /// Why.
+        message: String,
+    },
+}
+
+/// Runs a program beside the machine's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Stream id chosen by the host, unique among running execs, not 0.
+    pub id: u32,
+    /// Program and arguments; the program is looked up in the machine's `PATH`.
+    pub argv: Vec<String>,
+    /// Added to the machine's environment.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// `user[:group]`; default is the machine's.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Working directory; default is the machine's.
+    #[serde(default)]
+    pub working_dir: Option<String>,
+    /// Gives it a terminal of this size (columns, rows); output then all arrives as standard output.
+    #[serde(default)]
+    pub terminal: Option<(u16, u16)>,
+    /// Killed (SIGKILL, with its children) after this many milliseconds; 0 means never.
+    #[serde(default)]
+    pub timeout_ms: u64,
+    /// The host will send standard input; otherwise it is empty.
+    #[serde(default)]
+    pub has_input: bool,
+}
+
+/// Which output stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogSource {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// Init itself, about the machine.
+    Init,
+}
+
+/// One process in the guest, as `ps` of the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Process id.
+    pub pid: i32,
+    /// System time, milliseconds.
+    pub stime: u64,
+    /// Run time (since its start), milliseconds.
+    pub rtime: u64,
+    /// Command line.
+    pub command: String,
+    /// Working directory.
+    pub directory: String,
+    /// CPU time (user and system), milliseconds.
+    pub cpu: u64,
+    /// Resident memory, bytes.
+    pub rss: u64,
+    /// Sockets it listens on.
+    pub listen_sockets: Vec<ListenSocket>,
+}
+
+/// A listening socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenSocket {
+    /// `tcp`, `tcp6`, `udp` or `udp6`.
+    pub proto: String,
+    /// Address and port.
+    pub address: String,
+}

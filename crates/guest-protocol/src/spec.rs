@@ -1,0 +1,107 @@
+//! Everything init needs to turn a booted VM into one machine.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+
+/// The identity and program of a machine. Merging image and machine configuration is the host's work; only what needs
+/// the guest's files (user names, `PATH` look-up) is left to init.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineSpec {
+    /// Machine id.
+    pub machine_id: String,
+    /// Host name; `/etc/hostname` and `/etc/hosts` get it.
+    pub hostname: String,
+    /// Program and arguments, never empty.
+    pub argv: Vec<String>,
+    /// Environment, complete and merged; init adds `HOME` and `PATH` when absent.
+    pub env: Vec<(String, String)>,
+    /// `user[:group]`, names or numbers, resolved in the guest; empty means root.
+    pub user: String,
+    /// Working directory; empty means `/`.
+    pub working_dir: String,
+    /// Runs the program on a terminal.
+    pub tty: bool,
+    /// Written before the program starts.
+    pub files: Vec<FileSpec>,
+    /// Addresses and names.
+    pub network: NetworkSpec,
+    /// Disks besides the root disk.
+    pub mounts: Vec<MountSpec>,
+    /// Serial number of the root disk (`/sys/block/*/serial`).
+    pub root_serial: String,
+    /// Grow the root file system to the size of its disk.
+    pub grow_root: bool,
+    /// Host's wall clock, nanoseconds since the Unix epoch.
+    pub time_ns: u64,
+    /// Fresh random bytes from the host, base64; mixed in and credited before anything else happens.
+    pub entropy: String,
+}
+
+/// A file written into the root file system at every boot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FileSpec {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// Content, base64.
+    pub content: String,
+    /// Permission bits; 0 means 0644.
+    pub mode: u32,
+}
+
+/// A disk to mount.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountSpec {
+    /// Serial number of the disk.
+    pub serial: String,
+    /// Absolute path in the guest.
+    pub path: String,
+}
+
+/// The guest's end of its network interface. Gateway and DNS addresses are the same in every VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// MAC address to give the interface, `02:…`.
+    pub mac: String,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+    /// Private to the host, used as a /32.
+    pub ipv4: Ipv4Addr,
+    /// On-link gateway for IPv4.
+    pub ipv4_gateway: Ipv4Addr,
+    /// The machine's address in its private network, used as a /128.
+    pub ipv6: Ipv6Addr,
+    /// On-link gateway for IPv6.
+    pub ipv6_gateway: Ipv6Addr,
+    /// `nameserver` lines of resolv.conf.
+    pub nameservers: Vec<String>,
+    /// `search` line of resolv.conf.
+    #[serde(default)]
+    pub searches: Vec<String>,
+    /// `options` line of resolv.conf.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// Further lines of `/etc/hosts`: address and names.
+    #[serde(default)]
+    pub hosts: Vec<(String, String)>,
+}
+
+impl Default for NetworkSpec {
+    fn default() -> Self {
+        Self {
+            mac: String::new(),
+            mtu: 1420,
+            ipv4: Ipv4Addr::UNSPECIFIED,
+            ipv4_gateway: Ipv4Addr::UNSPECIFIED,
+            ipv6: Ipv6Addr::UNSPECIFIED,
+            ipv6_gateway: Ipv6Addr::UNSPECIFIED,
+            nameservers: Vec::new(),
+            searches: Vec::new(),
+            options: Vec::new(),
+            hosts: Vec::new(),
+        }
+    }
+}
