@@ -1,1 +1,32 @@
-//! Wire types of the Machines API.
+//! Wire types of the Machines API: what requests and replies look like, which values are legal, and the ids they
+//! carry. Shared by server and clients; does no I/O.
+//!
+//! A machine's configuration travels as the JSON it was sent as ([`config::RawConfig`]), so that fields this build
+//! does not know come back unchanged; [`config::MachineConfig`] is the typed reading of it.
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod config;
+pub mod duration;
+pub mod error;
+pub mod event;
+pub mod exec;
+pub mod ids;
+pub mod lease;
+pub mod logs;
+pub mod machine;
+pub mod names;
+pub mod platform;
+pub mod requests;
+pub mod signal;
+pub mod state;
+pub mod time;
+pub mod validate;
+
+pub use config::{MachineConfig, RawConfig};
+pub use duration::ApiDuration;
+pub use error::{ApiError, ErrorCode};
+pub use ids::{EventId, LeaseNonce, MachineId, VersionId, WorkerId};
+pub use machine::Machine;
+pub use signal::Signal;
+pub use state::MachineState;

@@ -1,0 +1,77 @@
+//! Apps: a name that machines live under.
+
+use serde::{Deserialize, Serialize};
+
+/// An app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct App {
+    /// 16 lowercase letters and digits.
+    pub id: String,
+    /// Number unique in this installation.
+    pub internal_numeric_id: i32,
+    /// Name, unique in this installation.
+    pub name: String,
+    /// `pending` (no machines yet), `deployed` or `suspended`.
+    pub status: String,
+    /// Name of its private network.
+    pub network: String,
+    /// The network's /48.
+    pub network_cidr: String,
+    /// Machines that are not destroyed.
+    pub machine_count: u64,
+    /// Volumes.
+    pub volume_count: u64,
+    /// Owner.
+    pub organization: Organization,
+}
+
+/// An organisation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Organization {
+    /// For people.
+    pub name: String,
+    /// For the API.
+    pub slug: String,
+    /// Number unique in this installation.
+    pub internal_numeric_id: i32,
+}
+
+/// Body of `POST /v1/apps`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CreateAppRequest {
+    /// Wanted name; generated when absent or empty.
+    pub name: Option<String>,
+    /// What older clients call `name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_name: Option<String>,
+    /// Owner.
+    pub org_slug: Option<String>,
+    /// Private network; empty means the organisation's default.
+    pub network: Option<String>,
+    /// The same key gives the same app.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+}
+
+/// Reply of `POST /v1/apps`: the specification's two fields and the whole app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateAppReply {
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// The app.
+    #[serde(flatten)]
+    pub app: App,
+}
+
+/// Reply of `GET /v1/apps`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListAppsReply {
+    /// Apps in all, not only on this page.
+    pub total_apps: u64,
+    /// This page.
+    pub apps: Vec<App>,
+    /// Where the next page begins; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}

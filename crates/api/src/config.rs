@@ -1,0 +1,257 @@
+//! A machine's configuration: the JSON as sent, and the typed reading of the parts that act.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{ApiDuration, Signal};
+
+/// The configuration as JSON, with every field it was sent with, known here or not.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RawConfig(pub Map<String, Value>);
+
+/// The fields that this build acts on. Everything else stays in [`RawConfig`] only.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineConfig {
+    /// Image reference.
+    pub image: Option<String>,
+    /// Resources.
+    pub guest: Option<Guest>,
+    /// Deprecated preset name.
+    pub size: Option<String>,
+    /// Start parameters.
+    pub init: Option<Init>,
+    /// Environment.
+    pub env: Option<BTreeMap<String, String>>,
+    /// Several processes of one image; refused until they are built.
+    pub processes: Option<Vec<Value>>,
+    /// Several containers; refused until they are built.
+    pub containers: Option<Vec<Value>>,
+    /// Routed services, stored only.
+    pub services: Option<Vec<Service>>,
+    /// Health checks, stored only.
+    pub checks: Option<BTreeMap<String, Value>>,
+    /// Volumes, stored only.
+    pub mounts: Option<Vec<Mount>>,
+    /// Written at every boot.
+    pub files: Option<Vec<File>>,
+    /// What to do when the program ends.
+    pub restart: Option<Restart>,
+    /// How to stop it.
+    pub stop_config: Option<StopConfig>,
+    /// Destroy when the program has ended for good.
+    pub auto_destroy: Option<bool>,
+    /// Interval of a scheduled machine.
+    pub schedule: Option<String>,
+    /// Machines to stand in for.
+    pub standbys: Option<Vec<String>>,
+    /// The user's own.
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Name resolution.
+    pub dns: Option<Dns>,
+    /// Root file system.
+    pub rootfs: Option<Rootfs>,
+}
+
+/// Resources.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Guest {
+    /// `shared` or `performance`.
+    pub cpu_kind: Option<String>,
+    /// Virtual processors.
+    pub cpus: Option<u32>,
+    /// MiB.
+    pub memory_mb: Option<u64>,
+    /// Ceiling for growth at run time, MiB.
+    pub max_memory_mb: Option<u64>,
+    /// None are offered.
+    pub gpus: Option<u32>,
+    /// Appended to the kernel's command line.
+    pub kernel_args: Option<Vec<String>>,
+    /// Old place of [`Rootfs::persist`].
+    pub persist_rootfs: Option<Value>,
+}
+
+/// Start parameters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Init {
+    /// Replaces entrypoint and command.
+    pub exec: Option<Vec<String>>,
+    /// Replaces the image's entrypoint.
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's command.
+    pub cmd: Option<Vec<String>>,
+    /// Run on a terminal.
+    pub tty: Option<bool>,
+    /// MiB.
+    pub swap_size_mb: Option<u64>,
+    /// Appended to the kernel's command line.
+    pub kernel_args: Option<Vec<String>>,
+}
+
+/// A routed service; only what is validated here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// `tcp` or `udp`.
+    pub protocol: Option<String>,
+    /// Port in the VM.
+    pub internal_port: Option<u16>,
+    /// Public ports.
+    pub ports: Option<Vec<Value>>,
+    /// Bool or word.
+    pub autostop: Option<Value>,
+    /// Started on demand.
+    pub autostart: Option<bool>,
+    /// How many are never stopped.
+    pub min_machines_running: Option<u32>,
+}
+
+/// A volume's place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mount {
+    /// Volume id.
+    pub volume: Option<String>,
+    /// Absolute path in the guest.
+    pub path: Option<String>,
+}
+
+/// A file written at every boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct File {
+    /// Absolute path in the guest.
+    pub guest_path: String,
+    /// Content, base64.
+    pub raw_value: Option<String>,
+    /// Name of a secret that holds it.
+    pub secret_name: Option<String>,
+    /// Image whose config it gets.
+    pub image_config: Option<String>,
+    /// Permission bits.
+    pub mode: Option<u32>,
+}
+
+impl File {
+    /// The decoded content of `raw_value`.
+    pub fn content(&self) -> Option<Result<Vec<u8>, base64::DecodeError>> {
+        self.raw_value.as_ref().map(|text| base64::engine::general_purpose::STANDARD.decode(text))
+    }
+}
+
+/// What to do when the program ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// Never start it again.
+    #[serde(rename = "no", alias = "never")]
+    No,
+    /// Start it again after every end that nobody asked for.
+    #[serde(rename = "always")]
+    Always,
+    /// Start it again when it failed.
+    #[default]
+    #[serde(rename = "on-failure", alias = "", alias = "on-fail")]
+    OnFailure,
+}
+
+/// Restart policy and its limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restart {
+    /// Default is on-failure.
+    pub policy: Option<RestartPolicy>,
+    /// Restarts within five minutes, for on-failure.
+    pub max_retries: Option<u32>,
+}
+
+/// How to stop the program.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StopConfig {
+    /// First signal.
+    pub signal: Option<Signal>,
+    /// Then SIGKILL.
+    pub timeout: Option<ApiDuration>,
+}
+
+/// Name resolution in the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    /// No internal name for this machine.
+    pub skip_registration: Option<bool>,
+    /// Replace ours.
+    pub nameservers: Option<Vec<String>>,
+    /// Search list.
+    pub searches: Option<Vec<String>>,
+    /// Options of resolv.conf.
+    pub options: Option<Vec<DnsOption>>,
+    /// Host name; default is the machine id.
+    pub hostname: Option<String>,
+    /// Fully qualified host name.
+    pub hostname_fqdn: Option<String>,
+}
+
+/// One option of resolv.conf.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsOption {
+    /// Name.
+    pub name: String,
+    /// Value, if it takes one.
+    pub value: Option<String>,
+}
+
+/// Root file system.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rootfs {
+    /// `never`, `restart` or `always`; only `never` acts so far.
+    pub persist: Option<String>,
+    /// GiB.
+    pub size_gb: Option<u64>,
+}
+
+/// Restarts that on-failure allows within its window unless the configuration says otherwise.
+pub const DEFAULT_MAX_RETRIES: u32 = 10;
+
+impl MachineConfig {
+    /// Virtual processors; filled in by [`crate::validate::normalise`].
+    pub fn cpus(&self) -> u32 {
+        self.guest.as_ref().and_then(|guest| guest.cpus).unwrap_or(1)
+    }
+
+    /// Guest memory, MiB.
+    pub fn memory_mib(&self) -> u64 {
+        self.guest.as_ref().and_then(|guest| guest.memory_mb).unwrap_or(256)
+    }
+
+    /// Whether its processors are its own.
+    pub fn has_dedicated_cpus(&self) -> bool {
+        self.guest.as_ref().and_then(|guest| guest.cpu_kind.as_deref()) == Some("performance")
+    }
+
+    /// Restart policy, with the default applied.
+    pub fn restart_policy(&self) -> RestartPolicy {
+        self.restart.as_ref().and_then(|restart| restart.policy).unwrap_or_default()
+    }
+
+    /// Restarts within the window, with the default applied.
+    pub fn max_retries(&self) -> u32 {
+        self.restart.as_ref().and_then(|restart| restart.max_retries).unwrap_or(DEFAULT_MAX_RETRIES)
+    }
+
+    /// Further kernel arguments, from both places they may stand.
+    pub fn kernel_args(&self) -> Vec<String> {
+        let guest = self.guest.iter().flat_map(|guest| guest.kernel_args.iter().flatten());
+        let init = self.init.iter().flat_map(|init| init.kernel_args.iter().flatten());
+        guest.chain(init).cloned().collect()
+    }
+}

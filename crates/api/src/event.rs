@@ -1,0 +1,69 @@
+//! Events of a machine, as the API shows them: newest first.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::EventId;
+
+/// What happened, when, and who caused it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineEvent {
+    /// Sorts by time.
+    pub id: EventId,
+    /// `launch`, `start`, `exit`, `stop`, `restart`, `destroy`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// State the machine was in after it.
+    pub status: String,
+    /// `user`, `flyd` (the worker) or `proxy`.
+    pub source: String,
+    /// Milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// Details; an [`ExitDetails`] on `exit` events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Value>,
+}
+
+impl MachineEvent {
+    /// The exit of an `exit` event.
+    pub fn exit_details(&self) -> Option<ExitDetails> {
+        (self.kind == "exit").then(|| serde_json::from_value(self.request.clone()?).ok()).flatten()
+    }
+}
+
+/// `request` of an `exit` event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitDetails {
+    /// How the program ended.
+    pub exit_event: ExitEvent,
+    /// How often the restart policy has restarted it within its window, this time not counted.
+    pub restart_count: u32,
+}
+
+/// How the program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitEvent {
+    /// The program's exit status, or 128 + signal number; -1 when nobody knows.
+    pub exit_code: i32,
+    /// The same, as the guest reported it.
+    pub guest_exit_code: i32,
+    /// The signal that ended the program, -1 for none.
+    pub guest_signal: i32,
+    /// The signal that ended the VM, -1 for none.
+    pub signal: i32,
+    /// Killed for want of memory.
+    pub oom_killed: bool,
+    /// Someone asked for the stop.
+    pub requested_stop: bool,
+    /// The restart policy starts it again.
+    pub restarting: bool,
+    /// RFC 3339 with milliseconds.
+    pub exited_at: String,
+    /// Why, when the program did not end by itself: `guest_oom`, `host_oom`, `vmm_crashed`, `host_reboot`,
+    /// `start_failed`, `killed`. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Text that explains the cause. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}

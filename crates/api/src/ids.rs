@@ -1,0 +1,136 @@
+//! Ids. All are opaque strings on the wire; none is ever reused.
+
+use std::{fmt, str::FromStr};
+
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+macro_rules! string_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The id as it stands on the wire.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+
+            /// Takes a string as it is, for ids that were checked or made elsewhere.
+            pub fn from_trusted(id: impl Into<String>) -> Self {
+                Self(id.into())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+string_id! {
+    /// A machine: 14 lowercase hex digits.
+    MachineId
+}
+string_id! {
+    /// A version of a machine's configuration, also called its instance id: a ULID.
+    VersionId
+}
+string_id! {
+    /// An event of a machine: a ULID; later events of a machine sort after earlier ones.
+    EventId
+}
+string_id! {
+    /// A worker, made at its first start: a ULID.
+    WorkerId
+}
+string_id! {
+    /// Proof of holding a lease: 12 hex digits.
+    LeaseNonce
+}
+
+/// A string that can't be a machine id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid machine ID, '{0}'")]
+pub struct InvalidMachineId(pub String);
+
+impl MachineId {
+    /// A new random id.
+    pub fn random() -> Self {
+        Self(format!("{:014x}", rand::rng().random::<u64>() >> 8))
+    }
+}
+
+impl FromStr for MachineId {
+    type Err = InvalidMachineId;
+
+    /// Accepts 8 to 32 lowercase hex digits: ours have 14, and longer ones are seen in the field.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let hex = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if hex && (8..=32).contains(&text.len()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidMachineId(text.to_owned()))
+        }
+    }
+}
+
+impl LeaseNonce {
+    /// A new random nonce.
+    pub fn random() -> Self {
+        Self(format!("{:012x}", rand::rng().random::<u64>() >> 16))
+    }
+}
+
+impl VersionId {
+    /// A new id, greater than all made before on this host.
+    pub fn generate() -> Self {
+        Self(ulid::Ulid::new().to_string())
+    }
+}
+
+impl WorkerId {
+    /// A new id.
+    pub fn generate() -> Self {
+        Self(ulid::Ulid::new().to_string())
+    }
+}
+
+impl EventId {
+    /// The id of an event at `unix_ms` that follows `previous`, and sorts after it even when the clock went back.
+    pub fn following(previous: Option<&Self>, unix_ms: u64) -> Self {
+        let fresh = ulid::Ulid::from_parts(unix_ms, rand::rng().random());
+        let next = previous
+            .and_then(|previous| ulid::Ulid::from_string(&previous.0).ok())
+            .filter(|previous| *previous >= fresh)
+            .and_then(|previous| previous.increment())
+            .unwrap_or(fresh);
+        Self(next.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machine_ids_are_14_hex_digits() {
+        let id = MachineId::random();
+        assert_eq!(id.as_str().len(), 14);
+        assert_eq!(id.as_str().parse::<MachineId>().unwrap(), id);
+        for bad in ["", "xyz", "3D8D413B29D089", "../../etc/passwd", "3d8d413b29d08g"] {
+            assert!(bad.parse::<MachineId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn event_ids_rise_even_when_the_clock_goes_back() {
+        let first = EventId::following(None, 2_000);
+        let second = EventId::following(Some(&first), 1_000);
+        assert!(second > first);
+    }
+}

@@ -1,0 +1,74 @@
+//! Leases: the exclusive right to change a machine for a while.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{LeaseNonce, VersionId};
+
+/// Default and largest time to live, seconds. The reference names no maximum; a day bounds what a lost client blocks.
+pub const DEFAULT_TTL_SECONDS: u64 = 30;
+/// See [`DEFAULT_TTL_SECONDS`].
+pub const MAX_TTL_SECONDS: u64 = 24 * 3600;
+
+/// A lease as its holder sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Proof of holding it.
+    pub nonce: LeaseNonce,
+    /// Seconds since the Unix epoch.
+    pub expires_at: u64,
+    /// Who took it.
+    pub owner: String,
+    /// The holder's own words.
+    #[serde(default)]
+    pub description: String,
+    /// The machine's current version.
+    pub version: VersionId,
+}
+
+/// The reply to lease requests: wrapped as clients in the field expect, with the inner fields repeated at the top as
+/// the published specification has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseReply {
+    /// `success`.
+    pub status: String,
+    /// The lease.
+    pub data: Lease,
+    /// The lease again.
+    #[serde(flatten)]
+    pub lease: Lease,
+}
+
+impl From<Lease> for LeaseReply {
+    fn from(lease: Lease) -> Self {
+        Self { status: "success".to_owned(), data: lease.clone(), lease }
+    }
+}
+
+/// A lease as others see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicLease {
+    /// Who holds it.
+    pub owner: String,
+    /// The holder's own words.
+    #[serde(default)]
+    pub description: String,
+    /// Seconds since the Unix epoch.
+    pub expires_at: u64,
+}
+
+impl From<&Lease> for PublicLease {
+    fn from(lease: &Lease) -> Self {
+        Self { owner: lease.owner.clone(), description: lease.description.clone(), expires_at: lease.expires_at }
+    }
+}
+
+/// Body of `POST …/lease`; all optional, also the body itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRequest {
+    /// Seconds.
+    #[serde(default)]
+    pub ttl: Option<u64>,
+    /// The holder's own words.
+    #[serde(default)]
+    pub description: Option<String>,
+}

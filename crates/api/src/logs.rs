@@ -1,0 +1,63 @@
+//! Log entries as `GET /api/v1/apps/{app}/logs` returns them.
+
+use serde::{Deserialize, Serialize};
+
+/// A page of log entries, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogsReply {
+    /// The entries.
+    pub data: Vec<LogEntry>,
+    /// Where to go on.
+    pub meta: LogsMeta,
+}
+
+/// Where to go on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogsMeta {
+    /// Opaque; give it back as `next_token` to get what comes after this page, without loss or doubles.
+    pub next_token: String,
+}
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// Unique per machine.
+    pub id: String,
+    /// The rest.
+    pub attributes: LogAttributes,
+}
+
+/// One line of log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogAttributes {
+    /// RFC 3339 with nanoseconds.
+    pub timestamp: String,
+    /// The line, without its line end.
+    pub message: String,
+    /// `info` for standard output and init, `error` for standard error.
+    pub level: String,
+    /// Machine id.
+    pub instance: String,
+    /// Region.
+    pub region: String,
+    /// Where it came from.
+    pub meta: LogEntryMeta,
+}
+
+/// Where an entry came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntryMeta {
+    /// Instance, again.
+    pub instance: String,
+    /// Region, again.
+    pub region: String,
+    /// Source.
+    pub event: LogProvider,
+}
+
+/// `app` for the program, `runner` for the platform.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogProvider {
+    /// See above.
+    pub provider: String,
+}

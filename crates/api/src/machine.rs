@@ -1,0 +1,124 @@
+//! A machine as the API shows it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{LeaseNonce, MachineId, MachineState, RawConfig, VersionId, event::MachineEvent, lease::PublicLease};
+
+/// A machine. Optional parts are left out by `summary` lists.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Stable id.
+    pub id: MachineId,
+    /// Unique in its app.
+    pub name: String,
+    /// State.
+    pub state: MachineState,
+    /// Where it is.
+    pub region: String,
+    /// What it runs.
+    pub image_ref: ImageRef,
+    /// Same as `version`.
+    pub instance_id: VersionId,
+    /// Version of the configuration.
+    pub version: VersionId,
+    /// Address in its private network.
+    pub private_ip: String,
+    /// RFC 3339, whole seconds.
+    pub created_at: String,
+    /// RFC 3339, whole seconds.
+    pub updated_at: String,
+    /// Configuration as sent, with `guest` and `restart` filled in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<RawConfig>,
+    /// Always null: configuration is known when the machine is.
+    #[serde(default)]
+    pub incomplete_config: Option<RawConfig>,
+    /// The latest, newest first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<Vec<MachineEvent>>,
+    /// Health checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Vec<CheckStatus>>,
+    /// `ok`, `unknown` or `unreachable`.
+    #[serde(default = "ok", skip_serializing_if = "String::is_empty")]
+    pub host_status: String,
+    /// Taken out of routing.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Only in the reply to a create or update with `lease_ttl`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<LeaseNonce>,
+    /// Only with `include_leases`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<PublicLease>,
+    /// What is being done to it right now. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Operation>,
+    /// `hardware` or `emulated`. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
+    /// Private IPv4 address, reachable from its host. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_ipv4: Option<String>,
+}
+
+fn ok() -> String {
+    "ok".to_owned()
+}
+
+/// What a machine runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// Registry host.
+    pub registry: String,
+    /// Repository.
+    pub repository: String,
+    /// Tag; missing when pinned by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// `sha256:…`.
+    pub digest: String,
+    /// Labels of the image, null when it has none.
+    #[serde(default)]
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// A health check's latest result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// Its name.
+    pub name: String,
+    /// `passing`, `warning` or `critical`.
+    pub status: String,
+    /// What it said.
+    #[serde(default)]
+    pub output: String,
+    /// RFC 3339.
+    pub updated_at: String,
+}
+
+/// What is being done to a machine, with its progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// `create`, `start`, `stop`, `restart`, `destroy`.
+    pub kind: String,
+    /// The step it is at, e.g. `pull`.
+    pub step: String,
+    /// Bytes done of this step, where it counts bytes.
+    #[serde(default)]
+    pub bytes_done: u64,
+    /// Bytes of this step in all, 0 when unknown.
+    #[serde(default)]
+    pub bytes_total: u64,
+    /// How often this step has been tried.
+    pub attempt: u32,
+    /// RFC 3339 with milliseconds.
+    pub started_at: String,
+    /// When it is given up. RFC 3339 with milliseconds.
+    pub deadline: String,
+    /// The last failure of this step, when it is being tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}

@@ -1,0 +1,104 @@
+//! Bodies and replies of the machine endpoints that have no better home.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ApiDuration, EventId, MachineState, RawConfig, Signal, VersionId};
+
+/// Body of `POST …/machines`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CreateMachineRequest {
+    /// The configuration; required.
+    pub config: Option<RawConfig>,
+    /// Unique in the app; generated when absent or empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Region expression; default is any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Prepare but don't boot.
+    #[serde(deserialize_with = "null_is_default")]
+    pub skip_launch: bool,
+    /// Come up cordoned.
+    #[serde(deserialize_with = "null_is_default")]
+    pub skip_service_registration: bool,
+    /// Take a lease of so many seconds in the same step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_ttl: Option<u64>,
+    /// Boot without the app's secrets.
+    #[serde(deserialize_with = "null_is_default")]
+    pub skip_secrets: bool,
+    /// Run with at least this version of the app's secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_secrets_version: Option<u64>,
+    /// On update: the version that must be current.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_version: Option<VersionId>,
+}
+
+/// For `#[serde(deserialize_with)]`: an explicit null counts as absent, as clients in the field send it.
+pub fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Body of `POST …/stop`; all optional, also the body itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StopRequest {
+    /// Overrides `stop_config.signal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<Signal>,
+    /// Overrides `stop_config.timeout`; zero means no override.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<ApiDuration>,
+}
+
+/// Body of `POST …/signal`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalRequest {
+    /// Name or number.
+    pub signal: Signal,
+}
+
+/// Reply of `POST …/start`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartReply {
+    /// State before.
+    pub previous_state: MachineState,
+    /// It was moved to another host to have room.
+    #[serde(default)]
+    pub migrated: bool,
+    /// That host.
+    #[serde(default)]
+    pub new_host: String,
+}
+
+/// `{"ok": true}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OkReply {
+    /// Always true.
+    pub ok: bool,
+}
+
+impl OkReply {
+    /// The only value there is.
+    pub const OK: Self = Self { ok: true };
+}
+
+/// Reply of `GET …/wait`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitReply {
+    /// Always true.
+    pub ok: bool,
+    /// The state reached.
+    pub state: MachineState,
+    /// The machine's version.
+    pub version: VersionId,
+    /// The event that brought the state about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<EventId>,
+}

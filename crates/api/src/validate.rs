@@ -1,0 +1,358 @@
+//! Checks a configuration and brings it into the form it is stored in: defaults for `guest` and `restart` filled in,
+//! `size` expanded, `autostop` in its canonical form, all else as sent.
+
+use serde_json::{Value, json};
+
+use crate::{
+    ApiError,
+    config::{Guest, MachineConfig, RawConfig, StopConfig},
+};
+
+/// Largest time between a stop signal and SIGKILL, seconds.
+pub const MAX_STOP_TIMEOUT_SECONDS: u64 = 300;
+/// Largest root file system, GiB.
+pub const MAX_ROOTFS_GIB: u64 = 500;
+/// Largest sum of the contents of `files`, bytes.
+pub const MAX_FILES_BYTES: usize = 4 * 1024 * 1024;
+/// Largest sum of argument and environment strings, bytes: what Linux gives an exec by default, halved.
+pub const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
+
+const SHARED_CPUS: &[u32] = &[1, 2, 4, 6, 8];
+const PERFORMANCE_CPUS: &[u32] = &[1, 2, 4, 6, 8, 10, 12, 14, 16, 32, 64, 128];
+
+/// Reads, checks and completes a configuration.
+///
+/// # Errors
+/// 400 naming the field, the value's fault and the limit.
+pub fn normalise(mut raw: RawConfig) -> Result<(RawConfig, MachineConfig), ApiError> {
+    raw.0.retain(|_, value| !value.is_null());
+    let mut config = read(&raw)?;
+    complete_guest(&mut raw, &mut config)?;
+    complete_restart(&mut raw, &mut config);
+    canonical_autostop(&mut raw)?;
+    raw.0.entry("init").or_insert_with(|| json!({}));
+    check(&config)?;
+    Ok((raw, config))
+}
+
+/// The typed reading of a configuration; checks types only.
+///
+/// # Errors
+/// 400 naming the field.
+pub fn read(raw: &RawConfig) -> Result<MachineConfig, ApiError> {
+    serde_path_to_error::deserialize(Value::Object(raw.0.clone()))
+        .map_err(|e| ApiError::invalid(format!("invalid config.{}: {}", e.path(), e.inner())))
+}
+
+fn complete_guest(raw: &mut RawConfig, config: &mut MachineConfig) -> Result<(), ApiError> {
+    let preset = match (&config.size, &config.guest) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::invalid("config.size and config.guest exclude each other, give one"));
+        }
+        (Some(size), None) => preset(size)?,
+        (None, _) => Guest::default(),
+    };
+    let mut guest = config.guest.take().unwrap_or(preset);
+    let kind = guest.cpu_kind.get_or_insert_with(|| "shared".to_owned()).clone();
+    let (allowed, per_cpu_min, per_cpu_max, step) = match kind.as_str() {
+        "shared" => (SHARED_CPUS, 256, 2048, 256),
+        "performance" => (PERFORMANCE_CPUS, 2048, 8192, 1024),
+        _ => {
+            return Err(ApiError::invalid("invalid config.guest.cpu_kind, use shared or performance"));
+        }
+    };
+    let cpus = *guest.cpus.get_or_insert(1);
+    if !allowed.contains(&cpus) {
+        return Err(ApiError::invalid(format!(
+            "invalid config.guest.cpus, {cpus} is not one of {allowed:?} for {kind} CPUs"
+        )));
+    }
+    let memory = *guest.memory_mb.get_or_insert(u64::from(cpus) * per_cpu_min);
+    let (minimum, maximum) = (u64::from(cpus) * per_cpu_min, u64::from(cpus) * per_cpu_max);
+    if memory < minimum {
+        return Err(ApiError::invalid(format!("invalid config.guest.memory_mb, minimum required {minimum} MiB")));
+    }
+    if memory > maximum {
+        return Err(ApiError::invalid(format!("invalid config.guest.memory_mb, cannot exceed {maximum} MiB")));
+    }
+    if !memory.is_multiple_of(step) {
+        return Err(ApiError::invalid(format!("invalid config.guest.memory_mb, must be a multiple of {step} MiB")));
+    }
+    if guest.max_memory_mb.is_some_and(|max| max < memory || max > maximum) {
+        return Err(ApiError::invalid(format!(
+            "invalid config.guest.max_memory_mb, must be between {memory} and {maximum} MiB"
+        )));
+    }
+    if guest.gpus.is_some_and(|gpus| gpus > 0) {
+        return Err(ApiError::invalid("invalid config.guest.gpus, this server offers no GPUs"));
+    }
+    raw.0.remove("size");
+    let entry = raw.0.entry("guest").or_insert_with(|| json!({}));
+    if let Value::Object(map) = entry {
+        map.retain(|_, value| !value.is_null());
+        map.insert("cpu_kind".to_owned(), json!(kind));
+        map.insert("cpus".to_owned(), json!(cpus));
+        map.insert("memory_mb".to_owned(), json!(memory));
+    }
+    config.guest = Some(guest);
+    config.size = None;
+    Ok(())
+}
+
+fn preset(size: &str) -> Result<Guest, ApiError> {
+    let invalid =
+        || ApiError::invalid(format!("invalid config.size '{size}', use for example shared-cpu-1x or performance-2x"));
+    let (kind, count, per_cpu) = if let Some(count) = size.strip_prefix("shared-cpu-") {
+        ("shared", count, 256)
+    } else if let Some(count) = size.strip_prefix("performance-") {
+        ("performance", count, 2048)
+    } else {
+        return Err(invalid());
+    };
+    let cpus: u32 = count.strip_suffix('x').and_then(|count| count.parse().ok()).ok_or_else(invalid)?;
+    Ok(Guest {
+        cpu_kind: Some(kind.to_owned()),
+        cpus: Some(cpus),
+        memory_mb: Some(u64::from(cpus).saturating_mul(per_cpu)),
+        ..Guest::default()
+    })
+}
+
+fn complete_restart(raw: &mut RawConfig, config: &mut MachineConfig) {
+    let (policy, retries) = (config.restart_policy(), config.max_retries());
+    let restart = config.restart.get_or_insert_default();
+    restart.policy = Some(policy);
+    let entry = raw.0.entry("restart").or_insert_with(|| json!({}));
+    if let Value::Object(map) = entry {
+        map.insert("policy".to_owned(), json!(policy));
+        if policy == crate::config::RestartPolicy::OnFailure {
+            map.insert("max_retries".to_owned(), json!(retries));
+        }
+    }
+}
+
+fn canonical_autostop(raw: &mut RawConfig) -> Result<(), ApiError> {
+    let Some(Value::Array(services)) = raw.0.get_mut("services") else {
+        return Ok(());
+    };
+    for (index, service) in services.iter_mut().enumerate() {
+        let Value::Object(service) = service else {
+            continue;
+        };
+        service.entry("force_instance_key").or_insert(Value::Null);
+        let Some(autostop) = service.get_mut("autostop") else {
+            continue;
+        };
+        let canonical = match autostop.as_str() {
+            Some("off") => json!(false),
+            Some("stop") => json!(true),
+            Some("suspend") => json!("suspend"),
+            None if autostop.is_boolean() || autostop.is_null() => continue,
+            _ => {
+                return Err(ApiError::invalid(format!(
+                    "invalid config.services[{index}].autostop, use off, stop, suspend or a boolean"
+                )));
+            }
+        };
+        *autostop = canonical;
+    }
+    Ok(())
+}
+
+fn check(config: &MachineConfig) -> Result<(), ApiError> {
+    if config.containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
+        return Err(ApiError::invalid(
+            "config.containers is not supported by this server, use one machine per container",
+        ));
+    }
+    if config.processes.as_ref().is_some_and(|processes| !processes.is_empty()) {
+        return Err(ApiError::invalid(
+            "config.processes is not supported by this server yet, use one machine per process",
+        ));
+    }
+    if config.image.as_deref().is_none_or(|image| image.trim().is_empty()) {
+        return Err(ApiError::invalid("invalid config.image, an image reference is required"));
+    }
+    check_stop(config.stop_config.as_ref())?;
+    check_program(config)?;
+    check_files(config)?;
+    if config.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).is_some_and(|size| size > MAX_ROOTFS_GIB) {
+        return Err(ApiError::invalid(format!("invalid config.rootfs.size_gb, cannot exceed {MAX_ROOTFS_GIB}")));
+    }
+    if let Some(persist) = config.rootfs.as_ref().and_then(|rootfs| rootfs.persist.as_deref())
+        && !["", "none", "never", "restart", "always"].contains(&persist)
+    {
+        return Err(ApiError::invalid("invalid config.rootfs.persist, use never, restart or always"));
+    }
+    for (index, mount) in config.mounts.iter().flatten().enumerate() {
+        if mount.path.as_deref().is_none_or(|path| !path.starts_with('/') || path == "/") {
+            return Err(ApiError::invalid(format!("invalid config.mounts[{index}].path, must be absolute and not /")));
+        }
+    }
+    if config.mounts.as_ref().is_some_and(|mounts| mounts.len() > 1) {
+        return Err(ApiError::invalid("invalid config.mounts, a machine has at most one volume"));
+    }
+    if let Some(schedule) = config.schedule.as_deref()
+        && !["hourly", "daily", "weekly", "monthly"].contains(&schedule)
+    {
+        return Err(ApiError::invalid("invalid config.schedule, use hourly, daily, weekly or monthly"));
+    }
+    for (index, service) in config.services.iter().flatten().enumerate() {
+        if service.internal_port.is_none_or(|port| port == 0) {
+            return Err(ApiError::invalid(format!(
+                "invalid config.services[{index}].internal_port, must be 1 to 65535"
+            )));
+        }
+        if !matches!(service.protocol.as_deref(), Some("tcp" | "udp")) {
+            return Err(ApiError::invalid(format!("invalid config.services[{index}].protocol, use tcp or udp")));
+        }
+    }
+    for argument in config.kernel_args() {
+        if !argument.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || argument.len() > 1024 {
+            return Err(ApiError::invalid("invalid kernel_args, use printable ASCII of at most 1024 characters each"));
+        }
+    }
+    if config.kernel_args().len() > 32 {
+        return Err(ApiError::invalid("invalid kernel_args, at most 32 are allowed"));
+    }
+    Ok(())
+}
+
+fn check_stop(stop: Option<&StopConfig>) -> Result<(), ApiError> {
+    let Some(stop) = stop else { return Ok(()) };
+    if stop.timeout.is_some_and(|timeout| timeout.0.as_secs() > MAX_STOP_TIMEOUT_SECONDS) {
+        return Err(ApiError::invalid(format!(
+            "invalid config.stop_config.timeout, cannot exceed {MAX_STOP_TIMEOUT_SECONDS}s"
+        )));
+    }
+    if stop.signal.is_some_and(|signal| !signal.is_stop_signal()) {
+        return Err(ApiError::invalid(
+            "invalid config.stop_config.signal, use SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2 or SIGTERM",
+        ));
+    }
+    Ok(())
+}
+
+fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
+    let mut size = 0;
+    for (key, value) in config.env.iter().flatten() {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(ApiError::invalid(format!(
+                "invalid config.env, '{}' is no usable name or its value holds a NUL",
+                key.escape_debug()
+            )));
+        }
+        if key.starts_with("FLY_") && key != "FLY_STANDBY_FOR" && key != "FLY_PROCESS_GROUP" {
+            return Err(ApiError::invalid(format!(
+                "invalid config.env, '{key}': names that begin with FLY_ are reserved"
+            )));
+        }
+        size += key.len() + value.len();
+    }
+    if let Some(init) = &config.init {
+        for words in [&init.exec, &init.entrypoint, &init.cmd].into_iter().flatten() {
+            if words.iter().any(|word| word.contains('\0')) {
+                return Err(ApiError::invalid("invalid config.init, arguments can't hold a NUL"));
+            }
+            size += words.iter().map(String::len).sum::<usize>();
+        }
+    }
+    if size > MAX_PROGRAM_BYTES {
+        return Err(ApiError::invalid(format!(
+            "arguments and environment take {size} bytes, cannot exceed {MAX_PROGRAM_BYTES}"
+        )));
+    }
+    Ok(())
+}
+
+fn check_files(config: &MachineConfig) -> Result<(), ApiError> {
+    let mut size = 0;
+    for (index, file) in config.files.iter().flatten().enumerate() {
+        let field = |name: &str| format!("config.files[{index}].{name}");
+        if !file.guest_path.starts_with('/') || file.guest_path.contains('\0') || file.guest_path.ends_with('/') {
+            return Err(ApiError::invalid(format!(
+                "invalid {}, must be the absolute path of a file",
+                field("guest_path")
+            )));
+        }
+        let sources = [file.raw_value.is_some(), file.secret_name.is_some(), file.image_config.is_some()];
+        if sources.into_iter().filter(|given| *given).count() != 1 {
+            return Err(ApiError::invalid(format!(
+                "invalid config.files[{index}], give exactly one of raw_value, secret_name and image_config"
+            )));
+        }
+        match file.content() {
+            Some(Ok(content)) => size += content.len(),
+            Some(Err(e)) => {
+                return Err(ApiError::invalid(format!("invalid {}, not base64: {e}", field("raw_value"))));
+            }
+            None => {}
+        }
+        if file.mode.is_some_and(|mode| mode > 0o7777) {
+            return Err(ApiError::invalid(format!("invalid {}, at most 4095 (octal 7777)", field("mode"))));
+        }
+    }
+    if size > MAX_FILES_BYTES {
+        return Err(ApiError::invalid(format!("config.files holds {size} bytes, cannot exceed {MAX_FILES_BYTES}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(value: Value) -> RawConfig {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn fills_in_guest_and_restart_and_keeps_the_rest() {
+        let sent = json!({"image": "nginx", "future": {"a": [1, 2]}, "services": [
+            {"protocol": "tcp", "internal_port": 80, "autostop": "stop", "odd": 1}]});
+        let (stored, config) = normalise(raw(sent)).unwrap();
+        assert_eq!(
+            Value::Object(stored.0),
+            json!({"image": "nginx", "future": {"a": [1, 2]},
+                "services": [{"protocol": "tcp", "internal_port": 80, "autostop": true, "odd": 1, "force_instance_key": null}],
+                "guest": {"cpu_kind": "shared", "cpus": 1, "memory_mb": 256},
+                "restart": {"policy": "on-failure", "max_retries": 10}, "init": {}})
+        );
+        assert_eq!((config.cpus(), config.memory_mib()), (1, 256));
+    }
+
+    #[test]
+    fn expands_sizes() {
+        let (stored, config) = normalise(raw(json!({"image": "a", "size": "performance-2x"}))).unwrap();
+        assert_eq!((config.cpus(), config.memory_mib()), (2, 4096));
+        assert!(!stored.0.contains_key("size"));
+    }
+
+    #[test]
+    fn names_the_field_and_the_limit() {
+        for (sent, expected) in [
+            (json!({}), "config.image"),
+            (json!({"image": 5}), "invalid config.image"),
+            (json!({"image": "a", "guest": {"cpus": 3}}), "invalid config.guest.cpus"),
+            (json!({"image": "a", "guest": {"cpus": -1}}), "invalid config.guest.cpus"),
+            (json!({"image": "a", "guest": {"cpu_kind": "huge"}}), "invalid config.guest.cpu_kind"),
+            (json!({"image": "a", "guest": {"memory_mb": 128}}), "minimum required 256 MiB"),
+            (json!({"image": "a", "guest": {"memory_mb": 4096}}), "cannot exceed 2048 MiB"),
+            (json!({"image": "a", "guest": {"memory_mb": 300}}), "multiple of 256"),
+            (json!({"image": "a", "guest": {"memory_mb": 1e30}}), "invalid config.guest.memory_mb"),
+            (json!({"image": "a", "size": "shared-cpu-99999999999x"}), "invalid config.size"),
+            (json!({"image": "a", "stop_config": {"timeout": "301s"}}), "cannot exceed 300s"),
+            (json!({"image": "a", "stop_config": {"signal": "SIGSEGV"}}), "stop_config.signal"),
+            (json!({"image": "a", "env": {"A=B": "x"}}), "config.env"),
+            (json!({"image": "a", "env": {"A": 1}}), "config.env.A"),
+            (json!({"image": "a", "files": [{"guest_path": "x", "raw_value": ""}]}), "config.files[0].guest_path"),
+            (json!({"image": "a", "files": [{"guest_path": "/x"}]}), "exactly one of"),
+            (json!({"image": "a", "restart": {"policy": "sometimes"}}), "invalid config.restart.policy"),
+            (json!({"image": "a", "mounts": [{"volume": "vol_1", "path": "/"}]}), "config.mounts[0].path"),
+            (json!({"image": "a", "containers": [{}]}), "config.containers"),
+        ] {
+            let error = normalise(raw(sent.clone())).unwrap_err();
+            assert!(error.message.contains(expected), "{sent} gave {error}");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! What gateways and workers say to each other.
+//!
+//! Subjects: [`worker_subject`] for requests to one worker, [`region_subject`] for questions to all workers of a
+//! region, [`DELTAS`] for changes of state.
+
+use std::net::Ipv6Addr;
+
+use bytes::Bytes;
+use caddis_api::{
+    ApiDuration, ApiError, LeaseNonce, Machine, MachineId, RawConfig, Signal, WorkerId,
+    event::MachineEvent,
+    exec::ProcessStat,
+    lease::{Lease, PublicLease},
+    requests::StartReply,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::BusError;
+
+/// Where changes of machines are published, as [`Delta`]s.
+pub const DELTAS: &str = "deltas";
+
+/// Where one worker takes requests.
+pub fn worker_subject(worker: &WorkerId) -> String {
+    format!("worker.{worker}")
+}
+
+/// Where all workers of a region take questions.
+pub fn region_subject(region: &str) -> String {
+    format!("region.{region}")
+}
+
+/// A request on its way to a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Unique per request; a worker that sees one again gives the same answer and does nothing twice.
+    pub request_id: String,
+    /// The request.
+    pub request: WorkerRequest,
+}
+
+/// A request to one worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum WorkerRequest {
+    /// Make a machine. Answer: [`WorkerReply::Created`].
+    Create(Box<CreateMachine>),
+    /// Change a machine. Answer: depends on the action.
+    Act {
+        /// Which.
+        machine: MachineId,
+        /// What the client holds as proof of its lease.
+        nonce: Option<LeaseNonce>,
+        /// What to do.
+        action: Action,
+    },
+    /// One machine, straight from its owner. Answer: [`WorkerReply::Machine`].
+    Get {
+        /// Which.
+        machine: MachineId,
+    },
+    /// All machines, in id order. Answer: [`WorkerReply::Machines`].
+    List {
+        /// Begin after this id.
+        after: Option<MachineId>,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Events, newest first. Answer: [`WorkerReply::Events`].
+    Events {
+        /// Of which machine.
+        machine: MachineId,
+        /// At most so many.
+        limit: usize,
+    },
+    /// The process list. Answer: [`WorkerReply::Processes`].
+    Processes {
+        /// Of which machine.
+        machine: MachineId,
+    },
+    /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer: `Drained`.
+    Drain {
+        /// Guests that still run then are killed. Milliseconds.
+        deadline_ms: u64,
+    },
+    /// Whether this worker can do its work. Answer: [`WorkerReply::Health`].
+    Health,
+}
+
+/// A change of one machine. All but `Signal` and `GetLease` need the lease's nonce when the machine is leased.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// Answer: [`WorkerReply::Started`], once the start is durable.
+    Start,
+    /// Answer: `Done`, once the stop is durable.
+    Stop {
+        /// Overrides the configured signal.
+        signal: Option<Signal>,
+        /// Overrides the configured timeout.
+        timeout: Option<ApiDuration>,
+    },
+    /// Answer: `Done`.
+    Restart {
+        /// Overrides the configured signal.
+        signal: Option<Signal>,
+        /// Overrides the configured timeout.
+        timeout: Option<ApiDuration>,
+        /// Don't ask the program, kill it.
+        force: bool,
+    },
+    /// Answer: `Done`.
+    Signal {
+        /// Which.
+        signal: Signal,
+    },
+    /// Answer: `Done`.
+    Destroy {
+        /// Also when it runs.
+        force: bool,
+    },
+    /// Take machine out of routing, or put it back. Answer: `Done`.
+    Cordon {
+        /// Out, or back.
+        cordoned: bool,
+    },
+    /// Answer: [`WorkerReply::Lease`]. With a nonce in the request it refreshes that lease.
+    AcquireLease {
+        /// Seconds from now.
+        ttl_seconds: u64,
+        /// Who asks.
+        owner: String,
+        /// The holder's own words.
+        description: String,
+    },
+    /// Answer: [`WorkerReply::Lease`].
+    GetLease,
+    /// Answer: `Done`.
+    ReleaseLease,
+}
+
+/// Everything a worker must know to make a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateMachine {
+    /// Its id, from the catalog.
+    pub id: MachineId,
+    /// Its name, from the catalog.
+    pub name: String,
+    /// Its app.
+    pub app: String,
+    /// The app's organisation.
+    pub org: String,
+    /// Region it was placed in.
+    pub region: String,
+    /// Checked and completed by [`caddis_api::validate::normalise`].
+    pub config: RawConfig,
+    /// Its address, from the catalog.
+    pub ipv6: Ipv6Addr,
+    /// Its network's /48, from the catalog.
+    pub network: String,
+    /// Counts placements of this machine; a higher one elsewhere ends this one.
+    pub placement_epoch: u64,
+    /// Prepare but don't boot.
+    pub skip_launch: bool,
+    /// Come up cordoned.
+    pub cordoned: bool,
+    /// Take a lease in the same step: seconds, and who asks.
+    pub lease: Option<(u64, String)>,
+}
+
+/// An answer of a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum WorkerReply {
+    /// A machine was made.
+    Created {
+        /// As it is now.
+        record: Box<MachineRecord>,
+        /// Its lease, when one was asked for.
+        lease: Option<Lease>,
+    },
+    /// A start was accepted.
+    Started {
+        /// For the client.
+        reply: StartReply,
+        /// As it is now.
+        record: Box<MachineRecord>,
+    },
+    /// The change was accepted.
+    Done {
+        /// As it is now.
+        record: Box<MachineRecord>,
+    },
+    /// A lease.
+    Lease {
+        /// It.
+        lease: Lease,
+    },
+    /// One machine.
+    Machine {
+        /// As it is now.
+        record: Box<MachineRecord>,
+    },
+    /// Several machines.
+    Machines {
+        /// In id order.
+        records: Vec<MachineRecord>,
+        /// Deltas up to this number are contained.
+        sequence: u64,
+    },
+    /// Events.
+    Events {
+        /// Newest first.
+        events: Vec<MachineEvent>,
+    },
+    /// Processes.
+    Processes {
+        /// In pid order.
+        processes: Vec<ProcessStat>,
+    },
+    /// All guests are stopped.
+    Drained {
+        /// How many were stopped.
+        stopped: u64,
+    },
+    /// State of the worker.
+    Health {
+        /// Why requests would fail; empty when they would not.
+        problems: Vec<String>,
+    },
+}
+
+/// The worker's answer, or its error for the client.
+pub type WorkerResult = Result<WorkerReply, ApiError>;
+
+/// A machine as its worker publishes it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// Whose truth this is.
+    pub worker: WorkerId,
+    /// Rises with every change of this machine.
+    pub revision: u64,
+    /// App.
+    pub app: String,
+    /// It has been booted at least once.
+    pub launched: bool,
+    /// The current lease, if any.
+    pub lease: Option<PublicLease>,
+    /// The machine as the API shows it, without `lease` and `nonce`.
+    pub machine: Machine,
+}
+
+/// A change of one machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Delta {
+    /// Whose.
+    pub worker: WorkerId,
+    /// Counts this worker's deltas since its process began, from 1 and without holes.
+    pub sequence: u64,
+    /// The worker's process: a new one begins to count anew.
+    pub incarnation: String,
+    /// The machine as it is now. `destroyed` machines are published once more and then forgotten.
+    pub record: MachineRecord,
+}
+
+/// A question to all workers of a region.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Question {
+    /// Who has room for this? Answer: [`Offer`], also from those that have none.
+    Place {
+        /// Virtual processors.
+        cpus: u32,
+        /// MiB.
+        memory_mib: u64,
+        /// Bytes on disk.
+        disk_bytes: u64,
+        /// Image reference: a worker that has it is to be preferred.
+        image: String,
+    },
+}
+
+/// A worker's answer to [`Question::Place`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Offer {
+    /// Who.
+    pub worker: WorkerId,
+    /// Whether it fits.
+    pub fits: bool,
+    /// What is missing when it does not, for the user.
+    pub shortage: Option<String>,
+    /// Free memory after it, MiB.
+    pub free_memory_mib: u64,
+    /// Unreserved virtual processors after it.
+    pub free_cpus: u32,
+    /// The image is there already.
+    pub has_image: bool,
+}
+
+/// An image on a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSummary {
+    /// `sha256:…` of the manifest.
+    pub digest: String,
+    /// References it is known by.
+    pub names: Vec<String>,
+    /// Bytes on disk.
+    pub size: u64,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Machines that use it.
+    pub machines: u64,
+}
+
+/// One line of an import's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportUpdate {
+    /// How far it is.
+    Progress {
+        /// `unpack`, `build`, …
+        step: String,
+        /// Bytes done of this step.
+        bytes_done: u64,
+        /// Bytes of this step in all, 0 when unknown.
+        bytes_total: u64,
+    },
+    /// It is done.
+    Done(ImageSummary),
+    /// It failed.
+    Failed(ApiError),
+}
+
+/// Writes a message.
+pub fn encode<T: Serialize>(message: &T) -> Bytes {
+    // All messages are plain data with string keys, for which serialisation has no way to fail.
+    serde_json::to_vec(message).map_or_else(|_| Bytes::new(), Bytes::from)
+}
+
+/// Reads a message.
+///
+/// # Errors
+/// [`BusError::Unreadable`] when it is not what was expected.
+pub fn decode<T: DeserializeOwned>(subject: &str, payload: &[u8]) -> Result<T, BusError> {
+    serde_json::from_slice(payload)
+        .map_err(|e| BusError::Unreadable { subject: subject.to_owned(), reason: e.to_string() })
+}

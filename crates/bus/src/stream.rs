@@ -1,0 +1,60 @@
+//! The way for everything that is not small: exec, logs, image import. HTTP semantics; between hosts it is HTTP/2, in
+//! one process the request is handed over as it is.
+//!
+//! What a worker serves:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /machines/{id}/exec`, body [`caddis_api::exec::ExecRequest`], header `fly-machine-lease-nonce` | [`caddis_api::exec::ExecReply`] |
+//! | `GET /logs?app=&instance=&next_token=&limit=&wait_seconds=` | [`caddis_api::logs::LogsReply`]; waits up to `wait_seconds` for the first entry |
+//! | `GET /images` | [`crate::message::ImageSummary`] list |
+//! | `POST /images?format=docker-archive\|oci-archive&name=`, body the archive | NDJSON of [`crate::message::ImportUpdate`] |
+//! | `DELETE /images?name=` | `{"ok": true}` |
+//!
+//! Errors are [`caddis_api::error::ErrorBody`] with the status of their code.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use caddis_api::WorkerId;
+
+use crate::BusError;
+
+/// Reaches the stream endpoint of a worker.
+#[async_trait]
+pub trait Streams: Send + Sync + 'static {
+    /// One request. The body of the answer may go on for as long as the request's purpose takes.
+    async fn call(&self, worker: &WorkerId, request: http::Request<Body>) -> Result<http::Response<Body>, BusError>;
+}
+
+/// Answers stream requests: what a worker gives to the process that wires it.
+#[async_trait]
+pub trait StreamService: Send + Sync + 'static {
+    /// The answer to one request.
+    async fn call(&self, request: http::Request<Body>) -> http::Response<Body>;
+}
+
+/// Streams to the one worker of this process.
+#[derive(Clone)]
+pub struct InProcessStreams {
+    worker: WorkerId,
+    service: Arc<dyn StreamService>,
+}
+
+impl InProcessStreams {
+    /// Streams to `worker`, served by `service`.
+    pub fn new(worker: WorkerId, service: Arc<dyn StreamService>) -> Self {
+        Self { worker, service }
+    }
+}
+
+#[async_trait]
+impl Streams for InProcessStreams {
+    async fn call(&self, worker: &WorkerId, request: http::Request<Body>) -> Result<http::Response<Body>, BusError> {
+        if *worker != self.worker {
+            return Err(BusError::Unserved(format!("streams of worker {worker}")));
+        }
+        Ok(self.service.call(request).await)
+    }
+}
