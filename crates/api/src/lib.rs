@@ -12,6 +12,7 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod ids;
+pub mod images;
 pub mod lease;
 pub mod logs;
 pub mod machine;

@@ -1,0 +1,39 @@
+//! Images a worker holds, and what an import says while it goes on.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ApiError;
+
+/// An image on a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSummary {
+    /// `sha256:…` of the manifest.
+    pub digest: String,
+    /// References it is known by.
+    pub names: Vec<String>,
+    /// Bytes on disk.
+    pub size: u64,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Machines that use it.
+    pub machines: u64,
+}
+
+/// One line of an import's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportUpdate {
+    /// How far it is.
+    Progress {
+        /// `unpack`, `build`, …
+        step: String,
+        /// Bytes done of this step.
+        bytes_done: u64,
+        /// Bytes of this step in all, 0 when unknown.
+        bytes_total: u64,
+    },
+    /// It is done.
+    Done(ImageSummary),
+    /// It failed.
+    Failed(ApiError),
+}
