@@ -1,0 +1,117 @@
+//! What the catalog takes and gives.
+
+use std::net::Ipv6Addr;
+
+use caddis_api::{MachineId, WorkerId, app::Organization};
+
+/// Where an app is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppState {
+    /// In use.
+    Active,
+    /// Its machines are being destroyed; none can be added.
+    Deleting,
+}
+
+/// An app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppRecord {
+    /// 16 lowercase letters and digits.
+    pub id: String,
+    /// Rises with every app made, never given again.
+    pub number: i32,
+    /// Name.
+    pub name: String,
+    /// Owner.
+    pub organization: Organization,
+    /// Name of its network.
+    pub network: String,
+    /// The network's /48.
+    pub network_prefix: String,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// Where it is in its life.
+    pub state: AppState,
+}
+
+/// An app to make.
+#[derive(Debug, Clone, Default)]
+pub struct NewApp {
+    /// Name; the caller has checked its form. Made up when absent.
+    pub name: Option<String>,
+    /// Slug of its owner.
+    pub organization: String,
+    /// Network; `default` when absent.
+    pub network: Option<String>,
+    /// The same key gives the same app.
+    pub idempotency_key: Option<String>,
+}
+
+/// Which apps to list.
+#[derive(Debug, Clone, Default)]
+pub struct AppQuery {
+    /// Only of this organisation, by slug.
+    pub organization: Option<String>,
+    /// Only those with a greater number.
+    pub after: i32,
+    /// Only those made up to then, milliseconds since the Unix epoch.
+    pub created_until_ms: Option<u64>,
+    /// At most so many.
+    pub limit: Option<usize>,
+}
+
+/// Listed apps.
+#[derive(Debug, Clone)]
+pub struct AppPage {
+    /// In the order of their numbers.
+    pub apps: Vec<AppRecord>,
+    /// Matching apps regardless of `after` and `limit`.
+    pub total: u64,
+    /// There are more after these.
+    pub more: bool,
+}
+
+/// A machine to place.
+#[derive(Debug, Clone)]
+pub struct NewPlacement {
+    /// Name of its app.
+    pub app: String,
+    /// Name; the caller has checked its form. Made up when absent.
+    pub name: Option<String>,
+    /// Who is to run it.
+    pub worker: WorkerId,
+    /// Where that is.
+    pub region: String,
+}
+
+/// A machine's unique facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Its id.
+    pub machine: MachineId,
+    /// Its name, unique in its app.
+    pub name: String,
+    /// Name of its app.
+    pub app: String,
+    /// Who runs it.
+    pub worker: WorkerId,
+    /// Where that is.
+    pub region: String,
+    /// Counts its placements.
+    pub epoch: u64,
+    /// Its address: a random /112 in its network, host part 2.
+    pub ipv6: Ipv6Addr,
+    /// Its network's /48.
+    pub network_prefix: String,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+}
+
+/// A token that was presented and is ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// Its name, for logs and lease owners.
+    pub name: String,
+    /// Slug of the organisation that `personal` means for its bearer.
+    pub organization: String,
+}

@@ -1,0 +1,42 @@
+//! The one thread that owns the connection. Calls are closures in a queue; their order is the order of changes.
+
+use std::sync::mpsc;
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use crate::{CatalogError, Result};
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// Hands work to the thread. The thread ends, and closes the file, when this is dropped.
+pub(super) struct Owner {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Owner {
+    /// Gives the connection to a thread of its own.
+    pub(super) fn new(mut connection: Connection) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        std::thread::Builder::new().name("catalog".to_owned()).spawn(move || {
+            for job in queue {
+                job(&mut connection);
+            }
+        })?;
+        Ok(Self { jobs })
+    }
+
+    /// Runs `work`. It is carried out even when the caller stops waiting.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, result) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            // The caller may have gone; the work counts all the same.
+            let _ = answer.send(work(connection));
+        });
+        self.jobs.send(job).map_err(|_| CatalogError::Closed)?;
+        result.await.map_err(|_| CatalogError::Closed)?
+    }
+}
