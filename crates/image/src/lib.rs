@@ -2,6 +2,28 @@
 //!
 //! Everything that comes in is hostile until its digest has been checked, and even then is only ever written below
 //! the store. Nothing from an image is run or mounted on the host.
+//!
+//! ```text
+//!  reference ──resolve──▶ manifest + config ──┐
+//!                                             ├─▶ layers ──▶ unpacked tree ──mke2fs──▶ disks/<digest>.ext4
+//!  archive   ──import───▶ manifest + config ──┘   (verified)   (tmp/, 0700)            (renamed into place)
+//! ```
+#![forbid(unsafe_code)]
+
+mod config;
+mod error;
+pub mod overlay;
+mod reference;
+mod store;
+
+pub use config::{ImageStoreConfig, Limits, Transfer};
+pub use error::ImageError;
+pub use reference::{ParsedReference, parse_reference};
+pub use store::{GarbageReport, ImageStore, ImageSummary};
+
+/// Where progress goes: the latest value is what counts, so a slow reader costs nothing.
+pub type ProgressSender = tokio::sync::watch::Sender<Progress>;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
