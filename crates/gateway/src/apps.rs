@@ -1,0 +1,131 @@
+//! `/v1/apps`.
+
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use caddis_api::{
+    ApiError, ErrorCode,
+    app::{App, CreateAppReply, CreateAppRequest, ListAppsReply},
+    names,
+};
+use caddis_catalog::{AppQuery, AppRecord, AppState, NewApp};
+
+use crate::{
+    authentication::Caller,
+    context::{Context, Inner},
+    cursor, deletion,
+    envelope::Failure,
+    extract::{AppPath, JsonBody},
+    query::Params,
+};
+
+/// Most apps per page, as the reference has it.
+const MAX_PAGE: u64 = 5000;
+
+fn show(context: &Inner, app: AppRecord) -> App {
+    let machines = context.view.count_of_app(&app.name);
+    let status = match (app.state, machines) {
+        (AppState::Deleting, _) => "deleting",
+        (AppState::Active, 0) => "pending",
+        (AppState::Active, _) => "deployed",
+    };
+    App {
+        id: app.id,
+        internal_numeric_id: app.number,
+        name: app.name,
+        status: status.to_owned(),
+        network: app.network,
+        network_cidr: app.network_prefix,
+        machine_count: machines as u64,
+        volume_count: 0,
+        organization: app.organization,
+    }
+}
+
+/// `POST /v1/apps`.
+pub(crate) async fn create(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    JsonBody(request): JsonBody<CreateAppRequest>,
+) -> Result<Response, Failure> {
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let organization = given(request.org_slug)
+        .ok_or_else(|| ApiError::invalid("invalid org_slug, it is required; use personal for your own"))?;
+    let name = given(request.name).or(given(request.app_name));
+    if let Some(name) = &name {
+        names::check_app_name(name)?;
+    }
+    let network = given(request.network);
+    if network.as_ref().is_some_and(|network| names::check_machine_name(network).is_err()) {
+        return Err(
+            ApiError::invalid("invalid network, use 1 to 63 letters, digits, dashes, dots and underscores").into()
+        );
+    }
+    let idempotency_key = given(request.idempotency_key);
+    if idempotency_key.as_ref().is_some_and(|key| key.len() > 255) {
+        return Err(ApiError::invalid("invalid idempotency_key, at most 255 bytes").into());
+    }
+    let organization = caller.organization(&organization).to_owned();
+    let app = context.catalog.create_app(NewApp { name, organization, network, idempotency_key }).await?;
+    let reply = CreateAppReply { created_at: app.created_ms, app: show(&context, app) };
+    Ok((StatusCode::CREATED, Json(reply)).into_response())
+}
+
+/// `GET /v1/apps`.
+pub(crate) async fn list(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    params: Params,
+) -> Result<Json<ListAppsReply>, Failure> {
+    context.synced().await?;
+    let organization = match params.get("org_slug") {
+        Some(slug) => {
+            let slug = caller.organization(slug);
+            let known = context.catalog.organization(slug).await?;
+            Some(known.ok_or_else(|| caddis_catalog::CatalogError::OrganizationNotFound(slug.to_owned()))?.slug)
+        }
+        None => None,
+    };
+    let Some(page) = cursor::page(&params, MAX_PAGE)? else {
+        let all = context.catalog.apps(AppQuery { organization, ..AppQuery::default() }).await?;
+        let apps = all.apps.into_iter().map(|app| show(&context, app)).collect();
+        return Ok(Json(ListAppsReply { total_apps: all.total, apps, next_cursor: None }));
+    };
+    let after = if page.cursor.after.is_empty() { Ok(0) } else { page.cursor.after.parse() };
+    let query = AppQuery {
+        organization,
+        after: after.map_err(|_| ApiError::invalid("invalid parameter cursor, begin the list anew"))?,
+        created_until_ms: Some(page.cursor.first_ms),
+        limit: Some(page.limit),
+    };
+    let found = context.catalog.apps(query).await?;
+    let total_apps = if page.cursor.after.is_empty() { found.total } else { page.cursor.total };
+    let last = found.apps.last().filter(|_| found.more);
+    let next_cursor = last.map(|last| page.cursor.following(last.number, total_apps));
+    let apps = found.apps.into_iter().map(|app| show(&context, app)).collect();
+    Ok(Json(ListAppsReply { total_apps, apps, next_cursor }))
+}
+
+/// `GET /v1/apps/{app}`.
+pub(crate) async fn get(State(context): State<Context>, AppPath(name): AppPath) -> Result<Json<App>, Failure> {
+    context.synced().await?;
+    Ok(Json(show(&context, context.app(&name).await?)))
+}
+
+/// `DELETE /v1/apps/{app}`: its machines go with it, whatever they do. The name is free once they are gone.
+pub(crate) async fn delete(State(context): State<Context>, AppPath(name): AppPath) -> Result<StatusCode, Failure> {
+    context.synced().await?;
+    context.catalog.begin_app_deletion(&name).await?;
+    if !context.catalog.finish_app_deletion(&name).await? {
+        deletion::begin(&context, &name);
+    }
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// What is said of things that a later version brings.
+pub(crate) fn not_yet(what: &str) -> ApiError {
+    ApiError::new(ErrorCode::Unprocessable, format!("{what} is not available yet"))
+}

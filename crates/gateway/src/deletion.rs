@@ -1,0 +1,145 @@
+//! The end of things: names of destroyed machines are freed, machines that were placed but never made are given up,
+//! apps in deletion lose their machines and then go. All of it may be done again at any time, and is at each start.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use caddis_api::{ApiError, ErrorCode, MachineId, MachineState, WorkerId, time::unix_ms};
+use caddis_bus::message::{Action, WorkerReply, WorkerRequest};
+use caddis_catalog::Placement;
+use futures::stream::{self, TryStreamExt as _};
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use crate::context::{AskError, Context};
+
+/// A machine turned out destroyed.
+#[derive(Debug)]
+pub(crate) struct Destroyed {
+    pub machine: MachineId,
+    pub app: String,
+}
+
+/// Apps whose machines are being destroyed by a task of this process.
+#[derive(Default)]
+pub(crate) struct Deletions(Mutex<HashSet<String>>);
+
+impl Deletions {
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// First and longest wait before something that failed is tried again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// Machines of one app destroyed at the same time.
+const AT_ONCE: usize = 8;
+
+/// Runs until it is dropped.
+pub(crate) async fn tidy(context: Context, mut destroyed: mpsc::UnboundedReceiver<Destroyed>) {
+    while let Some(gone) = destroyed.recv().await {
+        again_until_done("release a machine", || release(&context, &gone.machine, &gone.app)).await;
+    }
+}
+
+async fn release(context: &Context, machine: &MachineId, app: &str) -> Result<(), ApiError> {
+    context.catalog.release(machine).await?;
+    if context.catalog.finish_app_deletion(app).await? {
+        tracing::info!(app, "app deleted");
+    }
+    Ok(())
+}
+
+async fn again_until_done<F: Future<Output = Result<(), ApiError>>>(what: &str, mut attempt: impl FnMut() -> F) {
+    let mut pause = PAUSE.0;
+    while let Err(error) = attempt().await {
+        tracing::warn!(error = error.message, "can't {what}, trying again");
+        tokio::time::sleep(pause).await;
+        pause = PAUSE.1.min(pause * 2);
+    }
+}
+
+/// Compares the catalog with a worker that was just listed.
+pub(crate) async fn reconcile(context: &Context, worker: &WorkerId) {
+    again_until_done("compare the catalog with a worker", || async {
+        for placement in context.catalog.placements(Some(worker)).await? {
+            match context.view.get(&placement.machine) {
+                Some(shown) if shown.state() == MachineState::Destroyed => {
+                    release(context, &placement.machine, &placement.app).await?;
+                }
+                Some(_) => {}
+                None => context.background(give_up_unless_made(context.clone(), placement)),
+            }
+        }
+        for app in context.catalog.apps_in_deletion().await? {
+            begin(context, &app.name);
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Frees the name of a placed machine when its worker does not know it and nobody can still be making it.
+pub(crate) async fn give_up_unless_made(context: Context, placement: Placement) {
+    // A create asks twice; what is older is not under way any more.
+    let under_way = context.settings.create_deadline * 3;
+    let age = Duration::from_millis(unix_ms(Timestamp::now()).saturating_sub(placement.created_ms));
+    tokio::time::sleep(under_way.saturating_sub(age)).await;
+    again_until_done("find out whether a machine was made", || async {
+        let request = WorkerRequest::Get { machine: placement.machine.clone() };
+        match context.ask(&placement.worker, request, context.settings.request_deadline).await {
+            Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {
+                tracing::warn!(machine = %placement.machine, "a machine was placed but never made");
+                release(&context, &placement.machine, &placement.app).await
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await;
+}
+
+/// Destroys the machines of an app in deletion in the background, and ends the deletion.
+pub(crate) fn begin(context: &Context, app: &str) {
+    if !context.deletions.lock().insert(app.to_owned()) {
+        return;
+    }
+    let (context, app) = (context.clone(), app.to_owned());
+    context.clone().background(async move {
+        again_until_done("delete the machines of an app", || delete_machines(&context, &app)).await;
+        context.deletions.lock().remove(&app);
+    });
+}
+
+async fn delete_machines(context: &Context, app: &str) -> Result<(), ApiError> {
+    let gone = |state| matches!(state, MachineState::Destroying | MachineState::Destroyed);
+    let machines = context.view.of_app(app).into_iter().filter(|shown| !gone(shown.state()));
+    stream::iter(machines.map(Ok))
+        .try_for_each_concurrent(AT_ONCE, |shown| async move {
+            destroy(context, &shown.record.worker, &shown.record.machine.id).await
+        })
+        .await?;
+    if context.catalog.finish_app_deletion(app).await? {
+        tracing::info!(app, "app deleted");
+    }
+    Ok(())
+}
+
+/// Destroys a machine whoever holds its lease.
+async fn destroy(context: &Context, worker: &WorkerId, machine: &MachineId) -> Result<(), ApiError> {
+    let deadline = context.settings.request_deadline;
+    let act = |nonce, action| WorkerRequest::Act { machine: machine.clone(), nonce, action };
+    let nonce = match context.ask(worker, act(None, Action::GetLease), deadline).await {
+        Ok(WorkerReply::Lease { lease }) => Some(lease.nonce),
+        _ => None,
+    };
+    match context.ask(worker, act(nonce, Action::Destroy { force: true }), deadline).await {
+        Ok(_) => Ok(()),
+        Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,130 @@
+//! Bodies and path parameters of requests, with errors that name the place.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, FromRequestParts, Path, Request},
+    http::{header::CONTENT_LENGTH, request::Parts},
+};
+use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{context::Context, envelope::Failure};
+
+/// A JSON body, whatever its content type. An empty one reads as `{}`.
+pub(crate) struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Context> for JsonBody<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
+        let bytes = read(request, context).await?;
+        Ok(Self(parse(if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes })?))
+    }
+}
+
+/// A JSON object of which nulls and empty strings count as absent, as some clients send all their fields always.
+pub(crate) struct Sparse<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Context> for Sparse<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
+        let JsonBody(mut fields) = JsonBody::<Option<Map<String, Value>>>::from_request(request, context).await?;
+        let fields = fields.get_or_insert_default();
+        fields.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
+        let value = Value::Object(std::mem::take(fields));
+        Ok(Self(serde_path_to_error::deserialize(value).map_err(|e| wrong_type(&e.path().to_string(), e.inner()))?))
+    }
+}
+
+async fn read(request: Request, context: &Context) -> Result<Bytes, ApiError> {
+    let limit = context.settings.max_body_bytes;
+    let too_large =
+        || ApiError::new(ErrorCode::TooLarge, format!("the body is too large, cannot exceed {limit} bytes"));
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), limit).collect();
+    match tokio::time::timeout(context.settings.body_timeout, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(ApiError::invalid("invalid body, the connection ended before it was complete")),
+        Err(_) => Err(ApiError::new(ErrorCode::DeadlineExceeded, "deadline_exceeded: the body did not arrive in time")),
+    }
+}
+
+/// Reads JSON; errors name the position or the field.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        match error.inner().classify() {
+            serde_json::error::Category::Data => wrong_type(&path, error.inner()),
+            _ => ApiError::invalid(format!("invalid JSON: {}", error.inner())),
+        }
+    })?;
+    deserializer.end().map_err(|e| ApiError::invalid(format!("invalid JSON: {e}")))?;
+    Ok(value)
+}
+
+fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
+    let field = if path == "." || path.is_empty() { "body" } else { path };
+    ApiError::invalid(format!("invalid {field}: {error}"))
+}
+
+/// An app in the path.
+pub(crate) struct AppPath(pub String);
+
+impl FromRequestParts<Context> for AppPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, Failure> {
+        let path = Path::<String>::from_request_parts(parts, context).await;
+        Ok(Self(path.map_err(|e| ApiError::invalid(format!("invalid path: {e}")))?.0))
+    }
+}
+
+/// A machine in the path.
+pub(crate) struct MachinePath {
+    pub app: String,
+    pub id: MachineId,
+}
+
+impl FromRequestParts<Context> for MachinePath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, Failure> {
+        let path = Path::<(String, String)>::from_request_parts(parts, context).await;
+        let Path((app, id)) = path.map_err(|e| ApiError::invalid(format!("invalid path: {e}")))?;
+        let id = id.parse().map_err(|_| {
+            let shown: String = id.escape_debug().take(100).collect();
+            ApiError::invalid(format!("invalid machine ID, '{shown}'"))
+        })?;
+        Ok(Self { app, id })
+    }
+}
+
+/// What a client holds as proof of its lease.
+pub(crate) struct Nonce(pub Option<LeaseNonce>);
+
+/// The header it comes in.
+pub(crate) const NONCE: &str = "fly-machine-lease-nonce";
+
+impl FromRequestParts<Context> for Nonce {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Context) -> Result<Self, Failure> {
+        let Some(value) = parts.headers.get(NONCE) else { return Ok(Self(None)) };
+        let text = value.to_str().ok().filter(|text| text.len() <= 64);
+        let text = text.ok_or_else(|| ApiError::invalid(format!("invalid header {NONCE}, use a lease's nonce")))?;
+        Ok(Self((!text.is_empty()).then(|| LeaseNonce::from_trusted(text))))
+    }
+}
+
+/// The body of an answer, when it is an error's and small.
+pub(crate) async fn small(body: Body) -> Option<Bytes> {
+    Some(Limited::new(body, 1 << 20).collect().await.ok()?.to_bytes())
+}

@@ -1,0 +1,38 @@
+//! `GET /healthz`: 200 when requests will succeed, else 503 with the reasons.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State, http::StatusCode};
+use caddis_bus::message::{WorkerReply, WorkerRequest};
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::context::Context;
+
+/// How long a worker may take to say how it is. Asked twice.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// See the module's text.
+pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<Value>) {
+    let mut problems = Vec::new();
+    if let Err(error) = context.catalog.check().await {
+        problems.push(error.to_string());
+    }
+    if context.workers.is_empty() {
+        problems.push("no worker is known".to_owned());
+    }
+    let context = &context;
+    let answers = context.workers.iter().map(|worker| async move {
+        match context.ask(worker, WorkerRequest::Health, DEADLINE).await {
+            Ok(WorkerReply::Health { problems }) if problems.is_empty() && !context.view.is_listed(worker) => {
+                vec![format!("the machines of worker {worker} are not known yet")]
+            }
+            Ok(WorkerReply::Health { problems }) => problems,
+            Ok(_) => vec![format!("worker {worker} gave no answer that fits")],
+            Err(error) => vec![caddis_api::ApiError::from(error).message],
+        }
+    });
+    problems.extend(join_all(answers).await.into_iter().flatten());
+    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "ok": problems.is_empty(), "problems": problems })))
+}

@@ -1,0 +1,73 @@
+//! `GET /api/v1/apps/{app}/logs`.
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::Request,
+    response::{IntoResponse as _, Response},
+};
+use caddis_api::{ApiError, MachineId, logs::LogsReply};
+
+use crate::{
+    context::Context,
+    envelope::Failure,
+    extract::AppPath,
+    forward,
+    query::{Params, invalid},
+};
+
+/// Longest wait for the first entry, seconds: proxies in the field cut requests at a minute.
+const MAX_WAIT_SECONDS: u64 = 60;
+/// Most entries per page.
+const MAX_ENTRIES: u64 = 1000;
+
+/// A page of log entries of an app, or of one machine of it. With `wait_seconds`, our addition, an answer without
+/// entries comes only after so long.
+pub(crate) async fn logs(
+    State(context): State<Context>,
+    AppPath(app): AppPath,
+    params: Params,
+) -> Result<Response, Failure> {
+    let limit = params.number("limit", 1, u64::MAX)?.map(|limit| limit.min(MAX_ENTRIES));
+    let wait = params.number("wait_seconds", 0, u64::MAX)?.map(|wait| wait.min(MAX_WAIT_SECONDS));
+    let machine = params
+        .get("instance")
+        .map(|id| id.parse::<MachineId>().map_err(|_| invalid("instance", id, "the id of a machine")));
+    let machine = machine.transpose()?;
+    let worker = match &machine {
+        Some(id) => Some(context.machine(&app, id).await?.record.worker.clone()),
+        None => {
+            context.synced().await?;
+            context.app(&app).await?;
+            let mut workers: Vec<_> =
+                context.view.of_app(&app).iter().map(|shown| shown.record.worker.clone()).collect();
+            workers.sort();
+            workers.dedup();
+            if workers.len() > 1 {
+                return Err(
+                    ApiError::invalid("invalid instance, the app has machines on several hosts: name one").into()
+                );
+            }
+            workers.pop().or_else(|| context.workers.first().cloned())
+        }
+    };
+    let Some(worker) = worker else {
+        return Ok(Json(LogsReply::default()).into_response());
+    };
+    let optional = [
+        ("instance", machine.map(|id| id.to_string())),
+        ("next_token", params.get("next_token").map(str::to_owned)),
+        ("limit", limit.map(|limit| limit.to_string())),
+        ("wait_seconds", wait.map(|wait| wait.to_string())),
+    ];
+    let given = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let query = forward::query(std::iter::once(("app", app)).chain(given));
+    let answer = forward::call(&context, &worker, Request::get(format!("/logs?{query}")).body(Body::empty()));
+    tokio::select! {
+        answer = answer => answer,
+        () = context.closing.cancelled() => {
+            Err(ApiError::new(caddis_api::ErrorCode::Unavailable, "unavailable: the server is stopping").into())
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! A new machine: checked, placed, reserved, and accepted by its worker. Runs to its end even when the client hangs
+//! up, so that nothing stays half made.
+
+use axum::{Extension, Json, extract::State};
+use caddis_api::{
+    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, lease::MAX_TTL_SECONDS, names,
+    requests::CreateMachineRequest, validate,
+};
+use caddis_bus::message::{CreateMachine, WorkerReply, WorkerRequest};
+use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement};
+
+use crate::{
+    authentication::Caller,
+    context::{AskError, Context, unexpected},
+    deletion,
+    envelope::Failure,
+    extract::{AppPath, JsonBody},
+    organizations::is_gone,
+    placement,
+};
+
+/// Hosts tried when one after the other turns out to be full after all.
+const MAX_HOSTS: usize = 3;
+
+/// What is asked for, checked.
+struct Wanted {
+    app: AppRecord,
+    name: Option<String>,
+    regions: Vec<String>,
+    raw: RawConfig,
+    config: MachineConfig,
+    skip_launch: bool,
+    cordoned: bool,
+    lease: Option<(u64, String)>,
+}
+
+/// `POST /v1/apps/{app}/machines`.
+pub(crate) async fn create(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    AppPath(app): AppPath,
+    JsonBody(request): JsonBody<CreateMachineRequest>,
+) -> Result<Json<Machine>, Failure> {
+    let wanted = check(&context, &caller, &app, request).await?;
+    let work = tokio::spawn(async move { place(&context, wanted).await });
+    let made = work.await.map_err(|e| ApiError::internal(format!("making the machine was cut short: {e}")))?;
+    Ok(Json(made?))
+}
+
+async fn check(
+    context: &Context,
+    caller: &Caller,
+    app: &str,
+    request: CreateMachineRequest,
+) -> Result<Wanted, ApiError> {
+    let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
+    let (raw, config) = validate::normalise(raw)?;
+    let name = request.name.filter(|name| !name.is_empty());
+    if let Some(name) = &name {
+        names::check_machine_name(name)?;
+    }
+    let ttl = request.lease_ttl.filter(|ttl| *ttl > 0);
+    if ttl.is_some_and(|ttl| ttl > MAX_TTL_SECONDS) {
+        return Err(ApiError::invalid(format!("invalid lease_ttl, cannot exceed {MAX_TTL_SECONDS} seconds")));
+    }
+    let app = context.app(app).await?;
+    if app.state == AppState::Deleting {
+        return Err(CatalogError::AppInDeletion(app.name).into());
+    }
+    Ok(Wanted {
+        app,
+        name,
+        regions: context.regions.resolve(request.region.as_deref())?,
+        raw,
+        config,
+        skip_launch: request.skip_launch,
+        cordoned: request.skip_service_registration,
+        lease: ttl.map(|ttl| (ttl, caller.owner())),
+    })
+}
+
+async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
+    let (region, offers) = placement::offers(context, &wanted.regions, &wanted.config).await?;
+    let mut refusal = None;
+    for offer in offers.into_iter().take(MAX_HOSTS) {
+        let place = NewPlacement {
+            app: wanted.app.name.clone(),
+            name: wanted.name.clone(),
+            worker: offer.worker,
+            region: region.clone(),
+        };
+        let placement = reserve(context, place).await?;
+        match hand_over(context, &wanted, placement).await {
+            // It was taken between the offer and now.
+            Err(error) if error.code == ErrorCode::InsufficientCapacity => refusal = Some(error),
+            outcome => return outcome,
+        }
+    }
+    Err(refusal.unwrap_or_else(|| ApiError::internal("no host was tried")))
+}
+
+/// Takes id, name and address. A name that a destroyed machine still holds, because its release is under way, is
+/// released here.
+async fn reserve(context: &Context, place: NewPlacement) -> Result<Placement, ApiError> {
+    match context.catalog.place(place.clone()).await {
+        Err(CatalogError::MachineNameTaken { holder, .. })
+            if context.view.get(&holder).is_some_and(|shown| is_gone(shown.state())) =>
+        {
+            context.catalog.release(&holder).await?;
+            Ok(context.catalog.place(place).await?)
+        }
+        placed => Ok(placed?),
+    }
+}
+
+async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement) -> Result<Machine, ApiError> {
+    let request = WorkerRequest::Create(Box::new(CreateMachine {
+        id: placement.machine.clone(),
+        name: placement.name.clone(),
+        app: wanted.app.name.clone(),
+        org: wanted.app.organization.slug.clone(),
+        region: placement.region.clone(),
+        config: wanted.raw.clone(),
+        ipv6: placement.ipv6,
+        network: placement.network_prefix.clone(),
+        placement_epoch: placement.epoch,
+        skip_launch: wanted.skip_launch,
+        cordoned: wanted.cordoned,
+        lease: wanted.lease.clone(),
+    }));
+    match context.ask(&placement.worker, request, context.settings.create_deadline).await {
+        Ok(WorkerReply::Created { record, lease }) => {
+            let mut machine = record.machine;
+            machine.nonce = lease.map(|lease| lease.nonce);
+            let app = context.catalog.app(&wanted.app.name).await?;
+            if app.is_some_and(|app| app.state == AppState::Deleting) {
+                // The deletion may have looked before this machine was there.
+                deletion::begin(context, &wanted.app.name);
+            }
+            Ok(machine)
+        }
+        Ok(other) => Err(unexpected(&other)),
+        Err(AskError::Refused(error)) => {
+            context.catalog.release(&placement.machine).await?;
+            context.catalog.finish_app_deletion(&wanted.app.name).await?;
+            Err(error)
+        }
+        Err(AskError::Bus(error)) => {
+            tracing::warn!(machine = %placement.machine, %error, "a worker did not answer to a create");
+            let machine = placement.machine.clone();
+            context.background(deletion::give_up_unless_made(context.clone(), placement));
+            Err(ApiError::new(
+                ErrorCode::Unavailable,
+                format!("unavailable: {error}; machine {machine} may still appear, look for it before trying again"),
+            ))
+        }
+    }
+}

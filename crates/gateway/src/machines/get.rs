@@ -1,0 +1,38 @@
+//! One machine.
+
+use axum::{
+    Json,
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse as _, Response},
+};
+use caddis_api::{ApiError, ErrorCode};
+
+use crate::{context::Context, envelope::Failure, extract::MachinePath, query::Params, view::Shown};
+
+/// `GET /v1/apps/{app}/machines/{id}`.
+pub(crate) async fn get(
+    State(context): State<Context>,
+    path: MachinePath,
+    params: Params,
+) -> Result<Response, Failure> {
+    let shown = context.machine(&path.app, &path.id).await?;
+    if let Some(version) = params.get("version")
+        && version != shown.record.machine.version.as_str()
+    {
+        return Err(ApiError::new(ErrorCode::NotFound, "machine version not found").into());
+    }
+    Ok(if params.flag("include_leases")? {
+        Json(with_lease(&shown)).into_response()
+    } else {
+        ([(CONTENT_TYPE, "application/json")], shown.body()).into_response()
+    })
+}
+
+/// The machine with its lease, which may have run out without a change of the machine.
+pub(crate) fn with_lease(shown: &Shown) -> caddis_api::Machine {
+    let mut machine = shown.record.machine.clone();
+    let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
+    machine.lease = shown.record.lease.clone().filter(|lease| lease.expires_at > now);
+    machine
+}

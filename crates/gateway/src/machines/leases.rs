@@ -1,0 +1,81 @@
+//! Leases: decided by the worker, only carried here.
+
+use axum::{Extension, Json, extract::State, http::StatusCode};
+use caddis_api::{
+    ApiError,
+    lease::{DEFAULT_TTL_SECONDS, Lease, LeaseReply, LeaseRequest, MAX_TTL_SECONDS},
+};
+use caddis_bus::message::{Action, WorkerReply};
+use serde_json::{Value, json};
+
+use crate::{
+    authentication::Caller,
+    context::{Context, unexpected},
+    envelope::Failure,
+    extract::{MachinePath, Nonce, Sparse},
+    query::{Params, invalid},
+};
+
+fn lease(reply: WorkerReply) -> Result<Lease, ApiError> {
+    match reply {
+        WorkerReply::Lease { lease } => Ok(lease),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `POST …/lease`: takes one, or with a nonce makes it last longer. The body's ttl wins over the query's.
+pub(crate) async fn acquire(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    path: MachinePath,
+    nonce: Nonce,
+    params: Params,
+    Sparse(request): Sparse<LeaseRequest>,
+) -> Result<(StatusCode, Json<LeaseReply>), Failure> {
+    let ttl = match request.ttl {
+        Some(ttl) => Some(ttl),
+        None => params.number("ttl", 0, u64::MAX)?,
+    };
+    let ttl_seconds = ttl.filter(|ttl| *ttl > 0).unwrap_or(DEFAULT_TTL_SECONDS);
+    if ttl_seconds > MAX_TTL_SECONDS {
+        return Err(invalid("ttl", &ttl_seconds.to_string(), &format!("at most {MAX_TTL_SECONDS} seconds")).into());
+    }
+    let description = request.description.unwrap_or_default();
+    if description.len() > 1024 {
+        return Err(ApiError::invalid("invalid description, at most 1024 bytes").into());
+    }
+    let action = Action::AcquireLease { ttl_seconds, owner: caller.owner(), description };
+    let taken = lease(context.act(&path.app, &path.id, nonce.0, action).await?)?;
+    Ok((StatusCode::CREATED, Json(taken.into())))
+}
+
+/// `GET …/lease`. Others than its owner don't see the nonce.
+pub(crate) async fn get(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    path: MachinePath,
+) -> Result<Json<Value>, Failure> {
+    let held = lease(context.act(&path.app, &path.id, None, Action::GetLease).await?)?;
+    let is_owner = held.owner == caller.owner();
+    let mut reply = json!(LeaseReply::from(held));
+    if !is_owner {
+        for place in ["", "/data"] {
+            if let Some(Value::Object(fields)) = reply.pointer_mut(place) {
+                fields.remove("nonce");
+            }
+        }
+    }
+    Ok(Json(reply))
+}
+
+/// `DELETE …/lease`.
+pub(crate) async fn release(
+    State(context): State<Context>,
+    path: MachinePath,
+    nonce: Nonce,
+) -> Result<Json<Value>, Failure> {
+    match context.act(&path.app, &path.id, nonce.0, Action::ReleaseLease).await? {
+        WorkerReply::Done { .. } => Ok(Json(json!({ "status": "success", "data": { "ok": true } }))),
+        other => Err(unexpected(&other).into()),
+    }
+}

@@ -1,0 +1,12 @@
+//! `/v1/apps/{app}/machines` and below.
+
+pub(crate) mod actions;
+pub(crate) mod create;
+pub(crate) mod exec;
+pub(crate) mod get;
+pub(crate) mod history;
+pub(crate) mod leases;
+pub(crate) mod list;
+pub(crate) mod operation;
+mod reached;
+pub(crate) mod wait;

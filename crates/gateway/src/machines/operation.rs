@@ -1,0 +1,63 @@
+//! What is being done to a machine, as server-sent events. Our addition.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    extract::State,
+    response::sse::{Event, KeepAlive, Sse},
+};
+use caddis_api::{ApiError, MachineState, machine::Operation};
+use futures::stream::{self, Stream};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::{context::Context, envelope::Failure, extract::MachinePath, view::Shown};
+
+/// `GET …/operation`: an `operation` event now and at each change, then `done` with the state.
+pub(crate) async fn operation(
+    State(context): State<Context>,
+    path: MachinePath,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
+    context.machine(&path.app, &path.id).await?;
+    let mut machine = context.view.watch(&path.id).ok_or_else(ApiError::machine_not_found)?;
+    machine.mark_changed();
+    let follow = Some((machine, None));
+    let events = stream::unfold(follow, move |follow| {
+        let context = context.clone();
+        async move {
+            let (machine, last) = follow?;
+            tokio::select! {
+                next = next(machine, last) => Some(next),
+                // The client sees the end without `done` and may ask again.
+                () = context.closing.cancelled() => None,
+            }
+        }
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+type Follow = Option<(watch::Receiver<Arc<Shown>>, Option<Operation>)>;
+
+/// The next event, and how to go on after it; not at all after `done`.
+async fn next(
+    mut machine: watch::Receiver<Arc<Shown>>,
+    last: Option<Operation>,
+) -> (Result<Event, Infallible>, Follow) {
+    while machine.changed().await.is_ok() {
+        let shown = machine.borrow_and_update().clone();
+        match &shown.record.machine.operation {
+            None => return (done(shown.state()), None),
+            Some(operation) if Some(operation) == last.as_ref() => {}
+            Some(operation) => {
+                let event = Event::default().event("operation").data(json!(operation).to_string());
+                return (Ok(event), Some((machine, Some(operation.clone()))));
+            }
+        }
+    }
+    // Forgotten, which only destroyed machines are.
+    (done(MachineState::Destroyed), None)
+}
+
+fn done(state: MachineState) -> Result<Event, Infallible> {
+    Ok(Event::default().event("done").data(json!({ "state": state }).to_string()))
+}

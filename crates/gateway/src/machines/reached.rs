@@ -1,0 +1,73 @@
+//! Whether a machine has reached what a wait is for. Pure.
+//!
+//! The current state counts, and so does a state that was passed through since the wait began: an event says so even
+//! when the machine has gone on before anybody could look.
+
+use caddis_api::{EventId, MachineState, event::MachineEvent};
+use caddis_bus::message::MachineRecord;
+
+/// States to wait for; any one will do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Targets {
+    pub states: Vec<MachineState>,
+    /// No transition in progress, whichever state that is.
+    pub settled: bool,
+}
+
+/// Since when transitions count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Since {
+    /// The current state counts however old it is; passing states count when later than this event.
+    Now(Option<EventId>),
+    /// Only what came after this event counts.
+    Event(EventId),
+}
+
+/// What was reached, and by which event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reached {
+    pub state: MachineState,
+    pub event: Option<EventId>,
+}
+
+impl Targets {
+    fn accepts_current(&self, record: &MachineRecord) -> bool {
+        let (state, machine) = (record.machine.state, &record.machine);
+        // On its way to the first boot a machine passes through `created`; it rests there only after `skip_launch`.
+        let rests = state != MachineState::Created || (machine.operation.is_none() && !record.launched);
+        self.states.contains(&state)
+            || (self.settled && state.is_settled() && rests)
+            || (self.states.contains(&MachineState::Stopped) && state == MachineState::Created && rests)
+    }
+
+    fn accepts_passed(&self, event: &MachineEvent) -> bool {
+        let restarting = event.exit_details().is_some_and(|details| details.exit_event.restarting);
+        !restarting && self.states.iter().any(|state| state.as_str() == event.status)
+    }
+}
+
+/// What of the targets was reached, if any.
+pub(super) fn reached(record: &MachineRecord, targets: &Targets, since: &Since) -> Option<Reached> {
+    let events = record.machine.events.as_deref().unwrap_or_default();
+    let state = record.machine.state;
+    if targets.accepts_current(record) {
+        // Newest first: the one that brought the state about.
+        let event = events.iter().find(|event| event.status == state.as_str()).map(|event| event.id.clone());
+        let counts = match since {
+            Since::Now(_) => true,
+            Since::Event(from) => event.as_ref().is_some_and(|event| event > from),
+        };
+        if counts {
+            return Some(Reached { state, event });
+        }
+    }
+    let from = match since {
+        Since::Now(from) => from.as_ref(),
+        Since::Event(from) => Some(from),
+    };
+    let later = events.iter().rev().filter(|event| from.is_none_or(|from| event.id > *from));
+    let passed = later
+        .filter(|event| targets.accepts_passed(event))
+        .find_map(|event| Some(Reached { state: event.status.parse().ok()?, event: Some(event.id.clone()) }));
+    passed.filter(|_| *since != Since::Now(None))
+}

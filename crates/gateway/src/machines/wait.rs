@@ -1,0 +1,131 @@
+//! Waits for a state, by push from the view.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State};
+use caddis_api::{ApiError, ErrorCode, EventId, MachineState, VersionId, requests::WaitReply};
+use tokio::time::Instant;
+
+use super::reached::{Reached, Since, Targets, reached};
+use crate::{
+    context::Context,
+    envelope::Failure,
+    extract::MachinePath,
+    query::{Params, invalid},
+    view::Shown,
+};
+
+/// Default and longest wait, seconds: proxies in the field cut requests at a minute.
+const MAX_SECONDS: u64 = 60;
+
+const STATES: &[MachineState] = &[
+    MachineState::Started,
+    MachineState::Stopped,
+    MachineState::Suspended,
+    MachineState::Destroyed,
+    MachineState::Failed,
+    MachineState::Created,
+];
+
+fn targets(params: &Params) -> Result<Targets, ApiError> {
+    let mut targets = Targets { states: Vec::new(), settled: false };
+    let words = params.all("state").flat_map(|value| value.split(',')).map(str::trim);
+    for word in words.filter(|word| !word.is_empty()) {
+        match STATES.iter().find(|state| state.as_str() == word) {
+            Some(state) => targets.states.push(*state),
+            None if word == "settled" => targets.settled = true,
+            None => {
+                let known: Vec<_> = STATES.iter().map(|state| state.as_str()).collect();
+                return Err(invalid("state", word, &format!("{} or settled", known.join(", "))));
+            }
+        }
+    }
+    if targets.states.is_empty() && !targets.settled {
+        targets.states.push(MachineState::Started);
+    }
+    Ok(targets)
+}
+
+/// Ids of versions and events have 26 characters.
+fn id<'a>(params: &'a Params, name: &str) -> Result<Option<&'a str>, ApiError> {
+    let text = params.get(name);
+    match text.filter(|text| text.len() != 26 || !text.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
+        Some(text) => Err(invalid(name, text, "an id of 26 letters and digits")),
+        None => Ok(text),
+    }
+}
+
+fn timeout(params: &Params) -> Result<Duration, ApiError> {
+    let wanted = params.duration("timeout")?.map_or(Duration::from_secs(MAX_SECONDS), |duration| duration.0);
+    Ok(wanted.clamp(Duration::from_secs(1), Duration::from_secs(MAX_SECONDS)))
+}
+
+/// `GET …/wait`.
+pub(crate) async fn wait(
+    State(context): State<Context>,
+    path: MachinePath,
+    params: Params,
+) -> Result<Json<WaitReply>, Failure> {
+    let (targets, timeout) = (targets(&params)?, timeout(&params)?);
+    let version = match id(&params, "version")? {
+        Some(version) => Some(version),
+        None => id(&params, "instance_id")?,
+    };
+    let from = id(&params, "from_event_id")?.map(EventId::from_trusted);
+    context.machine(&path.app, &path.id).await?;
+    let mut machine = context.view.watch(&path.id).ok_or_else(ApiError::machine_not_found)?;
+    let since = from.map_or_else(|| Since::Now(newest_event(&machine.borrow())), Since::Event);
+    let deadline = Instant::now() + timeout;
+    let mut closing = std::pin::pin!(context.closing.cancelled());
+    loop {
+        let shown = machine.borrow_and_update().clone();
+        if let Some(reply) = look(&shown, &targets, &since, version)? {
+            return Ok(Json(reply));
+        }
+        tokio::select! {
+            changed = machine.changed() => changed.map_err(|_| ApiError::machine_not_found())?,
+            () = tokio::time::sleep_until(deadline) => return Err(timed_out(&targets, shown.state()).into()),
+            () = &mut closing => {
+                return Err(ApiError::new(ErrorCode::Unavailable, "unavailable: the server is stopping").into());
+            }
+        }
+    }
+}
+
+fn newest_event(shown: &Shown) -> Option<EventId> {
+    Some(shown.record.machine.events.as_ref()?.first()?.id.clone())
+}
+
+fn look(shown: &Shown, targets: &Targets, since: &Since, version: Option<&str>) -> Result<Option<WaitReply>, ApiError> {
+    let machine = &shown.record.machine;
+    match version.map(VersionId::from_trusted) {
+        // Versions rise: an earlier one was replaced, a later one never was.
+        Some(version) if version < machine.version => {
+            return Err(ApiError::aborted(format!(
+                "machine failed to reach desired state, {}, currently replaced",
+                names(targets)
+            )));
+        }
+        Some(version) if version > machine.version => {
+            return Err(ApiError::new(ErrorCode::NotFound, "machine version not found"));
+        }
+        _ => {}
+    }
+    if let Some(Reached { state, event }) = reached(&shown.record, targets, since) {
+        return Ok(Some(WaitReply { ok: true, state, version: machine.version.clone(), event_id: event }));
+    }
+    // It will never be anything else.
+    if machine.state == MachineState::Destroyed { Err(ApiError::machine_not_found()) } else { Ok(None) }
+}
+
+fn names(targets: &Targets) -> String {
+    let states = targets.states.iter().map(|state| state.as_str());
+    states.chain(targets.settled.then_some("settled")).collect::<Vec<_>>().join(",")
+}
+
+fn timed_out(targets: &Targets, state: MachineState) -> ApiError {
+    ApiError::new(
+        ErrorCode::DeadlineExceeded,
+        format!("deadline_exceeded: machine failed to reach desired state, {}, currently {state}", names(targets)),
+    )
+}

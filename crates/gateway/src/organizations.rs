@@ -1,0 +1,97 @@
+//! `/v1/orgs/{org}/machines`: machines of all apps of an organisation, by time of their last change.
+
+use std::collections::HashMap;
+
+use axum::{Extension, Json, extract::State};
+use caddis_api::{ApiError, MachineState, time::unix_ms};
+use caddis_catalog::{AppQuery, CatalogError};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{
+    authentication::Caller,
+    context::Context,
+    envelope::Failure,
+    extract::AppPath,
+    machines::list::Filter,
+    query::{Params, invalid},
+};
+
+/// Most machines per page, and how many there are unless told otherwise.
+const MAX_PAGE: u64 = 1000;
+
+/// `GET /v1/orgs/{org}/machines`. The cursor is the last machine's time and id, so later changes come later.
+pub(crate) async fn machines(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    AppPath(slug): AppPath,
+    params: Params,
+) -> Result<Json<Value>, Failure> {
+    context.synced().await?;
+    let slug = caller.organization(&slug);
+    let known = context.catalog.organization(slug).await?;
+    known.ok_or_else(|| CatalogError::OrganizationNotFound(slug.to_owned()))?;
+    let filter = Filter::read(&params)?;
+    let limit = params.number("limit", 1, MAX_PAGE)?.unwrap_or(MAX_PAGE) as usize;
+    let summary = params.flag("summary")?;
+    let after = after(&params)?;
+    let query = AppQuery { organization: Some(slug.to_owned()), ..AppQuery::default() };
+    let apps = context.catalog.apps(query).await?.apps;
+    let mut found: Vec<_> = apps
+        .iter()
+        .flat_map(|app| context.view.of_app(&app.name))
+        .filter(|shown| filter.accepts(shown))
+        .map(|shown| ((shown.record.machine.updated_at.clone(), shown.record.machine.id.to_string()), shown))
+        .filter(|(key, _)| *key > after)
+        .collect();
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let last = found.last().map(|(key, _)| key.clone());
+    let machines: Vec<Value> = found.iter().map(|(_, shown)| show(&shown.record, summary)).collect();
+    let mut reply = json!({ "machines": machines, "error_regions": [] });
+    if let (Some((updated_at, id)), Value::Object(reply)) = (last, &mut reply) {
+        if more {
+            reply.insert("next_cursor".to_owned(), json!(format!("{updated_at}_{id}")));
+        }
+        reply.insert("last_machine_id".to_owned(), json!(id));
+        reply.insert("last_updated_at".to_owned(), json!(updated_at));
+    }
+    Ok(Json(reply))
+}
+
+fn after(params: &Params) -> Result<(String, String), ApiError> {
+    if let Some(cursor) = params.get("cursor") {
+        let (time, id) =
+            cursor.split_once('_').ok_or_else(|| invalid("cursor", cursor, "the next_cursor of a page"))?;
+        return Ok((time.to_owned(), id.to_owned()));
+    }
+    let Some(text) = params.get("updated_after") else { return Ok(Default::default()) };
+    let time: Timestamp =
+        text.parse().map_err(|_| invalid("updated_after", text, "a time like 2026-03-31T06:08:08Z"))?;
+    // Ids sort before this, so that machines of that very second are left out.
+    let whole = caddis_api::time::seconds(caddis_api::time::from_unix_ms(unix_ms(time)));
+    Ok((whole, "g".to_owned()))
+}
+
+fn show(record: &caddis_bus::message::MachineRecord, summary: bool) -> Value {
+    let machine = &record.machine;
+    let mut shown = json!({
+        "id": machine.id, "app_name": record.app, "name": machine.name, "state": machine.state,
+        "region": machine.region, "private_ip": machine.private_ip, "version": machine.version,
+        "created_at": machine.created_at, "updated_at": machine.updated_at,
+    });
+    if let (false, Some(config), Value::Object(fields)) = (summary, &machine.config, &mut shown) {
+        let part = |(key, value): (&String, &Value)| {
+            ["image", "guest", "metadata"].contains(&key.as_str()).then(|| (key.clone(), value.clone()))
+        };
+        let overview: HashMap<_, _> = config.0.iter().filter_map(part).collect();
+        fields.insert("config".to_owned(), json!(overview));
+    }
+    shown
+}
+
+/// Whether lists leave it out unless asked.
+pub(crate) fn is_gone(state: MachineState) -> bool {
+    state == MachineState::Destroyed
+}

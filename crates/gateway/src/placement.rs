@@ -1,0 +1,118 @@
+//! Where a new machine goes: all workers of a region are asked, the best of those that have room gets it.
+
+use std::{cmp::Reverse, time::Duration};
+
+use caddis_api::{ApiError, ErrorCode, MachineConfig};
+use caddis_bus::{
+    AskWindow,
+    message::{self, Offer, Question},
+};
+
+use crate::context::{Inner, bus_error};
+
+/// How long offers are collected (design §2.3).
+const WINDOW: AskWindow = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_secs(2) };
+
+/// The offers of the first of these regions that has room, best first, and its name.
+pub(crate) async fn offers(
+    context: &Inner,
+    regions: &[String],
+    config: &MachineConfig,
+) -> Result<(String, Vec<Offer>), ApiError> {
+    let question = message::encode(&Question::Place {
+        cpus: config.cpus(),
+        memory_mib: config.memory_mib(),
+        disk_bytes: config.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).unwrap_or(0) << 30,
+        image: config.image.clone().unwrap_or_default(),
+    });
+    let mut refused = Vec::new();
+    for region in regions {
+        let subject = message::region_subject(region);
+        let answers = context.bus.ask_all(&subject, question.clone(), WINDOW).await.map_err(|e| bus_error(&e))?;
+        let (mut fitting, full): (Vec<Offer>, Vec<Offer>) = answers
+            .iter()
+            .filter_map(|answer| message::decode::<Offer>(&subject, answer).inspect_err(unreadable).ok())
+            .partition(|offer| offer.fits);
+        if !fitting.is_empty() {
+            rank(&mut fitting);
+            return Ok((region.clone(), fitting));
+        }
+        refused.push((region.clone(), full));
+    }
+    Err(no_room(config, &refused))
+}
+
+fn unreadable(error: &caddis_bus::BusError) {
+    tracing::error!(%error, "an offer can't be read");
+}
+
+/// An image that is there already saves the most time; then room to grow.
+fn rank(offers: &mut [Offer]) {
+    offers.sort_by_key(|offer| (Reverse(offer.has_image), Reverse(offer.free_memory_mib), offer.worker.clone()));
+}
+
+fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError {
+    let mut text = format!(
+        "could not find a candidate host: the machine needs {} CPUs and {} MiB of memory",
+        config.cpus(),
+        config.memory_mib()
+    );
+    for (region, offers) in refused {
+        if offers.is_empty() {
+            text.push_str(&format!("; in {region} no host answers"));
+        }
+        for offer in offers {
+            text.push_str(&format!(
+                "; host {} in {region} has {} MiB of memory and {} CPUs free",
+                offer.worker, offer.free_memory_mib, offer.free_cpus
+            ));
+            if let Some(shortage) = &offer.shortage {
+                text.push_str(&format!(" ({shortage})"));
+            }
+        }
+    }
+    let largest = refused.iter().flat_map(|(_, offers)| offers).map(|offer| offer.free_memory_mib).max().unwrap_or(0);
+    if largest >= 256 && largest < config.memory_mib() {
+        text.push_str(&format!("; with at most {} MiB it would fit", largest / 256 * 256));
+    }
+    ApiError::new(ErrorCode::InsufficientCapacity, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use caddis_api::WorkerId;
+
+    use super::*;
+
+    fn offer(worker: &str, free: u64, has_image: bool) -> Offer {
+        Offer {
+            worker: WorkerId::from_trusted(worker),
+            fits: true,
+            shortage: None,
+            free_memory_mib: free,
+            free_cpus: 4,
+            has_image,
+        }
+    }
+
+    #[test]
+    fn the_image_counts_before_memory() {
+        let mut offers = [offer("a", 100, false), offer("b", 50, true), offer("c", 60, true)];
+        rank(&mut offers);
+        assert_eq!(offers.map(|offer| offer.worker.to_string()), ["c", "b", "a"]);
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_free_and_what_would_fit() {
+        let config = caddis_api::validate::read(
+            &serde_json::from_value(serde_json::json!({"guest": {"cpus": 1, "memory_mb": 2048}})).unwrap(),
+        );
+        let full = Offer { fits: false, shortage: Some("memory".to_owned()), ..offer("w", 1000, false) };
+        let error = no_room(&config.unwrap(), &[("local".to_owned(), vec![full]), ("far".to_owned(), vec![])]);
+        assert_eq!(
+            error.message,
+            "could not find a candidate host: the machine needs 1 CPUs and 2048 MiB of memory; host w in local has \
+             1000 MiB of memory and 4 CPUs free (memory); in far no host answers; with at most 768 MiB it would fit"
+        );
+    }
+}

@@ -1,0 +1,155 @@
+//! Regions: the list, and expressions like `lhr,eu,any`.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::{Json, extract::State};
+use caddis_api::{
+    ApiError, ErrorCode,
+    platform::{Region, RegionsReply},
+};
+use caddis_bus::{
+    AskWindow,
+    message::{self, Offer, Question},
+};
+use tokio::time::Instant;
+
+use crate::context::{Context, Inner};
+
+/// Aliases of the field and the parts of the world they stand for.
+const ALIASES: &[(&str, &str)] = &[
+    ("apac", "asia_pacific"),
+    ("eu", "europe"),
+    ("na", "north_america"),
+    ("sa", "south_america"),
+    ("us", "north_america"),
+    ("usa", "north_america"),
+    ("africa", "africa"),
+];
+
+/// How long an answer about capacity is good for: anyone may ask without a token.
+const CAPACITY_AGE: Duration = Duration::from_secs(5);
+
+/// The regions of the installation.
+pub(crate) struct Regions {
+    own: String,
+    all: Vec<Region>,
+    capacity: Mutex<Option<(Instant, Vec<Region>)>>,
+}
+
+impl Regions {
+    /// `own` is listed even when the configuration does not name it.
+    pub fn new(own: String, mut all: Vec<Region>) -> Self {
+        if !all.iter().any(|region| region.code == own) {
+            all.push(Region {
+                code: own.clone(),
+                name: own.clone(),
+                latitude: 0.0,
+                longitude: 0.0,
+                gateway_available: true,
+                requires_paid_plan: false,
+                deprecated: false,
+                capacity: 0,
+                geo_region: String::new(),
+                mpg_available: false,
+            });
+        }
+        Self { own, all, capacity: Mutex::default() }
+    }
+
+    /// Where this gateway is.
+    pub fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// The regions an expression names, in the order to try them. Without one: ours, then any.
+    pub fn resolve(&self, expression: Option<&str>) -> Result<Vec<String>, ApiError> {
+        let expression = expression.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("any");
+        let mut found: Vec<String> = Vec::new();
+        for item in expression.split(',').map(str::trim) {
+            let part = ALIASES.iter().find(|(alias, _)| *alias == item).map(|(_, part)| *part);
+            let matches = |region: &&Region| {
+                region.code == item
+                    || (!region.deprecated && (item == "any" || part == Some(region.geo_region.as_str())))
+            };
+            let mut named: Vec<_> = self.all.iter().filter(matches).map(|region| region.code.clone()).collect();
+            named.sort_by_key(|code| *code != self.own);
+            found.extend(named);
+        }
+        let mut seen = std::collections::HashSet::new();
+        found.retain(|code| seen.insert(code.clone()));
+        if found.is_empty() {
+            let known: Vec<_> = self.all.iter().map(|region| region.code.as_str()).collect();
+            return Err(ApiError::new(
+                ErrorCode::InsufficientCapacity,
+                format!(
+                    "could not find a candidate host: '{}' names no region of this server, use any or one of {}",
+                    expression.escape_debug().take(100).collect::<String>(),
+                    known.join(", ")
+                ),
+            ));
+        }
+        Ok(found)
+    }
+}
+
+/// `GET /v1/platform/regions`.
+pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
+    let nearest = context.regions.own.clone();
+    let cached = context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some((_, regions)) = cached.filter(|(asked, _)| asked.elapsed() < CAPACITY_AGE) {
+        return Json(RegionsReply { nearest, regions });
+    }
+    let mut regions = context.regions.all.clone();
+    for region in &mut regions {
+        region.capacity = capacity(&context, &region.code).await;
+    }
+    *context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), regions.clone()));
+    Json(RegionsReply { nearest, regions })
+}
+
+/// Machines of the smallest size that would fit now.
+async fn capacity(context: &Inner, region: &str) -> i64 {
+    const SMALLEST_MIB: u64 = 256;
+    let question = Question::Place { cpus: 1, memory_mib: SMALLEST_MIB, disk_bytes: 0, image: String::new() };
+    let subject = message::region_subject(region);
+    let window = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
+    let answers = context.bus.ask_all(&subject, message::encode(&question), window).await.unwrap_or_default();
+    let offers = answers.iter().filter_map(|answer| message::decode::<Offer>(&subject, answer).ok());
+    let fitting = offers.filter(|offer| offer.fits).map(|offer| 1 + offer.free_memory_mib / SMALLEST_MIB);
+    i64::try_from(fitting.sum::<u64>()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regions() -> Regions {
+        let empty = Regions::new("fra".to_owned(), Vec::new());
+        let region = |code: &str, part: &str| Region {
+            code: code.to_owned(),
+            geo_region: part.to_owned(),
+            ..empty.all[0].clone()
+        };
+        let all = vec![region("lhr", "europe"), region("fra", "europe"), region("iad", "north_america")];
+        Regions::new("fra".to_owned(), all)
+    }
+
+    #[test]
+    fn expressions_name_regions_in_order() {
+        let regions = regions();
+        for (expression, expected) in [
+            (None, &["fra", "lhr", "iad"][..]),
+            (Some(""), &["fra", "lhr", "iad"]),
+            (Some("iad"), &["iad"]),
+            (Some("eu"), &["fra", "lhr"]),
+            (Some("us, eu"), &["iad", "fra", "lhr"]),
+            (Some("nowhere,lhr,any"), &["lhr", "fra", "iad"]),
+        ] {
+            assert_eq!(regions.resolve(expression).unwrap(), expected, "{expression:?}");
+        }
+        let error = regions.resolve(Some("nowhere")).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InsufficientCapacity);
+        assert!(error.message.contains("nowhere") && error.message.contains("iad"), "{error}");
+    }
+}

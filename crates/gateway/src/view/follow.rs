@@ -1,0 +1,136 @@
+//! Keeps the view: takes in deltas, lists workers at the start and whenever something was lost.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use caddis_api::WorkerId;
+use caddis_bus::{
+    Published,
+    message::{self, DELTAS, Delta, WorkerReply, WorkerRequest},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::sequence::{Next, Sequences};
+use crate::{
+    context::{AskError, Context, unexpected},
+    deletion,
+};
+
+/// Machines per page of a listing: a record has a few KiB.
+const PAGE: usize = 500;
+
+/// First and longest wait before a worker that can't be listed is asked again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Listings in progress.
+struct Listings {
+    context: Context,
+    running: JoinSet<WorkerId>,
+    /// By worker; true when it must be listed again after this.
+    state: HashMap<WorkerId, bool>,
+    known: HashSet<WorkerId>,
+}
+
+impl Listings {
+    fn begin(&mut self, worker: &WorkerId) {
+        self.known.insert(worker.clone());
+        if let Some(again) = self.state.get_mut(worker) {
+            *again = true;
+            return;
+        }
+        self.state.insert(worker.clone(), false);
+        let (context, worker) = (self.context.clone(), worker.clone());
+        self.running.spawn(async move {
+            list(&context, &worker).await;
+            worker
+        });
+    }
+
+    fn ended(&mut self, worker: &WorkerId) {
+        if self.state.remove(worker) == Some(true) {
+            self.begin(worker);
+        }
+    }
+}
+
+/// Runs until it is dropped.
+pub(crate) async fn follow(context: Context, mut deltas: mpsc::Receiver<Published>) {
+    let mut listings =
+        Listings { context: context.clone(), running: JoinSet::new(), state: HashMap::new(), known: HashSet::new() };
+    for worker in &context.workers {
+        listings.begin(worker);
+    }
+    let mut sequences = Sequences::default();
+    loop {
+        tokio::select! {
+            published = deltas.recv() => {
+                let Some(published) = published else { return };
+                // The newest are lost when the queue is full, and without a next one there is no hole to see.
+                if deltas.len() + 1 >= deltas.max_capacity() {
+                    tracing::warn!("changes come faster than they are taken in, listing all workers");
+                    for worker in listings.known.clone() {
+                        listings.begin(&worker);
+                    }
+                }
+                take_in(&mut listings, &mut sequences, &published);
+            }
+            Some(ended) = listings.running.join_next() => match ended {
+                Ok(worker) => listings.ended(&worker),
+                Err(error) => tracing::error!(%error, "a listing ended in a panic"),
+            },
+        }
+    }
+}
+
+fn take_in(listings: &mut Listings, sequences: &mut Sequences, published: &Published) {
+    let delta: Delta = match message::decode(DELTAS, &published.payload) {
+        Ok(delta) => delta,
+        Err(error) => {
+            tracing::error!(%error, "a change can't be read");
+            return;
+        }
+    };
+    let known = listings.known.contains(&delta.worker);
+    let next = sequences.saw(&delta.worker, &delta.incarnation, delta.sequence, known);
+    if next == Next::List {
+        tracing::info!(worker = %delta.worker, sequence = delta.sequence, "listing a worker anew");
+        listings.begin(&delta.worker);
+    }
+    listings.context.view.apply(delta.record);
+}
+
+/// Lists a worker, however often it takes.
+async fn list(context: &Context, worker: &WorkerId) {
+    let mut pause = PAUSE.0;
+    while let Err(error) = list_once(context, worker).await {
+        let error = caddis_api::ApiError::from(error);
+        tracing::warn!(%worker, error = error.message, "can't list a worker, trying again");
+        tokio::time::sleep(pause).await;
+        pause = PAUSE.1.min(pause * 2);
+    }
+    deletion::reconcile(context, worker).await;
+}
+
+async fn list_once(context: &Context, worker: &WorkerId) -> Result<(), AskError> {
+    let begin = context.view.begin_listing();
+    let mut after = None;
+    loop {
+        let request = WorkerRequest::List { after, limit: PAGE };
+        let records = match context.ask(worker, request, context.settings.request_deadline).await? {
+            WorkerReply::Machines { records, .. } => records,
+            other => return Err(AskError::Refused(unexpected(&other))),
+        };
+        let complete = records.len() < PAGE;
+        after = records.last().map(|record| record.machine.id.clone());
+        for record in records {
+            // What is destroyed is looked through afterwards, against the catalog.
+            context.view.take_in(record, false);
+        }
+        if complete {
+            context.view.end_listing(worker, begin, &context.workers);
+            return Ok(());
+        }
+    }
+}

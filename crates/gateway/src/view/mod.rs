@@ -1,0 +1,235 @@
+//! The view: a copy of the states of all machines, in memory, made of what workers publish and answer. Never
+//! authoritative. A machine's record is replaced only by one of a higher revision, so the order of arrival does not
+//! matter; [`follow`] notices when something was lost and lists the worker anew.
+
+mod follow;
+mod sequence;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use caddis_api::{MachineId, MachineState, WorkerId};
+use caddis_bus::message::MachineRecord;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use crate::deletion::Destroyed;
+
+pub(crate) use follow::follow;
+
+/// A machine at one revision.
+pub(crate) struct Shown {
+    /// As its worker published it.
+    pub record: MachineRecord,
+    body: OnceLock<Bytes>,
+}
+
+impl Shown {
+    /// The machine as JSON, written once per revision.
+    pub fn body(&self) -> Bytes {
+        // All of it is plain data with string keys, for which serialisation has no way to fail.
+        let write = || serde_json::to_vec(&self.record.machine).map_or_else(|_| Bytes::new(), Bytes::from);
+        self.body.get_or_init(write).clone()
+    }
+
+    /// Its state.
+    pub fn state(&self) -> MachineState {
+        self.record.machine.state
+    }
+}
+
+struct Entry {
+    shown: watch::Sender<Arc<Shown>>,
+    /// When it was last heard of, by the view's count.
+    heard: AtomicU64,
+}
+
+#[derive(Default)]
+struct Tables {
+    machines: HashMap<MachineId, Entry>,
+    by_app: HashMap<String, BTreeSet<MachineId>>,
+    /// In the order in which they were destroyed, with when they are to be forgotten.
+    destroyed: VecDeque<(Instant, MachineId)>,
+    /// Workers that were listed since we began.
+    listed: HashSet<WorkerId>,
+}
+
+/// See the module's text.
+pub(crate) struct View {
+    tables: RwLock<Tables>,
+    count: AtomicU64,
+    synced: watch::Sender<bool>,
+    destroyed: mpsc::UnboundedSender<Destroyed>,
+    retention: Duration,
+}
+
+impl View {
+    /// An empty view. Machines that turn out destroyed are told to `destroyed`.
+    pub fn new(destroyed: mpsc::UnboundedSender<Destroyed>, retention: Duration, synced: bool) -> Self {
+        let tables = RwLock::default();
+        Self { tables, count: AtomicU64::new(0), synced: watch::Sender::new(synced), destroyed, retention }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends when the workers known from the start have been listed once.
+    pub async fn synced(&self) {
+        // It fails only when the view is gone, and then nobody is left to ask.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// A machine.
+    pub fn get(&self, id: &MachineId) -> Option<Arc<Shown>> {
+        self.read().machines.get(id).map(|entry| entry.shown.borrow().clone())
+    }
+
+    /// A machine from now on. The receiver ends when the machine is forgotten.
+    pub fn watch(&self, id: &MachineId) -> Option<watch::Receiver<Arc<Shown>>> {
+        self.read().machines.get(id).map(|entry| entry.shown.subscribe())
+    }
+
+    /// The machines of an app, by id.
+    pub fn of_app(&self, app: &str) -> Vec<Arc<Shown>> {
+        let tables = self.read();
+        let ids = tables.by_app.get(app).into_iter().flatten();
+        ids.filter_map(|id| tables.machines.get(id)).map(|entry| entry.shown.borrow().clone()).collect()
+    }
+
+    /// Machines of an app that are not destroyed.
+    pub fn count_of_app(&self, app: &str) -> usize {
+        let tables = self.read();
+        let ids = tables.by_app.get(app).into_iter().flatten();
+        let entries = ids.filter_map(|id| tables.machines.get(id));
+        entries.filter(|entry| entry.shown.borrow().state() != MachineState::Destroyed).count()
+    }
+
+    /// Takes a record in unless a newer one is here, and gives the newer of both.
+    pub fn apply(&self, record: MachineRecord) -> Arc<Shown> {
+        self.take_in(record, true)
+    }
+
+    fn take_in(&self, record: MachineRecord, tell: bool) -> Arc<Shown> {
+        let heard = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        let shown = Arc::new(Shown { record, body: OnceLock::new() });
+        let (current, newly_destroyed) = {
+            let tables = self.read();
+            match tables.machines.get(&shown.record.machine.id) {
+                Some(entry) => entry.update(&shown, heard),
+                None => {
+                    drop(tables);
+                    self.insert(&shown, heard)
+                }
+            }
+        };
+        if newly_destroyed {
+            let (id, app) = (shown.record.machine.id.clone(), shown.record.app.clone());
+            self.write().destroyed.push_back((Instant::now() + self.retention, id.clone()));
+            if tell {
+                // Nobody listens any more only when the gateway ends; the next one looks for itself.
+                let _ = self.destroyed.send(Destroyed { machine: id, app });
+            }
+        }
+        self.forget_expired();
+        current
+    }
+
+    fn insert(&self, shown: &Arc<Shown>, heard: u64) -> (Arc<Shown>, bool) {
+        let mut tables = self.write();
+        let id = &shown.record.machine.id;
+        if let Some(entry) = tables.machines.get(id) {
+            // Another was faster between our two locks.
+            return entry.update(shown, heard);
+        }
+        tables.by_app.entry(shown.record.app.clone()).or_default().insert(id.clone());
+        let entry = Entry { shown: watch::Sender::new(shown.clone()), heard: AtomicU64::new(heard) };
+        tables.machines.insert(id.clone(), entry);
+        (shown.clone(), shown.state() == MachineState::Destroyed)
+    }
+
+    fn forget_expired(&self) {
+        let expired = |tables: &Tables| tables.destroyed.front().is_some_and(|(until, _)| *until <= Instant::now());
+        if !expired(&self.read()) {
+            return;
+        }
+        let mut tables = self.write();
+        while expired(&tables) {
+            if let Some((_, id)) = tables.destroyed.pop_front() {
+                tables.forget(&id);
+            }
+        }
+    }
+
+    /// A listing of a worker begins. Give what comes back to [`Self::end_listing`].
+    fn begin_listing(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// A listing is complete: machines of the worker that were not heard of since its begin are gone.
+    fn end_listing(&self, worker: &WorkerId, begin: u64, expected: &[WorkerId]) {
+        let mut tables = self.write();
+        let stale = |entry: &Entry| {
+            entry.heard.load(Ordering::Relaxed) <= begin && entry.shown.borrow().record.worker == *worker
+        };
+        let gone: Vec<_> = tables.machines.iter().filter(|(_, entry)| stale(entry)).map(|(id, _)| id.clone()).collect();
+        for id in gone {
+            tables.forget(&id);
+        }
+        tables.listed.insert(worker.clone());
+        let complete = expected.iter().all(|worker| tables.listed.contains(worker));
+        drop(tables);
+        if complete {
+            self.synced.send_replace(true);
+        }
+    }
+
+    /// Whether a worker was listed since we began.
+    pub fn is_listed(&self, worker: &WorkerId) -> bool {
+        self.read().listed.contains(worker)
+    }
+}
+
+impl Entry {
+    /// The newer of both, and whether this is how we learnt that the machine is destroyed.
+    fn update(&self, shown: &Arc<Shown>, heard: u64) -> (Arc<Shown>, bool) {
+        self.heard.fetch_max(heard, Ordering::Relaxed);
+        let mut newly_destroyed = false;
+        self.shown.send_if_modified(|current| {
+            let newer = shown.record.revision > current.record.revision;
+            if newer {
+                newly_destroyed =
+                    shown.state() == MachineState::Destroyed && current.state() != MachineState::Destroyed;
+                *current = shown.clone();
+            }
+            newer
+        });
+        (self.shown.borrow().clone(), newly_destroyed)
+    }
+}
+
+impl Tables {
+    fn forget(&mut self, id: &MachineId) {
+        let Some(entry) = self.machines.remove(id) else { return };
+        let app = entry.shown.borrow().record.app.clone();
+        if let Some(ids) = self.by_app.get_mut(&app) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.by_app.remove(&app);
+            }
+        }
+    }
+}
