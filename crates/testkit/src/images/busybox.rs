@@ -1,0 +1,99 @@
+//! The smallest image that is of use: Debian's static busybox, a link per tool, two users.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use tar::{Builder, EntryType, Header};
+
+use super::{Config, Layer, cached, write_layout};
+use crate::command::run_command;
+
+const PROGRAM: &str = "/bin/busybox";
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww:x:1000:1000::/var/www:/bin/sh\n";
+const GROUP: &str = "root:x:0:\nwww:x:1000:\nextra:x:1001:www\n";
+/// What the page of [`web`] says.
+const PAGE: &str = "hello from a machine\n";
+
+/// busybox whose program, unless told otherwise, sleeps; it ends with code 0 on SIGINT and SIGTERM.
+///
+/// # Errors
+/// When busybox-static is missing.
+pub fn busybox() -> Result<PathBuf> {
+    let program = "trap 'exit 0' INT TERM; sleep 1000000 & wait";
+    let cmd = vec!["/bin/sh".into(), "-c".into(), program.into()];
+    busybox_with("busybox", &Config { cmd, ..Config::default() })
+}
+
+/// A web server on port 80.
+///
+/// # Errors
+/// When busybox-static is missing.
+pub fn web() -> Result<PathBuf> {
+    let config = Config {
+        entrypoint: vec!["/bin/busybox".into(), "httpd".into()],
+        cmd: ["-f", "-v", "-p", "80", "-h", "/var/www"].map(Into::into).to_vec(),
+        env: vec!["PATH=/bin".into()],
+        exposed_ports: json!({ "80/tcp": {} }),
+        ..Config::default()
+    };
+    busybox_with("web", &config)
+}
+
+/// busybox that runs as `config` says.
+///
+/// # Errors
+/// When busybox-static is missing.
+pub fn busybox_with(name: &str, config: &Config) -> Result<PathBuf> {
+    let program = fs::read(PROGRAM).context("no static busybox: apt-get install busybox-static")?;
+    let version = run_command(Command::new(PROGRAM).arg("--help"))?;
+    let recipe =
+        format!("{}{}{PASSWD}{GROUP}{PAGE}{version}", include_str!("busybox.rs"), serde_json::to_string(config)?);
+    cached(name, &recipe, |layout| build(layout, &program, config))
+}
+
+fn build(layout: &Path, program: &[u8], config: &Config) -> Result<()> {
+    let tools = run_command(Command::new(PROGRAM).arg("--list"))?;
+    let mut tree = Builder::new(Vec::new());
+    for (path, mode, owner) in [
+        ("bin/", 0o755, 0),
+        ("etc/", 0o755, 0),
+        ("root/", 0o700, 0),
+        ("tmp/", 0o1777, 0),
+        ("var/", 0o755, 0),
+        ("var/www/", 0o755, 1000),
+    ] {
+        append(&mut tree, path, EntryType::Directory, mode, owner, &[])?;
+    }
+    append(&mut tree, "bin/busybox", EntryType::Regular, 0o755, 0, program)?;
+    append(&mut tree, "etc/passwd", EntryType::Regular, 0o644, 0, PASSWD.as_bytes())?;
+    append(&mut tree, "etc/group", EntryType::Regular, 0o644, 0, GROUP.as_bytes())?;
+    append(&mut tree, "var/www/index.html", EntryType::Regular, 0o644, 1000, PAGE.as_bytes())?;
+    for tool in tools.lines().filter(|tool| *tool != "busybox") {
+        let mut header = header(EntryType::Symlink, 0o777, 0);
+        header.set_size(0);
+        tree.append_link(&mut header, format!("bin/{tool}"), "busybox")?;
+    }
+    write_layout(layout, &[Layer::Bytes(tree.into_inner()?)], config)
+}
+
+fn header(kind: EntryType, mode: u32, owner: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(owner);
+    header.set_gid(owner);
+    header.set_mtime(0);
+    header
+}
+
+fn append(tree: &mut Builder<Vec<u8>>, path: &str, kind: EntryType, mode: u32, owner: u64, data: &[u8]) -> Result<()> {
+    let mut header = header(kind, mode, owner);
+    header.set_size(data.len() as u64);
+    tree.append_data(&mut header, path, data)?;
+    Ok(())
+}

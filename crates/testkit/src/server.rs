@@ -1,0 +1,236 @@
+//! A real server: the built binary on a data directory of its own.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    net::UnixDatagram,
+    process::{Child, Command},
+};
+
+use crate::{Api, DEADLINE, Host, Machine, Output, process, target_directory};
+
+/// How a server is started.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Registries, host and port, to be reached over plain HTTP.
+    pub insecure_registries: Vec<String>,
+    /// Further arguments of `caddis serve`.
+    pub arguments: Vec<String>,
+    /// Further environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// A server on a [`Host`]. Dropping it kills it and its VMs; when the test failed its log is printed before.
+#[derive(Debug)]
+pub struct Server<'a> {
+    host: &'a Host,
+    options: Options,
+    child: Option<Child>,
+    api: Api,
+}
+
+impl<'a> Server<'a> {
+    /// Where it listens.
+    pub const LISTEN: &'static str = "127.0.0.1:4280";
+
+    /// Starts a server and returns when it says that it is ready.
+    ///
+    /// # Errors
+    /// When it isn't built (`make build-tests`), or ends before it is ready.
+    pub async fn start(host: &'a Host, options: Options) -> Result<Self> {
+        process::adopt_orphans();
+        let api = Api::new(format!("http://{}", Self::LISTEN), None)?;
+        let mut server = Self { host, options, child: None, api };
+        fs::write(server.boot_id_file(), "11111111-2222-4333-8444-555555555555\n")?;
+        server.launch().await?;
+        let token = fs::read_to_string(server.data_directory().join("root.token")).context("reading the root token")?;
+        server.api = server.api.with_token(Some(token.trim()))?;
+        Ok(server)
+    }
+
+    /// Starts it again, after [`Self::kill`] or [`Self::terminate`].
+    ///
+    /// # Errors
+    /// When it ends before it is ready.
+    pub async fn launch(&mut self) -> Result<()> {
+        // Ready is told as systemd is told: by a datagram (sd_notify(3)).
+        let socket = self.host.path("notify");
+        let _ = fs::remove_file(&socket);
+        let notify = UnixDatagram::bind(&socket).context("listening for the server's readiness")?;
+        let log = File::options().create(true).append(true).open(self.log_file())?;
+        let mut child =
+            self.command(&socket)?.stdout(log.try_clone()?).stderr(log).spawn().context("starting caddis")?;
+        let mut message = vec![0; 4096];
+        let ready = async {
+            loop {
+                let length = notify.recv(&mut message).await?;
+                if message.get(..length).unwrap_or_default().split(|byte| *byte == b'\n').any(|line| line == b"READY=1")
+                {
+                    return anyhow::Ok(());
+                }
+            }
+        };
+        let outcome = tokio::select! {
+            ready = tokio::time::timeout(DEADLINE, ready) => ready.context("caddis serve was not ready in time")?,
+            status = child.wait() => bail!("caddis serve ended at start: {}\n{}", status?, self.log()),
+        };
+        self.child = Some(child);
+        outcome
+    }
+
+    fn command(&self, notify: &Path) -> Result<Command> {
+        // A test that is killed takes its server along.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(binary()?).arg("serve");
+        command.arg("--data-dir").arg(self.data_directory());
+        let accelerator = std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into());
+        command.args(["--listen", Self::LISTEN, "--accelerator", &accelerator, "--log-format", "text"]);
+        let kernel = target_directory().join("kernel");
+        for (flag, variable, name) in
+            [("--kernel", "CADDIS_KERNEL", "vmlinuz"), ("--modules", "CADDIS_MODULES", "modules")]
+        {
+            let path = std::env::var_os(variable).map_or_else(|| kernel.join(name), PathBuf::from);
+            if !path.exists() {
+                bail!("no {}: `make kernel` fetches it", path.display());
+            }
+            command.arg(flag).arg(path);
+        }
+        for registry in &self.options.insecure_registries {
+            command.args(["--insecure-registry", registry]);
+        }
+        command.args(&self.options.arguments);
+        command.env("NOTIFY_SOCKET", notify).env("CADDIS_BOOT_ID_FILE", self.boot_id_file());
+        command.env("DOCKER_CONFIG", self.host.path("docker")).env("HOME", self.host.directory());
+        command.envs(&self.options.environment).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Its data directory.
+    pub fn data_directory(&self) -> PathBuf {
+        self.host.path("data")
+    }
+
+    /// What stands for `/proc/sys/kernel/random/boot_id`: writing another id makes the server believe in a reboot.
+    pub fn boot_id_file(&self) -> PathBuf {
+        self.host.path("boot_id")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.host.path("server.log")
+    }
+
+    /// What it wrote up to now.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// A client with the root token.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// A handle on a machine.
+    pub fn machine(&self, app: &str, id: &str) -> Machine {
+        Machine::new(self.api.clone(), app, id)
+    }
+
+    /// Runs the command line with this server's address and token.
+    ///
+    /// # Errors
+    /// When it can't be run or does not end.
+    pub async fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(binary()?);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        command.env("CADDIS_API_URL", self.api.url("")).env("CADDIS_API_TOKEN", self.api.token().unwrap_or_default());
+        command.env("HOME", self.host.directory()).env_remove("XDG_CONFIG_HOME").env("NO_COLOR", "1");
+        let output = tokio::time::timeout(DEADLINE, command.output()).await;
+        Ok(output.with_context(|| format!("caddis {arguments:?} did not end"))??.into())
+    }
+
+    /// Process id of the server.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self) -> Result<i32> {
+        Ok(self.child.as_ref().and_then(Child::id).context("the server does not run")?.try_into()?)
+    }
+
+    /// Process ids of its VMs.
+    pub fn vms(&self) -> Vec<i32> {
+        self.vms_in(&self.data_directory())
+    }
+
+    /// Process id of the VM of one machine.
+    ///
+    /// # Errors
+    /// When there is not exactly one.
+    pub fn vm(&self, machine: &Machine) -> Result<i32> {
+        let mut found = self.vms();
+        found.retain(|pid| process::descriptors(*pid).iter().any(|(_, target)| target.contains(machine.id())));
+        match found[..] {
+            [pid] => Ok(pid),
+            _ => bail!("machine {} has VM processes {found:?}", machine.id()),
+        }
+    }
+
+    fn vms_in(&self, directory: &Path) -> Vec<i32> {
+        let is_vm = |pid: &i32| process::name(*pid).is_some_and(|name| name.starts_with("qemu-system"));
+        process::holders(directory).into_iter().filter(is_vm).collect()
+    }
+
+    /// `kill -9`; its VMs stay.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("the server does not run")?;
+        child.kill().await.context("killing the server")
+    }
+
+    /// SIGTERM, and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn terminate(&mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(self.pid()?), Signal::SIGTERM).context("signalling the server")?;
+        let mut child = self.child.take().context("the server does not run")?;
+        Ok(tokio::time::timeout(DEADLINE, child.wait()).await.context("the server does not end on SIGTERM")??)
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        if let Some(pid) = self.child.take().and_then(|child| child.id()) {
+            process::end(pid.cast_signed());
+        }
+        for pid in process::holders(&self.data_directory()) {
+            process::end(pid);
+        }
+        if std::thread::panicking() {
+            eprintln!("---- log of the server ----\n{}---- end of the log ----", self.log());
+        }
+    }
+}
+
+/// The binary under test: `CADDIS_BINARY`, or the one cargo built beside this test.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("CADDIS_BINARY") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe().context("finding the test's own file")?;
+    let path = test.ancestors().nth(2).context("finding the build directory")?.join("caddis");
+    if !path.exists() {
+        bail!("{} is not built: cargo build --workspace --bins", path.display());
+    }
+    Ok(path)
+}

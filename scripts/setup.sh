@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Installs from Debian what building, testing and the demo need and what is missing. Asks dpkg first, so that
+# nothing is downloaded or asked when all is there.
+set -euo pipefail
+
+packages=(
+    build-essential    # the C compiler and make that SQLite and the linker need
+    qemu-system-x86    # the VMM
+    qemu-utils         # qemu-img, to check overlays in tests
+    e2fsprogs          # mke2fs, which builds root disks
+    nftables iproute2  # what the network tests look with
+    busybox-static     # the smallest image there is
+    docker-registry    # a registry for tests and the demo
+    skopeo             # pushes images and makes archives
+    mmdebstrap         # builds a real distribution's tree
+    zstd jq curl openssl
+    ca-certificates    # for registries over HTTPS
+)
+
+missing=()
+for package in "${packages[@]}"; do
+    status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
+    [[ $status == installed ]] || missing+=("$package")
+done
+[[ ${#missing[@]} -eq 0 ]] && exit 0
+
+if [[ $(id -u) -ne 0 ]]; then
+    echo "missing packages; as root: apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+fi
+
+# A registry installed for the demo must not start as a service of the host. dpkg asks this file before it starts one.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    trap 'rm -f "$policy"' EXIT
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+echo "installing: ${missing[*]}"
+apt-get update --quiet --quiet
+apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" </dev/null
+
+# deb-systemd-helper enables units even where it may not start them.
+if [[ " ${missing[*]} " == *" docker-registry "* ]] && command -v systemctl >/dev/null; then
+    systemctl disable docker-registry.service >/dev/null 2>&1 || true
+fi
