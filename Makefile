@@ -1,0 +1,44 @@
+# Everything a person types here. `make demo` and `make test` set up what they need on a fresh Debian 12 with Rust.
+#   make demo [KEEP=1]     see it work; KEEP=1 leaves the server up
+#   make test              the whole test suite
+#   make soak              the same with the long forms of tests
+#   make lint              what CI checks beside the tests
+# ACCEL=kvm runs tests and demo with hardware virtualisation; without it they run under emulation, as in CI.
+
+ACCEL ?= emulation
+KEEP ?=
+export CADDIS_TEST_ACCELERATOR := $(ACCEL)
+export KEEP
+
+.PHONY: help setup kernel build build-tests test soak demo lint
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+
+# What is missing of Debian's packages.
+setup:
+	@scripts/setup.sh
+
+# The kernel of VMs, unpacked to target/kernel.
+kernel: setup
+	@scripts/kernel.sh
+
+build: setup
+	cargo build --release --bin caddis
+
+# The binaries that end-to-end tests run.
+build-tests: setup
+	cargo build --workspace --bins
+
+test: kernel build-tests
+	@scripts/test.sh
+
+soak: kernel build-tests
+	@CADDIS_SOAK=1 scripts/test.sh
+
+demo: kernel build
+	@scripts/demo.sh
+
+lint: setup
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings

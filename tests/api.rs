@@ -1,0 +1,162 @@
+//! Bad input, and clients that get in each other's way.
+
+use anyhow::Result;
+use caddis_testkit::{Api, Host};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::stand::{APP, Stand};
+
+#[tokio::test]
+async fn bad_input_is_refused_with_the_field_and_the_limit() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let api = stand.server.api();
+    let image = stand.busybox()?;
+    let machines = format!("/v1/apps/{APP}/machines");
+    for (config, status, text) in [
+        (json!({ "image": image, "guest": { "cpus": 3 } }), 400, "config.guest.cpus"),
+        (json!({ "image": image, "guest": { "cpu_kind": "turbo" } }), 400, "config.guest.cpu_kind"),
+        (json!({ "image": image, "guest": { "cpus": 1, "memory_mb": 1 } }), 400, "minimum required 256 MiB"),
+        (json!({ "image": image, "guest": { "cpus": 1, "memory_mb": 999_936 } }), 400, "cannot exceed 2048 MiB"),
+        (json!({ "image": image, "guest": { "memory_mb": "much" } }), 400, "memory_mb"),
+        (json!({ "image": image, "env": ["A=B"] }), 400, "env"),
+        (json!({ "image": image, "restart": { "policy": "sometimes" } }), 400, "restart"),
+        (json!({ "image": image, "stop_config": { "signal": "SIGSTOPIT" } }), 400, "signal"),
+        (json!({ "image": image, "stop_config": { "timeout": "1 hour" } }), 400, "timeout"),
+        (json!({ "image": image, "files": [{ "guest_path": "relative", "raw_value": "" }] }), 400, "guest_path"),
+        (json!({ "image": image, "files": [{ "guest_path": "/f", "raw_value": "%%" }] }), 400, "raw_value"),
+        (json!({}), 400, "image"),
+        (json!("text"), 400, "config"),
+    ] {
+        let reply = api.post(&machines, json!({ "config": config })).await?;
+        assert_eq!(reply.status, status, "{config}: {}", reply.text);
+        assert!(reply.error().contains(text), "{config}: {}", reply.text);
+        assert!(reply.body["code"].is_string() && reply.body["retryable"].is_boolean(), "{}", reply.text);
+        assert!(reply.headers.contains_key("fly-request-id"));
+    }
+    let broken = api.send(Method::POST, &machines, &[], Some("{".into())).await?;
+    assert_eq!(broken.status, 400, "{}", broken.text);
+    let oversized = json!({ "config": { "image": image, "env": { "A": "x".repeat(64 << 20) } } });
+    assert_eq!(api.post(&machines, oversized).await?.status, 413);
+
+    let taken = api.post("/v1/apps", json!({ "name": APP, "org_slug": "personal" })).await?;
+    assert_eq!((taken.status, &taken.body["status"]), (422, &json!("name_taken")), "{}", taken.text);
+    assert!(taken.error().contains("Name has already been taken"), "{}", taken.text);
+    let illegal = api.post("/v1/apps", json!({ "name": "No_Good", "org_slug": "personal" })).await?;
+    assert_eq!(illegal.status, 422, "{}", illegal.text);
+
+    for (path, status, text) in [
+        ("/v1/apps/unknown", 404, "Could not find App"),
+        ("/v1/apps/unknown/machines", 404, "Could not find App"),
+        ("/v1/apps/test/machines/nonsense", 400, "invalid machine ID, 'nonsense'"),
+        ("/v1/apps/test/machines/00000000000000", 404, "machine not found"),
+        ("/v1/apps/test/machines?limit=-1", 400, "limit"),
+        ("/v1/nothing", 404, ""),
+    ] {
+        let reply = api.get(path).await?;
+        assert_eq!(reply.status, status, "{path}: {}", reply.text);
+        assert!(reply.error().contains(text), "{path}: {}", reply.text);
+    }
+    let listed = api.get(&machines).await?.ok()?;
+    assert_eq!(listed, json!([]), "nothing came of it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_valid_token_only_the_open_paths_answer() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let token = stand.server.api().token().unwrap_or_default();
+    let base = stand.server.api().url("");
+    let anonymous = Api::new(base, None)?;
+    for header in [None, Some("Bearer wrong"), Some(""), Some("Basic dGVzdA=="), Some("FlyV1 wrong,also-wrong")] {
+        let headers: Vec<_> = header.map(|value| ("authorization", value)).into_iter().collect();
+        for path in ["/v1/apps?org_slug=personal", "/v1/apps/unknown", "/v1/apps/test/machines"] {
+            let reply = anonymous.send(Method::GET, path, &headers, None).await?;
+            assert_eq!(reply.status, 401, "{path} with {header:?}: {}", reply.text);
+        }
+    }
+    for scheme in ["Bearer ", "FlyV1 ", ""] {
+        let value = format!("{scheme}{token}");
+        let reply = anonymous.send(Method::GET, "/v1/apps/test", &[("authorization", &value)], None).await?;
+        assert_eq!(reply.status, 200, "{scheme}: {}", reply.text);
+    }
+    assert_eq!(anonymous.get("/healthz").await?.status, 200);
+    assert_eq!(anonymous.get("/v1/platform/regions").await?.ok()?["regions"][0]["code"], "local");
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(stand.server.data_directory().join("root.token"))?.permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(!stand.server.log().contains(token), "no token in the log");
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_clients_that_start_and_stop_one_machine_leave_it_whole() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let machine = stand.machine(json!({ "image": stand.busybox()? })).await?;
+    machine.wait("started").await?;
+    let client = async |first: &'static str, second: &'static str| -> Result<Vec<u16>> {
+        let api = Api::new(stand.server.api().url(""), stand.server.api().token())?;
+        let mut statuses = Vec::new();
+        for round in 0..8 {
+            let action = if round % 2 == 0 { first } else { second };
+            let reply = api.post(&machine.path(action), Value::Null).await?;
+            assert!(matches!(reply.status, 200 | 409 | 412), "{action}: {} {}", reply.status, reply.text);
+            statuses.push(reply.status);
+            machine.wait("settled").await?;
+        }
+        Ok(statuses)
+    };
+    let (one, two) = tokio::try_join!(client("/stop", "/start"), client("/start", "/stop"))?;
+    assert!(one.iter().chain(&two).any(|status| *status == 200), "{one:?} {two:?}");
+
+    machine.wait("settled").await?;
+    let state = machine.get().await?["state"].clone();
+    let running = stand.server.vms().len();
+    assert!(
+        (state == "started" && running == 1) || (state == "stopped" && running == 0),
+        "{state} with {running} VM processes"
+    );
+    machine.start().await?;
+    machine.wait("started").await?;
+    assert_eq!(machine.exec(&["/bin/true"]).await?.code, 0);
+    assert_eq!(stand.server.vms().len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lease_keeps_others_from_changing_a_machine() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let api = stand.server.api();
+    let body = json!({ "config": { "image": stand.busybox()? }, "skip_launch": true });
+    let machine = api.create_machine_from(APP, body).await?;
+    machine.wait("settled").await?;
+    assert_eq!(api.get(&machine.path("/lease")).await?.status, 404);
+
+    let lease = api.post(&machine.path("/lease?ttl=60"), Value::Null).await?;
+    assert_eq!((lease.status, &lease.body["status"]), (201, &json!("success")), "{}", lease.text);
+    let nonce = lease.body["data"]["nonce"].as_str().unwrap_or_default().to_owned();
+    for (method, path) in [
+        (Method::POST, machine.path("/start")),
+        (Method::POST, machine.path("/stop")),
+        (Method::POST, machine.path("/lease")),
+        (Method::DELETE, machine.path("?force=true")),
+    ] {
+        let reply = api.send(method, &path, &[], None).await?;
+        assert_eq!(reply.status, 409, "{path}: {}", reply.text);
+        assert!(reply.error().contains("lease currently held by"), "{path}: {}", reply.text);
+    }
+    let held = [("fly-machine-lease-nonce", nonce.as_str())];
+    let refreshed = api.send(Method::POST, &machine.path("/lease?ttl=60"), &held, None).await?;
+    assert_eq!(refreshed.body["data"]["nonce"], nonce, "{}", refreshed.text);
+    assert_eq!(api.send(Method::DELETE, &machine.path("/lease"), &held, None).await?.status, 200);
+    let gone = api.get(&machine.path("/lease")).await?;
+    assert_eq!(gone.status, 404);
+    assert!(gone.error().contains("lease not found"), "{}", gone.text);
+    api.delete(&machine.path("?force=true")).await?.ok()?;
+    Ok(())
+}

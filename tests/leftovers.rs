@@ -1,0 +1,70 @@
+//! After the last machine, the last server and `caddis host clean` a host is as it was.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use anyhow::Result;
+use caddis_testkit::{Host, process, run};
+use serde_json::json;
+
+use crate::stand::Stand;
+
+/// What a server could leave on its host outside of its data directory.
+fn traces() -> Result<BTreeSet<String>> {
+    let mut traces = BTreeSet::new();
+    let mut note = |kind: &str, text: &str| traces.extend(text.lines().map(|line| format!("{kind}: {line}")));
+    let links = run(["ip", "-oneline", "link"])?;
+    let links: Vec<_> = links.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+    note("link", &links.join("\n"));
+    note("filter", &run(["nft", "list", "ruleset"])?);
+    note("route", &run(["ip", "route", "show", "table", "all"])?);
+    note("route", &run(["ip", "-6", "route", "show", "table", "all"])?);
+    note("rule", &(run(["ip", "rule"])? + &run(["ip", "-6", "rule"])?));
+    note("mount", &fs::read_to_string("/proc/thread-self/mountinfo")?);
+    for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        note(setting, &fs::read_to_string(Path::new("/proc/sys/net").join(setting))?);
+    }
+    Ok(traces)
+}
+
+fn files(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        found.push(entry.path().display().to_string());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(files(&entry.path()));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn nothing_of_a_machine_or_a_server_is_left() -> Result<()> {
+    let host = Host::new().await?;
+    let before = traces()?;
+    let mut stand = Stand::new(&host).await?;
+    let idle = traces()?;
+    let machine = stand.machine(json!({ "image": stand.web()? })).await?;
+    machine.http_get(80, "/").await?;
+    let vm = stand.server.vm(&machine)?;
+    let server = process::control_groups(stand.server.pid()?);
+    let groups: Vec<_> = process::control_groups(vm).into_iter().filter(|group| !server.contains(group)).collect();
+    assert!(!groups.is_empty());
+    assert_ne!(traces()?, idle, "a machine can be seen on its host");
+    machine.destroy().await?;
+
+    assert!(stand.server.vms().is_empty());
+    assert_eq!(traces()?, idle, "nothing of the machine is left on the network");
+    for group in groups {
+        assert!(!group.exists(), "{} is left", group.display());
+    }
+    let data = stand.server.data_directory();
+    let of_machine: Vec<_> = files(&data).into_iter().filter(|file| file.contains(machine.id())).collect();
+    assert_eq!(of_machine, Vec::<String>::new(), "nothing of the machine is left on disk");
+
+    assert!(stand.server.terminate().await?.success());
+    assert!(process::holders(&data).is_empty(), "no process of the server is left");
+    let cleaned = stand.server.cli(&["host", "clean", "--data-dir", &data.to_string_lossy()]).await?;
+    assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
+    assert_eq!(traces()?, before);
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! End to end: the built binary, a real registry, real images, real VMs. `make test` runs it; it needs root.
+//!
+//! Each test has a host of its own (see `caddis-testkit`), so that they run in any order and side by side.
+#![forbid(unsafe_code)]
+
+mod api;
+mod command_line;
+mod images;
+mod isolation;
+mod leftovers;
+mod lifecycle;
+mod network;
+mod programs;
+mod restart;
+mod stand;

@@ -1,0 +1,133 @@
+//! What can and what can't be reached from inside a VM, and that it can't pretend to be another.
+
+use anyhow::{Context as _, Result};
+use caddis_testkit::{Host, Machine, Outside, run};
+use serde_json::json;
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+use crate::stand::{APP, Stand};
+
+/// Serves one page on port 80 and says when it listens.
+const PROGRAM: &str = "busybox httpd -p 80 -h /var/www && echo ready && sleep 1000000";
+
+/// Whether a TCP connection from inside the VM gets an answer. Dropped packets give none, hence the limit.
+async fn reaches(machine: &Machine, address: &str, port: u16) -> Result<bool> {
+    let request = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 3 nc -w 3 {address} {port} | grep -q .");
+    Ok(machine.exec(&["/bin/sh", "-c", &request]).await?.code == 0)
+}
+
+async fn ipv4(machine: &Machine) -> Result<String> {
+    Ok(machine.get().await?["private_ipv4"].as_str().context("no private_ipv4")?.to_owned())
+}
+
+#[tokio::test]
+async fn a_vm_reaches_the_outside_by_name_through_nat_and_nothing_private() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let machine = stand.script(PROGRAM, json!({})).await?;
+    machine.logged("ready").await?;
+
+    let page = machine.shell(&format!("wget -q -O - http://{}/", Outside::NAME)).await?;
+    assert_eq!(page, format!("you are {}\n", Host::ADDRESS), "by name, from the host's address");
+    assert!(machine.exec(&["/bin/nslookup", "unknown.test"]).await?.code != 0, "what has no address is denied");
+    let udp = format!("echo hello | nc -u -w 2 {} {}", Outside::ADDRESS, Outside::UDP_PORT);
+    assert_eq!(machine.shell(&udp).await?, "hello\n", "datagrams come back");
+    let seen = host.outside().datagrams_until(b"hello\n").await?;
+    assert!(seen.iter().all(|datagram| datagram.source.ip().to_string() == Host::ADDRESS), "{seen:?}");
+
+    // A service of the host on all its addresses, which answers whoever gets through.
+    let listener = TcpListener::bind("[::]:8081").await?;
+    let service = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // Who hangs up gets nothing.
+            let _ = stream.write_all(b"host\n").await;
+        }
+    });
+    let route = machine.shell("ip route show default").await?;
+    let gateway = route.split_whitespace().nth(2).context("a default gateway")?.to_owned();
+    for (address, port) in [
+        (Host::ADDRESS, 8081),
+        (Host::ADDRESS_V6, 8081),
+        (&*gateway, 8081),
+        (&*gateway, 4280),
+        ("192.168.77.2", 8081),
+        (Outside::LAN_ADDRESS, Outside::HTTP_PORT),
+        (Outside::METADATA_ADDRESS, Outside::HTTP_PORT),
+    ] {
+        assert!(!reaches(&machine, address, port).await?, "{address}:{port} must not be reached");
+    }
+    assert!(reaches(&machine, Outside::ADDRESS, Outside::HTTP_PORT).await?, "the test's means work");
+    service.abort();
+
+    // Its host reaches it by both addresses, the outside by neither.
+    let address = ipv4(&machine).await?;
+    for url in [format!("http://{address}/"), format!("http://[{}]/", machine.address().await?)] {
+        let page = run(["curl", "-sS", "--globoff", "--noproxy", "*", "--max-time", "30", &url])?;
+        assert_eq!(page, "hello from a machine\n", "{url}");
+    }
+    host.outside().run(&["ip", "route", "add", &address, "via", Host::ADDRESS])?;
+    let url = format!("http://{address}/");
+    assert!(host.outside().run(&["curl", "-sS", "--noproxy", "*", "--max-time", "3", &url]).is_err());
+    Ok(())
+}
+
+#[tokio::test]
+async fn machines_meet_in_their_network_only_and_cannot_forge_addresses() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    stand.server.api().create_app("apart", Some("apart")).await?;
+    let first = stand.script(PROGRAM, json!({})).await?;
+    let second = stand.script(PROGRAM, json!({})).await?;
+    let config = json!({ "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", PROGRAM] } });
+    let apart = stand.server.api().create_machine("apart", config).await?;
+    for machine in [&first, &second, &apart] {
+        machine.logged("ready").await?;
+    }
+    let (one, two, other) = (first.address().await?, second.address().await?, apart.address().await?);
+
+    assert!(reaches(&first, &two, 80).await?, "machines of one network meet");
+    assert!(reaches(&second, &one, 80).await?);
+    assert!(!reaches(&first, &other, 80).await?, "machines of different networks do not");
+    assert!(!reaches(&apart, &one, 80).await?);
+    assert!(!reaches(&apart, &ipv4(&first).await?, 80).await?, "not by their IPv4 addresses either");
+
+    // `apart` takes an address of the other network, and then asks and answers under it.
+    apart.shell(&format!("ip -6 address add {two}/128 dev eth0 nodad")).await?;
+    let forged = format!("timeout 3 wget -q -O - http://[{one}]/");
+    assert_ne!(apart.exec(&["/bin/sh", "-c", &forged]).await?.code, 0);
+    assert!(reaches(&first, &two, 80).await?, "the owner of an address keeps it");
+
+    // Datagrams under an address that is not its own never get out; one under its own, sent after them, does.
+    let send = |source: &str, text: &str| {
+        format!("echo {text} | nc -u -w 1 -s {source} {} {}", Outside::ADDRESS, Outside::UDP_PORT)
+    };
+    let (own, victim) = (ipv4(&apart).await?, ipv4(&first).await?);
+    for source in [&*victim, "198.51.100.77", "10.99.99.99"] {
+        apart.shell(&format!("ip address add {source}/32 dev eth0")).await?;
+        apart.exec(&["/bin/sh", "-c", &send(source, "forged")]).await?;
+    }
+    apart.shell(&send(&own, "genuine")).await?;
+    let seen = host.outside().datagrams_until(b"genuine\n").await?;
+    assert!(seen.iter().all(|datagram| datagram.payload != b"forged\n"), "{seen:?}");
+
+    // Nor does another link address help.
+    apart.shell("ip link set eth0 down && ip link set eth0 address 02:00:00:00:00:99 && ip link set eth0 up").await?;
+    assert!(!reaches(&apart, &one, 80).await?);
+    assert!(reaches(&first, &two, 80).await?, "the others are not disturbed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_two_machines_have_the_same_address() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let body = json!({ "config": { "image": stand.busybox()? }, "skip_launch": true });
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let machine = stand.server.api().create_machine_from(APP, body.clone()).await?;
+        machine.wait("settled").await?;
+        assert!(seen.insert(machine.address().await?), "{seen:?}");
+    }
+    assert!(seen.iter().all(|address| address.starts_with("fdaa:")), "{seen:?}");
+    Ok(())
+}

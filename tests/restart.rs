@@ -1,0 +1,138 @@
+//! VMs outlive the server, and come back after the host was down.
+
+use anyhow::{Context as _, Result};
+use caddis_testkit::{Host, process};
+use serde_json::json;
+use tokio::net::TcpStream;
+
+use crate::stand::Stand;
+
+/// A program that writes a numbered line ten times a second.
+const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo line $i; usleep 100000; done";
+
+#[tokio::test]
+async fn a_killed_server_finds_its_vms_and_their_logs_again() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let machine = stand.script(COUNTER, json!({})).await?;
+    machine.logged("line 3").await?;
+    let vm = stand.server.vm(&machine)?;
+    let boot = machine.shell("cat /proc/sys/kernel/random/boot_id").await?;
+    let events = machine.events().await?.len();
+
+    stand.server.kill().await?;
+    assert_eq!(stand.server.vms(), [vm], "the VM goes on without a server");
+    stand.server.launch().await?;
+    machine.wait("started").await?;
+    assert_eq!(stand.server.vm(&machine)?, vm);
+    assert_eq!(machine.shell("cat /proc/sys/kernel/random/boot_id").await?, boot);
+    assert_eq!(machine.events().await?.len(), events, "for the machine nothing happened");
+    let count = |lines: &[String]| lines.iter().filter(|line| line.starts_with("line ")).count();
+    let so_far = count(&machine.logs().await?);
+    machine.logged(&format!("line {}", so_far + 5)).await?;
+
+    // The same over an orderly end.
+    assert!(stand.server.terminate().await?.success());
+    assert_eq!(stand.server.vms(), [vm]);
+    stand.server.launch().await?;
+    let so_far = count(&machine.logs().await?);
+    machine.logged(&format!("line {}", so_far + 5)).await?;
+    let lines: Vec<_> = machine.logs().await?.into_iter().filter(|line| line.starts_with("line ")).collect();
+    let expected: Vec<_> = (1..=lines.len()).map(|number| format!("line {number}")).collect();
+    assert_eq!(lines, expected, "no line is lost, none comes twice");
+
+    machine.stop().await?;
+    machine.wait("stopped").await?;
+    assert!(stand.server.vms().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_program_that_ends_while_the_server_is_down_is_reported_with_its_code() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let script = "echo ready; nc -l -p 99 >/dev/null; echo last words; exit 42";
+    let machine = stand.script(script, json!({})).await?;
+    machine.logged("ready").await?;
+    machine.shell("until netstat -ltn | grep -q :99; do usleep 10000; done").await?;
+    let address = machine.address().await?;
+
+    stand.server.kill().await?;
+    drop(TcpStream::connect((address, 99)).await.context("telling the program to end")?);
+    stand.server.launch().await?;
+    machine.wait("stopped").await?;
+    let exit = machine.exit_event().await?;
+    assert_eq!((&exit["exit_code"], &exit["requested_stop"]), (&json!(42), &json!(false)), "{exit}");
+    assert!(machine.logs().await?.contains(&"last words".to_owned()));
+    assert!(stand.server.vms().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_vm_that_dies_while_the_server_is_down_is_noticed() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let machine = stand.script("sleep 1000", json!({})).await?;
+    machine.wait("started").await?;
+    let vm = stand.server.vm(&machine)?;
+    stand.server.kill().await?;
+    process::end(vm);
+    stand.server.launch().await?;
+    machine.wait("stopped").await?;
+    assert_eq!(machine.exit_event().await?["requested_stop"], false);
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_a_reboot_of_the_host_what_should_run_runs_again() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let image = stand.web()?;
+    let config = json!({ "image": image, "restart": { "policy": "no" } });
+    let wanted = stand.machine(config.clone()).await?;
+    let stopped = stand.machine(config).await?;
+    wanted.wait("started").await?;
+    stopped.wait("started").await?;
+    stopped.stop().await?;
+    stopped.wait("stopped").await?;
+    let before = wanted.newest_event().await?;
+    let boot = wanted.shell("cat /proc/sys/kernel/random/boot_id").await?;
+    let address = wanted.address().await?;
+
+    stand.server.kill().await?;
+    for vm in stand.server.vms() {
+        process::end(vm);
+    }
+    std::fs::write(stand.server.boot_id_file(), "99999999-2222-4333-8444-555555555555\n")?;
+    stand.server.launch().await?;
+    wanted.wait_after(&before, "started").await?;
+    assert_eq!(wanted.http_get(80, "/").await?, "hello from a machine\n");
+    assert_ne!(wanted.shell("cat /proc/sys/kernel/random/boot_id").await?, boot);
+    assert_eq!(wanted.address().await?, address);
+    let exit = wanted.exit_event().await?;
+    assert_eq!((&exit["requested_stop"], &exit["restarting"]), (&json!(false), &json!(true)), "{exit}");
+    assert!(wanted.events().await?.iter().any(|event| event.to_string().contains("reboot")), "the events say why");
+
+    assert_eq!(stopped.get().await?["state"], "stopped");
+    assert_eq!(stand.server.vms().len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_drain_stops_the_guests_and_the_next_start_of_the_host_brings_them_back() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let machine = stand.script("trap 'echo asked; exit 0' INT; echo ready; sleep 1000 & wait", json!({})).await?;
+    machine.logged("ready").await?;
+    let before = machine.newest_event().await?;
+    let data = stand.server.data_directory();
+    let drained = stand.server.cli(&["host", "drain", "--data-dir", &data.to_string_lossy()]).await?;
+    assert_eq!(drained.code, Some(0), "{drained:?}");
+    assert!(stand.server.vms().is_empty());
+    assert!(machine.logs().await?.contains(&"asked".to_owned()), "it was asked, not killed");
+    assert!(stand.server.terminate().await?.success());
+    std::fs::write(stand.server.boot_id_file(), "99999999-2222-4333-8444-555555555555\n")?;
+    stand.server.launch().await?;
+    machine.wait_after(&before, "started").await?;
+    Ok(())
+}
