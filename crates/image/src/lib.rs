@@ -10,10 +10,22 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod archive;
+mod blobs;
+mod build;
 mod config;
+mod disk;
 mod error;
+mod garbage;
+mod layer;
+mod manifest;
+mod meter;
 pub mod overlay;
+mod pull;
+mod records;
 mod reference;
+mod registry;
+mod session;
 mod store;
 
 pub use config::{ImageStoreConfig, Limits, Transfer};

@@ -1,11 +1,38 @@
 //! The store: what is offered to the worker.
+//!
+//! ```text
+//!  DIRECTORY/blobs/   manifests, configs, layers as fetched; kept to save downloads
+//!            images/  a record per image that has a root disk
+//!            disks/   root disks; whatever is here is complete
+//!            tmp/     half-made things, one locked directory per running store
+//! ```
 
-use std::{collections::HashSet, fs, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
+use futures::FutureExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{ImageError, ImageStoreConfig, ProgressSender, ResolvedImage, RootDisk};
+use crate::{
+    ImageError, ImageStoreConfig, ProgressSender, ResolvedImage, RootDisk,
+    blobs::Blobs,
+    build::Flight,
+    pull::BlobFlight,
+    records::Records,
+    reference::{is_digest, parse_reference},
+    registry::Registry,
+    session::{Session, make_directory},
+};
+
+/// Images built at the same time.
+const PARALLEL_BUILDS: usize = 2;
 
 /// An image that has a root disk in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,26 +60,64 @@ pub struct GarbageReport {
     pub free_bytes: u64,
 }
 
-/// The images of a host. Clones share everything.
+/// The images of a host. Clones share everything; when the last one goes, builds that are going on end.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
+    _closes: Arc<DropGuard>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    config: ImageStoreConfig,
+pub(crate) struct Inner {
+    pub(crate) config: ImageStoreConfig,
+    pub(crate) disks: PathBuf,
+    pub(crate) blobs: Blobs,
+    pub(crate) records: Records,
+    pub(crate) registry: Registry,
+    pub(crate) session: Session,
+    pub(crate) builds: Semaphore,
+    pub(crate) cancelled: CancellationToken,
+    flights: Mutex<HashMap<String, Flight>>,
+    pub(crate) blob_flights: Mutex<HashMap<String, BlobFlight>>,
+}
+
+impl Inner {
+    pub(crate) fn lock_flights(&self) -> MutexGuard<'_, HashMap<String, Flight>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ImageStore {
-    /// Opens the store, making it when missing and removing what an earlier crash left half-made.
+    /// Opens the store, making it when missing and removing what an earlier crash left half-made. One process has a
+    /// store open at a time. Blocks on the file system.
     ///
     /// # Errors
     /// [`ImageError::Io`] when the directory can't be made or read.
     pub fn open(config: ImageStoreConfig) -> Result<Self, ImageError> {
-        fs::create_dir_all(&config.directory)
-            .map_err(|error| ImageError::io("make the image store", &config.directory, error))?;
-        Ok(Self { inner: Arc::new(Inner { config }) })
+        let directory = &config.directory;
+        make_directory(directory)?;
+        // Paths of root disks are handed to other processes: they must not depend on where this one stands.
+        let directory = fs::canonicalize(directory).map_err(|error| ImageError::io("find", directory, error))?;
+        let disks = directory.join("disks");
+        make_directory(&disks)?;
+        let has_disk = |digest: &str| {
+            is_digest(digest) && disks.join(format!("{}.ext4", digest.trim_start_matches("sha256:"))).is_file()
+        };
+        let cancelled = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            session: Session::start(&directory.join("tmp"))?,
+            blobs: Blobs::open(directory.join("blobs"))?,
+            records: Records::open(directory.join("images"), has_disk)?,
+            registry: Registry::new(&config)?,
+            builds: Semaphore::new(PARALLEL_BUILDS),
+            cancelled: cancelled.clone(),
+            flights: Mutex::default(),
+            blob_flights: Mutex::default(),
+            disks,
+            config,
+        });
+        inner.remove_orphans()?;
+        Ok(Self { inner, _closes: Arc::new(cancelled.drop_guard()) })
     }
 
     /// Finds out which image a reference means, fetching only its manifest and config. Names given at import, and
@@ -61,8 +126,7 @@ impl ImageStore {
     /// # Errors
     /// Any but those of building; see [`ImageError::is_client_fault`].
     pub async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
-        crate::parse_reference(reference, &self.inner.config.default_registry)?;
-        Err(unfinished())
+        self.inner.resolve(reference).await
     }
 
     /// The image's root disk, fetched and built when it is not there. Callers for one image share one build; a caller
@@ -70,30 +134,52 @@ impl ImageStore {
     ///
     /// # Errors
     /// All kinds.
-    pub async fn root_disk(&self, _image: &ResolvedImage, _progress: &ProgressSender) -> Result<RootDisk, ImageError> {
-        Err(unfinished())
+    pub async fn root_disk(&self, image: &ResolvedImage, progress: &ProgressSender) -> Result<RootDisk, ImageError> {
+        let digest = &image.reference.digest;
+        if !is_digest(digest) {
+            let reason = "an image is built by its `sha256:` digest; resolve it first".to_owned();
+            return Err(ImageError::InvalidReference { reference: digest.clone(), reason });
+        }
+        let known = self.inner.records.get(digest);
+        let disk = match (self.inner.ready(digest), &known) {
+            (Some(disk), Some(_)) => disk,
+            _ if is_local(&image.reference.registry) => {
+                return Err(ImageError::NotFound {
+                    what: image.requested.clone(),
+                    hint: "it came from an archive and was removed: import the archive again".to_owned(),
+                });
+            }
+            _ => {
+                let wanted = image.clone();
+                self.inner
+                    .build_once(digest, progress, |inner, progress| inner.pull_and_build(wanted, progress).boxed())
+                    .await?
+            }
+        };
+        let (inner, image) = (Arc::clone(&self.inner), image.clone());
+        self.blocking(move || inner.note_use(&image)).await?;
+        Ok(disk)
     }
 
     /// The root disk, if it is there already. Costs one `stat`.
     #[must_use]
     pub fn ready_root_disk(&self, digest: &str) -> Option<RootDisk> {
-        let path: PathBuf = self.inner.config.directory.join("disks").join(format!("{digest}.ext4"));
-        let size = fs::metadata(&path).ok()?.len();
-        Some(RootDisk { path, size })
+        self.inner.ready(digest)
     }
 
     /// Takes in `docker-archive:FILE[:reference]`, `oci-archive:FILE[:tag]` or `oci:DIRECTORY[:tag]` and builds its
-    /// root disk. `name` is how it is referred to from then on; without one, the archive's own name for it is used.
+    /// root disk. `name` is how it is referred to from then on; without one, the archive's own name for it is used,
+    /// and where it has none, the digest. The file must stay as it is until this is done.
     ///
     /// # Errors
     /// All but those of registries.
     pub async fn import(
         &self,
-        _source: &str,
-        _name: Option<&str>,
-        _progress: &ProgressSender,
+        source: &str,
+        name: Option<&str>,
+        progress: &ProgressSender,
     ) -> Result<ImageSummary, ImageError> {
-        Err(unfinished())
+        self.inner.import(source, name, progress).await
     }
 
     /// All images with a root disk, the one used last first.
@@ -101,31 +187,64 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::Io`].
     pub async fn list(&self) -> Result<Vec<ImageSummary>, ImageError> {
-        Err(unfinished())
+        let inner = Arc::clone(&self.inner);
+        self.blocking(move || {
+            let mut images: Vec<_> = inner.records.all().iter().map(|record| inner.records.summary(record)).collect();
+            images.sort_by_key(|image| std::cmp::Reverse(image.last_used));
+            Ok(images)
+        })
+        .await
     }
 
     /// Removes a name, and with its last name, or by digest, the image. `in_use` are the digests that machines have.
     ///
     /// # Errors
     /// [`ImageError::NotFound`], [`ImageError::InUse`], [`ImageError::Io`].
-    pub async fn remove(&self, _name_or_digest: &str, _in_use: &HashSet<String>) -> Result<(), ImageError> {
-        Err(unfinished())
+    pub async fn remove(&self, name_or_digest: &str, in_use: &HashSet<String>) -> Result<(), ImageError> {
+        let (inner, name, in_use) = (Arc::clone(&self.inner), name_or_digest.to_owned(), in_use.clone());
+        self.blocking(move || inner.remove(&name, &in_use)).await
     }
 
-    /// Makes room when less than `wanted_free` bytes are free: first layers that are kept only to save downloads, then
-    /// root disks not in use, least recently used first.
+    /// Makes room when less than `wanted_free` bytes are free: first blobs that are kept only to save downloads, then
+    /// root disks not in use, least recently used first. Imported images are left alone, since nothing could bring
+    /// them back.
     ///
     /// # Errors
     /// [`ImageError::Io`].
     pub async fn collect_garbage(
         &self,
-        _in_use: &HashSet<String>,
-        _wanted_free: u64,
+        in_use: &HashSet<String>,
+        wanted_free: u64,
     ) -> Result<GarbageReport, ImageError> {
-        Err(unfinished())
+        let (inner, in_use) = (Arc::clone(&self.inner), in_use.clone());
+        self.blocking(move || inner.collect_garbage(&in_use, wanted_free)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, ImageError> {
+        let interrupted = || ImageError::Interrupted { what: "looking after the image store".to_owned() };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(interrupted()))
     }
 }
 
-fn unfinished() -> ImageError {
-    ImageError::unsupported("this", "the image store is being written; this commit only settles its interface")
+impl Inner {
+    /// Marks an image as used now, and known by the reference that was used.
+    fn note_use(&self, image: &ResolvedImage) -> Result<(), ImageError> {
+        let digest = &image.reference.digest;
+        self.records.touch(digest);
+        if !is_local(&image.reference.registry)
+            && let Ok(parsed) = parse_reference(&image.requested, &self.config.default_registry)
+            && self.records.local(&parsed.canonical()).is_none()
+        {
+            self.records.set_name(digest, &parsed.canonical(), false, self.session.path())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether an [`crate::ImageReference::registry`] stands for an archive.
+fn is_local(registry: &str) -> bool {
+    matches!(registry, "docker-archive" | "oci-archive" | "local")
 }

@@ -1,0 +1,178 @@
+//! Images from files: `docker-archive:FILE[:reference]`, `oci-archive:FILE[:tag]`, `oci:DIRECTORY[:tag]`
+//! (the names are those of containers-transports(5)).
+//!
+//! Nothing is copied: layers are unpacked straight out of the archive, verified on the way.
+
+mod docker;
+mod files;
+mod layout;
+
+use std::{path::PathBuf, sync::Arc};
+
+use futures::FutureExt;
+use tokio::sync::oneshot;
+
+use self::files::Files;
+use crate::{
+    ImageError, ImageReference, ImageSummary, ProgressSender, ResolvedImage, RootDisk,
+    build::{Ingredients, PendingLayer, interrupted},
+    layer::inflate::Source,
+    manifest::Config,
+    meter::Meter,
+    reference::{ParsedReference, parse_reference},
+    store::Inner,
+};
+
+/// The kinds of archives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    DockerArchive,
+    OciArchive,
+    OciDirectory,
+}
+
+/// What an import is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ArchiveSource {
+    pub(crate) kind: Kind,
+    pub(crate) path: PathBuf,
+    /// Which image of the archive.
+    pub(crate) wanted: Option<String>,
+}
+
+/// One image in an archive, its config checked.
+pub(crate) struct Contents {
+    /// Digest of its manifest.
+    digest: String,
+    config: Config,
+    layers: Vec<Source>,
+    /// What the archive calls it.
+    name: Option<String>,
+}
+
+impl ArchiveSource {
+    /// Takes `KIND:PATH[:WANTED]` apart. The path may hold colons itself: the longest that exists is taken.
+    pub(crate) fn parse(source: &str) -> Result<Self, ImageError> {
+        let invalid =
+            |reason: &str| ImageError::InvalidReference { reference: source.to_owned(), reason: reason.to_owned() };
+        let usage = "write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY";
+        let (kind, rest) = source.split_once(':').ok_or_else(|| invalid(usage))?;
+        let kind = match kind {
+            "docker-archive" => Kind::DockerArchive,
+            "oci-archive" => Kind::OciArchive,
+            "oci" => Kind::OciDirectory,
+            _ => return Err(invalid(usage)),
+        };
+        if rest.is_empty() {
+            return Err(invalid(usage));
+        }
+        let cuts = rest.match_indices(':').map(|(at, _)| at).chain([rest.len()]);
+        let found = cuts.filter(|at| PathBuf::from(&rest[..*at]).exists()).last();
+        let Some(at) = found else {
+            return Err(ImageError::NotFound { what: source.to_owned(), hint: "no such file or directory".to_owned() });
+        };
+        let wanted = rest[at..].strip_prefix(':').filter(|wanted| !wanted.is_empty()).map(str::to_owned);
+        Ok(Self { kind, path: PathBuf::from(&rest[..at]), wanted })
+    }
+}
+
+impl Inner {
+    /// See [`crate::ImageStore::import`].
+    pub(crate) async fn import(
+        self: &Arc<Self>,
+        source: &str,
+        name: Option<&str>,
+        progress: &ProgressSender,
+    ) -> Result<ImageSummary, ImageError> {
+        let archive = ArchiveSource::parse(source)?;
+        let parse_name = |name: &str| parse_reference(name, &self.config.default_registry);
+        let name = name.map(parse_name).transpose()?;
+        if let Some(name) = name.as_ref().filter(|name| name.digest.is_some()) {
+            return Err(ImageError::InvalidReference {
+                reference: name.canonical(),
+                reason: "an imported image gets its digest by itself; name it without one".to_owned(),
+            });
+        }
+        let (inner, reading) = (Arc::clone(self), archive.clone());
+        let contents = tokio::task::spawn_blocking(move || inner.read_archive(&reading)).await;
+        let contents = contents.unwrap_or_else(|_| Err(interrupted()))?;
+        // An archive may hold any text as a name; one that is no reference is no name.
+        let own_name = contents.name.as_deref().and_then(|name| parse_name(name).ok());
+        let name = name.or(own_name);
+
+        let digest = contents.digest.clone();
+        if self.ready(&digest).is_none() || self.records.get(&digest).is_none() {
+            let image = describe(&archive, &contents, name.as_ref(), source);
+            self.build_once(&digest, progress, |inner, progress| {
+                inner.build_archive(image, contents, progress).boxed()
+            })
+            .await?;
+        }
+        self.records.mark_imported(&digest, self.session.path())?;
+        if let Some(name) = name {
+            self.records.set_name(&digest, &name.canonical(), true, self.session.path())?;
+        }
+        let record = self.records.get(&digest).ok_or_else(interrupted)?;
+        Ok(self.records.summary(&record))
+    }
+
+    fn read_archive(&self, archive: &ArchiveSource) -> Result<Contents, ImageError> {
+        let files = match archive.kind {
+            Kind::OciDirectory => Files::directory(&archive.path),
+            Kind::OciArchive | Kind::DockerArchive => {
+                Files::tar(&archive.path, self.session.path(), &self.config.limits)?
+            }
+        };
+        let wanted = archive.wanted.as_deref();
+        match archive.kind {
+            Kind::DockerArchive => docker::read(files, wanted, &self.config.limits),
+            Kind::OciArchive | Kind::OciDirectory => layout::read(files, wanted, &self.config.limits),
+        }
+    }
+
+    async fn build_archive(
+        self: Arc<Self>,
+        image: ResolvedImage,
+        contents: Contents,
+        progress: ProgressSender,
+    ) -> Result<RootDisk, ImageError> {
+        let _permit = self.builds.acquire().await.map_err(|_| interrupted())?;
+        let total = contents.layers.iter().map(|layer| layer.length).sum();
+        let meter = Meter::new(progress, 0, total);
+        let mut layers = Vec::new();
+        for (source, diff_id) in contents.layers.into_iter().zip(contents.config.diff_ids) {
+            let (sender, ready) = oneshot::channel();
+            // The receiver is right here.
+            let _ = sender.send(Ok(source));
+            layers.push(PendingLayer { ready, diff_id });
+        }
+        self.build(Ingredients { image, layers, blobs: Vec::new(), imported: true, meter }).await
+    }
+}
+
+/// Fills in what the API shows of an image that no registry has.
+fn describe(
+    archive: &ArchiveSource,
+    contents: &Contents,
+    name: Option<&ParsedReference>,
+    source: &str,
+) -> ResolvedImage {
+    let registry = match archive.kind {
+        Kind::DockerArchive => "docker-archive",
+        Kind::OciArchive => "oci-archive",
+        Kind::OciDirectory => "local",
+    };
+    let stem = || archive.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    ResolvedImage {
+        requested: source.to_owned(),
+        reference: ImageReference {
+            registry: registry.to_owned(),
+            repository: name.map_or_else(stem, |name| name.repository.clone()),
+            tag: name.and_then(|name| name.tag.clone()),
+            digest: contents.digest.clone(),
+            labels: contents.config.labels.clone(),
+        },
+        config: contents.config.run.clone(),
+        download_size: contents.layers.iter().map(|layer| layer.length).sum(),
+    }
+}

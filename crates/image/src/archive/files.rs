@@ -1,0 +1,190 @@
+//! The files of an archive by name, whether they lie in a directory or in a tar file.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    ImageError, Limits,
+    layer::{
+        inflate::Source,
+        tar::{Kind, TarReader},
+    },
+};
+
+/// Members that an archive may have: more than a manifest can name is no image.
+const MOST_MEMBERS: usize = 100_000;
+
+/// Finds files.
+#[derive(Debug)]
+pub(crate) enum Files {
+    Directory(PathBuf),
+    Tar {
+        path: PathBuf,
+        /// Offset and length of each file, by its name without `./`.
+        members: HashMap<String, (u64, u64)>,
+        /// Links within the archive.
+        links: HashMap<String, String>,
+    },
+}
+
+impl Files {
+    pub(crate) fn directory(path: &Path) -> Self {
+        Self::Directory(path.to_owned())
+    }
+
+    /// Reads through a tar file and notes where everything is. One that is compressed as a whole is unpacked to
+    /// `scratch` first, because its parts are not needed in the order they come in.
+    pub(crate) fn tar(path: &Path, scratch: &Path, limits: &Limits) -> Result<Self, ImageError> {
+        let failed = |error| ImageError::io("read", path, error);
+        let metadata = fs::metadata(path).map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(ImageError::unsupported(path.display().to_string(), "an archive is a regular file"));
+        }
+        let path = uncompressed(path, scratch, limits)?;
+        let damaged = |error: io::Error| {
+            if error.raw_os_error().is_some() {
+                return ImageError::io("read", &path, error);
+            }
+            ImageError::corrupt(format!("archive {}", path.display()), error.to_string())
+        };
+        let file = BufReader::with_capacity(1 << 20, File::open(&path).map_err(failed)?);
+        let mut reader = TarReader::new(Counted { inner: file, position: 0 });
+        let mut members = HashMap::new();
+        let mut links = HashMap::new();
+        while let Some(entry) = reader.next_entry().map_err(damaged)? {
+            let name = plain_name(&String::from_utf8_lossy(&entry.path));
+            if members.len() + links.len() >= MOST_MEMBERS {
+                let limit = format!("an archive may have {MOST_MEMBERS} members");
+                return Err(ImageError::too_large(format!("archive {}", path.display()), limit));
+            }
+            let target = String::from_utf8_lossy(&entry.link).into_owned();
+            match entry.kind {
+                Kind::File if entry.sparse.is_none() => {
+                    members.insert(name, (reader.stream().position, entry.data_size));
+                }
+                Kind::Symlink => {
+                    let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);
+                    let target = plain_name(&format!("{parent}/{target}"));
+                    links.insert(name, target);
+                }
+                Kind::HardLink => drop(links.insert(name, plain_name(&target))),
+                _ => {}
+            }
+        }
+        Ok(Self::Tar { path, members, links })
+    }
+
+    /// Where a file is.
+    pub(crate) fn find(&self, name: &str) -> Result<Source, ImageError> {
+        let missing = |archive: &Path| {
+            ImageError::corrupt(format!("archive {}", archive.display()), format!("`{name}` is missing in it"))
+        };
+        match self {
+            Self::Directory(directory) => {
+                // Names come from digests and constants, but a stray `..` shall not depend on that.
+                let path = directory.join(plain_name(name));
+                let metadata = fs::metadata(&path).map_err(|_| missing(directory))?;
+                if !metadata.is_file() {
+                    return Err(missing(directory));
+                }
+                Ok(Source { what: path.display().to_string(), path, offset: 0, length: metadata.len(), digest: None })
+            }
+            Self::Tar { path, members, links } => {
+                let name = plain_name(name);
+                let found = members.get(&name).or_else(|| members.get(links.get(&name)?));
+                let (offset, length) = *found.ok_or_else(|| missing(path))?;
+                let what = format!("{name} in {}", path.display());
+                Ok(Source { what, path: path.clone(), offset, length, digest: None })
+            }
+        }
+    }
+
+    /// A small file, at most `limit` bytes.
+    pub(crate) fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
+        let source = self.find(name)?;
+        if source.length > limit {
+            return Err(ImageError::too_large(source.what, format!("the limit for it is {limit} bytes")));
+        }
+        let failed = |error| ImageError::io("read", &source.path, error);
+        let mut file = File::open(&source.path).map_err(failed)?;
+        file.seek(SeekFrom::Start(source.offset)).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.take(source.length).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+}
+
+/// The archive itself, or a temporary file with what it inflates to. (The session removes that file in the end.)
+fn uncompressed(path: &Path, scratch: &Path, limits: &Limits) -> Result<PathBuf, ImageError> {
+    let failed = |error| ImageError::io("read", path, error);
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
+    let start = file.fill_buf().map_err(failed)?;
+    let mut plain: Box<dyn Read> = if start.starts_with(&[0x1f, 0x8b]) {
+        Box::new(flate2::bufread::MultiGzDecoder::new(file))
+    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?)
+    } else {
+        return Ok(path.to_owned());
+    };
+    let mut output =
+        tempfile::NamedTempFile::new_in(scratch).map_err(|error| ImageError::io("write in", scratch, error))?;
+    let mut chunk = vec![0; 256 << 10];
+    let mut left = limits.unpacked_bytes;
+    loop {
+        let length = plain
+            .read(&mut chunk)
+            .map_err(|error| ImageError::corrupt(format!("archive {}", path.display()), error.to_string()))?;
+        if length == 0 {
+            break;
+        }
+        left = left.checked_sub(length as u64).ok_or_else(|| {
+            let limit = "it inflates to more than limits.unpacked_bytes";
+            ImageError::too_large(format!("archive {}", path.display()), limit)
+        })?;
+        output.write_all(&chunk[..length]).map_err(|error| ImageError::io("write in", scratch, error))?;
+    }
+    let (_, path) = output.keep().map_err(|error| ImageError::io("keep", scratch, error.error))?;
+    Ok(path)
+}
+
+/// A name without `./`, leading `/` and doubled `/`; `..` goes up but never above the top.
+fn plain_name(name: &str) -> String {
+    let mut parts = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+/// Knows how far it has been read.
+pub(crate) struct Counted {
+    inner: BufReader<File>,
+    position: u64,
+}
+
+impl BufRead for Counted {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.position += amount as u64;
+        self.inner.consume(amount);
+    }
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        self.position += length as u64;
+        Ok(length)
+    }
+}

@@ -1,0 +1,237 @@
+//! From layers to a root disk in the store: one build per image at a time, shared by all who want it.
+//!
+//! ```text
+//!  fetch (parallel) ─▶ blob, verified ─┐
+//!                                      ├─▶ unpack thread, layers in order ─▶ mke2fs ─▶ fsync ─▶ rename
+//!  archive on disk ────────────────────┘       (next layer inflates ahead)
+//! ```
+//! Everything before the rename happens below the session's directory and is removed whatever comes.
+
+use std::{
+    fs::{self, DirBuilder},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use futures::{FutureExt, future::BoxFuture, future::Shared};
+use nix::sys::statvfs::statvfs;
+use tokio::{sync::oneshot, sync::watch};
+
+use crate::{
+    ImageError, Progress, ProgressSender, ResolvedImage, RootDisk, disk,
+    layer::{
+        Budget,
+        inflate::{Inflated, Source, inflate},
+        unpack::Unpacker,
+    },
+    meter::Meter,
+    records::Record,
+    session,
+    store::Inner,
+};
+
+/// A build that is going on.
+#[derive(Debug, Clone)]
+pub(crate) struct Flight {
+    result: Shared<BoxFuture<'static, Result<RootDisk, ImageError>>>,
+    progress: watch::Receiver<Progress>,
+}
+
+/// A layer that is, or soon will be, on disk.
+pub(crate) struct PendingLayer {
+    pub(crate) ready: oneshot::Receiver<Result<Source, ImageError>>,
+    /// Digest of its content.
+    pub(crate) diff_id: String,
+}
+
+/// What a build starts from.
+pub(crate) struct Ingredients {
+    pub(crate) image: ResolvedImage,
+    pub(crate) layers: Vec<PendingLayer>,
+    /// Digests of manifest, config and layers.
+    pub(crate) blobs: Vec<String>,
+    pub(crate) imported: bool,
+    pub(crate) meter: Arc<Meter>,
+}
+
+impl Inner {
+    /// Joins the build of this image, or starts it with `work`.
+    ///
+    /// The work is a task of its own: a caller that goes away stops nothing. Only closing the store does.
+    pub(crate) async fn build_once(
+        self: &Arc<Self>,
+        digest: &str,
+        progress: &ProgressSender,
+        work: impl FnOnce(Arc<Self>, ProgressSender) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
+    ) -> Result<RootDisk, ImageError> {
+        let mut flight = {
+            let mut flights = self.lock_flights();
+            match flights.get(digest) {
+                Some(flight) => flight.clone(),
+                None => {
+                    let flight = self.take_off(digest, work);
+                    flights.insert(digest.to_owned(), flight.clone());
+                    flight
+                }
+            }
+        };
+        progress.send_replace(flight.progress.borrow_and_update().clone());
+        let mut result = flight.result;
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut result => return result,
+                changed = flight.progress.changed() => match changed {
+                    Ok(()) => drop(progress.send_replace(flight.progress.borrow_and_update().clone())),
+                    Err(_) => return result.await,
+                },
+            }
+        }
+    }
+
+    fn take_off(
+        self: &Arc<Self>,
+        digest: &str,
+        work: impl FnOnce(Arc<Self>, ProgressSender) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
+    ) -> Flight {
+        let (sender, progress) = watch::channel(Progress::default());
+        let work = work(Arc::clone(self), sender);
+        let landing = Landing { inner: Arc::clone(self), digest: digest.to_owned() };
+        let task = tokio::spawn(async move {
+            let result = work.await;
+            drop(landing);
+            result
+        });
+        let result = async move {
+            task.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "the build of a root disk ended abnormally");
+                Err(ImageError::Interrupted { what: "building the root disk".to_owned() })
+            })
+        };
+        Flight { result: result.boxed().shared(), progress }
+    }
+
+    /// Unpacks the layers, builds the disk, puts it and its record in place.
+    pub(crate) async fn build(self: &Arc<Self>, ingredients: Ingredients) -> Result<RootDisk, ImageError> {
+        let work = self.session.work_directory()?;
+        let result = self.build_in(&work, ingredients).await;
+        // Waited for, so that whoever sees the result sees no remains.
+        let removed = tokio::task::spawn_blocking(move || session::remove(&work)).await;
+        if let Err(error) = removed {
+            tracing::warn!(%error, "could not clean up after a build");
+        }
+        result
+    }
+
+    async fn build_in(self: &Arc<Self>, work: &Path, ingredients: Ingredients) -> Result<RootDisk, ImageError> {
+        let Ingredients { image, layers, blobs, imported, meter } = ingredients;
+        let digest = image.reference.digest.clone();
+        let tree = work.join("tree");
+        // mke2fs may take the root directory's mode from it; what encloses it is closed to others.
+        DirBuilder::new().mode(0o755).create(&tree).map_err(|error| ImageError::io("make", &tree, error))?;
+        let entries = {
+            let (inner, tree, meter) = (Arc::clone(self), tree.clone(), Arc::clone(&meter));
+            let unpacking = tokio::task::spawn_blocking(move || inner.unpack(&tree, layers, &meter));
+            unpacking.await.map_err(|error| {
+                tracing::error!(%error, "unpacking ended abnormally");
+                ImageError::Interrupted { what: "unpacking the image".to_owned() }
+            })??
+        };
+        meter.building();
+        let disk = work.join("disk.ext4");
+        disk::build(&tree, &disk, self.config.root_disk_size, &digest, entries, &self.cancelled).await?;
+        let (inner, size) = (Arc::clone(self), self.config.root_disk_size);
+        let publishing = tokio::task::spawn_blocking(move || {
+            let place = inner.disk_path(&digest);
+            let disk_bytes = disk::publish(&disk, &place)?;
+            inner.records.insert(Record::new(image, disk_bytes, blobs, imported), inner.session.path())?;
+            Ok(RootDisk { path: place, size })
+        });
+        publishing.await.unwrap_or_else(|_| Err(ImageError::Interrupted { what: "building the root disk".to_owned() }))
+    }
+
+    /// Blocking; gives the number of entries.
+    fn unpack(&self, tree: &Path, layers: Vec<PendingLayer>, meter: &Arc<Meter>) -> Result<u64, ImageError> {
+        let budget = Arc::new(Budget::new(&self.config.limits));
+        let still_wanted = || self.still_wanted();
+        let mut unpacker = Unpacker::new(tree, &budget, self.config.limits.keep_free_bytes, &still_wanted)?;
+        let start = |source: Source| -> Result<(String, Inflated), ImageError> {
+            let meter = Arc::clone(meter);
+            Ok((source.what.clone(), inflate(source, Arc::clone(&budget), move |bytes| meter.unpacked(bytes))?))
+        };
+        let mut layers = layers.into_iter().peekable();
+        let mut ahead: Option<(String, Inflated)> = None;
+        while let Some(layer) = layers.next() {
+            let (what, inflated) = match ahead.take() {
+                Some(started) => started,
+                None => start(layer.ready.blocking_recv().unwrap_or_else(|_| Err(interrupted()))?)?,
+            };
+            // One layer ahead, if it has come already: two cores are busy then, and memory stays bounded.
+            if let Some(next) = layers.peek_mut()
+                && let Ok(source) = next.ready.try_recv()
+            {
+                ahead = Some(start(source?)?);
+            }
+            unpacker.apply(&what, inflated, &layer.diff_id)?;
+        }
+        self.still_wanted()?;
+        Ok(unpacker.entries)
+    }
+
+    /// Fails once the store is closed.
+    pub(crate) fn still_wanted(&self) -> Result<(), ImageError> {
+        if self.cancelled.is_cancelled() { Err(interrupted()) } else { Ok(()) }
+    }
+
+    /// Fails when this many bytes more would eat into what is kept free for others.
+    pub(crate) fn check_space(&self, bytes: u64, what: &str) -> Result<(), ImageError> {
+        let free = self.free_bytes()?;
+        let kept = self.config.limits.keep_free_bytes;
+        if free < bytes.saturating_add(kept) {
+            return Err(ImageError::NoSpace {
+                what: format!("for {what}"),
+                reason: format!("{free} bytes are free, {bytes} are needed and {kept} kept for others"),
+            });
+        }
+        Ok(())
+    }
+
+    /// Bytes free for us in the store's file system.
+    pub(crate) fn free_bytes(&self) -> Result<u64, ImageError> {
+        let directory = &self.config.directory;
+        let space =
+            statvfs(directory).map_err(|error| ImageError::io("look at the free space of", directory, error.into()))?;
+        Ok(space.blocks_available().saturating_mul(space.fragment_size()))
+    }
+
+    /// Where the root disk of an image is, or would be. `digest` has been checked to be one.
+    pub(crate) fn disk_path(&self, digest: &str) -> PathBuf {
+        self.disks.join(format!("{}.ext4", digest.trim_start_matches("sha256:")))
+    }
+
+    pub(crate) fn ready(&self, digest: &str) -> Option<RootDisk> {
+        if !crate::reference::is_digest(digest) {
+            return None;
+        }
+        let path = self.disk_path(digest);
+        let size = fs::metadata(&path).ok()?.len();
+        Some(RootDisk { path, size })
+    }
+}
+
+pub(crate) fn interrupted() -> ImageError {
+    ImageError::Interrupted { what: "getting the image".to_owned() }
+}
+
+/// Takes the build off the list when it is over, also when it panicked.
+struct Landing {
+    inner: Arc<Inner>,
+    digest: String,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.inner.lock_flights().remove(&self.digest);
+    }
+}

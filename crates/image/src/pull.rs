@@ -1,0 +1,301 @@
+//! Finding out what a reference means, and getting its layers, from registries.
+
+use std::sync::{Arc, PoisonError, Weak};
+
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
+use tempfile::NamedTempFile;
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
+};
+
+use crate::{
+    ImageError, ImageReference, ProgressSender, ResolvedImage, RootDisk,
+    build::{Ingredients, PendingLayer, interrupted},
+    layer::inflate::Source,
+    manifest::{self, BlobDescriptor, Config, Document, Manifest},
+    meter::Meter,
+    reference::{ParsedReference, is_digest, parse_reference},
+    registry::{Repository, Wanted},
+    store::Inner,
+};
+
+/// A blob that is being fetched; gone when nobody waits for it any more.
+pub(crate) type BlobFlight = WeakShared<BoxFuture<'static, Result<(), ImageError>>>;
+
+/// Deepest nesting of an index in an index.
+const DEEPEST_INDEX: usize = 3;
+
+impl Inner {
+    /// See [`crate::ImageStore::resolve`].
+    pub(crate) async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
+        if is_digest(reference) {
+            let record = self.records.get(reference).ok_or_else(|| ImageError::NotFound {
+                what: reference.to_owned(),
+                hint: "no image with this digest is on the host; give the registry and repository too".to_owned(),
+            })?;
+            return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
+        }
+        let parsed = parse_reference(reference, &self.config.default_registry)?;
+        if let Some(record) = self.records.local(&parsed.canonical()) {
+            return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
+        }
+        let repository = Repository { registry: parsed.registry.clone(), name: parsed.repository.clone() };
+        let (digest, manifest) = self.find_manifest(&repository, &parsed).await?;
+        let config = self.config_of(&repository, &manifest).await?;
+        Ok(ResolvedImage {
+            requested: reference.to_owned(),
+            download_size: manifest.download_size(),
+            reference: ImageReference {
+                registry: parsed.registry,
+                repository: parsed.repository,
+                tag: parsed.tag,
+                digest,
+                labels: config.labels,
+            },
+            config: config.run,
+        })
+    }
+
+    /// Follows indexes down to the manifest for this platform.
+    async fn find_manifest(
+        &self,
+        repository: &Repository,
+        parsed: &ParsedReference,
+    ) -> Result<(String, Manifest), ImageError> {
+        let what = format!("{}/{}:{}", repository.registry, repository.name, parsed.version());
+        let mut version = parsed.version().to_owned();
+        for _ in 0..DEEPEST_INDEX {
+            let (digest, bytes) = self.manifest_bytes(repository, &version).await?;
+            match manifest::parse(&what, &bytes, &self.config.limits)? {
+                Document::Manifest(manifest) => return Ok((digest, manifest)),
+                Document::Index(index) => version = manifest::choose(&what, &index)?.digest,
+            }
+        }
+        Err(ImageError::unsupported(format!("image {what}"), "its indexes are nested too deep"))
+    }
+
+    /// A manifest or index, verified and stored, with its digest. By digest, the store's own copy will do.
+    async fn manifest_bytes(&self, repository: &Repository, version: &str) -> Result<(String, Vec<u8>), ImageError> {
+        let limit = self.config.limits.manifest_bytes;
+        if is_digest(version)
+            && let Some(bytes) = self.blobs.read(version, limit)
+        {
+            return Ok((version.to_owned(), bytes));
+        }
+        let (bytes, claimed) = self.registry.manifest(repository, version, limit).await?;
+        let what = format!("manifest of {}:{version}", repository.name);
+        let expected = if is_digest(version) { Some(version) } else { claimed.as_deref().filter(|c| is_digest(c)) };
+        if let Some(expected) = expected {
+            manifest::verify(&what, &bytes, expected)?;
+        }
+        let digest = manifest::digest_of(&bytes);
+        self.blobs.write(&digest, &bytes, self.session.path())?;
+        Ok((digest, bytes))
+    }
+
+    async fn config_of(&self, repository: &Repository, manifest: &Manifest) -> Result<Config, ImageError> {
+        let BlobDescriptor { digest, size } = &manifest.config;
+        let what = format!("{}@{digest}", repository.name);
+        let bytes = match self.blobs.read(digest, *size) {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.registry.small_blob(repository, digest, *size).await.map_err(|error| match error {
+                    ImageError::TooLarge { .. } => ImageError::corrupt(
+                        format!("config {what}"),
+                        format!("it has more than the {size} bytes promised"),
+                    ),
+                    other => other,
+                })?;
+                if bytes.len() as u64 != *size {
+                    let reason = format!("it has {} bytes, the manifest says {size}", bytes.len());
+                    return Err(ImageError::corrupt(format!("config {what}"), reason));
+                }
+                manifest::verify(&format!("config {what}"), &bytes, digest)?;
+                self.blobs.write(digest, &bytes, self.session.path())?;
+                bytes
+            }
+        };
+        manifest::parse_config(&what, &bytes, manifest.layers.len())
+    }
+
+    /// Gets all layers and builds the root disk.
+    pub(crate) async fn pull_and_build(
+        self: Arc<Self>,
+        image: ResolvedImage,
+        progress: ProgressSender,
+    ) -> Result<RootDisk, ImageError> {
+        // A few at once is as fast as many, and the host keeps its breath.
+        let _permit = self.builds.acquire().await.map_err(|_| interrupted())?;
+        match self.try_pull_and_build(&image, &progress).await {
+            // A layer that was in the store had decayed and was removed: fetch it anew, once.
+            Err((ImageError::Corrupt { .. }, true)) => {
+                self.try_pull_and_build(&image, &progress).await.map_err(|(error, _)| error)
+            }
+            other => other.map_err(|(error, _)| error),
+        }
+    }
+
+    /// The error comes with whether stored layers were used that may be to blame.
+    async fn try_pull_and_build(
+        self: &Arc<Self>,
+        image: &ResolvedImage,
+        progress: &ProgressSender,
+    ) -> Result<RootDisk, (ImageError, bool)> {
+        let fresh = |error| (error, false);
+        let digest = image.reference.digest.clone();
+        let repository =
+            Repository { registry: image.reference.registry.clone(), name: image.reference.repository.clone() };
+        let (_, bytes) = self.until_cancelled(self.manifest_bytes(&repository, &digest)).await.map_err(fresh)?;
+        let manifest = match manifest::parse(&image.requested, &bytes, &self.config.limits).map_err(fresh)? {
+            Document::Manifest(manifest) => manifest,
+            Document::Index(_) => {
+                let what = format!("manifest {digest} of {}", image.requested);
+                return Err(fresh(ImageError::corrupt(what, "it is an index, not resolved for this platform")));
+            }
+        };
+        let config = self.until_cancelled(self.config_of(&repository, &manifest)).await.map_err(fresh)?;
+
+        let mut blobs = vec![digest, manifest.config.digest.clone()];
+        blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
+        let _pins = self.blobs.pin(blobs.clone());
+        let missing = |layer: &&BlobDescriptor| !self.blobs.has(&layer.digest, layer.size);
+        let absent: Vec<&BlobDescriptor> = manifest.layers.iter().filter(missing).collect();
+        let download: u64 = absent.iter().map(|layer| layer.size).sum();
+        let reused: Vec<String> =
+            manifest.layers.iter().filter(|layer| !absent.contains(layer)).map(|layer| layer.digest.clone()).collect();
+        self.check_space(download, &image.requested).map_err(fresh)?;
+
+        let meter = Meter::new(progress.clone(), manifest.download_size(), manifest.download_size());
+        let (layers, fetching) = self.fetch_layers(&repository, &manifest, &config.diff_ids, &meter);
+        let ingredients = Ingredients { image: image.clone(), layers, blobs, imported: false, meter };
+        let result = self.build(ingredients).await;
+        drop(fetching); // aborts what a failure left under way
+        result.map_err(|error| {
+            let decayed = matches!(error, ImageError::Corrupt { .. }) && !reused.is_empty();
+            if decayed {
+                reused.iter().for_each(|digest| self.blobs.remove(digest));
+            }
+            (error, decayed)
+        })
+    }
+
+    /// Starts fetching all layers, some at once; each is handed over as soon as it is there and verified.
+    fn fetch_layers(
+        self: &Arc<Self>,
+        repository: &Repository,
+        manifest: &Manifest,
+        diff_ids: &[String],
+        meter: &Arc<Meter>,
+    ) -> (Vec<PendingLayer>, JoinSet<()>) {
+        let slots = Arc::new(Semaphore::new(self.config.parallel_layers.max(1)));
+        let mut tasks = JoinSet::new();
+        let mut layers = Vec::new();
+        for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
+            let (sender, ready) = oneshot::channel();
+            layers.push(PendingLayer { ready, diff_id: diff_id.clone() });
+            let (inner, slots, meter) = (Arc::clone(self), Arc::clone(&slots), Arc::clone(meter));
+            let (repository, layer) = (repository.clone(), layer.clone());
+            tasks.spawn(async move {
+                let fetch = async {
+                    let _slot = slots.acquire().await.map_err(|_| interrupted())?;
+                    inner.fetch_layer(&repository, &layer, &meter).await
+                };
+                let fetched = inner.until_cancelled(fetch).await;
+                let source = fetched.map(|()| Source {
+                    what: format!("{}@{}", repository.name, layer.digest),
+                    path: inner.blobs.path(&layer.digest),
+                    offset: 0,
+                    length: layer.size,
+                    digest: Some(layer.digest.clone()),
+                });
+                // Whoever unpacks may have failed already.
+                let _ = sender.send(source);
+            });
+        }
+        (layers, tasks)
+    }
+
+    /// Makes sure that a layer is in the store; images that are pulled at the same time share the transfer.
+    async fn fetch_layer(
+        self: &Arc<Self>,
+        repository: &Repository,
+        layer: &BlobDescriptor,
+        meter: &Arc<Meter>,
+    ) -> Result<(), ImageError> {
+        loop {
+            if self.blobs.has(&layer.digest, layer.size) {
+                meter.pulled(layer.size as i64);
+                return Ok(());
+            }
+            let (flight, joined) = self.blob_flight(repository, layer, meter);
+            match flight.await {
+                Ok(()) if joined => meter.pulled(layer.size as i64),
+                // Another repository's trouble need not be ours.
+                Err(error) if joined => {
+                    tracing::debug!(%error, digest = layer.digest, "a shared transfer failed, trying alone");
+                    continue;
+                }
+                result => return result,
+            }
+            return Ok(());
+        }
+    }
+
+    /// The transfer of this blob, and whether somebody else had started it.
+    fn blob_flight(
+        self: &Arc<Self>,
+        repository: &Repository,
+        layer: &BlobDescriptor,
+        meter: &Arc<Meter>,
+    ) -> (Shared<BoxFuture<'static, Result<(), ImageError>>>, bool) {
+        let mut flights = self.blob_flights.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has ended badly is nothing to join.
+        let known = flights.get(&layer.digest).and_then(WeakShared::upgrade).filter(|flight| flight.peek().is_none());
+        if let Some(flight) = known {
+            return (flight, true);
+        }
+        flights.retain(|_, flight| flight.upgrade().is_some());
+        let fetch = fetch_blob(Arc::downgrade(self), repository.clone(), layer.clone(), Arc::clone(meter));
+        let flight = fetch.boxed().shared();
+        flights.extend(flight.downgrade().map(|weak| (layer.digest.clone(), weak)));
+        (flight, false)
+    }
+
+    /// Ends early when the store is closed.
+    pub(crate) async fn until_cancelled<T>(
+        &self,
+        work: impl Future<Output = Result<T, ImageError>>,
+    ) -> Result<T, ImageError> {
+        tokio::select! {
+            result = work => result,
+            () = self.cancelled.cancelled() => Err(interrupted()),
+        }
+    }
+}
+
+async fn fetch_blob(
+    inner: Weak<Inner>,
+    repository: Repository,
+    layer: BlobDescriptor,
+    meter: Arc<Meter>,
+) -> Result<(), ImageError> {
+    let inner = inner.upgrade().ok_or_else(interrupted)?;
+    let scratch = inner.session.path();
+    let failed = |error| ImageError::io("write a blob in", scratch, error);
+    // The file is removed when this future is dropped before the end.
+    let temporary = NamedTempFile::new_in(scratch).map_err(failed)?;
+    let file = temporary.reopen().map_err(failed)?;
+    let before = std::sync::atomic::AtomicU64::new(0);
+    let wanted = Wanted { digest: layer.digest.clone(), size: layer.size };
+    let progress = |done: u64| {
+        let before = before.swap(done, std::sync::atomic::Ordering::Relaxed);
+        meter.pulled(done as i64 - before as i64);
+    };
+    drop(inner.registry.blob(&repository, &wanted, file, progress).await?);
+    temporary.persist(inner.blobs.path(&layer.digest)).map_err(|error| failed(error.error))?;
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! A client for the pulling half of the OCI distribution protocol.
+//!
+//! Written over reqwest rather than on top of oci-client, whose HTTP client can't be told which addresses and
+//! redirects to refuse, reads manifests of any size into memory, and has no resuming of blobs that keeps their hash.
+//!
+//! ```text
+//!  request ─▶ guard ─▶ connect (resolver filters addresses) ─▶ redirects, each through the guard, credentials
+//!     ▲                                                         only to the registry itself
+//!     └── 401: token from the realm, once ◀──────────────────── answer
+//! ```
+
+mod authentication;
+mod credentials;
+mod guard;
+mod transfer;
+
+pub(crate) use transfer::Wanted;
+
+use std::{
+    collections::HashMap,
+    error::Error as _,
+    io,
+    path::PathBuf,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use futures::StreamExt;
+use reqwest::{
+    Client, Response, StatusCode, Url,
+    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION},
+    redirect,
+};
+
+use self::{
+    authentication::Authorization,
+    guard::{Guard, GuardedResolver, Trust, authority},
+};
+use crate::{ImageError, ImageStoreConfig, Transfer};
+
+const MOST_REDIRECTS: usize = 5;
+
+/// Where blobs and manifests of an image are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Repository {
+    /// Host and port.
+    pub(crate) registry: String,
+    /// E.g. `library/nginx`.
+    pub(crate) name: String,
+}
+
+/// The client; shared by all pulls of a store.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    guard: Guard,
+    listed: Client,
+    ordinary: OnceLock<Client>,
+    credentials: Option<PathBuf>,
+    authorizations: Mutex<HashMap<Repository, Authorization>>,
+    transfer: Transfer,
+}
+
+/// A request that did not work out.
+struct Failure {
+    error: ImageError,
+    /// Another try may help.
+    again: bool,
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self { error, again: false }
+    }
+}
+
+impl Registry {
+    pub(crate) fn new(config: &ImageStoreConfig) -> Result<Self, ImageError> {
+        // Whoever installed a provider before us is welcome to have done so.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // Only ever speaks plain HTTP to hosts named in the configuration, so it trusts no certificate at all.
+        let listed = builder(&config.transfer).no_proxy().tls_certs_only([]).build().map_err(no_client)?;
+        Ok(Self {
+            guard: Guard::new(&config.insecure_registries),
+            listed,
+            ordinary: OnceLock::new(),
+            credentials: config.registry_credentials.clone(),
+            authorizations: Mutex::new(HashMap::new()),
+            transfer: config.transfer.clone(),
+        })
+    }
+
+    /// Fetches a manifest or index by tag or digest, at most `limit` bytes; also gives the digest that the registry
+    /// claims for it. Nothing is verified here.
+    pub(crate) async fn manifest(
+        &self,
+        repository: &Repository,
+        version: &str,
+        limit: u64,
+    ) -> Result<(Vec<u8>, Option<String>), ImageError> {
+        const TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+                             application/vnd.docker.distribution.manifest.list.v2+json, \
+                             application/vnd.docker.distribution.manifest.v2+json";
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(TYPES));
+        let what = format!("{}:{version}", repository.name);
+        let url = self.url(repository, &["manifests", version])?;
+        let (body, headers) = self.document(repository, &url, &headers, &what, limit).await?;
+        let claimed = headers.get("docker-content-digest").and_then(|value| value.to_str().ok());
+        Ok((body, claimed.map(str::to_owned)))
+    }
+
+    /// Fetches a small blob, at most `limit` bytes. Nothing is verified here.
+    pub(crate) async fn small_blob(
+        &self,
+        repository: &Repository,
+        digest: &str,
+        limit: u64,
+    ) -> Result<Vec<u8>, ImageError> {
+        let what = format!("{}@{digest}", repository.name);
+        let url = self.url(repository, &["blobs", digest])?;
+        Ok(self.document(repository, &url, &HeaderMap::new(), &what, limit).await?.0)
+    }
+
+    /// Something small, whole; tried again, with growing pauses, when that may help.
+    async fn document(
+        &self,
+        repository: &Repository,
+        url: &Url,
+        headers: &HeaderMap,
+        what: &str,
+        limit: u64,
+    ) -> Result<(Vec<u8>, HeaderMap), ImageError> {
+        let mut pause = self.transfer.first_pause;
+        let mut attempt = 1;
+        loop {
+            let Failure { error, again } = match self.try_document(repository, url, headers, what, limit).await {
+                Ok(document) => return Ok(document),
+                Err(failure) => failure,
+            };
+            if !again || attempt >= self.transfer.attempts {
+                return Err(error);
+            }
+            tracing::debug!(%error, attempt, "registry request failed, trying again");
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            attempt += 1;
+        }
+    }
+
+    async fn try_document(
+        &self,
+        repository: &Repository,
+        url: &Url,
+        headers: &HeaderMap,
+        what: &str,
+        limit: u64,
+    ) -> Result<(Vec<u8>, HeaderMap), Failure> {
+        let response = self.get(repository, url, headers, what).await?;
+        let headers = response.headers().clone();
+        Ok((self.body(repository, response, what, limit).await?, headers))
+    }
+
+    fn url(&self, repository: &Repository, last: &[&str]) -> Result<Url, ImageError> {
+        let mut url = self.guard.registry_url(&repository.registry)?;
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(repository.name.split('/')).extend(last);
+        }
+        Ok(url)
+    }
+
+    /// One GET with authentication and redirects; only a success comes back as such.
+    async fn get(
+        &self,
+        repository: &Repository,
+        url: &Url,
+        headers: &HeaderMap,
+        what: &str,
+    ) -> Result<Response, Failure> {
+        let known = self.known_authorization(repository);
+        let mut response = self.follow(repository, url, headers, known.as_ref(), what).await?;
+        // A 401 of a host that we were redirected to is no reason to show credentials to anyone.
+        if response.status() == StatusCode::UNAUTHORIZED && authority(response.url()) == authority(url) {
+            let fresh = self.authenticate(repository, url, &response).await?;
+            response = self.follow(repository, url, headers, Some(&fresh), what).await?;
+        }
+        self.judge(repository, response, what)
+    }
+
+    async fn follow(
+        &self,
+        repository: &Repository,
+        url: &Url,
+        headers: &HeaderMap,
+        authorization: Option<&HeaderValue>,
+        what: &str,
+    ) -> Result<Response, Failure> {
+        let mut trust = self.guard.check(url)?;
+        let mut current = url.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            let mut request = self.client(trust)?.get(current.clone()).headers(headers.clone());
+            let home = current.scheme() == url.scheme() && authority(&current) == authority(url);
+            if let (true, Some(authorization)) = (home, authorization) {
+                request = request.header(AUTHORIZATION, authorization.clone());
+            }
+            let response = request.send().await.map_err(|error| failed_request(&authority(&current), what, error))?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let next = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+            let next = next.and_then(|location| current.join(location).ok());
+            let next = next.ok_or_else(|| self.unreachable(repository, what, "a redirect to nowhere".to_owned()))?;
+            trust = self.guard.check_redirect(&current, &next)?;
+            current = next;
+        }
+        Err(self.unreachable(repository, what, format!("more than {MOST_REDIRECTS} redirects")).into())
+    }
+
+    fn judge(&self, repository: &Repository, response: Response, what: &str) -> Result<Response, Failure> {
+        let status = response.status();
+        let Repository { registry, name } = repository;
+        match status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ImageError::Unauthorized {
+                registry: registry.clone(),
+                repository: name.clone(),
+                reason: format!(
+                    "HTTP {}; check the name, and the credentials for {registry} in the configured docker config.json",
+                    status.as_u16()
+                ),
+            }
+            .into()),
+            StatusCode::NOT_FOUND => Err(ImageError::NotFound {
+                what: format!("{registry}/{what}"),
+                hint: "the registry has no such repository, tag or digest".to_owned(),
+            }
+            .into()),
+            _ => {
+                let again = status.is_server_error()
+                    || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
+                let error = self.unreachable(repository, what, format!("HTTP {}", status.as_u16()));
+                Err(Failure { error, again })
+            }
+        }
+    }
+
+    /// The whole body, unless it is longer than allowed.
+    async fn body(
+        &self,
+        repository: &Repository,
+        response: Response,
+        what: &str,
+        limit: u64,
+    ) -> Result<Vec<u8>, Failure> {
+        let too_large = || ImageError::too_large(what, format!("the limit for this kind of document is {limit} bytes"));
+        if response.content_length().is_some_and(|length| length > limit) {
+            return Err(too_large().into());
+        }
+        let mut body = Vec::new();
+        let mut stream = response.bytes_stream();
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| failed_request(&repository.registry, what, error))?;
+            if (body.len() + chunk.len()) as u64 > limit {
+                return Err(too_large().into());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn client(&self, trust: Trust) -> Result<&Client, ImageError> {
+        match trust {
+            Trust::Listed => Ok(&self.listed),
+            Trust::Ordinary => {
+                if let Some(client) = self.ordinary.get() {
+                    return Ok(client);
+                }
+                // Not made before it is needed: it wants certificates, which a host without Internet may lack.
+                let client = builder(&self.transfer)
+                    .https_only(true)
+                    .dns_resolver(GuardedResolver)
+                    .build()
+                    .map_err(no_client)?;
+                Ok(self.ordinary.get_or_init(|| client))
+            }
+        }
+    }
+
+    fn known_authorization(&self, repository: &Repository) -> Option<HeaderValue> {
+        let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, authorization| authorization.is_fresh());
+        known.get(repository).map(|authorization| authorization.header.clone())
+    }
+
+    fn unreachable(&self, repository: &Repository, what: &str, reason: String) -> ImageError {
+        ImageError::Unreachable { registry: repository.registry.clone(), what: what.to_owned(), reason }
+    }
+}
+
+fn builder(transfer: &Transfer) -> reqwest::ClientBuilder {
+    Client::builder()
+        .user_agent(concat!("caddis/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .connect_timeout(transfer.connect_timeout)
+        .read_timeout(transfer.idle_timeout)
+}
+
+fn no_client(error: reqwest::Error) -> ImageError {
+    ImageError::Program {
+        program: "TLS".to_owned(),
+        what: "setting up".to_owned(),
+        reason: format!("{}; is ca-certificates installed?", chain(error)),
+    }
+}
+
+/// Addresses are left out of it: those of redirects carry signatures that are as good as a password.
+fn failed_request(target: &str, what: &str, error: reqwest::Error) -> Failure {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(inner) = inner.downcast_ref::<io::Error>()
+            && inner.kind() == io::ErrorKind::PermissionDenied
+            && inner.raw_os_error().is_none()
+        {
+            return ImageError::Refused { target: target.to_owned(), reason: inner.to_string() }.into();
+        }
+        cause = inner.source();
+    }
+    let error = ImageError::Unreachable { registry: target.to_owned(), what: what.to_owned(), reason: chain(error) };
+    Failure { error, again: true }
+}
+
+fn chain(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,213 @@
+//! Fetching large blobs: hashed while they stream, resumed after a broken connection, given up when nothing comes.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use reqwest::{
+    Response, StatusCode,
+    header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE},
+};
+use sha2::{Digest, Sha256};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{Failure, Registry, Repository, failed_request};
+use crate::ImageError;
+
+/// Beyond what the slowest allowed speed makes of a blob's size.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// A blob to fetch.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// `sha256:…`.
+    pub(crate) digest: String,
+    /// Bytes that the manifest promises.
+    pub(crate) size: u64,
+}
+
+/// What the writing thread is told.
+enum Piece {
+    Data(Bytes),
+    StartAgain,
+}
+
+impl Registry {
+    /// Fetches a blob into an empty file and verifies size and digest. `progress` gets the bytes written so far. On an
+    /// error the file's content is worthless.
+    pub(crate) async fn blob(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted,
+        file: File,
+        progress: impl Fn(u64),
+    ) -> Result<File, ImageError> {
+        let speed = self.transfer.slowest_bytes_per_second.max(1);
+        let deadline = GRACE + Duration::from_secs(wanted.size / speed);
+        let what = format!("{}@{}", repository.name, wanted.digest);
+        match tokio::time::timeout(deadline, self.blob_in_tries(repository, wanted, file, progress, &what)).await {
+            Ok(result) => result,
+            Err(_) => {
+                Err(self.unreachable(repository, &what, format!("it did not come within {} s", deadline.as_secs())))
+            }
+        }
+    }
+
+    async fn blob_in_tries(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted,
+        file: File,
+        progress: impl Fn(u64),
+        what: &str,
+    ) -> Result<File, ImageError> {
+        let (pieces, writer) = start_writer(file);
+        let mut fetch = Fetch { registry: self, repository, wanted, what, pieces, done: 0, progress: &progress };
+        let mut furthest = 0;
+        let mut idle_attempts = 0;
+        let mut pause = self.transfer.first_pause;
+        while let Err(Failure { error, again }) = fetch.attempt().await {
+            if !again {
+                // The writer may know better: a full disk shows here as a channel that nobody reads.
+                drop(fetch);
+                return Err(finish_writer(writer).await.err().unwrap_or(error));
+            }
+            if fetch.done > furthest {
+                furthest = fetch.done;
+                idle_attempts = 0;
+                pause = self.transfer.first_pause;
+            }
+            idle_attempts += 1;
+            if idle_attempts >= self.transfer.attempts {
+                return Err(error);
+            }
+            tracing::debug!(%error, done = fetch.done, "blob transfer broke, trying again");
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        drop(fetch);
+        let (file, digest) = finish_writer(writer).await?;
+        if digest != wanted.digest {
+            return Err(ImageError::corrupt(what, format!("its content has digest {digest}")));
+        }
+        Ok(file)
+    }
+}
+
+struct Fetch<'a, P> {
+    registry: &'a Registry,
+    repository: &'a Repository,
+    wanted: &'a Wanted,
+    what: &'a str,
+    pieces: mpsc::Sender<Piece>,
+    done: u64,
+    progress: &'a P,
+}
+
+impl<P: Fn(u64)> Fetch<'_, P> {
+    /// Gets as far as it can.
+    async fn attempt(&mut self) -> Result<(), Failure> {
+        if self.done == self.wanted.size && self.done > 0 {
+            return Ok(());
+        }
+        let url = self.registry.url(self.repository, &["blobs", &self.wanted.digest])?;
+        let mut headers = HeaderMap::new();
+        if self.done > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={}-", self.done));
+            headers.extend(range.ok().map(|range| (RANGE, range)));
+        }
+        let response = match self.registry.get(self.repository, &url, &headers, self.what).await {
+            // Whatever it dislikes about the range, the whole blob it must have.
+            Err(failure) if self.done > 0 && !failure.again => {
+                self.start_again().await?;
+                self.registry.get(self.repository, &url, &HeaderMap::new(), self.what).await?
+            }
+            other => other?,
+        };
+        if self.done > 0 && !continues_at(&response, self.done) {
+            self.start_again().await?;
+            if response.status() == StatusCode::PARTIAL_CONTENT {
+                let reason = "it sent another part than asked for".to_owned();
+                let error = self.registry.unreachable(self.repository, self.what, reason);
+                return Err(Failure { error, again: true });
+            }
+        }
+        let expected = self.wanted.size - self.done;
+        if let Some(length) = response.content_length().filter(|length| *length != expected) {
+            return Err(self.wrong_size(self.done + length).into());
+        }
+        let mut stream = response.bytes_stream();
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| failed_request(&self.repository.registry, self.what, error))?;
+            let length = chunk.len() as u64;
+            if self.done + length > self.wanted.size {
+                return Err(self.wrong_size(self.done + length).into());
+            }
+            self.send(Piece::Data(chunk)).await?;
+            self.done += length;
+            (self.progress)(self.done);
+        }
+        if self.done < self.wanted.size {
+            let reason = format!("it ended after {} of {} bytes", self.done, self.wanted.size);
+            let error = self.registry.unreachable(self.repository, self.what, reason);
+            return Err(Failure { error, again: true });
+        }
+        Ok(())
+    }
+
+    async fn start_again(&mut self) -> Result<(), Failure> {
+        self.done = 0;
+        (self.progress)(0);
+        self.send(Piece::StartAgain).await
+    }
+
+    async fn send(&self, piece: Piece) -> Result<(), Failure> {
+        let stopped = || ImageError::Interrupted { what: format!("writing {}", self.what) };
+        self.pieces.send(piece).await.map_err(|_| stopped().into())
+    }
+
+    fn wrong_size(&self, got: u64) -> ImageError {
+        ImageError::corrupt(self.what, format!("it has at least {got} bytes, the manifest says {}", self.wanted.size))
+    }
+}
+
+/// Whether a partial answer starts where we are.
+fn continues_at(response: &Response, offset: u64) -> bool {
+    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    response.status() == StatusCode::PARTIAL_CONTENT
+        && range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()) == Some(offset)
+}
+
+type Written = Result<(File, String), ImageError>;
+
+/// Writing and hashing happen on a blocking thread, so that the network is read meanwhile.
+fn start_writer(mut file: File) -> (mpsc::Sender<Piece>, JoinHandle<Written>) {
+    let (sender, mut pieces) = mpsc::channel::<Piece>(64);
+    let writer = tokio::task::spawn_blocking(move || {
+        let failed = |error: io::Error| ImageError::io("write", std::path::Path::new("a fetched blob"), error);
+        let mut hash = Sha256::new();
+        while let Some(piece) = pieces.blocking_recv() {
+            match piece {
+                Piece::Data(data) => {
+                    hash.update(&data);
+                    file.write_all(&data).map_err(failed)?;
+                }
+                Piece::StartAgain => {
+                    hash = Sha256::new();
+                    file.set_len(0).map_err(failed)?;
+                    io::Seek::rewind(&mut file).map_err(failed)?;
+                }
+            }
+        }
+        Ok((file, format!("sha256:{:x}", hash.finalize())))
+    });
+    (sender, writer)
+}
+
+async fn finish_writer(writer: JoinHandle<Written>) -> Written {
+    writer.await.unwrap_or_else(|_| Err(ImageError::Interrupted { what: "writing a blob".to_owned() }))
+}
