@@ -13,7 +13,7 @@ export KEEP
 .PHONY: help setup kernel build build-tests test soak demo lint
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 # What is missing of Debian's packages.
 setup:

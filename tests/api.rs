@@ -5,7 +5,7 @@ use caddis_testkit::{Api, Host};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::stand::{APP, Stand};
+use crate::stand::{APP, Stand, rounds};
 
 #[tokio::test]
 async fn bad_input_is_refused_with_the_field_and_the_limit() -> Result<()> {
@@ -101,7 +101,7 @@ async fn two_clients_that_start_and_stop_one_machine_leave_it_whole() -> Result<
     let client = async |first: &'static str, second: &'static str| -> Result<Vec<u16>> {
         let api = Api::new(stand.server.api().url(""), stand.server.api().token())?;
         let mut statuses = Vec::new();
-        for round in 0..8 {
+        for round in 0..rounds(8, 100) {
             let action = if round % 2 == 0 { first } else { second };
             let reply = api.post(&machine.path(action), Value::Null).await?;
             assert!(matches!(reply.status, 200 | 409 | 412), "{action}: {} {}", reply.status, reply.text);

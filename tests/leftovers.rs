@@ -15,7 +15,7 @@ fn traces() -> Result<BTreeSet<String>> {
     let links = run(["ip", "-oneline", "link"])?;
     let links: Vec<_> = links.lines().filter_map(|line| line.split(": ").nth(1)).collect();
     note("link", &links.join("\n"));
-    note("filter", &run(["nft", "list", "ruleset"])?);
+    note("filter", &run(["nft", "--stateless", "list", "ruleset"])?);
     note("route", &run(["ip", "route", "show", "table", "all"])?);
     note("route", &run(["ip", "-6", "route", "show", "table", "all"])?);
     note("rule", &(run(["ip", "rule"])? + &run(["ip", "-6", "rule"])?));

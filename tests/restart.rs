@@ -5,7 +5,7 @@ use caddis_testkit::{Host, process};
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::stand::Stand;
+use crate::stand::{Stand, rounds};
 
 /// A program that writes a numbered line ten times a second.
 const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo line $i; usleep 100000; done";
@@ -31,12 +31,14 @@ async fn a_killed_server_finds_its_vms_and_their_logs_again() -> Result<()> {
     let so_far = count(&machine.logs().await?);
     machine.logged(&format!("line {}", so_far + 5)).await?;
 
-    // The same over an orderly end.
-    assert!(stand.server.terminate().await?.success());
-    assert_eq!(stand.server.vms(), [vm]);
-    stand.server.launch().await?;
-    let so_far = count(&machine.logs().await?);
-    machine.logged(&format!("line {}", so_far + 5)).await?;
+    // The same over an orderly end, and again.
+    for _ in 0..rounds(1, 30) {
+        assert!(stand.server.terminate().await?.success());
+        assert_eq!(stand.server.vms(), [vm]);
+        stand.server.launch().await?;
+        let so_far = count(&machine.logs().await?);
+        machine.logged(&format!("line {}", so_far + 5)).await?;
+    }
     let lines: Vec<_> = machine.logs().await?.into_iter().filter(|line| line.starts_with("line ")).collect();
     let expected: Vec<_> = (1..=lines.len()).map(|number| format!("line {number}")).collect();
     assert_eq!(lines, expected, "no line is lost, none comes twice");

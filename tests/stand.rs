@@ -54,3 +54,8 @@ impl<'a> Stand<'a> {
         self.machine(config).await
     }
 }
+
+/// How often something is repeated: `soak` times in `make soak`, else `usual`.
+pub fn rounds(usual: u32, soak: u32) -> u32 {
+    if std::env::var_os("CADDIS_SOAK").is_some() { soak } else { usual }
+}

@@ -3,7 +3,10 @@
 //! Everything the thread starts (server, registry, VMs) inherits them, and taps, routes and filter rules vanish with
 //! them. They belong to the *thread*: a test runs on a current-thread runtime, the default of `#[tokio::test]`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Once,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
@@ -12,7 +15,10 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::{Outside, command::run, outside};
+use crate::{Outside, command::run, outside, process};
+
+/// Begin of the names of directories, followed by the process id of the test.
+const PREFIX: &str = "caddis-test-";
 
 /// See the module's text.
 #[derive(Debug)]
@@ -38,9 +44,11 @@ impl Host {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("making namespaces for a test")?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
             .context("keeping mounts of a test to itself")?;
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep);
         // VMs run as other users, who must be able to pass.
         let directory = tempfile::Builder::new()
-            .prefix("caddis-test-")
+            .prefix(&format!("{PREFIX}{}-", std::process::id()))
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir()
             .context("making a directory for a test")?;
@@ -78,5 +86,18 @@ impl Host {
     /// A file or directory in [`Self::directory`].
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+}
+
+/// Ends what tests left that were killed themselves, by Ctrl-C or for lack of memory.
+fn sweep() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
+            process::holders(&entry.path()).into_iter().for_each(process::end);
+            // Another test process may be doing the same.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
