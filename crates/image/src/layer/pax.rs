@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn values_may_hold_newlines_and_equals_signs() {
         assert_eq!(
-            records(b"11 path=a\nb\n9 k=v=\nw\n\0\0").unwrap(),
+            records(b"12 path=a\nb\n9 k=v=\nw\n\0\0").unwrap(),
             [(&b"path"[..], &b"a\nb"[..]), (&b"k"[..], &b"v=\nw"[..])]
         );
     }
