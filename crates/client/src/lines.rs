@@ -1,0 +1,51 @@
+//! A body as a stream of lines, each of bounded length. Both kinds of stream the API has are made of lines.
+
+use bytes::{Buf as _, BytesMut};
+use futures::{Stream, StreamExt as _, stream};
+use reqwest::Response;
+
+use crate::{Client, ClientError};
+
+/// Longest line that is accepted, bytes. Ours have a few hundred.
+const MAX_LINE: usize = 1024 * 1024;
+
+impl Client {
+    /// The lines of a body, without their ends. Ends with the body; a broken connection is an error.
+    pub(crate) fn lines(
+        &self,
+        request: String,
+        response: Response,
+    ) -> impl Stream<Item = Result<String, ClientError>> + Send + use<> {
+        let client = self.clone();
+        let body = response.bytes_stream().boxed();
+        stream::try_unfold((body, BytesMut::new(), false), move |(mut body, mut buffer, mut ended)| {
+            let (client, request) = (client.clone(), request.clone());
+            async move {
+                loop {
+                    if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                        let line = buffer.split_to(end);
+                        buffer.advance(1);
+                        return Ok(Some((text(&line), (body, buffer, ended))));
+                    }
+                    if ended {
+                        let rest = buffer.split();
+                        return Ok((!rest.is_empty()).then(|| (text(&rest), (body, buffer, ended))));
+                    }
+                    if buffer.len() > MAX_LINE {
+                        let reason = format!("a line is longer than {MAX_LINE} bytes");
+                        return Err(ClientError::Unreadable { request, reason });
+                    }
+                    match body.next().await {
+                        Some(Ok(chunk)) => buffer.extend_from_slice(&chunk),
+                        Some(Err(error)) => return Err(client.failure(&request, &error)),
+                        None => ended = true,
+                    }
+                }
+            }
+        })
+    }
+}
+
+fn text(line: &[u8]) -> String {
+    String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)).into_owned()
+}
