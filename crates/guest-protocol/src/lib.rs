@@ -18,6 +18,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "fake")]
+pub mod fake;
+pub mod frame;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod message;
 pub mod spec;
 
@@ -37,3 +42,9 @@ pub const PORT_NAME: &str = "caddis.control";
 
 /// What init keeps of log output that no host has acknowledged; beyond it the oldest is dropped and counted.
 pub const LOG_BACKLOG_BYTES: usize = 1024 * 1024;
+
+/// Log bytes that init sends ahead of acknowledgements. A guest that sends more breaks the protocol.
+pub const LOG_WINDOW_BYTES: usize = 256 * 1024;
+
+/// Bytes of an exec's stream that may be under way in each direction before the receiver says that it took some.
+pub const STREAM_WINDOW_BYTES: usize = 256 * 1024;

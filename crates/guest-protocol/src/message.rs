@@ -63,6 +63,11 @@ pub enum HostMessage {
     },
     /// Runs another program. Its streams use the frame's stream id `id`.
     Exec(ExecRequest),
+    /// Bytes for an exec's standard input; they are the frame's payload.
+    Input {
+        /// Stream of the exec.
+        id: u32,
+    },
     /// Closes the standard input of an exec after the bytes sent so far.
     CloseInput {
         /// Stream of the exec.
@@ -82,7 +87,7 @@ pub enum HostMessage {
         /// Rows.
         rows: u16,
     },
-    /// Grants the sender of a stream's bytes `bytes` more.
+    /// The host has taken `bytes` of an exec's output: so many more may be sent.
     Credit {
         /// Stream of the exec.
         id: u32,
@@ -171,7 +176,7 @@ pub enum GuestMessage {
         /// Why, for the user.
         message: String,
     },
-    /// Grants the host `bytes` more of standard input.
+    /// The program has taken `bytes` of its standard input: so many more may be sent.
     Credit {
         /// Stream of the exec.
         id: u32,

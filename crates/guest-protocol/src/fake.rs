@@ -1,0 +1,331 @@
+//! A guest without a VM: speaks the real protocol over any stream, and pretends to run programs.
+//!
+//! | `argv[0]` | what it does |
+//! |---|---|
+//! | `sleep [seconds\|inf]` | ends with 0 after that time, or by SIGINT, SIGTERM, SIGKILL and the like |
+//! | `exit CODE` | ends at once |
+//! | `ignore-signals` | ends by SIGKILL only |
+//! | `echo WORDS` | one line of log, then 0 |
+//! | `flood` | logs as fast as it may |
+//! | `crash` | ends by SIGSEGV |
+//! | `oom` | is killed for want of memory |
+//! | `fail-to-prepare` | can't be started |
+//! | anything else | `sleep inf` |
+//!
+//! Programs for exec: `echo`, `exit`, `cat`, `sleep`, `env`.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    GuestMessage, GuestState, HostMessage, LOG_WINDOW_BYTES, MachineSpec, PROTOCOL_VERSION,
+    frame::{self, Decoder, Frame, MAX_HOST_CONTROL},
+    message::{ExitReport, LogSource},
+};
+
+mod exec;
+mod program;
+
+/// How a fake guest misbehaves. The default is a guest that does as it should.
+#[derive(Debug, Clone, Default)]
+pub struct Behaviour {
+    /// Time until it answers.
+    pub boot_delay: Duration,
+    /// Never answers.
+    pub silent: bool,
+    /// Takes its configuration and then does nothing.
+    pub hang_after_configure: bool,
+    /// Sends this before its first frame on each connection.
+    pub garbage: Vec<u8>,
+    /// Breaks each connection after so many frames of its own.
+    pub frames_per_connection: Option<usize>,
+}
+
+/// A fake guest. Clones are the same guest.
+#[derive(Clone)]
+pub struct FakeGuest {
+    behaviour: Behaviour,
+    state: Arc<Mutex<State>>,
+    /// Rises whenever there is something new to send.
+    news: watch::Sender<u64>,
+    powered_off: watch::Sender<bool>,
+}
+
+struct State {
+    status: GuestState,
+    spec: Option<MachineSpec>,
+    logs: VecDeque<(u64, Bytes)>,
+    next_log: u64,
+    signals: Option<mpsc::UnboundedSender<i32>>,
+    connection: u64,
+}
+
+impl FakeGuest {
+    /// A guest that has just booted.
+    pub fn new(behaviour: Behaviour) -> Self {
+        let state = State {
+            status: GuestState::Waiting,
+            spec: None,
+            logs: VecDeque::new(),
+            next_log: 1,
+            signals: None,
+            connection: 0,
+        };
+        let state = Arc::new(Mutex::new(state));
+        Self { behaviour, state, news: watch::Sender::new(0), powered_off: watch::Sender::new(false) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn announce(&self) {
+        self.news.send_modify(|count| *count += 1);
+    }
+
+    /// The configuration it got.
+    pub fn spec(&self) -> Option<MachineSpec> {
+        self.state().spec.clone()
+    }
+
+    /// Waits until it has powered off.
+    pub async fn powered_off(&self) {
+        // The sender lives in self.
+        let _ = self.powered_off.subscribe().wait_for(|off| *off).await;
+    }
+
+    /// Ends it from outside: as when its VM is killed.
+    pub fn kill(&self) {
+        self.powered_off.send_replace(true);
+    }
+
+    /// Serves one connection to its end; an earlier one stops working.
+    pub async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin) {
+        let number = {
+            let mut state = self.state();
+            state.connection += 1;
+            state.connection
+        };
+        self.announce();
+        let off = self.powered_off.subscribe();
+        tokio::select! {
+            () = Connection::new(self.clone(), stream, number).run() => {}
+            () = ended(off) => {}
+        }
+    }
+
+    fn log(&self, text: impl Into<Bytes>) {
+        let mut state = self.state();
+        let sequence = state.next_log;
+        state.next_log += 1;
+        state.logs.push_back((sequence, text.into()));
+        drop(state);
+        self.announce();
+    }
+
+    fn finish(&self, status: GuestState) {
+        let mut state = self.state();
+        state.status = status;
+        state.signals = None;
+        drop(state);
+        self.announce();
+    }
+
+    fn exit(&self, code: i32, signal: Option<i32>, oom_killed: bool) {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let exited_at_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        self.finish(GuestState::Exited(ExitReport { code, signal, oom_killed, exited_at_ns }));
+    }
+}
+
+async fn ended(mut off: watch::Receiver<bool>) {
+    let _ = off.wait_for(|off| *off).await;
+}
+
+/// One connection of the host.
+struct Connection<S> {
+    guest: FakeGuest,
+    stream: S,
+    number: u64,
+    epoch: Option<u32>,
+    sent_logs: u64,
+    told: Option<GuestState>,
+    frames: usize,
+    execs: exec::Execs,
+    replies: mpsc::UnboundedReceiver<(GuestMessage, Bytes)>,
+}
+
+/// Why a connection ends.
+struct Over;
+
+impl From<std::io::Error> for Over {
+    fn from(_: std::io::Error) -> Self {
+        Self
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
+    fn new(guest: FakeGuest, stream: S, number: u64) -> Self {
+        let (sender, replies) = mpsc::unbounded_channel();
+        Self {
+            guest,
+            stream,
+            number,
+            epoch: None,
+            sent_logs: 0,
+            told: None,
+            frames: 0,
+            execs: exec::Execs::new(sender),
+            replies,
+        }
+    }
+
+    async fn run(mut self) {
+        let _ = self.work().await;
+    }
+
+    async fn work(&mut self) -> Result<(), Over> {
+        if self.guest.behaviour.silent {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(self.guest.behaviour.boot_delay).await;
+        self.stream.write_all(&self.guest.behaviour.garbage.clone()).await?;
+        let mut news = self.guest.news.subscribe();
+        let mut decoder = Decoder::new(MAX_HOST_CONTROL);
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            if self.guest.state().connection != self.number {
+                return Err(Over);
+            }
+            self.catch_up().await?;
+            tokio::select! {
+                read = self.stream.read(&mut buffer) => {
+                    let count = read?;
+                    if count == 0 {
+                        return Err(Over);
+                    }
+                    decoder.push(&buffer[..count]);
+                    while let Some(frame) = decoder.next() {
+                        self.receive(frame).await?;
+                    }
+                }
+                Ok(()) = news.changed() => {}
+                Some((message, payload)) = self.replies.recv() => self.send(&message, &payload).await?,
+            }
+        }
+    }
+
+    async fn send(&mut self, message: &GuestMessage, payload: &[u8]) -> Result<(), Over> {
+        let Some(epoch) = self.epoch else { return Ok(()) };
+        if self.guest.behaviour.frames_per_connection.is_some_and(|limit| self.frames >= limit) {
+            return Err(Over);
+        }
+        self.frames += 1;
+        let frame = frame::encode(epoch, message, payload).map_err(|_| Over)?;
+        self.stream.write_all(&frame).await?;
+        Ok(())
+    }
+
+    /// Sends what the host does not know yet: logs within its window, and what became of the program.
+    async fn catch_up(&mut self) -> Result<(), Over> {
+        if self.epoch.is_none() {
+            return Ok(());
+        }
+        let status = self.guest.state().status.clone();
+        let (pending, waiting) = self.pending_logs();
+        for (sequence, text) in pending {
+            let message = GuestMessage::Log { sequence, source: LogSource::Stdout, time_ns: 1, dropped_before: 0 };
+            self.send(&message, &text).await?;
+            self.sent_logs = sequence;
+        }
+        if self.told.as_ref() == Some(&status) || waiting {
+            return Ok(());
+        }
+        match &status {
+            GuestState::Running { pid } => {
+                let steps = vec![("fake".to_owned(), 1)];
+                self.send(&GuestMessage::Started { pid: *pid, steps }, b"").await?;
+            }
+            GuestState::Exited(_) | GuestState::Failed { .. } => {
+                if !matches!(self.told, Some(GuestState::Running { .. })) && matches!(status, GuestState::Exited(_)) {
+                    self.send(&GuestMessage::Started { pid: 1, steps: Vec::new() }, b"").await?;
+                }
+                self.send(&GuestMessage::Finished(status.clone()), b"").await?;
+            }
+            GuestState::Waiting | GuestState::Preparing => {}
+        }
+        self.told = Some(status);
+        Ok(())
+    }
+
+    fn pending_logs(&self) -> (Vec<(u64, Bytes)>, bool) {
+        let state = self.guest.state();
+        let (mut ahead, mut pending, mut waiting) = (0, Vec::new(), false);
+        for (sequence, text) in &state.logs {
+            ahead += text.len() + 64;
+            if ahead > LOG_WINDOW_BYTES {
+                waiting = true;
+                break;
+            }
+            if *sequence > self.sent_logs {
+                pending.push((*sequence, text.clone()));
+            }
+        }
+        // Only the end of a program waits for its last words.
+        let ends = matches!(state.status, GuestState::Exited(_) | GuestState::Failed { .. });
+        (pending, waiting && ends)
+    }
+
+    async fn receive(&mut self, frame: Frame<HostMessage>) -> Result<(), Over> {
+        if let HostMessage::Hello { acknowledged_logs, .. } = frame.message {
+            self.epoch = Some(frame.epoch);
+            self.sent_logs = acknowledged_logs;
+            self.forget_logs(acknowledged_logs);
+            let (status, machine_id) = {
+                let state = self.guest.state();
+                (state.status.clone(), state.spec.as_ref().map(|spec| spec.machine_id.clone()))
+            };
+            let init_version = "fake".to_owned();
+            let protocol = PROTOCOL_VERSION;
+            return self.send(&GuestMessage::Welcome { protocol, init_version, status, machine_id }, b"").await;
+        }
+        if self.epoch != Some(frame.epoch) {
+            return Ok(());
+        }
+        match frame.message {
+            HostMessage::Configure(spec) => self.guest.configure(*spec),
+            HostMessage::Signal { signal } => self.guest.signal(signal),
+            HostMessage::AcknowledgeLogs { sequence } => {
+                self.forget_logs(sequence);
+                self.guest.announce();
+            }
+            HostMessage::AcknowledgeExit => {
+                let ended = matches!(self.guest.state().status, GuestState::Exited(_) | GuestState::Failed { .. });
+                if ended {
+                    self.guest.kill();
+                }
+            }
+            HostMessage::PowerOff => self.guest.kill(),
+            HostMessage::ListProcesses { id } => {
+                let processes = self.guest.processes();
+                self.send(&GuestMessage::Processes { id, processes }, b"").await?;
+            }
+            HostMessage::Hello { .. } | HostMessage::Time { .. } => {}
+            exec => self.execs.handle(exec, frame.payload, &self.guest.spec().unwrap_or_default()),
+        }
+        Ok(())
+    }
+
+    fn forget_logs(&self, sequence: u64) {
+        self.guest.state().logs.retain(|(number, _)| *number > sequence);
+    }
+}

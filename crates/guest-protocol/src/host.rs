@@ -1,0 +1,254 @@
+//! The host's side of a session with init.
+//!
+//! One task per session keeps the connection: it connects, says hello, and after a break connects again. What must
+//! not be lost is said again then: the configuration while the guest waits for one, and the acknowledgement of its
+//! exit.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    GuestState, HostMessage, MachineSpec,
+    message::{ExecRequest, LogSource, ProcessInfo},
+};
+
+mod connection;
+mod exec;
+
+pub use exec::{ExecCommand, ExecEvent, ExecOutcome, ExecStream};
+
+/// A byte stream to init.
+pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> AgentStream for T {}
+
+/// Opens streams to init.
+#[async_trait]
+pub trait Connector: Send + Sync + 'static {
+    /// A new stream; an earlier one stops working.
+    async fn connect(&self) -> std::io::Result<Box<dyn AgentStream>>;
+}
+
+/// Time a message may wait for a connection.
+const SEND_DEADLINE: Duration = Duration::from_secs(10);
+/// Events that may wait to be taken.
+const EVENTS: usize = 4096;
+
+/// What a session hears.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GuestEvent {
+    /// A connection stands, and this is what the guest is doing.
+    Welcome {
+        /// What it is doing.
+        status: GuestState,
+        /// Version of its init.
+        init_version: String,
+        /// Machine it was configured as.
+        machine_id: Option<String>,
+    },
+    /// The program was started.
+    Started {
+        /// Its process id.
+        pid: i32,
+        /// Where the guest's time went: name and microseconds.
+        steps: Vec<(String, u64)>,
+    },
+    /// A record of log, each exactly once.
+    Log {
+        /// Its number.
+        sequence: u64,
+        /// Which stream.
+        source: LogSource,
+        /// Guest's clock, nanoseconds since the Unix epoch.
+        time_ns: u64,
+        /// Records lost before it.
+        dropped_before: u64,
+        /// Text.
+        text: Bytes,
+    },
+    /// The program ended or could not be started. May be heard more than once.
+    Finished(GuestState),
+    /// The connection broke; the session goes on to connect.
+    Disconnected {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a guest could not be asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// No connection in time.
+    #[error("no connection to the guest within {SEND_DEADLINE:?}")]
+    NotConnected,
+    /// The session was closed: the VM is gone.
+    #[error("the VM is gone")]
+    Closed,
+    /// The connection broke before the answer came.
+    #[error("the connection to the guest broke before it answered")]
+    Broken,
+    /// The guest refused.
+    #[error("{0}")]
+    Refused(String),
+    /// The message is too large.
+    #[error("the configuration is too large for the guest: {0}")]
+    TooLarge(String),
+}
+
+enum Command {
+    /// Send this, with these raw bytes.
+    Send { message: HostMessage, payload: Bytes, sent: Option<oneshot::Sender<Result<(), SessionError>>> },
+    /// Start an exec and route its stream.
+    Exec { request: ExecRequest, route: exec::ExecRoute, sent: oneshot::Sender<Result<(), SessionError>> },
+    /// Forget an exec, killing it in the guest.
+    Cancel { id: u32 },
+    /// Ask for processes.
+    Processes { id: u32, answer: oneshot::Sender<Vec<ProcessInfo>> },
+}
+
+/// What is said again after a reconnect.
+#[derive(Default)]
+struct Standing {
+    spec: Option<MachineSpec>,
+    exit_acknowledged: bool,
+    acknowledged_logs: u64,
+    /// Bytes received and not acknowledged, by sequence.
+    unacknowledged: std::collections::BTreeMap<u64, usize>,
+}
+
+struct Inner {
+    commands: mpsc::UnboundedSender<Command>,
+    standing: Mutex<Standing>,
+    next_id: AtomicU32,
+    close: tokio::sync::watch::Sender<bool>,
+}
+
+impl Inner {
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session with a guest. Clones share it.
+#[derive(Clone)]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+impl Session {
+    /// Begins a session: connects, and keeps connected until closed. `acknowledged_logs` is the last log record that
+    /// an earlier session made safe.
+    pub fn open(connector: Arc<dyn Connector>, acknowledged_logs: u64) -> (Self, mpsc::Receiver<GuestEvent>) {
+        let (commands, queue) = mpsc::unbounded_channel();
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let (close, closed) = tokio::sync::watch::channel(false);
+        let standing = Mutex::new(Standing { acknowledged_logs, ..Standing::default() });
+        let inner = Arc::new(Inner { commands, standing, next_id: AtomicU32::new(1), close });
+        tokio::spawn(connection::keep(connector, inner.clone(), queue, events, closed));
+        (Self { inner }, receiver)
+    }
+
+    async fn send(&self, message: HostMessage) -> Result<(), SessionError> {
+        let (sent, answer) = oneshot::channel();
+        self.command(Command::Send { message, payload: Bytes::new(), sent: Some(sent) })?;
+        match tokio::time::timeout(SEND_DEADLINE, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(SessionError::Closed),
+            Err(_) => Err(SessionError::NotConnected),
+        }
+    }
+
+    fn command(&self, command: Command) -> Result<(), SessionError> {
+        if *self.inner.close.borrow() {
+            return Err(SessionError::Closed);
+        }
+        self.inner.commands.send(command).map_err(|_| SessionError::Closed)
+    }
+
+    fn post(&self, message: HostMessage) {
+        // Best effort: what matters is said again after a reconnect.
+        let _ = self.command(Command::Send { message, payload: Bytes::new(), sent: None });
+    }
+
+    /// Makes the guest the machine; said again after a reconnect as long as the guest waits for it.
+    ///
+    /// # Errors
+    /// When the guest can't be reached now; it is told once it can be.
+    pub async fn configure(&self, spec: MachineSpec) -> Result<(), SessionError> {
+        let message = HostMessage::Configure(Box::new(spec.clone()));
+        let frame = crate::frame::encode(0, &message, b"");
+        frame.map_err(|e| SessionError::TooLarge(e.to_string()))?;
+        self.inner.standing().spec = Some(spec);
+        self.send(message).await
+    }
+
+    /// Sends the program a signal.
+    ///
+    /// # Errors
+    /// When the guest can't be reached.
+    pub async fn signal(&self, signal: i32) -> Result<(), SessionError> {
+        self.send(HostMessage::Signal { signal }).await
+    }
+
+    /// The processes of the guest.
+    ///
+    /// # Errors
+    /// When the guest can't be reached or does not answer.
+    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, SessionError> {
+        let (answer, list) = oneshot::channel();
+        self.command(Command::Processes { id: self.next_id(), answer })?;
+        match tokio::time::timeout(SEND_DEADLINE, list).await {
+            Ok(Ok(list)) => Ok(list),
+            Ok(Err(_)) => Err(SessionError::Broken),
+            Err(_) => Err(SessionError::NotConnected),
+        }
+    }
+
+    /// Log records up to this one are safe; the guest may drop them.
+    pub fn acknowledge_logs(&self, sequence: u64) {
+        {
+            let mut standing = self.inner.standing();
+            standing.acknowledged_logs = standing.acknowledged_logs.max(sequence);
+            standing.unacknowledged = standing.unacknowledged.split_off(&(sequence + 1));
+        }
+        self.post(HostMessage::AcknowledgeLogs { sequence });
+    }
+
+    /// The exit report is safe: the guest unmounts and powers off. Said again after a reconnect.
+    pub fn acknowledge_exit(&self) {
+        self.inner.standing().exit_acknowledged = true;
+        self.post(HostMessage::AcknowledgeExit);
+    }
+
+    /// Tells the guest the time.
+    pub fn send_time(&self) {
+        self.post(HostMessage::Time { time_ns: connection::now_ns() });
+    }
+
+    /// Ends the VM from within, whatever runs.
+    pub async fn power_off(&self) {
+        // A guest that can't be reached is killed by its owner instead.
+        let _ = self.send(HostMessage::PowerOff).await;
+    }
+
+    /// Ends the session.
+    pub fn close(&self) {
+        self.inner.close.send_replace(true);
+    }
+
+    fn next_id(&self) -> u32 {
+        // 0 is no stream.
+        self.inner.next_id.fetch_add(1, Ordering::Relaxed).max(1)
+    }
+}

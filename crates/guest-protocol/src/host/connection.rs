@@ -1,0 +1,278 @@
+//! Keeps a session's connection.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use rand::Rng as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::{AgentStream, Command, Connector, ExecEvent, GuestEvent, Inner, SessionError, exec::ExecRoute};
+use crate::{
+    GuestMessage, GuestState, HostMessage, LOG_WINDOW_BYTES, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION,
+    frame::{self, Decoder, Frame, MAX_GUEST_CONTROL},
+    message::ProcessInfo,
+};
+
+/// Waits between attempts to connect: from, to.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// A hello without answer is repeated: it may have been lost with an earlier connection's bytes.
+const HELLO_AGAIN: Duration = Duration::from_secs(2);
+/// How often the guest is told the time.
+const TIME_INTERVAL: Duration = Duration::from_secs(60);
+/// What a guest may have sent unacknowledged before it counts as broken: its window, and room for what was under way.
+const LOG_LIMIT: usize = 2 * LOG_WINDOW_BYTES;
+
+/// Nanoseconds since the Unix epoch.
+pub(super) fn now_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Connects, and connects again, until closed.
+pub(super) async fn keep(
+    connector: Arc<dyn Connector>,
+    inner: Arc<Inner>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::Sender<GuestEvent>,
+    mut closed: watch::Receiver<bool>,
+) {
+    let mut back_off = BACK_OFF.0;
+    let work = async {
+        loop {
+            let reason = match connector.connect().await {
+                Ok(stream) => {
+                    let mut connection = Connection::new(stream, &inner, &events);
+                    let end = connection.run(&mut commands).await;
+                    if connection.welcomed {
+                        back_off = BACK_OFF.0;
+                    }
+                    end
+                }
+                Err(e) => e.to_string(),
+            };
+            if events.try_send(GuestEvent::Disconnected { reason }).is_err() && events.is_closed() {
+                return;
+            }
+            tokio::time::sleep(back_off).await;
+            back_off = (back_off * 2).min(BACK_OFF.1);
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        // Also when the sender is gone: all clones of the session are.
+        _ = closed.wait_for(|closed| *closed) => {}
+    }
+}
+
+struct Connection<'a> {
+    reader: ReadHalf<Box<dyn AgentStream>>,
+    writer: WriteHalf<Box<dyn AgentStream>>,
+    inner: &'a Inner,
+    events: &'a mpsc::Sender<GuestEvent>,
+    epoch: u32,
+    decoder: Decoder,
+    welcomed: bool,
+    execs: HashMap<u32, ExecRoute>,
+    processes: HashMap<u32, oneshot::Sender<Vec<ProcessInfo>>>,
+}
+
+impl<'a> Connection<'a> {
+    fn new(stream: Box<dyn AgentStream>, inner: &'a Inner, events: &'a mpsc::Sender<GuestEvent>) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        Self {
+            reader,
+            writer,
+            inner,
+            events,
+            epoch: rand::rng().random(),
+            decoder: Decoder::new(MAX_GUEST_CONTROL),
+            welcomed: false,
+            execs: HashMap::new(),
+            processes: HashMap::new(),
+        }
+    }
+
+    /// Works until the connection breaks; says why it did.
+    async fn run(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> String {
+        match self.work(commands).await {
+            Ok(never) => match never {},
+            Err(reason) => reason,
+        }
+    }
+
+    async fn work(
+        &mut self,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+    ) -> Result<std::convert::Infallible, String> {
+        self.hello().await?;
+        let mut hello_again = tokio::time::interval_at(Instant::now() + HELLO_AGAIN, HELLO_AGAIN);
+        let mut time = tokio::time::interval_at(Instant::now() + TIME_INTERVAL, TIME_INTERVAL);
+        time.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut buffer = vec![0; 32 * 1024];
+        loop {
+            // Nothing is sent before the welcome but the hello: the guest would not know whether it is still meant.
+            tokio::select! {
+                read = self.reader.read(&mut buffer) => {
+                    let count = read.map_err(|e| format!("can't read: {e}"))?;
+                    if count == 0 {
+                        return Err("the other end closed".to_owned());
+                    }
+                    self.decoder.push(&buffer[..count]);
+                    while let Some(frame) = self.decoder.next() {
+                        self.receive(frame).await?;
+                    }
+                }
+                command = commands.recv(), if self.welcomed => match command {
+                    Some(command) => self.carry_out(command).await?,
+                    None => std::future::pending().await,
+                },
+                _ = hello_again.tick(), if !self.welcomed => self.hello().await?,
+                _ = time.tick(), if self.welcomed => self.send(&HostMessage::Time { time_ns: now_ns() }, b"").await?,
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Result<(), String> {
+        let acknowledged_logs = self.inner.standing().acknowledged_logs;
+        let hello = HostMessage::Hello { protocol: PROTOCOL_VERSION, acknowledged_logs, time_ns: now_ns() };
+        self.send(&hello, b"").await
+    }
+
+    async fn send(&mut self, message: &HostMessage, payload: &[u8]) -> Result<(), String> {
+        let frame = frame::encode(self.epoch, message, payload).map_err(|e| e.to_string())?;
+        self.writer.write_all(&frame).await.map_err(|e| format!("can't write: {e}"))?;
+        self.writer.flush().await.map_err(|e| format!("can't write: {e}"))
+    }
+
+    async fn carry_out(&mut self, command: Command) -> Result<(), String> {
+        match command {
+            Command::Send { message, payload, sent } => {
+                let result = self.send(&message, &payload).await;
+                if let Some(sent) = sent {
+                    // A caller that no longer waits has no use for the answer.
+                    let _ = sent.send(result.clone().map_err(|_| SessionError::Broken));
+                }
+                result
+            }
+            Command::Exec { request, route, sent } => {
+                self.execs.insert(request.id, route);
+                let result = self.send(&HostMessage::Exec(request), b"").await;
+                let _ = sent.send(result.clone().map_err(|_| SessionError::Broken));
+                result
+            }
+            Command::Cancel { id } => {
+                if self.execs.remove(&id).is_some() {
+                    self.send(&HostMessage::CancelExec { id }, b"").await?;
+                }
+                Ok(())
+            }
+            Command::Processes { id, answer } => {
+                self.processes.insert(id, answer);
+                self.send(&HostMessage::ListProcesses { id }, b"").await
+            }
+        }
+    }
+
+    async fn receive(&mut self, frame: Frame<GuestMessage>) -> Result<(), String> {
+        if frame.epoch != self.epoch {
+            return Ok(());
+        }
+        match frame.message {
+            GuestMessage::Welcome { protocol, init_version, status, machine_id } => {
+                self.welcome(protocol, init_version, status, machine_id).await
+            }
+            GuestMessage::Started { pid, steps } => self.tell(GuestEvent::Started { pid, steps }),
+            GuestMessage::Log { sequence, source, time_ns, dropped_before } => {
+                if !self.is_new_log(sequence, frame.payload.len())? {
+                    return Ok(());
+                }
+                let text = Bytes::copy_from_slice(&frame.payload);
+                self.tell(GuestEvent::Log { sequence, source, time_ns, dropped_before, text })
+            }
+            GuestMessage::Finished(status) => self.tell(GuestEvent::Finished(status)),
+            GuestMessage::Output { id, source } => self.to_exec(id, ExecEvent::Output { source, bytes: frame.payload }),
+            GuestMessage::ExecFinished { id, code, signal, timed_out } => {
+                let told = self.to_exec(id, ExecEvent::Finished { code, signal, timed_out });
+                self.execs.remove(&id);
+                told
+            }
+            GuestMessage::ExecFailed { id, message } => {
+                let told = self.to_exec(id, ExecEvent::Failed { message });
+                self.execs.remove(&id);
+                told
+            }
+            GuestMessage::Credit { id, bytes } => self.to_exec(id, ExecEvent::Credit { bytes }),
+            GuestMessage::Processes { id, processes } => {
+                if let Some(answer) = self.processes.remove(&id) {
+                    let _ = answer.send(processes);
+                }
+                Ok(())
+            }
+            GuestMessage::Error { message } => {
+                tracing::warn!(message, "guest could not do what it was asked");
+                Ok(())
+            }
+        }
+    }
+
+    async fn welcome(
+        &mut self,
+        protocol: u32,
+        init_version: String,
+        status: GuestState,
+        machine_id: Option<String>,
+    ) -> Result<(), String> {
+        if !(OLDEST_SUPPORTED_VERSION..=PROTOCOL_VERSION).contains(&protocol) {
+            return Err(format!("the guest speaks protocol version {protocol}, which this server does not"));
+        }
+        let again = std::mem::replace(&mut self.welcomed, true);
+        let (spec, exit_acknowledged) = {
+            let standing = self.inner.standing();
+            (standing.spec.clone(), standing.exit_acknowledged)
+        };
+        let finished = matches!(status, GuestState::Exited(_) | GuestState::Failed { .. });
+        let waiting = status == GuestState::Waiting;
+        self.tell(GuestEvent::Welcome { status, init_version, machine_id })?;
+        if again {
+            return Ok(());
+        }
+        if let Some(spec) = spec.filter(|_| waiting) {
+            self.send(&HostMessage::Configure(Box::new(spec)), b"").await?;
+        }
+        if finished && exit_acknowledged {
+            self.send(&HostMessage::AcknowledgeExit, b"").await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a log record was not heard before. Refuses a guest that sends more than it may.
+    fn is_new_log(&self, sequence: u64, bytes: usize) -> Result<bool, String> {
+        let mut standing = self.inner.standing();
+        let newest = standing.unacknowledged.last_key_value().map_or(standing.acknowledged_logs, |(last, _)| *last);
+        if sequence <= newest {
+            return Ok(false);
+        }
+        // Each record counts for something, so that empty ones are bounded too.
+        standing.unacknowledged.insert(sequence, bytes + 64);
+        let held: usize = standing.unacknowledged.values().sum();
+        if held > LOG_LIMIT { Err("the guest sends logs beyond its window".to_owned()) } else { Ok(true) }
+    }
+
+    fn tell(&self, event: GuestEvent) -> Result<(), String> {
+        self.events.try_send(event).map_err(|e| format!("too many events wait to be taken: {e}"))
+    }
+
+    fn to_exec(&mut self, id: u32, event: ExecEvent) -> Result<(), String> {
+        // An exec that nobody follows any more was cancelled; what it still says does not matter.
+        if let Some(route) = self.execs.get(&id)
+            && !route.bring(event)?
+        {
+            self.execs.remove(&id);
+        }
+        Ok(())
+    }
+}

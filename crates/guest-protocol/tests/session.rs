@@ -1,0 +1,163 @@
+//! A session of the host with a guest that speaks the real protocol.
+
+use std::{io, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use caddis_guest_protocol::{
+    GuestState, MachineSpec,
+    fake::{Behaviour, FakeGuest},
+    host::{AgentStream, Connector, ExecCommand, GuestEvent, Session, SessionError},
+};
+use tokio::sync::mpsc;
+
+struct Wire(FakeGuest);
+
+#[async_trait]
+impl Connector for Wire {
+    async fn connect(&self) -> io::Result<Box<dyn AgentStream>> {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let guest = self.0.clone();
+        tokio::spawn(async move { guest.serve(theirs).await });
+        Ok(Box::new(ours))
+    }
+}
+
+fn open(behaviour: Behaviour) -> (FakeGuest, Session, mpsc::Receiver<GuestEvent>) {
+    let guest = FakeGuest::new(behaviour);
+    let (session, events) = Session::open(Arc::new(Wire(guest.clone())), 0);
+    (guest, session, events)
+}
+
+fn spec(argv: &[&str]) -> MachineSpec {
+    let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+    MachineSpec { machine_id: "m".to_owned(), argv, env: vec![("A".into(), "b".into())], ..MachineSpec::default() }
+}
+
+async fn until<T>(events: &mut mpsc::Receiver<GuestEvent>, mut wanted: impl FnMut(&GuestEvent) -> Option<T>) -> T {
+    let search = async {
+        loop {
+            let event = events.recv().await.expect("the session ended");
+            if let Some(found) = wanted(&event) {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), search).await.expect("no such event")
+}
+
+fn exit_code(event: &GuestEvent) -> Option<i32> {
+    match event {
+        GuestEvent::Finished(GuestState::Exited(report)) => Some(report.code),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_program_is_configured_logs_ends_and_the_guest_powers_off_once_that_is_known() {
+    let (guest, session, mut events) = open(Behaviour::default());
+    session.configure(spec(&["echo", "hello"])).await.unwrap();
+    let text = until(&mut events, |event| match event {
+        GuestEvent::Log { sequence: 1, text, .. } => Some(text.clone()),
+        _ => None,
+    })
+    .await;
+    assert_eq!(text, "hello\n");
+    assert_eq!(until(&mut events, exit_code).await, 0);
+    session.acknowledge_exit();
+    guest.powered_off().await;
+}
+
+#[tokio::test]
+async fn a_signal_ends_the_program() {
+    let (_guest, session, mut events) = open(Behaviour::default());
+    session.configure(spec(&["sleep", "inf"])).await.unwrap();
+    session.signal(15).await.unwrap();
+    assert_eq!(until(&mut events, exit_code).await, 128 + 15);
+}
+
+#[tokio::test]
+async fn execs_give_output_exit_codes_and_take_input() {
+    let (_guest, session, _events) = open(Behaviour::default());
+    session.configure(spec(&["sleep", "inf"])).await.unwrap();
+    let run = |argv: &[&str], stdin: Vec<u8>| {
+        let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+        let session = session.clone();
+        async move {
+            session.exec(ExecCommand { argv, stdin: stdin.into(), output_limit: 1 << 20, ..Default::default() }).await
+        }
+    };
+    assert_eq!(run(&["echo", "a", "b"], vec![]).await.unwrap().stdout, b"a b\n");
+    assert_eq!(run(&["env"], vec![]).await.unwrap().stdout, b"A=b\n");
+    assert_eq!(run(&["exit", "3"], vec![]).await.unwrap().code, 3);
+    assert!(matches!(run(&["nothing"], vec![]).await, Err(SessionError::Refused(_))));
+    let large = vec![b'x'; 700_000];
+    assert_eq!(run(&["cat"], large.clone()).await.unwrap().stdout, large);
+    let short = session.exec(ExecCommand {
+        argv: vec!["cat".to_owned()],
+        stdin: large.into(),
+        output_limit: 10,
+        ..Default::default()
+    });
+    let short = short.await.unwrap();
+    assert!(short.truncated && short.stdout.len() == 10);
+}
+
+#[tokio::test]
+async fn broken_connections_lose_and_double_nothing() {
+    let behaviour =
+        Behaviour { frames_per_connection: Some(3), garbage: b"old CDS1 bytes".to_vec(), ..Default::default() };
+    let (guest, session, mut events) = open(behaviour);
+    session.configure(spec(&["flood"])).await.unwrap();
+    let mut expected = 1;
+    while expected <= 40 {
+        let sequence = until(&mut events, |event| match event {
+            GuestEvent::Log { sequence, .. } => Some(*sequence),
+            _ => None,
+        })
+        .await;
+        assert_eq!(sequence, expected);
+        session.acknowledge_logs(sequence);
+        expected += 1;
+    }
+    while session.signal(9).await.is_err() {}
+    assert_eq!(
+        until(&mut events, |event| match event {
+            GuestEvent::Log { sequence, .. } => {
+                session.acknowledge_logs(*sequence);
+                None
+            }
+            GuestEvent::Welcome { status: GuestState::Exited(report), .. } => Some(report.code),
+            other => exit_code(other),
+        })
+        .await,
+        137
+    );
+    session.acknowledge_exit();
+    guest.powered_off().await;
+}
+
+#[tokio::test]
+async fn a_flood_stays_within_its_window_when_nobody_acknowledges() {
+    let (_guest, session, mut events) = open(Behaviour::default());
+    session.configure(spec(&["flood"])).await.unwrap();
+    let mut bytes = 0;
+    let mut first = None;
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(1), events.recv()).await {
+        if let GuestEvent::Log { text, sequence, .. } = event {
+            first.get_or_insert(sequence);
+            bytes += text.len();
+        }
+        assert!(bytes <= caddis_guest_protocol::LOG_WINDOW_BYTES);
+    }
+    // The window does not hold up anything else.
+    assert_eq!(session.processes().await.unwrap().len(), 1);
+    assert_eq!(first, Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_guest_is_no_connection() {
+    let (_guest, session, _events) = open(Behaviour { silent: true, ..Default::default() });
+    assert_eq!(session.signal(15).await, Err(SessionError::NotConnected));
+    session.close();
+    assert_eq!(session.signal(15).await, Err(SessionError::Closed));
+}
