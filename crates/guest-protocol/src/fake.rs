@@ -214,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                         return Err(Over);
                     }
                     decoder.push(&buffer[..count]);
-                    while let Some(frame) = decoder.next() {
+                    while let Some(frame) = decoder.next_frame() {
                         self.receive(frame).await?;
                     }
                 }
@@ -328,4 +328,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
     fn forget_logs(&self, sequence: u64) {
         self.guest.state().logs.retain(|(number, _)| *number > sequence);
     }
+}
+
+/// What `sleep` understands; what isn't a number of seconds, `inf` among it, is for longer than any test runs.
+fn seconds(argument: &str) -> Duration {
+    let given = argument.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    given.unwrap_or(Duration::from_secs(1_000_000))
 }

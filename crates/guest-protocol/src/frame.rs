@@ -86,14 +86,14 @@ impl Decoder {
         Self { buffer: BytesMut::new(), max_control }
     }
 
-    /// Adds received bytes. Call [`Decoder::next`] until it gives nothing before adding more.
+    /// Adds received bytes. Call [`Decoder::next_frame`] until it gives nothing before adding more.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.put_slice(bytes);
     }
 
     /// The next whole frame that reads as an `M`. Anything else is skipped: garbage, damaged frames, and messages of
     /// a newer peer that this build does not know.
-    pub fn next<M: DeserializeOwned>(&mut self) -> Option<Frame<M>> {
+    pub fn next_frame<M: DeserializeOwned>(&mut self) -> Option<Frame<M>> {
         loop {
             self.skip_to_magic();
             let header = self.buffer.get(..HEADER)?;
@@ -144,7 +144,7 @@ mod tests {
     }
 
     fn all<M: DeserializeOwned>(decoder: &mut Decoder) -> Vec<Frame<M>> {
-        std::iter::from_fn(|| decoder.next()).collect()
+        std::iter::from_fn(|| decoder.next_frame()).collect()
     }
 
     #[test]

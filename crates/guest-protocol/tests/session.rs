@@ -36,13 +36,13 @@ fn spec(argv: &[&str]) -> MachineSpec {
 async fn until<T>(events: &mut mpsc::Receiver<GuestEvent>, mut wanted: impl FnMut(&GuestEvent) -> Option<T>) -> T {
     let search = async {
         loop {
-            let event = events.recv().await.expect("the session ended");
+            let event = events.recv().await.unwrap();
             if let Some(found) = wanted(&event) {
                 return found;
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), search).await.expect("no such event")
+    tokio::time::timeout(Duration::from_secs(60), search).await.unwrap()
 }
 
 fn exit_code(event: &GuestEvent) -> Option<i32> {

@@ -67,7 +67,7 @@ impl ArchiveSource {
             return Err(invalid(usage));
         }
         let cuts = rest.match_indices(':').map(|(at, _)| at).chain([rest.len()]);
-        let found = cuts.filter(|at| PathBuf::from(&rest[..*at]).exists()).last();
+        let found = cuts.filter(|at| PathBuf::from(&rest[..*at]).exists()).max();
         let Some(at) = found else {
             return Err(ImageError::NotFound { what: source.to_owned(), hint: "no such file or directory".to_owned() });
         };

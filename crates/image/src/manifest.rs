@@ -18,7 +18,7 @@ pub(crate) struct BlobDescriptor {
 /// What a registry answers when asked for a manifest.
 #[derive(Debug)]
 pub(crate) enum Document {
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     Manifest(Manifest),
 }
 
@@ -81,7 +81,9 @@ pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Documen
         ));
     }
     match (shape.manifests.is_some(), shape.layers.is_some() || shape.config.is_some()) {
-        (true, false) => serde_json::from_slice(bytes).map(Document::Index).map_err(|error| malformed(&error)),
+        (true, false) => serde_json::from_slice(bytes)
+            .map(|index| Document::Index(Box::new(index)))
+            .map_err(|error| malformed(&error)),
         (false, true) => {
             let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
             check(what, &manifest, limits).map(Document::Manifest)

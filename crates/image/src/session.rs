@@ -4,11 +4,15 @@
 //! directory there is not locked belongs to nobody and is removed at the next start.
 
 use std::{
-    fs::{self, DirBuilder, File, Permissions, TryLockError},
+    fs::{self, DirBuilder, File, Permissions},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use tempfile::TempDir;
 
 use crate::ImageError;
@@ -18,7 +22,7 @@ use crate::ImageError;
 pub(crate) struct Session {
     directory: TempDir,
     /// Kept for its lock.
-    _lock: File,
+    _lock: Flock<File>,
 }
 
 impl Session {
@@ -28,21 +32,17 @@ impl Session {
         make_directory(parent)?;
         // Made first and locked at once: a directory that another store has just made and not yet locked could look
         // abandoned, so making and locking happen under the lock of the parent.
-        let guard = File::open(parent).map_err(failed)?;
-        guard.lock().map_err(failed)?;
+        let _parent_lock = lock(parent, FlockArg::LockExclusive).map_err(failed)?;
         for entry in fs::read_dir(parent).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            match File::open(&path).map(|file| file.try_lock().map(|()| file)) {
-                Ok(Err(TryLockError::WouldBlock)) => {}
-                _ => {
-                    tracing::info!(path = %path.display(), "removing what an earlier run left half-made");
-                    remove(&path);
-                }
+            if lock(&path, FlockArg::LockExclusiveNonblock).is_err_and(|error| error.raw_os_error() == IN_USE) {
+                continue;
             }
+            tracing::info!(path = %path.display(), "removing what an earlier run left half-made");
+            remove(&path);
         }
         let directory = private("store-", parent).map_err(failed)?;
-        let lock = File::open(directory.path()).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+        let lock = lock(directory.path(), FlockArg::LockExclusive).map_err(failed)?;
         Ok(Self { directory, _lock: lock })
     }
 
@@ -56,6 +56,13 @@ impl Session {
         let made = private("work-", self.path());
         made.map(TempDir::keep).map_err(|error| ImageError::io("make a directory in", self.path(), error))
     }
+}
+
+/// Somebody else has the lock.
+const IN_USE: Option<i32> = Some(Errno::EWOULDBLOCK as i32);
+
+fn lock(path: &Path, how: FlockArg) -> std::io::Result<Flock<File>> {
+    Flock::lock(File::open(path)?, how).map_err(|(_, error)| error.into())
 }
 
 fn private(prefix: &str, parent: &Path) -> std::io::Result<TempDir> {

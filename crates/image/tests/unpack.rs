@@ -1,4 +1,5 @@
 //! What images are made of ends up in the root disk as it should: seen with debugfs, never mounted.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 
 mod support;
 

@@ -3,17 +3,14 @@
 //! A [`Vmm`] makes a [`Vm`] out of a [`LaunchSpec`]; the VM then lives independently of this process, and
 //! [`Vmm::adopt`] finds it again. What runs inside is reached over [`Vm::connect_agent`], a byte stream to init.
 
-use std::{
-    os::fd::OwnedFd,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub mod boot;
+pub mod cgroup;
 mod error;
 pub mod slot;
 

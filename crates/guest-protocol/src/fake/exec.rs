@@ -79,7 +79,7 @@ impl Execs {
                 "env" => say(environment),
                 "exit" => code = argument.parse().unwrap_or(0),
                 "sleep" => {
-                    let time = argument.parse().map_or(Duration::MAX, Duration::from_secs_f64);
+                    let time = super::seconds(&argument);
                     let limit = if request.timeout_ms == 0 { u64::MAX } else { request.timeout_ms };
                     if tokio::time::timeout(Duration::from_millis(limit), tokio::time::sleep(time)).await.is_err() {
                         let killed = GuestMessage::ExecFinished { id, code: 137, signal: Some(9), timed_out: true };

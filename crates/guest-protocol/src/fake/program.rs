@@ -1,7 +1,5 @@
 //! Pretended programs.
 
-use std::time::Duration;
-
 use tokio::sync::mpsc;
 
 use super::FakeGuest;
@@ -74,7 +72,7 @@ impl FakeGuest {
                 "flood" => self.flood(&mut signals).await,
                 "ignore-signals" => self.until_signal(&mut signals, |signal| signal == SIGKILL).await,
                 "sleep" => {
-                    let time = argument.parse().map_or(Duration::MAX, Duration::from_secs_f64);
+                    let time = super::seconds(argument);
                     tokio::select! {
                         () = self.until_signal(&mut signals, |_| true) => {}
                         () = tokio::time::sleep(time) => self.exit(0, None, false),

@@ -122,7 +122,7 @@ impl<'a> Connection<'a> {
                         return Err("the other end closed".to_owned());
                     }
                     self.decoder.push(&buffer[..count]);
-                    while let Some(frame) = self.decoder.next() {
+                    while let Some(frame) = self.decoder.next_frame() {
                         self.receive(frame).await?;
                     }
                 }
@@ -194,18 +194,20 @@ impl<'a> Connection<'a> {
                 self.tell(GuestEvent::Log { sequence, source, time_ns, dropped_before, text })
             }
             GuestMessage::Finished(status) => self.tell(GuestEvent::Finished(status)),
-            GuestMessage::Output { id, source } => self.to_exec(id, ExecEvent::Output { source, bytes: frame.payload }),
+            GuestMessage::Output { id, source } => {
+                self.pass_to_exec(id, ExecEvent::Output { source, bytes: frame.payload })
+            }
             GuestMessage::ExecFinished { id, code, signal, timed_out } => {
-                let told = self.to_exec(id, ExecEvent::Finished { code, signal, timed_out });
+                let told = self.pass_to_exec(id, ExecEvent::Finished { code, signal, timed_out });
                 self.execs.remove(&id);
                 told
             }
             GuestMessage::ExecFailed { id, message } => {
-                let told = self.to_exec(id, ExecEvent::Failed { message });
+                let told = self.pass_to_exec(id, ExecEvent::Failed { message });
                 self.execs.remove(&id);
                 told
             }
-            GuestMessage::Credit { id, bytes } => self.to_exec(id, ExecEvent::Credit { bytes }),
+            GuestMessage::Credit { id, bytes } => self.pass_to_exec(id, ExecEvent::Credit { bytes }),
             GuestMessage::Processes { id, processes } => {
                 if let Some(answer) = self.processes.remove(&id) {
                     let _ = answer.send(processes);
@@ -266,7 +268,7 @@ impl<'a> Connection<'a> {
         self.events.try_send(event).map_err(|e| format!("too many events wait to be taken: {e}"))
     }
 
-    fn to_exec(&mut self, id: u32, event: ExecEvent) -> Result<(), String> {
+    fn pass_to_exec(&mut self, id: u32, event: ExecEvent) -> Result<(), String> {
         // An exec that nobody follows any more was cancelled; what it still says does not matter.
         if let Some(route) = self.execs.get(&id)
             && !route.bring(event)?

@@ -1,5 +1,6 @@
 //! What the tests of this crate share: images built in memory, a registry that misbehaves on demand, a store in a
 //! directory of its own whose surroundings are watched, and eyes for ext4 images.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod ext4;

@@ -39,19 +39,24 @@ pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// What Content-Length claims, when it is not the truth.
-    pub claimed_length: Option<usize>,
+    /// Whether there is a Content-Length.
+    pub with_length: bool,
     /// The connection is cut after so many bytes of the body.
     pub cut_after: Option<usize>,
 }
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), claimed_length: None, cut_after: None }
+        Self { status, headers: Vec::new(), body: body.into(), with_length: true, cut_after: None }
     }
 
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
+        self
+    }
+
+    pub fn without_length(mut self) -> Self {
+        self.with_length = false;
         self
     }
 
@@ -147,7 +152,9 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
         mischief.unwrap_or_else(|| proper(&state, &request))
     };
     let mut head = format!("HTTP/1.1 {} Whatever\r\nConnection: close\r\n", reply.status);
-    head += &format!("Content-Length: {}\r\n", reply.claimed_length.unwrap_or(reply.body.len()));
+    if reply.with_length {
+        head += &format!("Content-Length: {}\r\n", reply.body.len());
+    }
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
     }

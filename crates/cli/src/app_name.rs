@@ -1,0 +1,77 @@
+//! Which app a command is about: flag, then environment, then the configuration file.
+
+use std::{fs, path::Path};
+
+use crate::{CliError, Environment, globals::AppArgs};
+
+/// Looked for in the current directory, in this order.
+const FILES: [&str; 2] = ["caddis.toml", "fly.toml"];
+
+const MISSING: &str = "the config for your app is missing an app name, add an app field to the fly.toml file or \
+                       specify with the -a flag";
+
+/// The app's name, if anything names one.
+pub fn find(arguments: &AppArgs, environment: &Environment) -> Result<Option<String>, CliError> {
+    if let Some(name) = arguments.app.as_deref().filter(|name| !name.is_empty()) {
+        return Ok(Some(name.to_owned()));
+    }
+    if let Some(name) = environment.first(&["CADDIS_APP", "FLY_APP"]) {
+        return Ok(Some(name.to_owned()));
+    }
+    if let Some(path) = &arguments.config {
+        let path = environment.current_directory.join(path);
+        // `-c` may name the directory that holds the file.
+        if path.is_dir() {
+            return in_directory(&path);
+        }
+        return read(&path);
+    }
+    in_directory(&environment.current_directory)
+}
+
+/// The app's name, or the error that says how to give one.
+pub fn require(arguments: &AppArgs, environment: &Environment) -> Result<String, CliError> {
+    find(arguments, environment)?.ok_or_else(|| CliError::new(MISSING))
+}
+
+fn in_directory(directory: &Path) -> Result<Option<String>, CliError> {
+    for name in FILES {
+        let path = directory.join(name);
+        if path.is_file() {
+            return read(&path);
+        }
+    }
+    Ok(None)
+}
+
+fn read(path: &Path) -> Result<Option<String>, CliError> {
+    let text = fs::read_to_string(path)
+        .map_err(|e| CliError::new(format!("could not read the app's config {}: {e}", path.display())))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e| CliError::new(format!("could not read the app's config {}: {e}", path.display())))?;
+    Ok(table.get("app").and_then(toml::Value::as_str).filter(|name| !name.is_empty()).map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flag_then_environment_then_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut environment =
+            Environment { current_directory: directory.path().to_owned(), ..Environment::default() };
+        let mut arguments = AppArgs::default();
+        assert!(require(&arguments, &environment).unwrap_err().to_string().contains("missing an app name"));
+        fs::write(directory.path().join("fly.toml"), "app = 'file'\n").unwrap();
+        assert_eq!(require(&arguments, &environment).unwrap(), "file");
+        fs::write(directory.path().join("other.toml"), "app = 'other'\n").unwrap();
+        arguments.config = Some("other.toml".into());
+        assert_eq!(require(&arguments, &environment).unwrap(), "other");
+        environment.variables.insert("FLY_APP".into(), "variable".into());
+        assert_eq!(require(&arguments, &environment).unwrap(), "variable");
+        arguments.app = Some("flag".into());
+        assert_eq!(require(&arguments, &environment).unwrap(), "flag");
+    }
+}

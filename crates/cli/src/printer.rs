@@ -1,0 +1,134 @@
+//! Decides what goes where: data to standard output, everything else to standard error; colours and bars on
+//! terminals only.
+
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal as _, Write},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::Serialize;
+
+use crate::render::json;
+
+type Sink = Arc<Mutex<dyn Write + Send>>;
+
+/// Where a command writes.
+#[derive(Clone)]
+pub struct Printer {
+    stdout: Sink,
+    stderr: Sink,
+    /// Prompts are possible: standard input and output are terminals.
+    interactive: bool,
+    stderr_is_terminal: bool,
+    colour: bool,
+}
+
+/// What a [`Printer`] for tests has written so far.
+#[derive(Debug, Clone, Default)]
+pub struct Capture(Arc<Mutex<Vec<u8>>>);
+
+impl Capture {
+    /// As text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
+impl Write for Capture {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Printer {
+    /// To the process's own output.
+    pub fn standard() -> Self {
+        let stdout_is_terminal = io::stdout().is_terminal();
+        let stderr_is_terminal = io::stderr().is_terminal();
+        Self {
+            stdout: Arc::new(Mutex::new(io::stdout())),
+            stderr: Arc::new(Mutex::new(io::stderr())),
+            interactive: io::stdin().is_terminal() && stdout_is_terminal,
+            stderr_is_terminal,
+            colour: stdout_is_terminal
+                && stderr_is_terminal
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        }
+    }
+
+    /// To memory, as if no terminal were there: for tests. Returns what goes to standard output and standard error.
+    pub fn capturing() -> (Self, Capture, Capture) {
+        let (stdout, stderr) = (Capture::default(), Capture::default());
+        let printer = Self {
+            stdout: Arc::new(Mutex::new(stdout.clone())),
+            stderr: Arc::new(Mutex::new(stderr.clone())),
+            interactive: false,
+            stderr_is_terminal: false,
+            colour: false,
+        };
+        (printer, stdout, stderr)
+    }
+
+    /// Whether the user can be asked.
+    pub fn is_interactive(&self) -> bool {
+        self.interactive
+    }
+
+    /// Whether bars can be drawn.
+    pub fn draws_progress(&self) -> bool {
+        self.stderr_is_terminal
+    }
+
+    /// A line of data.
+    pub fn out(&self, line: impl Display) -> io::Result<()> {
+        writeln!(lock(&self.stdout), "{line}")
+    }
+
+    /// Data as it is.
+    pub fn raw_out(&self, text: &str) -> io::Result<()> {
+        let mut stdout = lock(&self.stdout);
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()
+    }
+
+    /// A value as JSON: four spaces, and escaped as Go does.
+    pub fn json(&self, value: &(impl Serialize + ?Sized)) -> io::Result<()> {
+        self.out(json::to_string(value, "    "))
+    }
+
+    /// A line about what goes on.
+    pub fn note(&self, line: impl Display) -> io::Result<()> {
+        writeln!(lock(&self.stderr), "{line}")
+    }
+
+    /// Something about what goes on, as it is.
+    pub fn raw_note(&self, text: &str) -> io::Result<()> {
+        let mut stderr = lock(&self.stderr);
+        stderr.write_all(text.as_bytes())?;
+        stderr.flush()
+    }
+
+    /// Red, where colours are wanted.
+    pub fn paint_error(&self, text: &str) -> String {
+        self.paint(text, "31")
+    }
+
+    /// Bold, where colours are wanted.
+    pub fn paint_title(&self, text: &str) -> String {
+        self.paint(text, "1")
+    }
+
+    fn paint(&self, text: &str, code: &str) -> String {
+        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// A panic while writing leaves nothing half-made that matters.
+fn lock(sink: &Sink) -> std::sync::MutexGuard<'_, dyn Write + Send + 'static> {
+    sink.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,7 @@
+//! How things look: tables, JSON, times, sizes, machines.
+
+pub mod json;
+pub mod machine;
+pub mod size;
+pub mod table;
+pub mod time;

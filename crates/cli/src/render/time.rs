@@ -1,0 +1,55 @@
+//! Times for people.
+
+use jiff::{Timestamp, tz::TimeZone};
+
+/// `5s ago`, `3m2s ago`, `1h2m ago`; what is older than a day, and what can't be read, in full.
+pub fn relative(text: &str, now: Timestamp) -> String {
+    let Ok(time) = text.parse::<Timestamp>() else {
+        return text.to_owned();
+    };
+    let seconds = now.as_second() - time.as_second();
+    match seconds {
+        ..=0 => "0s ago".to_owned(),
+        1..60 => format!("{seconds}s ago"),
+        60..3600 => format!("{}m{}s ago", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{}m ago", seconds / 3600, seconds / 60 % 60),
+        _ => time.to_zoned(TimeZone::UTC).strftime("%b %-d %Y %H:%M").to_string(),
+    }
+}
+
+/// RFC 3339 in the local zone, with as many digits of the second as there are.
+pub fn local(unix_ms: u64) -> String {
+    let zoned = caddis_api::time::from_unix_ms(unix_ms).to_zoned(TimeZone::system());
+    let offset = if zoned.offset().is_zero() { "Z".to_owned() } else { zoned.strftime("%:z").to_string() };
+    format!("{}{offset}", zoned.datetime())
+}
+
+/// RFC 3339 in UTC, whole seconds, of seconds since the Unix epoch.
+pub fn from_unix_seconds(seconds: u64) -> String {
+    caddis_api::time::seconds(caddis_api::time::from_unix_ms(seconds.saturating_mul(1000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_times_are_given_in_full() {
+        let now: Timestamp = "2026-03-02T12:00:00Z".parse().unwrap();
+        for (text, expected) in [
+            ("2026-03-02T11:59:55Z", "5s ago"),
+            ("2026-03-02T11:56:58Z", "3m2s ago"),
+            ("2026-03-02T10:58:00Z", "1h2m ago"),
+            ("2026-02-02T15:04:00Z", "Feb 2 2026 15:04"),
+            ("2026-03-02T12:00:09Z", "0s ago"),
+            ("soon", "soon"),
+        ] {
+            assert_eq!(relative(text, now), expected);
+        }
+    }
+
+    #[test]
+    fn expiry_times_are_rfc_3339() {
+        assert_eq!(from_unix_seconds(1_708_569_778), "2024-02-22T02:42:58Z");
+    }
+}

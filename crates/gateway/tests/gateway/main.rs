@@ -1,0 +1,14 @@
+//! The API as clients see it: the real router, catalog and bus over a scripted worker.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod apps;
+mod connections;
+mod create;
+mod images_and_logs;
+mod input;
+mod leases;
+mod machines;
+mod operation;
+mod support;
+mod view;
+mod wait;

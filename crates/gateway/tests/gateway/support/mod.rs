@@ -1,0 +1,156 @@
+//! The real router over the real catalog and bus, and a scripted worker.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Request, StatusCode},
+};
+use caddis_api::{MachineId, MachineState};
+use caddis_bus::{InProcessBus, Serving, stream::InProcessStreams};
+use caddis_catalog::{Catalog, SqliteCatalog};
+use caddis_gateway::{Gateway, GatewayParts, Settings};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+pub use worker::FakeWorker;
+
+/// Generous, for a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    pub fn error(&self) -> String {
+        let body = self.json();
+        assert_eq!(body["request_id"], self.headers["fly-request-id"].to_str().unwrap());
+        assert_eq!(self.headers["content-type"], "application/json");
+        body["error"].as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text);
+        self.json()
+    }
+}
+
+pub struct Fixture {
+    pub worker: FakeWorker,
+    pub catalog: Arc<SqliteCatalog>,
+    pub gateway: Gateway,
+    pub router: Router,
+    pub token: String,
+    pub serving: Vec<Serving>,
+    pub directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    pub async fn new() -> Self {
+        Self::with(Settings::default(), |_| {}).await
+    }
+
+    pub async fn with(settings: Settings, prepare: impl FnOnce(&FakeWorker)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let catalog = Arc::new(SqliteCatalog::open(&directory.path().join("catalog.db")).unwrap());
+        let token = catalog.ensure_root_token().await.unwrap().unwrap();
+        let worker = FakeWorker::new(InProcessBus::new());
+        prepare(&worker);
+        let serving = worker.serve("local").await;
+        let gateway = gateway(&worker, &catalog, settings).await;
+        let router = gateway.router();
+        Self { worker, catalog, gateway, router, token, serving, directory }
+    }
+
+    /// A second gateway over the same catalog and worker, as after a restart.
+    pub async fn restarted(&self) -> Gateway {
+        self.restarted_with(Settings::default()).await
+    }
+
+    pub async fn restarted_with(&self, settings: Settings) -> Gateway {
+        gateway(&self.worker, &self.catalog, settings).await
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        Answer { status: parts.status, headers: parts.headers, text }
+    }
+
+    pub fn request(&self, line: &str) -> axum::http::request::Builder {
+        let (method, uri) = line.split_once(' ').unwrap();
+        Request::builder().method(method).uri(uri).header("authorization", format!("Bearer {}", self.token))
+    }
+
+    /// `GET /path`, without a body.
+    pub async fn call(&self, line: &str) -> Answer {
+        self.send(self.request(line).body(Body::empty()).unwrap()).await
+    }
+
+    pub async fn post(&self, path: &str, body: impl ToString) -> Answer {
+        self.send(self.request(&format!("POST {path}")).body(Body::from(body.to_string())).unwrap()).await
+    }
+
+    pub async fn with_nonce(&self, line: &str, nonce: &str) -> Answer {
+        let request = self.request(line).header("fly-machine-lease-nonce", nonce);
+        self.send(request.body(Body::empty()).unwrap()).await
+    }
+
+    pub async fn app(&self, name: &str) {
+        let answer = self.post("/v1/apps", json!({ "name": name, "org_slug": "personal" })).await;
+        assert_eq!(answer.status, 201, "{}", answer.text);
+    }
+
+    pub async fn machine(&self, app: &str, name: &str) -> MachineId {
+        let answer = self
+            .post(&format!("/v1/apps/{app}/machines"), json!({ "name": name, "config": { "image": "nginx" } }))
+            .await;
+        answer.ok()["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// An app `a` with a machine `m` that runs.
+    pub async fn started(&self) -> MachineId {
+        self.app("a").await;
+        let id = self.machine("a", "m").await;
+        self.worker.turn(&id, MachineState::Started, "start").await;
+        self.call(&format!("GET /v1/apps/a/machines/{id}/wait")).await.ok();
+        id
+    }
+
+    /// Waits until `GET` of the app is 404, by waiting for the machines and asking again as the catalog moves on.
+    pub async fn until_gone(&self, app: &str) {
+        let gone = async {
+            while self.catalog.app(app).await.unwrap().is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    }
+}
+
+async fn gateway(worker: &FakeWorker, catalog: &Arc<SqliteCatalog>, settings: Settings) -> Gateway {
+    let parts = GatewayParts {
+        bus: Arc::new(worker.bus.clone()),
+        streams: Arc::new(InProcessStreams::new(worker.id.clone(), Arc::new(worker.clone()))),
+        catalog: catalog.clone(),
+        region: "local".to_owned(),
+        regions: Vec::new(),
+        workers: vec![worker.id.clone()],
+        settings,
+    };
+    Gateway::new(parts).await.unwrap()
+}

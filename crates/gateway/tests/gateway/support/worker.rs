@@ -1,0 +1,370 @@
+//! A worker that does what it is told at once, or not before the test says so, and publishes what it did.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use async_trait::async_trait;
+use axum::body::Body;
+use axum::http::{Request, Response, StatusCode};
+use bytes::Bytes;
+use caddis_api::{
+    ApiError, EventId, LeaseNonce, Machine, MachineId, MachineState, VersionId, WorkerId,
+    event::MachineEvent,
+    exec::ProcessStat,
+    lease::{Lease, PublicLease},
+    machine::{ImageRef, Operation},
+    requests::StartReply,
+};
+use caddis_bus::{
+    Bus, Handler, InProcessBus, Serving,
+    message::{
+        self, Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, Offer, WorkerReply, WorkerRequest,
+        WorkerResult,
+    },
+    stream::StreamService,
+};
+use tokio::sync::Notify;
+
+/// What a stream request looked like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamCall {
+    pub method: String,
+    pub uri: String,
+    pub nonce: Option<String>,
+    pub body: String,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub machines: BTreeMap<MachineId, MachineRecord>,
+    pub leases: BTreeMap<MachineId, Lease>,
+    pub answered: BTreeMap<String, WorkerResult>,
+    pub sequence: u64,
+    pub incarnation: String,
+    /// The next creates fail so.
+    pub create_errors: VecDeque<ApiError>,
+    /// Creates do their work, and then say nothing this often.
+    pub silent_creates: u32,
+    /// Deltas are counted but not published.
+    pub mute: bool,
+    pub offer: Option<Offer>,
+    pub problems: Vec<String>,
+    pub calls: Vec<StreamCall>,
+    pub requests: Vec<WorkerRequest>,
+    pub stream_answer: Option<(u16, String)>,
+    pub lists: u64,
+}
+
+#[derive(Clone)]
+pub struct FakeWorker {
+    pub id: WorkerId,
+    pub bus: InProcessBus,
+    state: Arc<Mutex<State>>,
+    /// Wakes when a listing was answered.
+    pub listed: Arc<Notify>,
+}
+
+impl FakeWorker {
+    pub fn new(bus: InProcessBus) -> Self {
+        let state = State { incarnation: "first".to_owned(), ..State::default() };
+        let state = Arc::new(Mutex::new(state));
+        Self { id: WorkerId::from_trusted("W1"), bus, state, listed: Arc::default() }
+    }
+
+    pub async fn serve(&self, region: &str) -> Vec<Serving> {
+        let requests = self.bus.serve(&message::worker_subject(&self.id), Arc::new(self.clone())).await;
+        let questions = self.bus.serve(&message::region_subject(region), Arc::new(Offers(self.clone()))).await;
+        vec![requests.unwrap(), questions.unwrap()]
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Moves a machine to a state with an event, and publishes it.
+    pub async fn turn(&self, id: &MachineId, state: MachineState, kind: &str) -> MachineRecord {
+        self.change(id, |record| {
+            record.machine.operation = None;
+            enter(record, state, kind);
+        })
+        .await
+    }
+
+    /// Changes a machine, and publishes it.
+    pub async fn change(&self, id: &MachineId, change: impl FnOnce(&mut MachineRecord)) -> MachineRecord {
+        let (record, delta) = {
+            let mut state = self.state();
+            let record = state.machines.get_mut(id).unwrap();
+            change(record);
+            record.revision += 1;
+            let record = record.clone();
+            (record.clone(), state.delta(&self.id, record))
+        };
+        self.publish(delta).await;
+        record
+    }
+
+    async fn publish(&self, delta: Option<Delta>) {
+        if let Some(delta) = delta {
+            self.bus.publish(DELTAS, message::encode(&delta)).await.unwrap();
+        }
+    }
+
+    async fn carry_out(&self, request: WorkerRequest) -> WorkerResult {
+        match request {
+            WorkerRequest::Create(create) => {
+                let (record, lease, delta) = {
+                    let mut state = self.state();
+                    if let Some(error) = state.create_errors.pop_front() {
+                        return Err(error);
+                    }
+                    let lease = create.lease.clone().map(|(ttl, owner)| lease(&create.id, ttl, owner, ""));
+                    let mut record = new_record(&self.id, *create);
+                    if let Some(lease) = &lease {
+                        record.lease = Some(PublicLease::from(lease));
+                        state.leases.insert(record.machine.id.clone(), lease.clone());
+                    }
+                    state.machines.insert(record.machine.id.clone(), record.clone());
+                    let delta = state.delta(&self.id, record.clone());
+                    (record, lease, delta)
+                };
+                self.publish(delta).await;
+                Ok(WorkerReply::Created { record: Box::new(record), lease })
+            }
+            WorkerRequest::Act { machine, nonce, action } => self.act(&machine, nonce, action).await,
+            WorkerRequest::Get { machine } => {
+                let record = self.state().machines.get(&machine).cloned().ok_or_else(ApiError::machine_not_found)?;
+                Ok(WorkerReply::Machine { record: Box::new(record) })
+            }
+            WorkerRequest::List { after, limit } => {
+                let mut state = self.state();
+                state.lists += 1;
+                let later = state.machines.values().filter(|record| Some(&record.machine.id) > after.as_ref());
+                let records = later.take(limit).cloned().collect();
+                self.listed.notify_one();
+                Ok(WorkerReply::Machines { records, sequence: state.sequence })
+            }
+            WorkerRequest::Events { machine, limit } => {
+                let mut events = self.state().machines[&machine].machine.events.clone().unwrap();
+                events.truncate(limit);
+                Ok(WorkerReply::Events { events })
+            }
+            WorkerRequest::Processes { .. } => {
+                let process = |pid: i32, rss: u64| ProcessStat {
+                    pid,
+                    stime: 0,
+                    rtime: 0,
+                    command: "sh".to_owned(),
+                    directory: "/".to_owned(),
+                    cpu: 0,
+                    rss,
+                    listen_sockets: Vec::new(),
+                };
+                Ok(WorkerReply::Processes { processes: vec![process(1, 10), process(7, 30), process(9, 20)] })
+            }
+            WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
+            WorkerRequest::Health => Ok(WorkerReply::Health { problems: self.state().problems.clone() }),
+        }
+    }
+
+    async fn act(&self, id: &MachineId, nonce: Option<LeaseNonce>, action: Action) -> WorkerResult {
+        let before = self.state().machines.get(id).cloned().ok_or_else(ApiError::machine_not_found)?;
+        let held = self.state().leases.get(id).cloned();
+        if let Some(held) = &held
+            && nonce.as_ref() != Some(&held.nonce)
+            && !matches!(action, Action::Signal { .. } | Action::GetLease)
+        {
+            return Err(ApiError::aborted(format!(
+                "machine ID {id} lease currently held by {}, expires at 2030-01-01T00:00:00Z",
+                held.owner
+            )));
+        }
+        let no_lease = || ApiError::new(caddis_api::ErrorCode::NotFound, "lease not found");
+        let record = match action {
+            Action::Start => {
+                let record = self.turn(id, MachineState::Starting, "start").await;
+                let previous_state = before.machine.state;
+                let reply = StartReply { previous_state, migrated: false, new_host: String::new() };
+                return Ok(WorkerReply::Started { reply, record: Box::new(record) });
+            }
+            Action::Stop { .. } => self.turn(id, MachineState::Stopping, "stop").await,
+            Action::Restart { .. } => self.turn(id, MachineState::Restarting, "restart").await,
+            Action::Signal { .. } => before,
+            Action::Destroy { force } => {
+                if !force && before.machine.state == MachineState::Started {
+                    return Err(ApiError::precondition(
+                        "unable to destroy machine, not currently stopped, suspended, failed or created",
+                    ));
+                }
+                self.state().leases.remove(id);
+                self.turn(id, MachineState::Destroyed, "destroy").await
+            }
+            Action::Cordon { cordoned } => self.change(id, |record| record.machine.cordoned = cordoned).await,
+            Action::AcquireLease { ttl_seconds, owner, description } => {
+                let mut lease = lease(id, ttl_seconds, owner, &description);
+                lease.nonce = held.map_or(lease.nonce, |held| held.nonce);
+                self.state().leases.insert(id.clone(), lease.clone());
+                self.change(id, |record| record.lease = Some(PublicLease::from(&lease))).await;
+                return Ok(WorkerReply::Lease { lease });
+            }
+            Action::GetLease => return Ok(WorkerReply::Lease { lease: held.ok_or_else(no_lease)? }),
+            Action::ReleaseLease => {
+                held.ok_or_else(no_lease)?;
+                self.state().leases.remove(id);
+                self.change(id, |record| record.lease = None).await
+            }
+        };
+        Ok(WorkerReply::Done { record: Box::new(record) })
+    }
+}
+
+impl State {
+    fn delta(&mut self, worker: &WorkerId, record: MachineRecord) -> Option<Delta> {
+        self.sequence += 1;
+        let delta =
+            Delta { worker: worker.clone(), sequence: self.sequence, incarnation: self.incarnation.clone(), record };
+        (!self.mute).then_some(delta)
+    }
+}
+
+#[async_trait]
+impl Handler for FakeWorker {
+    async fn handle(&self, request: Bytes) -> Bytes {
+        let envelope: Envelope = message::decode("test", &request).unwrap();
+        let known = self.state().answered.get(&envelope.request_id).cloned();
+        let create = matches!(envelope.request, WorkerRequest::Create(_));
+        let answer = match known {
+            Some(answer) => answer,
+            None => {
+                self.state().requests.push(envelope.request.clone());
+                self.carry_out(envelope.request).await
+            }
+        };
+        self.state().answered.insert(envelope.request_id, answer.clone());
+        let silent = create && {
+            let mut state = self.state();
+            let silent = state.silent_creates > 0;
+            state.silent_creates = state.silent_creates.saturating_sub(1);
+            silent
+        };
+        if silent {
+            std::future::pending::<()>().await;
+        }
+        message::encode(&answer)
+    }
+}
+
+struct Offers(FakeWorker);
+
+#[async_trait]
+impl Handler for Offers {
+    async fn handle(&self, _: Bytes) -> Bytes {
+        let offer = self.0.state().offer.clone().unwrap_or_else(|| Offer {
+            worker: self.0.id.clone(),
+            fits: true,
+            shortage: None,
+            free_memory_mib: 1024,
+            free_cpus: 4,
+            has_image: false,
+        });
+        message::encode(&offer)
+    }
+}
+
+#[async_trait]
+impl StreamService for FakeWorker {
+    async fn call(&self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await;
+        let call = StreamCall {
+            method: parts.method.to_string(),
+            uri: parts.uri.to_string(),
+            nonce: parts.headers.get("fly-machine-lease-nonce").map(|value| value.to_str().unwrap().to_owned()),
+            body: body.map_or_else(|e| format!("error: {e}"), |body| String::from_utf8(body.to_vec()).unwrap()),
+        };
+        let mut state = self.state();
+        state.calls.push(call);
+        let (status, body) = state.stream_answer.clone().unwrap_or((200, r#"{"ok":true}"#.to_owned()));
+        let response = Response::builder().status(StatusCode::from_u16(status).unwrap());
+        response.header("content-type", "application/json").body(Body::from(body)).unwrap()
+    }
+}
+
+/// Puts a state and an event into a record.
+pub fn enter(record: &mut MachineRecord, state: MachineState, kind: &str) {
+    record.machine.state = state;
+    record.launched |= state == MachineState::Started;
+    let events = record.machine.events.get_or_insert_default();
+    let timestamp = 1_700_000_000_000;
+    let id = EventId::following(events.first().map(|event| &event.id), timestamp);
+    let event = MachineEvent {
+        id,
+        kind: kind.to_owned(),
+        status: state.to_string(),
+        source: "user".to_owned(),
+        timestamp,
+        request: None,
+    };
+    events.insert(0, event);
+}
+
+fn lease(id: &MachineId, ttl: u64, owner: String, description: &str) -> Lease {
+    Lease {
+        nonce: LeaseNonce::from_trusted(format!("n{}", &id.as_str()[..11])),
+        expires_at: 4_000_000_000 + ttl,
+        owner,
+        description: description.to_owned(),
+        version: VersionId::generate(),
+    }
+}
+
+fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
+    let version = VersionId::generate();
+    let mut record = MachineRecord {
+        worker: worker.clone(),
+        revision: 1,
+        app: create.app,
+        launched: false,
+        lease: None,
+        machine: Machine {
+            id: create.id,
+            name: create.name,
+            state: MachineState::Creating,
+            region: create.region,
+            image_ref: ImageRef::default(),
+            instance_id: version.clone(),
+            version,
+            private_ip: create.ipv6.to_string(),
+            created_at: "2026-03-31T06:08:08Z".to_owned(),
+            updated_at: "2026-03-31T06:08:08Z".to_owned(),
+            config: Some(create.config),
+            incomplete_config: None,
+            events: Some(Vec::new()),
+            checks: None,
+            host_status: "ok".to_owned(),
+            cordoned: create.cordoned,
+            nonce: None,
+            lease: None,
+            operation: Some(operation("pull", 0)),
+            isolation: None,
+            private_ipv4: None,
+        },
+    };
+    enter(&mut record, MachineState::Creating, "launch");
+    record
+}
+
+pub fn operation(step: &str, bytes_done: u64) -> Operation {
+    Operation {
+        kind: "create".to_owned(),
+        step: step.to_owned(),
+        bytes_done,
+        bytes_total: 100,
+        attempt: 1,
+        started_at: "2026-03-31T06:08:08.000Z".to_owned(),
+        deadline: "2026-03-31T06:18:08.000Z".to_owned(),
+        last_error: None,
+    }
+}

@@ -1,0 +1,134 @@
+//! Starts a VM process. What happens between fork and exec is here and nowhere else: only system calls, on data made
+//! ready before, since another thread of the parent may have held any lock at the fork.
+#![expect(unsafe_code, reason = "code between fork and exec; raw system calls that have no safe wrapper there")]
+
+use std::{
+    ffi::CStr,
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+        unix::process::CommandExt as _,
+    },
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use rustix::io::fcntl_dupfd_cloexec;
+
+/// Copies of the descriptors to pass wait above this number, out of the way of where they will go.
+const ABOVE: RawFd = 200;
+
+/// First number of the passed descriptors.
+const FIRST: RawFd = 3;
+
+/// Where the kernel should look first when memory is short: a VM before the server, and before most else.
+const OOM_SCORE_ADJUSTMENT: &CStr = c"500";
+
+/// What to start.
+pub(crate) struct Spawn<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) arguments: &'a [String],
+    /// Uid and gid it runs as.
+    pub(crate) uid: u32,
+    /// Files into which it writes `0` to join its cgroups.
+    pub(crate) cgroups: &'a [File],
+    /// Passed as descriptors 3, 4, 5, …
+    pub(crate) descriptors: &'a [BorrowedFd<'a>],
+    /// Standard output and standard error.
+    pub(crate) output: OwnedFd,
+}
+
+/// Starts it and returns its process id once the program runs. The caller reaps it.
+pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
+    let copies = spawn
+        .descriptors
+        .iter()
+        .map(|descriptor| fcntl_dupfd_cloexec(descriptor, ABOVE))
+        .collect::<Result<Vec<_>, _>>()?;
+    let sources = copies.iter().map(|copy| copy.as_raw_fd()).collect::<Vec<_>>();
+    let doors = spawn.cgroups.iter().map(|door| door.as_raw_fd()).collect::<Vec<_>>();
+    let uid = spawn.uid;
+
+    let mut command = Command::new(spawn.program);
+    command
+        .args(spawn.arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(spawn.output.try_clone()?)
+        .stderr(spawn.output);
+    // SAFETY: the closure makes system calls only, on memory that was allocated before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            join(&doors)?;
+            place(&sources)?;
+            drop_rights(uid)
+        });
+    }
+    // Dropping a `Child` neither kills nor reaps it; its pidfd is used for both.
+    let child = command.spawn()?;
+    Ok(child.id())
+}
+
+/// `-1` of a system call becomes its error.
+fn check(result: impl Into<i64>) -> io::Result<()> {
+    if result.into() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Joins the cgroups first, so that everything after is bounded; and leaves the server's session and network.
+fn join(doors: &[RawFd]) -> io::Result<()> {
+    for door in doors {
+        // SAFETY: one byte of a constant; the descriptor is open in the parent and so here.
+        check(unsafe { libc::write(*door, c"0".as_ptr().cast(), 1) } as i64)?;
+    }
+    let score = c"/proc/self/oom_score_adj";
+    // SAFETY: constant strings that end with zero; the descriptor is closed by nobody else.
+    unsafe {
+        let file = libc::open(score.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        check(file)?;
+        let length = OOM_SCORE_ADJUSTMENT.to_bytes().len();
+        check(libc::write(file, OOM_SCORE_ADJUSTMENT.as_ptr().cast(), length) as i64)?;
+        libc::close(file);
+    }
+    // SAFETY: no pointers.
+    unsafe {
+        check(libc::setsid())?;
+        check(libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC))?;
+        libc::umask(0o077);
+    }
+    Ok(())
+}
+
+/// Puts the descriptors where they are expected, and has exec close every other.
+fn place(sources: &[RawFd]) -> io::Result<()> {
+    let mut next = FIRST;
+    for source in sources {
+        // SAFETY: both numbers are plain integers; the targets lie below all sources.
+        check(unsafe { libc::dup2(*source, next) })?;
+        next += 1;
+    }
+    // Marked and not closed: std reports a failing exec through a pipe up there.
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_close_range, next, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+}
+
+/// Gives up root for good: bounding set, groups, ids, and any way to get rights back by exec.
+fn drop_rights(uid: u32) -> io::Result<()> {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointers are null with length 0, or to locals that outlive the calls.
+    unsafe {
+        check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+        for capability in 0..64_u64 {
+            // Past the kernel's last capability: EINVAL. Without CAP_SETPCAP: the set stays, but exec gives none of
+            // it to a process that isn't root and has no_new_privs.
+            if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 {
+                break;
+            }
+        }
+        check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        check(libc::syscall(libc::SYS_setresgid, uid, uid, uid))?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64))
+    }
+}

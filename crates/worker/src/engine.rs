@@ -1,0 +1,218 @@
+//! The worker as a whole: what its machines share, how it starts, and how it takes in new ones.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use caddis_api::{ApiError, MachineConfig, MachineId, WorkerId, event::MachineEvent};
+use caddis_bus::message::MachineRecord;
+use caddis_image::Progress;
+use caddis_vmm::{SlotPool, Vmm};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    WorkerConfig,
+    capacity::Capacity,
+    host::{HostNetwork, Images},
+    live::Live,
+    logs::Logs,
+    owner::{Message, Owner, record},
+    publish::Publisher,
+    row::MachineRow,
+    store::Store,
+};
+
+/// Requests a machine's owner may have waiting.
+const INBOX: usize = 256;
+
+/// What all machines of a worker share.
+pub struct Shared {
+    /// Id.
+    pub worker: WorkerId,
+    /// As configured.
+    pub config: WorkerConfig,
+    /// Database.
+    pub store: Store,
+    /// Log files.
+    pub logs: Logs,
+    /// Way to the gateways.
+    pub publisher: Publisher,
+    /// Starts VMs.
+    pub vmm: Arc<dyn Vmm>,
+    /// Slots for them.
+    pub slots: SlotPool,
+    /// Gets root disks.
+    pub images: Arc<dyn Images>,
+    /// Connects them.
+    pub network: Arc<dyn HostNetwork>,
+    /// What is promised to machines.
+    pub capacity: Capacity,
+    /// Turns of machines that start after a host reboot.
+    pub recoveries: Arc<Semaphore>,
+    owners: Mutex<HashMap<MachineId, mpsc::Sender<Message>>>,
+    images_in_use: Mutex<HashMap<MachineId, String>>,
+    draining: AtomicBool,
+    tasks: TaskTracker,
+}
+
+impl Shared {
+    /// What machines of a worker with these parts share.
+    pub fn new(
+        worker: WorkerId,
+        config: WorkerConfig,
+        store: Store,
+        logs: Logs,
+        publisher: Publisher,
+        drivers: Drivers,
+    ) -> Self {
+        Self {
+            worker,
+            capacity: Capacity::new(&config),
+            recoveries: Arc::new(Semaphore::new(config.restart_concurrency.max(1))),
+            config,
+            store,
+            logs,
+            publisher,
+            vmm: drivers.vmm,
+            slots: drivers.slots,
+            images: drivers.images,
+            network: drivers.network,
+            owners: Mutex::default(),
+            images_in_use: Mutex::default(),
+            draining: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    fn owners(&self) -> MutexGuard<'_, HashMap<MachineId, mpsc::Sender<Message>>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn used(&self) -> MutexGuard<'_, HashMap<MachineId, String>> {
+        self.images_in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The way to a machine's owner; `None` when it does not exist or is destroyed.
+    pub fn owner(&self, machine: &MachineId) -> Option<mpsc::Sender<Message>> {
+        self.owners().get(machine).cloned()
+    }
+
+    /// The ways to all owners.
+    pub fn all_owners(&self) -> Vec<mpsc::Sender<Message>> {
+        self.owners().values().cloned().collect()
+    }
+
+    /// Gives a machine its owner. `live` is its VM, when one was adopted.
+    pub fn adopt(
+        self: &Arc<Self>,
+        row: MachineRow,
+        config: MachineConfig,
+        events: Vec<MachineEvent>,
+        live: Option<Live>,
+    ) -> MachineRecord {
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let id = row.id.clone();
+        self.used().insert(id.clone(), row.image.reference.digest.clone());
+        self.owners().insert(id.clone(), sender);
+        let owner = Owner::new(self.clone(), row, Arc::new(config), events, inbox, live);
+        let record = owner.record();
+        owner.publish();
+        self.tasks.spawn(async move {
+            // A panic must not take the machine's owner away unnoticed.
+            if let Err(e) = tokio::spawn(owner.run()).await
+                && e.is_panic()
+            {
+                tracing::error!(machine = %id, error = %e, "owner of a machine panicked");
+                std::process::abort();
+            }
+        });
+        record
+    }
+
+    /// Shows a machine that is destroyed; it needs no owner.
+    pub fn publish_destroyed(&self, row: &MachineRow, events: Vec<MachineEvent>) {
+        self.publisher.publish(record(self, row, &events.into(), &Progress::default()));
+    }
+
+    /// Ends all owners, each once it is between two steps. VMs stay.
+    pub async fn end(&self) {
+        self.owners().clear();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// A machine was destroyed: forgets its owner and gives back what it reserved.
+    pub fn retire(&self, machine: &MachineId) {
+        self.owners().remove(machine);
+        self.used().remove(machine);
+        self.capacity.release(machine);
+    }
+
+    /// The directory of a machine's VM.
+    pub fn machine_directory(&self, machine: &MachineId) -> PathBuf {
+        self.config.directory.join("machines").join(machine.as_str())
+    }
+
+    /// Digests of images that machines need.
+    pub fn images_in_use(&self) -> HashSet<String> {
+        self.used().values().cloned().collect()
+    }
+
+    /// How many machines use each image, by digest.
+    pub fn machines_per_image(&self) -> HashMap<String, u64> {
+        let mut counts = HashMap::new();
+        for digest in self.used().values() {
+            *counts.entry(digest.clone()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Bytes free on the disk of the worker's directory.
+    pub fn free_disk(&self) -> std::io::Result<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.config.directory)?;
+        Ok(stat.blocks_available() * stat.fragment_size())
+    }
+
+    /// Removes unused images when the disk is nearly full.
+    pub async fn make_room(&self) {
+        let wanted = self.config.reserved_disk;
+        if self.free_disk().is_ok_and(|free| free >= wanted) {
+            return;
+        }
+        if let Err(e) = self.images.collect_garbage(&self.images_in_use(), wanted).await {
+            tracing::warn!(error = %e, "can't remove unused images");
+        }
+    }
+
+    /// Refuses while the host is being drained.
+    pub fn check_not_draining(&self) -> Result<(), ApiError> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(ApiError::precondition("this host is being drained for a shutdown"));
+        }
+        Ok(())
+    }
+
+    /// No machine starts from here on.
+    pub fn begin_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The drivers of a worker.
+#[derive(Clone)]
+pub struct Drivers {
+    /// Starts VMs.
+    pub vmm: Arc<dyn Vmm>,
+    /// Slots for them.
+    pub slots: SlotPool,
+    /// Gets root disks.
+    pub images: Arc<dyn Images>,
+    /// Connects them.
+    pub network: Arc<dyn HostNetwork>,
+}

@@ -1,0 +1,73 @@
+//! Makes events, in the words that clients know.
+
+use caddis_api::{
+    EventId, MachineState,
+    event::{ExitDetails, ExitEvent, MachineEvent},
+    time,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    restart::{self, Verdict},
+    row::{MachineRow, ProgramEnd},
+};
+
+/// Who caused an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A client.
+    User,
+    /// The worker; the field's name for it is `flyd`.
+    Worker,
+}
+
+/// A new event that follows the machine's last one.
+pub fn new(
+    row: &MachineRow,
+    now_ms: u64,
+    source: Source,
+    kind: &str,
+    status: MachineState,
+    request: Value,
+) -> MachineEvent {
+    MachineEvent {
+        id: EventId::following(row.last_event.as_ref(), now_ms),
+        kind: kind.to_owned(),
+        status: status.as_str().to_owned(),
+        source: match source {
+            Source::User => "user".to_owned(),
+            Source::Worker => "flyd".to_owned(),
+        },
+        timestamp: now_ms,
+        request: (!request.is_null()).then_some(request),
+    }
+}
+
+/// The details of an `exit` event.
+pub fn exit_request(row: &MachineRow, end: &ProgramEnd, requested: bool, restarting: bool, now_ms: u64) -> Value {
+    let report = end.report.as_ref();
+    let guest_signal = report.and_then(|report| report.signal).unwrap_or(-1);
+    let exited_ms = report.map_or(now_ms, |report| report.exited_at_ns / 1_000_000);
+    let details = ExitDetails {
+        exit_event: ExitEvent {
+            exit_code: end.exit_code(),
+            guest_exit_code: end.exit_code(),
+            guest_signal,
+            signal: -1,
+            oom_killed: report.is_some_and(|report| report.oom_killed)
+                || matches!(end.cause, Some(crate::row::EndCause::HostOom)),
+            requested_stop: requested,
+            restarting,
+            exited_at: time::milliseconds(time::from_unix_ms(exited_ms)),
+            cause: end.cause.map(|cause| cause.as_str().to_owned()),
+            message: end.message.clone(),
+        },
+        restart_count: u32::try_from(restart::recent(&row.restarts, now_ms).count()).unwrap_or(u32::MAX),
+    };
+    json!(details)
+}
+
+/// Whether a verdict means that the program runs again.
+pub fn restarts(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Restart { .. })
+}

@@ -1,0 +1,65 @@
+//! What the engine needs of images and network, as traits, so that it can be tested without either.
+
+use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
+
+use async_trait::async_trait;
+use caddis_api::ApiError;
+use caddis_bus::message::ImageSummary;
+use caddis_guest_protocol::spec::NetworkSpec;
+use caddis_image::{Progress, ResolvedImage, RootDisk};
+use caddis_network::MachineAddresses;
+use tokio::sync::watch;
+
+/// Gets root disks. Errors are meant for the client.
+#[async_trait]
+pub trait Images: Send + Sync + 'static {
+    /// Finds out which image a reference means, without fetching it.
+    async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ApiError>;
+
+    /// The image's root disk, fetched and built when it is not there. `in_use` are the digests that must not be
+    /// removed to make room.
+    async fn root_disk(&self, image: &ResolvedImage, progress: &watch::Sender<Progress>) -> Result<RootDisk, ApiError>;
+
+    /// The root disk if it is there already.
+    fn ready_root_disk(&self, digest: &str) -> Option<RootDisk>;
+
+    /// Whether a reference is known and its root disk is there.
+    fn knows(&self, reference: &str) -> bool;
+
+    /// Writes a blank overlay of this virtual size over a root disk.
+    fn create_overlay(&self, path: &Path, virtual_size: u64) -> std::io::Result<()>;
+
+    /// Takes in an archive.
+    async fn import(
+        &self,
+        format: &str,
+        archive: &Path,
+        name: Option<&str>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ImageSummary, ApiError>;
+
+    /// All there are; `machines` is left 0.
+    async fn list(&self) -> Result<Vec<ImageSummary>, ApiError>;
+
+    /// Removes one by name or digest, unless its digest is in use.
+    async fn remove(&self, name: &str, in_use: &HashSet<String>) -> Result<(), ApiError>;
+
+    /// Removes what is not in use, least recently used first, until so many bytes are free.
+    async fn collect_garbage(&self, in_use: &HashSet<String>, wanted_free: u64) -> Result<(), ApiError>;
+}
+
+/// Connects VMs.
+#[async_trait]
+pub trait HostNetwork: Send + Sync + 'static {
+    /// Makes the tap with its routes and filter elements; `None` from a fake.
+    async fn attach(&self, tap: &str, addresses: &MachineAddresses) -> Result<Option<OwnedFd>, ApiError>;
+
+    /// Makes sure that routes and elements of a running VM are in place.
+    async fn adopt(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError>;
+
+    /// Removes routes and elements; nothing to do is no error.
+    async fn detach(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError>;
+
+    /// The guest's end.
+    fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec;
+}

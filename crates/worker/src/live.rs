@@ -1,0 +1,97 @@
+//! A machine's running VM: the process, the session with its init, and what init has said so far.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use caddis_guest_protocol::{
+    GuestState,
+    host::{AgentStream, Connector, GuestEvent, Session},
+};
+use caddis_vmm::{Vm, VmExit};
+use tokio::sync::{mpsc, watch};
+
+use crate::row::ProgramEnd;
+
+/// What is known of the guest. Published by the owner task, awaited by steps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guest {
+    /// Init has answered at least once.
+    pub up: bool,
+    /// It has been told which machine it is.
+    pub configured: bool,
+    /// The program runs, or ran.
+    pub started: bool,
+    /// Where the guest's time went until then: name and microseconds.
+    pub boot_steps: Vec<(String, u64)>,
+    /// The program has ended.
+    pub ended: Option<ProgramEnd>,
+    /// Init could not start the program.
+    pub failed: Option<String>,
+    /// The VM process is gone.
+    pub gone: Option<VmExit>,
+}
+
+/// A running VM.
+pub struct Live {
+    /// The process.
+    pub vm: Arc<dyn Vm>,
+    /// The session with init.
+    pub session: Session,
+    /// What the session hears.
+    pub events: mpsc::Receiver<GuestEvent>,
+    /// What is known so far.
+    pub guest: watch::Sender<Guest>,
+    /// Distinguishes the boots of a machine in its log: numbers of log records begin anew with each.
+    pub boot: u64,
+}
+
+struct Agent(Arc<dyn Vm>);
+
+#[async_trait]
+impl Connector for Agent {
+    async fn connect(&self) -> std::io::Result<Box<dyn AgentStream>> {
+        match self.0.connect_agent().await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(e) => Err(std::io::Error::other(e)),
+        }
+    }
+}
+
+impl Live {
+    /// Opens the session with a VM that was launched or adopted. `acknowledged` is the last log record of this boot
+    /// that is safe.
+    pub fn open(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64) -> Self {
+        let (session, events) = Session::open(Arc::new(Agent(vm.clone())), acknowledged);
+        Self { vm, session, events, guest: watch::Sender::new(Guest::default()), boot }
+    }
+
+    /// Takes note of what init says it is doing.
+    pub fn note_status(&self, status: GuestState) {
+        self.guest.send_modify(|guest| {
+            guest.up = true;
+            match status {
+                GuestState::Waiting => {}
+                GuestState::Preparing => guest.configured = true,
+                GuestState::Running { .. } => {
+                    guest.configured = true;
+                    guest.started = true;
+                }
+                GuestState::Exited(report) => {
+                    guest.configured = true;
+                    guest.started = true;
+                    guest.ended.get_or_insert(ProgramEnd::reported(report));
+                }
+                GuestState::Failed { message } => {
+                    guest.configured = true;
+                    guest.failed.get_or_insert(message);
+                }
+            }
+        });
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.session.close();
+    }
+}

@@ -1,0 +1,215 @@
+//! Operations: every change of a machine's state is one, recorded before it begins, done in steps that each may be
+//! repeated, and ended by a deadline at the latest.
+//!
+//! | step | what it does | repeated after a crash | undone by |
+//! |---|---|---|---|
+//! | `pull` | root disk of the image | goes on where blobs are complete | nothing: shared, removed when unused |
+//! | `back_off` | waits until a restart is due | waits for what is left | – |
+//! | `prepare_root` | blank overlay | replaced | `release` |
+//! | `launch` | slot, tap, VM process | a VM that runs already is kept | `release` |
+//! | `boot` | waits for init | – | `release` |
+//! | `configure` | makes the VM the machine, waits for its program | init takes the same configuration twice | `release` |
+//! | `signal` | sends the stop signal | sent again | – |
+//! | `await_exit` | waits for the program's end, then kills | waits for what is left | – |
+//! | `power_off` | lets init unmount and end the VM | – | – |
+//! | `release` | kills the VM, gives back slot, tap, overlay | nothing left to do | no undo: it is the undo |
+//! | `remove_files` | the machine's directory | nothing left to do | no undo: asked for |
+
+use std::time::Duration;
+
+use caddis_api::{MachineState, Signal};
+use serde::{Deserialize, Serialize};
+
+use crate::restart::Verdict;
+
+/// What is being done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum OperationKind {
+    /// Prepares a new machine.
+    Create,
+    /// Boots it.
+    Start {
+        /// Not before this time, milliseconds since the Unix epoch.
+        not_before: u64,
+        /// The restart policy does it, not a user.
+        automatic: bool,
+        /// It ran before the host went down: waits for its turn among the others of the host.
+        recovery: bool,
+    },
+    /// Ends it because someone asked.
+    Stop(Stop),
+    /// Ends it and boots it again.
+    Restart(Stop),
+    /// Clears up after the program ended by itself.
+    Exit {
+        /// What follows.
+        then: Verdict,
+    },
+    /// Removes it.
+    Destroy,
+    /// Gives up on what was being done.
+    Abandon {
+        /// Where that ends.
+        into: MachineState,
+        /// What was being done.
+        of: String,
+        /// Why, for the user.
+        reason: String,
+    },
+}
+
+/// How to end a program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Sent first; SIGKILL sends nothing else.
+    pub signal: Signal,
+    /// Then SIGKILL. Milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the module's table says what each does")]
+pub enum Step {
+    Pull,
+    BackOff,
+    PrepareRoot,
+    Launch,
+    Boot,
+    Configure,
+    Signal,
+    AwaitExit,
+    PowerOff,
+    Release,
+    RemoveFiles,
+}
+
+impl Step {
+    /// Its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::BackOff => "back_off",
+            Self::PrepareRoot => "prepare_root",
+            Self::Launch => "launch",
+            Self::Boot => "boot",
+            Self::Configure => "configure",
+            Self::Signal => "signal",
+            Self::AwaitExit => "await_exit",
+            Self::PowerOff => "power_off",
+            Self::Release => "release",
+            Self::RemoveFiles => "remove_files",
+        }
+    }
+
+    /// Whether it may be broken off: it only waits, or what it has begun is cleared away by `release`.
+    pub fn may_be_dropped(self) -> bool {
+        matches!(self, Self::Pull | Self::BackOff | Self::Boot | Self::Configure | Self::AwaitExit | Self::PowerOff)
+    }
+}
+
+/// Time a create may take: a large image over a slow line.
+pub const CREATE_DEADLINE: Duration = Duration::from_secs(30 * 60);
+/// Time a start may take beyond its back-off. Under emulation on a busy host a boot takes many seconds.
+pub const START_DEADLINE: Duration = Duration::from_secs(4 * 60);
+/// Time the clearing-up after a program's end may take.
+pub const CLEAR_DEADLINE: Duration = Duration::from_secs(60);
+/// How often a step is tried.
+pub const MAX_ATTEMPTS: u32 = 3;
+
+impl OperationKind {
+    /// A start that a client asked for.
+    pub const START: Self = Self::Start { not_before: 0, automatic: false, recovery: false };
+
+    /// Its steps, in order.
+    pub fn steps(&self) -> &'static [Step] {
+        use Step::{
+            AwaitExit, BackOff, Boot, Configure, Launch, PowerOff, PrepareRoot, Pull, Release, RemoveFiles, Signal,
+        };
+        match self {
+            Self::Create => &[Pull],
+            // `release` first: whatever an earlier VM left behind must be gone before the next.
+            Self::Start { .. } => &[BackOff, Release, Pull, PrepareRoot, Launch, Boot, Configure],
+            Self::Stop(_) => &[Signal, AwaitExit, PowerOff, Release],
+            Self::Restart(_) => &[Signal, AwaitExit, PowerOff, Release, Pull, PrepareRoot, Launch, Boot, Configure],
+            Self::Exit { .. } => &[PowerOff, Release],
+            Self::Destroy => &[Release, RemoveFiles],
+            Self::Abandon { .. } => &[Release],
+        }
+    }
+
+    /// Its name on the wire.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Start { .. } => "start",
+            Self::Stop(_) => "stop",
+            Self::Restart(_) => "restart",
+            Self::Exit { .. } => "exit",
+            Self::Destroy => "destroy",
+            Self::Abandon { .. } => "abandon",
+        }
+    }
+
+    /// The state a machine shows meanwhile.
+    pub fn state(&self) -> MachineState {
+        match self {
+            Self::Create => MachineState::Creating,
+            Self::Start { .. } => MachineState::Starting,
+            Self::Stop(_) | Self::Exit { .. } | Self::Abandon { .. } => MachineState::Stopping,
+            Self::Restart(_) => MachineState::Restarting,
+            Self::Destroy => MachineState::Destroying,
+        }
+    }
+
+    /// How long it may take from `now_ms` on, as a time: milliseconds since the Unix epoch.
+    pub fn deadline(&self, now_ms: u64) -> u64 {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        match self {
+            Self::Create => now_ms + millis(CREATE_DEADLINE),
+            Self::Start { not_before, .. } => now_ms.max(*not_before) + millis(START_DEADLINE),
+            Self::Stop(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE),
+            Self::Restart(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE) + millis(START_DEADLINE),
+            Self::Exit { .. } | Self::Destroy | Self::Abandon { .. } => now_ms + millis(CLEAR_DEADLINE),
+        }
+    }
+}
+
+/// An operation under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// What.
+    #[serde(flatten)]
+    pub kind: OperationKind,
+    /// Index into its steps.
+    pub step: usize,
+    /// How often the step has been tried, from 1.
+    pub attempt: u32,
+    /// Milliseconds since the Unix epoch.
+    pub started_at: u64,
+    /// Milliseconds since the Unix epoch.
+    pub deadline: u64,
+    /// The step's last failure.
+    pub last_error: Option<String>,
+}
+
+impl Operation {
+    /// A new one at its first step.
+    pub fn begin(kind: OperationKind, now_ms: u64) -> Self {
+        let deadline = kind.deadline(now_ms);
+        Self { kind, step: 0, attempt: 1, started_at: now_ms, deadline, last_error: None }
+    }
+
+    /// The step to go back to when a later one failed: where everything of an earlier VM is cleared away.
+    pub fn retry_from(&self) -> usize {
+        let released = self.kind.steps().iter().position(|step| *step == Step::Release);
+        released.map_or(self.step, |released| released.min(self.step))
+    }
+
+    /// The step to do; `None` when all are done.
+    pub fn current(&self) -> Option<Step> {
+        self.kind.steps().get(self.step).copied()
+    }
+}

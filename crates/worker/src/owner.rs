@@ -1,0 +1,403 @@
+//! The one task that owns a machine: every change goes through it, in order. Requests, guest events, the end of the
+//! VM, finished steps and deadlines come in; what is recorded, and then published, goes out.
+//!
+//! ```text
+//!   request ──▶ policy ──▶ operation recorded ──▶ step ──▶ step recorded ──▶ … ──▶ outcome recorded
+//!                                                  │ fails: tried again from where nothing is left of the last try,
+//!                                                  ▼ then given up: `abandon` clears up and rests
+//! ```
+//!
+//! What follows from the state alone is found out anew after each event ([`Owner::reconcile`]), so that it makes no
+//! difference whether this process or an earlier one brought the state about.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use caddis_api::{ApiError, MachineConfig, MachineState, event::MachineEvent};
+use caddis_bus::message::{MachineRecord, WorkerResult};
+use caddis_guest_protocol::host::{GuestEvent, Session};
+use caddis_image::Progress;
+use caddis_vmm::VmExit;
+use futures::future::BoxFuture;
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use crate::{
+    clock::now_ms,
+    engine::Shared,
+    live::Live,
+    operation::Step,
+    row::MachineRow,
+    step::{self, Done, Failure},
+    store::Durability,
+};
+
+mod act;
+mod change;
+mod finish;
+mod lease;
+mod record;
+
+pub use change::Draft;
+pub use lease::grant as grant_lease;
+pub use record::{RECENT_EVENTS, record};
+
+/// What the owner of a machine is asked.
+pub enum Message {
+    /// A request of a client.
+    Act {
+        /// Its proof of holding the lease.
+        nonce: Option<caddis_api::LeaseNonce>,
+        /// What to do.
+        action: caddis_bus::message::Action,
+        /// Takes the answer.
+        reply: oneshot::Sender<WorkerResult>,
+    },
+    /// The way to the running guest, for exec and the like. With a proof of holding the lease where one is needed.
+    Session {
+        /// `None` when no lease matters.
+        nonce: Option<Option<caddis_api::LeaseNonce>>,
+        /// Takes the answer.
+        reply: oneshot::Sender<Result<Session, ApiError>>,
+    },
+    /// The host is going down: stop, and be ready to run again when it is back.
+    Drain {
+        /// Told when nothing runs any more.
+        done: oneshot::Sender<bool>,
+    },
+}
+
+struct RunningStep {
+    step: Step,
+    future: BoxFuture<'static, Result<Done, Failure>>,
+    progress: watch::Receiver<Progress>,
+    /// The operation it belonged to was broken off while it could not be.
+    superseded: bool,
+}
+
+/// Progress is published at most this often.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// Wait before the second try of a step; doubled before the third.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
+
+/// The task's state.
+pub struct Owner {
+    shared: Arc<Shared>,
+    row: MachineRow,
+    config: Arc<MachineConfig>,
+    /// Newest first.
+    events: VecDeque<MachineEvent>,
+    inbox: mpsc::Receiver<Message>,
+    live: Option<Live>,
+    step: Option<RunningStep>,
+    retry_at: Option<Instant>,
+    turn: Option<OwnedSemaphorePermit>,
+    progress: Progress,
+    progress_published: Instant,
+    drained: Vec<oneshot::Sender<bool>>,
+}
+
+enum Happened {
+    Message(Option<Message>),
+    Guest(Option<GuestEvent>),
+    Gone(VmExit),
+    Step(Result<Done, Failure>),
+    Progress,
+    Deadline,
+    RetryDue,
+}
+
+impl Owner {
+    /// Owner of the machine that `row` records. `live` is its VM, when one was adopted.
+    pub fn new(
+        shared: Arc<Shared>,
+        row: MachineRow,
+        config: Arc<MachineConfig>,
+        events: Vec<MachineEvent>,
+        inbox: mpsc::Receiver<Message>,
+        live: Option<Live>,
+    ) -> Self {
+        Self {
+            shared,
+            row,
+            config,
+            events: events.into(),
+            inbox,
+            live,
+            step: None,
+            retry_at: None,
+            turn: None,
+            progress: Progress::default(),
+            progress_published: Instant::now(),
+            drained: Vec::new(),
+        }
+    }
+
+    /// Works until the machine is destroyed or the worker ends.
+    pub async fn run(mut self) {
+        loop {
+            self.reconcile().await;
+            if self.row.operation.is_none() {
+                self.tell_drained();
+            }
+            if self.row.state == MachineState::Destroyed {
+                self.shared.retire(&self.row.id);
+                return;
+            }
+            match self.happened().await {
+                Happened::Message(Some(message)) => self.handle(message).await,
+                Happened::Message(None) => return,
+                Happened::Guest(Some(event)) => self.guest_event(event),
+                Happened::Guest(None) => self.session_lost(),
+                Happened::Gone(exit) => self.note(|guest| guest.gone = Some(exit)),
+                Happened::Step(result) => self.step_finished(result).await,
+                Happened::Progress => self.publish_progress(),
+                Happened::Deadline => self.deadline_passed().await,
+                Happened::RetryDue => self.retry_at = None,
+            }
+        }
+    }
+
+    async fn happened(&mut self) -> Happened {
+        let deadline = self
+            .row
+            .operation
+            .as_ref()
+            .map(|operation| Instant::now() + Duration::from_millis(operation.deadline.saturating_sub(now_ms())));
+        let retry_at = self.retry_at;
+        let (events, gone) = match &mut self.live {
+            Some(live) => {
+                let vm = live.vm.clone();
+                let known = live.guest.borrow().gone.is_some();
+                (
+                    Some(&mut live.events),
+                    Some(async move { if known { std::future::pending().await } else { vm.wait().await } }),
+                )
+            }
+            None => (None, None),
+        };
+        let (step, progress) = match &mut self.step {
+            Some(running) => (Some(&mut running.future), Some(&mut running.progress)),
+            None => (None, None),
+        };
+        tokio::select! {
+            message = self.inbox.recv() => Happened::Message(message),
+            event = maybe(events.map(|events| events.recv())) => Happened::Guest(event),
+            exit = maybe(gone) => Happened::Gone(exit),
+            result = maybe(step) => Happened::Step(result),
+            () = maybe(progress.map(changed)) => Happened::Progress,
+            () = maybe(deadline.map(tokio::time::sleep_until)) => Happened::Deadline,
+            () = maybe(retry_at.map(tokio::time::sleep_until)) => Happened::RetryDue,
+        }
+    }
+
+    /// Does what follows from the state: the next step, the next operation, or clearing up after a program's end.
+    async fn reconcile(&mut self) {
+        while self.step.is_none() && self.retry_at.is_none() && self.row.state != MachineState::Destroyed {
+            let Some(operation) = &self.row.operation else {
+                if self.begin_what_follows().await {
+                    continue;
+                }
+                return;
+            };
+            match operation.current() {
+                Some(step) => self.begin_step(step),
+                None => self.finish().await,
+            }
+        }
+    }
+
+    fn begin_step(&mut self, step: Step) {
+        let (sender, progress) = watch::channel(Progress::default());
+        let context = step::Context {
+            shared: self.shared.clone(),
+            row: self.row.clone(),
+            config: self.config.clone(),
+            live: self.live.as_ref().map(step::LiveHandle::from),
+            progress: sender,
+        };
+        self.progress = Progress::default();
+        self.step = Some(RunningStep { step, future: step::run(step, context), progress, superseded: false });
+    }
+
+    async fn step_finished(&mut self, result: Result<Done, Failure>) {
+        let Some(running) = self.step.take() else { return };
+        self.progress = Progress::default();
+        let result = match result {
+            Ok(Done::Launched(live)) => {
+                self.live = Some(live);
+                Ok(Done::Next)
+            }
+            Ok(Done::Released) => {
+                self.live = None;
+                Ok(Done::Released)
+            }
+            other => other,
+        };
+        if running.superseded {
+            return;
+        }
+        match result {
+            Ok(done) => self.advance(done).await,
+            Err(failure) => self.step_failed(running.step, failure).await,
+        }
+    }
+
+    async fn advance(&mut self, done: Done) {
+        let mut durability = Durability::Process;
+        let mut ended = None;
+        let mut released = false;
+        match done {
+            Done::Ended(end) => {
+                durability = Durability::Synced;
+                ended = Some(end);
+            }
+            Done::Released => released = true,
+            Done::Turn(permit) => self.turn = Some(permit),
+            Done::Next | Done::Launched(_) => {}
+        }
+        self.change(durability, |draft| {
+            if let Some(end) = &ended {
+                draft.program_ended(end.clone());
+            }
+            if released {
+                draft.row.has_vm = false;
+                draft.row.ended = None;
+            }
+            draft.next_step();
+        })
+        .await;
+    }
+
+    async fn step_failed(&mut self, step: Step, failure: Failure) {
+        let Some(operation) = &self.row.operation else { return };
+        tracing::warn!(
+            machine = %self.row.id, operation = operation.kind.as_str(), step = step.as_str(),
+            attempt = operation.attempt, error = %failure.message, "step failed"
+        );
+        if failure.retry && operation.attempt < crate::operation::MAX_ATTEMPTS {
+            self.retry_at = Some(Instant::now() + RETRY_DELAY * 2_u32.pow(operation.attempt - 1));
+            self.change(Durability::Process, |draft| {
+                if let Some(operation) = &mut draft.row.operation {
+                    operation.step = operation.retry_from();
+                    operation.attempt += 1;
+                    operation.last_error = Some(failure.message.clone());
+                }
+            })
+            .await;
+        } else {
+            self.give_up(failure.message).await;
+        }
+    }
+
+    async fn deadline_passed(&mut self) {
+        let Some(operation) = &self.row.operation else { return };
+        let step = operation.current().map_or("", Step::as_str);
+        let reason = match &operation.last_error {
+            Some(error) => format!("{} did not end in time, at step {step}: {error}", operation.kind.as_str()),
+            None => format!("{} did not end in time, at step {step}", operation.kind.as_str()),
+        };
+        tracing::error!(machine = %self.row.id, reason, "deadline passed");
+        self.break_off_step();
+        self.give_up(reason).await;
+    }
+
+    /// Ends the step under way, or, where it may not be dropped, lets it end without consequence.
+    fn break_off_step(&mut self) {
+        self.retry_at = None;
+        match &mut self.step {
+            Some(running) if running.step.may_be_dropped() => self.step = None,
+            Some(running) => running.superseded = true,
+            None => {}
+        }
+    }
+
+    fn guest_event(&mut self, event: GuestEvent) {
+        let Some(live) = &self.live else { return };
+        match event {
+            GuestEvent::Welcome { status, init_version, machine_id } => {
+                tracing::debug!(machine = %self.row.id, init_version, "guest is up");
+                match machine_id {
+                    Some(id) if id != self.row.id.as_str() => {
+                        tracing::error!(machine = %self.row.id, claimed = id, "guest claims to be another machine");
+                    }
+                    _ => live.note_status(status),
+                }
+            }
+            GuestEvent::Started { steps, .. } => self.note(|guest| {
+                guest.configured = true;
+                guest.started = true;
+                guest.boot_steps = steps;
+            }),
+            GuestEvent::Log { sequence, source, time_ns, dropped_before, text } => {
+                let session = live.session.clone();
+                let record = (sequence, source, time_ns, dropped_before);
+                let done = move || session.acknowledge_logs(sequence);
+                self.shared.logs.append_record(&self.row.id, live.boot, record, &text, done);
+            }
+            GuestEvent::Finished(status) => live.note_status(status),
+            GuestEvent::Disconnected { reason } => {
+                tracing::debug!(machine = %self.row.id, reason, "guest disconnected");
+            }
+        }
+    }
+
+    /// The session gave up, which it only does when closed or when the VM is gone.
+    fn session_lost(&mut self) {
+        if let Some(live) = &mut self.live {
+            let (_, never) = mpsc::channel(1);
+            live.events = never;
+            live.events.close();
+        }
+    }
+
+    fn note(&self, edit: impl FnOnce(&mut crate::live::Guest)) {
+        if let Some(live) = &self.live {
+            live.guest.send_modify(edit);
+        }
+    }
+
+    fn publish_progress(&mut self) {
+        if let Some(running) = &mut self.step {
+            self.progress = running.progress.borrow_and_update().clone();
+        }
+        if self.progress_published.elapsed() >= PROGRESS_INTERVAL {
+            self.progress_published = Instant::now();
+            self.row.revision += 1;
+            self.publish();
+        }
+    }
+
+    fn tell_drained(&mut self) {
+        for done in self.drained.drain(..) {
+            // Nobody waits any more when the drain's deadline has passed.
+            let _ = done.send(true);
+        }
+    }
+
+    /// The machine as published.
+    pub fn record(&self) -> MachineRecord {
+        record(&self.shared, &self.row, &self.events, &self.progress)
+    }
+
+    /// Publishes the machine as it is.
+    pub fn publish(&self) {
+        self.shared.publisher.publish(self.record());
+    }
+}
+
+/// The future, or one that never ends.
+async fn maybe<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next change; never ends once the sender is gone.
+async fn changed(progress: &mut watch::Receiver<Progress>) {
+    if progress.changed().await.is_err() {
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,235 @@
+//! Requests: asks the policy, records, answers.
+
+use caddis_api::{ApiDuration, ApiError, LeaseNonce, MachineState, Signal, requests::StartReply};
+use caddis_bus::message::{Action, WorkerReply, WorkerResult};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::{Message, Owner};
+use crate::{
+    event::Source,
+    operation::{OperationKind, Stop},
+    policy::{self, Goal, Request, Verdict},
+    row::{EndCause, ProgramEnd},
+    spec,
+    store::Durability,
+};
+
+impl Owner {
+    pub(super) async fn handle(&mut self, message: Message) {
+        match message {
+            Message::Act { nonce, action, reply } => {
+                let result = self.act(nonce, action).await;
+                // A client that hung up cancels nothing.
+                let _ = reply.send(result);
+            }
+            Message::Session { nonce, reply } => {
+                let _ = reply.send(self.session(nonce));
+            }
+            Message::Drain { done } => self.drain(done).await,
+        }
+    }
+
+    async fn act(&mut self, nonce: Option<LeaseNonce>, action: Action) -> WorkerResult {
+        match &action {
+            Action::Signal { .. } | Action::AcquireLease { .. } | Action::GetLease | Action::ReleaseLease => {}
+            _ => self.check_lease(nonce.as_ref())?,
+        }
+        match action {
+            Action::Start => {
+                let previous_state = self.row.state;
+                self.request(Request::Start, None).await?;
+                let reply = StartReply { previous_state, migrated: false, new_host: String::new() };
+                return Ok(WorkerReply::Started { reply, record: Box::new(self.record()) });
+            }
+            Action::Stop { signal, timeout } => {
+                self.request(Request::Stop, Some(self.plan(signal, timeout))).await?;
+            }
+            Action::Restart { signal, timeout, force } => {
+                let plan =
+                    if force { Stop { signal: Signal::KILL, timeout_ms: 0 } } else { self.plan(signal, timeout) };
+                self.request(Request::Restart, Some(plan)).await?;
+            }
+            Action::Signal { signal } => {
+                let plan = Stop { signal, timeout_ms: 0 };
+                self.request(Request::Signal, Some(plan)).await?;
+            }
+            Action::Destroy { force } => self.request(Request::Destroy { force }, None).await?,
+            Action::Cordon { cordoned } => {
+                if self.row.cordoned != cordoned {
+                    let kind = if cordoned { "cordon" } else { "uncordon" };
+                    self.try_change(Durability::Synced, |draft| {
+                        draft.row.cordoned = cordoned;
+                        draft.event(Source::User, kind, draft.row.state, Value::Null);
+                    })
+                    .await?;
+                }
+            }
+            Action::AcquireLease { ttl_seconds, owner, description } => {
+                return self.acquire_lease(nonce, ttl_seconds, owner, description).await;
+            }
+            Action::GetLease => return self.current_lease(),
+            Action::ReleaseLease => self.release_lease(nonce.as_ref()).await?,
+        }
+        Ok(WorkerReply::Done { record: Box::new(self.record()) })
+    }
+
+    fn plan(&self, signal: Option<Signal>, timeout: Option<ApiDuration>) -> Stop {
+        let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.0.as_millis()).unwrap_or(u64::MAX));
+        spec::stop_plan(&self.row.image.config, &self.config, signal, timeout_ms)
+    }
+
+    async fn request(&mut self, request: Request, plan: Option<Stop>) -> Result<(), ApiError> {
+        let plan = plan.unwrap_or_else(|| self.plan(None, None));
+        let verdict = policy::decide(self.row.state, request);
+        if matches!(verdict, Verdict::Begin(Goal::Start) | Verdict::Queue(Goal::Start)) {
+            self.shared.check_not_draining()?;
+        }
+        match verdict {
+            Verdict::Begin(goal) => self.begin(goal, plan, false).await,
+            Verdict::Supersede(goal) => self.begin(goal, plan, true).await,
+            Verdict::Queue(goal) => {
+                let kind = kind(goal, plan);
+                self.try_change(Durability::Synced, |draft| draft.row.next = Some(kind)).await
+            }
+            Verdict::Unqueue => self.try_change(Durability::Synced, |draft| draft.row.next = None).await,
+            Verdict::Done => self.hurry().await,
+            Verdict::Deliver => self.deliver(plan.signal).await,
+            Verdict::Hasten => self.hasten(plan).await,
+            Verdict::Refuse(error) => Err(error),
+        }
+    }
+
+    async fn begin(&mut self, goal: Goal, plan: Stop, supersede: bool) -> Result<(), ApiError> {
+        let kind = kind(goal, plan);
+        let killed = goal == Goal::Destroy && self.runs_program();
+        self.try_change(Durability::Synced, |draft| {
+            draft.row.next = None;
+            draft.row.drained = false;
+            if goal == Goal::Start {
+                // A user's start gives the restart policy a clean slate.
+                draft.row.restarts.clear();
+            }
+            draft.begin(kind, Source::User);
+            if killed {
+                draft.program_ended(ProgramEnd::unreported(EndCause::Killed, Some("destroyed by force".to_owned())));
+            }
+        })
+        .await?;
+        if supersede {
+            self.break_off_step();
+            self.turn = None;
+        }
+        Ok(())
+    }
+
+    fn runs_program(&self) -> bool {
+        self.row.ended.is_none()
+            && self.live.as_ref().is_some_and(|live| {
+                let guest = live.guest.borrow();
+                guest.started && guest.ended.is_none() && guest.gone.is_none()
+            })
+    }
+
+    /// A start that waits for its back-off begins now when a user asks for it.
+    async fn hurry(&mut self) -> Result<(), ApiError> {
+        let waiting = self.step.as_ref().is_some_and(|running| running.step == crate::operation::Step::BackOff);
+        if waiting && self.row.state == MachineState::Starting {
+            self.try_change(Durability::Synced, |draft| {
+                if let Some(operation) = &mut draft.row.operation {
+                    operation.kind = OperationKind::START;
+                }
+            })
+            .await?;
+            self.break_off_step();
+        }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, signal: Signal) -> Result<(), ApiError> {
+        let live = self.live.as_ref().ok_or_else(|| ApiError::precondition("machine not running"))?;
+        live.session
+            .signal(signal.number())
+            .await
+            .map_err(|e| ApiError::precondition(format!("can't deliver the signal: {e}")))
+    }
+
+    /// A second stop: passes its signal on, and shortens the wait.
+    async fn hasten(&mut self, plan: Stop) -> Result<(), ApiError> {
+        let under_way = self.row.operation.as_ref().map(|operation| operation.kind.clone());
+        if self.row.next.is_some() {
+            self.try_change(Durability::Synced, |draft| draft.row.next = None).await?;
+        }
+        match under_way {
+            Some(OperationKind::Stop(current)) => {
+                if plan.signal != current.signal && self.live.is_some() {
+                    // The stop goes on whether or not this signal arrives.
+                    let _ = self.deliver(plan.signal).await;
+                }
+                if plan.timeout_ms < current.timeout_ms {
+                    self.try_change(Durability::Synced, |draft| {
+                        if let Some(operation) = &mut draft.row.operation {
+                            operation.kind =
+                                OperationKind::Stop(Stop { signal: current.signal, timeout_ms: plan.timeout_ms });
+                        }
+                    })
+                    .await?;
+                    if self.step.as_ref().is_some_and(|running| running.step.may_be_dropped()) {
+                        self.break_off_step();
+                    }
+                }
+                Ok(())
+            }
+            // The program has ended by itself: a requested stop is never undone by the restart policy.
+            Some(OperationKind::Exit { then: crate::restart::Verdict::Restart { .. } }) => {
+                self.try_change(Durability::Synced, |draft| {
+                    if let Some(operation) = &mut draft.row.operation {
+                        operation.kind = OperationKind::Exit { then: crate::restart::Verdict::Stop };
+                    }
+                })
+                .await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn session(&self, nonce: Option<Option<LeaseNonce>>) -> Result<caddis_guest_protocol::host::Session, ApiError> {
+        if let Some(nonce) = nonce {
+            self.check_lease(nonce.as_ref())?;
+        }
+        match (&self.live, self.row.state) {
+            (Some(live), MachineState::Started) => Ok(live.session.clone()),
+            _ => Err(ApiError::precondition("machine not running")),
+        }
+    }
+
+    async fn drain(&mut self, done: oneshot::Sender<bool>) {
+        let runs = matches!(self.row.state, MachineState::Started | MachineState::Starting | MachineState::Restarting);
+        if !runs {
+            if self.row.has_vm {
+                self.drained.push(done);
+            } else {
+                let _ = done.send(false);
+            }
+            return;
+        }
+        let plan = self.plan(None, None);
+        self.change(Durability::Synced, |draft| {
+            draft.row.drained = true;
+            draft.row.next = None;
+            draft.begin(OperationKind::Stop(plan.clone()), Source::Worker);
+        })
+        .await;
+        self.break_off_step();
+        self.drained.push(done);
+    }
+}
+
+fn kind(goal: Goal, plan: Stop) -> OperationKind {
+    match goal {
+        Goal::Start => OperationKind::START,
+        Goal::Stop => OperationKind::Stop(plan),
+        Goal::Restart => OperationKind::Restart(plan),
+        Goal::Destroy => OperationKind::Destroy,
+    }
+}

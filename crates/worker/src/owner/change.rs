@@ -1,0 +1,134 @@
+//! Recording changes: first to the database, then in memory, then to the gateways.
+
+use std::time::Duration;
+
+use caddis_api::{ApiError, MachineState, event::MachineEvent};
+use serde_json::Value;
+
+use super::{Owner, record::RECENT_EVENTS};
+use crate::{
+    clock::now_ms,
+    event::{self, Source},
+    operation::{Operation, OperationKind, Step},
+    restart::Verdict,
+    row::{MachineRow, ProgramEnd},
+    store::Durability,
+};
+
+/// Wait before a change that must be recorded is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// A change in the making.
+pub struct Draft {
+    /// The machine as it will be.
+    pub row: MachineRow,
+    /// When: milliseconds since the Unix epoch.
+    pub now: u64,
+    events: Vec<MachineEvent>,
+}
+
+impl Draft {
+    /// A change of `row`, now.
+    pub fn new(row: MachineRow) -> Self {
+        Self { row, now: now_ms(), events: Vec::new() }
+    }
+
+    /// The changed row, and the events of the change, oldest first.
+    pub fn into_parts(self) -> (MachineRow, Vec<MachineEvent>) {
+        (self.row, self.events)
+    }
+
+    /// Adds an event. `status` is the state after it.
+    pub fn event(&mut self, source: Source, kind: &str, status: MachineState, request: Value) {
+        let event = event::new(&self.row, self.now, source, kind, status, request);
+        self.row.last_event = Some(event.id.clone());
+        self.events.push(event);
+    }
+
+    /// Begins an operation, with the state and the event that go with it.
+    pub fn begin(&mut self, kind: OperationKind, source: Source) {
+        self.row.state = kind.state();
+        let event = match &kind {
+            OperationKind::Create => Some("launch"),
+            OperationKind::Start { .. } => Some("start"),
+            OperationKind::Stop(_) => Some("stop"),
+            OperationKind::Restart(_) => Some("restart"),
+            OperationKind::Destroy => Some("destroy"),
+            // The exit event came before, the reason of an abandoned operation comes with its end.
+            OperationKind::Exit { .. } | OperationKind::Abandon { .. } => None,
+        };
+        if let Some(event) = event {
+            let status = if kind == OperationKind::Create { MachineState::Pending } else { self.row.state };
+            self.event(source, event, status, Value::Null);
+        }
+        self.row.operation = Some(Operation::begin(kind, self.now));
+    }
+
+    /// Goes on to the next step.
+    pub fn next_step(&mut self) {
+        let now = self.now;
+        if let Some(operation) = &mut self.row.operation {
+            operation.step += 1;
+            if operation.current() == Some(Step::Launch) {
+                // Recorded before it happens, so that a VM is looked for whenever there may be one.
+                self.row.has_vm = true;
+                self.row.boot = now;
+            }
+        }
+    }
+
+    /// Notes the end of a program that the operation under way brought about.
+    pub fn program_ended(&mut self, end: ProgramEnd) {
+        let restarting =
+            matches!(self.row.operation.as_ref().map(|operation| &operation.kind), Some(OperationKind::Restart(_)));
+        let request = event::exit_request(&self.row, &end, true, restarting, self.now);
+        self.event(Source::Worker, "exit", MachineState::Stopped, request);
+        self.row.ended = Some(end);
+    }
+
+    /// Begins to clear up after a program that ended by itself.
+    pub fn begin_exit(&mut self, end: ProgramEnd, then: Verdict) {
+        let request = event::exit_request(&self.row, &end, false, event::restarts(then), self.now);
+        self.event(Source::Worker, "exit", MachineState::Stopped, request);
+        self.row.ended = Some(end);
+        self.begin(OperationKind::Exit { then }, Source::Worker);
+    }
+}
+
+impl Owner {
+    /// Records a change that a client asked for.
+    ///
+    /// # Errors
+    /// When it could not be recorded; then nothing has changed.
+    pub(super) async fn try_change(
+        &mut self,
+        durability: Durability,
+        edit: impl FnOnce(&mut Draft),
+    ) -> Result<(), ApiError> {
+        let mut draft = Draft::new(self.row.clone());
+        edit(&mut draft);
+        draft.row.updated_at = draft.now.max(self.row.updated_at);
+        draft.row.revision += 1;
+        let (row, events) = draft.into_parts();
+        let commit = self.shared.store.commit(row.clone(), events.clone(), durability);
+        commit.await.map_err(|e| {
+            tracing::error!(machine = %self.row.id, error = %e, "can't record a change");
+            ApiError::internal("can't record the change; see the server's log, and free space if its disk is full")
+        })?;
+        self.row = row;
+        for event in events {
+            self.events.push_front(event);
+        }
+        self.events.truncate(RECENT_EVENTS);
+        self.publish();
+        Ok(())
+    }
+
+    /// Records a change that has happened. While the database refuses, nothing else happens to this machine; health
+    /// tells of it.
+    pub(super) async fn change(&mut self, durability: Durability, edit: impl Fn(&mut Draft)) {
+        while self.try_change(durability, &edit).await.is_err() {
+            tokio::time::sleep(STORE_RETRY).await;
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! How operations end, and what follows.
+
+use caddis_api::MachineState;
+use serde_json::{Value, json};
+
+use super::Owner;
+use crate::{
+    event::Source,
+    operation::OperationKind,
+    restart::{self, Verdict},
+    row::ProgramEnd,
+    step::end_of_vm,
+    store::Durability,
+};
+
+impl Owner {
+    /// Records the outcome of an operation whose steps are all done.
+    pub(super) async fn finish(&mut self) {
+        let Some(operation) = self.row.operation.clone() else { return };
+        self.turn = None;
+        let auto_destroy = self.config.auto_destroy == Some(true);
+        self.change(Durability::Synced, |draft| {
+            draft.row.operation = None;
+            match &operation.kind {
+                OperationKind::Create => {
+                    draft.row.state = MachineState::Created;
+                    draft.event(Source::User, "launch", MachineState::Created, Value::Null);
+                }
+                OperationKind::Start { automatic, .. } => {
+                    draft.row.state = MachineState::Started;
+                    draft.row.launched = true;
+                    let source = if *automatic { Source::Worker } else { Source::User };
+                    draft.event(source, "start", MachineState::Started, Value::Null);
+                }
+                OperationKind::Restart(_) => {
+                    draft.row.state = MachineState::Started;
+                    draft.row.launched = true;
+                    draft.event(Source::User, "restart", MachineState::Started, Value::Null);
+                }
+                OperationKind::Stop(_) => {
+                    draft.row.state = MachineState::Stopped;
+                    if auto_destroy && !draft.row.drained && draft.row.next.is_none() {
+                        draft.row.next = Some(OperationKind::Destroy);
+                    }
+                }
+                OperationKind::Exit { then } => draft.after_exit(*then),
+                OperationKind::Destroy => {
+                    draft.row.state = MachineState::Destroyed;
+                    draft.row.destroyed_at = Some(draft.now);
+                    draft.row.lease = None;
+                    draft.row.next = None;
+                    draft.event(Source::Worker, "destroy", MachineState::Destroyed, Value::Null);
+                }
+                OperationKind::Abandon { into, of, reason } => {
+                    draft.row.state = *into;
+                    draft.event(Source::Worker, of, *into, json!({ "error": reason }));
+                }
+            }
+        })
+        .await;
+        if operation.kind == (OperationKind::Exit { then: Verdict::GiveUp }) {
+            let text = format!("machine has reached its max restart count of {}", self.config.max_retries());
+            self.shared.logs.append_own(&self.row.id, text);
+        }
+    }
+
+    /// Stops trying: clears up, and rests in a state that says so.
+    pub(super) async fn give_up(&mut self, reason: String) {
+        let Some(operation) = &self.row.operation else { return };
+        let of = operation.kind.as_str().to_owned();
+        let into = match operation.kind {
+            OperationKind::Stop(_) | OperationKind::Exit { .. } => MachineState::Stopped,
+            _ => MachineState::Failed,
+        };
+        // What clears up has failed itself: there is nothing more to try. The next start begins with it again.
+        let hopeless = matches!(operation.kind, OperationKind::Abandon { .. } | OperationKind::Destroy);
+        let (of, reason) = match &operation.kind {
+            OperationKind::Abandon { of, reason: first, .. } => (of.clone(), format!("{first}; then: {reason}")),
+            _ => (of, reason),
+        };
+        self.shared.logs.append_own(&self.row.id, format!("{of} failed: {reason}"));
+        self.turn = None;
+        self.change(Durability::Synced, |draft| {
+            if hopeless {
+                draft.row.operation = None;
+                draft.row.state = MachineState::Failed;
+                draft.event(Source::Worker, &of, MachineState::Failed, json!({ "error": reason }));
+                return;
+            }
+            // A start that waited for a create has nothing to wait for; a destroy still has.
+            if draft.row.next != Some(OperationKind::Destroy) {
+                draft.row.next = None;
+            }
+            let kind = OperationKind::Abandon { into, of: of.clone(), reason: reason.clone() };
+            draft.begin(kind, Source::Worker);
+        })
+        .await;
+    }
+
+    /// Begins what is due without anyone asking. False when nothing is.
+    pub(super) async fn begin_what_follows(&mut self) -> bool {
+        if let Some(next) = self.row.next.clone() {
+            self.change(Durability::Synced, |draft| {
+                draft.row.next = None;
+                draft.begin(next.clone(), Source::User);
+            })
+            .await;
+            return true;
+        }
+        if self.row.state != MachineState::Started {
+            return false;
+        }
+        let end = match &self.live {
+            Some(live) => {
+                let guest = live.guest.borrow();
+                guest.ended.clone().or_else(|| guest.gone.as_ref().map(end_of_vm))
+            }
+            None => Some(end_of_vm(&caddis_vmm::VmExit::Ended)),
+        };
+        let Some(end) = end else { return false };
+        self.program_ended_by_itself(end).await;
+        true
+    }
+
+    async fn program_ended_by_itself(&mut self, end: ProgramEnd) {
+        let config = self.config.clone();
+        self.change(Durability::Synced, |draft| {
+            let then = restart::decide(&config, &end, &draft.row.restarts, draft.now);
+            draft.begin_exit(end.clone(), then);
+        })
+        .await;
+    }
+}
+
+impl super::change::Draft {
+    fn after_exit(&mut self, then: Verdict) {
+        self.row.state = MachineState::Stopped;
+        match then {
+            Verdict::Stop | Verdict::GiveUp => {}
+            // A stop or destroy that came meanwhile goes first.
+            Verdict::Restart { .. } | Verdict::Destroy if self.row.next.is_some() => {}
+            Verdict::Restart { after_ms } => {
+                let now = self.now;
+                self.row.restarts = restart::recent(&self.row.restarts, now).chain([now]).collect();
+                let not_before = now + after_ms;
+                self.begin(OperationKind::Start { not_before, automatic: true, recovery: false }, Source::Worker);
+            }
+            Verdict::Destroy => self.begin(OperationKind::Destroy, Source::Worker),
+        }
+    }
+}

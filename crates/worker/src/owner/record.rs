@@ -1,0 +1,90 @@
+//! The machine as gateways see it.
+
+use std::collections::VecDeque;
+
+use caddis_api::{
+    Machine,
+    event::MachineEvent,
+    machine::{ImageRef, Operation},
+    time,
+};
+use caddis_bus::message::MachineRecord;
+use caddis_image::Progress;
+use caddis_vmm::Isolation;
+
+use crate::{clock::now_ms, engine::Shared, operation::Step, row::MachineRow};
+
+/// Events that are published with the machine.
+pub const RECENT_EVENTS: usize = 20;
+
+/// The machine as it is recorded, with its latest events and the progress of its step.
+pub fn record(
+    shared: &Shared,
+    row: &MachineRow,
+    events: &VecDeque<MachineEvent>,
+    progress: &Progress,
+) -> MachineRecord {
+    let image = &row.image.reference;
+    let machine = Machine {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        state: row.state,
+        region: row.region.clone(),
+        image_ref: ImageRef {
+            registry: image.registry.clone(),
+            repository: image.repository.clone(),
+            tag: image.tag.clone(),
+            digest: image.digest.clone(),
+            labels: image.labels.clone().filter(|labels| !labels.is_empty()),
+        },
+        instance_id: row.version.clone(),
+        version: row.version.clone(),
+        private_ip: row.addresses.ipv6.to_string(),
+        created_at: time::seconds(time::from_unix_ms(row.created_at)),
+        updated_at: time::seconds(time::from_unix_ms(row.updated_at)),
+        config: Some(row.config.clone()),
+        incomplete_config: None,
+        events: Some(events.iter().take(RECENT_EVENTS).cloned().collect()),
+        checks: Some(Vec::new()),
+        host_status: "ok".to_owned(),
+        cordoned: row.cordoned,
+        nonce: None,
+        lease: None,
+        operation: operation(row, progress),
+        isolation: Some(
+            match shared.vmm.capabilities().isolation {
+                Isolation::Hardware => "hardware",
+                Isolation::Emulated => "emulated",
+            }
+            .to_owned(),
+        ),
+        private_ipv4: Some(row.addresses.ipv4.to_string()),
+    };
+    MachineRecord {
+        worker: shared.worker.clone(),
+        revision: row.revision,
+        app: row.app.clone(),
+        launched: row.launched,
+        lease: row.public_lease(now_ms()),
+        machine,
+    }
+}
+
+fn operation(row: &MachineRow, progress: &Progress) -> Option<Operation> {
+    let operation = row.operation.as_ref()?;
+    let step = if progress.step.is_empty() {
+        operation.current().map_or("finish", Step::as_str).to_owned()
+    } else {
+        progress.step.clone()
+    };
+    Some(Operation {
+        kind: operation.kind.as_str().to_owned(),
+        step,
+        bytes_done: progress.bytes_done,
+        bytes_total: progress.bytes_total,
+        attempt: operation.attempt,
+        started_at: time::milliseconds(time::from_unix_ms(operation.started_at)),
+        deadline: time::milliseconds(time::from_unix_ms(operation.deadline)),
+        last_error: operation.last_error.clone(),
+    })
+}

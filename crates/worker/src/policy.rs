@@ -1,0 +1,224 @@
+//! What is allowed when: a pure function from a machine's state and a request to what shall happen. No I/O, no locks.
+//!
+//! `begin` starts an operation now, `supersede` breaks off the one under way first, `queue` lets it end first.
+//!
+//! | request | creating | created | starting | started | stopping | stopped | restarting | failed | destroying |
+//! |---|---|---|---|---|---|---|---|---|---|
+//! | start | queue | begin | done | done | queue | begin | done | begin | refuse |
+//! | stop | unqueue | done | supersede | begin | hasten | done | supersede | begin | done |
+//! | restart | queue start | begin start | done | begin | queue start | begin start | done | begin start | refuse |
+//! | signal | refuse | refuse | refuse | deliver | deliver | refuse | refuse | refuse | refuse |
+//! | destroy | supersede | begin | refuse | refuse | queue | begin | refuse | begin | done |
+//! | destroy, forced | supersede | begin | supersede | supersede | supersede | begin | supersede | begin | done |
+//!
+//! States that only later work brings about (suspend, update) are refused here until then.
+
+use caddis_api::{ApiError, MachineState};
+
+/// A request that may change a machine's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Run it.
+    Start,
+    /// End it.
+    Stop,
+    /// End it and run it again.
+    Restart,
+    /// Send its program a signal.
+    Signal,
+    /// Remove it.
+    Destroy {
+        /// Also when it runs.
+        force: bool,
+    },
+}
+
+/// What an operation of a verdict is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// Boot it.
+    Start,
+    /// End it.
+    Stop,
+    /// End it and boot it again.
+    Restart,
+    /// Remove it.
+    Destroy,
+}
+
+/// What shall happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Begin now; nothing is under way.
+    Begin(Goal),
+    /// Break off what is under way, then begin.
+    Supersede(Goal),
+    /// Begin when what is under way has ended.
+    Queue(Goal),
+    /// Forget what was queued.
+    Unqueue,
+    /// The wish is fulfilled already, or will be by what is under way.
+    Done,
+    /// Send the signal to the program that is running.
+    Deliver,
+    /// A stop is under way: pass this stop's signal on, and its timeout if that is shorter.
+    Hasten,
+    /// No.
+    Refuse(ApiError),
+}
+
+/// Decides.
+pub fn decide(state: MachineState, request: Request) -> Verdict {
+    match request {
+        Request::Start => start(state),
+        Request::Stop => stop(state),
+        Request::Restart => restart(state),
+        Request::Signal => signal(state),
+        Request::Destroy { force } => destroy(state, force),
+    }
+}
+
+fn start(state: MachineState) -> Verdict {
+    use MachineState as S;
+    match state {
+        S::Creating | S::Pending | S::Stopping => Verdict::Queue(Goal::Start),
+        S::Created | S::Stopped | S::Failed => Verdict::Begin(Goal::Start),
+        S::Starting | S::Started | S::Restarting => Verdict::Done,
+        S::Updating | S::Replacing => {
+            Verdict::Refuse(ApiError::precondition("machine getting replaced, refusing to start"))
+        }
+        S::Suspending | S::Suspended | S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => {
+            refuse("start", state)
+        }
+    }
+}
+
+fn stop(state: MachineState) -> Verdict {
+    use MachineState as S;
+    match state {
+        S::Creating | S::Pending => Verdict::Unqueue,
+        S::Created | S::Stopped | S::Destroying | S::Destroyed => Verdict::Done,
+        S::Starting | S::Restarting => Verdict::Supersede(Goal::Stop),
+        S::Started | S::Failed => Verdict::Begin(Goal::Stop),
+        S::Stopping => Verdict::Hasten,
+        S::Suspending | S::Suspended | S::Updating | S::Replacing | S::LaunchFailed | S::Replaced | S::Migrated => {
+            refuse("stop", state)
+        }
+    }
+}
+
+fn restart(state: MachineState) -> Verdict {
+    use MachineState as S;
+    match state {
+        S::Started => Verdict::Begin(Goal::Restart),
+        _ => start(state),
+    }
+}
+
+fn signal(state: MachineState) -> Verdict {
+    match state {
+        MachineState::Started | MachineState::Stopping => Verdict::Deliver,
+        _ => Verdict::Refuse(ApiError::precondition("machine not running")),
+    }
+}
+
+fn destroy(state: MachineState, force: bool) -> Verdict {
+    use MachineState as S;
+    match state {
+        S::Destroying | S::Destroyed => Verdict::Done,
+        S::Creating | S::Pending => Verdict::Supersede(Goal::Destroy),
+        S::Created | S::Stopped | S::Failed | S::LaunchFailed => Verdict::Begin(Goal::Destroy),
+        _ if force => Verdict::Supersede(Goal::Destroy),
+        S::Stopping => Verdict::Queue(Goal::Destroy),
+        _ => Verdict::Refuse(ApiError::precondition(
+            "unable to destroy machine, not currently stopped, suspended, failed or created",
+        )),
+    }
+}
+
+fn refuse(what: &str, state: MachineState) -> Verdict {
+    Verdict::Refuse(ApiError::precondition(format!("unable to {what} machine from current state: '{state}'")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The states this engine brings about, in the order of the table.
+    const COLUMNS: &[MachineState] = &[
+        MachineState::Creating,
+        MachineState::Created,
+        MachineState::Starting,
+        MachineState::Started,
+        MachineState::Stopping,
+        MachineState::Stopped,
+        MachineState::Restarting,
+        MachineState::Failed,
+        MachineState::Destroying,
+    ];
+
+    fn word(verdict: &Verdict, request: Request) -> &'static str {
+        match (verdict, request) {
+            (Verdict::Begin(Goal::Start), Request::Restart) => "begin start",
+            (Verdict::Queue(Goal::Start), Request::Restart) => "queue start",
+            (Verdict::Begin(_), _) => "begin",
+            (Verdict::Supersede(_), _) => "supersede",
+            (Verdict::Queue(_), _) => "queue",
+            (Verdict::Unqueue, _) => "unqueue",
+            (Verdict::Done, _) => "done",
+            (Verdict::Deliver, _) => "deliver",
+            (Verdict::Hasten, _) => "hasten",
+            (Verdict::Refuse(_), _) => "refuse",
+        }
+    }
+
+    #[test]
+    fn the_table_of_the_docs_is_the_policy() {
+        let source = include_str!("policy.rs");
+        let mut checked = 0;
+        for (name, request) in [
+            ("start", Request::Start),
+            ("stop", Request::Stop),
+            ("restart", Request::Restart),
+            ("signal", Request::Signal),
+            ("destroy", Request::Destroy { force: false }),
+            ("destroy, forced", Request::Destroy { force: true }),
+        ] {
+            let row = source.lines().find_map(|line| line.strip_prefix(&format!("//! | {name} |"))).unwrap();
+            for (state, cell) in COLUMNS.iter().zip(row.split('|').map(str::trim)) {
+                assert_eq!(word(&decide(*state, request), request), cell, "{name} in {state}");
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, 6 * COLUMNS.len());
+    }
+
+    #[test]
+    fn nothing_begins_over_an_operation_under_way() {
+        for state in MachineState::ALL {
+            for request in [
+                Request::Start,
+                Request::Stop,
+                Request::Restart,
+                Request::Signal,
+                Request::Destroy { force: false },
+                Request::Destroy { force: true },
+            ] {
+                if let Verdict::Begin(_) = decide(*state, request) {
+                    assert!(state.is_settled() || *state == MachineState::LaunchFailed, "{request:?} in {state}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_say_what_clients_look_for() {
+        let Verdict::Refuse(error) = decide(MachineState::Started, Request::Destroy { force: false }) else { panic!() };
+        assert_eq!(
+            error.message,
+            "failed_precondition: unable to destroy machine, not currently stopped, suspended, failed or created"
+        );
+        let Verdict::Refuse(error) = decide(MachineState::Stopped, Request::Signal) else { panic!() };
+        assert_eq!(error.message, "failed_precondition: machine not running");
+    }
+}

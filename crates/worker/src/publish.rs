@@ -1,0 +1,84 @@
+//! Tells the gateways what changed, in numbered deltas, and keeps what it told, so that a gateway that missed
+//! something gets all of it at a known number.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use caddis_api::{MachineId, WorkerId};
+use caddis_bus::{
+    Bus,
+    message::{DELTAS, Delta, MachineRecord, encode},
+};
+use tokio::sync::mpsc;
+
+/// The published state of all machines. Clones share it.
+#[derive(Clone)]
+pub struct Publisher {
+    worker: WorkerId,
+    incarnation: String,
+    shared: Arc<Mutex<Shared>>,
+    deltas: mpsc::UnboundedSender<Delta>,
+}
+
+#[derive(Default)]
+struct Shared {
+    sequence: u64,
+    records: BTreeMap<MachineId, MachineRecord>,
+}
+
+impl Publisher {
+    /// A publisher on `bus`; a task of the current runtime sends what it is given, until all clones are gone.
+    pub fn new(worker: WorkerId, bus: Arc<dyn Bus>) -> Self {
+        let (deltas, mut queue) = mpsc::unbounded_channel::<Delta>();
+        tokio::spawn(async move {
+            while let Some(delta) = queue.recv().await {
+                if let Err(e) = bus.publish(DELTAS, encode(&delta)).await {
+                    // The hole in the numbers makes the gateways ask for everything.
+                    tracing::warn!(error = %e, "can't publish a change");
+                }
+            }
+        });
+        let incarnation = caddis_api::VersionId::generate().to_string();
+        Self { worker, incarnation, shared: Arc::default(), deltas }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes a machine as it is now.
+    pub fn publish(&self, record: MachineRecord) {
+        let mut shared = self.shared();
+        shared.sequence += 1;
+        shared.records.insert(record.machine.id.clone(), record.clone());
+        let delta = Delta {
+            worker: self.worker.clone(),
+            sequence: shared.sequence,
+            incarnation: self.incarnation.clone(),
+            record,
+        };
+        // Sent under the lock, so that the order on the bus is the order of the numbers. The receiver only goes away
+        // with the runtime.
+        let _ = self.deltas.send(delta);
+    }
+
+    /// Forgets a destroyed machine.
+    pub fn forget(&self, machine: &MachineId) {
+        self.shared().records.remove(machine);
+    }
+
+    /// One machine as last published.
+    pub fn get(&self, machine: &MachineId) -> Option<MachineRecord> {
+        self.shared().records.get(machine).cloned()
+    }
+
+    /// Machines after `after` in id order, at most `limit`, and the number of the last delta they contain.
+    pub fn list(&self, after: Option<&MachineId>, limit: usize) -> (Vec<MachineRecord>, u64) {
+        let shared = self.shared();
+        let beyond = |id: &&MachineId| after.is_none_or(|after| *id > after);
+        let records = shared.records.iter().filter(|(id, _)| beyond(id)).take(limit);
+        (records.map(|(_, record)| record.clone()).collect(), shared.sequence)
+    }
+}

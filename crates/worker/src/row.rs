@@ -1,0 +1,163 @@
+//! What is recorded of a machine: the whole truth about it, one row of the database.
+
+use caddis_api::{
+    EventId, LeaseNonce, MachineId, MachineState, RawConfig, Signal, VersionId,
+    lease::{Lease, PublicLease},
+};
+use caddis_guest_protocol::message::ExitReport;
+use caddis_image::ResolvedImage;
+use caddis_network::MachineAddresses;
+use serde::{Deserialize, Serialize};
+
+use crate::operation::{Operation, OperationKind};
+
+/// Version of the record's format. Fields are only ever added, with defaults.
+pub const FORMAT: u32 = 1;
+
+/// A machine as recorded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineRow {
+    /// [`FORMAT`] when it was written.
+    pub format: u32,
+    /// Id.
+    pub id: MachineId,
+    /// Name.
+    pub name: String,
+    /// App it belongs to.
+    pub app: String,
+    /// The app's organisation.
+    pub org: String,
+    /// Region it was placed in.
+    pub region: String,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// Milliseconds since the Unix epoch.
+    pub updated_at: u64,
+    /// State as the API shows it.
+    pub state: MachineState,
+    /// Version of the configuration.
+    pub version: VersionId,
+    /// Configuration.
+    pub config: RawConfig,
+    /// What it runs.
+    pub image: ResolvedImage,
+    /// Its addresses.
+    pub addresses: MachineAddresses,
+    /// Counts its placements.
+    pub placement_epoch: u64,
+    /// Taken out of routing.
+    pub cordoned: bool,
+    /// Has been booted at least once.
+    pub launched: bool,
+    /// What is being done to it.
+    pub operation: Option<Operation>,
+    /// What is to be done after that.
+    pub next: Option<OperationKind>,
+    /// How the program of the current VM ended, once that is known and until the VM is gone.
+    pub ended: Option<ProgramEnd>,
+    /// A VM was started for it and has not been cleared away yet. Set before the launch, so that a host reboot is
+    /// noticed whenever it happens.
+    pub has_vm: bool,
+    /// Tells the boots of this machine apart in its log.
+    pub boot: u64,
+    /// It ran when the host was drained, and shall run again when the host is back.
+    pub drained: bool,
+    /// The lease, possibly expired.
+    pub lease: Option<Lease>,
+    /// When the restart policy restarted it, milliseconds since the Unix epoch, oldest first.
+    #[serde(default)]
+    pub restarts: Vec<u64>,
+    /// Last event's id.
+    pub last_event: Option<EventId>,
+    /// Rises with every published change.
+    pub revision: u64,
+    /// When it was destroyed, milliseconds since the Unix epoch.
+    pub destroyed_at: Option<u64>,
+}
+
+impl MachineRow {
+    /// The lease, if it holds at `now_ms`.
+    pub fn valid_lease(&self, now_ms: u64) -> Option<&Lease> {
+        self.lease.as_ref().filter(|lease| lease.expires_at.saturating_mul(1000) > now_ms)
+    }
+
+    /// The lease as others may see it.
+    pub fn public_lease(&self, now_ms: u64) -> Option<PublicLease> {
+        self.valid_lease(now_ms).map(PublicLease::from)
+    }
+
+    /// Whether `nonce` allows a change at `now_ms`: without a lease everything does.
+    pub fn lease_allows(&self, nonce: Option<&LeaseNonce>, now_ms: u64) -> bool {
+        self.valid_lease(now_ms).is_none_or(|lease| Some(&lease.nonce) == nonce)
+    }
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramEnd {
+    /// The guest's report; absent when the VM ended without one.
+    pub report: Option<ExitReport>,
+    /// Why, when it did not end by itself.
+    pub cause: Option<EndCause>,
+    /// Explains the cause.
+    pub message: Option<String>,
+}
+
+/// Why a program ended that did not end by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndCause {
+    /// The guest's kernel ran out of memory.
+    GuestOom,
+    /// The VM exceeded its memory bound on the host.
+    HostOom,
+    /// The VM process died.
+    VmmCrashed,
+    /// The host was rebooted.
+    HostReboot,
+    /// The host was drained for a shutdown.
+    HostDrain,
+    /// It did not heed its stop signal in time, or was destroyed by force.
+    Killed,
+}
+
+impl EndCause {
+    /// Its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::GuestOom => "guest_oom",
+            Self::HostOom => "host_oom",
+            Self::VmmCrashed => "vmm_crashed",
+            Self::HostReboot => "host_reboot",
+            Self::HostDrain => "host_drain",
+            Self::Killed => "killed",
+        }
+    }
+}
+
+impl ProgramEnd {
+    /// From the guest's report.
+    pub fn reported(report: ExitReport) -> Self {
+        let cause = report.oom_killed.then_some(EndCause::GuestOom);
+        Self { report: Some(report), cause, message: None }
+    }
+
+    /// Without a report of the guest.
+    pub fn unreported(cause: EndCause, message: Option<String>) -> Self {
+        Self { report: None, cause: Some(cause), message }
+    }
+
+    /// The exit status, or what stands for it: 137 for a kill that we did, -1 when nobody knows.
+    pub fn exit_code(&self) -> i32 {
+        match (&self.report, self.cause) {
+            (Some(report), _) => report.code,
+            (None, Some(EndCause::Killed | EndCause::HostOom)) => 128 + Signal::KILL.number(),
+            (None, _) => -1,
+        }
+    }
+
+    /// Whether the restart policy counts it as a failure.
+    pub fn is_failure(&self) -> bool {
+        self.exit_code() != 0
+    }
+}

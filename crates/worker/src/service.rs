@@ -1,0 +1,330 @@
+//! Requests from the bus: makes new machines, hands the rest to their owners, answers questions.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use caddis_api::{
+    ApiError, ErrorCode, LeaseNonce, MachineConfig, MachineId, MachineState, RawConfig, VersionId,
+    exec::{ListenSocket, ProcessStat},
+};
+use caddis_bus::{
+    Handler,
+    message::{
+        Action, CreateMachine, Envelope, Offer, Question, WorkerReply, WorkerRequest, WorkerResult, decode, encode,
+    },
+};
+use caddis_guest_protocol::{host::Session, message::ProcessInfo};
+use caddis_image::ResolvedImage;
+use caddis_network::MachineAddresses;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared as SharedFuture},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    clock::now_ms,
+    engine::Shared,
+    event::Source,
+    operation::OperationKind,
+    owner::{Draft, Message, grant_lease},
+    row::{FORMAT, MachineRow},
+    store::Durability,
+};
+
+/// Answers that are remembered, so that a repeated request does nothing twice.
+const REMEMBERED: usize = 4096;
+/// Time init may take to list its processes.
+const PROCESSES_DEADLINE: Duration = Duration::from_secs(20);
+
+type Answer = SharedFuture<BoxFuture<'static, Bytes>>;
+
+/// Serves the worker's own subject.
+pub struct RequestHandler {
+    shared: Arc<Shared>,
+    answers: Mutex<Answers>,
+}
+
+#[derive(Default)]
+struct Answers {
+    by_id: HashMap<String, Answer>,
+    order: VecDeque<String>,
+}
+
+impl RequestHandler {
+    /// A handler for this worker's requests.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, answers: Mutex::default() }
+    }
+
+    fn answer(&self, envelope: Envelope) -> Answer {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = answers.by_id.get(&envelope.request_id) {
+            return answer.clone();
+        }
+        let shared = self.shared.clone();
+        // A task of its own: a requester that hangs up cancels nothing.
+        let task = tokio::spawn(async move { encode(&handle(&shared, envelope.request).await) });
+        let answer = async move {
+            let failed =
+                |_| encode::<WorkerResult>(&Err(ApiError::internal("the request failed, see the server's log")));
+            task.await.unwrap_or_else(failed)
+        };
+        let answer = answer.boxed().shared();
+        answers.by_id.insert(envelope.request_id.clone(), answer.clone());
+        answers.order.push_back(envelope.request_id);
+        if answers.order.len() > REMEMBERED
+            && let Some(oldest) = answers.order.pop_front()
+        {
+            answers.by_id.remove(&oldest);
+        }
+        answer
+    }
+}
+
+#[async_trait]
+impl Handler for RequestHandler {
+    async fn handle(&self, request: Bytes) -> Bytes {
+        match decode::<Envelope>("worker", &request) {
+            Ok(envelope) => self.answer(envelope).await,
+            Err(e) => encode::<WorkerResult>(&Err(ApiError::internal(e))),
+        }
+    }
+}
+
+async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
+    match request {
+        WorkerRequest::Create(create) => make(shared, *create).await,
+        WorkerRequest::Act { machine, nonce, action } => act(shared, &machine, nonce, action).await,
+        WorkerRequest::Get { machine } => {
+            let record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            Ok(WorkerReply::Machine { record: Box::new(record) })
+        }
+        WorkerRequest::List { after, limit } => {
+            let (records, sequence) = shared.publisher.list(after.as_ref(), limit);
+            Ok(WorkerReply::Machines { records, sequence })
+        }
+        WorkerRequest::Events { machine, limit } => {
+            shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            let events = shared.store.events(&machine, limit).await.map_err(ApiError::internal)?;
+            Ok(WorkerReply::Events { events })
+        }
+        WorkerRequest::Processes { machine } => processes(shared, &machine).await,
+        WorkerRequest::Drain { deadline_ms } => drain(shared, Duration::from_millis(deadline_ms)).await,
+        WorkerRequest::Health => Ok(WorkerReply::Health { problems: problems(shared).await }),
+    }
+}
+
+async fn make(shared: &Arc<Shared>, create: CreateMachine) -> WorkerResult {
+    // A gateway that got no answer asks again.
+    if let Some(record) = shared.publisher.get(&create.id) {
+        return Ok(WorkerReply::Created { record: Box::new(record), lease: None });
+    }
+    shared.check_not_draining()?;
+    check_disk(shared).await?;
+    let (config, typed) = caddis_api::validate::normalise(create.config.clone())?;
+    let image = shared.images.resolve(typed.image.as_deref().unwrap_or_default()).await?;
+    let network = create.network.parse().map_err(|e| ApiError::internal(format!("network {}: {e}", create.network)))?;
+    let ipv4 = shared.capacity.reserve(&create.id, &typed)?;
+    let addresses = MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
+    let id = create.id.clone();
+    record_new(shared, new_row(create, config, image, addresses), typed)
+        .await
+        .inspect_err(|_| shared.capacity.release(&id))
+}
+
+async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig) -> WorkerResult {
+    // Fails now rather than at the first start when there is nothing to run.
+    crate::spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
+    let mut draft = Draft::new(row);
+    draft.begin(OperationKind::Create, Source::Worker);
+    let (row, mut events) = draft.into_parts();
+    shared.store.commit(row.clone(), events.clone(), Durability::Synced).await.map_err(|e| {
+        tracing::error!(machine = %row.id, error = %e, "can't record a new machine");
+        ApiError::internal("can't record the machine; see the server's log, and free space if its disk is full")
+    })?;
+    events.reverse();
+    let lease = row.lease.clone();
+    let record = shared.adopt(row, config, events, None);
+    Ok(WorkerReply::Created { record: Box::new(record), lease })
+}
+
+fn new_row(create: CreateMachine, config: RawConfig, image: ResolvedImage, addresses: MachineAddresses) -> MachineRow {
+    let now = now_ms();
+    let mut row = MachineRow {
+        format: FORMAT,
+        id: create.id,
+        name: create.name,
+        app: create.app,
+        org: create.org,
+        region: create.region,
+        created_at: now,
+        updated_at: now,
+        state: MachineState::Creating,
+        version: VersionId::generate(),
+        config,
+        image,
+        addresses,
+        placement_epoch: create.placement_epoch,
+        cordoned: create.cordoned,
+        launched: false,
+        operation: None,
+        next: (!create.skip_launch).then_some(OperationKind::START),
+        ended: None,
+        has_vm: false,
+        boot: 0,
+        drained: false,
+        lease: None,
+        restarts: Vec::new(),
+        last_event: None,
+        revision: now,
+        destroyed_at: None,
+    };
+    row.lease =
+        create.lease.map(|(ttl, owner)| grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now));
+    row
+}
+
+async fn act(shared: &Arc<Shared>, machine: &MachineId, nonce: Option<LeaseNonce>, action: Action) -> WorkerResult {
+    let destroy = matches!(action, Action::Destroy { .. });
+    let Some(owner) = shared.owner(machine) else { return gone(shared, machine, destroy) };
+    let (reply, answer) = oneshot::channel();
+    if owner.send(Message::Act { nonce, action, reply }).await.is_err() {
+        return gone(shared, machine, destroy);
+    }
+    match answer.await {
+        Ok(result) => result,
+        Err(_) => gone(shared, machine, destroy),
+    }
+}
+
+/// The answer for a machine that has no owner: it is destroyed, or there is none.
+fn gone(shared: &Arc<Shared>, machine: &MachineId, destroy: bool) -> WorkerResult {
+    let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+    if destroy {
+        return Ok(WorkerReply::Done { record: Box::new(record) });
+    }
+    Err(ApiError::new(ErrorCode::NotFound, "machine not found: it has been destroyed"))
+}
+
+async fn processes(shared: &Arc<Shared>, machine: &MachineId) -> WorkerResult {
+    let session = session(shared, machine, None).await?;
+    let list = tokio::time::timeout(PROCESSES_DEADLINE, session.processes()).await;
+    let processes = list
+        .map_err(|_| ApiError::new(ErrorCode::Unavailable, "the guest does not answer"))?
+        .map_err(|e| ApiError::new(ErrorCode::Unavailable, format!("the guest does not answer: {e}")))?;
+    Ok(WorkerReply::Processes { processes: processes.into_iter().map(process).collect() })
+}
+
+/// The way to the running guest. `nonce` is given where a lease guards what is to be done.
+pub async fn session(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+    nonce: Option<Option<LeaseNonce>>,
+) -> Result<Session, ApiError> {
+    let owner = shared.owner(machine).ok_or_else(ApiError::machine_not_found)?;
+    let (reply, answer) = oneshot::channel();
+    owner.send(Message::Session { nonce, reply }).await.map_err(|_| ApiError::machine_not_found())?;
+    answer.await.map_err(|_| ApiError::machine_not_found())?
+}
+
+fn process(info: ProcessInfo) -> ProcessStat {
+    let sockets = info.listen_sockets.into_iter();
+    ProcessStat {
+        pid: info.pid,
+        stime: info.stime,
+        rtime: info.rtime,
+        command: info.command,
+        directory: info.directory,
+        cpu: info.cpu,
+        rss: info.rss,
+        listen_sockets: sockets.map(|socket| ListenSocket { proto: socket.proto, address: socket.address }).collect(),
+    }
+}
+
+async fn drain(shared: &Arc<Shared>, deadline: Duration) -> WorkerResult {
+    shared.begin_draining();
+    let mut waiting = Vec::new();
+    for owner in shared.all_owners() {
+        let (done, answer) = oneshot::channel();
+        if owner.send(Message::Drain { done }).await.is_ok() {
+            waiting.push(answer);
+        }
+    }
+    let all = futures::future::join_all(waiting);
+    let results = tokio::time::timeout(deadline, all).await.map_err(|_| {
+        ApiError::new(
+            ErrorCode::DeadlineExceeded,
+            format!("deadline_exceeded: some guests still run after {deadline:?}; what is left ends with the host"),
+        )
+    })?;
+    let stopped = results.into_iter().filter(|result| matches!(result, Ok(true))).count();
+    Ok(WorkerReply::Drained { stopped: stopped as u64 })
+}
+
+/// Why requests would fail; empty when they would not.
+async fn problems(shared: &Arc<Shared>) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Err(e) = shared.store.set_meta("checked_at", now_ms().to_string()).await {
+        problems.push(e.to_string());
+    }
+    if let Err(e) = check_disk(shared).await {
+        problems.push(e.message);
+    }
+    if let Err(e) = shared.vmm.check().await {
+        problems.push(e.to_string());
+    }
+    problems
+}
+
+async fn check_disk(shared: &Arc<Shared>) -> Result<(), ApiError> {
+    shared.make_room().await;
+    let free = shared.free_disk().map_err(|e| ApiError::internal(format!("can't read the free disk space: {e}")))?;
+    if free < shared.config.reserved_disk {
+        let (free, wanted) = (free >> 20, shared.config.reserved_disk >> 20);
+        let text =
+            format!("could not reserve resource for machine: disk is full, {free} MiB free of {wanted} MiB kept");
+        return Err(ApiError::new(ErrorCode::InsufficientCapacity, text));
+    }
+    Ok(())
+}
+
+/// Serves the region's subject.
+pub struct QuestionHandler {
+    shared: Arc<Shared>,
+}
+
+impl QuestionHandler {
+    /// A handler for questions to all workers of the region.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+#[async_trait]
+impl Handler for QuestionHandler {
+    async fn handle(&self, request: Bytes) -> Bytes {
+        let Ok(Question::Place { cpus, memory_mib, image, .. }) = decode("region", &request) else {
+            return Bytes::new();
+        };
+        let shared = &self.shared;
+        let free = shared.capacity.free();
+        let mut shortage = shared.capacity.shortage(free, memory_mib, cpus);
+        if shared.check_not_draining().is_err() {
+            shortage = Some("the host is being drained".to_owned());
+        }
+        encode(&Offer {
+            worker: shared.worker.clone(),
+            fits: shortage.is_none(),
+            shortage,
+            free_memory_mib: free.memory_mib.saturating_sub(memory_mib),
+            free_cpus: free.cpus.saturating_sub(cpus),
+            has_image: shared.images.knows(&image),
+        })
+    }
+}

@@ -1,0 +1,186 @@
+//! Merges image and machine configuration into what init is told. Pure.
+
+use caddis_api::{ApiError, MachineConfig, Signal, config::DnsOption};
+use caddis_guest_protocol::spec::{FileSpec, MachineSpec, NetworkSpec};
+use caddis_image::ImageConfig;
+
+use crate::{operation::Stop, row::MachineRow};
+
+/// Time between stop signal and SIGKILL unless the configuration says otherwise, as the reference has it.
+pub const DEFAULT_STOP_TIMEOUT_MS: u64 = 5_000;
+
+/// Size of the root disk unless the configuration says otherwise, GiB.
+pub const DEFAULT_ROOTFS_GIB: u64 = 8;
+
+/// What init is told, but for time and entropy, which belong to the moment of sending.
+///
+/// # Errors
+/// 400 when neither image nor configuration name a program.
+pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSpec) -> Result<MachineSpec, ApiError> {
+    let image = &row.image.config;
+    let argv = argv(image, config);
+    if argv.is_empty() {
+        return Err(ApiError::invalid(format!(
+            "image {} names no program to run, give one with config.init.cmd or config.init.exec",
+            row.image.requested
+        )));
+    }
+    let dns = config.dns.clone().unwrap_or_default();
+    let hostname = dns.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| row.id.to_string());
+    Ok(MachineSpec {
+        machine_id: row.id.to_string(),
+        argv,
+        env: environment(row, config),
+        user: image.user.clone(),
+        working_dir: image.working_dir.clone(),
+        tty: config.init.as_ref().and_then(|init| init.tty).unwrap_or(false),
+        files: files(config),
+        network: NetworkSpec {
+            nameservers: dns.nameservers.filter(|servers| !servers.is_empty()).unwrap_or(network.nameservers),
+            searches: dns.searches.unwrap_or_default(),
+            options: dns.options.unwrap_or_default().into_iter().map(resolver_option).collect(),
+            hosts: hosts(row, &hostname, dns.hostname_fqdn),
+            ..network
+        },
+        hostname,
+        root_serial: caddis_vmm::ROOT_DISK_SERIAL.to_owned(),
+        grow_root: rootfs_gib(config) > DEFAULT_ROOTFS_GIB,
+        ..MachineSpec::default()
+    })
+}
+
+fn argv(image: &ImageConfig, config: &MachineConfig) -> Vec<String> {
+    let init = config.init.clone().unwrap_or_default();
+    if let Some(exec) = init.exec.filter(|exec| !exec.is_empty()) {
+        return exec;
+    }
+    let entrypoint = init.entrypoint.unwrap_or_else(|| image.entrypoint.clone());
+    let cmd = init.cmd.unwrap_or_else(|| image.cmd.clone());
+    entrypoint.into_iter().chain(cmd).collect()
+}
+
+/// Later ones win: the image's, the configuration's, the platform's.
+fn environment(row: &MachineRow, config: &MachineConfig) -> Vec<(String, String)> {
+    let mut merged: Vec<(String, String)> = Vec::new();
+    let mut set = |key: &str, value: &str| match merged.iter_mut().find(|(known, _)| known == key) {
+        Some((_, old)) => value.clone_into(old),
+        None => merged.push((key.to_owned(), value.to_owned())),
+    };
+    for variable in &row.image.config.env {
+        let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
+        set(key, value);
+    }
+    for (key, value) in config.env.iter().flatten() {
+        set(key, value);
+    }
+    let group = config.metadata.as_ref().and_then(|metadata| metadata.get("fly_process_group"));
+    for (key, value) in [
+        ("FLY_APP_NAME", row.app.as_str()),
+        ("FLY_MACHINE_ID", row.id.as_str()),
+        ("FLY_ALLOC_ID", row.id.as_str()),
+        ("FLY_REGION", row.region.as_str()),
+        ("FLY_PRIVATE_IP", &row.addresses.ipv6.to_string()),
+        ("FLY_IMAGE_REF", &row.image.requested),
+        ("FLY_MACHINE_VERSION", row.version.as_str()),
+        ("FLY_VM_MEMORY_MB", &config.memory_mib().to_string()),
+    ] {
+        set(key, value);
+    }
+    if let Some(group) = group {
+        set("FLY_PROCESS_GROUP", group);
+    }
+    merged
+}
+
+fn files(config: &MachineConfig) -> Vec<FileSpec> {
+    let files = config.files.iter().flatten();
+    files
+        .filter_map(|file| {
+            let content = file.raw_value.clone()?;
+            Some(FileSpec { path: file.guest_path.clone(), content, mode: file.mode.unwrap_or(0) })
+        })
+        .collect()
+}
+
+fn hosts(row: &MachineRow, hostname: &str, fqdn: Option<String>) -> Vec<(String, String)> {
+    let names = fqdn.map_or_else(|| hostname.to_owned(), |fqdn| format!("{fqdn} {hostname}"));
+    vec![
+        (row.addresses.ipv6.to_string(), format!("fly-local-6pn {names}")),
+        (row.addresses.ipv4.to_string(), "fly-global-services".to_owned()),
+    ]
+}
+
+fn resolver_option(option: DnsOption) -> String {
+    match option.value.filter(|value| !value.is_empty()) {
+        Some(value) => format!("{}:{value}", option.name),
+        None => option.name,
+    }
+}
+
+/// Size of the root disk, GiB.
+pub fn rootfs_gib(config: &MachineConfig) -> u64 {
+    let size = config.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).unwrap_or(0);
+    size.max(DEFAULT_ROOTFS_GIB)
+}
+
+/// How to stop a machine: as asked, else as configured, else as the image has it, else SIGINT and five seconds.
+pub fn stop_plan(image: &ImageConfig, config: &MachineConfig, signal: Option<Signal>, timeout_ms: Option<u64>) -> Stop {
+    let configured = config.stop_config.clone().unwrap_or_default();
+    let of_image = || image.stop_signal.as_deref().and_then(|name| name.parse::<Signal>().ok());
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Stop {
+        signal: signal.or(configured.signal).or_else(of_image).unwrap_or(Signal::INT),
+        timeout_ms: timeout_ms
+            .filter(|timeout| *timeout > 0)
+            .or_else(|| configured.timeout.map(|timeout| millis(timeout.0)).filter(|timeout| *timeout > 0))
+            .unwrap_or(DEFAULT_STOP_TIMEOUT_MS)
+            .min(caddis_api::validate::MAX_STOP_TIMEOUT_SECONDS * 1000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use caddis_api::config::{Init, StopConfig};
+
+    use super::*;
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: vec!["/entry".to_owned()],
+            cmd: vec!["a".to_owned()],
+            stop_signal: Some("SIGQUIT".to_owned()),
+            ..ImageConfig::default()
+        }
+    }
+
+    #[test]
+    fn overrides_of_the_program_are_independent() {
+        let words = |list: &[&str]| Some(list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        for (init, expected) in [
+            (Init::default(), vec!["/entry", "a"]),
+            (Init { cmd: words(&["b", "c"]), ..Init::default() }, vec!["/entry", "b", "c"]),
+            (Init { entrypoint: words(&["/other"]), ..Init::default() }, vec!["/other", "a"]),
+            (Init { exec: words(&["/bin/x", "y"]), cmd: words(&["z"]), ..Init::default() }, vec!["/bin/x", "y"]),
+        ] {
+            let config = MachineConfig { init: Some(init), ..MachineConfig::default() };
+            assert_eq!(argv(&image(), &config), expected);
+        }
+    }
+
+    #[test]
+    fn the_stop_signal_is_looked_for_in_order() {
+        let configured = MachineConfig {
+            stop_config: Some(StopConfig { signal: Some(Signal::TERM), timeout: Some("2s".parse().unwrap()) }),
+            ..MachineConfig::default()
+        };
+        let bare = MachineConfig::default();
+        let plan = |config, signal, timeout| stop_plan(&image(), config, signal, timeout);
+        assert_eq!(plan(&configured, Some(Signal::KILL), Some(7)), Stop { signal: Signal::KILL, timeout_ms: 7 });
+        assert_eq!(plan(&configured, None, Some(0)), Stop { signal: Signal::TERM, timeout_ms: 2000 });
+        assert_eq!(plan(&bare, None, None).signal.name(), "SIGQUIT");
+        assert_eq!(
+            stop_plan(&ImageConfig::default(), &bare, None, None),
+            Stop { signal: Signal::INT, timeout_ms: DEFAULT_STOP_TIMEOUT_MS }
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! The start of a worker: finds out what became of its machines while no server ran.
+
+use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Duration};
+
+use caddis_api::{MachineId, MachineState, WorkerId};
+use caddis_bus::Bus;
+use caddis_vmm::Vm;
+
+use crate::{
+    WorkerConfig, WorkerError,
+    clock::now_ms,
+    engine::{Drivers, Shared},
+    event::Source,
+    live::Live,
+    logs::Logs,
+    operation::OperationKind,
+    owner::{Draft, RECENT_EVENTS},
+    publish::Publisher,
+    restart::Verdict,
+    row::{EndCause, MachineRow, ProgramEnd},
+    store::{Durability, Store},
+};
+
+/// How often destroyed machines are looked through for those to be forgotten.
+const HOUSEKEEPING: Duration = Duration::from_secs(600);
+
+const WORKER_ID: &str = "worker_id";
+const BOOT_ID: &str = "boot_id";
+
+/// Opens the worker's files.
+pub async fn open(config: WorkerConfig, bus: Arc<dyn Bus>, drivers: Drivers) -> Result<Arc<Shared>, WorkerError> {
+    let directory = config.directory.clone();
+    let failed = |source| WorkerError::Directory { path: directory.clone(), source };
+    make_directory(&directory).map_err(failed)?;
+    // Half-received archives of an earlier process.
+    remove_directory(&directory.join("uploads")).map_err(failed)?;
+    let store = Store::open(&directory.join("worker.db"))?;
+    let logs = Logs::open(directory.join("logs"), config.log_bytes_per_machine).map_err(failed)?;
+    let worker = match store.meta(WORKER_ID).await? {
+        Some(id) => WorkerId::from_trusted(id),
+        None => {
+            let id = WorkerId::generate();
+            store.set_meta(WORKER_ID, id.to_string()).await?;
+            id
+        }
+    };
+    let publisher = Publisher::new(worker.clone(), bus);
+    Ok(Arc::new(Shared::new(worker, config, store, logs, publisher, drivers)))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Takes up every machine: adopts its VM where one runs, and notes what ended meanwhile.
+pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
+    let rebooted = shared.store.meta(BOOT_ID).await?.is_some_and(|last| last != shared.config.boot_id);
+    let machines = shared.store.load(RECENT_EVENTS).await?;
+    let mut adopted = 0;
+    let count = machines.len();
+    for (row, mut events) in machines {
+        let id = row.id.clone();
+        let failed = |reason: String| WorkerError::Machine { machine: id.clone(), reason };
+        let config = caddis_api::validate::read(&row.config).map_err(|e| failed(e.message))?;
+        if row.state == MachineState::Destroyed {
+            shared.publish_destroyed(&row, events);
+            continue;
+        }
+        let vm = if row.has_vm { find_vm(shared, &row).await.map_err(failed)? } else { None };
+        adopted += usize::from(vm.is_some());
+        let mut draft = Draft::new(row);
+        // Above all that an earlier process may have published without recording it.
+        draft.row.revision = draft.row.revision.max(draft.now) + 1;
+        take_up(&mut draft, vm.is_some(), rebooted);
+        let (row, new) = draft.into_parts();
+        shared.store.commit(row.clone(), new.clone(), Durability::Synced).await?;
+        for event in new {
+            events.insert(0, event);
+        }
+        events.truncate(RECENT_EVENTS);
+        shared.capacity.restore(&row.id, &config, row.addresses.ipv4);
+        let live = match vm {
+            Some(vm) => {
+                let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
+                let acknowledged = tokio::task::spawn_blocking(move || logs.acknowledged(&id, boot)).await;
+                Some(Live::open(vm, row.boot, acknowledged.unwrap_or(0)))
+            }
+            None => None,
+        };
+        shared.adopt(row, config, events, live);
+    }
+    shared.store.set_meta(BOOT_ID, shared.config.boot_id.clone()).await?;
+    tracing::info!(machines = count, running = adopted, rebooted, "took up the machines of this host");
+    Ok(())
+}
+
+async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>>, String> {
+    let directory = shared.machine_directory(&row.id);
+    let found = shared.vmm.adopt(row.id.as_str(), &directory).await.map_err(|e| e.to_string())?;
+    if let Some(vm) = &found {
+        let tap = vm.slot().tap_name();
+        shared.network.adopt(&tap, &row.addresses).await.map_err(|e| e.message)?;
+    }
+    Ok(found)
+}
+
+/// Notes what became of a machine. Pure.
+fn take_up(draft: &mut Draft, has_vm: bool, rebooted: bool) {
+    let lost = draft.row.has_vm && !has_vm;
+    if lost {
+        lose_vm(draft, rebooted);
+    }
+    if draft.row.drained && draft.row.operation.is_none() {
+        draft.row.drained = false;
+        if draft.row.state == MachineState::Stopped {
+            draft.begin(recovery(), Source::Worker);
+        }
+    }
+}
+
+fn recovery() -> OperationKind {
+    OperationKind::Start { not_before: 0, automatic: true, recovery: true }
+}
+
+fn lose_vm(draft: &mut Draft, rebooted: bool) {
+    let end = if rebooted {
+        ProgramEnd::unreported(EndCause::HostReboot, Some("the host was rebooted".to_owned()))
+    } else {
+        let text = "the VM ended while no server was running";
+        ProgramEnd::unreported(EndCause::VmmCrashed, Some(text.to_owned()))
+    };
+    draft.row.has_vm = false;
+    let Some(operation) = &mut draft.row.operation else {
+        if draft.row.state == MachineState::Started {
+            draft.lose_program(end, rebooted);
+        }
+        return;
+    };
+    match &operation.kind {
+        OperationKind::Start { .. } => {
+            operation.step = operation.retry_from();
+            if rebooted {
+                operation.kind = recovery();
+                operation.deadline = operation.kind.deadline(now_ms());
+            }
+        }
+        OperationKind::Restart(_) if operation.retry_from() < operation.step => {
+            operation.step = operation.retry_from();
+        }
+        OperationKind::Stop(_) | OperationKind::Restart(_) if draft.row.ended.is_none() => draft.program_ended(end),
+        _ => {}
+    }
+}
+
+impl Draft {
+    /// The program of a running machine went down with its VM while no server ran.
+    fn lose_program(&mut self, end: ProgramEnd, rebooted: bool) {
+        if rebooted {
+            // Whatever its restart policy says: nothing that it did made it end.
+            self.begin_exit(end, Verdict::Restart { after_ms: 0 });
+            self.row.operation = None;
+            self.row.ended = None;
+            self.begin(recovery(), Source::Worker);
+        }
+        // Without a reboot the owner finds a started machine without VM, and its restart policy decides.
+    }
+}
+
+/// Forgets destroyed machines when their time is over; never ends.
+pub async fn forget_destroyed(shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        interval.tick().await;
+        let retention = u64::try_from(shared.config.destroyed_retention.as_millis()).unwrap_or(u64::MAX);
+        let before = now_ms().saturating_sub(retention);
+        let expired = match shared.store.destroyed_before(before).await {
+            Ok(expired) => expired,
+            Err(e) => {
+                tracing::warn!(error = %e, "can't look for destroyed machines");
+                continue;
+            }
+        };
+        for machine in expired {
+            forget(&shared, &machine).await;
+        }
+    }
+}
+
+async fn forget(shared: &Shared, machine: &MachineId) {
+    shared.logs.remove(machine);
+    match shared.store.forget(machine).await {
+        Ok(()) => shared.publisher.forget(machine),
+        Err(e) => tracing::warn!(machine = %machine, error = %e, "can't forget a destroyed machine"),
+    }
+}

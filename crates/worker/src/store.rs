@@ -1,0 +1,319 @@
+//! The worker's database: one thread owns the connection and does one transaction after the other.
+//!
+//! What a client was promised, and every outcome, is written through to the disk ([`Durability::Synced`]). Steps in
+//! between only have to survive this process, not the host, since a host reboot ends every VM
+//! ([`Durability::Process`]).
+
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
+
+use caddis_api::{MachineId, event::MachineEvent};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use tokio::sync::oneshot;
+
+use crate::row::{FORMAT, MachineRow};
+
+/// Events kept per machine.
+pub const EVENTS_PER_MACHINE: usize = 1000;
+
+/// Each entry takes the schema one version further. Only ever added to.
+const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+     CREATE TABLE machines (
+         id TEXT PRIMARY KEY, app TEXT NOT NULL, state TEXT NOT NULL, destroyed_at INTEGER, record TEXT NOT NULL
+     ) STRICT;
+     CREATE TABLE events (
+         machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE, id TEXT NOT NULL, event TEXT NOT NULL,
+         PRIMARY KEY (machine, id)
+     ) STRICT, WITHOUT ROWID;"];
+
+/// What can go wrong with the database.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite refused.
+    #[error("database {}: {attempted}: {source}", path.display())]
+    Database {
+        /// Which file.
+        path: PathBuf,
+        /// What was attempted.
+        attempted: &'static str,
+        /// Its answer.
+        source: rusqlite::Error,
+    },
+    /// Written by a newer program.
+    #[error(
+        "database {} has schema version {found}, this program knows up to {known}: start the newer program again",
+        path.display()
+    )]
+    TooNew {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Damaged.
+    #[error("database {} is damaged ({detail}): restore it with `caddis restore`", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The thread is gone.
+    #[error("the database is closed")]
+    Closed,
+}
+
+/// What a commit must survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The death of the host.
+    Synced,
+    /// The death of this process.
+    Process,
+}
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// The database. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    jobs: mpsc::Sender<Job>,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens the database, makes it when it does not exist, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// When it can't be opened, is damaged, or is newer than this program. It is never re-created silently.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let connection = open(path)?;
+        let (jobs, queue) = mpsc::channel::<Job>();
+        thread::Builder::new()
+            .name("worker-database".to_owned())
+            .spawn(move || {
+                let mut connection = connection;
+                for job in queue {
+                    job(&mut connection);
+                }
+            })
+            .map_err(|e| StoreError::Damaged {
+                path: path.to_owned(),
+                detail: format!("can't start its thread: {e}"),
+            })?;
+        Ok(Self { jobs, path: path.to_owned() })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        attempted: &'static str,
+        durability: Durability,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (sender, receiver) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            // Nobody waits any more when the receiver is gone; the work was asked for and is done all the same.
+            let _ = sender.send(transact(connection, durability, work));
+        });
+        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        receiver.await.map_err(|_| StoreError::Closed)?.map_err(|source| StoreError::Database {
+            path: self.path.clone(),
+            attempted,
+            source,
+        })
+    }
+
+    /// Records a machine and the events of this change, in one transaction.
+    ///
+    /// # Errors
+    /// When it could not be recorded; then nothing was.
+    pub async fn commit(
+        &self,
+        row: MachineRow,
+        events: Vec<MachineEvent>,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
+        self.run("record a machine", durability, move |transaction| {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO machines (id, app, state, destroyed_at, record) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (id) DO UPDATE SET state = ?3, destroyed_at = ?4, record = ?5",
+                )?
+                .execute(params![
+                    row.id.as_str(),
+                    row.app,
+                    row.state.as_str(),
+                    row.destroyed_at.and_then(|at| i64::try_from(at).ok()),
+                    to_json(&row)?,
+                ])?;
+            for event in &events {
+                transaction
+                    .prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?
+                    .execute(params![row.id.as_str(), event.id.as_str(), to_json(event)?])?;
+            }
+            if !events.is_empty() {
+                transaction
+                    .prepare_cached(
+                        "DELETE FROM events WHERE machine = ?1 AND id <=
+                         (SELECT id FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                    )?
+                    .execute(params![row.id.as_str(), EVENTS_PER_MACHINE as i64])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// All machines, with their latest `recent` events each, newest first.
+    ///
+    /// # Errors
+    /// When a record can't be read.
+    pub async fn load(&self, recent: usize) -> Result<Vec<(MachineRow, Vec<MachineEvent>)>, StoreError> {
+        let rows = self
+            .run("load machines", Durability::Process, |transaction| {
+                let mut statement = transaction.prepare("SELECT id, record FROM machines ORDER BY id")?;
+                let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+                rows.collect::<rusqlite::Result<Vec<_>>>()
+            })
+            .await?;
+        let mut machines = Vec::with_capacity(rows.len());
+        for (id, record) in rows {
+            let damaged = |detail| StoreError::Damaged { path: self.path.clone(), detail };
+            let row: MachineRow =
+                serde_json::from_str(&record).map_err(|e| damaged(format!("record of machine {id}: {e}")))?;
+            if row.format > FORMAT {
+                return Err(damaged(format!("record of machine {id} has the newer format {}", row.format)));
+            }
+            let events = self.events(&row.id, recent).await?;
+            machines.push((row, events));
+        }
+        Ok(machines)
+    }
+
+    /// A machine's latest events, newest first.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn events(&self, machine: &MachineId, limit: usize) -> Result<Vec<MachineEvent>, StoreError> {
+        let machine = machine.clone();
+        self.run("read events", Durability::Process, move |transaction| {
+            let mut statement =
+                transaction.prepare_cached("SELECT event FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT ?2")?;
+            let texts = statement
+                .query_map(params![machine.as_str(), i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+                    row.get::<_, String>(0)
+                })?;
+            texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
+        })
+        .await
+    }
+
+    /// Machines that were destroyed before `time`, milliseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn destroyed_before(&self, time: u64) -> Result<Vec<MachineId>, StoreError> {
+        let time = i64::try_from(time).unwrap_or(i64::MAX);
+        self.run("look for destroyed machines", Durability::Process, move |transaction| {
+            let mut statement = transaction.prepare_cached("SELECT id FROM machines WHERE destroyed_at < ?1")?;
+            let ids = statement.query_map([time], |row| Ok(MachineId::from_trusted(row.get::<_, String>(0)?)))?;
+            ids.collect()
+        })
+        .await
+    }
+
+    /// Forgets a destroyed machine and its events.
+    ///
+    /// # Errors
+    /// When it can't be recorded.
+    pub async fn forget(&self, machine: &MachineId) -> Result<(), StoreError> {
+        let machine = machine.clone();
+        self.run("forget a machine", Durability::Process, move |transaction| {
+            transaction.execute("DELETE FROM machines WHERE id = ?1", [machine.as_str()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// A fact about the worker itself.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn meta(&self, key: &'static str) -> Result<Option<String>, StoreError> {
+        self.run("read meta data", Durability::Process, move |transaction| {
+            transaction.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+        })
+        .await
+    }
+
+    /// Records a fact about the worker itself.
+    ///
+    /// # Errors
+    /// When it can't be recorded: this also is the proof that the database can be written.
+    pub async fn set_meta(&self, key: &'static str, value: String) -> Result<(), StoreError> {
+        self.run("write meta data", Durability::Synced, move |transaction| {
+            transaction.execute(
+                "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+                params![key, value],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn open(path: &Path) -> Result<Connection, StoreError> {
+    let database =
+        |attempted: &'static str| move |source| StoreError::Database { path: path.to_owned(), attempted, source };
+    let mut connection = Connection::open(path).map_err(database("open"))?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(database("use a write-ahead log"))?;
+    connection.pragma_update(None, "foreign_keys", "ON").map_err(database("check foreign keys"))?;
+    let verdict: String =
+        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(database("check"))?;
+    if verdict != "ok" {
+        return Err(StoreError::Damaged { path: path.to_owned(), detail: verdict });
+    }
+    let found: i64 =
+        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database("read its version"))?;
+    let known = MIGRATIONS.len() as i64;
+    if found > known {
+        return Err(StoreError::TooNew { path: path.to_owned(), found, known });
+    }
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
+        transact(&mut connection, Durability::Synced, |transaction| {
+            transaction.execute_batch(migration)?;
+            transaction.pragma_update(None, "user_version", index as i64 + 1)
+        })
+        .map_err(database("bring the schema up to date"))?;
+    }
+    Ok(connection)
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    durability: Durability,
+    work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    let synchronous = match durability {
+        Durability::Synced => "FULL",
+        Durability::Process => "NORMAL",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    let transaction = connection.transaction()?;
+    let result = work(&transaction)?;
+    transaction.commit()?;
+    Ok(result)
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+}
+
+fn from_json(error: serde_json::Error) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
+}

@@ -1,0 +1,107 @@
+//! Log pages.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Query, State},
+};
+use caddis_api::{
+    ApiError, MachineId,
+    logs::{LogAttributes, LogEntry, LogEntryMeta, LogProvider, LogsMeta, LogsReply},
+};
+use tokio::time::Instant;
+
+use super::{Failed, LogQuery};
+use crate::{engine::Shared, logs::Line};
+
+/// Entries of a page unless the client wants fewer.
+const PAGE: usize = 100;
+/// Longest wait for the first entry.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// One page: the newest entries without a token, else those that follow it.
+pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<LogQuery>) -> Result<Json<LogsReply>, Failed> {
+    let after = match query.next_token.as_deref().filter(|token| !token.is_empty()) {
+        Some(token) => Some(token.parse::<u64>().map_err(|_| ApiError::invalid("invalid next_token"))?),
+        None => None,
+    };
+    let limit = query.limit.unwrap_or(PAGE).clamp(1, 1000);
+    let end = Instant::now() + Duration::from_secs(query.wait_seconds.unwrap_or(0)).min(MAX_WAIT);
+    let mut position = shared.logs.position();
+    loop {
+        let until = *position.borrow_and_update();
+        let reply = page(&shared, &query, after, until, limit).await?;
+        if !reply.data.is_empty() {
+            return Ok(Json(reply));
+        }
+        match tokio::time::timeout_at(end, position.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return Ok(Json(reply)),
+        }
+    }
+}
+
+async fn page(
+    shared: &Arc<Shared>,
+    query: &LogQuery,
+    after: Option<u64>,
+    until: u64,
+    limit: usize,
+) -> Result<LogsReply, ApiError> {
+    let machines = query.machines(shared);
+    let logs = shared.logs.clone();
+    let lines = tokio::task::spawn_blocking(move || {
+        let mut lines: Vec<(MachineId, Line)> = Vec::new();
+        for machine in machines {
+            let of_machine = logs.read(&machine, after.unwrap_or(0), until, limit, after.is_none())?;
+            lines.extend(of_machine.into_iter().map(|line| (machine.clone(), line)));
+        }
+        Ok::<_, std::io::Error>(lines)
+    });
+    let mut lines = lines
+        .await
+        .map_err(ApiError::internal)?
+        .map_err(|e| ApiError::internal(format!("can't read the logs: {e}")))?;
+    lines.sort_by_key(|(_, line)| line.number);
+    let complete = lines.len() <= limit;
+    if after.is_none() {
+        lines.drain(..lines.len().saturating_sub(limit));
+    } else {
+        lines.truncate(limit);
+    }
+    let next = match lines.last() {
+        // More may follow below `until`: go on after the last one that was given.
+        Some((_, last)) if after.is_some() && !complete => last.number,
+        Some((_, last)) if lines.len() == limit => last.number,
+        _ => until,
+    };
+    let region = shared.config.region.clone();
+    let data = lines.into_iter().map(|(machine, line)| entry(&machine, line, &region)).collect();
+    Ok(LogsReply { data, meta: LogsMeta { next_token: next.to_string() } })
+}
+
+fn entry(machine: &MachineId, line: Line, region: &str) -> LogEntry {
+    let time = i128::from(line.time_ns);
+    let timestamp = jiff::Timestamp::from_nanosecond(time).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let provider = match line.source.as_str() {
+        "stdout" | "stderr" => "app",
+        _ => "runner",
+    };
+    let level = if line.source == "stderr" { "error" } else { "info" };
+    LogEntry {
+        id: format!("{machine}-{}", line.number),
+        attributes: LogAttributes {
+            timestamp: format!("{timestamp:.9}"),
+            message: line.message,
+            level: level.to_owned(),
+            instance: machine.to_string(),
+            region: region.to_owned(),
+            meta: LogEntryMeta {
+                instance: machine.to_string(),
+                region: region.to_owned(),
+                event: LogProvider { provider: provider.to_owned() },
+            },
+        },
+    }
+}
