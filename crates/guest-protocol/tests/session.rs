@@ -1,5 +1,7 @@
 //! A session of the host with a guest that speaks the real protocol.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
