@@ -147,6 +147,9 @@ impl FakeGuest {
     }
 }
 
+/// How long a connection that has said enough still listens.
+const LAST_WORDS: Duration = Duration::from_millis(20);
+
 async fn ended(mut off: watch::Receiver<bool>) {
     let _ = off.wait_for(|off| *off).await;
 }
@@ -190,17 +193,34 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
     }
 
     async fn run(mut self) {
-        let _ = self.work().await;
+        let mut decoder = Decoder::new(MAX_HOST_CONTROL);
+        let _ = self.work(&mut decoder).await;
+        if self.may_send() {
+            return;
+        }
+        // What the host has said meanwhile is still heard before the connection breaks.
+        let mut buffer = vec![0; 16 * 1024];
+        let read = tokio::time::timeout(LAST_WORDS, self.stream.read(&mut buffer)).await;
+        if let Ok(Ok(count)) = read {
+            decoder.push(&buffer[..count]);
+            while let Some(frame) = decoder.next_frame() {
+                // It can't be answered any more.
+                let _ = self.receive(frame).await;
+            }
+        }
     }
 
-    async fn work(&mut self) -> Result<(), Over> {
+    fn may_send(&self) -> bool {
+        self.guest.behaviour.frames_per_connection.is_none_or(|limit| self.frames < limit)
+    }
+
+    async fn work(&mut self, decoder: &mut Decoder) -> Result<(), Over> {
         if self.guest.behaviour.silent {
             return std::future::pending().await;
         }
         tokio::time::sleep(self.guest.behaviour.boot_delay).await;
         self.stream.write_all(&self.guest.behaviour.garbage.clone()).await?;
         let mut news = self.guest.news.subscribe();
-        let mut decoder = Decoder::new(MAX_HOST_CONTROL);
         let mut buffer = vec![0; 16 * 1024];
         loop {
             if self.guest.state().connection != self.number {
@@ -226,7 +246,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
 
     async fn send(&mut self, message: &GuestMessage, payload: &[u8]) -> Result<(), Over> {
         let Some(epoch) = self.epoch else { return Ok(()) };
-        if self.guest.behaviour.frames_per_connection.is_some_and(|limit| self.frames >= limit) {
+        if !self.may_send() {
             return Err(Over);
         }
         self.frames += 1;

@@ -167,6 +167,17 @@ impl ImageStore {
         self.inner.ready(digest)
     }
 
+    /// Whether an image with a root disk was last known by this reference. Asks no registry: a tag may have moved.
+    #[must_use]
+    pub fn knows(&self, reference: &str) -> bool {
+        let Ok(parsed) = parse_reference(reference, &self.inner.config.default_registry) else {
+            return self.ready_root_disk(reference).is_some();
+        };
+        let name = parsed.canonical();
+        self.inner.records.local(&name).is_some()
+            || self.inner.records.all().iter().any(|record| self.inner.records.summary(record).names.contains(&name))
+    }
+
     /// Takes in `docker-archive:FILE[:reference]`, `oci-archive:FILE[:tag]` or `oci:DIRECTORY[:tag]` and builds its
     /// root disk. `name` is how it is referred to from then on; without one, the archive's own name for it is used,
     /// and where it has none, the digest. The file must stay as it is until this is done.

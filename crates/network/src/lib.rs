@@ -1,6 +1,29 @@
 //! Taps, addresses, packet filter and DNS of VMs. Spawns no command once started.
+//!
+//! ```text
+//!  VM eth0 ── tap caddisN ── routes of the host ── NAT ── outside
+//!   10.201.x.y/32, via 169.254.255.1 │       nft table inet caddis: what may pass
+//!   fdaa:…/128,    via fe80::1       │       fdaa::3: DNS forwarder of this process
+//! ```
+//! Taps are routed, not bridged: each has a /32 and a /128 route and permanent neighbours, so no VM sees another's
+//! frames. Whether a packet's source is its VM's own is looked up in the routes (`fib`), so nothing needs to be told
+//! to the filter per machine; only who is in one private network is, as an element of the set `own6`.
+
+mod address;
+mod dns;
+mod error;
+mod filter;
+mod forwarding;
+mod links;
+mod network;
+mod sets;
+mod tap;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+pub use address::{allocate_ipv4, random_mac};
+pub use error::NetworkError;
+pub use network::{Network, NetworkConfig, guest_spec};
 use serde::{Deserialize, Serialize};
 
 /// The addresses of one machine. IPv4 is private to the host; the private IPv6 stays with the machine for its life.
@@ -15,3 +38,14 @@ pub struct MachineAddresses {
     /// MAC address of the guest's interface, `02:…`.
     pub mac: String,
 }
+
+/// IPv4 gateway of every VM, on its link.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
+/// IPv6 gateway of every VM, on its link.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Name server of every VM.
+pub const DNS: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);
+/// Largest packet, bytes: leaves room for a tunnel between hosts.
+pub const MTU: u32 = 1420;
+/// What the names of all taps begin with.
+pub const TAP_PREFIX: &str = "caddis";

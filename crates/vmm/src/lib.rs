@@ -10,11 +10,22 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub mod boot;
+mod capture;
 pub mod cgroup;
+mod clock;
 mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
+mod lock;
+pub mod probe;
+mod process;
+pub mod qemu;
+mod record;
 pub mod slot;
+mod socket;
 
 pub use error::VmmError;
+pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
 
 /// A byte stream to init.

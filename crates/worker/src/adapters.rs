@@ -6,8 +6,107 @@ use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
-use caddis_image::{ImageStore, Progress, ResolvedImage, RootDisk};
+use caddis_image::{ImageError, ImageStore, Progress, ResolvedImage, RootDisk};
 use caddis_network::{MachineAddresses, Network, NetworkError};
 use tokio::sync::watch;
 
 use crate::host::{HostNetwork, Images};
+
+fn image_error(error: ImageError) -> ApiError {
+    let code = match &error {
+        ImageError::InvalidReference { .. } => ErrorCode::InvalidArgument,
+        ImageError::InUse { .. } => ErrorCode::FailedPrecondition,
+        ImageError::NoSpace { .. } => ErrorCode::InsufficientCapacity,
+        error if error.is_client_fault() => ErrorCode::ImageUnavailable,
+        error if error.is_retryable() => ErrorCode::Unavailable,
+        _ => ErrorCode::Internal,
+    };
+    ApiError::new(code, error.to_string())
+}
+
+#[async_trait]
+impl Images for ImageStore {
+    async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ApiError> {
+        Self::resolve(self, reference).await.map_err(image_error)
+    }
+
+    async fn root_disk(&self, image: &ResolvedImage, progress: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
+        Self::root_disk(self, image, progress).await.map_err(image_error)
+    }
+
+    fn ready_root_disk(&self, digest: &str) -> Option<RootDisk> {
+        Self::ready_root_disk(self, digest)
+    }
+
+    fn knows(&self, reference: &str) -> bool {
+        Self::knows(self, reference)
+    }
+
+    fn create_overlay(&self, path: &Path, virtual_size: u64) -> std::io::Result<()> {
+        caddis_image::overlay::create(path, virtual_size)
+    }
+
+    async fn import(
+        &self,
+        format: &str,
+        archive: &Path,
+        name: Option<&str>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ImageSummary, ApiError> {
+        let source = format!("{format}:{}", archive.display());
+        Self::import(self, &source, name, progress).await.map(summary).map_err(image_error)
+    }
+
+    async fn list(&self) -> Result<Vec<ImageSummary>, ApiError> {
+        let images = Self::list(self).await.map_err(image_error)?;
+        Ok(images.into_iter().map(summary).collect())
+    }
+
+    async fn remove(&self, name: &str, in_use: &HashSet<String>) -> Result<(), ApiError> {
+        Self::remove(self, name, in_use).await.map_err(|error| match error {
+            ImageError::NotFound { .. } => ApiError::new(ErrorCode::NotFound, error.to_string()),
+            error => image_error(error),
+        })
+    }
+
+    async fn collect_garbage(&self, in_use: &HashSet<String>, wanted_free: u64) -> Result<(), ApiError> {
+        let report = Self::collect_garbage(self, in_use, wanted_free).await.map_err(image_error)?;
+        if !report.removed.is_empty() {
+            tracing::info!(images = report.removed.len(), bytes = report.freed_bytes, "removed unused images");
+        }
+        Ok(())
+    }
+}
+
+fn summary(image: caddis_image::ImageSummary) -> ImageSummary {
+    ImageSummary {
+        digest: image.digest,
+        names: image.names,
+        size: image.size,
+        created_at: image.created_at.to_string(),
+        machines: 0,
+    }
+}
+
+#[async_trait]
+impl HostNetwork for Network {
+    async fn attach(&self, tap: &str, addresses: &MachineAddresses) -> Result<Option<OwnedFd>, ApiError> {
+        Self::attach(self, tap, addresses).await.map(Some).map_err(network_error)
+    }
+
+    async fn adopt(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError> {
+        Self::adopt(self, tap, addresses).await.map_err(network_error)
+    }
+
+    async fn detach(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError> {
+        Self::detach(self, tap, addresses).await.map_err(network_error)
+    }
+
+    fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec {
+        caddis_network::guest_spec(addresses)
+    }
+}
+
+fn network_error(error: NetworkError) -> ApiError {
+    ApiError::internal(error)
+}

@@ -97,10 +97,11 @@ impl From<&Live> for LiveHandle {
 impl LiveHandle {
     /// Waits until `condition` holds of the guest.
     async fn until(&mut self, condition: impl FnMut(&Guest) -> bool) -> Guest {
-        match self.guest.wait_for(condition).await {
-            Ok(guest) => guest.clone(),
+        let found = self.guest.wait_for(condition).await.map(|guest| guest.clone()).ok();
+        match found {
+            Some(guest) => guest,
             // The owner has dropped the VM, and with it this step's purpose: the step is about to be dropped too.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 }

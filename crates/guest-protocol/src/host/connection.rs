@@ -1,8 +1,12 @@
 //! Keeps a session's connection.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use rand::Rng as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf},
@@ -23,6 +27,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from
 const HELLO_AGAIN: Duration = Duration::from_secs(2);
 /// How often the guest is told the time.
 const TIME_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes that may wait to be written before no more commands are taken.
+const OUTGOING_LIMIT: usize = 256 * 1024;
 /// What a guest may have sent unacknowledged before it counts as broken: its window, and room for what was under way.
 const LOG_LIMIT: usize = 2 * LOG_WINDOW_BYTES;
 
@@ -68,6 +74,48 @@ pub(super) async fn keep(
     }
 }
 
+/// Who waits to hear that a message was sent.
+type Sent = oneshot::Sender<Result<(), SessionError>>;
+
+/// Frames that wait to be written, each with who wants to know when it is. Writing never keeps from reading: two ends
+/// that each wait for the other to read would wait for ever.
+#[derive(Default)]
+struct Outgoing {
+    frames: VecDeque<(Bytes, Option<Sent>)>,
+    bytes: usize,
+}
+
+impl Outgoing {
+    fn push(&mut self, frame: Bytes, sent: Option<Sent>) {
+        self.bytes += frame.len();
+        self.frames.push_back((frame, sent));
+    }
+
+    fn front(&self) -> &[u8] {
+        self.frames.front().map_or(&[], |(frame, _)| frame)
+    }
+
+    fn written(&mut self, count: usize) {
+        self.bytes = self.bytes.saturating_sub(count);
+        let Some((frame, _)) = self.frames.front_mut() else { return };
+        frame.advance(count.min(frame.len()));
+        if frame.is_empty()
+            && let Some((_, Some(sent))) = self.frames.pop_front()
+        {
+            // Who no longer waits has no use for the answer.
+            let _ = sent.send(Ok(()));
+        }
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        for sent in self.frames.drain(..).filter_map(|(_, sent)| sent) {
+            let _ = sent.send(Err(SessionError::Broken));
+        }
+    }
+}
+
 struct Connection<'a> {
     reader: ReadHalf<Box<dyn AgentStream>>,
     writer: WriteHalf<Box<dyn AgentStream>>,
@@ -76,6 +124,7 @@ struct Connection<'a> {
     epoch: u32,
     decoder: Decoder,
     welcomed: bool,
+    outgoing: Outgoing,
     execs: HashMap<u32, ExecRoute>,
     processes: HashMap<u32, oneshot::Sender<Vec<ProcessInfo>>>,
 }
@@ -91,6 +140,7 @@ impl<'a> Connection<'a> {
             epoch: rand::rng().random(),
             decoder: Decoder::new(MAX_GUEST_CONTROL),
             welcomed: false,
+            outgoing: Outgoing::default(),
             execs: HashMap::new(),
             processes: HashMap::new(),
         }
@@ -108,7 +158,7 @@ impl<'a> Connection<'a> {
         &mut self,
         commands: &mut mpsc::UnboundedReceiver<Command>,
     ) -> Result<std::convert::Infallible, String> {
-        self.hello().await?;
+        self.hello()?;
         let mut hello_again = tokio::time::interval_at(Instant::now() + HELLO_AGAIN, HELLO_AGAIN);
         let mut time = tokio::time::interval_at(Instant::now() + TIME_INTERVAL, TIME_INTERVAL);
         time.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -123,67 +173,62 @@ impl<'a> Connection<'a> {
                     }
                     self.decoder.push(&buffer[..count]);
                     while let Some(frame) = self.decoder.next_frame() {
-                        self.receive(frame).await?;
+                        self.receive(frame)?;
                     }
                 }
-                command = commands.recv(), if self.welcomed => match command {
-                    Some(command) => self.carry_out(command).await?,
+                written = self.writer.write(self.outgoing.front()), if self.outgoing.bytes > 0 => {
+                    self.outgoing.written(written.map_err(|e| format!("can't write: {e}"))?);
+                }
+                command = commands.recv(), if self.welcomed && self.outgoing.bytes < OUTGOING_LIMIT => match command {
+                    Some(command) => self.carry_out(command)?,
                     None => std::future::pending().await,
                 },
-                _ = hello_again.tick(), if !self.welcomed => self.hello().await?,
-                _ = time.tick(), if self.welcomed => self.send(&HostMessage::Time { time_ns: now_ns() }, b"").await?,
+                _ = hello_again.tick(), if !self.welcomed => self.hello()?,
+                _ = time.tick(), if self.welcomed => self.send(&HostMessage::Time { time_ns: now_ns() })?,
             }
         }
     }
 
-    async fn hello(&mut self) -> Result<(), String> {
+    fn hello(&mut self) -> Result<(), String> {
         let acknowledged_logs = self.inner.standing().acknowledged_logs;
-        let hello = HostMessage::Hello { protocol: PROTOCOL_VERSION, acknowledged_logs, time_ns: now_ns() };
-        self.send(&hello, b"").await
+        self.send(&HostMessage::Hello { protocol: PROTOCOL_VERSION, acknowledged_logs, time_ns: now_ns() })
     }
 
-    async fn send(&mut self, message: &HostMessage, payload: &[u8]) -> Result<(), String> {
+    fn send(&mut self, message: &HostMessage) -> Result<(), String> {
+        self.queue(message, b"", None)
+    }
+
+    fn queue(&mut self, message: &HostMessage, payload: &[u8], sent: Option<Sent>) -> Result<(), String> {
         let frame = frame::encode(self.epoch, message, payload).map_err(|e| e.to_string())?;
-        self.writer.write_all(&frame).await.map_err(|e| format!("can't write: {e}"))?;
-        self.writer.flush().await.map_err(|e| format!("can't write: {e}"))
+        self.outgoing.push(frame, sent);
+        Ok(())
     }
 
-    async fn carry_out(&mut self, command: Command) -> Result<(), String> {
+    fn carry_out(&mut self, command: Command) -> Result<(), String> {
         match command {
-            Command::Send { message, payload, sent } => {
-                let result = self.send(&message, &payload).await;
-                if let Some(sent) = sent {
-                    // A caller that no longer waits has no use for the answer.
-                    let _ = sent.send(result.clone().map_err(|_| SessionError::Broken));
-                }
-                result
-            }
+            Command::Send { message, payload, sent } => self.queue(&message, &payload, sent),
             Command::Exec { request, route, sent } => {
                 self.execs.insert(request.id, route);
-                let result = self.send(&HostMessage::Exec(request), b"").await;
-                let _ = sent.send(result.clone().map_err(|_| SessionError::Broken));
-                result
+                self.queue(&HostMessage::Exec(request), b"", Some(sent))
             }
-            Command::Cancel { id } => {
-                if self.execs.remove(&id).is_some() {
-                    self.send(&HostMessage::CancelExec { id }, b"").await?;
-                }
-                Ok(())
-            }
+            Command::Cancel { id } => match self.execs.remove(&id) {
+                Some(_) => self.send(&HostMessage::CancelExec { id }),
+                None => Ok(()),
+            },
             Command::Processes { id, answer } => {
                 self.processes.insert(id, answer);
-                self.send(&HostMessage::ListProcesses { id }, b"").await
+                self.send(&HostMessage::ListProcesses { id })
             }
         }
     }
 
-    async fn receive(&mut self, frame: Frame<GuestMessage>) -> Result<(), String> {
+    fn receive(&mut self, frame: Frame<GuestMessage>) -> Result<(), String> {
         if frame.epoch != self.epoch {
             return Ok(());
         }
         match frame.message {
             GuestMessage::Welcome { protocol, init_version, status, machine_id } => {
-                self.welcome(protocol, init_version, status, machine_id).await
+                self.welcome(protocol, init_version, status, machine_id)
             }
             GuestMessage::Started { pid, steps } => self.tell(GuestEvent::Started { pid, steps }),
             GuestMessage::Log { sequence, source, time_ns, dropped_before } => {
@@ -221,7 +266,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    async fn welcome(
+    fn welcome(
         &mut self,
         protocol: u32,
         init_version: String,
@@ -243,10 +288,10 @@ impl<'a> Connection<'a> {
             return Ok(());
         }
         if let Some(spec) = spec.filter(|_| waiting) {
-            self.send(&HostMessage::Configure(Box::new(spec)), b"").await?;
+            self.send(&HostMessage::Configure(Box::new(spec)))?;
         }
         if finished && exit_acknowledged {
-            self.send(&HostMessage::AcknowledgeExit, b"").await?;
+            self.send(&HostMessage::AcknowledgeExit)?;
         }
         Ok(())
     }

@@ -31,6 +31,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) arguments: &'a [String],
     /// Uid and gid it runs as.
     pub(crate) uid: u32,
+    /// Further groups.
+    pub(crate) groups: &'a [u32],
     /// Files into which it writes `0` to join its cgroups.
     pub(crate) cgroups: &'a [File],
     /// Passed as descriptors 3, 4, 5, …
@@ -49,6 +51,7 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
     let sources = copies.iter().map(|copy| copy.as_raw_fd()).collect::<Vec<_>>();
     let doors = spawn.cgroups.iter().map(|door| door.as_raw_fd()).collect::<Vec<_>>();
     let uid = spawn.uid;
+    let groups = spawn.groups.to_vec();
 
     let mut command = Command::new(spawn.program);
     command
@@ -63,7 +66,7 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
         command.pre_exec(move || {
             join(&doors)?;
             place(&sources)?;
-            drop_rights(uid)
+            drop_rights(uid, &groups)
         });
     }
     // Dropping a `Child` neither kills nor reaps it; its pidfd is used for both.
@@ -114,9 +117,9 @@ fn place(sources: &[RawFd]) -> io::Result<()> {
 }
 
 /// Gives up root for good: bounding set, groups, ids, and any way to get rights back by exec.
-fn drop_rights(uid: u32) -> io::Result<()> {
+fn drop_rights(uid: u32, groups: &[libc::gid_t]) -> io::Result<()> {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointers are null with length 0, or to locals that outlive the calls.
+    // SAFETY: the pointers are to locals and arguments that outlive the calls, with their lengths.
     unsafe {
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
         for capability in 0..64_u64 {
@@ -126,7 +129,7 @@ fn drop_rights(uid: u32) -> io::Result<()> {
                 break;
             }
         }
-        check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
         check(libc::syscall(libc::SYS_setresgid, uid, uid, uid))?;
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64))

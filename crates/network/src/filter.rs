@@ -1,0 +1,121 @@
+//! The packet filter: one table, loaded once. What changes with machines are the elements of one set.
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use ipnet::IpNet;
+
+use crate::{DNS, NetworkError, TAP_PREFIX};
+
+pub(crate) const TABLE: &str = "caddis";
+/// Pairs of networks whose machines may meet.
+pub(crate) const OWN6: &str = "own6";
+
+/// What no VM reaches unless configuration opens it: this host's and its site's own networks, what has a special
+/// meaning, and what is nobody's. (IANA's registries of special-purpose addresses; documentation and benchmarking
+/// ranges are left out, since they lead nowhere outside of tests.)
+const DENIED_V4: [&str; 11] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
+const DENIED_V6: [&str; 8] =
+    ["::/127", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8"];
+
+/// The whole table. Loading it again replaces the rules and leaves the elements of [`OWN6`]: machines that run keep
+/// what they have.
+fn ruleset(allowed: &[IpNet]) -> String {
+    let (v4, v6): (Vec<_>, Vec<_>) = allowed.iter().partition(|network| matches!(network, IpNet::V4(_)));
+    let permit = |family: &str, networks: &[&IpNet]| {
+        let list = networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if list.is_empty() { String::new() } else { format!("{family} daddr {{ {list} }} accept") }
+    };
+    let (permit_v4, permit_v6) = (permit("ip", &v4), permit("ip6", &v6));
+    let (denied_v4, denied_v6) = (DENIED_V4.join(", "), DENIED_V6.join(", "));
+    format!(
+        r#"
+add table inet {TABLE}
+flush table inet {TABLE}
+table inet {TABLE} {{
+    set {OWN6} {{
+        type ipv6_addr . ipv6_addr
+        flags interval
+    }}
+    # A VM sends under its own addresses only: those that are routed to its tap.
+    chain spoofing {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname "{TAP_PREFIX}*" fib saddr . iif oif missing drop
+    }}
+    # Of the host a VM reaches the DNS forwarder, and its answers.
+    chain to_host {{
+        type filter hook input priority filter; policy accept;
+        iifname != "{TAP_PREFIX}*" accept
+        ct state established,related accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
+        ip6 daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
+        drop
+    }}
+    chain forwarded {{
+        type filter hook forward priority filter; policy accept;
+        iifname "{TAP_PREFIX}*" jump from_vm
+        oifname "{TAP_PREFIX}*" ct state established,related accept
+        oifname "{TAP_PREFIX}*" drop
+    }}
+    chain from_vm {{
+        ct state established,related accept
+        oifname "{TAP_PREFIX}*" ip6 saddr . ip6 daddr @{OWN6} accept
+        oifname "{TAP_PREFIX}*" drop
+        {permit_v4}
+        {permit_v6}
+        ip daddr {{ {denied_v4} }} reject with icmpx type admin-prohibited
+        ip6 daddr {{ {denied_v6} }} reject with icmpx type admin-prohibited
+        accept
+    }}
+    chain leaving {{
+        type nat hook postrouting priority srcnat; policy accept;
+        iifname "{TAP_PREFIX}*" oifname != "{TAP_PREFIX}*" masquerade
+    }}
+}}
+"#
+    )
+}
+
+/// Loads the filter in one transaction. Blocks.
+pub(crate) fn load(allowed: &[IpNet]) -> Result<(), NetworkError> {
+    nft(&ruleset(allowed))
+}
+
+/// Removes it; succeeds when it isn't there. Blocks.
+pub(crate) fn unload() -> Result<(), NetworkError> {
+    nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"))
+}
+
+fn nft(script: &str) -> Result<(), NetworkError> {
+    let failed = |error: std::io::Error| NetworkError::Filter { reason: format!("running nft: {error}") };
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // When nft ends early its own words say more than a broken pipe.
+        let _ = stdin.write_all(script.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(NetworkError::Filter { reason: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+}

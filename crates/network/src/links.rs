@@ -1,0 +1,134 @@
+//! Links, addresses, routes and neighbours, over rtnetlink.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures::TryStreamExt as _;
+use rtnetlink::{
+    Handle, LinkUnspec, RouteMessageBuilder,
+    packet_route::{
+        address::{AddressAttribute, AddressFlags},
+        link::LinkAttribute,
+        neighbour::NeighbourState,
+        route::RouteScope,
+    },
+};
+
+use crate::{DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, TAP_PREFIX, address::parse_mac};
+
+/// A connection to the kernel's routing.
+#[derive(Debug, Clone)]
+pub(crate) struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Opens it in the network namespace of the calling thread.
+    pub(crate) fn open() -> Result<Self, NetworkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::io("open a netlink socket"))?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Number of the link of this name; `None` when there is none.
+    pub(crate) async fn index(&self, name: &str) -> Result<Option<u32>, NetworkError> {
+        match self.handle.link().get().match_name(name).execute().try_next().await {
+            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(NetworkError::netlink(format!("look for the interface {name}"))(error)),
+        }
+    }
+
+    /// Brings a tap up and routes a machine's addresses to it. May be repeated.
+    pub(crate) async fn connect(&self, tap: &str, index: u32, machine: &MachineAddresses) -> Result<(), NetworkError> {
+        let mac = parse_mac(&machine.mac)?;
+        let failed = |what: &str| NetworkError::netlink(format!("{what} {tap}"));
+        let up = LinkUnspec::new_with_index(index).mtu(MTU).up().build();
+        self.handle.link().set(up).execute().await.map_err(failed("bring up"))?;
+        self.address(index, GATEWAY_V4.into(), 32).await.map_err(failed("give the IPv4 gateway's address to"))?;
+        self.address(index, GATEWAY_V6.into(), 64).await.map_err(failed("give the IPv6 gateway's address to"))?;
+        for address in [IpAddr::from(machine.ipv4), machine.ipv6.into()] {
+            let neighbour = self.handle.neighbours().add(index, address).link_layer_address(&mac).replace();
+            let neighbour = neighbour.state(NeighbourState::Permanent).execute().await;
+            neighbour.map_err(failed("set a neighbour on"))?;
+        }
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(machine.ipv4, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .build();
+        self.handle.route().add(route).replace().execute().await.map_err(failed("route IPv4 to"))?;
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(machine.ipv6, 128)
+            .output_interface(index)
+            .build();
+        self.handle.route().add(route).replace().execute().await.map_err(failed("route IPv6 to"))
+    }
+
+    async fn address(&self, index: u32, address: IpAddr, length: u8) -> Result<(), rtnetlink::Error> {
+        let mut request = self.handle.address().add(index, address, length).replace();
+        if address.is_ipv6() {
+            // Nobody else on the link has it: no need to ask.
+            let flags = AddressFlags::Nodad;
+            request.message_mut().attributes.push(AddressAttribute::Flags(flags));
+        }
+        request.execute().await
+    }
+
+    /// Removes a tap that outlived its VM; none is no error.
+    pub(crate) async fn remove(&self, tap: &str) -> Result<(), NetworkError> {
+        let Some(index) = self.index(tap).await? else { return Ok(()) };
+        match self.handle.link().del(index).execute().await {
+            Err(error) if errno(&error) != Some(libc::ENODEV) => {
+                Err(NetworkError::netlink(format!("remove the interface {tap}"))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Names of all taps of VMs.
+    pub(crate) async fn taps(&self) -> Result<Vec<String>, NetworkError> {
+        let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+        let links = links.map_err(NetworkError::netlink("list the interfaces"))?;
+        let names = links.into_iter().flat_map(|link| link.attributes).filter_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        Ok(names.filter(|name| is_tap(name)).collect())
+    }
+
+    /// Gives the DNS address to the loopback interface.
+    pub(crate) async fn add_dns(&self) -> Result<(), NetworkError> {
+        let loopback = self.loopback().await?;
+        let up = LinkUnspec::new_with_index(loopback).up().build();
+        self.handle.link().set(up).execute().await.map_err(NetworkError::netlink("bring up lo"))?;
+        self.address(loopback, DNS.into(), 128).await.map_err(NetworkError::netlink(format!("give {DNS} to lo")))
+    }
+
+    /// Takes it away; succeeds when it isn't there.
+    pub(crate) async fn remove_dns(&self) -> Result<(), NetworkError> {
+        let loopback = self.loopback().await?;
+        let addresses = self.handle.address().get().set_link_index_filter(loopback).set_address_filter(DNS.into());
+        let failed = || NetworkError::netlink(format!("take {DNS} from lo"));
+        for message in addresses.execute().try_collect::<Vec<_>>().await.map_err(failed())? {
+            self.handle.address().del(message).execute().await.map_err(failed())?;
+        }
+        Ok(())
+    }
+
+    async fn loopback(&self) -> Result<u32, NetworkError> {
+        let missing = || std::io::Error::other("this network namespace has no lo");
+        self.index("lo").await?.ok_or_else(missing).map_err(NetworkError::io("find the loopback interface"))
+    }
+}
+
+/// `caddis` and a number.
+pub(crate) fn is_tap(name: &str) -> bool {
+    name.strip_prefix(TAP_PREFIX).is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => Some(-message.raw_code()),
+        _ => None,
+    }
+}
