@@ -1,2 +1,40 @@
-//! Placeholder.
-fn main() {}
+//! PID 1 of a VM. Comes up from the initrd with nothing but the kernel, waits for the host to say which machine this
+//! is, turns the VM into it, runs its program, and reports its end.
+//!
+//! ```text
+//! kernel ▸ modules, /dev, /proc, /sys ▸ control port ▸ [Configure] ▸ entropy, clock, root, network, files ▸ program
+//!                                                                                                            │
+//!   power off ◀ [AcknowledgeExit] ◀ exit report ◀ last log lines ◀──────────────── end of the program ◀──────┘
+//! ```
+//! One thread, one epoll loop ([`guest`]): everything that happens is an event, nothing is polled, and no write to the
+//! host ever blocks.
+
+use std::process::ExitCode;
+
+mod clock;
+mod configure;
+mod entropy;
+mod execs;
+mod guest;
+mod kernel;
+mod lines;
+mod logs;
+mod network;
+mod port;
+mod processes;
+mod program;
+mod spawn;
+mod timing;
+mod users;
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("caddis-guest-init is the first process of a VM and of no use elsewhere");
+        return ExitCode::from(2);
+    }
+    if let Err(message) = guest::run() {
+        // The host finds it in the console's last lines.
+        kernel::say(&format!("init failed: {message}"));
+    }
+    kernel::end()
+}

@@ -1,5 +1,6 @@
 //! A VM process: started with next to no rights, watched and killed by its pidfd, so that neither needs it to be our
 //! child: the same code serves processes that an earlier server started.
+#![expect(unsafe_code, reason = "tokio can't know that a descriptor stays open")]
 
 use std::{
     io,
@@ -64,7 +65,10 @@ impl Process {
 
     /// For waiting, by as many as want to.
     pub(crate) fn watch(&self) -> io::Result<Watch> {
-        Ok(Watch { descriptor: AsyncFd::with_interest(self.descriptor.try_clone()?, Interest::READABLE)? })
+        let descriptor = self.descriptor.try_clone()?;
+        // SAFETY: an `OwnedFd` keeps its descriptor open and the same until it is dropped.
+        let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?;
+        Ok(Watch { descriptor })
     }
 
     /// Waits for its end on this thread, and reaps it if it is our child.
@@ -152,6 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::zombie_processes, reason = "what is tested reaps it")]
     async fn a_child_is_reaped_with_its_status_and_a_recycled_pid_is_not_taken_for_it() {
         let child = std::process::Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
         let process = Process::open(child.id()).unwrap();

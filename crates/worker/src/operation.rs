@@ -71,7 +71,6 @@ pub struct Stop {
 /// One step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the module's table says what each does")]
 pub enum Step {
     Pull,
     BackOff,

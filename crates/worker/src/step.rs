@@ -262,11 +262,11 @@ async fn configure(context: Context) -> Result<Done, Failure> {
 }
 
 async fn signal(context: Context) -> Result<Done, Failure> {
-    if let (Some(live), Some(plan)) = (&context.live, stop_plan(&context.row)) {
-        if let Err(e) = live.session.signal(plan.signal.number()).await {
-            // The next step's timeout ends a program that was never asked.
-            tracing::warn!(machine = %context.row.id, error = %e, "can't deliver the stop signal");
-        }
+    if let (Some(live), Some(plan)) = (&context.live, stop_plan(&context.row))
+        && let Err(e) = live.session.signal(plan.signal.number()).await
+    {
+        // The next step's timeout ends a program that was never asked.
+        tracing::warn!(machine = %context.row.id, error = %e, "can't deliver the stop signal");
     }
     Ok(Done::Next)
 }

@@ -29,7 +29,7 @@ fn version_2_gets_its_limits_in_one_directory() {
     assert_eq!(root.version(), Version::V2);
     let slot = root.slot("slot-3");
     let place = directory.path().join("a.slice/vms/slot-3");
-    assert_eq!(slot.directories(), [place.clone()]);
+    assert_eq!(slot.directories(), std::slice::from_ref(&place));
     for file in ["memory.max", "memory.swap.max", "cpu.weight", "pids.max"] {
         fs::write(place.join(file), "max      ").unwrap();
     }

@@ -1,0 +1,208 @@
+//! Makes the VM the machine that the host says it is.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use base64::Engine as _;
+use caddis_guest_protocol::{MachineSpec, spec::FileSpec};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::resource::{Resource, setrlimit},
+    unistd::{chdir, chroot, sethostname},
+};
+
+use crate::{clock, entropy, kernel::mount_special, network, spawn::DEFAULT_PATH, timing::Timing, users};
+
+/// Where the root disk is mounted before it becomes the root.
+const NEW_ROOT: &str = "/newroot";
+
+/// Open files a program may have, as the reference's init sets it.
+const OPEN_FILES: u64 = 10_240;
+
+/// What running programs needs to know of the machine.
+pub struct Prepared {
+    /// As whom programs run.
+    pub user: users::User,
+    /// Environment, complete.
+    pub env: Vec<(String, String)>,
+    /// Warnings for the machine's log.
+    pub warnings: Vec<String>,
+}
+
+/// Prepares everything up to the start of the program. The error is for the user.
+pub fn prepare(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, String> {
+    let mut warnings = Vec::new();
+    // Before anything draws random bytes.
+    let bytes = decode("entropy", &spec.entropy)?;
+    if !bytes.is_empty() {
+        entropy::add(&bytes)?;
+    }
+    clock::set(spec.time_ns)?;
+    timing.step("identity");
+    let device = disk(&spec.root_serial)?;
+    mount_root(&device)?;
+    timing.step("root");
+    mount_rest(&mut warnings)?;
+    if spec.grow_root
+        && let Err(warning) = grow(&device)
+    {
+        warnings.push(warning);
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
+        .map_err(|e| format!("can't set the open files limit: {e}"))?;
+    timing.step("mounts");
+    network::configure(&spec.network)?;
+    timing.step("network");
+    names(spec)?;
+    for file in &spec.files {
+        write_file(file)?;
+    }
+    let user = users::resolve(&spec.user)?;
+    let mut env = spec.env.clone();
+    for (key, value) in [("PATH", DEFAULT_PATH), ("HOME", user.home.as_str())] {
+        if !env.iter().any(|(known, _)| known == key) {
+            env.push((key.to_owned(), value.to_owned()));
+        }
+    }
+    timing.step("files");
+    Ok(Prepared { user, env, warnings })
+}
+
+/// The device of a disk by its serial number.
+fn disk(serial: &str) -> Result<PathBuf, String> {
+    let disks = fs::read_dir("/sys/block").map_err(|e| format!("can't list disks: {e}"))?;
+    for entry in disks.flatten() {
+        let found = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
+        if found.trim() == serial {
+            return Ok(Path::new("/dev").join(entry.file_name()));
+        }
+    }
+    Err(format!("no disk has the serial number {serial}"))
+}
+
+/// Mounts the root disk and makes it the root.
+fn mount_root(device: &Path) -> Result<(), String> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: nix::Error| format!("can't {what}: {error}")
+    };
+    fs::create_dir_all(NEW_ROOT).map_err(|e| format!("can't make {NEW_ROOT}: {e}"))?;
+    // The rest of the inode tables was zeroed when the disk was made.
+    mount(Some(device), NEW_ROOT, Some("ext4"), MsFlags::MS_RELATIME, Some("noinit_itable"))
+        .map_err(failed("mount the root disk"))?;
+    for name in ["dev", "proc", "sys"] {
+        let target = format!("{NEW_ROOT}/{name}");
+        let _ = fs::create_dir(&target);
+        let source = format!("/{name}");
+        mount(Some(source.as_str()), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .map_err(failed(&format!("move /{name} to the new root (is it a directory in the image?)")))?;
+    }
+    // What the initrd holds is memory that nobody can reach any more.
+    let _ = fs::remove_dir_all("/modules");
+    let _ = fs::remove_file("/init");
+    chdir(NEW_ROOT).map_err(failed("enter the new root"))?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed("move the new root"))?;
+    chroot(".").map_err(failed("switch the root"))?;
+    chdir("/").map_err(failed("enter the root"))
+}
+
+/// File systems that programs expect.
+fn mount_rest(warnings: &mut Vec<String>) -> Result<(), String> {
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let pts = "mode=0620,gid=5,ptmxmode=666";
+    mount_special("devpts", "/dev/pts", quiet | MsFlags::MS_NOATIME, Some(pts))?;
+    mount_special("tmpfs", "/dev/shm", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=1777"))?;
+    if let Err(warning) = mount_special("mqueue", "/dev/mqueue", quiet | MsFlags::MS_NODEV, None) {
+        warnings.push(warning);
+    }
+    mount_special("cgroup2", "/sys/fs/cgroup", quiet | MsFlags::MS_NODEV, Some("nsdelegate"))?;
+    let control = "/sys/fs/cgroup/cgroup.subtree_control";
+    for controller in ["memory", "pids", "cpu"] {
+        if let Err(error) = fs::write(control, format!("+{controller}")) {
+            warnings.push(format!("no cgroup controller {controller}: {error}"));
+        }
+    }
+    for (name, target) in [("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        let _ = std::os::unix::fs::symlink(format!("/proc/self/{target}"), format!("/dev/{name}"));
+    }
+    Ok(())
+}
+
+/// Host name and the files about names.
+fn names(spec: &MachineSpec) -> Result<(), String> {
+    sethostname(&spec.hostname).map_err(|e| format!("can't set the host name: {e}"))?;
+    let mut hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
+    for (address, names) in &spec.network.hosts {
+        hosts.push_str(&format!("{address} {names}\n"));
+    }
+    let mut resolv = String::new();
+    for server in &spec.network.nameservers {
+        resolv.push_str(&format!("nameserver {server}\n"));
+    }
+    for (keyword, words) in [("search", &spec.network.searches), ("options", &spec.network.options)] {
+        if !words.is_empty() {
+            resolv.push_str(&format!("{keyword} {}\n", words.join(" ")));
+        }
+    }
+    for (path, content) in
+        [("/etc/hostname", format!("{}\n", spec.hostname)), ("/etc/hosts", hosts), ("/etc/resolv.conf", resolv)]
+    {
+        // Often a link to a file that only the image's own init would have made.
+        if fs::symlink_metadata(path).is_ok_and(|file| file.is_symlink()) {
+            let _ = fs::remove_file(path);
+        }
+        let _ = fs::create_dir_all("/etc");
+        fs::write(path, content).map_err(|e| format!("can't write {path}: {e}"))?;
+    }
+    Ok(())
+}
+
+fn write_file(file: &FileSpec) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("can't write {} (config.files): {error}", file.path);
+    let path = Path::new("/").join(&file.path);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    // One that can't be written may be replaced.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    fs::write(&path, decode(&file.path, &file.content)?).map_err(failed)?;
+    let mode = if file.mode == 0 { 0o644 } else { file.mode & 0o7777 };
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+fn decode(what: &str, text: &str) -> Result<Vec<u8>, String> {
+    base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| format!("{what} is not base64: {e}"))
+}
+
+/// Grows the root file system to its disk.
+fn grow(device: &Path) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| format!("can't grow the root file system: {error}");
+    let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let sectors = fs::read_to_string(format!("/sys/block/{name}/size")).map_err(|e| failed(&e))?;
+    let bytes = sectors.trim().parse::<u64>().map_err(|e| failed(&e))? * 512;
+    let block = nix::sys::statvfs::statvfs("/").map_err(|e| failed(&e))?.block_size();
+    let root = fs::File::open("/").map_err(|e| failed(&e))?;
+    resize::ext4(root.as_raw_fd(), bytes / block.max(1)).map_err(|e| failed(&e))
+}
+
+mod resize {
+    #![expect(unsafe_code, reason = "an ioctl")]
+
+    use std::os::fd::RawFd;
+
+    // EXT4_IOC_RESIZE_FS of the kernel's fs/ext4/ext4.h.
+    nix::ioctl_write_ptr!(resize, b'f', 16, u64);
+
+    /// Has a mounted ext4 grow to so many blocks.
+    pub fn ext4(root: RawFd, blocks: u64) -> nix::Result<()> {
+        // SAFETY: the descriptor is open and the number outlives the call.
+        unsafe { resize(root, &raw const blocks) }.map(|_| ())
+    }
+}

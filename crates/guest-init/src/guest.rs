@@ -1,0 +1,432 @@
+//! The event loop.
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Read as _},
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use caddis_guest_protocol::{
+    GuestMessage, GuestState, HostMessage, MachineSpec, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION,
+    frame::Frame,
+    message::{ExecRequest, LogSource},
+};
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        signal::{SigSet, Signal, kill},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, waitpid},
+    },
+    unistd::Pid,
+};
+
+use crate::{
+    clock,
+    configure::{self, Prepared},
+    execs::Exec,
+    kernel,
+    lines::Lines,
+    logs::Backlog,
+    port::Port,
+    processes, program, spawn,
+    timing::Timing,
+};
+
+/// Marks of what epoll tells about; everything else is some stream, and all of them are looked at.
+const SIGNALS: u64 = 1;
+const STREAMS: u64 = 2;
+
+/// Time until a line without end is sent all the same.
+const LINE_PATIENCE: Duration = Duration::from_millis(200);
+/// How long an exit report waits for the log lines before it to be sent, and the end of the VM for them to be safe.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+/// What is read of a program's streams before others get a turn, bytes.
+const TURN: usize = 256 * 1024;
+/// What is read after the program's end: what its children go on to write is not waited for.
+const LAST_WORDS: usize = 4 << 20;
+/// Processes listed at most, so that the list fits a frame.
+const MOST_PROCESSES: usize = 1000;
+
+/// One stream of the machine's program.
+struct LogPipe {
+    file: Option<File>,
+    source: LogSource,
+    readable: bool,
+    lines: Lines,
+    flush_at: Option<Instant>,
+}
+
+struct Guest {
+    epoll: Epoll,
+    signals: SignalFd,
+    port: Port,
+    timing: Timing,
+    status: GuestState,
+    spec: Option<MachineSpec>,
+    prepared: Option<Prepared>,
+    pid: Option<i32>,
+    /// Keeps a terminal's other end open.
+    _input: Option<File>,
+    pipes: Vec<LogPipe>,
+    logs: Backlog,
+    execs: Vec<Exec>,
+    /// The host of this connection knows of the end.
+    told_end: bool,
+    ended_at: Option<Instant>,
+    /// The report is safe: the VM ends at this time, or once all logs are safe too.
+    power_off_at: Option<Instant>,
+}
+
+/// Works until the VM is to end.
+pub fn run() -> Result<(), String> {
+    kernel::mount_early()?;
+    let mut timing = Timing::begin();
+    kernel::load_modules()?;
+    timing.step("modules");
+    let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.thread_block().map_err(failed("block signals"))?;
+    let signals =
+        SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(failed("watch signals"))?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("watch events"))?;
+    let port = Port::open()?;
+    epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS)).map_err(failed("watch signals"))?;
+    watch(&epoll, &port)?;
+    timing.step("port");
+    let mut guest = Guest {
+        epoll,
+        signals,
+        port,
+        timing,
+        status: GuestState::Waiting,
+        spec: None,
+        prepared: None,
+        pid: None,
+        _input: None,
+        pipes: Vec::new(),
+        logs: Backlog::new(),
+        execs: Vec::new(),
+        told_end: false,
+        ended_at: None,
+        power_off_at: None,
+    };
+    guest.work()
+}
+
+/// Told once per change: an event means that there is something to do until nothing is left.
+fn watch(epoll: &Epoll, file: impl AsFd) -> Result<(), String> {
+    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+    epoll.add(file, EpollEvent::new(flags, STREAMS)).map_err(|e| format!("can't watch a stream: {e}"))
+}
+
+impl Guest {
+    fn work(&mut self) -> Result<(), String> {
+        let mut events = [EpollEvent::empty(); 16];
+        loop {
+            for frame in self.port.receive() {
+                if self.receive(frame) {
+                    return Ok(());
+                }
+            }
+            let busy = self.pump();
+            let now = Instant::now();
+            if self.power_off_at.is_some_and(|at| at <= now || self.logs.is_empty()) {
+                return Ok(());
+            }
+            let count = match self.epoll.wait(&mut events, self.timeout(busy, now)) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => return Err(format!("can't wait for events: {error}")),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    SIGNALS => self.reap(),
+                    _ => self.wake(),
+                }
+            }
+        }
+    }
+
+    /// Any stream may have changed. They are few.
+    fn wake(&mut self) {
+        self.pipes.iter_mut().for_each(|pipe| pipe.readable = true);
+        self.execs.iter_mut().for_each(Exec::wake);
+    }
+
+    fn timeout(&self, busy: bool, now: Instant) -> EpollTimeout {
+        if busy {
+            return EpollTimeout::ZERO;
+        }
+        let ended = self.ended_at.filter(|_| !self.told_end).map(|at| at + LOG_PATIENCE);
+        let lines = self.pipes.iter().filter_map(|pipe| pipe.flush_at);
+        let execs = self.execs.iter().filter_map(Exec::deadline);
+        let next = lines.chain(execs).chain(ended).chain(self.power_off_at).min();
+        // One more than the rest, so as not to wake before the time.
+        let wait = next.map(|at| at.saturating_duration_since(now).as_millis() + 1);
+        wait.map_or(EpollTimeout::NONE, |ms| {
+            EpollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
+        })
+    }
+
+    /// Moves everything that can be moved. True when there is more to do at once.
+    fn pump(&mut self) -> bool {
+        let now = Instant::now();
+        let mut busy = self.read_program(TURN, now);
+        self.execs.iter_mut().for_each(|exec| exec.check_deadline(now));
+        loop {
+            while self.port.has_room()
+                && let Some((message, text)) = self.logs.next()
+            {
+                self.port.send(&message, &text);
+            }
+            let waited = self.ended_at.is_some_and(|at| now >= at + LOG_PATIENCE);
+            if self.ended_at.is_some()
+                && !self.told_end
+                && self.port.epoch().is_some()
+                && (self.logs.is_sent() || waited)
+            {
+                self.told_end = true;
+                self.port.send(&GuestMessage::Finished(self.status.clone()), b"");
+            }
+            let port = &mut self.port;
+            self.execs.retain_mut(|exec| !exec.pump(port));
+            if !self.port.flush() {
+                break;
+            }
+        }
+        busy |= self.execs.iter().any(|exec| exec.is_busy(&self.port));
+        busy
+    }
+
+    /// Reads what the program writes, up to `limit` of each stream. True when there may be more.
+    fn read_program(&mut self, limit: usize, now: Instant) -> bool {
+        let mut more = false;
+        let mut buffer = vec![0; 16 * 1024];
+        for pipe in &mut self.pipes {
+            let mut read = 0;
+            while pipe.readable && read < limit {
+                let Some(file) = &mut pipe.file else { break };
+                match file.read(&mut buffer) {
+                    Ok(0) => pipe.file = None,
+                    Ok(count) => {
+                        read += count;
+                        for record in pipe.lines.push(&buffer[..count]) {
+                            self.logs.push(pipe.source, record);
+                        }
+                        pipe.flush_at = pipe.lines.has_rest().then(|| now + LINE_PATIENCE);
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => pipe.readable = false,
+                    // A terminal whose program is gone says EIO.
+                    Err(_) => pipe.file = None,
+                }
+            }
+            if pipe.file.is_none() || pipe.flush_at.is_some_and(|at| at <= now) {
+                pipe.flush_at = None;
+                if let Some(rest) = pipe.lines.take_rest() {
+                    self.logs.push(pipe.source, rest);
+                }
+            }
+            more |= pipe.readable && pipe.file.is_some();
+        }
+        more
+    }
+
+    /// Collects processes that have ended.
+    fn reap(&mut self) {
+        while let Ok(Some(_)) = self.signals.read_signal() {}
+        loop {
+            match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                Ok(status) => match (status.pid(), program::end(status)) {
+                    (Some(pid), Some((code, signal))) => self.process_ended(pid.as_raw(), code, signal),
+                    (None, _) => return,
+                    _ => {}
+                },
+                Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn process_ended(&mut self, pid: i32, code: i32, signal: Option<i32>) {
+        if let Some(exec) = self.execs.iter_mut().find(|exec| exec.pid == pid) {
+            exec.note_end(code, signal);
+        }
+        if self.pid != Some(pid) {
+            return;
+        }
+        self.pid = None;
+        let now = Instant::now();
+        self.pipes.iter_mut().for_each(|pipe| pipe.readable = true);
+        self.read_program(LAST_WORDS, now);
+        for pipe in std::mem::take(&mut self.pipes) {
+            let mut lines = pipe.lines;
+            if let Some(rest) = lines.take_rest() {
+                self.logs.push(pipe.source, rest);
+            }
+        }
+        self.end(GuestState::Exited(program::report(code, signal)));
+    }
+
+    fn end(&mut self, status: GuestState) {
+        self.status = status;
+        self.ended_at = Some(Instant::now());
+    }
+
+    /// Acts on a message. True when the VM is to end.
+    fn receive(&mut self, frame: Frame<HostMessage>) -> bool {
+        if let HostMessage::Hello { protocol, acknowledged_logs, time_ns } = frame.message {
+            self.hello(frame.epoch, protocol, acknowledged_logs, time_ns);
+            return false;
+        }
+        if self.port.epoch() != Some(frame.epoch) {
+            return false;
+        }
+        match frame.message {
+            HostMessage::Configure(spec) => self.configure(*spec),
+            HostMessage::Signal { signal } => self.signal(signal),
+            HostMessage::Exec(request) => self.exec(&request),
+            HostMessage::Input { id } => self.with_exec(id, |exec| exec.push_input(frame.payload)),
+            HostMessage::CloseInput { id } => self.with_exec(id, Exec::end_input),
+            HostMessage::CancelExec { id } => {
+                self.with_exec(id, |exec| exec.kill());
+                self.execs.retain(|exec| exec.id != id);
+            }
+            HostMessage::Resize { id, columns, rows } => self.with_exec(id, |exec| exec.resize(columns, rows)),
+            HostMessage::Credit { id, bytes } => self.with_exec(id, |exec| exec.add_credit(bytes)),
+            HostMessage::ListProcesses { id } => {
+                let mut processes = processes::list();
+                processes.truncate(MOST_PROCESSES);
+                self.port.send(&GuestMessage::Processes { id, processes }, b"");
+            }
+            HostMessage::AcknowledgeLogs { sequence } => self.logs.acknowledge(sequence),
+            HostMessage::AcknowledgeExit => {
+                if self.ended_at.is_some() {
+                    self.power_off_at.get_or_insert(Instant::now() + LOG_PATIENCE);
+                }
+            }
+            HostMessage::Time { time_ns } => self.warn(clock::follow(time_ns)),
+            HostMessage::PowerOff => return true,
+            HostMessage::Hello { .. } => {}
+        }
+        false
+    }
+
+    fn hello(&mut self, epoch: u32, protocol: u32, acknowledged_logs: u64, time_ns: u64) {
+        if self.port.epoch() != Some(epoch) {
+            self.port.begin(epoch);
+            self.logs.restart(acknowledged_logs);
+            self.told_end = false;
+            // Nobody follows them any more.
+            self.execs.drain(..).for_each(|exec| exec.kill());
+        }
+        if self.status != GuestState::Waiting {
+            self.warn(clock::follow(time_ns));
+        }
+        let welcome = GuestMessage::Welcome {
+            protocol: protocol.clamp(OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION),
+            init_version: env!("CARGO_PKG_VERSION").to_owned(),
+            status: self.status.clone(),
+            machine_id: self.spec.as_ref().map(|spec| spec.machine_id.clone()),
+        };
+        self.port.send(&welcome, b"");
+    }
+
+    fn warn(&mut self, outcome: Result<(), String>) {
+        if let Err(warning) = outcome {
+            self.logs.push(LogSource::Init, format!("{warning}\n").into_bytes());
+        }
+    }
+
+    fn refuse(&mut self, message: impl Into<String>) {
+        self.port.send(&GuestMessage::Error { message: message.into() }, b"");
+    }
+
+    fn configure(&mut self, spec: MachineSpec) {
+        if self.status != GuestState::Waiting {
+            if self.spec.as_ref().is_none_or(|known| known.machine_id != spec.machine_id) {
+                self.refuse("this VM is another machine already");
+            }
+            return;
+        }
+        self.timing.step("wait");
+        self.status = GuestState::Preparing;
+        match self.start(&spec) {
+            Ok(pid) => {
+                self.timing.step("spawn");
+                self.pid = Some(pid);
+                self.status = GuestState::Running { pid };
+                self.port.send(&GuestMessage::Started { pid, steps: self.timing.steps() }, b"");
+            }
+            Err(message) => self.end(GuestState::Failed { message }),
+        }
+        self.spec = Some(spec);
+    }
+
+    fn start(&mut self, spec: &MachineSpec) -> Result<i32, String> {
+        let mut prepared = configure::prepare(spec, &mut self.timing)?;
+        for warning in std::mem::take(&mut prepared.warnings) {
+            self.warn(Err(warning));
+        }
+        let streams = spawn::spawn(&spawn::Program {
+            argv: &spec.argv,
+            env: &prepared.env,
+            user: &prepared.user,
+            directory: &spec.working_dir,
+            cgroup: program::CGROUP,
+            terminal: spec.tty.then_some((80, 24)),
+            has_input: false,
+        })?;
+        let pipe = |file, source| LogPipe {
+            file: Some(file),
+            source,
+            readable: true,
+            lines: Lines::default(),
+            flush_at: None,
+        };
+        self.pipes.push(pipe(streams.output, LogSource::Stdout));
+        self.pipes.extend(streams.error.map(|file| pipe(file, LogSource::Stderr)));
+        for file in self.pipes.iter().filter_map(|pipe| pipe.file.as_ref()) {
+            watch(&self.epoll, file)?;
+        }
+        self._input = streams.input;
+        self.prepared = Some(prepared);
+        Ok(streams.pid)
+    }
+
+    fn signal(&mut self, number: i32) {
+        let Some(pid) = self.pid else { return };
+        match Signal::try_from(number) {
+            Ok(signal) => {
+                // It may have just ended: its end is told anyway.
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+            Err(_) => self.refuse(format!("there is no signal {number}")),
+        }
+    }
+
+    fn exec(&mut self, request: &ExecRequest) {
+        let started = match (&self.prepared, &self.spec) {
+            (Some(prepared), Some(spec)) => Exec::start(request, prepared, &spec.working_dir),
+            _ => Err("the machine's program has not been started".to_owned()),
+        };
+        let watched = started.and_then(|exec| {
+            let (outputs, input) = exec.files();
+            outputs.into_iter().chain(input).try_for_each(|file| watch(&self.epoll, file)).map(|()| exec)
+        });
+        match watched {
+            Ok(exec) => self.execs.push(exec),
+            Err(message) => self.port.send(&GuestMessage::ExecFailed { id: request.id, message }, b""),
+        }
+    }
+
+    fn with_exec(&mut self, id: u32, act: impl FnOnce(&mut Exec)) {
+        if let Some(exec) = self.execs.iter_mut().find(|exec| exec.id == id) {
+            act(exec);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What is asked of the kernel before there is a root file system, and at the very end.
+
+use std::{
+    ffi::CString,
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    kmod::{ModuleInitFlags, finit_module},
+    mount::{MsFlags, mount},
+    sys::{
+        reboot::{RebootMode, reboot},
+        signal::{Signal, kill},
+    },
+    unistd::Pid,
+};
+
+/// Modules in the initrd, and the file that says in which order to load them.
+const MODULES: &str = "/modules";
+
+/// Writes a line to the kernel's log, and so to the console.
+pub fn say(line: &str) {
+    if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
+        // There is nobody left to tell.
+        let _ = writeln!(log, "<3>caddis: {line}");
+    }
+}
+
+/// Mounts what the kernel shows of itself.
+pub fn mount_early() -> Result<(), String> {
+    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
+        mount_special(kind, target, MsFlags::empty(), None)?;
+    }
+    Ok(())
+}
+
+/// Mounts a file system without a device, making its directory.
+pub fn mount_special(kind: &str, target: &str, flags: MsFlags, data: Option<&str>) -> Result<(), String> {
+    // Most are there already; if not, the mount says so.
+    let _ = fs::create_dir_all(target);
+    match mount(Some(kind), target, Some(kind), flags, data) {
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(error) => Err(format!("can't mount {kind} on {target}: {error}")),
+    }
+}
+
+/// Loads the modules of the initrd, in order.
+pub fn load_modules() -> Result<(), String> {
+    let order = fs::read_to_string(Path::new(MODULES).join("order")).unwrap_or_default();
+    for name in order.lines() {
+        let path = Path::new(MODULES).join(name);
+        let file = File::open(&path).map_err(|error| format!("can't open {}: {error}", path.display()))?;
+        match finit_module(&file, &CString::default(), ModuleInitFlags::empty()) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(format!("can't load the module {name}: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// Ends everything and the VM.
+pub fn end() -> ! {
+    // All but ourselves.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    loop {
+        // By a reset, which the VMM takes for the end: quicker than ACPI's way.
+        let _ = reboot(RebootMode::RB_AUTOBOOT);
+    }
+}

@@ -1,0 +1,144 @@
+//! Addresses and routes of the guest, over netlink.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use caddis_guest_protocol::spec::NetworkSpec;
+use nix::{
+    errno::Errno,
+    net::if_::if_nametoindex,
+    sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket},
+};
+
+const REQUEST: u16 = 1;
+const ACKNOWLEDGE: u16 = 4;
+const REPLACE: u16 = 0x100;
+const CREATE: u16 = 0x400;
+
+/// Brings up the loopback and, if there is one, the machine's interface.
+pub fn configure(spec: &NetworkSpec) -> Result<(), String> {
+    let mut netlink = Netlink::open().map_err(|e| format!("can't open a netlink socket: {e}"))?;
+    netlink.up("lo", None)?;
+    let Some(name) = interface() else { return Ok(()) };
+    // Addresses are ours by agreement: no need to ask around for others that have them, or to be told any.
+    for (setting, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("autoconf", "0"), ("router_solicitations", "0")]
+    {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), value);
+    }
+    netlink.up(&name, Some(spec))?;
+    let index = if_nametoindex(name.as_str()).map_err(|e| format!("no interface {name}: {e}"))?;
+    netlink.address(index, spec.ipv4.into(), 32)?;
+    netlink.address(index, spec.ipv6.into(), 128)?;
+    netlink.route(index, Some(spec.ipv4_gateway.into()), None)?;
+    netlink.route(index, None, Some(spec.ipv4_gateway.into()))?;
+    netlink.route(index, None, Some(spec.ipv6_gateway.into()))
+}
+
+/// Name of the only interface beside the loopback.
+fn interface() -> Option<String> {
+    let names = fs::read_dir("/sys/class/net").ok()?.flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.into_string().ok()).find(|name| name != "lo")
+}
+
+struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    fn open() -> nix::Result<Self> {
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// `ip link set NAME up`, with MAC address and MTU.
+    fn up(&mut self, name: &str, spec: Option<&NetworkSpec>) -> Result<(), String> {
+        let index = if_nametoindex(name).map_err(|e| format!("no interface {name}: {e}"))?;
+        let up = libc::IFF_UP as u32;
+        let mut body = vec![0, 0, 0, 0];
+        body.extend(index.to_ne_bytes());
+        body.extend(up.to_ne_bytes());
+        body.extend(up.to_ne_bytes());
+        if let Some(spec) = spec {
+            let mac = spec.mac.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect::<Vec<_>>();
+            if mac.len() == 6 {
+                attribute(&mut body, libc::IFLA_ADDRESS, &mac);
+            }
+            attribute(&mut body, libc::IFLA_MTU, &spec.mtu.to_ne_bytes());
+        }
+        self.ask(libc::RTM_NEWLINK, 0, &body).map_err(|e| format!("can't bring up {name}: {e}"))
+    }
+
+    /// `ip address add`, without asking whether another has it.
+    fn address(&mut self, index: u32, address: IpAddr, length: u8) -> Result<(), String> {
+        let mut body = vec![family(address), length, libc::IFA_F_NODAD as u8, 0];
+        body.extend(index.to_ne_bytes());
+        attribute(&mut body, libc::IFA_LOCAL, &octets(address));
+        attribute(&mut body, libc::IFA_ADDRESS, &octets(address));
+        self.ask(libc::RTM_NEWADDR, CREATE | REPLACE, &body)
+            .map_err(|e| format!("can't add the address {address}: {e}"))
+    }
+
+    /// `ip route add`: to one address on the link, or by default through a gateway.
+    fn route(&mut self, index: u32, target: Option<IpAddr>, gateway: Option<IpAddr>) -> Result<(), String> {
+        let Some(known) = target.or(gateway) else { return Ok(()) };
+        let length = target.map_or(0, |target| octets(target).len() as u8 * 8);
+        let scope = if gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
+        let table = libc::RT_TABLE_MAIN;
+        let mut body =
+            vec![family(known), length, 0, 0, table, libc::RTPROT_BOOT, scope, libc::RTN_UNICAST, 0, 0, 0, 0];
+        if let Some(target) = target {
+            attribute(&mut body, libc::RTA_DST, &octets(target));
+        }
+        if let Some(gateway) = gateway {
+            attribute(&mut body, libc::RTA_GATEWAY, &octets(gateway));
+        }
+        attribute(&mut body, libc::RTA_OIF, &index.to_ne_bytes());
+        self.ask(libc::RTM_NEWROUTE, CREATE | REPLACE, &body)
+            .map_err(|e| format!("can't add the route to {known}: {e}"))
+    }
+
+    fn ask(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        self.sequence += 1;
+        let mut message = Vec::with_capacity(16 + body.len());
+        message.extend((16 + body.len() as u32).to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend((REQUEST | ACKNOWLEDGE | flags).to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend(0_u32.to_ne_bytes());
+        message.extend(body);
+        send(self.socket.as_raw_fd(), &message, MsgFlags::empty())?;
+        let mut answer = [0; 4096];
+        let count = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        // An acknowledgement is an error message with the error 0.
+        match answer.get(16..20).filter(|_| count >= 20) {
+            Some(code) => match i32::from_ne_bytes([code[0], code[1], code[2], code[3]]) {
+                0 => Ok(()),
+                code => Err(Errno::from_raw(-code).into()),
+            },
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+fn family(address: IpAddr) -> u8 {
+    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    message.extend((4 + value.len() as u16).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
+}
