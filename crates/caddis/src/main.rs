@@ -1,2 +1,71 @@
-//! Placeholder.
-fn main() {}
+//! The binary: arguments, configuration, and the parts of a server wired together. No logic of its own.
+
+mod accelerator;
+mod backup;
+mod doctor;
+mod host;
+mod instance;
+mod serve;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Launches VMs from OCI images, on hosts you own.
+#[derive(Debug, Parser)]
+#[command(name = "caddis", version, styles = caddis_cli::HELP_STYLES, disable_help_subcommand = true)]
+struct Caddis {
+    #[command(flatten)]
+    globals: caddis_cli::Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server: API, machines, images and network of this host.
+    Serve(Box<settings::ServeArguments>),
+    /// Check whether this host can run VMs, and say what to do where it can't.
+    Doctor(doctor::DoctorArguments),
+    /// Save the databases of a data directory to a file, while the server runs or not.
+    Backup(backup::BackupArguments),
+    /// Put back the databases saved by `caddis backup`. The server must not run.
+    Restore(backup::RestoreArguments),
+    /// Prepare this host for a shutdown, or remove what a server leaves on it.
+    Host(host::HostArguments),
+    #[command(flatten)]
+    Client(caddis_cli::Command),
+}
+
+fn main() -> ExitCode {
+    let arguments = match Caddis::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return caddis_cli::report_usage(&error),
+    };
+    // Already installed is as good: there is one provider in this program.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: could not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match arguments.command {
+            Command::Serve(arguments) => serve::run(*arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Doctor(arguments) => doctor::run(arguments).await,
+            Command::Backup(arguments) => backup::backup(&arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Restore(arguments) => backup::restore(&arguments).map(|()| ExitCode::SUCCESS),
+            Command::Host(arguments) => host::run(arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Client(command) => Ok(caddis_cli::run(command, arguments.globals).await),
+        }
+    });
+    // What still blocks a thread (a name look-up, a probe) must not hold up the end.
+    runtime.shutdown_background();
+    outcome.unwrap_or_else(|error| {
+        eprintln!("Error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,5 +1,7 @@
 //! Regions, and whether the server is well.
 
+use std::time::Duration;
+
 use caddis_api::platform::RegionsReply;
 use serde_json::Value;
 
@@ -20,6 +22,17 @@ impl Client {
     /// 401 for a bad token, 404 from servers without this endpoint.
     pub async fn current_tokens(&self) -> Result<Value, ClientError> {
         self.read(Request::get(["v1", "tokens", "current"])).await
+    }
+
+    /// `POST /v1/host/drain`: stops all guests for a shutdown of the host. Says how many were stopped.
+    ///
+    /// # Errors
+    /// 408 when some still ran at the deadline.
+    pub async fn drain_host(&self, deadline: Duration) -> Result<u64, ClientError> {
+        let body = serde_json::json!({ "timeout_seconds": deadline.as_secs() });
+        let request = Request::post(["v1", "host", "drain"]).timeout(Some(deadline + Duration::from_secs(30)));
+        let reply: Value = self.read_with(request, &body).await?;
+        Ok(reply.get("stopped").and_then(Value::as_u64).unwrap_or(0))
     }
 
     /// `GET /healthz`: whether requests will succeed.

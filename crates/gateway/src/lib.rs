@@ -19,6 +19,7 @@ mod envelope;
 mod extract;
 mod forward;
 mod health;
+mod host;
 mod images;
 mod logs;
 mod machines;

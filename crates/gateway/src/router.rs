@@ -14,7 +14,7 @@ use crate::{
     authentication::authenticate,
     context::Context,
     envelope::{Failure, envelope},
-    health, images, logs,
+    health, host, images, logs,
     machines::{actions, create, exec, get as get_machine, history, leases, list, operation, wait},
     organizations, regions,
 };
@@ -43,6 +43,7 @@ pub(crate) fn router(context: Context) -> Router {
         .nest("/v1/apps/{app}/machines/{id}", machine)
         .route("/v1/orgs/{org}/machines", get(organizations::machines))
         .route("/v1/images", get(images::list).post(images::import).delete(images::remove))
+        .route("/v1/host/drain", post(host::drain))
         .route("/api/v1/apps/{app}/logs", get(logs::logs))
         .route_layer(from_fn_with_state(context.clone(), authenticate));
     Router::new()

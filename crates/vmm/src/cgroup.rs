@@ -45,6 +45,18 @@ impl CgroupRoot {
         Self::from_mounts(&mounts, parent)
     }
 
+    /// Removes `parent`, and what is left of slots in it. Succeeds when it isn't there.
+    ///
+    /// # Errors
+    /// [`VmmError::Io`] when a process is still in it, [`VmmError::Unusable`] as [`Self::detect`].
+    pub fn remove(parent: &str) -> Result<(), VmmError> {
+        let root = Self::detect(parent)?;
+        for name in root.list()? {
+            root.slot(&name).remove()?;
+        }
+        SlotCgroup::new(root.layout.version, root.layout.directories.clone()).remove()
+    }
+
     fn from_mounts(mountinfo: &str, parent: &str) -> Result<Self, VmmError> {
         let unusable = |reason: String| VmmError::Unusable { path: PathBuf::from("/sys/fs/cgroup"), reason };
         let plain = Path::new(parent).components().all(|part| matches!(part, std::path::Component::Normal(_)));

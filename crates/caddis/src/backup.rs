@@ -1,0 +1,173 @@
+//! `caddis backup` and `caddis restore`: consistent copies of the databases of a data directory, as one tar file.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use rusqlite::{Connection, OpenFlags, backup::Backup};
+
+use crate::instance::{self, Instance};
+
+/// What is saved, by its name in the data directory.
+const DATABASES: [&str; 2] = [instance::CATALOG, instance::WORKER_DATABASE];
+/// Pages copied before writers get a turn.
+const PAGES: i32 = 1000;
+
+/// Flags of `caddis backup`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  caddis backup /var/backups/caddis.tar")]
+pub struct BackupArguments {
+    /// File to write; it must not exist.
+    file: PathBuf,
+    /// Where the server keeps everything.
+    #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
+    data_dir: PathBuf,
+}
+
+/// Flags of `caddis restore`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  systemctl stop caddis; caddis restore /var/backups/caddis.tar --force; \
+                        systemctl start caddis")]
+pub struct RestoreArguments {
+    /// File written by `caddis backup`.
+    file: PathBuf,
+    /// Where the server keeps everything.
+    #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
+    data_dir: PathBuf,
+    /// Replace databases that are there. Machines made since the backup are forgotten.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Saves the databases.
+pub async fn backup(arguments: &BackupArguments) -> Result<()> {
+    ensure!(!arguments.file.exists(), "{} exists: give another name", arguments.file.display());
+    let (file, data_dir) = (arguments.file.clone(), arguments.data_dir.clone());
+    let size = tokio::task::spawn_blocking(move || save(&data_dir, &file)).await??;
+    println!("Saved {} to {} ({size} bytes)", arguments.data_dir.display(), arguments.file.display());
+    Ok(())
+}
+
+fn save(data_dir: &Path, file: &Path) -> Result<u64> {
+    ensure!(data_dir.join(instance::CATALOG).exists(), "{} is not the data directory of a server", data_dir.display());
+    let parent = match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    // Beside the goal, so that it appears whole or not at all.
+    let work = tempfile::Builder::new().prefix(".caddis-backup-").tempdir_in(parent);
+    let work = work.with_context(|| format!("can't write in {}", parent.display()))?;
+    let draft = work.path().join("tar");
+    let out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let mut archive = tar::Builder::new(out);
+    for name in DATABASES {
+        let source = data_dir.join(name);
+        if !source.exists() {
+            continue;
+        }
+        let copy = work.path().join("copy.db");
+        let _ = fs::remove_file(&copy);
+        copy_database(&source, &copy).with_context(|| format!("can't copy {}", source.display()))?;
+        archive.append_path_with_name(&copy, name)?;
+    }
+    let out = archive.into_inner()?;
+    out.sync_all()?;
+    fs::hard_link(&draft, file).with_context(|| format!("can't write {}", file.display()))?;
+    Ok(out.metadata()?.len())
+}
+
+fn copy_database(source: &Path, target: &Path) -> Result<()> {
+    let from = Connection::open_with_flags(source, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let mut to = Connection::open(target)?;
+    Backup::new(&from, &mut to)?.run_to_completion(PAGES, std::time::Duration::ZERO, None)?;
+    // One file, with no log beside it.
+    to.pragma_update(None, "journal_mode", "delete")?;
+    Ok(())
+}
+
+/// Puts the databases back.
+pub fn restore(arguments: &RestoreArguments) -> Result<()> {
+    let instance = Instance::take(&arguments.data_dir)?;
+    let file = File::open(&arguments.file).with_context(|| format!("can't open {}", arguments.file.display()))?;
+    let there: Vec<_> = DATABASES.into_iter().filter(|name| instance.path(name).exists()).collect();
+    if !there.is_empty() && !arguments.force {
+        bail!("{} has databases already: give --force to replace them", instance.directory().display());
+    }
+    let work = tempfile::Builder::new().prefix(".restore-").tempdir_in(instance.directory())?;
+    let mut found = Vec::new();
+    let mut archive = tar::Archive::new(file);
+    for entry in archive.entries().context("this is not a backup of caddis")? {
+        let mut entry = entry.context("this is not a backup of caddis")?;
+        let path = entry.path()?.into_owned();
+        let Some(name) = DATABASES.into_iter().find(|name| Path::new(name) == path) else {
+            bail!("{} is not a backup of caddis: it holds {}", arguments.file.display(), path.display());
+        };
+        let draft = work.path().join(found.len().to_string());
+        std::io::copy(&mut entry, &mut File::create(&draft)?)?;
+        let intact = Connection::open(&draft)
+            .and_then(|database| database.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)));
+        ensure!(intact.as_deref() == Ok("ok"), "the backup of {name} is damaged; nothing was changed");
+        found.push((name, draft));
+    }
+    ensure!(found.iter().any(|(name, _)| *name == instance::CATALOG), "this backup holds no catalog");
+    for (name, draft) in &found {
+        let target = instance.path(name);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        // Logs of the old database must not be taken for the new one's.
+        for suffix in ["-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{suffix}", target.display()));
+        }
+        File::open(draft)?.sync_all()?;
+        fs::rename(draft, &target).with_context(|| format!("can't replace {}", target.display()))?;
+    }
+    println!("Restored {} from {}", instance.directory().display(), arguments.file.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database(path: &Path, value: i64) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let database = Connection::open(path).unwrap();
+        database.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE IF NOT EXISTS t (x)").unwrap();
+        database.execute("INSERT INTO t VALUES (?)", [value]).unwrap();
+    }
+
+    fn sum(path: &Path) -> i64 {
+        Connection::open(path).unwrap().query_row("SELECT sum(x) FROM t", [], |row| row.get(0)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_saved_comes_back_and_damage_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = directory.path().join("data");
+        let file = directory.path().join("backup.tar");
+        for (value, name) in DATABASES.into_iter().enumerate() {
+            database(&data_dir.join(name), value as i64 + 1);
+        }
+        let arguments = BackupArguments { file: file.clone(), data_dir: data_dir.clone() };
+        backup(&arguments).await.unwrap();
+        assert!(backup(&arguments).await.is_err(), "a backup is not written over");
+        database(&data_dir.join(DATABASES[0]), 100);
+        let restore_with = |file: &Path, force| {
+            restore(&RestoreArguments { file: file.to_owned(), data_dir: data_dir.clone(), force })
+        };
+        assert!(restore_with(&file, false).is_err());
+        let damaged = directory.path().join("damaged.tar");
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[1024..5000].fill(0xff);
+        fs::write(&damaged, bytes).unwrap();
+        assert!(restore_with(&damaged, true).is_err());
+        assert_eq!(sum(&data_dir.join(DATABASES[0])), 101);
+        restore_with(&file, true).unwrap();
+        assert_eq!((sum(&data_dir.join(DATABASES[0])), sum(&data_dir.join(DATABASES[1]))), (1, 2));
+    }
+}

@@ -1,0 +1,76 @@
+//! `caddis host`: what a host needs beside its server.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use caddis_cli::{SERVER_FILE, ServerFile};
+use caddis_client::Client;
+use caddis_network::Network;
+use caddis_vmm::{SlotPool, cgroup::CgroupRoot, slot::SlotPoolConfig};
+use clap::{Args, Subcommand};
+
+use crate::instance::{self, Instance};
+
+/// `caddis host …`.
+#[derive(Debug, Args)]
+pub struct HostArguments {
+    #[command(subcommand)]
+    command: HostCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum HostCommand {
+    /// Stop all guests within a deadline, for a shutdown. They start again when the host is back.
+    #[command(after_help = "Example:\n  caddis host drain --timeout 60")]
+    Drain {
+        /// Where the server keeps everything.
+        #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
+        data_dir: PathBuf,
+        /// Seconds after which guests that still run are left to go down with the host.
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        timeout: u64,
+    },
+    /// Remove what a server leaves on its host for the VMs that go on: packet filter, forwarding, DNS address, cgroups.
+    #[command(after_help = "Example:\n  systemctl stop caddis; caddis host clean")]
+    Clean {
+        /// Where the server kept everything.
+        #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
+        data_dir: PathBuf,
+    },
+}
+
+/// Runs it.
+pub async fn run(arguments: HostArguments) -> Result<()> {
+    match arguments.command {
+        HostCommand::Drain { data_dir, timeout } => drain(&data_dir, Duration::from_secs(timeout)).await,
+        HostCommand::Clean { data_dir } => clean(&data_dir).await,
+    }
+}
+
+async fn drain(data_dir: &std::path::Path, deadline: Duration) -> Result<()> {
+    let file = data_dir.join(SERVER_FILE);
+    let text = std::fs::read(&file).with_context(|| format!("no server runs with data directory {}", data_dir.display()))?;
+    let server: ServerFile = serde_json::from_slice(&text).with_context(|| format!("can't read {}", file.display()))?;
+    let token = std::fs::read_to_string(data_dir.join(instance::ROOT_TOKEN)).context("can't read the root token")?;
+    let client = Client::new(&server.url, Some(token.trim()))?;
+    let stopped = client.drain_host(deadline).await?;
+    println!("Stopped {stopped} guests");
+    Ok(())
+}
+
+async fn clean(data_dir: &std::path::Path) -> Result<()> {
+    let instance = Instance::take(data_dir)?;
+    let config = SlotPoolConfig::default();
+    let parent = config.cgroup_parent.clone();
+    let taken = SlotPool::open_without_cgroups(config)?.list()?;
+    if !taken.is_empty() {
+        bail!(
+            "{} VMs still run on this host: stop them with caddis host drain while the server runs, or start it again",
+            taken.len()
+        );
+    }
+    Network::clean(&instance.path(instance::NETWORK_STATE)).await?;
+    CgroupRoot::remove(&parent)?;
+    println!("Nothing of caddis is left on this host but {}", instance.directory().display());
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! A data directory: who uses it, and what is where.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use caddis_cli::{SERVER_FILE, ServerFile};
+use nix::fcntl::{Flock, FlockArg};
+
+/// Names in a data directory.
+pub const CATALOG: &str = "catalog.db";
+pub const WORKER: &str = "worker";
+pub const WORKER_DATABASE: &str = "worker/worker.db";
+pub const IMAGES: &str = "images";
+pub const BOOT: &str = "boot";
+pub const ROOT_TOKEN: &str = "root.token";
+pub const NETWORK_STATE: &str = "network.json";
+const LOCK: &str = "lock";
+
+/// A data directory that this process alone uses. Given back when dropped.
+pub struct Instance {
+    directory: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Instance {
+    /// Makes the directory when missing and takes it.
+    pub fn take(directory: &Path) -> Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .with_context(|| format!("can't make the data directory {}", directory.display()))?;
+        let directory = fs::canonicalize(directory)?;
+        let path = directory.join(LOCK);
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.with_context(|| format!("can't open {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { directory, _lock: lock }),
+            Err(_) => bail!("the data directory {} is in use by a running caddis serve", directory.display()),
+        }
+    }
+
+    /// Where it is, with no links in the path.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Says where the server is, for the command line.
+    pub fn announce(&self, url: &str) -> Result<()> {
+        let file = ServerFile { url: url.to_owned() };
+        fs::write(self.path(SERVER_FILE), serde_json::to_vec(&file)?).context("can't write the server's address")
+    }
+
+    /// The server is no longer there.
+    pub fn withdraw(&self) {
+        // A stale address is told by the first request to it.
+        let _ = fs::remove_file(self.path(SERVER_FILE));
+    }
+}
+
+/// Writes a secret, readable by its owner only, whole or not at all.
+pub fn write_secret(path: &Path, text: &str) -> Result<()> {
+    let draft = path.with_extension("new");
+    let attempted = || format!("can't write {}", path.display());
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).with_context(attempted)?;
+    file.write_all(text.as_bytes()).with_context(attempted)?;
+    file.sync_all().with_context(attempted)?;
+    fs::rename(&draft, path).with_context(attempted)
+}

@@ -1,0 +1,205 @@
+//! `caddis serve`: the parts of a server, in one process.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use caddis_bus::{InProcessBus, stream::InProcessStreams};
+use caddis_catalog::{Catalog as _, SqliteCatalog};
+use caddis_gateway::{Gateway, GatewayParts};
+use caddis_image::{ImageStore, ImageStoreConfig};
+use caddis_network::{Network, NetworkConfig};
+use caddis_vmm::{
+    Accelerator, Qemu, QemuConfig, SlotPool,
+    boot::{self, BootSource},
+    slot::SlotPoolConfig,
+};
+use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts};
+use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
+use tracing::{info, warn};
+
+use crate::{
+    accelerator,
+    instance::{self, Instance, write_secret},
+    settings::{LogFormat, ServeArguments, Settings},
+};
+
+/// How long destroyed machines stay readable.
+const DESTROYED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Runs a server until SIGTERM or SIGINT.
+pub async fn run(arguments: ServeArguments) -> Result<()> {
+    let settings = arguments.resolve()?;
+    log_to_stderr(&settings)?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!("caddis serve needs root, for taps, cgroups and the packet filter: sudo caddis serve");
+    }
+    let mut stop = Signals::new()?;
+    let instance = Instance::take(&settings.data_dir)?;
+    info!(version = env!("CARGO_PKG_VERSION"), data_dir = %instance.directory().display(), "starting");
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("can't listen on {}; give another address with --listen", settings.listen))?;
+    let address = listener.local_addr()?;
+
+    let server = tokio::select! {
+        server = Server::start(&settings, &instance, address) => server?,
+        () = stop.received() => return Ok(()),
+    };
+    instance.announce(&url(address))?;
+    info!(url = %url(address), "listening on {address}");
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&format!("listening on {address}"))]);
+    let served = server.gateway.serve(listener, stop.received()).await;
+    info!("stopping; machines go on running");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    instance.withdraw();
+    drop(server.gateway);
+    server.worker.shutdown().await;
+    served.context("serving the API")
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "can't tell the service manager");
+    }
+}
+
+/// What the address looks like to a client on this host.
+fn url(address: SocketAddr) -> String {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    format!("http://{address}")
+}
+
+fn log_to_stderr(settings: &Settings) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log)
+        .with_context(|| format!("'{}' says not what is to be logged", settings.log))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => subscriber.with_target(false).with_ansi(false).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| tokio::signal::unix::signal(kind).context("can't listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+struct Server {
+    gateway: Gateway,
+    worker: Worker,
+}
+
+impl Server {
+    async fn start(settings: &Settings, instance: &Instance, address: SocketAddr) -> Result<Self> {
+        let catalog = Arc::new(open_catalog(instance).await?);
+        let (vmm, slots) = start_vmm(settings, instance, address).await?;
+        let images = open_images(settings, instance).await?;
+        let network = Network::start(NetworkConfig {
+            allowed: settings.allow_private.clone(),
+            dns_upstreams: settings.dns.clone(),
+            state_file: instance.path(instance::NETWORK_STATE),
+        });
+        let network = network.await.context("can't set up the network of machines")?;
+        let bus = Arc::new(InProcessBus::new());
+        let boot_id = std::fs::read_to_string(&settings.boot_id_file)
+            .with_context(|| format!("can't read {}", settings.boot_id_file.display()))?;
+        let config = WorkerConfig {
+            directory: instance.path(instance::WORKER),
+            region: settings.region.clone(),
+            ipv4_pool: settings.ipv4_pool,
+            memory_mib: settings.memory_mib,
+            cpu_overcommit: settings.cpu_overcommit,
+            restart_concurrency: settings.restart_concurrency,
+            log_bytes_per_machine: settings.log_bytes,
+            reserved_disk: settings.reserved_disk,
+            destroyed_retention: DESTROYED_RETENTION,
+            boot_id: boot_id.trim().to_owned(),
+        };
+        let drivers =
+            Drivers { vmm: Arc::new(vmm), slots, images: Arc::new(images), network: Arc::new(network) };
+        let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers }).await?;
+        let gateway = Gateway::new(GatewayParts {
+            bus,
+            streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),
+            catalog,
+            region: settings.region.clone(),
+            regions: Vec::new(),
+            workers: vec![worker.id().clone()],
+            settings: caddis_gateway::Settings { destroyed_retention: DESTROYED_RETENTION, ..Default::default() },
+        });
+        Ok(Self { gateway: gateway.await?, worker })
+    }
+}
+
+/// Opens the catalog, and writes the root token where it is new or was lost.
+async fn open_catalog(instance: &Instance) -> Result<SqliteCatalog> {
+    let catalog = SqliteCatalog::open(&instance.path(instance::CATALOG))?;
+    let path = instance.path(instance::ROOT_TOKEN);
+    let token = match catalog.ensure_root_token().await? {
+        Some(token) => Some(token),
+        None if path.exists() => None,
+        // The server was killed before it was written, or someone removed it.
+        None => Some(catalog.replace_root_token().await?),
+    };
+    if let Some(token) = token {
+        write_secret(&path, &format!("{token}\n"))?;
+        info!(path = %path.display(), organization = caddis_catalog::PERSONAL, "wrote the root token");
+    }
+    Ok(catalog)
+}
+
+async fn start_vmm(settings: &Settings, instance: &Instance, address: SocketAddr) -> Result<(Qemu, SlotPool)> {
+    let source = BootSource {
+        kernel: settings.kernel.clone(),
+        modules: settings.modules.clone(),
+        init: caddis_guest_init_image::INIT.into(),
+        extra_modules: Vec::new(),
+    };
+    let (choice, program) = (settings.accelerator, settings.qemu.clone());
+    let (data_dir, boot_dir) = (instance.directory().to_owned(), instance.path(instance::BOOT));
+    spawn_blocking(move || {
+        let (accelerator, reason) = accelerator::choose(choice, address, &data_dir)?;
+        let boot = boot::prepare(&source, &boot_dir)?;
+        let slots = SlotPool::open(SlotPoolConfig::default())?;
+        let vmm = Qemu::new(QemuConfig { program, accelerator, boot: boot.clone(), slots: slots.clone() })?;
+        match accelerator {
+            Accelerator::Kvm => info!(qemu = vmm.version(), kernel = boot.release, reason, "VMs run with KVM"),
+            Accelerator::Emulation => warn!(
+                qemu = vmm.version(),
+                kernel = boot.release,
+                reason,
+                "VMs run under emulation: slower, and not isolated well enough for other people's code"
+            ),
+        }
+        Ok((vmm, slots))
+    })
+    .await?
+}
+
+async fn open_images(settings: &Settings, instance: &Instance) -> Result<ImageStore> {
+    let config = ImageStoreConfig {
+        insecure_registries: settings.insecure_registries.clone(),
+        registry_credentials: settings.registry_credentials.clone(),
+        default_registry: settings.default_registry.clone(),
+        ..ImageStoreConfig::new(instance.path(instance::IMAGES))
+    };
+    Ok(spawn_blocking(move || ImageStore::open(config)).await??)
+}

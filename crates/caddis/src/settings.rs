@@ -1,0 +1,253 @@
+//! Settings of the server: flag, else environment variable, else the configuration file, else the default.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
+
+/// Read when `--config` names no other, if it is there.
+const CONFIG_FILE: &str = "/etc/caddis/caddis.toml";
+
+/// What runs guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AcceleratorChoice {
+    /// KVM where it works, else emulation (on loopback only).
+    Auto,
+    /// Hardware virtualisation.
+    Kvm,
+    /// QEMU's translator: slower, and not an isolation boundary.
+    Emulation,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Flags of `caddis serve`. Each is also an environment variable, and a key of the configuration file with the name of
+/// the flag.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+#[command(after_help = "Examples:\n  caddis serve\n  caddis serve --data-dir /srv/caddis --listen 127.0.0.1:4280 \
+                        --insecure-registry 127.0.0.1:5000\n  caddis serve --kernel /boot/vmlinuz --modules \
+                        /lib/modules/6.1.0\n\nThe same in /etc/caddis/caddis.toml:\n  data-dir = \"/srv/caddis\"\n  \
+                        insecure-registry = [\"127.0.0.1:5000\"]")]
+pub struct ServeArguments {
+    /// Configuration file in TOML [default: /etc/caddis/caddis.toml, if it is there].
+    #[arg(long, env = "CADDIS_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Where everything is kept [default: /var/lib/caddis].
+    #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address and port of the API [default: 127.0.0.1:4280].
+    #[arg(long, env = "CADDIS_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Region this host is in [default: local].
+    #[arg(long, env = "CADDIS_REGION", value_name = "NAME")]
+    pub region: Option<String>,
+    /// What runs guests [default: auto].
+    #[arg(long, env = "CADDIS_ACCELERATOR", value_name = "WHAT")]
+    pub accelerator: Option<AcceleratorChoice>,
+    /// Kernel that VMs boot: a bzImage or a vmlinux with the PVH note [default: the running one in /boot].
+    #[arg(long, env = "CADDIS_KERNEL", value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Modules of that kernel, lib/modules/VERSION [default: those of the running kernel].
+    #[arg(long, env = "CADDIS_MODULES", value_name = "DIR")]
+    pub modules: Option<PathBuf>,
+    /// The QEMU program [default: qemu-system-x86_64 in PATH].
+    #[arg(long, env = "CADDIS_QEMU", value_name = "FILE")]
+    pub qemu: Option<PathBuf>,
+    /// Registry that is spoken to over plain HTTP, host[:port]; may be repeated.
+    #[arg(long, env = "CADDIS_INSECURE_REGISTRY", value_name = "HOST", value_delimiter = ',')]
+    pub insecure_registry: Vec<String>,
+    /// Registry of image names that name none [default: docker.io].
+    #[arg(long, env = "CADDIS_DEFAULT_REGISTRY", value_name = "HOST")]
+    pub default_registry: Option<String>,
+    /// Credentials for registries, as `docker login` writes them [default: config.json in $DOCKER_CONFIG or ~/.docker].
+    #[arg(long, env = "CADDIS_REGISTRY_CREDENTIALS", value_name = "FILE")]
+    pub registry_credentials: Option<PathBuf>,
+    /// Private IPv4 addresses for machines [default: 10.201.0.0/16].
+    #[arg(long, env = "CADDIS_IPV4_POOL", value_name = "CIDR")]
+    pub ipv4_pool: Option<Ipv4Net>,
+    /// Private network that machines may reach all the same; may be repeated.
+    #[arg(long, env = "CADDIS_ALLOW_PRIVATE", value_name = "CIDR", value_delimiter = ',')]
+    pub allow_private: Vec<IpNet>,
+    /// Name server that machines' questions are forwarded to [default: those of /etc/resolv.conf]; may be repeated.
+    #[arg(long, env = "CADDIS_DNS", value_name = "ADDRESS", value_delimiter = ',')]
+    pub dns: Vec<IpAddr>,
+    /// Memory that machines may have in all, MiB [default: the host's less 512].
+    #[arg(long, env = "CADDIS_MEMORY_MB", value_name = "MIB")]
+    pub memory_mb: Option<u64>,
+    /// Virtual processors that may be promised per processor of the host [default: 16].
+    #[arg(long, env = "CADDIS_CPU_OVERCOMMIT", value_name = "FACTOR")]
+    pub cpu_overcommit: Option<f64>,
+    /// Machines that start at once after the host was down [default: 4].
+    #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
+    pub restart_concurrency: Option<usize>,
+    /// Log kept per machine, MiB [default: 16].
+    #[arg(long, env = "CADDIS_LOG_MB", value_name = "MIB")]
+    pub log_mb: Option<u64>,
+    /// Disk space to leave free, MiB: below it unused images go, and new machines are refused [default: 1024].
+    #[arg(long, env = "CADDIS_RESERVED_DISK_MB", value_name = "MIB")]
+    pub reserved_disk_mb: Option<u64>,
+    /// How log lines look [default: text].
+    #[arg(long, env = "CADDIS_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// What is logged, as `level` or `target=level,…` [default: info].
+    #[arg(long, env = "CADDIS_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// File with the id of the host's boot.
+    #[arg(long, env = "CADDIS_BOOT_ID_FILE", value_name = "FILE", hide = true)]
+    #[serde(skip)]
+    pub boot_id_file: Option<PathBuf>,
+}
+
+/// Settings with nothing left open.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub region: String,
+    pub accelerator: AcceleratorChoice,
+    pub kernel: PathBuf,
+    pub modules: PathBuf,
+    pub qemu: PathBuf,
+    pub insecure_registries: Vec<String>,
+    pub default_registry: String,
+    pub registry_credentials: Option<PathBuf>,
+    pub ipv4_pool: Ipv4Net,
+    pub allow_private: Vec<IpNet>,
+    pub dns: Vec<IpAddr>,
+    pub memory_mib: Option<u64>,
+    pub cpu_overcommit: f64,
+    pub restart_concurrency: usize,
+    pub log_bytes: u64,
+    pub reserved_disk: u64,
+    pub log_format: LogFormat,
+    pub log: String,
+    pub boot_id_file: PathBuf,
+}
+
+impl ServeArguments {
+    /// Reads the configuration file and fills in what is left open.
+    pub fn resolve(self) -> Result<Settings> {
+        let file = match &self.config {
+            Some(path) => read(path)?,
+            None if Path::new(CONFIG_FILE).exists() => read(Path::new(CONFIG_FILE))?,
+            None => Self::default(),
+        };
+        let list = |flags: Vec<String>, file: Vec<String>| if flags.is_empty() { file } else { flags };
+        let region = self.region.or(file.region).unwrap_or_else(|| "local".to_owned());
+        if region.is_empty() || !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+            bail!("the region '{region}' is no name: use lowercase letters, digits and dashes");
+        }
+        let cpu_overcommit = self.cpu_overcommit.or(file.cpu_overcommit).unwrap_or(16.0);
+        if !(cpu_overcommit > 0.0 && cpu_overcommit <= 1000.0) {
+            bail!("the CPU overcommit factor must be above 0 and at most 1000, not {cpu_overcommit}");
+        }
+        let release = running_kernel();
+        Ok(Settings {
+            data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(default_data_dir),
+            listen: self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 4280).into()),
+            region,
+            accelerator: self.accelerator.or(file.accelerator).unwrap_or(AcceleratorChoice::Auto),
+            kernel: self.kernel.or(file.kernel).unwrap_or_else(|| format!("/boot/vmlinuz-{release}").into()),
+            modules: self.modules.or(file.modules).unwrap_or_else(|| format!("/lib/modules/{release}").into()),
+            qemu: in_path(self.qemu.or(file.qemu).unwrap_or_else(|| "qemu-system-x86_64".into())),
+            insecure_registries: list(self.insecure_registry, file.insecure_registry),
+            default_registry: self.default_registry.or(file.default_registry).unwrap_or_else(|| "docker.io".to_owned()),
+            registry_credentials: self.registry_credentials.or(file.registry_credentials).or_else(docker_credentials),
+            ipv4_pool: self.ipv4_pool.or(file.ipv4_pool).unwrap_or_else(default_pool),
+            allow_private: if self.allow_private.is_empty() { file.allow_private } else { self.allow_private },
+            dns: if self.dns.is_empty() { file.dns } else { self.dns },
+            memory_mib: self.memory_mb.or(file.memory_mb),
+            cpu_overcommit,
+            restart_concurrency: self.restart_concurrency.or(file.restart_concurrency).unwrap_or(4),
+            log_bytes: self.log_mb.or(file.log_mb).unwrap_or(16).saturating_mul(1 << 20),
+            reserved_disk: self.reserved_disk_mb.or(file.reserved_disk_mb).unwrap_or(1024).saturating_mul(1 << 20),
+            log_format: self.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
+            log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
+            boot_id_file: self.boot_id_file.unwrap_or_else(|| "/proc/sys/kernel/random/boot_id".into()),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<ServeArguments> {
+    let attempted = || format!("can't use the configuration file {}", path.display());
+    toml::from_str(&std::fs::read_to_string(path).with_context(attempted)?).with_context(attempted)
+}
+
+/// Where data is kept unless told otherwise.
+pub fn default_data_dir() -> PathBuf {
+    PathBuf::from("/var/lib/caddis")
+}
+
+fn default_pool() -> Ipv4Net {
+    // A range of private addresses that few networks use.
+    Ipv4Net::new_assert([10, 201, 0, 0].into(), 16)
+}
+
+fn docker_credentials() -> Option<PathBuf> {
+    let directory = match std::env::var_os("DOCKER_CONFIG") {
+        Some(directory) => PathBuf::from(directory),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".docker"),
+    };
+    Some(directory.join("config.json"))
+}
+
+/// A bare name is looked for in `PATH`; not found, it stays as it is and the error names it.
+fn in_path(program: PathBuf) -> PathBuf {
+    if program.components().count() > 1 {
+        return program;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|directory| directory.join(&program)).find(|file| file.is_file()).unwrap_or(program)
+}
+
+/// `uname -r`.
+fn running_kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("caddis.toml");
+        std::fs::write(&config, "region = 'ams'\nlisten = '127.0.0.1:1'\ndns = ['192.0.2.1']\nlog-mb = 3\n").unwrap();
+        let arguments =
+            ServeArguments { config: Some(config.clone()), region: Some("fra".to_owned()), ..ServeArguments::default() };
+        let settings = arguments.resolve().unwrap();
+        assert_eq!((settings.region.as_str(), settings.listen.port()), ("fra", 1));
+        assert_eq!((settings.dns.len(), settings.log_bytes, settings.restart_concurrency), (1, 3 << 20, 4));
+        std::fs::write(&config, "regoin = 'ams'\n").unwrap();
+        let arguments = ServeArguments { config: Some(config), ..ServeArguments::default() };
+        assert!(format!("{:#}", arguments.resolve().unwrap_err()).contains("regoin"));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for arguments in [
+            ServeArguments { region: Some("A b".to_owned()), ..ServeArguments::default() },
+            ServeArguments { cpu_overcommit: Some(f64::NAN), ..ServeArguments::default() },
+            ServeArguments { config: Some("/no/such/file".into()), ..ServeArguments::default() },
+        ] {
+            assert!(arguments.resolve().is_err());
+        }
+    }
+}
