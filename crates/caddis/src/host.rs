@@ -49,7 +49,8 @@ pub async fn run(arguments: HostArguments) -> Result<()> {
 
 async fn drain(data_dir: &std::path::Path, deadline: Duration) -> Result<()> {
     let file = data_dir.join(SERVER_FILE);
-    let text = std::fs::read(&file).with_context(|| format!("no server runs with data directory {}", data_dir.display()))?;
+    let text =
+        std::fs::read(&file).with_context(|| format!("no server runs with data directory {}", data_dir.display()))?;
     let server: ServerFile = serde_json::from_slice(&text).with_context(|| format!("can't read {}", file.display()))?;
     let token = std::fs::read_to_string(data_dir.join(instance::ROOT_TOKEN)).context("can't read the root token")?;
     let client = Client::new(&server.url, Some(token.trim()))?;

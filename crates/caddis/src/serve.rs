@@ -133,8 +133,7 @@ impl Server {
             destroyed_retention: DESTROYED_RETENTION,
             boot_id: boot_id.trim().to_owned(),
         };
-        let drivers =
-            Drivers { vmm: Arc::new(vmm), slots, images: Arc::new(images), network: Arc::new(network) };
+        let drivers = Drivers { vmm: Arc::new(vmm), slots, images: Arc::new(images), network: Arc::new(network) };
         let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers }).await?;
         let gateway = Gateway::new(GatewayParts {
             bus,

@@ -213,7 +213,10 @@ fn in_path(program: PathBuf) -> PathBuf {
         return program;
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|directory| directory.join(&program)).find(|file| file.is_file()).unwrap_or(program)
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(&program))
+        .find(|file| file.is_file())
+        .unwrap_or(program)
 }
 
 /// `uname -r`.
@@ -230,8 +233,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("caddis.toml");
         std::fs::write(&config, "region = 'ams'\nlisten = '127.0.0.1:1'\ndns = ['192.0.2.1']\nlog-mb = 3\n").unwrap();
-        let arguments =
-            ServeArguments { config: Some(config.clone()), region: Some("fra".to_owned()), ..ServeArguments::default() };
+        let arguments = ServeArguments {
+            config: Some(config.clone()),
+            region: Some("fra".to_owned()),
+            ..ServeArguments::default()
+        };
         let settings = arguments.resolve().unwrap();
         assert_eq!((settings.region.as_str(), settings.listen.port()), ("fra", 1));
         assert_eq!((settings.dns.len(), settings.log_bytes, settings.restart_concurrency), (1, 3 << 20, 4));

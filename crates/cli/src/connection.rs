@@ -135,11 +135,8 @@ mod tests {
         assert_eq!(find(&none, &fly).unwrap(), ("http://fly".into(), "fly".into()));
         let ours = [fly[0], fly[1], ("CADDIS_API_URL", "http://ours"), ("CADDIS_API_TOKEN", "ours")];
         assert_eq!(find(&none, &ours).unwrap(), ("http://ours".into(), "ours".into()));
-        let flags = Globals {
-            api_url: Some("http://flag".into()),
-            access_token: Some("flag".into()),
-            ..Globals::default()
-        };
+        let flags =
+            Globals { api_url: Some("http://flag".into()), access_token: Some("flag".into()), ..Globals::default() };
         assert_eq!(find(&flags, &ours).unwrap(), ("http://flag".into(), "flag".into()));
     }
 

@@ -24,8 +24,8 @@ const MODULES: &str = "/modules";
 /// Writes a line to the kernel's log, and so to the console.
 pub fn say(line: &str) {
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
-        // There is nobody left to tell.
-        let _ = writeln!(log, "<3>caddis: {line}");
+        // In one piece, since each write is a line of its own. There is nobody left to tell when it fails.
+        let _ = log.write_all(format!("<3>caddis: {line}\n").as_bytes());
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Options {
     pub environment: BTreeMap<String, String>,
 }
 
-/// A server on a [`Host`]. Dropping it kills it and its VMs; when the test failed its log is printed before.
+/// A server on a [`Host`]. Dropping it kills it and its VMs; when the test panicked, or with `CADDIS_TEST_LOG` set, its log is printed.
 #[derive(Debug)]
 pub struct Server<'a> {
     host: &'a Host,
@@ -216,7 +216,7 @@ impl Drop for Server<'_> {
         for pid in process::holders(&self.data_directory()) {
             process::end(pid);
         }
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os("CADDIS_TEST_LOG").is_some() {
             eprintln!("---- log of the server ----\n{}---- end of the log ----", self.log());
         }
     }

@@ -31,7 +31,7 @@ const WANTED: [&str; 2] = ["virtio_rng", "ipv6"];
 /// What to boot.
 #[derive(Debug, Clone)]
 pub struct BootSource {
-    /// A bzImage (compressed with gzip, xz or zstd) or a vmlinux with the PVH note.
+    /// A bzImage (compressed with gzip, lz4, xz or zstd) or a vmlinux with the PVH note.
     pub kernel: PathBuf,
     /// Directory of the kernel's modules: `lib/modules/VERSION` itself, or a directory that has it below.
     pub modules: PathBuf,

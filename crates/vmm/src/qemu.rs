@@ -24,7 +24,7 @@ use tokio::{
     sync::watch,
     task::{JoinError, spawn_blocking},
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     AgentStream, Capabilities, Isolation, LaunchSpec, Slot, SlotPool, Vm, VmExit, Vmm, VmmError,
@@ -51,9 +51,9 @@ mod descriptor {
     pub const ROOT_OVERLAY: i32 = 8;
     /// Listening socket of the control channel.
     pub const CONTROL: i32 = 9;
-    /// Where the guest's serial console goes.
-    pub const CONSOLE: i32 = 10;
-    pub const TAP: i32 = 11;
+    pub const TAP: i32 = 10;
+    /// Standard output: where the guest's serial console goes.
+    pub const CONSOLE: i32 = 1;
     /// Standard error.
     pub const OUTPUT: i32 = 2;
 }
@@ -198,9 +198,9 @@ impl Launch {
         ];
         let mut descriptors = vec![lock.as_fd(), spec.slot.lock()];
         descriptors.extend(files.iter().map(std::os::fd::AsFd::as_fd));
-        descriptors.extend([control.as_fd(), console_writer.as_fd()]);
+        descriptors.push(control.as_fd());
         descriptors.extend(spec.tap.as_ref().map(OwnedFd::as_fd));
-        debug_assert_eq!(descriptor::LOCK + 7, descriptor::CONSOLE, "the descriptors in the order of their numbers");
+        debug_assert_eq!(descriptor::LOCK + 7, descriptor::TAP, "the descriptors in the order of their numbers");
         let pid = spawn(Spawn {
             program: &self.config.program,
             arguments: &self.arguments,
@@ -208,7 +208,8 @@ impl Launch {
             groups: &groups(self.config.accelerator),
             cgroups: &cgroup.doors()?,
             descriptors: &descriptors,
-            output: output_writer,
+            stdout: console_writer,
+            stderr: output_writer,
         });
         let pid = pid.map_err(VmmError::io(format!("start {}", self.config.program.display())))?;
         let process = Process::open(pid).map_err(VmmError::io(format!("watch the VM process {pid}")))?;
@@ -409,7 +410,9 @@ impl Watched {
         let captures = self.captures.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (output, console) = captures.unwrap_or_default();
         let tail = |capture: Option<Capture>| capture.map(|capture| capture.tail()).unwrap_or_default();
-        why(status, self.killed.load(Ordering::Relaxed), oom_kills, &tail(output), &tail(console))
+        let (output, console) = (tail(output), tail(console));
+        debug!(directory = %self.directory.display(), ?status, oom_kills, output, console, "VM process ended");
+        why(status, self.killed.load(Ordering::Relaxed), oom_kills, &output, &console)
     }
 }
 

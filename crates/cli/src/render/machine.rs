@@ -53,7 +53,8 @@ pub fn checks(checks: Option<&[CheckStatus]>) -> String {
 pub fn event_info(event: &MachineEvent) -> String {
     let Some(details) = event.exit_details() else {
         let migrated = matches!(event.kind.as_str(), "launch" | "created")
-            && event.request.as_ref().and_then(|request| request.get("migrated")).and_then(|v| v.as_bool()) == Some(true);
+            && event.request.as_ref().and_then(|request| request.get("migrated")).and_then(|v| v.as_bool())
+                == Some(true);
         return if migrated { "migrated=true".to_owned() } else { String::new() };
     };
     let exit = details.exit_event;

@@ -37,8 +37,10 @@ pub(crate) struct Spawn<'a> {
     pub(crate) cgroups: &'a [File],
     /// Passed as descriptors 3, 4, 5, …
     pub(crate) descriptors: &'a [BorrowedFd<'a>],
-    /// Standard output and standard error.
-    pub(crate) output: OwnedFd,
+    /// Standard output.
+    pub(crate) stdout: OwnedFd,
+    /// Standard error.
+    pub(crate) stderr: OwnedFd,
 }
 
 /// Starts it and returns its process id once the program runs. The caller reaps it.
@@ -59,8 +61,8 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(spawn.output.try_clone()?)
-        .stderr(spawn.output);
+        .stdout(spawn.stdout)
+        .stderr(spawn.stderr);
     // SAFETY: the closure makes system calls only, on memory that was allocated before the fork.
     unsafe {
         command.pre_exec(move || {
