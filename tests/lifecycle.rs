@@ -26,7 +26,7 @@ async fn a_web_server_runs_stops_starts_with_a_blank_root_and_goes_away() -> Res
     assert_eq!(shown["config"]["guest"], json!({ "cpu_kind": "shared", "cpus": 1, "memory_mb": 256 }));
     assert!(shown["private_ip"].as_str().unwrap_or_default().starts_with("fdaa:"), "{shown}");
     // httpd -v writes a line per request to its standard error.
-    let requests = machine.logs().await?.iter().filter(|line| line.contains("url:/")).count();
+    let requests = machine.logs().await?.iter().filter(|line| line.contains("response:200")).count();
     assert!(requests > 0, "{:?}", machine.logs().await?);
 
     machine.shell("echo changed > /var/www/index.html && touch /marker && sync").await?;

@@ -131,7 +131,7 @@ async fn user_directory_environment_files_and_names_are_as_asked_for() -> Result
     let config = images::Config {
         user: "www".into(),
         working_dir: "/var/www".into(),
-        env: vec!["PATH=/bin".into(), "A=image".into(), "B=image".into()],
+        env: vec!["PATH=/bin".into(), "A=image".into(), "B=image".into(), "FLY_REGION=forged".into()],
         entrypoint: vec!["/bin/sh".into(), "-c".into(), REPORT.into(), "sh".into()],
         cmd: vec!["from".into(), "image".into()],
         ..images::Config::default()
@@ -140,7 +140,7 @@ async fn user_directory_environment_files_and_names_are_as_asked_for() -> Result
     let machine = stand
         .machine(json!({
             "image": image,
-            "env": { "B": "config", "C": "config", "FLY_REGION": "forged" },
+            "env": { "B": "config", "C": "config" },
             "metadata": { "fly_process_group": "workers" },
             "files": [
                 { "guest_path": "/etc/greeting", "raw_value": "aGVsbG8K", "mode": 0o640 },

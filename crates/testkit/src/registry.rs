@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{Host, command::run_command, process};
+use crate::{Host, Outside, command::run_command, process};
 
 /// User that a registry with authentication knows.
 pub const USER: &str = "tester";
@@ -23,7 +23,8 @@ const HASHED: &str = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl
 pub struct RegistryOptions {
     /// Asks for [`USER`] and [`PASSWORD`].
     pub authentication: bool,
-    /// Speaks HTTPS with a certificate for `localhost` of an authority of its own; see [`Registry::authority`].
+    /// Is beyond the host and speaks HTTPS, with a certificate of an authority of its own; see
+    /// [`Registry::authority`].
     pub tls: bool,
 }
 
@@ -43,8 +44,9 @@ impl Registry {
     /// When `docker-registry` is missing or does not start.
     pub fn start(host: &Host, options: RegistryOptions) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("registry-").tempdir_in(host.directory())?.keep();
+        let address = if options.tls { Outside::ADDRESS } else { "127.0.0.1" };
         let mut config = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: 127.0.0.1:0\n",
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: {address}:0\n",
             directory.join("blobs").display()
         );
         if options.tls {
@@ -60,13 +62,17 @@ impl Registry {
         let file = directory.join("config.yml");
         fs::write(&file, config)?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "docker-registry", "serve"]).arg(file);
+        command.args(["--pdeathsig", "KILL", "--"]);
+        if options.tls {
+            command.arg("nsenter").arg(format!("--net={}", host.outside().namespace().display()));
+        }
+        command.args(["docker-registry", "serve"]).arg(file);
         command.env("OTEL_TRACES_EXPORTER", "none").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let child = command.spawn().context("starting docker-registry; scripts/setup.sh installs it")?;
         let mut registry = Self { child, options, directory, address: String::new() };
         let mut log = BufReader::new(registry.child.stderr.take().context("the registry's log")?);
-        let port = listening_port(&mut log)?;
-        registry.address = format!("{}:{port}", if options.tls { "localhost" } else { "127.0.0.1" });
+        let port = listening_port(&mut log, address)?;
+        registry.address = format!("{address}:{port}");
         // It blocks when nobody reads its log.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Ok(registry)
@@ -105,11 +111,12 @@ impl Drop for Registry {
 }
 
 /// From the line `… msg="listening on 127.0.0.1:PORT" …` or `… 127.0.0.1:PORT, tls"`.
-fn listening_port(log: &mut impl BufRead) -> Result<u16> {
+fn listening_port(log: &mut impl BufRead, address: &str) -> Result<u16> {
+    let words = format!("listening on {address}:");
     let mut seen = String::new();
     for line in log.lines() {
         let line = line.context("reading the registry's log")?;
-        if let Some((_, rest)) = line.split_once("listening on 127.0.0.1:") {
+        if let Some((_, rest)) = line.split_once(&words) {
             let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
             return digits.parse().with_context(|| format!("no port in {line}"));
         }
@@ -119,7 +126,7 @@ fn listening_port(log: &mut impl BufRead) -> Result<u16> {
     bail!("docker-registry ended at start: {seen}")
 }
 
-/// An authority, and a certificate of it for `localhost`.
+/// An authority, and a certificate of it for [`Outside::ADDRESS`].
 fn make_certificates(directory: &Path) -> Result<()> {
     let openssl = |arguments: &str| {
         let mut command = Command::new("openssl");
@@ -127,8 +134,8 @@ fn make_certificates(directory: &Path) -> Result<()> {
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
     openssl(&format!("req -x509 {key} -keyout authority.key -out authority.pem -subj /CN=authority"))?;
-    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"))?;
-    fs::write(directory.join("names"), "subjectAltName=DNS:localhost\n")?;
+    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=registry"))?;
+    fs::write(directory.join("names"), format!("subjectAltName=IP:{}\n", Outside::ADDRESS))?;
     openssl(
         "x509 -req -in server.csr -CA authority.pem -CAkey authority.key -CAcreateserial -extfile names -days 2 -out server.pem",
     )?;

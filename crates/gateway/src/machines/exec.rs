@@ -1,6 +1,11 @@
 //! Runs a program in a machine.
 
-use axum::{body::Body, extract::State, http::Request, response::Response};
+use axum::{
+    body::Body,
+    extract::State,
+    http::{Request, header::CONTENT_TYPE},
+    response::Response,
+};
 use caddis_api::{
     ApiError,
     exec::{CommandLine, ExecRequest, MAX_TIMEOUT_SECONDS},
@@ -22,7 +27,8 @@ pub(crate) async fn exec(
 ) -> Result<Response, Failure> {
     let request = complete(request)?;
     let shown = context.machine(&path.app, &path.id).await?;
-    let mut forwarded = Request::post(format!("/machines/{}/exec", path.id));
+    let mut forwarded =
+        Request::post(format!("/machines/{}/exec", path.id)).header(CONTENT_TYPE, "application/json");
     if let Some(nonce) = &nonce.0 {
         forwarded = forwarded.header(NONCE, nonce.as_str());
     }

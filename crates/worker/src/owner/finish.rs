@@ -56,6 +56,12 @@ impl Owner {
                     draft.event(Source::Worker, of, *into, json!({ "error": reason }));
                 }
             }
+            // In the same change: nobody shall see it rest in between.
+            if draft.row.operation.is_none()
+                && let Some(next) = draft.row.next.take()
+            {
+                draft.begin(next, Source::User);
+            }
         })
         .await;
         if operation.kind == (OperationKind::Exit { then: Verdict::GiveUp }) {
