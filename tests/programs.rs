@@ -143,7 +143,7 @@ async fn user_directory_environment_files_and_names_are_as_asked_for() -> Result
             "env": { "B": "config", "C": "config" },
             "metadata": { "fly_process_group": "workers" },
             "files": [
-                { "guest_path": "/etc/greeting", "raw_value": "aGVsbG8K", "mode": 0o640 },
+                { "guest_path": "/etc/greeting", "raw_value": "aGVsbG8K", "mode": 0o604 },
                 { "guest_path": "/etc/deep/file", "raw_value": "ZGVlcAo=" },
             ],
             "init": { "cmd": ["two words", "$A"] },
@@ -170,7 +170,7 @@ async fn user_directory_environment_files_and_names_are_as_asked_for() -> Result
         "VM_MEMORY_MB=256",
         "hello",
         "deep",
-        "640 0",
+        "604 0",
         "644 0",
         "mount /proc proc",
         "mounted /dev/shm tmpfs",

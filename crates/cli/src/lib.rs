@@ -1,18 +1,29 @@
 //! The commands. Each takes its arguments, talks to the server through `caddis-client` and writes through a
 //! [`Printer`]: data to standard output, everything else to standard error.
+//!
+//! The binary mounts [`Command`] beside its own commands and calls [`run`]; tests call [`execute`] with an
+//! [`Environment`] and a [`Printer`] of their own.
 #![forbid(unsafe_code)]
 
+mod app_name;
+mod commands;
 mod connection;
 mod environment;
 mod error;
 mod globals;
 mod printer;
+mod progress;
+mod prompt;
 mod render;
+mod session;
 mod settings;
+mod spec;
+mod upload;
+mod waiting;
 
-use std::process::ExitCode;
+use std::{future::Future, process::ExitCode};
 
-use clap::Subcommand;
+use clap::{Subcommand, builder::styling::AnsiColor};
 
 pub use connection::{SERVER_FILE, ServerFile};
 pub use environment::Environment;
@@ -21,22 +32,67 @@ pub use globals::Globals;
 pub use printer::{Capture, Printer};
 
 /// Colours of the help text.
-pub const HELP_STYLES: clap::builder::Styles = clap::builder::Styles::styled();
+pub const HELP_STYLES: clap::builder::Styles = clap::builder::Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
 
 /// A command that talks to a server.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show the version of this program.
-    Version,
+    /// Create, list and destroy apps: names that machines live under.
+    #[command(visible_alias = "app")]
+    Apps(commands::apps::Apps),
+    /// Run and manage machines: VMs made from images.
+    #[command(visible_aliases = ["machines", "m"])]
+    Machine(Box<commands::machine::Machine>),
+    /// Show what an app's machines write.
+    Logs(commands::logs::Logs),
+    /// Import, list and remove the images the server holds.
+    #[command(visible_alias = "images")]
+    Image(commands::image::Image),
+    /// Remember, show and forget a server and its access token.
+    Auth(commands::auth::Auth),
+    /// What the server offers.
+    Platform(commands::platform::Platform),
 }
 
-/// Runs a command in this process.
-pub async fn run(_command: Command, _globals: Globals) -> ExitCode {
-    ExitCode::SUCCESS
+/// Runs a command in this process: its environment, terminal and Ctrl-C.
+pub async fn run(command: Command, globals: Globals) -> ExitCode {
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // Without a handler the system's default action ends the process.
+            std::future::pending::<()>().await;
+        }
+    };
+    ExitCode::from(execute(command, globals, Environment::of_process(), Printer::standard(), interrupt).await)
 }
 
-/// Reports what clap could not parse.
+/// Runs a command and returns its exit code: 0, 1 for an error, 126 when time ran out, 127 when `interrupt` came first,
+/// and with `exec --exit-code` that of the program. Errors have been printed.
+pub async fn execute(
+    command: Command,
+    globals: Globals,
+    environment: Environment,
+    printer: Printer,
+    interrupt: impl Future<Output = ()>,
+) -> u8 {
+    let session = session::Session::new(globals, environment, printer.clone());
+    let result = tokio::select! {
+        result = commands::dispatch(command, &session) => result,
+        () = interrupt => Err(CliError::Interrupted),
+    };
+    session.release_leases().await;
+    match result {
+        Ok(()) => 0,
+        Err(error) => error.report(&printer),
+    }
+}
+
+/// Reports what clap could not parse, or prints the help that was asked for, and returns the exit code: 0 or 1.
 pub fn report_usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be done when the terminal is gone.
     let _ = error.print();
     ExitCode::from(u8::from(error.use_stderr()))
 }

@@ -122,7 +122,9 @@ impl Outside {
     /// When none came in time; the error says what did.
     pub async fn datagrams_until(&self, payload: &[u8]) -> Result<Vec<Datagram>> {
         let mut received = self.received.clone();
-        let arrived = received.wait_for(|all| all.iter().any(|datagram| datagram.payload == payload));
+        let arrived = received.wait_for(|all| {
+            all.iter().any(|datagram| datagram.payload.windows(payload.len()).any(|part| part == payload))
+        });
         match tokio::time::timeout(DEADLINE, arrived).await {
             Ok(all) => Ok(all.context("the outside is gone")?.clone()),
             Err(_) => Err(anyhow!("no such datagram came, but {:?}", *self.received.borrow())),

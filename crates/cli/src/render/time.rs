@@ -24,11 +24,6 @@ pub fn local(unix_ms: u64) -> String {
     format!("{}{offset}", zoned.datetime())
 }
 
-/// RFC 3339 in UTC, whole seconds, of seconds since the Unix epoch.
-pub fn from_unix_seconds(seconds: u64) -> String {
-    caddis_api::time::seconds(caddis_api::time::from_unix_ms(seconds.saturating_mul(1000)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,10 +41,5 @@ mod tests {
         ] {
             assert_eq!(relative(text, now), expected);
         }
-    }
-
-    #[test]
-    fn expiry_times_are_rfc_3339() {
-        assert_eq!(from_unix_seconds(1_708_569_778), "2024-02-22T02:42:58Z");
     }
 }

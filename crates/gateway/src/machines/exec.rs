@@ -27,8 +27,7 @@ pub(crate) async fn exec(
 ) -> Result<Response, Failure> {
     let request = complete(request)?;
     let shown = context.machine(&path.app, &path.id).await?;
-    let mut forwarded =
-        Request::post(format!("/machines/{}/exec", path.id)).header(CONTENT_TYPE, "application/json");
+    let mut forwarded = Request::post(format!("/machines/{}/exec", path.id)).header(CONTENT_TYPE, "application/json");
     if let Some(nonce) = &nonce.0 {
         forwarded = forwarded.header(NONCE, nonce.as_str());
     }

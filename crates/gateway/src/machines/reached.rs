@@ -66,7 +66,11 @@ pub(super) fn reached(record: &MachineRecord, targets: &Targets, since: &Since) 
         Since::Event(from) => Some(from),
     };
     let later = events.iter().rev().filter(|event| from.is_none_or(|from| event.id > *from));
+    // The newest event of a change that still goes on tells where it leads, not what was reached: the exit of a program
+    // comes before its VM is gone.
+    let under_way = record.machine.operation.as_ref().and(events.first()).map(|event| &event.id);
     let passed = later
+        .filter(|event| Some(&event.id) != under_way)
         .filter(|event| targets.accepts_passed(event))
         .find_map(|event| Some(Reached { state: event.status.parse().ok()?, event: Some(event.id.clone()) }));
     passed.filter(|_| *since != Since::Now(None))

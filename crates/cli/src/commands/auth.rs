@@ -1,0 +1,67 @@
+//! `caddis auth`.
+
+use caddis_client::Client;
+use clap::{Args, Subcommand};
+
+use crate::{CliError, session::Session, settings::Settings};
+
+/// `caddis auth …`.
+#[derive(Debug, Args)]
+pub struct Auth {
+    #[command(subcommand)]
+    command: AuthCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuthCommand {
+    /// Check and remember a server and its access token.
+    #[command(after_help = "Example:\n  caddis auth login --api-url http://127.0.0.1:4280 --access-token \"$TOKEN\"")]
+    Login,
+    /// Forget them.
+    Logout,
+    /// Show which server and token are used, and where they come from.
+    #[command(visible_alias = "status")]
+    Whoami,
+    /// Print the access token.
+    Token,
+}
+
+/// Runs it.
+pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
+    let printer = &session.printer;
+    let path = || {
+        let missing = "neither XDG_CONFIG_HOME nor HOME is set: there is no place for a settings file";
+        session.environment.settings_path().ok_or_else(|| CliError::new(missing))
+    };
+    match auth.command {
+        AuthCommand::Login => {
+            let connection = session.connection()?;
+            let token = connection.token.ok_or_else(|| {
+                CliError::with_hint("no access token given", "Give one with --access-token or CADDIS_API_TOKEN.")
+            })?;
+            Client::new(&connection.url, Some(&token))?.list_apps("personal").await?;
+            let path = path()?;
+            Settings { api_url: Some(connection.url.clone()), access_token: Some(token) }.save(&path)?;
+            printer.out(format_args!("Logged in to {}; stored in {}", connection.url, path.display()))?;
+        }
+        AuthCommand::Logout => {
+            let path = path()?;
+            match std::fs::remove_file(&path) {
+                Ok(()) => printer.out(format_args!("Removed {}", path.display()))?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => printer.out("Not logged in")?,
+                Err(error) => return Err(CliError::new(format!("could not remove {}: {error}", path.display()))),
+            }
+        }
+        AuthCommand::Whoami => {
+            let connection = session.connection()?;
+            session.client()?.list_apps("personal").await?;
+            printer.out(format_args!("Server: {} (from {})", connection.url, connection.url_source))?;
+            printer.out(format_args!("Access token: accepted (from {})", connection.token_source))?;
+        }
+        AuthCommand::Token => {
+            let token = session.connection()?.token.ok_or_else(|| CliError::new("no access token available"))?;
+            printer.out(token)?;
+        }
+    }
+    Ok(())
+}

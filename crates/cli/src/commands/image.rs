@@ -1,0 +1,126 @@
+//! `caddis image`.
+
+use caddis_api::images::{ImageSummary, ImportUpdate};
+use clap::{Args, Subcommand};
+use futures::StreamExt as _;
+use jiff::Timestamp;
+
+use crate::{
+    CliError,
+    progress::Progress,
+    render::{size, table, time},
+    session::Session,
+    upload::Archive,
+};
+
+/// `caddis image …`.
+#[derive(Debug, Args)]
+pub struct Image {
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Take in an image from an archive.
+    #[command(
+        after_help = "Examples:\n  docker save web:1 -o web.tar && caddis image import docker-archive:web.tar\n  \
+                            caddis image import oci:./layout --name web:1"
+    )]
+    Import {
+        /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY.
+        source: String,
+        /// Name that machines refer to it by [default: the archive's own].
+        #[arg(short, long)]
+        name: Option<String>,
+        /// Print the image as JSON.
+        #[arg(short, long)]
+        json: bool,
+    },
+    /// List the images the server holds.
+    #[command(visible_alias = "ls")]
+    List {
+        /// Print them as JSON.
+        #[arg(short, long)]
+        json: bool,
+        /// Digests only.
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Remove images that no machine uses.
+    #[command(visible_aliases = ["remove", "delete", "destroy"])]
+    Rm {
+        /// Names or digests.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Runs it.
+pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
+    let (client, printer) = (session.client()?, &session.printer);
+    match image.command {
+        ImageCommand::Import { source, name, json } => {
+            let archive = Archive::parse(&source)?;
+            let mut progress = Progress::new(printer);
+            progress.show("upload", 0, 0);
+            let (format, length) = (archive.format, archive.length());
+            let mut updates = client.import_image(format, name.as_deref(), archive.stream(), length).await?;
+            while let Some(update) = updates.next().await {
+                match update? {
+                    ImportUpdate::Progress { step, bytes_done, bytes_total } => {
+                        progress.show(&step, bytes_done, bytes_total);
+                    }
+                    ImportUpdate::Done(image) => {
+                        drop(progress);
+                        if json {
+                            printer.json(&image)?;
+                        } else {
+                            let names = if image.names.is_empty() { image.digest } else { image.names.join(", ") };
+                            printer.out(format_args!("Imported {names} ({})", size::decimal(image.size)))?;
+                        }
+                        return Ok(());
+                    }
+                    ImportUpdate::Failed(error) => return Err(CliError::new(error.message)),
+                }
+            }
+            Err(CliError::new("the server ended the import without a result; see its log"))
+        }
+        ImageCommand::List { json, quiet } => {
+            if json {
+                printer.json(&client.list_images_json().await?)?;
+                return Ok(());
+            }
+            let images = client.list_images().await?;
+            if quiet {
+                images.iter().try_for_each(|image| printer.out(&image.digest))?;
+            } else if images.is_empty() {
+                printer.out("No images")?;
+            } else {
+                let now = Timestamp::now();
+                let row = |image: &ImageSummary| {
+                    vec![
+                        image.names.join(", "),
+                        image.digest.chars().take(19).collect(),
+                        size::decimal(image.size),
+                        image.machines.to_string(),
+                        time::relative(&image.created_at, now),
+                    ]
+                };
+                let rows: Vec<_> = images.iter().map(row).collect();
+                printer.raw_out(&table::horizontal("", &["Name", "Digest", "Size", "Machines", "Created"], &rows))?;
+            }
+            Ok(())
+        }
+        ImageCommand::Rm { names } => {
+            for name in names {
+                client
+                    .remove_image(&name)
+                    .await
+                    .map_err(|e| CliError::attempted(format!("could not remove {name}"), e))?;
+                printer.out(format_args!("Removed {name}"))?;
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Commands that change machines.
+
+use std::time::Duration;
+
+use caddis_api::{ApiDuration, MachineState, Signal, requests::StopRequest};
+use caddis_client::{RestartOptions, WaitFor};
+use clap::Args;
+
+use super::choice;
+use crate::{CliError, globals::AppArgs, session::Session, waiting};
+
+/// `caddis machine start`.
+#[derive(Debug, Args)]
+pub struct Start {
+    /// Machine ids.
+    ids: Vec<String>,
+    #[command(flatten)]
+    app: AppArgs,
+}
+
+/// Starts machines.
+pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&start.app)?, session.client()?);
+    for machine in choice::some(session, &client, &app, &start.ids).await? {
+        let nonce = session.lease(&client, &app, &machine).await?;
+        let started = client.start_machine(&app, &machine.id, Some(&nonce)).await;
+        started.map_err(|e| CliError::attempted(format!("could not start machine {}", machine.id), e))?;
+        session.printer.out(format_args!("{} has been started", machine.id))?;
+    }
+    Ok(())
+}
+
+/// `caddis machine stop`.
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Machine ids.
+    ids: Vec<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// Signal to send first [default: the configuration's or the image's, else SIGINT].
+    #[arg(short, long)]
+    signal: Option<String>,
+    /// Seconds until SIGKILL.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Wait so long for it to be stopped, e.g. 60s or 2m.
+    #[arg(short, long, value_name = "DURATION")]
+    wait_timeout: Option<String>,
+}
+
+/// Stops machines.
+pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&stop.app)?, session.client()?);
+    let patience = stop.wait_timeout.as_deref().map(duration).transpose()?.filter(|time| !time.is_zero());
+    let request =
+        StopRequest { signal: stop.signal.as_deref().map(signal).transpose()?, timeout: seconds(stop.timeout) };
+    for machine in choice::some(session, &client, &app, &stop.ids).await? {
+        let id = &machine.id;
+        session.printer.out(format_args!("Sending kill signal to machine {id}..."))?;
+        let nonce = session.lease(&client, &app, &machine).await?;
+        let stopped = client.stop_machine(&app, id, &request, Some(&nonce)).await;
+        stopped.map_err(|e| CliError::attempted(format!("could not stop machine {id}"), e))?;
+        if let Some(patience) = patience {
+            let condition = WaitFor::States(vec![MachineState::Stopped]);
+            waiting::wait(&session.printer, &client, &app, id, &condition, patience).await?;
+        }
+        session.printer.out(format_args!("{id} has been successfully stopped"))?;
+    }
+    Ok(())
+}
+
+/// `caddis machine restart`.
+#[derive(Debug, Args)]
+pub struct Restart {
+    /// Machine ids.
+    ids: Vec<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// Signal to send first.
+    #[arg(short, long)]
+    signal: Option<String>,
+    /// Seconds until SIGKILL.
+    #[arg(long, value_name = "SECONDS")]
+    time: Option<u64>,
+    /// Kill it at once.
+    #[arg(long)]
+    force: bool,
+    /// Don't wait for health checks.
+    #[arg(long)]
+    skip_health_checks: bool,
+}
+
+/// Restarts machines.
+pub async fn restart(restart: Restart, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&restart.app)?, session.client()?);
+    let signal = restart.signal.as_deref().map(signal).transpose()?;
+    let options = RestartOptions { signal, timeout: seconds(restart.time), force: restart.force };
+    for machine in choice::some(session, &client, &app, &restart.ids).await? {
+        let id = &machine.id;
+        session.printer.out(format_args!("Restarting machine {id}"))?;
+        let nonce = session.lease(&client, &app, &machine).await?;
+        let restarted = client.restart_machine(&app, id, &options, Some(&nonce)).await;
+        restarted.map_err(|e| CliError::attempted(format!("failed to restart machine {id}"), e))?;
+        waiting::wait(&session.printer, &client, &app, id, &WaitFor::Settled, waiting::BUDGET).await?;
+        session.printer.out(format_args!("Machine {id} restarted successfully!"))?;
+    }
+    Ok(())
+}
+
+/// `caddis machine kill`.
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// Machine id.
+    id: Option<String>,
+    #[command(flatten)]
+    app: AppArgs,
+}
+
+/// Kills a machine's program.
+pub async fn kill(kill: Kill, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&kill.app)?, session.client()?);
+    let machine = choice::one(session, &client, &app, kill.id.as_deref()).await?;
+    let (id, state) = (&machine.id, machine.state);
+    if state == MachineState::Destroyed {
+        return Err(CliError::new(format!("machine {id} has already been destroyed")));
+    }
+    session
+        .printer
+        .out(format_args!("machine {id} was found and is currently in a {state} state, attempting to kill..."))?;
+    let killed = client.signal_machine(&app, id, Signal::KILL).await;
+    killed.map_err(|e| CliError::attempted(format!("could not kill machine {id}"), e))?;
+    session.printer.out("kill signal has been sent")?;
+    Ok(())
+}
+
+/// `caddis machine wait`.
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// Machine id.
+    id: Option<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// started, stopped, suspended, destroyed, failed, created, or settled for no change in progress.
+    #[arg(long, default_value = "settled")]
+    state: String,
+    /// How long, e.g. 90s or 5m.
+    #[arg(short, long, default_value = "5m", value_name = "DURATION")]
+    wait_timeout: String,
+}
+
+/// Waits for a state.
+pub async fn wait(wait: Wait, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&wait.app)?, session.client()?);
+    let budget = duration(&wait.wait_timeout)?;
+    let condition = match wait.state.as_str() {
+        "" => return Err(CliError::new("state cannot be empty")),
+        "settled" => WaitFor::Settled,
+        state => {
+            let parsed = state.parse().map_err(|_| CliError::new(format!("'{state}' is no state of a machine")))?;
+            WaitFor::States(vec![parsed])
+        }
+    };
+    let machine = choice::one(session, &client, &app, wait.id.as_deref()).await?;
+    let (id, state) = (&machine.id, &wait.state);
+    let timeout = &wait.wait_timeout;
+    session.printer.note(format_args!("Waiting up to {timeout} for machine {id} to reach \"{state}\"..."))?;
+    let reply = waiting::wait(&session.printer, &client, &app, id, &condition, budget).await;
+    let reply = reply.map_err(|error| match error {
+        CliError::DeadlineExceeded(text) => {
+            CliError::DeadlineExceeded(format!("machine {id} did not reach \"{state}\" within {timeout}: {text}"))
+        }
+        error => error,
+    })?;
+    session.printer.out(format_args!("Machine {id} reached state \"{}\"", reply.state))?;
+    Ok(())
+}
+
+/// `caddis machine destroy`.
+#[derive(Debug, Args)]
+pub struct Destroy {
+    /// Machine ids.
+    ids: Vec<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// Also when it runs.
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Destroys machines.
+pub async fn destroy(destroy: Destroy, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&destroy.app)?, session.client()?);
+    for machine in choice::some(session, &client, &app, &destroy.ids).await? {
+        let (id, state) = (&machine.id, machine.state);
+        let rests = [MachineState::Stopped, MachineState::Suspended, MachineState::Created, MachineState::Failed];
+        if state == MachineState::Started && !destroy.force {
+            return Err(CliError::new(format!(
+                "machine {id} currently started, either stop first or use --force flag"
+            )));
+        }
+        if !rests.contains(&state) && !destroy.force {
+            return Err(CliError::new(format!(
+                "machine {id} is in a {state} state and cannot be destroyed since it is not stopped or suspended, \
+                 either stop first or use --force flag"
+            )));
+        }
+        let found = format_args!("machine {id} was found and is currently in {state} state, attempting to destroy...")
+            .to_string();
+        session.printer.out(found)?;
+        let nonce = session.lease(&client, &app, &machine).await?;
+        let destroyed = client.destroy_machine(&app, id, destroy.force, Some(&nonce)).await;
+        destroyed.map_err(|e| CliError::attempted(format!("could not destroy machine {id}"), e))?;
+        session.printer.out(format_args!("{id} has been destroyed"))?;
+    }
+    Ok(())
+}
+
+fn signal(text: &str) -> Result<Signal, CliError> {
+    text.parse().map_err(|_| CliError::new(format!("'{text}' is no signal: use a name such as SIGTERM, or a number")))
+}
+
+fn seconds(seconds: Option<u64>) -> Option<ApiDuration> {
+    seconds.map(|seconds| ApiDuration(Duration::from_secs(seconds)))
+}
+
+fn duration(text: &str) -> Result<Duration, CliError> {
+    let wrong = || CliError::new(format!("'{text}' is no duration: write for example 90s or 5m"));
+    match text.parse::<u64>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => text.parse::<ApiDuration>().map(|duration| duration.0).map_err(|_| wrong()),
+    }
+}

@@ -1,0 +1,54 @@
+//! `caddis machine exec`.
+
+use caddis_api::exec::{CommandLine, ExecRequest};
+use clap::Args;
+
+use super::choice;
+use crate::{CliError, globals::AppArgs, session::Session};
+
+/// `caddis machine exec`.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Machine id; then the command, in one word. With one word alone it is the command, and the machine is asked for.
+    #[arg(required = true, num_args = 1..=2, value_names = ["ID", "COMMAND"])]
+    words: Vec<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// Seconds until it is killed.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// End with the exit code of the program.
+    #[arg(long)]
+    exit_code: bool,
+    /// Print the outcome as JSON.
+    #[arg(short, long)]
+    json: bool,
+}
+
+/// Runs it.
+pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
+    let (app, client, printer) = (session.app(&exec.app)?, session.client()?, &session.printer);
+    let (id, command) = match exec.words.as_slice() {
+        [id, command] => (Some(id.as_str()), command),
+        [command] => (None, command),
+        _ => return Err(CliError::new("give a machine ID and a command")),
+    };
+    let machine = choice::one(session, &client, &app, id).await?;
+    let request =
+        ExecRequest { cmd: Some(CommandLine::Line(command.clone())), timeout: exec.timeout, ..ExecRequest::default() };
+    let reply = client.exec(&app, &machine.id, &request, None).await;
+    let reply = reply.map_err(|e| CliError::attempted("could not exec command on machine", e))?;
+    if exec.json {
+        printer.json(&reply)?;
+    } else {
+        if reply.exit_code != 0 {
+            printer.out(format_args!("Exit code: {}", reply.exit_code))?;
+        }
+        printer.raw_out(&reply.stdout)?;
+        printer.raw_note(&reply.stderr)?;
+    }
+    if exec.exit_code && reply.exit_code != 0 {
+        return Err(CliError::ExitCode(u8::try_from(reply.exit_code & 0xff).unwrap_or(1)));
+    }
+    Ok(())
+}

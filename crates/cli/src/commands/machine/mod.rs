@@ -1,0 +1,68 @@
+//! `caddis machine`.
+
+mod act;
+mod choice;
+mod create;
+mod exec;
+mod show;
+
+use clap::{Args, Subcommand};
+
+use crate::{CliError, session::Session};
+
+/// `caddis machine …`.
+#[derive(Debug, Args)]
+pub struct Machine {
+    #[command(subcommand)]
+    command: MachineCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum MachineCommand {
+    /// Create a machine from an image and start it.
+    #[command(after_help = "Examples:\n  caddis machine run nginx -a hello --name web\n  caddis machine run \
+                            127.0.0.1:5000/job:1 -a hello --rm -e DEBUG=1 -- /bin/job --once")]
+    Run(Box<create::Create>),
+    /// Create a machine without starting it.
+    #[command(after_help = "Example:\n  caddis machine create nginx -a hello")]
+    Create(Box<create::Create>),
+    /// List an app's machines.
+    #[command(visible_alias = "ls")]
+    List(show::List),
+    /// Show a machine and its events.
+    Status(show::Status),
+    /// Start machines.
+    Start(act::Start),
+    /// Stop machines.
+    #[command(after_help = "Example:\n  caddis machine stop 148ed193b95389 -a hello --wait-timeout 60s")]
+    Stop(act::Stop),
+    /// Stop machines and start them again.
+    Restart(act::Restart),
+    /// Send SIGKILL to a machine's program.
+    Kill(act::Kill),
+    /// Wait until a machine reaches a state.
+    Wait(act::Wait),
+    /// Run a program in a machine.
+    #[command(after_help = "Example:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello")]
+    Exec(exec::Exec),
+    /// Destroy machines.
+    #[command(visible_aliases = ["remove", "rm"])]
+    Destroy(act::Destroy),
+}
+
+/// Runs it.
+pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
+    match machine.command {
+        MachineCommand::Run(create) => create::run(*create, true, session).await,
+        MachineCommand::Create(create) => create::run(*create, false, session).await,
+        MachineCommand::List(list) => show::list(list, session).await,
+        MachineCommand::Status(status) => show::status(status, session).await,
+        MachineCommand::Start(start) => act::start(start, session).await,
+        MachineCommand::Stop(stop) => act::stop(stop, session).await,
+        MachineCommand::Restart(restart) => act::restart(restart, session).await,
+        MachineCommand::Kill(kill) => act::kill(kill, session).await,
+        MachineCommand::Wait(wait) => act::wait(wait, session).await,
+        MachineCommand::Exec(exec) => exec::run(exec, session).await,
+        MachineCommand::Destroy(destroy) => act::destroy(destroy, session).await,
+    }
+}

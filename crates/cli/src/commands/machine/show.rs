@@ -1,0 +1,190 @@
+//! `caddis machine list` and `status`.
+
+use caddis_api::{Machine, MachineConfig, event::MachineEvent};
+use caddis_client::ListMachines;
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::choice;
+use crate::{
+    CliError,
+    globals::AppArgs,
+    render::{json as json_text, machine as cell, table, time},
+    session::Session,
+};
+
+/// Events shown.
+const EVENTS: usize = 50;
+
+/// `caddis machine list`.
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    app: AppArgs,
+    /// Print them as JSON.
+    #[arg(short, long)]
+    json: bool,
+    /// Ids only.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Lists machines.
+pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
+    let (app, client, printer) = (session.app(&list.app)?, session.client()?, &session.printer);
+    let filter = ListMachines::default();
+    if list.json {
+        printer.json(&client.list_machines_json(&app, &filter).await?)?;
+        return Ok(());
+    }
+    let machines = client.list_machines(&app, &filter).await?;
+    if list.quiet {
+        machines.iter().try_for_each(|machine| printer.out(format_args!(" {}", machine.id)))?;
+        return Ok(());
+    }
+    if machines.is_empty() {
+        printer.out(format_args!("No machines are available on this app {app}"))?;
+        return Ok(());
+    }
+    printer.out(format_args!("{} machines have been retrieved from app {app}.\n", machines.len()))?;
+    let headers = [
+        "ID",
+        "Name",
+        "State",
+        "Checks",
+        "Region",
+        "Role",
+        "Image",
+        "IP Address",
+        "Volume",
+        "Created",
+        "Last Updated",
+        "Process Group",
+        "Size",
+    ];
+    let now = Timestamp::now();
+    let rows: Vec<_> = machines.iter().map(|machine| row(machine, now)).collect();
+    printer.raw_out(&table::horizontal(&printer.paint_title(&app), &headers, &rows))?;
+    Ok(())
+}
+
+fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
+    let config = cell::config(machine);
+    let checks = machine.checks.as_deref();
+    let role = checks.and_then(|checks| checks.iter().find(|check| check.name == "role"));
+    vec![
+        machine.id.to_string(),
+        machine.name.clone(),
+        machine.state.to_string(),
+        cell::checks(checks),
+        machine.region.clone(),
+        role.map(|role| role.output.clone()).unwrap_or_default(),
+        cell::image(&machine.image_ref),
+        machine.private_ip.clone(),
+        volume(&config),
+        time::relative(&machine.created_at, now),
+        time::relative(&machine.updated_at, now),
+        process_group(&config),
+        cell::size(&config.guest.unwrap_or_default()),
+    ]
+}
+
+fn volume(config: &MachineConfig) -> String {
+    let mount = config.mounts.as_ref().and_then(|mounts| mounts.first());
+    mount.and_then(|mount| mount.volume.clone()).unwrap_or_default()
+}
+
+fn process_group(config: &MachineConfig) -> String {
+    let metadata = config.metadata.as_ref();
+    metadata.and_then(|metadata| metadata.get("fly_process_group").cloned()).unwrap_or_default()
+}
+
+/// `caddis machine status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Machine id.
+    id: Option<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// Print its configuration as JSON, and nothing else.
+    #[arg(short, long)]
+    display_config: bool,
+    /// Print the machine as JSON.
+    #[arg(short, long)]
+    json: bool,
+}
+
+/// Shows a machine.
+pub async fn status(status: Status, session: &Session) -> Result<(), CliError> {
+    let (app, client, printer) = (session.app(&status.app)?, session.client()?, &session.printer);
+    let machine = choice::one(session, &client, &app, status.id.as_deref()).await?;
+    if status.display_config {
+        printer.out(json_text::to_string(&machine.config, "  "))?;
+        return Ok(());
+    }
+    if status.json {
+        printer.json(&machine)?;
+        return Ok(());
+    }
+    printer.out(format_args!("Machine ID: {}", machine.id))?;
+    printer.out(format_args!("Instance ID: {}", machine.instance_id))?;
+    printer.out(format_args!("State: {}", machine.state))?;
+    printer.out(format_args!("HostStatus: {}\n", machine.host_status))?;
+    if let Some(operation) = &machine.operation {
+        let tried = if operation.attempt > 1 { format!(", attempt {}", operation.attempt) } else { String::new() };
+        printer.out(format_args!("In progress: {}, at {}{tried}\n", operation.kind, operation.step))?;
+    }
+    printer.raw_out(&table::vertical(&printer.paint_title("VM"), &facts(&machine)))?;
+    if let Some(checks) = machine.checks.as_deref().filter(|checks| !checks.is_empty()) {
+        let title = format!("Checks [{}]", cell::checks(Some(checks)));
+        let rows: Vec<_> = checks
+            .iter()
+            .map(|c| vec![c.name.clone(), c.status.clone(), c.updated_at.clone(), c.output.clone()])
+            .collect();
+        printer.raw_out(&table::horizontal(&title, &["Name", "Status", "Last Updated", "Output"], &rows))?;
+    }
+    let events = client.events(&app, &machine.id, EVENTS).await?;
+    let rows: Vec<_> = events.iter().map(event_row).collect();
+    let headers = ["State", "Event", "Source", "Timestamp", "Info"];
+    printer.raw_out(&table::horizontal(&printer.paint_title("Event Logs"), &headers, &rows))?;
+    Ok(())
+}
+
+fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
+    let config = cell::config(machine);
+    let guest = config.guest.clone().unwrap_or_default();
+    let init = config.init.clone().unwrap_or_default();
+    let words = |words: Option<Vec<String>>| json!(words.unwrap_or_default()).to_string();
+    let mut facts = vec![
+        ("ID", machine.id.to_string()),
+        ("Instance ID", machine.instance_id.to_string()),
+        ("State", machine.state.to_string()),
+        ("Image", cell::full_image(&machine.image_ref)),
+        ("Name", machine.name.clone()),
+        ("Private IP", machine.private_ip.clone()),
+        ("Region", machine.region.clone()),
+        ("Process Group", process_group(&config)),
+        ("CPU Kind", guest.cpu_kind.clone().unwrap_or_default()),
+        ("vCPUs", guest.cpus.unwrap_or(1).to_string()),
+        ("Memory", guest.memory_mb.unwrap_or(256).to_string()),
+        ("Created", machine.created_at.clone()),
+        ("Updated", machine.updated_at.clone()),
+        ("Entrypoint", words(init.entrypoint)),
+        ("Command", words(init.cmd)),
+    ];
+    if let Some(isolation) = &machine.isolation {
+        facts.push(("Isolation", isolation.clone()));
+    }
+    let volume = volume(&config);
+    if !volume.is_empty() {
+        facts.push(("Volume", volume));
+    }
+    facts
+}
+
+fn event_row(event: &MachineEvent) -> Vec<String> {
+    let error = event.request.as_ref().and_then(|request| request.get("error")?.as_str());
+    let info = error.map_or_else(|| cell::event_info(event), |error| format!("error={error}"));
+    vec![event.status.clone(), event.kind.clone(), event.source.clone(), time::local(event.timestamp), info]
+}

@@ -1,0 +1,22 @@
+//! One file per command.
+
+pub mod apps;
+pub mod auth;
+pub mod image;
+pub mod logs;
+pub mod machine;
+pub mod platform;
+
+use crate::{CliError, Command, session::Session};
+
+/// Runs a command.
+pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliError> {
+    match command {
+        Command::Apps(apps) => apps::run(apps, session).await,
+        Command::Machine(machine) => machine::run(*machine, session).await,
+        Command::Logs(logs) => logs::run(logs, session).await,
+        Command::Image(image) => image::run(image, session).await,
+        Command::Auth(auth) => auth::run(auth, session).await,
+        Command::Platform(platform) => platform::run(platform, session).await,
+    }
+}
