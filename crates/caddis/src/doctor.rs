@@ -1,11 +1,329 @@
-//! `caddis doctor`.
+//! `caddis doctor`: whether this host can run VMs, and what to do where it can't.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
+
 use anyhow::Result;
+use caddis_cli::SERVER_FILE;
+use caddis_vmm::{
+    boot::{self, BootSource},
+    cgroup::{CgroupRoot, Version},
+    probe::probe,
+    qemu,
+    slot::SlotPoolConfig,
+};
 use clap::Args;
-use std::process::ExitCode;
-/// Flags of `caddis doctor`.
+use serde::Serialize;
+
+use crate::settings::{AcceleratorChoice, ServeArguments, Settings};
+
+/// Paths of this program that its authors have not run on a real host.
+const NOT_YET_RUN: [&str; 3] = [
+    "VMs with KVM (the same QEMU machine as under emulation, with -accel kvm -cpu host)",
+    "a live systemd unit (packaging/caddis.service is checked with systemd-analyze verify)",
+    "VMs bounded by cgroup v2 on the host (cgroup v1 is what the tests run on)",
+];
+/// Room for a few images.
+const WANTED_DISK: u64 = 4 << 30;
+const WANTED_MEMORY_KIB: u64 = 1 << 20;
+
+/// Flags of `caddis doctor`: those of `caddis serve`, for what would be served.
 #[derive(Debug, Args)]
-pub struct DoctorArguments {}
-/// Runs it.
-pub async fn run(_arguments: DoctorArguments) -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+#[command(
+    after_help = "Examples:\n  caddis doctor\n  caddis doctor --json --kernel /boot/vmlinuz --modules /lib/modules/6.1.0"
+)]
+pub struct DoctorArguments {
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    serve: ServeArguments,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    Warning,
+    Failed,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    status: Status,
+    message: String,
+    /// What mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, message: impl Into<String>) -> Self {
+        Self { name, status: Status::Ok, message: message.into(), mend: None }
+    }
+
+    fn warning(name: &'static str, message: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, status: Status::Warning, message: message.into(), mend: Some(mend.into()) }
+    }
+
+    fn failed(name: &'static str, message: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, status: Status::Failed, message: message.into(), mend: Some(mend.into()) }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    checks: Vec<Check>,
+    not_yet_run: [&'static str; 3],
+}
+
+/// Runs it. The exit code is 0 when nothing has failed.
+pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
+    let settings = arguments.serve.resolve()?;
+    let checks = tokio::task::spawn_blocking(move || checks(&settings)).await?;
+    let ok = checks.iter().all(|check| check.status != Status::Failed);
+    let report = Report { ok, checks, not_yet_run: NOT_YET_RUN };
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(report: &Report) {
+    for check in &report.checks {
+        let status = match check.status {
+            Status::Ok => "ok     ",
+            Status::Warning => "warning",
+            Status::Failed => "FAILED ",
+        };
+        println!("{status} {}: {}", check.name, check.message);
+        if let Some(mend) = &check.mend {
+            println!("        → {mend}");
+        }
+    }
+    println!("\nNot yet run by this project itself:");
+    for path in report.not_yet_run {
+        println!("  - {path}");
+    }
+    println!("\n{}", if report.ok { "This host can run VMs." } else { "This host can't run VMs yet: see above." });
+}
+
+fn checks(settings: &Settings) -> Vec<Check> {
+    vec![
+        user(),
+        accelerator(settings),
+        qemu_version(&settings.qemu),
+        kernel(settings),
+        program("mke2fs", "-V", "e2fsprogs", "builds root disks"),
+        tun(),
+        filter(settings),
+        firewall(),
+        forwarding(),
+        port(settings),
+        disk(&settings.data_dir),
+        memory(),
+        cgroups(),
+    ]
+}
+
+fn user() -> Check {
+    let name = "user";
+    if nix::unistd::geteuid().is_root() {
+        return Check::ok(name, "root");
+    }
+    Check::failed(name, "caddis serve needs root, for taps, cgroups and the packet filter", "sudo caddis doctor")
+}
+
+fn accelerator(settings: &Settings) -> Check {
+    let name = "accelerator";
+    let verdict = probe(None);
+    if verdict.usable && settings.accelerator != AcceleratorChoice::Emulation {
+        return Check::ok(name, format!("kvm ({}): VMs are kept apart by the processor", verdict.reason));
+    }
+    let meaning = "emulation: slower, and by QEMU's own policy not an isolation boundary";
+    let reason = if verdict.usable { "asked for, though KVM works".to_owned() } else { verdict.reason };
+    let mend = "for other people's code use a host with hardware virtualisation (VT-x or AMD-V turned on in its firmware, \
+                or nested virtualisation turned on for a VM), and modprobe kvm_intel or kvm_amd";
+    if settings.accelerator == AcceleratorChoice::Kvm {
+        return Check::failed(name, format!("kvm is asked for, but {reason}"), mend);
+    }
+    Check::warning(name, format!("{meaning} ({reason})"), mend)
+}
+
+fn qemu_version(program: &Path) -> Check {
+    let name = "qemu";
+    match qemu::version(program) {
+        Ok(version) => {
+            let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+            let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+            if found >= (7, 2) {
+                Check::ok(name, version)
+            } else {
+                Check::failed(name, format!("{version}, needed is 7.2 or later"), "apt-get install qemu-system-x86")
+            }
+        }
+        Err(error) => Check::failed(name, error.to_string(), "apt-get install qemu-system-x86"),
+    }
+}
+
+fn kernel(settings: &Settings) -> Check {
+    let name = "kernel";
+    let source = BootSource {
+        kernel: settings.kernel.clone(),
+        modules: settings.modules.clone(),
+        init: caddis_guest_init_image::INIT.into(),
+        extra_modules: Vec::new(),
+    };
+    let prepared = tempfile::tempdir()
+        .map_err(|error| error.to_string())
+        .and_then(|directory| boot::prepare(&source, directory.path()).map_err(|error| error.to_string()));
+    match prepared {
+        Ok(files) => Check::ok(name, format!("{} ({})", files.release, settings.kernel.display())),
+        Err(error) => Check::failed(
+            name,
+            error,
+            "apt-get install linux-image-cloud-amd64, or name another with --kernel and --modules",
+        ),
+    }
+}
+
+fn program(name: &'static str, argument: &str, package: &str, what: &str) -> Check {
+    let mut command = Command::new(name);
+    match command.arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status() {
+        Ok(_) => Check::ok(name, what),
+        Err(error) => Check::failed(name, format!("{error} ({what})"), format!("apt-get install {package}")),
+    }
+}
+
+fn tun() -> Check {
+    let path = "/dev/net/tun";
+    match std::fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Check::ok("tun", path),
+        Err(error) => Check::failed("tun", format!("{path}: {error}"), "modprobe tun"),
+    }
+}
+
+fn filter(settings: &Settings) -> Check {
+    match caddis_network::check_filter(&settings.allow_private) {
+        Ok(()) => Check::ok("nftables", "the packet filter can be loaded"),
+        Err(error) => Check::failed("nftables", error.to_string(), "apt-get install nftables; modprobe nft_fib_inet"),
+    }
+}
+
+/// Other filters that drop what is forwarded by default, as Docker's does.
+fn firewall() -> Check {
+    let name = "firewall";
+    let output = Command::new("nft").args(["--json", "list", "chains"]).output();
+    let Ok(listed) = output
+        .map_err(drop)
+        .and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).map_err(drop))
+    else {
+        return Check::ok(name, "not looked at: nft lists no chains");
+    };
+    let chains = listed["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
+    let dropping: Vec<_> = chains
+        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop" && chain["table"] != "caddis")
+        .map(|chain| {
+            let word = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
+            format!("{} {} {}", word("family"), word("table"), word("name"))
+        })
+        .collect();
+    match dropping.first() {
+        None => Check::ok(name, "nothing else drops what machines send"),
+        Some(chain) => Check::warning(
+            name,
+            format!("chain {chain} drops what it does not know: machines would not reach the outside"),
+            format!(
+                "nft insert rule {chain} iifname 'caddis*' accept; nft insert rule {chain} oifname 'caddis*' accept"
+            ),
+        ),
+    }
+}
+
+fn forwarding() -> Check {
+    let on = |path: &str| std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "1");
+    let (v4, v6) = (on("/proc/sys/net/ipv4/ip_forward"), on("/proc/sys/net/ipv6/conf/all/forwarding"));
+    let name = "forwarding";
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Check::failed(
+            name,
+            "this host has no IPv6, which private addresses need",
+            "boot without ipv6.disable=1",
+        );
+    }
+    match (v4, v6) {
+        (true, true) => Check::ok(name, "on"),
+        _ => Check::ok(name, "off; caddis serve turns it on, caddis host clean off again"),
+    }
+}
+
+fn port(settings: &Settings) -> Check {
+    let name = "port";
+    match TcpListener::bind(settings.listen) {
+        Ok(_) => Check::ok(name, format!("{} is free", settings.listen)),
+        Err(_) if settings.data_dir.join(SERVER_FILE).exists() => {
+            Check::ok(name, format!("{} is served by caddis", settings.listen))
+        }
+        Err(error) => {
+            Check::failed(name, format!("{}: {error}", settings.listen), "give another address with --listen")
+        }
+    }
+}
+
+fn disk(data_dir: &Path) -> Check {
+    let name = "disk";
+    // What is not there yet will be made on the disk of what is.
+    let existing = data_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match nix::sys::statvfs::statvfs(existing) {
+        Ok(stat) => {
+            let free = stat.blocks_available() * stat.fragment_size();
+            let text = format!("{} MiB free at {}", free >> 20, existing.display());
+            if free >= WANTED_DISK {
+                Check::ok(name, text)
+            } else {
+                Check::warning(name, text, "free some space, or give another place with --data-dir")
+            }
+        }
+        Err(error) => Check::failed(name, format!("{}: {error}", existing.display()), "give another with --data-dir"),
+    }
+}
+
+fn memory() -> Check {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = available.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0);
+    let text = format!("{} MiB available", kib >> 10);
+    if kib >= WANTED_MEMORY_KIB {
+        Check::ok("memory", text)
+    } else {
+        Check::warning("memory", text, "a machine of 256 MiB takes up to 450 MiB under emulation")
+    }
+}
+
+fn cgroups() -> Check {
+    let name = "cgroups";
+    let parent = SlotPoolConfig::default().cgroup_parent;
+    match CgroupRoot::detect(&parent) {
+        Ok(root) => {
+            let version = match root.version() {
+                Version::V1 => "v1",
+                Version::V2 => "v2",
+            };
+            // Left alone when VMs are in it.
+            let _ = CgroupRoot::remove(&parent);
+            Check::ok(name, format!("{version}: memory, processor time and threads of VMs are bounded"))
+        }
+        Err(error) => Check::failed(
+            name,
+            error.to_string(),
+            "mount the controllers memory, cpu and pids; under systemd give the unit Delegate=yes",
+        ),
+    }
 }

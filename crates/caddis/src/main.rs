@@ -27,7 +27,7 @@ enum Command {
     /// Run the server: API, machines, images and network of this host.
     Serve(Box<settings::ServeArguments>),
     /// Check whether this host can run VMs, and say what to do where it can't.
-    Doctor(doctor::DoctorArguments),
+    Doctor(Box<doctor::DoctorArguments>),
     /// Save the databases of a data directory to a file, while the server runs or not.
     Backup(backup::BackupArguments),
     /// Put back the databases saved by `caddis backup`. The server must not run.
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         match arguments.command {
             Command::Serve(arguments) => serve::run(*arguments).await.map(|()| ExitCode::SUCCESS),
-            Command::Doctor(arguments) => doctor::run(arguments).await,
+            Command::Doctor(arguments) => doctor::run(*arguments).await,
             Command::Backup(arguments) => backup::backup(&arguments).await.map(|()| ExitCode::SUCCESS),
             Command::Restore(arguments) => backup::restore(&arguments).map(|()| ExitCode::SUCCESS),
             Command::Host(arguments) => host::run(arguments).await.map(|()| ExitCode::SUCCESS),

@@ -31,19 +31,21 @@ impl Progress {
 
     /// It is at this step, with so many bytes of it done; `total` is 0 when unknown.
     pub fn show(&mut self, step: &str, done: u64, total: u64) {
+        // What has no words takes no time worth telling.
+        let Some(words) = words(step) else { return };
         let is_new = self.step != step;
         self.step = step.to_owned();
         let Some(bar) = &self.bar else {
             if is_new {
                 let of = if total > 0 { format!(" ({})", size::decimal(total)) } else { String::new() };
                 // A line about progress that can't be written is not worth an error.
-                let _ = self.printer.note(format_args!("  {}{of}", words(step)));
+                let _ = self.printer.note(format_args!("  {words}{of}"));
             }
             return;
         };
         if is_new {
             bar.set_style(if total > 0 { bytes() } else { spinner() });
-            bar.set_message(words(step).to_owned());
+            bar.set_message(words.to_owned());
         }
         if total > 0 {
             bar.set_length(total);
@@ -69,9 +71,9 @@ fn bytes() -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// A step of the server in words; one it has learnt since is shown by its name.
-fn words(step: &str) -> &str {
-    match step {
+/// A step of the server in words.
+fn words(step: &str) -> Option<&'static str> {
+    Some(match step {
         "resolve" => "Looking up the image",
         "pull" => "Pulling the image",
         "unpack" => "Unpacking the image",
@@ -82,8 +84,9 @@ fn words(step: &str) -> &str {
         "boot" => "Booting",
         "configure" => "Starting the program",
         "back_off" => "Waiting before the restart",
-        other => other,
-    }
+        "await_exit" => "Waiting for the program to end",
+        _ => return None,
+    })
 }
 
 /// Shows what is done to a machine for as long as it is polled; never ends.

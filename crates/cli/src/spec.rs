@@ -79,7 +79,7 @@ pub fn build(flags: &MachineFlags, program: &Program, directory: &Path) -> Resul
     if let Some(image) = &program.image {
         config.insert("image".to_owned(), json!(image));
     }
-    if !config.get("image").and_then(Value::as_str).is_some_and(|image| !image.is_empty()) {
+    if config.get("image").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err(CliError::new("image argument can't be an empty string"));
     }
     if program.auto_destroy {

@@ -3,10 +3,11 @@
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Path, Request},
-    http::{header::CONTENT_LENGTH, request::Parts},
+    http::request::Parts,
 };
+use bytes::BytesMut;
 use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -39,21 +40,39 @@ impl<T: DeserializeOwned> FromRequest<Context> for Sparse<T> {
     }
 }
 
+/// What is still read of a body beyond its limit, and thrown away: a client that is cut off while it sends never sees
+/// the answer that says why.
+const DISCARDED_BYTES: usize = 256 << 20;
+
 async fn read(request: Request, context: &Context) -> Result<Bytes, ApiError> {
     let limit = context.settings.max_body_bytes;
-    let too_large =
-        || ApiError::new(ErrorCode::TooLarge, format!("the body is too large, cannot exceed {limit} bytes"));
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limit as u64) {
-        return Err(too_large());
-    }
-    let body = Limited::new(request.into_body(), limit).collect();
-    match tokio::time::timeout(context.settings.body_timeout, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(ApiError::invalid("invalid body, the connection ended before it was complete")),
+    match tokio::time::timeout(context.settings.body_timeout, collect(request.into_body(), limit)).await {
+        Ok(body) => body,
         Err(_) => Err(ApiError::new(ErrorCode::DeadlineExceeded, "deadline_exceeded: the body did not arrive in time")),
     }
+}
+
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let (mut kept, mut seen) = (BytesMut::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|_| ApiError::invalid("invalid body, the connection ended before it was complete"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        seen += data.len();
+        if seen <= limit {
+            kept.extend_from_slice(&data);
+        } else {
+            kept = BytesMut::new();
+        }
+        if seen > limit.saturating_add(DISCARDED_BYTES) {
+            break;
+        }
+    }
+    if seen > limit {
+        let text = format!("the body is too large, cannot exceed {limit} bytes");
+        return Err(ApiError::new(ErrorCode::TooLarge, text));
+    }
+    Ok(kept.freeze())
 }
 
 /// Reads JSON; errors name the position or the field.

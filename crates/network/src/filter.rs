@@ -92,18 +92,26 @@ table inet {TABLE} {{
 
 /// Loads the filter in one transaction. Blocks.
 pub(crate) fn load(allowed: &[IpNet]) -> Result<(), NetworkError> {
-    nft(&ruleset(allowed))
+    nft(&ruleset(allowed), &["-f", "-"])
+}
+
+/// Whether it could be loaded. Changes nothing. Blocks.
+///
+/// # Errors
+/// [`NetworkError::Filter`] with what nft said.
+pub fn check_filter(allowed: &[IpNet]) -> Result<(), NetworkError> {
+    nft(&ruleset(allowed), &["--check", "-f", "-"])
 }
 
 /// Removes it; succeeds when it isn't there. Blocks.
 pub(crate) fn unload() -> Result<(), NetworkError> {
-    nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"))
+    nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"), &["-f", "-"])
 }
 
-fn nft(script: &str) -> Result<(), NetworkError> {
+fn nft(script: &str, arguments: &[&str]) -> Result<(), NetworkError> {
     let failed = |error: std::io::Error| NetworkError::Filter { reason: format!("running nft: {error}") };
     let mut child = Command::new("nft")
-        .args(["-f", "-"])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -23,6 +23,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub use address::{allocate_ipv4, random_mac};
 pub use error::NetworkError;
+pub use filter::check_filter;
 pub use network::{Network, NetworkConfig, guest_spec};
 use serde::{Deserialize, Serialize};
 

@@ -61,6 +61,8 @@ impl Host {
         for address in [format!("{}/24", Self::ADDRESS), "192.168.77.2/24".into(), format!("{}/64", Self::ADDRESS_V6)] {
             run(["ip", "address", "add", &address, "dev", "uplink", "nodad"])?;
         }
+        // A link-local address would appear some time later, as if something had made it.
+        std::fs::write("/proc/sys/net/ipv6/conf/uplink/addr_gen_mode", "1").context("setting up an interface")?;
         run(["ip", "link", "set", "uplink", "up"])?;
         outside.connect().await?;
         run(["ip", "route", "add", "default", "via", Outside::ADDRESS])?;

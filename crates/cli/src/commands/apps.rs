@@ -1,9 +1,16 @@
 //! `caddis apps`.
 
+use std::time::Duration;
+
 use caddis_api::app::{App, CreateAppRequest};
+use caddis_client::Client;
 use clap::{Args, Subcommand};
 
 use crate::{CliError, prompt, render::table, session::Session};
+
+/// How long an app may take to go away with its machines.
+const GONE_PATIENCE: Duration = Duration::from_secs(120);
+const GONE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// `caddis apps …`.
 #[derive(Debug, Args)]
@@ -56,6 +63,22 @@ enum AppsCommand {
         #[arg(short, long, alias = "auto-confirm")]
         yes: bool,
     },
+}
+
+/// The server answers before the app's machines are gone; there is nothing that would tell when they are.
+async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
+    let deadline = tokio::time::Instant::now() + GONE_PATIENCE;
+    loop {
+        match client.get_app(name).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) if !error.is_transient() => return Err(error.into()),
+            _ if tokio::time::Instant::now() > deadline => {
+                let text = format!("app {name} is still being destroyed after {GONE_PATIENCE:?}; it goes on by itself");
+                return Err(CliError::DeadlineExceeded(text));
+            }
+            _ => tokio::time::sleep(GONE_INTERVAL).await,
+        }
+    }
 }
 
 /// Runs it.
@@ -112,6 +135,7 @@ pub async fn run(apps: Apps, session: &Session) -> Result<(), CliError> {
                     prompt::confirm(printer, &format!("Destroy app {name}?"), unasked).await?;
                 }
                 client.delete_app(&name).await?;
+                until_gone(&client, &name).await?;
                 printer.out(format_args!("Destroyed app {name}"))?;
             }
         }

@@ -61,7 +61,8 @@ pub(crate) async fn list(
     let (filter, page) = (Filter::read(&params)?, cursor::page(&params, MAX_PAGE)?);
     let (summary, leases) = (params.flag("summary")?, params.flag("include_leases")?);
     let mut found = context.view.of_app(&app);
-    if found.is_empty() {
+    // An app with machines exists; destroyed ones are shown for longer than their app.
+    if found.iter().all(|shown| is_gone(shown.record.machine.state)) {
         context.app(&app).await?;
     }
     found.retain(|shown| filter.accepts(shown));
