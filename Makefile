@@ -2,6 +2,7 @@
 #   make demo [KEEP=1]     see it work; KEEP=1 leaves the server up
 #   make test              the whole test suite
 #   make soak              the same with the long forms of tests
+#   make bench             measures what SPECIFICATION.md promises
 #   make lint              what CI checks beside the tests
 # ACCEL=kvm runs tests and demo with hardware virtualisation; without it they run under emulation, as in CI.
 
@@ -10,10 +11,10 @@ KEEP ?=
 export CADDIS_TEST_ACCELERATOR := $(ACCEL)
 export KEEP
 
-.PHONY: help setup kernel build build-tests test soak demo lint
+.PHONY: help setup kernel build build-tests test soak demo bench lint
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 # What is missing of Debian's packages.
 setup:
@@ -38,6 +39,10 @@ soak: kernel build-tests
 
 demo: kernel build
 	@scripts/demo.sh
+
+bench: kernel build
+	cargo build --release --package caddis-testkit --bin test-image
+	@scripts/bench.sh
 
 lint: setup
 	cargo fmt --check

@@ -25,6 +25,14 @@ pub enum NetworkError {
         /// What nft said.
         reason: String,
     },
+    /// VMs are connected.
+    #[error(
+        "{count} VMs are still connected: stop them with `caddis host drain` while their server runs, or start it again"
+    )]
+    InUse {
+        /// How many.
+        count: usize,
+    },
     /// An address that is none.
     #[error("`{address}` is no MAC address")]
     Mac {

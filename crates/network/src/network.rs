@@ -67,14 +67,16 @@ impl Network {
         Ok(Self { links, members: Mutex::default(), dns })
     }
 
-    /// Removes everything that [`Self::start`] has made and that outlives it. VMs that still run are cut off.
+    /// Removes everything that [`Self::start`] has made and that outlives it.
     ///
     /// # Errors
-    /// When the host refuses.
+    /// [`NetworkError::InUse`] while VMs run, and when the host refuses.
     pub async fn clean(state_file: &Path) -> Result<(), NetworkError> {
         let links = Links::open()?;
-        for tap in links.taps().await? {
-            links.remove(&tap).await?;
+        // A tap is there as long as its VM.
+        let taps = links.taps().await?;
+        if !taps.is_empty() {
+            return Err(NetworkError::InUse { count: taps.len() });
         }
         links.remove_dns().await?;
         let state_file = state_file.to_owned();

@@ -54,6 +54,6 @@ mod tests {
         let rows = vec![vec!["1".to_owned(), "grün".to_owned()], vec!["22".to_owned(), String::new()]];
         assert_eq!(horizontal("app", &["ID", "Name"], &rows), "app\n ID │ NAME\n 1  │ grün\n 22 │     \n\n");
         assert_eq!(vertical("VM", &[("ID", "1".to_owned())]), "VM\n ID │ 1\n\n");
-        assert_eq!(horizontal("", &["ID"], &[vec!["a\n\u{1b}[2Jb".to_owned()]]), " ID      \n a  [2Jb \n\n");
+        assert_eq!(horizontal("", &["ID"], &[vec!["a\n\u{1b}[2Jb".to_owned()]]), " ID     \n a  [2Jb\n\n");
     }
 }

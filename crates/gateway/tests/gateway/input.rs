@@ -97,7 +97,7 @@ async fn every_answer_has_a_request_id_and_errors_repeat_it() {
 async fn bad_bodies_of_a_create_are_refused_with_the_place() {
     let fixture = Fixture::new().await;
     fixture.app("a").await;
-    let deep = format!("{{\"config\": {}1{}}}", "[".repeat(500), "]".repeat(500));
+    let deep = format!("{{\"config\": {{\"x\": {}1{}}}}}", "[".repeat(500), "]".repeat(500));
     for (body, expected) in [
         ("", "invalid config, it is required"),
         ("{}", "invalid config, it is required"),
@@ -118,7 +118,7 @@ async fn bad_bodies_of_a_create_are_refused_with_the_place() {
         (r#"{"config": {"image": "a"}, "lease_ttl": -1}"#, "invalid lease_ttl"),
         (r#"{"config": {"image": "a"}, "lease_ttl": 999999}"#, "invalid lease_ttl, cannot exceed 86400 seconds"),
         (r#"{"config": {"image": "a"}, "skip_launch": "yes"}"#, "invalid skip_launch"),
-        (deep.as_str(), "invalid JSON: recursion limit exceeded"),
+        (deep.as_str(), "recursion limit exceeded"),
     ] {
         let answer = fixture.post("/v1/apps/a/machines", body).await;
         assert_eq!(answer.status, 400, "{body} gave {}", answer.text);

@@ -60,7 +60,8 @@ async fn an_older_record_never_replaces_a_newer_one() {
     let id = fixture.started().await;
     let old = fixture.worker.state().machines[&id].clone();
     fixture.worker.turn(&id, MachineState::Stopped, "exit").await;
-    let (sequence, incarnation) = (fixture.worker.state().sequence, fixture.worker.state().incarnation.clone());
+    let sequence = fixture.worker.state().sequence;
+    let incarnation = fixture.worker.state().incarnation.clone();
     let late = Delta { worker: fixture.worker.id.clone(), sequence: sequence - 1, incarnation, record: old };
     fixture.worker.bus.publish(DELTAS, message::encode(&late)).await.unwrap();
     let other = fixture.machine("a", "other").await;

@@ -1,0 +1,8 @@
+//! The machine engine as a whole: the real worker on the real bus and its real database, over a fake VMM whose guests
+//! speak the real protocol.
+#![forbid(unsafe_code)]
+
+mod faults;
+mod lifecycle;
+mod restarts;
+mod support;

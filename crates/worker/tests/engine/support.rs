@@ -1,0 +1,284 @@
+//! A host with a worker that can be ended and started again, as a server is.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, MachineState, RawConfig, event::ExitDetails};
+use caddis_bus::{
+    Bus as _, InProcessBus,
+    message::{
+        Action, CreateMachine, DELTAS, Delta, Envelope, ImageSummary, MachineRecord, WorkerReply, WorkerRequest,
+        WorkerResult, decode, encode, worker_subject,
+    },
+};
+use caddis_guest_protocol::spec::NetworkSpec;
+use caddis_image::{ImageConfig, ImageReference, Progress, ResolvedImage, RootDisk};
+use caddis_network::MachineAddresses;
+use caddis_vmm::{
+    SlotPool,
+    fake::{FakeHost, FakeVmm},
+    slot::SlotPoolConfig,
+};
+use caddis_worker::{
+    Drivers, Worker, WorkerConfig, WorkerParts,
+    host::{HostNetwork, Images},
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// Generous, for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct FakeImages;
+
+#[async_trait]
+impl Images for FakeImages {
+    async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ApiError> {
+        if reference == "missing" {
+            return Err(ApiError::new(ErrorCode::ImageUnavailable, "image `missing` was not found"));
+        }
+        Ok(ResolvedImage {
+            requested: reference.to_owned(),
+            reference: ImageReference { digest: "sha256:0".to_owned(), ..ImageReference::default() },
+            config: ImageConfig::default(),
+            download_size: 1,
+        })
+    }
+
+    async fn root_disk(&self, _: &ResolvedImage, _: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
+        Ok(RootDisk { path: "/nowhere".into(), size: 1 })
+    }
+
+    fn ready_root_disk(&self, _: &str) -> Option<RootDisk> {
+        None
+    }
+
+    fn knows(&self, _: &str) -> bool {
+        true
+    }
+
+    fn create_overlay(&self, path: &Path, _: u64) -> std::io::Result<()> {
+        std::fs::write(path, "overlay")
+    }
+
+    async fn import(
+        &self,
+        _: &str,
+        _: &Path,
+        _: Option<&str>,
+        _: &watch::Sender<Progress>,
+    ) -> Result<ImageSummary, ApiError> {
+        Err(ApiError::internal("not here"))
+    }
+
+    async fn list(&self) -> Result<Vec<ImageSummary>, ApiError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove(&self, _: &str, _: &HashSet<String>) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    async fn collect_garbage(&self, _: &HashSet<String>, _: u64) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
+
+/// Taps that are attached.
+#[derive(Clone, Default)]
+pub struct FakeNetwork(Arc<Mutex<BTreeSet<String>>>);
+
+impl FakeNetwork {
+    pub fn taps(&self) -> Vec<String> {
+        self.0.lock().unwrap().iter().cloned().collect()
+    }
+}
+
+#[async_trait]
+impl HostNetwork for FakeNetwork {
+    async fn attach(&self, tap: &str, _: &MachineAddresses) -> Result<Option<OwnedFd>, ApiError> {
+        self.0.lock().unwrap().insert(tap.to_owned());
+        Ok(None)
+    }
+
+    async fn adopt(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
+        self.0.lock().unwrap().insert(tap.to_owned());
+        Ok(())
+    }
+
+    async fn detach(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
+        self.0.lock().unwrap().remove(tap);
+        Ok(())
+    }
+
+    fn guest_spec(&self, _: &MachineAddresses) -> NetworkSpec {
+        NetworkSpec::default()
+    }
+}
+
+pub struct Fixture {
+    directory: tempfile::TempDir,
+    pub host: FakeHost,
+    pub network: FakeNetwork,
+    pub boot_id: String,
+    bus: InProcessBus,
+    worker: Option<Worker>,
+    records: watch::Receiver<HashMap<MachineId, MachineRecord>>,
+    next: AtomicU64,
+}
+
+impl Fixture {
+    pub async fn new() -> Self {
+        let bus = InProcessBus::new();
+        let (sender, records) = watch::channel(HashMap::new());
+        let mut deltas = bus.subscribe(DELTAS).await.unwrap();
+        tokio::spawn(async move {
+            while let Some(published) = deltas.recv().await {
+                let delta: Delta = decode(DELTAS, &published.payload).unwrap();
+                sender.send_modify(|records| {
+                    records.insert(delta.record.machine.id.clone(), delta.record);
+                });
+            }
+        });
+        let mut fixture = Self {
+            directory: tempfile::tempdir().unwrap(),
+            host: FakeHost::default(),
+            network: FakeNetwork::default(),
+            boot_id: "first".to_owned(),
+            bus,
+            worker: None,
+            records,
+            next: AtomicU64::new(1),
+        };
+        fixture.start().await;
+        fixture
+    }
+
+    /// Starts a worker over what an earlier one has left.
+    pub async fn start(&mut self) {
+        let slots = SlotPoolConfig { directory: self.directory.path().join("slots"), count: 50, ..Default::default() };
+        let config = WorkerConfig {
+            directory: self.directory.path().join("worker"),
+            region: "local".to_owned(),
+            ipv4_pool: "10.0.0.0/24".parse().unwrap(),
+            memory_mib: Some(2048),
+            cpu_overcommit: 100.0,
+            restart_concurrency: 2,
+            log_bytes_per_machine: 1 << 20,
+            reserved_disk: 0,
+            destroyed_retention: Duration::from_secs(60),
+            boot_id: self.boot_id.clone(),
+        };
+        let drivers = Drivers {
+            vmm: Arc::new(FakeVmm::new(self.host.clone())),
+            slots: SlotPool::open_without_cgroups(slots).unwrap(),
+            images: Arc::new(FakeImages),
+            network: Arc::new(self.network.clone()),
+        };
+        let parts = WorkerParts { bus: Arc::new(self.bus.clone()), drivers };
+        self.worker = Some(Worker::start(config, parts).await.unwrap());
+    }
+
+    /// Ends the worker, wherever its machines are.
+    pub async fn end(&mut self) {
+        self.worker.take().unwrap().shutdown().await;
+    }
+
+    pub async fn ask(&self, request: WorkerRequest) -> WorkerResult {
+        let id = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        self.ask_as(&id, request).await
+    }
+
+    pub async fn ask_as(&self, request_id: &str, request: WorkerRequest) -> WorkerResult {
+        let subject = worker_subject(self.worker.as_ref().unwrap().id());
+        let envelope = Envelope { request_id: request_id.to_owned(), request };
+        let answer = self.bus.request(&subject, encode(&envelope), PATIENCE).await.unwrap();
+        decode(&subject, &answer).unwrap()
+    }
+
+    pub async fn act(&self, machine: &MachineId, action: Action) -> Result<WorkerReply, ApiError> {
+        self.act_with(machine, None, action).await
+    }
+
+    pub async fn act_with(
+        &self,
+        machine: &MachineId,
+        nonce: Option<LeaseNonce>,
+        action: Action,
+    ) -> Result<WorkerReply, ApiError> {
+        self.ask(WorkerRequest::Act { machine: machine.clone(), nonce, action }).await
+    }
+
+    /// A machine that runs this, with more of a configuration.
+    pub async fn try_create(&self, argv: &[&str], more: Value) -> Result<MachineId, ApiError> {
+        let mut config = json!({ "image": "image", "init": { "exec": argv }, "restart": { "policy": "no" } });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let id = MachineId::random();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let create = CreateMachine {
+            id: id.clone(),
+            name: format!("m{number}"),
+            app: "app".to_owned(),
+            org: "personal".to_owned(),
+            region: "local".to_owned(),
+            config: RawConfig(config.as_object().unwrap().clone()),
+            ipv6: format!("fdaa:1:2::{number}").parse().unwrap(),
+            network: "fdaa:1:2::/48".to_owned(),
+            placement_epoch: 1,
+            skip_launch: false,
+            cordoned: false,
+            lease: None,
+        };
+        self.ask(WorkerRequest::Create(Box::new(create))).await.map(|_| id)
+    }
+
+    pub async fn create(&self, argv: &[&str]) -> MachineId {
+        self.try_create(argv, json!({})).await.unwrap()
+    }
+
+    /// A machine that runs until it is stopped.
+    pub async fn started(&self) -> MachineId {
+        let machine = self.create(&["sleep", "inf"]).await;
+        self.until(&machine, MachineState::Started).await;
+        machine
+    }
+
+    /// Waits until a machine rests in a state.
+    pub async fn until(&self, machine: &MachineId, state: MachineState) -> MachineRecord {
+        self.until_that(machine, |record| record.machine.state == state && record.machine.operation.is_none()).await
+    }
+
+    pub async fn until_that(&self, machine: &MachineId, holds: impl Fn(&MachineRecord) -> bool) -> MachineRecord {
+        let mut records = self.records.clone();
+        let found = records.wait_for(|records| records.get(machine).is_some_and(&holds));
+        if let Ok(records) = tokio::time::timeout(PATIENCE, found).await {
+            return records.unwrap()[machine].clone();
+        }
+        panic!("not reached: {:#?}", self.records.borrow().get(machine));
+    }
+
+    /// The exits of a machine, newest first.
+    pub async fn exits(&self, machine: &MachineId) -> Vec<ExitDetails> {
+        match self.ask(WorkerRequest::Events { machine: machine.clone(), limit: 100 }).await.unwrap() {
+            WorkerReply::Events { events } => events.iter().filter_map(|event| event.exit_details()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Nothing of any machine is there.
+    #[track_caller]
+    pub fn assert_nothing_runs(&self) {
+        assert_eq!(self.host.running(), Vec::<String>::new());
+        assert_eq!(self.network.taps(), Vec::<String>::new());
+    }
+}
