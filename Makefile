@@ -47,3 +47,4 @@ bench: kernel build
 lint: setup
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	@scripts/check-unit.sh

@@ -14,6 +14,7 @@ packages=(
     skopeo             # pushes images and makes archives
     mmdebstrap         # builds a real distribution's tree
     zstd jq curl openssl
+    systemd            # systemd-analyze, which checks the unit; it is not started
     ca-certificates    # for registries over HTTPS
 )
 

@@ -3,7 +3,8 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use caddis_testkit::{Host, process};
+use base64::Engine as _;
+use caddis_testkit::{Host, images, process, run};
 use serde_json::json;
 
 use crate::stand::Stand;
@@ -92,5 +93,30 @@ async fn a_vm_process_is_bounded_by_a_control_group_of_its_own() -> Result<()> {
     assert!((256..1024).contains(&bound), "{bound} MiB for a guest of 256");
     let shared = process::control_groups(stand.server.pid()?);
     assert!(groups.iter().any(|group| !shared.contains(group)), "not the server's own: {groups:?}");
+    Ok(())
+}
+
+/// This host may have cgroup v1: so the code for v2 is run where v2 certainly is, in a VM.
+#[tokio::test]
+async fn the_code_for_cgroup_v2_works_where_it_is() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let image = stand.registry.push(&images::debian()?, "debian:nginx")?;
+    let guest = json!({ "cpus": 1, "memory_mb": 512 });
+    let init = json!({ "exec": ["/bin/sleep", "1000"] });
+    let machine = stand.machine(json!({ "image": image, "guest": guest, "init": init })).await?;
+    machine.wait("started").await?;
+    let program = std::env::current_exe()?.ancestors().nth(2).context("the build directory")?.join("cgroup-check");
+    let stripped = host.path("cgroup-check");
+    run(["strip", "-o", &stripped.to_string_lossy(), &program.to_string_lossy()])?;
+    let text = base64::engine::general_purpose::STANDARD.encode(fs::read(stripped)?);
+    // A request's body is at most 5 MiB. A multiple of four letters stands for whole bytes.
+    for part in text.as_bytes().chunks(3 << 20) {
+        let part = std::str::from_utf8(part)?;
+        let append = json!({ "command": ["/bin/sh", "-c", "base64 --decode >>/root/check"], "stdin": part });
+        let reply = machine.post("/exec", append).await?.ok()?;
+        assert_eq!(reply["exit_code"], 0, "{reply}");
+    }
+    assert_eq!(machine.shell("chmod 755 /root/check && /root/check").await?, "cgroup v2 works\n");
     Ok(())
 }

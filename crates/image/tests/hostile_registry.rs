@@ -313,7 +313,7 @@ async fn unlisted_registries_on_this_host_are_never_contacted() {
     for host in ["127.0.0.1", "localhost", "0.0.0.0", "[::1]", "127.1", "[::ffff:127.0.0.1]", "169.254.169.254"] {
         let error = store.resolve(&format!("{host}:{port}/app")).await.unwrap_err();
         assert!(matches!(error, ImageError::Refused { .. }) && error.is_client_fault(), "{host}: {error}");
-        assert!(error.to_string().contains("insecure_registries"), "{error}");
+        assert!(error.to_string().contains("--insecure-registry"), "{error}");
     }
     assert_eq!(registry.log().len(), 0);
 }

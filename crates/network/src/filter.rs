@@ -32,8 +32,8 @@ const DENIED_V4: [&str; 11] = [
 const DENIED_V6: [&str; 8] =
     ["::/127", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8"];
 
-/// The whole table. Loading it again replaces the rules and leaves the elements of [`OWN6`]: machines that run keep
-/// what they have.
+/// The whole table. Loading it again replaces it in one step; machines that run are put back as they are adopted, and
+/// meanwhile connections that stand go on.
 fn ruleset(allowed: &[IpNet]) -> String {
     let (v4, v6): (Vec<_>, Vec<_>) = allowed.iter().partition(|network| matches!(network, IpNet::V4(_)));
     let permit = |family: &str, networks: &[&IpNet]| {
@@ -46,6 +46,8 @@ fn ruleset(allowed: &[IpNet]) -> String {
         r#"
 add table inet {TABLE}
 flush table inet {TABLE}
+add set inet {TABLE} {OWN6} {{ type ipv6_addr . ipv6_addr; flags interval; }}
+flush set inet {TABLE} {OWN6}
 table inet {TABLE} {{
     set {OWN6} {{
         type ipv6_addr . ipv6_addr

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use caddis_vmm::{cgroup::CgroupRoot, slot::SlotPoolConfig};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -216,6 +217,8 @@ impl Drop for Server<'_> {
         for pid in process::holders(&self.data_directory()) {
             process::end(pid);
         }
+        // Fails as long as another test's VMs are there, and that is as well.
+        let _ = CgroupRoot::remove(&SlotPoolConfig::default().cgroup_parent);
         if std::thread::panicking() || std::env::var_os("CADDIS_TEST_LOG").is_some() {
             eprintln!("---- log of the server ----\n{}---- end of the log ----", self.log());
         }

@@ -30,6 +30,8 @@ pub struct CgroupRoot {
 #[derive(Debug)]
 struct Layout {
     version: Version,
+    parent: String,
+    mounts: Vec<PathBuf>,
     /// v2: one directory. v1: one for each of [`CONTROLLERS`], in that order.
     directories: Vec<PathBuf>,
 }
@@ -65,16 +67,23 @@ impl CgroupRoot {
         }
         let found = detect::find(mountinfo, &CONTROLLERS).map_err(unusable)?;
         let directories = found.mounts.iter().map(|mount| mount.join(parent)).collect::<Vec<_>>();
-        if found.version == Version::V2 {
-            for mount in &found.mounts {
-                delegate(mount, parent)?;
-            }
-        } else {
-            for directory in &directories {
-                make(directory)?;
-            }
+        let parent = parent.to_owned();
+        let root =
+            Self { layout: Arc::new(Layout { version: found.version, parent, mounts: found.mounts, directories }) };
+        root.ensure()?;
+        Ok(root)
+    }
+
+    /// Makes it, if it isn't there: another server of this host may have tidied up since it was found.
+    ///
+    /// # Errors
+    /// [`VmmError::Io`] naming what could not be made.
+    pub fn ensure(&self) -> Result<(), VmmError> {
+        let layout = &self.layout;
+        match layout.version {
+            Version::V1 => layout.directories.iter().try_for_each(|directory| make(directory)),
+            Version::V2 => layout.mounts.iter().try_for_each(|mount| delegate(mount, &layout.parent)),
         }
-        Ok(Self { layout: Arc::new(Layout { version: found.version, directories }) })
     }
 
     /// Which interface the host offers.

@@ -186,6 +186,7 @@ impl Launch {
         let cgroups = spec.slot.cgroups().ok_or_else(|| unusable("these slots have no cgroups"))?;
         let cgroup = cgroups.slot(&spec.slot.cgroup_name());
         let weight = spec.cpu_weight;
+        cgroups.ensure()?;
         cgroup.create(Limits { memory: self.memory_limit, cpu_weight: weight, threads: THREADS + spec.vcpus })?;
         let (output, output_writer) = Capture::new("output")?;
         let (console, console_writer) = Capture::new("console")?;

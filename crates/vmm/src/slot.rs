@@ -40,7 +40,8 @@ impl Default for SlotPoolConfig {
             // steps of 65536) reach on a host with a few users, and far below systemd's 0x70000000 for containers.
             first_uid: 600_000,
             count: 1000,
-            cgroup_parent: "caddis".to_owned(),
+            // The name of a unit of systemd, which then leaves what is in it alone.
+            cgroup_parent: "caddis.slice".to_owned(),
         }
     }
 }

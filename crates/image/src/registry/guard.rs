@@ -53,7 +53,7 @@ impl Guard {
             "http" if self.is_listed(url) => return Ok(Trust::Listed),
             "https" => {}
             scheme => {
-                let reason = format!("{scheme} is only spoken with registries listed in `insecure_registries`");
+                let reason = format!("{scheme} is only spoken with registries named with --insecure-registry");
                 return Err(refused(&target, reason));
             }
         }
@@ -81,8 +81,8 @@ impl Guard {
     }
 }
 
-const FORBIDDEN: &str = "it is an address of this host or link-local; if a registry is there, list it as \
-                         `insecure_registries = [\"host:port\"]`";
+const FORBIDDEN: &str = "it is an address of this host or link-local; if a registry is there, name it to the \
+                         server: caddis serve --insecure-registry HOST:PORT";
 
 fn refused(target: &str, reason: String) -> ImageError {
     ImageError::Refused { target: target.to_owned(), reason }
@@ -180,6 +180,6 @@ mod tests {
     #[tokio::test]
     async fn names_of_this_host_do_not_resolve() {
         let error = GuardedResolver.resolve("localhost".parse().unwrap()).await.err().expect("localhost is refused");
-        assert!(error.to_string().contains("insecure_registries"), "{error}");
+        assert!(error.to_string().contains("--insecure-registry"), "{error}");
     }
 }

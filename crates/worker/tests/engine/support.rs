@@ -164,8 +164,10 @@ impl Fixture {
         fixture
     }
 
-    /// Starts a worker over what an earlier one has left.
+    /// Starts a worker over what an earlier one has left. A tap is there as long as its VM: of those that were
+    /// attached the worker finds the ones it adopts.
     pub async fn start(&mut self) {
+        self.network.0.lock().unwrap().clear();
         let slots = SlotPoolConfig { directory: self.directory.path().join("slots"), count: 50, ..Default::default() };
         let config = WorkerConfig {
             directory: self.directory.path().join("worker"),
