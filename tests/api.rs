@@ -1,7 +1,7 @@
 //! Bad input, and clients that get in each other's way.
 
 use anyhow::Result;
-use caddis_testkit::{Api, Host};
+use caddis_testkit::{Api, Host, Options};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -158,5 +158,34 @@ async fn a_lease_keeps_others_from_changing_a_machine() -> Result<()> {
     assert_eq!(gone.status, 404);
     assert!(gone.error().contains("lease not found"), "{}", gone.text);
     api.delete(&machine.path("?force=true")).await?.ok()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn health_tells_why_requests_would_fail() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let api = stand.server.api();
+    assert_eq!(api.get("/healthz").await?.status, 200);
+    let (boot, away) = (stand.server.data_directory().join("boot"), stand.server.data_directory().join("away"));
+    std::fs::rename(&boot, &away)?;
+    let sick = api.get("/healthz").await?;
+    assert_eq!(sick.status, 503, "{}", sick.text);
+    assert!(sick.text.contains("vmlinux"), "{}", sick.text);
+    std::fs::rename(&away, &boot)?;
+    assert_eq!(api.get("/healthz").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_with_too_little_disk_says_so_and_takes_no_machine() -> Result<()> {
+    let host = Host::new().await?;
+    let arguments = vec!["--reserved-disk-mb".to_owned(), "999999999".to_owned()];
+    let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    let sick = stand.server.api().get("/healthz").await?;
+    assert_eq!(sick.status, 503, "{}", sick.text);
+    let refused =
+        stand.server.api().post(&format!("/v1/apps/{APP}/machines"), json!({ "config": { "image": "x" } })).await?;
+    assert!(refused.status >= 400 && refused.error().contains("disk"), "{}", refused.text);
     Ok(())
 }

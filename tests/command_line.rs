@@ -93,3 +93,27 @@ async fn a_backup_brings_back_what_was_known() -> Result<()> {
     assert_eq!(stand.server.api().get("/v1/apps/after").await?.status, 404);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_server_refuses_to_start_where_it_would_do_harm() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let data = stand.server.data_directory();
+    let taken = stand.server.cli(&["serve", "--data-dir", &data.to_string_lossy(), "--listen", "127.0.0.1:0"]).await?;
+    assert_eq!(taken.code, Some(1), "{taken:?}");
+    assert!(taken.stderr.contains("in use by a running caddis serve"), "{taken:?}");
+    let other = host.path("other");
+    let serve = ["serve", "--data-dir", &other.to_string_lossy(), "--listen"];
+    let port = stand.server.cli(&[&serve[..], &["127.0.0.1:4280"]].concat()).await?;
+    assert!(port.code == Some(1) && port.stderr.contains("can't listen on 127.0.0.1:4280"), "{port:?}");
+    let unknown = stand.server.cli(&[&serve[..], &["127.0.0.1:0", "--config", "/no/such.toml"]].concat()).await?;
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("/no/such.toml"), "{unknown:?}");
+    if std::env::var("CADDIS_TEST_ACCELERATOR").is_ok_and(|accelerator| accelerator == "kvm") {
+        return Ok(());
+    }
+    // Where KVM works it would serve, so this is for hosts without.
+    let open = stand.server.cli(&[&serve[..], &["0.0.0.0:0", "--accelerator", "auto"]].concat()).await?;
+    assert_eq!(open.code, Some(1), "{open:?}");
+    assert!(open.stderr.contains("--accelerator emulation"), "{open:?}");
+    Ok(())
+}

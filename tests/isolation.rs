@@ -120,3 +120,26 @@ async fn the_code_for_cgroup_v2_works_where_it_is() -> Result<()> {
     assert_eq!(machine.shell("chmod 755 /root/check && /root/check").await?, "cgroup v2 works\n");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_vm_that_exceeds_its_bound_on_the_host_is_an_exit_of_its_own_kind() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let guest = json!({ "cpus": 1, "memory_mb": 512 });
+    let machine = stand.script("echo ready; sleep 1000", json!({ "guest": guest })).await?;
+    machine.logged("ready").await?;
+    let groups = process::control_groups(stand.server.vm(&machine)?);
+    let files = [("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")];
+    let mut found = groups.iter().flat_map(|group| files.map(|(limit, usage)| (group.join(limit), group.join(usage))));
+    let (limit, usage) = found.find(|(limit, _)| limit.exists()).context("a bound on memory")?;
+    let used: u64 = fs::read_to_string(usage)?.trim().parse()?;
+    fs::write(limit, (used + (16 << 20)).to_string())?;
+    // The VM goes away under it.
+    let fill = json!({ "command": ["/bin/sh", "-c", "tail -c 300m /dev/zero"], "timeout": 60 });
+    machine.post("/exec", fill).await?;
+    machine.wait("stopped").await?;
+    let exit = machine.exit_event().await?;
+    assert_eq!((&exit["cause"], &exit["requested_stop"]), (&json!("host_oom"), &json!(false)), "{exit}");
+    assert!(stand.server.vms().is_empty());
+    Ok(())
+}

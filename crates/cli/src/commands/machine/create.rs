@@ -17,8 +17,7 @@ use crate::{
 pub struct Create {
     /// Image to make it from, as registry/repository:tag or the name of an imported one.
     image: Option<String>,
-    /// Replaces the image's command.
-    #[arg(trailing_var_arg = true)]
+    /// Replaces the image's command; put -- before one that has dashes.
     command: Vec<String>,
     #[command(flatten)]
     app: AppArgs,
