@@ -27,8 +27,12 @@ async fn a_killed_server_finds_its_vms_and_their_logs_again() -> Result<()> {
     assert_eq!(stand.server.vm(&machine)?, vm);
     assert_eq!(machine.shell("cat /proc/sys/kernel/random/boot_id").await?, boot);
     assert_eq!(machine.events().await?.len(), events, "for the machine nothing happened");
-    let count = |lines: &[String]| lines.iter().filter(|line| line.starts_with("line ")).count();
-    let so_far = count(&machine.logs().await?);
+    // A read without a position gives the last lines only, so they are told by their numbers.
+    let numbers = |lines: &[String]| -> Vec<u64> {
+        lines.iter().filter_map(|line| line.strip_prefix("line ")?.parse().ok()).collect()
+    };
+    let newest = |lines: &[String]| numbers(lines).last().copied().unwrap_or(0);
+    let so_far = newest(&machine.logs().await?);
     machine.logged(&format!("line {}", so_far + 5)).await?;
 
     // The same over an orderly end, and again.
@@ -36,12 +40,15 @@ async fn a_killed_server_finds_its_vms_and_their_logs_again() -> Result<()> {
         assert!(stand.server.terminate().await?.success());
         assert_eq!(stand.server.vms(), [vm]);
         stand.server.launch().await?;
-        let so_far = count(&machine.logs().await?);
-        machine.logged(&format!("line {}", so_far + 5)).await?;
+        let lines = machine.logs().await?;
+        let seen = numbers(&lines);
+        let expected: Vec<_> = (seen.first().copied().unwrap_or(0)..).take(seen.len()).collect();
+        assert_eq!(seen, expected, "no line is lost, none comes twice");
+        machine.logged(&format!("line {}", newest(&lines) + 5)).await?;
     }
-    let lines: Vec<_> = machine.logs().await?.into_iter().filter(|line| line.starts_with("line ")).collect();
-    let expected: Vec<_> = (1..=lines.len()).map(|number| format!("line {number}")).collect();
-    assert_eq!(lines, expected, "no line is lost, none comes twice");
+    let seen = numbers(&machine.logs().await?);
+    let expected: Vec<_> = (seen.first().copied().unwrap_or(0)..).take(seen.len()).collect();
+    assert_eq!(seen, expected, "no line is lost, none comes twice");
 
     machine.stop().await?;
     machine.wait("stopped").await?;
@@ -136,5 +143,34 @@ async fn a_drain_stops_the_guests_and_the_next_start_of_the_host_brings_them_bac
     std::fs::write(stand.server.boot_id_file(), "99999999-2222-4333-8444-555555555555\n")?;
     stand.server.launch().await?;
     machine.wait_after(&before, "started").await?;
+    Ok(())
+}
+
+/// At moments spread over a start and a stop: between fork and record, while init prepares, while the guest powers off.
+#[tokio::test]
+async fn a_server_that_is_killed_at_any_moment_goes_on_where_it_was() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let machine = stand.script("trap 'exit 0' INT; echo ready; sleep 1000 & wait", json!({})).await?;
+    machine.wait("started").await?;
+    for round in 0..u64::from(rounds(6, 60)) {
+        let wanted = if machine.get().await?["state"] == "started" { "stop" } else { "start" };
+        let before = machine.newest_event().await?;
+        machine.post(&format!("/{wanted}"), json!({})).await?.ok()?;
+        tokio::time::sleep(std::time::Duration::from_millis(round * 97 % 900)).await;
+        stand.server.kill().await?;
+        stand.server.launch().await?;
+        machine.wait("settled").await?;
+        let shown = machine.get().await?;
+        let state = if wanted == "stop" { "stopped" } else { "started" };
+        assert_eq!(shown["state"], state, "round {round}: {shown}");
+        assert_eq!(stand.server.vms().len(), usize::from(wanted == "start"), "round {round}");
+        let events = machine.events().await?;
+        let exits =
+            events.iter().take_while(|event| event["id"] != *before).filter(|event| event["type"] == "exit").count();
+        assert_eq!(exits, usize::from(wanted == "stop"), "round {round}: {events:#?}");
+    }
+    machine.destroy().await?;
+    assert!(stand.server.vms().is_empty());
     Ok(())
 }
