@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 
 /// Launches VMs from OCI images, on hosts you own.
 #[derive(Debug, Parser)]
+#[command(after_help = "Examples:\n  caddis serve\n  caddis apps create hello\n  caddis machine run nginx -a hello")]
 #[command(name = "caddis", version, styles = caddis_cli::HELP_STYLES, disable_help_subcommand = true)]
 struct Caddis {
     #[command(flatten)]

@@ -55,7 +55,7 @@ impl Backlog {
         self.records.push_back(record);
         while self.bytes > LOG_BACKLOG_BYTES {
             // What was sent may arrive yet: it is kept for as long as its window, which is a part of the backlog.
-            let Some(at) = self.records.iter().position(|record| record.sequence > self.sent) else { break };
+            let at = self.records.partition_point(|record| record.sequence <= self.sent);
             let Some(dropped) = self.records.remove(at) else { break };
             self.bytes -= dropped.size();
             if let Some(next) = self.records.get_mut(at) {

@@ -22,6 +22,10 @@ const CREATE: u16 = 0x400;
 pub fn configure(spec: &NetworkSpec) -> Result<(), String> {
     let mut netlink = Netlink::open().map_err(|e| format!("can't open a netlink socket: {e}"))?;
     netlink.up("lo", None)?;
+    // As docker has it: programs that are not root serve low ports, and ping. There is nobody else in this VM.
+    for (setting, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
+        let _ = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value);
+    }
     let Some(name) = interface() else { return Ok(()) };
     // Addresses are ours by agreement: no need to ask around for others that have them, or to be told any.
     for (setting, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("autoconf", "0"), ("router_solicitations", "0")]

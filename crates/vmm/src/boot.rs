@@ -25,8 +25,8 @@ mod vmlinux;
 const NEEDED: [&str; 7] =
     ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "ext4"];
 
-/// Modules loaded when the kernel has them.
-const WANTED: [&str; 2] = ["virtio_rng", "ipv6"];
+/// Modules loaded when the kernel has them. ext4 asks for crc32c by itself, which init has no program to load on demand.
+const WANTED: [&str; 3] = ["virtio_rng", "ipv6", "crc32c_generic"];
 
 /// What to boot.
 #[derive(Debug, Clone)]

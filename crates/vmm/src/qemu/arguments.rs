@@ -60,7 +60,9 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         format!("driver=file,node-name=root-file,filename=/dev/fdset/2,locking=off,discard=unmap,{cache}"),
     );
     add("-blockdev", format!("driver=qcow2,node-name=root,file=root-file,backing=base,discard=unmap,{cache}"));
-    add("-device", format!("virtio-blk-device,drive=root,serial={}", crate::ROOT_DISK_SERIAL));
+    // Errors go to the guest: QEMU's way with a full disk, to stop the VM, would need someone to let it go on.
+    let errors = "werror=report,rerror=report";
+    add("-device", format!("virtio-blk-device,drive=root,serial={},{errors}", crate::ROOT_DISK_SERIAL));
     if shape.has_tap {
         add("-netdev", format!("tap,id=net,fd={},vhost=off", descriptor::TAP));
         add("-device", format!("virtio-net-device,netdev=net,mac={}", shape.mac));
