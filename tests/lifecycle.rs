@@ -77,6 +77,9 @@ async fn vcpus_and_memory_are_as_configured() -> Result<()> {
     let machine = stand.script("sleep 1000", json!({ "guest": guest, "rootfs": { "size_gb": 12 } })).await?;
     machine.wait("started").await?;
     assert_eq!(machine.shell("nproc").await?.trim(), "2");
+    let clock: u64 = machine.shell("date +%s").await?.trim().parse()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    assert!(now.abs_diff(clock) <= 2, "the guest's clock says {clock}, the host's {now}");
     let total: u64 = machine.shell("awk '/MemTotal/ { print $2 }' /proc/meminfo").await?.trim().parse()?;
     // The kernel keeps some for itself.
     assert!((440 << 10..512 << 10).contains(&total), "{total} KiB");
