@@ -1,7 +1,7 @@
 //! Bad input, and clients that get in each other's way.
 
 use anyhow::Result;
-use caddis_testkit::{Api, Host, Options};
+use caddis_testkit::{Api, Host, Options, run};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -187,5 +187,41 @@ async fn a_host_with_too_little_disk_says_so_and_takes_no_machine() -> Result<()
     let refused =
         stand.server.api().post(&format!("/v1/apps/{APP}/machines"), json!({ "config": { "image": "x" } })).await?;
     assert!(refused.status >= 400 && refused.error().contains("disk"), "{}", refused.text);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room() -> Result<()> {
+    use std::io::Write as _;
+
+    let host = Host::new().await?;
+    let data = host.path("data");
+    let mount_point = data.to_string_lossy().into_owned();
+    std::fs::create_dir(&data)?;
+    run(["mount", "-t", "tmpfs", "-o", "size=1200m,mode=755", "tmpfs", &mount_point])?;
+    let arguments = vec!["--reserved-disk-mb".to_owned(), "0".to_owned()];
+    let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    let machine = stand.script("sleep 1000", json!({})).await?;
+    machine.wait("started").await?;
+
+    let filler = data.join("filler");
+    let mut file = std::fs::File::create(&filler)?;
+    while file.write_all(&[1; 4096]).is_ok() {}
+    let api = stand.server.api();
+    let sick = api.get("/healthz").await?;
+    assert!(sick.status == 503 && sick.text.contains("disk is full"), "{}", sick.text);
+    let refused = machine.post("/stop", json!({})).await?;
+    assert_eq!(refused.status, 500, "{}", refused.text);
+    assert_eq!(machine.get().await?["state"], "started", "what can't be recorded is not begun");
+    assert!(api.create_app("another", None).await.is_err());
+    let inside = machine.exec(&["/bin/sh", "-c", "echo still here"]).await?;
+    assert_eq!(inside.stdout, "still here\n");
+
+    std::fs::remove_file(&filler)?;
+    assert_eq!(api.get("/healthz").await?.status, 200);
+    machine.stop().await?;
+    machine.wait("stopped").await?;
+    drop(stand);
+    run(["umount", &mount_point])?;
     Ok(())
 }

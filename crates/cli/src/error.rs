@@ -110,7 +110,9 @@ fn hint(error: &ClientError) -> Option<String> {
         _ => None,
     };
     match (application_status, error.code()) {
-        (Some("insufficient_capacity"), _) => Some("Try choosing a different region for machine creation".to_owned()),
+        (Some("insufficient_capacity"), _) if error.to_string().contains("machine") => {
+            Some("Try choosing a different region for machine creation".to_owned())
+        }
         (Some("name_taken"), _) => Some("The name is in use already, choose another one.".to_owned()),
         (_, Some(ErrorCode::RateLimited)) => Some("Wait a moment, then try again.".to_owned()),
         _ => None,
