@@ -217,6 +217,7 @@ async fn a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room() -> R
     let inside = machine.exec(&["/bin/sh", "-c", "echo still here"]).await?;
     assert_eq!(inside.stdout, "still here\n");
 
+    drop(file);
     std::fs::remove_file(&filler)?;
     assert_eq!(api.get("/healthz").await?.status, 200);
     machine.stop().await?;
