@@ -59,6 +59,9 @@ pub struct Machine {
     /// `hardware` or `emulated`. Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
+    /// How it was last started: `cold` or `template`. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_kind: Option<String>,
     /// Private IPv4 address, reachable from its host. Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_ipv4: Option<String>,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use caddis_cli::{SERVER_FILE, ServerFile};
 use caddis_client::Client;
 use caddis_network::Network;
-use caddis_vmm::{cgroup::CgroupRoot, slot::SlotPoolConfig};
+use caddis_vmm::{SlotPool, cgroup::CgroupRoot, slot::SlotPoolConfig};
 use clap::{Args, Subcommand};
 
 use crate::instance::{self, Instance};
@@ -61,6 +61,7 @@ async fn drain(data_dir: &std::path::Path, deadline: Duration) -> Result<()> {
 
 async fn clean(data_dir: &std::path::Path) -> Result<()> {
     let instance = Instance::take(data_dir)?;
+    caddis_vmm::qemu::end_unbound(&instance.path(instance::TEMPLATES), &SlotPool::open(SlotPoolConfig::default())?);
     Network::clean(&instance.path(instance::NETWORK_STATE)).await?;
     // VMs of another server, in a network namespace of its own, keep theirs.
     if let Err(error) = CgroupRoot::remove(&SlotPoolConfig::default().cgroup_parent) {

@@ -17,6 +17,7 @@ pub const WORKER: &str = "worker";
 pub const WORKER_DATABASE: &str = "worker/worker.db";
 pub const IMAGES: &str = "images";
 pub const BOOT: &str = "boot";
+pub const TEMPLATES: &str = "templates";
 pub const ROOT_TOKEN: &str = "root.token";
 pub const NETWORK_STATE: &str = "network.json";
 const LOCK: &str = "lock";

@@ -133,6 +133,7 @@ impl Server {
             destroyed_retention: DESTROYED_RETENTION,
             boot_id: boot_id.trim().to_owned(),
         };
+        vmm.prepare();
         let drivers = Drivers { vmm: Arc::new(vmm), slots, images: Arc::new(images), network: Arc::new(network) };
         let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers }).await?;
         let gateway = Gateway::new(GatewayParts {
@@ -174,11 +175,19 @@ async fn start_vmm(settings: &Settings, instance: &Instance, address: SocketAddr
     };
     let (choice, program) = (settings.accelerator, settings.qemu.clone());
     let (data_dir, boot_dir) = (instance.directory().to_owned(), instance.path(instance::BOOT));
+    let templates = instance.path(instance::TEMPLATES);
     spawn_blocking(move || {
         let (accelerator, reason) = accelerator::choose(choice, address, &data_dir)?;
         let boot = boot::prepare(&source, &boot_dir)?;
         let slots = SlotPool::open(SlotPoolConfig::default())?;
-        let vmm = Qemu::new(QemuConfig { program, accelerator, boot: boot.clone(), slots: slots.clone() })?;
+        let vmm = Qemu::new(QemuConfig {
+            program,
+            accelerator,
+            boot: boot.clone(),
+            slots: slots.clone(),
+            templates,
+            tap: caddis_network::create_tap,
+        })?;
         match accelerator {
             Accelerator::Kvm => info!(qemu = vmm.version(), kernel = boot.release, reason, "VMs run with KVM"),
             Accelerator::Emulation => warn!(

@@ -15,7 +15,7 @@ use nix::{
     unistd::{chdir, chroot, sethostname},
 };
 
-use crate::{clock, entropy, kernel::mount_special, network, spawn::DEFAULT_PATH, timing::Timing, users};
+use crate::{clock, devices, entropy, kernel::mount_special, network, spawn::DEFAULT_PATH, timing::Timing, users};
 
 /// Where the root disk is mounted before it becomes the root.
 const NEW_ROOT: &str = "/newroot";
@@ -43,10 +43,10 @@ pub fn prepare(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, Stri
     }
     clock::set(spec.time_ns)?;
     timing.step("identity");
+    devices::bind()?;
+    timing.step("devices");
     let device = disk(&spec.root_serial)?;
     mount_root(&device)?;
-    timing.step("root");
-    mount_rest(&mut warnings)?;
     if spec.grow_root
         && let Err(warning) = grow(&device)
     {
@@ -54,7 +54,7 @@ pub fn prepare(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, Stri
     }
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
         .map_err(|e| format!("can't set the open files limit: {e}"))?;
-    timing.step("mounts");
+    timing.step("root");
     network::configure(&spec.network)?;
     timing.step("network");
     names(spec)?;
@@ -110,8 +110,12 @@ fn mount_root(device: &Path) -> Result<(), String> {
     chdir("/").map_err(failed("enter the root"))
 }
 
-/// File systems that programs expect.
-fn mount_rest(warnings: &mut Vec<String>) -> Result<(), String> {
+/// Does what is the same for every machine, before it is known which one this is. Returns warnings.
+///
+/// # Errors
+/// When a file system that programs expect can't be mounted.
+pub fn prepare_early() -> Result<Vec<String>, String> {
+    let mut warnings = Vec::new();
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let pts = "mode=0620,gid=5,ptmxmode=666";
     mount_special("devpts", "/dev/pts", quiet | MsFlags::MS_NOATIME, Some(pts))?;
@@ -126,10 +130,11 @@ fn mount_rest(warnings: &mut Vec<String>) -> Result<(), String> {
             warnings.push(format!("no cgroup controller {controller}: {error}"));
         }
     }
+    network::prepare()?;
     for (name, target) in [("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         let _ = std::os::unix::fs::symlink(format!("/proc/self/{target}"), format!("/dev/{name}"));
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// Host name and the files about names.

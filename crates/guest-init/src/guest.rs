@@ -97,6 +97,8 @@ pub fn run() -> Result<(), String> {
     epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS)).map_err(failed("watch signals"))?;
     watch(&epoll, &port)?;
     timing.step("port");
+    let warnings = configure::prepare_early()?;
+    timing.step("mounts");
     let mut guest = Guest {
         epoll,
         signals,
@@ -114,6 +116,7 @@ pub fn run() -> Result<(), String> {
         ended_at: None,
         power_off_at: None,
     };
+    warnings.into_iter().for_each(|warning| guest.warn(Err(warning)));
     guest.work()
 }
 

@@ -47,10 +47,19 @@ pub fn mount_special(kind: &str, target: &str, flags: MsFlags, data: Option<&str
     }
 }
 
-/// Loads the modules of the initrd, in order.
+/// Loads the modules of the initrd, in order. The drivers of disks and network get no devices yet: those may change
+/// until [`crate::devices::bind`], since this VM may be saved and restored with others.
 pub fn load_modules() -> Result<(), String> {
     let order = fs::read_to_string(Path::new(MODULES).join("order")).unwrap_or_default();
-    for name in order.lines() {
+    let late = |name: &&str| crate::devices::LATE.iter().any(|driver| name.strip_suffix(".ko") == Some(driver));
+    let (first, last): (Vec<_>, Vec<_>) = order.lines().partition(|name| !late(name));
+    insert(&first)?;
+    crate::devices::hold()?;
+    insert(&last)
+}
+
+fn insert(names: &[&str]) -> Result<(), String> {
+    for name in names {
         let path = Path::new(MODULES).join(name);
         let file = File::open(&path).map_err(|error| format!("can't open {}: {error}", path.display()))?;
         match finit_module(&file, &CString::default(), ModuleInitFlags::empty()) {

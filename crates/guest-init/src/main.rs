@@ -2,10 +2,13 @@
 //! is, turns the VM into it, runs its program, and reports its end.
 //!
 //! ```text
-//! kernel ▸ modules, /dev, /proc, /sys ▸ control port ▸ [Configure] ▸ entropy, clock, root, network, files ▸ program
+//! kernel ▸ /dev, /proc, /sys ▸ modules ▸ control port ▸ [Configure] ▸ entropy, clock, devices, root, network ▸ program
 //!                                                                                                            │
 //!   power off ◀ [AcknowledgeExit] ◀ exit report ◀ last log lines ◀──────────────── end of the program ◀──────┘
 //! ```
+//! While init waits for `Configure` the VM may be saved, and later restored as many machines: until then it draws no
+//! random bytes, reads no boot id, and binds no disk or network card.
+//!
 //! One thread, one epoll loop ([`guest`]): everything that happens is an event, nothing is polled, and no write to the
 //! host ever blocks.
 
@@ -13,6 +16,7 @@ use std::process::ExitCode;
 
 mod clock;
 mod configure;
+mod devices;
 mod entropy;
 mod execs;
 mod guest;

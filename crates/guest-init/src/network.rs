@@ -18,20 +18,25 @@ const ACKNOWLEDGE: u16 = 4;
 const REPLACE: u16 = 0x100;
 const CREATE: u16 = 0x400;
 
-/// Brings up the loopback and, if there is one, the machine's interface.
-pub fn configure(spec: &NetworkSpec) -> Result<(), String> {
-    let mut netlink = Netlink::open().map_err(|e| format!("can't open a netlink socket: {e}"))?;
-    netlink.up("lo", None)?;
+/// Brings up the loopback, and sets what holds for every interface.
+pub fn prepare() -> Result<(), String> {
+    Netlink::open()?.up("lo", None)?;
     // As docker has it: programs that are not root serve low ports, and ping. There is nobody else in this VM.
     for (setting, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
         let _ = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value);
     }
-    let Some(name) = interface() else { return Ok(()) };
     // Addresses are ours by agreement: no need to ask around for others that have them, or to be told any.
     for (setting, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("autoconf", "0"), ("router_solicitations", "0")]
     {
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), value);
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/default/{setting}"), value);
     }
+    Ok(())
+}
+
+/// Brings up the machine's interface, if there is one.
+pub fn configure(spec: &NetworkSpec) -> Result<(), String> {
+    let Some(name) = interface() else { return Ok(()) };
+    let mut netlink = Netlink::open()?;
     netlink.up(&name, Some(spec))?;
     let index = if_nametoindex(name.as_str()).map_err(|e| format!("no interface {name}: {e}"))?;
     netlink.address(index, spec.ipv4.into(), 32)?;
@@ -53,9 +58,11 @@ struct Netlink {
 }
 
 impl Netlink {
-    fn open() -> nix::Result<Self> {
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    fn open() -> Result<Self, String> {
+        let failed = |error: Errno| format!("can't open a netlink socket: {error}");
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute);
+        let socket = socket.map_err(failed)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
         Ok(Self { socket, sequence: 0 })
     }
 

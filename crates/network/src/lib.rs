@@ -26,6 +26,7 @@ pub use error::NetworkError;
 pub use filter::check_filter;
 pub use network::{Network, NetworkConfig, guest_spec};
 use serde::{Deserialize, Serialize};
+pub use tap::create as create_tap;
 
 /// The addresses of one machine. IPv4 is private to the host; the private IPv6 stays with the machine for its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use std::{
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 
 /// Makes a tap of this name, at most 15 bytes long. Fails when there is one already.
-pub(crate) fn create(name: &str) -> io::Result<OwnedFd> {
+pub fn create(name: &str) -> io::Result<OwnedFd> {
     let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     // SAFETY: all zeroes is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

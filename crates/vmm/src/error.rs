@@ -29,6 +29,12 @@ pub enum VmmError {
         /// Tail of its standard error.
         message: String,
     },
+    /// A template was there but no VM could be restored from it.
+    #[error("the VM could not be restored: {message}")]
+    NotRestored {
+        /// The VMM's words.
+        message: String,
+    },
     /// The VMM did not answer in time.
     #[error("the VMM did not answer while {attempted}")]
     TimedOut {

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use caddis_guest_protocol::fake::{Behaviour, FakeGuest};
 use tokio::sync::watch;
 
-use crate::{AgentStream, Capabilities, Isolation, LaunchSpec, Slot, Vm, VmExit, Vmm, VmmError};
+use crate::{AgentStream, Capabilities, Isolation, LaunchSpec, Slot, StartKind, Vm, VmExit, Vmm, VmmError};
 
 /// How the driver misbehaves.
 #[derive(Debug, Clone, Default)]
@@ -150,6 +150,14 @@ impl Vm for FakeVm {
 
     fn pid(&self) -> u32 {
         std::process::id()
+    }
+
+    fn start_kind(&self) -> &StartKind {
+        &StartKind::Template
+    }
+
+    fn start_steps(&self) -> &[(&'static str, Duration)] {
+        &[]
     }
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {

@@ -20,9 +20,11 @@ mod lock;
 pub mod probe;
 mod process;
 pub mod qemu;
+mod qmp;
 mod record;
 pub mod slot;
 mod socket;
+mod template;
 
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
@@ -98,6 +100,29 @@ pub enum VmExit {
     },
 }
 
+/// How a VM came to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum StartKind {
+    /// Its kernel booted.
+    Cold {
+        /// Why there was no quicker way.
+        reason: String,
+    },
+    /// It was restored from a template.
+    Template,
+}
+
+impl StartKind {
+    /// Its name on the wire.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Cold { .. } => "cold",
+            Self::Template => "template",
+        }
+    }
+}
+
 /// A driver.
 #[async_trait]
 pub trait Vmm: Send + Sync + 'static {
@@ -123,6 +148,12 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Process id on the host, for tests and diagnosis.
     fn pid(&self) -> u32;
+
+    /// How it was started.
+    fn start_kind(&self) -> &StartKind;
+
+    /// Where the time of its start went, in order; empty for one that was adopted.
+    fn start_steps(&self) -> &[(&'static str, Duration)];
 
     /// Opens the stream to init anew. An earlier stream stops working.
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError>;

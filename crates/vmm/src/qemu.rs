@@ -8,9 +8,8 @@
 //! ```
 
 use std::{
-    fs::{File, OpenOptions},
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -21,23 +20,28 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::{JoinError, spawn_blocking},
 };
 use tracing::{debug, warn};
 
+use self::launch::{CONTROL_SOCKET, Launch, Running, Source, clear};
 use crate::{
-    AgentStream, Capabilities, Isolation, LaunchSpec, Slot, SlotPool, Vm, VmExit, Vmm, VmmError,
+    AgentStream, Capabilities, Isolation, LaunchSpec, Slot, SlotPool, StartKind, Vm, VmExit, Vmm, VmmError,
     boot::BootFiles,
     capture::Capture,
-    cgroup::{CgroupRoot, Limits},
     lock,
-    process::{Process, Spawn, Status, Watch, spawn},
+    process::{Process, Status, Watch},
     record::Record,
     socket,
+    template::{Sealed, Shape, Templates},
 };
 
 mod arguments;
+mod launch;
+mod templates;
+
+pub use templates::end_unbound;
 
 /// Numbers of the descriptors a VM process is given.
 mod descriptor {
@@ -51,22 +55,16 @@ mod descriptor {
     pub const ROOT_OVERLAY: i32 = 8;
     /// Listening socket of the control channel.
     pub const CONTROL: i32 = 9;
-    pub const TAP: i32 = 10;
+    /// Listening socket for what QEMU is told.
+    pub const QMP: i32 = 10;
+    pub const TAP: i32 = 11;
+    /// Memory that is a template's, or to be one's.
+    pub const MEMORY: i32 = 12;
     /// Standard output: where the guest's serial console goes.
     pub const CONSOLE: i32 = 1;
     /// Standard error.
     pub const OUTPUT: i32 = 2;
 }
-
-/// Name of the control channel's socket in a machine's directory.
-const CONTROL_SOCKET: &str = "control.sock";
-
-/// What a VM process takes beside its guest's memory, bytes: QEMU itself with its translation cache of 64 MiB under
-/// emulation, page cache and kernel memory. See ARCHITECTURE.md for the measurement.
-const OVERHEAD: [(Accelerator, u64); 2] = [(Accelerator::Kvm, 96 << 20), (Accelerator::Emulation, 192 << 20)];
-
-/// Threads beside those of processors: main loop, RCU, workers of the block layer.
-const THREADS: u32 = 128;
 
 /// Patience with a killed process.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -91,13 +89,26 @@ pub struct QemuConfig {
     pub boot: BootFiles,
     /// The host's slots.
     pub slots: SlotPool,
+    /// Where templates are kept.
+    pub templates: PathBuf,
+    /// Makes a tap of that name, which is gone when it is closed.
+    pub tap: fn(&str) -> io::Result<OwnedFd>,
 }
 
 /// The driver.
 pub struct Qemu {
+    driver: Arc<Driver>,
+}
+
+/// What all its VMs have in common.
+struct Driver {
     config: QemuConfig,
     version: String,
     tsc_khz: u64,
+    /// What the host's processor can do.
+    processor: String,
+    templates: Templates,
+    turns: Semaphore,
 }
 
 /// The version of a QEMU program, in its own words (`7.2.22 (Debian …)`). Blocks.
@@ -116,166 +127,48 @@ pub fn version(program: &Path) -> Result<String, VmmError> {
 }
 
 impl Qemu {
-    /// A driver. Blocks for about 50 ms to measure the processor's clock.
+    /// A driver. Blocks for about 50 ms to measure the processor's clock. Ends what an earlier server that was killed
+    /// left of templates in the making.
     ///
     /// # Errors
-    /// [`VmmError::Unusable`] when the program can't be run.
+    /// [`VmmError::Unusable`] when the program can't be run, [`VmmError::Io`] when the directory can't be used.
     pub fn new(config: QemuConfig) -> Result<Self, VmmError> {
         let version = version(&config.program)?;
-        Ok(Self { config, version, tsc_khz: crate::clock::tsc_khz() })
+        let directory = &config.templates;
+        std::fs::create_dir_all(directory).map_err(VmmError::io(format!("make {}", directory.display())))?;
+        end_unbound(directory, &config.slots);
+        let tsc_khz = crate::clock::tsc_khz_of_this_boot(&directory.join("tsc"))?;
+        let templates = Templates::new(directory.clone());
+        let (processor, turns) = (processor(), Semaphore::new(1));
+        Ok(Self { driver: Arc::new(Driver { config, version, tsc_khz, processor, templates, turns }) })
     }
 
     /// The program's version, in its own words.
     pub fn version(&self) -> &str {
-        &self.version
+        &self.driver.version
     }
 
-    fn overhead(&self) -> u64 {
-        OVERHEAD.iter().find(|(kind, _)| *kind == self.config.accelerator).map_or(0, |(_, bytes)| *bytes)
-    }
-}
-
-/// What a launch needs, moved to a blocking thread.
-struct Launch {
-    config: QemuConfig,
-    version: String,
-    arguments: Vec<String>,
-    memory_limit: u64,
-    spec: LaunchSpec,
-}
-
-/// A process and what watches it.
-struct Running {
-    process: Process,
-    output: Option<Capture>,
-    console: Option<Capture>,
-}
-
-impl Launch {
-    /// Starts the process. On error nothing is left behind.
-    fn run(&self) -> Result<Running, VmmError> {
-        let directory = &self.spec.directory;
-        let already = || VmmError::AlreadyRunning { machine_id: self.spec.machine_id.clone() };
-        // Held until after the fork, so that no other child of this process inherits the lock.
-        let _guard = lock::no_fork();
-        let lock = lock::try_lock(directory)?.ok_or_else(already)?;
-        let slot = &self.spec.slot;
-        let mut record = Record::new(&self.spec.machine_id, slot.index(), &self.version)?;
-        record.write(directory)?;
-        let started = self.start(&lock).and_then(|running| {
-            record.process = Some(running.process.id);
-            // A server that is killed before this finds the process by its lock.
-            match record.write(directory) {
-                Ok(()) => Ok(running),
-                Err(error) => {
-                    end(&running.process);
-                    Err(error)
-                }
-            }
-        });
-        if started.is_err() {
-            clear(directory, slot.cgroups(), &slot.cgroup_name());
-        }
-        started
-    }
-
-    fn start(&self, lock: &File) -> Result<Running, VmmError> {
-        let spec = &self.spec;
-        let boot = &self.config.boot;
-        let unusable = |reason: &str| VmmError::Unusable { path: "/sys/fs/cgroup".into(), reason: reason.to_owned() };
-        let cgroups = spec.slot.cgroups().ok_or_else(|| unusable("these slots have no cgroups"))?;
-        let cgroup = cgroups.slot(&spec.slot.cgroup_name());
-        let weight = spec.cpu_weight;
-        cgroups.ensure()?;
-        cgroup.create(Limits { memory: self.memory_limit, cpu_weight: weight, threads: THREADS + spec.vcpus })?;
-        let (output, output_writer) = Capture::new("output")?;
-        let (console, console_writer) = Capture::new("console")?;
-        let control = socket::listen(&spec.directory, CONTROL_SOCKET)?;
-        let files = [
-            open(&boot.kernel, false)?,
-            open(&boot.initrd, false)?,
-            open(&spec.root_base, false)?,
-            open(&spec.root_overlay, true)?,
-        ];
-        let mut descriptors = vec![lock.as_fd(), spec.slot.lock()];
-        descriptors.extend(files.iter().map(std::os::fd::AsFd::as_fd));
-        descriptors.push(control.as_fd());
-        descriptors.extend(spec.tap.as_ref().map(OwnedFd::as_fd));
-        debug_assert_eq!(descriptor::LOCK + 7, descriptor::TAP, "the descriptors in the order of their numbers");
-        let pid = spawn(Spawn {
-            program: &self.config.program,
-            arguments: &self.arguments,
-            uid: spec.slot.uid(),
-            groups: &groups(self.config.accelerator),
-            cgroups: &cgroup.doors()?,
-            descriptors: &descriptors,
-            stdout: console_writer,
-            stderr: output_writer,
-        });
-        let pid = pid.map_err(VmmError::io(format!("start {}", self.config.program.display())))?;
-        let process = Process::open(pid).map_err(VmmError::io(format!("watch the VM process {pid}")))?;
-        Ok(Running { process, output: Some(output), console: Some(console) })
+    /// Gets the template that most machines start from, in the background.
+    pub fn prepare(&self) {
+        tokio::spawn(self.driver.clone().get_usual());
     }
 }
 
-/// Groups a VM process needs: with hardware virtualisation the one that may open `/dev/kvm`.
-fn groups(accelerator: Accelerator) -> Vec<u32> {
-    use std::os::unix::fs::MetadataExt as _;
-    match accelerator {
-        Accelerator::Kvm => std::fs::metadata("/dev/kvm").map(|device| vec![device.gid()]).unwrap_or_default(),
-        Accelerator::Emulation => Vec::new(),
-    }
-}
-
-fn open(path: &Path, writable: bool) -> Result<File, VmmError> {
-    let attempted = format!("open {}", path.display());
-    OpenOptions::new().read(true).write(writable).open(path).map_err(VmmError::io(attempted))
-}
-
-/// Kills a process and waits for its end.
-fn end(process: &Process) {
-    // It can't be left running: what is held of it is told in the log.
-    if let Err(error) = process.kill().and_then(|()| process.wait_blocking(KILL_DEADLINE)) {
-        warn!(pid = process.id.pid, %error, "can't end a VM process");
-    }
-}
-
-/// Removes what a VM that is gone has left.
-fn clear(directory: &Path, cgroups: Option<&CgroupRoot>, cgroup: &str) {
-    let failed = |what: &str, error: &dyn std::fmt::Display| {
-        warn!(directory = %directory.display(), %error, "can't remove the {what} of a VM that is gone");
-    };
-    if let Some(cgroups) = cgroups {
-        let cgroup = cgroups.slot(cgroup);
-        // The last process may take a moment to leave it after its end was told.
-        let mut removed = cgroup.remove();
-        for _ in 0..50 {
-            if removed.is_ok() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-            removed = cgroup.remove();
-        }
-        if let Err(error) = removed {
-            failed("cgroup", &error);
-        }
-    }
-    if let Err(error) = socket::remove(directory, CONTROL_SOCKET) {
-        failed("socket", &error);
-    }
-    if let Err(error) = Record::remove(directory) {
-        failed("record", &error);
-    }
+/// Model and abilities of the host's processor: what a guest has found of them stays true only where they are the same.
+fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let of = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+    format!("{} {}", of("model name"), of("flags"))
 }
 
 fn panicked(error: JoinError) -> VmmError {
-    VmmError::io("run a blocking task")(io::Error::other(error))
+    VmmError::io("wait for a blocking task")(error.into())
 }
 
 #[async_trait]
 impl Vmm for Qemu {
     fn capabilities(&self) -> Capabilities {
-        let isolation = match self.config.accelerator {
+        let isolation = match self.driver.config.accelerator {
             Accelerator::Kvm => Isolation::Hardware,
             Accelerator::Emulation => Isolation::Emulated,
         };
@@ -283,7 +176,7 @@ impl Vmm for Qemu {
     }
 
     async fn check(&self) -> Result<(), VmmError> {
-        for path in [&self.config.program, &self.config.boot.kernel, &self.config.boot.initrd] {
+        for path in [&self.driver.config.program, &self.driver.config.boot.kernel, &self.driver.config.boot.initrd] {
             if let Err(error) = tokio::fs::metadata(path).await {
                 let reason = format!("{error}; restart the server to make it anew");
                 return Err(VmmError::Unusable { path: path.clone(), reason });
@@ -293,36 +186,64 @@ impl Vmm for Qemu {
     }
 
     async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Vm>, VmmError> {
-        let shape = arguments::Shape {
-            machine_id: &spec.machine_id,
-            accelerator: self.config.accelerator,
-            vcpus: spec.vcpus,
-            memory_mib: spec.memory_mib,
-            mac: &spec.mac,
-            has_tap: spec.tap.is_some(),
-            tsc_khz: self.tsc_khz,
-            kernel_args: &spec.kernel_args,
+        let driver = self.driver.clone();
+        let shape = Shape { vcpus: spec.vcpus, memory_mib: spec.memory_mib };
+        let (template, reason) = match driver.template(shape) {
+            _ if !spec.kernel_args.is_empty() => (None, "kernel_args are not in any template"),
+            None => (None, "no template of this shape yet"),
+            found => (found, ""),
         };
-        let launch = Launch {
-            arguments: arguments::arguments(&shape),
-            config: self.config.clone(),
-            version: self.version.clone(),
-            memory_limit: (spec.memory_mib << 20) + self.overhead(),
-            spec,
-        };
-        let vm = spawn_blocking(move || {
-            let running = launch.run()?;
-            let LaunchSpec { directory, slot, .. } = launch.spec;
-            Ok((running, directory, slot))
+        let launched = spawn_blocking(move || {
+            let running = driver.start(&spec, shape, template.as_deref(), reason)?;
+            Ok((running, spec.directory, spec.slot))
         });
-        let (running, directory, slot) = vm.await.map_err(panicked)??;
+        let (running, directory, slot) = launched.await.map_err(panicked)??;
         QemuVm::watch(running, directory, slot)
     }
 
     async fn adopt(&self, machine_id: &str, directory: &Path) -> Result<Option<Arc<dyn Vm>>, VmmError> {
-        let (owned, slots, id) = (directory.to_owned(), self.config.slots.clone(), machine_id.to_owned());
+        let (owned, slots, id) = (directory.to_owned(), self.driver.config.slots.clone(), machine_id.to_owned());
         let found = spawn_blocking(move || find(&owned, &slots, &id)).await.map_err(panicked)??;
         found.map(|(running, slot)| QemuVm::watch(running, directory.to_owned(), slot)).transpose()
+    }
+}
+
+impl Driver {
+    /// Starts a machine's VM, from the template if there is one and it can be restored. Blocks.
+    fn start(
+        self: &Arc<Self>,
+        spec: &LaunchSpec,
+        shape: Shape,
+        template: Option<&Sealed>,
+        reason: &str,
+    ) -> Result<Running, VmmError> {
+        let start = |source, kind| {
+            let launch = Launch {
+                driver: self,
+                name: &spec.machine_id,
+                directory: &spec.directory,
+                slot: &spec.slot,
+                shape,
+                cpu_weight: spec.cpu_weight,
+                disk: Some((&spec.root_base, &spec.root_overlay)),
+                tap: spec.tap.as_ref().map(std::os::fd::AsFd::as_fd),
+                mac: &spec.mac,
+                kernel_args: &spec.kernel_args,
+                source,
+                kind,
+            };
+            launch.run()
+        };
+        let reason = match template.map(|sealed| start(Source::Template(sealed), StartKind::Template)) {
+            None => reason.to_owned(),
+            Some(Err(VmmError::NotRestored { message })) => {
+                warn!(machine = spec.machine_id, message, "template not restored, booted instead");
+                self.templates.discard(shape, &self.key(shape, &spec.slot));
+                format!("the template could not be restored: {message}")
+            }
+            Some(other) => return other,
+        };
+        start(Source::Cold, StartKind::Cold { reason })
     }
 }
 
@@ -357,12 +278,13 @@ fn find(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(
     };
     let pid = process.id.pid;
     let attempted = || format!("adopt the VM process {pid} of machine {machine_id}");
-    let index = record.ok_or_else(|| io::Error::other("its record is lost")).map_err(VmmError::io(attempted()))?.slot;
+    let lost = || io::Error::other("its record is lost");
+    let Record { slot: index, start: kind, .. } = record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
     let held = process.descriptor(descriptor::SLOT).map_err(VmmError::io(attempted()))?;
     let slot = slots.adopt(index, held)?;
     let capture = |number| Capture::adopt(pid, number).ok();
     let (output, console) = (capture(descriptor::OUTPUT), capture(descriptor::CONSOLE));
-    Ok(Some((Running { process, output, console }, slot)))
+    Ok(Some((Running { process, output, console, kind, steps: Vec::new() }, slot)))
 }
 
 struct QemuVm {
@@ -371,6 +293,8 @@ struct QemuVm {
     directory: PathBuf,
     killed: Arc<AtomicBool>,
     exit: watch::Receiver<Option<VmExit>>,
+    start: StartKind,
+    steps: Vec<(&'static str, Duration)>,
 }
 
 impl QemuVm {
@@ -383,7 +307,8 @@ impl QemuVm {
         let captures = Mutex::new(Some((running.output, running.console)));
         let watched = Watched { directory: directory.clone(), slot: slot.clone(), killed: killed.clone(), captures };
         tokio::spawn(async move { sender.send_replace(Some(watched.ended(watcher).await)) });
-        Ok(Arc::new(Self { process, slot, directory, killed, exit }))
+        let (start, steps) = (running.kind, running.steps);
+        Ok(Arc::new(Self { process, slot, directory, killed, exit, start, steps }))
     }
 }
 
@@ -441,6 +366,14 @@ impl Vm for QemuVm {
 
     fn pid(&self) -> u32 {
         self.process.id.pid
+    }
+
+    fn start_kind(&self) -> &StartKind {
+        &self.start
+    }
+
+    fn start_steps(&self) -> &[(&'static str, Duration)] {
+        &self.steps
     }
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {

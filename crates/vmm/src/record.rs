@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::VmmError;
+use crate::{StartKind, VmmError};
 
 const FILE: &str = "vm.json";
 
@@ -32,8 +32,16 @@ pub(crate) struct Record {
     pub(crate) started_at: u64,
     /// The program's own words for its version.
     pub(crate) vmm_version: String,
+    /// How it was started.
+    #[serde(default = "unknown")]
+    pub(crate) start: StartKind,
     /// None until it has been started.
     pub(crate) process: Option<ProcessId>,
+}
+
+/// Records of releases that had no other.
+fn unknown() -> StartKind {
+    StartKind::Cold { reason: String::new() }
 }
 
 /// A process id alone may be used again by another process; with the start time it is unique.
@@ -45,7 +53,7 @@ pub(crate) struct ProcessId {
 }
 
 impl Record {
-    pub(crate) fn new(machine_id: &str, slot: u32, vmm_version: &str) -> Result<Self, VmmError> {
+    pub(crate) fn new(machine_id: &str, slot: u32, vmm_version: &str, start: StartKind) -> Result<Self, VmmError> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             format: FORMAT,
@@ -54,6 +62,7 @@ impl Record {
             boot_id: boot_id()?,
             started_at: now.as_secs(),
             vmm_version: vmm_version.to_owned(),
+            start,
             process: None,
         })
     }
@@ -101,7 +110,7 @@ mod tests {
     fn a_record_is_read_as_it_was_written_and_damage_is_no_record() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Record::read(directory.path()), None);
-        let mut record = Record::new("4d891", 7, "7.2").unwrap();
+        let mut record = Record::new("4d891", 7, "7.2", StartKind::Template).unwrap();
         record.process = Some(ProcessId { pid: 1, start_time: 2 });
         record.write(directory.path()).unwrap();
         assert_eq!(Record::read(directory.path()), Some(record.clone()));

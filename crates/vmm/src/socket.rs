@@ -38,6 +38,11 @@ pub(crate) async fn connect(directory: &Path, name: &str) -> Result<UnixStream, 
     UnixStream::connect(short(&opened, name)).await.map_err(VmmError::io(attempted()))
 }
 
+/// Connects to a socket, for code that blocks.
+pub(crate) fn connect_blocking(directory: &Path, name: &str) -> io::Result<std::os::unix::net::UnixStream> {
+    std::os::unix::net::UnixStream::connect(short(&File::open(directory)?, name))
+}
+
 /// Removes a socket, if it is there.
 pub(crate) fn remove(directory: &Path, name: &str) -> io::Result<()> {
     match std::fs::remove_file(directory.join(name)) {

@@ -45,6 +45,7 @@ mod start;
 mod step;
 mod store;
 mod streams;
+mod timing;
 
 pub use engine::Drivers;
 

@@ -31,6 +31,7 @@ use crate::{
     row::MachineRow,
     step::{self, Done, Failure},
     store::Durability,
+    timing::Timing,
 };
 
 mod act;
@@ -71,6 +72,7 @@ pub enum Message {
 struct RunningStep {
     step: Step,
     future: BoxFuture<'static, Result<Done, Failure>>,
+    begun: Instant,
     progress: watch::Receiver<Progress>,
     /// The operation it belonged to was broken off while it could not be.
     superseded: bool,
@@ -96,6 +98,8 @@ pub struct Owner {
     progress: Progress,
     progress_published: Instant,
     drained: Vec<oneshot::Sender<bool>>,
+    /// Where the time of the operation under way went, as far as this process saw it.
+    timing: Timing,
 }
 
 enum Happened {
@@ -131,6 +135,7 @@ impl Owner {
             progress: Progress::default(),
             progress_published: Instant::now(),
             drained: Vec::new(),
+            timing: Timing::default(),
         }
     }
 
@@ -218,14 +223,22 @@ impl Owner {
             progress: sender,
         };
         self.progress = Progress::default();
-        self.step = Some(RunningStep { step, future: step::run(step, context), progress, superseded: false });
+        self.step = Some(RunningStep {
+            step,
+            future: step::run(step, context),
+            progress,
+            superseded: false,
+            begun: Instant::now(),
+        });
     }
 
     async fn step_finished(&mut self, result: Result<Done, Failure>) {
         let Some(running) = self.step.take() else { return };
         self.progress = Progress::default();
+        self.timing.step(running.step, running.begun.elapsed());
         let result = match result {
             Ok(Done::Launched(live)) => {
+                self.timing.launched(&live);
                 self.live = Some(live);
                 Ok(Done::Next)
             }
@@ -276,6 +289,7 @@ impl Owner {
             machine = %self.row.id, operation = operation.kind.as_str(), step = step.as_str(),
             attempt = operation.attempt, error = %failure.message, "step failed"
         );
+        self.timing = Timing::default();
         if failure.retry && operation.attempt < crate::operation::MAX_ATTEMPTS {
             self.retry_at = Some(Instant::now() + RETRY_DELAY * 2_u32.pow(operation.attempt - 1));
             self.change(Durability::Process, |draft| {

@@ -67,6 +67,9 @@ pub struct MachineRow {
     /// When the restart policy restarted it, milliseconds since the Unix epoch, oldest first.
     #[serde(default)]
     pub restarts: Vec<u64>,
+    /// How it was last started: `cold` or `template`.
+    #[serde(default)]
+    pub start_kind: Option<String>,
     /// Last event's id.
     pub last_event: Option<EventId>,
     /// Rises with every published change.

@@ -181,6 +181,7 @@ fn new_row(create: CreateMachine, config: RawConfig, image: ResolvedImage, addre
         drained: false,
         lease: None,
         restarts: Vec::new(),
+        start_kind: None,
         last_event: None,
         revision: now,
         destroyed_at: None,

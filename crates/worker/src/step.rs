@@ -245,6 +245,7 @@ async fn configure(context: Context) -> Result<Done, Failure> {
     rand::rng().fill_bytes(&mut entropy);
     machine.entropy = base64::engine::general_purpose::STANDARD.encode(entropy);
     machine.time_ns = now_ns();
+    machine.env.push(("CADDIS_START_KIND".to_owned(), live.vm.start_kind().as_str().to_owned()));
     // Repeating the same configuration is harmless, so a server that was restarted in between simply sends it again;
     // only a program that has begun already must not be configured a second time.
     if !live.guest.borrow().configured {

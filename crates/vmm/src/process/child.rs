@@ -19,9 +19,6 @@ use rustix::io::fcntl_dupfd_cloexec;
 /// Copies of the descriptors to pass wait above this number, out of the way of where they will go.
 const ABOVE: RawFd = 200;
 
-/// First number of the passed descriptors.
-const FIRST: RawFd = 3;
-
 /// Where the kernel should look first when memory is short: a VM before the server, and before most else.
 const OOM_SCORE_ADJUSTMENT: &CStr = c"500";
 
@@ -35,8 +32,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) groups: &'a [u32],
     /// Files into which it writes `0` to join its cgroups.
     pub(crate) cgroups: &'a [File],
-    /// Passed as descriptors 3, 4, 5, …
-    pub(crate) descriptors: &'a [BorrowedFd<'a>],
+    /// Passed under these numbers, from 3 on; no others are.
+    pub(crate) descriptors: &'a [(RawFd, BorrowedFd<'a>)],
     /// Standard output.
     pub(crate) stdout: OwnedFd,
     /// Standard error.
@@ -48,9 +45,9 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
     let copies = spawn
         .descriptors
         .iter()
-        .map(|descriptor| fcntl_dupfd_cloexec(descriptor, ABOVE))
-        .collect::<Result<Vec<_>, _>>()?;
-    let sources = copies.iter().map(|copy| copy.as_raw_fd()).collect::<Vec<_>>();
+        .map(|(number, descriptor)| Ok((*number, fcntl_dupfd_cloexec(descriptor, ABOVE)?)))
+        .collect::<io::Result<Vec<_>>>()?;
+    let sources = copies.iter().map(|(number, copy)| (*number, copy.as_raw_fd())).collect::<Vec<_>>();
     let doors = spawn.cgroups.iter().map(|door| door.as_raw_fd()).collect::<Vec<_>>();
     let uid = spawn.uid;
     let groups = spawn.groups.to_vec();
@@ -105,17 +102,16 @@ fn join(doors: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts the descriptors where they are expected, and has exec close every other.
-fn place(sources: &[RawFd]) -> io::Result<()> {
-    let mut next = FIRST;
-    for source in sources {
-        // SAFETY: both numbers are plain integers; the targets lie below all sources.
-        check(unsafe { libc::dup2(*source, next) })?;
-        next += 1;
-    }
+/// Has exec close every descriptor but the standard streams and these, which are put where they are expected.
+fn place(sources: &[(RawFd, RawFd)]) -> io::Result<()> {
     // Marked and not closed: std reports a failing exec through a pipe up there.
     // SAFETY: no pointers.
-    check(unsafe { libc::syscall(libc::SYS_close_range, next, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+    for (number, source) in sources {
+        // SAFETY: both numbers are plain integers; the targets lie below all sources.
+        check(unsafe { libc::dup2(*source, *number) })?;
+    }
+    Ok(())
 }
 
 /// Gives up root for good: bounding set, groups, ids, and any way to get rights back by exec.

@@ -4,12 +4,34 @@
 
 use super::{Accelerator, descriptor};
 
+/// Where a VM's memory comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// Nobody else's.
+    Own,
+    /// The file of [`descriptor::MEMORY`], written to: a template in the making.
+    Shared,
+    /// That file's, copied on write: a template's.
+    Private,
+}
+
+/// What is behind the root disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disk {
+    /// Base and overlay.
+    Root,
+    /// Nothing yet.
+    Blank,
+}
+
 /// What the command line depends on.
 pub(super) struct Shape<'a> {
-    pub(super) machine_id: &'a str,
+    pub(super) name: &'a str,
     pub(super) accelerator: Accelerator,
     pub(super) vcpus: u32,
     pub(super) memory_mib: u64,
+    pub(super) memory: Memory,
+    pub(super) disk: Disk,
     pub(super) mac: &'a str,
     pub(super) has_tap: bool,
     pub(super) tsc_khz: u64,
@@ -27,10 +49,10 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         arguments.push(option.to_owned());
         arguments.push(value);
     };
-    add("-name", shape.machine_id.to_owned());
+    add("-name", shape.name.to_owned());
     // acpi: the distribution's kernel finds virtio-mmio devices by it alone. ioapic2: room for 24 of them. Timer,
     // interrupt controller and clock of old stay: under emulation a kernel without them starts seconds later.
-    add("-machine", "microvm,acpi=on,ioapic2=on".to_owned());
+    add("-machine", "microvm,acpi=on,ioapic2=on,memory-backend=m0".to_owned());
     match shape.accelerator {
         Accelerator::Kvm => {
             add("-accel", "kvm".to_owned());
@@ -44,9 +66,53 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     }
     add("-smp", shape.vcpus.to_string());
     add("-m", format!("{}M", shape.memory_mib));
-    add("-kernel", format!("/proc/self/fd/{}", descriptor::KERNEL));
-    add("-initrd", format!("/proc/self/fd/{}", descriptor::INITRD));
-    add("-append", kernel_line(shape));
+    // One name whatever is behind it, so that what is saved with the one can be restored with the other.
+    let size = format!("id=m0,size={}M", shape.memory_mib);
+    let file = format!("memory-backend-file,{size},mem-path=/proc/self/fd/{}", descriptor::MEMORY);
+    add(
+        "-object",
+        match shape.memory {
+            Memory::Own => format!("memory-backend-ram,{size}"),
+            Memory::Shared => format!("{file},share=on"),
+            Memory::Private => format!("{file},share=off"),
+        },
+    );
+    if shape.memory == Memory::Private {
+        // The kernel is in the memory already.
+        add("-incoming", "defer".to_owned());
+    } else {
+        add("-kernel", format!("/proc/self/fd/{}", descriptor::KERNEL));
+        add("-initrd", format!("/proc/self/fd/{}", descriptor::INITRD));
+        add("-append", kernel_line(shape));
+    }
+    match shape.disk {
+        Disk::Root => root_disk(&mut add),
+        Disk::Blank => add("-blockdev", "driver=null-co,node-name=root,size=1073741824,read-zeroes=on".to_owned()),
+    }
+    // Errors go to the guest: QEMU's way with a full disk, to stop the VM, would need someone to let it go on.
+    let errors = "werror=report,rerror=report";
+    add("-device", format!("virtio-blk-device,drive=root,serial={},{errors}", crate::ROOT_DISK_SERIAL));
+    if shape.has_tap {
+        add("-netdev", format!("tap,id=net,fd={},vhost=off", descriptor::TAP));
+        add("-device", format!("virtio-net-device,netdev=net,mac={}", shape.mac));
+    }
+    add("-device", "virtio-rng-device".to_owned());
+    add("-chardev", format!("socket,id=control,fd={},server=on,wait=off", descriptor::CONTROL));
+    add("-device", "virtio-serial-device,max_ports=2".to_owned());
+    add("-device", format!("virtserialport,chardev=control,name={}", caddis_guest_protocol::PORT_NAME));
+    add("-chardev", format!("socket,id=qmp,fd={},server=on,wait=off", descriptor::QMP));
+    add("-mon", "chardev=qmp,mode=control".to_owned());
+    add("-chardev", "stdio,id=console,signal=off,mux=off".to_owned());
+    add("-serial", "chardev:console".to_owned());
+    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    for switch in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        arguments.push(switch.to_owned());
+    }
+    arguments.extend(["-display", "none", "-monitor", "none"].map(str::to_owned));
+    arguments
+}
+
+fn root_disk(add: &mut impl FnMut(&str, String)) {
     for (set, number) in [(1, descriptor::ROOT_BASE), (2, descriptor::ROOT_OVERLAY)] {
         add("-add-fd", format!("fd={number},set={set}"));
     }
@@ -60,25 +126,6 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         format!("driver=file,node-name=root-file,filename=/dev/fdset/2,locking=off,discard=unmap,{cache}"),
     );
     add("-blockdev", format!("driver=qcow2,node-name=root,file=root-file,backing=base,discard=unmap,{cache}"));
-    // Errors go to the guest: QEMU's way with a full disk, to stop the VM, would need someone to let it go on.
-    let errors = "werror=report,rerror=report";
-    add("-device", format!("virtio-blk-device,drive=root,serial={},{errors}", crate::ROOT_DISK_SERIAL));
-    if shape.has_tap {
-        add("-netdev", format!("tap,id=net,fd={},vhost=off", descriptor::TAP));
-        add("-device", format!("virtio-net-device,netdev=net,mac={}", shape.mac));
-    }
-    add("-device", "virtio-rng-device".to_owned());
-    add("-chardev", format!("socket,id=control,fd={},server=on,wait=off", descriptor::CONTROL));
-    add("-device", "virtio-serial-device,max_ports=2".to_owned());
-    add("-device", format!("virtserialport,chardev=control,name={}", caddis_guest_protocol::PORT_NAME));
-    add("-chardev", "stdio,id=console,signal=off,mux=off".to_owned());
-    add("-serial", "chardev:console".to_owned());
-    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
-    for switch in ["-nodefaults", "-no-user-config", "-no-reboot"] {
-        arguments.push(switch.to_owned());
-    }
-    arguments.extend(["-display", "none", "-monitor", "none"].map(str::to_owned));
-    arguments
 }
 
 fn kernel_line(shape: &Shape<'_>) -> String {
@@ -100,10 +147,12 @@ mod tests {
 
     fn shape(accelerator: Accelerator) -> Vec<String> {
         arguments(&Shape {
-            machine_id: "0123456789abcd",
+            name: "0123456789abcd",
             accelerator,
             vcpus: 2,
             memory_mib: 512,
+            memory: Memory::Own,
+            disk: Disk::Root,
             mac: "02:00:00:00:00:01",
             has_tap: true,
             tsc_khz: 2_000_000,

@@ -1,6 +1,7 @@
 //! How operations end, and what follows.
 
 use caddis_api::MachineState;
+use caddis_vmm::StartKind;
 use serde_json::{Value, json};
 
 use super::Owner;
@@ -18,6 +19,7 @@ impl Owner {
     pub(super) async fn finish(&mut self) {
         let Some(operation) = self.row.operation.clone() else { return };
         self.turn = None;
+        let started = self.how_it_started();
         let auto_destroy = self.config.auto_destroy == Some(true);
         self.change(Durability::Synced, |draft| {
             draft.row.operation = None;
@@ -29,13 +31,15 @@ impl Owner {
                 OperationKind::Start { automatic, .. } => {
                     draft.row.state = MachineState::Started;
                     draft.row.launched = true;
+                    draft.row.start_kind.clone_from(&started.0);
                     let source = if *automatic { Source::Worker } else { Source::User };
-                    draft.event(source, "start", MachineState::Started, Value::Null);
+                    draft.event(source, "start", MachineState::Started, started.1.clone());
                 }
                 OperationKind::Restart(_) => {
                     draft.row.state = MachineState::Started;
                     draft.row.launched = true;
-                    draft.event(Source::User, "restart", MachineState::Started, Value::Null);
+                    draft.row.start_kind.clone_from(&started.0);
+                    draft.event(Source::User, "restart", MachineState::Started, started.1.clone());
                 }
                 OperationKind::Stop(_) => {
                     draft.row.state = MachineState::Stopped;
@@ -68,6 +72,20 @@ impl Owner {
             let text = format!("machine has reached its max restart count of {}", self.config.max_retries());
             self.shared.logs.append_own(&self.row.id, text);
         }
+    }
+
+    /// How the VM came to run that an operation has started, and what the event about it tells.
+    fn how_it_started(&mut self) -> (Option<String>, Value) {
+        let timing = std::mem::take(&mut self.timing);
+        let Some(live) = &self.live else { return (None, Value::Null) };
+        let kind = live.vm.start_kind();
+        let mut request = json!({ "start_kind": kind.as_str(), "timing": timing.finish(live) });
+        if let StartKind::Cold { reason } = kind
+            && !reason.is_empty()
+        {
+            request["start_reason"] = json!(reason);
+        }
+        (Some(kind.as_str().to_owned()), request)
     }
 
     /// Stops trying: clears up, and rests in a state that says so.

@@ -58,6 +58,7 @@ pub fn record(
             }
             .to_owned(),
         ),
+        start_kind: row.start_kind.clone(),
         private_ipv4: Some(row.addresses.ipv4.to_string()),
     };
     MachineRecord {

@@ -349,6 +349,7 @@ fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
             lease: None,
             operation: Some(operation("pull", 0)),
             isolation: None,
+            start_kind: None,
             private_ipv4: None,
         },
     };

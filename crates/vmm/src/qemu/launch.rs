@@ -1,0 +1,261 @@
+//! Starts VM processes, cold or from a template. Blocks.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tracing::warn;
+
+use super::{
+    Accelerator, Driver, KILL_DEADLINE,
+    arguments::{self, Disk, Memory},
+    descriptor,
+};
+use crate::{
+    Slot, StartKind, VmmError,
+    capture::Capture,
+    cgroup::{CgroupRoot, Limits},
+    lock,
+    process::{Process, Spawn, spawn},
+    qmp::Qmp,
+    record::Record,
+    socket,
+    template::{Sealed, Shape, file},
+};
+
+/// Name of the control channel's socket in a machine's directory.
+pub(super) const CONTROL_SOCKET: &str = "control.sock";
+/// Name of the socket that QEMU is told things by.
+pub(super) const QMP_SOCKET: &str = "qmp.sock";
+
+/// Threads beside those of processors: main loop, RCU, workers of the block layer.
+const THREADS: u32 = 128;
+
+/// What a VM process takes beside its guest's memory, bytes: QEMU itself with its translation cache of 64 MiB under
+/// emulation, page cache and kernel memory. See ARCHITECTURE.md for the measurement.
+const OVERHEAD: [(Accelerator, u64); 2] = [(Accelerator::Kvm, 96 << 20), (Accelerator::Emulation, 192 << 20)];
+
+/// What a VM's memory is at first.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// Empty: it boots.
+    Cold,
+    /// Empty, and this memory: it boots to become a template.
+    Building(&'a OwnedFd),
+    /// A template's.
+    Template(&'a Sealed),
+}
+
+/// One start.
+pub(super) struct Launch<'a> {
+    pub(super) driver: &'a Driver,
+    /// The machine's id, or what else it is for.
+    pub(super) name: &'a str,
+    pub(super) directory: &'a Path,
+    pub(super) slot: &'a Slot,
+    pub(super) shape: Shape,
+    pub(super) cpu_weight: u32,
+    /// Base and overlay of the root disk; a blank one without.
+    pub(super) disk: Option<(&'a Path, &'a Path)>,
+    pub(super) tap: Option<BorrowedFd<'a>>,
+    pub(super) mac: &'a str,
+    pub(super) kernel_args: &'a [String],
+    pub(super) source: Source<'a>,
+    pub(super) kind: StartKind,
+}
+
+/// A process and what watches it.
+pub(super) struct Running {
+    pub(super) process: Process,
+    pub(super) output: Option<Capture>,
+    pub(super) console: Option<Capture>,
+    pub(super) kind: StartKind,
+    /// Where the time went.
+    pub(super) steps: Vec<(&'static str, Duration)>,
+}
+
+impl Launch<'_> {
+    /// All arguments of the process.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        arguments::arguments(&arguments::Shape {
+            name: self.name,
+            accelerator: self.driver.config.accelerator,
+            vcpus: self.shape.vcpus,
+            memory_mib: self.shape.memory_mib,
+            memory: match self.source {
+                Source::Cold => Memory::Own,
+                Source::Building(_) => Memory::Shared,
+                Source::Template(_) => Memory::Private,
+            },
+            disk: if self.disk.is_some() { Disk::Root } else { Disk::Blank },
+            mac: self.mac,
+            has_tap: self.tap.is_some(),
+            tsc_khz: self.driver.tsc_khz,
+            kernel_args: self.kernel_args,
+        })
+    }
+
+    /// Starts the process. On error nothing is left behind.
+    pub(super) fn run(&self) -> Result<Running, VmmError> {
+        let directory = self.directory;
+        let already = || VmmError::AlreadyRunning { machine_id: self.name.to_owned() };
+        // Held until after the fork, so that no other child of this process inherits the lock.
+        let guard = lock::no_fork();
+        let lock = lock::try_lock(directory)?.ok_or_else(already)?;
+        let mut record = Record::new(self.name, self.slot.index(), &self.driver.version, self.kind.clone())?;
+        record.write(directory)?;
+        let started = self.start(&lock);
+        // Our own copy of the lock would keep it held when the process is gone.
+        drop(lock);
+        drop(guard);
+        let started = started.and_then(|mut running| {
+            record.process = Some(running.process.id);
+            // A server that is killed before this finds the process by its lock.
+            match record.write(directory).and_then(|()| self.restore(&mut running)) {
+                Ok(()) => Ok(running),
+                Err(error) => {
+                    end(&running.process);
+                    Err(error)
+                }
+            }
+        });
+        if started.is_err() {
+            clear(directory, self.slot.cgroups(), &self.slot.cgroup_name());
+        }
+        started
+    }
+
+    fn start(&self, lock: &File) -> Result<Running, VmmError> {
+        let begun = Instant::now();
+        let config = &self.driver.config;
+        let unusable = |reason: &str| VmmError::Unusable { path: "/sys/fs/cgroup".into(), reason: reason.to_owned() };
+        let cgroups = self.slot.cgroups().ok_or_else(|| unusable("these slots have no cgroups"))?;
+        let cgroup = cgroups.slot(&self.slot.cgroup_name());
+        let overhead = OVERHEAD.iter().find(|(kind, _)| *kind == config.accelerator).map_or(0, |(_, bytes)| *bytes);
+        let memory = (self.shape.memory_mib << 20) + overhead;
+        cgroups.ensure()?;
+        cgroup.create(Limits { memory, cpu_weight: self.cpu_weight, threads: THREADS + self.shape.vcpus })?;
+        let (output, output_writer) = Capture::new("output")?;
+        let (console, console_writer) = Capture::new("console")?;
+        let control = socket::listen(self.directory, CONTROL_SOCKET)?;
+        let qmp = socket::listen(self.directory, QMP_SOCKET)?;
+        let mut files = Vec::new();
+        if !matches!(self.source, Source::Template(_)) {
+            files.push((descriptor::KERNEL, open(&config.boot.kernel, false)?));
+            files.push((descriptor::INITRD, open(&config.boot.initrd, false)?));
+        }
+        if let Some((base, overlay)) = self.disk {
+            files.push((descriptor::ROOT_BASE, open(base, false)?));
+            files.push((descriptor::ROOT_OVERLAY, open(overlay, true)?));
+        }
+        let mut descriptors = vec![
+            (descriptor::LOCK, lock.as_fd()),
+            (descriptor::SLOT, self.slot.lock()),
+            (descriptor::CONTROL, control.as_fd()),
+            (descriptor::QMP, qmp.as_fd()),
+        ];
+        descriptors.extend(files.iter().map(|(number, file)| (*number, file.as_fd())));
+        descriptors.extend(self.tap.map(|tap| (descriptor::TAP, tap)));
+        match self.source {
+            Source::Cold => {}
+            Source::Building(memory) => descriptors.push((descriptor::MEMORY, memory.as_fd())),
+            Source::Template(sealed) => descriptors.push((descriptor::MEMORY, sealed.memory.as_fd())),
+        }
+        let prepared = begun.elapsed();
+        let pid = spawn(Spawn {
+            program: &config.program,
+            arguments: &self.arguments(),
+            uid: self.slot.uid(),
+            groups: &groups(config.accelerator),
+            cgroups: &cgroup.doors()?,
+            descriptors: &descriptors,
+            stdout: console_writer,
+            stderr: output_writer,
+        });
+        let pid = pid.map_err(VmmError::io(format!("start {}", config.program.display())))?;
+        let process = Process::open(pid).map_err(VmmError::io(format!("watch the VM process {pid}")))?;
+        let steps = vec![("prepare", prepared), ("spawn", begun.elapsed().saturating_sub(prepared))];
+        let kind = self.kind.clone();
+        Ok(Running { process, output: Some(output), console: Some(console), kind, steps })
+    }
+
+    /// Has the process take on a template's state, and go on from there.
+    fn restore(&self, running: &mut Running) -> Result<(), VmmError> {
+        let Source::Template(sealed) = self.source else { return Ok(()) };
+        let begun = Instant::now();
+        let mut greeted = Duration::ZERO;
+        let mut attempt = || {
+            let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
+            greeted = begun.elapsed();
+            qmp.leave_out_shared_memory()?;
+            qmp.give("state", file::reopen(&sealed.state)?.as_fd())?;
+            qmp.execute("migrate-incoming", json!({ "uri": "fd:state" }))?;
+            qmp.migrated()?;
+            // It was saved while it stood still.
+            qmp.execute("cont", json!({}))
+        };
+        attempt().map_err(|error| {
+            let output = running.output.as_ref().map(Capture::tail).unwrap_or_default();
+            VmmError::NotRestored { message: format!("{error} {output}").trim().to_owned() }
+        })?;
+        running.steps.push(("qemu", greeted));
+        running.steps.push(("restore", begun.elapsed().saturating_sub(greeted)));
+        Ok(())
+    }
+}
+
+/// Groups a VM process needs: with hardware virtualisation the one that may open `/dev/kvm`.
+fn groups(accelerator: Accelerator) -> Vec<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    match accelerator {
+        Accelerator::Kvm => std::fs::metadata("/dev/kvm").map(|device| vec![device.gid()]).unwrap_or_default(),
+        Accelerator::Emulation => Vec::new(),
+    }
+}
+
+fn open(path: &Path, writable: bool) -> Result<File, VmmError> {
+    let attempted = format!("open {}", path.display());
+    OpenOptions::new().read(true).write(writable).open(path).map_err(VmmError::io(attempted))
+}
+
+/// Kills a process and waits for its end.
+pub(super) fn end(process: &Process) {
+    // It can't be left running: what is held of it is told in the log.
+    if let Err(error) = process.kill().and_then(|()| process.wait_blocking(KILL_DEADLINE)) {
+        warn!(pid = process.id.pid, %error, "can't end a VM process");
+    }
+}
+
+/// Removes what a VM that is gone has left.
+pub(super) fn clear(directory: &Path, cgroups: Option<&CgroupRoot>, cgroup: &str) {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        warn!(directory = %directory.display(), %error, "can't remove the {what} of a VM that is gone");
+    };
+    if let Some(cgroups) = cgroups {
+        let cgroup = cgroups.slot(cgroup);
+        // The last process may take a moment to leave it after its end was told.
+        let mut removed = cgroup.remove();
+        for _ in 0..50 {
+            if removed.is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+            removed = cgroup.remove();
+        }
+        if let Err(error) = removed {
+            failed("cgroup", &error);
+        }
+    }
+    for name in [CONTROL_SOCKET, QMP_SOCKET] {
+        if let Err(error) = socket::remove(directory, name) {
+            failed("socket", &error);
+        }
+    }
+    if let Err(error) = Record::remove(directory) {
+        failed("record", &error);
+    }
+}

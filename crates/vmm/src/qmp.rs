@@ -1,0 +1,172 @@
+//! QEMU's control protocol, as much of it as we use: one command at a time, each answered, and the one event that tells
+//! how a migration goes. Blocks; for blocking threads only.
+
+use std::{
+    io::{self, BufRead as _, BufReader, IoSlice, Read as _},
+    mem::MaybeUninit,
+    os::{fd::BorrowedFd, unix::net::UnixStream},
+    path::Path,
+    time::Duration,
+};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::{Value, json};
+
+use crate::socket;
+
+/// Patience with one line of QEMU's. On a busy host its main loop may wait long for a processor.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A line is never longer than this; the program at the other end has been taken over if it is.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// A connection.
+pub(crate) struct Qmp {
+    stream: UnixStream,
+    reader: BufReader<UnixStream>,
+    migration: Option<String>,
+}
+
+impl Qmp {
+    /// Connects to the socket of that name and waits until QEMU is ready.
+    pub(crate) fn connect(directory: &Path, name: &str) -> io::Result<Self> {
+        let stream = socket::connect_blocking(directory, name)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let reader = BufReader::new(stream.try_clone()?);
+        let mut qmp = Self { stream, reader, migration: None };
+        if qmp.line()?.get("QMP").is_none() {
+            return Err(io::Error::other("QEMU does not greet"));
+        }
+        qmp.execute("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Executes a command and returns its answer.
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
+        self.send(command, arguments, &[])
+    }
+
+    /// Gives QEMU a descriptor under a name.
+    pub(crate) fn give(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.send("getfd", json!({ "fdname": name }), &[descriptor]).map(|_| ())
+    }
+
+    /// Chooses how state is saved and restored: memory that is shared with the outside stays out of it.
+    pub(crate) fn leave_out_shared_memory(&mut self) -> io::Result<()> {
+        let capability = |name: &str| json!({ "capability": name, "state": true });
+        let capabilities = [capability("events"), capability("x-ignore-shared")];
+        self.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).map(|_| ())
+    }
+
+    /// Waits for the end of the migration that was begun.
+    pub(crate) fn migrated(&mut self) -> io::Result<()> {
+        loop {
+            match self.migration.take().as_deref() {
+                Some("completed") => return Ok(()),
+                Some(status @ ("failed" | "cancelled")) => return Err(io::Error::other(format!("it has {status}"))),
+                _ => {}
+            }
+            let line = self.line()?;
+            self.note(&line);
+        }
+    }
+
+    fn send(&mut self, command: &str, arguments: Value, descriptors: &[BorrowedFd<'_>]) -> io::Result<Value> {
+        let mut text = json!({ "execute": command, "arguments": arguments }).to_string();
+        text.push('\n');
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        // Far shorter than a socket's buffer, which is empty: it goes out whole.
+        let sent = sendmsg(&self.stream, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+        if sent != text.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        loop {
+            let mut line = self.line()?;
+            if let Some(error) = line.get("error") {
+                let reason = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
+                return Err(io::Error::other(format!("{command}: {reason}")));
+            }
+            if let Some(answer) = line.get_mut("return") {
+                return Ok(answer.take());
+            }
+            self.note(&line);
+        }
+    }
+
+    fn note(&mut self, line: &Value) {
+        if line.get("event").and_then(Value::as_str) == Some("MIGRATION") {
+            self.migration = line.pointer("/data/status").and_then(Value::as_str).map(str::to_owned);
+        }
+    }
+
+    fn line(&mut self) -> io::Result<Value> {
+        let mut line = Vec::new();
+        self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(|error| {
+            let timed_out = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+            if timed_out { io::Error::other(format!("QEMU says nothing for {PATIENCE:?}")) } else { error }
+        })?;
+        if line.is_empty() {
+            return Err(io::Error::other("QEMU ended"));
+        }
+        serde_json::from_slice(&line).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, os::fd::AsFd as _, thread};
+
+    use super::*;
+
+    /// A QEMU that says these lines, one after each command.
+    fn play(lines: &'static [&'static str]) -> (tempfile::TempDir, thread::JoinHandle<Vec<String>>) {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::from(socket::listen(directory.path(), "qmp.sock").unwrap());
+        let played = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"{\"QMP\": {}}\n").unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut heard = Vec::new();
+            for answer in ["{\"return\": {}}"].iter().chain(lines) {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                heard.push(line);
+                stream.write_all(answer.as_bytes()).unwrap();
+                stream.write_all(b"\n").unwrap();
+            }
+            heard
+        });
+        (directory, played)
+    }
+
+    #[test]
+    fn events_between_answers_are_noted_and_errors_told() {
+        let (directory, played) = play(&[
+            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n{\"return\": {}}",
+            "{\"event\": \"STOP\"}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n{\"return\": 7}",
+            "{\"error\": {\"class\": \"x\", \"desc\": \"no such thing\"}}",
+        ]);
+        let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
+        let file = tempfile::tempfile().unwrap();
+        qmp.give("state", file.as_fd()).unwrap();
+        assert_eq!(qmp.execute("migrate", json!({ "uri": "fd:state" })).unwrap(), 7);
+        qmp.migrated().unwrap();
+        assert_eq!(qmp.execute("x", json!({})).unwrap_err().to_string(), "x: no such thing");
+        assert!(qmp.execute("y", json!({})).unwrap_err().to_string().contains("QEMU ended"));
+        assert!(played.join().unwrap()[1].contains("getfd"));
+    }
+
+    #[test]
+    fn a_failed_migration_is_an_error() {
+        let (directory, played) =
+            play(&["{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\n{\"return\": {}}"]);
+        let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
+        qmp.execute("migrate", json!({})).unwrap();
+        assert!(qmp.migrated().is_err());
+        played.join().unwrap();
+    }
+}

@@ -1,0 +1,240 @@
+//! Templates: VMs saved at the point where init waits to hear which machine it is, from which machines are started.
+//!
+//! One exists per [`Shape`]. Its memory is sealed and mapped copy-on-write by each VM that starts from it; on disk it is
+//! kept with a digest that is compared once, when it is read.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use sha2::{Digest as _, Sha256};
+use tracing::{info, warn};
+
+pub(crate) mod file;
+
+pub(crate) use file::Sealed;
+
+/// Templates kept at most, on disk and in memory: each takes what a booted guest has touched, 70 MB or so.
+const MOST: usize = 8;
+/// After a failure to build one, starts of its shape are cold for so long before it is tried again.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Ending of files.
+const ENDING: &str = "template";
+
+/// What a template is valid for, beside what is the same for all VMs of a driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shape {
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+}
+
+/// The shape of machines that say nothing about it.
+pub const USUAL: Shape = Shape { vcpus: 1, memory_mib: 256 };
+
+enum Entry {
+    /// Being read or built.
+    Coming,
+    Ready {
+        sealed: Arc<Sealed>,
+        used: Instant,
+    },
+    Failed {
+        at: Instant,
+    },
+}
+
+/// Which template a start gets.
+pub(crate) enum Found {
+    Ready(Arc<Sealed>),
+    /// None yet, and the caller is the one to get it.
+    Missing,
+    /// None yet; another is getting it, or it failed a short while ago.
+    Coming,
+}
+
+/// All templates of a driver.
+pub(crate) struct Templates {
+    directory: PathBuf,
+    entries: Mutex<HashMap<Shape, Entry>>,
+}
+
+impl Templates {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { directory, entries: Mutex::default() }
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<Shape, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The template of a shape, if it is there.
+    pub(crate) fn find(&self, shape: Shape) -> Found {
+        let mut entries = self.entries();
+        match entries.get_mut(&shape) {
+            Some(Entry::Ready { sealed, used }) => {
+                *used = Instant::now();
+                Found::Ready(sealed.clone())
+            }
+            Some(Entry::Coming) => Found::Coming,
+            Some(Entry::Failed { at }) if at.elapsed() < PATIENCE => Found::Coming,
+            Some(Entry::Failed { .. }) | None => {
+                entries.insert(shape, Entry::Coming);
+                Found::Missing
+            }
+        }
+    }
+
+    /// Takes in what was read or built, and lets the one go that was used longest ago when there are too many.
+    pub(crate) fn settle(&self, shape: Shape, key: &str, result: Result<Sealed, String>) {
+        let mut entries = self.entries();
+        match result {
+            Ok(sealed) => {
+                info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, key, "template ready");
+                entries.insert(shape, Entry::Ready { sealed: Arc::new(sealed), used: Instant::now() });
+            }
+            Err(error) => {
+                warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, error, "no template: starts are cold boots");
+                entries.insert(shape, Entry::Failed { at: Instant::now() });
+            }
+        }
+        let ready = |entry: &Entry| match entry {
+            Entry::Ready { used, .. } => Some(*used),
+            _ => None,
+        };
+        while entries.values().filter_map(ready).count() > MOST {
+            let oldest = entries.iter().filter_map(|(shape, entry)| ready(entry).map(|used| (used, *shape))).min();
+            let Some((_, shape)) = oldest else { break };
+            entries.remove(&shape);
+        }
+    }
+
+    /// A template that could not be restored is not tried again: it is built anew.
+    pub(crate) fn discard(&self, shape: Shape, key: &str) {
+        self.entries().remove(&shape);
+        // Where it can't be removed, it is found out to be as bad again.
+        let _ = fs::remove_file(self.path(key));
+    }
+
+    /// Reads a template from disk. A file that is damaged is removed, with a warning. Blocks.
+    pub(crate) fn read(&self, shape: Shape, key: &str) -> Option<Sealed> {
+        let path = self.path(key);
+        match file::read(&path, key, shape.memory_mib << 20) {
+            Ok(sealed) => {
+                // So that the file which is removed for want of room is the one longest unused.
+                let _ = fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+                Some(sealed)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                warn!(path = %path.display(), %error, "template not used, it is built anew");
+                let _ = fs::remove_file(&path);
+                None
+            }
+        }
+    }
+
+    /// Keeps a template on disk for the next server. Blocks.
+    pub(crate) fn keep(&self, key: &str, sealed: &Sealed) {
+        let path = self.path(key);
+        if let Err(error) = file::write(&path, key, sealed) {
+            warn!(path = %path.display(), %error, "template not kept on disk, the next server builds it anew");
+        }
+        self.remove_old();
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.directory.join(format!("{key}.{ENDING}"))
+    }
+
+    /// Removes files beyond the most that are kept, those first that were unused longest.
+    fn remove_old(&self) {
+        let mut files: Vec<_> = self.files().collect();
+        files.sort_by_key(|(_, modified)| std::cmp::Reverse(*modified));
+        for (path, _) in files.into_iter().skip(MOST) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn files(&self) -> impl Iterator<Item = (PathBuf, SystemTime)> + use<> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| {
+            let path = entry.path();
+            let ours = path.extension().is_some_and(|ending| ending == ENDING);
+            ours.then(|| (path, entry.metadata().and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH)))
+        })
+    }
+}
+
+/// Names a template by all that it depends on.
+pub(crate) fn key(parts: &[&str]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed() -> Sealed {
+        let make = || {
+            let memory = file::memory("test", 4096).unwrap();
+            file::seal(&memory).unwrap();
+            memory
+        };
+        Sealed { memory: make(), state: make() }
+    }
+
+    fn shape(memory_mib: u64) -> Shape {
+        Shape { vcpus: 1, memory_mib }
+    }
+
+    #[test]
+    fn one_start_gets_a_missing_template_and_a_failure_is_not_repeated_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let templates = Templates::new(directory.path().to_owned());
+        assert!(matches!(templates.find(shape(1)), Found::Missing));
+        assert!(matches!(templates.find(shape(1)), Found::Coming));
+        templates.settle(shape(1), "k", Err("told to".to_owned()));
+        assert!(matches!(templates.find(shape(1)), Found::Coming));
+        assert!(matches!(templates.find(shape(2)), Found::Missing));
+        templates.settle(shape(2), "k", Ok(sealed()));
+        assert!(matches!(templates.find(shape(2)), Found::Ready(_)));
+        templates.discard(shape(2), "k");
+        assert!(matches!(templates.find(shape(2)), Found::Missing));
+    }
+
+    #[test]
+    fn there_are_never_more_than_the_most() {
+        let directory = tempfile::tempdir().unwrap();
+        let templates = Templates::new(directory.path().to_owned());
+        for size in 0..2 * MOST as u64 {
+            templates.settle(shape(size), "k", Ok(sealed()));
+            templates.keep(&format!("{size}"), &sealed());
+            let _ = templates.find(shape(0));
+        }
+        assert_eq!(templates.files().count(), MOST);
+        assert!(matches!(templates.find(shape(0)), Found::Ready(_)), "the one in use stays");
+        assert!(matches!(templates.find(shape(1)), Found::Missing), "the one unused longest went");
+    }
+
+    #[test]
+    fn a_key_depends_on_each_of_its_parts_and_where_they_end() {
+        assert_ne!(key(&["a", "b"]), key(&["a", "c"]));
+        assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
+        assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
+    }
+}
