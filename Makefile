@@ -2,12 +2,14 @@
 #   make demo [KEEP=1]     see it work; KEEP=1 leaves the server up
 #   make test              the whole test suite
 #   make soak              the same with the long forms of tests
-#   make bench             measures what SPECIFICATION.md promises
+#   make bench [QUICK=1]   measures what SPECIFICATION.md promises
 #   make lint              what CI checks beside the tests
 # ACCEL=kvm runs tests and demo with hardware virtualisation; without it they run under emulation, as in CI.
 
 ACCEL ?= emulation
 KEEP ?=
+QUICK ?=
+export QUICK
 export CADDIS_TEST_ACCELERATOR := $(ACCEL)
 export KEEP
 
@@ -41,6 +43,7 @@ demo: kernel build
 	@scripts/demo.sh
 
 bench: kernel build
+	@scripts/setup.sh podman crun catatonit
 	cargo build --release --package caddis-testkit --bin test-image
 	@scripts/bench.sh
 

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Measures what SPECIFICATION.md promises, on this host, and prints it as a table; target/bench/report.json has the same
 # with every sample. Each row is a median with least and most. What is compared is measured interleaved, in one run.
-#   RUNS=10   samples per row
+#   RUNS=20   samples per row;  QUICK=1 takes 4
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ $(id -u) -eq 0 ]] || { echo "VMs need root: sudo make bench" >&2; exit 1; }
 
-readonly runs=${RUNS:-10} caddis=$PWD/target/release/caddis app=bench
+[[ ${QUICK:-} ]] && RUNS=${RUNS:-4}
+readonly runs=${RUNS:-20} caddis=$PWD/target/release/caddis app=bench
 work=$(mktemp -d "${TMPDIR:-/tmp}/caddis-bench-XXXXXX")
 chmod 755 "$work"
 readonly work data=$work/data
-server=''
+server='' rival=''
 mkdir -p target/bench
 : >"$work/samples"
 
@@ -24,6 +25,11 @@ end() {
         kill "$server" 2>/dev/null
         wait "$server" 2>/dev/null
         "$caddis" host clean --data-dir "$data" >/dev/null 2>&1
+    fi
+    if [[ -n $rival ]]; then
+        podman rm --all --force >/dev/null 2>&1
+        kill "$rival" 2>/dev/null
+        wait "$rival" 2>/dev/null
     fi
     rm -rf "$work"
     exit "$code"
@@ -54,6 +60,13 @@ first_output() { # machine
     log_token=$(jq -r .meta.next_token <<<"$page")
     [[ $(jq '.data | length' <<<"$page") -gt 0 ]] || { echo "no output from $1" >&2; exit 1; }
 }
+# Runs podman until its program's first line of output.
+podman_line() {
+    local line
+    exec {attached}< <(podman "$@" 2>/dev/null)
+    IFS= read -r -t 60 -u "$attached" line || { echo "no output from podman $*" >&2; exit 1; }
+    exec {attached}<&-
+}
 drain_log() { # machine: to the end of what there is
     local page
     while page=$(api GET "/api/v1/apps/$app/logs?instance=$1&next_token=$log_token"); do
@@ -61,6 +74,15 @@ drain_log() { # machine: to the end of what there is
         [[ $(jq '.data | length' <<<"$page") -gt 0 ]] || break
     done
 }
+
+# What people would use instead, in mount and network namespaces of its own: so that its bridge and rules are gone with
+# it, and, where both versions of cgroups are mounted, it does not see the one without controllers.
+unshare --mount --net sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; ip link set lo up; exec sleep infinity' &
+rival=$!
+podman() {
+    nsenter --target "$rival" --mount --net podman --root "$work/podman" --runroot "$work/podman-run" "$@"
+}
+readonly podman_flags=(--ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --cgroups=disabled)
 
 layout=$(target/release/test-image busybox)
 : >"$work/server.log"
@@ -75,6 +97,13 @@ export CADDIS_API_URL=$url CADDIS_API_TOKEN=$token
 "$caddis" image import "oci:$layout" --name busybox >/dev/null 2>&1
 config='{"image":"busybox","restart":{"policy":"no"},"init":{"exec":["/bin/sh","-c","echo ready; trap \"exit 0\" INT; while :; do sleep 1000 & wait; done"]}}'
 
+# The same machine with a kernel argument of its own, for which there is no template.
+cold_config=$(jq -c '.guest = {"kernel_args": ["caddis.cold=1"]}' <<<"$config")
+program='echo ready; trap "exit 0" INT; while :; do sleep 1000 & wait; done'
+podman_image=$(podman pull --quiet "oci:$layout")
+podman create --name rival "${podman_flags[@]}" "$podman_image" /bin/sh -c "$program" >/dev/null
+wait_for_line "$work/server.log" 'template ready' || { echo "there is no template" >&2; exit 1; }
+
 echo "measuring, $runs runs each"
 log_token=''
 machine=$(api POST "/v1/apps/$app/machines" "{\"config\":$config}" | jq -r .id)
@@ -82,6 +111,10 @@ first_output "$machine"
 api GET "/v1/apps/$app/machines/$machine/wait?state=started" >/dev/null
 kernel=$(echo "$data"/boot/vmlinux-*)
 initrd=$(echo "$data"/boot/initrd-*)
+log_token=''
+cold=$(api POST "/v1/apps/$app/machines" "{\"config\":$cold_config}" | jq -r .id)
+first_output "$cold"
+api GET "/v1/apps/$app/machines/$cold/wait?state=started" >/dev/null
 accel=(-accel tcg,tb-size=64 -cpu max)
 [[ $CADDIS_TEST_ACCELERATOR == kvm ]] && accel=(-accel kvm -cpu host)
 khz=$(awk '/^cpu MHz/ { printf "%d", $4 * 1000; exit }' /proc/cpuinfo)
@@ -100,6 +133,27 @@ for ((run = 0; run < runs; run++)); do
     api POST "/v1/apps/$app/machines/$machine/start" >/dev/null
     first_output "$machine"
     sample start "$begin" "$(now)"
+    [[ $(api GET "/v1/apps/$app/machines/$machine/wait?state=started" >/dev/null; api GET "/v1/apps/$app/machines/$machine" | jq -r .start_kind) == template ]] \
+        || { echo "a start did not use the template" >&2; exit 1; }
+    # The same as a cold boot.
+    api POST "/v1/apps/$app/machines/$cold/stop" '{}' >/dev/null
+    api GET "/v1/apps/$app/machines/$cold/wait?state=stopped" >/dev/null
+    log_token=''
+    drain_log "$cold"
+    begin=$(now)
+    api POST "/v1/apps/$app/machines/$cold/start" >/dev/null
+    first_output "$cold"
+    sample cold "$begin" "$(now)"
+    # The same as a container with a network, attached to its output.
+    begin=$(now)
+    podman_line start --attach rival
+    sample podman-start "$begin" "$(now)"
+    podman kill --signal INT rival >/dev/null
+    podman wait rival >/dev/null
+    begin=$(now)
+    podman_line run --rm --name "run$run" "${podman_flags[@]}" "$podman_image" /bin/sh -c "$program"
+    sample podman-run "$begin" "$(now)"
+    podman kill --signal INT "run$run" >/dev/null
     # The same kernel alone: from exec of QEMU to the panic for want of a first program, which ends it.
     begin=$(now)
     qemu-system-x86_64 -machine microvm,acpi=on,ioapic2=on "${accel[@]}" -m 256M -kernel "$kernel" -initrd "$initrd" \
@@ -126,13 +180,29 @@ for ((run = 0; run < runs; run++)); do
     drain_log "$machine"
 done
 
-# Memory of an idle machine: proportional share of the VM process, KiB.
-sleep 2
-for pid in $(pgrep -f "qemu-system.*-name $machine"); do
-    awk '/^Pss:/ { printf "memory\t%d\n", $2 }' "/proc/$pid/smaps_rollup" >>"$work/samples"
+# Memory of idle machines: the proportional shares of all VM processes, and the templates that the server holds, over
+# their number. KiB.
+readonly crowd=$((runs < 20 ? 5 : 20))
+for ((n = 0; n < crowd; n++)); do
+    id=$(api POST "/v1/apps/$app/machines" "{\"config\":$config}" | jq -r .id)
+    api GET "/v1/apps/$app/machines/$id/wait?state=started" >/dev/null
 done
+api DELETE "/v1/apps/$app/machines/$cold?force=true" >/dev/null
+api GET "/v1/apps/$app/machines/$cold/wait?state=destroyed" >/dev/null
+sleep 2
+total=0
+for pid in $(pgrep -f "qemu-system.*control,fd="); do
+    [[ -r /proc/$pid/smaps_rollup && $(readlink -f "/proc/$pid/cwd") ]] || continue
+    ls -l "/proc/$pid/fd" 2>/dev/null | grep -q "$data" || continue
+    total=$((total + $(awk '/^Pss:/ { print $2 }' "/proc/$pid/smaps_rollup")))
+done
+# Of a template's pages each VM that maps one counts its share; the rest is counted here.
+held=$(stat --dereference --format '%b' $(find "/proc/$server/fd" -lname '/memfd:caddis-template*') 2>/dev/null | awk '{ s += $1 / 2 } END { print int(s) }')
+mapped=$(awk '/^Pss_Shmem:/ { s += $2 } END { print s + 0 }' $(for pid in $(pgrep -f "qemu-system.*control,fd="); do echo "/proc/$pid/smaps_rollup"; done))
+rest=$((held > mapped ? held - mapped : 0))
+printf 'memory\t%d\n' "$(((total + rest) / (crowd + 1)))" >>"$work/samples"
 
-sort -k1,1 -k2,2n "$work/samples" | awk -F'\t' -v machine="$(uname -m), $(nproc) processors, $CADDIS_TEST_ACCELERATOR" '
+sort -k1,1 -k2,2n "$work/samples" | awk -F'\t' -v rival="$(podman --version), $(podman info --format '{{.Host.OCIRuntime.Name}}, network {{.Host.NetworkBackend}}'), ${podman_flags[*]}" -v machine="$(uname -m), $(nproc) processors, $CADDIS_TEST_ACCELERATOR" '
     { values[$1] = values[$1] " " $2; count[$1]++; value[$1, count[$1]] = $2 }
     function median(name, n) { n = count[name]; return n % 2 ? value[name, (n + 1) / 2] : (value[name, n / 2] + value[name, n / 2 + 1]) / 2 }
     function row(name, text, unit, divisor) {
@@ -140,15 +210,21 @@ sort -k1,1 -k2,2n "$work/samples" | awk -F'\t' -v machine="$(uname -m), $(nproc)
         printf "| %s | %.1f %s | %.1f–%.1f | %d |\n", text, median(name) / divisor, unit, value[name, 1] / divisor, value[name, count[name]] / divisor, count[name]
     }
     END {
-        printf "\n%s\n\n| what | median | least–most | runs |\n|---|---|---|---|\n", machine
+        printf "\n%s\nbeside it: %s\n\n| what | median | least–most | runs |\n|---|---|---|---|\n", machine, rival
         row("start", "start of a stopped machine, request to first output", "ms", 1000)
+        row("cold", "beside it: the same machine as a cold boot", "ms", 1000)
+        row("podman-start", "beside it: `podman start` of the same image and program, with its network", "ms", 1000)
         row("kernel", "beside it: QEMU and the same kernel alone, no disk, network or program", "ms", 1000)
         row("create", "create from an image on the host, request to first output", "ms", 1000)
+        row("podman-run", "beside it: `podman run` of the same, with its network", "ms", 1000)
         row("stop", "stop, request until a waiting client sees `stopped`", "ms", 1000)
         row("exec", "exec of /bin/true, request to answer", "ms", 1000)
         row("get", "GET of a machine, one curl each", "ms", 1000)
         row("bare", "beside it: an answer that is no more than an error, one curl each", "ms", 1000)
-        row("memory", "memory of an idle machine of 256 MB, PSS", "MiB", 1024)
+        row("memory", "memory of an idle machine of 256 MB: all VM processes and templates over their number, PSS", "MiB", 1024)
+        printf "| cold boot against start | %.2f × | | |\n", median("cold") / median("start")
+        printf "| start against podman start | %.2f × | | |\n", median("start") / median("podman-start")
+        printf "| create against podman run | %.2f × | | |\n", median("create") / median("podman-run")
         printf "| start against the kernel alone | %.2f × | | |\n", median("start") / median("kernel")
         printf "| GET against a bare answer | %.2f × | | |\n", median("get") / median("bare")
         printf "{\"machine\": \"%s\", \"unit\": \"us, memory KiB\", \"samples\": {", machine > "target/bench/report.json"

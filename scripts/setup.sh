@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian what building, testing and the demo need and what is missing. Asks dpkg first, so that
-# nothing is downloaded or asked when all is there.
+# nothing is downloaded or asked when all is there. Arguments are further packages.
 set -euo pipefail
 
 packages=(
@@ -14,12 +14,13 @@ packages=(
     skopeo             # pushes images and makes archives
     mmdebstrap         # builds a real distribution's tree
     zstd jq curl openssl
+    strace             # what the server runs and syncs during a start
     systemd            # systemd-analyze, which checks the unit; it is not started
     ca-certificates    # for registries over HTTPS
 )
 
 missing=()
-for package in "${packages[@]}"; do
+for package in "${packages[@]}" "$@"; do
     status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
     [[ $status == installed ]] || missing+=("$package")
 done

@@ -42,6 +42,8 @@ async fn nothing_of_a_machine_or_a_server_is_left() -> Result<()> {
     let host = Host::new().await?;
     let before = traces()?;
     let mut stand = Stand::new(&host).await?;
+    // A VM that is to become a template has a tap as well, while it boots.
+    stand.server.templates().await?;
     let idle = traces()?;
     let machine = stand.machine(json!({ "image": stand.web()? })).await?;
     machine.http_get(80, "/").await?;

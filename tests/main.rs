@@ -13,3 +13,4 @@ mod network;
 mod programs;
 mod restart;
 mod stand;
+mod templates;

@@ -64,6 +64,7 @@ struct Guest {
     signals: SignalFd,
     port: Port,
     timing: Timing,
+    sync: clock::Sync,
     status: GuestState,
     spec: Option<MachineSpec>,
     prepared: Option<Prepared>,
@@ -104,6 +105,7 @@ pub fn run() -> Result<(), String> {
         signals,
         port,
         timing,
+        sync: clock::Sync::default(),
         status: GuestState::Waiting,
         spec: None,
         prepared: None,
@@ -282,8 +284,8 @@ impl Guest {
 
     /// Acts on a message. True when the VM is to end.
     fn receive(&mut self, frame: Frame<HostMessage>) -> bool {
-        if let HostMessage::Hello { protocol, acknowledged_logs, time_ns } = frame.message {
-            self.hello(frame.epoch, protocol, acknowledged_logs, time_ns);
+        if let HostMessage::Hello { protocol, acknowledged_logs, .. } = frame.message {
+            self.hello(frame.epoch, protocol, acknowledged_logs);
             return false;
         }
         if self.port.epoch() != Some(frame.epoch) {
@@ -312,23 +314,27 @@ impl Guest {
                     self.power_off_at.get_or_insert(Instant::now() + LOG_PATIENCE);
                 }
             }
-            HostMessage::Time { time_ns } => self.warn(clock::follow(time_ns)),
+            HostMessage::Time { time_ns, answers: Some(id) } => match self.sync.answered(id, time_ns) {
+                Ok(true) => self.ask_time(),
+                outcome => self.warn(outcome.map(|_| ())),
+            },
+            HostMessage::Time { .. } => {
+                self.sync.begin();
+                self.ask_time();
+            }
             HostMessage::PowerOff => return true,
             HostMessage::Hello { .. } => {}
         }
         false
     }
 
-    fn hello(&mut self, epoch: u32, protocol: u32, acknowledged_logs: u64, time_ns: u64) {
+    fn hello(&mut self, epoch: u32, protocol: u32, acknowledged_logs: u64) {
         if self.port.epoch() != Some(epoch) {
             self.port.begin(epoch);
             self.logs.restart(acknowledged_logs);
             self.told_end = false;
             // Nobody follows them any more.
             self.execs.drain(..).for_each(|exec| exec.kill());
-        }
-        if self.status != GuestState::Waiting {
-            self.warn(clock::follow(time_ns));
         }
         let welcome = GuestMessage::Welcome {
             protocol: protocol.clamp(OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION),
@@ -337,6 +343,15 @@ impl Guest {
             machine_id: self.spec.as_ref().map(|spec| spec.machine_id.clone()),
         };
         self.port.send(&welcome, b"");
+        if self.status != GuestState::Waiting {
+            self.sync.begin();
+            self.ask_time();
+        }
+    }
+
+    fn ask_time(&mut self) {
+        let id = self.sync.ask();
+        self.port.send(&GuestMessage::AskTime { id }, b"");
     }
 
     fn warn(&mut self, outcome: Result<(), String>) {
@@ -364,6 +379,9 @@ impl Guest {
                 self.pid = Some(pid);
                 self.status = GuestState::Running { pid };
                 self.port.send(&GuestMessage::Started { pid, steps: self.timing.steps() }, b"");
+                // On a busy host the time that came with the configuration may have been under way for long.
+                self.sync.begin();
+                self.ask_time();
             }
             Err(message) => self.end(GuestState::Failed { message }),
         }

@@ -233,7 +233,7 @@ impl Session {
 
     /// Tells the guest the time.
     pub fn send_time(&self) {
-        self.post(HostMessage::Time { time_ns: connection::now_ns() });
+        self.post(HostMessage::Time { time_ns: connection::now_ns(), answers: None });
     }
 
     /// Ends the VM from within, whatever runs.

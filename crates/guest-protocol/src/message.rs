@@ -106,10 +106,13 @@ pub enum HostMessage {
     },
     /// The exit report (or failure) is safe on the host: init unmounts and powers off.
     AcknowledgeExit,
-    /// Host's wall clock, sent now and then; init slews or steps the guest's clock to it.
+    /// Host's wall clock: sent now and then, and as the answer to [`GuestMessage::AskTime`].
     Time {
         /// Nanoseconds since the Unix epoch.
         time_ns: u64,
+        /// The question it answers, if it is an answer.
+        #[serde(default)]
+        answers: Option<u64>,
     },
     /// Ends the VM at once whatever runs in it: sync, unmount, power off.
     PowerOff,
@@ -189,6 +192,11 @@ pub enum GuestMessage {
         id: u32,
         /// The processes, init's own and kernel threads left out.
         processes: Vec<ProcessInfo>,
+    },
+    /// Asks for the host's time: how long the answer takes tells how far it can be off.
+    AskTime {
+        /// Of this question.
+        id: u64,
     },
     /// Init could not do what it was asked; not tied to an exec.
     Error {

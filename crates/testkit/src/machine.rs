@@ -192,6 +192,17 @@ impl Machine {
         }
     }
 
+    /// The first line the program writes, waited for.
+    ///
+    /// # Errors
+    /// When it wrote none in time.
+    pub async fn first_line(&self) -> Result<String> {
+        let mut first = None;
+        let read = self.read_logs(60, |line| first.replace(line.to_owned()).is_none());
+        tokio::time::timeout(DEADLINE, read).await.context("the program writes nothing")??;
+        first.context("the program wrote nothing")
+    }
+
     /// Reads on until `done` (true) or until the server has nothing more to say for `wait` seconds (false).
     async fn read_logs(&self, wait: u64, mut done: impl FnMut(&str) -> bool) -> Result<bool> {
         let mut token = String::new();

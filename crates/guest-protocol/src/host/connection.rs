@@ -184,7 +184,7 @@ impl<'a> Connection<'a> {
                     None => std::future::pending().await,
                 },
                 _ = hello_again.tick(), if !self.welcomed => self.hello()?,
-                _ = time.tick(), if self.welcomed => self.send(&HostMessage::Time { time_ns: now_ns() })?,
+                _ = time.tick(), if self.welcomed => self.tell_time(None)?,
             }
         }
     }
@@ -192,6 +192,10 @@ impl<'a> Connection<'a> {
     fn hello(&mut self) -> Result<(), String> {
         let acknowledged_logs = self.inner.standing().acknowledged_logs;
         self.send(&HostMessage::Hello { protocol: PROTOCOL_VERSION, acknowledged_logs, time_ns: now_ns() })
+    }
+
+    fn tell_time(&mut self, answers: Option<u64>) -> Result<(), String> {
+        self.send(&HostMessage::Time { time_ns: now_ns(), answers })
     }
 
     fn send(&mut self, message: &HostMessage) -> Result<(), String> {
@@ -259,6 +263,7 @@ impl<'a> Connection<'a> {
                 }
                 Ok(())
             }
+            GuestMessage::AskTime { id } => self.tell_time(Some(id)),
             GuestMessage::Error { message } => {
                 tracing::warn!(message, "guest could not do what it was asked");
                 Ok(())

@@ -11,11 +11,17 @@ use crate::{CliError, globals::AppArgs, session::Session, waiting};
 
 /// `caddis machine start`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  caddis machine start 148e001b123d89\n  caddis machine start 148e001b123d89 --timing"
+)]
 pub struct Start {
     /// Machine ids.
     ids: Vec<String>,
     #[command(flatten)]
     app: AppArgs,
+    /// Wait until it has started, and show where the time went.
+    #[arg(long)]
+    timing: bool,
 }
 
 /// Starts machines.
@@ -26,6 +32,37 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
         let started = client.start_machine(&app, &machine.id, Some(&nonce)).await;
         started.map_err(|e| CliError::attempted(format!("could not start machine {}", machine.id), e))?;
         session.printer.out(format_args!("{} has been started", machine.id))?;
+        if start.timing {
+            let condition = WaitFor::States(vec![MachineState::Started, MachineState::Failed]);
+            waiting::wait(&session.printer, &client, &app, &machine.id, &condition, waiting::BUDGET).await?;
+            let machine = client.get_machine(&app, &machine.id).await;
+            let machine = machine.map_err(|e| CliError::attempted("could not get machine", e))?;
+            show_timing(session, &machine)?;
+        }
+    }
+    Ok(())
+}
+
+/// Shows what the newest event of a start tells.
+fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), CliError> {
+    let event = machine.events.iter().flatten().find(|event| event.kind == "start" || event.kind == "restart");
+    let request = event.and_then(|event| event.request.as_ref());
+    let Some(steps) = request.and_then(|request| request["timing"].as_array()) else {
+        return Err(CliError::new(format!("machine {} has not started", machine.id)));
+    };
+    let text = |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let request = request.unwrap_or(&serde_json::Value::Null);
+    let mut lines = vec![format!("Start: {} {}", text(request, "start_kind"), text(request, "start_reason"))];
+    // What the VMM and the guest did lies within the host's steps `launch` and `configure`.
+    let host = |step: &&serde_json::Value| step["where"] == "host";
+    let total: f64 = steps.iter().filter(host).filter_map(|step| step["ms"].as_f64()).sum();
+    for step in steps {
+        let milliseconds = step["ms"].as_f64().unwrap_or(0.0);
+        lines.push(format!("  {:<6} {:<14} {milliseconds:>8.1} ms", text(step, "where"), text(step, "step")));
+    }
+    lines.push(format!("  {:<6} {:<14} {total:>8.1} ms", "host", "in all"));
+    for line in lines {
+        session.printer.out(format_args!("{}", line.trim_end()))?;
     }
     Ok(())
 }
