@@ -143,6 +143,8 @@ impl Drop for Outside {
 
 async fn serve(ready: &watch::Sender<bool>, note: &watch::Sender<Vec<Datagram>>) -> Result<()> {
     run(["ip", "link", "set", "lo", "up"])?;
+    // A new network namespace takes this from the machine it is on, which may forward.
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").context("turning off forwarding")?;
     let addresses = [
         format!("{}/24", Outside::ADDRESS),
         format!("{}/24", Outside::LAN_ADDRESS),
