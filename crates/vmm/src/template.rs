@@ -122,12 +122,28 @@ impl Templates {
     pub(crate) fn discard(&self, shape: Shape, key: &str) {
         self.entries().remove(&shape);
         // Where it can't be removed, it is found out to be as bad again.
-        let _ = fs::remove_file(self.path(key));
+        let _ = fs::remove_file(self.path(shape, key));
+    }
+
+    /// The shapes of all that are on disk, those used last first. Files that `key` does not give the names of are of
+    /// another QEMU, kernel, init or processor, and removed. Blocks.
+    pub(crate) fn on_disk(&self, key: impl Fn(Shape) -> String) -> Vec<Shape> {
+        let mut shapes = Vec::new();
+        for path in self.files() {
+            match shape_of(&path).filter(|shape| path == self.path(*shape, &key(*shape))) {
+                Some(shape) => shapes.push(shape),
+                None => {
+                    info!(path = %path.display(), "template removed, it fits this host no more");
+                    let _ = fs::remove_file(path);
+                }
+            }
+        }
+        shapes
     }
 
     /// Reads a template from disk. A file that is damaged is removed, with a warning. Blocks.
     pub(crate) fn read(&self, shape: Shape, key: &str) -> Option<Sealed> {
-        let path = self.path(key);
+        let path = self.path(shape, key);
         match file::read(&path, key, shape.memory_mib << 20) {
             Ok(sealed) => {
                 // So that the file which is removed for want of room is the one longest unused.
@@ -144,35 +160,40 @@ impl Templates {
     }
 
     /// Keeps a template on disk for the next server. Blocks.
-    pub(crate) fn keep(&self, key: &str, sealed: &Sealed) {
-        let path = self.path(key);
+    pub(crate) fn keep(&self, shape: Shape, key: &str, sealed: &Sealed) {
+        let path = self.path(shape, key);
         if let Err(error) = file::write(&path, key, sealed) {
             warn!(path = %path.display(), %error, "template not kept on disk, the next server builds it anew");
         }
         self.remove_old();
     }
 
-    fn path(&self, key: &str) -> PathBuf {
-        self.directory.join(format!("{key}.{ENDING}"))
+    fn path(&self, shape: Shape, key: &str) -> PathBuf {
+        self.directory.join(format!("{}x{}-{key}.{ENDING}", shape.vcpus, shape.memory_mib))
     }
 
     /// Removes files beyond the most that are kept, those first that were unused longest.
     fn remove_old(&self) {
-        let mut files: Vec<_> = self.files().collect();
-        files.sort_by_key(|(_, modified)| std::cmp::Reverse(*modified));
-        for (path, _) in files.into_iter().skip(MOST) {
+        for path in self.files().into_iter().skip(MOST) {
             let _ = fs::remove_file(path);
         }
     }
 
-    fn files(&self) -> impl Iterator<Item = (PathBuf, SystemTime)> + use<> {
+    /// Those used last first.
+    fn files(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        entries.filter_map(|entry| {
-            let path = entry.path();
-            let ours = path.extension().is_some_and(|ending| ending == ENDING);
-            ours.then(|| (path, entry.metadata().and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH)))
-        })
+        let used = |entry: &fs::DirEntry| entry.metadata().and_then(|file| file.modified()).ok();
+        let mut files: Vec<_> = entries.map(|entry| (used(&entry), entry.path())).collect();
+        files.retain(|(_, path)| path.extension().is_some_and(|ending| ending == ENDING));
+        files.sort_by(|one, other| other.cmp(one));
+        files.into_iter().map(|(_, path)| path).collect()
     }
+}
+
+/// The shape in a file's name.
+fn shape_of(path: &Path) -> Option<Shape> {
+    let (vcpus, memory_mib) = path.file_stem()?.to_str()?.split_once('-')?.0.split_once('x')?;
+    Some(Shape { vcpus: vcpus.parse().ok()?, memory_mib: memory_mib.parse().ok()? })
 }
 
 /// Names a template by all that it depends on.
@@ -223,12 +244,23 @@ mod tests {
         let templates = Templates::new(directory.path().to_owned());
         for size in 0..2 * MOST as u64 {
             templates.settle(shape(size), "k", Ok(sealed()));
-            templates.keep(&format!("{size}"), &sealed());
+            templates.keep(shape(size), "k", &sealed());
             let _ = templates.find(shape(0));
         }
-        assert_eq!(templates.files().count(), MOST);
+        assert_eq!(templates.files().len(), MOST);
         assert!(matches!(templates.find(shape(0)), Found::Ready(_)), "the one in use stays");
         assert!(matches!(templates.find(shape(1)), Found::Missing), "the one unused longest went");
+    }
+
+    #[test]
+    fn files_of_another_qemu_kernel_or_processor_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let templates = Templates::new(directory.path().to_owned());
+        templates.keep(shape(1), "then", &sealed());
+        templates.keep(shape(2), "now", &sealed());
+        fs::write(directory.path().join("what.template"), "").unwrap();
+        assert_eq!(templates.on_disk(|_| "now".to_owned()), [shape(2)]);
+        assert_eq!(templates.files().len(), 1);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
         .collect::<io::Result<Vec<_>>>()?;
     let sources = copies.iter().map(|(number, copy)| (*number, copy.as_raw_fd())).collect::<Vec<_>>();
     let doors = spawn.cgroups.iter().map(|door| door.as_raw_fd()).collect::<Vec<_>>();
+    // Std tells of a failing exec through a pipe, which must not get one of these numbers.
+    let _occupied = occupy(spawn.descriptors.iter().map(|(number, _)| *number).max().unwrap_or(0))?;
     let uid = spawn.uid;
     let groups = spawn.groups.to_vec();
 
@@ -71,6 +73,19 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
     // Dropping a `Child` neither kills nor reaps it; its pidfd is used for both.
     let child = command.spawn()?;
     Ok(child.id())
+}
+
+/// Holds all free numbers up to this one.
+fn occupy(last: RawFd) -> io::Result<Vec<OwnedFd>> {
+    let null = File::open("/dev/null")?;
+    let mut held = Vec::new();
+    loop {
+        let copy = fcntl_dupfd_cloexec(&null, 0)?;
+        if copy.as_raw_fd() > last {
+            return Ok(held);
+        }
+        held.push(copy);
+    }
 }
 
 /// `-1` of a system call becomes its error.

@@ -105,7 +105,7 @@ impl Driver {
         let (this, name) = (self.clone(), key.clone());
         let keep = move || {
             let sealed = built?;
-            this.templates.keep(&name, &sealed);
+            this.templates.keep(shape, &name, &sealed);
             Ok(sealed)
         };
         let sealed = spawn_blocking(keep).await.map_err(panicked)?;
@@ -133,6 +133,14 @@ impl Driver {
     /// Gets the templates that are likely to be wanted: of the usual shape, and those that were used before.
     pub(super) async fn get_usual(self: Arc<Self>) {
         self.template(USUAL);
+        let this = self.clone();
+        let known = spawn_blocking(move || {
+            let slot = this.config.slots.lease().ok()?;
+            Some(this.templates.on_disk(|shape| this.key(shape, &slot)))
+        });
+        for shape in known.await.ok().flatten().unwrap_or_default() {
+            self.template(shape);
+        }
     }
 }
 
