@@ -30,6 +30,7 @@ end() {
         podman rm --all --force >/dev/null 2>&1
         kill "$rival" 2>/dev/null
         wait "$rival" 2>/dev/null
+        rmdir --ignore-fail-on-non-empty /var/lib/cni
     fi
     rm -rf "$work"
     exit "$code"
@@ -76,8 +77,11 @@ drain_log() { # machine: to the end of what there is
 }
 
 # What people would use instead, in mount and network namespaces of its own: so that its bridge and rules are gone with
-# it, and, where both versions of cgroups are mounted, it does not see the one without controllers.
-unshare --mount --net sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; ip link set lo up; exec sleep infinity' &
+# it, and, where both versions of cgroups are mounted, it does not see the one without controllers. The addresses it gives
+# out are remembered there too.
+mkdir -p /var/lib/cni
+unshare --mount --net sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs tmpfs /var/lib/cni
+    ip link set lo up; exec sleep infinity' &
 rival=$!
 podman() {
     nsenter --target "$rival" --mount --net podman --root "$work/podman" --runroot "$work/podman-run" "$@"
