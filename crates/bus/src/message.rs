@@ -110,6 +110,8 @@ pub enum Action {
         /// Don't ask the program, kill it.
         force: bool,
     },
+    /// Answer: `Done`, once the suspend is durable.
+    Suspend,
     /// Answer: `Done`.
     Signal {
         /// Which.

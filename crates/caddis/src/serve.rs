@@ -11,6 +11,7 @@ use caddis_network::{Network, NetworkConfig};
 use caddis_vmm::{
     Accelerator, Qemu, QemuConfig, SlotPool,
     boot::{self, BootSource},
+    qemu::PoolLimits,
     slot::SlotPoolConfig,
 };
 use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts};
@@ -175,7 +176,7 @@ async fn start_vmm(settings: &Settings, instance: &Instance, address: SocketAddr
     };
     let (choice, program) = (settings.accelerator, settings.qemu.clone());
     let (data_dir, boot_dir) = (instance.directory().to_owned(), instance.path(instance::BOOT));
-    let templates = instance.path(instance::TEMPLATES);
+    let (templates, pool) = (instance.path(instance::TEMPLATES), settings.pool);
     spawn_blocking(move || {
         let (accelerator, reason) = accelerator::choose(choice, address, &data_dir)?;
         let boot = boot::prepare(&source, &boot_dir)?;
@@ -186,6 +187,7 @@ async fn start_vmm(settings: &Settings, instance: &Instance, address: SocketAddr
             boot: boot.clone(),
             slots: slots.clone(),
             templates,
+            pool: PoolLimits { count: pool, memory_mib: caddis_worker::pool_memory_mib() },
             tap: caddis_network::create_tap,
         })?;
         match accelerator {

@@ -87,7 +87,7 @@ pub struct ServeArguments {
     /// Name server that machines' questions are forwarded to [default: those of /etc/resolv.conf]; may be repeated.
     #[arg(long, env = "CADDIS_DNS", value_name = "ADDRESS", value_delimiter = ',')]
     pub dns: Vec<IpAddr>,
-    /// Memory that machines may have in all, MiB [default: the host's less 512].
+    /// Memory that machines may have in all, MiB [default: fifteen sixteenths of the host's, less 512].
     #[arg(long, env = "CADDIS_MEMORY_MB", value_name = "MIB")]
     pub memory_mb: Option<u64>,
     /// Virtual processors that may be promised per processor of the host [default: 16].
@@ -96,6 +96,10 @@ pub struct ServeArguments {
     /// Machines that start at once after the host was down [default: 4].
     #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
     pub restart_concurrency: Option<usize>,
+    /// VMs kept waiting for machines at most, so that starts are quick; 0 keeps none [default: 8, within a sixteenth of
+    /// the host's memory].
+    #[arg(long, env = "CADDIS_POOL", value_name = "COUNT")]
+    pub pool: Option<usize>,
     /// Log kept per machine, MiB [default: 16].
     #[arg(long, env = "CADDIS_LOG_MB", value_name = "MIB")]
     pub log_mb: Option<u64>,
@@ -133,6 +137,7 @@ pub struct Settings {
     pub memory_mib: Option<u64>,
     pub cpu_overcommit: f64,
     pub restart_concurrency: usize,
+    pub pool: usize,
     pub log_bytes: u64,
     pub reserved_disk: u64,
     pub log_format: LogFormat,
@@ -175,6 +180,7 @@ impl ServeArguments {
             memory_mib: self.memory_mb.or(file.memory_mb),
             cpu_overcommit,
             restart_concurrency: self.restart_concurrency.or(file.restart_concurrency).unwrap_or(4),
+            pool: self.pool.or(file.pool).unwrap_or(8),
             log_bytes: self.log_mb.or(file.log_mb).unwrap_or(16).saturating_mul(1 << 20),
             reserved_disk: self.reserved_disk_mb.or(file.reserved_disk_mb).unwrap_or(1024).saturating_mul(1 << 20),
             log_format: self.log_format.or(file.log_format).unwrap_or(LogFormat::Text),

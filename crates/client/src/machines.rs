@@ -133,6 +133,19 @@ impl Client {
         self.send_body(&action(app, machine, "stop", nonce), |builder| builder.json(stop)).await.map(drop)
     }
 
+    /// `POST …/suspend`. Answers before the machine is suspended.
+    ///
+    /// # Errors
+    /// 409 when leased, 412 when its state or configuration does not allow it.
+    pub async fn suspend_machine(
+        &self,
+        app: &str,
+        machine: &MachineId,
+        nonce: Option<&LeaseNonce>,
+    ) -> Result<(), ClientError> {
+        self.send(&action(app, machine, "suspend", nonce)).await.map(drop)
+    }
+
     /// `POST …/restart`. Answers before the machine runs again.
     ///
     /// # Errors

@@ -51,6 +51,11 @@ impl Sync {
         self.last_id
     }
 
+    /// Whether a question is not answered yet.
+    pub fn is_asking(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// Brings the clock to the host's. True when the answer took so long that it is worth to ask again.
     pub fn answered(&mut self, id: u64, time_ns: u64) -> Result<bool, String> {
         let Some((_, at)) = self.asked.take_if(|(asked, _)| *asked == id) else { return Ok(false) };

@@ -33,20 +33,45 @@ pub struct Prepared {
     pub warnings: Vec<String>,
 }
 
+/// Whose root disk it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root {
+    /// The machine's.
+    Own,
+    /// A stand-in: what the initrd holds is needed once more.
+    Rehearsed,
+}
+
 /// Prepares everything up to the start of the program. The error is for the user.
 pub fn prepare(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, String> {
-    let mut warnings = Vec::new();
-    // Before anything draws random bytes.
-    let bytes = decode("entropy", &spec.entropy)?;
-    if !bytes.is_empty() {
-        entropy::add(&bytes)?;
-    }
-    clock::set(spec.time_ns)?;
+    take_identity(spec)?;
     timing.step("identity");
     devices::bind()?;
     timing.step("devices");
+    network::configure(&spec.network)?;
+    timing.step("network");
+    prepare_root(spec, Root::Own, timing)
+}
+
+/// Before anything draws random bytes or asks for the time.
+pub fn take_identity(spec: &MachineSpec) -> Result<(), String> {
+    renew(&spec.entropy, spec.time_ns)
+}
+
+/// Mixes in random bytes (base64) of the host and sets the clock.
+pub fn renew(entropy: &str, time_ns: u64) -> Result<(), String> {
+    let bytes = decode("entropy", entropy)?;
+    if !bytes.is_empty() {
+        entropy::add(&bytes)?;
+    }
+    clock::set(time_ns)
+}
+
+/// Prepares what is about files.
+pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Result<Prepared, String> {
+    let mut warnings = Vec::new();
     let device = disk(&spec.root_serial)?;
-    mount_root(&device)?;
+    mount_root(&device, root)?;
     if spec.grow_root
         && let Err(warning) = grow(&device)
     {
@@ -55,8 +80,6 @@ pub fn prepare(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, Stri
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
         .map_err(|e| format!("can't set the open files limit: {e}"))?;
     timing.step("root");
-    network::configure(&spec.network)?;
-    timing.step("network");
     names(spec)?;
     for file in &spec.files {
         write_file(file)?;
@@ -85,7 +108,7 @@ fn disk(serial: &str) -> Result<PathBuf, String> {
 }
 
 /// Mounts the root disk and makes it the root.
-fn mount_root(device: &Path) -> Result<(), String> {
+fn mount_root(device: &Path, root: Root) -> Result<(), String> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: nix::Error| format!("can't {what}: {error}")
@@ -101,9 +124,11 @@ fn mount_root(device: &Path) -> Result<(), String> {
         mount(Some(source.as_str()), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
             .map_err(failed(&format!("move /{name} to the new root (is it a directory in the image?)")))?;
     }
-    // What the initrd holds is memory that nobody can reach any more.
-    let _ = fs::remove_dir_all("/modules");
-    let _ = fs::remove_file("/init");
+    if root == Root::Own {
+        // What the initrd holds is memory that nobody can reach any more.
+        let _ = fs::remove_dir_all("/modules");
+        let _ = fs::remove_file("/init");
+    }
     chdir(NEW_ROOT).map_err(failed("enter the new root"))?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed("move the new root"))?;
     chroot(".").map_err(failed("switch the root"))?;

@@ -12,21 +12,44 @@ const KINDS: [(&str, &str); 2] = [("0x0001", "virtio_net"), ("0x0002", "virtio_b
 
 const BUS: &str = "/sys/bus/virtio";
 
+/// What a program that starts reads of its files at once, KiB: under an emulator a request costs more than its bytes.
+const READ_AHEAD_KIB: &str = "2048";
+
 /// From here on no driver takes a device by itself; those that have, because they are part of the kernel, let go.
 pub fn hold() -> Result<(), String> {
     write(&format!("{BUS}/drivers_autoprobe"), "0")?;
     for (device, driver) in devices()? {
-        if Path::new(&format!("{BUS}/drivers/{driver}/{device}")).exists() {
-            write(&format!("{BUS}/drivers/{driver}/unbind"), &device)?;
-        }
+        release(&device, driver)?;
     }
     Ok(())
 }
 
-/// Gives the drivers their devices.
+/// Takes the disks from their driver, so that others may be behind them when they get it again.
+pub fn release_disks() -> Result<(), String> {
+    for (device, driver) in devices()?.into_iter().filter(|(_, driver)| *driver == "virtio_blk") {
+        release(&device, driver)?;
+    }
+    Ok(())
+}
+
+fn release(device: &str, driver: &str) -> Result<(), String> {
+    if is_bound(device, driver) { write(&format!("{BUS}/drivers/{driver}/unbind"), device) } else { Ok(()) }
+}
+
+fn is_bound(device: &str, driver: &str) -> bool {
+    Path::new(&format!("{BUS}/drivers/{driver}/{device}")).exists()
+}
+
+/// Gives the drivers those devices that they don't have.
 pub fn bind() -> Result<(), String> {
     for (device, driver) in devices()? {
-        write(&format!("{BUS}/drivers/{driver}/bind"), &device)?;
+        if !is_bound(&device, driver) {
+            write(&format!("{BUS}/drivers/{driver}/bind"), &device)?;
+        }
+    }
+    for disk in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        // Where it can't be set, programs only start later.
+        let _ = fs::write(disk.path().join("queue/read_ahead_kb"), READ_AHEAD_KIB);
     }
     Ok(())
 }

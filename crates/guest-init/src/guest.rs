@@ -27,11 +27,11 @@ use crate::{
     clock,
     configure::{self, Prepared},
     execs::Exec,
-    kernel,
+    freezer, kernel,
     lines::Lines,
     logs::Backlog,
     port::Port,
-    processes, program, spawn,
+    processes, program, rehearsal, spawn,
     timing::Timing,
 };
 
@@ -49,6 +49,10 @@ const TURN: usize = 256 * 1024;
 const LAST_WORDS: usize = 4 << 20;
 /// Processes listed at most, so that the list fits a frame.
 const MOST_PROCESSES: usize = 1000;
+/// How long programs stand still at most until the host's time is known exactly.
+const TIME_PATIENCE: Duration = Duration::from_secs(1);
+/// Says `resume` after the machine was resumed: a program that can't notice may look there.
+const START_KIND: &str = "/.caddis/start_kind";
 
 /// One stream of the machine's program.
 struct LogPipe {
@@ -77,6 +81,8 @@ struct Guest {
     /// The host of this connection knows of the end.
     told_end: bool,
     ended_at: Option<Instant>,
+    /// Who is told, and by when, that programs go on: once the clock is right.
+    thawing: Option<(u32, Instant)>,
     /// The report is safe: the VM ends at this time, or once all logs are safe too.
     power_off_at: Option<Instant>,
 }
@@ -116,6 +122,7 @@ pub fn run() -> Result<(), String> {
         execs: Vec::new(),
         told_end: false,
         ended_at: None,
+        thawing: None,
         power_off_at: None,
     };
     warnings.into_iter().for_each(|warning| guest.warn(Err(warning)));
@@ -137,8 +144,11 @@ impl Guest {
                     return Ok(());
                 }
             }
-            let busy = self.pump();
             let now = Instant::now();
+            if self.thawing.is_some_and(|(_, at)| at <= now) {
+                self.go_on();
+            }
+            let busy = self.pump();
             if self.power_off_at.is_some_and(|at| at <= now || self.logs.is_empty()) {
                 return Ok(());
             }
@@ -169,7 +179,8 @@ impl Guest {
         let ended = self.ended_at.filter(|_| !self.told_end).map(|at| at + LOG_PATIENCE);
         let lines = self.pipes.iter().filter_map(|pipe| pipe.flush_at);
         let execs = self.execs.iter().filter_map(Exec::deadline);
-        let next = lines.chain(execs).chain(ended).chain(self.power_off_at).min();
+        let thawing = self.thawing.map(|(_, at)| at);
+        let next = lines.chain(execs).chain(ended).chain(thawing).chain(self.power_off_at).min();
         // One more than the rest, so as not to wake before the time.
         let wait = next.map(|at| at.saturating_duration_since(now).as_millis() + 1);
         wait.map_or(EpollTimeout::NONE, |ms| {
@@ -293,6 +304,19 @@ impl Guest {
         }
         match frame.message {
             HostMessage::Configure(spec) => self.configure(*spec),
+            HostMessage::Rehearse { id, spec } => {
+                let outcome = match self.status {
+                    GuestState::Waiting => rehearsal::rehearse(&spec),
+                    _ => Err("there is nothing to rehearse any more".to_owned()),
+                };
+                self.answer(id, outcome);
+            }
+            HostMessage::Freeze { id } => {
+                self.thawing = None;
+                let outcome = freezer::freeze();
+                self.answer(id, outcome);
+            }
+            HostMessage::Thaw { id, time_ns, entropy, resumed } => self.thaw(id, time_ns, &entropy, resumed),
             HostMessage::Signal { signal } => self.signal(signal),
             HostMessage::Exec(request) => self.exec(&request),
             HostMessage::Input { id } => self.with_exec(id, |exec| exec.push_input(frame.payload)),
@@ -316,7 +340,13 @@ impl Guest {
             }
             HostMessage::Time { time_ns, answers: Some(id) } => match self.sync.answered(id, time_ns) {
                 Ok(true) => self.ask_time(),
-                outcome => self.warn(outcome.map(|_| ())),
+                outcome => {
+                    self.warn(outcome.map(|_| ()));
+                    // It may have been the answer to an earlier question.
+                    if !self.sync.is_asking() {
+                        self.go_on();
+                    }
+                }
             },
             HostMessage::Time { .. } => {
                 self.sync.begin();
@@ -346,6 +376,31 @@ impl Guest {
         if self.status != GuestState::Waiting {
             self.sync.begin();
             self.ask_time();
+        }
+    }
+
+    fn answer(&mut self, id: u32, outcome: Result<(), String>) {
+        self.port.send(&GuestMessage::Answer { id, failure: outcome.err() }, b"");
+    }
+
+    /// Makes ready for programs to go on, which they do when the host's time is known.
+    fn thaw(&mut self, id: u32, time_ns: u64, entropy: &str, resumed: bool) {
+        let renewed = configure::renew(entropy, time_ns);
+        self.warn(renewed);
+        if resumed {
+            let told = std::fs::create_dir_all("/.caddis").and_then(|()| std::fs::write(START_KIND, "resume\n"));
+            self.warn(told.map_err(|error| format!("can't write {START_KIND}: {error}")));
+        }
+        self.thawing = Some((id, Instant::now() + TIME_PATIENCE));
+        self.sync.begin();
+        self.ask_time();
+    }
+
+    /// Programs that were to go on do.
+    fn go_on(&mut self) {
+        if let Some((id, _)) = self.thawing.take() {
+            freezer::thaw();
+            self.answer(id, Ok(()));
         }
     }
 

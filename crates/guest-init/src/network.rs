@@ -46,6 +46,15 @@ pub fn configure(spec: &NetworkSpec) -> Result<(), String> {
     netlink.route(index, None, Some(spec.ipv6_gateway.into()))
 }
 
+/// Takes the addresses away again. Routes by the gateways stay: those are the same for every machine.
+pub fn withdraw(spec: &NetworkSpec) -> Result<(), String> {
+    let Some(name) = interface() else { return Ok(()) };
+    let index = if_nametoindex(name.as_str()).map_err(|e| format!("no interface {name}: {e}"))?;
+    let mut netlink = Netlink::open()?;
+    netlink.remove_address(index, spec.ipv6.into(), 128)?;
+    netlink.remove_address(index, spec.ipv4.into(), 32)
+}
+
 /// Name of the only interface beside the loopback.
 fn interface() -> Option<String> {
     let names = fs::read_dir("/sys/class/net").ok()?.flatten().map(|entry| entry.file_name());
@@ -86,12 +95,14 @@ impl Netlink {
 
     /// `ip address add`, without asking whether another has it.
     fn address(&mut self, index: u32, address: IpAddr, length: u8) -> Result<(), String> {
-        let mut body = vec![family(address), length, libc::IFA_F_NODAD as u8, 0];
-        body.extend(index.to_ne_bytes());
-        attribute(&mut body, libc::IFA_LOCAL, &octets(address));
-        attribute(&mut body, libc::IFA_ADDRESS, &octets(address));
-        self.ask(libc::RTM_NEWADDR, CREATE | REPLACE, &body)
+        self.ask(libc::RTM_NEWADDR, CREATE | REPLACE, &address_message(index, address, length))
             .map_err(|e| format!("can't add the address {address}: {e}"))
+    }
+
+    /// `ip address del`.
+    fn remove_address(&mut self, index: u32, address: IpAddr, length: u8) -> Result<(), String> {
+        self.ask(libc::RTM_DELADDR, 0, &address_message(index, address, length))
+            .map_err(|e| format!("can't remove the address {address}: {e}"))
     }
 
     /// `ip route add`: to one address on the link, or by default through a gateway.
@@ -134,6 +145,14 @@ impl Netlink {
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
+}
+
+fn address_message(index: u32, address: IpAddr, length: u8) -> Vec<u8> {
+    let mut body = vec![family(address), length, libc::IFA_F_NODAD as u8, 0];
+    body.extend(index.to_ne_bytes());
+    attribute(&mut body, libc::IFA_LOCAL, &octets(address));
+    attribute(&mut body, libc::IFA_ADDRESS, &octets(address));
+    body
 }
 
 fn family(address: IpAddr) -> u8 {

@@ -46,6 +46,8 @@ pub struct Behaviour {
     pub hang_after_configure: bool,
     /// Sends this before its first frame on each connection.
     pub garbage: Vec<u8>,
+    /// Its programs can't be held still.
+    pub refuses_to_freeze: bool,
     /// Breaks each connection after so many frames of its own.
     pub frames_per_connection: Option<usize>,
 }
@@ -67,6 +69,7 @@ struct State {
     next_log: u64,
     signals: Option<mpsc::UnboundedSender<i32>>,
     connection: u64,
+    frozen: bool,
 }
 
 impl FakeGuest {
@@ -79,6 +82,7 @@ impl FakeGuest {
             next_log: 1,
             signals: None,
             connection: 0,
+            frozen: false,
         };
         let state = Arc::new(Mutex::new(state));
         Self { behaviour, state, news: watch::Sender::new(0), powered_off: watch::Sender::new(false) }
@@ -95,6 +99,25 @@ impl FakeGuest {
     /// The configuration it got.
     pub fn spec(&self) -> Option<MachineSpec> {
         self.state().spec.clone()
+    }
+
+    /// The guest as it goes on after it was saved and its VM ended: its program runs again.
+    pub fn restored(&self) -> Self {
+        let (state, news) = (self.state.clone(), self.news.clone());
+        let restored = Self { behaviour: self.behaviour.clone(), state, news, powered_off: watch::Sender::new(false) };
+        let spec = restored.spec().filter(|_| matches!(restored.state().status, GuestState::Running { .. }));
+        if let Some(spec) = spec {
+            let (signals, receiver) = mpsc::unbounded_channel();
+            restored.state().signals = Some(signals);
+            let guest = restored.clone();
+            tokio::spawn(async move { guest.run_program(spec, receiver).await });
+        }
+        restored
+    }
+
+    /// Whether its programs stand still.
+    pub fn is_frozen(&self) -> bool {
+        self.state().frozen
     }
 
     /// Waits until it has powered off.
@@ -339,6 +362,16 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 let processes = self.guest.processes();
                 self.send(&GuestMessage::Processes { id, processes }, b"").await?;
             }
+            HostMessage::Freeze { id } => {
+                let failure = self.guest.behaviour.refuses_to_freeze.then(|| "told to fail".to_owned());
+                self.guest.state().frozen |= failure.is_none();
+                self.send(&GuestMessage::Answer { id, failure }, b"").await?;
+            }
+            HostMessage::Thaw { id, .. } => {
+                self.guest.state().frozen = false;
+                self.send(&GuestMessage::Answer { id, failure: None }, b"").await?;
+            }
+            HostMessage::Rehearse { id, .. } => self.send(&GuestMessage::Answer { id, failure: None }, b"").await?,
             HostMessage::Hello { .. } | HostMessage::Time { .. } => {}
             exec => self.execs.handle(exec, frame.payload, &self.guest.spec().unwrap_or_default()),
         }

@@ -98,6 +98,9 @@ pub enum SessionError {
     /// The connection broke before the answer came.
     #[error("the connection to the guest broke before it answered")]
     Broken,
+    /// No answer in time.
+    #[error("the guest did not answer within {0:?}")]
+    NoAnswer(Duration),
     /// The guest refused.
     #[error("{0}")]
     Refused(String),
@@ -113,6 +116,8 @@ enum Command {
     Exec { request: ExecRequest, route: exec::ExecRoute, sent: oneshot::Sender<Result<(), SessionError>> },
     /// Forget an exec, killing it in the guest.
     Cancel { id: u32 },
+    /// Send this, and pass on the answer to it.
+    Ask { id: u32, message: HostMessage, answer: oneshot::Sender<Option<String>> },
     /// Ask for processes.
     Processes { id: u32, answer: oneshot::Sender<Vec<ProcessInfo>> },
 }
@@ -212,6 +217,42 @@ impl Session {
             Ok(Ok(list)) => Ok(list),
             Ok(Err(_)) => Err(SessionError::Broken),
             Err(_) => Err(SessionError::NotConnected),
+        }
+    }
+
+    /// While the guest waits: has it practise what [`Self::configure`] will ask for.
+    ///
+    /// # Errors
+    /// When the guest can't, or does not answer within `deadline`.
+    pub async fn rehearse(&self, spec: MachineSpec, deadline: Duration) -> Result<(), SessionError> {
+        self.ask(deadline, |id| HostMessage::Rehearse { id, spec: Box::new(spec) }).await
+    }
+
+    /// Has all programs stand still, and what is not on the disks yet written out.
+    ///
+    /// # Errors
+    /// When the guest can't, or does not answer within `deadline`: an init older than this message never does.
+    pub async fn freeze(&self, deadline: Duration) -> Result<(), SessionError> {
+        self.ask(deadline, |id| HostMessage::Freeze { id }).await
+    }
+
+    /// Lets programs go on, with `entropy` (base64) and the time mixed in first. `resumed`: after a restore.
+    ///
+    /// # Errors
+    /// When the guest can't, or does not answer within `deadline`.
+    pub async fn thaw(&self, entropy: String, resumed: bool, deadline: Duration) -> Result<(), SessionError> {
+        self.ask(deadline, |id| HostMessage::Thaw { id, time_ns: connection::now_ns(), entropy, resumed }).await
+    }
+
+    async fn ask(&self, deadline: Duration, message: impl FnOnce(u32) -> HostMessage) -> Result<(), SessionError> {
+        let (answer, answered) = oneshot::channel();
+        let id = self.next_id();
+        self.command(Command::Ask { id, message: message(id), answer })?;
+        match tokio::time::timeout(deadline, answered).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(failure))) => Err(SessionError::Refused(failure)),
+            Ok(Err(_)) => Err(SessionError::Broken),
+            Err(_) => Err(SessionError::NoAnswer(deadline)),
         }
     }
 

@@ -56,6 +56,31 @@ pub enum HostMessage {
     /// Makes the VM the given machine. Refused with [`GuestMessage::Error`] unless the state is `Waiting`; repeating
     /// the same spec is harmless.
     Configure(Box<MachineSpec>),
+    /// While the guest waits: does what [`Self::Configure`] will ask for, with these stand-ins, and undoes it, so that
+    /// the second time is quicker. Answered.
+    Rehearse {
+        /// Echoed in the answer.
+        id: u32,
+        /// Stand-ins for a machine's.
+        spec: Box<MachineSpec>,
+    },
+    /// Before the VM is saved: holds all programs still and writes out what is not on the disks yet. Answered.
+    Freeze {
+        /// Echoed in the answer.
+        id: u32,
+    },
+    /// After the VM was saved, or restored: takes fresh entropy, brings the clock to the host's, and only then lets the
+    /// programs go on. Harmless when they never stood still. Answered.
+    Thaw {
+        /// Echoed in the answer.
+        id: u32,
+        /// Host's wall clock, nanoseconds since the Unix epoch.
+        time_ns: u64,
+        /// Random bytes, base64.
+        entropy: String,
+        /// The VM was restored from a snapshot meanwhile.
+        resumed: bool,
+    },
     /// Sends a signal to the program.
     Signal {
         /// Linux signal number.
@@ -197,6 +222,13 @@ pub enum GuestMessage {
     AskTime {
         /// Of this question.
         id: u64,
+    },
+    /// Answer to `Rehearse`, `Freeze` and `Thaw`.
+    Answer {
+        /// Of the request.
+        id: u32,
+        /// Why it could not be done; `None` when it was.
+        failure: Option<String>,
     },
     /// Init could not do what it was asked; not tied to an exec.
     Error {

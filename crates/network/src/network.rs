@@ -95,13 +95,8 @@ impl Network {
         // One that outlived its VM, whose server was killed.
         self.links.remove(tap).await?;
         let name = tap.to_owned();
-        let device = blocking(move || {
-            let device = tap::create(&name).map_err(NetworkError::io(format!("make the tap {name}")))?;
-            // It gets the gateway's address and needs no other. Where IPv6 is off, the next step says so.
-            let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
-            Ok(device)
-        })
-        .await?;
+        let device =
+            blocking(move || tap::create(&name).map_err(NetworkError::io(format!("make the tap {name}")))).await?;
         if let Err(error) = self.connect(tap, addresses).await {
             drop(device);
             self.leave(tap, addresses.network).await?;

@@ -28,5 +28,7 @@ pub fn create(name: &str) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the descriptor is open and the request a valid ifreq that outlives the call.
     unsafe { tun_set_iff(device.as_raw_fd(), &raw const request) }?;
+    // It gets the gateway's address and needs no other. Where IPv6 is off, connecting it says so.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
     Ok(device.into())
 }

@@ -19,7 +19,10 @@ use crate::VmmError;
 mod compression;
 mod cpio;
 mod modules;
+mod rehearsal;
 mod vmlinux;
+
+pub(crate) use rehearsal::PROGRAM as REHEARSAL_PROGRAM;
 
 /// Modules without which a VM has no disk, network or control channel; those built into the kernel are skipped.
 const NEEDED: [&str; 7] =
@@ -48,6 +51,8 @@ pub struct BootFiles {
     pub kernel: PathBuf,
     /// Initrd, a cpio archive.
     pub initrd: PathBuf,
+    /// A small ext4 that VMs which wait for a machine mount once, to have done it before.
+    pub rehearsal: PathBuf,
     /// Release of the kernel, as `uname -r` says it.
     pub release: String,
     /// Bytes that both take.
@@ -78,8 +83,12 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
     if !initrd.exists() {
         write(&initrd, &archive)?;
     }
-    remove_others(directory, [&kernel, &initrd]);
-    Ok(BootFiles { size: size + archive.len() as u64, kernel, initrd, release })
+    let rehearsal = directory.join(format!("rehearsal-{}", digest(&source.init)));
+    if !rehearsal.exists() {
+        rehearsal::build(&source.init, &rehearsal)?;
+    }
+    remove_others(directory, [&kernel, &initrd, &rehearsal]);
+    Ok(BootFiles { size: size + archive.len() as u64, kernel, initrd, rehearsal, release })
 }
 
 fn build_initrd(source: &BootSource, release: &str) -> Result<Vec<u8>, VmmError> {
@@ -127,11 +136,11 @@ fn write(path: &Path, content: &[u8]) -> Result<(), VmmError> {
 }
 
 /// Running VMs have read theirs long ago.
-fn remove_others(directory: &Path, kept: [&PathBuf; 2]) {
+fn remove_others(directory: &Path, kept: [&PathBuf; 3]) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let ours = name.starts_with("vmlinux-") || name.starts_with("initrd-");
+        let ours = ["vmlinux-", "initrd-", "rehearsal-"].iter().any(|prefix| name.starts_with(prefix));
         if ours && !kept.contains(&&path) {
             let _ = fs::remove_file(&path);
         }

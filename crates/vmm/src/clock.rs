@@ -10,18 +10,27 @@ use crate::VmmError;
 /// Time of one measurement. The error of reading two clocks one after the other is below 1 µs.
 const SPAN: Duration = Duration::from_millis(10);
 
+/// Rates closer together than one part in so many are one: guests keep to the host's time in spite of it.
+const SAME: u64 = 5_000;
+
 /// Frequency of the counter, kHz, measured once per boot of the host and kept in `file`: guests that were saved go by it,
-/// and no two measurements are quite the same. Blocks.
-pub(crate) fn tsc_khz_of_this_boot(file: &Path) -> Result<u64, VmmError> {
+/// and no two measurements are quite the same. After a reboot the old one stays if it is still true. Blocks.
+pub(crate) fn tsc_khz_of_this_host(file: &Path) -> Result<u64, VmmError> {
     let boot = crate::record::boot_id()?;
-    let known = fs::read_to_string(file).unwrap_or_default();
-    let khz = known.strip_prefix(&boot).and_then(|khz| khz.trim().parse().ok());
-    if let Some(khz) = khz.filter(|khz| *khz > 0) {
-        return Ok(khz);
-    }
-    let khz = tsc_khz();
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let known = text.split_once(' ').and_then(|(boot, khz)| Some((boot, khz.trim().parse::<u64>().ok()?)));
+    let khz = match known {
+        Some((then, khz)) if then == boot && khz > 0 => return Ok(khz),
+        Some((_, khz)) => still_true(khz, tsc_khz()),
+        None => tsc_khz(),
+    };
     fs::write(file, format!("{boot} {khz}\n")).map_err(VmmError::io(format!("write {}", file.display())))?;
     Ok(khz)
+}
+
+/// The rate that was known, unless what is measured is another.
+fn still_true(known: u64, measured: u64) -> u64 {
+    if known.abs_diff(measured) <= measured / SAME { known } else { measured }
 }
 
 /// Frequency of the counter, kHz: the median of several measurements, since this thread may lose the processor
@@ -53,6 +62,12 @@ fn counter() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_rate_that_is_nearly_the_known_one_is_the_known_one() {
+        assert_eq!(super::still_true(2_500_000, 2_500_400), 2_500_000);
+        assert_eq!(super::still_true(2_500_000, 2_501_000), 2_501_000);
+    }
+
     #[test]
     fn the_frequency_is_plausible_and_steady() {
         let (one, two) = (super::tsc_khz(), super::tsc_khz());

@@ -35,6 +35,12 @@ pub enum VmmError {
         /// The VMM's words.
         message: String,
     },
+    /// A VM could not be saved.
+    #[error("the VM could not be saved: {reason}")]
+    NotSaved {
+        /// Why.
+        reason: String,
+    },
     /// The VMM did not answer in time.
     #[error("the VMM did not answer while {attempted}")]
     TimedOut {

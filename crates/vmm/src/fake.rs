@@ -3,7 +3,8 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +16,10 @@ use async_trait::async_trait;
 use caddis_guest_protocol::fake::{Behaviour, FakeGuest};
 use tokio::sync::watch;
 
-use crate::{AgentStream, Capabilities, Isolation, LaunchSpec, Slot, StartKind, Vm, VmExit, Vmm, VmmError};
+use crate::{
+    AgentStream, BindSpec, Capabilities, Isolation, LaunchSpec, PoolUse, Shape, Slot, SlotPool, Start, Vm, VmExit, Vmm,
+    VmmError, Waiting,
+};
 
 /// How the driver misbehaves.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +28,14 @@ pub struct Faults {
     pub failing_launches: usize,
     /// A launch takes this long.
     pub launch_delay: Duration,
+    /// A VM that waits is there for each start.
+    pub pool: bool,
+    /// So many VMs can't be saved.
+    pub failing_saves: usize,
+    /// Saving takes this long.
+    pub save_delay: Duration,
+    /// No snapshot can be resumed from.
+    pub failing_resumes: bool,
     /// How guests behave that are launched from now on.
     pub guest: Behaviour,
 }
@@ -34,6 +46,8 @@ pub struct FakeHost {
     running: Arc<Mutex<HashMap<String, Arc<FakeVm>>>>,
     faults: Arc<Mutex<Faults>>,
     launches: Arc<AtomicUsize>,
+    /// Guests as they were saved, by the file's path.
+    snapshots: Arc<Mutex<HashMap<PathBuf, FakeGuest>>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -82,25 +96,67 @@ impl FakeHost {
 #[derive(Clone, Default)]
 pub struct FakeVmm {
     host: FakeHost,
+    slots: Option<SlotPool>,
 }
 
 impl FakeVmm {
     /// A driver on that host.
     pub fn new(host: FakeHost) -> Self {
-        Self { host }
+        Self { host, slots: None }
+    }
+
+    /// One whose waiting VMs have slots of these.
+    pub fn with_slots(host: FakeHost, slots: SlotPool) -> Self {
+        Self { host, slots: Some(slots) }
     }
 }
 
 struct FakeVm {
+    host: FakeHost,
     slot: Slot,
+    start: Start,
     guest: FakeGuest,
     exit: watch::Sender<Option<VmExit>>,
 }
 
+impl FakeHost {
+    /// Has a guest run as the VM of a machine.
+    fn run(&self, machine_id: &str, slot: Slot, start: Start, guest: FakeGuest) -> Result<Arc<dyn Vm>, VmmError> {
+        let vm = Arc::new(FakeVm { host: self.clone(), slot, start, guest, exit: watch::Sender::new(None) });
+        {
+            let mut running = locked(&self.running);
+            if running.contains_key(machine_id) {
+                return Err(VmmError::AlreadyRunning { machine_id: machine_id.to_owned() });
+            }
+            running.insert(machine_id.to_owned(), vm.clone());
+        }
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        let (host, ended) = (self.clone(), vm.clone());
+        tokio::spawn(async move {
+            ended.guest.powered_off().await;
+            ended.exit.send_if_modified(|exit| exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended);
+            locked(&host.running).retain(|_, vm| !Arc::ptr_eq(vm, &ended));
+        });
+        Ok(vm)
+    }
+
+    /// The guest that was saved to this file, which is used up.
+    fn resume(&self, file: &Path) -> Option<FakeGuest> {
+        let whole = fs::read(file).is_ok_and(|content| content == SNAPSHOT);
+        let usable = whole && !locked(&self.faults).failing_resumes;
+        // Whatever is in it: it is tried once.
+        let _ = fs::remove_file(file);
+        locked(&self.snapshots).remove(file).filter(|_| usable).map(|guest| guest.restored())
+    }
+}
+
+/// What a fake snapshot holds.
+const SNAPSHOT: &[u8] = b"fake snapshot";
+
 #[async_trait]
 impl Vmm for FakeVmm {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { isolation: Isolation::Emulated, snapshot: false, balloon: false }
+        Capabilities { isolation: Isolation::Emulated, snapshot: true, balloon: false }
     }
 
     async fn check(&self) -> Result<(), VmmError> {
@@ -118,27 +174,42 @@ impl Vmm for FakeVmm {
         if faults.failing_launches > 0 {
             return Err(VmmError::DiedAtStart { message: "told to fail".to_owned() });
         }
-        let vm =
-            Arc::new(FakeVm { slot: spec.slot, guest: FakeGuest::new(faults.guest), exit: watch::Sender::new(None) });
-        {
-            let mut running = locked(&self.host.running);
-            if running.contains_key(&spec.machine_id) {
-                return Err(VmmError::AlreadyRunning { machine_id: spec.machine_id });
+        let mut start = Start::template(PoolUse::Off);
+        if let Some(file) = &spec.snapshot {
+            match self.host.resume(file) {
+                Some(guest) => return self.host.run(&spec.machine_id, spec.slot, Start::resume(), guest),
+                None => start.reason = "the machine could not be resumed: told to fail".to_owned(),
             }
-            running.insert(spec.machine_id.clone(), vm.clone());
         }
-        self.host.launches.fetch_add(1, Ordering::Relaxed);
-        let (host, ended) = (self.host.clone(), vm.clone());
-        tokio::spawn(async move {
-            ended.guest.powered_off().await;
-            ended.exit.send_if_modified(|exit| exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended);
-            locked(&host.running).retain(|_, vm| !Arc::ptr_eq(vm, &ended));
-        });
-        Ok(vm)
+        self.host.run(&spec.machine_id, spec.slot, start, FakeGuest::new(faults.guest))
     }
+
+    async fn take(&self, _shape: Shape) -> Option<Box<dyn Waiting>> {
+        let slot = self.slots.as_ref().filter(|_| locked(&self.host.faults).pool)?.lease().ok()?;
+        Some(Box::new(FakeWaiting { host: self.host.clone(), slot }))
+    }
+
+    async fn close(&self) {}
 
     async fn adopt(&self, machine_id: &str, _directory: &Path) -> Result<Option<Arc<dyn Vm>>, VmmError> {
         Ok(locked(&self.host.running).get(machine_id).cloned().map(|vm| vm as Arc<dyn Vm>))
+    }
+}
+
+struct FakeWaiting {
+    host: FakeHost,
+    slot: Slot,
+}
+
+#[async_trait]
+impl Waiting for FakeWaiting {
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    async fn bind(self: Box<Self>, spec: BindSpec) -> Result<Arc<dyn Vm>, VmmError> {
+        let behaviour = locked(&self.host.faults).guest.clone();
+        self.host.run(&spec.machine_id, self.slot, Start::template(PoolUse::Hit), FakeGuest::new(behaviour))
     }
 }
 
@@ -152,8 +223,8 @@ impl Vm for FakeVm {
         std::process::id()
     }
 
-    fn start_kind(&self) -> &StartKind {
-        &StartKind::Template
+    fn start(&self) -> &Start {
+        &self.start
     }
 
     fn start_steps(&self) -> &[(&'static str, Duration)] {
@@ -168,6 +239,26 @@ impl Vm for FakeVm {
         let guest = self.guest.clone();
         tokio::spawn(async move { guest.serve(theirs).await });
         Ok(Box::new(ours))
+    }
+
+    async fn save(&self, file: &Path, _overlay: &Path) -> Result<(), VmmError> {
+        let (fails, delay) = {
+            let mut faults = locked(&self.host.faults);
+            let fails = faults.failing_saves > 0;
+            faults.failing_saves = faults.failing_saves.saturating_sub(1);
+            (fails, faults.save_delay)
+        };
+        tokio::time::sleep(delay).await;
+        if fails {
+            return Err(VmmError::NotSaved { reason: "told to fail".to_owned() });
+        }
+        fs::write(file, SNAPSHOT).map_err(VmmError::io("write a fake snapshot"))?;
+        locked(&self.host.snapshots).insert(file.to_owned(), self.guest.clone());
+        Ok(())
+    }
+
+    async fn go_on(&self) -> Result<(), VmmError> {
+        Ok(())
     }
 
     async fn kill(&self) -> Result<(), VmmError> {

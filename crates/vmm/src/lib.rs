@@ -13,6 +13,7 @@ pub mod boot;
 mod capture;
 pub mod cgroup;
 mod clock;
+mod demand;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -23,12 +24,14 @@ pub mod qemu;
 mod qmp;
 mod record;
 pub mod slot;
+mod snapshot;
 mod socket;
 mod template;
 
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
+pub use template::Shape;
 
 /// A byte stream to init.
 pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -80,6 +83,24 @@ pub struct LaunchSpec {
     pub mac: String,
     /// Further kernel arguments of the user.
     pub kernel_args: Vec<String>,
+    /// What the machine was saved to, if it was: gone when this is over, whether or not it could be used. Where it can't
+    /// be, the machine boots.
+    pub snapshot: Option<PathBuf>,
+}
+
+/// What a VM that waits becomes a machine's by. As in [`LaunchSpec`].
+#[derive(Debug)]
+pub struct BindSpec {
+    /// Which machine.
+    pub machine_id: String,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// CPU weight against other VMs.
+    pub cpu_weight: u32,
+    /// Read-only raw ext4.
+    pub root_base: PathBuf,
+    /// The machine's qcow2 overlay.
+    pub root_overlay: PathBuf,
 }
 
 /// Serial number of the root disk, as init finds it in `/sys/block/*/serial`.
@@ -101,25 +122,67 @@ pub enum VmExit {
 }
 
 /// How a VM came to run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StartKind {
     /// Its kernel booted.
-    Cold {
-        /// Why there was no quicker way.
-        reason: String,
-    },
+    Cold,
     /// It was restored from a template.
     Template,
+    /// It was restored from what it was saved to.
+    Resume,
 }
 
 impl StartKind {
     /// Its name on the wire.
-    pub fn as_str(&self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Cold { .. } => "cold",
+            Self::Cold => "cold",
             Self::Template => "template",
+            Self::Resume => "resume",
         }
+    }
+}
+
+/// What VMs that wait for a machine had to do with a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolUse {
+    /// One became the machine's.
+    Hit,
+    /// None waited.
+    Empty,
+    /// None are kept.
+    Off,
+}
+
+/// How a VM came to run, and why not otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// How.
+    pub kind: StartKind,
+    /// Why there was no quicker way; empty when there is nothing to say.
+    #[serde(default)]
+    pub reason: String,
+    /// For starts from a template.
+    #[serde(default)]
+    pub pool: Option<PoolUse>,
+}
+
+impl Start {
+    /// A boot, for this reason.
+    pub fn cold(reason: impl Into<String>) -> Self {
+        Self { kind: StartKind::Cold, reason: reason.into(), pool: None }
+    }
+
+    /// From a template.
+    pub fn template(pool: PoolUse) -> Self {
+        Self { kind: StartKind::Template, reason: String::new(), pool: Some(pool) }
+    }
+
+    /// From what the machine was saved to.
+    pub fn resume() -> Self {
+        Self { kind: StartKind::Resume, reason: String::new(), pool: None }
     }
 }
 
@@ -135,9 +198,25 @@ pub trait Vmm: Send + Sync + 'static {
     /// Starts a VM process and returns once it runs (not once the guest is up). On error nothing is left behind.
     async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Vm>, VmmError>;
 
+    /// A VM of this shape that waits for a machine, where the driver keeps such and one does.
+    async fn take(&self, shape: Shape) -> Option<Box<dyn Waiting>>;
+
+    /// Ends all VMs that are no machine's; those of machines go on.
+    async fn close(&self);
+
     /// Finds the VM process that an earlier server started for the machine with this directory.
     /// `None` when the lock shows there is none; a dead VM's remains (sockets, record, cgroup) are removed then.
     async fn adopt(&self, machine_id: &str, directory: &std::path::Path) -> Result<Option<Arc<dyn Vm>>, VmmError>;
+}
+
+/// A VM that is no machine's yet. Dropped, it is ended.
+#[async_trait]
+pub trait Waiting: Send + Sync {
+    /// Its slot, with a tap that is there and not connected to anything.
+    fn slot(&self) -> &Slot;
+
+    /// Makes it the machine's. On error it is gone.
+    async fn bind(self: Box<Self>, spec: BindSpec) -> Result<Arc<dyn Vm>, VmmError>;
 }
 
 /// A running VM process.
@@ -149,14 +228,24 @@ pub trait Vm: Send + Sync + 'static {
     /// Process id on the host, for tests and diagnosis.
     fn pid(&self) -> u32;
 
-    /// How it was started.
-    fn start_kind(&self) -> &StartKind;
+    /// How it was started, and why so.
+    fn start(&self) -> &Start;
 
     /// Where the time of its start went, in order; empty for one that was adopted.
     fn start_steps(&self) -> &[(&'static str, Duration)];
 
     /// Opens the stream to init anew. An earlier stream stops working.
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError>;
+
+    /// Saves it to a file in place of whatever is there, and durably: memory and devices, and with them what `overlay`,
+    /// its disk, holds. The VM stands still from here on, also after an error; [`Self::go_on`] has it go on. When this future is dropped, saving ends soon.
+    ///
+    /// # Errors
+    /// [`VmmError::NotSaved`]; then there is no file.
+    async fn save(&self, file: &std::path::Path, overlay: &std::path::Path) -> Result<(), VmmError>;
+
+    /// Has it go on after [`Self::save`]. Harmless when it does already.
+    async fn go_on(&self) -> Result<(), VmmError>;
 
     /// Kills the process. Succeeds when it is already gone.
     async fn kill(&self) -> Result<(), VmmError>;

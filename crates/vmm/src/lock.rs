@@ -30,12 +30,26 @@ pub(crate) fn try_lock(directory: &Path) -> Result<Option<File>, VmmError> {
     let attempted = || format!("lock {}", path.display());
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    let file = options.open(&path).map_err(VmmError::io(attempted()))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(VmmError::io(attempted())(error.into())),
+    loop {
+        let file = options.open(&path).map_err(VmmError::io(attempted()))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Another's lock may have taken its place between opening and locking.
+            Ok(()) if !is_at(&file, &path) => {}
+            Ok(()) => return Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(VmmError::io(attempted())(error.into())),
+        }
     }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(opened), Ok(there)) = (file.metadata(), std::fs::metadata(path)) else { return false };
+    opened.dev() == there.dev() && opened.ino() == there.ino()
+}
+
+/// Makes the lock of one directory, with the process that holds it, that of another, whose own the caller holds.
+pub(crate) fn pass_on(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from.join(FILE), to.join(FILE))
 }
 
 /// The processes, other than this one, that have the lock's file open.
@@ -62,4 +76,22 @@ fn has_open(pid: u32, lock: &std::fs::Metadata) -> bool {
     descriptors.flatten().any(|descriptor| {
         std::fs::metadata(descriptor.path()).is_ok_and(|file| file.dev() == lock.dev() && file.ino() == lock.ino())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_passed_on_is_held_where_it_goes_and_whoever_held_the_old_one_holds_nothing() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let process = try_lock(from.path()).unwrap().unwrap();
+        let caller = try_lock(to.path()).unwrap().unwrap();
+        pass_on(from.path(), to.path()).unwrap();
+        drop(caller);
+        assert!(try_lock(to.path()).unwrap().is_none(), "the process holds it");
+        assert!(try_lock(from.path()).unwrap().is_some(), "nobody is there any more");
+        drop(process);
+        assert!(try_lock(to.path()).unwrap().is_some());
+    }
 }

@@ -8,7 +8,7 @@
 //! ```
 
 use std::{
-    io,
+    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
@@ -25,9 +25,12 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::launch::{CONTROL_SOCKET, Launch, Running, Source, clear};
+use self::{
+    launch::{CONTROL_SOCKET, Disk, Launch, Running, Source, clear},
+    pool::Pool,
+};
 use crate::{
-    AgentStream, Capabilities, Isolation, LaunchSpec, Slot, SlotPool, StartKind, Vm, VmExit, Vmm, VmmError,
+    AgentStream, Capabilities, Isolation, LaunchSpec, Slot, SlotPool, Start, Vm, VmExit, Vmm, VmmError, Waiting,
     boot::BootFiles,
     capture::Capture,
     lock,
@@ -39,9 +42,13 @@ use crate::{
 
 mod arguments;
 mod launch;
+mod pool;
+mod suspend;
 mod templates;
+mod unbound;
 
-pub use templates::end_unbound;
+pub use pool::PoolLimits;
+pub use unbound::end_unbound;
 
 /// Numbers of the descriptors a VM process is given.
 mod descriptor {
@@ -91,6 +98,8 @@ pub struct QemuConfig {
     pub slots: SlotPool,
     /// Where templates are kept.
     pub templates: PathBuf,
+    /// How many VMs may wait for machines.
+    pub pool: PoolLimits,
     /// Makes a tap of that name, which is gone when it is closed.
     pub tap: fn(&str) -> io::Result<OwnedFd>,
 }
@@ -109,6 +118,7 @@ struct Driver {
     processor: String,
     templates: Templates,
     turns: Semaphore,
+    pool: Pool,
 }
 
 /// The version of a QEMU program, in its own words (`7.2.22 (Debian …)`). Blocks.
@@ -135,12 +145,12 @@ impl Qemu {
     pub fn new(config: QemuConfig) -> Result<Self, VmmError> {
         let version = version(&config.program)?;
         let directory = &config.templates;
-        std::fs::create_dir_all(directory).map_err(VmmError::io(format!("make {}", directory.display())))?;
+        fs::create_dir_all(directory).map_err(VmmError::io(format!("make {}", directory.display())))?;
         end_unbound(directory, &config.slots);
-        let tsc_khz = crate::clock::tsc_khz_of_this_boot(&directory.join("tsc"))?;
+        let tsc_khz = crate::clock::tsc_khz_of_this_host(&directory.join("tsc"))?;
         let templates = Templates::new(directory.clone());
-        let (processor, turns) = (processor(), Semaphore::new(1));
-        Ok(Self { driver: Arc::new(Driver { config, version, tsc_khz, processor, templates, turns }) })
+        let (processor, turns, pool) = (processor(), Semaphore::new(1), Pool::new(config.pool));
+        Ok(Self { driver: Arc::new(Driver { config, version, tsc_khz, processor, templates, turns, pool }) })
     }
 
     /// The program's version, in its own words.
@@ -148,15 +158,16 @@ impl Qemu {
         &self.driver.version
     }
 
-    /// Gets the template that most machines start from, in the background.
+    /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the background.
     pub fn prepare(&self) {
         tokio::spawn(self.driver.clone().get_usual());
+        tokio::spawn(pool::keep(Arc::downgrade(&self.driver)));
     }
 }
 
 /// Model and abilities of the host's processor: what a guest has found of them stays true only where they are the same.
 fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let of = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
     format!("{} {}", of("model name"), of("flags"))
 }
@@ -172,7 +183,7 @@ impl Vmm for Qemu {
             Accelerator::Kvm => Isolation::Hardware,
             Accelerator::Emulation => Isolation::Emulated,
         };
-        Capabilities { isolation, snapshot: false, balloon: false }
+        Capabilities { isolation, snapshot: true, balloon: false }
     }
 
     async fn check(&self) -> Result<(), VmmError> {
@@ -201,6 +212,16 @@ impl Vmm for Qemu {
         QemuVm::watch(running, directory, slot)
     }
 
+    async fn take(&self, shape: Shape) -> Option<Box<dyn Waiting>> {
+        self.driver.take(shape)
+    }
+
+    async fn close(&self) {
+        let driver = self.driver.clone();
+        // Where it can't be waited for, the next server ends them.
+        let _ = spawn_blocking(move || driver.pool.close()).await;
+    }
+
     async fn adopt(&self, machine_id: &str, directory: &Path) -> Result<Option<Arc<dyn Vm>>, VmmError> {
         let (owned, slots, id) = (directory.to_owned(), self.driver.config.slots.clone(), machine_id.to_owned());
         let found = spawn_blocking(move || find(&owned, &slots, &id)).await.map_err(panicked)??;
@@ -209,7 +230,8 @@ impl Vmm for Qemu {
 }
 
 impl Driver {
-    /// Starts a machine's VM, from the template if there is one and it can be restored. Blocks.
+    /// Starts a machine's VM: from what it was saved to, if it was, else from the template, if there is one. Where
+    /// neither can be restored, it boots. Blocks.
     fn start(
         self: &Arc<Self>,
         spec: &LaunchSpec,
@@ -217,6 +239,7 @@ impl Driver {
         template: Option<&Sealed>,
         reason: &str,
     ) -> Result<Running, VmmError> {
+        let key = self.key(shape, &spec.kernel_args);
         let start = |source, kind| {
             let launch = Launch {
                 driver: self,
@@ -225,7 +248,7 @@ impl Driver {
                 slot: &spec.slot,
                 shape,
                 cpu_weight: spec.cpu_weight,
-                disk: Some((&spec.root_base, &spec.root_overlay)),
+                disk: Disk::Root(&spec.root_base, &spec.root_overlay),
                 tap: spec.tap.as_ref().map(std::os::fd::AsFd::as_fd),
                 mac: &spec.mac,
                 kernel_args: &spec.kernel_args,
@@ -234,16 +257,30 @@ impl Driver {
             };
             launch.run()
         };
-        let reason = match template.map(|sealed| start(Source::Template(sealed), StartKind::Template)) {
-            None => reason.to_owned(),
-            Some(Err(VmmError::NotRestored { message })) => {
-                warn!(machine = spec.machine_id, message, "template not restored, booted instead");
-                self.templates.discard(shape, &self.key(shape, &spec.slot));
-                format!("the template could not be restored: {message}")
-            }
-            Some(other) => return other,
-        };
-        start(Source::Cold, StartKind::Cold { reason })
+        let mut reasons = Vec::new();
+        if let Some(snapshot) = &spec.snapshot {
+            let resumed = match fs::metadata(snapshot) {
+                Ok(_) => start(Source::Snapshot(snapshot, &key), Start::resume()),
+                Err(error) => Err(VmmError::NotRestored { message: format!("its snapshot is lost: {error}") }),
+            };
+            let Err(VmmError::NotRestored { message }) = resumed else { return resumed };
+            warn!(machine = spec.machine_id, message, "machine not resumed, started anew");
+            // It would be no better the next time.
+            let _ = fs::remove_file(snapshot);
+            reasons.push(format!("the machine could not be resumed: {message}"));
+        }
+        if let Some(template) = template {
+            let mut how = Start::template(self.pool.nothing(shape));
+            how.reason = reasons.join("; ");
+            let restored = start(Source::Template(template), how);
+            let Err(VmmError::NotRestored { message }) = restored else { return restored };
+            warn!(machine = spec.machine_id, message, "template not restored, booted instead");
+            self.templates.discard(shape, &self.key(shape, &[]));
+            reasons.push(format!("the template could not be restored: {message}"));
+        } else {
+            reasons.push(reason.to_owned());
+        }
+        start(Source::Cold, Start::cold(reasons.join("; ")))
     }
 }
 
@@ -279,12 +316,12 @@ fn find(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(
     let pid = process.id.pid;
     let attempted = || format!("adopt the VM process {pid} of machine {machine_id}");
     let lost = || io::Error::other("its record is lost");
-    let Record { slot: index, start: kind, .. } = record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
+    let Record { slot: index, start: kind, key, .. } = record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
     let held = process.descriptor(descriptor::SLOT).map_err(VmmError::io(attempted()))?;
     let slot = slots.adopt(index, held)?;
     let capture = |number| Capture::adopt(pid, number).ok();
     let (output, console) = (capture(descriptor::OUTPUT), capture(descriptor::CONSOLE));
-    Ok(Some((Running { process, output, console, kind, steps: Vec::new() }, slot)))
+    Ok(Some((Running { process, output, console, kind, key, steps: Vec::new() }, slot)))
 }
 
 struct QemuVm {
@@ -293,22 +330,35 @@ struct QemuVm {
     directory: PathBuf,
     killed: Arc<AtomicBool>,
     exit: watch::Receiver<Option<VmExit>>,
-    start: StartKind,
+    start: Start,
     steps: Vec<(&'static str, Duration)>,
+    /// What a snapshot of it depends on.
+    key: Option<String>,
+    /// One at a time tells QEMU anything.
+    orders: Arc<Mutex<()>>,
 }
 
 impl QemuVm {
     /// Begins to watch a process.
     fn watch(running: Running, directory: PathBuf, slot: Slot) -> Result<Arc<dyn Vm>, VmmError> {
-        let process = Arc::new(running.process);
+        let Running { process, output, console, kind: start, steps, key } = running;
+        let process = Arc::new(process);
         let watcher = process.watch().map_err(VmmError::io(format!("watch the VM process {}", process.id.pid)))?;
         let (sender, exit) = watch::channel(None);
         let killed = Arc::new(AtomicBool::new(false));
-        let captures = Mutex::new(Some((running.output, running.console)));
+        let captures = Mutex::new(Some((output, console)));
         let watched = Watched { directory: directory.clone(), slot: slot.clone(), killed: killed.clone(), captures };
         tokio::spawn(async move { sender.send_replace(Some(watched.ended(watcher).await)) });
-        let (start, steps) = (running.kind, running.steps);
-        Ok(Arc::new(Self { process, slot, directory, killed, exit, start, steps }))
+        Ok(Arc::new(Self { process, slot, directory, killed, exit, start, steps, key, orders: Arc::default() }))
+    }
+}
+
+/// Calls off what it was given to, when it is dropped.
+struct Cancelled(Arc<AtomicBool>);
+
+impl Drop for Cancelled {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -368,7 +418,7 @@ impl Vm for QemuVm {
         self.process.id.pid
     }
 
-    fn start_kind(&self) -> &StartKind {
+    fn start(&self) -> &Start {
         &self.start
     }
 
@@ -378,6 +428,30 @@ impl Vm for QemuVm {
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
         Ok(Box::new(socket::connect(&self.directory, CONTROL_SOCKET).await?))
+    }
+
+    async fn save(&self, file: &Path, overlay: &Path) -> Result<(), VmmError> {
+        let older = || VmmError::NotSaved { reason: "it was started by an older server; restart it".to_owned() };
+        let key = self.key.clone().ok_or_else(older)?;
+        // Set when nobody waits any more.
+        let cancelled = Cancelled(Arc::default());
+        let called_off = cancelled.0.clone();
+        let (directory, file, overlay) = (self.directory.clone(), file.to_owned(), overlay.to_owned());
+        let orders = self.orders.clone();
+        let saving = spawn_blocking(move || {
+            let _turn = orders.lock().unwrap_or_else(PoisonError::into_inner);
+            suspend::save(&directory, &file, &key, &overlay, &called_off)
+        });
+        saving.await.map_err(panicked)?
+    }
+
+    async fn go_on(&self) -> Result<(), VmmError> {
+        let (directory, orders) = (self.directory.clone(), self.orders.clone());
+        let going = spawn_blocking(move || {
+            let _turn = orders.lock().unwrap_or_else(PoisonError::into_inner);
+            suspend::go_on(&directory)
+        });
+        going.await.map_err(panicked)?
     }
 
     async fn kill(&self) -> Result<(), VmmError> {

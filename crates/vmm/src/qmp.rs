@@ -51,11 +51,43 @@ impl Qmp {
         self.send("getfd", json!({ "fdname": name }), &[descriptor]).map(|_| ())
     }
 
+    /// Adds a descriptor to a set of them, from which files are opened by the name `/dev/fdset/SET`.
+    pub(crate) fn add_descriptor(&mut self, set: u32, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.send("add-fd", json!({ "fdset-id": set }), &[descriptor]).map(|_| ())
+    }
+
     /// Chooses how state is saved and restored: memory that is shared with the outside stays out of it.
     pub(crate) fn leave_out_shared_memory(&mut self) -> io::Result<()> {
-        let capability = |name: &str| json!({ "capability": name, "state": true });
-        let capabilities = [capability("events"), capability("x-ignore-shared")];
+        self.set_capabilities(&["events", "x-ignore-shared"])
+    }
+
+    /// Has QEMU tell how migrations go.
+    pub(crate) fn tell_of_migrations(&mut self) -> io::Result<()> {
+        self.set_capabilities(&["events"])
+    }
+
+    fn set_capabilities(&mut self, names: &[&str]) -> io::Result<()> {
+        let capabilities: Vec<_> = names.iter().map(|name| json!({ "capability": name, "state": true })).collect();
         self.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).map(|_| ())
+    }
+
+    /// Begins to save state to a descriptor.
+    pub(crate) fn save(&mut self, to: BorrowedFd<'_>) -> io::Result<()> {
+        self.give("state", to)?;
+        self.execute("migrate", json!({ "uri": "fd:state" })).map(|_| ())
+    }
+
+    /// Restores state from a descriptor.
+    pub(crate) fn restore(&mut self, from: BorrowedFd<'_>) -> io::Result<()> {
+        self.give("state", from)?;
+        self.execute("migrate-incoming", json!({ "uri": "fd:state" }))?;
+        self.migrated()
+    }
+
+    /// What the VM is doing, in QEMU's words.
+    pub(crate) fn status(&mut self) -> io::Result<String> {
+        let answer = self.execute("query-status", json!({}))?;
+        Ok(answer.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
     /// Waits for the end of the migration that was begun.

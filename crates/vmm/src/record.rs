@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{StartKind, VmmError};
+use crate::{Start, VmmError};
 
 const FILE: &str = "vm.json";
 
@@ -34,14 +34,17 @@ pub(crate) struct Record {
     pub(crate) vmm_version: String,
     /// How it was started.
     #[serde(default = "unknown")]
-    pub(crate) start: StartKind,
+    pub(crate) start: Start,
+    /// What a snapshot of it depends on; none in records of releases that took none.
+    #[serde(default)]
+    pub(crate) key: Option<String>,
     /// None until it has been started.
     pub(crate) process: Option<ProcessId>,
 }
 
 /// Records of releases that had no other.
-fn unknown() -> StartKind {
-    StartKind::Cold { reason: String::new() }
+fn unknown() -> Start {
+    Start::cold("")
 }
 
 /// A process id alone may be used again by another process; with the start time it is unique.
@@ -53,7 +56,13 @@ pub(crate) struct ProcessId {
 }
 
 impl Record {
-    pub(crate) fn new(machine_id: &str, slot: u32, vmm_version: &str, start: StartKind) -> Result<Self, VmmError> {
+    pub(crate) fn new(
+        machine_id: &str,
+        slot: u32,
+        vmm_version: &str,
+        start: Start,
+        key: Option<String>,
+    ) -> Result<Self, VmmError> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             format: FORMAT,
@@ -63,6 +72,7 @@ impl Record {
             started_at: now.as_secs(),
             vmm_version: vmm_version.to_owned(),
             start,
+            key,
             process: None,
         })
     }
@@ -110,7 +120,7 @@ mod tests {
     fn a_record_is_read_as_it_was_written_and_damage_is_no_record() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Record::read(directory.path()), None);
-        let mut record = Record::new("4d891", 7, "7.2", StartKind::Template).unwrap();
+        let mut record = Record::new("4d891", 7, "7.2", Start::template(crate::PoolUse::Hit), None).unwrap();
         record.process = Some(ProcessId { pid: 1, start_time: 2 });
         record.write(directory.path()).unwrap();
         assert_eq!(Record::read(directory.path()), Some(record.clone()));

@@ -13,6 +13,8 @@ use crate::WorkerConfig;
 
 /// Memory that is left to the host itself when the configuration names no bound, MiB.
 const HOST_MEMORY_MIB: u64 = 512;
+/// The part of the host's memory that VMs which wait for machines may have.
+const POOL_PART: u64 = 16;
 
 /// One machine's part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +47,7 @@ impl Capacity {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let cpus = (processors as f64 * config.cpu_overcommit).floor().clamp(1.0, f64::from(u32::MAX));
         Self {
-            memory_mib: config.memory_mib.unwrap_or_else(|| host_memory_mib().saturating_sub(HOST_MEMORY_MIB)),
+            memory_mib: config.memory_mib.unwrap_or_else(|| machine_memory_mib(host_memory_mib())),
             cpus: cpus as u32,
             pool: config.ipv4_pool,
             held: Mutex::default(),
@@ -112,6 +114,16 @@ impl Capacity {
     pub fn release(&self, machine: &MachineId) {
         self.held().remove(machine);
     }
+}
+
+/// What VMs that wait for machines may have of the host's memory together, MiB: it is not promised to machines.
+pub fn pool_memory_mib() -> u64 {
+    host_memory_mib() / POOL_PART
+}
+
+/// What may be promised to machines of a host with so much, MiB.
+fn machine_memory_mib(host: u64) -> u64 {
+    host.saturating_sub(HOST_MEMORY_MIB + host / POOL_PART)
 }
 
 fn host_memory_mib() -> u64 {

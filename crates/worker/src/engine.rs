@@ -30,6 +30,8 @@ use crate::{
 
 /// Requests a machine's owner may have waiting.
 const INBOX: usize = 256;
+/// How many machines are saved at once: more would only wait for the disk, with their programs standing still.
+const SUSPENDS: usize = 2;
 
 /// What all machines of a worker share.
 pub struct Shared {
@@ -55,6 +57,8 @@ pub struct Shared {
     pub capacity: Capacity,
     /// Turns of machines that start after a host reboot.
     pub recoveries: Arc<Semaphore>,
+    /// Turns of machines that are being suspended.
+    pub suspends: Arc<Semaphore>,
     owners: Mutex<HashMap<MachineId, mpsc::Sender<Message>>>,
     images_in_use: Mutex<HashMap<MachineId, String>>,
     draining: AtomicBool,
@@ -75,6 +79,7 @@ impl Shared {
             worker,
             capacity: Capacity::new(&config),
             recoveries: Arc::new(Semaphore::new(config.restart_concurrency.max(1))),
+            suspends: Arc::new(Semaphore::new(SUSPENDS)),
             config,
             store,
             logs,

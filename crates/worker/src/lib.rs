@@ -47,6 +47,7 @@ mod store;
 mod streams;
 mod timing;
 
+pub use capacity::pool_memory_mib;
 pub use engine::Drivers;
 
 /// What a worker is told at its start.
@@ -119,12 +120,13 @@ impl Worker {
         Arc::new(StreamEndpoint::new(self.shared.clone()))
     }
 
-    /// Takes no more requests and lets what is being recorded be recorded. VMs are left running; operations under way
+    /// Takes no more requests and lets what is being recorded be recorded. VMs of machines are left running; operations under way
     /// go on at the next start.
     pub async fn shutdown(self) {
         drop(self.serving);
         self.housekeeping.abort();
         self.shared.end().await;
+        self.shared.vmm.close().await;
     }
 }
 

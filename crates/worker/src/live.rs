@@ -23,6 +23,8 @@ pub struct Guest {
     pub started: bool,
     /// Where the guest's time went until then: name and microseconds.
     pub boot_steps: Vec<(String, u64)>,
+    /// Programs stand still, or may; true for a VM that was taken over, of which nobody knows.
+    pub frozen: bool,
     /// The program has ended.
     pub ended: Option<ProgramEnd>,
     /// Init could not start the program.
@@ -57,12 +59,28 @@ impl Connector for Agent {
     }
 }
 
+impl Guest {
+    /// Whether it must be told to go on before it can heed anything.
+    pub fn may_be_frozen(&self) -> bool {
+        self.frozen && self.ended.is_none() && self.gone.is_none()
+    }
+}
+
 impl Live {
-    /// Opens the session with a VM that was launched or adopted. `acknowledged` is the last log record of this boot
-    /// that is safe.
-    pub fn open(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64) -> Self {
+    /// Opens the session with a VM that was launched.
+    pub fn open(vm: Arc<dyn Vm>, boot: u64) -> Self {
+        Self::with(vm, boot, 0, Guest::default())
+    }
+
+    /// Opens the session with a VM that an earlier server launched, or that was resumed. `acknowledged` is the last log
+    /// record of this boot that is safe.
+    pub fn adopted(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64) -> Self {
+        Self::with(vm, boot, acknowledged, Guest { frozen: true, ..Guest::default() })
+    }
+
+    fn with(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, guest: Guest) -> Self {
         let (session, events) = Session::open(Arc::new(Agent(vm.clone())), acknowledged);
-        Self { vm, session, events, guest: watch::Sender::new(Guest::default()), boot }
+        Self { vm, session, events, guest: watch::Sender::new(guest), boot }
     }
 
     /// Takes note of what init says it is doing.

@@ -6,13 +6,18 @@
 //! | `pull` | root disk of the image | goes on where blobs are complete | nothing: shared, removed when unused |
 //! | `back_off` | waits until a restart is due | waits for what is left | – |
 //! | `prepare_root` | blank overlay | replaced | `release` |
-//! | `launch` | slot, tap, VM process | a VM that runs already is kept | `release` |
+//! | `launch` | slot, tap, VM process; resumed where there is a snapshot, which is used up | a VM that runs already is kept | `release` |
 //! | `boot` | waits for init | – | `release` |
 //! | `configure` | makes the VM the machine, waits for its program | init takes the same configuration twice | `release` |
 //! | `signal` | sends the stop signal | sent again | – |
 //! | `await_exit` | waits for the program's end, then kills | waits for what is left | – |
 //! | `power_off` | lets init unmount and end the VM | – | – |
-//! | `release` | kills the VM, gives back slot, tap, overlay | nothing left to do | no undo: it is the undo |
+//! | `queue` | waits until fewer machines are being suspended | waits again | – |
+//! | `freeze` | has the guest's programs stand still | they do already | `thaw` |
+//! | `save` | memory and devices to a file | saved again | `release` |
+//! | `end_vm` | kills the VM, gives back slot and tap | nothing left to do | no undo: it is the undo |
+//! | `thaw` | has VM and programs go on, with the right time | they do already | – |
+//! | `release` | `end_vm`, and removes overlay and snapshot | nothing left to do | no undo: it is the undo |
 //! | `remove_files` | the machine's directory | nothing left to do | no undo: asked for |
 
 use std::time::Duration;
@@ -41,6 +46,18 @@ pub enum OperationKind {
     Stop(Stop),
     /// Ends it and boots it again.
     Restart(Stop),
+    /// Saves it and ends its VM.
+    Suspend,
+    /// Has it go on where it was saved; where it can't, boots it with the disk it had.
+    Resume {
+        /// The host was rebooted meanwhile: nobody knows whether the snapshot was used.
+        spoiled: bool,
+    },
+    /// Has it go on after a suspend that came to nothing.
+    Wake {
+        /// Why it did; `None` when a client asked for it.
+        failure: Option<String>,
+    },
     /// Clears up after the program ended by itself.
     Exit {
         /// What follows.
@@ -81,6 +98,11 @@ pub enum Step {
     Signal,
     AwaitExit,
     PowerOff,
+    Queue,
+    Freeze,
+    Save,
+    EndVm,
+    Thaw,
     Release,
     RemoveFiles,
 }
@@ -98,6 +120,11 @@ impl Step {
             Self::Signal => "signal",
             Self::AwaitExit => "await_exit",
             Self::PowerOff => "power_off",
+            Self::Queue => "queue",
+            Self::Freeze => "freeze",
+            Self::Save => "save",
+            Self::EndVm => "end_vm",
+            Self::Thaw => "thaw",
             Self::Release => "release",
             Self::RemoveFiles => "remove_files",
         }
@@ -105,7 +132,8 @@ impl Step {
 
     /// Whether it may be broken off: it only waits, or what it has begun is cleared away by `release`.
     pub fn may_be_dropped(self) -> bool {
-        matches!(self, Self::Pull | Self::BackOff | Self::Boot | Self::Configure | Self::AwaitExit | Self::PowerOff)
+        use Step::{AwaitExit, BackOff, Boot, Configure, Freeze, PowerOff, Pull, Queue, Save, Thaw};
+        matches!(self, Pull | BackOff | Boot | Configure | AwaitExit | PowerOff | Queue | Freeze | Save | Thaw)
     }
 }
 
@@ -113,6 +141,8 @@ impl Step {
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(30 * 60);
 /// Time a start may take beyond its back-off. Under emulation on a busy host a boot takes many seconds.
 pub const START_DEADLINE: Duration = Duration::from_secs(4 * 60);
+/// Time a suspend may take: its turn among others, and a large memory on a slow disk.
+pub const SUSPEND_DEADLINE: Duration = Duration::from_secs(4 * 60);
 /// Time the clearing-up after a program's end may take.
 pub const CLEAR_DEADLINE: Duration = Duration::from_secs(60);
 /// How often a step is tried.
@@ -125,7 +155,8 @@ impl OperationKind {
     /// Its steps, in order.
     pub fn steps(&self) -> &'static [Step] {
         use Step::{
-            AwaitExit, BackOff, Boot, Configure, Launch, PowerOff, PrepareRoot, Pull, Release, RemoveFiles, Signal,
+            AwaitExit, BackOff, Boot, Configure, EndVm, Freeze, Launch, PowerOff, PrepareRoot, Pull, Queue, Release,
+            RemoveFiles, Save, Signal, Thaw,
         };
         match self {
             Self::Create => &[Pull],
@@ -133,6 +164,10 @@ impl OperationKind {
             Self::Start { .. } => &[BackOff, Release, Pull, PrepareRoot, Launch, Boot, Configure],
             Self::Stop(_) => &[Signal, AwaitExit, PowerOff, Release],
             Self::Restart(_) => &[Signal, AwaitExit, PowerOff, Release, Pull, PrepareRoot, Launch, Boot, Configure],
+            Self::Suspend => &[Queue, Freeze, Save, EndVm],
+            // No `release`: the disk is kept.
+            Self::Resume { .. } => &[EndVm, Pull, Launch, Boot, Configure],
+            Self::Wake { .. } => &[Thaw],
             Self::Exit { .. } => &[PowerOff, Release],
             Self::Destroy => &[Release, RemoveFiles],
             Self::Abandon { .. } => &[Release],
@@ -146,6 +181,11 @@ impl OperationKind {
             Self::Start { .. } => "start",
             Self::Stop(_) => "stop",
             Self::Restart(_) => "restart",
+            Self::Suspend => "suspend",
+            // What clients asked for and see.
+            Self::Resume { .. } => "start",
+            Self::Wake { failure: None } => "start",
+            Self::Wake { failure: Some(_) } => "suspend",
             Self::Exit { .. } => "exit",
             Self::Destroy => "destroy",
             Self::Abandon { .. } => "abandon",
@@ -156,7 +196,8 @@ impl OperationKind {
     pub fn state(&self) -> MachineState {
         match self {
             Self::Create => MachineState::Creating,
-            Self::Start { .. } => MachineState::Starting,
+            Self::Start { .. } | Self::Resume { .. } | Self::Wake { .. } => MachineState::Starting,
+            Self::Suspend => MachineState::Suspending,
             Self::Stop(_) | Self::Exit { .. } | Self::Abandon { .. } => MachineState::Stopping,
             Self::Restart(_) => MachineState::Restarting,
             Self::Destroy => MachineState::Destroying,
@@ -171,7 +212,11 @@ impl OperationKind {
             Self::Start { not_before, .. } => now_ms.max(*not_before) + millis(START_DEADLINE),
             Self::Stop(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE),
             Self::Restart(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE) + millis(START_DEADLINE),
-            Self::Exit { .. } | Self::Destroy | Self::Abandon { .. } => now_ms + millis(CLEAR_DEADLINE),
+            Self::Suspend => now_ms + millis(SUSPEND_DEADLINE),
+            Self::Resume { .. } => now_ms + millis(START_DEADLINE),
+            Self::Exit { .. } | Self::Wake { .. } | Self::Destroy | Self::Abandon { .. } => {
+                now_ms + millis(CLEAR_DEADLINE)
+            }
         }
     }
 }
@@ -203,7 +248,8 @@ impl Operation {
 
     /// The step to go back to when a later one failed: where everything of an earlier VM is cleared away.
     pub fn retry_from(&self) -> usize {
-        let released = self.kind.steps().iter().position(|step| *step == Step::Release);
+        let clears = |step: &Step| matches!(step, Step::Release | Step::EndVm);
+        let released = self.kind.steps().iter().position(clears);
         released.map_or(self.step, |released| released.min(self.step))
     }
 

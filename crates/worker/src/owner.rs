@@ -239,6 +239,8 @@ impl Owner {
         let result = match result {
             Ok(Done::Launched(live)) => {
                 self.timing.launched(&live);
+                // A boot that was not foreseen.
+                self.row.boot = live.boot;
                 self.live = Some(live);
                 Ok(Done::Next)
             }

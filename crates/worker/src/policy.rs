@@ -2,16 +2,18 @@
 //!
 //! `begin` starts an operation now, `supersede` breaks off the one under way first, `queue` lets it end first.
 //!
-//! | request | creating | created | starting | started | stopping | stopped | restarting | failed | destroying |
-//! |---|---|---|---|---|---|---|---|---|---|
-//! | start | queue | begin | done | done | queue | begin | done | begin | refuse |
-//! | stop | unqueue | done | supersede | begin | hasten | done | supersede | begin | done |
-//! | restart | queue start | begin start | done | begin | queue start | begin start | done | begin start | refuse |
-//! | signal | refuse | refuse | refuse | deliver | deliver | refuse | refuse | refuse | refuse |
-//! | destroy | supersede | begin | refuse | refuse | queue | begin | refuse | begin | done |
-//! | destroy, forced | supersede | begin | supersede | supersede | supersede | begin | supersede | begin | done |
+//! | request | creating | created | starting | started | suspending | suspended | stopping | stopped | restarting | failed | destroying |
+//! |---|---|---|---|---|---|---|---|---|---|---|---|
+//! | start | queue | begin | done | done | wake | begin resume | queue | begin | done | begin | refuse |
+//! | stop | unqueue | done | supersede | begin | supersede | begin | hasten | done | supersede | begin | done |
+//! | restart | queue start | begin start | done | begin | wake | begin resume | queue start | begin start | done | begin start | refuse |
+//! | suspend | refuse | refuse | queue | begin | done | done | refuse | refuse | queue | refuse | refuse |
+//! | signal | refuse | refuse | refuse | deliver | refuse | refuse | deliver | refuse | refuse | refuse | refuse |
+//! | destroy | supersede | begin | refuse | refuse | queue | begin | queue | begin | refuse | begin | done |
+//! | destroy, forced | supersede | begin | supersede | supersede | supersede | begin | supersede | begin | supersede | begin | done |
 //!
-//! States that only later work brings about (suspend, update) are refused here until then.
+//! `wake` breaks off a suspend that is under way and has the machine go on; once it is saved, `wake` queues a start.
+//! States that only later work brings about (update) are refused here until then.
 
 use caddis_api::{ApiError, MachineState};
 
@@ -24,6 +26,8 @@ pub enum Request {
     Stop,
     /// End it and run it again.
     Restart,
+    /// Save it and end its VM.
+    Suspend,
     /// Send its program a signal.
     Signal,
     /// Remove it.
@@ -42,6 +46,10 @@ pub enum Goal {
     Stop,
     /// End it and boot it again.
     Restart,
+    /// Save it and end its VM.
+    Suspend,
+    /// Have it go on where it was saved.
+    Resume,
     /// Remove it.
     Destroy,
 }
@@ -55,6 +63,8 @@ pub enum Verdict {
     Supersede(Goal),
     /// Begin when what is under way has ended.
     Queue(Goal),
+    /// Break off the suspend and have the machine go on; where it is too late for that, start it afterwards.
+    Wake,
     /// Forget what was queued.
     Unqueue,
     /// The wish is fulfilled already, or will be by what is under way.
@@ -73,6 +83,7 @@ pub fn decide(state: MachineState, request: Request) -> Verdict {
         Request::Start => start(state),
         Request::Stop => stop(state),
         Request::Restart => restart(state),
+        Request::Suspend => suspend(state),
         Request::Signal => signal(state),
         Request::Destroy { force } => destroy(state, force),
     }
@@ -87,9 +98,9 @@ fn start(state: MachineState) -> Verdict {
         S::Updating | S::Replacing => {
             Verdict::Refuse(ApiError::precondition("machine getting replaced, refusing to start"))
         }
-        S::Suspending | S::Suspended | S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => {
-            refuse("start", state)
-        }
+        S::Suspending => Verdict::Wake,
+        S::Suspended => Verdict::Begin(Goal::Resume),
+        S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => refuse("start", state),
     }
 }
 
@@ -98,12 +109,20 @@ fn stop(state: MachineState) -> Verdict {
     match state {
         S::Creating | S::Pending => Verdict::Unqueue,
         S::Created | S::Stopped | S::Destroying | S::Destroyed => Verdict::Done,
-        S::Starting | S::Restarting => Verdict::Supersede(Goal::Stop),
-        S::Started | S::Failed => Verdict::Begin(Goal::Stop),
+        S::Starting | S::Restarting | S::Suspending => Verdict::Supersede(Goal::Stop),
+        S::Started | S::Suspended | S::Failed => Verdict::Begin(Goal::Stop),
         S::Stopping => Verdict::Hasten,
-        S::Suspending | S::Suspended | S::Updating | S::Replacing | S::LaunchFailed | S::Replaced | S::Migrated => {
-            refuse("stop", state)
-        }
+        S::Updating | S::Replacing | S::LaunchFailed | S::Replaced | S::Migrated => refuse("stop", state),
+    }
+}
+
+fn suspend(state: MachineState) -> Verdict {
+    use MachineState as S;
+    match state {
+        S::Started => Verdict::Begin(Goal::Suspend),
+        S::Starting | S::Restarting => Verdict::Queue(Goal::Suspend),
+        S::Suspending | S::Suspended => Verdict::Done,
+        _ => refuse("suspend", state),
     }
 }
 
@@ -127,9 +146,9 @@ fn destroy(state: MachineState, force: bool) -> Verdict {
     match state {
         S::Destroying | S::Destroyed => Verdict::Done,
         S::Creating | S::Pending => Verdict::Supersede(Goal::Destroy),
-        S::Created | S::Stopped | S::Failed | S::LaunchFailed => Verdict::Begin(Goal::Destroy),
+        S::Created | S::Stopped | S::Suspended | S::Failed | S::LaunchFailed => Verdict::Begin(Goal::Destroy),
         _ if force => Verdict::Supersede(Goal::Destroy),
-        S::Stopping => Verdict::Queue(Goal::Destroy),
+        S::Stopping | S::Suspending => Verdict::Queue(Goal::Destroy),
         _ => Verdict::Refuse(ApiError::precondition(
             "unable to destroy machine, not currently stopped, suspended, failed or created",
         )),
@@ -150,6 +169,8 @@ mod tests {
         MachineState::Created,
         MachineState::Starting,
         MachineState::Started,
+        MachineState::Suspending,
+        MachineState::Suspended,
         MachineState::Stopping,
         MachineState::Stopped,
         MachineState::Restarting,
@@ -161,6 +182,8 @@ mod tests {
         match (verdict, request) {
             (Verdict::Begin(Goal::Start), Request::Restart) => "begin start",
             (Verdict::Queue(Goal::Start), Request::Restart) => "queue start",
+            (Verdict::Begin(Goal::Resume), _) => "begin resume",
+            (Verdict::Wake, _) => "wake",
             (Verdict::Begin(_), _) => "begin",
             (Verdict::Supersede(_), _) => "supersede",
             (Verdict::Queue(_), _) => "queue",
@@ -180,6 +203,7 @@ mod tests {
             ("start", Request::Start),
             ("stop", Request::Stop),
             ("restart", Request::Restart),
+            ("suspend", Request::Suspend),
             ("signal", Request::Signal),
             ("destroy", Request::Destroy { force: false }),
             ("destroy, forced", Request::Destroy { force: true }),
@@ -190,7 +214,7 @@ mod tests {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 6 * COLUMNS.len());
+        assert_eq!(checked, 7 * COLUMNS.len());
     }
 
     #[test]
@@ -200,6 +224,7 @@ mod tests {
                 Request::Start,
                 Request::Stop,
                 Request::Restart,
+                Request::Suspend,
                 Request::Signal,
                 Request::Destroy { force: false },
                 Request::Destroy { force: true },

@@ -117,6 +117,27 @@ fn resolver_option(option: DnsOption) -> String {
     }
 }
 
+/// Memory of a machine that may be suspended at most, MiB, as the reference has it.
+pub const MAX_SUSPENDED_MIB: u64 = 2048;
+
+/// Refuses to suspend a machine that can't be.
+///
+/// # Errors
+/// 412 with the reason.
+pub fn check_suspendable(config: &MachineConfig) -> Result<(), ApiError> {
+    let refuse = |reason: String| Err(ApiError::precondition(format!("unable to suspend machine: {reason}")));
+    if config.memory_mib() > MAX_SUSPENDED_MIB {
+        return refuse(format!("it has {} MiB of memory, at most {MAX_SUSPENDED_MIB} can be", config.memory_mib()));
+    }
+    if config.init.as_ref().and_then(|init| init.swap_size_mb).is_some_and(|size| size > 0) {
+        return refuse("it has swap (init.swap_size_mb)".to_owned());
+    }
+    if config.schedule.as_ref().is_some_and(|schedule| !schedule.is_empty()) {
+        return refuse("it has a schedule".to_owned());
+    }
+    Ok(())
+}
+
 /// Size of the root disk, GiB.
 pub fn rootfs_gib(config: &MachineConfig) -> u64 {
     let size = config.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).unwrap_or(0);

@@ -4,7 +4,7 @@ use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time:
 
 use caddis_api::{MachineId, MachineState, WorkerId};
 use caddis_bus::Bus;
-use caddis_vmm::Vm;
+use caddis_vmm::{StartKind, Vm};
 
 use crate::{
     WorkerConfig, WorkerError,
@@ -13,7 +13,7 @@ use crate::{
     event::Source,
     live::Live,
     logs::Logs,
-    operation::OperationKind,
+    operation::{OperationKind, Step},
     owner::{Draft, RECENT_EVENTS},
     publish::Publisher,
     restart::Verdict,
@@ -78,7 +78,7 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
         let mut draft = Draft::new(row);
         // Above all that an earlier process may have published without recording it.
         draft.row.revision = draft.row.revision.max(draft.now) + 1;
-        take_up(&mut draft, vm.is_some(), rebooted);
+        take_up(&mut draft, vm.as_deref().map(|vm| vm.start().kind), rebooted);
         let (row, new) = draft.into_parts();
         shared.store.commit(row.clone(), new.clone(), Durability::Synced).await?;
         for event in new {
@@ -90,7 +90,7 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
             Some(vm) => {
                 let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
                 let acknowledged = tokio::task::spawn_blocking(move || logs.acknowledged(&id, boot)).await;
-                Some(Live::open(vm, row.boot, acknowledged.unwrap_or(0)))
+                Some(Live::adopted(vm, row.boot, acknowledged.unwrap_or(0)))
             }
             None => None,
         };
@@ -112,10 +112,21 @@ async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>
 }
 
 /// Notes what became of a machine. Pure.
-fn take_up(draft: &mut Draft, has_vm: bool, rebooted: bool) {
-    let lost = draft.row.has_vm && !has_vm;
+fn take_up(draft: &mut Draft, vm: Option<StartKind>, rebooted: bool) {
+    let lost = draft.row.has_vm && vm.is_none();
     if lost {
         lose_vm(draft, rebooted);
+    }
+    let now = draft.now;
+    if let Some(operation) = &mut draft.row.operation
+        && let OperationKind::Resume { spoiled } = &mut operation.kind
+    {
+        // What was not written through to the disk before the host went down may have been a start.
+        *spoiled |= rebooted;
+        if operation.current() == Some(Step::Launch) && vm.is_some_and(|kind| kind != StartKind::Resume) {
+            // It could not be resumed, and the server ended before it noted that this is another boot.
+            draft.row.boot = now;
+        }
     }
     if draft.row.drained && draft.row.operation.is_none() {
         draft.row.drained = false;
@@ -151,8 +162,15 @@ fn lose_vm(draft: &mut Draft, rebooted: bool) {
                 operation.deadline = operation.kind.deadline(now_ms());
             }
         }
-        OperationKind::Restart(_) if operation.retry_from() < operation.step => {
+        OperationKind::Restart(_) | OperationKind::Resume { .. } if operation.retry_from() < operation.step => {
             operation.step = operation.retry_from();
+        }
+        // It was saved before it was lost.
+        OperationKind::Suspend if operation.current().is_none_or(|step| step == Step::EndVm) => {}
+        OperationKind::Suspend | OperationKind::Wake { .. } => {
+            draft.row.operation = None;
+            draft.row.state = MachineState::Started;
+            draft.lose_program(end, rebooted);
         }
         OperationKind::Stop(_) | OperationKind::Restart(_) if draft.row.ended.is_none() => draft.program_ended(end),
         _ => {}

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use caddis_api::{ApiError, MachineConfig};
 use caddis_guest_protocol::host::Session;
 use caddis_image::{Progress, RootDisk};
-use caddis_vmm::{LaunchSpec, Vm, VmExit, VmmError};
+use caddis_vmm::{BindSpec, LaunchSpec, Shape, StartKind, Vm, VmExit, VmmError};
 use futures::future::BoxFuture;
 use rand::RngCore as _;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -85,22 +85,23 @@ pub struct Context {
 pub struct LiveHandle {
     vm: Arc<dyn Vm>,
     session: Session,
-    guest: watch::Receiver<Guest>,
+    guest: watch::Sender<Guest>,
 }
 
 impl From<&Live> for LiveHandle {
     fn from(live: &Live) -> Self {
-        Self { vm: live.vm.clone(), session: live.session.clone(), guest: live.guest.subscribe() }
+        Self { vm: live.vm.clone(), session: live.session.clone(), guest: live.guest.clone() }
     }
 }
 
 impl LiveHandle {
     /// Waits until `condition` holds of the guest.
     async fn until(&mut self, condition: impl FnMut(&Guest) -> bool) -> Guest {
-        let found = self.guest.wait_for(condition).await.map(|guest| guest.clone()).ok();
+        let mut guest = self.guest.subscribe();
+        let found = guest.wait_for(condition).await.map(|guest| guest.clone()).ok();
         match found {
             Some(guest) => guest,
-            // The owner has dropped the VM, and with it this step's purpose: the step is about to be dropped too.
+            // Not while this handle holds the sender.
             None => std::future::pending().await,
         }
     }
@@ -119,6 +120,11 @@ pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Fail
             Step::Signal => signal(context).await,
             Step::AwaitExit => await_exit(context).await,
             Step::PowerOff => power_off(context).await,
+            Step::Queue => queue(context).await,
+            Step::Freeze => freeze(context).await,
+            Step::Save => save(context).await,
+            Step::EndVm => end_vm(&context).await.map(|()| Done::Released),
+            Step::Thaw => thaw_or_gone(context).await,
             Step::Release => release(context).await,
             Step::RemoveFiles => remove_files(context).await,
         }
@@ -170,6 +176,10 @@ async fn prepare_root(context: Context) -> Result<Done, Failure> {
 
 /// Name of the overlay in a machine's directory.
 const OVERLAY: &str = "root.qcow2";
+/// Name of what the machine was saved to.
+const SNAPSHOT: &str = "memory.snapshot";
+/// How long programs may take to stand still, and to go on.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(20);
 
 fn make_directory(directory: &PathBuf) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
@@ -181,6 +191,91 @@ async fn launch(context: Context) -> Result<Done, Failure> {
         return Ok(Done::Next);
     }
     let disk = root_disk(&context).await?;
+    let snapshot = snapshot_to_use(&context).await?;
+    let (shared, row, config) = (&context.shared, &context.row, &context.config);
+    let vm = match snapshot {
+        None => match bind_waiting(&context, &disk).await? {
+            Some(vm) => vm,
+            None => launch_new(&context, disk, None).await?,
+        },
+        snapshot => launch_new(&context, disk, snapshot).await?,
+    };
+    if vm.start().kind == StartKind::Resume {
+        let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
+        let acknowledged = blocking(move || Ok(logs.acknowledged(&id, boot))).await.unwrap_or(0);
+        return Ok(Done::Launched(Live::adopted(vm, boot, acknowledged)));
+    }
+    tracing::debug!(machine = %row.id, memory_mib = config.memory_mib(), start = ?vm.start(), "VM launched");
+    // A machine that was to be resumed and is not begins a boot that was not foreseen.
+    let boot = if is_resume(row) { now_ms() } else { row.boot };
+    Ok(Done::Launched(Live::open(vm, boot)))
+}
+
+fn is_resume(row: &MachineRow) -> bool {
+    matches!(row.operation.as_ref().map(|operation| &operation.kind), Some(OperationKind::Resume { .. }))
+}
+
+/// What a machine is to be resumed from, if it is. Where its disk is lost, there is nothing to resume.
+async fn snapshot_to_use(context: &Context) -> Result<Option<PathBuf>, Failure> {
+    let kind = context.row.operation.as_ref().map(|operation| &operation.kind);
+    let Some(OperationKind::Resume { spoiled }) = kind else { return Ok(None) };
+    let directory = context.shared.machine_directory(&context.row.id);
+    let (overlay, snapshot) = (directory.join(OVERLAY), directory.join(SNAPSHOT));
+    let (spoiled, size) = (*spoiled, spec::rootfs_gib(&context.config) << 30);
+    let shared = context.shared.clone();
+    let prepared = blocking(move || {
+        if spoiled || !overlay.exists() {
+            remove_file(&snapshot)?;
+        }
+        if !overlay.exists() {
+            make_directory(&directory)?;
+            shared.images.create_overlay(&overlay, size)?;
+        }
+        Ok(snapshot)
+    });
+    prepared.await.map(Some).map_err(|e| Failure::retry(format!("can't prepare what the machine was saved to: {e}")))
+}
+
+/// Makes a VM that waits the machine's, if there is one for it.
+async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<dyn Vm>>, Failure> {
+    let (shared, row, config) = (&context.shared, &context.row, &context.config);
+    if !config.kernel_args().is_empty() {
+        return Ok(None);
+    }
+    let shape = Shape { vcpus: config.cpus(), memory_mib: config.memory_mib() };
+    let Some(waiting) = shared.vmm.take(shape).await else { return Ok(None) };
+    let tap = waiting.slot().tap_name();
+    let directory = shared.machine_directory(&row.id);
+    let spec = BindSpec {
+        machine_id: row.id.to_string(),
+        root_overlay: directory.join(OVERLAY),
+        directory,
+        cpu_weight: cpu_weight(config),
+        root_base: disk.path.clone(),
+    };
+    let connected = shared.network.adopt(&tap, &row.addresses).await;
+    let bound = match connected {
+        Ok(()) => waiting.bind(spec).await.map_err(|e| e.to_string()),
+        Err(e) => Err(e.message),
+    };
+    match bound {
+        Ok(vm) => Ok(Some(vm)),
+        Err(error) => {
+            // There is the longer way.
+            tracing::warn!(machine = %row.id, error, "a VM that waited could not become the machine's");
+            detach_after_failure(context, &tap).await;
+            Ok(None)
+        }
+    }
+}
+
+async fn detach_after_failure(context: &Context, tap: &str) {
+    if let Err(e) = context.shared.network.detach(tap, &context.row.addresses).await {
+        tracing::warn!(machine = %context.row.id, error = %e, "can't detach the network of a VM that did not start");
+    }
+}
+
+async fn launch_new(context: &Context, disk: RootDisk, snapshot: Option<PathBuf>) -> Result<Arc<dyn Vm>, Failure> {
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
     let directory = shared.machine_directory(&row.id);
     let slot = shared.slots.lease().map_err(Failure::retry)?;
@@ -198,13 +293,12 @@ async fn launch(context: Context) -> Result<Done, Failure> {
         tap,
         mac: row.addresses.mac.clone(),
         kernel_args: config.kernel_args(),
+        snapshot,
     };
     match shared.vmm.launch(spec).await {
-        Ok(vm) => Ok(Done::Launched(Live::open(vm, row.boot, 0))),
+        Ok(vm) => Ok(vm),
         Err(e) => {
-            if let Err(e) = shared.network.detach(&tap_name, &row.addresses).await {
-                tracing::warn!(machine = %row.id, error = %e, "can't detach the network of a VM that did not start");
-            }
+            detach_after_failure(context, &tap_name).await;
             Err(match e {
                 VmmError::Unusable { .. } => Failure::last(e),
                 _ => Failure::retry(e),
@@ -239,13 +333,15 @@ async fn boot(context: Context) -> Result<Done, Failure> {
 
 async fn configure(context: Context) -> Result<Done, Failure> {
     let mut live = context.live.ok_or_else(no_vm)?;
+    if live.vm.start().kind == StartKind::Resume {
+        thaw(&live, true).await?;
+        return Ok(Done::Next);
+    }
     let network = context.shared.network.guest_spec(&context.row.addresses);
     let mut machine = spec::machine_spec(&context.row, &context.config, network)?;
-    let mut entropy = [0; 64];
-    rand::rng().fill_bytes(&mut entropy);
-    machine.entropy = base64::engine::general_purpose::STANDARD.encode(entropy);
+    machine.entropy = entropy();
     machine.time_ns = now_ns();
-    machine.env.push(("CADDIS_START_KIND".to_owned(), live.vm.start_kind().as_str().to_owned()));
+    machine.env.push(("CADDIS_START_KIND".to_owned(), live.vm.start().kind.as_str().to_owned()));
     // Repeating the same configuration is harmless, so a server that was restarted in between simply sends it again;
     // only a program that has begun already must not be configured a second time.
     if !live.guest.borrow().configured {
@@ -262,7 +358,74 @@ async fn configure(context: Context) -> Result<Done, Failure> {
     }
 }
 
+/// Fresh random bytes for a guest.
+fn entropy() -> String {
+    let mut entropy = [0; 64];
+    rand::rng().fill_bytes(&mut entropy);
+    base64::engine::general_purpose::STANDARD.encode(entropy)
+}
+
+async fn queue(context: Context) -> Result<Done, Failure> {
+    // Never closed; and without a turn the disk would only be slower.
+    Ok(context.shared.suspends.clone().acquire_owned().await.map_or(Done::Next, Done::Turn))
+}
+
+async fn freeze(context: Context) -> Result<Done, Failure> {
+    let live = context.live.ok_or_else(no_vm)?;
+    live.guest.send_modify(|guest| guest.frozen = true);
+    live.session.freeze(FREEZE_DEADLINE).await.map_err(|e| Failure::last(format!("programs can't be held still: {e}")))?;
+    let guest = live.guest.borrow();
+    if guest.ended.is_some() || guest.failed.is_some() {
+        return Err(Failure::last("its program has ended"));
+    }
+    Ok(Done::Next)
+}
+
+async fn save(context: Context) -> Result<Done, Failure> {
+    let live = context.live.ok_or_else(no_vm)?;
+    let (shared, needed) = (&context.shared, context.config.memory_mib() << 20);
+    let free = shared.free_disk().map_err(|e| Failure::last(format!("can't read the free disk space: {e}")))?;
+    if free < needed {
+        let text = format!("disk is full: its memory may take {} MiB, {} MiB are free", needed >> 20, free >> 20);
+        return Err(Failure::last(text));
+    }
+    let directory = shared.machine_directory(&context.row.id);
+    let saved = live.vm.save(&directory.join(SNAPSHOT), &directory.join(OVERLAY)).await;
+    saved.map(|()| Done::Next).map_err(Failure::last)
+}
+
+/// Has a VM whose programs may stand still go on.
+async fn thaw(live: &LiveHandle, resumed: bool) -> Result<(), Failure> {
+    live.vm.go_on().await.map_err(Failure::retry)?;
+    live.session.thaw(entropy(), resumed, FREEZE_DEADLINE).await.map_err(Failure::retry)?;
+    live.guest.send_modify(|guest| guest.frozen = false);
+    Ok(())
+}
+
+/// Where the VM is gone, what follows is its end's business.
+async fn thaw_or_gone(context: Context) -> Result<Done, Failure> {
+    let Some(mut live) = context.live else { return Ok(Done::Next) };
+    let thawing = live.clone();
+    tokio::select! {
+        thawed = thaw(&thawing, false) => match thawed {
+            Err(_) if live.guest.borrow().gone.is_some() => {}
+            outcome => outcome?,
+        },
+        _ = live.until(|guest| guest.gone.is_some()) => {}
+    }
+    // What was saved is of the past.
+    let snapshot = context.shared.machine_directory(&context.row.id).join(SNAPSHOT);
+    blocking(move || remove_file(&snapshot)).await.map_err(|e| Failure::retry(format!("can't remove a snapshot: {e}")))?;
+    Ok(Done::Next)
+}
+
 async fn signal(context: Context) -> Result<Done, Failure> {
+    if let Some(live) = &context.live
+        && live.guest.borrow().may_be_frozen()
+        && let Err(e) = thaw(live, false).await
+    {
+        tracing::warn!(machine = %context.row.id, error = %e.message, "can't have it go on to be stopped");
+    }
     if let (Some(live), Some(plan)) = (&context.live, stop_plan(&context.row))
         && let Err(e) = live.session.signal(plan.signal.number()).await
     {
@@ -346,17 +509,22 @@ async fn power_off(context: Context) -> Result<Done, Failure> {
     Ok(Done::Next)
 }
 
+async fn end_vm(context: &Context) -> Result<(), Failure> {
+    let Some(live) = &context.live else { return Ok(()) };
+    live.vm.kill().await.map_err(Failure::retry)?;
+    live.vm.wait().await;
+    Ok(context.shared.network.detach(&live.vm.slot().tap_name(), &context.row.addresses).await?)
+}
+
 async fn release(context: Context) -> Result<Done, Failure> {
-    let shared = &context.shared;
-    if let Some(live) = context.live {
-        live.vm.kill().await.map_err(Failure::retry)?;
-        live.vm.wait().await;
-        shared.network.detach(&live.vm.slot().tap_name(), &context.row.addresses).await?;
-    }
-    let overlay = shared.machine_directory(&context.row.id).join(OVERLAY);
-    blocking(move || remove_file(&overlay))
-        .await
-        .map_err(|e| Failure::retry(format!("can't remove the overlay of the root disk: {e}")))?;
+    end_vm(&context).await?;
+    let directory = context.shared.machine_directory(&context.row.id);
+    blocking(move || {
+        remove_file(&directory.join(SNAPSHOT))?;
+        remove_file(&directory.join(OVERLAY))
+    })
+    .await
+    .map_err(|e| Failure::retry(format!("can't remove what is left of the VM: {e}")))?;
     Ok(Done::Released)
 }
 

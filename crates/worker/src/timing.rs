@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use caddis_vmm::StartKind;
 use serde_json::{Value, json};
 
 use crate::{live::Live, operation::Step};
@@ -30,7 +31,12 @@ impl Timing {
         let guest = live.guest.borrow();
         // Of a VM that was restored, what came before it waited is its template's.
         let waited = guest.boot_steps.iter().position(|(name, _)| name == "wait").map_or(0, |wait| wait + 1);
-        let restored = *live.vm.start_kind() == caddis_vmm::StartKind::Template;
+        let kind = live.vm.start().kind;
+        if kind == StartKind::Resume {
+            // Its boot was another start's.
+            return Value::Array(self.steps);
+        }
+        let restored = kind == StartKind::Template;
         for (name, micros) in guest.boot_steps.iter().skip(if restored { waited } else { 0 }) {
             self.push("guest", name, Duration::from_micros(*micros));
         }

@@ -101,7 +101,6 @@ pub(crate) async fn update(State(context): State<Context>, path: MachinePath) ->
 }
 
 /// `POST …/suspend`.
-pub(crate) async fn suspend(State(context): State<Context>, path: MachinePath) -> Done {
-    context.machine(&path.app, &path.id).await?;
-    Err(not_yet("suspend").into())
+pub(crate) async fn suspend(State(context): State<Context>, path: MachinePath, nonce: Nonce) -> Done {
+    act(&context, &path, nonce, Action::Suspend).await
 }

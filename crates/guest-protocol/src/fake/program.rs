@@ -56,7 +56,7 @@ impl FakeGuest {
         }]
     }
 
-    async fn run_program(&self, spec: MachineSpec, mut signals: mpsc::UnboundedReceiver<i32>) {
+    pub(super) async fn run_program(&self, spec: MachineSpec, mut signals: mpsc::UnboundedReceiver<i32>) {
         let off = self.powered_off.subscribe();
         let program = spec.argv.first().map_or("", |word| word.rsplit('/').next().unwrap_or(word));
         let argument = spec.argv.get(1).map_or("", String::as_str);

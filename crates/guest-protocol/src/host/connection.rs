@@ -127,6 +127,7 @@ struct Connection<'a> {
     outgoing: Outgoing,
     execs: HashMap<u32, ExecRoute>,
     processes: HashMap<u32, oneshot::Sender<Vec<ProcessInfo>>>,
+    answers: HashMap<u32, oneshot::Sender<Option<String>>>,
 }
 
 impl<'a> Connection<'a> {
@@ -143,6 +144,7 @@ impl<'a> Connection<'a> {
             outgoing: Outgoing::default(),
             execs: HashMap::new(),
             processes: HashMap::new(),
+            answers: HashMap::new(),
         }
     }
 
@@ -219,6 +221,10 @@ impl<'a> Connection<'a> {
                 Some(_) => self.send(&HostMessage::CancelExec { id }),
                 None => Ok(()),
             },
+            Command::Ask { id, message, answer } => {
+                self.answers.insert(id, answer);
+                self.send(&message)
+            }
             Command::Processes { id, answer } => {
                 self.processes.insert(id, answer);
                 self.send(&HostMessage::ListProcesses { id })
@@ -260,6 +266,13 @@ impl<'a> Connection<'a> {
             GuestMessage::Processes { id, processes } => {
                 if let Some(answer) = self.processes.remove(&id) {
                     let _ = answer.send(processes);
+                }
+                Ok(())
+            }
+            GuestMessage::Answer { id, failure } => {
+                if let Some(answer) = self.answers.remove(&id) {
+                    // Who no longer waits has no use for it.
+                    let _ = answer.send(failure);
                 }
                 Ok(())
             }

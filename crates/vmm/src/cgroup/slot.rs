@@ -59,7 +59,6 @@ impl SlotCgroup {
                 if with_swap.exists() {
                     write(&with_swap, &memory)?;
                 }
-                write(&self.cpu("cpu.shares"), &shares(limits.cpu_weight).to_string())?;
             }
             Version::V2 => {
                 write(&self.memory("memory.max"), &memory)?;
@@ -67,10 +66,21 @@ impl SlotCgroup {
                 if swap.exists() {
                     write(&swap, "0")?;
                 }
-                write(&self.cpu("cpu.weight"), &limits.cpu_weight.clamp(1, 10_000).to_string())?;
             }
         }
+        self.set_cpu_weight(limits.cpu_weight)?;
         write(&self.last().join("pids.max"), &limits.threads.to_string())
+    }
+
+    /// Changes its weight, see [`Limits`].
+    ///
+    /// # Errors
+    /// [`VmmError::Io`] naming the file that could not be written.
+    pub fn set_cpu_weight(&self, weight: u32) -> Result<(), VmmError> {
+        match self.version {
+            Version::V1 => write(&self.cpu("cpu.shares"), &shares(weight).to_string()),
+            Version::V2 => write(&self.cpu("cpu.weight"), &weight.clamp(1, 10_000).to_string()),
+        }
     }
 
     /// The files into which a process writes `0` to join.

@@ -2,6 +2,8 @@
 //!
 //! Everything on it is ours or a number: no word comes from a user or an image, and no path but those of descriptors.
 
+use serde_json::{Value, json};
+
 use super::{Accelerator, descriptor};
 
 /// Where a VM's memory comes from.
@@ -20,7 +22,9 @@ pub(super) enum Memory {
 pub(super) enum Disk {
     /// Base and overlay.
     Root,
-    /// Nothing yet.
+    /// What is rehearsed with, until base and overlay take its place.
+    Rehearsal,
+    /// Nothing.
     Blank,
 }
 
@@ -31,6 +35,8 @@ pub(super) struct Shape<'a> {
     pub(super) vcpus: u32,
     pub(super) memory_mib: u64,
     pub(super) memory: Memory,
+    /// It boots; otherwise it waits to be restored.
+    pub(super) boots: bool,
     pub(super) disk: Disk,
     pub(super) mac: &'a str,
     pub(super) has_tap: bool,
@@ -77,16 +83,24 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
             Memory::Private => format!("{file},share=off"),
         },
     );
-    if shape.memory == Memory::Private {
-        // The kernel is in the memory already.
-        add("-incoming", "defer".to_owned());
-    } else {
+    if shape.boots {
         add("-kernel", format!("/proc/self/fd/{}", descriptor::KERNEL));
         add("-initrd", format!("/proc/self/fd/{}", descriptor::INITRD));
         add("-append", kernel_line(shape));
+    } else {
+        // The kernel is in the memory already.
+        add("-incoming", "defer".to_owned());
     }
     match shape.disk {
-        Disk::Root => root_disk(&mut add),
+        Disk::Root => {
+            add_descriptor(&mut add, ROOT_SETS[0], descriptor::ROOT_BASE);
+            add_descriptor(&mut add, ROOT_SETS[1], descriptor::ROOT_OVERLAY);
+            add("-blockdev", root_disk("root").to_string());
+        }
+        Disk::Rehearsal => {
+            add_descriptor(&mut add, REHEARSAL_SET, descriptor::ROOT_BASE);
+            add("-blockdev", over(file_of(REHEARSAL_SET, false)).to_string());
+        }
         Disk::Blank => add("-blockdev", "driver=null-co,node-name=root,size=1073741824,read-zeroes=on".to_owned()),
     }
     // Errors go to the guest: QEMU's way with a full disk, to stop the VM, would need someone to let it go on.
@@ -112,20 +126,42 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     arguments
 }
 
-fn root_disk(add: &mut impl FnMut(&str, String)) {
-    for (set, number) in [(1, descriptor::ROOT_BASE), (2, descriptor::ROOT_OVERLAY)] {
-        add("-add-fd", format!("fd={number},set={set}"));
-    }
-    // Formats are named, never probed, and the overlay's base is ours to name, whatever its header says. Flushes are
-    // dropped: the overlay is blank again at the next start, so nothing in it need survive the host.
-    let cache = "cache.direct=off,cache.no-flush=on";
-    add("-blockdev", format!("driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on,locking=off,{cache}"));
-    add("-blockdev", format!("driver=raw,node-name=base,file=base-file,read-only=on,{cache}"));
-    add(
-        "-blockdev",
-        format!("driver=file,node-name=root-file,filename=/dev/fdset/2,locking=off,discard=unmap,{cache}"),
-    );
-    add("-blockdev", format!("driver=qcow2,node-name=root,file=root-file,backing=base,discard=unmap,{cache}"));
+/// Sets of descriptors that files are opened from: base and overlay of the root disk.
+pub(super) const ROOT_SETS: [u32; 2] = [1, 2];
+const REHEARSAL_SET: u32 = 3;
+/// Flushes are dropped: the overlay is blank again at the next start, so nothing in it need survive the host. What must,
+/// because the machine is suspended, is written through then.
+const CACHE: &str = r#"{"direct":false,"no-flush":true}"#;
+
+fn add_descriptor(add: &mut impl FnMut(&str, String), set: u32, number: i32) {
+    add("-add-fd", format!("fd={number},set={set}"));
+}
+
+fn cache() -> Value {
+    serde_json::from_str(CACHE).unwrap_or_default()
+}
+
+fn file_of(set: u32, read_only: bool) -> Value {
+    let name = format!("/dev/fdset/{set}");
+    let mut node = json!({ "driver": "file", "filename": name, "locking": "off", "cache": cache() });
+    node[if read_only { "read-only" } else { "discard" }] = if read_only { json!(true) } else { json!("unmap") };
+    node
+}
+
+/// The root disk, as a block node of that name. Formats are named, never probed, and the overlay's base is ours to name,
+/// whatever its header says.
+pub(super) fn root_disk(node: &str) -> Value {
+    let [base, overlay] = ROOT_SETS;
+    let base = json!({ "driver": "raw", "read-only": true, "cache": cache(), "file": file_of(base, true) });
+    json!({
+        "driver": "qcow2", "node-name": node, "cache": cache(), "discard": "unmap",
+        "file": file_of(overlay, false), "backing": base,
+    })
+}
+
+/// The node that the device stays on whatever it is over: a node of that name, or one described here.
+pub(super) fn over(file: Value) -> Value {
+    json!({ "driver": "raw", "node-name": "root", "cache": cache(), "discard": "unmap", "file": file })
 }
 
 fn kernel_line(shape: &Shape<'_>) -> String {
@@ -152,6 +188,7 @@ mod tests {
             vcpus: 2,
             memory_mib: 512,
             memory: Memory::Own,
+            boots: true,
             disk: Disk::Root,
             mac: "02:00:00:00:00:01",
             has_tap: true,
@@ -175,7 +212,7 @@ mod tests {
     fn the_sandbox_is_on_and_no_path_of_the_host_is_named() {
         let line = shape(Accelerator::Emulation).join(" ");
         assert!(line.contains("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"));
-        let paths = line.split([' ', '=', ',']).filter(|word| word.starts_with('/'));
+        let paths = line.split([' ', '=', ',', '"']).filter(|word| word.starts_with('/'));
         assert_eq!(paths.clone().count(), 4);
         assert!(paths.clone().all(|path| path.starts_with("/dev/fdset/") || path.starts_with("/proc/self/fd/")));
     }

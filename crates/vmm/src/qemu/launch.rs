@@ -12,18 +12,18 @@ use tracing::warn;
 
 use super::{
     Accelerator, Driver, KILL_DEADLINE,
-    arguments::{self, Disk, Memory},
+    arguments::{self, Memory},
     descriptor,
 };
 use crate::{
-    Slot, StartKind, VmmError,
+    Slot, Start, VmmError,
     capture::Capture,
     cgroup::{CgroupRoot, Limits},
     lock,
     process::{Process, Spawn, spawn},
     qmp::Qmp,
     record::Record,
-    socket,
+    snapshot, socket,
     template::{Sealed, Shape, file},
 };
 
@@ -48,6 +48,19 @@ pub(super) enum Source<'a> {
     Building(&'a OwnedFd),
     /// A template's.
     Template(&'a Sealed),
+    /// What the machine was saved to, and what it must be of.
+    Snapshot(&'a Path, &'a str),
+}
+
+/// What is behind the root disk.
+#[derive(Clone, Copy)]
+pub(super) enum Disk<'a> {
+    /// Nothing.
+    Blank,
+    /// What is rehearsed with: memory, which the VM may do with as it likes.
+    Rehearsal(&'a OwnedFd),
+    /// A machine's base and overlay.
+    Root(&'a Path, &'a Path),
 }
 
 /// One start.
@@ -59,13 +72,12 @@ pub(super) struct Launch<'a> {
     pub(super) slot: &'a Slot,
     pub(super) shape: Shape,
     pub(super) cpu_weight: u32,
-    /// Base and overlay of the root disk; a blank one without.
-    pub(super) disk: Option<(&'a Path, &'a Path)>,
+    pub(super) disk: Disk<'a>,
     pub(super) tap: Option<BorrowedFd<'a>>,
     pub(super) mac: &'a str,
     pub(super) kernel_args: &'a [String],
     pub(super) source: Source<'a>,
-    pub(super) kind: StartKind,
+    pub(super) kind: Start,
 }
 
 /// A process and what watches it.
@@ -73,7 +85,9 @@ pub(super) struct Running {
     pub(super) process: Process,
     pub(super) output: Option<Capture>,
     pub(super) console: Option<Capture>,
-    pub(super) kind: StartKind,
+    pub(super) kind: Start,
+    /// What a snapshot of it depends on.
+    pub(super) key: Option<String>,
     /// Where the time went.
     pub(super) steps: Vec<(&'static str, Duration)>,
 }
@@ -87,11 +101,16 @@ impl Launch<'_> {
             vcpus: self.shape.vcpus,
             memory_mib: self.shape.memory_mib,
             memory: match self.source {
-                Source::Cold => Memory::Own,
+                Source::Cold | Source::Snapshot(..) => Memory::Own,
                 Source::Building(_) => Memory::Shared,
                 Source::Template(_) => Memory::Private,
             },
-            disk: if self.disk.is_some() { Disk::Root } else { Disk::Blank },
+            boots: matches!(self.source, Source::Cold | Source::Building(_)),
+            disk: match self.disk {
+                Disk::Blank => arguments::Disk::Blank,
+                Disk::Rehearsal(_) => arguments::Disk::Rehearsal,
+                Disk::Root(..) => arguments::Disk::Root,
+            },
             mac: self.mac,
             has_tap: self.tap.is_some(),
             tsc_khz: self.driver.tsc_khz,
@@ -106,7 +125,8 @@ impl Launch<'_> {
         // Held until after the fork, so that no other child of this process inherits the lock.
         let guard = lock::no_fork();
         let lock = lock::try_lock(directory)?.ok_or_else(already)?;
-        let mut record = Record::new(self.name, self.slot.index(), &self.driver.version, self.kind.clone())?;
+        let key = Some(self.driver.key(self.shape, self.kernel_args));
+        let mut record = Record::new(self.name, self.slot.index(), &self.driver.version, self.kind.clone(), key)?;
         record.write(directory)?;
         let started = self.start(&lock);
         // Our own copy of the lock would keep it held when the process is gone.
@@ -144,11 +164,11 @@ impl Launch<'_> {
         let control = socket::listen(self.directory, CONTROL_SOCKET)?;
         let qmp = socket::listen(self.directory, QMP_SOCKET)?;
         let mut files = Vec::new();
-        if !matches!(self.source, Source::Template(_)) {
+        if matches!(self.source, Source::Cold | Source::Building(_)) {
             files.push((descriptor::KERNEL, open(&config.boot.kernel, false)?));
             files.push((descriptor::INITRD, open(&config.boot.initrd, false)?));
         }
-        if let Some((base, overlay)) = self.disk {
+        if let Disk::Root(base, overlay) = self.disk {
             files.push((descriptor::ROOT_BASE, open(base, false)?));
             files.push((descriptor::ROOT_OVERLAY, open(overlay, true)?));
         }
@@ -159,9 +179,12 @@ impl Launch<'_> {
             (descriptor::QMP, qmp.as_fd()),
         ];
         descriptors.extend(files.iter().map(|(number, file)| (*number, file.as_fd())));
+        if let Disk::Rehearsal(memory) = self.disk {
+            descriptors.push((descriptor::ROOT_BASE, memory.as_fd()));
+        }
         descriptors.extend(self.tap.map(|tap| (descriptor::TAP, tap)));
         match self.source {
-            Source::Cold => {}
+            Source::Cold | Source::Snapshot(..) => {}
             Source::Building(memory) => descriptors.push((descriptor::MEMORY, memory.as_fd())),
             Source::Template(sealed) => descriptors.push((descriptor::MEMORY, sealed.memory.as_fd())),
         }
@@ -179,33 +202,70 @@ impl Launch<'_> {
         let pid = pid.map_err(VmmError::io(format!("start {}", config.program.display())))?;
         let process = Process::open(pid).map_err(VmmError::io(format!("watch the VM process {pid}")))?;
         let steps = vec![("prepare", prepared), ("spawn", begun.elapsed().saturating_sub(prepared))];
-        let kind = self.kind.clone();
-        Ok(Running { process, output: Some(output), console: Some(console), kind, steps })
+        let (kind, key) = (self.kind.clone(), Some(self.driver.key(self.shape, self.kernel_args)));
+        Ok(Running { process, output: Some(output), console: Some(console), kind, key, steps })
     }
 
-    /// Has the process take on a template's state, and go on from there.
+    /// Has the process take on what was saved, and go on from there.
     fn restore(&self, running: &mut Running) -> Result<(), VmmError> {
-        let Source::Template(sealed) = self.source else { return Ok(()) };
         let begun = Instant::now();
         let mut greeted = Duration::ZERO;
         let mut attempt = || {
-            let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
-            greeted = begun.elapsed();
-            qmp.leave_out_shared_memory()?;
-            qmp.give("state", file::reopen(&sealed.state)?.as_fd())?;
-            qmp.execute("migrate-incoming", json!({ "uri": "fd:state" }))?;
-            qmp.migrated()?;
+            let connect = || Qmp::connect(self.directory, QMP_SOCKET);
+            let mut qmp = match self.source {
+                Source::Cold | Source::Building(_) => return Ok(()),
+                Source::Template(sealed) => {
+                    let mut qmp = connect()?;
+                    greeted = begun.elapsed();
+                    qmp.leave_out_shared_memory()?;
+                    qmp.restore(file::reopen(&sealed.state)?.as_fd())?;
+                    qmp
+                }
+                Source::Snapshot(path, key) => {
+                    let mut qmp = connect()?;
+                    greeted = begun.elapsed();
+                    qmp.tell_of_migrations()?;
+                    resume(&mut qmp, path, key)?;
+                    // From here on its disk changes: what it was saved to must never be used again.
+                    std::fs::remove_file(path)?;
+                    qmp
+                }
+            };
             // It was saved while it stood still.
-            qmp.execute("cont", json!({}))
+            qmp.execute("cont", json!({})).map(|_| ())
         };
         attempt().map_err(|error| {
             let output = running.output.as_ref().map(Capture::tail).unwrap_or_default();
             VmmError::NotRestored { message: format!("{error} {output}").trim().to_owned() }
         })?;
-        running.steps.push(("qemu", greeted));
-        running.steps.push(("restore", begun.elapsed().saturating_sub(greeted)));
+        if !greeted.is_zero() {
+            running.steps.push(("qemu", greeted));
+            running.steps.push(("restore", begun.elapsed().saturating_sub(greeted)));
+        }
         Ok(())
     }
+}
+
+/// Bytes that a pipe holds, where the host allows it.
+pub(super) const PIPE: usize = 1 << 20;
+
+/// Hands a snapshot on, chunk by chunk.
+fn resume(qmp: &mut Qmp, path: &Path, key: &str) -> std::io::Result<()> {
+    let (theirs, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // A smaller one is only slower.
+    let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| snapshot::read(path, key, File::from(ours)));
+        let restored = qmp.restore(theirs.as_fd());
+        // So that the other thread ends, whatever happened.
+        drop(theirs);
+        let read = reading.join().unwrap_or_else(|_| Err(std::io::Error::other("reading the snapshot panicked")));
+        match (read, restored) {
+            // QEMU's own end of the pipe breaks when it fails: then its words say more.
+            (Err(error), Err(_)) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error),
+            (read, restored) => restored.and(read),
+        }
+    })
 }
 
 /// Groups a VM process needs: with hardware virtualisation the one that may open `/dev/kvm`.
@@ -217,7 +277,7 @@ fn groups(accelerator: Accelerator) -> Vec<u32> {
     }
 }
 
-fn open(path: &Path, writable: bool) -> Result<File, VmmError> {
+pub(super) fn open(path: &Path, writable: bool) -> Result<File, VmmError> {
     let attempted = format!("open {}", path.display());
     OpenOptions::new().read(true).write(writable).open(path).map_err(VmmError::io(attempted))
 }

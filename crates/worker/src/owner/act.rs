@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::{Message, Owner};
 use crate::{
     event::Source,
-    operation::{OperationKind, Stop},
+    operation::{Operation, OperationKind, Step, Stop},
     policy::{self, Goal, Request, Verdict},
     row::{EndCause, ProgramEnd},
     spec,
@@ -50,6 +50,13 @@ impl Owner {
                     if force { Stop { signal: Signal::KILL, timeout_ms: 0 } } else { self.plan(signal, timeout) };
                 self.request(Request::Restart, Some(plan)).await?;
             }
+            Action::Suspend => {
+                spec::check_suspendable(&self.config)?;
+                if !self.shared.vmm.capabilities().snapshot {
+                    return Err(ApiError::precondition("unable to suspend machine: this host's VMM can't save VMs"));
+                }
+                self.request(Request::Suspend, None).await?;
+            }
             Action::Signal { signal } => {
                 let plan = Stop { signal, timeout_ms: 0 };
                 self.request(Request::Signal, Some(plan)).await?;
@@ -82,7 +89,7 @@ impl Owner {
     async fn request(&mut self, request: Request, plan: Option<Stop>) -> Result<(), ApiError> {
         let plan = plan.unwrap_or_else(|| self.plan(None, None));
         let verdict = policy::decide(self.row.state, request);
-        if matches!(verdict, Verdict::Begin(Goal::Start) | Verdict::Queue(Goal::Start)) {
+        if matches!(verdict, Verdict::Begin(Goal::Start | Goal::Resume) | Verdict::Queue(Goal::Start)) {
             self.shared.check_not_draining()?;
         }
         match verdict {
@@ -92,6 +99,7 @@ impl Owner {
                 let kind = kind(goal, plan);
                 self.try_change(Durability::Synced, |draft| draft.row.next = Some(kind)).await
             }
+            Verdict::Wake => self.wake().await,
             Verdict::Unqueue => self.try_change(Durability::Synced, |draft| draft.row.next = None).await,
             Verdict::Done => self.hurry().await,
             Verdict::Deliver => self.deliver(plan.signal).await,
@@ -123,6 +131,21 @@ impl Owner {
         Ok(())
     }
 
+    /// A start that comes while the machine is being suspended calls that off, unless it is too late for it.
+    async fn wake(&mut self) -> Result<(), ApiError> {
+        let step = self.row.operation.as_ref().and_then(Operation::current);
+        let saving = matches!(step, Some(Step::Queue | Step::Freeze | Step::Save)) && self.live.is_some();
+        if !saving {
+            let resume = OperationKind::Resume { spoiled: false };
+            return self.try_change(Durability::Synced, |draft| draft.row.next = Some(resume)).await;
+        }
+        let wake = OperationKind::Wake { failure: None };
+        self.try_change(Durability::Synced, |draft| draft.begin(wake, Source::User)).await?;
+        self.break_off_step();
+        self.turn = None;
+        Ok(())
+    }
+
     fn runs_program(&self) -> bool {
         self.row.ended.is_none()
             && self.live.as_ref().is_some_and(|live| {
@@ -133,7 +156,7 @@ impl Owner {
 
     /// A start that waits for its back-off begins now when a user asks for it.
     async fn hurry(&mut self) -> Result<(), ApiError> {
-        let waiting = self.step.as_ref().is_some_and(|running| running.step == crate::operation::Step::BackOff);
+        let waiting = self.step.as_ref().is_some_and(|running| running.step == Step::BackOff);
         if waiting && self.row.state == MachineState::Starting {
             self.try_change(Durability::Synced, |draft| {
                 if let Some(operation) = &mut draft.row.operation {
@@ -230,6 +253,8 @@ fn kind(goal: Goal, plan: Stop) -> OperationKind {
         Goal::Start => OperationKind::START,
         Goal::Stop => OperationKind::Stop(plan),
         Goal::Restart => OperationKind::Restart(plan),
+        Goal::Suspend => OperationKind::Suspend,
+        Goal::Resume => OperationKind::Resume { spoiled: false },
         Goal::Destroy => OperationKind::Destroy,
     }
 }

@@ -50,12 +50,15 @@ impl Draft {
         self.row.state = kind.state();
         let event = match &kind {
             OperationKind::Create => Some("launch"),
-            OperationKind::Start { .. } => Some("start"),
+            OperationKind::Start { .. } | OperationKind::Resume { .. } | OperationKind::Wake { failure: None } => {
+                Some("start")
+            }
+            OperationKind::Suspend => Some("suspend"),
             OperationKind::Stop(_) => Some("stop"),
             OperationKind::Restart(_) => Some("restart"),
             OperationKind::Destroy => Some("destroy"),
             // The exit event came before, the reason of an abandoned operation comes with its end.
-            OperationKind::Exit { .. } | OperationKind::Abandon { .. } => None,
+            OperationKind::Exit { .. } | OperationKind::Wake { .. } | OperationKind::Abandon { .. } => None,
         };
         if let Some(event) = event {
             let status = if kind == OperationKind::Create { MachineState::Pending } else { self.row.state };
@@ -72,7 +75,9 @@ impl Draft {
             if operation.current() == Some(Step::Launch) {
                 // Recorded before it happens, so that a VM is looked for whenever there may be one.
                 self.row.has_vm = true;
-                self.row.boot = now;
+                if !matches!(operation.kind, OperationKind::Resume { .. }) {
+                    self.row.boot = now;
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! How operations end, and what follows.
 
 use caddis_api::MachineState;
-use caddis_vmm::StartKind;
+use caddis_vmm::Start;
 use serde_json::{Value, json};
 
 use super::Owner;
@@ -34,6 +34,25 @@ impl Owner {
                     draft.row.start_kind.clone_from(&started.0);
                     let source = if *automatic { Source::Worker } else { Source::User };
                     draft.event(source, "start", MachineState::Started, started.1.clone());
+                }
+                OperationKind::Resume { .. } => {
+                    draft.row.state = MachineState::Started;
+                    draft.row.start_kind.clone_from(&started.0);
+                    draft.event(Source::User, "start", MachineState::Started, started.1.clone());
+                }
+                OperationKind::Suspend => {
+                    draft.row.state = MachineState::Suspended;
+                    draft.event(Source::User, "suspend", MachineState::Suspended, Value::Null);
+                }
+                OperationKind::Wake { failure: None } => {
+                    draft.row.state = MachineState::Started;
+                    // Nothing was started: it was never gone.
+                    let request = json!({ "start_kind": "none", "start_reason": "its suspend was called off" });
+                    draft.event(Source::User, "start", MachineState::Started, request);
+                }
+                OperationKind::Wake { failure: Some(reason) } => {
+                    draft.row.state = MachineState::Started;
+                    draft.event(Source::Worker, "suspend", MachineState::Started, json!({ "error": reason }));
                 }
                 OperationKind::Restart(_) => {
                     draft.row.state = MachineState::Started;
@@ -78,12 +97,13 @@ impl Owner {
     fn how_it_started(&mut self) -> (Option<String>, Value) {
         let timing = std::mem::take(&mut self.timing);
         let Some(live) = &self.live else { return (None, Value::Null) };
-        let kind = live.vm.start_kind();
+        let Start { kind, reason, pool } = live.vm.start();
         let mut request = json!({ "start_kind": kind.as_str(), "timing": timing.finish(live) });
-        if let StartKind::Cold { reason } = kind
-            && !reason.is_empty()
-        {
+        if !reason.is_empty() {
             request["start_reason"] = json!(reason);
+        }
+        if let Some(pool) = pool {
+            request["pool"] = json!(pool);
         }
         (Some(kind.as_str().to_owned()), request)
     }
@@ -91,9 +111,19 @@ impl Owner {
     /// Stops trying: clears up, and rests in a state that says so.
     pub(super) async fn give_up(&mut self, reason: String) {
         let Some(operation) = &self.row.operation else { return };
+        // A suspend that comes to nothing costs nothing: the machine goes on.
+        if operation.kind == OperationKind::Suspend
+            && self.live.as_ref().is_some_and(|live| live.guest.borrow().gone.is_none())
+        {
+            self.turn = None;
+            self.shared.logs.append_own(&self.row.id, format!("suspend failed: {reason}"));
+            let wake = OperationKind::Wake { failure: Some(reason) };
+            self.change(Durability::Synced, |draft| draft.begin(wake.clone(), Source::Worker)).await;
+            return;
+        }
         let of = operation.kind.as_str().to_owned();
         let into = match operation.kind {
-            OperationKind::Stop(_) | OperationKind::Exit { .. } => MachineState::Stopped,
+            OperationKind::Stop(_) | OperationKind::Exit { .. } | OperationKind::Suspend => MachineState::Stopped,
             _ => MachineState::Failed,
         };
         // What clears up has failed itself: there is nothing more to try. The next start begins with it again.

@@ -106,6 +106,38 @@ pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
     Ok(())
 }
 
+/// `caddis machine suspend`.
+#[derive(Debug, Args)]
+pub struct Suspend {
+    /// Machine ids.
+    ids: Vec<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// Wait so long for it to be suspended, e.g. 60s or 2m.
+    #[arg(short, long, value_name = "DURATION")]
+    wait_timeout: Option<String>,
+}
+
+/// Suspends machines.
+pub async fn suspend(suspend: Suspend, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&suspend.app)?, session.client()?);
+    let patience = suspend.wait_timeout.as_deref().map(duration).transpose()?.filter(|time| !time.is_zero());
+    for machine in choice::some(session, &client, &app, &suspend.ids).await? {
+        let id = &machine.id;
+        let nonce = session.lease(&client, &app, &machine).await?;
+        let suspended = client.suspend_machine(&app, id, Some(&nonce)).await;
+        suspended.map_err(|e| CliError::attempted(format!("could not suspend machine {id}"), e))?;
+        let Some(patience) = patience else {
+            session.printer.out(format_args!("{id} is being suspended"))?;
+            continue;
+        };
+        let condition = WaitFor::States(vec![MachineState::Suspended]);
+        waiting::wait(&session.printer, &client, &app, id, &condition, patience).await?;
+        session.printer.out(format_args!("{id} has been suspended"))?;
+    }
+    Ok(())
+}
+
 /// `caddis machine restart`.
 #[derive(Debug, Args)]
 pub struct Restart {

@@ -36,6 +36,9 @@ enum MachineCommand {
     /// Stop machines.
     #[command(after_help = "Example:\n  caddis machine stop 148ed193b95389 -a hello --wait-timeout 60s")]
     Stop(act::Stop),
+    /// Save machines to disk and end their VMs; the next start has them go on where they were.
+    #[command(after_help = "Example:\n  caddis machine suspend 148ed193b95389 -a hello --wait-timeout 60s")]
+    Suspend(act::Suspend),
     /// Stop machines and start them again.
     Restart(act::Restart),
     /// Send SIGKILL to a machine's program.
@@ -59,6 +62,7 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
         MachineCommand::Status(status) => show::status(status, session).await,
         MachineCommand::Start(start) => act::start(start, session).await,
         MachineCommand::Stop(stop) => act::stop(stop, session).await,
+        MachineCommand::Suspend(suspend) => act::suspend(suspend, session).await,
         MachineCommand::Restart(restart) => act::restart(restart, session).await,
         MachineCommand::Kill(kill) => act::kill(kill, session).await,
         MachineCommand::Wait(wait) => act::wait(wait, session).await,

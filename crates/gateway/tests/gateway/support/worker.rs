@@ -191,6 +191,7 @@ impl FakeWorker {
             }
             Action::Stop { .. } => self.turn(id, MachineState::Stopping, "stop").await,
             Action::Restart { .. } => self.turn(id, MachineState::Restarting, "restart").await,
+            Action::Suspend => self.turn(id, MachineState::Suspending, "suspend").await,
             Action::Signal { .. } => before,
             Action::Destroy { force } => {
                 if !force && before.machine.state == MachineState::Started {

@@ -1,0 +1,408 @@
+//! VMs that were restored from a template and wait for a machine: all of a start that does not depend on which machine
+//! it is lies behind them. They have rehearsed the rest, and stand still.
+//!
+//! ```text
+//! wait:  slot, tap ▸ restore from the template, over a stand-in for the root disk ▸ init rehearses ▸ stop
+//! bind:  the machine's lock ▸ record ▸ exchange the disk ▸ go on ▸ sockets into the machine's directory
+//!        ▸ the VM's lock takes the place of the machine's: from here on it is the machine's VM
+//! ```
+//! A server that is killed before the last step leaves a VM that waits, which the next server ends; after it, one that
+//! is adopted.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use caddis_guest_protocol::{MachineSpec, spec::NetworkSpec};
+use serde_json::json;
+use tokio::{sync::Notify, task::spawn_blocking};
+use tracing::{info, warn};
+
+use super::{
+    Driver, QemuVm,
+    arguments::{ROOT_SETS, over, root_disk},
+    launch::{CONTROL_SOCKET, Disk, Launch, QMP_SOCKET, Running, Source, clear, open},
+    panicked,
+    templates::{CPU_WEIGHT, MAC},
+    unbound::{self, Unbound, WAITING},
+};
+use crate::{
+    BindSpec, PoolUse, Slot, Start, Vm, VmmError, Waiting,
+    boot::REHEARSAL_PROGRAM,
+    demand::Demand,
+    lock,
+    qmp::Qmp,
+    record::Record,
+    template::{Found, Shape, USUAL, file},
+};
+
+/// What may wait.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolLimits {
+    /// So many VMs of all shapes together; with 0 none is kept.
+    pub count: usize,
+    /// Guest memory of all of them together, MiB.
+    pub memory_mib: u64,
+}
+
+/// How long a VM may take to rehearse on a busy host.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Time after a start until more are made, so as not to be in the way of its program.
+const SETTLE: Duration = Duration::from_millis(400);
+/// After a failure none are made for so long.
+const AFTER_FAILURE: Duration = Duration::from_secs(60);
+/// How often it is looked whether fewer would do.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Those of one shape.
+struct Shelf {
+    waiting: Vec<Member>,
+    demand: Demand,
+}
+
+struct State {
+    shelves: HashMap<Shape, Shelf>,
+    last_start: Option<Instant>,
+    failed: Option<Instant>,
+    closed: bool,
+}
+
+/// All of a driver.
+pub(super) struct Pool {
+    limits: PoolLimits,
+    state: Mutex<State>,
+    changed: Notify,
+    number: AtomicU64,
+}
+
+/// A VM that waits.
+struct Member {
+    vm: Unbound,
+    qmp: Qmp,
+    /// The server's own copy, so that the tap is there when the VM is connected.
+    _tap: OwnedFd,
+}
+
+impl Pool {
+    pub(super) fn new(limits: PoolLimits) -> Self {
+        let state = State { shelves: HashMap::new(), last_start: None, failed: None, closed: false };
+        Self { limits, state: Mutex::new(state), changed: Notify::new(), number: AtomicU64::new(0) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Most VMs of a shape that memory allows.
+    fn most(&self, shape: Shape) -> usize {
+        let by_memory = self.limits.memory_mib.checked_div(shape.memory_mib).unwrap_or(0);
+        self.limits.count.min(usize::try_from(by_memory).unwrap_or(usize::MAX))
+    }
+
+    /// Takes one for a start.
+    fn take(&self, shape: Shape) -> Option<Member> {
+        let (most, now) = (self.most(shape), Instant::now());
+        let mut state = self.state();
+        state.last_start = Some(now);
+        let shelf = state.shelf(shape, now);
+        let member = shelf.waiting.pop();
+        shelf.demand.started(member.is_some(), most, now);
+        drop(state);
+        self.changed.notify_one();
+        member
+    }
+
+    /// What a start that got none says.
+    pub(super) fn nothing(&self, shape: Shape) -> PoolUse {
+        if self.most(shape) == 0 { PoolUse::Off } else { PoolUse::Empty }
+    }
+
+    /// Which shape is short of one, and there is room for it; those that are too many are handed out, to be ended.
+    fn balance(&self) -> (Option<Shape>, Vec<Member>) {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.closed {
+            return (None, Vec::new());
+        }
+        // So that the usual one waits before anyone has asked.
+        state.shelf(USUAL, now);
+        let (mut surplus, mut short) = (Vec::new(), None);
+        let (mut count, mut memory) = (0, 0);
+        for (shape, shelf) in &mut state.shelves {
+            let wanted = shelf.demand.wanted(self.most(*shape), now);
+            surplus.extend(shelf.waiting.drain(wanted.min(shelf.waiting.len())..));
+            count += shelf.waiting.len();
+            memory += shelf.waiting.len() as u64 * shape.memory_mib;
+            if shelf.waiting.len() < wanted {
+                short = Some(*shape);
+            }
+        }
+        let failed = state.failed.is_some_and(|at| at.elapsed() < AFTER_FAILURE);
+        let room = |shape: &Shape| {
+            count < self.limits.count && memory + shape.memory_mib <= self.limits.memory_mib && !failed
+        };
+        (short.filter(room), surplus)
+    }
+
+    fn put(&self, shape: Shape, member: Member) {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.closed {
+            return;
+        }
+        let shelf = state.shelf(shape, now);
+        shelf.waiting.push(member);
+        let waiting = shelf.waiting.len();
+        drop(state);
+        info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, waiting, "pool ready");
+    }
+
+    /// Ends all, and takes no more. Blocks.
+    pub(super) fn close(&self) {
+        let shelves = {
+            let mut state = self.state();
+            state.closed = true;
+            std::mem::take(&mut state.shelves)
+        };
+        drop(shelves);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Time until a start that was just made is left alone.
+    fn settled_in(&self) -> Duration {
+        let last = self.state().last_start;
+        last.map_or(Duration::ZERO, |at| SETTLE.saturating_sub(at.elapsed()))
+    }
+}
+
+impl State {
+    fn shelf(&mut self, shape: Shape, now: Instant) -> &mut Shelf {
+        let floor = usize::from(shape == USUAL);
+        self.shelves.entry(shape).or_insert_with(|| Shelf { waiting: Vec::new(), demand: Demand::new(floor, now) })
+    }
+}
+
+/// Keeps as many waiting as should, until the pool is closed or the driver gone.
+pub(super) async fn keep(driver: Weak<Driver>) {
+    loop {
+        let Some(driver) = driver.upgrade().filter(|driver| !driver.pool.is_closed()) else { return };
+        let (short, surplus) = driver.pool.balance();
+        if !surplus.is_empty() {
+            // Ending them blocks.
+            let _ = spawn_blocking(move || drop(surplus)).await;
+        }
+        let made = match short {
+            Some(shape) => driver.add(shape).await,
+            None => false,
+        };
+        if made {
+            continue;
+        }
+        let _ = tokio::time::timeout(LOOK, driver.pool.changed.notified()).await;
+    }
+}
+
+impl Driver {
+    /// Has one more wait. False when it can't be done now.
+    async fn add(self: &Arc<Self>, shape: Shape) -> bool {
+        // A template that comes later tells.
+        if self.template(shape).is_none() {
+            return false;
+        }
+        loop {
+            let settled_in = self.pool.settled_in();
+            if settled_in.is_zero() {
+                break;
+            }
+            tokio::time::sleep(settled_in).await;
+        }
+        match self.restore_waiting(shape).await {
+            Ok(member) => {
+                self.pool.put(shape, member);
+                true
+            }
+            Err(error) => {
+                warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, %error, "no VM waits: starts take longer");
+                self.pool.state().failed = Some(Instant::now());
+                false
+            }
+        }
+    }
+
+    /// There may be something to do for the pool.
+    pub(super) fn look_at_pool(&self) {
+        self.pool.changed.notify_one();
+    }
+
+    async fn restore_waiting(self: &Arc<Self>, shape: Shape) -> Result<Member, VmmError> {
+        let number = self.pool.number.fetch_add(1, Ordering::Relaxed);
+        let this = self.clone();
+        let restored = spawn_blocking(move || this.restore_unbound(shape, number)).await.map_err(panicked)?;
+        let (vm, tap) = restored?;
+        let session = vm.session(PATIENCE).await?;
+        let rehearsed = session.rehearse(stand_in(), PATIENCE).await;
+        session.close();
+        let refused = |reason: String| VmmError::DiedAtStart { message: vm.said(&reason) };
+        rehearsed.map_err(|error| refused(format!("it can't rehearse: {error}")))?;
+        let stop = move || {
+            let mut qmp = Qmp::connect(&vm.directory, QMP_SOCKET)?;
+            qmp.execute("stop", json!({}))?;
+            Ok(Member { vm, qmp, _tap: tap })
+        };
+        spawn_blocking(stop).await.map_err(panicked)?.map_err(VmmError::io("have a VM wait"))
+    }
+
+    fn restore_unbound(self: &Arc<Self>, shape: Shape, number: u64) -> Result<(Unbound, OwnedFd), VmmError> {
+        let Found::Ready(sealed) = self.templates.find(shape) else {
+            return Err(VmmError::NotRestored { message: "its template is gone".to_owned() });
+        };
+        let slot = self.config.slots.lease()?;
+        let name = format!("{WAITING}{number}");
+        let directory = self.templates.directory().join(&name);
+        let failed = |error| VmmError::io("restore a VM that is to wait")(error);
+        unbound::directory(&directory).map_err(failed)?;
+        // Gone, with the directory, whatever fails from here on.
+        let mut vm = Unbound { running: None, slot: slot.clone(), directory: directory.clone() };
+        let tap = (self.config.tap)(&slot.tap_name()).map_err(failed)?;
+        let disk = rehearsal_disk(&self.config.boot.rehearsal).map_err(failed)?;
+        let launch = Launch {
+            driver: self,
+            name: &name,
+            directory: &directory,
+            slot: &slot,
+            shape,
+            cpu_weight: CPU_WEIGHT,
+            disk: Disk::Rehearsal(&disk),
+            tap: Some(tap.as_fd()),
+            mac: MAC,
+            kernel_args: &[],
+            source: Source::Template(&sealed),
+            kind: Start::template(PoolUse::Hit),
+        };
+        let restored = launch.run();
+        if let Err(VmmError::NotRestored { .. }) = restored {
+            self.templates.discard(shape, &self.key(shape, &[]));
+        }
+        vm.running = Some(restored?);
+        Ok((vm, tap))
+    }
+
+    /// A VM of this shape that waits.
+    pub(super) fn take(self: &Arc<Self>, shape: Shape) -> Option<Box<dyn Waiting>> {
+        let member = self.pool.take(shape)?;
+        Some(Box::new(member))
+    }
+}
+
+/// Memory with a file system like that of a machine. Blocks.
+fn rehearsal_disk(image: &Path) -> io::Result<OwnedFd> {
+    let mut image = fs::File::open(image)?;
+    let memory = file::memory("caddis-rehearsal", image.metadata()?.len())?;
+    io::copy(&mut image, &mut fs::File::from(memory.try_clone()?))?;
+    Ok(memory)
+}
+
+/// A machine that is none: addresses for documentation, a program that ends at once, and random bytes of its own, so
+/// that what the kernel draws from here on is this VM's alone.
+fn stand_in() -> MachineSpec {
+    use base64::Engine as _;
+    let mut entropy = [0; 64];
+    // Fails only where the kernel has no such call.
+    let _ = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    MachineSpec {
+        hostname: "rehearsal".to_owned(),
+        argv: vec![REHEARSAL_PROGRAM.to_owned(), "rehearse".to_owned()],
+        root_serial: crate::ROOT_DISK_SERIAL.to_owned(),
+        time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
+        network: NetworkSpec {
+            mac: MAC.to_owned(),
+            ipv4: [192, 0, 2, 2].into(),
+            ipv4_gateway: [192, 0, 2, 1].into(),
+            ipv6: [0x2001, 0xdb8, 0, 0, 0, 0, 0, 2].into(),
+            ipv6_gateway: [0xfe80, 0, 0, 0, 0, 0, 0, 1].into(),
+            ..NetworkSpec::default()
+        },
+        ..MachineSpec::default()
+    }
+}
+
+#[async_trait]
+impl Waiting for Member {
+    fn slot(&self) -> &Slot {
+        &self.vm.slot
+    }
+
+    async fn bind(self: Box<Self>, spec: BindSpec) -> Result<Arc<dyn Vm>, VmmError> {
+        let bound = spawn_blocking(move || {
+            let slot = self.vm.slot.clone();
+            self.bind_to(&spec).map(|running| (running, spec.directory, slot))
+        });
+        let (running, directory, slot) = bound.await.map_err(panicked)??;
+        QemuVm::watch(running, directory, slot)
+    }
+}
+
+impl Member {
+    fn bind_to(mut self, spec: &BindSpec) -> Result<Running, VmmError> {
+        let begun = Instant::now();
+        let bound = self.try_bind(spec);
+        let mut running = match bound {
+            Ok(()) => self.vm.running.take(),
+            Err(error) => {
+                // What it had in its own directory goes with it.
+                clear(&spec.directory, None, "");
+                return Err(error);
+            }
+        };
+        let running = running.take().ok_or_else(|| VmmError::io("bind a VM")(io::ErrorKind::NotFound.into()))?;
+        Ok(Running { steps: vec![("bind", begun.elapsed())], ..running })
+    }
+
+    fn try_bind(&mut self, spec: &BindSpec) -> Result<(), VmmError> {
+        let Some(running) = &self.vm.running else { return Ok(()) };
+        let (own, directory) = (&self.vm.directory, &spec.directory);
+        let failed = |what: &str| VmmError::io(format!("{what} of machine {}", spec.machine_id));
+        // Held until the VM's own has taken its place.
+        let guard = lock::no_fork();
+        let machine = lock::try_lock(directory)?;
+        let machine = machine.ok_or_else(|| VmmError::AlreadyRunning { machine_id: spec.machine_id.clone() })?;
+        let mut record = Record::read(own).ok_or_else(|| failed("read the record of the VM")(io::ErrorKind::NotFound.into()))?;
+        record.machine_id.clone_from(&spec.machine_id);
+        record.process = Some(running.process.id);
+        record.write(directory)?;
+        let (base, overlay) = (open(&spec.root_base, false)?, open(&spec.root_overlay, true)?);
+        exchange_disk(&mut self.qmp, &base, &overlay).map_err(failed("exchange the disk"))?;
+        if let Some(cgroups) = self.vm.slot.cgroups() {
+            cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
+        }
+        self.qmp.execute("cont", json!({})).map_err(failed("let the VM go on"))?;
+        for name in [CONTROL_SOCKET, QMP_SOCKET] {
+            fs::rename(own.join(name), directory.join(name)).map_err(failed("move the sockets"))?;
+        }
+        lock::pass_on(own, directory).map_err(failed("pass on the lock"))?;
+        drop((machine, guard));
+        Ok(())
+    }
+}
+
+/// Puts a machine's disk in the place of the stand-in. No driver of the guest has it now.
+fn exchange_disk(qmp: &mut Qmp, base: &fs::File, overlay: &fs::File) -> io::Result<()> {
+    qmp.add_descriptor(ROOT_SETS[0], base.as_fd())?;
+    qmp.add_descriptor(ROOT_SETS[1], overlay.as_fd())?;
+    qmp.execute("blockdev-add", root_disk("machine"))?;
+    qmp.execute("blockdev-reopen", json!({ "options": [over(json!("machine"))] })).map(|_| ())
+}
