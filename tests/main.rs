@@ -13,4 +13,5 @@ mod network;
 mod programs;
 mod restart;
 mod stand;
+mod suspend;
 mod templates;

@@ -51,7 +51,7 @@ async fn twenty_machines_of_one_template_are_twenty_different_ones() -> Result<(
     let stand = Stand::new(&host).await?;
     stand.server.templates().await?;
     let script = "echo $(head -c 16 /dev/urandom | hexdump -ve '1/1 \"%02x\"') $(cat /proc/sys/kernel/random/boot_id \
-                  /sys/class/net/eth0/address) $(hostname) $CADDIS_START_KIND; exec sleep 1000";
+                  /sys/class/net/eth0/address /etc/machine-id) $(hostname) $CADDIS_START_KIND; exec sleep 1000";
     let mut machines = Vec::new();
     for _ in 0..20 {
         machines.push(stand.script(script, json!({})).await?);
@@ -63,9 +63,9 @@ async fn twenty_machines_of_one_template_are_twenty_different_ones() -> Result<(
         assert_eq!(machine.get().await?["start_kind"], "template");
         let line = machine.first_line().await?;
         let words: Vec<_> = line.split(' ').collect();
-        assert_eq!(words.len(), 5, "random bytes, boot id, MAC address, host name, start kind: {line}");
-        assert_eq!((words[3], words[4]), (machine.id(), "template"));
-        for word in &words[..4] {
+        assert_eq!(words.len(), 6, "random bytes, boot id, MAC address, machine id, host name, start kind: {line}");
+        assert_eq!((words[4], words[5]), (machine.id(), "template"));
+        for word in &words[..5] {
             assert!(seen.insert((*word).to_owned()), "{word} twice");
         }
         check_clock(machine).await?;
@@ -116,6 +116,97 @@ async fn a_template_stays_as_it_is_whatever_its_machines_do() -> Result<()> {
         let refused = written.and_then(|mut file| std::io::Write::write_all(&mut file, b"x"));
         assert!(refused.is_err(), "it is sealed");
     }
+    Ok(())
+}
+
+/// A QEMU that gives each VM a balloon which reports free pages.
+const WITH_BALLOON: &str = "#!/bin/sh\ncase \" $* \" in *' -machine '*) exec qemu-system-x86_64 \"$@\" \
+                            -device virtio-balloon-device,free-page-reporting=on;; esac\nexec qemu-system-x86_64 \"$@\"\n";
+
+#[tokio::test]
+async fn a_template_stays_as_it_is_when_its_machines_give_memory_back() -> Result<()> {
+    let host = Host::new().await?;
+    let qemu = host.path("qemu");
+    fs::write(&qemu, WITH_BALLOON)?;
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755))?;
+    let arguments = vec!["--qemu".to_owned(), qemu.display().to_string()];
+    let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    stand.server.templates().await?;
+    let before = template_in_memory(stand.server.pid()?)?;
+    let modules = caddis_testkit::target_directory().join("kernel/modules/kernel/drivers/virtio");
+    let module = fs::read(modules.join("virtio_balloon.ko")).context("Debian's kernel has this module")?;
+    let module = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, module);
+    let files = json!([{ "guest_path": "/balloon.ko", "raw_value": module }]);
+    let script = "insmod /balloon.ko; echo 1 >/sys/bus/virtio/drivers_probe 2>/dev/null; \
+                  for d in /sys/bus/virtio/devices/*; do grep -q 0x0005 $d/device && \
+                  echo ${d##*/} >/sys/bus/virtio/drivers/virtio_balloon/bind; done; \
+                  dd if=/dev/urandom of=/dev/shm/a bs=1M count=100; rm /dev/shm/a; echo 3 >/proc/sys/vm/drop_caches; \
+                  echo freed; exec sleep 1000";
+    let machine = stand.script(script, json!({ "files": files })).await?;
+    machine.logged("freed").await?;
+    assert_eq!(started(&machine).await?["start_kind"], "template");
+    // Pages that stay free are reported after two seconds; QEMU says that it could not give back those of sealed memory.
+    let vm = stand.server.vm(&machine)?;
+    let deadline = std::time::Instant::now() + DEADLINE;
+    let said = || fs::read_to_string(format!("/proc/{vm}/fd/2")).unwrap_or_default();
+    while !said().contains("fallocate") {
+        ensure!(std::time::Instant::now() < deadline, "no page is reported: {}", machine.shell("dmesg | tail").await?);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let after = template_in_memory(stand.server.pid()?)?;
+    assert!(before == after, "the template has changed");
+    machine.destroy().await?;
+    // And the next machine is as good as the first.
+    let machine = stand.script("echo up; exec sleep 1000", json!({})).await?;
+    machine.logged("up").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn vms_that_wait_become_machines_and_go_with_their_server() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    stand.server.until_pooled(1).await?;
+    let waiting = stand.server.waiting();
+    let machine = stand.script("echo up; exec sleep 1000", json!({})).await?;
+    machine.logged("up").await?;
+    machine.wait("started").await?;
+    let start = started(&machine).await?;
+    assert_eq!((&start["start_kind"], &start["pool"]), (&json!("template"), &json!("hit")));
+    assert_eq!(stand.server.vms(), waiting, "it is the VM that waited");
+    let held = process::descriptors(waiting[0]);
+    assert!(!held.iter().any(|(_, target)| target.contains("rehearsal")), "nothing is left of the stand-in: {held:#?}");
+    stand.server.until_pooled(2).await?;
+
+    // Killed, the server leaves those that wait; the next one ends them, and adopts the machine's.
+    stand.server.kill().await?;
+    let left = stand.server.waiting();
+    stand.server.launch().await?;
+    machine.wait("started").await?;
+    assert_eq!(stand.server.vms(), waiting);
+    assert_eq!(machine.shell("echo still there").await?.trim(), "still there");
+    for pid in left {
+        assert!(!stand.server.waiting().contains(&pid), "{pid} waits for nobody");
+    }
+    assert!(stand.server.terminate().await?.success());
+    assert_eq!(stand.server.waiting(), Vec::<i32>::new(), "an orderly end leaves none");
+    assert_eq!(stand.server.vms(), waiting);
+    stand.server.launch().await?;
+    machine.destroy().await
+}
+
+#[tokio::test]
+async fn without_a_pool_machines_start_from_the_template_all_the_same() -> Result<()> {
+    let host = Host::new().await?;
+    let arguments = vec!["--pool".to_owned(), "0".to_owned()];
+    let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    stand.server.templates().await?;
+    let machine = stand.script("echo up; exec sleep 1000", json!({})).await?;
+    machine.logged("up").await?;
+    machine.wait("started").await?;
+    let start = started(&machine).await?;
+    assert_eq!((&start["start_kind"], &start["pool"]), (&json!("template"), &json!("off")));
+    assert_eq!(stand.server.waiting(), Vec::<i32>::new());
     Ok(())
 }
 
@@ -268,7 +359,8 @@ async fn a_start_runs_no_program_but_the_vm_and_syncs_twice_at_most() -> Result<
         assert_eq!(started(&machine).await?["start_kind"], "template");
     }
     let programs: Vec<_> = trace.end()?.into_iter().filter(|line| line.contains("= 0")).collect();
-    assert_eq!(programs.len(), starts, "{programs:#?}");
+    // One for each VM that takes the place of one which waited, or, where starts came too quickly, for the machine itself.
+    assert!(programs.len() >= starts / 2, "{programs:#?}");
     assert!(programs.iter().all(|line| line.contains("qemu-system-x86_64")), "{programs:#?}");
     Ok(())
 }
@@ -286,7 +378,7 @@ async fn the_command_line_shows_where_the_time_of_a_start_went() -> Result<()> {
     assert_eq!(shown.code, Some(0), "{}", shown.stderr);
     let words: Vec<Vec<_>> = shown.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(words[1], ["Start:", "template"], "{}", shown.stdout);
-    for step in [["host", "launch"], ["vmm", "spawn"], ["vmm", "restore"], ["guest", "root"], ["guest", "spawn"]] {
+    for step in [["host", "launch"], ["guest", "root"], ["guest", "spawn"]] {
         let line = words.iter().find(|words| words.starts_with(&step)).with_context(|| format!("{step:?}"))?;
         assert!(line[2].parse::<f64>()? > 0.0, "{line:?}");
     }

@@ -207,8 +207,29 @@ impl<'a> Server<'a> {
 
     fn vms_in(&self, directory: &Path) -> Vec<i32> {
         let is_vm = |pid: &i32| process::name(*pid).is_some_and(|name| name.starts_with("qemu-system"));
-        let building = |pid: &i32| process::descriptors(*pid).iter().any(|(_, target)| target.contains("/building-"));
-        process::holders(directory).into_iter().filter(is_vm).filter(|pid| !building(pid)).collect()
+        let unbound = |pid: &i32| holds_any(*pid, &["/building-", "/waiting-"]);
+        process::holders(directory).into_iter().filter(is_vm).filter(|pid| !unbound(pid)).collect()
+    }
+
+    /// Process ids of VMs that wait for a machine.
+    pub fn waiting(&self) -> Vec<i32> {
+        let holders = process::holders(&self.data_directory());
+        holders.into_iter().filter(|pid| holds_any(*pid, &["/waiting-"])).collect()
+    }
+
+    /// Waits until the log has told so many times that one more VM waits for a machine.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn until_pooled(&self, times: usize) -> Result<()> {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while self.log().matches("pool ready").count() < times {
+            if std::time::Instant::now() > deadline {
+                bail!("{} VMs wait\n{}", self.waiting().len(), self.log());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// `kill -9`; its VMs stay.
@@ -245,6 +266,10 @@ impl Drop for Server<'_> {
             eprintln!("---- log of the server ----\n{}---- end of the log ----", self.log());
         }
     }
+}
+
+fn holds_any(pid: i32, names: &[&str]) -> bool {
+    process::descriptors(pid).iter().any(|(_, target)| names.iter().any(|name| target.contains(name)))
 }
 
 /// The binary under test: `CADDIS_BINARY`, or the one cargo built beside this test.

@@ -56,18 +56,11 @@ impl Qmp {
         self.send("add-fd", json!({ "fdset-id": set }), &[descriptor]).map(|_| ())
     }
 
-    /// Chooses how state is saved and restored: memory that is shared with the outside stays out of it.
+    /// Chooses how state is saved and restored, the same way for all: memory that is shared with the outside stays out
+    /// of it. That of a template in the making is; that of machines is not.
     pub(crate) fn leave_out_shared_memory(&mut self) -> io::Result<()> {
-        self.set_capabilities(&["events", "x-ignore-shared"])
-    }
-
-    /// Has QEMU tell how migrations go.
-    pub(crate) fn tell_of_migrations(&mut self) -> io::Result<()> {
-        self.set_capabilities(&["events"])
-    }
-
-    fn set_capabilities(&mut self, names: &[&str]) -> io::Result<()> {
-        let capabilities: Vec<_> = names.iter().map(|name| json!({ "capability": name, "state": true })).collect();
+        let capability = |name: &str| json!({ "capability": name, "state": true });
+        let capabilities = [capability("events"), capability("x-ignore-shared")];
         self.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).map(|_| ())
     }
 

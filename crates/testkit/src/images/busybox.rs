@@ -16,6 +16,8 @@ use crate::command::run_command;
 const PROGRAM: &str = "/bin/busybox";
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww:x:1000:1000::/var/www:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nwww:x:1000:\nextra:x:1001:www\n";
+/// As an image has it that was made of a running system.
+const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef\n";
 /// What the page of [`web`] says.
 const PAGE: &str = "hello from a machine\n";
 
@@ -71,6 +73,7 @@ fn build(layout: &Path, program: &[u8], config: &Config) -> Result<()> {
     }
     append(&mut tree, "bin/busybox", EntryType::Regular, 0o755, 0, program)?;
     append(&mut tree, "etc/passwd", EntryType::Regular, 0o644, 0, PASSWD.as_bytes())?;
+    append(&mut tree, "etc/machine-id", EntryType::Regular, 0o444, 0, MACHINE_ID.as_bytes())?;
     append(&mut tree, "etc/group", EntryType::Regular, 0o644, 0, GROUP.as_bytes())?;
     append(&mut tree, "var/www/index.html", EntryType::Regular, 0o644, 1000, PAGE.as_bytes())?;
     for tool in tools.lines().filter(|tool| *tool != "busybox") {

@@ -128,7 +128,8 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
 
 /// Sets of descriptors that files are opened from: base and overlay of the root disk.
 pub(super) const ROOT_SETS: [u32; 2] = [1, 2];
-const REHEARSAL_SET: u32 = 3;
+/// The stand-in for it.
+pub(super) const REHEARSAL_SET: u32 = 3;
 /// Flushes are dropped: the overlay is blank again at the next start, so nothing in it need survive the host. What must,
 /// because the machine is suspended, is written through then.
 const CACHE: &str = r#"{"direct":false,"no-flush":true}"#;

@@ -224,7 +224,7 @@ impl Launch<'_> {
                 Source::Snapshot(path, key) => {
                     let mut qmp = connect()?;
                     greeted = begun.elapsed();
-                    qmp.tell_of_migrations()?;
+                    qmp.leave_out_shared_memory()?;
                     resume(&mut qmp, path, key)?;
                     // From here on its disk changes: what it was saved to must never be used again.
                     std::fs::remove_file(path)?;

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use super::{
     Driver, QemuVm,
-    arguments::{ROOT_SETS, over, root_disk},
+    arguments::{REHEARSAL_SET, ROOT_SETS, over, root_disk},
     launch::{CONTROL_SOCKET, Disk, Launch, QMP_SOCKET, Running, Source, clear, open},
     panicked,
     templates::{CPU_WEIGHT, MAC},
@@ -404,5 +404,7 @@ fn exchange_disk(qmp: &mut Qmp, base: &fs::File, overlay: &fs::File) -> io::Resu
     qmp.add_descriptor(ROOT_SETS[0], base.as_fd())?;
     qmp.add_descriptor(ROOT_SETS[1], overlay.as_fd())?;
     qmp.execute("blockdev-add", root_disk("machine"))?;
-    qmp.execute("blockdev-reopen", json!({ "options": [over(json!("machine"))] })).map(|_| ())
+    qmp.execute("blockdev-reopen", json!({ "options": [over(json!("machine"))] }))?;
+    // Nothing is behind it any more; its memory goes with it.
+    qmp.execute("remove-fd", json!({ "fdset-id": REHEARSAL_SET })).map(|_| ())
 }

@@ -29,7 +29,7 @@ pub(super) fn save(
 ) -> Result<(), VmmError> {
     let attempt = || {
         let mut qmp = Qmp::connect(directory, QMP_SOCKET)?;
-        qmp.tell_of_migrations()?;
+        qmp.leave_out_shared_memory()?;
         qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH }))?;
         if qmp.status()? == SAVED {
             qmp.execute("cont", json!({}))?;

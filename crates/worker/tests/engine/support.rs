@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -13,7 +13,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, MachineState, RawConfig, event::ExitDetails};
+use caddis_api::{
+    ApiError, ErrorCode, LeaseNonce, MachineId, MachineState, RawConfig,
+    event::{ExitDetails, MachineEvent},
+};
 use caddis_bus::{
     Bus as _, InProcessBus,
     message::{
@@ -181,9 +184,10 @@ impl Fixture {
             destroyed_retention: Duration::from_secs(60),
             boot_id: self.boot_id.clone(),
         };
+        let slots = SlotPool::open_without_cgroups(slots).unwrap();
         let drivers = Drivers {
-            vmm: Arc::new(FakeVmm::new(self.host.clone())),
-            slots: SlotPool::open_without_cgroups(slots).unwrap(),
+            vmm: Arc::new(FakeVmm::with_slots(self.host.clone(), slots.clone())),
+            slots,
             images: Arc::new(FakeImages),
             network: Arc::new(self.network.clone()),
         };
@@ -271,10 +275,20 @@ impl Fixture {
 
     /// The exits of a machine, newest first.
     pub async fn exits(&self, machine: &MachineId) -> Vec<ExitDetails> {
+        self.events(machine).await.iter().filter_map(|event| event.exit_details()).collect()
+    }
+
+    /// The events of a machine, newest first.
+    pub async fn events(&self, machine: &MachineId) -> Vec<MachineEvent> {
         match self.ask(WorkerRequest::Events { machine: machine.clone(), limit: 100 }).await.unwrap() {
-            WorkerReply::Events { events } => events.iter().filter_map(|event| event.exit_details()).collect(),
+            WorkerReply::Events { events } => events,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A file of a machine.
+    pub fn file(&self, machine: &MachineId, name: &str) -> PathBuf {
+        self.directory.path().join("worker/machines").join(machine.as_str()).join(name)
     }
 
     /// Nothing of any machine is there.
