@@ -26,7 +26,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use self::{
-    launch::{CONTROL_SOCKET, Disk, Launch, Running, Source, clear},
+    launch::{CONTROL_SOCKET, Disk, Launch, Running, Source, clear, end},
     pool::Pool,
 };
 use crate::{
@@ -161,7 +161,7 @@ impl Qemu {
     /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the background.
     pub fn prepare(&self) {
         tokio::spawn(self.driver.clone().get_usual());
-        tokio::spawn(pool::keep(Arc::downgrade(&self.driver)));
+        tokio::spawn(pool::keep(self.driver.clone()));
     }
 }
 
@@ -199,13 +199,12 @@ impl Vmm for Qemu {
     async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Vm>, VmmError> {
         let driver = self.driver.clone();
         let shape = Shape { vcpus: spec.vcpus, memory_mib: spec.memory_mib };
-        let (template, reason) = match driver.template(shape) {
-            _ if !spec.kernel_args.is_empty() => (None, "kernel_args are not in any template"),
-            None => (None, "no template of this shape yet"),
-            found => (found, ""),
+        let template = match spec.kernel_args[..] {
+            [] => driver.template(shape),
+            _ => Err("kernel_args are not in any template".to_owned()),
         };
         let launched = spawn_blocking(move || {
-            let running = driver.start(&spec, shape, template.as_deref(), reason)?;
+            let running = driver.start(&spec, shape, template)?;
             Ok((running, spec.directory, spec.slot))
         });
         let (running, directory, slot) = launched.await.map_err(panicked)??;
@@ -217,9 +216,7 @@ impl Vmm for Qemu {
     }
 
     async fn close(&self) {
-        let driver = self.driver.clone();
-        // Where it can't be waited for, the next server ends them.
-        let _ = spawn_blocking(move || driver.pool.close()).await;
+        self.driver.pool.close().await;
     }
 
     async fn adopt(&self, machine_id: &str, directory: &Path) -> Result<Option<Arc<dyn Vm>>, VmmError> {
@@ -236,10 +233,9 @@ impl Driver {
         self: &Arc<Self>,
         spec: &LaunchSpec,
         shape: Shape,
-        template: Option<&Sealed>,
-        reason: &str,
+        template: Result<Arc<Sealed>, String>,
     ) -> Result<Running, VmmError> {
-        let key = self.key(shape, &spec.kernel_args);
+        let (key, template) = (self.key(shape, &spec.kernel_args), template);
         let start = |source, kind| {
             let launch = Launch {
                 driver: self,
@@ -269,16 +265,20 @@ impl Driver {
             let _ = fs::remove_file(snapshot);
             reasons.push(format!("the machine could not be resumed: {message}"));
         }
-        if let Some(template) = template {
-            let mut how = Start::template(self.pool.nothing(shape));
-            how.reason = reasons.join("; ");
-            let restored = start(Source::Template(template), how);
-            let Err(VmmError::NotRestored { message }) = restored else { return restored };
-            warn!(machine = spec.machine_id, message, "template not restored, booted instead");
-            self.templates.discard(shape, &self.key(shape, &[]));
-            reasons.push(format!("the template could not be restored: {message}"));
-        } else {
-            reasons.push(reason.to_owned());
+        match &template {
+            Ok(template) => {
+                let mut how = Start::template(self.pool.nothing(shape));
+                how.reason = reasons.join("; ");
+                let restored = start(Source::Template(template), how);
+                let Err(VmmError::NotRestored { message }) = restored else {
+                    self.templates.prove(shape);
+                    return restored;
+                };
+                warn!(machine = spec.machine_id, message, "template not restored, booted instead");
+                self.templates.discard(shape, &self.key(shape, &[]), &message);
+                reasons.push(format!("the template could not be restored: {message}"));
+            }
+            Err(reason) => reasons.push(reason.clone()),
         }
         start(Source::Cold, Start::cold(reasons.join("; ")))
     }
@@ -313,6 +313,11 @@ fn find(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(
             Process::open(pid).map_err(VmmError::io(attempted()))?
         }
     };
+    if record.as_ref().is_some_and(|record| !record.complete) {
+        // It was never restored, and nobody is there to do it.
+        end(&process);
+        return find(directory, slots, machine_id);
+    }
     let pid = process.id.pid;
     let attempted = || format!("adopt the VM process {pid} of machine {machine_id}");
     let lost = || io::Error::other("its record is lost");

@@ -38,6 +38,9 @@ pub(crate) struct Record {
     /// What a snapshot of it depends on; none in records of releases that took none.
     #[serde(default)]
     pub(crate) key: Option<String>,
+    /// It has what it needs to run: a VM that is to be restored waits for that, and for ever when its server is killed.
+    #[serde(default = "whole")]
+    pub(crate) complete: bool,
     /// None until it has been started.
     pub(crate) process: Option<ProcessId>,
 }
@@ -45,6 +48,11 @@ pub(crate) struct Record {
 /// Records of releases that had no other.
 fn unknown() -> Start {
     Start::cold("")
+}
+
+/// Records of releases that did not say.
+fn whole() -> bool {
+    true
 }
 
 /// A process id alone may be used again by another process; with the start time it is unique.
@@ -73,6 +81,7 @@ impl Record {
             vmm_version: vmm_version.to_owned(),
             start,
             key,
+            complete: false,
             process: None,
         })
     }

@@ -43,9 +43,12 @@ enum Entry {
     Ready {
         sealed: Arc<Sealed>,
         used: Instant,
+        /// A VM was restored from it.
+        proved: bool,
     },
     Failed {
         at: Instant,
+        reason: String,
     },
 }
 
@@ -54,8 +57,10 @@ pub(crate) enum Found {
     Ready(Arc<Sealed>),
     /// None yet, and the caller is the one to get it.
     Missing,
-    /// None yet; another is getting it, or it failed a short while ago.
+    /// None yet; another is getting it.
     Coming,
+    /// It failed a short while ago, for this reason.
+    Failed(String),
 }
 
 /// All templates of a driver.
@@ -81,12 +86,12 @@ impl Templates {
     pub(crate) fn find(&self, shape: Shape) -> Found {
         let mut entries = self.entries();
         match entries.get_mut(&shape) {
-            Some(Entry::Ready { sealed, used }) => {
+            Some(Entry::Ready { sealed, used, .. }) => {
                 *used = Instant::now();
                 Found::Ready(sealed.clone())
             }
             Some(Entry::Coming) => Found::Coming,
-            Some(Entry::Failed { at }) if at.elapsed() < PATIENCE => Found::Coming,
+            Some(Entry::Failed { at, reason }) if at.elapsed() < PATIENCE => Found::Failed(reason.clone()),
             Some(Entry::Failed { .. }) | None => {
                 entries.insert(shape, Entry::Coming);
                 Found::Missing
@@ -100,11 +105,11 @@ impl Templates {
         match result {
             Ok(sealed) => {
                 info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, key, "template ready");
-                entries.insert(shape, Entry::Ready { sealed: Arc::new(sealed), used: Instant::now() });
+                entries.insert(shape, Entry::Ready { sealed: Arc::new(sealed), used: Instant::now(), proved: false });
             }
             Err(error) => {
                 warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, error, "no template: starts are cold boots");
-                entries.insert(shape, Entry::Failed { at: Instant::now() });
+                entries.insert(shape, Entry::Failed { at: Instant::now(), reason: error });
             }
         }
         let ready = |entry: &Entry| match entry {
@@ -118,9 +123,22 @@ impl Templates {
         }
     }
 
-    /// A template that could not be restored is not tried again: it is built anew.
-    pub(crate) fn discard(&self, shape: Shape, key: &str) {
-        self.entries().remove(&shape);
+    /// A VM was restored from it.
+    pub(crate) fn prove(&self, shape: Shape) {
+        if let Some(Entry::Ready { proved, .. }) = self.entries().get_mut(&shape) {
+            *proved = true;
+        }
+    }
+
+    /// A template that could not be restored is not tried again: it is built anew, at once if it ever was any good.
+    pub(crate) fn discard(&self, shape: Shape, key: &str, reason: &str) {
+        {
+            let mut entries = self.entries();
+            if !matches!(entries.remove(&shape), Some(Entry::Ready { proved: true, .. })) {
+                let reason = format!("the template could not be restored: {reason}");
+                entries.insert(shape, Entry::Failed { at: Instant::now(), reason });
+            }
+        }
         // Where it can't be removed, it is found out to be as bad again.
         let _ = fs::remove_file(self.path(shape, key));
     }
@@ -230,12 +248,16 @@ mod tests {
         assert!(matches!(templates.find(shape(1)), Found::Missing));
         assert!(matches!(templates.find(shape(1)), Found::Coming));
         templates.settle(shape(1), "k", Err("told to".to_owned()));
-        assert!(matches!(templates.find(shape(1)), Found::Coming));
+        assert!(matches!(templates.find(shape(1)), Found::Failed(reason) if reason == "told to"));
         assert!(matches!(templates.find(shape(2)), Found::Missing));
         templates.settle(shape(2), "k", Ok(sealed()));
         assert!(matches!(templates.find(shape(2)), Found::Ready(_)));
-        templates.discard(shape(2), "k");
-        assert!(matches!(templates.find(shape(2)), Found::Missing));
+        templates.prove(shape(2));
+        templates.discard(shape(2), "k", "broken");
+        assert!(matches!(templates.find(shape(2)), Found::Missing), "one that was good is built anew at once");
+        templates.settle(shape(2), "k", Ok(sealed()));
+        templates.discard(shape(2), "k", "broken");
+        assert!(matches!(templates.find(shape(2)), Found::Failed(_)), "one that never was, after a while");
     }
 
     #[test]

@@ -327,6 +327,10 @@ fn died(exit: &VmExit) -> Failure {
 
 async fn boot(context: Context) -> Result<Done, Failure> {
     let mut live = context.live.ok_or_else(no_vm)?;
+    if live.guest.borrow().may_be_frozen() {
+        // Its server may have been killed before it had the VM go on.
+        live.vm.go_on().await.map_err(Failure::retry)?;
+    }
     let guest = live.until(|guest| guest.up || guest.gone.is_some()).await;
     guest.gone.as_ref().map_or(Ok(Done::Next), |exit| Err(died(exit)))
 }
@@ -335,6 +339,7 @@ async fn configure(context: Context) -> Result<Done, Failure> {
     let mut live = context.live.ok_or_else(no_vm)?;
     if live.vm.start().kind == StartKind::Resume {
         thaw(&live, true).await?;
+        forget_snapshot(&context.shared, &context.row).await?;
         return Ok(Done::Next);
     }
     let network = context.shared.network.guest_spec(&context.row.addresses);
@@ -413,10 +418,14 @@ async fn thaw_or_gone(context: Context) -> Result<Done, Failure> {
         },
         _ = live.until(|guest| guest.gone.is_some()) => {}
     }
-    // What was saved is of the past.
-    let snapshot = context.shared.machine_directory(&context.row.id).join(SNAPSHOT);
-    blocking(move || remove_file(&snapshot)).await.map_err(|e| Failure::retry(format!("can't remove a snapshot: {e}")))?;
+    forget_snapshot(&context.shared, &context.row).await?;
     Ok(Done::Next)
+}
+
+/// What was saved is of the past.
+async fn forget_snapshot(shared: &Shared, row: &MachineRow) -> Result<(), Failure> {
+    let snapshot = shared.machine_directory(&row.id).join(SNAPSHOT);
+    blocking(move || remove_file(&snapshot)).await.map_err(|e| Failure::retry(format!("can't remove a snapshot: {e}")))
 }
 
 async fn signal(context: Context) -> Result<Done, Failure> {

@@ -134,8 +134,9 @@ impl Launch<'_> {
         drop(guard);
         let started = started.and_then(|mut running| {
             record.process = Some(running.process.id);
+            record.complete = matches!(self.source, Source::Cold | Source::Building(_));
             // A server that is killed before this finds the process by its lock.
-            match record.write(directory).and_then(|()| self.restore(&mut running)) {
+            match record.write(directory).and_then(|()| self.restore(&mut running, &mut record)) {
                 Ok(()) => Ok(running),
                 Err(error) => {
                     end(&running.process);
@@ -207,7 +208,7 @@ impl Launch<'_> {
     }
 
     /// Has the process take on what was saved, and go on from there.
-    fn restore(&self, running: &mut Running) -> Result<(), VmmError> {
+    fn restore(&self, running: &mut Running, record: &mut Record) -> Result<(), VmmError> {
         let begun = Instant::now();
         let mut greeted = Duration::ZERO;
         let mut attempt = || {
@@ -226,11 +227,15 @@ impl Launch<'_> {
                     greeted = begun.elapsed();
                     qmp.leave_out_shared_memory()?;
                     resume(&mut qmp, path, key)?;
-                    // From here on its disk changes: what it was saved to must never be used again.
-                    std::fs::remove_file(path)?;
                     qmp
                 }
             };
+            // From here on it is to be kept, and what it was saved to must never be used again, since its disk changes.
+            record.complete = true;
+            record.write(self.directory).map_err(std::io::Error::other)?;
+            if let Source::Snapshot(path, _) = self.source {
+                std::fs::remove_file(path)?;
+            }
             // It was saved while it stood still.
             qmp.execute("cont", json!({})).map(|_| ())
         };

@@ -15,7 +15,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -81,6 +81,9 @@ pub(super) struct Pool {
     limits: PoolLimits,
     state: Mutex<State>,
     changed: Notify,
+    closing: Notify,
+    /// Held by who keeps VMs waiting.
+    keeper: tokio::sync::Mutex<()>,
     number: AtomicU64,
 }
 
@@ -95,7 +98,8 @@ struct Member {
 impl Pool {
     pub(super) fn new(limits: PoolLimits) -> Self {
         let state = State { shelves: HashMap::new(), last_start: None, failed: None, closed: false };
-        Self { limits, state: Mutex::new(state), changed: Notify::new(), number: AtomicU64::new(0) }
+        let (changed, closing, number) = (Notify::new(), Notify::new(), AtomicU64::new(0));
+        Self { limits, state: Mutex::new(state), changed, closing, keeper: tokio::sync::Mutex::default(), number }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -166,18 +170,19 @@ impl Pool {
         info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, waiting, "pool ready");
     }
 
-    /// Ends all, and takes no more. Blocks.
-    pub(super) fn close(&self) {
+    /// Ends all, and takes no more.
+    pub(super) async fn close(&self) {
         let shelves = {
             let mut state = self.state();
             state.closed = true;
             std::mem::take(&mut state.shelves)
         };
-        drop(shelves);
-    }
-
-    fn is_closed(&self) -> bool {
-        self.state().closed
+        self.closing.notify_one();
+        // Ending them blocks. Where it can't be waited for, the next server ends them.
+        let _ = spawn_blocking(move || drop(shelves)).await;
+        let _ = self.keeper.lock().await;
+        // A process that is being started holds copies of all our descriptors until its program runs.
+        let _ = spawn_blocking(|| drop(lock::no_fork())).await;
     }
 
     /// Time until a start that was just made is left alone.
@@ -194,10 +199,17 @@ impl State {
     }
 }
 
-/// Keeps as many waiting as should, until the pool is closed or the driver gone.
-pub(super) async fn keep(driver: Weak<Driver>) {
+/// Keeps as many waiting as should, until the pool is closed.
+pub(super) async fn keep(driver: Arc<Driver>) {
+    let _keeper = driver.pool.keeper.lock().await;
+    tokio::select! {
+        () = driver.pool.closing.notified() => {}
+        () = keep_on(&driver) => {}
+    }
+}
+
+async fn keep_on(driver: &Arc<Driver>) {
     loop {
-        let Some(driver) = driver.upgrade().filter(|driver| !driver.pool.is_closed()) else { return };
         let (short, surplus) = driver.pool.balance();
         if !surplus.is_empty() {
             // Ending them blocks.
@@ -218,7 +230,7 @@ impl Driver {
     /// Has one more wait. False when it can't be done now.
     async fn add(self: &Arc<Self>, shape: Shape) -> bool {
         // A template that comes later tells.
-        if self.template(shape).is_none() {
+        if self.template(shape).is_err() {
             return false;
         }
         loop {
@@ -292,8 +304,9 @@ impl Driver {
             kind: Start::template(PoolUse::Hit),
         };
         let restored = launch.run();
-        if let Err(VmmError::NotRestored { .. }) = restored {
-            self.templates.discard(shape, &self.key(shape, &[]));
+        match &restored {
+            Err(VmmError::NotRestored { message }) => self.templates.discard(shape, &self.key(shape, &[]), message),
+            _ => self.templates.prove(shape),
         }
         vm.running = Some(restored?);
         Ok((vm, tap))

@@ -27,16 +27,17 @@ pub(super) const MAC: &str = "02:00:00:00:00:01";
 pub(super) const CPU_WEIGHT: u32 = 50;
 
 impl Driver {
-    /// The template to start a machine of this shape from; none while there is none, and then it is being got.
-    pub(super) fn template(self: &Arc<Self>, shape: Shape) -> Option<Arc<Sealed>> {
+    /// The template to start a machine of this shape from; why not while there is none, and then it is being got.
+    pub(super) fn template(self: &Arc<Self>, shape: Shape) -> Result<Arc<Sealed>, String> {
         match self.templates.find(shape) {
-            Found::Ready(sealed) => Some(sealed),
-            Found::Coming => None,
+            Found::Ready(sealed) => return Ok(sealed),
+            Found::Failed(reason) => return Err(reason),
+            Found::Coming => {}
             Found::Missing => {
                 tokio::spawn(self.clone().get(shape));
-                None
             }
         }
+        Err("no template of this shape yet".to_owned())
     }
 
     /// Names all that the saved state of such a VM depends on.
@@ -130,11 +131,12 @@ impl Driver {
 
     /// Gets the templates that are likely to be wanted: of the usual shape, and those that were used before.
     pub(super) async fn get_usual(self: Arc<Self>) {
-        self.template(USUAL);
+        // It is wanted later; why it may be missing, who wants it then is told.
+        let _ = self.template(USUAL);
         let this = self.clone();
         let known = spawn_blocking(move || this.templates.on_disk(|shape| this.key(shape, &[])));
         for shape in known.await.unwrap_or_default() {
-            self.template(shape);
+            let _ = self.template(shape);
         }
     }
 }
