@@ -54,7 +54,8 @@ done <"$fragment"
 [[ $wrong -eq 0 ]] || { echo "change packaging/guest-kernel.config" >&2; exit 1; }
 
 # In the background, so that a signal is answered at once.
-make --jobs "$(nproc)" vmlinux >"$work/log" 2>&1 &
+: >"$work/log"
+make --jobs "$(nproc)" vmlinux >>"$work/log" 2>&1 &
 building=$!
 tail --lines=+1 --follow --pid="$building" "$work/log" | awk -v terminal="$([[ -t 1 ]] && echo 1)" '
     /^  (CC|AS) / { files++ }
