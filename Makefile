@@ -4,7 +4,9 @@
 #   make soak              the same with the long forms of tests
 #   make bench [QUICK=1]   measures what SPECIFICATION.md promises
 #   make lint              what CI checks beside the tests
+#   make guest-kernel      builds a smaller kernel for VMs, which boots in half the time
 # ACCEL=kvm runs tests and demo with hardware virtualisation; without it they run under emulation, as in CI.
+# KERNEL=own runs them with the kernel of `make guest-kernel` instead of Debian's.
 
 ACCEL ?= emulation
 KEEP ?=
@@ -13,18 +15,34 @@ export QUICK
 export CADDIS_TEST_ACCELERATOR := $(ACCEL)
 export KEEP
 
-.PHONY: help setup kernel build build-tests test soak demo bench lint
+KERNEL ?= debian
+ifeq ($(KERNEL),own)
+export CADDIS_KERNEL := $(CURDIR)/target/guest-kernel/vmlinux
+else ifeq ($(KERNEL),debian)
+export CADDIS_KERNEL := $(CURDIR)/target/kernel/vmlinuz
+else
+$(error KERNEL is debian or own, not $(KERNEL))
+endif
+
+.PHONY: help setup kernel guest-kernel build build-tests test soak demo bench lint
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 # What is missing of Debian's packages.
 setup:
 	@scripts/setup.sh
 
-# The kernel of VMs, unpacked to target/kernel.
+# The kernel of VMs: Debian's, unpacked to target/kernel, or with KERNEL=own one built in target/guest-kernel.
+ifeq ($(KERNEL),own)
+kernel: guest-kernel
+else
 kernel: setup
 	@scripts/kernel.sh
+endif
+
+guest-kernel: setup
+	@scripts/guest-kernel.sh
 
 build: setup
 	cargo build --release --bin caddis

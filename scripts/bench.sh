@@ -91,7 +91,7 @@ readonly podman_flags=(--ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --cgro
 layout=$(target/release/test-image busybox)
 : >"$work/server.log"
 "$caddis" serve --data-dir "$data" --listen 127.0.0.1:0 --accelerator "$CADDIS_TEST_ACCELERATOR" \
-    --kernel "$PWD/target/kernel/vmlinuz" --modules "$PWD/target/kernel/modules" >"$work/server.log" 2>&1 </dev/null &
+    --kernel "$CADDIS_KERNEL" >"$work/server.log" 2>&1 </dev/null &
 server=$!
 wait_for_line "$work/server.log" 'listening on (127\.0\.0\.1:[0-9]+)' || { echo "caddis serve did not start" >&2; exit 1; }
 readonly url=http://${BASH_REMATCH[1]}

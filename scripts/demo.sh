@@ -105,8 +105,7 @@ say "A server on a temporary data directory"
 : >"$work/server.log"
 start=$(seconds)
 "$caddis" serve --data-dir "$data" --listen 127.0.0.1:0 --region local --accelerator "$CADDIS_TEST_ACCELERATOR" \
-    --kernel "$PWD/target/kernel/vmlinuz" --modules "$PWD/target/kernel/modules" \
-    --insecure-registry "$registry_address" --log-format text >"$work/server.log" 2>&1 </dev/null &
+    --kernel "$CADDIS_KERNEL" --insecure-registry "$registry_address" --log-format text >"$work/server.log" 2>&1 </dev/null &
 server=$!
 wait_for_line "$work/server.log" "$server" 'listening.*(127\.0\.0\.1:[0-9]+)' || fail "caddis serve did not start"
 export CADDIS_API_URL=http://${BASH_REMATCH[1]}

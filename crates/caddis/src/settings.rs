@@ -63,7 +63,7 @@ pub struct ServeArguments {
     /// Kernel that VMs boot: a bzImage or a vmlinux with the PVH note [default: the running one in /boot].
     #[arg(long, env = "CADDIS_KERNEL", value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// Modules of that kernel, lib/modules/VERSION [default: those of the running kernel].
+    /// Modules of that kernel, lib/modules/VERSION [default: `modules` beside it, else those of the running kernel].
     #[arg(long, env = "CADDIS_MODULES", value_name = "DIR")]
     pub modules: Option<PathBuf>,
     /// The QEMU program [default: qemu-system-x86_64 in PATH].
@@ -163,13 +163,15 @@ impl ServeArguments {
             bail!("the CPU overcommit factor must be above 0 and at most 1000, not {cpu_overcommit}");
         }
         let release = running_kernel();
+        let kernel = self.kernel.or(file.kernel).unwrap_or_else(|| format!("/boot/vmlinuz-{release}").into());
+        let modules = self.modules.or(file.modules).or_else(|| modules_beside(&kernel));
         Ok(Settings {
             data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(default_data_dir),
             listen: self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 4280).into()),
             region,
             accelerator: self.accelerator.or(file.accelerator).unwrap_or(AcceleratorChoice::Auto),
-            kernel: self.kernel.or(file.kernel).unwrap_or_else(|| format!("/boot/vmlinuz-{release}").into()),
-            modules: self.modules.or(file.modules).unwrap_or_else(|| format!("/lib/modules/{release}").into()),
+            kernel,
+            modules: modules.unwrap_or_else(|| format!("/lib/modules/{release}").into()),
             qemu: in_path(self.qemu.or(file.qemu).unwrap_or_else(|| "qemu-system-x86_64".into())),
             insecure_registries: list(self.insecure_registry, file.insecure_registry),
             default_registry: self.default_registry.or(file.default_registry).unwrap_or_else(|| "docker.io".to_owned()),
@@ -225,6 +227,12 @@ fn in_path(program: PathBuf) -> PathBuf {
         .unwrap_or(program)
 }
 
+/// Where `make kernel` and `make guest-kernel` put them; of a kernel without modules it says what is built in.
+fn modules_beside(kernel: &Path) -> Option<PathBuf> {
+    let modules = kernel.with_file_name("modules");
+    modules.is_dir().then_some(modules)
+}
+
 /// `uname -r`.
 fn running_kernel() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
@@ -250,6 +258,21 @@ mod tests {
         std::fs::write(&config, "regoin = 'ams'\n").unwrap();
         let arguments = ServeArguments { config: Some(config), ..ServeArguments::default() };
         assert!(format!("{:#}", arguments.resolve().unwrap_err()).contains("regoin"));
+    }
+
+    #[test]
+    fn modules_beside_the_kernel_are_its_own_unless_others_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let beside = directory.path().join("modules");
+        let resolve = |modules: Option<&str>| {
+            let kernel = Some(directory.path().join("vmlinux"));
+            let arguments = ServeArguments { kernel, modules: modules.map(Into::into), ..ServeArguments::default() };
+            arguments.resolve().unwrap().modules
+        };
+        assert_eq!(resolve(None), PathBuf::from(format!("/lib/modules/{}", running_kernel())));
+        std::fs::create_dir(&beside).unwrap();
+        assert_eq!(resolve(None), beside);
+        assert_eq!(resolve(Some("/others")), PathBuf::from("/others"));
     }
 
     #[test]

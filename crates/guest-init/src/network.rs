@@ -55,10 +55,10 @@ pub fn withdraw(spec: &NetworkSpec) -> Result<(), String> {
     netlink.remove_address(index, spec.ipv4.into(), 32)
 }
 
-/// Name of the only interface beside the loopback.
+/// Name of the only interface with a device behind it. Some kernels make others, without one, when they boot.
 fn interface() -> Option<String> {
-    let names = fs::read_dir("/sys/class/net").ok()?.flatten().map(|entry| entry.file_name());
-    names.filter_map(|name| name.into_string().ok()).find(|name| name != "lo")
+    let mut entries = fs::read_dir("/sys/class/net").ok()?.flatten();
+    entries.find(|entry| entry.path().join("device").exists())?.file_name().into_string().ok()
 }
 
 struct Netlink {

@@ -96,16 +96,13 @@ impl<'a> Server<'a> {
         command.arg("--data-dir").arg(self.data_directory());
         let accelerator = std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into());
         command.args(["--listen", Self::LISTEN, "--accelerator", &accelerator, "--log-format", "text"]);
-        let kernel = target_directory().join("kernel");
-        for (flag, variable, name) in
-            [("--kernel", "CADDIS_KERNEL", "vmlinuz"), ("--modules", "CADDIS_MODULES", "modules")]
-        {
-            let path = std::env::var_os(variable).map_or_else(|| kernel.join(name), PathBuf::from);
-            if !path.exists() {
-                bail!("no {}: `make kernel` fetches it", path.display());
-            }
-            command.arg(flag).arg(path);
+        // Its modules are beside it, unless CADDIS_MODULES names others.
+        let kernel = std::env::var_os("CADDIS_KERNEL").map(PathBuf::from);
+        let kernel = kernel.unwrap_or_else(|| target_directory().join("kernel/vmlinuz"));
+        if !kernel.exists() {
+            bail!("no {}: `make kernel` puts it there", kernel.display());
         }
+        command.arg("--kernel").arg(kernel);
         for registry in &self.options.insecure_registries {
             command.args(["--insecure-registry", registry]);
         }
