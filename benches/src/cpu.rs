@@ -8,12 +8,14 @@ use anyhow::{Context as _, Result, bail};
 const TICK_MS: f64 = 10.0;
 /// The host is watched in steps of this.
 const WINDOW: Duration = Duration::from_millis(200);
-/// Quiet: busy for at most this part of one processor beyond what it was before. Five ticks of twenty.
+/// Quiet: busy for at most this part of one processor. Five ticks of twenty.
 const QUIET: f64 = 0.25;
 /// Quiet must last for so many windows.
 const QUIET_WINDOWS: u32 = 2;
-/// After so long it won't get quiet.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// After so long a host is not waited for any more: other work runs on it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// And after so long when it was quiet before: whatever goes on was begun by what was measured.
+const LONG_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Busy time of all processors since boot, milliseconds.
 ///
@@ -39,68 +41,62 @@ fn parse(stat: &str) -> Result<f64> {
 pub struct Cost {
     /// How long it took, milliseconds.
     pub ms: f64,
-    /// Busy time of the host meanwhile, milliseconds.
-    pub busy_ms: f64,
-    /// The same until the host was quiet again.
-    pub busy_until_quiet_ms: f64,
+    /// What the processors did. On a host with other work to do nobody can say.
+    pub busy: Option<Busy>,
 }
 
-/// A host at rest, before something is done.
-#[derive(Debug)]
-pub struct Rest {
-    /// Busy milliseconds per millisecond: what goes on anyway.
-    rate: f64,
+/// Busy time of the host, milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Busy {
+    /// While it was done.
+    pub meanwhile_ms: f64,
+    /// Until the host was quiet again.
+    pub until_quiet_ms: f64,
 }
 
-impl Rest {
-    /// Waits until the host is at rest, or does the same amount of work from window to window.
-    ///
-    /// # Errors
-    /// When it doesn't come to rest.
-    pub async fn reach() -> Result<Self> {
-        let (began, mut before) = (Instant::now(), window().await?);
-        loop {
-            let rate = window().await?;
-            if (rate - before).abs() <= QUIET {
-                return Ok(Self { rate: f64::midpoint(rate, before) });
-            }
-            if began.elapsed() > PATIENCE {
-                bail!("the host does not come to rest, other work runs on it");
-            }
-            before = rate;
-        }
-    }
+/// Whether the host is quiet, waiting some time for it.
+///
+/// # Errors
+/// When `/proc/stat` can't be read.
+pub async fn rest() -> Result<bool> {
+    become_quiet(PATIENCE).await
+}
 
-    /// Does something, and goes on counting until the host is as quiet as before. What it did at rest is not counted.
-    ///
-    /// # Errors
-    /// When the work fails, or the host doesn't get quiet again.
-    pub async fn cost(&self, work: impl Future<Output = Result<()>>) -> Result<Cost> {
-        let (before, began) = (busy_ms()?, Instant::now());
-        work.await?;
-        let ms = milliseconds(began);
-        let busy_ms = (busy_ms()? - before - self.rate * ms).max(0.0);
-        let mut quiet = 0;
-        while quiet < QUIET_WINDOWS {
-            quiet = if window().await? <= self.rate + QUIET { quiet + 1 } else { 0 };
-            if began.elapsed() > PATIENCE {
-                bail!("the host does not get quiet again, other work runs on it");
-            }
-        }
-        let total = self::busy_ms()? - before - self.rate * milliseconds(began);
-        Ok(Cost { ms, busy_ms, busy_until_quiet_ms: total.max(busy_ms) })
+/// Does something on a host at rest, and goes on counting until it is quiet again.
+///
+/// # Errors
+/// When the work fails, or the host doesn't get quiet again that was so before.
+pub async fn cost(at_rest: bool, work: impl Future<Output = Result<()>>) -> Result<Cost> {
+    let (before, began) = (busy_ms()?, Instant::now());
+    work.await?;
+    let ms = milliseconds(began);
+    if !at_rest {
+        return Ok(Cost { ms, busy: None });
     }
+    let meanwhile_ms = busy_ms()? - before;
+    if !become_quiet(LONG_PATIENCE).await? {
+        bail!("the host does not get quiet again");
+    }
+    Ok(Cost { ms, busy: Some(Busy { meanwhile_ms, until_quiet_ms: busy_ms()? - before }) })
+}
+
+async fn become_quiet(patience: Duration) -> Result<bool> {
+    let (began, mut quiet) = (Instant::now(), 0);
+    while quiet < QUIET_WINDOWS {
+        if began.elapsed() > patience {
+            return Ok(false);
+        }
+        let (before, window) = (busy_ms()?, Instant::now());
+        tokio::time::sleep(WINDOW).await;
+        let rate = (busy_ms()? - before) / milliseconds(window);
+        quiet = if rate <= QUIET { quiet + 1 } else { 0 };
+    }
+    Ok(true)
 }
 
 /// Since a moment, milliseconds.
 pub fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
-}
-
-async fn window() -> Result<f64> {
-    let (before, began) = (busy_ms()?, Instant::now());
-    tokio::time::sleep(WINDOW).await;
-    Ok((busy_ms()? - before) / milliseconds(began))
 }
 
 #[cfg(test)]

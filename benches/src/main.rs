@@ -88,7 +88,9 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
         if let Err(error) = outcome {
             bench.report.failed(&row.name(), &format!("row {}", row.name()), &format!("{error:#}"));
         }
-        bench.report.took(&row.name(), began.elapsed().as_secs_f64());
+        let seconds = began.elapsed().as_secs_f64();
+        progress::progress(&format!("row {} took {seconds:.0} s\n", row.name()));
+        bench.report.took(&row.name(), seconds);
     }
     progress::clear();
     let file = Bench::kept().join("report.json");

@@ -31,7 +31,8 @@ impl Place {
         })
     }
 
-    /// A network and mounts of its own, for podman; see [`prepare_mounts`].
+    /// A network and mounts of its own, for podman: see [`prepare_mounts`]. What addresses its plugins gave out is
+    /// remembered there, too, and so forgotten with it.
     ///
     /// # Errors
     /// Without root.
@@ -39,11 +40,14 @@ impl Place {
         Self::with(|| {
             unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
             run(["ip", "link", "set", "lo", "up"])?;
-            prepare_mounts()
+            prepare_mounts()?;
+            let none = None::<&str>;
+            mount(Some("tmpfs"), CNI_STATE, Some("tmpfs"), MsFlags::empty(), none)
+                .with_context(|| format!("mounting a tmpfs on {CNI_STATE}"))
         })
     }
 
-    /// The network of this place, with the mounts of [`Self::containers`].
+    /// The network of this place, with mounts in which podman works.
     ///
     /// # Errors
     /// Without root.
@@ -81,16 +85,14 @@ impl Place {
     }
 }
 
-/// podman takes a host where both versions of cgroups are mounted for one with version 2 and finds no controllers there,
-/// and it remembers below `/var/lib/cni` which addresses it gave out.
+/// podman takes a host where both versions of cgroups are mounted for one with version 2 and finds no controllers there.
 fn prepare_mounts() -> Result<()> {
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("keeping mounts to ourselves")?;
     // Most hosts have no such mount.
     let _ = nix::mount::umount("/sys/fs/cgroup/unified");
-    mount(Some("tmpfs"), CNI_STATE, Some("tmpfs"), MsFlags::empty(), none)
-        .with_context(|| format!("mounting a tmpfs on {CNI_STATE}"))
+    Ok(())
 }
 
 /// Where CNI's plugins keep their state; must exist.

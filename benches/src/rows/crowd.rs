@@ -7,7 +7,7 @@ use futures::future::try_join_all;
 
 use crate::{
     bench::Bench,
-    cpu::{Rest, milliseconds},
+    cpu::{self, milliseconds},
     machine::{Machine, PROGRAM, config},
     progress::progress,
     report::Promise,
@@ -74,7 +74,7 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
 async fn start_machines(server: &Server, machines: &[Machine]) -> Result<Vec<f64>> {
     let marks = try_join_all(machines.iter().map(Machine::log_end)).await?;
     server.pool_full().await?;
-    Rest::reach().await?;
+    cpu::rest().await?;
     server.before_start();
     let began = Instant::now();
     let times = try_join_all(machines.iter().zip(marks).map(|(machine, mark)| async move {
@@ -88,7 +88,7 @@ async fn start_machines(server: &Server, machines: &[Machine]) -> Result<Vec<f64
 }
 
 async fn start_containers(rival: &Rival, containers: &[String]) -> Result<Vec<f64>> {
-    Rest::reach().await?;
+    cpu::rest().await?;
     let began = Instant::now();
     let started = try_join_all(containers.iter().map(|container| async move {
         let attached = rival.podman().first_output(&["start", "--attach", container]).await?;

@@ -1,7 +1,12 @@
 //! Reads of a machine by the real gateway, over a worker that only lists machines: 10 of them, and 100 000. Beside it a
 //! bare axum handler that returns the same bytes. The same generator asks all of them, in turn.
 
-use std::{process::Stdio, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -40,8 +45,11 @@ struct Side {
 pub async fn measure(bench: &mut Bench) -> Result<()> {
     let place = Arc::new(Place::network()?);
     progress("get: filling gateways with machines");
-    let few = Side::gateway(&place, "get-10", "GET of a machine, 10 machines", "10").await?;
-    let many = Side::gateway(&place, "get-100k", "GET of a machine, 100 000 machines", "100000").await?;
+    let log = |name: &str| File::create(bench.work().join(name));
+    let (few, many) = (log("get-10.log")?, log("get-100k.log")?);
+    let few = Side::gateway(&place, "get-10", "GET of a machine, 10 machines", "10", few).await?;
+    let many = Side::gateway(&place, "get-100k", "GET of a machine, 100 000 machines", "100000", many).await?;
+    many.body(&place).await?;
     let bare = Side::bare(&place, &few.body(&place).await?).await?;
     let mut sides = [bare, few, many];
     // 10 s for each side in all.
@@ -74,14 +82,15 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
 }
 
 impl Side {
-    async fn gateway(place: &Place, key: &'static str, text: &'static str, machines: &str) -> Result<Self> {
-        let mut child = ourselves(place, &["gateway", "--machines", machines])?;
+    /// What it logs goes to a file, as that of a service does.
+    async fn gateway(place: &Place, key: &'static str, text: &'static str, machines: &str, log: File) -> Result<Self> {
+        let mut child = ourselves(place, &["gateway", "--machines", machines], log.into())?;
         let listening = listening(&mut child).await?;
         Ok(Self { key, text, _child: child, listening, per_second: Vec::new(), p99: Vec::new() })
     }
 
     async fn bare(place: &Place, body: &[u8]) -> Result<Self> {
-        let mut child = ourselves(place, &["bare"])?;
+        let mut child = ourselves(place, &["bare"], Stdio::null())?;
         let input = child.stdin.as_mut().context("standard input of a server")?;
         input.write_all(body).await?;
         input.write_all(b"\n").await?;
@@ -91,11 +100,18 @@ impl Side {
         Ok(Self { key: "bare", text, _child: child, listening, per_second: Vec::new(), p99: Vec::new() })
     }
 
-    /// The answer, for the one that is to return the same; it has no line end in it.
+    /// The answer, for the one that is to return the same; it has no line end in it. A gateway that has not heard of
+    /// all machines keeps its clients waiting for a while, and then refuses.
     async fn body(&self, place: &Arc<Place>) -> Result<bytes::Bytes> {
         let address = ([127, 0, 0, 1], self.listening.port).into();
         let http = Http::new(place.clone(), address, &self.listening.token);
-        http.send(hyper::Method::GET, &self.listening.path, "").await
+        let began = Instant::now();
+        loop {
+            match http.send(hyper::Method::GET, &self.listening.path, "").await {
+                Err(_) if began.elapsed() < PATIENCE => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     async fn sample(&mut self, place: &Place, milliseconds: &str) -> Result<()> {
@@ -103,7 +119,7 @@ impl Side {
         let port = port.to_string();
         let words = ["generator", "--port", &port, "--path", path, "--token", token];
         let how = ["--connections", CONNECTIONS, "--milliseconds", milliseconds];
-        let output = ourselves(place, &[&words[..], &how].concat())?.wait_with_output().await?;
+        let output = ourselves(place, &[&words[..], &how].concat(), Stdio::piped())?.wait_with_output().await?;
         anyhow::ensure!(output.status.success(), "{}: {}", self.key, String::from_utf8_lossy(&output.stderr).trim());
         let measured: Measured = serde_json::from_slice(&output.stdout)?;
         self.per_second.push(measured.per_second);
@@ -113,10 +129,10 @@ impl Side {
 }
 
 /// Starts this program in one of its other roles.
-fn ourselves(place: &Place, words: &[&str]) -> Result<Child> {
+fn ourselves(place: &Place, words: &[&str], log: Stdio) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe().context("finding our own file")?);
     command.args(words).process_group(0).kill_on_drop(true);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
     let runtime = tokio::runtime::Handle::current();
     let spawned = place.run(move || {
         let _entered = runtime.enter();

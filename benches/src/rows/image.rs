@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     bench::Bench,
     big_image,
-    cpu::{Rest, milliseconds},
+    cpu::{self, milliseconds},
     http::Http,
     machine::Machine,
     progress::progress,
@@ -39,9 +39,9 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for run in 0..runs {
         progress(&format!("image: {} of {runs}", run + 1));
-        Rest::reach().await?;
+        cpu::rest().await?;
         ours.push(import(&server, &reference).await?);
-        Rest::reach().await?;
+        cpu::rest().await?;
         let store = bench.work().join(format!("pull{run}"));
         let podman = Podman::new(place.clone(), &store);
         let began = Instant::now();

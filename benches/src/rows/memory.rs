@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 
 use crate::{
     bench::Bench,
-    cpu::Rest,
+    cpu,
     machine::{Machine, PROGRAM, config},
     progress::progress,
     report::Promise,
@@ -34,7 +34,7 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         machine.first_output(String::new()).await?;
     }
     server.pool_full().await?;
-    Rest::reach().await?;
+    cpu::rest().await?;
     // Once: what differs between runs is not noise but the number of machines.
     let bytes = memory(&server, machines)?;
     let text = format!(

@@ -90,19 +90,25 @@ fn add_lines(report: &mut Report, sides: &[Measured; 5]) {
     ratio("cold/start-off", "cold boot against start without a pool", Promise::None, cold, off);
     // While the pool is emptied other starts cost processor time too.
     for measured in [hit, off, cold, podman] {
-        let costs = costs(measured);
-        let (busy, until_quiet): (Vec<_>, Vec<_>) =
-            costs.iter().map(|cost| (cost.busy_ms, cost.busy_until_quiet_ms)).unzip();
-        let key = measured.key;
-        report.samples(
-            &format!("{key}-cpu"),
-            &format!("host CPU of {key}, until the output"),
-            "ms",
-            Promise::None,
-            &busy,
-        );
-        let text = format!("host CPU of {key}, until the host is quiet");
-        report.samples(&format!("{key}-cpu-all"), &text, "ms", Promise::None, &until_quiet);
+        add_busy(report, measured.key, &costs(measured));
+    }
+}
+
+fn add_busy(report: &mut Report, key: &str, costs: &[Cost]) {
+    let busy: Vec<_> = costs.iter().filter_map(|cost| cost.busy).collect();
+    let (meanwhile, until_quiet): (Vec<_>, Vec<_>) =
+        busy.iter().map(|busy| (busy.meanwhile_ms, busy.until_quiet_ms)).unzip();
+    for (suffix, text, samples) in
+        [("cpu", "until the output", meanwhile), ("cpu-all", "until the host is quiet", until_quiet)]
+    {
+        let (key, text) = (format!("{key}-{suffix}"), format!("host CPU of {key}, {text}"));
+        // A few quiet moments of a busy host are no measurement.
+        if samples.len() * 2 > costs.len() {
+            report.samples(&key, &text, "ms", Promise::None, &samples);
+        } else {
+            let reason = format!("the host was quiet before {} of {} runs only", samples.len(), costs.len());
+            report.failed(&key, &text, &reason);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use futures::future::try_join_all;
 use serde_json::json;
 
 use crate::{
-    cpu::{Cost, Rest},
+    cpu::{Cost, cost, rest},
     machine::{Machine, PROGRAM, config},
     rival::Rival,
     server::{IMAGE, Pool, Server},
@@ -103,14 +103,14 @@ impl Side {
     pub async fn sample(&self) -> Result<Cost> {
         let Self::Machine { server, machine, kind, pool, others } = self else { return self.container().await };
         server.pool_full().await?;
-        let (rest, mark) = (Rest::reach().await?, machine.log_end().await?);
+        let (at_rest, mark) = (rest().await?, machine.log_end().await?);
         server.before_start();
         try_join_all(others.iter().map(|other| async {
             other.post("start", "").await?;
             other.wait("started").await
         }))
         .await?;
-        let cost = rest.cost(async {
+        let cost = cost(at_rest, async {
             machine.post("start", "").await?;
             machine.first_output(mark).await
         });
@@ -123,9 +123,9 @@ impl Side {
 
     async fn container(&self) -> Result<Cost> {
         let Self::Podman(rival) = self else { anyhow::bail!("not a container") };
-        let rest = Rest::reach().await?;
+        let at_rest = rest().await?;
         let mut attached = None;
-        let cost = rest.cost(async {
+        let cost = cost(at_rest, async {
             attached = Some(rival.podman().first_output(&["start", "--attach", CONTAINER]).await?);
             Ok(())
         });
