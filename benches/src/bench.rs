@@ -113,6 +113,13 @@ impl Bench {
         }
     }
 
+    /// Prints what the servers logged last: a row failed.
+    pub fn show_logs(&self) {
+        for (pool, server) in &self.servers {
+            eprintln!("---- log of the server, pool {pool:?} ----\n{}\n---- end of the log ----", server.log_tail());
+        }
+    }
+
     /// Where and beside what was measured.
     pub fn about(&self) -> &Value {
         &self.about

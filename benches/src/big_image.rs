@@ -12,7 +12,7 @@ use caddis_testkit::images::{Config, Layer, write_layout};
 use tar::{Builder, Header};
 
 /// Changes whenever the recipe does.
-const NAME: &str = "image-1";
+const NAME: &str = "image-2";
 /// Of each kind.
 const LAYERS: u64 = 3;
 /// Small files per layer: 3000 of 16 KiB in the mean, 48 MiB.
@@ -80,6 +80,8 @@ fn large_files(tree: &mut Builder<BufWriter<File>>, layer: u64) -> Result<()> {
 fn append(tree: &mut Builder<BufWriter<File>>, path: &str, size: u64, data: impl Read) -> Result<()> {
     let mut header = Header::new_gnu();
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_size(size);
     header.set_mtime(0);
     tree.append_data(&mut header, path, data)?;

@@ -6,6 +6,10 @@ pub mod generator;
 
 use anyhow::Result;
 use clap::Subcommand;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
 
 /// What this program is told to be, by itself.
@@ -43,19 +47,35 @@ pub struct Listening {
 /// # Errors
 /// When it can't.
 pub fn run(role: &Role) -> Result<()> {
-    // As `caddis serve` has it: a worker thread per processor.
-    let servers = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let processors = std::thread::available_parallelism()?.get();
     match role {
-        Role::Gateway { machines } => servers.block_on(gateway::serve(*machines)),
-        Role::Bare => servers.block_on(bare::serve()),
+        // As `caddis serve` has it: a worker thread per processor.
+        Role::Gateway { .. } | Role::Bare => {
+            keep_to(0..(processors - 1).max(1))?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            match role {
+                Role::Gateway { machines } => runtime.block_on(gateway::serve(*machines)),
+                _ => runtime.block_on(bare::serve()),
+            }
+        }
         Role::Generator { target } => {
-            // One thread: it must leave the other processors to the server.
-            let one = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let measured = one.block_on(generator::generate(target))?;
+            keep_to(processors - 1..processors)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let measured = runtime.block_on(generator::generate(target))?;
             println!("{}", serde_json::to_string(&measured)?);
             Ok(())
         }
     }
+}
+
+/// Servers and what asks them have processors of their own: otherwise what it costs to ask would be part of both sides
+/// of the ratio.
+fn keep_to(processors: std::ops::Range<usize>) -> Result<()> {
+    let mut set = CpuSet::new();
+    for processor in processors {
+        set.set(processor)?;
+    }
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
 /// Tells on standard output where a server listens.

@@ -76,9 +76,12 @@ impl Machine {
     /// Waits for a state.
     ///
     /// # Errors
-    /// When it is not reached within a minute.
+    /// When it is not reached within a minute, or the machine fails.
     pub async fn wait(&self, state: &str) -> Result<()> {
-        self.http.send(Method::GET, &format!("{}/wait?state={state}", self.path), "").await.map(drop)
+        let path = format!("{}/wait?state={state},failed", self.path);
+        let reached = json(&self.http.send(Method::GET, &path, "").await?)?;
+        ensure!(reached["state"] == state, "machine {} is {} instead of {state}", self.id, reached["state"]);
+        Ok(())
     }
 
     /// Stops it and waits until it is stopped.

@@ -80,6 +80,9 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
     for row in all {
         let began = Instant::now();
         let mut outcome = row.measure(&mut bench).await;
+        if outcome.is_err() {
+            bench.show_logs();
+        }
         if outcome.is_ok() {
             outcome = bench.clear().await.context("removing what the row left");
         } else if let Err(error) = bench.clear().await {

@@ -124,6 +124,11 @@ impl Server {
         Ok(run([binary()?.as_os_str(), "serve".as_ref(), "--help".as_ref()])?.contains("--pool"))
     }
 
+    /// The last lines of its log, for whoever has to find out what went wrong.
+    pub fn log_tail(&self) -> String {
+        self.log.tail()
+    }
+
     /// Client of its API.
     pub fn http(&self) -> &Http {
         &self.http

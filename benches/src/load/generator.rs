@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use futures::future::try_join_all;
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike as _,
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -41,6 +45,9 @@ pub struct Measured {
     pub per_second: f64,
     /// 99 of 100 answers took at most this, milliseconds.
     pub p99_ms: f64,
+    /// Part of the time for which the generator itself had its processor. Near 1 it asked no faster because it could
+    /// not, and not because the server did not answer.
+    pub busy: f64,
 }
 
 /// Asks until time is up.
@@ -52,9 +59,11 @@ pub async fn generate(target: &Target) -> Result<Measured> {
     let end = began + Duration::from_millis(target.milliseconds);
     let times = try_join_all((0..target.connections).map(|_| ask(target, end))).await?;
     let seconds = began.elapsed().as_secs_f64();
+    let used = getrusage(UsageWho::RUSAGE_SELF)?;
+    let used = (used.user_time() + used.system_time()).num_microseconds() as f64 / 1e6;
     let times = times.concat();
     let p99_ms = percentile(&times, 99.0).context("no answer came")?;
-    Ok(Measured { per_second: times.len() as f64 / seconds, p99_ms })
+    Ok(Measured { per_second: times.len() as f64 / seconds, p99_ms, busy: used / seconds })
 }
 
 async fn ask(target: &Target, end: Instant) -> Result<Vec<f64>> {

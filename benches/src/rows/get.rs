@@ -36,6 +36,8 @@ struct Side {
     listening: Listening,
     per_second: Vec<f64>,
     p99: Vec<f64>,
+    /// Of the generator.
+    busy: Vec<f64>,
 }
 
 /// Measures the row.
@@ -67,6 +69,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         report.samples(&format!("{key}-p99"), &format!("{text}, p99"), "ms", Promise::None, &side.p99);
     }
     let [bare, few, many] = &sides;
+    let text = "load of the generator's own processor beside bare: near 100 % bare is faster than shown";
+    report.samples("generator", text, "%", Promise::None, &bare.busy);
     for side in [few, many] {
         let (key, text, promise) = (side.key, side.text, Promise::AtMost(2.0));
         report.ratio(
@@ -86,7 +90,7 @@ impl Side {
     async fn gateway(place: &Place, key: &'static str, text: &'static str, machines: &str, log: File) -> Result<Self> {
         let mut child = ourselves(place, &["gateway", "--machines", machines], log.into())?;
         let listening = listening(&mut child).await?;
-        Ok(Self { key, text, _child: child, listening, per_second: Vec::new(), p99: Vec::new() })
+        Ok(Self { key, text, _child: child, listening, per_second: Vec::new(), p99: Vec::new(), busy: Vec::new() })
     }
 
     async fn bare(place: &Place, body: &[u8]) -> Result<Self> {
@@ -97,7 +101,15 @@ impl Side {
         let mut listening = listening(&mut child).await?;
         listening.path = "/v1/apps/bench/machines/00000000000000".to_owned();
         let text = "beside it: a bare axum handler that returns the same bytes";
-        Ok(Self { key: "bare", text, _child: child, listening, per_second: Vec::new(), p99: Vec::new() })
+        Ok(Self {
+            key: "bare",
+            text,
+            _child: child,
+            listening,
+            per_second: Vec::new(),
+            p99: Vec::new(),
+            busy: Vec::new(),
+        })
     }
 
     /// The answer, for the one that is to return the same; it has no line end in it. A gateway that has not heard of
@@ -124,6 +136,7 @@ impl Side {
         let measured: Measured = serde_json::from_slice(&output.stdout)?;
         self.per_second.push(measured.per_second);
         self.p99.push(measured.p99_ms);
+        self.busy.push(measured.busy * 100.0);
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ const TRACES: u64 = 1 << 20;
 /// # Errors
 /// When the image can't be made, pushed or pulled.
 pub async fn measure(bench: &mut Bench) -> Result<()> {
-    progress("image: making one of 350 MB, the first time");
+    progress("image: making one of 350 MB, unless it is there");
     let layout = tokio::task::spawn_blocking(|| big_image::layout(&Bench::kept())).await??;
     let server = bench.server(Pool::On).await?;
     let registry = Registry::start(server.place(), &bench.work().join("registry")).await?;
