@@ -11,7 +11,6 @@
 ACCEL ?= emulation
 KEEP ?=
 QUICK ?=
-export QUICK
 export CADDIS_TEST_ACCELERATOR := $(ACCEL)
 export KEEP
 
@@ -60,10 +59,11 @@ soak: kernel build-tests
 demo: kernel build
 	@scripts/demo.sh
 
-bench: kernel build
+# One build of both, so that they share the features of what they depend on, and nothing is built twice.
+bench: kernel
 	@scripts/setup.sh podman crun catatonit
-	cargo build --release --package caddis-testkit --bin test-image
-	@scripts/bench.sh
+	cargo build --release --bin caddis --bin bench
+	@target/release/bench $(if $(QUICK),--quick)
 
 lint: setup
 	cargo fmt --check

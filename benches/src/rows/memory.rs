@@ -1,0 +1,108 @@
+//! Memory of an idle machine: the proportional shares (PSS) of all VM processes, those that wait in the pool too, and
+//! what the server holds for templates, over the number of machines.
+
+use std::{collections::HashMap, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use caddis_testkit::process;
+use futures::future::try_join_all;
+
+use crate::{
+    bench::Bench,
+    cpu,
+    machine::{Machine, PROGRAM, config},
+    progress::progress,
+    report::Promise,
+    server::{IMAGE, Pool, Server},
+};
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Measures the row.
+///
+/// # Errors
+/// When a machine does not start.
+pub async fn measure(bench: &mut Bench) -> Result<()> {
+    let server = bench.server(Pool::On).await?;
+    let machines = bench.repeat(20, 5);
+    progress(&format!("memory: starting {machines} machines"));
+    server.before_start();
+    let config = config(IMAGE, PROGRAM);
+    let all = try_join_all((0..machines).map(|_| Machine::create(server.http(), &config))).await?;
+    for machine in &all {
+        machine.wait("started").await?;
+        machine.first_output(String::new()).await?;
+    }
+    server.pool_full().await?;
+    cpu::rest().await?;
+    // Once: what differs between runs is not noise but the number of machines.
+    let bytes = memory(&server, machines)?;
+    let text = format!(
+        "memory of an idle machine of 256 MB, PSS of all VMs (also waiting ones) and templates over {machines} machines"
+    );
+    bench.report.samples("memory", &text, "MiB", Promise::AtMost(40.0), &[bytes / machines as f64 / MIB]);
+    Ok(())
+}
+
+/// Bytes in all.
+fn memory(server: &Server, machines: usize) -> Result<f64> {
+    let vms = vms(server);
+    ensure!(vms.len() >= machines, "{machines} machines run, and {} VM processes were found", vms.len());
+    let (mut shares, mut shared_memory) = (0, 0);
+    for pid in vms {
+        let file = format!("/proc/{pid}/smaps_rollup");
+        let rollup = std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+        shares += field(&rollup, "Pss:")?;
+        shared_memory += field(&rollup, "Pss_Shmem:")?;
+    }
+    // A template's pages count in part for each VM that maps them; those that none maps are the server's.
+    let held = templates(server.pid())?;
+    Ok((shares + held.saturating_sub(shared_memory)) as f64)
+}
+
+/// The VM processes of a server: those that it started, and those that hold a file of it.
+fn vms(server: &Server) -> Vec<i32> {
+    let mut pids = process::holders(server.data());
+    let numbered = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = numbered.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let parents: HashMap<i32, i32> =
+        all.filter_map(|pid| Some((pid, process::status(pid, "PPid")?.parse().ok()?))).collect();
+    let server = server.pid().cast_signed();
+    pids.extend(parents.iter().filter(|(_, parent)| **parent == server).map(|(pid, _)| *pid));
+    let is_vm = |pid: &i32| process::name(*pid).is_some_and(|name| name.starts_with("qemu-system"));
+    pids.into_iter().filter(is_vm).collect()
+}
+
+/// Bytes that the server holds as templates.
+fn templates(server: u32) -> Result<u64> {
+    let mut bytes = 0;
+    for (number, target) in process::descriptors(server.cast_signed()) {
+        if target.starts_with("/memfd:caddis-template") {
+            let path = format!("/proc/{server}/fd/{number}");
+            let file = std::fs::metadata(Path::new(&path)).with_context(|| format!("looking at {path}"))?;
+            bytes += std::os::unix::fs::MetadataExt::blocks(&file) * 512;
+        }
+    }
+    ensure!(bytes > 0, "the server holds no template, or under another name");
+    Ok(bytes)
+}
+
+/// A field of `smaps_rollup`, bytes.
+fn field(rollup: &str, name: &str) -> Result<u64> {
+    let line = rollup.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
+    let kib = line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("no number in {line}"))? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_told_apart_and_counted_in_bytes() {
+        let rollup = "55-56 ---p 0 00:00 0 [rollup]\nRss: 9 kB\nPss:    12 kB\nPss_Shmem:  3 kB\n";
+        assert_eq!(field(rollup, "Pss:").unwrap(), 12 * 1024);
+        assert_eq!(field(rollup, "Pss_Shmem:").unwrap(), 3 * 1024);
+        assert!(field(rollup, "Pss_Anon:").is_err());
+    }
+}

@@ -1,0 +1,215 @@
+//! `caddis serve` on a data directory and in a network of its own.
+
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use caddis_testkit::{process, run, target_directory};
+use hyper::Method;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+
+use crate::{
+    http::Http,
+    machine::{APP, Machine, PROGRAM, config},
+    place::Place,
+    server_log::ServerLog,
+};
+
+/// Whether restored VMs wait for a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// At most [`Pool::SIZE`].
+    On,
+    /// None.
+    Off,
+}
+
+impl Pool {
+    /// How many may wait.
+    pub const SIZE: usize = 2;
+}
+
+/// Name of the image that most machines run.
+pub const IMAGE: &str = "busybox";
+
+/// A server. Dropping it stops its machines and removes all that it left.
+#[derive(Debug)]
+pub struct Server {
+    place: Arc<Place>,
+    child: Child,
+    data: PathBuf,
+    http: Http,
+    log: ServerLog,
+    has_pool: bool,
+    /// How long the log was before a VM was last taken out of the pool.
+    taken: Cell<usize>,
+}
+
+impl Server {
+    /// Starts one in `work` and returns when it has a template and the image [`IMAGE`].
+    ///
+    /// # Errors
+    /// When it is not built or ends.
+    pub async fn start(work: &Path, pool: Pool, registry: &str) -> Result<Self> {
+        let place = Arc::new(Place::network()?);
+        let data = work.join(if pool == Pool::On { "pool" } else { "no-pool" });
+        let mut command = Command::new(binary()?);
+        command.arg("serve").arg("--data-dir").arg(&data).args(pool_arguments(pool)?);
+        command.args(["--listen", "127.0.0.1:4280", "--accelerator", accelerator(), "--insecure-registry", registry]);
+        // 50 machines at once are to be measured, not refused.
+        command.args(["--cpu-overcommit", "100", "--memory-mb", "100000"]);
+        command.arg("--kernel").arg(kernel("vmlinuz")?).arg("--modules").arg(kernel("modules")?);
+        // A Ctrl-C is for us, who then stop it in order.
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = place.run(move || command.spawn())?.context("starting caddis serve")?;
+        let log = ServerLog::new(child.stderr.take().context("the server's log")?);
+        let address: SocketAddr = ([127, 0, 0, 1], 4280).into();
+        let http = Http::new(place.clone(), address, "");
+        let has_pool = pool == Pool::On && Self::knows_pool()?;
+        let mut server = Self { place, child, data, http, log, has_pool, taken: Cell::default() };
+        server.log.wait(0, |line| line.contains("listening on")).await.context("caddis serve did not start")?;
+        let token = std::fs::read_to_string(server.data.join("root.token")).context("reading the root token")?;
+        server.http = Http::new(server.place.clone(), address, token.trim());
+        server.prepare().await.with_context(|| format!("its log:\n{}", server.log.tail()))?;
+        Ok(server)
+    }
+
+    async fn prepare(&self) -> Result<()> {
+        let app = json!({ "app_name": APP, "org_slug": "personal" }).to_string();
+        self.http.send(Method::POST, "/v1/apps", &app).await?;
+        let layout = caddis_testkit::images::busybox()?;
+        let source = format!("oci:{}", layout.display());
+        self.caddis(["image", "import", &source, "--name", IMAGE, "--api-url", "http://127.0.0.1:4280"])?;
+        self.log.wait(0, |line| line.contains("template ready")).await.context("there is no template")?;
+        // The first start reads what later ones find in memory.
+        self.before_start();
+        let machine = Machine::create(&self.http, &config(IMAGE, PROGRAM)).await?;
+        machine.first_output(String::new()).await?;
+        machine.destroy().await
+    }
+
+    /// To be called before each start and create: from then on the pool is not full before it says so anew.
+    pub fn before_start(&self) {
+        self.taken.set(self.log.len());
+    }
+
+    /// Waits until as many restored VMs wait for a machine as may; at once where there is no pool.
+    ///
+    /// # Errors
+    /// When the server does not say so in time.
+    pub async fn pool_full(&self) -> Result<()> {
+        if !self.has_pool {
+            return Ok(());
+        }
+        let full = format!("waiting={}", Pool::SIZE);
+        let is_full = |line: &str| line.contains("pool ready") && line.split_whitespace().any(|word| word == full);
+        self.log.wait(self.taken.get(), is_full).await.map(drop).context("the pool did not get full")
+    }
+
+    /// Whether the program under measurement has a pool at all.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn knows_pool() -> Result<bool> {
+        Ok(run([binary()?.as_os_str(), "serve".as_ref(), "--help".as_ref()])?.contains("--pool"))
+    }
+
+    /// The last lines of its log, for whoever has to find out what went wrong.
+    pub fn log_tail(&self) -> String {
+        self.log.tail()
+    }
+
+    /// Client of its API.
+    pub fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// Its network.
+    pub fn place(&self) -> &Arc<Place> {
+        &self.place
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Removes all machines.
+    ///
+    /// # Errors
+    /// When one does not go.
+    pub async fn clear(&self) -> Result<()> {
+        let machines = self.http.send(Method::GET, &format!("/v1/apps/{APP}/machines?summary=true"), "").await?;
+        let machines = crate::machine::json(&machines)?;
+        let ids = machines.as_array().into_iter().flatten().filter_map(|machine| machine["id"].as_str());
+        let machines: Vec<_> = ids.map(|id| Machine::known(&self.http, id)).collect();
+        futures::future::try_join_all(machines.iter().map(Machine::destroy)).await.map(drop)
+    }
+
+    fn caddis<const N: usize>(&self, arguments: [&str; N]) -> Result<()> {
+        let words: Vec<_> = std::iter::once(binary()?.into_os_string()).chain(arguments.map(Into::into)).collect();
+        let token = self.data.join("root.token");
+        self.place.run(move || {
+            let mut command = Command::new(&words[0]);
+            command.args(&words[1..]).env("CADDIS_API_TOKEN", std::fs::read_to_string(token)?.trim());
+            let output = command.process_group(0).stdin(Stdio::null()).output()?;
+            ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            Ok(())
+        })?
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let data = self.data.to_string_lossy().into_owned();
+        // Each of these is tried, whatever came of the one before: the last takes what they left.
+        let drained = self.caddis(["host", "drain", "--timeout", "20", "--data-dir", &data]);
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        let _ = self.child.wait();
+        if let Err(error) = drained.and_then(|()| self.caddis(["host", "clean", "--data-dir", &data])) {
+            eprintln!("cleaning up after a server: {error:#}");
+        }
+        process::holders(&self.data).into_iter().for_each(process::end);
+    }
+}
+
+/// What runs VMs, as the tests are told.
+pub fn accelerator() -> &'static str {
+    if std::env::var_os("CADDIS_TEST_ACCELERATOR").is_some_and(|value| value == "kvm") { "kvm" } else { "emulation" }
+}
+
+fn pool_arguments(pool: Pool) -> Result<Vec<String>> {
+    let size = if pool == Pool::On { Pool::SIZE } else { 0 };
+    Ok(if Server::knows_pool()? { vec!["--pool".into(), size.to_string()] } else { Vec::new() })
+}
+
+/// A part of the kernel that `make kernel` unpacks.
+fn kernel(name: &str) -> Result<PathBuf> {
+    let path = target_directory().join("kernel").join(name);
+    ensure!(path.exists(), "no {}: `make kernel` fetches it", path.display());
+    Ok(path)
+}
+
+/// The program under measurement, built in the same way as this one.
+fn binary() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("finding our own file")?.with_file_name("caddis");
+    if !path.exists() {
+        bail!("{} is not built: make build", path.display());
+    }
+    Ok(path)
+}
