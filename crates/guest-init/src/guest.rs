@@ -206,6 +206,9 @@ impl Guest {
                 && (self.logs.is_sent() || waited)
             {
                 self.told_end = true;
+                if let GuestState::Exited(report) = &mut self.status {
+                    report.logs_complete = self.logs.is_sent();
+                }
                 self.port.send(&GuestMessage::Finished(self.status.clone()), b"");
             }
             let port = &mut self.port;

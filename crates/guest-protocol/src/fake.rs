@@ -166,7 +166,7 @@ impl FakeGuest {
     fn exit(&self, code: i32, signal: Option<i32>, oom_killed: bool) {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let exited_at_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-        self.finish(GuestState::Exited(ExitReport { code, signal, oom_killed, exited_at_ns }));
+        self.finish(GuestState::Exited(ExitReport { code, signal, oom_killed, exited_at_ns, logs_complete: false }));
     }
 }
 

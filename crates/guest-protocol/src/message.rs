@@ -38,6 +38,9 @@ pub struct ExitReport {
     pub oom_killed: bool,
     /// Guest's wall clock, nanoseconds since the Unix epoch.
     pub exited_at_ns: u64,
+    /// All that the program wrote was sent before this report.
+    #[serde(default)]
+    pub logs_complete: bool,
 }
 
 /// From the host to init.

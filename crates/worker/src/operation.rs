@@ -11,7 +11,7 @@
 //! | `configure` | makes the VM the machine, waits for its program | init takes the same configuration twice | `release` |
 //! | `signal` | sends the stop signal | sent again | – |
 //! | `await_exit` | waits for the program's end, then kills | waits for what is left | – |
-//! | `power_off` | lets init unmount and end the VM | – | – |
+//! | `power_off` | lets init unmount what is kept and end the VM | – | – |
 //! | `queue` | waits until fewer machines are being suspended | waits again | – |
 //! | `freeze` | has the guest's programs stand still | they do already | `thaw` |
 //! | `save` | memory and devices to a file | saved again | `release` |
