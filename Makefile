@@ -4,7 +4,7 @@
 #   make soak              the same with the long forms of tests
 #   make bench [QUICK=1]   measures what SPECIFICATION.md promises
 #   make lint              what CI checks beside the tests
-#   make guest-kernel      builds a smaller kernel for VMs, which boots in half the time
+#   make guest-kernel      builds a smaller kernel for VMs, which boots in little more than half the time
 # ACCEL=kvm runs tests and demo with hardware virtualisation; without it they run under emulation, as in CI.
 # KERNEL=own runs them with the kernel of `make guest-kernel` instead of Debian's.
 
