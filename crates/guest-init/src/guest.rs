@@ -90,6 +90,7 @@ struct Guest {
 /// Works until the VM is to end.
 pub fn run() -> Result<(), String> {
     kernel::mount_early()?;
+    kernel::hurry(true);
     let mut timing = Timing::begin();
     kernel::load_modules()?;
     timing.step("modules");
@@ -437,6 +438,8 @@ impl Guest {
                 self.pid = Some(pid);
                 self.status = GuestState::Running { pid };
                 self.port.send(&GuestMessage::Started { pid, steps: self.timing.steps() }, b"");
+                // From here on it is the program's machine.
+                kernel::hurry(false);
                 // On a busy host the time that came with the configuration may have been under way for long.
                 self.sync.begin();
                 self.ask_time();

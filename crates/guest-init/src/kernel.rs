@@ -37,6 +37,13 @@ pub fn mount_early() -> Result<(), String> {
     Ok(())
 }
 
+/// Has the kernel not take its time where it waits for its processors to have seen a change: under an emulator those
+/// waits are a good part of giving devices to drivers and bringing up the network. Where it can't be set, it only takes
+/// longer.
+pub fn hurry(on: bool) {
+    let _ = fs::write("/sys/kernel/rcu_expedited", if on { "1" } else { "0" });
+}
+
 /// Mounts a file system without a device, making its directory.
 pub fn mount_special(kind: &str, target: &str, flags: MsFlags, data: Option<&str>) -> Result<(), String> {
     // Most are there already; if not, the mount says so.
