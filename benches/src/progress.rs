@@ -14,7 +14,7 @@ pub fn progress(text: &str) {
 
 /// Says which of so many runs of something this is, counted from 0.
 pub fn run(what: &str, run: usize, runs: usize) {
-    if stderr().is_terminal() || run % 5 == 0 {
+    if stderr().is_terminal() || run.is_multiple_of(5) {
         progress(&format!("{what}: {} of {runs}", run + 1));
     }
 }
