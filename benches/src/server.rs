@@ -111,8 +111,13 @@ impl Server {
         if !self.has_pool {
             return Ok(());
         }
-        let full = format!("waiting={}", Pool::SIZE);
-        let is_full = |line: &str| line.contains("pool ready") && line.split_whitespace().any(|word| word == full);
+        let number = |line: &str, key: &str| {
+            line.split_whitespace().find_map(|word| word.strip_prefix(key)?.parse::<usize>().ok())
+        };
+        let is_full = |line: &str| {
+            let waiting = number(line, "waiting=");
+            line.contains("pool ready") && waiting.is_some() && waiting >= number(line, "wanted=")
+        };
         self.log.wait(self.taken.get(), is_full).await.map(drop).context("the pool did not get full")
     }
 

@@ -71,7 +71,7 @@ pub fn renew(entropy: &str, time_ns: u64) -> Result<(), String> {
 pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Result<Prepared, String> {
     let mut warnings = Vec::new();
     let device = disk(&spec.root_serial)?;
-    mount_root(&device, root)?;
+    mount_root(&device, root, timing)?;
     if spec.grow_root
         && let Err(warning) = grow(&device)
     {
@@ -108,7 +108,7 @@ fn disk(serial: &str) -> Result<PathBuf, String> {
 }
 
 /// Mounts the root disk and makes it the root.
-fn mount_root(device: &Path, root: Root) -> Result<(), String> {
+fn mount_root(device: &Path, root: Root, timing: &mut Timing) -> Result<(), String> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: nix::Error| format!("can't {what}: {error}")
@@ -117,6 +117,7 @@ fn mount_root(device: &Path, root: Root) -> Result<(), String> {
     // The rest of the inode tables was zeroed when the disk was made.
     mount(Some(device), NEW_ROOT, Some("ext4"), MsFlags::MS_RELATIME, Some("noinit_itable"))
         .map_err(failed("mount the root disk"))?;
+    timing.step("mount");
     for name in ["dev", "proc", "sys"] {
         let target = format!("{NEW_ROOT}/{name}");
         let _ = fs::create_dir(&target);

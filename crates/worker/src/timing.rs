@@ -26,6 +26,11 @@ impl Timing {
         }
     }
 
+    /// What the host did.
+    pub fn steps(self) -> Value {
+        Value::Array(self.steps)
+    }
+
     /// All of it, with what the guest did.
     pub fn finish(mut self, live: &Live) -> Value {
         let guest = live.guest.borrow();

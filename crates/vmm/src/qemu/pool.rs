@@ -165,9 +165,9 @@ impl Pool {
         }
         let shelf = state.shelf(shape, now);
         shelf.waiting.push(member);
-        let waiting = shelf.waiting.len();
+        let (waiting, wanted) = (shelf.waiting.len(), shelf.demand.wanted(self.most(shape), now));
         drop(state);
-        info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, waiting, "pool ready");
+        info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, waiting, wanted, "pool ready");
     }
 
     /// Ends all, and takes no more.

@@ -42,7 +42,7 @@ impl Owner {
                 }
                 OperationKind::Suspend => {
                     draft.row.state = MachineState::Suspended;
-                    draft.event(Source::User, "suspend", MachineState::Suspended, Value::Null);
+                    draft.event(Source::User, "suspend", MachineState::Suspended, started.1.clone());
                 }
                 OperationKind::Wake { failure: None } => {
                     draft.row.state = MachineState::Started;
@@ -96,7 +96,7 @@ impl Owner {
     /// How the VM came to run that an operation has started, and what the event about it tells.
     fn how_it_started(&mut self) -> (Option<String>, Value) {
         let timing = std::mem::take(&mut self.timing);
-        let Some(live) = &self.live else { return (None, Value::Null) };
+        let Some(live) = &self.live else { return (None, json!({ "timing": timing.steps() })) };
         let Start { kind, reason, pool } = live.vm.start();
         let mut request = json!({ "start_kind": kind.as_str(), "timing": timing.finish(live) });
         if !reason.is_empty() {
