@@ -182,7 +182,8 @@ fn names(spec: &MachineSpec) -> Result<(), String> {
     // Who has one of the image's would have the same as all others of the image.
     let id = Path::new("/etc/machine-id");
     if fs::symlink_metadata(id).is_ok_and(|file| file.is_file()) {
-        fs::write(id, format!("{:0>32}\n", spec.machine_id)).map_err(|e| format!("can't write {}: {e}", id.display()))?;
+        fs::write(id, format!("{:0>32}\n", spec.machine_id))
+            .map_err(|e| format!("can't write {}: {e}", id.display()))?;
     }
     for (path, content) in
         [("/etc/hostname", format!("{}\n", spec.hostname)), ("/etc/hosts", hosts), ("/etc/resolv.conf", resolv)]

@@ -21,13 +21,7 @@ pub fn end(status: WaitStatus) -> Option<(i32, Option<i32>)> {
 
 /// The report on the program's end.
 pub fn report(code: i32, signal: Option<i32>) -> ExitReport {
-    ExitReport {
-        code,
-        signal,
-        oom_killed: oom_kills() > 0,
-        exited_at_ns: clock::now_ns(),
-        logs_complete: false,
-    }
+    ExitReport { code, signal, oom_killed: oom_kills() > 0, exited_at_ns: clock::now_ns(), logs_complete: false }
 }
 
 /// How often the kernel has killed in the program's cgroup for want of memory.

@@ -76,13 +76,7 @@ mod tests {
     }
 
     fn end(code: i32) -> ProgramEnd {
-        ProgramEnd::reported(ExitReport {
-            code,
-            signal: None,
-            oom_killed: false,
-            exited_at_ns: 0,
-            logs_complete: true,
-        })
+        ProgramEnd::reported(ExitReport { code, signal: None, oom_killed: false, exited_at_ns: 0, logs_complete: true })
     }
 
     #[test]

@@ -378,7 +378,10 @@ async fn queue(context: Context) -> Result<Done, Failure> {
 async fn freeze(context: Context) -> Result<Done, Failure> {
     let live = context.live.ok_or_else(no_vm)?;
     live.guest.send_modify(|guest| guest.frozen = true);
-    live.session.freeze(FREEZE_DEADLINE).await.map_err(|e| Failure::last(format!("programs can't be held still: {e}")))?;
+    live.session
+        .freeze(FREEZE_DEADLINE)
+        .await
+        .map_err(|e| Failure::last(format!("programs can't be held still: {e}")))?;
     let guest = live.guest.borrow();
     if guest.ended.is_some() || guest.failed.is_some() {
         return Err(Failure::last("its program has ended"));

@@ -151,9 +151,8 @@ impl Pool {
             }
         }
         let failed = state.failed.is_some_and(|at| at.elapsed() < AFTER_FAILURE);
-        let room = |shape: &Shape| {
-            count < self.limits.count && memory + shape.memory_mib <= self.limits.memory_mib && !failed
-        };
+        let room =
+            |shape: &Shape| count < self.limits.count && memory + shape.memory_mib <= self.limits.memory_mib && !failed;
         (short.filter(room), surplus)
     }
 
@@ -393,7 +392,8 @@ impl Member {
         let guard = lock::no_fork();
         let machine = lock::try_lock(directory)?;
         let machine = machine.ok_or_else(|| VmmError::AlreadyRunning { machine_id: spec.machine_id.clone() })?;
-        let mut record = Record::read(own).ok_or_else(|| failed("read the record of the VM")(io::ErrorKind::NotFound.into()))?;
+        let mut record =
+            Record::read(own).ok_or_else(|| failed("read the record of the VM")(io::ErrorKind::NotFound.into()))?;
         record.machine_id.clone_from(&spec.machine_id);
         record.process = Some(running.process.id);
         record.write(directory)?;

@@ -5,5 +5,5 @@
 mod faults;
 mod lifecycle;
 mod restarts;
-mod suspend;
 mod support;
+mod suspend;

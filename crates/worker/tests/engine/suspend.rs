@@ -1,5 +1,6 @@
 //! Suspend and resume, and everything that may come in between.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 use std::{fs, time::Duration};
 
 use caddis_api::{ErrorCode, MachineId, MachineState};

@@ -52,7 +52,8 @@ fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), C
     };
     let text = |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let request = request.unwrap_or(&serde_json::Value::Null);
-    let mut lines = vec![format!("Start: {} {}", text(request, "start_kind"), text(request, "start_reason"))];
+    let pool = request["pool"].as_str().map(|pool| format!("(pool: {pool}) ")).unwrap_or_default();
+    let mut lines = vec![format!("Start: {} {pool}{}", text(request, "start_kind"), text(request, "start_reason"))];
     // What the VMM and the guest did lies within the host's steps `launch` and `configure`.
     let host = |step: &&serde_json::Value| step["where"] == "host";
     let total: f64 = steps.iter().filter(host).filter_map(|step| step["ms"].as_f64()).sum();
