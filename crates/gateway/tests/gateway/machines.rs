@@ -69,12 +69,20 @@ async fn refusals_of_the_worker_come_through_and_both_ways_to_force_are_taken() 
 async fn what_is_not_built_yet_says_so() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
-    for (line, what) in [("POST ", "update"), ("PUT ", "update"), ("POST /suspend", "suspend")] {
-        let (method, path) = line.split_once(' ').unwrap();
-        let request = fixture.request(&format!("{method} /v1/apps/a/machines/{id}{path}"));
+    for method in ["POST", "PUT"] {
+        let request = fixture.request(&format!("{method} /v1/apps/a/machines/{id}"));
         let answer = fixture.send(request.body(Body::from("{}")).unwrap()).await;
-        assert_eq!((answer.status.as_u16(), answer.error()), (422, format!("{what} is not available yet")));
+        assert_eq!((answer.status.as_u16(), answer.error()), (422, "update is not available yet".to_owned()));
     }
+}
+
+#[tokio::test]
+async fn a_suspend_needs_no_body_and_is_answered_at_once() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let request = fixture.request(&format!("POST /v1/apps/a/machines/{id}/suspend"));
+    let answer = fixture.send(request.body(Body::empty()).unwrap()).await;
+    assert_eq!((answer.status.as_u16(), answer.ok()), (200, json!({ "ok": true })));
 }
 
 #[tokio::test]

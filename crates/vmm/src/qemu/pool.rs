@@ -32,7 +32,7 @@ use super::{
     arguments::{REHEARSAL_SET, ROOT_SETS, over, root_disk},
     launch::{CONTROL_SOCKET, Disk, Launch, QMP_SOCKET, Running, Source, clear, open},
     panicked,
-    templates::{CPU_WEIGHT, MAC},
+    templates::MAC,
     unbound::{self, Unbound, WAITING},
 };
 use crate::{
@@ -54,6 +54,9 @@ pub struct PoolLimits {
     pub memory_mib: u64,
 }
 
+/// Processor weight until they are machines': of those that people wait for each has at least 100, and when many start at
+/// once none of them shall wait for the next ones.
+const WEIGHT: u32 = 10;
 /// How long a VM may take to rehearse on a busy host.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Time after a start until more are made, so as not to be in the way of its program.
@@ -294,7 +297,7 @@ impl Driver {
             directory: &directory,
             slot: &slot,
             shape,
-            cpu_weight: CPU_WEIGHT,
+            cpu_weight: WEIGHT,
             disk: Disk::Rehearsal(&disk),
             tap: Some(tap.as_fd()),
             mac: MAC,

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const NAME: &str = "template";
 pub(super) const MAC: &str = "02:00:00:00:00:01";
 /// Weight of VMs that nobody waits for against those that people do; 100 is theirs.
-pub(super) const CPU_WEIGHT: u32 = 50;
+const CPU_WEIGHT: u32 = 50;
 
 impl Driver {
     /// The template to start a machine of this shape from; why not while there is none, and then it is being got.
