@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::stand::{Stand, rounds};
 
 /// Writes a number and the time of day, over and over; the number lives in its memory alone.
-const COUNTER: &str = "n=0; echo kept >/on-disk; httpd -p 80 -h /; while :; do n=$((n+1)); \
+const COUNTER: &str = "n=0; [ -e /on-disk ] || echo kept >/on-disk; httpd -p 80 -h /; while :; do n=$((n+1)); \
                        echo $n $(adjtimex | awk '/time.tv_sec/ { s = $NF } /time.tv_usec/ { printf \"%d.%06d\", s, $NF }'); \
                        usleep 50000; done";
 

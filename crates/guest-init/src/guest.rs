@@ -367,6 +367,10 @@ impl Guest {
             self.port.begin(epoch);
             self.logs.restart(acknowledged_logs);
             self.told_end = false;
+            if let GuestState::Exited(report) = &mut self.status {
+                // What was sent may be lost: it is sent again, and only then all was said.
+                report.logs_complete = false;
+            }
             // Nobody follows them any more.
             self.execs.drain(..).for_each(|exec| exec.kill());
         }

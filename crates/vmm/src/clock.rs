@@ -24,7 +24,11 @@ pub(crate) fn tsc_khz_of_this_host(file: &Path) -> Result<u64, VmmError> {
         Some((_, khz)) => still_true(khz, tsc_khz()),
         None => tsc_khz(),
     };
-    fs::write(file, format!("{boot} {khz}\n")).map_err(VmmError::io(format!("write {}", file.display())))?;
+    let new = file.with_extension("new");
+    if let Err(error) = fs::write(&new, format!("{boot} {khz}\n")).and_then(|()| fs::rename(&new, file)) {
+        // The next server measures it again.
+        tracing::warn!(path = %file.display(), %error, "can't note the rate of the processor's clock");
+    }
     Ok(khz)
 }
 

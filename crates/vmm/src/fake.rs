@@ -241,6 +241,10 @@ impl Vm for FakeVm {
         Ok(Box::new(ours))
     }
 
+    fn can_save(&self) -> bool {
+        true
+    }
+
     async fn save(&self, file: &Path, _overlay: &Path) -> Result<(), VmmError> {
         let (fails, delay) = {
             let mut faults = locked(&self.host.faults);

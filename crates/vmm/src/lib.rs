@@ -201,7 +201,7 @@ pub trait Vmm: Send + Sync + 'static {
     /// A VM of this shape that waits for a machine, where the driver keeps such and one does.
     async fn take(&self, shape: Shape) -> Option<Box<dyn Waiting>>;
 
-    /// Ends all VMs that are no machine's; those of machines go on.
+    /// Ends all VMs that wait for machines; those of machines go on.
     async fn close(&self);
 
     /// Finds the VM process that an earlier server started for the machine with this directory.
@@ -236,6 +236,9 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Opens the stream to init anew. An earlier stream stops working.
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError>;
+
+    /// Whether it can be saved at all: one that an earlier release started can't.
+    fn can_save(&self) -> bool;
 
     /// Saves it to a file in place of whatever is there, and durably: memory and devices, and with them what `overlay`,
     /// its disk, holds. The VM stands still from here on, also after an error; [`Self::go_on`] has it go on. When this future is dropped, saving ends soon.

@@ -270,10 +270,10 @@ impl Driver {
                 let mut how = Start::template(self.pool.nothing(shape));
                 how.reason = reasons.join("; ");
                 let restored = start(Source::Template(template), how);
-                let Err(VmmError::NotRestored { message }) = restored else {
+                if restored.is_ok() {
                     self.templates.prove(shape);
-                    return restored;
-                };
+                }
+                let Err(VmmError::NotRestored { message }) = restored else { return restored };
                 warn!(machine = spec.machine_id, message, "template not restored, booted instead");
                 self.templates.discard(shape, &self.key(shape, &[]), &message);
                 reasons.push(format!("the template could not be restored: {message}"));
@@ -316,6 +316,10 @@ fn find(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(
     if record.as_ref().is_some_and(|record| !record.complete) {
         // It was never restored, and nobody is there to do it.
         end(&process);
+        if lock::is_held_by(directory, process.id.pid) {
+            let attempted = format!("end the VM process {} that was never restored", process.id.pid);
+            return Err(VmmError::io(attempted)(io::ErrorKind::TimedOut.into()));
+        }
         return find(directory, slots, machine_id);
     }
     let pid = process.id.pid;
@@ -348,7 +352,11 @@ impl QemuVm {
     fn watch(running: Running, directory: PathBuf, slot: Slot) -> Result<Arc<dyn Vm>, VmmError> {
         let Running { process, output, console, kind: start, steps, key } = running;
         let process = Arc::new(process);
-        let watcher = process.watch().map_err(VmmError::io(format!("watch the VM process {}", process.id.pid)))?;
+        let watcher = process.watch().map_err(|error| {
+            // Nobody would know of it any more.
+            end(&process);
+            VmmError::io(format!("watch the VM process {}", process.id.pid))(error)
+        })?;
         let (sender, exit) = watch::channel(None);
         let killed = Arc::new(AtomicBool::new(false));
         let captures = Mutex::new(Some((output, console)));
@@ -433,6 +441,10 @@ impl Vm for QemuVm {
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
         Ok(Box::new(socket::connect(&self.directory, CONTROL_SOCKET).await?))
+    }
+
+    fn can_save(&self) -> bool {
+        self.key.is_some()
     }
 
     async fn save(&self, file: &Path, overlay: &Path) -> Result<(), VmmError> {

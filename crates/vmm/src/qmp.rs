@@ -6,7 +6,7 @@ use std::{
     mem::MaybeUninit,
     os::{fd::BorrowedFd, unix::net::UnixStream},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -16,6 +16,8 @@ use crate::socket;
 
 /// Patience with one line of QEMU's. On a busy host its main loop may wait long for a processor.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Patience with a migration.
+const MIGRATION_PATIENCE: Duration = Duration::from_secs(200);
 /// A line is never longer than this; the program at the other end has been taken over if it is.
 const LONGEST_LINE: u64 = 1 << 20;
 
@@ -24,6 +26,8 @@ pub(crate) struct Qmp {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
     migration: Option<String>,
+    /// The beginning of a line whose end has not come yet.
+    begun: Vec<u8>,
 }
 
 impl Qmp {
@@ -33,12 +37,17 @@ impl Qmp {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let reader = BufReader::new(stream.try_clone()?);
-        let mut qmp = Self { stream, reader, migration: None };
+        let mut qmp = Self { stream, reader, migration: None, begun: Vec::new() };
         if qmp.line()?.get("QMP").is_none() {
             return Err(io::Error::other("QEMU does not greet"));
         }
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
+    }
+
+    /// The connection itself: who shuts it down ends whatever is waited for.
+    pub(crate) fn line_to_break(&self) -> io::Result<UnixStream> {
+        self.stream.try_clone()
     }
 
     /// Executes a command and returns its answer.
@@ -83,16 +92,25 @@ impl Qmp {
         Ok(answer.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
-    /// Waits for the end of the migration that was begun.
+    /// Waits for the end of the migration that was begun. A large memory on a slow disk takes its time, in which QEMU says
+    /// nothing unless it is asked.
     pub(crate) fn migrated(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + MIGRATION_PATIENCE;
         loop {
             match self.migration.take().as_deref() {
                 Some("completed") => return Ok(()),
                 Some(status @ ("failed" | "cancelled")) => return Err(io::Error::other(format!("it has {status}"))),
                 _ => {}
             }
-            let line = self.line()?;
-            self.note(&line);
+            match self.line() {
+                Ok(line) => self.note(&line),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut && Instant::now() < deadline => {
+                    let answer = self.execute("query-migrate", json!({}))?;
+                    let status = answer.get("status").and_then(Value::as_str);
+                    self.migration = self.migration.take().or(status.map(str::to_owned));
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -129,11 +147,12 @@ impl Qmp {
     }
 
     fn line(&mut self) -> io::Result<Value> {
-        let mut line = Vec::new();
-        self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(|error| {
+        self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.begun).map_err(|error| {
             let timed_out = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-            if timed_out { io::Error::other(format!("QEMU says nothing for {PATIENCE:?}")) } else { error }
+            let silence = || io::Error::new(io::ErrorKind::TimedOut, format!("QEMU says nothing for {PATIENCE:?}"));
+            if timed_out { silence() } else { error }
         })?;
+        let line = std::mem::take(&mut self.begun);
         if line.is_empty() {
             return Err(io::Error::other("QEMU ended"));
         }

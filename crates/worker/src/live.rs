@@ -75,7 +75,9 @@ impl Live {
     /// Opens the session with a VM that an earlier server launched, or that was resumed. `acknowledged` is the last log
     /// record of this boot that is safe.
     pub fn adopted(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64) -> Self {
-        Self::with(vm, boot, acknowledged, Guest { frozen: true, ..Guest::default() })
+        // One that can't be saved never stood still.
+        let frozen = vm.can_save();
+        Self::with(vm, boot, acknowledged, Guest { frozen, ..Guest::default() })
     }
 
     fn with(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, guest: Guest) -> Self {

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use caddis_api::MachineId;
 use caddis_guest_protocol::message::LogSource;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::clock::now_ns;
 
@@ -50,6 +50,7 @@ pub struct Line {
 enum Job {
     Append { machine: MachineId, lines: Vec<NewLine>, done: Box<dyn FnOnce() + Send> },
     Remove { machine: MachineId },
+    Barrier(oneshot::Sender<()>),
 }
 
 struct NewLine {
@@ -89,10 +90,23 @@ impl Logs {
                         done();
                     }
                     Job::Remove { machine } => writer.remove(&machine),
+                    Job::Barrier(passed) => {
+                        // Who no longer waits has no use for it.
+                        let _ = passed.send(());
+                    }
                 }
             }
         })?;
         Ok(Self { directory, jobs, position: reader })
+    }
+
+    /// Waits until all that was appended so far is in the files.
+    pub async fn written(&self) {
+        let (passed, all) = oneshot::channel();
+        if self.jobs.send(Job::Barrier(passed)).is_ok() {
+            // Fails only when the thread has ended; then nothing is written any more.
+            let _ = all.await;
+        }
     }
 
     /// Writes a record of the guest, counted by the boot `boot`, and calls `done` once it is in the file.

@@ -53,6 +53,11 @@ pub enum OperationKind {
         /// The host was rebooted meanwhile: nobody knows whether the snapshot was used.
         spoiled: bool,
     },
+    /// Ends what there is of its VM after a suspend or resume that failed when all was saved.
+    Rest {
+        /// Why it failed.
+        reason: String,
+    },
     /// Has it go on after a suspend that came to nothing.
     Wake {
         /// Why it did; `None` when a client asked for it.
@@ -167,6 +172,7 @@ impl OperationKind {
             Self::Suspend => &[Queue, Freeze, Save, EndVm],
             // No `release`: the disk is kept.
             Self::Resume { .. } => &[EndVm, Pull, Launch, Boot, Configure],
+            Self::Rest { .. } => &[EndVm],
             Self::Wake { .. } => &[Thaw],
             Self::Exit { .. } => &[PowerOff, Release],
             Self::Destroy => &[Release, RemoveFiles],
@@ -185,7 +191,7 @@ impl OperationKind {
             // What clients asked for and see.
             Self::Resume { .. } => "start",
             Self::Wake { failure: None } => "start",
-            Self::Wake { failure: Some(_) } => "suspend",
+            Self::Wake { failure: Some(_) } | Self::Rest { .. } => "suspend",
             Self::Exit { .. } => "exit",
             Self::Destroy => "destroy",
             Self::Abandon { .. } => "abandon",
@@ -197,7 +203,7 @@ impl OperationKind {
         match self {
             Self::Create => MachineState::Creating,
             Self::Start { .. } | Self::Resume { .. } | Self::Wake { .. } => MachineState::Starting,
-            Self::Suspend => MachineState::Suspending,
+            Self::Suspend | Self::Rest { .. } => MachineState::Suspending,
             Self::Stop(_) | Self::Exit { .. } | Self::Abandon { .. } => MachineState::Stopping,
             Self::Restart(_) => MachineState::Restarting,
             Self::Destroy => MachineState::Destroying,
@@ -214,7 +220,7 @@ impl OperationKind {
             Self::Restart(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE) + millis(START_DEADLINE),
             Self::Suspend => now_ms + millis(SUSPEND_DEADLINE),
             Self::Resume { .. } => now_ms + millis(START_DEADLINE),
-            Self::Exit { .. } | Self::Wake { .. } | Self::Destroy | Self::Abandon { .. } => {
+            Self::Exit { .. } | Self::Wake { .. } | Self::Rest { .. } | Self::Destroy | Self::Abandon { .. } => {
                 now_ms + millis(CLEAR_DEADLINE)
             }
         }

@@ -27,7 +27,7 @@ use crate::{
     clock::now_ms,
     engine::Shared,
     live::Live,
-    operation::Step,
+    operation::{OperationKind, Step},
     row::MachineRow,
     step::{self, Done, Failure},
     store::Durability,
@@ -294,9 +294,13 @@ impl Owner {
         self.timing = Timing::default();
         if failure.retry && operation.attempt < crate::operation::MAX_ATTEMPTS {
             self.retry_at = Some(Instant::now() + RETRY_DELAY * 2_u32.pow(operation.attempt - 1));
+            // A machine that was resumed is not to be lost because it answers late.
+            let resumed = matches!(operation.kind, OperationKind::Resume { .. })
+                && matches!(step, Step::Boot | Step::Configure)
+                && self.live.as_ref().is_some_and(|live| live.guest.borrow().gone.is_none());
             self.change(Durability::Process, |draft| {
                 if let Some(operation) = &mut draft.row.operation {
-                    operation.step = operation.retry_from();
+                    operation.step = if resumed { operation.step } else { operation.retry_from() };
                     operation.attempt += 1;
                     operation.last_error = Some(failure.message.clone());
                 }

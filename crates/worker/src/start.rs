@@ -166,6 +166,7 @@ fn lose_vm(draft: &mut Draft, rebooted: bool) {
             operation.step = operation.retry_from();
         }
         // It was saved before it was lost.
+        OperationKind::Rest { .. } => {}
         OperationKind::Suspend if operation.current().is_none_or(|step| step == Step::EndVm) => {}
         OperationKind::Suspend | OperationKind::Wake { .. } => {
             draft.row.operation = None;

@@ -4,7 +4,7 @@
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::Engine as _;
-use caddis_api::{ApiError, MachineConfig};
+use caddis_api::{ApiError, MachineConfig, MachineId};
 use caddis_guest_protocol::host::Session;
 use caddis_image::{Progress, RootDisk};
 use caddis_vmm::{BindSpec, LaunchSpec, Shape, StartKind, Vm, VmExit, VmmError};
@@ -178,6 +178,8 @@ async fn prepare_root(context: Context) -> Result<Done, Failure> {
 const OVERLAY: &str = "root.qcow2";
 /// Name of what the machine was saved to.
 const SNAPSHOT: &str = "memory.snapshot";
+/// Its name until it is whole.
+const HALF_SNAPSHOT: &str = "memory.new";
 /// How long programs may take to stand still, and to go on.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -244,7 +246,9 @@ async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<d
     }
     let shape = Shape { vcpus: config.cpus(), memory_mib: config.memory_mib() };
     let Some(waiting) = shared.vmm.take(shape).await else { return Ok(None) };
-    let tap = waiting.slot().tap_name();
+    // Held until the network is detached, should it come to that: its tap must not be another's by then.
+    let slot = waiting.slot().clone();
+    let tap = slot.tap_name();
     let directory = shared.machine_directory(&row.id);
     let spec = BindSpec {
         machine_id: row.id.to_string(),
@@ -264,6 +268,7 @@ async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<d
             // There is the longer way.
             tracing::warn!(machine = %row.id, error, "a VM that waited could not become the machine's");
             detach_after_failure(context, &tap).await;
+            drop(slot);
             Ok(None)
         }
     }
@@ -279,7 +284,8 @@ async fn launch_new(context: &Context, disk: RootDisk, snapshot: Option<PathBuf>
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
     let directory = shared.machine_directory(&row.id);
     let slot = shared.slots.lease().map_err(Failure::retry)?;
-    let tap_name = slot.tap_name();
+    // Held until the network is detached, should it come to that: its tap must not be another's by then.
+    let (held, tap_name) = (slot.clone(), slot.tap_name());
     let tap = shared.network.attach(&tap_name, &row.addresses).await?;
     let spec = LaunchSpec {
         machine_id: row.id.to_string(),
@@ -299,6 +305,7 @@ async fn launch_new(context: &Context, disk: RootDisk, snapshot: Option<PathBuf>
         Ok(vm) => Ok(vm),
         Err(e) => {
             detach_after_failure(context, &tap_name).await;
+            drop(held);
             Err(match e {
                 VmmError::Unusable { .. } => Failure::last(e),
                 _ => Failure::retry(e),
@@ -327,6 +334,10 @@ fn died(exit: &VmExit) -> Failure {
 
 async fn boot(context: Context) -> Result<Done, Failure> {
     let mut live = context.live.ok_or_else(no_vm)?;
+    if live.vm.start().kind == StartKind::Resume {
+        // Also where the server that resumed it was killed before it removed that: from here on its disk changes.
+        forget_snapshot(&context.shared, &context.row).await?;
+    }
     if live.guest.borrow().may_be_frozen() {
         // Its server may have been killed before it had the VM go on.
         live.vm.go_on().await.map_err(Failure::retry)?;
@@ -339,7 +350,6 @@ async fn configure(context: Context) -> Result<Done, Failure> {
     let mut live = context.live.ok_or_else(no_vm)?;
     if live.vm.start().kind == StartKind::Resume {
         thaw(&live, true).await?;
-        forget_snapshot(&context.shared, &context.row).await?;
         return Ok(Done::Next);
     }
     let network = context.shared.network.guest_spec(&context.row.addresses);
@@ -425,10 +435,17 @@ async fn thaw_or_gone(context: Context) -> Result<Done, Failure> {
     Ok(Done::Next)
 }
 
+/// Where a machine is saved to.
+pub fn snapshot(shared: &Shared, machine: &MachineId) -> PathBuf {
+    shared.machine_directory(machine).join(SNAPSHOT)
+}
+
 /// What was saved is of the past.
 async fn forget_snapshot(shared: &Shared, row: &MachineRow) -> Result<(), Failure> {
-    let snapshot = shared.machine_directory(&row.id).join(SNAPSHOT);
-    blocking(move || remove_file(&snapshot)).await.map_err(|e| Failure::retry(format!("can't remove a snapshot: {e}")))
+    let directory = shared.machine_directory(&row.id);
+    blocking(move || remove_file(&directory.join(SNAPSHOT)).and_then(|()| remove_file(&directory.join(HALF_SNAPSHOT))))
+        .await
+        .map_err(|e| Failure::retry(format!("can't remove a snapshot: {e}")))
 }
 
 async fn signal(context: Context) -> Result<Done, Failure> {
@@ -516,7 +533,10 @@ async fn power_off(context: Context) -> Result<Done, Failure> {
     // The disk is blank at the next start, so nothing has to be written any more: `release` ends the VM at once.
     let said_all = end.as_ref().and_then(|end| end.report.as_ref()).is_some_and(|report| report.logs_complete);
     let keeps_something = context.config.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty());
-    if end.is_some() && (keeps_something || !said_all) {
+    if said_all && !keeps_something {
+        // The last lines are safe before the VM, which has them too, is gone.
+        context.shared.logs.written().await;
+    } else if end.is_some() {
         live.session.acknowledge_exit();
         // `release` kills what does not end by itself in time.
         let _ = tokio::time::timeout(POWER_OFF_GRACE, live.until(|guest| guest.gone.is_some())).await;
@@ -535,7 +555,9 @@ async fn release(context: Context) -> Result<Done, Failure> {
     end_vm(&context).await?;
     let directory = context.shared.machine_directory(&context.row.id);
     blocking(move || {
-        remove_file(&directory.join(SNAPSHOT))?;
+        for name in [SNAPSHOT, HALF_SNAPSHOT] {
+            remove_file(&directory.join(name))?;
+        }
         remove_file(&directory.join(OVERLAY))
     })
     .await

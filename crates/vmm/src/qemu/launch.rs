@@ -211,6 +211,7 @@ impl Launch<'_> {
     fn restore(&self, running: &mut Running, record: &mut Record) -> Result<(), VmmError> {
         let begun = Instant::now();
         let mut greeted = Duration::ZERO;
+        let mut recorded = Ok(());
         let mut attempt = || {
             let connect = || Qmp::connect(self.directory, QMP_SOCKET);
             let mut qmp = match self.source {
@@ -232,7 +233,10 @@ impl Launch<'_> {
             };
             // From here on it is to be kept, and what it was saved to must never be used again, since its disk changes.
             record.complete = true;
-            record.write(self.directory).map_err(std::io::Error::other)?;
+            recorded = record.write(self.directory);
+            if recorded.is_err() {
+                return Ok(());
+            }
             if let Source::Snapshot(path, _) = self.source {
                 std::fs::remove_file(path)?;
             }
@@ -243,6 +247,8 @@ impl Launch<'_> {
             let output = running.output.as_ref().map(Capture::tail).unwrap_or_default();
             VmmError::NotRestored { message: format!("{error} {output}").trim().to_owned() }
         })?;
+        // What was saved is as good as before: the host is at fault.
+        recorded?;
         if !greeted.is_zero() {
             running.steps.push(("qemu", greeted));
             running.steps.push(("restore", begun.elapsed().saturating_sub(greeted)));
@@ -259,8 +265,16 @@ fn resume(qmp: &mut Qmp, path: &Path, key: &str) -> std::io::Result<()> {
     let (theirs, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // A smaller one is only slower.
     let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE);
+    let line = qmp.line_to_break()?;
     std::thread::scope(|scope| {
-        let reading = scope.spawn(|| snapshot::read(path, key, File::from(ours)));
+        let reading = scope.spawn(move || {
+            let read = snapshot::read(path, key, File::from(ours));
+            if read.is_err() {
+                // QEMU would wait for the rest for ever, and we for QEMU. It is ended in any case.
+                let _ = line.shutdown(std::net::Shutdown::Both);
+            }
+            read
+        });
         let restored = qmp.restore(theirs.as_fd());
         // So that the other thread ends, whatever happened.
         drop(theirs);

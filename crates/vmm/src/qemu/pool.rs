@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! wait:  slot, tap ▸ restore from the template, over a stand-in for the root disk ▸ init rehearses ▸ stop
-//! bind:  the machine's lock ▸ record ▸ exchange the disk ▸ go on ▸ sockets into the machine's directory
+//! bind:  exchange the disk ▸ go on ▸ the machine's lock ▸ record ▸ sockets into the machine's directory
 //!        ▸ the VM's lock takes the place of the machine's: from here on it is the machine's VM
 //! ```
 //! A server that is killed before the last step leaves a VM that waits, which the next server ends; after it, one that
@@ -92,10 +92,10 @@ pub(super) struct Pool {
 
 /// A VM that waits.
 struct Member {
+    /// The server's own copy, so that the tap is there when the VM is connected. Closed before the slot is given back.
+    _tap: OwnedFd,
     vm: Unbound,
     qmp: Qmp,
-    /// The server's own copy, so that the tap is there when the VM is connected.
-    _tap: OwnedFd,
 }
 
 impl Pool {
@@ -142,7 +142,7 @@ impl Pool {
         }
         // So that the usual one waits before anyone has asked.
         state.shelf(USUAL, now);
-        let (mut surplus, mut short) = (Vec::new(), None);
+        let (mut surplus, mut short) = (Vec::new(), Vec::new());
         let (mut count, mut memory) = (0, 0);
         for (shape, shelf) in &mut state.shelves {
             let wanted = shelf.demand.wanted(self.most(*shape), now);
@@ -150,13 +150,15 @@ impl Pool {
             count += shelf.waiting.len();
             memory += shelf.waiting.len() as u64 * shape.memory_mib;
             if shelf.waiting.len() < wanted {
-                short = Some(*shape);
+                short.push(*shape);
             }
         }
         let failed = state.failed.is_some_and(|at| at.elapsed() < AFTER_FAILURE);
         let room =
             |shape: &Shape| count < self.limits.count && memory + shape.memory_mib <= self.limits.memory_mib && !failed;
-        (short.filter(room), surplus)
+        // The usual one first, then the smallest.
+        short.sort_by_key(|shape| (*shape != USUAL, *shape));
+        (short.into_iter().find(room), surplus)
     }
 
     fn put(&self, shape: Shape, member: Member) {
@@ -308,7 +310,8 @@ impl Driver {
         let restored = launch.run();
         match &restored {
             Err(VmmError::NotRestored { message }) => self.templates.discard(shape, &self.key(shape, &[]), message),
-            _ => self.templates.prove(shape),
+            Ok(_) => self.templates.prove(shape),
+            Err(_) => {}
         }
         vm.running = Some(restored?);
         Ok((vm, tap))
@@ -377,9 +380,11 @@ impl Member {
         let bound = self.try_bind(spec);
         let mut running = match bound {
             Ok(()) => self.vm.running.take(),
+            // What was already moved goes with what is left; where there is another VM, nothing was.
             Err(error) => {
-                // What it had in its own directory goes with it.
-                clear(&spec.directory, None, "");
+                if !matches!(error, VmmError::AlreadyRunning { .. }) {
+                    clear(&spec.directory, None, "");
+                }
                 return Err(error);
             }
         };
@@ -391,6 +396,12 @@ impl Member {
         let Some(running) = &self.vm.running else { return Ok(()) };
         let (own, directory) = (&self.vm.directory, &spec.directory);
         let failed = |what: &str| VmmError::io(format!("{what} of machine {}", spec.machine_id));
+        let (base, overlay) = (open(&spec.root_base, false)?, open(&spec.root_overlay, true)?);
+        exchange_disk(&mut self.qmp, &base, &overlay).map_err(failed("exchange the disk"))?;
+        if let Some(cgroups) = self.vm.slot.cgroups() {
+            cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
+        }
+        self.qmp.execute("cont", json!({})).map_err(failed("let the VM go on"))?;
         // Held until the VM's own has taken its place.
         let guard = lock::no_fork();
         let machine = lock::try_lock(directory)?;
@@ -400,12 +411,6 @@ impl Member {
         record.machine_id.clone_from(&spec.machine_id);
         record.process = Some(running.process.id);
         record.write(directory)?;
-        let (base, overlay) = (open(&spec.root_base, false)?, open(&spec.root_overlay, true)?);
-        exchange_disk(&mut self.qmp, &base, &overlay).map_err(failed("exchange the disk"))?;
-        if let Some(cgroups) = self.vm.slot.cgroups() {
-            cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
-        }
-        self.qmp.execute("cont", json!({})).map_err(failed("let the VM go on"))?;
         for name in [CONTROL_SOCKET, QMP_SOCKET] {
             fs::rename(own.join(name), directory.join(name)).map_err(failed("move the sockets"))?;
         }

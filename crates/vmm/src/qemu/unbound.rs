@@ -111,7 +111,11 @@ pub fn end_unbound(directory: &Path, slots: &crate::SlotPool) {
                 clear(&entry.path(), slot.cgroups(), &slot.cgroup_name());
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "can't end a VM that is no machine's"),
+            Err(error) => {
+                // By its directory it is found again.
+                tracing::warn!(%error, "can't end a VM that is no machine's");
+                continue;
+            }
         }
         remove(&entry.path());
     }

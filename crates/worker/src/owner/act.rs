@@ -55,6 +55,10 @@ impl Owner {
                 if !self.shared.vmm.capabilities().snapshot {
                     return Err(ApiError::precondition("unable to suspend machine: this host's VMM can't save VMs"));
                 }
+                if self.live.as_ref().is_some_and(|live| !live.vm.can_save()) {
+                    let text = "unable to suspend machine: it was started by an older server; restart it first";
+                    return Err(ApiError::precondition(text));
+                }
                 self.request(Request::Suspend, None).await?;
             }
             Action::Signal { signal } => {
@@ -89,7 +93,7 @@ impl Owner {
     async fn request(&mut self, request: Request, plan: Option<Stop>) -> Result<(), ApiError> {
         let plan = plan.unwrap_or_else(|| self.plan(None, None));
         let verdict = policy::decide(self.row.state, request);
-        if matches!(verdict, Verdict::Begin(Goal::Start | Goal::Resume) | Verdict::Queue(Goal::Start)) {
+        if matches!(verdict, Verdict::Begin(Goal::Start | Goal::Resume) | Verdict::Queue(Goal::Start) | Verdict::Wake) {
             self.shared.check_not_draining()?;
         }
         match verdict {

@@ -58,7 +58,10 @@ impl Draft {
             OperationKind::Restart(_) => Some("restart"),
             OperationKind::Destroy => Some("destroy"),
             // The exit event came before, the reason of an abandoned operation comes with its end.
-            OperationKind::Exit { .. } | OperationKind::Wake { .. } | OperationKind::Abandon { .. } => None,
+            OperationKind::Exit { .. }
+            | OperationKind::Wake { .. }
+            | OperationKind::Rest { .. }
+            | OperationKind::Abandon { .. } => None,
         };
         if let Some(event) = event {
             let status = if kind == OperationKind::Create { MachineState::Pending } else { self.row.state };

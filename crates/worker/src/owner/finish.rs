@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::Owner;
 use crate::{
     event::Source,
-    operation::OperationKind,
+    operation::{OperationKind, Step},
     restart::{self, Verdict},
     row::ProgramEnd,
-    step::end_of_vm,
+    step::{self, end_of_vm},
     store::Durability,
 };
 
@@ -43,6 +43,10 @@ impl Owner {
                 OperationKind::Suspend => {
                     draft.row.state = MachineState::Suspended;
                     draft.event(Source::User, "suspend", MachineState::Suspended, started.1.clone());
+                }
+                OperationKind::Rest { reason } => {
+                    draft.row.state = MachineState::Suspended;
+                    draft.event(Source::Worker, "suspend", MachineState::Suspended, json!({ "error": reason }));
                 }
                 OperationKind::Wake { failure: None } => {
                     draft.row.state = MachineState::Started;
@@ -112,13 +116,26 @@ impl Owner {
     pub(super) async fn give_up(&mut self, reason: String) {
         let Some(operation) = &self.row.operation else { return };
         // A suspend that comes to nothing costs nothing: the machine goes on.
-        if operation.kind == OperationKind::Suspend
-            && self.live.as_ref().is_some_and(|live| live.guest.borrow().gone.is_none())
-        {
+        let saved = step::snapshot(&self.shared, &self.row.id).exists();
+        let instead = match operation.kind {
+            OperationKind::Suspend if operation.current() != Some(Step::EndVm) && self.live.is_some() => {
+                Some(OperationKind::Wake { failure: Some(reason.clone()) })
+            }
+            // What was saved is kept for another try.
+            OperationKind::Suspend | OperationKind::Resume { .. } if saved => {
+                Some(OperationKind::Rest { reason: reason.clone() })
+            }
+            _ => None,
+        };
+        if let Some(instead) = instead {
             self.turn = None;
-            self.shared.logs.append_own(&self.row.id, format!("suspend failed: {reason}"));
-            let wake = OperationKind::Wake { failure: Some(reason) };
-            self.change(Durability::Synced, |draft| draft.begin(wake.clone(), Source::Worker)).await;
+            self.shared.logs.append_own(&self.row.id, format!("{} failed: {reason}", operation.kind.as_str()));
+            self.change(Durability::Synced, |draft| {
+                // Whatever was to follow was to follow something else.
+                draft.row.next = None;
+                draft.begin(instead.clone(), Source::Worker);
+            })
+            .await;
             return;
         }
         let of = operation.kind.as_str().to_owned();
@@ -127,7 +144,10 @@ impl Owner {
             _ => MachineState::Failed,
         };
         // What clears up has failed itself: there is nothing more to try. The next start begins with it again.
-        let hopeless = matches!(operation.kind, OperationKind::Abandon { .. } | OperationKind::Destroy);
+        let hopeless = matches!(
+            operation.kind,
+            OperationKind::Abandon { .. } | OperationKind::Rest { .. } | OperationKind::Destroy
+        );
         let (of, reason) = match &operation.kind {
             OperationKind::Abandon { of, reason: first, .. } => (of.clone(), format!("{first}; then: {reason}")),
             _ => (of, reason),

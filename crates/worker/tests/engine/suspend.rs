@@ -239,3 +239,20 @@ async fn a_vm_that_waits_becomes_a_machines() {
     fixture.until(&machine, MachineState::Stopped).await;
     fixture.assert_nothing_runs();
 }
+
+#[tokio::test]
+async fn a_resume_that_the_host_fails_keeps_what_was_saved_for_another_try() {
+    let fixture = Fixture::new().await;
+    let machine = suspended(&fixture).await;
+    fixture.host.set_faults(Faults { failing_launches: 3, ..Faults::default() });
+    fixture.act(&machine, Action::Start).await.unwrap();
+    fixture.until_that(&machine, |record| record.machine.state == MachineState::Starting).await;
+    fixture.until(&machine, MachineState::Suspended).await;
+    let newest = fixture.events(&machine).await.swap_remove(0);
+    assert_eq!((newest.kind.as_str(), newest.status.as_str()), ("suspend", "suspended"));
+    assert!(newest.request.unwrap()["error"].as_str().unwrap().contains("told to fail"));
+    fixture.assert_nothing_runs();
+    fixture.act(&machine, Action::Start).await.unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+    assert_eq!(start_of(&fixture, &machine).await["start_kind"], "resume");
+}
