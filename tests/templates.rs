@@ -266,7 +266,8 @@ async fn a_template_that_can_not_be_restored_means_a_cold_boot_that_says_so() ->
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755))?;
     let arguments = vec!["--qemu".to_owned(), qemu.display().to_string()];
     let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
-    stand.server.templates().await?;
+    // What is to wait for machines finds it out first; the template is gone then.
+    stand.server.until_logged("no VM waits", 1).await?;
     let machine = stand.script("echo up; exec sleep 1000", json!({})).await?;
     machine.logged("up").await?;
     machine.wait("started").await?;

@@ -219,10 +219,18 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When it does not in time.
     pub async fn until_pooled(&self, times: usize) -> Result<()> {
+        self.until_logged("pool ready", times).await
+    }
+
+    /// Waits until the log has said this so many times.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn until_logged(&self, text: &str, times: usize) -> Result<()> {
         let deadline = std::time::Instant::now() + DEADLINE;
-        while self.log().matches("pool ready").count() < times {
+        while self.log().matches(text).count() < times {
             if std::time::Instant::now() > deadline {
-                bail!("{} VMs wait\n{}", self.waiting().len(), self.log());
+                bail!("the log does not say '{text}' {times} times\n{}", self.log());
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
