@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use caddis_testkit::{process, run, target_directory};
+use caddis_testkit::{process, target_directory};
 use hyper::Method;
 use nix::{
     sys::signal::{Signal, kill},
@@ -35,8 +35,15 @@ pub enum Pool {
 }
 
 impl Pool {
-    /// How many may wait.
+    /// How many may wait where any do.
     pub const SIZE: usize = 2;
+
+    fn size(self) -> usize {
+        match self {
+            Self::On => Self::SIZE,
+            Self::Off => 0,
+        }
+    }
 }
 
 /// Name of the image that most machines run.
@@ -50,7 +57,7 @@ pub struct Server {
     data: PathBuf,
     http: Http,
     log: ServerLog,
-    has_pool: bool,
+    pool: Pool,
     /// How long the log was before a VM was last taken out of the pool.
     taken: Cell<usize>,
 }
@@ -64,19 +71,18 @@ impl Server {
         let place = Arc::new(Place::network()?);
         let data = work.join(if pool == Pool::On { "pool" } else { "no-pool" });
         let mut command = Command::new(binary()?);
-        command.arg("serve").arg("--data-dir").arg(&data).args(pool_arguments(pool)?);
+        command.arg("serve").arg("--data-dir").arg(&data).args(["--pool", &pool.size().to_string()]);
         command.args(["--listen", "127.0.0.1:4280", "--accelerator", accelerator(), "--insecure-registry", registry]);
         // 50 machines at once are to be measured, not refused.
         command.args(["--cpu-overcommit", "100", "--memory-mb", "100000"]);
-        command.arg("--kernel").arg(kernel("vmlinuz")?).arg("--modules").arg(kernel("modules")?);
+        command.arg("--kernel").arg(kernel()?);
         // A Ctrl-C is for us, who then stop it in order.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = place.run(move || command.spawn())?.context("starting caddis serve")?;
         let log = ServerLog::new(child.stderr.take().context("the server's log")?);
         let address: SocketAddr = ([127, 0, 0, 1], 4280).into();
         let http = Http::new(place.clone(), address, "");
-        let has_pool = pool == Pool::On && Self::knows_pool()?;
-        let mut server = Self { place, child, data, http, log, has_pool, taken: Cell::default() };
+        let mut server = Self { place, child, data, http, log, pool, taken: Cell::default() };
         server.log.wait(0, |line| line.contains("listening on")).await.context("caddis serve did not start")?;
         let token = std::fs::read_to_string(server.data.join("root.token")).context("reading the root token")?;
         server.http = Http::new(server.place.clone(), address, token.trim());
@@ -108,7 +114,7 @@ impl Server {
     /// # Errors
     /// When the server does not say so in time.
     pub async fn pool_full(&self) -> Result<()> {
-        if !self.has_pool {
+        if self.pool == Pool::Off {
             return Ok(());
         }
         let number = |line: &str, key: &str| {
@@ -119,14 +125,6 @@ impl Server {
             line.contains("pool ready") && waiting.is_some() && waiting >= number(line, "wanted=")
         };
         self.log.wait(self.taken.get(), is_full).await.map(drop).context("the pool did not get full")
-    }
-
-    /// Whether the program under measurement has a pool at all.
-    ///
-    /// # Errors
-    /// When it is not built.
-    pub fn knows_pool() -> Result<bool> {
-        Ok(run([binary()?.as_os_str(), "serve".as_ref(), "--help".as_ref()])?.contains("--pool"))
     }
 
     /// The last lines of its log, for whoever has to find out what went wrong.
@@ -198,14 +196,10 @@ pub fn accelerator() -> &'static str {
     if std::env::var_os("CADDIS_TEST_ACCELERATOR").is_some_and(|value| value == "kvm") { "kvm" } else { "emulation" }
 }
 
-fn pool_arguments(pool: Pool) -> Result<Vec<String>> {
-    let size = if pool == Pool::On { Pool::SIZE } else { 0 };
-    Ok(if Server::knows_pool()? { vec!["--pool".into(), size.to_string()] } else { Vec::new() })
-}
-
-/// A part of the kernel that `make kernel` unpacks.
-fn kernel(name: &str) -> Result<PathBuf> {
-    let path = target_directory().join("kernel").join(name);
+/// The kernel that VMs boot, with its modules beside it: Debian's, unless make was told otherwise.
+fn kernel() -> Result<PathBuf> {
+    let debian = || target_directory().join("kernel/vmlinuz");
+    let path = std::env::var_os("CADDIS_KERNEL").map_or_else(debian, PathBuf::from);
     ensure!(path.exists(), "no {}: `make kernel` fetches it", path.display());
     Ok(path)
 }

@@ -5,6 +5,9 @@ use std::{
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -21,6 +24,22 @@ pub const TEMPLATES: &str = "templates";
 pub const ROOT_TOKEN: &str = "root.token";
 pub const NETWORK_STATE: &str = "network.json";
 const LOCK: &str = "lock";
+
+/// How long another process may still have the directory. A VM process that a server was just starting when it was killed
+/// holds copies of all its descriptors, this lock and its port among them, until its own program runs.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Takes the lock within that time.
+fn lock_in(patience: Duration, file: File) -> Option<Flock<File>> {
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Some(lock),
+        Err((file, _)) => file,
+    };
+    let (sender, locked) = mpsc::channel();
+    // Nothing ends a wait for a lock: where it takes too long, the thread ends with this process.
+    thread::spawn(move || sender.send(Flock::lock(file, FlockArg::LockExclusive)));
+    locked.recv_timeout(patience).ok()?.ok()
+}
 
 /// A data directory that this process alone uses. Given back when dropped.
 pub struct Instance {
@@ -40,9 +59,9 @@ impl Instance {
         let path = directory.join(LOCK);
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.with_context(|| format!("can't open {}", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { directory, _lock: lock }),
-            Err(_) => bail!("the data directory {} is in use by a running caddis serve", directory.display()),
+        match lock_in(PATIENCE, file) {
+            Some(lock) => Ok(Self { directory, _lock: lock }),
+            None => bail!("the data directory {} is in use by a running caddis serve", directory.display()),
         }
     }
 
@@ -78,4 +97,21 @@ pub fn write_secret(path: &Path, text: &str) -> Result<()> {
     file.write_all(text.as_bytes()).with_context(attempted)?;
     file.sync_all().with_context(attempted)?;
     fs::rename(&draft, path).with_context(attempted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_taken_once_and_waited_for_a_while() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Instance::take(directory.path()).unwrap();
+        let open = || File::open(directory.path().join(LOCK)).unwrap();
+        assert!(lock_in(Duration::from_millis(50), open()).is_none(), "it is in use");
+        let file = open();
+        let waiting = thread::spawn(move || lock_in(Duration::from_secs(60), file).is_some());
+        drop(first);
+        assert!(waiting.join().unwrap(), "it is free in time");
+    }
 }

@@ -235,7 +235,7 @@ impl Driver {
         shape: Shape,
         template: Result<Arc<Sealed>, String>,
     ) -> Result<Running, VmmError> {
-        let (key, template) = (self.key(shape, &spec.kernel_args), template);
+        let key = self.key(shape, &spec.kernel_args);
         let start = |source, kind| {
             let launch = Launch {
                 driver: self,

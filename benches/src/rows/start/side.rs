@@ -39,9 +39,8 @@ impl Side {
     /// A machine that finds a VM in the pool.
     ///
     /// # Errors
-    /// When there is no pool, or the machine can't be made.
+    /// When it can't be made.
     pub async fn hit(server: &Rc<Server>) -> Result<Self> {
-        ensure!(Server::knows_pool()?, "`caddis serve` has no --pool");
         Self::machine(server, "template", Some("hit"), false, 0).await
     }
 
@@ -50,7 +49,6 @@ impl Side {
     /// # Errors
     /// See [`Self::hit`].
     pub async fn empty(server: &Rc<Server>) -> Result<Self> {
-        ensure!(Server::knows_pool()?, "`caddis serve` has no --pool");
         Self::machine(server, "template", Some("empty"), false, Pool::SIZE).await
     }
 
@@ -59,8 +57,7 @@ impl Side {
     /// # Errors
     /// When it can't be made.
     pub async fn off(server: &Rc<Server>) -> Result<Self> {
-        let pool = Server::knows_pool()?.then_some("off");
-        Self::machine(server, "template", pool, false, 0).await
+        Self::machine(server, "template", Some("off"), false, 0).await
     }
 
     /// A machine with a kernel argument of its own, for which there is no template.

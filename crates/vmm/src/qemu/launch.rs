@@ -126,9 +126,10 @@ impl Launch<'_> {
         let guard = lock::no_fork();
         let lock = lock::try_lock(directory)?.ok_or_else(already)?;
         let key = Some(self.driver.key(self.shape, self.kernel_args));
-        let mut record = Record::new(self.name, self.slot.index(), &self.driver.version, self.kind.clone(), key)?;
+        let (version, kind) = (&self.driver.version, self.kind.clone());
+        let mut record = Record::new(self.name, self.slot.index(), version, kind, key.clone())?;
         record.write(directory)?;
-        let started = self.start(&lock);
+        let started = self.start(&lock, key);
         // Our own copy of the lock would keep it held when the process is gone.
         drop(lock);
         drop(guard);
@@ -150,7 +151,7 @@ impl Launch<'_> {
         started
     }
 
-    fn start(&self, lock: &File) -> Result<Running, VmmError> {
+    fn start(&self, lock: &File, key: Option<String>) -> Result<Running, VmmError> {
         let begun = Instant::now();
         let config = &self.driver.config;
         let unusable = |reason: &str| VmmError::Unusable { path: "/sys/fs/cgroup".into(), reason: reason.to_owned() };
@@ -203,8 +204,7 @@ impl Launch<'_> {
         let pid = pid.map_err(VmmError::io(format!("start {}", config.program.display())))?;
         let process = Process::open(pid).map_err(VmmError::io(format!("watch the VM process {pid}")))?;
         let steps = vec![("prepare", prepared), ("spawn", begun.elapsed().saturating_sub(prepared))];
-        let (kind, key) = (self.kind.clone(), Some(self.driver.key(self.shape, self.kernel_args)));
-        Ok(Running { process, output: Some(output), console: Some(console), kind, key, steps })
+        Ok(Running { process, output: Some(output), console: Some(console), kind: self.kind.clone(), key, steps })
     }
 
     /// Has the process take on what was saved, and go on from there.
