@@ -45,6 +45,8 @@ pub struct MachineAddresses {
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
 /// IPv6 gateway of every VM, on its link.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// MAC address of both, so of every tap: a machine that is resumed behind another tap finds its gateway where it was.
+pub const GATEWAY_MAC: [u8; 6] = [0x0e, 0xca, 0xdd, 0x15, 0x00, 0x01];
 /// Name server of every VM.
 pub const DNS: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);
 /// Largest packet, bytes: leaves room for a tunnel between hosts.

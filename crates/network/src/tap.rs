@@ -10,7 +10,11 @@ use std::{
     },
 };
 
+use crate::GATEWAY_MAC;
+
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
+// The driver takes it on the tap's own descriptor, too.
+nix::ioctl_write_ptr_bad!(tun_set_mac, libc::SIOCSIFHWADDR, libc::ifreq);
 
 /// Makes a tap of this name, at most 15 bytes long. Fails when there is one already.
 pub fn create(name: &str) -> io::Result<OwnedFd> {
@@ -28,6 +32,13 @@ pub fn create(name: &str) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the descriptor is open and the request a valid ifreq that outlives the call.
     unsafe { tun_set_iff(device.as_raw_fd(), &raw const request) }?;
+    let mut address = [0; 14];
+    for (to, from) in address.iter_mut().zip(GATEWAY_MAC) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: address };
+    // SAFETY: as before.
+    unsafe { tun_set_mac(device.as_raw_fd(), &raw const request) }?;
     // It gets the gateway's address and needs no other. Where IPv6 is off, connecting it says so.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
     Ok(device.into())
