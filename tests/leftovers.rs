@@ -1,9 +1,9 @@
 //! After the last machine, the last server and `caddis host clean` a host is as it was.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::Result;
-use caddis_testkit::{Host, Options, process, run};
+use caddis_testkit::{Host, Options, Server, process, run};
 use serde_json::json;
 
 use crate::stand::Stand;
@@ -49,11 +49,36 @@ async fn nothing_of_vms_that_waited_is_left_after_their_server() -> Result<()> {
     ended_and_cleaned(&mut stand, &before).await
 }
 
+#[tokio::test]
+async fn a_server_that_ends_while_it_makes_vms_leaves_none() -> Result<()> {
+    let host = Host::new().await?;
+    let mut server = Server::start(&host, Options::default()).await?;
+    server.until_builds().await?;
+    ended(&mut server).await?;
+    server.launch().await?;
+    server.templates().await?;
+    // The next ones restore from it, again and again. A step takes 10 to 100 ms.
+    for moment in 0..8 {
+        ended(&mut server).await?;
+        server.launch().await?;
+        tokio::time::sleep(Duration::from_millis(60 * moment)).await;
+    }
+    ended(&mut server).await
+}
+
+/// Ends the server, and looks.
+async fn ended(server: &mut Server<'_>) -> Result<()> {
+    assert!(server.terminate().await?.success());
+    let left = process::holders(&server.data_directory());
+    let left: Vec<_> = left.into_iter().map(|pid| (process::name(pid), process::descriptors(pid))).collect();
+    assert!(left.is_empty(), "processes of the server are left: {left:#?}");
+    Ok(())
+}
+
 /// Ends the server, cleans its host, and looks.
 async fn ended_and_cleaned(stand: &mut Stand<'_>, before: &BTreeSet<String>) -> Result<()> {
     let data = stand.server.data_directory();
-    assert!(stand.server.terminate().await?.success());
-    assert!(process::holders(&data).is_empty(), "no process of the server is left");
+    ended(&mut stand.server).await?;
     let cleaned = stand.server.cli(&["host", "clean", "--data-dir", &data.to_string_lossy()]).await?;
     assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
     let left = traces()?;

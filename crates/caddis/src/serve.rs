@@ -134,8 +134,8 @@ impl Server {
             destroyed_retention: DESTROYED_RETENTION,
             boot_id: boot_id.trim().to_owned(),
         };
-        vmm.prepare();
-        let drivers = Drivers { vmm: Arc::new(vmm), slots, images: Arc::new(images), network: Arc::new(network) };
+        let vmm = Arc::new(vmm);
+        let drivers = Drivers { vmm: vmm.clone(), slots, images: Arc::new(images), network: Arc::new(network) };
         let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers }).await?;
         let gateway = Gateway::new(GatewayParts {
             bus,
@@ -146,7 +146,10 @@ impl Server {
             workers: vec![worker.id().clone()],
             settings: caddis_gateway::Settings { destroyed_retention: DESTROYED_RETENTION, ..Default::default() },
         });
-        Ok(Self { gateway: gateway.await?, worker })
+        let gateway = gateway.await?;
+        // Last, so that nothing that failed leaves it behind.
+        vmm.prepare();
+        Ok(Self { gateway, worker })
     }
 }
 

@@ -210,8 +210,27 @@ impl<'a> Server<'a> {
 
     /// Process ids of VMs that wait for a machine.
     pub fn waiting(&self) -> Vec<i32> {
+        self.unbound("/waiting-")
+    }
+
+    fn unbound(&self, kind: &str) -> Vec<i32> {
         let holders = process::holders(&self.data_directory());
-        holders.into_iter().filter(|pid| holds_any(*pid, &["/waiting-"])).collect()
+        holders.into_iter().filter(|pid| holds_any(*pid, &[kind])).collect()
+    }
+
+    /// Waits until a VM boots that is to become a template.
+    ///
+    /// # Errors
+    /// When none does in time.
+    pub async fn until_builds(&self) -> Result<()> {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while self.unbound("/building-").is_empty() {
+            if std::time::Instant::now() > deadline {
+                bail!("the server builds no template");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// Waits until the log has told so many times that one more VM waits for a machine.

@@ -23,6 +23,7 @@ use tokio::{
     sync::{Semaphore, watch},
     task::{JoinError, spawn_blocking},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use self::{
@@ -76,6 +77,9 @@ mod descriptor {
 /// Patience with a killed process.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Patience, at the end, with what makes VMs that are no machine's. A second is usual: one that boots is killed.
+const END_DEADLINE: Duration = Duration::from_secs(20);
+
 /// What runs a guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
@@ -119,6 +123,9 @@ struct Driver {
     templates: Templates,
     turns: Semaphore,
     pool: Pool,
+    /// What makes VMs that are no machine's: it is awaited at the end, so that none is left.
+    tasks: TaskTracker,
+    ending: CancellationToken,
 }
 
 /// The version of a QEMU program, in its own words (`7.2.22 (Debian …)`). Blocks.
@@ -148,9 +155,18 @@ impl Qemu {
         fs::create_dir_all(directory).map_err(VmmError::io(format!("make {}", directory.display())))?;
         end_unbound(directory, &config.slots);
         let tsc_khz = crate::clock::tsc_khz_of_this_host(&directory.join("tsc"))?;
-        let templates = Templates::new(directory.clone());
-        let (processor, turns, pool) = (processor(), Semaphore::new(1), Pool::new(config.pool));
-        Ok(Self { driver: Arc::new(Driver { config, version, tsc_khz, processor, templates, turns, pool }) })
+        let driver = Driver {
+            version,
+            tsc_khz,
+            processor: processor(),
+            templates: Templates::new(directory.clone()),
+            turns: Semaphore::new(1),
+            pool: Pool::new(config.pool),
+            tasks: TaskTracker::new(),
+            ending: CancellationToken::new(),
+            config,
+        };
+        Ok(Self { driver: Arc::new(driver) })
     }
 
     /// The program's version, in its own words.
@@ -160,8 +176,8 @@ impl Qemu {
 
     /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the background.
     pub fn prepare(&self) {
-        tokio::spawn(self.driver.clone().get_usual());
-        tokio::spawn(pool::keep(self.driver.clone()));
+        self.driver.tasks.spawn(self.driver.clone().get_usual());
+        self.driver.tasks.spawn(pool::keep(self.driver.clone()));
     }
 }
 
@@ -216,7 +232,14 @@ impl Vmm for Qemu {
     }
 
     async fn close(&self) {
-        self.driver.pool.close().await;
+        self.driver.ending.cancel();
+        self.driver.tasks.close();
+        if tokio::time::timeout(END_DEADLINE, self.driver.tasks.wait()).await.is_err() {
+            warn!("a VM that is no machine's does not end: the next server ends it");
+        }
+        self.driver.pool.clear().await;
+        // A process that is being started holds copies of all our descriptors until its program runs.
+        let _ = spawn_blocking(|| drop(lock::no_fork())).await;
     }
 
     async fn adopt(&self, machine_id: &str, directory: &Path) -> Result<Option<Arc<dyn Vm>>, VmmError> {

@@ -76,7 +76,6 @@ struct State {
     shelves: HashMap<Shape, Shelf>,
     last_start: Option<Instant>,
     failed: Option<Instant>,
-    closed: bool,
 }
 
 /// All of a driver.
@@ -84,25 +83,19 @@ pub(super) struct Pool {
     limits: PoolLimits,
     state: Mutex<State>,
     changed: Notify,
-    closing: Notify,
-    /// Held by who keeps VMs waiting.
-    keeper: tokio::sync::Mutex<()>,
     number: AtomicU64,
 }
 
 /// A VM that waits.
 struct Member {
-    /// The server's own copy, so that the tap is there when the VM is connected. Closed before the slot is given back.
-    _tap: OwnedFd,
     vm: Unbound,
     qmp: Qmp,
 }
 
 impl Pool {
     pub(super) fn new(limits: PoolLimits) -> Self {
-        let state = State { shelves: HashMap::new(), last_start: None, failed: None, closed: false };
-        let (changed, closing, number) = (Notify::new(), Notify::new(), AtomicU64::new(0));
-        Self { limits, state: Mutex::new(state), changed, closing, keeper: tokio::sync::Mutex::default(), number }
+        let state = State { shelves: HashMap::new(), last_start: None, failed: None };
+        Self { limits, state: Mutex::new(state), changed: Notify::new(), number: AtomicU64::new(0) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -137,9 +130,6 @@ impl Pool {
     fn balance(&self) -> (Option<Shape>, Vec<Member>) {
         let now = Instant::now();
         let mut state = self.state();
-        if state.closed {
-            return (None, Vec::new());
-        }
         // So that the usual one waits before anyone has asked.
         state.shelf(USUAL, now);
         let (mut surplus, mut short) = (Vec::new(), Vec::new());
@@ -164,9 +154,6 @@ impl Pool {
     fn put(&self, shape: Shape, member: Member) {
         let now = Instant::now();
         let mut state = self.state();
-        if state.closed {
-            return;
-        }
         let shelf = state.shelf(shape, now);
         shelf.waiting.push(member);
         let (waiting, wanted) = (shelf.waiting.len(), shelf.demand.wanted(self.most(shape), now));
@@ -174,19 +161,11 @@ impl Pool {
         info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, waiting, wanted, "pool ready");
     }
 
-    /// Ends all, and takes no more.
-    pub(super) async fn close(&self) {
-        let shelves = {
-            let mut state = self.state();
-            state.closed = true;
-            std::mem::take(&mut state.shelves)
-        };
-        self.closing.notify_one();
-        // Ending them blocks. Where it can't be waited for, the next server ends them.
+    /// Ends all, when none comes any more.
+    pub(super) async fn clear(&self) {
+        let shelves = std::mem::take(&mut self.state().shelves);
+        // Ending them blocks.
         let _ = spawn_blocking(move || drop(shelves)).await;
-        let _ = self.keeper.lock().await;
-        // A process that is being started holds copies of all our descriptors until its program runs.
-        let _ = spawn_blocking(|| drop(lock::no_fork())).await;
     }
 
     /// Time until a start that was just made is left alone.
@@ -203,17 +182,9 @@ impl State {
     }
 }
 
-/// Keeps as many waiting as should, until the pool is closed.
+/// Keeps as many waiting as should, until the driver is closed.
 pub(super) async fn keep(driver: Arc<Driver>) {
-    let _keeper = driver.pool.keeper.lock().await;
-    tokio::select! {
-        () = driver.pool.closing.notified() => {}
-        () = keep_on(&driver) => {}
-    }
-}
-
-async fn keep_on(driver: &Arc<Driver>) {
-    loop {
+    while !driver.ending.is_cancelled() {
         let (short, surplus) = driver.pool.balance();
         if !surplus.is_empty() {
             // Ending them blocks.
@@ -223,10 +194,10 @@ async fn keep_on(driver: &Arc<Driver>) {
             Some(shape) => driver.add(shape).await,
             None => false,
         };
-        if made {
-            continue;
+        if !made {
+            let changed = tokio::time::timeout(LOOK, driver.pool.changed.notified());
+            driver.ending.run_until_cancelled(changed).await;
         }
-        let _ = tokio::time::timeout(LOOK, driver.pool.changed.notified()).await;
     }
 }
 
@@ -242,13 +213,16 @@ impl Driver {
             if settled_in.is_zero() {
                 break;
             }
-            tokio::time::sleep(settled_in).await;
+            if self.ending.run_until_cancelled(tokio::time::sleep(settled_in)).await.is_none() {
+                return false;
+            }
         }
         match self.restore_waiting(shape).await {
             Ok(member) => {
                 self.pool.put(shape, member);
                 true
             }
+            Err(_) if self.ending.is_cancelled() => false,
             Err(error) => {
                 warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, %error, "no VM waits: starts take longer");
                 self.pool.state().failed = Some(Instant::now());
@@ -266,21 +240,20 @@ impl Driver {
         let number = self.pool.number.fetch_add(1, Ordering::Relaxed);
         let this = self.clone();
         let restored = spawn_blocking(move || this.restore_unbound(shape, number)).await.map_err(panicked)?;
-        let (vm, tap) = restored?;
-        let session = vm.session(PATIENCE).await?;
-        let rehearsed = session.rehearse(stand_in(), PATIENCE).await;
-        session.close();
-        let refused = |reason: String| VmmError::DiedAtStart { message: vm.said(&reason) };
-        rehearsed.map_err(|error| refused(format!("it can't rehearse: {error}")))?;
+        let vm = restored?;
+        let rehearsed = self.ending.run_until_cancelled(rehearse(&vm)).await;
+        // Ending it, where it did not, blocks too.
         let stop = move || {
-            let mut qmp = Qmp::connect(&vm.directory, QMP_SOCKET)?;
-            qmp.execute("stop", json!({}))?;
-            Ok(Member { vm, qmp, _tap: tap })
+            rehearsed.unwrap_or_else(|| Err(unbound::called_off()))?;
+            let failed = |error| VmmError::io("have a VM wait")(error);
+            let mut qmp = Qmp::connect(&vm.directory, QMP_SOCKET).map_err(failed)?;
+            qmp.execute("stop", json!({})).map_err(failed)?;
+            Ok(Member { vm, qmp })
         };
-        spawn_blocking(stop).await.map_err(panicked)?.map_err(VmmError::io("have a VM wait"))
+        spawn_blocking(stop).await.map_err(panicked)?
     }
 
-    fn restore_unbound(self: &Arc<Self>, shape: Shape, number: u64) -> Result<(Unbound, OwnedFd), VmmError> {
+    fn restore_unbound(self: &Arc<Self>, shape: Shape, number: u64) -> Result<Unbound, VmmError> {
         let Found::Ready(sealed) = self.templates.find(shape) else {
             return Err(VmmError::NotRestored { message: "its template is gone".to_owned() });
         };
@@ -290,8 +263,8 @@ impl Driver {
         let failed = |error| VmmError::io("restore a VM that is to wait")(error);
         unbound::directory(&directory).map_err(failed)?;
         // Gone, with the directory, whatever fails from here on.
-        let mut vm = Unbound { running: None, slot: slot.clone(), directory: directory.clone() };
-        let tap = (self.config.tap)(&slot.tap_name()).map_err(failed)?;
+        let mut vm = Unbound { running: None, tap: None, slot: slot.clone(), directory: directory.clone() };
+        let tap = vm.tap.insert((self.config.tap)(&slot.tap_name()).map_err(failed)?);
         let disk = rehearsal_disk(&self.config.boot.rehearsal).map_err(failed)?;
         let launch = Launch {
             driver: self,
@@ -314,7 +287,7 @@ impl Driver {
             Err(_) => {}
         }
         vm.running = Some(restored?);
-        Ok((vm, tap))
+        Ok(vm)
     }
 
     /// A VM of this shape that waits.
@@ -322,6 +295,15 @@ impl Driver {
         let member = self.pool.take(shape)?;
         Some(Box::new(member))
     }
+}
+
+/// Has its init do as if it were told which machine it is.
+async fn rehearse(vm: &Unbound) -> Result<(), VmmError> {
+    let session = vm.session(PATIENCE).await?;
+    let rehearsed = session.rehearse(stand_in(), PATIENCE).await;
+    session.close();
+    let refused = |error| VmmError::DiedAtStart { message: vm.said(&format!("it can't rehearse: {error}")) };
+    rehearsed.map(|_| ()).map_err(refused)
 }
 
 /// Memory with a file system like that of a machine. Blocks.

@@ -34,7 +34,7 @@ impl Driver {
             Found::Failed(reason) => return Err(reason),
             Found::Coming => {}
             Found::Missing => {
-                tokio::spawn(self.clone().get(shape));
+                self.tasks.spawn(self.clone().get(shape));
             }
         }
         Err("no template of this shape yet".to_owned())
@@ -79,7 +79,7 @@ impl Driver {
     }
 
     async fn get(self: Arc<Self>, shape: Shape) {
-        // In a task of its own: were this one dropped, nobody would ever settle it.
+        // In a task of its own: should it panic, it is settled all the same.
         let this = self.clone();
         let result = tokio::spawn(async move { this.read_or_build(shape).await }).await;
         let result = result.map_err(|error| error.to_string()).and_then(|result| result.map_err(|e| e.to_string()));
@@ -88,6 +88,7 @@ impl Driver {
                 self.templates.settle(shape, &key, Ok(sealed));
                 self.look_at_pool();
             }
+            Err(_) if self.ending.is_cancelled() => {}
             Err(error) => self.templates.settle(shape, "", Err(error)),
         }
     }
@@ -95,6 +96,9 @@ impl Driver {
     async fn read_or_build(self: &Arc<Self>, shape: Shape) -> Result<(String, Sealed), VmmError> {
         // One after the other: they are made in the background, beside what people wait for.
         let _turn = self.turns.acquire().await;
+        if self.ending.is_cancelled() {
+            return Err(unbound::called_off());
+        }
         let key = self.key(shape, &[]);
         let (this, name) = (self.clone(), key.clone());
         let read = spawn_blocking(move || this.templates.read(shape, &name)).await.map_err(panicked)?;
@@ -122,11 +126,16 @@ impl Driver {
             let mut launch = this.building(shape, &slot, &path, Source::Building(&memory));
             launch.tap = Some(tap.as_fd());
             let running = launch.run().map_err(io::Error::other)?;
-            Ok(Builder { vm: Unbound { running: Some(running), slot, directory: path }, memory })
+            Ok(Builder { vm: Unbound { running: Some(running), tap: Some(tap), slot, directory: path }, memory })
         };
         let builder = spawn_blocking(builder).await.map_err(panicked)?.map_err(failed)?;
-        builder.vm.session(PATIENCE).await?.close();
-        spawn_blocking(move || builder.save()).await.map_err(panicked)?.map_err(failed)
+        let waits = self.ending.run_until_cancelled(builder.vm.session(PATIENCE)).await;
+        // Ending it, where it does not wait, blocks too.
+        let save = move || {
+            waits.unwrap_or_else(|| Err(unbound::called_off()))?.close();
+            builder.save().map_err(failed)
+        };
+        spawn_blocking(save).await.map_err(panicked)?
     }
 
     /// Gets the templates that are likely to be wanted: of the usual shape, and those that were used before.

@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -29,6 +29,8 @@ pub(super) const WAITING: &str = "waiting-";
 pub(super) struct Unbound {
     /// None once it is a machine's.
     pub(super) running: Option<Running>,
+    /// The server's own copy, so that the tap is there when the VM is connected. Closed before the slot is given back.
+    pub(super) tap: Option<OwnedFd>,
     pub(super) slot: Slot,
     pub(super) directory: PathBuf,
 }
@@ -41,6 +43,11 @@ impl Drop for Unbound {
         }
         remove(&self.directory);
     }
+}
+
+/// The driver is closed.
+pub(super) fn called_off() -> VmmError {
+    VmmError::io("make a VM")(io::Error::other("the server is ending"))
 }
 
 struct Control(PathBuf);
