@@ -140,6 +140,5 @@ async fn a_vm_that_exceeds_its_bound_on_the_host_is_an_exit_of_its_own_kind() ->
     machine.wait("stopped").await?;
     let exit = machine.exit_event().await?;
     assert_eq!((&exit["cause"], &exit["requested_stop"]), (&json!("host_oom"), &json!(false)), "{exit}");
-    assert!(stand.server.vms().is_empty());
-    Ok(())
+    stand.server.until_no_vm().await
 }

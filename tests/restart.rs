@@ -52,8 +52,7 @@ async fn a_killed_server_finds_its_vms_and_their_logs_again() -> Result<()> {
 
     machine.stop().await?;
     machine.wait("stopped").await?;
-    assert!(stand.server.vms().is_empty());
-    Ok(())
+    stand.server.until_no_vm().await
 }
 
 #[tokio::test]
@@ -73,8 +72,7 @@ async fn a_program_that_ends_while_the_server_is_down_is_reported_with_its_code(
     let exit = machine.exit_event().await?;
     assert_eq!((&exit["exit_code"], &exit["requested_stop"]), (&json!(42), &json!(false)), "{exit}");
     assert!(machine.logs().await?.contains(&"last words".to_owned()));
-    assert!(stand.server.vms().is_empty());
-    Ok(())
+    stand.server.until_no_vm().await
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ async fn a_resumed_machine_goes_on_where_it_was_and_knows_the_time() -> Result<(
     assert_eq!(machine.http_get(80, "/on-disk").await?, "kept\n");
     for round in 0..rounds(3, 20) {
         suspend(&machine).await?;
-        assert!(stand.server.vms().is_empty(), "no process is left of it");
+        stand.server.until_no_vm().await?;
         if round == 1 {
             assert!(stand.server.terminate().await?.success());
             stand.server.launch().await?;
@@ -200,7 +200,7 @@ async fn a_server_killed_while_it_suspends_or_resumes_loses_nothing() -> Result<
         stand.server.kill().await?;
         stand.server.launch().await?;
         machine.wait("suspended").await?;
-        assert!(stand.server.vms().is_empty(), "round {round}");
+        stand.server.until_no_vm().await?;
         machine.start().await?;
         tokio::time::sleep(moment).await;
         stand.server.kill().await?;

@@ -48,6 +48,8 @@ pub struct Behaviour {
     pub garbage: Vec<u8>,
     /// Its programs can't be held still.
     pub refuses_to_freeze: bool,
+    /// Says of its log that nothing more will come, when its program ends.
+    pub completes_logs: bool,
     /// Breaks each connection after so many frames of its own.
     pub frames_per_connection: Option<usize>,
 }
@@ -166,7 +168,8 @@ impl FakeGuest {
     fn exit(&self, code: i32, signal: Option<i32>, oom_killed: bool) {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let exited_at_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-        self.finish(GuestState::Exited(ExitReport { code, signal, oom_killed, exited_at_ns, logs_complete: false }));
+        let logs_complete = self.behaviour.completes_logs;
+        self.finish(GuestState::Exited(ExitReport { code, signal, oom_killed, exited_at_ns, logs_complete }));
     }
 }
 

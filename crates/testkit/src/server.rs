@@ -189,6 +189,21 @@ impl<'a> Server<'a> {
         self.vms_in(&self.data_directory())
     }
 
+    /// Waits until there is no VM of a machine: the kernel takes a moment to remove one that was killed.
+    ///
+    /// # Errors
+    /// When there still is one after a while.
+    pub async fn until_no_vm(&self) -> Result<()> {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while !self.vms().is_empty() {
+            if std::time::Instant::now() > deadline {
+                bail!("VM processes {:?} are left", self.vms());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
     /// Process id of the VM of one machine.
     ///
     /// # Errors

@@ -34,6 +34,8 @@ pub struct Faults {
     pub failing_saves: usize,
     /// Saving takes this long.
     pub save_delay: Duration,
+    /// A VM process takes this long to be gone once it was killed.
+    pub death_delay: Duration,
     /// No snapshot can be resumed from.
     pub failing_resumes: bool,
     /// How guests behave that are launched from now on.
@@ -134,6 +136,10 @@ impl FakeHost {
         let (host, ended) = (self.clone(), vm.clone());
         tokio::spawn(async move {
             ended.guest.powered_off().await;
+            let delay = locked(&host.faults).death_delay;
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             ended.exit.send_if_modified(|exit| exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended);
             locked(&host.running).retain(|_, vm| !Arc::ptr_eq(vm, &ended));
         });

@@ -15,7 +15,7 @@
 //! | `queue` | waits until fewer machines are being suspended | waits again | – |
 //! | `freeze` | has the guest's programs stand still | they do already | `thaw` |
 //! | `save` | memory and devices to a file | saved again | `release` |
-//! | `end_vm` | kills the VM, gives back slot and tap | nothing left to do | no undo: it is the undo |
+//! | `end_vm` | kills the VM, gives back slot and tap when its process is gone | nothing left to do | no undo: it is the undo |
 //! | `thaw` | has VM and programs go on, with the right time | they do already | – |
 //! | `release` | `end_vm`, and removes overlay and snapshot | nothing left to do | no undo: it is the undo |
 //! | `remove_files` | the machine's directory | nothing left to do | no undo: asked for |
@@ -135,6 +135,11 @@ impl Step {
         }
     }
 
+    /// Whether nothing of an earlier VM may be left before it.
+    pub fn comes_after_the_last_vm(self) -> bool {
+        matches!(self, Self::EndVm | Self::Release)
+    }
+
     /// Whether it may be broken off: it only waits, or what it has begun is cleared away by `release`.
     pub fn may_be_dropped(self) -> bool {
         use Step::{AwaitExit, BackOff, Boot, Configure, Freeze, PowerOff, Pull, Queue, Save, Thaw};
@@ -178,6 +183,12 @@ impl OperationKind {
             Self::Destroy => &[Release, RemoveFiles],
             Self::Abandon { .. } => &[Release],
         }
+    }
+
+    /// Whether the machine rests afterwards, whatever is left of its VM's process: the kernel takes tens of milliseconds
+    /// to remove one that it has killed, in which nothing of it runs. Whatever comes next waits for that.
+    pub fn rests(&self) -> bool {
+        matches!(self, Self::Stop(_) | Self::Exit { .. } | Self::Suspend | Self::Rest { .. })
     }
 
     /// Its name on the wire.
@@ -254,9 +265,13 @@ impl Operation {
 
     /// The step to go back to when a later one failed: where everything of an earlier VM is cleared away.
     pub fn retry_from(&self) -> usize {
-        let clears = |step: &Step| matches!(step, Step::Release | Step::EndVm);
-        let released = self.kind.steps().iter().position(clears);
+        let released = self.kind.steps().iter().position(|step| step.comes_after_the_last_vm());
         released.map_or(self.step, |released| released.min(self.step))
+    }
+
+    /// Whether nothing comes after the step to do.
+    pub fn is_at_last_step(&self) -> bool {
+        self.step + 1 == self.kind.steps().len()
     }
 
     /// The step to do; `None` when all are done.

@@ -27,7 +27,7 @@ use crate::{
     clock::now_ms,
     engine::Shared,
     live::Live,
-    operation::{OperationKind, Step},
+    operation::{Operation, OperationKind, Step},
     row::MachineRow,
     step::{self, Done, Failure},
     store::Durability,
@@ -80,6 +80,8 @@ struct RunningStep {
 
 /// Progress is published at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// Patience, at the worker's end, with a VM that was killed.
+const VANISHING: Duration = Duration::from_secs(5);
 /// Wait before the second try of a step; doubled before the third.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
@@ -92,6 +94,8 @@ pub struct Owner {
     events: VecDeque<MachineEvent>,
     inbox: mpsc::Receiver<Message>,
     live: Option<Live>,
+    /// Ends when nothing is left of a VM that was killed.
+    vanishing: Option<BoxFuture<'static, ()>>,
     step: Option<RunningStep>,
     retry_at: Option<Instant>,
     turn: Option<OwnedSemaphorePermit>,
@@ -106,6 +110,7 @@ enum Happened {
     Message(Option<Message>),
     Guest(Option<GuestEvent>),
     Gone(VmExit),
+    Vanished,
     Step(Result<Done, Failure>),
     Progress,
     Deadline,
@@ -129,6 +134,7 @@ impl Owner {
             events: events.into(),
             inbox,
             live,
+            vanishing: None,
             step: None,
             retry_at: None,
             turn: None,
@@ -143,7 +149,7 @@ impl Owner {
     pub async fn run(mut self) {
         loop {
             self.reconcile().await;
-            if self.row.operation.is_none() {
+            if self.row.operation.is_none() && self.vanishing.is_none() {
                 self.tell_drained();
             }
             if self.row.state == MachineState::Destroyed {
@@ -152,10 +158,17 @@ impl Owner {
             }
             match self.happened().await {
                 Happened::Message(Some(message)) => self.handle(message).await,
-                Happened::Message(None) => return,
+                Happened::Message(None) => {
+                    if let Some(vanishing) = self.vanishing.take() {
+                        // The next worker looks once more.
+                        let _ = tokio::time::timeout(VANISHING, vanishing).await;
+                    }
+                    return;
+                }
                 Happened::Guest(Some(event)) => self.guest_event(event),
                 Happened::Guest(None) => self.session_lost(),
                 Happened::Gone(exit) => self.note(|guest| guest.gone = Some(exit)),
+                Happened::Vanished => self.vanished().await,
                 Happened::Step(result) => self.step_finished(result).await,
                 Happened::Progress => self.publish_progress(),
                 Happened::Deadline => self.deadline_passed().await,
@@ -190,6 +203,7 @@ impl Owner {
             message = self.inbox.recv() => Happened::Message(message),
             event = maybe(events.map(|events| events.recv())) => Happened::Guest(event),
             exit = maybe(gone) => Happened::Gone(exit),
+            () = maybe(self.vanishing.as_mut()) => Happened::Vanished,
             result = maybe(step) => Happened::Step(result),
             () = maybe(progress.map(changed)) => Happened::Progress,
             () = maybe(deadline.map(tokio::time::sleep_until)) => Happened::Deadline,
@@ -207,8 +221,9 @@ impl Owner {
                 return;
             };
             match operation.current() {
+                Some(step) if step.comes_after_the_last_vm() && self.vanishing.is_some() => return,
                 Some(step) => self.begin_step(step),
-                None => self.finish().await,
+                None => self.finish(|_| {}).await,
             }
         }
     }
@@ -248,6 +263,10 @@ impl Owner {
                 self.live = None;
                 Ok(Done::Released)
             }
+            Ok(Done::Killed) => {
+                self.vanishing = self.live.take().map(|live| self.vanish(live));
+                Ok(Done::Killed)
+            }
             other => other,
         };
         if running.superseded {
@@ -262,27 +281,51 @@ impl Owner {
     async fn advance(&mut self, done: Done) {
         let mut durability = Durability::Process;
         let mut ended = None;
-        let mut released = false;
+        let (mut over, mut released) = (false, false);
         match done {
             Done::Ended(end) => {
                 durability = Durability::Synced;
                 ended = Some(end);
             }
-            Done::Released => released = true,
+            Done::Released => (over, released) = (true, true),
+            Done::Killed => over = true,
             Done::Turn(permit) => self.turn = Some(permit),
             Done::Next | Done::Launched(_) => {}
         }
-        self.change(durability, |draft| {
+        let note = |draft: &mut Draft| {
             if let Some(end) = &ended {
                 draft.program_ended(end.clone());
             }
-            if released {
-                draft.row.has_vm = false;
+            if over {
                 draft.row.ended = None;
             }
+            if released {
+                draft.row.has_vm = false;
+            }
             draft.next_step();
+        };
+        if self.row.operation.as_ref().is_some_and(Operation::is_at_last_step) {
+            self.finish(note).await;
+        } else {
+            self.change(durability, note).await;
+        }
+    }
+
+    fn vanish(&self, live: Live) -> BoxFuture<'static, ()> {
+        let (shared, row, vm) = (self.shared.clone(), self.row.clone(), live.vm.clone());
+        Box::pin(async move {
+            if let Err(error) = step::gone(&shared, vm.as_ref(), &row).await {
+                tracing::warn!(machine = %row.id, %error, "can't take away the network of a VM that is gone");
+            }
         })
-        .await;
+    }
+
+    async fn vanished(&mut self) {
+        self.vanishing = None;
+        // Where something is under way, that records it.
+        if self.row.operation.is_none() {
+            self.change(Durability::Process, |draft| draft.row.has_vm = false).await;
+        }
     }
 
     async fn step_failed(&mut self, step: Step, failure: Failure) {

@@ -18,6 +18,7 @@ use crate::{
     publish::Publisher,
     restart::Verdict,
     row::{EndCause, MachineRow, ProgramEnd},
+    step,
     store::{Durability, Store},
 };
 
@@ -73,7 +74,14 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
             shared.publish_destroyed(&row, events);
             continue;
         }
-        let vm = if row.has_vm { find_vm(shared, &row).await.map_err(failed)? } else { None };
+        let mut vm = if row.has_vm { find_vm(shared, &row).await.map_err(failed)? } else { None };
+        if row.operation.is_none() && row.state != MachineState::Started {
+            if let Some(killed) = vm.take() {
+                // An earlier server has killed it and ended before it was gone.
+                killed.kill().await.map_err(|e| failed(e.to_string()))?;
+                step::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
+            }
+        }
         adopted += usize::from(vm.is_some());
         let mut draft = Draft::new(row);
         // Above all that an earlier process may have published without recording it.

@@ -36,6 +36,8 @@ pub enum Done {
     Ended(ProgramEnd),
     /// Nothing of a VM is left.
     Released,
+    /// The VM does nothing any more; its process is not gone yet.
+    Killed,
     /// It is this machine's turn; to be kept until the start has ended.
     Turn(OwnedSemaphorePermit),
 }
@@ -123,7 +125,7 @@ pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Fail
             Step::Queue => queue(context).await,
             Step::Freeze => freeze(context).await,
             Step::Save => save(context).await,
-            Step::EndVm => end_vm(&context).await.map(|()| Done::Released),
+            Step::EndVm => end_vm(&context).await,
             Step::Thaw => thaw_or_gone(context).await,
             Step::Release => release(context).await,
             Step::RemoveFiles => remove_files(context).await,
@@ -544,15 +546,24 @@ async fn power_off(context: Context) -> Result<Done, Failure> {
     Ok(Done::Next)
 }
 
-async fn end_vm(context: &Context) -> Result<(), Failure> {
-    let Some(live) = &context.live else { return Ok(()) };
+async fn end_vm(context: &Context) -> Result<Done, Failure> {
+    let Some(live) = &context.live else { return Ok(Done::Released) };
     live.vm.kill().await.map_err(Failure::retry)?;
-    live.vm.wait().await;
-    Ok(context.shared.network.detach(&live.vm.slot().tap_name(), &context.row.addresses).await?)
+    if context.row.operation.as_ref().is_some_and(|operation| operation.kind.rests()) {
+        return Ok(Done::Killed);
+    }
+    gone(&context.shared, live.vm.as_ref(), &context.row).await?;
+    Ok(Done::Released)
+}
+
+/// Waits until the process of a VM that was killed is gone, and takes its network away.
+pub async fn gone(shared: &Shared, vm: &dyn Vm, row: &MachineRow) -> Result<(), ApiError> {
+    vm.wait().await;
+    shared.network.detach(&vm.slot().tap_name(), &row.addresses).await
 }
 
 async fn release(context: Context) -> Result<Done, Failure> {
-    end_vm(&context).await?;
+    let done = end_vm(&context).await?;
     let directory = context.shared.machine_directory(&context.row.id);
     blocking(move || {
         for name in [SNAPSHOT, HALF_SNAPSHOT] {
@@ -562,7 +573,7 @@ async fn release(context: Context) -> Result<Done, Failure> {
     })
     .await
     .map_err(|e| Failure::retry(format!("can't remove what is left of the VM: {e}")))?;
-    Ok(Done::Released)
+    Ok(done)
 }
 
 fn remove_file(path: &PathBuf) -> io::Result<()> {

@@ -232,14 +232,19 @@ impl Owner {
 
     async fn drain(&mut self, done: oneshot::Sender<bool>) {
         let runs = matches!(self.row.state, MachineState::Started | MachineState::Starting | MachineState::Restarting);
-        if !runs {
-            if self.row.has_vm {
-                self.drained.push(done);
-            } else {
-                let _ = done.send(false);
-            }
-            return;
+        if runs {
+            self.stop_for_drain().await;
+            self.break_off_step();
         }
+        // Also while its process is not gone yet, or a suspend may fail.
+        if self.row.has_vm {
+            self.drained.push(done);
+        } else {
+            let _ = done.send(runs);
+        }
+    }
+
+    pub(super) async fn stop_for_drain(&mut self) {
         let plan = self.plan(None, None);
         self.change(Durability::Synced, |draft| {
             draft.row.drained = true;
@@ -247,8 +252,6 @@ impl Owner {
             draft.begin(OperationKind::Stop(plan.clone()), Source::Worker);
         })
         .await;
-        self.break_off_step();
-        self.drained.push(done);
     }
 }
 

@@ -4,7 +4,7 @@ use caddis_api::MachineState;
 use caddis_vmm::Start;
 use serde_json::{Value, json};
 
-use super::Owner;
+use super::{Draft, Owner};
 use crate::{
     event::Source,
     operation::{OperationKind, Step},
@@ -15,13 +15,14 @@ use crate::{
 };
 
 impl Owner {
-    /// Records the outcome of an operation whose steps are all done.
-    pub(super) async fn finish(&mut self) {
+    /// Records the outcome of an operation whose steps are all done, in one change with what is to be noted of the last.
+    pub(super) async fn finish(&mut self, note: impl Fn(&mut Draft)) {
         let Some(operation) = self.row.operation.clone() else { return };
         self.turn = None;
         let started = self.how_it_started();
         let auto_destroy = self.config.auto_destroy == Some(true);
         self.change(Durability::Synced, |draft| {
+            note(draft);
             draft.row.operation = None;
             match &operation.kind {
                 OperationKind::Create => {
@@ -184,6 +185,11 @@ impl Owner {
         if self.row.state != MachineState::Started {
             return false;
         }
+        if !self.drained.is_empty() {
+            // Its suspend came to nothing.
+            self.stop_for_drain().await;
+            return true;
+        }
         let end = match &self.live {
             Some(live) => {
                 let guest = live.guest.borrow();
@@ -206,7 +212,7 @@ impl Owner {
     }
 }
 
-impl super::change::Draft {
+impl Draft {
     fn after_exit(&mut self, then: Verdict) {
         self.row.state = MachineState::Stopped;
         match then {

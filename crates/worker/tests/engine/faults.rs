@@ -23,7 +23,7 @@ async fn a_launch_that_fails_is_tried_again_and_given_up_with_its_reason() {
     let failed = fixture.until(&machine, MachineState::Failed).await;
     let events = format!("{:?}", failed.machine.events);
     assert!(events.contains("told to fail"), "{events}");
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 
     fixture.host.set_faults(Faults::default());
     fixture.act(&machine, Action::Start).await.unwrap();
@@ -37,7 +37,7 @@ async fn a_program_that_can_not_be_started_is_no_endless_attempt() {
     let failed = fixture.until(&machine, MachineState::Failed).await;
     assert!(format!("{:?}", failed.machine.events).contains("told to fail"));
     assert_eq!(fixture.host.launches(), 1);
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn a_vm_that_dies_is_an_exit_with_its_cause() {
         let exit = fixture.exits(&machine).await[0].exit_event.clone();
         assert_eq!((exit.cause.as_deref(), exit.requested_stop), (Some(cause), false));
     }
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn a_guest_on_a_bad_line_is_started_and_stopped_all_the_same() {
     let machine = fixture.started().await;
     fixture.act(&machine, Action::Stop { signal: None, timeout: None }).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -85,5 +85,5 @@ async fn a_machine_whose_guest_hangs_can_be_destroyed() {
         fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();
         fixture.until(&machine, MachineState::Destroyed).await;
     }
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }

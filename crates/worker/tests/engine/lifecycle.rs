@@ -16,7 +16,7 @@ async fn a_machine_runs_stops_starts_and_goes_away() {
     assert_eq!(fixture.network.taps().len(), 1);
     fixture.act(&machine, STOP).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
     let exit = &fixture.exits(&machine).await[0].exit_event;
     assert_eq!((exit.exit_code, exit.guest_signal, exit.requested_stop), (130, 2, true));
     fixture.act(&machine, Action::Start).await.unwrap();
@@ -26,7 +26,7 @@ async fn a_machine_runs_stops_starts_and_goes_away() {
     assert_eq!(refused.code, ErrorCode::FailedPrecondition);
     fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();
     fixture.until(&machine, MachineState::Destroyed).await;
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -39,7 +39,7 @@ async fn the_end_of_a_program_is_the_end_of_its_vm() {
         let exit = &exits[0].exit_event;
         assert_eq!((exits.len(), exit.exit_code, exit.oom_killed, exit.requested_stop), (1, code, oom, false));
     }
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn a_program_that_ignores_its_stop_signal_is_killed() {
     fixture.act(&machine, STOP).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
     assert_eq!(fixture.exits(&machine).await[0].exit_event.guest_signal, 9);
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn a_stop_and_a_destroy_that_come_while_it_is_made_are_done_after() {
     let two = fixture.create(&["sleep", "inf"]).await;
     fixture.act(&two, Action::Destroy { force: true }).await.unwrap();
     fixture.until(&two, MachineState::Destroyed).await;
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -142,5 +142,5 @@ async fn restart_policies_are_followed_and_auto_destroy_removes() {
     let restarting: Vec<_> = fixture.exits(&retried).await.iter().map(|exit| exit.exit_event.restarting).collect();
     assert_eq!(restarting, [false, true]);
     assert_eq!(fixture.exits(&content).await.len(), 1);
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }

@@ -32,7 +32,7 @@ async fn start_of(fixture: &Fixture, machine: &MachineId) -> Value {
 async fn a_suspended_machine_goes_on_with_the_program_and_the_disk_it_had() {
     let fixture = Fixture::new().await;
     let machine = suspended(&fixture).await;
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
     assert!(fixture.file(&machine, SNAPSHOT).exists() && fixture.file(&machine, OVERLAY).exists());
     fs::write(fixture.file(&machine, OVERLAY), "changed").unwrap();
     assert!(fixture.exits(&machine).await.is_empty(), "its program has not ended");
@@ -72,7 +72,7 @@ async fn a_start_calls_off_a_suspend_that_is_under_way() {
     fixture.act(&machine, STOP).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
     assert_eq!(fixture.exits(&machine).await[0].exit_event.guest_signal, 2, "it goes on, to hear the signal");
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn what_can_not_be_resumed_starts_anew_with_the_disk_it_had_and_says_so() 
         fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();
         fixture.until(&machine, MachineState::Destroyed).await;
     }
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ async fn a_server_that_ends_while_it_suspends_or_resumes_goes_on_where_it_was() 
         fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();
         fixture.until(&machine, MachineState::Destroyed).await;
     }
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn many_at_once_wait_for_their_turn_and_all_are_suspended() {
     for machine in &machines {
         fixture.until(machine, MachineState::Suspended).await;
     }
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn a_vm_that_waits_becomes_a_machines() {
     assert_eq!(fixture.network.taps().len(), 1);
     fixture.act(&machine, STOP).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
 }
 
 #[tokio::test]
@@ -251,7 +251,7 @@ async fn a_resume_that_the_host_fails_keeps_what_was_saved_for_another_try() {
     let newest = fixture.events(&machine).await.swap_remove(0);
     assert_eq!((newest.kind.as_str(), newest.status.as_str()), ("suspend", "suspended"));
     assert!(newest.request.unwrap()["error"].as_str().unwrap().contains("told to fail"));
-    fixture.assert_nothing_runs();
+    fixture.assert_nothing_runs().await;
     fixture.act(&machine, Action::Start).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     assert_eq!(start_of(&fixture, &machine).await["start_kind"], "resume");
