@@ -121,19 +121,23 @@ async fn a_damaged_or_foreign_snapshot_is_never_run() -> Result<()> {
     machine.wait("started").await?;
     let snapshot = stand.server.data_directory().join("worker/machines").join(machine.id()).join("memory.snapshot");
 
-    let flip = |at: usize| -> Result<()> {
+    let flip = |at: fn(usize) -> usize| -> Result<()> {
         let mut bytes = fs::read(&snapshot)?;
-        let at = if at == 0 { bytes.len() / 2 } else { at };
+        let at = at(bytes.len());
         bytes[at] ^= 1;
         Ok(fs::write(&snapshot, bytes)?)
     };
-    for (name, words) in [("middle", "damaged"), ("begin", "does not begin"), ("cut", "damaged"), ("lost", "is lost")] {
+    let damages =
+        [("middle", "chunk"), ("devices", "device state"), ("end", "damaged"), ("cut", "damaged"), ("lost", "is lost")];
+    for (name, words) in damages {
         until_counted(&machine, 0).await?;
         suspend(&machine).await?;
         assert_eq!(fs::metadata(&snapshot)?.permissions().mode() & 0o777, 0o600);
         match name {
-            "middle" => flip(0)?,
-            "begin" => flip(3)?,
+            "middle" => flip(|length| length / 2)?,
+            // Behind 256 MiB of memory.
+            "devices" => flip(|_| (256 << 20) + 3)?,
+            "end" => flip(|length| length - 1)?,
             "cut" => fs::File::options().write(true).open(&snapshot)?.set_len(fs::metadata(&snapshot)?.len() / 2)?,
             _ => fs::remove_file(&snapshot)?,
         }
@@ -163,7 +167,7 @@ async fn a_start_while_it_suspends_keeps_the_vm() -> Result<()> {
     let machine = stand.script(COUNTER, json!({})).await?;
     machine.wait("started").await?;
     until_counted(&machine, 1).await?;
-    let mut called_off = 0;
+    let (mut called_off, mut resumed) = (0, false);
     for round in 0..rounds(4, 40) {
         let before = counted(&machine).await?.last().map_or(0, |(number, _)| *number);
         let event = machine.newest_event().await?;
@@ -176,6 +180,9 @@ async fn a_start_while_it_suspends_keeps_the_vm() -> Result<()> {
         let start = started(&machine).await?;
         called_off += u32::from(start["start_kind"] == "none");
         assert!(["none", "resume"].contains(&start["start_kind"].as_str().unwrap_or_default()), "{start}");
+        resumed |= start["start_kind"] == "resume";
+        let told = machine.shell("cat /.caddis/start_kind 2>/dev/null || true").await?;
+        assert_eq!(told.trim(), if resumed { "resume" } else { "" }, "round {round}");
     }
     assert!(called_off > 0, "none was early enough");
     let numbers: Vec<_> = counted(&machine).await?.iter().map(|(number, _)| *number).collect();

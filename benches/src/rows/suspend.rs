@@ -1,7 +1,7 @@
 //! Suspend and resume of a machine of 256 MB whose program holds 100 MB of random bytes: each from the request until a
 //! waiting client sees the state.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -13,6 +13,9 @@ use crate::{
     report::Promise,
     server::{IMAGE, Pool},
 };
+
+/// Time between a suspend and the resume after it.
+const REST: Duration = Duration::from_millis(500);
 
 /// The kernel can't drop what is in a tmpfs, as it could with files on a disk.
 const PROGRAM: &str = "mkdir -p /held && mount -t tmpfs held /held && \
@@ -37,6 +40,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         machine.wait("suspended").await?;
         suspends.push(milliseconds(began));
 
+        // A machine that rests, not one whose process the kernel is still removing.
+        tokio::time::sleep(REST).await;
         let began = Instant::now();
         machine.post("start", "").await?;
         machine.wait("started").await?;

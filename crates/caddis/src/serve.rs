@@ -1,6 +1,6 @@
 //! `caddis serve`: the parts of a server, in one process.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
@@ -24,6 +24,9 @@ use crate::{
     settings::{LogFormat, ServeArguments, Settings},
 };
 
+/// How long the port may be taken.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long destroyed machines stay readable.
 const DESTROYED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -37,7 +40,7 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     let mut stop = Signals::new()?;
     let instance = Instance::take(&settings.data_dir)?;
     info!(version = env!("CARGO_PKG_VERSION"), data_dir = %instance.directory().display(), "starting");
-    let listener = TcpListener::bind(settings.listen)
+    let listener = listen(settings.listen)
         .await
         .with_context(|| format!("can't listen on {}; give another address with --listen", settings.listen))?;
     let address = listener.local_addr()?;
@@ -56,6 +59,20 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     drop(server.gateway);
     server.worker.shutdown().await;
     served.context("serving the API")
+}
+
+/// Listens. What a server that was killed was just starting has its port a moment longer than its data directory: a
+/// program that begins closes the descriptors it inherited one after the other.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let begun = std::time::Instant::now();
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < PORT_PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn notify(states: &[sd_notify::NotifyState<'_>]) {

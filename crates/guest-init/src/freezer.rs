@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Seek as _},
+    io::{Read as _, Seek as _, Write as _},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -14,26 +14,33 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// A program that waits for a disk stands still only after that.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Has all programs stand still, and writes out what is not on the disks yet.
-pub fn freeze() -> Result<(), String> {
-    let cgroups = cgroups();
-    for cgroup in &cgroups {
-        set(cgroup, "1").map_err(|error| format!("can't hold {} still: {error}", cgroup.display()))?;
-    }
-    let deadline = Instant::now() + PATIENCE;
-    for cgroup in &cgroups {
-        wait(cgroup, deadline)?;
-    }
-    // The root file system must be whole without this memory: it may be lost.
-    nix::unistd::sync();
-    Ok(())
+/// What stands still. After a resume each step is dear under emulation, so all that can be is done before.
+#[derive(Debug, Default)]
+pub struct Freezer {
+    held: Vec<File>,
 }
 
-/// Lets them go on.
-pub fn thaw() {
-    for cgroup in cgroups() {
-        // One that is gone has nothing to go on with.
-        let _ = set(&cgroup, "0");
+impl Freezer {
+    /// Has all programs stand still.
+    pub fn freeze(&mut self) -> Result<(), String> {
+        let cgroups = cgroups();
+        self.held.clear();
+        for cgroup in &cgroups {
+            let failed = |error| format!("can't hold {} still: {error}", cgroup.display());
+            let mut switch = File::options().write(true).open(cgroup.join("cgroup.freeze")).map_err(failed)?;
+            switch.write_all(b"1").map_err(failed)?;
+            self.held.push(switch);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        cgroups.iter().try_for_each(|cgroup| wait(cgroup, deadline))
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&mut self) {
+        for mut switch in self.held.drain(..) {
+            // One that is gone has nothing to go on with.
+            let _ = switch.write_all(b"0");
+        }
     }
 }
 
@@ -41,10 +48,6 @@ pub fn thaw() {
 fn cgroups() -> Vec<PathBuf> {
     let entries = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.join("cgroup.freeze").exists()).collect()
-}
-
-fn set(cgroup: &Path, value: &str) -> std::io::Result<()> {
-    fs::write(cgroup.join("cgroup.freeze"), value)
 }
 
 fn wait(cgroup: &Path, deadline: Instant) -> Result<(), String> {

@@ -27,7 +27,8 @@ use crate::{
     clock,
     configure::{self, Prepared},
     execs::Exec,
-    freezer, kernel,
+    freezer::Freezer,
+    kernel,
     lines::Lines,
     logs::Backlog,
     port::Port,
@@ -53,6 +54,7 @@ const MOST_PROCESSES: usize = 1000;
 const TIME_PATIENCE: Duration = Duration::from_secs(1);
 /// Says `resume` after the machine was resumed: a program that can't notice may look there.
 const START_KIND: &str = "/.caddis/start_kind";
+const RESUMED: &[u8] = b"resume\n";
 
 /// One stream of the machine's program.
 struct LogPipe {
@@ -83,6 +85,9 @@ struct Guest {
     ended_at: Option<Instant>,
     /// Who is told, and by when, that programs go on: once the clock is right.
     thawing: Option<(u32, Instant)>,
+    freezer: Freezer,
+    /// Programs were told of a resume that has not come yet; whether they were not told of an earlier one.
+    told_resume: Option<bool>,
     /// The report is safe: the VM ends at this time, or once all logs are safe too.
     power_off_at: Option<Instant>,
 }
@@ -124,6 +129,8 @@ pub fn run() -> Result<(), String> {
         told_end: false,
         ended_at: None,
         thawing: None,
+        freezer: Freezer::default(),
+        told_resume: None,
         power_off_at: None,
     };
     warnings.into_iter().for_each(|warning| guest.warn(Err(warning)));
@@ -317,7 +324,13 @@ impl Guest {
             }
             HostMessage::Freeze { id } => {
                 self.thawing = None;
-                let outcome = freezer::freeze();
+                let outcome = self.freezer.freeze();
+                if outcome.is_ok() {
+                    // Now, since it is dear later.
+                    self.tell_resume();
+                    // The root file system must be whole without this memory: it may be lost.
+                    nix::unistd::sync();
+                }
                 self.answer(id, outcome);
             }
             HostMessage::Thaw { id, time_ns, entropy, resumed } => self.thaw(id, time_ns, &entropy, resumed),
@@ -396,18 +409,37 @@ impl Guest {
         let renewed = configure::renew(entropy, time_ns);
         self.warn(renewed);
         if resumed {
-            let told = std::fs::create_dir_all("/.caddis").and_then(|()| std::fs::write(START_KIND, "resume\n"));
-            self.warn(told.map_err(|error| format!("can't write {START_KIND}: {error}")));
+            self.tell_resume();
         }
+        if !resumed && self.told_resume == Some(true) {
+            // It was not to be.
+            self.warn(std::fs::remove_file(START_KIND).map_err(|error| format!("can't remove {START_KIND}: {error}")));
+        }
+        self.told_resume = None;
         self.thawing = Some((id, Instant::now() + TIME_PATIENCE));
         self.sync.begin();
         self.ask_time();
     }
 
+    /// Says to programs, which stand still, how the VM was started when they go on.
+    fn tell_resume(&mut self) {
+        if self.told_resume.is_some() {
+            return;
+        }
+        // Of an earlier one.
+        if std::fs::read(START_KIND).is_ok_and(|told| told == RESUMED) {
+            self.told_resume = Some(false);
+            return;
+        }
+        let told = std::fs::create_dir_all("/.caddis").and_then(|()| std::fs::write(START_KIND, RESUMED));
+        self.told_resume = told.is_ok().then_some(true);
+        self.warn(told.map_err(|error| format!("can't write {START_KIND}: {error}")));
+    }
+
     /// Programs that were to go on do.
     fn go_on(&mut self) {
         if let Some((id, _)) = self.thawing.take() {
-            freezer::thaw();
+            self.freezer.thaw();
             self.answer(id, Ok(()));
         }
     }

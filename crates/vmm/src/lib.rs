@@ -17,6 +17,7 @@ mod demand;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod guest_memory;
 mod lock;
 pub mod probe;
 mod process;

@@ -37,8 +37,9 @@ use crate::{
     lock,
     process::{Process, Status, Watch},
     record::Record,
+    snapshot::Snapshot,
     socket,
-    template::{Sealed, Shape, Templates},
+    template::{Sealed, Shape, Templates, file},
 };
 
 mod arguments;
@@ -259,7 +260,7 @@ impl Driver {
         template: Result<Arc<Sealed>, String>,
     ) -> Result<Running, VmmError> {
         let key = self.key(shape, &spec.kernel_args);
-        let start = |source, kind| {
+        let start = |source: Source<'_>, kind| {
             let launch = Launch {
                 driver: self,
                 name: &spec.machine_id,
@@ -278,9 +279,12 @@ impl Driver {
         };
         let mut reasons = Vec::new();
         if let Some(snapshot) = &spec.snapshot {
-            let resumed = match fs::metadata(snapshot) {
-                Ok(_) => start(Source::Snapshot(snapshot, &key), Start::resume()),
-                Err(error) => Err(VmmError::NotRestored { message: format!("its snapshot is lost: {error}") }),
+            let resumed = match Snapshot::open(snapshot, &key, shape.memory_mib << 20) {
+                Ok(saved) => start(Source::Snapshot(&saved, snapshot), Start::resume()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Err(VmmError::NotRestored { message: format!("its snapshot is lost: {error}") })
+                }
+                Err(error) => Err(VmmError::NotRestored { message: error.to_string() }),
             };
             let Err(VmmError::NotRestored { message }) = resumed else { return resumed };
             warn!(machine = spec.machine_id, message, "machine not resumed, started anew");
@@ -303,7 +307,9 @@ impl Driver {
             }
             Err(reason) => reasons.push(reason.clone()),
         }
-        start(Source::Cold, Start::cold(reasons.join("; ")))
+        let memory =
+            file::memory("caddis-memory", shape.memory_mib << 20).map_err(VmmError::io("get memory for a VM"))?;
+        start(Source::Cold(&memory), Start::cold(reasons.join("; ")))
     }
 }
 
@@ -477,10 +483,11 @@ impl Vm for QemuVm {
         let cancelled = Cancelled(Arc::default());
         let called_off = cancelled.0.clone();
         let (directory, file, overlay) = (self.directory.clone(), file.to_owned(), overlay.to_owned());
-        let orders = self.orders.clone();
+        let (orders, process, uid) = (self.orders.clone(), self.process.clone(), self.slot.uid());
         let saving = spawn_blocking(move || {
             let _turn = orders.lock().unwrap_or_else(PoisonError::into_inner);
-            suspend::save(&directory, &file, &key, &overlay, &called_off)
+            let vm = suspend::Standing { process: &process, directory: &directory, uid };
+            vm.save(&file, &key, &overlay, &called_off)
         });
         saving.await.map_err(panicked)?
     }

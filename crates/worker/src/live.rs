@@ -25,6 +25,8 @@ pub struct Guest {
     pub boot_steps: Vec<(String, u64)>,
     /// Programs stand still, or may; true for a VM that was taken over, of which nobody knows.
     pub frozen: bool,
+    /// The VM itself stands still, or may.
+    pub halted: bool,
     /// The program has ended.
     pub ended: Option<ProgramEnd>,
     /// Init could not start the program.
@@ -72,12 +74,17 @@ impl Live {
         Self::with(vm, boot, 0, Guest::default())
     }
 
-    /// Opens the session with a VM that an earlier server launched, or that was resumed. `acknowledged` is the last log
-    /// record of this boot that is safe.
+    /// Opens the session with a VM that an earlier server launched. `acknowledged` is the last log record of this boot
+    /// that is safe.
     pub fn adopted(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64) -> Self {
         // One that can't be saved never stood still.
         let frozen = vm.can_save();
-        Self::with(vm, boot, acknowledged, Guest { frozen, ..Guest::default() })
+        Self::with(vm, boot, acknowledged, Guest { frozen, halted: frozen, ..Guest::default() })
+    }
+
+    /// Opens the session with a VM that goes on where it was saved, but for its programs.
+    pub fn resumed(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64) -> Self {
+        Self::with(vm, boot, acknowledged, Guest { frozen: true, ..Guest::default() })
     }
 
     fn with(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, guest: Guest) -> Self {

@@ -75,12 +75,11 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
             continue;
         }
         let mut vm = if row.has_vm { find_vm(shared, &row).await.map_err(failed)? } else { None };
-        if row.operation.is_none() && row.state != MachineState::Started {
-            if let Some(killed) = vm.take() {
-                // An earlier server has killed it and ended before it was gone.
-                killed.kill().await.map_err(|e| failed(e.to_string()))?;
-                step::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
-            }
+        let rests = row.operation.is_none() && row.state != MachineState::Started;
+        if let Some(killed) = vm.take_if(|_| rests) {
+            // An earlier server has killed it and ended before it was gone.
+            killed.kill().await.map_err(|e| failed(e.to_string()))?;
+            step::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
         }
         adopted += usize::from(vm.is_some());
         let mut draft = Draft::new(row);

@@ -207,7 +207,7 @@ async fn launch(context: Context) -> Result<Done, Failure> {
     if vm.start().kind == StartKind::Resume {
         let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
         let acknowledged = blocking(move || Ok(logs.acknowledged(&id, boot))).await.unwrap_or(0);
-        return Ok(Done::Launched(Live::adopted(vm, boot, acknowledged)));
+        return Ok(Done::Launched(Live::resumed(vm, boot, acknowledged)));
     }
     tracing::debug!(machine = %row.id, memory_mib = config.memory_mib(), start = ?vm.start(), "VM launched");
     // A machine that was to be resumed and is not begins a boot that was not foreseen.
@@ -340,10 +340,8 @@ async fn boot(context: Context) -> Result<Done, Failure> {
         // Also where the server that resumed it was killed before it removed that: from here on its disk changes.
         forget_snapshot(&context.shared, &context.row).await?;
     }
-    if live.guest.borrow().may_be_frozen() {
-        // Its server may have been killed before it had the VM go on.
-        live.vm.go_on().await.map_err(Failure::retry)?;
-    }
+    // Its server may have been killed before it had the VM go on.
+    go_on(&live).await?;
     let guest = live.until(|guest| guest.up || guest.gone.is_some()).await;
     guest.gone.as_ref().map_or(Ok(Done::Next), |exit| Err(died(exit)))
 }
@@ -410,13 +408,23 @@ async fn save(context: Context) -> Result<Done, Failure> {
         return Err(Failure::last(text));
     }
     let directory = shared.machine_directory(&context.row.id);
+    live.guest.send_modify(|guest| guest.halted = true);
     let saved = live.vm.save(&directory.join(SNAPSHOT), &directory.join(OVERLAY)).await;
     saved.map(|()| Done::Next).map_err(Failure::last)
 }
 
-/// Has a VM whose programs may stand still go on.
+/// Has a VM go on, if it may stand still.
+async fn go_on(live: &LiveHandle) -> Result<(), Failure> {
+    if live.guest.borrow().halted && live.guest.borrow().gone.is_none() {
+        live.vm.go_on().await.map_err(Failure::retry)?;
+        live.guest.send_modify(|guest| guest.halted = false);
+    }
+    Ok(())
+}
+
+/// Has the programs of a VM go on that may stand still.
 async fn thaw(live: &LiveHandle, resumed: bool) -> Result<(), Failure> {
-    live.vm.go_on().await.map_err(Failure::retry)?;
+    go_on(live).await?;
     live.session.thaw(entropy(), resumed, FREEZE_DEADLINE).await.map_err(Failure::retry)?;
     live.guest.send_modify(|guest| guest.frozen = false);
     Ok(())

@@ -9,11 +9,9 @@ use super::{Accelerator, descriptor};
 /// Where a VM's memory comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Memory {
-    /// Nobody else's.
-    Own,
-    /// The file of [`descriptor::MEMORY`], written to: a template in the making.
+    /// The file of [`descriptor::MEMORY`], written to: of a VM that boots.
     Shared,
-    /// That file's, copied on write: a template's.
+    /// That file's, copied on write: of one that is restored.
     Private,
 }
 
@@ -78,7 +76,6 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     add(
         "-object",
         match shape.memory {
-            Memory::Own => format!("memory-backend-ram,{size}"),
             Memory::Shared => format!("{file},share=on"),
             Memory::Private => format!("{file},share=off"),
         },
@@ -88,7 +85,7 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         add("-initrd", format!("/proc/self/fd/{}", descriptor::INITRD));
         add("-append", kernel_line(shape));
     } else {
-        // The kernel is in the memory already.
+        // The kernel is in the memory already. It goes on when it is told to.
         add("-incoming", "defer".to_owned());
     }
     match shape.disk {
@@ -119,8 +116,13 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     add("-chardev", "stdio,id=console,signal=off,mux=off".to_owned());
     add("-serial", "chardev:console".to_owned());
     add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    // State is named by all that it depends on already, and that of devices alone does not begin with it.
+    add("-global", "migration.send-configuration=off".to_owned());
     for switch in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(switch.to_owned());
+    }
+    if !shape.boots {
+        arguments.push("-S".to_owned());
     }
     arguments.extend(["-display", "none", "-monitor", "none"].map(str::to_owned));
     arguments
@@ -188,7 +190,7 @@ mod tests {
             accelerator,
             vcpus: 2,
             memory_mib: 512,
-            memory: Memory::Own,
+            memory: Memory::Shared,
             boots: true,
             disk: Disk::Root,
             mac: "02:00:00:00:00:01",
@@ -214,7 +216,7 @@ mod tests {
         let line = shape(Accelerator::Emulation).join(" ");
         assert!(line.contains("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"));
         let paths = line.split([' ', '=', ',', '"']).filter(|word| word.starts_with('/'));
-        assert_eq!(paths.clone().count(), 4);
+        assert_eq!(paths.clone().count(), 5);
         assert!(paths.clone().all(|path| path.starts_with("/dev/fdset/") || path.starts_with("/proc/self/fd/")));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    io::Write as _,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
@@ -23,7 +24,8 @@ use crate::{
     process::{Process, Spawn, spawn},
     qmp::Qmp,
     record::Record,
-    snapshot, socket,
+    snapshot::Snapshot,
+    socket,
     template::{Sealed, Shape, file},
 };
 
@@ -42,14 +44,12 @@ const OVERHEAD: [(Accelerator, u64); 2] = [(Accelerator::Kvm, 96 << 20), (Accele
 /// What a VM's memory is at first.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
-    /// Empty: it boots.
-    Cold,
-    /// Empty, and this memory: it boots to become a template.
-    Building(&'a OwnedFd),
+    /// This memory, which is empty: it boots.
+    Cold(&'a OwnedFd),
     /// A template's.
     Template(&'a Sealed),
-    /// What the machine was saved to, and what it must be of.
-    Snapshot(&'a Path, &'a str),
+    /// What the machine was saved to, and where that is.
+    Snapshot(&'a Snapshot, &'a Path),
 }
 
 /// What is behind the root disk.
@@ -101,11 +101,10 @@ impl Launch<'_> {
             vcpus: self.shape.vcpus,
             memory_mib: self.shape.memory_mib,
             memory: match self.source {
-                Source::Cold | Source::Snapshot(..) => Memory::Own,
-                Source::Building(_) => Memory::Shared,
-                Source::Template(_) => Memory::Private,
+                Source::Cold(_) => Memory::Shared,
+                Source::Template(_) | Source::Snapshot(..) => Memory::Private,
             },
-            boots: matches!(self.source, Source::Cold | Source::Building(_)),
+            boots: matches!(self.source, Source::Cold(_)),
             disk: match self.disk {
                 Disk::Blank => arguments::Disk::Blank,
                 Disk::Rehearsal(_) => arguments::Disk::Rehearsal,
@@ -135,7 +134,7 @@ impl Launch<'_> {
         drop(guard);
         let started = started.and_then(|mut running| {
             record.process = Some(running.process.id);
-            record.complete = matches!(self.source, Source::Cold | Source::Building(_));
+            record.complete = matches!(self.source, Source::Cold(_));
             // A server that is killed before this finds the process by its lock.
             match record.write(directory).and_then(|()| self.restore(&mut running, &mut record)) {
                 Ok(()) => Ok(running),
@@ -166,7 +165,7 @@ impl Launch<'_> {
         let control = socket::listen(self.directory, CONTROL_SOCKET)?;
         let qmp = socket::listen(self.directory, QMP_SOCKET)?;
         let mut files = Vec::new();
-        if matches!(self.source, Source::Cold | Source::Building(_)) {
+        if matches!(self.source, Source::Cold(_)) {
             files.push((descriptor::KERNEL, open(&config.boot.kernel, false)?));
             files.push((descriptor::INITRD, open(&config.boot.initrd, false)?));
         }
@@ -185,11 +184,18 @@ impl Launch<'_> {
             descriptors.push((descriptor::ROOT_BASE, memory.as_fd()));
         }
         descriptors.extend(self.tap.map(|tap| (descriptor::TAP, tap)));
-        match self.source {
-            Source::Cold | Source::Snapshot(..) => {}
-            Source::Building(memory) => descriptors.push((descriptor::MEMORY, memory.as_fd())),
-            Source::Template(sealed) => descriptors.push((descriptor::MEMORY, sealed.memory.as_fd())),
-        }
+        let memory = match self.source {
+            Source::Cold(memory) => memory.as_fd(),
+            Source::Template(sealed) => sealed.memory.as_fd(),
+            Source::Snapshot(snapshot, _) => {
+                // QEMU opens it once more, as whoever it runs as.
+                let owner = rustix::fs::Uid::from_raw(self.slot.uid());
+                rustix::fs::fchown(snapshot, Some(owner), None)
+                    .map_err(|error| VmmError::io("hand on a snapshot")(error.into()))?;
+                snapshot.as_fd()
+            }
+        };
+        descriptors.push((descriptor::MEMORY, memory));
         let prepared = begun.elapsed();
         let pid = spawn(Spawn {
             program: &config.program,
@@ -214,30 +220,33 @@ impl Launch<'_> {
         let mut recorded = Ok(());
         let mut attempt = || {
             let connect = || Qmp::connect(self.directory, QMP_SOCKET);
-            let mut qmp = match self.source {
-                Source::Cold | Source::Building(_) => return Ok(()),
-                Source::Template(sealed) => {
-                    let mut qmp = connect()?;
-                    greeted = begun.elapsed();
-                    qmp.leave_out_shared_memory()?;
-                    qmp.restore(file::reopen(&sealed.state)?.as_fd())?;
-                    qmp
-                }
-                Source::Snapshot(path, key) => {
-                    let mut qmp = connect()?;
-                    greeted = begun.elapsed();
-                    qmp.leave_out_shared_memory()?;
-                    resume(&mut qmp, path, key)?;
-                    qmp
+            let (mut qmp, state) = match self.source {
+                Source::Cold(_) => return Ok(()),
+                Source::Template(sealed) => (connect()?, file::reopen(&sealed.state)?),
+                Source::Snapshot(snapshot, _) => {
+                    // While QEMU comes up.
+                    let (checked, qmp) = std::thread::scope(|scope| {
+                        let checking = scope.spawn(|| snapshot.verify());
+                        let qmp = connect();
+                        let panicked = |_| Err(std::io::Error::other("checking the snapshot panicked"));
+                        (checking.join().unwrap_or_else(panicked), qmp)
+                    });
+                    checked?;
+                    let state = file::memory("caddis-state", 0)?;
+                    File::from(state.try_clone()?).write_all(&snapshot.state)?;
+                    (qmp?, file::reopen(&state)?)
                 }
             };
+            greeted = begun.elapsed();
+            qmp.leave_out_shared_memory()?;
+            qmp.restore(state.as_fd())?;
             // From here on it is to be kept, and what it was saved to must never be used again, since its disk changes.
             record.complete = true;
             recorded = record.write(self.directory);
             if recorded.is_err() {
                 return Ok(());
             }
-            if let Source::Snapshot(path, _) = self.source {
+            if let Source::Snapshot(_, path) = self.source {
                 std::fs::remove_file(path)?;
             }
             // It was saved while it stood still.
@@ -255,36 +264,6 @@ impl Launch<'_> {
         }
         Ok(())
     }
-}
-
-/// Bytes that a pipe holds, where the host allows it.
-pub(super) const PIPE: usize = 1 << 20;
-
-/// Hands a snapshot on, chunk by chunk.
-fn resume(qmp: &mut Qmp, path: &Path, key: &str) -> std::io::Result<()> {
-    let (theirs, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    // A smaller one is only slower.
-    let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE);
-    let line = qmp.line_to_break()?;
-    std::thread::scope(|scope| {
-        let reading = scope.spawn(move || {
-            let read = snapshot::read(path, key, File::from(ours));
-            if read.is_err() {
-                // QEMU would wait for the rest for ever, and we for QEMU. It is ended in any case.
-                let _ = line.shutdown(std::net::Shutdown::Both);
-            }
-            read
-        });
-        let restored = qmp.restore(theirs.as_fd());
-        // So that the other thread ends, whatever happened.
-        drop(theirs);
-        let read = reading.join().unwrap_or_else(|_| Err(std::io::Error::other("reading the snapshot panicked")));
-        match (read, restored) {
-            // QEMU's own end of the pipe breaks when it fails: then its words say more.
-            (Err(error), Err(_)) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error),
-            (read, restored) => restored.and(read),
-        }
-    })
 }
 
 /// Groups a VM process needs: with hardware virtualisation the one that may open `/dev/kvm`.

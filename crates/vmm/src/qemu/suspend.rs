@@ -1,75 +1,134 @@
 //! Saves running VMs to a file, and has them go on.
 
 use std::{
-    fs::File,
-    io,
-    os::fd::AsFd as _,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{FileTypeExt as _, MetadataExt as _},
+    },
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
+};
 use serde_json::json;
 
-use super::launch::{PIPE, QMP_SOCKET};
-use crate::{VmmError, qmp::Qmp, snapshot};
+use super::{descriptor, launch::QMP_SOCKET};
+use crate::{
+    VmmError,
+    guest_memory::GuestMemory,
+    process::Process,
+    qmp::Qmp,
+    snapshot::{self, Content},
+};
 
-/// Bytes per second at which QEMU saves: as fast as it can.
-const BANDWIDTH: u64 = 1 << 40;
-/// QEMU's words for a VM that was saved whole: it must go on before it can be saved again.
-const SAVED: &str = "postmigrate";
+/// Bytes that the pipe for device state holds. QEMU has far more to say, and waits with the rest.
+const PIPE: usize = 4096;
 
-/// Stops the VM with this directory and saves it. `overlay` is its disk, written through meanwhile. Ends soon after
-/// `cancelled` is set. Blocks.
-pub(super) fn save(
-    directory: &Path,
-    file: &Path,
-    key: &str,
-    overlay: &Path,
-    cancelled: &AtomicBool,
-) -> Result<(), VmmError> {
-    let attempt = || {
-        let mut qmp = Qmp::connect(directory, QMP_SOCKET)?;
-        qmp.leave_out_shared_memory()?;
-        qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH }))?;
-        if qmp.status()? == SAVED {
+/// How often a QEMU that has nothing to say yet is not waited for any more.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// A VM that is to be saved.
+pub(super) struct Standing<'a> {
+    pub(super) process: &'a Process,
+    pub(super) directory: &'a Path,
+    /// Who it runs as.
+    pub(super) uid: u32,
+}
+
+impl Standing<'_> {
+    /// Stops the VM and saves it. `overlay` is its disk, written through meanwhile. Ends soon after `cancelled` is set.
+    /// Blocks.
+    pub(super) fn save(&self, file: &Path, key: &str, overlay: &Path, cancelled: &AtomicBool) -> Result<(), VmmError> {
+        self.try_save(file, key, overlay, cancelled).map_err(|error| {
+            snapshot::remove_new(file);
+            VmmError::NotSaved { reason: error.to_string() }
+        })
+    }
+
+    fn try_save(&self, file: &Path, key: &str, overlay: &Path, cancelled: &AtomicBool) -> io::Result<()> {
+        let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
+        if qmp.status()? != RUNNING {
+            // It was saved before, and has let go of its disk since.
             qmp.execute("cont", json!({}))?;
         }
         qmp.execute("stop", json!({}))?;
-        let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        // A smaller one is only slower.
-        let _ = rustix::pipe::fcntl_setpipe_size(&theirs, PIPE);
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+        fcntl_setpipe_size(&theirs, PIPE)?;
+        rustix::fs::fchown(&theirs, Some(rustix::fs::Uid::from_raw(self.uid)), None)?;
+        qmp.give("state", theirs.as_fd())?;
+        let number = self.number_of(&theirs)?;
+        // The state ends when QEMU closes its own.
+        drop(theirs);
         let overlay = File::open(overlay)?;
         std::thread::scope(|scope| {
-            // Most of what is on the disk; QEMU writes the rest when it has saved the memory.
+            // Most of what is on the disk; QEMU writes the rest when it saves the devices.
             let written_through = scope.spawn(|| overlay.sync_data());
-            let writing = scope.spawn(|| snapshot::write(file, key, File::from(ours), cancelled));
-            let begun = qmp.save(theirs.as_fd());
-            // QEMU has its own: the stream ends with that one.
-            drop(theirs);
-            let saved = begun.and_then(|()| qmp.migrated());
-            let panicked = |_| Err(io::Error::other("writing the snapshot panicked"));
-            let written = writing.join().unwrap_or_else(panicked);
+            let saving = scope.spawn(move || qmp.save_devices(number));
+            let written = self.write(file, key, File::from(ours), cancelled);
+            let panicked = |_| Err(io::Error::other("a thread panicked"));
+            let saved = saving.join().unwrap_or_else(panicked);
             let through = written_through.join().unwrap_or_else(panicked);
-            // Where the file could not be written, that is why QEMU could not go on.
-            written.and(saved).and(through)
+            match (written, saved) {
+                // QEMU's pipe breaks when the file can't be written, and ends at once when QEMU refuses.
+                (Err(error), Err(_)) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+                (written, saved) => saved.and(written).and(through),
+            }
         })?;
         if cancelled.load(Ordering::Relaxed) {
             return Err(io::Error::other("it was called off"));
         }
         overlay.sync_data()?;
         snapshot::keep(file)
-    };
-    attempt().map_err(|error| {
-        snapshot::remove_new(file);
-        VmmError::NotSaved { reason: error.to_string() }
-    })
+    }
+
+    /// Which number a pipe has in the process.
+    fn number_of(&self, pipe: &OwnedFd) -> io::Result<u32> {
+        let inode = rustix::fs::fstat(pipe)?.st_ino;
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.process.id.pid))?.flatten() {
+            let found = fs::metadata(entry.path()).is_ok_and(|file| file.file_type().is_fifo() && file.ino() == inode);
+            if let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| found) {
+                return Ok(number);
+            }
+        }
+        Err(io::Error::other("QEMU does not have the pipe it was given"))
+    }
+
+    fn write(&self, file: &Path, key: &str, mut pipe: File, cancelled: &AtomicBool) -> io::Result<()> {
+        while poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&LOOK))? == 0 {
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(io::Error::other("it was called off"));
+            }
+        }
+        // From here on QEMU does nothing but wait until we read on.
+        let mut first = [0];
+        pipe.read_exact(&mut first)?;
+        let memory = GuestMemory::of(self.process, descriptor::MEMORY)?;
+        let mut state = || {
+            let mut state = first.to_vec();
+            pipe.read_to_end(&mut state)?;
+            if state.len() <= PIPE {
+                return Err(io::Error::other("QEMU saves too little of its devices"));
+            }
+            Ok(state)
+        };
+        let read = |offset: u64, buffer: &mut [u8]| memory.read(offset, buffer);
+        snapshot::write(file, key, Content { size: memory.size(), memory: &read, state: &mut state }, cancelled)
+    }
 }
+
+/// QEMU's word for a VM that does not stand still.
+const RUNNING: &str = "running";
 
 /// Has the VM with this directory go on, if it stands still. Blocks.
 pub(super) fn go_on(directory: &Path) -> Result<(), VmmError> {
     let attempt = || {
         let mut qmp = Qmp::connect(directory, QMP_SOCKET)?;
-        if qmp.status()? != "running" {
+        if qmp.status()? != RUNNING {
             qmp.execute("cont", json!({}))?;
         }
         io::Result::Ok(())

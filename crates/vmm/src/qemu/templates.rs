@@ -123,7 +123,7 @@ impl Driver {
             unbound::directory(&path)?;
             let memory = file::memory("caddis-template", shape.memory_mib << 20)?;
             let tap = (this.config.tap)(&slot.tap_name())?;
-            let mut launch = this.building(shape, &slot, &path, Source::Building(&memory));
+            let mut launch = this.building(shape, &slot, &path, Source::Cold(&memory));
             launch.tap = Some(tap.as_fd());
             let running = launch.run().map_err(io::Error::other)?;
             Ok(Builder { vm: Unbound { running: Some(running), tap: Some(tap), slot, directory: path }, memory })

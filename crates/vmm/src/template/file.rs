@@ -26,6 +26,7 @@ const END: u64 = u64::MAX;
 const CHUNK: usize = 1 << 20;
 /// Granularity in which zeroes are left out.
 const PAGE: usize = 4096;
+static ZERO_PAGE: [u8; PAGE] = [0; PAGE];
 /// Device state is some tens of kilobytes.
 const LARGEST_STATE: u64 = 16 << 20;
 
@@ -136,12 +137,12 @@ fn write_memory(memory: &File, size: u64, out: &mut Digesting<impl Write>) -> io
 }
 
 /// Runs of pages that are not all zero, with where they begin.
-fn nonzero(chunk: &[u8]) -> Vec<(usize, &[u8])> {
+pub(crate) fn nonzero(chunk: &[u8]) -> Vec<(usize, &[u8])> {
     let mut runs = Vec::new();
     let mut begun = None;
     for start in (0..chunk.len()).step_by(PAGE) {
         let page = &chunk[start..chunk.len().min(start + PAGE)];
-        match (page.iter().all(|byte| *byte == 0), begun) {
+        match (*page == ZERO_PAGE[..page.len()], begun) {
             (false, None) => begun = Some(start),
             (true, Some(first)) => {
                 runs.push((first, &chunk[first..start]));

@@ -47,10 +47,15 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
 fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), CliError> {
     let event = machine.events.iter().flatten().find(|event| event.kind == "start" || event.kind == "restart");
     let request = event.and_then(|event| event.request.as_ref());
-    let Some(steps) = request.and_then(|request| request["timing"].as_array()) else {
-        return Err(CliError::new(format!("machine {} has not started", machine.id)));
-    };
     let text = |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let Some(steps) = request.and_then(|request| request["timing"].as_array()) else {
+        let reason = request.map(|request| text(request, "start_reason")).filter(|reason| !reason.is_empty());
+        return match reason {
+            // Nothing was started.
+            Some(reason) => Ok(session.printer.out(format_args!("Start: none {reason}"))?),
+            None => Err(CliError::new(format!("machine {} has not started", machine.id))),
+        };
+    };
     let request = request.unwrap_or(&serde_json::Value::Null);
     let pool = request["pool"].as_str().map(|pool| format!("(pool: {pool}) ")).unwrap_or_default();
     let mut lines = vec![format!("Start: {} {pool}{}", text(request, "start_kind"), text(request, "start_reason"))];
