@@ -199,8 +199,10 @@ async fn a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room() -> R
     let mount_point = data.to_string_lossy().into_owned();
     std::fs::create_dir(&data)?;
     run(["mount", "-t", "tmpfs", "-o", "size=1200m,mode=755", "tmpfs", &mount_point])?;
-    let arguments = vec!["--reserved-disk-mb".to_owned(), "0".to_owned()];
+    let arguments = ["--reserved-disk-mb", "0", "--pool", "0"].map(str::to_owned).to_vec();
     let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    // One that is just written, and can't be, would make room when it is removed.
+    stand.server.templates().await?;
     let machine = stand.script("sleep 1000", json!({})).await?;
     machine.wait("started").await?;
 
