@@ -124,3 +124,61 @@ async fn a_restart_is_a_new_boot_of_the_same_version() -> Result<()> {
     assert_eq!(stand.server.vms().len(), 1);
     Ok(())
 }
+
+#[tokio::test]
+async fn an_update_replaces_the_version_that_runs_and_lets_one_that_rests_rest() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let machine = stand.machine(json!({ "image": stand.web()?, "metadata": { "kept": "no" } })).await?;
+    machine.wait("started").await?;
+    machine.shell("touch /marker").await?;
+    let before = machine.get().await?;
+    let mut config = before["config"].clone();
+    config["env"] = json!({ "GREETING": "hello" });
+    config["guest"]["memory_mb"] = json!(512);
+
+    let stale = json!({ "config": config, "current_version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" });
+    let refused = machine.post("", stale).await?;
+    assert_eq!(refused.status, 409, "{}", refused.text);
+    let mut missing = config.clone();
+    missing["image"] = json!("oci-archive/none:1");
+    assert!(machine.post("", json!({ "config": missing })).await?.status >= 400);
+    assert_eq!(machine.exec(&["/bin/test", "-e", "/marker"]).await?.code, 0, "what was refused touches nothing");
+
+    let update = json!({ "config": config, "current_version": before["version"] });
+    let updated = machine.post("", update).await?.ok()?;
+    assert_ne!(updated["version"], before["version"]);
+    machine.wait("settled").await?;
+    let after = machine.get().await?;
+    assert_eq!((&after["state"], &after["version"]), (&json!("started"), &updated["version"]));
+    assert_eq!(machine.shell("echo $GREETING").await?.trim(), "hello");
+    assert_eq!(machine.exec(&["/bin/test", "-e", "/marker"]).await?.code, 1, "it is a new boot");
+    let memory: u64 = machine.shell("grep MemTotal /proc/meminfo | tr -dc 0-9").await?.trim().parse()?;
+    assert!(memory > 400_000, "{memory} KiB");
+    assert_eq!(machine.http_get(80, "/").await?, "hello from a machine\n");
+    assert_eq!(stand.server.vms().len(), 1);
+    assert_eq!(machine.get().await?["private_ip"], before["private_ip"]);
+
+    let versions = stand.server.api().get(&machine.path("/versions")).await?.ok()?;
+    assert_eq!(versions.as_array().map(Vec::len), Some(2));
+    assert_eq!(versions[1]["user_config"], before["config"]);
+    let old = before["version"].as_str().unwrap_or_default();
+    let old = stand.server.api().get(&machine.path(&format!("?version={old}"))).await?.ok()?;
+    assert_eq!((&old["state"], &old["config"]), (&json!("replaced"), &before["config"]));
+
+    machine.stop().await?;
+    machine.wait("stopped").await?;
+    config["env"] = json!({ "GREETING": "again" });
+    let updated = machine.post("", json!({ "config": config })).await?.ok()?;
+    machine.wait("settled").await?;
+    let rests = machine.get().await?;
+    assert_eq!((&rests["state"], &rests["version"]), (&json!("stopped"), &updated["version"]));
+    stand.server.until_no_vm().await?;
+    machine.start().await?;
+    machine.wait("started").await?;
+    assert_eq!(machine.shell("echo $GREETING").await?.trim(), "again");
+    assert_eq!(machine.post("/metadata/kept", json!({ "value": "yes" })).await?.status, 204);
+    assert_eq!(machine.get().await?["config"]["metadata"], json!({ "kept": "yes" }));
+    assert_eq!(machine.get().await?["version"], updated["version"]);
+    Ok(())
+}

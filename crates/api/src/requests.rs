@@ -1,5 +1,7 @@
 //! Bodies and replies of the machine endpoints that have no better home.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ApiDuration, EventId, MachineState, RawConfig, Signal, VersionId};
@@ -34,6 +36,47 @@ pub struct CreateMachineRequest {
     /// On update: the version that must be current.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_version: Option<VersionId>,
+}
+
+/// Body of `PATCH …/metadata`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PatchMetadataRequest {
+    /// What changes: null or an empty value removes a key, what is not named stays.
+    #[serde(deserialize_with = "null_is_default")]
+    pub metadata: BTreeMap<String, Option<String>>,
+    /// The version that must be current.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine_version: Option<VersionId>,
+    /// The caller's own stamp; not used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<String>,
+}
+
+/// Body of `POST …/metadata/{key}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetMetadataRequest {
+    /// The new value.
+    pub value: String,
+    /// The caller's own stamp; not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<String>,
+}
+
+/// Reply of `GET …/metadata/{key}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataValue {
+    /// It.
+    pub value: String,
+}
+
+/// An entry of `GET …/versions`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineVersion {
+    /// Id.
+    pub version: VersionId,
+    /// The configuration of that version.
+    pub user_config: RawConfig,
 }
 
 /// For `#[serde(deserialize_with)]`: an explicit null counts as absent, as clients in the field send it.

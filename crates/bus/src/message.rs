@@ -3,15 +3,16 @@
 //! Subjects: [`worker_subject`] for requests to one worker, [`region_subject`] for questions to all workers of a
 //! region, [`DELTAS`] for changes of state.
 
-use std::net::Ipv6Addr;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use bytes::Bytes;
 pub use caddis_api::images::{ImageSummary, ImportUpdate};
 use caddis_api::{
-    ApiDuration, ApiError, LeaseNonce, Machine, MachineId, RawConfig, Signal, WorkerId,
+    ApiDuration, ApiError, LeaseNonce, Machine, MachineId, RawConfig, Signal, VersionId, WorkerId,
     event::MachineEvent,
     exec::ProcessStat,
     lease::{Lease, PublicLease},
+    machine::ImageRef,
     requests::StartReply,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -74,6 +75,11 @@ pub enum WorkerRequest {
         /// At most so many.
         limit: usize,
     },
+    /// All versions of its configuration that are kept. Answer: [`WorkerReply::Versions`].
+    Versions {
+        /// Of which machine.
+        machine: MachineId,
+    },
     /// The process list. Answer: [`WorkerReply::Processes`].
     Processes {
         /// Of which machine.
@@ -88,7 +94,7 @@ pub enum WorkerRequest {
     Health,
 }
 
-/// A change of one machine. All but `Signal` and `GetLease` need the lease's nonce when the machine is leased.
+/// A change of one machine. All but `Signal`, `SetMetadata` and `GetLease` need the lease's nonce when the machine is leased.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
@@ -112,6 +118,15 @@ pub enum Action {
     },
     /// Answer: `Done`, once the suspend is durable.
     Suspend,
+    /// Replace its configuration. Answer: [`WorkerReply::Updated`], once that is durable.
+    Update(Box<UpdateMachine>),
+    /// Answer: `Done`. No new version comes of it.
+    SetMetadata {
+        /// New values; `None` removes the key.
+        changes: BTreeMap<String, Option<String>>,
+        /// The version that must be current.
+        expected: Option<VersionId>,
+    },
     /// Answer: `Done`.
     Signal {
         /// Which.
@@ -171,6 +186,32 @@ pub struct CreateMachine {
     pub lease: Option<(u64, String)>,
 }
 
+/// A new configuration of a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UpdateMachine {
+    /// Checked and completed by [`caddis_api::validate::normalise`].
+    pub config: RawConfig,
+    /// The version that must be current.
+    pub expected: Option<VersionId>,
+    /// Leave it stopped.
+    pub skip_launch: bool,
+    /// Take it out of routing.
+    pub cordoned: bool,
+    /// Take a lease in the same step, or refresh the one that is held: seconds, and who asks.
+    pub lease: Option<(u64, String)>,
+}
+
+/// A version of a machine's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// Id.
+    pub version: VersionId,
+    /// Its configuration.
+    pub config: RawConfig,
+    /// What it runs.
+    pub image: ImageRef,
+}
+
 /// An answer of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -193,6 +234,18 @@ pub enum WorkerReply {
     Done {
         /// As it is now.
         record: Box<MachineRecord>,
+    },
+    /// A new configuration was accepted.
+    Updated {
+        /// As it is now.
+        record: Box<MachineRecord>,
+        /// Its lease, when one was asked for.
+        lease: Option<Lease>,
+    },
+    /// Versions.
+    Versions {
+        /// Newest first.
+        versions: Vec<VersionRecord>,
     },
     /// A lease.
     Lease {

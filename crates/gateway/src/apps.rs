@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use caddis_api::{
-    ApiError, ErrorCode,
+    ApiError,
     app::{App, CreateAppReply, CreateAppRequest, ListAppsReply},
     names,
 };
@@ -123,9 +123,4 @@ pub(crate) async fn delete(State(context): State<Context>, AppPath(name): AppPat
         deletion::begin(&context, &name);
     }
     Ok(StatusCode::ACCEPTED)
-}
-
-/// What is said of things that a later version brings.
-pub(crate) fn not_yet(what: &str) -> ApiError {
-    ApiError::new(ErrorCode::Unprocessable, format!("{what} is not available yet"))
 }

@@ -104,6 +104,7 @@ impl Inner {
         match &reply {
             WorkerReply::Created { record, .. }
             | WorkerReply::Started { record, .. }
+            | WorkerReply::Updated { record, .. }
             | WorkerReply::Done { record }
             | WorkerReply::Machine { record } => drop(self.view.apply((**record).clone())),
             _ => {}

@@ -8,7 +8,7 @@ use axum::{
 use bytes::BytesMut;
 use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId};
 use http_body_util::{BodyExt as _, Limited};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{context::Context, envelope::Failure};
@@ -112,12 +112,19 @@ pub(crate) struct MachinePath {
     pub id: MachineId,
 }
 
+/// Its parts; there may be others.
+#[derive(Deserialize)]
+struct Words {
+    app: String,
+    id: String,
+}
+
 impl FromRequestParts<Context> for MachinePath {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, Failure> {
-        let path = Path::<(String, String)>::from_request_parts(parts, context).await;
-        let Path((app, id)) = path.map_err(|e| ApiError::invalid(format!("invalid path: {e}")))?;
+        let path = Path::<Words>::from_request_parts(parts, context).await;
+        let Path(Words { app, id }) = path.map_err(|e| ApiError::invalid(format!("invalid path: {e}")))?;
         let id = id.parse().map_err(|_| {
             let shown: String = id.escape_debug().take(100).collect();
             ApiError::invalid(format!("invalid machine ID, '{shown}'"))

@@ -15,14 +15,14 @@ use crate::{
     context::Context,
     envelope::{Failure, envelope},
     health, host, images, logs,
-    machines::{actions, create, exec, get as get_machine, history, leases, list, operation, wait},
+    machines::{actions, create, exec, get as get_machine, history, leases, list, metadata, operation, update, wait},
     organizations, regions,
 };
 
 /// See the module's text.
 pub(crate) fn router(context: Context) -> Router {
     let machine = Router::new()
-        .route("/", get(get_machine::get).post(actions::update).put(actions::update).delete(actions::destroy))
+        .route("/", get(get_machine::get).post(update::update).put(update::update).delete(actions::destroy))
         .route("/start", post(actions::start))
         .route("/stop", post(actions::stop))
         .route("/suspend", post(actions::suspend))
@@ -34,6 +34,9 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/exec", post(exec::exec))
         .route("/ps", get(history::processes))
         .route("/events", get(history::events))
+        .route("/versions", get(update::versions))
+        .route("/metadata", get(metadata::all).patch(metadata::merge).put(metadata::merge))
+        .route("/metadata/{key}", get(metadata::get).post(metadata::set).delete(metadata::remove))
         .route("/operation", get(operation::operation))
         .route("/lease", get(leases::get).post(leases::acquire).delete(leases::release));
     let protected = Router::new()

@@ -104,6 +104,26 @@ impl Capacity {
         Ok(ipv4)
     }
 
+    /// Holds what a machine needs from now on in the place of what it held.
+    ///
+    /// # Errors
+    /// 409 when there is no room; then it holds what it held.
+    pub fn resize(&self, machine: &MachineId, config: &MachineConfig) -> Result<(), ApiError> {
+        let mut held = self.held();
+        let mut free = self.left(&held);
+        let Some(current) = held.get_mut(machine) else { return Ok(()) };
+        let wanted = Reservation { memory_mib: config.memory_mib(), cpus: config.cpus(), ..*current };
+        let grows = wanted.memory_mib > current.memory_mib || wanted.cpus > current.cpus;
+        free.memory_mib += current.memory_mib;
+        free.cpus = free.cpus.saturating_add(current.cpus);
+        // One that shrinks is never refused, on a host that has promised too much either.
+        if let Some(shortage) = self.shortage(free, wanted.memory_mib, wanted.cpus).filter(|_| grows) {
+            return Err(ApiError::aborted(format!("could not reserve resource for machine: {shortage}")));
+        }
+        *current = wanted;
+        Ok(())
+    }
+
     /// Holds what an existing machine has been promised, whether or not it still fits.
     pub fn restore(&self, machine: &MachineId, config: &MachineConfig, ipv4: Ipv4Addr) {
         let reservation = Reservation { memory_mib: config.memory_mib(), cpus: config.cpus(), ipv4 };

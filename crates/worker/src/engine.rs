@@ -159,6 +159,11 @@ impl Shared {
         self.capacity.release(machine);
     }
 
+    /// A machine needs this image from now on, by digest.
+    pub fn uses(&self, machine: &MachineId, digest: String) {
+        self.used().insert(machine.clone(), digest);
+    }
+
     /// The directory of a machine's VM.
     pub fn machine_directory(&self, machine: &MachineId) -> PathBuf {
         self.config.directory.join("machines").join(machine.as_str())

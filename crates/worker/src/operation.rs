@@ -46,6 +46,13 @@ pub enum OperationKind {
     Stop(Stop),
     /// Ends it and boots it again.
     Restart(Stop),
+    /// Gets what the new version runs while the old one goes on, ends that, and boots the new one.
+    Update {
+        /// How to end the old one.
+        stop: Stop,
+        /// Boot the new one.
+        run: bool,
+    },
     /// Saves it and ends its VM.
     Suspend,
     /// Has it go on where it was saved; where it can't, boots it with the disk it had.
@@ -174,6 +181,10 @@ impl OperationKind {
             Self::Start { .. } => &[BackOff, Release, Pull, PrepareRoot, Launch, Boot, Configure],
             Self::Stop(_) => &[Signal, AwaitExit, PowerOff, Release],
             Self::Restart(_) => &[Signal, AwaitExit, PowerOff, Release, Pull, PrepareRoot, Launch, Boot, Configure],
+            Self::Update { run: true, .. } => {
+                &[Pull, Signal, AwaitExit, PowerOff, Release, PrepareRoot, Launch, Boot, Configure]
+            }
+            Self::Update { run: false, .. } => &[Pull, Signal, AwaitExit, PowerOff, Release],
             Self::Suspend => &[Queue, Freeze, Save, EndVm],
             // No `release`: the disk is kept.
             Self::Resume { .. } => &[EndVm, Pull, Launch, Boot, Configure],
@@ -188,7 +199,10 @@ impl OperationKind {
     /// Whether the machine rests afterwards, whatever is left of its VM's process: the kernel takes tens of milliseconds
     /// to remove one that it has killed, in which nothing of it runs. Whatever comes next waits for that.
     pub fn rests(&self) -> bool {
-        matches!(self, Self::Stop(_) | Self::Exit { .. } | Self::Suspend | Self::Rest { .. })
+        matches!(
+            self,
+            Self::Stop(_) | Self::Exit { .. } | Self::Suspend | Self::Rest { .. } | Self::Update { run: false, .. }
+        )
     }
 
     /// Its name on the wire.
@@ -198,6 +212,7 @@ impl OperationKind {
             Self::Start { .. } => "start",
             Self::Stop(_) => "stop",
             Self::Restart(_) => "restart",
+            Self::Update { .. } => "update",
             Self::Suspend => "suspend",
             // What clients asked for and see.
             Self::Resume { .. } => "start",
@@ -217,6 +232,7 @@ impl OperationKind {
             Self::Suspend | Self::Rest { .. } => MachineState::Suspending,
             Self::Stop(_) | Self::Exit { .. } | Self::Abandon { .. } => MachineState::Stopping,
             Self::Restart(_) => MachineState::Restarting,
+            Self::Update { .. } => MachineState::Replacing,
             Self::Destroy => MachineState::Destroying,
         }
     }
@@ -229,6 +245,9 @@ impl OperationKind {
             Self::Start { not_before, .. } => now_ms.max(*not_before) + millis(START_DEADLINE),
             Self::Stop(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE),
             Self::Restart(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE) + millis(START_DEADLINE),
+            Self::Update { stop, .. } => {
+                now_ms + millis(CREATE_DEADLINE) + stop.timeout_ms + millis(CLEAR_DEADLINE) + millis(START_DEADLINE)
+            }
             Self::Suspend => now_ms + millis(SUSPEND_DEADLINE),
             Self::Resume { .. } => now_ms + millis(START_DEADLINE),
             Self::Exit { .. } | Self::Wake { .. } | Self::Rest { .. } | Self::Destroy | Self::Abandon { .. } => {

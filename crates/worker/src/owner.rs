@@ -38,11 +38,14 @@ mod act;
 mod change;
 mod finish;
 mod lease;
+mod metadata;
 mod record;
+mod update;
 
 pub use change::Draft;
 pub use lease::grant as grant_lease;
 pub use record::{RECENT_EVENTS, record};
+pub use update::Revision;
 
 /// What the owner of a machine is asked.
 pub enum Message {
@@ -52,6 +55,15 @@ pub enum Message {
         nonce: Option<caddis_api::LeaseNonce>,
         /// What to do.
         action: caddis_bus::message::Action,
+        /// Takes the answer.
+        reply: oneshot::Sender<WorkerResult>,
+    },
+    /// A new configuration, with what it runs.
+    Update {
+        /// Proof of holding the lease.
+        nonce: Option<caddis_api::LeaseNonce>,
+        /// It.
+        revision: Box<Revision>,
         /// Takes the answer.
         reply: oneshot::Sender<WorkerResult>,
     },

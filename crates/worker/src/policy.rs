@@ -2,18 +2,19 @@
 //!
 //! `begin` starts an operation now, `supersede` breaks off the one under way first, `queue` lets it end first.
 //!
-//! | request | creating | created | starting | started | suspending | suspended | stopping | stopped | restarting | failed | destroying |
-//! |---|---|---|---|---|---|---|---|---|---|---|---|
-//! | start | queue | begin | done | done | wake | begin resume | queue | begin | done | begin | refuse |
-//! | stop | unqueue | done | supersede | begin | supersede | begin | hasten | done | supersede | begin | done |
-//! | restart | queue start | begin start | done | begin | wake | begin resume | queue start | begin start | done | begin start | refuse |
-//! | suspend | refuse | refuse | queue | begin | done | done | refuse | refuse | queue | refuse | refuse |
-//! | signal | refuse | refuse | refuse | deliver | refuse | refuse | deliver | refuse | refuse | refuse | refuse |
-//! | destroy | supersede | begin | refuse | refuse | queue | begin | queue | begin | refuse | begin | done |
-//! | destroy, forced | supersede | begin | supersede | supersede | supersede | begin | supersede | begin | supersede | begin | done |
+//! | request | creating | created | starting | started | suspending | suspended | stopping | stopped | restarting | failed | destroying | replacing |
+//! |---|---|---|---|---|---|---|---|---|---|---|---|---|
+//! | start | queue | begin | done | done | wake | begin resume | queue | begin | done | begin | refuse | queue |
+//! | stop | unqueue | done | supersede | begin | supersede | begin | hasten | done | supersede | begin | done | supersede |
+//! | restart | queue start | begin start | done | begin | wake | begin resume | queue start | begin start | done | begin start | refuse | queue start |
+//! | suspend | refuse | refuse | queue | begin | done | done | refuse | refuse | queue | refuse | refuse | queue |
+//! | update | supersede | begin | supersede | begin | supersede | begin | supersede | begin | supersede | begin | refuse | refuse |
+//! | signal | refuse | refuse | refuse | deliver | refuse | refuse | deliver | refuse | refuse | refuse | refuse | refuse |
+//! | destroy | supersede | begin | refuse | refuse | queue | begin | queue | begin | refuse | begin | done | refuse |
+//! | destroy, forced | supersede | begin | supersede | supersede | supersede | begin | supersede | begin | supersede | begin | done | supersede |
 //!
 //! `wake` breaks off a suspend that is under way and has the machine go on; once it is saved, `wake` queues a start.
-//! States that only later work brings about (update) are refused here until then.
+//! An update ends where the machine was, or was on its way to: one that was to run runs the new version.
 
 use caddis_api::{ApiError, MachineState};
 
@@ -28,6 +29,8 @@ pub enum Request {
     Restart,
     /// Save it and end its VM.
     Suspend,
+    /// Give it another configuration.
+    Update,
     /// Send its program a signal.
     Signal,
     /// Remove it.
@@ -50,6 +53,8 @@ pub enum Goal {
     Suspend,
     /// Have it go on where it was saved.
     Resume,
+    /// Give it another configuration.
+    Update,
     /// Remove it.
     Destroy,
 }
@@ -84,6 +89,7 @@ pub fn decide(state: MachineState, request: Request) -> Verdict {
         Request::Stop => stop(state),
         Request::Restart => restart(state),
         Request::Suspend => suspend(state),
+        Request::Update => update(state),
         Request::Signal => signal(state),
         Request::Destroy { force } => destroy(state, force),
     }
@@ -92,12 +98,9 @@ pub fn decide(state: MachineState, request: Request) -> Verdict {
 fn start(state: MachineState) -> Verdict {
     use MachineState as S;
     match state {
-        S::Creating | S::Pending | S::Stopping => Verdict::Queue(Goal::Start),
+        S::Creating | S::Pending | S::Stopping | S::Updating | S::Replacing => Verdict::Queue(Goal::Start),
         S::Created | S::Stopped | S::Failed => Verdict::Begin(Goal::Start),
         S::Starting | S::Started | S::Restarting => Verdict::Done,
-        S::Updating | S::Replacing => {
-            Verdict::Refuse(ApiError::precondition("machine getting replaced, refusing to start"))
-        }
         S::Suspending => Verdict::Wake,
         S::Suspended => Verdict::Begin(Goal::Resume),
         S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => refuse("start", state),
@@ -109,10 +112,24 @@ fn stop(state: MachineState) -> Verdict {
     match state {
         S::Creating | S::Pending => Verdict::Unqueue,
         S::Created | S::Stopped | S::Destroying | S::Destroyed => Verdict::Done,
-        S::Starting | S::Restarting | S::Suspending => Verdict::Supersede(Goal::Stop),
+        S::Starting | S::Restarting | S::Suspending | S::Updating | S::Replacing => Verdict::Supersede(Goal::Stop),
         S::Started | S::Suspended | S::Failed => Verdict::Begin(Goal::Stop),
         S::Stopping => Verdict::Hasten,
-        S::Updating | S::Replacing | S::LaunchFailed | S::Replaced | S::Migrated => refuse("stop", state),
+        S::LaunchFailed | S::Replaced | S::Migrated => refuse("stop", state),
+    }
+}
+
+fn update(state: MachineState) -> Verdict {
+    use MachineState as S;
+    match state {
+        S::Created | S::Started | S::Stopped | S::Suspended | S::Failed => Verdict::Begin(Goal::Update),
+        S::Creating | S::Pending | S::Starting | S::Restarting | S::Suspending | S::Stopping => {
+            Verdict::Supersede(Goal::Update)
+        }
+        S::Updating | S::Replacing => {
+            Verdict::Refuse(ApiError::aborted("machine update failed due to concurrent update"))
+        }
+        S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => refuse("update", state),
     }
 }
 
@@ -120,7 +137,7 @@ fn suspend(state: MachineState) -> Verdict {
     use MachineState as S;
     match state {
         S::Started => Verdict::Begin(Goal::Suspend),
-        S::Starting | S::Restarting => Verdict::Queue(Goal::Suspend),
+        S::Starting | S::Restarting | S::Replacing => Verdict::Queue(Goal::Suspend),
         S::Suspending | S::Suspended => Verdict::Done,
         _ => refuse("suspend", state),
     }
@@ -176,6 +193,7 @@ mod tests {
         MachineState::Restarting,
         MachineState::Failed,
         MachineState::Destroying,
+        MachineState::Replacing,
     ];
 
     fn word(verdict: &Verdict, request: Request) -> &'static str {
@@ -204,6 +222,7 @@ mod tests {
             ("stop", Request::Stop),
             ("restart", Request::Restart),
             ("suspend", Request::Suspend),
+            ("update", Request::Update),
             ("signal", Request::Signal),
             ("destroy", Request::Destroy { force: false }),
             ("destroy, forced", Request::Destroy { force: true }),
@@ -214,7 +233,7 @@ mod tests {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 7 * COLUMNS.len());
+        assert_eq!(checked, 8 * COLUMNS.len());
     }
 
     #[test]
@@ -225,6 +244,7 @@ mod tests {
                 Request::Stop,
                 Request::Restart,
                 Request::Suspend,
+                Request::Update,
                 Request::Signal,
                 Request::Destroy { force: false },
                 Request::Destroy { force: true },

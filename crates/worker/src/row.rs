@@ -70,6 +70,9 @@ pub struct MachineRow {
     /// How it was last started: `cold` or `template`.
     #[serde(default)]
     pub start_kind: Option<String>,
+    /// The version before the current one, as long as an update may still come to nothing.
+    #[serde(default)]
+    pub replaced: Option<Box<Replaced>>,
     /// Last event's id.
     pub last_event: Option<EventId>,
     /// Rises with every published change.
@@ -93,6 +96,21 @@ impl MachineRow {
     pub fn lease_allows(&self, nonce: Option<&LeaseNonce>, now_ms: u64) -> bool {
         self.valid_lease(now_ms).is_none_or(|lease| Some(&lease.nonce) == nonce)
     }
+}
+
+/// What an update goes back to when the new version can't be had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// Version of the configuration.
+    pub version: VersionId,
+    /// Configuration.
+    pub config: RawConfig,
+    /// What it ran.
+    pub image: ResolvedImage,
+    /// Where the machine was.
+    pub state: MachineState,
+    /// It was about to run, or to go on running.
+    pub runs: bool,
 }
 
 /// How a program ended.

@@ -9,13 +9,14 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use caddis_api::{
-    ApiError, ErrorCode, LeaseNonce, MachineConfig, MachineId, MachineState, RawConfig, VersionId,
+    ApiError, ErrorCode, LeaseNonce, Machine, MachineConfig, MachineId, MachineState, RawConfig, VersionId,
     exec::{ListenSocket, ProcessStat},
 };
 use caddis_bus::{
     Handler,
     message::{
-        Action, CreateMachine, Envelope, Offer, Question, WorkerReply, WorkerRequest, WorkerResult, decode, encode,
+        Action, CreateMachine, Envelope, Offer, Question, UpdateMachine, VersionRecord, WorkerReply, WorkerRequest,
+        WorkerResult, decode, encode,
     },
 };
 use caddis_guest_protocol::{host::Session, message::ProcessInfo};
@@ -32,7 +33,7 @@ use crate::{
     engine::Shared,
     event::Source,
     operation::OperationKind,
-    owner::{Draft, Message, grant_lease},
+    owner::{Draft, Message, Revision, grant_lease},
     row::{FORMAT, MachineRow},
     store::Durability,
 };
@@ -100,6 +101,9 @@ impl Handler for RequestHandler {
 async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
     match request {
         WorkerRequest::Create(create) => make(shared, *create).await,
+        WorkerRequest::Act { machine, nonce, action: Action::Update(update) } => {
+            self::update(shared, &machine, nonce, *update).await
+        }
         WorkerRequest::Act { machine, nonce, action } => act(shared, &machine, nonce, action).await,
         WorkerRequest::Get { machine } => {
             let record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
@@ -114,6 +118,7 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
             let events = shared.store.events(&machine, limit).await.map_err(ApiError::internal)?;
             Ok(WorkerReply::Events { events })
         }
+        WorkerRequest::Versions { machine } => versions(shared, &machine).await,
         WorkerRequest::Processes { machine } => processes(shared, &machine).await,
         WorkerRequest::Drain { deadline_ms } => drain(shared, Duration::from_millis(deadline_ms)).await,
         WorkerRequest::Health => Ok(WorkerReply::Health { problems: problems(shared).await }),
@@ -143,8 +148,8 @@ async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig
     crate::spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
     let mut draft = Draft::new(row);
     draft.begin(OperationKind::Create, Source::Worker);
-    let (row, mut events) = draft.into_parts();
-    shared.store.commit(row.clone(), events.clone(), Durability::Synced).await.map_err(|e| {
+    let (row, mut events, versions) = draft.into_parts();
+    shared.store.commit(row.clone(), events.clone(), versions, Durability::Synced).await.map_err(|e| {
         tracing::error!(machine = %row.id, error = %e, "can't record a new machine");
         ApiError::internal("can't record the machine; see the server's log, and free space if its disk is full")
     })?;
@@ -182,6 +187,7 @@ fn new_row(create: CreateMachine, config: RawConfig, image: ResolvedImage, addre
         lease: None,
         restarts: Vec::new(),
         start_kind: None,
+        replaced: None,
         last_event: None,
         revision: now,
         destroyed_at: None,
@@ -202,6 +208,37 @@ async fn act(shared: &Arc<Shared>, machine: &MachineId, nonce: Option<LeaseNonce
         Ok(result) => result,
         Err(_) => gone(shared, machine, destroy),
     }
+}
+
+/// Finds out what the new version runs, which may take a while, before the owner is asked to take it on.
+async fn update(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+    nonce: Option<LeaseNonce>,
+    update: UpdateMachine,
+) -> WorkerResult {
+    let Some(owner) = shared.owner(machine) else { return gone(shared, machine, false) };
+    shared.check_not_draining()?;
+    let (raw, config) = caddis_api::validate::normalise(update.config.clone())?;
+    let image = shared.images.resolve(config.image.as_deref().unwrap_or_default()).await?;
+    let revision = Box::new(Revision { raw, config, image, update });
+    let (reply, answer) = oneshot::channel();
+    if owner.send(Message::Update { nonce, revision, reply }).await.is_err() {
+        return gone(shared, machine, false);
+    }
+    answer.await.unwrap_or_else(|_| gone(shared, machine, false))
+}
+
+/// All versions, the current one first.
+async fn versions(shared: &Arc<Shared>, machine: &MachineId) -> WorkerResult {
+    let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+    let replaced = shared.store.versions(machine).await.map_err(ApiError::internal)?;
+    let Machine { version, config, image_ref: image, .. } = record.machine;
+    let current = VersionRecord { version, config: config.unwrap_or_default(), image };
+    // It may have become one that was replaced in between.
+    let replaced = replaced.into_iter().filter(|version| version.version != current.version);
+    let versions = std::iter::once(current.clone()).chain(replaced).collect();
+    Ok(WorkerReply::Versions { versions })
 }
 
 /// The answer for a machine that has no owner: it is destroyed, or there is none.

@@ -86,8 +86,8 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
         // Above all that an earlier process may have published without recording it.
         draft.row.revision = draft.row.revision.max(draft.now) + 1;
         take_up(&mut draft, vm.as_deref().map(|vm| vm.start().kind), rebooted);
-        let (row, new) = draft.into_parts();
-        shared.store.commit(row.clone(), new.clone(), Durability::Synced).await?;
+        let (row, new, versions) = draft.into_parts();
+        shared.store.commit(row.clone(), new.clone(), versions, Durability::Synced).await?;
         for event in new {
             events.insert(0, event);
         }
@@ -169,7 +169,9 @@ fn lose_vm(draft: &mut Draft, rebooted: bool) {
                 operation.deadline = operation.kind.deadline(now_ms());
             }
         }
-        OperationKind::Restart(_) | OperationKind::Resume { .. } if operation.retry_from() < operation.step => {
+        OperationKind::Restart(_) | OperationKind::Resume { .. } | OperationKind::Update { .. }
+            if operation.retry_from() < operation.step =>
+        {
             operation.step = operation.retry_from();
         }
         // It was saved before it was lost.
@@ -180,7 +182,11 @@ fn lose_vm(draft: &mut Draft, rebooted: bool) {
             draft.row.state = MachineState::Started;
             draft.lose_program(end, rebooted);
         }
-        OperationKind::Stop(_) | OperationKind::Restart(_) if draft.row.ended.is_none() => draft.program_ended(end),
+        OperationKind::Stop(_) | OperationKind::Restart(_) | OperationKind::Update { .. }
+            if draft.row.ended.is_none() =>
+        {
+            draft.program_ended(end);
+        }
         _ => {}
     }
 }

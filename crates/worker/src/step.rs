@@ -476,7 +476,9 @@ async fn signal(context: Context) -> Result<Done, Failure> {
 
 fn stop_plan(row: &MachineRow) -> Option<&crate::operation::Stop> {
     match row.operation.as_ref().map(|operation| &operation.kind) {
-        Some(OperationKind::Stop(plan) | OperationKind::Restart(plan)) => Some(plan),
+        Some(OperationKind::Stop(plan) | OperationKind::Restart(plan) | OperationKind::Update { stop: plan, .. }) => {
+            Some(plan)
+        }
         _ => None,
     }
 }

@@ -10,7 +10,8 @@ use std::{
     thread,
 };
 
-use caddis_api::{MachineId, event::MachineEvent};
+use caddis_api::{MachineId, VersionId, event::MachineEvent};
+use caddis_bus::message::VersionRecord;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::oneshot;
 
@@ -19,15 +20,34 @@ use crate::row::{FORMAT, MachineRow};
 /// Events kept per machine.
 pub const EVENTS_PER_MACHINE: usize = 1000;
 
+/// Replaced versions kept per machine.
+pub const VERSIONS_PER_MACHINE: usize = 50;
+
+/// A change of the versions that are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub enum VersionChange {
+    /// It was replaced.
+    Keep(VersionRecord),
+    /// It is the current one again.
+    Forget(VersionId),
+}
+
 /// Each entry takes the schema one version further. Only ever added to.
-const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
      CREATE TABLE machines (
          id TEXT PRIMARY KEY, app TEXT NOT NULL, state TEXT NOT NULL, destroyed_at INTEGER, record TEXT NOT NULL
      ) STRICT;
      CREATE TABLE events (
          machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE, id TEXT NOT NULL, event TEXT NOT NULL,
          PRIMARY KEY (machine, id)
-     ) STRICT, WITHOUT ROWID;"];
+     ) STRICT, WITHOUT ROWID;",
+    // Versions that were replaced; the current one is in the machine's record.
+    "CREATE TABLE versions (
+         machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE, id TEXT NOT NULL, record TEXT NOT NULL,
+         PRIMARY KEY (machine, id)
+     ) STRICT, WITHOUT ROWID;",
+];
 
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +148,7 @@ impl Store {
         })
     }
 
-    /// Records a machine and the events of this change, in one transaction.
+    /// Records a machine and what this change makes of its events and versions, in one transaction.
     ///
     /// # Errors
     /// When it could not be recorded; then nothing was.
@@ -136,6 +156,7 @@ impl Store {
         &self,
         row: MachineRow,
         events: Vec<MachineEvent>,
+        versions: Vec<VersionChange>,
         durability: Durability,
     ) -> Result<(), StoreError> {
         self.run("record a machine", durability, move |transaction| {
@@ -155,6 +176,9 @@ impl Store {
                 transaction
                     .prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?
                     .execute(params![row.id.as_str(), event.id.as_str(), to_json(event)?])?;
+            }
+            for change in &versions {
+                record_version(transaction, &row.id, change)?;
             }
             if !events.is_empty() {
                 transaction
@@ -208,6 +232,21 @@ impl Store {
                 .query_map(params![machine.as_str(), i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
                     row.get::<_, String>(0)
                 })?;
+            texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
+        })
+        .await
+    }
+
+    /// A machine's replaced versions, newest first.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn versions(&self, machine: &MachineId) -> Result<Vec<VersionRecord>, StoreError> {
+        let machine = machine.clone();
+        self.run("read versions", Durability::Process, move |transaction| {
+            let mut statement =
+                transaction.prepare_cached("SELECT record FROM versions WHERE machine = ?1 ORDER BY id DESC")?;
+            let texts = statement.query_map([machine.as_str()], |row| row.get::<_, String>(0))?;
             texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
         })
         .await
@@ -308,6 +347,28 @@ fn transact<T>(
     let result = work(&transaction)?;
     transaction.commit()?;
     Ok(result)
+}
+
+fn record_version(transaction: &Transaction<'_>, machine: &MachineId, change: &VersionChange) -> rusqlite::Result<()> {
+    match change {
+        VersionChange::Keep(record) => {
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO versions (machine, id, record) VALUES (?1, ?2, ?3)")?
+                .execute(params![machine.as_str(), record.version.as_str(), to_json(record)?])?;
+            transaction
+                .prepare_cached(
+                    "DELETE FROM versions WHERE machine = ?1 AND id <=
+                     (SELECT id FROM versions WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                )?
+                .execute(params![machine.as_str(), VERSIONS_PER_MACHINE as i64])?;
+        }
+        VersionChange::Forget(version) => {
+            transaction
+                .prepare_cached("DELETE FROM versions WHERE machine = ?1 AND id = ?2")?
+                .execute(params![machine.as_str(), version.as_str()])?;
+        }
+    }
+    Ok(())
 }
 
 fn to_json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {

@@ -9,7 +9,6 @@ use caddis_api::{
 use caddis_bus::message::{Action, WorkerReply};
 
 use crate::{
-    apps::not_yet,
     context::{Context, unexpected},
     envelope::Failure,
     extract::{JsonBody, MachinePath, Nonce, Sparse},
@@ -92,12 +91,6 @@ pub(crate) async fn cordon(State(context): State<Context>, path: MachinePath, no
 /// `POST …/uncordon`.
 pub(crate) async fn uncordon(State(context): State<Context>, path: MachinePath, nonce: Nonce) -> Done {
     act(&context, &path, nonce, Action::Cordon { cordoned: false }).await
-}
-
-/// `POST` or `PUT …/machines/{id}`.
-pub(crate) async fn update(State(context): State<Context>, path: MachinePath) -> Done {
-    context.machine(&path.app, &path.id).await?;
-    Err(not_yet("update").into())
 }
 
 /// `POST …/suspend`.

@@ -59,10 +59,7 @@ async fn check(
     if let Some(name) = &name {
         names::check_machine_name(name)?;
     }
-    let ttl = request.lease_ttl.filter(|ttl| *ttl > 0);
-    if ttl.is_some_and(|ttl| ttl > MAX_TTL_SECONDS) {
-        return Err(ApiError::invalid(format!("invalid lease_ttl, cannot exceed {MAX_TTL_SECONDS} seconds")));
-    }
+    let ttl = checked_ttl(request.lease_ttl)?;
     let app = context.app(app).await?;
     if app.state == AppState::Deleting {
         return Err(CatalogError::AppInDeletion(app.name).into());
@@ -77,6 +74,15 @@ async fn check(
         cordoned: request.skip_service_registration,
         lease: ttl.map(|ttl| (ttl, caller.owner())),
     })
+}
+
+/// How long a lease is to last that is taken in the same step, seconds; zero means none.
+pub(super) fn checked_ttl(ttl: Option<u64>) -> Result<Option<u64>, ApiError> {
+    let ttl = ttl.filter(|ttl| *ttl > 0);
+    if ttl.is_some_and(|ttl| ttl > MAX_TTL_SECONDS) {
+        return Err(ApiError::invalid(format!("invalid lease_ttl, cannot exceed {MAX_TTL_SECONDS} seconds")));
+    }
+    Ok(ttl)
 }
 
 async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {

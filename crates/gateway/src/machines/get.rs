@@ -6,8 +6,9 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse as _, Response},
 };
-use caddis_api::{ApiError, ErrorCode};
+use caddis_api::{ApiError, ErrorCode, MachineState};
 
+use super::update::all_versions;
 use crate::{context::Context, envelope::Failure, extract::MachinePath, query::Params, view::Shown};
 
 /// `GET /v1/apps/{app}/machines/{id}`.
@@ -20,12 +21,33 @@ pub(crate) async fn get(
     if let Some(version) = params.get("version")
         && version != shown.record.machine.version.as_str()
     {
-        return Err(ApiError::new(ErrorCode::NotFound, "machine version not found").into());
+        return Ok(Json(earlier(&context, &path, &shown, version).await?).into_response());
     }
     Ok(if params.flag("include_leases")? {
         Json(with_lease(&shown)).into_response()
     } else {
         ([(CONTENT_TYPE, "application/json")], shown.body()).into_response()
+    })
+}
+
+/// The machine as it was in a version that was replaced.
+async fn earlier(
+    context: &Context,
+    path: &MachinePath,
+    shown: &Shown,
+    version: &str,
+) -> Result<caddis_api::Machine, ApiError> {
+    let versions = all_versions(context, path).await?;
+    let record = versions.into_iter().find(|record| record.version.as_str() == version);
+    let record = record.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "machine version not found"))?;
+    Ok(caddis_api::Machine {
+        state: MachineState::Replaced,
+        instance_id: record.version.clone(),
+        version: record.version,
+        config: Some(record.config),
+        image_ref: record.image,
+        operation: None,
+        ..shown.record.machine.clone()
     })
 }
 

@@ -7,6 +7,8 @@ pub(crate) mod get;
 pub(crate) mod history;
 pub(crate) mod leases;
 pub(crate) mod list;
+pub(crate) mod metadata;
 pub(crate) mod operation;
 mod reached;
+pub(crate) mod update;
 pub(crate) mod wait;

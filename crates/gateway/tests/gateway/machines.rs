@@ -66,13 +66,69 @@ async fn refusals_of_the_worker_come_through_and_both_ways_to_force_are_taken() 
 }
 
 #[tokio::test]
-async fn what_is_not_built_yet_says_so() {
+async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readable() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
-    for method in ["POST", "PUT"] {
-        let request = fixture.request(&format!("{method} /v1/apps/a/machines/{id}"));
-        let answer = fixture.send(request.body(Body::from("{}")).unwrap()).await;
-        assert_eq!((answer.status.as_u16(), answer.error()), (422, "update is not available yet".to_owned()));
+    let machine = format!("/v1/apps/a/machines/{id}");
+    let before = fixture.call(&format!("GET {machine}")).await.ok();
+    let old = before["version"].as_str().unwrap();
+    for (body, text) in [
+        (json!({}), "invalid config, it is required"),
+        (json!({ "config": { "image": "b" }, "name": "other" }), "invalid name, it can't be changed from"),
+        (json!({ "config": { "image": "b" }, "region": "fra" }), "invalid region, it can't be changed from local"),
+        (json!({ "config": { "image": "b" }, "lease_ttl": 99_999_999 }), "invalid lease_ttl"),
+        (json!({ "config": { "image": "b", "guest": { "cpus": 3 } } }), "invalid config.guest.cpus"),
+    ] {
+        let refused = fixture.post(&machine, body).await;
+        assert_eq!(refused.status, 400);
+        assert!(refused.error().contains(text), "{}", refused.error());
+    }
+    let body = json!({
+        "config": { "image": "b", "unknown": 1 }, "name": before["name"], "region": "local",
+        "current_version": old, "skip_launch": true, "lease_ttl": 60, "min_secrets_version": null,
+    });
+    let updated = fixture.post(&machine, body).await.ok();
+    assert_ne!(updated["version"], old);
+    assert_eq!(updated["instance_id"], updated["instance_id"]);
+    assert_eq!(updated["config"]["unknown"], 1);
+    assert!(updated["nonce"].is_string(), "{updated}");
+    let Action::Update(sent) = last_action(&fixture) else { panic!() };
+    assert_eq!((sent.expected.unwrap().as_str(), sent.skip_launch, sent.lease.unwrap().0), (old, true, 60));
+
+    let versions = fixture.call(&format!("GET {machine}/versions")).await.ok();
+    let ids: Vec<_> = versions.as_array().unwrap().iter().map(|version| &version["version"]).collect();
+    assert_eq!(ids, [&updated["version"], &before["version"]], "newest first");
+    assert_eq!(versions[1]["user_config"], before["config"]);
+    let earlier = fixture.call(&format!("GET {machine}?version={old}")).await.ok();
+    assert_eq!((&earlier["state"], &earlier["config"]), (&json!("replaced"), &before["config"]));
+    let unknown = fixture.call(&format!("GET {machine}?version=01HQ73A7BFFDF1B6WMGHFZZ4E7")).await;
+    assert_eq!(unknown.status, 404);
+    let wait = fixture.call(&format!("GET {machine}/wait?version={old}")).await;
+    assert!(wait.status == 409 && wait.error().contains("currently replaced"), "{}", wait.error());
+}
+
+#[tokio::test]
+async fn metadata_is_read_and_written_by_key_and_as_a_whole() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let metadata = format!("/v1/apps/a/machines/{id}/metadata");
+    assert_eq!(fixture.call(&format!("GET {metadata}")).await.ok(), json!({}));
+    let set = fixture.post(&format!("{metadata}/a%2Fb"), json!({ "value": "1" })).await;
+    assert_eq!(set.status, 204);
+    assert_eq!(fixture.call(&format!("GET {metadata}/a%2Fb")).await.ok(), json!({ "value": "1" }));
+    assert_eq!(fixture.call(&format!("GET {metadata}")).await.ok(), json!({ "a/b": "1" }));
+    assert_eq!(fixture.call(&format!("GET {metadata}/none")).await.status, 404);
+    assert_eq!(fixture.call(&format!("DELETE {metadata}/a%2Fb")).await.status, 204);
+    let body =
+        json!({ "metadata": { "x": "1", "gone": null, "empty": "" }, "machine_version": "", "updated_at": "now" });
+    for method in ["PATCH", "PUT"] {
+        let request = fixture.request(&format!("{method} {metadata}"));
+        assert_eq!(fixture.send(request.body(Body::from(body.to_string())).unwrap()).await.status, 204);
+        let Action::SetMetadata { changes, expected } = last_action(&fixture) else { panic!() };
+        assert_eq!((changes.len(), changes["gone"].clone(), expected), (3, None, None));
+    }
+    for (path, body) in [("/k", json!({})), ("/k", json!({ "value": 5 })), ("/k", json!([]))] {
+        assert_eq!(fixture.post(&format!("{metadata}{path}"), body).await.status, 400);
     }
 }
 

@@ -23,6 +23,10 @@ impl Owner {
                 // A client that hung up cancels nothing.
                 let _ = reply.send(result);
             }
+            Message::Update { nonce, revision, reply } => {
+                let result = self.update(nonce.as_ref(), *revision).await;
+                let _ = reply.send(result);
+            }
             Message::Session { nonce, reply } => {
                 let _ = reply.send(self.session(nonce));
             }
@@ -32,7 +36,11 @@ impl Owner {
 
     async fn act(&mut self, nonce: Option<LeaseNonce>, action: Action) -> WorkerResult {
         match &action {
-            Action::Signal { .. } | Action::AcquireLease { .. } | Action::GetLease | Action::ReleaseLease => {}
+            Action::Signal { .. }
+            | Action::SetMetadata { .. }
+            | Action::AcquireLease { .. }
+            | Action::GetLease
+            | Action::ReleaseLease => {}
             _ => self.check_lease(nonce.as_ref())?,
         }
         match action {
@@ -65,6 +73,9 @@ impl Owner {
                 let plan = Stop { signal, timeout_ms: 0 };
                 self.request(Request::Signal, Some(plan)).await?;
             }
+            // It comes with what it runs, see [`Message::Update`].
+            Action::Update(_) => return Err(ApiError::internal("an update without its image")),
+            Action::SetMetadata { changes, expected } => self.set_metadata(changes, expected).await?,
             Action::Destroy { force } => self.request(Request::Destroy { force }, None).await?,
             Action::Cordon { cordoned } => {
                 if self.row.cordoned != cordoned {
@@ -85,7 +96,7 @@ impl Owner {
         Ok(WorkerReply::Done { record: Box::new(self.record()) })
     }
 
-    fn plan(&self, signal: Option<Signal>, timeout: Option<ApiDuration>) -> Stop {
+    pub(super) fn plan(&self, signal: Option<Signal>, timeout: Option<ApiDuration>) -> Stop {
         let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.0.as_millis()).unwrap_or(u64::MAX));
         spec::stop_plan(&self.row.image.config, &self.config, signal, timeout_ms)
     }
@@ -231,7 +242,8 @@ impl Owner {
     }
 
     async fn drain(&mut self, done: oneshot::Sender<bool>) {
-        let runs = matches!(self.row.state, MachineState::Started | MachineState::Starting | MachineState::Restarting);
+        use MachineState::{Replacing, Restarting, Started, Starting};
+        let runs = matches!(self.row.state, Started | Starting | Restarting | Replacing);
         if runs {
             self.stop_for_drain().await;
             self.break_off_step();
@@ -261,6 +273,7 @@ fn kind(goal: Goal, plan: Stop) -> OperationKind {
         Goal::Stop => OperationKind::Stop(plan),
         Goal::Restart => OperationKind::Restart(plan),
         Goal::Suspend => OperationKind::Suspend,
+        Goal::Update => OperationKind::Update { stop: plan, run: true },
         Goal::Resume => OperationKind::Resume { spoiled: false },
         Goal::Destroy => OperationKind::Destroy,
     }

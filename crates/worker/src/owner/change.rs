@@ -12,7 +12,7 @@ use crate::{
     operation::{Operation, OperationKind, Step},
     restart::Verdict,
     row::{MachineRow, ProgramEnd},
-    store::Durability,
+    store::{Durability, VersionChange},
 };
 
 /// Wait before a change that must be recorded is tried again.
@@ -25,17 +25,23 @@ pub struct Draft {
     /// When: milliseconds since the Unix epoch.
     pub now: u64,
     events: Vec<MachineEvent>,
+    versions: Vec<VersionChange>,
 }
 
 impl Draft {
     /// A change of `row`, now.
     pub fn new(row: MachineRow) -> Self {
-        Self { row, now: now_ms(), events: Vec::new() }
+        Self { row, now: now_ms(), events: Vec::new(), versions: Vec::new() }
     }
 
-    /// The changed row, and the events of the change, oldest first.
-    pub fn into_parts(self) -> (MachineRow, Vec<MachineEvent>) {
-        (self.row, self.events)
+    /// The changed row, the events of the change, oldest first, and what it makes of the versions that are kept.
+    pub fn into_parts(self) -> (MachineRow, Vec<MachineEvent>, Vec<VersionChange>) {
+        (self.row, self.events, self.versions)
+    }
+
+    /// Changes which versions are kept.
+    pub fn version(&mut self, change: VersionChange) {
+        self.versions.push(change);
     }
 
     /// Adds an event. `status` is the state after it.
@@ -48,6 +54,10 @@ impl Draft {
     /// Begins an operation, with the state and the event that go with it.
     pub fn begin(&mut self, kind: OperationKind, source: Source) {
         self.row.state = kind.state();
+        if !matches!(kind, OperationKind::Update { .. }) {
+            // An update that is broken off leaves the new version behind.
+            self.row.replaced = None;
+        }
         let event = match &kind {
             OperationKind::Create => Some("launch"),
             OperationKind::Start { .. } | OperationKind::Resume { .. } | OperationKind::Wake { failure: None } => {
@@ -56,6 +66,7 @@ impl Draft {
             OperationKind::Suspend => Some("suspend"),
             OperationKind::Stop(_) => Some("stop"),
             OperationKind::Restart(_) => Some("restart"),
+            OperationKind::Update { .. } => Some("update"),
             OperationKind::Destroy => Some("destroy"),
             // The exit event came before, the reason of an abandoned operation comes with its end.
             OperationKind::Exit { .. }
@@ -75,6 +86,10 @@ impl Draft {
         let now = self.now;
         if let Some(operation) = &mut self.row.operation {
             operation.step += 1;
+            if matches!(operation.kind, OperationKind::Update { .. }) {
+                // What it runs is there: from here on there is no way back.
+                self.row.replaced = None;
+            }
             if operation.current() == Some(Step::Launch) {
                 // Recorded before it happens, so that a VM is looked for whenever there may be one.
                 self.row.has_vm = true;
@@ -87,8 +102,10 @@ impl Draft {
 
     /// Notes the end of a program that the operation under way brought about.
     pub fn program_ended(&mut self, end: ProgramEnd) {
-        let restarting =
-            matches!(self.row.operation.as_ref().map(|operation| &operation.kind), Some(OperationKind::Restart(_)));
+        let restarting = matches!(
+            self.row.operation.as_ref().map(|operation| &operation.kind),
+            Some(OperationKind::Restart(_) | OperationKind::Update { run: true, .. })
+        );
         let request = event::exit_request(&self.row, &end, true, restarting, self.now);
         self.event(Source::Worker, "exit", MachineState::Stopped, request);
         self.row.ended = Some(end);
@@ -117,8 +134,8 @@ impl Owner {
         edit(&mut draft);
         draft.row.updated_at = draft.now.max(self.row.updated_at);
         draft.row.revision += 1;
-        let (row, events) = draft.into_parts();
-        let commit = self.shared.store.commit(row.clone(), events.clone(), durability);
+        let (row, events, versions) = draft.into_parts();
+        let commit = self.shared.store.commit(row.clone(), events.clone(), versions, durability);
         commit.await.map_err(|e| {
             tracing::error!(machine = %self.row.id, error = %e, "can't record a change");
             ApiError::internal("can't record the change; see the server's log, and free space if its disk is full")

@@ -65,6 +65,21 @@ impl Owner {
                     draft.row.start_kind.clone_from(&started.0);
                     draft.event(Source::User, "restart", MachineState::Started, started.1.clone());
                 }
+                OperationKind::Update { run: true, .. } => {
+                    draft.row.state = MachineState::Started;
+                    draft.row.launched = true;
+                    draft.row.start_kind.clone_from(&started.0);
+                    draft.event(Source::User, "launch", MachineState::Created, Value::Null);
+                    draft.event(Source::Worker, "start", MachineState::Started, started.1.clone());
+                }
+                OperationKind::Update { run: false, .. } => {
+                    let state = if draft.row.launched { MachineState::Stopped } else { MachineState::Created };
+                    draft.row.state = state;
+                    draft.event(Source::User, "launch", MachineState::Created, Value::Null);
+                    if state != MachineState::Created {
+                        draft.event(Source::User, "update", state, Value::Null);
+                    }
+                }
                 OperationKind::Stop(_) => {
                     draft.row.state = MachineState::Stopped;
                     if auto_destroy && !draft.row.drained && draft.row.next.is_none() {
@@ -83,6 +98,10 @@ impl Owner {
                     draft.row.state = *into;
                     draft.event(Source::Worker, of, *into, json!({ "error": reason }));
                 }
+            }
+            if draft.row.state == MachineState::Started && draft.row.next == Some(OperationKind::START) {
+                // It runs already.
+                draft.row.next = None;
             }
             // In the same change: nobody shall see it rest in between.
             if draft.row.operation.is_none()
@@ -116,6 +135,10 @@ impl Owner {
     /// Stops trying: clears up, and rests in a state that says so.
     pub(super) async fn give_up(&mut self, reason: String) {
         let Some(operation) = &self.row.operation else { return };
+        if let Some(replaced) = self.row.replaced.clone() {
+            self.revert(*replaced, reason).await;
+            return;
+        }
         // A suspend that comes to nothing costs nothing: the machine goes on.
         let saved = step::snapshot(&self.shared, &self.row.id).exists();
         let instead = match operation.kind {

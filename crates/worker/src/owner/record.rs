@@ -24,19 +24,12 @@ pub fn record(
     events: &VecDeque<MachineEvent>,
     progress: &Progress,
 ) -> MachineRecord {
-    let image = &row.image.reference;
     let machine = Machine {
         id: row.id.clone(),
         name: row.name.clone(),
         state: row.state,
         region: row.region.clone(),
-        image_ref: ImageRef {
-            registry: image.registry.clone(),
-            repository: image.repository.clone(),
-            tag: image.tag.clone(),
-            digest: image.digest.clone(),
-            labels: image.labels.clone().filter(|labels| !labels.is_empty()),
-        },
+        image_ref: image_ref(&row.image.reference),
         instance_id: row.version.clone(),
         version: row.version.clone(),
         private_ip: row.addresses.ipv6.to_string(),
@@ -68,6 +61,17 @@ pub fn record(
         launched: row.launched,
         lease: row.public_lease(now_ms()),
         machine,
+    }
+}
+
+/// An image as the API shows it.
+pub fn image_ref(image: &caddis_image::ImageReference) -> ImageRef {
+    ImageRef {
+        registry: image.registry.clone(),
+        repository: image.repository.clone(),
+        tag: image.tag.clone(),
+        digest: image.digest.clone(),
+        labels: image.labels.clone().filter(|labels| !labels.is_empty()),
     }
 }
 

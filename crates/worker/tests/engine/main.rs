@@ -7,3 +7,4 @@ mod lifecycle;
 mod restarts;
 mod support;
 mod suspend;
+mod update;

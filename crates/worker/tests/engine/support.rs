@@ -58,7 +58,10 @@ impl Images for FakeImages {
         })
     }
 
-    async fn root_disk(&self, _: &ResolvedImage, _: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
+    async fn root_disk(&self, image: &ResolvedImage, _: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
+        if image.requested == "broken" {
+            return Err(ApiError::new(ErrorCode::ImageUnavailable, "told to fail"));
+        }
         Ok(RootDisk { path: "/nowhere".into(), size: 1 })
     }
 

@@ -20,8 +20,8 @@ use caddis_api::{
 use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
-        self, Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, Offer, WorkerReply, WorkerRequest,
-        WorkerResult,
+        self, Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, Offer, VersionRecord, WorkerReply,
+        WorkerRequest, WorkerResult,
     },
     stream::StreamService,
 };
@@ -40,6 +40,8 @@ pub struct StreamCall {
 pub struct State {
     pub machines: BTreeMap<MachineId, MachineRecord>,
     pub leases: BTreeMap<MachineId, Lease>,
+    /// Replaced ones, newest first; of all machines.
+    pub versions: Vec<VersionRecord>,
     pub answered: BTreeMap<String, WorkerResult>,
     pub sequence: u64,
     pub incarnation: String,
@@ -151,6 +153,12 @@ impl FakeWorker {
                 events.truncate(limit);
                 Ok(WorkerReply::Events { events })
             }
+            WorkerRequest::Versions { machine } => {
+                let state = self.state();
+                let mut versions = state.versions.clone();
+                versions.insert(0, version(&state.machines[&machine]));
+                Ok(WorkerReply::Versions { versions })
+            }
             WorkerRequest::Processes { .. } => {
                 let process = |pid: i32, rss: u64| ProcessStat {
                     pid,
@@ -174,7 +182,7 @@ impl FakeWorker {
         let held = self.state().leases.get(id).cloned();
         if let Some(held) = &held
             && nonce.as_ref() != Some(&held.nonce)
-            && !matches!(action, Action::Signal { .. } | Action::GetLease)
+            && !matches!(action, Action::Signal { .. } | Action::SetMetadata { .. } | Action::GetLease)
         {
             return Err(ApiError::aborted(format!(
                 "machine ID {id} lease currently held by {}, expires at 2030-01-01T00:00:00Z",
@@ -192,6 +200,23 @@ impl FakeWorker {
             Action::Stop { .. } => self.turn(id, MachineState::Stopping, "stop").await,
             Action::Restart { .. } => self.turn(id, MachineState::Restarting, "restart").await,
             Action::Suspend => self.turn(id, MachineState::Suspending, "suspend").await,
+            Action::Update(update) => {
+                self.state().versions.insert(0, version(&before));
+                let lease = update.lease.clone().map(|(ttl, owner)| lease(id, ttl, owner, ""));
+                let record = self.change(id, |record| {
+                    record.machine.version = VersionId::generate();
+                    record.machine.state = MachineState::Replacing;
+                    record.machine.config = Some(update.config);
+                });
+                return Ok(WorkerReply::Updated { record: Box::new(record.await), lease });
+            }
+            Action::SetMetadata { changes, .. } => {
+                let change = |record: &mut MachineRecord| {
+                    let config = record.machine.config.get_or_insert_default();
+                    config.0.insert("metadata".to_owned(), serde_json::to_value(changes).unwrap());
+                };
+                self.change(id, change).await
+            }
             Action::Signal { .. } => before,
             Action::Destroy { force } => {
                 if !force && before.machine.state == MachineState::Started {
@@ -219,6 +244,11 @@ impl FakeWorker {
         };
         Ok(WorkerReply::Done { record: Box::new(record) })
     }
+}
+
+fn version(record: &MachineRecord) -> VersionRecord {
+    let machine = record.machine.clone();
+    VersionRecord { version: machine.version, config: machine.config.unwrap(), image: machine.image_ref }
 }
 
 impl State {

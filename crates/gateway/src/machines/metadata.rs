@@ -1,0 +1,100 @@
+//! The user's own words about a machine. A lease does not stand in the way of changing them.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use caddis_api::{
+    ApiError, ErrorCode, VersionId,
+    requests::{MetadataValue, PatchMetadataRequest, SetMetadataRequest},
+};
+use caddis_bus::message::{Action, WorkerReply};
+use serde_json::{Map, Value};
+
+use crate::{
+    context::{Context, unexpected},
+    envelope::Failure,
+    extract::{JsonBody, MachinePath},
+};
+
+/// Longest key, bytes.
+const LONGEST_KEY: usize = 256;
+
+async fn metadata(context: &Context, path: &MachinePath) -> Result<Map<String, Value>, ApiError> {
+    let shown = context.machine(&path.app, &path.id).await?;
+    let config = shown.record.machine.config.as_ref();
+    Ok(config.and_then(|config| config.0.get("metadata")?.as_object().cloned()).unwrap_or_default())
+}
+
+async fn change(
+    context: &Context,
+    path: &MachinePath,
+    changes: BTreeMap<String, Option<String>>,
+    expected: Option<VersionId>,
+) -> Result<StatusCode, Failure> {
+    if changes.keys().any(|key| key.is_empty() || key.len() > LONGEST_KEY) {
+        let text = format!("invalid metadata, a key has 1 to {LONGEST_KEY} bytes");
+        return Err(ApiError::invalid(text).into());
+    }
+    match context.act(&path.app, &path.id, None, Action::SetMetadata { changes, expected }).await? {
+        WorkerReply::Done { .. } => Ok(StatusCode::NO_CONTENT),
+        other => Err(unexpected(&other).into()),
+    }
+}
+
+/// `GET …/metadata`.
+pub(crate) async fn all(
+    State(context): State<Context>,
+    path: MachinePath,
+) -> Result<Json<Map<String, Value>>, Failure> {
+    Ok(Json(metadata(&context, &path).await?))
+}
+
+/// `PATCH` or `PUT …/metadata`; both merge.
+pub(crate) async fn merge(
+    State(context): State<Context>,
+    path: MachinePath,
+    JsonBody(request): JsonBody<PatchMetadataRequest>,
+) -> Result<StatusCode, Failure> {
+    let expected = request.machine_version.filter(|version| !version.as_str().is_empty());
+    change(&context, &path, request.metadata, expected).await
+}
+
+/// The key in the path.
+type KeyPath = Path<(String, String, String)>;
+
+/// `GET …/metadata/{key}`.
+pub(crate) async fn get(
+    State(context): State<Context>,
+    path: MachinePath,
+    Path((_, _, key)): KeyPath,
+) -> Result<Json<MetadataValue>, Failure> {
+    let metadata = metadata(&context, &path).await?;
+    let value = metadata.get(&key).and_then(Value::as_str).ok_or_else(|| {
+        let key: String = key.escape_debug().take(100).collect();
+        ApiError::new(ErrorCode::NotFound, format!("metadata key '{key}' not found"))
+    })?;
+    Ok(Json(MetadataValue { value: value.to_owned() }))
+}
+
+/// `POST …/metadata/{key}`.
+pub(crate) async fn set(
+    State(context): State<Context>,
+    path: MachinePath,
+    Path((_, _, key)): KeyPath,
+    JsonBody(request): JsonBody<SetMetadataRequest>,
+) -> Result<StatusCode, Failure> {
+    change(&context, &path, BTreeMap::from([(key, Some(request.value))]), None).await
+}
+
+/// `DELETE …/metadata/{key}`; also when there is none.
+pub(crate) async fn remove(
+    State(context): State<Context>,
+    path: MachinePath,
+    Path((_, _, key)): KeyPath,
+) -> Result<StatusCode, Failure> {
+    change(&context, &path, BTreeMap::from([(key, None)]), None).await
+}

@@ -1,0 +1,39 @@
+//! The user's own words about a machine. Changing them makes no new version and restarts nothing.
+
+use std::collections::BTreeMap;
+
+use caddis_api::{ApiError, VersionId};
+
+use super::Owner;
+use crate::store::Durability;
+
+/// Bytes of all keys and values together.
+const MOST: usize = 64 * 1024;
+
+impl Owner {
+    pub(super) async fn set_metadata(
+        &mut self,
+        changes: BTreeMap<String, Option<String>>,
+        expected: Option<VersionId>,
+    ) -> Result<(), ApiError> {
+        if let Some(expected) = expected.filter(|expected| *expected != self.row.version) {
+            let current = &self.row.version;
+            return Err(ApiError::precondition(format!(
+                "machine version mismatch, {expected} is not the current {current}"
+            )));
+        }
+        let mut draft = super::Draft::new(self.row.clone());
+        draft.merge_metadata(&changes);
+        if draft.row.config == self.row.config {
+            return Ok(());
+        }
+        let config = caddis_api::validate::read(&draft.row.config)?;
+        let size: usize = config.metadata.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
+        if size > MOST {
+            return Err(ApiError::invalid(format!("invalid metadata, cannot exceed {MOST} bytes in all")));
+        }
+        self.try_change(Durability::Synced, |draft| draft.merge_metadata(&changes)).await?;
+        self.config = config.into();
+        Ok(())
+    }
+}

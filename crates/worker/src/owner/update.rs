@@ -1,0 +1,179 @@
+//! Updates: a new version of the configuration takes the place of the current one, which goes on until what the new one
+//! runs is there. Until then nothing is lost: what can't be had leaves the machine as it was.
+
+use caddis_api::{ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig, VersionId};
+use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerResult};
+use caddis_image::ResolvedImage;
+use serde_json::{Value, json};
+
+use super::{Owner, change::Draft, lease::grant, record::image_ref};
+use crate::{
+    clock::now_ms,
+    event::Source,
+    operation::OperationKind,
+    policy::{self, Request, Verdict},
+    restart,
+    row::{MachineRow, Replaced},
+    spec,
+    store::{Durability, VersionChange},
+};
+
+/// A new configuration, checked, with what it runs.
+#[derive(Debug)]
+pub struct Revision {
+    /// Completed.
+    pub raw: RawConfig,
+    /// Read.
+    pub config: MachineConfig,
+    /// What it runs.
+    pub image: ResolvedImage,
+    /// As it was asked for.
+    pub update: UpdateMachine,
+}
+
+impl Owner {
+    pub(super) async fn update(&mut self, nonce: Option<&LeaseNonce>, revision: Revision) -> WorkerResult {
+        self.check_lease(nonce)?;
+        let Revision { raw, config, image, update } = revision;
+        if let Some(expected) = update.expected.filter(|expected| *expected != self.row.version) {
+            let current = &self.row.version;
+            return Err(ApiError::aborted(format!(
+                "machine version mismatch, {expected} is not the current {current}"
+            )));
+        }
+        let supersede = match policy::decide(self.row.state, Request::Update) {
+            Verdict::Refuse(error) => return Err(error),
+            verdict => matches!(verdict, Verdict::Supersede(_)),
+        };
+        self.check_replaceable(&raw)?;
+        let mut row = self.row.clone();
+        (row.version, row.config, row.image) = (VersionId::generate(), raw, image);
+        row.cordoned |= update.cordoned;
+        row.replaced = Some(Box::new(replaced(&self.row)));
+        spec::machine_spec(&row, &config, self.shared.network.guest_spec(&row.addresses))?;
+        let now = now_ms();
+        if let Some((ttl, owner)) = update.lease {
+            let held = self.row.valid_lease(now);
+            let nonce = held.map_or_else(LeaseNonce::random, |lease| lease.nonce.clone());
+            let (owner, words) = held.map_or((owner, String::new()), |l| (l.owner.clone(), l.description.clone()));
+            row.lease = Some(grant(&row, nonce, ttl, owner, words, now));
+        }
+        let lease = row.lease.clone().filter(|_| row.lease != self.row.lease);
+        let stop = self.plan(None, None);
+        let run = !update.skip_launch && replaced(&self.row).runs;
+        self.shared.capacity.resize(&row.id, &config)?;
+        let kept = version(&self.row);
+        let begun = self.try_change(Durability::Synced, |draft| {
+            draft.row = row;
+            draft.row.next = None;
+            draft.row.drained = false;
+            draft.row.restarts.clear();
+            draft.version(VersionChange::Keep(kept));
+            draft.begin(OperationKind::Update { stop, run }, Source::User);
+        });
+        if let Err(error) = begun.await {
+            self.shared.capacity.restore(&self.row.id, &self.config, self.row.addresses.ipv4);
+            return Err(error);
+        }
+        self.take_on(config);
+        if supersede {
+            self.break_off_step();
+            self.turn = None;
+        }
+        Ok(WorkerReply::Updated { record: Box::new(self.record()), lease })
+    }
+
+    /// What an update can't change.
+    fn check_replaceable(&self, new: &RawConfig) -> Result<(), ApiError> {
+        if self.row.operation.as_ref().is_some_and(|operation| operation.kind == AUTO_DESTROY) {
+            return Err(ApiError::precondition("machine is about to be destroyed, refusing to update"));
+        }
+        let volumes = |config: &RawConfig| {
+            let mounts = config.0.get("mounts").and_then(Value::as_array).cloned().unwrap_or_default();
+            mounts.iter().map(|mount| mount.get("volume").cloned()).collect::<Vec<_>>()
+        };
+        if volumes(&self.row.config) != volumes(new) {
+            return Err(ApiError::invalid("invalid config.mounts, the volume of a machine can't be changed"));
+        }
+        Ok(())
+    }
+
+    fn take_on(&mut self, config: MachineConfig) {
+        self.shared.uses(&self.row.id, self.row.image.reference.digest.clone());
+        self.config = config.into();
+    }
+
+    /// The new version can't be had: the machine goes on with the one it had.
+    pub(super) async fn revert(&mut self, replaced: Replaced, reason: String) {
+        tracing::warn!(machine = %self.row.id, reason, "update given up");
+        self.shared.logs.append_own(&self.row.id, format!("update failed: {reason}"));
+        self.turn = None;
+        // It was read before.
+        let config = caddis_api::validate::read(&replaced.config).unwrap_or_default();
+        self.shared.capacity.restore(&self.row.id, &config, self.row.addresses.ipv4);
+        let has_vm = self.live.is_some();
+        let stop = self.plan(None, None);
+        self.change(Durability::Synced, |draft| {
+            let Replaced { version, config, image, state, runs } = replaced.clone();
+            draft.version(VersionChange::Forget(version.clone()));
+            (draft.row.version, draft.row.config, draft.row.image) = (version, config, image);
+            (draft.row.next, draft.row.operation, draft.row.replaced) = (None, None, None);
+            let rests = if state.is_settled() { state } else { MachineState::Stopped };
+            let shown = if runs { MachineState::Started } else { rests };
+            draft.row.state = shown;
+            draft.event(Source::Worker, "update", shown, json!({ "error": reason }));
+            match state {
+                MachineState::Suspending if has_vm => {
+                    draft.begin(OperationKind::Wake { failure: Some(reason.clone()) }, Source::Worker);
+                }
+                MachineState::Started => {}
+                // It was on its way.
+                _ if runs => draft.begin(OperationKind::START, Source::Worker),
+                MachineState::Creating | MachineState::Pending => draft.begin(OperationKind::Create, Source::Worker),
+                _ if !state.is_settled() => draft.begin(OperationKind::Stop(stop.clone()), Source::Worker),
+                _ => {}
+            }
+        })
+        .await;
+        self.take_on(config);
+    }
+}
+
+/// The end of a machine that goes away with its program.
+const AUTO_DESTROY: OperationKind = OperationKind::Exit { then: restart::Verdict::Destroy };
+
+fn version(row: &MachineRow) -> VersionRecord {
+    VersionRecord { version: row.version.clone(), config: row.config.clone(), image: image_ref(&row.image.reference) }
+}
+
+/// What an update of this machine replaces.
+fn replaced(row: &MachineRow) -> Replaced {
+    use MachineState as S;
+    let starts = |kind: &OperationKind| matches!(kind, OperationKind::Start { .. } | OperationKind::Resume { .. });
+    let follows = row.next.as_ref().is_some_and(starts);
+    let runs = match row.state {
+        // One that failed was to run.
+        S::Started | S::Starting | S::Restarting | S::Failed => true,
+        S::Stopping => {
+            let kind = row.operation.as_ref().map(|operation| &operation.kind);
+            follows || matches!(kind, Some(OperationKind::Exit { then: restart::Verdict::Restart { .. } }))
+        }
+        _ => follows,
+    };
+    let (version, config, image) = (row.version.clone(), row.config.clone(), row.image.clone());
+    Replaced { version, config, image, state: row.state, runs }
+}
+
+impl Draft {
+    /// Merges into the machine's metadata.
+    pub(super) fn merge_metadata(&mut self, changes: &std::collections::BTreeMap<String, Option<String>>) {
+        let metadata = self.row.config.0.entry("metadata").or_insert_with(|| json!({}));
+        let Some(metadata) = metadata.as_object_mut() else { return };
+        for (key, value) in changes {
+            match value.as_deref().filter(|value| !value.is_empty()) {
+                Some(value) => drop(metadata.insert(key.clone(), json!(value))),
+                None => drop(metadata.remove(key)),
+            }
+        }
+    }
+}
