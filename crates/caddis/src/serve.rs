@@ -161,7 +161,11 @@ impl Server {
             region: settings.region.clone(),
             regions: Vec::new(),
             workers: vec![worker.id().clone()],
-            settings: caddis_gateway::Settings { destroyed_retention: DESTROYED_RETENTION, ..Default::default() },
+            settings: caddis_gateway::Settings {
+                destroyed_retention: DESTROYED_RETENTION,
+                rate_limit: settings.rate_limit,
+                ..Default::default()
+            },
         });
         let gateway = gateway.await?;
         // Last, so that nothing that failed leaves it behind.

@@ -106,6 +106,10 @@ pub struct ServeArguments {
     /// Disk space to leave free, MiB: below it unused images go, and new machines are refused [default: 1024].
     #[arg(long, env = "CADDIS_RESERVED_DISK_MB", value_name = "MIB")]
     pub reserved_disk_mb: Option<u64>,
+    /// How often clients may ask, per kind of request and machine: 1 is 1 per second and 3 at once (reads of a machine 5
+    /// and 10), 2 twice that, 0 without limit [default: 1, on loopback 0].
+    #[arg(long, env = "CADDIS_RATE_LIMIT", value_name = "FACTOR")]
+    pub rate_limit: Option<f64>,
     /// How log lines look [default: text].
     #[arg(long, env = "CADDIS_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -140,6 +144,7 @@ pub struct Settings {
     pub pool: usize,
     pub log_bytes: u64,
     pub reserved_disk: u64,
+    pub rate_limit: f64,
     pub log_format: LogFormat,
     pub log: String,
     pub boot_id_file: PathBuf,
@@ -162,12 +167,18 @@ impl ServeArguments {
         if !(cpu_overcommit > 0.0 && cpu_overcommit <= 1000.0) {
             bail!("the CPU overcommit factor must be above 0 and at most 1000, not {cpu_overcommit}");
         }
+        let listen = self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 4280).into());
+        let usual_limit = if listen.ip().is_loopback() { 0.0 } else { 1.0 };
+        let rate_limit = self.rate_limit.or(file.rate_limit).unwrap_or(usual_limit);
+        if !(0.0..=1e6).contains(&rate_limit) {
+            bail!("the rate limit factor must be between 0 and 1000000, not {rate_limit}");
+        }
         let release = running_kernel();
         let kernel = self.kernel.or(file.kernel).unwrap_or_else(|| format!("/boot/vmlinuz-{release}").into());
         let modules = self.modules.or(file.modules).or_else(|| modules_beside(&kernel));
         Ok(Settings {
             data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(default_data_dir),
-            listen: self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 4280).into()),
+            listen,
             region,
             accelerator: self.accelerator.or(file.accelerator).unwrap_or(AcceleratorChoice::Auto),
             kernel,
@@ -185,6 +196,7 @@ impl ServeArguments {
             pool: self.pool.or(file.pool).unwrap_or(8),
             log_bytes: self.log_mb.or(file.log_mb).unwrap_or(16).saturating_mul(1 << 20),
             reserved_disk: self.reserved_disk_mb.or(file.reserved_disk_mb).unwrap_or(1024).saturating_mul(1 << 20),
+            rate_limit,
             log_format: self.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
             boot_id_file: self.boot_id_file.unwrap_or_else(|| "/proc/sys/kernel/random/boot_id".into()),
@@ -280,6 +292,7 @@ mod tests {
         for arguments in [
             ServeArguments { region: Some("A b".to_owned()), ..ServeArguments::default() },
             ServeArguments { cpu_overcommit: Some(f64::NAN), ..ServeArguments::default() },
+            ServeArguments { rate_limit: Some(-1.0), ..ServeArguments::default() },
             ServeArguments { config: Some("/no/such/file".into()), ..ServeArguments::default() },
         ] {
             assert!(arguments.resolve().is_err());

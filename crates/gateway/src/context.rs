@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     GatewayParts, Settings,
     deletion::{Deletions, Destroyed},
+    limits::Limits,
     regions::Regions,
     view::{Shown, View},
 };
@@ -33,6 +34,7 @@ pub(crate) struct Inner {
     pub settings: Settings,
     pub view: View,
     pub deletions: Deletions,
+    pub limits: Option<Limits>,
     /// Ends waits and event streams.
     pub closing: CancellationToken,
     /// Ends work in the background.
@@ -49,6 +51,7 @@ impl Inner {
             regions: Regions::new(parts.region, parts.regions),
             view: View::new(destroyed, parts.settings.destroyed_retention, parts.workers.is_empty()),
             workers: parts.workers,
+            limits: Limits::new(parts.settings.rate_limit),
             settings: parts.settings,
             deletions: Deletions::default(),
             closing: CancellationToken::new(),

@@ -21,6 +21,7 @@ mod forward;
 mod health;
 mod host;
 mod images;
+mod limits;
 mod logs;
 mod machines;
 mod organizations;
@@ -86,6 +87,8 @@ pub struct Settings {
     pub request_deadline: Duration,
     /// How long destroyed machines are shown.
     pub destroyed_retention: Duration,
+    /// The reference's rate limits times this; 0 for none.
+    pub rate_limit: f64,
 }
 
 impl Default for Settings {
@@ -99,6 +102,7 @@ impl Default for Settings {
             create_deadline: Duration::from_secs(60),
             request_deadline: Duration::from_secs(15),
             destroyed_retention: Duration::from_secs(7 * 24 * 3600),
+            rate_limit: 0.0,
         }
     }
 }

@@ -14,7 +14,9 @@ use crate::{
     authentication::authenticate,
     context::Context,
     envelope::{Failure, envelope},
-    health, host, images, logs,
+    health, host, images,
+    limits::limit,
+    logs,
     machines::{actions, create, exec, get as get_machine, history, leases, list, metadata, operation, update, wait},
     organizations, regions,
 };
@@ -48,6 +50,8 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/v1/images", get(images::list).post(images::import).delete(images::remove))
         .route("/v1/host/drain", post(host::drain))
         .route("/api/v1/apps/{app}/logs", get(logs::logs))
+        .route_layer(from_fn_with_state(context.clone(), limit))
+        // First, so that nobody else uses up what a client may ask.
         .route_layer(from_fn_with_state(context.clone(), authenticate));
     Router::new()
         .merge(protected)

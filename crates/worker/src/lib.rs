@@ -39,6 +39,7 @@ mod policy;
 mod publish;
 mod restart;
 mod row;
+mod schedule;
 mod service;
 mod spec;
 mod start;

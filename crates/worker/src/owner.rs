@@ -26,9 +26,11 @@ use tokio::{
 use crate::{
     clock::now_ms,
     engine::Shared,
+    event::Source,
     live::Live,
     operation::{Operation, OperationKind, Step},
     row::MachineRow,
+    schedule,
     step::{self, Done, Failure},
     store::Durability,
     timing::Timing,
@@ -92,6 +94,10 @@ struct RunningStep {
 
 /// Progress is published at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// A machine with a schedule that is later than this waits for its turn among others.
+const LATE_MS: u64 = 60_000;
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 /// Patience, at the worker's end, with a VM that was killed.
 const VANISHING: Duration = Duration::from_secs(5);
 /// Wait before the second try of a step; doubled before the third.
@@ -127,6 +133,8 @@ enum Happened {
     Progress,
     Deadline,
     RetryDue,
+    /// A machine with a schedule may be due.
+    MayBeDue,
 }
 
 impl Owner {
@@ -185,6 +193,7 @@ impl Owner {
                 Happened::Progress => self.publish_progress(),
                 Happened::Deadline => self.deadline_passed().await,
                 Happened::RetryDue => self.retry_at = None,
+                Happened::MayBeDue => self.start_if_due().await,
             }
         }
     }
@@ -195,6 +204,8 @@ impl Owner {
             .operation
             .as_ref()
             .map(|operation| Instant::now() + Duration::from_millis(operation.deadline.saturating_sub(now_ms())));
+        let due = schedule::due(&self.config, &self.row)
+            .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now_ms())).clamp(SECOND, MINUTE));
         let retry_at = self.retry_at;
         let (events, gone) = match &mut self.live {
             Some(live) => {
@@ -220,6 +231,7 @@ impl Owner {
             () = maybe(progress.map(changed)) => Happened::Progress,
             () = maybe(deadline.map(tokio::time::sleep_until)) => Happened::Deadline,
             () = maybe(retry_at.map(tokio::time::sleep_until)) => Happened::RetryDue,
+            () = maybe(due.map(tokio::time::sleep_until)) => Happened::MayBeDue,
         }
     }
 
@@ -338,6 +350,16 @@ impl Owner {
         if self.row.operation.is_none() {
             self.change(Durability::Process, |draft| draft.row.has_vm = false).await;
         }
+    }
+
+    /// The clock may have been set since it was looked at last.
+    async fn start_if_due(&mut self) {
+        let due = schedule::due(&self.config, &self.row).filter(|at| *at <= now_ms());
+        let Some(at) = due.filter(|_| self.shared.check_not_draining().is_ok()) else { return };
+        // When no server ran all may be late at once.
+        let recovery = at + LATE_MS < now_ms();
+        let start = OperationKind::Start { not_before: 0, automatic: true, recovery };
+        self.change(Durability::Synced, |draft| draft.begin(start.clone(), Source::Worker)).await;
     }
 
     async fn step_failed(&mut self, step: Step, failure: Failure) {

@@ -186,6 +186,7 @@ fn new_row(create: CreateMachine, config: RawConfig, image: ResolvedImage, addre
         drained: false,
         lease: None,
         restarts: Vec::new(),
+        rested_at: 0,
         start_kind: None,
         replaced: None,
         last_event: None,

@@ -236,3 +236,27 @@ async fn content_types_nulls_and_empty_bodies_do_not_matter() {
         assert_eq!(answer.ok(), json!({"ok": true}));
     }
 }
+
+#[tokio::test]
+async fn who_asks_too_often_is_told_when_to_come_back() {
+    let fixture = Fixture::with(caddis_gateway::Settings { rate_limit: 1.0, ..Default::default() }, |_| {}).await;
+    let id = fixture.started().await;
+    let stop = format!("POST /v1/apps/a/machines/{id}/stop");
+    for _ in 0..3 {
+        assert_eq!(fixture.call(&stop).await.status, 200);
+    }
+    let refused = fixture.call(&stop).await;
+    assert_eq!(refused.status, 429);
+    assert!(refused.error().starts_with("resource_exhausted: too many requests"), "{}", refused.error());
+    assert_eq!(refused.headers["retry-after"], "1");
+    assert_eq!(fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.status, 200, "other kinds are let through");
+    let asked = fixture.worker.state().requests.len();
+    fixture.call(&stop).await;
+    assert_eq!(fixture.worker.state().requests.len(), asked, "the worker hears nothing of it");
+    // Who has no token uses up nothing.
+    for _ in 0..20 {
+        let request = axum::http::Request::get("/v1/apps?org_slug=personal").body(axum::body::Body::empty()).unwrap();
+        assert_eq!(fixture.send(request).await.status, 401);
+    }
+    assert_eq!(fixture.call("GET /v1/apps?org_slug=personal").await.status, 200);
+}

@@ -242,8 +242,10 @@ impl Owner {
     }
 
     async fn drain(&mut self, done: oneshot::Sender<bool>) {
-        use MachineState::{Replacing, Restarting, Started, Starting};
-        let runs = matches!(self.row.state, Started | Starting | Restarting | Replacing);
+        use MachineState::{Restarting, Started, Starting};
+        let operation = self.row.operation.as_ref().map(|operation| &operation.kind);
+        let runs = matches!(self.row.state, Started | Starting | Restarting)
+            || matches!(operation, Some(OperationKind::Update { run: true, .. }));
         if runs {
             self.stop_for_drain().await;
             self.break_off_step();

@@ -134,6 +134,9 @@ impl Owner {
         edit(&mut draft);
         draft.row.updated_at = draft.now.max(self.row.updated_at);
         draft.row.revision += 1;
+        if draft.row.state == MachineState::Stopped && self.row.state != MachineState::Stopped {
+            draft.row.rested_at = draft.now;
+        }
         let (row, events, versions) = draft.into_parts();
         let commit = self.shared.store.commit(row.clone(), events.clone(), versions, durability);
         commit.await.map_err(|e| {

@@ -5,6 +5,7 @@
 mod faults;
 mod lifecycle;
 mod restarts;
+mod schedule;
 mod support;
 mod suspend;
 mod update;

@@ -230,6 +230,10 @@ impl Fixture {
 
     /// A machine that runs this, with more of a configuration.
     pub async fn try_create(&self, argv: &[&str], more: Value) -> Result<MachineId, ApiError> {
+        self.create_with(argv, more, false).await
+    }
+
+    async fn create_with(&self, argv: &[&str], more: Value, skip_launch: bool) -> Result<MachineId, ApiError> {
         let mut config = json!({ "image": "image", "init": { "exec": argv }, "restart": { "policy": "no" } });
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let id = MachineId::random();
@@ -244,11 +248,29 @@ impl Fixture {
             ipv6: format!("fdaa:1:2::{number}").parse().unwrap(),
             network: "fdaa:1:2::/48".to_owned(),
             placement_epoch: 1,
-            skip_launch: false,
+            skip_launch,
             cordoned: false,
             lease: None,
         };
         self.ask(WorkerRequest::Create(Box::new(create))).await.map(|_| id)
+    }
+
+    /// A machine that was never booted.
+    pub async fn create_resting(&self, more: Value) -> MachineId {
+        let id = self.create_with(&["sleep", "inf"], more, true).await.unwrap();
+        self.until(&id, MachineState::Created).await;
+        id
+    }
+
+    /// Has all that is recorded happen so much earlier. Between two workers.
+    pub fn move_into_the_past(&self, by: Duration) {
+        let database = rusqlite::Connection::open(self.directory.path().join("worker/worker.db")).unwrap();
+        for field in ["created_at", "boot", "rested_at"] {
+            let text = format!(
+                "UPDATE machines SET record = json_set(record, '$.{field}', max(0, record ->> '{field}' - ?1))"
+            );
+            database.execute(&text, [i64::try_from(by.as_millis()).unwrap()]).unwrap();
+        }
     }
 
     pub async fn create(&self, argv: &[&str]) -> MachineId {

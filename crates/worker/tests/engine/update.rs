@@ -206,6 +206,27 @@ async fn an_update_is_finished_by_the_next_worker() {
 }
 
 #[tokio::test]
+async fn a_drain_in_the_middle_of_an_update_brings_back_what_was_to_run() {
+    let mut fixture = Fixture::new().await;
+    let guest = Behaviour { boot_delay: Duration::from_millis(300), ..Behaviour::default() };
+    let (running, resting) = (fixture.started().await, fixture.started().await);
+    fixture.act(&resting, STOP).await.unwrap();
+    fixture.until(&resting, MachineState::Stopped).await;
+    fixture.host.set_faults(Faults { guest, ..Faults::default() });
+    let new = try_update(&fixture, &running, update(json!({}))).await.unwrap();
+    try_update(&fixture, &resting, update(json!({}))).await.unwrap();
+    fixture.ask(WorkerRequest::Drain { deadline_ms: 30_000 }).await.unwrap();
+    fixture.assert_nothing_runs().await;
+    fixture.end().await;
+    fixture.boot_id = "second".to_owned();
+    fixture.start().await;
+    let record = fixture.until(&running, MachineState::Started).await;
+    assert_eq!(record.machine.version, new);
+    fixture.until(&resting, MachineState::Stopped).await;
+    assert_eq!(fixture.host.running(), [running.to_string()]);
+}
+
+#[tokio::test]
 async fn room_follows_the_configuration() {
     let fixture = Fixture::new().await;
     let machine = fixture.started().await;

@@ -1,0 +1,142 @@
+//! How often requests of one kind may come for one machine or app: the reference's limits, times a factor.
+
+use std::{
+    num::NonZeroU32,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderValue, Method, header::RETRY_AFTER},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use caddis_api::{ApiError, ErrorCode};
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock as _, DefaultClock},
+    state::keyed::HashMapStateStore,
+};
+
+use crate::{context::Context, envelope::Failure};
+
+type Limiter = RateLimiter<String, HashMapStateStore<String>, DefaultClock>;
+
+/// Those that have been quiet are forgotten after so many requests.
+const TIDY: u32 = 1024;
+
+/// The reference's: requests per second, and how many at once.
+const USUAL: (f64, f64) = (1.0, 3.0);
+/// Of GET of a machine.
+const READS: (f64, f64) = (5.0, 10.0);
+/// Of deletions of apps: 100 per minute in all.
+const DELETIONS: (f64, f64) = (100.0 / 60.0, 100.0);
+
+/// What a request counts as, and for whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Counted {
+    Usual(String),
+    Read(String),
+    Deletion,
+}
+
+/// Requests of late.
+pub(crate) struct Limits {
+    usual: Limiter,
+    reads: Limiter,
+    deletions: Limiter,
+    checks: AtomicU32,
+}
+
+impl Limits {
+    /// None with a factor of 0.
+    pub fn new(factor: f64) -> Option<Self> {
+        let limiter = |(rate, burst): (f64, f64)| {
+            let burst = NonZeroU32::new((burst * factor).ceil().clamp(1.0, 1e6) as u32)?;
+            let period = Duration::try_from_secs_f64(1.0 / (rate * factor)).ok()?;
+            Some(RateLimiter::hashmap(Quota::with_period(period)?.allow_burst(burst)))
+        };
+        let [usual, reads, deletions] = [USUAL, READS, DELETIONS].map(limiter);
+        Some(Self { usual: usual?, reads: reads?, deletions: deletions?, checks: AtomicU32::new(0) })
+    }
+
+    /// How long to wait, if this request comes too early.
+    fn check(&self, counted: &Counted) -> Result<(), Duration> {
+        let deletions = String::new();
+        let (limiter, key) = match counted {
+            Counted::Usual(key) => (&self.usual, key),
+            Counted::Read(key) => (&self.reads, key),
+            Counted::Deletion => (&self.deletions, &deletions),
+        };
+        if self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIDY) {
+            self.usual.retain_recent();
+            self.reads.retain_recent();
+        }
+        limiter.check_key(key).map_err(|until| until.wait_time_from(DefaultClock::default().now()))
+    }
+}
+
+fn counted(method: &Method, path: &str) -> Option<Counted> {
+    let words: Vec<_> = path.trim_matches('/').split('/').collect();
+    Some(match words[..] {
+        ["v1", "apps", _] if method == Method::DELETE => Counted::Deletion,
+        ["v1", "apps", _, "machines", id] if method == Method::GET => Counted::Read(id.to_owned()),
+        // Of all keys of the metadata together.
+        ["v1", "apps", _, "machines", id, action, ..] => Counted::Usual(format!("{method} {action} {id}")),
+        ["v1", "apps" | "orgs", ..] => Counted::Usual(format!("{method} {path}")),
+        _ => return None,
+    })
+}
+
+/// Refuses what comes too often, with the time after which it may come.
+pub(crate) async fn limit(State(context): State<Context>, request: Request, next: Next) -> Response {
+    let Some(limits) = &context.limits else { return next.run(request).await };
+    let checked = match counted(request.method(), request.uri().path()) {
+        Some(counted) => limits.check(&counted),
+        None => Ok(()),
+    };
+    let Err(wait) = checked else { return next.run(request).await };
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let text = format!("resource_exhausted: too many requests of this kind, try again in {seconds} s");
+    let mut response = Failure(ApiError::new(ErrorCode::RateLimited, text)).into_response();
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_by_kind_and_by_what_they_are_for() {
+        let usual = |text: &str| Some(Counted::Usual(text.to_owned()));
+        for (method, path, expected) in [
+            (Method::GET, "/v1/apps/a/machines/1", Some(Counted::Read("1".to_owned()))),
+            (Method::POST, "/v1/apps/a/machines/1", usual("POST /v1/apps/a/machines/1")),
+            (Method::POST, "/v1/apps/a/machines/1/stop", usual("POST stop 1")),
+            (Method::DELETE, "/v1/apps/a/machines/1/metadata/k", usual("DELETE metadata 1")),
+            (Method::DELETE, "/v1/apps/a", Some(Counted::Deletion)),
+            (Method::GET, "/v1/apps/a/machines", usual("GET /v1/apps/a/machines")),
+            (Method::GET, "/healthz", None),
+            (Method::POST, "/v1/images", None),
+        ] {
+            assert_eq!(counted(&method, path), expected, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_burst_is_let_through_and_then_no_more() {
+        assert!(Limits::new(0.0).is_none(), "off");
+        let limits = Limits::new(1.0).unwrap();
+        let (one, other) = (Counted::Usual("one".to_owned()), Counted::Usual("other".to_owned()));
+        for _ in 0..3 {
+            assert!(limits.check(&one).is_ok());
+        }
+        let wait = limits.check(&one).unwrap_err();
+        assert!(wait > Duration::ZERO && wait <= Duration::from_secs(1), "{wait:?}");
+        assert!(limits.check(&other).is_ok(), "each for itself");
+        let read = Counted::Read("one".to_owned());
+        assert_eq!((0..20).filter(|_| limits.check(&read).is_ok()).count(), 10);
+    }
+}

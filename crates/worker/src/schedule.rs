@@ -1,0 +1,33 @@
+//! When a machine with a schedule runs next. Pure.
+
+use std::time::Duration;
+
+use caddis_api::{MachineConfig, MachineState};
+
+use crate::row::MachineRow;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Time between two runs. A month has 30 days.
+fn interval(schedule: &str) -> Option<Duration> {
+    Some(match schedule {
+        "hourly" => HOUR,
+        "daily" => HOUR * 24,
+        "weekly" => HOUR * 24 * 7,
+        "monthly" => HOUR * 24 * 30,
+        _ => return None,
+    })
+}
+
+/// When the machine is to start, milliseconds since the Unix epoch: at the first multiple of its interval, counted from
+/// its creation, after it came to rest. What passes while it runs is left out, what passes while no server runs is made up
+/// for, once. `None` while it does anything else but rest, and before its first start, which is not ours.
+pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<u64> {
+    let interval = u64::try_from(interval(config.schedule.as_deref()?)?.as_millis()).ok()?;
+    let rests = row.state == MachineState::Stopped && row.operation.is_none() && row.next.is_none();
+    if !rests || !row.launched || row.drained {
+        return None;
+    }
+    let rested_for = row.rested_at.max(row.boot).saturating_sub(row.created_at);
+    row.created_at.checked_add((rested_for / interval + 1).checked_mul(interval)?)
+}
