@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
     sys::{
         signal::{Signal, kill},
-        wait::waitpid,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
 };
@@ -94,6 +95,20 @@ pub fn end(pid: i32) {
         // Another process may be in it, or a server may have removed it.
         let _ = std::fs::remove_dir(group);
     }
+}
+
+/// Asks a child to end (SIGTERM), and waits for that. False when it does not in time.
+pub(crate) fn ends_in(pid: i32, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    while Instant::now() < deadline {
+        match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => std::thread::sleep(Duration::from_millis(10)),
+            // Reaped, here or by who waits for all children.
+            _ => return true,
+        }
+    }
+    false
 }
 
 /// Waits for the end of a child or orphan.

@@ -31,7 +31,10 @@ pub struct Options {
     pub environment: BTreeMap<String, String>,
 }
 
-/// A server on a [`Host`]. Dropping it kills it and its VMs; when the test panicked, or with `CADDIS_TEST_LOG` set, its log is printed.
+/// How long a server has to end by itself when it is dropped.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(8);
+
+/// A server on a [`Host`]. Dropping it ends it and its VMs; when the test panicked, or with `CADDIS_TEST_LOG` set, its log is printed.
 #[derive(Debug)]
 pub struct Server<'a> {
     host: &'a Host,
@@ -294,7 +297,11 @@ impl<'a> Server<'a> {
 impl Drop for Server<'_> {
     fn drop(&mut self) {
         if let Some(pid) = self.child.take().and_then(|child| child.id()) {
-            process::end(pid.cast_signed());
+            // It waits for VMs that it has killed and whose processes are not gone yet: nobody else finds those.
+            let ended = !std::thread::panicking() && process::ends_in(pid.cast_signed(), GRACE);
+            if !ended {
+                process::end(pid.cast_signed());
+            }
         }
         for pid in process::holders(&self.data_directory()) {
             process::end(pid);

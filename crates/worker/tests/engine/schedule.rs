@@ -1,5 +1,7 @@
 //! Machines that run at intervals.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use caddis_api::{MachineId, MachineState};
