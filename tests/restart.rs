@@ -162,7 +162,11 @@ async fn a_server_that_is_killed_at_any_moment_goes_on_where_it_was() -> Result<
         let shown = machine.get().await?;
         let state = if wanted == "stop" { "stopped" } else { "started" };
         assert_eq!(shown["state"], state, "round {round}: {shown}");
-        assert_eq!(stand.server.vms().len(), usize::from(wanted == "start"), "round {round}");
+        if wanted == "stop" {
+            stand.server.until_no_vm().await?;
+        } else {
+            assert_eq!(stand.server.vms().len(), 1, "round {round}");
+        }
         let events = machine.events().await?;
         let exits =
             events.iter().take_while(|event| event["id"] != *before).filter(|event| event["type"] == "exit").count();
