@@ -1,4 +1,4 @@
-//! Stop of a running machine, from the request until a waiting client sees `stopped`: its VM is gone.
+//! Stop of a running machine, from the request until a waiting client sees `stopped`: its VM was killed.
 
 use std::time::Instant;
 

@@ -145,20 +145,14 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When it has none in time.
     pub async fn templates(&self) -> Result<Vec<PathBuf>> {
-        let deadline = std::time::Instant::now() + DEADLINE;
         let is_template = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "template");
-        loop {
+        let look = || {
             let entries = fs::read_dir(self.data_directory().join("templates")).into_iter().flatten().flatten();
             let found: Vec<_> = entries.map(|entry| entry.path()).filter(is_template).collect();
             // The file is there a moment before the server says that it starts from it.
-            if !found.is_empty() && self.log().contains("template ready") {
-                return Ok(found);
-            }
-            if std::time::Instant::now() > deadline {
-                bail!("the server has built no template");
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+            (!found.is_empty() && self.log().contains("template ready")).then_some(found)
+        };
+        eventually(look, || "the server has built no template".to_owned()).await
     }
 
     /// A handle on a machine.
@@ -197,14 +191,8 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When there still is one after a while.
     pub async fn until_no_vm(&self) -> Result<()> {
-        let deadline = std::time::Instant::now() + DEADLINE;
-        while !self.vms().is_empty() {
-            if std::time::Instant::now() > deadline {
-                bail!("VM processes {:?} are left", self.vms());
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        Ok(())
+        let look = || self.vms().is_empty().then_some(());
+        eventually(look, || format!("VM processes {:?} are left", self.vms())).await
     }
 
     /// Process id of the VM of one machine.
@@ -241,14 +229,8 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When none does in time.
     pub async fn until_builds(&self) -> Result<()> {
-        let deadline = std::time::Instant::now() + DEADLINE;
-        while self.unbound("/building-").is_empty() {
-            if std::time::Instant::now() > deadline {
-                bail!("the server builds no template");
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        Ok(())
+        let look = || (!self.unbound("/building-").is_empty()).then_some(());
+        eventually(look, || "the server builds no template".to_owned()).await
     }
 
     /// Waits until the log has told so many times that one more VM waits for a machine.
@@ -264,14 +246,8 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When it does not in time.
     pub async fn until_logged(&self, text: &str, times: usize) -> Result<()> {
-        let deadline = std::time::Instant::now() + DEADLINE;
-        while self.log().matches(text).count() < times {
-            if std::time::Instant::now() > deadline {
-                bail!("the log does not say '{text}' {times} times\n{}", self.log());
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        Ok(())
+        let look = || (self.log().matches(text).count() >= times).then_some(());
+        eventually(look, || format!("the log does not say '{text}' {times} times\n{}", self.log())).await
     }
 
     /// `kill -9`; its VMs stay.
@@ -311,6 +287,21 @@ impl Drop for Server<'_> {
         if std::thread::panicking() || std::env::var_os("CADDIS_TEST_LOG").is_some() {
             eprintln!("---- log of the server ----\n{}---- end of the log ----", self.log());
         }
+    }
+}
+
+/// Looks again and again until something is found, for as long as a busy machine may take: what is looked for is told by
+/// nobody.
+async fn eventually<T>(mut look: impl FnMut() -> Option<T>, failure: impl Fn() -> String) -> Result<T> {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        if std::time::Instant::now() > deadline {
+            bail!(failure());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
 

@@ -251,7 +251,7 @@ impl Vm for FakeVm {
         true
     }
 
-    async fn save(&self, file: &Path, _overlay: &Path) -> Result<(), VmmError> {
+    async fn save(&self, file: &Path, _overlay: &Path, _memory: u64) -> Result<(), VmmError> {
         let (fails, delay) = {
             let mut faults = locked(&self.host.faults);
             let fails = faults.failing_saves > 0;

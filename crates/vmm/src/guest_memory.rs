@@ -27,9 +27,8 @@ const THERE: u64 = 0b11 << 62;
 /// Where it is.
 pub(crate) struct GuestMemory {
     pid: Pid,
-    /// Where the process has it, and how much, bytes.
+    /// Where the process has it.
     address: usize,
-    size: u64,
     /// What is behind it. A page that is mapped privately and not there is as it is in this file.
     file: File,
     shared: bool,
@@ -37,15 +36,15 @@ pub(crate) struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// That of a process which has mapped it from its descriptor of this number.
+    /// That of a process which has mapped so many bytes from its descriptor of this number.
     ///
     /// # Errors
     /// When the process is gone or has no such memory.
-    pub(crate) fn of(process: &Process, descriptor: i32) -> io::Result<Self> {
-        Self::find(process.id.pid, process.descriptor(descriptor)?)
+    pub(crate) fn of(process: &Process, descriptor: i32, size: u64) -> io::Result<Self> {
+        Self::find(process.id.pid, process.descriptor(descriptor)?, size)
     }
 
-    fn find(pid: u32, file: OwnedFd) -> io::Result<Self> {
+    fn find(pid: u32, file: OwnedFd, size: u64) -> io::Result<Self> {
         let file = File::from(file);
         let inode = file.metadata()?.ino();
         let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
@@ -53,23 +52,20 @@ impl GuestMemory {
         let unexpected = || io::Error::other(format!("the memory of process {pid} is not where it should be"));
         let first = parts.first().filter(|part| part.offset == 0).ok_or_else(unexpected)?;
         // The kernel may have split it, but there is one after the other.
-        let size = parts.iter().try_fold(0, |size, part| {
+        let mapped = parts.iter().try_fold(0, |size, part| {
             let follows = part.offset == size && part.start == first.start + size && part.shared == first.shared;
             follows.then_some(part.end - first.start)
         });
+        if mapped != Some(size) {
+            return Err(unexpected());
+        }
         Ok(Self {
             pid: Pid::from_raw(pid.cast_signed()),
             address: usize::try_from(first.start).map_err(|_| unexpected())?,
-            size: size.ok_or_else(unexpected)?,
             shared: first.shared,
             pages: File::open(format!("/proc/{pid}/pagemap"))?,
             file,
         })
-    }
-
-    /// How much there is, bytes.
-    pub(crate) fn size(&self) -> u64 {
-        self.size
     }
 
     /// Reads from `offset` on; both that and the length are multiples of the page size. Touches nothing that the guest
@@ -166,7 +162,7 @@ mod tests {
             assert_ne!(start, libc::MAP_FAILED);
             start.cast::<u8>().add(2 * PAGE).write_bytes(2, PAGE);
         }
-        GuestMemory::find(std::process::id(), memory).unwrap()
+        GuestMemory::find(std::process::id(), memory, SIZE as u64).unwrap()
     }
 
     fn blocks(memory: &GuestMemory) -> u64 {
@@ -177,7 +173,9 @@ mod tests {
     fn what_was_written_is_read_whether_it_is_mapped_privately_or_shared() {
         for flags in [MAP_PRIVATE, MAP_SHARED] {
             let memory = mapped(flags);
-            assert_eq!((memory.size(), memory.shared), (SIZE as u64, flags == MAP_SHARED));
+            assert_eq!(memory.shared, flags == MAP_SHARED);
+            let file = memory.file.try_clone().unwrap().into();
+            assert!(GuestMemory::find(std::process::id(), file, 2 * SIZE as u64).is_err(), "of another size");
             let before = blocks(&memory);
             let mut buffer = vec![9; SIZE];
             memory.read(0, &mut buffer).unwrap();
@@ -192,8 +190,8 @@ mod tests {
     #[test]
     fn memory_that_is_not_there_is_an_error() {
         let other = file::memory("test", SIZE as u64).unwrap();
-        assert!(GuestMemory::find(std::process::id(), other).is_err());
+        assert!(GuestMemory::find(std::process::id(), other, SIZE as u64).is_err());
         let process = Process::open(std::process::id()).unwrap();
-        assert!(GuestMemory::of(&process, 9999).is_err());
+        assert!(GuestMemory::of(&process, 9999, SIZE as u64).is_err());
     }
 }

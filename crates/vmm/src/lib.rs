@@ -241,12 +241,13 @@ pub trait Vm: Send + Sync + 'static {
     /// Whether it can be saved at all: one that an earlier release started can't.
     fn can_save(&self) -> bool;
 
-    /// Saves it to a file in place of whatever is there, and durably: memory and devices, and with them what `overlay`,
-    /// its disk, holds. The VM stands still from here on, also after an error; [`Self::go_on`] has it go on. When this future is dropped, saving ends soon.
+    /// Saves it to a file in place of whatever is there, and durably: `memory`, so many bytes of it, and devices, and with
+    /// them what `overlay`, its disk, holds. The VM stands still from here on, also after an error; [`Self::go_on`] has it
+    /// go on. When this future is dropped, saving ends soon.
     ///
     /// # Errors
     /// [`VmmError::NotSaved`]; then there is no file.
-    async fn save(&self, file: &std::path::Path, overlay: &std::path::Path) -> Result<(), VmmError>;
+    async fn save(&self, file: &std::path::Path, overlay: &std::path::Path, memory: u64) -> Result<(), VmmError>;
 
     /// Has it go on after [`Self::save`]. Harmless when it does already.
     async fn go_on(&self) -> Result<(), VmmError>;

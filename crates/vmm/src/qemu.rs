@@ -284,7 +284,11 @@ impl Driver {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err(VmmError::NotRestored { message: format!("its snapshot is lost: {error}") })
                 }
-                Err(error) => Err(VmmError::NotRestored { message: error.to_string() }),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    Err(VmmError::NotRestored { message: error.to_string() })
+                }
+                // What was saved is as good as before.
+                Err(error) => Err(VmmError::io("read a snapshot")(error)),
             };
             let Err(VmmError::NotRestored { message }) = resumed else { return resumed };
             warn!(machine = spec.machine_id, message, "machine not resumed, started anew");
@@ -476,7 +480,7 @@ impl Vm for QemuVm {
         self.key.is_some()
     }
 
-    async fn save(&self, file: &Path, overlay: &Path) -> Result<(), VmmError> {
+    async fn save(&self, file: &Path, overlay: &Path, memory: u64) -> Result<(), VmmError> {
         let older = || VmmError::NotSaved { reason: "it was started by an older server; restart it".to_owned() };
         let key = self.key.clone().ok_or_else(older)?;
         // Set when nobody waits any more.
@@ -486,7 +490,7 @@ impl Vm for QemuVm {
         let (orders, process, uid) = (self.orders.clone(), self.process.clone(), self.slot.uid());
         let saving = spawn_blocking(move || {
             let _turn = orders.lock().unwrap_or_else(PoisonError::into_inner);
-            let vm = suspend::Standing { process: &process, directory: &directory, uid };
+            let vm = suspend::Standing { process: &process, directory: &directory, uid, memory };
             vm.save(&file, &key, &overlay, &called_off)
         });
         saving.await.map_err(panicked)?

@@ -33,10 +33,10 @@ const KEY: usize = 32;
 /// Length of what comes last.
 const FOOTER: usize = MAGIC.len() + KEY + 8 + 8 + 4;
 /// Device state is some tens of kilobytes.
-const LARGEST_STATE: u64 = 16 << 20;
+pub(crate) const LARGEST_STATE: u64 = 16 << 20;
 /// Threads that copy or check: more would only wait for memory.
 const THREADS: usize = 4;
-/// Between two turns of having the disk write.
+/// Between two turns of having the disk write: one with nothing to do ends at once, and would only take a processor.
 const PAUSE: Duration = Duration::from_millis(3);
 
 static ZEROES: [u8; CHUNK] = [0; CHUNK];
@@ -187,6 +187,9 @@ impl AsFd for Snapshot {
 
 impl Snapshot {
     /// Opens one of `size` bytes of memory.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not there, `InvalidData` when it can't be used; all others are the host's.
     pub(crate) fn open(path: &Path, key: &str, size: u64) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
@@ -204,7 +207,8 @@ impl Snapshot {
             return Err(missing());
         }
         if recorded != key.as_bytes() || number(0) != size {
-            return Err(io::Error::other("the snapshot is of another QEMU, processor, kernel, init or size"));
+            let text = "the snapshot is of another QEMU, processor, kernel, init or size";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         let (state_length, table_length) = (number(8), 4 * chunks(size)? as u64);
         if state_length > LARGEST_STATE || size + state_length + table_length != footer_at {
@@ -319,6 +323,21 @@ mod tests {
         assert!(check(&path, ONE).is_err());
         fs::write(&path, good).unwrap();
         assert_eq!(check(&path, ONE).unwrap(), STATE);
+    }
+
+    #[test]
+    fn a_failure_of_the_host_is_told_from_a_snapshot_that_is_no_good() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.snapshot");
+        let open = |key| Snapshot::open(&path, key, SIZE as u64).err().unwrap().kind();
+        assert_eq!(open(ONE), io::ErrorKind::NotFound);
+        written(&path);
+        assert_eq!(open(OTHER), io::ErrorKind::InvalidData);
+        fs::write(&path, "half").unwrap();
+        assert_eq!(open(ONE), io::ErrorKind::InvalidData);
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(![io::ErrorKind::NotFound, io::ErrorKind::InvalidData].contains(&open(ONE)));
     }
 
     #[test]

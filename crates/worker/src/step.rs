@@ -409,7 +409,7 @@ async fn save(context: Context) -> Result<Done, Failure> {
     }
     let directory = shared.machine_directory(&context.row.id);
     live.guest.send_modify(|guest| guest.halted = true);
-    let saved = live.vm.save(&directory.join(SNAPSHOT), &directory.join(OVERLAY)).await;
+    let saved = live.vm.save(&directory.join(SNAPSHOT), &directory.join(OVERLAY), needed).await;
     saved.map(|()| Done::Next).map_err(Failure::last)
 }
 

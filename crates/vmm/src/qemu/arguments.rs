@@ -6,15 +6,6 @@ use serde_json::{Value, json};
 
 use super::{Accelerator, descriptor};
 
-/// Where a VM's memory comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Memory {
-    /// The file of [`descriptor::MEMORY`], written to: of a VM that boots.
-    Shared,
-    /// That file's, copied on write: of one that is restored.
-    Private,
-}
-
 /// What is behind the root disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disk {
@@ -32,7 +23,6 @@ pub(super) struct Shape<'a> {
     pub(super) accelerator: Accelerator,
     pub(super) vcpus: u32,
     pub(super) memory_mib: u64,
-    pub(super) memory: Memory,
     /// It boots; otherwise it waits to be restored.
     pub(super) boots: bool,
     pub(super) disk: Disk,
@@ -73,13 +63,8 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     // One name whatever is behind it, so that what is saved with the one can be restored with the other.
     let size = format!("id=m0,size={}M", shape.memory_mib);
     let file = format!("memory-backend-file,{size},mem-path=/proc/self/fd/{}", descriptor::MEMORY);
-    add(
-        "-object",
-        match shape.memory {
-            Memory::Shared => format!("{file},share=on"),
-            Memory::Private => format!("{file},share=off"),
-        },
-    );
+    // One that boots has it for itself; what another is restored from is copied on write.
+    add("-object", format!("{file},share={}", if shape.boots { "on" } else { "off" }));
     if shape.boots {
         add("-kernel", format!("/proc/self/fd/{}", descriptor::KERNEL));
         add("-initrd", format!("/proc/self/fd/{}", descriptor::INITRD));
@@ -190,7 +175,6 @@ mod tests {
             accelerator,
             vcpus: 2,
             memory_mib: 512,
-            memory: Memory::Shared,
             boots: true,
             disk: Disk::Root,
             mac: "02:00:00:00:00:01",

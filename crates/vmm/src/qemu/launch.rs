@@ -11,11 +11,7 @@ use std::{
 use serde_json::json;
 use tracing::warn;
 
-use super::{
-    Accelerator, Driver, KILL_DEADLINE,
-    arguments::{self, Memory},
-    descriptor,
-};
+use super::{Accelerator, Driver, KILL_DEADLINE, arguments, descriptor};
 use crate::{
     Slot, Start, VmmError,
     capture::Capture,
@@ -100,10 +96,6 @@ impl Launch<'_> {
             accelerator: self.driver.config.accelerator,
             vcpus: self.shape.vcpus,
             memory_mib: self.shape.memory_mib,
-            memory: match self.source {
-                Source::Cold(_) => Memory::Shared,
-                Source::Template(_) | Source::Snapshot(..) => Memory::Private,
-            },
             boots: matches!(self.source, Source::Cold(_)),
             disk: match self.disk {
                 Disk::Blank => arguments::Disk::Blank,

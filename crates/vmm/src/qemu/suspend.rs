@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
+    io::{self, Read},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::{FileTypeExt as _, MetadataExt as _},
@@ -23,7 +23,7 @@ use crate::{
     guest_memory::GuestMemory,
     process::Process,
     qmp::Qmp,
-    snapshot::{self, Content},
+    snapshot::{self, Content, LARGEST_STATE},
 };
 
 /// Bytes that the pipe for device state holds. QEMU has far more to say, and waits with the rest.
@@ -38,6 +38,8 @@ pub(super) struct Standing<'a> {
     pub(super) directory: &'a Path,
     /// Who it runs as.
     pub(super) uid: u32,
+    /// How much memory its guest has, bytes.
+    pub(super) memory: u64,
 }
 
 impl Standing<'_> {
@@ -107,17 +109,18 @@ impl Standing<'_> {
         // From here on QEMU does nothing but wait until we read on.
         let mut first = [0];
         pipe.read_exact(&mut first)?;
-        let memory = GuestMemory::of(self.process, descriptor::MEMORY)?;
+        let memory = GuestMemory::of(self.process, descriptor::MEMORY, self.memory)?;
         let mut state = || {
             let mut state = first.to_vec();
-            pipe.read_to_end(&mut state)?;
-            if state.len() <= PIPE {
-                return Err(io::Error::other("QEMU saves too little of its devices"));
+            // One that was taken over could go on for ever.
+            Read::by_ref(&mut pipe).take(LARGEST_STATE).read_to_end(&mut state)?;
+            if state.len() <= PIPE || state.len() as u64 > LARGEST_STATE {
+                return Err(io::Error::other("QEMU saves too little or too much of its devices"));
             }
             Ok(state)
         };
         let read = |offset: u64, buffer: &mut [u8]| memory.read(offset, buffer);
-        snapshot::write(file, key, Content { size: memory.size(), memory: &read, state: &mut state }, cancelled)
+        snapshot::write(file, key, Content { size: self.memory, memory: &read, state: &mut state }, cancelled)
     }
 }
 

@@ -47,7 +47,6 @@ impl Driver {
             accelerator: self.config.accelerator,
             vcpus: shape.vcpus,
             memory_mib: shape.memory_mib,
-            memory: arguments::Memory::Shared,
             boots: true,
             disk: arguments::Disk::Blank,
             mac: MAC,
