@@ -56,6 +56,15 @@ pub enum WorkerRequest {
         /// What to do.
         action: Action,
     },
+    /// Replace a machine's configuration. Answer: [`WorkerReply::Updated`], once that is durable.
+    Update {
+        /// Which.
+        machine: MachineId,
+        /// What the client holds as proof of its lease.
+        nonce: Option<LeaseNonce>,
+        /// By what.
+        update: Box<UpdateMachine>,
+    },
     /// One machine, straight from its owner. Answer: [`WorkerReply::Machine`].
     Get {
         /// Which.
@@ -118,8 +127,6 @@ pub enum Action {
     },
     /// Answer: `Done`, once the suspend is durable.
     Suspend,
-    /// Replace its configuration. Answer: [`WorkerReply::Updated`], once that is durable.
-    Update(Box<UpdateMachine>),
     /// Answer: `Done`. No new version comes of it.
     SetMetadata {
         /// New values; `None` removes the key.

@@ -67,7 +67,7 @@ pub struct MachineRow {
     /// When the restart policy restarted it, milliseconds since the Unix epoch, oldest first.
     #[serde(default)]
     pub restarts: Vec<u64>,
-    /// When it last was stopped, milliseconds since the Unix epoch.
+    /// When it last came to rest, stopped or failed, milliseconds since the Unix epoch.
     #[serde(default)]
     pub rested_at: u64,
     /// How it was last started: `cold` or `template`.

@@ -24,8 +24,9 @@ fn interval(schedule: &str) -> Option<Duration> {
 /// for, once. `None` while it does anything else but rest, and before its first start, which is not ours.
 pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<u64> {
     let interval = u64::try_from(interval(config.schedule.as_deref()?)?.as_millis()).ok()?;
-    let rests = row.state == MachineState::Stopped && row.operation.is_none() && row.next.is_none();
-    if !rests || !row.launched || row.drained {
+    // One that could not be started is tried again the next time.
+    let rests = matches!(row.state, MachineState::Stopped | MachineState::Failed) && row.operation.is_none();
+    if !rests || row.next.is_some() || !row.launched || row.drained {
         return None;
     }
     let rested_for = row.rested_at.max(row.boot).saturating_sub(row.created_at);

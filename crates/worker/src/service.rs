@@ -101,9 +101,7 @@ impl Handler for RequestHandler {
 async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
     match request {
         WorkerRequest::Create(create) => make(shared, *create).await,
-        WorkerRequest::Act { machine, nonce, action: Action::Update(update) } => {
-            self::update(shared, &machine, nonce, *update).await
-        }
+        WorkerRequest::Update { machine, nonce, update } => self::update(shared, &machine, nonce, *update).await,
         WorkerRequest::Act { machine, nonce, action } => act(shared, &machine, nonce, action).await,
         WorkerRequest::Get { machine } => {
             let record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;

@@ -6,7 +6,7 @@ use caddis_api::{
     requests::{CreateMachineRequest, MachineVersion},
     validate,
 };
-use caddis_bus::message::{Action, UpdateMachine, VersionRecord, WorkerReply, WorkerRequest};
+use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerRequest};
 
 use super::create::checked_ttl;
 use crate::{
@@ -41,8 +41,7 @@ pub(crate) async fn update(
         cordoned: request.skip_service_registration,
         lease: checked_ttl(request.lease_ttl)?.map(|ttl| (ttl, caller.owner())),
     };
-    let action = Action::Update(Box::new(update));
-    let request = WorkerRequest::Act { machine: path.id.clone(), nonce: nonce.0, action };
+    let request = WorkerRequest::Update { machine: path.id.clone(), nonce: nonce.0, update: Box::new(update) };
     match context.ask(&shown.record.worker, request, context.settings.create_deadline).await.map_err(ApiError::from)? {
         WorkerReply::Updated { record, lease } => {
             Ok(Json(Machine { nonce: lease.map(|lease| lease.nonce), ..record.machine }))

@@ -92,7 +92,9 @@ async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readab
     assert_eq!(updated["instance_id"], updated["instance_id"]);
     assert_eq!(updated["config"]["unknown"], 1);
     assert!(updated["nonce"].is_string(), "{updated}");
-    let Action::Update(sent) = last_action(&fixture) else { panic!() };
+    let Some(WorkerRequest::Update { update: sent, .. }) = fixture.worker.state().requests.last().cloned() else {
+        panic!("no update")
+    };
     assert_eq!((sent.expected.unwrap().as_str(), sent.skip_launch, sent.lease.unwrap().0), (old, true, 60));
 
     let versions = fixture.call(&format!("GET {machine}/versions")).await.ok();

@@ -73,8 +73,6 @@ impl Owner {
                 let plan = Stop { signal, timeout_ms: 0 };
                 self.request(Request::Signal, Some(plan)).await?;
             }
-            // It comes with what it runs, see [`Message::Update`].
-            Action::Update(_) => return Err(ApiError::internal("an update without its image")),
             Action::SetMetadata { changes, expected } => self.set_metadata(changes, expected).await?,
             Action::Destroy { force } => self.request(Request::Destroy { force }, None).await?,
             Action::Cordon { cordoned } => {
@@ -251,10 +249,10 @@ impl Owner {
             self.break_off_step();
         }
         // Also while its process is not gone yet, or a suspend may fail.
-        if self.row.has_vm {
+        if runs || self.row.has_vm {
             self.drained.push(done);
         } else {
-            let _ = done.send(runs);
+            let _ = done.send(false);
         }
     }
 
@@ -275,6 +273,7 @@ fn kind(goal: Goal, plan: Stop) -> OperationKind {
         Goal::Stop => OperationKind::Stop(plan),
         Goal::Restart => OperationKind::Restart(plan),
         Goal::Suspend => OperationKind::Suspend,
+        // Unless it is to rest, which `Owner::update` knows.
         Goal::Update => OperationKind::Update { stop: plan, run: true },
         Goal::Resume => OperationKind::Resume { spoiled: false },
         Goal::Destroy => OperationKind::Destroy,

@@ -134,7 +134,8 @@ impl Owner {
         edit(&mut draft);
         draft.row.updated_at = draft.now.max(self.row.updated_at);
         draft.row.revision += 1;
-        if draft.row.state == MachineState::Stopped && self.row.state != MachineState::Stopped {
+        let rests = matches!(draft.row.state, MachineState::Stopped | MachineState::Failed);
+        if rests && draft.row.state != self.row.state {
             draft.row.rested_at = draft.now;
         }
         let (row, events, versions) = draft.into_parts();

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use caddis_api::{ApiError, VersionId};
+use serde_json::json;
 
-use super::Owner;
+use super::{Draft, Owner};
 use crate::store::Durability;
 
 /// Bytes of all keys and values together.
@@ -22,7 +23,7 @@ impl Owner {
                 "machine version mismatch, {expected} is not the current {current}"
             )));
         }
-        let mut draft = super::Draft::new(self.row.clone());
+        let mut draft = Draft::new(self.row.clone());
         draft.merge_metadata(&changes);
         if draft.row.config == self.row.config {
             return Ok(());
@@ -35,5 +36,19 @@ impl Owner {
         self.try_change(Durability::Synced, |draft| draft.merge_metadata(&changes)).await?;
         self.config = config.into();
         Ok(())
+    }
+}
+
+impl Draft {
+    /// Merges into the machine's metadata.
+    fn merge_metadata(&mut self, changes: &BTreeMap<String, Option<String>>) {
+        let metadata = self.row.config.0.entry("metadata").or_insert_with(|| json!({}));
+        let Some(metadata) = metadata.as_object_mut() else { return };
+        for (key, value) in changes {
+            match value.as_deref().filter(|value| !value.is_empty()) {
+                Some(value) => drop(metadata.insert(key.clone(), json!(value))),
+                None => drop(metadata.remove(key)),
+            }
+        }
     }
 }

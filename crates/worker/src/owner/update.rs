@@ -6,7 +6,7 @@ use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerResul
 use caddis_image::ResolvedImage;
 use serde_json::{Value, json};
 
-use super::{Owner, change::Draft, lease::grant, record::image_ref};
+use super::{Owner, lease::grant, record::image_ref};
 use crate::{
     clock::now_ms,
     event::Source,
@@ -162,18 +162,4 @@ fn replaced(row: &MachineRow) -> Replaced {
     };
     let (version, config, image) = (row.version.clone(), row.config.clone(), row.image.clone());
     Replaced { version, config, image, state: row.state, runs }
-}
-
-impl Draft {
-    /// Merges into the machine's metadata.
-    pub(super) fn merge_metadata(&mut self, changes: &std::collections::BTreeMap<String, Option<String>>) {
-        let metadata = self.row.config.0.entry("metadata").or_insert_with(|| json!({}));
-        let Some(metadata) = metadata.as_object_mut() else { return };
-        for (key, value) in changes {
-            match value.as_deref().filter(|value| !value.is_empty()) {
-                Some(value) => drop(metadata.insert(key.clone(), json!(value))),
-                None => drop(metadata.remove(key)),
-            }
-        }
-    }
 }

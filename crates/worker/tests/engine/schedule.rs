@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use caddis_api::{MachineId, MachineState};
 use caddis_bus::message::Action;
+use caddis_vmm::fake::Faults;
 use serde_json::json;
 
 use crate::support::Fixture;
@@ -56,5 +57,17 @@ async fn a_machine_with_a_schedule_starts_when_its_time_has_come() {
     }
     tokio::time::sleep(Duration::from_millis(1500)).await;
     fixture.assert_nothing_runs().await;
+
+    // One that could not be started is not given up for ever, nor tried again at once.
+    fixture.host.set_faults(Faults { failing_launches: 1000, ..Faults::default() });
+    fixture.act(&hourly, Action::Start).await.unwrap();
+    fixture.until(&hourly, MachineState::Failed).await;
+    fixture.host.set_faults(Faults::default());
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    fixture.until(&hourly, MachineState::Failed).await;
+    fixture.end().await;
+    fixture.move_into_the_past(HOUR);
+    fixture.start().await;
+    fixture.until(&hourly, MachineState::Started).await;
     fixture.until(&never, MachineState::Created).await;
 }

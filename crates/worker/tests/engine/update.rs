@@ -24,7 +24,17 @@ fn update(more: Value) -> UpdateMachine {
 }
 
 async fn try_update(fixture: &Fixture, machine: &MachineId, update: UpdateMachine) -> Result<VersionId, ApiError> {
-    match fixture.act(machine, Action::Update(Box::new(update))).await? {
+    update_with(fixture, machine, None, update).await
+}
+
+async fn update_with(
+    fixture: &Fixture,
+    machine: &MachineId,
+    nonce: Option<LeaseNonce>,
+    update: UpdateMachine,
+) -> Result<VersionId, ApiError> {
+    let request = WorkerRequest::Update { machine: machine.clone(), nonce, update: Box::new(update) };
+    match fixture.ask(request).await? {
         WorkerReply::Updated { record, .. } => Ok(record.machine.version),
         other => panic!("{other:?}"),
     }
@@ -143,12 +153,11 @@ async fn updates_are_guarded() {
     let WorkerReply::Lease { lease } = fixture.act(&machine, action).await.unwrap() else { panic!() };
     let refused = try_update(&fixture, &machine, update(json!({}))).await.unwrap_err();
     assert!(refused.message.contains("lease currently held by me"), "{refused}");
-    let wrong = fixture.act_with(&machine, Some(LeaseNonce::random()), Action::Update(Box::new(update(json!({})))));
-    assert!(wrong.await.is_err());
+    assert!(update_with(&fixture, &machine, Some(LeaseNonce::random()), update(json!({}))).await.is_err());
     assert_eq!(versions(&fixture, &machine).await[0].version, current);
     assert_eq!((fixture.host.launches(), fixture.exits(&machine).await.len()), (1, 0), "nothing was touched");
     let right = UpdateMachine { expected: Some(current), ..update(json!({})) };
-    fixture.act_with(&machine, Some(lease.nonce), Action::Update(Box::new(right))).await.unwrap();
+    update_with(&fixture, &machine, Some(lease.nonce), right).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     assert_eq!(fixture.host.launches(), 2);
 }

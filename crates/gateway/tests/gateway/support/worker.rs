@@ -136,6 +136,17 @@ impl FakeWorker {
                 Ok(WorkerReply::Created { record: Box::new(record), lease })
             }
             WorkerRequest::Act { machine, nonce, action } => self.act(&machine, nonce, action).await,
+            WorkerRequest::Update { machine, update, .. } => {
+                let before = self.state().machines.get(&machine).cloned().ok_or_else(ApiError::machine_not_found)?;
+                self.state().versions.insert(0, version(&before));
+                let lease = update.lease.clone().map(|(ttl, owner)| lease(&machine, ttl, owner, ""));
+                let record = self.change(&machine, |record| {
+                    record.machine.version = VersionId::generate();
+                    record.machine.state = MachineState::Replacing;
+                    record.machine.config = Some(update.config);
+                });
+                Ok(WorkerReply::Updated { record: Box::new(record.await), lease })
+            }
             WorkerRequest::Get { machine } => {
                 let record = self.state().machines.get(&machine).cloned().ok_or_else(ApiError::machine_not_found)?;
                 Ok(WorkerReply::Machine { record: Box::new(record) })
@@ -200,16 +211,6 @@ impl FakeWorker {
             Action::Stop { .. } => self.turn(id, MachineState::Stopping, "stop").await,
             Action::Restart { .. } => self.turn(id, MachineState::Restarting, "restart").await,
             Action::Suspend => self.turn(id, MachineState::Suspending, "suspend").await,
-            Action::Update(update) => {
-                self.state().versions.insert(0, version(&before));
-                let lease = update.lease.clone().map(|(ttl, owner)| lease(id, ttl, owner, ""));
-                let record = self.change(id, |record| {
-                    record.machine.version = VersionId::generate();
-                    record.machine.state = MachineState::Replacing;
-                    record.machine.config = Some(update.config);
-                });
-                return Ok(WorkerReply::Updated { record: Box::new(record.await), lease });
-            }
             Action::SetMetadata { changes, .. } => {
                 let change = |record: &mut MachineRecord| {
                     let config = record.machine.config.get_or_insert_default();
