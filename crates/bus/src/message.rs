@@ -206,6 +206,9 @@ pub struct UpdateMachine {
     pub cordoned: bool,
     /// Take a lease in the same step, or refresh the one that is held: seconds, and who asks.
     pub lease: Option<(u64, String)>,
+    /// Id of the new version, when the request may come again: one that the machine has had is not made again.
+    #[serde(default)]
+    pub version: Option<VersionId>,
 }
 
 /// A version of a machine's configuration.

@@ -14,7 +14,9 @@ use async_trait::async_trait;
 use caddis_api::{MachineId, WorkerId, app::Organization};
 
 pub use error::CatalogError;
-pub use records::{AppPage, AppQuery, AppRecord, AppState, NewApp, NewPlacement, Placement, TokenRecord};
+pub use records::{
+    Answer, AppPage, AppQuery, AppRecord, AppState, Keyed, KeyedRequest, NewApp, NewPlacement, Placement, TokenRecord,
+};
 pub use sqlite::SqliteCatalog;
 
 /// Slug of the organisation made at the first start, and the alias of the caller's own in requests.
@@ -67,6 +69,18 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// Placements that are not released: of one worker, or all.
     async fn placements(&self, worker: Option<&WorkerId>) -> Result<Vec<Placement>>;
+
+    /// Notes a request that came with a key, unless one with this key is known. Keys are remembered for a day.
+    async fn begin_request(&self, request: KeyedRequest) -> Result<Keyed>;
+
+    /// Keeps the answer to a keyed request.
+    async fn end_request(&self, id: &str, answer: Answer) -> Result<()>;
+
+    /// Forgets a keyed request that changed nothing.
+    async fn forget_request(&self, id: &str) -> Result<()>;
+
+    /// The machine that a keyed request was about to make, also when it is gone.
+    async fn placement_of_request(&self, id: &str) -> Result<Option<Placement>>;
 
     /// The token this text is, if it is one of ours.
     async fn authenticate(&self, token: &str) -> Result<Option<TokenRecord>>;

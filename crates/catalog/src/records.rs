@@ -82,6 +82,8 @@ pub struct NewPlacement {
     pub worker: WorkerId,
     /// Where that is.
     pub region: String,
+    /// Id of the keyed request that asks for it.
+    pub request: Option<String>,
 }
 
 /// A machine's unique facts.
@@ -105,6 +107,48 @@ pub struct Placement {
     pub network_prefix: String,
     /// Milliseconds since the Unix epoch.
     pub created_ms: u64,
+    /// Its name is free again: it is gone or was never made.
+    pub released: bool,
+}
+
+/// A request that came with a key of its client, so that it may be sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyedRequest {
+    /// Name of the token it came with: keys of others are others.
+    pub caller: String,
+    /// The key.
+    pub key: String,
+    /// Id to go by from here on, if it is new.
+    pub id: String,
+    /// Digest of all that makes it this request.
+    pub fingerprint: [u8; 32],
+}
+
+/// What is known of a request with this key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keyed {
+    /// Nothing: it is noted now.
+    New,
+    /// It came before and was not answered: it may have been carried out.
+    CutShort {
+        /// The id it was given then.
+        id: String,
+    },
+    /// It was answered.
+    Answered(Answer),
+    /// Another request came with this key.
+    Another,
+}
+
+/// An answer that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status code.
+    pub status: u16,
+    /// Of the body.
+    pub content_type: Option<String>,
+    /// Absent when it was too long to be kept.
+    pub body: Option<Vec<u8>>,
 }
 
 /// A token that was presented and is ours.

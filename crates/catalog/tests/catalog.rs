@@ -33,6 +33,7 @@ fn machine(app: &str, name: Option<&str>) -> NewPlacement {
         name: name.map(str::to_owned),
         worker: WorkerId::from_trusted("W"),
         region: "local".to_owned(),
+        request: None,
     }
 }
 

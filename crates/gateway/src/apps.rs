@@ -19,6 +19,7 @@ use crate::{
     cursor, deletion,
     envelope::Failure,
     extract::{AppPath, JsonBody},
+    idempotency::RequestId,
     query::Params,
 };
 
@@ -49,6 +50,7 @@ fn show(context: &Inner, app: AppRecord) -> App {
 pub(crate) async fn create(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
+    id: Option<Extension<RequestId>>,
     JsonBody(request): JsonBody<CreateAppRequest>,
 ) -> Result<Response, Failure> {
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
@@ -64,7 +66,8 @@ pub(crate) async fn create(
             ApiError::invalid("invalid network, use 1 to 63 letters, digits, dashes, dots and underscores").into()
         );
     }
-    let idempotency_key = given(request.idempotency_key);
+    // Of the two ways to name a key this one is the reference's.
+    let idempotency_key = given(request.idempotency_key).or(id.map(|Extension(RequestId(id))| format!("request {id}")));
     if idempotency_key.as_ref().is_some_and(|key| key.len() > 255) {
         return Err(ApiError::invalid("invalid idempotency_key, at most 255 bytes").into());
     }

@@ -9,7 +9,7 @@ use axum::{
 use caddis_api::{ApiError, ErrorCode};
 use caddis_catalog::{Catalog, PERSONAL};
 
-use crate::{context::Context, envelope::Failure};
+use crate::{context::Context, envelope::Failure, idempotency};
 
 /// Tokens looked at in one header.
 const MAX_TOKENS: usize = 16;
@@ -39,7 +39,10 @@ impl Caller {
 pub(crate) async fn authenticate(State(context): State<Context>, mut request: Request, next: Next) -> Response {
     match caller(&*context.catalog, request.headers()).await {
         Ok(caller) => {
-            request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(caller.clone());
+            if idempotency::applies_to(&request) {
+                return idempotency::once(context, &caller, request, next).await;
+            }
             next.run(request).await
         }
         Err(error) => Failure(error).into_response(),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     GatewayParts, Settings,
     deletion::{Deletions, Destroyed},
+    idempotency::Turns,
     limits::Limits,
     regions::Regions,
     view::{Shown, View},
@@ -35,6 +36,7 @@ pub(crate) struct Inner {
     pub view: View,
     pub deletions: Deletions,
     pub limits: Option<Limits>,
+    pub turns: Turns,
     /// Ends waits and event streams.
     pub closing: CancellationToken,
     /// Ends work in the background.
@@ -54,6 +56,7 @@ impl Inner {
             limits: Limits::new(parts.settings.rate_limit),
             settings: parts.settings,
             deletions: Deletions::default(),
+            turns: Turns::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),
         };

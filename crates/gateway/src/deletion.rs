@@ -85,22 +85,36 @@ pub(crate) async fn reconcile(context: &Context, worker: &WorkerId) {
 
 /// Frees the name of a placed machine when its worker does not know it and nobody can still be making it.
 pub(crate) async fn give_up_unless_made(context: Context, placement: Placement) {
-    // A create asks twice; what is older is not under way any more.
-    let under_way = context.settings.create_deadline * 3;
-    let age = Duration::from_millis(unix_ms(Timestamp::now()).saturating_sub(placement.created_ms));
-    tokio::time::sleep(under_way.saturating_sub(age)).await;
-    again_until_done("find out whether a machine was made", || async {
-        let request = WorkerRequest::Get { machine: placement.machine.clone() };
-        match context.ask(&placement.worker, request, context.settings.request_deadline).await {
-            Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {
-                tracing::warn!(machine = %placement.machine, "a machine was placed but never made");
-                release(&context, &placement.machine, &placement.app).await
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.into()),
+    // Twice as long as `may_be_under_way`: its request may be sent once more until then.
+    tokio::time::sleep((create_takes(&context) * 2).saturating_sub(age(&placement))).await;
+    again_until_done("find out whether a machine was made", || release_unless_made(&context, &placement)).await;
+}
+
+/// Longest time in which the worker may hear of a new machine after it was placed: it is asked twice.
+fn create_takes(context: &Context) -> Duration {
+    context.settings.create_deadline * 2
+}
+
+fn age(placement: &Placement) -> Duration {
+    Duration::from_millis(unix_ms(Timestamp::now()).saturating_sub(placement.created_ms))
+}
+
+/// Whether a machine may still be made that was placed.
+pub(crate) fn may_be_under_way(context: &Context, placement: &Placement) -> bool {
+    age(placement) < create_takes(context)
+}
+
+/// Frees the name of a placed machine when its worker does not know it.
+pub(crate) async fn release_unless_made(context: &Context, placement: &Placement) -> Result<(), ApiError> {
+    let request = WorkerRequest::Get { machine: placement.machine.clone() };
+    match context.ask(&placement.worker, request, context.settings.request_deadline).await {
+        Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {
+            tracing::warn!(machine = %placement.machine, "a machine was placed but never made");
+            release(context, &placement.machine, &placement.app).await
         }
-    })
-    .await;
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Destroys the machines of an app in deletion in the background, and ends the deletion.

@@ -20,7 +20,7 @@ impl<T: DeserializeOwned> FromRequest<Context> for JsonBody<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
-        let bytes = read(request, context).await?;
+        let bytes = read(request.into_body(), context).await?;
         Ok(Self(parse(if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes })?))
     }
 }
@@ -44,9 +44,10 @@ impl<T: DeserializeOwned> FromRequest<Context> for Sparse<T> {
 /// the answer that says why.
 const DISCARDED_BYTES: usize = 256 << 20;
 
-async fn read(request: Request, context: &Context) -> Result<Bytes, ApiError> {
+/// All of a body, within the limits of size and time.
+pub(crate) async fn read(body: Body, context: &Context) -> Result<Bytes, ApiError> {
     let limit = context.settings.max_body_bytes;
-    match tokio::time::timeout(context.settings.body_timeout, collect(request.into_body(), limit)).await {
+    match tokio::time::timeout(context.settings.body_timeout, collect(body, limit)).await {
         Ok(body) => body,
         Err(_) => Err(ApiError::new(ErrorCode::DeadlineExceeded, "deadline_exceeded: the body did not arrive in time")),
     }

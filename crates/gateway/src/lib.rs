@@ -20,6 +20,7 @@ mod extract;
 mod forward;
 mod health;
 mod host;
+mod idempotency;
 mod images;
 mod limits;
 mod logs;

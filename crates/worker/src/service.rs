@@ -11,6 +11,7 @@ use bytes::Bytes;
 use caddis_api::{
     ApiError, ErrorCode, LeaseNonce, Machine, MachineConfig, MachineId, MachineState, RawConfig, VersionId,
     exec::{ListenSocket, ProcessStat},
+    lease::Lease,
 };
 use caddis_bus::{
     Handler,
@@ -116,7 +117,9 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
             let events = shared.store.events(&machine, limit).await.map_err(ApiError::internal)?;
             Ok(WorkerReply::Events { events })
         }
-        WorkerRequest::Versions { machine } => versions(shared, &machine).await,
+        WorkerRequest::Versions { machine } => {
+            Ok(WorkerReply::Versions { versions: all_versions(shared, &machine).await? })
+        }
         WorkerRequest::Processes { machine } => processes(shared, &machine).await,
         WorkerRequest::Drain { deadline_ms } => drain(shared, Duration::from_millis(deadline_ms)).await,
         WorkerRequest::Health => Ok(WorkerReply::Health { problems: problems(shared).await }),
@@ -126,7 +129,8 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
 async fn make(shared: &Arc<Shared>, create: CreateMachine) -> WorkerResult {
     // A gateway that got no answer asks again.
     if let Some(record) = shared.publisher.get(&create.id) {
-        return Ok(WorkerReply::Created { record: Box::new(record), lease: None });
+        let lease = if create.lease.is_some() { held_lease(shared, &create.id).await } else { None };
+        return Ok(WorkerReply::Created { record: Box::new(record), lease });
     }
     shared.check_not_draining()?;
     check_disk(shared).await?;
@@ -217,6 +221,12 @@ async fn update(
     update: UpdateMachine,
 ) -> WorkerResult {
     let Some(owner) = shared.owner(machine) else { return gone(shared, machine, false) };
+    if let Some(version) = &update.version
+        && all_versions(shared, machine).await?.iter().any(|known| known.version == *version)
+    {
+        let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+        return Ok(WorkerReply::Updated { record: Box::new(record), lease: held_lease(shared, machine).await });
+    }
     shared.check_not_draining()?;
     let (raw, config) = caddis_api::validate::normalise(update.config.clone())?;
     let image = shared.images.resolve(config.image.as_deref().unwrap_or_default()).await?;
@@ -228,16 +238,23 @@ async fn update(
     answer.await.unwrap_or_else(|_| gone(shared, machine, false))
 }
 
+/// The lease on a machine, if there is one.
+async fn held_lease(shared: &Arc<Shared>, machine: &MachineId) -> Option<Lease> {
+    match act(shared, machine, None, Action::GetLease).await {
+        Ok(WorkerReply::Lease { lease }) => Some(lease),
+        _ => None,
+    }
+}
+
 /// All versions, the current one first.
-async fn versions(shared: &Arc<Shared>, machine: &MachineId) -> WorkerResult {
+async fn all_versions(shared: &Arc<Shared>, machine: &MachineId) -> Result<Vec<VersionRecord>, ApiError> {
     let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
     let replaced = shared.store.versions(machine).await.map_err(ApiError::internal)?;
     let Machine { version, config, image_ref: image, .. } = record.machine;
     let current = VersionRecord { version, config: config.unwrap_or_default(), image };
     // It may have become one that was replaced in between.
     let replaced = replaced.into_iter().filter(|version| version.version != current.version);
-    let versions = std::iter::once(current.clone()).chain(replaced).collect();
-    Ok(WorkerReply::Versions { versions })
+    Ok(std::iter::once(current.clone()).chain(replaced).collect())
 }
 
 /// The answer for a machine that has no owner: it is destroyed, or there is none.

@@ -3,6 +3,7 @@
 
 mod apps;
 mod placements;
+mod requests;
 mod schema;
 mod thread;
 mod tokens;
@@ -18,7 +19,8 @@ use caddis_api::{MachineId, WorkerId, app::Organization};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, backup::StepResult, params};
 
 use crate::{
-    AppPage, AppQuery, AppRecord, Catalog, CatalogError, NewApp, NewPlacement, Placement, Result, TokenRecord,
+    Answer, AppPage, AppQuery, AppRecord, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement, Placement,
+    Result, TokenRecord,
 };
 
 type Tokens = HashMap<[u8; 32], TokenRecord>;
@@ -117,6 +119,25 @@ impl Catalog for SqliteCatalog {
     async fn placements(&self, worker: Option<&WorkerId>) -> Result<Vec<Placement>> {
         let worker = worker.cloned();
         self.owner.run(move |c| placements::list(c, worker.as_ref()).map_err(storage("list machines"))).await
+    }
+
+    async fn begin_request(&self, request: KeyedRequest) -> Result<Keyed> {
+        self.owner.run(move |c| requests::begin(c, &request)).await
+    }
+
+    async fn end_request(&self, id: &str, answer: Answer) -> Result<()> {
+        let id = id.to_owned();
+        self.owner.run(move |c| requests::answered(c, &id, &answer).map_err(storage("keep an answer"))).await
+    }
+
+    async fn forget_request(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.owner.run(move |c| requests::forget(c, &id).map_err(storage("forget a request"))).await
+    }
+
+    async fn placement_of_request(&self, id: &str) -> Result<Option<Placement>> {
+        let id = id.to_owned();
+        self.owner.run(move |c| requests::placement(c, &id).map_err(storage("look for a request's machine"))).await
     }
 
     async fn authenticate(&self, token: &str) -> Result<Option<TokenRecord>> {

@@ -4,9 +4,9 @@ use std::net::Ipv6Addr;
 
 use caddis_api::{MachineId, WorkerId, names};
 use rand::Rng as _;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Params, Transaction, TransactionBehavior, params};
 
-use super::{apps, schema::now_ms, storage};
+use super::{apps, requests, schema::now_ms, storage};
 use crate::{AppState, CatalogError, NewPlacement, Placement, Result};
 
 pub(super) fn place(connection: &mut Connection, new: NewPlacement) -> Result<Placement> {
@@ -42,8 +42,12 @@ pub(super) fn place(connection: &mut Connection, new: NewPlacement) -> Result<Pl
         ipv6: Ipv6Addr::UNSPECIFIED,
         network_prefix: app.network_prefix,
         created_ms: 0,
+        released: false,
     };
     insert(&transaction, app.number, &mut placement).map_err(storage("place a machine"))?;
+    if let Some(id) = &new.request {
+        requests::places(&transaction, id, &placement).map_err(storage("place a machine"))?;
+    }
     transaction.commit().map_err(storage("place a machine"))?;
     Ok(placement)
 }
@@ -94,13 +98,24 @@ pub(super) fn release(connection: &Connection, machine: &MachineId) -> rusqlite:
 }
 
 pub(super) fn list(connection: &Connection, worker: Option<&WorkerId>) -> rusqlite::Result<Vec<Placement>> {
+    let condition = "p.released_ms IS NULL AND (?1 IS NULL OR p.worker = ?1)";
+    select(connection, condition, params![worker.map(WorkerId::as_str)])
+}
+
+/// Those of which this holds, by machine.
+pub(super) fn select(
+    connection: &Connection,
+    condition: &str,
+    values: impl Params,
+) -> rusqlite::Result<Vec<Placement>> {
     connection
-        .prepare_cached(
-            "SELECT p.machine, p.name, a.name, p.worker, p.region, p.epoch, p.ipv6, n.prefix, p.created_ms
+        .prepare_cached(&format!(
+            "SELECT p.machine, p.name, a.name, p.worker, p.region, p.epoch, p.ipv6, n.prefix, p.created_ms,
+             p.released_ms IS NOT NULL
              FROM placements p JOIN apps a ON a.number = p.app JOIN networks n ON n.number = a.network
-             WHERE p.released_ms IS NULL AND (?1 IS NULL OR p.worker = ?1) ORDER BY p.machine",
-        )?
-        .query_map(params![worker.map(WorkerId::as_str)], |row| {
+             WHERE {condition} ORDER BY p.machine",
+        ))?
+        .query_map(values, |row| {
             let ipv6: String = row.get(6)?;
             Ok(Placement {
                 machine: MachineId::from_trusted(row.get::<_, String>(0)?),
@@ -114,6 +129,7 @@ pub(super) fn list(connection: &Connection, worker: Option<&WorkerId>) -> rusqli
                 })?,
                 network_prefix: row.get(7)?,
                 created_ms: row.get(8)?,
+                released: row.get(9)?,
             })
         })?
         .collect()

@@ -37,6 +37,12 @@ const STEPS: &[&str] = &["
         number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, hash BLOB NOT NULL UNIQUE,
         organization INTEGER NOT NULL REFERENCES organizations(number), created_ms INTEGER NOT NULL) STRICT;
     CREATE TABLE health (only INTEGER PRIMARY KEY CHECK (only = 0), checked_ms INTEGER NOT NULL) STRICT;
+", "
+    CREATE TABLE requests (
+        caller TEXT NOT NULL, key TEXT NOT NULL, id TEXT NOT NULL UNIQUE, fingerprint BLOB NOT NULL,
+        created_ms INTEGER NOT NULL, machine TEXT, status INTEGER, content_type TEXT, body BLOB,
+        PRIMARY KEY (caller, key)) STRICT;
+    CREATE INDEX requests_by_time ON requests (created_ms);
 "];
 
 /// Opens the catalog at `path`, making it when there is no file.

@@ -15,6 +15,7 @@ use crate::{
     deletion,
     envelope::Failure,
     extract::{AppPath, JsonBody},
+    idempotency::RequestId,
     organizations::is_gone,
     placement,
 };
@@ -32,17 +33,21 @@ struct Wanted {
     skip_launch: bool,
     cordoned: bool,
     lease: Option<(u64, String)>,
+    /// Where the client gave the request a key.
+    request_id: Option<String>,
 }
 
 /// `POST /v1/apps/{app}/machines`.
 pub(crate) async fn create(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
+    id: Option<Extension<RequestId>>,
     AppPath(app): AppPath,
     JsonBody(request): JsonBody<CreateMachineRequest>,
 ) -> Result<Json<Machine>, Failure> {
-    let wanted = check(&context, &caller, &app, request).await?;
-    let work = tokio::spawn(async move { place(&context, wanted).await });
+    let request_id = id.map(|Extension(RequestId(id))| id);
+    let wanted = Wanted { request_id, ..check(&context, &caller, &app, request).await? };
+    let work = tokio::spawn(async move { make(&context, wanted).await });
     let made = work.await.map_err(|e| ApiError::internal(format!("making the machine was cut short: {e}")))?;
     Ok(Json(made?))
 }
@@ -73,6 +78,7 @@ async fn check(
         skip_launch: request.skip_launch,
         cordoned: request.skip_service_registration,
         lease: ttl.map(|ttl| (ttl, caller.owner())),
+        request_id: None,
     })
 }
 
@@ -85,6 +91,32 @@ pub(super) fn checked_ttl(ttl: Option<u64>) -> Result<Option<u64>, ApiError> {
     Ok(ttl)
 }
 
+async fn make(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
+    if let Some(id) = &wanted.request_id
+        && let Some(placement) = context.catalog.placement_of_request(id).await?
+        && let Some(machine) = resume(context, &wanted, placement).await?
+    {
+        return Ok(machine);
+    }
+    place(context, wanted).await
+}
+
+/// The machine of a request that was cut short, unless there is none and won't be.
+async fn resume(context: &Context, wanted: &Wanted, placement: Placement) -> Result<Option<Machine>, ApiError> {
+    context.synced().await?;
+    if placement.released {
+        // Made and gone again, or never made.
+        return Ok(context.view.get(&placement.machine).map(|shown| shown.record.machine.clone()));
+    }
+    if !deletion::may_be_under_way(context, &placement) {
+        deletion::release_unless_made(context, &placement).await?;
+        if context.view.get(&placement.machine).is_none() {
+            return Ok(None);
+        }
+    }
+    hand_over(context, wanted, placement).await.map(Some)
+}
+
 async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
     let (region, offers) = placement::offers(context, &wanted.regions, &wanted.config).await?;
     let mut refusal = None;
@@ -94,6 +126,7 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
             name: wanted.name.clone(),
             worker: offer.worker,
             region: region.clone(),
+            request: wanted.request_id.clone(),
         };
         let placement = reserve(context, place).await?;
         match hand_over(context, &wanted, placement).await {

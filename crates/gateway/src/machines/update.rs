@@ -2,7 +2,7 @@
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
-    ApiError, Machine,
+    ApiError, Machine, VersionId,
     requests::{CreateMachineRequest, MachineVersion},
     validate,
 };
@@ -14,12 +14,14 @@ use crate::{
     context::{Context, unexpected},
     envelope::Failure,
     extract::{JsonBody, MachinePath, Nonce},
+    idempotency::RequestId,
 };
 
 /// `POST` or `PUT …/machines/{id}`.
 pub(crate) async fn update(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
+    id: Option<Extension<RequestId>>,
     path: MachinePath,
     nonce: Nonce,
     JsonBody(request): JsonBody<CreateMachineRequest>,
@@ -40,6 +42,7 @@ pub(crate) async fn update(
         skip_launch: request.skip_launch,
         cordoned: request.skip_service_registration,
         lease: checked_ttl(request.lease_ttl)?.map(|ttl| (ttl, caller.owner())),
+        version: id.map(|Extension(RequestId(id))| VersionId::from_trusted(id)),
     };
     let request = WorkerRequest::Update { machine: path.id.clone(), nonce: nonce.0, update: Box::new(update) };
     match context.ask(&shown.record.worker, request, context.settings.create_deadline).await.map_err(ApiError::from)? {

@@ -161,6 +161,7 @@ async fn a_placement_that_was_never_made_is_given_up_at_the_next_start() {
         name: Some("m".to_owned()),
         worker: fixture.worker.id.clone(),
         region: "local".to_owned(),
+        request: None,
     };
     fixture.catalog.place(place).await.unwrap();
     let settings = Settings { create_deadline: Duration::ZERO, ..Settings::default() };

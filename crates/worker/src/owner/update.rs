@@ -47,7 +47,8 @@ impl Owner {
         };
         self.check_replaceable(&raw)?;
         let mut row = self.row.clone();
-        (row.version, row.config, row.image) = (VersionId::generate(), raw, image);
+        let version = update.version.unwrap_or_else(VersionId::generate);
+        (row.version, row.config, row.image) = (version, raw, image);
         row.cordoned |= update.cordoned;
         row.replaced = Some(Box::new(replaced(&self.row)));
         spec::machine_spec(&row, &config, self.shared.network.guest_spec(&row.addresses))?;
@@ -62,7 +63,7 @@ impl Owner {
         let stop = self.plan(None, None);
         let run = !update.skip_launch && replaced(&self.row).runs;
         self.shared.capacity.resize(&row.id, &config)?;
-        let kept = version(&self.row);
+        let kept = recorded(&self.row);
         let begun = self.try_change(Durability::Synced, |draft| {
             draft.row = row;
             draft.row.next = None;
@@ -142,7 +143,7 @@ impl Owner {
 /// The end of a machine that goes away with its program.
 const AUTO_DESTROY: OperationKind = OperationKind::Exit { then: restart::Verdict::Destroy };
 
-fn version(row: &MachineRow) -> VersionRecord {
+fn recorded(row: &MachineRow) -> VersionRecord {
     VersionRecord { version: row.version.clone(), config: row.config.clone(), image: image_ref(&row.image.reference) }
 }
 

@@ -20,7 +20,14 @@ fn config(more: Value) -> RawConfig {
 }
 
 fn update(more: Value) -> UpdateMachine {
-    UpdateMachine { config: config(more), expected: None, skip_launch: false, cordoned: false, lease: None }
+    UpdateMachine {
+        config: config(more),
+        expected: None,
+        skip_launch: false,
+        cordoned: false,
+        lease: None,
+        version: None,
+    }
 }
 
 async fn try_update(fixture: &Fixture, machine: &MachineId, update: UpdateMachine) -> Result<VersionId, ApiError> {
@@ -275,4 +282,20 @@ async fn metadata_is_merged_without_a_new_version() {
     assert_eq!(stale.code, ErrorCode::FailedPrecondition);
     let large = "x".repeat(100_000);
     assert!(fixture.act(&machine, set(&[("b", Some(&large))], None)).await.is_err());
+}
+
+#[tokio::test]
+async fn an_update_that_comes_again_makes_no_second_version() {
+    let fixture = Fixture::new().await;
+    let machine = fixture.started().await;
+    let wanted = UpdateMachine { version: Some(VersionId::generate()), ..update(json!({})) };
+    let first = try_update(&fixture, &machine, wanted.clone()).await.unwrap();
+    assert_eq!(Some(&first), wanted.version.as_ref());
+    fixture.until(&machine, MachineState::Started).await;
+    let other = try_update(&fixture, &machine, update(json!({}))).await.unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+    // Also after another one.
+    assert_eq!(try_update(&fixture, &machine, wanted).await.unwrap(), other);
+    assert_eq!(fixture.until(&machine, MachineState::Started).await.machine.version, other);
+    assert_eq!(versions(&fixture, &machine).await.len(), 3);
 }

@@ -122,6 +122,10 @@ impl FakeWorker {
                     if let Some(error) = state.create_errors.pop_front() {
                         return Err(error);
                     }
+                    if let Some(record) = state.machines.get(&create.id).cloned() {
+                        let lease = state.leases.get(&create.id).cloned();
+                        return Ok(WorkerReply::Created { record: Box::new(record), lease });
+                    }
                     let lease = create.lease.clone().map(|(ttl, owner)| lease(&create.id, ttl, owner, ""));
                     let mut record = new_record(&self.id, *create);
                     if let Some(lease) = &lease {
