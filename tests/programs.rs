@@ -230,3 +230,50 @@ async fn programs_run_beside_the_main_one_and_signals_reach_it() -> Result<()> {
     assert!(commands.iter().any(|command| command.as_str().is_some_and(|c| c.contains("sleep 1000"))), "{processes}");
     Ok(())
 }
+
+#[tokio::test]
+async fn several_processes_of_a_machine_live_and_end_together() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let shell = |script: &str| json!(["/bin/sh", "-c", script]);
+    let waits = "trap 'echo $NAME told; exit 0' TERM INT; echo $NAME ready; while :; do usleep 50000; done";
+    let processes = json!([
+        { "exec": shell("until [ -e /tmp/go ]; do usleep 50000; done; exit 5"), "user": "65534" },
+        { "exec": shell(waits), "env": { "NAME": "polite" } },
+        { "exec": shell("trap '' TERM; echo \"$ME is $(id -u)\"; while :; do usleep 50000; done"),
+          "env_from": [{ "env_var": "ME", "field_ref": "id" }] },
+    ]);
+    let config = json!({ "image": stand.busybox()?, "processes": processes, "restart": { "policy": "no" } });
+    let machine = stand.machine(config).await?;
+    machine.logged("polite ready").await?;
+    machine.logged(&format!("{} is 0", machine.id())).await?;
+    let users = machine.shell("stat -c %u /proc/[0-9]*").await?;
+    assert!(users.lines().any(|user| user == "65534"), "the first runs as its own user: {users}");
+    machine.shell("touch /tmp/go").await?;
+    machine.wait("stopped").await?;
+    machine.logged("polite told").await?;
+    let exit = machine.exit_event().await?;
+    assert_eq!((&exit["exit_code"], &exit["requested_stop"]), (&json!(5), &json!(false)), "{exit}");
+
+    // A stop tells all of them.
+    let pair = json!([
+        { "exec": shell(waits), "env": { "NAME": "one" } }, { "exec": shell(waits), "env": { "NAME": "other" } },
+    ]);
+    let config = json!({ "image": stand.busybox()?, "processes": pair, "restart": { "policy": "no" } });
+    let machine = stand.machine(config).await?;
+    machine.logged("one ready").await?;
+    machine.logged("other ready").await?;
+    machine.stop().await?;
+    machine.wait("stopped").await?;
+    machine.logged("one told").await?;
+    machine.logged("other told").await?;
+    assert_eq!(machine.exit_event().await?["exit_code"], 0);
+
+    // One that can't be started is none.
+    let pair = json!([{ "exec": shell("sleep 1000") }, { "exec": ["/no/such"] }]);
+    let config = json!({ "image": stand.busybox()?, "processes": pair, "restart": { "policy": "no" } });
+    let machine = stand.machine(config).await?;
+    machine.wait("settled").await?;
+    assert!(machine.get().await?.to_string().contains("/no/such"));
+    stand.server.until_no_vm().await
+}

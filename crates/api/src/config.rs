@@ -27,8 +27,8 @@ pub struct MachineConfig {
     pub init: Option<Init>,
     /// Environment.
     pub env: Option<BTreeMap<String, String>>,
-    /// Several processes of one image; refused until they are built.
-    pub processes: Option<Vec<Value>>,
+    /// Several programs of one image, in the place of the one.
+    pub processes: Option<Vec<Process>>,
     /// Several containers; refused until they are built.
     pub containers: Option<Vec<Value>>,
     /// Routed services, stored only.
@@ -93,6 +93,51 @@ pub struct Init {
     pub swap_size_mb: Option<u64>,
     /// Appended to the kernel's command line.
     pub kernel_args: Option<Vec<String>>,
+}
+
+/// One of several programs of a machine. What it leaves open is as for a machine with one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// Replaces entrypoint and command.
+    pub exec: Option<Vec<String>>,
+    /// Replaces the image's entrypoint.
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's command.
+    pub cmd: Option<Vec<String>>,
+    /// `user[:group]`, as in an image.
+    pub user: Option<String>,
+    /// Added to the machine's environment.
+    pub env: Option<BTreeMap<String, String>>,
+    /// Facts of the machine, added to the environment.
+    pub env_from: Option<Vec<EnvFrom>>,
+}
+
+/// A variable that holds a fact of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvFrom {
+    /// Name.
+    pub env_var: String,
+    /// Which fact.
+    pub field_ref: FieldRef,
+}
+
+/// A fact of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FieldRef {
+    /// Its id.
+    Id,
+    /// Version of its configuration.
+    Version,
+    /// Its app's name.
+    AppName,
+    /// Address in its private network.
+    PrivateIp,
+    /// Where it is.
+    Region,
+    /// What it runs.
+    Image,
 }
 
 /// A routed service; only what is validated here.

@@ -1,6 +1,8 @@
 //! Checks a configuration and brings it into the form it is stored in: defaults for `guest` and `restart` filled in,
 //! `size` expanded, `autostop` in its canonical form, all else as sent.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -16,6 +18,8 @@ pub const MAX_ROOTFS_GIB: u64 = 500;
 pub const MAX_FILES_BYTES: usize = 4 * 1024 * 1024;
 /// Largest sum of argument and environment strings, bytes: what Linux gives an exec by default, halved.
 pub const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
+/// Most programs of a machine; the reference names no number.
+pub const MAX_PROCESSES: usize = 64;
 
 const SHARED_CPUS: &[u32] = &[1, 2, 4, 6, 8];
 const PERFORMANCE_CPUS: &[u32] = &[1, 2, 4, 6, 8, 10, 12, 14, 16, 32, 64, 128];
@@ -165,11 +169,6 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
             "config.containers is not supported by this server, use one machine per container",
         ));
     }
-    if config.processes.as_ref().is_some_and(|processes| !processes.is_empty()) {
-        return Err(ApiError::invalid(
-            "config.processes is not supported by this server yet, use one machine per process",
-        ));
-    }
     if config.image.as_deref().is_none_or(|image| image.trim().is_empty()) {
         return Err(ApiError::invalid("invalid config.image, an image reference is required"));
     }
@@ -234,27 +233,23 @@ fn check_stop(stop: Option<&StopConfig>) -> Result<(), ApiError> {
 }
 
 fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
-    let mut size = 0;
-    for (key, value) in config.env.iter().flatten() {
-        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(ApiError::invalid(format!(
-                "invalid config.env, '{}' is no usable name or its value holds a NUL",
-                key.escape_debug()
-            )));
-        }
-        if key.starts_with("FLY_") && key != "FLY_STANDBY_FOR" && key != "FLY_PROCESS_GROUP" {
-            return Err(ApiError::invalid(format!(
-                "invalid config.env, '{key}': names that begin with FLY_ are reserved"
-            )));
-        }
-        size += key.len() + value.len();
-    }
+    let mut size = check_environment("config.env", config.env.as_ref())?;
     if let Some(init) = &config.init {
-        for words in [&init.exec, &init.entrypoint, &init.cmd].into_iter().flatten() {
-            if words.iter().any(|word| word.contains('\0')) {
-                return Err(ApiError::invalid("invalid config.init, arguments can't hold a NUL"));
-            }
-            size += words.iter().map(String::len).sum::<usize>();
+        size += check_arguments("config.init", [&init.exec, &init.entrypoint, &init.cmd])?;
+    }
+    let processes = config.processes.as_deref().unwrap_or_default();
+    if processes.len() > MAX_PROCESSES {
+        return Err(ApiError::invalid(format!("invalid config.processes, cannot exceed {MAX_PROCESSES}")));
+    }
+    for (index, process) in processes.iter().enumerate() {
+        let field = format!("config.processes[{index}]");
+        size += check_environment(&format!("{field}.env"), process.env.as_ref())?;
+        size += check_arguments(&field, [&process.exec, &process.entrypoint, &process.cmd])?;
+        for variable in process.env_from.iter().flatten() {
+            size += check_variable(&format!("{field}.env_from"), &variable.env_var, "")?;
+        }
+        if process.user.as_ref().is_some_and(|user| user.contains('\0')) {
+            return Err(ApiError::invalid(format!("invalid {field}.user, it can't hold a NUL")));
         }
     }
     if size > MAX_PROGRAM_BYTES {
@@ -263,6 +258,33 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
         )));
     }
     Ok(())
+}
+
+/// Gives the size, bytes.
+fn check_environment(field: &str, env: Option<&BTreeMap<String, String>>) -> Result<usize, ApiError> {
+    env.into_iter().flatten().map(|(key, value)| check_variable(field, key, value)).sum()
+}
+
+fn check_variable(field: &str, key: &str, value: &str) -> Result<usize, ApiError> {
+    if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+        return Err(ApiError::invalid(format!(
+            "invalid {field}, '{}' is no usable name or its value holds a NUL",
+            key.escape_debug()
+        )));
+    }
+    if key.starts_with("FLY_") && key != "FLY_STANDBY_FOR" && key != "FLY_PROCESS_GROUP" {
+        return Err(ApiError::invalid(format!("invalid {field}, '{key}': names that begin with FLY_ are reserved")));
+    }
+    Ok(key.len() + value.len())
+}
+
+/// Gives the size, bytes.
+fn check_arguments(field: &str, parts: [&Option<Vec<String>>; 3]) -> Result<usize, ApiError> {
+    let words = || parts.into_iter().flatten().flatten();
+    if words().any(|word| word.contains('\0')) {
+        return Err(ApiError::invalid(format!("invalid {field}, arguments can't hold a NUL")));
+    }
+    Ok(words().map(String::len).sum())
 }
 
 fn check_files(config: &MachineConfig) -> Result<(), ApiError> {
@@ -350,6 +372,11 @@ mod tests {
             (json!({"image": "a", "restart": {"policy": "sometimes"}}), "invalid config.restart.policy"),
             (json!({"image": "a", "mounts": [{"volume": "vol_1", "path": "/"}]}), "config.mounts[0].path"),
             (json!({"image": "a", "containers": [{}]}), "config.containers"),
+            (json!({"image": "a", "processes": [{}, {"env": {"A=B": "x"}}]}), "config.processes[1].env"),
+            (json!({"image": "a", "processes": [{"cmd": ["a\0"]}]}), "config.processes[0], arguments"),
+            (json!({"image": "a", "processes": [{"env_from": [{"env_var": "", "field_ref": "id"}]}]}), "env_from"),
+            (json!({"image": "a", "processes": [{"env_from": [{"env_var": "A", "field_ref": "x"}]}]}), "field_ref"),
+            (json!({"image": "a", "processes": vec![json!({}); 65]}), "cannot exceed 64"),
         ] {
             let error = normalise(raw(sent.clone())).unwrap_err();
             assert!(error.message.contains(expected), "{sent} gave {error}");

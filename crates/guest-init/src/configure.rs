@@ -85,14 +85,20 @@ pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Resu
         write_file(file)?;
     }
     let user = users::resolve(&spec.user)?;
-    let mut env = spec.env.clone();
+    let env = complete(&spec.env, &user);
+    timing.step("files");
+    Ok(Prepared { user, env, warnings })
+}
+
+/// An environment with what every program has.
+pub fn complete(env: &[(String, String)], user: &users::User) -> Vec<(String, String)> {
+    let mut env = env.to_vec();
     for (key, value) in [("PATH", DEFAULT_PATH), ("HOME", user.home.as_str())] {
         if !env.iter().any(|(known, _)| known == key) {
             env.push((key.to_owned(), value.to_owned()));
         }
     }
-    timing.step("files");
-    Ok(Prepared { user, env, warnings })
+    env
 }
 
 /// The device of a disk by its serial number.

@@ -1,8 +1,6 @@
 //! The event loop.
 
 use std::{
-    fs::File,
-    io::{ErrorKind, Read as _},
     os::fd::AsFd,
     time::{Duration, Instant},
 };
@@ -16,7 +14,7 @@ use nix::{
     errno::Errno,
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        signal::{SigSet, Signal, kill},
+        signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, waitpid},
     },
@@ -29,10 +27,11 @@ use crate::{
     execs::Exec,
     freezer::Freezer,
     kernel,
-    lines::Lines,
     logs::Backlog,
     port::Port,
-    processes, program, rehearsal, spawn,
+    processes,
+    program::{self, Programs},
+    rehearsal,
     timing::Timing,
 };
 
@@ -40,14 +39,10 @@ use crate::{
 const SIGNALS: u64 = 1;
 const STREAMS: u64 = 2;
 
-/// Time until a line without end is sent all the same.
-const LINE_PATIENCE: Duration = Duration::from_millis(200);
 /// How long an exit report waits for the log lines before it to be sent, and the end of the VM for them to be safe.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 /// What is read of a program's streams before others get a turn, bytes.
 const TURN: usize = 256 * 1024;
-/// What is read after the program's end: what its children go on to write is not waited for.
-const LAST_WORDS: usize = 4 << 20;
 /// Processes listed at most, so that the list fits a frame.
 const MOST_PROCESSES: usize = 1000;
 /// How long programs stand still at most until the host's time is known exactly.
@@ -55,15 +50,6 @@ const TIME_PATIENCE: Duration = Duration::from_secs(1);
 /// Says `resume` after the machine was resumed: a program that can't notice may look there.
 const START_KIND: &str = "/.caddis/start_kind";
 const RESUMED: &[u8] = b"resume\n";
-
-/// One stream of the machine's program.
-struct LogPipe {
-    file: Option<File>,
-    source: LogSource,
-    readable: bool,
-    lines: Lines,
-    flush_at: Option<Instant>,
-}
 
 struct Guest {
     epoll: Epoll,
@@ -74,10 +60,7 @@ struct Guest {
     status: GuestState,
     spec: Option<MachineSpec>,
     prepared: Option<Prepared>,
-    pid: Option<i32>,
-    /// Keeps a terminal's other end open.
-    _input: Option<File>,
-    pipes: Vec<LogPipe>,
+    programs: Programs,
     logs: Backlog,
     execs: Vec<Exec>,
     /// The host of this connection knows of the end.
@@ -121,9 +104,7 @@ pub fn run() -> Result<(), String> {
         status: GuestState::Waiting,
         spec: None,
         prepared: None,
-        pid: None,
-        _input: None,
-        pipes: Vec::new(),
+        programs: Programs::default(),
         logs: Backlog::new(),
         execs: Vec::new(),
         told_end: false,
@@ -156,6 +137,7 @@ impl Guest {
             if self.thawing.is_some_and(|(_, at)| at <= now) {
                 self.go_on();
             }
+            self.programs.check_deadline(now);
             let busy = self.pump();
             if self.power_off_at.is_some_and(|at| at <= now || self.logs.is_empty()) {
                 return Ok(());
@@ -176,7 +158,7 @@ impl Guest {
 
     /// Any stream may have changed. They are few.
     fn wake(&mut self) {
-        self.pipes.iter_mut().for_each(|pipe| pipe.readable = true);
+        self.programs.wake();
         self.execs.iter_mut().for_each(Exec::wake);
     }
 
@@ -185,10 +167,10 @@ impl Guest {
             return EpollTimeout::ZERO;
         }
         let ended = self.ended_at.filter(|_| !self.told_end).map(|at| at + LOG_PATIENCE);
-        let lines = self.pipes.iter().filter_map(|pipe| pipe.flush_at);
         let execs = self.execs.iter().filter_map(Exec::deadline);
         let thawing = self.thawing.map(|(_, at)| at);
-        let next = lines.chain(execs).chain(ended).chain(thawing).chain(self.power_off_at).min();
+        let programs = self.programs.deadline();
+        let next = programs.into_iter().chain(execs).chain(ended).chain(thawing).chain(self.power_off_at).min();
         // One more than the rest, so as not to wake before the time.
         let wait = next.map(|at| at.saturating_duration_since(now).as_millis() + 1);
         wait.map_or(EpollTimeout::NONE, |ms| {
@@ -199,7 +181,7 @@ impl Guest {
     /// Moves everything that can be moved. True when there is more to do at once.
     fn pump(&mut self) -> bool {
         let now = Instant::now();
-        let mut busy = self.read_program(TURN, now);
+        let mut busy = self.programs.read(TURN, now, &mut self.logs);
         self.execs.iter_mut().for_each(|exec| exec.check_deadline(now));
         loop {
             while self.port.has_room()
@@ -229,40 +211,6 @@ impl Guest {
         busy
     }
 
-    /// Reads what the program writes, up to `limit` of each stream. True when there may be more.
-    fn read_program(&mut self, limit: usize, now: Instant) -> bool {
-        let mut more = false;
-        let mut buffer = vec![0; 16 * 1024];
-        for pipe in &mut self.pipes {
-            let mut read = 0;
-            while pipe.readable && read < limit {
-                let Some(file) = &mut pipe.file else { break };
-                match file.read(&mut buffer) {
-                    Ok(0) => pipe.file = None,
-                    Ok(count) => {
-                        read += count;
-                        for record in pipe.lines.push(&buffer[..count]) {
-                            self.logs.push(pipe.source, record);
-                        }
-                        pipe.flush_at = pipe.lines.has_rest().then(|| now + LINE_PATIENCE);
-                    }
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => pipe.readable = false,
-                    // A terminal whose program is gone says EIO.
-                    Err(_) => pipe.file = None,
-                }
-            }
-            if pipe.file.is_none() || pipe.flush_at.is_some_and(|at| at <= now) {
-                pipe.flush_at = None;
-                if let Some(rest) = pipe.lines.take_rest() {
-                    self.logs.push(pipe.source, rest);
-                }
-            }
-            more |= pipe.readable && pipe.file.is_some();
-        }
-        more
-    }
-
     /// Collects processes that have ended.
     fn reap(&mut self) {
         while let Ok(Some(_)) = self.signals.read_signal() {}
@@ -283,20 +231,9 @@ impl Guest {
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.pid == pid) {
             exec.note_end(code, signal);
         }
-        if self.pid != Some(pid) {
-            return;
+        if let Some((code, signal)) = self.programs.ended(pid, code, signal, &mut self.logs) {
+            self.end(GuestState::Exited(program::report(code, signal)));
         }
-        self.pid = None;
-        let now = Instant::now();
-        self.pipes.iter_mut().for_each(|pipe| pipe.readable = true);
-        self.read_program(LAST_WORDS, now);
-        for pipe in std::mem::take(&mut self.pipes) {
-            let mut lines = pipe.lines;
-            if let Some(rest) = lines.take_rest() {
-                self.logs.push(pipe.source, rest);
-            }
-        }
-        self.end(GuestState::Exited(program::report(code, signal)));
     }
 
     fn end(&mut self, status: GuestState) {
@@ -471,7 +408,6 @@ impl Guest {
         match self.start(&spec) {
             Ok(pid) => {
                 self.timing.step("spawn");
-                self.pid = Some(pid);
                 self.status = GuestState::Running { pid };
                 self.port.send(&GuestMessage::Started { pid, steps: self.timing.steps() }, b"");
                 // From here on it is the program's machine.
@@ -490,39 +426,14 @@ impl Guest {
         for warning in std::mem::take(&mut prepared.warnings) {
             self.warn(Err(warning));
         }
-        let streams = spawn::spawn(&spawn::Program {
-            argv: &spec.argv,
-            env: &prepared.env,
-            user: &prepared.user,
-            directory: &spec.working_dir,
-            cgroup: program::CGROUP,
-            terminal: spec.tty.then_some((80, 24)),
-            has_input: false,
-        })?;
-        let pipe = |file, source| LogPipe {
-            file: Some(file),
-            source,
-            readable: true,
-            lines: Lines::default(),
-            flush_at: None,
-        };
-        self.pipes.push(pipe(streams.output, LogSource::Stdout));
-        self.pipes.extend(streams.error.map(|file| pipe(file, LogSource::Stderr)));
-        for file in self.pipes.iter().filter_map(|pipe| pipe.file.as_ref()) {
-            watch(&self.epoll, file)?;
-        }
-        self._input = streams.input;
+        let started = self.programs.start(spec, &prepared, |file| watch(&self.epoll, file));
         self.prepared = Some(prepared);
-        Ok(streams.pid)
+        started
     }
 
     fn signal(&mut self, number: i32) {
-        let Some(pid) = self.pid else { return };
         match Signal::try_from(number) {
-            Ok(signal) => {
-                // It may have just ended: its end is told anyway.
-                let _ = kill(Pid::from_raw(pid), signal);
-            }
+            Ok(signal) => self.programs.signal(signal),
             Err(_) => self.refuse(format!("there is no signal {number}")),
         }
     }

@@ -1,17 +1,210 @@
-//! The machine's program: its streams and how it ended.
+//! The machine's program, or programs: their streams and how they ended. Several live together: when one ends, the
+//! others are ended too, and how that one ended is how the machine did.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Read as _},
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use caddis_guest_protocol::message::ExitReport;
-use nix::sys::wait::WaitStatus;
+use caddis_guest_protocol::{
+    MachineSpec,
+    message::{ExitReport, LogSource},
+};
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        wait::WaitStatus,
+    },
+    unistd::Pid,
+};
 
-use crate::clock;
+use crate::{
+    clock,
+    configure::{self, Prepared},
+    lines::Lines,
+    logs::Backlog,
+    spawn, users,
+};
 
-/// Its cgroup.
-pub const CGROUP: &str = "program";
+/// Their cgroup.
+const CGROUP: &str = "program";
+/// Time until a line without end is sent all the same.
+const LINE_PATIENCE: Duration = Duration::from_millis(200);
+/// What is read after the end of all: what their children go on to write is not waited for.
+const LAST_WORDS: usize = 4 << 20;
+/// Time the others have to end when one has.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Exit status, or 128 + signal, and the signal.
+type End = (i32, Option<i32>);
+
+/// Those that run.
+#[derive(Default)]
+pub struct Programs {
+    pids: Vec<i32>,
+    /// How the first to end did.
+    first_end: Option<End>,
+    /// The others are killed then.
+    kill_at: Option<Instant>,
+    /// Keep terminals' other ends open.
+    inputs: Vec<File>,
+    pipes: Vec<LogPipe>,
+}
+
+/// One stream of a program.
+struct LogPipe {
+    file: Option<File>,
+    source: LogSource,
+    readable: bool,
+    lines: Lines,
+    flush_at: Option<Instant>,
+}
+
+impl Programs {
+    /// Starts all, and has their streams watched. Gives the process id of the first; the error is for the user.
+    pub fn start(
+        &mut self,
+        spec: &MachineSpec,
+        machine: &Prepared,
+        watch: impl Fn(&File) -> Result<(), String>,
+    ) -> Result<i32, String> {
+        let started = self.start_all(spec, machine, &watch);
+        if started.is_err() {
+            self.signal(Signal::SIGKILL);
+            self.pids.clear();
+        }
+        started
+    }
+
+    fn start_all(
+        &mut self,
+        spec: &MachineSpec,
+        machine: &Prepared,
+        watch: &impl Fn(&File) -> Result<(), String>,
+    ) -> Result<i32, String> {
+        let first = self.start_one(spec, &spec.argv, &machine.env, &machine.user, watch)?;
+        for other in &spec.others {
+            let user = users::resolve(&other.user)?;
+            self.start_one(spec, &other.argv, &configure::complete(&other.env, &user), &user, watch)?;
+        }
+        Ok(first)
+    }
+
+    fn start_one(
+        &mut self,
+        spec: &MachineSpec,
+        argv: &[String],
+        env: &[(String, String)],
+        user: &users::User,
+        watch: &impl Fn(&File) -> Result<(), String>,
+    ) -> Result<i32, String> {
+        let streams = spawn::spawn(&spawn::Program {
+            argv,
+            env,
+            user,
+            directory: &spec.working_dir,
+            cgroup: CGROUP,
+            terminal: spec.tty.then_some((80, 24)),
+            has_input: false,
+        })?;
+        self.pids.push(streams.pid);
+        self.inputs.extend(streams.input);
+        for (file, source) in [(Some(streams.output), LogSource::Stdout), (streams.error, LogSource::Stderr)] {
+            let Some(file) = file else { continue };
+            watch(&file)?;
+            let (file, lines) = (Some(file), Lines::default());
+            self.pipes.push(LogPipe { file, source, readable: true, lines, flush_at: None });
+        }
+        Ok(streams.pid)
+    }
+
+    /// Sends all of them a signal. One that has just ended hears nothing.
+    pub fn signal(&self, signal: Signal) {
+        for pid in &self.pids {
+            let _ = kill(Pid::from_raw(*pid), signal);
+        }
+    }
+
+    /// Something may have changed on their streams.
+    pub fn wake(&mut self) {
+        self.pipes.iter_mut().for_each(|pipe| pipe.readable = true);
+    }
+
+    /// When something is to be done next, though nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.pipes.iter().filter_map(|pipe| pipe.flush_at).chain(self.kill_at).min()
+    }
+
+    /// Kills those that did not end in time.
+    pub fn check_deadline(&mut self, now: Instant) {
+        if self.kill_at.take_if(|at| *at <= now).is_some() {
+            self.signal(Signal::SIGKILL);
+        }
+    }
+
+    /// Notes that a process has ended. When it was the last of them, gives how the first ended.
+    pub fn ended(&mut self, pid: i32, code: i32, signal: Option<i32>, logs: &mut Backlog) -> Option<End> {
+        let at = self.pids.iter().position(|known| *known == pid)?;
+        self.pids.swap_remove(at);
+        let end = *self.first_end.get_or_insert((code, signal));
+        let now = Instant::now();
+        if !self.pids.is_empty() {
+            if self.kill_at.is_none() {
+                self.signal(Signal::SIGTERM);
+                self.kill_at = Some(now + OTHERS_PATIENCE);
+            }
+            return None;
+        }
+        self.kill_at = None;
+        self.wake();
+        self.read(LAST_WORDS, now, logs);
+        for mut pipe in std::mem::take(&mut self.pipes) {
+            if let Some(rest) = pipe.lines.take_rest() {
+                logs.push(pipe.source, rest);
+            }
+        }
+        Some(end)
+    }
+
+    /// Reads what they write, up to `limit` of each stream. True when there may be more.
+    pub fn read(&mut self, limit: usize, now: Instant, logs: &mut Backlog) -> bool {
+        let mut more = false;
+        let mut buffer = vec![0; 16 * 1024];
+        for pipe in &mut self.pipes {
+            let mut read = 0;
+            while pipe.readable && read < limit {
+                let Some(file) = &mut pipe.file else { break };
+                match file.read(&mut buffer) {
+                    Ok(0) => pipe.file = None,
+                    Ok(count) => {
+                        read += count;
+                        for record in pipe.lines.push(&buffer[..count]) {
+                            logs.push(pipe.source, record);
+                        }
+                        pipe.flush_at = pipe.lines.has_rest().then(|| now + LINE_PATIENCE);
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => pipe.readable = false,
+                    // A terminal whose program is gone says EIO.
+                    Err(_) => pipe.file = None,
+                }
+            }
+            if pipe.file.is_none() || pipe.flush_at.is_some_and(|at| at <= now) {
+                pipe.flush_at = None;
+                if let Some(rest) = pipe.lines.take_rest() {
+                    logs.push(pipe.source, rest);
+                }
+            }
+            more |= pipe.readable && pipe.file.is_some();
+        }
+        more
+    }
+}
 
 /// How a process ended: exit status or 128 + signal, and the signal. `None` when it has not.
-pub fn end(status: WaitStatus) -> Option<(i32, Option<i32>)> {
+pub fn end(status: WaitStatus) -> Option<End> {
     match status {
         WaitStatus::Exited(_, code) => Some((code, None)),
         WaitStatus::Signaled(_, signal, _) => Some((128 + signal as i32, Some(signal as i32))),

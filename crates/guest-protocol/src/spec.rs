@@ -21,7 +21,9 @@ pub struct MachineSpec {
     pub user: String,
     /// Working directory; empty means `/`.
     pub working_dir: String,
-    /// Runs the program on a terminal.
+    /// Programs beside that one. They live together: when one ends, the others are ended too.
+    pub others: Vec<ProgramSpec>,
+    /// Runs each program on a terminal.
     pub tty: bool,
     /// Written before the program starts.
     pub files: Vec<FileSpec>,
@@ -37,6 +39,18 @@ pub struct MachineSpec {
     pub time_ns: u64,
     /// Fresh random bytes from the host, base64; mixed in and credited before anything else happens.
     pub entropy: String,
+}
+
+/// A program beside the first one; its fields are as in [`MachineSpec`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProgramSpec {
+    /// Program and arguments, never empty.
+    pub argv: Vec<String>,
+    /// Environment, complete and merged.
+    pub env: Vec<(String, String)>,
+    /// `user[:group]`.
+    pub user: String,
 }
 
 /// A file written into the root file system at every boot.

@@ -1,7 +1,10 @@
 //! Merges image and machine configuration into what init is told. Pure.
 
-use caddis_api::{ApiError, MachineConfig, Signal, config::DnsOption};
-use caddis_guest_protocol::spec::{FileSpec, MachineSpec, NetworkSpec};
+use caddis_api::{
+    ApiError, MachineConfig, Signal,
+    config::{DnsOption, FieldRef, Process},
+};
+use caddis_guest_protocol::spec::{FileSpec, MachineSpec, NetworkSpec, ProgramSpec};
 use caddis_image::ImageConfig;
 
 use crate::{operation::Stop, row::MachineRow};
@@ -18,20 +21,22 @@ pub const DEFAULT_ROOTFS_GIB: u64 = 8;
 /// 400 when neither image nor configuration name a program.
 pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSpec) -> Result<MachineSpec, ApiError> {
     let image = &row.image.config;
-    let argv = argv(image, config);
-    if argv.is_empty() {
+    let mut programs = programs(row, config);
+    if programs.iter().any(|program| program.argv.is_empty()) {
         return Err(ApiError::invalid(format!(
             "image {} names no program to run, give one with config.init.cmd or config.init.exec",
             row.image.requested
         )));
     }
+    let first = programs.remove(0);
     let dns = config.dns.clone().unwrap_or_default();
     let hostname = dns.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| row.id.to_string());
     Ok(MachineSpec {
         machine_id: row.id.to_string(),
-        argv,
-        env: environment(row, config),
-        user: image.user.clone(),
+        argv: first.argv,
+        env: first.env,
+        user: first.user,
+        others: programs,
         working_dir: image.working_dir.clone(),
         tty: config.init.as_ref().and_then(|init| init.tty).unwrap_or(false),
         files: files(config),
@@ -49,18 +54,34 @@ pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSp
     })
 }
 
-fn argv(image: &ImageConfig, config: &MachineConfig) -> Vec<String> {
+/// At least one.
+fn programs(row: &MachineRow, config: &MachineConfig) -> Vec<ProgramSpec> {
+    let image = &row.image.config;
+    let program = |process: &Process| ProgramSpec {
+        argv: argv(image, config, process),
+        env: environment(row, config, process),
+        user: process.user.clone().unwrap_or_else(|| image.user.clone()),
+    };
+    match config.processes.as_deref().unwrap_or_default() {
+        [] => vec![program(&Process::default())],
+        several => several.iter().map(program).collect(),
+    }
+}
+
+fn argv(image: &ImageConfig, config: &MachineConfig, process: &Process) -> Vec<String> {
+    let given = |words: &Option<Vec<String>>| words.clone().filter(|words| !words.is_empty());
     let init = config.init.clone().unwrap_or_default();
-    if let Some(exec) = init.exec.filter(|exec| !exec.is_empty()) {
+    let has_own = process.entrypoint.is_some() || process.cmd.is_some();
+    if let Some(exec) = given(&process.exec).or_else(|| given(&init.exec).filter(|_| !has_own)) {
         return exec;
     }
-    let entrypoint = init.entrypoint.unwrap_or_else(|| image.entrypoint.clone());
-    let cmd = init.cmd.unwrap_or_else(|| image.cmd.clone());
+    let entrypoint = process.entrypoint.clone().or(init.entrypoint).unwrap_or_else(|| image.entrypoint.clone());
+    let cmd = process.cmd.clone().or(init.cmd).unwrap_or_else(|| image.cmd.clone());
     entrypoint.into_iter().chain(cmd).collect()
 }
 
-/// Later ones win: the image's, the configuration's, the platform's.
-fn environment(row: &MachineRow, config: &MachineConfig) -> Vec<(String, String)> {
+/// Later ones win: the image's, the configuration's, the process's, the platform's.
+fn environment(row: &MachineRow, config: &MachineConfig, process: &Process) -> Vec<(String, String)> {
     let mut merged: Vec<(String, String)> = Vec::new();
     let mut set = |key: &str, value: &str| match merged.iter_mut().find(|(known, _)| known == key) {
         Some((_, old)) => value.clone_into(old),
@@ -70,8 +91,11 @@ fn environment(row: &MachineRow, config: &MachineConfig) -> Vec<(String, String)
         let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
         set(key, value);
     }
-    for (key, value) in config.env.iter().flatten() {
+    for (key, value) in config.env.iter().flatten().chain(process.env.iter().flatten()) {
         set(key, value);
+    }
+    for variable in process.env_from.iter().flatten() {
+        set(&variable.env_var, &fact(row, variable.field_ref));
     }
     let group = config.metadata.as_ref().and_then(|metadata| metadata.get("fly_process_group"));
     for (key, value) in [
@@ -90,6 +114,17 @@ fn environment(row: &MachineRow, config: &MachineConfig) -> Vec<(String, String)
         set("FLY_PROCESS_GROUP", group);
     }
     merged
+}
+
+fn fact(row: &MachineRow, field: FieldRef) -> String {
+    match field {
+        FieldRef::Id => row.id.to_string(),
+        FieldRef::Version => row.version.to_string(),
+        FieldRef::AppName => row.app.clone(),
+        FieldRef::PrivateIp => row.addresses.ipv6.to_string(),
+        FieldRef::Region => row.region.clone(),
+        FieldRef::Image => row.image.requested.clone(),
+    }
 }
 
 fn files(config: &MachineConfig) -> Vec<FileSpec> {
@@ -184,7 +219,25 @@ mod tests {
             (Init { exec: words(&["/bin/x", "y"]), cmd: words(&["z"]), ..Init::default() }, vec!["/bin/x", "y"]),
         ] {
             let config = MachineConfig { init: Some(init), ..MachineConfig::default() };
-            assert_eq!(argv(&image(), &config), expected);
+            assert_eq!(argv(&image(), &config, &Process::default()), expected);
+        }
+    }
+
+    #[test]
+    fn what_a_process_leaves_open_is_as_for_a_machine_with_one() {
+        let words = |list: &[&str]| Some(list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let only_exec = Init { exec: words(&["x"]), ..Init::default() };
+        let with_cmd = Init { cmd: words(&["c"]), ..Init::default() };
+        for (init, process, expected) in [
+            (&with_cmd, Process::default(), vec!["/entry", "c"]),
+            (&with_cmd, Process { cmd: words(&["d"]), ..Process::default() }, vec!["/entry", "d"]),
+            (&with_cmd, Process { entrypoint: words(&["/e"]), ..Process::default() }, vec!["/e", "c"]),
+            (&only_exec, Process::default(), vec!["x"]),
+            (&only_exec, Process { cmd: words(&["d"]), ..Process::default() }, vec!["/entry", "d"]),
+            (&only_exec, Process { exec: words(&["y", "z"]), ..Process::default() }, vec!["y", "z"]),
+        ] {
+            let config = MachineConfig { init: Some(init.clone()), ..MachineConfig::default() };
+            assert_eq!(argv(&image(), &config, &process), expected);
         }
     }
 
