@@ -277,3 +277,38 @@ async fn several_processes_of_a_machine_live_and_end_together() -> Result<()> {
     assert!(machine.get().await?.to_string().contains("/no/such"));
     stand.server.until_no_vm().await
 }
+
+#[tokio::test]
+async fn the_memory_of_programs_can_be_bounded_and_taken_back() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    // Written to a file: the page cache, which is not needed.
+    let machine =
+        stand.script("head -c 60000000 /dev/zero >/tmp/big; echo written; exec sleep 1000", json!({})).await?;
+    machine.logged("written").await?;
+    machine.wait("started").await?;
+    let api = stand.server.api();
+    let before = api.get(&machine.path("/memory")).await?.ok()?;
+    assert_eq!(before["limit_mb"], 256, "{before}");
+    assert!(before["available_mb"].as_u64().is_some_and(|free| (50..256).contains(&free)), "{before}");
+    let back = machine.post("/memory/reclaim", json!({ "amount_mb": 30 })).await?.ok()?;
+    assert!(back["actual_mb"].as_u64().is_some_and(|mib| (10..=60).contains(&mib)), "{back}");
+
+    let set = api.put(&machine.path("/memory"), json!({ "limit_mb": 64 })).await?.ok()?;
+    assert_eq!(set["limit_mb"], 64, "{set}");
+    assert!(set["available_mb"].as_u64().is_some_and(|free| free <= 64), "{set}");
+    let limit = machine.shell("cat /sys/fs/cgroup/program/memory.max").await?;
+    assert_eq!(limit.trim(), (64 << 20).to_string());
+    for (limit, status) in [(json!(257), 400), (json!(1), 412), (json!("64"), 400), (json!(null), 400)] {
+        let refused = api.put(&machine.path("/memory"), json!({ "limit_mb": limit })).await?;
+        assert_eq!(refused.status, status, "{limit}: {}", refused.text);
+    }
+    machine.stop().await?;
+    machine.wait("stopped").await?;
+    let refused = api.get(&machine.path("/memory")).await?;
+    assert_eq!(refused.status, 412, "{}", refused.text);
+    machine.start().await?;
+    machine.wait("started").await?;
+    assert_eq!(api.get(&machine.path("/memory")).await?.ok()?["limit_mb"], 256, "a start begins anew");
+    Ok(())
+}

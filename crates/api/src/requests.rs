@@ -120,6 +120,36 @@ pub struct StartReply {
     pub new_host: String,
 }
 
+/// Reply of `GET` and `PUT …/memory`: what the machine's programs may have of its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// MiB. Until the machine starts anew.
+    pub limit_mb: u64,
+    /// What they could have more, MiB.
+    pub available_mb: u64,
+}
+
+/// Body of `PUT …/memory`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetMemoryRequest {
+    /// MiB, at most the machine's memory.
+    pub limit_mb: u64,
+}
+
+/// Body of `POST …/memory/reclaim`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReclaimMemoryRequest {
+    /// What is wanted back, MiB.
+    pub amount_mb: u64,
+}
+
+/// Reply of `POST …/memory/reclaim`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReclaimMemoryReply {
+    /// What was to be had, MiB.
+    pub actual_mb: u64,
+}
+
 /// `{"ok": true}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OkReply {

@@ -13,7 +13,7 @@ use caddis_api::{
     exec::ProcessStat,
     lease::{Lease, PublicLease},
     machine::ImageRef,
-    requests::StartReply,
+    requests::{Memory, StartReply},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -88,6 +88,18 @@ pub enum WorkerRequest {
     Versions {
         /// Of which machine.
         machine: MachineId,
+    },
+    /// What a running machine's programs may have of its memory, after a change where one is asked for. Answer:
+    /// [`WorkerReply::Memory`].
+    Memory {
+        /// Of which machine.
+        machine: MachineId,
+        /// Proof of a lease, for changes.
+        nonce: Option<LeaseNonce>,
+        /// The limit from now on, MiB.
+        limit_mib: Option<u64>,
+        /// Take back so much that is not needed right now, MiB.
+        reclaim_mib: Option<u64>,
     },
     /// The process list. Answer: [`WorkerReply::Processes`].
     Processes {
@@ -278,6 +290,13 @@ pub enum WorkerReply {
     Events {
         /// Newest first.
         events: Vec<MachineEvent>,
+    },
+    /// Memory of a machine's programs.
+    Memory {
+        /// What they may have, and could have more.
+        memory: Memory,
+        /// What was taken back, MiB.
+        reclaimed_mib: u64,
     },
     /// Processes.
     Processes {

@@ -17,7 +17,9 @@ use crate::{
     health, host, images,
     limits::limit,
     logs,
-    machines::{actions, create, exec, get as get_machine, history, leases, list, metadata, operation, update, wait},
+    machines::{
+        actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, update, wait,
+    },
     organizations, regions,
 };
 
@@ -37,6 +39,8 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/ps", get(history::processes))
         .route("/events", get(history::events))
         .route("/versions", get(update::versions))
+        .route("/memory", get(memory::get).put(memory::set))
+        .route("/memory/reclaim", post(memory::reclaim))
         .route("/metadata", get(metadata::all).patch(metadata::merge).put(metadata::merge))
         .route("/metadata/{key}", get(metadata::get).post(metadata::set).delete(metadata::remove))
         .route("/operation", get(operation::operation))

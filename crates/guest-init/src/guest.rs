@@ -28,6 +28,7 @@ use crate::{
     freezer::Freezer,
     kernel,
     logs::Backlog,
+    memory,
     port::Port,
     processes,
     program::{self, Programs},
@@ -286,6 +287,10 @@ impl Guest {
                 processes.truncate(MOST_PROCESSES);
                 self.port.send(&GuestMessage::Processes { id, processes }, b"");
             }
+            HostMessage::Memory { id, limit_mib, reclaim_mib } => match memory::manage(limit_mib, reclaim_mib) {
+                Ok(memory) => self.port.send(&GuestMessage::Memory { id, memory }, b""),
+                Err(failure) => self.answer(id, Err(failure)),
+            },
             HostMessage::AcknowledgeLogs { sequence } => self.logs.acknowledge(sequence),
             HostMessage::AcknowledgeExit => {
                 if self.ended_at.is_some() {

@@ -24,6 +24,7 @@ mod guest;
 mod kernel;
 mod lines;
 mod logs;
+mod memory;
 mod network;
 mod port;
 mod processes;

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Their cgroup.
-const CGROUP: &str = "program";
+pub const CGROUP: &str = "program";
 /// Time until a line without end is sent all the same.
 const LINE_PATIENCE: Duration = Duration::from_millis(200);
 /// What is read after the end of all: what their children go on to write is not waited for.

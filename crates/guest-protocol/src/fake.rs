@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     GuestMessage, GuestState, HostMessage, LOG_WINDOW_BYTES, MachineSpec, PROTOCOL_VERSION,
     frame::{self, Decoder, Frame, MAX_HOST_CONTROL},
-    message::{ExitReport, LogSource},
+    message::{ExitReport, LogSource, MemoryInfo},
 };
 
 mod exec;
@@ -364,6 +364,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
             HostMessage::ListProcesses { id } => {
                 let processes = self.guest.processes();
                 self.send(&GuestMessage::Processes { id, processes }, b"").await?;
+            }
+            HostMessage::Memory { id, limit_mib, reclaim_mib } => {
+                let memory = MemoryInfo { limit_mib, available_mib: 100, reclaimed_mib: reclaim_mib.unwrap_or(0) };
+                self.send(&GuestMessage::Memory { id, memory }, b"").await?;
             }
             HostMessage::Freeze { id } => {
                 let failure = self.guest.behaviour.refuses_to_freeze.then(|| "told to fail".to_owned());

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     GuestState, HostMessage, MachineSpec,
-    message::{ExecRequest, LogSource, ProcessInfo},
+    message::{ExecRequest, LogSource, MemoryInfo, ProcessInfo},
 };
 
 mod connection;
@@ -117,9 +117,17 @@ enum Command {
     /// Forget an exec, killing it in the guest.
     Cancel { id: u32 },
     /// Send this, and pass on the answer to it.
-    Ask { id: u32, message: HostMessage, answer: oneshot::Sender<Option<String>> },
-    /// Ask for processes.
-    Processes { id: u32, answer: oneshot::Sender<Vec<ProcessInfo>> },
+    Ask { id: u32, message: HostMessage, answer: oneshot::Sender<Answer> },
+}
+
+/// The guest's answer to a question.
+enum Answer {
+    /// It did what it was asked, or why not.
+    Outcome(Option<String>),
+    /// Its processes.
+    Processes(Vec<ProcessInfo>),
+    /// Its programs' memory.
+    Memory(MemoryInfo),
 }
 
 /// What is said again after a reconnect.
@@ -211,12 +219,21 @@ impl Session {
     /// # Errors
     /// When the guest can't be reached or does not answer.
     pub async fn processes(&self) -> Result<Vec<ProcessInfo>, SessionError> {
-        let (answer, list) = oneshot::channel();
-        self.command(Command::Processes { id: self.next_id(), answer })?;
-        match tokio::time::timeout(SEND_DEADLINE, list).await {
-            Ok(Ok(list)) => Ok(list),
-            Ok(Err(_)) => Err(SessionError::Broken),
-            Err(_) => Err(SessionError::NotConnected),
+        match self.ask(SEND_DEADLINE, |id| HostMessage::ListProcesses { id }).await? {
+            Answer::Processes(list) => Ok(list),
+            _ => Err(SessionError::Broken),
+        }
+    }
+
+    /// The memory of the machine's programs, after a change where one is asked for: a new limit, or so much to take
+    /// back that is not needed right now, MiB.
+    ///
+    /// # Errors
+    /// When the guest can't, or does not answer: an init older than this message never does.
+    pub async fn memory(&self, limit_mib: Option<u64>, reclaim_mib: Option<u64>) -> Result<MemoryInfo, SessionError> {
+        match self.ask(SEND_DEADLINE, |id| HostMessage::Memory { id, limit_mib, reclaim_mib }).await? {
+            Answer::Memory(memory) => Ok(memory),
+            _ => Err(SessionError::Broken),
         }
     }
 
@@ -225,7 +242,7 @@ impl Session {
     /// # Errors
     /// When the guest can't, or does not answer within `deadline`.
     pub async fn rehearse(&self, spec: MachineSpec, deadline: Duration) -> Result<(), SessionError> {
-        self.ask(deadline, |id| HostMessage::Rehearse { id, spec: Box::new(spec) }).await
+        self.ask(deadline, |id| HostMessage::Rehearse { id, spec: Box::new(spec) }).await.map(drop)
     }
 
     /// Has all programs stand still, and what is not on the disks yet written out.
@@ -233,7 +250,7 @@ impl Session {
     /// # Errors
     /// When the guest can't, or does not answer within `deadline`: an init older than this message never does.
     pub async fn freeze(&self, deadline: Duration) -> Result<(), SessionError> {
-        self.ask(deadline, |id| HostMessage::Freeze { id }).await
+        self.ask(deadline, |id| HostMessage::Freeze { id }).await.map(drop)
     }
 
     /// Lets programs go on, with `entropy` (base64) and the time mixed in first. `resumed`: after a restore.
@@ -241,16 +258,17 @@ impl Session {
     /// # Errors
     /// When the guest can't, or does not answer within `deadline`.
     pub async fn thaw(&self, entropy: String, resumed: bool, deadline: Duration) -> Result<(), SessionError> {
-        self.ask(deadline, |id| HostMessage::Thaw { id, time_ns: connection::now_ns(), entropy, resumed }).await
+        let thaw = |id| HostMessage::Thaw { id, time_ns: connection::now_ns(), entropy, resumed };
+        self.ask(deadline, thaw).await.map(drop)
     }
 
-    async fn ask(&self, deadline: Duration, message: impl FnOnce(u32) -> HostMessage) -> Result<(), SessionError> {
+    async fn ask(&self, deadline: Duration, message: impl FnOnce(u32) -> HostMessage) -> Result<Answer, SessionError> {
         let (answer, answered) = oneshot::channel();
         let id = self.next_id();
         self.command(Command::Ask { id, message: message(id), answer })?;
         match tokio::time::timeout(deadline, answered).await {
-            Ok(Ok(None)) => Ok(()),
-            Ok(Ok(Some(failure))) => Err(SessionError::Refused(failure)),
+            Ok(Ok(Answer::Outcome(Some(failure)))) => Err(SessionError::Refused(failure)),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(SessionError::Broken),
             Err(_) => Err(SessionError::NoAnswer(deadline)),
         }

@@ -127,6 +127,15 @@ pub enum HostMessage {
         /// Echoed in the answer.
         id: u32,
     },
+    /// Asks for, and may change, what the programs may have of the memory.
+    Memory {
+        /// Echoed in the answer.
+        id: u32,
+        /// The limit from now on, MiB.
+        limit_mib: Option<u64>,
+        /// Take back so much that is not needed right now, MiB.
+        reclaim_mib: Option<u64>,
+    },
     /// Log records up to and including this one are safe on the host.
     AcknowledgeLogs {
         /// Sequence number.
@@ -221,12 +230,19 @@ pub enum GuestMessage {
         /// The processes, init's own and kernel threads left out.
         processes: Vec<ProcessInfo>,
     },
+    /// Answer to `Memory`, when that could be done.
+    Memory {
+        /// Of the request.
+        id: u32,
+        /// The programs' memory.
+        memory: MemoryInfo,
+    },
     /// Asks for the host's time: how long the answer takes tells how far it can be off.
     AskTime {
         /// Of this question.
         id: u64,
     },
-    /// Answer to `Rehearse`, `Freeze` and `Thaw`.
+    /// Answer to `Rehearse`, `Freeze` and `Thaw`, and to `Memory` when that could not be done.
     Answer {
         /// Of the request.
         id: u32,
@@ -238,6 +254,17 @@ pub enum GuestMessage {
         /// Why.
         message: String,
     },
+}
+
+/// The memory of a machine's programs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryInfo {
+    /// What they may have, MiB; `None` for all there is.
+    pub limit_mib: Option<u64>,
+    /// What they could have more, MiB.
+    pub available_mib: u64,
+    /// What this request took back, MiB.
+    pub reclaimed_mib: u64,
 }
 
 /// Runs a program beside the machine's own.

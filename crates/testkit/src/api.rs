@@ -123,6 +123,14 @@ impl Api {
         self.send(Method::POST, path, &[], body).await
     }
 
+    /// PUT.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub async fn put(&self, path: &str, body: Value) -> Result<Reply> {
+        self.send(Method::PUT, path, &[], Some(body.to_string())).await
+    }
+
     /// DELETE.
     ///
     /// # Errors

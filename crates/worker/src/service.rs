@@ -12,6 +12,7 @@ use caddis_api::{
     ApiError, ErrorCode, LeaseNonce, Machine, MachineConfig, MachineId, MachineState, RawConfig, VersionId,
     exec::{ListenSocket, ProcessStat},
     lease::Lease,
+    requests::Memory,
 };
 use caddis_bus::{
     Handler,
@@ -20,7 +21,10 @@ use caddis_bus::{
         WorkerResult, decode, encode,
     },
 };
-use caddis_guest_protocol::{host::Session, message::ProcessInfo};
+use caddis_guest_protocol::{
+    host::{Session, SessionError},
+    message::ProcessInfo,
+};
 use caddis_image::ResolvedImage;
 use caddis_network::MachineAddresses;
 use futures::{
@@ -121,6 +125,9 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
             Ok(WorkerReply::Versions { versions: all_versions(shared, &machine).await? })
         }
         WorkerRequest::Processes { machine } => processes(shared, &machine).await,
+        WorkerRequest::Memory { machine, nonce, limit_mib, reclaim_mib } => {
+            memory(shared, &machine, nonce, limit_mib, reclaim_mib).await
+        }
         WorkerRequest::Drain { deadline_ms } => drain(shared, Duration::from_millis(deadline_ms)).await,
         WorkerRequest::Health => Ok(WorkerReply::Health { problems: problems(shared).await }),
     }
@@ -273,6 +280,29 @@ async fn processes(shared: &Arc<Shared>, machine: &MachineId) -> WorkerResult {
         .map_err(|_| ApiError::new(ErrorCode::Unavailable, "the guest does not answer"))?
         .map_err(|e| ApiError::new(ErrorCode::Unavailable, format!("the guest does not answer: {e}")))?;
     Ok(WorkerReply::Processes { processes: processes.into_iter().map(process).collect() })
+}
+
+async fn memory(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+    nonce: Option<LeaseNonce>,
+    limit_mib: Option<u64>,
+    reclaim_mib: Option<u64>,
+) -> WorkerResult {
+    let changes = limit_mib.is_some() || reclaim_mib.is_some();
+    let session = session(shared, machine, changes.then_some(nonce)).await?;
+    let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+    let config = record.machine.config.map(|raw| caddis_api::validate::read(&raw)).transpose()?.unwrap_or_default();
+    let all = config.memory_mib();
+    if limit_mib.is_some_and(|limit| limit > all) {
+        return Err(ApiError::invalid(format!("invalid limit_mb, cannot exceed {all} MiB, the machine's memory")));
+    }
+    let info = session.memory(limit_mib, reclaim_mib).await.map_err(|error| match error {
+        SessionError::Refused(reason) => ApiError::precondition(reason),
+        error => ApiError::new(ErrorCode::Unavailable, format!("the guest does not answer: {error}")),
+    })?;
+    let memory = Memory { limit_mb: info.limit_mib.unwrap_or(all).min(all), available_mb: info.available_mib };
+    Ok(WorkerReply::Memory { memory, reclaimed_mib: info.reclaimed_mib })
 }
 
 /// The way to the running guest. `nonce` is given where a lease guards what is to be done.

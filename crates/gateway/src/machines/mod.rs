@@ -7,6 +7,7 @@ pub(crate) mod get;
 pub(crate) mod history;
 pub(crate) mod leases;
 pub(crate) mod list;
+pub(crate) mod memory;
 pub(crate) mod metadata;
 pub(crate) mod operation;
 mod reached;

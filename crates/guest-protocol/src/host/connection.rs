@@ -14,11 +14,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use super::{AgentStream, Command, Connector, ExecEvent, GuestEvent, Inner, SessionError, exec::ExecRoute};
+use super::{AgentStream, Answer, Command, Connector, ExecEvent, GuestEvent, Inner, SessionError, exec::ExecRoute};
 use crate::{
     GuestMessage, GuestState, HostMessage, LOG_WINDOW_BYTES, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION,
     frame::{self, Decoder, Frame, MAX_GUEST_CONTROL},
-    message::ProcessInfo,
 };
 
 /// Waits between attempts to connect: from, to.
@@ -126,8 +125,7 @@ struct Connection<'a> {
     welcomed: bool,
     outgoing: Outgoing,
     execs: HashMap<u32, ExecRoute>,
-    processes: HashMap<u32, oneshot::Sender<Vec<ProcessInfo>>>,
-    answers: HashMap<u32, oneshot::Sender<Option<String>>>,
+    answers: HashMap<u32, oneshot::Sender<Answer>>,
 }
 
 impl<'a> Connection<'a> {
@@ -143,7 +141,6 @@ impl<'a> Connection<'a> {
             welcomed: false,
             outgoing: Outgoing::default(),
             execs: HashMap::new(),
-            processes: HashMap::new(),
             answers: HashMap::new(),
         }
     }
@@ -225,10 +222,6 @@ impl<'a> Connection<'a> {
                 self.answers.insert(id, answer);
                 self.send(&message)
             }
-            Command::Processes { id, answer } => {
-                self.processes.insert(id, answer);
-                self.send(&HostMessage::ListProcesses { id })
-            }
         }
     }
 
@@ -263,25 +256,23 @@ impl<'a> Connection<'a> {
                 told
             }
             GuestMessage::Credit { id, bytes } => self.pass_to_exec(id, ExecEvent::Credit { bytes }),
-            GuestMessage::Processes { id, processes } => {
-                if let Some(answer) = self.processes.remove(&id) {
-                    let _ = answer.send(processes);
-                }
-                Ok(())
-            }
-            GuestMessage::Answer { id, failure } => {
-                if let Some(answer) = self.answers.remove(&id) {
-                    // Who no longer waits has no use for it.
-                    let _ = answer.send(failure);
-                }
-                Ok(())
-            }
+            GuestMessage::Processes { id, processes } => self.pass_on(id, Answer::Processes(processes)),
+            GuestMessage::Memory { id, memory } => self.pass_on(id, Answer::Memory(memory)),
+            GuestMessage::Answer { id, failure } => self.pass_on(id, Answer::Outcome(failure)),
             GuestMessage::AskTime { id } => self.tell_time(Some(id)),
             GuestMessage::Error { message } => {
                 tracing::warn!(message, "guest could not do what it was asked");
                 Ok(())
             }
         }
+    }
+
+    fn pass_on(&mut self, id: u32, answer: Answer) -> Result<(), String> {
+        if let Some(waiting) = self.answers.remove(&id) {
+            // Who no longer waits has no use for it.
+            let _ = waiting.send(answer);
+        }
+        Ok(())
     }
 
     fn welcome(

@@ -15,7 +15,7 @@ use caddis_api::{
     exec::ProcessStat,
     lease::{Lease, PublicLease},
     machine::{ImageRef, Operation},
-    requests::StartReply,
+    requests::{Memory, StartReply},
 };
 use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
@@ -186,6 +186,10 @@ impl FakeWorker {
                     listen_sockets: Vec::new(),
                 };
                 Ok(WorkerReply::Processes { processes: vec![process(1, 10), process(7, 30), process(9, 20)] })
+            }
+            WorkerRequest::Memory { limit_mib, reclaim_mib, .. } => {
+                let memory = Memory { limit_mb: limit_mib.unwrap_or(256), available_mb: 100 };
+                Ok(WorkerReply::Memory { memory, reclaimed_mib: reclaim_mib.unwrap_or(0) })
             }
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
             WorkerRequest::Health => Ok(WorkerReply::Health { problems: self.state().problems.clone() }),
