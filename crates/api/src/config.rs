@@ -264,6 +264,9 @@ pub struct Rootfs {
     pub size_gb: Option<u64>,
 }
 
+/// Size of the root disk unless the configuration names a larger one, GiB.
+pub const DEFAULT_ROOTFS_GIB: u64 = 8;
+
 /// Restarts that on-failure allows within its window unless the configuration says otherwise.
 pub const DEFAULT_MAX_RETRIES: u32 = 10;
 
@@ -276,6 +279,12 @@ impl MachineConfig {
     /// Guest memory, MiB.
     pub fn memory_mib(&self) -> u64 {
         self.guest.as_ref().and_then(|guest| guest.memory_mb).unwrap_or(256)
+    }
+
+    /// Size of the root disk, GiB.
+    pub fn rootfs_gib(&self) -> u64 {
+        let size = self.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).unwrap_or(0);
+        size.max(DEFAULT_ROOTFS_GIB)
     }
 
     /// Whether its processors are its own.

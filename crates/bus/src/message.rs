@@ -358,8 +358,9 @@ pub enum Question {
         cpus: u32,
         /// MiB.
         memory_mib: u64,
-        /// Bytes on disk.
-        disk_bytes: u64,
+        /// Size of its root disk, GiB.
+        #[serde(default)]
+        disk_gib: u64,
         /// Image reference: a worker that has it is to be preferred.
         image: String,
     },
@@ -374,10 +375,13 @@ pub struct Offer {
     pub fits: bool,
     /// What is missing when it does not, for the user.
     pub shortage: Option<String>,
-    /// Free memory after it, MiB.
+    /// Free memory, MiB; of an offer that fits, after it.
     pub free_memory_mib: u64,
-    /// Unreserved virtual processors after it.
+    /// Unreserved virtual processors, likewise.
     pub free_cpus: u32,
+    /// Unreserved disk, GiB, likewise.
+    #[serde(default)]
+    pub free_disk_gib: u64,
     /// The image is there already.
     pub has_image: bool,
 }

@@ -145,6 +145,8 @@ impl Server {
             ipv4_pool: settings.ipv4_pool,
             memory_mib: settings.memory_mib,
             cpu_overcommit: settings.cpu_overcommit,
+            memory_overcommit: settings.memory_overcommit,
+            disk_overcommit: settings.disk_overcommit,
             restart_concurrency: settings.restart_concurrency,
             log_bytes_per_machine: settings.log_bytes,
             reserved_disk: settings.reserved_disk,

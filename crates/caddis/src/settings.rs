@@ -93,6 +93,12 @@ pub struct ServeArguments {
     /// Virtual processors that may be promised per processor of the host [default: 16].
     #[arg(long, env = "CADDIS_CPU_OVERCOMMIT", value_name = "FACTOR")]
     pub cpu_overcommit: Option<f64>,
+    /// How often each MiB of that memory may be promised: above 1, VMs may be killed for want of it [default: 1].
+    #[arg(long, env = "CADDIS_MEMORY_OVERCOMMIT", value_name = "FACTOR")]
+    pub memory_overcommit: Option<f64>,
+    /// How often each GiB of the disk may be promised to root disks, which take up only what was written [default: 10].
+    #[arg(long, env = "CADDIS_DISK_OVERCOMMIT", value_name = "FACTOR")]
+    pub disk_overcommit: Option<f64>,
     /// Machines that start at once after the host was down [default: 4].
     #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
     pub restart_concurrency: Option<usize>,
@@ -140,6 +146,8 @@ pub struct Settings {
     pub dns: Vec<IpAddr>,
     pub memory_mib: Option<u64>,
     pub cpu_overcommit: f64,
+    pub memory_overcommit: f64,
+    pub disk_overcommit: f64,
     pub restart_concurrency: usize,
     pub pool: usize,
     pub log_bytes: u64,
@@ -163,10 +171,9 @@ impl ServeArguments {
         if region.is_empty() || !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
             bail!("the region '{region}' is no name: use lowercase letters, digits and dashes");
         }
-        let cpu_overcommit = self.cpu_overcommit.or(file.cpu_overcommit).unwrap_or(16.0);
-        if !(cpu_overcommit > 0.0 && cpu_overcommit <= 1000.0) {
-            bail!("the CPU overcommit factor must be above 0 and at most 1000, not {cpu_overcommit}");
-        }
+        let cpu_overcommit = factor("CPU", self.cpu_overcommit.or(file.cpu_overcommit).unwrap_or(16.0))?;
+        let memory_overcommit = factor("memory", self.memory_overcommit.or(file.memory_overcommit).unwrap_or(1.0))?;
+        let disk_overcommit = factor("disk", self.disk_overcommit.or(file.disk_overcommit).unwrap_or(10.0))?;
         let listen = self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 4280).into());
         let usual_limit = if listen.ip().is_loopback() { 0.0 } else { 1.0 };
         let rate_limit = self.rate_limit.or(file.rate_limit).unwrap_or(usual_limit);
@@ -192,6 +199,8 @@ impl ServeArguments {
             dns: if self.dns.is_empty() { file.dns } else { self.dns },
             memory_mib: self.memory_mb.or(file.memory_mb),
             cpu_overcommit,
+            memory_overcommit,
+            disk_overcommit,
             restart_concurrency: self.restart_concurrency.or(file.restart_concurrency).unwrap_or(4),
             pool: self.pool.or(file.pool).unwrap_or(8),
             log_bytes: self.log_mb.or(file.log_mb).unwrap_or(16).saturating_mul(1 << 20),
@@ -202,6 +211,13 @@ impl ServeArguments {
             boot_id_file: self.boot_id_file.unwrap_or_else(|| "/proc/sys/kernel/random/boot_id".into()),
         })
     }
+}
+
+fn factor(what: &str, factor: f64) -> Result<f64> {
+    if !(factor > 0.0 && factor <= 1000.0) {
+        bail!("the {what} overcommit factor must be above 0 and at most 1000, not {factor}");
+    }
+    Ok(factor)
 }
 
 fn read(path: &Path) -> Result<ServeArguments> {
@@ -292,6 +308,8 @@ mod tests {
         for arguments in [
             ServeArguments { region: Some("A b".to_owned()), ..ServeArguments::default() },
             ServeArguments { cpu_overcommit: Some(f64::NAN), ..ServeArguments::default() },
+            ServeArguments { memory_overcommit: Some(0.0), ..ServeArguments::default() },
+            ServeArguments { disk_overcommit: Some(1e9), ..ServeArguments::default() },
             ServeArguments { rate_limit: Some(-1.0), ..ServeArguments::default() },
             ServeArguments { config: Some("/no/such/file".into()), ..ServeArguments::default() },
         ] {

@@ -22,7 +22,7 @@ pub(crate) async fn offers(
     let question = message::encode(&Question::Place {
         cpus: config.cpus(),
         memory_mib: config.memory_mib(),
-        disk_bytes: config.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).unwrap_or(0) << 30,
+        disk_gib: config.rootfs_gib(),
         image: config.image.clone().unwrap_or_default(),
     });
     let mut refused = Vec::new();
@@ -53,9 +53,10 @@ fn rank(offers: &mut [Offer]) {
 
 fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError {
     let mut text = format!(
-        "could not find a candidate host: the machine needs {} CPUs and {} MiB of memory",
+        "could not find a candidate host: the machine needs {} CPUs, {} MiB of memory and {} GiB of disk",
         config.cpus(),
-        config.memory_mib()
+        config.memory_mib(),
+        config.rootfs_gib()
     );
     for (region, offers) in refused {
         if offers.is_empty() {
@@ -63,17 +64,22 @@ fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError
         }
         for offer in offers {
             text.push_str(&format!(
-                "; host {} in {region} has {} MiB of memory and {} CPUs free",
-                offer.worker, offer.free_memory_mib, offer.free_cpus
+                "; host {} in {region} has {} CPUs, {} MiB and {} GiB free",
+                offer.worker, offer.free_cpus, offer.free_memory_mib, offer.free_disk_gib
             ));
             if let Some(shortage) = &offer.shortage {
                 text.push_str(&format!(" ({shortage})"));
             }
         }
     }
-    let largest = refused.iter().flat_map(|(_, offers)| offers).map(|offer| offer.free_memory_mib).max().unwrap_or(0);
-    if largest >= 256 && largest < config.memory_mib() {
-        text.push_str(&format!("; with at most {} MiB it would fit", largest / 256 * 256));
+    let roomiest = refused.iter().flat_map(|(_, offers)| offers).max_by_key(|offer| offer.free_memory_mib);
+    if let Some(offer) = roomiest.filter(|offer| offer.free_memory_mib >= 256 && offer.free_cpus > 0) {
+        text.push_str(&format!(
+            "; with at most {} CPUs, {} MiB and {} GiB it would fit",
+            offer.free_cpus,
+            offer.free_memory_mib / 256 * 256,
+            offer.free_disk_gib
+        ));
     }
     ApiError::new(ErrorCode::InsufficientCapacity, text)
 }
@@ -91,6 +97,7 @@ mod tests {
             shortage: None,
             free_memory_mib: free,
             free_cpus: 4,
+            free_disk_gib: 80,
             has_image,
         }
     }
@@ -111,8 +118,9 @@ mod tests {
         let error = no_room(&config.unwrap(), &[("local".to_owned(), vec![full]), ("far".to_owned(), vec![])]);
         assert_eq!(
             error.message,
-            "could not find a candidate host: the machine needs 1 CPUs and 2048 MiB of memory; host w in local has \
-             1000 MiB of memory and 4 CPUs free (memory); in far no host answers; with at most 768 MiB it would fit"
+            "could not find a candidate host: the machine needs 1 CPUs, 2048 MiB of memory and 8 GiB of disk; host w \
+             in local has 4 CPUs, 1000 MiB and 80 GiB free (memory); in far no host answers; with at most 4 CPUs, 768 \
+             MiB and 80 GiB it would fit"
         );
     }
 }

@@ -64,6 +64,10 @@ pub struct WorkerConfig {
     pub memory_mib: Option<u64>,
     /// How many vCPUs may be promised per processor of the host.
     pub cpu_overcommit: f64,
+    /// How often each MiB of memory may be promised.
+    pub memory_overcommit: f64,
+    /// How often each GiB of the directory's file system may be promised to root disks, which are sparse.
+    pub disk_overcommit: f64,
     /// How many machines start at once after a host reboot.
     pub restart_concurrency: usize,
     /// Log kept per machine on disk, bytes.

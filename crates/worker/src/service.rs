@@ -34,6 +34,7 @@ use futures::{
 use tokio::sync::oneshot;
 
 use crate::{
+    capacity::Room,
     clock::now_ms,
     engine::Shared,
     event::Source,
@@ -393,21 +394,25 @@ impl QuestionHandler {
 #[async_trait]
 impl Handler for QuestionHandler {
     async fn handle(&self, request: Bytes) -> Bytes {
-        let Ok(Question::Place { cpus, memory_mib, image, .. }) = decode("region", &request) else {
+        let Ok(Question::Place { cpus, memory_mib, disk_gib, image }) = decode("region", &request) else {
             return Bytes::new();
         };
         let shared = &self.shared;
         let free = shared.capacity.free();
-        let mut shortage = shared.capacity.shortage(free, memory_mib, cpus);
+        let wanted = Room { cpus, memory_mib, disk_gib };
+        let mut shortage = shared.capacity.shortage(free, wanted);
         if shared.check_not_draining().is_err() {
             shortage = Some("the host is being drained".to_owned());
         }
+        // What is left of it afterwards; of what does not fit nothing is taken.
+        let left = if shortage.is_none() { free.minus(wanted) } else { free };
         encode(&Offer {
             worker: shared.worker.clone(),
             fits: shortage.is_none(),
             shortage,
-            free_memory_mib: free.memory_mib.saturating_sub(memory_mib),
-            free_cpus: free.cpus.saturating_sub(cpus),
+            free_memory_mib: left.memory_mib,
+            free_cpus: left.cpus,
+            free_disk_gib: left.disk_gib,
             has_image: shared.images.knows(&image),
         })
     }

@@ -2,7 +2,7 @@
 
 use caddis_api::{
     ApiError, MachineConfig, Signal,
-    config::{DnsOption, FieldRef, Process},
+    config::{DEFAULT_ROOTFS_GIB, DnsOption, FieldRef, Process},
 };
 use caddis_guest_protocol::spec::{FileSpec, MachineSpec, NetworkSpec, ProgramSpec};
 use caddis_image::ImageConfig;
@@ -11,9 +11,6 @@ use crate::{operation::Stop, row::MachineRow};
 
 /// Time between stop signal and SIGKILL unless the configuration says otherwise, as the reference has it.
 pub const DEFAULT_STOP_TIMEOUT_MS: u64 = 5_000;
-
-/// Size of the root disk unless the configuration says otherwise, GiB.
-pub const DEFAULT_ROOTFS_GIB: u64 = 8;
 
 /// What init is told, but for time and entropy, which belong to the moment of sending.
 ///
@@ -49,7 +46,7 @@ pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSp
         },
         hostname,
         root_serial: caddis_vmm::ROOT_DISK_SERIAL.to_owned(),
-        grow_root: rootfs_gib(config) > DEFAULT_ROOTFS_GIB,
+        grow_root: config.rootfs_gib() > DEFAULT_ROOTFS_GIB,
         ..MachineSpec::default()
     })
 }
@@ -171,12 +168,6 @@ pub fn check_suspendable(config: &MachineConfig) -> Result<(), ApiError> {
         return refuse("it has a schedule".to_owned());
     }
     Ok(())
-}
-
-/// Size of the root disk, GiB.
-pub fn rootfs_gib(config: &MachineConfig) -> u64 {
-    let size = config.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).unwrap_or(0);
-    size.max(DEFAULT_ROOTFS_GIB)
 }
 
 /// How to stop a machine: as asked, else as configured, else as the image has it, else SIGINT and five seconds.

@@ -165,7 +165,7 @@ async fn back_off(context: Context) -> Result<Done, Failure> {
 async fn prepare_root(context: Context) -> Result<Done, Failure> {
     let directory = context.shared.machine_directory(&context.row.id);
     let overlay = directory.join(OVERLAY);
-    let size = spec::rootfs_gib(&context.config) << 30;
+    let size = context.config.rootfs_gib() << 30;
     let shared = context.shared.clone();
     blocking(move || {
         make_directory(&directory)?;
@@ -225,7 +225,7 @@ async fn snapshot_to_use(context: &Context) -> Result<Option<PathBuf>, Failure> 
     let Some(OperationKind::Resume { spoiled }) = kind else { return Ok(None) };
     let directory = context.shared.machine_directory(&context.row.id);
     let (overlay, snapshot) = (directory.join(OVERLAY), directory.join(SNAPSHOT));
-    let (spoiled, size) = (*spoiled, spec::rootfs_gib(&context.config) << 30);
+    let (spoiled, size) = (*spoiled, context.config.rootfs_gib() << 30);
     let shared = context.shared.clone();
     let prepared = blocking(move || {
         if spoiled || !overlay.exists() {

@@ -103,13 +103,20 @@ async fn without_room_the_answer_says_what_is_free() {
         shortage: Some("not enough memory".to_owned()),
         free_memory_mib: 700,
         free_cpus: 3,
+        free_disk_gib: 80,
         has_image: true,
     });
     let request = json!({"config": {"image": "nginx", "guest": {"cpus": 1, "memory_mb": 2048}}});
     let refused = create(&fixture, &request).await;
     assert_eq!((refused.status.as_u16(), &refused.json()["status"]), (422, &json!("insufficient_capacity")));
     let text = refused.error();
-    for part in ["could not find a candidate host", "2048 MiB", "700 MiB", "not enough memory", "at most 512 MiB"] {
+    for part in [
+        "could not find a candidate host",
+        "2048 MiB",
+        "700 MiB",
+        "not enough memory",
+        "512 MiB and 80 GiB it would fit",
+    ] {
         assert!(text.contains(part), "{text}");
     }
     assert!(fixture.catalog.placements(None).await.unwrap().is_empty());

@@ -181,6 +181,8 @@ impl Fixture {
             ipv4_pool: "10.0.0.0/24".parse().unwrap(),
             memory_mib: Some(2048),
             cpu_overcommit: 100.0,
+            memory_overcommit: 1.0,
+            disk_overcommit: 100.0,
             restart_concurrency: 2,
             log_bytes_per_machine: 1 << 20,
             reserved_disk: 0,

@@ -251,7 +251,7 @@ async fn room_follows_the_configuration() {
     fixture.until(&machine, MachineState::Started).await;
     // 1024 of the 2048 MiB are left.
     let refused = fixture.try_create(&["sleep", "inf"], sized(1280)).await.unwrap_err();
-    assert!(refused.message.contains("1024 of 2048 MiB free"), "{refused}");
+    assert!(refused.message.contains("1024 of 2048 free"), "{refused}");
     try_update(&fixture, &machine, update(sized(512))).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     fixture.try_create(&["sleep", "inf"], sized(1536)).await.unwrap();

@@ -307,6 +307,7 @@ impl Handler for Offers {
             shortage: None,
             free_memory_mib: 1024,
             free_cpus: 4,
+            free_disk_gib: 80,
             has_image: false,
         });
         message::encode(&offer)
