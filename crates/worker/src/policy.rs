@@ -2,16 +2,7 @@
 //!
 //! `begin` starts an operation now, `supersede` breaks off the one under way first, `queue` lets it end first.
 //!
-//! | request | creating | created | starting | started | suspending | suspended | stopping | stopped | restarting | failed | destroying | replacing |
-//! |---|---|---|---|---|---|---|---|---|---|---|---|---|
-//! | start | queue | begin | done | done | wake | begin resume | queue | begin | done | begin | refuse | queue |
-//! | stop | unqueue | done | supersede | begin | supersede | begin | hasten | done | supersede | begin | done | supersede |
-//! | restart | queue start | begin start | done | begin | wake | begin resume | queue start | begin start | done | begin start | refuse | queue start |
-//! | suspend | refuse | refuse | queue | begin | done | done | refuse | refuse | queue | refuse | refuse | queue |
-//! | update | supersede | begin | supersede | begin | supersede | begin | supersede | begin | supersede | begin | refuse | refuse |
-//! | signal | refuse | refuse | refuse | deliver | refuse | refuse | deliver | refuse | refuse | refuse | refuse | refuse |
-//! | destroy | supersede | begin | refuse | refuse | queue | begin | queue | begin | refuse | begin | done | refuse |
-//! | destroy, forced | supersede | begin | supersede | supersede | supersede | begin | supersede | begin | supersede | begin | done | supersede |
+//! The table of all outcomes is in ARCHITECTURE.md, checked against this by a test.
 //!
 //! `wake` breaks off a suspend that is under way and has the machine go on; once it is saved, `wake` queues a start.
 //! An update ends where the machine was, or was on its way to: one that was to run runs the new version.
@@ -72,7 +63,7 @@ pub enum Verdict {
     Wake,
     /// Forget what was queued.
     Unqueue,
-    /// The wish is fulfilled already, or will be by what is under way.
+    /// The wish is fulfilled already, or will be by what is under way: what was queued after that is forgotten.
     Done,
     /// Send the signal to the program that is running.
     Deliver,
@@ -92,6 +83,16 @@ pub fn decide(state: MachineState, request: Request) -> Verdict {
         Request::Update => update(state),
         Request::Signal => signal(state),
         Request::Destroy { force } => destroy(state, force),
+    }
+}
+
+/// Decides for a machine that is destroyed as soon as what is under way has ended: nothing undoes that.
+pub fn decide_doomed(state: MachineState, request: Request) -> Verdict {
+    match (state, request) {
+        (_, Request::Destroy { .. }) | (MachineState::Stopping, Request::Stop | Request::Signal) => {
+            decide(state, request)
+        }
+        _ => decide(MachineState::Destroying, request),
     }
 }
 
@@ -196,6 +197,9 @@ mod tests {
         MachineState::Replacing,
     ];
 
+    /// The states in which a destroy may wait for what is under way.
+    const DOOMED: &[MachineState] = &[MachineState::Suspending, MachineState::Stopping];
+
     fn word(verdict: &Verdict, request: Request) -> &'static str {
         match (verdict, request) {
             (Verdict::Begin(Goal::Start), Request::Restart) => "begin start",
@@ -214,8 +218,10 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_the_docs_is_the_policy() {
-        let source = include_str!("policy.rs");
+    fn the_table_of_the_architecture_is_the_policy() {
+        let document = include_str!("../../../ARCHITECTURE.md");
+        let columns: Vec<_> = COLUMNS.iter().map(|state| state.as_str()).collect();
+        assert!(document.contains(&format!("| request | {} |", columns.join(" | "))));
         let mut checked = 0;
         for (name, request) in [
             ("start", Request::Start),
@@ -227,13 +233,20 @@ mod tests {
             ("destroy", Request::Destroy { force: false }),
             ("destroy, forced", Request::Destroy { force: true }),
         ] {
-            let row = source.lines().find_map(|line| line.strip_prefix(&format!("//! | {name} |"))).unwrap();
-            for (state, cell) in COLUMNS.iter().zip(row.split('|').map(str::trim)) {
+            let row = |name: &str| {
+                let row = document.lines().find_map(|line| line.strip_prefix(&format!("| {name} |"))).unwrap();
+                row.split('|').map(str::trim).map(str::to_owned).collect::<Vec<_>>()
+            };
+            for (state, cell) in COLUMNS.iter().zip(row(name)) {
                 assert_eq!(word(&decide(*state, request), request), cell, "{name} in {state}");
                 checked += 1;
             }
+            for (state, cell) in DOOMED.iter().zip(row(&format!("{name}, destroy queued"))) {
+                assert_eq!(word(&decide_doomed(*state, request), request), cell, "{name} in {state}, doomed");
+                checked += 1;
+            }
         }
-        assert_eq!(checked, 8 * COLUMNS.len());
+        assert_eq!(checked, 8 * (COLUMNS.len() + DOOMED.len()));
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Owner {
 
     async fn request(&mut self, request: Request, plan: Option<Stop>) -> Result<(), ApiError> {
         let plan = plan.unwrap_or_else(|| self.plan(None, None));
-        let verdict = policy::decide(self.row.state, request);
+        let verdict = self.verdict(request);
         if matches!(verdict, Verdict::Begin(Goal::Start | Goal::Resume) | Verdict::Queue(Goal::Start) | Verdict::Wake) {
             self.shared.check_not_draining()?;
         }
@@ -113,12 +113,36 @@ impl Owner {
                 self.try_change(Durability::Synced, |draft| draft.row.next = Some(kind)).await
             }
             Verdict::Wake => self.wake().await,
-            Verdict::Unqueue => self.try_change(Durability::Synced, |draft| draft.row.next = None).await,
-            Verdict::Done => self.hurry().await,
+            Verdict::Unqueue => self.unqueue().await,
+            Verdict::Done => {
+                self.unqueue().await?;
+                self.hurry().await
+            }
             Verdict::Deliver => self.deliver(plan.signal).await,
             Verdict::Hasten => self.hasten(plan).await,
             Verdict::Refuse(error) => Err(error),
         }
+    }
+
+    /// What the policy says of a request.
+    pub(super) fn verdict(&self, request: Request) -> Verdict {
+        let operation = self.row.operation.as_ref().map(|operation| &operation.kind);
+        match (request, operation, &self.row.next) {
+            (_, _, Some(OperationKind::Destroy)) => policy::decide_doomed(self.row.state, request),
+            // There will be nothing to save.
+            (Request::Suspend, Some(OperationKind::Update { run: false, .. }), _) => {
+                policy::decide(MachineState::Stopped, request)
+            }
+            _ => policy::decide(self.row.state, request),
+        }
+    }
+
+    /// Forgets what was to follow, but for a destroy, which nothing undoes.
+    async fn unqueue(&mut self) -> Result<(), ApiError> {
+        if matches!(self.row.next, None | Some(OperationKind::Destroy)) {
+            return Ok(());
+        }
+        self.try_change(Durability::Synced, |draft| draft.row.next = None).await
     }
 
     async fn begin(&mut self, goal: Goal, plan: Stop, supersede: bool) -> Result<(), ApiError> {
@@ -193,9 +217,7 @@ impl Owner {
     /// A second stop: passes its signal on, and shortens the wait.
     async fn hasten(&mut self, plan: Stop) -> Result<(), ApiError> {
         let under_way = self.row.operation.as_ref().map(|operation| operation.kind.clone());
-        if self.row.next.is_some() {
-            self.try_change(Durability::Synced, |draft| draft.row.next = None).await?;
-        }
+        self.unqueue().await?;
         match under_way {
             Some(OperationKind::Stop(current)) => {
                 if plan.signal != current.signal && self.live.is_some() {

@@ -155,8 +155,7 @@ impl Owner {
             self.turn = None;
             self.shared.logs.append_own(&self.row.id, format!("{} failed: {reason}", operation.kind.as_str()));
             self.change(Durability::Synced, |draft| {
-                // Whatever was to follow was to follow something else.
-                draft.row.next = None;
+                draft.forget_next();
                 draft.begin(instead.clone(), Source::Worker);
             })
             .await;
@@ -185,10 +184,7 @@ impl Owner {
                 draft.event(Source::Worker, &of, MachineState::Failed, json!({ "error": reason }));
                 return;
             }
-            // A start that waited for a create has nothing to wait for; a destroy still has.
-            if draft.row.next != Some(OperationKind::Destroy) {
-                draft.row.next = None;
-            }
+            draft.forget_next();
             let kind = OperationKind::Abandon { into, of: of.clone(), reason: reason.clone() };
             draft.begin(kind, Source::Worker);
         })
@@ -236,6 +232,11 @@ impl Owner {
 }
 
 impl Draft {
+    /// What was to follow was to follow something else; but a destroy that was accepted comes.
+    fn forget_next(&mut self) {
+        self.row.next = self.row.next.take().filter(|next| *next == OperationKind::Destroy);
+    }
+
     fn after_exit(&mut self, then: Verdict) {
         self.row.state = MachineState::Stopped;
         match then {

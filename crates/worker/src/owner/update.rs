@@ -11,7 +11,7 @@ use crate::{
     clock::now_ms,
     event::Source,
     operation::OperationKind,
-    policy::{self, Request, Verdict},
+    policy::{Request, Verdict},
     restart,
     row::{MachineRow, Replaced},
     spec,
@@ -41,7 +41,7 @@ impl Owner {
                 "machine version mismatch, {expected} is not the current {current}"
             )));
         }
-        let supersede = match policy::decide(self.row.state, Request::Update) {
+        let supersede = match self.verdict(Request::Update) {
             Verdict::Refuse(error) => return Err(error),
             verdict => matches!(verdict, Verdict::Supersede(_)),
         };
@@ -150,16 +150,14 @@ fn recorded(row: &MachineRow) -> VersionRecord {
 /// What an update of this machine replaces.
 fn replaced(row: &MachineRow) -> Replaced {
     use MachineState as S;
-    let starts = |kind: &OperationKind| matches!(kind, OperationKind::Start { .. } | OperationKind::Resume { .. });
-    let follows = row.next.as_ref().is_some_and(starts);
-    let runs = match row.state {
+    let kind = row.operation.as_ref().map(|operation| &operation.kind);
+    let runs = match (&row.next, row.state) {
+        // What was asked for last decides.
+        (Some(next), _) => matches!(next, OperationKind::Start { .. } | OperationKind::Resume { .. }),
         // One that failed was to run.
-        S::Started | S::Starting | S::Restarting | S::Failed => true,
-        S::Stopping => {
-            let kind = row.operation.as_ref().map(|operation| &operation.kind);
-            follows || matches!(kind, Some(OperationKind::Exit { then: restart::Verdict::Restart { .. } }))
-        }
-        _ => follows,
+        (None, S::Started | S::Starting | S::Restarting | S::Failed) => true,
+        (None, S::Stopping) => matches!(kind, Some(OperationKind::Exit { then: restart::Verdict::Restart { .. } })),
+        (None, _) => false,
     };
     let (version, config, image) = (row.version.clone(), row.config.clone(), row.image.clone());
     Replaced { version, config, image, state: row.state, runs }

@@ -9,3 +9,4 @@ mod schedule;
 mod support;
 mod suspend;
 mod update;
+mod wishes;
