@@ -178,6 +178,9 @@ fn refuse(what: &str, state: MachineState) -> Verdict {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
