@@ -155,7 +155,7 @@ impl Server {
         };
         let vmm = Arc::new(vmm);
         let drivers = Drivers { vmm: vmm.clone(), slots, images: Arc::new(images), network: Arc::new(network) };
-        let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers }).await?;
+        let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
         let gateway = Gateway::new(GatewayParts {
             bus,
             streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),

@@ -14,7 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use caddis_guest_protocol::fake::{Behaviour, FakeGuest};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     AgentStream, BindSpec, Capabilities, Isolation, LaunchSpec, PoolUse, Shape, Slot, SlotPool, Start, Vm, VmExit, Vmm,
@@ -48,6 +48,9 @@ pub struct FakeHost {
     running: Arc<Mutex<HashMap<String, Arc<FakeVm>>>>,
     faults: Arc<Mutex<Faults>>,
     launches: Arc<AtomicUsize>,
+    collisions: Arc<AtomicUsize>,
+    /// Where guests run; the caller's runtime when there is none.
+    runtime: Option<Handle>,
     /// Guests as they were saved, by the file's path.
     snapshots: Arc<Mutex<HashMap<PathBuf, FakeGuest>>>,
 }
@@ -57,6 +60,23 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl FakeHost {
+    /// One whose guests go on when the runtime ends that a driver was used in, as VMs outlive their server.
+    pub fn on(runtime: Handle) -> Self {
+        Self { runtime: Some(runtime), ..Self::default() }
+    }
+
+    /// How often a second VM of a machine was to be launched while the first was there.
+    pub fn collisions(&self) -> usize {
+        self.collisions.load(Ordering::Relaxed)
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        match &self.runtime {
+            Some(runtime) => drop(runtime.spawn(work)),
+            None => drop(tokio::spawn(work)),
+        }
+    }
+
     /// From now on.
     pub fn set_faults(&self, faults: Faults) {
         *locked(&self.faults) = faults;
@@ -128,13 +148,14 @@ impl FakeHost {
         {
             let mut running = locked(&self.running);
             if running.contains_key(machine_id) {
+                self.collisions.fetch_add(1, Ordering::Relaxed);
                 return Err(VmmError::AlreadyRunning { machine_id: machine_id.to_owned() });
             }
             running.insert(machine_id.to_owned(), vm.clone());
         }
         self.launches.fetch_add(1, Ordering::Relaxed);
         let (host, ended) = (self.clone(), vm.clone());
-        tokio::spawn(async move {
+        self.spawn(async move {
             ended.guest.powered_off().await;
             let delay = locked(&host.faults).death_delay;
             if !delay.is_zero() {
@@ -152,6 +173,7 @@ impl FakeHost {
         let usable = whole && !locked(&self.faults).failing_resumes;
         // Whatever is in it: it is tried once.
         let _ = fs::remove_file(file);
+        let _runtime = self.runtime.as_ref().map(Handle::enter);
         locked(&self.snapshots).remove(file).filter(|_| usable).map(|guest| guest.restored())
     }
 }
@@ -243,7 +265,7 @@ impl Vm for FakeVm {
         }
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let guest = self.guest.clone();
-        tokio::spawn(async move { guest.serve(theirs).await });
+        self.host.spawn(async move { guest.serve(theirs).await });
         Ok(Box::new(ours))
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    WorkerConfig,
+    StepHook, WorkerConfig,
     capacity::Capacity,
     host::{HostNetwork, Images},
     live::Live,
@@ -55,6 +55,8 @@ pub struct Shared {
     pub network: Arc<dyn HostNetwork>,
     /// What is promised to machines.
     pub capacity: Capacity,
+    /// What tests have steps do.
+    pub hook: Option<Arc<dyn StepHook>>,
     /// Turns of machines that start after a host reboot.
     pub recoveries: Arc<Semaphore>,
     /// Turns of machines that are being suspended.
@@ -81,6 +83,7 @@ impl Shared {
             recoveries: Arc::new(Semaphore::new(config.restart_concurrency.max(1))),
             suspends: Arc::new(Semaphore::new(SUSPENDS)),
             config,
+            hook: None,
             store,
             logs,
             publisher,

@@ -31,6 +31,7 @@ mod clock;
 mod engine;
 mod event;
 pub mod host;
+mod interference;
 mod live;
 mod logs;
 mod operation;
@@ -50,6 +51,7 @@ mod timing;
 
 pub use capacity::pool_memory_mib;
 pub use engine::Drivers;
+pub use interference::{Interference, StepHook};
 
 /// What a worker is told at its start.
 #[derive(Debug, Clone)]
@@ -87,6 +89,8 @@ pub struct WorkerParts {
     pub bus: Arc<dyn Bus>,
     /// Drivers of VMs, images and network.
     pub drivers: Drivers,
+    /// For tests.
+    pub hook: Option<Arc<dyn StepHook>>,
 }
 
 /// A running worker. VMs outlive it.
@@ -102,7 +106,7 @@ impl Worker {
     /// # Errors
     /// When the database or the directory can't be used.
     pub async fn start(config: WorkerConfig, parts: WorkerParts) -> Result<Self, WorkerError> {
-        let shared = start::open(config, parts.bus.clone(), parts.drivers).await?;
+        let shared = start::open(config, parts.bus.clone(), parts.drivers, parts.hook).await?;
         start::resume(&shared).await?;
         let bus = &parts.bus;
         let requests = Arc::new(RequestHandler::new(shared.clone()));

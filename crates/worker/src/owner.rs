@@ -27,6 +27,7 @@ use crate::{
     clock::now_ms,
     engine::Shared,
     event::Source,
+    interference,
     live::Live,
     operation::{Operation, OperationKind, Step},
     row::MachineRow,
@@ -264,7 +265,7 @@ impl Owner {
         self.progress = Progress::default();
         self.step = Some(RunningStep {
             step,
-            future: step::run(step, context),
+            future: interference::run(step, context),
             progress,
             superseded: false,
             begun: Instant::now(),

@@ -7,7 +7,7 @@ use caddis_bus::Bus;
 use caddis_vmm::{StartKind, Vm};
 
 use crate::{
-    WorkerConfig, WorkerError,
+    StepHook, WorkerConfig, WorkerError,
     clock::now_ms,
     engine::{Drivers, Shared},
     event::Source,
@@ -29,7 +29,12 @@ const WORKER_ID: &str = "worker_id";
 const BOOT_ID: &str = "boot_id";
 
 /// Opens the worker's files.
-pub async fn open(config: WorkerConfig, bus: Arc<dyn Bus>, drivers: Drivers) -> Result<Arc<Shared>, WorkerError> {
+pub async fn open(
+    config: WorkerConfig,
+    bus: Arc<dyn Bus>,
+    drivers: Drivers,
+    hook: Option<Arc<dyn StepHook>>,
+) -> Result<Arc<Shared>, WorkerError> {
     let directory = config.directory.clone();
     let failed = |source| WorkerError::Directory { path: directory.clone(), source };
     make_directory(&directory).map_err(failed)?;
@@ -46,7 +51,9 @@ pub async fn open(config: WorkerConfig, bus: Arc<dyn Bus>, drivers: Drivers) -> 
         }
     };
     let publisher = Publisher::new(worker.clone(), bus);
-    Ok(Arc::new(Shared::new(worker, config, store, logs, publisher, drivers)))
+    let mut shared = Shared::new(worker, config, store, logs, publisher, drivers);
+    shared.hook = hook;
+    Ok(Arc::new(shared))
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {

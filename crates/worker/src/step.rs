@@ -69,6 +69,7 @@ impl From<ApiError> for Failure {
 }
 
 /// What a step works with.
+#[derive(Clone)]
 pub struct Context {
     /// Everything shared by the machines of this worker.
     pub shared: Arc<Shared>,

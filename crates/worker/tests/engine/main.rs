@@ -5,7 +5,9 @@
 mod faults;
 mod lifecycle;
 mod restarts;
+mod sabotage;
 mod schedule;
+mod steps;
 mod support;
 mod suspend;
 mod update;

@@ -12,16 +12,17 @@ use std::{
     time::Duration,
 };
 
+use crate::sabotage::Saboteur;
 use async_trait::async_trait;
 use caddis_api::{
     ApiError, ErrorCode, LeaseNonce, MachineId, MachineState, RawConfig,
     event::{ExitDetails, MachineEvent},
 };
 use caddis_bus::{
-    Bus as _, InProcessBus,
+    AskWindow, Bus as _, InProcessBus,
     message::{
-        Action, CreateMachine, DELTAS, Delta, Envelope, ImageSummary, MachineRecord, WorkerReply, WorkerRequest,
-        WorkerResult, decode, encode, worker_subject,
+        Action, CreateMachine, DELTAS, Delta, Envelope, ImageSummary, MachineRecord, Offer, Question, WorkerReply,
+        WorkerRequest, WorkerResult, decode, encode, region_subject, worker_subject,
     },
 };
 use caddis_guest_protocol::spec::NetworkSpec;
@@ -37,10 +38,22 @@ use caddis_worker::{
     host::{HostNetwork, Images},
 };
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::watch,
+};
 
 /// Generous, for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+const MEMORY_MIB: u64 = 2048;
+
+/// A configuration of a machine that runs until it is stopped, with more.
+pub fn config(more: Value) -> RawConfig {
+    let mut config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    RawConfig(config.as_object().unwrap().clone())
+}
 
 struct FakeImages;
 
@@ -132,13 +145,26 @@ impl HostNetwork for FakeNetwork {
     }
 }
 
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.worker.take();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 pub struct Fixture {
     directory: tempfile::TempDir,
     pub host: FakeHost,
     pub network: FakeNetwork,
+    pub slots: Option<SlotPool>,
     pub boot_id: String,
     bus: InProcessBus,
     worker: Option<Worker>,
+    /// What the worker runs in: its death is the end of this.
+    runtime: Option<Runtime>,
+    pub saboteur: Arc<Saboteur>,
     records: watch::Receiver<HashMap<MachineId, MachineRecord>>,
     next: AtomicU64,
 }
@@ -158,11 +184,14 @@ impl Fixture {
         });
         let mut fixture = Self {
             directory: tempfile::tempdir().unwrap(),
-            host: FakeHost::default(),
+            host: FakeHost::on(Handle::current()),
             network: FakeNetwork::default(),
+            slots: None,
             boot_id: "first".to_owned(),
             bus,
             worker: None,
+            runtime: None,
+            saboteur: Arc::default(),
             records,
             next: AtomicU64::new(1),
         };
@@ -179,7 +208,7 @@ impl Fixture {
             directory: self.directory.path().join("worker"),
             region: "local".to_owned(),
             ipv4_pool: "10.0.0.0/24".parse().unwrap(),
-            memory_mib: Some(2048),
+            memory_mib: Some(MEMORY_MIB),
             cpu_overcommit: 100.0,
             memory_overcommit: 1.0,
             disk_overcommit: 100.0,
@@ -190,19 +219,45 @@ impl Fixture {
             boot_id: self.boot_id.clone(),
         };
         let slots = SlotPool::open_without_cgroups(slots).unwrap();
+        self.slots = Some(slots.clone());
         let drivers = Drivers {
             vmm: Arc::new(FakeVmm::with_slots(self.host.clone(), slots.clone())),
             slots,
             images: Arc::new(FakeImages),
             network: Arc::new(self.network.clone()),
         };
-        let parts = WorkerParts { bus: Arc::new(self.bus.clone()), drivers };
-        self.worker = Some(Worker::start(config, parts).await.unwrap());
+        let parts = WorkerParts { bus: Arc::new(self.bus.clone()), drivers, hook: Some(self.saboteur.clone()) };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let worker = runtime.spawn(Worker::start(config, parts)).await.unwrap();
+        self.worker = Some(worker.unwrap());
+        self.runtime = Some(runtime);
     }
 
     /// Ends the worker, wherever its machines are.
     pub async fn end(&mut self) {
-        self.worker.take().unwrap().shutdown().await;
+        let (worker, runtime) = (self.worker.take().unwrap(), self.runtime.take().unwrap());
+        runtime.spawn(worker.shutdown()).await.unwrap();
+        runtime.shutdown_background();
+    }
+
+    /// Has the worker be gone from one instant to the next, as by `kill -9`: nothing it had begun is gone on with.
+    pub async fn kill(&mut self) {
+        let (worker, runtime) = (self.worker.take().unwrap(), self.runtime.take().unwrap());
+        drop(worker);
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+        // A commit that was on its way may still come, as it may when a process is killed in it. SQLite removes the
+        // write-ahead log when nobody has the database open any more.
+        let log = self.directory.path().join("worker/worker.db-wal");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while log.exists() {
+            assert!(tokio::time::Instant::now() < deadline, "the database is still open");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Runs what the worker does for a request where the worker runs, so that it ends with it.
+    async fn in_worker<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        self.runtime.as_ref().unwrap().spawn(work).await.unwrap()
     }
 
     pub async fn ask(&self, request: WorkerRequest) -> WorkerResult {
@@ -213,8 +268,20 @@ impl Fixture {
     pub async fn ask_as(&self, request_id: &str, request: WorkerRequest) -> WorkerResult {
         let subject = worker_subject(self.worker.as_ref().unwrap().id());
         let envelope = Envelope { request_id: request_id.to_owned(), request };
-        let answer = self.bus.request(&subject, encode(&envelope), PATIENCE).await.unwrap();
-        decode(&subject, &answer).unwrap()
+        let (bus, to) = (self.bus.clone(), subject.clone());
+        let answer = self.in_worker(async move { bus.request(&to, encode(&envelope), PATIENCE).await }).await.unwrap();
+        let result: WorkerResult = decode(&subject, &answer).unwrap();
+        if let Ok(
+            WorkerReply::Created { record, .. }
+            | WorkerReply::Started { record, .. }
+            | WorkerReply::Updated { record, .. }
+            | WorkerReply::Done { record },
+        ) = &result
+        {
+            // Who asks then reads no older state.
+            self.until_that(&record.machine.id, |heard| heard.revision >= record.revision).await;
+        }
+        result
     }
 
     pub async fn act(&self, machine: &MachineId, action: Action) -> Result<WorkerReply, ApiError> {
@@ -236,9 +303,20 @@ impl Fixture {
     }
 
     async fn create_with(&self, argv: &[&str], more: Value, skip_launch: bool) -> Result<MachineId, ApiError> {
-        let mut config = json!({ "image": "image", "init": { "exec": argv }, "restart": { "policy": "no" } });
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let id = MachineId::random();
+        let mut config = config(more);
+        config
+            .0
+            .entry("init")
+            .or_insert_with(|| json!({}))
+            .as_object_mut()
+            .unwrap()
+            .insert("exec".to_owned(), json!(argv));
+        self.create_as(&id, config, skip_launch).await.map(|()| id)
+    }
+
+    /// Makes a machine of this id.
+    pub async fn create_as(&self, id: &MachineId, config: RawConfig, skip_launch: bool) -> Result<(), ApiError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let create = CreateMachine {
             id: id.clone(),
@@ -246,7 +324,7 @@ impl Fixture {
             app: "app".to_owned(),
             org: "personal".to_owned(),
             region: "local".to_owned(),
-            config: RawConfig(config.as_object().unwrap().clone()),
+            config,
             ipv6: format!("fdaa:1:2::{number}").parse().unwrap(),
             network: "fdaa:1:2::/48".to_owned(),
             placement_epoch: 1,
@@ -254,7 +332,7 @@ impl Fixture {
             cordoned: false,
             lease: None,
         };
-        self.ask(WorkerRequest::Create(Box::new(create))).await.map(|_| id)
+        self.ask(WorkerRequest::Create(Box::new(create))).await.map(drop)
     }
 
     /// A machine that was never booted.
@@ -292,12 +370,26 @@ impl Fixture {
     }
 
     pub async fn until_that(&self, machine: &MachineId, holds: impl Fn(&MachineRecord) -> bool) -> MachineRecord {
+        self.until_named(machine, "", holds).await
+    }
+
+    /// What was last heard of a machine.
+    pub fn record(&self, machine: &MachineId) -> Option<MachineRecord> {
+        self.records.borrow().get(machine).cloned()
+    }
+
+    pub async fn until_named(
+        &self,
+        machine: &MachineId,
+        name: &str,
+        holds: impl Fn(&MachineRecord) -> bool,
+    ) -> MachineRecord {
         let mut records = self.records.clone();
         let found = records.wait_for(|records| records.get(machine).is_some_and(&holds));
         if let Ok(records) = tokio::time::timeout(PATIENCE, found).await {
             return records.unwrap()[machine].clone();
         }
-        panic!("not reached: {:#?}", self.records.borrow().get(machine));
+        panic!("{name}: not reached: {:#?}", self.records.borrow().get(machine));
     }
 
     /// The exits of a machine, newest first.
@@ -316,6 +408,47 @@ impl Fixture {
     /// A file of a machine.
     pub fn file(&self, machine: &MachineId, name: &str) -> PathBuf {
         self.directory.path().join("worker/machines").join(machine.as_str()).join(name)
+    }
+
+    /// What the host holds is what this machine needs in its state, and no more; it is the only one there is.
+    pub async fn assert_all_fits(&self, machine: &MachineId, name: &str) {
+        assert_eq!(self.host.collisions(), 0, "{name}: a second VM was to be launched");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let record = self.record(machine).unwrap().machine;
+            let (state, rests) = (record.state, record.operation.is_none() && record.state.is_settled());
+            let runs = usize::from(state == MachineState::Started);
+            let keeps = usize::from(matches!(state, MachineState::Started | MachineState::Suspended));
+            let files = |file: &str| usize::from(self.file(machine, file).exists());
+            let slots = self.slots.as_ref().unwrap().list().unwrap().len();
+            let found = [self.host.running().len(), self.network.taps().len(), slots, files("root.qcow2")];
+            let saved = files("memory.snapshot");
+            let exists = state != MachineState::Destroyed;
+            let promised = self.promised().await;
+            let fits = found == [runs, runs, runs, keeps]
+                && saved == usize::from(state == MachineState::Suspended)
+                && (promised > 0) == exists
+                && (exists || !self.file(machine, "").exists());
+            if rests && fits {
+                break;
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{name}: {state} with [VMs, taps, slots, overlays] {found:?}, {saved} snapshots, {promised} MiB promised"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let ids: Vec<_> = self.events(machine).await.into_iter().map(|event| event.id).collect();
+        assert!(ids.windows(2).all(|pair| pair[0] > pair[1]), "{name}: events are not numbered one after the other");
+    }
+
+    /// Memory promised to machines, MiB.
+    async fn promised(&self) -> u64 {
+        let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
+        let (bus, window) = (self.bus.clone(), AskWindow { quiet: Duration::from_secs(5), deadline: PATIENCE });
+        let asked = async move { bus.ask_all(&region_subject("local"), encode(&question), window).await };
+        let offer: Offer = decode("offer", &self.in_worker(asked).await.unwrap()[0]).unwrap();
+        MEMORY_MIB - offer.free_memory_mib
     }
 
     /// Nothing of any machine is there, or only what was killed.

@@ -3,21 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 use std::time::Duration;
 
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, MachineState, RawConfig, VersionId};
+use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, MachineState, VersionId};
 use caddis_bus::message::{Action, UpdateMachine, VersionRecord, WorkerReply, WorkerRequest};
 use caddis_guest_protocol::fake::Behaviour;
 use caddis_vmm::fake::Faults;
 use serde_json::{Value, json};
 
-use crate::support::Fixture;
+use crate::support::{Fixture, config};
 
 const STOP: Action = Action::Stop { signal: None, timeout: None };
-
-fn config(more: Value) -> RawConfig {
-    let mut config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } });
-    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    RawConfig(config.as_object().unwrap().clone())
-}
 
 fn update(more: Value) -> UpdateMachine {
     UpdateMachine {

@@ -1,0 +1,61 @@
+//! Where tests step in: any step can be made to fail, to be done twice, or to be the last thing its process did.
+
+use async_trait::async_trait;
+use caddis_api::MachineId;
+use futures::future::BoxFuture;
+
+use crate::{
+    operation::Step,
+    step::{self, Context, Done, Failure, LiveHandle},
+};
+
+/// What becomes of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interference {
+    /// It is done.
+    None,
+    /// It fails before it does anything.
+    Fail {
+        /// It is worth another try.
+        retry: bool,
+    },
+    /// It is done, and done again, as after a crash that came before it was recorded.
+    Twice,
+}
+
+/// Told of each step by the names it has in the API. What never ends stands for a process that dies there.
+#[async_trait]
+pub trait StepHook: Send + Sync {
+    /// A step is about to be done.
+    async fn before(&self, machine: &MachineId, operation: &str, step: &str) -> Interference;
+    /// A step was done; nothing of that is recorded yet.
+    async fn after(&self, machine: &MachineId, operation: &str, step: &str);
+}
+
+/// Does one step, and what the hook wants of it.
+pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Failure>> {
+    let Some(hook) = context.shared.hook.clone() else { return step::run(step, context) };
+    Box::pin(async move {
+        let machine = context.row.id.clone();
+        let operation = context.row.operation.as_ref().map_or("", |operation| operation.kind.as_str());
+        let done = match hook.before(&machine, operation, step.as_str()).await {
+            Interference::None => step::run(step, context.clone()).await?,
+            Interference::Fail { retry } => return Err(Failure { message: "told to fail".to_owned(), retry }),
+            Interference::Twice => twice(step, context.clone()).await?,
+        };
+        hook.after(&machine, operation, step.as_str()).await;
+        Ok(done)
+    })
+}
+
+async fn twice(step: Step, mut context: Context) -> Result<Done, Failure> {
+    let first = step::run(step, context.clone()).await?;
+    if let Done::Launched(live) = first {
+        context.live = Some(LiveHandle::from(&live));
+        step::run(step, context).await?;
+        return Ok(Done::Launched(live));
+    }
+    // A turn among others is given back before it is asked for again.
+    drop(first);
+    step::run(step, context).await
+}

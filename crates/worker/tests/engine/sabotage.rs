@@ -1,0 +1,170 @@
+//! Has one step of a worker fail, be repeated, or be the last thing its process does.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard},
+};
+
+use async_trait::async_trait;
+use caddis_api::MachineId;
+use caddis_worker::{Interference, StepHook};
+use tokio::sync::watch;
+
+/// What happens to a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails once, and is worth another try.
+    FailsOnce,
+    /// It fails once, and is not.
+    FailsForGood,
+    /// It fails each time in this operation.
+    FailsAlways,
+    /// It fails each time in whatever operation.
+    FailsEverywhere,
+    /// It is done twice.
+    Twice,
+    /// The process dies before it.
+    DiesBefore,
+    /// The process dies when it is done, before that is recorded.
+    DiesAfter,
+    /// The process dies before and after each step, one death after the other.
+    DiesEverywhere,
+}
+
+impl Fault {
+    pub const ALL: [Self; 8] = [
+        Self::FailsOnce,
+        Self::FailsForGood,
+        Self::FailsAlways,
+        Self::FailsEverywhere,
+        Self::Twice,
+        Self::DiesBefore,
+        Self::DiesAfter,
+        Self::DiesEverywhere,
+    ];
+
+    /// Whether it is overcome: the operation ends as if nothing had been.
+    pub fn is_overcome(self) -> bool {
+        !matches!(self, Self::FailsForGood | Self::FailsAlways | Self::FailsEverywhere)
+    }
+}
+
+/// An operation and a step, by the names they have in the API.
+pub type Place = (String, String);
+
+#[derive(Default)]
+struct State {
+    plan: Option<(Fault, Place)>,
+    /// How often something happened because of the plan.
+    struck: usize,
+    /// Steps since the last [`Saboteur::arm`] or [`Saboteur::disarm`], and whether they were done.
+    seen: Vec<(Place, bool)>,
+    /// Deaths so far, where there is to be more than one.
+    died: BTreeSet<(Place, bool)>,
+}
+
+/// The hook.
+#[derive(Default)]
+pub struct Saboteur {
+    state: Mutex<State>,
+    dead: watch::Sender<bool>,
+}
+
+impl Saboteur {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// From now on that happens.
+    pub fn arm(&self, fault: Fault, place: Place) {
+        *self.state() = State { plan: Some((fault, place)), ..State::default() };
+        self.dead.send_replace(false);
+    }
+
+    /// Nothing happens any more.
+    pub fn disarm(&self) {
+        *self.state() = State::default();
+    }
+
+    /// Steps since then, and whether they were done.
+    pub fn seen(&self) -> Vec<(Place, bool)> {
+        self.state().seen.clone()
+    }
+
+    /// Waits until the process is to die.
+    pub async fn death(&self) {
+        let mut dead = self.dead.subscribe();
+        dead.wait_for(|dead| *dead).await.unwrap();
+    }
+
+    /// Whether what was to happen has.
+    pub fn has_struck(&self) -> bool {
+        self.state().struck > 0
+    }
+
+    /// The next process lives.
+    pub fn revive(&self) {
+        self.dead.send_replace(false);
+    }
+
+    async fn die(&self) -> ! {
+        self.dead.send_replace(true);
+        std::future::pending().await
+    }
+
+    fn is_to_die(&self, place: &Place, after: bool) -> bool {
+        let mut state = self.state();
+        match state.plan.clone() {
+            Some((Fault::DiesBefore, at)) if !after && at == *place => state.plan = None,
+            Some((Fault::DiesAfter, at)) if after && at == *place => state.plan = None,
+            Some((Fault::DiesEverywhere, _)) if state.died.insert((place.clone(), after)) => {}
+            _ => return false,
+        }
+        state.struck += 1;
+        true
+    }
+}
+
+#[async_trait]
+impl StepHook for Saboteur {
+    async fn before(&self, _: &MachineId, operation: &str, step: &str) -> Interference {
+        let place = (operation.to_owned(), step.to_owned());
+        if self.is_to_die(&place, false) {
+            self.die().await;
+        }
+        let mut state = self.state();
+        let here = match &state.plan {
+            Some((Fault::FailsEverywhere, at)) => at.1 == place.1,
+            Some((_, at)) => *at == place,
+            None => false,
+        };
+        let fault = state.plan.as_ref().map(|(fault, _)| *fault).filter(|_| here);
+        state.seen.push((place, false));
+        state.struck += usize::from(fault.is_some());
+        match fault {
+            Some(Fault::FailsOnce) => {
+                state.plan = None;
+                Interference::Fail { retry: true }
+            }
+            Some(Fault::FailsForGood) => {
+                state.plan = None;
+                Interference::Fail { retry: false }
+            }
+            Some(Fault::FailsAlways | Fault::FailsEverywhere) => Interference::Fail { retry: true },
+            Some(Fault::Twice) => {
+                state.plan = None;
+                Interference::Twice
+            }
+            _ => Interference::None,
+        }
+    }
+
+    async fn after(&self, _: &MachineId, operation: &str, step: &str) {
+        let place = (operation.to_owned(), step.to_owned());
+        if self.is_to_die(&place, true) {
+            self.die().await;
+        }
+        self.state().seen.push((place, true));
+    }
+}
