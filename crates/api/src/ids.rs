@@ -87,9 +87,14 @@ impl LeaseNonce {
 }
 
 impl VersionId {
-    /// A new id, greater than all made before on this host.
+    /// A new id.
     pub fn generate() -> Self {
         Self(ulid::Ulid::new().to_string())
+    }
+
+    /// The id of the version that replaces this one at `unix_ms`: it sorts after it even when the clock went back.
+    pub fn following(&self, unix_ms: u64) -> Self {
+        Self(following(Some(&self.0), unix_ms))
     }
 }
 
@@ -103,14 +108,19 @@ impl WorkerId {
 impl EventId {
     /// The id of an event at `unix_ms` that follows `previous`, and sorts after it even when the clock went back.
     pub fn following(previous: Option<&Self>, unix_ms: u64) -> Self {
-        let fresh = ulid::Ulid::from_parts(unix_ms, rand::rng().random());
-        let next = previous
-            .and_then(|previous| ulid::Ulid::from_string(&previous.0).ok())
-            .filter(|previous| *previous >= fresh)
-            .and_then(|previous| previous.increment())
-            .unwrap_or(fresh);
-        Self(next.to_string())
+        Self(following(previous.map(Self::as_str), unix_ms))
     }
+}
+
+/// A ULID of this time, or the next one after `previous` where that is not before it.
+fn following(previous: Option<&str>, unix_ms: u64) -> String {
+    let fresh = ulid::Ulid::from_parts(unix_ms, rand::rng().random());
+    let next = previous
+        .and_then(|previous| ulid::Ulid::from_string(previous).ok())
+        .filter(|previous| *previous >= fresh)
+        .and_then(|previous| previous.increment())
+        .unwrap_or(fresh);
+    next.to_string()
 }
 
 #[cfg(test)]
@@ -128,9 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn event_ids_rise_even_when_the_clock_goes_back() {
+    fn ids_of_events_and_versions_rise_even_when_the_clock_goes_back() {
         let first = EventId::following(None, 2_000);
         let second = EventId::following(Some(&first), 1_000);
         assert!(second > first);
+        let version = VersionId::generate();
+        assert!(version.following(1_000) > version);
     }
 }

@@ -1,7 +1,7 @@
 //! Updates: a new version of the configuration takes the place of the current one, which goes on until what the new one
 //! runs is there. Until then nothing is lost: what can't be had leaves the machine as it was.
 
-use caddis_api::{ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig, VersionId};
+use caddis_api::{ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig};
 use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerResult};
 use caddis_image::ResolvedImage;
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ impl Owner {
         };
         self.check_replaceable(&raw)?;
         let mut row = self.row.clone();
-        let version = update.version.unwrap_or_else(VersionId::generate);
+        let version = update.version.unwrap_or_else(|| self.row.version.following(now_ms()));
         (row.version, row.config, row.image) = (version, raw, image);
         row.cordoned |= update.cordoned;
         row.replaced = Some(Box::new(replaced(&self.row)));
