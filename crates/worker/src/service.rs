@@ -98,10 +98,17 @@ impl RequestHandler {
 impl Handler for RequestHandler {
     async fn handle(&self, request: Bytes) -> Bytes {
         match decode::<Envelope>("worker", &request) {
+            // What changes nothing may be done twice; its answers, whole listings among them, are not worth keeping.
+            Ok(envelope) if !may_change(&envelope.request) => encode(&handle(&self.shared, envelope.request).await),
             Ok(envelope) => self.answer(envelope).await,
             Err(e) => encode::<WorkerResult>(&Err(ApiError::internal(e))),
         }
     }
+}
+
+fn may_change(request: &WorkerRequest) -> bool {
+    use WorkerRequest::{Act, Create, Drain, Update};
+    matches!(request, Create(_) | Update { .. } | Act { .. } | Drain { .. })
 }
 
 async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {

@@ -82,6 +82,16 @@ async fn a_request_that_is_repeated_is_done_once_and_answered_alike() {
     assert_eq!(fixture.host.launches(), 2);
 }
 
+/// Nor is its answer kept.
+#[tokio::test]
+async fn a_listing_that_is_repeated_is_done_anew() {
+    let fixture = Fixture::new().await;
+    let list = || fixture.ask_as("same", WorkerRequest::List { after: None, limit: 10 });
+    assert!(matches!(list().await.unwrap(), WorkerReply::Machines { records, .. } if records.is_empty()));
+    fixture.started().await;
+    assert!(matches!(list().await.unwrap(), WorkerReply::Machines { records, .. } if records.len() == 1));
+}
+
 #[tokio::test]
 async fn many_starts_and_stops_at_once_leave_one_vm_or_none() {
     let fixture = Fixture::new().await;
