@@ -98,6 +98,14 @@ impl From<&Live> for LiveHandle {
 }
 
 impl LiveHandle {
+    /// What the guest says to something it is told, unless its VM ends first: nobody says anything then.
+    async fn told<T, E: ToString>(&self, answer: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+        tokio::select! {
+            answer = answer => answer.map_err(|e| e.to_string()),
+            _ = self.vm.wait() => Err("the VM is gone".to_owned()),
+        }
+    }
+
     /// Waits until `condition` holds of the guest.
     async fn until(&mut self, condition: impl FnMut(&Guest) -> bool) -> Guest {
         let mut guest = self.guest.subscribe();
@@ -361,7 +369,7 @@ async fn configure(context: Context) -> Result<Done, Failure> {
     // Repeating the same configuration is harmless, so a server that was restarted in between simply sends it again;
     // only a program that has begun already must not be configured a second time.
     if !live.guest.borrow().configured {
-        live.session.configure(machine).await.map_err(Failure::retry)?;
+        live.told(live.session.configure(machine)).await.map_err(Failure::retry)?;
     }
     let settled = |guest: &Guest| guest.started || guest.failed.is_some() || guest.gone.is_some();
     let guest = live.until(settled).await;
@@ -389,8 +397,7 @@ async fn queue(context: Context) -> Result<Done, Failure> {
 async fn freeze(context: Context) -> Result<Done, Failure> {
     let live = context.live.ok_or_else(no_vm)?;
     live.guest.send_modify(|guest| guest.frozen = true);
-    live.session
-        .freeze(FREEZE_DEADLINE)
+    live.told(live.session.freeze(FREEZE_DEADLINE))
         .await
         .map_err(|e| Failure::last(format!("programs can't be held still: {e}")))?;
     let guest = live.guest.borrow();
@@ -426,7 +433,7 @@ async fn go_on(live: &LiveHandle) -> Result<(), Failure> {
 /// Has the programs of a VM go on that may stand still.
 async fn thaw(live: &LiveHandle, resumed: bool) -> Result<(), Failure> {
     go_on(live).await?;
-    live.session.thaw(entropy(), resumed, FREEZE_DEADLINE).await.map_err(Failure::retry)?;
+    live.told(live.session.thaw(entropy(), resumed, FREEZE_DEADLINE)).await.map_err(Failure::retry)?;
     live.guest.send_modify(|guest| guest.frozen = false);
     Ok(())
 }
@@ -467,10 +474,10 @@ async fn signal(context: Context) -> Result<Done, Failure> {
         tracing::warn!(machine = %context.row.id, error = %e.message, "can't have it go on to be stopped");
     }
     if let (Some(live), Some(plan)) = (&context.live, stop_plan(&context.row))
-        && let Err(e) = live.session.signal(plan.signal.number()).await
+        && let Err(error) = live.told(live.session.signal(plan.signal.number())).await
     {
         // The next step's timeout ends a program that was never asked.
-        tracing::warn!(machine = %context.row.id, error = %e, "can't deliver the stop signal");
+        tracing::warn!(machine = %context.row.id, error, "can't deliver the stop signal");
     }
     Ok(Done::Next)
 }

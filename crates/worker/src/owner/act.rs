@@ -208,10 +208,13 @@ impl Owner {
 
     async fn deliver(&mut self, signal: Signal) -> Result<(), ApiError> {
         let live = self.live.as_ref().ok_or_else(|| ApiError::precondition("machine not running"))?;
-        live.session
-            .signal(signal.number())
-            .await
-            .map_err(|e| ApiError::precondition(format!("can't deliver the signal: {e}")))
+        tokio::select! {
+            sent = live.session.signal(signal.number()) => {
+                sent.map_err(|e| ApiError::precondition(format!("can't deliver the signal: {e}")))
+            }
+            // Nobody is there to hear it.
+            _ = live.vm.wait() => Err(ApiError::precondition("machine not running")),
+        }
     }
 
     /// A second stop: passes its signal on, and shortens the wait.
