@@ -99,7 +99,8 @@ impl FakeHost {
 
     /// Ends a machine's VM as nobody asked for.
     pub fn crash(&self, machine_id: &str, exit: VmExit) {
-        if let Some(vm) = locked(&self.running).get(machine_id).cloned() {
+        let crashed = locked(&self.running).remove(machine_id);
+        if let Some(vm) = crashed {
             vm.exit.send_replace(Some(exit));
             vm.guest.kill();
         }
@@ -161,8 +162,9 @@ impl FakeHost {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            ended.exit.send_if_modified(|exit| exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended);
+            // Whoever hears of its end may launch the next.
             locked(&host.running).retain(|_, vm| !Arc::ptr_eq(vm, &ended));
+            ended.exit.send_if_modified(|exit| exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended);
         });
         Ok(vm)
     }
