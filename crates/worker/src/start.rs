@@ -22,7 +22,7 @@ use crate::{
     store::{Durability, Store},
 };
 
-/// How often destroyed machines are looked through for those to be forgotten.
+/// How often, at least, destroyed machines are looked through for those to be forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
 
 const WORKER_ID: &str = "worker_id";
@@ -214,7 +214,8 @@ impl Draft {
 
 /// Forgets destroyed machines when their time is over; never ends.
 pub async fn forget_destroyed(shared: Arc<Shared>) {
-    let mut interval = tokio::time::interval(HOUSEKEEPING);
+    let often = HOUSEKEEPING.min(shared.config.destroyed_retention).max(Duration::from_secs(1));
+    let mut interval = tokio::time::interval(often);
     loop {
         interval.tick().await;
         let retention = u64::try_from(shared.config.destroyed_retention.as_millis()).unwrap_or(u64::MAX);

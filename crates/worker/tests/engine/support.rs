@@ -2,45 +2,41 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    collections::HashMap,
+    path::PathBuf,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use crate::sabotage::Saboteur;
-use async_trait::async_trait;
 use caddis_api::{
-    ApiError, ErrorCode, LeaseNonce, MachineId, MachineState, RawConfig,
+    ApiError, LeaseNonce, MachineId, MachineState, RawConfig,
     event::{ExitDetails, MachineEvent},
 };
 use caddis_bus::{
     AskWindow, Bus as _, InProcessBus,
     message::{
-        Action, CreateMachine, DELTAS, Delta, Envelope, ImageSummary, MachineRecord, Offer, Question, WorkerReply,
-        WorkerRequest, WorkerResult, decode, encode, region_subject, worker_subject,
+        Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, Offer, Question, WorkerReply, WorkerRequest,
+        WorkerResult, decode, encode, region_subject, worker_subject,
     },
 };
-use caddis_guest_protocol::spec::NetworkSpec;
-use caddis_image::{ImageConfig, ImageReference, Progress, ResolvedImage, RootDisk};
-use caddis_network::MachineAddresses;
 use caddis_vmm::{
     SlotPool,
     fake::{FakeHost, FakeVmm},
     slot::SlotPoolConfig,
 };
-use caddis_worker::{
-    Drivers, Worker, WorkerConfig, WorkerParts,
-    host::{HostNetwork, Images},
-};
+use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts};
 use serde_json::{Value, json};
 use tokio::{
     runtime::{Handle, Runtime},
     sync::watch,
+};
+
+use crate::{
+    fakes::{FakeImages, FakeNetwork},
+    sabotage::Saboteur,
 };
 
 /// Generous, for a busy machine.
@@ -53,96 +49,6 @@ pub fn config(more: Value) -> RawConfig {
     let mut config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } });
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     RawConfig(config.as_object().unwrap().clone())
-}
-
-struct FakeImages;
-
-#[async_trait]
-impl Images for FakeImages {
-    async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ApiError> {
-        if reference == "missing" {
-            return Err(ApiError::new(ErrorCode::ImageUnavailable, "image `missing` was not found"));
-        }
-        Ok(ResolvedImage {
-            requested: reference.to_owned(),
-            reference: ImageReference { digest: "sha256:0".to_owned(), ..ImageReference::default() },
-            config: ImageConfig::default(),
-            download_size: 1,
-        })
-    }
-
-    async fn root_disk(&self, image: &ResolvedImage, _: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
-        if image.requested == "broken" {
-            return Err(ApiError::new(ErrorCode::ImageUnavailable, "told to fail"));
-        }
-        Ok(RootDisk { path: "/nowhere".into(), size: 1 })
-    }
-
-    fn ready_root_disk(&self, _: &str) -> Option<RootDisk> {
-        None
-    }
-
-    fn knows(&self, _: &str) -> bool {
-        true
-    }
-
-    fn create_overlay(&self, path: &Path, _: u64) -> std::io::Result<()> {
-        std::fs::write(path, "overlay")
-    }
-
-    async fn import(
-        &self,
-        _: &str,
-        _: &Path,
-        _: Option<&str>,
-        _: &watch::Sender<Progress>,
-    ) -> Result<ImageSummary, ApiError> {
-        Err(ApiError::internal("not here"))
-    }
-
-    async fn list(&self) -> Result<Vec<ImageSummary>, ApiError> {
-        Ok(Vec::new())
-    }
-
-    async fn remove(&self, _: &str, _: &HashSet<String>) -> Result<(), ApiError> {
-        Ok(())
-    }
-
-    async fn collect_garbage(&self, _: &HashSet<String>, _: u64) -> Result<(), ApiError> {
-        Ok(())
-    }
-}
-
-/// Taps that are attached.
-#[derive(Clone, Default)]
-pub struct FakeNetwork(Arc<Mutex<BTreeSet<String>>>);
-
-impl FakeNetwork {
-    pub fn taps(&self) -> Vec<String> {
-        self.0.lock().unwrap().iter().cloned().collect()
-    }
-}
-
-#[async_trait]
-impl HostNetwork for FakeNetwork {
-    async fn attach(&self, tap: &str, _: &MachineAddresses) -> Result<Option<OwnedFd>, ApiError> {
-        self.0.lock().unwrap().insert(tap.to_owned());
-        Ok(None)
-    }
-
-    async fn adopt(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
-        self.0.lock().unwrap().insert(tap.to_owned());
-        Ok(())
-    }
-
-    async fn detach(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
-        self.0.lock().unwrap().remove(tap);
-        Ok(())
-    }
-
-    fn guest_spec(&self, _: &MachineAddresses) -> NetworkSpec {
-        NetworkSpec::default()
-    }
 }
 
 impl Drop for Fixture {
@@ -202,7 +108,7 @@ impl Fixture {
     /// Starts a worker over what an earlier one has left. A tap is there as long as its VM: of those that were
     /// attached the worker finds the ones it adopts.
     pub async fn start(&mut self) {
-        self.network.0.lock().unwrap().clear();
+        self.network.forget();
         let slots = SlotPoolConfig { directory: self.directory.path().join("slots"), count: 50, ..Default::default() };
         let config = WorkerConfig {
             directory: self.directory.path().join("worker"),
