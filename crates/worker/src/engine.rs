@@ -160,6 +160,7 @@ impl Shared {
         self.owners().remove(machine);
         self.used().remove(machine);
         self.capacity.release(machine);
+        self.logs.close(machine);
     }
 
     /// A machine needs this image from now on, by digest.

@@ -49,6 +49,7 @@ pub struct Line {
 
 enum Job {
     Append { machine: MachineId, lines: Vec<NewLine>, done: Box<dyn FnOnce() + Send> },
+    Close { machine: MachineId },
     Remove { machine: MachineId },
     Barrier(oneshot::Sender<()>),
 }
@@ -89,6 +90,7 @@ impl Logs {
                         position.send_replace(writer.last);
                         done();
                     }
+                    Job::Close { machine } => drop(writer.files.remove(&machine)),
                     Job::Remove { machine } => writer.remove(&machine),
                     Job::Barrier(passed) => {
                         // Who no longer waits has no use for it.
@@ -139,6 +141,11 @@ impl Logs {
     pub fn append_own(&self, machine: &MachineId, message: impl Into<String>) {
         let line = NewLine { time_ns: now_ns(), source: "runner", record: None, message: message.into() };
         self.send(Job::Append { machine: machine.clone(), lines: vec![line], done: Box::new(|| {}) });
+    }
+
+    /// Nothing more is to be expected of a machine: its files stay, and are not kept open.
+    pub fn close(&self, machine: &MachineId) {
+        self.send(Job::Close { machine: machine.clone() });
     }
 
     /// Removes a machine's logs.

@@ -1,7 +1,7 @@
 //! One machine after the other, for ever: nothing grows beyond what is kept of it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use caddis_bus::InProcessBus;
 use caddis_guest_protocol::fake::Behaviour;
@@ -76,4 +76,26 @@ async fn granted(site: &Site, method: &str, path: &str, body: serde_json::Value)
 
 async fn until(site: &Site, there: &str, state: &str) {
     granted(site, "GET", &format!("{there}/wait?state={state}"), json!(null)).await;
+}
+
+/// A destroyed machine's log is kept, but not kept open.
+#[tokio::test]
+async fn logs_of_destroyed_machines_hold_no_descriptors() {
+    let _alone = ALONE.lock().await;
+    let site = Site::keeping(InProcessBus::new(), Duration::from_secs(3600)).await;
+    let config = json!({ "image": "image", "init": { "exec": ["echo", "hello"] }, "restart": { "policy": "no" } });
+    let mut taken = Vec::new();
+    for _ in 0..2 {
+        for _ in 0..20 {
+            let created = granted(&site, "POST", MACHINES, json!({ "config": config })).await;
+            let there = path(created["id"].as_str().unwrap());
+            until(&site, &there, "stopped").await;
+            granted(&site, "DELETE", &there, json!(null)).await;
+            until(&site, &there, "destroyed").await;
+        }
+        site.settle().await;
+        taken.push(Taken::now());
+    }
+    assert!(taken[1].descriptors < taken[0].descriptors + 10, "{taken:?}");
+    site.end().await;
 }
