@@ -5,6 +5,7 @@
 mod fakes;
 mod faults;
 mod lifecycle;
+mod races;
 mod restarts;
 mod sabotage;
 mod schedule;

@@ -30,6 +30,8 @@ pub enum Fault {
     DiesAfter,
     /// The process dies before and after each step, one death after the other.
     DiesEverywhere,
+    /// It waits for [`Saboteur::release`] before it begins.
+    Waits,
 }
 
 impl Fault {
@@ -69,6 +71,7 @@ struct State {
 pub struct Saboteur {
     state: Mutex<State>,
     dead: watch::Sender<bool>,
+    waits: watch::Sender<bool>,
 }
 
 impl Saboteur {
@@ -103,6 +106,28 @@ impl Saboteur {
         self.state().struck > 0
     }
 
+    /// Waits until a step waits.
+    pub async fn waiting(&self) {
+        let mut waits = self.waits.subscribe();
+        waits.wait_for(|waits| *waits).await.unwrap();
+    }
+
+    /// The step that waits begins.
+    pub fn release(&self) {
+        self.waits.send_replace(false);
+    }
+
+    async fn wait(&self) {
+        let mut waits = self.waits.subscribe();
+        self.waits.send_replace(true);
+        waits.wait_for(|waits| !*waits).await.unwrap();
+    }
+
+    fn is_to_wait(&self, place: &Place) -> bool {
+        let mut state = self.state();
+        state.plan.take_if(|(fault, at)| *fault == Fault::Waits && at == place).is_some()
+    }
+
     /// The next process lives.
     pub fn revive(&self) {
         self.dead.send_replace(false);
@@ -132,6 +157,9 @@ impl StepHook for Saboteur {
         let place = (operation.to_owned(), step.to_owned());
         if self.is_to_die(&place, false) {
             self.die().await;
+        }
+        if self.is_to_wait(&place) {
+            self.wait().await;
         }
         let mut state = self.state();
         let here = match &state.plan {

@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 use std::{collections::BTreeSet, time::Duration};
 
-use caddis_api::{EventId, MachineId, MachineState, Signal};
-use caddis_bus::message::{Action, MachineRecord, UpdateMachine, WorkerRequest};
+use caddis_api::{ApiError, EventId, MachineId, MachineState, Signal};
+use caddis_bus::message::{Action, MachineRecord, UpdateMachine, WorkerReply, WorkerRequest};
 use caddis_vmm::{VmExit, fake::Faults};
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use crate::{
 const STOP: Action = Action::Stop { signal: None, timeout: None };
 const RESTART: Action = Action::Restart { signal: None, timeout: None, force: false };
 /// Cases at a time: most of a case is waiting.
-const AT_ONCE: usize = 12;
+pub const AT_ONCE: usize = 12;
 
 /// Steps that are the end of a VM.
 const CLEARS: [&str; 2] = ["release", "end_vm"];
@@ -28,12 +28,12 @@ const CLEARS: [&str; 2] = ["release", "end_vm"];
 type Async<'a, T> = BoxFuture<'a, T>;
 
 /// Something that is done to a machine.
-struct Scenario {
-    name: &'static str,
-    prepare: for<'a> fn(&'a Fixture) -> Async<'a, MachineId>,
-    act: for<'a> fn(&'a Fixture, &'a MachineId) -> Async<'a, ()>,
+pub struct Scenario {
+    pub name: &'static str,
+    pub prepare: for<'a> fn(&'a Fixture) -> Async<'a, MachineId>,
+    pub act: for<'a> fn(&'a Fixture, &'a MachineId) -> Async<'a, ()>,
     /// Where it ends.
-    goal: MachineState,
+    pub goal: MachineState,
     /// Ends of its program, in all.
     exits: usize,
 }
@@ -80,16 +80,21 @@ async fn saving(fixture: &Fixture) -> MachineId {
     machine
 }
 
-async fn act(fixture: &Fixture, machine: &MachineId, action: Action) {
+pub async fn act(fixture: &Fixture, machine: &MachineId, action: Action) {
     fixture.act(machine, action).await.unwrap();
 }
 
-async fn update(fixture: &Fixture, machine: &MachineId) {
+pub async fn update(fixture: &Fixture, machine: &MachineId) {
+    try_update(fixture, machine).await.unwrap();
+}
+
+/// A new version that does the same.
+pub async fn try_update(fixture: &Fixture, machine: &MachineId) -> Result<WorkerReply, ApiError> {
     let config = config(json!({ "env": { "A": "1" } }));
     let update =
         UpdateMachine { config, version: None, expected: None, skip_launch: false, cordoned: false, lease: None };
     let request = WorkerRequest::Update { machine: machine.clone(), nonce: None, update: Box::new(update) };
-    fixture.ask(request).await.unwrap();
+    fixture.ask(request).await
 }
 
 /// Its program ends by itself.
@@ -196,6 +201,11 @@ fn exits() -> Vec<Scenario> {
     ]
 }
 
+/// All scenarios.
+pub fn everything() -> Vec<Scenario> {
+    [starts(), stops(), replacements(), suspends(), exits()].into_iter().flatten().collect()
+}
+
 async fn crash(fixture: &Fixture, machine: &MachineId) {
     fixture.host.crash(machine.as_str(), VmExit::HostOom);
 }
@@ -228,7 +238,7 @@ async fn exits_survive_whatever_happens_at_each_step() {
 /// All scenarios together take all steps that there are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_step_is_left_out() {
-    let scenarios: Vec<_> = [starts(), stops(), replacements(), suspends(), exits()].into_iter().flatten().collect();
+    let scenarios = everything();
     let seen: Vec<_> = stream::iter(&scenarios).map(without_fault).buffer_unordered(AT_ONCE).collect().await;
     let seen: BTreeSet<_> = seen.into_iter().flatten().map(|((_, step), _)| step).collect();
     // The table that heads `operation.rs`.
@@ -268,7 +278,7 @@ fn faults(seen: BTreeSet<(Place, bool)>) -> Vec<(Fault, Place)> {
     faults
 }
 
-async fn without_fault(scenario: &Scenario) -> BTreeSet<(Place, bool)> {
+pub async fn without_fault(scenario: &Scenario) -> BTreeSet<(Place, bool)> {
     let fixture = Fixture::new().await;
     let machine = (scenario.prepare)(&fixture).await;
     fixture.saboteur.disarm();
@@ -318,12 +328,12 @@ fn newest_of(record: &MachineRecord) -> Option<EventId> {
 }
 
 /// What was last heard of a machine.
-fn newest(fixture: &Fixture, machine: &MachineId) -> Option<EventId> {
+pub fn newest(fixture: &Fixture, machine: &MachineId) -> Option<EventId> {
     fixture.record(machine).as_ref().and_then(newest_of)
 }
 
 /// Whether something was done, which begins with an event, and nothing is under way any more.
-fn rests_since(record: &MachineRecord, before: &Option<EventId>) -> bool {
+pub fn rests_since(record: &MachineRecord, before: &Option<EventId>) -> bool {
     newest_of(record) != *before && record.machine.operation.is_none()
 }
 
