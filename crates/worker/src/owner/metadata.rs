@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use caddis_api::{ApiError, VersionId};
+use caddis_api::{ApiError, RawConfig, VersionId};
 use serde_json::json;
 
 use super::{Draft, Owner};
@@ -25,7 +25,7 @@ impl Owner {
         }
         let mut draft = Draft::new(self.row.clone());
         draft.merge_metadata(&changes);
-        if draft.row.config == self.row.config {
+        if draft.row == self.row {
             return Ok(());
         }
         let config = caddis_api::validate::read(&draft.row.config)?;
@@ -40,15 +40,22 @@ impl Owner {
 }
 
 impl Draft {
-    /// Merges into the machine's metadata.
+    /// Merges into the machine's metadata, and into those of the version that an update may go back to.
     fn merge_metadata(&mut self, changes: &BTreeMap<String, Option<String>>) {
-        let metadata = self.row.config.0.entry("metadata").or_insert_with(|| json!({}));
-        let Some(metadata) = metadata.as_object_mut() else { return };
-        for (key, value) in changes {
-            match value.as_deref().filter(|value| !value.is_empty()) {
-                Some(value) => drop(metadata.insert(key.clone(), json!(value))),
-                None => drop(metadata.remove(key)),
-            }
+        merge(&mut self.row.config, changes);
+        if let Some(replaced) = &mut self.row.replaced {
+            merge(&mut replaced.config, changes);
+        }
+    }
+}
+
+fn merge(config: &mut RawConfig, changes: &BTreeMap<String, Option<String>>) {
+    let metadata = config.0.entry("metadata").or_insert_with(|| json!({}));
+    let Some(metadata) = metadata.as_object_mut() else { return };
+    for (key, value) in changes {
+        match value.as_deref().filter(|value| !value.is_empty()) {
+            Some(value) => drop(metadata.insert(key.clone(), json!(value))),
+            None => drop(metadata.remove(key)),
         }
     }
 }

@@ -9,7 +9,10 @@ use caddis_guest_protocol::fake::Behaviour;
 use caddis_vmm::fake::Faults;
 use serde_json::{Value, json};
 
-use crate::support::{Fixture, config};
+use crate::{
+    sabotage::Fault,
+    support::{Fixture, config},
+};
 
 const STOP: Action = Action::Stop { signal: None, timeout: None };
 
@@ -292,4 +295,19 @@ async fn an_update_that_comes_again_makes_no_second_version() {
     assert_eq!(try_update(&fixture, &machine, wanted).await.unwrap(), other);
     assert_eq!(fixture.until(&machine, MachineState::Started).await.machine.version, other);
     assert_eq!(versions(&fixture, &machine).await.len(), 3);
+}
+
+#[tokio::test]
+async fn what_was_noted_during_an_update_that_comes_to_nothing_stays() {
+    let fixture = Fixture::new().await;
+    let machine = fixture.started().await;
+    fixture.saboteur.arm(Fault::Waits, ("update".to_owned(), "pull".to_owned()));
+    try_update(&fixture, &machine, update(json!({ "image": "broken" }))).await.unwrap();
+    fixture.saboteur.waiting().await;
+    let changes = [("noted".to_owned(), Some("meanwhile".to_owned()))].into();
+    fixture.act(&machine, Action::SetMetadata { changes, expected: None }).await.unwrap();
+    fixture.saboteur.release();
+    let record = fixture.until(&machine, MachineState::Started).await;
+    let config = record.machine.config.unwrap().0;
+    assert_eq!((&config["image"], &config["metadata"]["noted"]), (&json!("image"), &json!("meanwhile")));
 }
