@@ -30,12 +30,16 @@ pub enum Fault {
     DiesAfter,
     /// The process dies before and after each step, one death after the other.
     DiesEverywhere,
+    /// The host is rebooted before it.
+    RebootsBefore,
+    /// The host is rebooted when it is done, before that is recorded.
+    RebootsAfter,
     /// It waits for [`Saboteur::release`] before it begins.
     Waits,
 }
 
 impl Fault {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::FailsOnce,
         Self::FailsForGood,
         Self::FailsAlways,
@@ -44,7 +48,19 @@ impl Fault {
         Self::DiesBefore,
         Self::DiesAfter,
         Self::DiesEverywhere,
+        Self::RebootsBefore,
+        Self::RebootsAfter,
     ];
+
+    /// Whether it is the end of the process.
+    pub fn kills(self) -> bool {
+        matches!(self, Self::DiesBefore | Self::DiesAfter | Self::DiesEverywhere) || self.reboots()
+    }
+
+    /// Whether it is the end of all that runs.
+    pub fn reboots(self) -> bool {
+        matches!(self, Self::RebootsBefore | Self::RebootsAfter)
+    }
 
     /// Whether it is overcome: the operation ends as if nothing had been.
     pub fn is_overcome(self) -> bool {
@@ -141,8 +157,8 @@ impl Saboteur {
     fn is_to_die(&self, place: &Place, after: bool) -> bool {
         let mut state = self.state();
         match state.plan.clone() {
-            Some((Fault::DiesBefore, at)) if !after && at == *place => state.plan = None,
-            Some((Fault::DiesAfter, at)) if after && at == *place => state.plan = None,
+            Some((Fault::DiesBefore | Fault::RebootsBefore, at)) if !after && at == *place => state.plan = None,
+            Some((Fault::DiesAfter | Fault::RebootsAfter, at)) if after && at == *place => state.plan = None,
             Some((Fault::DiesEverywhere, _)) if state.died.insert((place.clone(), after)) => {}
             _ => return false,
         }

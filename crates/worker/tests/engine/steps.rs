@@ -268,7 +268,7 @@ fn faults(seen: BTreeSet<(Place, bool)>) -> Vec<(Fault, Place)> {
     for place in places {
         let done = seen.contains(&(place.clone(), true));
         let possible = Fault::ALL.into_iter().filter(|fault| match fault {
-            Fault::Twice | Fault::DiesAfter => done,
+            Fault::Twice | Fault::DiesAfter | Fault::RebootsAfter => done,
             Fault::DiesEverywhere => false,
             Fault::FailsEverywhere => CLEARS.contains(&place.1.as_str()),
             _ => true,
@@ -305,7 +305,8 @@ async fn case(scenario: &Scenario, fault: Fault, place: Place) {
     }
     let state = come_to_rest(&mut fixture, &machine, before, (scenario.goal, fault), &name).await;
     assert!(fixture.saboteur.has_struck(), "{name}: nothing happened");
-    if fault.is_overcome() {
+    // The end of a program that the host took with it is one more.
+    if fault.is_overcome() && !fault.reboots() {
         assert_eq!(fixture.exits(&machine).await.len(), scenario.exits, "exits: {name}");
     }
     fixture.saboteur.disarm();
@@ -345,7 +346,13 @@ async fn come_to_rest(
     (goal, fault): (MachineState, Fault),
     name: &str,
 ) -> MachineState {
-    let rests = |state: MachineState| state == goal || (!fault.is_overcome() && state.is_settled());
+    let rests = |state: MachineState| {
+        // After a reboot what was not saved yet runs again, and nothing is resumed a second time: it boots, if it can.
+        let instead = fault.reboots()
+            && goal == MachineState::Suspended
+            && matches!(state, MachineState::Started | MachineState::Failed);
+        state == goal || instead || (!fault.is_overcome() && state.is_settled())
+    };
     let saboteur = fixture.saboteur.clone();
     let mut deaths = 0;
     let record = loop {
@@ -355,14 +362,17 @@ async fn come_to_rest(
             () = saboteur.death() => {}
         }
         fixture.kill().await;
+        if fault.reboots() {
+            fixture.host.power_cycle();
+            fixture.boot_id = "second".to_owned();
+        }
         saboteur.revive();
         deaths += 1;
         assert!(deaths < 100, "{name}: it never comes to an end");
         fixture.start().await;
     };
-    let dies = matches!(fault, Fault::DiesBefore | Fault::DiesAfter | Fault::DiesEverywhere);
-    assert_eq!(deaths > 0, dies, "{name}: {deaths} deaths");
-    if record.machine.state != goal {
+    assert_eq!(deaths > 0, fault.kills(), "{name}: {deaths} deaths");
+    if record.machine.state != goal && !fault.reboots() {
         let events = format!("{:?}", fixture.events(machine).await);
         assert!(events.contains("told to fail"), "{name}: {:?} without a reason: {events}", record.machine.state);
     }
