@@ -43,6 +43,8 @@ use crate::fakes::{FakeImages, FakeNetwork};
 /// Generous, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const MEMORY_MIB: u64 = 1 << 20;
+/// How long the gateway waits for the worker, twice.
+pub const DEADLINE: Duration = Duration::from_millis(750);
 /// How long destroyed machines are remembered.
 const RETENTION: Duration = Duration::from_secs(1);
 
@@ -93,8 +95,8 @@ impl Site {
             regions: Vec::new(),
             workers: vec![worker.id().clone()],
             settings: Settings {
-                create_deadline: Duration::from_secs(2),
-                request_deadline: Duration::from_secs(1),
+                create_deadline: DEADLINE,
+                request_deadline: DEADLINE,
                 destroyed_retention: retention,
                 ..Settings::default()
             },

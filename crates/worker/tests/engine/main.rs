@@ -2,6 +2,7 @@
 //! speak the real protocol.
 #![forbid(unsafe_code)]
 
+mod deaths;
 mod fakes;
 mod faults;
 mod lifecycle;

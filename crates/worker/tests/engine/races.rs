@@ -14,7 +14,7 @@ use crate::{
 
 /// What is asked for meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Request {
+pub enum Request {
     Start,
     Stop,
     Restart,
@@ -24,7 +24,7 @@ enum Request {
 }
 
 impl Request {
-    const ALL: [Self; 7] = [
+    pub const ALL: [Self; 7] = [
         Self::Start,
         Self::Stop,
         Self::Restart,
@@ -34,7 +34,7 @@ impl Request {
         Self::Destroy { force: true },
     ];
 
-    async fn send(self, fixture: &Fixture, machine: &MachineId) -> Result<WorkerReply, ApiError> {
+    pub async fn send(self, fixture: &Fixture, machine: &MachineId) -> Result<WorkerReply, ApiError> {
         let action = match self {
             Self::Start => Action::Start,
             Self::Stop => Action::Stop { signal: None, timeout: None },

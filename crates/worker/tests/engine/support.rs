@@ -231,7 +231,7 @@ impl Fixture {
             org: "personal".to_owned(),
             region: "local".to_owned(),
             config,
-            ipv6: format!("fdaa:1:2::{number}").parse().unwrap(),
+            ipv6: (0xfdaa_0001_0002_u128 << 80 | u128::from(number)).into(),
             network: "fdaa:1:2::/48".to_owned(),
             placement_epoch: 1,
             skip_launch,
@@ -346,6 +346,17 @@ impl Fixture {
         }
         let ids: Vec<_> = self.events(machine).await.into_iter().map(|event| event.id).collect();
         assert!(ids.windows(2).all(|pair| pair[0] > pair[1]), "{name}: events are not numbered one after the other");
+    }
+
+    /// All that the host runs is what these machines need.
+    pub fn holds_what_runs(&self, machines: &[MachineId]) -> bool {
+        let started = |machine: &&MachineId| self.record(machine).unwrap().machine.state == MachineState::Started;
+        let mut started: Vec<_> = machines.iter().filter(started).map(ToString::to_string).collect();
+        let mut running = self.host.running();
+        started.sort();
+        running.sort();
+        let slots = self.slots.as_ref().unwrap().list().unwrap().len();
+        running == started && [self.network.taps().len(), slots] == [started.len(); 2]
     }
 
     /// Memory promised to machines, MiB.
