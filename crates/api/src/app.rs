@@ -1,9 +1,10 @@
 //! Apps: a name that machines live under.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// An app.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct App {
     /// 16 lowercase letters and digits.
     pub id: String,
@@ -26,7 +27,7 @@ pub struct App {
 }
 
 /// An organisation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Organization {
     /// For people.
     pub name: String,
@@ -37,7 +38,7 @@ pub struct Organization {
 }
 
 /// Body of `POST /v1/apps`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct CreateAppRequest {
     /// Wanted name; generated when absent or empty.
@@ -45,7 +46,8 @@ pub struct CreateAppRequest {
     /// What older clients call `name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_name: Option<String>,
-    /// Owner.
+    /// Owner; required. `personal` is the caller's own.
+    #[schema(value_type = String, required = true)]
     pub org_slug: Option<String>,
     /// Private network; empty means the organisation's default.
     pub network: Option<String>,
@@ -55,7 +57,7 @@ pub struct CreateAppRequest {
 }
 
 /// Reply of `POST /v1/apps`: the specification's two fields and the whole app.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreateAppReply {
     /// Milliseconds since the Unix epoch.
     pub created_at: u64,
@@ -65,7 +67,7 @@ pub struct CreateAppReply {
 }
 
 /// Reply of `GET /v1/apps`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ListAppsReply {
     /// Apps in all, not only on this page.
     pub total_apps: u64,

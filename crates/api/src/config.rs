@@ -1,10 +1,14 @@
 //! A machine's configuration: the JSON as sent, and the typed reading of the parts that act.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{RefOr, Schema, schema::AdditionalProperties},
+};
 
 use crate::{ApiDuration, Signal};
 
@@ -13,8 +17,32 @@ use crate::{ApiDuration, Signal};
 #[serde(transparent)]
 pub struct RawConfig(pub Map<String, Value>);
 
-/// The fields that this build acts on. Everything else stays in [`RawConfig`] only.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+// Documented as what is known of it; that its other fields stay is said by `additionalProperties`.
+impl PartialSchema for RawConfig {
+    fn schema() -> RefOr<Schema> {
+        match MachineConfig::schema() {
+            RefOr::T(Schema::Object(mut known)) => {
+                known.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(true)));
+                RefOr::T(Schema::Object(known))
+            }
+            other => other,
+        }
+    }
+}
+
+impl ToSchema for RawConfig {
+    fn name() -> Cow<'static, str> {
+        MachineConfig::name()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        MachineConfig::schemas(schemas);
+    }
+}
+
+/// A machine's configuration. The fields that this build acts on, and some that it checks and stores; others are stored
+/// and given back as they were sent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct MachineConfig {
     /// Image reference.
@@ -58,7 +86,7 @@ pub struct MachineConfig {
 }
 
 /// Resources.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Guest {
     /// `shared` or `performance`.
@@ -73,12 +101,12 @@ pub struct Guest {
     pub gpus: Option<u32>,
     /// Appended to the kernel's command line.
     pub kernel_args: Option<Vec<String>>,
-    /// Old place of [`Rootfs::persist`].
+    /// Old place of `rootfs.persist`.
     pub persist_rootfs: Option<Value>,
 }
 
 /// Start parameters.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Init {
     /// Replaces entrypoint and command.
@@ -96,7 +124,7 @@ pub struct Init {
 }
 
 /// One of several programs of a machine. What it leaves open is as for a machine with one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Process {
     /// Replaces entrypoint and command.
@@ -114,7 +142,7 @@ pub struct Process {
 }
 
 /// A variable that holds a fact of the machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EnvFrom {
     /// Name.
     pub env_var: String,
@@ -123,7 +151,7 @@ pub struct EnvFrom {
 }
 
 /// A fact of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FieldRef {
     /// Its id.
@@ -141,7 +169,7 @@ pub enum FieldRef {
 }
 
 /// A routed service; only what is validated here.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Service {
     /// `tcp` or `udp`.
@@ -159,7 +187,7 @@ pub struct Service {
 }
 
 /// A volume's place.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Mount {
     /// Volume id.
@@ -169,7 +197,7 @@ pub struct Mount {
 }
 
 /// A file written at every boot.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct File {
     /// Absolute path in the guest.
@@ -192,7 +220,7 @@ impl File {
 }
 
 /// What to do when the program ends.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum RestartPolicy {
     /// Never start it again.
     #[serde(rename = "no", alias = "never")]
@@ -207,7 +235,7 @@ pub enum RestartPolicy {
 }
 
 /// Restart policy and its limit.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Restart {
     /// Default is on-failure.
@@ -217,7 +245,7 @@ pub struct Restart {
 }
 
 /// How to stop the program.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct StopConfig {
     /// First signal.
@@ -227,7 +255,7 @@ pub struct StopConfig {
 }
 
 /// Name resolution in the guest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Dns {
     /// No internal name for this machine.
@@ -245,7 +273,7 @@ pub struct Dns {
 }
 
 /// One option of resolv.conf.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct DnsOption {
     /// Name.
@@ -255,7 +283,7 @@ pub struct DnsOption {
 }
 
 /// Root file system.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Rootfs {
     /// `never`, `restart` or `always`; only `never` acts so far.

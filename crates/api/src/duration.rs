@@ -3,6 +3,13 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{ObjectBuilder, SchemaType, Type},
+    },
+};
 
 /// A duration that reads Go's notation or integer nanoseconds, and writes Go's notation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -64,6 +71,18 @@ impl fmt::Display for ApiDuration {
         write!(f, "{}s", (self.0.as_secs() % 60) as f64 + f64::from(self.0.subsec_nanos()) / 1e9)
     }
 }
+
+impl PartialSchema for ApiDuration {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::from_iter([Type::String, Type::Integer]))
+            .description(Some("A duration in Go's notation, or an integer count of nanoseconds."))
+            .examples(["15s", "1m30s"])
+            .into()
+    }
+}
+
+impl ToSchema for ApiDuration {}
 
 impl Serialize for ApiDuration {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,9 +1,10 @@
 //! Errors as clients see them: the field's `error` and `status`, plus a stable `code`, `retryable` and the request id.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-/// Stable, machine-readable reason. Its HTTP status follows from it alone ([`ErrorCode::http_status`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Stable, machine-readable reason. Its HTTP status follows from it alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// A parameter, body or config is wrong.
@@ -79,7 +80,7 @@ impl ErrorCode {
 }
 
 /// An error on its way to a client. Also what workers answer over the bus.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     /// Reason.
@@ -132,7 +133,7 @@ impl ApiError {
 }
 
 /// An error body. Only `error` is certain to be there in an answer of another server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// Text for people.
     pub error: String,

@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::EventId;
 
 /// What happened, when, and who caused it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineEvent {
     /// Sorts by time.
     pub id: EventId,
@@ -19,7 +20,7 @@ pub struct MachineEvent {
     pub source: String,
     /// Milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// Details; an [`ExitDetails`] on `exit` events.
+    /// Details; `exit_event` and `restart_count` on `exit` events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Value>,
 }
@@ -32,7 +33,7 @@ impl MachineEvent {
 }
 
 /// `request` of an `exit` event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExitDetails {
     /// How the program ended.
     pub exit_event: ExitEvent,
@@ -41,7 +42,7 @@ pub struct ExitDetails {
 }
 
 /// How the program ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExitEvent {
     /// The program's exit status, or 128 + signal number; -1 when nobody knows.
     pub exit_code: i32,

@@ -1,6 +1,7 @@
 //! Running a program beside the machine's own, and its process list.
 
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::ToSchema;
 
 /// Default and largest time an exec may take, seconds: proxies in the field cut requests at a minute.
 pub const MAX_TIMEOUT_SECONDS: u64 = 60;
@@ -9,7 +10,7 @@ pub const MAX_TIMEOUT_SECONDS: u64 = 60;
 pub const OUTPUT_LIMIT: usize = 4 * 1024 * 1024;
 
 /// Body of `POST …/exec`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct ExecRequest {
     /// Program and arguments.
@@ -30,7 +31,7 @@ pub struct ExecRequest {
 }
 
 /// `cmd` as sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum CommandLine {
     /// To be split.
@@ -44,7 +45,7 @@ fn words_or_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Co
 }
 
 /// Reply of `POST …/exec`, also when the program failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExecReply {
     /// Exit status, or 128 + signal number.
     #[serde(default)]
@@ -58,7 +59,7 @@ pub struct ExecReply {
     /// Standard error.
     #[serde(default)]
     pub stderr: String,
-    /// Output beyond [`OUTPUT_LIMIT`] was dropped. Our addition.
+    /// Output beyond 4 MiB of a stream was dropped. Our addition.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
     /// It ran into its timeout and was killed. Our addition.
@@ -67,7 +68,7 @@ pub struct ExecReply {
 }
 
 /// One row of `GET …/ps`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProcessStat {
     /// Process id in the guest.
     pub pid: i32,
@@ -88,7 +89,7 @@ pub struct ProcessStat {
 }
 
 /// A listening socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ListenSocket {
     /// `tcp`, `udp`, …
     pub proto: String,

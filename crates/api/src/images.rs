@@ -1,11 +1,12 @@
 //! Images a worker holds, and what an import says while it goes on.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ApiError;
 
 /// An image on a worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageSummary {
     /// `sha256:…` of the manifest.
     pub digest: String,
@@ -20,7 +21,7 @@ pub struct ImageSummary {
 }
 
 /// One line of an import's answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportUpdate {
     /// How far it is.

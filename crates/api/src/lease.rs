@@ -1,8 +1,9 @@
 //! Leases: the exclusive right to change a machine for a while.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::{LeaseNonce, VersionId};
+use crate::{LeaseNonce, VersionId, requests::OkReply};
 
 /// Default and largest time to live, seconds. The reference names no maximum; a day bounds what a lost client blocks.
 pub const DEFAULT_TTL_SECONDS: u64 = 30;
@@ -10,9 +11,10 @@ pub const DEFAULT_TTL_SECONDS: u64 = 30;
 pub const MAX_TTL_SECONDS: u64 = 24 * 3600;
 
 /// A lease as its holder sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Lease {
-    /// Proof of holding it.
+    /// Proof of holding it; left out for others than its owner.
+    #[schema(required = false)]
     pub nonce: LeaseNonce,
     /// Seconds since the Unix epoch.
     pub expires_at: u64,
@@ -27,7 +29,7 @@ pub struct Lease {
 
 /// The reply to lease requests: wrapped as clients in the field expect, with the inner fields repeated at the top as
 /// the published specification has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaseReply {
     /// `success`.
     pub status: String,
@@ -44,8 +46,23 @@ impl From<Lease> for LeaseReply {
     }
 }
 
+/// The reply to the release of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaseReleased {
+    /// `success`.
+    pub status: String,
+    /// That it is gone.
+    pub data: OkReply,
+}
+
+impl Default for LeaseReleased {
+    fn default() -> Self {
+        Self { status: "success".to_owned(), data: OkReply::OK }
+    }
+}
+
 /// A lease as others see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PublicLease {
     /// Who holds it.
     pub owner: String,
@@ -63,7 +80,7 @@ impl From<&Lease> for PublicLease {
 }
 
 /// Body of `POST …/lease`; all optional, also the body itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaseRequest {
     /// Seconds.
     #[serde(default)]

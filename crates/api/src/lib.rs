@@ -17,6 +17,7 @@ pub mod lease;
 pub mod logs;
 pub mod machine;
 pub mod names;
+pub mod organization;
 pub mod platform;
 pub mod requests;
 pub mod signal;

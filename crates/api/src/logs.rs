@@ -1,9 +1,10 @@
 //! Log entries as `GET /api/v1/apps/{app}/logs` returns them.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A page of log entries, oldest first.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogsReply {
     /// The entries.
     pub data: Vec<LogEntry>,
@@ -12,14 +13,14 @@ pub struct LogsReply {
 }
 
 /// Where to go on.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogsMeta {
     /// Opaque; give it back as `next_token` to get what comes after this page, without loss or doubles.
     pub next_token: String,
 }
 
 /// One entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogEntry {
     /// Unique per machine.
     pub id: String,
@@ -28,7 +29,7 @@ pub struct LogEntry {
 }
 
 /// One line of log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogAttributes {
     /// RFC 3339 with nanoseconds.
     pub timestamp: String,
@@ -45,7 +46,7 @@ pub struct LogAttributes {
 }
 
 /// Where an entry came from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogEntryMeta {
     /// Instance, again.
     pub instance: String,
@@ -56,7 +57,7 @@ pub struct LogEntryMeta {
 }
 
 /// `app` for the program, `runner` for the platform.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogProvider {
     /// See above.
     pub provider: String,

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{LeaseNonce, MachineId, MachineState, RawConfig, VersionId, event::MachineEvent, lease::PublicLease};
 
 /// A machine. Optional parts are left out by `summary` lists.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Machine {
     /// Stable id.
     pub id: MachineId,
@@ -72,7 +73,7 @@ fn ok() -> String {
 }
 
 /// What a machine runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageRef {
     /// Registry host.
     pub registry: String,
@@ -89,7 +90,7 @@ pub struct ImageRef {
 }
 
 /// A health check's latest result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckStatus {
     /// Its name.
     pub name: String,
@@ -103,7 +104,7 @@ pub struct CheckStatus {
 }
 
 /// What is being done to a machine, with its progress.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
     /// `create`, `start`, `stop`, `restart`, `destroy`.
     pub kind: String,

@@ -1,9 +1,10 @@
 //! Regions.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Reply of `GET /v1/platform/regions`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RegionsReply {
     /// The region that answered.
     #[serde(alias = "Nearest")]
@@ -14,7 +15,7 @@ pub struct RegionsReply {
 }
 
 /// A region.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Region {
     /// Short name.
     pub code: String,

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{ApiDuration, EventId, MachineState, RawConfig, Signal, VersionId};
 
 /// Body of `POST …/machines`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct CreateMachineRequest {
     /// The configuration; required.
+    #[schema(value_type = RawConfig, required = true)]
     pub config: Option<RawConfig>,
     /// Unique in the app; generated when absent or empty.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,7 +41,7 @@ pub struct CreateMachineRequest {
 }
 
 /// Body of `PATCH …/metadata`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct PatchMetadataRequest {
     /// What changes: null or an empty value removes a key, what is not named stays.
@@ -54,7 +56,7 @@ pub struct PatchMetadataRequest {
 }
 
 /// Body of `POST …/metadata/{key}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SetMetadataRequest {
     /// The new value.
     pub value: String,
@@ -64,14 +66,14 @@ pub struct SetMetadataRequest {
 }
 
 /// Reply of `GET …/metadata/{key}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MetadataValue {
     /// It.
     pub value: String,
 }
 
 /// An entry of `GET …/versions`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineVersion {
     /// Id.
     pub version: VersionId,
@@ -89,7 +91,7 @@ where
 }
 
 /// Body of `POST …/stop`; all optional, also the body itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct StopRequest {
     /// Overrides `stop_config.signal`.
@@ -101,14 +103,14 @@ pub struct StopRequest {
 }
 
 /// Body of `POST …/signal`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SignalRequest {
     /// Name or number.
     pub signal: Signal,
 }
 
 /// Reply of `POST …/start`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StartReply {
     /// State before.
     pub previous_state: MachineState,
@@ -121,7 +123,7 @@ pub struct StartReply {
 }
 
 /// Reply of `GET` and `PUT …/memory`: what the machine's programs may have of its memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Memory {
     /// MiB. Until the machine starts anew.
     pub limit_mb: u64,
@@ -130,28 +132,28 @@ pub struct Memory {
 }
 
 /// Body of `PUT …/memory`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SetMemoryRequest {
     /// MiB, at most the machine's memory.
     pub limit_mb: u64,
 }
 
 /// Body of `POST …/memory/reclaim`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReclaimMemoryRequest {
     /// What is wanted back, MiB.
     pub amount_mb: u64,
 }
 
 /// Reply of `POST …/memory/reclaim`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReclaimMemoryReply {
     /// What was to be had, MiB.
     pub actual_mb: u64,
 }
 
 /// `{"ok": true}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OkReply {
     /// Always true.
     pub ok: bool,
@@ -163,7 +165,7 @@ impl OkReply {
 }
 
 /// Reply of `GET …/wait`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WaitReply {
     /// Always true.
     pub ok: bool,

@@ -3,6 +3,13 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{AnyOfBuilder, ObjectBuilder, Type},
+    },
+};
 
 /// A Linux signal that a client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,6 +97,20 @@ impl fmt::Display for Signal {
         f.write_str(self.name())
     }
 }
+
+impl PartialSchema for Signal {
+    fn schema() -> RefOr<Schema> {
+        let one_of = |kind| ObjectBuilder::new().schema_type(kind);
+        AnyOfBuilder::new()
+            .description(Some("A Linux signal."))
+            .item(one_of(Type::String).enum_values(Some(SIGNALS.iter().map(|(name, _)| *name))))
+            .item(one_of(Type::Integer).enum_values(Some(SIGNALS.iter().map(|(_, number)| *number))))
+            .item(one_of(Type::String).description(Some("The same in lower case, without SIG, or the number as text.")))
+            .into()
+    }
+}
+
+impl ToSchema for Signal {}
 
 impl Serialize for Signal {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

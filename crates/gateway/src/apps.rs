@@ -9,6 +9,7 @@ use axum::{
 use caddis_api::{
     ApiError,
     app::{App, CreateAppReply, CreateAppRequest, ListAppsReply},
+    error::ErrorBody,
     names,
 };
 use caddis_catalog::{AppQuery, AppRecord, AppState, NewApp};
@@ -16,10 +17,12 @@ use caddis_catalog::{AppQuery, AppRecord, AppState, NewApp};
 use crate::{
     authentication::Caller,
     context::{Context, Inner},
-    cursor, deletion,
+    cursor::{self, PageParams},
+    deletion,
     envelope::Failure,
     extract::{AppPath, JsonBody},
     idempotency::RequestId,
+    openapi::errors::{BadBody, BadParameter, NoApp},
     query::Params,
 };
 
@@ -46,7 +49,22 @@ fn show(context: &Inner, app: AppRecord) -> App {
     }
 }
 
-/// `POST /v1/apps`.
+/// Create an app.
+///
+/// Without a name it gets a generated one. The same `idempotency_key` gives the same app.
+#[utoipa::path(
+    post,
+    path = "/v1/apps",
+    operation_id = "Apps_create",
+    tag = "Apps",
+    request_body = CreateAppRequest,
+    responses(
+        (status = 201, description = "The app", body = CreateAppReply),
+        BadBody,
+        (status = 404, description = "No such organisation", body = ErrorBody),
+        (status = 422, description = "The name is taken or not allowed", body = ErrorBody),
+    ),
+)]
 pub(crate) async fn create(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
@@ -77,7 +95,22 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(reply)).into_response())
 }
 
-/// `GET /v1/apps`.
+/// List apps.
+#[utoipa::path(
+    get,
+    path = "/v1/apps",
+    operation_id = "Apps_list",
+    tag = "Apps",
+    params(
+        ("org_slug" = Option<String>, Query, description = "Only of this organisation; `personal` is the caller's own"),
+        PageParams,
+    ),
+    responses(
+        (status = 200, description = "The apps", body = ListAppsReply),
+        BadParameter,
+        (status = 404, description = "No such organisation", body = ErrorBody),
+    ),
+)]
 pub(crate) async fn list(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
@@ -112,13 +145,31 @@ pub(crate) async fn list(
     Ok(Json(ListAppsReply { total_apps, apps, next_cursor }))
 }
 
-/// `GET /v1/apps/{app}`.
+/// Show an app.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}",
+    operation_id = "Apps_show",
+    tag = "Apps",
+    params(AppPath),
+    responses((status = 200, description = "The app", body = App), NoApp),
+)]
 pub(crate) async fn get(State(context): State<Context>, AppPath(name): AppPath) -> Result<Json<App>, Failure> {
     context.synced().await?;
     Ok(Json(show(&context, context.app(&name).await?)))
 }
 
-/// `DELETE /v1/apps/{app}`: its machines go with it, whatever they do. The name is free once they are gone.
+/// Delete an app.
+///
+/// Its machines go with it, whatever they do. The name is free once they are gone.
+#[utoipa::path(
+    delete,
+    path = "/v1/apps/{app_name}",
+    operation_id = "Apps_delete",
+    tag = "Apps",
+    params(AppPath),
+    responses((status = 202, description = "It is being deleted"), NoApp),
+)]
 pub(crate) async fn delete(State(context): State<Context>, AppPath(name): AppPath) -> Result<StatusCode, Failure> {
     context.synced().await?;
     context.catalog.begin_app_deletion(&name).await?;

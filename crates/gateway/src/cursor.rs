@@ -5,6 +5,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use caddis_api::{ApiError, time::unix_ms};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
 
 use crate::query::Params;
 
@@ -29,6 +30,18 @@ pub(crate) struct Page {
     pub limit: usize,
     /// Where it begins.
     pub cursor: Cursor,
+}
+
+/// What [`page`] reads.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes parameters")]
+pub(crate) struct PageParams {
+    /// Most entries of the page; everything unless given.
+    #[param(minimum = 1)]
+    limit: Option<u64>,
+    /// Where the page begins, as the page before it says; needs `limit`.
+    cursor: Option<String>,
 }
 
 /// Reads `limit` and `cursor`; nothing when the whole list is asked for.

@@ -10,6 +10,7 @@ use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId};
 use http_body_util::{BodyExt as _, Limited};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
+use utoipa::IntoParams;
 
 use crate::{context::Context, envelope::Failure};
 
@@ -96,7 +97,12 @@ fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
 }
 
 /// An app in the path.
-pub(crate) struct AppPath(pub String);
+#[derive(IntoParams)]
+#[into_params(names("app_name"), parameter_in = Path)]
+pub(crate) struct AppPath(
+    /// Name of the app.
+    pub String,
+);
 
 impl FromRequestParts<Context> for AppPath {
     type Rejection = Failure;
@@ -108,15 +114,23 @@ impl FromRequestParts<Context> for AppPath {
 }
 
 /// A machine in the path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(crate) struct MachinePath {
+    /// Name of the app.
+    #[param(rename = "app_name")]
     pub app: String,
+    /// Id of the machine.
+    #[param(rename = "machine_id", value_type = String)]
     pub id: MachineId,
 }
 
 /// Its parts; there may be others.
 #[derive(Deserialize)]
 struct Words {
+    #[serde(rename = "app_name")]
     app: String,
+    #[serde(rename = "machine_id")]
     id: String,
 }
 
@@ -135,7 +149,13 @@ impl FromRequestParts<Context> for MachinePath {
 }
 
 /// What a client holds as proof of its lease.
-pub(crate) struct Nonce(pub Option<LeaseNonce>);
+#[derive(IntoParams)]
+#[into_params(names("fly-machine-lease-nonce"), parameter_in = Header)]
+pub(crate) struct Nonce(
+    /// Nonce of the machine's lease; needed when it has one.
+    #[param(value_type = String, required = false)]
+    pub Option<LeaseNonce>,
+);
 
 /// The header it comes in.
 pub(crate) const NONCE: &str = "fly-machine-lease-nonce";

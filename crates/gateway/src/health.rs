@@ -5,15 +5,37 @@ use std::time::Duration;
 use axum::{Json, extract::State, http::StatusCode};
 use caddis_bus::message::{WorkerReply, WorkerRequest};
 use futures::future::join_all;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::context::Context;
 
 /// How long a worker may take to say how it is. Asked twice.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// See the module's text.
-pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<Value>) {
+/// Body of the answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Health {
+    /// Whether requests will succeed.
+    ok: bool,
+    /// Why they will not.
+    problems: Vec<String>,
+}
+
+/// Say whether requests will succeed.
+///
+/// Our addition.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "Health_show",
+    tag = "Server",
+    responses(
+        (status = 200, description = "They will", body = Health),
+        (status = 503, description = "They will not, and why", body = Health),
+    ),
+)]
+pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<Health>) {
     let mut problems = Vec::new();
     if let Err(error) = context.catalog.check().await {
         problems.push(error.to_string());
@@ -34,5 +56,5 @@ pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<
     });
     problems.extend(join_all(answers).await.into_iter().flatten());
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ok": problems.is_empty(), "problems": problems })))
+    (status, Json(Health { ok: problems.is_empty(), problems }))
 }

@@ -5,18 +5,19 @@ use std::time::Duration;
 use axum::{Json, extract::State};
 use caddis_bus::message::{WorkerReply, WorkerRequest};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::{context::Context, envelope::Failure, extract::JsonBody};
+use crate::{context::Context, envelope::Failure, extract::JsonBody, openapi::errors::BadBody};
 
 /// What a worker needs beyond the deadline to answer.
 const GRACE: Duration = Duration::from_secs(10);
 const LONGEST_SECONDS: u64 = 3600;
 
 /// Body of the request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(default)]
 pub(crate) struct Drain {
-    /// Guests that still run then go down with the host.
+    /// Guests that still run after so long go down with the host.
     timeout_seconds: u64,
 }
 
@@ -27,13 +28,23 @@ impl Default for Drain {
 }
 
 /// Body of the answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Drained {
     /// How many guests were stopped.
     stopped: u64,
 }
 
-/// See the module's text.
+/// Stop the guests of all hosts for a shutdown.
+///
+/// They start again when their host is back. Our addition.
+#[utoipa::path(
+    post,
+    path = "/v1/host/drain",
+    operation_id = "Host_drain",
+    tag = "Host",
+    request_body = Drain,
+    responses((status = 200, description = "All are stopped", body = Drained), BadBody),
+)]
 pub(crate) async fn drain(
     State(context): State<Context>,
     JsonBody(request): JsonBody<Drain>,

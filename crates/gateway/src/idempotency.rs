@@ -32,6 +32,8 @@ use crate::{
 
 /// The header.
 pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Where imports of images go, which have no need for it: the same image is kept once.
+pub(crate) const EXEMPT: &str = "/v1/images";
 /// Says of an answer that it was given before.
 const REPLAYED: &str = "idempotency-replayed";
 /// Longest key, characters.
@@ -64,11 +66,11 @@ impl Turns {
     }
 }
 
-/// Whether this matters to a request. Imports of images have no need: the same image is kept once.
+/// Whether this matters to a request.
 pub(crate) fn applies_to(request: &Request) -> bool {
     request.method() == Method::POST
         && request.headers().contains_key(IDEMPOTENCY_KEY)
-        && request.uri().path() != "/v1/images"
+        && request.uri().path() != EXEMPT
 }
 
 /// Carries out a request with a key unless that was done before. To its end, also when the client hangs up.

@@ -6,15 +6,33 @@ use axum::{
     http::header::CONTENT_LENGTH,
     response::Response,
 };
-use caddis_api::{ApiError, ErrorCode, WorkerId};
+use caddis_api::{
+    ApiError, ErrorCode, WorkerId,
+    error::ErrorBody,
+    images::{ImageSummary, ImportUpdate},
+    requests::OkReply,
+};
 use http_body_util::{BodyExt as _, Limited};
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::{
     context::{Context, Inner},
     envelope::Failure,
     forward,
+    openapi::errors::BadParameter,
     query::{Params, invalid},
 };
+
+/// What an archive looks like.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ArchiveFormat {
+    /// Of `docker save`.
+    DockerArchive,
+    /// An OCI layout in a tar file.
+    OciArchive,
+}
 
 /// The worker meant: that of parameter `worker`, else the first.
 fn worker<'a>(context: &'a Inner, params: &Params) -> Result<&'a WorkerId, ApiError> {
@@ -30,12 +48,41 @@ fn passed_on(params: &Params, names: &[&'static str]) -> String {
     forward::query(names.iter().filter_map(|name| Some((*name, params.get(name)?.to_owned()))))
 }
 
-/// `GET /v1/images`.
+/// List the images of a worker.
+///
+/// Our addition.
+#[utoipa::path(
+    get,
+    path = "/v1/images",
+    operation_id = "Images_list",
+    tag = "Images",
+    params(("worker" = Option<String>, Query, description = "Id of a worker; the first one unless given")),
+    responses((status = 200, description = "The images", body = Vec<ImageSummary>), BadParameter),
+)]
 pub(crate) async fn list(State(context): State<Context>, params: Params) -> Result<Response, Failure> {
     forward::call(&context, worker(&context, &params)?, Request::get("/images").body(Body::empty())).await
 }
 
-/// `POST /v1/images?format=&name=`: the body is an archive, the answer NDJSON that tells how far the import is.
+/// Import an image from an archive.
+///
+/// The answer tells line by line how far the import is; its last line says `done` or `failed`. Our addition.
+#[utoipa::path(
+    post,
+    path = "/v1/images",
+    operation_id = "Images_import",
+    tag = "Images",
+    params(
+        ("format" = inline(ArchiveFormat), Query, description = "Format of the archive"),
+        ("name" = Option<String>, Query, description = "What the image will be known by, else what the archive says"),
+        ("worker" = Option<String>, Query, description = "Id of a worker; the first one unless given"),
+    ),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The archive"),
+    responses(
+        (status = 200, description = "One update per line", body = ImportUpdate, content_type = "application/x-ndjson"),
+        BadParameter,
+        (status = 413, description = "The archive is too large", body = ErrorBody),
+    ),
+)]
 pub(crate) async fn import(
     State(context): State<Context>,
     params: Params,
@@ -50,9 +97,8 @@ pub(crate) async fn import(
         )
         .into());
     }
-    if params.get("format").is_none_or(|format| !["docker-archive", "oci-archive"].contains(&format)) {
-        let format = params.get("format").unwrap_or_default();
-        return Err(invalid("format", format, "docker-archive or oci-archive").into());
+    if params.word::<ArchiveFormat>("format")?.is_none() {
+        return Err(invalid("format", "", "docker-archive or oci-archive").into());
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let body = Body::new(Limited::new(request.into_body(), limit).map_err(axum::Error::new));
@@ -60,7 +106,25 @@ pub(crate) async fn import(
     forward::call(&context, worker(&context, &params)?, Request::post(path).body(body)).await
 }
 
-/// `DELETE /v1/images?name=`.
+/// Remove an image that no machine uses.
+///
+/// Our addition.
+#[utoipa::path(
+    delete,
+    path = "/v1/images",
+    operation_id = "Images_delete",
+    tag = "Images",
+    params(
+        ("name" = String, Query, description = "Name or digest of the image"),
+        ("worker" = Option<String>, Query, description = "Id of a worker; the first one unless given"),
+    ),
+    responses(
+        (status = 200, description = "It is gone", body = OkReply),
+        BadParameter,
+        (status = 404, description = "No such image", body = ErrorBody),
+        (status = 412, description = "A machine uses it", body = ErrorBody),
+    ),
+)]
 pub(crate) async fn remove(State(context): State<Context>, params: Params) -> Result<Response, Failure> {
     if params.get("name").is_none() {
         return Err(invalid("name", "", "the name or digest of an image").into());

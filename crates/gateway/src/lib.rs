@@ -25,6 +25,7 @@ mod images;
 mod limits;
 mod logs;
 mod machines;
+mod openapi;
 mod organizations;
 mod placement;
 mod query;
@@ -42,6 +43,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::DropGuard;
 
 use context::{Context, Inner};
+
+pub use openapi::json as openapi_json;
 
 /// Why a gateway can't begin or go on.
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,7 @@ use crate::{
     envelope::Failure,
     extract::AppPath,
     forward,
+    openapi::errors::NoApp,
     query::{Params, invalid},
 };
 
@@ -22,8 +23,22 @@ const MAX_WAIT_SECONDS: u64 = 60;
 /// Most entries per page.
 const MAX_ENTRIES: u64 = 1000;
 
-/// A page of log entries of an app, or of one machine of it. With `wait_seconds`, our addition, an answer without
-/// entries comes only after so long.
+/// Read the log of an app, or of one machine of it, page by page.
+#[utoipa::path(
+    get,
+    path = "/api/v1/apps/{app_name}/logs",
+    operation_id = "Apps_logs",
+    tag = "Apps",
+    params(
+        AppPath,
+        ("instance" = Option<String>, Query, description = "Id of a machine"),
+        ("next_token" = Option<String>, Query, description = "Where a page ended: give what comes after it"),
+        ("limit" = Option<u64>, Query, minimum = 1, description = "Most entries of the page, at most 1000"),
+        ("wait_seconds" = Option<u64>, Query, minimum = 0,
+            description = "Answer without entries only after so long, at most 60. Our addition"),
+    ),
+    responses((status = 200, description = "A page, oldest first", body = LogsReply), NoApp),
+)]
 pub(crate) async fn logs(
     State(context): State<Context>,
     AppPath(app): AppPath,

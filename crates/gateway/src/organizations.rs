@@ -1,32 +1,55 @@
 //! `/v1/orgs/{org}/machines`: machines of all apps of an organisation, by time of their last change.
 
-use std::collections::HashMap;
-
 use axum::{Extension, Json, extract::State};
-use caddis_api::{ApiError, MachineState, time::unix_ms};
+use caddis_api::{
+    ApiError, MachineState,
+    error::ErrorBody,
+    organization::{MachineOverview, OrganizationMachine, OrganizationMachines},
+    time::unix_ms,
+};
 use caddis_catalog::{AppQuery, CatalogError};
 use jiff::Timestamp;
-use serde_json::{Value, json};
 
 use crate::{
     authentication::Caller,
     context::Context,
+    cursor::PageParams,
     envelope::Failure,
     extract::AppPath,
-    machines::list::Filter,
+    machines::list::{Filter, FilterParams},
+    openapi::errors::BadParameter,
     query::{Params, invalid},
 };
 
 /// Most machines per page, and how many there are unless told otherwise.
 const MAX_PAGE: u64 = 1000;
 
-/// `GET /v1/orgs/{org}/machines`. The cursor is the last machine's time and id, so later changes come later.
+/// List the machines of all apps of an organisation, by time of their last change.
+///
+/// The cursor is the last machine's time and id, so later changes come later.
+#[utoipa::path(
+    get,
+    path = "/v1/orgs/{org_slug}/machines",
+    operation_id = "Machines_org_list",
+    tag = "Machines",
+    params(
+        ("org_slug" = String, Path, description = "The organisation; `personal` is the caller's own"),
+        FilterParams,
+        PageParams,
+        ("updated_after" = Option<String>, Query, description = "Only what changed after this time, RFC 3339"),
+    ),
+    responses(
+        (status = 200, description = "The machines", body = OrganizationMachines),
+        BadParameter,
+        (status = 404, description = "No such organisation", body = ErrorBody),
+    ),
+)]
 pub(crate) async fn machines(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
     AppPath(slug): AppPath,
     params: Params,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Json<OrganizationMachines>, Failure> {
     context.synced().await?;
     let slug = caller.organization(&slug);
     let known = context.catalog.organization(slug).await?;
@@ -48,16 +71,19 @@ pub(crate) async fn machines(
     let more = found.len() > limit;
     found.truncate(limit);
     let last = found.last().map(|(key, _)| key.clone());
-    let machines: Vec<Value> = found.iter().map(|(_, shown)| show(&shown.record, summary)).collect();
-    let mut reply = json!({ "machines": machines, "error_regions": [] });
-    if let (Some((updated_at, id)), Value::Object(reply)) = (last, &mut reply) {
-        if more {
-            reply.insert("next_cursor".to_owned(), json!(format!("{updated_at}_{id}")));
-        }
-        reply.insert("last_machine_id".to_owned(), json!(id));
-        reply.insert("last_updated_at".to_owned(), json!(updated_at));
-    }
-    Ok(Json(reply))
+    let machines = found.iter().map(|(_, shown)| show(&shown.record, summary)).collect();
+    let (last_updated_at, last_machine_id) = last.unzip();
+    let next_cursor = match (more, &last_updated_at, &last_machine_id) {
+        (true, Some(updated_at), Some(id)) => Some(format!("{updated_at}_{id}")),
+        _ => None,
+    };
+    Ok(Json(OrganizationMachines {
+        machines,
+        error_regions: Vec::new(),
+        next_cursor,
+        last_machine_id,
+        last_updated_at,
+    }))
 }
 
 fn after(params: &Params) -> Result<(String, String), ApiError> {
@@ -74,21 +100,20 @@ fn after(params: &Params) -> Result<(String, String), ApiError> {
     Ok((whole, "g".to_owned()))
 }
 
-fn show(record: &caddis_bus::message::MachineRecord, summary: bool) -> Value {
-    let machine = &record.machine;
-    let mut shown = json!({
-        "id": machine.id, "app_name": record.app, "name": machine.name, "state": machine.state,
-        "region": machine.region, "private_ip": machine.private_ip, "version": machine.version,
-        "created_at": machine.created_at, "updated_at": machine.updated_at,
-    });
-    if let (false, Some(config), Value::Object(fields)) = (summary, &machine.config, &mut shown) {
-        let part = |(key, value): (&String, &Value)| {
-            ["image", "guest", "metadata"].contains(&key.as_str()).then(|| (key.clone(), value.clone()))
-        };
-        let overview: HashMap<_, _> = config.0.iter().filter_map(part).collect();
-        fields.insert("config".to_owned(), json!(overview));
+fn show(record: &caddis_bus::message::MachineRecord, summary: bool) -> OrganizationMachine {
+    let machine = record.machine.clone();
+    OrganizationMachine {
+        id: machine.id,
+        app_name: record.app.clone(),
+        name: machine.name,
+        state: machine.state,
+        region: machine.region,
+        private_ip: machine.private_ip,
+        version: machine.version,
+        created_at: machine.created_at,
+        updated_at: machine.updated_at,
+        config: machine.config.filter(|_| !summary).map(MachineOverview::from),
     }
-    shown
 }
 
 /// Whether lists leave it out unless asked.

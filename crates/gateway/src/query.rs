@@ -4,6 +4,7 @@ use std::{convert::Infallible, str::FromStr, time::Duration};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use caddis_api::{ApiDuration, ApiError};
+use serde::de::{DeserializeOwned, IntoDeserializer as _};
 
 /// The parameters of a request, decoded, in order.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +53,15 @@ impl Params {
         self.get(name)
             .map(|text| text.parse().map_err(|e| ApiError::invalid(format!("invalid parameter {name}: {e}"))))
             .transpose()
+    }
+
+    /// One of the words that a type knows.
+    pub fn word<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ApiError> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let word = T::deserialize(text.into_deserializer());
+        let word =
+            word.map_err(|e: serde::de::value::Error| ApiError::invalid(format!("invalid parameter {name}: {e}")));
+        word.map(Some)
     }
 
     /// Go's notation or whole seconds.

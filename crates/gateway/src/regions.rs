@@ -94,7 +94,14 @@ impl Regions {
     }
 }
 
-/// `GET /v1/platform/regions`.
+/// List the regions.
+#[utoipa::path(
+    get,
+    path = "/v1/platform/regions",
+    operation_id = "Platform_regions_get",
+    tag = "Platform",
+    responses((status = 200, description = "The regions", body = RegionsReply)),
+)]
 pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
     let nearest = context.regions.own.clone();
     let cached = context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -1,13 +1,14 @@
-//! All endpoints.
+//! All endpoints. Each says its path, parameters and answers where it is defined, so that router and OpenAPI document are
+//! made from the same.
 
 use axum::{
     Router,
     http::{Method, StatusCode, Uri},
     middleware::from_fn_with_state,
     response::{IntoResponse as _, Response},
-    routing::{get, post},
 };
 use caddis_api::{ApiError, ErrorCode};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     apps,
@@ -17,43 +18,51 @@ use crate::{
     health, host, images,
     limits::limit,
     logs,
-    machines::{
-        actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, update, wait,
-    },
-    organizations, regions,
+    machines::{actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, update, wait},
+    openapi, organizations, regions,
 };
+
+/// The endpoints that ask for a token, and those that do not.
+pub(crate) fn endpoints() -> (OpenApiRouter<Context>, OpenApiRouter<Context>) {
+    let protected = OpenApiRouter::new()
+        .routes(routes!(apps::list, apps::create))
+        .routes(routes!(apps::get, apps::delete))
+        .routes(routes!(list::list, create::create))
+        .routes(routes!(get_machine::get, update::update, actions::destroy))
+        .routes(routes!(actions::start))
+        .routes(routes!(actions::stop))
+        .routes(routes!(actions::suspend))
+        .routes(routes!(actions::restart))
+        .routes(routes!(actions::signal))
+        .routes(routes!(actions::cordon))
+        .routes(routes!(actions::uncordon))
+        .routes(routes!(wait::wait))
+        .routes(routes!(exec::exec))
+        .routes(routes!(history::processes))
+        .routes(routes!(history::events))
+        .routes(routes!(update::versions))
+        .routes(routes!(memory::get, memory::set))
+        .routes(routes!(memory::reclaim))
+        .routes(routes!(metadata::all, metadata::merge))
+        .routes(routes!(metadata::get, metadata::set, metadata::remove))
+        .routes(routes!(operation::operation))
+        .routes(routes!(leases::get, leases::acquire, leases::release))
+        .routes(routes!(organizations::machines))
+        .routes(routes!(images::list, images::import, images::remove))
+        .routes(routes!(host::drain))
+        .routes(routes!(logs::logs));
+    let open = OpenApiRouter::new()
+        .routes(routes!(regions::list))
+        .routes(routes!(health::health))
+        .routes(routes!(openapi::show_json))
+        .routes(routes!(openapi::show_page));
+    (protected, open)
+}
 
 /// See the module's text.
 pub(crate) fn router(context: Context) -> Router {
-    let machine = Router::new()
-        .route("/", get(get_machine::get).post(update::update).put(update::update).delete(actions::destroy))
-        .route("/start", post(actions::start))
-        .route("/stop", post(actions::stop))
-        .route("/suspend", post(actions::suspend))
-        .route("/restart", post(actions::restart))
-        .route("/signal", post(actions::signal))
-        .route("/cordon", post(actions::cordon))
-        .route("/uncordon", post(actions::uncordon))
-        .route("/wait", get(wait::wait))
-        .route("/exec", post(exec::exec))
-        .route("/ps", get(history::processes))
-        .route("/events", get(history::events))
-        .route("/versions", get(update::versions))
-        .route("/memory", get(memory::get).put(memory::set))
-        .route("/memory/reclaim", post(memory::reclaim))
-        .route("/metadata", get(metadata::all).patch(metadata::merge).put(metadata::merge))
-        .route("/metadata/{key}", get(metadata::get).post(metadata::set).delete(metadata::remove))
-        .route("/operation", get(operation::operation))
-        .route("/lease", get(leases::get).post(leases::acquire).delete(leases::release));
-    let limited = Router::new()
-        .route("/v1/apps", get(apps::list).post(apps::create))
-        .route("/v1/apps/{app}", get(apps::get).delete(apps::delete))
-        .route("/v1/apps/{app}/machines", get(list::list).post(create::create))
-        .nest("/v1/apps/{app}/machines/{id}", machine)
-        .route("/v1/orgs/{org}/machines", get(organizations::machines))
-        .route("/v1/images", get(images::list).post(images::import).delete(images::remove))
-        .route("/v1/host/drain", post(host::drain))
-        .route("/api/v1/apps/{app}/logs", get(logs::logs));
+    let (protected, open) = endpoints();
+    let limited = Router::from(protected);
     // Not even looked at where there are none: a layer costs a reader a tenth.
     let limited = match context.limits {
         Some(_) => limited.route_layer(from_fn_with_state(context.clone(), limit)),
@@ -61,10 +70,8 @@ pub(crate) fn router(context: Context) -> Router {
     };
     // Before the limits, so that nobody else uses up what a client may ask.
     let protected = limited.route_layer(from_fn_with_state(context.clone(), authenticate));
-    Router::new()
-        .merge(protected)
-        .route("/v1/platform/regions", get(regions::list))
-        .route("/healthz", get(health::health))
+    protected
+        .merge(open)
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         .layer(from_fn_with_state(context.clone(), envelope))

@@ -12,6 +12,7 @@ use crate::{
     context::{Context, unexpected},
     envelope::Failure,
     extract::{JsonBody, MachinePath, Nonce, Sparse},
+    openapi::errors::{BadBody, NoMachine, Refused},
     query::Params,
 };
 
@@ -36,7 +37,19 @@ fn check_stop(signal: Option<Signal>, timeout: Option<caddis_api::ApiDuration>) 
     Ok(())
 }
 
-/// `POST …/start`.
+/// Start a machine.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/start",
+    operation_id = "Machines_start",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    responses(
+        (status = 200, description = "Accepted", body = StartReply),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn start(
     State(context): State<Context>,
     path: MachinePath,
@@ -48,7 +61,21 @@ pub(crate) async fn start(
     }
 }
 
-/// `POST …/stop`.
+/// Stop a machine.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/stop",
+    operation_id = "Machines_stop",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    request_body = Option<StopRequest>,
+    responses(
+        (status = 200, description = "Accepted", body = OkReply),
+        NoMachine,
+        BadBody,
+        Refused,
+    ),
+)]
 pub(crate) async fn stop(
     State(context): State<Context>,
     path: MachinePath,
@@ -60,7 +87,25 @@ pub(crate) async fn stop(
     act(&context, &path, nonce, Action::Stop { signal: request.signal, timeout }).await
 }
 
-/// `POST …/restart`.
+/// Stop a machine and start it again.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/restart",
+    operation_id = "Machines_restart",
+    tag = "Machines",
+    params(
+        MachinePath,
+        Nonce,
+        ("timeout" = Option<String>, Query, description = "Time to stop; Go's notation or whole seconds"),
+        ("signal" = Option<Signal>, Query, description = "Signal to stop with"),
+        ("force_stop" = Option<bool>, Query, description = "Do not wait for the program"),
+    ),
+    responses(
+        (status = 200, description = "Accepted", body = OkReply),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn restart(State(context): State<Context>, path: MachinePath, nonce: Nonce, params: Params) -> Done {
     let (signal, timeout) = (params.parsed::<Signal>("signal")?, params.duration("timeout")?);
     check_stop(signal, timeout)?;
@@ -68,7 +113,23 @@ pub(crate) async fn restart(State(context): State<Context>, path: MachinePath, n
     act(&context, &path, nonce, Action::Restart { signal, timeout, force: params.flag("force_stop")? }).await
 }
 
-/// `POST …/signal`. A lease does not stand in its way.
+/// Send a signal to the program.
+///
+/// A lease does not stand in its way.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/signal",
+    operation_id = "Machines_signal",
+    tag = "Machines",
+    params(MachinePath),
+    request_body = SignalRequest,
+    responses(
+        (status = 200, description = "Accepted", body = OkReply),
+        NoMachine,
+        BadBody,
+        Refused,
+    ),
+)]
 pub(crate) async fn signal(
     State(context): State<Context>,
     path: MachinePath,
@@ -77,23 +138,76 @@ pub(crate) async fn signal(
     act(&context, &path, Nonce(None), Action::Signal { signal: request.signal }).await
 }
 
-/// `DELETE …/machines/{id}`.
+/// Destroy a machine.
+#[utoipa::path(
+    delete,
+    path = "/v1/apps/{app_name}/machines/{machine_id}",
+    operation_id = "Machines_delete",
+    tag = "Machines",
+    params(
+        MachinePath,
+        Nonce,
+        ("force" = Option<bool>, Query, description = "Also when it runs"),
+        ("kill" = Option<bool>, Query, description = "What some clients call force"),
+    ),
+    responses(
+        (status = 200, description = "Accepted", body = OkReply),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn destroy(State(context): State<Context>, path: MachinePath, nonce: Nonce, params: Params) -> Done {
     let force = params.flag("force")? | params.flag("kill")?;
     act(&context, &path, nonce, Action::Destroy { force }).await
 }
 
-/// `POST …/cordon`.
+/// Take a machine out of routing.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/cordon",
+    operation_id = "Machines_cordon",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    responses(
+        (status = 200, description = "Accepted", body = OkReply),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn cordon(State(context): State<Context>, path: MachinePath, nonce: Nonce) -> Done {
     act(&context, &path, nonce, Action::Cordon { cordoned: true }).await
 }
 
-/// `POST …/uncordon`.
+/// Take a machine back into routing.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/uncordon",
+    operation_id = "Machines_uncordon",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    responses(
+        (status = 200, description = "Accepted", body = OkReply),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn uncordon(State(context): State<Context>, path: MachinePath, nonce: Nonce) -> Done {
     act(&context, &path, nonce, Action::Cordon { cordoned: false }).await
 }
 
-/// `POST …/suspend`.
+/// Save a machine to disk, to go on later where it was.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/suspend",
+    operation_id = "Machines_suspend",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    responses(
+        (status = 200, description = "Accepted", body = OkReply),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn suspend(State(context): State<Context>, path: MachinePath, nonce: Nonce) -> Done {
     act(&context, &path, nonce, Action::Suspend).await
 }

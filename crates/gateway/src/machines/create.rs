@@ -3,7 +3,7 @@
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
-    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, lease::MAX_TTL_SECONDS, names,
+    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, error::ErrorBody, lease::MAX_TTL_SECONDS, names,
     requests::CreateMachineRequest, validate,
 };
 use caddis_bus::message::{CreateMachine, WorkerReply, WorkerRequest};
@@ -16,6 +16,7 @@ use crate::{
     envelope::Failure,
     extract::{AppPath, JsonBody},
     idempotency::RequestId,
+    openapi::errors::{BadBody, NoApp},
     organizations::is_gone,
     placement,
 };
@@ -37,7 +38,25 @@ struct Wanted {
     request_id: Option<String>,
 }
 
-/// `POST /v1/apps/{app}/machines`.
+/// Create a machine.
+///
+/// It answers once the machine is accepted; the image is pulled and the machine booted afterwards.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines",
+    operation_id = "Machines_create",
+    tag = "Machines",
+    params(AppPath),
+    request_body = CreateMachineRequest,
+    responses(
+        (status = 200, description = "The machine", body = Machine),
+        NoApp,
+        BadBody,
+        (status = 409, description = "The name is in use", body = ErrorBody),
+        (status = 412, description = "The app is being deleted, or the host drained", body = ErrorBody),
+        (status = 422, description = "No host has room, or the image can't be pulled", body = ErrorBody),
+    ),
+)]
 pub(crate) async fn create(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,

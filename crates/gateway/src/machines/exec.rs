@@ -8,7 +8,7 @@ use axum::{
 };
 use caddis_api::{
     ApiError,
-    exec::{CommandLine, ExecRequest, MAX_TIMEOUT_SECONDS},
+    exec::{CommandLine, ExecReply, ExecRequest, MAX_TIMEOUT_SECONDS},
 };
 
 use crate::{
@@ -16,9 +16,24 @@ use crate::{
     envelope::Failure,
     extract::{JsonBody, MachinePath, NONCE, Nonce},
     forward,
+    openapi::errors::{BadBody, NoMachine, Refused},
 };
 
-/// `POST …/exec`.
+/// Run a program in a machine.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/exec",
+    operation_id = "Machines_exec",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    request_body = ExecRequest,
+    responses(
+        (status = 200, description = "How it ended, also when it failed", body = ExecReply),
+        NoMachine,
+        BadBody,
+        Refused,
+    ),
+)]
 pub(crate) async fn exec(
     State(context): State<Context>,
     path: MachinePath,

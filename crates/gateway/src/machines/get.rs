@@ -6,12 +6,29 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse as _, Response},
 };
-use caddis_api::{ApiError, ErrorCode, MachineState};
+use caddis_api::{ApiError, ErrorCode, Machine, MachineState};
 
 use super::update::all_versions;
-use crate::{context::Context, envelope::Failure, extract::MachinePath, query::Params, view::Shown};
+use crate::{
+    context::Context, envelope::Failure, extract::MachinePath, openapi::errors::NoMachine, query::Params, view::Shown,
+};
 
-/// `GET /v1/apps/{app}/machines/{id}`.
+/// Show a machine.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}",
+    operation_id = "Machines_show",
+    tag = "Machines",
+    params(
+        MachinePath,
+        ("version" = Option<String>, Query, description = "As it was in this version"),
+        ("include_leases" = Option<bool>, Query, description = "With who holds its lease"),
+    ),
+    responses(
+        (status = 200, description = "The machine", body = Machine),
+        NoMachine,
+    ),
+)]
 pub(crate) async fn get(
     State(context): State<Context>,
     path: MachinePath,
@@ -31,16 +48,11 @@ pub(crate) async fn get(
 }
 
 /// The machine as it was in a version that was replaced.
-async fn earlier(
-    context: &Context,
-    path: &MachinePath,
-    shown: &Shown,
-    version: &str,
-) -> Result<caddis_api::Machine, ApiError> {
+async fn earlier(context: &Context, path: &MachinePath, shown: &Shown, version: &str) -> Result<Machine, ApiError> {
     let versions = all_versions(context, path).await?;
     let record = versions.into_iter().find(|record| record.version.as_str() == version);
     let record = record.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "machine version not found"))?;
-    Ok(caddis_api::Machine {
+    Ok(Machine {
         state: MachineState::Replaced,
         instance_id: record.version.clone(),
         version: record.version,
@@ -52,7 +64,7 @@ async fn earlier(
 }
 
 /// The machine with its lease, which may have run out without a change of the machine.
-pub(crate) fn with_lease(shown: &Shown) -> caddis_api::Machine {
+pub(crate) fn with_lease(shown: &Shown) -> Machine {
     let mut machine = shown.record.machine.clone();
     let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
     machine.lease = shown.record.lease.clone().filter(|lease| lease.expires_at > now);

@@ -5,12 +5,15 @@ use std::cmp::Ordering;
 use axum::{Json, extract::State};
 use caddis_api::{ApiError, event::MachineEvent, exec::ProcessStat};
 use caddis_bus::message::{WorkerReply, WorkerRequest};
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::{
     context::{Context, unexpected},
     envelope::Failure,
     extract::MachinePath,
-    query::{Params, invalid},
+    openapi::errors::{NoMachine, Refused},
+    query::Params,
 };
 
 /// Events given unless told otherwise, and at most.
@@ -21,7 +24,21 @@ async fn ask(context: &Context, path: &MachinePath, request: WorkerRequest) -> R
     Ok(context.ask(&shown.record.worker, request, context.settings.request_deadline).await?)
 }
 
-/// `GET …/events`, newest first.
+/// List what happened to a machine, newest first.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/events",
+    operation_id = "Machines_list_events",
+    tag = "Machines",
+    params(
+        MachinePath,
+        ("limit" = Option<u64>, Query, minimum = 1, description = "Most events, 20 unless given and at most 50"),
+    ),
+    responses(
+        (status = 200, description = "The events", body = Vec<MachineEvent>),
+        NoMachine,
+    ),
+)]
 pub(crate) async fn events(
     State(context): State<Context>,
     path: MachinePath,
@@ -34,20 +51,30 @@ pub(crate) async fn events(
     }
 }
 
-/// `GET …/ps`.
+/// List the processes in a machine.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/ps",
+    operation_id = "Machines_list_processes",
+    tag = "Machines",
+    params(
+        MachinePath,
+        ("sort_by" = inline(Option<SortBy>), Query, description = "Field to sort by; pid unless given"),
+        ("order" = inline(Option<SortOrder>), Query, description = "Ascending unless given"),
+    ),
+    responses(
+        (status = 200, description = "The processes", body = Vec<ProcessStat>),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn processes(
     State(context): State<Context>,
     path: MachinePath,
     params: Params,
 ) -> Result<Json<Vec<ProcessStat>>, Failure> {
-    let field = params.get("sort_by").unwrap_or("pid");
-    let by =
-        order(field).ok_or_else(|| invalid("sort_by", field, "pid, stime, rtime, command, directory, cpu or rss"))?;
-    let descending = match params.get("order") {
-        None | Some("asc") => false,
-        Some("desc") => true,
-        Some(other) => return Err(invalid("order", other, "asc or desc").into()),
-    };
+    let by = params.word::<SortBy>("sort_by")?.unwrap_or(SortBy::Pid).order();
+    let descending = params.word::<SortOrder>("order")? == Some(SortOrder::Desc);
     match ask(&context, &path, WorkerRequest::Processes { machine: path.id.clone() }).await? {
         WorkerReply::Processes { mut processes } => {
             processes.sort_by(|a, b| if descending { by(b, a) } else { by(a, b) });
@@ -59,15 +86,37 @@ pub(crate) async fn processes(
 
 type Order = fn(&ProcessStat, &ProcessStat) -> Ordering;
 
-fn order(field: &str) -> Option<Order> {
-    Some(match field {
-        "pid" => |a, b| a.pid.cmp(&b.pid),
-        "stime" => |a, b| a.stime.cmp(&b.stime),
-        "rtime" => |a, b| a.rtime.cmp(&b.rtime),
-        "command" => |a, b| a.command.cmp(&b.command),
-        "directory" => |a, b| a.directory.cmp(&b.directory),
-        "cpu" => |a, b| a.cpu.cmp(&b.cpu),
-        "rss" => |a, b| a.rss.cmp(&b.rss),
-        _ => return None,
-    })
+/// A field of a process.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SortBy {
+    Pid,
+    Stime,
+    Rtime,
+    Command,
+    Directory,
+    Cpu,
+    Rss,
+}
+
+impl SortBy {
+    fn order(&self) -> Order {
+        match self {
+            Self::Pid => |a, b| a.pid.cmp(&b.pid),
+            Self::Stime => |a, b| a.stime.cmp(&b.stime),
+            Self::Rtime => |a, b| a.rtime.cmp(&b.rtime),
+            Self::Command => |a, b| a.command.cmp(&b.command),
+            Self::Directory => |a, b| a.directory.cmp(&b.directory),
+            Self::Cpu => |a, b| a.cpu.cmp(&b.cpu),
+            Self::Rss => |a, b| a.rss.cmp(&b.rss),
+        }
+    }
+}
+
+/// Up or down.
+#[derive(Debug, PartialEq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SortOrder {
+    Asc,
+    Desc,
 }

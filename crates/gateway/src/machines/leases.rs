@@ -3,7 +3,7 @@
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use caddis_api::{
     ApiError,
-    lease::{DEFAULT_TTL_SECONDS, Lease, LeaseReply, LeaseRequest, MAX_TTL_SECONDS},
+    lease::{DEFAULT_TTL_SECONDS, Lease, LeaseReleased, LeaseReply, LeaseRequest, MAX_TTL_SECONDS},
 };
 use caddis_bus::message::{Action, WorkerReply};
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use crate::{
     context::{Context, unexpected},
     envelope::Failure,
     extract::{MachinePath, Nonce, Sparse},
+    openapi::errors::{BadBody, NoMachine, Refused},
     query::{Params, invalid},
 };
 
@@ -23,7 +24,27 @@ fn lease(reply: WorkerReply) -> Result<Lease, ApiError> {
     }
 }
 
-/// `POST …/lease`: takes one, or with a nonce makes it last longer. The body's ttl wins over the query's.
+/// Take a lease of a machine, or with its nonce make it last longer.
+///
+/// The body's `ttl` wins over the query's.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/lease",
+    operation_id = "Machines_create_lease",
+    tag = "Machines",
+    params(
+        MachinePath,
+        Nonce,
+        ("ttl" = Option<u64>, Query, description = "Seconds; 30 unless given"),
+    ),
+    request_body = Option<LeaseRequest>,
+    responses(
+        (status = 201, description = "The lease", body = LeaseReply),
+        NoMachine,
+        BadBody,
+        Refused,
+    ),
+)]
 pub(crate) async fn acquire(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
@@ -49,7 +70,20 @@ pub(crate) async fn acquire(
     Ok((StatusCode::CREATED, Json(taken.into())))
 }
 
-/// `GET …/lease`. Others than its owner don't see the nonce.
+/// Show the lease of a machine.
+///
+/// Others than its owner do not see the nonce.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/lease",
+    operation_id = "Machines_show_lease",
+    tag = "Machines",
+    params(MachinePath),
+    responses(
+        (status = 200, description = "The lease", body = LeaseReply),
+        NoMachine,
+    ),
+)]
 pub(crate) async fn get(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
@@ -68,14 +102,26 @@ pub(crate) async fn get(
     Ok(Json(reply))
 }
 
-/// `DELETE …/lease`.
+/// Give up a lease.
+#[utoipa::path(
+    delete,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/lease",
+    operation_id = "Machines_release_lease",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    responses(
+        (status = 200, description = "It is gone", body = LeaseReleased),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn release(
     State(context): State<Context>,
     path: MachinePath,
     nonce: Nonce,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Json<LeaseReleased>, Failure> {
     match context.act(&path.app, &path.id, nonce.0, Action::ReleaseLease).await? {
-        WorkerReply::Done { .. } => Ok(Json(json!({ "status": "success", "data": { "ok": true } }))),
+        WorkerReply::Done { .. } => Ok(Json(LeaseReleased::default())),
         other => Err(unexpected(&other).into()),
     }
 }

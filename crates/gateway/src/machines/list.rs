@@ -6,11 +6,19 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::{BufMut as _, BytesMut};
-use caddis_api::{ApiError, MachineState};
+use caddis_api::{ApiError, Machine, MachineState};
+use utoipa::IntoParams;
 
 use super::get::with_lease;
 use crate::{
-    context::Context, cursor, envelope::Failure, extract::AppPath, organizations::is_gone, query::Params, view::Shown,
+    context::Context,
+    cursor::{self, PageParams},
+    envelope::Failure,
+    extract::AppPath,
+    openapi::errors::NoApp,
+    organizations::is_gone,
+    query::Params,
+    view::Shown,
 };
 
 /// Most machines per page, as the reference has it.
@@ -22,6 +30,24 @@ pub(crate) struct Filter {
     region: Option<String>,
     states: Vec<MachineState>,
     metadata: Vec<(String, String)>,
+}
+
+/// What [`Filter::read`] reads, and `summary`.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes parameters")]
+pub(crate) struct FilterParams {
+    /// Destroyed machines too.
+    include_deleted: Option<bool>,
+    /// Only of this region.
+    region: Option<String>,
+    /// Only in this state, or in one of several with commas.
+    state: Option<String>,
+    /// Only with this value of their metadata.
+    #[param(rename = "metadata.{key}")]
+    metadata: Option<String>,
+    /// Without configuration and events.
+    summary: Option<bool>,
 }
 
 impl Filter {
@@ -51,7 +77,24 @@ impl Filter {
     }
 }
 
-/// `GET /v1/apps/{app}/machines`, in the order of ids.
+/// List the machines of an app, in the order of their ids.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines",
+    operation_id = "Machines_list",
+    tag = "Machines",
+    params(
+        AppPath,
+        FilterParams,
+        PageParams,
+        ("include_leases" = Option<bool>, Query, description = "With who holds their leases"),
+    ),
+    responses(
+        (status = 200, description = "The machines", body = Vec<Machine>,
+            headers(("fly-next-cursor" = String, description = "Where the next page begins; absent at the end"))),
+        NoApp,
+    ),
+)]
 pub(crate) async fn list(
     State(context): State<Context>,
     AppPath(app): AppPath,

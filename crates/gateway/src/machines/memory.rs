@@ -11,6 +11,7 @@ use crate::{
     context::{Context, unexpected},
     envelope::Failure,
     extract::{JsonBody, MachinePath, Nonce},
+    openapi::errors::{BadBody, NoMachine, Refused},
 };
 
 /// The memory afterwards, and how much was taken back, MiB.
@@ -29,12 +30,31 @@ async fn ask(
     }
 }
 
-/// `GET …/memory`.
+/// Show what the programs of a machine may have of its memory.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/memory",
+    operation_id = "Machines_get_memory",
+    tag = "Machines",
+    params(MachinePath),
+    responses((status = 200, description = "The memory", body = Memory), NoMachine, Refused),
+)]
 pub(crate) async fn get(State(context): State<Context>, path: MachinePath) -> Result<Json<Memory>, Failure> {
     Ok(Json(ask(&context, path, None, None, None).await?.0))
 }
 
-/// `PUT …/memory`.
+/// Bound what the programs of a machine may have of its memory.
+///
+/// Until the machine starts anew. Nothing is killed for it.
+#[utoipa::path(
+    put,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/memory",
+    operation_id = "Machines_set_memory_limit",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    request_body = SetMemoryRequest,
+    responses((status = 200, description = "The memory", body = Memory), NoMachine, BadBody, Refused),
+)]
 pub(crate) async fn set(
     State(context): State<Context>,
     path: MachinePath,
@@ -44,7 +64,21 @@ pub(crate) async fn set(
     Ok(Json(ask(&context, path, nonce.0, Some(request.limit_mb), None).await?.0))
 }
 
-/// `POST …/memory/reclaim`.
+/// Take back memory that the programs of a machine do not need right now.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/memory/reclaim",
+    operation_id = "Machines_reclaim_memory",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    request_body = ReclaimMemoryRequest,
+    responses(
+        (status = 200, description = "What was to be had", body = ReclaimMemoryReply),
+        NoMachine,
+        BadBody,
+        Refused,
+    ),
+)]
 pub(crate) async fn reclaim(
     State(context): State<Context>,
     path: MachinePath,

@@ -18,6 +18,7 @@ use crate::{
     context::{Context, unexpected},
     envelope::Failure,
     extract::{JsonBody, MachinePath},
+    openapi::errors::{BadBody, NoMachine, Refused},
 };
 
 /// Longest key, bytes.
@@ -45,7 +46,18 @@ async fn change(
     }
 }
 
-/// `GET …/metadata`.
+/// Show the metadata of a machine.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/metadata",
+    operation_id = "Machines_show_metadata",
+    tag = "Machines",
+    params(MachinePath),
+    responses(
+        (status = 200, description = "All of it", body = BTreeMap<String, String>),
+        NoMachine,
+    ),
+)]
 pub(crate) async fn all(
     State(context): State<Context>,
     path: MachinePath,
@@ -53,7 +65,23 @@ pub(crate) async fn all(
     Ok(Json(metadata(&context, &path).await?))
 }
 
-/// `PATCH` or `PUT …/metadata`; both merge.
+/// Change metadata of a machine.
+///
+/// What is not named stays. No lease stands in its way.
+#[utoipa::path(
+    method(patch, put),
+    path = "/v1/apps/{app_name}/machines/{machine_id}/metadata",
+    operation_id = "Machines_update_metadata",
+    tag = "Machines",
+    params(MachinePath),
+    request_body = PatchMetadataRequest,
+    responses(
+        (status = 204, description = "Done"),
+        NoMachine,
+        BadBody,
+        Refused,
+    ),
+)]
 pub(crate) async fn merge(
     State(context): State<Context>,
     path: MachinePath,
@@ -66,7 +94,21 @@ pub(crate) async fn merge(
 /// The key in the path.
 type KeyPath = Path<(String, String, String)>;
 
-/// `GET …/metadata/{key}`.
+/// Show one value of the metadata of a machine.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/metadata/{key}",
+    operation_id = "Machines_get_metadata_key",
+    tag = "Machines",
+    params(
+        MachinePath,
+        ("key" = String, Path, description = "Its key"),
+    ),
+    responses(
+        (status = 200, description = "The value", body = MetadataValue),
+        NoMachine,
+    ),
+)]
 pub(crate) async fn get(
     State(context): State<Context>,
     path: MachinePath,
@@ -80,7 +122,24 @@ pub(crate) async fn get(
     Ok(Json(MetadataValue { value: value.to_owned() }))
 }
 
-/// `POST …/metadata/{key}`.
+/// Set one value of the metadata of a machine.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/metadata/{key}",
+    operation_id = "Machines_upsert_metadata",
+    tag = "Machines",
+    params(
+        MachinePath,
+        ("key" = String, Path, description = "Its key"),
+    ),
+    request_body = SetMetadataRequest,
+    responses(
+        (status = 204, description = "Done"),
+        NoMachine,
+        BadBody,
+        Refused,
+    ),
+)]
 pub(crate) async fn set(
     State(context): State<Context>,
     path: MachinePath,
@@ -90,7 +149,22 @@ pub(crate) async fn set(
     change(&context, &path, BTreeMap::from([(key, Some(request.value))]), None).await
 }
 
-/// `DELETE …/metadata/{key}`; also when there is none.
+/// Remove one value of the metadata of a machine, if there is one.
+#[utoipa::path(
+    delete,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/metadata/{key}",
+    operation_id = "Machines_delete_metadata",
+    tag = "Machines",
+    params(
+        MachinePath,
+        ("key" = String, Path, description = "Its key"),
+    ),
+    responses(
+        (status = 204, description = "It is gone"),
+        NoMachine,
+        Refused,
+    ),
+)]
 pub(crate) async fn remove(
     State(context): State<Context>,
     path: MachinePath,

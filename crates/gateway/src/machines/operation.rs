@@ -11,9 +11,22 @@ use futures::stream::{self, Stream};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::{context::Context, envelope::Failure, extract::MachinePath, view::Shown};
+use crate::{context::Context, envelope::Failure, extract::MachinePath, openapi::errors::NoMachine, view::Shown};
 
-/// `GET …/operation`: an `operation` event now and at each change, then `done` with the state.
+/// Follow what is being done to a machine.
+///
+/// An `operation` event now and at each change, then `done` with the state. Our addition.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/operation",
+    operation_id = "Machines_follow_operation",
+    tag = "Machines",
+    params(MachinePath),
+    responses(
+        (status = 200, description = "Server-sent events", body = String, content_type = "text/event-stream"),
+        NoMachine,
+    ),
+)]
 pub(crate) async fn operation(
     State(context): State<Context>,
     path: MachinePath,

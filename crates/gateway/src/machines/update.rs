@@ -3,6 +3,7 @@
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
     ApiError, Machine, VersionId,
+    error::ErrorBody,
     requests::{CreateMachineRequest, MachineVersion},
     validate,
 };
@@ -15,9 +16,27 @@ use crate::{
     envelope::Failure,
     extract::{JsonBody, MachinePath, Nonce},
     idempotency::RequestId,
+    openapi::errors::{BadBody, NoMachine, Refused},
 };
 
-/// `POST` or `PUT …/machines/{id}`.
+/// Give a machine a new configuration.
+///
+/// The whole configuration is replaced. Name and region can't be changed.
+#[utoipa::path(
+    method(post, put),
+    path = "/v1/apps/{app_name}/machines/{machine_id}",
+    operation_id = "Machines_update",
+    tag = "Machines",
+    params(MachinePath, Nonce),
+    request_body = CreateMachineRequest,
+    responses(
+        (status = 200, description = "The machine", body = Machine),
+        NoMachine,
+        BadBody,
+        Refused,
+        (status = 422, description = "The image can't be pulled", body = ErrorBody),
+    ),
+)]
 pub(crate) async fn update(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
@@ -63,7 +82,18 @@ pub(crate) async fn all_versions(context: &Context, path: &MachinePath) -> Resul
     }
 }
 
-/// `GET …/versions`.
+/// List the configurations a machine had, newest first.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/versions",
+    operation_id = "Machines_list_versions",
+    tag = "Machines",
+    params(MachinePath),
+    responses(
+        (status = 200, description = "The versions that are kept", body = Vec<MachineVersion>),
+        NoMachine,
+    ),
+)]
 pub(crate) async fn versions(
     State(context): State<Context>,
     path: MachinePath,

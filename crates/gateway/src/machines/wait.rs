@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State};
-use caddis_api::{ApiError, ErrorCode, EventId, MachineState, VersionId, requests::WaitReply};
+use caddis_api::{ApiError, ErrorCode, EventId, MachineState, VersionId, error::ErrorBody, requests::WaitReply};
 use tokio::time::Instant;
 
 use super::reached::{Reached, Since, Targets, reached};
@@ -11,6 +11,7 @@ use crate::{
     context::Context,
     envelope::Failure,
     extract::MachinePath,
+    openapi::errors::NoMachine,
     query::{Params, invalid},
     view::Shown,
 };
@@ -60,7 +61,28 @@ fn timeout(params: &Params) -> Result<Duration, ApiError> {
     Ok(wanted.clamp(Duration::from_secs(1), Duration::from_secs(MAX_SECONDS)))
 }
 
-/// `GET …/wait`.
+/// Wait until a machine has reached a state.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/machines/{machine_id}/wait",
+    operation_id = "Machines_wait",
+    tag = "Machines",
+    params(
+        MachinePath,
+        ("state" = Option<String>, Query,
+            description = "started (unless given), stopped, suspended, destroyed, failed, created or settled, or several with commas"),
+        ("timeout" = Option<String>, Query, description = "Whole seconds or Go's notation; at most 60 seconds, and so unless given"),
+        ("version" = Option<String>, Query, description = "The version that must be current"),
+        ("instance_id" = Option<String>, Query, deprecated, description = "Old name of version"),
+        ("from_event_id" = Option<String>, Query, description = "Only what came after this event counts"),
+    ),
+    responses(
+        (status = 200, description = "Reached", body = WaitReply),
+        NoMachine,
+        (status = 408, description = "Not reached in time", body = ErrorBody),
+        (status = 409, description = "The version was replaced", body = ErrorBody),
+    ),
+)]
 pub(crate) async fn wait(
     State(context): State<Context>,
     path: MachinePath,

@@ -9,6 +9,7 @@ mod images_and_logs;
 mod input;
 mod leases;
 mod machines;
+mod openapi;
 mod operation;
 mod support;
 mod view;

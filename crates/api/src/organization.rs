@@ -1,0 +1,78 @@
+//! What is seen of a whole organisation.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::{MachineId, MachineState, RawConfig, VersionId, config::Guest};
+
+/// Reply of `GET /v1/orgs/{org}/machines`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OrganizationMachines {
+    /// This page.
+    pub machines: Vec<OrganizationMachine>,
+    /// Regions that gave no answer.
+    pub error_regions: Vec<String>,
+    /// Where the next page begins; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+    /// The last machine of this page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_machine_id: Option<String>,
+    /// When it changed last, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_updated_at: Option<String>,
+}
+
+/// A machine as lists of an organisation show it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OrganizationMachine {
+    /// Stable id.
+    pub id: MachineId,
+    /// Its app.
+    pub app_name: String,
+    /// Unique in its app.
+    pub name: String,
+    /// State.
+    pub state: MachineState,
+    /// Where it is.
+    pub region: String,
+    /// Address in its private network.
+    pub private_ip: String,
+    /// Version of the configuration.
+    pub version: VersionId,
+    /// RFC 3339, whole seconds.
+    pub created_at: String,
+    /// RFC 3339, whole seconds.
+    pub updated_at: String,
+    /// The main parts of its configuration; left out by `summary`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<MachineOverview>,
+}
+
+/// The main parts of a machine's configuration, as they were sent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MachineOverview {
+    /// Image reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Resources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Guest>)]
+    pub guest: Option<Value>,
+    /// The user's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
+    pub metadata: Option<Map<String, Value>>,
+}
+
+impl From<RawConfig> for MachineOverview {
+    fn from(RawConfig(mut config): RawConfig) -> Self {
+        let map = |value| if let Value::Object(map) = value { Some(map) } else { None };
+        Self {
+            image: config.get("image").and_then(Value::as_str).map(str::to_owned),
+            guest: config.remove("guest"),
+            metadata: config.remove("metadata").and_then(map),
+        }
+    }
+}
