@@ -11,6 +11,7 @@ mod leases;
 mod machines;
 mod openapi;
 mod operation;
+mod operations;
 mod support;
 mod view;
 mod wait;

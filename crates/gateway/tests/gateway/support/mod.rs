@@ -1,6 +1,7 @@
 //! The real router over the real catalog and bus, and a scripted worker.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod contract;
 pub mod worker;
 
 use std::{sync::Arc, time::Duration};
@@ -17,6 +18,7 @@ use caddis_gateway::{Gateway, GatewayParts, Settings};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+pub use contract::CONTRACT;
 pub use worker::FakeWorker;
 
 /// Generous, for a busy machine.
@@ -83,11 +85,15 @@ impl Fixture {
         gateway(&self.worker, &self.catalog, settings).await
     }
 
+    /// Sends a request. The answer must be one that the OpenAPI document promises.
     pub async fn send(&self, request: Request<Body>) -> Answer {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
         let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let media = parts.headers.get("content-type").map_or("", |value| value.to_str().unwrap());
+        CONTRACT.check((&method, &path), parts.status, media, &text);
         Answer { status: parts.status, headers: parts.headers, text }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use axum::body::Body;
-use axum::http::{Request, Response, StatusCode};
+use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use caddis_api::{
     ApiError, EventId, LeaseNonce, Machine, MachineId, MachineState, VersionId, WorkerId,
@@ -25,6 +25,7 @@ use caddis_bus::{
     },
     stream::StreamService,
 };
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 /// What a stream request looked like.
@@ -327,10 +328,24 @@ impl StreamService for FakeWorker {
         };
         let mut state = self.state();
         state.calls.push(call);
-        let (status, body) = state.stream_answer.clone().unwrap_or((200, r#"{"ok":true}"#.to_owned()));
+        let (media, usual) = usual_answer(&parts.method, parts.uri.path());
+        let (status, body) = state.stream_answer.clone().unwrap_or((200, usual.to_string()));
         let response = Response::builder().status(StatusCode::from_u16(status).unwrap());
-        response.header("content-type", "application/json").body(Body::from(body)).unwrap()
+        response.header("content-type", media).body(Body::from(body)).unwrap()
     }
+}
+
+/// What a real worker's streams answer, in short.
+fn usual_answer(method: &Method, path: &str) -> (&'static str, Value) {
+    let image = json!({ "digest": "sha256:0", "names": [], "size": 0, "created_at": "", "machines": 0 });
+    let answer = match (method.as_str(), path) {
+        ("GET", "/logs") => json!({ "data": [], "meta": { "next_token": "" } }),
+        ("GET", "/images") => json!([image]),
+        ("POST", "/images") => return ("application/x-ndjson", json!({ "done": image })),
+        ("DELETE", "/images") => json!({ "ok": true }),
+        _ => json!({ "exit_code": 0, "exit_signal": 0, "stdout": "", "stderr": "" }),
+    };
+    ("application/json", answer)
 }
 
 /// Puts a state and an event into a record.

@@ -1,0 +1,198 @@
+//! Every operation of the OpenAPI document, over HTTP. [`Fixture::send`] compares the answers with the document.
+
+use std::collections::BTreeSet;
+
+use axum::{
+    body::Body,
+    http::{Method, Request, StatusCode},
+};
+use caddis_api::MachineState;
+use serde_json::{Value, json};
+
+use crate::support::{
+    CONTRACT, Fixture,
+    contract::{Operation, accept},
+};
+
+/// A path of an operation with an app and a machine filled in.
+fn filled_in(operation: &Operation, id: &str) -> String {
+    let path = operation.path.replace("{app_name}", "a").replace("{machine_id}", id);
+    path.replace("{org_slug}", "personal").replace("{key}", "k")
+}
+
+/// A query and a body with which an operation succeeds, in an order in which all do.
+const REQUESTS: &[(&str, &str, &str)] = &[
+    ("Server_openapi", "", ""),
+    ("Server_docs", "", ""),
+    ("Health_show", "", ""),
+    ("Platform_regions_get", "", ""),
+    ("Apps_list", "?org_slug=personal&limit=5", ""),
+    ("Apps_show", "", ""),
+    ("Apps_logs", "?limit=10&wait_seconds=0&next_token=x", ""),
+    ("Images_list", "?worker=W1", ""),
+    ("Images_import", "?format=oci-archive&name=b", "archive"),
+    ("Images_delete", "?name=b", ""),
+    ("Machines_list", "?include_deleted=true&include_leases=true&summary=true&region=local&state=started&limit=5", ""),
+    ("Machines_org_list", "?include_deleted=true&summary=false&updated_after=2020-01-01T00:00:00Z&limit=5", ""),
+    ("Machines_show", "?include_leases=true", ""),
+    ("Machines_wait", "?state=started,settled&timeout=1", ""),
+    ("Machines_follow_operation", "", ""),
+    ("Machines_list_events", "?limit=5", ""),
+    ("Machines_list_versions", "", ""),
+    ("Machines_list_processes", "?sort_by=cpu&order=desc", ""),
+    ("Machines_exec", "", r#"{"command": ["ls", "/"], "stdin": "", "timeout": 5}"#),
+    ("Machines_signal", "", r#"{"signal": "SIGUSR1"}"#),
+    ("Machines_update_metadata", "", r#"{"metadata": {"k": "1", "gone": null}}"#),
+    ("Machines_update_metadata_deprecated", "", r#"{"metadata": {"k": "2"}, "updated_at": "now"}"#),
+    ("Machines_show_metadata", "", ""),
+    ("Machines_upsert_metadata", "", r#"{"value": "3"}"#),
+    ("Machines_get_metadata_key", "", ""),
+    ("Machines_delete_metadata", "", ""),
+    ("Machines_create_lease", "?ttl=5", r#"{"ttl": 60, "description": "deploy"}"#),
+    ("Machines_show_lease", "", ""),
+    ("Machines_release_lease", "", ""),
+    ("Machines_cordon", "", ""),
+    ("Machines_uncordon", "", ""),
+    ("Machines_restart", "?timeout=5s&signal=SIGTERM&force_stop=false", ""),
+    ("Machines_suspend", "", ""),
+    ("Machines_stop", "", r#"{"signal": "SIGTERM", "timeout": "5s"}"#),
+    ("Machines_start", "", ""),
+    (
+        "Machines_update",
+        "",
+        r#"{"config": {"image": "nginx", "guest": {"cpus": 2, "cpu_kind": "shared"}}, "lease_ttl": 0}"#,
+    ),
+    (
+        "Machines_update_deprecated",
+        "",
+        r#"{"config": {"image": "nginx", "services": [], "own": [1]}, "skip_launch": true}"#,
+    ),
+    ("Apps_create", "", r#"{"name": "b", "org_slug": "personal", "network": "n"}"#),
+    (
+        "Machines_create",
+        "",
+        r#"{"config": {"image": "nginx", "env": {"A": "b"}, "stop_config": {"signal": "SIGINT", "timeout": "1s"},
+        "restart": {"policy": "always"}, "files": [{"guest_path": "/a", "raw_value": "YQ=="}]}, "name": "n", "region": "local"}"#,
+    ),
+    ("Host_drain", "", r#"{"timeout_seconds": 1}"#),
+    ("Machines_delete", "?force=true", ""),
+    ("Apps_delete", "", ""),
+];
+
+#[tokio::test]
+async fn every_operation_succeeds_as_documented() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let mut nonce = String::new();
+    for (name, query, body) in REQUESTS {
+        let operation = CONTRACT.operations.iter().find(|operation| operation.id == *name);
+        let operation = operation.unwrap_or_else(|| panic!("{name} is not in the document"));
+        check_request(operation, query, body);
+        let line = format!("{} {}{query}", operation.method, filled_in(operation, id.as_str()));
+        let request = fixture.request(&line).header("fly-machine-lease-nonce", &nonce);
+        let answer = fixture.send(request.body(Body::from(*body)).unwrap()).await;
+        assert!(answer.status.is_success(), "{line} gave {} {}", answer.status, answer.text);
+        match *name {
+            "Machines_create_lease" => nonce = answer.json()["nonce"].as_str().unwrap().to_owned(),
+            "Machines_release_lease" => nonce.clear(),
+            _ => {}
+        }
+        if operation.method == "POST" && operation.path.contains("machine_id") && name != &"Machines_update" {
+            fixture.worker.turn(&id, MachineState::Started, "start").await;
+        }
+    }
+    let documented: BTreeSet<_> = CONTRACT.operations.iter().map(|operation| operation.id.as_str()).collect();
+    let exercised: BTreeSet<_> = REQUESTS.iter().map(|(name, ..)| *name).collect();
+    assert_eq!(documented, exercised, "each operation of the document needs a request here");
+    assert_eq!(CONTRACT.operations.len(), documented.len(), "ids of operations are unique");
+}
+
+/// A request must be one that the document describes, too.
+fn check_request(operation: &Operation, query: &str, body: &str) {
+    for (name, value) in query.trim_start_matches('?').split('&').filter_map(|pair| pair.split_once('=')) {
+        let known = operation.parameters.iter().any(|(known, place, _)| known == name && place == "query");
+        assert!(known, "{} has no parameter {name} ({value})", operation.id);
+    }
+    match operation.request.get("application/json") {
+        Some(validator) if !body.is_empty() => accept(validator, body, &operation.id),
+        _ => assert!(body.is_empty() || !operation.request.is_empty(), "{} takes no body", operation.id),
+    }
+}
+
+#[tokio::test]
+async fn parameters_with_a_form_are_read() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let has_form = |schema: &Value| {
+        schema.get("enum").is_some() || ["boolean", "integer"].iter().any(|kind| schema["type"] == *kind)
+    };
+    let mut read = 0;
+    for operation in &CONTRACT.operations {
+        for (name, place, schema) in &operation.parameters {
+            if place == "query" && has_form(schema) {
+                let line = format!("{} {}?{name}=nonsense", operation.method, filled_in(operation, id.as_str()));
+                assert_eq!(fixture.call(&line).await.status, 400, "{line}");
+                read += 1;
+            }
+        }
+    }
+    assert!(read > 15, "{read}");
+}
+
+#[tokio::test]
+async fn nothing_is_done_without_a_token_of_ours() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let asked = |fixture: &Fixture| {
+        let state = fixture.worker.state();
+        (state.requests.len(), state.calls.len())
+    };
+    let before = asked(&fixture);
+    for operation in CONTRACT.operations.iter().filter(|operation| operation.needs_token) {
+        for token in
+            [None, Some("Bearer wrong"), Some("FlyV1 fm2_x,fm2_y"), Some(""), Some("Bearer "), Some("Basic eDp5")]
+        {
+            let path = filled_in(operation, id.as_str());
+            let mut request = Request::builder().method(&operation.method).uri(path);
+            if let Some(token) = token {
+                request = request.header("authorization", token);
+            }
+            let answer = fixture.send(request.body(Body::empty()).unwrap()).await;
+            assert_eq!(answer.status, 401, "{} {token:?}", operation.id);
+            assert!(answer.error().starts_with("unauthenticated: "));
+            assert_eq!(answer.json()["code"], "unauthenticated");
+        }
+    }
+    assert_eq!(asked(&fixture), before);
+    let open = CONTRACT.operations.iter().filter(|operation| !operation.needs_token);
+    let open: Vec<_> = open.map(|operation| operation.path.as_str()).collect();
+    assert_eq!(json!(open), json!(["/docs", "/healthz", "/v1/openapi.json", "/v1/platform/regions"]));
+}
+
+#[test]
+fn an_answer_that_the_document_does_not_promise_is_noticed() {
+    let error = r#"{"error": "x", "code": "not_found"}"#;
+    let machine = "/v1/apps/a/machines/0";
+    let stop = format!("{machine}/stop");
+    let json = "application/json";
+    for (right, method, path, status, media, body) in [
+        (true, Method::POST, &*stop, 200, json, r#"{"ok": true}"#),
+        (true, Method::POST, &stop, 412, json, error),
+        (true, Method::PATCH, &stop, 405, json, error),
+        (true, Method::GET, "/nothing", 404, json, error),
+        (true, Method::DELETE, "/v1/apps/a", 202, "", ""),
+        (false, Method::POST, &stop, 200, json, r#"{"ok": 1}"#),
+        (false, Method::POST, &stop, 200, json, "{}"),
+        (false, Method::POST, &stop, 200, "text/plain", r#"{"ok": true}"#),
+        (false, Method::POST, &stop, 204, "", ""),
+        (false, Method::POST, &stop, 418, json, error),
+        (false, Method::POST, &stop, 412, json, r#"{"error": "x", "code": "new"}"#),
+        (false, Method::GET, "/nothing", 200, json, "{}"),
+        (false, Method::DELETE, "/v1/apps/a", 202, json, "{}"),
+        (false, Method::GET, machine, 200, json, r#"{"id": "0"}"#),
+    ] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let checked = std::panic::catch_unwind(|| CONTRACT.check((&method, path), status, media, body));
+        assert_eq!(checked.is_ok(), right, "{method} {path} {status} {media} {body}");
+    }
+}
