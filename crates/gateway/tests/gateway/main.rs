@@ -12,6 +12,7 @@ mod machines;
 mod openapi;
 mod operation;
 mod operations;
+mod reference;
 mod support;
 mod view;
 mod wait;

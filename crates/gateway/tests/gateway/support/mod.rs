@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod contract;
+pub mod facts;
+pub mod table;
 pub mod worker;
 
 use std::{sync::Arc, time::Duration};
