@@ -31,6 +31,7 @@ const PERFORMANCE_CPUS: &[u32] = &[1, 2, 4, 6, 8, 10, 12, 14, 16, 32, 64, 128];
 pub fn normalise(mut raw: RawConfig) -> Result<(RawConfig, MachineConfig), ApiError> {
     raw.0.retain(|_, value| !value.is_null());
     let mut config = read(&raw)?;
+    check_objects(&raw, &config)?;
     complete_guest(&mut raw, &mut config)?;
     complete_restart(&mut raw, &mut config);
     canonical_autostop(&mut raw)?;
@@ -46,6 +47,27 @@ pub fn normalise(mut raw: RawConfig) -> Result<(RawConfig, MachineConfig), ApiEr
 pub fn read(raw: &RawConfig) -> Result<MachineConfig, ApiError> {
     serde_path_to_error::deserialize(Value::Object(raw.0.clone()))
         .map_err(|e| ApiError::invalid(format!("invalid config.{}: {}", e.path(), e.inner())))
+}
+
+/// Refuses lists in the place of objects, which serde reads field by field.
+fn check_objects(raw: &RawConfig, config: &MachineConfig) -> Result<(), ApiError> {
+    fn check(path: &str, raw: &Value, read: &Value) -> Result<(), ApiError> {
+        match (raw, read) {
+            (Value::Array(_), Value::Object(_)) => {
+                Err(ApiError::invalid(format!("invalid {path}, it must be an object")))
+            }
+            (Value::Array(raw), Value::Array(read)) => {
+                let mut pairs = raw.iter().zip(read).enumerate();
+                pairs.try_for_each(|(index, (raw, read))| check(&format!("{path}[{index}]"), raw, read))
+            }
+            (Value::Object(raw), Value::Object(read)) => {
+                let mut pairs = raw.iter().filter_map(|(key, raw)| Some((key, raw, read.get(key)?)));
+                pairs.try_for_each(|(key, raw, read)| check(&format!("{path}.{key}"), raw, read))
+            }
+            _ => Ok(()),
+        }
+    }
+    check("config", &json!(raw), &json!(config))
 }
 
 fn complete_guest(raw: &mut RawConfig, config: &mut MachineConfig) -> Result<(), ApiError> {
@@ -377,6 +399,9 @@ mod tests {
             (json!({"image": "a", "processes": [{"env_from": [{"env_var": "", "field_ref": "id"}]}]}), "env_from"),
             (json!({"image": "a", "processes": [{"env_from": [{"env_var": "A", "field_ref": "x"}]}]}), "field_ref"),
             (json!({"image": "a", "processes": vec![json!({}); 65]}), "cannot exceed 64"),
+            (json!({"image": "a", "guest": ["shared", 1]}), "invalid config.guest, it must be an object"),
+            (json!({"image": "a", "dns": {"options": [["ndots", "1"]]}}), "invalid config.dns.options[0], it must be"),
+            (json!({"image": "a", "files": [["/x", "YQ=="]]}), "invalid config.files[0], it must be an object"),
         ] {
             let error = normalise(raw(sent.clone())).unwrap_err();
             assert!(error.message.contains(expected), "{sent} gave {error}");

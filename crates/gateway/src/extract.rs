@@ -22,7 +22,12 @@ impl<T: DeserializeOwned> FromRequest<Context> for JsonBody<T> {
 
     async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
         let bytes = read(request.into_body(), context).await?;
-        Ok(Self(parse(if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes })?))
+        let text = bytes.trim_ascii();
+        if text.starts_with(b"[") {
+            // Serde would read an object's fields from it, one after the other.
+            return Err(ApiError::invalid("invalid body: it must be an object").into());
+        }
+        Ok(Self(parse(if text.is_empty() { b"{}" } else { text })?))
     }
 }
 
@@ -121,7 +126,7 @@ pub(crate) struct MachinePath {
     #[param(rename = "app_name")]
     pub app: String,
     /// Id of the machine.
-    #[param(rename = "machine_id", value_type = String)]
+    #[param(rename = "machine_id", value_type = String, pattern = "^[0-9a-f]{8,32}$")]
     pub id: MachineId,
 }
 

@@ -46,7 +46,7 @@ async fn bad_bodies_of_a_create_are_refused_with_the_place() {
         ("", "invalid config, it is required"),
         ("{}", "invalid config, it is required"),
         (r#"{"config": null}"#, "invalid config, it is required"),
-        ("[]", "invalid"),
+        ("[]", "invalid body: it must be an object"),
         ("nonsense", "invalid JSON: expected ident at line 1 column 2"),
         (r#"{"config": {"image": "a"}"#, "invalid JSON: EOF"),
         (r#"{"config": {"image": "a"}} x"#, "invalid JSON: trailing characters at line 1 column 28"),

@@ -129,7 +129,7 @@ async fn metadata_is_read_and_written_by_key_and_as_a_whole() {
         let Action::SetMetadata { changes, expected } = last_action(&fixture) else { panic!() };
         assert_eq!((changes.len(), changes["gone"].clone(), expected), (3, None, None));
     }
-    for (path, body) in [("/k", json!({})), ("/k", json!({ "value": 5 })), ("/k", json!([]))] {
+    for (path, body) in [("/k", json!({})), ("/k", json!({ "value": 5 })), ("/k", json!([])), ("/k", json!(["x"]))] {
         assert_eq!(fixture.post(&format!("{metadata}{path}"), body).await.status, 400);
     }
 }
