@@ -2,6 +2,7 @@
 #   make demo [KEEP=1]     see it work; KEEP=1 leaves the server up
 #   make test              the whole test suite
 #   make soak              the same with the long forms of tests
+#   make schemathesis      requests made up from the OpenAPI document; part of make test
 #   make bench [QUICK=1]   measures what SPECIFICATION.md promises
 #   make lint              what CI checks beside the tests
 #   make guest-kernel      builds a smaller kernel for VMs, which boots in little more than half the time
@@ -23,10 +24,10 @@ else
 $(error KERNEL is debian or own, not $(KERNEL))
 endif
 
-.PHONY: help setup kernel guest-kernel build build-tests test soak demo bench lint
+.PHONY: help setup kernel guest-kernel build build-tests test soak schemathesis demo bench lint
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 # What is missing of Debian's packages.
 setup:
@@ -55,6 +56,9 @@ test: kernel build-tests
 
 soak: kernel build-tests
 	@CADDIS_SOAK=1 scripts/test.sh
+
+schemathesis: setup
+	@scripts/schemathesis.sh
 
 demo: kernel build
 	@scripts/demo.sh

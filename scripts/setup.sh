@@ -16,6 +16,7 @@ packages=(
     zstd jq curl openssl
     strace             # what the server runs and syncs during a start
     systemd            # systemd-analyze, which checks the unit; it is not started
+    python3-venv       # schemathesis, which makes up requests to the API
     ca-certificates    # for registries over HTTPS
 )
 

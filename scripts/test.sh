@@ -12,6 +12,10 @@ cargo run --quiet --package caddis-testkit --bin test-image -- debian >/dev/null
 scripts/traces.sh >"$work/before"
 code=0
 cargo test --workspace --no-fail-fast 2>&1 | tee "$work/log" || code=$?
+scripts/schemathesis.sh 2>&1 || {
+    code=1
+    echo "error: scripts/schemathesis.sh failed" >>"$work/log"
+}
 scripts/traces.sh >"$work/after"
 left=$(comm -13 "$work/before" "$work/after")
 if [[ -n $left ]]; then

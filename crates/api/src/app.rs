@@ -40,6 +40,7 @@ pub struct Organization {
 /// Body of `POST /v1/apps`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
+#[schema(example = json!({ "name": "hello", "org_slug": "personal" }))]
 pub struct CreateAppRequest {
     /// Wanted name; generated when absent or empty.
     pub name: Option<String>,

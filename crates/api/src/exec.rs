@@ -12,6 +12,7 @@ pub const OUTPUT_LIMIT: usize = 4 * 1024 * 1024;
 /// Body of `POST …/exec`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
+#[schema(example = json!({ "command": ["uname", "-a"] }))]
 pub struct ExecRequest {
     /// Program and arguments.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -81,6 +81,7 @@ impl From<&Lease> for PublicLease {
 
 /// Body of `POST …/lease`; all optional, also the body itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({ "ttl": 60, "description": "deploy" }))]
 pub struct LeaseRequest {
     /// Seconds.
     #[serde(default)]

@@ -10,6 +10,7 @@ use crate::{ApiDuration, EventId, MachineState, RawConfig, Signal, VersionId};
 /// Body of `POST …/machines`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
+#[schema(example = json!({ "config": { "image": "nginx", "guest": { "cpus": 1, "memory_mb": 256 } } }))]
 pub struct CreateMachineRequest {
     /// The configuration; required.
     #[schema(value_type = RawConfig, required = true)]
@@ -43,6 +44,7 @@ pub struct CreateMachineRequest {
 /// Body of `PATCH …/metadata`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
+#[schema(example = json!({ "metadata": { "role": "web", "old": null } }))]
 pub struct PatchMetadataRequest {
     /// What changes: null or an empty value removes a key, what is not named stays.
     #[serde(deserialize_with = "null_is_default")]
@@ -57,6 +59,7 @@ pub struct PatchMetadataRequest {
 
 /// Body of `POST …/metadata/{key}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({ "value": "web" }))]
 pub struct SetMetadataRequest {
     /// The new value.
     pub value: String,
@@ -93,6 +96,7 @@ where
 /// Body of `POST …/stop`; all optional, also the body itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
+#[schema(example = json!({ "signal": "SIGTERM", "timeout": "10s" }))]
 pub struct StopRequest {
     /// Overrides `stop_config.signal`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,6 +108,7 @@ pub struct StopRequest {
 
 /// Body of `POST …/signal`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({ "signal": "SIGHUP" }))]
 pub struct SignalRequest {
     /// Name or number.
     pub signal: Signal,

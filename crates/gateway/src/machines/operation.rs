@@ -10,8 +10,19 @@ use caddis_api::{ApiError, MachineState, machine::Operation};
 use futures::stream::{self, Stream};
 use serde_json::json;
 use tokio::sync::watch;
+use utoipa::ToSchema;
 
 use crate::{context::Context, envelope::Failure, extract::MachinePath, openapi::errors::NoMachine, view::Shown};
+
+/// An event of the stream.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is written by hand")]
+pub(crate) struct OperationEvent {
+    /// `operation`, then `done`.
+    event: String,
+    /// JSON: an `Operation`, then `{"state": …}`.
+    data: String,
+}
 
 /// Follow what is being done to a machine.
 ///
@@ -23,7 +34,7 @@ use crate::{context::Context, envelope::Failure, extract::MachinePath, openapi::
     tag = "Machines",
     params(MachinePath),
     responses(
-        (status = 200, description = "Server-sent events", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "Server-sent events", body = OperationEvent, content_type = "text/event-stream"),
         NoMachine,
     ),
 )]

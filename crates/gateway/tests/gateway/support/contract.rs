@@ -97,6 +97,7 @@ impl Contract {
         let validator = contents.get(media).unwrap_or_else(|| panic!("{} has other types: {place}", operation.id));
         match media {
             "application/json" => accept(validator, body, &place),
+            "text/event-stream" => events(body).for_each(|event| accept(validator, &event.to_string(), &place)),
             "application/x-ndjson" => body.lines().for_each(|line| accept(validator, line, &place)),
             _ => {}
         }
@@ -110,6 +111,12 @@ pub fn accept(validator: &Validator, text: &str, place: &str) {
     let errors: Vec<_> =
         validator.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
     assert!(errors.is_empty(), "{place}\nis not what the document says: {errors:#?}");
+}
+
+/// Server-sent events as objects of their fields.
+fn events(body: &str) -> impl Iterator<Item = Value> {
+    let events = body.split("\n\n").filter(|event| !event.is_empty());
+    events.map(|event| event.lines().filter_map(|line| line.split_once(": ")).collect())
 }
 
 fn fits(template: &str, path: &str) -> bool {

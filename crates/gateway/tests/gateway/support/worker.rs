@@ -58,6 +58,8 @@ pub struct State {
     pub requests: Vec<WorkerRequest>,
     pub stream_answer: Option<(u16, String)>,
     pub lists: u64,
+    /// Every machine runs a moment after each change.
+    pub prompt: bool,
 }
 
 #[derive(Clone)]
@@ -115,7 +117,24 @@ impl FakeWorker {
         }
     }
 
+    /// Carries a request out, and lets the machine run after it when that is wanted.
     async fn carry_out(&self, request: WorkerRequest) -> WorkerResult {
+        let result = self.accept(request).await;
+        if let Ok(
+            WorkerReply::Created { record, .. }
+            | WorkerReply::Started { record, .. }
+            | WorkerReply::Updated { record, .. }
+            | WorkerReply::Done { record },
+        ) = &result
+            && self.state().prompt
+            && !matches!(record.machine.state, MachineState::Started | MachineState::Destroyed)
+        {
+            self.turn(&record.machine.id, MachineState::Started, "start").await;
+        }
+        result
+    }
+
+    async fn accept(&self, request: WorkerRequest) -> WorkerResult {
         match request {
             WorkerRequest::Create(create) => {
                 let (record, lease, delta) = {
@@ -223,7 +242,9 @@ impl FakeWorker {
             Action::SetMetadata { changes, .. } => {
                 let change = |record: &mut MachineRecord| {
                     let config = record.machine.config.get_or_insert_default();
-                    config.0.insert("metadata".to_owned(), serde_json::to_value(changes).unwrap());
+                    let metadata = config.0.entry("metadata").or_insert_with(|| json!({})).as_object_mut().unwrap();
+                    metadata.extend(changes.into_iter().map(|(key, value)| (key, json!(value))));
+                    metadata.retain(|_, value| !value.is_null() && value != "");
                 };
                 self.change(id, change).await
             }
