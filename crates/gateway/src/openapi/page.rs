@@ -173,6 +173,7 @@ fn definition(schema: &Value) -> Markup {
                 }
             }
             @if schema["additionalProperties"] == true { p { "And any other fields." } }
+            @if let Some(example) = schema.get("example") { p { "For example " code { (example) } } }
         } @else if let Some(parts) = parts {
             @for part in parts {
                 @if part.get("$ref").is_some() { p { "All of " (type_of(part)) " and:" } } @else { (definition(part)) }
@@ -262,7 +263,7 @@ mod tests {
                 "requestBody": { "content": { evil: { "schema": { "enum": [evil] } } } },
                 "responses": { evil: { "description": evil, "content": { evil: { "schema": { "$ref": evil } } } } },
             } } },
-            "components": { "schemas": { evil: { "properties": { evil: { "description": evil } } } } },
+            "components": { "schemas": { evil: { "properties": { evil: { "description": evil } }, "example": evil } } },
         }));
         assert!(!page.contains("<script") && !page.contains("<i>"), "{page}");
         assert!(page.matches("&lt;script&gt;").count() > 20);
