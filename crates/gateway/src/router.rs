@@ -18,7 +18,9 @@ use crate::{
     health, host, images,
     limits::limit,
     logs,
-    machines::{actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, update, wait},
+    machines::{
+        actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, update, wait,
+    },
     openapi, organizations, regions,
 };
 

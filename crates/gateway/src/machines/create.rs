@@ -84,6 +84,7 @@ async fn check(
         names::check_machine_name(name)?;
     }
     let ttl = checked_ttl(request.lease_ttl)?;
+    check_secrets(request.min_secrets_version)?;
     let app = context.app(app).await?;
     if app.state == AppState::Deleting {
         return Err(CatalogError::AppInDeletion(app.name).into());
@@ -99,6 +100,16 @@ async fn check(
         lease: ttl.map(|ttl| (ttl, caller.owner())),
         request_id: None,
     })
+}
+
+/// Refuses to run with secrets that are not there: an app has none yet, so they are at version 0.
+pub(super) fn check_secrets(minimum: Option<u64>) -> Result<(), ApiError> {
+    match minimum {
+        None | Some(0) => Ok(()),
+        Some(minimum) => Err(ApiError::precondition(format!(
+            "min_secrets_version is {minimum}, the app's secrets are at version 0: this server has no secrets yet"
+        ))),
+    }
 }
 
 /// How long a lease is to last that is taken in the same step, seconds; zero means none.

@@ -9,7 +9,7 @@ use caddis_api::{
 };
 use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerRequest};
 
-use super::create::checked_ttl;
+use super::create::{check_secrets, checked_ttl};
 use crate::{
     authentication::Caller,
     context::{Context, unexpected},
@@ -53,6 +53,7 @@ pub(crate) async fn update(
             return Err(ApiError::invalid(format!("invalid {field}, it can't be changed from {current}")).into());
         }
     }
+    check_secrets(request.min_secrets_version)?;
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
     let (config, _) = validate::normalise(raw)?;
     let update = UpdateMachine {

@@ -195,3 +195,16 @@ async fn names_of_machines_destroyed_while_the_gateway_was_away_are_freed() {
     };
     tokio::time::timeout(PATIENCE, freed).await.unwrap();
 }
+
+#[tokio::test]
+async fn secrets_that_are_not_there_are_not_run_without() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let ask = |minimum: u64| json!({"config": {"image": "nginx"}, "min_secrets_version": minimum});
+    for path in ["/v1/apps/a/machines".to_owned(), format!("/v1/apps/a/machines/{id}")] {
+        let refused = fixture.post(&path, ask(1)).await;
+        assert_eq!(refused.status, 412, "{}", refused.text);
+        assert!(refused.error().contains("min_secrets_version"));
+        fixture.post(&path, ask(0)).await.ok();
+    }
+}
