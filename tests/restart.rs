@@ -1,11 +1,13 @@
 //! VMs outlive the server, and come back after the host was down.
 
 use anyhow::{Context as _, Result};
-use caddis_testkit::{Host, process};
+use caddis_testkit::{Host, Machine, process};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use reqwest::Method;
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::stand::{Stand, rounds};
+use crate::stand::{APP, Stand, rounds};
 
 /// A program that writes a numbered line ten times a second.
 const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo line $i; usleep 100000; done";
@@ -175,4 +177,82 @@ async fn a_server_that_is_killed_at_any_moment_goes_on_where_it_was() -> Result<
     machine.destroy().await?;
     assert!(stand.server.vms().is_empty());
     Ok(())
+}
+
+/// What may be asked of a machine, and where it is to be afterwards.
+const REQUESTS: &[(&str, &str, &str)] = &[
+    ("started", "/stop", "stopped"),
+    ("started", "/suspend", "suspended"),
+    ("started", "/restart", "started"),
+    ("started", "", "started"),
+    ("started", "?force=true", "destroyed"),
+    ("stopped", "/start", "started"),
+    ("stopped", "", "stopped"),
+    ("stopped", "?force=true", "destroyed"),
+    ("suspended", "/start", "started"),
+    ("suspended", "/stop", "stopped"),
+    ("suspended", "", "suspended"),
+];
+
+/// The server is killed at moments drawn from a seed while it makes, starts, stops, suspends, resumes, updates, restarts
+/// and destroys: what it had answered comes true, a create that comes again makes no second machine, and there is never
+/// more than one VM.
+#[tokio::test]
+async fn what_was_answered_comes_true_whenever_the_server_is_killed() -> Result<()> {
+    let seed = std::env::var("CADDIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    println!("CADDIS_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let script = "trap 'exit 0' INT; echo ready; sleep 1000 & wait";
+    let config = json!({
+        "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", script] }, "restart": { "policy": "no" },
+    });
+    let machines = format!("/v1/apps/{APP}/machines");
+    let mut current: Option<(Machine, &str)> = None;
+    for round in 0..rounds(10, 60) {
+        let delay = std::time::Duration::from_millis(random.random_range(0..1200));
+        let Some((machine, state)) = current.take() else {
+            // Its answer may not come.
+            let (key, body) = (format!("round {round}"), json!({ "config": config }).to_string());
+            let headers = [("idempotency-key", key.as_str())];
+            let create = stand.server.api().send(Method::POST, &machines, &headers, Some(body.clone()));
+            let _ = tokio::time::timeout(delay / 8, create).await;
+            stand.server.kill().await?;
+            stand.server.launch().await?;
+            let made = stand.server.api().send(Method::POST, &machines, &headers, Some(body)).await?.ok()?;
+            let listed = stand.server.api().get(&machines).await?.ok()?;
+            assert_eq!(listed.as_array().map(Vec::len), Some(1), "round {round}: {listed}");
+            let machine = stand.server.machine(APP, made["id"].as_str().unwrap_or_default());
+            machine.wait("started").await?;
+            current = Some((machine, "started"));
+            continue;
+        };
+        let possible: Vec<_> = REQUESTS.iter().filter(|(from, ..)| *from == state).collect();
+        let (_, request, wanted) = possible[random.random_range(0..possible.len())];
+        println!("round {round}: {state}, POST {request}, killed after {delay:?}");
+        let reply = match *request {
+            "?force=true" => stand.server.api().delete(&machine.path(request)).await?,
+            "" => machine.post("", json!({ "config": config })).await?,
+            action => machine.post(action, json!({})).await?,
+        };
+        reply.ok()?;
+        tokio::time::sleep(delay).await;
+        stand.server.kill().await?;
+        stand.server.launch().await?;
+        machine.wait(if *wanted == "destroyed" { wanted } else { "settled" }).await?;
+        let shown = machine.get().await?;
+        assert_eq!(shown["state"], *wanted, "round {round}, {request}: {shown}");
+        if *wanted == "started" {
+            stand.server.vm(&machine)?;
+            machine.shell("true").await?;
+        } else {
+            stand.server.until_no_vm().await?;
+        }
+        current = (*wanted != "destroyed").then_some((machine, wanted));
+    }
+    if let Some((machine, _)) = current {
+        machine.destroy().await?;
+    }
+    stand.server.until_no_vm().await
 }

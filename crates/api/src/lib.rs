@@ -24,6 +24,7 @@ pub mod signal;
 pub mod state;
 pub mod time;
 pub mod validate;
+pub mod warnings;
 
 pub use config::{MachineConfig, RawConfig};
 pub use duration::ApiDuration;

@@ -51,6 +51,9 @@ pub struct Machine {
     /// Only in the reply to a create or update with `lease_ttl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<LeaseNonce>,
+    /// Only in the reply to a create or update: what of the configuration has no effect on this server. Our addition.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Only with `include_leases`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<PublicLease>,
@@ -125,4 +128,7 @@ pub struct Operation {
     /// The last failure of this step, when it is being tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// When it is tried again, or a restart is due. RFC 3339 with milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<String>,
 }

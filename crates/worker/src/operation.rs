@@ -273,19 +273,32 @@ pub struct Operation {
     pub deadline: u64,
     /// The step's last failure.
     pub last_error: Option<String>,
+    /// When it is tried again after that, milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub retry_at: Option<u64>,
 }
 
 impl Operation {
     /// A new one at its first step.
     pub fn begin(kind: OperationKind, now_ms: u64) -> Self {
         let deadline = kind.deadline(now_ms);
-        Self { kind, step: 0, attempt: 1, started_at: now_ms, deadline, last_error: None }
+        Self { kind, step: 0, attempt: 1, started_at: now_ms, deadline, last_error: None, retry_at: None }
     }
 
     /// The step to go back to when a later one failed: where everything of an earlier VM is cleared away.
     pub fn retry_from(&self) -> usize {
         let released = self.kind.steps().iter().position(|step| step.comes_after_the_last_vm());
         released.map_or(self.step, |released| released.min(self.step))
+    }
+
+    /// When it goes on, where it waits for its time: after a failure, or before a restart. Milliseconds since the Unix
+    /// epoch.
+    pub fn waits_until(&self) -> Option<u64> {
+        let restart = match self.kind {
+            OperationKind::Start { not_before, .. } if self.current() == Some(Step::BackOff) => Some(not_before),
+            _ => None,
+        };
+        self.retry_at.or(restart.filter(|at| *at > 0))
     }
 
     /// Whether nothing comes after the step to do.

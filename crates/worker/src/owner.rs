@@ -371,7 +371,8 @@ impl Owner {
         );
         self.timing = Timing::default();
         if failure.retry && operation.attempt < crate::operation::MAX_ATTEMPTS {
-            self.retry_at = Some(Instant::now() + RETRY_DELAY * 2_u32.pow(operation.attempt - 1));
+            let delay = RETRY_DELAY * 2_u32.pow(operation.attempt - 1);
+            self.retry_at = Some(Instant::now() + delay);
             // A machine that was resumed is not to be lost because it answers late.
             let resumed = matches!(operation.kind, OperationKind::Resume { .. })
                 && matches!(step, Step::Boot | Step::Configure)
@@ -381,6 +382,7 @@ impl Owner {
                     operation.step = if resumed { operation.step } else { operation.retry_from() };
                     operation.attempt += 1;
                     operation.last_error = Some(failure.message.clone());
+                    operation.retry_at = Some(draft.now + delay.as_millis() as u64);
                 }
             })
             .await;

@@ -4,7 +4,7 @@
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
     ApiError, ErrorCode, Machine, MachineConfig, RawConfig, error::ErrorBody, lease::MAX_TTL_SECONDS, names,
-    requests::CreateMachineRequest, validate,
+    requests::CreateMachineRequest, validate, warnings::warnings,
 };
 use caddis_bus::message::{CreateMachine, WorkerReply, WorkerRequest};
 use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement};
@@ -201,6 +201,7 @@ async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement) -> 
         Ok(WorkerReply::Created { record, lease }) => {
             let mut machine = record.machine;
             machine.nonce = lease.map(|lease| lease.nonce);
+            machine.warnings = warnings(&wanted.raw);
             let app = context.catalog.app(&wanted.app.name).await?;
             if app.is_some_and(|app| app.state == AppState::Deleting) {
                 // The deletion may have looked before this machine was there.

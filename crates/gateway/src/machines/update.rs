@@ -6,6 +6,7 @@ use caddis_api::{
     error::ErrorBody,
     requests::{CreateMachineRequest, MachineVersion},
     validate,
+    warnings::warnings,
 };
 use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerRequest};
 
@@ -56,6 +57,7 @@ pub(crate) async fn update(
     check_secrets(request.min_secrets_version)?;
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
     let (config, _) = validate::normalise(raw)?;
+    let warnings = warnings(&config);
     let update = UpdateMachine {
         config,
         expected: request.current_version.filter(|version| !version.as_str().is_empty()),
@@ -67,7 +69,7 @@ pub(crate) async fn update(
     let request = WorkerRequest::Update { machine: path.id.clone(), nonce: nonce.0, update: Box::new(update) };
     match context.ask(&shown.record.worker, request, context.settings.create_deadline).await.map_err(ApiError::from)? {
         WorkerReply::Updated { record, lease } => {
-            Ok(Json(Machine { nonce: lease.map(|lease| lease.nonce), ..record.machine }))
+            Ok(Json(Machine { nonce: lease.map(|lease| lease.nonce), warnings, ..record.machine }))
         }
         other => Err(unexpected(&other).into()),
     }

@@ -208,3 +208,17 @@ async fn secrets_that_are_not_there_are_not_run_without() {
         fixture.post(&path, ask(0)).await.ok();
     }
 }
+
+#[tokio::test]
+async fn what_has_no_effect_is_said_when_it_is_sent() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let sent = json!({"config": {"image": "nginx", "standbys": ["d8d8d8d8d8d8d8"]}});
+    for path in ["/v1/apps/a/machines".to_owned(), format!("/v1/apps/a/machines/{id}")] {
+        let machine = fixture.post(&path, &sent).await.ok();
+        assert!(machine["warnings"][0].as_str().unwrap().starts_with("config.standbys is stored"), "{machine}");
+        assert_eq!(machine["config"]["standbys"], sent["config"]["standbys"]);
+    }
+    let read = fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok();
+    assert!(read.get("warnings").is_none());
+}

@@ -86,6 +86,7 @@ impl Draft {
         let now = self.now;
         if let Some(operation) = &mut self.row.operation {
             operation.step += 1;
+            operation.retry_at = None;
             if matches!(operation.kind, OperationKind::Update { .. }) {
                 // What it runs is there: from here on there is no way back.
                 self.row.replaced = None;

@@ -42,6 +42,7 @@ pub fn record(
         host_status: "ok".to_owned(),
         cordoned: row.cordoned,
         nonce: None,
+        warnings: Vec::new(),
         lease: None,
         operation: operation(row, progress),
         isolation: Some(
@@ -91,5 +92,6 @@ fn operation(row: &MachineRow, progress: &Progress) -> Option<Operation> {
         started_at: time::milliseconds(time::from_unix_ms(operation.started_at)),
         deadline: time::milliseconds(time::from_unix_ms(operation.deadline)),
         last_error: operation.last_error.clone(),
+        retry_at: operation.waits_until().map(|at| time::milliseconds(time::from_unix_ms(at))),
     })
 }

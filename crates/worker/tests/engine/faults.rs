@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use caddis_api::MachineState;
-use caddis_bus::message::Action;
+use caddis_bus::message::{Action, MachineRecord};
 use caddis_guest_protocol::fake::Behaviour;
 use caddis_vmm::{VmExit, fake::Faults};
 
@@ -20,6 +20,13 @@ async fn a_launch_that_fails_is_tried_again_and_given_up_with_its_reason() {
 
     fixture.host.set_faults(Faults { failing_launches: 1000, ..Faults::default() });
     let machine = fixture.create(&["sleep", "inf"]).await;
+    let trying = |record: &MachineRecord| {
+        let operation = record.machine.operation.as_ref();
+        operation.is_some_and(|operation| operation.attempt == 2 && operation.retry_at.is_some())
+    };
+    let trying = fixture.until_that(&machine, trying).await.machine.operation.unwrap();
+    assert!(trying.last_error.unwrap().contains("told to fail"));
+    assert!(trying.retry_at.unwrap() > trying.started_at && trying.deadline > trying.started_at);
     let failed = fixture.until(&machine, MachineState::Failed).await;
     let events = format!("{:?}", failed.machine.events);
     assert!(events.contains("told to fail"), "{events}");

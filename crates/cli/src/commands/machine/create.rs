@@ -52,6 +52,9 @@ pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), 
     };
     let created = client.create_machine(&app, &request).await;
     let created = created.map_err(|error| CliError::attempted("could not launch machine", error))?;
+    for warning in &created.warnings {
+        printer.note(format_args!("Warning: {warning}"))?;
+    }
     printer.out(format_args!("Image: {}\n", machine::full_image(&created.image_ref)))?;
     let verb = if launch { "launched" } else { "created" };
     printer.out(format_args!("Success! A Machine has been successfully {verb} in app {app}"))?;

@@ -423,6 +423,7 @@ fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
             host_status: "ok".to_owned(),
             cordoned: create.cordoned,
             nonce: None,
+            warnings: Vec::new(),
             lease: None,
             operation: Some(operation("pull", 0)),
             isolation: None,
@@ -444,5 +445,6 @@ pub fn operation(step: &str, bytes_done: u64) -> Operation {
         started_at: "2026-03-31T06:08:08.000Z".to_owned(),
         deadline: "2026-03-31T06:18:08.000Z".to_owned(),
         last_error: None,
+        retry_at: None,
     }
 }
