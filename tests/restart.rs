@@ -191,7 +191,8 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("stopped", "?force=true", "destroyed"),
     ("suspended", "/start", "started"),
     ("suspended", "/stop", "stopped"),
-    ("suspended", "", "suspended"),
+    // What was saved was of the old version.
+    ("suspended", "", "stopped"),
 ];
 
 /// The server is killed at moments drawn from a seed while it makes, starts, stops, suspends, resumes, updates, restarts

@@ -15,7 +15,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -317,8 +317,24 @@ impl Driver {
     }
 }
 
+/// How long a VM process that was killed may take to let go of its lock.
+const DYING: Duration = Duration::from_secs(10);
+/// Nothing tells when another process lets go of a lock.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// The VM process that holds a directory's lock, if one does; what a dead one left is removed.
 fn find(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(Running, Slot)>, VmmError> {
+    let deadline = Instant::now() + DYING;
+    loop {
+        match look_for(directory, slots, machine_id) {
+            // One on its way out, killed by the last server, shows nothing any more before its lock is free.
+            Err(_) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            found => return found,
+        }
+    }
+}
+
+fn look_for(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(Running, Slot)>, VmmError> {
     if !directory.exists() {
         return Ok(None);
     }
@@ -353,7 +369,7 @@ fn find(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(
             let attempted = format!("end the VM process {} that was never restored", process.id.pid);
             return Err(VmmError::io(attempted)(io::ErrorKind::TimedOut.into()));
         }
-        return find(directory, slots, machine_id);
+        return look_for(directory, slots, machine_id);
     }
     let pid = process.id.pid;
     let attempted = || format!("adopt the VM process {pid} of machine {machine_id}");
@@ -531,6 +547,22 @@ impl Vm for QemuVm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slot::SlotPoolConfig;
+
+    #[test]
+    fn a_vm_on_its_way_out_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = SlotPoolConfig { directory: directory.path().join("slots"), ..SlotPoolConfig::default() };
+        let slots = SlotPool::open_without_cgroups(config).unwrap();
+        // By this process, which counts as none.
+        let held = lock::try_lock(directory.path()).unwrap().unwrap();
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(LOOK_AGAIN * 10);
+            drop(held);
+        });
+        assert!(find(directory.path(), &slots, "m").unwrap().is_none());
+        holder.join().unwrap();
+    }
 
     #[test]
     fn the_end_of_a_vm_is_explained() {
