@@ -60,6 +60,14 @@ impl Drop for Fixture {
     }
 }
 
+/// What a listener on the bus has heard of the worker that spoke last.
+#[derive(Default)]
+struct Heard {
+    incarnation: String,
+    sequence: u64,
+    records: HashMap<MachineId, MachineRecord>,
+}
+
 pub struct Fixture {
     directory: tempfile::TempDir,
     pub host: FakeHost,
@@ -71,20 +79,24 @@ pub struct Fixture {
     /// What the worker runs in: its death is the end of this.
     runtime: Option<Runtime>,
     pub saboteur: Arc<Saboteur>,
-    records: watch::Receiver<HashMap<MachineId, MachineRecord>>,
+    heard: watch::Receiver<Heard>,
     next: AtomicU64,
 }
 
 impl Fixture {
     pub async fn new() -> Self {
         let bus = InProcessBus::new();
-        let (sender, records) = watch::channel(HashMap::new());
+        let (sender, heard) = watch::channel(Heard::default());
         let mut deltas = bus.subscribe(DELTAS).await.unwrap();
         tokio::spawn(async move {
             while let Some(published) = deltas.recv().await {
                 let delta: Delta = decode(DELTAS, &published.payload).unwrap();
-                sender.send_modify(|records| {
-                    records.insert(delta.record.machine.id.clone(), delta.record);
+                sender.send_modify(|heard| {
+                    if heard.incarnation != delta.incarnation {
+                        *heard = Heard { incarnation: delta.incarnation, ..Heard::default() };
+                    }
+                    heard.sequence = delta.sequence;
+                    heard.records.insert(delta.record.machine.id.clone(), delta.record);
                 });
             }
         });
@@ -98,7 +110,7 @@ impl Fixture {
             worker: None,
             runtime: None,
             saboteur: Arc::default(),
-            records,
+            heard,
             next: AtomicU64::new(1),
         };
         fixture.start().await;
@@ -108,6 +120,7 @@ impl Fixture {
     /// Starts a worker over what an earlier one has left. A tap is there as long as its VM: of those that were
     /// attached the worker finds the ones it adopts.
     pub async fn start(&mut self) {
+        let before = self.heard.borrow().incarnation.clone();
         self.network.forget();
         let slots = SlotPoolConfig { directory: self.directory.path().join("slots"), count: 50, ..Default::default() };
         let config = WorkerConfig {
@@ -137,6 +150,16 @@ impl Fixture {
         let worker = runtime.spawn(Worker::start(config, parts)).await.unwrap();
         self.worker = Some(worker.unwrap());
         self.runtime = Some(runtime);
+        self.until_heard(&before).await;
+    }
+
+    /// Waits until the listener knows what the worker took up: what it had heard of the one before may not be so.
+    async fn until_heard(&self, before: &str) {
+        let list = WorkerRequest::List { after: None, limit: usize::MAX };
+        let Ok(WorkerReply::Machines { sequence, .. }) = self.ask(list).await else { panic!("no list") };
+        let mut heard = self.heard.clone();
+        let found = heard.wait_for(|heard| sequence == 0 || heard.incarnation != before && heard.sequence >= sequence);
+        tokio::time::timeout(PATIENCE, found).await.unwrap().unwrap();
     }
 
     /// Ends the worker, wherever its machines are.
@@ -281,7 +304,7 @@ impl Fixture {
 
     /// What was last heard of a machine.
     pub fn record(&self, machine: &MachineId) -> Option<MachineRecord> {
-        self.records.borrow().get(machine).cloned()
+        self.heard.borrow().records.get(machine).cloned()
     }
 
     pub async fn until_named(
@@ -290,12 +313,12 @@ impl Fixture {
         name: &str,
         holds: impl Fn(&MachineRecord) -> bool,
     ) -> MachineRecord {
-        let mut records = self.records.clone();
-        let found = records.wait_for(|records| records.get(machine).is_some_and(&holds));
-        if let Ok(records) = tokio::time::timeout(PATIENCE, found).await {
-            return records.unwrap()[machine].clone();
+        let mut heard = self.heard.clone();
+        let found = heard.wait_for(|heard| heard.records.get(machine).is_some_and(&holds));
+        if let Ok(heard) = tokio::time::timeout(PATIENCE, found).await {
+            return heard.unwrap().records[machine].clone();
         }
-        panic!("{name}: not reached: {:#?}", self.records.borrow().get(machine));
+        panic!("{name}: not reached: {:#?}", self.heard.borrow().records.get(machine));
     }
 
     /// The exits of a machine, newest first.
