@@ -218,7 +218,8 @@ pub struct UpdateMachine {
     pub cordoned: bool,
     /// Take a lease in the same step, or refresh the one that is held: seconds, and who asks.
     pub lease: Option<(u64, String)>,
-    /// Id of the new version, when the request may come again: one that the machine has had is not made again.
+    /// Id of the new version, when the request may come again: one that the machine has had is not made again. Another
+    /// is taken where it would not sort after the current one.
     #[serde(default)]
     pub version: Option<VersionId>,
 }

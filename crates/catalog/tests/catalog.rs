@@ -4,7 +4,9 @@
 use std::{collections::HashSet, net::Ipv6Addr, path::Path, sync::Arc};
 
 use caddis_api::WorkerId;
-use caddis_catalog::{AppQuery, AppState, Catalog, CatalogError, NewApp, NewPlacement, PERSONAL, SqliteCatalog};
+use caddis_catalog::{
+    AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement, PERSONAL, SqliteCatalog,
+};
 
 struct Fixture {
     directory: tempfile::TempDir,
@@ -236,4 +238,20 @@ async fn the_check_fails_when_nothing_can_be_written() {
     other.execute_batch("DROP TABLE health").unwrap();
     let error = fixture.catalog.check().await.unwrap_err();
     assert!(error.to_string().starts_with("can't write in the catalog"), "{error}");
+}
+
+#[tokio::test]
+async fn the_catalog_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
+    let fixture = Fixture::new();
+    let made = fixture.catalog.create_app(app("a")).await.unwrap();
+    let path = fixture.path();
+    let Fixture { directory: _kept, catalog } = fixture;
+    drop(catalog);
+    let first_release = "DROP TABLE requests; PRAGMA user_version = 1;";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(first_release).unwrap();
+    let catalog = SqliteCatalog::open(&path).unwrap();
+    assert_eq!(catalog.app("a").await.unwrap(), Some(made));
+    let request =
+        KeyedRequest { caller: "c".to_owned(), key: "k".to_owned(), id: "1".to_owned(), fingerprint: [0; 32] };
+    assert_eq!(catalog.begin_request(request).await.unwrap(), Keyed::New);
 }

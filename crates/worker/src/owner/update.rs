@@ -47,7 +47,9 @@ impl Owner {
         };
         self.check_replaceable(&raw)?;
         let mut row = self.row.clone();
-        let version = update.version.unwrap_or_else(|| self.row.version.following(now_ms()));
+        // Versions rise also when the clock went back since the last one.
+        let wanted = update.version.filter(|version| *version > self.row.version);
+        let version = wanted.unwrap_or_else(|| self.row.version.following(now_ms()));
         (row.version, row.config, row.image) = (version, raw, image);
         row.cordoned |= update.cordoned;
         row.replaced = Some(Box::new(replaced(&self.row)));

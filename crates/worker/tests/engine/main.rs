@@ -2,6 +2,7 @@
 //! speak the real protocol.
 #![forbid(unsafe_code)]
 
+mod databases;
 mod deaths;
 mod fakes;
 mod faults;

@@ -27,7 +27,7 @@ use caddis_vmm::{
     fake::{FakeHost, FakeVmm},
     slot::SlotPoolConfig,
 };
-use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts};
+use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerError, WorkerParts};
 use serde_json::{Value, json};
 use tokio::{
     runtime::{Handle, Runtime},
@@ -120,6 +120,11 @@ impl Fixture {
     /// Starts a worker over what an earlier one has left. A tap is there as long as its VM: of those that were
     /// attached the worker finds the ones it adopts.
     pub async fn start(&mut self) {
+        self.try_start().await.unwrap();
+    }
+
+    /// The same, where it may be refused.
+    pub async fn try_start(&mut self) -> Result<(), WorkerError> {
         let before = self.heard.borrow().incarnation.clone();
         self.network.forget();
         let slots = SlotPoolConfig { directory: self.directory.path().join("slots"), count: 50, ..Default::default() };
@@ -148,9 +153,16 @@ impl Fixture {
         let parts = WorkerParts { bus: Arc::new(self.bus.clone()), drivers, hook: Some(self.saboteur.clone()) };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let worker = runtime.spawn(Worker::start(config, parts)).await.unwrap();
-        self.worker = Some(worker.unwrap());
+        match worker {
+            Ok(worker) => self.worker = Some(worker),
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        }
         self.runtime = Some(runtime);
         self.until_heard(&before).await;
+        Ok(())
     }
 
     /// Waits until the listener knows what the worker took up: what it had heard of the one before may not be so.
@@ -271,9 +283,14 @@ impl Fixture {
         id
     }
 
+    /// The worker's database.
+    pub fn database(&self) -> PathBuf {
+        self.directory.path().join("worker/worker.db")
+    }
+
     /// Has all that is recorded happen so much earlier. Between two workers.
     pub fn move_into_the_past(&self, by: Duration) {
-        let database = rusqlite::Connection::open(self.directory.path().join("worker/worker.db")).unwrap();
+        let database = rusqlite::Connection::open(self.database()).unwrap();
         for field in ["created_at", "boot", "rested_at"] {
             let text = format!(
                 "UPDATE machines SET record = json_set(record, '$.{field}', max(0, record ->> '{field}' - ?1))"

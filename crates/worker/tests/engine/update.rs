@@ -311,3 +311,16 @@ async fn what_was_noted_during_an_update_that_comes_to_nothing_stays() {
     let config = record.machine.config.unwrap().0;
     assert_eq!((&config["image"], &config["metadata"]["noted"]), (&json!("image"), &json!("meanwhile")));
 }
+
+#[tokio::test]
+async fn versions_rise_whatever_id_is_asked_for() {
+    let fixture = Fixture::new().await;
+    let machine = fixture.started().await;
+    let early: VersionId = VersionId::from_trusted("01HQ73A7BFFDF1B6WMGHFZZ4E7");
+    let made =
+        try_update(&fixture, &machine, UpdateMachine { version: Some(early), ..update(json!({})) }).await.unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+    let kept: Vec<_> = versions(&fixture, &machine).await.into_iter().map(|kept| kept.version).collect();
+    assert_eq!(kept.len(), 2);
+    assert!(kept[0] == made && kept[0] > kept[1], "{kept:?}");
+}
