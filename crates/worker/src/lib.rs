@@ -30,6 +30,8 @@ mod capacity;
 mod clock;
 mod engine;
 mod event;
+#[cfg(feature = "fake")]
+pub mod fake;
 pub mod host;
 mod interference;
 mod live;
@@ -52,6 +54,7 @@ mod timing;
 pub use capacity::pool_memory_mib;
 pub use engine::Drivers;
 pub use interference::{Interference, StepHook};
+pub use store::DatabaseUse;
 
 /// What a worker is told at its start.
 #[derive(Debug, Clone)]
@@ -122,6 +125,11 @@ impl Worker {
     /// Its id, made at its first start.
     pub fn id(&self) -> &WorkerId {
         &self.shared.worker
+    }
+
+    /// What it has recorded of its machines since it was started.
+    pub fn database_use(&self) -> DatabaseUse {
+        self.shared.store.database_use()
     }
 
     /// Its stream endpoint.

@@ -5,8 +5,13 @@
 //! ([`Durability::Process`]).
 
 use std::{
+    ops::Sub,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
 };
 
@@ -97,6 +102,37 @@ pub enum Durability {
     Process,
 }
 
+/// What was recorded of machines since the worker was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatabaseUse {
+    /// Transactions that were written through to the disk.
+    pub synced: u64,
+    /// Transactions that were not.
+    pub unsynced: u64,
+    /// Bytes of the records of machines, events and versions in all of them.
+    pub bytes: u64,
+}
+
+impl Sub for DatabaseUse {
+    type Output = Self;
+
+    /// What was recorded since then.
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            synced: self.synced - earlier.synced,
+            unsynced: self.unsynced - earlier.unsynced,
+            bytes: self.bytes - earlier.bytes,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Counters {
+    synced: AtomicU64,
+    unsynced: AtomicU64,
+    bytes: AtomicU64,
+}
+
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// The database. Clones share it.
@@ -104,6 +140,7 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 pub struct Store {
     jobs: mpsc::Sender<Job>,
     path: PathBuf,
+    counters: Arc<Counters>,
 }
 
 impl Store {
@@ -126,7 +163,7 @@ impl Store {
                 path: path.to_owned(),
                 detail: format!("can't start its thread: {e}"),
             })?;
-        Ok(Self { jobs, path: path.to_owned() })
+        Ok(Self { jobs, path: path.to_owned(), counters: Arc::default() })
     }
 
     async fn run<T: Send + 'static>(
@@ -159,7 +196,10 @@ impl Store {
         versions: Vec<VersionChange>,
         durability: Durability,
     ) -> Result<(), StoreError> {
+        let counters = self.counters.clone();
         self.run("record a machine", durability, move |transaction| {
+            let record = to_json(&row)?;
+            let mut bytes = record.len();
             transaction
                 .prepare_cached(
                     "INSERT INTO machines (id, app, state, destroyed_at, record) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -170,15 +210,17 @@ impl Store {
                     row.app,
                     row.state.as_str(),
                     row.destroyed_at.and_then(|at| i64::try_from(at).ok()),
-                    to_json(&row)?,
+                    record,
                 ])?;
             for event in &events {
+                let text = to_json(event)?;
+                bytes += text.len();
                 transaction
                     .prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?
-                    .execute(params![row.id.as_str(), event.id.as_str(), to_json(event)?])?;
+                    .execute(params![row.id.as_str(), event.id.as_str(), text])?;
             }
             for change in &versions {
-                record_version(transaction, &row.id, change)?;
+                bytes += record_version(transaction, &row.id, change)?;
             }
             if !events.is_empty() {
                 transaction
@@ -188,9 +230,22 @@ impl Store {
                     )?
                     .execute(params![row.id.as_str(), EVENTS_PER_MACHINE as i64])?;
             }
+            let transactions = match durability {
+                Durability::Synced => &counters.synced,
+                Durability::Process => &counters.unsynced,
+            };
+            transactions.fetch_add(1, Ordering::Relaxed);
+            counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             Ok(())
         })
         .await
+    }
+
+    /// What [`Self::commit`] has recorded so far.
+    pub fn database_use(&self) -> DatabaseUse {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counters { synced, unsynced, bytes } = &*self.counters;
+        DatabaseUse { synced: of(synced), unsynced: of(unsynced), bytes: of(bytes) }
     }
 
     /// All machines, with their latest `recent` events each, newest first.
@@ -349,12 +404,20 @@ fn transact<T>(
     Ok(result)
 }
 
-fn record_version(transaction: &Transaction<'_>, machine: &MachineId, change: &VersionChange) -> rusqlite::Result<()> {
+/// Returns the bytes of what was recorded.
+fn record_version(
+    transaction: &Transaction<'_>,
+    machine: &MachineId,
+    change: &VersionChange,
+) -> rusqlite::Result<usize> {
+    let mut bytes = 0;
     match change {
         VersionChange::Keep(record) => {
+            let text = to_json(record)?;
+            bytes = text.len();
             transaction
                 .prepare_cached("INSERT OR REPLACE INTO versions (machine, id, record) VALUES (?1, ?2, ?3)")?
-                .execute(params![machine.as_str(), record.version.as_str(), to_json(record)?])?;
+                .execute(params![machine.as_str(), record.version.as_str(), text])?;
             transaction
                 .prepare_cached(
                     "DELETE FROM versions WHERE machine = ?1 AND id <=
@@ -368,7 +431,7 @@ fn record_version(transaction: &Transaction<'_>, machine: &MachineId, change: &V
                 .execute(params![machine.as_str(), version.as_str()])?;
         }
     }
-    Ok(())
+    Ok(bytes)
 }
 
 fn to_json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {

@@ -6,8 +6,6 @@
 mod client;
 mod cycles;
 #[allow(dead_code, reason = "shared with the tests of the engine")]
-#[path = "../engine/fakes.rs"]
-mod fakes;
 mod guards;
 mod history;
 mod process;

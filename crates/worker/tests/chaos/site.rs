@@ -33,12 +33,13 @@ use caddis_vmm::{
     fake::{FakeHost, FakeVmm},
     slot::SlotPoolConfig,
 };
-use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts};
+use caddis_worker::{
+    Drivers, Worker, WorkerConfig, WorkerParts,
+    fake::{FakeImages, FakeNetwork},
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
-
-use crate::fakes::{FakeImages, FakeNetwork};
 
 /// Generous, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);

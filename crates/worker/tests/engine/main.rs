@@ -4,7 +4,6 @@
 
 mod databases;
 mod deaths;
-mod fakes;
 mod faults;
 mod lifecycle;
 mod races;

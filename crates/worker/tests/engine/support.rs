@@ -27,17 +27,17 @@ use caddis_vmm::{
     fake::{FakeHost, FakeVmm},
     slot::SlotPoolConfig,
 };
-use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerError, WorkerParts};
+use caddis_worker::{
+    Drivers, Worker, WorkerConfig, WorkerError, WorkerParts,
+    fake::{FakeImages, FakeNetwork},
+};
 use serde_json::{Value, json};
 use tokio::{
     runtime::{Handle, Runtime},
     sync::watch,
 };
 
-use crate::{
-    fakes::{FakeImages, FakeNetwork},
-    sabotage::Saboteur,
-};
+use crate::sabotage::Saboteur;
 
 /// Generous, for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

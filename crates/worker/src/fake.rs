@@ -1,11 +1,10 @@
-//! Images and a network that are always there.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+//! For tests and measurements: images and a network that are always there.
 
 use std::{
     collections::{BTreeSet, HashSet},
     os::fd::OwnedFd,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -14,10 +13,12 @@ use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{ImageConfig, ImageReference, Progress, ResolvedImage, RootDisk};
 use caddis_network::MachineAddresses;
-use caddis_worker::host::{HostNetwork, Images};
 use tokio::sync::watch;
 
+use crate::host::{HostNetwork, Images};
+
 /// One image that is always there, `missing` which isn't, and `broken` which can't be had in the end.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct FakeImages;
 
 #[async_trait]
@@ -77,34 +78,40 @@ impl Images for FakeImages {
 }
 
 /// Taps that are attached.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct FakeNetwork(Arc<Mutex<BTreeSet<String>>>);
 
 impl FakeNetwork {
     /// As by the end of the processes that held them.
     pub fn forget(&self) {
-        self.0.lock().unwrap().clear();
+        self.attached().clear();
     }
 
+    /// Those that are attached.
     pub fn taps(&self) -> Vec<String> {
-        self.0.lock().unwrap().iter().cloned().collect()
+        self.attached().iter().cloned().collect()
+    }
+
+    /// Whole after a panic too: each change is one.
+    fn attached(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl HostNetwork for FakeNetwork {
     async fn attach(&self, tap: &str, _: &MachineAddresses) -> Result<Option<OwnedFd>, ApiError> {
-        self.0.lock().unwrap().insert(tap.to_owned());
+        self.attached().insert(tap.to_owned());
         Ok(None)
     }
 
     async fn adopt(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
-        self.0.lock().unwrap().insert(tap.to_owned());
+        self.attached().insert(tap.to_owned());
         Ok(())
     }
 
     async fn detach(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
-        self.0.lock().unwrap().remove(tap);
+        self.attached().remove(tap);
         Ok(())
     }
 
