@@ -12,7 +12,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What this program is told to be, by itself.
+/// A server, or what asks it.
 #[derive(Debug, Subcommand)]
 pub enum Role {
     /// The real gateway over a worker that only lists machines.

@@ -11,6 +11,7 @@
 mod bench;
 mod big_image;
 mod cpu;
+mod engine;
 mod http;
 mod load;
 mod machine;
@@ -28,7 +29,7 @@ mod table;
 use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Parser, ValueEnum as _};
+use clap::{Parser, Subcommand, ValueEnum as _};
 use tokio::signal::unix::{SignalKind, signal};
 
 use bench::Bench;
@@ -44,13 +45,26 @@ struct Arguments {
     #[arg(long, value_enum)]
     only: Vec<Row>,
     #[command(subcommand)]
-    role: Option<load::Role>,
+    role: Option<Role>,
+}
+
+/// What this program is told to be, by itself.
+#[derive(Debug, Subcommand)]
+enum Role {
+    #[command(flatten)]
+    Load(load::Role),
+    #[command(flatten)]
+    Engine(engine::Role),
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     if let Some(role) = &arguments.role {
-        return load::run(role).map(|()| ExitCode::SUCCESS);
+        return match role {
+            Role::Load(role) => load::run(role),
+            Role::Engine(role) => engine::run(role),
+        }
+        .map(|()| ExitCode::SUCCESS);
     }
     ensure!(nix::unistd::geteuid().is_root(), "VMs need root: sudo make bench");
     // One thread: everything is measured in turn, and the processors are for what is measured.

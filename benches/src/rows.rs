@@ -3,12 +3,14 @@
 
 mod create;
 mod crowd;
+mod engine;
 mod exec;
 mod exit;
 mod get;
 mod image;
 mod kernel;
 mod memory;
+mod recovery;
 mod start;
 mod stop;
 mod suspend;
@@ -41,6 +43,10 @@ pub enum Row {
     Image,
     /// Reads of a machine, beside the least that answers the same.
     Get,
+    /// Operations through the engine, beside bare transactions.
+    Engine,
+    /// A worker that is started again.
+    Recovery,
     /// QEMU and the kernel alone.
     Kernel,
 }
@@ -67,6 +73,8 @@ impl Row {
             Self::Memory => memory::measure(bench).await,
             Self::Image => image::measure(bench).await,
             Self::Get => get::measure(bench).await,
+            Self::Engine => engine::measure(bench).await,
+            Self::Recovery => recovery::measure(bench).await,
             Self::Kernel => kernel::measure(bench).await,
         }
     }
