@@ -41,7 +41,7 @@ use crate::{
     operation::OperationKind,
     owner::{Draft, Message, Revision, grant_lease},
     row::{FORMAT, MachineRow},
-    store::Durability,
+    store::{Change, Durability},
 };
 
 /// Answers that are remembered, so that a repeated request does nothing twice.
@@ -165,11 +165,12 @@ async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig
     crate::spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
     let mut draft = Draft::new(row);
     draft.begin(OperationKind::Create, Source::Worker);
-    let (row, mut events, versions) = draft.into_parts();
-    shared.store.commit(row.clone(), events.clone(), versions, Durability::Synced).await.map_err(|e| {
-        tracing::error!(machine = %row.id, error = %e, "can't record a new machine");
+    let change = draft.into_change();
+    shared.store.commit(vec![change.clone()], Durability::Synced).await.map_err(|e| {
+        tracing::error!(machine = %change.row.id, error = %e, "can't record a new machine");
         ApiError::internal("can't record the machine; see the server's log, and free space if its disk is full")
     })?;
+    let Change { row, mut events, .. } = change;
     events.reverse();
     let lease = row.lease.clone();
     let record = shared.adopt(row, config, events, None);

@@ -2,9 +2,10 @@
 
 use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Duration};
 
-use caddis_api::{MachineId, MachineState, WorkerId};
+use caddis_api::{MachineConfig, MachineId, MachineState, WorkerId, event::MachineEvent};
 use caddis_bus::Bus;
 use caddis_vmm::{StartKind, Vm};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::{
     StepHook, WorkerConfig, WorkerError,
@@ -19,11 +20,14 @@ use crate::{
     restart::Verdict,
     row::{EndCause, MachineRow, ProgramEnd},
     step,
-    store::{Durability, Store},
+    store::{Change, Durability, Store},
 };
 
 /// How often, at least, destroyed machines are looked through for those to be forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
+
+/// How many machines are looked for at once: finding a VM is mostly waiting for it.
+const LOOKS: usize = 16;
 
 const WORKER_ID: &str = "worker_id";
 const BOOT_ID: &str = "boot_id";
@@ -71,16 +75,48 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     let rebooted = shared.store.meta(BOOT_ID).await?.is_some_and(|last| last != shared.config.boot_id);
     let machines = shared.store.load(RECENT_EVENTS).await?;
-    let mut adopted = 0;
     let count = machines.len();
-    for (row, mut events) in machines {
+    let (destroyed, others): (Vec<_>, Vec<_>) =
+        machines.into_iter().partition(|(row, _)| row.state == MachineState::Destroyed);
+    for (row, events) in destroyed {
+        shared.publish_destroyed(&row, events);
+    }
+    let found: Vec<_> = stream::iter(others)
+        .map(|(row, events)| Found::look(shared, row, events, rebooted))
+        .buffered(LOOKS)
+        .try_collect()
+        .await?;
+    let adopted = found.iter().filter(|found| found.vm.is_some()).count();
+    let changes = found.iter().map(|found| found.change.clone()).collect();
+    shared.store.commit(changes, Durability::Synced).await?;
+    for found in found {
+        found.take_up(shared).await;
+    }
+    shared.store.set_meta(BOOT_ID, shared.config.boot_id.clone()).await?;
+    tracing::info!(machines = count, running = adopted, rebooted, "took up the machines of this host");
+    Ok(())
+}
+
+/// A machine that is about to be taken up.
+struct Found {
+    change: Change,
+    config: MachineConfig,
+    /// Its events before the change, newest first.
+    events: Vec<MachineEvent>,
+    vm: Option<Arc<dyn Vm>>,
+}
+
+impl Found {
+    /// Looks what became of it.
+    async fn look(
+        shared: &Shared,
+        row: MachineRow,
+        events: Vec<MachineEvent>,
+        rebooted: bool,
+    ) -> Result<Self, WorkerError> {
         let id = row.id.clone();
         let failed = |reason: String| WorkerError::Machine { machine: id.clone(), reason };
         let config = caddis_api::validate::read(&row.config).map_err(|e| failed(e.message))?;
-        if row.state == MachineState::Destroyed {
-            shared.publish_destroyed(&row, events);
-            continue;
-        }
         let mut vm = if row.has_vm { find_vm(shared, &row).await.map_err(failed)? } else { None };
         let rests = row.operation.is_none() && row.state != MachineState::Started;
         if let Some(killed) = vm.take_if(|_| rests) {
@@ -88,13 +124,16 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
             killed.kill().await.map_err(|e| failed(e.to_string()))?;
             step::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
         }
-        adopted += usize::from(vm.is_some());
         let mut draft = Draft::new(row);
         // Above all that an earlier process may have published without recording it.
         draft.row.revision = draft.row.revision.max(draft.now) + 1;
         take_up(&mut draft, vm.as_deref().map(|vm| vm.start().kind), rebooted);
-        let (row, new, versions) = draft.into_parts();
-        shared.store.commit(row.clone(), new.clone(), versions, Durability::Synced).await?;
+        Ok(Self { change: draft.into_change(), config, events, vm })
+    }
+
+    /// Gives it its owner.
+    async fn take_up(self, shared: &Arc<Shared>) {
+        let Self { change: Change { row, events: new, .. }, config, mut events, vm } = self;
         for event in new {
             events.insert(0, event);
         }
@@ -110,9 +149,6 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
         };
         shared.adopt(row, config, events, live);
     }
-    shared.store.set_meta(BOOT_ID, shared.config.boot_id.clone()).await?;
-    tracing::info!(machines = count, running = adopted, rebooted, "took up the machines of this host");
-    Ok(())
 }
 
 async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>>, String> {

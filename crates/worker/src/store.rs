@@ -54,6 +54,17 @@ const MIGRATIONS: &[&str] = &[
      ) STRICT, WITHOUT ROWID;",
 ];
 
+/// What becomes of a machine in one transaction.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The machine from now on.
+    pub row: MachineRow,
+    /// New events, oldest first.
+    pub events: Vec<MachineEvent>,
+    /// What it makes of the versions that are kept.
+    pub versions: Vec<VersionChange>,
+}
+
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -185,50 +196,16 @@ impl Store {
         })
     }
 
-    /// Records a machine and what this change makes of its events and versions, in one transaction.
+    /// Records changes of machines in one transaction.
     ///
     /// # Errors
-    /// When it could not be recorded; then nothing was.
-    pub async fn commit(
-        &self,
-        row: MachineRow,
-        events: Vec<MachineEvent>,
-        versions: Vec<VersionChange>,
-        durability: Durability,
-    ) -> Result<(), StoreError> {
+    /// When they could not be recorded; then none was.
+    pub async fn commit(&self, changes: Vec<Change>, durability: Durability) -> Result<(), StoreError> {
         let counters = self.counters.clone();
         self.run("record a machine", durability, move |transaction| {
-            let record = to_json(&row)?;
-            let mut bytes = record.len();
-            transaction
-                .prepare_cached(
-                    "INSERT INTO machines (id, app, state, destroyed_at, record) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT (id) DO UPDATE SET state = ?3, destroyed_at = ?4, record = ?5",
-                )?
-                .execute(params![
-                    row.id.as_str(),
-                    row.app,
-                    row.state.as_str(),
-                    row.destroyed_at.and_then(|at| i64::try_from(at).ok()),
-                    record,
-                ])?;
-            for event in &events {
-                let text = to_json(event)?;
-                bytes += text.len();
-                transaction
-                    .prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?
-                    .execute(params![row.id.as_str(), event.id.as_str(), text])?;
-            }
-            for change in &versions {
-                bytes += record_version(transaction, &row.id, change)?;
-            }
-            if !events.is_empty() {
-                transaction
-                    .prepare_cached(
-                        "DELETE FROM events WHERE machine = ?1 AND id <=
-                         (SELECT id FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-                    )?
-                    .execute(params![row.id.as_str(), EVENTS_PER_MACHINE as i64])?;
+            let mut bytes = 0;
+            for change in &changes {
+                bytes += record(transaction, change)?;
             }
             let transactions = match durability {
                 Durability::Synced => &counters.synced,
@@ -253,25 +230,28 @@ impl Store {
     /// # Errors
     /// When a record can't be read.
     pub async fn load(&self, recent: usize) -> Result<Vec<(MachineRow, Vec<MachineEvent>)>, StoreError> {
-        let rows = self
-            .run("load machines", Durability::Process, |transaction| {
-                let mut statement = transaction.prepare("SELECT id, record FROM machines ORDER BY id")?;
-                let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
-                rows.collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        let mut machines = Vec::with_capacity(rows.len());
-        for (id, record) in rows {
-            let damaged = |detail| StoreError::Damaged { path: self.path.clone(), detail };
-            let row: MachineRow =
-                serde_json::from_str(&record).map_err(|e| damaged(format!("record of machine {id}: {e}")))?;
-            if row.format > FORMAT {
-                return Err(damaged(format!("record of machine {id} has the newer format {}", row.format)));
+        let path = self.path.clone();
+        let damaged = move |detail| StoreError::Damaged { path: path.clone(), detail };
+        let found = self.run("load machines", Durability::Process, move |transaction| {
+            let mut statement = transaction.prepare("SELECT id, record FROM machines ORDER BY id")?;
+            let mut rows = statement.query([])?;
+            let mut machines = Vec::new();
+            while let Some(row) = rows.next()? {
+                let (id, record): (String, String) = (row.get(0)?, row.get(1)?);
+                machines.push(match serde_json::from_str::<MachineRow>(&record) {
+                    Ok(row) if row.format > FORMAT => {
+                        Err(damaged(format!("record of machine {id} has the newer format {}", row.format)))
+                    }
+                    Ok(row) => {
+                        let events = events(transaction, &row.id, recent)?;
+                        Ok((row, events))
+                    }
+                    Err(e) => Err(damaged(format!("record of machine {id}: {e}"))),
+                });
             }
-            let events = self.events(&row.id, recent).await?;
-            machines.push((row, events));
-        }
-        Ok(machines)
+            Ok(machines)
+        });
+        found.await?.into_iter().collect()
     }
 
     /// A machine's latest events, newest first.
@@ -280,16 +260,7 @@ impl Store {
     /// When they can't be read.
     pub async fn events(&self, machine: &MachineId, limit: usize) -> Result<Vec<MachineEvent>, StoreError> {
         let machine = machine.clone();
-        self.run("read events", Durability::Process, move |transaction| {
-            let mut statement =
-                transaction.prepare_cached("SELECT event FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT ?2")?;
-            let texts = statement
-                .query_map(params![machine.as_str(), i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-                    row.get::<_, String>(0)
-                })?;
-            texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
-        })
-        .await
+        self.run("read events", Durability::Process, move |transaction| events(transaction, &machine, limit)).await
     }
 
     /// A machine's replaced versions, newest first.
@@ -402,6 +373,53 @@ fn transact<T>(
     let result = work(&transaction)?;
     transaction.commit()?;
     Ok(result)
+}
+
+fn events(transaction: &Transaction<'_>, machine: &MachineId, limit: usize) -> rusqlite::Result<Vec<MachineEvent>> {
+    let mut statement =
+        transaction.prepare_cached("SELECT event FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT ?2")?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let texts = statement.query_map(params![machine.as_str(), limit], |row| row.get::<_, String>(0))?;
+    texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
+}
+
+/// Records a change, and returns the bytes of its records.
+fn record(transaction: &Transaction<'_>, Change { row, events, versions }: &Change) -> rusqlite::Result<usize> {
+    let text = to_json(row)?;
+    let mut bytes = text.len();
+    transaction
+        .prepare_cached(
+            "INSERT INTO machines (id, app, state, destroyed_at, record) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (id) DO UPDATE SET state = ?3, destroyed_at = ?4, record = ?5",
+        )?
+        .execute(params![
+            row.id.as_str(),
+            row.app,
+            row.state.as_str(),
+            row.destroyed_at.and_then(|at| i64::try_from(at).ok()),
+            text,
+        ])?;
+    for event in events {
+        let text = to_json(event)?;
+        bytes += text.len();
+        transaction.prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?.execute(params![
+            row.id.as_str(),
+            event.id.as_str(),
+            text
+        ])?;
+    }
+    for change in versions {
+        bytes += record_version(transaction, &row.id, change)?;
+    }
+    if !events.is_empty() {
+        transaction
+            .prepare_cached(
+                "DELETE FROM events WHERE machine = ?1 AND id <=
+                 (SELECT id FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+            )?
+            .execute(params![row.id.as_str(), EVENTS_PER_MACHINE as i64])?;
+    }
+    Ok(bytes)
 }
 
 /// Returns the bytes of what was recorded.

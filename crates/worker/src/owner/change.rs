@@ -12,7 +12,7 @@ use crate::{
     operation::{Operation, OperationKind, Step},
     restart::Verdict,
     row::{MachineRow, ProgramEnd},
-    store::{Durability, VersionChange},
+    store::{Change, Durability, VersionChange},
 };
 
 /// Wait before a change that must be recorded is tried again.
@@ -34,9 +34,9 @@ impl Draft {
         Self { row, now: now_ms(), events: Vec::new(), versions: Vec::new() }
     }
 
-    /// The changed row, the events of the change, oldest first, and what it makes of the versions that are kept.
-    pub fn into_parts(self) -> (MachineRow, Vec<MachineEvent>, Vec<VersionChange>) {
-        (self.row, self.events, self.versions)
+    /// What is to be recorded.
+    pub fn into_change(self) -> Change {
+        Change { row: self.row, events: self.events, versions: self.versions }
     }
 
     /// Changes which versions are kept.
@@ -139,14 +139,14 @@ impl Owner {
         if rests && draft.row.state != self.row.state {
             draft.row.rested_at = draft.now;
         }
-        let (row, events, versions) = draft.into_parts();
-        let commit = self.shared.store.commit(row.clone(), events.clone(), versions, durability);
+        let change = draft.into_change();
+        let commit = self.shared.store.commit(vec![change.clone()], durability);
         commit.await.map_err(|e| {
             tracing::error!(machine = %self.row.id, error = %e, "can't record a change");
             ApiError::internal("can't record the change; see the server's log, and free space if its disk is full")
         })?;
-        self.row = row;
-        for event in events {
+        self.row = change.row;
+        for event in change.events {
             self.events.push_front(event);
         }
         self.events.truncate(RECENT_EVENTS);
