@@ -27,5 +27,7 @@ export CADDIS_TOKEN CADDIS_MACHINE CADDIS_SPARE_MACHINE
 
 examples=20
 [[ -z ${CADDIS_SOAK:-} ]] || examples=500
+# Examples that are kept between runs have no place among the sources.
+export HYPOTHESIS_STORAGE_DIRECTORY=$PWD/target/hypothesis
 no_proxy=127.0.0.1 "$environment/bin/schemathesis" --config-file scripts/schemathesis.toml \
     run "$url/v1/openapi.json" --no-color --generation-deterministic --max-examples "$examples"
