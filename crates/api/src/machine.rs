@@ -1,6 +1,6 @@
 //! A machine as the API shows it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -37,8 +37,9 @@ pub struct Machine {
     #[serde(default)]
     pub incomplete_config: Option<RawConfig>,
     /// The latest, newest first.
+    // Shared: machines are copied often, and their events never change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub events: Option<Vec<MachineEvent>>,
+    pub events: Option<Vec<Arc<MachineEvent>>>,
     /// Health checks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checks: Option<Vec<CheckStatus>>,

@@ -145,7 +145,8 @@ impl Shared {
 
     /// Shows a machine that is destroyed; it needs no owner.
     pub fn publish_destroyed(&self, row: &MachineRow, events: Vec<MachineEvent>) {
-        self.publisher.publish(record(self, row, &events.into(), &Progress::default()));
+        let events = events.into_iter().map(Arc::new).collect();
+        self.publisher.publish(record(self, row, &events, &Progress::default()));
     }
 
     /// Ends all owners, each once it is between two steps. VMs stay.

@@ -110,7 +110,7 @@ pub struct Owner {
     row: MachineRow,
     config: Arc<MachineConfig>,
     /// Newest first.
-    events: VecDeque<MachineEvent>,
+    events: VecDeque<Arc<MachineEvent>>,
     inbox: mpsc::Receiver<Message>,
     live: Option<Live>,
     /// Ends when nothing is left of a VM that was killed.
@@ -152,7 +152,7 @@ impl Owner {
             shared,
             row,
             config,
-            events: events.into(),
+            events: events.into_iter().map(Arc::new).collect(),
             inbox,
             live,
             vanishing: None,

@@ -1,6 +1,6 @@
 //! Recording changes: first to the database, then in memory, then to the gateways.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, MachineState, event::MachineEvent};
 use serde_json::Value;
@@ -147,7 +147,7 @@ impl Owner {
         })?;
         self.row = change.row;
         for event in change.events {
-            self.events.push_front(event);
+            self.events.push_front(Arc::new(event));
         }
         self.events.truncate(RECENT_EVENTS);
         self.publish();

@@ -1,6 +1,6 @@
 //! The machine as gateways see it.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use caddis_api::{
     Machine,
@@ -21,7 +21,7 @@ pub const RECENT_EVENTS: usize = 20;
 pub fn record(
     shared: &Shared,
     row: &MachineRow,
-    events: &VecDeque<MachineEvent>,
+    events: &VecDeque<Arc<MachineEvent>>,
     progress: &Progress,
 ) -> MachineRecord {
     let machine = Machine {

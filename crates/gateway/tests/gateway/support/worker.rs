@@ -184,8 +184,8 @@ impl FakeWorker {
                 Ok(WorkerReply::Machines { records, sequence: state.sequence })
             }
             WorkerRequest::Events { machine, limit } => {
-                let mut events = self.state().machines[&machine].machine.events.clone().unwrap();
-                events.truncate(limit);
+                let events = self.state().machines[&machine].machine.events.clone().unwrap();
+                let events = events.into_iter().take(limit).map(Arc::unwrap_or_clone).collect();
                 Ok(WorkerReply::Events { events })
             }
             WorkerRequest::Versions { machine } => {
@@ -384,7 +384,7 @@ pub fn enter(record: &mut MachineRecord, state: MachineState, kind: &str) {
         timestamp,
         request: None,
     };
-    events.insert(0, event);
+    events.insert(0, Arc::new(event));
 }
 
 fn lease(id: &MachineId, ttl: u64, owner: String, description: &str) -> Lease {
