@@ -12,6 +12,8 @@ mod lifecycle;
 mod network;
 mod programs;
 mod restart;
+mod shell;
 mod stand;
 mod suspend;
 mod templates;
+mod terminal;

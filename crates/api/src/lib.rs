@@ -22,6 +22,7 @@ pub mod platform;
 pub mod requests;
 pub mod signal;
 pub mod state;
+pub mod terminal;
 pub mod time;
 pub mod validate;
 pub mod warnings;

@@ -18,6 +18,7 @@ mod render;
 mod session;
 mod settings;
 mod spec;
+mod terminal;
 mod upload;
 mod waiting;
 
@@ -54,6 +55,10 @@ pub enum Command {
     Image(commands::image::Image),
     /// Remember, show and forget a server and its access token.
     Auth(commands::auth::Auth),
+    /// Open a shell in a machine, or run a program there.
+    Ssh(Box<commands::ssh::Ssh>),
+    /// Copy files in and out of machines.
+    Sftp(Box<commands::sftp::Sftp>),
     /// What the server offers.
     Platform(commands::platform::Platform),
 }
@@ -84,6 +89,7 @@ pub async fn execute(
         () = interrupt => Err(CliError::Interrupted),
     };
     session.release_leases().await;
+    session.clean_up().await;
     match result {
         Ok(()) => 0,
         Err(error) => error.report(&printer),

@@ -96,6 +96,13 @@ impl Printer {
         stdout.flush()
     }
 
+    /// Bytes as they are, to standard output or standard error.
+    pub fn bytes(&self, bytes: &[u8], is_error: bool) -> io::Result<()> {
+        let mut sink = lock(if is_error { &self.stderr } else { &self.stdout });
+        sink.write_all(bytes)?;
+        sink.flush()
+    }
+
     /// A value as JSON: four spaces, and escaped as Go does.
     pub fn json(&self, value: &(impl Serialize + ?Sized)) -> io::Result<()> {
         self.out(json::to_string(value, "    "))

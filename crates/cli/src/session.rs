@@ -7,6 +7,7 @@ use std::{
 
 use caddis_api::{LeaseNonce, Machine, MachineId};
 use caddis_client::Client;
+use futures::future::{BoxFuture, FutureExt as _};
 
 use crate::{CliError, Environment, Globals, Printer, app_name, connection::Connection, globals::AppArgs};
 
@@ -30,11 +31,13 @@ pub struct Session {
     pub environment: Environment,
     pub printer: Printer,
     leases: Mutex<Vec<Held>>,
+    /// What is to be done at the end, however it comes.
+    at_end: Mutex<Vec<BoxFuture<'static, ()>>>,
 }
 
 impl Session {
     pub fn new(globals: Globals, environment: Environment, printer: Printer) -> Self {
-        Self { globals, environment, printer, leases: Mutex::default() }
+        Self { globals, environment, printer, leases: Mutex::default(), at_end: Mutex::default() }
     }
 
     /// The server, and the token for it.
@@ -89,6 +92,20 @@ impl Session {
                 }
                 Err(error) => return Err(CliError::attempted("failed to obtain lease", error)),
             }
+        }
+    }
+
+    /// Has something done at the end of the command, also after an error or Ctrl-C.
+    pub fn at_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.at_end.lock().unwrap_or_else(PoisonError::into_inner).push(work.boxed());
+    }
+
+    /// Does what is to be done at the end.
+    pub async fn clean_up(&self) {
+        let work = std::mem::take(&mut *self.at_end.lock().unwrap_or_else(PoisonError::into_inner));
+        // The newest first, as what was made later stands on what was made before.
+        for work in work.into_iter().rev() {
+            work.await;
         }
     }
 

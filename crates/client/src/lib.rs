@@ -13,6 +13,7 @@ mod logs;
 mod machines;
 mod operation;
 mod platform;
+mod terminal;
 mod transport;
 
 pub use error::ClientError;
@@ -20,4 +21,5 @@ pub use images::ArchiveFormat;
 pub use logs::LogsQuery;
 pub use machines::{ListMachines, RestartOptions, WaitFor};
 pub use operation::OperationUpdate;
+pub use terminal::{FromSession, SessionReader, SessionWriter};
 pub use transport::Client;

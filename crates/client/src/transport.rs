@@ -3,11 +3,21 @@
 use std::{borrow::Cow, time::Duration};
 
 use reqwest::{
-    Method, RequestBuilder, Response, Url,
-    header::{AUTHORIZATION, HeaderMap, HeaderValue},
+    Method, RequestBuilder, Response, StatusCode, Upgraded, Url,
+    header::{
+        AUTHORIZATION, CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+        SEC_WEBSOCKET_VERSION, UPGRADE,
+    },
     redirect::Policy,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        handshake::{client::generate_key, derive_accept_key},
+        protocol::Role,
+    },
+};
 
 use crate::{ClientError, error::root_cause};
 
@@ -162,6 +172,33 @@ impl Client {
                 _ => return Err(self.failure(&request.name(), &error)),
             }
         }
+    }
+
+    /// Sends a request and takes over its connection as a WebSocket.
+    pub(crate) async fn upgrade(&self, request: &Request<'_>) -> Result<WebSocketStream<Upgraded>, ClientError> {
+        let key = generate_key();
+        let builder = self
+            .build(request)
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, "websocket")
+            .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_KEY, &key);
+        let timed_out = || ClientError::TimedOut { request: request.name() };
+        let response = tokio::time::timeout(REQUEST_TIMEOUT, builder.send()).await.map_err(|_| timed_out())?;
+        let response = response.map_err(|e| self.failure(&request.name(), &e))?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let status = response.status();
+            check(response).await?;
+            let reason = format!("status {status} where a WebSocket was asked for");
+            return Err(ClientError::Unreadable { request: request.name(), reason });
+        }
+        let accepted = response.headers().get(SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
+        if accepted != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
+            let reason = "the WebSocket's handshake does not fit".to_owned();
+            return Err(ClientError::Unreadable { request: request.name(), reason });
+        }
+        let connection = response.upgrade().await.map_err(|e| self.failure(&request.name(), &e))?;
+        Ok(WebSocketStream::from_raw_socket(connection, Role::Client, None).await)
     }
 
     /// Sends a request with a body, once.

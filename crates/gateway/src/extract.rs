@@ -119,7 +119,7 @@ impl FromRequestParts<Context> for AppPath {
 }
 
 /// A machine in the path.
-#[derive(IntoParams)]
+#[derive(Clone, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(crate) struct MachinePath {
     /// Name of the app.

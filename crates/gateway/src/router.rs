@@ -19,7 +19,8 @@ use crate::{
     limits::limit,
     logs,
     machines::{
-        actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, update, wait,
+        actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, terminal,
+        update, wait,
     },
     openapi, organizations, regions,
 };
@@ -40,6 +41,7 @@ pub(crate) fn endpoints() -> (OpenApiRouter<Context>, OpenApiRouter<Context>) {
         .routes(routes!(actions::uncordon))
         .routes(routes!(wait::wait))
         .routes(routes!(exec::exec))
+        .routes(routes!(terminal::session))
         .routes(routes!(history::processes))
         .routes(routes!(history::events))
         .routes(routes!(update::versions))

@@ -14,10 +14,10 @@ use caddis_guest_protocol::{
 };
 use nix::{
     sys::signal::{Signal, killpg},
-    unistd::Pid,
+    unistd::{Pid, tcgetpgrp},
 };
 
-use crate::{configure::Prepared, port::Port, spawn, users};
+use crate::{configure::Prepared, files, port::Port, sessions, spawn, users};
 
 /// Cgroup of all of them.
 const CGROUP: &str = "exec";
@@ -41,6 +41,8 @@ pub struct Exec {
     pub pid: i32,
     input: Option<File>,
     pending: VecDeque<Bytes>,
+    /// The last byte that was taken for it.
+    last: Option<u8>,
     input_ends: bool,
     terminal: bool,
     outputs: Vec<Output>,
@@ -48,6 +50,8 @@ pub struct Exec {
     ended: Option<(i32, Option<i32>)>,
     deadline: Option<Instant>,
     timed_out: bool,
+    /// The machine's programs go on as long as this runs.
+    pub holds_machine: bool,
 }
 
 impl Exec {
@@ -58,15 +62,21 @@ impl Exec {
             None => machine.user.clone(),
         };
         let mut env = machine.env.clone();
+        let home = request.user.is_some().then(|| ("HOME".to_owned(), user.home.clone()));
         let terminal = request.terminal.map(|_| ("TERM".to_owned(), "xterm-256color".to_owned()));
-        for (key, value) in terminal.iter().chain(&request.env) {
+        for (key, value) in home.iter().chain(&terminal).chain(&request.env) {
             match env.iter_mut().find(|(known, _)| known == key) {
                 Some((_, old)) => old.clone_from(value),
                 None => env.push((key.clone(), value.clone())),
             }
         }
+        let argv = match (request.files, request.argv.is_empty()) {
+            (true, _) => files::command(&request.argv),
+            (false, true) => spawn::shell(&user)?,
+            (false, false) => request.argv.clone(),
+        };
         let streams = spawn::spawn(&spawn::Program {
-            argv: &request.argv,
+            argv: &argv,
             env: &env,
             user: &user,
             directory: request.working_dir.as_deref().unwrap_or(directory),
@@ -83,6 +93,7 @@ impl Exec {
             pid: streams.pid,
             input: streams.input,
             pending: VecDeque::new(),
+            last: None,
             input_ends: false,
             terminal: request.terminal.is_some(),
             outputs,
@@ -90,6 +101,7 @@ impl Exec {
             ended: None,
             deadline: Instant::now().checked_add(timeout).filter(|_| !timeout.is_zero()),
             timed_out: false,
+            holds_machine: request.holds_machine,
         })
     }
 
@@ -106,12 +118,18 @@ impl Exec {
     /// Takes input for the program.
     pub fn push_input(&mut self, bytes: Bytes) {
         if self.input.is_some() && !bytes.is_empty() {
+            self.last = bytes.last().copied();
             self.pending.push_back(bytes);
         }
     }
 
     /// No more input follows.
     pub fn end_input(&mut self) {
+        if self.terminal && !self.input_ends && self.input.is_some() {
+            // End of input, as a person types it: after an unfinished line once more, since the first ends that.
+            let unfinished = self.last.is_some_and(|last| last != b'\n' && last != b'\r');
+            self.pending.push_back(Bytes::from_static(if unfinished { &[4, 4] } else { &[4] }));
+        }
         self.input_ends = true;
     }
 
@@ -122,9 +140,30 @@ impl Exec {
 
     /// Its terminal has a new size.
     pub fn resize(&self, columns: u16, rows: u16) {
-        if let Some(terminal) = self.input.as_ref().filter(|_| self.terminal) {
+        if let Some(terminal) = self.terminal() {
             spawn::resize(terminal, columns, rows);
         }
+    }
+
+    fn terminal(&self) -> Option<&File> {
+        self.outputs.first().and_then(|output| output.file.as_ref()).filter(|_| self.terminal)
+    }
+
+    /// Sends a signal to what runs in the foreground of its terminal, or to its process group.
+    pub fn signal(&self, signal: Signal) {
+        let foreground = self.terminal().and_then(|terminal| tcgetpgrp(terminal).ok());
+        if self.ended.is_none() {
+            // It may have just ended.
+            let _ = killpg(foreground.unwrap_or(Pid::from_raw(self.pid)), signal);
+        }
+    }
+
+    /// Tells it and what it has started that nobody listens any more. Gives what to kill later.
+    pub fn hang_up(self) -> i32 {
+        sessions::signal(self.pid, Signal::SIGHUP);
+        // What stands still hears nothing.
+        sessions::signal(self.pid, Signal::SIGCONT);
+        self.pid
     }
 
     /// Kills it and what it has started.
@@ -198,12 +237,6 @@ impl Exec {
             port.send(&GuestMessage::Credit { id: self.id, bytes: u32::try_from(taken).unwrap_or(u32::MAX) }, b"");
         }
         if self.input_ends && self.pending.is_empty() {
-            if self.terminal
-                && let Some(mut terminal) = self.input.take()
-            {
-                // End of input, as a person types it.
-                let _ = terminal.write(&[4]);
-            }
             self.input = None;
         }
     }

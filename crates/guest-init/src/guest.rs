@@ -32,7 +32,7 @@ use crate::{
     port::Port,
     processes,
     program::{self, Programs},
-    rehearsal,
+    rehearsal, sessions,
     timing::Timing,
 };
 
@@ -48,6 +48,8 @@ const TURN: usize = 256 * 1024;
 const MOST_PROCESSES: usize = 1000;
 /// How long programs stand still at most until the host's time is known exactly.
 const TIME_PATIENCE: Duration = Duration::from_secs(1);
+/// Time that an exec which was hung up on has to end.
+const HANG_UP_PATIENCE: Duration = Duration::from_secs(5);
 /// Says `resume` after the machine was resumed: a program that can't notice may look there.
 const START_KIND: &str = "/.caddis/start_kind";
 const RESUMED: &[u8] = b"resume\n";
@@ -64,6 +66,12 @@ struct Guest {
     programs: Programs,
     logs: Backlog,
     execs: Vec<Exec>,
+    /// Sessions that were hung up on, and when they are killed.
+    hung_up: Vec<(i32, Instant)>,
+    /// An exec holds the machine: its own programs' end is not the end.
+    held: bool,
+    /// How the programs ended while one did.
+    held_end: Option<GuestState>,
     /// The host of this connection knows of the end.
     told_end: bool,
     ended_at: Option<Instant>,
@@ -108,6 +116,9 @@ pub fn run() -> Result<(), String> {
         programs: Programs::default(),
         logs: Backlog::new(),
         execs: Vec::new(),
+        hung_up: Vec::new(),
+        held: false,
+        held_end: None,
         told_end: false,
         ended_at: None,
         thawing: None,
@@ -139,7 +150,10 @@ impl Guest {
                 self.go_on();
             }
             self.programs.check_deadline(now);
-            let busy = self.pump();
+            for (session, _) in self.hung_up.extract_if(.., |(_, at)| *at <= now) {
+                sessions::kill_all(session);
+            }
+            let busy = self.pump() | self.let_go(now);
             if self.power_off_at.is_some_and(|at| at <= now || self.logs.is_empty()) {
                 return Ok(());
             }
@@ -170,8 +184,10 @@ impl Guest {
         let ended = self.ended_at.filter(|_| !self.told_end).map(|at| at + LOG_PATIENCE);
         let execs = self.execs.iter().filter_map(Exec::deadline);
         let thawing = self.thawing.map(|(_, at)| at);
+        let hung_up = self.hung_up.iter().map(|(_, at)| *at);
         let programs = self.programs.deadline();
-        let next = programs.into_iter().chain(execs).chain(ended).chain(thawing).chain(self.power_off_at).min();
+        let next =
+            programs.into_iter().chain(execs).chain(hung_up).chain(ended).chain(thawing).chain(self.power_off_at).min();
         // One more than the rest, so as not to wake before the time.
         let wait = next.map(|at| at.saturating_duration_since(now).as_millis() + 1);
         wait.map_or(EpollTimeout::NONE, |ms| {
@@ -233,8 +249,35 @@ impl Guest {
             exec.note_end(code, signal);
         }
         if let Some((code, signal)) = self.programs.ended(pid, code, signal, &mut self.logs) {
-            self.end(GuestState::Exited(program::report(code, signal)));
+            let end = GuestState::Exited(program::report(code, signal));
+            match self.held {
+                true => self.held_end = Some(end),
+                false => self.end(end),
+            }
         }
+    }
+
+    /// Ends the machine when what held it is over. True when there is something to be said at once.
+    fn let_go(&mut self, now: Instant) -> bool {
+        let held = self.execs.iter().any(|exec| exec.holds_machine);
+        if !std::mem::replace(&mut self.held, held) || held {
+            return false;
+        }
+        match self.held_end.take() {
+            Some(end) => {
+                self.end(end);
+                true
+            }
+            None => {
+                self.programs.end(now);
+                false
+            }
+        }
+    }
+
+    fn hang_up(&mut self, which: impl Fn(&Exec) -> bool) {
+        let at = Instant::now() + HANG_UP_PATIENCE;
+        self.hung_up.extend(self.execs.extract_if(.., |exec| which(exec)).map(|exec| (exec.hang_up(), at)));
     }
 
     fn end(&mut self, status: GuestState) {
@@ -276,10 +319,11 @@ impl Guest {
             HostMessage::Exec(request) => self.exec(&request),
             HostMessage::Input { id } => self.with_exec(id, |exec| exec.push_input(frame.payload)),
             HostMessage::CloseInput { id } => self.with_exec(id, Exec::end_input),
-            HostMessage::CancelExec { id } => {
-                self.with_exec(id, |exec| exec.kill());
-                self.execs.retain(|exec| exec.id != id);
-            }
+            HostMessage::CancelExec { id } => self.hang_up(|exec| exec.id == id),
+            HostMessage::SignalExec { id, signal } => match Signal::try_from(signal) {
+                Ok(signal) => self.with_exec(id, |exec| exec.signal(signal)),
+                Err(_) => self.refuse(format!("there is no signal {signal}")),
+            },
             HostMessage::Resize { id, columns, rows } => self.with_exec(id, |exec| exec.resize(columns, rows)),
             HostMessage::Credit { id, bytes } => self.with_exec(id, |exec| exec.add_credit(bytes)),
             HostMessage::ListProcesses { id } => {
@@ -327,7 +371,7 @@ impl Guest {
                 report.logs_complete = false;
             }
             // Nobody follows them any more.
-            self.execs.drain(..).for_each(|exec| exec.kill());
+            self.hang_up(|_| true);
         }
         let welcome = GuestMessage::Welcome {
             protocol: protocol.clamp(OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION),
@@ -438,6 +482,8 @@ impl Guest {
 
     fn signal(&mut self, number: i32) {
         match Signal::try_from(number) {
+            // Its own programs have ended: what is told to end is what holds it.
+            Ok(_) if self.held_end.is_some() => self.hang_up(|exec| exec.holds_machine),
             Ok(signal) => self.programs.signal(signal),
             Err(_) => self.refuse(format!("there is no signal {number}")),
         }
@@ -445,6 +491,7 @@ impl Guest {
 
     fn exec(&mut self, request: &ExecRequest) {
         let started = match (&self.prepared, &self.spec) {
+            _ if request.holds_machine && self.ended_at.is_some() => Err("the machine's program has ended".to_owned()),
             (Some(prepared), Some(spec)) => Exec::start(request, prepared, &spec.working_dir),
             _ => Err("the machine's program has not been started".to_owned()),
         };
@@ -453,7 +500,10 @@ impl Guest {
             outputs.into_iter().chain(input).try_for_each(|file| watch(&self.epoll, file)).map(|()| exec)
         });
         match watched {
-            Ok(exec) => self.execs.push(exec),
+            Ok(exec) => {
+                self.held |= exec.holds_machine;
+                self.execs.push(exec);
+            }
             Err(message) => self.port.send(&GuestMessage::ExecFailed { id: request.id, message }, b""),
         }
     }

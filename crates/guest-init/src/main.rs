@@ -19,6 +19,7 @@ mod configure;
 mod devices;
 mod entropy;
 mod execs;
+mod files;
 mod freezer;
 mod guest;
 mod kernel;
@@ -30,6 +31,7 @@ mod port;
 mod processes;
 mod program;
 mod rehearsal;
+mod sessions;
 mod spawn;
 mod timing;
 mod users;
@@ -38,9 +40,13 @@ mod users;
 const REHEARSE: &str = "rehearse";
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(REHEARSE) {
-        println!("rehearsed");
-        return ExitCode::SUCCESS;
+    match std::env::args().nth(1).as_deref() {
+        Some(REHEARSE) => {
+            println!("rehearsed");
+            return ExitCode::SUCCESS;
+        }
+        Some(files::NAME) => return files::main(std::env::args_os().skip(2)),
+        _ => {}
     }
     if std::process::id() != 1 {
         eprintln!("caddis-guest-init is the first process of a VM and of no use elsewhere");

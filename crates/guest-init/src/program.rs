@@ -127,6 +127,12 @@ impl Programs {
         }
     }
 
+    /// Ends all of them, as when one of several has ended.
+    pub fn end(&mut self, now: Instant) {
+        self.signal(Signal::SIGTERM);
+        self.kill_at.get_or_insert(now + OTHERS_PATIENCE);
+    }
+
     /// Something may have changed on their streams.
     pub fn wake(&mut self) {
         self.pipes.iter_mut().for_each(|pipe| pipe.readable = true);

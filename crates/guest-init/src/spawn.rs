@@ -15,7 +15,10 @@ use std::{
 use nix::{
     fcntl::OFlag,
     pty::{Winsize, openpty},
-    sys::signal::{SigSet, SigmaskHow, sigprocmask},
+    sys::{
+        signal::{SigSet, SigmaskHow, sigprocmask},
+        termios::{InputFlags, SetArg, tcgetattr, tcsetattr},
+    },
     unistd::{Gid, Uid, fchown, pipe2, setgid, setgroups, setsid, setuid},
 };
 
@@ -135,6 +138,10 @@ fn terminal(command: &mut Command, columns: u16, rows: u16, user: &User) -> Resu
     let failed = |error: nix::Error| format!("can't make a terminal: {error}");
     let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
     let pair = openpty(&size, None).map_err(failed)?;
+    // So that erasing a character erases all of its bytes.
+    let mut settings = tcgetattr(&pair.slave).map_err(failed)?;
+    settings.input_flags |= InputFlags::IUTF8;
+    tcsetattr(&pair.slave, SetArg::TCSANOW, &settings).map_err(failed)?;
     fchown(&pair.slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid))).map_err(failed)?;
     let copy = |end: &OwnedFd| end.try_clone().map_err(|error| format!("can't make a terminal: {error}"));
     command.stdin(copy(&pair.slave)?).stdout(copy(&pair.slave)?).stderr(pair.slave);
@@ -161,6 +168,15 @@ fn cgroup(name: &str) -> Option<File> {
     let directory = Path::new("/sys/fs/cgroup").join(name);
     let _ = fs::create_dir(&directory);
     OpenOptions::new().write(true).open(directory.join("cgroup.procs")).ok()
+}
+
+/// The shell of a user: the one the image names, or the usual ones.
+pub fn shell(user: &User) -> Result<Vec<String>, String> {
+    let is_shell = |path: &&str| !["nologin", "false"].iter().any(|none| path.ends_with(none));
+    let candidates = user.shell.as_deref().filter(is_shell).into_iter().chain(["/bin/bash", "/bin/sh"]);
+    let mut there = candidates.filter(|path| fs::metadata(path).is_ok_and(|file| file.is_file()));
+    let found = there.next().map(|path| vec![path.to_owned()]);
+    found.ok_or_else(|| "the image has no shell (no /bin/sh): name a program of it to run".to_owned())
 }
 
 /// Finds a program as a shell does.

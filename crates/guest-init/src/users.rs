@@ -13,6 +13,8 @@ pub struct User {
     pub groups: Vec<u32>,
     /// Home directory.
     pub home: String,
+    /// Shell, where the image names one.
+    pub shell: Option<String>,
 }
 
 /// Resolves `user[:group]`; empty is root.
@@ -63,7 +65,8 @@ fn resolve_in(text: &str, passwd: Option<&str>, group: Option<&str>) -> Result<U
             |fields: &Vec<&str>| fields.get(3).is_some_and(|users| users.split(',').any(|user| user == account));
         all.extend(groups().filter(member).filter_map(|fields| id(&fields, 2)).filter(|id| *id != gid));
     }
-    Ok(User { uid, gid, groups: all, home })
+    let shell = entry.as_ref().and_then(|fields| fields.get(6)).filter(|shell| !shell.is_empty());
+    Ok(User { uid, gid, groups: all, home, shell: shell.map(|shell| (*shell).to_owned()) })
 }
 
 #[cfg(test)]
@@ -91,6 +94,8 @@ mod tests {
         assert_eq!(ids("www:7"), (1000, 7, vec![7], "/var/www".to_owned()));
         assert_eq!(ids("4242"), (4242, 4242, vec![4242], "/".to_owned()));
         assert_eq!(ids("4242:extra"), (4242, 60, vec![60], "/".to_owned()));
+        assert_eq!(user("www").unwrap().shell.as_deref(), Some("/bin/sh"));
+        assert_eq!(user("4242").unwrap().shell, None);
     }
 
     #[test]

@@ -12,11 +12,15 @@
 //! | `fail-to-prepare` | can't be started |
 //! | anything else | `sleep inf` |
 //!
-//! Programs for exec: `echo`, `exit`, `cat`, `sleep`, `env`.
+//! Programs for exec: `echo`, `exit`, `cat`, `sleep`, `env`, `yes` (output without end, within its window), and `session`,
+//! which tells what it hears: its input, sizes, signals. No program at all is a `session`.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -62,6 +66,7 @@ pub struct FakeGuest {
     /// Rises whenever there is something new to send.
     news: watch::Sender<u64>,
     powered_off: watch::Sender<bool>,
+    hung_up: Arc<AtomicUsize>,
 }
 
 struct State {
@@ -87,7 +92,8 @@ impl FakeGuest {
             frozen: false,
         };
         let state = Arc::new(Mutex::new(state));
-        Self { behaviour, state, news: watch::Sender::new(0), powered_off: watch::Sender::new(false) }
+        let (news, powered_off) = (watch::Sender::new(0), watch::Sender::new(false));
+        Self { behaviour, state, news, powered_off, hung_up: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -106,7 +112,8 @@ impl FakeGuest {
     /// The guest as it goes on after it was saved and its VM ended: its program runs again.
     pub fn restored(&self) -> Self {
         let (state, news) = (self.state.clone(), self.news.clone());
-        let restored = Self { behaviour: self.behaviour.clone(), state, news, powered_off: watch::Sender::new(false) };
+        let (behaviour, hung_up) = (self.behaviour.clone(), self.hung_up.clone());
+        let restored = Self { behaviour, state, news, powered_off: watch::Sender::new(false), hung_up };
         let spec = restored.spec().filter(|_| matches!(restored.state().status, GuestState::Running { .. }));
         if let Some(spec) = spec {
             let (signals, receiver) = mpsc::unbounded_channel();
@@ -115,6 +122,11 @@ impl FakeGuest {
             tokio::spawn(async move { guest.run_program(spec, receiver).await });
         }
         restored
+    }
+
+    /// How many execs the host has hung up on.
+    pub fn hung_up(&self) -> usize {
+        self.hung_up.load(Ordering::Relaxed)
     }
 
     /// Whether its programs stand still.
@@ -205,6 +217,7 @@ impl From<std::io::Error> for Over {
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
     fn new(guest: FakeGuest, stream: S, number: u64) -> Self {
         let (sender, replies) = mpsc::unbounded_channel();
+        let hung_up = guest.hung_up.clone();
         Self {
             guest,
             stream,
@@ -213,7 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
             sent_logs: 0,
             told: None,
             frames: 0,
-            execs: exec::Execs::new(sender),
+            execs: exec::Execs::new(sender, hung_up),
             replies,
         }
     }

@@ -144,6 +144,8 @@ struct Inner {
     commands: mpsc::UnboundedSender<Command>,
     standing: Mutex<Standing>,
     next_id: AtomicU32,
+    /// The version that both ends of the newest connection speak; 0 before there was one.
+    protocol: AtomicU32,
     close: tokio::sync::watch::Sender<bool>,
 }
 
@@ -167,7 +169,8 @@ impl Session {
         let (events, receiver) = mpsc::channel(EVENTS);
         let (close, closed) = tokio::sync::watch::channel(false);
         let standing = Mutex::new(Standing { acknowledged_logs, ..Standing::default() });
-        let inner = Arc::new(Inner { commands, standing, next_id: AtomicU32::new(1), close });
+        let inner =
+            Arc::new(Inner { commands, standing, next_id: AtomicU32::new(1), protocol: AtomicU32::new(0), close });
         tokio::spawn(connection::keep(connector, inner.clone(), queue, events, closed));
         (Self { inner }, receiver)
     }
@@ -192,6 +195,12 @@ impl Session {
     fn post(&self, message: HostMessage) {
         // Best effort: what matters is said again after a reconnect.
         let _ = self.command(Command::Send { message, payload: Bytes::new(), sent: None });
+    }
+
+    /// Whether the guest's init is new enough for what came with protocol version `since`. An init stays what it was when
+    /// its VM was started.
+    pub fn speaks(&self, since: u32) -> bool {
+        self.inner.protocol.load(Ordering::Relaxed) >= since
     }
 
     /// Makes the guest the machine; said again after a reconnect as long as the guest waits for it.

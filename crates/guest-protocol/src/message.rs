@@ -101,10 +101,18 @@ pub enum HostMessage {
         /// Stream of the exec.
         id: u32,
     },
-    /// Kills a running exec.
+    /// Hangs up on a running exec: its session gets SIGHUP, and SIGKILL when it does not end within seconds.
     CancelExec {
         /// Stream of the exec.
         id: u32,
+    },
+    /// Sends a signal to an exec: to what runs in the foreground of its terminal, or to its process group. Since
+    /// [`crate::SESSIONS_SINCE`].
+    SignalExec {
+        /// Stream of the exec.
+        id: u32,
+        /// Linux signal number.
+        signal: i32,
     },
     /// New terminal size for an exec with a terminal.
     Resize {
@@ -268,11 +276,12 @@ pub struct MemoryInfo {
 }
 
 /// Runs a program beside the machine's own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExecRequest {
     /// Stream id chosen by the host, unique among running execs, not 0.
     pub id: u32,
-    /// Program and arguments; the program is looked up in the machine's `PATH`.
+    /// Program and arguments; the program is looked up in the machine's `PATH`. Empty is the user's shell, since
+    /// [`crate::SESSIONS_SINCE`].
     pub argv: Vec<String>,
     /// Added to the machine's environment.
     #[serde(default)]
@@ -292,6 +301,13 @@ pub struct ExecRequest {
     /// The host will send standard input; otherwise it is empty.
     #[serde(default)]
     pub has_input: bool,
+    /// What to run is init's own program for files, and `argv` are its arguments: it needs nothing of the image. Since
+    /// [`crate::SESSIONS_SINCE`].
+    #[serde(default)]
+    pub files: bool,
+    /// The machine's own programs go on for as long as this runs, and end with it. Since [`crate::SESSIONS_SINCE`].
+    #[serde(default)]
+    pub holds_machine: bool,
 }
 
 /// Which output stream.

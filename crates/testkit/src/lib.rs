@@ -20,6 +20,7 @@ mod outside;
 pub mod process;
 mod registry;
 mod server;
+mod terminal;
 
 pub use api::{Api, Reply};
 pub use command::{Output, run};
@@ -28,6 +29,7 @@ pub use machine::{Exec, Machine};
 pub use outside::{Datagram, Outside};
 pub use registry::{PASSWORD, Registry, RegistryOptions, USER};
 pub use server::{Options, Server};
+pub use terminal::Terminal;
 
 use std::{path::PathBuf, time::Duration};
 

@@ -18,7 +18,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{Api, DEADLINE, Host, Machine, Output, process, target_directory};
+use crate::{Api, DEADLINE, Host, Machine, Output, Terminal, process, target_directory};
 
 /// How a server is started.
 #[derive(Debug, Clone, Default)]
@@ -166,11 +166,25 @@ impl<'a> Server<'a> {
     /// When it can't be run or does not end.
     pub async fn cli(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(binary()?);
-        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        command.env("CADDIS_API_URL", self.api.url("")).env("CADDIS_API_TOKEN", self.api.token().unwrap_or_default());
-        command.env("HOME", self.host.directory()).env_remove("XDG_CONFIG_HOME").env("NO_COLOR", "1");
+        self.as_client(command.args(arguments)).stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(DEADLINE, command.output()).await;
         Ok(output.with_context(|| format!("caddis {arguments:?} did not end"))??.into())
+    }
+
+    /// Runs the command line on a terminal.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn terminal(&self, arguments: &[&str], columns: u16, rows: u16) -> Result<Terminal> {
+        let prepare = |command: &mut Command| {
+            self.as_client(command.args(arguments)).env("TERM", "xterm");
+        };
+        Terminal::start(prepare, &binary()?, columns, rows)
+    }
+
+    fn as_client<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command.env("CADDIS_API_URL", self.api.url("")).env("CADDIS_API_TOKEN", self.api.token().unwrap_or_default());
+        command.env("HOME", self.host.directory()).env_remove("XDG_CONFIG_HOME").env("NO_COLOR", "1")
     }
 
     /// Process id of the server.

@@ -26,6 +26,7 @@ use crate::{engine::Shared, service::session};
 
 mod images;
 mod logs;
+mod terminal;
 
 /// Time beyond an exec's own that its answer may take on the way.
 const EXEC_GRACE: Duration = Duration::from_secs(10);
@@ -40,6 +41,7 @@ impl StreamEndpoint {
     pub fn new(shared: Arc<Shared>) -> Self {
         let router = Router::new()
             .route("/machines/{id}/exec", post(exec))
+            .route("/machines/{id}/session", post(terminal::session))
             .route("/logs", get(logs::read))
             .route("/images", get(images::list).post(images::import).delete(images::remove))
             .layer(DefaultBodyLimit::disable())

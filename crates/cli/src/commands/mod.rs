@@ -6,6 +6,9 @@ pub mod image;
 pub mod logs;
 pub mod machine;
 pub mod platform;
+pub mod sftp;
+pub mod ssh;
+mod target;
 
 use crate::{CliError, Command, session::Session};
 
@@ -17,6 +20,8 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
         Command::Logs(logs) => logs::run(logs, session).await,
         Command::Image(image) => image::run(image, session).await,
         Command::Auth(auth) => auth::run(auth, session).await,
+        Command::Ssh(ssh) => ssh::run(*ssh, session).await,
+        Command::Sftp(sftp) => sftp::run(*sftp, session).await,
         Command::Platform(platform) => platform::run(platform, session).await,
     }
 }

@@ -11,5 +11,6 @@ pub(crate) mod memory;
 pub(crate) mod metadata;
 pub(crate) mod operation;
 mod reached;
+pub(crate) mod terminal;
 pub(crate) mod update;
 pub(crate) mod wait;

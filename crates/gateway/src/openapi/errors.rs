@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use caddis_api::error::ErrorBody;
+use caddis_api::{
+    error::ErrorBody,
+    terminal::{ClientMessage, ServerMessage},
+};
 use utoipa::{
     IntoResponses, PartialSchema as _, ToSchema,
     openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder},
@@ -76,5 +79,13 @@ fn error(text: &str) -> RefOr<Response> {
 pub(super) fn schemas() -> Vec<(String, RefOr<utoipa::openapi::Schema>)> {
     let mut schemas = vec![(ErrorBody::name().into_owned(), ErrorBody::schema())];
     ErrorBody::schemas(&mut schemas);
+    // Messages of WebSockets, which no body of a request or answer refers to.
+    for (name, schema) in
+        [(ClientMessage::name(), ClientMessage::schema()), (ServerMessage::name(), ServerMessage::schema())]
+    {
+        schemas.push((name.into_owned(), schema));
+    }
+    ClientMessage::schemas(&mut schemas);
+    ServerMessage::schemas(&mut schemas);
     schemas
 }

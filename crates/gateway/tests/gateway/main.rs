@@ -14,5 +14,6 @@ mod operation;
 mod operations;
 mod reference;
 mod support;
+mod terminal;
 mod view;
 mod wait;

@@ -1,12 +1,22 @@
 //! Pretended programs of exec.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::AbortHandle,
+};
 
 use crate::{
-    GuestMessage, HostMessage, MachineSpec,
+    GuestMessage, HostMessage, MachineSpec, STREAM_WINDOW_BYTES,
     message::{ExecRequest, LogSource},
 };
 
@@ -16,11 +26,23 @@ type Replies = mpsc::UnboundedSender<(GuestMessage, Bytes)>;
 pub(super) struct Execs {
     replies: Replies,
     running: HashMap<u32, Running>,
+    hung_up: Arc<AtomicUsize>,
 }
 
 struct Running {
     task: AbortHandle,
-    cat: bool,
+    kind: Kind,
+    /// Bytes of output that it may send.
+    credit: Arc<Semaphore>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Gives back what it is given.
+    Cat,
+    /// Tells what it hears.
+    Session,
+    Other,
 }
 
 impl Drop for Execs {
@@ -32,29 +54,46 @@ impl Drop for Execs {
 }
 
 impl Execs {
-    pub(super) fn new(replies: Replies) -> Self {
-        Self { replies, running: HashMap::new() }
+    pub(super) fn new(replies: Replies, hung_up: Arc<AtomicUsize>) -> Self {
+        Self { replies, running: HashMap::new(), hung_up }
+    }
+
+    fn kind(&self, id: u32) -> Option<Kind> {
+        self.running.get(&id).map(|running| running.kind)
     }
 
     pub(super) fn handle(&mut self, message: HostMessage, payload: Bytes, spec: &MachineSpec) {
+        let session = |id| self.kind(id) == Some(Kind::Session);
         match message {
             HostMessage::Exec(request) => self.start(request, spec),
-            HostMessage::Input { id } if self.running.get(&id).is_some_and(|running| running.cat) => {
+            HostMessage::Input { id } if matches!(self.kind(id), Some(Kind::Cat | Kind::Session)) => {
                 let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
                 self.reply(GuestMessage::Credit { id, bytes }, Bytes::new());
                 self.reply(GuestMessage::Output { id, source: LogSource::Stdout }, payload);
             }
-            HostMessage::CloseInput { id } if self.running.get(&id).is_some_and(|running| running.cat) => {
+            HostMessage::Resize { id, columns, rows } if session(id) => self.say(id, format!("[{columns}x{rows}]")),
+            HostMessage::SignalExec { id, signal } if session(id) => self.say(id, format!("[signal {signal}]")),
+            HostMessage::Credit { id, bytes } => {
+                if let Some(running) = self.running.get(&id) {
+                    running.credit.add_permits(bytes as usize);
+                }
+            }
+            HostMessage::CloseInput { id } if matches!(self.kind(id), Some(Kind::Cat | Kind::Session)) => {
                 self.running.remove(&id);
                 self.reply(finished(id, 0), Bytes::new());
             }
             HostMessage::CancelExec { id } => {
                 if let Some(running) = self.running.remove(&id) {
                     running.task.abort();
+                    self.hung_up.fetch_add(1, Ordering::Relaxed);
                 }
             }
             _ => {}
         }
+    }
+
+    fn say(&self, id: u32, text: String) {
+        self.reply(GuestMessage::Output { id, source: LogSource::Stdout }, text.into());
     }
 
     fn reply(&self, message: GuestMessage, payload: Bytes) {
@@ -64,11 +103,18 @@ impl Execs {
 
     fn start(&mut self, request: ExecRequest, spec: &MachineSpec) {
         let id = request.id;
-        let program = request.argv.first().cloned().unwrap_or_default();
+        let program = request.argv.first().cloned().unwrap_or_else(|| "session".to_owned());
         let argument = request.argv.get(1).cloned().unwrap_or_default();
-        let environment = spec.env.iter().map(|(key, value)| format!("{key}={value}\n")).collect::<String>();
+        let environment = spec.env.iter().chain(&request.env);
+        let environment = environment.map(|(key, value)| format!("{key}={value}\n")).collect::<String>();
         let replies = self.replies.clone();
-        let cat = program == "cat" && request.has_input;
+        let kind = match program.as_str() {
+            "cat" if request.has_input => Kind::Cat,
+            "session" => Kind::Session,
+            _ => Kind::Other,
+        };
+        let credit = Arc::new(Semaphore::new(STREAM_WINDOW_BYTES));
+        let allowed = credit.clone();
         let work = async move {
             let say = |text: String| {
                 let _ = replies.send((GuestMessage::Output { id, source: LogSource::Stdout }, text.into()));
@@ -87,7 +133,18 @@ impl Execs {
                         return;
                     }
                 }
-                "cat" if cat => return,
+                "yes" => loop {
+                    let Ok(permit) = allowed.acquire_many(1024).await else { return };
+                    permit.forget();
+                    say("y\n".repeat(512));
+                },
+                "session" => {
+                    let on = request
+                        .terminal
+                        .map_or("no terminal".to_owned(), |(columns, rows)| format!("{columns}x{rows}"));
+                    return say(format!("session of {} on {on}\n", request.user.as_deref().unwrap_or("?")));
+                }
+                "cat" if request.has_input => return,
                 "cat" => {}
                 other => {
                     let message = format!("{other}: no such program");
@@ -97,7 +154,7 @@ impl Execs {
             }
             let _ = replies.send((finished(id, code), Bytes::new()));
         };
-        self.running.insert(id, Running { task: tokio::spawn(work).abort_handle(), cat });
+        self.running.insert(id, Running { task: tokio::spawn(work).abort_handle(), kind, credit });
     }
 }
 

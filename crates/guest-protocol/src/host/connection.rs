@@ -285,6 +285,7 @@ impl<'a> Connection<'a> {
         if !(OLDEST_SUPPORTED_VERSION..=PROTOCOL_VERSION).contains(&protocol) {
             return Err(format!("the guest speaks protocol version {protocol}, which this server does not"));
         }
+        self.inner.protocol.store(protocol, std::sync::atomic::Ordering::Relaxed);
         let again = std::mem::replace(&mut self.welcomed, true);
         let (spec, exit_acknowledged) = {
             let standing = self.inner.standing();

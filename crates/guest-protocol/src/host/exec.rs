@@ -109,7 +109,7 @@ pub struct ExecOutcome {
     pub truncated: bool,
 }
 
-/// A running exec. Dropping it kills the program.
+/// A running exec. Dropping it hangs up on the program.
 pub struct ExecStream {
     session: Session,
     id: u32,
@@ -155,6 +155,11 @@ impl ExecStream {
     /// No more input follows.
     pub fn close_input(&self) {
         self.session.post(HostMessage::CloseInput { id: self.id });
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        self.session.post(HostMessage::SignalExec { id: self.id, signal });
     }
 
     /// Its terminal has a new size.
@@ -212,6 +217,7 @@ impl Session {
                 terminal: None,
                 timeout_ms: u64::try_from(command.timeout.as_millis()).unwrap_or(u64::MAX),
                 has_input: !command.stdin.is_empty(),
+                ..ExecRequest::default()
             })
             .await?;
         let mut stdin = command.stdin;

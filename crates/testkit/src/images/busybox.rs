@@ -46,6 +46,22 @@ pub fn web() -> Result<PathBuf> {
     busybox_with("web", &config)
 }
 
+/// One program and nothing else: no shell, no tools, no users.
+///
+/// # Errors
+/// When busybox-static is missing.
+pub fn bare() -> Result<PathBuf> {
+    let program = fs::read(PROGRAM).context("no static busybox: apt-get install busybox-static")?;
+    let entrypoint = vec!["/app/busybox".into(), "sleep".into(), "1000000".into()];
+    let config = Config { entrypoint, ..Config::default() };
+    cached("bare", &format!("{}{}", include_str!("busybox.rs"), program.len()), |layout| {
+        let mut tree = Builder::new(Vec::new());
+        append(&mut tree, "app/", EntryType::Directory, 0o755, 0, &[])?;
+        append(&mut tree, "app/busybox", EntryType::Regular, 0o755, 0, &program)?;
+        write_layout(layout, &[Layer::Bytes(tree.into_inner()?)], &config)
+    })
+}
+
 /// busybox that runs as `config` says.
 ///
 /// # Errors

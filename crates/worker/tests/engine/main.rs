@@ -13,5 +13,6 @@ mod schedule;
 mod steps;
 mod support;
 mod suspend;
+mod terminal;
 mod update;
 mod wishes;

@@ -201,6 +201,11 @@ impl Fixture {
         self.runtime.as_ref().unwrap().spawn(work).await.unwrap()
     }
 
+    /// Its stream endpoint.
+    pub fn streams(&self) -> Arc<dyn caddis_bus::stream::StreamService> {
+        self.worker.as_ref().unwrap().streams()
+    }
+
     pub async fn ask(&self, request: WorkerRequest) -> WorkerResult {
         let id = self.next.fetch_add(1, Ordering::Relaxed).to_string();
         self.ask_as(&id, request).await

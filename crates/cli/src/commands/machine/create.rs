@@ -3,6 +3,7 @@
 use caddis_api::{MachineState, requests::CreateMachineRequest};
 use clap::Args;
 
+use super::shell;
 use crate::{
     CliError,
     globals::AppArgs,
@@ -24,6 +25,8 @@ pub struct Create {
     /// Name of the machine [default: generated].
     #[arg(short, long)]
     name: Option<String>,
+    #[command(flatten)]
+    shell: shell::ShellFlags,
     /// Region to create it in.
     #[arg(short, long, env = "FLY_REGION")]
     region: Option<String>,
@@ -39,6 +42,11 @@ pub struct Create {
 
 /// Runs it.
 pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), CliError> {
+    if create.shell.shell {
+        let program = Program { image: create.image, command: create.command, auto_destroy: true };
+        let fresh = shell::Fresh { app: &create.app, program, flags: &create.flags, region: create.region };
+        return shell::run(&create.shell, fresh, session).await;
+    }
     let app = session.app(&create.app)?;
     let (client, printer) = (session.client()?, &session.printer);
     let program = Program { image: create.image, command: create.command, auto_destroy: create.rm };

@@ -4,7 +4,7 @@ use caddis_api::exec::{CommandLine, ExecRequest};
 use clap::Args;
 
 use super::choice;
-use crate::{CliError, globals::AppArgs, session::Session};
+use crate::{CliError, globals::AppArgs, session::Session, terminal};
 
 /// `caddis machine exec`.
 #[derive(Debug, Args)]
@@ -20,6 +20,12 @@ pub struct Exec {
     /// End with the exit code of the program.
     #[arg(long)]
     exit_code: bool,
+    /// Run it on a terminal, with standard input; its exit code is ours.
+    #[arg(long, visible_alias = "pty", conflicts_with_all = ["json", "timeout"])]
+    tty: bool,
+    /// Pass on standard input, and show output as it comes; its exit code is ours.
+    #[arg(short, long, conflicts_with_all = ["json", "timeout"])]
+    interactive: bool,
     /// Print the outcome as JSON.
     #[arg(short, long)]
     json: bool,
@@ -34,6 +40,15 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         _ => return Err(CliError::new("give a machine ID and a command")),
     };
     let machine = choice::one(session, &client, &app, id).await?;
+    if exec.tty || exec.interactive {
+        let command = shell_words::split(command)
+            .map_err(|e| CliError::new(format!("invalid command, it can't be split into words: {e}")))?;
+        if command.is_empty() {
+            return Err(CliError::new("give a command"));
+        }
+        let program = terminal::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
+        return terminal::attach(session, &client, &app, &machine.id, program).await;
+    }
     let request =
         ExecRequest { cmd: Some(CommandLine::Line(command.clone())), timeout: exec.timeout, ..ExecRequest::default() };
     let reply = client.exec(&app, &machine.id, &request, None).await;

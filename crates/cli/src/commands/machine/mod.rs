@@ -1,9 +1,10 @@
 //! `caddis machine`.
 
 mod act;
-mod choice;
+pub mod choice;
 mod create;
 mod exec;
+mod shell;
 mod show;
 
 use clap::{Args, Subcommand};
@@ -46,7 +47,8 @@ enum MachineCommand {
     /// Wait until a machine reaches a state.
     Wait(act::Wait),
     /// Run a program in a machine.
-    #[command(after_help = "Example:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello")]
+    #[command(after_help = "Examples:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello\n  caddis machine \
+                            exec 148ed193b95389 sh --tty -a hello")]
     Exec(exec::Exec),
     /// Destroy machines.
     #[command(visible_aliases = ["remove", "rm"])]

@@ -75,6 +75,13 @@ impl Contract {
         Self { operations, error }
     }
 
+    /// What a schema of the document accepts.
+    pub fn schema(&self, name: &str) -> Validator {
+        let mut root = json!({ "$ref": format!("#/components/schemas/{name}") });
+        root["components"] = DOCUMENT["components"].clone();
+        jsonschema::draft202012::new(&root).unwrap()
+    }
+
     /// The operation that a request is for.
     pub fn operation(&self, method: &Method, path: &str) -> Option<&Operation> {
         self.operations.iter().find(|operation| operation.method == method && fits(&operation.path, path))

@@ -23,10 +23,14 @@ use caddis_bus::{
         self, Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, Offer, VersionRecord, WorkerReply,
         WorkerRequest, WorkerResult,
     },
-    stream::StreamService,
+    stream::{
+        StreamService,
+        frames::{self, Frame},
+    },
 };
+use futures::{StreamExt as _, stream::BoxStream};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 
 /// What a stream request looked like.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +39,28 @@ pub struct StreamCall {
     pub uri: String,
     pub nonce: Option<String>,
     pub body: String,
+}
+
+/// The worker's end of a session: what the client says, and the way back to it.
+pub struct SessionEnd {
+    heard: BoxStream<'static, Result<Frame, String>>,
+    say: mpsc::Sender<Frame>,
+}
+
+impl SessionEnd {
+    /// The client's next message; `None` when it has gone.
+    pub async fn heard(&mut self) -> Option<Frame> {
+        self.heard.next().await.map(Result::unwrap)
+    }
+
+    pub async fn say(&self, frame: Frame) {
+        assert!(self.try_say(frame).await);
+    }
+
+    /// False when nobody listens any more.
+    pub async fn try_say(&self, frame: Frame) -> bool {
+        self.say.send(frame).await.is_ok()
+    }
 }
 
 #[derive(Default)]
@@ -69,13 +95,32 @@ pub struct FakeWorker {
     state: Arc<Mutex<State>>,
     /// Wakes when a listing was answered.
     pub listed: Arc<Notify>,
+    sessions: mpsc::UnboundedSender<SessionEnd>,
+    opened: Arc<AsyncMutex<mpsc::UnboundedReceiver<SessionEnd>>>,
 }
 
 impl FakeWorker {
     pub fn new(bus: InProcessBus) -> Self {
         let state = State { incarnation: "first".to_owned(), ..State::default() };
         let state = Arc::new(Mutex::new(state));
-        Self { id: WorkerId::from_trusted("W1"), bus, state, listed: Arc::default() }
+        let (sessions, opened) = mpsc::unbounded_channel();
+        let opened = Arc::new(AsyncMutex::new(opened));
+        Self { id: WorkerId::from_trusted("W1"), bus, state, listed: Arc::default(), sessions, opened }
+    }
+
+    /// Its end of the next session.
+    pub async fn session(&self) -> SessionEnd {
+        self.opened.lock().await.recv().await.unwrap()
+    }
+
+    fn open_session(&self, body: Body) -> Response<Body> {
+        if let Some((status, body)) = self.state().stream_answer.clone() {
+            return Response::builder().status(status).body(Body::from(body)).unwrap();
+        }
+        let (say, mut receiver) = mpsc::channel::<Frame>(1);
+        self.sessions.send(SessionEnd { heard: frames::read(body).boxed(), say }).ok().unwrap();
+        let frames = futures::stream::poll_fn(move |task| receiver.poll_recv(task));
+        Response::new(Body::from_stream(frames.map(|frame| Ok::<_, std::convert::Infallible>(frame.encode()))))
     }
 
     pub async fn serve(&self, region: &str) -> Vec<Serving> {
@@ -340,6 +385,9 @@ impl Handler for Offers {
 impl StreamService for FakeWorker {
     async fn call(&self, request: Request<Body>) -> Response<Body> {
         let (parts, body) = request.into_parts();
+        if parts.uri.path().ends_with("/session") {
+            return self.open_session(body);
+        }
         let body = axum::body::to_bytes(body, usize::MAX).await;
         let call = StreamCall {
             method: parts.method.to_string(),

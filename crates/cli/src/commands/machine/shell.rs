@@ -1,0 +1,134 @@
+//! `caddis machine run --shell`: an interactive shell in a fresh machine that is gone afterwards.
+//!
+//! It is gone also when this process is killed: the machine lives no longer than the session (its init sees to that),
+//! ends after [`PATIENCE_SECONDS`] when no session comes, and is destroyed when it ends. An app that was made for it, or
+//! for an earlier one, is deleted by the server at the end of the session, and by us.
+
+use caddis_api::{MachineState, app::CreateAppRequest, requests::CreateMachineRequest};
+use caddis_client::{Client, ListMachines};
+use clap::Args;
+use rand::Rng as _;
+use serde_json::json;
+
+use crate::{
+    CliError, app_name,
+    globals::AppArgs,
+    session::Session,
+    spec::{self, MachineFlags, Program},
+    terminal, waiting,
+};
+
+/// Image unless another is named.
+const IMAGE: &str = "ubuntu";
+/// How apps are named that are made for shells.
+const PREFIX: &str = "flyctl-interactive-shells-";
+/// Longest name of an app.
+const MAX_NAME: usize = 63;
+/// Time in which the session must come.
+const PATIENCE_SECONDS: &str = "60";
+/// Stands for the image's shell where it has no bash.
+const DEFAULT_COMMAND: &str = "/bin/bash";
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub struct ShellFlags {
+    /// Open a shell in the machine; it is destroyed afterwards.
+    #[arg(long)]
+    pub shell: bool,
+    /// With --shell: as whom.
+    #[arg(long, default_value = "root")]
+    user: String,
+    /// With --shell: what to run [of the image's shells the one it has].
+    #[arg(id = "shell_command", long = "command", value_name = "COMMAND", default_value = DEFAULT_COMMAND)]
+    command: String,
+}
+
+/// The machine to make.
+pub struct Fresh<'a> {
+    pub app: &'a AppArgs,
+    pub program: Program,
+    pub flags: &'a MachineFlags,
+    pub region: Option<String>,
+}
+
+/// Runs it.
+pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Result<(), CliError> {
+    let (client, printer) = (session.client()?, &session.printer);
+    let words = shell_words::split(&shell.command);
+    let words = words.map_err(|e| CliError::new(format!("invalid command, it can't be split into words: {e}")))?;
+    let command = if shell.command == DEFAULT_COMMAND { Vec::new() } else { words };
+    let mut program = fresh.program;
+    program.image.get_or_insert_with(|| IMAGE.to_owned());
+    let waits = program.command.is_empty();
+    let mut config = spec::build(fresh.flags, &program, &session.environment.current_directory)?;
+    if waits {
+        // Until the session comes, which then is what the machine lives for.
+        config.0.insert("init".to_owned(), json!({ "exec": ["sleep", PATIENCE_SECONDS] }));
+    }
+    config.0.insert("restart".to_owned(), json!({ "policy": "no" }));
+
+    let named = app_name::find(fresh.app, &session.environment)?;
+    let remove_app = named.is_none();
+    let app = match named {
+        Some(app) => app,
+        None => app_for_shells(&client).await?,
+    };
+    if remove_app {
+        let (client, app) = (client.clone(), app.clone());
+        session.at_end(async move { remove_unless_used(&client, &app).await });
+    }
+    let request = CreateMachineRequest { config: Some(config), region: fresh.region, ..Default::default() };
+    let created = client.create_machine(&app, &request).await;
+    let created = created.map_err(|error| CliError::attempted("could not launch machine", error))?;
+    let id = created.id.clone();
+    {
+        let (client, app, id, printer) = (client.clone(), app.clone(), id.clone(), printer.clone());
+        session.at_end(async move {
+            // It may have ended by itself by now.
+            if let Err(error) = client.destroy_machine(&app, &id, true, None).await
+                && !error.is_not_found()
+            {
+                let _ = printer.note(format_args!("could not destroy machine {id} of app {app}: {error}"));
+            }
+        });
+    }
+    printer.note(format_args!("Success! A Machine has been successfully launched in app {app}"))?;
+    printer.note(format_args!(" Machine ID: {id}"))?;
+    let state = waiting::until_started(printer, &client, &app, &id).await?;
+    if state != MachineState::Started {
+        return Err(CliError::new(format!("machine {id} has ended before a shell could be opened, it is {state}")));
+    }
+    printer.note(format_args!("Connecting to {}... complete", created.private_ip))?;
+    let pty = terminal::is_on_terminal();
+    let user = Some(shell.user.clone());
+    let program = terminal::Program { command, user, pty, stdin: true, holds_machine: true, remove_app };
+    terminal::attach(session, &client, &app, &id, program).await
+}
+
+/// The app that shells live in: one that is there, or a new one.
+async fn app_for_shells(client: &Client) -> Result<String, CliError> {
+    let apps = client.list_apps("personal").await?;
+    if let Some(app) = apps.into_iter().find(|app| app.name.starts_with(PREFIX)) {
+        return Ok(app.name);
+    }
+    let mut name = format!("{PREFIX}personal-{}", rand::rng().random_range(0..1_000_000));
+    name.truncate(MAX_NAME);
+    let request = CreateAppRequest {
+        name: Some(name.trim_end_matches('-').to_owned()),
+        org_slug: Some("personal".to_owned()),
+        ..Default::default()
+    };
+    let made = client.create_app(&request).await;
+    made.map_err(|error| CliError::attempted("could not create an app for the shell", error))?;
+    Ok(name)
+}
+
+/// Deletes the app, unless another shell lives in it.
+async fn remove_unless_used(client: &Client, app: &str) {
+    // What can't be removed now, the next shell finds and removes.
+    if let Ok(machines) = client.list_machines(app, &ListMachines::default()).await
+        && machines.iter().all(|machine| matches!(machine.state, MachineState::Destroying | MachineState::Destroyed))
+    {
+        let _ = client.delete_app(app).await;
+    }
+}

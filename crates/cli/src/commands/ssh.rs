@@ -1,0 +1,57 @@
+//! `caddis ssh`: sessions in machines. There is no sshd and there are no keys: the session goes over the API, with its
+//! token, to the machine's init.
+
+use clap::{Args, Subcommand};
+
+use super::target::Target;
+use crate::{CliError, session::Session, terminal};
+
+/// `caddis ssh …`.
+#[derive(Debug, Args)]
+pub struct Ssh {
+    #[command(subcommand)]
+    command: SshCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum SshCommand {
+    /// Open a shell in a machine, or run a program there.
+    #[command(after_help = "Examples:\n  caddis ssh console -a hello\n  caddis ssh console -a hello -C 'ls -la /'\n  \
+                            caddis ssh console -a hello --machine 148ed193b95389 -u www --pty -C top\n  \
+                            echo 'select 1' | caddis ssh console -a hello -C 'psql app'")]
+    Console(Console),
+}
+
+/// `caddis ssh console`.
+#[derive(Debug, Args)]
+pub struct Console {
+    #[command(flatten)]
+    target: Target,
+    /// Run this instead of a shell; split into words, but not by a shell.
+    #[arg(short = 'C', long, value_name = "COMMAND")]
+    command: Option<String>,
+    /// Run the command on a terminal, as a shell is.
+    #[arg(long)]
+    pty: bool,
+    /// User to run it as.
+    #[arg(short, long, default_value = "root")]
+    user: String,
+}
+
+/// Runs it.
+pub async fn run(ssh: Ssh, session: &Session) -> Result<(), CliError> {
+    let SshCommand::Console(console) = ssh.command;
+    let command = match &console.command {
+        Some(command) => shell_words::split(command)
+            .map_err(|e| CliError::new(format!("invalid command, it can't be split into words: {e}")))?,
+        None => Vec::new(),
+    };
+    let client = session.client()?;
+    let (app, machine) = console.target.find(session, &client).await?;
+    let pty = console.pty || (command.is_empty() && terminal::is_on_terminal());
+    if pty && !console.target.quiet {
+        session.printer.note(format_args!("Connecting to {}... complete", machine.private_ip))?;
+    }
+    let program = terminal::Program { command, user: Some(console.user), pty, stdin: true, ..Default::default() };
+    terminal::attach(session, &client, &app, &machine.id, program).await
+}
