@@ -67,7 +67,7 @@ fn failed<'a>(what: &'a str, path: &'a Path) -> impl Fn(io::Error) -> String + '
 fn find(root: &Path) -> Result<(), String> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let told = |e: io::Error| format!("can't write the list: {e}");
-    walk(root, &mut |path, metadata| {
+    walk(root, Unreadable::Told, &mut |path, metadata| {
         let kind = match metadata.file_type() {
             kind if kind.is_dir() => "directory",
             kind if kind.is_file() => "file",
@@ -86,9 +86,22 @@ fn find(root: &Path) -> Result<(), String> {
     out.flush().map_err(told)
 }
 
+/// What becomes of a directory that can't be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unreadable {
+    /// It is told and left out.
+    Told,
+    /// All ends there.
+    Fatal,
+}
+
 /// Calls `visit` for all that is at and below a path, parents first, by name. The root is looked at through a link, what
 /// is below is not. What has vanished meanwhile is left out.
-fn walk(root: &Path, visit: &mut impl FnMut(&Path, &Metadata) -> Result<(), String>) -> Result<(), String> {
+fn walk(
+    root: &Path,
+    unreadable: Unreadable,
+    visit: &mut impl FnMut(&Path, &Metadata) -> Result<(), String>,
+) -> Result<(), String> {
     let metadata = fs::metadata(root).map_err(failed("read", root))?;
     let mut waiting = vec![(root.to_owned(), metadata)];
     while let Some((path, metadata)) = waiting.pop() {
@@ -99,6 +112,10 @@ fn walk(root: &Path, visit: &mut impl FnMut(&Path, &Metadata) -> Result<(), Stri
         let mut below: Vec<PathBuf> = match fs::read_dir(&path) {
             Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if unreadable == Unreadable::Told => {
+                eprintln!("{}", failed("read", &path)(error));
+                continue;
+            }
             Err(error) => return Err(failed("read", &path)(error)),
         };
         below.sort_unstable_by(|a, b| b.cmp(a));

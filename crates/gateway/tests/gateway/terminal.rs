@@ -106,7 +106,7 @@ async fn a_client_that_goes_ends_the_session_at_the_worker() {
     drop(socket);
     assert_eq!(within(worker.heard()).await, None, "and without one");
     // Also when it has gone while it is flooded.
-    let (socket, mut worker) = served.session().await;
+    let (socket, worker) = served.session().await;
     let flood = async { while worker.try_say(Frame::Data(vec![1; 60_000].into())).await {} };
     tokio::join!(within(flood), async { drop(socket) });
 }

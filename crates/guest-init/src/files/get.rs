@@ -9,7 +9,7 @@ use std::{
 
 use tar::{Builder, EntryType, Header};
 
-use super::{COMPLETE, CONTENT, failed, walk};
+use super::{COMPLETE, CONTENT, Unreadable, failed, walk};
 
 /// What is read at most of a file that says it is empty, as those do that the kernel makes up.
 const MADE_UP: u64 = 16 << 20;
@@ -24,7 +24,7 @@ fn write(root: &Path, recursive: bool, out: impl Write) -> Result<(), String> {
         return Err(format!("{} is a directory: give -R to copy it with all that is in it", root.display()));
     }
     let mut archive = Builder::new(out);
-    walk(root, &mut |path, metadata| {
+    walk(root, Unreadable::Fatal, &mut |path, metadata| {
         let below = path.strip_prefix(root).unwrap_or(path);
         let name = if below.as_os_str().is_empty() { CONTENT.into() } else { Path::new(CONTENT).join(below) };
         append(&mut archive, path, &name, metadata)

@@ -168,7 +168,7 @@ async fn run(
                 let frame = match event {
                     None => return Err(broken(&SessionError::Broken)),
                     Some(ExecEvent::Failed { message }) => {
-                        return Err(ApiError::invalid(format!("invalid_argument: {message}")));
+                        return Err(ApiError::invalid(message));
                     }
                     Some(ExecEvent::Credit { .. }) => None,
                     Some(ExecEvent::Output { source, bytes }) => Some(data(source, &bytes)),

@@ -101,7 +101,7 @@ async fn a_session_runs_hears_and_ends() {
     let exit = Client::started(&fixture, &machine, json!({ "command": ["exit", "7"] })).await.until("exit").await.1;
     assert_eq!(exit["exit_code"], 7);
     let (_, error) = Client::started(&fixture, &machine, json!({ "command": ["nothing"] })).await.until("error").await;
-    assert_eq!(error["error"], "invalid_argument: nothing: no such program");
+    assert_eq!(error["error"], "nothing: no such program");
 }
 
 #[tokio::test]
