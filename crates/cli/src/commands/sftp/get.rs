@@ -171,7 +171,7 @@ mod tests {
             if kind.is_file() {
                 header.set_size(content.len() as u64);
                 archive.append_data(&mut header, name, content.as_bytes()).unwrap();
-            } else if kind.is_dir() {
+            } else if content.is_empty() {
                 header.set_mode(0o500);
                 archive.append_data(&mut header, name, &b""[..]).unwrap();
             } else {
