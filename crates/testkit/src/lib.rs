@@ -7,12 +7,15 @@
 //!  │ Server ─ VMs      Registry     test's client │─veth─│ HTTP, UDP echo, DNS     │
 //!  └──────────────────────────────────────────────┘      └─────────────────────────┘
 //! ```
-//! All of it needs root. Everything ends when its value is dropped, also when the test panics.
+//! All of that needs root. What needs neither root nor VMs: a [`Terminal`] for a program, and with the feature `fake` a
+//! server over a host that pretends. Everything ends when its value is dropped, also when the test panics.
 #![forbid(unsafe_code)]
 
 mod api;
 mod command;
 mod dns;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod host;
 pub mod images;
 mod machine;

@@ -1,0 +1,209 @@
+//! A real server without VMs: the gateway on a real port, the worker's engine and the catalog on real databases, over a
+//! host that pretends ([`FakeHost`]) with guests that speak the real protocol.
+//!
+//! It has threads of its own, so that tests may block. What its guests do is said in `caddis_guest_protocol::fake`.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use caddis_bus::{InProcessBus, stream::InProcessStreams};
+use caddis_catalog::{Catalog as _, SqliteCatalog};
+use caddis_gateway::{Gateway, GatewayParts, Settings};
+use caddis_vmm::{
+    SlotPool,
+    fake::{FakeHost, FakeVmm},
+    slot::SlotPoolConfig,
+};
+use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts, fake::FakeNetwork};
+use tokio::{net::TcpListener, runtime::Runtime, sync::oneshot, task::JoinHandle};
+
+use crate::Api;
+
+mod images;
+
+pub use caddis_guest_protocol::fake::Behaviour;
+pub use caddis_vmm::fake::Faults;
+pub use images::{FakeImages, Stage};
+
+/// How long destroyed machines are remembered.
+const RETENTION: Duration = Duration::from_secs(3600);
+
+/// What of such a server tests choose.
+#[derive(Debug, Clone)]
+pub struct FakeOptions {
+    /// Memory of its host, MiB.
+    pub memory_mib: u64,
+    /// The reference's rate limits times this; 0 for none.
+    pub rate_limit: f64,
+}
+
+impl Default for FakeOptions {
+    fn default() -> Self {
+        Self { memory_mib: 16 * 1024, rate_limit: 0.0 }
+    }
+}
+
+/// A server; dropping it is the end of it, of its machines, and of all they have left.
+pub struct FakeServer {
+    /// Where its VMs are: faults, guests, crashes.
+    pub host: FakeHost,
+    /// Its images.
+    pub images: FakeImages,
+    address: SocketAddr,
+    token: String,
+    options: FakeOptions,
+    catalog: Arc<SqliteCatalog>,
+    running: Option<Running>,
+    runtime: Option<Runtime>,
+    directory: tempfile::TempDir,
+}
+
+struct Running {
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<Result<()>>,
+}
+
+impl FakeServer {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When a part of it can't begin.
+    pub async fn start() -> Result<Self> {
+        Self::with(FakeOptions::default()).await
+    }
+
+    /// Starts one, as chosen.
+    ///
+    /// # Errors
+    /// When a part of it can't begin.
+    pub async fn with(options: FakeOptions) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let directory = tempfile::tempdir()?;
+        let catalog = Arc::new(SqliteCatalog::open(&directory.path().join("catalog.db"))?);
+        let token = catalog.ensure_root_token().await?.context("the token of a new catalog")?;
+        let mut server = Self {
+            host: FakeHost::on(runtime.handle().clone()),
+            images: FakeImages::open(&directory.path().join("images"))?,
+            address: ([127, 0, 0, 1], 0).into(),
+            token,
+            options,
+            catalog,
+            running: None,
+            runtime: Some(runtime),
+            directory,
+        };
+        server.go_on().await?;
+        Ok(server)
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its first token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// A client of it.
+    ///
+    /// # Errors
+    /// When no HTTP client can be made.
+    pub fn api(&self) -> Result<Api> {
+        Api::new(self.url(), Some(&self.token))
+    }
+
+    /// Ends it but for its VMs, as `caddis serve` is ended: requests find nobody.
+    ///
+    /// # Errors
+    /// When serving had failed before.
+    pub async fn stop(&mut self) -> Result<()> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        // Gone already when serving has failed, which is told next.
+        let _ = running.stop.send(());
+        running.served.await?
+    }
+
+    /// Starts it again after [`Self::stop`], at the same address.
+    ///
+    /// # Errors
+    /// When a part of it can't begin.
+    pub async fn go_on(&mut self) -> Result<()> {
+        let runtime = self.runtime.as_ref().context("it is there until it is dropped")?;
+        let (stop, stopped) = oneshot::channel();
+        let (sender, begun) = oneshot::channel();
+        let path = self.directory.path();
+        let slots = SlotPoolConfig { directory: path.join("slots"), count: 200, ..Default::default() };
+        let slots = SlotPool::open_without_cgroups(slots)?;
+        let drivers = Drivers {
+            vmm: Arc::new(FakeVmm::with_slots(self.host.clone(), slots.clone())),
+            slots,
+            images: Arc::new(self.images.clone()),
+            network: Arc::new(FakeNetwork::default()),
+        };
+        let config = worker_config(path.join("worker"), &self.options);
+        let settings =
+            Settings { rate_limit: self.options.rate_limit, destroyed_retention: RETENTION, ..Settings::default() };
+        let (catalog, address) = (self.catalog.clone(), self.address);
+        let served = runtime.spawn(async move {
+            let listener = TcpListener::bind(address).await.context("listening")?;
+            let address = listener.local_addr()?;
+            let bus = Arc::new(InProcessBus::new());
+            let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
+            let gateway = Gateway::new(GatewayParts {
+                bus,
+                streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),
+                catalog,
+                region: "local".to_owned(),
+                regions: Vec::new(),
+                workers: vec![worker.id().clone()],
+                settings,
+            });
+            let gateway = gateway.await?;
+            // Whoever waits for it is there: it waits for this alone.
+            let _ = sender.send(address);
+            let stopped = async {
+                // The end of the sender is an end too.
+                let _ = stopped.await;
+            };
+            gateway.serve(listener, stopped).await?;
+            drop(gateway);
+            worker.shutdown().await;
+            Ok(())
+        });
+        match begun.await {
+            Ok(address) => {
+                self.address = address;
+                self.running = Some(Running { stop, served });
+                Ok(())
+            }
+            Err(_) => served.await?.and_then(|()| anyhow::bail!("the server ended at once")),
+        }
+    }
+}
+
+impl Drop for FakeServer {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn worker_config(directory: std::path::PathBuf, options: &FakeOptions) -> WorkerConfig {
+    WorkerConfig {
+        directory,
+        region: "local".to_owned(),
+        ipv4_pool: std::net::Ipv4Addr::new(10, 0, 0, 0).into(),
+        memory_mib: Some(options.memory_mib),
+        cpu_overcommit: 1000.0,
+        memory_overcommit: 1.0,
+        disk_overcommit: 1000.0,
+        restart_concurrency: 4,
+        log_bytes_per_machine: 1 << 20,
+        reserved_disk: 0,
+        destroyed_retention: RETENTION,
+        boot_id: "first".to_owned(),
+    }
+}

@@ -1,0 +1,172 @@
+//! Images of registries that need no registry, in front of a real store for archives.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use caddis_api::{ApiError, ErrorCode};
+use caddis_bus::message::ImageSummary;
+use caddis_image::{
+    ImageConfig, ImageError, ImageReference, ImageStore, ImageStoreConfig, Progress, ResolvedImage, RootDisk,
+    parse_reference,
+};
+use caddis_worker::host::Images;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+/// Bytes that a pretended image is said to have.
+const SIZE: u64 = 30_000_000;
+
+/// Where getting an image can be held up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Asking the registry what the image is: a create waits for that.
+    Resolve,
+    /// Pulling it, with a third of it there.
+    Pull,
+}
+
+/// Every image of a registry, but for repositories named `missing`, which aren't there, and `broken`, which can't be
+/// pulled; and those that were imported.
+#[derive(Debug, Clone)]
+pub struct FakeImages {
+    store: ImageStore,
+    /// Pulled ones by digest: name, and since when.
+    pulled: Arc<Mutex<BTreeMap<String, (String, String)>>>,
+    held: watch::Sender<HashSet<Stage>>,
+}
+
+impl FakeImages {
+    /// With a store in this directory.
+    pub(super) fn open(directory: &Path) -> Result<Self, ImageError> {
+        let store = ImageStore::open(ImageStoreConfig::new(directory))?;
+        Ok(Self { store, pulled: Arc::default(), held: watch::Sender::default() })
+    }
+
+    /// From now on nothing gets past this stage.
+    pub fn hold(&self, stage: Stage) {
+        self.held.send_if_modified(|held| held.insert(stage));
+    }
+
+    /// What is held, and what comes, goes on.
+    pub fn release(&self) {
+        self.held.send_modify(HashSet::clear);
+    }
+
+    async fn pass(&self, stage: Stage) {
+        // The sender lives in self.
+        let _ = self.held.subscribe().wait_for(|held| !held.contains(&stage)).await;
+    }
+
+    fn pulled(&self) -> MutexGuard<'_, BTreeMap<String, (String, String)>> {
+        self.pulled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Images for FakeImages {
+    async fn resolve(&self, requested: &str) -> Result<ResolvedImage, ApiError> {
+        self.pass(Stage::Resolve).await;
+        if Images::knows(&self.store, requested) {
+            return Images::resolve(&self.store, requested).await;
+        }
+        let parsed = parse_reference(requested, "docker.io");
+        let parsed = parsed.map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
+        if parsed.repository.ends_with("missing") {
+            let hint = "check the name and the tag".to_owned();
+            let error = ImageError::NotFound { what: requested.to_owned(), hint };
+            return Err(ApiError::new(ErrorCode::ImageUnavailable, error.to_string()));
+        }
+        let hash = Sha256::digest(parsed.canonical()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let reference = ImageReference {
+            digest: parsed.digest.unwrap_or_else(|| format!("sha256:{hash}")),
+            registry: parsed.registry,
+            repository: parsed.repository,
+            tag: parsed.tag,
+            labels: None,
+        };
+        Ok(ResolvedImage {
+            requested: requested.to_owned(),
+            reference,
+            config: ImageConfig::default(),
+            download_size: SIZE,
+        })
+    }
+
+    async fn root_disk(&self, image: &ResolvedImage, progress: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
+        let reference = &image.reference;
+        if Images::ready_root_disk(&self.store, &reference.digest).is_some() {
+            return Images::root_disk(&self.store, image, progress).await;
+        }
+        progress.send_replace(Progress { step: "pull".to_owned(), bytes_done: SIZE / 3, bytes_total: SIZE });
+        self.pass(Stage::Pull).await;
+        if reference.repository.ends_with("broken") {
+            let error = ImageError::Unreachable {
+                registry: reference.registry.clone(),
+                what: reference.repository.clone(),
+                reason: "told to fail".to_owned(),
+            };
+            return Err(ApiError::new(ErrorCode::ImageUnavailable, error.to_string()));
+        }
+        let tag = reference.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
+        let name = format!("{}/{}{tag}", reference.registry, reference.repository);
+        self.pulled().entry(reference.digest.clone()).or_insert_with(|| (name, jiff::Timestamp::now().to_string()));
+        Ok(RootDisk { path: "/nowhere".into(), size: 1 })
+    }
+
+    fn ready_root_disk(&self, digest: &str) -> Option<RootDisk> {
+        Images::ready_root_disk(&self.store, digest)
+    }
+
+    fn knows(&self, reference: &str) -> bool {
+        Images::knows(&self.store, reference)
+    }
+
+    fn create_overlay(&self, path: &Path, _: u64) -> std::io::Result<()> {
+        std::fs::write(path, "overlay")
+    }
+
+    async fn import(
+        &self,
+        format: &str,
+        archive: &Path,
+        name: Option<&str>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ImageSummary, ApiError> {
+        Images::import(&self.store, format, archive, name, progress).await
+    }
+
+    async fn list(&self) -> Result<Vec<ImageSummary>, ApiError> {
+        let mut images = Images::list(&self.store).await?;
+        let pulled = |(digest, (name, created_at)): (&String, &(String, String))| ImageSummary {
+            digest: digest.clone(),
+            names: vec![name.clone()],
+            size: SIZE,
+            created_at: created_at.clone(),
+            machines: 0,
+        };
+        images.extend(self.pulled().iter().map(pulled));
+        Ok(images)
+    }
+
+    async fn remove(&self, name: &str, in_use: &HashSet<String>) -> Result<(), ApiError> {
+        let found = self
+            .pulled()
+            .iter()
+            .find(|(digest, (known, _))| *digest == name || known == name)
+            .map(|found| found.0.clone());
+        let Some(digest) = found else { return Images::remove(&self.store, name, in_use).await };
+        if in_use.contains(&digest) {
+            return Err(ApiError::new(ErrorCode::FailedPrecondition, ImageError::InUse { digest }.to_string()));
+        }
+        self.pulled().remove(&digest);
+        Ok(())
+    }
+
+    async fn collect_garbage(&self, _: &HashSet<String>, _: u64) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
