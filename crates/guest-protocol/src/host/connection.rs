@@ -324,12 +324,11 @@ impl<'a> Connection<'a> {
     }
 
     fn pass_to_exec(&mut self, id: u32, event: ExecEvent) -> Result<(), String> {
-        // An exec that nobody follows any more was cancelled; what it still says does not matter.
-        if let Some(route) = self.execs.get(&id)
-            && !route.bring(event)?
-        {
-            self.execs.remove(&id);
+        // An exec that nobody follows any more was cancelled; what it still says does not matter. It stays known until
+        // the command to hang up on it is carried out, which would take it for one that has ended.
+        match self.execs.get(&id) {
+            Some(route) => route.bring(event),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

@@ -57,11 +57,11 @@ pub(super) struct ExecRoute {
 }
 
 impl ExecRoute {
-    /// Brings it. False when nobody follows the exec any more.
+    /// Brings it, if anybody still follows the exec.
     ///
     /// # Errors
     /// When the guest sends more than it may.
-    pub(super) fn bring(&self, event: ExecEvent) -> Result<bool, String> {
+    pub(super) fn bring(&self, event: ExecEvent) -> Result<(), String> {
         if let ExecEvent::Output { bytes, .. } = &event {
             let held = self.held.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
             // Its window, and room for what was under way.
@@ -69,7 +69,9 @@ impl ExecRoute {
                 return Err("the guest sends output beyond its window".to_owned());
             }
         }
-        Ok(self.events.send(event).is_ok())
+        // It fails when nobody follows it.
+        let _ = self.events.send(event);
+        Ok(())
     }
 }
 
