@@ -59,7 +59,7 @@ pub async fn run(put: Put, session: &Session) -> Result<(), CliError> {
     let (app, machine) = put.target.find(session, &client).await?;
 
     let (sender, mut chunks) = mpsc::channel(AHEAD);
-    let total = found.is_file().then(|| found.len());
+    let total = found.is_file().then_some(found.len());
     let mode = put.mode.or(found.is_file().then_some(0o644));
     let reading = tokio::task::spawn_blocking(move || {
         let out = io::BufWriter::with_capacity(CHUNK, Sink(sender));
