@@ -1,6 +1,6 @@
 //! Sessions in real machines, from the command line on a pseudo-terminal.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Instant};
 
 use anyhow::Result;
 use caddis_testkit::{Host, Machine, Terminal, images};
@@ -16,6 +16,19 @@ async fn idle(stand: &Stand<'_>) -> Result<Machine> {
     let machine = stand.script("echo ready; exec sleep 1000000", json!({})).await?;
     machine.logged("ready").await?;
     Ok(machine)
+}
+
+/// Waits until so many processes of a machine have a command line that begins so.
+async fn until_processes(stand: &Stand<'_>, machine: &Machine, command: &str, count: usize) -> Result<()> {
+    let deadline = Instant::now() + caddis_testkit::DEADLINE;
+    loop {
+        let processes = stand.server.api().get(&machine.path("/ps")).await?.ok()?;
+        let commands = processes.as_array().into_iter().flatten().filter_map(|process| process["command"].as_str());
+        if commands.filter(|found| found.starts_with(command)).count() == count {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "not {count} times '{command}': {processes}");
+    }
 }
 
 /// A shell in a machine, at its prompt.
@@ -51,10 +64,10 @@ async fn a_console_is_a_terminal_in_full() -> Result<()> {
     console.send("echo af\"\"ter\r").await?;
     console.expect("after\r\n").await?;
     console.send("sleep 2000\r").await?;
-    machine.shell("until pgrep -f 'sleep [2]000' >/dev/null; do usleep 20000; done").await?;
+    until_processes(&stand, &machine, "sleep 2000", 1).await?;
     console.send("\x1a").await?;
     console.expect("Stopped").await?;
-    console.send("kill %1; echo kil\"\"led\r").await?;
+    console.send("kill -9 %1; wait; echo kil\"\"led\r").await?;
     console.expect("killed\r\n").await?;
 
     // Characters of several bytes go both ways, and erasing one erases all of it.
@@ -125,11 +138,9 @@ async fn programs_run_with_and_without_a_terminal_and_end_with_a_lost_client() -
     // A client that vanishes takes all of its session with it, also what ignores being hung up on.
     let mut lost = console(&stand, &machine).await?;
     lost.send("sleep 4001 & (trap '' HUP; sleep 4002; :) & sleep 4003\r").await?;
-    machine
-        .shell("for n in 1 2 3; do until pgrep -f \"sleep 400[$n]\" >/dev/null; do usleep 20000; done; done")
-        .await?;
+    until_processes(&stand, &machine, "sleep 400", 3).await?;
     lost.kill().await?;
-    machine.shell("while pgrep -f 'sleep 400[123]' >/dev/null; do usleep 20000; done").await?;
+    until_processes(&stand, &machine, "sleep 400", 0).await?;
     // One that is told to end puts the terminal back.
     let mut told = console(&stand, &machine).await?;
     kill(Pid::from_raw(told.pid()?), Signal::SIGTERM)?;
@@ -197,10 +208,12 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     assert_eq!(fs::read_to_string(back.join("link"))?, "secret\n");
 
     // Nothing is overwritten, and errors say what is wrong.
+    let taken = back.join("large");
+    let taken = taken.to_str().unwrap_or_default();
     let secret = tree.join("deep/secret");
     let secret = secret.to_str().unwrap_or_default();
     for (arguments, words) in [
-        (vec!["get", "-R", "/srv", back_text], "exists already"),
+        (vec!["get", "/srv/large", taken], "exists already"),
         (vec!["get", "/no/such"], "can't read /no/such: there is no such file or directory in the machine"),
         (vec!["put", "/no/such"], "there is no such file or directory here"),
         (vec!["put", secret, "/srv/large"], "/srv/large: it exists already"),
