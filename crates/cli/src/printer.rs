@@ -130,6 +130,11 @@ impl Printer {
         self.paint(text, "1")
     }
 
+    /// Green, where colours are wanted.
+    pub fn paint_added(&self, text: &str) -> String {
+        self.paint(text, "32")
+    }
+
     fn paint(&self, text: &str, code: &str) -> String {
         if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }

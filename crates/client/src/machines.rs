@@ -67,6 +67,22 @@ impl Client {
         self.read_with(request, machine).await
     }
 
+    /// `POST …/machines/{id}`: replaces the configuration. Answers before the new version runs.
+    ///
+    /// # Errors
+    /// 400 for a bad configuration, 409 when leased or when another version is current, 422 for want of room or of the
+    /// image.
+    pub async fn update_machine(
+        &self,
+        app: &str,
+        machine: &MachineId,
+        update: &CreateMachineRequest,
+        nonce: Option<&LeaseNonce>,
+    ) -> Result<Machine, ClientError> {
+        let request = machine_request(Method::POST, app, machine, None).timeout(Some(CREATE_TIMEOUT)).nonce(nonce);
+        self.read_with(request, update).await
+    }
+
     /// `GET …/machines`.
     ///
     /// # Errors

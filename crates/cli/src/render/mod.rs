@@ -1,5 +1,6 @@
 //! How things look: tables, JSON, times, sizes, machines.
 
+pub mod diff;
 pub mod json;
 pub mod machine;
 pub mod size;

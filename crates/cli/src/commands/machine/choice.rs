@@ -18,6 +18,14 @@ pub async fn get(client: &Client, app: &str, id: &str) -> Result<Machine, CliErr
     })
 }
 
+/// Refuses a machine that nothing can be done with right now.
+pub fn reachable(machine: &Machine) -> Result<(), CliError> {
+    match machine.host_status.as_str() {
+        "ok" | "" => Ok(()),
+        _ => Err(CliError::new("the machine is on an unreachable host, try again later")),
+    }
+}
+
 /// The machine named, or one chosen from a menu.
 pub async fn one(session: &Session, client: &Client, app: &str, id: Option<&str>) -> Result<Machine, CliError> {
     match id {

@@ -2,10 +2,15 @@
 
 mod act;
 pub mod choice;
+mod clone;
+mod cordon;
 mod create;
 mod exec;
+mod health;
+mod leases;
 mod shell;
 mod show;
+mod update;
 
 use clap::{Args, Subcommand};
 
@@ -27,6 +32,23 @@ enum MachineCommand {
     /// Create a machine without starting it.
     #[command(after_help = "Example:\n  caddis machine create nginx -a hello")]
     Create(Box<create::Create>),
+    /// Create a machine like another.
+    #[command(after_help = "Examples:\n  caddis machine clone 148ed193b95389 -a hello\n  caddis machine clone \
+                            148ed193b95389 -a hello --vm-memory 512 --override-cmd 'serve --slow'")]
+    Clone(Box<clone::Clone>),
+    /// Change a machine's configuration; it runs on with the new one.
+    #[command(after_help = "Examples:\n  caddis machine update 148ed193b95389 -a hello --image nginx:1.27\n  caddis \
+                            machine update 148ed193b95389 -a hello -e DEBUG=1 --vm-memory 512 --yes")]
+    Update(Box<update::Update>),
+    /// Take machines out of routing: they run on and get no new requests.
+    #[command(after_help = "Example:\n  caddis machine cordon 148ed193b95389 -a hello")]
+    Cordon(cordon::Cordon),
+    /// Have machines get requests again.
+    #[command(after_help = "Example:\n  caddis machine uncordon 148ed193b95389 -a hello")]
+    Uncordon(cordon::Cordon),
+    /// Show and clear leases: who holds machines for changes.
+    #[command(visible_alias = "lease")]
+    Leases(leases::Leases),
     /// List an app's machines.
     #[command(visible_alias = "ls")]
     List(show::List),
@@ -60,6 +82,11 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
     match machine.command {
         MachineCommand::Run(create) => create::run(*create, true, session).await,
         MachineCommand::Create(create) => create::run(*create, false, session).await,
+        MachineCommand::Clone(clone) => clone::run(*clone, session).await,
+        MachineCommand::Update(update) => update::run(*update, session).await,
+        MachineCommand::Cordon(cordon) => cordon::set(cordon, true, session).await,
+        MachineCommand::Uncordon(cordon) => cordon::set(cordon, false, session).await,
+        MachineCommand::Leases(leases) => leases::run(leases, session).await,
         MachineCommand::List(list) => show::list(list, session).await,
         MachineCommand::Status(status) => show::status(status, session).await,
         MachineCommand::Start(start) => act::start(start, session).await,

@@ -1,0 +1,133 @@
+//! `caddis machine clone`.
+
+use caddis_api::{Machine, RawConfig, requests::CreateMachineRequest};
+use clap::{ArgAction, Args};
+use serde_json::{Map, Value, json};
+
+use super::{choice, health};
+use crate::{
+    CliError,
+    globals::AppArgs,
+    render::machine::full_image,
+    session::Session,
+    spec::{self, VmFlags},
+    waiting,
+};
+
+/// Arguments.
+#[derive(Debug, Args)]
+pub struct Clone {
+    /// Machine id.
+    id: Option<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// Region of the new machine [default: that of the other].
+    #[arg(short, long)]
+    region: Option<String>,
+    /// Name of the new machine [default: generated].
+    #[arg(long)]
+    name: Option<String>,
+    /// Fill its volume from a snapshot, by id or 'last'. Not available yet.
+    #[arg(long, value_name = "ID", hide = true)]
+    from_snapshot: Option<String>,
+    /// Attach a volume that is there: VOLUME[:/PATH]. Not available yet.
+    #[arg(long, value_name = "VOLUME", hide = true)]
+    attach_volume: Option<String>,
+    /// Another command, split into words as a shell does.
+    #[arg(long, value_name = "COMMAND")]
+    override_cmd: Option<String>,
+    /// The image's command.
+    #[arg(long)]
+    clear_cmd: bool,
+    /// Keep it when its program has ended.
+    #[arg(long)]
+    clear_auto_destroy: bool,
+    /// Stand in for these machines, ids with commas; 'source' for the one that is cloned.
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    standby_for: Option<Vec<String>>,
+    /// Put its volume into another zone. Not available yet.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide = true
+    )]
+    volume_requires_unique_zone: bool,
+    /// Don't wait until it runs.
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    vm: VmFlags,
+}
+
+/// Makes a machine like another.
+pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&clone.app)?, session.client()?);
+    let printer = &session.printer;
+    let source = choice::one(session, &client, &app, clone.id.as_deref()).await?;
+    choice::reachable(&source)?;
+    let config = config(&clone, &source)?;
+    let region = clone.region.clone().unwrap_or_else(|| source.region.clone());
+    printer.out(format_args!("Cloning Machine {} into region {region}", source.id))?;
+    if config.get("auto_destroy").and_then(Value::as_bool) == Some(true) {
+        printer.out(
+            "Auto destroy enabled and will destroy Machine on exit. Use --clear-auto-destroy to remove this setting.",
+        )?;
+    }
+    let image = source.config.as_ref().and_then(|config| config.0.get("image")?.as_str()).unwrap_or_default();
+    printer.out(format_args!("Provisioning a new Machine with image {image}..."))?;
+    let standby = spec::is_standby(&config);
+    let request = CreateMachineRequest {
+        config: Some(RawConfig(config)),
+        name: clone.name,
+        region: Some(region),
+        skip_launch: standby,
+        ..CreateMachineRequest::default()
+    };
+    let created = client.create_machine(&app, &request).await;
+    let created = created.map_err(|e| CliError::attempted(format!("could not clone machine {}", source.id), e))?;
+    let id = &created.id;
+    printer.out(format_args!("  Machine {id} has been created..."))?;
+    for warning in &created.warnings {
+        printer.note(format_args!("Warning: {warning}"))?;
+    }
+    if clone.detach {
+        return Ok(());
+    }
+    if !standby {
+        printer.out(format_args!("  Waiting for Machine {id} to start..."))?;
+        waiting::until_started(printer, &client, &app, id).await?;
+        health::follow(printer, &client, &app, &choice::get(&client, &app, id.as_str()).await?).await?;
+    }
+    printer.out("Machine has been successfully cloned!")?;
+    Ok(())
+}
+
+fn config(clone: &Clone, source: &Machine) -> Result<Map<String, Value>, CliError> {
+    let mut config = source.config.clone().unwrap_or_default().0;
+    let mounts = config.get("mounts").and_then(Value::as_array).is_some_and(|mounts| !mounts.is_empty());
+    if mounts || clone.from_snapshot.is_some() || clone.attach_volume.is_some() {
+        return Err(CliError::new("volumes are not available yet: this server has none to attach or to fill"));
+    }
+    // The same image, wherever its tag leads by now.
+    config.insert("image".to_owned(), json!(full_image(&source.image_ref)));
+    if clone.clear_cmd {
+        spec::set_command(&mut config, "")?;
+    }
+    if let Some(command) = &clone.override_cmd {
+        spec::set_command(&mut config, command)?;
+    }
+    if clone.clear_auto_destroy {
+        config.insert("auto_destroy".to_owned(), json!(false));
+    }
+    if let Some(ids) = &clone.standby_for {
+        let id = |id: &String| if id == "source" { source.id.to_string() } else { id.clone() };
+        spec::set_standbys(&mut config, &ids.iter().map(id).collect::<Vec<_>>());
+    }
+    spec::set_vm(&mut config, &clone.vm)?;
+    Ok(config)
+}

@@ -1,0 +1,43 @@
+//! Follows a machine's health checks.
+
+use std::time::Duration;
+
+use caddis_api::{Machine, MachineState};
+use caddis_client::Client;
+use tokio::time::{Instant, sleep};
+
+use super::choice;
+use crate::{CliError, Printer};
+
+/// How long they may take, and how often they are looked at: the reference's figures.
+const PATIENCE: Duration = Duration::from_secs(300);
+const OFTEN: Duration = Duration::from_secs(1);
+
+/// Waits until all of a machine's checks pass.
+pub async fn follow(printer: &Printer, client: &Client, app: &str, machine: &Machine) -> Result<(), CliError> {
+    if machine.checks.as_ref().is_none_or(Vec::is_empty) {
+        return Ok(printer.note("No health checks found")?);
+    }
+    let (id, deadline) = (&machine.id, Instant::now() + PATIENCE);
+    let mut told = String::new();
+    loop {
+        let machine = choice::get(client, app, id.as_str()).await?;
+        let checks = machine.checks.unwrap_or_default();
+        let passing = checks.iter().filter(|check| check.status == "passing").count();
+        if passing == checks.len() {
+            return Ok(());
+        }
+        let line = format!("  Waiting for {id} to become healthy ({}, {passing}/{})", machine.state, checks.len());
+        if line != told {
+            printer.note(&line)?;
+            told = line;
+        }
+        if machine.state != MachineState::Started {
+            return Err(CliError::new(format!("machine {id} is {} and not healthy", machine.state)));
+        }
+        if Instant::now() >= deadline {
+            return Err(CliError::DeadlineExceeded(format!("machine {id} did not become healthy in time")));
+        }
+        sleep(OFTEN).await;
+    }
+}

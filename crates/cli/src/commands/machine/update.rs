@@ -1,0 +1,129 @@
+//! `caddis machine update`.
+
+use std::time::Duration;
+
+use caddis_api::{MachineState, RawConfig, requests::CreateMachineRequest};
+use caddis_client::WaitFor;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::{choice, health};
+use crate::{
+    CliError,
+    globals::AppArgs,
+    prompt,
+    render::diff,
+    session::Session,
+    spec::{self, MachineFlags},
+    waiting,
+};
+
+/// Arguments.
+#[derive(Debug, Args)]
+pub struct Update {
+    /// Machine id.
+    id: Option<String>,
+    #[command(flatten)]
+    app: AppArgs,
+    /// The image to run from now on.
+    #[arg(short, long)]
+    image: Option<String>,
+    /// Don't ask.
+    #[arg(short, long, alias = "auto-confirm")]
+    yes: bool,
+    /// Don't start it when it does not run.
+    #[arg(long)]
+    skip_start: bool,
+    /// Don't wait for health checks.
+    #[arg(long)]
+    skip_health_checks: bool,
+    /// Don't watch health checks.
+    #[arg(long)]
+    detach: bool,
+    /// The command to run, split into words as a shell does; '' for the image's.
+    #[arg(short = 'C', long)]
+    command: Option<String>,
+    /// Where its only volume is mounted.
+    #[arg(long, value_name = "PATH")]
+    mount_point: Option<String>,
+    /// How long to wait for the new version, seconds.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    wait_timeout: u64,
+    #[command(flatten)]
+    flags: MachineFlags,
+}
+
+/// Changes a machine's configuration.
+pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
+    let (app, client) = (session.app(&update.app)?, session.client()?);
+    let printer = &session.printer;
+    let machine = choice::one(session, &client, &app, update.id.as_deref()).await?;
+    choice::reachable(&machine)?;
+    let nonce = session.lease(&client, &app, &machine).await?;
+    // Another may have changed it until the lease was ours.
+    let machine = choice::get(&client, &app, machine.id.as_str()).await?;
+    let id = &machine.id;
+    let old = machine.config.clone().unwrap_or_default();
+    let new = changed(&update, &old, session)?;
+    if !update.yes {
+        if new == old.0 {
+            return Err(CliError::new("no config changes found"));
+        }
+        printer.note(format_args!("Configuration changes to be applied to machine: {id} ({})\n", machine.name))?;
+        printer.raw_note(&diff::json(printer, &Value::Object(old.0), &Value::Object(new.clone())))?;
+        printer.note("")?;
+        let unasked = "yes flag must be specified when not running interactively";
+        match prompt::confirm(printer, "Apply changes?", unasked).await {
+            Err(CliError::Declined) => return Ok(printer.out("No changes to apply")?),
+            answer => answer?,
+        }
+    }
+    printer.out(format_args!("Updating machine {id}"))?;
+    let skip_launch = update.skip_start || spec::is_standby(&new);
+    let request = CreateMachineRequest { config: Some(RawConfig(new)), skip_launch, ..CreateMachineRequest::default() };
+    let updated = client.update_machine(&app, id, &request, Some(&nonce)).await;
+    let updated = updated.map_err(|e| CliError::attempted(format!("could not update machine {id}"), e))?;
+    for warning in &updated.warnings {
+        printer.note(format_args!("Warning: {warning}"))?;
+    }
+    let budget = Duration::from_secs(update.wait_timeout);
+    let settled = waiting::wait(printer, &client, &app, id, &WaitFor::Settled, budget).await;
+    settled.map_err(|error| match error {
+        CliError::DeadlineExceeded(text) => {
+            CliError::DeadlineExceeded(format!("{text}\nTry increasing the --wait-timeout"))
+        }
+        error => error,
+    })?;
+    let machine = choice::get(&client, &app, id.as_str()).await?;
+    if machine.state == MachineState::Failed {
+        return Err(CliError::with_hint(
+            format!("machine {id} update failed: machine entered \"failed\" state"),
+            format!("See 'caddis machine status {id} -a {app}' for the reason."),
+        ));
+    }
+    if !update.skip_health_checks && !update.detach && machine.state == MachineState::Started {
+        health::follow(printer, &client, &app, &machine).await?;
+    }
+    printer.out(format_args!("Machine {id} updated successfully!\n"))?;
+    printer.out("Monitor machine status here:")?;
+    printer.out(format_args!("  caddis machine status {id} -a {app}"))?;
+    Ok(())
+}
+
+fn changed(update: &Update, old: &RawConfig, session: &Session) -> Result<Map<String, Value>, CliError> {
+    let mut new = spec::change(old, &update.flags, &session.environment.current_directory)?;
+    if let Some(image) = &update.image {
+        spec::set_image(&mut new, image)?;
+    }
+    if let Some(command) = &update.command {
+        spec::set_command(&mut new, command)?;
+    }
+    if let Some(path) = &update.mount_point {
+        match new.get_mut("mounts").and_then(Value::as_array_mut).map(Vec::as_mut_slice) {
+            Some([mount]) => mount["path"] = json!(path),
+            _ => return Err(CliError::new("Machine doesn't have a volume attached")),
+        }
+    }
+    spec::check_guest(&new)?;
+    Ok(new)
+}

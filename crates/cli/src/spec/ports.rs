@@ -1,0 +1,163 @@
+//! Ports: `port[:internal][/proto[:handler…]]`.
+
+use serde_json::{Map, Value, json};
+
+use super::list;
+use crate::CliError;
+
+/// Adds services. One that is there already for the same internal port and protocol gets the port, or the port new
+/// handlers; the handler `-` takes the port away.
+pub fn add(config: &mut Map<String, Value>, ports: &[String]) -> Result<(), CliError> {
+    for text in ports {
+        let wanted = parse(text)?;
+        let services = list(config, "services");
+        let same = |service: &Value| {
+            service["internal_port"] == wanted.internal
+                && service["protocol"].as_str().unwrap_or("tcp") == wanted.protocol
+        };
+        let known = services.iter().position(same);
+        if wanted.handlers == ["-"] {
+            if let Some(known) = known
+                && let Some(ports) = services[known]["ports"].as_array_mut()
+            {
+                ports.retain(|port| !wanted.is(port));
+                if ports.is_empty() {
+                    services.remove(known);
+                }
+            }
+            continue;
+        }
+        let known = known.unwrap_or_else(|| {
+            services.push(json!({ "protocol": wanted.protocol, "internal_port": wanted.internal, "ports": [] }));
+            services.len() - 1
+        });
+        let Some(service) = services[known].as_object_mut() else { continue };
+        let ports = list(service, "ports");
+        match ports.iter_mut().find(|port| wanted.is(port)) {
+            Some(port) if wanted.handlers.is_empty() => {
+                port.as_object_mut().map(|port| port.remove("handlers"));
+            }
+            Some(port) => port["handlers"] = json!(wanted.handlers),
+            None => ports.push(wanted.port()),
+        }
+    }
+    if config.get("services").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+        config.remove("services");
+    }
+    Ok(())
+}
+
+struct Wanted<'a> {
+    first: u16,
+    last: Option<u16>,
+    internal: u16,
+    protocol: &'a str,
+    handlers: Vec<&'a str>,
+}
+
+impl Wanted<'_> {
+    fn port(&self) -> Value {
+        let mut port = match self.last {
+            Some(last) => json!({ "start_port": self.first, "end_port": last }),
+            None => json!({ "port": self.first }),
+        };
+        if !self.handlers.is_empty() {
+            port["handlers"] = json!(self.handlers);
+        }
+        port
+    }
+
+    fn is(&self, port: &Value) -> bool {
+        match self.last {
+            Some(last) => port["start_port"] == self.first && port["end_port"] == last,
+            None => port["port"] == self.first,
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Wanted<'_>, CliError> {
+    let mut elements = text.split('/');
+    let (ports, protocol) = (elements.next().unwrap_or_default(), elements.next().unwrap_or("tcp"));
+    if elements.next().is_some() {
+        return Err(CliError::new("port must be at most two elements (ports/protocol:handler)"));
+    }
+    let mut words = protocol.split(':');
+    let protocol = words.next().filter(|word| !word.is_empty()).unwrap_or("tcp");
+    let mut parts = ports.split(':');
+    let (external, internal, rest) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+    if rest.is_some() {
+        return Err(CliError::new("port definition must be at most 2 elements (external:internal)"));
+    }
+    let number = |text: &str, what: &str| text.parse::<u16>().map_err(|_| CliError::new(format!("invalid {what}port")));
+    let (first, last) = match external.split_once('-') {
+        Some((first, last)) if internal.is_some() => {
+            let (first, last) = (number(first, "external ")?, number(last, "external ")?);
+            if last < first {
+                return Err(CliError::new("invalid external port"));
+            }
+            (first, Some(last))
+        }
+        // Where would a range lead?
+        Some(_) => return Err(CliError::new("invalid port")),
+        None => (number(external, if internal.is_some() { "external " } else { "" })?, None),
+    };
+    let internal = match internal {
+        Some(internal) => number(internal, "machine (internal) ")?,
+        None => first,
+    };
+    Ok(Wanted { first, last, internal, protocol, handlers: words.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn services(there: Value, ports: &[&str]) -> Result<Value, String> {
+        let mut config = json!({ "services": there }).as_object().unwrap().clone();
+        let ports: Vec<_> = ports.iter().map(|port| (*port).to_owned()).collect();
+        add(&mut config, &ports).map_err(|e| e.to_string())?;
+        Ok(config.remove("services").unwrap_or(Value::Null))
+    }
+
+    #[test]
+    fn ports_become_services_merged_by_internal_port_and_protocol() {
+        assert_eq!(
+            services(json!([]), &["443:80/tcp:http:tls", "80", "1001/udp"]).unwrap(),
+            json!([
+                { "protocol": "tcp", "internal_port": 80,
+                  "ports": [{ "port": 443, "handlers": ["http", "tls"] }, { "port": 80 }] },
+                { "protocol": "udp", "internal_port": 1001, "ports": [{ "port": 1001 }] },
+            ])
+        );
+        let range = services(json!([]), &["8000-8010:80"]).unwrap();
+        assert_eq!(range[0]["ports"][0], json!({ "start_port": 8000, "end_port": 8010 }));
+    }
+
+    #[test]
+    fn a_port_that_is_there_gets_other_handlers_or_goes() {
+        let there = json!([{ "protocol": "tcp", "internal_port": 80, "autostop": true,
+                             "ports": [{ "port": 80, "handlers": ["http"] }, { "port": 443, "handlers": ["tls"] }] }]);
+        let changed = services(there.clone(), &["443:80/tcp:tls:http"]).unwrap();
+        assert_eq!(changed[0]["ports"][1], json!({ "port": 443, "handlers": ["tls", "http"] }));
+        assert_eq!(changed[0]["autostop"], true);
+        let changed = services(there.clone(), &["443:80/tcp:-"]).unwrap();
+        assert_eq!(changed[0]["ports"], json!([{ "port": 80, "handlers": ["http"] }]));
+        assert_eq!(services(there, &["443:80/tcp:-", "80/tcp:-"]).unwrap(), Value::Null);
+    }
+
+    #[test]
+    fn what_is_no_port_is_told_by_its_part() {
+        for (text, expected) in [
+            ("x", "invalid port"),
+            ("70000", "invalid port"),
+            ("1-2", "invalid port"),
+            ("x:80", "invalid external port"),
+            ("9-8:80", "invalid external port"),
+            ("80:x", "invalid machine (internal) port"),
+            ("1:2:3", "port definition must be at most 2 elements (external:internal)"),
+            ("80/tcp/http", "port must be at most two elements (ports/protocol:handler)"),
+        ] {
+            assert_eq!(services(json!([]), &[text]), Err(expected.to_owned()), "{text}");
+        }
+    }
+}
