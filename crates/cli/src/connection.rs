@@ -1,7 +1,7 @@
 //! Which server, with which token.
 //!
-//! Each is taken from the first of: flag, `CADDIS_…` variable, `FLY_…` variable, settings file, the local server's data
-//! directory. A stored token is only used for the server it was stored with, never sent to another.
+//! Each is taken from the first of: flag, the context that a flag names, `CADDIS_…` variable, `FLY_…` variable, the
+//! context that a variable or the settings file names, the settings file, the local server's data directory. A stored token is only used for the server it was stored with, never sent to another.
 
 use std::{fs, path::Path};
 
@@ -37,13 +37,24 @@ impl Connection {
     pub fn find(globals: &Globals, environment: &Environment) -> Result<Self, CliError> {
         let settings = Settings::load(environment.settings_path().as_deref())?;
         let data_directory = environment.data_directory();
+        let named = globals.context.as_deref().or_else(|| environment.get("CADDIS_CONTEXT"));
+        let (stored_url, stored_token, stored_source) = match named.or(settings.current_context.as_deref()) {
+            Some(name) => {
+                let context = settings.context(name)?;
+                (Some(context.api_url.clone()), context.access_token.clone(), format!("context {name}"))
+            }
+            None => (settings.api_url.clone(), settings.access_token.clone(), "the settings file".to_owned()),
+        };
+        let by_flag = globals.context.is_some();
         let local_url = || read_server_file(&data_directory);
         let (url, url_source) = if let Some(url) = &globals.api_url {
             (url.clone(), "--api-url".to_owned())
+        } else if let Some(url) = stored_url.as_ref().filter(|_| by_flag) {
+            (url.clone(), stored_source.clone())
         } else if let Some((url, name)) = variable(environment, &["CADDIS_API_URL", "FLY_FLAPS_BASE_URL"]) {
             (url, name)
-        } else if let Some(url) = &settings.api_url {
-            (url.clone(), "the settings file".to_owned())
+        } else if let Some(url) = &stored_url {
+            (url.clone(), stored_source.clone())
         } else if let Some(url) = local_url()? {
             (url, data_directory.join(SERVER_FILE).display().to_string())
         } else {
@@ -57,12 +68,15 @@ impl Connection {
             ));
         };
         let names = ["CADDIS_API_TOKEN", "FLY_API_TOKEN", "FLY_ACCESS_TOKEN"];
+        let is_for_it = stored_token.is_some() && stored_url.as_deref().is_none_or(|known| same(known, &url));
         let (token, token_source) = if let Some(token) = &globals.access_token {
             (Some(token.clone()), "--access-token".to_owned())
+        } else if by_flag && is_for_it {
+            (stored_token, stored_source)
         } else if let Some((token, name)) = variable(environment, &names) {
             (Some(token), name)
-        } else if settings.access_token.is_some() && settings.api_url.as_deref().is_none_or(|known| same(known, &url)) {
-            (settings.access_token.clone(), "the settings file".to_owned())
+        } else if is_for_it {
+            (stored_token, stored_source)
         } else if local_url().ok().flatten().is_some_and(|local| same(&local, &url)) {
             let path = data_directory.join(ROOT_TOKEN_FILE);
             (read_token(&path)?, path.display().to_string())
@@ -128,7 +142,11 @@ mod tests {
         fs::write(path.join(SERVER_FILE), r#"{"url":"http://local"}"#).unwrap();
         fs::write(path.join(ROOT_TOKEN_FILE), "root\n").unwrap();
         assert_eq!(find(&none, &[]).unwrap(), ("http://local".into(), "root".into()));
-        let settings = Settings { api_url: Some("http://file".into()), access_token: Some("stored".into()) };
+        let settings = Settings {
+            api_url: Some("http://file".into()),
+            access_token: Some("stored".into()),
+            ..Settings::default()
+        };
         settings.save(&path.join(".config/caddis/config.toml")).unwrap();
         assert_eq!(find(&none, &[]).unwrap(), ("http://file".into(), "stored".into()));
         let fly = [("FLY_FLAPS_BASE_URL", "http://fly"), ("FLY_API_TOKEN", "fly")];
@@ -146,7 +164,11 @@ mod tests {
         let path = directory.path();
         fs::write(path.join(SERVER_FILE), r#"{"url":"http://local"}"#).unwrap();
         fs::write(path.join(ROOT_TOKEN_FILE), "root").unwrap();
-        let settings = Settings { api_url: Some("http://file".into()), access_token: Some("stored".into()) };
+        let settings = Settings {
+            api_url: Some("http://file".into()),
+            access_token: Some("stored".into()),
+            ..Settings::default()
+        };
         settings.save(&path.join(".config/caddis/config.toml")).unwrap();
         let elsewhere = [("CADDIS_API_URL", "http://elsewhere")];
         let found = Connection::find(&Globals::default(), &environment(path, &elsewhere)).unwrap();

@@ -13,6 +13,9 @@ pub struct Globals {
     /// Address of the server, e.g. http://127.0.0.1:4280 [env: CADDIS_API_URL, FLY_FLAPS_BASE_URL].
     #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
     pub api_url: Option<String>,
+    /// Which of the servers of 'caddis context list' [env: CADDIS_CONTEXT].
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Global options")]
+    pub context: Option<String>,
     /// Say more.
     #[arg(long, global = true, help_heading = "Global options")]
     pub verbose: bool,

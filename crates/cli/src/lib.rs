@@ -59,6 +59,11 @@ pub enum Command {
     Ssh(Box<commands::ssh::Ssh>),
     /// Copy files in and out of machines.
     Sftp(Box<commands::sftp::Sftp>),
+    /// Remember several servers by name, and choose one.
+    #[command(visible_alias = "contexts")]
+    Context(commands::context::ContextArguments),
+    /// Explain the code of an error, or an exit code of this program.
+    Explain(commands::explain::Explain),
     /// What the server offers.
     Platform(commands::platform::Platform),
 }

@@ -25,7 +25,8 @@ pub async fn choose(printer: &Printer, question: &str, options: &[String], unask
     number.map(|number| number - 1).ok_or_else(|| CliError::new(format!("'{answer}' is none of the numbers shown")))
 }
 
-async fn ask(printer: &Printer, question: &str, unasked: &str) -> Result<String, CliError> {
+/// Asks for a line of text.
+pub async fn ask(printer: &Printer, question: &str, unasked: &str) -> Result<String, CliError> {
     if !printer.is_interactive() {
         return Err(CliError::new(unasked));
     }

@@ -1,6 +1,6 @@
-//! The settings file: which server, which token. Written by `auth login`, readable by its owner only.
+//! The settings file: which servers, with which tokens. Written by `auth login` and `context`, readable by its owner only.
 
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
+use std::{collections::BTreeMap, fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +16,39 @@ pub struct Settings {
     /// Token for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_token: Option<String>,
+    /// The context that is used unless another is asked for; without one, the two fields above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_context: Option<String>,
+    /// Servers by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub contexts: BTreeMap<String, Context>,
+}
+
+/// A server with a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// Server.
+    pub api_url: String,
+    /// Token for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_token: Option<String>,
 }
 
 impl Settings {
+    /// The context of this name.
+    pub fn context(&self, name: &str) -> Result<&Context, CliError> {
+        self.contexts.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.contexts.keys().map(String::as_str).collect();
+            let hint = match known.as_slice() {
+                [] => {
+                    "There are none; 'caddis context add NAME --api-url URL --access-token TOKEN' adds one.".to_owned()
+                }
+                known => format!("There are: {}.", known.join(", ")),
+            };
+            CliError::with_hint(format!("there is no context '{name}'"), hint)
+        })
+    }
+
     /// Reads the file; empty settings when there is none.
     pub fn load(path: Option<&Path>) -> Result<Self, CliError> {
         let Some(path) = path else { return Ok(Self::default()) };

@@ -17,7 +17,7 @@ enum AuthCommand {
     /// Check and remember a server and its access token.
     #[command(after_help = "Example:\n  caddis auth login --api-url http://127.0.0.1:4280 --access-token \"$TOKEN\"")]
     Login,
-    /// Forget them.
+    /// Forget them, those of contexts too.
     Logout,
     /// Show which server and token are used, and where they come from.
     #[command(visible_alias = "status")]
@@ -41,7 +41,16 @@ pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
             })?;
             Client::new(&connection.url, Some(&token))?.list_apps("personal").await?;
             let path = path()?;
-            Settings { api_url: Some(connection.url.clone()), access_token: Some(token) }.save(&path)?;
+            let mut settings = Settings::load(Some(&path))?;
+            let context = session.globals.context.as_ref().or(settings.current_context.as_ref()).cloned();
+            match context.and_then(|name| settings.contexts.get_mut(&name)) {
+                Some(context) => {
+                    context.api_url.clone_from(&connection.url);
+                    context.access_token = Some(token);
+                }
+                None => (settings.api_url, settings.access_token) = (Some(connection.url.clone()), Some(token)),
+            }
+            settings.save(&path)?;
             printer.out(format_args!("Logged in to {}; stored in {}", connection.url, path.display()))?;
         }
         AuthCommand::Logout => {

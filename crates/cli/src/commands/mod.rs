@@ -2,6 +2,8 @@
 
 pub mod apps;
 pub mod auth;
+pub mod context;
+pub mod explain;
 pub mod image;
 pub mod logs;
 pub mod machine;
@@ -22,6 +24,8 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
         Command::Auth(auth) => auth::run(auth, session).await,
         Command::Ssh(ssh) => ssh::run(*ssh, session).await,
         Command::Sftp(sftp) => sftp::run(*sftp, session).await,
+        Command::Context(context) => context::run(context, session),
+        Command::Explain(explain) => explain::run(&explain, session),
         Command::Platform(platform) => platform::run(platform, session).await,
     }
 }

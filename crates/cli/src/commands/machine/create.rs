@@ -1,12 +1,14 @@
 //! `caddis machine run` and `create`.
 
-use caddis_api::{MachineState, requests::CreateMachineRequest};
+use caddis_api::{MachineId, MachineState, app::CreateAppRequest, requests::CreateMachineRequest};
+use caddis_client::Client;
 use clap::Args;
 
-use super::shell;
+use super::{choice, health, shell};
 use crate::{
-    CliError,
+    CliError, Printer, app_name,
     globals::AppArgs,
+    prompt,
     render::machine,
     session::Session,
     spec::{self, MachineFlags, Program},
@@ -36,8 +38,47 @@ pub struct Create {
     /// Don't wait until it runs.
     #[arg(long)]
     detach: bool,
+    /// Volumes to mount: VOLUME:/PATH. Not available yet.
+    #[arg(short, long, value_name = "VOLUME", value_delimiter = ',', hide = true)]
+    volume: Vec<String>,
+    /// Organisation that an app which is made for it belongs to.
+    #[arg(long, value_name = "SLUG")]
+    org: Option<String>,
+    /// Always an error: a machine gets its id from the server.
+    #[arg(long, value_name = "ID", hide = true)]
+    id: Option<String>,
+    /// Without effect: no image is built.
+    #[arg(long, hide = true)]
+    use_zstd: bool,
+    /// Without effect: there is no remote builder.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, value_name = "BOOL")]
+    wg: Option<Option<String>>,
     #[command(flatten)]
     flags: MachineFlags,
+}
+
+/// Says which machine there is when what makes it is broken off, by an error or by Ctrl-C.
+struct Unfinished<'a> {
+    printer: &'a Printer,
+    app: &'a str,
+    machine: Option<MachineId>,
+    over: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let app = self.app;
+        let text = match &self.machine {
+            _ if self.over => return,
+            Some(id) => format!(
+                "Machine {id} has been made in app {app} and stays; 'caddis machine status {id} -a {app}' shows it, \
+                 'caddis machine destroy {id} -a {app} --force' removes it."
+            ),
+            None => format!("A machine may have been made in app {app}; 'caddis machine list -a {app}' shows it."),
+        };
+        // Nobody may be there to read it.
+        let _ = self.printer.note(text);
+    }
 }
 
 /// Runs it.
@@ -47,19 +88,28 @@ pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), 
         let fresh = shell::Fresh { app: &create.app, program, flags: &create.flags, region: create.region };
         return shell::run(&create.shell, fresh, session).await;
     }
-    let app = session.app(&create.app)?;
+    if create.id.is_some() {
+        return Err(CliError::new("to update an existing machine, use 'caddis machine update'"));
+    }
+    volumes(&create.volume)?;
     let (client, printer) = (session.client()?, &session.printer);
     let program = Program { image: create.image, command: create.command, auto_destroy: create.rm };
     let config = spec::build(&create.flags, &program, &session.environment.current_directory)?;
+    let app = choose_app(&create.app, create.org.as_deref(), &client, session).await?;
+    let standby = spec::is_standby(&config.0);
     let request = CreateMachineRequest {
         config: Some(config),
         name: create.name,
         region: create.region,
-        skip_launch: !launch,
+        skip_launch: !launch || standby,
         ..CreateMachineRequest::default()
     };
+    let mut unfinished = Unfinished { printer, app: &app, machine: None, over: false };
     let created = client.create_machine(&app, &request).await;
+    // An answer says whether there is one.
+    unfinished.over = created.as_ref().is_err_and(|error| error.status().is_some());
     let created = created.map_err(|error| CliError::attempted("could not launch machine", error))?;
+    unfinished.machine = Some(created.id.clone());
     for warning in &created.warnings {
         printer.note(format_args!("Warning: {warning}"))?;
     }
@@ -69,15 +119,18 @@ pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), 
     printer.out(format_args!(" Machine ID: {}", created.id))?;
     printer.out(format_args!(" Instance ID: {}", created.instance_id))?;
     printer.out(format_args!(" State: {}", created.state))?;
-    if !launch {
+    if !launch || standby {
+        unfinished.over = true;
         return Ok(());
     }
     printer.out(" Attempting to start machine...\n")?;
     if create.detach {
+        unfinished.over = true;
         return Ok(());
     }
     let state = waiting::until_started(printer, &client, &app, &created.id).await?;
     if state != MachineState::Started {
+        unfinished.over = true;
         printer.out(format_args!(
             "The machine has run and is {state}; see 'caddis machine status {} -a {app}'",
             created.id
@@ -85,8 +138,59 @@ pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), 
         return Ok(());
     }
     printer.out("==> Monitoring health checks")?;
-    printer.out("No health checks found\n")?;
-    printer.out("Machine started, you can connect via the following private ip")?;
+    let machine = choice::get(&client, &app, created.id.as_str()).await?;
+    health::follow(printer, &client, &app, &machine).await?;
+    unfinished.over = true;
+    printer.out("\nMachine started, you can connect via the following private ip")?;
     printer.out(format_args!("  {}", created.private_ip))?;
     Ok(())
+}
+
+/// Refuses volumes, of which there are none yet.
+fn volumes(volumes: &[String]) -> Result<(), CliError> {
+    if let Some(volume) = volumes.iter().find(|volume| !volume.contains(':')) {
+        return Err(CliError::new(format!("Can't infer volume and mount path from '{volume}'")));
+    }
+    match volumes {
+        [] => Ok(()),
+        _ => Err(CliError::new("volumes are not available yet: this server has none to mount")),
+    }
+}
+
+/// The app that is named, made when the user wants that, or a new one.
+async fn choose_app(
+    arguments: &AppArgs,
+    org: Option<&str>,
+    client: &Client,
+    session: &Session,
+) -> Result<String, CliError> {
+    let printer = &session.printer;
+    let name = match app_name::find(arguments, &session.environment)? {
+        Some(name) => match client.get_app(&name).await {
+            Err(error) if error.is_not_found() && printer.is_interactive() => {
+                let question = format!("App '{name}' does not exist, would you like to create it?");
+                prompt::confirm(printer, &question, "prompt: non interactive").await?;
+                name
+            }
+            // Whatever else is wrong with it, the create tells.
+            _ => return Ok(name),
+        },
+        None if printer.is_interactive() => {
+            let question =
+                "Running a Machine without specifying an app will create one for you, is this what you want?";
+            prompt::confirm(printer, question, "prompt: non interactive").await?;
+            prompt::ask(printer, "App Name: ", "name argument or flag must be specified when not running interactively")
+                .await?
+        }
+        None => return session.app(arguments),
+    };
+    let request = CreateAppRequest {
+        name: Some(name),
+        org_slug: Some(org.unwrap_or("personal").to_owned()),
+        ..CreateAppRequest::default()
+    };
+    let created = client.create_app(&request).await;
+    let name = created.map_err(|e| CliError::attempted("could not create the app", e))?.app.name;
+    printer.note(format_args!("New app created: {name}"))?;
+    Ok(name)
 }

@@ -5,6 +5,7 @@ pub mod choice;
 mod clone;
 mod cordon;
 mod create;
+mod egress_ip;
 mod exec;
 mod health;
 mod leases;
@@ -49,6 +50,9 @@ enum MachineCommand {
     /// Show and clear leases: who holds machines for changes.
     #[command(visible_alias = "lease")]
     Leases(leases::Leases),
+    /// Addresses that machines' connections come from. Not available yet.
+    #[command(name = "egress-ip", hide = true)]
+    EgressIp(egress_ip::EgressIp),
     /// List an app's machines.
     #[command(visible_alias = "ls")]
     List(show::List),
@@ -87,6 +91,7 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
         MachineCommand::Cordon(cordon) => cordon::set(cordon, true, session).await,
         MachineCommand::Uncordon(cordon) => cordon::set(cordon, false, session).await,
         MachineCommand::Leases(leases) => leases::run(leases, session).await,
+        MachineCommand::EgressIp(egress) => egress_ip::run(&egress),
         MachineCommand::List(list) => show::list(list, session).await,
         MachineCommand::Status(status) => show::status(status, session).await,
         MachineCommand::Start(start) => act::start(start, session).await,

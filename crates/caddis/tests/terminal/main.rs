@@ -1,0 +1,4 @@
+//! The binary under a pseudo-terminal, against a real server over a fake host: prompts, menus, keys.
+
+mod prompts;
+mod stand;

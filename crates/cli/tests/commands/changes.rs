@@ -1,0 +1,80 @@
+//! `caddis machine update`, `clone`, `cordon`, `uncordon` and `leases`.
+
+use insta::assert_snapshot;
+
+use crate::stand::Stand;
+
+#[tokio::test]
+async fn an_update_is_applied_and_waited_for() {
+    let stand = Stand::with_app().await;
+    let id = stand.machine("web").await;
+    assert_snapshot!(stand.run(&format!("machine update {id} -a shop -e A=1 --vm-memory 512 -C 'serve --slow' --yes")).await, @"");
+    let shown = stand.run(&format!("machine status {id} -a shop --display-config")).await.ok().json();
+    assert_eq!(shown["env"]["A"], "1");
+    assert_eq!(shown["guest"]["memory_mb"], 512);
+    assert_eq!(shown["init"]["cmd"], serde_json::json!(["serve", "--slow"]));
+    // What rests stays at rest.
+    stand.run(&format!("machine stop {id} -a shop -w 60s")).await.ok();
+    stand.run(&format!("machine update {id} -a shop -C '' --yes")).await.ok();
+    let list = stand.run("machine list -a shop --json").await.ok().json();
+    assert_eq!(list[0]["state"], "stopped");
+    assert_eq!(list[0]["config"]["init"].get("cmd"), None);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
+    let stand = Stand::with_app().await;
+    let id = stand.machine("web").await;
+    let update = async |flags: &str| stand.run(&format!("machine update {id} -a shop {flags}")).await;
+    assert_snapshot!(update("-e A=1").await, @"");
+    assert_snapshot!(update("").await, @"");
+    assert_snapshot!(update("--vm-memory 300 --yes").await, @"");
+    assert_snapshot!(update("--vm-cpus 0 --yes").await, @"");
+    assert_snapshot!(update("--mount-point /data --yes").await, @"");
+    assert_snapshot!(update("--image missing --yes").await, @"");
+    assert_snapshot!(update("--dockerfile Dockerfile --yes").await, @"");
+    assert_snapshot!(update("--standby-for '' --vm-gpus 1 --yes").await, @"");
+}
+
+#[tokio::test]
+async fn a_clone_is_a_machine_of_its_own_with_the_same_configuration() {
+    let stand = Stand::with_app().await;
+    let id = stand.machine_with("web --name web -e A=1 --restart no").await;
+    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --name second --vm-memory 512")).await, @"");
+    let list = stand.run("machine list -a shop --json").await.ok().json();
+    let second = list.as_array().unwrap().iter().find(|machine| machine["name"] == "second").unwrap();
+    assert_eq!(second["config"]["env"]["A"], "1");
+    assert_eq!(second["config"]["guest"]["memory_mb"], 512);
+    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --standby-for source")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --attach-volume vol_1:/data")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --detach --override-cmd 'a b'")).await, @"");
+}
+
+#[tokio::test]
+async fn machines_are_cordoned_and_leases_seen_and_cleared() {
+    let stand = Stand::with_app().await;
+    let id = stand.machine("web").await;
+    assert_snapshot!(stand.run(&format!("machine cordon {id} -a shop")).await, @"");
+    let list = stand.run("machine list -a shop --json").await.ok().json();
+    assert_eq!(list[0]["cordoned"], true);
+    assert_snapshot!(stand.run(&format!("machine uncordon {id} -a shop")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine leases view {id} -a shop")).await, @"");
+    let path = format!("/v1/apps/shop/machines/{id}/lease?ttl=600");
+    let lease = stand.server.api().unwrap().post(&path, &serde_json::json!({})).await.unwrap();
+    assert!(lease.status < 300);
+    let view = stand.run(&format!("machine leases view {id} -a shop --json")).await.ok().json();
+    assert!(view[&id]["data"]["nonce"].is_string(), "{view}");
+    let view = stand.run(&format!("machine leases view {id} -a shop")).await.ok();
+    assert!(view.stdout.contains("MACHINE") && view.stdout.contains(&id), "{view}");
+    assert_snapshot!(stand.run(&format!("machine leases clear {id} -a shop")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine leases view {id} -a shop")).await, @"");
+}
+
+#[tokio::test]
+async fn what_there_is_not_yet_says_so() {
+    let stand = Stand::with_app().await;
+    assert_snapshot!(stand.run("machine egress-ip list -a shop").await, @"");
+    assert_snapshot!(stand.run("machine run web -a shop -v data:/data").await, @"");
+    assert_snapshot!(stand.run("machine run . -a shop").await, @"");
+    assert_snapshot!(stand.run("machine run web -a shop --id 148ed193b95389").await, @"");
+}

@@ -1,0 +1,10 @@
+//! Every command: what it prints and ends with, to the letter, against a real server over a fake host.
+//!
+//! `cargo insta test --accept -p caddis-cli` writes anew what has changed; read the difference.
+
+mod apps;
+mod changes;
+mod context;
+mod lifecycle;
+mod refusals;
+mod stand;

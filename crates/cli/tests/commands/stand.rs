@@ -1,0 +1,180 @@
+//! Commands run in this process against a real server over a fake host, and what they print as one text.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{
+    future::{Future, pending},
+    path::Path,
+    sync::{LazyLock, Mutex},
+};
+
+use caddis_cli::{Command, Environment, Globals, Printer, execute};
+use caddis_testkit::fake::{FakeOptions, FakeServer};
+use clap::Parser;
+use regex::{Captures, Regex};
+use serde_json::Value;
+
+#[derive(Parser)]
+#[command(name = "caddis")]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// A server and a user's home.
+pub struct Stand {
+    pub server: FakeServer,
+    home: tempfile::TempDir,
+    /// Ids seen so far: each has the same name in all texts.
+    known: Mutex<Vec<String>>,
+}
+
+/// How a command ended. Shown as exit code, standard output and standard error, with what differs from run to run
+/// replaced.
+pub struct Outcome {
+    pub code: u8,
+    /// As it was written.
+    pub stdout: String,
+    /// As it was written.
+    pub stderr: String,
+    text: String,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Outcome {
+    /// Standard output as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {}", self.text))
+    }
+
+    /// Insists on a success.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{}", self.text);
+        self
+    }
+}
+
+impl Stand {
+    pub async fn new() -> Self {
+        Self::with(FakeOptions::default()).await
+    }
+
+    pub async fn with(options: FakeOptions) -> Self {
+        let server = FakeServer::with(options).await.unwrap();
+        Self { server, home: tempfile::tempdir().unwrap(), known: Mutex::default() }
+    }
+
+    /// One with an app `shop`.
+    pub async fn with_app() -> Self {
+        let stand = Self::new().await;
+        stand.run("apps create shop").await.ok();
+        stand
+    }
+
+    /// The user's home, which is the current directory too.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Makes a machine in the app `shop` that runs until it is stopped; returns its id.
+    pub async fn machine(&self, name: &str) -> String {
+        self.machine_with(&format!("web --name {name} --restart no")).await
+    }
+
+    /// The same with these arguments of `run`.
+    pub async fn machine_with(&self, arguments: &str) -> String {
+        let outcome = self.run(&format!("machine run {arguments} -a shop")).await.ok();
+        let id = outcome.stdout.lines().find_map(|line| line.trim().strip_prefix("Machine ID: "));
+        id.unwrap_or_else(|| panic!("no id in {outcome}")).to_owned()
+    }
+
+    /// Runs a command line, split into words as a shell does, after `caddis`.
+    pub async fn run(&self, line: &str) -> Outcome {
+        self.run_until(line, pending()).await
+    }
+
+    /// The same, with Ctrl-C when this ends.
+    pub async fn run_until(&self, line: &str, interrupt: impl Future<Output = ()>) -> Outcome {
+        let (url, token) = (self.server.url(), self.server.token().to_owned());
+        self.run_in(line, &[("CADDIS_API_URL", &url), ("CADDIS_API_TOKEN", &token)], interrupt).await
+    }
+
+    /// Runs a command line with these variables beside `HOME`, without server and token.
+    pub async fn run_in(&self, line: &str, variables: &[(&str, &str)], interrupt: impl Future<Output = ()>) -> Outcome {
+        let words = shell_words::split(line).unwrap();
+        let cli = match Cli::try_parse_from(["caddis".to_owned()].into_iter().chain(words)) {
+            Ok(cli) => cli,
+            Err(error) => {
+                // As `report_usage` has it.
+                let text = error.render().to_string();
+                let (stdout, stderr) = if error.use_stderr() { (String::new(), text) } else { (text, String::new()) };
+                return self.outcome(u8::from(error.use_stderr()), stdout, stderr);
+            }
+        };
+        let home = self.home().display().to_string();
+        let mut environment = Environment { current_directory: self.home().to_owned(), ..Environment::default() };
+        for (name, value) in [("HOME", &*home), ("CADDIS_DATA_DIR", &*home)].iter().chain(variables) {
+            environment.variables.insert((*name).to_owned(), (*value).to_owned());
+        }
+        let (printer, stdout, stderr) = Printer::capturing();
+        let code = execute(cli.command, cli.globals, environment, printer, interrupt).await;
+        self.outcome(code, stdout.text(), stderr.text())
+    }
+
+    fn outcome(&self, code: u8, stdout: String, stderr: String) -> Outcome {
+        let part = |name: &str, text: &str| match self.steady(text) {
+            text if text.is_empty() => String::new(),
+            text => format!("\n----- {name} -----\n{text}"),
+        };
+        let text = format!("exit code {code}{}{}", part("stdout", &stdout), part("stderr", &stderr));
+        Outcome { code, stdout, stderr, text }
+    }
+
+    /// The text with names in the place of what differs from run to run. Machines and versions are numbered as they
+    /// come up first, and stay as wide as they are.
+    pub fn steady(&self, text: &str) -> String {
+        static IDS: LazyLock<Regex> =
+            LazyLock::new(|| Regex::new(r"\b([0-9a-f]{14}|[0-7][0-9A-HJKMNP-TV-Z]{25})\b").unwrap());
+        static OTHERS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
+            let others = [
+                (r"\(Request ID: [^)]+\)", "(Request ID: …)"),
+                (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "[TIME]"),
+                (r"\b(\d+h)?(\d+m)?\d+[sm] ago", "[AGO]"),
+                (r"\d+\.\d ms", "[TIME]"),
+                (r"fdaa:[0-9a-f:]+", "[IPV6]"),
+                (r#""(timestamp|expires_at)": \d+"#, "\"$1\": [TIME]"),
+                (r"127\.0\.0\.1:\d+", "SERVER"),
+                // Columns are as wide as what was replaced.
+                (r" +│", " │"),
+                (r"(?m) +$", ""),
+            ];
+            others.into_iter().map(|(pattern, name)| (Regex::new(pattern).unwrap(), name)).collect()
+        });
+        let text = text.replace(&self.home().display().to_string(), "HOME");
+        let text = text.replace(self.server.token(), "TOKEN");
+        let mut text = OTHERS[0].0.replace_all(&text, OTHERS[0].1).into_owned();
+        text = IDS.replace_all(&text, |found: &Captures<'_>| self.name_of(&found[0])).into_owned();
+        for (pattern, name) in &OTHERS[1..] {
+            text = pattern.replace_all(&text, *name).into_owned();
+        }
+        text
+    }
+
+    fn name_of(&self, id: &str) -> String {
+        let mut known = self.known.lock().unwrap();
+        if !known.iter().any(|other| other == id) {
+            known.push(id.to_owned());
+        }
+        let alike: Vec<_> = known.iter().filter(|other| other.len() == id.len()).collect();
+        let number = alike.iter().position(|other| *other == id).unwrap_or_default() + 1;
+        if id.len() == 14 { format!("machine-id-{number:03}") } else { format!("01{number:0>24}") }
+    }
+}
