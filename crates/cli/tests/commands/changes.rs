@@ -60,7 +60,7 @@ async fn machines_are_cordoned_and_leases_seen_and_cleared() {
     assert_snapshot!(stand.run(&format!("machine uncordon {id} -a shop")).await, @"");
     assert_snapshot!(stand.run(&format!("machine leases view {id} -a shop")).await, @"");
     let path = format!("/v1/apps/shop/machines/{id}/lease?ttl=600");
-    let lease = stand.server.api().unwrap().post(&path, &serde_json::json!({})).await.unwrap();
+    let lease = stand.server.api().unwrap().post(&path, serde_json::json!({})).await.unwrap();
     assert!(lease.status < 300);
     let view = stand.run(&format!("machine leases view {id} -a shop --json")).await.ok().json();
     assert!(view[&id]["data"]["nonce"].is_string(), "{view}");
