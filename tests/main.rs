@@ -9,6 +9,7 @@ mod images;
 mod isolation;
 mod leftovers;
 mod lifecycle;
+mod logs;
 mod network;
 mod programs;
 mod restart;

@@ -1,4 +1,4 @@
-//! Regions.
+//! Regions, and how the server is.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -37,4 +37,42 @@ pub struct Region {
     pub geo_region: String,
     /// Always false here.
     pub mpg_available: bool,
+}
+
+/// Reply of `GET /v1/platform/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlatformStatus {
+    /// Of the server.
+    pub version: String,
+    /// Whether requests will succeed.
+    pub ok: bool,
+    /// Why they will not.
+    pub problems: Vec<String>,
+    /// Those that answered.
+    pub hosts: Vec<HostStatus>,
+}
+
+/// A host that machines run on. What is promised to a machine is not free, whether it runs or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostStatus {
+    /// Of its worker.
+    pub id: String,
+    /// Where it is.
+    pub region: String,
+    /// Machines that are not destroyed.
+    pub machines: u64,
+    /// Those of them that run.
+    pub started: u64,
+    /// Virtual processors that nobody was promised.
+    pub free_cpus: u32,
+    /// Memory that nobody was promised, MiB.
+    pub free_memory_mb: u64,
+    /// Disk that nobody was promised, GiB.
+    pub free_disk_gb: u64,
+    /// Images it holds; absent when it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<u64>,
+    /// What they take up on its disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images_bytes: Option<u64>,
 }

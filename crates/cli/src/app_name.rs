@@ -1,6 +1,9 @@
 //! Which app a command is about: flag, then environment, then the configuration file.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::{CliError, Environment, globals::AppArgs};
 
@@ -18,15 +21,15 @@ pub fn find(arguments: &AppArgs, environment: &Environment) -> Result<Option<Str
     if let Some(name) = environment.first(&["CADDIS_APP", "FLY_APP"]) {
         return Ok(Some(name.to_owned()));
     }
-    if let Some(path) = &arguments.config {
-        let path = environment.current_directory.join(path);
-        // `-c` may name the directory that holds the file.
-        if path.is_dir() {
-            return in_directory(&path);
-        }
-        return read(&path);
-    }
-    in_directory(&environment.current_directory)
+    file(arguments, environment).map_or(Ok(None), |path| read(&path))
+}
+
+/// The app's configuration file, if there is one, or one is named.
+pub fn file(arguments: &AppArgs, environment: &Environment) -> Option<PathBuf> {
+    let Some(path) = &arguments.config else { return in_directory(&environment.current_directory) };
+    let path = environment.current_directory.join(path);
+    // `-c` may name the directory that holds the file.
+    if path.is_dir() { in_directory(&path) } else { Some(path) }
 }
 
 /// The app's name, or the error that says how to give one.
@@ -34,14 +37,8 @@ pub fn require(arguments: &AppArgs, environment: &Environment) -> Result<String,
     find(arguments, environment)?.ok_or_else(|| CliError::new(MISSING))
 }
 
-fn in_directory(directory: &Path) -> Result<Option<String>, CliError> {
-    for name in FILES {
-        let path = directory.join(name);
-        if path.is_file() {
-            return read(&path);
-        }
-    }
-    Ok(None)
+fn in_directory(directory: &Path) -> Option<PathBuf> {
+    FILES.iter().map(|name| directory.join(name)).find(|path| path.is_file())
 }
 
 fn read(path: &Path) -> Result<Option<String>, CliError> {

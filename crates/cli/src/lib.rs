@@ -18,6 +18,7 @@ mod render;
 mod session;
 mod settings;
 mod spec;
+mod suggest;
 mod terminal;
 mod upload;
 mod waiting;
@@ -64,7 +65,11 @@ pub enum Command {
     Context(commands::context::ContextArguments),
     /// Explain the code of an error, or an exit code of this program.
     Explain(commands::explain::Explain),
-    /// What the server offers.
+    /// Show an app's configuration.
+    Config(commands::config::Config),
+    /// Show an app and its machines.
+    Status(commands::status::Status),
+    /// What the server offers, and how it is.
     Platform(commands::platform::Platform),
 }
 
@@ -97,7 +102,7 @@ pub async fn execute(
     session.clean_up().await;
     match result {
         Ok(()) => 0,
-        Err(error) => error.report(&printer),
+        Err(error) => suggest::explain(error, &session).await.report(&printer),
     }
 }
 

@@ -105,13 +105,24 @@ async fn what_the_server_refuses_is_told_with_its_words_and_request() {
     ])
     .await;
     let outcome = run_at(&url, "machine list -a a").await;
-    assert_eq!((outcome.code, &*outcome.stderr), (1, "Error: Could not find App \"a\" (Request ID: 01X-local)\n"));
+    assert_eq!(
+        (outcome.code, &*outcome.stderr),
+        (1, "Error: Could not find App \"a\" (Request ID: 01X-local)\nSee 'caddis apps list' for those there are.\n")
+    );
     let outcome = run_at(&url, "apps create a").await;
     assert_eq!(outcome.code, 1);
     assert_eq!(
         outcome.stderr,
         "Error: Name has already been taken (Request ID: 01X-local)\nThe name is in use already, choose another one.\n"
     );
+}
+
+fn app(name: &str) -> Value {
+    json!({
+        "id": "abcdefgh12345678", "internal_numeric_id": 1, "name": name, "status": "pending", "network": "default",
+        "network_cidr": "fdaa::/48", "machine_count": 0, "volume_count": 0,
+        "organization": { "name": "Personal", "slug": "personal", "internal_numeric_id": 1 },
+    })
 }
 
 #[tokio::test]
@@ -161,7 +172,7 @@ async fn logs_are_lines_that_can_not_take_over_a_terminal() {
 
 #[tokio::test]
 async fn confirmations_need_someone_to_give_them() {
-    let url = server(&[]).await;
+    let url = server(&[("GET /v1/apps/a", 200, app("a"))]).await;
     let outcome = run_at(&url, "apps destroy a").await;
     assert_eq!(outcome.code, 1);
     assert_eq!(

@@ -13,15 +13,18 @@ impl Client {
         self.read_with(Request::post(["v1", "apps"]), app).await
     }
 
-    /// All apps of an organisation, over all pages.
+    /// All apps, or those of an organisation, over all pages.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn list_apps(&self, org: &str) -> Result<Vec<App>, ClientError> {
+    pub async fn list_apps(&self, org: Option<&str>) -> Result<Vec<App>, ClientError> {
         let mut apps = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
-            let mut request = Request::get(["v1", "apps"]).query("org_slug", org);
+            let mut request = Request::get(["v1", "apps"]);
+            if let Some(org) = org {
+                request = request.query("org_slug", org);
+            }
             if let Some(cursor) = &cursor {
                 request = request.query("cursor", cursor);
             }

@@ -15,6 +15,10 @@ pub struct LogsQuery {
     pub region: Option<String>,
     /// Where the last page ended.
     pub next_token: Option<String>,
+    /// Not what was written before: RFC 3339.
+    pub since: Option<String>,
+    /// Not what was written after: RFC 3339.
+    pub until: Option<String>,
     /// How long the server may wait for the first entry, seconds; 0 to answer at once.
     pub wait_seconds: u64,
 }
@@ -27,9 +31,13 @@ impl Client {
     pub async fn logs(&self, app: &str, query: &LogsQuery) -> Result<LogsReply, ClientError> {
         let mut request = Request::get(["api", "v1", "apps", app, "logs"])
             .timeout(Some(Duration::from_secs(query.wait_seconds) + GRACE));
-        for (name, value) in
-            [("instance", &query.instance), ("region", &query.region), ("next_token", &query.next_token)]
-        {
+        for (name, value) in [
+            ("instance", &query.instance),
+            ("region", &query.region),
+            ("since", &query.since),
+            ("until", &query.until),
+            ("next_token", &query.next_token),
+        ] {
             if let Some(value) = value {
                 request = request.query(name, value);
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_api::platform::RegionsReply;
+use caddis_api::platform::{PlatformStatus, RegionsReply};
 use serde_json::Value;
 
 use crate::{Client, ClientError, transport::Request};
@@ -33,6 +33,14 @@ impl Client {
         let request = Request::post(["v1", "host", "drain"]).timeout(Some(deadline + Duration::from_secs(30)));
         let reply: Value = self.read_with(request, &body).await?;
         Ok(reply.get("stopped").and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// `GET /v1/platform/status`: how the server is, and what its hosts have left.
+    ///
+    /// # Errors
+    /// 404 from servers without this endpoint.
+    pub async fn platform_status(&self) -> Result<PlatformStatus, ClientError> {
+        self.read(Request::get(["v1", "platform", "status"])).await
     }
 
     /// `GET /healthz`: whether requests will succeed.

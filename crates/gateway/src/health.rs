@@ -36,6 +36,13 @@ pub(crate) struct Health {
     ),
 )]
 pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<Health>) {
+    let problems = problems(&context).await;
+    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Health { ok: problems.is_empty(), problems }))
+}
+
+/// Why requests will not succeed.
+pub(crate) async fn problems(context: &Context) -> Vec<String> {
     let mut problems = Vec::new();
     if let Err(error) = context.catalog.check().await {
         problems.push(error.to_string());
@@ -43,7 +50,6 @@ pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<
     if context.workers.is_empty() {
         problems.push("no worker is known".to_owned());
     }
-    let context = &context;
     let answers = context.workers.iter().map(|worker| async move {
         match context.ask(worker, WorkerRequest::Health, DEADLINE).await {
             Ok(WorkerReply::Health { problems }) if problems.is_empty() && !context.view.is_listed(worker) => {
@@ -55,6 +61,5 @@ pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<
         }
     });
     problems.extend(join_all(answers).await.into_iter().flatten());
-    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Health { ok: problems.is_empty(), problems }))
+    problems
 }

@@ -14,7 +14,7 @@ use crate::{
     envelope::Failure,
     extract::AppPath,
     forward,
-    openapi::errors::NoApp,
+    openapi::errors::{BadParameter, NoApp},
     query::{Params, invalid},
 };
 
@@ -32,12 +32,22 @@ const MAX_ENTRIES: u64 = 1000;
     params(
         AppPath,
         ("instance" = Option<String>, Query, description = "Id of a machine"),
+        ("region" = Option<String>, Query, description = "Only machines there; with an instance of no account"),
+        ("since" = Option<String>, Query, format = DateTime,
+            description = "Not what was written before: RFC 3339. A first page begins there. Our addition"),
+        ("until" = Option<String>, Query, format = DateTime,
+            description = "Not what was written after: RFC 3339. Our addition"),
         ("next_token" = Option<String>, Query, description = "Where a page ended: give what comes after it"),
         ("limit" = Option<u64>, Query, minimum = 1, description = "Most entries of the page, at most 1000"),
         ("wait_seconds" = Option<u64>, Query, minimum = 0,
             description = "Answer without entries only after so long, at most 60. Our addition"),
     ),
-    responses((status = 200, description = "A page, oldest first", body = LogsReply), NoApp),
+    responses(
+        (status = 200, description = "A page, oldest first; the newest entries unless told where to begin",
+            body = LogsReply),
+        BadParameter,
+        NoApp,
+    ),
 )]
 pub(crate) async fn logs(
     State(context): State<Context>,
@@ -50,6 +60,13 @@ pub(crate) async fn logs(
         .get("instance")
         .map(|id| id.parse::<MachineId>().map_err(|_| invalid("instance", id, "the id of a machine")));
     let machine = machine.transpose()?;
+    let region = params.get("region").filter(|_| machine.is_none());
+    if let Some(region) = region
+        && !context.regions.knows(region)
+    {
+        return Err(invalid("region", region, "the code of a region").into());
+    }
+    let (since, until) = (time(&params, "since")?, time(&params, "until")?);
     let worker = match &machine {
         Some(id) => Some(context.machine(&app, id).await?.record.worker.clone()),
         None => {
@@ -75,6 +92,9 @@ pub(crate) async fn logs(
         ("next_token", params.get("next_token").map(str::to_owned)),
         ("limit", limit.map(|limit| limit.to_string())),
         ("wait_seconds", wait.map(|wait| wait.to_string())),
+        ("region", region.map(str::to_owned)),
+        ("since_ns", since),
+        ("until_ns", until),
     ];
     let given = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let query = forward::query(std::iter::once(("app", app)).chain(given));
@@ -85,4 +105,11 @@ pub(crate) async fn logs(
             Err(ApiError::new(caddis_api::ErrorCode::Unavailable, "unavailable: the server is stopping").into())
         }
     }
+}
+
+/// A time as nanoseconds since the Unix epoch.
+fn time(params: &Params, name: &str) -> Result<Option<String>, ApiError> {
+    let Some(text) = params.get(name) else { return Ok(None) };
+    let time: jiff::Timestamp = text.parse().map_err(|_| invalid(name, text, "a time such as 2026-08-21T10:00:00Z"))?;
+    Ok(Some(time.as_nanosecond().max(0).to_string()))
 }

@@ -58,6 +58,16 @@ impl Regions {
         Self { own, all, capacity: Mutex::default() }
     }
 
+    /// Codes of all.
+    pub fn codes(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|region| region.code.as_str())
+    }
+
+    /// Whether it is the code of one.
+    pub fn knows(&self, code: &str) -> bool {
+        self.codes().any(|known| known == code)
+    }
+
     /// Where this gateway is.
     pub fn own(&self) -> &str {
         &self.own

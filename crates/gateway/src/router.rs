@@ -22,7 +22,7 @@ use crate::{
         actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, terminal,
         update, wait,
     },
-    openapi, organizations, regions,
+    openapi, organizations, platform_status, regions,
 };
 
 /// The endpoints that ask for a token, and those that do not.
@@ -54,6 +54,7 @@ pub(crate) fn endpoints() -> (OpenApiRouter<Context>, OpenApiRouter<Context>) {
         .routes(routes!(organizations::machines))
         .routes(routes!(images::list, images::import, images::remove))
         .routes(routes!(host::drain))
+        .routes(routes!(platform_status::status))
         .routes(routes!(logs::logs));
     let open = OpenApiRouter::new()
         .routes(routes!(regions::list))

@@ -171,6 +171,16 @@ impl<'a> Server<'a> {
         Ok(output.with_context(|| format!("caddis {arguments:?} did not end"))??.into())
     }
 
+    /// Begins a command line whose standard output and standard error are read while it runs. Dropping it kills it.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn begin_cli(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = Command::new(binary()?);
+        self.as_client(command.args(arguments)).stdin(Stdio::null()).kill_on_drop(true);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("starting the command line")
+    }
+
     /// Runs the command line on a terminal.
     ///
     /// # Errors

@@ -8,7 +8,8 @@
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -21,6 +22,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::now_ns;
+
+mod read;
+
+pub use read::Selection;
+use read::segments;
 
 /// Files per machine: the newest is written, the oldest is removed when all are full.
 const SEGMENTS: u64 = 4;
@@ -167,39 +173,23 @@ impl Logs {
     pub fn acknowledged(&self, machine: &MachineId, boot: u64) -> u64 {
         let mut last = 0;
         // A file that can't be read counts as empty: the guest then sends again what it still has.
-        let _ = read_lines(&self.directory.join(machine.as_str()), |line| {
+        let _ = read::each(&self.directory.join(machine.as_str()), 0, |line| {
             if let Some((of, sequence)) = line.record
                 && of == boot
             {
                 last = last.max(sequence);
             }
+            ControlFlow::Continue(())
         });
         last
     }
 
-    /// Lines of a machine after number `after` and up to `until`: the first `limit` of them, or with `newest` the
-    /// last. Reads files; not for an async task.
+    /// Lines of a machine, oldest first. Reads files; not for an async task.
     ///
     /// # Errors
     /// When a file can't be read.
-    pub fn read(
-        &self,
-        machine: &MachineId,
-        after: u64,
-        until: u64,
-        limit: usize,
-        newest: bool,
-    ) -> io::Result<Vec<Line>> {
-        let mut lines = std::collections::VecDeque::new();
-        read_lines(&self.directory.join(machine.as_str()), |line| {
-            if line.number > after && line.number <= until && (newest || lines.len() < limit) {
-                lines.push_back(line);
-                if lines.len() > limit {
-                    lines.pop_front();
-                }
-            }
-        })?;
-        Ok(lines.into())
+    pub fn read(&self, machine: &MachineId, selection: &Selection) -> io::Result<Vec<Line>> {
+        read::select(&self.directory.join(machine.as_str()), selection)
     }
 }
 
@@ -214,45 +204,6 @@ fn split(text: &[u8]) -> Vec<String> {
     pieces.map(|piece| String::from_utf8_lossy(piece).into_owned()).collect()
 }
 
-fn segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-        if let Some(number) = number {
-            found.push((number, path));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn read_lines(directory: &Path, mut each: impl FnMut(Line)) -> io::Result<()> {
-    for (_, path) in segments(directory)? {
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            // Removed meanwhile because newer ones filled up.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
-        let mut reader = BufReader::new(file);
-        let mut text = Vec::new();
-        while reader.read_until(b'\n', &mut text)? > 0 {
-            // The last line may be half written, now or because this process was killed.
-            if let Ok(line) = serde_json::from_slice(&text) {
-                each(line);
-            }
-            text.clear();
-        }
-    }
-    Ok(())
-}
-
 struct Writer {
     directory: PathBuf,
     segment_bytes: u64,
@@ -262,6 +213,10 @@ struct Writer {
 
 impl Writer {
     fn append(&mut self, machine: &MachineId, lines: Vec<NewLine>) -> io::Result<()> {
+        let (segment, mut file, written) = match self.files.remove(machine) {
+            Some(open) => open,
+            None => self.open(machine)?,
+        };
         let mut text = Vec::new();
         for line in lines {
             self.last = now_ns().max(self.last + 1);
@@ -270,10 +225,6 @@ impl Writer {
             serde_json::to_writer(&mut text, &line)?;
             text.push(b'\n');
         }
-        let (segment, mut file, written) = match self.files.remove(machine) {
-            Some(open) => open,
-            None => self.open(machine)?,
-        };
         file.write_all(&text)?;
         let written = written + text.len() as u64;
         if written < self.segment_bytes {
@@ -291,10 +242,12 @@ impl Writer {
         Ok(())
     }
 
-    fn open(&self, machine: &MachineId) -> io::Result<(u64, File, u64)> {
+    fn open(&mut self, machine: &MachineId) -> io::Result<(u64, File, u64)> {
         let directory = self.directory.join(machine.as_str());
         fs::create_dir_all(&directory)?;
         let Some((number, path)) = segments(&directory)?.pop() else { return Ok((1, create(&directory, 1)?, 0)) };
+        // Numbers of a machine rise even when the clock was set back since.
+        self.last = self.last.max(read::last_number(&path)?);
         let mut file = OpenOptions::new().read(true).append(true).open(path)?;
         let size = file.seek(SeekFrom::End(0))?;
         if size > 0 {
@@ -342,7 +295,7 @@ mod tests {
 
     fn messages(logs: &Logs, after: u64, limit: usize, newest: bool) -> Vec<String> {
         let until = *logs.position().borrow();
-        let lines = logs.read(&machine(), after, until, limit, newest).unwrap();
+        let lines = logs.read(&machine(), &Selection { after, until, limit, newest, ..Selection::ALL }).unwrap();
         lines.into_iter().map(|line| line.message).collect()
     }
 
@@ -386,5 +339,48 @@ mod tests {
         let size: u64 = fs::read_dir(machine).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
         assert!(size <= limit + 64 * 1024, "{size}");
         assert_eq!(messages(&logs, 0, 1, true), ["last"]);
+    }
+
+    #[test]
+    fn going_on_from_any_line_gives_all_that_follow() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::open(directory.path().to_owned(), 2 << 20).unwrap();
+        for sequence in 1..=300 {
+            write(&logs, 1, sequence, &format!("{sequence} {}", "x".repeat(5000)));
+        }
+        let all = logs.read(&machine(), &Selection::ALL).unwrap();
+        assert!(all.len() > 200, "{}", all.len());
+        for (index, line) in all.iter().enumerate() {
+            let rest = logs.read(&machine(), &Selection { after: line.number, ..Selection::ALL }).unwrap();
+            assert_eq!(rest, all[index + 1..], "after line {index}");
+        }
+    }
+
+    #[test]
+    fn lines_are_selected_by_their_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
+        let before = now_ns();
+        logs.append_own(&machine(), "ours");
+        write(&logs, 7, 1, "long ago");
+        let messages = |selection: Selection| -> Vec<String> {
+            logs.read(&machine(), &selection).unwrap().into_iter().map(|line| line.message).collect()
+        };
+        assert_eq!(messages(Selection { since_ns: before, ..Selection::ALL }), ["ours"]);
+        assert_eq!(messages(Selection { until_ns: before - 1, ..Selection::ALL }), ["long ago"]);
+    }
+
+    #[test]
+    fn numbers_rise_although_the_clock_was_set_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let of_machine = directory.path().join(machine().as_str());
+        fs::create_dir_all(&of_machine).unwrap();
+        let late = now_ns() + 3_600_000_000_000;
+        let line = format!("{{\"n\":{late},\"t\":1,\"s\":\"stdout\",\"m\":\"before\"}}\n");
+        fs::write(of_machine.join("000001.log"), line).unwrap();
+        let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
+        write(&logs, 7, 1, "after");
+        let lines = logs.read(&machine(), &Selection { after: late, ..Selection::ALL }).unwrap();
+        assert_eq!((lines[0].message.as_str(), lines[0].number), ("after", late + 1));
     }
 }

@@ -134,10 +134,17 @@ struct LogQuery {
     next_token: Option<String>,
     limit: Option<usize>,
     wait_seconds: Option<u64>,
+    region: Option<String>,
+    /// Nanoseconds since the Unix epoch.
+    since_ns: Option<u64>,
+    until_ns: Option<u64>,
 }
 
 impl LogQuery {
     fn machines(&self, shared: &Shared) -> HashSet<MachineId> {
+        if self.region.as_ref().is_some_and(|region| *region != shared.config.region) {
+            return HashSet::new();
+        }
         let wanted = self.instance.as_deref().filter(|instance| !instance.is_empty());
         let (records, _) = shared.publisher.list(None, usize::MAX);
         records

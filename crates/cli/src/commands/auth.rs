@@ -39,7 +39,7 @@ pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
             let token = connection.token.ok_or_else(|| {
                 CliError::with_hint("no access token given", "Give one with --access-token or CADDIS_API_TOKEN.")
             })?;
-            Client::new(&connection.url, Some(&token))?.list_apps("personal").await?;
+            Client::new(&connection.url, Some(&token))?.list_apps(Some("personal")).await?;
             let path = path()?;
             let mut settings = Settings::load(Some(&path))?;
             let context = session.globals.context.as_ref().or(settings.current_context.as_ref()).cloned();
@@ -63,7 +63,7 @@ pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
         }
         AuthCommand::Whoami => {
             let connection = session.connection()?;
-            session.client()?.list_apps("personal").await?;
+            session.client()?.list_apps(Some("personal")).await?;
             printer.out(format_args!("Server: {} (from {})", connection.url, connection.url_source))?;
             printer.out(format_args!("Access token: accepted (from {})", connection.token_source))?;
         }

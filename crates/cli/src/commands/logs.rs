@@ -1,79 +1,156 @@
 //! `caddis logs`.
+//!
+//! The server holds an answer back until there is something to tell, so that lines come as they are written. Each page
+//! says where it ended; whatever happens in between, the next one is asked for from there, so that every line comes
+//! exactly once.
 
-use caddis_api::logs::LogEntry;
-use caddis_client::LogsQuery;
+use std::time::Duration;
+
+use caddis_api::logs::LogsReply;
+use caddis_client::{Client, ClientError, LogsQuery};
 use clap::Args;
+use jiff::Timestamp;
+use tokio::time::Instant;
 
-use crate::{CliError, globals::AppArgs, session::Session};
+use super::machine::choice;
+use crate::{
+    CliError, Printer,
+    globals::AppArgs,
+    render::{log, time},
+    session::Session,
+};
 
 /// How long the server holds back an empty answer, seconds.
 const WAIT_SECONDS: u64 = 30;
-/// Failures in a row that end the command.
-const MOST_FAILURES: u32 = 9;
+/// How long a server that does not answer is waited for: it may be in the middle of an upgrade.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// First and longest pause before it is asked again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// `caddis logs`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  caddis logs -a hello\n  caddis logs -a hello -m 148ed193b95389 --no-tail")]
+#[command(after_help = "Examples:\n  caddis logs -a hello\n  caddis logs -a hello -m 148ed193b95389 --no-tail\n  \
+                        caddis logs -a hello --since 10m --until 2026-08-21T10:00:00Z")]
 pub struct Logs {
     #[command(flatten)]
     app: AppArgs,
     /// Only of this machine.
-    #[arg(short, long, visible_alias = "instance", short_alias = 'i', value_name = "ID")]
+    #[arg(short, long, visible_alias = "instance", visible_short_alias = 'i', value_name = "ID")]
     machine: Option<String>,
+    /// Choose the machine from a menu.
+    #[arg(short, long)]
+    select: bool,
     /// Only of this region.
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
+    /// Begin with what was written then: a time such as 2026-08-21T10:00:00Z, or so long ago, such as 10m or 1h30m
+    /// [default: the latest 100 lines].
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Leave out what was written later, and end then: as --since.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
     /// Print what there is and end.
     #[arg(short, long)]
     no_tail: bool,
-    /// Print entries as JSON.
+    /// Print entries as JSON, one object after another.
     #[arg(short, long)]
     json: bool,
 }
 
 /// Runs it.
 pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
+    if logs.select && logs.machine.is_some() {
+        return Err(CliError::new("machine IDs can't be used with --select"));
+    }
+    let now = Timestamp::now();
+    let read = |name: &str, text: &Option<String>| text.as_deref().map(|text| moment(name, text, now)).transpose();
+    let (since, until) = (read("since", &logs.since)?, read("until", &logs.until)?);
     let app = session.app(&logs.app)?;
     let client = session.client()?;
-    let region = if logs.machine.is_some() { None } else { logs.region };
-    let mut query = LogsQuery { instance: logs.machine, region, ..LogsQuery::default() };
-    let mut failures = 0;
+    let machine = if logs.select {
+        Some(choice::one(session, &client, &app, None).await?.id.to_string())
+    } else {
+        logs.machine.clone()
+    };
+    let region = if machine.is_some() { None } else { logs.region.clone() };
+    let mut query = LogsQuery {
+        instance: machine,
+        region,
+        since: since.map(|time| time.to_string()),
+        until: until.map(|time| time.to_string()),
+        ..LogsQuery::default()
+    };
     loop {
-        let page = match client.logs(&app, &query).await {
-            Ok(page) => page,
-            Err(error) if error.is_transient() && !logs.no_tail && failures < MOST_FAILURES => {
-                failures += 1;
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        failures = 0;
+        let left = until.map(|until| until.duration_since(Timestamp::now()).as_secs());
+        let over = logs.no_tail || left.is_some_and(|left| left < 0);
+        let wait = left.map_or(WAIT_SECONDS, |left| WAIT_SECONDS.min(u64::try_from(left).unwrap_or(0) + 1));
+        query.wait_seconds = if over || query.next_token.is_none() { 0 } else { wait };
+        let page = page(&client, &app, &query, over, &session.printer).await;
+        let page = page.map_err(|error| explain(error, &app, &query))?;
         for entry in &page.data {
             if logs.json {
                 session.printer.json(&entry.attributes)?;
             } else {
-                session.printer.out(line(entry))?;
+                session.printer.out(log::line(&entry.attributes, &session.printer))?;
             }
         }
-        if page.data.is_empty() && logs.no_tail {
+        if page.data.is_empty() && over {
             return Ok(());
         }
         query.next_token = Some(page.meta.next_token);
-        query.wait_seconds = if logs.no_tail { 0 } else { WAIT_SECONDS };
     }
 }
 
-/// `2026-08-21T10:00:00Z app[ID] REGION [info]message`, as the field's command line writes it.
-fn line(entry: &LogEntry) -> String {
-    let attributes = &entry.attributes;
-    let provider = &attributes.meta.event.provider;
-    let source =
-        if provider.is_empty() { attributes.instance.clone() } else { format!("{provider}[{}]", attributes.instance) };
-    let time =
-        attributes.timestamp.split_once('.').map_or(attributes.timestamp.clone(), |(time, _)| format!("{time}Z"));
-    // What a program writes must not move the cursor of who reads it.
-    let message: String =
-        attributes.message.chars().filter(|c| !c.is_control() || *c == '\t' || *c == '\u{1b}').collect();
-    format!("{time} {source} {} [{}]{message}", attributes.region, attributes.level)
+/// The next page. A follower outlasts a server that is restarted, and says so; who wants what there is wants it now.
+async fn page(
+    client: &Client,
+    app: &str,
+    query: &LogsQuery,
+    at_once: bool,
+    printer: &Printer,
+) -> Result<LogsReply, ClientError> {
+    let mut deadline: Option<Instant> = None;
+    let mut pause = PAUSE.0;
+    loop {
+        let error = match client.logs(app, query).await {
+            Ok(page) => {
+                if deadline.is_some() {
+                    let _ = printer.note("The server answers again.");
+                }
+                return Ok(page);
+            }
+            // With no page yet it is the way to the server that is wrong, rather than the server's rest.
+            Err(error) if at_once || query.next_token.is_none() || !error.is_transient() => return Err(error),
+            Err(error) => error,
+        };
+        match deadline {
+            Some(end) if Instant::now() >= end => return Err(error),
+            Some(_) => {}
+            None => {
+                deadline = Some(Instant::now() + PATIENCE);
+                // Standard error may be gone; the log goes on without.
+                let _ = printer.note(format_args!("The server does not answer ({error}), trying again..."));
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+fn explain(error: ClientError, app: &str, query: &LogsQuery) -> CliError {
+    match &query.instance {
+        Some(id) if error.is_not_found() && error.to_string().contains("machine not found") => {
+            CliError::new(format!("machine ID {id} was not found in app '{app}'"))
+        }
+        _ => error.into(),
+    }
+}
+
+fn moment(name: &str, text: &str, now: Timestamp) -> Result<Timestamp, CliError> {
+    time::moment(text, now).ok_or_else(|| {
+        CliError::new(format!(
+            "invalid --{name} '{text}', give a time such as 2026-08-21T10:00:00Z, or how long ago, such as 10m"
+        ))
+    })
 }

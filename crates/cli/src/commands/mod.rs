@@ -2,6 +2,7 @@
 
 pub mod apps;
 pub mod auth;
+pub mod config;
 pub mod context;
 pub mod explain;
 pub mod image;
@@ -10,6 +11,7 @@ pub mod machine;
 pub mod platform;
 pub mod sftp;
 pub mod ssh;
+pub mod status;
 mod target;
 
 use crate::{CliError, Command, session::Session};
@@ -26,6 +28,8 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
         Command::Sftp(sftp) => sftp::run(*sftp, session).await,
         Command::Context(context) => context::run(context, session),
         Command::Explain(explain) => explain::run(&explain, session),
+        Command::Config(config) => config::run(config, session).await,
+        Command::Status(status) => status::run(status, session).await,
         Command::Platform(platform) => platform::run(platform, session).await,
     }
 }

@@ -118,6 +118,18 @@ impl View {
         entries.filter(|entry| entry.shown.borrow().state() != MachineState::Destroyed).count()
     }
 
+    /// Machines of a worker that are not destroyed, and how many of them are started.
+    pub fn counts_of_worker(&self, worker: &WorkerId) -> (u64, u64) {
+        let tables = self.read();
+        let states = tables.machines.values().filter_map(|entry| {
+            let shown = entry.shown.borrow();
+            (shown.record.worker == *worker).then(|| shown.state())
+        });
+        states
+            .filter(|state| *state != MachineState::Destroyed)
+            .fold((0, 0), |(all, started), state| (all + 1, started + u64::from(state == MachineState::Started)))
+    }
+
     /// Takes a record in unless a newer one is here, and gives the newer of both.
     pub fn apply(&self, record: MachineRecord) -> Arc<Shown> {
         self.take_in(record, true)

@@ -38,11 +38,25 @@ async fn logs_are_asked_of_the_worker_with_limits() {
             format!("next_token=x%26y&instance={id}&limit=99999&wait_seconds=600&region=fra"),
             format!("/logs?app=a&instance={id}&next_token=x%26y&limit=1000&wait_seconds=60"),
         ),
+        (
+            "region=local&since=1970-01-01T00:00:01Z&until=1970-01-01T01:00:02.5%2B01:00".to_owned(),
+            "/logs?app=a&region=local&since_ns=1000000000&until_ns=2500000000".to_owned(),
+        ),
     ] {
         assert_eq!(fixture.call(&format!("GET /api/v1/apps/a/logs?{query}")).await.text, page);
         let StreamCall { method, uri, .. } = fixture.worker.state().calls.pop().unwrap();
         assert_eq!((method.as_str(), uri), ("GET", expected));
     }
+}
+
+#[tokio::test]
+async fn logs_of_no_time_or_region_are_not_asked_for() {
+    let fixture = Fixture::new().await;
+    for (query, name) in [("since=10m", "since"), ("until=now", "until"), ("region=nowhere", "region")] {
+        let answer = fixture.call(&format!("GET /api/v1/apps/a/logs?{query}")).await;
+        assert!(answer.status == 400 && answer.error().starts_with(&format!("invalid parameter {name} '")), "{query}");
+    }
+    assert!(calls(&fixture).is_empty());
 }
 
 #[tokio::test]

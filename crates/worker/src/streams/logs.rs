@@ -13,21 +13,28 @@ use caddis_api::{
 use tokio::time::Instant;
 
 use super::{Failed, LogQuery};
-use crate::{engine::Shared, logs::Line};
+use crate::{
+    clock::now_ns,
+    engine::Shared,
+    logs::{Line, Selection},
+};
 
 /// Entries of a page unless the client wants fewer.
 const PAGE: usize = 100;
 /// Longest wait for the first entry.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// One page: the newest entries without a token, else those that follow it.
+/// One page: those that follow the token, without one those since a time or, without that too, the newest.
 pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<LogQuery>) -> Result<Json<LogsReply>, Failed> {
     let after = match query.next_token.as_deref().filter(|token| !token.is_empty()) {
         Some(token) => Some(token.parse::<u64>().map_err(|_| ApiError::invalid("invalid next_token"))?),
-        None => None,
+        None => (query.since_ns.is_some() || query.until_ns.is_some()).then_some(0),
     };
     let limit = query.limit.unwrap_or(PAGE).clamp(1, 1000);
-    let end = Instant::now() + Duration::from_secs(query.wait_seconds.unwrap_or(0)).min(MAX_WAIT);
+    let wait = Duration::from_secs(query.wait_seconds.unwrap_or(0)).min(MAX_WAIT);
+    // What comes later is not asked for.
+    let left = query.until_ns.map_or(wait, |until| Duration::from_nanos(until.saturating_sub(now_ns())));
+    let end = Instant::now() + wait.min(left);
     let mut position = shared.logs.position();
     loop {
         let until = *position.borrow_and_update();
@@ -50,11 +57,19 @@ async fn page(
     limit: usize,
 ) -> Result<LogsReply, ApiError> {
     let machines = query.machines(shared);
+    let selection = Selection {
+        after: after.unwrap_or(0),
+        until,
+        since_ns: query.since_ns.unwrap_or(0),
+        until_ns: query.until_ns.unwrap_or(u64::MAX),
+        limit,
+        newest: after.is_none(),
+    };
     let logs = shared.logs.clone();
     let lines = tokio::task::spawn_blocking(move || {
         let mut lines: Vec<(MachineId, Line)> = Vec::new();
         for machine in machines {
-            let of_machine = logs.read(&machine, after.unwrap_or(0), until, limit, after.is_none())?;
+            let of_machine = logs.read(&machine, &selection)?;
             lines.extend(of_machine.into_iter().map(|line| (machine.clone(), line)));
         }
         Ok::<_, std::io::Error>(lines)

@@ -107,7 +107,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
 
 /// The app that shells live in: one that is there, or a new one.
 async fn app_for_shells(client: &Client) -> Result<String, CliError> {
-    let apps = client.list_apps("personal").await?;
+    let apps = client.list_apps(Some("personal")).await?;
     if let Some(app) = apps.into_iter().find(|app| app.name.starts_with(PREFIX)) {
         return Ok(app.name);
     }

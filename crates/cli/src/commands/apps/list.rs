@@ -1,0 +1,55 @@
+//! `caddis apps list`.
+
+use caddis_api::app::App;
+use clap::Args;
+
+use crate::{CliError, render::table, session::Session};
+
+/// Network of apps that name none.
+const DEFAULT_NETWORK: &str = "default";
+/// How apps of `machine run --shell` begin.
+const SHELLS: &str = "flyctl-interactive-shells-";
+
+/// `caddis apps list`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  caddis apps list\n  caddis apps list --quiet")]
+pub struct List {
+    /// Only of this organization.
+    #[arg(short, long, value_name = "SLUG")]
+    org: Option<String>,
+    /// Print them as JSON.
+    #[arg(short, long)]
+    json: bool,
+    /// Names only.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Runs it.
+pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
+    let (client, printer) = (session.client()?, &session.printer);
+    let apps = client.list_apps(list.org.as_deref()).await?;
+    if list.json {
+        printer.json(&apps)?;
+    } else if list.quiet {
+        apps.iter().try_for_each(|app| printer.out(&app.name))?;
+    } else if apps.is_empty() {
+        printer.out("No apps found")?;
+    } else {
+        let networks = apps.iter().any(|app| app.network != DEFAULT_NETWORK);
+        let mut headers = vec!["Name", "Owner", "Status"];
+        headers.extend(networks.then_some("Network"));
+        headers.push("Machines");
+        let row = |app: &App| {
+            let shells = app.name.starts_with(SHELLS) && !session.globals.verbose;
+            let name = if shells { "(interactive shells app)".to_owned() } else { app.name.clone() };
+            let mut row = vec![name, app.organization.slug.clone(), app.status.clone()];
+            row.extend(networks.then(|| app.network.clone()));
+            row.push(app.machine_count.to_string());
+            row
+        };
+        let rows: Vec<_> = apps.iter().map(row).collect();
+        printer.raw_out(&table::horizontal("", &headers, &rows))?;
+    }
+    Ok(())
+}

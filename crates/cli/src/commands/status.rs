@@ -1,0 +1,100 @@
+//! `caddis status`.
+
+use caddis_api::{Machine, app::App};
+use caddis_client::ListMachines;
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::{
+    CliError,
+    globals::AppArgs,
+    render::{machine as cell, table, time},
+    session::Session,
+};
+
+/// `caddis status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  caddis status -a hello\n  caddis status -a hello --json")]
+pub struct Status {
+    #[command(flatten)]
+    app: AppArgs,
+    /// Machines that are destroyed too.
+    #[arg(long)]
+    all: bool,
+    /// Print it as JSON.
+    #[arg(short, long)]
+    json: bool,
+}
+
+/// Runs it.
+pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
+    let (name, client, printer) = (session.app(&status.app)?, session.client()?, &session.printer);
+    let app = client.get_app(&name).await?;
+    let filter = ListMachines { include_deleted: status.all, ..ListMachines::default() };
+    let mut machines = client.list_machines(&name, &filter).await?;
+    machines.sort_by(|a, b| (group(a), &a.id).cmp(&(group(b), &b.id)));
+    if status.json {
+        printer.json(&json!({
+            "ID": app.id,
+            "Name": app.name,
+            "Deployed": app.machine_count > 0,
+            "Status": app.status,
+            // Nothing answers under the app's name until it has addresses.
+            "Hostname": "",
+            "Version": 0,
+            "AppURL": null,
+            "Organization": { "Name": app.organization.name, "Slug": app.organization.slug },
+            "PlatformVersion": "machines",
+            "Machines": machines,
+            "Network": app.network,
+        }))?;
+        return Ok(());
+    }
+    printer.raw_out(&table::vertical(&printer.paint_title("App"), &facts(&app, &machines)))?;
+    if machines.is_empty() {
+        printer.out(format_args!("No machines are available on this app {name}"))?;
+        return Ok(());
+    }
+    let now = Timestamp::now();
+    let rows: Vec<_> = machines.iter().map(|machine| row(machine, now)).collect();
+    let headers = ["Process", "ID", "Version", "Region", "State", "Role", "Checks", "Last Updated"];
+    printer.raw_out(&table::horizontal(&printer.paint_title("Machines"), &headers, &rows))?;
+    Ok(())
+}
+
+fn facts(app: &App, machines: &[Machine]) -> Vec<(&'static str, String)> {
+    let mut images: Vec<_> = machines.iter().map(|machine| cell::image(&machine.image_ref)).collect();
+    images.sort();
+    images.dedup();
+    vec![
+        ("Name", app.name.clone()),
+        ("Owner", app.organization.slug.clone()),
+        ("Status", app.status.clone()),
+        ("Network", app.network.clone()),
+        ("Image", images.join(", ")),
+    ]
+}
+
+fn metadata(machine: &Machine, name: &str) -> Option<String> {
+    cell::config(machine).metadata.and_then(|metadata| metadata.get(name).cloned())
+}
+
+fn group(machine: &Machine) -> String {
+    metadata(machine, "fly_process_group").unwrap_or_default()
+}
+
+fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
+    let checks = machine.checks.as_deref();
+    let role = checks.and_then(|checks| checks.iter().find(|check| check.name == "role"));
+    vec![
+        group(machine),
+        machine.id.to_string(),
+        metadata(machine, "fly_release_version").unwrap_or_else(|| machine.version.to_string()),
+        machine.region.clone(),
+        machine.state.to_string(),
+        role.map(|role| role.output.clone()).unwrap_or_default(),
+        cell::checks(checks),
+        time::relative(&machine.updated_at, now),
+    ]
+}
