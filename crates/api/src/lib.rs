@@ -26,6 +26,7 @@ pub mod terminal;
 pub mod time;
 pub mod validate;
 pub mod warnings;
+pub mod watch;
 
 pub use config::{MachineConfig, RawConfig};
 pub use duration::ApiDuration;

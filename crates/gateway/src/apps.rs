@@ -173,7 +173,9 @@ pub(crate) async fn get(State(context): State<Context>, AppPath(name): AppPath) 
 pub(crate) async fn delete(State(context): State<Context>, AppPath(name): AppPath) -> Result<StatusCode, Failure> {
     context.synced().await?;
     context.catalog.begin_app_deletion(&name).await?;
-    if !context.catalog.finish_app_deletion(&name).await? {
+    if context.catalog.finish_app_deletion(&name).await? {
+        context.view.end_app(&name);
+    } else {
         deletion::begin(&context, &name);
     }
     Ok(StatusCode::ACCEPTED)

@@ -49,6 +49,7 @@ pub(crate) async fn tidy(context: Context, mut destroyed: mpsc::UnboundedReceive
 async fn release(context: &Context, machine: &MachineId, app: &str) -> Result<(), ApiError> {
     context.catalog.release(machine).await?;
     if context.catalog.finish_app_deletion(app).await? {
+        context.view.end_app(app);
         tracing::info!(app, "app deleted");
     }
     Ok(())
@@ -138,6 +139,7 @@ async fn delete_machines(context: &Context, app: &str) -> Result<(), ApiError> {
         })
         .await?;
     if context.catalog.finish_app_deletion(app).await? {
+        context.view.end_app(app);
         tracing::info!(app, "app deleted");
     }
     Ok(())

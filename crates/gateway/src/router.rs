@@ -20,7 +20,7 @@ use crate::{
     logs,
     machines::{
         actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, terminal,
-        update, wait,
+        update, wait, watch,
     },
     openapi, organizations, platform_status, regions,
 };
@@ -40,6 +40,7 @@ pub(crate) fn endpoints() -> (OpenApiRouter<Context>, OpenApiRouter<Context>) {
         .routes(routes!(actions::cordon))
         .routes(routes!(actions::uncordon))
         .routes(routes!(wait::wait))
+        .routes(routes!(watch::watch))
         .routes(routes!(exec::exec))
         .routes(routes!(terminal::session))
         .routes(routes!(history::processes))

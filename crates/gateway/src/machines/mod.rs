@@ -14,3 +14,4 @@ mod reached;
 pub(crate) mod terminal;
 pub(crate) mod update;
 pub(crate) mod wait;
+pub(crate) mod watch;

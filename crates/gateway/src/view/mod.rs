@@ -4,6 +4,7 @@
 
 mod follow;
 mod sequence;
+mod watchers;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -18,10 +19,11 @@ use bytes::Bytes;
 use caddis_api::{MachineId, MachineState, WorkerId};
 use caddis_bus::message::MachineRecord;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{broadcast, mpsc, watch},
     time::Instant,
 };
 
+use self::watchers::Watchers;
 use crate::deletion::Destroyed;
 
 pub(crate) use follow::follow;
@@ -68,6 +70,7 @@ pub(crate) struct View {
     tables: RwLock<Tables>,
     count: AtomicU64,
     synced: watch::Sender<bool>,
+    watchers: Watchers,
     destroyed: mpsc::UnboundedSender<Destroyed>,
     retention: Duration,
 }
@@ -75,8 +78,14 @@ pub(crate) struct View {
 impl View {
     /// An empty view. Machines that turn out destroyed are told to `destroyed`.
     pub fn new(destroyed: mpsc::UnboundedSender<Destroyed>, retention: Duration, synced: bool) -> Self {
-        let tables = RwLock::default();
-        Self { tables, count: AtomicU64::new(0), synced: watch::Sender::new(synced), destroyed, retention }
+        Self {
+            tables: RwLock::default(),
+            count: AtomicU64::new(0),
+            synced: watch::Sender::new(synced),
+            watchers: Watchers::default(),
+            destroyed,
+            retention,
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -101,6 +110,16 @@ impl View {
     /// A machine from now on. The receiver ends when the machine is forgotten.
     pub fn watch(&self, id: &MachineId) -> Option<watch::Receiver<Arc<Shown>>> {
         self.read().machines.get(id).map(|entry| entry.shown.subscribe())
+    }
+
+    /// Ids of an app's machines that change or are forgotten from now on. It ends with the app.
+    pub fn watch_app(&self, app: &str) -> broadcast::Receiver<MachineId> {
+        self.watchers.subscribe(app)
+    }
+
+    /// Nobody needs to follow the app any more: it is gone.
+    pub fn end_app(&self, app: &str) {
+        self.watchers.end(app);
     }
 
     /// The machines of an app, by id.
@@ -138,7 +157,7 @@ impl View {
     fn take_in(&self, record: MachineRecord, tell: bool) -> Arc<Shown> {
         let heard = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let shown = Arc::new(Shown { record, body: OnceLock::new() });
-        let (current, newly_destroyed) = {
+        let Updated { current, is_newer, newly_destroyed } = {
             let tables = self.read();
             match tables.machines.get(&shown.record.machine.id) {
                 Some(entry) => entry.update(&shown, heard),
@@ -148,6 +167,9 @@ impl View {
                 }
             }
         };
+        if is_newer {
+            self.watchers.tell(&shown.record.app, &shown.record.machine.id);
+        }
         if newly_destroyed {
             let (id, app) = (shown.record.machine.id.clone(), shown.record.app.clone());
             self.write().destroyed.push_back((Instant::now() + self.retention, id.clone()));
@@ -160,7 +182,7 @@ impl View {
         current
     }
 
-    fn insert(&self, shown: &Arc<Shown>, heard: u64) -> (Arc<Shown>, bool) {
+    fn insert(&self, shown: &Arc<Shown>, heard: u64) -> Updated {
         let mut tables = self.write();
         let id = &shown.record.machine.id;
         if let Some(entry) = tables.machines.get(id) {
@@ -170,7 +192,8 @@ impl View {
         tables.by_app.entry(shown.record.app.clone()).or_default().insert(id.clone());
         let entry = Entry { shown: watch::Sender::new(shown.clone()), heard: AtomicU64::new(heard) };
         tables.machines.insert(id.clone(), entry);
-        (shown.clone(), shown.state() == MachineState::Destroyed)
+        let newly_destroyed = shown.state() == MachineState::Destroyed;
+        Updated { current: shown.clone(), is_newer: true, newly_destroyed }
     }
 
     fn forget_expired(&self) {
@@ -181,6 +204,7 @@ impl View {
         let mut tables = self.write();
         while expired(&tables) {
             if let Some((_, id)) = tables.destroyed.pop_front() {
+                // Who follows the app was told when it was destroyed.
                 tables.forget(&id);
             }
         }
@@ -198,12 +222,16 @@ impl View {
             entry.heard.load(Ordering::Relaxed) <= begin && entry.shown.borrow().record.worker == *worker
         };
         let gone: Vec<_> = tables.machines.iter().filter(|(_, entry)| stale(entry)).map(|(id, _)| id.clone()).collect();
+        let mut forgotten = Vec::new();
         for id in gone {
-            tables.forget(&id);
+            forgotten.extend(tables.forget(&id).map(|app| (app, id)));
         }
         tables.listed.insert(worker.clone());
         let complete = expected.iter().all(|worker| tables.listed.contains(worker));
         drop(tables);
+        for (app, id) in forgotten {
+            self.watchers.tell(&app, &id);
+        }
         if complete {
             self.synced.send_replace(true);
         }
@@ -215,12 +243,21 @@ impl View {
     }
 }
 
+/// What became of a record.
+struct Updated {
+    /// The newer of it and what was there.
+    current: Arc<Shown>,
+    /// Whether that is the record.
+    is_newer: bool,
+    /// Whether this is how we learnt that the machine is destroyed.
+    newly_destroyed: bool,
+}
+
 impl Entry {
-    /// The newer of both, and whether this is how we learnt that the machine is destroyed.
-    fn update(&self, shown: &Arc<Shown>, heard: u64) -> (Arc<Shown>, bool) {
+    fn update(&self, shown: &Arc<Shown>, heard: u64) -> Updated {
         self.heard.fetch_max(heard, Ordering::Relaxed);
         let mut newly_destroyed = false;
-        self.shown.send_if_modified(|current| {
+        let is_newer = self.shown.send_if_modified(|current| {
             let newer = shown.record.revision > current.record.revision;
             if newer {
                 newly_destroyed =
@@ -229,13 +266,14 @@ impl Entry {
             }
             newer
         });
-        (self.shown.borrow().clone(), newly_destroyed)
+        Updated { current: self.shown.borrow().clone(), is_newer, newly_destroyed }
     }
 }
 
 impl Tables {
-    fn forget(&mut self, id: &MachineId) {
-        let Some(entry) = self.machines.remove(id) else { return };
+    /// The app it belonged to.
+    fn forget(&mut self, id: &MachineId) -> Option<String> {
+        let entry = self.machines.remove(id)?;
         let app = entry.shown.borrow().record.app.clone();
         if let Some(ids) = self.by_app.get_mut(&app) {
             ids.remove(id);
@@ -243,5 +281,6 @@ impl Tables {
                 self.by_app.remove(&app);
             }
         }
+        Some(app)
     }
 }

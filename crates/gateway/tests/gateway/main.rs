@@ -17,3 +17,4 @@ mod support;
 mod terminal;
 mod view;
 mod wait;
+mod watch;

@@ -41,6 +41,7 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("Machines_org_list", "?include_deleted=true&summary=false&updated_after=2020-01-01T00:00:00Z&limit=5", ""),
     ("Machines_show", "?include_leases=true", ""),
     ("Machines_wait", "?state=started,settled&timeout=1", ""),
+    ("Machines_watch", "?timeout=1s", ""),
     ("Machines_follow_operation", "", ""),
     ("Machines_list_events", "?limit=5", ""),
     ("Machines_list_versions", "", ""),
