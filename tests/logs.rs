@@ -102,7 +102,8 @@ async fn what_there_is_can_be_had_by_time_and_as_json_and_ends_at_once() -> Resu
     assert!(lines.len() == 1 && since.stdout.contains("late"), "{since:?}");
     // A time that is over ends the command without --no-tail.
     let first = program[249]["timestamp"].as_str().context("a time")?;
-    let until = tokio::time::timeout(Duration::from_secs(20), server.cli(&["logs", "-a", APP, "--until", first]));
+    let arguments = ["logs", "-a", APP, "--until", first];
+    let until = tokio::time::timeout(Duration::from_secs(20), server.cli(&arguments));
     let until = until.await.context("it does not end")??;
     assert!(until.stdout.contains("[info]250\n") && !until.stdout.contains("late"), "{until:?}");
 

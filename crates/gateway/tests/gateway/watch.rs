@@ -40,7 +40,7 @@ impl Lines {
                 accept(&CONTRACT.schema("MachinesUpdate"), &line, "a line");
                 return Some(serde_json::from_str(&line).unwrap());
             }
-            let piece = tokio::time::timeout(PATIENCE, self.body.next()).await.expect("nothing came")?.unwrap();
+            let piece = tokio::time::timeout(PATIENCE, self.body.next()).await.unwrap()?.unwrap();
             self.rest.push_str(std::str::from_utf8(&piece).unwrap());
         }
     }
