@@ -15,7 +15,6 @@ mod operation;
 mod platform;
 mod terminal;
 mod transport;
-mod watch;
 
 pub use error::ClientError;
 pub use images::ArchiveFormat;

@@ -142,7 +142,7 @@ impl FakeServer {
             images: Arc::new(self.images.clone()),
             network: Arc::new(FakeNetwork::default()),
         };
-        let config = worker_config(path.join("worker"), &self.options);
+        let config = worker_config(path.join("worker"), &self.options)?;
         let settings =
             Settings { rate_limit: self.options.rate_limit, destroyed_retention: RETENTION, ..Settings::default() };
         let (catalog, address) = (self.catalog.clone(), self.address);
@@ -191,11 +191,12 @@ impl Drop for FakeServer {
     }
 }
 
-fn worker_config(directory: std::path::PathBuf, options: &FakeOptions) -> WorkerConfig {
-    WorkerConfig {
+fn worker_config(directory: std::path::PathBuf, options: &FakeOptions) -> Result<WorkerConfig> {
+    let pool = "10.0.0.0/20".parse()?;
+    Ok(WorkerConfig {
         directory,
         region: "local".to_owned(),
-        ipv4_pool: std::net::Ipv4Addr::new(10, 0, 0, 0).into(),
+        ipv4_pool: pool,
         memory_mib: Some(options.memory_mib),
         cpu_overcommit: 1000.0,
         memory_overcommit: 1.0,
@@ -205,5 +206,5 @@ fn worker_config(directory: std::path::PathBuf, options: &FakeOptions) -> Worker
         reserved_disk: 0,
         destroyed_retention: RETENTION,
         boot_id: "first".to_owned(),
-    }
+    })
 }

@@ -84,7 +84,7 @@ mod tests {
         let (printer, ..) = Printer::capturing();
         assert_eq!(
             json(&printer, &old, &new),
-            "  {\n    \"auto_destroy\": false,\n    \"dns\": {},\n    \"env\": {\n      \"A\": \"1\",\n\
+            "  ... // 2 identical lines\n    \"dns\": {},\n    \"env\": {\n      \"A\": \"1\",\n\
              +     \"B\": \"2\",\n    },\n    \"guest\": {\n      \"cpus\": 1,\n-     \"memory_mb\": 256,\n\
              +     \"memory_mb\": 512,\n    },\n    \"image\": \"nginx:1\",\n    \"init\": {},\n    ... // 2 identical lines\n"
         );

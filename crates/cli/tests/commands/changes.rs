@@ -8,7 +8,18 @@ use crate::stand::Stand;
 async fn an_update_is_applied_and_waited_for() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
-    assert_snapshot!(stand.run(&format!("machine update {id} -a shop -e A=1 --vm-memory 512 -C 'serve --slow' --yes")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine update {id} -a shop -e A=1 --vm-memory 512 -C 'serve --slow' --yes")).await, @"
+    exit code 0
+    ----- stdout -----
+    Updating machine machine-id-001
+    Machine machine-id-001 updated successfully!
+
+    Monitor machine status here:
+      caddis machine status machine-id-001 -a shop
+
+    ----- stderr -----
+    No health checks found
+    ");
     let shown = stand.run(&format!("machine status {id} -a shop --display-config")).await.ok().json();
     assert_eq!(shown["env"]["A"], "1");
     assert_eq!(shown["guest"]["memory_mb"], 512);
@@ -26,39 +37,132 @@ async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
     let update = async |flags: &str| stand.run(&format!("machine update {id} -a shop {flags}")).await;
-    assert_snapshot!(update("-e A=1").await, @"");
-    assert_snapshot!(update("").await, @"");
-    assert_snapshot!(update("--vm-memory 300 --yes").await, @"");
-    assert_snapshot!(update("--vm-cpus 0 --yes").await, @"");
-    assert_snapshot!(update("--mount-point /data --yes").await, @"");
-    assert_snapshot!(update("--image missing --yes").await, @"");
-    assert_snapshot!(update("--dockerfile Dockerfile --yes").await, @"");
-    assert_snapshot!(update("--standby-for '' --vm-gpus 1 --yes").await, @"");
+    assert_snapshot!(update("-e A=1").await, @r#"
+    exit code 1
+    ----- stderr -----
+    Configuration changes to be applied to machine: machine-id-001 (web)
+
+      ... // 8 identical lines
+          "memory_mb": 256,
+        },
+        "init": {},
+    +   "env": {
+    +     "A": "1",
+    +   },
+      }
+
+    Error: yes flag must be specified when not running interactively
+    "#);
+    assert_snapshot!(update("").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: no config changes found
+    ");
+    assert_snapshot!(update("--vm-memory 300 --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: invalid memory size
+    The memory of a shared machine is a multiple of 256 MB, not 300 MB.
+    ");
+    assert_snapshot!(update("--vm-cpus 0 --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: --vm-cpus must be greater than zero, got: 0
+    ");
+    assert_snapshot!(update("--mount-point /data --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: Machine doesn't have a volume attached
+    ");
+    assert_snapshot!(update("--image missing --yes").await, @"
+    exit code 1
+    ----- stdout -----
+    Updating machine machine-id-001
+
+    ----- stderr -----
+    Error: could not update machine machine-id-001: image `missing` was not found: check the name and the tag (Request ID: …)
+    ");
+    assert_snapshot!(update("--dockerfile Dockerfile --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: this server builds no images
+    Build it with docker or podman, save it to an archive and give that to 'caddis image import', or push it to a registry and name it here.
+    ");
+    assert_snapshot!(update("--standby-for '' --vm-gpus 1 --yes").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: GPU machines are no longer supported: --vm-gpu-kind and --vm-gpus are no longer accepted
+    ");
 }
 
 #[tokio::test]
 async fn a_clone_is_a_machine_of_its_own_with_the_same_configuration() {
     let stand = Stand::with_app().await;
     let id = stand.machine_with("web --name web -e A=1 --restart no").await;
-    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --name second --vm-memory 512")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --name second --vm-memory 512")).await, @"
+    exit code 0
+    ----- stdout -----
+    Cloning Machine machine-id-001 into region local
+    Provisioning a new Machine with image web...
+      Machine machine-id-002 has been created...
+      Waiting for Machine machine-id-002 to start...
+    Machine has been successfully cloned!
+
+    ----- stderr -----
+    No health checks found
+    ");
     let list = stand.run("machine list -a shop --json").await.ok().json();
     let second = list.as_array().unwrap().iter().find(|machine| machine["name"] == "second").unwrap();
     assert_eq!(second["config"]["env"]["A"], "1");
     assert_eq!(second["config"]["guest"]["memory_mb"], 512);
-    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --standby-for source")).await, @"");
-    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --attach-volume vol_1:/data")).await, @"");
-    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --detach --override-cmd 'a b'")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --standby-for source")).await, @"
+    exit code 0
+    ----- stdout -----
+    Cloning Machine machine-id-001 into region local
+    Provisioning a new Machine with image web...
+      Machine machine-id-003 has been created...
+    Machine has been successfully cloned!
+
+    ----- stderr -----
+    Warning: config.standbys is stored and has no effect: it acts once there are several hosts
+    ");
+    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --attach-volume vol_1:/data")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: volumes are not available yet: this server has none to attach or to fill
+    ");
+    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --detach --override-cmd 'a b'")).await, @"
+    exit code 0
+    ----- stdout -----
+    Cloning Machine machine-id-001 into region local
+    Provisioning a new Machine with image web...
+      Machine machine-id-004 has been created...
+    ");
 }
 
 #[tokio::test]
 async fn machines_are_cordoned_and_leases_seen_and_cleared() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
-    assert_snapshot!(stand.run(&format!("machine cordon {id} -a shop")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine cordon {id} -a shop")).await, @"
+    exit code 0
+    ----- stdout -----
+    Activating cordon on machine machine-id-001...
+    done!
+    ");
     let list = stand.run("machine list -a shop --json").await.ok().json();
     assert_eq!(list[0]["cordoned"], true);
-    assert_snapshot!(stand.run(&format!("machine uncordon {id} -a shop")).await, @"");
-    assert_snapshot!(stand.run(&format!("machine leases view {id} -a shop")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine uncordon {id} -a shop")).await, @"
+    exit code 0
+    ----- stdout -----
+    Deactivating cordon on machine machine-id-001...
+    done!
+    ");
+    assert_snapshot!(stand.run(&format!("machine leases view {id} -a shop")).await, @"
+    exit code 0
+    ----- stdout -----
+    No leases found
+    ");
     let path = format!("/v1/apps/shop/machines/{id}/lease?ttl=600");
     let lease = stand.server.api().unwrap().post(&path, serde_json::json!({})).await.unwrap();
     assert!(lease.status < 300);
@@ -66,15 +170,42 @@ async fn machines_are_cordoned_and_leases_seen_and_cleared() {
     assert!(view[&id]["data"]["nonce"].is_string(), "{view}");
     let view = stand.run(&format!("machine leases view {id} -a shop")).await.ok();
     assert!(view.stdout.contains("MACHINE") && view.stdout.contains(&id), "{view}");
-    assert_snapshot!(stand.run(&format!("machine leases clear {id} -a shop")).await, @"");
-    assert_snapshot!(stand.run(&format!("machine leases view {id} -a shop")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine leases clear {id} -a shop")).await, @"
+    exit code 0
+    ----- stdout -----
+    clearing lease for machine machine-id-001
+    Lease(s) cleared
+    ");
+    assert_snapshot!(stand.run(&format!("machine leases view {id} -a shop")).await, @"
+    exit code 0
+    ----- stdout -----
+    No leases found
+    ");
 }
 
 #[tokio::test]
 async fn what_there_is_not_yet_says_so() {
     let stand = Stand::with_app().await;
-    assert_snapshot!(stand.run("machine egress-ip list -a shop").await, @"");
-    assert_snapshot!(stand.run("machine run web -a shop -v data:/data").await, @"");
-    assert_snapshot!(stand.run("machine run . -a shop").await, @"");
-    assert_snapshot!(stand.run("machine run web -a shop --id 148ed193b95389").await, @"");
+    assert_snapshot!(stand.run("machine egress-ip list -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: egress addresses are not available yet
+    Connections of machines come from the address of their host.
+    ");
+    assert_snapshot!(stand.run("machine run web -a shop -v data:/data").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: volumes are not available yet: this server has none to mount
+    ");
+    assert_snapshot!(stand.run("machine run . -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: this server builds no images
+    Build it with docker or podman, save it to an archive and give that to 'caddis image import', or push it to a registry and name it here.
+    ");
+    assert_snapshot!(stand.run("machine run web -a shop --id 148ed193b95389").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: to update an existing machine, use 'caddis machine update'
+    ");
 }

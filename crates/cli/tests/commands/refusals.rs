@@ -9,16 +9,58 @@ use crate::stand::Stand;
 #[tokio::test]
 async fn wrong_names_are_told() {
     let stand = Stand::with_app().await;
-    assert_snapshot!(stand.run("machine list -a ship").await, @"");
-    assert_snapshot!(stand.run("machine run web -a ship").await, @"");
-    assert_snapshot!(stand.run("machine status 148ed193b95389 -a shop").await, @"");
-    assert_snapshot!(stand.run("machine stop web -a shop").await, @"");
-    assert_snapshot!(stand.run("machine start -a shop").await, @"");
-    assert_snapshot!(stand.run("machine list").await, @"");
-    assert_snapshot!(stand.run("machine run missing:1 -a shop").await, @"");
-    assert_snapshot!(stand.run("machine run -a shop").await, @"");
-    assert_snapshot!(stand.run("machine run 'a image' -a shop").await, @"");
-    assert_snapshot!(stand.run("machine wait 148ed193b95389 -a shop --state tired").await, @"");
+    assert_snapshot!(stand.run("machine list -a ship").await, @r#"
+    exit code 1
+    ----- stderr -----
+    Error: Could not find App "ship" (Request ID: …)
+    Did you mean "shop"?
+    "#);
+    assert_snapshot!(stand.run("machine run web -a ship").await, @r#"
+    exit code 1
+    ----- stderr -----
+    Error: could not launch machine: Could not find App "ship" (Request ID: …)
+    Did you mean "shop"?
+    "#);
+    assert_snapshot!(stand.run("machine status 148ed193b95389 -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: machine ID machine-id-001 was not found in app 'shop'
+    ");
+    assert_snapshot!(stand.run("machine stop web -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: machine ID web was not found in app 'shop'
+    ");
+    assert_snapshot!(stand.run("machine start -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: the app shop has no machines
+    ");
+    assert_snapshot!(stand.run("machine list").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: the config for your app is missing an app name, add an app field to the fly.toml file or specify with the -a flag
+    ");
+    assert_snapshot!(stand.run("machine run missing:1 -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not launch machine: image `missing:1` was not found: check the name and the tag (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("machine run -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: image argument can't be an empty string
+    ");
+    assert_snapshot!(stand.run("machine run 'a image' -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not launch machine: invalid image reference `a image`: a repository is lower-case letters and digits, separated by `.`, `_`, `-` or `/` (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("machine wait 148ed193b95389 -a shop --state tired").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: 'tired' is no state of a machine
+    ");
 }
 
 #[tokio::test]
@@ -26,11 +68,25 @@ async fn a_dead_server_and_a_refused_token_are_told() {
     let mut stand = Stand::with_app().await;
     let url = stand.server.url();
     let wrong = [("CADDIS_API_URL", url.as_str()), ("CADDIS_API_TOKEN", "wrong")];
-    assert_snapshot!(stand.run_in("machine list -a shop", &wrong, std::future::pending()).await, @"");
+    assert_snapshot!(stand.run_in("machine list -a shop", &wrong, std::future::pending()).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: unauthenticated: the token is not valid on this server (Request ID: …)
+    The server refuses this access token. Give another with --access-token or CADDIS_API_TOKEN, or store one with 'caddis auth login'; the server's first token is in the file root.token of its data directory.
+    ");
     stand.server.stop().await.unwrap();
-    assert_snapshot!(stand.run("machine list -a shop").await, @"");
+    assert_snapshot!(stand.run("machine list -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not connect to http://SERVER: Connection refused (os error 111)
+    No server answers at http://SERVER. Start one with 'caddis serve', or name another with --api-url or CADDIS_API_URL.
+    ");
     stand.server.go_on().await.unwrap();
-    assert_snapshot!(stand.run("machine list -a shop").await, @"");
+    assert_snapshot!(stand.run("machine list -a shop").await, @"
+    exit code 0
+    ----- stdout -----
+    No machines are available on this app shop
+    ");
 }
 
 #[tokio::test]
@@ -38,22 +94,51 @@ async fn a_full_host_says_what_would_fit() {
     let stand = Stand::with(FakeOptions { memory_mib: 300, ..FakeOptions::default() }).await;
     stand.run("apps create shop").await.ok();
     stand.machine("web").await;
-    assert_snapshot!(stand.run("machine run web -a shop").await, @"");
+    assert_snapshot!(stand.run("machine run web -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not launch machine: could not find a candidate host: the machine needs 1 CPUs, 256 MiB of memory and 8 GiB of disk; host 01000000000000000000000002 in local has 1999 CPUs, 44 MiB and 251964 GiB free (256 MiB of memory wanted, 44 of 300 free) (Request ID: …)
+    Try choosing a different region for machine creation
+    ");
 }
 
 #[tokio::test]
 async fn an_image_that_can_not_be_pulled_is_told_by_run() {
     let stand = Stand::with_app().await;
-    assert_snapshot!(stand.run("machine run broken -a shop --name web --restart no").await, @"");
+    assert_snapshot!(stand.run("machine run broken -a shop --name web --restart no").await, @"
+    exit code 1
+    ----- stdout -----
+    Image: docker.io/library/broken:latest@sha256:8c118fcb4cd3a179a9bce46020614b062d1ece96e0d429c1d91597de559d6727
+
+    Success! A Machine has been successfully launched in app shop
+     Machine ID: machine-id-001
+     Instance ID: 01000000000000000000000001
+     State: creating
+     Attempting to start machine...
+
+
+    ----- stderr -----
+    Machine machine-id-001 has been made in app shop and stays; 'caddis machine status machine-id-001 -a shop' shows it, 'caddis machine destroy machine-id-001 -a shop --force' removes it.
+    Error: machine machine-id-001 failed to start: registry docker.io could not be used for library/broken: told to fail; check the network and try again
+    ");
 }
 
 #[tokio::test]
 async fn time_that_runs_out_is_126_and_ctrl_c_127() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
-    assert_snapshot!(stand.run(&format!("machine wait {id} -a shop --state stopped -w 1s")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine wait {id} -a shop --state stopped -w 1s")).await, @r#"
+    exit code 126
+    ----- stderr -----
+    Waiting up to 1s for machine machine-id-001 to reach "stopped"...
+    Error: machine machine-id-001 did not reach "stopped" within 1s: timeout reached waiting for machine's state to change
+    "#);
     let soon = tokio::time::sleep(std::time::Duration::from_millis(100));
-    assert_snapshot!(stand.run_until(&format!("machine wait {id} -a shop --state stopped"), soon).await, @"");
+    assert_snapshot!(stand.run_until(&format!("machine wait {id} -a shop --state stopped"), soon).await, @r#"
+    exit code 127
+    ----- stderr -----
+    Waiting up to 5m for machine machine-id-001 to reach "stopped"...
+    "#);
 }
 
 #[tokio::test]
@@ -64,7 +149,12 @@ async fn a_machine_that_another_client_has_leased_is_refused_to_others() {
     let lease = api.post(&format!("/v1/apps/shop/machines/{id}/lease"), json!({ "ttl": 2 })).await.unwrap();
     lease.ok().unwrap();
     // It is waited for.
-    assert_snapshot!(stand.run(&format!("machine stop {id} -a shop -w 60s")).await, @"");
+    assert_snapshot!(stand.run(&format!("machine stop {id} -a shop -w 60s")).await, @"
+    exit code 0
+    ----- stdout -----
+    Sending kill signal to machine machine-id-001...
+    machine-id-001 has been successfully stopped
+    ");
 }
 
 #[tokio::test]

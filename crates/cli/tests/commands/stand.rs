@@ -152,6 +152,11 @@ impl Stand {
                 (r"fdaa:[0-9a-f:]+", "[IPV6]"),
                 (r#""(timestamp|expires_at)": \d+"#, "\"$1\": [TIME]"),
                 (r"127\.0\.0\.1:\d+", "SERVER"),
+                // How far something is: what is quick may be over before it is told.
+                (
+                    r"(?m)^  (Looking up|Pulling|Unpacking|Building|Sending|Preparing|Starting|Booting|Waiting)[^\n.:]*\n",
+                    "",
+                ),
                 // Columns are as wide as what was replaced.
                 (r" +│", " │"),
                 (r"(?m) +$", ""),

@@ -91,7 +91,7 @@ impl Images for FakeImages {
         Ok(ResolvedImage {
             requested: requested.to_owned(),
             reference,
-            config: ImageConfig::default(),
+            config: ImageConfig { cmd: vec!["sleep".to_owned(), "inf".to_owned()], ..ImageConfig::default() },
             download_size: SIZE,
         })
     }
