@@ -70,7 +70,6 @@ pub fn read(body: Body) -> impl Stream<Item = Result<Frame, String>> + Send + Un
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -1,4 +1,5 @@
 //! Interactive sessions at the worker, with guests that speak the real protocol.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::time::Duration;
 
