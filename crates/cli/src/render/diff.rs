@@ -88,6 +88,6 @@ mod tests {
              +     \"B\": \"2\",\n    },\n    \"guest\": {\n      \"cpus\": 1,\n-     \"memory_mb\": 256,\n\
              +     \"memory_mb\": 512,\n    },\n    \"image\": \"nginx:1\",\n    \"init\": {},\n    ... // 2 identical lines\n"
         );
-        assert_eq!(json(&printer, &old, &old), "  ... // 12 identical lines\n");
+        assert_eq!(json(&printer, &old, &old), "  ... // 14 identical lines\n");
     }
 }
