@@ -15,6 +15,7 @@ mod operation;
 mod platform;
 mod terminal;
 mod transport;
+mod watch;
 
 pub use error::ClientError;
 pub use images::ArchiveFormat;

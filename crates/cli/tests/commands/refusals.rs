@@ -97,7 +97,7 @@ async fn a_full_host_says_what_would_fit() {
     assert_snapshot!(stand.run("machine run web -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Error: could not launch machine: could not find a candidate host: the machine needs 1 CPUs, 256 MiB of memory and 8 GiB of disk; host 01000000000000000000000002 in local has 1999 CPUs, 44 MiB and 251964 GiB free (256 MiB of memory wanted, 44 of 300 free) (Request ID: …)
+    Error: could not launch machine: could not find a candidate host: the machine needs 1 CPUs, 256 MiB of memory and 8 GiB of disk; host 01000000000000000000000002 in local has [CPUS] CPUs, 44 MiB and [DISK] GiB free (256 MiB of memory wanted, 44 of 300 free) (Request ID: …)
     Try choosing a different region for machine creation
     ");
 }

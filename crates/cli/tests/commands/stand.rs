@@ -152,6 +152,8 @@ impl Stand {
                 (r"fdaa:[0-9a-f:]+", "[IPV6]"),
                 (r#""(timestamp|expires_at)": \d+"#, "\"$1\": [TIME]"),
                 (r"127\.0\.0\.1:\d+", "SERVER"),
+                // They are those of the host that the tests run on.
+                (r"has \d+ CPUs, (\d+) MiB and \d+ GiB free", "has [CPUS] CPUs, $1 MiB and [DISK] GiB free"),
                 // How far something is: what is quick may be over before it is told.
                 (
                     r"(?m)^  (Looking up|Pulling|Unpacking|Building|Sending|Preparing|Starting|Booting|Waiting)[^\n.:]*\n",

@@ -12,6 +12,7 @@ mod leases;
 mod shell;
 mod show;
 mod update;
+mod watch;
 
 use clap::{Args, Subcommand};
 
@@ -54,7 +55,10 @@ enum MachineCommand {
     #[command(name = "egress-ip", hide = true)]
     EgressIp(egress_ip::EgressIp),
     /// List an app's machines.
-    #[command(visible_alias = "ls")]
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  caddis machine list -a hello\n  caddis machine list -a hello --watch --json"
+    )]
     List(show::List),
     /// Show a machine and its events.
     Status(show::Status),

@@ -6,7 +6,10 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::choice;
+use super::{
+    choice,
+    watch::{self, Form},
+};
 use crate::{
     CliError,
     globals::AppArgs,
@@ -28,11 +31,18 @@ pub struct List {
     /// Ids only.
     #[arg(short, long)]
     quiet: bool,
+    /// Go on showing them as they change, until Ctrl-C; with --json a document per line.
+    #[arg(long, conflicts_with = "quiet")]
+    watch: bool,
 }
 
 /// Lists machines.
 pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&list.app)?, session.client()?, &session.printer);
+    if list.watch {
+        let table = |machines: &[Machine]| table_of(&printer.paint_title(&app), machines);
+        return watch::machines(session, &client, &app, Form::of(list.json, session), table).await;
+    }
     let filter = ListMachines::default();
     if list.json {
         printer.json(&client.list_machines_json(&app, &filter).await?)?;
@@ -48,6 +58,11 @@ pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
         return Ok(());
     }
     printer.out(format_args!("{} machines have been retrieved from app {app}.\n", machines.len()))?;
+    printer.raw_out(&table_of(&printer.paint_title(&app), &machines))?;
+    Ok(())
+}
+
+fn table_of(title: &str, machines: &[Machine]) -> String {
     let headers = [
         "ID",
         "Name",
@@ -65,8 +80,7 @@ pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
     ];
     let now = Timestamp::now();
     let rows: Vec<_> = machines.iter().map(|machine| row(machine, now)).collect();
-    printer.raw_out(&table::horizontal(&printer.paint_title(&app), &headers, &rows))?;
-    Ok(())
+    table::horizontal(title, &headers, &rows)
 }
 
 fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
