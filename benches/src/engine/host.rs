@@ -22,8 +22,8 @@ use caddis_vmm::{
     slot::SlotPoolConfig,
 };
 use caddis_worker::{
-    Drivers, Worker, WorkerConfig, WorkerParts,
-    fake::{FakeImages, FakeNetwork},
+    Drivers, Worker, WorkerParts,
+    fake::{self, FakeImages, FakeNetwork},
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
@@ -68,20 +68,7 @@ impl Host {
     pub async fn worker(&self) -> Result<Worker> {
         let slots = SlotPoolConfig { directory: self.directory.join("slots"), ..SlotPoolConfig::default() };
         let slots = SlotPool::open_without_cgroups(slots)?;
-        let config = WorkerConfig {
-            directory: self.directory.join("worker"),
-            region: "local".to_owned(),
-            ipv4_pool: "10.0.0.0/16".parse()?,
-            memory_mib: Some(u64::MAX >> 20),
-            cpu_overcommit: 1e6,
-            memory_overcommit: 1.0,
-            disk_overcommit: 1e6,
-            restart_concurrency: 4,
-            log_bytes_per_machine: 1 << 20,
-            reserved_disk: 0,
-            destroyed_retention: Duration::from_secs(3600),
-            boot_id: "this".to_owned(),
-        };
+        let config = fake::config(&self.directory);
         let drivers = Drivers {
             vmm: Arc::new(FakeVmm::with_slots(self.vms.clone(), slots.clone())),
             slots,

@@ -14,7 +14,10 @@ use caddis_vmm::{
     fake::{FakeHost, FakeVmm},
     slot::SlotPoolConfig,
 };
-use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts, fake::FakeNetwork};
+use caddis_worker::{
+    Drivers, Worker, WorkerConfig, WorkerParts,
+    fake::{self, FakeNetwork},
+};
 use tokio::{net::TcpListener, runtime::Runtime, sync::oneshot, task::JoinHandle};
 
 use crate::Api;
@@ -142,7 +145,11 @@ impl FakeServer {
             images: Arc::new(self.images.clone()),
             network: Arc::new(FakeNetwork::default()),
         };
-        let config = worker_config(path.join("worker"), &self.options)?;
+        let config = WorkerConfig {
+            memory_mib: Some(self.options.memory_mib),
+            destroyed_retention: RETENTION,
+            ..fake::config(path)
+        };
         let settings =
             Settings { rate_limit: self.options.rate_limit, destroyed_retention: RETENTION, ..Settings::default() };
         let (catalog, address) = (self.catalog.clone(), self.address);
@@ -189,22 +196,4 @@ impl Drop for FakeServer {
             runtime.shutdown_background();
         }
     }
-}
-
-fn worker_config(directory: std::path::PathBuf, options: &FakeOptions) -> Result<WorkerConfig> {
-    let pool = "10.0.0.0/20".parse()?;
-    Ok(WorkerConfig {
-        directory,
-        region: "local".to_owned(),
-        ipv4_pool: pool,
-        memory_mib: Some(options.memory_mib),
-        cpu_overcommit: 1000.0,
-        memory_overcommit: 1.0,
-        disk_overcommit: 1000.0,
-        restart_concurrency: 4,
-        log_bytes_per_machine: 1 << 20,
-        reserved_disk: 0,
-        destroyed_retention: RETENTION,
-        boot_id: "first".to_owned(),
-    })
 }

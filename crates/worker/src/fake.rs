@@ -2,9 +2,11 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    net::Ipv4Addr,
     os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,9 +15,31 @@ use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{ImageConfig, ImageReference, Progress, ResolvedImage, RootDisk};
 use caddis_network::MachineAddresses;
+use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
-use crate::host::{HostNetwork, Images};
+use crate::{
+    WorkerConfig,
+    host::{HostNetwork, Images},
+};
+
+/// A worker that has room for whatever is asked of it. Its directory is `worker` below `directory`.
+pub fn config(directory: &Path) -> WorkerConfig {
+    WorkerConfig {
+        directory: directory.join("worker"),
+        region: "local".to_owned(),
+        ipv4_pool: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16),
+        memory_mib: Some(1 << 30),
+        cpu_overcommit: 1e6,
+        memory_overcommit: 1.0,
+        disk_overcommit: 1e6,
+        restart_concurrency: 4,
+        log_bytes_per_machine: 1 << 20,
+        reserved_disk: 0,
+        destroyed_retention: Duration::from_secs(3600),
+        boot_id: "first".to_owned(),
+    }
+}
 
 /// One image that is always there, `missing` which isn't, and `broken` which can't be had in the end.
 #[derive(Debug, Clone, Copy, Default)]

@@ -35,7 +35,7 @@ use caddis_vmm::{
 };
 use caddis_worker::{
     Drivers, Worker, WorkerConfig, WorkerParts,
-    fake::{FakeImages, FakeNetwork},
+    fake::{self, FakeImages, FakeNetwork},
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -87,7 +87,12 @@ impl Site {
             network: Arc::new(network.clone()),
         };
         let parts = WorkerParts { bus: Arc::new(bus.clone()), drivers, hook: None };
-        let worker = Worker::start(config(directory.path().join("worker"), retention), parts).await.unwrap();
+        let config = WorkerConfig {
+            memory_mib: Some(MEMORY_MIB),
+            destroyed_retention: retention,
+            ..fake::config(directory.path())
+        };
+        let worker = Worker::start(config, parts).await.unwrap();
         let parts = GatewayParts {
             bus: Arc::new(bus.clone()),
             streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),
@@ -262,21 +267,4 @@ pub fn path(machine: &str) -> String {
 
 fn list(directory: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
-}
-
-fn config(directory: PathBuf, destroyed_retention: Duration) -> WorkerConfig {
-    WorkerConfig {
-        directory,
-        region: "local".to_owned(),
-        ipv4_pool: "10.0.0.0/20".parse().unwrap(),
-        memory_mib: Some(MEMORY_MIB),
-        cpu_overcommit: 1000.0,
-        memory_overcommit: 1.0,
-        disk_overcommit: 1000.0,
-        restart_concurrency: 4,
-        log_bytes_per_machine: 1 << 20,
-        reserved_disk: 0,
-        destroyed_retention,
-        boot_id: "first".to_owned(),
-    }
 }

@@ -29,7 +29,7 @@ use caddis_vmm::{
 };
 use caddis_worker::{
     Drivers, Worker, WorkerConfig, WorkerError, WorkerParts,
-    fake::{FakeImages, FakeNetwork},
+    fake::{self, FakeImages, FakeNetwork},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -129,18 +129,13 @@ impl Fixture {
         self.network.forget();
         let slots = SlotPoolConfig { directory: self.directory.path().join("slots"), count: 50, ..Default::default() };
         let config = WorkerConfig {
-            directory: self.directory.path().join("worker"),
-            region: "local".to_owned(),
-            ipv4_pool: "10.0.0.0/24".parse().unwrap(),
             memory_mib: Some(MEMORY_MIB),
             cpu_overcommit: 100.0,
-            memory_overcommit: 1.0,
             disk_overcommit: 100.0,
             restart_concurrency: 2,
-            log_bytes_per_machine: 1 << 20,
-            reserved_disk: 0,
             destroyed_retention: Duration::from_secs(60),
             boot_id: self.boot_id.clone(),
+            ..fake::config(self.directory.path())
         };
         let slots = SlotPool::open_without_cgroups(slots).unwrap();
         self.slots = Some(slots.clone());
