@@ -1,6 +1,9 @@
 //! "Did you mean": names that are there, close to one that is not.
 
+use std::time::Duration;
+
 use caddis_client::Client;
+use tokio::time::timeout;
 
 use crate::{CliError, session::Session};
 
@@ -8,6 +11,9 @@ use crate::{CliError, session::Session};
 const CLOSE: f64 = 0.8;
 /// So many names at most.
 const MOST: usize = 3;
+
+/// A hint that takes longer is not waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The names most like `wanted`, the best first.
 fn close<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
@@ -51,7 +57,7 @@ pub async fn explain(error: CliError, session: &Session) -> CliError {
 
 async fn similar_apps(client: &Client, name: &str) -> Option<String> {
     // An error about a hint would only hide the one that counts.
-    let apps = client.list_apps(None).await.ok()?;
+    let apps = timeout(PATIENCE, client.list_apps(None)).await.ok()?.ok()?;
     hint(name, apps.iter().map(|app| app.name.as_str()))
 }
 

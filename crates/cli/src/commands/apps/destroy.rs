@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use caddis_client::Client;
 use clap::Args;
+use futures::StreamExt as _;
 
 use crate::{CliError, prompt, session::Session};
 
 /// How long an app may take to go away with its machines.
 const GONE_PATIENCE: Duration = Duration::from_secs(120);
-const GONE_INTERVAL: Duration = Duration::from_millis(100);
+/// Before a server that does not answer is asked again.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// `caddis apps destroy`.
 #[derive(Debug, Args)]
@@ -36,8 +38,7 @@ pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
     for name in &destroy.names {
         if !destroy.yes {
             printer.note(printer.paint_error("Destroying an app is not reversible."))?;
-            let unasked = "yes flag must be specified when not running interactively";
-            prompt::confirm(printer, &format!("Destroy app {name}?"), unasked).await?;
+            prompt::confirm(printer, &format!("Destroy app {name}?"), prompt::NO_YES).await?;
         }
         client.delete_app(name).await?;
         until_gone(&client, name).await?;
@@ -46,18 +47,21 @@ pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The server answers before the app's machines are gone; there is nothing that would tell when they are.
+/// The server answers before the app's machines are gone. Who follows them hears when the app is.
 async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
-    let deadline = tokio::time::Instant::now() + GONE_PATIENCE;
-    loop {
-        match client.get_app(name).await {
-            Err(error) if error.is_not_found() => return Ok(()),
-            Err(error) if !error.is_transient() => return Err(error.into()),
-            _ if tokio::time::Instant::now() > deadline => {
-                let text = format!("app {name} is still being destroyed after {GONE_PATIENCE:?}; it goes on by itself");
-                return Err(CliError::DeadlineExceeded(text));
+    let gone = async {
+        loop {
+            match client.watch_machines(name).await {
+                Ok(updates) => updates.for_each(|_| std::future::ready(())).await,
+                Err(error) if error.is_not_found() => return Ok(()),
+                // It is started again, perhaps.
+                Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(error.into()),
             }
-            _ => tokio::time::sleep(GONE_INTERVAL).await,
         }
-    }
+    };
+    tokio::time::timeout(GONE_PATIENCE, gone).await.unwrap_or_else(|_| {
+        let text = format!("app {name} is still being destroyed after {GONE_PATIENCE:?}; it goes on by itself");
+        Err(CliError::DeadlineExceeded(text))
+    })
 }

@@ -1,0 +1,192 @@
+//! `--watch` of `caddis machine list`: the machines of an app as they change, by push from the server.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use caddis_api::{Machine, MachineId, watch::MachinesUpdate};
+use caddis_client::Client;
+use futures::StreamExt as _;
+use serde_json::json;
+
+use crate::{CliError, session::Session};
+
+/// First and longest pause before a server that went away is tried again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// Moves the cursor to the corner and clears what is below it.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+
+/// How changes are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One JSON document per line.
+    Json,
+    /// All of it anew at each change.
+    Screen,
+    /// One line per change.
+    Lines,
+}
+
+impl Form {
+    pub fn of(json: bool, session: &Session) -> Self {
+        if json {
+            Self::Json
+        } else if session.printer.is_interactive() {
+            Self::Screen
+        } else {
+            Self::Lines
+        }
+    }
+}
+
+/// What is known of an app's machines.
+#[derive(Default)]
+struct Known {
+    machines: BTreeMap<MachineId, Machine>,
+    /// Machines of a snapshot that are still to come, and those it had so far.
+    coming: u64,
+    snapshot: BTreeMap<MachineId, Machine>,
+}
+
+/// What there is to be shown.
+#[derive(Debug, PartialEq)]
+enum News {
+    Changed(Box<Machine>),
+    Removed(MachineId),
+}
+
+impl Known {
+    /// Takes an update in. `None` while a snapshot is incomplete.
+    fn take(&mut self, update: MachinesUpdate) -> Option<Vec<News>> {
+        match update {
+            MachinesUpdate::Snapshot { machines } => {
+                self.snapshot.clear();
+                self.coming = machines;
+                (machines == 0).then(|| self.exchange())
+            }
+            MachinesUpdate::Machine(machine) if self.coming > 0 => {
+                self.coming -= 1;
+                self.snapshot.insert(machine.id.clone(), *machine);
+                (self.coming == 0).then(|| self.exchange())
+            }
+            MachinesUpdate::Machine(machine) => {
+                self.machines.insert(machine.id.clone(), (*machine).clone());
+                Some(vec![News::Changed(machine)])
+            }
+            MachinesUpdate::Removed(id) => {
+                self.machines.remove(&id);
+                Some(vec![News::Removed(id)])
+            }
+        }
+    }
+
+    /// A snapshot is complete: what is different from before it.
+    fn exchange(&mut self) -> Vec<News> {
+        let before = std::mem::replace(&mut self.machines, std::mem::take(&mut self.snapshot));
+        let gone = before.keys().filter(|id| !self.machines.contains_key(*id)).cloned().map(News::Removed);
+        let changed = self.machines.values().filter(|machine| before.get(&machine.id) != Some(*machine));
+        gone.chain(changed.cloned().map(|machine| News::Changed(Box::new(machine)))).collect()
+    }
+}
+
+/// Shows the machines of an app until it is gone or Ctrl-C comes. `table` draws them on a terminal.
+pub(super) async fn machines(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    form: Form,
+    table: impl Fn(&[Machine]) -> String,
+) -> Result<(), CliError> {
+    let mut known = Known::default();
+    let mut pause = PAUSE.0;
+    // The first time a server that is not there is an error; later it may be one that is started again.
+    let mut updates = client.watch_machines(app).await?;
+    loop {
+        while let Some(update) = updates.next().await {
+            let update = match update {
+                Ok(update) => update,
+                Err(error) if error.is_transient() => break,
+                Err(error) => return Err(error.into()),
+            };
+            pause = PAUSE.0;
+            if let Some(news) = known.take(update) {
+                show(session, form, &news, &known, &table)?;
+            }
+        }
+        session.printer.note("The server ended the connection, connecting again...")?;
+        updates = loop {
+            tokio::time::sleep(pause).await;
+            match client.watch_machines(app).await {
+                Ok(updates) => break updates,
+                Err(error) if error.is_transient() => pause = PAUSE.1.min(pause * 2),
+                Err(error) => return Err(error.into()),
+            }
+        };
+        session.printer.note("Connected again.")?;
+    }
+}
+
+fn show(
+    session: &Session,
+    form: Form,
+    news: &[News],
+    known: &Known,
+    table: impl Fn(&[Machine]) -> String,
+) -> Result<(), CliError> {
+    let printer = &session.printer;
+    if form == Form::Screen {
+        let machines: Vec<_> = known.machines.values().cloned().collect();
+        printer.raw_out(&format!("{CLEAR}{}", table(&machines)))?;
+        return Ok(());
+    }
+    for news in news {
+        match (form, news) {
+            (Form::Json, News::Changed(machine)) => printer.out(json!({ "machine": machine }))?,
+            (Form::Json, News::Removed(id)) => printer.out(json!({ "removed": id }))?,
+            (_, News::Changed(machine)) => printer.out(line(machine))?,
+            (_, News::Removed(id)) => printer.out(format_args!("{id} removed"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Id, state and name: what is looked for first.
+fn line(machine: &Machine) -> String {
+    // A control character in a name must not reach the terminal.
+    let name: String = machine.name.chars().filter(|c| !c.is_control()).collect();
+    format!("{} {} {name}", machine.id, machine.state)
+}
+
+#[cfg(test)]
+mod tests {
+    use caddis_api::MachineState;
+
+    use super::*;
+
+    fn machine(id: &str, state: MachineState) -> Machine {
+        let text = json!({
+            "id": id, "name": "m", "state": state, "region": "local", "instance_id": "v", "version": "v",
+            "private_ip": "", "created_at": "", "updated_at": "", "image_ref": {"registry": "", "repository": "", "digest": ""}, "config": {}
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn a_second_snapshot_tells_only_what_is_different() {
+        let (a, b, c) = (
+            machine("a", MachineState::Started),
+            machine("b", MachineState::Started),
+            machine("c", MachineState::Stopped),
+        );
+        let of = |machine: &Machine| MachinesUpdate::Machine(Box::new(machine.clone()));
+        let changed = |machine: &Machine| News::Changed(Box::new(machine.clone()));
+        let mut known = Known::default();
+        assert_eq!(known.take(MachinesUpdate::Snapshot { machines: 2 }), None);
+        assert_eq!(known.take(of(&a)), None);
+        assert_eq!(known.take(of(&b)), Some(vec![changed(&a), changed(&b)]));
+        assert_eq!(known.take(MachinesUpdate::Snapshot { machines: 2 }), None);
+        assert_eq!(known.take(of(&a)), None);
+        assert_eq!(known.take(of(&c)), Some(vec![News::Removed(b.id.clone()), changed(&c)]), "a is as it was");
+        assert_eq!(known.take(MachinesUpdate::Removed(c.id.clone())), Some(vec![News::Removed(c.id)]));
+        assert_eq!(known.take(MachinesUpdate::Snapshot { machines: 0 }), Some(vec![News::Removed(a.id)]));
+        assert!(known.machines.is_empty());
+    }
+}
