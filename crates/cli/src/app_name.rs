@@ -10,6 +10,9 @@ use crate::{CliError, Environment, globals::AppArgs};
 /// Looked for in the current directory, in this order.
 const FILES: [&str; 2] = ["caddis.toml", "fly.toml"];
 
+/// How apps are named that are made for `machine run --shell`.
+pub const SHELLS: &str = "flyctl-interactive-shells-";
+
 const MISSING: &str = "the config for your app is missing an app name, add an app field to the fly.toml file or \
                        specify with the -a flag";
 

@@ -22,6 +22,7 @@ mod suggest;
 mod terminal;
 mod upload;
 mod waiting;
+mod words;
 
 use std::{future::Future, process::ExitCode};
 

@@ -4,6 +4,9 @@ use std::io::{BufRead as _, stdin};
 
 use crate::{CliError, Printer};
 
+/// There is nobody to ask, and no `--yes`.
+pub const NO_YES: &str = "yes flag must be specified when not running interactively";
+
 /// Asks for yes or no; no by default. `unasked` is the error when there is nobody to ask.
 pub async fn confirm(printer: &Printer, question: &str, unasked: &str) -> Result<(), CliError> {
     match ask(printer, &format!("{question} (y/N) "), unasked).await?.to_ascii_lowercase().as_str() {

@@ -11,7 +11,7 @@ use caddis_api::RawConfig;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::CliError;
+use crate::{CliError, words};
 
 pub use guest::{check as check_guest, presets};
 
@@ -254,7 +254,7 @@ pub fn set_image(config: &mut Map<String, Value>, image: &str) -> Result<(), Cli
 
 /// Sets the command, split into words as a shell does; an empty one is that of the image again.
 pub fn set_command(config: &mut Map<String, Value>, command: &str) -> Result<(), CliError> {
-    let words = shell_words::split(command).map_err(|e| CliError::new(format!("invalid command: {e}")))?;
+    let words = words::split("command", command)?;
     match words.is_empty() {
         true => drop(object(config, "init").remove("cmd")),
         false => drop(object(config, "init").insert("cmd".to_owned(), json!(words))),
@@ -276,7 +276,7 @@ fn apply(config: &mut Map<String, Value>, flags: &MachineFlags, directory: &Path
     merge_pairs(config, "metadata", &flags.metadata)?;
     guest::set(config, &flags.vm, &flags.kernel_arg)?;
     if let Some(entrypoint) = &flags.entrypoint {
-        let words = shell_words::split(entrypoint).map_err(|e| CliError::new(format!("invalid entrypoint: {e}")))?;
+        let words = words::split("entrypoint", entrypoint)?;
         object(config, "init").insert("entrypoint".to_owned(), json!(words));
     }
     set_restart(config, flags)?;

@@ -1,7 +1,11 @@
 //! What commands print and end with, to the letter, against a server with canned answers.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{collections::HashMap, future::pending};
+use std::{
+    collections::{HashMap, VecDeque},
+    future::pending,
+    sync::{Arc, Mutex},
+};
 
 use caddis_cli::{Command, Environment, Globals, Printer, execute};
 use clap::Parser;
@@ -19,12 +23,16 @@ struct Cli {
     command: Command,
 }
 
-/// A server that answers `METHOD /path?query` with a status and a body, anything else with 404.
+/// A server that answers `METHOD /path?query` with a status and a body, anything else with 404. Of several answers to the
+/// same the first comes first and the last for ever.
 async fn server(answers: &[(&str, u16, Value)]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let answers: HashMap<String, (u16, String)> =
-        answers.iter().map(|(line, status, body)| ((*line).to_owned(), (*status, body.to_string()))).collect();
+    let mut by_line: HashMap<String, VecDeque<(u16, String)>> = HashMap::new();
+    for (line, status, body) in answers {
+        by_line.entry((*line).to_owned()).or_default().push_back((*status, body.to_string()));
+    }
+    let answers = Arc::new(Mutex::new(by_line));
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let answers = answers.clone();
@@ -38,7 +46,11 @@ async fn server(answers: &[(&str, u16, Value)]) -> String {
                 let text = String::from_utf8_lossy(&request).into_owned();
                 let line = text.split(" HTTP/").next().unwrap_or_default().to_owned();
                 let unknown = (404, json!({ "error": format!("no answer for {line}") }).to_string());
-                let (status, body) = answers.get(&line).unwrap_or(&unknown);
+                let (status, body) = match answers.lock().unwrap().get_mut(&line) {
+                    Some(left) if left.len() > 1 => left.pop_front().unwrap(),
+                    Some(left) => left[0].clone(),
+                    None => unknown,
+                };
                 let head =
                     format!("HTTP/1.1 {status} x\r\nfly-request-id: 01X-local\r\ncontent-type: application/json");
                 let reply = format!("{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
@@ -125,15 +137,65 @@ fn app(name: &str) -> Value {
     })
 }
 
-#[tokio::test]
-async fn lists_are_tables_json_or_nothing_but_ids() {
-    let machine = json!({
+/// A machine as the server shows it, with more.
+fn machine(more: Value) -> Value {
+    let mut machine = json!({
         "id": "148ed193b95389", "name": "web", "state": "started", "region": "local", "private_ip": "fdaa::1:2",
         "instance_id": "01HQ73A7BFFDF1B6WMGHFZZ4E7", "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7",
         "image_ref": { "registry": "docker.io", "repository": "library/nginx", "tag": "1", "digest": "sha256:0" },
         "created_at": "2020-01-02T03:04:05Z", "updated_at": "2020-01-02T03:04:05Z",
         "config": { "image": "nginx:1", "guest": { "cpu_kind": "shared", "cpus": 2, "memory_mb": 512 } },
     });
+    machine.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    machine
+}
+
+/// A machine with two checks of which one passes, then as `later` says.
+async fn with_checks(later: Value) -> Outcome {
+    let check =
+        |status: &str| json!({ "name": status, "status": status, "output": "", "updated_at": "2020-01-02T03:04:05Z" });
+    let path = "/v1/apps/a/machines/148ed193b95389";
+    let get = format!("GET {path}");
+    let (lease, restart) = (format!("POST {path}/lease?ttl=120"), format!("POST {path}/restart?force_stop=false"));
+    let (release, wait) = (format!("DELETE {path}/lease"), format!("GET {path}/wait?timeout=60&state=settled"));
+    let lease_data = json!({ "nonce": "n", "expires_at": 4_000_000_000_u64, "owner": "me", "description": "",
+                       "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" });
+    let mut granted = lease_data.clone();
+    granted["status"] = json!("success");
+    granted["data"] = lease_data;
+    let pending = machine(json!({ "checks": [check("passing"), check("critical")] }));
+    let url = server(&[
+        (&get, 200, machine(json!({}))),
+        (&get, 200, pending.clone()),
+        (&get, 200, pending),
+        (&get, 200, machine(later)),
+        (&lease, 201, granted),
+        (&release, 200, json!({ "ok": true })),
+        (&restart, 200, json!({ "ok": true })),
+        (&wait, 200, json!({ "ok": true, "state": "started", "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" })),
+    ])
+    .await;
+    run_at(&url, "machine restart 148ed193b95389 -a a").await
+}
+
+#[tokio::test]
+async fn health_checks_are_followed_until_they_pass_or_the_machine_is_gone() {
+    let passing = json!({ "name": "a", "status": "passing", "output": "", "updated_at": "2020-01-02T03:04:05Z" });
+    let outcome = with_checks(json!({ "checks": [passing] })).await;
+    assert_eq!(
+        (outcome.code, &*outcome.stderr),
+        (0, "  Waiting for 148ed193b95389 to become healthy (started, 1/2)\n")
+    );
+    assert!(outcome.stdout.ends_with("Machine 148ed193b95389 restarted successfully!\n"), "{}", outcome.stdout);
+    let critical = json!({ "name": "a", "status": "critical", "output": "", "updated_at": "2020-01-02T03:04:05Z" });
+    let outcome = with_checks(json!({ "state": "stopped", "checks": [critical] })).await;
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stderr.contains("Error: machine 148ed193b95389 is stopped and not healthy"), "{}", outcome.stderr);
+}
+
+#[tokio::test]
+async fn lists_are_tables_json_or_nothing_but_ids() {
+    let machine = machine(json!({}));
     let url =
         server(&[("GET /v1/apps/a/machines", 200, json!([machine])), ("GET /v1/apps/b/machines", 200, json!([]))])
             .await;

@@ -4,7 +4,7 @@
 use clap::{Args, Subcommand};
 
 use super::target::Target;
-use crate::{CliError, session::Session, terminal};
+use crate::{CliError, session::Session, terminal, words};
 
 /// `caddis ssh …`.
 #[derive(Debug, Args)]
@@ -42,8 +42,7 @@ pub struct Console {
 pub async fn run(ssh: Ssh, session: &Session) -> Result<(), CliError> {
     let SshCommand::Console(console) = ssh.command;
     let command = match &console.command {
-        Some(command) => shell_words::split(command)
-            .map_err(|e| CliError::new(format!("invalid command, it can't be split into words: {e}")))?,
+        Some(command) => words::split("command", command)?,
         None => Vec::new(),
     };
     let client = session.client()?;

@@ -76,21 +76,17 @@ fn facts(app: &App, machines: &[Machine]) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn metadata(machine: &Machine, name: &str) -> Option<String> {
-    cell::config(machine).metadata.and_then(|metadata| metadata.get(name).cloned())
-}
-
-fn group(machine: &Machine) -> String {
-    metadata(machine, "fly_process_group").unwrap_or_default()
+fn group(machine: &Machine) -> &str {
+    cell::metadata(machine, "fly_process_group").unwrap_or_default()
 }
 
 fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
     let checks = machine.checks.as_deref();
     let role = checks.and_then(|checks| checks.iter().find(|check| check.name == "role"));
     vec![
-        group(machine),
+        group(machine).to_owned(),
         machine.id.to_string(),
-        metadata(machine, "fly_release_version").unwrap_or_else(|| machine.version.to_string()),
+        cell::metadata(machine, "fly_release_version").unwrap_or(machine.version.as_str()).to_owned(),
         machine.region.clone(),
         machine.state.to_string(),
         role.map(|role| role.output.clone()).unwrap_or_default(),

@@ -5,7 +5,7 @@ use caddis_client::{Client, ListMachines};
 use clap::Args;
 
 use super::machine::choice;
-use crate::{CliError, globals::AppArgs, prompt, session::Session};
+use crate::{CliError, globals::AppArgs, prompt, render::machine as cell, session::Session};
 
 /// Flags that choose it. Without any it is the first that runs.
 #[derive(Debug, Args)]
@@ -82,8 +82,7 @@ impl Target {
     }
 
     fn fits(&self, machine: &Machine) -> bool {
-        let metadata = machine.config.as_ref().and_then(|config| config.0.get("metadata"));
-        let group = metadata.and_then(|metadata| metadata.get("fly_process_group")?.as_str());
+        let group = cell::metadata(machine, "fly_process_group");
         let is_at = |address: &String| {
             let names = [machine.private_ip.as_str(), machine.id.as_str(), machine.name.as_str()];
             names.contains(&address.as_str()) || machine.private_ipv4.as_ref() == Some(address)

@@ -12,6 +12,11 @@ pub fn config(machine: &Machine) -> MachineConfig {
     machine.config.as_ref().and_then(|raw| caddis_api::validate::read(raw).ok()).unwrap_or_default()
 }
 
+/// A value of its metadata.
+pub fn metadata<'a>(machine: &'a Machine, name: &str) -> Option<&'a str> {
+    machine.config.as_ref()?.0.get("metadata")?.get(name)?.as_str()
+}
+
 /// `repository:tag[ (fly.version label)]`.
 pub fn image(image: &ImageRef) -> String {
     let version = image.labels.as_ref().and_then(|labels| labels.get("fly.version"));

@@ -134,6 +134,9 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     ----- stdout -----
     Restarting machine machine-id-001
     Machine machine-id-001 restarted successfully!
+
+    ----- stderr -----
+    No health checks found
     ");
     assert_snapshot!(stand.run(&format!("machine suspend {id} -a shop -w 60s")).await, @"
     exit code 0

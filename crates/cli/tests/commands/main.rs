@@ -6,5 +6,6 @@ mod apps;
 mod changes;
 mod context;
 mod lifecycle;
+mod neighbours;
 mod refusals;
 mod stand;

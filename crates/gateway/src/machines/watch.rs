@@ -29,7 +29,12 @@ use tokio::{
 };
 
 use crate::{
-    context::Context, envelope::Failure, extract::AppPath, openapi::errors::NoApp, query::Params, view::Shown,
+    context::Context,
+    envelope::Failure,
+    extract::AppPath,
+    openapi::errors::{BadParameter, NoApp},
+    query::Params,
+    view::Shown,
 };
 
 /// After so long without a change an empty line shows that the connection lives.
@@ -54,6 +59,7 @@ const PIECE: usize = 64 * 1024;
     ),
     responses(
         (status = 200, description = "One update per line", body = MachinesUpdate, content_type = "application/x-ndjson"),
+        BadParameter,
         NoApp,
     ),
 )]

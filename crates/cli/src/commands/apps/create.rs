@@ -10,7 +10,6 @@ use crate::{CliError, prompt, session::Session};
 
 /// Where `--save` writes the name.
 const FILE: &str = "caddis.toml";
-const UNASKED: &str = "yes flag must be specified when not running interactively";
 
 /// `caddis apps create`.
 #[derive(Debug, Args)]
@@ -56,7 +55,7 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
             ));
         }
         let question = "Choose an app name (leave blank to generate one): ";
-        name = Some(prompt::ask(printer, question, UNASKED).await?).filter(|name| !name.is_empty());
+        name = Some(prompt::ask(printer, question, prompt::NO_YES).await?).filter(|name| !name.is_empty());
     }
     // What can't be written is told before anything is made.
     let file = if create.save { Some(File::open(session, create.yes).await?) } else { None };
@@ -96,7 +95,7 @@ impl File {
             && !yes
         {
             let question = format!("{FILE} names app {other}. Replace its name?");
-            prompt::confirm(&session.printer, &question, UNASKED).await?;
+            prompt::confirm(&session.printer, &question, prompt::NO_YES).await?;
         }
         Ok(Self { path, document })
     }

@@ -3,12 +3,10 @@
 use caddis_api::app::App;
 use clap::Args;
 
-use crate::{CliError, render::table, session::Session};
+use crate::{CliError, app_name::SHELLS, render::table, session::Session};
 
 /// Network of apps that name none.
 const DEFAULT_NETWORK: &str = "default";
-/// How apps of `machine run --shell` begin.
-const SHELLS: &str = "flyctl-interactive-shells-";
 
 /// `caddis apps list`.
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use caddis_api::{ApiDuration, MachineState, Signal, requests::StopRequest};
 use caddis_client::{RestartOptions, WaitFor};
 use clap::Args;
 
-use super::choice;
+use super::{choice, health};
 use crate::{CliError, globals::AppArgs, session::Session, waiting};
 
 /// `caddis machine start`.
@@ -177,6 +177,10 @@ pub async fn restart(restart: Restart, session: &Session) -> Result<(), CliError
         let restarted = client.restart_machine(&app, id, &options, Some(&nonce)).await;
         restarted.map_err(|e| CliError::attempted(format!("failed to restart machine {id}"), e))?;
         waiting::wait(&session.printer, &client, &app, id, &WaitFor::Settled, waiting::BUDGET).await?;
+        if !restart.skip_health_checks {
+            let machine = choice::get(&client, &app, id.as_str()).await?;
+            health::follow(&session.printer, &client, &app, &machine).await?;
+        }
         session.printer.out(format_args!("Machine {id} restarted successfully!"))?;
     }
     Ok(())

@@ -4,7 +4,7 @@ use caddis_api::exec::{CommandLine, ExecRequest};
 use clap::Args;
 
 use super::choice;
-use crate::{CliError, globals::AppArgs, session::Session, terminal};
+use crate::{CliError, globals::AppArgs, session::Session, terminal, words};
 
 /// `caddis machine exec`.
 #[derive(Debug, Args)]
@@ -41,8 +41,7 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
     };
     let machine = choice::one(session, &client, &app, id).await?;
     if exec.tty || exec.interactive {
-        let command = shell_words::split(command)
-            .map_err(|e| CliError::new(format!("invalid command, it can't be split into words: {e}")))?;
+        let command = words::split("command", command)?;
         if command.is_empty() {
             return Err(CliError::new("give a command"));
         }

@@ -11,19 +11,16 @@ use rand::Rng as _;
 use serde_json::json;
 
 use crate::{
-    CliError, app_name,
+    CliError,
+    app_name::{self, SHELLS},
     globals::AppArgs,
     session::Session,
     spec::{self, MachineFlags, Program},
-    terminal, waiting,
+    terminal, waiting, words,
 };
 
 /// Image unless another is named.
 const IMAGE: &str = "ubuntu";
-/// How apps are named that are made for shells.
-const PREFIX: &str = "flyctl-interactive-shells-";
-/// Longest name of an app.
-const MAX_NAME: usize = 63;
 /// Time in which the session must come.
 const PATIENCE_SECONDS: &str = "60";
 /// Stands for the image's shell where it has no bash.
@@ -54,9 +51,7 @@ pub struct Fresh<'a> {
 /// Runs it.
 pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
-    let words = shell_words::split(&shell.command);
-    let words = words.map_err(|e| CliError::new(format!("invalid command, it can't be split into words: {e}")))?;
-    let command = if shell.command == DEFAULT_COMMAND { Vec::new() } else { words };
+    let command = if shell.command == DEFAULT_COMMAND { Vec::new() } else { words::split("command", &shell.command)? };
     let mut program = fresh.program;
     program.image.get_or_insert_with(|| IMAGE.to_owned());
     let waits = program.command.is_empty();
@@ -108,16 +103,12 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
 /// The app that shells live in: one that is there, or a new one.
 async fn app_for_shells(client: &Client) -> Result<String, CliError> {
     let apps = client.list_apps(Some("personal")).await?;
-    if let Some(app) = apps.into_iter().find(|app| app.name.starts_with(PREFIX)) {
+    if let Some(app) = apps.into_iter().find(|app| app.name.starts_with(SHELLS)) {
         return Ok(app.name);
     }
-    let mut name = format!("{PREFIX}personal-{}", rand::rng().random_range(0..1_000_000));
-    name.truncate(MAX_NAME);
-    let request = CreateAppRequest {
-        name: Some(name.trim_end_matches('-').to_owned()),
-        org_slug: Some("personal".to_owned()),
-        ..Default::default()
-    };
+    let name = format!("{SHELLS}personal-{}", rand::rng().random_range(0..1_000_000));
+    let request =
+        CreateAppRequest { name: Some(name.clone()), org_slug: Some("personal".to_owned()), ..Default::default() };
     let made = client.create_app(&request).await;
     made.map_err(|error| CliError::attempted("could not create an app for the shell", error))?;
     Ok(name)

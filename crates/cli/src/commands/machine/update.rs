@@ -72,8 +72,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
         printer.note(format_args!("Configuration changes to be applied to machine: {id} ({})\n", machine.name))?;
         printer.raw_note(&diff::json(printer, &Value::Object(old.0), &Value::Object(new.clone())))?;
         printer.note("")?;
-        let unasked = "yes flag must be specified when not running interactively";
-        match prompt::confirm(printer, "Apply changes?", unasked).await {
+        match prompt::confirm(printer, "Apply changes?", prompt::NO_YES).await {
             Err(CliError::Declined) => return Ok(printer.out("No changes to apply")?),
             answer => answer?,
         }
