@@ -1,6 +1,7 @@
 //! Questions and menus.
 
 use anyhow::Result;
+use caddis_testkit::fake::Stage;
 
 use crate::stand::Stand;
 
@@ -28,5 +29,53 @@ async fn ctrl_c_at_a_question_changes_nothing() -> Result<()> {
     let status = terminal.end().await?;
     assert_eq!(status.code(), Some(127), "{}", terminal.screen());
     assert_eq!(stand.server.api()?.get("/v1/apps/shop").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_update_shows_what_it_changes_and_asks() -> Result<()> {
+    let stand = Stand::new().await?;
+    let id = stand.machine("one").await?;
+    let update = ["machine", "update", &id, "-a", "shop", "-e", "COLOUR=red", "--vm-memory", "512"];
+    let path = format!("/v1/apps/shop/machines/{id}");
+    for (answer, words, colour) in [("n", "No changes to apply", None), ("y", "updated successfully!", Some("red"))] {
+        let mut terminal = stand.terminal(&update)?;
+        let difference = terminal.expect("Apply changes? (y/N)").await?;
+        for line in [
+            "\u{1b}[31m-     \"memory_mb\": 256,",
+            "\u{1b}[32m+     \"memory_mb\": 512,",
+            "\u{1b}[32m+     \"COLOUR\": \"red\",",
+        ] {
+            assert!(difference.contains(line), "{line:?} is not in {difference}");
+        }
+        terminal.send(format!("{answer}\r")).await?;
+        terminal.expect(words).await?;
+        let status = terminal.end().await?;
+        assert_eq!(status.code(), Some(0), "{}", terminal.screen());
+        let machine = stand.server.api()?.get(&path).await?;
+        assert_eq!(machine.body["config"]["env"]["COLOUR"].as_str(), colour);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn ctrl_c_at_each_stage_of_a_run_says_what_may_be_left() -> Result<()> {
+    let stand = Stand::new().await?;
+    for (stage, words) in [
+        (Stage::Resolve, "A machine may have been made in app shop"),
+        (Stage::Pull, "has been made in app shop and stays"),
+    ] {
+        stand.server.images.hold(stage);
+        let mut terminal = stand.terminal(&["machine", "run", "web:1", "-a", "shop"])?;
+        stand.server.images.reached(stage).await;
+        if stage == Stage::Pull {
+            terminal.expect("Attempting to start machine").await?;
+        }
+        terminal.send("\u{3}").await?;
+        terminal.expect(words).await?;
+        let status = terminal.end().await?;
+        assert_eq!(status.code(), Some(127), "{}", terminal.screen());
+        stand.server.images.release();
+    }
     Ok(())
 }

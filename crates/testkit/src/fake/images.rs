@@ -37,13 +37,15 @@ pub struct FakeImages {
     /// Pulled ones by digest: name, and since when.
     pulled: Arc<Mutex<BTreeMap<String, (String, String)>>>,
     held: watch::Sender<HashSet<Stage>>,
+    /// Stages at which something waits, or has waited.
+    reached: watch::Sender<HashSet<Stage>>,
 }
 
 impl FakeImages {
     /// With a store in this directory.
     pub(super) fn open(directory: &Path) -> Result<Self, ImageError> {
         let store = ImageStore::open(ImageStoreConfig::new(directory))?;
-        Ok(Self { store, pulled: Arc::default(), held: watch::Sender::default() })
+        Ok(Self { store, pulled: Arc::default(), held: watch::Sender::default(), reached: watch::Sender::default() })
     }
 
     /// From now on nothing gets past this stage.
@@ -56,7 +58,14 @@ impl FakeImages {
         self.held.send_modify(HashSet::clear);
     }
 
+    /// Waits until something has come to this stage.
+    pub async fn reached(&self, stage: Stage) {
+        // The sender lives in self.
+        let _ = self.reached.subscribe().wait_for(|reached| reached.contains(&stage)).await;
+    }
+
     async fn pass(&self, stage: Stage) {
+        self.reached.send_if_modified(|reached| reached.insert(stage));
         // The sender lives in self.
         let _ = self.held.subscribe().wait_for(|held| !held.contains(&stage)).await;
     }
