@@ -2,15 +2,17 @@
 
 mod accelerator;
 mod backup;
+mod completion;
 mod doctor;
 mod host;
 mod instance;
+mod manual;
 mod serve;
 mod settings;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Launches VMs from OCI images, on hosts you own.
 #[derive(Debug, Parser)]
@@ -37,15 +39,24 @@ enum Command {
     Host(host::HostArguments),
     #[command(flatten)]
     Client(caddis_cli::Command),
+    /// Print what a shell needs to complete commands, and names of apps and machines.
+    Completion(completion::CompletionArguments),
+    /// Write the manual: a page per command.
+    Man(manual::ManArguments),
 }
 
 fn main() -> ExitCode {
+    // Already installed is as good: there is one provider in this program.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    clap_complete::CompleteEnv::with_factory(Caddis::command)
+        .var(caddis_cli::complete::VARIABLE)
+        .bin("caddis")
+        .completer("caddis")
+        .complete();
     let arguments = match Caddis::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return caddis_cli::report_usage(&error),
     };
-    // Already installed is as good: there is one provider in this program.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -60,6 +71,8 @@ fn main() -> ExitCode {
             Command::Backup(arguments) => backup::backup(&arguments).await.map(|()| ExitCode::SUCCESS),
             Command::Restore(arguments) => backup::restore(&arguments).map(|()| ExitCode::SUCCESS),
             Command::Host(arguments) => host::run(arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Completion(arguments) => completion::print(&arguments).map(|()| ExitCode::SUCCESS),
+            Command::Man(arguments) => manual::write(&arguments, Caddis::command()).map(|()| ExitCode::SUCCESS),
             Command::Client(command) => Ok(caddis_cli::run(command, arguments.globals).await),
         }
     });

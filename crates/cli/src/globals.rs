@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::complete;
+
 /// Flags of every command.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Globals {
@@ -14,7 +16,7 @@ pub struct Globals {
     #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
     pub api_url: Option<String>,
     /// Which of the servers of 'caddis context list' [env: CADDIS_CONTEXT].
-    #[arg(long, global = true, value_name = "NAME", help_heading = "Global options")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Global options", add = complete::contexts())]
     pub context: Option<String>,
     /// Say more.
     #[arg(long, global = true, help_heading = "Global options")]
@@ -28,7 +30,7 @@ pub struct Globals {
 #[derive(Debug, Clone, Default, Args)]
 pub struct AppArgs {
     /// Application name [env: CADDIS_APP, FLY_APP; then `app` of caddis.toml or fly.toml].
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", add = complete::apps())]
     pub app: Option<String>,
     /// Path of the file that names the app, instead of caddis.toml or fly.toml in the current directory.
     #[arg(short, long, value_name = "FILE")]

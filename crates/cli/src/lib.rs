@@ -7,6 +7,7 @@
 
 mod app_name;
 mod commands;
+pub mod complete;
 mod connection;
 mod environment;
 mod error;

@@ -15,17 +15,64 @@ pub async fn confirm(printer: &Printer, question: &str, unasked: &str) -> Result
     }
 }
 
-/// Asks for one of several things, shown with numbers.
+/// Asks for one of several things, in a menu: arrow keys, then Enter.
 pub async fn choose(printer: &Printer, question: &str, options: &[String], unasked: &str) -> Result<usize, CliError> {
+    let (theme, question, options) = (theme(), question.to_owned(), shown(options));
+    let menu =
+        move || dialoguer::Select::with_theme(&*theme).with_prompt(question).items(&options).default(0).interact_opt();
+    ask_menu(printer, unasked, menu).await?.ok_or(CliError::Declined)
+}
+
+/// Asks for some of several things, in a menu: arrow keys, Space for each, then Enter. None are chosen by Escape.
+pub async fn choose_some(
+    printer: &Printer,
+    question: &str,
+    options: &[String],
+    unasked: &str,
+) -> Result<Vec<usize>, CliError> {
+    let (theme, question, options) = (theme(), format!("{question} (Space chooses, Enter ends)"), shown(options));
+    let menu = move || dialoguer::MultiSelect::with_theme(&*theme).with_prompt(question).items(&options).interact_opt();
+    Ok(ask_menu(printer, unasked, menu).await?.unwrap_or_default())
+}
+
+fn theme() -> Box<dyn dialoguer::theme::Theme + Send> {
+    match std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
+        true => Box::new(dialoguer::theme::ColorfulTheme::default()),
+        false => Box::new(dialoguer::theme::SimpleTheme),
+    }
+}
+
+/// A name with control characters must not draw the menu.
+fn shown(options: &[String]) -> Vec<String> {
+    options.iter().map(|option| option.chars().filter(|c| !c.is_control()).collect()).collect()
+}
+
+async fn ask_menu<T: Send + 'static>(
+    printer: &Printer,
+    unasked: &str,
+    menu: impl FnOnce() -> dialoguer::Result<Option<T>> + Send + 'static,
+) -> Result<Option<T>, CliError> {
+    /// A menu hides the cursor, and Ctrl-C ends it in the middle.
+    struct Cursor;
+    impl Drop for Cursor {
+        fn drop(&mut self) {
+            // Nothing can be done when the terminal is gone.
+            let _ = dialoguer::console::Term::stderr().show_cursor();
+        }
+    }
     if !printer.is_interactive() {
         return Err(CliError::new(unasked));
     }
-    for (number, option) in options.iter().enumerate() {
-        printer.note(format_args!("{:>3}  {option}", number + 1))?;
+    let _cursor = Cursor;
+    let chosen = tokio::task::spawn_blocking(menu).await.map_err(std::io::Error::other)?;
+    match chosen {
+        Ok(chosen) => Ok(chosen),
+        // It has raised the signal, which ends the command.
+        Err(dialoguer::Error::IO(error)) if error.kind() == std::io::ErrorKind::Interrupted => {
+            Err(CliError::Interrupted)
+        }
+        Err(dialoguer::Error::IO(error)) => Err(error.into()),
     }
-    let answer = ask(printer, &format!("{question} [1-{}] ", options.len()), unasked).await?;
-    let number = answer.parse::<usize>().ok().filter(|number| (1..=options.len()).contains(number));
-    number.map(|number| number - 1).ok_or_else(|| CliError::new(format!("'{answer}' is none of the numbers shown")))
 }
 
 /// Asks for a line of text.

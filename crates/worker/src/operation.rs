@@ -41,6 +41,9 @@ pub enum OperationKind {
         automatic: bool,
         /// It ran before the host went down: waits for its turn among the others of the host.
         recovery: bool,
+        /// A suspend follows. Only of what is queued: once it begins, the suspend is what is queued.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        suspend_after: bool,
     },
     /// Ends it because someone asked.
     Stop(Stop),
@@ -167,7 +170,7 @@ pub const MAX_ATTEMPTS: u32 = 3;
 
 impl OperationKind {
     /// A start that a client asked for.
-    pub const START: Self = Self::Start { not_before: 0, automatic: false, recovery: false };
+    pub const START: Self = Self::Start { not_before: 0, automatic: false, recovery: false, suspend_after: false };
 
     /// Its steps, in order.
     pub fn steps(&self) -> &'static [Step] {

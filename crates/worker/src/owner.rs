@@ -359,7 +359,7 @@ impl Owner {
         let Some(at) = due.filter(|_| self.shared.check_not_draining().is_ok()) else { return };
         // When no server ran all may be late at once.
         let recovery = at + LATE_MS < now_ms();
-        let start = OperationKind::Start { not_before: 0, automatic: true, recovery };
+        let start = OperationKind::Start { not_before: 0, automatic: true, recovery, suspend_after: false };
         self.change(Durability::Synced, |draft| draft.begin(start.clone(), Source::Worker)).await;
     }
 

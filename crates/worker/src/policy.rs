@@ -36,6 +36,8 @@ pub enum Request {
 pub enum Goal {
     /// Boot it.
     Start,
+    /// Boot it, then save it.
+    StartAndSuspend,
     /// End it.
     Stop,
     /// End it and boot it again.
@@ -83,6 +85,16 @@ pub fn decide(state: MachineState, request: Request) -> Verdict {
         Request::Update => update(state),
         Request::Signal => signal(state),
         Request::Destroy { force } => destroy(state, force),
+    }
+}
+
+/// Decides for a machine that is started as soon as what is under way has ended: a suspend waits for that too.
+pub fn decide_awaiting_start(state: MachineState, request: Request) -> Verdict {
+    match (state, request) {
+        (MachineState::Creating | MachineState::Pending | MachineState::Stopping, Request::Suspend) => {
+            Verdict::Queue(Goal::StartAndSuspend)
+        }
+        _ => decide(state, request),
     }
 }
 
@@ -200,6 +212,9 @@ mod tests {
         MachineState::Replacing,
     ];
 
+    /// The states in which a start may wait and a suspend would be refused otherwise.
+    const AWAITING_START: &[MachineState] = &[MachineState::Creating, MachineState::Stopping];
+
     /// The states in which a destroy may wait for what is under way.
     const DOOMED: &[MachineState] = &[MachineState::Suspending, MachineState::Stopping];
 
@@ -248,8 +263,12 @@ mod tests {
                 assert_eq!(word(&decide_doomed(*state, request), request), cell, "{name} in {state}, doomed");
                 checked += 1;
             }
+            for (state, cell) in AWAITING_START.iter().zip(row(&format!("{name}, start queued"))) {
+                assert_eq!(word(&decide_awaiting_start(*state, request), request), cell, "{name} in {state}, awaited");
+                checked += 1;
+            }
         }
-        assert_eq!(checked, 8 * (COLUMNS.len() + DOOMED.len()));
+        assert_eq!(checked, 8 * (COLUMNS.len() + DOOMED.len() + AWAITING_START.len()));
     }
 
     #[test]

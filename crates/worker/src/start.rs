@@ -187,7 +187,7 @@ fn take_up(draft: &mut Draft, vm: Option<StartKind>, rebooted: bool) {
 }
 
 fn recovery() -> OperationKind {
-    OperationKind::Start { not_before: 0, automatic: true, recovery: true }
+    OperationKind::Start { not_before: 0, automatic: true, recovery: true, suspend_after: false }
 }
 
 fn lose_vm(draft: &mut Draft, rebooted: bool) {

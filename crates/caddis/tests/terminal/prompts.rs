@@ -10,13 +10,58 @@ async fn a_machine_is_chosen_from_a_menu() -> Result<()> {
     let stand = Stand::new().await?;
     let (first, second) = (stand.machine("one").await?, stand.machine("two").await?);
     let mut terminal = stand.terminal(&["machine", "status", "-a", "shop"])?;
-    let menu = terminal.expect("Select a machine:").await?;
-    assert!(menu.contains(&format!("{first} one (started, region local")), "{menu}");
-    assert!(menu.contains(&format!("{second} two (started, region local")), "{menu}");
-    terminal.send(if first < second { "2\r" } else { "1\r" }).await?;
+    terminal.expect("Select a machine:").await?;
+    let mut options = [format!("{first} one (started, region local)"), format!("{second} two (started, region local)")];
+    options.sort();
+    for option in options {
+        terminal.expect(&option).await?;
+    }
+    // Down to the second, where it isn't the first.
+    terminal.send(if first < second { "\u{1b}[B\r" } else { "\r" }).await?;
     terminal.expect(&format!("Machine ID: {second}")).await?;
     let status = terminal.end().await?;
     assert_eq!(status.code(), Some(0), "{}", terminal.screen());
+    Ok(())
+}
+
+#[tokio::test]
+async fn some_machines_are_chosen_from_a_menu() -> Result<()> {
+    let stand = Stand::new().await?;
+    let mut ids = vec![stand.machine("one").await?, stand.machine("two").await?, stand.machine("three").await?];
+    ids.sort();
+    let mut terminal = stand.terminal(&["machine", "stop", "-a", "shop", "--select"])?;
+    terminal.expect("Select machines:").await?;
+    // The first and the last.
+    terminal.send(" \u{1b}[B\u{1b}[B \r").await?;
+    let status = terminal.end().await?;
+    assert_eq!(status.code(), Some(0), "{}", terminal.screen());
+    for (at, stopped) in [true, false, true].into_iter().enumerate() {
+        let said = terminal.screen().contains(&format!("{} has been successfully stopped", ids[at]));
+        assert_eq!(said, stopped, "{at}: {}", terminal.screen());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_menu_is_left_by_escape_and_by_ctrl_c() -> Result<()> {
+    let stand = Stand::new().await?;
+    stand.machine("one").await?;
+    for (command, key, code, words) in [
+        ("status", "\u{1b}", 0, ""),
+        ("stop", "\u{1b}", 1, "no machines selected"),
+        ("stop", "\r", 1, "no machines selected"),
+        ("stop", "\u{3}", 127, ""),
+    ] {
+        let mut terminal = stand.terminal(&["machine", command, "-a", "shop"])?;
+        terminal.expect("one (started").await?;
+        terminal.send(key).await?;
+        let status = terminal.end().await?;
+        assert_eq!(status.code(), Some(code), "{}", terminal.screen());
+        assert!(terminal.screen().contains(words), "{}", terminal.screen());
+        // The cursor is there again.
+        let shown = terminal.screen().rfind("\u{1b}[?25h");
+        assert!(shown > terminal.screen().rfind("\u{1b}[?25l"), "{:?}", terminal.screen());
+    }
     Ok(())
 }
 

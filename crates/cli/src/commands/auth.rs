@@ -18,11 +18,14 @@ enum AuthCommand {
     #[command(after_help = "Example:\n  caddis auth login --api-url http://127.0.0.1:4280 --access-token \"$TOKEN\"")]
     Login,
     /// Forget them, those of contexts too.
+    #[command(after_help = "Example:\n  caddis auth logout")]
     Logout,
     /// Show which server and token are used, and where they come from.
-    #[command(visible_alias = "status")]
+    #[command(visible_alias = "status", after_help = "Example:\n  caddis auth whoami")]
     Whoami,
     /// Print the access token.
+    #[command(after_help = "Example:\n  curl -H \"Authorization: Bearer $(caddis auth token)\" \
+                            http://127.0.0.1:4280/v1/platform/regions")]
     Token,
 }
 

@@ -4,13 +4,14 @@ use caddis_api::ErrorCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::{CliError, render::table, session::Session};
+use crate::{CliError, complete, render::table, session::Session};
 
 /// `caddis explain`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  caddis explain\n  caddis explain insufficient_capacity\n  caddis explain 126")]
 pub struct Explain {
     /// Code of an error, as the API's error bodies have it, or exit code of this program [default: a list of all].
+    #[arg(add = complete::codes())]
     code: Option<String>,
     /// Print it as JSON.
     #[arg(short, long)]
@@ -45,6 +46,11 @@ const CODES: [ErrorCode; 16] = [
     ErrorCode::Internal,
     ErrorCode::Unavailable,
 ];
+
+/// The codes of errors.
+pub fn codes() -> impl Iterator<Item = String> {
+    CODES.into_iter().map(name)
+}
 
 const EXIT_CODES: [(&str, &str, &str); 4] = [
     ("0", "All went well, or you were asked and said no.", "Nothing."),

@@ -38,7 +38,7 @@ enum ImageCommand {
         json: bool,
     },
     /// List the images the server holds.
-    #[command(visible_alias = "ls")]
+    #[command(visible_alias = "ls", after_help = "Example:\n  caddis image list")]
     List {
         /// Print them as JSON.
         #[arg(short, long)]
@@ -48,7 +48,10 @@ enum ImageCommand {
         quiet: bool,
     },
     /// Remove images that no machine uses.
-    #[command(visible_aliases = ["remove", "delete", "destroy"])]
+    #[command(
+        visible_aliases = ["remove", "delete", "destroy"],
+        after_help = "Example:\n  caddis image rm docker.io/library/nginx:1.26"
+    )]
     Rm {
         /// Names or digests.
         #[arg(required = true)]

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use caddis_api::logs::LogsReply;
+use caddis_api::{MachineId, logs::LogsReply};
 use caddis_client::{Client, ClientError, LogsQuery};
 use clap::Args;
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::machine::choice;
 use crate::{
-    CliError, Printer,
+    CliError, Printer, complete,
     globals::AppArgs,
     render::{log, time},
     session::Session,
@@ -34,8 +34,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Logs {
     #[command(flatten)]
     app: AppArgs,
-    /// Only of this machine.
-    #[arg(short, long, visible_alias = "instance", visible_short_alias = 'i', value_name = "ID")]
+    /// Only of this machine, by id or name.
+    #[arg(short, long, visible_alias = "instance", visible_short_alias = 'i', value_name = "MACHINE",
+          add = complete::machines())]
     machine: Option<String>,
     /// Choose the machine from a menu.
     #[arg(short, long)]
@@ -68,10 +69,11 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
     let (since, until) = (read("since", &logs.since)?, read("until", &logs.until)?);
     let app = session.app(&logs.app)?;
     let client = session.client()?;
-    let machine = if logs.select {
-        Some(choice::one(session, &client, &app, None).await?.id.to_string())
-    } else {
-        logs.machine.clone()
+    let machine = match logs.machine.as_deref() {
+        None if !logs.select => None,
+        // One that is long gone may have left lines.
+        Some(id) if id.parse::<MachineId>().is_ok() => Some(id.to_owned()),
+        name => Some(choice::one(session, &logs.app, name, logs.select).await?.2.id.to_string()),
     };
     let region = if machine.is_some() { None } else { logs.region.clone() };
     let mut query = LogsQuery {

@@ -82,14 +82,13 @@ fn group(machine: &Machine) -> &str {
 
 fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
     let checks = machine.checks.as_deref();
-    let role = checks.and_then(|checks| checks.iter().find(|check| check.name == "role"));
     vec![
         group(machine).to_owned(),
         machine.id.to_string(),
         cell::metadata(machine, "fly_release_version").unwrap_or(machine.version.as_str()).to_owned(),
         machine.region.clone(),
         machine.state.to_string(),
-        role.map(|role| role.output.clone()).unwrap_or_default(),
+        cell::role(machine).unwrap_or_default().to_owned(),
         cell::checks(checks),
         time::relative(&machine.updated_at, now),
     ]

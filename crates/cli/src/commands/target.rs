@@ -5,15 +5,15 @@ use caddis_client::{Client, ListMachines};
 use clap::Args;
 
 use super::machine::choice;
-use crate::{CliError, globals::AppArgs, prompt, render::machine as cell, session::Session};
+use crate::{CliError, complete, globals::AppArgs, prompt, render::machine as cell, session::Session};
 
 /// Flags that choose it. Without any it is the first that runs.
 #[derive(Debug, Args)]
 pub struct Target {
     #[command(flatten)]
     pub app: AppArgs,
-    /// Id of the machine.
-    #[arg(long, value_name = "ID")]
+    /// Id or name of the machine.
+    #[arg(long, value_name = "MACHINE", add = complete::machines())]
     machine: Option<String>,
     /// Choose from a menu of the machines that run.
     #[arg(short, long)]
@@ -45,9 +45,7 @@ impl Target {
     /// Finds it.
     pub async fn find(&self, session: &Session, client: &Client) -> Result<(String, Machine), CliError> {
         let app = session.app(&self.app)?;
-        if let Some(container) = self.container.as_deref().filter(|container| !container.is_empty()) {
-            return Err(CliError::new(format!("the machine has no container named '{container}'")));
-        }
+        choice::no_container(self.container.as_deref())?;
         if let Some(id) = &self.machine {
             let machine = choice::get(client, &app, id).await?;
             if machine.state != MachineState::Started {

@@ -17,6 +17,12 @@ pub fn metadata<'a>(machine: &'a Machine, name: &str) -> Option<&'a str> {
     machine.config.as_ref()?.0.get("metadata")?.get(name)?.as_str()
 }
 
+/// What its check named `role` says.
+pub fn role(machine: &Machine) -> Option<&str> {
+    let check = machine.checks.as_ref()?.iter().find(|check| check.name == "role")?;
+    Some(check.output.as_str()).filter(|role| !role.is_empty())
+}
+
 /// `repository:tag[ (fly.version label)]`.
 pub fn image(image: &ImageRef) -> String {
     let version = image.labels.as_ref().and_then(|labels| labels.get("fly.version"));

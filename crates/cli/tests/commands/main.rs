@@ -4,6 +4,7 @@
 
 mod apps;
 mod changes;
+mod choice;
 mod context;
 mod lifecycle;
 mod neighbours;

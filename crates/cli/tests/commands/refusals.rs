@@ -60,6 +60,7 @@ async fn wrong_names_are_told() {
     exit code 1
     ----- stderr -----
     Error: 'tired' is no state of a machine
+    See 'caddis machine wait --help' for those there are.
     ");
 }
 

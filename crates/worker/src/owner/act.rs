@@ -129,10 +129,12 @@ impl Owner {
         let operation = self.row.operation.as_ref().map(|operation| &operation.kind);
         match (request, operation, &self.row.next) {
             (_, _, Some(OperationKind::Destroy)) => policy::decide_doomed(self.row.state, request),
-            // There will be nothing to save.
-            (Request::Suspend, Some(OperationKind::Update { run: false, .. }), _) => {
-                policy::decide(MachineState::Stopped, request)
-            }
+            // There will be nothing to save, unless it is started afterwards.
+            (Request::Suspend, Some(OperationKind::Update { run: false, .. }), next) => match next {
+                Some(OperationKind::Start { .. }) => policy::decide_awaiting_start(MachineState::Stopping, request),
+                _ => policy::decide(MachineState::Stopped, request),
+            },
+            (_, _, Some(OperationKind::Start { .. })) => policy::decide_awaiting_start(self.row.state, request),
             _ => policy::decide(self.row.state, request),
         }
     }
@@ -295,6 +297,9 @@ impl Owner {
 fn kind(goal: Goal, plan: Stop) -> OperationKind {
     match goal {
         Goal::Start => OperationKind::START,
+        Goal::StartAndSuspend => {
+            OperationKind::Start { not_before: 0, automatic: false, recovery: false, suspend_after: true }
+        }
         Goal::Stop => OperationKind::Stop(plan),
         Goal::Restart => OperationKind::Restart(plan),
         Goal::Suspend => OperationKind::Suspend,

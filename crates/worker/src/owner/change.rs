@@ -52,7 +52,12 @@ impl Draft {
     }
 
     /// Begins an operation, with the state and the event that go with it.
-    pub fn begin(&mut self, kind: OperationKind, source: Source) {
+    pub fn begin(&mut self, mut kind: OperationKind, source: Source) {
+        if let OperationKind::Start { suspend_after, .. } = &mut kind
+            && std::mem::take(suspend_after)
+        {
+            self.row.next = Some(OperationKind::Suspend);
+        }
         self.row.state = kind.state();
         if !matches!(kind, OperationKind::Update { .. }) {
             // An update that is broken off leaves the new version behind.

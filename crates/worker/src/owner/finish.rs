@@ -247,7 +247,10 @@ impl Draft {
                 let now = self.now;
                 self.row.restarts = restart::recent(&self.row.restarts, now).chain([now]).collect();
                 let not_before = now + after_ms;
-                self.begin(OperationKind::Start { not_before, automatic: true, recovery: false }, Source::Worker);
+                self.begin(
+                    OperationKind::Start { not_before, automatic: true, recovery: false, suspend_after: false },
+                    Source::Worker,
+                );
             }
             Verdict::Destroy => self.begin(OperationKind::Destroy, Source::Worker),
         }

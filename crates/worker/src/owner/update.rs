@@ -155,7 +155,9 @@ fn replaced(row: &MachineRow) -> Replaced {
     let kind = row.operation.as_ref().map(|operation| &operation.kind);
     let runs = match (&row.next, row.state) {
         // What was asked for last decides.
-        (Some(next), _) => matches!(next, OperationKind::Start { .. } | OperationKind::Resume { .. }),
+        (Some(next), _) => {
+            matches!(next, OperationKind::Start { suspend_after: false, .. } | OperationKind::Resume { .. })
+        }
         // One that failed was to run.
         (None, S::Started | S::Starting | S::Restarting | S::Failed) => true,
         (None, S::Stopping) => matches!(kind, Some(OperationKind::Exit { then: restart::Verdict::Restart { .. } })),

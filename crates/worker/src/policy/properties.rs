@@ -76,7 +76,7 @@ impl Subject {
     fn begin(&mut self, work: Work) {
         self.state = match work {
             Work::Create => S::Creating,
-            Work::Do(Goal::Start | Goal::Resume) | Work::Wake => S::Starting,
+            Work::Do(Goal::Start | Goal::StartAndSuspend | Goal::Resume) | Work::Wake => S::Starting,
             Work::Do(Goal::Stop) | Work::Exit { .. } | Work::Abandon => S::Stopping,
             Work::Do(Goal::Restart) => S::Restarting,
             Work::Do(Goal::Suspend) => S::Suspending,
@@ -84,13 +84,20 @@ impl Subject {
             Work::Do(Goal::Destroy) => S::Destroying,
         };
         self.work = Some(work);
+        if work == Work::Do(Goal::StartAndSuspend) {
+            (self.work, self.next) = (Some(Work::Do(Goal::Start)), Some(Goal::Suspend));
+        }
     }
 
     /// Whether it was accepted.
     fn request(&mut self, request: Request, late: bool, wish: Wish) -> bool {
         let verdict = match (self.next, request, self.work) {
             (Some(Goal::Destroy), ..) => decide_doomed(self.state, request),
+            (Some(Goal::Start | Goal::StartAndSuspend), Request::Suspend, Some(Work::UpdateAtRest)) => {
+                decide_awaiting_start(S::Stopping, request)
+            }
             (_, Request::Suspend, Some(Work::UpdateAtRest)) => decide(S::Stopped, request),
+            (Some(Goal::Start | Goal::StartAndSuspend), ..) => decide_awaiting_start(self.state, request),
             _ => decide(self.state, request),
         };
         match verdict {
@@ -142,7 +149,8 @@ impl Subject {
         }
         self.state = match work {
             Work::Create => S::Created,
-            Work::Do(Goal::Start | Goal::Resume | Goal::Restart | Goal::Update) | Work::Wake => S::Started,
+            Work::Do(Goal::Start | Goal::StartAndSuspend | Goal::Resume | Goal::Restart | Goal::Update)
+            | Work::Wake => S::Started,
             Work::Do(Goal::Suspend) => S::Suspended,
             Work::UpdateAtRest if !self.launched => S::Created,
             Work::Do(Goal::Stop) | Work::Exit { .. } | Work::UpdateAtRest => S::Stopped,

@@ -7,7 +7,7 @@ use caddis_client::{RestartOptions, WaitFor};
 use clap::Args;
 
 use super::{choice, health};
-use crate::{CliError, globals::AppArgs, session::Session, waiting};
+use crate::{CliError, session::Session, suggest, waiting};
 
 /// `caddis machine start`.
 #[derive(Debug, Args)]
@@ -15,10 +15,8 @@ use crate::{CliError, globals::AppArgs, session::Session, waiting};
     after_help = "Examples:\n  caddis machine start 148e001b123d89\n  caddis machine start 148e001b123d89 --timing"
 )]
 pub struct Start {
-    /// Machine ids.
-    ids: Vec<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::Many,
     /// Wait until it has started, and show where the time went.
     #[arg(long)]
     timing: bool,
@@ -26,9 +24,9 @@ pub struct Start {
 
 /// Starts machines.
 pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&start.app)?, session.client()?);
-    for machine in choice::some(session, &client, &app, &start.ids).await? {
-        let nonce = session.lease(&client, &app, &machine).await?;
+    let (client, app, machines) = start.which.find(session).await?;
+    choice::each(&machines, async |machine| {
+        let nonce = session.lease(&client, &app, machine).await?;
         let started = client.start_machine(&app, &machine.id, Some(&nonce)).await;
         started.map_err(|e| CliError::attempted(format!("could not start machine {}", machine.id), e))?;
         session.printer.out(format_args!("{} has been started", machine.id))?;
@@ -39,8 +37,9 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
             let machine = machine.map_err(|e| CliError::attempted("could not get machine", e))?;
             show_timing(session, &machine)?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// Shows what the newest event of a start tells.
@@ -76,10 +75,8 @@ fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), C
 /// `caddis machine stop`.
 #[derive(Debug, Args)]
 pub struct Stop {
-    /// Machine ids.
-    ids: Vec<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::Many,
     /// Signal to send first [default: the configuration's or the image's, else SIGINT].
     #[arg(short, long)]
     signal: Option<String>,
@@ -93,14 +90,14 @@ pub struct Stop {
 
 /// Stops machines.
 pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&stop.app)?, session.client()?);
     let patience = stop.wait_timeout.as_deref().map(duration).transpose()?.filter(|time| !time.is_zero());
     let request =
         StopRequest { signal: stop.signal.as_deref().map(signal).transpose()?, timeout: seconds(stop.timeout) };
-    for machine in choice::some(session, &client, &app, &stop.ids).await? {
+    let (client, app, machines) = stop.which.find(session).await?;
+    choice::each(&machines, async |machine| {
         let id = &machine.id;
         session.printer.out(format_args!("Sending kill signal to machine {id}..."))?;
-        let nonce = session.lease(&client, &app, &machine).await?;
+        let nonce = session.lease(&client, &app, machine).await?;
         let stopped = client.stop_machine(&app, id, &request, Some(&nonce)).await;
         stopped.map_err(|e| CliError::attempted(format!("could not stop machine {id}"), e))?;
         if let Some(patience) = patience {
@@ -108,17 +105,16 @@ pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
             waiting::wait(&session.printer, &client, &app, id, &condition, patience).await?;
         }
         session.printer.out(format_args!("{id} has been successfully stopped"))?;
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// `caddis machine suspend`.
 #[derive(Debug, Args)]
 pub struct Suspend {
-    /// Machine ids.
-    ids: Vec<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::Many,
     /// Wait so long for it to be suspended, e.g. 60s or 2m.
     #[arg(short, long, value_name = "DURATION")]
     wait_timeout: Option<String>,
@@ -126,31 +122,29 @@ pub struct Suspend {
 
 /// Suspends machines.
 pub async fn suspend(suspend: Suspend, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&suspend.app)?, session.client()?);
     let patience = suspend.wait_timeout.as_deref().map(duration).transpose()?.filter(|time| !time.is_zero());
-    for machine in choice::some(session, &client, &app, &suspend.ids).await? {
+    let (client, app, machines) = suspend.which.find(session).await?;
+    choice::each(&machines, async |machine| {
         let id = &machine.id;
-        let nonce = session.lease(&client, &app, &machine).await?;
+        let nonce = session.lease(&client, &app, machine).await?;
         let suspended = client.suspend_machine(&app, id, Some(&nonce)).await;
         suspended.map_err(|e| CliError::attempted(format!("could not suspend machine {id}"), e))?;
         let Some(patience) = patience else {
-            session.printer.out(format_args!("{id} is being suspended"))?;
-            continue;
+            return Ok(session.printer.out(format_args!("{id} is being suspended"))?);
         };
         let condition = WaitFor::States(vec![MachineState::Suspended]);
         waiting::wait(&session.printer, &client, &app, id, &condition, patience).await?;
         session.printer.out(format_args!("{id} has been suspended"))?;
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// `caddis machine restart`.
 #[derive(Debug, Args)]
 pub struct Restart {
-    /// Machine ids.
-    ids: Vec<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::Many,
     /// Signal to send first.
     #[arg(short, long)]
     signal: Option<String>,
@@ -167,13 +161,13 @@ pub struct Restart {
 
 /// Restarts machines.
 pub async fn restart(restart: Restart, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&restart.app)?, session.client()?);
     let signal = restart.signal.as_deref().map(signal).transpose()?;
     let options = RestartOptions { signal, timeout: seconds(restart.time), force: restart.force };
-    for machine in choice::some(session, &client, &app, &restart.ids).await? {
+    let (client, app, machines) = restart.which.find(session).await?;
+    choice::each(&machines, async |machine| {
         let id = &machine.id;
         session.printer.out(format_args!("Restarting machine {id}"))?;
-        let nonce = session.lease(&client, &app, &machine).await?;
+        let nonce = session.lease(&client, &app, machine).await?;
         let restarted = client.restart_machine(&app, id, &options, Some(&nonce)).await;
         restarted.map_err(|e| CliError::attempted(format!("failed to restart machine {id}"), e))?;
         waiting::wait(&session.printer, &client, &app, id, &WaitFor::Settled, waiting::BUDGET).await?;
@@ -182,23 +176,21 @@ pub async fn restart(restart: Restart, session: &Session) -> Result<(), CliError
             health::follow(&session.printer, &client, &app, &machine).await?;
         }
         session.printer.out(format_args!("Machine {id} restarted successfully!"))?;
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// `caddis machine kill`.
 #[derive(Debug, Args)]
 pub struct Kill {
-    /// Machine id.
-    id: Option<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::One,
 }
 
 /// Kills a machine's program.
 pub async fn kill(kill: Kill, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&kill.app)?, session.client()?);
-    let machine = choice::one(session, &client, &app, kill.id.as_deref()).await?;
+    let (client, app, machine) = kill.which.find(session).await?;
     let (id, state) = (&machine.id, machine.state);
     if state == MachineState::Destroyed {
         return Err(CliError::new(format!("machine {id} has already been destroyed")));
@@ -215,10 +207,8 @@ pub async fn kill(kill: Kill, session: &Session) -> Result<(), CliError> {
 /// `caddis machine wait`.
 #[derive(Debug, Args)]
 pub struct Wait {
-    /// Machine id.
-    id: Option<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::One,
     /// started, stopped, suspended, destroyed, failed, created, or settled for no change in progress.
     #[arg(long, default_value = "settled")]
     state: String,
@@ -229,17 +219,16 @@ pub struct Wait {
 
 /// Waits for a state.
 pub async fn wait(wait: Wait, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&wait.app)?, session.client()?);
     let budget = duration(&wait.wait_timeout)?;
     let condition = match wait.state.as_str() {
         "" => return Err(CliError::new("state cannot be empty")),
         "settled" => WaitFor::Settled,
         state => {
-            let parsed = state.parse().map_err(|_| CliError::new(format!("'{state}' is no state of a machine")))?;
+            let parsed = state.parse().map_err(|_| unknown_state(state))?;
             WaitFor::States(vec![parsed])
         }
     };
-    let machine = choice::one(session, &client, &app, wait.id.as_deref()).await?;
+    let (client, app, machine) = wait.which.find(session).await?;
     let (id, state) = (&machine.id, &wait.state);
     let timeout = &wait.wait_timeout;
     session.printer.note(format_args!("Waiting up to {timeout} for machine {id} to reach \"{state}\"..."))?;
@@ -254,44 +243,11 @@ pub async fn wait(wait: Wait, session: &Session) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `caddis machine destroy`.
-#[derive(Debug, Args)]
-pub struct Destroy {
-    /// Machine ids.
-    ids: Vec<String>,
-    #[command(flatten)]
-    app: AppArgs,
-    /// Also when it runs.
-    #[arg(short, long)]
-    force: bool,
-}
-
-/// Destroys machines.
-pub async fn destroy(destroy: Destroy, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&destroy.app)?, session.client()?);
-    for machine in choice::some(session, &client, &app, &destroy.ids).await? {
-        let (id, state) = (&machine.id, machine.state);
-        let rests = [MachineState::Stopped, MachineState::Suspended, MachineState::Created, MachineState::Failed];
-        if state == MachineState::Started && !destroy.force {
-            return Err(CliError::new(format!(
-                "machine {id} currently started, either stop first or use --force flag"
-            )));
-        }
-        if !rests.contains(&state) && !destroy.force {
-            return Err(CliError::new(format!(
-                "machine {id} is in a {state} state and cannot be destroyed since it is not stopped or suspended, \
-                 either stop first or use --force flag"
-            )));
-        }
-        let found = format_args!("machine {id} was found and is currently in {state} state, attempting to destroy...")
-            .to_string();
-        session.printer.out(found)?;
-        let nonce = session.lease(&client, &app, &machine).await?;
-        let destroyed = client.destroy_machine(&app, id, destroy.force, Some(&nonce)).await;
-        destroyed.map_err(|e| CliError::attempted(format!("could not destroy machine {id}"), e))?;
-        session.printer.out(format_args!("{id} has been destroyed"))?;
-    }
-    Ok(())
+fn unknown_state(state: &str) -> CliError {
+    let states = MachineState::ALL.iter().map(|state| state.as_str()).chain(["settled"]);
+    let hint = suggest::hint(state, states)
+        .unwrap_or_else(|| "See 'caddis machine wait --help' for those there are.".to_owned());
+    CliError::with_hint(format!("'{state}' is no state of a machine"), hint)
 }
 
 fn signal(text: &str) -> Result<Signal, CliError> {

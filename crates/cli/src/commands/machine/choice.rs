@@ -1,21 +1,196 @@
-//! Which machines a command is about.
+//! Which machines a command is about: named, or chosen from a menu.
 
 use caddis_api::{Machine, MachineId};
 use caddis_client::{Client, ListMachines};
+use clap::Args;
+use futures::{StreamExt as _, stream};
 
-use crate::{CliError, prompt, session::Session};
+use crate::{
+    CliError, app_name, complete, globals::AppArgs, prompt, render::machine as cell, session::Session, suggest,
+};
 
-/// The machine of this id.
-pub async fn get(client: &Client, app: &str, id: &str) -> Result<Machine, CliError> {
-    let unknown = || CliError::new(format!("machine ID {id} was not found in app '{app}'"));
-    let parsed = id.parse::<MachineId>().map_err(|_| unknown())?;
-    client.get_machine(app, &parsed).await.map_err(|error| {
-        if error.is_not_found() && error.to_string().contains("machine not found") {
-            unknown()
-        } else {
-            CliError::attempted("could not get machine", error)
+/// So many machines are worked on at once.
+const AT_ONCE: usize = 20;
+
+const UNASKED: &str = "a machine ID must be specified when not running interactively";
+
+/// One machine.
+#[derive(Debug, Args)]
+pub struct One {
+    /// Id or name of the machine; without one you are asked.
+    #[arg(value_name = "MACHINE", add = complete::machines())]
+    pub machine: Option<String>,
+    #[command(flatten)]
+    pub app: AppArgs,
+    /// Choose it from a menu, as happens when none is named.
+    #[arg(long, hide = true)]
+    pub select: bool,
+}
+
+/// Any number of machines.
+#[derive(Debug, Args)]
+pub struct Many {
+    /// Ids or names of machines; without any you are asked.
+    #[arg(value_name = "MACHINE", add = complete::machines())]
+    pub machines: Vec<String>,
+    #[command(flatten)]
+    pub app: AppArgs,
+    /// Choose them from a menu, as happens when none are named.
+    #[arg(long, hide = true)]
+    pub select: bool,
+}
+
+impl One {
+    /// Finds it, and its app.
+    pub async fn find(&self, session: &Session) -> Result<(Client, String, Machine), CliError> {
+        one(session, &self.app, self.machine.as_deref(), self.select).await
+    }
+}
+
+impl Many {
+    /// Finds them, and their app.
+    pub async fn find(&self, session: &Session) -> Result<(Client, String, Vec<Machine>), CliError> {
+        let client = session.client()?;
+        let Some(app) = app(session, &client, &self.app, self.machines.first(), self.select).await? else {
+            return Err(CliError::new("a machine ID or an app name is required"));
+        };
+        let mut machines = Vec::new();
+        if self.machines.is_empty() {
+            let mut there = of_app(&client, &app).await?;
+            let chosen = prompt::choose_some(&session.printer, "Select machines:", &options(&there), UNASKED).await?;
+            if chosen.is_empty() {
+                return Err(CliError::new("no machines selected"));
+            }
+            for at in chosen.into_iter().rev() {
+                machines.insert(0, there.swap_remove(at));
+            }
         }
+        for name in &self.machines {
+            let machine = get(&client, &app, name).await?;
+            // Named twice is meant once.
+            if machines.iter().all(|other: &Machine| other.id != machine.id) {
+                machines.push(machine);
+            }
+        }
+        Ok((client, app, machines))
+    }
+}
+
+/// One machine, where it is named by something else than [`One`].
+pub async fn one(
+    session: &Session,
+    arguments: &AppArgs,
+    name: Option<&str>,
+    select: bool,
+) -> Result<(Client, String, Machine), CliError> {
+    let client = session.client()?;
+    let named = name.map(str::to_owned);
+    let Some(app) = app(session, &client, arguments, named.as_ref(), select).await? else {
+        return Err(CliError::new("a machine ID or an app name is required"));
+    };
+    let machine = match name {
+        Some(name) => get(&client, &app, name).await?,
+        None => {
+            let mut there = of_app(&client, &app).await?;
+            let chosen = prompt::choose(&session.printer, "Select a machine:", &options(&there), UNASKED).await?;
+            there.swap_remove(chosen)
+        }
+    };
+    Ok((client, app, machine))
+}
+
+/// Does something with each machine, with up to twenty at once. One that fails stops none of the others.
+pub async fn each(machines: &[Machine], work: impl AsyncFn(&Machine) -> Result<(), CliError>) -> Result<(), CliError> {
+    let work = &work;
+    let done = stream::iter(machines.iter().map(|machine| work(machine))).buffered(AT_ONCE);
+    let mut failures: Vec<_> = done.filter_map(async |done| done.err()).collect().await;
+    match failures.len() {
+        0 => Ok(()),
+        1 => Err(failures.remove(0)),
+        number => {
+            let lines: Vec<_> = failures.iter().map(|error| format!("  {error}")).collect();
+            let of = machines.len();
+            Err(CliError::new(format!("{number} of {of} machines failed:\n{}", lines.join("\n"))))
+        }
+    }
+}
+
+/// The app that is named, else the one that has the first machine that is named.
+async fn app(
+    session: &Session,
+    client: &Client,
+    arguments: &AppArgs,
+    machine: Option<&String>,
+    select: bool,
+) -> Result<Option<String>, CliError> {
+    if select && machine.is_some() {
+        return Err(CliError::new("machine IDs can't be used with --select"));
+    }
+    let app = app_name::find(arguments, &session.environment)?;
+    match (app, machine) {
+        (Some(app), _) => Ok(Some(app)),
+        (None, None) if select => Err(CliError::new("an app name must be specified to use --select")),
+        (None, None) => Ok(None),
+        (None, Some(machine)) => match machine.parse() {
+            Ok(id) => app_of(client, &id).await.map(Some),
+            // Only ids are unique among all apps.
+            Err(_) => Err(CliError::with_hint(
+                format!("'{machine}' is no machine ID, and no app is named that has a machine of this name"),
+                "Name the app with -a.",
+            )),
+        },
+    }
+}
+
+/// Which app a machine is of.
+async fn app_of(client: &Client, id: &MachineId) -> Result<String, CliError> {
+    let apps = client.list_apps(None).await?;
+    let found = stream::iter(apps).map(|app| async move {
+        match client.get_machine(&app.name, id).await {
+            Ok(_) => Ok(Some(app.name)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(CliError::attempted("could not get machine", error)),
+        }
+    });
+    let mut found = std::pin::pin!(found.buffer_unordered(AT_ONCE));
+    while let Some(found) = found.next().await {
+        if let Some(app) = found? {
+            return Ok(app);
+        }
+    }
+    Err(CliError::with_hint(
+        format!("machine ID {id} was not found in any app"),
+        "See 'caddis apps list' and 'caddis machine list -a APP' for those there are.",
+    ))
+}
+
+/// The machine of this id or name.
+pub async fn get(client: &Client, app: &str, name: &str) -> Result<Machine, CliError> {
+    if let Ok(id) = name.parse::<MachineId>() {
+        match client.get_machine(app, &id).await {
+            Ok(machine) => return Ok(machine),
+            Err(error) if error.is_not_found() && error.to_string().contains("machine not found") => {}
+            Err(error) => return Err(CliError::attempted("could not get machine", error)),
+        }
+    }
+    let mut there = client.list_machines(app, &ListMachines::default()).await?;
+    if let Some(at) = there.iter().position(|machine| machine.name == name) {
+        return Ok(there.swap_remove(at));
+    }
+    let unknown = format!("machine ID {name} was not found in app '{app}'");
+    let names = there.iter().flat_map(|machine| [machine.id.as_str(), machine.name.as_str()]);
+    Err(match suggest::hint(name, names) {
+        Some(hint) => CliError::with_hint(unknown, hint),
+        None => CliError::new(unknown),
     })
+}
+
+/// Refuses a container, of which machines have none yet.
+pub fn no_container(container: Option<&str>) -> Result<(), CliError> {
+    match container.filter(|container| !container.is_empty()) {
+        Some(container) => Err(CliError::new(format!("the machine has no container named '{container}'"))),
+        None => Ok(()),
+    }
 }
 
 /// Refuses a machine that nothing can be done with right now.
@@ -26,37 +201,27 @@ pub fn reachable(machine: &Machine) -> Result<(), CliError> {
     }
 }
 
-/// The machine named, or one chosen from a menu.
-pub async fn one(session: &Session, client: &Client, app: &str, id: Option<&str>) -> Result<Machine, CliError> {
-    match id {
-        Some(id) => get(client, app, id).await,
-        None => choose(session, client, app).await,
-    }
-}
-
-/// The machines named, or one chosen from a menu.
-pub async fn some(session: &Session, client: &Client, app: &str, ids: &[String]) -> Result<Vec<Machine>, CliError> {
-    if ids.is_empty() {
-        return Ok(vec![choose(session, client, app).await?]);
-    }
-    let mut machines = Vec::new();
-    for id in ids {
-        machines.push(get(client, app, id).await?);
-    }
-    Ok(machines)
-}
-
-async fn choose(session: &Session, client: &Client, app: &str) -> Result<Machine, CliError> {
+/// All machines of an app, of which there must be one at least.
+async fn of_app(client: &Client, app: &str) -> Result<Vec<Machine>, CliError> {
     let mut machines = client.list_machines(app, &ListMachines::default()).await?;
-    machines.sort_by(|a, b| a.id.cmp(&b.id));
     if machines.is_empty() {
         return Err(CliError::new(format!("the app {app} has no machines")));
     }
-    let options: Vec<_> = machines
-        .iter()
-        .map(|machine| format!("{} {} ({}, region {})", machine.id, machine.name, machine.state, machine.region))
-        .collect();
-    let unasked = "a machine ID must be specified when not running interactively";
-    let chosen = prompt::choose(&session.printer, "Select a machine:", &options, unasked).await?;
-    Ok(machines.swap_remove(chosen))
+    machines.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(machines)
+}
+
+/// Machines as a menu shows them.
+pub fn options(machines: &[Machine]) -> Vec<String> {
+    let option = |machine: &Machine| {
+        let mut text = format!("{} {} ({}, region {}", machine.id, machine.name, machine.state, machine.region);
+        if let Some(group) = cell::metadata(machine, "fly_process_group") {
+            text.push_str(&format!(", process group '{group}'"));
+        }
+        if let Some(role) = cell::role(machine) {
+            text.push_str(&format!(", role '{role}'"));
+        }
+        text + ")"
+    };
+    machines.iter().map(option).collect()
 }

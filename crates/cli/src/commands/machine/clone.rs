@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 use super::{choice, health};
 use crate::{
     CliError,
-    globals::AppArgs,
     render::machine::full_image,
     session::Session,
     spec::{self, VmFlags},
@@ -17,10 +16,8 @@ use crate::{
 /// Arguments.
 #[derive(Debug, Args)]
 pub struct Clone {
-    /// Machine id.
-    id: Option<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::One,
     /// Region of the new machine [default: that of the other].
     #[arg(short, long)]
     region: Option<String>,
@@ -66,9 +63,8 @@ pub struct Clone {
 
 /// Makes a machine like another.
 pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&clone.app)?, session.client()?);
     let printer = &session.printer;
-    let source = choice::one(session, &client, &app, clone.id.as_deref()).await?;
+    let (client, app, source) = clone.which.find(session).await?;
     choice::reachable(&source)?;
     let config = config(&clone, &source)?;
     let region = clone.region.clone().unwrap_or_else(|| source.region.clone());

@@ -3,7 +3,7 @@
 use caddis_api::exec::{CommandLine, ExecRequest};
 use clap::Args;
 
-use super::choice;
+use super::choice::{self, no_container};
 use crate::{CliError, globals::AppArgs, session::Session, terminal, words};
 
 /// `caddis machine exec`.
@@ -14,6 +14,15 @@ pub struct Exec {
     words: Vec<String>,
     #[command(flatten)]
     app: AppArgs,
+    /// Choose the machine from a menu.
+    #[arg(long, hide = true)]
+    select: bool,
+    /// Container of the machine; there are none yet.
+    #[arg(long, hide = true, conflicts_with = "no_container")]
+    container: Option<String>,
+    /// The machine itself and no container, as always here.
+    #[arg(long, hide = true)]
+    no_container: bool,
     /// Seconds until it is killed.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -33,13 +42,14 @@ pub struct Exec {
 
 /// Runs it.
 pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
-    let (app, client, printer) = (session.app(&exec.app)?, session.client()?, &session.printer);
+    let printer = &session.printer;
     let (id, command) = match exec.words.as_slice() {
         [id, command] => (Some(id.as_str()), command),
         [command] => (None, command),
         _ => return Err(CliError::new("give a machine ID and a command")),
     };
-    let machine = choice::one(session, &client, &app, id).await?;
+    no_container(exec.container.as_deref())?;
+    let (client, app, machine) = choice::one(session, &exec.app, id, exec.select).await?;
     if exec.tty || exec.interactive {
         let command = words::split("command", command)?;
         if command.is_empty() {

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
 use super::choice;
-use crate::{CliError, globals::AppArgs, render::table, session::Session};
+use crate::{CliError, render::table, session::Session};
 
 /// `caddis machine leases …`.
 #[derive(Debug, Args)]
@@ -26,10 +26,8 @@ enum LeasesCommand {
 
 #[derive(Debug, Args)]
 struct View {
-    /// Machine ids.
-    ids: Vec<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::Many,
     /// As JSON.
     #[arg(short, long)]
     json: bool,
@@ -37,10 +35,8 @@ struct View {
 
 #[derive(Debug, Args)]
 struct Clear {
-    /// Machine ids.
-    ids: Vec<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::Many,
 }
 
 /// Runs it.
@@ -52,9 +48,9 @@ pub async fn run(leases: Leases, session: &Session) -> Result<(), CliError> {
 }
 
 async fn view(view: View, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&view.app)?, session.client()?);
+    let (client, app, machines) = view.which.find(session).await?;
     let mut leases = Map::new();
-    for machine in choice::some(session, &client, &app, &view.ids).await? {
+    for machine in machines {
         match client.get_lease_json(&app, &machine.id).await {
             Ok(lease) => drop(leases.insert(machine.id.to_string(), lease)),
             Err(error) if no_lease(&error) => {}
@@ -80,8 +76,8 @@ async fn view(view: View, session: &Session) -> Result<(), CliError> {
 }
 
 async fn clear(clear: Clear, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&clear.app)?, session.client()?);
-    for machine in choice::some(session, &client, &app, &clear.ids).await? {
+    let (client, app, machines) = clear.which.find(session).await?;
+    for machine in machines {
         let id = &machine.id;
         let lease = match client.get_lease(&app, id).await {
             Ok(lease) => lease,

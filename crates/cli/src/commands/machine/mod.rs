@@ -5,6 +5,7 @@ pub mod choice;
 mod clone;
 mod cordon;
 mod create;
+mod destroy;
 mod egress_ip;
 mod exec;
 mod health;
@@ -61,6 +62,10 @@ enum MachineCommand {
     )]
     List(show::List),
     /// Show a machine and its events.
+    #[command(
+        after_help = "Examples:\n  caddis machine status 148ed193b95389 -a hello\n  caddis machine status web -a \
+                            hello --display-config"
+    )]
     Status(show::Status),
     /// Start machines.
     Start(act::Start),
@@ -71,18 +76,26 @@ enum MachineCommand {
     #[command(after_help = "Example:\n  caddis machine suspend 148ed193b95389 -a hello --wait-timeout 60s")]
     Suspend(act::Suspend),
     /// Stop machines and start them again.
+    #[command(after_help = "Example:\n  caddis machine restart 148ed193b95389 -a hello --signal SIGTERM --time 30")]
     Restart(act::Restart),
     /// Send SIGKILL to a machine's program.
+    #[command(after_help = "Example:\n  caddis machine kill 148ed193b95389 -a hello")]
     Kill(act::Kill),
     /// Wait until a machine reaches a state.
+    #[command(after_help = "Examples:\n  caddis machine wait 148ed193b95389 -a hello\n  caddis machine wait \
+                            148ed193b95389 -a hello --state stopped --wait-timeout 1h")]
     Wait(act::Wait),
     /// Run a program in a machine.
     #[command(after_help = "Examples:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello\n  caddis machine \
                             exec 148ed193b95389 sh --tty -a hello")]
     Exec(exec::Exec),
     /// Destroy machines.
-    #[command(visible_aliases = ["remove", "rm"])]
-    Destroy(act::Destroy),
+    #[command(
+        visible_aliases = ["remove", "rm"],
+        after_help = "Examples:\n  caddis machine destroy 148ed193b95389 -a hello\n  caddis machine destroy -a hello \
+                      --image library/nginx:1.26 --force"
+    )]
+    Destroy(destroy::Destroy),
 }
 
 /// Runs it.
@@ -105,6 +118,6 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
         MachineCommand::Kill(kill) => act::kill(kill, session).await,
         MachineCommand::Wait(wait) => act::wait(wait, session).await,
         MachineCommand::Exec(exec) => exec::run(exec, session).await,
-        MachineCommand::Destroy(destroy) => act::destroy(destroy, session).await,
+        MachineCommand::Destroy(destroy) => destroy::run(destroy, session).await,
     }
 }

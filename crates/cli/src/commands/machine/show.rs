@@ -86,14 +86,13 @@ fn table_of(title: &str, machines: &[Machine]) -> String {
 fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
     let config = cell::config(machine);
     let checks = machine.checks.as_deref();
-    let role = checks.and_then(|checks| checks.iter().find(|check| check.name == "role"));
     vec![
         machine.id.to_string(),
         machine.name.clone(),
         machine.state.to_string(),
         cell::checks(checks),
         machine.region.clone(),
-        role.map(|role| role.output.clone()).unwrap_or_default(),
+        cell::role(machine).unwrap_or_default().to_owned(),
         cell::image(&machine.image_ref),
         machine.private_ip.clone(),
         volume(&config),
@@ -117,10 +116,8 @@ fn process_group(config: &MachineConfig) -> String {
 /// `caddis machine status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Machine id.
-    id: Option<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::One,
     /// Print its configuration as JSON, and nothing else.
     #[arg(short, long)]
     display_config: bool,
@@ -131,8 +128,8 @@ pub struct Status {
 
 /// Shows a machine.
 pub async fn status(status: Status, session: &Session) -> Result<(), CliError> {
-    let (app, client, printer) = (session.app(&status.app)?, session.client()?, &session.printer);
-    let machine = choice::one(session, &client, &app, status.id.as_deref()).await?;
+    let printer = &session.printer;
+    let (client, app, machine) = status.which.find(session).await?;
     if status.display_config {
         printer.out(json_text::to_string(&machine.config, "  "))?;
         return Ok(());

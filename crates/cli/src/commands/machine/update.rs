@@ -9,9 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{choice, health};
 use crate::{
-    CliError,
-    globals::AppArgs,
-    prompt,
+    CliError, prompt,
     render::diff,
     session::Session,
     spec::{self, MachineFlags},
@@ -21,10 +19,8 @@ use crate::{
 /// Arguments.
 #[derive(Debug, Args)]
 pub struct Update {
-    /// Machine id.
-    id: Option<String>,
     #[command(flatten)]
-    app: AppArgs,
+    which: choice::One,
     /// The image to run from now on.
     #[arg(short, long)]
     image: Option<String>,
@@ -55,9 +51,8 @@ pub struct Update {
 
 /// Changes a machine's configuration.
 pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
-    let (app, client) = (session.app(&update.app)?, session.client()?);
     let printer = &session.printer;
-    let machine = choice::one(session, &client, &app, update.id.as_deref()).await?;
+    let (client, app, machine) = update.which.find(session).await?;
     choice::reachable(&machine)?;
     let nonce = session.lease(&client, &app, &machine).await?;
     // Another may have changed it until the lease was ours.
