@@ -24,6 +24,7 @@ pub mod signal;
 pub mod state;
 pub mod terminal;
 pub mod time;
+pub mod usage;
 pub mod validate;
 pub mod warnings;
 pub mod watch;

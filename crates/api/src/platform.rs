@@ -1,7 +1,11 @@
 //! Regions, and how the server is.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::config::Guest;
 
 /// Reply of `GET /v1/platform/regions`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -75,4 +79,52 @@ pub struct HostStatus {
     /// What they take up on its disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_bytes: Option<u64>,
+}
+
+/// Body of `POST /v1/platform/placements`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlacementsRequest {
+    /// Whose machines they would be; `personal` is the caller's own organisation.
+    pub org_slug: String,
+    /// Regions to try, in their order: codes, aliases and `any`, with commas between. The server's own, then any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// How many machines; 0 asks how many would fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Their size; performance-1x unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Guest>,
+    /// Not available yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_name: Option<String>,
+    /// Not available yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_size_bytes: Option<u64>,
+    /// `region`: how much the order of the regions counts, 50 unless given; `spread`: how much that machines are spread
+    /// over them, 1 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<BTreeMap<String, i64>>,
+}
+
+/// Reply of `POST /v1/platform/placements`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlacementsReply {
+    /// Those where machines would go, in the order they are tried.
+    #[serde(alias = "Regions")]
+    pub regions: Vec<RegionPlacement>,
+}
+
+/// What would be placed in a region.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RegionPlacement {
+    /// Its code.
+    #[serde(alias = "Region")]
+    pub region: String,
+    /// How many machines.
+    #[serde(alias = "Count")]
+    pub count: u64,
+    /// Hosts that have room for any of them.
+    #[serde(alias = "Concurrency")]
+    pub concurrency: u64,
 }

@@ -15,6 +15,7 @@ mod operation;
 mod platform;
 mod terminal;
 mod transport;
+mod usage;
 mod watch;
 
 pub use error::ClientError;

@@ -3,6 +3,7 @@
 use bytes::{Buf as _, BytesMut};
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::Response;
+use serde::de::DeserializeOwned;
 
 use crate::{Client, ClientError};
 
@@ -42,6 +43,28 @@ impl Client {
                     }
                 }
             }
+        })
+    }
+}
+
+impl Client {
+    /// The lines of a body as JSON documents, but for empty ones, which keep the connection alive.
+    pub(crate) fn documents<T: DeserializeOwned + Send>(
+        &self,
+        request: String,
+        response: Response,
+    ) -> impl Stream<Item = Result<T, ClientError>> + Send + use<T> {
+        self.lines(request.clone(), response).filter_map(move |line| {
+            let document =
+                match line {
+                    Ok(line) if line.trim().is_empty() => None,
+                    Ok(line) => Some(serde_json::from_str(&line).map_err(|error| ClientError::Unreadable {
+                        request: request.clone(),
+                        reason: error.to_string(),
+                    })),
+                    Err(error) => Some(Err(error)),
+                };
+            async move { document }
         })
     }
 }

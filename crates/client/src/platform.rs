@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_api::platform::{PlatformStatus, RegionsReply};
+use caddis_api::platform::{PlacementsReply, PlacementsRequest, PlatformStatus, RegionsReply};
 use serde_json::Value;
 
 use crate::{Client, ClientError, transport::Request};
@@ -14,6 +14,14 @@ impl Client {
     /// See [`ClientError`].
     pub async fn regions(&self) -> Result<RegionsReply, ClientError> {
         self.read(Request::get(["v1", "platform", "regions"])).await
+    }
+
+    /// `POST /v1/platform/placements`: where machines would go.
+    ///
+    /// # Errors
+    /// 404 for an unknown organisation, 422 where there is no room for so many.
+    pub async fn placements(&self, request: &PlacementsRequest) -> Result<PlacementsReply, ClientError> {
+        self.read_with(Request::post(["v1", "platform", "placements"]), request).await
     }
 
     /// `GET /v1/tokens/current`: what the token may reach.

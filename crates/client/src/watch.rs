@@ -1,7 +1,7 @@
 //! Following the machines of an app.
 
 use caddis_api::watch::MachinesUpdate;
-use futures::{Stream, StreamExt as _, stream::BoxStream};
+use futures::{StreamExt as _, stream::BoxStream};
 
 use crate::{Client, ClientError, transport::Request};
 
@@ -17,25 +17,6 @@ impl Client {
     ) -> Result<BoxStream<'static, Result<MachinesUpdate, ClientError>>, ClientError> {
         let request = Request::get(["v1", "apps", app, "machines", "watch"]).timeout(None);
         let response = self.send(&request).await?;
-        let name = request.name();
-        Ok(updates(self.lines(name.clone(), response), name).boxed())
+        Ok(self.documents(request.name(), response).boxed())
     }
-}
-
-fn updates(
-    lines: impl Stream<Item = Result<String, ClientError>>,
-    request: String,
-) -> impl Stream<Item = Result<MachinesUpdate, ClientError>> {
-    lines.filter_map(move |line| {
-        let update = match line {
-            // Keeps the connection alive.
-            Ok(line) if line.trim().is_empty() => None,
-            Ok(line) => Some(
-                serde_json::from_str(&line)
-                    .map_err(|error| ClientError::Unreadable { request: request.clone(), reason: error.to_string() }),
-            ),
-            Err(error) => Some(Err(error)),
-        };
-        async move { update }
-    })
 }

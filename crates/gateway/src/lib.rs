@@ -28,6 +28,7 @@ mod machines;
 mod openapi;
 mod organizations;
 mod placement;
+mod placements;
 mod platform_status;
 mod query;
 mod regions;

@@ -5,17 +5,12 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use caddis_api::{
-    ApiError, ErrorCode,
-    config::DEFAULT_ROOTFS_GIB,
+    ApiError, ErrorCode, MachineConfig,
     platform::{Region, RegionsReply},
-};
-use caddis_bus::{
-    AskWindow,
-    message::{self, Offer, Question},
 };
 use tokio::time::Instant;
 
-use crate::context::{Context, Inner};
+use crate::{context::Context, placements};
 
 /// Aliases of the field and the parts of the world they stand for.
 const ALIASES: &[(&str, &str)] = &[
@@ -120,27 +115,12 @@ pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
     }
     let mut regions = context.regions.all.clone();
     for region in &mut regions {
-        region.capacity = capacity(&context, &region.code).await;
+        // Of the smallest size.
+        let room = placements::room_in(&context, &region.code, &MachineConfig::default()).await;
+        region.capacity = i64::try_from(room.iter().sum::<u64>()).unwrap_or(i64::MAX);
     }
     *context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), regions.clone()));
     Json(RegionsReply { nearest, regions })
-}
-
-/// Machines of the smallest size that would fit now.
-async fn capacity(context: &Inner, region: &str) -> i64 {
-    const SMALLEST_MIB: u64 = 256;
-    let question =
-        Question::Place { cpus: 1, memory_mib: SMALLEST_MIB, disk_gib: DEFAULT_ROOTFS_GIB, image: String::new() };
-    let subject = message::region_subject(region);
-    let window = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
-    let answers = context.bus.ask_all(&subject, message::encode(&question), window).await.unwrap_or_default();
-    let offers = answers.iter().filter_map(|answer| message::decode::<Offer>(&subject, answer).ok());
-    let further = |offer: &Offer| {
-        let disk = offer.free_disk_gib / DEFAULT_ROOTFS_GIB;
-        (offer.free_memory_mib / SMALLEST_MIB).min(offer.free_cpus.into()).min(disk)
-    };
-    let fitting = offers.filter(|offer| offer.fits).map(|offer| 1 + further(&offer));
-    i64::try_from(fitting.sum::<u64>()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -20,9 +20,9 @@ use crate::{
     logs,
     machines::{
         actions, create, exec, get as get_machine, history, leases, list, memory, metadata, operation, terminal,
-        update, wait, watch,
+        update, usage, wait, watch,
     },
-    openapi, organizations, platform_status, regions,
+    openapi, organizations, placements, platform_status, regions,
 };
 
 /// The endpoints that ask for a token, and those that do not.
@@ -41,6 +41,7 @@ pub(crate) fn endpoints() -> (OpenApiRouter<Context>, OpenApiRouter<Context>) {
         .routes(routes!(actions::uncordon))
         .routes(routes!(wait::wait))
         .routes(routes!(watch::watch))
+        .routes(routes!(usage::usage))
         .routes(routes!(exec::exec))
         .routes(routes!(terminal::session))
         .routes(routes!(history::processes))
@@ -56,6 +57,7 @@ pub(crate) fn endpoints() -> (OpenApiRouter<Context>, OpenApiRouter<Context>) {
         .routes(routes!(images::list, images::import, images::remove))
         .routes(routes!(host::drain))
         .routes(routes!(platform_status::status))
+        .routes(routes!(placements::place))
         .routes(routes!(logs::logs));
     let open = OpenApiRouter::new()
         .routes(routes!(regions::list))

@@ -1,7 +1,7 @@
 //! The worker as a whole: what its machines share, how it starts, and how it takes in new ones.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -12,7 +12,7 @@ use std::{
 use caddis_api::{ApiError, MachineConfig, MachineId, WorkerId, event::MachineEvent};
 use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
-use caddis_vmm::{SlotPool, Vmm};
+use caddis_vmm::{SlotPool, Vm, Vmm};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
@@ -63,6 +63,7 @@ pub struct Shared {
     pub suspends: Arc<Semaphore>,
     owners: Mutex<HashMap<MachineId, mpsc::Sender<Message>>>,
     images_in_use: Mutex<HashMap<MachineId, String>>,
+    running: Mutex<BTreeMap<MachineId, Arc<dyn Vm>>>,
     draining: AtomicBool,
     tasks: TaskTracker,
 }
@@ -93,6 +94,7 @@ impl Shared {
             network: drivers.network,
             owners: Mutex::default(),
             images_in_use: Mutex::default(),
+            running: Mutex::default(),
             draining: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         }
@@ -162,6 +164,21 @@ impl Shared {
         self.used().remove(machine);
         self.capacity.release(machine);
         self.logs.close(machine);
+    }
+
+    /// A machine's VM, or that it has none any more.
+    pub fn runs(&self, machine: &MachineId, vm: Option<Arc<dyn Vm>>) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match vm {
+            Some(vm) => drop(running.insert(machine.clone(), vm)),
+            None => drop(running.remove(machine)),
+        }
+    }
+
+    /// The machines that have a VM, in the order of their ids.
+    pub fn running(&self) -> Vec<(MachineId, Arc<dyn Vm>)> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.iter().map(|(id, vm)| (id.clone(), vm.clone())).collect()
     }
 
     /// A machine needs this image from now on, by digest.

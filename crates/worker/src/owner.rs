@@ -148,6 +148,7 @@ impl Owner {
         inbox: mpsc::Receiver<Message>,
         live: Option<Live>,
     ) -> Self {
+        shared.runs(&row.id, live.as_ref().map(|live| live.vm.clone()));
         Self {
             shared,
             row,
@@ -281,14 +282,17 @@ impl Owner {
                 self.timing.launched(&live);
                 // A boot that was not foreseen.
                 self.row.boot = live.boot;
+                self.shared.runs(&self.row.id, Some(live.vm.clone()));
                 self.live = Some(live);
                 Ok(Done::Next)
             }
             Ok(Done::Released) => {
                 self.live = None;
+                self.shared.runs(&self.row.id, None);
                 Ok(Done::Released)
             }
             Ok(Done::Killed) => {
+                self.shared.runs(&self.row.id, None);
                 self.vanishing = self.live.take().map(|live| self.vanish(live));
                 Ok(Done::Killed)
             }

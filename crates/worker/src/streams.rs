@@ -27,6 +27,7 @@ use crate::{engine::Shared, service::session};
 mod images;
 mod logs;
 mod terminal;
+mod usage;
 
 /// Time beyond an exec's own that its answer may take on the way.
 const EXEC_GRACE: Duration = Duration::from_secs(10);
@@ -43,6 +44,7 @@ impl StreamEndpoint {
             .route("/machines/{id}/exec", post(exec))
             .route("/machines/{id}/session", post(terminal::session))
             .route("/logs", get(logs::read))
+            .route("/usage", get(usage::read))
             .route("/images", get(images::list).post(images::import).delete(images::remove))
             .layer(DefaultBodyLimit::disable())
             .with_state(shared);

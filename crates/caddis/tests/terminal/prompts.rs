@@ -27,7 +27,7 @@ async fn a_machine_is_chosen_from_a_menu() -> Result<()> {
 #[tokio::test]
 async fn some_machines_are_chosen_from_a_menu() -> Result<()> {
     let stand = Stand::new().await?;
-    let mut ids = vec![stand.machine("one").await?, stand.machine("two").await?, stand.machine("three").await?];
+    let mut ids = [stand.machine("one").await?, stand.machine("two").await?, stand.machine("three").await?];
     ids.sort();
     let mut terminal = stand.terminal(&["machine", "stop", "-a", "shop", "--select"])?;
     terminal.expect("Select machines:").await?;
@@ -121,6 +121,31 @@ async fn ctrl_c_at_each_stage_of_a_run_says_what_may_be_left() -> Result<()> {
         let status = terminal.end().await?;
         assert_eq!(status.code(), Some(127), "{}", terminal.screen());
         stand.server.images.release();
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn screens_that_watch_are_drawn_anew_as_machines_change() -> Result<()> {
+    let stand = Stand::new().await?;
+    let id = stand.machine("one").await?;
+    for command in [["machine", "top"].as_slice(), &["machine", "list", "--watch"], &["status", "--watch"]] {
+        let arguments = [command, &["-a", "shop"]].concat();
+        let mut terminal = stand.terminal(&arguments)?;
+        terminal.expect("started").await?;
+        if command[1] == "top" {
+            // The fake VM's, as its host tells it.
+            terminal.expect("32 MiB").await?;
+            terminal.expect("0.0%").await?;
+        }
+        let api = stand.server.api()?;
+        api.post(&format!("/v1/apps/shop/machines/{id}/stop"), serde_json::json!({})).await?;
+        terminal.expect("stopped").await?;
+        terminal.send("\u{3}").await?;
+        let status = terminal.end().await?;
+        assert_eq!(status.code(), Some(127), "{}", terminal.screen());
+        api.post(&format!("/v1/apps/shop/machines/{id}/start"), serde_json::json!({})).await?;
+        api.get(&format!("/v1/apps/shop/machines/{id}/wait?state=started&timeout=30")).await?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use caddis_client::Client;
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use crate::{CliError, session::Session, settings::Settings};
 
@@ -22,7 +23,11 @@ enum AuthCommand {
     Logout,
     /// Show which server and token are used, and where they come from.
     #[command(visible_alias = "status", after_help = "Example:\n  caddis auth whoami")]
-    Whoami,
+    Whoami {
+        /// Print it as JSON, without the token.
+        #[arg(short, long)]
+        json: bool,
+    },
     /// Print the access token.
     #[command(after_help = "Example:\n  curl -H \"Authorization: Bearer $(caddis auth token)\" \
                             http://127.0.0.1:4280/v1/platform/regions")]
@@ -64,9 +69,15 @@ pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
                 Err(error) => return Err(CliError::new(format!("could not remove {}: {error}", path.display()))),
             }
         }
-        AuthCommand::Whoami => {
+        AuthCommand::Whoami { json } => {
             let connection = session.connection()?;
             session.client()?.list_apps(Some("personal")).await?;
+            if json {
+                let (server, server_from) = (&connection.url, &connection.url_source);
+                let token_from = &connection.token_source;
+                printer.json(&json!({ "server": server, "server_from": server_from, "token_from": token_from }))?;
+                return Ok(());
+            }
             printer.out(format_args!("Server: {} (from {})", connection.url, connection.url_source))?;
             printer.out(format_args!("Access token: accepted (from {})", connection.token_source))?;
         }

@@ -3,11 +3,13 @@
 use caddis_api::{Machine, app::App};
 use caddis_client::ListMachines;
 use clap::Args;
+use futures::stream;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::machine::watch::{self, Form};
 use crate::{
-    CliError,
+    CliError, Printer,
     globals::AppArgs,
     render::{machine as cell, table, time},
     session::Session,
@@ -15,13 +17,16 @@ use crate::{
 
 /// `caddis status`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  caddis status -a hello\n  caddis status -a hello --json")]
+#[command(after_help = "Examples:\n  caddis status -a hello\n  caddis status -a hello --watch")]
 pub struct Status {
     #[command(flatten)]
     app: AppArgs,
     /// Machines that are destroyed too.
     #[arg(long)]
     all: bool,
+    /// Go on showing it as machines change, until Ctrl-C; with --json a machine per line.
+    #[arg(long, conflicts_with = "all")]
+    watch: bool,
     /// Print it as JSON.
     #[arg(short, long)]
     json: bool,
@@ -31,9 +36,13 @@ pub struct Status {
 pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
     let (name, client, printer) = (session.app(&status.app)?, session.client()?, &session.printer);
     let app = client.get_app(&name).await?;
+    if status.watch {
+        let form = Form::of(status.json, session);
+        let screen = |machines: &[Machine]| screen(printer, &app, sorted(machines.to_vec()));
+        return watch::machines(session, &client, &name, form, stream::pending(), screen).await;
+    }
     let filter = ListMachines { include_deleted: status.all, ..ListMachines::default() };
-    let mut machines = client.list_machines(&name, &filter).await?;
-    machines.sort_by(|a, b| (group(a), &a.id).cmp(&(group(b), &b.id)));
+    let machines = sorted(client.list_machines(&name, &filter).await?);
     if status.json {
         printer.json(&json!({
             "ID": app.id,
@@ -51,16 +60,23 @@ pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
         }))?;
         return Ok(());
     }
-    printer.raw_out(&table::vertical(&printer.paint_title("App"), &facts(&app, &machines)))?;
+    Ok(printer.raw_out(&screen(printer, &app, machines))?)
+}
+
+fn sorted(mut machines: Vec<Machine>) -> Vec<Machine> {
+    machines.sort_by(|a, b| (group(a), &a.id).cmp(&(group(b), &b.id)));
+    machines
+}
+
+fn screen(printer: &Printer, app: &App, machines: Vec<Machine>) -> String {
+    let facts = table::vertical(&printer.paint_title("App"), &facts(app, &machines));
     if machines.is_empty() {
-        printer.out(format_args!("No machines are available on this app {name}"))?;
-        return Ok(());
+        return format!("{facts}No machines are available on this app {}\n", app.name);
     }
     let now = Timestamp::now();
     let rows: Vec<_> = machines.iter().map(|machine| row(machine, now)).collect();
     let headers = ["Process", "ID", "Version", "Region", "State", "Role", "Checks", "Last Updated"];
-    printer.raw_out(&table::horizontal(&printer.paint_title("Machines"), &headers, &rows))?;
-    Ok(())
+    facts + &table::horizontal(&printer.paint_title("Machines"), &headers, &rows)
 }
 
 fn facts(app: &App, machines: &[Machine]) -> Vec<(&'static str, String)> {

@@ -1,6 +1,9 @@
 //! `caddis logs`, `status`, `config`, `platform` and `auth`.
 
+use std::time::Duration;
+
 use insta::assert_snapshot;
+use serde_json::{Value, json};
 
 use crate::stand::Stand;
 
@@ -254,4 +257,32 @@ async fn codes_are_explained() {
     Error: there is no code 'nonsense'
     'caddis explain' lists all there are.
     ");
+}
+
+#[tokio::test]
+async fn top_shows_what_machines_use() {
+    let stand = Stand::with_app().await;
+    stand.machine("runs").await;
+    let rests = stand.machine("rests").await;
+    stand.run(&format!("machine stop {rests} -a shop -w 60s")).await.ok();
+    assert_snapshot!(stand.run("machine top -a shop --interval 1").await, @"");
+    assert_snapshot!(stand.run("machine top -a ship").await, @"");
+    assert_snapshot!(stand.run("machine top -a shop --interval 0").await, @"");
+    let a_while = tokio::time::sleep(Duration::from_millis(1500));
+    let json = stand.run_until("machine top -a shop --json --interval 1", a_while).await;
+    let first: Value = serde_json::from_str(json.stdout.lines().next().unwrap()).unwrap();
+    assert_eq!((json.code, &first["machines"][0]["memory_bytes"]), (127, &json!(32 << 20)), "{json}");
+}
+
+#[tokio::test]
+async fn place_says_where_machines_would_go() {
+    let stand = Stand::new().await;
+    assert_snapshot!(stand.run("machine place --count 3 --vm-size shared-cpu-1x").await, @"");
+    assert_snapshot!(stand.run("machine place --count 3 --vm-memory 4096 --region local,any --json").await, @"");
+    assert_snapshot!(stand.run("machine place --count 30 --vm-memory 4096").await, @"");
+    assert_snapshot!(stand.run("machine place --weights spread=often").await, @"");
+    assert_snapshot!(stand.run("machine place --weights colour=1").await, @"");
+    assert_snapshot!(stand.run("machine place --org nobody").await, @"");
+    assert_snapshot!(stand.run("machine place --region nowhere").await, @"");
+    assert_snapshot!(stand.run("machine place --volume-name data").await, @"");
 }

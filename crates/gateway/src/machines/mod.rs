@@ -13,5 +13,6 @@ pub(crate) mod operation;
 mod reached;
 pub(crate) mod terminal;
 pub(crate) mod update;
+pub(crate) mod usage;
 pub(crate) mod wait;
 pub(crate) mod watch;

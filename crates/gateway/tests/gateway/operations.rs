@@ -27,6 +27,11 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("Health_show", "", ""),
     ("Platform_regions_get", "", ""),
     ("Platform_status", "", ""),
+    (
+        "Platform_placements_post",
+        "",
+        r#"{"org_slug": "personal", "region": "any", "count": 1, "compute": {"cpus": 1}, "weights": {"spread": 2}}"#,
+    ),
     ("Apps_list", "?org_slug=personal&limit=5", ""),
     ("Apps_show", "", ""),
     (
@@ -42,6 +47,7 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("Machines_show", "?include_leases=true", ""),
     ("Machines_wait", "?state=started,settled&timeout=1", ""),
     ("Machines_watch", "?timeout=1s", ""),
+    ("Machines_usage", "?interval=1s&timeout=1s", ""),
     ("Machines_follow_operation", "", ""),
     ("Machines_list_events", "?limit=5", ""),
     ("Machines_list_versions", "", ""),

@@ -193,3 +193,27 @@ async fn watchers_do_not_hold_up_the_end_of_the_server() {
     let both = async { tokio::join!(fixture.gateway.serve(listener, shutdown), client).0 };
     tokio::time::timeout(PATIENCE, both).await.expect("it waits for its watchers").unwrap();
 }
+
+#[tokio::test]
+async fn what_machines_use_is_asked_of_their_host_as_often_as_wanted() {
+    let fixture = Fixture::new().await;
+    fixture.app("a").await;
+    let path = "GET /v1/apps/a/machines/usage";
+    let unknown = fixture.call("GET /v1/apps/nope/machines/usage").await;
+    assert_eq!(unknown.status, 404);
+    for interval in ["0s", "999ms", "61s", "1h", "often", "-1s"] {
+        let answer = fixture.call(&format!("{path}?interval={interval}")).await;
+        assert_eq!(answer.status, 400, "{interval}: {}", answer.text);
+    }
+    // The host tells two samples and a broken one, which ends it.
+    let sample = r#"{"worker":"W1","machines":[{"id":"148ed193b95389","cpu_seconds":1.5,"memory_bytes":1024}]}"#;
+    let told = format!("{sample}\n{sample}\n");
+    fixture.worker.state().stream_answer = Some((200, told.clone()));
+    let answer = fixture.call(&format!("{path}?interval=1500ms")).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.text, told);
+    let calls = fixture.worker.state().calls.clone();
+    assert_eq!(calls.last().unwrap().uri, "/usage?app=a&interval_ms=1500");
+    fixture.worker.state().stream_answer = Some((503, r#"{"error":"unavailable: it ends"}"#.to_owned()));
+    assert_eq!(fixture.call(path).await.status, 500);
+}

@@ -10,10 +10,12 @@ mod egress_ip;
 mod exec;
 mod health;
 mod leases;
+mod place;
 mod shell;
 mod show;
+mod top;
 mod update;
-mod watch;
+pub mod watch;
 
 use clap::{Args, Subcommand};
 
@@ -52,6 +54,12 @@ enum MachineCommand {
     /// Show and clear leases: who holds machines for changes.
     #[command(visible_alias = "lease")]
     Leases(leases::Leases),
+    /// Say where machines would be placed; nothing is reserved.
+    #[command(
+        after_help = "Examples:\n  caddis machine place --count 3 --vm-size shared-cpu-1x\n  caddis machine place \
+                            --region eu,any --json"
+    )]
+    Place(place::Place),
     /// Addresses that machines' connections come from. Not available yet.
     #[command(name = "egress-ip", hide = true)]
     EgressIp(egress_ip::EgressIp),
@@ -67,6 +75,9 @@ enum MachineCommand {
                             hello --display-config"
     )]
     Status(show::Status),
+    /// Show what an app's machines use, as it changes.
+    #[command(after_help = "Examples:\n  caddis machine top -a hello\n  caddis machine top -a hello --json")]
+    Top(top::Top),
     /// Start machines.
     Start(act::Start),
     /// Stop machines.
@@ -107,10 +118,12 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
         MachineCommand::Update(update) => update::run(*update, session).await,
         MachineCommand::Cordon(cordon) => cordon::set(cordon, true, session).await,
         MachineCommand::Uncordon(cordon) => cordon::set(cordon, false, session).await,
+        MachineCommand::Place(place) => place::run(place, session).await,
         MachineCommand::Leases(leases) => leases::run(leases, session).await,
         MachineCommand::EgressIp(egress) => egress_ip::run(&egress),
         MachineCommand::List(list) => show::list(list, session).await,
         MachineCommand::Status(status) => show::status(status, session).await,
+        MachineCommand::Top(top) => top::run(top, session).await,
         MachineCommand::Start(start) => act::start(start, session).await,
         MachineCommand::Stop(stop) => act::stop(stop, session).await,
         MachineCommand::Suspend(suspend) => act::suspend(suspend, session).await,

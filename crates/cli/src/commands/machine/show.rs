@@ -3,6 +3,7 @@
 use caddis_api::{Machine, MachineConfig, event::MachineEvent};
 use caddis_client::ListMachines;
 use clap::Args;
+use futures::stream;
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -41,7 +42,7 @@ pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&list.app)?, session.client()?, &session.printer);
     if list.watch {
         let table = |machines: &[Machine]| table_of(&printer.paint_title(&app), machines);
-        return watch::machines(session, &client, &app, Form::of(list.json, session), table).await;
+        return watch::machines(session, &client, &app, Form::of(list.json, session), stream::pending(), table).await;
     }
     let filter = ListMachines::default();
     if list.json {

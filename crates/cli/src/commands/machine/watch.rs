@@ -1,10 +1,10 @@
-//! `--watch` of `caddis machine list`: the machines of an app as they change, by push from the server.
+//! `--watch` of `caddis machine list` and `status`, and `machine top`: the machines of an app as they change, by push from the server.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use caddis_api::{Machine, MachineId, watch::MachinesUpdate};
 use caddis_client::Client;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _, stream};
 use serde_json::json;
 
 use crate::{CliError, session::Session};
@@ -16,7 +16,7 @@ const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
 /// How changes are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub enum Form {
     /// One JSON document per line.
     Json,
     /// All of it anew at each change.
@@ -87,24 +87,34 @@ impl Known {
     }
 }
 
-/// Shows the machines of an app until it is gone or Ctrl-C comes. `table` draws them on a terminal.
-pub(super) async fn machines(
+/// Shows the machines of an app until it is gone or Ctrl-C comes. `table` draws them on a terminal, and anew for each item
+/// of `redraws`.
+pub async fn machines(
     session: &Session,
     client: &Client,
     app: &str,
     form: Form,
+    redraws: impl Stream<Item = ()>,
     table: impl Fn(&[Machine]) -> String,
 ) -> Result<(), CliError> {
+    let mut redraws = std::pin::pin!(redraws.chain(stream::pending()));
     let mut known = Known::default();
     let mut pause = PAUSE.0;
     // The first time a server that is not there is an error; later it may be one that is started again.
     let mut updates = client.watch_machines(app).await?;
     loop {
-        while let Some(update) = updates.next().await {
+        loop {
+            let update = tokio::select! {
+                update = updates.next() => update,
+                _ = redraws.next() => {
+                    show(session, form, &[], &known, &table)?;
+                    continue;
+                }
+            };
             let update = match update {
-                Ok(update) => update,
-                Err(error) if error.is_transient() => break,
-                Err(error) => return Err(error.into()),
+                Some(Ok(update)) => update,
+                Some(Err(error)) if !error.is_transient() => return Err(error.into()),
+                Some(Err(_)) | None => break,
             };
             pause = PAUSE.0;
             if let Some(news) = known.take(update) {

@@ -408,6 +408,7 @@ impl StreamService for FakeWorker {
 fn usual_answer(method: &Method, path: &str) -> (&'static str, Value) {
     let image = json!({ "digest": "sha256:0", "names": [], "size": 0, "created_at": "", "machines": 0 });
     let answer = match (method.as_str(), path) {
+        ("GET", "/usage") => json!({ "worker": "W1", "machines": [] }),
         ("GET", "/logs") => json!({ "data": [], "meta": { "next_token": "" } }),
         ("GET", "/images") => json!([image]),
         ("POST", "/images") => return ("application/x-ndjson", json!({ "done": image })),

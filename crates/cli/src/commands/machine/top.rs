@@ -1,0 +1,142 @@
+//! `caddis machine top`.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use caddis_api::{
+    Machine, MachineId, WorkerId,
+    usage::{MachineUsage, UsageSample},
+};
+use caddis_client::{Client, ListMachines};
+use clap::Args;
+use futures::{Stream, StreamExt as _, stream};
+use jiff::Timestamp;
+
+use super::watch::{self, Form};
+use crate::{
+    CliError,
+    globals::AppArgs,
+    render::{machine as cell, size, table, time},
+    session::Session,
+};
+
+/// Pause before a server that went away is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Lines of the screen that hold no machine: title, header and what is left out.
+const FRAME: usize = 4;
+
+/// Arguments.
+#[derive(Debug, Args)]
+pub struct Top {
+    #[command(flatten)]
+    app: AppArgs,
+    /// Seconds between two looks, 1 to 60.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+    interval: u64,
+    /// Show it once and end, as happens without a terminal.
+    #[arg(long, conflicts_with = "json")]
+    once: bool,
+    /// A JSON document per look, one line each: what each machine with a VM uses of its host.
+    #[arg(short, long)]
+    json: bool,
+}
+
+/// Processor time and memory by machine, as each host told it last.
+#[derive(Default)]
+struct Usage(Mutex<BTreeMap<WorkerId, Vec<MachineUsage>>>);
+
+impl Usage {
+    fn take(&self, sample: UsageSample) {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.insert(sample.worker, sample.machines);
+    }
+
+    fn by_machine(&self) -> BTreeMap<MachineId, MachineUsage> {
+        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.values().flatten().map(|usage| (usage.id.clone(), usage.clone())).collect()
+    }
+}
+
+/// Runs it.
+pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
+    let (app, client, printer) = (session.app(&top.app)?, session.client()?, &session.printer);
+    let interval = Duration::from_secs(top.interval);
+    let usage = Usage::default();
+    if top.json {
+        let mut samples = client.machine_usage(&app, interval).await?;
+        while let Some(sample) = samples.next().await {
+            let sample = sample?;
+            printer.out(serde_json::to_string(&sample).map_err(io::Error::other)?)?;
+        }
+        return Err(CliError::new(format!("the server has ended the connection, or app {app} is gone")));
+    }
+    let title = printer.paint_title(&app);
+    let draw = |machines: &[Machine], lines: usize| draw(&title, machines, &usage.by_machine(), lines);
+    if top.once || Form::of(false, session) == Form::Lines {
+        // Processor time is told from the second look on.
+        let mut samples = client.machine_usage(&app, interval).await?.take(2);
+        while let Some(sample) = samples.next().await {
+            usage.take(sample?);
+        }
+        let machines = client.list_machines(&app, &ListMachines::default()).await?;
+        return Ok(printer.raw_out(&draw(&machines, usize::MAX))?);
+    }
+    let redraws = follow(&client, &app, interval, &usage);
+    let screen = |machines: &[Machine]| draw(machines, height().saturating_sub(FRAME));
+    watch::machines(session, &client, &app, Form::Screen, redraws, screen).await
+}
+
+/// Takes in samples, also of a server that comes back; an item for each.
+fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl Stream<Item = ()> {
+    let connections = stream::unfold(true, move |first| async move {
+        if !first {
+            tokio::time::sleep(PAUSE).await;
+        }
+        // What is wrong the watch beside it tells.
+        let samples = client.machine_usage(app, interval).await.unwrap_or_else(|_| stream::empty().boxed());
+        Some((samples, false))
+    });
+    let samples = connections.flatten().filter_map(async |sample| sample.ok());
+    samples.map(|sample| usage.take(sample))
+}
+
+/// Lines of the terminal.
+fn height() -> usize {
+    rustix::termios::tcgetwinsize(io::stdout()).map_or(24, |size| usize::from(size.ws_row))
+}
+
+fn draw(title: &str, machines: &[Machine], usage: &BTreeMap<MachineId, MachineUsage>, lines: usize) -> String {
+    let mut machines: Vec<_> = machines.iter().map(|machine| (machine, usage.get(&machine.id))).collect();
+    let load = |usage: Option<&MachineUsage>| usage.and_then(|usage| usage.cpu_percent).unwrap_or(-1.0);
+    machines.sort_by(|(a, one), (b, other)| load(*other).total_cmp(&load(*one)).then_with(|| a.id.cmp(&b.id)));
+    let (now, left_out) = (Timestamp::now(), machines.len().saturating_sub(lines));
+    let rows: Vec<_> = machines.iter().take(lines).map(|(machine, usage)| row(machine, *usage, now)).collect();
+    let headers = ["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of", "Last Event"];
+    let mut text = table::horizontal(title, &headers, &rows);
+    if left_out > 0 {
+        text.push_str(&format!("and {left_out} more\n"));
+    }
+    text
+}
+
+fn row(machine: &Machine, usage: Option<&MachineUsage>, now: Timestamp) -> Vec<String> {
+    let guest = cell::config(machine).guest.unwrap_or_default();
+    let event = machine.events.iter().flatten().next().map(|event| {
+        let at = caddis_api::time::from_unix_ms(event.timestamp).to_string();
+        format!("{} {}", event.kind, time::relative(&at, now))
+    });
+    vec![
+        machine.id.to_string(),
+        machine.name.clone(),
+        machine.state.to_string(),
+        usage.and_then(|usage| usage.cpu_percent).map(|percent| format!("{percent:.1}%")).unwrap_or_default(),
+        usage.map(|usage| format!("{:.1}s", usage.cpu_seconds)).unwrap_or_default(),
+        usage.map(|usage| size::mebibytes(usage.memory_bytes)).unwrap_or_default(),
+        format!("{} MiB", guest.memory_mb.unwrap_or(256)),
+        event.unwrap_or_default(),
+    ]
+}
