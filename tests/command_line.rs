@@ -1,10 +1,10 @@
 //! The main job with the real command line, as a person does it.
 
 use anyhow::Result;
-use caddis_testkit::{Host, Output};
+use caddis_testkit::{Host, Options, Output, Server};
 use serde_json::Value;
 
-use crate::stand::Stand;
+use crate::stand::{APP, Stand};
 
 #[track_caller]
 fn ok(output: Output) -> String {
@@ -61,6 +61,95 @@ async fn the_command_line_does_the_main_job() -> Result<()> {
     let unknown = server.cli(&["machine", "list", "-a", "hello"]).await?;
     assert_eq!(unknown.code, Some(1), "{unknown:?}");
     assert!(unknown.stderr.starts_with("Error: "), "{unknown:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_machine_is_changed_copied_and_watched_by_command() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let (server, image) = (&stand.server, stand.busybox()?);
+    let id_in = |output: &str, before: &str, after: &str| {
+        let id =
+            output.lines().find_map(|line| line.trim().strip_prefix(before)?.strip_suffix(after).map(str::to_owned));
+        id.unwrap_or_else(|| panic!("no id in {output}"))
+    };
+    let run = ["machine", "run", &image, "-a", APP, "--name", "worker", "-e", "COLOUR=red", "--restart", "no", "--"];
+    let output = ok(server.cli(&[run.as_slice(), &["sleep", "1000"]].concat()).await?);
+    let id = id_in(&output, "Machine ID: ", "");
+    let colour = async |id: &str| -> Result<String> {
+        Ok(ok(server.cli(&["machine", "exec", id, "sh -c 'echo $COLOUR'", "-a", APP]).await?).trim().to_owned())
+    };
+    assert_eq!(colour(&id).await?, "red");
+
+    let update = ["machine", "update", "worker", "-a", APP, "-e", "COLOUR=blue", "--vm-memory", "512", "--yes"];
+    let output = ok(server.cli(&update).await?);
+    assert!(output.contains(&format!("Machine {id} updated successfully!")), "{output}");
+    assert_eq!(colour(&id).await?, "blue");
+    let memory = ok(server.cli(&["machine", "exec", &id, "grep MemTotal /proc/meminfo", "-a", APP]).await?);
+    let kib: u64 = memory.split_whitespace().nth(1).unwrap_or_default().parse()?;
+    assert!(kib > 400_000, "{memory}");
+
+    let clone = ["machine", "clone", "worker", "-a", APP, "--name", "copy", "--vm-memory", "256"];
+    let output = ok(server.cli(&clone).await?);
+    assert!(output.contains("Machine has been successfully cloned!"), "{output}");
+    let copy = id_in(&output, "Machine ", " has been created...");
+    assert_eq!(colour(&copy).await?, "blue");
+
+    // One of them works, the other sleeps.
+    let busy = "sh -c 'while :; do :; done > /dev/null 2>&1 &'";
+    ok(server.cli(&["machine", "exec", "copy", busy, "-a", APP]).await?);
+    let top = ok(server.cli(&["machine", "top", "-a", APP, "--once", "--interval", "2"]).await?);
+    let rows: Vec<Vec<_>> = top.lines().skip(2).map(|line| line.split('│').map(str::trim).collect()).collect();
+    assert_eq!((rows[0][0], rows[1][0]), (&*copy, &*id), "the busiest is first: {top}");
+    for row in &rows[..2] {
+        let percent: f64 = row[3].trim_end_matches('%').parse()?;
+        assert!((0.0..=200.0).contains(&percent), "{top}");
+        let memory: u64 = row[5].trim_end_matches(" MiB").parse()?;
+        assert!((10..600).contains(&memory), "{top}");
+    }
+    let load = |row: &[&str]| row[3].trim_end_matches('%').parse::<f64>();
+    assert!(load(&rows[0])? > 10.0 && load(&rows[0])? > load(&rows[1])?, "{top}");
+
+    // Both at once.
+    let stopped = ok(server.cli(&["machine", "stop", "worker", &copy, "-a", APP, "-w", "60s"]).await?);
+    for id in [&id, &copy] {
+        assert!(stopped.contains(&format!("{id} has been successfully stopped")), "{stopped}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_demo_shows_a_machine_without_any_registry_and_cleans_up() -> Result<()> {
+    let host = Host::new().await?;
+    let server = Server::start(&host, Options::default()).await?;
+    let output = ok(server.cli(&["demo"]).await?);
+    for words in [
+        "caddis-demo:latest, ",
+        "Hello from a virtual machine.",
+        "  memory   ",
+        " has been up for ",
+        "from a template",
+        "Gone again: the machine, app demo-",
+    ] {
+        assert!(output.contains(words), "{words:?} is not in {output}");
+    }
+    server.until_no_vm().await?;
+    assert!(ok(server.cli(&["apps", "list"]).await?).contains("No apps found"));
+    assert_eq!(ok(server.cli(&["image", "list", "--json"]).await?).trim(), "[]");
+
+    let mut demo = server.terminal(&["demo"], 90, 40)?;
+    demo.expect("What it says").await?;
+    demo.send("\u{3}").await?;
+    assert_eq!(demo.end().await?.code(), Some(127), "{}", demo.screen());
+    server.until_no_vm().await?;
+    assert!(ok(server.cli(&["apps", "list"]).await?).contains("No apps found"));
+
+    let kept = ok(server.cli(&["demo", "--keep"]).await?);
+    let app = kept.lines().find_map(|line| line.trim().strip_prefix("caddis logs -a ")).unwrap_or_default();
+    assert!(ok(server.cli(&["logs", "-a", app, "--no-tail"]).await?).contains("Hello from a virtual machine."));
+    ok(server.cli(&["apps", "destroy", app, "--yes"]).await?);
+    ok(server.cli(&["image", "rm", "caddis-demo:latest"]).await?);
     Ok(())
 }
 

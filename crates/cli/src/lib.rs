@@ -65,6 +65,8 @@ pub enum Command {
     /// Remember several servers by name, and choose one.
     #[command(visible_alias = "contexts")]
     Context(commands::context::ContextArguments),
+    /// Show what this is: a first machine, from a tiny image that comes with this program.
+    Demo(commands::demo::Demo),
     /// Explain the code of an error, or an exit code of this program.
     Explain(commands::explain::Explain),
     /// Show an app's configuration.

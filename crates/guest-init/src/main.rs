@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 mod clock;
 mod configure;
+mod demo;
 mod devices;
 mod entropy;
 mod execs;
@@ -44,6 +45,15 @@ fn main() -> ExitCode {
         Some(REHEARSE) => {
             println!("rehearsed");
             return ExitCode::SUCCESS;
+        }
+        Some(demo::NAME) => {
+            return match demo::main(std::env::args().skip(2)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("{error}");
+                    ExitCode::FAILURE
+                }
+            };
         }
         Some(files::NAME) => return files::main(std::env::args_os().skip(2)),
         _ => {}

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use crate::{CliError, session::Session};
 
 mod create;
-mod destroy;
+pub mod destroy;
 mod list;
 
 /// `caddis apps …`.

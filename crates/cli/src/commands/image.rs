@@ -1,12 +1,16 @@
 //! `caddis image`.
 
+use std::io;
+
+use bytes::Bytes;
 use caddis_api::images::{ImageSummary, ImportUpdate};
+use caddis_client::{ArchiveFormat, Client};
 use clap::{Args, Subcommand};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use jiff::Timestamp;
 
 use crate::{
-    CliError,
+    CliError, Printer,
     progress::Progress,
     render::{size, table, time},
     session::Session,
@@ -65,29 +69,15 @@ pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
     match image.command {
         ImageCommand::Import { source, name, json } => {
             let archive = Archive::parse(&source)?;
-            let mut progress = Progress::new(printer);
-            progress.show("upload", 0, 0);
             let (format, length) = (archive.format, archive.length());
-            let mut updates = client.import_image(format, name.as_deref(), archive.stream(), length).await?;
-            while let Some(update) = updates.next().await {
-                match update? {
-                    ImportUpdate::Progress { step, bytes_done, bytes_total } => {
-                        progress.show(&step, bytes_done, bytes_total);
-                    }
-                    ImportUpdate::Done(image) => {
-                        drop(progress);
-                        if json {
-                            printer.json(&image)?;
-                        } else {
-                            let names = if image.names.is_empty() { image.digest } else { image.names.join(", ") };
-                            printer.out(format_args!("Imported {names} ({})", size::decimal(image.size)))?;
-                        }
-                        return Ok(());
-                    }
-                    ImportUpdate::Failed(error) => return Err(CliError::new(error.message)),
-                }
+            let image = import(printer, &client, format, name.as_deref(), archive.stream(), length).await?;
+            if json {
+                printer.json(&image)?;
+            } else {
+                let names = if image.names.is_empty() { image.digest } else { image.names.join(", ") };
+                printer.out(format_args!("Imported {names} ({})", size::decimal(image.size)))?;
             }
-            Err(CliError::new("the server ended the import without a result; see its log"))
+            Ok(())
         }
         ImageCommand::List { json, quiet } => {
             if json {
@@ -126,4 +116,26 @@ pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
             Ok(())
         }
     }
+}
+
+/// Sends an archive to the server, and shows how far it is.
+pub async fn import(
+    printer: &Printer,
+    client: &Client,
+    format: ArchiveFormat,
+    name: Option<&str>,
+    archive: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    length: Option<u64>,
+) -> Result<ImageSummary, CliError> {
+    let mut progress = Progress::new(printer);
+    progress.show("upload", 0, 0);
+    let mut updates = client.import_image(format, name, archive, length).await?;
+    while let Some(update) = updates.next().await {
+        match update? {
+            ImportUpdate::Progress { step, bytes_done, bytes_total } => progress.show(&step, bytes_done, bytes_total),
+            ImportUpdate::Done(image) => return Ok(image),
+            ImportUpdate::Failed(error) => return Err(CliError::new(error.message)),
+        }
+    }
+    Err(CliError::new("the server ended the import without a result; see its log"))
 }

@@ -4,6 +4,7 @@ pub mod apps;
 pub mod auth;
 pub mod config;
 pub mod context;
+pub mod demo;
 pub mod explain;
 pub mod image;
 pub mod logs;
@@ -27,6 +28,7 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
         Command::Ssh(ssh) => ssh::run(*ssh, session).await,
         Command::Sftp(sftp) => sftp::run(*sftp, session).await,
         Command::Context(context) => context::run(context, session),
+        Command::Demo(demo) => demo::run(&demo, session).await,
         Command::Explain(explain) => explain::run(&explain, session),
         Command::Config(config) => config::run(config, session).await,
         Command::Status(status) => status::run(status, session).await,

@@ -6,6 +6,7 @@ mod apps;
 mod changes;
 mod choice;
 mod context;
+mod images;
 mod lifecycle;
 mod neighbours;
 mod refusals;

@@ -265,9 +265,27 @@ async fn top_shows_what_machines_use() {
     stand.machine("runs").await;
     let rests = stand.machine("rests").await;
     stand.run(&format!("machine stop {rests} -a shop -w 60s")).await.ok();
-    assert_snapshot!(stand.run("machine top -a shop --interval 1").await, @"");
-    assert_snapshot!(stand.run("machine top -a ship").await, @"");
-    assert_snapshot!(stand.run("machine top -a shop --interval 0").await, @"");
+    assert_snapshot!(stand.run("machine top -a shop --interval 1").await, @"
+    exit code 0
+    ----- stdout -----
+    shop
+     ID │ NAME │ STATE │ CPU │ CPU TIME │ MEMORY │ OF │ LAST EVENT
+     machine-id-001 │ runs │ started │ 0.0% │ 0.0s │ 32 MiB │ 256 MiB │ start [AGO]
+     machine-id-002 │ rests │ stopped │ │ │ │ 256 MiB │ exit [AGO]
+    ");
+    assert_snapshot!(stand.run("machine top -a ship").await, @r#"
+    exit code 1
+    ----- stderr -----
+    Error: Could not find App "ship" (Request ID: …)
+    Did you mean "shop"?
+    "#);
+    assert_snapshot!(stand.run("machine top -a shop --interval 0").await, @"
+    exit code 1
+    ----- stderr -----
+    error: invalid value '0' for '--interval <SECONDS>': 0 is not in 1..=60
+
+    For more information, try '--help'.
+    ");
     let a_while = tokio::time::sleep(Duration::from_millis(1500));
     let json = stand.run_until("machine top -a shop --json --interval 1", a_while).await;
     let first: Value = serde_json::from_str(json.stdout.lines().next().unwrap()).unwrap();
@@ -277,12 +295,54 @@ async fn top_shows_what_machines_use() {
 #[tokio::test]
 async fn place_says_where_machines_would_go() {
     let stand = Stand::new().await;
-    assert_snapshot!(stand.run("machine place --count 3 --vm-size shared-cpu-1x").await, @"");
-    assert_snapshot!(stand.run("machine place --count 3 --vm-memory 4096 --region local,any --json").await, @"");
-    assert_snapshot!(stand.run("machine place --count 30 --vm-memory 4096").await, @"");
-    assert_snapshot!(stand.run("machine place --weights spread=often").await, @"");
-    assert_snapshot!(stand.run("machine place --weights colour=1").await, @"");
-    assert_snapshot!(stand.run("machine place --org nobody").await, @"");
-    assert_snapshot!(stand.run("machine place --region nowhere").await, @"");
-    assert_snapshot!(stand.run("machine place --volume-name data").await, @"");
+    assert_snapshot!(stand.run("machine place --count 3 --vm-size shared-cpu-1x").await, @"
+    exit code 0
+    ----- stdout -----
+     REGION │ COUNT
+     local │ 3
+    ");
+    assert_snapshot!(stand.run("machine place --count 3 --vm-memory 4096 --region local,any --json").await, @r#"
+    exit code 0
+    ----- stdout -----
+    {
+        "Regions": [
+            {
+                "Region": "local",
+                "Count": 3,
+                "Concurrency": 1
+            }
+        ]
+    }
+    "#);
+    assert_snapshot!(stand.run("machine place --count 30 --vm-memory 4096").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: failed getting machine placements: there is room for 4 machines of 1 CPUs and 4096 MiB, not for 30 (Request ID: …)
+    Try choosing a different region for machine creation
+    ");
+    assert_snapshot!(stand.run("machine place --weights spread=often").await, @r#"
+    exit code 1
+    ----- stderr -----
+    Error: invalid weight: "spread=often"
+    "#);
+    assert_snapshot!(stand.run("machine place --weights colour=1").await, @r#"
+    exit code 1
+    ----- stderr -----
+    Error: failed getting machine placements: invalid weights, "colour" is neither region nor spread (Request ID: …)
+    "#);
+    assert_snapshot!(stand.run("machine place --org nobody").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: failed getting machine placements: Could not find Organization 'nobody' (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("machine place --region nowhere").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: failed getting machine placements: could not find a candidate host: 'nowhere' names no region of this server, use any or one of local (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("machine place --volume-name data").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: failed getting machine placements: invalid volume_name, volumes are not available yet (Request ID: …)
+    ");
 }

@@ -48,7 +48,7 @@ pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
 }
 
 /// The server answers before the app's machines are gone. Who follows them hears when the app is.
-async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
+pub async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
     let gone = async {
         loop {
             match client.watch_machines(name).await {

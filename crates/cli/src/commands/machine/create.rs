@@ -85,7 +85,8 @@ impl Drop for Unfinished<'_> {
 pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), CliError> {
     if create.shell.shell {
         let program = Program { image: create.image, command: create.command, auto_destroy: true };
-        let fresh = shell::Fresh { app: &create.app, program, flags: &create.flags, region: create.region };
+        let fresh =
+            shell::Fresh { app: &create.app, program, flags: &create.flags, region: create.region, org: create.org };
         return shell::run(&create.shell, fresh, session).await;
     }
     if create.id.is_some() {

@@ -59,7 +59,7 @@ enum MachineCommand {
         after_help = "Examples:\n  caddis machine place --count 3 --vm-size shared-cpu-1x\n  caddis machine place \
                             --region eu,any --json"
     )]
-    Place(place::Place),
+    Place(Box<place::Place>),
     /// Addresses that machines' connections come from. Not available yet.
     #[command(name = "egress-ip", hide = true)]
     EgressIp(egress_ip::EgressIp),
@@ -118,7 +118,7 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
         MachineCommand::Update(update) => update::run(*update, session).await,
         MachineCommand::Cordon(cordon) => cordon::set(cordon, true, session).await,
         MachineCommand::Uncordon(cordon) => cordon::set(cordon, false, session).await,
-        MachineCommand::Place(place) => place::run(place, session).await,
+        MachineCommand::Place(place) => place::run(*place, session).await,
         MachineCommand::Leases(leases) => leases::run(leases, session).await,
         MachineCommand::EgressIp(egress) => egress_ip::run(&egress),
         MachineCommand::List(list) => show::list(list, session).await,

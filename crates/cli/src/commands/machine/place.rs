@@ -73,6 +73,11 @@ pub async fn run(place: Place, session: &Session) -> Result<(), CliError> {
     let PlacementsReply { mut regions } =
         placed.map_err(|e| CliError::attempted("failed getting machine placements", e))?;
     if place.json {
+        // The reference's client writes the names of its fields.
+        let regions: Vec<_> = regions
+            .iter()
+            .map(|r| json!({ "Region": r.region, "Count": r.count, "Concurrency": r.concurrency }))
+            .collect();
         return Ok(printer.json(&json!({ "Regions": regions }))?);
     }
     regions.sort_by(|a, b| a.region.cmp(&b.region));

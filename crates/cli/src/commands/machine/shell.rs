@@ -46,6 +46,8 @@ pub struct Fresh<'a> {
     pub program: Program,
     pub flags: &'a MachineFlags,
     pub region: Option<String>,
+    /// Whose an app is that is made for it.
+    pub org: Option<String>,
 }
 
 /// Runs it.
@@ -66,7 +68,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     let remove_app = named.is_none();
     let app = match named {
         Some(app) => app,
-        None => app_for_shells(&client).await?,
+        None => app_for_shells(&client, fresh.org.as_deref().unwrap_or("personal")).await?,
     };
     if remove_app {
         let (client, app) = (client.clone(), app.clone());
@@ -101,17 +103,22 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
 }
 
 /// The app that shells live in: one that is there, or a new one.
-async fn app_for_shells(client: &Client) -> Result<String, CliError> {
-    let apps = client.list_apps(Some("personal")).await?;
+async fn app_for_shells(client: &Client, org: &str) -> Result<String, CliError> {
+    let apps = client.list_apps(Some(org)).await?;
     if let Some(app) = apps.into_iter().find(|app| app.name.starts_with(SHELLS)) {
         return Ok(app.name);
     }
-    let name = format!("{SHELLS}personal-{}", rand::rng().random_range(0..1_000_000));
-    let request =
-        CreateAppRequest { name: Some(name.clone()), org_slug: Some("personal".to_owned()), ..Default::default() };
+    let name = shells_app(org, rand::rng().random_range(0..1_000_000));
+    let request = CreateAppRequest { name: Some(name.clone()), org_slug: Some(org.to_owned()), ..Default::default() };
     let made = client.create_app(&request).await;
     made.map_err(|error| CliError::attempted("could not create an app for the shell", error))?;
     Ok(name)
+}
+
+/// The reference's name of such an app: cut to what a name may have.
+fn shells_app(org: &str, number: u32) -> String {
+    let name = format!("{SHELLS}{}-{number}", org.to_lowercase());
+    name.chars().take(63).collect::<String>().trim_end_matches('-').to_owned()
 }
 
 /// Deletes the app, unless another shell lives in it.

@@ -1,0 +1,125 @@
+//! `caddis image`, and what `ssh` and `sftp` say before there is a session.
+
+use insta::assert_snapshot;
+
+use crate::stand::Stand;
+
+#[tokio::test]
+async fn images_are_imported_listed_and_removed() {
+    let stand = Stand::with_app().await;
+    assert_snapshot!(stand.run("image list").await, @"
+    exit code 0
+    ----- stdout -----
+    No images
+    ");
+    assert_snapshot!(stand.run("image import web.tar").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: 'web.tar' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY
+    ");
+    assert_snapshot!(stand.run("image import docker-archive:web.tar").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not read web.tar: No such file or directory (os error 2)
+    ");
+    std::fs::write(stand.home().join("web.tar"), "not an archive").unwrap();
+    let broken = format!("image import docker-archive:{}", stand.home().join("web.tar").display());
+    assert_eq!(stand.run(&broken).await.code, 1);
+    assert_snapshot!(stand.run("image rm missing:1").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not remove missing:1: image `missing:1` was not found: no image with this name or digest is on the host (Request ID: …)
+    ");
+    stand.machine("one").await;
+    assert_snapshot!(stand.run("image rm docker.io/library/web:latest").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not remove docker.io/library/web:latest: image sha256:e5d91dbc0da362123eefad0753815a0bb95c224f9cff81d411759fa4eeba6aaf is in use by a machine: destroy the machine first (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("image list").await, @"
+    exit code 0
+    ----- stdout -----
+     NAME │ DIGEST │ SIZE │ MACHINES │ CREATED
+     docker.io/library/web:latest │ sha256:e5d91dbc0da3 │ 30 MB │ 1 │ [AGO]
+    ");
+    assert_snapshot!(stand.run("image list --quiet").await, @"
+    exit code 0
+    ----- stdout -----
+    sha256:e5d91dbc0da362123eefad0753815a0bb95c224f9cff81d411759fa4eeba6aaf
+    ");
+    assert_eq!(stand.run("image list --json").await.ok().json()[0]["names"][0], "docker.io/library/web:latest");
+}
+
+#[tokio::test]
+async fn sessions_that_can_not_be_opened_are_told() {
+    let stand = Stand::with_app().await;
+    assert_snapshot!(stand.run("ssh console -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: app shop has no started machine
+    See 'caddis machine list -a shop', and start one with 'caddis machine start'.
+    ");
+    assert_snapshot!(stand.run("sftp get /etc/hosts -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: app shop has no started machine
+    See 'caddis machine list -a shop', and start one with 'caddis machine start'.
+    ");
+    let id = stand.machine("one").await;
+    stand.run(&format!("machine stop {id} -a shop -w 60s")).await.ok();
+    assert_snapshot!(stand.run("ssh console -a shop --machine one").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: machine one is not running, it is stopped
+    Start it with 'caddis machine start one -a shop'.
+    ");
+    assert_snapshot!(stand.run("ssh console -a shop --machine onne").await, @r#"
+    exit code 1
+    ----- stderr -----
+    Error: machine ID onne was not found in app 'shop'
+    Did you mean "one"?
+    "#);
+    assert_snapshot!(stand.run("sftp put nothing.txt /tmp/x -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: can't read HOME/nothing.txt: there is no such file or directory here
+    ");
+    assert_snapshot!(stand.run("ssh console -a shop --region fra").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: app shop has no started machine that fits the flags
+    See 'caddis machine list -a shop', and start one with 'caddis machine start'.
+    ");
+    assert_snapshot!(stand.run("machine exec one -a shop 'ls /'").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not exec command on machine: failed_precondition: machine not running (Request ID: …)
+    ");
+    assert_snapshot!(stand.run("ssh console -a shop --container web").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: the machine has no container named 'web'
+    ");
+}
+
+#[tokio::test]
+async fn a_demo_that_fails_halfway_leaves_nothing() {
+    let stand = Stand::new().await;
+    let demo = stand.run("demo").await;
+    // The fake host's guests have no such program; on real VMs the whole of it is in the end-to-end tests.
+    assert_eq!(demo.code, 1, "{demo}");
+    assert!(demo.stderr.contains("Error: could not run a program: "), "{demo}");
+    for words in ["caddis-demo:latest, ", " runs after ", "Gone again: the machine, app demo-"] {
+        assert!(demo.stdout.contains(words), "{demo}");
+    }
+    assert_snapshot!(stand.run("apps list").await, @"
+    exit code 0
+    ----- stdout -----
+    No apps found
+    ");
+    assert_snapshot!(stand.run("image list").await, @"
+    exit code 0
+    ----- stdout -----
+    No images
+    ");
+}
