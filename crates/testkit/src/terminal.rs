@@ -121,13 +121,16 @@ impl Terminal {
         Ok(!modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG))
     }
 
-    /// Waits for the program's end.
+    /// Waits for the program's end, and until all it has written is on the screen.
     ///
     /// # Errors
     /// When it does not end.
     pub async fn end(&mut self) -> Result<ExitStatus> {
         let waited = tokio::time::timeout(DEADLINE, self.child.wait()).await;
-        Ok(waited.with_context(|| format!("it does not end; it shows {}", self.screen()))??)
+        let status = waited.with_context(|| format!("it does not end; it shows {}", self.screen()))??;
+        let rest = async { while self.screen.changed().await.is_ok() {} };
+        tokio::time::timeout(DEADLINE, rest).await.context("something else holds its terminal")?;
+        Ok(status)
     }
 
     /// Its process id, while it runs.

@@ -1,7 +1,9 @@
 //! Questions and menus.
 
+use std::time::Duration;
+
 use anyhow::Result;
-use caddis_testkit::fake::Stage;
+use caddis_testkit::fake::{Faults, Stage};
 
 use crate::stand::Stand;
 
@@ -122,6 +124,58 @@ async fn ctrl_c_at_each_stage_of_a_run_says_what_may_be_left() -> Result<()> {
         assert_eq!(status.code(), Some(127), "{}", terminal.screen());
         stand.server.images.release();
     }
+    // While its VM is started, which takes long.
+    let launch_delay = Duration::from_secs(10);
+    stand.server.host.set_faults(Faults { launch_delay, ..Faults::default() });
+    let mut terminal = stand.terminal(&["machine", "run", "web:1", "-a", "shop", "--name", "slow"])?;
+    terminal.expect("Starting the VM").await?;
+    terminal.send("\u{3}").await?;
+    terminal.expect("has been made in app shop and stays").await?;
+    assert_eq!(terminal.end().await?.code(), Some(127), "{}", terminal.screen());
+    stand.server.host.set_faults(Faults::default());
+    // What it says is what there is.
+    let destroy = ["machine", "destroy", "slow", "-a", "shop", "--force"];
+    let mut terminal = stand.terminal(&destroy)?;
+    terminal.expect("has been destroyed").await?;
+    assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
+    Ok(())
+}
+
+#[tokio::test]
+async fn run_offers_to_make_an_app_and_can_be_left_at_each_question() -> Result<()> {
+    let stand = Stand::new().await?;
+    let gone = async |app: &str| -> Result<bool> {
+        Ok(stand.server.api()?.get(&format!("/v1/apps/{app}")).await?.status == 404)
+    };
+    let question = "App 'fresh' does not exist, would you like to create it?";
+    let other = "Running a Machine without specifying an app will create one for you, is this what you want?";
+    for (arguments, question, answer, code) in [
+        (["machine", "run", "web:1", "-a", "fresh"].as_slice(), question, "\u{3}", 127),
+        (&["machine", "run", "web:1", "-a", "fresh"], question, "n\r", 0),
+        (&["machine", "run", "web:1"], other, "\u{3}", 127),
+        (&["machine", "run", "web:1"], other, "n\r", 0),
+    ] {
+        let mut terminal = stand.terminal(arguments)?;
+        terminal.expect(question).await?;
+        terminal.send(answer).await?;
+        assert_eq!(terminal.end().await?.code(), Some(code), "{}", terminal.screen());
+        assert!(gone("fresh").await?);
+    }
+    let mut terminal = stand.terminal(&["machine", "run", "web:1"])?;
+    terminal.expect(other).await?;
+    terminal.send("y\r").await?;
+    terminal.expect("App Name:").await?;
+    terminal.send("\u{3}").await?;
+    assert_eq!(terminal.end().await?.code(), Some(127), "{}", terminal.screen());
+
+    let mut terminal = stand.terminal(&["machine", "run", "web:1"])?;
+    terminal.expect(other).await?;
+    terminal.send("y\r").await?;
+    terminal.expect("App Name:").await?;
+    terminal.send("fresh\r").await?;
+    terminal.expect("Machine started, you can connect via the following private ip").await?;
+    assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
+    assert!(!gone("fresh").await?);
     Ok(())
 }
 

@@ -27,6 +27,34 @@ async fn a_start_after_a_suspend_that_waits_for_the_first_start_leaves_it_runnin
 }
 
 #[tokio::test]
+async fn a_suspend_waits_for_a_start_that_waits_itself() {
+    let fixture = Fixture::new().await;
+    // While it is made.
+    let machine = fixture.try_create(&["sleep", "inf"], json!({})).await.unwrap();
+    fixture.act(&machine, Action::Suspend).await.unwrap();
+    fixture.until(&machine, MachineState::Suspended).await;
+    fixture.act(&machine, Action::Start).await.unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+    // While it is stopped, to be started afterwards.
+    fixture.host.set_faults(Faults { death_delay: Duration::from_millis(200), ..Faults::default() });
+    for action in [STOP, Action::Start, Action::Suspend] {
+        fixture.act(&machine, action).await.unwrap();
+    }
+    fixture.until(&machine, MachineState::Suspended).await;
+    // What is asked for last counts.
+    fixture.act(&machine, Action::Start).await.unwrap();
+    fixture.until(&machine, MachineState::Started).await;
+    for action in [STOP, Action::Start, Action::Suspend, STOP] {
+        fixture.act(&machine, action).await.unwrap();
+    }
+    let stopped = fixture.until(&machine, MachineState::Stopped).await;
+    assert_eq!(stopped.machine.operation, None);
+    // Where nothing is to be started there is nothing to save.
+    let resting = fixture.create_resting(json!({})).await;
+    assert_eq!(fixture.act(&resting, Action::Suspend).await.unwrap_err().code, ErrorCode::FailedPrecondition);
+}
+
+#[tokio::test]
 async fn a_destroy_that_waits_for_a_stop_is_not_undone() {
     let fixture = Fixture::new().await;
     let slow = json!({ "stop_config": { "signal": "SIGTERM", "timeout": "60s" } });
