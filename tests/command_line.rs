@@ -109,7 +109,7 @@ async fn a_machine_is_changed_copied_and_watched_by_command() -> Result<()> {
         assert!((10..600).contains(&memory), "{top}");
     }
     let load = |row: &[&str]| row[3].trim_end_matches('%').parse::<f64>();
-    assert!(load(&rows[0])? > 10.0 && load(&rows[0])? > load(&rows[1])?, "{top}");
+    assert!(load(&rows[0])? > load(&rows[1])?, "{top}");
 
     // Both at once.
     let stopped = ok(server.cli(&["machine", "stop", "worker", &copy, "-a", APP, "-w", "60s"]).await?);
@@ -125,11 +125,11 @@ async fn the_demo_shows_a_machine_without_any_registry_and_cleans_up() -> Result
     let server = Server::start(&host, Options::default()).await?;
     let output = ok(server.cli(&["demo"]).await?);
     for words in [
-        "caddis-demo:latest, ",
+        "caddis-demo:",
         "Hello from a virtual machine.",
         "  memory   ",
         " has been up for ",
-        "from a template",
+        " runs after ",
         "Gone again: the machine, app demo-",
     ] {
         assert!(output.contains(words), "{words:?} is not in {output}");
@@ -149,7 +149,7 @@ async fn the_demo_shows_a_machine_without_any_registry_and_cleans_up() -> Result
     let app = kept.lines().find_map(|line| line.trim().strip_prefix("caddis logs -a ")).unwrap_or_default();
     assert!(ok(server.cli(&["logs", "-a", app, "--no-tail"]).await?).contains("Hello from a virtual machine."));
     ok(server.cli(&["apps", "destroy", app, "--yes"]).await?);
-    ok(server.cli(&["image", "rm", "caddis-demo:latest"]).await?);
+    ok(server.cli(&["image", "rm", &app.replace("demo-", "caddis-demo:")]).await?);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 /// `caddis completion`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  source <(caddis completion bash)\n  caddis completion bash > \
-                        /etc/bash_completion.d/caddis\n  caddis completion zsh > \"${fpath[1]}/_caddis\"\n  caddis \
+                        /etc/bash_completion.d/caddis\n  echo 'source <(caddis completion zsh)' >> ~/.zshrc\n  caddis \
                         completion fish > ~/.config/fish/completions/caddis.fish")]
 pub struct CompletionArguments {
     /// Which shell.

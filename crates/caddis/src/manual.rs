@@ -1,6 +1,11 @@
 //! `caddis man`: the manual, a page per command, made from what the commands say of themselves in `--help`.
 
-use std::{fmt::Write as _, fs, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
 use anyhow::Context as _;
 use clap::{Arg, Args, Command};
@@ -38,7 +43,7 @@ pub fn write(arguments: &ManArguments, mut caddis: Command) -> anyhow::Result<()
         fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))?;
         pages += 1;
     }
-    println!("{pages} pages written to {}", directory.display());
+    writeln!(io::stdout(), "{pages} pages written to {}", directory.display())?;
     Ok(())
 }
 
@@ -68,7 +73,7 @@ fn markdown(command: &Command) -> String {
         page.push_str("\n| command | |\n|---|---|\n");
         for command in commands {
             let file = command.get_display_name().unwrap_or_else(|| command.get_name());
-            let _ = writeln!(page, "| [{}]({file}.md) | {} |", command.get_name(), about(command));
+            let _ = writeln!(page, "| [{}]({file}.md) | {} |", command.get_name(), cell(&about(command)));
         }
     }
     let arguments = || command.get_arguments().filter(|argument| !argument.is_hide_set());
@@ -96,9 +101,13 @@ fn table<'a>(page: &mut String, title: &str, arguments: impl Iterator<Item = &'a
     let mut head = format!("\n| {title} | |\n|---|---|\n");
     for argument in arguments {
         page.push_str(&std::mem::take(&mut head));
-        let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
         let _ = writeln!(page, "| `{}` | {} |", cell(&spelling(argument)), cell(&meaning(argument)));
     }
+}
+
+/// Text that does not end its cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
 }
 
 /// How it is written: `-a, --app <NAME>`.

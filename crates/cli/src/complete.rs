@@ -90,9 +90,9 @@ struct Line {
 
 impl Line {
     /// Reads the flags it knows and passes over everything else, such as what is half typed.
-    fn read(words: impl Iterator<Item = String>) -> Self {
+    fn read(words: impl IntoIterator<Item = String>) -> Self {
         let mut known = Vec::new();
-        let mut words = words.peekable();
+        let mut words = joined(words).into_iter().peekable();
         while let Some(word) = words.next() {
             let takes_value =
                 ["-a", "--app", "-c", "--config", "-t", "--access-token", "--api-url", "--context"].contains(&&*word);
@@ -108,10 +108,26 @@ impl Line {
     }
 }
 
+/// bash takes `=` and `:` for the ends of words: puts together again what they are in.
+fn joined(words: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut joined: Vec<String> = Vec::new();
+    let mut goes_on = false;
+    for word in words {
+        let is_joint = word == "=" || word == ":";
+        match joined.last_mut() {
+            Some(last) if is_joint || goes_on => last.push_str(&word),
+            _ => joined.push(word),
+        }
+        goes_on = is_joint;
+    }
+    joined
+}
+
 /// Asks the server that the line is about.
 fn ask(question: impl AsyncFnOnce(Client, Line) -> Option<Vec<(String, String)>>) -> Vec<(String, String)> {
     // The shell's script calls `caddis -- words of the line`.
-    let line = Line::read(std::env::args().skip_while(|word| word != "--").skip(2));
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let line = Line::read(words.skip_while(|word| word != "--").skip(2));
     let Ok(connection) = Connection::find(&line.globals, &Environment::of_process()) else { return Vec::new() };
     let Ok(client) = Client::new(&connection.url, connection.token.as_deref()) else { return Vec::new() };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
@@ -130,8 +146,13 @@ mod tests {
         let line = Line::read(line.split(' ').map(str::to_owned));
         assert_eq!(line.app.app.as_deref(), Some("shop"));
         assert_eq!(line.globals.api_url.as_deref(), Some("http://there"));
-        let line = Line::read(["machine", "stop", "--app=shop", "-a"].map(str::to_owned).into_iter());
+        let line = Line::read(["machine", "stop", "--app=shop", "-a"].map(str::to_owned));
         assert_eq!(line.app.app.as_deref(), Some("shop"));
+        // As bash splits it.
+        let line = "machine stop --app = shop --api-url http : //there : 4280 fr";
+        let line = Line::read(line.split(' ').map(str::to_owned));
+        assert_eq!(line.app.app.as_deref(), Some("shop"));
+        assert_eq!(line.globals.api_url.as_deref(), Some("http://there:4280"));
     }
 
     #[test]

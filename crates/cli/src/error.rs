@@ -7,6 +7,9 @@ use caddis_client::ClientError;
 
 use crate::Printer;
 
+/// Exit code after Ctrl-C.
+pub(crate) const INTERRUPTED: u8 = 127;
+
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -70,7 +73,7 @@ impl CliError {
         let (text, hint, request_id) = match self {
             Self::Declined => return 0,
             Self::ExitCode(code) => return *code,
-            Self::Interrupted => return 127,
+            Self::Interrupted => return INTERRUPTED,
             // Whoever reads our output has had enough, as `head` does.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return 0,
             Self::Failed { message, hint, request_id } => (message.clone(), hint.clone(), request_id.clone()),

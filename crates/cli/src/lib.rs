@@ -28,10 +28,12 @@ mod words;
 use std::{future::Future, process::ExitCode};
 
 use clap::{Subcommand, builder::styling::AnsiColor};
+use tokio::signal::unix::{SignalKind, signal};
 
 pub use connection::{SERVER_FILE, ServerFile};
 pub use environment::Environment;
 pub use error::CliError;
+use error::INTERRUPTED;
 pub use globals::Globals;
 pub use printer::{Capture, Printer};
 
@@ -79,11 +81,19 @@ pub enum Command {
 
 /// Runs a command in this process: its environment, terminal and Ctrl-C.
 pub async fn run(command: Command, globals: Globals) -> ExitCode {
+    // From here on, before anything can be asked: until then the system's default action ends the process.
+    let signals = signal(SignalKind::interrupt());
     let interrupt = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            // Without a handler the system's default action ends the process.
-            std::future::pending::<()>().await;
-        }
+        let Ok(mut signals) = signals else { return std::future::pending().await };
+        signals.recv().await;
+        // What is cleaned up after the first may take long.
+        tokio::spawn(async move {
+            signals.recv().await;
+            eprintln!(
+                "Ended before all was cleaned up; see 'caddis apps list' and 'caddis machine list' for what is left."
+            );
+            std::process::exit(INTERRUPTED.into());
+        });
     };
     ExitCode::from(execute(command, globals, Environment::of_process(), Printer::standard(), interrupt).await)
 }

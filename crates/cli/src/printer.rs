@@ -4,7 +4,10 @@
 use std::{
     fmt::Display,
     io::{self, IsTerminal as _, Write},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde::Serialize;
@@ -18,10 +21,12 @@ type Sink = Arc<Mutex<dyn Write + Send>>;
 pub struct Printer {
     stdout: Sink,
     stderr: Sink,
-    /// Prompts are possible: standard input and output are terminals.
+    /// Prompts are possible: standard input, output and error are terminals.
     interactive: bool,
     stderr_is_terminal: bool,
     colour: bool,
+    /// Progress is told: not while several things go on at once.
+    tells_progress: Arc<AtomicBool>,
 }
 
 /// What a [`Printer`] for tests has written so far.
@@ -53,11 +58,13 @@ impl Printer {
         Self {
             stdout: Arc::new(Mutex::new(io::stdout())),
             stderr: Arc::new(Mutex::new(io::stderr())),
-            interactive: io::stdin().is_terminal() && stdout_is_terminal,
+            // Menus are drawn on standard error.
+            interactive: io::stdin().is_terminal() && stdout_is_terminal && stderr_is_terminal,
             stderr_is_terminal,
             colour: stdout_is_terminal
                 && stderr_is_terminal
                 && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            tells_progress: Arc::new(AtomicBool::new(true)),
         }
     }
 
@@ -70,6 +77,7 @@ impl Printer {
             interactive: false,
             stderr_is_terminal: false,
             colour: false,
+            tells_progress: Arc::new(AtomicBool::new(true)),
         };
         (printer, stdout, stderr)
     }
@@ -82,6 +90,21 @@ impl Printer {
     /// Whether bars can be drawn.
     pub fn draws_progress(&self) -> bool {
         self.stderr_is_terminal
+    }
+
+    /// Whether colours are wanted.
+    pub fn has_colour(&self) -> bool {
+        self.colour
+    }
+
+    /// Whether it is told how far something is.
+    pub fn tells_progress(&self) -> bool {
+        self.tells_progress.load(Ordering::Relaxed)
+    }
+
+    /// Has it not told any more: several things go on at once from here on.
+    pub fn leave_out_progress(&self) {
+        self.tells_progress.store(false, Ordering::Relaxed);
     }
 
     /// A line of data.

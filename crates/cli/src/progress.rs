@@ -20,7 +20,7 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(printer: &Printer) -> Self {
-        let bar = printer.draws_progress().then(|| {
+        let bar = (printer.draws_progress() && printer.tells_progress()).then(|| {
             let bar = ProgressBar::new_spinner();
             bar.set_style(spinner());
             bar.enable_steady_tick(TICK);
@@ -33,6 +33,9 @@ impl Progress {
     pub fn show(&mut self, step: &str, done: u64, total: u64) {
         // What has no words takes no time worth telling.
         let Some(words) = words(step) else { return };
+        if !self.printer.tells_progress() {
+            return;
+        }
         let is_new = self.step != step;
         self.step = step.to_owned();
         let Some(bar) = &self.bar else {

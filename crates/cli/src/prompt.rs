@@ -17,7 +17,7 @@ pub async fn confirm(printer: &Printer, question: &str, unasked: &str) -> Result
 
 /// Asks for one of several things, in a menu: arrow keys, then Enter.
 pub async fn choose(printer: &Printer, question: &str, options: &[String], unasked: &str) -> Result<usize, CliError> {
-    let (theme, question, options) = (theme(), question.to_owned(), shown(options));
+    let (theme, question, options) = (theme(printer), question.to_owned(), shown(options));
     let menu =
         move || dialoguer::Select::with_theme(&*theme).with_prompt(question).items(&options).default(0).interact_opt();
     ask_menu(printer, unasked, menu).await?.ok_or(CliError::Declined)
@@ -30,13 +30,14 @@ pub async fn choose_some(
     options: &[String],
     unasked: &str,
 ) -> Result<Vec<usize>, CliError> {
-    let (theme, question, options) = (theme(), format!("{question} (Space chooses, Enter ends)"), shown(options));
+    let (theme, question, options) =
+        (theme(printer), format!("{question} (Space chooses, Enter ends)"), shown(options));
     let menu = move || dialoguer::MultiSelect::with_theme(&*theme).with_prompt(question).items(&options).interact_opt();
     Ok(ask_menu(printer, unasked, menu).await?.unwrap_or_default())
 }
 
-fn theme() -> Box<dyn dialoguer::theme::Theme + Send> {
-    match std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
+fn theme(printer: &Printer) -> Box<dyn dialoguer::theme::Theme + Send> {
+    match printer.has_colour() {
         true => Box::new(dialoguer::theme::ColorfulTheme::default()),
         false => Box::new(dialoguer::theme::SimpleTheme),
     }

@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 
 use crate::{Client, ClientError};
 
-/// Longest line that is accepted, bytes. Ours have a few hundred.
-const MAX_LINE: usize = 1024 * 1024;
+/// Longest line that is accepted, bytes: a host with many machines tells what all of them use in one.
+const MAX_LINE: usize = 8 << 20;
 
 impl Client {
     /// The lines of a body, without their ends. Ends with the body; a broken connection is an error.

@@ -6,6 +6,7 @@ use caddis_api::{
     ApiDuration, LeaseNonce, Machine, MachineId, MachineState, Signal,
     event::MachineEvent,
     exec::{ExecReply, ExecRequest, ProcessStat},
+    organization::{OrganizationMachine, OrganizationMachines},
     requests::{CreateMachineRequest, SignalRequest, StartReply, StopRequest, WaitReply},
 };
 use reqwest::Method;
@@ -89,6 +90,28 @@ impl Client {
     /// 404 for an unknown app.
     pub async fn list_machines(&self, app: &str, filter: &ListMachines) -> Result<Vec<Machine>, ClientError> {
         self.read(list_request(app, filter)).await
+    }
+
+    /// `GET /v1/orgs/{org}/machines`: those of all apps of an organisation, over all pages, without their configurations.
+    ///
+    /// # Errors
+    /// 404 for an unknown organisation.
+    pub async fn list_organization_machines(&self, org: &str) -> Result<Vec<OrganizationMachine>, ClientError> {
+        let mut machines = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut request = Request::get(["v1", "orgs", org, "machines"]).query("summary", true);
+            if let Some(cursor) = &cursor {
+                request = request.query("cursor", cursor);
+            }
+            let page: OrganizationMachines = self.read(request).await?;
+            machines.extend(page.machines);
+            match page.next_cursor {
+                // A server that gives the same cursor again would keep us here forever.
+                Some(next) if !next.is_empty() && cursor.as_ref() != Some(&next) => cursor = Some(next),
+                _ => return Ok(machines),
+            }
+        }
     }
 
     /// `GET …/machines`, as the server wrote it.

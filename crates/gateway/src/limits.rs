@@ -81,6 +81,7 @@ fn counted(method: &Method, path: &str) -> Option<Counted> {
     let words: Vec<_> = path.trim_matches('/').split('/').collect();
     Some(match words[..] {
         ["v1", "apps", _] if method == Method::DELETE => Counted::Deletion,
+        ["v1", "apps", _, "machines", "watch" | "usage"] => Counted::Usual(format!("{method} {path}")),
         ["v1", "apps", _, "machines", id] if method == Method::GET => Counted::Read(id.to_owned()),
         // Of all keys of the metadata together.
         ["v1", "apps", _, "machines", id, action, ..] => Counted::Usual(format!("{method} {action} {id}")),
@@ -113,6 +114,8 @@ mod tests {
         let usual = |text: &str| Some(Counted::Usual(text.to_owned()));
         for (method, path, expected) in [
             (Method::GET, "/v1/apps/a/machines/1", Some(Counted::Read("1".to_owned()))),
+            (Method::GET, "/v1/apps/a/machines/watch", usual("GET /v1/apps/a/machines/watch")),
+            (Method::GET, "/v1/apps/a/machines/usage", usual("GET /v1/apps/a/machines/usage")),
             (Method::POST, "/v1/apps/a/machines/1", usual("POST /v1/apps/a/machines/1")),
             (Method::POST, "/v1/apps/a/machines/1/stop", usual("POST stop 1")),
             (Method::DELETE, "/v1/apps/a/machines/1/metadata/k", usual("DELETE metadata 1")),

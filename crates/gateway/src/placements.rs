@@ -1,6 +1,6 @@
 //! `POST /v1/platform/placements`: where so many machines of a size would go. Nothing is reserved.
 
-use std::{cmp::Reverse, time::Duration};
+use std::time::Duration;
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     authentication::Caller,
-    context::{Context, Inner},
+    context::{Context, Inner, bus_error},
     envelope::Failure,
     extract::JsonBody,
     openapi::errors::BadBody,
@@ -74,7 +74,7 @@ pub(crate) async fn place(
     let config = config(request.compute.as_ref().map(|guest| json!(guest)))?;
     let mut room = Vec::new();
     for region in context.regions.resolve(request.region.as_deref())? {
-        let hosts = room_in(&context, &region, &config).await;
+        let hosts = room_in(&context, &region, &config).await?;
         room.push(RegionPlacement { region, count: hosts.iter().sum(), concurrency: hosts.len() as u64 });
     }
     let fits: u64 = room.iter().map(|region| region.count).sum();
@@ -96,39 +96,33 @@ fn config(guest: Option<Value>) -> Result<MachineConfig, ApiError> {
 }
 
 /// Machines that would fit on each host of a region that has room for any.
-pub(crate) async fn room_in(context: &Inner, region: &str, config: &MachineConfig) -> Vec<u64> {
+pub(crate) async fn room_in(context: &Inner, region: &str, config: &MachineConfig) -> Result<Vec<u64>, ApiError> {
     let (cpus, memory_mib, disk_gib) = (config.cpus(), config.memory_mib(), config.rootfs_gib());
     let question = Question::Place { cpus, memory_mib, disk_gib, image: String::new() };
     let subject = message::region_subject(region);
     let window = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
-    let answers = context.bus.ask_all(&subject, message::encode(&question), window).await.unwrap_or_default();
+    let answers = context.bus.ask_all(&subject, message::encode(&question), window).await.map_err(|e| bus_error(&e))?;
     let offers = answers.iter().filter_map(|answer| message::decode::<Offer>(&subject, answer).ok());
     let further = |offer: &Offer| {
         let cpus = u64::from(offer.free_cpus) / u64::from(cpus.max(1));
         cpus.min(offer.free_memory_mib / memory_mib.max(1)).min(offer.free_disk_gib / disk_gib.max(1))
     };
-    offers.filter(|offer| offer.fits).map(|offer| 1 + further(&offer)).collect()
+    Ok(offers.filter(|offer| offer.fits).map(|offer| 1 + further(&offer)).collect())
 }
 
-/// So many machines, in the first regions that have room, or evenly over all.
-fn spread(mut room: Vec<RegionPlacement>, wanted: u64, evenly: bool) -> Vec<RegionPlacement> {
+/// So many machines, for which there is room, in the first regions, or evenly over all.
+fn spread(room: Vec<RegionPlacement>, wanted: u64, evenly: bool) -> Vec<RegionPlacement> {
+    let mut placed: Vec<_> = room.iter().map(|region| RegionPlacement { count: 0, ..region.clone() }).collect();
     let mut left = wanted;
-    if !evenly {
-        for region in &mut room {
-            region.count = region.count.min(left);
-            left -= region.count;
+    while left > 0 {
+        for (region, placed) in room.iter().zip(&mut placed) {
+            let free = region.count - placed.count;
+            let taken = if evenly { free.min(1) } else { free };
+            placed.count += taken.min(left);
+            left -= taken.min(left);
         }
-        return room;
     }
-    // The regions with the least room first, so that what they can't take is shared by the others.
-    let mut order: Vec<_> = (0..room.len()).collect();
-    order.sort_by_key(|at| (room[*at].count, Reverse(*at)));
-    for (done, at) in order.iter().enumerate() {
-        let share = left / (order.len() - done) as u64;
-        room[*at].count = room[*at].count.min(share);
-        left -= room[*at].count;
-    }
-    room
+    placed
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
     let mut regions = context.regions.all.clone();
     for region in &mut regions {
         // Of the smallest size.
-        let room = placements::room_in(&context, &region.code, &MachineConfig::default()).await;
+        let room = placements::room_in(&context, &region.code, &MachineConfig::default()).await.unwrap_or_default();
         region.capacity = i64::try_from(room.iter().sum::<u64>()).unwrap_or(i64::MAX);
     }
     *context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), regions.clone()));

@@ -22,8 +22,6 @@ use sha2::{Digest as _, Sha256};
 use super::{apps::destroy::until_gone, image};
 use crate::{CliError, Printer, render::size, session::Session, waiting};
 
-/// Name of the image.
-const IMAGE: &str = "caddis-demo:latest";
 /// How long the first lines of the machine may take.
 const LOGS_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -41,42 +39,39 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let title = |text: &str| printer.out(format_args!("\n{}", printer.paint_title(text)));
 
-    title("A tiny image, which comes with this program")?;
-    let begun = Instant::now();
-    let archive = archive(caddis_guest_init_image::INIT)?;
-    let length = archive.len() as u64;
-    let archive = stream::iter([Ok(Bytes::from(archive))]);
-    let image = image::import(printer, &client, ArchiveFormat::Docker, Some(IMAGE), archive, Some(length)).await?;
-    printer.out(format_args!("  {IMAGE}, {}, imported {}", size::decimal(image.size), after(begun)))?;
+    let number = format!("{:06}", rand::rng().random_range(0..1_000_000));
+    let (image, app) = (format!("caddis-demo:{number}"), format!("demo-{number}"));
+    let mut kept = Kept { printer, image: &image, app: &app, told: !demo.keep };
     if !demo.keep {
-        let client = client.clone();
-        at_end(session, async move {
-            match client.remove_image(IMAGE).await {
-                // One that was kept has it.
-                Err(error) if matches!(error.status(), Some(409 | 412)) => Ok(()),
-                removed => Ok(removed?),
-            }
+        let (client, printer, image, app) = (client.clone(), printer.clone(), image.clone(), app.clone());
+        // However it ends, and before anything is made that could be left.
+        session.at_end(async move {
+            let text = match remove(&client, &image, &app).await {
+                Ok(()) => format!("\nGone again: the machine, app {app} and image {image}"),
+                Err(error) => format!("\nApp {app} and image {image} could not be removed: {error}"),
+            };
+            // Nobody may be there to read it.
+            let _ = printer.out(text);
         });
     }
 
+    title("A tiny image, which comes with this program")?;
+    let begun = Instant::now();
+    let archive = archive(&image, caddis_guest_init_image::INIT)?;
+    let length = archive.len() as u64;
+    let archive = stream::iter([Ok(Bytes::from(archive))]);
+    let imported = image::import(printer, &client, ArchiveFormat::Docker, Some(&image), archive, Some(length)).await?;
+    printer.out(format_args!("  {image}, {}, imported {}", size::decimal(imported.size), after(begun)))?;
+
     title("An app, which machines live under")?;
-    let app = format!("demo-{:06}", rand::rng().random_range(0..1_000_000));
-    let request =
-        CreateAppRequest { name: Some(app.clone()), org_slug: Some("personal".to_owned()), ..Default::default() };
+    let org_slug = Some("personal".to_owned());
+    let request = CreateAppRequest { name: Some(app.clone()), org_slug, ..Default::default() };
     client.create_app(&request).await.map_err(|e| CliError::attempted("could not create an app", e))?;
     printer.out(format_args!("  {app}"))?;
-    if !demo.keep {
-        let (client, printer, app) = (client.clone(), printer.clone(), app.clone());
-        at_end(session, async move {
-            client.delete_app(&app).await?;
-            until_gone(&client, &app).await?;
-            Ok(printer.out(format_args!("\nGone again: the machine, app {app} and the image"))?)
-        });
-    }
 
     title("A machine of it")?;
     let begun = Instant::now();
-    let config = json!({ "image": IMAGE, "restart": { "policy": "no" } });
+    let config = json!({ "image": image, "restart": { "policy": "no" } });
     let config = config.as_object().cloned().map(RawConfig);
     let request = CreateMachineRequest { config, ..Default::default() };
     let created = client.create_machine(&app, &request).await;
@@ -108,20 +103,49 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
         printer.out(format_args!("  caddis machine status {id} -a {app}"))?;
         printer.out(format_args!("  caddis logs -a {app}"))?;
         printer.out(format_args!("  caddis machine top -a {app}"))?;
-        printer.out("Removed by:")?;
-        printer.out(format_args!("  caddis apps destroy {app} --yes && caddis image rm {IMAGE}"))?;
+        printer.out(format_args!("Removed by:\n  {}", kept.removal()))?;
+        kept.told = true;
     }
     Ok(())
 }
 
-/// Has something removed at the end, whatever comes before it. What can't be is told.
-fn at_end(session: &Session, remove: impl Future<Output = Result<(), CliError>> + Send + 'static) {
-    let printer = session.printer.clone();
-    session.at_end(async move {
-        if let Err(error) = remove.await {
-            let _ = printer.note(format_args!("could not clean up: {error}"));
+/// What stays with `--keep`. Says so also when the demo is broken off.
+struct Kept<'a> {
+    printer: &'a Printer,
+    image: &'a str,
+    app: &'a str,
+    told: bool,
+}
+
+impl Kept<'_> {
+    fn removal(&self) -> String {
+        format!("caddis apps destroy {} --yes && caddis image rm {}", self.app, self.image)
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if !self.told {
+            // Nobody may be there to read it.
+            let _ =
+                self.printer.note(format_args!("What has been made stays; it is removed by:\n  {}", self.removal()));
         }
-    });
+    }
+}
+
+/// Removes what there is of it.
+async fn remove(client: &Client, image: &str, app: &str) -> Result<(), CliError> {
+    match client.delete_app(app).await {
+        Err(error) if error.is_not_found() => {}
+        deleted => {
+            deleted?;
+            until_gone(client, app).await?;
+        }
+    }
+    match client.remove_image(image).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        removed => Ok(removed?),
+    }
 }
 
 fn after(begun: Instant) -> String {
@@ -148,7 +172,6 @@ async fn show_started(
 fn kind(machine: &Machine) -> &'static str {
     match machine.start_kind.as_deref() {
         Some("template") => "from a template",
-        Some("resume") => "where it was saved",
         _ => "by booting",
     }
 }
@@ -170,7 +193,7 @@ async fn first_lines(client: &Client, app: &str, id: &MachineId) -> Result<Vec<S
 }
 
 /// An image of one program, as `docker save` writes one.
-fn archive(program: &[u8]) -> io::Result<Vec<u8>> {
+fn archive(name: &str, program: &[u8]) -> io::Result<Vec<u8>> {
     let mut layer = tar::Builder::new(Vec::new());
     append(&mut layer, "demo", 0o755, program)?;
     let layer = layer.into_inner()?;
@@ -181,7 +204,7 @@ fn archive(program: &[u8]) -> io::Result<Vec<u8>> {
         "config": { "Entrypoint": ["/demo", "demo"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     let mut image = tar::Builder::new(Vec::new());
     append(&mut image, "manifest.json", 0o644, manifest.to_string().as_bytes())?;
     append(&mut image, "config.json", 0o644, config.to_string().as_bytes())?;

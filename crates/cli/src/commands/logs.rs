@@ -71,9 +71,14 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
     let client = session.client()?;
     let machine = match logs.machine.as_deref() {
         None if !logs.select => None,
-        // One that is long gone may have left lines.
-        Some(id) if id.parse::<MachineId>().is_ok() => Some(id.to_owned()),
-        name => Some(choice::one(session, &logs.app, name, logs.select).await?.2.id.to_string()),
+        name => match choice::one(session, &logs.app, name, logs.select).await {
+            Ok((_, _, machine)) => Some(machine.id.to_string()),
+            // One that is long gone may have left lines; where there never was one, the server says so.
+            Err(CliError::Failed { hint: None, .. }) if name.is_some_and(|id| id.parse::<MachineId>().is_ok()) => {
+                name.map(str::to_owned)
+            }
+            Err(error) => return Err(error),
+        },
     };
     let region = if machine.is_some() { None } else { logs.region.clone() };
     let mut query = LogsQuery {

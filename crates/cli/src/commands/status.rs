@@ -38,7 +38,8 @@ pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
     let app = client.get_app(&name).await?;
     if status.watch {
         let form = Form::of(status.json, session);
-        let screen = |machines: &[Machine]| screen(printer, &app, sorted(machines.to_vec()));
+        let screen =
+            |machines: &[Machine]| screen(printer, facts(&app, machines, false), &name, sorted(machines.to_vec()));
         return watch::machines(session, &client, &name, form, stream::pending(), screen).await;
     }
     let filter = ListMachines { include_deleted: status.all, ..ListMachines::default() };
@@ -60,7 +61,7 @@ pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
         }))?;
         return Ok(());
     }
-    Ok(printer.raw_out(&screen(printer, &app, machines))?)
+    Ok(printer.raw_out(&screen(printer, facts(&app, &machines, true), &name, machines))?)
 }
 
 fn sorted(mut machines: Vec<Machine>) -> Vec<Machine> {
@@ -68,10 +69,10 @@ fn sorted(mut machines: Vec<Machine>) -> Vec<Machine> {
     machines
 }
 
-fn screen(printer: &Printer, app: &App, machines: Vec<Machine>) -> String {
-    let facts = table::vertical(&printer.paint_title("App"), &facts(app, &machines));
+fn screen(printer: &Printer, facts: Vec<(&str, String)>, app: &str, machines: Vec<Machine>) -> String {
+    let facts = table::vertical(&printer.paint_title("App"), &facts);
     if machines.is_empty() {
-        return format!("{facts}No machines are available on this app {}\n", app.name);
+        return format!("{facts}No machines are available on this app {app}\n");
     }
     let now = Timestamp::now();
     let rows: Vec<_> = machines.iter().map(|machine| row(machine, now)).collect();
@@ -79,17 +80,15 @@ fn screen(printer: &Printer, app: &App, machines: Vec<Machine>) -> String {
     facts + &table::horizontal(&printer.paint_title("Machines"), &headers, &rows)
 }
 
-fn facts(app: &App, machines: &[Machine]) -> Vec<(&'static str, String)> {
+/// The app's own status only where it is as fresh as its machines.
+fn facts(app: &App, machines: &[Machine], with_status: bool) -> Vec<(&'static str, String)> {
     let mut images: Vec<_> = machines.iter().map(|machine| cell::image(&machine.image_ref)).collect();
     images.sort();
     images.dedup();
-    vec![
-        ("Name", app.name.clone()),
-        ("Owner", app.organization.slug.clone()),
-        ("Status", app.status.clone()),
-        ("Network", app.network.clone()),
-        ("Image", images.join(", ")),
-    ]
+    let mut facts = vec![("Name", app.name.clone()), ("Owner", app.organization.slug.clone())];
+    facts.extend(with_status.then(|| ("Status", app.status.clone())));
+    facts.extend([("Network", app.network.clone()), ("Image", images.join(", "))]);
+    facts
 }
 
 fn group(machine: &Machine) -> &str {

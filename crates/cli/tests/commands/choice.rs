@@ -87,9 +87,8 @@ async fn several_machines_are_worked_on_at_once_and_all_failures_are_told() {
     machine-id-003 has been destroyed
 
     ----- stderr -----
-    Error: 2 of 3 machines failed:
-      machine machine-id-001 currently started, either stop first or use --force flag
-      machine machine-id-002 currently started, either stop first or use --force flag
+    Error: machine machine-id-001 currently started, either stop first or use --force flag
+    Error: machine machine-id-002 currently started, either stop first or use --force flag
     ");
     stand.run(&format!("machine wait {} -a shop --state destroyed", ids[2])).await.ok();
 }
@@ -97,7 +96,7 @@ async fn several_machines_are_worked_on_at_once_and_all_failures_are_told() {
 #[tokio::test]
 async fn machines_of_an_image_are_destroyed_after_a_question() {
     let stand = Stand::with_app().await;
-    stand.machine("one").await;
+    let one = stand.machine("one").await;
     stand.machine_with("other:2 --name two --restart no").await;
     assert_snapshot!(stand.run("machine destroy -a shop --image library/web:latest --force").await, @"
     exit code 1
@@ -115,6 +114,7 @@ async fn machines_of_an_image_are_destroyed_after_a_question() {
     ----- stdout -----
     No machine to destroy, exiting
     ");
+    stand.run(&format!("machine wait {one} -a shop --state destroyed")).await.ok();
     assert_snapshot!(stand.run("machine list -a shop -q").await, @"
     exit code 0
     ----- stdout -----

@@ -1,6 +1,6 @@
 //! What the machines of an app use of their hosts, as the hosts tell it.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, future::ready, time::Duration};
 
 use axum::{
     body::Body,
@@ -71,11 +71,11 @@ pub(crate) async fn usage(
     let mut hosts = Vec::new();
     for worker in context.workers.iter() {
         let request = Request::get(format!("/usage?{query}")).body(Body::empty());
-        let body = forward::call(&context, worker, request).await?.into_body();
-        let reader = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
-        // A host whose line ends early is as one that has nothing to tell.
+        // A host that does not answer, or whose line ends early, has nothing to tell.
+        let Ok(answer) = forward::call(&context, worker, request).await else { continue };
+        let reader = StreamReader::new(answer.into_body().into_data_stream().map_err(std::io::Error::other));
         let lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE));
-        hosts.push(Box::pin(lines.take_while(|line| std::future::ready(line.is_ok()))));
+        hosts.push(Box::pin(lines.take_while(|line| ready(line.is_ok())).filter_map(|line| ready(line.ok()))));
     }
     let closing = context.closing.clone().cancelled_owned();
     let end = async move {
@@ -84,8 +84,7 @@ pub(crate) async fn usage(
             None => closing.await,
         }
     };
-    let lines = select_all(hosts).take_until(end).filter_map(async |line| line.ok());
-    let lines = lines.take_while(move |_| {
+    let lines = select_all(hosts).take_until(end).take_while(move |_| {
         let (context, app) = (context.clone(), app.clone());
         async move { context.app(&app).await.is_ok() }
     });

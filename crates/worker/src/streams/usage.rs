@@ -48,8 +48,8 @@ pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<UsageQu
     Body::from_stream(lines).into_response()
 }
 
-/// When a VM was looked at, and its processor time then.
-type Last = HashMap<MachineId, (Instant, Duration)>;
+/// Of each machine the process of its VM, when that was looked at, and its processor time then.
+type Last = HashMap<MachineId, (u32, Instant, Duration)>;
 
 async fn sample(shared: &Shared, app: &str, last: &mut Last) -> UsageSample {
     let mut vms = shared.running();
@@ -57,13 +57,15 @@ async fn sample(shared: &Shared, app: &str, last: &mut Last) -> UsageSample {
     let (mut machines, mut now) = (Vec::new(), Last::new());
     for (id, vm) in vms {
         // It may end while it is looked at.
-        let (Ok(cpu), Ok(memory_bytes)) = (vm.cpu_used().await, vm.memory_used().await) else { continue };
+        let Ok(cpu) = vm.cpu_used().await else { continue };
         let at = Instant::now();
-        let cpu_percent = last.get(&id).filter(|(_, before)| *before <= cpu).map(|(since, before)| {
-            let percent = 100.0 * (cpu - *before).as_secs_f64() / (at - *since).as_secs_f64().max(0.001);
-            (percent * 10.0).round() / 10.0
+        let Ok(memory_bytes) = vm.memory_used().await else { continue };
+        let before = last.get(&id).filter(|(process, ..)| *process == vm.pid());
+        let cpu_percent = before.map(|(_, since, before)| {
+            let used = cpu.saturating_sub(*before).as_secs_f64();
+            (1000.0 * used / (at - *since).as_secs_f64().max(0.001)).round() / 10.0
         });
-        now.insert(id.clone(), (at, cpu));
+        now.insert(id.clone(), (vm.pid(), at, cpu));
         machines.push(MachineUsage { id, cpu_percent, cpu_seconds: cpu.as_secs_f64(), memory_bytes });
     }
     *last = now;

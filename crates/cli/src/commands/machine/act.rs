@@ -25,7 +25,7 @@ pub struct Start {
 /// Starts machines.
 pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
     let (client, app, machines) = start.which.find(session).await?;
-    choice::each(&machines, async |machine| {
+    choice::each(session, &machines, async |machine| {
         let nonce = session.lease(&client, &app, machine).await?;
         let started = client.start_machine(&app, &machine.id, Some(&nonce)).await;
         started.map_err(|e| CliError::attempted(format!("could not start machine {}", machine.id), e))?;
@@ -34,7 +34,7 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
             let condition = WaitFor::States(vec![MachineState::Started, MachineState::Failed]);
             waiting::wait(&session.printer, &client, &app, &machine.id, &condition, waiting::BUDGET).await?;
             let machine = client.get_machine(&app, &machine.id).await;
-            let machine = machine.map_err(|e| CliError::attempted("could not get machine", e))?;
+            let machine = machine.map_err(|e| CliError::attempted("could not get machine ID", e))?;
             show_timing(session, &machine)?;
         }
         Ok(())
@@ -94,7 +94,7 @@ pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
     let request =
         StopRequest { signal: stop.signal.as_deref().map(signal).transpose()?, timeout: seconds(stop.timeout) };
     let (client, app, machines) = stop.which.find(session).await?;
-    choice::each(&machines, async |machine| {
+    choice::each(session, &machines, async |machine| {
         let id = &machine.id;
         session.printer.out(format_args!("Sending kill signal to machine {id}..."))?;
         let nonce = session.lease(&client, &app, machine).await?;
@@ -124,7 +124,7 @@ pub struct Suspend {
 pub async fn suspend(suspend: Suspend, session: &Session) -> Result<(), CliError> {
     let patience = suspend.wait_timeout.as_deref().map(duration).transpose()?.filter(|time| !time.is_zero());
     let (client, app, machines) = suspend.which.find(session).await?;
-    choice::each(&machines, async |machine| {
+    choice::each(session, &machines, async |machine| {
         let id = &machine.id;
         let nonce = session.lease(&client, &app, machine).await?;
         let suspended = client.suspend_machine(&app, id, Some(&nonce)).await;
@@ -164,13 +164,20 @@ pub async fn restart(restart: Restart, session: &Session) -> Result<(), CliError
     let signal = restart.signal.as_deref().map(signal).transpose()?;
     let options = RestartOptions { signal, timeout: seconds(restart.time), force: restart.force };
     let (client, app, machines) = restart.which.find(session).await?;
-    choice::each(&machines, async |machine| {
+    choice::each(session, &machines, async |machine| {
         let id = &machine.id;
         session.printer.out(format_args!("Restarting machine {id}"))?;
         let nonce = session.lease(&client, &app, machine).await?;
         let restarted = client.restart_machine(&app, id, &options, Some(&nonce)).await;
         restarted.map_err(|e| CliError::attempted(format!("failed to restart machine {id}"), e))?;
-        waiting::wait(&session.printer, &client, &app, id, &WaitFor::Settled, waiting::BUDGET).await?;
+        let state = waiting::until_started(&session.printer, &client, &app, id).await?;
+        if state != MachineState::Started {
+            let text = format!("failed to restart machine {id}: it has started and is {state} by now");
+            return Err(CliError::with_hint(
+                text,
+                format!("See 'caddis machine status {id} -a {app}' for how it ended."),
+            ));
+        }
         if !restart.skip_health_checks {
             let machine = choice::get(&client, &app, id.as_str()).await?;
             health::follow(&session.printer, &client, &app, &machine).await?;

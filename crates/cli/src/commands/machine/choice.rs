@@ -1,5 +1,7 @@
 //! Which machines a command is about: named, or chosen from a menu.
 
+use std::collections::BTreeSet;
+
 use caddis_api::{Machine, MachineId};
 use caddis_client::{Client, ListMachines};
 use clap::Args;
@@ -50,28 +52,36 @@ impl One {
 impl Many {
     /// Finds them, and their app.
     pub async fn find(&self, session: &Session) -> Result<(Client, String, Vec<Machine>), CliError> {
+        let found = self.find_any(session).await?;
+        if found.2.is_empty() {
+            return Err(CliError::new("no machines selected"));
+        }
+        Ok(found)
+    }
+
+    /// The same; of a menu there may be none.
+    pub async fn find_any(&self, session: &Session) -> Result<(Client, String, Vec<Machine>), CliError> {
         let client = session.client()?;
         let Some(app) = app(session, &client, &self.app, self.machines.first(), self.select).await? else {
             return Err(CliError::new("a machine ID or an app name is required"));
         };
-        let mut machines = Vec::new();
         if self.machines.is_empty() {
-            let mut there = of_app(&client, &app).await?;
+            let there = of_app(&client, &app).await?;
             let chosen = prompt::choose_some(&session.printer, "Select machines:", &options(&there), UNASKED).await?;
-            if chosen.is_empty() {
-                return Err(CliError::new("no machines selected"));
-            }
-            for at in chosen.into_iter().rev() {
-                machines.insert(0, there.swap_remove(at));
-            }
+            let machines = there.into_iter().enumerate().filter(|(at, _)| chosen.contains(at));
+            return Ok((client, app, machines.map(|(_, machine)| machine).collect()));
         }
+        let (mut machines, mut failures) = (Vec::<Machine>::new(), Vec::new());
         for name in &self.machines {
-            let machine = get(&client, &app, name).await?;
-            // Named twice is meant once.
-            if machines.iter().all(|other: &Machine| other.id != machine.id) {
-                machines.push(machine);
+            match get(&client, &app, name).await {
+                // Named twice is meant once.
+                Ok(machine) if machines.iter().any(|other| other.id == machine.id) => {}
+                Ok(machine) => machines.push(machine),
+                Err(error) => failures.push(error),
             }
         }
+        // A name that is mistyped is told before anything is done.
+        together(session, failures)?;
         Ok((client, app, machines))
     }
 }
@@ -100,17 +110,27 @@ pub async fn one(
 }
 
 /// Does something with each machine, with up to twenty at once. One that fails stops none of the others.
-pub async fn each(machines: &[Machine], work: impl AsyncFn(&Machine) -> Result<(), CliError>) -> Result<(), CliError> {
+pub async fn each(
+    session: &Session,
+    machines: &[Machine],
+    work: impl AsyncFn(&Machine) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    if machines.len() > 1 {
+        session.printer.leave_out_progress();
+    }
     let work = &work;
     let done = stream::iter(machines.iter().map(|machine| work(machine))).buffered(AT_ONCE);
-    let mut failures: Vec<_> = done.filter_map(async |done| done.err()).collect().await;
+    together(session, done.filter_map(async |done| done.err()).collect().await)
+}
+
+/// Several failures as one: all but a single one have been told.
+fn together(session: &Session, mut failures: Vec<CliError>) -> Result<(), CliError> {
     match failures.len() {
         0 => Ok(()),
         1 => Err(failures.remove(0)),
-        number => {
-            let lines: Vec<_> = failures.iter().map(|error| format!("  {error}")).collect();
-            let of = machines.len();
-            Err(CliError::new(format!("{number} of {of} machines failed:\n{}", lines.join("\n"))))
+        _ => {
+            let codes: Vec<_> = failures.iter().map(|error| error.report(&session.printer)).collect();
+            Err(CliError::ExitCode(codes.into_iter().find(|code| *code != 0).unwrap_or(0)))
         }
     }
 }
@@ -145,17 +165,11 @@ async fn app(
 /// Which app a machine is of.
 async fn app_of(client: &Client, id: &MachineId) -> Result<String, CliError> {
     let apps = client.list_apps(None).await?;
-    let found = stream::iter(apps).map(|app| async move {
-        match client.get_machine(&app.name, id).await {
-            Ok(_) => Ok(Some(app.name)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(CliError::attempted("could not get machine", error)),
-        }
-    });
-    let mut found = std::pin::pin!(found.buffer_unordered(AT_ONCE));
-    while let Some(found) = found.next().await {
-        if let Some(app) = found? {
-            return Ok(app);
+    let organizations: BTreeSet<_> = apps.into_iter().map(|app| app.organization.slug).collect();
+    for organization in organizations {
+        let machines = client.list_organization_machines(&organization).await?;
+        if let Some(machine) = machines.into_iter().find(|machine| machine.id == *id) {
+            return Ok(machine.app_name);
         }
     }
     Err(CliError::with_hint(
@@ -170,7 +184,7 @@ pub async fn get(client: &Client, app: &str, name: &str) -> Result<Machine, CliE
         match client.get_machine(app, &id).await {
             Ok(machine) => return Ok(machine),
             Err(error) if error.is_not_found() && error.to_string().contains("machine not found") => {}
-            Err(error) => return Err(CliError::attempted("could not get machine", error)),
+            Err(error) => return Err(CliError::attempted("could not get machine ID", error)),
         }
     }
     let mut there = client.list_machines(app, &ListMachines::default()).await?;

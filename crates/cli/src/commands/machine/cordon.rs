@@ -16,7 +16,7 @@ pub struct Cordon {
 pub async fn set(cordon: Cordon, cordoned: bool, session: &Session) -> Result<(), CliError> {
     let (verb, doing) = if cordoned { ("cordon", "Activating") } else { ("uncordon", "Deactivating") };
     let (client, app, machines) = cordon.which.find(session).await?;
-    choice::each(&machines, async |machine| {
+    choice::each(session, &machines, async |machine| {
         let id = &machine.id;
         session.printer.out(format_args!("{doing} cordon on machine {id}..."))?;
         let nonce = session.lease(&client, &app, machine).await?;

@@ -27,13 +27,13 @@ pub struct Destroy {
 pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
     let found = match &destroy.image {
         Some(image) => of_image(&destroy, image, session).await?,
-        None => destroy.which.find(session).await?,
+        None => destroy.which.find_any(session).await?,
     };
     let (client, app, machines) = found;
     if machines.is_empty() {
         return Ok(session.printer.out("No machine to destroy, exiting")?);
     }
-    choice::each(&machines, async |machine| {
+    choice::each(session, &machines, async |machine| {
         let (id, state) = (&machine.id, machine.state);
         if !destroy.force {
             refuse_running(machine)?;

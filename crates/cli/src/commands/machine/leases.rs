@@ -77,22 +77,23 @@ async fn view(view: View, session: &Session) -> Result<(), CliError> {
 
 async fn clear(clear: Clear, session: &Session) -> Result<(), CliError> {
     let (client, app, machines) = clear.which.find(session).await?;
-    for machine in machines {
+    choice::each(session, &machines, async |machine| {
         let id = &machine.id;
         let lease = match client.get_lease(&app, id).await {
             Ok(lease) => lease,
-            Err(error) if no_lease(&error) => continue,
+            Err(error) if no_lease(&error) => return Ok(()),
             Err(error) => return Err(failed(id, error)),
         };
         session.printer.out(format_args!("clearing lease for machine {id}"))?;
         match client.release_lease(&app, id, &lease.nonce).await {
             // It has just ended.
             Err(error) if !no_lease(&error) => {
-                return Err(CliError::attempted(format!("could not clear the lease of machine {id}"), error));
+                Err(CliError::attempted(format!("could not clear the lease of machine {id}"), error))
             }
-            _ => {}
+            _ => Ok(()),
         }
-    }
+    })
+    .await?;
     session.printer.out("Lease(s) cleared")?;
     Ok(())
 }

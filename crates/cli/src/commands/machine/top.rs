@@ -26,8 +26,8 @@ use crate::{
 
 /// Pause before a server that went away is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Lines of the screen that hold no machine: title, header and what is left out.
-const FRAME: usize = 4;
+/// Lines of the screen that hold no machine: title, header, an empty one, what is left out, and where the cursor is.
+const FRAME: usize = 5;
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -78,9 +78,14 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
     let draw = |machines: &[Machine], lines: usize| draw(&title, machines, &usage.by_machine(), lines);
     if top.once || Form::of(false, session) == Form::Lines {
         // Processor time is told from the second look on.
-        let mut samples = client.machine_usage(&app, interval).await?.take(2);
+        let (mut samples, mut told) = (client.machine_usage(&app, interval).await?, BTreeMap::new());
         while let Some(sample) = samples.next().await {
-            usage.take(sample?);
+            let sample = sample?;
+            *told.entry(sample.worker.clone()).or_insert(0) += 1;
+            usage.take(sample);
+            if told.values().all(|times| *times >= 2) {
+                break;
+            }
         }
         let machines = client.list_machines(&app, &ListMachines::default()).await?;
         return Ok(printer.raw_out(&draw(&machines, usize::MAX))?);
@@ -96,6 +101,8 @@ fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl
         if !first {
             tokio::time::sleep(PAUSE).await;
         }
+        // A host that went away does not come back for this.
+        usage.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
         // What is wrong the watch beside it tells.
         let samples = client.machine_usage(app, interval).await.unwrap_or_else(|_| stream::empty().boxed());
         Some((samples, false))
@@ -106,7 +113,9 @@ fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl
 
 /// Lines of the terminal.
 fn height() -> usize {
-    rustix::termios::tcgetwinsize(io::stdout()).map_or(24, |size| usize::from(size.ws_row))
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_row));
+    // A serial console does not know.
+    size.filter(|rows| *rows > 0).unwrap_or(24)
 }
 
 fn draw(title: &str, machines: &[Machine], usage: &BTreeMap<MachineId, MachineUsage>, lines: usize) -> String {
