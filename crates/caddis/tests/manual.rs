@@ -82,12 +82,17 @@ async fn shells_complete_commands_apps_and_machines() {
         let offered = |words: &[&str]| offered(&server, home.path(), words);
         assert!(offered(&["mach"]).contains(&"machine".to_owned()));
         assert!(offered(&["machine", "st"]).contains(&"stop".to_owned()));
-        assert_eq!(offered(&["machine", "list", "-a", ""]), ["other", "shop"]);
-        assert_eq!(offered(&["machine", "list", "-a", "sh"]), ["shop"]);
-        assert!(offered(&["machine", "stop", "-a", "shop", ""]).contains(&machine.id().to_owned()));
-        assert_eq!(offered(&["machine", "stop", "-a", "shop", "fr"]), ["front"]);
+        // A host with much else to do may take longer than a shell waits.
+        let live = |words: &[&str], expected: &[&str]| {
+            let found = (0..5).map(|_| offered(words)).find(|names| !names.is_empty()).unwrap_or_default();
+            assert_eq!(found, expected, "{words:?}");
+        };
+        live(&["machine", "list", "-a", ""], &["other", "shop"]);
+        live(&["machine", "list", "-a", "sh"], &["shop"]);
+        live(&["machine", "stop", "-a", "shop", &machine.id()[..5]], &[machine.id()]);
+        live(&["machine", "stop", "-a", "shop", "fr"], &["front"]);
         assert_eq!(offered(&["machine", "stop", "-a", "other", "fr"]), Vec::<String>::new());
-        assert_eq!(offered(&["logs", "-a", "shop", "-m", "fr"]), ["front"]);
+        live(&["logs", "-a", "shop", "-m", "fr"], &["front"]);
         assert_eq!(offered(&["explain", "insuff"]), ["insufficient_capacity"]);
         // A server that is not there costs nothing but its names.
         assert_eq!(offered(&["machine", "list", "--api-url", "http://127.0.0.1:9", "-a", "sh"]), Vec::<String>::new());

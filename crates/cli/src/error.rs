@@ -68,6 +68,18 @@ impl CliError {
         }
     }
 
+    /// With what it is about in front, unless the text says so.
+    pub(crate) fn about(self, what: &str) -> Self {
+        let text = self.to_string();
+        let named = |text: &str| format!("{what}: {text}");
+        match self {
+            _ if text.contains(what) => self,
+            Self::Failed { hint, request_id, .. } => Self::Failed { message: named(&text), hint, request_id },
+            Self::DeadlineExceeded(_) => Self::DeadlineExceeded(named(&text)),
+            error => error,
+        }
+    }
+
     /// Prints it and returns the exit code.
     pub(crate) fn report(&self, printer: &Printer) -> u8 {
         let (text, hint, request_id) = match self {

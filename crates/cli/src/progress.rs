@@ -57,6 +57,13 @@ impl Progress {
     }
 }
 
+/// Does what has the server look up an image, and shows it.
+pub async fn looking_up<T>(printer: &Printer, request: impl Future<Output = T>) -> T {
+    let mut progress = Progress::new(printer);
+    progress.show("resolve", 0, 0);
+    request.await
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {

@@ -157,7 +157,10 @@ async fn with_checks(later: Value) -> Outcome {
     let path = "/v1/apps/a/machines/148ed193b95389";
     let get = format!("GET {path}");
     let (lease, restart) = (format!("POST {path}/lease?ttl=120"), format!("POST {path}/restart?force_stop=false"));
-    let (release, wait) = (format!("DELETE {path}/lease"), format!("GET {path}/wait?timeout=60&state=settled"));
+    let (release, wait) = (
+        format!("DELETE {path}/lease"),
+        format!("GET {path}/wait?timeout=60&state=started&state=stopped&state=failed&state=destroyed"),
+    );
     let lease_data = json!({ "nonce": "n", "expires_at": 4_000_000_000_u64, "owner": "me", "description": "",
                        "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" });
     let mut granted = lease_data.clone();

@@ -18,24 +18,11 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn list_apps(&self, org: Option<&str>) -> Result<Vec<App>, ClientError> {
-        let mut apps = Vec::new();
-        let mut cursor: Option<String> = None;
-        loop {
-            let mut request = Request::get(["v1", "apps"]);
-            if let Some(org) = org {
-                request = request.query("org_slug", org);
-            }
-            if let Some(cursor) = &cursor {
-                request = request.query("cursor", cursor);
-            }
-            let page: ListAppsReply = self.read(request).await?;
-            apps.extend(page.apps);
-            match page.next_cursor {
-                // A server that gives the same cursor again would keep us here forever.
-                Some(next) if !next.is_empty() && cursor.as_ref() != Some(&next) => cursor = Some(next),
-                _ => return Ok(apps),
-            }
-        }
+        let request = || match org {
+            Some(org) => Request::get(["v1", "apps"]).query("org_slug", org),
+            None => Request::get(["v1", "apps"]),
+        };
+        self.read_pages(request, |page: ListAppsReply| (page.apps, page.next_cursor)).await
     }
 
     /// `GET /v1/apps/{app}`.

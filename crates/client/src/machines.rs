@@ -97,21 +97,8 @@ impl Client {
     /// # Errors
     /// 404 for an unknown organisation.
     pub async fn list_organization_machines(&self, org: &str) -> Result<Vec<OrganizationMachine>, ClientError> {
-        let mut machines = Vec::new();
-        let mut cursor: Option<String> = None;
-        loop {
-            let mut request = Request::get(["v1", "orgs", org, "machines"]).query("summary", true);
-            if let Some(cursor) = &cursor {
-                request = request.query("cursor", cursor);
-            }
-            let page: OrganizationMachines = self.read(request).await?;
-            machines.extend(page.machines);
-            match page.next_cursor {
-                // A server that gives the same cursor again would keep us here forever.
-                Some(next) if !next.is_empty() && cursor.as_ref() != Some(&next) => cursor = Some(next),
-                _ => return Ok(machines),
-            }
-        }
+        let request = || Request::get(["v1", "orgs", org, "machines"]).query("summary", true);
+        self.read_pages(request, |page: OrganizationMachines| (page.machines, page.next_cursor)).await
     }
 
     /// `GET …/machines`, as the server wrote it.

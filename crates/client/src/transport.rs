@@ -219,6 +219,28 @@ impl Client {
         self.decode(&request, response).await
     }
 
+    /// Reads all pages of a list. `split` takes a page into its items and the cursor of the next.
+    pub(crate) async fn read_pages<'a, P: DeserializeOwned, T>(
+        &self,
+        request: impl Fn() -> Request<'a>,
+        split: impl Fn(P) -> (Vec<T>, Option<String>),
+    ) -> Result<Vec<T>, ClientError> {
+        let (mut items, mut cursor) = (Vec::new(), None::<String>);
+        loop {
+            let page = match &cursor {
+                Some(cursor) => self.read(request().query("cursor", cursor)).await?,
+                None => self.read(request()).await?,
+            };
+            let (further, next) = split(page);
+            items.extend(further);
+            match next {
+                // A server that gives the same cursor again would keep us here forever.
+                Some(next) if !next.is_empty() && cursor.as_ref() != Some(&next) => cursor = Some(next),
+                _ => return Ok(items),
+            }
+        }
+    }
+
     /// Sends a request with a JSON body and reads the answer.
     pub(crate) async fn read_with<T: DeserializeOwned>(
         &self,

@@ -19,20 +19,16 @@ pub(crate) async fn offers(
     regions: &[String],
     config: &MachineConfig,
 ) -> Result<(String, Vec<Offer>), ApiError> {
-    let question = message::encode(&Question::Place {
+    let question = Question::Place {
         cpus: config.cpus(),
         memory_mib: config.memory_mib(),
         disk_gib: config.rootfs_gib(),
         image: config.image.clone().unwrap_or_default(),
-    });
+    };
     let mut refused = Vec::new();
     for region in regions {
-        let subject = message::region_subject(region);
-        let answers = context.bus.ask_all(&subject, question.clone(), WINDOW).await.map_err(|e| bus_error(&e))?;
-        let (mut fitting, full): (Vec<Offer>, Vec<Offer>) = answers
-            .iter()
-            .filter_map(|answer| message::decode::<Offer>(&subject, answer).inspect_err(unreadable).ok())
-            .partition(|offer| offer.fits);
+        let answers = ask(context, region, &question, WINDOW).await?;
+        let (mut fitting, full): (Vec<Offer>, Vec<Offer>) = answers.into_iter().partition(|offer| offer.fits);
         if !fitting.is_empty() {
             rank(&mut fitting);
             return Ok((region.clone(), fitting));
@@ -40,6 +36,19 @@ pub(crate) async fn offers(
         refused.push((region.clone(), full));
     }
     Err(no_room(config, &refused))
+}
+
+/// What the workers of a region offer.
+pub(crate) async fn ask(
+    context: &Inner,
+    region: &str,
+    question: &Question,
+    window: AskWindow,
+) -> Result<Vec<Offer>, ApiError> {
+    let subject = message::region_subject(region);
+    let answers = context.bus.ask_all(&subject, message::encode(question), window).await.map_err(|e| bus_error(&e))?;
+    let offers = answers.iter().filter_map(|answer| message::decode(&subject, answer).inspect_err(unreadable).ok());
+    Ok(offers.collect())
 }
 
 fn unreadable(error: &caddis_bus::BusError) {

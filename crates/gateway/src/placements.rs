@@ -11,17 +11,18 @@ use caddis_api::{
 };
 use caddis_bus::{
     AskWindow,
-    message::{self, Offer, Question},
+    message::{Offer, Question},
 };
 use caddis_catalog::CatalogError;
 use serde_json::{Value, json};
 
 use crate::{
     authentication::Caller,
-    context::{Context, Inner, bus_error},
+    context::{Context, Inner},
     envelope::Failure,
     extract::JsonBody,
     openapi::errors::BadBody,
+    placement,
 };
 
 /// Most machines that are asked about.
@@ -99,10 +100,8 @@ fn config(guest: Option<Value>) -> Result<MachineConfig, ApiError> {
 pub(crate) async fn room_in(context: &Inner, region: &str, config: &MachineConfig) -> Result<Vec<u64>, ApiError> {
     let (cpus, memory_mib, disk_gib) = (config.cpus(), config.memory_mib(), config.rootfs_gib());
     let question = Question::Place { cpus, memory_mib, disk_gib, image: String::new() };
-    let subject = message::region_subject(region);
     let window = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
-    let answers = context.bus.ask_all(&subject, message::encode(&question), window).await.map_err(|e| bus_error(&e))?;
-    let offers = answers.iter().filter_map(|answer| message::decode::<Offer>(&subject, answer).ok());
+    let offers = placement::ask(context, region, &question, window).await?.into_iter();
     let further = |offer: &Offer| {
         let cpus = u64::from(offer.free_cpus) / u64::from(cpus.max(1));
         cpus.min(offer.free_memory_mib / memory_mib.max(1)).min(offer.free_disk_gib / disk_gib.max(1))

@@ -9,14 +9,14 @@ use caddis_api::{
 };
 use caddis_bus::{
     AskWindow,
-    message::{self, Offer, Question},
+    message::{Offer, Question},
 };
 
 use crate::{
     context::{Context, Inner},
     envelope::Failure,
     extract::small,
-    forward, health,
+    forward, health, placement,
 };
 
 /// Say whether the server is well, and what its hosts have left.
@@ -45,10 +45,8 @@ pub(crate) async fn status(State(context): State<Context>) -> Result<Json<Platfo
 /// What the hosts of a region would offer somebody who needs nothing: all they have.
 async fn offers(context: &Inner, region: &str) -> Vec<Offer> {
     let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: String::new() };
-    let subject = message::region_subject(region);
     let window = AskWindow { quiet: Duration::from_millis(20), deadline: Duration::from_millis(500) };
-    let answers = context.bus.ask_all(&subject, message::encode(&question), window).await.unwrap_or_default();
-    let mut offers: Vec<Offer> = answers.iter().filter_map(|answer| message::decode(&subject, answer).ok()).collect();
+    let mut offers = placement::ask(context, region, &question, window).await.unwrap_or_default();
     offers.sort_by(|a, b| a.worker.as_str().cmp(b.worker.as_str()));
     offers
 }

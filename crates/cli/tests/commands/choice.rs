@@ -1,5 +1,6 @@
 //! Which machines commands are about: by id, by name, by image, several at once.
 
+use caddis_testkit::fake::Faults;
 use insta::assert_snapshot;
 
 use crate::stand::Stand;
@@ -120,4 +121,33 @@ async fn machines_of_an_image_are_destroyed_after_a_question() {
     ----- stdout -----
      machine-id-002
     ");
+}
+
+#[tokio::test]
+async fn what_several_machines_ran_into_decides_the_exit_code() {
+    let stand = Stand::with_app().await;
+    let one = stand.machine_with("web ignore-signals --name one --restart no").await;
+    let two = stand.machine_with("web ignore-signals --name two --restart no").await;
+    // Neither ends in time.
+    assert_snapshot!(stand.run(&format!("machine stop {one} {two} -a shop --timeout 60 -w 1s")).await, @"
+    exit code 126
+    ----- stdout -----
+    Sending kill signal to machine machine-id-001...
+    Sending kill signal to machine machine-id-002...
+
+    ----- stderr -----
+    Error: machine-id-001: timeout reached waiting for machine's state to change
+    Error: machine-id-002: timeout reached waiting for machine's state to change
+    ");
+}
+
+#[tokio::test]
+async fn a_restart_that_fails_is_told() {
+    let stand = Stand::with_app().await;
+    let id = stand.machine("one").await;
+    stand.server.host.set_faults(Faults { failing_launches: 100, ..Faults::default() });
+    let restart = stand.run(&format!("machine restart {id} -a shop")).await;
+    assert_eq!(restart.code, 1, "{restart}");
+    assert!(restart.stderr.contains(&format!("machine {id} failed to start: ")), "{restart}");
+    assert!(!restart.stdout.contains("restarted successfully"), "{restart}");
 }

@@ -118,8 +118,12 @@ pub async fn each(
     if machines.len() > 1 {
         session.printer.leave_out_progress();
     }
-    let work = &work;
-    let done = stream::iter(machines.iter().map(|machine| work(machine))).buffered(AT_ONCE);
+    let (work, several) = (&work, machines.len() > 1);
+    let named = async |machine: &Machine| match work(machine).await {
+        Err(error) if several => Err(error.about(machine.id.as_str())),
+        done => done,
+    };
+    let done = stream::iter(machines.iter().map(named)).buffered(AT_ONCE);
     together(session, done.filter_map(async |done| done.err()).collect().await)
 }
 

@@ -8,6 +8,7 @@ use super::{choice, health, shell};
 use crate::{
     CliError, Printer, app_name,
     globals::AppArgs,
+    progress::looking_up,
     prompt,
     render::machine,
     session::Session,
@@ -106,7 +107,7 @@ pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), 
         ..CreateMachineRequest::default()
     };
     let mut unfinished = Unfinished { printer, app: &app, machine: None, over: false };
-    let created = client.create_machine(&app, &request).await;
+    let created = looking_up(printer, client.create_machine(&app, &request)).await;
     // An answer says whether there is one.
     unfinished.over = created.as_ref().is_err_and(|error| error.status().is_some());
     let created = created.map_err(|error| CliError::attempted("could not launch machine", error))?;

@@ -14,6 +14,7 @@ use crate::{
     CliError,
     app_name::{self, SHELLS},
     globals::AppArgs,
+    progress::looking_up,
     session::Session,
     spec::{self, MachineFlags, Program},
     terminal, waiting, words,
@@ -75,7 +76,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
         session.at_end(async move { remove_unless_used(&client, &app).await });
     }
     let request = CreateMachineRequest { config: Some(config), region: fresh.region, ..Default::default() };
-    let created = client.create_machine(&app, &request).await;
+    let created = looking_up(printer, client.create_machine(&app, &request)).await;
     let created = created.map_err(|error| CliError::attempted("could not launch machine", error))?;
     let id = created.id.clone();
     {

@@ -26,9 +26,6 @@ use crate::{
 
 /// Pause before a server that went away is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Lines of the screen that hold no machine: title, header, an empty one, what is left out, and where the cursor is.
-const FRAME: usize = 5;
-
 /// Arguments.
 #[derive(Debug, Args)]
 pub struct Top {
@@ -75,7 +72,7 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
         return Err(CliError::new(format!("the server has ended the connection, or app {app} is gone")));
     }
     let title = printer.paint_title(&app);
-    let draw = |machines: &[Machine], lines: usize| draw(&title, machines, &usage.by_machine(), lines);
+    let draw = |machines: &[Machine]| draw(&title, machines, &usage.by_machine());
     if top.once || Form::of(false, session) == Form::Lines {
         // Processor time is told from the second look on.
         let (mut samples, mut told) = (client.machine_usage(&app, interval).await?, BTreeMap::new());
@@ -88,11 +85,10 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
             }
         }
         let machines = client.list_machines(&app, &ListMachines::default()).await?;
-        return Ok(printer.raw_out(&draw(&machines, usize::MAX))?);
+        return Ok(printer.raw_out(&draw(&machines))?);
     }
     let redraws = follow(&client, &app, interval, &usage);
-    let screen = |machines: &[Machine]| draw(machines, height().saturating_sub(FRAME));
-    watch::machines(session, &client, &app, Form::Screen, redraws, screen).await
+    watch::machines(session, &client, &app, Form::Screen, redraws, draw).await
 }
 
 /// Takes in samples, also of a server that comes back; an item for each.
@@ -111,25 +107,15 @@ fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl
     samples.map(|sample| usage.take(sample))
 }
 
-/// Lines of the terminal.
-fn height() -> usize {
-    let size = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_row));
-    // A serial console does not know.
-    size.filter(|rows| *rows > 0).unwrap_or(24)
-}
-
-fn draw(title: &str, machines: &[Machine], usage: &BTreeMap<MachineId, MachineUsage>, lines: usize) -> String {
+/// The busiest first.
+fn draw(title: &str, machines: &[Machine], usage: &BTreeMap<MachineId, MachineUsage>) -> String {
     let mut machines: Vec<_> = machines.iter().map(|machine| (machine, usage.get(&machine.id))).collect();
     let load = |usage: Option<&MachineUsage>| usage.and_then(|usage| usage.cpu_percent).unwrap_or(-1.0);
     machines.sort_by(|(a, one), (b, other)| load(*other).total_cmp(&load(*one)).then_with(|| a.id.cmp(&b.id)));
-    let (now, left_out) = (Timestamp::now(), machines.len().saturating_sub(lines));
-    let rows: Vec<_> = machines.iter().take(lines).map(|(machine, usage)| row(machine, *usage, now)).collect();
+    let now = Timestamp::now();
+    let rows: Vec<_> = machines.iter().map(|(machine, usage)| row(machine, *usage, now)).collect();
     let headers = ["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of", "Last Event"];
-    let mut text = table::horizontal(title, &headers, &rows);
-    if left_out > 0 {
-        text.push_str(&format!("and {left_out} more\n"));
-    }
-    text
+    table::horizontal(title, &headers, &rows)
 }
 
 fn row(machine: &Machine, usage: Option<&MachineUsage>, now: Timestamp) -> Vec<String> {

@@ -9,7 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::{choice, health};
 use crate::{
-    CliError, prompt,
+    CliError,
+    progress::looking_up,
+    prompt,
     render::diff,
     session::Session,
     spec::{self, MachineFlags},
@@ -75,7 +77,11 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     printer.out(format_args!("Updating machine {id}"))?;
     let skip_launch = update.skip_start || spec::is_standby(&new);
     let request = CreateMachineRequest { config: Some(RawConfig(new)), skip_launch, ..CreateMachineRequest::default() };
-    let updated = client.update_machine(&app, id, &request, Some(&nonce)).await;
+    let updating = client.update_machine(&app, id, &request, Some(&nonce));
+    let updated = match update.image {
+        Some(_) => looking_up(printer, updating).await,
+        None => updating.await,
+    };
     let updated = updated.map_err(|e| CliError::attempted(format!("could not update machine {id}"), e))?;
     for warning in &updated.warnings {
         printer.note(format_args!("Warning: {warning}"))?;

@@ -1,6 +1,6 @@
 //! `--watch` of `caddis machine list` and `status`, and `machine top`: the machines of an app as they change, by push from the server.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use caddis_api::{Machine, MachineId, watch::MachinesUpdate};
 use caddis_client::Client;
@@ -144,7 +144,7 @@ fn show(
     let printer = &session.printer;
     if form == Form::Screen {
         let machines: Vec<_> = known.machines.values().cloned().collect();
-        printer.raw_out(&format!("{CLEAR}{}", table(&machines)))?;
+        printer.raw_out(&format!("{CLEAR}{}", fitted(&table(&machines), screen_size())))?;
         return Ok(());
     }
     for news in news {
@@ -156,6 +156,30 @@ fn show(
         }
     }
     Ok(())
+}
+
+/// Columns and lines of the terminal. A serial console does not know.
+fn screen_size() -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| (size.ws_col.into(), size.ws_row.into()));
+    size.filter(|(columns, lines)| *columns > 0 && *lines > 0).unwrap_or((80, 24))
+}
+
+/// As much as a screen shows at once, without a line that wraps, and how much is left out.
+fn fitted(text: &str, (columns, lines): (usize, usize)) -> String {
+    // The cursor stands in the last.
+    let room = lines.saturating_sub(1).max(2);
+    let all: Vec<_> = text.trim_end_matches('\n').lines().collect();
+    let shown = if all.len() > room { room - 1 } else { all.len() };
+    let cut = |line: &&str| match line.contains('\u{1b}') {
+        // A title, with colours.
+        true => format!("{line}\n"),
+        false => line.chars().take(columns).chain(['\n']).collect(),
+    };
+    let mut fitted: String = all[..shown].iter().map(cut).collect();
+    if shown < all.len() {
+        fitted.push_str(&format!("and {} more lines\n", all.len() - shown));
+    }
+    fitted
 }
 
 /// Id, state and name: what is looked for first.
@@ -177,6 +201,15 @@ mod tests {
             "private_ip": "", "created_at": "", "updated_at": "", "image_ref": {"registry": "", "repository": "", "digest": ""}, "config": {}
         });
         serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn what_does_not_fit_the_screen_is_left_out_and_counted() {
+        assert_eq!(fitted("a\nb\n\n", (80, 24)), "a\nb\n");
+        assert_eq!(fitted("a\nb\nc\nd\n", (80, 5)), "a\nb\nc\nd\n");
+        assert_eq!(fitted("a\nb\nc\nd\n", (80, 4)), "a\nb\nand 2 more lines\n");
+        assert_eq!(fitted("\u{1b}[1mtitle\u{1b}[0m\nlong\n", (3, 24)), "\u{1b}[1mtitle\u{1b}[0m\nlon\n");
+        assert_eq!(fitted("a\nb\nc\n", (80, 1)), "a\nand 2 more lines\n");
     }
 
     #[test]
