@@ -39,7 +39,7 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let title = |text: &str| printer.out(format_args!("\n{}", printer.paint_title(text)));
 
-    let number = format!("{:06}", rand::rng().random_range(0..1_000_000));
+    let number = unused_number(&client).await?;
     let (image, app) = (format!("caddis-demo:{number}"), format!("demo-{number}"));
     let mut kept = Kept { printer, image: &image, app: &app, told: !demo.keep };
     if !demo.keep {
@@ -107,6 +107,18 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
         kept.told = true;
     }
     Ok(())
+}
+
+/// A number of which there is no app: what is there already is somebody's, and not to be removed afterwards.
+async fn unused_number(client: &Client) -> Result<String, CliError> {
+    loop {
+        let number = format!("{:08}", rand::rng().random_range(0..100_000_000));
+        match client.get_app(&format!("demo-{number}")).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => return Ok(number),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// What stays with `--keep`. Says so also when the demo is broken off.

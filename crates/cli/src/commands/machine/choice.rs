@@ -62,9 +62,8 @@ impl Many {
     /// The same; of a menu there may be none.
     pub async fn find_any(&self, session: &Session) -> Result<(Client, String, Vec<Machine>), CliError> {
         let client = session.client()?;
-        let Some(app) = app(session, &client, &self.app, self.machines.first(), self.select).await? else {
-            return Err(CliError::new("a machine ID or an app name is required"));
-        };
+        let first = self.machines.first().map(String::as_str);
+        let app = app(session, &client, &self.app, first, self.select).await?;
         if self.machines.is_empty() {
             let there = of_app(&client, &app).await?;
             let chosen = prompt::choose_some(&session.printer, "Select machines:", &options(&there), UNASKED).await?;
@@ -94,10 +93,7 @@ pub async fn one(
     select: bool,
 ) -> Result<(Client, String, Machine), CliError> {
     let client = session.client()?;
-    let named = name.map(str::to_owned);
-    let Some(app) = app(session, &client, arguments, named.as_ref(), select).await? else {
-        return Err(CliError::new("a machine ID or an app name is required"));
-    };
+    let app = app(session, &client, arguments, name, select).await?;
     let machine = match name {
         Some(name) => get(&client, &app, name).await?,
         None => {
@@ -144,19 +140,19 @@ async fn app(
     session: &Session,
     client: &Client,
     arguments: &AppArgs,
-    machine: Option<&String>,
+    machine: Option<&str>,
     select: bool,
-) -> Result<Option<String>, CliError> {
+) -> Result<String, CliError> {
     if select && machine.is_some() {
         return Err(CliError::new("machine IDs can't be used with --select"));
     }
     let app = app_name::find(arguments, &session.environment)?;
     match (app, machine) {
-        (Some(app), _) => Ok(Some(app)),
+        (Some(app), _) => Ok(app),
         (None, None) if select => Err(CliError::new("an app name must be specified to use --select")),
-        (None, None) => Ok(None),
+        (None, None) => Err(CliError::new("a machine ID or an app name is required")),
         (None, Some(machine)) => match machine.parse() {
-            Ok(id) => app_of(client, &id).await.map(Some),
+            Ok(id) => app_of(client, &id).await,
             // Only ids are unique among all apps.
             Err(_) => Err(CliError::with_hint(
                 format!("'{machine}' is no machine ID, and no app is named that has a machine of this name"),
