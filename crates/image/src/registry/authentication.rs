@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::{
     Failure, Registry, Repository,
-    credentials::{self, Credentials},
+    credentials::{Credentials, Logins},
     failed_request,
     guard::authority,
 };
@@ -31,6 +31,8 @@ const DEFAULT_LIFE: u64 = 60;
 pub(super) struct Authorization {
     pub(super) header: HeaderValue,
     expires: Option<Instant>,
+    /// What it was got with.
+    credentials: Option<Credentials>,
 }
 
 // The header is a secret.
@@ -43,6 +45,11 @@ impl std::fmt::Debug for Authorization {
 impl Authorization {
     pub(super) fn is_fresh(&self) -> bool {
         self.expires.is_none_or(|expires| Instant::now() < expires)
+    }
+
+    /// Whether it was got with what the file says now. A file that can't be read takes away what came from it.
+    pub(super) fn is_of(&self, logins: &Result<Logins, ImageError>) -> bool {
+        self.credentials.as_ref() == logins.as_ref().ok().and_then(|logins| logins.credentials.as_ref())
     }
 }
 
@@ -73,15 +80,18 @@ impl Registry {
         let challenges: Vec<ChallengeRef<'_>> =
             asked.iter().filter_map(|text| parse_challenges(text).ok()).flatten().collect();
         let find = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme.eq_ignore_ascii_case(scheme));
-        let credentials = credentials::look_up(self.credentials.as_deref(), &repository.registry)?;
+        let logins = self.logins(repository)?;
 
         let authorization = if let Some(challenge) = find("Bearer") {
-            self.token(repository, url, challenge, credentials).await?
+            self.token(repository, url, challenge, logins).await?
         } else if find("Basic").is_some() {
-            let Some(Credentials::Password(user, password)) = credentials else {
-                return Err(self.denied(repository, "it wants a user and password, and none are configured").into());
+            let reason = match &logins.credentials {
+                Some(Credentials::Password(user, password)) => Ok(basic(user, password)?),
+                Some(_) => Err("it wants a user and password, and the login for it is an identity token".to_owned()),
+                None => Err(format!("it wants a user and password: {}", logins.advice())),
             };
-            Authorization { header: basic(&user, &password)?, expires: None }
+            let header = reason.map_err(|reason| self.denied(repository, &reason))?;
+            Authorization { header, expires: None, credentials: logins.credentials }
         } else {
             return Err(self.denied(repository, "it asks for no kind of authentication that is known here").into());
         };
@@ -96,7 +106,7 @@ impl Registry {
         repository: &Repository,
         registry: &Url,
         challenge: &ChallengeRef<'_>,
-        credentials: Option<Credentials>,
+        logins: Logins,
     ) -> Result<Authorization, Failure> {
         let parameter = |name: &str| {
             let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
@@ -110,7 +120,7 @@ impl Registry {
         let service = parameter("service");
 
         let client = self.client(trust)?;
-        let request = if let Some(Credentials::IdentityToken(token)) = &credentials {
+        let request = if let Some(Credentials::IdentityToken(token)) = &logins.credentials {
             let mut form = Url::parse("form:").map_err(|_| self.denied(repository, "no token could be asked for"))?;
             form.query_pairs_mut()
                 .append_pair("grant_type", "refresh_token")
@@ -129,7 +139,7 @@ impl Registry {
             }
             query.append_pair("scope", &scope);
             drop(query);
-            match &credentials {
+            match &logins.credentials {
                 Some(Credentials::Password(user, password)) => {
                     client.get(realm.clone()).header(AUTHORIZATION, basic(user, password)?)
                 }
@@ -143,11 +153,7 @@ impl Registry {
             return Err(self.denied(repository, reason).into());
         }
         if response.status().is_client_error() && response.status().as_u16() != 429 {
-            let reason = match credentials {
-                Some(_) => "the configured credentials were not accepted; log in again with `skopeo login` or the like",
-                None => "it wants credentials, and none are configured",
-            };
-            return Err(self.denied(repository, reason).into());
+            return Err(self.denied(repository, &logins.advice()).into());
         }
         let response = self.judge(repository, response, &what)?;
         let body = self.body(repository, response, &what, LONGEST_ANSWER).await?;
@@ -159,7 +165,8 @@ impl Registry {
         header.set_sensitive(true);
         // Renewed a little early; an absurd life is cut to a day.
         let life = token.expires_in.unwrap_or(DEFAULT_LIFE).min(86_400).saturating_sub(5);
-        Ok(Authorization { header, expires: Some(Instant::now() + Duration::from_secs(life)) })
+        let expires = Some(Instant::now() + Duration::from_secs(life));
+        Ok(Authorization { header, expires, credentials: logins.credentials })
     }
 
     fn denied(&self, repository: &Repository, reason: &str) -> ImageError {

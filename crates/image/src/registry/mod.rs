@@ -33,6 +33,7 @@ use reqwest::{
 
 use self::{
     authentication::Authorization,
+    credentials::Logins,
     guard::{Guard, GuardedResolver, Trust, authority},
 };
 use crate::{ImageError, ImageStoreConfig, Transfer};
@@ -178,7 +179,7 @@ impl Registry {
         let known = self.known_authorization(repository);
         let mut response = self.follow(repository, url, headers, known.as_ref(), what).await?;
         // A 401 of a host that we were redirected to is no reason to show credentials to anyone.
-        if response.status() == StatusCode::UNAUTHORIZED && authority(response.url()) == authority(url) {
+        if response.status() == StatusCode::UNAUTHORIZED && is_home(url, response.url()) {
             let fresh = self.authenticate(repository, url, &response).await?;
             response = self.follow(repository, url, headers, Some(&fresh), what).await?;
         }
@@ -197,8 +198,7 @@ impl Registry {
         let mut current = url.clone();
         for _ in 0..=MOST_REDIRECTS {
             let mut request = self.client(trust)?.get(current.clone()).headers(headers.clone());
-            let home = current.scheme() == url.scheme() && authority(&current) == authority(url);
-            if let (true, Some(authorization)) = (home, authorization) {
+            if let (true, Some(authorization)) = (is_home(url, &current), authorization) {
                 request = request.header(AUTHORIZATION, authorization.clone());
             }
             let response = request.send().await.map_err(|error| failed_request(&authority(&current), what, error))?;
@@ -223,8 +223,9 @@ impl Registry {
                 registry: registry.clone(),
                 repository: name.clone(),
                 reason: format!(
-                    "HTTP {}; check the name, and the credentials for {registry} in the configured docker config.json",
-                    status.as_u16()
+                    "HTTP {}; check the name; {}",
+                    status.as_u16(),
+                    self.logins(repository).map_or_else(|error| error.to_string(), |logins| logins.advice())
                 ),
             }
             .into()),
@@ -284,15 +285,31 @@ impl Registry {
         }
     }
 
+    /// What is configured for a repository now.
+    fn logins(&self, repository: &Repository) -> Result<Logins, ImageError> {
+        credentials::look_up(self.credentials.as_deref(), repository)
+    }
+
+    /// What was accepted before, as long as it lasts and the file says the same as then.
     fn known_authorization(&self, repository: &Repository) -> Option<HeaderValue> {
         let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, authorization| authorization.is_fresh());
-        known.get(repository).map(|authorization| authorization.header.clone())
+        let authorization = known.get(repository)?;
+        if !authorization.is_of(&self.logins(repository)) {
+            known.remove(repository);
+            return None;
+        }
+        Some(authorization.header.clone())
     }
 
     fn unreachable(&self, repository: &Repository, what: &str, reason: String) -> ImageError {
         ImageError::Unreachable { registry: repository.registry.clone(), what: what.to_owned(), reason }
     }
+}
+
+/// Whether a place is the registry itself, which alone is shown what it asked for.
+fn is_home(registry: &Url, place: &Url) -> bool {
+    registry.scheme() == place.scheme() && authority(registry) == authority(place)
 }
 
 fn builder(transfer: &Transfer) -> reqwest::ClientBuilder {
