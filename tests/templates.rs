@@ -404,3 +404,52 @@ async fn a_guest_whose_processor_clock_runs_wrong_keeps_the_time_of_its_host() -
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     check_clock(&machine).await
 }
+
+/// Has the host come up again: the next server is told another boot id.
+async fn reboot(stand: &mut Stand<'_>, number: u32) -> Result<()> {
+    fs::write(stand.server.boot_id_file(), format!("9999999{number}-2222-4333-8444-555555555555\n"))?;
+    stand.server.launch().await
+}
+
+#[tokio::test]
+async fn after_a_drain_and_after_a_reboot_all_machines_start_from_the_templates_on_disk() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let script = "trap 'exit 0' INT; echo ready; sleep 1000 & wait";
+    // The second shape's template is built because of the first start of it.
+    let large = json!({ "guest": { "cpu_kind": "shared", "cpus": 1, "memory_mb": 512 } });
+    let mut machines = vec![stand.script(script, large).await?];
+    for _ in 0..3 {
+        machines.push(stand.script(script, json!({})).await?);
+    }
+    for machine in &machines {
+        machine.logged("ready").await?;
+    }
+    stand.server.templates_ready(2).await?;
+
+    let mut before = Vec::new();
+    for machine in &machines {
+        before.push(machine.newest_event().await?);
+    }
+    let data = stand.server.data_directory();
+    let drained = stand.server.cli(&["host", "drain", "--data-dir", &data.to_string_lossy()]).await?;
+    ensure!(drained.code == Some(0), "{drained:?}");
+    ensure!(stand.server.terminate().await?.success(), "an orderly end");
+    reboot(&mut stand, 1).await?;
+    for (machine, before) in machines.iter().zip(&mut before) {
+        machine.wait_after(before, "started").await?;
+        assert_eq!(started(machine).await?["start_kind"], "template", "after a drain: {:#?}", machine.events().await?);
+        *before = machine.newest_event().await?;
+    }
+
+    stand.server.kill().await?;
+    for vm in stand.server.vms() {
+        process::end(vm);
+    }
+    reboot(&mut stand, 2).await?;
+    for (machine, before) in machines.iter().zip(&before) {
+        machine.wait_after(before, "started").await?;
+        assert_eq!(started(machine).await?["start_kind"], "template", "after a reboot: {:#?}", machine.events().await?);
+    }
+    Ok(())
+}

@@ -155,6 +155,15 @@ impl<'a> Server<'a> {
         eventually(look, || "the server has built no template".to_owned()).await
     }
 
+    /// Waits until it has said so often that a template is ready.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub async fn templates_ready(&self, times: usize) -> Result<()> {
+        let ready = || (self.log().matches("template ready").count() >= times).then_some(());
+        eventually(ready, || format!("the server has fewer templates than {times}")).await
+    }
+
     /// A handle on a machine.
     pub fn machine(&self, app: &str, id: &str) -> Machine {
         Machine::new(self.api.clone(), app, id)

@@ -20,6 +20,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, watch},
     task::{JoinError, spawn_blocking},
 };
@@ -81,6 +82,9 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Patience, at the end, with what makes VMs that are no machine's. A second is usual: one that boots is killed.
 const END_DEADLINE: Duration = Duration::from_secs(20);
 
+/// How many templates are read from disk at once: each is hashed, which takes a processor.
+const READS: usize = 2;
+
 /// What runs a guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
@@ -122,7 +126,10 @@ struct Driver {
     /// What the host's processor can do.
     processor: String,
     templates: Templates,
+    /// Turns of templates that are built.
     turns: Semaphore,
+    /// Turns of templates that are read from disk.
+    reads: Semaphore,
     pool: Pool,
     /// What makes VMs that are no machine's: it is awaited at the end, so that none is left.
     tasks: TaskTracker,
@@ -162,6 +169,7 @@ impl Qemu {
             processor: processor(),
             templates: Templates::new(directory.clone()),
             turns: Semaphore::new(1),
+            reads: Semaphore::new(READS),
             pool: Pool::new(config.pool),
             tasks: TaskTracker::new(),
             ending: CancellationToken::new(),
@@ -296,6 +304,11 @@ impl Driver {
             let _ = fs::remove_file(snapshot);
             reasons.push(format!("the machine could not be resumed: {message}"));
         }
+        let template = match template {
+            // Only now: what is resumed waits for none.
+            Err(_) if spec.kernel_args.is_empty() => Handle::current().block_on(self.template_from_disk(shape)),
+            template => template,
+        };
         match &template {
             Ok(template) => {
                 let mut how = Start::template(self.pool.nothing(shape));

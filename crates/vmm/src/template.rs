@@ -12,6 +12,7 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub(crate) mod file;
@@ -38,8 +39,10 @@ pub struct Shape {
 pub const USUAL: Shape = Shape { vcpus: 1, memory_mib: 256 };
 
 enum Entry {
-    /// Being read or built.
-    Coming,
+    /// Being read from disk, which takes less time than a boot.
+    Reading,
+    /// Being built, which takes more.
+    Building,
     Ready {
         sealed: Arc<Sealed>,
         used: Instant,
@@ -57,8 +60,10 @@ pub(crate) enum Found {
     Ready(Arc<Sealed>),
     /// None yet, and the caller is the one to get it.
     Missing,
-    /// None yet; another is getting it.
-    Coming,
+    /// None yet; it is being read from disk.
+    Reading,
+    /// None yet; it is being built.
+    Building,
     /// It failed a short while ago, for this reason.
     Failed(String),
 }
@@ -67,11 +72,13 @@ pub(crate) enum Found {
 pub(crate) struct Templates {
     directory: PathBuf,
     entries: Mutex<HashMap<Shape, Entry>>,
+    /// Tells that an entry has changed. Never sent to with `entries` locked: who waits looks at them.
+    changed: watch::Sender<()>,
 }
 
 impl Templates {
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory, entries: Mutex::default() }
+        Self { directory, entries: Mutex::default(), changed: watch::Sender::default() }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -90,13 +97,28 @@ impl Templates {
                 *used = Instant::now();
                 Found::Ready(sealed.clone())
             }
-            Some(Entry::Coming) => Found::Coming,
+            Some(Entry::Reading) => Found::Reading,
+            Some(Entry::Building) => Found::Building,
             Some(Entry::Failed { at, reason }) if at.elapsed() < PATIENCE => Found::Failed(reason.clone()),
             Some(Entry::Failed { .. }) | None => {
-                entries.insert(shape, Entry::Coming);
+                entries.insert(shape, Entry::Reading);
                 Found::Missing
             }
         }
+    }
+
+    /// It is not on disk, or not as it should be, and is built now.
+    pub(crate) fn build(&self, shape: Shape) {
+        self.entries().insert(shape, Entry::Building);
+        self.changed.send_replace(());
+    }
+
+    /// Waits while the template of a shape is being read from disk, but no longer than `patience`.
+    pub(crate) async fn until_read(&self, shape: Shape, patience: Duration) {
+        let mut changed = self.changed.subscribe();
+        let read = changed.wait_for(|()| !matches!(self.entries().get(&shape), Some(Entry::Reading)));
+        // Without it the start is a cold boot, and says so.
+        let _ = tokio::time::timeout(patience, read).await;
     }
 
     /// Takes in what was read or built, and lets the one go that was used longest ago when there are too many.
@@ -121,6 +143,8 @@ impl Templates {
             let Some((_, shape)) = oldest else { break };
             entries.remove(&shape);
         }
+        drop(entries);
+        self.changed.send_replace(());
     }
 
     /// A VM was restored from it.
@@ -157,6 +181,11 @@ impl Templates {
             }
         }
         shapes
+    }
+
+    /// Whether there is a file of it.
+    pub(crate) fn is_on_disk(&self, shape: Shape, key: &str) -> bool {
+        self.path(shape, key).exists()
     }
 
     /// Reads a template from disk. A file that is damaged is removed, with a warning. Blocks.
@@ -246,7 +275,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let templates = Templates::new(directory.path().to_owned());
         assert!(matches!(templates.find(shape(1)), Found::Missing));
-        assert!(matches!(templates.find(shape(1)), Found::Coming));
+        assert!(matches!(templates.find(shape(1)), Found::Reading));
+        templates.build(shape(1));
+        assert!(matches!(templates.find(shape(1)), Found::Building));
         templates.settle(shape(1), "k", Err("told to".to_owned()));
         assert!(matches!(templates.find(shape(1)), Found::Failed(reason) if reason == "told to"));
         assert!(matches!(templates.find(shape(2)), Found::Missing));
@@ -258,6 +289,41 @@ mod tests {
         templates.settle(shape(2), "k", Ok(sealed()));
         templates.discard(shape(2), "k", "broken");
         assert!(matches!(templates.find(shape(2)), Found::Failed(_)), "one that never was, after a while");
+    }
+
+    /// Longer than any test takes.
+    const FOR_EVER: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn a_template_that_is_being_read_is_waited_for_and_one_that_is_being_built_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let templates = Templates::new(directory.path().to_owned());
+        templates.until_read(shape(1), FOR_EVER).await;
+        assert!(matches!(templates.find(shape(1)), Found::Missing), "nobody waits for what nobody reads");
+        let read = async {
+            // The one that waits has its turn first.
+            tokio::task::yield_now().await;
+            templates.settle(shape(1), "k", Ok(sealed()));
+        };
+        tokio::join!(templates.until_read(shape(1), FOR_EVER), read);
+        assert!(matches!(templates.find(shape(1)), Found::Ready(_)));
+
+        assert!(matches!(templates.find(shape(2)), Found::Missing));
+        let damaged = async {
+            tokio::task::yield_now().await;
+            templates.build(shape(2));
+        };
+        tokio::join!(templates.until_read(shape(2), FOR_EVER), damaged);
+        assert!(matches!(templates.find(shape(2)), Found::Building));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_template_that_a_disk_does_not_give_is_waited_for_a_bounded_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let templates = Templates::new(directory.path().to_owned());
+        assert!(matches!(templates.find(shape(1)), Found::Missing));
+        templates.until_read(shape(1), FOR_EVER).await;
+        assert!(matches!(templates.find(shape(1)), Found::Reading), "still, but the start goes on");
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::{
     template::{Found, Sealed, Shape, USUAL, file, key},
 };
 
+/// How long a start waits for a template that is being read from disk, 0.4 s on a host that does nothing else; more than
+/// a boot takes would be in vain.
+const READING: Duration = Duration::from_secs(8);
 /// How long a template may take to boot on a busy host.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What stands in a template for what each machine has of its own.
@@ -32,12 +35,24 @@ impl Driver {
         match self.templates.find(shape) {
             Found::Ready(sealed) => return Ok(sealed),
             Found::Failed(reason) => return Err(reason),
-            Found::Coming => {}
+            Found::Reading => return Err("its template was still being read from disk".to_owned()),
+            Found::Building => {}
             Found::Missing => {
                 self.tasks.spawn(self.clone().get(shape));
             }
         }
         Err("no template of this shape yet".to_owned())
+    }
+
+    /// As [`Self::template`], but one that is on disk is waited for: after a restart of the server, or of the host, many
+    /// starts come before any template was read.
+    pub(super) async fn template_from_disk(self: &Arc<Self>, shape: Shape) -> Result<Arc<Sealed>, String> {
+        let template = self.template(shape);
+        if template.is_ok() {
+            return template;
+        }
+        self.templates.until_read(shape, READING).await;
+        self.template(shape)
     }
 
     /// Names all that the saved state of such a VM depends on.
@@ -93,16 +108,15 @@ impl Driver {
     }
 
     async fn read_or_build(self: &Arc<Self>, shape: Shape) -> Result<(String, Sealed), VmmError> {
+        let key = self.key(shape, &[]);
+        if let Some(sealed) = self.read(shape, &key).await? {
+            return Ok((key, sealed));
+        }
+        self.templates.build(shape);
         // One after the other: they are made in the background, beside what people wait for.
         let _turn = self.turns.acquire().await;
         if self.ending.is_cancelled() {
             return Err(unbound::called_off());
-        }
-        let key = self.key(shape, &[]);
-        let (this, name) = (self.clone(), key.clone());
-        let read = spawn_blocking(move || this.templates.read(shape, &name)).await.map_err(panicked)?;
-        if let Some(sealed) = read {
-            return Ok((key, sealed));
         }
         let directory = self.templates.directory().join(format!("{BUILDING}{key}"));
         let built = self.build(shape, self.config.slots.lease()?, &directory).await;
@@ -113,6 +127,21 @@ impl Driver {
             Ok(sealed)
         };
         spawn_blocking(keep).await.map_err(panicked)?.map(|sealed| (key, sealed))
+    }
+
+    /// Reads it from disk. Starts wait for that, so not behind one that is being built.
+    async fn read(self: &Arc<Self>, shape: Shape, key: &str) -> Result<Option<Sealed>, VmmError> {
+        let (this, name) = (self.clone(), key.to_owned());
+        let there = spawn_blocking(move || this.templates.is_on_disk(shape, &name));
+        if !there.await.map_err(panicked)? {
+            return Ok(None);
+        }
+        let _turn = self.reads.acquire().await;
+        if self.ending.is_cancelled() {
+            return Err(unbound::called_off());
+        }
+        let (this, name) = (self.clone(), key.to_owned());
+        spawn_blocking(move || this.templates.read(shape, &name)).await.map_err(panicked)
     }
 
     async fn build(self: &Arc<Self>, shape: Shape, slot: Slot, directory: &Path) -> Result<Sealed, VmmError> {
