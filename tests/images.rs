@@ -42,6 +42,97 @@ async fn a_tag_is_resolved_to_a_digest_that_can_be_pinned() -> Result<()> {
     Ok(())
 }
 
+/// Changes a machine's memory by the command line; what it runs must stay what it was.
+async fn changes_memory(server: &Server<'_>, machine: &Value, memory: u64) -> Result<()> {
+    let id = machine["id"].as_str().context("an id")?;
+    let output = server.cli(&["machine", "update", id, "--vm-memory", &memory.to_string(), "--yes", "-a", APP]).await?;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let shown = server.machine(APP, id).get().await?;
+    assert_eq!(shown["config"]["guest"]["memory_mb"], memory);
+    assert_eq!(shown["image_ref"], machine["image_ref"]);
+    assert_ne!(shown["state"], "failed", "{shown}");
+    Ok(())
+}
+
+/// Clones a machine without booting the clone, which must run the same.
+async fn clones(server: &Server<'_>, machine: &Value, name: &str) -> Result<()> {
+    let id = machine["id"].as_str().context("an id")?;
+    let arguments = ["machine", "clone", id, "--name", name, "--standby-for", "source", "-a", APP];
+    let output = server.cli(&arguments).await?;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let list = server.api().get(&format!("/v1/apps/{APP}/machines")).await?.ok()?;
+    let clone = list.as_array().into_iter().flatten().find(|machine| machine["name"] == name).context("the clone")?;
+    let clone = server.machine(APP, clone["id"].as_str().context("an id")?);
+    clone.wait("settled").await?;
+    let shown = clone.get().await?;
+    assert_eq!(shown["image_ref"], machine["image_ref"]);
+    assert_ne!(shown["state"], "failed", "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_machine_keeps_its_image_when_the_tag_moves_and_when_the_registry_is_gone() -> Result<()> {
+    let host = Host::new().await?;
+    let arguments = ["--pool", "0"].map(str::to_owned).to_vec();
+    let Stand { mut server, registry } = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    let image = registry.push(&images::web()?, "web:1")?;
+    let machine = prepared(&server, &image).await?;
+    registry.push(&images::busybox()?, "web:1")?;
+    changes_memory(&server, &machine, 512).await?;
+    drop(registry);
+    changes_memory(&server, &machine, 256).await?;
+    clones(&server, &machine, "twin").await?;
+    server.terminate().await?;
+    server.launch().await?;
+    changes_memory(&server, &machine, 512).await?;
+
+    // Other clients send what they were shown, or what they sent before.
+    let id = machine["id"].as_str().context("an id")?;
+    let reference = &machine["image_ref"];
+    let text = |name: &str| reference[name].as_str().unwrap_or_default();
+    let pinned = format!("{}/{}:{}@{}", text("registry"), text("repository"), text("tag"), text("digest"));
+    let path = format!("/v1/apps/{APP}/machines/{id}");
+    let with =
+        |image: &str| json!({ "config": { "image": image, "guest": { "memory_mb": 768 } }, "skip_launch": true });
+    server.api().post(&path, with(&pinned)).await?.ok()?;
+    server.machine(APP, id).wait("settled").await?;
+    assert_eq!(&server.machine(APP, id).get().await?["image_ref"], reference);
+    prepared(&server, &pinned).await?;
+    // Who sends a tag asks what it means now.
+    let asked = server.api().post(&path, with(&image)).await?;
+    assert_eq!(asked.status, 504, "{}", asked.text);
+    assert!(asked.error().contains(text("registry")), "{}", asked.text);
+    Ok(())
+}
+
+#[tokio::test]
+async fn machines_of_an_imported_image_are_updated_and_cloned() -> Result<()> {
+    let host = Host::new().await?;
+    let arguments = ["--pool", "0"].map(str::to_owned).to_vec();
+    let server = Server::start(&host, Options { arguments, ..Options::default() }).await?;
+    server.api().create_app(APP, None).await?;
+    let archive = host.path("My Web.tar");
+    images::convert(&images::web()?, &format!("docker-archive:{}", archive.display()))?;
+    let source = format!("docker-archive:{}", archive.display());
+    let output = server.cli(&["image", "import", &source, "--name", "web:7"]).await?;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let machine = prepared(&server, "web:7").await?;
+    changes_memory(&server, &machine, 512).await?;
+    clones(&server, &machine, "twin").await?;
+    // Its name may go, or mean another image.
+    images::convert(&images::busybox()?, &format!("oci-archive:{}", host.path("other.tar").display()))?;
+    let source = format!("oci-archive:{}", host.path("other.tar").display());
+    let output = server.cli(&["image", "import", &source, "--name", "web:7"]).await?;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    changes_memory(&server, &machine, 256).await?;
+    clones(&server, &machine, "third").await?;
+    // Nor is it removed by what is shown of it while a machine uses it.
+    let shown = format!("docker-archive/{}:7@{}", "library/web", machine["image_ref"]["digest"].as_str().unwrap_or(""));
+    let output = server.cli(&["image", "rm", &shown]).await?;
+    assert!(output.code == Some(1) && output.stderr.contains("in use"), "{output:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_image_that_cannot_be_had_is_refused_at_once() -> Result<()> {
     let host = Host::new().await?;

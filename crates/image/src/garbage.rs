@@ -2,7 +2,12 @@
 
 use std::{collections::HashSet, fs};
 
-use crate::{GarbageReport, ImageError, reference::parse_reference, session, store::Inner};
+use crate::{
+    GarbageReport, ImageError,
+    reference::{parse_reference, pinned_digest},
+    session,
+    store::Inner,
+};
 
 impl Inner {
     /// Blocking; see [`crate::ImageStore::remove`].
@@ -11,17 +16,21 @@ impl Inner {
             what: name_or_digest.to_owned(),
             hint: "no image with this name or digest is on the host".to_owned(),
         };
-        let digest = if let Some(record) = self.records.get(name_or_digest) {
-            record.digest().to_owned()
-        } else {
-            let name = parse_reference(name_or_digest, &self.config.default_registry)?.canonical();
-            let known =
-                |record: &crate::records::Record| record.names.contains(&name) || record.local_names.contains(&name);
-            let record = self.records.all().into_iter().find(known).ok_or_else(not_found)?;
-            if self.records.drop_name(record.digest(), &name, self.session.path())? {
-                return Ok(());
+        let parsed = parse_reference(name_or_digest, &self.config.default_registry);
+        let named = parsed.as_ref().ok().and_then(|parsed| self.records.named(&parsed.canonical()));
+        let pinned = || pinned_digest(name_or_digest).and_then(|digest| self.records.get(digest));
+        let digest = match (parsed, named) {
+            (Ok(parsed), Some(record)) => {
+                if self.records.drop_name(record.digest(), &parsed.canonical(), self.session.path())? {
+                    return Ok(());
+                }
+                record.digest().to_owned()
             }
-            record.digest().to_owned()
+            // A digest says which image is meant, whatever name is before it.
+            (parsed, _) => match pinned() {
+                Some(record) => record.digest().to_owned(),
+                None => return Err(parsed.err().unwrap_or_else(not_found)),
+            },
         };
         if in_use.contains(&digest) {
             return Err(ImageError::InUse { digest });

@@ -18,7 +18,7 @@ use crate::{
     layer::inflate::Source,
     manifest::{self, BlobDescriptor, Config, Document, Manifest},
     meter::Meter,
-    reference::{ParsedReference, is_digest, parse_reference},
+    reference::{ParsedReference, is_digest, is_of_archive, parse_reference, pinned_digest},
     registry::{Repository, Wanted},
     store::Inner,
 };
@@ -32,14 +32,24 @@ const DEEPEST_INDEX: usize = 3;
 impl Inner {
     /// See [`crate::ImageStore::resolve`].
     pub(crate) async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
-        if is_digest(reference) {
-            let record = self.records.get(reference).ok_or_else(|| ImageError::NotFound {
-                what: reference.to_owned(),
-                hint: "no image with this digest is on the host; give the registry and repository too".to_owned(),
-            })?;
+        let stored = pinned_digest(reference).and_then(|digest| self.records.get(digest));
+        if is_digest(reference) || is_of_archive(reference) {
+            let hint = match is_digest(reference) {
+                true => "no image with this digest is on the host; give the registry and repository too",
+                false => "no image with this digest is on the host: import its archive again",
+            };
+            let not_found = || ImageError::NotFound { what: reference.to_owned(), hint: hint.to_owned() };
+            let record = stored.ok_or_else(not_found)?;
             return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
         }
         let parsed = parse_reference(reference, &self.config.default_registry)?;
+        if let (Some(digest), Some(record)) = (&parsed.digest, stored) {
+            // The content is the same wherever it comes from, so nobody needs to be asked.
+            let ImageReference { labels, .. } = record.image.reference;
+            let ParsedReference { registry, repository, tag, .. } = parsed.clone();
+            let found = ImageReference { registry, repository, tag, digest: digest.clone(), labels };
+            return Ok(ResolvedImage { requested: reference.to_owned(), reference: found, ..record.image });
+        }
         if let Some(record) = self.records.local(&parsed.canonical()) {
             return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
         }

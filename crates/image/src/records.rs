@@ -121,6 +121,17 @@ impl Records {
         self.lock().values().find(|record| record.local_names.iter().any(|known| known == name)).cloned()
     }
 
+    /// The image that has this name, wherever from.
+    pub(crate) fn named(&self, name: &str) -> Option<Record> {
+        let known = |record: &&Record| record.names.iter().chain(&record.local_names).any(|known| known == name);
+        self.lock().values().find(known).cloned()
+    }
+
+    /// Whether an image is known by its digest only.
+    pub(crate) fn is_nameless(&self, digest: &str) -> bool {
+        self.lock().get(digest).is_none_or(|record| record.names.is_empty() && record.local_names.is_empty())
+    }
+
     /// Gives an image a name, taking it from whichever had it before.
     pub(crate) fn set_name(&self, digest: &str, name: &str, local: bool, scratch: &Path) -> Result<(), ImageError> {
         let mut records = self.lock();

@@ -106,6 +106,27 @@ pub(crate) fn is_digest(digest: &str) -> bool {
     })
 }
 
+/// The digest that a reference is pinned to, or is.
+pub(crate) fn pinned_digest(reference: &str) -> Option<&str> {
+    let digest = reference.rsplit_once('@').map_or(reference, |(_, digest)| digest);
+    is_digest(digest).then_some(digest)
+}
+
+/// What [`crate::ImageReference::registry`] says of images that came from archives.
+const ARCHIVES: [&str; 3] = ["docker-archive", "oci-archive", "local"];
+
+/// Whether a registry stands for an archive.
+pub(crate) fn is_archive(registry: &str) -> bool {
+    ARCHIVES.contains(&registry)
+}
+
+/// Whether a reference is that of an image from an archive, as the API shows it and clients send it back: its name may be
+/// anything, its digest says which it is.
+pub(crate) fn is_of_archive(reference: &str) -> bool {
+    let pinned = pinned_digest(reference).is_some();
+    pinned && reference.split_once('/').is_some_and(|(registry, _)| is_archive(registry))
+}
+
 fn is_host(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[') {
         // An IPv6 literal.
@@ -175,6 +196,19 @@ mod tests {
         assert_eq!(pinned.tag.as_deref(), Some("1"));
         let elsewhere = parse_reference("app", "registry.example.com:5000").unwrap();
         assert_eq!(elsewhere.canonical(), "registry.example.com:5000/app:latest");
+    }
+
+    #[test]
+    fn references_of_images_from_archives_are_told_from_those_of_registries() {
+        for given in ["docker-archive/web:1", "oci-archive/Any Name", "local/a/b"] {
+            assert!(is_of_archive(&format!("{given}@{DIGEST}")), "{given}");
+            assert!(!is_of_archive(given), "{given}: a repository of the default registry");
+        }
+        for given in ["docker.io/local/web", "local", "localhost/web", "web", "docker-archive.io/web"] {
+            assert!(!is_of_archive(&format!("{given}@{DIGEST}")), "{given}");
+        }
+        assert_eq!(pinned_digest(DIGEST), Some(DIGEST));
+        assert_eq!(pinned_digest("web@sha256:12"), None);
     }
 
     #[test]

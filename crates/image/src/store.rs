@@ -26,7 +26,7 @@ use crate::{
     build::Flight,
     pull::BlobFlight,
     records::Records,
-    reference::{is_digest, parse_reference},
+    reference::{is_archive, is_digest, parse_reference, pinned_digest},
     registry::Registry,
     session::{Session, make_directory},
 };
@@ -121,7 +121,7 @@ impl ImageStore {
     }
 
     /// Finds out which image a reference means, fetching only its manifest and config. Names given at import, and
-    /// digests that are in the store, need no registry.
+    /// digests of images that have a root disk, need no registry, whatever registry is named before the digest.
     ///
     /// # Errors
     /// Any but those of building; see [`ImageError::is_client_fault`].
@@ -143,7 +143,7 @@ impl ImageStore {
         let known = self.inner.records.get(digest);
         let disk = match (self.inner.ready(digest), &known) {
             (Some(disk), Some(_)) => disk,
-            _ if is_local(&image.reference.registry) => {
+            _ if is_archive(&image.reference.registry) => {
                 return Err(ImageError::NotFound {
                     what: image.requested.clone(),
                     hint: "it came from an archive and was removed: import the archive again".to_owned(),
@@ -170,9 +170,10 @@ impl ImageStore {
     /// Whether an image with a root disk was last known by this reference. Asks no registry: a tag may have moved.
     #[must_use]
     pub fn knows(&self, reference: &str) -> bool {
-        let Ok(parsed) = parse_reference(reference, &self.inner.config.default_registry) else {
-            return self.ready_root_disk(reference).is_some();
-        };
+        if let Some(digest) = pinned_digest(reference) {
+            return self.inner.records.get(digest).is_some();
+        }
+        let Ok(parsed) = parse_reference(reference, &self.inner.config.default_registry) else { return false };
         let name = parsed.canonical();
         self.inner.records.local(&name).is_some()
             || self.inner.records.all().iter().any(|record| self.inner.records.summary(record).names.contains(&name))
@@ -241,11 +242,14 @@ impl ImageStore {
 }
 
 impl Inner {
-    /// Marks an image as used now, and known by the reference that was used.
+    /// Marks an image as used now, and known by the reference that was used. By digest it is known anyway.
     fn note_use(&self, image: &ResolvedImage) -> Result<(), ImageError> {
         let digest = &image.reference.digest;
         self.records.touch(digest);
-        if !is_local(&image.reference.registry)
+        let pinned = pinned_digest(&image.requested).is_some();
+        let is_name = !is_digest(&image.requested) && (!pinned || self.records.is_nameless(digest));
+        if !is_archive(&image.reference.registry)
+            && is_name
             && let Ok(parsed) = parse_reference(&image.requested, &self.config.default_registry)
             && self.records.local(&parsed.canonical()).is_none()
         {
@@ -253,9 +257,4 @@ impl Inner {
         }
         Ok(())
     }
-}
-
-/// Whether an [`crate::ImageReference::registry`] stands for an archive.
-fn is_local(registry: &str) -> bool {
-    matches!(registry, "docker-archive" | "oci-archive" | "local")
 }

@@ -3,9 +3,9 @@
 
 mod support;
 
-use std::{collections::HashSet, fs, time::Duration};
+use std::{collections::HashSet, fs, path::PathBuf, time::Duration};
 
-use caddis_image::ImageError;
+use caddis_image::{ImageError, ImageReference, ResolvedImage};
 use support::{
     World,
     image::{Image, Layer},
@@ -79,6 +79,108 @@ async fn a_pinned_image_that_is_there_needs_no_registry() {
     assert_eq!(pull(&world.open(), &pinned).await.unwrap(), disk);
 }
 
+/// An OCI layout of an image, in the directory that tests may write to.
+fn layout(world: &World, image: &Image) -> PathBuf {
+    let archive = world.outside.path().join("neighbour").join(&image.digest()[7..17]);
+    fs::create_dir_all(archive.join("blobs/sha256")).unwrap();
+    for (digest, bytes) in image.blobs.iter().chain([(&image.digest(), &image.manifest_bytes())]) {
+        fs::write(archive.join("blobs/sha256").join(digest.trim_start_matches("sha256:")), bytes).unwrap();
+    }
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [{"mediaType": support::image::MANIFEST,
+        "digest": image.digest(), "size": image.manifest_bytes().len()}]});
+    fs::write(archive.join("index.json"), index.to_string()).unwrap();
+    archive
+}
+
+/// As the API shows it and clients send it back.
+fn shown(image: &ResolvedImage) -> String {
+    let ImageReference { registry, repository, tag, digest, .. } = &image.reference;
+    let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
+    format!("{registry}/{repository}{tag}@{digest}")
+}
+
+#[tokio::test]
+async fn a_digest_on_the_host_is_never_asked_of_a_registry_whatever_registry_is_named() {
+    let registry = FakeRegistry::start().await;
+    registry.offer("app", "1", &image("app"));
+    let world = World::trusting(&registry.address);
+    let store = world.open();
+    let first = store.resolve(&registry.reference("app:1")).await.unwrap();
+    let disk = store.root_disk(&first, &progress()).await.unwrap();
+    // The tag moves on, and what a store keeps only to save downloads goes.
+    registry.offer("app", "1", &image("moved"));
+    let in_use = HashSet::from([image("app").digest()]);
+    store.collect_garbage(&in_use, u64::MAX).await.unwrap();
+    let asked = registry.log().len();
+    let own = shown(&first);
+    assert_eq!(own, registry.reference(&format!("app:1@{}", image("app").digest())));
+    let elsewhere = format!("mirror.example.com/team/app@{}", image("app").digest());
+    for reference in [&own, &elsewhere, &image("app").digest()] {
+        assert!(store.knows(reference), "{reference}");
+        let again = store.resolve(reference).await.unwrap();
+        assert_eq!((&again.requested, &again.config), (reference, &first.config));
+        assert_eq!(again.reference.digest, first.reference.digest);
+        assert_eq!(store.root_disk(&again, &progress()).await.unwrap(), disk);
+    }
+    assert_eq!(shown(&store.resolve(&own).await.unwrap()), own, "it stays what it was");
+    assert_eq!(shown(&store.resolve(&elsewhere).await.unwrap()), elsewhere);
+    assert_eq!(registry.log().len(), asked, "nobody was asked");
+    // A tag is asked for, also of an image that is there.
+    assert_eq!(store.resolve(&registry.reference("app:1")).await.unwrap().reference.digest, image("moved").digest());
+    drop(registry);
+    assert_eq!(shown(&store.resolve(&own).await.unwrap()), own);
+    assert_eq!(store.list().await.unwrap()[0].names.len(), 1, "a digest is no further name");
+    store.resolve(&own.replace(":1@", ":1")).await.unwrap_err();
+    store.resolve("UPPER case").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn an_imported_image_is_found_by_what_is_shown_of_it_and_gone_when_it_is_removed() {
+    let world = World::new();
+    let store = world.open();
+    for (name, image) in [(Some("team/web:2"), image("named")), (None, image("nameless"))] {
+        let source = format!("oci:{}", layout(&world, &image).display());
+        store.import(&source, name, &progress()).await.unwrap();
+        let imported = store.resolve(&image.digest()).await.unwrap();
+        let own = shown(&imported);
+        assert!(own.starts_with("local/"), "{own}");
+        // Also with a name that no registry would take.
+        for reference in [own.clone(), format!("docker-archive/Any Name@{}", image.digest())] {
+            assert!(store.knows(&reference), "{reference}");
+            let again = store.resolve(&reference).await.unwrap();
+            assert_eq!(again, ResolvedImage { requested: reference.clone(), ..imported.clone() });
+            store.root_disk(&again, &progress()).await.unwrap();
+        }
+        let names =
+            store.list().await.unwrap().into_iter().find(|listed| listed.digest == image.digest()).unwrap().names;
+        assert_eq!(names.len(), usize::from(name.is_some()), "{names:?}");
+        let in_use = HashSet::from([image.digest()]);
+        assert!(matches!(store.remove(&own, &in_use).await.unwrap_err(), ImageError::InUse { .. }));
+        store.remove(&own, &nobody()).await.unwrap();
+        assert!(!store.knows(&own));
+        let error = store.resolve(&own).await.unwrap_err();
+        assert!(matches!(error, ImageError::NotFound { .. }) && error.to_string().contains("import"), "{error}");
+        let error = store.remove(&own, &nobody()).await.unwrap_err();
+        assert!(matches!(error, ImageError::NotFound { .. }), "{error}");
+        store.import(&source, name, &progress()).await.unwrap();
+        store.resolve(&own).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn removing_by_a_name_with_a_digest_removes_the_image_whatever_names_it_has() {
+    let registry = FakeRegistry::start().await;
+    registry.offer("app", "a", &image("app"));
+    registry.offer("app", "b", &image("app"));
+    let world = World::trusting(&registry.address);
+    let store = world.open();
+    for reference in ["app:a", "app:b"] {
+        pull(&store, &registry.reference(reference)).await.unwrap();
+    }
+    store.remove(&registry.reference(&format!("app@{}", image("app").digest())), &nobody()).await.unwrap();
+    assert_eq!(store.list().await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn removing_takes_names_first_and_never_what_is_in_use() {
     let registry = FakeRegistry::start().await;
@@ -120,15 +222,8 @@ async fn garbage_is_collected_only_when_space_is_short_and_nobody_needs_it() {
         registry.offer(name, "latest", &image(name));
         pull(&store, &registry.reference(name)).await.unwrap();
     }
-    let archive = world.outside.path().join("neighbour/archive");
-    fs::create_dir_all(archive.join("blobs/sha256")).unwrap();
     let imported = image("imported");
-    for (digest, bytes) in imported.blobs.iter().chain([(&imported.digest(), &imported.manifest_bytes())]) {
-        fs::write(archive.join("blobs/sha256").join(digest.trim_start_matches("sha256:")), bytes).unwrap();
-    }
-    let index = serde_json::json!({"schemaVersion": 2, "manifests": [{"mediaType": support::image::MANIFEST,
-        "digest": imported.digest(), "size": imported.manifest_bytes().len()}]});
-    fs::write(archive.join("index.json"), index.to_string()).unwrap();
+    let archive = layout(&world, &imported);
     store.import(&format!("oci:{}", archive.display()), Some("imported"), &progress()).await.unwrap();
 
     let report = store.collect_garbage(&nobody(), 0).await.unwrap();

@@ -33,6 +33,30 @@ async fn an_update_is_applied_and_waited_for() {
 }
 
 #[tokio::test]
+async fn an_update_keeps_the_machines_own_image_unless_another_is_asked_for() {
+    let stand = Stand::with_app().await;
+    let id = stand.machine("web").await;
+    let digest = "@sha256:e5d91dbc0da362123eefad0753815a0bb95c224f9cff81d411759fa4eeba6aaf";
+    let update = async |flags: &str| {
+        stand.run(&format!("machine update {id} -a shop --yes {flags}")).await.ok();
+        let shown = stand.run(&format!("machine status {id} -a shop --json")).await.ok().json();
+        (shown["config"]["image"].as_str().unwrap().to_owned(), shown["image_ref"].clone())
+    };
+    let (image, reference) = update("--vm-memory 512").await;
+    assert_eq!(image, format!("docker.io/library/web:latest{digest}"), "named by digest, as a tag may have moved");
+    assert_eq!((&reference["tag"], &reference["repository"]), (&"latest".into(), &"library/web".into()));
+    assert_eq!(update("--vm-memory 256").await, (image.clone(), reference), "the same again");
+    // A configuration that comes as a whole says the image that it was shown, or leaves it out.
+    let whole = format!("{{\"image\": \"{image}\", \"env\": {{\"A\": \"1\"}}}}");
+    for config in [&whole, r#"{"env": {"A": "2"}}"#] {
+        assert_eq!(update(&format!("--machine-config '{config}'")).await.0, image);
+    }
+    assert_eq!(update(r#"--machine-config '{"image": "other:2"}'"#).await.0, "other:2");
+    assert_eq!(update("--image web").await.0, "web", "a tag that is asked for is looked up");
+    assert_eq!(update("--image web").await.0, "web", "again and again");
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
@@ -42,7 +66,13 @@ async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
     ----- stderr -----
     Configuration changes to be applied to machine: machine-id-001 (web)
 
-      ... // 8 identical lines
+      {
+    -   "image": "web",
+    +   "image": "docker.io/library/web:latest@sha256:e5d91dbc0da362123eefad0753815a0bb95c224f9cff81d411759fa4eeba6aaf",
+        "restart": {
+          "policy": "no",
+        },
+        ... // 3 identical lines
           "memory_mb": 256,
         },
         "init": {},

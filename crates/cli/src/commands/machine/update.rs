@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_api::{MachineState, RawConfig, requests::CreateMachineRequest};
+use caddis_api::{Machine, MachineState, RawConfig, requests::CreateMachineRequest};
 use caddis_client::WaitFor;
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use crate::{
     CliError,
     progress::looking_up,
     prompt,
-    render::diff,
+    render::{diff, machine::full_image},
     session::Session,
     spec::{self, MachineFlags},
     waiting,
@@ -23,7 +23,7 @@ use crate::{
 pub struct Update {
     #[command(flatten)]
     which: choice::One,
-    /// The image to run from now on.
+    /// The image to run from now on [default: the one it runs, by digest, wherever its tag leads by now].
     #[arg(short, long)]
     image: Option<String>,
     /// Don't ask.
@@ -61,11 +61,14 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     let machine = choice::get(&client, &app, machine.id.as_str()).await?;
     let id = &machine.id;
     let old = machine.config.clone().unwrap_or_default();
-    let new = changed(&update, &old, session)?;
+    let mut new = changed(&update, &old, session)?;
+    if !update.yes && new == old.0 {
+        return Err(CliError::new("no config changes found"));
+    }
+    if update.image.is_none() {
+        keep_image(&mut new, &old, &machine);
+    }
     if !update.yes {
-        if new == old.0 {
-            return Err(CliError::new("no config changes found"));
-        }
         printer.note(format_args!("Configuration changes to be applied to machine: {id} ({})\n", machine.name))?;
         printer.raw_note(&diff::json(printer, &Value::Object(old.0), &Value::Object(new.clone())))?;
         printer.note("")?;
@@ -108,6 +111,15 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     printer.out("Monitor machine status here:")?;
     printer.out(format_args!("  caddis machine status {id} -a {app}"))?;
     Ok(())
+}
+
+/// Names the very image that the machine runs, as flyctl does: a tag would be looked up again, and by now be another
+/// image, or gone with its registry.
+fn keep_image(new: &mut Map<String, Value>, old: &RawConfig, machine: &Machine) {
+    // One that a whole configuration brings along is asked for.
+    if new.get("image") == old.0.get("image") && !machine.image_ref.digest.is_empty() {
+        new.insert("image".to_owned(), json!(full_image(&machine.image_ref)));
+    }
 }
 
 fn changed(update: &Update, old: &RawConfig, session: &Session) -> Result<Map<String, Value>, CliError> {
