@@ -35,7 +35,7 @@ pub struct LogAttributes {
     pub timestamp: String,
     /// The line, without its line end.
     pub message: String,
-    /// `info` for standard output and init, `error` for standard error.
+    /// `error` for standard error and for what went wrong with the machine, else `info`.
     pub level: String,
     /// Machine id.
     pub instance: String,
@@ -56,7 +56,8 @@ pub struct LogEntryMeta {
     pub event: LogProvider,
 }
 
-/// `app` for the program, `runner` for the platform.
+/// `app` for the program, `runner` for what the platform and the machine's init tell of it: starts, exits, restarts,
+/// suspends and failures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogProvider {
     /// See above.

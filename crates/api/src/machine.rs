@@ -46,6 +46,9 @@ pub struct Machine {
     /// `ok`, `unknown` or `unreachable`.
     #[serde(default = "ok", skip_serializing_if = "String::is_empty")]
     pub host_status: String,
+    /// Why `host_status` is not `ok`: `guest_silent` (its init does not answer). Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_status_reason: Option<String>,
     /// Taken out of routing.
     #[serde(default)]
     pub cordoned: bool,

@@ -148,7 +148,7 @@ impl Shared {
     /// Shows a machine that is destroyed; it needs no owner.
     pub fn publish_destroyed(&self, row: &MachineRow, events: Vec<MachineEvent>) {
         let events = events.into_iter().map(Arc::new).collect();
-        self.publisher.publish(record(self, row, &events, &Progress::default()));
+        self.publisher.publish(record(self, row, &events, &Progress::default(), None));
     }
 
     /// Ends all owners, each once it is between two steps. VMs stay.

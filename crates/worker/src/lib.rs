@@ -42,6 +42,7 @@ mod policy;
 mod publish;
 mod restart;
 mod row;
+mod runner;
 mod schedule;
 mod service;
 mod spec;

@@ -33,6 +33,24 @@ pub struct Guest {
     pub failed: Option<String>,
     /// The VM process is gone.
     pub gone: Option<VmExit>,
+    /// Init does not answer.
+    pub silent: bool,
+}
+
+/// Why a running machine's host does not vouch for it: its `host_status` is `unknown` then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostReason {
+    /// Init does not answer.
+    GuestSilent,
+}
+
+impl HostReason {
+    /// Its code on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::GuestSilent => "guest_silent",
+        }
+    }
 }
 
 /// A running VM.
@@ -65,6 +83,11 @@ impl Guest {
     /// Whether it must be told to go on before it can heed anything.
     pub fn may_be_frozen(&self) -> bool {
         self.frozen && self.ended.is_none() && self.gone.is_none()
+    }
+
+    /// Why the host does not vouch for the machine, if it does not. The first that holds explains the others.
+    pub fn host_reason(&self) -> Option<HostReason> {
+        self.silent.then_some(HostReason::GuestSilent)
     }
 }
 

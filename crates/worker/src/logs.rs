@@ -11,19 +11,21 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::mpsc,
-    thread,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
 };
 
 use bytes::Bytes;
-use caddis_api::MachineId;
+use caddis_api::{EventId, MachineId, MachineState, event::MachineEvent};
 use caddis_guest_protocol::message::LogSource;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-use crate::clock::now_ns;
+use crate::{clock::now_ns, runner};
 
 mod read;
+#[cfg(test)]
+mod tests;
 
 pub use read::Selection;
 use read::segments;
@@ -48,15 +50,35 @@ pub struct Line {
     /// The record of the guest it was in, and the boot that counts them: absent for our own lines.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub record: Option<(u64, u64)>,
+    /// The event of the machine that it tells of: only for our own lines.
+    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<EventId>,
+    /// `error`, where its source does not tell.
+    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
     /// The text.
     #[serde(rename = "m")]
     pub message: String,
 }
 
 enum Job {
-    Append { machine: MachineId, lines: Vec<NewLine>, done: Box<dyn FnOnce() + Send> },
-    Close { machine: MachineId },
-    Remove { machine: MachineId },
+    Append {
+        machine: MachineId,
+        lines: Vec<NewLine>,
+        done: Box<dyn FnOnce() + Send>,
+    },
+    /// Of the machine, oldest first: lines about those that have none yet.
+    Events {
+        machine: MachineId,
+        events: Vec<MachineEvent>,
+        known: bool,
+    },
+    Close {
+        machine: MachineId,
+    },
+    Remove {
+        machine: MachineId,
+    },
     Barrier(oneshot::Sender<()>),
 }
 
@@ -64,15 +86,52 @@ struct NewLine {
     time_ns: u64,
     source: &'static str,
     record: Option<(u64, u64)>,
+    event: Option<EventId>,
+    level: Option<&'static str>,
     message: String,
 }
 
-/// The logs of all machines of a worker. Clones share them.
+impl NewLine {
+    fn of_record(source: &'static str, time_ns: u64, record: (u64, u64), message: String) -> Self {
+        Self { time_ns, source, record: Some(record), event: None, level: None, message }
+    }
+
+    /// The lines about an event.
+    fn of_event(event: &MachineEvent) -> impl Iterator<Item = Self> {
+        let (id, time_ns) = (event.id.clone(), event.timestamp.saturating_mul(1_000_000));
+        runner::lines(event).into_iter().map(move |(level, message)| Self {
+            time_ns,
+            source: "runner",
+            record: None,
+            event: Some(id.clone()),
+            level: (level == runner::Level::Error).then(|| level.as_str()),
+            message,
+        })
+    }
+}
+
+/// The logs of all machines of a worker. Clones share them; the last one to go waits until all is written.
 #[derive(Clone)]
 pub struct Logs {
     directory: PathBuf,
-    jobs: mpsc::Sender<Job>,
+    thread: Arc<WritingThread>,
     position: watch::Receiver<u64>,
+}
+
+struct WritingThread {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for WritingThread {
+    fn drop(&mut self) {
+        // It ends with its queue.
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic has been told on standard error.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Logs {
@@ -86,7 +145,7 @@ impl Logs {
         let (position, reader) = watch::channel(now_ns());
         let segment_bytes = (bytes_per_machine / SEGMENTS).max(64 * 1024);
         let mut writer = Writer { directory: directory.clone(), segment_bytes, files: HashMap::new(), last: now_ns() };
-        thread::Builder::new().name("worker-logs".to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name("worker-logs".to_owned()).spawn(move || {
             for job in queue {
                 match job {
                     Job::Append { machine, lines, done } => {
@@ -95,6 +154,12 @@ impl Logs {
                         }
                         position.send_replace(writer.last);
                         done();
+                    }
+                    Job::Events { machine, events, known } => {
+                        if let Err(e) = writer.tell(&machine, &events, known) {
+                            tracing::error!(machine = %machine, error = %e, "can't write log lines");
+                        }
+                        position.send_replace(writer.last);
                     }
                     Job::Close { machine } => drop(writer.files.remove(&machine)),
                     Job::Remove { machine } => writer.remove(&machine),
@@ -105,16 +170,16 @@ impl Logs {
                 }
             }
         })?;
-        Ok(Self { directory, jobs, position: reader })
+        let thread = Arc::new(WritingThread { jobs: Some(jobs), thread: Some(thread) });
+        Ok(Self { directory, thread, position: reader })
     }
 
     /// Waits until all that was appended so far is in the files.
     pub async fn written(&self) {
         let (passed, all) = oneshot::channel();
-        if self.jobs.send(Job::Barrier(passed)).is_ok() {
-            // Fails only when the thread has ended; then nothing is written any more.
-            let _ = all.await;
-        }
+        self.send(Job::Barrier(passed));
+        // Fails only when the thread has ended; then nothing is written any more.
+        let _ = all.await;
     }
 
     /// Writes a record of the guest, counted by the boot `boot`, and calls `done` once it is in the file.
@@ -135,18 +200,25 @@ impl Logs {
         let mut lines = Vec::new();
         if dropped > 0 {
             let message = format!("{dropped} log records were lost: the program wrote faster than they could be taken");
-            lines.push(NewLine { time_ns, source: "runner", record: Some((boot, sequence)), message });
+            lines.push(NewLine::of_record("runner", time_ns, (boot, sequence), message));
         }
         for line in split(text) {
-            lines.push(NewLine { time_ns, source, record: Some((boot, sequence)), message: line });
+            lines.push(NewLine::of_record(source, time_ns, (boot, sequence), line));
         }
         self.send(Job::Append { machine: machine.clone(), lines, done: Box::new(done) });
     }
 
-    /// Writes a line of our own.
-    pub fn append_own(&self, machine: &MachineId, message: impl Into<String>) {
-        let line = NewLine { time_ns: now_ns(), source: "runner", record: None, message: message.into() };
-        self.send(Job::Append { machine: machine.clone(), lines: vec![line], done: Box::new(|| {}) });
+    /// Writes the lines about events that have just been recorded, oldest first.
+    pub fn append_events(&self, machine: &MachineId, events: &[MachineEvent]) {
+        if events.iter().any(|event| !runner::lines(event).is_empty()) {
+            self.send(Job::Events { machine: machine.clone(), events: events.to_vec(), known: true });
+        }
+    }
+
+    /// Writes the lines about those of a machine's latest events, oldest first, that an earlier process has recorded and
+    /// not written.
+    pub fn catch_up(&self, machine: &MachineId, events: Vec<MachineEvent>) {
+        self.send(Job::Events { machine: machine.clone(), events, known: false });
     }
 
     /// Nothing more is to be expected of a machine: its files stay, and are not kept open.
@@ -160,8 +232,10 @@ impl Logs {
     }
 
     fn send(&self, job: Job) {
-        // The thread lives as long as any clone of the sender.
-        let _ = self.jobs.send(job);
+        if let Some(jobs) = &self.thread.jobs {
+            // The thread lives as long as its sender.
+            let _ = jobs.send(job);
+        }
     }
 
     /// Lines up to this number are in the files; changes when more are.
@@ -212,6 +286,31 @@ struct Writer {
 }
 
 impl Writer {
+    /// Writes the lines about events. Whether they are written already is looked up, unless it is `known` that they are
+    /// not. A file that was not open is closed again, and so is that of a machine that has come to rest: there are many
+    /// quiet ones.
+    fn tell(&mut self, machine: &MachineId, events: &[MachineEvent], known: bool) -> io::Result<()> {
+        let mut lines: Vec<_> = events.iter().flat_map(NewLine::of_event).collect();
+        if !known {
+            let newest = read::newest(&self.directory.join(machine.as_str()))?;
+            self.last = self.last.max(newest.number);
+            lines.retain(|line| match &newest.event {
+                Some(written) => line.event.as_ref() > Some(written),
+                // What is missing came after all there is.
+                None => line.time_ns > newest.number,
+            });
+        }
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let keep = self.files.contains_key(machine) && events.last().is_none_or(goes_on);
+        let written = self.append(machine, lines);
+        if !keep {
+            self.files.remove(machine);
+        }
+        written
+    }
+
     fn append(&mut self, machine: &MachineId, lines: Vec<NewLine>) -> io::Result<()> {
         let (segment, mut file, written) = match self.files.remove(machine) {
             Some(open) => open,
@@ -220,8 +319,9 @@ impl Writer {
         let mut text = Vec::new();
         for line in lines {
             self.last = now_ns().max(self.last + 1);
-            let NewLine { time_ns, source, record, message } = line;
-            let line = Line { number: self.last, time_ns, source: source.to_owned(), record, message };
+            let NewLine { time_ns, source, record, event, level, message } = line;
+            let (source, level) = (source.to_owned(), level.map(str::to_owned));
+            let line = Line { number: self.last, time_ns, source, record, event, level, message };
             serde_json::to_writer(&mut text, &line)?;
             text.push(b'\n');
         }
@@ -273,114 +373,12 @@ impl Writer {
     }
 }
 
-fn create(directory: &Path, segment: u64) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(directory.join(format!("{segment:06}.log")))
+/// Whether its program may write more after this event.
+fn goes_on(event: &MachineEvent) -> bool {
+    use MachineState::{Destroyed, Failed, Stopped, Suspended};
+    ![Stopped, Failed, Suspended, Destroyed].iter().any(|rests| rests.as_str() == event.status)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn machine() -> MachineId {
-        MachineId::from_trusted("11112222333344")
-    }
-
-    fn write(logs: &Logs, boot: u64, sequence: u64, text: &str) {
-        let (sender, receiver) = mpsc::channel();
-        let record = (sequence, LogSource::Stdout, 5, 0);
-        let text = Bytes::copy_from_slice(text.as_bytes());
-        logs.append_record(&machine(), boot, record, &text, move || sender.send(()).unwrap());
-        receiver.recv().unwrap();
-    }
-
-    fn messages(logs: &Logs, after: u64, limit: usize, newest: bool) -> Vec<String> {
-        let until = *logs.position().borrow();
-        let lines = logs.read(&machine(), &Selection { after, until, limit, newest, ..Selection::ALL }).unwrap();
-        lines.into_iter().map(|line| line.message).collect()
-    }
-
-    #[test]
-    fn lines_come_back_in_order_and_a_position_splits_them() {
-        let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
-        write(&logs, 7, 1, "one\ntwo\r\n");
-        let position = *logs.position().borrow();
-        write(&logs, 7, 2, "three");
-        assert_eq!(messages(&logs, 0, 100, true), ["one", "two", "three"]);
-        assert_eq!(messages(&logs, 0, 2, false), ["one", "two"]);
-        assert_eq!(messages(&logs, 0, 2, true), ["two", "three"]);
-        assert_eq!(messages(&logs, position, 100, false), ["three"]);
-    }
-
-    #[test]
-    fn a_new_process_knows_what_was_acknowledged_and_survives_half_a_line() {
-        let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
-        write(&logs, 7, 3, "kept");
-        let file = directory.path().join(machine().as_str()).join("000001.log");
-        OpenOptions::new().append(true).open(file).unwrap().write_all(b"{\"n\":1,\"t").unwrap();
-        let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
-        assert_eq!(logs.acknowledged(&machine(), 7), 3);
-        assert_eq!(logs.acknowledged(&machine(), 8), 0);
-        write(&logs, 8, 1, "after");
-        assert_eq!(messages(&logs, 0, 100, true), ["kept", "after"]);
-    }
-
-    #[test]
-    fn a_flood_is_bounded_and_the_newest_lines_stay() {
-        let directory = tempfile::tempdir().unwrap();
-        let limit = 512 * 1024;
-        let logs = Logs::open(directory.path().to_owned(), limit).unwrap();
-        for sequence in 1..=200 {
-            write(&logs, 1, sequence, &"x".repeat(8000));
-        }
-        write(&logs, 1, 201, "last");
-        let machine = directory.path().join(machine().as_str());
-        let size: u64 = fs::read_dir(machine).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
-        assert!(size <= limit + 64 * 1024, "{size}");
-        assert_eq!(messages(&logs, 0, 1, true), ["last"]);
-    }
-
-    #[test]
-    fn going_on_from_any_line_gives_all_that_follow() {
-        let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path().to_owned(), 2 << 20).unwrap();
-        for sequence in 1..=300 {
-            write(&logs, 1, sequence, &format!("{sequence} {}", "x".repeat(5000)));
-        }
-        let all = logs.read(&machine(), &Selection::ALL).unwrap();
-        assert!(all.len() > 200, "{}", all.len());
-        for (index, line) in all.iter().enumerate() {
-            let rest = logs.read(&machine(), &Selection { after: line.number, ..Selection::ALL }).unwrap();
-            assert_eq!(rest, all[index + 1..], "after line {index}");
-        }
-    }
-
-    #[test]
-    fn lines_are_selected_by_their_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
-        let before = now_ns();
-        logs.append_own(&machine(), "ours");
-        write(&logs, 7, 1, "long ago");
-        let messages = |selection: Selection| -> Vec<String> {
-            logs.read(&machine(), &selection).unwrap().into_iter().map(|line| line.message).collect()
-        };
-        assert_eq!(messages(Selection { since_ns: before, ..Selection::ALL }), ["ours"]);
-        assert_eq!(messages(Selection { until_ns: before - 1, ..Selection::ALL }), ["long ago"]);
-    }
-
-    #[test]
-    fn numbers_rise_although_the_clock_was_set_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let of_machine = directory.path().join(machine().as_str());
-        fs::create_dir_all(&of_machine).unwrap();
-        let late = now_ns() + 3_600_000_000_000;
-        let line = format!("{{\"n\":{late},\"t\":1,\"s\":\"stdout\",\"m\":\"before\"}}\n");
-        fs::write(of_machine.join("000001.log"), line).unwrap();
-        let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
-        write(&logs, 7, 1, "after");
-        let lines = logs.read(&machine(), &Selection { after: late, ..Selection::ALL }).unwrap();
-        assert_eq!((lines[0].message.as_str(), lines[0].number), ("after", late + 1));
-    }
+fn create(directory: &Path, segment: u64) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(directory.join(format!("{segment:06}.log")))
 }

@@ -482,7 +482,8 @@ impl Owner {
 
     /// The machine as published.
     pub fn record(&self) -> MachineRecord {
-        record(&self.shared, &self.row, &self.events, &self.progress)
+        let host = self.live.as_ref().and_then(|live| live.guest.borrow().host_reason());
+        record(&self.shared, &self.row, &self.events, &self.progress, host)
     }
 
     /// Publishes the machine as it is.

@@ -79,6 +79,7 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     let (destroyed, others): (Vec<_>, Vec<_>) =
         machines.into_iter().partition(|(row, _)| row.state == MachineState::Destroyed);
     for (row, events) in destroyed {
+        shared.logs.catch_up(&row.id, events.iter().rev().cloned().collect());
         shared.publish_destroyed(&row, events);
     }
     let found: Vec<_> = stream::iter(others)
@@ -138,6 +139,7 @@ impl Found {
             events.insert(0, event);
         }
         events.truncate(RECENT_EVENTS);
+        shared.logs.catch_up(&row.id, events.iter().rev().cloned().collect());
         shared.capacity.restore(&row.id, &config, row.addresses.ipv4);
         let live = match vm {
             Some(vm) => {
@@ -239,7 +241,7 @@ impl Draft {
     fn lose_program(&mut self, end: ProgramEnd, rebooted: bool) {
         if rebooted {
             // Whatever its restart policy says: nothing that it did made it end.
-            self.begin_exit(end, Verdict::Restart { after_ms: 0 });
+            self.begin_exit(end, Verdict::Restart { after_ms: 0 }, 0);
             self.row.operation = None;
             self.row.ended = None;
             self.begin(recovery(), Source::Worker);

@@ -144,6 +144,7 @@ fn row(shown: &Shown, summary: bool, leases: bool) -> bytes::Bytes {
     if summary {
         (machine.config, machine.events, machine.checks) = (None, None, None);
         machine.host_status.clear();
+        machine.host_status_reason = None;
         (machine.operation, machine.isolation) = (None, None);
     }
     // All of it is plain data with string keys, for which serialisation has no way to fail.

@@ -11,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use caddis_api::EventId;
+
 use super::Line;
 
 /// Halving ends here: so much is read faster than looked for.
@@ -121,6 +123,36 @@ pub fn last_number(path: &Path) -> io::Result<u64> {
         last = last.max(line.number);
     }
     Ok(last)
+}
+
+/// What was written last of a machine.
+#[derive(Debug, Default)]
+pub struct Newest {
+    /// Number of its last line, 0 when there is none.
+    pub number: u64,
+    /// The last event that a line tells of.
+    pub event: Option<EventId>,
+}
+
+/// What was written last of the machine whose files are in `directory`. Reads their ends, mostly.
+pub fn newest(directory: &Path) -> io::Result<Newest> {
+    let mut found = Newest::default();
+    for (_, path) in segments(directory)?.into_iter().rev() {
+        let mut reader = BufReader::new(File::open(path)?);
+        let near = near(&mut reader, u64::MAX)?;
+        // Mostly it is near the end; all else is read when it is not.
+        for begin in [near, 0].into_iter().take(if near > 0 { 2 } else { 1 }) {
+            reader.seek(SeekFrom::Start(begin))?;
+            while let Some((_, line)) = next(&mut reader)? {
+                found.number = found.number.max(line.number);
+                found.event = line.event.or(found.event);
+            }
+            if found.event.is_some() {
+                return Ok(found);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The next line that can be read, and how many bytes it and those before it that can't have. The last one may be half

@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, MachineState, event::MachineEvent};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Owner, record::RECENT_EVENTS};
 use crate::{
     clock::now_ms,
     event::{self, Source},
     operation::{Operation, OperationKind, Step},
-    restart::Verdict,
+    restart::{self, Verdict},
     row::{MachineRow, ProgramEnd},
     store::{Change, Durability, VersionChange},
 };
@@ -81,9 +81,22 @@ impl Draft {
         };
         if let Some(event) = event {
             let status = if kind == OperationKind::Create { MachineState::Pending } else { self.row.state };
-            self.event(source, event, status, Value::Null);
+            let request = self.restart_request(&kind);
+            self.event(source, event, status, request);
         }
         self.row.operation = Some(Operation::begin(kind, self.now));
+    }
+
+    /// What the event of a start tells that the restart policy begins.
+    fn restart_request(&self, kind: &OperationKind) -> Value {
+        match kind {
+            // A schedule's start, and one after the host was down, have no time to wait for.
+            OperationKind::Start { not_before, automatic: true, .. } if *not_before > 0 => json!({
+                "delay_ms": not_before.saturating_sub(self.now),
+                "restart_count": restart::recent(&self.row.restarts, self.now).count(),
+            }),
+            _ => Value::Null,
+        }
     }
 
     /// Goes on to the next step.
@@ -117,9 +130,12 @@ impl Draft {
         self.row.ended = Some(end);
     }
 
-    /// Begins to clear up after a program that ended by itself.
-    pub fn begin_exit(&mut self, end: ProgramEnd, then: Verdict) {
-        let request = event::exit_request(&self.row, &end, false, event::restarts(then), self.now);
+    /// Begins to clear up after a program that ended by itself. `limit` is how often it may be restarted.
+    pub fn begin_exit(&mut self, end: ProgramEnd, then: Verdict, limit: u32) {
+        let mut request = event::exit_request(&self.row, &end, false, event::restarts(then), self.now);
+        if then == Verdict::GiveUp {
+            request["max_restart_count"] = json!(limit);
+        }
         self.event(Source::Worker, "exit", MachineState::Stopped, request);
         self.row.ended = Some(end);
         self.begin(OperationKind::Exit { then }, Source::Worker);
@@ -151,6 +167,7 @@ impl Owner {
             ApiError::internal("can't record the change; see the server's log, and free space if its disk is full")
         })?;
         self.row = change.row;
+        self.shared.logs.append_events(&self.row.id, &change.events);
         for event in change.events {
             self.events.push_front(Arc::new(event));
         }

@@ -111,10 +111,6 @@ impl Owner {
             }
         })
         .await;
-        if operation.kind == (OperationKind::Exit { then: Verdict::GiveUp }) {
-            let text = format!("machine has reached its max restart count of {}", self.config.max_retries());
-            self.shared.logs.append_own(&self.row.id, text);
-        }
     }
 
     /// How the VM came to run that an operation has started, and what the event about it tells.
@@ -153,7 +149,6 @@ impl Owner {
         };
         if let Some(instead) = instead {
             self.turn = None;
-            self.shared.logs.append_own(&self.row.id, format!("{} failed: {reason}", operation.kind.as_str()));
             self.change(Durability::Synced, |draft| {
                 draft.forget_next();
                 draft.begin(instead.clone(), Source::Worker);
@@ -175,7 +170,6 @@ impl Owner {
             OperationKind::Abandon { of, reason: first, .. } => (of.clone(), format!("{first}; then: {reason}")),
             _ => (of, reason),
         };
-        self.shared.logs.append_own(&self.row.id, format!("{of} failed: {reason}"));
         self.turn = None;
         self.change(Durability::Synced, |draft| {
             if hopeless {
@@ -225,7 +219,7 @@ impl Owner {
         let config = self.config.clone();
         self.change(Durability::Synced, |draft| {
             let then = restart::decide(&config, &end, &draft.row.restarts, draft.now);
-            draft.begin_exit(end.clone(), then);
+            draft.begin_exit(end.clone(), then, config.max_retries());
         })
         .await;
     }

@@ -12,17 +12,19 @@ use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
 use caddis_vmm::Isolation;
 
-use crate::{clock::now_ms, engine::Shared, operation::Step, row::MachineRow};
+use crate::{clock::now_ms, engine::Shared, live::HostReason, operation::Step, row::MachineRow};
 
 /// Events that are published with the machine.
 pub const RECENT_EVENTS: usize = 20;
 
-/// The machine as it is recorded, with its latest events and the progress of its step.
+/// The machine as it is recorded, with its latest events, the progress of its step, and why its host does not vouch for
+/// it.
 pub fn record(
     shared: &Shared,
     row: &MachineRow,
     events: &VecDeque<Arc<MachineEvent>>,
     progress: &Progress,
+    host: Option<HostReason>,
 ) -> MachineRecord {
     let machine = Machine {
         id: row.id.clone(),
@@ -39,7 +41,8 @@ pub fn record(
         incomplete_config: None,
         events: Some(events.iter().take(RECENT_EVENTS).cloned().collect()),
         checks: Some(Vec::new()),
-        host_status: "ok".to_owned(),
+        host_status: if host.is_some() { "unknown" } else { "ok" }.to_owned(),
+        host_status_reason: host.map(|reason| reason.as_str().to_owned()),
         cordoned: row.cordoned,
         nonce: None,
         warnings: Vec::new(),

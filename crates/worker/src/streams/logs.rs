@@ -35,6 +35,8 @@ pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<LogQuer
     // What comes later is not asked for.
     let left = query.until_ns.map_or(wait, |until| Duration::from_nanos(until.saturating_sub(now_ns())));
     let end = Instant::now() + wait.min(left);
+    // What was published before is in the files then.
+    shared.logs.written().await;
     let mut position = shared.logs.position();
     loop {
         let until = *position.borrow_and_update();
@@ -103,7 +105,7 @@ fn entry(machine: &MachineId, line: Line, region: &str) -> LogEntry {
         "stdout" | "stderr" => "app",
         _ => "runner",
     };
-    let level = if line.source == "stderr" { "error" } else { "info" };
+    let level = line.level.as_deref().unwrap_or(if line.source == "stderr" { "error" } else { "info" });
     LogEntry {
         id: format!("{machine}-{}", line.number),
         attributes: LogAttributes {

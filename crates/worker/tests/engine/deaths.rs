@@ -125,6 +125,9 @@ async fn what_was_answered_holds_whenever_the_process_dies() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(fixture.host.collisions(), 0, "CADDIS_SEED={seed}: a second VM was to be launched");
+        for machine in &machines {
+            fixture.assert_log_tells_all(machine, &format!("CADDIS_SEED={seed}, round {round}")).await;
+        }
         rest.retain(|life| life.goal != MachineState::Destroyed);
         lives = rest.into_iter().map(Mutex::new).collect();
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    fs,
     path::PathBuf,
     sync::{
         Arc,
@@ -43,6 +44,17 @@ use crate::sabotage::Saboteur;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const MEMORY_MIB: u64 = 2048;
+
+/// Whether an event is to be seen in the log.
+fn is_told(event: &MachineEvent) -> bool {
+    let has = |key: &str| event.request.as_ref().is_some_and(|request| request.get(key).is_some());
+    let reached = ["started", "suspended"].contains(&event.status.as_str());
+    event.kind == "exit"
+        || has("error")
+        || has("message")
+        || has("delay_ms")
+        || (reached && ["start", "restart", "suspend"].contains(&event.kind.as_str()))
+}
 
 /// A configuration of a machine that runs until it is stopped, with more.
 pub fn config(more: Value) -> RawConfig {
@@ -386,6 +398,37 @@ impl Fixture {
         }
         let ids: Vec<_> = self.events(machine).await.into_iter().map(|event| event.id).collect();
         assert!(ids.windows(2).all(|pair| pair[0] > pair[1]), "{name}: events are not numbered one after the other");
+        self.assert_log_tells_all(machine, name).await;
+    }
+
+    /// The lines of a machine's log that its host has written, with the events they tell of.
+    pub fn own_lines(&self, machine: &MachineId) -> Vec<(String, String)> {
+        let directory = self.directory.path().join("worker/logs").join(machine.as_str());
+        let mut files: Vec<_> =
+            fs::read_dir(directory).into_iter().flatten().map(|file| file.unwrap().path()).collect();
+        files.sort();
+        let text: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let own = |line: Value| Some((line["e"].as_str()?.to_owned(), line["m"].as_str()?.to_owned()));
+        lines.filter_map(own).collect()
+    }
+
+    /// Its log tells of each event that matters once, in their order.
+    pub async fn assert_log_tells_all(&self, machine: &MachineId, name: &str) {
+        let events = self.events(machine).await;
+        let oldest = events.last().map_or(String::new(), |event| event.id.to_string());
+        let expected: Vec<_> = events.iter().rev().filter(|event| is_told(event)).map(|e| e.id.to_string()).collect();
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let lines = self.own_lines(machine);
+            let mut told: Vec<_> = lines.iter().map(|(event, _)| event.clone()).filter(|id| *id >= oldest).collect();
+            told.dedup();
+            if told == expected {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{name}: the log tells {lines:#?} of {events:#?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// All that the host runs is what these machines need.

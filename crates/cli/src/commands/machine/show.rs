@@ -142,7 +142,8 @@ pub async fn status(status: Status, session: &Session) -> Result<(), CliError> {
     printer.out(format_args!("Machine ID: {}", machine.id))?;
     printer.out(format_args!("Instance ID: {}", machine.instance_id))?;
     printer.out(format_args!("State: {}", machine.state))?;
-    printer.out(format_args!("HostStatus: {}\n", machine.host_status))?;
+    let reason = machine.host_status_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    printer.out(format_args!("HostStatus: {}{reason}\n", machine.host_status))?;
     if let Some(operation) = &machine.operation {
         let tried = if operation.attempt > 1 { format!(", attempt {}", operation.attempt) } else { String::new() };
         printer.out(format_args!("In progress: {}, at {}{tried}\n", operation.kind, operation.step))?;

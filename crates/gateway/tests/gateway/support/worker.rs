@@ -470,6 +470,7 @@ fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
             events: Some(Vec::new()),
             checks: None,
             host_status: "ok".to_owned(),
+            host_status_reason: None,
             cordoned: create.cordoned,
             nonce: None,
             warnings: Vec::new(),
