@@ -5,6 +5,7 @@
 
 mod api;
 mod command_line;
+mod guest;
 mod images;
 mod isolation;
 mod leftovers;

@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    io::ErrorKind,
-    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
 };
 
@@ -15,7 +14,15 @@ use nix::{
     unistd::{chdir, chroot, sethostname},
 };
 
-use crate::{clock, devices, entropy, kernel::mount_special, network, spawn::DEFAULT_PATH, timing::Timing, users};
+use crate::{
+    clock, devices, entropy,
+    image_files::{self, Mode},
+    kernel::mount_special,
+    network,
+    spawn::DEFAULT_PATH,
+    timing::Timing,
+    users,
+};
 
 /// Where the root disk is mounted before it becomes the root.
 const NEW_ROOT: &str = "/newroot";
@@ -126,10 +133,18 @@ fn mount_root(device: &Path, root: Root, timing: &mut Timing) -> Result<(), Stri
     timing.step("mount");
     for name in ["dev", "proc", "sys"] {
         let target = format!("{NEW_ROOT}/{name}");
-        let _ = fs::create_dir(&target);
+        match fs::symlink_metadata(&target) {
+            Ok(there) if there.is_dir() => {}
+            // Container engines refuse links too: what is mounted would be elsewhere.
+            Ok(there) => {
+                let kind = image_files::name(there.file_type());
+                return Err(format!("/{name} is {kind} in the image, where a directory is needed"));
+            }
+            Err(_) => fs::create_dir(&target).map_err(|e| format!("can't make /{name} in the image: {e}"))?,
+        }
         let source = format!("/{name}");
         mount(Some(source.as_str()), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-            .map_err(failed(&format!("move /{name} to the new root (is it a directory in the image?)")))?;
+            .map_err(failed(&format!("move /{name} to the new root")))?;
     }
     if root == Root::Own {
         // What the initrd holds is memory that nobody can reach any more.
@@ -188,36 +203,25 @@ fn names(spec: &MachineSpec) -> Result<(), String> {
     // Who has one of the image's would have the same as all others of the image.
     let id = Path::new("/etc/machine-id");
     if fs::symlink_metadata(id).is_ok_and(|file| file.is_file()) {
-        fs::write(id, format!("{:0>32}\n", spec.machine_id))
-            .map_err(|e| format!("can't write {}: {e}", id.display()))?;
+        image_files::write(id, format!("{:0>32}\n", spec.machine_id).as_bytes(), Mode::Kept)?;
     }
     for (path, content) in
         [("/etc/hostname", format!("{}\n", spec.hostname)), ("/etc/hosts", hosts), ("/etc/resolv.conf", resolv)]
     {
-        // Often a link to a file that only the image's own init would have made.
-        if fs::symlink_metadata(path).is_ok_and(|file| file.is_symlink()) {
-            let _ = fs::remove_file(path);
-        }
-        let _ = fs::create_dir_all("/etc");
-        fs::write(path, content).map_err(|e| format!("can't write {path}: {e}"))?;
+        image_files::write(Path::new(path), content.as_bytes(), Mode::Kept)?;
     }
     Ok(())
 }
 
 fn write_file(file: &FileSpec) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("can't write {} (config.files): {error}", file.path);
-    let path = Path::new("/").join(&file.path);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(failed)?;
-    }
-    // One that can't be written may be replaced.
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    fs::write(&path, decode(&file.path, &file.content)?).map_err(failed)?;
     let mode = if file.mode == 0 { 0o644 } else { file.mode & 0o7777 };
-    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(failed)
+    let written = image_files::write(
+        &Path::new("/").join(&file.path),
+        &decode(&file.path, &file.content)?,
+        // A new one, also where there is one that can't be written or is another's.
+        Mode::Set(mode),
+    );
+    written.map_err(|error| format!("{} (config.files): {error}", file.path))
 }
 
 fn decode(what: &str, text: &str) -> Result<Vec<u8>, String> {

@@ -13,11 +13,18 @@ use caddis_guest_protocol::{
     message::{ExecRequest, LogSource},
 };
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::signal::{Signal, kill, killpg},
     unistd::{Pid, tcgetpgrp},
 };
 
-use crate::{configure::Prepared, files, port::Port, sessions, spawn, users};
+use crate::{
+    configure::Prepared,
+    files,
+    launch::Launch,
+    port::Port,
+    sessions,
+    spawn::{self, As},
+};
 
 /// Cgroup of all of them.
 const CGROUP: &str = "exec";
@@ -39,6 +46,8 @@ pub struct Exec {
     pub id: u32,
     /// Its process.
     pub pid: i32,
+    /// Until its program runs.
+    launch: Option<Launch>,
     input: Option<File>,
     pending: VecDeque<Bytes>,
     /// The last byte that was taken for it.
@@ -57,28 +66,23 @@ pub struct Exec {
 impl Exec {
     /// Starts it.
     pub fn start(request: &ExecRequest, machine: &Prepared, directory: &str) -> Result<Self, String> {
-        let user = match &request.user {
-            Some(user) => users::resolve(user)?,
-            None => machine.user.clone(),
+        let (user, mut env) = match &request.user {
+            // Another user has another home.
+            Some(user) => (As::Named(user), machine.env.iter().filter(|(key, _)| key != "HOME").cloned().collect()),
+            None => (As::Known(&machine.user), machine.env.clone()),
         };
-        let mut env = machine.env.clone();
-        let home = request.user.is_some().then(|| ("HOME".to_owned(), user.home.clone()));
         let terminal = request.terminal.map(|_| ("TERM".to_owned(), "xterm-256color".to_owned()));
-        for (key, value) in home.iter().chain(&terminal).chain(&request.env) {
+        for (key, value) in terminal.iter().chain(&request.env) {
             match env.iter_mut().find(|(known, _)| known == key) {
                 Some((_, old)) => old.clone_from(value),
                 None => env.push((key.clone(), value.clone())),
             }
         }
-        let argv = match (request.files, request.argv.is_empty()) {
-            (true, _) => files::command(&request.argv),
-            (false, true) => spawn::shell(&user)?,
-            (false, false) => request.argv.clone(),
-        };
+        let argv = if request.files { files::command(&request.argv) } else { request.argv.clone() };
         let streams = spawn::spawn(&spawn::Program {
             argv: &argv,
             env: &env,
-            user: &user,
+            user,
             directory: request.working_dir.as_deref().unwrap_or(directory),
             cgroup: CGROUP,
             terminal: request.terminal,
@@ -91,6 +95,7 @@ impl Exec {
         Ok(Self {
             id: request.id,
             pid: streams.pid,
+            launch: Some(streams.launch),
             input: streams.input,
             pending: VecDeque::new(),
             last: None,
@@ -107,7 +112,8 @@ impl Exec {
 
     /// The files to be told about: for reading, and for writing.
     pub fn files(&self) -> (Vec<&File>, Option<&File>) {
-        (self.outputs.iter().filter_map(|output| output.file.as_ref()).collect(), self.input.as_ref())
+        let outputs = self.outputs.iter().filter_map(|output| output.file.as_ref());
+        (outputs.chain(self.launch.as_ref().map(Launch::pipe)).collect(), self.input.as_ref())
     }
 
     /// Something may have changed on its streams.
@@ -160,6 +166,10 @@ impl Exec {
 
     /// Tells it and what it has started that nobody listens any more. Gives what to kill later.
     pub fn hang_up(self) -> i32 {
+        if self.launch.is_some() {
+            // It is no program yet that could do something about it.
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        }
         sessions::signal(self.pid, Signal::SIGHUP);
         // What stands still hears nothing.
         sessions::signal(self.pid, Signal::SIGCONT);
@@ -169,8 +179,9 @@ impl Exec {
     /// Kills it and what it has started.
     pub fn kill(&self) {
         if self.ended.is_none() {
-            // It leads its own group; it may have just ended.
+            // It leads its own group, or is about to; it may have just ended.
             let _ = killpg(Pid::from_raw(self.pid), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
     }
 
@@ -184,7 +195,7 @@ impl Exec {
 
     /// When it is to be killed.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.deadline.into_iter().chain(self.launch.as_ref().map(Launch::deadline)).min()
     }
 
     /// Kills it when its time is over.
@@ -197,13 +208,23 @@ impl Exec {
     }
 
     /// Moves what can be moved. True when it is over and all was said.
-    pub fn pump(&mut self, port: &mut Port) -> bool {
+    pub fn pump(&mut self, now: Instant, port: &mut Port) -> bool {
+        match self.launch.as_mut().and_then(|launch| launch.settle(now)) {
+            Some(Ok(())) => self.launch = None,
+            Some(Err(message)) => {
+                port.send(&GuestMessage::ExecFailed { id: self.id, message }, b"");
+                return true;
+            }
+            None => {}
+        }
         self.write_input(port);
         let mut drained = true;
         for at in 0..self.outputs.len() {
             drained &= self.read_output(at, port);
         }
-        let Some((code, signal)) = self.ended.filter(|_| drained) else { return false };
+        // A process that has ended has closed its end of the launch's pipe, which may tell of a failure first.
+        let over = drained && self.launch.is_none();
+        let Some((code, signal)) = self.ended.filter(|_| over) else { return false };
         port.send(&GuestMessage::ExecFinished { id: self.id, code, signal, timed_out: self.timed_out }, b"");
         true
     }

@@ -2,6 +2,7 @@
 
 use std::{
     os::fd::AsFd,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -26,7 +27,7 @@ use crate::{
     configure::{self, Prepared},
     execs::Exec,
     freezer::Freezer,
-    kernel,
+    image_files, kernel,
     logs::Backlog,
     memory,
     port::Port,
@@ -52,7 +53,7 @@ const TIME_PATIENCE: Duration = Duration::from_secs(1);
 const HANG_UP_PATIENCE: Duration = Duration::from_secs(5);
 /// Says `resume` after the machine was resumed: a program that can't notice may look there.
 const START_KIND: &str = "/.caddis/start_kind";
-const RESUMED: &[u8] = b"resume\n";
+const RESUMED: &str = "resume\n";
 
 struct Guest {
     epoll: Epoll,
@@ -198,6 +199,7 @@ impl Guest {
     /// Moves everything that can be moved. True when there is more to do at once.
     fn pump(&mut self) -> bool {
         let now = Instant::now();
+        self.settle(now);
         let mut busy = self.programs.read(TURN, now, &mut self.logs);
         self.execs.iter_mut().for_each(|exec| exec.check_deadline(now));
         loop {
@@ -219,7 +221,7 @@ impl Guest {
                 self.port.send(&GuestMessage::Finished(self.status.clone()), b"");
             }
             let port = &mut self.port;
-            self.execs.retain_mut(|exec| !exec.pump(port));
+            self.execs.retain_mut(|exec| !exec.pump(now, port));
             if !self.port.flush() {
                 break;
             }
@@ -248,6 +250,8 @@ impl Guest {
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.pid == pid) {
             exec.note_end(code, signal);
         }
+        // What it was comes before how it ended.
+        self.settle(Instant::now());
         if let Some((code, signal)) = self.programs.ended(pid, code, signal, &mut self.logs) {
             let end = GuestState::Exited(program::report(code, signal));
             match self.held {
@@ -413,13 +417,13 @@ impl Guest {
             return;
         }
         // Of an earlier one.
-        if std::fs::read(START_KIND).is_ok_and(|told| told == RESUMED) {
+        if image_files::read(START_KIND).is_ok_and(|told| told == RESUMED) {
             self.told_resume = Some(false);
             return;
         }
-        let told = std::fs::create_dir_all("/.caddis").and_then(|()| std::fs::write(START_KIND, RESUMED));
+        let told = image_files::write(Path::new(START_KIND), RESUMED.as_bytes(), image_files::Mode::Kept);
         self.told_resume = told.is_ok().then_some(true);
-        self.warn(told.map_err(|error| format!("can't write {START_KIND}: {error}")));
+        self.warn(told);
     }
 
     /// Programs that were to go on do.
@@ -454,8 +458,18 @@ impl Guest {
         }
         self.timing.step("wait");
         self.status = GuestState::Preparing;
-        match self.start(&spec) {
-            Ok(pid) => {
+        if let Err(message) = self.start(&spec) {
+            self.end(GuestState::Failed { message });
+        }
+        self.spec = Some(spec);
+    }
+
+    /// Notes that programs that were started run, or why they never will.
+    fn settle(&mut self, now: Instant) {
+        match self.programs.settle(now) {
+            None => {}
+            Some(Err(message)) => self.end(GuestState::Failed { message }),
+            Some(Ok(pid)) => {
                 self.timing.step("spawn");
                 self.status = GuestState::Running { pid };
                 self.port.send(&GuestMessage::Started { pid, steps: self.timing.steps() }, b"");
@@ -465,12 +479,10 @@ impl Guest {
                 self.sync.begin();
                 self.ask_time();
             }
-            Err(message) => self.end(GuestState::Failed { message }),
         }
-        self.spec = Some(spec);
     }
 
-    fn start(&mut self, spec: &MachineSpec) -> Result<i32, String> {
+    fn start(&mut self, spec: &MachineSpec) -> Result<(), String> {
         let mut prepared = configure::prepare(spec, &mut self.timing)?;
         for warning in std::mem::take(&mut prepared.warnings) {
             self.warn(Err(warning));

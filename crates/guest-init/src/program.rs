@@ -23,9 +23,11 @@ use nix::{
 use crate::{
     clock,
     configure::{self, Prepared},
+    launch::Launch,
     lines::Lines,
     logs::Backlog,
-    spawn, users,
+    spawn::{self, As},
+    users,
 };
 
 /// Their cgroup.
@@ -44,6 +46,10 @@ type End = (i32, Option<i32>);
 #[derive(Default)]
 pub struct Programs {
     pids: Vec<i32>,
+    /// Those that do not run yet.
+    launching: Vec<Launch>,
+    /// Process id of the first, until it is told that all run.
+    first: Option<i32>,
     /// How the first to end did.
     first_end: Option<End>,
     /// The others are killed then.
@@ -63,19 +69,43 @@ struct LogPipe {
 }
 
 impl Programs {
-    /// Starts all, and has their streams watched. Gives the process id of the first; the error is for the user.
+    /// Starts all, and has their streams watched. [`Self::settle`] tells what comes of it; the error is for the user.
     pub fn start(
         &mut self,
         spec: &MachineSpec,
         machine: &Prepared,
         watch: impl Fn(&File) -> Result<(), String>,
-    ) -> Result<i32, String> {
+    ) -> Result<(), String> {
         let started = self.start_all(spec, machine, &watch);
+        self.first = started.as_ref().ok().copied();
         if started.is_err() {
-            self.signal(Signal::SIGKILL);
-            self.pids.clear();
+            self.give_up();
         }
-        started
+        started.map(drop)
+    }
+
+    fn give_up(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.pids.clear();
+        self.launching.clear();
+        self.first = None;
+    }
+
+    /// Once, when all run: the process id of the first; or why one of them never will, and then none does.
+    pub fn settle(&mut self, now: Instant) -> Option<Result<i32, String>> {
+        let mut failed = None;
+        self.launching.retain_mut(|launch| match launch.settle(now) {
+            None => true,
+            Some(outcome) => {
+                failed = failed.take().or(outcome.err());
+                false
+            }
+        });
+        if let Some(reason) = failed {
+            self.give_up();
+            return Some(Err(reason));
+        }
+        if self.launching.is_empty() { self.first.take().map(Ok) } else { None }
     }
 
     fn start_all(
@@ -103,13 +133,15 @@ impl Programs {
         let streams = spawn::spawn(&spawn::Program {
             argv,
             env,
-            user,
+            user: As::Known(user),
             directory: &spec.working_dir,
             cgroup: CGROUP,
             terminal: spec.tty.then_some((80, 24)),
             has_input: false,
         })?;
+        watch(streams.launch.pipe())?;
         self.pids.push(streams.pid);
+        self.launching.push(streams.launch);
         self.inputs.extend(streams.input);
         for (file, source) in [(Some(streams.output), LogSource::Stdout), (streams.error, LogSource::Stderr)] {
             let Some(file) = file else { continue };
@@ -140,7 +172,8 @@ impl Programs {
 
     /// When something is to be done next, though nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
-        self.pipes.iter().filter_map(|pipe| pipe.flush_at).chain(self.kill_at).min()
+        let flushes = self.pipes.iter().filter_map(|pipe| pipe.flush_at);
+        flushes.chain(self.kill_at).chain(self.launching.iter().map(Launch::deadline)).min()
     }
 
     /// Kills those that did not end in time.

@@ -39,7 +39,7 @@ fn run(spec: &MachineSpec) -> Result<(), String> {
     let mut streams = spawn::spawn(&spawn::Program {
         argv: &spec.argv,
         env: &prepared.env,
-        user: &prepared.user,
+        user: spawn::As::Known(&prepared.user),
         directory: &spec.working_dir,
         cgroup: CGROUP,
         terminal: None,

@@ -1,43 +1,53 @@
-//! Starts programs in the guest.
-#![expect(unsafe_code, reason = "code between fork and exec, and the ioctls of terminals")]
+//! Starts programs in the guest. Every descriptor of init is close-on-exec from its birth; that a program gets no other
+//! than its own three is made sure of once more before it begins.
+#![expect(unsafe_code, reason = "fork, what only its child may do, and the ioctls of terminals")]
 
 use std::{
+    convert::Infallible,
+    ffi::CString,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write as _},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd},
-        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+        unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use nix::{
     fcntl::OFlag,
-    pty::{Winsize, openpty},
+    pty::{Winsize, posix_openpt, unlockpt},
     sys::{
-        signal::{SigSet, SigmaskHow, sigprocmask},
+        signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask},
         termios::{InputFlags, SetArg, tcgetattr, tcsetattr},
     },
-    unistd::{Gid, Uid, fchown, pipe2, setgid, setgroups, setsid, setuid},
+    unistd::{
+        ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, fork, pipe2, setgid,
+        setgroups, setsid, setuid,
+    },
 };
 
-use crate::users::User;
+use crate::{
+    image_files,
+    launch::{Launch, Report, Stage},
+    users::{self, User},
+};
 
 /// Where programs are looked for when the environment does not say.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 nix::ioctl_none_bad!(set_controlling_terminal, libc::TIOCSCTTY);
+nix::ioctl_write_int_bad!(open_peer, libc::TIOCGPTPEER);
 nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
 
 /// What to start.
 pub struct Program<'a> {
-    /// Program and arguments.
+    /// Program and arguments; none is the user's shell.
     pub argv: &'a [String],
     /// All of its environment.
     pub env: &'a [(String, String)],
     /// As whom.
-    pub user: &'a User,
+    pub user: As<'a>,
     /// Working directory.
     pub directory: &'a str,
     /// Name of its cgroup.
@@ -48,10 +58,20 @@ pub struct Program<'a> {
     pub has_input: bool,
 }
 
+/// As whom a program runs.
+pub enum As<'a> {
+    /// A user that is known.
+    Known(&'a User),
+    /// One that is to be looked up, `user[:group]`, whose home becomes `HOME` unless `env` has one.
+    Named(&'a str),
+}
+
 /// Our ends of a started program's streams, none of which blocks.
 pub struct Streams {
     /// Process id.
     pub pid: i32,
+    /// Tells whether the program has begun.
+    pub launch: Launch,
     /// To its standard input.
     pub input: Option<File>,
     /// From its standard output, or from its terminal.
@@ -60,70 +80,135 @@ pub struct Streams {
     pub error: Option<File>,
 }
 
-/// Starts it. The error says what the user should change.
-pub fn spawn(program: &Program<'_>) -> Result<Streams, String> {
-    let name = program.argv.first().ok_or("no program is given")?;
-    let directory = if program.directory.is_empty() { "/" } else { program.directory };
-    // As docker does: an image may name a directory that nothing has made.
-    let _ = fs::create_dir_all(directory);
-    let path = find(name, program.env, Path::new(directory))?;
-    let failed = |what: &str| {
-        let what = what.to_owned();
-        move |error: nix::Error| format!("can't {what}: {error}")
-    };
-    let mut command = Command::new(&path);
-    command.arg0(name).args(&program.argv[1..]).env_clear().current_dir(directory);
-    command.envs(program.env.iter().map(|(key, value)| (key, value)));
+/// The program's own three.
+struct Standard {
+    /// `None` is empty.
+    input: Option<OwnedFd>,
+    output: OwnedFd,
+    error: OwnedFd,
+}
 
-    let streams = match program.terminal {
-        Some((columns, rows)) => terminal(&mut command, columns, rows, program.user)?,
+/// Starts a program: its process is there, and [`Streams::launch`] tells what comes of it. The error is for the user.
+pub fn spawn(program: &Program) -> Result<Streams, String> {
+    let (standard, input, output, error) = match program.terminal {
+        Some((columns, rows)) => {
+            let (terminal, standard) = terminal(columns, rows)?;
+            let input = non_blocking(copy(&terminal)?)?;
+            (standard, Some(input), terminal, None)
+        }
         None => {
-            let (output, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(failed("make a pipe"))?;
-            let (error, theirs_too) = pipe2(OFlag::O_CLOEXEC).map_err(failed("make a pipe"))?;
-            let (uid, gid) = (Uid::from_raw(program.user.uid), Gid::from_raw(program.user.gid));
-            for end in [&theirs, &theirs_too] {
-                // So that /dev/stdout can be opened by a program that is not root.
-                fchown(end, Some(uid), Some(gid)).map_err(failed("give a pipe to the user"))?;
-            }
-            command.stdout(theirs).stderr(theirs_too);
-            let input = if program.has_input {
-                let (theirs, input) = pipe2(OFlag::O_CLOEXEC).map_err(failed("make a pipe"))?;
-                fchown(&theirs, Some(uid), Some(gid)).map_err(failed("give a pipe to the user"))?;
-                command.stdin(theirs);
-                Some(non_blocking(input)?)
-            } else {
-                command.stdin(Stdio::null());
-                None
+            let (output, theirs) = pipe()?;
+            let (error, theirs_too) = pipe()?;
+            let (theirs_first, input) = match program.has_input.then(pipe).transpose()? {
+                Some((theirs, input)) => (Some(theirs), Some(non_blocking(input)?)),
+                None => (None, None),
             };
-            Streams { pid: 0, input, output: non_blocking(output)?, error: Some(non_blocking(error)?) }
+            let standard = Standard { input: theirs_first, output: theirs, error: theirs_too };
+            (standard, input, output, Some(non_blocking(error)?))
         }
     };
-
-    let cgroup = cgroup(program.cgroup);
-    let groups = program.user.groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>();
-    let (uid, gid) = (Uid::from_raw(program.user.uid), Gid::from_raw(program.user.gid));
-    let has_terminal = program.terminal.is_some();
-    // SAFETY: the closure only makes system calls, on memory that was allocated before the fork; this process has one
-    // thread.
-    unsafe {
-        command.pre_exec(move || {
-            if let Some(door) = &cgroup {
-                io::Write::write_all(&mut &*door, b"0")?;
-            }
-            setsid()?;
-            if has_terminal {
-                set_controlling_terminal(0)?;
-            }
-            setgroups(&groups)?;
-            setgid(gid)?;
-            setuid(uid)?;
-            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-            Ok(())
-        });
+    let (report, theirs) = pipe()?;
+    let (report, output) = (non_blocking(report)?, non_blocking(output)?);
+    // SAFETY: this process has one thread, so the child may do whatever it may.
+    match unsafe { fork() }.map_err(|e| format!("can't fork: {e}"))? {
+        ForkResult::Parent { child } => {
+            let pid = child.as_raw();
+            Ok(Streams { pid, launch: Launch::new(pid, report), input, output, error })
+        }
+        ForkResult::Child => {
+            let mut report = Report(theirs.into());
+            let Err(reason) = become_program(program, &standard, &mut report);
+            report.failed(&reason);
+            // SAFETY: nothing of the parent's is undone or written twice by the child's end.
+            unsafe { libc::_exit(127) }
+        }
     }
-    let child = command.spawn().map_err(|error| format!("can't run {}: {}", path.display(), explain(&path, &error)))?;
-    // Dropping a `Child` neither kills nor reaps it; the event loop does.
-    Ok(Streams { pid: child.id().cast_signed(), ..streams })
+}
+
+/// What happens in the child. It returns only when there is no program to become.
+fn become_program(program: &Program, standard: &Standard, report: &mut Report) -> Result<Infallible, String> {
+    let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");
+    report.stage(Stage::Begin);
+    // First of all, so that who is told to end takes all of it along.
+    setsid().map_err(failed("begin a session"))?;
+    if let Some(mut door) = cgroup(program.cgroup) {
+        door.write_all(b"0").map_err(|e| format!("can't join the cgroup {}: {e}", program.cgroup))?;
+    }
+    match &standard.input {
+        Some(input) => dup2_stdin(input),
+        None => dup2_stdin(File::open("/dev/null").map_err(|e| format!("can't open /dev/null: {e}"))?),
+    }
+    .map_err(failed("set up standard input"))?;
+    dup2_stdout(&standard.output).map_err(failed("set up standard output"))?;
+    dup2_stderr(&standard.error).map_err(failed("set up standard error"))?;
+    if program.terminal.is_some() {
+        // SAFETY: descriptor 0 is the terminal, and the session has none yet.
+        unsafe { set_controlling_terminal(0) }.map_err(failed("take the terminal"))?;
+    }
+
+    report.stage(Stage::User);
+    let named = match program.user {
+        As::Known(_) => None,
+        As::Named(name) => Some(users::resolve(name)?),
+    };
+    let user = match (&named, &program.user) {
+        (Some(user), _) => user,
+        (None, As::Known(user)) => user,
+        (None, As::Named(name)) => return Err(format!("user {name} is unknown")),
+    };
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    for end in standard.input.iter().chain([&standard.output, &standard.error]) {
+        // So that /dev/stdout can be opened by a program that is not root.
+        fchown(end, Some(uid), Some(gid)).map_err(failed("give its streams to the user"))?;
+    }
+
+    report.stage(Stage::Directory);
+    let directory = Path::new(if program.directory.is_empty() { "/" } else { program.directory });
+    // As docker does: an image may name a directory that nothing has made. Where it can't be made it can't be entered.
+    let made = image_files::make_directories(directory);
+
+    report.stage(Stage::Program);
+    let shell = if program.argv.is_empty() { shell(user)? } else { Vec::new() };
+    let argv = if program.argv.is_empty() { &shell } else { program.argv };
+    let name = argv.first().ok_or("no program is given")?;
+    let path = find(name, program.env, directory)?;
+
+    report.stage(Stage::Enter);
+    chdir(directory).map_err(|error| {
+        let reason = made.err().unwrap_or_else(|| error.desc().to_owned());
+        format!("can't enter the working directory {}: {reason}", directory.display())
+    })?;
+
+    report.stage(Stage::Execute);
+    let home = named.as_ref().filter(|_| !program.env.iter().any(|(key, _)| key == "HOME"));
+    let home = home.map(|user| ("HOME".to_owned(), user.home.clone()));
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| format!("can't run {name}: a word has a NUL in it"));
+    let arguments = argv.iter().map(|word| text(word.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let variables = program.env.iter().chain(&home).map(|(key, value)| text(format!("{key}={value}").as_bytes()));
+    let variables = variables.collect::<Result<Vec<_>, _>>()?;
+    let groups = user.groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>();
+    let become_user = || {
+        setgroups(&groups)?;
+        setgid(gid)?;
+        setuid(uid)?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        // SAFETY: the default disposition runs no handler. Rust ignores this one, and a program would inherit that.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
+    };
+    become_user().map_err(failed("become the user"))?;
+    close_on_exec();
+    let error = match execve(&text(path.as_os_str().as_bytes())?, &arguments, &variables) {
+        Err(error) => io::Error::from(error),
+        Ok(never) => match never {},
+    };
+    Err(format!("can't run {}: {}", path.display(), explain(&path, &error)))
+}
+
+/// Whatever else is open ends with the exec. Kernels before 5.11 can't; there it rests with how each was opened.
+fn close_on_exec() {
+    let (first, last) = (3 as libc::c_uint, libc::c_uint::MAX);
+    // SAFETY: numbers only; no descriptor is closed before the exec.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
 fn explain(path: &Path, error: &io::Error) -> String {
@@ -134,19 +219,33 @@ fn explain(path: &Path, error: &io::Error) -> String {
     }
 }
 
-fn terminal(command: &mut Command, columns: u16, rows: u16, user: &User) -> Result<Streams, String> {
+fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
+    pipe2(OFlag::O_CLOEXEC).map_err(|e| format!("can't make a pipe: {e}"))
+}
+
+fn copy(end: &OwnedFd) -> Result<OwnedFd, String> {
+    end.try_clone().map_err(|error| format!("can't make a terminal: {error}"))
+}
+
+/// A terminal: our end, and the program's. Not by openpty(3), whose descriptors programs that start meanwhile would get.
+fn terminal(columns: u16, rows: u16) -> Result<(OwnedFd, Standard), String> {
     let failed = |error: nix::Error| format!("can't make a terminal: {error}");
-    let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
-    let pair = openpty(&size, None).map_err(failed)?;
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let ours = posix_openpt(flags).map_err(failed)?;
+    unlockpt(&ours).map_err(failed)?;
+    // SAFETY: the descriptor is open, and the argument is a number. By its path another could be meant.
+    let theirs = unsafe { open_peer(ours.as_raw_fd(), flags.bits()) }.map_err(failed)?;
+    // SAFETY: it was just opened for us.
+    let theirs = unsafe { OwnedFd::from_raw_fd(theirs) };
     // So that erasing a character erases all of its bytes.
-    let mut settings = tcgetattr(&pair.slave).map_err(failed)?;
+    let mut settings = tcgetattr(&theirs).map_err(failed)?;
     settings.input_flags |= InputFlags::IUTF8;
-    tcsetattr(&pair.slave, SetArg::TCSANOW, &settings).map_err(failed)?;
-    fchown(&pair.slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid))).map_err(failed)?;
-    let copy = |end: &OwnedFd| end.try_clone().map_err(|error| format!("can't make a terminal: {error}"));
-    command.stdin(copy(&pair.slave)?).stdout(copy(&pair.slave)?).stderr(pair.slave);
-    let input = non_blocking(copy(&pair.master)?)?;
-    Ok(Streams { pid: 0, input: Some(input), output: non_blocking(pair.master)?, error: None })
+    tcsetattr(&theirs, SetArg::TCSANOW, &settings).map_err(failed)?;
+    let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is open and the size outlives the call.
+    unsafe { set_window_size(theirs.as_raw_fd(), &raw const size) }.map_err(failed)?;
+    let standard = Standard { input: Some(copy(&theirs)?), output: copy(&theirs)?, error: theirs };
+    Ok((ours.into(), standard))
 }
 
 /// Tells a terminal's program its new size.
@@ -171,7 +270,7 @@ fn cgroup(name: &str) -> Option<File> {
 }
 
 /// The shell of a user: the one the image names, or the usual ones.
-pub fn shell(user: &User) -> Result<Vec<String>, String> {
+fn shell(user: &User) -> Result<Vec<String>, String> {
     let is_shell = |path: &&str| !["nologin", "false"].iter().any(|none| path.ends_with(none));
     let candidates = user.shell.as_deref().filter(is_shell).into_iter().chain(["/bin/bash", "/bin/sh"]);
     let mut there = candidates.filter(|path| fs::metadata(path).is_ok_and(|file| file.is_file()));

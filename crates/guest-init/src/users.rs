@@ -1,6 +1,11 @@
 //! Users and groups by the files of the image. No name service: a static program has none.
 
-use std::fs;
+use std::path::Path;
+
+use crate::image_files;
+
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
 
 /// As whom a program runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,11 +24,18 @@ pub struct User {
 
 /// Resolves `user[:group]`; empty is root.
 pub fn resolve(text: &str) -> Result<User, String> {
-    resolve_in(
-        text,
-        fs::read_to_string("/etc/passwd").ok().as_deref(),
-        fs::read_to_string("/etc/group").ok().as_deref(),
-    )
+    let files = [image_files::read(PASSWD), image_files::read(GROUP)];
+    let [passwd, group] = files.each_ref().map(|file| file.as_deref().ok());
+    resolve_in(text, passwd, group).map_err(|mut error| {
+        for (path, file) in [PASSWD, GROUP].into_iter().zip(files) {
+            if let Err(reason) = file
+                && Path::new(path).symlink_metadata().is_ok()
+            {
+                error.push_str(&format!(" ({reason})"));
+            }
+        }
+        error
+    })
 }
 
 fn resolve_in(text: &str, passwd: Option<&str>, group: Option<&str>) -> Result<User, String> {
@@ -73,11 +85,11 @@ fn resolve_in(text: &str, passwd: Option<&str>, group: Option<&str>) -> Result<U
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww:x:1000:1001::/var/www:/bin/sh\nbroken\n";
-    const GROUP: &str = "root:x:0:\nstaff:x:50:www,other\nwww:x:1001:www\nextra:x:60:\n";
+    const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww:x:1000:1001::/var/www:/bin/sh\nbroken\n";
+    const GROUPS: &str = "root:x:0:\nstaff:x:50:www,other\nwww:x:1001:www\nextra:x:60:\n";
 
     fn user(text: &str) -> Result<User, String> {
-        resolve_in(text, Some(PASSWD), Some(GROUP))
+        resolve_in(text, Some(USERS), Some(GROUPS))
     }
 
     fn ids(text: &str) -> (u32, u32, Vec<u32>, String) {

@@ -74,11 +74,78 @@ pub fn busybox_with(name: &str, config: &Config) -> Result<PathBuf> {
     cached(name, &recipe, |layout| build(layout, &program, config))
 }
 
-fn build(layout: &Path, program: &[u8], config: &Config) -> Result<()> {
+/// One thing in an image's tree.
+#[derive(Debug, Clone, Copy)]
+pub enum Entry {
+    /// Path, and content.
+    File(&'static str, &'static str),
+    /// Path.
+    Directory(&'static str),
+    /// Path.
+    Fifo(&'static str),
+    /// Path, and where it leads.
+    Link(&'static str, &'static str),
+    /// Path, and the file it is another name of.
+    HardLink(&'static str, &'static str),
+    /// Path; that of the kernel's null device.
+    Device(&'static str),
+}
+
+/// busybox with its tools, and beside them nothing but `entries`: an image need not be as one expects it.
+///
+/// # Errors
+/// When busybox-static is missing.
+pub fn busybox_among(name: &str, entries: &[Entry], config: &Config) -> Result<PathBuf> {
+    let program = fs::read(PROGRAM).context("no static busybox: apt-get install busybox-static")?;
+    let recipe = format!(
+        "{}{entries:?}{}{}",
+        include_str!("busybox.rs"),
+        program.len(),
+        serde_json::to_string(config)?
+    );
+    cached(name, &recipe, |layout| {
+        let mut tree = Builder::new(Vec::new());
+        append_tools(&mut tree, &program)?;
+        for entry in entries {
+            let header = |kind| {
+                let mut header = header(kind, 0o644, 0);
+                header.set_size(0);
+                header
+            };
+            match *entry {
+                Entry::File(path, text) => append(&mut tree, path, EntryType::Regular, 0o644, 0, text.as_bytes())?,
+                Entry::Directory(path) => append(&mut tree, path, EntryType::Directory, 0o755, 0, &[])?,
+                Entry::Fifo(path) => append(&mut tree, path, EntryType::Fifo, 0o644, 0, &[])?,
+                Entry::Link(path, target) => tree.append_link(&mut header(EntryType::Symlink), path, target)?,
+                Entry::HardLink(path, target) => tree.append_link(&mut header(EntryType::Link), path, target)?,
+                Entry::Device(path) => {
+                    let mut header = header(EntryType::Char);
+                    header.set_device_major(1)?;
+                    header.set_device_minor(3)?;
+                    tree.append_data(&mut header, path, std::io::empty())?;
+                }
+            }
+        }
+        write_layout(layout, &[Layer::Bytes(tree.into_inner()?)], config)
+    })
+}
+
+fn append_tools(tree: &mut Builder<Vec<u8>>, program: &[u8]) -> Result<()> {
+    append(tree, "bin/", EntryType::Directory, 0o755, 0, &[])?;
+    append(tree, "bin/busybox", EntryType::Regular, 0o755, 0, program)?;
     let tools = run_command(Command::new(PROGRAM).arg("--list"))?;
+    for tool in tools.lines().filter(|tool| *tool != "busybox") {
+        let mut header = header(EntryType::Symlink, 0o777, 0);
+        header.set_size(0);
+        tree.append_link(&mut header, format!("bin/{tool}"), "busybox")?;
+    }
+    Ok(())
+}
+
+fn build(layout: &Path, program: &[u8], config: &Config) -> Result<()> {
     let mut tree = Builder::new(Vec::new());
+    append_tools(&mut tree, program)?;
     for (path, mode, owner) in [
-        ("bin/", 0o755, 0),
         ("etc/", 0o755, 0),
         ("root/", 0o700, 0),
         ("tmp/", 0o1777, 0),
@@ -87,16 +154,10 @@ fn build(layout: &Path, program: &[u8], config: &Config) -> Result<()> {
     ] {
         append(&mut tree, path, EntryType::Directory, mode, owner, &[])?;
     }
-    append(&mut tree, "bin/busybox", EntryType::Regular, 0o755, 0, program)?;
     append(&mut tree, "etc/passwd", EntryType::Regular, 0o644, 0, PASSWD.as_bytes())?;
     append(&mut tree, "etc/machine-id", EntryType::Regular, 0o444, 0, MACHINE_ID.as_bytes())?;
     append(&mut tree, "etc/group", EntryType::Regular, 0o644, 0, GROUP.as_bytes())?;
     append(&mut tree, "var/www/index.html", EntryType::Regular, 0o644, 1000, PAGE.as_bytes())?;
-    for tool in tools.lines().filter(|tool| *tool != "busybox") {
-        let mut header = header(EntryType::Symlink, 0o777, 0);
-        header.set_size(0);
-        tree.append_link(&mut header, format!("bin/{tool}"), "busybox")?;
-    }
     write_layout(layout, &[Layer::Bytes(tree.into_inner()?)], config)
 }
 

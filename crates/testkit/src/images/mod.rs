@@ -17,7 +17,7 @@ mod busybox;
 mod debian;
 mod layout;
 
-pub use busybox::{bare, busybox, busybox_with, web};
+pub use busybox::{Entry, bare, busybox, busybox_among, busybox_with, web};
 pub use debian::debian;
 pub use layout::{Config, Layer, write_layout};
 

@@ -1,0 +1,177 @@
+//! What an image or a program can't do to init, and what programs find in a machine.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use caddis_testkit::{
+    Host, Machine,
+    images::{self, Entry},
+};
+use serde_json::json;
+
+use crate::stand::{APP, Stand};
+
+/// Waits until a program whose command line is exactly this runs, and gives its process id.
+async fn pid_of(machine: &Machine, command: &str) -> Result<String> {
+    let pid = machine.shell(&format!("until pgrep -x -f '{command}'; do usleep 20000; done")).await?;
+    Ok(pid.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The descriptors of a process, a line each: number and what it is.
+async fn descriptors(machine: &Machine, pid: &str) -> Result<Vec<String>> {
+    let list = format!("cd /proc/{pid}/fd && for fd in *; do echo $fd $(readlink $fd); done");
+    Ok(machine.shell(&list).await?.lines().map(str::to_owned).collect())
+}
+
+#[tokio::test]
+async fn programs_of_every_kind_have_their_own_three_descriptors_while_all_others_are_open() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    // The second of them is started while the first one's terminal is open.
+    let sleep = |seconds: &str| json!({ "exec": ["/bin/sleep", seconds] });
+    let config = json!({
+        "image": stand.busybox()?,
+        "processes": [sleep("1001"), sleep("1002")],
+        "init": { "tty": true },
+        "restart": { "policy": "no" },
+    });
+    let machine = stand.machine(config).await?;
+    machine.wait("started").await?;
+    let server = &stand.server;
+    let session = |command: &str, more: &[&str]| {
+        let arguments = ["ssh", "console", "-a", APP, "--machine", machine.id(), "-C", command];
+        server.terminal(&[&arguments[..], more].concat(), 80, 24)
+    };
+    // One of each kind, each started while those before it are open: sessions with and without a terminal, of root and
+    // of another user, and what copies files, which waits for its archive.
+    let mut open = Vec::new();
+    let mut pids = vec![pid_of(&machine, "/bin/sleep 1001").await?, pid_of(&machine, "/bin/sleep 1002").await?];
+    for (command, more) in [
+        ("sleep 1003", &["--pty"][..]),
+        ("sleep 1004", &["--pty", "-u", "www"][..]),
+        ("sleep 1005", &["-u", "www"][..]),
+        ("/proc/1/exe files put /tmp/put name", &[][..]),
+        ("sleep 1006", &["--pty", "-u", "www"][..]),
+        ("sleep 1007", &[][..]),
+    ] {
+        open.push(session(command, more)?);
+        pids.push(pid_of(&machine, command).await?);
+    }
+    let mut seen = std::collections::HashSet::new();
+    for pid in &pids {
+        let found = descriptors(&machine, pid).await?;
+        let numbers: Vec<_> = found.iter().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(numbers, ["0", "1", "2"], "process {pid} has {found:?}");
+        for what in found.iter().filter_map(|line| line.split(' ').nth(1)).filter(|what| *what != "/dev/null") {
+            assert!(what.starts_with("/dev/pts/") || what.starts_with("pipe:"), "process {pid} has {found:?}");
+        }
+        // Each its own, and no other's.
+        for what in found.iter().filter_map(|line| line.split(' ').nth(1)).collect::<std::collections::HashSet<_>>() {
+            assert!(what == "/dev/null" || seen.insert(what.to_owned()), "process {pid} has another's: {found:?}");
+        }
+    }
+    // Init's own are closed by an exec, whatever they are.
+    let kept = "for info in /proc/1/fdinfo/*; do grep -q 'flags:.*02[0-9]\\{6\\}$' $info || echo ${info##*/}; done";
+    let kept = machine.shell(kept).await?;
+    assert!(kept.lines().all(|number| ["0", "1", "2"].contains(&number)), "not close-on-exec: {kept}");
+    drop(open);
+    machine.destroy().await
+}
+
+/// An image that has something else wherever init writes or reads.
+const HOSTILE: &[Entry] = &[
+    Entry::Directory("etc/"),
+    Entry::Fifo("etc/hosts"),
+    Entry::File("etc/kept", "kept\n"),
+    Entry::HardLink("etc/hostname", "etc/kept"),
+    Entry::Link("etc/resolv.conf", "../run/no/such"),
+    Entry::Fifo("etc/passwd"),
+    Entry::Fifo("etc/group"),
+    Entry::HardLink("etc/machine-id", "etc/kept"),
+    Entry::Fifo("fifo"),
+    Entry::Device("device"),
+    Entry::Directory("empty/"),
+    Entry::Link("srv", "/var/no/such"),
+    Entry::Link("work", "made/by/nobody"),
+    Entry::Fifo("bin/program"),
+    Entry::Fifo(".caddis"),
+];
+
+#[tokio::test]
+async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what_is_wrong() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let push = |name: &str, entries: &[Entry], working_dir: &str| {
+        let script = "trap 'fsfreeze --unfreeze /' USR1; echo ready in $(pwd); while :; do sleep 1000 & wait; done";
+        let cmd = ["/bin/sh", "-c", script].map(Into::into).to_vec();
+        let config = images::Config { cmd, working_dir: working_dir.into(), ..images::Config::default() };
+        stand.registry.push(&images::busybox_among(name, entries, &config)?, &format!("{name}:1"))
+    };
+    let config = |image: String| json!({ "image": image, "restart": { "policy": "no" } });
+
+    // Pipes, devices, other names of other files, and links to nowhere: all replaced.
+    let mut hostile = config(push("hostile", HOSTILE, "/work/deep")?);
+    let files = ["/fifo", "/device", "/empty", "/srv/deep/file"];
+    hostile["files"] = files.iter().map(|path| json!({ "guest_path": path, "raw_value": "aGVsbG8K" })).collect();
+    let machine = stand.machine(hostile).await?;
+    machine.logged("ready in /made/by/nobody/deep").await?;
+    let id = machine.id();
+    let read = machine.shell("cat /etc/hostname /etc/kept; grep -c localhost /etc/hosts; grep -c . /etc/resolv.conf");
+    let read = read.await?;
+    let lines: Vec<_> = read.lines().collect();
+    assert!(lines[..3] == [id, "kept", "2"] && lines[3] != "0", "{read}");
+    let written = machine.shell("cat /fifo /device /empty /var/no/such/deep/file; test -p /etc/passwd").await?;
+    assert_eq!(written, "hello\n".repeat(4));
+
+    // Users can't be looked up, and that is said at once; so is what is no program.
+    let server = &stand.server;
+    let run = async |command: &str, more: &[&str]| {
+        let arguments = ["ssh", "console", "-a", APP, "--machine", machine.id(), "-C", command];
+        server.cli(&[&arguments[..], more].concat()).await
+    };
+    let unknown = run("id", &["-u", "www"]).await?;
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("can't read /etc/passwd"), "{unknown:?}");
+    assert!(unknown.stderr.contains("a FIFO, not a file"), "{unknown:?}");
+    let number = run("id -u", &["-u", "1234"]).await?;
+    assert_eq!((number.code, &*number.stdout), (Some(0), "1234\n"), "{number:?}");
+    let program = run("program", &[]).await?;
+    assert!(program.stderr.contains("there is no such program"), "{program:?}");
+
+    // What waits for a disk on its way to be a program keeps nobody else waiting.
+    machine.shell("rmdir /made/by/nobody/deep; fsfreeze --freeze /").await?;
+    let mut waits = server.terminal(&["machine", "exec", id, "pwd", "-a", APP, "--tty"], 80, 24)?;
+    let on_its_way = async || -> Result<bool> {
+        let processes = server.api().get(&machine.path("/ps")).await?.ok()?;
+        let mut commands = processes.as_array().into_iter().flatten().map(|process| &process["command"]);
+        Ok(commands.any(|command| command.as_str().is_some_and(|command| command.starts_with("/init"))))
+    };
+    let deadline = Instant::now() + caddis_testkit::DEADLINE;
+    while !on_its_way().await? {
+        anyhow::ensure!(Instant::now() < deadline, "it does not wait");
+    }
+    machine.post("/signal", json!({ "signal": "SIGUSR1" })).await?.ok()?;
+    waits.expect("/made/by/nobody/deep").await?;
+    assert_eq!(waits.end().await?.code(), Some(0));
+    machine.destroy().await?;
+
+    // /etc leads to nowhere: what it leads to is made.
+    let nowhere = [Entry::Link("etc", "/no/where")];
+    let machine = stand.machine(config(push("nowhere", &nowhere, "")?)).await?;
+    machine.logged("ready in /").await?;
+    assert!(machine.shell("cat /no/where/hosts").await?.contains("localhost"));
+    machine.destroy().await?;
+
+    // What can't be replaced is named.
+    let full = [Entry::Directory("etc/"), Entry::Directory("etc/hosts/"), Entry::File("etc/hosts/x", "x")];
+    for (name, entries, told) in [
+        ("full", &full[..], "can't write /etc/hosts: the image has a directory there"),
+        ("proclink", &[Entry::Link("proc", "/bin")][..], "/proc is a symbolic link in the image"),
+        ("etcfifo", &[Entry::Fifo("etc")][..], "/etc is a FIFO in the image, where a directory is needed"),
+    ] {
+        let machine = stand.machine(config(push(name, entries, "")?)).await?;
+        machine.wait("settled").await?;
+        let shown = machine.get().await?;
+        assert!(shown["state"] == "failed" && shown.to_string().contains(told), "{name}: {shown}");
+    }
+    stand.server.until_no_vm().await
+}
