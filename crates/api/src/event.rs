@@ -60,8 +60,8 @@ pub struct ExitEvent {
     pub restarting: bool,
     /// RFC 3339 with milliseconds.
     pub exited_at: String,
-    /// Why, when the program did not end by itself: `guest_oom`, `host_oom`, `vmm_crashed`, `host_reboot`,
-    /// `start_failed`, `killed`. Our addition.
+    /// Why, when the program did not end by itself: `guest_oom`, `host_oom`, `vmm_crashed`, `powered_off`,
+    /// `host_reboot`, `host_drain`, `killed`. Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// Text that explains the cause. Our addition.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use caddis_guest_protocol::{
-    GuestMessage, GuestState, HostMessage, MachineSpec, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION,
+    GuestMessage, GuestState, HostMessage, MachineSpec, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION, VICTIMS_SINCE,
     frame::Frame,
     message::{ExecRequest, LogSource},
 };
@@ -30,6 +30,7 @@ use crate::{
     image_files, kernel,
     logs::Backlog,
     memory,
+    oom::{Victim, Victims},
     port::Port,
     processes,
     program::{self, Programs},
@@ -40,6 +41,7 @@ use crate::{
 /// Marks of what epoll tells about; everything else is some stream, and all of them are looked at.
 const SIGNALS: u64 = 1;
 const STREAMS: u64 = 2;
+const KERNEL_LOG: u64 = 3;
 
 /// How long an exit report waits for the log lines before it to be sent, and the end of the VM for them to be safe.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
@@ -55,6 +57,10 @@ const HANG_UP_PATIENCE: Duration = Duration::from_secs(5);
 const START_KIND: &str = "/.caddis/start_kind";
 const RESUMED: &str = "resume\n";
 
+/// By which poweroff, halt and reboot of busybox tell init, which is the one program that may not be asked otherwise.
+/// Those of systemd, and whoever insists, ask the kernel, and the VM ends at once.
+const SWITCH_OFF: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM];
+
 struct Guest {
     epoll: Epoll,
     signals: SignalFd,
@@ -65,6 +71,9 @@ struct Guest {
     spec: Option<MachineSpec>,
     prepared: Option<Prepared>,
     programs: Programs,
+    victims: Victims,
+    /// The version both ends of this connection speak.
+    protocol: u32,
     logs: Backlog,
     execs: Vec<Exec>,
     /// Sessions that were hung up on, and when they are killed.
@@ -95,6 +104,7 @@ pub fn run() -> Result<(), String> {
     let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
+    SWITCH_OFF.into_iter().for_each(|signal| mask.add(signal));
     mask.thread_block().map_err(failed("block signals"))?;
     let signals =
         SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(failed("watch signals"))?;
@@ -115,6 +125,8 @@ pub fn run() -> Result<(), String> {
         spec: None,
         prepared: None,
         programs: Programs::default(),
+        victims: Victims::default(),
+        protocol: OLDEST_SUPPORTED_VERSION,
         logs: Backlog::new(),
         execs: Vec::new(),
         hung_up: Vec::new(),
@@ -133,8 +145,12 @@ pub fn run() -> Result<(), String> {
 
 /// Told once per change: an event means that there is something to do until nothing is left.
 fn watch(epoll: &Epoll, file: impl AsFd) -> Result<(), String> {
+    watch_as(epoll, file, STREAMS)
+}
+
+fn watch_as(epoll: &Epoll, file: impl AsFd, mark: u64) -> Result<(), String> {
     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-    epoll.add(file, EpollEvent::new(flags, STREAMS)).map_err(|e| format!("can't watch a stream: {e}"))
+    epoll.add(file, EpollEvent::new(flags, mark)).map_err(|e| format!("can't watch a stream: {e}"))
 }
 
 impl Guest {
@@ -165,7 +181,8 @@ impl Guest {
             };
             for event in &events[..count] {
                 match event.data() {
-                    SIGNALS => self.reap(),
+                    SIGNALS => self.hear_signals(),
+                    KERNEL_LOG => self.note_victims(),
                     _ => self.wake(),
                 }
             }
@@ -230,13 +247,36 @@ impl Guest {
         busy
     }
 
+    fn hear_signals(&mut self) {
+        let mut heard = Vec::new();
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            heard.push(signal.ssi_signo.cast_signed());
+        }
+        self.reap();
+        if heard.iter().any(|heard| SWITCH_OFF.into_iter().any(|signal| signal as i32 == *heard)) {
+            self.warn(Err("a program of the machine has switched it off".to_owned()));
+            self.programs.switch_off(Instant::now());
+        }
+    }
+
+    /// Tells of processes that the kernel has killed for want of memory.
+    fn note_victims(&mut self) {
+        for Victim { pid, name } in self.victims.read() {
+            self.warn(Err(format!("out of memory: the kernel killed process {pid} ({name})")));
+            if !self.programs.has(pid) && self.protocol >= VICTIMS_SINCE {
+                self.port.send(&GuestMessage::OutOfMemory { pid, name }, b"");
+            }
+        }
+    }
+
     /// Collects processes that have ended.
     fn reap(&mut self) {
-        while let Ok(Some(_)) = self.signals.read_signal() {}
+        // The kernel says why before they end.
+        self.note_victims();
         loop {
             match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
                 Ok(status) => match (status.pid(), program::end(status)) {
-                    (Some(pid), Some((code, signal))) => self.process_ended(pid.as_raw(), code, signal),
+                    (Some(pid), Some(end)) => self.process_ended(pid.as_raw(), end),
                     (None, _) => return,
                     _ => {}
                 },
@@ -246,14 +286,15 @@ impl Guest {
         }
     }
 
-    fn process_ended(&mut self, pid: i32, code: i32, signal: Option<i32>) {
+    fn process_ended(&mut self, pid: i32, end: program::End) {
+        let end = program::End { oom_killed: self.victims.take(pid), ..end };
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.pid == pid) {
-            exec.note_end(code, signal);
+            exec.note_end(end.code, end.signal);
         }
         // What it was comes before how it ended.
         self.settle(Instant::now());
-        if let Some((code, signal)) = self.programs.ended(pid, code, signal, &mut self.logs) {
-            let end = GuestState::Exited(program::report(code, signal));
+        if let Some(end) = self.programs.ended(pid, end, &mut self.logs) {
+            let end = GuestState::Exited(program::report(end));
             match self.held {
                 true => self.held_end = Some(end),
                 false => self.end(end),
@@ -377,8 +418,9 @@ impl Guest {
             // Nobody follows them any more.
             self.hang_up(|_| true);
         }
+        self.protocol = protocol.clamp(OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION);
         let welcome = GuestMessage::Welcome {
-            protocol: protocol.clamp(OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION),
+            protocol: self.protocol,
             init_version: env!("CARGO_PKG_VERSION").to_owned(),
             status: self.status.clone(),
             machine_id: self.spec.as_ref().map(|spec| spec.machine_id.clone()),
@@ -473,6 +515,14 @@ impl Guest {
                 self.timing.step("spawn");
                 self.status = GuestState::Running { pid };
                 self.port.send(&GuestMessage::Started { pid, steps: self.timing.steps() }, b"");
+                match Victims::begin() {
+                    Ok(victims) => {
+                        let watched = victims.file().map_or(Ok(()), |log| watch_as(&self.epoll, log, KERNEL_LOG));
+                        self.victims = victims;
+                        self.warn(watched);
+                    }
+                    Err(error) => self.warn(Err(error)),
+                }
                 // From here on it is the program's machine.
                 kernel::hurry(false);
                 // On a busy host the time that came with the configuration may have been under way for long.

@@ -30,6 +30,7 @@ mod lines;
 mod logs;
 mod memory;
 mod network;
+mod oom;
 mod port;
 mod processes;
 mod program;

@@ -2,9 +2,8 @@
 //! others are ended too, and how that one ended is how the machine did.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{ErrorKind, Read as _},
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -39,8 +38,16 @@ const LAST_WORDS: usize = 4 << 20;
 /// Time the others have to end when one has.
 const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Exit status, or 128 + signal, and the signal.
-type End = (i32, Option<i32>);
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Exit status, or 128 + signal.
+    pub code: i32,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// The kernel killed it for want of memory.
+    pub oom_killed: bool,
+}
 
 /// Those that run.
 #[derive(Default)]
@@ -54,6 +61,8 @@ pub struct Programs {
     first_end: Option<End>,
     /// The others are killed then.
     kill_at: Option<Instant>,
+    /// The machine is to be switched off: how they end does not matter.
+    switched_off: bool,
     /// Keep terminals' other ends open.
     inputs: Vec<File>,
     pipes: Vec<LogPipe>,
@@ -152,6 +161,11 @@ impl Programs {
         Ok(streams.pid)
     }
 
+    /// Whether a process is one of them.
+    pub fn has(&self, pid: i32) -> bool {
+        self.pids.contains(&pid)
+    }
+
     /// Sends all of them a signal. One that has just ended hears nothing.
     pub fn signal(&self, signal: Signal) {
         for pid in &self.pids {
@@ -163,6 +177,12 @@ impl Programs {
     pub fn end(&mut self, now: Instant) {
         self.signal(Signal::SIGTERM);
         self.kill_at.get_or_insert(now + OTHERS_PATIENCE);
+    }
+
+    /// Ends all of them, as someone in the machine asks who switches it off. That is no failure.
+    pub fn switch_off(&mut self, now: Instant) {
+        self.switched_off = true;
+        self.end(now);
     }
 
     /// Something may have changed on their streams.
@@ -184,10 +204,11 @@ impl Programs {
     }
 
     /// Notes that a process has ended. When it was the last of them, gives how the first ended.
-    pub fn ended(&mut self, pid: i32, code: i32, signal: Option<i32>, logs: &mut Backlog) -> Option<End> {
+    pub fn ended(&mut self, pid: i32, end: End, logs: &mut Backlog) -> Option<End> {
         let at = self.pids.iter().position(|known| *known == pid)?;
         self.pids.swap_remove(at);
-        let end = *self.first_end.get_or_insert((code, signal));
+        let end = if self.switched_off { End { code: 0, signal: None, oom_killed: false } } else { end };
+        let end = *self.first_end.get_or_insert(end);
         let now = Instant::now();
         if !self.pids.is_empty() {
             if self.kill_at.is_none() {
@@ -242,23 +263,19 @@ impl Programs {
     }
 }
 
-/// How a process ended: exit status or 128 + signal, and the signal. `None` when it has not.
+/// How a process ended, as far as its status tells. `None` when it has not.
 pub fn end(status: WaitStatus) -> Option<End> {
     match status {
-        WaitStatus::Exited(_, code) => Some((code, None)),
-        WaitStatus::Signaled(_, signal, _) => Some((128 + signal as i32, Some(signal as i32))),
+        WaitStatus::Exited(_, code) => Some(End { code, signal: None, oom_killed: false }),
+        WaitStatus::Signaled(_, signal, _) => {
+            let signal = signal as i32;
+            Some(End { code: 128 + signal, signal: Some(signal), oom_killed: false })
+        }
         _ => None,
     }
 }
 
 /// The report on the program's end.
-pub fn report(code: i32, signal: Option<i32>) -> ExitReport {
-    ExitReport { code, signal, oom_killed: oom_kills() > 0, exited_at_ns: clock::now_ns(), logs_complete: false }
-}
-
-/// How often the kernel has killed in the program's cgroup for want of memory.
-fn oom_kills() -> u64 {
-    let path = Path::new("/sys/fs/cgroup").join(CGROUP).join("memory.events");
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+pub fn report(End { code, signal, oom_killed }: End) -> ExitReport {
+    ExitReport { code, signal, oom_killed, exited_at_ns: clock::now_ns(), logs_complete: false }
 }

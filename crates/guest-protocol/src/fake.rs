@@ -9,6 +9,7 @@
 //! | `flood` | logs as fast as it may |
 //! | `crash` | ends by SIGSEGV |
 //! | `oom` | is killed for want of memory |
+//! | `oom-child` | a child of it is killed for want of memory; else `sleep inf` |
 //! | `fail-to-prepare` | can't be started |
 //! | anything else | `sleep inf` |
 //!
@@ -75,6 +76,8 @@ struct State {
     logs: VecDeque<(u64, Bytes)>,
     next_log: u64,
     signals: Option<mpsc::UnboundedSender<i32>>,
+    /// Children that were killed for want of memory and not told of.
+    victims: Vec<i32>,
     connection: u64,
     frozen: bool,
 }
@@ -88,6 +91,7 @@ impl FakeGuest {
             logs: VecDeque::new(),
             next_log: 1,
             signals: None,
+            victims: Vec::new(),
             connection: 0,
             frozen: false,
         };
@@ -305,6 +309,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
             let message = GuestMessage::Log { sequence, source: LogSource::Stdout, time_ns: 1, dropped_before: 0 };
             self.send(&message, &text).await?;
             self.sent_logs = sequence;
+        }
+        let victims = std::mem::take(&mut self.guest.state().victims);
+        for pid in victims {
+            self.send(&GuestMessage::OutOfMemory { pid, name: "child".to_owned() }, b"").await?;
         }
         if self.told.as_ref() == Some(&status) || waiting {
             return Ok(());

@@ -77,6 +77,13 @@ pub enum GuestEvent {
         /// Text.
         text: Bytes,
     },
+    /// A process was killed for want of memory that is none of the machine's programs itself.
+    OutOfMemory {
+        /// Its process id.
+        pid: i32,
+        /// Its name.
+        name: String,
+    },
     /// The program ended or could not be started. May be heard more than once.
     Finished(GuestState),
     /// The connection broke; the session goes on to connect.

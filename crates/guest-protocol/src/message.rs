@@ -34,7 +34,7 @@ pub struct ExitReport {
     pub code: i32,
     /// The signal that killed it, if one did.
     pub signal: Option<i32>,
-    /// The guest's kernel killed it, or one of its children, for want of memory.
+    /// The guest's kernel killed it for want of memory. Before [`crate::VICTIMS_SINCE`] a child of it counted too.
     pub oom_killed: bool,
     /// Guest's wall clock, nanoseconds since the Unix epoch.
     pub exited_at_ns: u64,
@@ -196,6 +196,14 @@ pub enum GuestMessage {
         time_ns: u64,
         /// Number of records dropped just before this one because nobody acknowledged them in time.
         dropped_before: u64,
+    },
+    /// The guest's kernel has killed a process for want of memory that is none of the machine's programs itself. Since
+    /// [`crate::VICTIMS_SINCE`].
+    OutOfMemory {
+        /// Its process id.
+        pid: i32,
+        /// Its name.
+        name: String,
     },
     /// The program ended, or never began ([`GuestState::Failed`]).
     Finished(GuestState),

@@ -111,7 +111,7 @@ pub const ROOT_DISK_SERIAL: &str = "caddis-root";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmExit {
-    /// The guest powered off, or we killed it.
+    /// The guest powered off or reset itself, or we killed it.
     Ended,
     /// The host's kernel killed it for exceeding its memory bound.
     HostOom,

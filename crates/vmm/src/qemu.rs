@@ -467,6 +467,9 @@ impl Watched {
     }
 }
 
+/// What a kernel writes to its console, however quiet, before it resets or powers off.
+const SWITCHED_OFF: &str = "reboot: ";
+
 /// Why a VM process has ended. Pure.
 fn why(status: Status, killed: bool, oom_kills: u64, output: &str, console: &str) -> VmExit {
     if killed {
@@ -476,7 +479,11 @@ fn why(status: Status, killed: bool, oom_kills: u64, output: &str, console: &str
     match status {
         _ if oom_kills > 0 => VmExit::HostOom,
         _ if console.contains("Kernel panic") => crashed(console.to_owned()),
-        Status::Exited(0) | Status::Unknown => VmExit::Ended,
+        Status::Exited(0) => VmExit::Ended,
+        // No child of this server: the kernel's last words tell whether it was told to end.
+        Status::Unknown if console.contains(SWITCHED_OFF) => VmExit::Ended,
+        Status::Unknown if output.is_empty() => crashed("the VM process ended, and nobody knows how".to_owned()),
+        Status::Unknown => crashed(output.to_owned()),
         Status::Exited(code) if output.is_empty() => crashed(format!("QEMU ended with code {code}")),
         Status::Exited(_) => crashed(output.to_owned()),
         Status::Killed(signal) => crashed(format!("QEMU was killed by signal {signal} {output}").trim().to_owned()),
@@ -588,7 +595,10 @@ mod tests {
             (Status::Exited(1), false, 0, "no such device", "", crashed("no such device")),
             (Status::Exited(1), false, 0, "", "", crashed("QEMU ended with code 1")),
             (Status::Exited(0), false, 0, "", "Kernel panic - x", crashed("Kernel panic - x")),
-            (Status::Unknown, false, 0, "a warning", "", VmExit::Ended),
+            (Status::Unknown, false, 0, "a warning", "[ 9.1] reboot: Power down", VmExit::Ended),
+            (Status::Unknown, true, 0, "", "", VmExit::Ended),
+            (Status::Unknown, false, 0, "a warning", "", crashed("a warning")),
+            (Status::Unknown, false, 0, "", "", crashed("the VM process ended, and nobody knows how")),
         ] {
             assert_eq!(why(status, killed, ooms, output, console), expected);
         }

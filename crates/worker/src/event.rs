@@ -12,6 +12,9 @@ use crate::{
     row::{MachineRow, ProgramEnd},
 };
 
+/// Kind of the event that tells of a process, none of the machine's programs itself, that was killed for want of memory.
+pub const OOM: &str = "oom";
+
 /// Who caused an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {

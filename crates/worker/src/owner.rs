@@ -18,6 +18,7 @@ use caddis_guest_protocol::host::{GuestEvent, Session};
 use caddis_image::Progress;
 use caddis_vmm::VmExit;
 use futures::future::BoxFuture;
+use serde_json::json;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
     time::Instant,
@@ -26,7 +27,7 @@ use tokio::{
 use crate::{
     clock::now_ms,
     engine::Shared,
-    event::Source,
+    event::{self, Source},
     interference,
     live::Live,
     operation::{Operation, OperationKind, Step},
@@ -97,6 +98,8 @@ struct RunningStep {
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// A machine with a schedule that is later than this waits for its turn among others.
 const LATE_MS: u64 = 60_000;
+/// Processes that are killed for want of memory within this time after an event about one are only in the log.
+const OOM_INTERVAL_MS: u64 = 10_000;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// Patience, at the worker's end, with a VM that was killed.
@@ -187,7 +190,7 @@ impl Owner {
                     }
                     return;
                 }
-                Happened::Guest(Some(event)) => self.guest_event(event),
+                Happened::Guest(Some(event)) => self.guest_event(event).await,
                 Happened::Guest(None) => self.session_lost(),
                 Happened::Gone(exit) => self.note(|guest| guest.gone = Some(exit)),
                 Happened::Vanished => self.vanished().await,
@@ -417,7 +420,7 @@ impl Owner {
         }
     }
 
-    fn guest_event(&mut self, event: GuestEvent) {
+    async fn guest_event(&mut self, event: GuestEvent) {
         let Some(live) = &self.live else { return };
         match event {
             GuestEvent::Welcome { status, init_version, machine_id } => {
@@ -440,11 +443,26 @@ impl Owner {
                 let done = move || session.acknowledge_logs(sequence);
                 self.shared.logs.append_record(&self.row.id, live.boot, record, &text, done);
             }
+            GuestEvent::OutOfMemory { pid, name } => self.child_out_of_memory(pid, &name).await,
             GuestEvent::Finished(status) => live.note_status(status),
             GuestEvent::Disconnected { reason } => {
                 tracing::debug!(machine = %self.row.id, reason, "guest disconnected");
             }
         }
+    }
+
+    /// A child of the program was killed for want of memory, which the program may well survive. The log tells of each.
+    async fn child_out_of_memory(&mut self, pid: i32, name: &str) {
+        let now = now_ms();
+        let told = self.events.iter().find(|event| event.kind == event::OOM).map(|event| event.timestamp);
+        if told.is_some_and(|at| now < at.saturating_add(OOM_INTERVAL_MS)) {
+            return;
+        }
+        self.change(Durability::Process, |draft| {
+            let request = json!({ "pid": pid, "process": name });
+            draft.event(Source::Worker, event::OOM, draft.row.state, request);
+        })
+        .await;
     }
 
     /// The session gave up, which it only does when closed or when the VM is gone.

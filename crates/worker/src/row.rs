@@ -137,6 +137,8 @@ pub enum EndCause {
     HostOom,
     /// The VM process died.
     VmmCrashed,
+    /// A program in it powered it off or rebooted it.
+    PoweredOff,
     /// The host was rebooted.
     HostReboot,
     /// The host was drained for a shutdown.
@@ -152,6 +154,7 @@ impl EndCause {
             Self::GuestOom => "guest_oom",
             Self::HostOom => "host_oom",
             Self::VmmCrashed => "vmm_crashed",
+            Self::PoweredOff => "powered_off",
             Self::HostReboot => "host_reboot",
             Self::HostDrain => "host_drain",
             Self::Killed => "killed",
@@ -171,11 +174,13 @@ impl ProgramEnd {
         Self { report: None, cause: Some(cause), message }
     }
 
-    /// The exit status, or what stands for it: 137 for a kill that we did, -1 when nobody knows.
+    /// The exit status, or what stands for it: 137 for a kill that we did, 0 when the machine switched itself off, -1 when
+    /// nobody knows.
     pub fn exit_code(&self) -> i32 {
         match (&self.report, self.cause) {
             (Some(report), _) => report.code,
             (None, Some(EndCause::Killed | EndCause::HostOom)) => 128 + Signal::KILL.number(),
+            (None, Some(EndCause::PoweredOff)) => 0,
             (None, _) => -1,
         }
     }

@@ -542,7 +542,8 @@ pub fn end_of_vm(exit: &VmExit) -> ProgramEnd {
         }
         VmExit::Crashed { message } => ProgramEnd::unreported(EndCause::VmmCrashed, Some(message.clone())),
         VmExit::Ended => {
-            ProgramEnd::unreported(EndCause::VmmCrashed, Some("the VM ended without an exit report".to_owned()))
+            let text = "a program of the machine powered it off or rebooted it";
+            ProgramEnd::unreported(EndCause::PoweredOff, Some(text.to_owned()))
         }
     }
 }

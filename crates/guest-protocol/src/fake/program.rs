@@ -69,6 +69,11 @@ impl FakeGuest {
                     self.log(spec.argv[1..].join(" ") + "\n");
                     self.exit(0, None, false);
                 }
+                "oom-child" => {
+                    self.state().victims.push(PID + 1);
+                    self.announce();
+                    self.until_signal(&mut signals, |_| true).await;
+                }
                 "flood" => self.flood(&mut signals).await,
                 "ignore-signals" => self.until_signal(&mut signals, |signal| signal == SIGKILL).await,
                 "sleep" => {

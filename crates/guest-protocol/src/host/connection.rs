@@ -241,6 +241,7 @@ impl<'a> Connection<'a> {
                 let text = Bytes::copy_from_slice(&frame.payload);
                 self.tell(GuestEvent::Log { sequence, source, time_ns, dropped_before, text })
             }
+            GuestMessage::OutOfMemory { pid, name } => self.tell(GuestEvent::OutOfMemory { pid, name }),
             GuestMessage::Finished(status) => self.tell(GuestEvent::Finished(status)),
             GuestMessage::Output { id, source } => {
                 self.pass_to_exec(id, ExecEvent::Output { source, bytes: frame.payload })

@@ -9,7 +9,7 @@ use crate::{
     event::Source,
     operation::{OperationKind, Step},
     restart::{self, Verdict},
-    row::ProgramEnd,
+    row::{EndCause, ProgramEnd},
     step::{self, end_of_vm},
     store::Durability,
 };
@@ -208,7 +208,10 @@ impl Owner {
                 let guest = live.guest.borrow();
                 guest.ended.clone().or_else(|| guest.gone.as_ref().map(end_of_vm))
             }
-            None => Some(end_of_vm(&caddis_vmm::VmExit::Ended)),
+            None => {
+                let text = "the VM ended while no server was running";
+                Some(ProgramEnd::unreported(EndCause::VmmCrashed, Some(text.to_owned())))
+            }
         };
         let Some(end) = end else { return false };
         self.program_ended_by_itself(end).await;

@@ -51,7 +51,8 @@ async fn a_program_that_can_not_be_started_is_no_endless_attempt() {
 async fn a_vm_that_dies_is_an_exit_with_its_cause() {
     let fixture = Fixture::new().await;
     for (exit, cause) in
-        [(VmExit::HostOom, "host_oom"), (VmExit::Crashed { message: "Kernel panic".to_owned() }, "vmm_crashed")]
+        [(VmExit::HostOom, "host_oom"), (VmExit::Crashed { message: "Kernel panic".to_owned() }, "vmm_crashed"),
+         (VmExit::Ended, "powered_off")]
     {
         let machine = fixture.started().await;
         fixture.host.crash(machine.as_str(), exit);

@@ -1,7 +1,7 @@
 //! What users ask for.
 
 use caddis_api::{ErrorCode, MachineState};
-use caddis_bus::message::{Action, WorkerReply, WorkerRequest};
+use caddis_bus::message::{Action, MachineRecord, WorkerReply, WorkerRequest};
 use serde_json::json;
 
 use crate::support::Fixture;
@@ -40,6 +40,22 @@ async fn the_end_of_a_program_is_the_end_of_its_vm() {
         assert_eq!((exits.len(), exit.exit_code, exit.oom_killed, exit.requested_stop), (1, code, oom, false));
     }
     fixture.assert_nothing_runs().await;
+}
+
+#[tokio::test]
+async fn a_child_that_is_killed_for_want_of_memory_is_an_event_and_no_cause_of_the_end() {
+    let fixture = Fixture::new().await;
+    let machine = fixture.create(&["oom-child"]).await;
+    let told = |record: &MachineRecord| {
+        let mut events = record.machine.events.iter().flatten();
+        events.any(|event| event.kind == "oom" && event.request.as_ref().is_some_and(|told| told["process"] == "child"))
+    };
+    fixture.until_that(&machine, told).await;
+    fixture.until(&machine, MachineState::Started).await;
+    fixture.act(&machine, STOP).await.unwrap();
+    fixture.until(&machine, MachineState::Stopped).await;
+    let exit = &fixture.exits(&machine).await[0].exit_event;
+    assert_eq!((exit.oom_killed, exit.cause.as_deref(), exit.requested_stop), (false, None, true));
 }
 
 #[tokio::test]
