@@ -13,8 +13,13 @@ use crate::stand::{APP, Stand};
 
 /// Waits until a program whose command line is exactly this runs, and gives its process id.
 async fn pid_of(machine: &Machine, command: &str) -> Result<String> {
-    let pid = machine.shell(&format!("until pgrep -x -f '{command}'; do usleep 20000; done")).await?;
-    Ok(pid.lines().next().unwrap_or_default().to_owned())
+    let look = format!(
+        "while :; do for process in /proc/[0-9]*; do
+             words=$(tr '\\0' ' ' <$process/cmdline 2>/dev/null)
+             [ \"$words\" = '{command} ' ] && echo ${{process#/proc/}} && exit
+         done; usleep 20000; done"
+    );
+    Ok(machine.shell(&look).await?.trim().to_owned())
 }
 
 /// The descriptors of a process, a line each: number and what it is.
@@ -132,7 +137,7 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
     let unknown = run("id", &["-u", "www"]).await?;
     assert!(unknown.code == Some(1) && unknown.stderr.contains("can't read /etc/passwd"), "{unknown:?}");
     assert!(unknown.stderr.contains("a FIFO, not a file"), "{unknown:?}");
-    let number = run("id -u", &["-u", "1234"]).await?;
+    let number = run("stat -c %u /proc/self/stat", &["-u", "1234"]).await?;
     assert_eq!((number.code, &*number.stdout), (Some(0), "1234\n"), "{number:?}");
     let program = run("program", &[]).await?;
     assert!(program.stderr.contains("there is no such program"), "{program:?}");
@@ -174,4 +179,74 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
         assert!(shown["state"] == "failed" && shown.to_string().contains(told), "{name}: {shown}");
     }
     stand.server.until_no_vm().await
+}
+
+#[tokio::test]
+async fn programs_have_room_for_files_and_processes_and_reach_their_streams_as_any_user() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let limits = "echo files $(ulimit -n) $(ulimit -Hn) processes $(ulimit -u) $(ulimit -Hu)";
+    // Both streams, opened anew by who is neither root nor their owner.
+    let script = format!(
+        "{limits}; su -s /bin/sh www -c '
+            id -un; echo by name >/dev/stdout; echo by number >/proc/self/fd/2; echo appended >>/dev/stderr'
+         cat /proc/sys/fs/file-max; exec sleep 1000"
+    );
+    let machine = stand.script(&script, json!({})).await?;
+    machine.logged("files 10240 1048576 processes unlimited unlimited").await?;
+    for line in ["www", "by name", "by number", "appended"] {
+        machine.logged(line).await?;
+    }
+    machine.logged(&i64::MAX.to_string()).await?;
+    let exec = machine.exec(&["/bin/sh", "-c", limits]).await?;
+    assert_eq!(exec.stdout, "files 10240 1048576 processes unlimited unlimited\n", "{exec:?}");
+
+    // On a terminal too, and with other limits.
+    let ulimits = json!({ "nofile": { "soft": 2048, "hard": 2_000_000 }, "nproc": { "soft": 100 } });
+    let more = json!({ "init": { "cmd": ["/bin/sh", "-c", script], "tty": true, "ulimits": ulimits } });
+    let terminal = stand.script(&script, more).await?;
+    terminal.logged("files 2048 2000000 processes 100 unlimited").await?;
+    for line in ["by name", "by number"] {
+        terminal.logged(line).await?;
+    }
+    let wrong =
+        json!({ "image": stand.busybox()?, "init": { "ulimits": { "nofile": { "soft": 5000, "hard": 4000 } } } });
+    let refused = stand.server.api().post(&format!("/v1/apps/{APP}/machines"), json!({ "config": wrong })).await?;
+    assert!(refused.status == 400 && refused.text.contains("config.init.ulimits.nofile"), "{}", refused.text);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_character_is_cut_and_a_line_that_is_says_so() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    // A character whose bytes come a second apart, a line of 42 000 bytes, and one that ends within a character.
+    let script = "yes 日 | head -n 14000 | tr -d '\\n' >/tmp/long; echo >>/tmp/long
+                  printf 'begun \\346\\227'; sleep 1; printf '\\245 ended\\n'
+                  cat /tmp/long; echo complete; printf 'cut off \\346'";
+    for tty in [false, true] {
+        let command = ["/bin/sh", "-c", script];
+        let machine = stand.script(script, json!({ "init": { "cmd": command, "tty": tty } })).await?;
+        machine.wait("stopped").await?;
+        machine.logged("complete").await?;
+        let path = format!("/api/v1/apps/{APP}/logs?instance={}", machine.id());
+        let page = stand.server.api().get(&path).await?.ok()?;
+        let lines = page["data"].as_array().into_iter().flatten().map(|entry| &entry["attributes"]);
+        let lines: Vec<_> = lines.filter(|line| line["meta"]["event"]["provider"] == "app").collect();
+        let text = |line: &serde_json::Value| line["message"].as_str().unwrap_or_default().to_owned();
+        let all: Vec<_> = lines.iter().map(|line| text(line)).collect();
+        let at = |wanted: &str| all.iter().position(|line| line == wanted);
+        let (ended, complete) = (at("日 ended").unwrap_or_default(), at("complete").unwrap_or_default());
+        assert!(
+            all[0] == "begun " && ended == 1 && all.last().is_some_and(|last| last == "cut off \u{fffd}"),
+            "{all:?}"
+        );
+        let long = &lines[ended + 1..complete];
+        assert_eq!(long.iter().map(|line| text(line)).collect::<String>(), "日".repeat(14_000), "tty: {tty}");
+        let partial: Vec<_> = long.iter().map(|line| line["partial"] == true).collect();
+        assert!(partial.first() == Some(&true) && partial.last() == Some(&false), "tty: {tty}, {partial:?}");
+        let shown = stand.server.cli(&["logs", "-a", APP, "--machine", machine.id(), "--no-tail"]).await?;
+        assert!(shown.stdout.contains("日 [line cut, continues]\n") && shown.stdout.contains("begun \n"), "{shown:?}");
+    }
+    Ok(())
 }

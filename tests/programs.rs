@@ -1,7 +1,9 @@
 //! How the program in a VM is run, told things, and how its end is reported.
 
+use std::time::Instant;
+
 use anyhow::Result;
-use caddis_testkit::{Host, images};
+use caddis_testkit::{Host, Machine, images};
 use serde_json::json;
 
 use crate::stand::{APP, Stand};
@@ -29,6 +31,7 @@ async fn exits_by_code_signal_and_lack_of_memory_are_told_apart() -> Result<()> 
         assert_eq!(exit["restarting"], false, "{exit}");
         assert_eq!(exit["guest_signal"], json!(signal.unwrap_or(-1)), "{exit}");
         assert!(exit["exited_at"].as_str().is_some_and(|time| time.contains('T')), "{exit}");
+        assert_eq!(exit["cause"].as_str(), oom.then_some("guest_oom"), "{exit}");
     }
     // Nothing of the output is lost, though the VM is gone; both streams are kept apart.
     let path = format!("/api/v1/apps/{APP}/logs?instance={}", seven.id());
@@ -187,7 +190,10 @@ async fn user_directory_environment_files_and_names_are_as_asked_for() -> Result
     };
     assert!(has(&format!("hosts {private_ip}"), "fly-local-6pn"), "{lines:#?}");
     assert!(has("hosts 127.0.0.1", "localhost"), "{lines:#?}");
-    assert!(has("hosts ", id), "its own name resolves: {lines:#?}");
+    let own = lines.iter().filter(|line| line.starts_with("hosts ") && line.split_whitespace().any(|word| word == id));
+    let own: Vec<_> = own.filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert!(own.iter().any(|address| address.contains('.')), "its own name resolves by IPv4: {lines:#?}");
+    assert!(own.contains(&private_ip.as_str()), "and by IPv6: {lines:#?}");
     assert!(lines.iter().any(|line| line.starts_with("resolv nameserver ")), "{lines:#?}");
     let image_ref = lines.iter().find_map(|line| line.strip_prefix("IMAGE_REF=")).unwrap_or_default();
     assert!(image_ref.contains("report"), "{lines:#?}");
@@ -311,4 +317,76 @@ async fn the_memory_of_programs_can_be_bounded_and_taken_back() -> Result<()> {
     machine.wait("started").await?;
     assert_eq!(api.get(&machine.path("/memory")).await?.ok()?["limit_mb"], 256, "a start begins anew");
     Ok(())
+}
+
+/// Lines of a machine's log that are not its programs'.
+async fn runner_lines(stand: &Stand<'_>, machine: &Machine) -> Result<Vec<String>> {
+    let path = format!("/api/v1/apps/{APP}/logs?instance={}", machine.id());
+    let page = stand.server.api().get(&path).await?.ok()?;
+    let lines = page["data"].as_array().into_iter().flatten().map(|entry| &entry["attributes"]);
+    let ours = lines.filter(|line| line["meta"]["event"]["provider"] == "runner");
+    Ok(ours.filter_map(|line| line["message"].as_str().map(str::to_owned)).collect())
+}
+
+#[tokio::test]
+async fn a_child_that_ran_out_of_memory_is_told_of_and_is_not_why_the_program_ended() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    // A word of its own in the kernel's log is no death.
+    let script = "echo 'Out of memory: Killed process 1 (x) total-vm:1kB' >/dev/kmsg; \
+                  tail /dev/zero; echo survived $?; exec sleep 1000";
+    let machine = stand.script(script, json!({})).await?;
+    machine.logged("survived 137").await?;
+    machine.wait("started").await?;
+    let deadline = Instant::now() + caddis_testkit::DEADLINE;
+    let told = loop {
+        let told = machine.events().await?.into_iter().filter(|event| event["type"] == "oom").collect::<Vec<_>>();
+        if !told.is_empty() {
+            break told;
+        }
+        anyhow::ensure!(Instant::now() < deadline, "{:#?}", machine.events().await?);
+    };
+    assert_eq!((told.len(), &told[0]["request"]["process"]), (1, &json!("tail")), "{told:#?}");
+    let lines = runner_lines(&stand, &machine).await?;
+    let killed = lines.iter().filter(|line| line.starts_with("out of memory: the kernel killed process"));
+    assert_eq!(killed.filter(|line| line.ends_with(" (tail)")).count(), 1, "{lines:#?}");
+
+    // Killed by the stop, in vain, long after.
+    machine.post("/stop", json!({ "signal": "SIGKILL" })).await?.ok()?;
+    machine.wait("stopped").await?;
+    let exit = machine.exit_event().await?;
+    assert_eq!((&exit["oom_killed"], &exit["requested_stop"]), (&json!(false), &json!(true)), "{exit}");
+    assert_eq!((&exit["guest_signal"], &exit["cause"]), (&json!(9), &json!(null)), "{exit}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_machine_that_switches_itself_off_has_exited() -> Result<()> {
+    let host = Host::new().await?;
+    let mut stand = Stand::new(&host).await?;
+    let ends = async |machine: &Machine, cause: Option<&str>| -> Result<()> {
+        machine.wait("stopped").await?;
+        let exit = machine.exit_event().await?;
+        let told = (&exit["exit_code"], exit["cause"].as_str(), &exit["requested_stop"], &exit["oom_killed"]);
+        assert_eq!(told, (&json!(0), cause, &json!(false), &json!(false)), "{exit}");
+        Ok(())
+    };
+    let policy = json!({ "restart": { "policy": "on-failure" } });
+    // By init, which ends programs as a stop does, also deaf ones.
+    let asked = stand.script("trap '' TERM; poweroff; while :; do usleep 50000; done", policy.clone()).await?;
+    ends(&asked, None).await?;
+    let lines = runner_lines(&stand, &asked).await?;
+    assert!(lines.contains(&"a program of the machine has switched it off".to_owned()), "{lines:#?}");
+    // By the kernel, at once.
+    let off = stand.script("poweroff -f", policy.clone()).await?;
+    ends(&off, Some("powered_off")).await?;
+    let reset = stand.script("exec sleep 1000", policy).await?;
+    reset.wait("started").await?;
+    stand.server.kill().await?;
+    stand.server.launch().await?;
+    // Another server sees it, which is not the parent of the VM.
+    let session = stand.server.begin_cli(&["machine", "exec", reset.id(), "reboot -f", "-a", APP])?;
+    ends(&reset, Some("powered_off")).await?;
+    drop(session);
+    stand.server.until_no_vm().await
 }

@@ -121,6 +121,28 @@ pub struct Init {
     pub swap_size_mb: Option<u64>,
     /// Appended to the kernel's command line.
     pub kernel_args: Option<Vec<String>>,
+    /// What each process may have. Caddis extension.
+    pub ulimits: Option<Ulimits>,
+}
+
+/// Limits of each process of a machine, its own programs and those run beside them, as `ulimit` shows them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Ulimits {
+    /// Open files. Unless given, the soft limit is 10240 and the hard one as high as the kernel allows.
+    pub nofile: Option<Ulimit>,
+    /// Processes and threads of a user. Unless given, there is no limit but the memory.
+    pub nproc: Option<Ulimit>,
+}
+
+/// A limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Ulimit {
+    /// What a process begins with; at most the hard limit.
+    pub soft: Option<u64>,
+    /// What it may raise that to.
+    pub hard: Option<u64>,
 }
 
 /// One of several programs of a machine. What it leaves open is as for a machine with one.

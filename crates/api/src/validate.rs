@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ApiError,
-    config::{Guest, MachineConfig, RawConfig, StopConfig},
+    config::{Guest, MachineConfig, RawConfig, StopConfig, Ulimit},
 };
 
 /// Largest time between a stop signal and SIGKILL, seconds.
@@ -18,6 +18,10 @@ pub const MAX_ROOTFS_GIB: u64 = 500;
 pub const MAX_FILES_BYTES: usize = 4 * 1024 * 1024;
 /// Largest sum of argument and environment strings, bytes: what Linux gives an exec by default, halved.
 pub const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
+/// Limits of processes, at least: fewer open files start no program.
+const MIN_ULIMIT: u64 = 16;
+/// Limits of processes, at most: so many open files the kernel can count.
+const MAX_ULIMIT: u64 = 1 << 30;
 /// Most programs of a machine; the reference names no number.
 pub const MAX_PROCESSES: usize = 64;
 
@@ -258,6 +262,9 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
     let mut size = check_environment("config.env", config.env.as_ref())?;
     if let Some(init) = &config.init {
         size += check_arguments("config.init", [&init.exec, &init.entrypoint, &init.cmd])?;
+        let ulimits = init.ulimits.clone().unwrap_or_default();
+        check_ulimit("config.init.ulimits.nofile", ulimits.nofile)?;
+        check_ulimit("config.init.ulimits.nproc", ulimits.nproc)?;
     }
     let processes = config.processes.as_deref().unwrap_or_default();
     if processes.len() > MAX_PROCESSES {
@@ -278,6 +285,17 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
         return Err(ApiError::invalid(format!(
             "arguments and environment take {size} bytes, cannot exceed {MAX_PROGRAM_BYTES}"
         )));
+    }
+    Ok(())
+}
+
+fn check_ulimit(field: &str, limit: Option<Ulimit>) -> Result<(), ApiError> {
+    let Ulimit { soft, hard } = limit.unwrap_or_default();
+    if [soft, hard].into_iter().flatten().any(|number| !(MIN_ULIMIT..=MAX_ULIMIT).contains(&number)) {
+        return Err(ApiError::invalid(format!("invalid {field}, use numbers from {MIN_ULIMIT} to {MAX_ULIMIT}")));
+    }
+    if soft.zip(hard).is_some_and(|(soft, hard)| soft > hard) {
+        return Err(ApiError::invalid(format!("invalid {field}, the soft limit cannot exceed the hard one")));
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use caddis_guest_protocol::{MachineSpec, spec::FileSpec};
 use nix::{
     mount::{MsFlags, mount},
-    sys::resource::{Resource, setrlimit},
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
     unistd::{chdir, chroot, sethostname},
 };
 
@@ -27,8 +27,12 @@ use crate::{
 /// Where the root disk is mounted before it becomes the root.
 const NEW_ROOT: &str = "/newroot";
 
-/// Open files a program may have, as the reference's init sets it.
+/// Open files a program begins with, as the reference's init sets it.
 const OPEN_FILES: u64 = 10_240;
+/// Open files a process can have at most.
+const MOST_OPEN_FILES: &str = "/proc/sys/fs/nr_open";
+/// Open files of all processes, which the kernel derives from the memory.
+const ALL_OPEN_FILES: &str = "/proc/sys/fs/file-max";
 
 /// What running programs needs to know of the machine.
 pub struct Prepared {
@@ -84,8 +88,7 @@ pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Resu
     {
         warnings.push(warning);
     }
-    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
-        .map_err(|e| format!("can't set the open files limit: {e}"))?;
+    set_limits(spec)?;
     timing.step("root");
     names(spec)?;
     for file in &spec.files {
@@ -95,6 +98,24 @@ pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Resu
     let env = complete(&spec.env, &user);
     timing.step("files");
     Ok(Prepared { user, env, warnings })
+}
+
+/// Limits of each process; those that start inherit them from init.
+fn set_limits(spec: &MachineSpec) -> Result<(), String> {
+    let (files, processes) = (spec.open_files, spec.user_processes);
+    let text = fs::read_to_string(MOST_OPEN_FILES).map_err(|e| format!("can't read {MOST_OPEN_FILES}: {e}"))?;
+    let most = text.trim().parse().unwrap_or(OPEN_FILES);
+    // Databases want many, and raise their soft limit themselves; a soft limit that high has others loop over all of them.
+    let hard = files.hard.unwrap_or(most.max(files.soft.unwrap_or(0)));
+    if hard > most {
+        fs::write(MOST_OPEN_FILES, hard.to_string()).map_err(|e| format!("can't allow {hard} open files: {e}"))?;
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, files.soft.unwrap_or(OPEN_FILES).min(hard), hard)
+        .map_err(|e| format!("can't set the open files limit: {e}"))?;
+    // The kernel's own limit is a part of the memory. There is nobody else in this VM to be kept from it.
+    let hard = processes.hard.unwrap_or(RLIM_INFINITY);
+    setrlimit(Resource::RLIMIT_NPROC, processes.soft.unwrap_or(hard).min(hard), hard)
+        .map_err(|e| format!("can't set the processes limit: {e}"))
 }
 
 /// An environment with what every program has.
@@ -177,6 +198,8 @@ pub fn prepare_early() -> Result<Vec<String>, String> {
             warnings.push(format!("no cgroup controller {controller}: {error}"));
         }
     }
+    // They take memory, and that is what bounds them. Where it can't be set, there are fewer.
+    let _ = fs::write(ALL_OPEN_FILES, i64::MAX.to_string());
     network::prepare()?;
     for (name, target) in [("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         let _ = std::os::unix::fs::symlink(format!("/proc/self/{target}"), format!("/dev/{name}"));

@@ -3,7 +3,10 @@
 
 use std::{
     fs::OpenOptions,
-    os::fd::{AsRawFd as _, RawFd},
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::fs::OpenOptionsExt as _,
+    },
 };
 
 /// `struct rand_pool_info` of linux/random.h with room for what the host sends.
@@ -22,8 +25,9 @@ nix::ioctl_none!(reseed, b'R', 0x07);
 
 /// Mixes in and credits bytes, and has the kernel's generator use them at once.
 pub fn add(bytes: &[u8]) -> Result<(), String> {
-    let random =
-        OpenOptions::new().write(true).open("/dev/random").map_err(|e| format!("can't open /dev/random: {e}"))?;
+    // After a resume programs may have put something else in its place: it is not waited for.
+    let random = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open("/dev/random");
+    let random = random.map_err(|e| format!("can't open /dev/random: {e}"))?;
     let mut pool = Pool { entropy_bits: 0, bytes: 0, buffer: [0; CAPACITY] };
     let count = bytes.len().min(CAPACITY);
     pool.buffer[..count].copy_from_slice(&bytes[..count]);

@@ -28,6 +28,7 @@ use crate::{
     execs::Exec,
     freezer::Freezer,
     image_files, kernel,
+    lines::Record,
     logs::Backlog,
     memory,
     oom::{Victim, Victims},
@@ -255,7 +256,11 @@ impl Guest {
         self.reap();
         if heard.iter().any(|heard| SWITCH_OFF.into_iter().any(|signal| signal as i32 == *heard)) {
             self.warn(Err("a program of the machine has switched it off".to_owned()));
-            self.programs.switch_off(Instant::now());
+            match self.held_end {
+                // Its own programs have ended: what ends now is what holds it.
+                Some(_) => self.hang_up(|exec| exec.holds_machine),
+                None => self.programs.switch_off(Instant::now()),
+            }
         }
     }
 
@@ -483,7 +488,8 @@ impl Guest {
 
     fn warn(&mut self, outcome: Result<(), String>) {
         if let Err(warning) = outcome {
-            self.logs.push(LogSource::Init, format!("{warning}\n").into_bytes());
+            let record = Record { text: format!("{warning}\n").into_bytes(), partial: false };
+            self.logs.push(LogSource::Init, record);
         }
     }
 

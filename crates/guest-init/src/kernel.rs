@@ -4,6 +4,7 @@ use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
     io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -23,7 +24,8 @@ const MODULES: &str = "/modules";
 
 /// Writes a line to the kernel's log, and so to the console.
 pub fn say(line: &str) {
-    if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
+    // Whatever a program has put in its place.
+    if let Ok(mut log) = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg") {
         // In one piece, since each write is a line of its own. There is nobody left to tell when it fails.
         let _ = log.write_all(format!("<3>caddis: {line}\n").as_bytes());
     }

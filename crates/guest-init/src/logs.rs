@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use caddis_guest_protocol::{GuestMessage, LOG_BACKLOG_BYTES, LOG_WINDOW_BYTES, message::LogSource};
 
-use crate::clock;
+use crate::{clock, lines};
 
 /// What a record counts beside its text, as the host counts it.
 const RECORD: usize = 64;
@@ -16,6 +16,7 @@ struct Record {
     source: LogSource,
     time_ns: u64,
     dropped_before: u64,
+    partial: bool,
     text: Bytes,
 }
 
@@ -44,12 +45,13 @@ impl Backlog {
     }
 
     /// Adds a record.
-    pub fn push(&mut self, source: LogSource, text: Vec<u8>) {
-        self.push_at(source, text, clock::now_ns());
+    pub fn push(&mut self, source: LogSource, record: lines::Record) {
+        self.push_at(source, record, clock::now_ns());
     }
 
-    fn push_at(&mut self, source: LogSource, text: Vec<u8>, time_ns: u64) {
-        let record = Record { sequence: self.next, source, time_ns, dropped_before: 0, text: text.into() };
+    fn push_at(&mut self, source: LogSource, record: lines::Record, time_ns: u64) {
+        let lines::Record { text, partial } = record;
+        let record = Record { sequence: self.next, source, time_ns, dropped_before: 0, partial, text: text.into() };
         self.next += 1;
         self.bytes += record.size();
         self.records.push_back(record);
@@ -95,8 +97,9 @@ impl Backlog {
         }
         self.ahead += record.size();
         self.sent = record.sequence;
-        let Record { sequence, source, time_ns, dropped_before, .. } = *record;
-        Some((GuestMessage::Log { sequence, source, time_ns, dropped_before }, record.text.clone()))
+        let Record { sequence, source, time_ns, dropped_before, partial, .. } = *record;
+        let message = GuestMessage::Log { sequence, source, time_ns, dropped_before, partial };
+        Some((message, record.text.clone()))
     }
 
     /// Whether all has been sent.
@@ -114,6 +117,10 @@ impl Backlog {
 mod tests {
     use super::*;
 
+    fn of(bytes: usize) -> lines::Record {
+        lines::Record { text: vec![b'x'; bytes], partial: false }
+    }
+
     fn sequences(backlog: &mut Backlog) -> Vec<(u64, u64)> {
         std::iter::from_fn(|| backlog.next())
             .map(|(message, _)| match message {
@@ -128,7 +135,7 @@ mod tests {
         let mut backlog = Backlog::new();
         let record = LOG_WINDOW_BYTES / 4 - RECORD;
         for _ in 0..6 {
-            backlog.push_at(LogSource::Stdout, vec![b'x'; record], 0);
+            backlog.push_at(LogSource::Stdout, of(record), 0);
         }
         assert_eq!(sequences(&mut backlog), [(1, 0), (2, 0), (3, 0), (4, 0)]);
         backlog.acknowledge(2);
@@ -145,11 +152,11 @@ mod tests {
         let mut backlog = Backlog::new();
         let record = LOG_WINDOW_BYTES / 4 - RECORD;
         for _ in 0..4 {
-            backlog.push_at(LogSource::Stdout, vec![b'x'; record], 0);
+            backlog.push_at(LogSource::Stdout, of(record), 0);
         }
         assert_eq!(sequences(&mut backlog).len(), 4);
         for _ in 0..20 {
-            backlog.push_at(LogSource::Stdout, vec![b'x'; record], 0);
+            backlog.push_at(LogSource::Stdout, of(record), 0);
         }
         backlog.acknowledge(4);
         // 24 records in all, of which 16 fit.

@@ -251,11 +251,17 @@ impl Programs {
                     Err(_) => pipe.file = None,
                 }
             }
-            if pipe.file.is_none() || pipe.flush_at.is_some_and(|at| at <= now) {
+            let late = pipe.flush_at.take_if(|at| *at <= now).is_some();
+            let rest = match pipe.file {
+                None => pipe.lines.take_rest(),
+                Some(_) if late => pipe.lines.take_whole(),
+                Some(_) => None,
+            };
+            if let Some(rest) = rest {
+                logs.push(pipe.source, rest);
+            }
+            if pipe.file.is_none() {
                 pipe.flush_at = None;
-                if let Some(rest) = pipe.lines.take_rest() {
-                    logs.push(pipe.source, rest);
-                }
             }
             more |= pipe.readable && pipe.file.is_some();
         }

@@ -19,6 +19,7 @@ use nix::{
     pty::{Winsize, posix_openpt, unlockpt},
     sys::{
         signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask},
+        stat::{Mode, fchmod},
         termios::{InputFlags, SetArg, tcgetattr, tcsetattr},
     },
     unistd::{
@@ -157,9 +158,17 @@ fn become_program(program: &Program, standard: &Standard, report: &mut Report) -
         (None, As::Named(name)) => return Err(format!("user {name} is unknown")),
     };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    // So that /dev/stdout can be opened, also by a program that has become yet another user since: who has no descriptor of
+    // them can't get at a pipe, whatever its mode. A terminal has a name by which others could read what is typed, so only
+    // writing is for all, and only where nobody types.
+    let mode = match program.terminal {
+        None => 0o666,
+        Some(_) if program.has_input => 0o620,
+        Some(_) => 0o622,
+    };
     for end in standard.input.iter().chain([&standard.output, &standard.error]) {
-        // So that /dev/stdout can be opened by a program that is not root.
         fchown(end, Some(uid), Some(gid)).map_err(failed("give its streams to the user"))?;
+        fchmod(end, Mode::from_bits_truncate(mode)).map_err(failed("give its streams to the user"))?;
     }
 
     report.stage(Stage::Directory);

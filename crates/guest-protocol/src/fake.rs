@@ -306,7 +306,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
         let status = self.guest.state().status.clone();
         let (pending, waiting) = self.pending_logs();
         for (sequence, text) in pending {
-            let message = GuestMessage::Log { sequence, source: LogSource::Stdout, time_ns: 1, dropped_before: 0 };
+            let source = LogSource::Stdout;
+            let message = GuestMessage::Log { sequence, source, time_ns: 1, dropped_before: 0, partial: false };
             self.send(&message, &text).await?;
             self.sent_logs = sequence;
         }

@@ -140,7 +140,7 @@ mod tests {
     use crate::{GuestMessage, HostMessage, message::LogSource};
 
     fn log(sequence: u64) -> GuestMessage {
-        GuestMessage::Log { sequence, source: LogSource::Stdout, time_ns: 5, dropped_before: 0 }
+        GuestMessage::Log { sequence, source: LogSource::Stdout, time_ns: 5, dropped_before: 0, partial: false }
     }
 
     fn all<M: DeserializeOwned>(decoder: &mut Decoder) -> Vec<Frame<M>> {

@@ -74,6 +74,8 @@ pub enum GuestEvent {
         time_ns: u64,
         /// Records lost before it.
         dropped_before: u64,
+        /// Its last line goes on in the next record of the stream.
+        partial: bool,
         /// Text.
         text: Bytes,
     },

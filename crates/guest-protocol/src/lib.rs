@@ -25,6 +25,7 @@ pub mod frame;
 pub mod host;
 pub mod message;
 pub mod spec;
+pub mod text;
 
 pub use message::{GuestMessage, GuestState, HostMessage};
 pub use spec::MachineSpec;

@@ -186,7 +186,7 @@ pub enum GuestMessage {
         steps: Vec<(String, u64)>,
     },
     /// One record of log output; the text is the frame's payload, cut at a line end where there is one, at 16 KiB at
-    /// most.
+    /// most, and never within a character.
     Log {
         /// Counts records from 1 without holes, over the whole life of the VM.
         sequence: u64,
@@ -196,6 +196,9 @@ pub enum GuestMessage {
         time_ns: u64,
         /// Number of records dropped just before this one because nobody acknowledged them in time.
         dropped_before: u64,
+        /// Its last line was cut because it is too long, and goes on in the next record of the stream.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        partial: bool,
     },
     /// The guest's kernel has killed a process for want of memory that is none of the machine's programs itself. Since
     /// [`crate::VICTIMS_SINCE`].

@@ -35,10 +35,24 @@ pub struct MachineSpec {
     pub root_serial: String,
     /// Grow the root file system to the size of its disk.
     pub grow_root: bool,
+    /// Open files that a process may have.
+    pub open_files: LimitSpec,
+    /// Processes that a user may have.
+    pub user_processes: LimitSpec,
     /// Host's wall clock, nanoseconds since the Unix epoch.
     pub time_ns: u64,
     /// Fresh random bytes from the host, base64; mixed in and credited before anything else happens.
     pub entropy: String,
+}
+
+/// A limit of a process (setrlimit(2)); what is not given is up to init.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitSpec {
+    /// What it begins with.
+    pub soft: Option<u64>,
+    /// What it may raise that to.
+    pub hard: Option<u64>,
 }
 
 /// A program beside the first one; its fields are as in [`MachineSpec`].

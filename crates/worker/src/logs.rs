@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use caddis_api::{EventId, MachineId, MachineState, event::MachineEvent};
-use caddis_guest_protocol::message::LogSource;
+use caddis_guest_protocol::{message::LogSource, text};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
@@ -56,6 +56,9 @@ pub struct Line {
     /// `error`, where its source does not tell.
     #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
+    /// The line is too long and goes on in the next one of its source.
+    #[serde(rename = "p", default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// The text.
     #[serde(rename = "m")]
     pub message: String,
@@ -88,12 +91,13 @@ struct NewLine {
     record: Option<(u64, u64)>,
     event: Option<EventId>,
     level: Option<&'static str>,
+    partial: bool,
     message: String,
 }
 
 impl NewLine {
     fn of_record(source: &'static str, time_ns: u64, record: (u64, u64), message: String) -> Self {
-        Self { time_ns, source, record: Some(record), event: None, level: None, message }
+        Self { time_ns, source, record: Some(record), event: None, level: None, partial: false, message }
     }
 
     /// The lines about an event.
@@ -105,6 +109,7 @@ impl NewLine {
             record: None,
             event: Some(id.clone()),
             level: (level == runner::Level::Error).then(|| level.as_str()),
+            partial: false,
             message,
         })
     }
@@ -187,11 +192,11 @@ impl Logs {
         &self,
         machine: &MachineId,
         boot: u64,
-        record: (u64, LogSource, u64, u64),
+        record: (u64, LogSource, u64, u64, bool),
         text: &Bytes,
         done: impl FnOnce() + Send + 'static,
     ) {
-        let (sequence, source, time_ns, dropped) = record;
+        let (sequence, source, time_ns, dropped, partial) = record;
         let source = match source {
             LogSource::Stdout => "stdout",
             LogSource::Stderr => "stderr",
@@ -202,8 +207,9 @@ impl Logs {
             let message = format!("{dropped} log records were lost: the program wrote faster than they could be taken");
             lines.push(NewLine::of_record("runner", time_ns, (boot, sequence), message));
         }
-        for line in split(text) {
-            lines.push(NewLine::of_record(source, time_ns, (boot, sequence), line));
+        for (line, partial) in split(text, partial) {
+            let line = NewLine::of_record(source, time_ns, (boot, sequence), line);
+            lines.push(NewLine { partial, ..line });
         }
         self.send(Job::Append { machine: machine.clone(), lines, done: Box::new(done) });
     }
@@ -267,15 +273,24 @@ impl Logs {
     }
 }
 
-/// Lines of a record, without line ends; what is no UTF-8 is replaced.
-fn split(text: &[u8]) -> Vec<String> {
+/// Lines of a record, without line ends, and whether each goes on in the next; what is no UTF-8 is replaced. `partial` says
+/// so of the last.
+fn split(text: &[u8], partial: bool) -> Vec<(String, bool)> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
-    let pieces = text.split(|byte| *byte == b'\n').flat_map(|line| {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let whole: Vec<_> = if line.is_empty() { vec![line] } else { line.chunks(MAX_LINE_BYTES).collect() };
-        whole
-    });
-    pieces.map(|piece| String::from_utf8_lossy(piece).into_owned()).collect()
+    let mut pieces = Vec::new();
+    for line in text.split(|byte| *byte == b'\n') {
+        let mut line = line.strip_suffix(b"\r").unwrap_or(line);
+        while let Some(window) = line.get(..MAX_LINE_BYTES).filter(|window| window.len() < line.len()) {
+            let (piece, rest) = line.split_at(text::whole(window));
+            pieces.push((String::from_utf8_lossy(piece).into_owned(), true));
+            line = rest;
+        }
+        pieces.push((String::from_utf8_lossy(line).into_owned(), false));
+    }
+    if let Some((_, last)) = pieces.last_mut() {
+        *last = partial;
+    }
+    pieces
 }
 
 struct Writer {
@@ -319,9 +334,9 @@ impl Writer {
         let mut text = Vec::new();
         for line in lines {
             self.last = now_ns().max(self.last + 1);
-            let NewLine { time_ns, source, record, event, level, message } = line;
+            let NewLine { time_ns, source, record, event, level, partial, message } = line;
             let (source, level) = (source.to_owned(), level.map(str::to_owned));
-            let line = Line { number: self.last, time_ns, source, record, event, level, message };
+            let line = Line { number: self.last, time_ns, source, record, event, level, partial, message };
             serde_json::to_writer(&mut text, &line)?;
             text.push(b'\n');
         }

@@ -400,7 +400,11 @@ impl Owner {
 
     async fn deadline_passed(&mut self) {
         let Some(operation) = &self.row.operation else { return };
-        let step = operation.current().map_or("", Step::as_str);
+        let step = match operation.current() {
+            Some(Step::Boot) => "boot: the guest's init has not answered".to_owned(),
+            Some(Step::Configure) => "configure: the guest's init has not said that the program runs".to_owned(),
+            step => step.map_or("", Step::as_str).to_owned(),
+        };
         let reason = match &operation.last_error {
             Some(error) => format!("{} did not end in time, at step {step}: {error}", operation.kind.as_str()),
             None => format!("{} did not end in time, at step {step}", operation.kind.as_str()),
@@ -437,9 +441,9 @@ impl Owner {
                 guest.started = true;
                 guest.boot_steps = steps;
             }),
-            GuestEvent::Log { sequence, source, time_ns, dropped_before, text } => {
+            GuestEvent::Log { sequence, source, time_ns, dropped_before, partial, text } => {
                 let session = live.session.clone();
-                let record = (sequence, source, time_ns, dropped_before);
+                let record = (sequence, source, time_ns, dropped_before, partial);
                 let done = move || session.acknowledge_logs(sequence);
                 self.shared.logs.append_record(&self.row.id, live.boot, record, &text, done);
             }

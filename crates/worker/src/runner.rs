@@ -102,6 +102,7 @@ fn exit(details: &ExitDetails, request: &Value) -> Vec<(Level, String)> {
         Some("guest_oom") => format!("Machine exited with {code}, out of memory: killed by the guest's kernel"),
         Some("host_oom") => format!("VM killed by the host, out of memory{message}"),
         Some("vmm_crashed") => format!("VM crashed{message}"),
+        Some("powered_off") => "Machine powered off or rebooted from inside".to_owned(),
         Some("host_reboot") => "Machine ended: the host was rebooted".to_owned(),
         Some("killed") if message.is_empty() => format!("Machine killed: it did not stop in time, {code}"),
         Some("killed") => format!("Machine killed{message}"),

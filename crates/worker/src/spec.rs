@@ -2,9 +2,9 @@
 
 use caddis_api::{
     ApiError, MachineConfig, Signal,
-    config::{DEFAULT_ROOTFS_GIB, DnsOption, FieldRef, Process},
+    config::{DEFAULT_ROOTFS_GIB, DnsOption, FieldRef, Process, Ulimit},
 };
-use caddis_guest_protocol::spec::{FileSpec, MachineSpec, NetworkSpec, ProgramSpec};
+use caddis_guest_protocol::spec::{FileSpec, LimitSpec, MachineSpec, NetworkSpec, ProgramSpec};
 use caddis_image::ImageConfig;
 
 use crate::{operation::Stop, row::MachineRow};
@@ -27,6 +27,7 @@ pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSp
     }
     let first = programs.remove(0);
     let dns = config.dns.clone().unwrap_or_default();
+    let ulimits = config.init.as_ref().and_then(|init| init.ulimits.clone()).unwrap_or_default();
     let hostname = dns.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| row.id.to_string());
     Ok(MachineSpec {
         machine_id: row.id.to_string(),
@@ -36,6 +37,8 @@ pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSp
         others: programs,
         working_dir: image.working_dir.clone(),
         tty: config.init.as_ref().and_then(|init| init.tty).unwrap_or(false),
+        open_files: limit(ulimits.nofile),
+        user_processes: limit(ulimits.nproc),
         files: files(config),
         network: NetworkSpec {
             nameservers: dns.nameservers.filter(|servers| !servers.is_empty()).unwrap_or(network.nameservers),
@@ -49,6 +52,11 @@ pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSp
         grow_root: config.rootfs_gib() > DEFAULT_ROOTFS_GIB,
         ..MachineSpec::default()
     })
+}
+
+fn limit(limit: Option<Ulimit>) -> LimitSpec {
+    let Ulimit { soft, hard } = limit.unwrap_or_default();
+    LimitSpec { soft, hard }
 }
 
 /// At least one.
@@ -138,7 +146,8 @@ fn hosts(row: &MachineRow, hostname: &str, fqdn: Option<String>) -> Vec<(String,
     let names = fqdn.map_or_else(|| hostname.to_owned(), |fqdn| format!("{fqdn} {hostname}"));
     vec![
         (row.addresses.ipv6.to_string(), format!("fly-local-6pn {names}")),
-        (row.addresses.ipv4.to_string(), "fly-global-services".to_owned()),
+        // Programs that know IPv4 alone look for their own name too, and some do not start without.
+        (row.addresses.ipv4.to_string(), format!("fly-global-services {names}")),
     ]
 }
 

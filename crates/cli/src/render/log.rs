@@ -4,6 +4,9 @@ use caddis_api::logs::LogAttributes;
 
 use crate::Printer;
 
+/// Ends a line that is too long for one entry.
+const CUT: &str = " [line cut, continues]";
+
 /// `2026-08-21T10:00:00Z app[ID] REGION [info]message`, as the field's command line writes it.
 pub fn line(attributes: &LogAttributes, printer: &Printer) -> String {
     let provider = &attributes.meta.event.provider;
@@ -15,7 +18,8 @@ pub fn line(attributes: &LogAttributes, printer: &Printer) -> String {
         "error" => printer.paint_error("error"),
         level => level.to_owned(),
     };
-    format!("{time} {source} {} [{level}]{}", attributes.region, tame(&attributes.message))
+    let cut = if attributes.partial { CUT } else { "" };
+    format!("{time} {source} {} [{level}]{}{cut}", attributes.region, tame(&attributes.message))
 }
 
 /// What a program writes must not move the cursor of who reads it, nor anything else but colour its own words.
@@ -46,7 +50,26 @@ fn tame(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::tame;
+    use caddis_api::logs::LogAttributes;
+
+    use super::{line, tame};
+    use crate::Printer;
+
+    #[test]
+    fn a_line_that_was_cut_says_so() {
+        let attributes = |partial| LogAttributes {
+            timestamp: "2026-08-21T10:00:00.5Z".to_owned(),
+            message: "text".to_owned(),
+            partial,
+            level: "info".to_owned(),
+            instance: "1".to_owned(),
+            region: "here".to_owned(),
+            meta: Default::default(),
+        };
+        let (printer, _, _) = Printer::capturing();
+        assert_eq!(line(&attributes(false), &printer), "2026-08-21T10:00:00Z 1 here [info]text");
+        assert_eq!(line(&attributes(true), &printer), "2026-08-21T10:00:00Z 1 here [info]text [line cut, continues]");
+    }
 
     #[test]
     fn colours_stay_and_end_with_the_line_and_all_else_that_steers_a_terminal_goes() {

@@ -234,12 +234,12 @@ impl<'a> Connection<'a> {
                 self.welcome(protocol, init_version, status, machine_id)
             }
             GuestMessage::Started { pid, steps } => self.tell(GuestEvent::Started { pid, steps }),
-            GuestMessage::Log { sequence, source, time_ns, dropped_before } => {
+            GuestMessage::Log { sequence, source, time_ns, dropped_before, partial } => {
                 if !self.is_new_log(sequence, frame.payload.len())? {
                     return Ok(());
                 }
                 let text = Bytes::copy_from_slice(&frame.payload);
-                self.tell(GuestEvent::Log { sequence, source, time_ns, dropped_before, text })
+                self.tell(GuestEvent::Log { sequence, source, time_ns, dropped_before, partial, text })
             }
             GuestMessage::OutOfMemory { pid, name } => self.tell(GuestEvent::OutOfMemory { pid, name }),
             GuestMessage::Finished(status) => self.tell(GuestEvent::Finished(status)),

@@ -243,6 +243,12 @@ impl Session {
                 }
                 ExecEvent::Credit { .. } => {}
                 ExecEvent::Finished { code, signal, timed_out } => {
+                    for kept in [&mut outcome.stdout, &mut outcome.stderr] {
+                        if outcome.truncated && kept.len() == command.output_limit {
+                            // Not in the middle of a character.
+                            kept.truncate(crate::text::whole(kept));
+                        }
+                    }
                     return Ok(ExecOutcome { code, signal, timed_out, ..outcome });
                 }
                 ExecEvent::Failed { message } => return Err(SessionError::Refused(message)),

@@ -97,12 +97,8 @@ pub enum Entry {
 /// When busybox-static is missing.
 pub fn busybox_among(name: &str, entries: &[Entry], config: &Config) -> Result<PathBuf> {
     let program = fs::read(PROGRAM).context("no static busybox: apt-get install busybox-static")?;
-    let recipe = format!(
-        "{}{entries:?}{}{}",
-        include_str!("busybox.rs"),
-        program.len(),
-        serde_json::to_string(config)?
-    );
+    let recipe =
+        format!("{}{entries:?}{}{}", include_str!("busybox.rs"), program.len(), serde_json::to_string(config)?);
     cached(name, &recipe, |layout| {
         let mut tree = Builder::new(Vec::new());
         append_tools(&mut tree, &program)?;
@@ -145,13 +141,9 @@ fn append_tools(tree: &mut Builder<Vec<u8>>, program: &[u8]) -> Result<()> {
 fn build(layout: &Path, program: &[u8], config: &Config) -> Result<()> {
     let mut tree = Builder::new(Vec::new());
     append_tools(&mut tree, program)?;
-    for (path, mode, owner) in [
-        ("etc/", 0o755, 0),
-        ("root/", 0o700, 0),
-        ("tmp/", 0o1777, 0),
-        ("var/", 0o755, 0),
-        ("var/www/", 0o755, 1000),
-    ] {
+    for (path, mode, owner) in
+        [("etc/", 0o755, 0), ("root/", 0o700, 0), ("tmp/", 0o1777, 0), ("var/", 0o755, 0), ("var/www/", 0o755, 1000)]
+    {
         append(&mut tree, path, EntryType::Directory, mode, owner, &[])?;
     }
     append(&mut tree, "etc/passwd", EntryType::Regular, 0o644, 0, PASSWD.as_bytes())?;

@@ -8,7 +8,7 @@ fn machine() -> MachineId {
 
 fn write(logs: &Logs, boot: u64, sequence: u64, text: &str) {
     let (sender, receiver) = mpsc::channel();
-    let record = (sequence, LogSource::Stdout, 5, 0);
+    let record = (sequence, LogSource::Stdout, 5, 0, false);
     let text = Bytes::copy_from_slice(text.as_bytes());
     logs.append_record(&machine(), boot, record, &text, move || sender.send(()).unwrap());
     receiver.recv().unwrap();
@@ -31,6 +31,19 @@ fn lines_come_back_in_order_and_a_position_splits_them() {
     assert_eq!(messages(&logs, 0, 2, false), ["one", "two"]);
     assert_eq!(messages(&logs, 0, 2, true), ["two", "three"]);
     assert_eq!(messages(&logs, position, 100, false), ["three"]);
+}
+
+#[test]
+fn a_long_line_is_cut_between_characters_and_each_piece_but_the_last_says_so() {
+    let long = format!("a\nx{}\n", "日".repeat(MAX_LINE_BYTES));
+    let pieces = split(long.as_bytes(), false);
+    assert_eq!(pieces[0], ("a".to_owned(), false));
+    let joined: String = pieces[1..].iter().map(|(piece, _)| piece.as_str()).collect();
+    assert_eq!(joined, long[2..].trim_end());
+    let partial: Vec<_> = pieces.iter().map(|(_, partial)| *partial).collect();
+    assert_eq!(partial, [false, true, true, true, false]);
+    assert_eq!(split(b"begun", true), [("begun".to_owned(), true)]);
+    assert_eq!(split(b"\xff\n", false), [("\u{fffd}".to_owned(), false)]);
 }
 
 #[test]

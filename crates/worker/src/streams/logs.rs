@@ -111,6 +111,7 @@ fn entry(machine: &MachineId, line: Line, region: &str) -> LogEntry {
         attributes: LogAttributes {
             timestamp: format!("{timestamp:.9}"),
             message: line.message,
+            partial: line.partial,
             level: level.to_owned(),
             instance: machine.to_string(),
             region: region.to_owned(),

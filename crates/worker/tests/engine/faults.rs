@@ -50,10 +50,11 @@ async fn a_program_that_can_not_be_started_is_no_endless_attempt() {
 #[tokio::test]
 async fn a_vm_that_dies_is_an_exit_with_its_cause() {
     let fixture = Fixture::new().await;
-    for (exit, cause) in
-        [(VmExit::HostOom, "host_oom"), (VmExit::Crashed { message: "Kernel panic".to_owned() }, "vmm_crashed"),
-         (VmExit::Ended, "powered_off")]
-    {
+    for (exit, cause) in [
+        (VmExit::HostOom, "host_oom"),
+        (VmExit::Crashed { message: "Kernel panic".to_owned() }, "vmm_crashed"),
+        (VmExit::Ended, "powered_off"),
+    ] {
         let machine = fixture.started().await;
         fixture.host.crash(machine.as_str(), exit);
         fixture.until(&machine, MachineState::Stopped).await;
@@ -72,6 +73,31 @@ async fn a_guest_on_a_bad_line_is_started_and_stopped_all_the_same() {
     fixture.act(&machine, Action::Stop { signal: None, timeout: None }).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
     fixture.assert_nothing_runs().await;
+}
+
+#[tokio::test]
+async fn a_start_that_is_not_done_in_time_fails_and_names_its_step() {
+    for (guest, step) in [
+        (Behaviour { silent: true, ..Behaviour::default() }, "boot"),
+        (Behaviour { hang_after_configure: true, ..Behaviour::default() }, "configure"),
+    ] {
+        let mut fixture = Fixture::new().await;
+        fixture.host.set_faults(Faults { guest, ..Faults::default() });
+        let machine = fixture.create(&["sleep", "inf"]).await;
+        fixture
+            .until_that(&machine, |record| record.machine.operation.as_ref().is_some_and(|now| now.step == step))
+            .await;
+        fixture.kill().await;
+        fixture.let_deadlines_pass();
+        fixture.start().await;
+        let failed = fixture.until(&machine, MachineState::Failed).await;
+        let events = format!("{:?}", failed.machine.events);
+        assert!(events.contains(&format!("start did not end in time, at step {step}: the guest's init")), "{events}");
+        fixture.assert_nothing_runs().await;
+        fixture.host.set_faults(Faults::default());
+        fixture.act(&machine, Action::Start).await.unwrap();
+        fixture.until(&machine, MachineState::Started).await;
+    }
 }
 
 #[tokio::test]

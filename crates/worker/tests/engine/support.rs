@@ -311,6 +311,14 @@ impl Fixture {
         }
     }
 
+    /// Has the time of all that is under way be over. Between two workers.
+    pub fn let_deadlines_pass(&self) {
+        let database = rusqlite::Connection::open(self.database()).unwrap();
+        let text = "UPDATE machines SET record = json_set(record, '$.operation.deadline', 1)
+                    WHERE record ->> '$.operation.deadline' IS NOT NULL";
+        assert!(database.execute(text, []).unwrap() > 0, "nothing is under way");
+    }
+
     pub async fn create(&self, argv: &[&str]) -> MachineId {
         self.try_create(argv, json!({})).await.unwrap()
     }
