@@ -52,6 +52,9 @@ pub struct PlatformStatus {
     pub ok: bool,
     /// Why they will not.
     pub problems: Vec<String>,
+    /// What works less well than it should, though requests succeed.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Those that answered.
     pub hosts: Vec<HostStatus>,
 }

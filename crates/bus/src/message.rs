@@ -313,6 +313,9 @@ pub enum WorkerReply {
     Health {
         /// Why requests would fail; empty when they would not.
         problems: Vec<String>,
+        /// What works less well than it should, though requests succeed.
+        #[serde(default)]
+        warnings: Vec<String>,
     },
 }
 

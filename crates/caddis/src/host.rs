@@ -1,6 +1,9 @@
 //! `caddis host`: what a host needs beside its server.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use caddis_cli::{SERVER_FILE, ServerFile};
@@ -47,19 +50,24 @@ pub async fn run(arguments: HostArguments) -> Result<()> {
     }
 }
 
-async fn drain(data_dir: &std::path::Path, deadline: Duration) -> Result<()> {
+/// A client of the server that runs with this data directory.
+pub fn client(data_dir: &Path) -> Result<Client> {
     let file = data_dir.join(SERVER_FILE);
     let text =
         std::fs::read(&file).with_context(|| format!("no server runs with data directory {}", data_dir.display()))?;
     let server: ServerFile = serde_json::from_slice(&text).with_context(|| format!("can't read {}", file.display()))?;
     let token = std::fs::read_to_string(data_dir.join(instance::ROOT_TOKEN)).context("can't read the root token")?;
-    let client = Client::new(&server.url, Some(token.trim()))?;
+    Ok(Client::new(&server.url, Some(token.trim()))?)
+}
+
+async fn drain(data_dir: &Path, deadline: Duration) -> Result<()> {
+    let client = client(data_dir)?;
     let stopped = client.drain_host(deadline).await?;
     println!("Stopped {stopped} guests");
     Ok(())
 }
 
-async fn clean(data_dir: &std::path::Path) -> Result<()> {
+async fn clean(data_dir: &Path) -> Result<()> {
     let instance = Instance::take(data_dir)?;
     caddis_vmm::qemu::end_unbound(&instance.path(instance::TEMPLATES), &SlotPool::open(SlotPoolConfig::default())?);
     Network::clean(&instance.path(instance::NETWORK_STATE)).await?;

@@ -17,9 +17,11 @@ const DEADLINE: Duration = Duration::from_secs(2);
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Health {
     /// Whether requests will succeed.
-    ok: bool,
+    pub(crate) ok: bool,
     /// Why they will not.
-    problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
+    /// What works less well than it should, though requests succeed.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Say whether requests will succeed.
@@ -36,13 +38,13 @@ pub(crate) struct Health {
     ),
 )]
 pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<Health>) {
-    let problems = problems(&context).await;
-    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Health { ok: problems.is_empty(), problems }))
+    let health = check(&context).await;
+    let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(health))
 }
 
-/// Why requests will not succeed.
-pub(crate) async fn problems(context: &Context) -> Vec<String> {
+/// Asks the catalog and all workers.
+pub(crate) async fn check(context: &Context) -> Health {
     let mut problems = Vec::new();
     if let Err(error) = context.catalog.check().await {
         problems.push(error.to_string());
@@ -52,14 +54,17 @@ pub(crate) async fn problems(context: &Context) -> Vec<String> {
     }
     let answers = context.workers.iter().map(|worker| async move {
         match context.ask(worker, WorkerRequest::Health, DEADLINE).await {
-            Ok(WorkerReply::Health { problems }) if problems.is_empty() && !context.view.is_listed(worker) => {
-                vec![format!("the machines of worker {worker} are not known yet")]
+            Ok(WorkerReply::Health { mut problems, warnings }) => {
+                if problems.is_empty() && !context.view.is_listed(worker) {
+                    problems.push(format!("the machines of worker {worker} are not known yet"));
+                }
+                (problems, warnings)
             }
-            Ok(WorkerReply::Health { problems }) => problems,
-            Ok(_) => vec![format!("worker {worker} gave no answer that fits")],
-            Err(error) => vec![caddis_api::ApiError::from(error).message],
+            Ok(_) => (vec![format!("worker {worker} gave no answer that fits")], Vec::new()),
+            Err(error) => (vec![caddis_api::ApiError::from(error).message], Vec::new()),
         }
     });
-    problems.extend(join_all(answers).await.into_iter().flatten());
-    problems
+    let (of_workers, warnings): (Vec<_>, Vec<_>) = join_all(answers).await.into_iter().unzip();
+    problems.extend(of_workers.into_iter().flatten());
+    Health { ok: problems.is_empty(), problems, warnings: warnings.into_iter().flatten().collect() }
 }

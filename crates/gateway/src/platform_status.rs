@@ -31,7 +31,7 @@ use crate::{
 )]
 pub(crate) async fn status(State(context): State<Context>) -> Result<Json<PlatformStatus>, Failure> {
     context.synced().await?;
-    let problems = health::problems(&context).await;
+    let health::Health { ok, problems, warnings } = health::check(&context).await;
     let mut hosts = Vec::new();
     for region in context.regions.codes() {
         for offer in offers(&context, region).await {
@@ -39,7 +39,7 @@ pub(crate) async fn status(State(context): State<Context>) -> Result<Json<Platfo
         }
     }
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    Ok(Json(PlatformStatus { version, ok: problems.is_empty(), problems, hosts }))
+    Ok(Json(PlatformStatus { version, ok, problems, warnings, hosts }))
 }
 
 /// What the hosts of a region would offer somebody who needs nothing: all they have.

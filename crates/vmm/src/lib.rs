@@ -193,6 +193,11 @@ pub trait Vmm: Send + Sync + 'static {
     /// What it can do here.
     fn capabilities(&self) -> Capabilities;
 
+    /// What works less well than it should, and why, for the operator. Starts succeed all the same.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Whether VMs can be started now; the reason if not (program missing, kernel missing).
     async fn check(&self) -> Result<(), VmmError>;
 

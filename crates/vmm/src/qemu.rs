@@ -186,6 +186,7 @@ impl Qemu {
     /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the background.
     pub fn prepare(&self) {
         self.driver.tasks.spawn(self.driver.clone().get_usual());
+        self.driver.tasks.spawn(self.driver.clone().retry_failed());
         self.driver.tasks.spawn(pool::keep(self.driver.clone()));
     }
 }
@@ -209,6 +210,14 @@ impl Vmm for Qemu {
             Accelerator::Emulation => Isolation::Emulated,
         };
         Capabilities { isolation, snapshot: true, balloon: false }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let warning = |(shape, reason): (crate::Shape, String)| {
+            let (vcpus, memory) = (shape.vcpus, shape.memory_mib);
+            format!("no template for {vcpus} vCPUs and {memory} MB, starts are cold boots until it is built: {reason}")
+        };
+        self.driver.templates.failures().into_iter().map(warning).collect()
     }
 
     async fn check(&self) -> Result<(), VmmError> {

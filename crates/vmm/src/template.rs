@@ -21,8 +21,10 @@ pub(crate) use file::Sealed;
 
 /// Templates kept at most, on disk and in memory: each takes what a booted guest has touched, 70 MB or so.
 const MOST: usize = 8;
-/// After a failure to build one, starts of its shape are cold for so long before it is tried again.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// After a first failure to build or restore one it is built again so much later; twice as late after each further one.
+const FIRST_BACKOFF: Duration = Duration::from_secs(5);
+/// But never later than this.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// Ending of files.
 const ENDING: &str = "template";
 
@@ -50,7 +52,8 @@ enum Entry {
         proved: bool,
     },
     Failed {
-        at: Instant,
+        /// When it is tried again.
+        retry_at: Instant,
         reason: String,
     },
 }
@@ -72,13 +75,15 @@ pub(crate) enum Found {
 pub(crate) struct Templates {
     directory: PathBuf,
     entries: Mutex<HashMap<Shape, Entry>>,
+    /// How often in a row each failed, to be built or to be restored.
+    failures: Mutex<HashMap<Shape, u32>>,
     /// Tells that an entry has changed. Never sent to with `entries` locked: who waits looks at them.
     changed: watch::Sender<()>,
 }
 
 impl Templates {
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory, entries: Mutex::default(), changed: watch::Sender::default() }
+        Self { directory, entries: Mutex::default(), failures: Mutex::default(), changed: watch::Sender::default() }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -99,7 +104,7 @@ impl Templates {
             }
             Some(Entry::Reading) => Found::Reading,
             Some(Entry::Building) => Found::Building,
-            Some(Entry::Failed { at, reason }) if at.elapsed() < PATIENCE => Found::Failed(reason.clone()),
+            Some(Entry::Failed { retry_at, reason }) if Instant::now() < *retry_at => Found::Failed(reason.clone()),
             Some(Entry::Failed { .. }) | None => {
                 entries.insert(shape, Entry::Reading);
                 Found::Missing
@@ -131,7 +136,7 @@ impl Templates {
             }
             Err(error) => {
                 warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, error, "no template: starts are cold boots");
-                entries.insert(shape, Entry::Failed { at: Instant::now(), reason: error });
+                entries.insert(shape, self.failed(shape, error));
             }
         }
         let ready = |entry: &Entry| match entry {
@@ -147,22 +152,58 @@ impl Templates {
         self.changed.send_replace(());
     }
 
+    fn failed(&self, shape: Shape, reason: String) -> Entry {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(shape).or_default();
+        let backoff = FIRST_BACKOFF.saturating_mul(1 << (*count).min(8)).min(MAX_BACKOFF);
+        *count += 1;
+        Entry::Failed { retry_at: Instant::now() + backoff, reason }
+    }
+
+    /// The failed one that is to be tried again first, and when.
+    pub(crate) fn next_retry(&self) -> Option<(Shape, Instant)> {
+        let retry = |(shape, entry): (&Shape, &Entry)| match entry {
+            Entry::Failed { retry_at, .. } => Some((*shape, *retry_at)),
+            _ => None,
+        };
+        self.entries().iter().filter_map(retry).min_by_key(|(_, at)| *at)
+    }
+
+    /// Those that failed and why, until they are tried again.
+    pub(crate) fn failures(&self) -> Vec<(Shape, String)> {
+        let failure = |(shape, entry): (&Shape, &Entry)| match entry {
+            Entry::Failed { reason, .. } => Some((*shape, reason.clone())),
+            _ => None,
+        };
+        let mut failures: Vec<_> = self.entries().iter().filter_map(failure).collect();
+        failures.sort();
+        failures
+    }
+
+    /// Tells of each change of an entry.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// A VM was restored from it.
     pub(crate) fn prove(&self, shape: Shape) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&shape);
         if let Some(Entry::Ready { proved, .. }) = self.entries().get_mut(&shape) {
             *proved = true;
         }
     }
 
-    /// A template that could not be restored is not tried again: it is built anew, at once if it ever was any good.
+    /// A template that could not be restored is not tried again: it is built anew, at once if it ever was any good, else
+    /// after a wait.
     pub(crate) fn discard(&self, shape: Shape, key: &str, reason: &str) {
         {
             let mut entries = self.entries();
             if !matches!(entries.remove(&shape), Some(Entry::Ready { proved: true, .. })) {
                 let reason = format!("the template could not be restored: {reason}");
-                entries.insert(shape, Entry::Failed { at: Instant::now(), reason });
+                entries.insert(shape, self.failed(shape, reason));
             }
         }
+        self.changed.send_replace(());
         // Where it can't be removed, it is found out to be as bad again.
         let _ = fs::remove_file(self.path(shape, key));
     }
@@ -280,6 +321,21 @@ mod tests {
         assert!(matches!(templates.find(shape(1)), Found::Building));
         templates.settle(shape(1), "k", Err("told to".to_owned()));
         assert!(matches!(templates.find(shape(1)), Found::Failed(reason) if reason == "told to"));
+        assert_eq!(templates.failures(), [(shape(1), "told to".to_owned())]);
+        let waits = |times: u32| {
+            (0..times).map(|_| {
+                let begun = Instant::now();
+                templates.settle(shape(1), "k", Err("told to".to_owned()));
+                let (_, at) = templates.next_retry().unwrap();
+                at.duration_since(begun).as_secs()
+            })
+        };
+        assert_eq!(waits(5).collect::<Vec<_>>(), [10, 20, 40, 60, 60], "twice as late each time, a minute at most");
+        templates.settle(shape(1), "k", Ok(sealed()));
+        assert_eq!((templates.next_retry(), templates.failures()), (None, Vec::new()));
+        templates.prove(shape(1));
+        templates.discard(shape(1), "k", "broken");
+        assert!(matches!(templates.find(shape(1)), Found::Missing));
         assert!(matches!(templates.find(shape(2)), Found::Missing));
         templates.settle(shape(2), "k", Ok(sealed()));
         assert!(matches!(templates.find(shape(2)), Found::Ready(_)));

@@ -137,7 +137,9 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
             memory(shared, &machine, nonce, limit_mib, reclaim_mib).await
         }
         WorkerRequest::Drain { deadline_ms } => drain(shared, Duration::from_millis(deadline_ms)).await,
-        WorkerRequest::Health => Ok(WorkerReply::Health { problems: problems(shared).await }),
+        WorkerRequest::Health => {
+            Ok(WorkerReply::Health { problems: problems(shared).await, warnings: shared.vmm.warnings() })
+        }
     }
 }
 

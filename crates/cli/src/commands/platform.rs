@@ -116,6 +116,9 @@ async fn status(format: &Format, session: &Session) -> Result<(), CliError> {
             ["ID", "Region", "Machines", "Started", "Free CPUs", "Free Memory", "Free Disk", "Images", "Images' Disk"];
         printer.raw_out(&table::horizontal(&printer.paint_title("Hosts"), &headers, &rows))?;
     }
+    for warning in &status.warnings {
+        printer.note(format_args!("Warning: {warning}"))?;
+    }
     if status.ok {
         Ok(())
     } else {

@@ -118,8 +118,15 @@ async fn health_tells_why_requests_would_fail() {
     fixture.app("a").await;
     fixture.call("GET /v1/apps/a").await.ok();
     let healthy = fixture.call("GET /healthz").await;
-    assert_eq!((healthy.status.as_u16(), healthy.json()), (200, json!({"ok": true, "problems": []})));
+    assert_eq!((healthy.status.as_u16(), healthy.json()), (200, json!({"ok": true, "problems": [], "warnings": []})));
+    fixture.worker.state().warnings = vec!["no template".to_owned()];
+    let warned = fixture.call("GET /healthz").await;
+    assert_eq!((warned.status.as_u16(), &warned.json()["warnings"]), (200, &json!(["no template"])));
+    fixture.worker.state().warnings.clear();
     fixture.worker.state().problems = vec!["the disk is full".to_owned()];
     let ill = fixture.send(Request::get("/healthz").body("".into()).unwrap()).await;
-    assert_eq!((ill.status.as_u16(), ill.json()), (503, json!({"ok": false, "problems": ["the disk is full"]})));
+    assert_eq!(
+        (ill.status.as_u16(), ill.json()),
+        (503, json!({"ok": false, "problems": ["the disk is full"], "warnings": []}))
+    );
 }

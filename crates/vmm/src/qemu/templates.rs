@@ -166,6 +166,28 @@ impl Driver {
         spawn_blocking(save).await.map_err(panicked)?
     }
 
+    /// Gets templates again that could not be built or restored, each after its wait, until the driver ends.
+    pub(super) async fn retry_failed(self: Arc<Self>) {
+        let mut changes = self.templates.changes();
+        loop {
+            let next = self.templates.next_retry();
+            let due = async {
+                match next {
+                    Some((_, at)) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.ending.cancelled() => return,
+                _ = changes.changed() => {}
+                () = due => {
+                    // It is being got now; the outcome is a change.
+                    let _ = next.map(|(shape, _)| self.template(shape));
+                }
+            }
+        }
+    }
+
     /// Gets the templates that are likely to be wanted: of the usual shape, and those that were used before.
     pub(super) async fn get_usual(self: Arc<Self>) {
         // It is wanted later; why it may be missing, who wants it then is told.

@@ -80,6 +80,8 @@ pub struct State {
     pub mute: bool,
     pub offer: Option<Offer>,
     pub problems: Vec<String>,
+    /// What it says works less well than it should.
+    pub warnings: Vec<String>,
     pub calls: Vec<StreamCall>,
     pub requests: Vec<WorkerRequest>,
     pub stream_answer: Option<(u16, String)>,
@@ -257,7 +259,10 @@ impl FakeWorker {
                 Ok(WorkerReply::Memory { memory, reclaimed_mib: reclaim_mib.unwrap_or(0) })
             }
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
-            WorkerRequest::Health => Ok(WorkerReply::Health { problems: self.state().problems.clone() }),
+            WorkerRequest::Health => {
+                let state = self.state();
+                Ok(WorkerReply::Health { problems: state.problems.clone(), warnings: state.warnings.clone() })
+            }
         }
     }
 
