@@ -1,7 +1,8 @@
 # Everything a person types here. `make demo` and `make test` set up what they need on a fresh Debian 12 with Rust.
 #   make demo [KEEP=1]     see it work; KEEP=1 leaves the server up
 #   make test              the whole test suite
-#   make soak              the same with the long forms of tests
+#   make test-host         tests on a host with KVM, systemd and cgroup v2, inside an emulated processor
+#   make soak              the same with the long forms of tests, and test-host
 #   make schemathesis      requests made up from the OpenAPI document; part of make test
 #   make bench [QUICK=1]   measures what SPECIFICATION.md promises
 #   make lint              what CI checks beside the tests
@@ -24,10 +25,10 @@ else
 $(error KERNEL is debian or own, not $(KERNEL))
 endif
 
-.PHONY: help setup kernel guest-kernel build build-tests test soak schemathesis demo bench lint
+.PHONY: help setup kernel guest-kernel build build-tests test test-host soak schemathesis demo bench lint
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 # What is missing of Debian's packages.
 setup:
@@ -54,8 +55,16 @@ build-tests: setup
 test: kernel build-tests
 	@scripts/test.sh
 
+# What it boots is built once; the binary is the one that would be installed.
+test-host: setup
+	@scripts/setup.sh cpio kmod
+	cargo build --release --bin caddis --bin test-image
+	@scripts/test-host/build.sh
+	@scripts/test-host/run.sh
+
 soak: kernel build-tests
 	@CADDIS_SOAK=1 scripts/test.sh
+	@$(MAKE) test-host
 
 schemathesis: setup
 	@scripts/schemathesis.sh
