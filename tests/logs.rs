@@ -99,13 +99,13 @@ async fn what_there_is_can_be_had_by_time_and_as_json_and_ends_at_once() -> Resu
     let last = program.last().and_then(|entry| entry["timestamp"].as_str()).context("a time")?;
     let since = server.cli(&["logs", "-a", APP, "-n", "--since", last]).await?;
     let lines: BTreeSet<_> = since.stdout.lines().filter(|line| line.contains(" app[")).collect();
-    assert!(lines.len() == 1 && since.stdout.contains("late"), "{since:?}");
+    assert!(lines.len() == 1 && since.stdout.contains("[info]late"), "{since:?}");
     // A time that is over ends the command without --no-tail.
     let first = program[249]["timestamp"].as_str().context("a time")?;
     let arguments = ["logs", "-a", APP, "--until", first];
     let until = tokio::time::timeout(Duration::from_secs(20), server.cli(&arguments));
     let until = until.await.context("it does not end")??;
-    assert!(until.stdout.contains("[info]250\n") && !until.stdout.contains("late"), "{until:?}");
+    assert!(until.stdout.contains("[info]250\n") && !until.stdout.contains("[info]late"), "{until:?}");
 
     let unknown = server.cli(&["logs", "-a", APP, "-m", "00000000000000"]).await?;
     assert_eq!(unknown.code, Some(1));
