@@ -1,9 +1,10 @@
 //! Bad input, and clients that get in each other's way.
 
 use anyhow::Result;
-use caddis_testkit::{Api, Host, Options, run};
+use caddis_testkit::{Api, Host, Options, Server, process, run};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::stand::{APP, Stand, rounds};
 
@@ -226,5 +227,51 @@ async fn a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room() -> R
     machine.wait("stopped").await?;
     drop(stand);
     run(["umount", &mount_point])?;
+    Ok(())
+}
+
+/// Connections to the server on which nothing is said, or half a request.
+async fn crowd(count: usize) -> Result<Vec<TcpStream>> {
+    let mut crowd = Vec::new();
+    for number in 0..count {
+        let mut stream = TcpStream::connect(Server::LISTEN).await?;
+        if number % 2 == 0 {
+            // The server may have closed it already.
+            let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n").await;
+        }
+        crowd.push(stream);
+    }
+    Ok(crowd)
+}
+
+#[tokio::test]
+async fn hundreds_of_idle_connections_leave_descriptors_for_others_and_for_machines() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::with(&host, Options { open_files: Some(256), ..Options::default() }).await?;
+    let server = &stand.server;
+    let before = process::descriptors(server.pid()?).len();
+    let first = crowd(400).await?;
+    let health = server.cli(&["apps", "list"]).await?;
+    assert_eq!(health.code, Some(0), "{health:?}");
+    let machine = stand.machine(json!({ "image": stand.busybox()?, "init": { "cmd": ["sleep", "inf"] } })).await?;
+    machine.wait("started").await?;
+    assert_eq!(machine.shell("echo here").await?, "here\n");
+    let held = process::descriptors(server.pid()?).len();
+    assert!(held < 256, "{held} of 256 are open");
+
+    // None at all are left: idle connections are closed for those that come.
+    let pid = server.pid()?.to_string();
+    let limit = |files: usize| run(["prlimit", "--pid", &pid, &format!("--nofile={files}:256")]);
+    limit(before + 10)?;
+    let second = crowd(400).await?;
+    for _ in 0..3 {
+        let health = server.cli(&["apps", "list"]).await?;
+        assert_eq!(health.code, Some(0), "{health:?}");
+    }
+    server.until_logged("can't accept connections", 1).await?;
+    limit(256)?;
+    drop((first, second));
+    assert_eq!(machine.shell("echo there").await?, "there\n");
+    machine.destroy().await?;
     Ok(())
 }

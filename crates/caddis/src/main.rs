@@ -3,6 +3,7 @@
 mod accelerator;
 mod backup;
 mod completion;
+mod descriptors;
 mod doctor;
 mod host;
 mod instance;

@@ -19,7 +19,7 @@ use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
 use tracing::{info, warn};
 
 use crate::{
-    accelerator,
+    accelerator, descriptors,
     instance::{self, Instance, write_secret},
     settings::{LogFormat, ServeArguments, Settings},
 };
@@ -37,6 +37,7 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("caddis serve needs root, for taps, cgroups and the packet filter: sudo caddis serve");
     }
+    let max_connections = descriptors::raise();
     let mut stop = Signals::new()?;
     let instance = Instance::take(&settings.data_dir)?;
     info!(version = env!("CARGO_PKG_VERSION"), data_dir = %instance.directory().display(), "starting");
@@ -46,7 +47,7 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     let address = listener.local_addr()?;
 
     let server = tokio::select! {
-        server = Server::start(&settings, &instance, address) => server?,
+        server = Server::start(&settings, &instance, address, max_connections) => server?,
         () = stop.received() => return Ok(()),
     };
     instance.announce(&url(address))?;
@@ -126,7 +127,12 @@ struct Server {
 }
 
 impl Server {
-    async fn start(settings: &Settings, instance: &Instance, address: SocketAddr) -> Result<Self> {
+    async fn start(
+        settings: &Settings,
+        instance: &Instance,
+        address: SocketAddr,
+        max_connections: usize,
+    ) -> Result<Self> {
         let catalog = Arc::new(open_catalog(instance).await?);
         let (vmm, slots) = start_vmm(settings, instance, address).await?;
         let images = open_images(settings, instance).await?;
@@ -166,6 +172,7 @@ impl Server {
             settings: caddis_gateway::Settings {
                 destroyed_retention: DESTROYED_RETENTION,
                 rate_limit: settings.rate_limit,
+                max_connections,
                 ..Default::default()
             },
         });

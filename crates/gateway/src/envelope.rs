@@ -13,7 +13,7 @@ use axum::{
 use caddis_api::ApiError;
 use futures::FutureExt as _;
 
-use crate::context::Context;
+use crate::{context::Context, server::check_head};
 
 /// An error on its way out of an endpoint.
 #[derive(Debug)]
@@ -41,11 +41,19 @@ fn status(error: &ApiError) -> StatusCode {
 pub(crate) async fn envelope(State(context): State<Context>, request: Request, next: Next) -> Response {
     let id = format!("{}-{}", ulid::Ulid::new(), context.regions.own());
     let (method, path, started) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
-    // The endpoint's state is dropped with it; what it shares is behind locks that survive a panic.
-    let mut response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(request_id = id, "an endpoint panicked");
-        Failure(ApiError::internal("the server made a mistake, please report it with the request id")).into_response()
-    });
+    let mut response = match check_head(&request) {
+        // The endpoint's state is dropped with it; what it shares is behind locks that survive a panic.
+        Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+            tracing::error!(request_id = id, "an endpoint panicked");
+            let text = "the server made a mistake, please report it with the request id";
+            Failure(ApiError::internal(text)).into_response()
+        }),
+        Err((status, error)) => {
+            let mut response = Failure(error).into_response();
+            *response.status_mut() = status;
+            response
+        }
+    };
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         if response.status().is_server_error() {
             tracing::warn!(request_id = id, error = error.message, "request failed");

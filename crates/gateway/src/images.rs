@@ -22,6 +22,7 @@ use crate::{
     forward,
     openapi::errors::BadParameter,
     query::{Params, invalid},
+    steady::Steady,
 };
 
 /// What an archive looks like.
@@ -101,7 +102,8 @@ pub(crate) async fn import(
         return Err(invalid("format", "", "docker-archive or oci-archive").into());
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let body = Body::new(Limited::new(request.into_body(), limit).map_err(axum::Error::new));
+    let body = Steady::new(request.into_body(), context.settings.body_timeout);
+    let body = Body::new(Limited::new(body, limit).map_err(axum::Error::new));
     let path = format!("/images?{}", passed_on(&params, &["format", "name"]));
     forward::call(&context, worker(&context, &params)?, Request::post(path).body(body)).await
 }

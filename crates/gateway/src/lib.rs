@@ -34,6 +34,7 @@ mod query;
 mod regions;
 mod router;
 mod server;
+mod steady;
 mod view;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -83,8 +84,12 @@ pub struct Settings {
     pub max_upload_bytes: u64,
     /// Time a client has to send a request's head, and an idle connection is kept.
     pub head_timeout: Duration,
-    /// Time a client has to send a request's body, but for uploads.
+    /// Time a client has to send a request's body; of an upload, the longest it may send nothing.
     pub body_timeout: Duration,
+    /// Most connections. Where all have a request in progress, new ones wait; else the one idle longest makes room.
+    pub max_connections: usize,
+    /// How long a new connection waits for room before it is told that there is none.
+    pub place_timeout: Duration,
     /// Time requests in progress have to end when the server stops.
     pub drain_timeout: Duration,
     /// How long a worker may take to accept a machine; it resolves the image's manifest meanwhile. Asked twice.
@@ -104,6 +109,8 @@ impl Default for Settings {
             max_upload_bytes: 64 << 30,
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
+            max_connections: 4096,
+            place_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
             create_deadline: Duration::from_secs(60),
             request_deadline: Duration::from_secs(15),
@@ -143,6 +150,7 @@ impl Gateway {
     /// # Errors
     /// When the listener fails for good.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> std::io::Result<()> {
-        server::serve(self.router(), listener, shutdown, self.context.closing.clone(), &self.context.settings).await
+        let (context, closing) = (&self.context, self.context.closing.clone());
+        server::serve(self.router(), listener, shutdown, closing, context.regions.own(), &context.settings).await
     }
 }

@@ -80,12 +80,17 @@ pub struct Transfer {
     pub connect_timeout: Duration,
     /// Longest silence within an answer.
     pub idle_timeout: Duration,
-    /// Tries in a row that bring nothing before it is given up.
+    /// Tries before it is given up. What comes in earns further ones.
     pub attempts: u32,
     /// Pause after the first failed try; doubled after each further one.
     pub first_pause: Duration,
     /// Slowest a blob may come in on the whole, bytes per second, beyond a minute's grace.
     pub slowest_bytes_per_second: u64,
+    /// Longest that finding out what a reference means may take, with all tries: shorter than clients wait, so that they
+    /// are told which registry it is.
+    pub resolve_timeout: Duration,
+    /// Longest that fetching an image may take, with all tries: shorter than an operation that waits for it may.
+    pub pull_timeout: Duration,
 }
 
 impl Default for Transfer {
@@ -96,6 +101,8 @@ impl Default for Transfer {
             attempts: 5,
             first_pause: Duration::from_millis(250),
             slowest_bytes_per_second: 16 << 10,
+            resolve_timeout: Duration::from_secs(50),
+            pull_timeout: Duration::from_secs(25 * 60),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Finding out what a reference means, and getting its layers, from registries.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::{
+    sync::{Arc, PoisonError, Weak},
+    time::{Duration, Instant},
+};
 
 use futures::{
     FutureExt,
@@ -54,8 +57,13 @@ impl Inner {
             return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
         }
         let repository = Repository { registry: parsed.registry.clone(), name: parsed.repository.clone() };
-        let (digest, manifest) = self.find_manifest(&repository, &parsed).await?;
-        let config = self.config_of(&repository, &manifest).await?;
+        let asking = async {
+            let (digest, manifest) = self.find_manifest(&repository, &parsed).await?;
+            let config = self.config_of(&repository, &manifest).await?;
+            Ok((digest, manifest, config))
+        };
+        let patience = self.config.transfer.resolve_timeout;
+        let (digest, manifest, config) = in_time(patience, &repository, asking).await?;
         Ok(ResolvedImage {
             requested: reference.to_owned(),
             download_size: manifest.download_size(),
@@ -159,7 +167,10 @@ impl Inner {
         let digest = image.reference.digest.clone();
         let repository =
             Repository { registry: image.reference.registry.clone(), name: image.reference.repository.clone() };
-        let (_, bytes) = self.until_cancelled(self.manifest_bytes(&repository, &digest)).await.map_err(fresh)?;
+        let end = Instant::now() + self.config.transfer.pull_timeout;
+        let left = || end.saturating_duration_since(Instant::now());
+        let fetching = in_time(left(), &repository, self.manifest_bytes(&repository, &digest));
+        let (_, bytes) = self.until_cancelled(fetching).await.map_err(fresh)?;
         let manifest = match manifest::parse(&image.requested, &bytes, &self.config.limits).map_err(fresh)? {
             Document::Manifest(manifest) => manifest,
             Document::Index(_) => {
@@ -167,7 +178,8 @@ impl Inner {
                 return Err(fresh(ImageError::corrupt(what, "it is an index, not resolved for this platform")));
             }
         };
-        let config = self.until_cancelled(self.config_of(&repository, &manifest)).await.map_err(fresh)?;
+        let fetching = in_time(left(), &repository, self.config_of(&repository, &manifest));
+        let config = self.until_cancelled(fetching).await.map_err(fresh)?;
 
         let mut blobs = vec![digest, manifest.config.digest.clone()];
         blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
@@ -180,7 +192,7 @@ impl Inner {
         self.check_space(download, &image.requested).map_err(fresh)?;
 
         let meter = Meter::new(progress.clone(), manifest.download_size(), manifest.download_size());
-        let (layers, fetching) = self.fetch_layers(&repository, &manifest, &config.diff_ids, &meter);
+        let (layers, fetching) = self.fetch_layers(&repository, &manifest, &config.diff_ids, &meter, end);
         let ingredients = Ingredients { image: image.clone(), layers, blobs, imported: false, meter };
         let result = self.build(ingredients).await;
         drop(fetching); // aborts what a failure left under way
@@ -200,6 +212,7 @@ impl Inner {
         manifest: &Manifest,
         diff_ids: &[String],
         meter: &Arc<Meter>,
+        end: Instant,
     ) -> (Vec<PendingLayer>, JoinSet<()>) {
         let slots = Arc::new(Semaphore::new(self.config.parallel_layers.max(1)));
         let mut tasks = JoinSet::new();
@@ -214,7 +227,8 @@ impl Inner {
                     let _slot = slots.acquire().await.map_err(|_| interrupted())?;
                     inner.fetch_layer(&repository, &layer, &meter).await
                 };
-                let fetched = inner.until_cancelled(fetch).await;
+                let left = end.saturating_duration_since(Instant::now());
+                let fetched = inner.until_cancelled(in_time(left, &repository, fetch)).await;
                 let source = fetched.map(|()| Source {
                     what: format!("{}@{}", repository.name, layer.digest),
                     path: inner.blobs.path(&layer.digest),
@@ -285,6 +299,21 @@ impl Inner {
             () = self.cancelled.cancelled() => Err(interrupted()),
         }
     }
+}
+
+/// Ends after so long, with an error that names the registry.
+async fn in_time<T>(
+    patience: Duration,
+    repository: &Repository,
+    work: impl Future<Output = Result<T, ImageError>>,
+) -> Result<T, ImageError> {
+    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| {
+        Err(ImageError::Unreachable {
+            registry: repository.registry.clone(),
+            what: repository.name.clone(),
+            reason: "what was asked for did not come in time".to_owned(),
+        })
+    })
 }
 
 async fn fetch_blob(

@@ -29,6 +29,8 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Further environment.
     pub environment: BTreeMap<String, String>,
+    /// Most files that it may have open, not to be raised.
+    pub open_files: Option<u64>,
 }
 
 /// How long a server has to end by itself when it is dropped.
@@ -95,7 +97,11 @@ impl<'a> Server<'a> {
     fn command(&self, notify: &Path) -> Result<Command> {
         // A test that is killed takes its server along.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(binary()?).arg("serve");
+        command.args(["--pdeathsig", "KILL", "--"]);
+        if let Some(limit) = self.options.open_files {
+            command.args(["prlimit", &format!("--nofile={limit}:{limit}")]);
+        }
+        command.arg(binary()?).arg("serve");
         command.arg("--data-dir").arg(self.data_directory());
         let accelerator = std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into());
         command.args(["--listen", Self::LISTEN, "--accelerator", &accelerator, "--log-format", "text"]);

@@ -61,7 +61,11 @@ errors! {
         "422" => "Another request came with this Idempotency-Key",
     }
     /// Of every endpoint.
-    Anywhere { "500" => "A mistake of the server" }
+    Anywhere {
+        "431" => "The header fields are too large",
+        "500" => "A mistake of the server",
+        "503" => "Too many connections with requests in progress; nothing was done",
+    }
     /// Of every endpoint that asks for a token.
     Protected {
         "401" => "No token, or none of this server",

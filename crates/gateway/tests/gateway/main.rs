@@ -4,6 +4,7 @@
 mod apps;
 mod connections;
 mod create;
+mod crowds;
 mod idempotency;
 mod images_and_logs;
 mod input;

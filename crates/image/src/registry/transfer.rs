@@ -20,6 +20,9 @@ use crate::ImageError;
 
 /// Beyond what the slowest allowed speed makes of a blob's size.
 const GRACE: Duration = Duration::from_secs(60);
+/// Bytes that earn another try: a line that breaks now and then gets there, a registry that always cuts does not go on for
+/// as long as it likes.
+const EARNS_A_TRY: u64 = 256 << 10;
 
 /// A blob to fetch.
 #[derive(Debug, Clone)]
@@ -68,7 +71,7 @@ impl Registry {
         let (pieces, writer) = start_writer(file);
         let mut fetch = Fetch { registry: self, repository, wanted, what, pieces, done: 0, progress: &progress };
         let mut furthest = 0;
-        let mut idle_attempts = 0;
+        let mut tries = 0;
         let mut pause = self.transfer.first_pause;
         while let Err(Failure { error, again }) = fetch.attempt().await {
             if !again {
@@ -78,12 +81,11 @@ impl Registry {
             }
             if fetch.done > furthest {
                 furthest = fetch.done;
-                idle_attempts = 0;
                 pause = self.transfer.first_pause;
             }
-            idle_attempts += 1;
-            if idle_attempts >= self.transfer.attempts {
-                return Err(error);
+            tries += 1;
+            if tries >= u64::from(self.transfer.attempts).saturating_add(furthest / EARNS_A_TRY) {
+                return Err(given_up(error, tries, furthest));
             }
             tracing::debug!(%error, done = fetch.done, "blob transfer broke, trying again");
             tokio::time::sleep(pause).await;
@@ -172,6 +174,17 @@ impl<P: Fn(u64)> Fetch<'_, P> {
 
     fn wrong_size(&self, got: u64) -> ImageError {
         ImageError::corrupt(self.what, format!("it has at least {got} bytes, the manifest says {}", self.wanted.size))
+    }
+}
+
+/// The last error, with what went before.
+fn given_up(error: ImageError, tries: u64, furthest: u64) -> ImageError {
+    match error {
+        ImageError::Unreachable { registry, what, reason } => {
+            let reason = format!("{reason}; it broke off {tries} times and never got beyond {furthest} bytes");
+            ImageError::Unreachable { registry, what, reason }
+        }
+        other => other,
     }
 }
 

@@ -43,11 +43,13 @@ pub struct Reply {
     pub with_length: bool,
     /// The connection is cut after so many bytes of the body.
     pub cut_after: Option<usize>,
+    /// Then the connection stays open and nothing comes.
+    pub hangs: bool,
 }
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), with_length: true, cut_after: None }
+        Self { status, headers: Vec::new(), body: body.into(), with_length: true, cut_after: None, hangs: false }
     }
 
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -57,6 +59,16 @@ impl Reply {
 
     pub fn without_length(mut self) -> Self {
         self.with_length = false;
+        self
+    }
+
+    /// The connection is cut without a word.
+    pub fn nothing() -> Self {
+        Self::new(0, "")
+    }
+
+    pub fn hang_after(mut self, bytes: usize) -> Self {
+        (self.cut_after, self.hangs) = (Some(bytes), true);
         self
     }
 
@@ -151,6 +163,9 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
         let mischief = state.mischief.as_mut().and_then(|mischief| mischief(&request));
         mischief.unwrap_or_else(|| proper(&state, &request))
     };
+    if reply.status == 0 {
+        return;
+    }
     let mut head = format!("HTTP/1.1 {} Whatever\r\nConnection: close\r\n", reply.status);
     if reply.with_length {
         head += &format!("Content-Length: {}\r\n", reply.body.len());
@@ -162,6 +177,10 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
     // The client may be gone: its choice.
     let _ = stream.write_all(format!("{head}\r\n").as_bytes()).await;
     let _ = stream.write_all(body).await;
+    if reply.hangs {
+        // Until the client goes.
+        let _ = stream.read_u8().await;
+    }
     let _ = stream.shutdown().await;
 }
 
