@@ -8,6 +8,7 @@ packages=(
     qemu-system-x86    # the VMM
     qemu-utils         # qemu-img, to check overlays in tests
     e2fsprogs          # mke2fs, which builds root disks
+    kmod               # depmod, which says what kernel modules need
     nftables iproute2  # what the network tests look with
     busybox-static     # the smallest image there is
     docker-registry    # a registry for tests and the demo

@@ -6,8 +6,10 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The one image that takes long is built before any test waits for it.
-cargo run --quiet --package caddis-testkit --bin test-image -- debian >/dev/null
+# The images that take long are built before any test waits for them.
+for image in debian kernel-user systemd; do
+    cargo run --quiet --package caddis-testkit --bin test-image -- "$image" >/dev/null
+done
 
 scripts/traces.sh >"$work/before"
 code=0

@@ -119,6 +119,9 @@ pub struct Init {
     pub tty: Option<bool>,
     /// MiB.
     pub swap_size_mb: Option<u64>,
+    /// Whether the program is process 1 of namespaces of its own, as in a container. Init systems (systemd, runit,
+    /// s6-overlay, busybox's) are without being asked for. A Caddis extension.
+    pub pid_namespace: Option<bool>,
     /// Appended to the kernel's command line.
     pub kernel_args: Option<Vec<String>>,
     /// What each process may have. Caddis extension.

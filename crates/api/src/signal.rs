@@ -31,15 +31,17 @@ const SIGNALS: &[(&str, i32)] = &[
     ("SIGPIPE", 13),
     ("SIGALRM", 14),
     ("SIGTERM", 15),
+    // By which systemd halts.
+    ("SIGRTMIN+3", 37),
 ];
 
 /// Those that may be asked for as a stop signal.
-const STOP_SIGNALS: &[i32] = &[1, 2, 3, 9, 10, 12, 15];
+const STOP_SIGNALS: &[i32] = &[1, 2, 3, 9, 10, 12, 15, 37];
 
 /// A word or number that names no signal we send.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "invalid signal '{0}', use one of SIGABRT, SIGALRM, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSEGV, SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2"
+    "invalid signal '{0}', use one of SIGABRT, SIGALRM, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGRTMIN+3, SIGSEGV, SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2"
 )]
 pub struct UnknownSignal(pub String);
 

@@ -252,7 +252,7 @@ fn check_stop(stop: Option<&StopConfig>) -> Result<(), ApiError> {
     }
     if stop.signal.is_some_and(|signal| !signal.is_stop_signal()) {
         return Err(ApiError::invalid(
-            "invalid config.stop_config.signal, use SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2 or SIGTERM",
+            "invalid config.stop_config.signal, use SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM or SIGRTMIN+3",
         ));
     }
     Ok(())
@@ -267,6 +267,11 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
         check_ulimit("config.init.ulimits.nproc", ulimits.nproc)?;
     }
     let processes = config.processes.as_deref().unwrap_or_default();
+    if processes.len() > 1 && config.init.as_ref().and_then(|init| init.pid_namespace) == Some(true) {
+        return Err(ApiError::invalid(
+            "invalid config.init.pid_namespace, a machine with several processes has no first one, use one",
+        ));
+    }
     if processes.len() > MAX_PROCESSES {
         return Err(ApiError::invalid(format!("invalid config.processes, cannot exceed {MAX_PROCESSES}")));
     }
@@ -405,6 +410,7 @@ mod tests {
             (json!({"image": "a", "size": "shared-cpu-99999999999x"}), "invalid config.size"),
             (json!({"image": "a", "stop_config": {"timeout": "301s"}}), "cannot exceed 300s"),
             (json!({"image": "a", "stop_config": {"signal": "SIGSEGV"}}), "stop_config.signal"),
+            (json!({"image": "a", "init": {"pid_namespace": true}, "processes": [{}, {}]}), "init.pid_namespace"),
             (json!({"image": "a", "env": {"A=B": "x"}}), "config.env"),
             (json!({"image": "a", "env": {"A": 1}}), "config.env.A"),
             (json!({"image": "a", "files": [{"guest_path": "x", "raw_value": ""}]}), "config.files[0].guest_path"),

@@ -149,6 +149,7 @@ fn checks(settings: &Settings) -> Vec<Check> {
         qemu_version(&settings.qemu),
         kernel(settings),
         program("mke2fs", "-V", "e2fsprogs", "builds root disks"),
+        program("depmod", "--version", "kmod", "makes kernel modules available to guests"),
         tun(),
         filter(settings),
         firewall(),

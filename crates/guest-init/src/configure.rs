@@ -18,7 +18,7 @@ use crate::{
     clock, devices, entropy,
     image_files::{self, Mode},
     kernel::mount_special,
-    network,
+    modprobe, network,
     spawn::DEFAULT_PATH,
     timing::Timing,
     users,
@@ -193,7 +193,7 @@ pub fn prepare_early() -> Result<Vec<String>, String> {
     }
     mount_special("cgroup2", "/sys/fs/cgroup", quiet | MsFlags::MS_NODEV, Some("nsdelegate"))?;
     let control = "/sys/fs/cgroup/cgroup.subtree_control";
-    for controller in ["memory", "pids", "cpu"] {
+    for controller in ["memory", "pids", "cpu", "cpuset", "io"] {
         if let Err(error) = fs::write(control, format!("+{controller}")) {
             warnings.push(format!("no cgroup controller {controller}: {error}"));
         }
@@ -201,6 +201,9 @@ pub fn prepare_early() -> Result<Vec<String>, String> {
     // They take memory, and that is what bounds them. Where it can't be set, there are fewer.
     let _ = fs::write(ALL_OPEN_FILES, i64::MAX.to_string());
     network::prepare()?;
+    if let Err(warning) = modprobe::offer() {
+        warnings.push(warning);
+    }
     for (name, target) in [("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         let _ = std::os::unix::fs::symlink(format!("/proc/self/{target}"), format!("/dev/{name}"));
     }

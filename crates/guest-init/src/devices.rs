@@ -2,7 +2,13 @@
 //! machine this is. A VM that is saved before that can be restored with other disks and another network behind the same
 //! devices, of which the kernel then learns everything anew.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use caddis_guest_protocol::MODULES_DISK_TRANSPORT;
 
 /// Drivers that wait, by module.
 pub const LATE: [&str; 2] = ["virtio_blk", "virtio_net"];
@@ -54,12 +60,46 @@ pub fn bind() -> Result<(), String> {
     Ok(())
 }
 
-/// Disks and network cards, each with the driver it is for.
+/// The disk with the kernel's modules, which stays without its driver until a module is asked for; `None` where there is
+/// none. It is known by its place, since a disk says what it is to its driver alone.
+pub fn modules_disk() -> Option<&'static str> {
+    static FOUND: OnceLock<Option<String>> = OnceLock::new();
+    let find = || {
+        let place = |path: &Path| fs::read_to_string(path.join("../firmware_node/uid")).unwrap_or_default();
+        let mut entries = fs::read_dir(format!("{BUS}/devices")).into_iter().flatten().flatten();
+        let found = entries.find(|entry| {
+            // The way back is that of the device, not of the link to it.
+            let path = fs::canonicalize(entry.path()).unwrap_or_default();
+            place(&path).trim() == MODULES_DISK_TRANSPORT.to_string()
+        });
+        found.map(|entry| entry.file_name().to_string_lossy().into_owned())
+    };
+    FOUND.get_or_init(find).as_deref()
+}
+
+/// Gives that disk to its driver, and says which block device it is then.
+pub fn bind_modules_disk() -> Result<PathBuf, String> {
+    let device = modules_disk().ok_or("the host gives this VM no modules")?;
+    if !is_bound(device, "virtio_blk") {
+        write(&format!("{BUS}/drivers/virtio_blk/bind"), device)?;
+    }
+    let mut disks = fs::read_dir(format!("{BUS}/devices/{device}/block")).into_iter().flatten().flatten();
+    let disk = disks.next().ok_or("the disk with modules has no block device")?;
+    // Where it can't be set, modules only load slower.
+    let _ = fs::write(Path::new("/sys/block").join(disk.file_name()).join("queue/read_ahead_kb"), READ_AHEAD_KIB);
+    Ok(Path::new("/dev").join(disk.file_name()))
+}
+
+/// Disks and network cards, each with the driver it is for, but that with modules.
 fn devices() -> Result<Vec<(String, &'static str)>, String> {
+    let modules = modules_disk();
     let list = || {
         let mut found = Vec::new();
         for entry in fs::read_dir(format!("{BUS}/devices"))? {
             let entry = entry?;
+            if entry.file_name().to_str().is_some_and(|name| Some(name) == modules) {
+                continue;
+            }
             let kind = fs::read_to_string(entry.path().join("device"))?;
             if let Some((_, driver)) = KINDS.iter().find(|(known, _)| *known == kind.trim()) {
                 found.push((entry.file_name().to_string_lossy().into_owned(), *driver));

@@ -21,13 +21,14 @@ use crate::{
     configure::Prepared,
     files,
     launch::Launch,
+    namespaces::Namespaces,
     port::Port,
     sessions,
     spawn::{self, As},
 };
 
 /// Cgroup of all of them.
-const CGROUP: &str = "exec";
+pub const CGROUP: &str = "exec";
 
 /// Bytes read at once.
 const CHUNK: usize = 32 * 1024;
@@ -65,7 +66,12 @@ pub struct Exec {
 
 impl Exec {
     /// Starts it.
-    pub fn start(request: &ExecRequest, machine: &Prepared, directory: &str) -> Result<Self, String> {
+    pub fn start(
+        request: &ExecRequest,
+        machine: &Prepared,
+        directory: &str,
+        namespaces: Namespaces,
+    ) -> Result<Self, String> {
         let (user, mut env) = match &request.user {
             // Another user has another home.
             Some(user) => (As::Named(user), machine.env.iter().filter(|(key, _)| key != "HOME").cloned().collect()),
@@ -87,6 +93,7 @@ impl Exec {
             cgroup: CGROUP,
             terminal: request.terminal,
             has_input: request.has_input,
+            namespaces,
         })?;
         let output = |file, source| Output { file: Some(file), source, readable: true };
         let mut outputs = vec![output(streams.output, LogSource::Stdout)];

@@ -52,6 +52,8 @@ const TURN: usize = 256 * 1024;
 const MOST_PROCESSES: usize = 1000;
 /// How long programs stand still at most until the host's time is known exactly.
 const TIME_PATIENCE: Duration = Duration::from_secs(1);
+/// Highest signal number, that of the last real-time signal.
+const LAST_SIGNAL: i32 = 64;
 /// Time that an exec which was hung up on has to end.
 const HANG_UP_PATIENCE: Duration = Duration::from_secs(5);
 /// Says `resume` after the machine was resumed: a program that can't notice may look there.
@@ -365,7 +367,7 @@ impl Guest {
                 self.answer(id, outcome);
             }
             HostMessage::Thaw { id, time_ns, entropy, resumed } => self.thaw(id, time_ns, &entropy, resumed),
-            HostMessage::Signal { signal } => self.signal(signal),
+            HostMessage::Signal { signal, is_default } => self.signal(signal, is_default),
             HostMessage::Exec(request) => self.exec(&request),
             HostMessage::Input { id } => self.with_exec(id, |exec| exec.push_input(frame.payload)),
             HostMessage::CloseInput { id } => self.with_exec(id, Exec::end_input),
@@ -377,7 +379,7 @@ impl Guest {
             HostMessage::Resize { id, columns, rows } => self.with_exec(id, |exec| exec.resize(columns, rows)),
             HostMessage::Credit { id, bytes } => self.with_exec(id, |exec| exec.add_credit(bytes)),
             HostMessage::ListProcesses { id } => {
-                let mut processes = processes::list();
+                let mut processes = processes::list(self.programs.namespaces());
                 processes.truncate(MOST_PROCESSES);
                 self.port.send(&GuestMessage::Processes { id, processes }, b"");
             }
@@ -548,19 +550,24 @@ impl Guest {
         started
     }
 
-    fn signal(&mut self, number: i32) {
-        match Signal::try_from(number) {
+    fn signal(&mut self, number: i32, is_default: bool) {
+        match number {
             // Its own programs have ended: what is told to end is what holds it.
-            Ok(_) if self.held_end.is_some() => self.hang_up(|exec| exec.holds_machine),
-            Ok(signal) => self.programs.signal(signal),
-            Err(_) => self.refuse(format!("there is no signal {number}")),
+            1..=LAST_SIGNAL if self.held_end.is_some() => self.hang_up(|exec| exec.holds_machine),
+            1..=LAST_SIGNAL => {
+                let told = self.programs.tell(number, is_default);
+                self.warn(told);
+            }
+            _ => self.refuse(format!("there is no signal {number}")),
         }
     }
 
     fn exec(&mut self, request: &ExecRequest) {
         let started = match (&self.prepared, &self.spec) {
             _ if request.holds_machine && self.ended_at.is_some() => Err("the machine's program has ended".to_owned()),
-            (Some(prepared), Some(spec)) => Exec::start(request, prepared, &spec.working_dir),
+            (Some(prepared), Some(spec)) => {
+                Exec::start(request, prepared, &spec.working_dir, self.programs.namespaces())
+            }
             _ => Err("the machine's program has not been started".to_owned()),
         };
         let watched = started.and_then(|exec| {

@@ -29,6 +29,8 @@ mod launch;
 mod lines;
 mod logs;
 mod memory;
+mod modprobe;
+mod namespaces;
 mod network;
 mod oom;
 mod port;
@@ -44,6 +46,9 @@ mod users;
 const REHEARSE: &str = "rehearse";
 
 fn main() -> ExitCode {
+    if modprobe::is_called(std::env::args_os().next().as_deref()) {
+        return modprobe::main(std::env::args_os().skip(1));
+    }
     match std::env::args().nth(1).as_deref() {
         Some(REHEARSE) => {
             println!("rehearsed");

@@ -9,6 +9,8 @@ use std::{
 
 use caddis_guest_protocol::message::{ListenSocket, ProcessInfo};
 
+use crate::namespaces::Namespaces;
+
 /// Clock ticks per second: a constant of the kernel's interface on this architecture.
 const TICKS: u64 = 100;
 const PAGE: u64 = 4096;
@@ -16,15 +18,21 @@ const TCP_LISTEN: &str = "0A";
 /// A datagram socket that is bound and connected to nobody.
 const UDP_UNCONNECTED: &str = "07";
 
-/// All processes but init and the kernel's own.
-pub fn list() -> Vec<ProcessInfo> {
+/// All processes but init and the kernel's own, by the ids that they have among themselves.
+pub fn list(namespaces: Namespaces) -> Vec<ProcessInfo> {
     let sockets = listening();
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     let uptime: f64 = uptime.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0.0);
     let uptime_ms = (uptime * 1000.0) as u64;
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let mut processes: Vec<_> = pids.filter_map(|pid| process(pid, uptime_ms, &sockets)).collect();
+    let shown = |mut process: ProcessInfo| {
+        if namespaces != Namespaces::Inits {
+            process.pid = inner_pid(process.pid).unwrap_or(process.pid);
+        }
+        process
+    };
+    let mut processes: Vec<_> = pids.filter_map(|pid| process(pid, uptime_ms, &sockets)).map(shown).collect();
     processes.sort_by_key(|process| process.pid);
     processes
 }
@@ -64,6 +72,18 @@ fn process(pid: i32, uptime_ms: u64, sockets: &HashMap<u64, ListenSocket>) -> Op
     })
 }
 
+/// The id of a process in the PID namespace below init's.
+fn inner_pid(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    inner_of(&status)
+}
+
+/// By `/proc/PID/status`: ids of one process, in init's namespace first.
+fn inner_of(status: &str) -> Option<i32> {
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    ids.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Listening sockets by their inode.
 fn listening() -> HashMap<u64, ListenSocket> {
     let mut found = HashMap::new();
@@ -96,6 +116,13 @@ fn socket(proto: &str, state: &str, line: &str) -> Option<(u64, ListenSocket)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_the_id_of_the_program_s_namespace_whatever_is_below_that() {
+        assert_eq!(inner_of("Name:\tsh\nNSpid:\t120\t1\n"), Some(1));
+        assert_eq!(inner_of("NSpid:\t120\t77\t3\n"), Some(77), "in a container of it");
+        assert_eq!(inner_of("NSpid:\t120\n"), None);
+    }
 
     #[test]
     fn sockets_are_read_as_the_kernel_writes_them() {

@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io::{ErrorKind, Read as _},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -22,9 +23,12 @@ use nix::{
 use crate::{
     clock,
     configure::{self, Prepared},
+    execs,
     launch::Launch,
-    lines::Lines,
+    lines::{Lines, Record},
     logs::Backlog,
+    modprobe,
+    namespaces::{self, Kind, Namespaces},
     spawn::{self, As},
     users,
 };
@@ -49,10 +53,20 @@ pub struct End {
     pub oom_killed: bool,
 }
 
+/// A program that is process 1 of namespaces of its own.
+struct Leader {
+    pid: i32,
+    kind: Kind,
+    /// How it was called.
+    name: String,
+    env: Vec<(String, String)>,
+}
+
 /// Those that run.
 #[derive(Default)]
 pub struct Programs {
     pids: Vec<i32>,
+    leader: Option<Leader>,
     /// Those that do not run yet.
     launching: Vec<Launch>,
     /// Process id of the first, until it is told that all run.
@@ -96,6 +110,7 @@ impl Programs {
     fn give_up(&mut self) {
         self.signal(Signal::SIGKILL);
         self.pids.clear();
+        self.leader = None;
         self.launching.clear();
         self.first = None;
     }
@@ -123,18 +138,46 @@ impl Programs {
         machine: &Prepared,
         watch: &impl Fn(&File) -> Result<(), String>,
     ) -> Result<i32, String> {
-        let first = self.start_one(spec, &spec.argv, &machine.env, &machine.user, watch)?;
+        if modprobe::is_in_image() {
+            // It looks for modules on its own: no other image pays for it.
+            modprobe::mount_modules();
+        }
+        let first = match leader_kind(spec, machine) {
+            Some(kind) => self.start_leader(kind, spec, machine, watch)?,
+            None => self.start_one(spec, (&spec.argv, Namespaces::Inits), &machine.env, &machine.user, watch)?,
+        };
         for other in &spec.others {
             let user = users::resolve(&other.user)?;
-            self.start_one(spec, &other.argv, &configure::complete(&other.env, &user), &user, watch)?;
+            let env = configure::complete(&other.env, &user);
+            self.start_one(spec, (&other.argv, Namespaces::Inits), &env, &user, watch)?;
         }
         Ok(first)
+    }
+
+    /// Starts a program that is process 1 of namespaces of its own.
+    fn start_leader(
+        &mut self,
+        kind: Kind,
+        spec: &MachineSpec,
+        machine: &Prepared,
+        watch: &impl Fn(&File) -> Result<(), String>,
+    ) -> Result<i32, String> {
+        namespaces::share_mounts()?;
+        let mut env = machine.env.clone();
+        let (key, value) = namespaces::CONTAINER;
+        if !env.iter().any(|(known, _)| known == key) {
+            env.push((key.to_owned(), value.to_owned()));
+        }
+        let pid = self.start_one(spec, (&spec.argv, Namespaces::Own), &env, &machine.user, watch)?;
+        let name = spec.argv.first().cloned().unwrap_or_default();
+        self.leader = Some(Leader { pid, kind, name, env });
+        Ok(pid)
     }
 
     fn start_one(
         &mut self,
         spec: &MachineSpec,
-        argv: &[String],
+        (argv, namespaces): (&[String], Namespaces),
         env: &[(String, String)],
         user: &users::User,
         watch: &impl Fn(&File) -> Result<(), String>,
@@ -147,6 +190,7 @@ impl Programs {
             cgroup: CGROUP,
             terminal: spec.tty.then_some((80, 24)),
             has_input: false,
+            namespaces,
         })?;
         watch(streams.launch.pipe())?;
         self.pids.push(streams.pid);
@@ -171,6 +215,21 @@ impl Programs {
         for pid in &self.pids {
             let _ = kill(Pid::from_raw(*pid), signal);
         }
+    }
+
+    /// Where programs run that are to see what the machine's own sees.
+    pub fn namespaces(&self) -> Namespaces {
+        self.leader.as_ref().map_or(Namespaces::Inits, |leader| Namespaces::Of(leader.pid))
+    }
+
+    /// Sends all of them a signal, or tells them to end in their own way when this one was chosen by nobody.
+    pub fn tell(&self, number: i32, is_default: bool) -> Result<(), String> {
+        match self.leader.as_ref().filter(|_| is_default).and_then(|leader| Some((leader, leader.kind.end()?))) {
+            Some((leader, namespaces::End::Signal(own))) => spawn::send_signal(leader.pid, own),
+            Some((leader, namespaces::End::Run(argument))) => leader.run(argument)?,
+            None => self.pids.iter().for_each(|pid| spawn::send_signal(*pid, number)),
+        }
+        Ok(())
     }
 
     /// Ends all of them, as when one of several has ended.
@@ -207,6 +266,10 @@ impl Programs {
     pub fn ended(&mut self, pid: i32, end: End, logs: &mut Backlog) -> Option<End> {
         let at = self.pids.iter().position(|known| *known == pid)?;
         self.pids.swap_remove(at);
+        let end = match self.leader.take_if(|leader| leader.pid == pid) {
+            Some(_) => leader_end(end, logs),
+            None => end,
+        };
         let end = if self.switched_off { End { code: 0, signal: None, oom_killed: false } } else { end };
         let end = *self.first_end.get_or_insert(end);
         let now = Instant::now();
@@ -247,6 +310,10 @@ impl Programs {
                     }
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) if error.kind() == ErrorKind::WouldBlock => pipe.readable = false,
+                    // A terminal that was hung up, which init systems do to their console, comes back.
+                    Err(error) if error.raw_os_error() == Some(libc::EIO) && self.leader.is_some() => {
+                        pipe.readable = false;
+                    }
                     // A terminal whose program is gone says EIO.
                     Err(_) => pipe.file = None,
                 }
@@ -267,6 +334,50 @@ impl Programs {
         }
         more
     }
+}
+
+impl Leader {
+    /// Runs the program once more, beside itself.
+    fn run(&self, argument: &str) -> Result<(), String> {
+        let argv = [self.name.clone(), argument.to_owned()];
+        // What it says is in the way of nothing: it ends at once.
+        spawn::spawn(&spawn::Program {
+            argv: &argv,
+            env: &self.env,
+            user: As::Named(""),
+            directory: "/",
+            cgroup: execs::CGROUP,
+            terminal: None,
+            has_input: false,
+            namespaces: Namespaces::Of(self.pid),
+        })
+        .map(drop)
+    }
+}
+
+/// What the first program is, when it is to be process 1 of namespaces of its own.
+fn leader_kind(spec: &MachineSpec, machine: &Prepared) -> Option<Kind> {
+    if spec.pid_namespace == Some(false) || !spec.others.is_empty() {
+        return None;
+    }
+    let directory = if spec.working_dir.is_empty() { "/" } else { &spec.working_dir };
+    // What can't be found is told when it is started.
+    let path = spawn::find(spec.argv.first()?, &machine.env, Path::new(directory)).ok();
+    let kind = path.and_then(|path| namespaces::kind(&path, &spec.argv));
+    kind.or((spec.pid_namespace == Some(true)).then_some(Kind::Other))
+}
+
+/// How process 1 of namespaces ended. Who asks for a reboot or the power to be off there has it killed by the kernel, with
+/// a signal that says which (reboot(2)): it is an end like any other.
+fn leader_end(end: End, logs: &mut Backlog) -> End {
+    let asked = match end.signal {
+        Some(libc::SIGHUP) => "a reboot",
+        Some(libc::SIGINT) => "the power to be off",
+        _ => return end,
+    };
+    let text = format!("the program asked for {asked}: the machine has ended\n").into_bytes();
+    logs.push(LogSource::Init, Record { text, partial: false });
+    End { code: 0, signal: None, oom_killed: false }
 }
 
 /// How a process ended, as far as its status tells. `None` when it has not.

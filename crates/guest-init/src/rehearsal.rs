@@ -44,6 +44,7 @@ fn run(spec: &MachineSpec) -> Result<(), String> {
         cgroup: CGROUP,
         terminal: None,
         has_input: false,
+        namespaces: crate::namespaces::Namespaces::Inits,
     })?;
     // Its words are nobody's; what matters is that they were written and read.
     let _ = streams.output.read(&mut [0; 4096]);

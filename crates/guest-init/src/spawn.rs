@@ -31,6 +31,7 @@ use nix::{
 use crate::{
     image_files,
     launch::{Launch, Report, Stage},
+    namespaces::{self, Namespaces, Visit},
     users::{self, User},
 };
 
@@ -57,6 +58,8 @@ pub struct Program<'a> {
     pub terminal: Option<(u16, u16)>,
     /// Its standard input is a pipe; otherwise it is empty.
     pub has_input: bool,
+    /// Where it runs.
+    pub namespaces: Namespaces,
 }
 
 /// As whom a program runs.
@@ -110,15 +113,18 @@ pub fn spawn(program: &Program) -> Result<Streams, String> {
     };
     let (report, theirs) = pipe()?;
     let (report, output) = (non_blocking(report)?, non_blocking(output)?);
+    let visit = Visit::of(program.namespaces)?;
+    let birthplace = namespaces::choose(program.namespaces)?;
     // SAFETY: this process has one thread, so the child may do whatever it may.
     match unsafe { fork() }.map_err(|e| format!("can't fork: {e}"))? {
         ForkResult::Parent { child } => {
+            drop(birthplace);
             let pid = child.as_raw();
             Ok(Streams { pid, launch: Launch::new(pid, report), input, output, error })
         }
         ForkResult::Child => {
             let mut report = Report(theirs.into());
-            let Err(reason) = become_program(program, &standard, &mut report);
+            let Err(reason) = become_program(program, &standard, &visit, &mut report);
             report.failed(&reason);
             // SAFETY: nothing of the parent's is undone or written twice by the child's end.
             unsafe { libc::_exit(127) }
@@ -127,7 +133,12 @@ pub fn spawn(program: &Program) -> Result<Streams, String> {
 }
 
 /// What happens in the child. It returns only when there is no program to become.
-fn become_program(program: &Program, standard: &Standard, report: &mut Report) -> Result<Infallible, String> {
+fn become_program(
+    program: &Program,
+    standard: &Standard,
+    visit: &Visit,
+    report: &mut Report,
+) -> Result<Infallible, String> {
     let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");
     report.stage(Stage::Begin);
     // First of all, so that who is told to end takes all of it along.
@@ -146,6 +157,11 @@ fn become_program(program: &Program, standard: &Standard, report: &mut Report) -
         // SAFETY: descriptor 0 is the terminal, and the session has none yet.
         unsafe { set_controlling_terminal(0) }.map_err(failed("take the terminal"))?;
     }
+    // What it looks for from here on is what there is in its own.
+    if program.namespaces == Namespaces::Own {
+        namespaces::isolate(program.terminal.is_some()).map_err(|e| format!("can't make namespaces: {e}"))?;
+    }
+    visit.enter().map_err(failed("enter the namespaces of the machine's program"))?;
 
     report.stage(Stage::User);
     let named = match program.user {
@@ -220,6 +236,12 @@ fn close_on_exec() {
     let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
+/// Sends a process a signal by its number, which may be one of the real-time ones. One that has just ended hears nothing.
+pub fn send_signal(pid: i32, number: i32) {
+    // SAFETY: no memory is passed.
+    let _ = unsafe { libc::kill(pid, number) };
+}
+
 fn explain(path: &Path, error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOENT) if path.exists() => "its interpreter or dynamic loader is not in the image".to_owned(),
@@ -288,7 +310,7 @@ fn shell(user: &User) -> Result<Vec<String>, String> {
 }
 
 /// Finds a program as a shell does.
-fn find(name: &str, env: &[(String, String)], directory: &Path) -> Result<PathBuf, String> {
+pub fn find(name: &str, env: &[(String, String)], directory: &Path) -> Result<PathBuf, String> {
     if name.contains('/') {
         let path = directory.join(name);
         return match fs::metadata(&path) {

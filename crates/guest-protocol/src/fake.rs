@@ -371,7 +371,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
         }
         match frame.message {
             HostMessage::Configure(spec) => self.guest.configure(*spec),
-            HostMessage::Signal { signal } => self.guest.signal(signal),
+            HostMessage::Signal { signal, .. } => self.guest.signal(signal),
             HostMessage::AcknowledgeLogs { sequence } => {
                 self.forget_logs(sequence);
                 self.guest.announce();

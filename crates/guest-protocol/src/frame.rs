@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_frame_beyond_the_limit_is_refused_before_it_is_held() {
         let mut decoder = Decoder::new(100);
-        let large = HostMessage::Signal { signal: 1 };
+        let large = HostMessage::Signal { signal: 1, is_default: false };
         let frame = encode(1, &serde_json::json!({"type": "x", "filler": "y".repeat(200)}), b"").unwrap();
         decoder.push(&frame);
         decoder.push(&encode(1, &large, b"").unwrap());

@@ -229,7 +229,15 @@ impl Session {
     /// # Errors
     /// When the guest can't be reached.
     pub async fn signal(&self, signal: i32) -> Result<(), SessionError> {
-        self.send(HostMessage::Signal { signal }).await
+        self.send(HostMessage::Signal { signal, is_default: false }).await
+    }
+
+    /// Tells the program to end, by this signal; where nobody has chosen it, init systems are told in their own way.
+    ///
+    /// # Errors
+    /// When the guest can't be reached.
+    pub async fn stop(&self, signal: i32, is_default: bool) -> Result<(), SessionError> {
+        self.send(HostMessage::Signal { signal, is_default }).await
     }
 
     /// The processes of the guest.

@@ -88,6 +88,9 @@ pub enum HostMessage {
     Signal {
         /// Linux signal number.
         signal: i32,
+        /// It is to end the program and was chosen by nobody: a program that ends by another one gets that.
+        #[serde(default)]
+        is_default: bool,
     },
     /// Runs another program. Its streams use the frame's stream id `id`.
     Exec(ExecRequest),

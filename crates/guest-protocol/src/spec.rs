@@ -23,6 +23,9 @@ pub struct MachineSpec {
     pub working_dir: String,
     /// Programs beside that one. They live together: when one ends, the others are ended too.
     pub others: Vec<ProgramSpec>,
+    /// Whether the program gets namespaces of its own, in which it is process 1. `None` leaves that to what it is: init
+    /// systems insist on it. Since version 3, and only for a machine with one program.
+    pub pid_namespace: Option<bool>,
     /// Runs each program on a terminal.
     pub tty: bool,
     /// Written before the program starts.

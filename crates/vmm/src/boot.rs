@@ -9,6 +9,7 @@ use std::{
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use sha2::{Digest as _, Sha256};
@@ -18,10 +19,13 @@ use crate::VmmError;
 
 mod compression;
 mod cpio;
+mod disk;
 mod modules;
+mod nodes;
 mod rehearsal;
 mod vmlinux;
 
+pub use disk::ModulesDisk;
 pub(crate) use rehearsal::PROGRAM as REHEARSAL_PROGRAM;
 
 /// Modules without which a VM has no disk, network or control channel; those built into the kernel are skipped.
@@ -53,6 +57,8 @@ pub struct BootFiles {
     pub initrd: PathBuf,
     /// A small ext4 that VMs which wait for a machine mount once, to have done it before.
     pub rehearsal: PathBuf,
+    /// All modules of the kernel; `None` where all that it has is built in.
+    pub modules: Option<Arc<ModulesDisk>>,
     /// Release of the kernel, as `uname -r` says it.
     pub release: String,
     /// Bytes that both take.
@@ -78,7 +84,8 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
         write(&kernel, &unpacked)?;
         info!(path = %kernel.display(), %release, "kernel unpacked");
     }
-    let archive = build_initrd(source, &release)?;
+    let tree = modules::Tree::open(&source.modules, &release).map_err(|reason| unusable(&source.modules, reason))?;
+    let archive = build_initrd(source, &tree)?;
     let initrd = directory.join(format!("initrd-{}", digest(&archive)));
     if !initrd.exists() {
         write(&initrd, &archive)?;
@@ -87,14 +94,15 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
     if !rehearsal.exists() {
         rehearsal::build(&source.init, &rehearsal)?;
     }
-    remove_others(directory, [&kernel, &initrd, &rehearsal]);
-    Ok(BootFiles { size: size + archive.len() as u64, kernel, initrd, rehearsal, release })
+    let modules = disk::find(tree, &kernel, directory)?;
+    let kept = [Some(kernel.as_path()), Some(&initrd), Some(&rehearsal), modules.as_ref().map(|disk| disk.path())];
+    remove_others(directory, &kept);
+    Ok(BootFiles { size: size + archive.len() as u64, kernel, initrd, rehearsal, modules, release })
 }
 
-fn build_initrd(source: &BootSource, release: &str) -> Result<Vec<u8>, VmmError> {
+fn build_initrd(source: &BootSource, tree: &modules::Tree) -> Result<Vec<u8>, VmmError> {
     let extra = source.extra_modules.iter().map(String::as_str);
     let needed = NEEDED.into_iter().chain(extra).collect::<Vec<_>>();
-    let tree = modules::Tree::open(&source.modules, release).map_err(|reason| unusable(&source.modules, reason))?;
     let modules = tree.load_order(&needed, &WANTED).map_err(|reason| unusable(&source.modules, reason))?;
     let mut archive = cpio::Archive::default();
     archive.file("init", 0o755, &source.init);
@@ -107,6 +115,7 @@ fn build_initrd(source: &BootSource, release: &str) -> Result<Vec<u8>, VmmError>
         order.push('\n');
     }
     archive.file("modules/order", 0o644, order.as_bytes());
+    archive.file("modules/nodes", 0o644, nodes::of(tree).as_bytes());
     Ok(archive.finish())
 }
 
@@ -135,14 +144,14 @@ fn write(path: &Path, content: &[u8]) -> Result<(), VmmError> {
     })
 }
 
-/// Running VMs have read theirs long ago.
-fn remove_others(directory: &Path, kept: [&PathBuf; 3]) {
+/// Running VMs have read theirs long ago, or have it open.
+fn remove_others(directory: &Path, kept: &[Option<&Path>]) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let ours = ["vmlinux-", "initrd-", "rehearsal-"].iter().any(|prefix| name.starts_with(prefix));
-        if ours && !kept.contains(&&path) {
-            let _ = fs::remove_file(&path);
+        let ours = ["vmlinux-", "initrd-", "rehearsal-", disk::PREFIX].iter().any(|prefix| name.starts_with(prefix));
+        if ours && !kept.contains(&Some(&path)) {
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
 }

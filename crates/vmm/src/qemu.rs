@@ -70,6 +70,8 @@ mod descriptor {
     pub const TAP: i32 = 11;
     /// Memory that is a template's, or to be one's.
     pub const MEMORY: i32 = 12;
+    /// The disk with the kernel's modules.
+    pub const MODULES: i32 = 13;
     /// Standard output: where the guest's serial console goes.
     pub const CONSOLE: i32 = 1;
     /// Standard error.
@@ -185,6 +187,10 @@ impl Qemu {
 
     /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the background.
     pub fn prepare(&self) {
+        if let Some(modules) = self.driver.config.boot.modules.clone() {
+            // A start that needs it sooner waits for it. What fails is told there.
+            self.driver.tasks.spawn_blocking(move || modules.get().map(|_| ()).unwrap_or_default());
+        }
         self.driver.tasks.spawn(self.driver.clone().get_usual());
         self.driver.tasks.spawn(self.driver.clone().retry_failed());
         self.driver.tasks.spawn(pool::keep(self.driver.clone()));
@@ -268,6 +274,12 @@ impl Vmm for Qemu {
 }
 
 impl Driver {
+    /// The disk with the kernel's modules; none where it has none, or they can't be had, which was told. Blocks while it
+    /// is made, once per kernel.
+    fn modules(&self) -> Option<&Path> {
+        self.config.boot.modules.as_ref().and_then(|disk| disk.get().ok())
+    }
+
     /// Starts a machine's VM: from what it was saved to, if it was, else from the template, if there is one. Where
     /// neither can be restored, it boots. Blocks.
     fn start(
@@ -286,6 +298,7 @@ impl Driver {
                 shape,
                 cpu_weight: spec.cpu_weight,
                 disk: Disk::Root(&spec.root_base, &spec.root_overlay),
+                modules: self.modules(),
                 tap: spec.tap.as_ref().map(std::os::fd::AsFd::as_fd),
                 mac: &spec.mac,
                 kernel_args: &spec.kernel_args,

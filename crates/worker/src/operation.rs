@@ -98,6 +98,9 @@ pub struct Stop {
     pub signal: Signal,
     /// Then SIGKILL. Milliseconds.
     pub timeout_ms: u64,
+    /// Neither request, configuration nor image name the signal: the guest may know a better one.
+    #[serde(default)]
+    pub is_default: bool,
 }
 
 /// One step.

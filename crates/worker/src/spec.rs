@@ -36,6 +36,7 @@ pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSp
         user: first.user,
         others: programs,
         working_dir: image.working_dir.clone(),
+        pid_namespace: config.init.as_ref().and_then(|init| init.pid_namespace),
         tty: config.init.as_ref().and_then(|init| init.tty).unwrap_or(false),
         open_files: limit(ulimits.nofile),
         user_processes: limit(ulimits.nproc),
@@ -179,13 +180,16 @@ pub fn check_suspendable(config: &MachineConfig) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// How to stop a machine: as asked, else as configured, else as the image has it, else SIGINT and five seconds.
+/// How to stop a machine: as asked, else as configured, else as the image has it, else SIGINT (for which the guest sends
+/// init systems their own) and five seconds.
 pub fn stop_plan(image: &ImageConfig, config: &MachineConfig, signal: Option<Signal>, timeout_ms: Option<u64>) -> Stop {
     let configured = config.stop_config.clone().unwrap_or_default();
     let of_image = || image.stop_signal.as_deref().and_then(|name| name.parse::<Signal>().ok());
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let chosen = signal.or(configured.signal).or_else(of_image);
     Stop {
-        signal: signal.or(configured.signal).or_else(of_image).unwrap_or(Signal::INT),
+        signal: chosen.unwrap_or(Signal::INT),
+        is_default: chosen.is_none(),
         timeout_ms: timeout_ms
             .filter(|timeout| *timeout > 0)
             .or_else(|| configured.timeout.map(|timeout| millis(timeout.0)).filter(|timeout| *timeout > 0))
@@ -249,12 +253,22 @@ mod tests {
         };
         let bare = MachineConfig::default();
         let plan = |config, signal, timeout| stop_plan(&image(), config, signal, timeout);
-        assert_eq!(plan(&configured, Some(Signal::KILL), Some(7)), Stop { signal: Signal::KILL, timeout_ms: 7 });
-        assert_eq!(plan(&configured, None, Some(0)), Stop { signal: Signal::TERM, timeout_ms: 2000 });
+        assert_eq!(
+            plan(&configured, Some(Signal::KILL), Some(7)),
+            Stop { signal: Signal::KILL, timeout_ms: 7, is_default: false }
+        );
+        assert_eq!(
+            plan(&configured, None, Some(0)),
+            Stop { signal: Signal::TERM, timeout_ms: 2000, is_default: false }
+        );
         assert_eq!(plan(&bare, None, None).signal.name(), "SIGQUIT");
+        for (name, expected) in [("SIGRTMIN+3", "SIGRTMIN+3"), ("RTMIN+3", "SIGRTMIN+3"), ("37", "SIGRTMIN+3")] {
+            let image = ImageConfig { stop_signal: Some(name.to_owned()), ..ImageConfig::default() };
+            assert_eq!(stop_plan(&image, &bare, None, None).signal.name(), expected);
+        }
         assert_eq!(
             stop_plan(&ImageConfig::default(), &bare, None, None),
-            Stop { signal: Signal::INT, timeout_ms: DEFAULT_STOP_TIMEOUT_MS }
+            Stop { signal: Signal::INT, timeout_ms: DEFAULT_STOP_TIMEOUT_MS, is_default: true }
         );
     }
 }

@@ -474,7 +474,7 @@ async fn signal(context: Context) -> Result<Done, Failure> {
         tracing::warn!(machine = %context.row.id, error = %e.message, "can't have it go on to be stopped");
     }
     if let (Some(live), Some(plan)) = (&context.live, stop_plan(&context.row))
-        && let Err(error) = live.told(live.session.signal(plan.signal.number())).await
+        && let Err(error) = live.told(live.session.stop(plan.signal.number(), plan.is_default)).await
     {
         // The next step's timeout ends a program that was never asked.
         tracing::warn!(machine = %context.row.id, error, "can't deliver the stop signal");

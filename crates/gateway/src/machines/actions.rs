@@ -28,7 +28,7 @@ async fn act(context: &Context, path: &MachinePath, nonce: Nonce, action: Action
 fn check_stop(signal: Option<Signal>, timeout: Option<caddis_api::ApiDuration>) -> Result<(), ApiError> {
     if signal.is_some_and(|signal| !signal.is_stop_signal()) {
         return Err(ApiError::invalid(
-            "invalid signal, use SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2 or SIGTERM",
+            "invalid signal, use SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM or SIGRTMIN+3",
         ));
     }
     if timeout.is_some_and(|timeout| timeout.0.as_secs() > MAX_STOP_TIMEOUT_SECONDS) {

@@ -9,7 +9,9 @@ fn main() -> Result<()> {
         Some("busybox") => images::busybox()?,
         Some("web") => images::web()?,
         Some("debian") => images::debian()?,
-        _ => bail!("usage: test-image busybox|web|debian"),
+        Some("kernel-user") => images::kernel_user()?,
+        Some("systemd") => images::systemd()?,
+        _ => bail!("usage: test-image busybox|web|debian|kernel-user|systemd"),
     };
     println!("{}", layout.display());
     Ok(())

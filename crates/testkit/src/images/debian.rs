@@ -1,4 +1,4 @@
-//! A real distribution's tree: Debian's minbase with nginx, built by mmdebstrap from the machine's own mirror.
+//! Trees of a real distribution: Debian's minbase with packages, built by mmdebstrap from the machine's own mirror.
 
 use std::{path::PathBuf, process::Command};
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Config, Layer, cached, write_layout};
 use crate::command::run_command;
 
-const PACKAGES: &str = "nginx-light";
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Debian with nginx, which listens on port 80 and is asked to end with SIGQUIT, as the well-known image is.
 /// The first build takes one to two minutes.
@@ -16,10 +16,43 @@ const PACKAGES: &str = "nginx-light";
 /// # Errors
 /// When mmdebstrap fails.
 pub fn debian() -> Result<PathBuf> {
+    let config = Config {
+        cmd: ["nginx", "-g", "daemon off;"].map(Into::into).to_vec(),
+        stop_signal: "SIGQUIT".into(),
+        exposed_ports: json!({ "80/tcp": {} }),
+        ..Config::default()
+    };
+    build("debian", &["nginx-light"], config)
+}
+
+/// Debian with programs that want more of a kernel than most: Docker, FUSE, WireGuard, nftables, `modprobe`. Sleeps.
+///
+/// # Errors
+/// When mmdebstrap fails.
+pub fn kernel_user() -> Result<PathBuf> {
+    let packages = ["docker.io", "busybox-static", "bindfs", "wireguard-tools", "nftables", "iproute2", "kmod"];
+    let config = Config { cmd: ["sleep", "1000000"].map(Into::into).to_vec(), ..Config::default() };
+    build("kernel-user", &packages, config)
+}
+
+/// Debian as it boots on a machine of its own: systemd with its bus and nginx as a unit; runit is there, too.
+///
+/// # Errors
+/// When mmdebstrap fails.
+pub fn systemd() -> Result<PathBuf> {
+    let packages = ["systemd-sysv", "dbus", "nginx-light", "runit", "procps"];
+    let config = Config { cmd: vec!["/sbin/init".into()], ..Config::default() };
+    build("systemd", &packages, config)
+}
+
+/// A tree of packages.
+fn build(name: &str, packages: &[&str], mut config: Config) -> Result<PathBuf> {
     let release = std::fs::read_to_string("/etc/os-release").context("which Debian this is")?;
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or("stable");
-    let recipe = format!("{}{PACKAGES}{suite}", include_str!("debian.rs"));
-    cached("debian", &recipe, |layout| {
+    config.env = vec![PATH.into()];
+    let config_text = serde_json::to_string(&config)?;
+    let recipe = format!("{}{packages:?}{suite}{config_text}", include_str!("debian.rs"));
+    cached(name, &recipe, |layout| {
         let tree = layout.with_extension("tar");
         // Build in the namespaces of the process, not in those of a test's host, which has no way to a mirror.
         let process = std::process::id();
@@ -28,16 +61,10 @@ pub fn debian() -> Result<PathBuf> {
         build.args(["--", "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=tar"]);
         build.args(["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"]);
         build.args(["--dpkgopt=path-exclude=/usr/share/locale/*", "--aptopt=Acquire::Languages \"none\""]);
-        build.arg(format!("--include={PACKAGES}")).arg("--customize-hook=rm -rf \"$1\"/var/lib/apt/lists/*");
+        build.arg(format!("--include={}", packages.join(",")));
+        build.arg("--customize-hook=rm -rf \"$1\"/var/lib/apt/lists/*");
         build.arg(suite).arg(&tree).arg(mirror(suite)?);
         run_command(&mut build)?;
-        let config = Config {
-            cmd: ["nginx", "-g", "daemon off;"].map(Into::into).to_vec(),
-            env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()],
-            stop_signal: "SIGQUIT".into(),
-            exposed_ports: json!({ "80/tcp": {} }),
-            ..Config::default()
-        };
         write_layout(layout, &[Layer::File(tree)], &config)
     })
 }

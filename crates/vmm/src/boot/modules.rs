@@ -19,7 +19,9 @@ pub(super) struct Module {
 }
 
 /// The modules of one kernel.
+#[derive(Debug)]
 pub(super) struct Tree {
+    root: PathBuf,
     files: HashMap<String, PathBuf>,
     built_in: HashSet<String>,
     release: String,
@@ -30,14 +32,52 @@ impl Tree {
     pub(super) fn open(directory: &Path, release: &str) -> Result<Self, String> {
         let candidates = ["", "lib/modules", "modules"].map(|between| directory.join(between).join(release));
         let root = candidates.into_iter().find(|path| path.is_dir()).unwrap_or_else(|| directory.to_owned());
-        let mut tree = Self { files: HashMap::new(), built_in: HashSet::new(), release: release.to_owned() };
+        let (files, built_in, release) = (HashMap::new(), HashSet::new(), release.to_owned());
+        let mut tree = Self { root: root.clone(), files, built_in, release };
         tree.walk(&root).map_err(|error| format!("{error}; --modules names the directory of the kernel's modules"))?;
         let built_in = fs::read_to_string(root.join("modules.builtin")).unwrap_or_default();
         tree.built_in = built_in.lines().filter_map(|line| name_of(Path::new(line))).collect();
         if tree.files.is_empty() && tree.built_in.is_empty() {
+            let release = &tree.release;
             return Err(format!("there are no modules of kernel {release} in it; --modules must fit --kernel"));
         }
         Ok(tree)
+    }
+
+    /// Where they are.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What `uname -r` says in a guest.
+    pub(super) fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// How many there are, those built in not counted.
+    pub(super) fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether all are built in.
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Whether there is such a module, not built in.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name)
+    }
+
+    /// All files, relative to [`Self::root`], with their sizes, in order.
+    pub(super) fn sizes(&self) -> std::io::Result<Vec<(PathBuf, u64)>> {
+        let size = |path: &PathBuf| {
+            let relative = path.strip_prefix(&self.root).unwrap_or(path).to_owned();
+            fs::metadata(path).map(|file| (relative, file.len()))
+        };
+        let mut sizes = self.files.values().map(size).collect::<Result<Vec<_>, _>>()?;
+        sizes.sort_unstable();
+        Ok(sizes)
     }
 
     fn walk(&mut self, directory: &Path) -> std::io::Result<()> {

@@ -17,6 +17,18 @@ pub(super) enum Disk {
     Blank,
 }
 
+/// What is behind the disk with the kernel's modules. Every VM of a kernel that has some has that disk, so that what is
+/// saved of one fits all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Modules {
+    /// There is no such disk.
+    None,
+    /// Nothing.
+    Blank,
+    /// All of them.
+    All,
+}
+
 /// What the command line depends on.
 pub(super) struct Shape<'a> {
     pub(super) name: &'a str,
@@ -26,6 +38,7 @@ pub(super) struct Shape<'a> {
     /// It boots; otherwise it waits to be restored.
     pub(super) boots: bool,
     pub(super) disk: Disk,
+    pub(super) modules: Modules,
     pub(super) mac: &'a str,
     pub(super) has_tap: bool,
     pub(super) tsc_khz: u64,
@@ -88,6 +101,9 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     // Errors go to the guest: QEMU's way with a full disk, to stop the VM, would need someone to let it go on.
     let errors = "werror=report,rerror=report";
     add("-device", format!("virtio-blk-device,drive=root,serial={},{errors}", crate::ROOT_DISK_SERIAL));
+    if shape.modules != Modules::None {
+        add_modules(&mut add, shape.modules);
+    }
     if shape.has_tap {
         add("-netdev", format!("tap,id=net,fd={},vhost=off", descriptor::TAP));
         add("-device", format!("virtio-net-device,netdev=net,mac={}", shape.mac));
@@ -117,12 +133,28 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
 pub(super) const ROOT_SETS: [u32; 2] = [1, 2];
 /// The stand-in for it.
 pub(super) const REHEARSAL_SET: u32 = 3;
+const MODULES_SET: u32 = 4;
 /// Flushes are dropped: the overlay is blank again at the next start, so nothing in it need survive the host. What must,
 /// because the machine is suspended, is written through then.
 const CACHE: &str = r#"{"direct":false,"no-flush":true}"#;
 
 fn add_descriptor(add: &mut impl FnMut(&str, String), set: u32, number: i32) {
     add("-add-fd", format!("fd={number},set={set}"));
+}
+
+/// On a transport of its own, by which the guest knows this disk without looking into it.
+fn add_modules(add: &mut impl FnMut(&str, String), modules: Modules) {
+    if modules == Modules::All {
+        add_descriptor(add, MODULES_SET, descriptor::MODULES);
+        let file = file_of(MODULES_SET, true);
+        let node =
+            json!({ "driver": "raw", "node-name": "modules", "read-only": true, "cache": cache(), "file": file });
+        add("-blockdev", node.to_string());
+    } else {
+        add("-blockdev", "driver=null-co,node-name=modules,size=1048576,read-zeroes=on,read-only=on".to_owned());
+    }
+    let bus = format!("virtio-mmio-bus.{}", caddis_guest_protocol::MODULES_DISK_TRANSPORT);
+    add("-device", format!("virtio-blk-device,drive=modules,serial=caddis-modules,bus={bus}"));
 }
 
 fn cache() -> Value {
@@ -177,6 +209,7 @@ mod tests {
             memory_mib: 512,
             boots: true,
             disk: Disk::Root,
+            modules: Modules::All,
             mac: "02:00:00:00:00:01",
             has_tap: true,
             tsc_khz: 2_000_000,
@@ -200,7 +233,7 @@ mod tests {
         let line = shape(Accelerator::Emulation).join(" ");
         assert!(line.contains("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"));
         let paths = line.split([' ', '=', ',', '"']).filter(|word| word.starts_with('/'));
-        assert_eq!(paths.clone().count(), 5);
+        assert_eq!(paths.clone().count(), 6);
         assert!(paths.clone().all(|path| path.starts_with("/dev/fdset/") || path.starts_with("/proc/self/fd/")));
     }
 }

@@ -69,6 +69,8 @@ pub(super) struct Launch<'a> {
     pub(super) shape: Shape,
     pub(super) cpu_weight: u32,
     pub(super) disk: Disk<'a>,
+    /// The file with the kernel's modules, where it has some and they are to be reached.
+    pub(super) modules: Option<&'a Path>,
     pub(super) tap: Option<BorrowedFd<'a>>,
     pub(super) mac: &'a str,
     pub(super) kernel_args: &'a [String],
@@ -101,6 +103,11 @@ impl Launch<'_> {
                 Disk::Blank => arguments::Disk::Blank,
                 Disk::Rehearsal(_) => arguments::Disk::Rehearsal,
                 Disk::Root(..) => arguments::Disk::Root,
+            },
+            modules: match (self.modules, &self.driver.config.boot.modules) {
+                (Some(_), _) => arguments::Modules::All,
+                (None, Some(_)) => arguments::Modules::Blank,
+                (None, None) => arguments::Modules::None,
             },
             mac: self.mac,
             has_tap: self.tap.is_some(),
@@ -164,6 +171,9 @@ impl Launch<'_> {
         if let Disk::Root(base, overlay) = self.disk {
             files.push((descriptor::ROOT_BASE, open(base, false)?));
             files.push((descriptor::ROOT_OVERLAY, open(overlay, true)?));
+        }
+        if let Some(modules) = self.modules {
+            files.push((descriptor::MODULES, open(modules, false)?));
         }
         let mut descriptors = vec![
             (descriptor::LOCK, lock.as_fd()),

@@ -274,6 +274,7 @@ impl Driver {
             shape,
             cpu_weight: WEIGHT,
             disk: Disk::Rehearsal(&disk),
+            modules: self.modules(),
             tap: Some(tap.as_fd()),
             mac: MAC,
             kernel_args: &[],

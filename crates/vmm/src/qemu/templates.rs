@@ -57,6 +57,7 @@ impl Driver {
 
     /// Names all that the saved state of such a VM depends on.
     pub(super) fn key(&self, shape: Shape, kernel_args: &[String]) -> String {
+        let BootFiles { kernel, initrd, modules, .. } = &self.config.boot;
         let arguments = arguments::arguments(&arguments::Shape {
             name: NAME,
             accelerator: self.config.accelerator,
@@ -64,15 +65,16 @@ impl Driver {
             memory_mib: shape.memory_mib,
             boots: true,
             disk: arguments::Disk::Blank,
+            modules: if modules.is_some() { arguments::Modules::Blank } else { arguments::Modules::None },
             mac: MAC,
             has_tap: true,
             tsc_khz: self.tsc_khz,
             kernel_args,
         });
         let file = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let BootFiles { kernel, initrd, .. } = &self.config.boot;
-        // The names of these files are digests of their contents.
-        key(&[&self.version, &self.processor, &arguments.join(" "), &file(kernel), &file(initrd)])
+        let modules = modules.as_ref().map(|disk| file(disk.path())).unwrap_or_default();
+        // The names of these files are digests of their contents, or those of one file ever.
+        key(&[&self.version, &self.processor, &arguments.join(" "), &file(kernel), &file(initrd), &modules])
     }
 
     fn building<'a>(&'a self, shape: Shape, slot: &'a Slot, directory: &'a Path, source: Source<'a>) -> Launch<'a> {
@@ -84,6 +86,7 @@ impl Driver {
             shape,
             cpu_weight: CPU_WEIGHT,
             disk: Disk::Blank,
+            modules: None,
             tap: None,
             mac: MAC,
             kernel_args: &[],

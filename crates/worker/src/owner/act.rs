@@ -54,8 +54,11 @@ impl Owner {
                 self.request(Request::Stop, Some(self.plan(signal, timeout))).await?;
             }
             Action::Restart { signal, timeout, force } => {
-                let plan =
-                    if force { Stop { signal: Signal::KILL, timeout_ms: 0 } } else { self.plan(signal, timeout) };
+                let plan = if force {
+                    Stop { signal: Signal::KILL, timeout_ms: 0, is_default: false }
+                } else {
+                    self.plan(signal, timeout)
+                };
                 self.request(Request::Restart, Some(plan)).await?;
             }
             Action::Suspend => {
@@ -70,7 +73,7 @@ impl Owner {
                 self.request(Request::Suspend, None).await?;
             }
             Action::Signal { signal } => {
-                let plan = Stop { signal, timeout_ms: 0 };
+                let plan = Stop { signal, timeout_ms: 0, is_default: false };
                 self.request(Request::Signal, Some(plan)).await?;
             }
             Action::SetMetadata { changes, expected } => self.set_metadata(changes, expected).await?,
@@ -232,8 +235,7 @@ impl Owner {
                 if plan.timeout_ms < current.timeout_ms {
                     self.try_change(Durability::Synced, |draft| {
                         if let Some(operation) = &mut draft.row.operation {
-                            operation.kind =
-                                OperationKind::Stop(Stop { signal: current.signal, timeout_ms: plan.timeout_ms });
+                            operation.kind = OperationKind::Stop(Stop { timeout_ms: plan.timeout_ms, ..current });
                         }
                     })
                     .await?;
