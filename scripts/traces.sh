@@ -6,6 +6,7 @@ set -euo pipefail
     ps -e -o comm= -o args= | awk '$1 ~ /^(qemu-system|caddis|docker-registry)/ && !/defunct/ { $1 = ""; print "process" $0 }'
     ip -oneline link | awk '{ sub(/@.*/, "", $2); print "link", $2 }'
     ip route show table all | sed 's/^/route /'
+    { ip rule; ip -6 rule; } | sed 's/^/rule /'
     nft --stateless list ruleset | sed 's/^/filter /'
     for setting in ipv4/ip_forward ipv6/conf/all/forwarding; do
         [[ -e /proc/sys/net/$setting ]] && echo "setting $setting $(<"/proc/sys/net/$setting")"

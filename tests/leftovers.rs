@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::stand::Stand;
 
 /// What a server could leave on its host outside of its data directory.
-fn traces() -> Result<BTreeSet<String>> {
+pub fn traces() -> Result<BTreeSet<String>> {
     let mut traces = BTreeSet::new();
     let mut note = |kind: &str, text: &str| traces.extend(text.lines().map(|line| format!("{kind}: {line}")));
     let links = run(["ip", "-oneline", "link"])?;
@@ -19,7 +19,18 @@ fn traces() -> Result<BTreeSet<String>> {
     note("route", &run(["ip", "route", "show", "table", "all"])?);
     note("route", &run(["ip", "-6", "route", "show", "table", "all"])?);
     note("rule", &(run(["ip", "rule"])? + &run(["ip", "-6", "rule"])?));
-    note("mount", &fs::read_to_string("/proc/thread-self/mountinfo")?);
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    // Tables and neighbours of a namespace end with its links.
+    for namespace in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| path.ends_with(".net")) {
+        let inside = format!("--net={namespace}");
+        let links = run(["nsenter", &inside, "--", "ip", "-oneline", "link"])?;
+        let links: Vec<_> = links.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+        note(namespace, &links.join("\n"));
+        note(namespace, &run(["nsenter", &inside, "--", "nft", "--stateless", "list", "ruleset"])?);
+        note(namespace, &run(["nsenter", &inside, "--", "ip", "route", "show", "table", "all"])?);
+        note(namespace, &run(["nsenter", &inside, "--", "ip", "-6", "route", "show", "table", "all"])?);
+    }
+    note("mount", &mounts);
     for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         note(setting, &fs::read_to_string(Path::new("/proc/sys/net").join(setting))?);
     }
@@ -67,7 +78,7 @@ async fn a_server_that_ends_while_it_makes_vms_leaves_none() -> Result<()> {
 }
 
 /// Ends the server, and looks.
-async fn ended(server: &mut Server<'_>) -> Result<()> {
+pub async fn ended(server: &mut Server<'_>) -> Result<()> {
     assert!(server.terminate().await?.success());
     let left = process::holders(&server.data_directory());
     let left: Vec<_> = left.into_iter().map(|pid| (process::name(pid), process::descriptors(pid))).collect();

@@ -5,6 +5,7 @@
 
 mod api;
 mod command_line;
+mod firewall;
 mod guest;
 mod images;
 mod init_systems;
@@ -13,6 +14,7 @@ mod kernel_features;
 mod leftovers;
 mod lifecycle;
 mod logs;
+mod neighbours;
 mod network;
 mod programs;
 mod restart;

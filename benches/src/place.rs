@@ -20,13 +20,16 @@ pub struct Place {
 }
 
 impl Place {
-    /// A network of its own, with nothing but loopback.
+    /// A network of its own, with nothing but loopback, and mounts, since a server keeps a namespace by one.
     ///
     /// # Errors
     /// Without root.
     pub fn network() -> Result<Self> {
         Self::with(|| {
-            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("making namespaces")?;
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+                .context("keeping mounts to ourselves")?;
             run(["ip", "link", "set", "lo", "up"]).map(drop)
         })
     }

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Result;
 use caddis_cli::SERVER_FILE;
+use caddis_network::Network;
 use caddis_vmm::{
     boot::{self, BootSource},
     cgroup::{CgroupRoot, Version},
@@ -89,8 +90,9 @@ struct Report {
 /// Runs it. The exit code is 0 when nothing has failed.
 pub async fn run(arguments: DoctorArguments) -> Result<ExitCode> {
     let settings = arguments.serve.resolve()?;
-    let server = server(&settings.data_dir).await;
+    let (server, network) = (server(&settings.data_dir).await, network(&settings.data_dir).await);
     let mut checks = tokio::task::spawn_blocking(move || checks(&settings)).await?;
+    checks.push(network);
     checks.extend(server);
     let ok = checks.iter().all(|check| check.status != Status::Failed);
     let report = Report { ok, checks, not_yet_tested: NOT_YET_TESTED };
@@ -257,7 +259,7 @@ fn firewall() -> Check {
     };
     let chains = listed["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     let dropping: Vec<_> = chains
-        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop" && chain["table"] != "caddis")
+        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
         .map(|chain| {
             let word = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
             format!("{} {} {}", word("family"), word("table"), word("name"))
@@ -289,6 +291,22 @@ fn forwarding() -> Check {
     match (v4, v6) {
         (true, true) => Check::ok(name, "on"),
         _ => Check::ok(name, "off; caddis serve turns it on, caddis host clean off again"),
+    }
+}
+
+/// What an installation that is there has on its host.
+async fn network(data_dir: &Path) -> Check {
+    let name = "network";
+    let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+    match Network::inspect(Path::new(caddis_network::RUN_DIRECTORY), &data_dir).await {
+        Ok(None) => Check::ok(name, "not set up yet; caddis serve does"),
+        Ok(Some(missing)) if missing.is_empty() => Check::ok(name, "all of it is in place"),
+        Ok(Some(missing)) => Check::failed(
+            name,
+            format!("another program removed a part of it ({}): machines don't reach the outside", missing.join(", ")),
+            "start caddis serve, which puts it back and watches over it",
+        ),
+        Err(error) => Check::failed(name, error.to_string(), "sudo caddis doctor"),
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use caddis_cli::{SERVER_FILE, ServerFile};
 use caddis_client::Client;
 use caddis_network::Network;
-use caddis_vmm::{SlotPool, cgroup::CgroupRoot, slot::SlotPoolConfig};
+use caddis_vmm::{SlotPool, slot::SlotPoolConfig};
 use clap::{Args, Subcommand};
 
 use crate::instance::{self, Instance};
@@ -33,7 +33,8 @@ enum HostCommand {
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u64,
     },
-    /// Remove what a server leaves on its host for the VMs that go on: packet filter, forwarding, DNS address, cgroups.
+    /// Remove what a server leaves on its host for the VMs that go on: network namespace, packet filter, routing rules,
+    /// forwarding, cgroups. What other installations have on the host stays.
     #[command(after_help = "Example:\n  systemctl stop caddis; caddis host clean")]
     Clean {
         /// Where the server kept everything.
@@ -69,12 +70,19 @@ async fn drain(data_dir: &Path, deadline: Duration) -> Result<()> {
 
 async fn clean(data_dir: &Path) -> Result<()> {
     let instance = Instance::take(data_dir)?;
-    caddis_vmm::qemu::end_unbound(&instance.path(instance::TEMPLATES), &SlotPool::open(SlotPoolConfig::default())?);
-    Network::clean(&instance.path(instance::NETWORK_STATE)).await?;
-    // VMs of another server, in a network namespace of its own, keep theirs.
-    if let Err(error) = CgroupRoot::remove(&SlotPoolConfig::default().cgroup_parent) {
-        eprintln!("left as it is: {error}");
+    let slots = SlotPool::open(SlotPoolConfig::default())?;
+    caddis_vmm::qemu::end_unbound(&instance.path(instance::TEMPLATES), &slots);
+    let state = instance.path(instance::NETWORK_STATE);
+    let cleaned = Network::clean(Path::new(caddis_network::RUN_DIRECTORY), instance.directory(), &state).await?;
+    let slots_of_others = slots.clean()?;
+    println!("Removed everything of this installation from the host but {}", instance.directory().display());
+    for other in &cleaned.others {
+        println!("Another installation has its network here, which is left as it is: {}", other.display());
     }
-    println!("Nothing of caddis is left on this host but {}", instance.directory().display());
+    match slots_of_others {
+        0 if cleaned.others.is_empty() => println!("Nothing else of caddis is left on this host"),
+        0 => {}
+        count => println!("{count} VMs of other installations go on, in their control groups"),
+    }
     Ok(())
 }

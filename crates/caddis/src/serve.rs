@@ -1,6 +1,11 @@
 //! `caddis serve`: the parts of a server, in one process.
 
-use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
@@ -11,7 +16,7 @@ use caddis_network::{Network, NetworkConfig};
 use caddis_vmm::{
     Accelerator, Qemu, QemuConfig, SlotPool,
     boot::{self, BootSource},
-    qemu::PoolLimits,
+    qemu::{MakeTap, PoolLimits},
     slot::SlotPoolConfig,
 };
 use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts};
@@ -134,21 +139,28 @@ impl Server {
         max_connections: usize,
     ) -> Result<Self> {
         let catalog = Arc::new(open_catalog(instance).await?);
-        let (vmm, slots) = start_vmm(settings, instance, address).await?;
+        let taps = Arc::new(OnceLock::new());
+        let (vmm, slots) = start_vmm(settings, instance, address, taps.clone()).await?;
         let images = open_images(settings, instance).await?;
         let network = Network::start(NetworkConfig {
+            data_directory: instance.directory().to_owned(),
+            run_directory: caddis_network::RUN_DIRECTORY.into(),
+            state_file: instance.path(instance::NETWORK_STATE),
+            ipv4_pool: settings.ipv4_pool,
             allowed: settings.allow_private.clone(),
             dns_upstreams: settings.dns.clone(),
-            state_file: instance.path(instance::NETWORK_STATE),
         });
-        let network = network.await.context("can't set up the network of machines")?;
+        let network = Arc::new(network.await.context("can't set up the network of machines")?);
+        let ipv4_pool = network.ipv4_pool();
+        // VMs that wait for machines are made later.
+        let _ = taps.set(network.clone());
         let bus = Arc::new(InProcessBus::new());
         let boot_id = std::fs::read_to_string(&settings.boot_id_file)
             .with_context(|| format!("can't read {}", settings.boot_id_file.display()))?;
         let config = WorkerConfig {
             directory: instance.path(instance::WORKER),
             region: settings.region.clone(),
-            ipv4_pool: settings.ipv4_pool,
+            ipv4_pool,
             memory_mib: settings.memory_mib,
             cpu_overcommit: settings.cpu_overcommit,
             memory_overcommit: settings.memory_overcommit,
@@ -160,7 +172,7 @@ impl Server {
             boot_id: boot_id.trim().to_owned(),
         };
         let vmm = Arc::new(vmm);
-        let drivers = Drivers { vmm: vmm.clone(), slots, images: Arc::new(images), network: Arc::new(network) };
+        let drivers = Drivers { vmm: vmm.clone(), slots, images: Arc::new(images), network };
         let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
         let gateway = Gateway::new(GatewayParts {
             bus,
@@ -200,7 +212,12 @@ async fn open_catalog(instance: &Instance) -> Result<SqliteCatalog> {
     Ok(catalog)
 }
 
-async fn start_vmm(settings: &Settings, instance: &Instance, address: SocketAddr) -> Result<(Qemu, SlotPool)> {
+async fn start_vmm(
+    settings: &Settings,
+    instance: &Instance,
+    address: SocketAddr,
+    taps: Arc<OnceLock<Arc<Network>>>,
+) -> Result<(Qemu, SlotPool)> {
     let source = BootSource {
         kernel: settings.kernel.clone(),
         modules: settings.modules.clone(),
@@ -221,7 +238,10 @@ async fn start_vmm(settings: &Settings, instance: &Instance, address: SocketAddr
             slots: slots.clone(),
             templates,
             pool: PoolLimits { count: pool, memory_mib: caddis_worker::pool_memory_mib() },
-            tap: caddis_network::create_tap,
+            tap: MakeTap(Arc::new(move |name| {
+                let network = taps.get().ok_or_else(|| std::io::Error::other("there is no network yet"))?;
+                network.create_tap(name)
+            })),
         })?;
         match accelerator {
             Accelerator::Kvm => info!(qemu = vmm.version(), kernel = boot.release, reason, "VMs run with KVM"),

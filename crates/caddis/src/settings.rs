@@ -78,7 +78,7 @@ pub struct ServeArguments {
     /// Credentials for registries, as `docker login` writes them [default: config.json in $DOCKER_CONFIG or ~/.docker].
     #[arg(long, env = "CADDIS_REGISTRY_CREDENTIALS", value_name = "FILE")]
     pub registry_credentials: Option<PathBuf>,
-    /// Private IPv4 addresses for machines [default: 10.201.0.0/16].
+    /// Private IPv4 addresses for machines [default: 10.201.0.0/16, or the next /16 that this host does not use].
     #[arg(long, env = "CADDIS_IPV4_POOL", value_name = "CIDR")]
     pub ipv4_pool: Option<Ipv4Net>,
     /// Private network that machines may reach all the same; may be repeated.
@@ -141,7 +141,7 @@ pub struct Settings {
     pub insecure_registries: Vec<String>,
     pub default_registry: String,
     pub registry_credentials: Option<PathBuf>,
-    pub ipv4_pool: Ipv4Net,
+    pub ipv4_pool: Option<Ipv4Net>,
     pub allow_private: Vec<IpNet>,
     pub dns: Vec<IpAddr>,
     pub memory_mib: Option<u64>,
@@ -194,7 +194,7 @@ impl ServeArguments {
             insecure_registries: list(self.insecure_registry, file.insecure_registry),
             default_registry: self.default_registry.or(file.default_registry).unwrap_or_else(|| "docker.io".to_owned()),
             registry_credentials: self.registry_credentials.or(file.registry_credentials).or_else(docker_credentials),
-            ipv4_pool: self.ipv4_pool.or(file.ipv4_pool).unwrap_or_else(default_pool),
+            ipv4_pool: self.ipv4_pool.or(file.ipv4_pool),
             allow_private: if self.allow_private.is_empty() { file.allow_private } else { self.allow_private },
             dns: if self.dns.is_empty() { file.dns } else { self.dns },
             memory_mib: self.memory_mb.or(file.memory_mb),
@@ -228,11 +228,6 @@ fn read(path: &Path) -> Result<ServeArguments> {
 /// Where data is kept unless told otherwise.
 pub fn default_data_dir() -> PathBuf {
     PathBuf::from("/var/lib/caddis")
-}
-
-fn default_pool() -> Ipv4Net {
-    // A range of private addresses that few networks use.
-    Ipv4Net::new_assert([10, 201, 0, 0].into(), 16)
 }
 
 fn docker_credentials() -> Option<PathBuf> {

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::DNS;
+use crate::{DNS, namespace::Namespace};
 
 const PORT: u16 = 53;
 /// Questions under way at once; beyond it they are dropped, and asked again by who asked.
@@ -26,7 +26,7 @@ const CONCURRENT: usize = 512;
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
 /// Patience with a client on TCP.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Wait before another try to listen: another server of this host answers meanwhile.
+/// Wait before another try to listen: a server that was just killed may still have the address.
 const LISTEN_AGAIN: Duration = Duration::from_secs(2);
 /// Names that are ours to answer and must not be asked of others.
 const INTERNAL: &str = "internal.";
@@ -37,11 +37,11 @@ struct Forwarder {
 }
 
 /// Answers until dropped.
-pub(crate) async fn serve(upstreams: Vec<IpAddr>) {
+pub(crate) async fn serve(namespace: Arc<Namespace>, upstreams: Vec<IpAddr>) {
     let forwarder = Arc::new(Forwarder { upstreams, permits: Arc::new(Semaphore::new(CONCURRENT)) });
     let mut told = false;
     loop {
-        match listen().await {
+        match listen(namespace.clone()).await {
             Ok((udp, tcp)) => {
                 info!(address = %DNS, "answering names for VMs");
                 let end = tokio::select! {
@@ -52,7 +52,7 @@ pub(crate) async fn serve(upstreams: Vec<IpAddr>) {
             }
             Err(error) if !told => {
                 told = true;
-                warn!(%error, address = %DNS, "can't answer names for VMs yet, another server of this host may");
+                warn!(%error, address = %DNS, "can't answer names for VMs yet");
             }
             Err(_) => {}
         }
@@ -60,9 +60,17 @@ pub(crate) async fn serve(upstreams: Vec<IpAddr>) {
     }
 }
 
-async fn listen() -> io::Result<(UdpSocket, TcpListener)> {
+/// Sockets of the VMs' namespace. What is asked of others goes out from the host's own.
+async fn listen(namespace: Arc<Namespace>) -> io::Result<(UdpSocket, TcpListener)> {
     let address = SocketAddr::from((DNS, PORT));
-    Ok((UdpSocket::bind(address).await?, TcpListener::bind(address).await?))
+    let open = move || {
+        let (udp, tcp) = (std::net::UdpSocket::bind(address)?, std::net::TcpListener::bind(address)?);
+        udp.set_nonblocking(true)?;
+        tcp.set_nonblocking(true)?;
+        io::Result::Ok((udp, tcp))
+    };
+    let (udp, tcp) = tokio::task::spawn_blocking(move || namespace.run(open)).await???;
+    Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
 }
 
 async fn serve_udp(forwarder: Arc<Forwarder>, socket: Arc<UdpSocket>) -> io::Error {

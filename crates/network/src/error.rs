@@ -25,9 +25,20 @@ pub enum NetworkError {
         /// What nft said.
         reason: String,
     },
+    /// The pool of addresses leads elsewhere.
+    #[error(
+        "can't give machines addresses of {pool}: this host sends packets to it over {link}; give a range that nothing \
+         else uses with --ipv4-pool"
+    )]
+    PoolInUse {
+        /// The pool.
+        pool: ipnet::Ipv4Net,
+        /// Where the host sends it, or a part of it.
+        link: String,
+    },
     /// VMs are connected.
     #[error(
-        "{count} VMs are still connected: stop them with `caddis host drain` while their server runs, or start it again"
+        "{count} VMs are still running: stop them with `caddis host drain` while their server runs, or start it again"
     )]
     InUse {
         /// How many.

@@ -1,4 +1,5 @@
-//! The packet filter: one table, loaded once. What changes with machines are the elements of one set.
+//! The packet filter: one table in the installation's own network namespace, loaded once, where no firewall of the host
+//! reaches it. What changes with machines are the elements of one set. See `host_filter.rs` for the host's part.
 
 use std::{
     io::Write as _,
@@ -7,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{DNS, NetworkError, TAP_PREFIX};
+use crate::{DNS, HOST_V4, HOST_V6, NetworkError, TAP_PREFIX, UPLINK, namespace::Namespace};
 
 pub(crate) const TABLE: &str = "caddis";
 /// Pairs of networks whose machines may meet.
@@ -32,8 +33,13 @@ const DENIED_V4: [&str; 11] = [
 const DENIED_V6: [&str; 8] =
     ["::/127", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8"];
 
-/// The whole table. Loading it again replaces it in one step; machines that run are put back as they are adopted, and
-/// meanwhile connections that stand go on.
+/// The same as networks.
+pub(crate) fn denied() -> impl Iterator<Item = IpNet> {
+    DENIED_V4.iter().chain(&DENIED_V6).filter_map(|network| network.parse().ok())
+}
+
+/// The whole table. Loading it again replaces it in one step. Who may meet stays as it is: what is left of machines that
+/// have gone meanwhile lets nobody meet.
 fn ruleset(allowed: &[IpNet]) -> String {
     let (v4, v6): (Vec<_>, Vec<_>) = allowed.iter().partition(|network| matches!(network, IpNet::V4(_)));
     let permit = |family: &str, networks: &[&IpNet]| {
@@ -46,55 +52,61 @@ fn ruleset(allowed: &[IpNet]) -> String {
         r#"
 add table inet {TABLE}
 flush table inet {TABLE}
-add set inet {TABLE} {OWN6} {{ type ipv6_addr . ipv6_addr; flags interval; }}
-flush set inet {TABLE} {OWN6}
 table inet {TABLE} {{
     set {OWN6} {{
         type ipv6_addr . ipv6_addr
         flags interval
     }}
-    # A VM sends under its own addresses only: those that are routed to its tap.
+    # A VM sends under its own addresses only: those that are routed to its tap. From the host nobody else does.
     chain spoofing {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{TAP_PREFIX}*" fib saddr . iif oif missing drop
+        iifname "{UPLINK}" fib saddr . iif oif missing drop
     }}
-    # Of the host a VM reaches the DNS forwarder, and its answers.
+    # All that is here is the DNS forwarder, and its answers.
     chain to_host {{
         type filter hook input priority filter; policy accept;
-        iifname != "{TAP_PREFIX}*" accept
+        iifname "lo" accept
         ct state established,related accept
+        iifname "{UPLINK}" drop
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
         ip6 daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
         drop
     }}
     chain forwarded {{
         type filter hook forward priority filter; policy accept;
+        ct state established,related accept
         iifname "{TAP_PREFIX}*" jump from_vm
-        oifname "{TAP_PREFIX}*" ct state established,related accept
-        oifname "{TAP_PREFIX}*" drop
+        # The host itself reaches its machines, who is behind it does not.
+        iifname "{UPLINK}" oifname "{TAP_PREFIX}*" ip saddr {HOST_V4} accept
+        iifname "{UPLINK}" oifname "{TAP_PREFIX}*" ip6 saddr {HOST_V6} accept
+        drop
     }}
     chain from_vm {{
-        ct state established,related accept
         oifname "{TAP_PREFIX}*" ip6 saddr . ip6 daddr @{OWN6} accept
         oifname "{TAP_PREFIX}*" drop
+        ip daddr {HOST_V4} drop
+        ip6 daddr {HOST_V6} drop
         {permit_v4}
         {permit_v6}
         ip daddr {{ {denied_v4} }} reject with icmpx type admin-prohibited
         ip6 daddr {{ {denied_v6} }} reject with icmpx type admin-prohibited
         accept
     }}
-    chain leaving {{
-        type nat hook postrouting priority srcnat; policy accept;
-        iifname "{TAP_PREFIX}*" oifname != "{TAP_PREFIX}*" masquerade
-    }}
 }}
 "#
     )
 }
 
-/// Loads the filter in one transaction. Blocks.
-pub(crate) fn load(allowed: &[IpNet]) -> Result<(), NetworkError> {
-    nft(&ruleset(allowed), &["-f", "-"])
+/// A rule that this kernel must know beside those of the table: the host's part is written without nft.
+const ALSO_NEEDED: &str = "table inet caddis-check { chain leaving { type nat hook postrouting priority srcnat; \
+                           meta mark set meta mark or 1; masquerade; }; }\n";
+
+/// Loads the filter into the namespace in one transaction. Blocks.
+pub(crate) fn load(namespace: &Namespace, allowed: &[IpNet]) -> Result<(), NetworkError> {
+    let script = ruleset(allowed);
+    let loaded = namespace.run(move || nft(&script, &["-f", "-"]));
+    loaded.map_err(NetworkError::io("load the packet filter"))?
 }
 
 /// Whether it could be loaded. Changes nothing. Blocks.
@@ -102,12 +114,7 @@ pub(crate) fn load(allowed: &[IpNet]) -> Result<(), NetworkError> {
 /// # Errors
 /// [`NetworkError::Filter`] with what nft said.
 pub fn check_filter(allowed: &[IpNet]) -> Result<(), NetworkError> {
-    nft(&ruleset(allowed), &["--check", "-f", "-"])
-}
-
-/// Removes it; succeeds when it isn't there. Blocks.
-pub(crate) fn unload() -> Result<(), NetworkError> {
-    nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"), &["-f", "-"])
+    nft(&(ruleset(allowed) + ALSO_NEEDED), &["--check", "-f", "-"])
 }
 
 fn nft(script: &str, arguments: &[&str]) -> Result<(), NetworkError> {

@@ -1,32 +1,48 @@
 //! Taps, addresses, packet filter and DNS of VMs. Spawns no command once started.
 //!
 //! ```text
-//!  VM eth0 ── tap caddisN ── routes of the host ── NAT ── outside
-//!   10.201.x.y/32, via 169.254.255.1 │       nft table inet caddis: what may pass
-//!   fdaa:…/128,    via fe80::1       │       fdaa::3: DNS forwarder of this process
+//!              namespace of the installation                      │ host
+//!  VM eth0 ── tap caddisN ── routes ── uplink ────────────────────┼── caddis-I ── routes, NAT ── outside
+//!   10.201.x.y/32, via 169.254.255.1 │ nft table inet caddis:     │   169.254.255.2, fdaa::2
+//!   fdaa:…/128,    via fe80::1       │   what may pass            │   rules: in from here only what is marked, and
+//!                                    │ fdaa::3: DNS forwarder     │   never to an address of the host
 //! ```
 //! Taps are routed, not bridged: each has a /32 and a /128 route and permanent neighbours, so no VM sees another's
 //! frames. Whether a packet's source is its VM's own is looked up in the routes (`fib`), so nothing needs to be told
 //! to the filter per machine; only who is in one private network is, as an element of the set `own6`.
+//!
+//! The filter is out of reach of whatever manages the host's own. What is on the host is watched (`guard.rs`) and put
+//! back; meanwhile nothing passes.
 
 mod address;
 mod dns;
 mod error;
 mod filter;
 mod forwarding;
+mod guard;
+mod host;
+mod host_filter;
+mod installation;
+mod legacy;
 mod links;
+mod namespace;
+mod netlink;
 mod network;
+mod recover;
+mod rules;
 mod sets;
 mod tap;
+mod uplink;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub use address::{allocate_ipv4, random_mac};
 pub use error::NetworkError;
 pub use filter::check_filter;
-pub use network::{Network, NetworkConfig, guest_spec};
+pub use guard::Disturbances;
+pub use installation::RUN_DIRECTORY;
+pub use network::{Cleaned, Network, NetworkConfig, guest_spec};
 use serde::{Deserialize, Serialize};
-pub use tap::create as create_tap;
 
 /// The addresses of one machine. IPv4 is private to the host; the private IPv6 stays with the machine for its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +65,12 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub const GATEWAY_MAC: [u8; 6] = [0x0e, 0xca, 0xdd, 0x15, 0x00, 0x01];
 /// Name server of every VM.
 pub const DNS: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);
+/// The host's own addresses on the link to its machines: what it sends them comes from here, and only answers go here.
+pub const HOST_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 2);
+/// The same in IPv6.
+pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 2);
+/// Name of the link to the host, in the namespace.
+pub(crate) const UPLINK: &str = "uplink";
 /// Largest packet, bytes: leaves room for a tunnel between hosts.
 pub const MTU: u32 = 1420;
 /// What the names of all taps begin with.

@@ -1,19 +1,24 @@
 //! Links, addresses, routes and neighbours, over rtnetlink.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::RawFd,
+};
 
 use futures::TryStreamExt as _;
 use rtnetlink::{
     Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressFlags},
-        link::LinkAttribute,
+        link::{LinkAttribute, LinkMessage},
         neighbour::NeighbourState,
         route::RouteScope,
     },
 };
 
-use crate::{DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, TAP_PREFIX, address::parse_mac};
+use crate::{
+    DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, TAP_PREFIX, address::parse_mac, namespace::Namespace,
+};
 
 /// A connection to the kernel's routing.
 #[derive(Debug, Clone)]
@@ -22,20 +27,45 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// Opens it in the network namespace of the calling thread.
+    /// Opens it in the network namespace of the calling thread, which must be in the context of a runtime.
     pub(crate) fn open() -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::io("open a netlink socket"))?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
+    /// Opens it in another namespace. Blocks; to be called in the context of a runtime.
+    pub(crate) fn open_in(namespace: &Namespace) -> Result<Self, NetworkError> {
+        let runtime = tokio::runtime::Handle::current();
+        let opened = namespace.run(move || {
+            let _context = runtime.enter();
+            Self::open()
+        });
+        opened.map_err(NetworkError::io("open a netlink socket"))?
+    }
+
     /// Number of the link of this name; `None` when there is none.
     pub(crate) async fn index(&self, name: &str) -> Result<Option<u32>, NetworkError> {
+        Ok(self.find(name).await?.map(|link| link.header.index))
+    }
+
+    /// The link of this name.
+    pub(crate) async fn find(&self, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
         match self.handle.link().get().match_name(name).execute().try_next().await {
-            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Ok(link) => Ok(link),
             Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(NetworkError::netlink(format!("look for the interface {name}"))(error)),
         }
+    }
+
+    /// The name of a link.
+    pub(crate) async fn name(&self, index: u32) -> Result<Option<String>, NetworkError> {
+        let link = match self.handle.link().get().match_index(index).execute().try_next().await {
+            Ok(link) => link,
+            Err(error) if errno(&error) == Some(libc::ENODEV) => None,
+            Err(error) => return Err(NetworkError::netlink(format!("look for the interface {index}"))(error)),
+        };
+        Ok(link.and_then(|link| link.attributes.into_iter().find_map(name_of)))
     }
 
     /// Brings a tap up and routes a machine's addresses to it. May be repeated.
@@ -64,7 +94,8 @@ impl Links {
         self.handle.route().add(route).replace().execute().await.map_err(failed("route IPv6 to"))
     }
 
-    async fn address(&self, index: u32, address: IpAddr, length: u8) -> Result<(), rtnetlink::Error> {
+    /// Gives an address to a link, if it has it not.
+    pub(crate) async fn address(&self, index: u32, address: IpAddr, length: u8) -> Result<(), rtnetlink::Error> {
         let mut request = self.handle.address().add(index, address, length).replace();
         if address.is_ipv6() {
             // Nobody else on the link has it: no need to ask.
@@ -89,10 +120,7 @@ impl Links {
     pub(crate) async fn taps(&self) -> Result<Vec<String>, NetworkError> {
         let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
         let links = links.map_err(NetworkError::netlink("list the interfaces"))?;
-        let names = links.into_iter().flat_map(|link| link.attributes).filter_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name),
-            _ => None,
-        });
+        let names = links.into_iter().flat_map(|link| link.attributes).filter_map(name_of);
         Ok(names.filter(|name| is_tap(name)).collect())
     }
 
@@ -119,6 +147,25 @@ impl Links {
         let missing = || std::io::Error::other("this network namespace has no lo");
         self.index("lo").await?.ok_or_else(missing).map_err(NetworkError::io("find the loopback interface"))
     }
+
+    /// Moves a link to another network namespace, where it is down and has no addresses.
+    pub(crate) async fn move_to(&self, link: u32, namespace: RawFd) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_index(link).setns_by_fd(namespace).build();
+        let moved = self.handle.link().set(message).execute().await;
+        moved.map_err(NetworkError::netlink("move a tap to the namespace of its installation"))
+    }
+
+    /// The connection itself.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+pub(crate) fn name_of(attribute: LinkAttribute) -> Option<String> {
+    match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    }
 }
 
 /// `caddis` and a number.
@@ -126,7 +173,7 @@ pub(crate) fn is_tap(name: &str) -> bool {
     name.strip_prefix(TAP_PREFIX).is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn errno(error: &rtnetlink::Error) -> Option<i32> {
+pub(crate) fn errno(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Some(-message.raw_code()),
         _ => None,

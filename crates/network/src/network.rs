@@ -1,42 +1,64 @@
-//! The host's network as a whole.
+//! The network of an installation's VMs as a whole.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     net::IpAddr,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use caddis_guest_protocol::spec::NetworkSpec;
-use ipnet::{IpNet, Ipv6Net};
-use tokio::task::{JoinHandle, spawn_blocking};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+};
 
 use crate::{
-    DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, dns, filter, forwarding,
+    DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, dns, filter, forwarding,
+    guard::{Guard, Subscriptions},
+    host::HostSide,
+    host_filter,
+    installation::{Claims, Installation},
+    legacy,
     links::Links,
+    namespace::{self, Namespace},
+    netlink::Socket,
+    recover, rules,
     sets::{self, Change},
-    tap,
+    tap, uplink,
 };
 
 /// What a network is told.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
+    /// The installation's data directory, with no links in its path: what is made on the host goes by it.
+    pub data_directory: PathBuf,
+    /// Where all installations of the host are noted: [`crate::RUN_DIRECTORY`].
+    pub run_directory: PathBuf,
+    /// Where the pool is noted that was chosen.
+    pub state_file: PathBuf,
+    /// Addresses of machines; one that is free is chosen where none is given.
+    pub ipv4_pool: Option<Ipv4Net>,
     /// Private ranges that VMs may reach all the same.
     pub allowed: Vec<IpNet>,
     /// Name servers to forward to; empty means those of the host's `/etc/resolv.conf`.
     pub dns_upstreams: Vec<IpAddr>,
-    /// Where is noted what [`Network::clean`] puts back.
-    pub state_file: PathBuf,
 }
 
-/// The network of this host's VMs.
+/// The network of an installation's VMs.
 #[derive(Debug)]
 pub struct Network {
+    namespace: Arc<Namespace>,
     links: Links,
-    /// Taps of each private network.
-    members: Mutex<HashMap<Ipv6Net, HashSet<String>>>,
+    side: Arc<HostSide>,
+    pool: Ipv4Net,
+    sets: Arc<Mutex<Socket>>,
+    /// Taps of each private network. Held while who may meet is changed, so that the filter agrees with it.
+    members: tokio::sync::Mutex<HashMap<Ipv6Net, HashSet<String>>>,
+    guard: Guard,
     dns: JoinHandle<()>,
 }
 
@@ -46,45 +68,147 @@ impl Drop for Network {
     }
 }
 
+/// What was cleaned, and what stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Data directories of other installations that have a network on this host.
+    pub others: Vec<PathBuf>,
+}
+
 impl Network {
-    /// Loads the packet filter, turns forwarding on and begins to answer DNS. Everything stays when this process
-    /// ends, for the VMs that go on; [`Self::clean`] removes it.
+    /// Makes the namespace of machines and its link to the host, loads the packet filter, turns forwarding on and begins
+    /// to answer DNS. Everything stays when this process ends, for the VMs that go on; [`Self::clean`] removes it.
     ///
     /// # Errors
-    /// When the host refuses: no root, no nft, no tun device.
+    /// When the host refuses (no root, no nft, no tun device), or the pool is in use.
     pub async fn start(config: NetworkConfig) -> Result<Self, NetworkError> {
+        let NetworkConfig { data_directory, run_directory, state_file, ipv4_pool, allowed, dns_upstreams } = config;
         let links = Links::open()?;
-        let NetworkConfig { allowed, dns_upstreams, state_file } = config;
-        blocking(move || {
-            let path = "/dev/net/tun";
-            fs::metadata(path).map_err(NetworkError::io(format!("use {path} (modprobe tun)")))?;
-            filter::load(&allowed)?;
-            forwarding::enable(&state_file)
-        })
-        .await?;
-        links.add_dns().await?;
-        let dns = tokio::spawn(dns::serve(dns_upstreams));
-        Ok(Self { links, members: Mutex::default(), dns })
+        let lock = {
+            let run_directory = run_directory.clone();
+            blocking(move || {
+                let path = "/dev/net/tun";
+                fs::metadata(path).map_err(NetworkError::io(format!("use {path} (modprobe tun)")))?;
+                Claims::lock(&run_directory)
+            })
+        };
+        let claims = lock.await?;
+        let known = claims.find(&data_directory)?;
+        let own = match &known {
+            Some(installation) => links.index(&installation.link()).await?,
+            None => None,
+        };
+        let pool = choose_pool(&links, ipv4_pool, own, &state_file).await?;
+        let before = forwarding_file(&run_directory)?;
+        if uplink::names(&links).await?.is_empty() {
+            // Of a network namespace that had the same number.
+            let _ = fs::remove_file(&before);
+        }
+        forwarding::take_over(&state_file, &before)?;
+
+        let installation = claims.take(&data_directory)?;
+        let place = installation.namespace();
+        let filtered = allowed.clone();
+        let opened = blocking(move || {
+            if known.is_some() && !namespace::exists(&place) {
+                recover::remount(&place, &data_directory);
+            }
+            let namespace = Namespace::open(&place)?;
+            filter::load(&namespace, &filtered)?;
+            let inner = Links::open_in(&namespace)?;
+            let sets = namespace.run(Socket::open).and_then(|socket| socket);
+            Ok((namespace, inner, sets.map_err(NetworkError::io("open a socket of the packet filter"))?))
+        });
+        let (namespace, inner, sets) = opened.await?;
+        let namespace = Arc::new(namespace);
+        inner.add_dns().await?;
+        let side = HostSide::new(installation, links, inner.clone(), namespace.clone(), allowed, before)?;
+        let side = Arc::new(side);
+        let subscriptions = Subscriptions::open()?;
+        side.ensure().await?;
+        side.add_route(pool.into()).await?;
+        let loading = side.clone();
+        blocking(move || loading.load_filter()).await?;
+        legacy::tidy(&side.links).await?;
+        drop(claims);
+
+        let guard = Guard::start(side.clone(), subscriptions)?;
+        let dns = tokio::spawn(dns::serve(namespace.clone(), dns_upstreams));
+        let sets = Arc::new(Mutex::new(sets));
+        Ok(Self { namespace, links: inner, side, pool, sets, members: tokio::sync::Mutex::default(), guard, dns })
+    }
+
+    /// Addresses of machines, as given or chosen.
+    pub fn ipv4_pool(&self) -> Ipv4Net {
+        self.pool
+    }
+
+    /// What other programs do to it.
+    pub fn disturbances(&self) -> watch::Receiver<Disturbances> {
+        self.guard.told()
+    }
+
+    /// Makes a tap of this name, which is gone when it is closed. Blocks.
+    ///
+    /// # Errors
+    /// When there is one already, or the host refuses.
+    pub fn create_tap(&self, name: &str) -> std::io::Result<OwnedFd> {
+        let name = name.to_owned();
+        self.namespace.run(move || tap::create(&name))?
     }
 
     /// Removes everything that [`Self::start`] has made and that outlives it.
     ///
     /// # Errors
     /// [`NetworkError::InUse`] while VMs run, and when the host refuses.
-    pub async fn clean(state_file: &Path) -> Result<(), NetworkError> {
+    pub async fn clean(run_directory: &Path, data_directory: &Path, state_file: &Path) -> Result<Cleaned, NetworkError> {
         let links = Links::open()?;
-        // A tap is there as long as its VM.
-        let taps = links.taps().await?;
-        if !taps.is_empty() {
-            return Err(NetworkError::InUse { count: taps.len() });
+        let run = run_directory.to_owned();
+        let claims = blocking(move || Claims::lock(&run)).await?;
+        let before = forwarding_file(run_directory)?;
+        if let Some(installation) = claims.find(data_directory)? {
+            remove(&links, &installation).await?;
+            claims.release(&installation)?;
         }
-        links.remove_dns().await?;
-        let state_file = state_file.to_owned();
-        blocking(move || {
-            filter::unload()?;
-            forwarding::restore(&state_file)
-        })
-        .await
+        legacy::tidy(&links).await?;
+        forwarding::take_over(state_file, &before)?;
+        let left = uplink::names(&links).await?;
+        if left.is_empty() && links.taps().await?.is_empty() {
+            forwarding::restore(&before)?;
+        }
+        let others = claims.list()?.into_iter().filter(|other| left.contains(&other.link()));
+        Ok(Cleaned { others: others.map(|other| other.owner).collect() })
+    }
+
+    /// What of an installation's network is missing on the host; none where it has none.
+    ///
+    /// # Errors
+    /// When the host does not say.
+    pub async fn inspect(run_directory: &Path, data_directory: &Path) -> Result<Option<Vec<&'static str>>, NetworkError> {
+        let directory = run_directory.to_owned();
+        if !directory.exists() {
+            return Ok(None);
+        }
+        let claims = blocking(move || Claims::lock(&directory)).await?;
+        let Some(installation) = claims.find(data_directory)? else { return Ok(None) };
+        let (name, links) = (installation.link(), Links::open()?);
+        let mut missing = Vec::new();
+        if !namespace::exists(&installation.namespace()) {
+            missing.push("network namespace");
+        }
+        if links.index(&name).await?.is_none() {
+            missing.push("link");
+        }
+        if !rules::are_there(links.handle(), &name, installation.table()).await? {
+            missing.push("routing rules");
+        }
+        if !blocking(move || host_filter::is_loaded(&name)).await? {
+            missing.push("packet filter");
+        }
+        if !forwarding::is_on() {
+            missing.push("forwarding");
+        }
+        Ok(Some(missing))
     }
 
     /// Makes a tap and routes a machine's addresses to it. The tap exists as long as the descriptor is open.
@@ -94,12 +218,15 @@ impl Network {
     pub async fn attach(&self, tap: &str, addresses: &MachineAddresses) -> Result<OwnedFd, NetworkError> {
         // One that outlived its VM, whose server was killed.
         self.links.remove(tap).await?;
-        let name = tap.to_owned();
-        let device =
-            blocking(move || tap::create(&name).map_err(NetworkError::io(format!("make the tap {name}")))).await?;
+        let (name, namespace) = (tap.to_owned(), self.namespace.clone());
+        let device = blocking(move || {
+            let (failed, made) = (NetworkError::io(format!("make the tap {name}")), name);
+            namespace.run(move || tap::create(&made)).and_then(|device| device).map_err(failed)
+        });
+        let device = device.await?;
         if let Err(error) = self.connect(tap, addresses).await {
             drop(device);
-            self.leave(tap, addresses.network).await?;
+            self.leave(tap, addresses).await?;
             return Err(error);
         }
         Ok(device)
@@ -114,12 +241,34 @@ impl Network {
     }
 
     async fn connect(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), NetworkError> {
-        let missing = || NetworkError::io(format!("find the tap {tap}"))(std::io::ErrorKind::NotFound.into());
-        let index = self.links.index(tap).await?.ok_or_else(missing)?;
+        let index = match self.links.index(tap).await? {
+            Some(index) => index,
+            None => self.move_here(tap).await?,
+        };
         let network = addresses.network;
-        self.members().entry(network).or_default().insert(tap.to_owned());
-        blocking(move || sets::change(Change::Add, network)).await?;
+        {
+            let mut members = self.members.lock().await;
+            if !members.contains_key(&network) {
+                self.change(Change::Add, network).await?;
+                self.side.add_route(network.into()).await?;
+            }
+            members.entry(network).or_default().insert(tap.to_owned());
+        }
+        if !self.pool.contains(&addresses.ipv4) {
+            // Of a pool that the server had before.
+            self.side.add_route(IpAddr::from(addresses.ipv4).into()).await?;
+        }
         self.links.connect(tap, index, addresses).await
+    }
+
+    /// The tap of a VM that an earlier release has started is in the host's network.
+    async fn move_here(&self, tap: &str) -> Result<u32, NetworkError> {
+        let missing = || NetworkError::io(format!("find the tap {tap}"))(std::io::ErrorKind::NotFound.into());
+        if !legacy::take_over(&self.side.links, tap, self.namespace.descriptor()).await? {
+            return Err(missing());
+        }
+        legacy::tidy(&self.side.links).await?;
+        self.links.index(tap).await?.ok_or_else(missing)
     }
 
     /// Removes what [`Self::attach`] has made; nothing to do is no error. The VM must be gone.
@@ -128,26 +277,100 @@ impl Network {
     /// When the host refuses.
     pub async fn detach(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), NetworkError> {
         self.links.remove(tap).await?;
-        self.leave(tap, addresses.network).await
+        self.leave(tap, addresses).await
     }
 
-    async fn leave(&self, tap: &str, network: Ipv6Net) -> Result<(), NetworkError> {
-        let last = {
-            let mut members = self.members();
-            let taps = members.entry(network).or_default();
-            taps.remove(tap);
-            let last = taps.is_empty();
-            if last {
-                members.remove(&network);
-            }
-            last
+    async fn leave(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), NetworkError> {
+        if !self.pool.contains(&addresses.ipv4) {
+            self.side.remove_route(IpAddr::from(addresses.ipv4).into()).await?;
+        }
+        let network = addresses.network;
+        let mut members = self.members.lock().await;
+        let taps = members.entry(network).or_default();
+        taps.remove(tap);
+        if !taps.is_empty() {
+            return Ok(());
+        }
+        members.remove(&network);
+        self.change(Change::Remove, network).await?;
+        self.side.remove_route(network.into()).await
+    }
+
+    async fn change(&self, change: Change, network: Ipv6Net) -> Result<(), NetworkError> {
+        let sets = self.sets.clone();
+        blocking(move || sets::change(&mut sets.lock().unwrap_or_else(PoisonError::into_inner), change, network)).await
+    }
+}
+
+/// Removes all of an installation from the host.
+async fn remove(links: &Links, installation: &Installation) -> Result<(), NetworkError> {
+    let (place, name) = (installation.namespace(), installation.link());
+    if namespace::exists(&place) {
+        let place = place.clone();
+        let opened = blocking(move || {
+            let namespace = Namespace::open(&place)?;
+            let inner = Links::open_in(&namespace)?;
+            Ok((namespace, inner))
+        });
+        let (_namespace, inner) = opened.await?;
+        // A tap is there as long as its VM.
+        let taps = inner.taps().await?;
+        if !taps.is_empty() {
+            return Err(NetworkError::InUse { count: taps.len() });
+        }
+    }
+    links.remove(&name).await?;
+    rules::clear(links.handle(), &name, installation.table()).await?;
+    blocking(move || {
+        let mut socket = Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
+        host_filter::unload(&mut socket, &name)?;
+        namespace::remove(&place)
+    })
+    .await
+}
+
+/// Key of the pool in the state file.
+const POOL: &str = "ipv4_pool";
+/// Pools to choose from are 10.201.0.0/16 and those behind it, which few networks use.
+const POOLS: std::ops::RangeInclusive<u8> = 201..=254;
+
+/// The pool that was given, or that was chosen before, or one that is free.
+async fn choose_pool(
+    host: &Links,
+    given: Option<Ipv4Net>,
+    own: Option<u32>,
+    state_file: &Path,
+) -> Result<Ipv4Net, NetworkError> {
+    let mut state = read_state(state_file);
+    let chosen = given.or_else(|| state.get(POOL)?.parse().ok());
+    if let Some(pool) = chosen {
+        return match uplink::conflict(host, pool, own).await? {
+            None => Ok(pool),
+            Some(link) => Err(NetworkError::PoolInUse { pool, link }),
         };
-        if last { blocking(move || sets::change(Change::Remove, network)).await } else { Ok(()) }
     }
+    for second in POOLS {
+        let pool = Ipv4Net::new_assert([10, second, 0, 0].into(), 16);
+        if uplink::conflict(host, pool, own).await?.is_none() {
+            state.insert(POOL.to_owned(), pool.to_string());
+            let text = serde_json::to_string(&state).unwrap_or_default();
+            fs::write(state_file, text).map_err(NetworkError::io(format!("write {}", state_file.display())))?;
+            return Ok(pool);
+        }
+    }
+    let pool = Ipv4Net::new_assert([10, *POOLS.start(), 0, 0].into(), 16);
+    Err(NetworkError::PoolInUse { pool, link: "other links, as all ranges behind it".to_owned() })
+}
 
-    fn members(&self) -> MutexGuard<'_, HashMap<Ipv6Net, HashSet<String>>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+pub(crate) fn read_state(file: &Path) -> BTreeMap<String, String> {
+    fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// Where is noted what forwarding was, of this network namespace.
+fn forwarding_file(run_directory: &Path) -> Result<PathBuf, NetworkError> {
+    let own = "/proc/thread-self/ns/net";
+    let number = fs::metadata(own).map_err(NetworkError::io(format!("read {own}")))?.ino();
+    Ok(run_directory.join(format!("forwarding-{number}.json")))
 }
 
 /// The guest's end of a machine's network.
@@ -164,7 +387,7 @@ pub fn guest_spec(addresses: &MachineAddresses) -> NetworkSpec {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
 ) -> Result<T, NetworkError> {
     let panicked = |error| NetworkError::io("change the network")(std::io::Error::other(error));

@@ -16,8 +16,8 @@ nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 // The driver takes it on the tap's own descriptor, too.
 nix::ioctl_write_ptr_bad!(tun_set_mac, libc::SIOCSIFHWADDR, libc::ifreq);
 
-/// Makes a tap of this name, at most 15 bytes long. Fails when there is one already.
-pub fn create(name: &str) -> io::Result<OwnedFd> {
+/// Makes a tap of this name, at most 15 bytes long, in the calling thread's namespace. Fails when there is one already.
+pub(crate) fn create(name: &str) -> io::Result<OwnedFd> {
     let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     // SAFETY: all zeroes is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -39,7 +39,5 @@ pub fn create(name: &str) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: address };
     // SAFETY: as before.
     unsafe { tun_set_mac(device.as_raw_fd(), &raw const request) }?;
-    // It gets the gateway's address and needs no other. Where IPv6 is off, connecting it says so.
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
     Ok(device.into())
 }

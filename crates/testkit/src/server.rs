@@ -31,6 +31,8 @@ pub struct Options {
     pub environment: BTreeMap<String, String>,
     /// Most files that it may have open, not to be raised.
     pub open_files: Option<u64>,
+    /// Beside another server of the same host: with a data directory and a port of its own.
+    pub second: bool,
 }
 
 /// How long a server has to end by itself when it is dropped.
@@ -48,6 +50,8 @@ pub struct Server<'a> {
 impl<'a> Server<'a> {
     /// Where it listens.
     pub const LISTEN: &'static str = "127.0.0.1:4280";
+    /// Where the second of a host does.
+    pub const LISTEN_SECOND: &'static str = "127.0.0.1:4281";
 
     /// Starts a server and returns when it says that it is ready.
     ///
@@ -55,7 +59,7 @@ impl<'a> Server<'a> {
     /// When it isn't built (`make build-tests`), or ends before it is ready.
     pub async fn start(host: &'a Host, options: Options) -> Result<Self> {
         process::adopt_orphans();
-        let api = Api::new(format!("http://{}", Self::LISTEN), None)?;
+        let api = Api::new(format!("http://{}", if options.second { Self::LISTEN_SECOND } else { Self::LISTEN }), None)?;
         let mut server = Self { host, options, child: None, api };
         fs::write(server.boot_id_file(), "11111111-2222-4333-8444-555555555555\n")?;
         server.launch().await?;
@@ -70,7 +74,7 @@ impl<'a> Server<'a> {
     /// When it ends before it is ready.
     pub async fn launch(&mut self) -> Result<()> {
         // Ready is told as systemd is told: by a datagram (sd_notify(3)).
-        let socket = self.host.path("notify");
+        let socket = self.path("notify");
         let _ = fs::remove_file(&socket);
         let notify = UnixDatagram::bind(&socket).context("listening for the server's readiness")?;
         let log = File::options().create(true).append(true).open(self.log_file())?;
@@ -104,7 +108,7 @@ impl<'a> Server<'a> {
         command.arg(binary()?).arg("serve");
         command.arg("--data-dir").arg(self.data_directory());
         let accelerator = std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into());
-        command.args(["--listen", Self::LISTEN, "--accelerator", &accelerator, "--log-format", "text"]);
+        command.args(["--listen", self.listen(), "--accelerator", &accelerator, "--log-format", "text"]);
         // Its modules are beside it, unless CADDIS_MODULES names others.
         let kernel = std::env::var_os("CADDIS_KERNEL").map(PathBuf::from);
         let kernel = kernel.unwrap_or_else(|| target_directory().join("kernel/vmlinuz"));
@@ -124,16 +128,47 @@ impl<'a> Server<'a> {
 
     /// Its data directory.
     pub fn data_directory(&self) -> PathBuf {
-        self.host.path("data")
+        self.path("data")
+    }
+
+    fn listen(&self) -> &'static str {
+        if self.options.second { Self::LISTEN_SECOND } else { Self::LISTEN }
+    }
+
+    /// No path is the beginning of another's.
+    fn path(&self, name: &str) -> PathBuf {
+        self.host.path(&if self.options.second { format!("second-{name}") } else { name.to_owned() })
+    }
+
+    /// Where the network namespace of its machines is mounted.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn namespace(&self) -> Result<PathBuf> {
+        let directory = Path::new("/run/caddis/networks");
+        let own = self.data_directory();
+        let claims = fs::read_dir(directory).context("reading the claims of networks")?.flatten();
+        let is_own = |path: &PathBuf| fs::read(path).is_ok_and(|owner| owner == own.as_os_str().as_encoded_bytes());
+        let claim = claims.map(|entry| entry.path()).find(is_own).context("the server has no network")?;
+        Ok(claim.with_extension("net"))
+    }
+
+    /// Runs a program in the network namespace of its machines.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn run_in_namespace(&self, words: &[&str]) -> Result<String> {
+        let namespace = format!("--net={}", self.namespace()?.display());
+        crate::run([&["nsenter", &namespace, "--"], words].concat())
     }
 
     /// What stands for `/proc/sys/kernel/random/boot_id`: writing another id makes the server believe in a reboot.
     pub fn boot_id_file(&self) -> PathBuf {
-        self.host.path("boot_id")
+        self.path("boot_id")
     }
 
     fn log_file(&self) -> PathBuf {
-        self.host.path("server.log")
+        self.path("server.log")
     }
 
     /// What it wrote up to now.

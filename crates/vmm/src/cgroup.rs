@@ -44,6 +44,10 @@ impl CgroupRoot {
     pub fn detect(parent: &str) -> Result<Self, VmmError> {
         let path = "/proc/self/mountinfo";
         let mounts = std::fs::read_to_string(path).map_err(VmmError::io(format!("read {path}")))?;
+        if detect::are_hidden(&mounts) {
+            let reason = detect::HIDDEN.to_owned();
+            return Err(VmmError::Unusable { path: PathBuf::from("/sys/fs/cgroup"), reason });
+        }
         Self::from_mounts(&mounts, parent)
     }
 
@@ -56,7 +60,15 @@ impl CgroupRoot {
         for name in root.list()? {
             root.slot(&name).remove()?;
         }
-        SlotCgroup::new(root.layout.version, root.layout.directories.clone()).remove()
+        root.remove_parent()
+    }
+
+    /// Removes the cgroup that held the slots', when there are none.
+    ///
+    /// # Errors
+    /// [`VmmError::Io`] when one is in it.
+    pub(crate) fn remove_parent(&self) -> Result<(), VmmError> {
+        SlotCgroup::new(self.layout.version, self.layout.directories.clone()).remove()
     }
 
     fn from_mounts(mountinfo: &str, parent: &str) -> Result<Self, VmmError> {

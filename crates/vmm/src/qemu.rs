@@ -96,6 +96,16 @@ pub enum Accelerator {
     Emulation,
 }
 
+/// Makes a tap of that name, which is gone when it is closed. Blocks.
+#[derive(Clone)]
+pub struct MakeTap(pub Arc<dyn Fn(&str) -> io::Result<OwnedFd> + Send + Sync>);
+
+impl std::fmt::Debug for MakeTap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MakeTap")
+    }
+}
+
 /// What the driver is told.
 #[derive(Debug, Clone)]
 pub struct QemuConfig {
@@ -111,8 +121,8 @@ pub struct QemuConfig {
     pub templates: PathBuf,
     /// How many VMs may wait for machines.
     pub pool: PoolLimits,
-    /// Makes a tap of that name, which is gone when it is closed.
-    pub tap: fn(&str) -> io::Result<OwnedFd>,
+    /// Makes taps for VMs that are no machine's yet.
+    pub tap: MakeTap,
 }
 
 /// The driver.

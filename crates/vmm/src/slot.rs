@@ -93,8 +93,10 @@ impl Slot {
     }
 }
 
+const CGROUP_PREFIX: &str = "slot-";
+
 fn cgroup_name(index: u32) -> String {
-    format!("slot-{index}")
+    format!("{CGROUP_PREFIX}{index}")
 }
 
 /// All slots of the host. Several servers on one host (tests, demo) share them safely: a slot is held by an exclusive
@@ -191,6 +193,27 @@ impl SlotPool {
         }
         taken.sort_unstable();
         Ok(taken)
+    }
+
+    /// Removes the cgroups of slots that nobody holds, and their parent with the last. How many are held.
+    ///
+    /// # Errors
+    /// [`VmmError::Io`] when the host refuses.
+    pub fn clean(&self) -> Result<usize, VmmError> {
+        let Some(cgroups) = &self.cgroups else { return Ok(0) };
+        let mut held = 0;
+        for name in cgroups.list()? {
+            let index = name.strip_prefix(CGROUP_PREFIX).and_then(|number| number.parse().ok());
+            // Held while it is removed, so that no server takes the slot meanwhile.
+            match index.map(|index| self.try_lock(index)).transpose()? {
+                Some(Some(_lock)) if cgroups.slot(&name).remove().is_ok() => {}
+                _ => held += 1,
+            }
+        }
+        if held == 0 {
+            cgroups.remove_parent()?;
+        }
+        Ok(held)
     }
 
     /// How many slots there are.

@@ -7,7 +7,7 @@ use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{ImageError, ImageStore, Progress, ResolvedImage, RootDisk};
-use caddis_network::{MachineAddresses, Network, NetworkError};
+use caddis_network::{Disturbances, MachineAddresses, Network, NetworkError};
 use tokio::sync::watch;
 
 use crate::host::{HostNetwork, Images};
@@ -100,6 +100,10 @@ impl HostNetwork for Network {
 
     async fn detach(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError> {
         Self::detach(self, tap, addresses).await.map_err(network_error)
+    }
+
+    fn disturbances(&self) -> Option<watch::Receiver<Disturbances>> {
+        Some(Self::disturbances(self))
     }
 
     fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec {

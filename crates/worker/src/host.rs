@@ -7,7 +7,7 @@ use caddis_api::ApiError;
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{Progress, ResolvedImage, RootDisk};
-use caddis_network::MachineAddresses;
+use caddis_network::{Disturbances, MachineAddresses};
 use tokio::sync::watch;
 
 /// Gets root disks. Errors are meant for the client.
@@ -59,6 +59,11 @@ pub trait HostNetwork: Send + Sync + 'static {
 
     /// Removes routes and elements; nothing to do is no error.
     async fn detach(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError>;
+
+    /// What other programs of the host do to it; `None` from a fake.
+    fn disturbances(&self) -> Option<watch::Receiver<Disturbances>> {
+        None
+    }
 
     /// The guest's end.
     fn guest_spec(&self, addresses: &MachineAddresses) -> NetworkSpec;

@@ -28,6 +28,7 @@ use crate::{
 mod adapters;
 mod capacity;
 mod clock;
+mod disturbance;
 mod engine;
 mod event;
 #[cfg(feature = "fake")]
@@ -101,7 +102,7 @@ pub struct WorkerParts {
 pub struct Worker {
     shared: Arc<Shared>,
     serving: Vec<Serving>,
-    housekeeping: tokio::task::JoinHandle<()>,
+    housekeeping: tokio::task::JoinHandle<((), ())>,
 }
 
 impl Worker {
@@ -119,7 +120,10 @@ impl Worker {
             bus.serve(&worker_subject(&shared.worker), requests).await?,
             bus.serve(&region_subject(&shared.config.region), questions).await?,
         ];
-        let housekeeping = tokio::spawn(start::forget_destroyed(shared.clone()));
+        let housekeeping = tokio::spawn({
+            let shared = shared.clone();
+            async move { tokio::join!(start::forget_destroyed(shared.clone()), disturbance::note(shared)) }
+        });
         Ok(Self { shared, serving, housekeeping })
     }
 

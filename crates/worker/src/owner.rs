@@ -78,6 +78,13 @@ pub enum Message {
         /// Takes the answer.
         reply: oneshot::Sender<Result<Session, ApiError>>,
     },
+    /// Something that others did to what the machine needs, for its events if it runs.
+    Note {
+        /// Kind of the event.
+        kind: &'static str,
+        /// Its details.
+        details: serde_json::Value,
+    },
     /// The host is going down: stop, and be ready to run again when it is back.
     Drain {
         /// Told when nothing runs any more.

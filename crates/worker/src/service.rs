@@ -36,6 +36,7 @@ use tokio::sync::oneshot;
 use crate::{
     capacity::Room,
     clock::now_ms,
+    disturbance,
     engine::Shared,
     event::Source,
     operation::OperationKind,
@@ -138,7 +139,9 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
         }
         WorkerRequest::Drain { deadline_ms } => drain(shared, Duration::from_millis(deadline_ms)).await,
         WorkerRequest::Health => {
-            Ok(WorkerReply::Health { problems: problems(shared).await, warnings: shared.vmm.warnings() })
+            let mut warnings = shared.vmm.warnings();
+            warnings.extend(disturbance::warning(shared));
+            Ok(WorkerReply::Health { problems: problems(shared).await, warnings })
         }
     }
 }
@@ -374,6 +377,8 @@ async fn problems(shared: &Arc<Shared>) -> Vec<String> {
     if let Err(e) = shared.vmm.check().await {
         problems.push(e.to_string());
     }
+    let network = shared.network.disturbances().and_then(|told| told.borrow().problem.clone());
+    problems.extend(network.map(|problem| format!("the network of machines is not in order: {problem}")));
     problems
 }
 

@@ -50,6 +50,19 @@ pub(super) fn find(mountinfo: &str, controllers: &[&str]) -> Result<Found, Strin
     Ok(Found { version: Version::V1, mounts: found })
 }
 
+/// What is wrong where [`are_hidden`].
+pub(super) const HIDDEN: &str = "no cgroup file system can be seen here: `ip netns exec` hides them behind a new /sys, \
+                                 so enter a network namespace with `nsenter --net=/run/netns/NAME` instead; elsewhere \
+                                 mount cgroup2 (mount -t cgroup2 none /sys/fs/cgroup)";
+
+/// Whether none of the cgroup file systems that are mounted, if any, can be reached: another one is mounted over them, or
+/// they were taken away with what they were mounted on.
+pub(super) fn are_hidden(mountinfo: &str) -> bool {
+    let mut trees = mountinfo.lines().filter_map(parse).filter(|mount| mount.kind.starts_with("cgroup"));
+    // Each cgroup has this file, the root included.
+    !trees.any(|mount| mount.point.join("cgroup.procs").exists())
+}
+
 fn offers(mount: &Path, controllers: &[&str]) -> bool {
     let offered = std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
     controllers.iter().all(|wanted| offered.split_whitespace().any(|name| name == *wanted))

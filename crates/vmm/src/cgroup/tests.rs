@@ -87,3 +87,14 @@ fn a_missing_controller_and_a_parent_outside_the_tree_are_refused() {
         assert!(CgroupRoot::from_mounts(&mounts, parent).is_err(), "{parent}");
     }
 }
+
+#[test]
+fn cgroups_that_are_hidden_by_what_is_mounted_over_them_are_told_from_missing_controllers() {
+    let directory = tempfile::tempdir().unwrap();
+    assert!(detect::are_hidden("23 27 0:22 / /sys rw - sysfs none rw\n"), "none at all");
+    let mounts = unified(directory.path());
+    assert!(detect::are_hidden(&mounts), "an empty directory is in their place");
+    fs::write(directory.path().join("cgroup.procs"), "").unwrap();
+    assert!(!detect::are_hidden(&mounts));
+    assert!(detect::HIDDEN.contains("nsenter"));
+}

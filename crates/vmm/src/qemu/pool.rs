@@ -264,7 +264,7 @@ impl Driver {
         unbound::directory(&directory).map_err(failed)?;
         // Gone, with the directory, whatever fails from here on.
         let mut vm = Unbound { running: None, tap: None, slot: slot.clone(), directory: directory.clone() };
-        let tap = vm.tap.insert((self.config.tap)(&slot.tap_name()).map_err(failed)?);
+        let tap = vm.tap.insert((self.config.tap.0)(&slot.tap_name()).map_err(failed)?);
         let disk = rehearsal_disk(&self.config.boot.rehearsal).map_err(failed)?;
         let launch = Launch {
             driver: self,

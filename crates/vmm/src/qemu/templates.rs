@@ -153,7 +153,7 @@ impl Driver {
         let builder = move || {
             unbound::directory(&path)?;
             let memory = file::memory("caddis-template", shape.memory_mib << 20)?;
-            let tap = (this.config.tap)(&slot.tap_name())?;
+            let tap = (this.config.tap.0)(&slot.tap_name())?;
             let mut launch = this.building(shape, &slot, &path, Source::Cold(&memory));
             launch.tap = Some(tap.as_fd());
             let running = launch.run().map_err(io::Error::other)?;

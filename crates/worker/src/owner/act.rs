@@ -5,7 +5,7 @@ use caddis_bus::message::{Action, WorkerReply, WorkerResult};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::{Message, Owner};
+use super::{Draft, Message, Owner};
 use crate::{
     event::Source,
     operation::{Operation, OperationKind, Step, Stop},
@@ -29,6 +29,13 @@ impl Owner {
             }
             Message::Session { nonce, reply } => {
                 let _ = reply.send(self.session(nonce));
+            }
+            Message::Note { kind, details } => {
+                if self.row.state == MachineState::Started {
+                    let note = |draft: &mut Draft| draft.event(Source::Worker, kind, MachineState::Started, details);
+                    // The log and the server's health tell of it, too.
+                    let _ = self.try_change(Durability::Process, note).await;
+                }
             }
             Message::Drain { done } => self.drain(done).await,
         }

@@ -1,0 +1,266 @@
+//! Watches over what an installation has on its host, and puts it back when another program takes it away, as a
+//! firewall does that reloads. Until it is back nothing passes: see `rules.rs`.
+//!
+//! A thread of its own: it sleeps until the kernel tells of a change, and then nothing else holds it up.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
+        sockopt::RcvBuf,
+    },
+};
+use tokio::sync::watch;
+use tracing::{error, warn};
+
+use crate::{
+    NetworkError,
+    host::HostSide,
+    netlink::{NFNL_SUBSYS_NFTABLES, find_attribute, messages},
+};
+
+/// What others have done to the network of the machines since the server was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Disturbances {
+    /// How often something was gone and was put back.
+    pub count: u64,
+    /// What it was the last time.
+    pub what: String,
+    /// When that was, milliseconds since the Unix epoch.
+    pub last_ms: u64,
+    /// Why it can't be put back, while that is so.
+    pub problem: Option<String>,
+}
+
+/// Groups of notifications, as bits: links, addresses, routes, rules and settings of both families.
+const ROUTING: u32 = group(1) | group(5) | group(9) | group(7) | group(11) | group(8) | group(19) | group(24) | group(25);
+/// `NFNLGRP_NFTABLES`.
+const NFTABLES: u32 = group(7);
+
+const fn group(number: u32) -> u32 {
+    1 << (number - 1)
+}
+
+const NEW_LINK: u16 = 16;
+const DELETE_LINK: u16 = 17;
+const DELETE_ADDRESS: u16 = 21;
+const DELETE_ROUTE: u16 = 25;
+const DELETE_RULE: u16 = 33;
+const NEW_SETTING: u16 = 80;
+/// Attribute of a route: the link it leads to.
+const ROUTE_LINK: u16 = 4;
+
+/// Room for notifications that were not read yet, bytes.
+const BUFFER: usize = 1 << 20;
+/// Wait until the next try after one that failed.
+const AGAIN: Duration = Duration::from_millis(200);
+/// At most one line of the log in so long.
+const SAID: Duration = Duration::from_secs(10);
+
+/// The packet filter was changed.
+pub(crate) const FILTER: &str = "packet filter";
+
+/// Watches until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    _alive: OwnedFd,
+    told: watch::Receiver<Disturbances>,
+}
+
+/// Subscriptions to what happens from now on.
+pub(crate) struct Subscriptions {
+    filter: OwnedFd,
+    routing: OwnedFd,
+}
+
+/// What is to be looked at.
+#[derive(Debug, Default, Clone, Copy)]
+struct Dirty {
+    filter: bool,
+    rest: bool,
+}
+
+impl Subscriptions {
+    pub(crate) fn open() -> Result<Self, NetworkError> {
+        let open = |protocol, groups| {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let descriptor: OwnedFd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+            // Where it is not granted, more is looked at than would be needed.
+            let _ = setsockopt(&descriptor, RcvBuf, &BUFFER);
+            bind(descriptor.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+            io::Result::Ok(descriptor)
+        };
+        let failed = || NetworkError::io("listen for changes of the host's network");
+        Ok(Self {
+            filter: open(SockProtocol::NetlinkNetFilter, NFTABLES).map_err(failed())?,
+            routing: open(SockProtocol::NetlinkRoute, ROUTING).map_err(failed())?,
+        })
+    }
+
+    /// Waits until something may have been taken away, at most so long. None when it is over.
+    fn next(&self, side: &HostSide, end: &OwnedFd, timeout: PollTimeout) -> Option<Dirty> {
+        let sources = [&self.filter, &self.routing, end];
+        let mut events = sources.map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN));
+        // Interrupted, there is nothing to read.
+        let _ = poll(&mut events, timeout);
+        if events.last().and_then(PollFd::revents).is_some_and(|events| !events.is_empty()) {
+            return None;
+        }
+        let table = side.installation.link();
+        let (own, index) = (side.filter_port(), side.index());
+        Some(Dirty {
+            filter: drain(&self.filter, |kind, port, body| port != own && concerns_table(kind, body, &table)),
+            rest: drain(&self.routing, |kind, _, body| concerns_link(kind, body, index)),
+        })
+    }
+}
+
+/// Reads all there is; whether any of it concerns us.
+fn drain(socket: &OwnedFd, mut concerns: impl FnMut(u16, u32, &[u8]) -> bool) -> bool {
+    let mut buffer = [0; 16 << 10];
+    let mut found = false;
+    loop {
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(length) => {
+                for (header, body) in messages(buffer.get(..length).unwrap_or_default()) {
+                    found |= concerns(header.kind, header.port, body);
+                }
+            }
+            Err(Errno::EINTR) => {}
+            // There was more than was kept for us.
+            Err(Errno::ENOBUFS) => found = true,
+            Err(_) => return found,
+        }
+    }
+}
+
+/// Every object of nf_tables tells its table in its first attribute.
+fn concerns_table(kind: u16, body: &[u8], table: &str) -> bool {
+    let name = body.get(4..).and_then(|attributes| find_attribute(attributes, 1));
+    kind >> 8 == NFNL_SUBSYS_NFTABLES && name.and_then(|name| name.strip_suffix(b"\0")) == Some(table.as_bytes())
+}
+
+fn concerns_link(kind: u16, body: &[u8], index: u32) -> bool {
+    let number = |bytes: Option<&[u8]>| bytes.and_then(|bytes| Some(u32::from_ne_bytes(*bytes.first_chunk()?)));
+    match kind {
+        NEW_LINK | DELETE_LINK | DELETE_ADDRESS => number(body.get(4..)) == Some(index),
+        DELETE_ROUTE => body.get(12..).is_some_and(|attributes| number(find_attribute(attributes, ROUTE_LINK)) == Some(index)),
+        DELETE_RULE | NEW_SETTING => true,
+        _ => false,
+    }
+}
+
+impl Guard {
+    /// Begins to watch. To be called in the context of a runtime.
+    pub(crate) fn start(side: Arc<HostSide>, subscriptions: Subscriptions) -> Result<Self, NetworkError> {
+        let failed = || NetworkError::io("watch over the host's network");
+        let (end, alive) = io::pipe().map_err(failed())?;
+        let (told, receiver) = watch::channel(Disturbances::default());
+        let runtime = tokio::runtime::Handle::current();
+        let body = move || watch_over(&side, &subscriptions, &end.into(), &runtime, &told);
+        thread::Builder::new().name("network-guard".to_owned()).spawn(body).map_err(failed())?;
+        Ok(Self { _alive: alive.into(), told: receiver })
+    }
+
+    pub(crate) fn told(&self) -> watch::Receiver<Disturbances> {
+        self.told.clone()
+    }
+}
+
+fn watch_over(
+    side: &HostSide,
+    subscriptions: &Subscriptions,
+    end: &OwnedFd,
+    runtime: &tokio::runtime::Handle,
+    told: &watch::Sender<Disturbances>,
+) {
+    let mut left = Dirty::default();
+    let mut said: Option<Instant> = None;
+    let mut unsaid = 0_u64;
+    loop {
+        let failed = left.filter || left.rest;
+        let timeout = if failed { PollTimeout::try_from(AGAIN).unwrap_or(PollTimeout::ZERO) } else { PollTimeout::NONE };
+        let Some(news) = subscriptions.next(side, end, timeout) else { return };
+        let dirty = Dirty { filter: news.filter || left.filter, rest: news.rest || left.rest };
+        left = Dirty::default();
+        let mut missing = BTreeSet::new();
+        let mut problem = None;
+        if dirty.filter {
+            match side.load_filter() {
+                Ok(()) => _ = missing.insert(FILTER),
+                Err(error) => {
+                    left.filter = true;
+                    problem = Some(error.to_string());
+                }
+            }
+        }
+        if dirty.rest {
+            match runtime.block_on(side.ensure()) {
+                Ok(found) => missing.extend(found),
+                Err(error) => {
+                    left.rest = true;
+                    problem = Some(error.to_string());
+                }
+            }
+        }
+        if let Some(error) = &problem
+            && !failed
+        {
+            error!(%error, "the network of machines was disturbed and can't be put in order yet: they don't reach the outside");
+        }
+        if missing.is_empty() && problem.is_none() && !failed {
+            continue;
+        }
+        let what = missing.into_iter().collect::<Vec<_>>().join(", ");
+        let mut count = 0;
+        told.send_modify(|told| {
+            if !what.is_empty() {
+                told.count += 1;
+                told.what.clone_from(&what);
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                told.last_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            }
+            told.problem.clone_from(&problem);
+            count = told.count;
+        });
+        if what.is_empty() {
+            continue;
+        }
+        unsaid += 1;
+        if said.is_none_or(|at| at.elapsed() >= SAID) {
+            warn!(what, times = unsaid, "another program removed a part of the machines' network from this host, it is back");
+            (said, unsaid) = (Some(Instant::now()), 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::{attribute, text};
+
+    #[test]
+    fn only_what_is_taken_from_our_own_table_and_link_is_of_interest() {
+        let object = |table: &str| [vec![1, 0, 0, 0], attribute(1, &text(table))].concat();
+        let (delete_table, new_generation) = (NFNL_SUBSYS_NFTABLES << 8 | 2, NFNL_SUBSYS_NFTABLES << 8 | 15);
+        assert!(concerns_table(delete_table, &object("caddis-0"), "caddis-0"));
+        assert!(!concerns_table(delete_table, &object("caddis-01"), "caddis-0"));
+        assert!(!concerns_table(new_generation, &[1, 0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 9], "caddis-0"));
+        assert!(!concerns_table(delete_table, &[], "caddis-0"));
+
+        let route = |link: u32| [vec![0; 12], attribute(ROUTE_LINK, &link.to_ne_bytes())].concat();
+        assert!(concerns_link(DELETE_ROUTE, &route(7), 7) && !concerns_link(DELETE_ROUTE, &route(8), 7));
+        assert!(concerns_link(DELETE_LINK, &[0, 0, 1, 0, 7, 0, 0, 0], 7));
+        assert!(concerns_link(DELETE_RULE, &[], 7) && !concerns_link(24, &route(7), 7));
+    }
+}

@@ -1,0 +1,143 @@
+//! What an installation has on its host: one link, rules, routes, a small table of the packet filter, forwarding. All of
+//! it can be looked at and mended at any time.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    NetworkError, forwarding, host_filter,
+    installation::Installation,
+    links::Links,
+    namespace::Namespace,
+    netlink::Socket,
+    rules,
+    uplink::{Routes, Uplink},
+};
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct HostSide {
+    pub(crate) installation: Installation,
+    /// The host's network, and that of the namespace.
+    pub(crate) links: Links,
+    pub(crate) inner: Links,
+    pub(crate) namespace: Arc<Namespace>,
+    /// Private ranges that VMs may reach all the same.
+    pub(crate) allowed: Vec<IpNet>,
+    /// What forwarding was before.
+    pub(crate) forwarding: PathBuf,
+    filter: Mutex<Socket>,
+    filter_port: u32,
+    index: AtomicU32,
+    routes: tokio::sync::Mutex<Routes>,
+}
+
+impl HostSide {
+    pub(crate) fn new(
+        installation: Installation,
+        links: Links,
+        inner: Links,
+        namespace: Arc<Namespace>,
+        allowed: Vec<IpNet>,
+        forwarding: PathBuf,
+    ) -> Result<Self, NetworkError> {
+        let filter = Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
+        Ok(Self {
+            installation,
+            links,
+            inner,
+            namespace,
+            allowed,
+            forwarding,
+            filter_port: filter.port(),
+            filter: Mutex::new(filter),
+            index: AtomicU32::new(0),
+            routes: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Loads the host's table. Blocks.
+    pub(crate) fn load_filter(&self) -> Result<(), NetworkError> {
+        let mut socket = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        host_filter::load(&mut socket, &self.installation.link(), &self.allowed)
+    }
+
+    /// What changes of the packet filter are called that are our own.
+    pub(crate) fn filter_port(&self) -> u32 {
+        self.filter_port
+    }
+
+    /// Number of the link.
+    pub(crate) fn index(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    fn uplink<'a>(&'a self, name: &'a str) -> Uplink<'a> {
+        Uplink {
+            host: &self.links,
+            namespace: &self.inner,
+            descriptor: self.namespace.descriptor(),
+            name,
+            table: self.installation.table(),
+        }
+    }
+
+    /// Makes sure that all but the packet filter is there. What was missing.
+    pub(crate) async fn ensure(&self) -> Result<BTreeSet<&'static str>, NetworkError> {
+        let routes = self.routes.lock().await;
+        let mut missing = BTreeSet::new();
+        let name = self.installation.link();
+        // First, so that nothing comes in before.
+        if rules::ensure(self.links.handle(), &name, self.installation.table()).await? {
+            missing.insert("routing rules");
+        }
+        let uplink = self.uplink(&name);
+        let (index, changed) = uplink.ensure().await?;
+        self.index.store(index, Ordering::Relaxed);
+        if changed {
+            missing.insert("link");
+        }
+        if uplink.ensure_routes(index, &routes).await? {
+            missing.insert("routes");
+        }
+        if !forwarding::is_on() && forwarding::enable(&self.forwarding)? {
+            missing.insert("forwarding");
+        }
+        Ok(missing)
+    }
+
+    /// Routes more to the namespace.
+    pub(crate) async fn add_route(&self, network: IpNet) -> Result<(), NetworkError> {
+        let mut routes = self.routes.lock().await;
+        if routes.0.contains(&network) {
+            return Ok(());
+        }
+        let name = self.installation.link();
+        let uplink = self.uplink(&name);
+        match uplink.add_route(self.index(), network).await {
+            // The one of an earlier server of this installation.
+            Err(_) if !uplink.ensure_routes(self.index(), &Routes([network].into())).await? => {}
+            added => added?,
+        }
+        routes.0.insert(network);
+        Ok(())
+    }
+
+    /// Routes no longer.
+    pub(crate) async fn remove_route(&self, network: IpNet) -> Result<(), NetworkError> {
+        let mut routes = self.routes.lock().await;
+        if routes.0.remove(&network) {
+            let name = self.installation.link();
+            self.uplink(&name).remove_route(self.index(), network).await?;
+        }
+        Ok(())
+    }
+}
