@@ -126,7 +126,10 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
                   while [ $n -lt 5 ]; do timeout 1 tftp -g -l /dev/null -r forged OUTSIDE 7; n=$((n+1)); done; \
                   ip route del 198.51.100.1/32 via GATEWAY; ip address del 198.51.100.77/32 dev eth0; true";
     let forged = forged.replace("GATEWAY", &gateway).replace("OUTSIDE", Outside::ADDRESS);
-    let own = format!("n=0; while [ $n -lt 5 ]; do timeout 1 tftp -g -l /dev/null -r own {} 7; n=$((n+1)); done; true", Outside::ADDRESS);
+    let own = format!(
+        "n=0; while [ $n -lt 5 ]; do timeout 1 tftp -g -l /dev/null -r own {} 7; n=$((n+1)); done; true",
+        Outside::ADDRESS
+    );
     let (came, _, _) = tokio::try_join!(attempts(&first, &refused), apart.shell(&forged), second.shell(&own))?;
     assert_eq!(came, "", "nothing that was refused before came back while the firewall was flushed");
     assert_eq!(reached.load(Ordering::Relaxed), 0, "nothing reached the host");
@@ -160,7 +163,8 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
 
     // The same for everything else that the host has of it. New machines start, too.
     let link = "caddis-";
-    let link = run(["ip", "-oneline", "link"])?.split(": ").find(|word| word.starts_with(link)).context("a link")?.to_owned();
+    let link =
+        run(["ip", "-oneline", "link"])?.split(": ").find(|word| word.starts_with(link)).context("a link")?.to_owned();
     let link = link.split('@').next().unwrap_or_default().to_owned();
     for sabotage in [
         "ip rule flush; ip rule add lookup main pref 32766; ip rule add lookup default pref 32767",

@@ -43,7 +43,8 @@ pub struct Disturbances {
 }
 
 /// Groups of notifications, as bits: links, addresses, routes, rules and settings of both families.
-const ROUTING: u32 = group(1) | group(5) | group(9) | group(7) | group(11) | group(8) | group(19) | group(24) | group(25);
+const ROUTING: u32 =
+    group(1) | group(5) | group(9) | group(7) | group(11) | group(8) | group(19) | group(24) | group(25);
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES: u32 = group(7);
 
@@ -154,7 +155,9 @@ fn concerns_link(kind: u16, body: &[u8], index: u32) -> bool {
     let number = |bytes: Option<&[u8]>| bytes.and_then(|bytes| Some(u32::from_ne_bytes(*bytes.first_chunk()?)));
     match kind {
         NEW_LINK | DELETE_LINK | DELETE_ADDRESS => number(body.get(4..)) == Some(index),
-        DELETE_ROUTE => body.get(12..).is_some_and(|attributes| number(find_attribute(attributes, ROUTE_LINK)) == Some(index)),
+        DELETE_ROUTE => {
+            body.get(12..).is_some_and(|attributes| number(find_attribute(attributes, ROUTE_LINK)) == Some(index))
+        }
         DELETE_RULE | NEW_SETTING => true,
         _ => false,
     }
@@ -189,7 +192,8 @@ fn watch_over(
     let mut unsaid = 0_u64;
     loop {
         let failed = left.filter || left.rest;
-        let timeout = if failed { PollTimeout::try_from(AGAIN).unwrap_or(PollTimeout::ZERO) } else { PollTimeout::NONE };
+        let timeout =
+            if failed { PollTimeout::try_from(AGAIN).unwrap_or(PollTimeout::ZERO) } else { PollTimeout::NONE };
         let Some(news) = subscriptions.next(side, end, timeout) else { return };
         let dirty = Dirty { filter: news.filter || left.filter, rest: news.rest || left.rest };
         left = Dirty::default();
@@ -238,7 +242,11 @@ fn watch_over(
         }
         unsaid += 1;
         if said.is_none_or(|at| at.elapsed() >= SAID) {
-            warn!(what, times = unsaid, "another program removed a part of the machines' network from this host, it is back");
+            warn!(
+                what,
+                times = unsaid,
+                "another program removed a part of the machines' network from this host, it is back"
+            );
             (said, unsaid) = (Some(Instant::now()), 0);
         }
     }

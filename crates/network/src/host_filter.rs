@@ -160,10 +160,7 @@ fn verdict(code: u32) -> Vec<u8> {
 /// `register & mask ^ bits`.
 fn bitwise(mask: &[u8], bits: &[u8]) -> Vec<u8> {
     let length = mask.len() as u32;
-    expression(
-        "bitwise",
-        &[number(1, REGISTER), number(2, REGISTER), number(3, length), data(4, mask), data(5, bits)],
-    )
+    expression("bitwise", &[number(1, REGISTER), number(2, REGISTER), number(3, length), data(4, mask), data(5, bits)])
 }
 
 fn set_mark() -> Vec<u8> {
@@ -187,6 +184,12 @@ fn destination(network: IpNet) -> Vec<u8> {
     let load = expression("payload", &[number(1, REGISTER), number(2, 1), number(3, offset), number(4, length)]);
     // The numbers of NFPROTO are those of AF.
     let protocol = [protocol as u8];
-    [meta(META_NFPROTO), compare(EQUAL, &protocol), load, bitwise(&mask, &vec![0; mask.len()]), compare(EQUAL, &address)]
-        .concat()
+    [
+        meta(META_NFPROTO),
+        compare(EQUAL, &protocol),
+        load,
+        bitwise(&mask, &vec![0; mask.len()]),
+        compare(EQUAL, &address),
+    ]
+    .concat()
 }

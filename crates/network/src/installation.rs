@@ -65,11 +65,7 @@ impl Claims {
     /// Waits for the lock. Blocks.
     pub(crate) fn lock(directory: &Path) -> Result<Self, NetworkError> {
         let attempted = || format!("lock the networks in {}", directory.display());
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(directory)
-            .map_err(NetworkError::io(attempted()))?;
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(NetworkError::io(attempted()))?;
         let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(directory.join(LOCK));
         let file = file.map_err(NetworkError::io(attempted()))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
@@ -133,7 +129,8 @@ mod tests {
     #[test]
     fn each_data_directory_keeps_its_number_and_one_that_is_gone_gives_it_to_the_next() {
         let run = tempfile::tempdir().unwrap();
-        let (one, two, three) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (one, two, three) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let claims = Claims::lock(&run.path().join("networks")).unwrap();
         let number = |owner: &tempfile::TempDir| claims.take(owner.path()).unwrap().number;
         assert_eq!([number(&one), number(&two), number(&one)], [0, 1, 0]);

@@ -17,7 +17,8 @@ use rtnetlink::{
 };
 
 use crate::{
-    DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, TAP_PREFIX, address::parse_mac, namespace::Namespace,
+    DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, TAP_PREFIX, address::parse_mac,
+    namespace::Namespace,
 };
 
 /// A connection to the kernel's routing.

@@ -108,12 +108,7 @@ fn enter(path: &Path) -> Result<File, NetworkError> {
     }
     unshare(CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::io(attempted("make"))(error.into()))?;
     prepare()?;
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(NetworkError::io(attempted("make")))?;
+    File::options().write(true).create(true).truncate(false).open(path).map_err(NetworkError::io(attempted("make")))?;
     let own = "/proc/thread-self/ns/net";
     mount(Some(own), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|error| NetworkError::io(attempted("mount"))(error.into()))?;
@@ -123,7 +118,8 @@ fn enter(path: &Path) -> Result<File, NetworkError> {
 fn prepare() -> Result<(), NetworkError> {
     for (name, value) in SETTINGS {
         let setting = format!("/proc/sys/net/{name}");
-        fs::write(&setting, value).map_err(NetworkError::io(format!("set {setting}, which needs IPv6 on this host")))?;
+        fs::write(&setting, value)
+            .map_err(NetworkError::io(format!("set {setting}, which needs IPv6 on this host")))?;
     }
     Ok(())
 }

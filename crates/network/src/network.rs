@@ -161,7 +161,11 @@ impl Network {
     ///
     /// # Errors
     /// [`NetworkError::InUse`] while VMs run, and when the host refuses.
-    pub async fn clean(run_directory: &Path, data_directory: &Path, state_file: &Path) -> Result<Cleaned, NetworkError> {
+    pub async fn clean(
+        run_directory: &Path,
+        data_directory: &Path,
+        state_file: &Path,
+    ) -> Result<Cleaned, NetworkError> {
         let links = Links::open()?;
         let run = run_directory.to_owned();
         let claims = blocking(move || Claims::lock(&run)).await?;
@@ -184,7 +188,10 @@ impl Network {
     ///
     /// # Errors
     /// When the host does not say.
-    pub async fn inspect(run_directory: &Path, data_directory: &Path) -> Result<Option<Vec<&'static str>>, NetworkError> {
+    pub async fn inspect(
+        run_directory: &Path,
+        data_directory: &Path,
+    ) -> Result<Option<Vec<&'static str>>, NetworkError> {
         let directory = run_directory.to_owned();
         if !directory.exists() {
             return Ok(None);

@@ -22,15 +22,15 @@ pub(crate) fn remount(place: &Path, data_directory: &Path) -> bool {
     let Some(namespace) = namespaces(data_directory).next() else { return false };
     let source = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
     let made = File::options().write(true).create(true).truncate(false).open(place);
-    let mounted = made.and_then(|_| {
-        Ok(mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
-    });
+    let mounted = made.and_then(|_| Ok(mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?));
     match &mounted {
         Ok(()) => warn!(
             namespace = %place.display(),
             "the network namespace of machines was not mounted, though VMs are in it: a server shall not have mounts of its own"
         ),
-        Err(error) => warn!(%error, namespace = %place.display(), "can't mount the network namespace of machines again"),
+        Err(error) => {
+            warn!(%error, namespace = %place.display(), "can't mount the network namespace of machines again")
+        }
     }
     mounted.is_ok()
 }

@@ -76,8 +76,7 @@ fn local() -> Rule {
 
 impl From<&RuleMessage> for Rule {
     fn from(message: &RuleMessage) -> Self {
-        let mut rule =
-            Self { action: message.header.action, table: message.header.table.into(), ..Self::default() };
+        let mut rule = Self { action: message.header.action, table: message.header.table.into(), ..Self::default() };
         let (mut mark, mut mask) = (None, u32::MAX);
         for attribute in &message.attributes {
             match attribute {
@@ -188,9 +187,8 @@ pub(crate) async fn clear(handle: &Handle, link: &str, table: u32) -> Result<(),
     for (version, family, host) in FAMILIES {
         let found = list(handle, version).await?;
         let own = of_link(link, table, host);
-        let of_others = |rule: &Rule| {
-            rule.iif.as_ref().is_some_and(|name| name.starts_with(LINK_PREFIX) && name != link)
-        };
+        let of_others =
+            |rule: &Rule| rule.iif.as_ref().is_some_and(|name| name.starts_with(LINK_PREFIX) && name != link);
         let last = !found.iter().any(of_others);
         let unused = shared(host);
         let unused = unused.iter().filter(|_| last);

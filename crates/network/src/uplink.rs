@@ -18,7 +18,9 @@ use rtnetlink::{
     },
 };
 
-use crate::{GATEWAY_V4, GATEWAY_V6, HOST_V4, HOST_V6, MTU, NetworkError, UPLINK, links::Links};
+use crate::{
+    GATEWAY_V4, GATEWAY_V6, HOST_V4, HOST_V6, MTU, NetworkError, UPLINK, installation::LINK_PREFIX, links::Links,
+};
 
 /// Link address of the host's end, and of the other.
 const HOST_MAC: [u8; 6] = [0x0e, 0xca, 0xdd, 0x15, 0x00, 0x02];
@@ -172,20 +174,27 @@ impl Uplink<'_> {
     }
 }
 
-/// The link over which the host sends to a part of this pool, or to all of it, other than `own`.
+/// The link over which the host sends to a part of this pool, or to all of it, other than `own`. A wider route, such as one
+/// to a site, does not count, unless it is the pool of another installation.
 pub(crate) async fn conflict(host: &Links, pool: Ipv4Net, own: Option<u32>) -> Result<Option<String>, NetworkError> {
     for message in all_routes(host).await? {
-        let within = matches!(destination(&message), Some(IpNet::V4(network)) if pool.contains(&network));
+        let Some(IpNet::V4(network)) = destination(&message) else { continue };
+        let (within, around) = (pool.contains(&network), network.contains(&pool));
+        if message.header.kind != RouteType::Unicast || !(within || around) {
+            continue;
+        }
         let link = message.attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
         });
-        if within && message.header.kind == RouteType::Unicast && (link.is_none() || link != own) {
-            let name = match link {
-                Some(index) => host.name(index).await?,
-                None => None,
-            };
-            return Ok(Some(name.unwrap_or_else(|| "another route".to_owned())));
+        let name = match link {
+            Some(index) if Some(index) == own => continue,
+            Some(index) => host.name(index).await?,
+            None => None,
+        };
+        let name = name.unwrap_or_else(|| "another route".to_owned());
+        if within || name.starts_with(LINK_PREFIX) {
+            return Ok(Some(name));
         }
     }
     Ok(None)
@@ -257,5 +266,5 @@ pub(crate) async fn names(host: &Links) -> Result<Vec<String>, NetworkError> {
     let links = host.handle().link().get().execute().try_collect::<Vec<_>>().await;
     let links = links.map_err(NetworkError::netlink("list the interfaces"))?;
     let names = links.into_iter().flat_map(|link| link.attributes).filter_map(crate::links::name_of);
-    Ok(names.filter(|name| name.starts_with(crate::installation::LINK_PREFIX)).collect())
+    Ok(names.filter(|name| name.starts_with(LINK_PREFIX)).collect())
 }

@@ -59,7 +59,8 @@ impl<'a> Server<'a> {
     /// When it isn't built (`make build-tests`), or ends before it is ready.
     pub async fn start(host: &'a Host, options: Options) -> Result<Self> {
         process::adopt_orphans();
-        let api = Api::new(format!("http://{}", if options.second { Self::LISTEN_SECOND } else { Self::LISTEN }), None)?;
+        let api =
+            Api::new(format!("http://{}", if options.second { Self::LISTEN_SECOND } else { Self::LISTEN }), None)?;
         let mut server = Self { host, options, child: None, api };
         fs::write(server.boot_id_file(), "11111111-2222-4333-8444-555555555555\n")?;
         server.launch().await?;
