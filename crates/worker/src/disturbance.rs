@@ -15,7 +15,9 @@ pub async fn note(shared: Arc<Shared>) {
     let mut known = told.borrow().count;
     while told.wait_for(|told| told.count != known).await.is_ok() {
         let news = told.borrow_and_update().clone();
-        let details = json!({ "removed": news.what, "times": news.count - known, "restored": true });
+        let times = news.count - known;
+        let message = format!("Network restored: another program of the host had removed its {}", news.what);
+        let details = json!({ "removed": news.what, "times": times, "message": message, "level": "info" });
         known = news.count;
         for owner in shared.all_owners() {
             // One that has just ended hears of nothing.
