@@ -191,45 +191,6 @@ async fn a_host_with_too_little_disk_says_so_and_takes_no_machine() -> Result<()
     Ok(())
 }
 
-#[tokio::test]
-async fn a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room() -> Result<()> {
-    use std::io::Write as _;
-
-    let host = Host::new().await?;
-    let data = host.path("data");
-    let mount_point = data.to_string_lossy().into_owned();
-    std::fs::create_dir(&data)?;
-    run(["mount", "-t", "tmpfs", "-o", "size=1200m,mode=755", "tmpfs", &mount_point])?;
-    let arguments = ["--reserved-disk-mb", "0", "--pool", "0"].map(str::to_owned).to_vec();
-    let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
-    // One that is just written, and can't be, would make room when it is removed.
-    stand.server.templates().await?;
-    let machine = stand.script("sleep 1000", json!({})).await?;
-    machine.wait("started").await?;
-
-    let filler = data.join("filler");
-    let mut file = std::fs::File::create(&filler)?;
-    while file.write_all(&[1; 4096]).is_ok() {}
-    let api = stand.server.api();
-    let sick = api.get("/healthz").await?;
-    assert!(sick.status == 503 && sick.text.contains("disk is full"), "{}", sick.text);
-    let refused = machine.post("/stop", json!({})).await?;
-    assert_eq!(refused.status, 500, "{}", refused.text);
-    assert_eq!(machine.get().await?["state"], "started", "what can't be recorded is not begun");
-    assert!(api.create_app("another", None).await.is_err());
-    let inside = machine.exec(&["/bin/sh", "-c", "echo still here"]).await?;
-    assert_eq!(inside.stdout, "still here\n");
-
-    drop(file);
-    std::fs::remove_file(&filler)?;
-    assert_eq!(api.get("/healthz").await?.status, 200);
-    machine.stop().await?;
-    machine.wait("stopped").await?;
-    drop(stand);
-    run(["umount", &mount_point])?;
-    Ok(())
-}
-
 /// Connections to the server on which nothing is said, or half a request.
 async fn crowd(count: usize) -> Result<Vec<TcpStream>> {
     let mut crowd = Vec::new();
@@ -273,5 +234,45 @@ async fn hundreds_of_idle_connections_leave_descriptors_for_others_and_for_machi
     drop((first, second));
     assert_eq!(machine.shell("echo there").await?, "there\n");
     machine.destroy().await?;
+    Ok(())
+}
+
+/// Memory of its own that a process has, KiB.
+fn own_memory(pid: i32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or_default();
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[tokio::test]
+async fn large_configurations_cost_the_server_no_memory_once_they_are_refused_or_their_machines_gone() -> Result<()> {
+    let host = Host::new().await?;
+    let stand =
+        Stand::with(&host, Options { arguments: vec!["--pool".into(), "0".into()], ..Options::default() }).await?;
+    let image = stand.busybox()?;
+    let (api, path) = (stand.server.api(), format!("/v1/apps/{APP}/machines"));
+    let small = json!({ "config": { "image": image }, "skip_launch": true });
+    let machine = api.create_machine_from(APP, small).await?;
+    machine.wait("created").await?;
+    let before = own_memory(stand.server.pid()?)?;
+
+    let unknown: Vec<_> = (0..1_500_000).map(|_| 1).collect();
+    let large = json!({ "config": { "image": image, "unknown": unknown }, "skip_launch": true });
+    let content = "A".repeat(4 << 20);
+    let files = json!([{ "guest_path": "/a", "raw_value": content }]);
+    let config = json!({ "image": image, "files": files, "unknown": vec![1; 30_000] });
+    let kept = json!({ "config": config, "skip_launch": true });
+    for _ in 0..6 {
+        let refused = api.post(&path, large.clone()).await?;
+        assert!(refused.status == 400 && refused.error().contains("cannot exceed 65536"), "{}", refused.text);
+        let machine = api.create_machine_from(APP, kept.clone()).await?;
+        machine.wait("created").await?;
+        machine.destroy().await?;
+        let shown = machine.get().await?;
+        assert_eq!(shown["config"]["files"][0]["guest_path"], "/a", "it is kept, though not in memory");
+    }
+    // One such configuration took 250 MB, for good.
+    let grown = own_memory(stand.server.pid()?)?.saturating_sub(before) >> 10;
+    assert!(grown < 96, "{grown} MiB more than before");
     Ok(())
 }

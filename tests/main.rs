@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod clock;
 mod command_line;
 mod firewall;
+mod full_disk;
 mod guest;
 mod images;
 mod init_systems;
@@ -19,6 +21,7 @@ mod network;
 mod programs;
 mod restart;
 mod shell;
+mod silence;
 mod stand;
 mod suspend;
 mod templates;

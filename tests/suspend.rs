@@ -94,7 +94,7 @@ async fn a_resumed_machine_goes_on_where_it_was_and_knows_the_time() -> Result<(
     assert_eq!(machine.shell("cat /.caddis/start_kind").await?.trim(), "resume");
     // What it knows of its gateway is true behind another tap; else it would find out only after half a minute.
     let known = machine.shell("ip -6 neigh show | awk '$1 == \"fe80::1\" { print $5 }'").await?;
-    let taps = caddis_testkit::run(["ip", "-oneline", "link"])?;
+    let taps = stand.server.run_in_namespace(&["ip", "-oneline", "link"])?;
     let taps: Vec<_> = taps.lines().filter(|line| line.contains(": caddis")).collect();
     assert!(!taps.is_empty() && known.trim().len() == 17, "{known} {taps:#?}");
     assert!(taps.iter().all(|tap| tap.contains(known.trim())), "{known} {taps:#?}");

@@ -107,7 +107,7 @@ impl Host {
             app: "app".to_owned(),
             org: "personal".to_owned(),
             region: "local".to_owned(),
-            config: RawConfig(config),
+            config: RawConfig::from(config),
             ipv6: (0xfdaa_0001_0002_u128 << 80 | number as u128).into(),
             network: "fdaa:1:2::/48".to_owned(),
             placement_epoch: 1,

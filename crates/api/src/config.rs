@@ -1,9 +1,9 @@
 //! A machine's configuration: the JSON as sent, and the typed reading of the parts that act.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
 use base64::Engine as _;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::{
     PartialSchema, ToSchema,
@@ -12,10 +12,64 @@ use utoipa::{
 
 use crate::{ApiDuration, Signal};
 
-/// The configuration as JSON, with every field it was sent with, known here or not.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RawConfig(pub Map<String, Value>);
+/// The configuration as JSON, with every field it was sent with, known here or not. Kept as its text, which clones share:
+/// values take up to fifty times as much memory.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RawConfig(Arc<str>);
+
+impl RawConfig {
+    /// Its fields, read.
+    pub fn fields(&self) -> Map<String, Value> {
+        // It was written here, from such a map.
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+
+    /// One of its fields, read.
+    pub fn field(&self, name: &str) -> Option<Value> {
+        self.fields().remove(name)
+    }
+
+    /// A value of its metadata.
+    pub fn metadata(&self, name: &str) -> Option<String> {
+        Some(self.field("metadata")?.get(name)?.as_str()?.to_owned())
+    }
+
+    /// Bytes that it takes.
+    pub fn size(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl From<Map<String, Value>> for RawConfig {
+    fn from(fields: Map<String, Value>) -> Self {
+        // A map with string keys, for which there is no way to fail.
+        Self(serde_json::to_string(&fields).unwrap_or_else(|_| "{}".to_owned()).into())
+    }
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Map::new().into()
+    }
+}
+
+impl fmt::Debug for RawConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Serialize for RawConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.fields().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Map::deserialize(deserializer).map(Self::from)
+    }
+}
 
 // Documented as what is known of it; that its other fields stay is said by `additionalProperties`.
 impl PartialSchema for RawConfig {

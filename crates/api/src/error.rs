@@ -37,6 +37,8 @@ pub enum ErrorCode {
     ImageUnavailable,
     /// Something we depend on does not answer; later may be better.
     Unavailable,
+    /// The disk of the host is full; what frees room still works.
+    DiskFull,
     /// Our fault.
     Internal,
 }
@@ -58,6 +60,7 @@ impl ErrorCode {
             Self::Internal => 500,
             // Not 502 or 503: the usual client sends those again by itself, also for creates.
             Self::Unavailable => 504,
+            Self::DiskFull => 507,
         }
     }
 
@@ -74,7 +77,12 @@ impl ErrorCode {
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
-            Self::DeadlineExceeded | Self::Aborted | Self::RateLimited | Self::InsufficientCapacity | Self::Unavailable
+            Self::DeadlineExceeded
+                | Self::Aborted
+                | Self::RateLimited
+                | Self::InsufficientCapacity
+                | Self::Unavailable
+                | Self::DiskFull
         )
     }
 }
@@ -113,6 +121,13 @@ impl ApiError {
     /// 409 `aborted: …`.
     pub fn aborted(message: impl std::fmt::Display) -> Self {
         Self::new(ErrorCode::Aborted, format!("aborted: {message}"))
+    }
+
+    /// 507: a change that could not be recorded, so that nothing has changed.
+    pub fn disk_full() -> Self {
+        let text = "disk_full: the disk of the host is full, nothing was changed; free space on it, or stop or destroy \
+                    machines, which still works";
+        Self::new(ErrorCode::DiskFull, text)
     }
 
     /// 500. The text says what was attempted; it must hold no secret.

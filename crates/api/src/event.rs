@@ -11,7 +11,8 @@ use crate::EventId;
 pub struct MachineEvent {
     /// Sorts by time.
     pub id: EventId,
-    /// `launch`, `start`, `exit`, `stop`, `restart`, `destroy`, …
+    /// `launch`, `start`, `exit`, `stop`, `restart`, `destroy`, …; `cordon`, `uncordon`, `host_status` and `oom` are no
+    /// change of its state.
     #[serde(rename = "type")]
     pub kind: String,
     /// State the machine was in after it.
@@ -25,7 +26,20 @@ pub struct MachineEvent {
     pub request: Option<Value>,
 }
 
+/// Kinds of events that tell something of a machine and leave it in its state.
+const NOTES: [&str; 4] = ["cordon", "uncordon", "host_status", "oom"];
+
 impl MachineEvent {
+    /// Whether it tells of a change of the machine's state, or of one that came to nothing.
+    pub fn is_transition(&self) -> bool {
+        !NOTES.contains(&self.kind.as_str())
+    }
+
+    /// Why what it tells of came to nothing.
+    pub fn error(&self) -> Option<&str> {
+        self.request.as_ref()?.get("error")?.as_str()
+    }
+
     /// The exit of an `exit` event.
     pub fn exit_details(&self) -> Option<ExitDetails> {
         (self.kind == "exit").then(|| serde_json::from_value(self.request.clone()?).ok()).flatten()

@@ -30,7 +30,7 @@ pub struct Machine {
     pub created_at: String,
     /// RFC 3339, whole seconds.
     pub updated_at: String,
-    /// Configuration as sent, with `guest` and `restart` filled in.
+    /// Configuration as sent, with `guest` and `restart` filled in. Lists leave it out of destroyed machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<RawConfig>,
     /// Always null: configuration is known when the machine is.
@@ -46,7 +46,8 @@ pub struct Machine {
     /// `ok`, `unknown` or `unreachable`.
     #[serde(default = "ok", skip_serializing_if = "String::is_empty")]
     pub host_status: String,
-    /// Why `host_status` is not `ok`: `guest_silent` (its init does not answer). Our addition.
+    /// Why `host_status` is not `ok`: `guest_silent` (its init does not answer), `disk_full` or `disk_error` (the VM stands
+    /// still until its disk can be written). Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_status_reason: Option<String>,
     /// Taken out of routing.

@@ -67,7 +67,8 @@ pub struct MachineOverview {
 }
 
 impl From<RawConfig> for MachineOverview {
-    fn from(RawConfig(mut config): RawConfig) -> Self {
+    fn from(config: RawConfig) -> Self {
+        let mut config = config.fields();
         let map = |value| if let Value::Object(map) = value { Some(map) } else { None };
         Self {
             image: config.get("image").and_then(Value::as_str).map(str::to_owned),

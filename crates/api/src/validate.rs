@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     ApiError,
@@ -12,16 +12,24 @@ use crate::{
 
 /// Largest time between a stop signal and SIGKILL, seconds.
 pub const MAX_STOP_TIMEOUT_SECONDS: u64 = 300;
+mod size;
+
+pub use size::{MAX_METADATA_BYTES, MAX_OTHER_BYTES};
+
 /// Largest root file system, GiB.
 pub const MAX_ROOTFS_GIB: u64 = 500;
 /// Largest sum of the contents of `files`, bytes.
 pub const MAX_FILES_BYTES: usize = 4 * 1024 * 1024;
+/// What each of them takes besides content and path, bytes.
+const EACH_FILE: usize = 64;
 /// Largest sum of argument and environment strings, bytes: what Linux gives an exec by default, halved.
 pub const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
 /// Limits of processes, at least: fewer open files start no program.
 const MIN_ULIMIT: u64 = 16;
 /// Limits of processes, at most: so many open files the kernel can count.
 const MAX_ULIMIT: u64 = 1 << 30;
+/// What each string takes besides, bytes: its end and where it is, as Linux counts.
+const EACH: usize = 9;
 /// Most programs of a machine; the reference names no number.
 pub const MAX_PROCESSES: usize = 64;
 
@@ -32,16 +40,18 @@ const PERFORMANCE_CPUS: &[u32] = &[1, 2, 4, 6, 8, 10, 12, 14, 16, 32, 64, 128];
 ///
 /// # Errors
 /// 400 naming the field, the value's fault and the limit.
-pub fn normalise(mut raw: RawConfig) -> Result<(RawConfig, MachineConfig), ApiError> {
-    raw.0.retain(|_, value| !value.is_null());
-    let mut config = read(&raw)?;
+pub fn normalise(raw: RawConfig) -> Result<(RawConfig, MachineConfig), ApiError> {
+    let mut raw = raw.fields();
+    raw.retain(|_, value| !value.is_null());
+    let mut config = read_fields(raw.clone())?;
     check_objects(&raw, &config)?;
     complete_guest(&mut raw, &mut config)?;
     complete_restart(&mut raw, &mut config);
     canonical_autostop(&mut raw)?;
-    raw.0.entry("init").or_insert_with(|| json!({}));
+    raw.entry("init").or_insert_with(|| json!({}));
     check(&config)?;
-    Ok((raw, config))
+    size::check(&raw, &config)?;
+    Ok((raw.into(), config))
 }
 
 /// The typed reading of a configuration; checks types only.
@@ -49,12 +59,16 @@ pub fn normalise(mut raw: RawConfig) -> Result<(RawConfig, MachineConfig), ApiEr
 /// # Errors
 /// 400 naming the field.
 pub fn read(raw: &RawConfig) -> Result<MachineConfig, ApiError> {
-    serde_path_to_error::deserialize(Value::Object(raw.0.clone()))
+    read_fields(raw.fields())
+}
+
+fn read_fields(raw: Map<String, Value>) -> Result<MachineConfig, ApiError> {
+    serde_path_to_error::deserialize(Value::Object(raw))
         .map_err(|e| ApiError::invalid(format!("invalid config.{}: {}", e.path(), e.inner())))
 }
 
 /// Refuses lists in the place of objects, which serde reads field by field.
-fn check_objects(raw: &RawConfig, config: &MachineConfig) -> Result<(), ApiError> {
+fn check_objects(raw: &Map<String, Value>, config: &MachineConfig) -> Result<(), ApiError> {
     fn check(path: &str, raw: &Value, read: &Value) -> Result<(), ApiError> {
         match (raw, read) {
             (Value::Array(_), Value::Object(_)) => {
@@ -74,7 +88,7 @@ fn check_objects(raw: &RawConfig, config: &MachineConfig) -> Result<(), ApiError
     check("config", &json!(raw), &json!(config))
 }
 
-fn complete_guest(raw: &mut RawConfig, config: &mut MachineConfig) -> Result<(), ApiError> {
+fn complete_guest(raw: &mut Map<String, Value>, config: &mut MachineConfig) -> Result<(), ApiError> {
     let preset = match (&config.size, &config.guest) {
         (Some(_), Some(_)) => {
             return Err(ApiError::invalid("config.size and config.guest exclude each other, give one"));
@@ -116,8 +130,8 @@ fn complete_guest(raw: &mut RawConfig, config: &mut MachineConfig) -> Result<(),
     if guest.gpus.is_some_and(|gpus| gpus > 0) {
         return Err(ApiError::invalid("invalid config.guest.gpus, this server offers no GPUs"));
     }
-    raw.0.remove("size");
-    let entry = raw.0.entry("guest").or_insert_with(|| json!({}));
+    raw.remove("size");
+    let entry = raw.entry("guest").or_insert_with(|| json!({}));
     if let Value::Object(map) = entry {
         map.retain(|_, value| !value.is_null());
         map.insert("cpu_kind".to_owned(), json!(kind));
@@ -148,11 +162,11 @@ fn preset(size: &str) -> Result<Guest, ApiError> {
     })
 }
 
-fn complete_restart(raw: &mut RawConfig, config: &mut MachineConfig) {
+fn complete_restart(raw: &mut Map<String, Value>, config: &mut MachineConfig) {
     let (policy, retries) = (config.restart_policy(), config.max_retries());
     let restart = config.restart.get_or_insert_default();
     restart.policy = Some(policy);
-    let entry = raw.0.entry("restart").or_insert_with(|| json!({}));
+    let entry = raw.entry("restart").or_insert_with(|| json!({}));
     if let Value::Object(map) = entry {
         map.insert("policy".to_owned(), json!(policy));
         if policy == crate::config::RestartPolicy::OnFailure {
@@ -161,8 +175,8 @@ fn complete_restart(raw: &mut RawConfig, config: &mut MachineConfig) {
     }
 }
 
-fn canonical_autostop(raw: &mut RawConfig) -> Result<(), ApiError> {
-    let Some(Value::Array(services)) = raw.0.get_mut("services") else {
+fn canonical_autostop(raw: &mut Map<String, Value>) -> Result<(), ApiError> {
+    let Some(Value::Array(services)) = raw.get_mut("services") else {
         return Ok(());
     };
     for (index, service) in services.iter_mut().enumerate() {
@@ -320,7 +334,7 @@ fn check_variable(field: &str, key: &str, value: &str) -> Result<usize, ApiError
     if key.starts_with("FLY_") && key != "FLY_STANDBY_FOR" && key != "FLY_PROCESS_GROUP" {
         return Err(ApiError::invalid(format!("invalid {field}, '{key}': names that begin with FLY_ are reserved")));
     }
-    Ok(key.len() + value.len())
+    Ok(key.len() + value.len() + EACH)
 }
 
 /// Gives the size, bytes.
@@ -329,7 +343,7 @@ fn check_arguments(field: &str, parts: [&Option<Vec<String>>; 3]) -> Result<usiz
     if words().any(|word| word.contains('\0')) {
         return Err(ApiError::invalid(format!("invalid {field}, arguments can't hold a NUL")));
     }
-    Ok(words().map(String::len).sum())
+    Ok(words().map(|word| word.len() + EACH).sum())
 }
 
 fn check_files(config: &MachineConfig) -> Result<(), ApiError> {
@@ -348,6 +362,7 @@ fn check_files(config: &MachineConfig) -> Result<(), ApiError> {
                 "invalid config.files[{index}], give exactly one of raw_value, secret_name and image_config"
             )));
         }
+        size += file.guest_path.len() + EACH_FILE;
         match file.content() {
             Some(Ok(content)) => size += content.len(),
             Some(Err(e)) => {
@@ -379,7 +394,7 @@ mod tests {
             {"protocol": "tcp", "internal_port": 80, "autostop": "stop", "odd": 1}]});
         let (stored, config) = normalise(raw(sent)).unwrap();
         assert_eq!(
-            Value::Object(stored.0),
+            Value::Object(stored.fields()),
             json!({"image": "nginx", "future": {"a": [1, 2]},
                 "services": [{"protocol": "tcp", "internal_port": 80, "autostop": true, "odd": 1, "force_instance_key": null}],
                 "guest": {"cpu_kind": "shared", "cpus": 1, "memory_mb": 256},
@@ -392,7 +407,7 @@ mod tests {
     fn expands_sizes() {
         let (stored, config) = normalise(raw(json!({"image": "a", "size": "performance-2x"}))).unwrap();
         assert_eq!((config.cpus(), config.memory_mib()), (2, 4096));
-        assert!(!stored.0.contains_key("size"));
+        assert!(!stored.fields().contains_key("size"));
     }
 
     #[test]

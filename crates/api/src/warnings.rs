@@ -27,7 +27,8 @@ pub fn warnings(config: &RawConfig) -> Vec<String> {
         Value::Object(fields) => !fields.is_empty(),
         _ => true,
     };
-    let given = STORED.iter().filter(|(field, _)| config.0.get(*field).is_some_and(is_given));
+    let fields = config.fields();
+    let given = STORED.iter().filter(|(field, _)| fields.get(*field).is_some_and(is_given));
     given.map(|(field, why)| format!("config.{field} is stored and has no effect: {why}")).collect()
 }
 

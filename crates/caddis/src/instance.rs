@@ -22,6 +22,7 @@ pub const IMAGES: &str = "images";
 pub const BOOT: &str = "boot";
 pub const TEMPLATES: &str = "templates";
 pub const ROOT_TOKEN: &str = "root.token";
+pub const RESERVE: &str = "reserve";
 pub const NETWORK_STATE: &str = "network.json";
 const LOCK: &str = "lock";
 

@@ -1,6 +1,7 @@
 //! The binary: arguments, configuration, and the parts of a server wired together. No logic of its own.
 
 mod accelerator;
+mod allocator;
 mod backup;
 mod completion;
 mod descriptors;

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
 use caddis_catalog::{Catalog as _, SqliteCatalog};
+use caddis_disk::Reserve;
 use caddis_gateway::{Gateway, GatewayParts};
 use caddis_image::{ImageStore, ImageStoreConfig};
 use caddis_network::{Network, NetworkConfig};
@@ -39,6 +40,7 @@ const DESTROYED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 pub async fn run(arguments: ServeArguments) -> Result<()> {
     let settings = arguments.resolve()?;
     log_to_stderr(&settings)?;
+    crate::allocator::give_back_what_is_large();
     if !nix::unistd::geteuid().is_root() {
         bail!("caddis serve needs root, for taps, cgroups and the packet filter: sudo caddis serve");
     }
@@ -46,21 +48,26 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     let mut stop = Signals::new()?;
     let instance = Instance::take(&settings.data_dir)?;
     info!(version = env!("CARGO_PKG_VERSION"), data_dir = %instance.directory().display(), "starting");
+    // Before anything else is written: a disk that is full must not keep the server from what frees room.
+    let reserve = Arc::new(Reserve::open(&instance.path(instance::RESERVE), caddis_disk::SIZE));
     let listener = listen(settings.listen)
         .await
         .with_context(|| format!("can't listen on {}; give another address with --listen", settings.listen))?;
     let address = listener.local_addr()?;
 
     let server = tokio::select! {
-        server = Server::start(&settings, &instance, address, max_connections) => server?,
+        server = Server::start(&settings, &instance, address, max_connections, reserve.clone()) => server?,
         () = stop.received() => return Ok(()),
     };
     instance.announce(&url(address))?;
+    reserve.settle();
+    let keeping = tokio::spawn(async move { reserve.keep_whole().await });
     info!(url = %url(address), "listening on {address}");
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&format!("listening on {address}"))]);
     let served = server.gateway.serve(listener, stop.received()).await;
     info!("stopping; machines go on running");
     notify(&[sd_notify::NotifyState::Stopping]);
+    keeping.abort();
     instance.withdraw();
     drop(server.gateway);
     server.worker.shutdown().await;
@@ -137,8 +144,9 @@ impl Server {
         instance: &Instance,
         address: SocketAddr,
         max_connections: usize,
+        reserve: Arc<Reserve>,
     ) -> Result<Self> {
-        let catalog = Arc::new(open_catalog(instance).await?);
+        let catalog = Arc::new(open_catalog(instance, reserve.clone()).await?);
         let taps = Arc::new(OnceLock::new());
         let (vmm, slots) = start_vmm(settings, instance, address, taps.clone()).await?;
         let images = open_images(settings, instance).await?;
@@ -169,7 +177,9 @@ impl Server {
             log_bytes_per_machine: settings.log_bytes,
             reserved_disk: settings.reserved_disk,
             destroyed_retention: DESTROYED_RETENTION,
+            guest_pace: Default::default(),
             boot_id: boot_id.trim().to_owned(),
+            reserve,
         };
         let vmm = Arc::new(vmm);
         let drivers = Drivers { vmm: vmm.clone(), slots, images: Arc::new(images), network };
@@ -196,8 +206,8 @@ impl Server {
 }
 
 /// Opens the catalog, and writes the root token where it is new or was lost.
-async fn open_catalog(instance: &Instance) -> Result<SqliteCatalog> {
-    let catalog = SqliteCatalog::open(&instance.path(instance::CATALOG))?;
+async fn open_catalog(instance: &Instance, reserve: Arc<Reserve>) -> Result<SqliteCatalog> {
+    let catalog = SqliteCatalog::open_with(&instance.path(instance::CATALOG), reserve)?;
     let path = instance.path(instance::ROOT_TOKEN);
     let token = match catalog.ensure_root_token().await? {
         Some(token) => Some(token),

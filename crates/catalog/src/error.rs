@@ -91,6 +91,11 @@ impl From<CatalogError> for ApiError {
             CatalogError::AppInDeletion(_) => ErrorCode::FailedPrecondition,
             CatalogError::IdempotencyMismatch => ErrorCode::Unprocessable,
             CatalogError::MachineNameTaken { .. } => ErrorCode::AlreadyExists,
+            CatalogError::Storage { source, .. }
+                if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) =>
+            {
+                return Self::disk_full();
+            }
             _ => return Self::internal(error),
         };
         Self::new(code, error.to_string())

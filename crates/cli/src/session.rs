@@ -112,6 +112,16 @@ impl Session {
     /// Gives back the leases that are still held.
     pub async fn release_leases(&self) {
         let held = std::mem::take(&mut *self.leases());
+        self.give_back(held).await;
+    }
+
+    /// Gives back the lease of a machine that is only waited for from here on: others may want to hasten it.
+    pub async fn release_lease(&self, machine: &MachineId) {
+        let held: Vec<_> = self.leases().extract_if(.., |lease| lease.machine == *machine).collect();
+        self.give_back(held).await;
+    }
+
+    async fn give_back(&self, held: Vec<Held>) {
         for lease in held {
             if let Err(error) = lease.client.release_lease(&lease.app, &lease.machine, &lease.nonce).await {
                 // One that is over, or whose machine is gone, needs no release.

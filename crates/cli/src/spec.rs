@@ -217,7 +217,7 @@ pub fn build(flags: &MachineFlags, program: &Program, directory: &Path) -> Resul
             object(&mut config, "restart").entry("policy").or_insert_with(|| json!(policy));
         }
     }
-    Ok(RawConfig(config))
+    Ok(config.into())
 }
 
 /// A machine's configuration with what the flags change of it.
@@ -227,13 +227,13 @@ pub fn change(config: &RawConfig, flags: &MachineFlags, directory: &Path) -> Res
             // A whole configuration takes the place of the old one; what it leaves out of it, image and guest, stays.
             let mut new = read_config(source, directory)?;
             for key in ["image", "guest"] {
-                if let Some(value) = config.0.get(key).filter(|_| !new.contains_key(key)) {
-                    new.insert(key.to_owned(), value.clone());
+                if let Some(value) = config.field(key).filter(|_| !new.contains_key(key)) {
+                    new.insert(key.to_owned(), value);
                 }
             }
             new
         }
-        None => config.0.clone(),
+        None => config.fields(),
     };
     flags.build.refuse(None)?;
     apply(&mut config, flags, directory)?;
@@ -431,7 +431,7 @@ mod tests {
 
     fn config(flags: MachineFlags) -> Result<Value, String> {
         let program = Program { image: Some("nginx".to_owned()), ..Program::default() };
-        build(&flags, &program, Path::new("/")).map(|config| Value::Object(config.0)).map_err(|e| e.to_string())
+        build(&flags, &program, Path::new("/")).map(|config| Value::Object(config.fields())).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -474,7 +474,7 @@ mod tests {
             autostart: Some(false),
             ..MachineFlags::default()
         };
-        let changed = change(&RawConfig(there.as_object().unwrap().clone()), &flags, Path::new("/")).unwrap();
+        let changed = change(&RawConfig::from(there.as_object().unwrap().clone()), &flags, Path::new("/")).unwrap();
         assert_eq!(
             Value::Object(changed),
             json!({ "image": "nginx", "env": { "A": "1" }, "rootfs": {},

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_api::{MachineId, MachineState, requests::WaitReply};
+use caddis_api::{EventId, MachineId, MachineState, Signal, event::ExitEvent, requests::WaitReply};
 use caddis_client::{Client, WaitFor};
 use tokio::time::Instant;
 
@@ -13,6 +13,10 @@ pub const BUDGET: Duration = Duration::from_secs(300);
 /// Failures in a row that are tried again.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long a program is looked at after its start: the least that the API waits.
+const MOMENT: Duration = Duration::from_secs(1);
+/// Events that may have come meanwhile.
+const EVENTS: usize = 20;
 
 /// Waits, showing what goes on meanwhile.
 pub async fn wait(
@@ -69,9 +73,62 @@ pub async fn until_started(
     let reply = wait(printer, client, app, machine, &WaitFor::States(ends.to_vec()), BUDGET).await?;
     if reply.state == MachineState::Failed {
         let events = client.events(app, machine, 10).await.unwrap_or_default();
-        let reason = events.iter().find_map(|event| event.request.as_ref()?.get("error")?.as_str().map(str::to_owned));
+        let reason = events.iter().find_map(|event| event.error().map(str::to_owned));
         let reason = reason.unwrap_or_else(|| format!("see 'caddis machine status {machine} -a {app}'"));
         return Err(CliError::new(format!("machine {machine} failed to start: {reason}")));
     }
     Ok(reply.state)
+}
+
+/// What became of a machine that was started.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It runs.
+    Runs,
+    /// Its program has done its work, and it is in this state.
+    Done(MachineState),
+}
+
+/// The same, and looks a moment longer whether its program goes on: one that can't work mostly ends at once. `before` is
+/// the machine's newest event of before it was started.
+///
+/// # Errors
+/// Also when the program has failed meanwhile, whether it is restarted or not.
+pub async fn until_it_runs(
+    printer: &Printer,
+    client: &Client,
+    app: &str,
+    machine: &MachineId,
+    before: Option<&EventId>,
+) -> Result<Outcome, CliError> {
+    let mut state = until_started(printer, client, app, machine).await?;
+    if state == MachineState::Started {
+        let ends = WaitFor::States(vec![MachineState::Stopped, MachineState::Failed, MachineState::Destroyed]);
+        match client.wait_machine(app, machine, &ends, MOMENT).await {
+            Ok(reply) => state = reply.state,
+            Err(error) if error.status() == Some(408) || error.is_transient() => {}
+            Err(error) => return Err(CliError::attempted("failed waiting for machine", error)),
+        }
+    }
+    // A machine that is gone with its program may have left no events.
+    let events = client.events(app, machine, EVENTS).await.unwrap_or_default();
+    let exits = events.iter().take_while(|event| before.is_none_or(|before| event.id > *before));
+    let mut exits = exits.filter_map(|event| event.exit_details()).map(|details| details.exit_event);
+    match exits.find(|exit| !exit.requested_stop) {
+        Some(exit) if exit.exit_code != 0 || exit.oom_killed => {
+            let after = if exit.restarting { ", it is being restarted" } else { "" };
+            let text = format!("machine {machine} failed: its program ended with {}{after}", how(&exit));
+            Err(CliError::with_hint(text, format!("See 'caddis logs -a {app} -m {machine} --no-tail' for its output.")))
+        }
+        _ if state == MachineState::Started => Ok(Outcome::Runs),
+        _ => Ok(Outcome::Done(state)),
+    }
+}
+
+/// How a program ended.
+pub fn how(exit: &ExitEvent) -> String {
+    let signal = Signal::from_number(exit.guest_signal).map(|signal| format!(" ({signal})")).unwrap_or_default();
+    let cause = exit.cause.as_ref().map(|cause| format!(", {cause}")).unwrap_or_default();
+    let message = exit.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+    format!("exit code {}{signal}{cause}{message}", exit.exit_code)
 }

@@ -161,6 +161,8 @@ async fn with_checks(later: Value) -> Outcome {
         format!("DELETE {path}/lease"),
         format!("GET {path}/wait?timeout=60&state=started&state=stopped&state=failed&state=destroyed"),
     );
+    let ends = format!("GET {path}/wait?timeout=1&state=stopped&state=failed&state=destroyed");
+    let events = format!("GET {path}/events?limit=20");
     let lease_data = json!({ "nonce": "n", "expires_at": 4_000_000_000_u64, "owner": "me", "description": "",
                        "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" });
     let mut granted = lease_data.clone();
@@ -176,6 +178,8 @@ async fn with_checks(later: Value) -> Outcome {
         (&release, 200, json!({ "ok": true })),
         (&restart, 200, json!({ "ok": true })),
         (&wait, 200, json!({ "ok": true, "state": "started", "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" })),
+        (&ends, 408, json!({ "error": "deadline_exceeded: it runs" })),
+        (&events, 200, json!([])),
     ])
     .await;
     run_at(&url, "machine restart 148ed193b95389 -a a").await
@@ -226,11 +230,7 @@ async fn logs_are_lines_that_can_not_take_over_a_terminal() {
         "meta": { "instance": "148ed193b95389", "region": "local", "event": { "provider": "app" } },
     });
     let page = json!({ "data": [{ "id": "1", "attributes": attributes }], "meta": { "next_token": "t" } });
-    let url = server(&[
-        ("GET /api/v1/apps/a/logs", 200, page),
-        ("GET /api/v1/apps/a/logs?next_token=t", 200, json!({ "data": [], "meta": { "next_token": "t" } })),
-    ])
-    .await;
+    let url = server(&[("GET /api/v1/apps/a/logs", 200, page)]).await;
     let outcome = run_at(&url, "logs -a a --no-tail").await;
     assert_eq!((outcome.code, &*outcome.stdout), (0, "2026-01-02T03:04:05Z app[148ed193b95389] local [info]hello\n"));
 }

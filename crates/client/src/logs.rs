@@ -19,6 +19,10 @@ pub struct LogsQuery {
     pub since: Option<String>,
     /// Not what was written after: RFC 3339.
     pub until: Option<String>,
+    /// Not what was written after this place: the `next_token` of a page.
+    pub until_token: Option<String>,
+    /// At most so many entries.
+    pub limit: Option<u64>,
     /// How long the server may wait for the first entry, seconds; 0 to answer at once.
     pub wait_seconds: u64,
 }
@@ -37,6 +41,8 @@ impl Client {
             ("since", &query.since),
             ("until", &query.until),
             ("next_token", &query.next_token),
+            ("until_token", &query.until_token),
+            ("limit", &query.limit.map(|limit| limit.to_string())),
         ] {
             if let Some(value) = value {
                 request = request.query(name, value);

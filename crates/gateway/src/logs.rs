@@ -38,6 +38,9 @@ const MAX_ENTRIES: u64 = 1000;
         ("until" = Option<String>, Query, format = DateTime,
             description = "Not what was written after: RFC 3339. Our addition"),
         ("next_token" = Option<String>, Query, description = "Where a page ended: give what comes after it"),
+        ("until_token" = Option<String>, Query,
+            description = "Not what was written after the page that ended there: so that reading a log that grows has an end. \
+                           Our addition"),
         ("limit" = Option<u64>, Query, minimum = 1, description = "Most entries of the page, at most 1000"),
         ("wait_seconds" = Option<u64>, Query, minimum = 0,
             description = "Answer without entries only after so long, at most 60. Our addition"),
@@ -90,6 +93,7 @@ pub(crate) async fn logs(
     let optional = [
         ("instance", machine.map(|id| id.to_string())),
         ("next_token", params.get("next_token").map(str::to_owned)),
+        ("until_token", params.get("until_token").map(str::to_owned)),
         ("limit", limit.map(|limit| limit.to_string())),
         ("wait_seconds", wait.map(|wait| wait.to_string())),
         ("region", region.map(str::to_owned)),

@@ -93,7 +93,7 @@ pub(crate) async fn place(
 fn config(guest: Option<Value>) -> Result<MachineConfig, ApiError> {
     let guest = guest.unwrap_or_else(|| json!({ "cpu_kind": "performance", "cpus": 1, "memory_mb": 2048 }));
     let raw = [("image".to_owned(), json!("any")), ("guest".to_owned(), guest)];
-    Ok(validate::normalise(RawConfig(raw.into_iter().collect()))?.1)
+    Ok(validate::normalise(RawConfig::from(raw.into_iter().collect::<serde_json::Map<_, _>>()))?.1)
 }
 
 /// Machines that would fit on each host of a region that has room for any.

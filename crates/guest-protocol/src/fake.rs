@@ -68,6 +68,8 @@ pub struct FakeGuest {
     news: watch::Sender<u64>,
     powered_off: watch::Sender<bool>,
     hung_up: Arc<AtomicUsize>,
+    /// Neither hears nor says anything.
+    mute: watch::Sender<bool>,
 }
 
 struct State {
@@ -97,7 +99,7 @@ impl FakeGuest {
         };
         let state = Arc::new(Mutex::new(state));
         let (news, powered_off) = (watch::Sender::new(0), watch::Sender::new(false));
-        Self { behaviour, state, news, powered_off, hung_up: Arc::default() }
+        Self { behaviour, state, news, powered_off, hung_up: Arc::default(), mute: watch::Sender::new(false) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -117,7 +119,8 @@ impl FakeGuest {
     pub fn restored(&self) -> Self {
         let (state, news) = (self.state.clone(), self.news.clone());
         let (behaviour, hung_up) = (self.behaviour.clone(), self.hung_up.clone());
-        let restored = Self { behaviour, state, news, powered_off: watch::Sender::new(false), hung_up };
+        let (powered_off, mute) = (watch::Sender::new(false), watch::Sender::new(false));
+        let restored = Self { behaviour, state, news, powered_off, hung_up, mute };
         let spec = restored.spec().filter(|_| matches!(restored.state().status, GuestState::Running { .. }));
         if let Some(spec) = spec {
             let (signals, receiver) = mpsc::unbounded_channel();
@@ -126,6 +129,11 @@ impl FakeGuest {
             tokio::spawn(async move { guest.run_program(spec, receiver).await });
         }
         restored
+    }
+
+    /// Has it neither hear nor say anything, or do so again.
+    pub fn set_mute(&self, mute: bool) {
+        self.mute.send_replace(mute);
     }
 
     /// How many execs the host has hung up on.
@@ -265,7 +273,12 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
         self.stream.write_all(&self.guest.behaviour.garbage.clone()).await?;
         let mut news = self.guest.news.subscribe();
         let mut buffer = vec![0; 16 * 1024];
+        let mut mute = self.guest.mute.subscribe();
         loop {
+            if *mute.borrow_and_update() {
+                // The sender lives in the guest.
+                let _ = mute.wait_for(|mute| !mute).await;
+            }
             if self.guest.state().connection != self.number {
                 return Err(Over);
             }
@@ -282,6 +295,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                     }
                 }
                 Ok(()) = news.changed() => {}
+                Ok(()) = mute.changed() => {}
                 Some((message, payload)) = self.replies.recv() => self.send(&message, &payload).await?,
             }
         }
@@ -401,6 +415,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 self.send(&GuestMessage::Answer { id, failure: None }, b"").await?;
             }
             HostMessage::Rehearse { id, .. } => self.send(&GuestMessage::Answer { id, failure: None }, b"").await?,
+            HostMessage::Time { answers: None, .. } => self.send(&GuestMessage::AskTime { id: 1 }, b"").await?,
             HostMessage::Hello { .. } | HostMessage::Time { .. } => {}
             exec => self.execs.handle(exec, frame.payload, &self.guest.spec().unwrap_or_default()),
         }

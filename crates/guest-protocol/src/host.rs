@@ -26,6 +26,7 @@ use crate::{
 
 mod connection;
 mod exec;
+mod hearing;
 
 pub use exec::{ExecCommand, ExecEvent, ExecOutcome, ExecStream};
 
@@ -93,6 +94,25 @@ pub enum GuestEvent {
         /// Why.
         reason: String,
     },
+    /// The guest has left a question unanswered, and a second one; told again as long as it says nothing.
+    Silent,
+    /// It has said something after all.
+    Heard,
+}
+
+/// How often a guest is asked something, and how long it is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Time between two questions to a guest that says nothing by itself: it is told the time, and asks back.
+    pub question: Duration,
+    /// Time until it is asked once more, and after as much again it counts as silent.
+    pub patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { question: Duration::from_secs(60), patience: Duration::from_secs(15) }
+    }
 }
 
 /// Why a guest could not be asked.
@@ -156,6 +176,9 @@ struct Inner {
     /// The version that both ends of the newest connection speak; 0 before there was one.
     protocol: AtomicU32,
     close: tokio::sync::watch::Sender<bool>,
+    /// Rises when the connection is to be given up for a new one.
+    renewed: tokio::sync::watch::Sender<u64>,
+    pace: Pace,
 }
 
 impl Inner {
@@ -174,12 +197,22 @@ impl Session {
     /// Begins a session: connects, and keeps connected until closed. `acknowledged_logs` is the last log record that
     /// an earlier session made safe.
     pub fn open(connector: Arc<dyn Connector>, acknowledged_logs: u64) -> (Self, mpsc::Receiver<GuestEvent>) {
+        Self::open_at(connector, acknowledged_logs, Pace::default())
+    }
+
+    /// The same, at another pace.
+    pub fn open_at(
+        connector: Arc<dyn Connector>,
+        acknowledged_logs: u64,
+        pace: Pace,
+    ) -> (Self, mpsc::Receiver<GuestEvent>) {
         let (commands, queue) = mpsc::unbounded_channel();
         let (events, receiver) = mpsc::channel(EVENTS);
         let (close, closed) = tokio::sync::watch::channel(false);
         let standing = Mutex::new(Standing { acknowledged_logs, ..Standing::default() });
-        let inner =
-            Arc::new(Inner { commands, standing, next_id: AtomicU32::new(1), protocol: AtomicU32::new(0), close });
+        let (next_id, protocol) = (AtomicU32::new(1), AtomicU32::new(0));
+        let renewed = tokio::sync::watch::Sender::new(0);
+        let inner = Arc::new(Inner { commands, standing, next_id, protocol, close, renewed, pace });
         tokio::spawn(connection::keep(connector, inner.clone(), queue, events, closed));
         (Self { inner }, receiver)
     }
@@ -325,6 +358,11 @@ impl Session {
     pub async fn power_off(&self) {
         // A guest that can't be reached is killed by its owner instead.
         let _ = self.send(HostMessage::PowerOff).await;
+    }
+
+    /// Gives the connection up for a new one: whoever waits for an answer on it is told that it broke.
+    pub fn renew(&self) {
+        self.inner.renewed.send_modify(|count| *count += 1);
     }
 
     /// Ends the session.

@@ -172,3 +172,47 @@ async fn a_silent_guest_is_no_connection() {
     session.close();
     assert_eq!(session.signal(15).await, Err(SessionError::Closed));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_says_nothing_more_is_told_and_is_heard_again() {
+    let (guest, session, mut events) = open(Behaviour::default());
+    session.configure(spec(&["sleep", "inf"])).await.unwrap();
+    until(&mut events, |event| matches!(event, GuestEvent::Started { .. }).then_some(())).await;
+    session.processes().await.unwrap();
+    guest.set_mute(true);
+    let begun = tokio::time::Instant::now();
+    let silent = async {
+        loop {
+            match events.recv().await.unwrap() {
+                GuestEvent::Silent => return,
+                GuestEvent::Heard => panic!("it was never silent"),
+                _ => {}
+            }
+        }
+    };
+    // A minute until it is asked, and 15 seconds for each of two questions.
+    tokio::time::timeout(Duration::from_secs(95), silent).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(30));
+    // Whoever waits for an answer does so until the connection is given up.
+    let argv = vec!["sleep".to_owned(), "inf".to_owned()];
+    let waiting = session.exec(ExecCommand { argv, ..ExecCommand::default() });
+    let mut waiting = std::pin::pin!(waiting);
+    assert!(tokio::time::timeout(Duration::from_secs(5), &mut waiting).await.is_err());
+    session.renew();
+    waiting.await.unwrap_err();
+    guest.set_mute(false);
+    until(&mut events, |event| matches!(event, GuestEvent::Heard).then_some(())).await;
+    session.processes().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_answers_is_never_silent() {
+    let (_guest, session, mut events) = open(Behaviour { boot_delay: Duration::from_secs(5), ..Behaviour::default() });
+    session.configure(spec(&["sleep", "inf"])).await.unwrap();
+    let silent = async {
+        while let Some(event) = events.recv().await {
+            assert_ne!(event, GuestEvent::Silent);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(3600), silent).await.unwrap_err();
+}

@@ -17,8 +17,8 @@ use caddis_guest_protocol::fake::{Behaviour, FakeGuest};
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    AgentStream, BindSpec, Capabilities, Isolation, LaunchSpec, PoolUse, Shape, Slot, SlotPool, Start, Vm, VmExit, Vmm,
-    VmmError, Waiting,
+    AgentStream, BindSpec, Capabilities, Hold, Isolation, LaunchSpec, PoolUse, Shape, Slot, SlotPool, Start, Vm,
+    VmExit, Vmm, VmmError, Waiting,
 };
 
 /// How the driver misbehaves.
@@ -38,6 +38,8 @@ pub struct Faults {
     pub death_delay: Duration,
     /// No snapshot can be resumed from.
     pub failing_resumes: bool,
+    /// VMs that are held stay so, whoever has them go on.
+    pub disk_stays_full: bool,
     /// How guests behave that are launched from now on.
     pub guest: Behaviour,
 }
@@ -106,6 +108,13 @@ impl FakeHost {
         }
     }
 
+    /// Has a machine's VM stand still, or not any more.
+    pub fn hold(&self, machine_id: &str, hold: Option<Hold>) {
+        if let Some(vm) = locked(&self.running).get(machine_id) {
+            vm.hold.send_replace(hold);
+        }
+    }
+
     /// Ends all VMs, as a reboot of the host does.
     pub fn power_cycle(&self) {
         for machine in self.running() {
@@ -140,12 +149,14 @@ struct FakeVm {
     start: Start,
     guest: FakeGuest,
     exit: watch::Sender<Option<VmExit>>,
+    hold: watch::Sender<Option<Hold>>,
 }
 
 impl FakeHost {
     /// Has a guest run as the VM of a machine.
     fn run(&self, machine_id: &str, slot: Slot, start: Start, guest: FakeGuest) -> Result<Arc<dyn Vm>, VmmError> {
-        let vm = Arc::new(FakeVm { host: self.clone(), slot, start, guest, exit: watch::Sender::new(None) });
+        let (exit, hold) = (watch::Sender::new(None), watch::Sender::new(None));
+        let vm = Arc::new(FakeVm { host: self.clone(), slot, start, guest, exit, hold });
         {
             let mut running = locked(&self.running);
             if running.contains_key(machine_id) {
@@ -292,7 +303,14 @@ impl Vm for FakeVm {
     }
 
     async fn go_on(&self) -> Result<(), VmmError> {
+        if !locked(&self.host.faults).disk_stays_full {
+            self.hold.send_replace(None);
+        }
         Ok(())
+    }
+
+    fn hold(&self) -> watch::Receiver<Option<Hold>> {
+        self.hold.subscribe()
     }
 
     async fn kill(&self) -> Result<(), VmmError> {

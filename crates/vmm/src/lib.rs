@@ -7,7 +7,10 @@ use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
 
 pub mod boot;
 mod capture;
@@ -115,11 +118,26 @@ pub enum VmExit {
     Ended,
     /// The host's kernel killed it for exceeding its memory bound.
     HostOom,
+    /// The disk of the host was full, and it could not go on without room on it.
+    DiskFull {
+        /// What for.
+        message: String,
+    },
     /// It died on its own: the last lines it wrote to its standard error.
     Crashed {
         /// Tail of the VMM's standard error.
         message: String,
     },
+}
+
+/// Why a VM stands still that nobody has stopped. Nothing of it is lost: what it was writing is written when
+/// [`Vm::go_on`] has it try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// There is no room for what it writes to its disk.
+    DiskFull,
+    /// Its disk can't be written for another reason.
+    DiskError,
 }
 
 /// How a VM came to run.
@@ -254,8 +272,11 @@ pub trait Vm: Send + Sync + 'static {
     /// [`VmmError::NotSaved`]; then there is no file.
     async fn save(&self, file: &std::path::Path, overlay: &std::path::Path, memory: u64) -> Result<(), VmmError>;
 
-    /// Has it go on after [`Self::save`]. Harmless when it does already.
+    /// Has it go on after [`Self::save`], or where it is held. Harmless when it does already.
     async fn go_on(&self) -> Result<(), VmmError>;
+
+    /// Whether it stands still because of its disk. Known some seconds after a start.
+    fn hold(&self) -> watch::Receiver<Option<Hold>>;
 
     /// Kills the process. Succeeds when it is already gone.
     async fn kill(&self) -> Result<(), VmmError>;

@@ -28,11 +28,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use self::{
+    hold::{Listener, Orders},
     launch::{CONTROL_SOCKET, Disk, Launch, Running, Source, clear, end},
     pool::Pool,
 };
 use crate::{
-    AgentStream, Capabilities, Isolation, LaunchSpec, Slot, SlotPool, Start, Vm, VmExit, Vmm, VmmError, Waiting,
+    AgentStream, Capabilities, Hold, Isolation, LaunchSpec, Slot, SlotPool, Start, StartKind, Vm, VmExit, Vmm,
+    VmmError, Waiting,
     boot::BootFiles,
     capture::Capture,
     lock,
@@ -44,6 +46,7 @@ use crate::{
 };
 
 mod arguments;
+mod hold;
 mod launch;
 mod pool;
 mod suspend;
@@ -96,9 +99,12 @@ pub enum Accelerator {
     Emulation,
 }
 
+/// What makes a tap of that name.
+pub type TapMaker = dyn Fn(&str) -> io::Result<OwnedFd> + Send + Sync;
+
 /// Makes a tap of that name, which is gone when it is closed. Blocks.
 #[derive(Clone)]
-pub struct MakeTap(pub Arc<dyn Fn(&str) -> io::Result<OwnedFd> + Send + Sync>);
+pub struct MakeTap(pub Arc<TapMaker>);
 
 impl std::fmt::Debug for MakeTap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -258,7 +264,7 @@ impl Vmm for Qemu {
             Ok((running, spec.directory, spec.slot))
         });
         let (running, directory, slot) = launched.await.map_err(panicked)??;
-        QemuVm::watch(running, directory, slot)
+        QemuVm::watch(running, directory, slot, hold::AFTER_START)
     }
 
     async fn take(&self, shape: Shape) -> Option<Box<dyn Waiting>> {
@@ -279,7 +285,8 @@ impl Vmm for Qemu {
     async fn adopt(&self, machine_id: &str, directory: &Path) -> Result<Option<Arc<dyn Vm>>, VmmError> {
         let (owned, slots, id) = (directory.to_owned(), self.driver.config.slots.clone(), machine_id.to_owned());
         let found = spawn_blocking(move || find(&owned, &slots, &id)).await.map_err(panicked)??;
-        found.map(|(running, slot)| QemuVm::watch(running, directory.to_owned(), slot)).transpose()
+        // How it stands with its disk is to be known soon: it may have stood still for long.
+        found.map(|(running, slot)| QemuVm::watch(running, directory.to_owned(), slot, Duration::ZERO)).transpose()
     }
 }
 
@@ -438,12 +445,14 @@ struct QemuVm {
     /// What a snapshot of it depends on.
     key: Option<String>,
     /// One at a time tells QEMU anything.
-    orders: Arc<Mutex<()>>,
+    orders: Arc<Orders>,
+    hold: watch::Receiver<Option<Hold>>,
+    _listener: Listener,
 }
 
 impl QemuVm {
-    /// Begins to watch a process.
-    fn watch(running: Running, directory: PathBuf, slot: Slot) -> Result<Arc<dyn Vm>, VmmError> {
+    /// Begins to watch a process, and from `after` on how it stands with its disk.
+    fn watch(running: Running, directory: PathBuf, slot: Slot, after: Duration) -> Result<Arc<dyn Vm>, VmmError> {
         let Running { process, output, console, kind: start, steps, key } = running;
         let process = Arc::new(process);
         let watcher = process.watch().map_err(|error| {
@@ -454,9 +463,25 @@ impl QemuVm {
         let (sender, exit) = watch::channel(None);
         let killed = Arc::new(AtomicBool::new(false));
         let captures = Mutex::new(Some((output, console)));
-        let watched = Watched { directory: directory.clone(), slot: slot.clone(), killed: killed.clone(), captures };
+        let resumed = start.kind == StartKind::Resume;
+        let watched =
+            Watched { directory: directory.clone(), slot: slot.clone(), killed: killed.clone(), resumed, captures };
         tokio::spawn(async move { sender.send_replace(Some(watched.ended(watcher).await)) });
-        Ok(Arc::new(Self { process, slot, directory, killed, exit, start, steps, key, orders: Arc::default() }))
+        let orders = Orders::new();
+        let (listener, hold) = Listener::begin(directory.clone(), orders.clone(), after);
+        Ok(Arc::new(Self {
+            process,
+            slot,
+            directory,
+            killed,
+            exit,
+            start,
+            steps,
+            key,
+            orders,
+            hold,
+            _listener: listener,
+        }))
     }
 }
 
@@ -474,6 +499,8 @@ struct Watched {
     directory: PathBuf,
     slot: Slot,
     killed: Arc<AtomicBool>,
+    /// Its memory is a file on the host's disk.
+    resumed: bool,
     captures: Mutex<Option<(Option<Capture>, Option<Capture>)>>,
 }
 
@@ -487,6 +514,7 @@ impl Watched {
     /// Finds out why it ended and removes what is left. Blocks.
     fn conclude(self, status: Status) -> VmExit {
         let name = self.slot.cgroup_name();
+        let on_tmpfs = rustix::fs::statfs(&self.directory).is_ok_and(|found| found.f_type == TMPFS);
         let cgroups = self.slot.cgroups();
         let oom_kills = cgroups.map_or(0, |cgroups| cgroups.slot(&name).oom_kills());
         clear(&self.directory, cgroups, &name);
@@ -495,12 +523,33 @@ impl Watched {
         let tail = |capture: Option<Capture>| capture.map(|capture| capture.tail()).unwrap_or_default();
         let (output, console) = (tail(output), tail(console));
         debug!(directory = %self.directory.display(), ?status, oom_kills, output, console, "VM process ended");
-        why(status, self.killed.load(Ordering::Relaxed), oom_kills, &output, &console)
+        let exit = why(status, self.killed.load(Ordering::Relaxed), oom_kills, &output, &console);
+        match exit {
+            VmExit::Crashed { .. } if self.resumed && status == Status::Killed(libc::SIGBUS) => lost_memory(on_tmpfs),
+            exit => exit,
+        }
     }
 }
 
 /// What a kernel writes to its console, however quiet, before it resets or powers off.
 const SWITCHED_OFF: &str = "reboot: ";
+/// A page of memory that lies in a file could not be had. On tmpfs that is for want of room: there also what was empty
+/// when the machine was saved takes some as soon as it is read. How full it was can't be seen any more: the file went
+/// with the process.
+fn lost_memory(on_tmpfs: bool) -> VmExit {
+    let what = "the machine was resumed, and its memory lies in the file that it was saved to";
+    if on_tmpfs {
+        let message = format!(
+            "the disk of the host is full: {what}, on tmpfs, where it needs room; free space, or keep \
+                               the data directory on a disk"
+        );
+        return VmExit::DiskFull { message };
+    }
+    VmExit::Crashed { message: format!("{what}, which can't be read any more (SIGBUS): see the host's kernel log") }
+}
+
+/// What `statfs` calls tmpfs.
+const TMPFS: i64 = 0x0102_1994;
 
 /// Why a VM process has ended. Pure.
 fn why(status: Status, killed: bool, oom_kills: u64, output: &str, console: &str) -> VmExit {
@@ -555,9 +604,9 @@ impl Vm for QemuVm {
         let cancelled = Cancelled(Arc::default());
         let called_off = cancelled.0.clone();
         let (directory, file, overlay) = (self.directory.clone(), file.to_owned(), overlay.to_owned());
-        let (orders, process, uid) = (self.orders.clone(), self.process.clone(), self.slot.uid());
+        let (turn, process, uid) = (self.orders.turn().await, self.process.clone(), self.slot.uid());
         let saving = spawn_blocking(move || {
-            let _turn = orders.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = turn;
             let vm = suspend::Standing { process: &process, directory: &directory, uid, memory };
             vm.save(&file, &key, &overlay, &called_off)
         });
@@ -565,12 +614,16 @@ impl Vm for QemuVm {
     }
 
     async fn go_on(&self) -> Result<(), VmmError> {
-        let (directory, orders) = (self.directory.clone(), self.orders.clone());
+        let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
         let going = spawn_blocking(move || {
-            let _turn = orders.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = turn;
             suspend::go_on(&directory)
         });
         going.await.map_err(panicked)?
+    }
+
+    fn hold(&self) -> watch::Receiver<Option<Hold>> {
+        self.hold.clone()
     }
 
     async fn kill(&self) -> Result<(), VmmError> {
@@ -614,6 +667,17 @@ mod tests {
         });
         assert!(find(directory.path(), &slots, "m").unwrap().is_none());
         holder.join().unwrap();
+    }
+
+    #[test]
+    fn memory_of_a_resumed_machine_that_could_not_be_had_is_told_as_that() {
+        let full = lost_memory(true);
+        assert!(
+            matches!(&full, VmExit::DiskFull { message } if message.contains("disk of the host is full")),
+            "{full:?}"
+        );
+        let other = lost_memory(false);
+        assert!(matches!(&other, VmExit::Crashed { message } if message.contains("can't be read")), "{other:?}");
     }
 
     #[test]

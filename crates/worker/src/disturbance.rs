@@ -2,12 +2,30 @@
 
 use std::{sync::Arc, time::Duration};
 
+use caddis_api::time;
 use serde_json::json;
 
-use crate::{engine::Shared, owner::Message};
+use crate::{clock::now_ms, engine::Shared, owner::Message};
 
 /// At most one event in so long: who flushes a firewall in a loop shall not push everything else out.
 const PAUSE: Duration = Duration::from_secs(60);
+
+/// So long the server's health tells of it.
+const RECENT_MS: u64 = 3_600_000;
+
+/// What health says of it, while it is recent.
+pub fn warning(shared: &Shared) -> Option<String> {
+    let told = shared.network.disturbances()?.borrow().clone();
+    if told.count == 0 || now_ms().saturating_sub(told.last_ms) > RECENT_MS {
+        return None;
+    }
+    let last = time::seconds(time::from_unix_ms(told.last_ms));
+    let (what, count) = (told.what, told.count);
+    Some(format!(
+        "another program removed a part of the machines' network from this host (the last time at {last}: {what}); it \
+         was put back, {count} times since the server was started"
+    ))
+}
 
 /// Tells running machines; never ends.
 pub async fn note(shared: Arc<Shared>) {

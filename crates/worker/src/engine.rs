@@ -22,7 +22,7 @@ use crate::{
     host::{HostNetwork, Images},
     live::Live,
     logs::Logs,
-    owner::{Message, Owner, record},
+    owner::{Message, Owner, kept, record},
     publish::Publisher,
     row::MachineRow,
     store::Store,
@@ -130,7 +130,7 @@ impl Shared {
         let id = row.id.clone();
         self.used().insert(id.clone(), row.image.reference.digest.clone());
         self.owners().insert(id.clone(), sender);
-        let owner = Owner::new(self.clone(), row, Arc::new(config), events, inbox, live);
+        let owner = Owner::new(self.clone(), row, kept(config), events, inbox, live);
         let record = owner.record();
         owner.publish();
         self.tasks.spawn(async move {

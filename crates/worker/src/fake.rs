@@ -12,7 +12,8 @@ use std::{
 use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
-use caddis_guest_protocol::spec::NetworkSpec;
+use caddis_disk::Reserve;
+use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
 use caddis_image::{ImageConfig, ImageReference, Progress, ResolvedImage, RootDisk};
 use caddis_network::MachineAddresses;
 use ipnet::Ipv4Net;
@@ -37,7 +38,9 @@ pub fn config(directory: &Path) -> WorkerConfig {
         log_bytes_per_machine: 1 << 20,
         reserved_disk: 0,
         destroyed_retention: Duration::from_secs(3600),
+        guest_pace: Pace::default(),
         boot_id: "first".to_owned(),
+        reserve: Arc::new(Reserve::none()),
     }
 }
 

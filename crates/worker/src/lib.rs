@@ -17,6 +17,8 @@ use caddis_bus::{
     message::{region_subject, worker_subject},
     stream::StreamService,
 };
+use caddis_disk::Reserve;
+use caddis_guest_protocol::host::Pace;
 
 use crate::{
     engine::Shared,
@@ -83,9 +85,13 @@ pub struct WorkerConfig {
     pub reserved_disk: u64,
     /// How long destroyed machines stay readable.
     pub destroyed_retention: Duration,
+    /// How often a guest that says nothing is asked something, and how long it is waited for.
+    pub guest_pace: Pace,
     /// Boot id of the host, from `/proc/sys/kernel/random/boot_id`; another one than at the last run means that the
     /// host was rebooted and no VM survived.
     pub boot_id: String,
+    /// Room on the disk for what must be recorded also when it is full.
+    pub reserve: Arc<Reserve>,
 }
 
 /// What a worker works with.
@@ -102,7 +108,7 @@ pub struct WorkerParts {
 pub struct Worker {
     shared: Arc<Shared>,
     serving: Vec<Serving>,
-    housekeeping: tokio::task::JoinHandle<((), ())>,
+    background: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Worker {
@@ -120,11 +126,12 @@ impl Worker {
             bus.serve(&worker_subject(&shared.worker), requests).await?,
             bus.serve(&region_subject(&shared.config.region), questions).await?,
         ];
-        let housekeeping = tokio::spawn({
-            let shared = shared.clone();
-            async move { tokio::join!(start::forget_destroyed(shared.clone()), disturbance::note(shared)) }
-        });
-        Ok(Self { shared, serving, housekeeping })
+        let background = vec![
+            tokio::spawn(start::forget_destroyed(shared.clone())),
+            tokio::spawn(start::watch_clock(shared.clone())),
+            tokio::spawn(disturbance::note(shared.clone())),
+        ];
+        Ok(Self { shared, serving, background })
     }
 
     /// Its id, made at its first start.
@@ -146,7 +153,7 @@ impl Worker {
     /// go on at the next start.
     pub async fn shutdown(self) {
         drop(self.serving);
-        self.housekeeping.abort();
+        self.background.iter().for_each(tokio::task::JoinHandle::abort);
         self.shared.end().await;
         self.shared.vmm.close().await;
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use caddis_guest_protocol::{
     GuestState,
-    host::{AgentStream, Connector, GuestEvent, Session},
+    host::{AgentStream, Connector, GuestEvent, Pace, Session},
 };
-use caddis_vmm::{Vm, VmExit};
+use caddis_vmm::{Hold, Vm, VmExit};
 use tokio::sync::{mpsc, watch};
 
 use crate::row::ProgramEnd;
@@ -42,6 +42,10 @@ pub struct Guest {
 pub enum HostReason {
     /// Init does not answer.
     GuestSilent,
+    /// The VM stands still: there is no room for what it writes to its disk.
+    DiskFull,
+    /// The VM stands still: its disk can't be written.
+    DiskError,
 }
 
 impl HostReason {
@@ -49,6 +53,8 @@ impl HostReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::GuestSilent => "guest_silent",
+            Self::DiskFull => "disk_full",
+            Self::DiskError => "disk_error",
         }
     }
 }
@@ -63,6 +69,8 @@ pub struct Live {
     pub events: mpsc::Receiver<GuestEvent>,
     /// What is known so far.
     pub guest: watch::Sender<Guest>,
+    /// Whether the VM stands still because of its disk.
+    pub hold: watch::Receiver<Option<Hold>>,
     /// Distinguishes the boots of a machine in its log: numbers of log records begin anew with each.
     pub boot: u64,
 }
@@ -93,26 +101,29 @@ impl Guest {
 
 impl Live {
     /// Opens the session with a VM that was launched.
-    pub fn open(vm: Arc<dyn Vm>, boot: u64) -> Self {
-        Self::with(vm, boot, 0, Guest::default())
+    pub fn open(vm: Arc<dyn Vm>, boot: u64, pace: Pace) -> Self {
+        Self::with(vm, boot, 0, pace, Guest::default())
     }
 
     /// Opens the session with a VM that an earlier server launched. `acknowledged` is the last log record of this boot
     /// that is safe.
-    pub fn adopted(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64) -> Self {
+    pub fn adopted(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, pace: Pace) -> Self {
         // One that can't be saved never stood still.
         let frozen = vm.can_save();
-        Self::with(vm, boot, acknowledged, Guest { frozen, halted: frozen, ..Guest::default() })
+        Self::with(vm, boot, acknowledged, pace, Guest { frozen, halted: frozen, ..Guest::default() })
     }
 
     /// Opens the session with a VM that goes on where it was saved, but for its programs.
-    pub fn resumed(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64) -> Self {
-        Self::with(vm, boot, acknowledged, Guest { frozen: true, ..Guest::default() })
+    pub fn resumed(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, pace: Pace) -> Self {
+        Self::with(vm, boot, acknowledged, pace, Guest { frozen: true, ..Guest::default() })
     }
 
-    fn with(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, guest: Guest) -> Self {
-        let (session, events) = Session::open(Arc::new(Agent(vm.clone())), acknowledged);
-        Self { vm, session, events, guest: watch::Sender::new(guest), boot }
+    fn with(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, pace: Pace, guest: Guest) -> Self {
+        let (session, events) = Session::open_at(Arc::new(Agent(vm.clone())), acknowledged, pace);
+        let mut hold = vm.hold();
+        // So that one that stands still already is heard of.
+        hold.mark_changed();
+        Self { vm, session, events, guest: watch::Sender::new(guest), hold, boot }
     }
 
     /// Takes note of what init says it is doing.

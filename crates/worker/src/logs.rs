@@ -149,7 +149,13 @@ impl Logs {
         let (jobs, queue) = mpsc::channel();
         let (position, reader) = watch::channel(now_ns());
         let segment_bytes = (bytes_per_machine / SEGMENTS).max(64 * 1024);
-        let mut writer = Writer { directory: directory.clone(), segment_bytes, files: HashMap::new(), last: now_ns() };
+        let mut writer = Writer {
+            directory: directory.clone(),
+            segment_bytes,
+            files: HashMap::new(),
+            lost: HashMap::new(),
+            last: now_ns(),
+        };
         let thread = thread::Builder::new().name("worker-logs".to_owned()).spawn(move || {
             for job in queue {
                 match job {
@@ -297,6 +303,8 @@ struct Writer {
     directory: PathBuf,
     segment_bytes: u64,
     files: HashMap<MachineId, (u64, File, u64)>,
+    /// Lines that could not be written, by machine, until one can that says how many.
+    lost: HashMap<MachineId, u64>,
     last: u64,
 }
 
@@ -326,7 +334,32 @@ impl Writer {
         written
     }
 
-    fn append(&mut self, machine: &MachineId, lines: Vec<NewLine>) -> io::Result<()> {
+    /// Writes lines, or counts them as lost.
+    fn append(&mut self, machine: &MachineId, mut lines: Vec<NewLine>) -> io::Result<()> {
+        let count = lines.len() as u64;
+        if let (Some(lost), Some(first)) = (self.lost.get(machine), lines.first()) {
+            let message = format!("{lost} lines were lost: the host could not write them, its disk may have been full");
+            let (record, level) = (first.record, Some(runner::Level::Error.as_str()));
+            lines.insert(
+                0,
+                NewLine { time_ns: now_ns(), source: "runner", record, event: None, level, partial: false, message },
+            );
+        }
+        match self.write(machine, lines) {
+            Ok(()) => {
+                self.lost.remove(machine);
+                Ok(())
+            }
+            Err(error) => {
+                let lost = self.lost.entry(machine.clone()).or_default();
+                *lost += count;
+                // Once, whatever comes: what can't be written would fill another disk with what is said of it.
+                if *lost == count { Err(error) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn write(&mut self, machine: &MachineId, lines: Vec<NewLine>) -> io::Result<()> {
         let (segment, mut file, written) = match self.files.remove(machine) {
             Some(open) => open,
             None => self.open(machine)?,
@@ -340,17 +373,30 @@ impl Writer {
             serde_json::to_writer(&mut text, &line)?;
             text.push(b'\n');
         }
-        file.write_all(&text)?;
+        if let Err(error) = file.write_all(&text) {
+            // What is counted as lost is not to be there in part.
+            file.set_len(written)?;
+            return Err(error);
+        }
         let written = written + text.len() as u64;
         if written < self.segment_bytes {
             self.files.insert(machine.clone(), (segment, file, written));
             return Ok(());
         }
+        if let Err(error) = self.rotate(machine, segment + 1) {
+            // The lines are written. The next ones try it again.
+            tracing::warn!(machine = %machine, %error, "can't begin a new log file");
+        }
+        Ok(())
+    }
+
+    /// Begins another file and removes the oldest.
+    fn rotate(&mut self, machine: &MachineId, segment: u64) -> io::Result<()> {
         let directory = self.directory.join(machine.as_str());
-        let file = create(&directory, segment + 1)?;
-        self.files.insert(machine.clone(), (segment + 1, file, 0));
+        let file = create(&directory, segment)?;
+        self.files.insert(machine.clone(), (segment, file, 0));
         for (number, path) in segments(&directory)? {
-            if number + SEGMENTS <= segment + 1 {
+            if number + SEGMENTS <= segment {
                 fs::remove_file(path)?;
             }
         }
@@ -379,6 +425,7 @@ impl Writer {
 
     fn remove(&mut self, machine: &MachineId) {
         self.files.remove(machine);
+        self.lost.remove(machine);
         match fs::remove_dir_all(self.directory.join(machine.as_str())) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 tracing::error!(machine = %machine, error = %e, "can't remove logs");

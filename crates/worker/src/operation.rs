@@ -25,7 +25,7 @@ use std::time::Duration;
 use caddis_api::{MachineState, Signal};
 use serde::{Deserialize, Serialize};
 
-use crate::restart::Verdict;
+use crate::restart::{MAX_BACK_OFF, Verdict};
 
 /// What is being done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +243,15 @@ impl OperationKind {
         }
     }
 
+    /// The host's clock was set: a start that waits for its time waits as long as before.
+    pub fn clock_was_set(&mut self, by_ms: i64) {
+        if let Self::Start { not_before, .. } = self
+            && *not_before > 0
+        {
+            *not_before = not_before.saturating_add_signed(by_ms);
+        }
+    }
+
     /// How long it may take from `now_ms` on, as a time: milliseconds since the Unix epoch.
     pub fn deadline(&self, now_ms: u64) -> u64 {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -297,6 +306,24 @@ impl Operation {
         released.map_or(self.step, |released| released.min(self.step))
     }
 
+    /// The host's clock was set ahead by so many milliseconds, or back: its times move with it.
+    pub fn clock_was_set(&mut self, by_ms: i64) {
+        for at in [&mut self.started_at, &mut self.deadline].into_iter().chain(&mut self.retry_at) {
+            *at = at.saturating_add_signed(by_ms);
+        }
+        self.kind.clock_was_set(by_ms);
+    }
+
+    /// How long it may still take. Never longer than any of its kind: the clock may have been set back while no server
+    /// ran.
+    pub fn left(&self, now_ms: u64) -> Duration {
+        let most = match &self.kind {
+            OperationKind::Start { .. } => START_DEADLINE + MAX_BACK_OFF,
+            kind => Duration::from_millis(kind.deadline(0)),
+        };
+        Duration::from_millis(self.deadline.saturating_sub(now_ms)).min(most)
+    }
+
     /// When it goes on, where it waits for its time: after a failure, or before a restart. Milliseconds since the Unix
     /// epoch.
     pub fn waits_until(&self) -> Option<u64> {
@@ -315,5 +342,32 @@ impl Operation {
     /// The step to do; `None` when all are done.
     pub fn current(&self) -> Option<Step> {
         self.kind.steps().get(self.step).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_neither_ends_nor_holds_up_what_is_under_way() {
+        let (now, hours) = (1_000_000_000_u64, 2 * 3_600_000);
+        let restart =
+            OperationKind::Start { not_before: now + 4000, automatic: true, recovery: false, suspend_after: false };
+        let stop = OperationKind::Stop(Stop { signal: Signal::TERM, timeout_ms: 5000, is_default: false });
+        for kind in [OperationKind::START, restart, stop, OperationKind::Suspend, OperationKind::Create] {
+            let begun = Operation { retry_at: Some(now + 250), ..Operation::begin(kind, now) };
+            for by in [hours, -hours] {
+                let mut operation = begun.clone();
+                operation.clock_was_set(by);
+                let after = now.saturating_add_signed(by);
+                assert_eq!(operation.left(after), begun.left(now), "{:?}", begun.kind);
+                let waits = |operation: &Operation, now: u64| operation.waits_until().map(|at| at - now);
+                assert_eq!(waits(&operation, after), waits(&begun, now));
+                // Set while no server ran, nothing moves with it.
+                let left = begun.left(after);
+                assert!(left <= begun.left(now).max(START_DEADLINE + MAX_BACK_OFF), "{:?}: {left:?}", begun.kind);
+            }
+        }
     }
 }

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    clock::now_ms,
+    clock::{self, now_ms},
     engine::Shared,
     event::{self, Source},
     interference,
@@ -41,10 +41,14 @@ use crate::{
 mod act;
 mod change;
 mod finish;
+mod hold;
+mod host_status;
 mod lease;
 mod metadata;
 mod record;
 mod update;
+
+use hold::Held;
 
 pub use change::Draft;
 pub use lease::grant as grant_lease;
@@ -85,11 +89,19 @@ pub enum Message {
         /// Its details.
         details: serde_json::Value,
     },
+    /// The host's clock was set.
+    ClockSet,
     /// The host is going down: stop, and be ready to run again when it is back.
     Drain {
         /// Told when nothing runs any more.
         done: oneshot::Sender<bool>,
     },
+}
+
+/// A configuration as it is kept in memory: the contents of files are read again when they are needed.
+pub fn kept(mut config: MachineConfig) -> Arc<MachineConfig> {
+    config.files = None;
+    Arc::new(config)
 }
 
 struct RunningStep {
@@ -123,6 +135,11 @@ pub struct Owner {
     events: VecDeque<Arc<MachineEvent>>,
     inbox: mpsc::Receiver<Message>,
     live: Option<Live>,
+    /// The VM stands still because of its disk.
+    held: Option<Held>,
+    /// How often it was, of late, and since when it is not.
+    holds: u32,
+    calm_at: Option<Instant>,
     /// Ends when nothing is left of a VM that was killed.
     vanishing: Option<BoxFuture<'static, ()>>,
     step: Option<RunningStep>,
@@ -133,6 +150,8 @@ pub struct Owner {
     drained: Vec<oneshot::Sender<bool>>,
     /// Where the time of the operation under way went, as far as this process saw it.
     timing: Timing,
+    /// By which wall clock times are recorded.
+    clock_offset: i64,
 }
 
 enum Happened {
@@ -140,6 +159,10 @@ enum Happened {
     Guest(Option<GuestEvent>),
     Gone(VmExit),
     Vanished,
+    /// The VM stands still because of its disk, or does not any more.
+    Hold,
+    /// A VM that is held may be able to go on.
+    LookAtDisk,
     Step(Result<Done, Failure>),
     Progress,
     Deadline,
@@ -166,6 +189,9 @@ impl Owner {
             events: events.into_iter().map(Arc::new).collect(),
             inbox,
             live,
+            held: None,
+            holds: 0,
+            calm_at: None,
             vanishing: None,
             step: None,
             retry_at: None,
@@ -174,6 +200,7 @@ impl Owner {
             progress_published: Instant::now(),
             drained: Vec::new(),
             timing: Timing::default(),
+            clock_offset: clock::offset_ms(),
         }
     }
 
@@ -188,7 +215,9 @@ impl Owner {
                 self.shared.retire(&self.row.id);
                 return;
             }
-            match self.happened().await {
+            let happened = self.happened().await;
+            self.follow_clock().await;
+            match happened {
                 Happened::Message(Some(message)) => self.handle(message).await,
                 Happened::Message(None) => {
                     if let Some(vanishing) = self.vanishing.take() {
@@ -197,10 +226,14 @@ impl Owner {
                     }
                     return;
                 }
+                Happened::Guest(Some(GuestEvent::Silent)) => self.guest_fell_silent().await,
+                Happened::Guest(Some(GuestEvent::Heard)) => self.guest_was_heard().await,
                 Happened::Guest(Some(event)) => self.guest_event(event).await,
                 Happened::Guest(None) => self.session_lost(),
                 Happened::Gone(exit) => self.note(|guest| guest.gone = Some(exit)),
                 Happened::Vanished => self.vanished().await,
+                Happened::Hold => self.hold_changed().await,
+                Happened::LookAtDisk => self.look_at_disk(),
                 Happened::Step(result) => self.step_finished(result).await,
                 Happened::Progress => self.publish_progress(),
                 Happened::Deadline => self.deadline_passed().await,
@@ -210,25 +243,42 @@ impl Owner {
         }
     }
 
+    /// Has recorded times move with the clock, and tells the guest, when the clock was set since they were looked at
+    /// last: before anything is decided by them.
+    async fn follow_clock(&mut self) {
+        let offset = clock::offset_ms();
+        let by = offset - self.clock_offset;
+        if by.abs() < clock::SET_MS {
+            return;
+        }
+        self.clock_offset = offset;
+        let mut moved = self.row.clone();
+        moved.clock_was_set(by);
+        if moved != self.row {
+            self.change(Durability::Process, |draft| draft.row.clock_was_set(by)).await;
+        }
+        if let Some(live) = &self.live {
+            live.session.send_time();
+        }
+    }
+
     async fn happened(&mut self) -> Happened {
-        let deadline = self
-            .row
-            .operation
-            .as_ref()
-            .map(|operation| Instant::now() + Duration::from_millis(operation.deadline.saturating_sub(now_ms())));
+        let deadline = self.row.operation.as_ref().map(|operation| Instant::now() + operation.left(now_ms()));
         let due = schedule::due(&self.config, &self.row)
             .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now_ms())).clamp(SECOND, MINUTE));
         let retry_at = self.retry_at;
-        let (events, gone) = match &mut self.live {
+        let look_at = self.held.as_ref().map(|held| held.look_at);
+        let (events, hold, gone) = match &mut self.live {
             Some(live) => {
                 let vm = live.vm.clone();
                 let known = live.guest.borrow().gone.is_some();
                 (
                     Some(&mut live.events),
+                    Some(&mut live.hold),
                     Some(async move { if known { std::future::pending().await } else { vm.wait().await } }),
                 )
             }
-            None => (None, None),
+            None => (None, None, None),
         };
         let (step, progress) = match &mut self.step {
             Some(running) => (Some(&mut running.future), Some(&mut running.progress)),
@@ -237,6 +287,8 @@ impl Owner {
         tokio::select! {
             message = self.inbox.recv() => Happened::Message(message),
             event = maybe(events.map(|events| events.recv())) => Happened::Guest(event),
+            () = maybe(hold.map(changed)) => Happened::Hold,
+            () = maybe(look_at.map(tokio::time::sleep_until)) => Happened::LookAtDisk,
             exit = maybe(gone) => Happened::Gone(exit),
             () = maybe(self.vanishing.as_mut()) => Happened::Vanished,
             result = maybe(step) => Happened::Step(result),
@@ -292,6 +344,7 @@ impl Owner {
                 self.timing.launched(&live);
                 // A boot that was not foreseen.
                 self.row.boot = live.boot;
+                (self.held, self.holds, self.calm_at) = (None, 0, None);
                 self.shared.runs(&self.row.id, Some(live.vm.clone()));
                 self.live = Some(live);
                 Ok(Done::Next)
@@ -459,6 +512,8 @@ impl Owner {
             GuestEvent::Disconnected { reason } => {
                 tracing::debug!(machine = %self.row.id, reason, "guest disconnected");
             }
+            // They are events of the machine, too.
+            GuestEvent::Silent | GuestEvent::Heard => {}
         }
     }
 
@@ -511,7 +566,8 @@ impl Owner {
 
     /// The machine as published.
     pub fn record(&self) -> MachineRecord {
-        let host = self.live.as_ref().and_then(|live| live.guest.borrow().host_reason());
+        let silent = || self.live.as_ref().and_then(|live| live.guest.borrow().host_reason());
+        let host = self.held().map(hold::reason).or_else(silent);
         record(&self.shared, &self.row, &self.events, &self.progress, host)
     }
 
@@ -529,9 +585,9 @@ async fn maybe<F: Future>(future: Option<F>) -> F::Output {
     }
 }
 
-/// The next change; never ends once the sender is gone.
-async fn changed(progress: &mut watch::Receiver<Progress>) {
-    if progress.changed().await.is_err() {
+/// The next change of what is watched; never ends once the sender is gone.
+async fn changed<T>(watched: &mut watch::Receiver<T>) {
+    if watched.changed().await.is_err() {
         std::future::pending().await
     }
 }

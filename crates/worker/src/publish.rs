@@ -2,7 +2,7 @@
 //! something gets all of it at a known number.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -26,6 +26,7 @@ pub struct Publisher {
 struct Shared {
     sequence: u64,
     records: BTreeMap<MachineId, MachineRecord>,
+    by_app: HashMap<String, BTreeSet<MachineId>>,
 }
 
 impl Publisher {
@@ -52,7 +53,9 @@ impl Publisher {
     pub fn publish(&self, record: MachineRecord) {
         let mut shared = self.shared();
         shared.sequence += 1;
-        shared.records.insert(record.machine.id.clone(), record.clone());
+        if shared.records.insert(record.machine.id.clone(), record.clone()).is_none() {
+            shared.by_app.entry(record.app.clone()).or_default().insert(record.machine.id.clone());
+        }
         let delta = Delta {
             worker: self.worker.clone(),
             sequence: shared.sequence,
@@ -66,7 +69,24 @@ impl Publisher {
 
     /// Forgets a destroyed machine.
     pub fn forget(&self, machine: &MachineId) {
-        self.shared().records.remove(machine);
+        let mut shared = self.shared();
+        let Some(record) = shared.records.remove(machine) else { return };
+        if let Some(machines) = shared.by_app.get_mut(&record.app) {
+            machines.remove(machine);
+            if machines.is_empty() {
+                shared.by_app.remove(&record.app);
+            }
+        }
+    }
+
+    /// The machines of an app, destroyed ones too. Costs as much as there are of them, however many there are in all.
+    pub fn of_app(&self, app: &str) -> Vec<MachineId> {
+        self.shared().by_app.get(app).into_iter().flatten().cloned().collect()
+    }
+
+    /// Whether a machine is of an app.
+    pub fn is_of_app(&self, app: &str, machine: &MachineId) -> bool {
+        self.shared().by_app.get(app).is_some_and(|machines| machines.contains(machine))
     }
 
     /// One machine as last published.

@@ -32,7 +32,8 @@ pub enum Verdict {
 /// Restarts that still count at `now_ms`.
 pub fn recent(restarts: &[u64], now_ms: u64) -> impl Iterator<Item = u64> {
     let window = u64::try_from(WINDOW.as_millis()).unwrap_or(u64::MAX);
-    restarts.iter().copied().filter(move |at| at.saturating_add(window) > now_ms)
+    // None is to come: the clock was set back while no server ran.
+    restarts.iter().copied().filter(move |at| *at <= now_ms && at.saturating_add(window) > now_ms)
 }
 
 /// Decides after `end`, given when the policy restarted the machine before.

@@ -95,6 +95,19 @@ impl MachineRow {
         self.valid_lease(now_ms).map(PublicLease::from)
     }
 
+    /// The host's clock was set ahead by so many milliseconds, or back: what is recorded of times that are counted from
+    /// or waited for moves with it. When the machine was made and booted stays, by which it is known.
+    pub fn clock_was_set(&mut self, by_ms: i64) {
+        let moved = |at: &mut u64| *at = at.saturating_add_signed(by_ms);
+        self.restarts.iter_mut().for_each(moved);
+        moved(&mut self.rested_at);
+        if let Some(lease) = &mut self.lease {
+            lease.expires_at = lease.expires_at.saturating_add_signed(by_ms / 1000);
+        }
+        self.operation.iter_mut().for_each(|operation| operation.clock_was_set(by_ms));
+        self.next.iter_mut().for_each(|next| next.clock_was_set(by_ms));
+    }
+
     /// Whether `nonce` allows a change at `now_ms`: without a lease everything does.
     pub fn lease_allows(&self, nonce: Option<&LeaseNonce>, now_ms: u64) -> bool {
         self.valid_lease(now_ms).is_none_or(|lease| Some(&lease.nonce) == nonce)
@@ -135,6 +148,8 @@ pub enum EndCause {
     GuestOom,
     /// The VM exceeded its memory bound on the host.
     HostOom,
+    /// The disk of the host was full, and the VM could not go on without room on it.
+    DiskFull,
     /// The VM process died.
     VmmCrashed,
     /// A program in it powered it off or rebooted it.
@@ -153,6 +168,7 @@ impl EndCause {
         match self {
             Self::GuestOom => "guest_oom",
             Self::HostOom => "host_oom",
+            Self::DiskFull => "disk_full",
             Self::VmmCrashed => "vmm_crashed",
             Self::PoweredOff => "powered_off",
             Self::HostReboot => "host_reboot",

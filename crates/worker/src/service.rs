@@ -34,7 +34,7 @@ use futures::{
 use tokio::sync::oneshot;
 
 use crate::{
-    capacity::Room,
+    capacity::Room as Capacity,
     clock::now_ms,
     disturbance,
     engine::Shared,
@@ -42,11 +42,13 @@ use crate::{
     operation::OperationKind,
     owner::{Draft, Message, Revision, grant_lease},
     row::{FORMAT, MachineRow},
-    store::{Change, Durability},
+    store::{Change, Durability, Room},
 };
 
 /// Answers that are remembered, so that a repeated request does nothing twice.
 const REMEMBERED: usize = 4096;
+/// Bytes of all of them together, at most: an answer may hold a large configuration.
+const REMEMBERED_BYTES: usize = 8 << 20;
 /// Time init may take to list its processes.
 const PROCESSES_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -60,8 +62,33 @@ pub struct RequestHandler {
 
 #[derive(Default)]
 struct Answers {
-    by_id: HashMap<String, Answer>,
+    /// With the bytes of those that are known.
+    by_id: HashMap<String, (Answer, usize)>,
     order: VecDeque<String>,
+    bytes: usize,
+}
+
+impl Answers {
+    /// An answer is known.
+    fn known(&mut self, request_id: &str, size: usize) {
+        match self.by_id.get_mut(request_id) {
+            Some((_, known)) if *known == 0 => *known = size,
+            _ => return,
+        }
+        self.bytes += size;
+        // Never one that is not known yet: the same request would be carried out twice.
+        while self.bytes > REMEMBERED_BYTES
+            && self.order.front().and_then(|id| self.by_id.get(id)).is_some_and(|(_, size)| *size > 0)
+        {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, size)) = self.order.pop_front().and_then(|oldest| self.by_id.remove(&oldest)) {
+            self.bytes -= size;
+        }
+    }
 }
 
 impl RequestHandler {
@@ -72,7 +99,7 @@ impl RequestHandler {
 
     fn answer(&self, envelope: Envelope) -> Answer {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = answers.by_id.get(&envelope.request_id) {
+        if let Some((answer, _)) = answers.by_id.get(&envelope.request_id) {
             return answer.clone();
         }
         let shared = self.shared.clone();
@@ -84,12 +111,10 @@ impl RequestHandler {
             task.await.unwrap_or_else(failed)
         };
         let answer = answer.boxed().shared();
-        answers.by_id.insert(envelope.request_id.clone(), answer.clone());
+        answers.by_id.insert(envelope.request_id.clone(), (answer.clone(), 0));
         answers.order.push_back(envelope.request_id);
-        if answers.order.len() > REMEMBERED
-            && let Some(oldest) = answers.order.pop_front()
-        {
-            answers.by_id.remove(&oldest);
+        if answers.order.len() > REMEMBERED {
+            answers.forget_oldest();
         }
         answer
     }
@@ -101,7 +126,12 @@ impl Handler for RequestHandler {
         match decode::<Envelope>("worker", &request) {
             // What changes nothing may be done twice; its answers, whole listings among them, are not worth keeping.
             Ok(envelope) if !may_change(&envelope.request) => encode(&handle(&self.shared, envelope.request).await),
-            Ok(envelope) => self.answer(envelope).await,
+            Ok(envelope) => {
+                let id = envelope.request_id.clone();
+                let answer = self.answer(envelope).await;
+                self.answers.lock().unwrap_or_else(PoisonError::into_inner).known(&id, answer.len());
+                answer
+            }
             Err(e) => encode::<WorkerResult>(&Err(ApiError::internal(e))),
         }
     }
@@ -118,7 +148,8 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
         WorkerRequest::Update { machine, nonce, update } => self::update(shared, &machine, nonce, *update).await,
         WorkerRequest::Act { machine, nonce, action } => act(shared, &machine, nonce, action).await,
         WorkerRequest::Get { machine } => {
-            let record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            let mut record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            record.machine.config = Some(config(shared, record.machine.config, &machine).await?);
             Ok(WorkerReply::Machine { record: Box::new(record) })
         }
         WorkerRequest::List { after, limit } => {
@@ -171,8 +202,11 @@ async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig
     let mut draft = Draft::new(row);
     draft.begin(OperationKind::Create, Source::Worker);
     let change = draft.into_change();
-    shared.store.commit(vec![change.clone()], Durability::Synced).await.map_err(|e| {
+    shared.store.commit(vec![change.clone()], Durability::Synced, Room::Free).await.map_err(|e| {
         tracing::error!(machine = %change.row.id, error = %e, "can't record a new machine");
+        if e.is_full() {
+            return ApiError::disk_full();
+        }
         ApiError::internal("can't record the machine; see the server's log, and free space if its disk is full")
     })?;
     let Change { row, mut events, .. } = change;
@@ -272,10 +306,22 @@ async fn all_versions(shared: &Arc<Shared>, machine: &MachineId) -> Result<Vec<V
     let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
     let replaced = shared.store.versions(machine).await.map_err(ApiError::internal)?;
     let Machine { version, config, image_ref: image, .. } = record.machine;
-    let current = VersionRecord { version, config: config.unwrap_or_default(), image };
+    let current = VersionRecord { version, config: self::config(shared, config, machine).await?, image };
     // It may have become one that was replaced in between.
     let replaced = replaced.into_iter().filter(|version| version.version != current.version);
     Ok(std::iter::once(current.clone()).chain(replaced).collect())
+}
+
+/// A machine's configuration, as published or, of a destroyed one, as recorded.
+async fn config(
+    shared: &Arc<Shared>,
+    published: Option<RawConfig>,
+    machine: &MachineId,
+) -> Result<RawConfig, ApiError> {
+    match published {
+        Some(config) => Ok(config),
+        None => Ok(shared.store.config(machine).await.map_err(ApiError::internal)?.unwrap_or_default()),
+    }
 }
 
 /// The answer for a machine that has no owner: it is destroyed, or there is none.
@@ -368,7 +414,7 @@ async fn drain(shared: &Arc<Shared>, deadline: Duration) -> WorkerResult {
 /// Why requests would fail; empty when they would not.
 async fn problems(shared: &Arc<Shared>) -> Vec<String> {
     let mut problems = Vec::new();
-    if let Err(e) = shared.store.set_meta("checked_at", now_ms().to_string()).await {
+    if let Err(e) = shared.store.check(now_ms()).await {
         problems.push(e.to_string());
     }
     if let Err(e) = check_disk(shared).await {
@@ -414,7 +460,7 @@ impl Handler for QuestionHandler {
         };
         let shared = &self.shared;
         let free = shared.capacity.free();
-        let wanted = Room { cpus, memory_mib, disk_gib };
+        let wanted = Capacity { cpus, memory_mib, disk_gib };
         let mut shortage = shared.capacity.shortage(free, wanted);
         if shared.check_not_draining().is_err() {
             shortage = Some("the host is being drained".to_owned());

@@ -9,18 +9,18 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::{
     StepHook, WorkerConfig, WorkerError,
-    clock::now_ms,
+    clock::{self, now_ms},
     engine::{Drivers, Shared},
     event::Source,
     live::Live,
     logs::Logs,
     operation::{OperationKind, Step},
-    owner::{Draft, RECENT_EVENTS},
+    owner::{Draft, Message, RECENT_EVENTS},
     publish::Publisher,
     restart::Verdict,
     row::{EndCause, MachineRow, ProgramEnd},
     step,
-    store::{Change, Durability, Store},
+    store::{Change, Durability, Room, Store},
 };
 
 /// How often, at least, destroyed machines are looked through for those to be forgotten.
@@ -44,7 +44,7 @@ pub async fn open(
     make_directory(&directory).map_err(failed)?;
     // Half-received archives of an earlier process.
     remove_directory(&directory.join("uploads")).map_err(failed)?;
-    let store = Store::open(&directory.join("worker.db"))?;
+    let store = Store::open(&directory.join("worker.db"), config.reserve.clone())?;
     let logs = Logs::open(directory.join("logs"), config.log_bytes_per_machine).map_err(failed)?;
     let worker = match store.meta(WORKER_ID).await? {
         Some(id) => WorkerId::from_trusted(id),
@@ -89,7 +89,7 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
         .await?;
     let adopted = found.iter().filter(|found| found.vm.is_some()).count();
     let changes = found.iter().map(|found| found.change.clone()).collect();
-    shared.store.commit(changes, Durability::Synced).await?;
+    shared.store.commit(changes, Durability::Synced, Room::Reserve).await?;
     for found in found {
         found.take_up(shared).await;
     }
@@ -145,7 +145,7 @@ impl Found {
             Some(vm) => {
                 let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
                 let acknowledged = tokio::task::spawn_blocking(move || logs.acknowledged(&id, boot)).await;
-                Some(Live::adopted(vm, row.boot, acknowledged.unwrap_or(0)))
+                Some(Live::adopted(vm, row.boot, acknowledged.unwrap_or(0), shared.config.guest_pace))
             }
             None => None,
         };
@@ -247,6 +247,25 @@ impl Draft {
             self.begin(recovery(), Source::Worker);
         }
         // Without a reboot the owner finds a started machine without VM, and its restart policy decides.
+    }
+}
+
+/// Tells all machines when the host's clock was set, so that their guests know the time at once; never ends.
+pub async fn watch_clock(shared: Arc<Shared>) {
+    let mut known = clock::offset_ms();
+    let mut interval = tokio::time::interval(clock::LOOK);
+    loop {
+        interval.tick().await;
+        let offset = clock::offset_ms();
+        if (offset - known).abs() < clock::SET_MS {
+            continue;
+        }
+        tracing::info!(by_ms = offset - known, "the host's clock was set");
+        known = offset;
+        for owner in shared.all_owners() {
+            // One that is busy looks at the clock by itself, one that is gone needs none.
+            let _ = owner.try_send(Message::ClockSet);
+        }
     }
 }
 

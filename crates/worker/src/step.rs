@@ -5,7 +5,7 @@ use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use caddis_api::{ApiError, MachineConfig, MachineId};
-use caddis_guest_protocol::host::Session;
+use caddis_guest_protocol::host::{Session, SessionError};
 use caddis_image::{Progress, RootDisk};
 use caddis_vmm::{BindSpec, LaunchSpec, Shape, StartKind, Vm, VmExit, VmmError};
 use futures::future::BoxFuture;
@@ -17,6 +17,7 @@ use crate::{
     engine::Shared,
     live::{Guest, Live},
     operation::{OperationKind, Step},
+    restart,
     row::{EndCause, MachineRow, ProgramEnd},
     spec,
 };
@@ -160,9 +161,10 @@ async fn root_disk(context: &Context) -> Result<RootDisk, Failure> {
 async fn back_off(context: Context) -> Result<Done, Failure> {
     let kind = context.row.operation.map(|operation| operation.kind);
     let Some(OperationKind::Start { not_before, recovery, .. }) = kind else { return Ok(Done::Next) };
-    let wait = not_before.saturating_sub(now_ms());
-    if wait > 0 {
-        tokio::time::sleep(Duration::from_millis(wait)).await;
+    // Never longer than any back-off: the clock may have been set back while no server ran.
+    let wait = Duration::from_millis(not_before.saturating_sub(now_ms())).min(restart::MAX_BACK_OFF);
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
     }
     if !recovery {
         return Ok(Done::Next);
@@ -216,12 +218,12 @@ async fn launch(context: Context) -> Result<Done, Failure> {
     if vm.start().kind == StartKind::Resume {
         let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
         let acknowledged = blocking(move || Ok(logs.acknowledged(&id, boot))).await.unwrap_or(0);
-        return Ok(Done::Launched(Live::resumed(vm, boot, acknowledged)));
+        return Ok(Done::Launched(Live::resumed(vm, boot, acknowledged, shared.config.guest_pace)));
     }
     tracing::debug!(machine = %row.id, memory_mib = config.memory_mib(), start = ?vm.start(), "VM launched");
     // A machine that was to be resumed and is not begins a boot that was not foreseen.
     let boot = if is_resume(row) { now_ms() } else { row.boot };
-    Ok(Done::Launched(Live::open(vm, boot)))
+    Ok(Done::Launched(Live::open(vm, boot, shared.config.guest_pace)))
 }
 
 fn is_resume(row: &MachineRow) -> bool {
@@ -339,7 +341,9 @@ fn died(exit: &VmExit) -> Failure {
     Failure::retry(match exit {
         VmExit::Ended => "the VM ended before its program ran".to_owned(),
         VmExit::HostOom => "the VM exceeded its memory bound on the host before its program ran".to_owned(),
-        VmExit::Crashed { message } => format!("the VM died before its program ran: {message}"),
+        VmExit::DiskFull { message } | VmExit::Crashed { message } => {
+            format!("the VM died before its program ran: {message}")
+        }
     })
 }
 
@@ -362,7 +366,9 @@ async fn configure(context: Context) -> Result<Done, Failure> {
         return Ok(Done::Next);
     }
     let network = context.shared.network.guest_spec(&context.row.addresses);
-    let mut machine = spec::machine_spec(&context.row, &context.config, network)?;
+    // With its files, which are kept nowhere else.
+    let config = caddis_api::validate::read(&context.row.config)?;
+    let mut machine = spec::machine_spec(&context.row, &config, network)?;
     machine.entropy = entropy();
     machine.time_ns = now_ns();
     machine.env.push(("CADDIS_START_KIND".to_owned(), live.vm.start().kind.as_str().to_owned()));
@@ -383,7 +389,7 @@ async fn configure(context: Context) -> Result<Done, Failure> {
 }
 
 /// Fresh random bytes for a guest.
-fn entropy() -> String {
+pub fn entropy() -> String {
     let mut entropy = [0; 64];
     rand::rng().fill_bytes(&mut entropy);
     base64::engine::general_purpose::STANDARD.encode(entropy)
@@ -433,7 +439,12 @@ async fn go_on(live: &LiveHandle) -> Result<(), Failure> {
 /// Has the programs of a VM go on that may stand still.
 async fn thaw(live: &LiveHandle, resumed: bool) -> Result<(), Failure> {
     go_on(live).await?;
-    live.told(live.session.thaw(entropy(), resumed, FREEZE_DEADLINE)).await.map_err(Failure::retry)?;
+    let thawed = live.told(live.session.thaw(entropy(), resumed, FREEZE_DEADLINE)).await;
+    thawed.map_err(|error| {
+        // A guest that says nothing is not asked over and over: it has been told. One that was resumed may be slow.
+        let silent = error == SessionError::NoAnswer(FREEZE_DEADLINE).to_string();
+        Failure { message: error, retry: resumed || !silent }
+    })?;
     live.guest.send_modify(|guest| guest.frozen = false);
     Ok(())
 }
@@ -459,7 +470,7 @@ pub fn snapshot(shared: &Shared, machine: &MachineId) -> PathBuf {
 }
 
 /// What was saved is of the past.
-async fn forget_snapshot(shared: &Shared, row: &MachineRow) -> Result<(), Failure> {
+pub async fn forget_snapshot(shared: &Shared, row: &MachineRow) -> Result<(), Failure> {
     let directory = shared.machine_directory(&row.id);
     blocking(move || remove_file(&directory.join(SNAPSHOT)).and_then(|()| remove_file(&directory.join(HALF_SNAPSHOT))))
         .await
@@ -467,6 +478,10 @@ async fn forget_snapshot(shared: &Shared, row: &MachineRow) -> Result<(), Failur
 }
 
 async fn signal(context: Context) -> Result<Done, Failure> {
+    if context.live.as_ref().is_some_and(|live| live.guest.borrow().silent) {
+        // It hears nothing either.
+        return Ok(Done::Next);
+    }
     if let Some(live) = &context.live
         && live.guest.borrow().may_be_frozen()
         && let Err(e) = thaw(live, false).await
@@ -501,9 +516,10 @@ async fn await_exit(context: Context) -> Result<Done, Failure> {
         (Some(operation), Some(plan)) => (operation.started_at, plan.timeout_ms),
         _ => (now_ms(), 0),
     };
-    let left = Duration::from_millis((begun + timeout).saturating_sub(now_ms()));
-    // A program that has not begun can't heed a signal.
-    let left = if live.guest.borrow().started { left } else { Duration::ZERO };
+    let left = Duration::from_millis((begun + timeout).saturating_sub(now_ms()).min(timeout));
+    // A program that has not begun can't heed a signal, and nobody hears of the end of one in a guest that says nothing.
+    let heeds = live.guest.borrow().started && !live.guest.borrow().silent;
+    let left = if heeds { left } else { Duration::ZERO };
     let guest = match tokio::time::timeout(left, live.until(over)).await {
         Ok(guest) => guest,
         Err(_) => return Ok(kill_program(live).await),
@@ -512,6 +528,10 @@ async fn await_exit(context: Context) -> Result<Done, Failure> {
 }
 
 async fn kill_program(mut live: LiveHandle) -> Done {
+    if live.guest.borrow().silent {
+        let text = "the machine's init did not answer, its VM was ended";
+        return Done::Ended(ProgramEnd::unreported(EndCause::Killed, Some(text.to_owned())));
+    }
     let over = |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
     let ask = async {
         if !live.guest.borrow().started {
@@ -540,6 +560,7 @@ pub fn end_of_vm(exit: &VmExit) -> ProgramEnd {
         VmExit::HostOom => {
             ProgramEnd::unreported(EndCause::HostOom, Some("the VM exceeded its memory bound on the host".to_owned()))
         }
+        VmExit::DiskFull { message } => ProgramEnd::unreported(EndCause::DiskFull, Some(message.clone())),
         VmExit::Crashed { message } => ProgramEnd::unreported(EndCause::VmmCrashed, Some(message.clone())),
         VmExit::Ended => {
             let text = "a program of the machine powered it off or rebooted it";

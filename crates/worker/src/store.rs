@@ -15,12 +15,16 @@ use std::{
     thread,
 };
 
-use caddis_api::{MachineId, VersionId, event::MachineEvent};
+use caddis_api::{MachineId, RawConfig, VersionId, event::MachineEvent};
 use caddis_bus::message::VersionRecord;
+use caddis_disk::Reserve;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::oneshot;
 
+use self::tables::{events, from_json, record};
 use crate::row::{FORMAT, MachineRow};
+
+mod tables;
 
 /// Events kept per machine.
 pub const EVENTS_PER_MACHINE: usize = 1000;
@@ -104,6 +108,13 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    /// Whether there was no room for it.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Database { path, source, .. } if caddis_disk::is_full(source, path))
+    }
+}
+
 /// What a commit must survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -111,6 +122,15 @@ pub enum Durability {
     Synced,
     /// The death of this process.
     Process,
+}
+
+/// What a commit may take on a disk that is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// Nothing: it fails then.
+    Free,
+    /// The reserve: it frees room, or tells what has happened.
+    Reserve,
 }
 
 /// What was recorded of machines since the worker was started.
@@ -151,6 +171,7 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 pub struct Store {
     jobs: mpsc::Sender<Job>,
     path: PathBuf,
+    reserve: Arc<Reserve>,
     counters: Arc<Counters>,
 }
 
@@ -159,8 +180,8 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be opened, is damaged, or is newer than this program. It is never re-created silently.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let connection = open(path)?;
+    pub fn open(path: &Path, reserve: Arc<Reserve>) -> Result<Self, StoreError> {
+        let connection = open(path, &reserve)?;
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::Builder::new()
             .name("worker-database".to_owned())
@@ -174,7 +195,7 @@ impl Store {
                 path: path.to_owned(),
                 detail: format!("can't start its thread: {e}"),
             })?;
-        Ok(Self { jobs, path: path.to_owned(), counters: Arc::default() })
+        Ok(Self { jobs, path: path.to_owned(), reserve, counters: Arc::default() })
     }
 
     async fn run<T: Send + 'static>(
@@ -183,10 +204,32 @@ impl Store {
         durability: Durability,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.queue(attempted, move |connection| transact(connection, durability, work)).await
+    }
+
+    /// The same for what must be recorded also when the disk is full.
+    async fn run_anyway<T: Send + 'static>(
+        &self,
+        attempted: &'static str,
+        durability: Durability,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (path, reserve) = (self.path.clone(), self.reserve.clone());
+        let tried = move |connection: &mut Connection| {
+            reserve.with(&path, || transact(connection, durability, |transaction| work(transaction)))
+        };
+        self.queue(attempted, tried).await
+    }
+
+    async fn queue<T: Send + 'static>(
+        &self,
+        attempted: &'static str,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (sender, receiver) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             // Nobody waits any more when the receiver is gone; the work was asked for and is done all the same.
-            let _ = sender.send(transact(connection, durability, work));
+            let _ = sender.send(work(connection));
         });
         self.jobs.send(job).map_err(|_| StoreError::Closed)?;
         receiver.await.map_err(|_| StoreError::Closed)?.map_err(|source| StoreError::Database {
@@ -200,9 +243,9 @@ impl Store {
     ///
     /// # Errors
     /// When they could not be recorded; then none was.
-    pub async fn commit(&self, changes: Vec<Change>, durability: Durability) -> Result<(), StoreError> {
+    pub async fn commit(&self, changes: Vec<Change>, durability: Durability, room: Room) -> Result<(), StoreError> {
         let counters = self.counters.clone();
-        self.run("record a machine", durability, move |transaction| {
+        let work = move |transaction: &Transaction<'_>| {
             let mut bytes = 0;
             for change in &changes {
                 bytes += record(transaction, change)?;
@@ -214,8 +257,11 @@ impl Store {
             transactions.fetch_add(1, Ordering::Relaxed);
             counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             Ok(())
-        })
-        .await
+        };
+        match room {
+            Room::Free => self.run("record a machine", durability, work).await,
+            Room::Reserve => self.run_anyway("record a machine", durability, work).await,
+        }
     }
 
     /// What [`Self::commit`] has recorded so far.
@@ -263,6 +309,21 @@ impl Store {
         self.run("read events", Durability::Process, move |transaction| events(transaction, &machine, limit)).await
     }
 
+    /// A machine's configuration as recorded, also of a destroyed one.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn config(&self, machine: &MachineId) -> Result<Option<RawConfig>, StoreError> {
+        let machine = machine.clone();
+        self.run("read a configuration", Durability::Process, move |transaction| {
+            let mut statement = transaction.prepare_cached("SELECT record FROM machines WHERE id = ?1")?;
+            let record = statement.query_row([machine.as_str()], |row| row.get::<_, String>(0)).optional()?;
+            let row = record.map(|record| serde_json::from_str::<MachineRow>(&record).map_err(from_json));
+            Ok(row.transpose()?.map(|row| row.config))
+        })
+        .await
+    }
+
     /// A machine's replaced versions, newest first.
     ///
     /// # Errors
@@ -298,7 +359,7 @@ impl Store {
     /// When it can't be recorded.
     pub async fn forget(&self, machine: &MachineId) -> Result<(), StoreError> {
         let machine = machine.clone();
-        self.run("forget a machine", Durability::Process, move |transaction| {
+        self.run_anyway("forget a machine", Durability::Process, move |transaction| {
             transaction.execute("DELETE FROM machines WHERE id = ?1", [machine.as_str()])?;
             Ok(())
         })
@@ -319,24 +380,40 @@ impl Store {
     /// Records a fact about the worker itself.
     ///
     /// # Errors
-    /// When it can't be recorded: this also is the proof that the database can be written.
+    /// When it can't be recorded.
     pub async fn set_meta(&self, key: &'static str, value: String) -> Result<(), StoreError> {
-        self.run("write meta data", Durability::Synced, move |transaction| {
-            transaction.execute(
-                "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
-                params![key, value],
-            )?;
-            Ok(())
-        })
-        .await
+        let work = move |transaction: &Transaction<'_>| write_meta(transaction, key, &value);
+        self.run_anyway("write meta data", Durability::Synced, work).await
+    }
+
+    /// Proves that the database can be written, by its own strength.
+    ///
+    /// # Errors
+    /// When it can't.
+    pub async fn check(&self, now_ms: u64) -> Result<(), StoreError> {
+        let work = move |transaction: &Transaction<'_>| write_meta(transaction, "checked_at", &now_ms.to_string());
+        self.run("write meta data", Durability::Synced, work).await
     }
 }
 
-fn open(path: &Path) -> Result<Connection, StoreError> {
+fn write_meta(transaction: &Transaction<'_>, key: &str, value: &str) -> rusqlite::Result<()> {
+    transaction.execute(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+        params![key, value],
+    )?;
+    Ok(())
+}
+
+fn open(path: &Path, reserve: &Reserve) -> Result<Connection, StoreError> {
     let database =
         |attempted: &'static str| move |source| StoreError::Database { path: path.to_owned(), attempted, source };
-    let mut connection = Connection::open(path).map_err(database("open"))?;
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(database("use a write-ahead log"))?;
+    let opened = reserve.with(path, || {
+        let connection = Connection::open(path)?;
+        // Makes the files beside it.
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        Ok(connection)
+    });
+    let mut connection = opened.map_err(database("open"))?;
     connection.pragma_update(None, "foreign_keys", "ON").map_err(database("check foreign keys"))?;
     let verdict: String =
         connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(database("check"))?;
@@ -350,11 +427,13 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
         return Err(StoreError::TooNew { path: path.to_owned(), found, known });
     }
     for (index, migration) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
-        transact(&mut connection, Durability::Synced, |transaction| {
-            transaction.execute_batch(migration)?;
-            transaction.pragma_update(None, "user_version", index as i64 + 1)
-        })
-        .map_err(database("bring the schema up to date"))?;
+        let migrated = reserve.with(path, || {
+            transact(&mut connection, Durability::Synced, |transaction| {
+                transaction.execute_batch(migration)?;
+                transaction.pragma_update(None, "user_version", index as i64 + 1)
+            })
+        });
+        migrated.map_err(database("bring the schema up to date"))?;
     }
     Ok(connection)
 }
@@ -373,89 +452,4 @@ fn transact<T>(
     let result = work(&transaction)?;
     transaction.commit()?;
     Ok(result)
-}
-
-fn events(transaction: &Transaction<'_>, machine: &MachineId, limit: usize) -> rusqlite::Result<Vec<MachineEvent>> {
-    let mut statement =
-        transaction.prepare_cached("SELECT event FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT ?2")?;
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let texts = statement.query_map(params![machine.as_str(), limit], |row| row.get::<_, String>(0))?;
-    texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
-}
-
-/// Records a change, and returns the bytes of its records.
-fn record(transaction: &Transaction<'_>, Change { row, events, versions }: &Change) -> rusqlite::Result<usize> {
-    let text = to_json(row)?;
-    let mut bytes = text.len();
-    transaction
-        .prepare_cached(
-            "INSERT INTO machines (id, app, state, destroyed_at, record) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (id) DO UPDATE SET state = ?3, destroyed_at = ?4, record = ?5",
-        )?
-        .execute(params![
-            row.id.as_str(),
-            row.app,
-            row.state.as_str(),
-            row.destroyed_at.and_then(|at| i64::try_from(at).ok()),
-            text,
-        ])?;
-    for event in events {
-        let text = to_json(event)?;
-        bytes += text.len();
-        transaction.prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?.execute(params![
-            row.id.as_str(),
-            event.id.as_str(),
-            text
-        ])?;
-    }
-    for change in versions {
-        bytes += record_version(transaction, &row.id, change)?;
-    }
-    if !events.is_empty() {
-        transaction
-            .prepare_cached(
-                "DELETE FROM events WHERE machine = ?1 AND id <=
-                 (SELECT id FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-            )?
-            .execute(params![row.id.as_str(), EVENTS_PER_MACHINE as i64])?;
-    }
-    Ok(bytes)
-}
-
-/// Returns the bytes of what was recorded.
-fn record_version(
-    transaction: &Transaction<'_>,
-    machine: &MachineId,
-    change: &VersionChange,
-) -> rusqlite::Result<usize> {
-    let mut bytes = 0;
-    match change {
-        VersionChange::Keep(record) => {
-            let text = to_json(record)?;
-            bytes = text.len();
-            transaction
-                .prepare_cached("INSERT OR REPLACE INTO versions (machine, id, record) VALUES (?1, ?2, ?3)")?
-                .execute(params![machine.as_str(), record.version.as_str(), text])?;
-            transaction
-                .prepare_cached(
-                    "DELETE FROM versions WHERE machine = ?1 AND id <=
-                     (SELECT id FROM versions WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-                )?
-                .execute(params![machine.as_str(), VERSIONS_PER_MACHINE as i64])?;
-        }
-        VersionChange::Forget(version) => {
-            transaction
-                .prepare_cached("DELETE FROM versions WHERE machine = ?1 AND id = ?2")?
-                .execute(params![machine.as_str(), version.as_str()])?;
-        }
-    }
-    Ok(bytes)
-}
-
-fn to_json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {
-    serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
-}
-
-fn from_json(error: serde_json::Error) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
 }

@@ -134,6 +134,7 @@ struct LogQuery {
     app: String,
     instance: Option<String>,
     next_token: Option<String>,
+    until_token: Option<String>,
     limit: Option<usize>,
     wait_seconds: Option<u64>,
     region: Option<String>,
@@ -148,12 +149,12 @@ impl LogQuery {
             return HashSet::new();
         }
         let wanted = self.instance.as_deref().filter(|instance| !instance.is_empty());
-        let (records, _) = shared.publisher.list(None, usize::MAX);
-        records
-            .into_iter()
-            .filter(|record| record.app == self.app)
-            .map(|record| record.machine.id)
-            .filter(|id| wanted.is_none_or(|wanted| id.as_str() == wanted))
-            .collect()
+        match wanted {
+            Some(id) => {
+                let id = MachineId::from_trusted(id);
+                HashSet::from_iter(shared.publisher.is_of_app(&self.app, &id).then_some(id))
+            }
+            None => shared.publisher.of_app(&self.app).into_iter().collect(),
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use caddis_api::{MachineId, WorkerId, app::Organization};
+use caddis_disk::Reserve;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, backup::StepResult, params};
 
 use crate::{
@@ -39,9 +40,17 @@ impl SqliteCatalog {
     /// [`CatalogError::Corrupt`], [`CatalogError::Foreign`] or [`CatalogError::Newer`] for a file that is not to be
     /// touched, [`CatalogError::Open`] for one that can't be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        let connection = schema::open(path)?;
+        Self::open_with(path, Arc::new(Reserve::none()))
+    }
+
+    /// The same, with a reserve of room for what must be recorded also when the disk is full. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, reserve: Arc<Reserve>) -> Result<Self> {
+        let connection = schema::open(path, &reserve)?;
         let tokens = tokens::all(&connection).map_err(storage("read tokens"))?;
-        let owner = thread::Owner::new(connection)
+        let owner = thread::Owner::new(connection, path.to_owned(), reserve)
             .map_err(|e| CatalogError::Open { path: path.to_owned(), reason: e.to_string() })?;
         Ok(Self { path: path.to_owned(), owner, tokens: Arc::new(RwLock::new(tokens)) })
     }
@@ -95,12 +104,12 @@ impl Catalog for SqliteCatalog {
 
     async fn begin_app_deletion(&self, name: &str) -> Result<AppRecord> {
         let name = name.to_owned();
-        self.owner.run(move |c| apps::begin_deletion(c, &name)).await
+        self.owner.run_anyway(move |c| apps::begin_deletion(c, &name)).await
     }
 
     async fn finish_app_deletion(&self, name: &str) -> Result<bool> {
         let name = name.to_owned();
-        self.owner.run(move |c| apps::finish_deletion(c, &name).map_err(storage("delete an app"))).await
+        self.owner.run_anyway(move |c| apps::finish_deletion(c, &name).map_err(storage("delete an app"))).await
     }
 
     async fn apps_in_deletion(&self) -> Result<Vec<AppRecord>> {
@@ -113,7 +122,7 @@ impl Catalog for SqliteCatalog {
 
     async fn release(&self, machine: &MachineId) -> Result<()> {
         let machine = machine.clone();
-        self.owner.run(move |c| placements::release(c, &machine).map_err(storage("release a machine"))).await
+        self.owner.run_anyway(move |c| placements::release(c, &machine).map_err(storage("release a machine"))).await
     }
 
     async fn placements(&self, worker: Option<&WorkerId>) -> Result<Vec<Placement>> {
@@ -122,17 +131,18 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn begin_request(&self, request: KeyedRequest) -> Result<Keyed> {
-        self.owner.run(move |c| requests::begin(c, &request)).await
+        // What the request asks for may be what frees room.
+        self.owner.run_anyway(move |c| requests::begin(c, &request)).await
     }
 
     async fn end_request(&self, id: &str, answer: Answer) -> Result<()> {
         let id = id.to_owned();
-        self.owner.run(move |c| requests::answered(c, &id, &answer).map_err(storage("keep an answer"))).await
+        self.owner.run_anyway(move |c| requests::answered(c, &id, &answer).map_err(storage("keep an answer"))).await
     }
 
     async fn forget_request(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
-        self.owner.run(move |c| requests::forget(c, &id).map_err(storage("forget a request"))).await
+        self.owner.run_anyway(move |c| requests::forget(c, &id).map_err(storage("forget a request"))).await
     }
 
     async fn placement_of_request(&self, id: &str) -> Result<Option<Placement>> {

@@ -3,6 +3,7 @@
 use std::{fs::File, path::Path};
 
 use caddis_api::time::unix_ms;
+use caddis_disk::Reserve;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
@@ -46,15 +47,24 @@ const STEPS: &[&str] = &["
 "];
 
 /// Opens the catalog at `path`, making it when there is no file.
-pub(super) fn open(path: &Path) -> Result<Connection> {
+pub(super) fn open(path: &Path, reserve: &Reserve) -> Result<Connection> {
     let open_error = |reason: String| CatalogError::Open { path: path.to_owned(), reason };
     if !path.try_exists().map_err(|e| open_error(e.to_string()))? {
         create(path)?;
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags).map_err(|e| explain(path, &e))?;
+    let open = || Connection::open_with_flags(path, flags);
+    let mut connection = reserve
+        .with(path, || {
+            let connection = open()?;
+            // The first read makes the files beside it.
+            connection.pragma_query_value(None, "user_version", |_| Ok(()))?;
+            Ok(connection)
+        })
+        .map_err(|e| explain(path, &e))?;
     verify(path, &connection)?;
-    prepare(&connection).and_then(|()| migrate(&mut connection)).map_err(|e| explain(path, &e))?;
+    let prepared = reserve.with(path, || prepare(&connection).and_then(|()| migrate(&mut connection)));
+    prepared.map_err(|e| explain(path, &e))?;
     Ok(connection)
 }
 

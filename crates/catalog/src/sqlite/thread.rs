@@ -1,7 +1,11 @@
 //! The one thread that owns the connection. Calls are closures in a queue; their order is the order of changes.
 
-use std::sync::mpsc;
+use std::{
+    path::PathBuf,
+    sync::{Arc, mpsc},
+};
 
+use caddis_disk::{Reserve, is_full};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
@@ -12,18 +16,37 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 /// Hands work to the thread. The thread ends, and closes the file, when this is dropped.
 pub(super) struct Owner {
     jobs: mpsc::Sender<Job>,
+    path: PathBuf,
+    reserve: Arc<Reserve>,
 }
 
 impl Owner {
-    /// Gives the connection to a thread of its own.
-    pub(super) fn new(mut connection: Connection) -> std::io::Result<Self> {
+    /// Gives the connection to the database at `path` to a thread of its own.
+    pub(super) fn new(mut connection: Connection, path: PathBuf, reserve: Arc<Reserve>) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         std::thread::Builder::new().name("catalog".to_owned()).spawn(move || {
             for job in queue {
                 job(&mut connection);
             }
         })?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, path, reserve })
+    }
+
+    /// Runs what frees room, or must be recorded for that: it does not fail while there is any reserve.
+    pub(super) async fn run_anyway<T: Send + 'static>(
+        &self,
+        mut work: impl FnMut(&mut Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (path, reserve) = (self.path.clone(), self.reserve.clone());
+        self.run(move |connection| {
+            loop {
+                match work(connection) {
+                    Err(CatalogError::Storage { source, .. }) if is_full(&source, &path) && reserve.give() => {}
+                    outcome => return outcome,
+                }
+            }
+        })
+        .await
     }
 
     /// Runs `work`. It is carried out even when the caller stops waiting.

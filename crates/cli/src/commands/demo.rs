@@ -72,7 +72,7 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     title("A machine of it")?;
     let begun = Instant::now();
     let config = json!({ "image": image, "restart": { "policy": "no" } });
-    let config = config.as_object().cloned().map(RawConfig);
+    let config = config.as_object().cloned().map(RawConfig::from);
     let request = CreateMachineRequest { config, ..Default::default() };
     let created = client.create_machine(&app, &request).await;
     let id = created.map_err(|e| CliError::attempted("could not launch machine", e))?.id;

@@ -28,7 +28,7 @@ struct Meaning {
 }
 
 /// All there are; `meaning` knows each, and a test holds them against the API's document.
-const CODES: [ErrorCode; 16] = [
+const CODES: [ErrorCode; 17] = [
     ErrorCode::InvalidArgument,
     ErrorCode::Unauthenticated,
     ErrorCode::PermissionDenied,
@@ -45,6 +45,7 @@ const CODES: [ErrorCode; 16] = [
     ErrorCode::RateLimited,
     ErrorCode::Internal,
     ErrorCode::Unavailable,
+    ErrorCode::DiskFull,
 ];
 
 /// The codes of errors.
@@ -132,6 +133,11 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
         ErrorCode::Unavailable => (
             "Something the server depends on did not answer. Whether the request was carried out is not known.",
             "Look at what became of it, then try again. The server's log has more.",
+        ),
+        ErrorCode::DiskFull => (
+            "The disk of the host that holds the server's data directory is full. Nothing was changed.",
+            "Free space on it, or stop or destroy machines: a reserve is kept for that. 'caddis platform status' shows \
+             what is free.",
         ),
         ErrorCode::Internal => (
             "The server failed. That is its fault, not yours.",

@@ -51,7 +51,7 @@ pub struct Logs {
     /// Leave out what was written later, and end then: as --since.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Print what there is and end.
+    /// Print what there is now and end.
     #[arg(short, long)]
     no_tail: bool,
     /// Print entries as JSON, one object after another.
@@ -88,10 +88,25 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
         until: until.map(|time| time.to_string()),
         ..LogsQuery::default()
     };
+    // A first page without times is the newest: there is no more of it.
+    let one_page = logs.no_tail && query.since.is_none() && query.until.is_none();
+    // The end of what there is, for who wants no more than that: a machine may write on and on.
+    let mut end = None;
     loop {
         let left = until.map(|until| until.duration_since(Timestamp::now()).as_secs());
         let over = logs.no_tail || left.is_some_and(|left| left < 0);
         let wait = left.map_or(WAIT_SECONDS, |left| WAIT_SECONDS.min(u64::try_from(left).unwrap_or(0) + 1));
+        if over && !one_page && end.is_none() {
+            let newest = LogsQuery {
+                limit: Some(1),
+                instance: query.instance.clone(),
+                region: query.region.clone(),
+                ..LogsQuery::default()
+            };
+            let newest = page(&client, &app, &newest, over, &session.printer).await;
+            end = Some(newest.map_err(|error| explain(error, &app, &query))?.meta.next_token);
+            query.until_token.clone_from(&end);
+        }
         query.wait_seconds = if over || query.next_token.is_none() { 0 } else { wait };
         let page = page(&client, &app, &query, over, &session.printer).await;
         let page = page.map_err(|error| explain(error, &app, &query))?;
@@ -102,7 +117,7 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
                 session.printer.out(log::line(&entry.attributes, &session.printer))?;
             }
         }
-        if page.data.is_empty() && over {
+        if over && (one_page || page.data.is_empty()) {
             return Ok(());
         }
         query.next_token = Some(page.meta.next_token);

@@ -91,16 +91,16 @@ fn facts(app: &App, machines: &[Machine], with_status: bool) -> Vec<(&'static st
     facts
 }
 
-fn group(machine: &Machine) -> &str {
+fn group(machine: &Machine) -> String {
     cell::metadata(machine, "fly_process_group").unwrap_or_default()
 }
 
 fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
     let checks = machine.checks.as_deref();
     vec![
-        group(machine).to_owned(),
+        group(machine),
         machine.id.to_string(),
-        cell::metadata(machine, "fly_release_version").unwrap_or(machine.version.as_str()).to_owned(),
+        cell::metadata(machine, "fly_release_version").unwrap_or_else(|| machine.version.to_string()),
         machine.region.clone(),
         machine.state.to_string(),
         cell::role(machine).unwrap_or_default().to_owned(),

@@ -86,7 +86,7 @@ impl Target {
             names.contains(&address.as_str()) || machine.private_ipv4.as_ref() == Some(address)
         };
         self.region.as_ref().is_none_or(|region| *region == machine.region)
-            && self.process_group.as_deref().is_none_or(|wanted| group.unwrap_or("app") == wanted)
+            && self.process_group.as_deref().is_none_or(|wanted| group.as_deref().unwrap_or("app") == wanted)
             && self.address.as_ref().is_none_or(is_at)
     }
 }

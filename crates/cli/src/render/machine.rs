@@ -13,8 +13,8 @@ pub fn config(machine: &Machine) -> MachineConfig {
 }
 
 /// A value of its metadata.
-pub fn metadata<'a>(machine: &'a Machine, name: &str) -> Option<&'a str> {
-    machine.config.as_ref()?.0.get("metadata")?.get(name)?.as_str()
+pub fn metadata(machine: &Machine, name: &str) -> Option<String> {
+    machine.config.as_ref()?.metadata(name)
 }
 
 /// What its check named `role` says.

@@ -9,5 +9,6 @@ mod context;
 mod images;
 mod lifecycle;
 mod neighbours;
+mod outcomes;
 mod refusals;
 mod stand;

@@ -7,10 +7,16 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use caddis_api::{ApiError, ErrorCode, Machine, MachineState};
+use caddis_bus::message::{WorkerReply, WorkerRequest};
 
 use super::update::all_versions;
 use crate::{
-    context::Context, envelope::Failure, extract::MachinePath, openapi::errors::NoMachine, query::Params, view::Shown,
+    context::{Context, unexpected},
+    envelope::Failure,
+    extract::MachinePath,
+    openapi::errors::NoMachine,
+    query::Params,
+    view::Shown,
 };
 
 /// Show a machine.
@@ -40,11 +46,23 @@ pub(crate) async fn get(
     {
         return Ok(Json(earlier(&context, &path, &shown, version).await?).into_response());
     }
+    if shown.state() == MachineState::Destroyed {
+        return Ok(Json(destroyed(&context, &shown).await?).into_response());
+    }
     Ok(if params.flag("include_leases")? {
         Json(with_lease(&shown)).into_response()
     } else {
         ([(CONTENT_TYPE, "application/json")], shown.body()).into_response()
     })
+}
+
+/// A destroyed machine. Its configuration is in no memory any more: its worker reads it.
+pub(super) async fn destroyed(context: &Context, shown: &Shown) -> Result<Machine, ApiError> {
+    let request = WorkerRequest::Get { machine: shown.record.machine.id.clone() };
+    match context.ask(&shown.record.worker, request, context.settings.request_deadline).await? {
+        WorkerReply::Machine { record } => Ok(record.machine),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// The machine as it was in a version that was replaced.

@@ -69,11 +69,11 @@ impl Filter {
     /// Whether a machine is wanted.
     pub fn accepts(&self, shown: &Shown) -> bool {
         let machine = &shown.record.machine;
-        let metadata = |key: &str| machine.config.as_ref()?.0.get("metadata")?.get(key)?.as_str();
+        let metadata = |key: &str| machine.config.as_ref()?.metadata(key);
         (self.deleted || !is_gone(machine.state) || self.states.contains(&machine.state))
             && self.region.as_ref().is_none_or(|region| *region == machine.region)
             && (self.states.is_empty() || self.states.contains(&machine.state))
-            && self.metadata.iter().all(|(key, value)| metadata(key) == Some(value))
+            && self.metadata.iter().all(|(key, value)| metadata(key).as_ref() == Some(value))
     }
 }
 

@@ -8,12 +8,13 @@ use axum::{
     http::StatusCode,
 };
 use caddis_api::{
-    ApiError, ErrorCode, VersionId,
+    ApiError, ErrorCode, MachineState, VersionId,
     requests::{MetadataValue, PatchMetadataRequest, SetMetadataRequest},
 };
 use caddis_bus::message::{Action, WorkerReply};
 use serde_json::{Map, Value};
 
+use super::get::destroyed;
 use crate::{
     context::{Context, unexpected},
     envelope::Failure,
@@ -26,8 +27,12 @@ const LONGEST_KEY: usize = 256;
 
 async fn metadata(context: &Context, path: &MachinePath) -> Result<Map<String, Value>, ApiError> {
     let shown = context.machine(&path.app, &path.id).await?;
-    let config = shown.record.machine.config.as_ref();
-    Ok(config.and_then(|config| config.0.get("metadata")?.as_object().cloned()).unwrap_or_default())
+    let config = match shown.state() {
+        MachineState::Destroyed => destroyed(context, &shown).await?.config,
+        _ => shown.record.machine.config.clone(),
+    };
+    let metadata = config.and_then(|config| config.field("metadata"));
+    Ok(metadata.and_then(|metadata| metadata.as_object().cloned()).unwrap_or_default())
 }
 
 async fn change(

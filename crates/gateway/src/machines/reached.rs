@@ -41,6 +41,9 @@ impl Targets {
     }
 
     fn accepts_passed(&self, event: &MachineEvent) -> bool {
+        if !event.is_transition() {
+            return false;
+        }
         let restarting = event.exit_details().is_some_and(|details| details.exit_event.restarting);
         !restarting && self.states.iter().any(|state| state.as_str() == event.status)
     }
@@ -52,7 +55,8 @@ pub(super) fn reached(record: &MachineRecord, targets: &Targets, since: &Since) 
     let state = record.machine.state;
     if targets.accepts_current(record) {
         // Newest first: the one that brought the state about.
-        let event = events.iter().find(|event| event.status == state.as_str()).map(|event| event.id.clone());
+        let brought = |event: &&std::sync::Arc<MachineEvent>| event.is_transition() && event.status == state.as_str();
+        let event = events.iter().find(brought).map(|event| event.id.clone());
         let counts = match since {
             Since::Now(_) => true,
             Since::Event(from) => event.as_ref().is_some_and(|event| event > from),
@@ -74,4 +78,44 @@ pub(super) fn reached(record: &MachineRecord, targets: &Targets, since: &Since) 
         .filter(|event| targets.accepts_passed(event))
         .find_map(|event| Some(Reached { state: event.status.parse().ok()?, event: Some(event.id.clone()) }));
     passed.filter(|_| *since != Since::Now(None))
+}
+
+/// Why nothing of the targets will be reached by a machine that is left to itself, where that is so: it has failed, or
+/// come to its end, since the wait began or before. A machine that was stopped or suspended may be waited for: someone
+/// else may be about to start it.
+pub(super) fn out_of_reach(record: &MachineRecord, targets: &Targets, since: &Since) -> Option<String> {
+    use MachineState::{Created, Failed, Started, Stopped, Suspended};
+    let machine = &record.machine;
+    let is_scheduled =
+        machine.config.as_ref().is_some_and(|config| config.field("schedule").is_some_and(|s| !s.is_null()));
+    if targets.settled || machine.operation.is_some() || is_scheduled {
+        return None;
+    }
+    let newest = machine.events.iter().flatten().find(|event| event.is_transition())?;
+    if matches!(since, Since::Event(from) if newest.id <= *from) {
+        return None;
+    }
+    let only = |states: &[MachineState]| targets.states.iter().all(|state| states.contains(state));
+    let why = newest.error().map(|error| format!(": {error}")).unwrap_or_default();
+    match machine.state {
+        Failed if only(&[Created, Started, Stopped, Suspended]) => {
+            Some(format!("its {} failed, and nothing is tried again by itself{why}", newest.kind))
+        }
+        Stopped if only(&[Created, Started, Suspended]) => {
+            let exit = newest.exit_details()?.exit_event;
+            (!exit.requested_stop && !exit.restarting)
+                .then(|| format!("its program has ended with exit code {}, and is not started again", exit.exit_code))
+        }
+        Started if only(&[Suspended]) => match newest.kind.as_str() {
+            "suspend" if !why.is_empty() => Some(format!("its suspend failed{why}")),
+            "start" if newest.request.as_ref().is_some_and(|request| request["start_kind"] == "none") => {
+                Some("its suspend was cancelled by a start".to_owned())
+            }
+            _ => None,
+        },
+        Suspended if only(&[Created, Started]) && newest.kind == "suspend" && !why.is_empty() => {
+            Some(format!("its start failed, and it stays suspended{why}"))
+        }
+        _ => None,
+    }
 }

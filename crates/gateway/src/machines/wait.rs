@@ -6,12 +6,11 @@ use axum::{Json, extract::State};
 use caddis_api::{ApiError, ErrorCode, EventId, MachineState, VersionId, error::ErrorBody, requests::WaitReply};
 use tokio::time::Instant;
 
-use super::reached::{Reached, Since, Targets, reached};
+use super::reached::{Reached, Since, Targets, out_of_reach, reached};
 use crate::{
     context::Context,
     envelope::Failure,
     extract::MachinePath,
-    openapi::errors::NoMachine,
     query::{Params, invalid},
     view::Shown,
 };
@@ -78,7 +77,9 @@ fn timeout(params: &Params) -> Result<Duration, ApiError> {
     ),
     responses(
         (status = 200, description = "Reached", body = WaitReply),
-        NoMachine,
+        (status = 400, body = ErrorBody,
+            description = "The request is wrong, or the machine has failed or ended and will not reach the state by itself"),
+        (status = 404, description = "No such app, machine or version", body = ErrorBody),
         (status = 408, description = "Not reached in time", body = ErrorBody),
         (status = 409, description = "The version was replaced", body = ErrorBody),
     ),
@@ -137,7 +138,14 @@ fn look(shown: &Shown, targets: &Targets, since: &Since, version: Option<&str>) 
         return Ok(Some(WaitReply { ok: true, state, version: machine.version.clone(), event_id: event }));
     }
     // It will never be anything else.
-    if machine.state == MachineState::Destroyed { Err(ApiError::machine_not_found()) } else { Ok(None) }
+    if machine.state == MachineState::Destroyed {
+        return Err(ApiError::machine_not_found());
+    }
+    match out_of_reach(&shown.record, targets, since) {
+        // Of all codes the usual client gives up at once at this one only; at the text of a 408 it may panic.
+        Some(reason) => Err(ApiError::invalid(format!("machine will not reach {}: {reason}", names(targets)))),
+        None => Ok(None),
+    }
 }
 
 fn names(targets: &Targets) -> String {

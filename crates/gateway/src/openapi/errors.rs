@@ -70,6 +70,7 @@ errors! {
     Protected {
         "401" => "No token, or none of this server",
         "429" => "Too many requests of this kind; `retry-after` says when to come back",
+        "507" => "The disk of the host is full: nothing was changed. What frees room still works",
         "504" => "What the server depends on does not answer; the request may still be carried out",
     }
 }

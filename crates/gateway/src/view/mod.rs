@@ -28,6 +28,9 @@ use crate::deletion::Destroyed;
 
 pub(crate) use follow::follow;
 
+/// Largest configuration, bytes, of a machine whose JSON is kept beside it.
+const LARGEST_KEPT: usize = 16 * 1024;
+
 /// A machine at one revision.
 pub(crate) struct Shown {
     /// As its worker published it.
@@ -36,11 +39,12 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    /// The machine as JSON, written once per revision.
+    /// The machine as JSON, written once per revision, unless it has a large configuration, which is in memory once.
     pub fn body(&self) -> Bytes {
         // All of it is plain data with string keys, for which serialisation has no way to fail.
         let write = || serde_json::to_vec(&self.record.machine).map_or_else(|_| Bytes::new(), Bytes::from);
-        self.body.get_or_init(write).clone()
+        let size = self.record.machine.config.as_ref().map_or(0, caddis_api::RawConfig::size);
+        if size > LARGEST_KEPT { write() } else { self.body.get_or_init(write).clone() }
     }
 
     /// Its state.

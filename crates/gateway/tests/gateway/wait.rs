@@ -139,3 +139,147 @@ async fn destroyed_machines_are_gone_unless_that_is_waited_for() {
     let gone = wait(&fixture, &id, "state=stopped").await;
     assert_eq!((gone.status.as_u16(), gone.error().as_str()), (404, "machine not found"));
 }
+
+/// What a wait is answered at once that can't come true.
+async fn refused(fixture: &Fixture, id: &MachineId, query: &str) -> String {
+    let begin = Instant::now();
+    let answer = wait(fixture, id, &format!("{query}&timeout=60")).await;
+    assert_eq!(answer.status, 400, "{query}: {}", answer.text);
+    assert!(begin.elapsed() < Duration::from_secs(30), "{query} was waited for");
+    let text = answer.error();
+    // A client of the field panics over these words after a restart.
+    assert!(!text.contains("machine failed to reach desired state"), "{text}");
+    text
+}
+
+/// Moves the machine on, and waits until the gateway knows.
+async fn turn(fixture: &Fixture, id: &MachineId, state: MachineState, kind: &str, request: serde_json::Value) {
+    let record = fixture.worker.turn_with(id, state, kind, request).await;
+    known(fixture, &record).await;
+}
+
+async fn known(fixture: &Fixture, record: &caddis_bus::message::MachineRecord) {
+    let machine = serde_json::to_value(&record.machine).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let seen = fixture.call(&format!("GET /v1/apps/a/machines/{}", record.machine.id)).await.ok();
+        if seen["events"] == machine["events"]
+            && seen["operation"] == machine["operation"]
+            && seen["config"] == machine["config"]
+        {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the gateway does not hear of it: {seen}");
+        tokio::task::yield_now().await;
+    }
+}
+
+fn exit(code: i32, requested: bool, restarting: bool) -> serde_json::Value {
+    json!({
+        "exit_event": {
+            "exit_code": code, "guest_exit_code": code, "guest_signal": -1, "signal": -1, "oom_killed": false,
+            "requested_stop": requested, "restarting": restarting, "exited_at": "2026-03-31T06:08:08.123Z",
+        },
+        "restart_count": 0,
+    })
+}
+
+#[tokio::test]
+async fn a_machine_that_has_failed_is_not_waited_for() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let failed = json!({ "error": "no disk" });
+    let fails = fixture.worker.turn_with(&id, MachineState::Failed, "start", failed.clone());
+    let answer = while_waiting(&fixture, &id, "state=stopped", fails).await;
+    let text = "machine will not reach stopped: its start failed, and nothing is tried again by itself: no disk";
+    assert_eq!((answer.status.as_u16(), answer.error().as_str()), (400, text));
+    for query in ["state=started", "state=started,stopped", "state=suspended", "state=created"] {
+        assert!(refused(&fixture, &id, query).await.ends_with(": no disk"), "{query}");
+    }
+    // What it can come to is waited for, or holds.
+    for query in ["state=failed", "state=started,failed", "state=settled"] {
+        assert_eq!(wait(&fixture, &id, query).await.ok()["state"], "failed", "{query}");
+    }
+    let gone = fixture.worker.turn(&id, MachineState::Destroyed, "destroy");
+    assert_eq!(while_waiting(&fixture, &id, "state=destroyed", gone).await.ok()["state"], "destroyed");
+}
+
+#[tokio::test]
+async fn a_failed_machine_that_is_started_again_is_waited_for() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    turn(&fixture, &id, MachineState::Failed, "start", json!({ "error": "no disk" })).await;
+    let event = fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok()["events"][0]["id"].clone();
+    let query = format!("state=started&from_event_id={}", event.as_str().unwrap());
+    // Only what comes after the failure counts.
+    let starts = fixture.worker.turn(&id, MachineState::Started, "start");
+    assert_eq!(while_waiting(&fixture, &id, &query, starts).await.ok()["state"], "started");
+    turn(&fixture, &id, MachineState::Failed, "start", json!({ "error": "no disk" })).await;
+    let operation = crate::support::worker::operation("boot", 0);
+    known(&fixture, &fixture.worker.change(&id, |record| record.machine.operation = Some(operation)).await).await;
+    let starts = fixture.worker.change(&id, |record| {
+        record.machine.operation = None;
+        crate::support::worker::enter(record, MachineState::Started, "start");
+    });
+    assert_eq!(while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"], "started");
+}
+
+#[tokio::test]
+async fn a_program_that_has_ended_for_good_is_not_waited_for() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    turn(&fixture, &id, MachineState::Stopped, "exit", exit(3, false, false)).await;
+    let text = refused(&fixture, &id, "state=started").await;
+    let expected = "machine will not reach started: its program has ended with exit code 3, and is not started again";
+    assert_eq!(text, expected);
+    refused(&fixture, &id, "state=suspended").await;
+    assert_eq!(wait(&fixture, &id, "state=started,stopped").await.ok()["state"], "stopped");
+    // One that was stopped may be started by someone else, and one that is restarted starts by itself; nothing that only
+    // tells something changes that.
+    for details in [exit(0, true, false), exit(1, false, true)] {
+        turn(&fixture, &id, MachineState::Stopped, "exit", details).await;
+        turn(&fixture, &id, MachineState::Stopped, "cordon", serde_json::Value::Null).await;
+        let starts = fixture.worker.turn(&id, MachineState::Started, "start");
+        assert_eq!(while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"], "started");
+    }
+    turn(&fixture, &id, MachineState::Stopped, "exit", exit(0, false, false)).await;
+    let schedule = fixture.worker.change(&id, |record| {
+        let config = record.machine.config.as_mut().unwrap();
+        let mut fields = config.fields();
+        fields.insert("schedule".to_owned(), json!("hourly"));
+        *config = fields.into();
+    });
+    known(&fixture, &schedule.await).await;
+    let starts = fixture.worker.turn(&id, MachineState::Started, "start");
+    assert_eq!(while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"], "started");
+}
+
+#[tokio::test]
+async fn a_suspend_that_came_to_nothing_is_not_waited_for() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let given_up = fixture.worker.turn_with(&id, MachineState::Started, "suspend", json!({ "error": "disk is full" }));
+    let answer = while_waiting(&fixture, &id, "state=suspended", given_up).await;
+    let text = "machine will not reach suspended: its suspend failed: disk is full";
+    assert_eq!((answer.status.as_u16(), answer.error().as_str()), (400, text));
+    turn(&fixture, &id, MachineState::Started, "start", json!({ "start_kind": "none" })).await;
+    assert!(refused(&fixture, &id, "state=suspended").await.ends_with("cancelled by a start"));
+    turn(&fixture, &id, MachineState::Suspended, "suspend", json!({ "error": "no memory" })).await;
+    assert!(refused(&fixture, &id, "state=started").await.ends_with("stays suspended: no memory"));
+    turn(&fixture, &id, MachineState::Suspended, "suspend", serde_json::Value::Null).await;
+    let starts = fixture.worker.turn(&id, MachineState::Started, "start");
+    assert_eq!(while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"], "started");
+}
+
+#[tokio::test]
+async fn what_is_only_told_of_a_machine_is_no_change_of_its_state() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let event = wait(&fixture, &id, "").await.ok()["event_id"].as_str().unwrap().to_owned();
+    for kind in ["cordon", "host_status", "oom"] {
+        turn(&fixture, &id, MachineState::Started, kind, serde_json::Value::Null).await;
+    }
+    let query = format!("state=started&from_event_id={event}&timeout=1");
+    assert_eq!(wait(&fixture, &id, &query).await.status, 408);
+    assert_eq!(wait(&fixture, &id, "").await.ok()["event_id"], event.as_str());
+}

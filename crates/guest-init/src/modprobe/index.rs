@@ -107,19 +107,17 @@ fn matches(pattern: &str, text: &str) -> bool {
                 p += 1;
                 continue;
             }
-            Some(b'[') if let Some((fits, end)) = in_class(&pattern[p..], text[t]) => {
+            Some(byte) => {
+                // A bracket that begins no class stands for itself.
+                let class = Some(byte).filter(|byte| **byte == b'[').and_then(|_| in_class(&pattern[p..], text[t]));
+                let (fits, length) = class.unwrap_or((*byte == b'?' || is_same(*byte, text[t]), 1));
                 if fits {
-                    p += end;
+                    p += length;
                     t += 1;
                     continue;
                 }
             }
-            Some(byte) if *byte == b'?' || is_same(*byte, text[t]) => {
-                p += 1;
-                t += 1;
-                continue;
-            }
-            _ => {}
+            None => {}
         }
         let Some((at, from)) = star else { return false };
         star = Some((at, from + 1));

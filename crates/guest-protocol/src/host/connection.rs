@@ -14,7 +14,11 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use super::{AgentStream, Answer, Command, Connector, ExecEvent, GuestEvent, Inner, SessionError, exec::ExecRoute};
+use super::{
+    AgentStream, Answer, Command, Connector, ExecEvent, GuestEvent, Inner, SessionError,
+    exec::ExecRoute,
+    hearing::{Due, Hearing},
+};
 use crate::{
     GuestMessage, GuestState, HostMessage, LOG_WINDOW_BYTES, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION,
     frame::{self, Decoder, Frame, MAX_GUEST_CONTROL},
@@ -24,8 +28,6 @@ use crate::{
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 /// A hello without answer is repeated: it may have been lost with an earlier connection's bytes.
 const HELLO_AGAIN: Duration = Duration::from_secs(2);
-/// How often the guest is told the time.
-const TIME_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes that may wait to be written before no more commands are taken.
 const OUTGOING_LIMIT: usize = 256 * 1024;
 /// What a guest may have sent unacknowledged before it counts as broken: its window, and room for what was under way.
@@ -46,11 +48,18 @@ pub(super) async fn keep(
     mut closed: watch::Receiver<bool>,
 ) {
     let mut back_off = BACK_OFF.0;
+    let mut hearing = Hearing::new(inner.pace);
     let work = async {
         loop {
+            // That it can't be reached is found out as its silence is.
+            hearing.asked();
+            if hearing.due().is_some_and(|due| due == Due::Tell) {
+                // It is told again.
+                let _ = events.try_send(GuestEvent::Silent);
+            }
             let reason = match connector.connect().await {
                 Ok(stream) => {
-                    let mut connection = Connection::new(stream, &inner, &events);
+                    let mut connection = Connection::new(stream, &inner, &events, &mut hearing);
                     let end = connection.run(&mut commands).await;
                     if connection.welcomed {
                         back_off = BACK_OFF.0;
@@ -126,10 +135,16 @@ struct Connection<'a> {
     outgoing: Outgoing,
     execs: HashMap<u32, ExecRoute>,
     answers: HashMap<u32, oneshot::Sender<Answer>>,
+    hearing: &'a mut Hearing,
 }
 
 impl<'a> Connection<'a> {
-    fn new(stream: Box<dyn AgentStream>, inner: &'a Inner, events: &'a mpsc::Sender<GuestEvent>) -> Self {
+    fn new(
+        stream: Box<dyn AgentStream>,
+        inner: &'a Inner,
+        events: &'a mpsc::Sender<GuestEvent>,
+        hearing: &'a mut Hearing,
+    ) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self {
             reader,
@@ -142,6 +157,7 @@ impl<'a> Connection<'a> {
             outgoing: Outgoing::default(),
             execs: HashMap::new(),
             answers: HashMap::new(),
+            hearing,
         }
     }
 
@@ -159,10 +175,13 @@ impl<'a> Connection<'a> {
     ) -> Result<std::convert::Infallible, String> {
         self.hello()?;
         let mut hello_again = tokio::time::interval_at(Instant::now() + HELLO_AGAIN, HELLO_AGAIN);
-        let mut time = tokio::time::interval_at(Instant::now() + TIME_INTERVAL, TIME_INTERVAL);
+        let question = self.inner.pace.question;
+        let mut time = tokio::time::interval_at(Instant::now() + question, question);
         time.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut renewed = self.inner.renewed.subscribe();
         let mut buffer = vec![0; 32 * 1024];
         loop {
+            let unanswered = self.hearing.at();
             // Nothing is sent before the welcome but the hello: the guest would not know whether it is still meant.
             tokio::select! {
                 read = self.reader.read(&mut buffer) => {
@@ -182,9 +201,31 @@ impl<'a> Connection<'a> {
                     Some(command) => self.carry_out(command)?,
                     None => std::future::pending().await,
                 },
-                _ = hello_again.tick(), if !self.welcomed => self.hello()?,
-                _ = time.tick(), if self.welcomed => self.tell_time(None)?,
+                // What the other end does not even take needs no repetition.
+                _ = hello_again.tick(), if !self.welcomed && self.outgoing.bytes == 0 => self.hello()?,
+                _ = time.tick(), if self.welcomed => {
+                    self.hearing.asked();
+                    self.tell_time(None)?;
+                }
+                () = tokio::time::sleep_until(unanswered.unwrap_or_else(Instant::now)), if unanswered.is_some() => {
+                    self.miss()?;
+                }
+                Ok(()) = renewed.changed() => return Err("the guest does not answer".to_owned()),
             }
+        }
+    }
+
+    /// The guest has left something unanswered for some time.
+    fn miss(&mut self) -> Result<(), String> {
+        match self.hearing.due() {
+            // Every guest answers this one.
+            Some(Due::Ask) if self.welcomed => self.hello(),
+            Some(Due::Tell) => {
+                // It is told again.
+                let _ = self.events.try_send(GuestEvent::Silent);
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -212,6 +253,7 @@ impl<'a> Connection<'a> {
             Command::Send { message, payload, sent } => self.queue(&message, &payload, sent),
             Command::Exec { request, route, sent } => {
                 self.execs.insert(request.id, route);
+                self.hearing.asked();
                 self.queue(&HostMessage::Exec(request), b"", Some(sent))
             }
             Command::Cancel { id } => match self.execs.remove(&id) {
@@ -220,6 +262,7 @@ impl<'a> Connection<'a> {
             },
             Command::Ask { id, message, answer } => {
                 self.answers.insert(id, answer);
+                self.hearing.asked();
                 self.send(&message)
             }
         }
@@ -228,6 +271,9 @@ impl<'a> Connection<'a> {
     fn receive(&mut self, frame: Frame<GuestMessage>) -> Result<(), String> {
         if frame.epoch != self.epoch {
             return Ok(());
+        }
+        if self.hearing.heard() {
+            self.tell(GuestEvent::Heard)?;
         }
         match frame.message {
             GuestMessage::Welcome { protocol, init_version, status, machine_id } => {

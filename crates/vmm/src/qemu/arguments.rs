@@ -98,8 +98,8 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         }
         Disk::Blank => add("-blockdev", "driver=null-co,node-name=root,size=1073741824,read-zeroes=on".to_owned()),
     }
-    // Errors go to the guest: QEMU's way with a full disk, to stop the VM, would need someone to let it go on.
-    let errors = "werror=report,rerror=report";
+    // What can't be written is not lost: the VM stands still, is heard of (`hold.rs`), and the worker lets it go on.
+    let errors = "werror=stop,rerror=report";
     add("-device", format!("virtio-blk-device,drive=root,serial={},{errors}", crate::ROOT_DISK_SERIAL));
     if shape.modules != Modules::None {
         add_modules(&mut add, shape.modules);

@@ -353,7 +353,7 @@ impl Waiting for Member {
             self.bind_to(&spec).map(|running| (running, spec.directory, slot))
         });
         let (running, directory, slot) = bound.await.map_err(panicked)??;
-        QemuVm::watch(running, directory, slot)
+        QemuVm::watch(running, directory, slot, super::hold::AFTER_START)
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::{
 };
 use serde_json::json;
 
-use super::{descriptor, launch::QMP_SOCKET};
+use super::{descriptor, hold::IO_ERROR, launch::QMP_SOCKET};
 use crate::{
     VmmError,
     guest_memory::GuestMemory,
@@ -54,9 +54,11 @@ impl Standing<'_> {
 
     fn try_save(&self, file: &Path, key: &str, overlay: &Path, cancelled: &AtomicBool) -> io::Result<()> {
         let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
-        if qmp.status()? != RUNNING {
+        match qmp.status()?.as_str() {
+            RUNNING => {}
+            IO_ERROR => return Err(io::Error::other("it stands still because its disk can't be written")),
             // It was saved before, and has let go of its disk since.
-            qmp.execute("cont", json!({}))?;
+            _ => drop(qmp.execute("cont", json!({}))?),
         }
         qmp.execute("stop", json!({}))?;
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;

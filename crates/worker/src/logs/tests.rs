@@ -143,8 +143,8 @@ fn what_was_rotated_away_or_written_by_an_older_release_is_not_told_again() {
 #[test]
 fn lines_about_quiet_machines_hold_no_file_open() {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer =
-        Writer { directory: directory.path().to_owned(), segment_bytes: 1 << 20, files: HashMap::new(), last: 1 };
+    let (directory, segment_bytes) = (directory.path().to_owned(), 1 << 20);
+    let mut writer = Writer { directory, segment_bytes, files: HashMap::new(), lost: HashMap::new(), last: 1 };
     let first = event(None, 5, "first");
     writer.tell(&machine(), std::slice::from_ref(&first), true).unwrap();
     assert!(writer.files.is_empty());
@@ -184,4 +184,37 @@ fn numbers_rise_although_the_clock_was_set_back() {
     write(&logs, 7, 1, "after");
     let lines = logs.read(&machine(), &Selection { after: late, ..Selection::ALL }).unwrap();
     assert_eq!((lines[0].message.as_str(), lines[0].number), ("after", late + 1));
+}
+
+#[test]
+fn lines_that_can_not_be_written_are_counted_and_their_number_is_told_when_it_works_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
+    write(&logs, 7, 1, "one");
+    logs.close(&machine());
+    // Nothing can be written where a file is in the place of the machine's directory.
+    let (here, away) = (directory.path().join(machine().as_str()), directory.path().join("away"));
+    let (passed, closed) = mpsc::channel();
+    let machine_of_none = MachineId::from_trusted("55556666777788");
+    logs.append_record(
+        &machine_of_none,
+        1,
+        (1, LogSource::Stdout, 5, 0, false),
+        &Bytes::from_static(b"x"),
+        move || {
+            passed.send(()).unwrap();
+        },
+    );
+    closed.recv().unwrap();
+    fs::rename(&here, &away).unwrap();
+    fs::write(&here, "").unwrap();
+    write(&logs, 7, 2, "two\nthree");
+    write(&logs, 7, 3, "four");
+    fs::remove_file(&here).unwrap();
+    fs::rename(&away, &here).unwrap();
+    write(&logs, 7, 4, "five");
+    write(&logs, 7, 5, "six");
+    let told = messages(&logs, 0, 100, true);
+    assert_eq!((told[0].as_str(), told[2..].join(" ").as_str(), told.len()), ("one", "five six", 4));
+    assert!(told[1].starts_with("3 lines were lost"), "{}", told[1]);
 }

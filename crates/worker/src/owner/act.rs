@@ -37,6 +37,8 @@ impl Owner {
                     let _ = self.try_change(Durability::Process, note).await;
                 }
             }
+            // It has been followed before.
+            Message::ClockSet => {}
             Message::Drain { done } => self.drain(done).await,
         }
     }
@@ -70,6 +72,7 @@ impl Owner {
             }
             Action::Suspend => {
                 spec::check_suspendable(&self.config)?;
+                self.check_not_held()?;
                 if !self.shared.vmm.capabilities().snapshot {
                     return Err(ApiError::precondition("unable to suspend machine: this host's VMM can't save VMs"));
                 }
@@ -77,6 +80,7 @@ impl Owner {
                     let text = "unable to suspend machine: it was started by an older server; restart it first";
                     return Err(ApiError::precondition(text));
                 }
+                self.check_answers()?;
                 self.request(Request::Suspend, None).await?;
             }
             Action::Signal { signal } => {
@@ -219,7 +223,9 @@ impl Owner {
     }
 
     async fn deliver(&mut self, signal: Signal) -> Result<(), ApiError> {
+        self.check_answers()?;
         let live = self.live.as_ref().ok_or_else(|| ApiError::precondition("machine not running"))?;
+        self.check_not_held()?;
         tokio::select! {
             sent = live.session.signal(signal.number()) => {
                 sent.map_err(|e| ApiError::precondition(format!("can't deliver the signal: {e}")))
@@ -269,6 +275,8 @@ impl Owner {
         if let Some(nonce) = nonce {
             self.check_lease(nonce.as_ref())?;
         }
+        self.check_not_held()?;
+        self.check_answers()?;
         match (&self.live, self.row.state) {
             (Some(live), MachineState::Started) => Ok(live.session.clone()),
             _ => Err(ApiError::precondition("machine not running")),

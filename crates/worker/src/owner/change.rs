@@ -12,7 +12,7 @@ use crate::{
     operation::{Operation, OperationKind, Step},
     restart::{self, Verdict},
     row::{MachineRow, ProgramEnd},
-    store::{Change, Durability, VersionChange},
+    store::{Change, Durability, Room, VersionChange},
 };
 
 /// Wait before a change that must be recorded is tried again.
@@ -152,6 +152,15 @@ impl Owner {
         durability: Durability,
         edit: impl FnOnce(&mut Draft),
     ) -> Result<(), ApiError> {
+        self.record_change(durability, Room::Free, edit).await
+    }
+
+    async fn record_change(
+        &mut self,
+        durability: Durability,
+        room: Room,
+        edit: impl FnOnce(&mut Draft),
+    ) -> Result<(), ApiError> {
         let mut draft = Draft::new(self.row.clone());
         edit(&mut draft);
         draft.row.updated_at = draft.now.max(self.row.updated_at);
@@ -160,10 +169,14 @@ impl Owner {
         if rests && draft.row.state != self.row.state {
             draft.row.rested_at = draft.now;
         }
+        let room = if frees_room(&self.row, &draft.row) { Room::Reserve } else { room };
         let change = draft.into_change();
-        let commit = self.shared.store.commit(vec![change.clone()], durability);
+        let commit = self.shared.store.commit(vec![change.clone()], durability, room);
         commit.await.map_err(|e| {
             tracing::error!(machine = %self.row.id, error = %e, "can't record a change");
+            if e.is_full() {
+                return ApiError::disk_full();
+            }
             ApiError::internal("can't record the change; see the server's log, and free space if its disk is full")
         })?;
         self.row = change.row;
@@ -179,8 +192,15 @@ impl Owner {
     /// Records a change that has happened. While the database refuses, nothing else happens to this machine; health
     /// tells of it.
     pub(super) async fn change(&mut self, durability: Durability, edit: impl Fn(&mut Draft)) {
-        while self.try_change(durability, &edit).await.is_err() {
+        while self.record_change(durability, Room::Reserve, &edit).await.is_err() {
             tokio::time::sleep(STORE_RETRY).await;
         }
     }
+}
+
+/// Whether a change leads to less on the disk: a stop, a destroy, or that nothing follows them.
+fn frees_room(before: &MachineRow, after: &MachineRow) -> bool {
+    let ends = |kind: &OperationKind| matches!(kind, OperationKind::Stop(_) | OperationKind::Destroy);
+    let begins = after.operation.as_ref().is_some_and(|operation| ends(&operation.kind));
+    begins || after.next.as_ref().is_some_and(ends) || (before.next.is_some() && after.next.is_none())
 }

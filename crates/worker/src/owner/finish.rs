@@ -135,6 +135,12 @@ impl Owner {
             self.revert(*replaced, reason).await;
             return;
         }
+        if let OperationKind::Wake { failure } = operation.kind.clone()
+            && self.stays_unheard(failure.as_deref(), &reason).await
+        {
+            return;
+        }
+        let Some(operation) = &self.row.operation else { return };
         // A suspend that comes to nothing costs nothing: the machine goes on.
         let saved = step::snapshot(&self.shared, &self.row.id).exists();
         let instead = match operation.kind {

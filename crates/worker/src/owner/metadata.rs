@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use caddis_api::{ApiError, RawConfig, VersionId};
 use serde_json::json;
 
-use super::{Draft, Owner};
+use super::{Draft, Owner, kept};
 use crate::store::Durability;
 
 /// Bytes of all keys and values together.
-const MOST: usize = 64 * 1024;
+const MOST: usize = caddis_api::validate::MAX_METADATA_BYTES;
 
 impl Owner {
     pub(super) async fn set_metadata(
@@ -34,7 +34,7 @@ impl Owner {
             return Err(ApiError::invalid(format!("invalid metadata, cannot exceed {MOST} bytes in all")));
         }
         self.try_change(Durability::Synced, |draft| draft.merge_metadata(&changes)).await?;
-        self.config = config.into();
+        self.config = kept(config);
         Ok(())
     }
 }
@@ -50,7 +50,8 @@ impl Draft {
 }
 
 fn merge(config: &mut RawConfig, changes: &BTreeMap<String, Option<String>>) {
-    let metadata = config.0.entry("metadata").or_insert_with(|| json!({}));
+    let mut fields = config.fields();
+    let metadata = fields.entry("metadata").or_insert_with(|| json!({}));
     let Some(metadata) = metadata.as_object_mut() else { return };
     for (key, value) in changes {
         match value.as_deref().filter(|value| !value.is_empty()) {
@@ -58,4 +59,5 @@ fn merge(config: &mut RawConfig, changes: &BTreeMap<String, Option<String>>) {
             None => drop(metadata.remove(key)),
         }
     }
+    *config = fields.into();
 }

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use caddis_api::{
-    Machine,
+    Machine, MachineState,
     event::MachineEvent,
     machine::{ImageRef, Operation},
     time,
@@ -37,7 +37,8 @@ pub fn record(
         private_ip: row.addresses.ipv6.to_string(),
         created_at: time::seconds(time::from_unix_ms(row.created_at)),
         updated_at: time::seconds(time::from_unix_ms(row.updated_at)),
-        config: Some(row.config.clone()),
+        // Of a destroyed one it is read from the database, if anyone asks.
+        config: (row.state != MachineState::Destroyed).then(|| row.config.clone()),
         incomplete_config: None,
         events: Some(events.iter().take(RECENT_EVENTS).cloned().collect()),
         checks: Some(Vec::new()),

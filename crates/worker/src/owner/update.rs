@@ -4,7 +4,7 @@
 use caddis_api::{ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig};
 use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerResult};
 use caddis_image::ResolvedImage;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Owner, lease::grant, record::image_ref};
 use crate::{
@@ -92,7 +92,7 @@ impl Owner {
             return Err(ApiError::precondition("machine is about to be destroyed, refusing to update"));
         }
         let volumes = |config: &RawConfig| {
-            let mounts = config.0.get("mounts").and_then(Value::as_array).cloned().unwrap_or_default();
+            let mounts = config.field("mounts").and_then(|mounts| mounts.as_array().cloned()).unwrap_or_default();
             mounts.iter().map(|mount| mount.get("volume").cloned()).collect::<Vec<_>>()
         };
         if volumes(&self.row.config) != volumes(new) {
@@ -103,7 +103,7 @@ impl Owner {
 
     fn take_on(&mut self, config: MachineConfig) {
         self.shared.uses(&self.row.id, self.row.image.reference.digest.clone());
-        self.config = config.into();
+        self.config = super::kept(config);
     }
 
     /// The new version can't be had: the machine goes on with the one it had.

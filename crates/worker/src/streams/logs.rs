@@ -26,10 +26,9 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// One page: those that follow the token, without one those since a time or, without that too, the newest.
 pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<LogQuery>) -> Result<Json<LogsReply>, Failed> {
-    let after = match query.next_token.as_deref().filter(|token| !token.is_empty()) {
-        Some(token) => Some(token.parse::<u64>().map_err(|_| ApiError::invalid("invalid next_token"))?),
-        None => (query.since_ns.is_some() || query.until_ns.is_some()).then_some(0),
-    };
+    let bound = place("until_token", query.until_token.as_deref())?;
+    let timed = query.since_ns.is_some() || query.until_ns.is_some();
+    let after = place("next_token", query.next_token.as_deref())?.or(timed.then_some(0));
     let limit = query.limit.unwrap_or(PAGE).clamp(1, 1000);
     let wait = Duration::from_secs(query.wait_seconds.unwrap_or(0)).min(MAX_WAIT);
     // What comes later is not asked for.
@@ -39,9 +38,10 @@ pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<LogQuer
     shared.logs.written().await;
     let mut position = shared.logs.position();
     loop {
-        let until = *position.borrow_and_update();
+        let written = *position.borrow_and_update();
+        let until = bound.map_or(written, |bound| bound.min(written));
         let reply = page(&shared, &query, after, until, limit).await?;
-        if !reply.data.is_empty() {
+        if !reply.data.is_empty() || bound.is_some_and(|bound| bound <= written) {
             return Ok(Json(reply));
         }
         match tokio::time::timeout_at(end, position.changed()).await {
@@ -49,6 +49,12 @@ pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<LogQuer
             Ok(Err(_)) | Err(_) => return Ok(Json(reply)),
         }
     }
+}
+
+/// A place in the log that a client gives back.
+fn place(name: &str, token: Option<&str>) -> Result<Option<u64>, ApiError> {
+    let token = token.filter(|token| !token.is_empty());
+    token.map(|token| token.parse().map_err(|_| ApiError::invalid(format!("invalid {name}")))).transpose()
 }
 
 async fn page(

@@ -5,11 +5,13 @@
 mod databases;
 mod deaths;
 mod faults;
+mod holds;
 mod lifecycle;
 mod races;
 mod restarts;
 mod sabotage;
 mod schedule;
+mod silence;
 mod steps;
 mod support;
 mod suspend;

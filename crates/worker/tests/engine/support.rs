@@ -23,6 +23,7 @@ use caddis_bus::{
         WorkerResult, decode, encode, region_subject, worker_subject,
     },
 };
+use caddis_guest_protocol::host::Pace;
 use caddis_vmm::{
     SlotPool,
     fake::{FakeHost, FakeVmm},
@@ -60,7 +61,7 @@ fn is_told(event: &MachineEvent) -> bool {
 pub fn config(more: Value) -> RawConfig {
     let mut config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } });
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    RawConfig(config.as_object().unwrap().clone())
+    RawConfig::from(config.as_object().unwrap().clone())
 }
 
 impl Drop for Fixture {
@@ -86,6 +87,8 @@ pub struct Fixture {
     pub network: FakeNetwork,
     pub slots: Option<SlotPool>,
     pub boot_id: String,
+    /// How the next worker looks after its guests.
+    pub pace: Pace,
     bus: InProcessBus,
     worker: Option<Worker>,
     /// What the worker runs in: its death is the end of this.
@@ -118,6 +121,7 @@ impl Fixture {
             network: FakeNetwork::default(),
             slots: None,
             boot_id: "first".to_owned(),
+            pace: Pace::default(),
             bus,
             worker: None,
             runtime: None,
@@ -147,6 +151,7 @@ impl Fixture {
             restart_concurrency: 2,
             destroyed_retention: Duration::from_secs(60),
             boot_id: self.boot_id.clone(),
+            guest_pace: self.pace,
             ..fake::config(self.directory.path())
         };
         let slots = SlotPool::open_without_cgroups(slots).unwrap();
@@ -257,15 +262,14 @@ impl Fixture {
 
     async fn create_with(&self, argv: &[&str], more: Value, skip_launch: bool) -> Result<MachineId, ApiError> {
         let id = MachineId::random();
-        let mut config = config(more);
+        let mut config = config(more).fields();
         config
-            .0
             .entry("init")
             .or_insert_with(|| json!({}))
             .as_object_mut()
             .unwrap()
             .insert("exec".to_owned(), json!(argv));
-        self.create_as(&id, config, skip_launch).await.map(|()| id)
+        self.create_as(&id, config.into(), skip_launch).await.map(|()| id)
     }
 
     /// Makes a machine of this id.

@@ -51,8 +51,8 @@ async fn versions(fixture: &Fixture, machine: &MachineId) -> Vec<VersionRecord> 
     }
 }
 
-fn env(version: &VersionRecord) -> &Value {
-    version.config.0.get("env").unwrap_or(&Value::Null)
+fn env(version: &VersionRecord) -> Value {
+    version.config.field("env").unwrap_or(Value::Null)
 }
 
 /// `type status` of the events, oldest first.
@@ -82,7 +82,7 @@ async fn a_running_machine_runs_the_new_version() {
     let all = versions(&fixture, &machine).await;
     let ids: Vec<_> = all.iter().map(|version| version.version.clone()).collect();
     assert_eq!(ids, [new, old]);
-    assert_eq!((env(&all[0]), env(&all[1])), (&json!({ "A": "1" }), &Value::Null));
+    assert_eq!((env(&all[0]), env(&all[1])), (json!({ "A": "1" }), Value::Null));
 }
 
 #[tokio::test]
@@ -272,8 +272,9 @@ async fn metadata_is_merged_without_a_new_version() {
     fixture.act(&machine, lease).await.unwrap();
     fixture.act(&machine, set(&[("a", Some("1")), ("b", Some("2"))], None)).await.unwrap();
     fixture.act(&machine, set(&[("a", None), ("b", Some("3")), ("c", Some(""))], Some(version.clone()))).await.unwrap();
-    let record = fixture.until_that(&machine, |r| r.machine.config.as_ref().unwrap().0["metadata"]["b"] == "3").await;
-    assert_eq!(record.machine.config.unwrap().0["metadata"], json!({ "b": "3" }));
+    let record =
+        fixture.until_that(&machine, |r| r.machine.config.as_ref().unwrap().fields()["metadata"]["b"] == "3").await;
+    assert_eq!(record.machine.config.unwrap().fields()["metadata"], json!({ "b": "3" }));
     assert_eq!((record.machine.version, fixture.host.launches()), (version, 1));
     let stale = fixture.act(&machine, set(&[("b", None)], Some(VersionId::generate()))).await.unwrap_err();
     assert_eq!(stale.code, ErrorCode::FailedPrecondition);
@@ -308,7 +309,7 @@ async fn what_was_noted_during_an_update_that_comes_to_nothing_stays() {
     fixture.act(&machine, Action::SetMetadata { changes, expected: None }).await.unwrap();
     fixture.saboteur.release();
     let record = fixture.until(&machine, MachineState::Started).await;
-    let config = record.machine.config.unwrap().0;
+    let config = record.machine.config.unwrap().fields();
     assert_eq!((&config["image"], &config["metadata"]["noted"]), (&json!("image"), &json!("meanwhile")));
 }
 

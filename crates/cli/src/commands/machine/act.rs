@@ -7,7 +7,12 @@ use caddis_client::{RestartOptions, WaitFor};
 use clap::Args;
 
 use super::{choice, health};
-use crate::{CliError, session::Session, suggest, waiting};
+use crate::{
+    CliError,
+    session::Session,
+    suggest,
+    waiting::{self, Outcome},
+};
 
 /// `caddis machine start`.
 #[derive(Debug, Args)]
@@ -17,7 +22,7 @@ use crate::{CliError, session::Session, suggest, waiting};
 pub struct Start {
     #[command(flatten)]
     which: choice::Many,
-    /// Wait until it has started, and show where the time went.
+    /// Show where the time went.
     #[arg(long)]
     timing: bool,
 }
@@ -29,10 +34,12 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
         let nonce = session.lease(&client, &app, machine).await?;
         let started = client.start_machine(&app, &machine.id, Some(&nonce)).await;
         started.map_err(|e| CliError::attempted(format!("could not start machine {}", machine.id), e))?;
-        session.printer.out(format_args!("{} has been started", machine.id))?;
+        session.release_lease(&machine.id).await;
+        match waiting::until_started(&session.printer, &client, &app, &machine.id).await? {
+            MachineState::Started => session.printer.out(format_args!("{} has been started", machine.id))?,
+            state => session.printer.out(format_args!("{} has been started and is {state} by now", machine.id))?,
+        }
         if start.timing {
-            let condition = WaitFor::States(vec![MachineState::Started, MachineState::Failed]);
-            waiting::wait(&session.printer, &client, &app, &machine.id, &condition, waiting::BUDGET).await?;
             let machine = client.get_machine(&app, &machine.id).await;
             let machine = machine.map_err(|e| CliError::attempted("could not get machine ID", e))?;
             show_timing(session, &machine)?;
@@ -83,14 +90,14 @@ pub struct Stop {
     /// Seconds until SIGKILL.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Wait so long for it to be stopped, e.g. 60s or 2m.
-    #[arg(short, long, value_name = "DURATION")]
-    wait_timeout: Option<String>,
+    /// Wait up to this long for it to stop, e.g. 60s or 2m; 0 to not wait at all.
+    #[arg(short, long, value_name = "DURATION", default_value = "7m")]
+    wait_timeout: String,
 }
 
 /// Stops machines.
 pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
-    let patience = stop.wait_timeout.as_deref().map(duration).transpose()?.filter(|time| !time.is_zero());
+    let patience = duration(&stop.wait_timeout)?;
     let request =
         StopRequest { signal: stop.signal.as_deref().map(signal).transpose()?, timeout: seconds(stop.timeout) };
     let (client, app, machines) = stop.which.find(session).await?;
@@ -100,11 +107,15 @@ pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
         let nonce = session.lease(&client, &app, machine).await?;
         let stopped = client.stop_machine(&app, id, &request, Some(&nonce)).await;
         stopped.map_err(|e| CliError::attempted(format!("could not stop machine {id}"), e))?;
-        if let Some(patience) = patience {
-            let condition = WaitFor::States(vec![MachineState::Stopped]);
-            waiting::wait(&session.printer, &client, &app, id, &condition, patience).await?;
+        if patience.is_zero() {
+            return Ok(session.printer.out(format_args!("{id} is being stopped"))?);
         }
-        session.printer.out(format_args!("{id} has been successfully stopped"))?;
+        session.release_lease(id).await;
+        // One that goes with its program is stopped for an instant only.
+        let condition = WaitFor::States(vec![MachineState::Stopped, MachineState::Destroyed]);
+        let reply = waiting::wait(&session.printer, &client, &app, id, &condition, patience).await?;
+        let gone = if reply.state == MachineState::Destroyed { " and destroyed" } else { "" };
+        session.printer.out(format_args!("{id} has been successfully stopped{gone}"))?;
         Ok(())
     })
     .await
@@ -115,7 +126,7 @@ pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
 pub struct Suspend {
     #[command(flatten)]
     which: choice::Many,
-    /// Wait so long for it to be suspended, e.g. 60s or 2m.
+    /// Wait up to this long for it to be suspended, e.g. 60s or 2m.
     #[arg(short, long, value_name = "DURATION")]
     wait_timeout: Option<String>,
 }
@@ -170,8 +181,9 @@ pub async fn restart(restart: Restart, session: &Session) -> Result<(), CliError
         let nonce = session.lease(&client, &app, machine).await?;
         let restarted = client.restart_machine(&app, id, &options, Some(&nonce)).await;
         restarted.map_err(|e| CliError::attempted(format!("failed to restart machine {id}"), e))?;
-        let state = waiting::until_started(&session.printer, &client, &app, id).await?;
-        if state != MachineState::Started {
+        let before = machine.events.iter().flatten().next().map(|event| &event.id);
+        let outcome = waiting::until_it_runs(&session.printer, &client, &app, id, before).await?;
+        if let Outcome::Done(state) = outcome {
             let text = format!("failed to restart machine {id}: it has started and is {state} by now");
             return Err(CliError::with_hint(
                 text,

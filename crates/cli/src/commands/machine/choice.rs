@@ -211,6 +211,8 @@ pub fn no_container(container: Option<&str>) -> Result<(), CliError> {
 pub fn reachable(machine: &Machine) -> Result<(), CliError> {
     match machine.host_status.as_str() {
         "ok" | "" => Ok(()),
+        // Its host answers; it is the machine that needs something done.
+        _ if machine.host_status_reason.is_some() => Ok(()),
         _ => Err(CliError::new("the machine is on an unreachable host, try again later")),
     }
 }

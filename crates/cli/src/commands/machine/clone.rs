@@ -1,6 +1,6 @@
 //! `caddis machine clone`.
 
-use caddis_api::{Machine, RawConfig, requests::CreateMachineRequest};
+use caddis_api::{Machine, requests::CreateMachineRequest};
 use clap::{ArgAction, Args};
 use serde_json::{Map, Value, json};
 
@@ -10,7 +10,7 @@ use crate::{
     render::machine::full_image,
     session::Session,
     spec::{self, VmFlags},
-    waiting,
+    waiting::{self, Outcome},
 };
 
 /// Arguments.
@@ -74,11 +74,12 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
             "Auto destroy enabled and will destroy Machine on exit. Use --clear-auto-destroy to remove this setting.",
         )?;
     }
-    let image = source.config.as_ref().and_then(|config| config.0.get("image")?.as_str()).unwrap_or_default();
+    let image = source.config.as_ref().and_then(|config| config.field("image"));
+    let image = image.as_ref().and_then(Value::as_str).unwrap_or_default();
     printer.out(format_args!("Provisioning a new Machine with image {image}..."))?;
     let standby = spec::is_standby(&config);
     let request = CreateMachineRequest {
-        config: Some(RawConfig(config)),
+        config: Some(config.into()),
         name: clone.name,
         region: Some(region),
         skip_launch: standby,
@@ -96,15 +97,16 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
     }
     if !standby {
         printer.out(format_args!("  Waiting for Machine {id} to start..."))?;
-        waiting::until_started(printer, &client, &app, id).await?;
-        health::follow(printer, &client, &app, &choice::get(&client, &app, id.as_str()).await?).await?;
+        if waiting::until_it_runs(printer, &client, &app, id, None).await? == Outcome::Runs {
+            health::follow(printer, &client, &app, &choice::get(&client, &app, id.as_str()).await?).await?;
+        }
     }
     printer.out("Machine has been successfully cloned!")?;
     Ok(())
 }
 
 fn config(clone: &Clone, source: &Machine) -> Result<Map<String, Value>, CliError> {
-    let mut config = source.config.clone().unwrap_or_default().0;
+    let mut config = source.config.clone().unwrap_or_default().fields();
     let mounts = config.get("mounts").and_then(Value::as_array).is_some_and(|mounts| !mounts.is_empty());
     if mounts || clone.from_snapshot.is_some() || clone.attach_volume.is_some() {
         return Err(CliError::new("volumes are not available yet: this server has none to attach or to fill"));

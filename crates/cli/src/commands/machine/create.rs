@@ -1,6 +1,6 @@
 //! `caddis machine run` and `create`.
 
-use caddis_api::{MachineId, MachineState, app::CreateAppRequest, requests::CreateMachineRequest};
+use caddis_api::{MachineId, app::CreateAppRequest, requests::CreateMachineRequest};
 use caddis_client::Client;
 use clap::Args;
 
@@ -13,7 +13,7 @@ use crate::{
     render::machine,
     session::Session,
     spec::{self, MachineFlags, Program},
-    waiting,
+    waiting::{self, Outcome},
 };
 
 /// Arguments of both.
@@ -98,7 +98,7 @@ pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), 
     let program = Program { image: create.image, command: create.command, auto_destroy: create.rm };
     let config = spec::build(&create.flags, &program, &session.environment.current_directory)?;
     let app = choose_app(&create.app, create.org.as_deref(), &client, session).await?;
-    let standby = spec::is_standby(&config.0);
+    let standby = spec::is_standby(&config.fields());
     let request = CreateMachineRequest {
         config: Some(config),
         name: create.name,
@@ -130,13 +130,15 @@ pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), 
         unfinished.over = true;
         return Ok(());
     }
-    let state = waiting::until_started(printer, &client, &app, &created.id).await?;
-    if state != MachineState::Started {
-        unfinished.over = true;
+    let outcome = waiting::until_it_runs(printer, &client, &app, &created.id, None).await;
+    // One that goes with its program is gone when that has failed.
+    unfinished.over = create.rm && matches!(outcome, Err(CliError::Failed { .. }));
+    if let Outcome::Done(state) = outcome? {
         printer.out(format_args!(
             "The machine has run and is {state}; see 'caddis machine status {} -a {app}'",
             created.id
         ))?;
+        unfinished.over = true;
         return Ok(());
     }
     printer.out("==> Monitoring health checks")?;

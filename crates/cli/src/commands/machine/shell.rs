@@ -58,12 +58,12 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     let mut program = fresh.program;
     program.image.get_or_insert_with(|| IMAGE.to_owned());
     let waits = program.command.is_empty();
-    let mut config = spec::build(fresh.flags, &program, &session.environment.current_directory)?;
+    let mut config = spec::build(fresh.flags, &program, &session.environment.current_directory)?.fields();
     if waits {
         // Until the session comes, which then is what the machine lives for.
-        config.0.insert("init".to_owned(), json!({ "exec": ["sleep", PATIENCE_SECONDS] }));
+        config.insert("init".to_owned(), json!({ "exec": ["sleep", PATIENCE_SECONDS] }));
     }
-    config.0.insert("restart".to_owned(), json!({ "policy": "no" }));
+    config.insert("restart".to_owned(), json!({ "policy": "no" }));
 
     let named = app_name::find(fresh.app, &session.environment)?;
     let remove_app = named.is_none();
@@ -75,7 +75,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
         let (client, app) = (client.clone(), app.clone());
         session.at_end(async move { remove_unless_used(&client, &app).await });
     }
-    let request = CreateMachineRequest { config: Some(config), region: fresh.region, ..Default::default() };
+    let request = CreateMachineRequest { config: Some(config.into()), region: fresh.region, ..Default::default() };
     let created = looking_up(printer, client.create_machine(&app, &request)).await;
     let created = created.map_err(|error| CliError::attempted("could not launch machine", error))?;
     let id = created.id.clone();

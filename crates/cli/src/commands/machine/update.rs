@@ -62,7 +62,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     let id = &machine.id;
     let old = machine.config.clone().unwrap_or_default();
     let mut new = changed(&update, &old, session)?;
-    if !update.yes && new == old.0 {
+    if !update.yes && new == old.fields() {
         return Err(CliError::new("no config changes found"));
     }
     if update.image.is_none() {
@@ -70,7 +70,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     }
     if !update.yes {
         printer.note(format_args!("Configuration changes to be applied to machine: {id} ({})\n", machine.name))?;
-        printer.raw_note(&diff::json(printer, &Value::Object(old.0), &Value::Object(new.clone())))?;
+        printer.raw_note(&diff::json(printer, &Value::Object(old.fields()), &Value::Object(new.clone())))?;
         printer.note("")?;
         match prompt::confirm(printer, "Apply changes?", prompt::NO_YES).await {
             Err(CliError::Declined) => return Ok(printer.out("No changes to apply")?),
@@ -79,7 +79,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     }
     printer.out(format_args!("Updating machine {id}"))?;
     let skip_launch = update.skip_start || spec::is_standby(&new);
-    let request = CreateMachineRequest { config: Some(RawConfig(new)), skip_launch, ..CreateMachineRequest::default() };
+    let request = CreateMachineRequest { config: Some(new.into()), skip_launch, ..CreateMachineRequest::default() };
     let updating = client.update_machine(&app, id, &request, Some(&nonce));
     let updated = match update.image {
         Some(_) => looking_up(printer, updating).await,
@@ -117,7 +117,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
 /// image, or gone with its registry.
 fn keep_image(new: &mut Map<String, Value>, old: &RawConfig, machine: &Machine) {
     // One that a whole configuration brings along is asked for.
-    if new.get("image") == old.0.get("image") && !machine.image_ref.digest.is_empty() {
+    if new.get("image") == old.field("image").as_ref() && !machine.image_ref.digest.is_empty() {
         new.insert("image".to_owned(), json!(full_image(&machine.image_ref)));
     }
 }

@@ -137,11 +137,18 @@ impl FakeWorker {
 
     /// Moves a machine to a state with an event, and publishes it.
     pub async fn turn(&self, id: &MachineId, state: MachineState, kind: &str) -> MachineRecord {
-        self.change(id, |record| {
+        self.turn_with(id, state, kind, Value::Null).await
+    }
+
+    /// The same, with what the event tells.
+    pub async fn turn_with(&self, id: &MachineId, state: MachineState, kind: &str, request: Value) -> MachineRecord {
+        let enter = |record: &mut MachineRecord| {
             record.machine.operation = None;
             enter(record, state, kind);
-        })
-        .await
+            let event = &mut record.machine.events.as_mut().unwrap()[0];
+            Arc::make_mut(event).request = Some(request).filter(|request| !request.is_null());
+        };
+        self.change(id, enter).await
     }
 
     /// Changes a machine, and publishes it.
@@ -292,9 +299,11 @@ impl FakeWorker {
             Action::SetMetadata { changes, .. } => {
                 let change = |record: &mut MachineRecord| {
                     let config = record.machine.config.get_or_insert_default();
-                    let metadata = config.0.entry("metadata").or_insert_with(|| json!({})).as_object_mut().unwrap();
+                    let mut fields = config.fields();
+                    let metadata = fields.entry("metadata").or_insert_with(|| json!({})).as_object_mut().unwrap();
                     metadata.extend(changes.into_iter().map(|(key, value)| (key, json!(value))));
                     metadata.retain(|_, value| !value.is_null() && value != "");
+                    *config = fields.into();
                 };
                 self.change(id, change).await
             }

@@ -1,0 +1,279 @@
+//! Hears from QEMU that a VM stands still because its disk can't be written (`werror=stop`), and that it goes on.
+//!
+//! QEMU serves one connection at a time. The listener has it for as long as the VM lives, but gives way to whoever wants
+//! to tell QEMU something ([`Orders::turn`]), connects anew afterwards, and asks what came about meanwhile.
+
+use std::{
+    future::pending,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::UnixStream,
+    sync::{Mutex, OwnedMutexGuard, watch},
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+use super::launch::QMP_SOCKET;
+use crate::{Hold, socket};
+
+/// Time after a start until it is listened to: what happens before is asked for then, and its start is not held up.
+pub(super) const AFTER_START: Duration = Duration::from_secs(2);
+/// Wait before another try to connect, and the least between two changes that are told: a QEMU that was taken over may
+/// say what it likes as often as it likes.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Patience with an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A line is never longer than this; the program at the other end has been taken over if it is.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// Who may tell QEMU anything: one at a time, and whoever wants to goes before the listener.
+pub(super) struct Orders {
+    turn: Arc<Mutex<()>>,
+    wanted: watch::Sender<usize>,
+}
+
+/// A turn; given back when it is dropped.
+pub(super) struct Turn {
+    orders: Arc<Orders>,
+    turn: Option<OwnedMutexGuard<()>>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        drop(self.turn.take());
+        self.orders.wanted.send_modify(|wanted| *wanted -= 1);
+    }
+}
+
+impl Orders {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { turn: Arc::default(), wanted: watch::Sender::new(0) })
+    }
+
+    /// Waits for a turn.
+    pub(super) async fn turn(self: &Arc<Self>) -> Turn {
+        self.wanted.send_modify(|wanted| *wanted += 1);
+        // From here on it is counted off again whenever this future is dropped.
+        let mut turn = Turn { orders: self.clone(), turn: None };
+        turn.turn = Some(self.turn.clone().lock_owned().await);
+        turn
+    }
+}
+
+/// Listens to the QEMU of the VM with this directory until it is dropped.
+pub(super) async fn listen(directory: PathBuf, orders: Arc<Orders>, hold: watch::Sender<Option<Hold>>) {
+    let mut wanted = orders.wanted.subscribe();
+    loop {
+        if wanted.wait_for(|wanted| *wanted == 0).await.is_err() {
+            return;
+        }
+        let turn = orders.turn.lock().await;
+        let heard = tokio::select! {
+            heard = hear(&directory, &hold) => heard,
+            _ = wanted.wait_for(|wanted| *wanted > 0) => Ok(()),
+        };
+        drop(turn);
+        if let Err(error) = heard {
+            // Its end is told elsewhere.
+            debug!(directory = %directory.display(), %error, "QEMU is not listened to");
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Connects, asks how it is, and takes in what it says. Ends with an error only.
+async fn hear(directory: &Path, hold: &watch::Sender<Option<Hold>>) -> io::Result<()> {
+    let stream = socket::connect(directory, QMP_SOCKET).await.map_err(io::Error::other)?;
+    let mut lines = Lines { reader: BufReader::new(stream) };
+    let greeting = timeout(PATIENCE, lines.next()).await??;
+    if greeting.get("QMP").is_none() {
+        return Err(io::Error::other("QEMU does not greet"));
+    }
+    lines.ask("qmp_capabilities", hold).await?;
+    let status = lines.ask("query-status", hold).await?;
+    if status.get("status").and_then(Value::as_str) == Some(IO_ERROR) {
+        let disks = lines.ask("query-block", hold).await?;
+        let disks = disks.as_array().into_iter().flatten();
+        let full = disks.filter_map(|disk| disk.get("io-status")?.as_str()).any(|status| status == "nospace");
+        tell(hold, Some(if full { Hold::DiskFull } else { Hold::DiskError })).await;
+    } else {
+        tell(hold, None).await;
+    }
+    loop {
+        let line = lines.next().await?;
+        note(&line, hold).await;
+    }
+}
+
+/// QEMU's word for a VM that stands still because of its disk.
+pub(super) const IO_ERROR: &str = "io-error";
+
+/// Takes in an event.
+async fn note(line: &Value, hold: &watch::Sender<Option<Hold>>) {
+    match line.get("event").and_then(Value::as_str) {
+        Some("BLOCK_IO_ERROR") if line.pointer("/data/action").and_then(Value::as_str) == Some("stop") => {
+            let full = line.pointer("/data/nospace").and_then(Value::as_bool) == Some(true);
+            tell(hold, Some(if full { Hold::DiskFull } else { Hold::DiskError })).await;
+        }
+        Some("RESUME") => tell(hold, None).await,
+        _ => {}
+    }
+}
+
+async fn tell(hold: &watch::Sender<Option<Hold>>, now: Option<Hold>) {
+    let changed = hold.send_if_modified(|hold| std::mem::replace(hold, now) != now);
+    if changed {
+        sleep(PAUSE).await;
+    }
+}
+
+struct Lines {
+    reader: BufReader<UnixStream>,
+}
+
+impl Lines {
+    /// The answer to a command; events that come before are taken in.
+    async fn ask(&mut self, command: &str, hold: &watch::Sender<Option<Hold>>) -> io::Result<Value> {
+        self.reader.get_mut().write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).await?;
+        let answer = async {
+            loop {
+                let mut line = self.next().await?;
+                if let Some(error) = line.get("error") {
+                    return Err(io::Error::other(format!("{command}: {error}")));
+                }
+                if let Some(answer) = line.get_mut("return") {
+                    return Ok(answer.take());
+                }
+                note(&line, hold).await;
+            }
+        };
+        timeout(PATIENCE, answer).await?
+    }
+
+    /// Not to be dropped halfway, unless the connection is.
+    async fn next(&mut self) -> io::Result<Value> {
+        let mut line = Vec::new();
+        (&mut self.reader).take(LONGEST_LINE).read_until(b'\n', &mut line).await?;
+        if line.is_empty() {
+            return Err(io::Error::other("QEMU ended"));
+        }
+        serde_json::from_slice(&line).map_err(io::Error::other)
+    }
+}
+
+/// Ends a task when it is dropped.
+pub(super) struct Listener(tokio::task::JoinHandle<()>);
+
+impl Listener {
+    /// Has the QEMU of a VM listened to, from `after` on.
+    pub(super) fn begin(
+        directory: PathBuf,
+        orders: Arc<Orders>,
+        after: Duration,
+    ) -> (Self, watch::Receiver<Option<Hold>>) {
+        let (sender, hold) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            sleep(after).await;
+            listen(directory, orders, sender.clone()).await;
+            pending::<()>().await;
+        });
+        (Self(task), hold)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The other end of a connection.
+    struct Played {
+        stream: BufReader<UnixStream>,
+    }
+
+    impl Played {
+        async fn accept(listener: &tokio::net::UnixListener) -> Self {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut played = Self { stream: BufReader::new(stream) };
+            played.say("{\"QMP\": {}}").await;
+            played.answer("qmp_capabilities", "{}").await;
+            played
+        }
+
+        async fn say(&mut self, line: &str) {
+            self.stream.get_mut().write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        }
+
+        async fn answer(&mut self, command: &str, answer: &str) {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).await.unwrap();
+            assert!(line.contains(command), "{line}");
+            self.say(&format!("{{\"return\": {answer}}}")).await;
+        }
+
+        async fn until_closed(&mut self) {
+            let mut line = String::new();
+            assert_eq!(self.stream.read_line(&mut line).await.unwrap_or(0), 0, "{line}");
+        }
+    }
+
+    const FULL: &str =
+        r#"{"event": "BLOCK_IO_ERROR", "data": {"action": "stop", "nospace": true, "operation": "write"}}"#;
+
+    #[tokio::test]
+    async fn what_qemu_says_of_the_disk_is_heard_and_orders_go_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = socket::listen(directory.path(), QMP_SOCKET).unwrap();
+        let socket = std::os::unix::net::UnixListener::from(socket);
+        socket.set_nonblocking(true).unwrap();
+        let socket = tokio::net::UnixListener::from_std(socket).unwrap();
+        let orders = Orders::new();
+        let (_listener, mut hold) = Listener::begin(directory.path().to_owned(), orders.clone(), Duration::ZERO);
+
+        let mut qemu = Played::accept(&socket).await;
+        qemu.answer("query-status", r#"{"status": "running"}"#).await;
+        qemu.say(r#"{"event": "BLOCK_IO_ERROR", "data": {"action": "report", "nospace": true}}"#).await;
+        qemu.say(FULL).await;
+        qemu.say(r#"{"event": "STOP"}"#).await;
+        hold.wait_for(|hold| *hold == Some(Hold::DiskFull)).await.unwrap();
+        qemu.say(r#"{"event": "RESUME"}"#).await;
+        hold.wait_for(Option::is_none).await.unwrap();
+
+        // Somebody has something to tell it: QEMU has no other connection then.
+        let turn = orders.turn().await;
+        qemu.until_closed().await;
+        drop(turn);
+        let mut qemu = Played::accept(&socket).await;
+        qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
+        qemu.answer("query-block", r#"[{"io-status": "ok"}, {"io-status": "failed"}]"#).await;
+        hold.wait_for(|hold| *hold == Some(Hold::DiskError)).await.unwrap();
+
+        // A connection that breaks is made again, and says what came about meanwhile.
+        drop(qemu);
+        let mut qemu = Played::accept(&socket).await;
+        qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
+        qemu.answer("query-block", r#"[{"io-status": "nospace"}]"#).await;
+        hold.wait_for(|hold| *hold == Some(Hold::DiskFull)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_vm_that_was_stopped_on_purpose_is_not_held() {
+        let (sender, hold) = watch::channel(None);
+        for line in [r#"{"event": "STOP"}"#, r#"{"event": "MIGRATION", "data": {"status": "setup"}}"#] {
+            note(&serde_json::from_str(line).unwrap(), &sender).await;
+        }
+        assert_eq!(*hold.borrow(), None);
+    }
+}

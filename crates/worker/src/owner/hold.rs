@@ -1,0 +1,115 @@
+//! VMs that stand still because their disk can't be written: shown, and let go on as soon as there is room. Nothing tells
+//! when there is, so it is looked at, but only while a VM waits for it.
+
+use std::time::Duration;
+
+use caddis_api::{ApiError, MachineState};
+use caddis_vmm::Hold;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Draft, Owner};
+use crate::{event::Source, live::HostReason, store::Durability};
+
+/// What `host_status` is of a machine that stands still.
+const UNKNOWN: &str = "unknown";
+/// Room on the disk with which a VM is let go on, bytes: with less it would stand still again at once.
+const ROOM: u64 = 16 << 20;
+/// First and longest wait between two looks. It is doubled each time that the VM stands still again.
+const LOOKS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// A VM that was not held for so long begins with the first wait again.
+const CALM: Duration = Duration::from_secs(120);
+
+/// A VM that is held.
+pub struct Held {
+    /// Why.
+    hold: Hold,
+    /// When to look next.
+    pub look_at: Instant,
+}
+
+/// Why, as it is shown.
+pub fn reason(hold: Hold) -> HostReason {
+    match hold {
+        Hold::DiskFull => HostReason::DiskFull,
+        Hold::DiskError => HostReason::DiskError,
+    }
+}
+
+fn explain(hold: Hold) -> &'static str {
+    match hold {
+        Hold::DiskFull => "the disk of the host is full: the machine stands still until there is room, nothing is lost",
+        Hold::DiskError => "the host can't write the machine's disk: it stands still until that works again",
+    }
+}
+
+impl Owner {
+    /// Why its VM stands still, if it does.
+    pub(super) fn held(&self) -> Option<Hold> {
+        let live = self.live.as_ref().filter(|live| live.guest.borrow().gone.is_none())?;
+        self.held.as_ref().filter(|_| live.hold.borrow().is_some()).map(|held| held.hold)
+    }
+
+    /// Refuses what a guest would have to answer while it stands still.
+    pub(super) fn check_not_held(&self) -> Result<(), ApiError> {
+        self.held().map_or(Ok(()), |hold| Err(ApiError::precondition(explain(hold))))
+    }
+
+    pub(super) async fn hold_changed(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        let now = *live.hold.borrow_and_update();
+        let before = self.held.as_ref().map(|held| held.hold);
+        if now == before {
+            return;
+        }
+        let state = self.row.state;
+        match now {
+            Some(hold) => {
+                let calm = self.calm_at.is_none_or(|at| at.elapsed() > CALM);
+                self.holds = if calm { 0 } else { self.holds + 1 };
+                let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
+                self.held = Some(Held { hold, look_at: Instant::now() + wait });
+                tracing::warn!(machine = %self.row.id, reason = reason(hold).as_str(), "machine stands still");
+                let request = json!({
+                    "host_status": UNKNOWN, "host_status_reason": reason(hold).as_str(), "message": explain(hold),
+                });
+                self.tell_hold(state, request).await;
+            }
+            None => {
+                self.held = None;
+                self.calm_at = Some(Instant::now());
+                tracing::info!(machine = %self.row.id, "machine goes on");
+                let message = "the machine goes on: its disk can be written";
+                let request = json!({ "host_status": "ok", "message": message, "level": "info" });
+                self.tell_hold(state, request).await;
+            }
+        }
+    }
+
+    async fn tell_hold(&mut self, state: MachineState, request: serde_json::Value) {
+        let tell = |draft: &mut Draft| draft.event(Source::Worker, "host_status", state, request.clone());
+        self.change(Durability::Process, tell).await;
+    }
+
+    /// Has its VM go on where it may be able to.
+    pub(super) fn look_at_disk(&mut self) {
+        let Some(held) = &mut self.held else { return };
+        let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
+        held.look_at = Instant::now() + wait;
+        let Some(live) = self.live.as_ref().filter(|live| live.guest.borrow().gone.is_none()) else {
+            self.held = None;
+            return;
+        };
+        let room = held.hold != Hold::DiskFull || self.shared.free_disk().is_ok_and(|free| free >= ROOM);
+        if !room {
+            return;
+        }
+        let (vm, machine) = (live.vm.clone(), self.row.id.clone());
+        // Whether it does is heard of: QEMU may be slow to answer, and the machine can be stopped meanwhile.
+        tokio::spawn(async move {
+            if let Err(error) = vm.go_on().await {
+                tracing::warn!(%machine, %error, "a machine that stands still can't be told to go on");
+            }
+        });
+    }
+}

@@ -1,0 +1,99 @@
+//! How machines, their events and versions are written to the tables.
+
+use caddis_api::{MachineId, event::MachineEvent};
+use rusqlite::{Transaction, params};
+
+use super::{Change, EVENTS_PER_MACHINE, VERSIONS_PER_MACHINE, VersionChange};
+
+/// The latest events of a machine, newest first.
+pub(super) fn events(
+    transaction: &Transaction<'_>,
+    machine: &MachineId,
+    limit: usize,
+) -> rusqlite::Result<Vec<MachineEvent>> {
+    let mut statement =
+        transaction.prepare_cached("SELECT event FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT ?2")?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let texts = statement.query_map(params![machine.as_str(), limit], |row| row.get::<_, String>(0))?;
+    texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
+}
+
+/// Records a change, and returns the bytes of its records.
+pub(super) fn record(
+    transaction: &Transaction<'_>,
+    Change { row, events, versions }: &Change,
+) -> rusqlite::Result<usize> {
+    let text = to_json(row)?;
+    let mut bytes = text.len();
+    transaction
+        .prepare_cached(
+            "INSERT INTO machines (id, app, state, destroyed_at, record) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (id) DO UPDATE SET state = ?3, destroyed_at = ?4, record = ?5",
+        )?
+        .execute(params![
+            row.id.as_str(),
+            row.app,
+            row.state.as_str(),
+            row.destroyed_at.and_then(|at| i64::try_from(at).ok()),
+            text,
+        ])?;
+    for event in events {
+        let text = to_json(event)?;
+        bytes += text.len();
+        transaction.prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?.execute(params![
+            row.id.as_str(),
+            event.id.as_str(),
+            text
+        ])?;
+    }
+    for change in versions {
+        bytes += record_version(transaction, &row.id, change)?;
+    }
+    if !events.is_empty() {
+        transaction
+            .prepare_cached(
+                "DELETE FROM events WHERE machine = ?1 AND id <=
+                 (SELECT id FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+            )?
+            .execute(params![row.id.as_str(), EVENTS_PER_MACHINE as i64])?;
+    }
+    Ok(bytes)
+}
+
+/// Returns the bytes of what was recorded.
+fn record_version(
+    transaction: &Transaction<'_>,
+    machine: &MachineId,
+    change: &VersionChange,
+) -> rusqlite::Result<usize> {
+    let mut bytes = 0;
+    match change {
+        VersionChange::Keep(record) => {
+            let text = to_json(record)?;
+            bytes = text.len();
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO versions (machine, id, record) VALUES (?1, ?2, ?3)")?
+                .execute(params![machine.as_str(), record.version.as_str(), text])?;
+            transaction
+                .prepare_cached(
+                    "DELETE FROM versions WHERE machine = ?1 AND id <=
+                     (SELECT id FROM versions WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                )?
+                .execute(params![machine.as_str(), VERSIONS_PER_MACHINE as i64])?;
+        }
+        VersionChange::Forget(version) => {
+            transaction
+                .prepare_cached("DELETE FROM versions WHERE machine = ?1 AND id = ?2")?
+                .execute(params![machine.as_str(), version.as_str()])?;
+        }
+    }
+    Ok(bytes)
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+}
+
+pub(super) fn from_json(error: serde_json::Error) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
+}
