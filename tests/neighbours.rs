@@ -35,6 +35,8 @@ async fn two_servers_of_one_host_do_not_disturb_each_other() -> Result<()> {
     // A range that is taken is refused at once, with what to do, and nothing is left of the attempt.
     one.logged("ready").await?;
     two.logged("ready").await?;
+    // The VM that becomes a template has a tap of its own, as long as it is there.
+    stand.server.templates().await?;
     let alone = traces()?;
     let taken = [&arguments[..], &["--ipv4-pool".to_owned(), "10.201.64.0/18".to_owned()]].concat();
     let insecure_registries = vec![stand.registry.address().to_owned()];
