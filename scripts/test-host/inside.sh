@@ -117,7 +117,7 @@ pulls_from_a_registry() {
     until_true 120 is hello "$(id_of hello sleeper)" started
 }
 starts_from_the_template_and_from_the_pool() {
-    local id event
+    local id
     id=$(id_of hello web)
     caddis machine stop "$id" --app hello
     is hello "$id" stopped
@@ -125,14 +125,15 @@ starts_from_the_template_and_from_the_pool() {
     until_true 120 is hello "$id" started
     [[ $(start_kind hello "$id") == template ]]
     # A VM that waits is there again after a while; then a start takes that.
-    caddis machine stop "$id" --app hello
-    until_true 120 pool_has_one
-    caddis machine start "$id" --app hello --timing
-    until_true 120 is hello "$id" started
-    event=$(machine hello "$id" | jq '[.events[] | select(.type == "start")][0].request')
-    jq --exit-status '.start_kind == "template" and .pool == "hit"' <<<"$event"
+    until_true 240 starts_from_the_pool "$id"
 }
-pool_has_one() { pgrep --full 'qemu-system-x86_64 -name waiting'; }
+starts_from_the_pool() {
+    caddis machine stop "$1" --app hello
+    caddis machine start "$1" --app hello --timing
+    until_true 120 is hello "$1" started
+    machine hello "$1" | jq --exit-status \
+        '[.events[] | select(.type == "start")][0].request | .start_kind == "template" and .pool == "hit"'
+}
 suspends_and_resumes() {
     local id pid
     id=$(id_of hello sleeper)
