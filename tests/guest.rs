@@ -97,7 +97,7 @@ const HOSTILE: &[Entry] = &[
     Entry::Device("device"),
     Entry::Directory("empty/"),
     Entry::Link("srv", "/var/no/such"),
-    Entry::Link("work", "made/by/nobody"),
+    Entry::Link("opt", "made/by/nobody"),
     Entry::Fifo("bin/program"),
     Entry::Fifo(".caddis"),
 ];
@@ -115,7 +115,7 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
     let config = |image: String| json!({ "image": image, "restart": { "policy": "no" } });
 
     // Pipes, devices, other names of other files, and links to nowhere: all replaced.
-    let mut hostile = config(push("hostile", HOSTILE, "/srv/deep")?);
+    let mut hostile = config(push("hostile", HOSTILE, "/opt/deep")?);
     let files = ["/fifo", "/device", "/empty", "/srv/deep/file"];
     hostile["files"] = files.iter().map(|path| json!({ "guest_path": path, "raw_value": "aGVsbG8K" })).collect();
     let machine = stand.machine(hostile).await?;
