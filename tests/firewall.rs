@@ -155,7 +155,7 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
     stand.server.until_logged("another program removed a part of the machines' network", 1).await?;
     let events = first.events().await?;
     let event = events.iter().find(|event| event["type"] == "network").context("an event")?;
-    assert_eq!(event["request"]["removed"], "packet filter", "{event}");
+    assert_eq!(event["details"]["removed"], "packet filter", "{event}");
     let status = stand.server.api().get("/v1/platform/status").await?.ok()?;
     assert_eq!(status["ok"], true, "{status}");
     let warnings = status["warnings"].to_string();

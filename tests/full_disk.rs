@@ -74,7 +74,7 @@ async fn until_held(machine: &Machine) -> Result<Value> {
 
 async fn host_status_events(machine: &Machine) -> Result<Vec<Value>> {
     let events = machine.events().await?.into_iter().filter(|event| event["type"] == "host_status");
-    Ok(events.map(|mut event| event["request"].take()).collect())
+    Ok(events.map(|mut event| event["details"].take()).collect())
 }
 
 /// Copies what is in memory to the disk as soon as it is told to, and says whether it arrived.

@@ -166,14 +166,26 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
     assert!(machine.shell("cat /no/where/hosts").await?.contains("localhost"));
     machine.destroy().await?;
 
+    // A working directory without a slash in front is meant from the root.
+    let relative = stand.machine(config(push("relative", &[], "made/here")?)).await?;
+    relative.logged("ready in /made/here").await?;
+    relative.destroy().await?;
+
     // What can't be replaced is named.
     let full = [Entry::Directory("etc/"), Entry::Directory("etc/hosts/"), Entry::File("etc/hosts/x", "x")];
-    for (name, entries, told) in [
-        ("full", &full[..], "can't write /etc/hosts: the image has a directory there"),
-        ("proclink", &[Entry::Link("proc", "/bin")][..], "/proc is a symbolic link in the image"),
-        ("etcfifo", &[Entry::Fifo("etc")][..], "/etc is a FIFO in the image, where a directory is needed"),
+    let no_entries: &[Entry] = &[];
+    for (name, entries, directory, told) in [
+        (
+            "nodirectory",
+            no_entries,
+            "/bin/busybox",
+            "can't enter the working directory /bin/busybox: /bin/busybox is a file",
+        ),
+        ("full", &full[..], "", "can't write /etc/hosts: the image has a directory there"),
+        ("proclink", &[Entry::Link("proc", "/bin")][..], "", "/proc is a symbolic link in the image"),
+        ("etcfifo", &[Entry::Fifo("etc")][..], "", "/etc is a FIFO in the image, where a directory is needed"),
     ] {
-        let machine = stand.machine(config(push(name, entries, "")?)).await?;
+        let machine = stand.machine(config(push(name, entries, directory)?)).await?;
         machine.wait("settled").await?;
         let shown = machine.get().await?;
         assert!(shown["state"] == "failed" && shown.to_string().contains(told), "{name}: {shown}");

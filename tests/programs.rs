@@ -206,6 +206,8 @@ async fn programs_run_beside_the_main_one_and_signals_reach_it() -> Result<()> {
     let stand = Stand::new(&host).await?;
     let script = "trap 'echo usr1' USR1; echo ready; while :; do sleep 1000 & wait; done";
     let machine = stand.script(script, json!({})).await?;
+    // Right after the create: it is waited for.
+    assert_eq!(machine.exec(&["echo", "early"]).await?.stdout, "early\n");
     machine.logged("ready").await?;
 
     let run = json!({ "command": ["/bin/sh", "-c", "tr a-z A-Z; echo oops >&2; exit 9"], "stdin": "hello" });
@@ -217,8 +219,17 @@ async fn programs_run_beside_the_main_one_and_signals_reach_it() -> Result<()> {
     assert_eq!(line["stdout"], "two words $HOME\n", "a command line is split, but not by a shell: {line}");
     let late = machine.post("/exec", json!({ "command": ["/bin/sleep", "1000"], "timeout": 1 })).await?.ok()?;
     assert_eq!(late["timed_out"], true, "{late}");
-    let missing = machine.post("/exec", json!({ "command": ["/no/such"] })).await?;
-    assert!(missing.status >= 400 || missing.body["exit_code"] != 0, "{}", missing.text);
+    // As a shell tells it.
+    for (command, code, told) in [
+        ("/no/such", 127, "can't run /no/such: No such file"),
+        ("nosuch", 127, "can't run nosuch: there is no such program in /"),
+        ("/etc/hosts", 126, "can't run /etc/hosts: Permission denied"),
+        ("/bin", 126, "can't run /bin: it is a directory"),
+    ] {
+        let reply = machine.post("/exec", json!({ "command": [command] })).await?.ok()?;
+        let stderr = reply["stderr"].as_str().unwrap_or_default();
+        assert!(reply["exit_code"] == code && stderr.starts_with(told), "{command}: {reply}");
+    }
     let much = machine.exec(&["/bin/sh", "-c", "yes 0123456789abcde | head -c 1000000"]).await?;
     assert_eq!(much.stdout.len(), 1_000_000);
 
@@ -234,6 +245,20 @@ async fn programs_run_beside_the_main_one_and_signals_reach_it() -> Result<()> {
     let processes = stand.server.api().get(&machine.path("/ps")).await?.ok()?;
     let commands: Vec<_> = processes.as_array().into_iter().flatten().map(|process| &process["command"]).collect();
     assert!(commands.iter().any(|command| command.as_str().is_some_and(|c| c.contains("sleep 1000"))), "{processes}");
+
+    // One that a stop cuts off may be tried again, and did nothing wrong.
+    let cut = machine.post("/exec", json!({ "command": ["sleep", "2345"] }));
+    let stop = async {
+        while !stand.server.api().get(&machine.path("/ps")).await?.text.contains("sleep 2345") {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        machine.stop().await
+    };
+    let (cut, stopped) = tokio::join!(cut, stop);
+    stopped?;
+    let cut = cut?;
+    assert!(cut.status == 409 && cut.text.contains("\"retryable\":true"), "{}", cut.text);
+    assert!(cut.text.contains("was stopped, suspended or destroyed while the command ran"), "{}", cut.text);
     Ok(())
 }
 
@@ -346,7 +371,7 @@ async fn a_child_that_ran_out_of_memory_is_told_of_and_is_not_why_the_program_en
         }
         anyhow::ensure!(Instant::now() < deadline, "{:#?}", machine.events().await?);
     };
-    assert_eq!((told.len(), &told[0]["request"]["process"]), (1, &json!("tail")), "{told:#?}");
+    assert_eq!((told.len(), &told[0]["details"]["process"]), (1, &json!("tail")), "{told:#?}");
     let lines = runner_lines(&stand, &machine).await?;
     let killed = lines.iter().filter(|line| line.starts_with("out of memory: the kernel killed process"));
     assert_eq!(killed.filter(|line| line.ends_with(" (tail)")).count(), 1, "{lines:#?}");

@@ -20,7 +20,7 @@ const COUNTER: &str = "n=0; [ -e /on-disk ] || echo kept >/on-disk; httpd -p 80 
 async fn started(machine: &Machine) -> Result<Value> {
     let events = machine.events().await?;
     let event = events.into_iter().find(|event| event["type"] == "start" && event["status"] == "started");
-    event.map(|mut event| event["request"].take()).context("no start that succeeded")
+    event.map(|mut event| event["details"].take()).context("no start that succeeded")
 }
 
 async fn suspend(machine: &Machine) -> Result<()> {

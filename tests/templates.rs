@@ -24,7 +24,7 @@ use crate::stand::{APP, Stand, rounds};
 /// `request` of a machine's newest event of a start or restart that succeeded.
 async fn started(machine: &Machine) -> Result<Value> {
     let event = machine.events().await?.into_iter().find(|event| event["status"] == "started");
-    event.map(|mut event| event["request"].take()).context("no start that succeeded")
+    event.map(|mut event| event["details"].take()).context("no start that succeeded")
 }
 
 /// Prints the time of day to the microsecond.

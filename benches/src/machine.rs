@@ -154,7 +154,7 @@ impl Machine {
         let machine = self.get().await?;
         let events = machine["events"].as_array().context("a machine without events")?;
         let started = events.iter().find(|event| event["type"] == "start" && event["status"] == "started");
-        Ok(started.context("no start event")?["request"].clone())
+        Ok(started.context("no start event")?["details"].clone())
     }
 }
 

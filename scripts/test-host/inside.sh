@@ -26,7 +26,7 @@ run() {
         grep -v -e '^+.* read -rt' -e '^+.* jq' -e '^+* curl' -e '^+* cat /var' "out.$name" | tail -n 80
         for app in hello apart; do
             caddis machine list --app "$app" --json | jq --compact-output --monochrome-output \
-                '.[] | {name, id, state, events: [.events[:6][] | {type, status, request}]}'
+                '.[] | {name, id, state, events: [.events[:6][] | {type, status, request, details}]}'
         done 2>/dev/null
         echo "---- journal of caddis ----"
         journalctl --unit caddis --no-pager --boot --output short-monotonic | grep -v ' INFO request ' | tail -n 25
@@ -57,7 +57,7 @@ inside() {
         | tee exec.json | jq --exit-status '.exit_code == 0' >/dev/null && jq --raw-output .stdout exec.json
 }
 # Of the newest start: its kind, and whether its VM came from the pool.
-start_kind() { field "$1" "$2" '[.events[] | select(.type == "start")][0].request.start_kind'; }
+start_kind() { field "$1" "$2" '[.events[] | select(.type == "start")][0].details.start_kind'; }
 exit_cause() { field "$1" "$2" '[.events[] | select(.type == "exit")][0].request.exit_event.cause'; }
 # The process of a machine's VM, as long as it is there. One from the pool has a name of its own.
 vm_of() {
@@ -132,7 +132,7 @@ starts_from_the_pool() {
     caddis machine start "$1" --app hello --timing
     until_true 120 is hello "$1" started
     machine hello "$1" | jq --exit-status \
-        '[.events[] | select(.type == "start")][0].request | .start_kind == "template" and .pool == "hit"'
+        '[.events[] | select(.type == "start")][0].details | .start_kind == "template" and .pool == "hit"'
 }
 suspends_and_resumes() {
     local id pid

@@ -95,9 +95,9 @@ fn id(number: usize) -> MachineId {
 /// A machine that was created and started, as its worker publishes it.
 fn record(number: usize) -> Result<MachineRecord, serde_json::Error> {
     let version = format!("01K{number:023}");
-    let event = |number: usize, kind: &str, status: &str, source: &str, request: serde_json::Value| {
+    let event = |number: usize, kind: &str, status: &str, source: &str, details: serde_json::Value| {
         let id = format!("01K{number:023}");
-        json!({ "id": id, "type": kind, "status": status, "source": source, "timestamp": 1_774_937_288_000_u64, "request": request })
+        json!({ "id": id, "type": kind, "status": status, "source": source, "timestamp": 1_774_937_288_000_u64, "details": details })
     };
     let timing = json!([{ "where": "host", "step": "prepare_root", "ms": 1.2 }, { "where": "guest", "step": "mount", "ms": 40.5 }]);
     serde_json::from_value(json!({

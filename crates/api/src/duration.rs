@@ -1,4 +1,5 @@
-//! Durations as Go clients write them: `"1m30s"`, or an integer count of nanoseconds.
+//! Durations in the forms that clients of the reference send: Go's notation (`"1m30s"`), a number whose unit depends on
+//! the field, or that number as text.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -11,42 +12,63 @@ use utoipa::{
     },
 };
 
-/// A duration that reads Go's notation or integer nanoseconds, and writes Go's notation.
+/// A duration that writes Go's notation. Reads the same; a number in JSON counts nanoseconds, as Go's clients send them,
+/// and one in a text seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ApiDuration(pub Duration);
 
-/// A text that is no duration.
+/// What is no duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid duration '{0}', write for example 15s, 1m30s or 500ms")]
-pub struct InvalidDuration(pub String);
+pub enum InvalidDuration {
+    /// A text, or a number beyond what Go's durations hold.
+    #[error("invalid duration '{0}', write for example 15s, 1m30s or 500ms")]
+    Unreadable(String),
+    /// A count of nanoseconds by somebody who meant another unit.
+    #[error("invalid duration {0}: a number counts nanoseconds here, write \"{0}s\" for seconds")]
+    TooShort(u64),
+}
 
 const UNITS: &[(&str, f64)] =
-    &[("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+    &[("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("μs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+
+/// Shortest time that a number of nanoseconds may stand for; below it another unit was meant.
+const SHORTEST_NUMBER: f64 = 1e6;
+
+impl ApiDuration {
+    /// `None` when it is more than Go's durations hold (292 years), or negative.
+    fn from_nanoseconds(nanoseconds: f64) -> Option<Self> {
+        // Go's durations are 63-bit nanoseconds.
+        let fits = (0.0..i64::MAX as f64).contains(&nanoseconds);
+        fits.then(|| Self(Duration::from_nanos(nanoseconds.round() as u64)))
+    }
+}
 
 impl FromStr for ApiDuration {
     type Err = InvalidDuration;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidDuration(text.to_owned());
+        let invalid = || InvalidDuration::Unreadable(text.escape_debug().take(40).collect());
         let mut rest = text.trim();
-        if rest == "0" {
-            return Ok(Self(Duration::ZERO));
-        }
+        rest = rest.strip_prefix('+').unwrap_or(rest);
         if rest.is_empty() {
             return Err(invalid());
         }
+        let is_digit = |c: char| c.is_ascii_digit() || c == '.';
+        if rest.chars().all(is_digit) {
+            let seconds: f64 = rest.parse().map_err(|_| invalid())?;
+            return Self::from_nanoseconds(seconds * 1e9).ok_or_else(invalid);
+        }
         let mut nanoseconds = 0.0;
         while !rest.is_empty() {
-            let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(invalid)?;
+            let digits = rest.find(|c: char| !is_digit(c)).ok_or_else(invalid)?;
             let value: f64 = rest[..digits].parse().map_err(|_| invalid())?;
             rest = &rest[digits..];
-            let letters = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+            let letters = rest.find(is_digit).unwrap_or(rest.len());
             let (_, factor) = UNITS.iter().find(|(unit, _)| *unit == &rest[..letters]).ok_or_else(invalid)?;
             nanoseconds += value * factor;
             rest = &rest[letters..];
         }
-        // Go's durations are 63-bit nanoseconds.
-        if nanoseconds < i64::MAX as f64 { Ok(Self(Duration::from_nanos(nanoseconds as u64))) } else { Err(invalid()) }
+        Self::from_nanoseconds(nanoseconds).ok_or_else(invalid)
     }
 }
 
@@ -75,8 +97,10 @@ impl fmt::Display for ApiDuration {
 impl PartialSchema for ApiDuration {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
-            .schema_type(SchemaType::from_iter([Type::String, Type::Integer]))
-            .description(Some("A duration in Go's notation, or an integer count of nanoseconds."))
+            .schema_type(SchemaType::from_iter([Type::String, Type::Number]))
+            .description(Some(
+                "A duration in Go's notation, or a number of nanoseconds; a number as text counts seconds.",
+            ))
             .examples(["15s", "1m30s"])
             .into()
     }
@@ -90,21 +114,58 @@ impl Serialize for ApiDuration {
     }
 }
 
+/// A duration as JSON has it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Sent {
+    Number(f64),
+    Text(String),
+}
+
+/// Reads one; `None` for null.
+fn sent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sent>, D::Error> {
+    Option::<Sent>::deserialize(deserializer)
+        .map_err(|_| de::Error::custom("invalid duration, write for example \"15s\""))
+}
+
 impl<'de> Deserialize<'de> for ApiDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum TextOrNanoseconds {
-            Nanoseconds(u64),
-            Text(String),
-        }
-        match TextOrNanoseconds::deserialize(deserializer)
-            .map_err(|_| de::Error::custom("invalid duration, write for example \"15s\" or a count of nanoseconds"))?
-        {
-            TextOrNanoseconds::Nanoseconds(nanoseconds) => Ok(Self(Duration::from_nanos(nanoseconds))),
-            TextOrNanoseconds::Text(text) => text.parse().map_err(de::Error::custom),
-        }
+        let read = match sent(deserializer)? {
+            None => return Err(de::Error::custom("invalid duration null, write for example \"15s\"")),
+            Some(Sent::Text(text)) => text.parse(),
+            Some(Sent::Number(number)) if number > 0.0 && number < SHORTEST_NUMBER => {
+                Err(InvalidDuration::TooShort(number.ceil() as u64))
+            }
+            Some(Sent::Number(number)) => {
+                Self::from_nanoseconds(number).ok_or_else(|| InvalidDuration::Unreadable(number.to_string()))
+            }
+        };
+        read.map_err(de::Error::custom)
     }
+}
+
+/// For `#[schema(schema_with)]`: what [`whole_seconds`] reads.
+pub fn whole_seconds_schema() -> Schema {
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Number, Type::String, Type::Null]))
+        .minimum(Some(0))
+        .description(Some("Seconds, as a number or a text; or Go's notation."))
+        .examples([10])
+        .into()
+}
+
+/// For `#[serde(deserialize_with)]`: a field that counts whole seconds, in any form; fractions are rounded up.
+///
+/// # Errors
+/// When it is no duration.
+pub fn whole_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let duration = match sent(deserializer)? {
+        None => return Ok(None),
+        Some(Sent::Text(text)) => text.parse::<ApiDuration>().map_err(de::Error::custom)?,
+        Some(Sent::Number(seconds)) => ApiDuration::from_nanoseconds(seconds * 1e9)
+            .ok_or_else(|| de::Error::custom(format!("invalid number of seconds {seconds}")))?,
+    };
+    Ok(Some(duration.0.as_secs() + u64::from(duration.0.subsec_nanos() > 0)))
 }
 
 #[cfg(test)]
@@ -126,9 +187,81 @@ mod tests {
             assert_eq!(duration.0.as_millis(), millis, "{text}");
             assert_eq!(duration.to_string(), shown);
         }
-        assert_eq!(serde_json::from_str::<ApiDuration>("15000000000").unwrap().0.as_secs(), 15);
-        for bad in ["", "15", "s", "-1s", "1x", "99999999999h"] {
+        for bad in ["", "s", "-1s", "-1", "1x", "99999999999h", ".", "1.2.3", "1s2", "10 s", "٣s", "99999999999999"] {
             assert!(bad.parse::<ApiDuration>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_nanoseconds_and_seconds_in_a_text() {
+        let read = |json: &str| serde_json::from_str::<ApiDuration>(json).map(|duration| duration.0.as_millis());
+        for (json, millis) in [
+            ("15000000000", 15_000),
+            ("1.5e10", 15_000),
+            ("10000000000.0", 10_000),
+            ("1000000", 1),
+            ("0", 0),
+            ("\"10\"", 10_000),
+            ("\"10.5\"", 10_500),
+            ("\"10s\"", 10_000),
+            ("\"+2s\"", 2_000),
+        ] {
+            assert_eq!(read(json).unwrap(), millis, "{json}");
+        }
+        for (json, told) in [
+            ("3", "invalid duration 3: a number counts nanoseconds here, write \"3s\" for seconds"),
+            ("1500", "write \"1500s\""),
+            ("-5", "invalid duration '-5'"),
+            ("1e30", "invalid duration '1000000000000000"),
+            ("\"soon\"", "invalid duration 'soon', write for example 15s"),
+            ("true", "write for example \"15s\""),
+            ("[1]", "write for example \"15s\""),
+        ] {
+            let error = read(json).unwrap_err().to_string();
+            assert!(error.contains(told), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn fields_of_seconds_take_all_forms() {
+        #[derive(Debug, Deserialize)]
+        struct Field {
+            #[serde(default, deserialize_with = "whole_seconds")]
+            timeout: Option<u64>,
+        }
+        let read = |json: &str| serde_json::from_str::<Field>(json).map(|field| field.timeout);
+        for (json, seconds) in [
+            (r#"{}"#, None),
+            (r#"{"timeout": null}"#, None),
+            (r#"{"timeout": 10}"#, Some(10)),
+            (r#"{"timeout": 10.0}"#, Some(10)),
+            (r#"{"timeout": 1.2}"#, Some(2)),
+            (r#"{"timeout": "10"}"#, Some(10)),
+            (r#"{"timeout": "1m"}"#, Some(60)),
+            (r#"{"timeout": 9223372036}"#, Some(9_223_372_036)),
+        ] {
+            assert_eq!(read(json).unwrap(), seconds, "{json}");
+        }
+        for json in [r#"{"timeout": -1}"#, r#"{"timeout": 1e300}"#, r#"{"timeout": "x"}"#, r#"{"timeout": {}}"#] {
+            assert!(read(json).is_err(), "{json}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_duration_or_an_error(text in "[0-9.smhunµ+\\-]{0,20}|.{0,20}") {
+            if let Ok(duration) = text.parse::<ApiDuration>() {
+                let again: ApiDuration = duration.to_string().parse().unwrap();
+                let lost = duration.0.abs_diff(again.0);
+                proptest::prop_assert!(lost.as_nanos() <= duration.0.as_nanos() / 1_000_000_000 + 1, "{text}");
+            }
+        }
+
+        #[test]
+        fn any_text_is_a_signal_or_an_error(text in "(sig|SIG)?(rtmin|RTMAX)?[+-]?[0-9]{0,4}|.{0,20}") {
+            if let Ok(signal) = text.parse::<crate::Signal>() {
+                proptest::prop_assert!((1..=64).contains(&signal.number()), "{text}");
+            }
         }
     }
 }

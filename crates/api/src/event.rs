@@ -21,10 +21,16 @@ pub struct MachineEvent {
     pub source: String,
     /// Milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// Details; `exit_event` and `restart_count` on `exit` events.
+    /// Of `exit` events: `exit_event` and `restart_count`. Others have none, since clients read it as the former.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Value>,
+    /// What other events tell: `start_kind` and `timing` of a start, `error`, `message`, …. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Value>,
 }
+
+/// Kind of the event that tells how the program ended.
+pub const EXIT: &str = "exit";
 
 /// Kinds of events that tell something of a machine and leave it in its state.
 const NOTES: [&str; 4] = ["cordon", "uncordon", "host_status", "oom"];
@@ -37,12 +43,35 @@ impl MachineEvent {
 
     /// Why what it tells of came to nothing.
     pub fn error(&self) -> Option<&str> {
-        self.request.as_ref()?.get("error")?.as_str()
+        self.details.as_ref()?.get("error")?.as_str()
+    }
+
+    /// What it tells beyond its kind and status: of an exit its request, of others its details; null for nothing.
+    pub fn told(&self) -> &Value {
+        let told = if self.kind == EXIT { &self.request } else { &self.details };
+        told.as_ref().unwrap_or(&Value::Null)
+    }
+
+    /// The same with this told of it.
+    #[must_use]
+    pub fn telling(self, told: Value) -> Self {
+        let told = Some(told).filter(|told| !told.is_null());
+        let (request, details) = if self.kind == EXIT { (told, None) } else { (None, told) };
+        Self { request, details, ..self }
+    }
+
+    /// As it is written today: earlier releases wrote what any event tells as its request.
+    #[must_use]
+    pub fn renewed(mut self) -> Self {
+        match self.request.take() {
+            Some(told) if self.details.is_none() => self.telling(told),
+            request => Self { request, ..self },
+        }
     }
 
     /// The exit of an `exit` event.
     pub fn exit_details(&self) -> Option<ExitDetails> {
-        (self.kind == "exit").then(|| serde_json::from_value(self.request.clone()?).ok()).flatten()
+        (self.kind == EXIT).then(|| serde_json::from_value(self.request.clone()?).ok()).flatten()
     }
 }
 
@@ -81,4 +110,28 @@ pub struct ExitEvent {
     /// Text that explains the cause. Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_exits_have_a_request_also_of_events_written_earlier() {
+        for (kind, told, field) in [
+            ("start", json!({ "start_kind": "cold" }), "details"),
+            ("exit", json!({ "exit_event": {}, "restart_count": 0 }), "request"),
+        ] {
+            let earlier = json!({ "id": "01K9", "type": kind, "status": "started", "source": "flyd", "timestamp": 1, "request": told });
+            let event = serde_json::from_value::<MachineEvent>(earlier).unwrap().renewed();
+            let shown = serde_json::to_value(&event).unwrap();
+            assert_eq!((&shown[field], event.told()), (&told, &told), "{kind}");
+            assert_eq!(shown.as_object().unwrap().len(), 6, "{shown}");
+            assert_eq!(event.clone().renewed(), event);
+            let silent = event.telling(Value::Null);
+            assert_eq!(serde_json::to_value(silent.renewed()).unwrap().as_object().unwrap().len(), 5);
+        }
+    }
 }

@@ -27,7 +27,8 @@ pub struct ExecRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
     /// Seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::duration::whole_seconds")]
+    #[schema(schema_with = crate::duration::whole_seconds_schema)]
     pub timeout: Option<u64>,
 }
 

@@ -84,7 +84,8 @@ impl From<&Lease> for PublicLease {
 #[schema(example = json!({ "ttl": 60, "description": "deploy" }))]
 pub struct LeaseRequest {
     /// Seconds.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::duration::whole_seconds")]
+    #[schema(schema_with = crate::duration::whole_seconds_schema)]
     pub ttl: Option<u64>,
     /// The holder's own words.
     #[serde(default)]

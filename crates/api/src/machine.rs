@@ -56,7 +56,8 @@ pub struct Machine {
     /// Only in the reply to a create or update with `lease_ttl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<LeaseNonce>,
-    /// Only in the reply to a create or update: what of the configuration has no effect on this server. Our addition.
+    /// Only in the reply to a create or update: what of the request, the configuration or the image has no effect on
+    /// this server. Our addition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Only with `include_leases`.
@@ -74,6 +75,15 @@ pub struct Machine {
     /// Private IPv4 address, reachable from its host. Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_ipv4: Option<String>,
+}
+
+impl Machine {
+    /// The same, with these lines before its warnings.
+    #[must_use]
+    pub fn warning(mut self, mut lines: Vec<String>) -> Self {
+        lines.append(&mut self.warnings);
+        Self { warnings: lines, ..self }
+    }
 }
 
 fn ok() -> String {

@@ -28,7 +28,8 @@ pub struct CreateMachineRequest {
     #[serde(deserialize_with = "null_is_default")]
     pub skip_service_registration: bool,
     /// Take a lease of so many seconds in the same step.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::duration::whole_seconds")]
+    #[schema(schema_with = crate::duration::whole_seconds_schema)]
     pub lease_ttl: Option<u64>,
     /// Boot without the app's secrets.
     #[serde(deserialize_with = "null_is_default")]

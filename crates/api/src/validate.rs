@@ -1,9 +1,14 @@
 //! Checks a configuration and brings it into the form it is stored in: defaults for `guest` and `restart` filled in,
-//! `size` expanded, `autostop` in its canonical form, all else as sent.
+//! `size` expanded, services completed, all else as sent.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+
+mod dns;
+mod size;
+
+pub use size::{MAX_METADATA_BYTES, MAX_OTHER_BYTES};
 
 use crate::{
     ApiError,
@@ -12,9 +17,6 @@ use crate::{
 
 /// Largest time between a stop signal and SIGKILL, seconds.
 pub const MAX_STOP_TIMEOUT_SECONDS: u64 = 300;
-mod size;
-
-pub use size::{MAX_METADATA_BYTES, MAX_OTHER_BYTES};
 
 /// Largest root file system, GiB.
 pub const MAX_ROOTFS_GIB: u64 = 500;
@@ -47,7 +49,7 @@ pub fn normalise(raw: RawConfig) -> Result<(RawConfig, MachineConfig), ApiError>
     check_objects(&raw, &config)?;
     complete_guest(&mut raw, &mut config)?;
     complete_restart(&mut raw, &mut config);
-    canonical_autostop(&mut raw)?;
+    canonical_services(&mut raw)?;
     raw.entry("init").or_insert_with(|| json!({}));
     check(&config)?;
     size::check(&raw, &config)?;
@@ -175,7 +177,8 @@ fn complete_restart(raw: &mut Map<String, Value>, config: &mut MachineConfig) {
     }
 }
 
-fn canonical_autostop(raw: &mut Map<String, Value>) -> Result<(), ApiError> {
+/// What services leave open, and `autostop` in its canonical form.
+fn canonical_services(raw: &mut Map<String, Value>) -> Result<(), ApiError> {
     let Some(Value::Array(services)) = raw.get_mut("services") else {
         return Ok(());
     };
@@ -184,6 +187,10 @@ fn canonical_autostop(raw: &mut Map<String, Value>) -> Result<(), ApiError> {
             continue;
         };
         service.entry("force_instance_key").or_insert(Value::Null);
+        let protocol = service.entry("protocol").or_insert(Value::Null);
+        if protocol.is_null() || protocol == "" {
+            *protocol = json!("tcp");
+        }
         let Some(autostop) = service.get_mut("autostop") else {
             continue;
         };
@@ -213,6 +220,7 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
         return Err(ApiError::invalid("invalid config.image, an image reference is required"));
     }
     check_stop(config.stop_config.as_ref())?;
+    dns::check(config.dns.as_ref())?;
     check_program(config)?;
     check_files(config)?;
     if config.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).is_some_and(|size| size > MAX_ROOTFS_GIB) {
@@ -223,13 +231,8 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
     {
         return Err(ApiError::invalid("invalid config.rootfs.persist, use never, restart or always"));
     }
-    for (index, mount) in config.mounts.iter().flatten().enumerate() {
-        if mount.path.as_deref().is_none_or(|path| !path.starts_with('/') || path == "/") {
-            return Err(ApiError::invalid(format!("invalid config.mounts[{index}].path, must be absolute and not /")));
-        }
-    }
-    if config.mounts.as_ref().is_some_and(|mounts| mounts.len() > 1) {
-        return Err(ApiError::invalid("invalid config.mounts, a machine has at most one volume"));
+    if config.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()) {
+        return Err(ApiError::invalid("config.mounts is not supported by this server, there are no volumes yet"));
     }
     if let Some(schedule) = config.schedule.as_deref()
         && !["hourly", "daily", "weekly", "monthly"].contains(&schedule)
@@ -242,7 +245,7 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
                 "invalid config.services[{index}].internal_port, must be 1 to 65535"
             )));
         }
-        if !matches!(service.protocol.as_deref(), Some("tcp" | "udp")) {
+        if !matches!(service.protocol.as_deref(), None | Some("" | "tcp" | "udp")) {
             return Err(ApiError::invalid(format!("invalid config.services[{index}].protocol, use tcp or udp")));
         }
     }
@@ -263,11 +266,6 @@ fn check_stop(stop: Option<&StopConfig>) -> Result<(), ApiError> {
         return Err(ApiError::invalid(format!(
             "invalid config.stop_config.timeout, cannot exceed {MAX_STOP_TIMEOUT_SECONDS}s"
         )));
-    }
-    if stop.signal.is_some_and(|signal| !signal.is_stop_signal()) {
-        return Err(ApiError::invalid(
-            "invalid config.stop_config.signal, use SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM or SIGRTMIN+3",
-        ));
     }
     Ok(())
 }
@@ -424,14 +422,14 @@ mod tests {
             (json!({"image": "a", "guest": {"memory_mb": 1e30}}), "invalid config.guest.memory_mb"),
             (json!({"image": "a", "size": "shared-cpu-99999999999x"}), "invalid config.size"),
             (json!({"image": "a", "stop_config": {"timeout": "301s"}}), "cannot exceed 300s"),
-            (json!({"image": "a", "stop_config": {"signal": "SIGSEGV"}}), "stop_config.signal"),
+            (json!({"image": "a", "stop_config": {"signal": "SIGFOO"}}), "stop_config.signal"),
             (json!({"image": "a", "init": {"pid_namespace": true}, "processes": [{}, {}]}), "init.pid_namespace"),
             (json!({"image": "a", "env": {"A=B": "x"}}), "config.env"),
             (json!({"image": "a", "env": {"A": 1}}), "config.env.A"),
             (json!({"image": "a", "files": [{"guest_path": "x", "raw_value": ""}]}), "config.files[0].guest_path"),
             (json!({"image": "a", "files": [{"guest_path": "/x"}]}), "exactly one of"),
             (json!({"image": "a", "restart": {"policy": "sometimes"}}), "invalid config.restart.policy"),
-            (json!({"image": "a", "mounts": [{"volume": "vol_1", "path": "/"}]}), "config.mounts[0].path"),
+            (json!({"image": "a", "mounts": [{"volume": "vol_1", "path": "/data"}]}), "there are no volumes yet"),
             (json!({"image": "a", "containers": [{}]}), "config.containers"),
             (json!({"image": "a", "processes": [{}, {"env": {"A=B": "x"}}]}), "config.processes[1].env"),
             (json!({"image": "a", "processes": [{"cmd": ["a\0"]}]}), "config.processes[0], arguments"),

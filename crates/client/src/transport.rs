@@ -5,7 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode, Upgraded, Url,
     header::{
-        AUTHORIZATION, CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+        AUTHORIZATION, CONNECTION, HeaderMap, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
         SEC_WEBSOCKET_VERSION, UPGRADE,
     },
     redirect::Policy,
@@ -30,6 +30,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pauses before a `GET` whose connection failed is sent again.
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+/// Time in all that a server which is asked too often is waited for.
+const RATE_PATIENCE: Duration = Duration::from_secs(60);
 /// Prefixes of the tokens that the field's clients send with the scheme `FlyV1`.
 const MACAROON_PREFIXES: [&str; 3] = ["fm1r_", "fm1a_", "fm2_"];
 
@@ -162,9 +164,16 @@ impl Client {
     pub(crate) async fn send(&self, request: &Request<'_>) -> Result<Response, ClientError> {
         let pauses: &[Duration] = if request.method == Method::GET { &RETRY_PAUSES } else { &[] };
         let mut pauses = pauses.iter();
+        let mut patience = RATE_PATIENCE;
         loop {
             let error = match self.build(request).send().await {
-                Ok(response) => return check(response).await,
+                Ok(response) => match asked_to_wait(&response, &mut patience) {
+                    Some(pause) => {
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                    None => return check(response).await,
+                },
                 Err(error) => error,
             };
             match pauses.next() {
@@ -207,9 +216,19 @@ impl Client {
         request: &Request<'_>,
         add_body: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, ClientError> {
-        match add_body(self.build(request)).send().await {
-            Ok(response) => check(response).await,
-            Err(error) => Err(self.failure(&request.name(), &error)),
+        let mut builder = add_body(self.build(request));
+        let mut patience = RATE_PATIENCE;
+        loop {
+            // A body that is read while it is sent is there once.
+            let again = builder.try_clone();
+            let response = builder.send().await.map_err(|error| self.failure(&request.name(), &error))?;
+            match again.and_then(|again| Some((again, asked_to_wait(&response, &mut patience)?))) {
+                Some((again, pause)) => {
+                    tokio::time::sleep(pause).await;
+                    builder = again;
+                }
+                None => return check(response).await,
+            }
         }
     }
 
@@ -267,6 +286,17 @@ impl Client {
             ClientError::Interrupted { request: request.to_owned(), reason }
         }
     }
+}
+
+/// How long the server wants a request to wait that it has not carried out, as long as there is patience left.
+fn asked_to_wait(response: &Response, patience: &mut Duration) -> Option<Duration> {
+    if response.status() != StatusCode::TOO_MANY_REQUESTS {
+        return None;
+    }
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    let pause = Duration::from_secs(seconds).max(Duration::from_millis(100));
+    *patience = patience.checked_sub(pause)?;
+    Some(pause)
 }
 
 /// The answer, or the error it carries: every status above 299, redirects too.

@@ -1,5 +1,7 @@
 //! Bodies and path parameters of requests, with errors that name the place.
 
+use std::collections::BTreeMap;
+
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Path, Request},
@@ -8,7 +10,10 @@ use axum::{
 use bytes::BytesMut;
 use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId};
 use http_body_util::{BodyExt as _, Limited};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::{Map, Value};
 use utoipa::IntoParams;
 
@@ -21,13 +26,32 @@ impl<T: DeserializeOwned> FromRequest<Context> for JsonBody<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
-        let bytes = read(request.into_body(), context).await?;
-        let text = bytes.trim_ascii();
-        if text.starts_with(b"[") {
-            // Serde would read an object's fields from it, one after the other.
-            return Err(ApiError::invalid("invalid body: it must be an object").into());
-        }
-        Ok(Self(parse(if text.is_empty() { b"{}" } else { text })?))
+        Ok(Self(parse(&text(request, context).await?)?))
+    }
+}
+
+/// The text of a JSON object.
+async fn text(request: Request, context: &Context) -> Result<Bytes, ApiError> {
+    let bytes = read(request.into_body(), context).await?;
+    let text = bytes.trim_ascii();
+    if text.starts_with(b"[") {
+        // Serde would read an object's fields from it, one after the other.
+        return Err(ApiError::invalid("invalid body: it must be an object"));
+    }
+    Ok(if text.is_empty() { Bytes::from_static(b"{}") } else { bytes.slice_ref(text) })
+}
+
+/// A JSON body, and which of its own fields there are.
+pub(crate) struct Named<T>(pub T, pub Vec<String>);
+
+impl<T: DeserializeOwned> FromRequest<Context> for Named<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
+        let text = text(request, context).await?;
+        let value = parse(&text)?;
+        let names: BTreeMap<String, IgnoredAny> = parse(&text)?;
+        Ok(Self(value, names.into_keys().collect()))
     }
 }
 

@@ -82,6 +82,8 @@ fn counted(method: &Method, path: &str) -> Option<Counted> {
     Some(match words[..] {
         ["v1", "apps", _] if method == Method::DELETE => Counted::Deletion,
         ["v1", "apps", _, "machines", "watch" | "usage"] => Counted::Usual(format!("{method} {path}")),
+        // Whoever can't give a lease back keeps everybody waiting.
+        ["v1", "apps", _, "machines", _, "lease"] if method == Method::DELETE => return None,
         ["v1", "apps", _, "machines", id] if method == Method::GET => Counted::Read(id.to_owned()),
         // Of all keys of the metadata together.
         ["v1", "apps", _, "machines", id, action, ..] => Counted::Usual(format!("{method} {action} {id}")),
@@ -120,6 +122,8 @@ mod tests {
             (Method::POST, "/v1/apps/a/machines/1/stop", usual("POST stop 1")),
             (Method::DELETE, "/v1/apps/a/machines/1/metadata/k", usual("DELETE metadata 1")),
             (Method::DELETE, "/v1/apps/a", Some(Counted::Deletion)),
+            (Method::DELETE, "/v1/apps/a/machines/1/lease", None),
+            (Method::POST, "/v1/apps/a/machines/1/lease", usual("POST lease 1")),
             (Method::GET, "/v1/apps/a/machines", usual("GET /v1/apps/a/machines")),
             (Method::GET, "/healthz", None),
             (Method::POST, "/v1/images", None),

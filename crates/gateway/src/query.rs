@@ -1,6 +1,6 @@
 //! Query parameters. Unknown ones are ignored, as clients append what they like.
 
-use std::{convert::Infallible, str::FromStr, time::Duration};
+use std::{convert::Infallible, str::FromStr};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use caddis_api::{ApiDuration, ApiError};
@@ -64,12 +64,9 @@ impl Params {
         word.map(Some)
     }
 
-    /// Go's notation or whole seconds.
+    /// Go's notation or a number of seconds.
     pub fn duration(&self, name: &str) -> Result<Option<ApiDuration>, ApiError> {
-        match self.get(name).map(|text| text.parse::<u32>()) {
-            Some(Ok(seconds)) => Ok(Some(ApiDuration(Duration::from_secs(seconds.into())))),
-            _ => self.parsed(name),
-        }
+        self.parsed(name)
     }
 }
 

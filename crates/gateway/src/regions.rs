@@ -87,7 +87,8 @@ impl Regions {
         if found.is_empty() {
             let known: Vec<_> = self.all.iter().map(|region| region.code.as_str()).collect();
             return Err(ApiError::new(
-                ErrorCode::InsufficientCapacity,
+                // No other answer is to be had later.
+                ErrorCode::Unprocessable,
                 format!(
                     "could not find a candidate host: '{}' names no region of this server, use any or one of {}",
                     expression.escape_debug().take(100).collect::<String>(),
@@ -152,7 +153,8 @@ mod tests {
             assert_eq!(regions.resolve(expression).unwrap(), expected, "{expression:?}");
         }
         let error = regions.resolve(Some("nowhere")).unwrap_err();
-        assert_eq!(error.code, ErrorCode::InsufficientCapacity);
+        assert_eq!(error.code, ErrorCode::Unprocessable);
+        assert!(!error.code.is_retryable());
         assert!(error.message.contains("nowhere") && error.message.contains("iad"), "{error}");
     }
 }

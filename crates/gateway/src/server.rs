@@ -204,7 +204,11 @@ async fn attend(server: Arc<Server>, socket: TcpStream, place: OwnedSemaphorePer
     let service = service_fn(|request: Request<Incoming>| {
         let in_progress = activity.begin();
         let answer = server.router.clone().oneshot(request.map(Body::new));
-        async move { Ok::<_, Infallible>(answer.await?.map(|body| Answer { body, _request: in_progress })) }
+        async move {
+            let answer = answer.await?;
+            in_progress.offer();
+            Ok::<_, Infallible>(answer.map(|body| Answer { body, in_progress }))
+        }
     });
     let mut connection = pin!(server.builder.serve_connection_with_upgrades(stream, service));
     let closed = tokio::select! {
@@ -223,8 +227,10 @@ async fn attend(server: Arc<Server>, socket: TcpStream, place: OwnedSemaphorePer
     // end the head that it has begun.
     let farewell = if closed == Some(Dispensable::Unwanted) { Duration::ZERO } else { FAREWELL };
     let over = async {
-        // A request may have come at that moment.
-        activity.idle().await;
+        if closed != Some(Dispensable::Stalled) {
+            // A request may have come at that moment.
+            activity.idle().await;
+        }
         tokio::time::sleep(farewell).await;
     };
     tokio::select! {
@@ -239,7 +245,7 @@ async fn attend(server: Arc<Server>, socket: TcpStream, place: OwnedSemaphorePer
 /// An answer, which is in progress until it has been handed over to the connection.
 struct Answer {
     body: Body,
-    _request: InProgress,
+    in_progress: InProgress,
 }
 
 impl HttpBody for Answer {
@@ -250,7 +256,13 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_pending() {
+            self.in_progress.wait();
+        } else {
+            self.in_progress.offer();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -10,7 +10,6 @@ use base64::Engine as _;
 use caddis_guest_protocol::{MachineSpec, spec::FileSpec};
 use nix::{
     mount::{MsFlags, mount},
-    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
     unistd::{chdir, chroot, sethostname},
 };
 
@@ -18,6 +17,7 @@ use crate::{
     clock, devices, entropy,
     image_files::{self, Mode},
     kernel::mount_special,
+    limits::Limits,
     modprobe, network,
     spawn::DEFAULT_PATH,
     timing::Timing,
@@ -27,10 +27,6 @@ use crate::{
 /// Where the root disk is mounted before it becomes the root.
 const NEW_ROOT: &str = "/newroot";
 
-/// Open files a program begins with, as the reference's init sets it.
-const OPEN_FILES: u64 = 10_240;
-/// Open files a process can have at most.
-const MOST_OPEN_FILES: &str = "/proc/sys/fs/nr_open";
 /// Open files of all processes, which the kernel derives from the memory.
 const ALL_OPEN_FILES: &str = "/proc/sys/fs/file-max";
 
@@ -40,6 +36,8 @@ pub struct Prepared {
     pub user: users::User,
     /// Environment, complete.
     pub env: Vec<(String, String)>,
+    /// Limits of each of its processes.
+    pub limits: Limits,
     /// Warnings for the machine's log.
     pub warnings: Vec<String>,
 }
@@ -88,7 +86,7 @@ pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Resu
     {
         warnings.push(warning);
     }
-    set_limits(spec)?;
+    let limits = Limits::of(spec)?;
     timing.step("root");
     names(spec)?;
     for file in &spec.files {
@@ -97,25 +95,7 @@ pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Resu
     let user = users::resolve(&spec.user)?;
     let env = complete(&spec.env, &user);
     timing.step("files");
-    Ok(Prepared { user, env, warnings })
-}
-
-/// Limits of each process; those that start inherit them from init.
-fn set_limits(spec: &MachineSpec) -> Result<(), String> {
-    let (files, processes) = (spec.open_files, spec.user_processes);
-    let text = fs::read_to_string(MOST_OPEN_FILES).map_err(|e| format!("can't read {MOST_OPEN_FILES}: {e}"))?;
-    let most = text.trim().parse().unwrap_or(OPEN_FILES);
-    // Databases want many, and raise their soft limit themselves; a soft limit that high has others loop over all of them.
-    let hard = files.hard.unwrap_or(most.max(files.soft.unwrap_or(0)));
-    if hard > most {
-        fs::write(MOST_OPEN_FILES, hard.to_string()).map_err(|e| format!("can't allow {hard} open files: {e}"))?;
-    }
-    setrlimit(Resource::RLIMIT_NOFILE, files.soft.unwrap_or(OPEN_FILES).min(hard), hard)
-        .map_err(|e| format!("can't set the open files limit: {e}"))?;
-    // The kernel's own limit is a part of the memory. There is nobody else in this VM to be kept from it.
-    let hard = processes.hard.unwrap_or(RLIM_INFINITY);
-    setrlimit(Resource::RLIMIT_NPROC, processes.soft.unwrap_or(hard).min(hard), hard)
-        .map_err(|e| format!("can't set the processes limit: {e}"))
+    Ok(Prepared { user, env, limits, warnings })
 }
 
 /// An environment with what every program has.

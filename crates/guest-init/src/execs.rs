@@ -20,7 +20,7 @@ use nix::{
 use crate::{
     configure::Prepared,
     files,
-    launch::Launch,
+    launch::{Launch, NotBegun},
     namespaces::Namespaces,
     port::Port,
     sessions,
@@ -94,6 +94,7 @@ impl Exec {
             terminal: request.terminal,
             has_input: request.has_input,
             namespaces,
+            limits: Some(machine.limits),
         })?;
         let output = |file, source| Output { file: Some(file), source, readable: true };
         let mut outputs = vec![output(streams.output, LogSource::Stdout)];
@@ -162,12 +163,13 @@ impl Exec {
         self.outputs.first().and_then(|output| output.file.as_ref()).filter(|_| self.terminal)
     }
 
-    /// Sends a signal to what runs in the foreground of its terminal, or to its process group.
-    pub fn signal(&self, signal: Signal) {
-        let foreground = self.terminal().and_then(|terminal| tcgetpgrp(terminal).ok());
+    /// Sends a signal, by its number, to what runs in the foreground of its terminal, or to its process group.
+    pub fn signal(&self, number: i32) {
+        let foreground = self.terminal().and_then(|terminal| tcgetpgrp(terminal).ok()).map(Pid::as_raw);
+        // A terminal that nobody has as theirs says 0, which would be init's own group.
+        let group = foreground.filter(|group| *group > 1).unwrap_or(self.pid);
         if self.ended.is_none() {
-            // It may have just ended.
-            let _ = killpg(foreground.unwrap_or(Pid::from_raw(self.pid)), signal);
+            spawn::send_signal(-group, number);
         }
     }
 
@@ -218,8 +220,8 @@ impl Exec {
     pub fn pump(&mut self, now: Instant, port: &mut Port) -> bool {
         match self.launch.as_mut().and_then(|launch| launch.settle(now)) {
             Some(Ok(())) => self.launch = None,
-            Some(Err(message)) => {
-                port.send(&GuestMessage::ExecFailed { id: self.id, message }, b"");
+            Some(Err(NotBegun { code, reason })) => {
+                port.send(&GuestMessage::ExecFailed { id: self.id, message: reason, code }, b"");
                 return true;
             }
             None => {}

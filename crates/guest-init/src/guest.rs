@@ -270,7 +270,8 @@ impl Guest {
     fn note_victims(&mut self) {
         for Victim { pid, name } in self.victims.read() {
             self.warn(Err(format!("out of memory: the kernel killed process {pid} ({name})")));
-            if !self.programs.has(pid) && self.protocol >= VICTIMS_SINCE {
+            // Where nobody takes it the line in the log has to do.
+            if !self.programs.has(pid) && self.protocol >= VICTIMS_SINCE && self.port.has_room() {
                 self.port.send(&GuestMessage::OutOfMemory { pid, name }, b"");
             }
         }
@@ -372,10 +373,10 @@ impl Guest {
             HostMessage::Input { id } => self.with_exec(id, |exec| exec.push_input(frame.payload)),
             HostMessage::CloseInput { id } => self.with_exec(id, Exec::end_input),
             HostMessage::CancelExec { id } => self.hang_up(|exec| exec.id == id),
-            HostMessage::SignalExec { id, signal } => match Signal::try_from(signal) {
-                Ok(signal) => self.with_exec(id, |exec| exec.signal(signal)),
-                Err(_) => self.refuse(format!("there is no signal {signal}")),
-            },
+            HostMessage::SignalExec { id, signal: number @ 1..=LAST_SIGNAL } => {
+                self.with_exec(id, |exec| exec.signal(number));
+            }
+            HostMessage::SignalExec { signal, .. } => self.refuse(format!("there is no signal {signal}")),
             HostMessage::Resize { id, columns, rows } => self.with_exec(id, |exec| exec.resize(columns, rows)),
             HostMessage::Credit { id, bytes } => self.with_exec(id, |exec| exec.add_credit(bytes)),
             HostMessage::ListProcesses { id } => {
@@ -523,14 +524,6 @@ impl Guest {
                 self.timing.step("spawn");
                 self.status = GuestState::Running { pid };
                 self.port.send(&GuestMessage::Started { pid, steps: self.timing.steps() }, b"");
-                match Victims::begin() {
-                    Ok(victims) => {
-                        let watched = victims.file().map_or(Ok(()), |log| watch_as(&self.epoll, log, KERNEL_LOG));
-                        self.victims = victims;
-                        self.warn(watched);
-                    }
-                    Err(error) => self.warn(Err(error)),
-                }
                 // From here on it is the program's machine.
                 kernel::hurry(false);
                 // On a busy host the time that came with the configuration may have been under way for long.
@@ -544,6 +537,14 @@ impl Guest {
         let mut prepared = configure::prepare(spec, &mut self.timing)?;
         for warning in std::mem::take(&mut prepared.warnings) {
             self.warn(Err(warning));
+        }
+        match Victims::begin() {
+            Ok(victims) => {
+                let watched = victims.file().map_or(Ok(()), |log| watch_as(&self.epoll, log, KERNEL_LOG));
+                self.victims = victims;
+                self.warn(watched);
+            }
+            Err(error) => self.warn(Err(error)),
         }
         let started = self.programs.start(spec, &prepared, |file| watch(&self.epoll, file));
         self.prepared = Some(prepared);
@@ -579,7 +580,7 @@ impl Guest {
                 self.held |= exec.holds_machine;
                 self.execs.push(exec);
             }
-            Err(message) => self.port.send(&GuestMessage::ExecFailed { id: request.id, message }, b""),
+            Err(message) => self.port.send(&GuestMessage::ExecFailed { id: request.id, message, code: None }, b""),
         }
     }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! fork ▸ [Begin] ▸ [User] ▸ [Directory] ▸ [Program] ▸ [Enter] ▸ [Execute] ▸ exec: the pipe ends
-//!                     └──────────┴───────────┴───────────┴─────────┴──────▸ failed: `!` and why
+//!                     └──────────┴───────────┴───────────┴─────────┴──────▸ failed: `!`, exit status and why
 //! ```
 
 use std::{
@@ -68,9 +68,36 @@ impl Report {
     }
 
     /// Says why there will be no program.
-    pub fn failed(&mut self, reason: &str) {
+    pub fn failed(&mut self, NotBegun { code, reason }: &NotBegun) {
         let cut = reason.len().min(LONGEST_REASON);
-        let _ = self.0.write_all(&[&[FAILED], &reason.as_bytes()[..cut]].concat());
+        let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(0);
+        let _ = self.0.write_all(&[&[FAILED, code], &reason.as_bytes()[..cut]].concat());
+    }
+}
+
+/// Why there is no program, for the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotBegun {
+    /// Exit status that a shell would give, where it is about the program.
+    pub code: Option<i32>,
+    pub reason: String,
+}
+
+impl NotBegun {
+    /// There is none of that name.
+    pub fn missing(reason: String) -> Self {
+        Self { code: Some(127), reason }
+    }
+
+    /// It can't be executed.
+    pub fn unusable(reason: String) -> Self {
+        Self { code: Some(126), reason }
+    }
+}
+
+impl From<String> for NotBegun {
+    fn from(reason: String) -> Self {
+        Self { code: None, reason }
     }
 }
 
@@ -100,13 +127,15 @@ impl Launch {
     }
 
     /// Whether it is over: the program runs, or why it never will. One whose time is over is killed.
-    pub fn settle(&mut self, now: Instant) -> Option<Result<(), String>> {
+    pub fn settle(&mut self, now: Instant) -> Option<Result<(), NotBegun>> {
         let mut buffer = [0; 512];
         loop {
             match self.pipe.read(&mut buffer) {
                 Ok(0) => {
-                    let reason = self.reason.take().map(|reason| String::from_utf8_lossy(&reason).into_owned());
-                    return Some(reason.map_or(Ok(()), Err));
+                    let Some(said) = self.reason.take() else { return Some(Ok(())) };
+                    let (code, reason) = said.split_first().unwrap_or((&0, &[]));
+                    let code = Some(i32::from(*code)).filter(|code| *code != 0);
+                    return Some(Err(NotBegun { code, reason: String::from_utf8_lossy(reason).into_owned() }));
                 }
                 Ok(count) => self.hear(&buffer[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -119,7 +148,7 @@ impl Launch {
         // It may lead its group already.
         let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         let (what, seconds) = (self.stage.what(), PATIENCE.as_secs());
-        Some(Err(format!("the program did not begin within {seconds} s: it was {what}")))
+        Some(Err(format!("the program did not begin within {seconds} s: it was {what}").into()))
     }
 
     fn hear(&mut self, mut bytes: &[u8]) {
@@ -163,10 +192,15 @@ mod tests {
 
         let (mut launch, mut report) = pair();
         report.stage(Stage::Program);
-        report.failed("there is no abc!");
+        report.failed(&NotBegun::missing("there is no abc!".to_owned()));
         assert_eq!(launch.settle(now), None);
         drop(report);
-        assert_eq!(launch.settle(now), Some(Err("there is no abc!".to_owned())));
+        assert_eq!(launch.settle(now), Some(Err(NotBegun::missing("there is no abc!".to_owned()))));
+
+        let (mut launch, mut report) = pair();
+        report.failed(&"no such user".to_owned().into());
+        drop(report);
+        assert_eq!(launch.settle(now), Some(Err(NotBegun { code: None, reason: "no such user".to_owned() })));
     }
 
     #[test]
@@ -177,7 +211,7 @@ mod tests {
         }
         let at = launch.deadline();
         assert_eq!(launch.settle(at - Duration::from_millis(1)), None);
-        let given_up = launch.settle(at).unwrap().unwrap_err();
+        let given_up = launch.settle(at).unwrap().unwrap_err().reason;
         assert!(given_up.contains("60 s") && given_up.contains("entering its working directory"), "{given_up}");
     }
 }

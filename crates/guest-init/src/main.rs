@@ -26,6 +26,7 @@ mod guest;
 mod image_files;
 mod kernel;
 mod launch;
+mod limits;
 mod lines;
 mod logs;
 mod memory;

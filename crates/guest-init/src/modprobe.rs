@@ -11,7 +11,8 @@
 use std::{
     collections::HashSet,
     ffi::{CString, OsStr, OsString},
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -36,6 +37,8 @@ pub const NAME: &str = "modprobe";
 const PROGRAM: &str = "/dev/.caddis/modprobe";
 /// Where the modules are mounted.
 const MODULES: &str = "/dev/.caddis/modules";
+/// Held while they are made reachable.
+const LOCK: &str = "/dev/.caddis/lock";
 /// The kernel's setting; missing in a kernel that has no modules.
 const SETTING: &str = "/proc/sys/kernel/modprobe";
 /// Device nodes whose modules this kernel has, in the initrd.
@@ -173,7 +176,9 @@ fn reach() -> Result<(), String> {
     // Several may be asked for at once. Should the kernel ask for one while another makes them reachable, and that wait
     // for it, both would wait for ever: one that waits for long gives up.
     nix::unistd::alarm::set(MOUNT_TIMEOUT_S);
-    let lock = File::open(PROGRAM).map_err(|error| format!("can't open {PROGRAM}: {error}"))?;
+    // A file that no other user can open, and so lock.
+    let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(LOCK);
+    let lock = lock.map_err(|error| format!("can't open {LOCK}: {error}"))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| format!("can't lock: {error}"))?;
     nix::unistd::alarm::cancel();
     let none = None::<&str>;

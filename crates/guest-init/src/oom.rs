@@ -13,6 +13,8 @@ const LOG: &str = "/dev/kmsg";
 const RECORD: usize = 8192;
 /// Victims are remembered until their end is seen, so many at most.
 const REMEMBERED: usize = 1024;
+/// Records that are read at once at most.
+const FLOOD: usize = 4096;
 /// What the kernel writes of each.
 const KILLED: &str = "ut of memory: Killed process ";
 
@@ -51,7 +53,12 @@ impl Victims {
         let Some(log) = &mut self.log else { return Vec::new() };
         let mut found = Vec::new();
         let mut buffer = [0; RECORD];
-        loop {
+        for round in 0.. {
+            if round == FLOOD {
+                // Whoever writes that much is not the kernel, and nothing else is done meanwhile.
+                let _ = log.seek(SeekFrom::End(0));
+                break;
+            }
             match log.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => found.extend(parse(&String::from_utf8_lossy(&buffer[..count]))),

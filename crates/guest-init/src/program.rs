@@ -25,6 +25,7 @@ use crate::{
     configure::{self, Prepared},
     execs,
     launch::Launch,
+    limits::Limits,
     lines::{Lines, Record},
     logs::Backlog,
     modprobe,
@@ -121,7 +122,7 @@ impl Programs {
         self.launching.retain_mut(|launch| match launch.settle(now) {
             None => true,
             Some(outcome) => {
-                failed = failed.take().or(outcome.err());
+                failed = failed.take().or(outcome.err().map(|not_begun| not_begun.reason));
                 false
             }
         });
@@ -144,12 +145,17 @@ impl Programs {
         }
         let first = match leader_kind(spec, machine) {
             Some(kind) => self.start_leader(kind, spec, machine, watch)?,
-            None => self.start_one(spec, (&spec.argv, Namespaces::Inits), &machine.env, &machine.user, watch)?,
+            None => self.start_one(
+                spec,
+                (&spec.argv, Namespaces::Inits),
+                (&machine.env, &machine.user, machine.limits),
+                watch,
+            )?,
         };
         for other in &spec.others {
             let user = users::resolve(&other.user)?;
             let env = configure::complete(&other.env, &user);
-            self.start_one(spec, (&other.argv, Namespaces::Inits), &env, &user, watch)?;
+            self.start_one(spec, (&other.argv, Namespaces::Inits), (&env, &user, machine.limits), watch)?;
         }
         Ok(first)
     }
@@ -168,7 +174,7 @@ impl Programs {
         if !env.iter().any(|(known, _)| known == key) {
             env.push((key.to_owned(), value.to_owned()));
         }
-        let pid = self.start_one(spec, (&spec.argv, Namespaces::Own), &env, &machine.user, watch)?;
+        let pid = self.start_one(spec, (&spec.argv, Namespaces::Own), (&env, &machine.user, machine.limits), watch)?;
         let name = spec.argv.first().cloned().unwrap_or_default();
         self.leader = Some(Leader { pid, kind, name, env });
         Ok(pid)
@@ -178,8 +184,7 @@ impl Programs {
         &mut self,
         spec: &MachineSpec,
         (argv, namespaces): (&[String], Namespaces),
-        env: &[(String, String)],
-        user: &users::User,
+        (env, user, limits): (&[(String, String)], &users::User, Limits),
         watch: &impl Fn(&File) -> Result<(), String>,
     ) -> Result<i32, String> {
         let streams = spawn::spawn(&spawn::Program {
@@ -191,6 +196,7 @@ impl Programs {
             terminal: spec.tty.then_some((80, 24)),
             has_input: false,
             namespaces,
+            limits: Some(limits),
         })?;
         watch(streams.launch.pipe())?;
         self.pids.push(streams.pid);
@@ -234,7 +240,8 @@ impl Programs {
 
     /// Ends all of them, as when one of several has ended.
     pub fn end(&mut self, now: Instant) {
-        self.signal(Signal::SIGTERM);
+        // An init system that can't be told is killed then.
+        let _ = self.tell(Signal::SIGTERM as i32, true);
         self.kill_at.get_or_insert(now + OTHERS_PATIENCE);
     }
 
@@ -350,6 +357,7 @@ impl Leader {
             terminal: None,
             has_input: false,
             namespaces: Namespaces::Of(self.pid),
+            limits: None,
         })
         .map(drop)
     }
@@ -360,9 +368,9 @@ fn leader_kind(spec: &MachineSpec, machine: &Prepared) -> Option<Kind> {
     if spec.pid_namespace == Some(false) || !spec.others.is_empty() {
         return None;
     }
-    let directory = if spec.working_dir.is_empty() { "/" } else { &spec.working_dir };
+    let directory = Path::new("/").join(&spec.working_dir);
     // What can't be found is told when it is started.
-    let path = spawn::find(spec.argv.first()?, &machine.env, Path::new(directory)).ok();
+    let path = spawn::find(spec.argv.first()?, &machine.env, &directory).ok();
     let kind = path.and_then(|path| namespaces::kind(&path, &spec.argv));
     kind.or((spec.pid_namespace == Some(true)).then_some(Kind::Other))
 }

@@ -45,6 +45,7 @@ fn run(spec: &MachineSpec) -> Result<(), String> {
         terminal: None,
         has_input: false,
         namespaces: crate::namespaces::Namespaces::Inits,
+        limits: Some(prepared.limits),
     })?;
     // Its words are nobody's; what matters is that they were written and read.
     let _ = streams.output.read(&mut [0; 4096]);

@@ -30,7 +30,8 @@ use nix::{
 
 use crate::{
     image_files,
-    launch::{Launch, Report, Stage},
+    launch::{Launch, NotBegun, Report, Stage},
+    limits::Limits,
     namespaces::{self, Namespaces, Visit},
     users::{self, User},
 };
@@ -60,6 +61,8 @@ pub struct Program<'a> {
     pub has_input: bool,
     /// Where it runs.
     pub namespaces: Namespaces,
+    /// Those of init where there are none.
+    pub limits: Option<Limits>,
 }
 
 /// As whom a program runs.
@@ -138,7 +141,7 @@ fn become_program(
     standard: &Standard,
     visit: &Visit,
     report: &mut Report,
-) -> Result<Infallible, String> {
+) -> Result<Infallible, NotBegun> {
     let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");
     report.stage(Stage::Begin);
     // First of all, so that who is told to end takes all of it along.
@@ -171,7 +174,7 @@ fn become_program(
     let user = match (&named, &program.user) {
         (Some(user), _) => user,
         (None, As::Known(user)) => user,
-        (None, As::Named(name)) => return Err(format!("user {name} is unknown")),
+        (None, As::Named(name)) => return Err(format!("user {name} is unknown").into()),
     };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     // So that /dev/stdout can be opened, also by a program that has become yet another user since: who has no descriptor of
@@ -188,18 +191,18 @@ fn become_program(
     }
 
     report.stage(Stage::Directory);
-    let directory = Path::new(if program.directory.is_empty() { "/" } else { program.directory });
+    let directory = Path::new("/").join(program.directory);
     // As docker does: an image may name a directory that nothing has made. Where it can't be made it can't be entered.
-    let made = image_files::make_directories(directory);
+    let made = image_files::make_directories(&directory);
 
     report.stage(Stage::Program);
     let shell = if program.argv.is_empty() { shell(user)? } else { Vec::new() };
     let argv = if program.argv.is_empty() { &shell } else { program.argv };
-    let name = argv.first().ok_or("no program is given")?;
-    let path = find(name, program.env, directory)?;
+    let name = argv.first().ok_or_else(|| "no program is given".to_owned())?;
+    let path = find(name, program.env, &directory)?;
 
     report.stage(Stage::Enter);
-    chdir(directory).map_err(|error| {
+    chdir(&directory).map_err(|error| {
         let reason = made.err().unwrap_or_else(|| error.desc().to_owned());
         format!("can't enter the working directory {}: {reason}", directory.display())
     })?;
@@ -213,6 +216,7 @@ fn become_program(
     let variables = variables.collect::<Result<Vec<_>, _>>()?;
     let groups = user.groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>();
     let become_user = || {
+        program.limits.map_or(Ok(()), Limits::take)?;
         setgroups(&groups)?;
         setgid(gid)?;
         setuid(uid)?;
@@ -226,7 +230,8 @@ fn become_program(
         Err(error) => io::Error::from(error),
         Ok(never) => match never {},
     };
-    Err(format!("can't run {}: {}", path.display(), explain(&path, &error)))
+    let reason = format!("can't run {}: {}", path.display(), explain(&path, &error));
+    Err(if error.kind() == io::ErrorKind::NotFound { NotBegun::missing(reason) } else { NotBegun::unusable(reason) })
 }
 
 /// Whatever else is open ends with the exec. Kernels before 5.11 can't; there it rests with how each was opened.
@@ -236,7 +241,8 @@ fn close_on_exec() {
     let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-/// Sends a process a signal by its number, which may be one of the real-time ones. One that has just ended hears nothing.
+/// Sends a process, or a negative process group, a signal by its number, which may be one of the real-time ones. One that
+/// has just ended hears nothing.
 pub fn send_signal(pid: i32, number: i32) {
     // SAFETY: no memory is passed.
     let _ = unsafe { libc::kill(pid, number) };
@@ -310,18 +316,22 @@ fn shell(user: &User) -> Result<Vec<String>, String> {
 }
 
 /// Finds a program as a shell does.
-pub fn find(name: &str, env: &[(String, String)], directory: &Path) -> Result<PathBuf, String> {
+pub fn find(name: &str, env: &[(String, String)], directory: &Path) -> Result<PathBuf, NotBegun> {
     if name.contains('/') {
         let path = directory.join(name);
         return match fs::metadata(&path) {
-            Ok(file) if file.is_dir() => Err(format!("can't run {name}: it is a directory")),
+            Ok(file) if file.is_dir() => Err(NotBegun::unusable(format!("can't run {name}: it is a directory"))),
             Ok(_) => Ok(path),
-            Err(error) => Err(format!("can't run {name}: {error}")),
+            Err(error) => Err(NotBegun::missing(format!("can't run {name}: {error}"))),
         };
     }
     let path = env.iter().find(|(key, _)| key == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
-    let runnable =
+    let candidates = || path.split(':').map(|part| directory.join(part).join(name));
+    let is_file = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.is_file());
+    let is_runnable =
         |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
-    let candidates = path.split(':').map(|part| directory.join(part).join(name));
-    candidates.into_iter().find(runnable).ok_or_else(|| format!("can't run {name}: there is no such program in {path}"))
+    candidates().find(is_runnable).ok_or_else(|| match candidates().find(is_file) {
+        Some(file) => NotBegun::unusable(format!("can't run {name}: {} is not executable", file.display())),
+        None => NotBegun::missing(format!("can't run {name}: there is no such program in {path}")),
+    })
 }

@@ -237,6 +237,10 @@ pub enum GuestMessage {
         id: u32,
         /// Why, for the user.
         message: String,
+        /// Exit status that a shell would give, where it is about the program: 127 when there is none, 126 when it
+        /// can't be executed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<i32>,
     },
     /// The program has taken `bytes` of its standard input: so many more may be sent.
     Credit {

@@ -24,16 +24,16 @@ pub enum Source {
     Worker,
 }
 
-/// A new event that follows the machine's last one.
+/// A new event that follows the machine's last one; `told` is what it tells beyond its kind, or null.
 pub fn new(
     row: &MachineRow,
     now_ms: u64,
     source: Source,
     kind: &str,
     status: MachineState,
-    request: Value,
+    told: Value,
 ) -> MachineEvent {
-    MachineEvent {
+    let event = MachineEvent {
         id: EventId::following(row.last_event.as_ref(), now_ms),
         kind: kind.to_owned(),
         status: status.as_str().to_owned(),
@@ -42,8 +42,10 @@ pub fn new(
             Source::Worker => "flyd".to_owned(),
         },
         timestamp: now_ms,
-        request: (!request.is_null()).then_some(request),
-    }
+        request: None,
+        details: None,
+    };
+    event.telling(told)
 }
 
 /// The details of an `exit` event.

@@ -31,11 +31,10 @@ impl Level {
 
 /// The lines that an event makes, in order.
 pub fn lines(event: &MachineEvent) -> Vec<(Level, String)> {
-    let none = Value::Null;
-    let request = event.request.as_ref().unwrap_or(&none);
-    let text = |key: &str| request[key].as_str().filter(|text| !text.is_empty());
+    let told = event.told();
+    let text = |key: &str| told[key].as_str().filter(|text| !text.is_empty());
     if let Some(details) = event.exit_details() {
-        return exit(&details, request);
+        return exit(&details, told);
     }
     if let Some(message) = text("message") {
         let level = if text("level") == Some("info") { Level::Info } else { Level::Error };
@@ -46,33 +45,33 @@ pub fn lines(event: &MachineEvent) -> Vec<(Level, String)> {
     }
     let is = |state: MachineState| event.status == state.as_str();
     let line = match event.kind.as_str() {
-        "start" if is(MachineState::Starting) => request["delay_ms"].as_u64().map(|delay| restart(delay, request)),
-        "start" | "restart" if is(MachineState::Started) => Some(started(request)),
-        "suspend" if is(MachineState::Suspended) => Some(format!("Machine suspended{}", took(request))),
+        "start" if is(MachineState::Starting) => told["delay_ms"].as_u64().map(|delay| restart(delay, told)),
+        "start" | "restart" if is(MachineState::Started) => Some(started(told)),
+        "suspend" if is(MachineState::Suspended) => Some(format!("Machine suspended{}", took(told))),
         _ => None,
     };
     line.map(|line| (Level::Info, line)).into_iter().collect()
 }
 
-fn started(request: &Value) -> String {
-    let kind = match request["start_kind"].as_str() {
-        Some("resume") => return format!("Machine resumed{}", took(request)),
+fn started(told: &Value) -> String {
+    let kind = match told["start_kind"].as_str() {
+        Some("resume") => return format!("Machine resumed{}", took(told)),
         Some("none") => return "Suspend cancelled by a start, the machine keeps running".to_owned(),
         Some("cold") => "cold boot",
         Some("template") => "from a template",
-        _ => return format!("Machine started{}", took(request)),
+        _ => return format!("Machine started{}", took(told)),
     };
-    let reason = request["start_reason"].as_str().filter(|reason| !reason.is_empty());
+    let reason = told["start_reason"].as_str().filter(|reason| !reason.is_empty());
     let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-    format!("Machine started{} ({kind}{reason})", took(request))
+    format!("Machine started{} ({kind}{reason})", took(told))
 }
 
 /// Steps of the host that come before a start, or are its end.
 const NOT_OF_THE_START: [&str; 4] = ["back_off", "signal", "await_exit", "power_off"];
 
 /// ` in 313ms`, where it is known.
-fn took(request: &Value) -> String {
-    let steps = request["timing"].as_array().map(Vec::as_slice).unwrap_or_default();
+fn took(told: &Value) -> String {
+    let steps = told["timing"].as_array().map(Vec::as_slice).unwrap_or_default();
     let counts = |step: &&Value| {
         step["where"] == "host" && step["step"].as_str().is_some_and(|name| !NOT_OF_THE_START.contains(&name))
     };
@@ -84,15 +83,15 @@ fn took(request: &Value) -> String {
     }
 }
 
-fn restart(delay_ms: u64, request: &Value) -> String {
-    let count = request["restart_count"].as_u64().map(|count| format!(" (restart {count})")).unwrap_or_default();
+fn restart(delay_ms: u64, told: &Value) -> String {
+    let count = told["restart_count"].as_u64().map(|count| format!(" (restart {count})")).unwrap_or_default();
     match delay_ms {
         0 => format!("Restarting machine{count}"),
         _ => format!("Restarting machine in {}s{count}", delay_ms.div_ceil(1000)),
     }
 }
 
-fn exit(details: &ExitDetails, request: &Value) -> Vec<(Level, String)> {
+fn exit(details: &ExitDetails, told: &Value) -> Vec<(Level, String)> {
     let exit = &details.exit_event;
     let signal = Signal::from_number(exit.guest_signal).map(|signal| format!(" ({signal})")).unwrap_or_default();
     let code = format!("exit code {}{signal}", exit.exit_code);
@@ -115,7 +114,7 @@ fn exit(details: &ExitDetails, request: &Value) -> Vec<(Level, String)> {
     };
     let failed = !exit.requested_stop && exit.exit_code != 0;
     let mut lines = vec![(if failed { Level::Error } else { Level::Info }, what + after)];
-    if let Some(limit) = request["max_restart_count"].as_u64() {
+    if let Some(limit) = told["max_restart_count"].as_u64() {
         // The field's words: people search for them.
         lines.push((Level::Error, format!("machine has reached its max restart count of {limit}")));
     }
@@ -143,16 +142,17 @@ mod tests {
 
     use super::*;
 
-    fn text(kind: &str, status: &str, request: Value) -> String {
+    fn text(kind: &str, status: &str, told: Value) -> String {
         let event = MachineEvent {
             id: EventId::following(None, 1),
             kind: kind.to_owned(),
             status: status.to_owned(),
             source: "flyd".to_owned(),
             timestamp: 1,
-            request: (!request.is_null()).then_some(request),
+            request: None,
+            details: None,
         };
-        let lines = lines(&event);
+        let lines = lines(&event.telling(told));
         lines.iter().map(|(level, line)| format!("[{}]{line}", level.as_str())).collect::<Vec<_>>().join(" | ")
     }
 

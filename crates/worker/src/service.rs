@@ -212,7 +212,9 @@ async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig
     let Change { row, mut events, .. } = change;
     events.reverse();
     let lease = row.lease.clone();
-    let record = shared.adopt(row, config, events, None);
+    let warnings = crate::spec::image_warnings(&row.image.config, &config);
+    let mut record = shared.adopt(row, config, events, None);
+    record.machine.warnings = warnings;
     Ok(WorkerReply::Created { record: Box::new(record), lease })
 }
 

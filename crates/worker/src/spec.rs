@@ -1,7 +1,9 @@
 //! Merges image and machine configuration into what init is told. Pure.
 
+use std::time::Duration;
+
 use caddis_api::{
-    ApiError, MachineConfig, Signal,
+    ApiError, MachineConfig, Signal, UnknownSignal,
     config::{DEFAULT_ROOTFS_GIB, DnsOption, FieldRef, Process, Ulimit},
 };
 use caddis_guest_protocol::spec::{FileSpec, LimitSpec, MachineSpec, NetworkSpec, ProgramSpec};
@@ -182,20 +184,41 @@ pub fn check_suspendable(config: &MachineConfig) -> Result<(), ApiError> {
 
 /// How to stop a machine: as asked, else as configured, else as the image has it, else SIGINT (for which the guest sends
 /// init systems their own) and five seconds.
-pub fn stop_plan(image: &ImageConfig, config: &MachineConfig, signal: Option<Signal>, timeout_ms: Option<u64>) -> Stop {
+pub fn stop_plan(
+    image: &ImageConfig,
+    config: &MachineConfig,
+    signal: Option<Signal>,
+    timeout: Option<Duration>,
+) -> Stop {
     let configured = config.stop_config.clone().unwrap_or_default();
-    let of_image = || image.stop_signal.as_deref().and_then(|name| name.parse::<Signal>().ok());
-    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let chosen = signal.or(configured.signal).or_else(of_image);
+    let chosen = signal.or(configured.signal).or_else(|| stop_signal(image).ok().flatten());
+    // Rounded up, since zero means the default.
+    let millis = |time: Duration| u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+    let timeout = timeout.filter(|time| !time.is_zero()).or_else(|| configured.timeout.map(|time| time.0));
     Stop {
         signal: chosen.unwrap_or(Signal::INT),
         is_default: chosen.is_none(),
-        timeout_ms: timeout_ms
+        timeout_ms: timeout
+            .map(millis)
             .filter(|timeout| *timeout > 0)
-            .or_else(|| configured.timeout.map(|timeout| millis(timeout.0)).filter(|timeout| *timeout > 0))
             .unwrap_or(DEFAULT_STOP_TIMEOUT_MS)
             .min(caddis_api::validate::MAX_STOP_TIMEOUT_SECONDS * 1000),
     }
+}
+
+/// The signal that an image wants to be stopped with, if any.
+fn stop_signal(image: &ImageConfig) -> Result<Option<Signal>, UnknownSignal> {
+    image.stop_signal.as_deref().map(str::parse).transpose()
+}
+
+/// What of an image has no effect, for the user.
+pub fn image_warnings(image: &ImageConfig, config: &MachineConfig) -> Vec<String> {
+    let is_asked = config.stop_config.as_ref().is_none_or(|stop| stop.signal.is_none());
+    let unknown = stop_signal(image).err().filter(|_| is_asked);
+    unknown
+        .map(|error| format!("the image's stop signal is not used, {} is sent: {error}", Signal::INT))
+        .into_iter()
+        .collect()
 }
 
 #[cfg(test)]
@@ -254,18 +277,26 @@ mod tests {
         let bare = MachineConfig::default();
         let plan = |config, signal, timeout| stop_plan(&image(), config, signal, timeout);
         assert_eq!(
-            plan(&configured, Some(Signal::KILL), Some(7)),
+            plan(&configured, Some(Signal::KILL), Some(Duration::from_millis(7))),
             Stop { signal: Signal::KILL, timeout_ms: 7, is_default: false }
         );
         assert_eq!(
-            plan(&configured, None, Some(0)),
+            plan(&configured, None, Some(Duration::ZERO)),
             Stop { signal: Signal::TERM, timeout_ms: 2000, is_default: false }
         );
         assert_eq!(plan(&bare, None, None).signal.name(), "SIGQUIT");
-        for (name, expected) in [("SIGRTMIN+3", "SIGRTMIN+3"), ("RTMIN+3", "SIGRTMIN+3"), ("37", "SIGRTMIN+3")] {
+        assert_eq!(plan(&bare, None, Some(Duration::from_nanos(1))).timeout_ms, 1);
+        for (name, expected) in
+            [("SIGRTMIN+3", "SIGRTMIN+3"), ("RTMIN+3", "SIGRTMIN+3"), ("37", "SIGRTMIN+3"), ("winch", "SIGWINCH")]
+        {
             let image = ImageConfig { stop_signal: Some(name.to_owned()), ..ImageConfig::default() };
             assert_eq!(stop_plan(&image, &bare, None, None).signal.name(), expected);
+            assert!(image_warnings(&image, &bare).is_empty());
         }
+        let odd = ImageConfig { stop_signal: Some("SIGODD".to_owned()), ..ImageConfig::default() };
+        assert_eq!(stop_plan(&odd, &bare, None, None).signal, Signal::INT);
+        assert!(image_warnings(&odd, &bare)[0].contains("SIGINT is sent: invalid signal 'SIGODD'"));
+        assert!(image_warnings(&odd, &configured).is_empty());
         assert_eq!(
             stop_plan(&ImageConfig::default(), &bare, None, None),
             Stop { signal: Signal::INT, timeout_ms: DEFAULT_STOP_TIMEOUT_MS, is_default: true }

@@ -18,7 +18,7 @@ use caddis_api::{
     requests::OkReply,
 };
 use caddis_bus::stream::StreamService;
-use caddis_guest_protocol::host::ExecCommand;
+use caddis_guest_protocol::host::{ExecCommand, SessionError};
 use serde::Deserialize;
 use tower::ServiceExt as _;
 
@@ -98,8 +98,8 @@ async fn exec(
     };
     let outcome = tokio::time::timeout(timeout + EXEC_GRACE, session.exec(command))
         .await
-        .map_err(|_| ApiError::new(ErrorCode::Unavailable, "the guest does not answer"))?
-        .map_err(|e| ApiError::invalid(format!("invalid_argument: can't run the command: {e}")))?;
+        .map_err(|_| ApiError::new(ErrorCode::Unavailable, "unavailable: the guest does not answer"))?
+        .map_err(not_run)?;
     Ok(Json(ExecReply {
         exit_code: outcome.code,
         exit_signal: outcome.signal.unwrap_or(0),
@@ -108,6 +108,21 @@ async fn exec(
         truncated: outcome.truncated,
         timed_out: outcome.timed_out,
     }))
+}
+
+/// Why there is no outcome, by whose fault it is.
+fn not_run(error: SessionError) -> ApiError {
+    match error {
+        SessionError::Refused(_) | SessionError::TooLarge(_) => {
+            ApiError::invalid(format!("invalid_argument: can't run the command: {error}"))
+        }
+        SessionError::Closed | SessionError::Broken => {
+            ApiError::aborted("the machine was stopped, suspended or destroyed while the command ran")
+        }
+        SessionError::NotConnected | SessionError::NoAnswer(_) => {
+            ApiError::new(ErrorCode::Unavailable, format!("unavailable: {error}"))
+        }
+    }
 }
 
 fn argv(request: &ExecRequest) -> Result<Vec<String>, ApiError> {

@@ -88,6 +88,10 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let request = ExecRequest { cmd: Some(CommandLine::Words(command)), ..Default::default() };
     let reply = client.exec(&app, &id, &request, None).await;
     let reply = reply.map_err(|e| CliError::attempted("could not run a program", e))?;
+    if reply.exit_code != 0 {
+        let (code, told) = (reply.exit_code, reply.stderr.trim_end());
+        return Err(CliError::new(format!("could not run a program: it ended with {code}: {told}")));
+    }
     printer.out(format_args!("  {}", reply.stdout.trim_end()))?;
 
     title("Stopped, and started again")?;

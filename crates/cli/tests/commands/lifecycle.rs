@@ -120,14 +120,20 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     }
     "#);
     assert_snapshot!(stand.run(&format!("machine exec {id} nothing -a shop")).await, @"
-    exit code 1
+    exit code 0
+    ----- stdout -----
+    Exit code: 127
+
     ----- stderr -----
-    Error: could not exec command on machine: invalid_argument: can't run the command: nothing: no such program (Request ID: …)
+    nothing: no such program
     ");
     assert_snapshot!(stand.run(&format!("machine exec {id} 'sleep 60' --timeout 1 -a shop")).await, @"
     exit code 0
     ----- stdout -----
     Exit code: 137
+
+    ----- stderr -----
+    The command was killed: it did not end within 1s (--timeout).
     ");
     assert_snapshot!(stand.run(&format!("machine restart {id} -a shop")).await, @"
     exit code 0

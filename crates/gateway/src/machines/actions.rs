@@ -8,6 +8,7 @@ use caddis_api::{
 };
 use caddis_bus::message::{Action, WorkerReply};
 
+use super::starting;
 use crate::{
     context::{Context, unexpected},
     envelope::Failure,
@@ -25,12 +26,7 @@ async fn act(context: &Context, path: &MachinePath, nonce: Nonce, action: Action
     }
 }
 
-fn check_stop(signal: Option<Signal>, timeout: Option<caddis_api::ApiDuration>) -> Result<(), ApiError> {
-    if signal.is_some_and(|signal| !signal.is_stop_signal()) {
-        return Err(ApiError::invalid(
-            "invalid signal, use SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM or SIGRTMIN+3",
-        ));
-    }
+fn check_stop(timeout: Option<caddis_api::ApiDuration>) -> Result<(), ApiError> {
     if timeout.is_some_and(|timeout| timeout.0.as_secs() > MAX_STOP_TIMEOUT_SECONDS) {
         return Err(ApiError::invalid(format!("invalid timeout, cannot exceed {MAX_STOP_TIMEOUT_SECONDS}s")));
     }
@@ -82,7 +78,7 @@ pub(crate) async fn stop(
     nonce: Nonce,
     Sparse(request): Sparse<StopRequest>,
 ) -> Done {
-    check_stop(request.signal, request.timeout)?;
+    check_stop(request.timeout)?;
     let timeout = request.timeout.filter(|timeout| !timeout.0.is_zero());
     act(&context, &path, nonce, Action::Stop { signal: request.signal, timeout }).await
 }
@@ -108,14 +104,14 @@ pub(crate) async fn stop(
 )]
 pub(crate) async fn restart(State(context): State<Context>, path: MachinePath, nonce: Nonce, params: Params) -> Done {
     let (signal, timeout) = (params.parsed::<Signal>("signal")?, params.duration("timeout")?);
-    check_stop(signal, timeout)?;
+    check_stop(timeout)?;
     let timeout = timeout.filter(|timeout| !timeout.0.is_zero());
     act(&context, &path, nonce, Action::Restart { signal, timeout, force: params.flag("force_stop")? }).await
 }
 
 /// Send a signal to the program.
 ///
-/// A lease does not stand in its way.
+/// A lease does not stand in its way. A machine that is about to start is waited for.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/signal",
@@ -135,6 +131,7 @@ pub(crate) async fn signal(
     path: MachinePath,
     JsonBody(request): JsonBody<SignalRequest>,
 ) -> Done {
+    starting::settled(&context, &path, starting::PATIENCE).await?;
     act(&context, &path, Nonce(None), Action::Signal { signal: request.signal }).await
 }
 

@@ -3,8 +3,8 @@
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
-    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, error::ErrorBody, lease::MAX_TTL_SECONDS, names,
-    requests::CreateMachineRequest, validate, warnings::warnings,
+    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, error::ErrorBody, fields::unknown_of_request,
+    lease::MAX_TTL_SECONDS, names, requests::CreateMachineRequest, validate, warnings::warnings,
 };
 use caddis_bus::message::{CreateMachine, WorkerReply, WorkerRequest};
 use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement};
@@ -14,7 +14,7 @@ use crate::{
     context::{AskError, Context, unexpected},
     deletion,
     envelope::Failure,
-    extract::{AppPath, JsonBody},
+    extract::{AppPath, Named},
     idempotency::RequestId,
     openapi::errors::{BadBody, NoApp},
     organizations::is_gone,
@@ -62,13 +62,14 @@ pub(crate) async fn create(
     Extension(caller): Extension<Caller>,
     id: Option<Extension<RequestId>>,
     AppPath(app): AppPath,
-    JsonBody(request): JsonBody<CreateMachineRequest>,
+    Named(request, names): Named<CreateMachineRequest>,
 ) -> Result<Json<Machine>, Failure> {
     let request_id = id.map(|Extension(RequestId(id))| id);
     let wanted = Wanted { request_id, ..check(&context, &caller, &app, request).await? };
+    let told = [unknown_of_request(names.iter().map(String::as_str)), warnings(&wanted.raw)].concat();
     let work = tokio::spawn(async move { make(&context, wanted).await });
     let made = work.await.map_err(|e| ApiError::internal(format!("making the machine was cut short: {e}")))?;
-    Ok(Json(made?))
+    Ok(Json(made?.warning(told)))
 }
 
 async fn check(
@@ -201,7 +202,6 @@ async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement) -> 
         Ok(WorkerReply::Created { record, lease }) => {
             let mut machine = record.machine;
             machine.nonce = lease.map(|lease| lease.nonce);
-            machine.warnings = warnings(&wanted.raw);
             let app = context.catalog.app(&wanted.app.name).await?;
             if app.is_some_and(|app| app.state == AppState::Deleting) {
                 // The deletion may have looked before this machine was there.

@@ -1,5 +1,7 @@
 //! Runs a program in a machine.
 
+use std::time::Duration;
+
 use axum::{
     body::Body,
     extract::State,
@@ -11,6 +13,9 @@ use caddis_api::{
     exec::{CommandLine, ExecReply, ExecRequest, MAX_TIMEOUT_SECONDS},
 };
 
+use tokio::time::Instant;
+
+use super::starting;
 use crate::{
     context::Context,
     envelope::Failure,
@@ -20,6 +25,8 @@ use crate::{
 };
 
 /// Run a program in a machine.
+///
+/// One that is about to start is waited for, within the program's time.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/exec",
@@ -40,8 +47,12 @@ pub(crate) async fn exec(
     nonce: Nonce,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Response, Failure> {
-    let request = complete(request)?;
-    let shown = context.machine(&path.app, &path.id).await?;
+    let mut request = complete(request)?;
+    let begun = Instant::now();
+    let patience = Duration::from_secs(request.timeout.unwrap_or(MAX_TIMEOUT_SECONDS));
+    let shown = starting::settled(&context, &path, patience).await?;
+    // What is left for the program; a start that took nearly all of it leaves a second.
+    request.timeout = Some(patience.saturating_sub(begun.elapsed()).as_secs_f64().ceil().max(1.0) as u64);
     let mut forwarded = Request::post(format!("/machines/{}/exec", path.id)).header(CONTENT_TYPE, "application/json");
     if let Some(nonce) = &nonce.0 {
         forwarded = forwarded.header(NONCE, nonce.as_str());

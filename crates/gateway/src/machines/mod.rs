@@ -11,6 +11,7 @@ pub(crate) mod memory;
 pub(crate) mod metadata;
 pub(crate) mod operation;
 mod reached;
+mod starting;
 pub(crate) mod terminal;
 pub(crate) mod update;
 pub(crate) mod usage;

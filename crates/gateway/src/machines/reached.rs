@@ -108,9 +108,7 @@ pub(super) fn out_of_reach(record: &MachineRecord, targets: &Targets, since: &Si
         }
         Started if only(&[Suspended]) => match newest.kind.as_str() {
             "suspend" if !why.is_empty() => Some(format!("its suspend failed{why}")),
-            "start" if newest.request.as_ref().is_some_and(|request| request["start_kind"] == "none") => {
-                Some("its suspend was cancelled by a start".to_owned())
-            }
+            "start" if newest.told()["start_kind"] == "none" => Some("its suspend was cancelled by a start".to_owned()),
             _ => None,
         },
         Suspended if only(&[Created, Started]) && newest.kind == "suspend" && !why.is_empty() => {

@@ -4,6 +4,7 @@ use axum::{Extension, Json, extract::State};
 use caddis_api::{
     ApiError, Machine, VersionId,
     error::ErrorBody,
+    fields::unknown_of_request,
     requests::{CreateMachineRequest, MachineVersion},
     validate,
     warnings::warnings,
@@ -15,14 +16,14 @@ use crate::{
     authentication::Caller,
     context::{Context, unexpected},
     envelope::Failure,
-    extract::{JsonBody, MachinePath, Nonce},
+    extract::{MachinePath, Named, Nonce},
     idempotency::RequestId,
     openapi::errors::{BadBody, NoMachine, Refused},
 };
 
 /// Give a machine a new configuration.
 ///
-/// The whole configuration is replaced. Name and region can't be changed.
+/// The whole configuration is replaced. Another name or region is ignored, with a warning.
 #[utoipa::path(
     method(post, put),
     path = "/v1/apps/{app_name}/machines/{machine_id}",
@@ -44,20 +45,22 @@ pub(crate) async fn update(
     id: Option<Extension<RequestId>>,
     path: MachinePath,
     nonce: Nonce,
-    JsonBody(request): JsonBody<CreateMachineRequest>,
+    Named(request, names): Named<CreateMachineRequest>,
 ) -> Result<Json<Machine>, Failure> {
     let shown = context.machine(&path.app, &path.id).await?;
     let machine = &shown.record.machine;
-    let fixed = [("name", &request.name, &machine.name), ("region", &request.region, &machine.region)];
-    for (field, wanted, current) in fixed {
+    let mut told = unknown_of_request(names.iter().map(String::as_str));
+    for (field, wanted, current) in
+        [("name", &request.name, &machine.name), ("region", &request.region, &machine.region)]
+    {
         if wanted.as_ref().is_some_and(|wanted| !wanted.is_empty() && wanted != current) {
-            return Err(ApiError::invalid(format!("invalid {field}, it can't be changed from {current}")).into());
+            told.push(format!("{field} is ignored: it can't be changed from {current}"));
         }
     }
     check_secrets(request.min_secrets_version)?;
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
     let (config, _) = validate::normalise(raw)?;
-    let warnings = warnings(&config);
+    told.extend(warnings(&config));
     let update = UpdateMachine {
         config,
         expected: request.current_version.filter(|version| !version.as_str().is_empty()),
@@ -69,7 +72,8 @@ pub(crate) async fn update(
     let request = WorkerRequest::Update { machine: path.id.clone(), nonce: nonce.0, update: Box::new(update) };
     match context.ask(&shown.record.worker, request, context.settings.create_deadline).await.map_err(ApiError::from)? {
         WorkerReply::Updated { record, lease } => {
-            Ok(Json(Machine { nonce: lease.map(|lease| lease.nonce), warnings, ..record.machine }))
+            let machine = Machine { nonce: lease.map(|lease| lease.nonce), ..record.machine };
+            Ok(Json(machine.warning(told)))
         }
         other => Err(unexpected(&other).into()),
     }

@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
+};
 
 /// How long a connection that was told to go may take, before another one is told.
 const EVICTION: Duration = Duration::from_millis(100);
@@ -88,6 +91,7 @@ impl Places {
             requests: watch::Sender::new(0),
             place: AtomicU64::new(NOWHERE),
             unwanted: Arc::default(),
+            offers: Mutex::default(),
         };
         activity.rest(&mut self.idle.order());
         Arc::new(activity)
@@ -106,6 +110,14 @@ pub(super) struct Activity {
     /// Where it is among those that are idle. Changed only under the lock of their order.
     place: AtomicU64,
     unwanted: Arc<Notify>,
+    offers: Mutex<Offers>,
+}
+
+/// Since when there is something for the client that it has not taken, by answer. One that waits for us is not among them.
+#[derive(Default)]
+struct Offers {
+    latest: u64,
+    since: BTreeMap<u64, Instant>,
 }
 
 /// Why a connection is to be closed.
@@ -115,6 +127,8 @@ pub(super) enum Dispensable {
     Idle,
     /// Its place is wanted.
     Unwanted,
+    /// Its client takes none of its answers.
+    Stalled,
 }
 
 impl Activity {
@@ -127,7 +141,22 @@ impl Activity {
             order.tokens.remove(&place);
             self.place.store(NOWHERE, Ordering::Relaxed);
         }
-        InProgress(self.clone())
+        let mut offers = self.offers();
+        offers.latest += 1;
+        InProgress { activity: self.clone(), number: offers.latest }
+    }
+
+    /// Whole after a panic too: each change is one.
+    fn offers(&self) -> MutexGuard<'_, Offers> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the client has left all of its answers where they are for so long.
+    fn is_stalled(&self, patience: Duration) -> bool {
+        let requests = *self.requests.borrow();
+        let offers = self.offers();
+        let is_old = |since: &Instant| since.elapsed() >= patience;
+        requests > 0 && offers.since.len() >= requests && offers.since.values().all(is_old)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -150,7 +179,8 @@ impl Activity {
         self.idle.grown.notify_one();
     }
 
-    /// Waits until the connection has been idle so long, or its place is wanted while it is.
+    /// Waits until the connection has been idle so long, its place is wanted while it is, or its client has taken nothing
+    /// of any answer for as long.
     pub(super) async fn dispensable(&self, patience: Duration) -> Dispensable {
         let mut requests = self.requests.subscribe();
         loop {
@@ -162,6 +192,11 @@ impl Activity {
                     }
                 }
                 () = tokio::time::sleep(patience), if idle => return Dispensable::Idle,
+                () = tokio::time::sleep(patience / 4), if !idle => {
+                    if self.is_stalled(patience) {
+                        return Dispensable::Stalled;
+                    }
+                }
                 // The sender is in self.
                 _ = requests.changed() => {}
             }
@@ -176,14 +211,30 @@ impl Activity {
 }
 
 /// A request in progress, until all of its answer is handed over.
-pub(super) struct InProgress(Arc<Activity>);
+pub(super) struct InProgress {
+    activity: Arc<Activity>,
+    number: u64,
+}
+
+impl InProgress {
+    /// There is something for the client to take.
+    pub(super) fn offer(&self) {
+        self.activity.offers().since.insert(self.number, Instant::now());
+    }
+
+    /// The client has taken all there is so far.
+    pub(super) fn wait(&self) {
+        self.activity.offers().since.remove(&self.number);
+    }
+}
 
 impl Drop for InProgress {
     fn drop(&mut self) {
-        let mut order = self.0.idle.order();
-        self.0.requests.send_modify(|requests| *requests -= 1);
-        if self.0.is_idle() {
-            self.0.rest(&mut order);
+        self.wait();
+        let mut order = self.activity.idle.order();
+        self.activity.requests.send_modify(|requests| *requests -= 1);
+        if self.activity.is_idle() {
+            self.activity.rest(&mut order);
         }
     }
 }
@@ -227,6 +278,31 @@ mod tests {
         second.retire();
         drop(second.begin());
         assert!(!places.close_oldest(), "nobody attends to it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_no_answer_is_given_up() {
+        let places = Places::new(1);
+        let activity = places.activity();
+        let requests = [activity.begin(), activity.begin()];
+        let patience = Duration::from_secs(60);
+        let told = async || tokio::time::timeout(LONG, activity.dispensable(patience)).await.ok();
+        assert_eq!(told().await, None, "both are being worked on");
+        requests[0].offer();
+        assert_eq!(told().await, None, "one is");
+        requests[1].offer();
+        assert_eq!(told().await, Some(Dispensable::Stalled));
+        requests[1].wait();
+        assert_eq!(told().await, None, "one waits for us");
+        requests[1].offer();
+        tokio::time::advance(Duration::from_secs(50)).await;
+        requests[1].offer();
+        assert!(!activity.is_stalled(patience), "it took something");
+        let [one, two] = requests;
+        drop(two);
+        assert_eq!(told().await, Some(Dispensable::Stalled));
+        drop(one);
+        assert_eq!(told().await, Some(Dispensable::Idle));
     }
 
     #[tokio::test(start_paused = true)]

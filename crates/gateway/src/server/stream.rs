@@ -24,6 +24,9 @@ use super::{
 /// the answer.
 const LINGER: (Duration, usize) = (Duration::from_secs(5), 16 << 20);
 
+/// How the answer begins after which a connection is another protocol's.
+const UPGRADES: &[u8] = b"HTTP/1.1 101 ";
+
 /// See the module's text.
 pub(super) struct Stream {
     socket: TcpStream,
@@ -33,6 +36,8 @@ pub(super) struct Stream {
     substitute: Vec<u8>,
     /// Since an answer was put in another's place.
     lingering: Option<Linger>,
+    /// What follows is a session's, and not hyper's.
+    upgraded: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -48,7 +53,13 @@ impl Stream {
         refusals: Refusals,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        Self { socket, activity, refusals, substitute: Vec::new(), lingering: None, _place: place }
+        Self { socket, activity, refusals, substitute: Vec::new(), lingering: None, upgraded: false, _place: place }
+    }
+
+    /// Whether an answer that is written now may be hyper's own refusal.
+    fn may_refuse(&mut self, bytes: &[u8]) -> bool {
+        self.upgraded |= bytes.starts_with(UPGRADES);
+        !self.upgraded && self.activity.is_idle()
     }
 
     /// Writes what was put in the place of something else.
@@ -94,7 +105,7 @@ impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         ready!(this.poll_substitute(context))?;
-        let found = if this.activity.is_idle() { refusal::find(bytes) } else { None };
+        let found = if this.may_refuse(bytes) { refusal::find(bytes) } else { None };
         match found {
             None => Pin::new(&mut this.socket).poll_write(context, bytes),
             Some((0, status)) => {
@@ -118,7 +129,8 @@ impl AsyncWrite for Stream {
         let mut filled = slices.iter().filter(|slice| !slice.is_empty());
         let first = filled.next();
         let last = filled.next_back().or(first);
-        let refused = self.activity.is_idle() && last.is_some_and(|last| refusal::find(last).is_some());
+        let may_refuse = self.may_refuse(first.map_or(&[], |first| first));
+        let refused = may_refuse && last.is_some_and(|last| refusal::find(last).is_some());
         // Head and body of an answer go out as one, unless there is something to put in their place.
         if let Some(first) = first.filter(|_| refused || !self.substitute.is_empty()) {
             return self.poll_write(context, first);

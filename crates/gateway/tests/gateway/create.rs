@@ -128,7 +128,7 @@ async fn unknown_regions_are_refused_and_expressions_taken() {
     fixture.app("a").await;
     let request = |region: &str| json!({"region": region, "config": {"image": "nginx"}});
     let refused = create(&fixture, &request("atlantis")).await;
-    assert_eq!((refused.status.as_u16(), &refused.json()["status"]), (422, &json!("insufficient_capacity")));
+    assert_eq!((refused.status.as_u16(), &refused.json()["retryable"]), (422, &json!(false)));
     assert!(refused.error().contains("atlantis") && refused.error().contains("local"));
     for region in ["local", "any", "atlantis,any"] {
         assert_eq!(create(&fixture, &request(region)).await.ok()["region"], "local", "{region}");
@@ -213,10 +213,13 @@ async fn secrets_that_are_not_there_are_not_run_without() {
 async fn what_has_no_effect_is_said_when_it_is_sent() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
-    let sent = json!({"config": {"image": "nginx", "standbys": ["d8d8d8d8d8d8d8"]}});
+    let sent = json!({"config": {"image": "nginx", "standbys": ["d8d8d8d8d8d8d8"], "guest": {"cpu": 1}}, "image": "x"});
     for path in ["/v1/apps/a/machines".to_owned(), format!("/v1/apps/a/machines/{id}")] {
         let machine = fixture.post(&path, &sent).await.ok();
-        assert!(machine["warnings"][0].as_str().unwrap().starts_with("config.standbys is stored"), "{machine}");
+        let told: Vec<_> = machine["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!(told[0], "image is not known and has no effect; did you mean config.image?");
+        assert!(told[1].starts_with("config.standbys is stored"), "{machine}");
+        assert!(told[2].ends_with("did you mean cpus?") && told.len() == 3, "{machine}");
         assert_eq!(machine["config"]["standbys"], sent["config"]["standbys"]);
     }
     let read = fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok();

@@ -151,6 +151,24 @@ async fn connections_that_are_idle_or_half_sent_are_closed_after_a_time() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_no_answer_and_is_well_otherwise_is_closed_after_a_time() {
+    let served = Served::with(Settings { head_timeout: Duration::from_millis(300), ..Settings::default() }).await;
+    let mut client = h2::client::Builder::new();
+    let (mut client, connection) =
+        client.initial_window_size(0).handshake::<_, bytes::Bytes>(served.connect().await).await.unwrap();
+    let request = axum::http::Request::get("http://x/v1/apps").body(()).unwrap();
+    let (answer, _) = client.send_request(request, true).unwrap();
+    // Answers to pings, among others.
+    let connection = tokio::spawn(connection);
+    let answer = within(answer).await.unwrap();
+    assert_eq!(answer.status().as_u16(), 401);
+    // Its body would be there, did anybody want it.
+    let _: Result<(), h2::Error> = within(connection).await.unwrap();
+    drop(answer);
+    served.healthy().await;
+}
+
+#[tokio::test]
 async fn idle_connections_make_room_and_those_with_work_stay() {
     let served = Served::with(Settings { max_connections: 6, ..Settings::default() }).await;
     let mut waits = served.begun(&served.path("wait?state=stopped&timeout=60")).await;
@@ -184,6 +202,10 @@ async fn idle_connections_make_room_and_those_with_work_stay() {
 
     session.say(Frame::Data(b"\x01still here".to_vec().into())).await;
     assert_eq!(within(socket.next()).await.unwrap().unwrap(), Message::Binary(b"\x01still here".to_vec().into()));
+    // Whatever a program writes is passed on as it is, and be it what a refusal looks like.
+    let refusal = b"\x01HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    session.say(Frame::Data(refusal.to_vec().into())).await;
+    assert_eq!(within(socket.next()).await.unwrap().unwrap(), Message::Binary(refusal.to_vec().into()));
     socket.send(Message::Binary(b"\0input".to_vec().into())).await.unwrap();
     served.fixture.worker.turn(&served.id, MachineState::Stopped, "stop").await;
     assert!(rest(&mut waits).await.starts_with("HTTP/1.1 200 "));

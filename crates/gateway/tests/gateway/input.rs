@@ -101,13 +101,14 @@ async fn bad_parameters_are_refused_with_their_name() {
         assert!(answer.error().contains(expected), "{line} gave {}", answer.text);
     }
     for (path, body, expected) in [
-        ("stop", r#"{"signal": "SIGSEGV"}"#, "signal"),
+        ("stop", r#"{"signal": "SIGFOO"}"#, "signal"),
         ("stop", r#"{"signal": true}"#, "signal"),
         ("stop", r#"{"timeout": "301s"}"#, "cannot exceed 300s"),
         ("stop", "[1]", "body"),
         ("signal", "{}", "signal"),
-        ("signal", r#"{"signal": 64}"#, "signal"),
-        ("lease", r#"{"ttl": "1"}"#, "ttl"),
+        ("signal", r#"{"signal": 65}"#, "signal"),
+        ("stop", r#"{"timeout": 10}"#, "write \"10s\" for seconds"),
+        ("lease", r#"{"ttl": "x"}"#, "ttl"),
     ] {
         let answer = fixture.post(&format!("{machine}/{path}"), body).await;
         assert_eq!(answer.status, 400, "{path} {body} gave {}", answer.text);

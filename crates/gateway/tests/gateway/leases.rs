@@ -1,6 +1,6 @@
 //! Leases, as the worker decides them.
 
-use caddis_api::MachineId;
+use caddis_api::{MachineId, MachineState};
 use serde_json::json;
 
 use crate::support::Fixture;
@@ -53,6 +53,7 @@ async fn a_leased_machine_changes_only_with_the_nonce() {
     }
     let machine = format!("/v1/apps/a/machines/{id}");
     assert_eq!(fixture.call(&format!("DELETE {machine}?force=true")).await.status, 409);
+    fixture.worker.turn(&id, MachineState::Started, "restart").await;
     assert_eq!(fixture.post(&format!("{machine}/signal"), r#"{"signal": 15}"#).await.status, 200);
     assert_eq!(fixture.call(&format!("GET {machine}")).await.status, 200);
 }

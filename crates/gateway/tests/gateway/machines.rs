@@ -39,6 +39,7 @@ async fn changes_are_handed_to_the_worker_and_answered() {
         matches!(last_action(&fixture), Action::Restart { signal: Some(Signal::INT), timeout: Some(timeout), force: true }
         if timeout.0.as_secs() == 20)
     );
+    fixture.worker.turn(&id, MachineState::Started, "restart").await;
     assert_eq!(fixture.post(&format!("{machine}/signal"), r#"{"signal": 9}"#).await.ok(), ok);
     assert!(matches!(last_action(&fixture), Action::Signal { signal: Signal::KILL }));
     assert_eq!(fixture.call(&format!("POST {machine}/cordon")).await.ok(), ok);
@@ -74,8 +75,8 @@ async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readab
     let old = before["version"].as_str().unwrap();
     for (body, text) in [
         (json!({}), "invalid config, it is required"),
-        (json!({ "config": { "image": "b" }, "name": "other" }), "invalid name, it can't be changed from"),
-        (json!({ "config": { "image": "b" }, "region": "fra" }), "invalid region, it can't be changed from local"),
+        (json!({ "config": { "image": "b", "mounts": [{ "volume": "vol_1", "path": "/data" }] } }), "no volumes yet"),
+        (json!({ "config": { "image": "b", "stop_config": { "timeout": 3 } } }), "write \"3s\" for seconds"),
         (json!({ "config": { "image": "b" }, "lease_ttl": 99_999_999 }), "invalid lease_ttl"),
         (json!({ "config": { "image": "b", "guest": { "cpus": 3 } } }), "invalid config.guest.cpus"),
     ] {
@@ -88,6 +89,7 @@ async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readab
         "current_version": old, "skip_launch": true, "lease_ttl": 60, "min_secrets_version": null,
     });
     let updated = fixture.post(&machine, body).await.ok();
+    assert_eq!(updated["warnings"], json!(["config.unknown is not known, it is stored and has no effect"]));
     assert_ne!(updated["version"], old);
     assert_eq!(updated["instance_id"], updated["instance_id"]);
     assert_eq!(updated["config"]["unknown"], 1);
@@ -107,6 +109,57 @@ async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readab
     assert_eq!(unknown.status, 404);
     let wait = fixture.call(&format!("GET {machine}/wait?version={old}")).await;
     assert!(wait.status == 409 && wait.error().contains("currently replaced"), "{}", wait.error());
+}
+
+#[tokio::test]
+async fn what_an_update_can_not_change_is_ignored_with_a_warning() {
+    let fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let machine = format!("/v1/apps/a/machines/{id}");
+    let before = fixture.call(&format!("GET {machine}")).await.ok();
+    let body = json!({ "config": { "image": "b" }, "name": "other", "region": "fra", "nmae": "x" });
+    let updated = fixture.post(&machine, body).await.ok();
+    assert_eq!((&updated["name"], &updated["region"]), (&before["name"], &before["region"]));
+    let name = before["name"].as_str().unwrap();
+    let told = json!([
+        "nmae is not known and has no effect; did you mean name?",
+        format!("name is ignored: it can't be changed from {name}"),
+        "region is ignored: it can't be changed from local",
+    ]);
+    assert_eq!(updated["warnings"], told);
+}
+
+#[tokio::test]
+async fn what_is_asked_of_a_machine_that_is_about_to_run_waits_for_that() {
+    let fixture = Fixture::new().await;
+    fixture.app("a").await;
+    let id = fixture.machine("a", "m").await;
+    let machine = format!("/v1/apps/a/machines/{id}");
+    let reply = json!({"exit_code": 0, "exit_signal": 0, "stdout": "out", "stderr": ""});
+    fixture.worker.state().stream_answer = Some((200, reply.to_string()));
+    let late = fixture.post(&format!("{machine}/exec"), r#"{"cmd": "ls", "timeout": "1s"}"#).await;
+    assert_eq!(late.status, 408, "{}", late.text);
+    assert!(late.error().contains("the machine is still creating after 1 s"), "{}", late.error());
+    let (exec, signal) = (format!("{machine}/exec"), format!("{machine}/signal"));
+    let exec = fixture.post(&exec, r#"{"cmd": "ls"}"#);
+    let signal = fixture.post(&signal, r#"{"signal": "SIGWINCH"}"#);
+    let start = async {
+        tokio::task::yield_now().await;
+        assert!(fixture.worker.state().calls.is_empty(), "it waits");
+        fixture.worker.turn(&id, MachineState::Starting, "start").await;
+        fixture.worker.turn(&id, MachineState::Started, "start").await;
+    };
+    let (exec, signal, ()) = tokio::join!(exec, signal, start);
+    assert_eq!(exec.ok(), reply);
+    assert_eq!(signal.ok(), json!({"ok": true}));
+    assert!(matches!(last_action(&fixture), Action::Signal { signal } if signal.number() == 28));
+    // One that has failed, or rests, is not waited for.
+    fixture.worker.turn(&id, MachineState::Stopped, "exit").await;
+    fixture.post(&format!("{machine}/signal"), r#"{"signal": "SIGHUP"}"#).await;
+    assert!(
+        matches!(last_action(&fixture), Action::Signal { signal } if signal.number() == 1),
+        "the worker refuses it"
+    );
 }
 
 #[tokio::test]

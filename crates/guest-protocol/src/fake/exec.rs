@@ -148,7 +148,7 @@ impl Execs {
                 "cat" => {}
                 other => {
                     let message = format!("{other}: no such program");
-                    let _ = replies.send((GuestMessage::ExecFailed { id, message }, Bytes::new()));
+                    let _ = replies.send((GuestMessage::ExecFailed { id, message, code: Some(127) }, Bytes::new()));
                     return;
                 }
             }

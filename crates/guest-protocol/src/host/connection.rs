@@ -33,6 +33,24 @@ const OUTGOING_LIMIT: usize = 256 * 1024;
 /// What a guest may have sent unacknowledged before it counts as broken: its window, and room for what was under way.
 const LOG_LIMIT: usize = 2 * LOG_WINDOW_BYTES;
 
+/// What is kept of a guest's words, which may be anybody's: a name, bytes.
+const LONGEST_NAME: usize = 64;
+/// Why something failed, bytes.
+const LONGEST_REASON: usize = 8192;
+/// Steps of a start.
+const MOST_STEPS: usize = 64;
+
+/// Cuts a text, between characters.
+fn shorten(text: &mut String, longest: usize) {
+    text.truncate(text.floor_char_boundary(longest));
+}
+
+fn shorten_reason(status: &mut GuestState) {
+    if let GuestState::Failed { message } = status {
+        shorten(message, LONGEST_REASON);
+    }
+}
+
 /// Nanoseconds since the Unix epoch.
 pub(super) fn now_ns() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -49,8 +67,14 @@ pub(super) async fn keep(
 ) {
     let mut back_off = BACK_OFF.0;
     let mut hearing = Hearing::new(inner.pace);
+    let mut renewed = inner.renewed.subscribe();
     let work = async {
         loop {
+            if renewed.has_changed().unwrap_or(false) {
+                // Who had it renewed takes the guest for silent until it is told otherwise.
+                renewed.mark_unchanged();
+                hearing.silence();
+            }
             // That it can't be reached is found out as its silence is.
             hearing.asked();
             if hearing.due().is_some_and(|due| due == Due::Tell) {
@@ -272,14 +296,22 @@ impl<'a> Connection<'a> {
         if frame.epoch != self.epoch {
             return Ok(());
         }
-        if self.hearing.heard() {
+        if self.hearing.is_silent() {
+            // First, so that it is told again should there be no room for it now.
             self.tell(GuestEvent::Heard)?;
         }
+        self.hearing.heard();
         match frame.message {
-            GuestMessage::Welcome { protocol, init_version, status, machine_id } => {
+            GuestMessage::Welcome { protocol, mut init_version, mut status, machine_id } => {
+                shorten(&mut init_version, LONGEST_NAME);
+                shorten_reason(&mut status);
                 self.welcome(protocol, init_version, status, machine_id)
             }
-            GuestMessage::Started { pid, steps } => self.tell(GuestEvent::Started { pid, steps }),
+            GuestMessage::Started { pid, mut steps } => {
+                steps.truncate(MOST_STEPS);
+                steps.iter_mut().for_each(|(name, _)| shorten(name, LONGEST_NAME));
+                self.tell(GuestEvent::Started { pid, steps })
+            }
             GuestMessage::Log { sequence, source, time_ns, dropped_before, partial } => {
                 if !self.is_new_log(sequence, frame.payload.len())? {
                     return Ok(());
@@ -287,8 +319,14 @@ impl<'a> Connection<'a> {
                 let text = Bytes::copy_from_slice(&frame.payload);
                 self.tell(GuestEvent::Log { sequence, source, time_ns, dropped_before, partial, text })
             }
-            GuestMessage::OutOfMemory { pid, name } => self.tell(GuestEvent::OutOfMemory { pid, name }),
-            GuestMessage::Finished(status) => self.tell(GuestEvent::Finished(status)),
+            GuestMessage::OutOfMemory { pid, mut name } => {
+                shorten(&mut name, LONGEST_NAME);
+                self.tell(GuestEvent::OutOfMemory { pid, name })
+            }
+            GuestMessage::Finished(mut status) => {
+                shorten_reason(&mut status);
+                self.tell(GuestEvent::Finished(status))
+            }
             GuestMessage::Output { id, source } => {
                 self.pass_to_exec(id, ExecEvent::Output { source, bytes: frame.payload })
             }
@@ -297,8 +335,8 @@ impl<'a> Connection<'a> {
                 self.execs.remove(&id);
                 told
             }
-            GuestMessage::ExecFailed { id, message } => {
-                let told = self.pass_to_exec(id, ExecEvent::Failed { message });
+            GuestMessage::ExecFailed { id, message, code } => {
+                let told = self.pass_to_exec(id, ExecEvent::Failed { message, code });
                 self.execs.remove(&id);
                 told
             }

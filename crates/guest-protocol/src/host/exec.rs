@@ -46,6 +46,8 @@ pub enum ExecEvent {
     Failed {
         /// Why.
         message: String,
+        /// Exit status that a shell would give, where it is about the program.
+        code: Option<i32>,
     },
 }
 
@@ -251,7 +253,12 @@ impl Session {
                     }
                     return Ok(ExecOutcome { code, signal, timed_out, ..outcome });
                 }
-                ExecEvent::Failed { message } => return Err(SessionError::Refused(message)),
+                // As a shell tells it: the command has run as far as anybody can see.
+                ExecEvent::Failed { message, code: Some(code) } => {
+                    let stderr = format!("{message}\n").into_bytes();
+                    return Ok(ExecOutcome { code, stderr, ..ExecOutcome::default() });
+                }
+                ExecEvent::Failed { message, code: None } => return Err(SessionError::Refused(message)),
             }
         }
     }

@@ -49,11 +49,19 @@ impl Hearing {
         }
     }
 
-    /// It has said something. True when it counted as silent.
-    pub(super) fn heard(&mut self) -> bool {
-        let silent = matches!(self.stage, Stage::Silent(_));
+    /// It has said something.
+    pub(super) fn heard(&mut self) {
         self.stage = Stage::Heard;
-        silent
+    }
+
+    /// Whether it counts as silent.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self.stage, Stage::Silent(_))
+    }
+
+    /// It counts as silent, as somebody else has found.
+    pub(super) fn silence(&mut self) {
+        self.stage = Stage::Silent(Instant::now() + self.pace.question);
     }
 
     /// When there is something to be done unless it says something.
@@ -94,7 +102,8 @@ mod tests {
         assert_eq!(hearing.due(), None);
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(hearing.due(), Some(Due::Ask), "counted from the first question");
-        assert!(!hearing.heard());
+        assert!(!hearing.is_silent());
+        hearing.heard();
         assert_eq!(hearing.at(), None);
         hearing.asked();
         for (seconds, due) in [(15, Due::Ask), (15, Due::Tell), (60, Due::Tell)] {
@@ -102,7 +111,10 @@ mod tests {
             assert_eq!(hearing.due(), Some(due));
             hearing.asked();
         }
-        assert!(hearing.heard());
-        assert!(!hearing.heard());
+        assert!(hearing.is_silent());
+        hearing.heard();
+        assert!(!hearing.is_silent());
+        hearing.silence();
+        assert!(hearing.is_silent() && hearing.due().is_none());
     }
 }

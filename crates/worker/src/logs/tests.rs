@@ -97,7 +97,8 @@ fn event(previous: Option<&MachineEvent>, timestamp: u64, message: &str) -> Mach
         status: "started".to_owned(),
         source: "flyd".to_owned(),
         timestamp,
-        request: Some(serde_json::json!({ "message": message })),
+        request: None,
+        details: Some(serde_json::json!({ "message": message })),
     }
 }
 

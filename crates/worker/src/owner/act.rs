@@ -109,8 +109,7 @@ impl Owner {
     }
 
     pub(super) fn plan(&self, signal: Option<Signal>, timeout: Option<ApiDuration>) -> Stop {
-        let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.0.as_millis()).unwrap_or(u64::MAX));
-        spec::stop_plan(&self.row.image.config, &self.config, signal, timeout_ms)
+        spec::stop_plan(&self.row.image.config, &self.config, signal, timeout.map(|timeout| timeout.0))
     }
 
     async fn request(&mut self, request: Request, plan: Option<Stop>) -> Result<(), ApiError> {

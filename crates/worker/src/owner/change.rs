@@ -44,9 +44,9 @@ impl Draft {
         self.versions.push(change);
     }
 
-    /// Adds an event. `status` is the state after it.
-    pub fn event(&mut self, source: Source, kind: &str, status: MachineState, request: Value) {
-        let event = event::new(&self.row, self.now, source, kind, status, request);
+    /// Adds an event. `status` is the state after it, `told` what it tells beyond its kind, or null.
+    pub fn event(&mut self, source: Source, kind: &str, status: MachineState, told: Value) {
+        let event = event::new(&self.row, self.now, source, kind, status, told);
         self.row.last_event = Some(event.id.clone());
         self.events.push(event);
     }

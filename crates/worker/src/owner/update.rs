@@ -78,12 +78,15 @@ impl Owner {
             self.shared.capacity.restore(&self.row.id, &self.config, self.row.addresses.ipv4);
             return Err(error);
         }
+        let warnings = spec::image_warnings(&self.row.image.config, &config);
         self.take_on(config);
         if supersede {
             self.break_off_step();
             self.turn = None;
         }
-        Ok(WorkerReply::Updated { record: Box::new(self.record()), lease })
+        let mut record = self.record();
+        record.machine.warnings = warnings;
+        Ok(WorkerReply::Updated { record: Box::new(record), lease })
     }
 
     /// What an update can't change.

@@ -15,7 +15,8 @@ pub(super) fn events(
         transaction.prepare_cached("SELECT event FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT ?2")?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let texts = statement.query_map(params![machine.as_str(), limit], |row| row.get::<_, String>(0))?;
-    texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
+    let event = |text: String| serde_json::from_str(&text).map(MachineEvent::renewed).map_err(from_json);
+    texts.map(|text| event(text?)).collect()
 }
 
 /// Records a change, and returns the bytes of its records.

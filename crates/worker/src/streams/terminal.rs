@@ -167,7 +167,7 @@ async fn run(
             event = exec.next(), if !over && output.len() < AHEAD => {
                 let frame = match event {
                     None => return Err(broken(&SessionError::Broken)),
-                    Some(ExecEvent::Failed { message }) => {
+                    Some(ExecEvent::Failed { message, .. }) => {
                         return Err(ApiError::invalid(message));
                     }
                     Some(ExecEvent::Credit { .. }) => None,

@@ -41,7 +41,7 @@ async fn a_machine_that_stands_still_shows_why_refuses_what_needs_its_guest_and_
         fixture.host.set_faults(Faults::default());
         fixture.until_that(&machine, goes_on).await;
         let told = fixture.events(&machine).await.into_iter().filter(|event| event.kind == "host_status");
-        let told: Vec<_> = told.filter_map(|event| Some(event.request?["host_status"].clone())).collect();
+        let told: Vec<_> = told.filter_map(|event| Some(event.details?["host_status"].clone())).collect();
         assert_eq!(told, [json!("ok"), json!("unknown")]);
         fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();
         fixture.until(&machine, MachineState::Destroyed).await;

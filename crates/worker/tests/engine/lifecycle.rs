@@ -48,7 +48,7 @@ async fn a_child_that_is_killed_for_want_of_memory_is_an_event_and_no_cause_of_t
     let machine = fixture.create(&["oom-child"]).await;
     let told = |record: &MachineRecord| {
         let mut events = record.machine.events.iter().flatten();
-        events.any(|event| event.kind == "oom" && event.request.as_ref().is_some_and(|told| told["process"] == "child"))
+        events.any(|event| event.kind == "oom" && event.told()["process"] == "child")
     };
     fixture.until_that(&machine, told).await;
     fixture.until(&machine, MachineState::Started).await;

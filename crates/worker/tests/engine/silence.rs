@@ -31,7 +31,7 @@ async fn a_guest_that_says_nothing_is_told_until_it_does_and_can_be_stopped() {
     assert_eq!((record.host_status_reason.as_deref(), record.state), (Some("guest_silent"), MachineState::Started));
     let event = fixture.events(&machine).await[0].clone();
     assert_eq!((event.kind.as_str(), event.status.as_str()), ("host_status", "started"));
-    assert_eq!(event.request.unwrap()["host_status_reason"], "guest_silent");
+    assert_eq!(event.told()["host_status_reason"], "guest_silent");
     for action in [Action::Suspend, Action::Signal { signal: Signal::TERM }] {
         let refused = fixture.act(&machine, action).await.unwrap_err();
         assert!(refused.message.contains("does not answer"), "{refused}");
@@ -39,7 +39,7 @@ async fn a_guest_that_says_nothing_is_told_until_it_does_and_can_be_stopped() {
     fixture.host.guest(machine.as_str()).unwrap().set_mute(false);
     let record = fixture.until_that(&machine, |record| record.machine.host_status == "ok").await.machine;
     assert_eq!(record.host_status_reason, None);
-    assert_eq!(fixture.events(&machine).await[0].request.as_ref().unwrap()["host_status"], "ok");
+    assert_eq!(fixture.events(&machine).await[0].told()["host_status"], "ok");
     fixture.act(&machine, Action::Suspend).await.unwrap();
     fixture.until(&machine, MachineState::Suspended).await;
     fixture.act(&machine, Action::Start).await.unwrap();

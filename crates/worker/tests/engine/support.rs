@@ -48,7 +48,7 @@ const MEMORY_MIB: u64 = 2048;
 
 /// Whether an event is to be seen in the log.
 fn is_told(event: &MachineEvent) -> bool {
-    let has = |key: &str| event.request.as_ref().is_some_and(|request| request.get(key).is_some());
+    let has = |key: &str| event.told().get(key).is_some();
     let reached = ["started", "suspended"].contains(&event.status.as_str());
     event.kind == "exit"
         || has("error")

@@ -25,7 +25,7 @@ async fn suspended(fixture: &Fixture) -> MachineId {
 async fn start_of(fixture: &Fixture, machine: &MachineId) -> Value {
     let events = fixture.events(machine).await;
     let start = events.into_iter().find(|event| event.kind == "start" && event.status == "started");
-    start.and_then(|event| event.request).unwrap()
+    start.and_then(|event| event.details).unwrap()
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn a_suspend_that_fails_costs_nothing() {
         fixture.until(&machine, MachineState::Started).await;
         let newest = fixture.events(&machine).await.swap_remove(0);
         assert_eq!((newest.kind.as_str(), newest.status.as_str()), ("suspend", "started"));
-        assert!(newest.request.unwrap()["error"].as_str().unwrap().contains("told to fail"));
+        assert!(newest.told()["error"].as_str().unwrap().contains("told to fail"));
         assert!(!fixture.host.guest(machine.as_str()).unwrap().is_frozen());
         assert!(!fixture.file(&machine, SNAPSHOT).exists());
     }
@@ -250,7 +250,7 @@ async fn a_resume_that_the_host_fails_keeps_what_was_saved_for_another_try() {
     fixture.until(&machine, MachineState::Suspended).await;
     let newest = fixture.events(&machine).await.swap_remove(0);
     assert_eq!((newest.kind.as_str(), newest.status.as_str()), ("suspend", "suspended"));
-    assert!(newest.request.unwrap()["error"].as_str().unwrap().contains("told to fail"));
+    assert!(newest.told()["error"].as_str().unwrap().contains("told to fail"));
     fixture.assert_nothing_runs().await;
     fixture.act(&machine, Action::Start).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;

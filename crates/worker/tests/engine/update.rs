@@ -127,7 +127,7 @@ async fn what_can_not_be_had_leaves_the_machine_as_it_was() {
         let record = fixture.until_that(machine, failed).await;
         assert_eq!(record.machine.state, state);
         let event = &record.machine.events.as_ref().unwrap()[0];
-        assert!(format!("{:?}", event.request).contains("told to fail"), "{event:?}");
+        assert!(event.told().to_string().contains("told to fail"), "{event:?}");
         assert_eq!(versions(&fixture, machine).await, old, "it never became one");
     }
     assert_eq!(fixture.host.launches(), 2, "the old version goes on");

@@ -52,19 +52,19 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
 /// Shows what the newest event of a start tells.
 fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), CliError> {
     let event = machine.events.iter().flatten().find(|event| event.kind == "start" || event.kind == "restart");
-    let request = event.and_then(|event| event.request.as_ref());
+    let told = event.and_then(|event| event.details.as_ref());
     let text = |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
-    let Some(steps) = request.and_then(|request| request["timing"].as_array()) else {
-        let reason = request.map(|request| text(request, "start_reason")).filter(|reason| !reason.is_empty());
+    let Some(steps) = told.and_then(|told| told["timing"].as_array()) else {
+        let reason = told.map(|told| text(told, "start_reason")).filter(|reason| !reason.is_empty());
         return match reason {
             // Nothing was started.
             Some(reason) => Ok(session.printer.out(format_args!("Start: none {reason}"))?),
             None => Err(CliError::new(format!("machine {} has not started", machine.id))),
         };
     };
-    let request = request.unwrap_or(&serde_json::Value::Null);
-    let pool = request["pool"].as_str().map(|pool| format!("(pool: {pool}) ")).unwrap_or_default();
-    let mut lines = vec![format!("Start: {} {pool}{}", text(request, "start_kind"), text(request, "start_reason"))];
+    let told = told.unwrap_or(&serde_json::Value::Null);
+    let pool = told["pool"].as_str().map(|pool| format!("(pool: {pool}) ")).unwrap_or_default();
+    let mut lines = vec![format!("Start: {} {pool}{}", text(told, "start_kind"), text(told, "start_reason"))];
     // What the VMM and the guest did lies within the host's steps `launch` and `configure`.
     let host = |step: &&serde_json::Value| step["where"] == "host";
     let total: f64 = steps.iter().filter(host).filter_map(|step| step["ms"].as_f64()).sum();

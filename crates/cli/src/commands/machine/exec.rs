@@ -1,6 +1,6 @@
 //! `caddis machine exec`.
 
-use caddis_api::exec::{CommandLine, ExecRequest};
+use caddis_api::exec::{CommandLine, ExecRequest, MAX_TIMEOUT_SECONDS};
 use clap::Args;
 
 use super::choice::{self, no_container};
@@ -70,6 +70,11 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         }
         printer.raw_out(&reply.stdout)?;
         printer.raw_note(&reply.stderr)?;
+        if reply.timed_out {
+            let seconds = exec.timeout.filter(|seconds| *seconds > 0).unwrap_or(MAX_TIMEOUT_SECONDS);
+            let seconds = seconds.min(MAX_TIMEOUT_SECONDS);
+            printer.note(format_args!("The command was killed: it did not end within {seconds}s (--timeout)."))?;
+        }
     }
     if exec.exit_code && reply.exit_code != 0 {
         return Err(CliError::ExitCode(u8::try_from(reply.exit_code & 0xff).unwrap_or(1)));

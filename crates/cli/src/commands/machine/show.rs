@@ -197,7 +197,7 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
 }
 
 fn event_row(event: &MachineEvent) -> Vec<String> {
-    let error = event.request.as_ref().and_then(|request| request.get("error")?.as_str());
+    let error = event.error();
     let info = error.map_or_else(|| cell::event_info(event), |error| format!("error={error}"));
     vec![event.status.clone(), event.kind.clone(), event.source.clone(), time::local(event.timestamp), info]
 }

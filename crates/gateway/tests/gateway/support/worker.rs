@@ -141,12 +141,12 @@ impl FakeWorker {
     }
 
     /// The same, with what the event tells.
-    pub async fn turn_with(&self, id: &MachineId, state: MachineState, kind: &str, request: Value) -> MachineRecord {
+    pub async fn turn_with(&self, id: &MachineId, state: MachineState, kind: &str, told: Value) -> MachineRecord {
         let enter = |record: &mut MachineRecord| {
             record.machine.operation = None;
             enter(record, state, kind);
-            let event = &mut record.machine.events.as_mut().unwrap()[0];
-            Arc::make_mut(event).request = Some(request).filter(|request| !request.is_null());
+            let event = Arc::make_mut(&mut record.machine.events.as_mut().unwrap()[0]);
+            *event = event.clone().telling(told);
         };
         self.change(id, enter).await
     }
@@ -446,6 +446,7 @@ pub fn enter(record: &mut MachineRecord, state: MachineState, kind: &str) {
         source: "user".to_owned(),
         timestamp,
         request: None,
+        details: None,
     };
     events.insert(0, Arc::new(event));
 }
