@@ -95,7 +95,8 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
         rehearsal::build(&source.init, &rehearsal)?;
     }
     let modules = disk::find(tree, &kernel, directory)?;
-    let kept = [Some(kernel.as_path()), Some(&initrd), Some(&rehearsal), modules.as_ref().map(|disk| disk.path())];
+    let of_modules = modules.iter().flat_map(|disk| [disk.path().to_owned(), disk.chosen()]);
+    let kept: Vec<_> = [kernel.clone(), initrd.clone(), rehearsal.clone()].into_iter().chain(of_modules).collect();
     remove_others(directory, &kept);
     Ok(BootFiles { size: size + archive.len() as u64, kernel, initrd, rehearsal, modules, release })
 }
@@ -145,12 +146,12 @@ fn write(path: &Path, content: &[u8]) -> Result<(), VmmError> {
 }
 
 /// Running VMs have read theirs long ago, or have it open.
-fn remove_others(directory: &Path, kept: &[Option<&Path>]) {
+fn remove_others(directory: &Path, kept: &[PathBuf]) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let ours = ["vmlinux-", "initrd-", "rehearsal-", disk::PREFIX].iter().any(|prefix| name.starts_with(prefix));
-        if ours && !kept.contains(&Some(&path)) {
+        if ours && !kept.contains(&path) {
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }

@@ -239,7 +239,9 @@ impl Vmm for Qemu {
             let (vcpus, memory) = (shape.vcpus, shape.memory_mib);
             format!("no template for {vcpus} vCPUs and {memory} MB, starts are cold boots until it is built: {reason}")
         };
-        self.driver.templates.failures().into_iter().map(warning).collect()
+        let modules = self.driver.config.boot.modules.as_ref().and_then(|disk| disk.problem());
+        let modules = modules.map(|reason| format!("machines can't load kernel modules: {reason}"));
+        self.driver.templates.failures().into_iter().map(warning).chain(modules).collect()
     }
 
     async fn check(&self) -> Result<(), VmmError> {
@@ -533,6 +535,8 @@ impl Watched {
 
 /// What a kernel writes to its console, however quiet, before it resets or powers off.
 const SWITCHED_OFF: &str = "reboot: ";
+/// What QEMU says when somebody on the host ends it.
+const TOLD_TO_END: &str = "terminating on signal";
 /// A page of memory that lies in a file could not be had. On tmpfs that is for want of room: there also what was empty
 /// when the machine was saved takes some as soon as it is read. How full it was can't be seen any more: the file went
 /// with the process.
@@ -560,6 +564,8 @@ fn why(status: Status, killed: bool, oom_kills: u64, output: &str, console: &str
     match status {
         _ if oom_kills > 0 => VmExit::HostOom,
         _ if console.contains("Kernel panic") => crashed(console.to_owned()),
+        // It takes the signals that end programs for a wish of whoever runs it.
+        Status::Exited(0) if output.contains(TOLD_TO_END) => crashed(output.to_owned()),
         Status::Exited(0) => VmExit::Ended,
         // No child of this server: the kernel's last words tell whether it was told to end.
         Status::Unknown if console.contains(SWITCHED_OFF) => VmExit::Ended,
@@ -685,6 +691,7 @@ mod tests {
         let crashed = |message: &str| VmExit::Crashed { message: message.to_owned() };
         for (status, killed, ooms, output, console, expected) in [
             (Status::Exited(0), false, 0, "", "", VmExit::Ended),
+            (Status::Exited(0), false, 0, "terminating on signal 15", "", crashed("terminating on signal 15")),
             (Status::Killed(9), true, 0, "", "", VmExit::Ended),
             (Status::Killed(9), false, 1, "", "", VmExit::HostOom),
             (Status::Killed(9), false, 0, "", "", crashed("QEMU was killed by signal 9")),

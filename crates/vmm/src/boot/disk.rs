@@ -18,6 +18,7 @@ use crate::VmmError;
 /// Name of the file begins so.
 pub(super) const PREFIX: &str = "modules-";
 const ENDING: &str = "ext4";
+const CHOSEN: &str = "chosen";
 const BLOCK: u64 = 4096;
 /// Room for what depmod makes and for the file system itself, bytes.
 const SPARE: u64 = 16 << 20;
@@ -47,16 +48,24 @@ impl ModulesDisk {
         }
         let digest: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let prefix = format!("{PREFIX}{digest}-");
-        let is_it = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(&prefix) && path.extension().is_some_and(|ending| ending == ENDING)
+        let with = |wanted: &str| {
+            let is_it = |path: &PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with(&prefix) && path.extension().is_some_and(|ending| ending == wanted)
+            };
+            Ok::<_, io::Error>(fs::read_dir(directory)?.flatten().map(|entry| entry.path()).find(is_it))
         };
-        let found = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).find(is_it);
+        let found = with(ENDING)?;
         let is_there = found.is_some();
         // Each that is made has a name of its own: a machine that was suspended with one mounted must never get another.
-        let path = match found {
+        // Until it is made its name is kept, since what VMs are saved with has it in its key.
+        let path = match found.or(with(CHOSEN)?.map(|chosen| chosen.with_extension(ENDING))) {
             Some(path) => path,
-            None => directory.join(format!("{prefix}{:08x}.{ENDING}", random()?)),
+            None => {
+                let path = directory.join(format!("{prefix}{:08x}.{ENDING}", random()?));
+                File::create_new(path.with_extension(CHOSEN))?;
+                path
+            }
         };
         let built = OnceLock::new();
         if is_there {
@@ -69,6 +78,16 @@ impl ModulesDisk {
     /// Where it is, or will be.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file that keeps its name until it is made.
+    pub(super) fn chosen(&self) -> PathBuf {
+        self.path.with_extension(CHOSEN)
+    }
+
+    /// Why it could not be made, if that was tried.
+    pub fn problem(&self) -> Option<&str> {
+        self.built.get()?.as_ref().err().map(String::as_str)
     }
 
     /// Makes it if it is not there, and waits for another who does. Blocks.
@@ -135,7 +154,10 @@ impl ModulesDisk {
         run(&mut mke2fs, "e2fsprogs")?;
         // Whole or not at all, also when the host dies meanwhile.
         let kept = File::open(disk).and_then(|file| file.sync_all()).and_then(|()| fs::rename(disk, &self.path));
-        kept.map_err(|error| error.to_string())
+        kept.map_err(|error| error.to_string())?;
+        // One that stays is of no use, and does no harm.
+        let _ = fs::remove_file(self.chosen());
+        Ok(())
     }
 }
 
@@ -251,7 +273,12 @@ mod tests {
         let tree = Tree::open(host.path(), "6.1").unwrap();
         let disk = ModulesDisk::find(tree, "k", directory.path()).unwrap().unwrap();
         assert!(disk.get().unwrap_err().contains("broken.ko.xz"), "{:?}", disk.get());
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert_eq!(disk.problem(), disk.get().err());
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [disk.chosen()], "nothing is left but its name");
+        let tree = Tree::open(host.path(), "6.1").unwrap();
+        let again = ModulesDisk::find(tree, "k", directory.path()).unwrap().unwrap();
+        assert_eq!(again.path(), disk.path(), "what was saved meanwhile is good after a restart");
     }
 
     #[test]
