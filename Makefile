@@ -1,7 +1,8 @@
 # Everything a person types here. `make demo` and `make test` set up what they need on a fresh Debian 12 with Rust.
 #   make demo [KEEP=1]     see it work; KEEP=1 leaves the server up
 #   make test              the whole test suite
-#   make test-host         tests on a host with KVM, systemd and cgroup v2, inside an emulated processor
+#   make test-host         tests on a host with KVM, systemd and cgroup v2, inside an emulated processor; BENCH=1: how
+#                          much quicker templates and the pool start there
 #   make soak              the same with the long forms of tests, and test-host
 #   make schemathesis      requests made up from the OpenAPI document; part of make test
 #   make bench [QUICK=1]   measures what SPECIFICATION.md promises
@@ -13,8 +14,9 @@
 ACCEL ?= emulation
 KEEP ?=
 QUICK ?=
+BENCH ?=
 export CADDIS_TEST_ACCELERATOR := $(ACCEL)
-export KEEP
+export KEEP BENCH
 
 KERNEL ?= debian
 ifeq ($(KERNEL),own)
@@ -28,7 +30,7 @@ endif
 .PHONY: help setup kernel guest-kernel build build-tests test test-host soak schemathesis demo bench lint
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
 
 # What is missing of Debian's packages.
 setup:
@@ -58,7 +60,7 @@ test: kernel build-tests
 # What it boots is built once; the binary is the one that would be installed.
 test-host: setup
 	@scripts/setup.sh cpio kmod
-	cargo build --release --bin caddis --bin test-image
+	cargo build --release --bin caddis --bin test-image $(if $(BENCH),--bin bench)
 	@scripts/test-host/build.sh
 	@scripts/test-host/run.sh
 

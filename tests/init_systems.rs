@@ -146,6 +146,8 @@ async fn runit_and_what_else_has_to_be_the_first_process_is_and_nothing_else() -
             "init": { "cmd": ["/init"] },
             "files": [file("/init", S6)],
             "restart": { "policy": "no" },
+            // Five machines boot at once.
+            "stop_config": { "timeout": "60s" },
         }))
         .await?;
     let asked = stand.script("echo I am $$; exec sleep 1000", json!({})).await?;

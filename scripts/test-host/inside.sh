@@ -241,6 +241,17 @@ prepares_for_a_reboot() {
     sync
 }
 
+# ── only when asked for ──────────────────────────────────────────────────────────────────────────────────────────────
+# `BENCH=1 make test-host`. Of figures taken on an emulated host only ratios between our own mean something.
+templates_and_the_pool_are_worth_what_is_promised() {
+    local report
+    CADDIS_TEST_ACCELERATOR=kvm CADDIS_KERNEL=$(echo /boot/vmlinuz-*) /payload/bench --quick --only start >table 2>bench.err || true
+    sed 's/^/  /' table >/dev/ttyS0
+    report=$(sed -n 's/^every sample: //p' bench.err)
+    median() { jq --exit-status ".lines[] | select(.key == \"$1\") | .median" "$report"; }
+    jq --null-input --exit-status "$(median cold/start-hit) >= 8 and $(median cold/start-off) >= 4"
+}
+
 # ── the second boot ──────────────────────────────────────────────────────────────────────────────────────────────────
 the_host_was_drained_before_it_went_down() {
     journalctl --unit caddis --boot -1 --no-pager --output cat | tail -n 20 | tee last

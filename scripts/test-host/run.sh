@@ -15,7 +15,8 @@ mkdir "$payload"
 strip -o "$payload/caddis" target/release/caddis
 cp packaging/caddis.service packaging/caddis.slice "$payload/"
 cp scripts/test-host/inside.sh "$payload/run.sh"
-echo "${TESTS:-}" >"$payload/tests"
+echo "${TESTS:-}${BENCH:+ templates_and_the_pool_are_worth_what_is_promised}" >"$payload/tests"
+[[ -z ${BENCH:-} ]] || strip -o "$payload/bench" target/release/bench
 for image in web busybox; do cp -rT "$(target/release/test-image "$image")" "$payload/$image"; done
 truncate --size=256M "$work/payload.img"
 mke2fs -q -t ext4 -d "$payload" "$work/payload.img"

@@ -4,7 +4,7 @@
 
 mod side;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     bench::Bench,
@@ -29,16 +29,20 @@ struct Measured {
 /// Measures the row.
 ///
 /// # Errors
-/// When a server or podman does not start. Sides that can't be measured are lines of the report.
+/// When a server does not start. Sides that can't be measured are lines of the report.
 pub async fn measure(bench: &mut Bench) -> Result<()> {
-    let (pooled, off, rival) = (bench.server(Pool::On).await?, bench.server(Pool::Off).await?, bench.rival().await?);
+    let (pooled, off, rival) = (bench.server(Pool::On).await?, bench.server(Pool::Off).await?, bench.rival().await);
+    let podman = match &rival {
+        Ok(rival) => Side::podman(rival).await,
+        Err(error) => Err(anyhow!("{error:#}")),
+    };
     let side = |key, text, side| Measured { key, text, side, costs: Vec::new() };
     let mut sides = [
         side("start-hit", "start with a restored VM waiting, request to first output", Side::hit(&pooled).await),
         side("start-empty", "the same with the pool empty", Side::empty(&pooled).await),
         side("start-off", "the same without a pool", Side::off(&off).await),
         side("start-cold", "beside it: the same machine as a cold boot", Side::cold(&off).await),
-        side("podman-start", "beside it: `podman start --attach`, same image and program", Side::podman(&rival).await),
+        side("podman-start", "beside it: `podman start --attach`, same image and program", podman),
     ];
     let runs = bench.repeat(20, 3);
     for run in 0..runs {
