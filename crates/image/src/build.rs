@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  fetch (parallel) ─▶ blob, verified ─┐
-//!                                      ├─▶ unpack thread, layers in order ─▶ mke2fs ─▶ fsync ─▶ rename
+//!                                      ├─▶ unpack thread, layers in order ─▶ disk ─▶ fsync ─▶ rename
 //!  archive on disk ────────────────────┘       (next layer inflates ahead)
 //! ```
 //! Everything before the rename happens below the session's directory and is removed whatever comes.
@@ -128,7 +128,7 @@ impl Inner {
         let Ingredients { image, layers, blobs, imported, meter } = ingredients;
         let digest = image.reference.digest.clone();
         let tree = work.join("tree");
-        // mke2fs may take the root directory's mode from it; what encloses it is closed to others.
+        // What encloses it is closed to others.
         DirBuilder::new().mode(0o755).create(&tree).map_err(|error| ImageError::io("make", &tree, error))?;
         let entries = {
             let (inner, tree, meter) = (Arc::clone(self), tree.clone(), Arc::clone(&meter));
@@ -140,15 +140,18 @@ impl Inner {
         };
         meter.building();
         let disk = work.join("disk.ext4");
-        disk::build(&tree, &disk, self.config.root_disk_size, &digest, entries, &self.cancelled).await?;
-        let (inner, size) = (Arc::clone(self), self.config.root_disk_size);
-        let publishing = tokio::task::spawn_blocking(move || {
+        let size = self.config.root_disk_size;
+        let file = disk::make(&disk, size, &digest, entries, &self.cancelled).await?;
+        let inner = Arc::clone(self);
+        let finishing = tokio::task::spawn_blocking(move || {
+            let has_room = || inner.check_space(0, "the root disk");
+            disk::fill(&file, &disk, &tree, size, || inner.still_wanted(), has_room)?;
             let place = inner.disk_path(&digest);
             let disk_bytes = disk::publish(&disk, &place)?;
             inner.records.insert(Record::new(image, disk_bytes, blobs, imported), inner.session.path())?;
             Ok(RootDisk { path: place, size })
         });
-        publishing.await.unwrap_or_else(|_| Err(ImageError::Interrupted { what: "building the root disk".to_owned() }))
+        finishing.await.unwrap_or_else(|_| Err(ImageError::Interrupted { what: "building the root disk".to_owned() }))
     }
 
     /// Blocking; gives the number of entries.

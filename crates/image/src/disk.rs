@@ -1,4 +1,8 @@
-//! From an unpacked tree to a root disk, with `mke2fs -d`.
+//! From an unpacked tree to a root disk: mke2fs makes an empty file system, `caddis-ext4` fills it.
+//!
+//! (`mke2fs -d` could do both, but its time is quadratic in the files of a directory, it loses fractions of seconds and
+//! what is after 2038, and it refuses an image with a file `lost+found`. A guest finds what the image has; there is no
+//! `lost+found` of ours, since nothing repairs a disk whose changes are gone with each stop.)
 //!
 //! The file system has no journal: its overlay is blank at each start, so there is never anything to recover, and a
 //! journal would only double the writes that land in the overlay. (A root that persists needs a base of its own.)
@@ -13,6 +17,7 @@ use std::{
     process::Stdio,
 };
 
+use caddis_ext4::Error;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
@@ -38,33 +43,35 @@ features = extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
 }
 ";
 
-/// Builds `disk` from `tree`, both in the same private directory, and makes it durable. `entries` is at least the
-/// number of files in the tree. On an error, what there is of the file is worthless.
-pub(crate) async fn build(
-    tree: &Path,
+/// Bytes written between questions whether to go on.
+const ASK_EVERY: u64 = 64 << 20;
+
+/// Makes `disk` an empty file system with room for so many files, and for the guest's own. `cancelled` ends it.
+/// On an error, what there is of the file is worthless.
+pub(crate) async fn make(
     disk: &Path,
     size: u64,
     digest: &str,
-    entries: u64,
+    files: u64,
     cancelled: &CancellationToken,
-) -> Result<(), ImageError> {
+) -> Result<File, ImageError> {
     let failed = |error| ImageError::io("write the root disk", disk, error);
     let configuration = disk.with_extension("conf");
     fs::write(&configuration, CONFIGURATION).map_err(failed)?;
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(disk).map_err(failed)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(disk).map_err(failed)?;
     file.set_len(size).map_err(failed)?;
 
-    let inodes = (size / BYTES_PER_INODE).max(entries + SPARE_INODES);
+    let inodes = (size / BYTES_PER_INODE).max(files + SPARE_INODES);
     let uuid = uuid(digest);
     let mut child = Command::new(program())
         .env_clear()
         .env("LC_ALL", "C")
         .env("MKE2FS_CONFIG", &configuration)
+        // The time of all that it makes: the same image gives the same disk, whenever it is built.
+        .env("E2FSPROGS_FAKE_TIME", "1")
         .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", "root", "-U", &uuid])
         .args(["-E", &format!("lazy_itable_init=1,nodiscard,root_owner=0:0,hash_seed={uuid}")])
         .args(["-N", &inodes.to_string(), "-b", &BLOCK.to_string()])
-        .arg("-d")
-        .arg(tree)
         .arg(disk)
         .arg((size / BLOCK).to_string())
         .stdin(Stdio::null())
@@ -90,17 +97,42 @@ pub(crate) async fn build(
             return Err(ImageError::Interrupted { what: "building the root disk".to_owned() });
         }
     };
-    if !status.success() {
-        return Err(explain(words.trim(), size));
-    }
-    let disk = disk.to_owned();
-    tokio::task::spawn_blocking(move || finish(&file, &disk))
-        .await
-        .unwrap_or_else(|_| Err(ImageError::Interrupted { what: "building the root disk".to_owned() }))
+    if status.success() { Ok(file) } else { Err(explain(&words, size)) }
 }
 
-fn finish(file: &File, disk: &Path) -> Result<(), ImageError> {
+/// Fills a root disk with the tree and makes it durable. Blocking. An error of `still_wanted`, asked for each
+/// file, or of `has_room`, asked now and then, ends it.
+pub(crate) fn fill(
+    file: &File,
+    disk: &Path,
+    tree: &Path,
+    size: u64,
+    still_wanted: impl Fn() -> Result<(), ImageError>,
+    has_room: impl Fn() -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
     let failed = |error| ImageError::io("write the root disk", disk, error);
+    let mut unasked = ASK_EVERY;
+    let mut stopped = Ok(());
+    let mut go_on = |written| {
+        unasked += written;
+        stopped = still_wanted();
+        if stopped.is_ok() && unasked >= ASK_EVERY {
+            unasked = 0;
+            stopped = has_room();
+        }
+        stopped.is_ok()
+    };
+    let filled = caddis_ext4::fill(file, tree, &mut go_on);
+    stopped?;
+    filled.map_err(|error| match error {
+        Error::Image { source, .. } => failed(source),
+        Error::Source { path, source } => ImageError::io("copy to the root disk", &path, source),
+        Error::NoBlocks | Error::NoInodes => does_not_fit(size),
+        Error::Unsupported { path, reason } => {
+            ImageError::unsupported(format!("the image's file `{}`", path.display()), reason)
+        }
+        Error::Unknown(_) | Error::Stopped => program_failed(&error.to_string(), io::ErrorKind::Other),
+    })?;
     // Read-only for all: nothing ever writes to a base again.
     file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
     file.sync_all().map_err(failed)
@@ -131,12 +163,17 @@ fn program_failed(words: &str, kind: io::ErrorKind) -> ImageError {
     ImageError::Program { program: "mke2fs".to_owned(), what: "building the root disk".to_owned(), reason }
 }
 
+fn does_not_fit(size: u64) -> ImageError {
+    let limit = format!("it does not fit a root disk of {size} bytes; raise root_disk_size");
+    ImageError::too_large("the unpacked image", limit)
+}
+
 fn explain(words: &str, size: u64) -> ImageError {
-    if words.contains("Could not allocate") || words.contains("ext2 filesystem too small") {
-        return ImageError::too_large(
-            "the unpacked image",
-            format!("it does not fit a root disk of {size} bytes; raise root_disk_size"),
-        );
+    // It breaks its lines where it likes.
+    let words = &words.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Its tables of inodes alone take more.
+    if words.contains("too big for a filesystem") || words.contains("filesystem too small") {
+        return does_not_fit(size);
     }
     if words.contains("No space left") {
         return ImageError::NoSpace { what: "to build the root disk".to_owned(), reason: words.to_owned() };

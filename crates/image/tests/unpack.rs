@@ -199,7 +199,78 @@ async fn the_file_system_is_the_same_on_all_hosts() {
 #[tokio::test]
 async fn an_image_without_layers_is_an_empty_disk() {
     let (_world, disk) = disk(&[]).await;
-    assert!(disk.exists("/lost+found"));
+    assert_eq!(disk.field("/", "Links"), "2", "no directory, not even lost+found");
+    assert_eq!((disk.field("/", "Mode"), disk.field("/", "User")), ("0755".to_owned(), "0".to_owned()));
+}
+
+#[tokio::test]
+async fn a_file_may_be_called_lost_and_found() {
+    let (_world, disk) = disk(&[Layer::new().file("lost+found", b"a file like others")]).await;
+    assert_eq!(disk.read("/lost+found"), b"a file like others");
+    let (_world, disk) = disk_of(&Image::new(&[Layer::new()
+        .entry(EntryType::Directory, "lost+found", "", 0o750, b"")
+        .file("lost+found/kept", b"x")]))
+    .await;
+    assert_eq!(disk.field("/lost+found", "Mode"), "0750");
+    assert_eq!(disk.read("/lost+found/kept"), b"x");
+}
+
+#[tokio::test]
+async fn times_far_away_and_fractions_of_seconds_are_kept() {
+    let layer = Layer::new()
+        .pax(&[("mtime", b"2524608000.123456789")])
+        .file("2050", b"x")
+        .pax(&[("mtime", b"-157766400.75")])
+        .symlink("1964", "x")
+        .pax(&[("mtime", b"4102444800.5")])
+        .directory("2100/")
+        .pax(&[("mtime", b"99999999999.5")])
+        .file("5138", b"x")
+        .pax(&[("mtime", b"-99999999999.5")])
+        .file("before-1901", b"x");
+    let mut octal = header(EntryType::Regular, "2106", "", 0o644, 1);
+    octal.set_mtime(1 << 32);
+    let (_world, disk) = disk(&[layer.raw(octal, b"x")]).await;
+    let time = |path| disk.field(path, " mtime");
+    let encoded = |seconds: i64, nanoseconds: i64| {
+        let epoch = ((seconds - i64::from(seconds as i32)) >> 32) & 3;
+        format!("{:#010x}:{:08x}", seconds as u32, nanoseconds << 2 | epoch)
+    };
+    assert_eq!(time("/2050"), encoded(2_524_608_000, 123_456_789));
+    assert_eq!(time("/1964"), encoded(-157_766_401, 250_000_000));
+    assert_eq!(time("/2100"), encoded(4_102_444_800, 500_000_000));
+    assert_eq!(time("/2106"), encoded(1 << 32, 0));
+    // The nearest that ext4 has.
+    assert_eq!(time("/5138"), encoded((1 << 34) - (1 << 31) - 1, 0));
+    assert_eq!(time("/before-1901"), encoded(-(1 << 31), 0));
+}
+
+#[tokio::test]
+async fn very_many_files_in_one_directory_are_no_trouble() {
+    let layer = (0..30_000).fold(Layer::new(), |layer, number| layer.file(&format!("many/{number}"), b""));
+    let (_world, disk) = disk(&[layer]).await;
+    assert_eq!(disk.field("/many", "Flags"), "0x81000", "it has an index");
+    assert!(disk.exists("/many/0") && disk.exists("/many/29999") && !disk.exists("/many/30000"));
+}
+
+#[tokio::test]
+async fn the_same_image_gives_the_same_disk() {
+    let image = Image::new(&[Layer::new()
+        .entry(EntryType::Directory, "./", "", 0o755, b"")
+        .directory("etc/")
+        .file("etc/a", b"a")
+        .file("b", &[7; 10_000])
+        .symlink("link", "b")]);
+    let mut disks = Vec::new();
+    for _ in 0..2 {
+        let registry = FakeRegistry::start().await;
+        registry.offer("app", "latest", &image);
+        let mut world = World::trusting(&registry.address);
+        world.config.root_disk_size = 64 << 20;
+        let disk = pull(&world.open(), &registry.reference("app")).await.unwrap();
+        disks.push(std::fs::read(&disk.path).unwrap());
+    }
+    assert!(disks[0] == disks[1]);
 }
 
 #[tokio::test]
@@ -213,4 +284,9 @@ async fn an_image_too_large_for_its_disk_says_so() {
     assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
     assert!(error.to_string().contains("root_disk_size"), "{error}");
     world.assert_nothing_came_of_it(&store).await;
+    // Too small even for the table of its inodes.
+    drop(store);
+    world.config.root_disk_size = 8 << 20;
+    let error = pull(&world.open(), &registry.reference("app")).await.unwrap_err();
+    assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
 }
