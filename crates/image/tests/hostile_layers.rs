@@ -43,8 +43,8 @@ async fn contained(world: &mut World, layers: &[Layer]) -> (ImageStore, Ext4) {
 }
 
 #[tokio::test]
-async fn paths_with_dot_dot_are_refused() {
-    for path in ["../evil", "../../../../../../evil", "a/../../evil", "/../evil", "..", "a/.."] {
+async fn paths_that_lead_outside_with_dot_dot_are_refused() {
+    for path in ["../evil", "../../../../../../evil", "a/../../evil", "./../evil", "..", "a/../..", "a/.."] {
         let error = refused(&[Layer::new().file(path, b"x")]).await;
         assert!(matches!(error, ImageError::Corrupt { .. }), "{path}: {error}");
         assert!(error.is_client_fault());
@@ -267,6 +267,24 @@ async fn malformed_archives_are_refused() {
     for blob in [cut, followed] {
         let error = refused_in(&mut World::new(), &Image::of_blobs(&[(good.tar(), blob)], "tar+gzip")).await;
         assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn other_compressions_are_refused_by_name() {
+    let layer = Layer::new().file("a", b"x").tar();
+    for (start, name) in [
+        (&b"\xfd7zXZ\0"[..], "xz"),
+        (b"BZh91AY&SY", "bzip2"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+        (b"\x1f\x9d\x90", "compress"),
+    ] {
+        let blob = [start, &[9; 600]].concat();
+        let error = refused_in(&mut World::new(), &Image::of_blobs(&[(layer.clone(), blob)], "tar")).await;
+        assert!(matches!(error, ImageError::Unsupported { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(&format!("compressed with {name},")) && error.ends_with("gzip or zstd"), "{error}");
+        assert!(!error.contains(['.', ';']), "one sentence: {error}");
     }
 }
 

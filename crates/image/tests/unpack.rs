@@ -11,7 +11,7 @@ use support::{
     pull,
     registry::FakeRegistry,
 };
-use tar::EntryType;
+use tar::{EntryType, Header};
 
 async fn disk_of(image: &Image) -> (World, Ext4) {
     let registry = FakeRegistry::start().await;
@@ -169,15 +169,112 @@ async fn whiteouts_hide_lower_layers_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn whiteouts_below_what_is_no_directory_hide_nothing() {
+    let (_world, disk) = disk(&[
+        Layer::new().file("file", b"1").file("tree/kept", b"1").symlink("dangling", "nowhere"),
+        Layer::new()
+            .file("file/.wh.gone", b"")
+            .file("file/deeper/.wh.gone", b"")
+            .file("file/.wh..wh..opq", b"")
+            .file("dangling/.wh.gone", b"")
+            .file("tree/kept/.wh.gone", b"")
+            .file("never/was/.wh.gone", b"")
+            // As when a directory takes the place of a file, whichever comes first.
+            .file("tree/kept/.wh..wh..opq", b"")
+            .directory("tree/kept/")
+            .file("tree/kept/new", b"2"),
+    ])
+    .await;
+    assert_eq!(disk.read("/file"), b"1");
+    assert_eq!(disk.read("/tree/kept/new"), b"2");
+    assert!(!disk.exists("/never"));
+}
+
+#[tokio::test]
 async fn an_upper_file_replaces_the_lower_one_without_touching_its_hard_links() {
     let (_world, disk) =
         disk(&[Layer::new().file("a", b"old").hardlink("b", "a"), Layer::new().file("a", b"new")]).await;
     assert_eq!((disk.read("/a"), disk.read("/b")), (b"new".to_vec(), b"old".to_vec()));
 }
 
+/// Changes the raw bytes of a header.
+fn changed(mut header: Header, at: usize, bytes: &[u8]) -> Header {
+    header.as_mut_bytes()[at..at + bytes.len()].copy_from_slice(bytes);
+    header
+}
+
+#[tokio::test]
+async fn headers_of_old_and_odd_writers_are_read() {
+    let plain = |name: &str| header(EntryType::Regular, name, "", 0o644, 1);
+    // Signed, as some took bytes for.
+    let mut signed = plain("caf\u{e9}");
+    signed.set_cksum();
+    let sum = signed.cksum().unwrap() - 2 * 256;
+    let signed = changed(signed, 148, format!("{sum:06o}\0 ").as_bytes());
+    let mut layer = Layer::new();
+    layer.bytes.extend_from_slice(signed.as_bytes());
+    layer.bytes.extend_from_slice(&[b'x'; 512]);
+    let layer = layer
+        .raw(changed(changed(plain("blank"), 108, &[b' '; 8]), 116, &[0; 8]), b"x")
+        .raw(changed(plain("padded"), 100, b"   600 \0"), b"x")
+        .raw(changed(plain("no-nul"), 124, b"000000000001"), b"x")
+        .raw(
+            changed(changed(header(EntryType::Directory, "empty-size/", "", 0o755, 0), 124, &[0; 12]), 136, &[0; 12]),
+            b"",
+        )
+        .raw(changed(header(EntryType::Symlink, "size-of-link", "padded", 0o777, 0), 124, &[b' '; 12]), b"")
+        .raw(changed(header(EntryType::Char, "null", "", 0o666, 0), 329, &[b' '; 16]), b"")
+        .pax(&[("path", b""), ("uid", b""), ("size", b""), ("linkpath", b""), ("SCHILY.xattr.user.a", b"")])
+        .file("as-in-the-header", b"x")
+        .pax(&[
+            ("uid", b"12"),
+            ("uid", b""),
+            ("gid", b"34"),
+            ("SCHILY.xattr.user.b", b"1"),
+            ("SCHILY.xattr.user.b", b"2"),
+        ])
+        .file("taken-back", b"x")
+        .file("a/../kept/./in//side", b"x")
+        .file("/../above", b"x")
+        .hardlink("a/b/../linked", "kept/../kept/inside/../in/side")
+        .directory("kept/sub/../");
+    let (_world, disk) = disk(&[layer]).await;
+    for (path, field, value) in [
+        ("/caf\u{e9}", "Size", "1"),
+        ("/blank", "User", "0"),
+        ("/blank", "Group", "0"),
+        ("/padded", "Mode", "0600"),
+        ("/no-nul", "Size", "1"),
+        ("/empty-size", "Type", "directory"),
+        ("/size-of-link", "Type", "symlink"),
+        ("/null", "Type", "character"),
+        ("/as-in-the-header", "User", "0"),
+        ("/as-in-the-header", "Size", "1"),
+        ("/taken-back", "User", "0"),
+        ("/taken-back", "Group", "34"),
+        ("/kept/in/side", "Links", "2"),
+        ("/a/linked", "Links", "2"),
+        ("/above", "Size", "1"),
+        ("/kept", "Type", "directory"),
+    ] {
+        assert_eq!(disk.field(path, field), value, "{path}");
+    }
+    assert_eq!(disk.attribute("/taken-back", "user.b"), b"2");
+    assert_eq!(disk.attribute("/as-in-the-header", "user.a"), b"");
+}
+
 #[tokio::test]
 async fn zstd_and_plain_layers_work_too() {
     let layer = Layer::new().file("z", &[7; 300_000]);
+    // Frames without data before, between and after, as zstd:chunked and pzstd have them.
+    let skippable = |number: u8, data: &[u8]| {
+        [&[0x50 + number, 0x2a, 0x4d, 0x18][..], &u32::try_from(data.len()).unwrap().to_le_bytes(), data].concat()
+    };
+    let (tar, empty) = (layer.tar(), skippable(0, b""));
+    let (first, second) = tar.split_at(100_000);
+    let blob = [skippable(0xf, &[1; 3000]), zstd(first), empty, zstd(second), skippable(3, b"index")].concat();
+    let (_world, disk) = disk_of(&Image::of_blobs(&[(tar, blob)], "tar+zstd")).await;
+    assert_eq!(disk.read("/z"), [7; 300_000]);
     let (_world, disk) = disk_of(&Image::of_blobs(&[(layer.tar(), zstd(&layer.tar()))], "tar+zstd")).await;
     assert_eq!(disk.read("/z"), [7; 300_000]);
     let (_world, disk) = disk_of(&Image::of_blobs(&[(layer.tar(), layer.tar())], "tar")).await;

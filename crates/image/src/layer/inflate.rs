@@ -14,7 +14,10 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::Budget;
+use super::{
+    Budget,
+    compression::{Compression, refused},
+};
 use crate::ImageError;
 
 const CHUNK: usize = 256 << 10;
@@ -49,8 +52,7 @@ pub(crate) struct Source {
     pub(crate) digest: Option<String>,
 }
 
-/// Starts inflating. gzip, zstd and plain tar are told apart by how they start, since media types lie at times.
-/// `progress` hears of the bytes read. Dropping the result ends the thread.
+/// Starts inflating gzip, zstd or plain tar. `progress` hears of the bytes read. Dropping the result ends the thread.
 pub(crate) fn inflate(
     source: Source,
     budget: Arc<Budget>,
@@ -90,13 +92,12 @@ fn run(
     let broken = |error: io::Error| from_stream(what, error);
     let mut buffered = BufReader::with_capacity(CHUNK, &mut compressed);
     let start = buffered.fill_buf().map_err(broken)?;
-    let mut plain: Box<dyn Read + '_> = if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(buffered))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        // libzstd itself refuses windows above 128 MiB.
-        Box::new(zstd::stream::read::Decoder::with_buffer(buffered).map_err(broken)?)
-    } else {
-        Box::new(buffered)
+    let mut plain: Box<dyn Read + '_> = match Compression::of(start) {
+        Compression::None => Box::new(buffered),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(buffered)),
+        // libzstd itself refuses windows above 128 MiB, and skips frames that hold no data.
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(buffered).map_err(broken)?),
+        Compression::Other(name) => return Err(refused(what, name)),
     };
     let mut hash = Sha256::new();
     loop {

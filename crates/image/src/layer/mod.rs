@@ -4,7 +4,9 @@
 //!  blob ─▶ inflate (own thread: decompress, hash, count) ─▶ tar (headers, limits) ─▶ unpack (files, whiteouts)
 //! ```
 
+pub(crate) mod compression;
 pub(crate) mod inflate;
+mod numbers;
 pub(crate) mod pax;
 pub(crate) mod sparse;
 pub(crate) mod tar;

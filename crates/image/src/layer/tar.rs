@@ -8,6 +8,7 @@ use std::io::{self, BufRead, Read};
 use tar::{EntryType, Header};
 
 use super::{
+    numbers::{self, number},
     pax,
     sparse::{self, PaxSparse, SparseMap},
 };
@@ -79,7 +80,7 @@ impl<R: BufRead> TarReader<R> {
         loop {
             self.skip_rest()?;
             let Some(header) = self.read_header()? else { return Ok(None) };
-            let size = header.entry_size()?;
+            let size = number(&header, numbers::SIZE)?;
             match header.entry_type() {
                 EntryType::GNULongName => extensions.path = Some(until_nul(self.read_extension(size)?)),
                 EntryType::GNULongLink => extensions.link = Some(until_nul(self.read_extension(size)?)),
@@ -133,16 +134,13 @@ impl<R: BufRead> TarReader<R> {
         }
         let mut header = Header::new_old();
         self.stream.read_exact(header.as_mut_bytes())?;
-        let bytes = header.as_bytes();
-        if bytes.iter().all(|byte| *byte == 0) {
+        if header.as_bytes().iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        // The checksum counts its own field as spaces.
-        let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
-        if header.cksum()? != sum {
+        if !numbers::is_sound(&header) {
             return Err(invalid("the checksum of a tar header is wrong"));
         }
-        let size = header.entry_size()?;
+        let size = number(&header, numbers::SIZE)?;
         self.padding = size.checked_next_multiple_of(BLOCK).ok_or_else(|| invalid("an entry's size is absurd"))? - size;
         self.unread = size;
         Ok(Some(header))
@@ -179,7 +177,7 @@ impl<R: BufRead> TarReader<R> {
         let mut data_size = 0;
         let mut sparse = None;
         if kind == Kind::File {
-            data_size = extensions.size.unwrap_or(header.entry_size()?);
+            data_size = extensions.size.map_or_else(|| number(header, numbers::SIZE), Ok)?;
             self.padding =
                 data_size.checked_next_multiple_of(BLOCK).ok_or_else(|| invalid("an entry's size is absurd"))?
                     - data_size;
@@ -211,8 +209,13 @@ impl<R: BufRead> TarReader<R> {
         if path.contains(&0) || link.contains(&0) {
             return Err(invalid("a name holds a NUL byte"));
         }
+        // Writers before POSIX have other things there.
+        let device = |field| match header.as_ustar().is_some() || header.as_gnu().is_some() {
+            true => u32::try_from(number(header, field)?).map_err(|_| invalid("a device number is absurd")),
+            false => Ok(0),
+        };
         let device = if matches!(kind, Kind::CharacterDevice | Kind::BlockDevice) {
-            (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0))
+            (device(numbers::MAJOR)?, device(numbers::MINOR)?)
         } else {
             (0, 0)
         };
@@ -220,9 +223,9 @@ impl<R: BufRead> TarReader<R> {
             kind,
             path,
             link,
-            mode: header.mode()? & 0o7777,
-            uid: id(extensions.uid.map_or_else(|| header.uid(), Ok)?)?,
-            gid: id(extensions.gid.map_or_else(|| header.gid(), Ok)?)?,
+            mode: (number(header, numbers::MODE)? & 0o7777) as u32,
+            uid: id(extensions.uid.map_or_else(|| number(header, numbers::UID), Ok)?)?,
+            gid: id(extensions.gid.map_or_else(|| number(header, numbers::GID), Ok)?)?,
             modified: extensions.modified.unwrap_or_else(|| (header.mtime().map_or(0, |time| time as i64), 0)),
             device,
             attributes: extensions.attributes,
@@ -237,16 +240,19 @@ impl Extensions {
         let records = pax::records(block).ok_or_else(|| invalid("an extended header is malformed"))?;
         let number = |value| pax::number(value).ok_or_else(|| invalid("a number in an extended header is malformed"));
         for (key, value) in records {
+            // An empty value takes the keyword back: what the header says holds again (POSIX, "pax Extended Header").
+            let said = (!value.is_empty()).then_some(value);
             match key {
-                b"path" => self.path = Some(value.to_vec()),
-                b"linkpath" => self.link = Some(value.to_vec()),
-                b"size" => self.size = Some(number(value)?),
-                b"uid" => self.uid = Some(number(value)?),
-                b"gid" => self.gid = Some(number(value)?),
+                b"path" => self.path = said.map(<[u8]>::to_vec),
+                b"linkpath" => self.link = said.map(<[u8]>::to_vec),
+                b"size" => self.size = said.map(number).transpose()?,
+                b"uid" => self.uid = said.map(number).transpose()?,
+                b"gid" => self.gid = said.map(number).transpose()?,
                 b"mtime" => self.modified = pax::time(value),
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        self.attributes.push((name.to_vec(), value.to_vec()));
+                        self.attributes.retain(|(known, _)| known != name);
+                        self.attributes.extend(said.map(|value| (name.to_vec(), value.to_vec())));
                     } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
                         self.sparse.record(name, value);
                     }

@@ -77,7 +77,7 @@ impl Tree {
         self.recent = None;
     }
 
-    /// Opens a directory by its path in the image. `None` when it is not there.
+    /// Opens a directory by its path in the image. `None` when it is not there, or something on the way is no directory.
     pub(crate) fn directory(&mut self, path: &Path) -> Result<Option<Rc<Directory>>, ImageError> {
         if path.as_os_str().is_empty() {
             return Ok(Some(self.root()));
@@ -92,7 +92,7 @@ impl Tree {
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_XDEV);
         let descriptor = match openat2(&self.root.descriptor, path, how) {
             Ok(descriptor) => descriptor,
-            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
             Err(error) => return Err(bad_path(path, error)),
         };
         let location = location_of(&descriptor).map_err(|error| ImageError::io("find", path, error))?;
@@ -125,7 +125,8 @@ impl Tree {
                 Err(error) => return Err(bad_path(&so_far, error)),
             }
             parent = self.directory(&so_far)?.ok_or_else(|| {
-                ImageError::corrupt(format!("layer entry `{}`", path.display()), "a link on the way leads nowhere")
+                let reason = "a part of its path is no directory, or a link that leads nowhere";
+                ImageError::corrupt(format!("layer entry `{}`", path.display()), reason)
             })?;
         }
         Ok(parent)

@@ -93,7 +93,7 @@ impl<'a> Unpacker<'a> {
         }
         reader.into_stream().finish(digest)?;
         for (path, modified) in std::mem::take(&mut self.directory_times).into_iter().rev() {
-            // A directory that a later entry of the layer removed has no time to set.
+            // A directory that a later entry of the layer removed or replaced has no time to set.
             if let Some(directory) = self.tree.directory(&path)? {
                 let time = time(modified);
                 utimensat(&directory.descriptor, ".", &time, &time, UtimensatFlags::NoFollowSymlink)
@@ -358,7 +358,8 @@ impl From<ImageError> for Failure {
     }
 }
 
-/// A path of a layer, taken from the image's root. `..` has no business in one: it is refused, not resolved.
+/// A path of a layer, taken from the image's root. `..` takes the name before it away, whatever that is, as in the
+/// programs that write and read layers (`filepath.Clean`); one that would lead outside is refused.
 fn inside_path(path: &[u8]) -> Result<PathBuf, ImageError> {
     let given = Path::new(OsStr::from_bytes(path));
     let mut inside = PathBuf::new();
@@ -366,7 +367,11 @@ fn inside_path(path: &[u8]) -> Result<PathBuf, ImageError> {
         match component {
             Component::Normal(name) => inside.push(name),
             Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => return Err(corrupt(given, "its path has `..` in it")),
+            // Above the root is the root.
+            Component::ParentDir if inside.pop() || given.is_absolute() => {}
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(corrupt(given, "its path leads outside the image with `..`"));
+            }
         }
     }
     Ok(inside)
