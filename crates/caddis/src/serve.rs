@@ -149,7 +149,7 @@ impl Server {
         let catalog = Arc::new(open_catalog(instance, reserve.clone()).await?);
         let taps = Arc::new(OnceLock::new());
         let (vmm, slots) = start_vmm(settings, instance, address, taps.clone()).await?;
-        let images = open_images(settings, instance).await?;
+        let images = open_images(settings, instance, vmm.amd64_level()).await?;
         let network = Network::start(NetworkConfig {
             data_directory: instance.directory().to_owned(),
             run_directory: caddis_network::RUN_DIRECTORY.into(),
@@ -267,11 +267,12 @@ async fn start_vmm(
     .await?
 }
 
-async fn open_images(settings: &Settings, instance: &Instance) -> Result<ImageStore> {
+async fn open_images(settings: &Settings, instance: &Instance, amd64_level: u8) -> Result<ImageStore> {
     let config = ImageStoreConfig {
         insecure_registries: settings.insecure_registries.clone(),
         registry_credentials: settings.registry_credentials.clone(),
         default_registry: settings.default_registry.clone(),
+        amd64_level,
         ..ImageStoreConfig::new(instance.path(instance::IMAGES))
     };
     Ok(spawn_blocking(move || ImageStore::open(config)).await??)

@@ -1,11 +1,12 @@
-//! Images from files: `docker-archive:FILE[:reference]`, `oci-archive:FILE[:tag]`, `oci:DIRECTORY[:tag]`
-//! (the names are those of containers-transports(5)).
+//! Images from files: `docker-archive:FILE[:NAME]`, `oci-archive:FILE[:NAME]`, `oci:DIRECTORY[:NAME]`, with `@INDEX` for
+//! NAME where images have none (as in containers-transports(5)).
 //!
 //! Nothing is copied: layers are unpacked straight out of the archive, verified on the way.
 
 mod docker;
 mod files;
 mod layout;
+mod names;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -22,6 +23,9 @@ use crate::{
     reference::{ParsedReference, parse_reference},
     store::Inner,
 };
+
+const DOCKER: &str = "manifest.json";
+const OCI: &str = "index.json";
 
 /// The kinds of archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +51,7 @@ pub(crate) struct Contents {
     config: Config,
     layers: Vec<Source>,
     /// What the archive calls it.
-    name: Option<String>,
+    names: Vec<String>,
 }
 
 impl ArchiveSource {
@@ -55,7 +59,7 @@ impl ArchiveSource {
     pub(crate) fn parse(source: &str) -> Result<Self, ImageError> {
         let invalid =
             |reason: &str| ImageError::InvalidReference { reference: source.to_owned(), reason: reason.to_owned() };
-        let usage = "write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY";
+        let usage = "write docker-archive:FILE[:NAME], oci-archive:FILE[:NAME] or oci:DIRECTORY[:NAME]";
         let (kind, rest) = source.split_once(':').ok_or_else(|| invalid(usage))?;
         let kind = match kind {
             "docker-archive" => Kind::DockerArchive,
@@ -97,19 +101,19 @@ impl Inner {
         let contents = tokio::task::spawn_blocking(move || inner.read_archive(&reading)).await;
         let contents = contents.unwrap_or_else(|_| Err(interrupted()))?;
         // An archive may hold any text as a name; one that is no reference is no name.
-        let own_name = contents.name.as_deref().and_then(|name| parse_name(name).ok());
-        let name = name.or(own_name);
+        let own_names = contents.names.iter().filter_map(|name| parse_name(name).ok());
+        let names: Vec<ParsedReference> = name.map_or_else(|| own_names.collect(), |name| vec![name]);
 
         let digest = contents.digest.clone();
         if self.ready(&digest).is_none() || self.records.get(&digest).is_none() {
-            let image = describe(&archive, &contents, name.as_ref(), source);
+            let image = describe(&archive, &contents, names.first(), source);
             self.build_once(&digest, progress, |inner, progress| {
                 inner.build_archive(image, contents, progress).boxed()
             })
             .await?;
         }
         self.records.mark_imported(&digest, self.session.path())?;
-        if let Some(name) = name {
+        for name in names {
             self.records.set_name(&digest, &name.canonical(), true, self.session.path())?;
         }
         let record = self.records.get(&digest).ok_or_else(interrupted)?;
@@ -123,10 +127,15 @@ impl Inner {
                 Files::tar(&archive.path, self.session.path(), &self.config.limits)?
             }
         };
-        let wanted = archive.wanted.as_deref();
-        match archive.kind {
-            Kind::DockerArchive => docker::read(files, wanted, &self.config.limits),
-            Kind::OciArchive | Kind::OciDirectory => layout::read(files, wanted, &self.config.limits),
+        let (wanted, store) = (archive.wanted.as_deref(), &self.config);
+        // `docker save` writes both by now; each is taken for what it is, whatever it was called.
+        match (archive.kind, files.has(DOCKER), files.has(OCI)) {
+            (Kind::DockerArchive, true, _) | (_, true, false) => docker::read(&files, wanted, store),
+            (_, _, true) => layout::read(&files, wanted, store),
+            (_, false, false) => {
+                let reason = format!("it has neither {DOCKER}, as `docker save` writes it, nor {OCI} of an OCI layout");
+                Err(ImageError::corrupt(format!("archive {}", archive.path.display()), reason))
+            }
         }
     }
 

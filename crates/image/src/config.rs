@@ -17,6 +17,8 @@ pub struct ImageStoreConfig {
     pub limits: Limits,
     /// Virtual size of a root disk, bytes.
     pub root_disk_size: u64,
+    /// Highest level of amd64 that the VMs' processor has, 1 to 4 (x86-64 psABI, "Micro-Architecture Levels").
+    pub amd64_level: u8,
     /// Blobs fetched at once, per image.
     pub parallel_layers: usize,
     /// Patience with registries.
@@ -34,6 +36,7 @@ impl ImageStoreConfig {
             default_registry: "docker.io".to_owned(),
             limits: Limits::default(),
             root_disk_size: 8 << 30,
+            amd64_level: 1,
             parallel_layers: 4,
             transfer: Transfer::default(),
         }

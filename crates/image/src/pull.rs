@@ -21,6 +21,7 @@ use crate::{
     layer::inflate::Source,
     manifest::{self, BlobDescriptor, Config, Document, Manifest},
     meter::Meter,
+    platform::{Search, Step},
     reference::{ParsedReference, is_digest, is_of_archive, parse_reference, pinned_digest},
     registry::{Repository, Wanted},
     store::Inner,
@@ -28,9 +29,6 @@ use crate::{
 
 /// A blob that is being fetched; gone when nobody waits for it any more.
 pub(crate) type BlobFlight = WeakShared<BoxFuture<'static, Result<(), ImageError>>>;
-
-/// Deepest nesting of an index in an index.
-const DEEPEST_INDEX: usize = 3;
 
 impl Inner {
     /// See [`crate::ImageStore::resolve`].
@@ -57,11 +55,7 @@ impl Inner {
             return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
         }
         let repository = Repository { registry: parsed.registry.clone(), name: parsed.repository.clone() };
-        let asking = async {
-            let (digest, manifest) = self.find_manifest(&repository, &parsed).await?;
-            let config = self.config_of(&repository, &manifest).await?;
-            Ok((digest, manifest, config))
-        };
+        let asking = self.find_manifest(&repository, &parsed);
         let patience = self.config.transfer.resolve_timeout;
         let (digest, manifest, config) = in_time(patience, &repository, asking).await?;
         Ok(ResolvedImage {
@@ -78,22 +72,56 @@ impl Inner {
         })
     }
 
-    /// Follows indexes down to the manifest for this platform.
+    /// The manifest for the VMs' processor, wherever in indexes it is.
     async fn find_manifest(
         &self,
         repository: &Repository,
         parsed: &ParsedReference,
-    ) -> Result<(String, Manifest), ImageError> {
-        let what = format!("{}/{}:{}", repository.registry, repository.name, parsed.version());
-        let mut version = parsed.version().to_owned();
-        for _ in 0..DEEPEST_INDEX {
-            let (digest, bytes) = self.manifest_bytes(repository, &version).await?;
-            match manifest::parse(&what, &bytes, &self.config.limits)? {
-                Document::Manifest(manifest) => return Ok((digest, manifest)),
-                Document::Index(index) => version = manifest::choose(&what, &index)?.digest,
+    ) -> Result<(String, Manifest, Config), ImageError> {
+        let (what, level) = (repository.place(parsed.version()), self.config.amd64_level);
+        let (mut digest, bytes) = self.manifest_bytes(repository, parsed.version()).await?;
+        let mut document = manifest::parse(&what, &bytes, &self.config.limits)?;
+        let mut search = Search::new(&what, level);
+        loop {
+            match document {
+                Document::Index(entries) => search.add(&entries)?,
+                Document::Manifest(manifest) => {
+                    let config = self.config_of(repository, &manifest).await?.runs_with(&what, level)?;
+                    return Ok((digest, manifest, config));
+                }
             }
+            document = loop {
+                match search.next()? {
+                    Step::Take(taken) => {
+                        digest = taken;
+                        break self.listed(repository, &what, &digest).await?;
+                    }
+                    Step::Open(digest) => match self.listed(repository, &what, &digest).await {
+                        Ok(Document::Index(entries)) => search.add(&entries)?,
+                        Ok(Document::Manifest(manifest)) => {
+                            let config = self.config_of(repository, &manifest).await;
+                            search.decide(config.map(|config| config.platform))?;
+                        }
+                        Err(error) => search.decide(Err(error))?,
+                    },
+                }
+            };
         }
-        Err(ImageError::unsupported(format!("image {what}"), "its indexes are nested too deep"))
+    }
+
+    /// What an index lists.
+    async fn listed(&self, repository: &Repository, index: &str, digest: &str) -> Result<Document, ImageError> {
+        let found = self.manifest_bytes(repository, digest).await.map_err(|error| match error {
+            ImageError::NotFound { .. } => ImageError::NotFound {
+                what: index.to_owned(),
+                hint: format!(
+                    "it is an index, and the registry does not have {digest}, which it lists; push the image again with \
+                     all of its builds"
+                ),
+            },
+            other => other,
+        });
+        manifest::parse(&repository.place(digest), &found?.1, &self.config.limits)
     }
 
     /// A manifest or index, verified and stored, with its digest. By digest, the store's own copy will do.

@@ -12,6 +12,7 @@ use tokio::{
     sync::watch,
 };
 
+mod amd64;
 pub mod boot;
 mod capture;
 pub mod cgroup;

@@ -34,7 +34,7 @@ use self::{
 };
 use crate::{
     AgentStream, Capabilities, Hold, Isolation, LaunchSpec, Slot, SlotPool, Start, StartKind, Vm, VmExit, Vmm,
-    VmmError, Waiting,
+    VmmError, Waiting, amd64,
     boot::BootFiles,
     capture::Capture,
     lock,
@@ -199,6 +199,14 @@ impl Qemu {
     /// The program's version, in its own words.
     pub fn version(&self) -> &str {
         &self.driver.version
+    }
+
+    /// The level of amd64 that VMs' processors have, 1 to 4 (x86-64 psABI, "Micro-Architecture Levels").
+    pub fn amd64_level(&self) -> u8 {
+        match self.driver.config.accelerator {
+            Accelerator::Kvm => amd64::of_flags(&self.driver.processor),
+            Accelerator::Emulation => amd64::of_emulator(&self.driver.version),
+        }
     }
 
     /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the background.

@@ -5,43 +5,59 @@
 
 use serde::Deserialize;
 
-use super::{Contents, files::Files};
+use super::{
+    Contents,
+    files::Files,
+    names::{self, Named},
+};
 use crate::{
-    ImageError, Limits,
-    manifest::{digest_of, parse_config},
+    ImageError, ImageStoreConfig, Limits, json,
+    manifest::{Config, digest_of, parse_config},
 };
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+const WHAT: &str = "docker archive";
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Item {
     config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
+    #[serde(rename = "repotags")]
+    tags: Vec<String>,
     layers: Vec<String>,
 }
 
-pub(super) fn read(files: Files, wanted: Option<&str>, limits: &Limits) -> Result<Contents, ImageError> {
-    let what = "docker archive";
-    let bytes = files.read("manifest.json", limits.manifest_bytes)?;
-    let items: Vec<Item> = serde_json::from_slice(&bytes)
-        .map_err(|error| ImageError::corrupt(format!("manifest.json of the {what}"), error.to_string()))?;
-    let tags = |item: &Item| item.repo_tags.clone().unwrap_or_default();
-    let item = match (wanted, items.as_slice()) {
-        (None, [item]) => item,
-        (Some(wanted), items) => items
-            .iter()
-            .find(|item| tags(item).iter().any(|tag| tag == wanted || *tag == format!("{wanted}:latest")))
-            .ok_or_else(|| not_one(wanted, &items.iter().flat_map(tags).collect::<Vec<_>>()))?,
-        (None, items) => return Err(not_one("", &items.iter().flat_map(tags).collect::<Vec<_>>())),
-    };
-    if item.layers.len() > limits.layers {
-        let limit = format!("limits.layers is {}; squash the image", limits.layers);
-        return Err(ImageError::too_large(format!("{what} with {} layers", item.layers.len()), limit));
-    }
-    let config_bytes = files.read(&item.config, limits.config_bytes)?;
-    let config = parse_config(what, &config_bytes, item.layers.len())?;
-    let layers = item.layers.iter().map(|layer| files.find(layer)).collect::<Result<Vec<_>, _>>()?;
+impl Named for Item {
+    const ARE_BUILDS: bool = false;
 
+    fn content(&self) -> &str {
+        &self.config
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.tags.iter().map(String::as_str).collect()
+    }
+}
+
+pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig) -> Result<Contents, ImageError> {
+    let bytes = files.read(super::DOCKER, store.limits.manifest_bytes)?;
+    let items: Vec<Item> = json::read(&bytes)
+        .map_err(|error| ImageError::corrupt(format!("{} of the {WHAT}", super::DOCKER), error.to_string()))?;
+    let mut best: Option<(Option<u8>, &Item, Vec<u8>, Config)> = None;
+    let picked = names::pick(&items, wanted)?;
+    for &item in &picked {
+        let (config_bytes, config) = config_of(files, item, &store.limits)?;
+        let needs = config.platform.needs(store.amd64_level);
+        if best.as_ref().is_none_or(|(found, ..)| needs > *found) {
+            best = Some((needs, item, config_bytes, config));
+        }
+    }
+    let (_, item, config_bytes, config) = best.ok_or_else(|| ImageError::corrupt(WHAT, "it is empty"))?;
+    let config = config.runs_with(WHAT, store.amd64_level)?;
+    let names = match wanted {
+        Some(name) if !name.starts_with('@') => vec![name.to_owned()],
+        _ => picked.iter().flat_map(|item| item.tags.clone()).collect(),
+    };
+    let layers = item.layers.iter().map(|layer| files.find(layer)).collect::<Result<Vec<_>, _>>()?;
     let described: Vec<_> = config
         .diff_ids
         .iter()
@@ -61,13 +77,15 @@ pub(super) fn read(files: Files, wanted: Option<&str>, limits: &Limits) -> Resul
         },
         "layers": described,
     });
-    let name = wanted.map(str::to_owned).or_else(|| tags(item).into_iter().next());
-    Ok(Contents { digest: digest_of(manifest.to_string().as_bytes()), config, layers, name })
+    Ok(Contents { digest: digest_of(manifest.to_string().as_bytes()), config, layers, names })
 }
 
-fn not_one(wanted: &str, known: &[String]) -> ImageError {
-    ImageError::NotFound {
-        what: format!("docker-archive image {wanted}"),
-        hint: format!("name one of those in the archive as docker-archive:FILE:NAME: {}", known.join(", ")),
+fn config_of(files: &Files, item: &Item, limits: &Limits) -> Result<(Vec<u8>, Config), ImageError> {
+    if item.layers.len() > limits.layers {
+        let limit = format!("limits.layers is {}; squash the image", limits.layers);
+        return Err(ImageError::too_large(format!("{WHAT} with {} layers", item.layers.len()), limit));
     }
+    let bytes = files.read(&item.config, limits.config_bytes)?;
+    let config = parse_config(WHAT, &bytes, item.layers.len())?;
+    Ok((bytes, config))
 }

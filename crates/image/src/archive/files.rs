@@ -10,6 +10,7 @@ use std::{
 use crate::{
     ImageError, Limits,
     layer::{
+        compression::{Compression, refused},
         inflate::Source,
         tar::{Kind, TarReader},
     },
@@ -55,7 +56,13 @@ impl Files {
         let mut reader = TarReader::new(Counted { inner: file, position: 0 });
         let mut members = HashMap::new();
         let mut links = HashMap::new();
-        while let Some(entry) = reader.next_entry().map_err(damaged)? {
+        let no_tar = || ImageError::corrupt(format!("archive {}", path.display()), "it is no tar archive");
+        while let Some(entry) =
+            reader.next_entry().map_err(|error| match (members.is_empty(), error.raw_os_error()) {
+                (true, None) => no_tar(),
+                _ => damaged(error),
+            })?
+        {
             let name = plain_name(&String::from_utf8_lossy(&entry.path));
             if members.len() + links.len() >= MOST_MEMBERS {
                 let limit = format!("an archive may have {MOST_MEMBERS} members");
@@ -74,6 +81,9 @@ impl Files {
                 Kind::HardLink => drop(links.insert(name, plain_name(&target))),
                 _ => {}
             }
+        }
+        if members.is_empty() {
+            return Err(no_tar());
         }
         Ok(Self::Tar { path, members, links })
     }
@@ -103,6 +113,11 @@ impl Files {
         }
     }
 
+    /// Whether there is such a file.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.find(name).is_ok()
+    }
+
     /// A small file, at most `limit` bytes.
     pub(crate) fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
         let source = self.find(name)?;
@@ -122,13 +137,11 @@ impl Files {
 fn uncompressed(path: &Path, scratch: &Path, limits: &Limits) -> Result<PathBuf, ImageError> {
     let failed = |error| ImageError::io("read", path, error);
     let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
-    let start = file.fill_buf().map_err(failed)?;
-    let mut plain: Box<dyn Read> = if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(file))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?)
-    } else {
-        return Ok(path.to_owned());
+    let mut plain: Box<dyn Read> = match Compression::of(file.fill_buf().map_err(failed)?) {
+        Compression::None => return Ok(path.to_owned()),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?),
+        Compression::Other(name) => return Err(refused(&format!("archive {}", path.display()), name)),
     };
     let mut output =
         tempfile::NamedTempFile::new_in(scratch).map_err(|error| ImageError::io("write in", scratch, error))?;

@@ -1,97 +1,110 @@
 //! OCI image layouts: `index.json` and `blobs/sha256/…`, as a directory or in a tar file.
 
-use oci_spec::image::{Descriptor, ImageIndex};
+use std::collections::BTreeSet;
 
-use super::{Contents, files::Files};
+use super::{
+    Contents,
+    files::Files,
+    names::{self, Named},
+};
 use crate::{
-    ImageError, Limits,
-    manifest::{self, Document, choose, is_index, parse_config, verify},
-    reference::is_digest,
+    ImageError, ImageStoreConfig, Limits,
+    layer::inflate::Source,
+    manifest::{self, Config, Descriptor, Document, Manifest, parse_config, sound_digest, verify},
+    platform::{Search, Step},
 };
 
 /// Annotation that holds the tag (OCI image specification, "annotations.md").
 const NAME: &str = "org.opencontainers.image.ref.name";
 /// What containerd and docker put the whole reference into.
 const FULL_NAME: &str = "io.containerd.image.name";
-/// Deepest nesting of an index in an index.
-const DEEPEST_INDEX: usize = 3;
 
-pub(super) fn read(files: Files, wanted: Option<&str>, limits: &Limits) -> Result<Contents, ImageError> {
-    let bytes = files.read("index.json", limits.manifest_bytes)?;
-    let index: ImageIndex = serde_json::from_slice(&bytes)
-        .map_err(|error| ImageError::corrupt("index.json of the OCI layout", error.to_string()))?;
-    let entry = pick(&index, wanted)?;
-    let name =
-        annotation(entry, FULL_NAME).or_else(|| annotation(entry, NAME).filter(|name| name.contains([':', '/'])));
+impl Named for Descriptor {
+    const ARE_BUILDS: bool = true;
 
-    let mut digest = entry.digest().to_string();
-    for _ in 0..DEEPEST_INDEX {
-        let bytes = verified(&files, &digest, limits.manifest_bytes)?;
-        let manifest = match manifest::parse(&digest, &bytes, limits)? {
-            Document::Index(index) => {
-                digest = choose(&digest, &index)?.digest;
-                continue;
+    fn content(&self) -> &str {
+        &self.digest
+    }
+
+    fn names(&self) -> Vec<&str> {
+        // The whole reference first, since a tag alone is no name for machines.
+        [FULL_NAME, NAME].iter().filter_map(|key| self.annotation(key)).collect()
+    }
+}
+
+pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig) -> Result<Contents, ImageError> {
+    let what = "index.json of the OCI layout";
+    let bytes = files.read(super::OCI, store.limits.manifest_bytes)?;
+    let Document::Index(mut entries) = manifest::parse(what, &bytes, &store.limits)? else {
+        return Err(ImageError::corrupt(what, "it is a manifest and no index"));
+    };
+    entries.retain(|entry| !entry.is_attestation());
+    let picked: Vec<Descriptor> = names::pick(&entries, wanted)?.into_iter().cloned().collect();
+    let names: BTreeSet<&str> = picked.iter().flat_map(Named::names).filter(|name| name.contains([':', '/'])).collect();
+    let names = names.into_iter().map(str::to_owned).collect();
+
+    let library = Library { files, limits: &store.limits };
+    let (digest, manifest, config) = library.choose(&picked, store.amd64_level)?;
+    let layers = manifest.layers.iter().map(|layer| library.layer(layer)).collect::<Result<_, _>>()?;
+    Ok(Contents { digest, config, layers, names })
+}
+
+/// The blobs of a layout.
+struct Library<'a> {
+    files: &'a Files,
+    limits: &'a Limits,
+}
+
+impl Library<'_> {
+    fn choose(&self, entries: &[Descriptor], level: u8) -> Result<(String, Manifest, Config), ImageError> {
+        let mut search = Search::new("of this OCI layout", level);
+        search.add(entries)?;
+        loop {
+            match search.next()? {
+                Step::Take(digest) => match self.document(&digest)? {
+                    Document::Index(entries) => search.add(&entries)?,
+                    Document::Manifest(manifest) => {
+                        let config = self.config(&manifest)?.runs_with(&digest, level)?;
+                        return Ok((digest, manifest, config));
+                    }
+                },
+                Step::Open(digest) => match self.document(&digest) {
+                    Ok(Document::Index(entries)) => search.add(&entries)?,
+                    Ok(Document::Manifest(manifest)) => {
+                        search.decide(self.config(&manifest).map(|config| config.platform))?;
+                    }
+                    Err(error) => search.decide(Err(error))?,
+                },
             }
-            Document::Manifest(manifest) => manifest,
-        };
-        let config = verified(&files, &manifest.config.digest, limits.config_bytes)?;
-        let config = parse_config(&digest, &config, manifest.layers.len())?;
-        let mut layers = Vec::new();
-        for layer in &manifest.layers {
-            let mut source = files.find(&blob(&layer.digest))?;
-            if source.length != layer.size {
-                let reason = format!("it has {} bytes, the manifest says {}", source.length, layer.size);
-                return Err(ImageError::corrupt(source.what, reason));
-            }
-            source.digest = Some(layer.digest.clone());
-            layers.push(source);
         }
-        return Ok(Contents { digest, config, layers, name });
     }
-    Err(ImageError::unsupported("this OCI layout", "its indexes are nested too deep"))
-}
 
-fn pick<'a>(index: &'a ImageIndex, wanted: Option<&str>) -> Result<&'a Descriptor, ImageError> {
-    let entries = index.manifests();
-    if let Some(wanted) = wanted {
-        let called = |entry: &&Descriptor| {
-            annotation(entry, NAME).as_deref() == Some(wanted)
-                || annotation(entry, FULL_NAME).as_deref() == Some(wanted)
-        };
-        return entries.iter().find(called).ok_or_else(|| not_one(wanted, entries));
+    fn document(&self, digest: &str) -> Result<Document, ImageError> {
+        manifest::parse(digest, &self.verified(digest, self.limits.manifest_bytes)?, self.limits)
     }
-    if let [only] = entries.as_slice() {
-        return Ok(only);
-    }
-    // Several builds of one image, one per platform.
-    let chosen = choose("of this OCI layout", index).ok().map(|chosen| chosen.digest);
-    let same_name = entries.windows(2).all(|pair| annotation(&pair[0], NAME) == annotation(&pair[1], NAME));
-    let found =
-        entries.iter().find(|entry| !is_index(entry.media_type()) && chosen == Some(entry.digest().to_string()));
-    found.filter(|_| same_name).ok_or_else(|| not_one("", entries))
-}
 
-fn verified(files: &Files, digest: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
-    if !is_digest(digest) {
-        return Err(ImageError::unsupported(format!("digest {digest}"), "only sha256 is known"));
+    fn config(&self, manifest: &Manifest) -> Result<Config, ImageError> {
+        let digest = &manifest.config.digest;
+        parse_config(digest, &self.verified(digest, self.limits.config_bytes)?, manifest.layers.len())
     }
-    let bytes = files.read(&blob(digest), limit)?;
-    verify(&format!("blob {digest} of the OCI layout"), &bytes, digest)?;
-    Ok(bytes)
+
+    fn layer(&self, layer: &manifest::BlobDescriptor) -> Result<Source, ImageError> {
+        let mut source = self.files.find(&blob(&layer.digest))?;
+        if source.length != layer.size {
+            let reason = format!("it has {} bytes, the manifest says {}", source.length, layer.size);
+            return Err(ImageError::corrupt(source.what, reason));
+        }
+        source.digest = Some(layer.digest.clone());
+        Ok(source)
+    }
+
+    fn verified(&self, digest: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
+        let bytes = self.files.read(&blob(&sound_digest("this OCI layout", digest)?), limit)?;
+        verify(&format!("blob {digest} of the OCI layout"), &bytes, digest)?;
+        Ok(bytes)
+    }
 }
 
 fn blob(digest: &str) -> String {
     format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"))
-}
-
-fn annotation(entry: &Descriptor, key: &str) -> Option<String> {
-    entry.annotations().as_ref()?.get(key).cloned()
-}
-
-fn not_one(wanted: &str, entries: &[Descriptor]) -> ImageError {
-    let known: Vec<String> = entries.iter().filter_map(|entry| annotation(entry, NAME)).collect();
-    ImageError::NotFound {
-        what: format!("OCI layout image {wanted}"),
-        hint: format!("name one of those in it as oci:DIRECTORY:TAG or oci-archive:FILE:TAG: {}", known.join(", ")),
-    }
 }

@@ -49,6 +49,18 @@ pub(crate) struct Repository {
     pub(crate) name: String,
 }
 
+impl Repository {
+    /// The whole name of something in it, by tag or digest.
+    pub(crate) fn place(&self, version: &str) -> String {
+        format!("{}/{}", self.registry, self.inside(version))
+    }
+
+    /// The same without the registry.
+    pub(crate) fn inside(&self, version: &str) -> String {
+        format!("{}{}{version}", self.name, if version.starts_with("sha256:") { '@' } else { ':' })
+    }
+}
+
 /// The client; shared by all pulls of a store.
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -102,7 +114,7 @@ impl Registry {
                              application/vnd.docker.distribution.manifest.v2+json";
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(TYPES));
-        let what = format!("{}:{version}", repository.name);
+        let what = repository.inside(version);
         let url = self.url(repository, &["manifests", version])?;
         let (body, headers) = self.document(repository, &url, &headers, &what, limit).await?;
         let claimed = headers.get("docker-content-digest").and_then(|value| value.to_str().ok());

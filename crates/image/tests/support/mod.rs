@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod archive;
 pub mod ext4;
 pub mod image;
 pub mod registry;
