@@ -87,6 +87,8 @@ pub struct Transfer {
     pub attempts: u32,
     /// Pause after the first failed try; doubled after each further one.
     pub first_pause: Duration,
+    /// Longest that is waited, per request, because a registry asks for it in `Retry-After`.
+    pub longest_wait: Duration,
     /// Slowest a blob may come in on the whole, bytes per second, beyond a minute's grace.
     pub slowest_bytes_per_second: u64,
     /// Longest that finding out what a reference means may take, with all tries: shorter than clients wait, so that they
@@ -103,6 +105,7 @@ impl Default for Transfer {
             idle_timeout: Duration::from_secs(30),
             attempts: 5,
             first_pause: Duration::from_millis(250),
+            longest_wait: Duration::from_secs(20),
             slowest_bytes_per_second: 16 << 10,
             resolve_timeout: Duration::from_secs(50),
             pull_timeout: Duration::from_secs(25 * 60),

@@ -49,6 +49,16 @@ pub enum ImageError {
         /// What happened.
         reason: String,
     },
+    /// The registry was asked too often, and wants to be left alone for longer than is waited.
+    #[error("registry {registry} has a rate limit, and does not give {what}: {reason}")]
+    RateLimited {
+        /// Host and port.
+        registry: String,
+        /// What was being fetched.
+        what: String,
+        /// Its words, and when it may be asked again.
+        reason: String,
+    },
     /// Beyond a limit of the configuration.
     #[error("{what} is too large: {limit}")]
     TooLarge {
@@ -127,6 +137,7 @@ impl ImageError {
             | Self::Unsupported { .. }
             | Self::InUse { .. } => true,
             Self::Unreachable { .. }
+            | Self::RateLimited { .. }
             | Self::NoSpace { .. }
             | Self::Program { .. }
             | Self::Interrupted { .. }
@@ -137,7 +148,10 @@ impl ImageError {
     /// Whether the same request may work later without anyone changing anything about the image.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::NoSpace { .. } | Self::Interrupted { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::RateLimited { .. } | Self::NoSpace { .. } | Self::Interrupted { .. }
+        )
     }
 
     pub(crate) fn corrupt(what: impl Into<String>, reason: impl Into<String>) -> Self {

@@ -132,9 +132,10 @@ impl Inner {
         {
             return Ok((version.to_owned(), bytes));
         }
-        let (bytes, claimed) = self.registry.manifest(repository, version, limit).await?;
-        let what = format!("manifest of {}:{version}", repository.name);
-        let expected = if is_digest(version) { Some(version) } else { claimed.as_deref().filter(|c| is_digest(c)) };
+        let known = |digest: &str| self.blobs.read(digest, limit);
+        let (bytes, claimed) = self.registry.manifest(repository, version, limit, known).await?;
+        let what = format!("manifest of {}", repository.place(version));
+        let expected = if is_digest(version) { Some(version) } else { claimed.as_deref() };
         if let Some(expected) = expected {
             manifest::verify(&what, &bytes, expected)?;
         }

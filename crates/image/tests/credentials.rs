@@ -196,7 +196,7 @@ async fn a_login_that_a_helper_keeps_is_named_in_the_error_and_harms_no_other() 
     });
     let error = world.open().resolve(&registry.reference("private/app")).await.unwrap_err();
     assert!(error.to_string().contains("docker-credential-keychain"), "{error}");
-    assert_eq!(*refusals.lock().unwrap(), 2, "once without and once with the token");
+    assert_eq!(*refusals.lock().unwrap(), 3, "a HEAD without and one with the token, and a GET for the reason");
 }
 
 #[tokio::test]

@@ -7,29 +7,32 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use http_auth::{ChallengeRef, parse_challenges};
 use reqwest::{
-    Response, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
+    Method, Response, StatusCode, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
 };
-use serde::Deserialize;
 
 use super::{
     Failure, Registry, Repository,
+    challenge::{Challenge, challenges},
     credentials::{Credentials, Logins},
     failed_request,
     guard::authority,
+    token::Token,
+    words,
 };
 use crate::ImageError;
 
 /// Longest answer of a token server.
 const LONGEST_ANSWER: u64 = 1 << 20;
-/// What the specification gives a token that says nothing about its life.
-const DEFAULT_LIFE: u64 = 60;
+/// A token is renewed so long before it ends.
+const EARLY: Duration = Duration::from_secs(5);
 
 /// A header that a registry accepts, and until when.
 pub(super) struct Authorization {
     pub(super) header: HeaderValue,
+    /// Whether the registry has taken it.
+    pub(super) accepted: bool,
     expires: Option<Instant>,
     /// What it was got with.
     credentials: Option<Credentials>,
@@ -53,47 +56,37 @@ impl Authorization {
     }
 }
 
-#[derive(Deserialize)]
-struct Token {
-    #[serde(default)]
-    token: String,
-    #[serde(default)]
-    access_token: String,
-    #[serde(default)]
-    expires_in: Option<u64>,
-}
-
 impl Registry {
     /// Gets what the registry asks for in this 401, and remembers it.
     pub(super) async fn authenticate(
         &self,
         repository: &Repository,
         url: &Url,
-        response: &Response,
+        response: Response,
     ) -> Result<HeaderValue, Failure> {
-        let asked: Vec<String> = response
-            .headers()
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok().map(str::to_owned))
-            .collect();
-        let challenges: Vec<ChallengeRef<'_>> =
-            asked.iter().filter_map(|text| parse_challenges(text).ok()).flatten().collect();
-        let find = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme.eq_ignore_ascii_case(scheme));
+        let challenges = challenges(response.headers());
+        let bearer = bearer(url, &challenges);
         let logins = self.logins(repository)?;
 
-        let authorization = if let Some(challenge) = find("Bearer") {
-            self.token(repository, url, challenge, logins).await?
-        } else if find("Basic").is_some() {
+        let authorization = if let Some((realm, challenge)) = bearer {
+            self.token(repository, url, realm, challenge, logins).await?
+        } else if of_scheme(&challenges, "Basic").next().is_some() {
             let reason = match &logins.credentials {
                 Some(Credentials::Password(user, password)) => Ok(basic(user, password)?),
                 Some(_) => Err("it wants a user and password, and the login for it is an identity token".to_owned()),
                 None => Err(format!("it wants a user and password: {}", logins.advice())),
             };
             let header = reason.map_err(|reason| self.denied(repository, &reason))?;
-            Authorization { header, expires: None, credentials: logins.credentials }
+            Authorization { header, accepted: false, expires: None, credentials: logins.credentials }
         } else {
-            return Err(self.denied(repository, "it asks for no kind of authentication that is known here").into());
+            let said = words::of(response).await;
+            let schemes: Vec<_> = challenges.iter().map(|challenge| challenge.scheme.as_str()).collect();
+            let reason = match of_scheme(&challenges, "Bearer").next() {
+                Some(_) => format!("{said}; it names no place to get a token"),
+                None if schemes.is_empty() => format!("{said}; it does not say how to log in"),
+                None => format!("{said}; it asks for {}, and only Bearer and Basic are known here", schemes.join(", ")),
+            };
+            return Err(self.denied(repository, &reason).into());
         };
         let header = authorization.header.clone();
         let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,68 +98,63 @@ impl Registry {
         &self,
         repository: &Repository,
         registry: &Url,
-        challenge: &ChallengeRef<'_>,
+        mut realm: Url,
+        challenge: &Challenge,
         logins: Logins,
     ) -> Result<Authorization, Failure> {
-        let parameter = |name: &str| {
-            let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            found.map(|(_, value)| value.to_unescaped())
-        };
-        let realm = parameter("realm").and_then(|realm| Url::parse(&realm).ok());
-        let mut realm = realm.ok_or_else(|| self.denied(repository, "it names no place to get a token"))?;
         let trust = self.guard.check_redirect(registry, &realm)?;
         // Asked for by us, not by the challenge: reading this repository is all that a token is needed for.
         let scope = format!("repository:{}:pull", repository.name);
-        let service = parameter("service");
+        let service = challenge.parameter("service");
+        let (server, what) = (authority(&realm), format!("a token for {}", repository.name));
 
-        let client = self.client(trust)?;
-        let request = if let Some(Credentials::IdentityToken(token)) = &logins.credentials {
+        let response = if let Some(Credentials::IdentityToken(token)) = &logins.credentials {
             let mut form = Url::parse("form:").map_err(|_| self.denied(repository, "no token could be asked for"))?;
-            form.query_pairs_mut()
-                .append_pair("grant_type", "refresh_token")
-                .append_pair("service", service.as_deref().unwrap_or_default())
-                .append_pair("scope", &scope)
-                .append_pair("client_id", "caddis")
-                .append_pair("refresh_token", token);
-            client
-                .post(realm.clone())
+            form.query_pairs_mut().extend_pairs([
+                ("grant_type", "refresh_token"),
+                ("service", service.unwrap_or_default()),
+                ("scope", &scope),
+                ("client_id", "caddis"),
+                ("refresh_token", token),
+            ]);
+            let request = self
+                .client(trust)?
+                .post(realm)
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(form.query().unwrap_or_default().to_owned())
+                .body(form.query().unwrap_or_default().to_owned());
+            let response = request.send().await.map_err(|error| failed_request(&server, &what, error))?;
+            if response.status().is_redirection() {
+                let reason = format!("its token server {server} redirects, which would take the login elsewhere");
+                return Err(self.denied(repository, &reason).into());
+            }
+            response
         } else {
-            let mut query = realm.query_pairs_mut();
-            if let Some(service) = &service {
-                query.append_pair("service", service);
-            }
-            query.append_pair("scope", &scope);
-            drop(query);
-            match &logins.credentials {
-                Some(Credentials::Password(user, password)) => {
-                    client.get(realm.clone()).header(AUTHORIZATION, basic(user, password)?)
-                }
-                _ => client.get(realm.clone()),
-            }
+            let asked = [("service", service), ("scope", Some(scope.as_str()))];
+            realm.query_pairs_mut().extend_pairs(asked.iter().filter_map(|(name, value)| Some((name, (*value)?))));
+            let authorization = match &logins.credentials {
+                Some(Credentials::Password(user, password)) => Some(basic(user, password)?),
+                _ => None,
+            };
+            let none = HeaderMap::new();
+            self.follow(&Method::GET, repository, &realm, &none, authorization.as_ref(), &what).await?
         };
-        let what = format!("a token for {}", repository.name);
-        let response = request.send().await.map_err(|error| failed_request(&authority(&realm), &what, error))?;
-        if response.status().is_redirection() {
-            let reason = "its token server redirects, which would take the credentials elsewhere";
-            return Err(self.denied(repository, reason).into());
+        let status = response.status();
+        if status.is_client_error() && !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
+            let said = words::of(response).await;
+            let reason = format!("its token server {server} answered {said}; {}", logins.advice());
+            return Err(self.denied(repository, &reason).into());
         }
-        if response.status().is_client_error() && response.status().as_u16() != 429 {
-            return Err(self.denied(repository, &logins.advice()).into());
-        }
-        let response = self.judge(repository, response, &what)?;
+        let response = self.judge(repository, response, &what).await?;
         let body = self.body(repository, response, &what, LONGEST_ANSWER).await?;
-        let token: Token = serde_json::from_slice(&body)
-            .map_err(|_| self.denied(repository, "its token server's answer makes no sense"))?;
-        let secret = if token.token.is_empty() { &token.access_token } else { &token.token };
-        let mut header = HeaderValue::from_str(&format!("Bearer {secret}"))
-            .map_err(|_| self.denied(repository, "its token server gave no usable token"))?;
+        let token = Token::read(&body).ok_or_else(|| {
+            let what = if words::is_page_text(&body) { "a web page (HTML)" } else { "no token" };
+            self.denied(repository, &format!("its token server {server} answered with {what}"))
+        })?;
+        let mut header = HeaderValue::from_str(&format!("Bearer {}", token.secret))
+            .map_err(|_| self.denied(repository, &format!("its token server {server} gave no usable token")))?;
         header.set_sensitive(true);
-        // Renewed a little early; an absurd life is cut to a day.
-        let life = token.expires_in.unwrap_or(DEFAULT_LIFE).min(86_400).saturating_sub(5);
-        let expires = Some(Instant::now() + Duration::from_secs(life));
-        Ok(Authorization { header, expires, credentials: logins.credentials })
+        let expires = Some(Instant::now() + token.life.saturating_sub(EARLY));
+        Ok(Authorization { header, accepted: false, expires, credentials: logins.credentials })
     }
 
     fn denied(&self, repository: &Repository, reason: &str) -> ImageError {
@@ -176,6 +164,22 @@ impl Registry {
             reason: reason.to_owned(),
         }
     }
+}
+
+/// Whether an answer asks for anything that can be done.
+pub(super) fn is_known(url: &Url, response: &Response) -> bool {
+    let challenges = challenges(response.headers());
+    bearer(url, &challenges).is_some() || of_scheme(&challenges, "Basic").next().is_some()
+}
+
+fn of_scheme<'a>(challenges: &'a [Challenge], scheme: &'static str) -> impl Iterator<Item = &'a Challenge> {
+    challenges.iter().filter(move |challenge| challenge.scheme.eq_ignore_ascii_case(scheme))
+}
+
+/// The first challenge that says where to get a token, and where. Relative places are the registry's own.
+fn bearer<'a>(url: &Url, challenges: &'a [Challenge]) -> Option<(Url, &'a Challenge)> {
+    let realm = |challenge: &Challenge| url.join(challenge.parameter("realm")?).ok();
+    of_scheme(challenges, "Bearer").find_map(|challenge| Some((realm(challenge)?, challenge)))
 }
 
 fn basic(user: &str, password: &str) -> Result<HeaderValue, ImageError> {

@@ -10,9 +10,13 @@
 //! ```
 
 mod authentication;
+mod challenge;
 mod credentials;
 mod guard;
+mod patience;
+mod token;
 mod transfer;
+mod words;
 
 pub(crate) use transfer::Wanted;
 
@@ -22,11 +26,13 @@ use std::{
     io,
     path::PathBuf,
     sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use reqwest::{
-    Client, Response, StatusCode, Url,
+    Client, Method, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION},
     redirect,
 };
@@ -35,8 +41,9 @@ use self::{
     authentication::Authorization,
     credentials::Logins,
     guard::{Guard, GuardedResolver, Trust, authority},
+    patience::Patience,
 };
-use crate::{ImageError, ImageStoreConfig, Transfer};
+use crate::{ImageError, ImageStoreConfig, Transfer, reference::is_digest};
 
 const MOST_REDIRECTS: usize = 5;
 
@@ -77,11 +84,20 @@ struct Failure {
     error: ImageError,
     /// Another try may help.
     again: bool,
+    /// How long it asks to be left alone until then.
+    asked: Option<Duration>,
+}
+
+impl Failure {
+    /// One that another try may help.
+    fn passing(error: ImageError) -> Self {
+        Self { error, again: true, asked: None }
+    }
 }
 
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
-        Self { error, again: false }
+        Self { error, again: false, asked: None }
     }
 }
 
@@ -102,23 +118,53 @@ impl Registry {
     }
 
     /// Fetches a manifest or index by tag or digest, at most `limit` bytes; also gives the digest that the registry
-    /// claims for it. Nothing is verified here.
+    /// claims for it. Nothing is verified here. What a tag means is asked for first, with a HEAD, which registries do not
+    /// count: what `known` has is not fetched.
     pub(crate) async fn manifest(
         &self,
         repository: &Repository,
         version: &str,
         limit: u64,
+        known: impl Fn(&str) -> Option<Vec<u8>>,
     ) -> Result<(Vec<u8>, Option<String>), ImageError> {
         const TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                              application/vnd.docker.distribution.manifest.list.v2+json, \
                              application/vnd.docker.distribution.manifest.v2+json";
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static(TYPES));
+        let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]);
         let what = repository.inside(version);
         let url = self.url(repository, &["manifests", version])?;
-        let (body, headers) = self.document(repository, &url, &headers, &what, limit).await?;
-        let claimed = headers.get("docker-content-digest").and_then(|value| value.to_str().ok());
-        Ok((body, claimed.map(str::to_owned)))
+        let mut asks_first = !is_digest(version);
+        let mut patience = Patience::new(&self.transfer);
+        loop {
+            let failure = if std::mem::take(&mut asks_first) {
+                match self.head(repository, &url, &accept, &what).await {
+                    Ok(digest) => match digest.and_then(|digest| Some((known(&digest)?, digest))) {
+                        Some((bytes, digest)) => return Ok((bytes, Some(digest))),
+                        None => continue,
+                    },
+                    Err(failure) => failure,
+                }
+            } else {
+                match self.try_document(repository, &url, &accept, &what, limit).await {
+                    Ok((body, headers)) => return Ok((body, claimed_digest(&headers))),
+                    Err(failure) => failure,
+                }
+            };
+            patience.wait(failure).await?;
+        }
+    }
+
+    /// What a HEAD says the digest is. `None` from registries that don't say, or only to a GET.
+    async fn head(
+        &self,
+        repository: &Repository,
+        url: &Url,
+        headers: &HeaderMap,
+        what: &str,
+    ) -> Result<Option<String>, Failure> {
+        let response = self.ask(Method::HEAD, repository, url, headers, what).await?;
+        // Where it is refused a GET brings the reason too.
+        Ok(if response.status() == StatusCode::OK { claimed_digest(response.headers()) } else { None })
     }
 
     /// Fetches a small blob, at most `limit` bytes. Nothing is verified here.
@@ -130,35 +176,16 @@ impl Registry {
     ) -> Result<Vec<u8>, ImageError> {
         let what = format!("{}@{digest}", repository.name);
         let url = self.url(repository, &["blobs", digest])?;
-        Ok(self.document(repository, &url, &HeaderMap::new(), &what, limit).await?.0)
-    }
-
-    /// Something small, whole; tried again, with growing pauses, when that may help.
-    async fn document(
-        &self,
-        repository: &Repository,
-        url: &Url,
-        headers: &HeaderMap,
-        what: &str,
-        limit: u64,
-    ) -> Result<(Vec<u8>, HeaderMap), ImageError> {
-        let mut pause = self.transfer.first_pause;
-        let mut attempt = 1;
+        let (none, mut patience) = (HeaderMap::new(), Patience::new(&self.transfer));
         loop {
-            let Failure { error, again } = match self.try_document(repository, url, headers, what, limit).await {
-                Ok(document) => return Ok(document),
-                Err(failure) => failure,
-            };
-            if !again || attempt >= self.transfer.attempts {
-                return Err(error);
+            match self.try_document(repository, &url, &none, &what, limit).await {
+                Ok((body, _)) => return Ok(body),
+                Err(failure) => patience.wait(failure).await?,
             }
-            tracing::debug!(%error, attempt, "registry request failed, trying again");
-            tokio::time::sleep(pause).await;
-            pause *= 2;
-            attempt += 1;
         }
     }
 
+    /// Something small, whole.
     async fn try_document(
         &self,
         repository: &Repository,
@@ -168,8 +195,12 @@ impl Registry {
         limit: u64,
     ) -> Result<(Vec<u8>, HeaderMap), Failure> {
         let response = self.get(repository, url, headers, what).await?;
-        let headers = response.headers().clone();
-        Ok((self.body(repository, response, what, limit).await?, headers))
+        let (headers, says_page) = (response.headers().clone(), words::says_page(&response));
+        let body = self.body(repository, response, what, limit).await?;
+        if words::is_page_text(&body) || (says_page && !body.trim_ascii_start().starts_with(b"{")) {
+            return Err(self.no_page(repository, what).into());
+        }
+        Ok((body, headers))
     }
 
     fn url(&self, repository: &Repository, last: &[&str]) -> Result<Url, ImageError> {
@@ -180,7 +211,7 @@ impl Registry {
         Ok(url)
     }
 
-    /// One GET with authentication and redirects; only a success comes back as such.
+    /// One GET; only a success comes back as such.
     async fn get(
         &self,
         repository: &Repository,
@@ -188,18 +219,45 @@ impl Registry {
         headers: &HeaderMap,
         what: &str,
     ) -> Result<Response, Failure> {
-        let known = self.known_authorization(repository);
-        let mut response = self.follow(repository, url, headers, known.as_ref(), what).await?;
-        // A 401 of a host that we were redirected to is no reason to show credentials to anyone.
-        if response.status() == StatusCode::UNAUTHORIZED && is_home(url, response.url()) {
-            let fresh = self.authenticate(repository, url, &response).await?;
-            response = self.follow(repository, url, headers, Some(&fresh), what).await?;
-        }
-        self.judge(repository, response, what)
+        let response = self.ask(Method::GET, repository, url, headers, what).await?;
+        self.judge(repository, response, what).await
     }
 
+    /// One request with authentication and redirects.
+    async fn ask(
+        &self,
+        method: Method,
+        repository: &Repository,
+        url: &Url,
+        headers: &HeaderMap,
+        what: &str,
+    ) -> Result<Response, Failure> {
+        let known = self.known_authorization(repository);
+        let shown = known.as_ref().map(|(header, _)| header);
+        let response = self.follow(&method, repository, url, headers, shown, what).await?;
+        // A 401 of a host that we were redirected to is no reason to show credentials to anyone.
+        if response.status() != StatusCode::UNAUTHORIZED || !is_home(url, response.url()) {
+            self.note_authorization(repository, true);
+            return Ok(response);
+        }
+        // What was refused from the beginning is not asked for again; a HEAD's answer does not say why.
+        let is_new = known.is_some_and(|(_, accepted)| !accepted);
+        if is_new || (method == Method::HEAD && !authentication::is_known(url, &response)) {
+            self.note_authorization(repository, false);
+            return Ok(response);
+        }
+        let fresh = self.authenticate(repository, url, response).await?;
+        let response = self.follow(&method, repository, url, headers, Some(&fresh), what).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            self.note_authorization(repository, true);
+        }
+        Ok(response)
+    }
+
+    /// Follows redirects, each through the guard. Only where it was sent first it shows the authorization.
     async fn follow(
         &self,
+        method: &Method,
         repository: &Repository,
         url: &Url,
         headers: &HeaderMap,
@@ -209,7 +267,7 @@ impl Registry {
         let mut trust = self.guard.check(url)?;
         let mut current = url.clone();
         for _ in 0..=MOST_REDIRECTS {
-            let mut request = self.client(trust)?.get(current.clone()).headers(headers.clone());
+            let mut request = self.client(trust)?.request(method.clone(), current.clone()).headers(headers.clone());
             if let (true, Some(authorization)) = (is_home(url, &current), authorization) {
                 request = request.header(AUTHORIZATION, authorization.clone());
             }
@@ -226,33 +284,46 @@ impl Registry {
         Err(self.unreachable(repository, what, format!("more than {MOST_REDIRECTS} redirects")).into())
     }
 
-    fn judge(&self, repository: &Repository, response: Response, what: &str) -> Result<Response, Failure> {
-        let status = response.status();
-        let Repository { registry, name } = repository;
-        match status {
+    async fn judge(&self, repository: &Repository, response: Response, what: &str) -> Result<Response, Failure> {
+        match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ImageError::Unauthorized {
-                registry: registry.clone(),
-                repository: name.clone(),
-                reason: format!(
-                    "HTTP {}; check the name; {}",
-                    status.as_u16(),
-                    self.logins(repository).map_or_else(|error| error.to_string(), |logins| logins.advice())
-                ),
+            _ => Err(self.refusal(repository, response, what).await),
+        }
+    }
+
+    /// What an answer that is no success means, in the registry's own words.
+    async fn refusal(&self, repository: &Repository, response: Response, what: &str) -> Failure {
+        let (status, now) = (response.status(), Timestamp::now());
+        let asked = patience::asked(response.headers(), now);
+        let said = words::of(response).await;
+        let Repository { registry, name } = repository.clone();
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let advice = self.logins(repository).map_or_else(|error| error.to_string(), |logins| logins.advice());
+                let reason = format!("{said}; check the name; {advice}");
+                ImageError::Unauthorized { registry, repository: name, reason }.into()
             }
-            .into()),
-            StatusCode::NOT_FOUND => Err(ImageError::NotFound {
-                what: format!("{registry}/{what}"),
-                hint: "the registry has no such repository, tag or digest".to_owned(),
+            StatusCode::NOT_FOUND => {
+                let hint = format!("the registry has no such repository, tag or digest ({said})");
+                ImageError::NotFound { what: format!("{registry}/{what}"), hint }.into()
             }
-            .into()),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE if asked.is_some() || status == 429 => {
+                let when = asked.map_or_else(|| "try again later".to_owned(), |asked| patience::until(asked, now));
+                let what = what.to_owned();
+                let error = ImageError::RateLimited { registry, what, reason: format!("{said}; {when}") };
+                Failure { error, again: true, asked }
+            }
             _ => {
-                let again = status.is_server_error()
-                    || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
-                let error = self.unreachable(repository, what, format!("HTTP {}", status.as_u16()));
-                Err(Failure { error, again })
+                let again = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
+                Failure { error: self.unreachable(repository, what, said), again, asked }
             }
         }
+    }
+
+    fn no_page(&self, repository: &Repository, what: &str) -> ImageError {
+        let reason =
+            "it answered with a web page (HTML): is it a registry, and none that only a browser can log in to?";
+        self.unreachable(repository, what, reason.to_owned())
     }
 
     /// The whole body, unless it is longer than allowed.
@@ -302,8 +373,8 @@ impl Registry {
         credentials::look_up(self.credentials.as_deref(), repository)
     }
 
-    /// What was accepted before, as long as it lasts and the file says the same as then.
-    fn known_authorization(&self, repository: &Repository) -> Option<HeaderValue> {
+    /// What was shown before, as long as it lasts and the file says the same as then, and whether it was accepted.
+    fn known_authorization(&self, repository: &Repository) -> Option<(HeaderValue, bool)> {
         let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, authorization| authorization.is_fresh());
         let authorization = known.get(repository)?;
@@ -311,12 +382,28 @@ impl Registry {
             known.remove(repository);
             return None;
         }
-        Some(authorization.header.clone())
+        Some((authorization.header.clone(), authorization.accepted))
+    }
+
+    /// Notes that what is shown was accepted, or forgets it.
+    fn note_authorization(&self, repository: &Repository, accepted: bool) {
+        let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        if !accepted {
+            known.remove(repository);
+        } else if let Some(authorization) = known.get_mut(repository) {
+            authorization.accepted = true;
+        }
     }
 
     fn unreachable(&self, repository: &Repository, what: &str, reason: String) -> ImageError {
         ImageError::Unreachable { registry: repository.registry.clone(), what: what.to_owned(), reason }
     }
+}
+
+/// What a registry says the digest of a manifest is.
+fn claimed_digest(headers: &HeaderMap) -> Option<String> {
+    let claimed = headers.get("docker-content-digest")?.to_str().ok()?.trim();
+    is_digest(claimed).then(|| claimed.to_owned())
 }
 
 /// Whether a place is the registry itself, which alone is shown what it asked for.
@@ -353,7 +440,7 @@ fn failed_request(target: &str, what: &str, error: reqwest::Error) -> Failure {
         cause = inner.source();
     }
     let error = ImageError::Unreachable { registry: target.to_owned(), what: what.to_owned(), reason: chain(error) };
-    Failure { error, again: true }
+    Failure::passing(error)
 }
 
 fn chain(error: reqwest::Error) -> String {

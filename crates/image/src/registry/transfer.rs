@@ -15,7 +15,7 @@ use reqwest::{
 use sha2::{Digest, Sha256};
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{Failure, Registry, Repository, failed_request};
+use super::{Failure, Registry, Repository, failed_request, patience::Patience, words};
 use crate::ImageError;
 
 /// Beyond what the slowest allowed speed makes of a blob's size.
@@ -72,24 +72,25 @@ impl Registry {
         let mut fetch = Fetch { registry: self, repository, wanted, what, pieces, done: 0, progress: &progress };
         let mut furthest = 0;
         let mut tries = 0;
-        let mut pause = self.transfer.first_pause;
-        while let Err(Failure { error, again }) = fetch.attempt().await {
-            if !again {
+        let mut patience = Patience::new(&self.transfer);
+        while let Err(failure) = fetch.attempt().await {
+            if fetch.done > furthest {
+                furthest = fetch.done;
+                patience.renew();
+            }
+            let pause = patience.after(&failure);
+            let error = failure.error;
+            let Some(pause) = pause else {
                 // The writer may know better: a full disk shows here as a channel that nobody reads.
                 drop(fetch);
                 return Err(finish_writer(writer).await.err().unwrap_or(error));
-            }
-            if fetch.done > furthest {
-                furthest = fetch.done;
-                pause = self.transfer.first_pause;
-            }
+            };
             tries += 1;
             if tries >= u64::from(self.transfer.attempts).saturating_add(furthest / EARNS_A_TRY) {
                 return Err(given_up(error, tries, furthest));
             }
             tracing::debug!(%error, done = fetch.done, "blob transfer broke, trying again");
             tokio::time::sleep(pause).await;
-            pause *= 2;
         }
         drop(fetch);
         let (file, digest) = finish_writer(writer).await?;
@@ -135,19 +136,20 @@ impl<P: Fn(u64)> Fetch<'_, P> {
             if response.status() == StatusCode::PARTIAL_CONTENT {
                 let reason = "it sent another part than asked for".to_owned();
                 let error = self.registry.unreachable(self.repository, self.what, reason);
-                return Err(Failure { error, again: true });
+                return Err(Failure::passing(error));
             }
         }
         let expected = self.wanted.size - self.done;
+        let is_page = words::says_page(&response);
         if let Some(length) = response.content_length().filter(|length| *length != expected) {
-            return Err(self.wrong_size(self.done + length).into());
+            return Err(self.wrong_size(self.done + length, is_page).into());
         }
         let mut stream = response.bytes_stream();
         while let Some(chunk) = stream.next().await {
             let chunk = chunk.map_err(|error| failed_request(&self.repository.registry, self.what, error))?;
             let length = chunk.len() as u64;
             if self.done + length > self.wanted.size {
-                return Err(self.wrong_size(self.done + length).into());
+                return Err(self.wrong_size(self.done + length, is_page).into());
             }
             self.send(Piece::Data(chunk)).await?;
             self.done += length;
@@ -156,7 +158,7 @@ impl<P: Fn(u64)> Fetch<'_, P> {
         if self.done < self.wanted.size {
             let reason = format!("it ended after {} of {} bytes", self.done, self.wanted.size);
             let error = self.registry.unreachable(self.repository, self.what, reason);
-            return Err(Failure { error, again: true });
+            return Err(Failure::passing(error));
         }
         Ok(())
     }
@@ -172,7 +174,10 @@ impl<P: Fn(u64)> Fetch<'_, P> {
         self.pieces.send(piece).await.map_err(|_| stopped().into())
     }
 
-    fn wrong_size(&self, got: u64) -> ImageError {
+    fn wrong_size(&self, got: u64, is_page: bool) -> ImageError {
+        if is_page {
+            return self.registry.no_page(self.repository, self.what);
+        }
         ImageError::corrupt(self.what, format!("it has at least {got} bytes, the manifest says {}", self.wanted.size))
     }
 }

@@ -173,6 +173,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
     }
+    let reply = if request.method == "HEAD" { Reply { body: Vec::new(), ..reply } } else { reply };
     let body = &reply.body[..reply.cut_after.unwrap_or(usize::MAX).min(reply.body.len())];
     // The client may be gone: its choice.
     let _ = stream.write_all(format!("{head}\r\n").as_bytes()).await;
@@ -202,7 +203,8 @@ async fn read_request(stream: &mut TcpStream) -> Option<Request> {
 
 fn proper(state: &State, request: &Request) -> Reply {
     if let Some((kind, bytes)) = state.manifests.get(&request.path) {
-        return Reply::new(200, bytes.clone()).header("Content-Type", kind);
+        let digest = super::image::digest(bytes);
+        return Reply::new(200, bytes.clone()).header("Content-Type", kind).header("Docker-Content-Digest", digest);
     }
     let blob = request.path.split_once("/blobs/").and_then(|(_, digest)| state.blobs.get(digest));
     match (blob, request.range_start()) {
