@@ -50,17 +50,13 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), data_dir = %instance.directory().display(), "starting");
     // Before anything else is written: a disk that is full must not keep the server from what frees room.
     let reserve = Arc::new(Reserve::open(&instance.path(instance::RESERVE), caddis_disk::SIZE));
-    let listener = listen(settings.listen)
-        .await
-        .with_context(|| format!("can't listen on {}; give another address with --listen", settings.listen))?;
-    let address = listener.local_addr()?;
-
-    let server = tokio::select! {
-        server = Server::start(&settings, &instance, address, max_connections, reserve.clone()) => server?,
-        () = stop.received() => return Ok(()),
+    let started = tokio::select! {
+        started = start(&settings, &instance, max_connections, reserve.clone()) => started.map(Some),
+        () = stop.received() => Ok(None),
     };
-    instance.announce(&url(address))?;
+    // Whatever became of it: the next start may need it.
     reserve.settle();
+    let Some((listener, address, server)) = started? else { return Ok(()) };
     let keeping = tokio::spawn(async move { reserve.keep_whole().await });
     info!(url = %url(address), "listening on {address}");
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&format!("listening on {address}"))]);
@@ -72,6 +68,21 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     drop(server.gateway);
     server.worker.shutdown().await;
     served.context("serving the API")
+}
+
+async fn start(
+    settings: &Settings,
+    instance: &Instance,
+    max_connections: usize,
+    reserve: Arc<Reserve>,
+) -> Result<(TcpListener, SocketAddr, Server)> {
+    let listener = listen(settings.listen)
+        .await
+        .with_context(|| format!("can't listen on {}; give another address with --listen", settings.listen))?;
+    let address = listener.local_addr()?;
+    let server = Server::start(settings, instance, address, max_connections, reserve).await?;
+    instance.announce(&url(address))?;
+    Ok((listener, address, server))
 }
 
 /// Listens. What a server that was killed was just starting has its port a moment longer than its data directory: a

@@ -79,13 +79,19 @@ impl Reserve {
         });
         let held = file.as_ref().ok().and_then(|file| file.metadata().ok()).map_or(0, |file| file.len());
         let reserve = Self { path: path.to_owned(), size, held: watch::Sender::new(held), file: Mutex::new(file.ok()) };
-        if free(path).is_ok_and(|free| free < START) {
-            reserve.shrink(START);
-            tracing::warn!(path = %path.display(), "the disk is full: started with what was reserved on it");
-        } else {
-            reserve.grow(LEFT);
-        }
+        reserve.make_room();
         reserve
+    }
+
+    /// Gives back what a start lacks, and no more: it may fail and be tried again and again, and somebody takes it each
+    /// time. Where nothing is lacking the reserve is made whole.
+    fn make_room(&self) {
+        let lacking = START.saturating_sub(free(&self.path).unwrap_or(START));
+        if lacking == 0 {
+            self.grow(LEFT);
+        } else if self.shrink(lacking) {
+            tracing::warn!(path = %self.path.display(), "the disk is full: starting with what was reserved on it");
+        }
     }
 
     /// What it holds now, bytes.
@@ -93,7 +99,7 @@ impl Reserve {
         *self.held.borrow()
     }
 
-    /// The server has started: what was given back for that and is still there is taken back.
+    /// The server has started, or failed to: what was given back for that and is still there is taken back.
     pub fn settle(&self) {
         self.grow(0);
     }
@@ -245,6 +251,67 @@ mod tests {
         assert!(is_full(&reserve.with(&path, || Err::<(), _>(full())).unwrap_err(), &path), "all of it was not enough");
         assert_eq!(reserve.held(), 0);
         assert!(Reserve::none().with(&path, || Err::<(), _>(full())).is_err());
+    }
+
+    /// Runs a test with a file system of that size, which nobody else sees. Needs root.
+    fn on_a_disk(size: u64, test: impl FnOnce(&Path) + Send + 'static) {
+        use nix::{
+            mount::{MsFlags, mount},
+            sched::{CloneFlags, unshare},
+        };
+        let body = move || {
+            let directory = tempfile::tempdir().unwrap();
+            unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root: sudo make test");
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            let options = format!("size={size}");
+            let path = directory.path();
+            mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+            test(path);
+            nix::mount::umount(path).unwrap();
+        };
+        if let Err(panic) = std::thread::spawn(body).join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    #[test]
+    fn starts_that_fail_on_a_full_disk_cost_what_others_take_meanwhile_and_no_more() {
+        on_a_disk(SIZE + LEFT + START, |directory| {
+            let path = directory.join("reserve");
+            let filler = File::create(directory.join("filler")).unwrap();
+            drop(Reserve::open(&path, SIZE));
+            // Takes all but so much.
+            let fill = |left: u64| {
+                let size = filler.metadata().unwrap().len() + free(directory).unwrap();
+                allocate(&filler, size - left).unwrap();
+                assert_eq!(free(directory).unwrap(), left);
+            };
+            assert!(free(directory).unwrap() > START);
+            fill(1 << 20);
+            for _ in 0..10 {
+                let reserve = Reserve::open(&path, SIZE);
+                assert_eq!((free(directory).unwrap(), reserve.held()), (START, SIZE - START + (1 << 20)));
+                reserve.settle();
+                assert_eq!((free(directory).unwrap(), reserve.held()), (1 << 20, SIZE));
+            }
+            // One that is killed takes nothing back, and the next one lacks nothing.
+            for _ in 0..10 {
+                assert_eq!(Reserve::open(&path, SIZE).held(), SIZE - START + (1 << 20));
+            }
+            // What somebody took is all that is lost.
+            fill(3 << 20);
+            let reserve = Reserve::open(&path, SIZE);
+            assert_eq!((free(directory).unwrap(), reserve.held()), (START, SIZE - START));
+            while reserve.give() {
+                fill(0);
+            }
+            drop(reserve);
+            let empty = Reserve::open(&path, SIZE);
+            assert_eq!((free(directory).unwrap(), empty.held()), (0, 0), "there is nothing to give");
+            empty.settle();
+            assert_eq!(empty.held(), 0);
+        });
     }
 
     #[tokio::test(start_paused = true)]
