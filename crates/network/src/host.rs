@@ -96,7 +96,7 @@ impl HostSide {
         let mut missing = BTreeSet::new();
         let name = self.installation.link();
         // First, so that nothing comes in before.
-        if rules::ensure(self.links.handle(), &name, self.installation.table()).await? {
+        if rules::ensure(self.links.handle(), &self.installation).await? {
             missing.insert("routing rules");
         }
         let uplink = self.uplink(&name);
@@ -116,28 +116,58 @@ impl HostSide {
 
     /// Routes more to the namespace.
     pub(crate) async fn add_route(&self, network: IpNet) -> Result<(), NetworkError> {
+        let network = network.trunc();
         let mut routes = self.routes.lock().await;
         if routes.0.contains(&network) {
             return Ok(());
         }
         let name = self.installation.link();
         let uplink = self.uplink(&name);
-        match uplink.add_route(self.index(), network).await {
-            // The one of an earlier server of this installation.
-            Err(_) if !uplink.ensure_routes(self.index(), &Routes([network].into())).await? => {}
-            added => added?,
+        if uplink.add_route(self.index(), network).await.is_err() {
+            // There may be the one of an earlier server of this installation.
+            uplink.ensure_routes(self.index(), &Routes([network].into())).await?;
         }
         routes.0.insert(network);
         Ok(())
     }
 
-    /// Routes no longer.
+    /// Routes no longer. May be repeated where it fails.
     pub(crate) async fn remove_route(&self, network: IpNet) -> Result<(), NetworkError> {
+        let network = network.trunc();
         let mut routes = self.routes.lock().await;
-        if routes.0.remove(&network) {
+        if routes.0.contains(&network) {
             let name = self.installation.link();
             self.uplink(&name).remove_route(self.index(), network).await?;
+            routes.0.remove(&network);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{Place, on_a_host, run};
+
+    #[test]
+    fn a_route_that_could_not_be_removed_is_removed_by_the_next_try() {
+        on_a_host(async || {
+            let directory = tempfile::tempdir().unwrap();
+            let network = Place::beside(&directory).start().await.unwrap();
+            let HostSide { installation, links, inner, namespace, forwarding, .. } = &*network.side;
+            let (installation, inner, namespace) = (installation.clone(), inner.clone(), namespace.clone());
+            let (links, forwarding) = (links.clone(), forwarding.clone());
+            let mut side = HostSide::new(installation, links, inner, namespace, Vec::new(), forwarding).unwrap();
+            side.ensure().await.unwrap();
+            let network = "10.99.0.0/16".parse().unwrap();
+            side.add_route(network).await.unwrap();
+            let links = std::mem::replace(&mut side.links, Links::unserved());
+            side.remove_route(network).await.unwrap_err();
+            side.links = links;
+            assert!(run("ip route").contains("10.99.0.0/16"));
+            side.remove_route(network).await.unwrap();
+            assert!(!run("ip route").contains("10.99.0.0/16"));
+            side.remove_route(network).await.unwrap();
+        });
     }
 }

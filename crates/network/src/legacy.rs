@@ -8,8 +8,10 @@ use tracing::info;
 use crate::{DNS, NetworkError, filter::TABLE, host_filter, links::Links, netlink::Socket};
 
 /// Takes away what an earlier release left in the host's network, once no VM needs it and no server of such a release
-/// runs.
-pub(crate) async fn tidy(host: &Links) -> Result<(), NetworkError> {
+/// runs. To be called in the host's network.
+pub(crate) async fn tidy() -> Result<(), NetworkError> {
+    // Its own: many VMs are adopted at once, and the kernel makes one list at a time for each connection.
+    let host = Links::open()?;
     if !host.taps().await?.is_empty() {
         return Ok(());
     }

@@ -31,7 +31,10 @@ mod network;
 mod recover;
 mod rules;
 mod sets;
+mod state;
 mod tap;
+#[cfg(test)]
+mod tests;
 mod uplink;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -35,6 +35,12 @@ impl Links {
         Ok(Self { handle })
     }
 
+    /// One over which nothing can be asked.
+    #[cfg(test)]
+    pub(crate) fn unserved() -> Self {
+        Self { handle: rtnetlink::new_connection().unwrap().1 }
+    }
+
     /// Opens it in another namespace. Blocks; to be called in the context of a runtime.
     pub(crate) fn open_in(namespace: &Namespace) -> Result<Self, NetworkError> {
         let runtime = tokio::runtime::Handle::current();

@@ -1,7 +1,7 @@
 //! The network of an installation's VMs as a whole.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     fs,
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
@@ -15,20 +15,21 @@ use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
 };
+use tracing::warn;
 
 use crate::{
     DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, dns, filter, forwarding,
     guard::{Guard, Subscriptions},
     host::HostSide,
     host_filter,
-    installation::{Claims, Installation},
+    installation::{Claims, Installation, link_of},
     legacy,
     links::Links,
     namespace::{self, Namespace},
     netlink::Socket,
     recover, rules,
     sets::{self, Change},
-    tap, uplink,
+    state, tap, uplink,
 };
 
 /// What a network is told.
@@ -51,9 +52,9 @@ pub struct NetworkConfig {
 /// The network of an installation's VMs.
 #[derive(Debug)]
 pub struct Network {
-    namespace: Arc<Namespace>,
+    pub(crate) namespace: Arc<Namespace>,
     links: Links,
-    side: Arc<HostSide>,
+    pub(crate) side: Arc<HostSide>,
     pool: Ipv4Net,
     sets: Arc<Mutex<Socket>>,
     /// Taps of each private network. Held while who may meet is changed, so that the filter agrees with it.
@@ -93,24 +94,32 @@ impl Network {
             })
         };
         let claims = lock.await?;
-        let known = claims.find(&data_directory)?;
-        let own = match &known {
-            Some(installation) => links.index(&installation.link()).await?,
+        let former = match claims.find(&data_directory)? {
+            Some(installation) => Some(installation.number),
+            None => recover::number(&links, &data_directory).await?,
+        };
+        let own = match former {
+            Some(number) => links.index(&link_of(number)).await?,
             None => None,
         };
         let pool = choose_pool(&links, ipv4_pool, own, &state_file).await?;
         let before = forwarding_file(&run_directory)?;
-        if uplink::names(&links).await?.is_empty() {
+        forget_gone(&links, &claims).await?;
+        let others = uplink::names(&links).await?;
+        if others.is_empty() {
             // Of a network namespace that had the same number.
             let _ = fs::remove_file(&before);
+            if claims.list()?.is_empty() {
+                forwarding::forget(&run_directory)?;
+            }
         }
         forwarding::take_over(&state_file, &before)?;
 
-        let installation = claims.take(&data_directory)?;
+        let installation = claims.take(&data_directory, former, &others)?;
         let place = installation.namespace();
         let filtered = allowed.clone();
         let opened = blocking(move || {
-            if known.is_some() && !namespace::exists(&place) {
+            if !namespace::exists(&place) {
                 recover::remount(&place, &data_directory);
             }
             let namespace = Namespace::open(&place)?;
@@ -129,7 +138,7 @@ impl Network {
         side.add_route(pool.into()).await?;
         let loading = side.clone();
         blocking(move || loading.load_filter()).await?;
-        legacy::tidy(&side.links).await?;
+        legacy::tidy().await?;
         drop(claims);
 
         let guard = Guard::start(side.clone(), subscriptions)?;
@@ -173,12 +182,22 @@ impl Network {
         if let Some(installation) = claims.find(data_directory)? {
             remove(&links, &installation).await?;
             claims.release(&installation)?;
+        } else {
+            let directory = data_directory.to_owned();
+            let count = blocking(move || Ok(recover::count(&directory))).await?;
+            if count > 0 {
+                return Err(NetworkError::InUse { count });
+            }
         }
-        legacy::tidy(&links).await?;
+        forget_gone(&links, &claims).await?;
+        legacy::tidy().await?;
         forwarding::take_over(state_file, &before)?;
         let left = uplink::names(&links).await?;
         if left.is_empty() && links.taps().await?.is_empty() {
             forwarding::restore(&before)?;
+            if claims.list()?.is_empty() {
+                forwarding::forget(run_directory)?;
+            }
         }
         let others = claims.list()?.into_iter().filter(|other| left.contains(&other.link()));
         Ok(Cleaned { others: others.map(|other| other.owner).collect() })
@@ -206,7 +225,7 @@ impl Network {
         if links.index(&name).await?.is_none() {
             missing.push("link");
         }
-        if !rules::are_there(links.handle(), &name, installation.table()).await? {
+        if !rules::are_there(links.handle(), &installation).await? {
             missing.push("routing rules");
         }
         if !blocking(move || host_filter::is_loaded(&name)).await? {
@@ -274,7 +293,7 @@ impl Network {
         if !legacy::take_over(&self.side.links, tap, self.namespace.descriptor()).await? {
             return Err(missing());
         }
-        legacy::tidy(&self.side.links).await?;
+        legacy::tidy().await?;
         self.links.index(tap).await?.ok_or_else(missing)
     }
 
@@ -309,10 +328,25 @@ impl Network {
     }
 }
 
+/// Removes what installations have on the host whose data directories are gone, but where VMs still run.
+async fn forget_gone(links: &Links, claims: &Claims) -> Result<(), NetworkError> {
+    for gone in claims.list()?.into_iter().filter(|installation| !installation.owner.exists()) {
+        match remove(links, &gone).await {
+            Ok(()) => claims.release(&gone)?,
+            Err(NetworkError::InUse { .. }) => {}
+            Err(error) => {
+                warn!(%error, data_dir = %gone.owner.display(), "can't remove the network of a data directory that is gone");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes all of an installation from the host.
 async fn remove(links: &Links, installation: &Installation) -> Result<(), NetworkError> {
     let (place, name) = (installation.namespace(), installation.link());
-    if namespace::exists(&place) {
+    let (mount, owner) = (place.clone(), installation.owner.clone());
+    if blocking(move || Ok(namespace::exists(&mount) || recover::remount(&mount, &owner))).await? {
         let place = place.clone();
         let opened = blocking(move || {
             let namespace = Namespace::open(&place)?;
@@ -327,7 +361,7 @@ async fn remove(links: &Links, installation: &Installation) -> Result<(), Networ
         }
     }
     links.remove(&name).await?;
-    rules::clear(links.handle(), &name, installation.table()).await?;
+    rules::clear(links.handle(), installation).await?;
     blocking(move || {
         let mut socket = Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
         host_filter::unload(&mut socket, &name)?;
@@ -348,36 +382,43 @@ async fn choose_pool(
     own: Option<u32>,
     state_file: &Path,
 ) -> Result<Ipv4Net, NetworkError> {
-    let mut state = read_state(state_file);
-    let chosen = given.or_else(|| state.get(POOL)?.parse().ok());
-    if let Some(pool) = chosen {
+    let first = Ipv4Net::new_assert([10, *POOLS.start(), 0, 0].into(), 16);
+    let mut state = state::read(state_file);
+    let noted = state.get(POOL).and_then(|pool| pool.parse().ok());
+    let mut note = |pool: Ipv4Net| {
+        state.insert(POOL.to_owned(), pool.to_string());
+        state::write(state_file, &state)
+    };
+    // An earlier release had the first of them, and noted other things only. Its machines have addresses of that.
+    let earlier = forwarding::is_noted(state_file).then_some(first);
+    if let Some(pool) = given.or(noted).or(earlier) {
+        // With or without the address of a host in it.
+        let pool = pool.trunc();
         return match uplink::conflict(host, pool, own).await? {
-            None => Ok(pool),
+            None => {
+                if given.is_none() && noted != Some(pool) {
+                    note(pool)?;
+                }
+                Ok(pool)
+            }
             Some(link) => Err(NetworkError::PoolInUse { pool, link }),
         };
     }
     for second in POOLS {
         let pool = Ipv4Net::new_assert([10, second, 0, 0].into(), 16);
         if uplink::conflict(host, pool, own).await?.is_none() {
-            state.insert(POOL.to_owned(), pool.to_string());
-            let text = serde_json::to_string(&state).unwrap_or_default();
-            fs::write(state_file, text).map_err(NetworkError::io(format!("write {}", state_file.display())))?;
+            note(pool)?;
             return Ok(pool);
         }
     }
-    let pool = Ipv4Net::new_assert([10, *POOLS.start(), 0, 0].into(), 16);
-    Err(NetworkError::PoolInUse { pool, link: "other links, as all ranges behind it".to_owned() })
-}
-
-pub(crate) fn read_state(file: &Path) -> BTreeMap<String, String> {
-    fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    Err(NetworkError::PoolInUse { pool: first, link: "other links, as all ranges behind it".to_owned() })
 }
 
 /// Where is noted what forwarding was, of this network namespace.
 fn forwarding_file(run_directory: &Path) -> Result<PathBuf, NetworkError> {
     let own = "/proc/thread-self/ns/net";
     let number = fs::metadata(own).map_err(NetworkError::io(format!("read {own}")))?.ino();
-    Ok(run_directory.join(format!("forwarding-{number}.json")))
+    Ok(run_directory.join(format!("{}{number}.json", forwarding::FILE_PREFIX)))
 }
 
 /// The guest's end of a machine's network.

@@ -12,15 +12,49 @@ use std::{
 };
 
 use nix::mount::{MsFlags, mount};
+use rtnetlink::packet_route::link::LinkAttribute;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tracing::warn;
 
+use crate::{NetworkError, UPLINK, installation::number_of, links::Links, namespace::Namespace, network::blocking};
+
 nix::ioctl_none_bad!(tun_get_namespace, nix::request_code_none!(b'T', 227));
+
+/// How many VMs of a data directory run. Blocks.
+pub(crate) fn count(data_directory: &Path) -> usize {
+    namespaces(data_directory).count()
+}
+
+/// The number that an installation has whose claim was lost, by the link that leads to its VMs; none where none run.
+pub(crate) async fn number(host: &Links, data_directory: &Path) -> Result<Option<u32>, NetworkError> {
+    let directory = data_directory.to_owned();
+    let opened = blocking(move || {
+        let Some(namespace) = namespaces(&directory).next() else { return Ok(None) };
+        let namespace = Namespace::open(&path_of(&namespace))?;
+        let inner = Links::open_in(&namespace)?;
+        Ok(Some((namespace, inner)))
+    });
+    let Some((_namespace, inner)) = opened.await? else { return Ok(None) };
+    let Some(uplink) = inner.find(UPLINK).await? else { return Ok(None) };
+    let other_end = uplink.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    });
+    let name = match other_end {
+        Some(index) => host.name(index).await?,
+        None => None,
+    };
+    Ok(name.as_deref().and_then(number_of))
+}
+
+fn path_of(descriptor: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+}
 
 /// Mounts the namespace of the VMs of a data directory, if there are any. Whether it did. Blocks.
 pub(crate) fn remount(place: &Path, data_directory: &Path) -> bool {
     let Some(namespace) = namespaces(data_directory).next() else { return false };
-    let source = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
+    let source = path_of(&namespace);
     let made = File::options().write(true).create(true).truncate(false).open(place);
     let mounted = made.and_then(|_| Ok(mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?));
     match &mounted {

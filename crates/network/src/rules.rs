@@ -13,9 +13,10 @@
 //! `nft flush ruleset` takes away none of them, nor does `ip rule flush` any of priority 0: without those behind, the
 //! third holds.
 
-use std::net::IpAddr;
+use std::{fs::File, net::IpAddr};
 
 use futures::TryStreamExt as _;
+use nix::fcntl::Flock;
 use rtnetlink::{
     Handle, IpVersion,
     packet_route::{
@@ -25,7 +26,11 @@ use rtnetlink::{
     },
 };
 
-use crate::{HOST_V4, HOST_V6, NetworkError, host_filter::MARK, installation::LINK_PREFIX};
+use crate::{
+    HOST_V4, HOST_V6, NetworkError,
+    host_filter::MARK,
+    installation::{Installation, LINK_PREFIX},
+};
 
 const LOCAL: u32 = 255;
 
@@ -45,10 +50,8 @@ struct Rule {
 }
 
 /// The two families, each with the host's address.
-const FAMILIES: [(IpVersion, AddressFamily, IpAddr); 2] = [
-    (IpVersion::V4, AddressFamily::Inet, IpAddr::V4(HOST_V4)),
-    (IpVersion::V6, AddressFamily::Inet6, IpAddr::V6(HOST_V6)),
-];
+const FAMILIES: [(AddressFamily, IpAddr); 2] =
+    [(AddressFamily::Inet, IpAddr::V4(HOST_V4)), (AddressFamily::Inet6, IpAddr::V6(HOST_V6))];
 
 /// Those of one link.
 fn of_link(link: &str, table: u32, host: IpAddr) -> [Rule; 3] {
@@ -68,10 +71,6 @@ fn shared(host: IpAddr) -> [Rule; 3] {
         rule(1, RuleAction::Blackhole),
         Rule { from: None, ..rule(2, RuleAction::Nop) },
     ]
-}
-
-fn local() -> Rule {
-    Rule { action: RuleAction::ToTable, table: LOCAL, ..Rule::default() }
 }
 
 impl From<&RuleMessage> for Rule {
@@ -132,120 +131,181 @@ impl Rule {
     }
 }
 
-/// Makes sure that the rules of a link are there and in front; whether something was missing.
-pub(crate) async fn ensure(handle: &Handle, link: &str, table: u32) -> Result<bool, NetworkError> {
+/// The rules of one family that are there, in their order.
+struct Found {
+    messages: Vec<RuleMessage>,
+    rules: Vec<Rule>,
+}
+
+/// Makes sure that the rules of an installation's link are there and in front; whether something was missing.
+pub(crate) async fn ensure(handle: &Handle, installation: &Installation) -> Result<bool, NetworkError> {
+    if are_there(handle, installation).await? {
+        return Ok(false);
+    }
+    // Who else changes them at the same time would take away what was just added.
+    let _lock = lock(installation).await?;
     let mut changed = false;
-    for (version, family, host) in FAMILIES {
-        let found = list(handle, version).await?;
-        for rule in shared(host) {
-            if !found.contains(&rule) {
-                add(handle, &rule, family).await?;
-                changed = true;
-            }
-        }
-        let own = of_link(link, table, host);
-        if !in_front(&found, &own) {
-            for rule in own.iter().filter(|rule| found.contains(rule)) {
-                remove(handle, rule, family).await?;
-            }
-            for rule in &own {
-                add(handle, rule, family).await?;
-            }
-            // The host's own addresses are looked up behind them, and never not at all.
-            if found.contains(&local()) {
-                add(handle, &local(), family).await?;
-                remove(handle, &local(), family).await?;
-            }
+    for (family, host) in FAMILIES {
+        let (own, shared) = (of_link(&installation.link(), installation.table(), host), shared(host));
+        let found = list(handle, family).await?;
+        if !in_order(&found.rules, &shared) {
+            append(handle, &shared, family).await?;
+            keep_last(handle, family, &shared).await?;
             changed = true;
         }
+        if !in_front(&found.rules, &own) {
+            // What is left of the old ones holds until the new ones do.
+            append(handle, &own, family).await?;
+            move_local_behind(handle, family, &own).await?;
+            keep_last(handle, family, &own).await?;
+            changed = true;
+        }
+    }
+    if changed && !are_there(handle, installation).await? {
+        let error = std::io::Error::other("another program changes them at the same time");
+        return Err(NetworkError::io("put the routing rules of machines in front of others")(error));
     }
     Ok(changed)
 }
 
+/// Whether all of them are there, one after the other.
+fn in_order(found: &[Rule], rules: &[Rule]) -> bool {
+    let places: Option<Vec<_>> = rules.iter().map(|rule| found.iter().position(|other| other == rule)).collect();
+    places.is_some_and(|places| places.is_sorted())
+}
+
 /// Whether they come one after the other, and before the first rule by which an address of the host is found.
 fn in_front(found: &[Rule], own: &[Rule]) -> bool {
-    let place = |rule: &Rule| found.iter().position(|other| other == rule);
-    let places: Option<Vec<_>> = own.iter().map(place).collect();
-    let Some(places) = places else { return false };
-    let to_host = |rule: &Rule| rule.action == RuleAction::ToTable && rule.table == LOCAL;
-    let local = found.iter().position(to_host).unwrap_or(found.len());
-    places.is_sorted() && places.iter().all(|place| *place < local)
+    let local = found.iter().position(is_local).unwrap_or(found.len());
+    found.get(..local).is_some_and(|front| in_order(front, own))
+}
+
+/// Whether an address of the host is found by it: the kernel's own, or one that another program has put there.
+fn is_local(rule: &Rule) -> bool {
+    rule.action == RuleAction::ToTable && rule.table == LOCAL
 }
 
 /// Whether they are there. Changes nothing.
-pub(crate) async fn are_there(handle: &Handle, link: &str, table: u32) -> Result<bool, NetworkError> {
-    for (version, _, host) in FAMILIES {
-        if !in_front(&list(handle, version).await?, &of_link(link, table, host)) {
+pub(crate) async fn are_there(handle: &Handle, installation: &Installation) -> Result<bool, NetworkError> {
+    for (family, host) in FAMILIES {
+        let found = list(handle, family).await?.rules;
+        let own = of_link(&installation.link(), installation.table(), host);
+        if !in_front(&found, &own) || !in_order(&found, &shared(host)) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Removes the rules of a link, and those of all links where it was the last.
-pub(crate) async fn clear(handle: &Handle, link: &str, table: u32) -> Result<(), NetworkError> {
-    for (version, family, host) in FAMILIES {
-        let found = list(handle, version).await?;
-        let own = of_link(link, table, host);
+/// Removes the rules of an installation's link, and those of all links where it was the last.
+pub(crate) async fn clear(handle: &Handle, installation: &Installation) -> Result<(), NetworkError> {
+    let _lock = lock(installation).await?;
+    let link = installation.link();
+    for (family, host) in FAMILIES {
+        let found = list(handle, family).await?.rules;
         let of_others =
-            |rule: &Rule| rule.iif.as_ref().is_some_and(|name| name.starts_with(LINK_PREFIX) && name != link);
+            |rule: &Rule| rule.iif.as_ref().is_some_and(|name| name.starts_with(LINK_PREFIX) && *name != link);
         let last = !found.iter().any(of_others);
-        let unused = shared(host);
-        let unused = unused.iter().filter(|_| last);
-        for rule in own.iter().chain(unused).filter(|rule| found.contains(rule)) {
-            remove(handle, rule, family).await?;
+        let (own, shared) = (of_link(&link, installation.table(), host), shared(host));
+        // There may be several of each: a server that was killed has not taken away the old ones.
+        for rule in found.iter().filter(|rule| own.contains(rule) || last && shared.contains(rule)) {
+            remove(handle, rule.message(family)).await?;
+        }
+        for _ in &found {
+            let Some(twice) = list(handle, family).await?.twice() else { break };
+            remove(handle, twice).await?;
         }
     }
     Ok(())
 }
 
-async fn list(handle: &Handle, version: IpVersion) -> Result<Vec<Rule>, NetworkError> {
-    let found = handle.rule().get(version).execute().try_collect::<Vec<_>>().await;
-    let found = found.map_err(NetworkError::netlink("list the routing rules"))?;
-    Ok(found.iter().map(Rule::from).collect())
+impl Found {
+    /// The first rule by which an address of the host is found, if there is the same once more.
+    fn twice(&self) -> Option<RuleMessage> {
+        let first = self.rules.iter().position(is_local)?;
+        let message = self.messages.get(first)?;
+        let again = self.messages.iter().skip(first + 1).any(|other| other == message);
+        again.then(|| with_priority(message.clone()))
+    }
 }
 
-async fn add(handle: &Handle, rule: &Rule, family: AddressFamily) -> Result<(), NetworkError> {
-    // Not exclusive: the kernel's own rule is there twice for a moment.
+/// Moves the rules by which an address of the host is found behind those of a link, which are there. Each is there twice
+/// for a moment, and never not at all.
+async fn move_local_behind(handle: &Handle, family: AddressFamily, own: &[Rule; 3]) -> Result<(), NetworkError> {
+    let before = list(handle, family).await?.rules.into_iter().filter(is_local).count();
+    for _ in 0..before {
+        let Found { messages, rules } = list(handle, family).await?;
+        let last = rules.iter().rposition(|rule| own.contains(rule)).unwrap_or(0);
+        let Some(first) = rules.iter().position(is_local).filter(|first| *first < last) else { break };
+        let Some((message, behind)) = messages.get(first).zip(messages.get(last..)) else { break };
+        if !behind.contains(message) {
+            insert(handle, with_priority(message.clone())).await?;
+        }
+        // Takes the first that has all of this, so this one: those in front of it are no such rules.
+        remove(handle, with_priority(message.clone())).await?;
+    }
+    Ok(())
+}
+
+/// Takes away all of these rules but the last of each.
+async fn keep_last(handle: &Handle, family: AddressFamily, rules: &[Rule]) -> Result<(), NetworkError> {
+    let Found { messages, rules: found } = list(handle, family).await?;
+    for rule in rules {
+        let same = messages.iter().zip(&found).filter(|(_, other)| *other == rule).map(|(message, _)| message);
+        let same: Vec<_> = same.cloned().collect();
+        for message in same.into_iter().rev().skip(1) {
+            remove(handle, with_priority(message)).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn lock(installation: &Installation) -> Result<Flock<File>, NetworkError> {
+    let installation = installation.clone();
+    crate::network::blocking(move || installation.lock_rules()).await
+}
+
+async fn list(handle: &Handle, family: AddressFamily) -> Result<Found, NetworkError> {
+    let version = if family == AddressFamily::Inet { IpVersion::V4 } else { IpVersion::V6 };
+    let messages = handle.rule().get(version).execute().try_collect::<Vec<_>>().await;
+    let messages = messages.map_err(NetworkError::netlink("list the routing rules"))?;
+    let rules = messages.iter().map(Rule::from).collect();
+    Ok(Found { messages, rules })
+}
+
+/// As the kernel has it: a priority of 0 it does not tell, and takes for none.
+fn with_priority(mut message: RuleMessage) -> RuleMessage {
+    if !message.attributes.iter().any(|attribute| matches!(attribute, RuleAttribute::Priority(_))) {
+        message.attributes.push(RuleAttribute::Priority(0));
+    }
+    message
+}
+
+async fn append(handle: &Handle, rules: &[Rule], family: AddressFamily) -> Result<(), NetworkError> {
+    for rule in rules {
+        insert(handle, rule.message(family)).await?;
+    }
+    Ok(())
+}
+
+/// Adds a rule behind all of its priority.
+async fn insert(handle: &Handle, message: RuleMessage) -> Result<(), NetworkError> {
+    // Not exclusive: while rules are changed some are there twice.
     let mut request = handle.rule().add().replace();
-    *request.message_mut() = rule.message(family);
-    request.execute().await.map_err(NetworkError::netlink(format!("add the routing rule {rule:?}")))
+    let failed = NetworkError::netlink(format!("add the routing rule {:?}", Rule::from(&message)));
+    *request.message_mut() = message;
+    request.execute().await.map_err(failed)
 }
 
-async fn remove(handle: &Handle, rule: &Rule, family: AddressFamily) -> Result<(), NetworkError> {
-    let outcome = handle.rule().del(rule.message(family)).execute().await;
-    outcome.map_err(NetworkError::netlink(format!("remove the routing rule {rule:?}")))
+/// Removes the first rule that has all of this.
+async fn remove(handle: &Handle, message: RuleMessage) -> Result<(), NetworkError> {
+    let failed = NetworkError::netlink(format!("remove the routing rule {:?}", Rule::from(&message)));
+    match handle.rule().del(message).execute().await {
+        // Another program was first.
+        Err(error) if crate::links::errno(&error) == Some(libc::ENOENT) => Ok(()),
+        outcome => outcome.map_err(failed),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rules_are_in_front_only_in_their_order_and_before_the_hosts_addresses() {
-        let host = IpAddr::from(HOST_V4);
-        let own = of_link("caddis-0", 7, host);
-        let [a, b, c] = own.clone();
-        let other = of_link("caddis-1", 8, host)[2].clone();
-        let main = Rule { priority: 32766, table: 254, ..local() };
-        let cases = [
-            (vec![a.clone(), b.clone(), c.clone(), local(), main.clone()], true),
-            (vec![other.clone(), a.clone(), other, b.clone(), c.clone(), local()], true),
-            (vec![a.clone(), b.clone(), local(), c.clone()], false),
-            (vec![local(), a.clone(), b.clone(), c.clone()], false),
-            (vec![b.clone(), a.clone(), c.clone(), local()], false),
-            (vec![a, c, local(), main], false),
-        ];
-        for (found, expected) in cases {
-            assert_eq!(in_front(&found, &own), expected, "{found:?}");
-        }
-    }
-
-    #[test]
-    fn a_rule_is_read_as_it_was_written() {
-        let host = IpAddr::from(HOST_V6);
-        for rule in of_link("caddis-0", 0x00ca_dd00, host).iter().chain(&shared(host)) {
-            assert_eq!(Rule::from(&rule.message(AddressFamily::Inet6)), *rule);
-        }
-    }
-}
+mod tests;

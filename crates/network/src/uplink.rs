@@ -19,7 +19,9 @@ use rtnetlink::{
 };
 
 use crate::{
-    GATEWAY_V4, GATEWAY_V6, HOST_V4, HOST_V6, MTU, NetworkError, UPLINK, installation::LINK_PREFIX, links::Links,
+    GATEWAY_V4, GATEWAY_V6, HOST_V4, HOST_V6, MTU, NetworkError, UPLINK,
+    installation::LINK_PREFIX,
+    links::{Links, is_tap},
 };
 
 /// Link address of the host's end, and of the other.
@@ -49,11 +51,13 @@ impl Uplink<'_> {
     /// missing.
     pub(crate) async fn ensure(&self) -> Result<(u32, bool), NetworkError> {
         let (host, namespace) = (is_up(self.host, self.name).await?, is_up(self.namespace, UPLINK).await?);
-        if let (Some((index, true)), Some((_, true))) = (host, namespace)
+        if let (Some((index, true)), Some((inner, true))) = (host, namespace)
             && self.has_addresses(index).await?
         {
             // They went if it was down meanwhile.
             neighbours(self.host, index, [GATEWAY_V4.into(), GATEWAY_V6.into()], NAMESPACE_MAC).await?;
+            // A server that was killed here may not have come to it.
+            self.lead_out(inner).await?;
             return Ok((index, false));
         }
         if host.is_none() || namespace.is_none() {
@@ -81,6 +85,12 @@ impl Uplink<'_> {
 
         let inner = self.namespace.index(UPLINK).await?.ok_or_else(|| missing(UPLINK))?;
         up(self.namespace, inner).await?;
+        self.lead_out(inner).await?;
+        Ok((index, true))
+    }
+
+    /// Has the namespace send to the host what is for outside. May be repeated.
+    async fn lead_out(&self, inner: u32) -> Result<(), NetworkError> {
         neighbours(self.namespace, inner, [HOST_V4.into(), HOST_LINK_V6.into()], HOST_MAC).await?;
         let routes = self.namespace.handle().route();
         let v4 = RouteMessageBuilder::<Ipv4Addr>::new().gateway(HOST_V4).output_interface(inner).onlink().build();
@@ -89,7 +99,7 @@ impl Uplink<'_> {
             let added = routes.add(route).replace().execute().await;
             added.map_err(NetworkError::netlink("route the namespace of machines to the host"))?;
         }
-        Ok((index, true))
+        Ok(())
     }
 
     async fn create(&self) -> Result<(), NetworkError> {
@@ -175,7 +185,8 @@ impl Uplink<'_> {
 }
 
 /// The link over which the host sends to a part of this pool, or to all of it, other than `own`. A wider route, such as one
-/// to a site, does not count, unless it is the pool of another installation.
+/// to a site, does not count, unless it is the pool of another installation; nor do the routes to taps that an earlier
+/// release had in the host's network.
 pub(crate) async fn conflict(host: &Links, pool: Ipv4Net, own: Option<u32>) -> Result<Option<String>, NetworkError> {
     for message in all_routes(host).await? {
         let Some(IpNet::V4(network)) = destination(&message) else { continue };
@@ -193,6 +204,9 @@ pub(crate) async fn conflict(host: &Links, pool: Ipv4Net, own: Option<u32>) -> R
             None => None,
         };
         let name = name.unwrap_or_else(|| "another route".to_owned());
+        if is_tap(&name) {
+            continue;
+        }
         if within || name.starts_with(LINK_PREFIX) {
             return Ok(Some(name));
         }

@@ -1,0 +1,285 @@
+//! What a kill, another program or an earlier release has left is put in order by the next start.
+
+use std::{fs, os::unix::ffi::OsStrExt as _, path::Path};
+
+use futures::FutureExt as _;
+
+use super::{Place, Vm, machine, on_a_host, run};
+use crate::{HOST_V4, MachineAddresses, Network, NetworkError, tap};
+
+/// All that there is of the network, on the host and in the namespace.
+fn all(network: &Network) -> String {
+    let list = "ip rule; ip -6 rule; ip -o link | sed 's/^[0-9]*: //; s/ link-netnsid.*//; s/@if[0-9]*//; s/NO-CARRIER,//; s/,LOWER_UP//; s/ state [A-Z]*//'; \
+                ip -o address | sed 's/^[0-9]*: //'; ip route show table all; ip -6 route show table all; \
+                ip neighbour; ip -6 neighbour; nft --stateless list ruleset; sysctl net.ipv4.ip_forward";
+    let inside = network.run_inside(list);
+    format!("{}\n-- inside\n{inside}", run(list))
+}
+
+impl Network {
+    fn run_inside(&self, command: &str) -> String {
+        let command = command.to_owned();
+        self.namespace.run(move || run(&command)).unwrap()
+    }
+}
+
+#[test]
+fn a_start_heals_what_a_kill_has_left_at_any_point_of_an_earlier_one() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let place = Place::beside(&run_directory);
+        let mut network = place.start().await.unwrap();
+        let whole = all(&network);
+        assert!(whole.contains("default via 169.254.255.2 dev uplink"), "{whole}");
+        for (inside, left) in [
+            (true, "ip route del default"),
+            (true, "ip -6 route del default"),
+            (true, "ip neighbour flush dev uplink nud permanent"),
+            (true, "ip -6 neighbour flush dev uplink nud permanent"),
+            (true, "ip route del default; ip -6 route del default; ip neighbour flush dev uplink nud permanent"),
+            (true, "ip link set uplink down"),
+            (true, "ip link del uplink"),
+            (true, "nft flush ruleset"),
+            (true, "ip address flush dev lo scope global; ip link set lo down"),
+            (false, "ip neighbour flush dev caddis-0 nud permanent; ip -6 neighbour flush dev caddis-0 nud permanent"),
+            (false, "ip address flush dev caddis-0"),
+            (false, "ip -6 address flush dev caddis-0"),
+            (false, "ip link set caddis-0 down"),
+            (false, "ip route flush table 13294848; ip -6 route flush table 13294848"),
+            (false, "ip route flush dev caddis-0"),
+            (false, "ip link del caddis-0"),
+            (false, "ip rule del pref 1"),
+            (false, "ip rule del iif caddis-0 blackhole"),
+            (false, "nft flush ruleset"),
+            (false, "sysctl net.ipv4.ip_forward=0"),
+        ] {
+            // Its watch is over when it is dropped.
+            let namespace = network.namespace.clone();
+            drop(network);
+            if inside {
+                namespace.run(move || run(left)).unwrap();
+            } else {
+                run(left);
+            }
+            drop(namespace);
+            network = place.start().await.unwrap();
+            same(&all(&network), &whole, left);
+            assert_eq!(place.missing().await, Vec::<&str>::new(), "{left}");
+        }
+        drop(network);
+        place.clean().await.unwrap();
+        assert_eq!(place.files(), Vec::<String>::new());
+    });
+}
+
+#[track_caller]
+fn same(now: &str, before: &str, what: &str) {
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    let (now, before) = (lines(now), lines(before));
+    let changed: Vec<_> = now.symmetric_difference(&before).collect();
+    assert!(changed.is_empty(), "{what}: {changed:#?}");
+}
+
+#[test]
+fn doctor_sees_rules_that_are_in_a_wrong_order() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let place = Place::beside(&run_directory);
+        drop(place.start().await.unwrap());
+        assert_eq!(place.missing().await, Vec::<&str>::new());
+        run(&format!("ip rule del pref 1; ip rule add pref 1 from {HOST_V4} iif lo goto 2 proto kernel"));
+        assert_eq!(place.missing().await, ["routing rules"]);
+    });
+}
+
+#[test]
+fn a_pool_with_an_address_in_it_is_that_pool() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let place = Place::beside(&run_directory);
+        let mut config = place.config();
+        config.ipv4_pool = Some("10.77.5.1/16".parse().unwrap());
+        for _ in 0..2 {
+            let network = Network::start(config.clone()).await.unwrap();
+            assert_eq!(network.ipv4_pool().to_string(), "10.77.0.0/16");
+            assert!(network.side.ensure().await.unwrap().is_empty(), "nothing is missing");
+        }
+        config.ipv4_pool = None;
+        fs::write(place.state_file(), r#"{"ipv4_pool":"10.78.5.1/16"}"#).unwrap();
+        let network = Network::start(config).await.unwrap();
+        assert_eq!(network.ipv4_pool().to_string(), "10.78.0.0/16");
+        assert!(network.side.ensure().await.unwrap().is_empty());
+        // Neither do other networks need to be given so.
+        network.side.add_route("10.99.5.1/16".parse().unwrap()).await.unwrap();
+        assert!(network.side.ensure().await.unwrap().is_empty());
+        assert!(run("ip route").contains("10.99.0.0/16"));
+        network.side.remove_route("10.99.7.7/16".parse().unwrap()).await.unwrap();
+        assert!(!run("ip route").contains("10.99.0.0/16"));
+    });
+}
+
+/// The release before had taps in the host's network, noted what forwarding was in the data directory, and no pool.
+#[test]
+fn an_update_keeps_the_pool_with_vms_that_go_on_and_without() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let (earlier, chosen, new) =
+            (Place::beside(&run_directory), Place::beside(&run_directory), Place::beside(&run_directory));
+        let vms: Vec<_> = (1..=8_u8)
+            .map(|number| {
+                let tap = format!("caddis{number}");
+                let device = tap::create(&tap).unwrap();
+                run(&format!("ip link set {tap} up; ip route add 10.201.3.{number}/32 dev {tap}"));
+                (tap, MachineAddresses { ipv4: [10, 201, 3, number].into(), ..machine() }, device)
+            })
+            .collect();
+        let noted = r#"{"/proc/sys/net/ipv4/ip_forward":"0","/proc/sys/net/ipv6/conf/all/forwarding":"0"}"#;
+        fs::write(earlier.state_file(), noted).unwrap();
+        for _ in 0..2 {
+            let network = earlier.start().await.unwrap();
+            assert_eq!(network.ipv4_pool().to_string(), "10.201.0.0/16");
+            let adopted = vms.iter().map(|(tap, addresses, _)| network.adopt(tap, addresses));
+            futures::future::try_join_all(adopted).await.unwrap();
+        }
+        assert!(fs::read_to_string(earlier.state_file()).unwrap().contains("10.201.0.0/16"), "it is noted now");
+        drop(vms);
+        earlier.cleaned().await;
+
+        // Given, it is not in use by those either.
+        let vm = tap::create("caddis9").unwrap();
+        run("ip link set caddis9 up; ip route add 10.201.3.4/32 dev caddis9");
+        let mut config = chosen.config();
+        config.ipv4_pool = Some("10.201.0.0/16".parse().unwrap());
+        drop(Network::start(config).await.unwrap());
+        drop(vm);
+
+        // Without VMs the machines that are stopped have their addresses all the same: it does not go elsewhere.
+        fs::write(new.state_file(), noted).unwrap();
+        let error = new.start().await.unwrap_err();
+        assert!(
+            matches!(error, NetworkError::PoolInUse { pool, .. } if pool.to_string() == "10.201.0.0/16"),
+            "{error}"
+        );
+        fs::remove_file(new.state_file()).unwrap();
+        assert_eq!(new.start().await.unwrap().ipv4_pool().to_string(), "10.202.0.0/16");
+    });
+}
+
+#[test]
+fn vms_are_found_again_whatever_was_lost_of_their_network() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let (place, other) = (Place::beside(&run_directory), Place::beside(&run_directory));
+        let beside = other.start().await.unwrap();
+        let network = place.start().await.unwrap();
+        let machine = MachineAddresses { ipv4: [10, 202, 3, 4].into(), ..machine() };
+        let vm = Vm::start(&place, network.attach("caddis1", &machine).await.unwrap());
+        let whole = all(&network);
+        drop((network, beside));
+        let claims = place.run.display();
+        for (lost, missing) in [
+            (format!("umount -l {claims}/1.net"), "network namespace"),
+            (format!("umount -l {claims}/1.net; rm {claims}/1.net"), "network namespace"),
+            (format!("rm {claims}/1"), ""),
+            (format!("umount -l {claims}/1.net; rm {claims}/1 {claims}/1.net"), ""),
+            (format!("umount -l {claims}/*.net; rm {claims}/*"), ""),
+        ] {
+            run(&lost);
+            let cleaned = place.clean().await.unwrap_err();
+            assert!(matches!(cleaned, NetworkError::InUse { count: 1 }), "{lost}: {cleaned}");
+            if !missing.is_empty() {
+                // To clean has led there again.
+                run(&lost);
+                assert_eq!(place.missing().await, [missing]);
+            }
+            let network = place.start().await.unwrap();
+            network.adopt("caddis1", &machine).await.unwrap();
+            assert_eq!(
+                place.claims(),
+                if lost.contains('*') { &["1", "1.net"][..] } else { &["0", "0.net", "1", "1.net"] }
+            );
+            // Where no VM kept the other's namespace, its link went with it.
+            let kept = |text: String| match lost.contains('*') {
+                true => text.lines().filter(|line| !line.contains("caddis-0")).collect::<Vec<_>>().join("\n"),
+                false => text,
+            };
+            same(&kept(all(&network)), &kept(whole.clone()), &lost);
+        }
+        // Who comes later gets no number of those that go on.
+        assert_eq!(other.start().map(|network| network.unwrap().ipv4_pool().to_string()).await, "10.201.0.0/16");
+        drop(vm);
+        for one in [&place, &other] {
+            one.cleaned().await;
+        }
+    });
+}
+
+#[test]
+fn a_data_directory_that_is_gone_gives_its_network_back_once_no_vm_runs() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let nothing = run("ip -o link; ip rule; nft list ruleset");
+        let next = |number: usize, place: &Place| {
+            assert!(place.files().contains(&number.to_string()), "{:?}", place.files());
+            fs::read(place.run.join(number.to_string())).unwrap() == place.data.path().as_os_str().as_bytes()
+        };
+        let (gone, one, two) =
+            (Place::beside(&run_directory), Place::beside(&run_directory), Place::beside(&run_directory));
+        drop(gone.start().await.unwrap());
+        fs::remove_dir_all(gone.data.path()).unwrap();
+        let network = one.start().await.unwrap();
+        assert!(next(0, &one), "nobody needs the first number");
+        let vm = Vm::start(&one, network.attach("caddis1", &machine()).await.unwrap());
+        drop(network);
+        fs::remove_dir_all(one.data.path()).unwrap();
+        // Not even where its mount is lost.
+        run(&format!("umount -l {}/0.net", one.run.display()));
+        drop(two.start().await.unwrap());
+        assert!(next(1, &two) && next(0, &one), "its VM runs");
+        drop(vm);
+        two.cleaned().await;
+        assert_eq!(two.files(), Vec::<String>::new());
+        assert_eq!(run("ip -o link; ip rule; nft list ruleset"), nothing);
+    });
+}
+
+#[test]
+fn notes_about_forwarding_go_with_the_last_installation_of_all_hosts() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let (one, two) = (Place::beside(&run_directory), Place::beside(&run_directory));
+        drop(one.start().await.unwrap());
+        let notes = |place: &Place| place.files().into_iter().filter(|name| name.starts_with("forwarding-")).count();
+        assert_eq!(notes(&one), 1);
+        let foreign = one.run.join("forwarding-1.json");
+        fs::write(&foreign, "{}").unwrap();
+        drop(two.start().await.unwrap());
+        two.clean().await.unwrap();
+        assert_eq!(notes(&one), 2, "another installation may have noted it");
+        one.clean().await.unwrap();
+        assert_eq!((notes(&one), fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim()), (0, "0"));
+        fs::write(&foreign, "{}").unwrap();
+        drop(one.start().await.unwrap());
+        assert!(!Path::new(&foreign).exists() && notes(&one) == 1);
+    });
+}
+
+#[test]
+fn a_start_of_another_servers_route_that_is_there_is_no_error() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let place = Place::beside(&run_directory);
+        let network = "10.99.0.0/16".parse().unwrap();
+        place.start().await.unwrap().side.add_route(network).await.unwrap();
+        let next = place.start().await.unwrap();
+        // The watch may be slower.
+        run("ip route flush table 13294848");
+        next.side.add_route(network).await.unwrap();
+        assert!(next.side.ensure().await.unwrap().is_empty());
+        run("ip route del 10.99.0.0/16; ip route add unreachable 10.88.0.0/16");
+        next.side.ensure().await.unwrap();
+        assert!(run("ip route").contains("10.99.0.0/16"), "it is kept");
+        next.side.add_route("10.88.0.0/16".parse().unwrap()).await.unwrap_err();
+        assert!(run("ip route").contains("unreachable 10.88.0.0/16"), "that of others is left alone");
+    });
+}
