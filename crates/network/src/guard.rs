@@ -63,8 +63,8 @@ const ROUTE_LINK: u16 = 4;
 
 /// Room for notifications that were not read yet, bytes.
 const BUFFER: usize = 1 << 20;
-/// Wait until the next try after one that failed.
-const AGAIN: Duration = Duration::from_millis(200);
+/// Wait until the next try after one that failed, milliseconds.
+const AGAIN: u8 = 200;
 /// At most one line of the log in so long.
 const SAID: Duration = Duration::from_secs(10);
 
@@ -87,8 +87,16 @@ pub(crate) struct Subscriptions {
 /// What is to be looked at.
 #[derive(Debug, Default, Clone, Copy)]
 struct Dirty {
-    filter: bool,
+    filter: Option<Change>,
     rest: bool,
+}
+
+/// What has become of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Change {
+    /// There was more news than was kept for us.
+    Unknown,
+    Changed,
 }
 
 impl Subscriptions {
@@ -108,38 +116,40 @@ impl Subscriptions {
         })
     }
 
-    /// Waits until something may have been taken away, at most so long. None when it is over.
-    fn next(&self, side: &HostSide, end: &OwnedFd, timeout: PollTimeout) -> Option<Dirty> {
-        let sources = [&self.filter, &self.routing, end];
+    /// Waits until something may have been taken away, or where a try `failed`, until it is time for the next. None when
+    /// it is over.
+    fn next(&self, side: &HostSide, end: &OwnedFd, failed: bool) -> Option<Dirty> {
+        let sources = [end, &self.filter, &self.routing];
         let mut events = sources.map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN));
+        // What is done in a try is news itself, and no reason for another at once.
+        let (awaited, timeout) = if failed { (1, AGAIN.into()) } else { (sources.len(), PollTimeout::NONE) };
         // Interrupted, there is nothing to read.
-        let _ = poll(&mut events, timeout);
-        if events.last().and_then(PollFd::revents).is_some_and(|events| !events.is_empty()) {
+        let _ = poll(events.get_mut(..awaited)?, timeout);
+        if events.first().and_then(PollFd::revents).is_some_and(|events| !events.is_empty()) {
             return None;
         }
         let table = side.installation.link();
         let (own, index) = (side.filter_port(), side.index());
         Some(Dirty {
             filter: drain(&self.filter, |kind, port, body| port != own && concerns_table(kind, body, &table)),
-            rest: drain(&self.routing, |kind, _, body| concerns_link(kind, body, index)),
+            rest: drain(&self.routing, |kind, _, body| concerns_link(kind, body, index)).is_some(),
         })
     }
 }
 
-/// Reads all there is; whether any of it concerns us.
-fn drain(socket: &OwnedFd, mut concerns: impl FnMut(u16, u32, &[u8]) -> bool) -> bool {
+/// Reads all there is, and finds what of it concerns us.
+fn drain(socket: &OwnedFd, mut concerns: impl FnMut(u16, u32, &[u8]) -> bool) -> Option<Change> {
     let mut buffer = [0; 16 << 10];
-    let mut found = false;
+    let mut found = None;
     loop {
         match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(length) => {
                 for (header, body) in messages(buffer.get(..length).unwrap_or_default()) {
-                    found |= concerns(header.kind, header.port, body);
+                    found = found.max(concerns(header.kind, header.port, body).then_some(Change::Changed));
                 }
             }
             Err(Errno::EINTR) => {}
-            // There was more than was kept for us.
-            Err(Errno::ENOBUFS) => found = true,
+            Err(Errno::ENOBUFS) => found = found.max(Some(Change::Unknown)),
             Err(_) => return found,
         }
     }
@@ -180,6 +190,13 @@ impl Guard {
     }
 }
 
+/// Loads the host's table again; whether it had been taken away or changed, as far as is known.
+fn mend_filter(side: &HostSide, change: Change) -> Result<bool, NetworkError> {
+    let disturbed = change == Change::Changed || !side.has_filter()?;
+    side.load_filter()?;
+    Ok(disturbed)
+}
+
 fn watch_over(
     side: &HostSide,
     subscriptions: &Subscriptions,
@@ -191,19 +208,18 @@ fn watch_over(
     let mut said: Option<Instant> = None;
     let mut unsaid = 0_u64;
     loop {
-        let failed = left.filter || left.rest;
-        let timeout =
-            if failed { PollTimeout::try_from(AGAIN).unwrap_or(PollTimeout::ZERO) } else { PollTimeout::NONE };
-        let Some(news) = subscriptions.next(side, end, timeout) else { return };
-        let dirty = Dirty { filter: news.filter || left.filter, rest: news.rest || left.rest };
+        let failed = left.filter.is_some() || left.rest;
+        let Some(news) = subscriptions.next(side, end, failed) else { return };
+        let dirty = Dirty { filter: news.filter.max(left.filter), rest: news.rest || left.rest };
         left = Dirty::default();
         let mut missing = BTreeSet::new();
         let mut problem = None;
-        if dirty.filter {
-            match side.load_filter() {
-                Ok(()) => _ = missing.insert(FILTER),
+        if let Some(change) = dirty.filter {
+            match mend_filter(side, change) {
+                Ok(true) => _ = missing.insert(FILTER),
+                Ok(false) => {}
                 Err(error) => {
-                    left.filter = true;
+                    left.filter = Some(change);
                     problem = Some(error.to_string());
                 }
             }
@@ -255,7 +271,10 @@ fn watch_over(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{attribute, text};
+    use crate::{
+        netlink::{attribute, text},
+        tests::{Place, on_a_host, run},
+    };
 
     #[test]
     fn only_what_is_taken_from_our_own_table_and_link_is_of_interest() {
@@ -270,5 +289,42 @@ mod tests {
         assert!(concerns_link(DELETE_ROUTE, &route(7), 7) && !concerns_link(DELETE_ROUTE, &route(8), 7));
         assert!(concerns_link(DELETE_LINK, &[0, 0, 1, 0, 7, 0, 0, 0], 7));
         assert!(concerns_link(DELETE_RULE, &[], 7) && !concerns_link(24, &route(7), 7));
+    }
+
+    #[test]
+    fn a_flood_of_news_is_no_removal_unless_the_table_is_gone() {
+        on_a_host(async || {
+            let directory = tempfile::tempdir().unwrap();
+            let network = Place::beside(&directory).start().await.unwrap();
+            let side = network.side.clone();
+            // This test watches itself.
+            drop(network);
+            let (end, alive) = io::pipe().unwrap();
+            let end = end.into();
+            let flood = "(echo 'add table ip flood'; echo 'delete table ip flood'; \
+                         echo \"table ip flood { set many { type mark; elements = { $(seq -s, 1 5000) }; }; }\") | nft -f -";
+            for (news, expected) in [
+                ("nft add table ip other", None),
+                ("nft delete table inet caddis-0", Some((Change::Changed, true))),
+                (flood, Some((Change::Unknown, false))),
+                (&format!("{flood}; nft delete table inet caddis-0"), Some((Change::Unknown, true))),
+                (&format!("nft flush table inet caddis-0; {flood}"), Some((Change::Changed, true))),
+            ] {
+                let subscriptions = Subscriptions::open().unwrap();
+                setsockopt(&subscriptions.filter, RcvBuf, &(64 << 10)).unwrap();
+                run(news);
+                let change = subscriptions.next(&side, &end, false).unwrap().filter;
+                let found = change.map(|change| (change, mend_filter(&side, change).unwrap()));
+                assert_eq!(found, expected, "{news}");
+                assert!(run("nft list table inet caddis-0").contains("masquerade"), "{news}");
+                // Our own change is none.
+                run("nft add table ip another; nft delete table ip another");
+                assert_eq!(subscriptions.next(&side, &end, false).unwrap().filter, None);
+            }
+            drop(alive);
+            for failed in [false, true] {
+                assert!(Subscriptions::open().unwrap().next(&side, &end, failed).is_none(), "it is over");
+            }
+        });
     }
 }

@@ -64,6 +64,11 @@ impl HostSide {
         })
     }
 
+    /// Whether the host's table is there. Blocks.
+    pub(crate) fn has_filter(&self) -> Result<bool, NetworkError> {
+        host_filter::is_loaded(&self.installation.link())
+    }
+
     /// Loads the host's table. Blocks.
     pub(crate) fn load_filter(&self) -> Result<(), NetworkError> {
         let mut socket = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
