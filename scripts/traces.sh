@@ -14,6 +14,15 @@ set -euo pipefail
     awk '{ print "mount", $5 }' /proc/self/mountinfo
     find /sys/fs/cgroup -type d -path '*caddis*' 2>/dev/null | sed 's/^/cgroup /'
     find "${TMPDIR:-/tmp}" -maxdepth 1 -name 'caddis-*' | sed 's/^/file /'
+    # Networks of installations, and what is noted of this host. A data directory that is gone gives its own back with the
+    # next start, and a network namespace that is gone has no host to put in order.
+    if [[ -d /run/caddis/networks ]]; then
+        for claim in /run/caddis/networks/*; do
+            owner=$([[ ${claim##*/} =~ ^[0-9]+$ ]] && cat "$claim" 2>/dev/null) || continue
+            [[ -e $owner ]] && echo "network ${claim##*/} of $owner"
+        done
+        find /run/caddis/networks -name "forwarding-$(stat -Lc %i /proc/self/ns/net).json" | sed 's/^/network /'
+    fi
     # A slot is held as long as a VM or server lives. The files of /run/caddis themselves may stay.
     if [[ -d /run/caddis ]]; then
         find /run/caddis -type f | while IFS= read -r file; do
