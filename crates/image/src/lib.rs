@@ -16,6 +16,8 @@ mod build;
 mod config;
 mod disk;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod garbage;
 mod json;
 mod layer;

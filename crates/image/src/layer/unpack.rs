@@ -360,7 +360,7 @@ impl From<ImageError> for Failure {
 
 /// A path of a layer, taken from the image's root. `..` takes the name before it away, whatever that is, as in the
 /// programs that write and read layers (`filepath.Clean`); one that would lead outside is refused.
-fn inside_path(path: &[u8]) -> Result<PathBuf, ImageError> {
+pub(crate) fn inside_path(path: &[u8]) -> Result<PathBuf, ImageError> {
     let given = Path::new(OsStr::from_bytes(path));
     let mut inside = PathBuf::new();
     for component in given.components() {

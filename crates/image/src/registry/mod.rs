@@ -12,6 +12,8 @@
 mod authentication;
 mod challenge;
 mod credentials;
+#[cfg(test)]
+mod fuzz;
 mod guard;
 mod patience;
 mod token;
