@@ -9,7 +9,7 @@
 //! | `POST /machines/{id}/session`, body [`frames`] of a client as it types, header `fly-machine-lease-nonce` | [`frames`] for the client; see [`caddis_api::terminal`] |
 //! | `GET /logs?app=&instance=&region=&next_token=&limit=&wait_seconds=&since_ns=&until_ns=` | [`caddis_api::logs::LogsReply`]; waits up to `wait_seconds` for the first entry |
 //! | `GET /images` | [`crate::message::ImageSummary`] list |
-//! | `POST /images?format=docker-archive\|oci-archive&name=`, body the archive | NDJSON of [`crate::message::ImportUpdate`] |
+//! | `POST /images?format=docker-archive\|oci-archive&image=&name=`, body the archive | NDJSON of [`crate::message::ImportUpdate`] |
 //! | `DELETE /images?name=` | `{"ok": true}` |
 //!
 //! Errors are [`caddis_api::error::ErrorBody`] with the status of their code.

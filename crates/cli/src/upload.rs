@@ -21,25 +21,33 @@ const AHEAD: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archive {
     pub format: ArchiveFormat,
+    /// Which of the images in it, by name or `@` and its place.
+    pub image: Option<String>,
     path: PathBuf,
     is_directory: bool,
 }
 
 impl Archive {
-    /// Reads `docker-archive:FILE`, `oci-archive:FILE` or `oci:DIRECTORY`.
+    /// Reads `docker-archive:FILE`, `oci-archive:FILE` or `oci:DIRECTORY`, each with `:NAME` of one image in it where
+    /// there are several. Paths and names may hold colons: the longest path that exists is taken.
     pub fn parse(source: &str) -> Result<Self, CliError> {
         let wrong = || {
             CliError::new(format!(
-                "'{source}' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY"
+                "'{source}' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and :NAME after it for \
+                 one of several images"
             ))
         };
-        let (kind, path) = source.split_once(':').ok_or_else(wrong)?;
+        let (kind, rest) = source.split_once(':').ok_or_else(wrong)?;
         let (format, is_directory) = match kind {
             "docker-archive" => (ArchiveFormat::Docker, false),
             "oci-archive" => (ArchiveFormat::Oci, false),
             "oci" => (ArchiveFormat::Oci, true),
             _ => return Err(wrong()),
         };
+        let cuts = rest.match_indices(':').map(|(at, _)| at).chain([rest.len()]);
+        let longest = cuts.filter(|at| Path::new(&rest[..*at]).exists()).max();
+        let (path, name) = longest.map_or_else(|| rest.split_once(':').unwrap_or((rest, "")), |at| rest.split_at(at));
+        let image = Some(name.trim_start_matches(':').to_owned()).filter(|name| !name.is_empty());
         let path = PathBuf::from(path);
         let found = std::fs::metadata(&path)
             .map_err(|error| CliError::new(format!("could not read {}: {error}", path.display())))?;
@@ -47,7 +55,7 @@ impl Archive {
             let expected = if is_directory { "a directory" } else { "a file" };
             return Err(CliError::new(format!("{} is not {expected}, as {kind}: wants it", path.display())));
         }
-        Ok(Self { format, path, is_directory })
+        Ok(Self { format, image, path, is_directory })
     }
 
     /// Bytes, when known beforehand.
@@ -128,6 +136,22 @@ mod tests {
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
         assert!(names.iter().any(|name| name.ends_with('a')), "{names:?}");
+        std::fs::write(directory.path().join("a:b"), "").unwrap();
+        for (after, path, image) in [
+            ("", "a", None),
+            (":", "a", None),
+            (":web:1", "a", Some("web:1")),
+            (":@2", "a", Some("@2")),
+            (":localhost:5000/web:1", "a", Some("localhost:5000/web:1")),
+            (":b", "a:b", None),
+            (":b:web", "a:b", Some("web")),
+            (":bc", "a", Some("bc")),
+        ] {
+            let archive = Archive::parse(&format!("docker-archive:{file}{after}")).unwrap();
+            assert_eq!((archive.path, archive.image.as_deref()), (directory.path().join(path), image), "{after}");
+        }
+        let archive = Archive::parse(&format!("oci:{}:web:1", directory.path().display())).unwrap();
+        assert_eq!((archive.path.as_path(), archive.image.as_deref()), (directory.path(), Some("web:1")));
         for wrong in [file.clone(), format!("oci:{file}"), "oci-archive:/no/such".to_owned(), format!("zip:{file}")] {
             assert!(Archive::parse(&wrong).is_err(), "{wrong}");
         }

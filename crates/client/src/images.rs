@@ -18,6 +18,15 @@ pub enum ArchiveFormat {
     Oci,
 }
 
+/// Which image of an archive is meant, and what it will be called.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Which<'a> {
+    /// Its name in the archive, or `@` and its place from 0; needed where there are several.
+    pub image: Option<&'a str>,
+    /// The name that it gets; the archive's own unless given.
+    pub name: Option<&'a str>,
+}
+
 impl fmt::Display for ArchiveFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -52,13 +61,15 @@ impl Client {
     pub async fn import_image(
         &self,
         format: ArchiveFormat,
-        name: Option<&str>,
+        which: Which<'_>,
         archive: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         length: Option<u64>,
     ) -> Result<BoxStream<'static, Result<ImportUpdate, ClientError>>, ClientError> {
         let mut request = Request::post(["v1", "images"]).query("format", format).timeout(None);
-        if let Some(name) = name {
-            request = request.query("name", name);
+        for (parameter, value) in [("image", which.image), ("name", which.name)] {
+            if let Some(value) = value {
+                request = request.query(parameter, value);
+            }
         }
         let response = self
             .send_body(&request, |builder| {

@@ -19,7 +19,7 @@ mod usage;
 mod watch;
 
 pub use error::ClientError;
-pub use images::ArchiveFormat;
+pub use images::{ArchiveFormat, Which};
 pub use logs::LogsQuery;
 pub use machines::{ListMachines, RestartOptions, WaitFor};
 pub use operation::OperationUpdate;

@@ -134,7 +134,7 @@ impl Inner {
             (_, _, true) => layout::read(&files, wanted, store),
             (_, false, false) => {
                 let reason = format!("it has neither {DOCKER}, as `docker save` writes it, nor {OCI} of an OCI layout");
-                Err(ImageError::corrupt(format!("archive {}", archive.path.display()), reason))
+                Err(ImageError::corrupt(files::WHAT, reason))
             }
         }
     }

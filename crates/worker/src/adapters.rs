@@ -48,13 +48,11 @@ impl Images for ImageStore {
 
     async fn import(
         &self,
-        format: &str,
-        archive: &Path,
+        source: &str,
         name: Option<&str>,
         progress: &watch::Sender<Progress>,
     ) -> Result<ImageSummary, ApiError> {
-        let source = format!("{format}:{}", archive.display());
-        Self::import(self, &source, name, progress).await.map(summary).map_err(image_error)
+        Self::import(self, source, name, progress).await.map(summary).map_err(image_error)
     }
 
     async fn list(&self) -> Result<Vec<ImageSummary>, ApiError> {

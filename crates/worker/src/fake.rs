@@ -81,13 +81,7 @@ impl Images for FakeImages {
         std::fs::write(path, "overlay")
     }
 
-    async fn import(
-        &self,
-        _: &str,
-        _: &Path,
-        _: Option<&str>,
-        _: &watch::Sender<Progress>,
-    ) -> Result<ImageSummary, ApiError> {
+    async fn import(&self, _: &str, _: Option<&str>, _: &watch::Sender<Progress>) -> Result<ImageSummary, ApiError> {
         Err(ApiError::internal("not here"))
     }
 

@@ -29,11 +29,10 @@ pub trait Images: Send + Sync + 'static {
     /// Writes a blank overlay of this virtual size over a root disk.
     fn create_overlay(&self, path: &Path, virtual_size: u64) -> std::io::Result<()>;
 
-    /// Takes in an archive.
+    /// Takes in an image of an archive, `FORMAT:FILE[:IMAGE]`.
     async fn import(
         &self,
-        format: &str,
-        archive: &Path,
+        source: &str,
         name: Option<&str>,
         progress: &watch::Sender<Progress>,
     ) -> Result<ImageSummary, ApiError>;

@@ -12,7 +12,7 @@ use caddis_api::{
     exec::{CommandLine, ExecRequest},
     requests::{CreateMachineRequest, StopRequest},
 };
-use caddis_client::{ArchiveFormat, Client, LogsQuery, WaitFor};
+use caddis_client::{ArchiveFormat, Client, LogsQuery, WaitFor, Which};
 use clap::Args;
 use futures::stream;
 use rand::Rng as _;
@@ -60,7 +60,8 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let archive = archive(&image, caddis_guest_init_image::INIT)?;
     let length = archive.len() as u64;
     let archive = stream::iter([Ok(Bytes::from(archive))]);
-    let imported = image::import(printer, &client, ArchiveFormat::Docker, Some(&image), archive, Some(length)).await?;
+    let which = Which { name: Some(&image), ..Which::default() };
+    let imported = image::import(printer, &client, ArchiveFormat::Docker, which, archive, Some(length)).await?;
     printer.out(format_args!("  {image}, {}, imported {}", size::decimal(imported.size), after(begun)))?;
 
     title("An app, which machines live under")?;

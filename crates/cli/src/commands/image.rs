@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::Bytes;
 use caddis_api::images::{ImageSummary, ImportUpdate};
-use caddis_client::{ArchiveFormat, Client};
+use caddis_client::{ArchiveFormat, Client, Which};
 use clap::{Args, Subcommand};
 use futures::{Stream, StreamExt as _};
 use jiff::Timestamp;
@@ -29,10 +29,11 @@ enum ImageCommand {
     /// Take in an image from an archive.
     #[command(
         after_help = "Examples:\n  docker save web:1 -o web.tar && caddis image import docker-archive:web.tar\n  \
-                            caddis image import oci:./layout --name web:1"
+                            caddis image import oci:./layout --name web:1\n  \
+                            caddis image import docker-archive:several.tar:web:2"
     )]
     Import {
-        /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY.
+        /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY; with :NAME, or :@0 for the first, one of several images.
         source: String,
         /// Name that machines refer to it by [default: the archive's own].
         #[arg(short, long)]
@@ -69,8 +70,9 @@ pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
     match image.command {
         ImageCommand::Import { source, name, json } => {
             let archive = Archive::parse(&source)?;
-            let (format, length) = (archive.format, archive.length());
-            let image = import(printer, &client, format, name.as_deref(), archive.stream(), length).await?;
+            let (format, which, length) = (archive.format, archive.image.clone(), archive.length());
+            let which = Which { image: which.as_deref(), name: name.as_deref() };
+            let image = import(printer, &client, format, which, archive.stream(), length).await?;
             if json {
                 printer.json(&image)?;
             } else {
@@ -123,13 +125,13 @@ pub async fn import(
     printer: &Printer,
     client: &Client,
     format: ArchiveFormat,
-    name: Option<&str>,
+    which: Which<'_>,
     archive: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     length: Option<u64>,
 ) -> Result<ImageSummary, CliError> {
     let mut progress = Progress::new(printer);
     progress.show("upload", 0, 0);
-    let mut updates = client.import_image(format, name, archive, length).await?;
+    let mut updates = client.import_image(format, which, archive, length).await?;
     while let Some(update) = updates.next().await {
         match update? {
             ImportUpdate::Progress { step, bytes_done, bytes_total } => progress.show(&step, bytes_done, bytes_total),

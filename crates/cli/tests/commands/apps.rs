@@ -111,7 +111,7 @@ async fn images_that_machines_use_stay() {
     assert_snapshot!(stand.run("image import zip:file").await, @"
     exit code 1
     ----- stderr -----
-    Error: 'zip:file' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY
+    Error: 'zip:file' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and :NAME after it for one of several images
     ");
 }
 

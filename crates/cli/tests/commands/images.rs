@@ -15,7 +15,7 @@ async fn images_are_imported_listed_and_removed() {
     assert_snapshot!(stand.run("image import web.tar").await, @"
     exit code 1
     ----- stderr -----
-    Error: 'web.tar' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY
+    Error: 'web.tar' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and :NAME after it for one of several images
     ");
     assert_snapshot!(stand.run("image import docker-archive:web.tar").await, @"
     exit code 1
@@ -25,6 +25,17 @@ async fn images_are_imported_listed_and_removed() {
     std::fs::write(stand.home().join("web.tar"), "not an archive").unwrap();
     let broken = format!("image import docker-archive:{}", stand.home().join("web.tar").display());
     assert_eq!(stand.run(&broken).await.code, 1);
+    let broken = broken.replace("docker-archive:", "oci-archive:");
+    assert_snapshot!(stand.run(&format!("{broken}:web:1")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: the archive is corrupt: it is no tar archive; nothing of it was kept, push or save the image again
+    ");
+    assert_snapshot!(stand.run("image import docker-archive:gone.tar:web:1").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: could not read gone.tar: No such file or directory (os error 2)
+    ");
     assert_snapshot!(stand.run("image rm missing:1").await, @"
     exit code 1
     ----- stderr -----

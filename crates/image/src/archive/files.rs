@@ -16,6 +16,8 @@ use crate::{
     },
 };
 
+/// As users know it: the server has it under another name.
+pub(super) const WHAT: &str = "the archive";
 /// Members that an archive may have: more than a manifest can name is no image.
 const MOST_MEMBERS: usize = 100_000;
 
@@ -43,20 +45,20 @@ impl Files {
         let failed = |error| ImageError::io("read", path, error);
         let metadata = fs::metadata(path).map_err(failed)?;
         if !metadata.is_file() {
-            return Err(ImageError::unsupported(path.display().to_string(), "an archive is a regular file"));
+            return Err(ImageError::unsupported(WHAT, "it must be a regular file"));
         }
         let path = uncompressed(path, scratch, limits)?;
         let damaged = |error: io::Error| {
             if error.raw_os_error().is_some() {
                 return ImageError::io("read", &path, error);
             }
-            ImageError::corrupt(format!("archive {}", path.display()), error.to_string())
+            ImageError::corrupt(WHAT, error.to_string())
         };
         let file = BufReader::with_capacity(1 << 20, File::open(&path).map_err(failed)?);
         let mut reader = TarReader::new(Counted { inner: file, position: 0 });
         let mut members = HashMap::new();
         let mut links = HashMap::new();
-        let no_tar = || ImageError::corrupt(format!("archive {}", path.display()), "it is no tar archive");
+        let no_tar = || ImageError::corrupt(WHAT, "it is no tar archive");
         while let Some(entry) =
             reader.next_entry().map_err(|error| match (members.is_empty(), error.raw_os_error()) {
                 (true, None) => no_tar(),
@@ -66,7 +68,7 @@ impl Files {
             let name = plain_name(&String::from_utf8_lossy(&entry.path));
             if members.len() + links.len() >= MOST_MEMBERS {
                 let limit = format!("an archive may have {MOST_MEMBERS} members");
-                return Err(ImageError::too_large(format!("archive {}", path.display()), limit));
+                return Err(ImageError::too_large(WHAT, limit));
             }
             let target = String::from_utf8_lossy(&entry.link).into_owned();
             match entry.kind {
@@ -90,24 +92,28 @@ impl Files {
 
     /// Where a file is.
     pub(crate) fn find(&self, name: &str) -> Result<Source, ImageError> {
-        let missing = |archive: &Path| {
-            ImageError::corrupt(format!("archive {}", archive.display()), format!("`{name}` is missing in it"))
-        };
+        let missing = || ImageError::corrupt(WHAT, format!("`{name}` is missing in it"));
         match self {
             Self::Directory(directory) => {
                 // Names come from digests and constants, but a stray `..` shall not depend on that.
                 let path = directory.join(plain_name(name));
-                let metadata = fs::metadata(&path).map_err(|_| missing(directory))?;
+                let metadata = fs::metadata(&path).map_err(|_| missing())?;
                 if !metadata.is_file() {
-                    return Err(missing(directory));
+                    return Err(missing());
                 }
-                Ok(Source { what: path.display().to_string(), path, offset: 0, length: metadata.len(), digest: None })
+                Ok(Source {
+                    what: format!("{} in {WHAT}", plain_name(name)),
+                    path,
+                    offset: 0,
+                    length: metadata.len(),
+                    digest: None,
+                })
             }
             Self::Tar { path, members, links } => {
                 let name = plain_name(name);
                 let found = members.get(&name).or_else(|| members.get(links.get(&name)?));
-                let (offset, length) = *found.ok_or_else(|| missing(path))?;
-                let what = format!("{name} in {}", path.display());
+                let (offset, length) = *found.ok_or_else(missing)?;
+                let what = format!("{name} in {WHAT}");
                 Ok(Source { what, path: path.clone(), offset, length, digest: None })
             }
         }
@@ -141,22 +147,20 @@ fn uncompressed(path: &Path, scratch: &Path, limits: &Limits) -> Result<PathBuf,
         Compression::None => return Ok(path.to_owned()),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?),
-        Compression::Other(name) => return Err(refused(&format!("archive {}", path.display()), name)),
+        Compression::Other(name) => return Err(refused(WHAT, name)),
     };
     let mut output =
         tempfile::NamedTempFile::new_in(scratch).map_err(|error| ImageError::io("write in", scratch, error))?;
     let mut chunk = vec![0; 256 << 10];
     let mut left = limits.unpacked_bytes;
     loop {
-        let length = plain
-            .read(&mut chunk)
-            .map_err(|error| ImageError::corrupt(format!("archive {}", path.display()), error.to_string()))?;
+        let length = plain.read(&mut chunk).map_err(|error| ImageError::corrupt(WHAT, error.to_string()))?;
         if length == 0 {
             break;
         }
         left = left.checked_sub(length as u64).ok_or_else(|| {
             let limit = "it inflates to more than limits.unpacked_bytes";
-            ImageError::too_large(format!("archive {}", path.display()), limit)
+            ImageError::too_large(WHAT, limit)
         })?;
         output.write_all(&chunk[..length]).map_err(|error| ImageError::io("write in", scratch, error))?;
     }

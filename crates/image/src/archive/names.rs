@@ -54,7 +54,7 @@ fn not_one<T: Named>(entries: &[T], wanted: Option<&str>) -> ImageError {
     });
     let known = known.collect::<Vec<String>>().join(", ");
     let (what, how) =
-        (wanted.unwrap_or("without a name"), "docker-archive:FILE:NAME, oci-archive:FILE:NAME or oci:DIRECTORY:NAME");
+        (wanted.unwrap_or("(no name given)"), "docker-archive:FILE:NAME, oci-archive:FILE:NAME or oci:DIRECTORY:NAME");
     let hint = match (entries.len(), wanted) {
         (0, _) => "the archive holds no image".to_owned(),
         (_, Some(_)) => format!("the archive holds {known}"),

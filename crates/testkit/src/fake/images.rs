@@ -140,12 +140,11 @@ impl Images for FakeImages {
 
     async fn import(
         &self,
-        format: &str,
-        archive: &Path,
+        source: &str,
         name: Option<&str>,
         progress: &watch::Sender<Progress>,
     ) -> Result<ImageSummary, ApiError> {
-        Images::import(&self.store, format, archive, name, progress).await
+        Images::import(&self.store, source, name, progress).await
     }
 
     async fn list(&self) -> Result<Vec<ImageSummary>, ApiError> {

@@ -47,6 +47,8 @@ pub async fn remove(State(shared): State<Arc<Shared>>, Query(query): Query<Remov
 #[derive(Debug, Deserialize)]
 pub struct Import {
     format: String,
+    /// Which of the images in it.
+    image: Option<String>,
     name: Option<String>,
 }
 
@@ -62,8 +64,10 @@ pub async fn import(
     let archive = receive(&shared, body).await?;
     let (updates, mut receiver) = mpsc::channel::<ImportUpdate>(UPDATES);
     tokio::spawn(async move {
+        let image = query.image.filter(|image| !image.is_empty()).map(|image| format!(":{image}")).unwrap_or_default();
+        let source = format!("{}:{}{image}", query.format, archive.path.display());
         let (sender, mut progress) = watch::channel(Progress::default());
-        let work = shared.images.import(&query.format, &archive.path, query.name.as_deref(), &sender);
+        let work = shared.images.import(&source, query.name.as_deref(), &sender);
         tokio::pin!(work);
         let last = loop {
             tokio::select! {
