@@ -75,6 +75,9 @@ pub struct Machine {
     /// Private IPv4 address, reachable from its host. Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_ipv4: Option<String>,
+    /// Sum of the image's layers as its registry or archive has them, compressed or not, bytes. Our addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<u64>,
 }
 
 impl Machine {

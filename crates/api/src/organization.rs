@@ -4,7 +4,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{MachineId, MachineState, RawConfig, VersionId, config::Guest};
+use crate::{MachineId, MachineState, RawConfig, VersionId, app::Organization, config::Guest};
+
+/// Reply of `GET /v1/orgs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OrganizationList {
+    /// Those that the token reaches.
+    pub organizations: Vec<Organization>,
+}
 
 /// Reply of `GET /v1/orgs/{org}/machines`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -1,10 +1,22 @@
-//! Apps.
+//! Apps, and the organisations they belong to.
 
-use caddis_api::app::{App, CreateAppReply, CreateAppRequest, ListAppsReply};
+use caddis_api::{
+    app::{App, CreateAppReply, CreateAppRequest, ListAppsReply, Organization},
+    organization::OrganizationList,
+};
 
 use crate::{Client, ClientError, transport::Request};
 
 impl Client {
+    /// `GET /v1/orgs`: those that the token reaches.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn organizations(&self) -> Result<Vec<Organization>, ClientError> {
+        let list: OrganizationList = self.read(Request::get(["v1", "orgs"])).await?;
+        Ok(list.organizations)
+    }
+
     /// `POST /v1/apps`.
     ///
     /// # Errors

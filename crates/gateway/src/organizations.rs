@@ -1,13 +1,13 @@
-//! `/v1/orgs/{org}/machines`: machines of all apps of an organisation, by time of their last change.
+//! `/v1/orgs`: organisations; `/v1/orgs/{org}/machines`: machines of all apps of an organisation, by time of their last change.
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
     ApiError, MachineState,
     error::ErrorBody,
-    organization::{MachineOverview, OrganizationMachine, OrganizationMachines},
+    organization::{MachineOverview, OrganizationList, OrganizationMachine, OrganizationMachines},
     time::unix_ms,
 };
-use caddis_catalog::{AppQuery, CatalogError};
+use caddis_catalog::{AppQuery, CatalogError, PERSONAL};
 use jiff::Timestamp;
 
 use crate::{
@@ -23,6 +23,24 @@ use crate::{
 
 /// Most machines per page, and how many there are unless told otherwise.
 const MAX_PAGE: u64 = 1000;
+
+/// List the organisations that the token reaches.
+///
+/// Our addition.
+#[utoipa::path(
+    get,
+    path = "/v1/orgs",
+    operation_id = "Organizations_list",
+    tag = "Apps",
+    responses((status = 200, description = "The organisations", body = OrganizationList)),
+)]
+pub(crate) async fn list(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<OrganizationList>, Failure> {
+    let known = context.catalog.organization(caller.organization(PERSONAL)).await?;
+    Ok(Json(OrganizationList { organizations: known.into_iter().collect() }))
+}
 
 /// List the machines of all apps of an organisation, by time of their last change.
 ///

@@ -53,6 +53,7 @@ pub(crate) fn endpoints() -> (OpenApiRouter<Context>, OpenApiRouter<Context>) {
         .routes(routes!(metadata::get, metadata::set, metadata::remove))
         .routes(routes!(operation::operation))
         .routes(routes!(leases::get, leases::acquire, leases::release))
+        .routes(routes!(organizations::list))
         .routes(routes!(organizations::machines))
         .routes(routes!(images::list, images::import, images::remove))
         .routes(routes!(host::drain))

@@ -43,6 +43,7 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("Images_import", "?format=oci-archive&name=b", "archive"),
     ("Images_delete", "?name=b", ""),
     ("Machines_list", "?include_deleted=true&include_leases=true&summary=true&region=local&state=started&limit=5", ""),
+    ("Organizations_list", "", ""),
     ("Machines_org_list", "?include_deleted=true&summary=false&updated_after=2020-01-01T00:00:00Z&limit=5", ""),
     ("Machines_show", "?include_leases=true", ""),
     ("Machines_wait", "?state=started,settled&timeout=1", ""),

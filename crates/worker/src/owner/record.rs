@@ -58,6 +58,7 @@ pub fn record(
         ),
         start_kind: row.start_kind.clone(),
         private_ipv4: Some(row.addresses.ipv4.to_string()),
+        image_size: Some(row.image.download_size),
     };
     MachineRecord {
         worker: shared.worker.clone(),

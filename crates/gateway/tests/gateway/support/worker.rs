@@ -494,6 +494,7 @@ fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
             isolation: None,
             start_kind: None,
             private_ipv4: None,
+            image_size: None,
         },
     };
     enter(&mut record, MachineState::Creating, "launch");
