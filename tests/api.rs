@@ -89,7 +89,14 @@ async fn without_a_valid_token_only_the_open_paths_answer() -> Result<()> {
         &std::fs::metadata(stand.server.data_directory().join("root.token"))?.permissions(),
     );
     assert_eq!(mode & 0o777, 0o600);
-    assert!(!stand.server.log().contains(token), "no token in the log");
+    let log = stand.server.log();
+    assert!(!log.contains(token), "no token in the log");
+    let mut requests = log.lines().filter(|line| line.contains(" request request_id=")).peekable();
+    assert!(requests.peek().is_some(), "{log}");
+    assert!(
+        requests.all(|line| line.contains(" DEBUG ")),
+        "a terminal with a server in the background stays usable: {log}"
+    );
     Ok(())
 }
 

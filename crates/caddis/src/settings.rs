@@ -119,7 +119,7 @@ pub struct ServeArguments {
     /// How log lines look [default: text].
     #[arg(long, env = "CADDIS_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// What is logged, as `level` or `target=level,…` [default: info].
+    /// What is logged, as `level` or `target=level,…`; requests are logged at debug [default: info].
     #[arg(long, env = "CADDIS_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// File with the id of the host's boot.

@@ -68,8 +68,8 @@ pub(crate) async fn envelope(State(context): State<Context>, request: Request, n
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("fly-request-id", value);
     }
-    // Neither query nor headers: they may hold secrets.
-    tracing::info!(
+    // Neither query nor headers: they may hold secrets. A terminal that a server was started from stays usable.
+    tracing::debug!(
         request_id = id,
         %method,
         path,

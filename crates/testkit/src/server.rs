@@ -121,6 +121,10 @@ impl<'a> Server<'a> {
             command.args(["--insecure-registry", registry]);
         }
         command.args(&self.options.arguments);
+        if std::env::var_os("CADDIS_LOG").is_none() {
+            // With a line per request.
+            command.env("CADDIS_LOG", "info,caddis_gateway=debug");
+        }
         command.env("NOTIFY_SOCKET", notify).env("CADDIS_BOOT_ID_FILE", self.boot_id_file());
         command.env("DOCKER_CONFIG", self.host.path("docker")).env("HOME", self.host.directory());
         command.envs(&self.options.environment).stdin(Stdio::null());

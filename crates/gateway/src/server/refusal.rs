@@ -36,7 +36,7 @@ impl Refusals {
 
     fn answer(&self, status: StatusCode, error: &ApiError, more: &str) -> Vec<u8> {
         let id = format!("{}-{}", ulid::Ulid::new(), self.region);
-        tracing::info!(request_id = id, status = status.as_u16(), "connection refused");
+        tracing::debug!(request_id = id, status = status.as_u16(), "connection refused");
         // It is plain data, for which serialisation has no way to fail.
         let body = serde_json::to_string(&error.body(Some(id.clone()))).unwrap_or_default();
         format!(
