@@ -71,7 +71,9 @@ soak: kernel build-tests
 schemathesis: setup
 	@scripts/schemathesis.sh
 
-demo: kernel build
+# One build of both, so that they share the features of what they depend on.
+demo: kernel
+	cargo build --release --bin caddis --bin test-image
 	@scripts/demo.sh
 
 # One build of both, so that they share the features of what they depend on, and nothing is built twice.

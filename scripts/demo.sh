@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # The main job on this host, from an image in a registry to a machine that is gone, with the real command line.
-# Ends with code 0 only when each step showed what it should, and leaves nothing behind.
+# Ends with code 0 only when each step showed what it should, and leaves nothing behind. What others do on the host
+# meanwhile is not its affair. `make demo` has built what it needs.
 #   KEEP=1             leaves registry, server and machine up, and says how to reach and how to end them
 #   ACCEL=emulation    (default) or kvm; set by make
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ $(id -u) -eq 0 ]] || { echo "VMs and packet filters need root: sudo make demo" >&2; exit 1; }
 
-readonly caddis=$PWD/target/release/caddis
+readonly caddis=$PWD/target/release/caddis test_image=$PWD/target/release/test-image
+for program in "$caddis" "$test_image"; do
+    [[ -x $program ]] || { echo "there is no $program: 'make demo' builds it" >&2; exit 1; }
+done
 readonly app=demo
 work=$(mktemp -d "${TMPDIR:-/tmp}/caddis-demo-XXXXXX")
 # VMs run as other users, who must be able to pass.
 chmod 755 "$work"
 readonly work data=$work/data
-before=$(scripts/traces.sh | grep -vF "$work")
-readonly before
-server='' registry=''
+server='' registry='' number='' cgroups=()
 
 # ── showing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 seconds() { date +%s.%N; }
@@ -30,11 +32,55 @@ fail() {
 show() {
     local start
     start=$(seconds)
-    printf '$ %s\n' "${*/#"$caddis"/caddis}"
+    printf '$ %s\n' "${*/#"${caddis%/*}/"/}"
     output=$("$@" 2>&1) || { printf '%s\n' "$output"; fail "$* ended with code $?"; }
     printf '%s(%s)\n' "${output:+$output$'\n'}" "$(since "$start")"
 }
 expect() { [[ $output == *"$1"* ]] || fail "the output does not say \"$1\""; }
+
+# ── what it has made ─────────────────────────────────────────────────────────────────────────────────────────────────
+readonly networks=/run/caddis/networks
+# Ids of the processes that have the demo's directory among their arguments: server, registry and VMs.
+processes() {
+    local directory
+    for directory in /proc/[0-9]*; do
+        [[ ${directory#/proc/} -ne $$ ]] && tr '\0' ' ' 2>/dev/null <"$directory/cmdline" | grep --quiet --fixed-strings "$work" \
+            && echo "${directory#/proc/}"
+    done
+    true
+}
+
+# Notes what bears no name of the demo: the number of its network, and the control groups of its VMs.
+note_traces() {
+    local process
+    number=$(grep --files-with-matches --line-regexp --fixed-strings "$data" "$networks"/[0-9]* 2>/dev/null | grep --extended-regexp '/[0-9]+$') || true
+    number=${number##*/}
+    for process in $(processes); do
+        mapfile -t -O "${#cgroups[@]}" cgroups < <(sed --quiet 's|^[^:]*:[^:]*:\(.*/slot-[0-9]*\)$|\1|p' "/proc/$process/cgroup" 2>/dev/null)
+    done
+}
+
+# Prints what is left of it, a line each.
+traces() {
+    local process group directory
+    for process in $(processes); do
+        echo "process $(tr '\0' ' ' 2>/dev/null <"/proc/$process/cmdline")"
+    done
+    awk -v work="$work" 'index($5, work) == 1 { print "mount", $5 }' /proc/self/mountinfo
+    # Another installation may have the number by now.
+    if [[ -n $number && ( ! -e $networks/$number || $(<"$networks/$number") == "$data" ) ]]; then
+        ip -oneline link show "caddis-$number" 2>/dev/null | sed 's/^/link /'
+        nft list tables | grep --word-regexp "caddis-$number" | sed 's/^/filter /'
+        { ip rule; ip -6 rule; } | grep --word-regexp "lookup $((0xcadd00 + number))" | sed 's/^/rule /'
+        find "$networks/$number" "$networks/$number.net" 2>/dev/null | sed 's/^/file /'
+    fi
+    for group in "${cgroups[@]}"; do
+        while IFS= read -r directory; do
+            # One with processes is another's by now: the demo's are told above.
+            [[ -n $(cat "$directory/cgroup.procs" 2>/dev/null) ]] || echo "cgroup $directory"
+        done < <(find /sys/fs/cgroup -type d -path "*$group" 2>/dev/null)
+    done
+}
 
 # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 end() {
@@ -45,6 +91,7 @@ end() {
         printf '\n---- end of the log of the server ----\n'
         tail -n 50 "$work/server.log"
     fi
+    note_traces
     if [[ -n $server ]]; then
         # Stops the guests, so that the server takes all of them along.
         "$caddis" host drain --data-dir "$data" >/dev/null 2>>"$work/server.log" || code=1
@@ -57,7 +104,7 @@ end() {
         wait "$registry" 2>/dev/null
     fi
     rm -rf "$work"
-    left=$(comm -13 <(echo "$before") <(scripts/traces.sh))
+    left=$(traces | sort --unique)
     if [[ -n $left ]]; then
         printf '\nFAILED: left behind:\n%s\n' "$left" >&2
         code=1
@@ -87,8 +134,8 @@ wait_for_line() {
 
 # ── a registry with one image, made on the spot ──────────────────────────────────────────────────────────────────────
 say "An image in a registry on this host"
-cargo build --quiet --release --package caddis-testkit --bin test-image
-layout=$(target/release/test-image web)
+show "$test_image" web
+layout=$("$test_image" web)
 printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: "127.0.0.1:0"}\n' \
     "$work/registry" >"$work/registry.yml"
 : >"$work/registry.log"

@@ -27,6 +27,7 @@ fi
 
 # apt drops its rights to the user _apt where it can, who can't write to our directory; root downloads it then.
 download() { (cd "$work" && apt-get download --quiet --quiet -o APT::Sandbox::User=root "$package"); }
+echo "downloading $package"
 download || { apt-get update --quiet --quiet; package=$(package_of); download; }
 
 echo "unpacking $package"
