@@ -21,7 +21,8 @@ const STANDBY_FOR: &str = "FLY_STANDBY_FOR";
 /// Flags that describe a machine's VM.
 #[derive(Debug, Clone, Default, Args)]
 pub struct MachineFlags {
-    /// Publish a port: PORT[:INTERNAL][/PROTOCOL[:HANDLER...]]; may be repeated. The handler - takes it away.
+    /// Publish a port: PORT[:INTERNAL][/PROTOCOL[:HANDLER...]]; may be repeated. With the handler -, INTERNAL/PROTOCOL:-
+    /// removes the service and PORT:INTERNAL/PROTOCOL:- one port.
     #[arg(short, long, value_name = "PORT", value_delimiter = ',')]
     pub port: Vec<String>,
     /// Environment variable NAME=VALUE; may be repeated.

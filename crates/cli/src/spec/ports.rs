@@ -6,8 +6,13 @@ use super::list;
 use crate::CliError;
 
 /// Adds services. One that is there already for the same internal port and protocol gets the port, or the port new
-/// handlers; the handler `-` takes the port away.
+/// handlers. The handler `-` takes away the port of `external:internal`, and of `internal` alone all ports of the service.
+/// A service whose last port was taken away goes too.
 pub fn add(config: &mut Map<String, Value>, ports: &[String]) -> Result<(), CliError> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let mut emptied = Vec::new();
     for text in ports {
         let wanted = parse(text)?;
         let services = list(config, "services");
@@ -20,10 +25,8 @@ pub fn add(config: &mut Map<String, Value>, ports: &[String]) -> Result<(), CliE
             if let Some(known) = known
                 && let Some(ports) = services[known]["ports"].as_array_mut()
             {
-                ports.retain(|port| !wanted.is(port));
-                if ports.is_empty() {
-                    services.remove(known);
-                }
+                ports.retain(|port| wanted.internal_is_given && !wanted.is(port));
+                emptied.push(known);
             }
             continue;
         }
@@ -41,7 +44,13 @@ pub fn add(config: &mut Map<String, Value>, ports: &[String]) -> Result<(), CliE
             None => ports.push(wanted.port()),
         }
     }
-    if config.get("services").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+    // Only now: a later flag may have given a service new ports, and it keeps its other settings then.
+    let mut at = 0;
+    list(config, "services").retain(|service| {
+        at += 1;
+        !emptied.contains(&(at - 1)) || service["ports"].as_array().is_some_and(|ports| !ports.is_empty())
+    });
+    if list(config, "services").is_empty() {
         config.remove("services");
     }
     Ok(())
@@ -51,6 +60,7 @@ struct Wanted<'a> {
     first: u16,
     last: Option<u16>,
     internal: u16,
+    internal_is_given: bool,
     protocol: &'a str,
     handlers: Vec<&'a str>,
 }
@@ -101,11 +111,12 @@ fn parse(text: &str) -> Result<Wanted<'_>, CliError> {
         Some(_) => return Err(CliError::new("invalid port")),
         None => (number(external, if internal.is_some() { "external " } else { "" })?, None),
     };
+    let internal_is_given = internal.is_some();
     let internal = match internal {
         Some(internal) => number(internal, "machine (internal) ")?,
         None => first,
     };
-    Ok(Wanted { first, last, internal, protocol, handlers: words.collect() })
+    Ok(Wanted { first, last, internal, internal_is_given, protocol, handlers: words.collect() })
 }
 
 #[cfg(test)]
@@ -142,7 +153,27 @@ mod tests {
         assert_eq!(changed[0]["autostop"], true);
         let changed = services(there.clone(), &["443:80/tcp:-"]).unwrap();
         assert_eq!(changed[0]["ports"], json!([{ "port": 80, "handlers": ["http"] }]));
-        assert_eq!(services(there, &["443:80/tcp:-", "80/tcp:-"]).unwrap(), Value::Null);
+        assert_eq!(services(there, &["443:80/tcp:-", "80:80/tcp:-"]).unwrap(), Value::Null);
+    }
+
+    #[test]
+    fn a_dash_without_internal_port_takes_the_whole_service_away() {
+        let web = json!({ "protocol": "tcp", "internal_port": 80, "autostop": true,
+                          "ports": [{ "port": 8080 }, { "port": 443, "handlers": ["tls"] }] });
+        let silent = json!({ "protocol": "tcp", "internal_port": 9, "ports": [] });
+        let dns = json!({ "protocol": "udp", "internal_port": 80, "ports": [{ "start_port": 1, "end_port": 9 }] });
+        let there = json!([web, silent, dns]);
+        assert_eq!(services(there.clone(), &["80/tcp:-"]).unwrap(), json!([silent, dns]));
+        assert_eq!(services(there.clone(), &["80/udp:-"]).unwrap(), json!([web, silent]));
+        assert_eq!(services(there.clone(), &["1-9:80/udp:-", "80/tcp:-"]).unwrap(), json!([silent]));
+        // It goes by the internal port, and what is not there can stay away.
+        for nothing in ["443/tcp:-", "81/tcp:-", "444:80/tcp:-", "1-8:80/udp:-"] {
+            assert_eq!(services(there.clone(), &[nothing]).unwrap(), there, "{nothing}");
+        }
+        let anew = services(there, &["80/tcp:-", "8443:80/tcp:tls"]).unwrap();
+        let ports = json!([{ "port": 8443, "handlers": ["tls"] }]);
+        assert_eq!(anew[0], json!({ "protocol": "tcp", "internal_port": 80, "autostop": true, "ports": ports }));
+        assert_eq!(services(json!([]), &["80", "80/tcp:-"]).unwrap(), Value::Null);
     }
 
     #[test]

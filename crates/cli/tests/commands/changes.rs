@@ -57,6 +57,25 @@ async fn an_update_keeps_the_machines_own_image_unless_another_is_asked_for() {
 }
 
 #[tokio::test]
+async fn ports_are_added_and_taken_away_as_the_references_tests_do() {
+    let stand = Stand::with_app().await;
+    let run = "web --name web -p 80/tcp:http -p 443:80/tcp:http:tls -p 53/udp --restart no";
+    let id = stand.machine_with(run).await;
+    let services = async |flags: &str| {
+        stand.run(&format!("machine update {id} -a shop --yes {flags}")).await.ok();
+        let config = stand.run(&format!("machine status {id} -a shop -d")).await.ok().json();
+        config["services"].clone()
+    };
+    let one = services("-p 443:80/tcp:-").await;
+    assert_eq!(one[0]["ports"], serde_json::json!([{ "port": 80, "handlers": ["http"] }]));
+    services("-p 8443:80/tcp:tls").await;
+    let left = services("-p 80/tcp:-").await;
+    assert_eq!(left.as_array().map(Vec::len), Some(1), "gone with all its ports: {left}");
+    assert_eq!(left[0]["internal_port"], 53);
+    assert_eq!(services("-p 53/udp:-").await, serde_json::Value::Null);
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;

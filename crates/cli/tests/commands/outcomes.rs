@@ -62,9 +62,12 @@ async fn stopped_started_and_destroyed_are_said_of_machines_that_are() {
     let stop = stand.run(&format!("machine stop {id} -a shop")).await.ok();
     assert!(stop.stdout.contains("has been successfully stopped\n"), "{stop}");
     assert_eq!(state(&stand, &id).await, "stopped");
-    let start = stand.run(&format!("machine start {id} -a shop")).await.ok();
+    // Where nothing is asked the answer is taken all the same.
+    let start = stand.run(&format!("machine start {id} -a shop --yes")).await.ok();
     assert!(start.stdout.contains("has been started\n"), "{start}");
     assert_eq!(state(&stand, &id).await, "started");
+    let restart = stand.run(&format!("machine restart {id} -a shop --yes")).await.ok();
+    assert!(restart.stdout.contains("restarted successfully!\n"), "{restart}");
     let destroy = stand.run(&format!("machine destroy {id} -a shop --force")).await.ok();
     assert!(destroy.stdout.contains("has been destroyed\n"), "{destroy}");
     assert_eq!(state(&stand, &id).await, "gone");

@@ -14,6 +14,14 @@ use crate::{
     waiting::{self, Outcome},
 };
 
+/// What scripts give that answer questions of all commands; there are none here.
+#[derive(Debug, Args)]
+struct Unasked {
+    /// Without effect: nothing is asked.
+    #[arg(short, long, alias = "auto-confirm", hide = true)]
+    yes: bool,
+}
+
 /// `caddis machine start`.
 #[derive(Debug, Args)]
 #[command(
@@ -22,6 +30,8 @@ use crate::{
 pub struct Start {
     #[command(flatten)]
     which: choice::Many,
+    #[command(flatten)]
+    _unasked: Unasked,
     /// Show where the time went.
     #[arg(long)]
     timing: bool,
@@ -84,6 +94,8 @@ fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), C
 pub struct Stop {
     #[command(flatten)]
     which: choice::Many,
+    #[command(flatten)]
+    _unasked: Unasked,
     /// Signal to send first [default: the configuration's or the image's, else SIGINT].
     #[arg(short, long)]
     signal: Option<String>,
@@ -126,6 +138,8 @@ pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
 pub struct Suspend {
     #[command(flatten)]
     which: choice::Many,
+    #[command(flatten)]
+    _unasked: Unasked,
     /// Wait up to this long for it to be suspended, e.g. 60s or 2m.
     #[arg(short, long, value_name = "DURATION")]
     wait_timeout: Option<String>,
@@ -156,6 +170,8 @@ pub async fn suspend(suspend: Suspend, session: &Session) -> Result<(), CliError
 pub struct Restart {
     #[command(flatten)]
     which: choice::Many,
+    #[command(flatten)]
+    _unasked: Unasked,
     /// Signal to send first.
     #[arg(short, long)]
     signal: Option<String>,
