@@ -93,6 +93,9 @@ async fn shells_complete_commands_apps_and_machines() {
         live(&["machine", "stop", "-a", "shop", "fr"], &["front"]);
         assert_eq!(offered(&["machine", "stop", "-a", "other", "fr"]), Vec::<String>::new());
         live(&["logs", "-a", "shop", "-m", "fr"], &["front"]);
+        live(&["machine", "exec", "-a", "shop", "fr"], &["front"]);
+        live(&["machine", "exec", "-a", "shop", &machine.id()[..5]], &[machine.id()]);
+        assert_eq!(offered(&["machine", "exec", "-a", "shop", "front", "--", "fr"]), Vec::<String>::new());
         assert_eq!(offered(&["explain", "insuff"]), ["insufficient_capacity"]);
         // A server that is not there costs nothing but its names.
         assert_eq!(offered(&["machine", "list", "--api-url", "http://127.0.0.1:9", "-a", "sh"]), Vec::<String>::new());

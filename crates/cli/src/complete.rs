@@ -92,7 +92,9 @@ impl Line {
     /// Reads the flags it knows and passes over everything else, such as what is half typed.
     fn read(words: impl IntoIterator<Item = String>) -> Self {
         let mut known = Vec::new();
-        let mut words = joined(words).into_iter().peekable();
+        // What comes after is a command in a machine.
+        let ours = joined(words).into_iter().take_while(|word| word != "--");
+        let mut words = ours.peekable();
         while let Some(word) = words.next() {
             let takes_value =
                 ["-a", "--app", "-c", "--config", "-t", "--access-token", "--api-url", "--context"].contains(&&*word);
@@ -148,6 +150,10 @@ mod tests {
         assert_eq!(line.globals.api_url.as_deref(), Some("http://there"));
         let line = Line::read(["machine", "stop", "--app=shop", "-a"].map(str::to_owned));
         assert_eq!(line.app.app.as_deref(), Some("shop"));
+        let line = "machine exec -a shop 14 -- tar -c /etc -a other";
+        let line = Line::read(line.split(' ').map(str::to_owned));
+        assert_eq!(line.app.app.as_deref(), Some("shop"));
+        assert_eq!(line.app.config, None);
         // As bash splits it.
         let line = "machine stop --app = shop --api-url http : //there : 4280 fr";
         let line = Line::read(line.split(' ').map(str::to_owned));

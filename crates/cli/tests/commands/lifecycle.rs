@@ -119,6 +119,21 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
         "stderr": ""
     }
     "#);
+    assert_snapshot!(stand.run(&format!("machine exec {id} -a shop -- echo 'two  words' --flag")).await, @"
+    exit code 0
+    ----- stdout -----
+    two  words --flag
+    ");
+    assert_snapshot!(stand.run("machine exec web -a shop --exit-code -- exit 4").await, @"
+    exit code 4
+    ----- stdout -----
+    Exit code: 4
+    ");
+    assert_snapshot!(stand.run("machine exec -a shop -- echo hello").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: a machine ID must be specified when not running interactively
+    ");
     assert_snapshot!(stand.run(&format!("machine exec {id} nothing -a shop")).await, @"
     exit code 0
     ----- stdout -----

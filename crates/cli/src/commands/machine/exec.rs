@@ -4,14 +4,19 @@ use caddis_api::exec::{CommandLine, ExecRequest, MAX_TIMEOUT_SECONDS};
 use clap::Args;
 
 use super::choice::{self, no_container};
-use crate::{CliError, globals::AppArgs, session::Session, terminal, words};
+use crate::{CliError, complete, globals::AppArgs, session::Session, terminal, words};
 
 /// `caddis machine exec`.
 #[derive(Debug, Args)]
 pub struct Exec {
-    /// Machine id; then the command, in one word. With one word alone it is the command, and the machine is asked for.
-    #[arg(required = true, num_args = 1..=2, value_names = ["ID", "COMMAND"])]
-    words: Vec<String>,
+    /// Id or name of the machine. Alone, without a command, it is the command, and you are asked for the machine.
+    #[arg(value_name = "MACHINE", required_unless_present = "program", add = complete::machines())]
+    machine: Option<String>,
+    /// The command in one argument; split into words, but not by a shell.
+    command: Option<String>,
+    /// The command in words, after --.
+    #[arg(last = true, value_name = "PROGRAM", conflicts_with = "command")]
+    program: Vec<String>,
     #[command(flatten)]
     app: AppArgs,
     /// Choose the machine from a menu.
@@ -43,23 +48,25 @@ pub struct Exec {
 /// Runs it.
 pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
     let printer = &session.printer;
-    let (id, command) = match exec.words.as_slice() {
-        [id, command] => (Some(id.as_str()), command),
-        [command] => (None, command),
-        _ => return Err(CliError::new("give a machine ID and a command")),
+    let (machine, command) = match (exec.machine, exec.command) {
+        (machine, None) if !exec.program.is_empty() => (machine, CommandLine::Words(exec.program)),
+        (machine, Some(command)) => (machine, CommandLine::Line(command)),
+        (command, None) => (None, CommandLine::Line(command.unwrap_or_default())),
     };
     no_container(exec.container.as_deref())?;
-    let (client, app, machine) = choice::one(session, &exec.app, id, exec.select).await?;
+    let (client, app, machine) = choice::one(session, &exec.app, machine.as_deref(), exec.select).await?;
     if exec.tty || exec.interactive {
-        let command = words::split("command", command)?;
+        let command = match command {
+            CommandLine::Line(line) => words::split("command", &line)?,
+            CommandLine::Words(words) => words,
+        };
         if command.is_empty() {
             return Err(CliError::new("give a command"));
         }
         let program = terminal::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
         return terminal::attach(session, &client, &app, &machine.id, program).await;
     }
-    let request =
-        ExecRequest { cmd: Some(CommandLine::Line(command.clone())), timeout: exec.timeout, ..ExecRequest::default() };
+    let request = ExecRequest { cmd: Some(command), timeout: exec.timeout, ..ExecRequest::default() };
     let reply = client.exec(&app, &machine.id, &request, None).await;
     let reply = reply.map_err(|e| CliError::attempted("could not exec command on machine", e))?;
     if exec.json {

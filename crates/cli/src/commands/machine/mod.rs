@@ -98,7 +98,8 @@ enum MachineCommand {
     Wait(act::Wait),
     /// Run a program in a machine.
     #[command(after_help = "Examples:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello\n  caddis machine \
-                            exec 148ed193b95389 sh --tty -a hello")]
+                            exec 148ed193b95389 -a hello -- ls -la /\n  caddis machine exec 148ed193b95389 sh --tty \
+                            -a hello")]
     Exec(exec::Exec),
     /// Destroy machines.
     #[command(
