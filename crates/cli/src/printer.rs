@@ -12,7 +12,13 @@ use std::{
 
 use serde::Serialize;
 
-use crate::render::json;
+use crate::{
+    render::{
+        json,
+        table::{self, Screen},
+    },
+    terminal,
+};
 
 type Sink = Arc<Mutex<dyn Write + Send>>;
 
@@ -23,6 +29,7 @@ pub struct Printer {
     stderr: Sink,
     /// Prompts are possible: standard input, output and error are terminals.
     interactive: bool,
+    stdout_is_terminal: bool,
     stderr_is_terminal: bool,
     colour: bool,
     /// Progress is told: not while several things go on at once.
@@ -60,6 +67,7 @@ impl Printer {
             stderr: Arc::new(Mutex::new(io::stderr())),
             // Menus are drawn on standard error.
             interactive: io::stdin().is_terminal() && stdout_is_terminal && stderr_is_terminal,
+            stdout_is_terminal,
             stderr_is_terminal,
             colour: stdout_is_terminal
                 && stderr_is_terminal
@@ -75,6 +83,7 @@ impl Printer {
             stdout: Arc::new(Mutex::new(stdout.clone())),
             stderr: Arc::new(Mutex::new(stderr.clone())),
             interactive: false,
+            stdout_is_terminal: false,
             stderr_is_terminal: false,
             colour: false,
             tells_progress: Arc::new(AtomicBool::new(true)),
@@ -97,6 +106,11 @@ impl Printer {
         self.colour
     }
 
+    /// What tables are drawn on.
+    pub fn screen(&self) -> Screen {
+        Screen { columns: self.stdout_is_terminal.then(|| terminal::screen_size().0), colour: self.colour }
+    }
+
     /// Whether it is told how far something is.
     pub fn tells_progress(&self) -> bool {
         self.tells_progress.load(Ordering::Relaxed)
@@ -110,6 +124,16 @@ impl Printer {
     /// A line of data.
     pub fn out(&self, line: impl Display) -> io::Result<()> {
         writeln!(lock(&self.stdout), "{line}")
+    }
+
+    /// A table with a column per header.
+    pub fn table(&self, title: &str, headers: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+        self.raw_out(&table::horizontal(self.screen(), &self.title(title), headers, rows))
+    }
+
+    /// A table with a line per label.
+    pub fn facts(&self, title: &str, rows: &[(&str, String)]) -> io::Result<()> {
+        self.raw_out(&table::vertical(self.screen(), &self.title(title), rows))
     }
 
     /// Data as it is.
@@ -149,8 +173,8 @@ impl Printer {
     }
 
     /// Bold, where colours are wanted.
-    pub fn paint_title(&self, text: &str) -> String {
-        self.paint(text, "1")
+    pub fn title(&self, text: &str) -> String {
+        if text.is_empty() { String::new() } else { self.paint(text, "1") }
     }
 
     /// Green, where colours are wanted.

@@ -1,4 +1,4 @@
-//! This process's terminal in raw mode, and a session in a machine that is attached to it.
+//! This process's terminal: its size, keys without Enter, raw mode, and a session in a machine that is attached to it.
 
 use std::{
     io::{self, IsTerminal as _, Read as _},
@@ -12,7 +12,10 @@ use caddis_api::{
     terminal::{StartSession, TerminalSize},
 };
 use caddis_client::{Client, FromSession, SessionReader, SessionWriter};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::{
+    process::getpgrp,
+    termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr},
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -30,18 +33,28 @@ const STILL_HERE: Duration = Duration::from_secs(20);
 /// Where nothing tells.
 const USUAL_SIZE: TerminalSize = TerminalSize { columns: 80, rows: 24 };
 
-/// The terminal's settings before it was put into raw mode, for whoever puts them back.
+/// The terminal's settings before they were changed, for whoever puts them back.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// The terminal on standard input in raw mode, until it is dropped; also when the process panics.
-struct Raw;
+/// The terminal on standard input with other settings, until this is dropped; also when the process panics.
+struct Mode;
 
-impl Raw {
-    fn enter() -> io::Result<Self> {
+impl Mode {
+    /// All keys are the program's own.
+    fn raw() -> io::Result<Self> {
+        Self::enter(Termios::make_raw)
+    }
+
+    /// Keys come at once and are not shown; Ctrl-C and the like stay signals.
+    fn keys() -> io::Result<Self> {
+        Self::enter(|settings| settings.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO))
+    }
+
+    fn enter(change: impl FnOnce(&mut Termios)) -> io::Result<Self> {
         static HOOK: Once = Once::new();
         let before = tcgetattr(io::stdin())?;
-        let mut raw = before.clone();
-        raw.make_raw();
+        let mut changed = before.clone();
+        change(&mut changed);
         *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         HOOK.call_once(|| {
             let usual = std::panic::take_hook();
@@ -52,12 +65,12 @@ impl Raw {
         });
         // From here on it is put back when this is dropped.
         let guard = Self;
-        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
+        tcsetattr(io::stdin(), OptionalActions::Now, &changed)?;
         Ok(guard)
     }
 }
 
-impl Drop for Raw {
+impl Drop for Mode {
     fn drop(&mut self) {
         restore();
     }
@@ -73,6 +86,44 @@ fn restore() {
 /// Whether standard input is a terminal.
 pub fn is_on_terminal() -> bool {
     io::stdin().is_terminal()
+}
+
+/// Columns and lines of the terminal on standard output. A serial console does not know.
+pub fn screen_size() -> (usize, usize) {
+    let size = tcgetwinsize(io::stdout()).ok().map(|size| (size.ws_col.into(), size.ws_row.into()));
+    size.filter(|(columns, lines)| *columns > 0 && *lines > 0)
+        .unwrap_or((USUAL_SIZE.columns.into(), USUAL_SIZE.rows.into()))
+}
+
+/// Waits until the user types `q`. Never ends where keys are not for us: input is no terminal, or another job's, and
+/// to read would stop us.
+///
+/// # Errors
+/// With the exit code of a signal that would have ended this process without putting the terminal back.
+pub async fn until_q() -> Result<(), CliError> {
+    let foreground = tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp());
+    if !foreground {
+        return std::future::pending().await;
+    }
+    let Signals { ending: [(mut terminate, terminated), (mut hang_up, hung_up), (mut quit, has_quit)], .. } =
+        Signals::watch()?;
+    let _mode = Mode::keys()?;
+    let (mut chunks, mut open) = (read_stdin(), true);
+    loop {
+        tokio::select! {
+            chunk = chunks.recv(), if open => match chunk {
+                Some(keys) if keys.contains(&b'q') => return Ok(()),
+                chunk => open = chunk.is_some(),
+            },
+            _ = terminate.recv() => return Err(ended_by(terminated)),
+            _ = hang_up.recv() => return Err(ended_by(hung_up)),
+            _ = quit.recv() => return Err(ended_by(has_quit)),
+        }
+    }
+}
+
+fn ended_by(code: i32) -> CliError {
+    CliError::ExitCode(u8::try_from(code & 0xff).unwrap_or(1))
 }
 
 fn size() -> Option<TerminalSize> {
@@ -118,12 +169,12 @@ pub async fn attach(
     let signals = Signals::watch()?;
     let opened = client.session(app, machine, start, None, program.remove_app).await;
     let (reader, writer) = opened.map_err(|e| CliError::attempted("could not open a session in the machine", e))?;
-    let raw = if program.pty && is_on_terminal() { Some(Raw::enter()?) } else { None };
+    let raw = if program.pty && is_on_terminal() { Some(Mode::raw()?) } else { None };
     let outcome = run(session, reader, writer, program.stdin, signals, program.pty).await;
     drop(raw);
     match outcome? {
         0 => Ok(()),
-        code => Err(CliError::ExitCode(u8::try_from(code & 0xff).unwrap_or(1))),
+        code => Err(ended_by(code)),
     }
 }
 

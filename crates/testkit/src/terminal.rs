@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
+    num::NonZeroU16,
     os::fd::OwnedFd,
     process::{ExitStatus, Stdio},
 };
@@ -25,6 +26,8 @@ pub struct Terminal {
     screen: watch::Receiver<Vec<u8>>,
     /// What was expected ends here.
     at: usize,
+    /// Rows and columns that it began with.
+    size: (u16, u16),
 }
 
 impl Terminal {
@@ -60,7 +63,7 @@ impl Terminal {
                 sender.send_modify(|screen| screen.extend_from_slice(&buffer[..count]));
             }
         });
-        Ok(Self { child, master, screen, at: 0 })
+        Ok(Self { child, master, screen, at: 0, size: (rows, columns) })
     }
 
     /// Waits until a text appears after what was expected before, and gives what came up to its end.
@@ -92,6 +95,18 @@ impl Terminal {
         String::from_utf8_lossy(&self.screen.borrow()).into_owned()
     }
 
+    /// The lines that a person sees on a terminal that is never resized, without blanks at their ends and without the
+    /// empty ones at the end of all.
+    pub fn lines(&self) -> Vec<String> {
+        let [rows, columns] = [self.size.0, self.size.1].map(|count| NonZeroU16::new(count).unwrap_or(NonZeroU16::MIN));
+        let mut terminal = vt100::Parser::new(rows, columns, 0);
+        terminal.process(&self.screen.borrow());
+        let rows = terminal.screen().rows(0, self.size.1);
+        let mut lines: Vec<_> = rows.map(|row| row.trim_end().to_owned()).collect();
+        lines.truncate(lines.iter().rposition(|line| !line.is_empty()).map_or(0, |last| last + 1));
+        lines
+    }
+
     /// Types or pastes. Returns when all of it was taken.
     ///
     /// # Errors
@@ -119,6 +134,15 @@ impl Terminal {
     pub fn is_raw(&self) -> Result<bool> {
         let modes = tcgetattr(&self.master).context("looking at a terminal")?.local_modes;
         Ok(!modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG))
+    }
+
+    /// Whether keys are shown as they are typed, and come by lines.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub fn echoes(&self) -> Result<bool> {
+        let modes = tcgetattr(&self.master).context("looking at a terminal")?.local_modes;
+        Ok(modes.contains(LocalModes::ICANON | LocalModes::ECHO))
     }
 
     /// Waits for the program's end, and until all it has written is on the screen.

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use caddis_testkit::fake::{Faults, Stage};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::stand::Stand;
 
@@ -176,6 +180,46 @@ async fn run_offers_to_make_an_app_and_can_be_left_at_each_question() -> Result<
     terminal.expect("Machine started, you can connect via the following private ip").await?;
     assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
     assert!(!gone("fresh").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn q_ends_a_screen_and_the_terminal_is_as_before() -> Result<()> {
+    let stand = Stand::new().await?;
+    stand.machine("one").await?;
+    for command in [["machine", "top"].as_slice(), &["machine", "list", "--watch"], &["status", "--watch"]] {
+        for (signal, code) in [(None, 0), (Some(Signal::SIGTERM), 143), (Some(Signal::SIGINT), 127)] {
+            let mut terminal = stand.terminal(&[command, &["-a", "shop"]].concat())?;
+            terminal.expect("started").await?;
+            match signal {
+                Some(signal) => kill(Pid::from_raw(terminal.pid()?), signal)?,
+                None => terminal.send("xq").await?,
+            }
+            let status = terminal.end().await?;
+            assert_eq!(status.code(), Some(code), "{}", terminal.screen());
+            assert!(terminal.echoes()?, "keys are shown again");
+            assert!(!terminal.lines().iter().any(|line| line.contains("xq")), "{}", terminal.screen());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn tables_fit_a_terminal() -> Result<()> {
+    let stand = Stand::new().await?;
+    let id = stand.machine("one").await?;
+    for columns in [200, 110, 60] {
+        let mut terminal = stand.terminal_of(&["machine", "list", "-a", "shop"], columns)?;
+        assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
+        let lines = terminal.lines();
+        let row: Vec<_> = lines.iter().filter(|line| line.contains(&id)).collect();
+        assert_eq!(row.len(), 1, "{lines:#?}");
+        assert!(lines.iter().any(|line| line.contains(" ID ")) && row[0].contains(" started "), "{lines:#?}");
+        // Columns that say nothing are not there, and one that has no room is named.
+        assert!(!lines.iter().any(|line| line.contains("ROLE") || line.contains("VOLUME")), "{lines:#?}");
+        assert_eq!(lines.iter().any(|line| line.contains("Not shown")), columns < 200, "{lines:#?}");
+        assert!(terminal.screen().contains("\u{1b}[32mstarted"), "in green: {:?}", terminal.screen());
+    }
     Ok(())
 }
 

@@ -28,11 +28,16 @@ impl Stand {
 
     /// The binary with these arguments.
     pub fn terminal(&self, arguments: &[&str]) -> Result<Terminal> {
+        self.terminal_of(arguments, 200)
+    }
+
+    /// The same on a terminal with so many columns.
+    pub fn terminal_of(&self, arguments: &[&str], columns: u16) -> Result<Terminal> {
         let prepare = |command: &mut tokio::process::Command| {
             command.args(arguments).env("HOME", self.home.path()).env("CADDIS_DATA_DIR", self.home.path());
             command.env("CADDIS_API_URL", self.server.url()).env("CADDIS_API_TOKEN", self.server.token());
             command.current_dir(self.home.path());
         };
-        Terminal::start(prepare, env!("CARGO_BIN_EXE_caddis").as_ref(), 200, 40)
+        Terminal::start(prepare, env!("CARGO_BIN_EXE_caddis").as_ref(), columns, 40)
     }
 }

@@ -5,7 +5,6 @@ use serde_json::json;
 
 use crate::{
     CliError,
-    render::table,
     session::Session,
     settings::{Context, Settings},
 };
@@ -75,7 +74,7 @@ pub fn run(context: ContextArguments, session: &Session) -> Result<(), CliError>
                     vec![mark(name).to_owned(), name.clone(), context.api_url.clone()]
                 };
                 let rows: Vec<_> = settings.contexts.iter().map(row).collect();
-                printer.raw_out(&table::horizontal("", &["Current", "Name", "Server"], &rows))?;
+                printer.table("", &["Current", "Name", "Server"], &rows)?;
             }
         }
         ContextCommand::Add { name } => {

@@ -37,7 +37,7 @@ pub struct Demo {
 /// Runs it.
 pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
-    let title = |text: &str| printer.out(format_args!("\n{}", printer.paint_title(text)));
+    let title = |text: &str| printer.out(format_args!("\n{}", printer.title(text)));
 
     let number = unused_number(&client).await?;
     let (image, app) = (format!("caddis-demo:{number}"), format!("demo-{number}"));

@@ -4,7 +4,7 @@ use caddis_api::ErrorCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::{CliError, complete, render::table, session::Session};
+use crate::{CliError, complete, session::Session};
 
 /// `caddis explain`.
 #[derive(Debug, Args)]
@@ -184,7 +184,7 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
             vec![meaning.code.clone(), status, meaning.means.to_owned()]
         };
         let rows: Vec<_> = all.iter().map(row).collect();
-        printer.raw_out(&table::horizontal("", &["Code", "Status", "Meaning"], &rows))?;
+        printer.table("", &["Code", "Status", "Meaning"], &rows)?;
         return Ok(());
     };
     let asked = wanted.to_ascii_lowercase().replace('-', "_");

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use crate::{
     CliError, Printer,
     progress::Progress,
-    render::{size, table, time},
+    render::{size, time},
     session::Session,
     upload::Archive,
 };
@@ -103,7 +103,7 @@ pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
                     ]
                 };
                 let rows: Vec<_> = images.iter().map(row).collect();
-                printer.raw_out(&table::horizontal("", &["Name", "Digest", "Size", "Machines", "Created"], &rows))?;
+                printer.table("", &["Name", "Digest", "Size", "Machines", "Created"], &rows)?;
             }
             Ok(())
         }

@@ -6,12 +6,7 @@ use caddis_api::platform::{HostStatus, Region};
 use clap::{Args, Subcommand};
 use serde_json::{Map, json};
 
-use crate::{
-    CliError,
-    render::{size, table},
-    session::Session,
-    spec,
-};
+use crate::{CliError, render::size, session::Session, spec};
 
 /// `caddis platform …`.
 #[derive(Debug, Args)]
@@ -63,7 +58,7 @@ async fn regions(format: &Format, session: &Session) -> Result<(), CliError> {
     for (part, regions) in by_part {
         let rows: Vec<_> =
             regions.iter().map(|r| vec![r.name.clone(), r.code.clone(), r.capacity.to_string()]).collect();
-        printer.raw_out(&table::horizontal(&title(part), &["Name", "Code", "Capacity"], &rows))?;
+        printer.table(&title(part), &["Name", "Code", "Capacity"], &rows)?;
     }
     Ok(())
 }
@@ -92,7 +87,7 @@ fn vm_sizes(format: &Format, session: &Session) -> Result<(), CliError> {
         let of_kind = presets.iter().filter(|preset| preset.kind == kind);
         let rows: Vec<_> =
             of_kind.map(|p| vec![p.name.clone(), p.cpus.to_string(), format!("{} MB", p.memory_mb)]).collect();
-        printer.raw_out(&table::horizontal(title, &["Name", "CPU Cores", "Memory"], &rows))?;
+        printer.table(title, &["Name", "CPU Cores", "Memory"], &rows)?;
     }
     Ok(())
 }
@@ -110,11 +105,11 @@ async fn status(format: &Format, session: &Session) -> Result<(), CliError> {
             ("Version", status.version.clone()),
             ("Health", health.to_owned()),
         ];
-        printer.raw_out(&table::vertical(&printer.paint_title("Server"), &facts))?;
+        printer.facts("Server", &facts)?;
         let rows: Vec<_> = status.hosts.iter().map(host_row).collect();
         let headers =
             ["ID", "Region", "Machines", "Started", "Free CPUs", "Free Memory", "Free Disk", "Images", "Images' Disk"];
-        printer.raw_out(&table::horizontal(&printer.paint_title("Hosts"), &headers, &rows))?;
+        printer.table("Hosts", &headers, &rows)?;
     }
     for warning in &status.warnings {
         printer.note(format_args!("Warning: {warning}"))?;

@@ -24,7 +24,7 @@ pub struct Status {
     /// Machines that are destroyed too.
     #[arg(long)]
     all: bool,
-    /// Go on showing it as machines change, until Ctrl-C; with --json a machine per line.
+    /// Go on showing it as machines change, until q or Ctrl-C; with --json a machine per line.
     #[arg(long, conflicts_with = "all")]
     watch: bool,
     /// Print it as JSON.
@@ -70,14 +70,14 @@ fn sorted(mut machines: Vec<Machine>) -> Vec<Machine> {
 }
 
 fn screen(printer: &Printer, facts: Vec<(&str, String)>, app: &str, machines: Vec<Machine>) -> String {
-    let facts = table::vertical(&printer.paint_title("App"), &facts);
+    let facts = table::vertical(printer.screen(), &printer.title("App"), &facts);
     if machines.is_empty() {
         return format!("{facts}No machines are available on this app {app}\n");
     }
     let now = Timestamp::now();
     let rows: Vec<_> = machines.iter().map(|machine| row(machine, now)).collect();
     let headers = ["Process", "ID", "Version", "Region", "State", "Role", "Checks", "Last Updated"];
-    facts + &table::horizontal(&printer.paint_title("Machines"), &headers, &rows)
+    facts + &table::horizontal(printer.screen(), &printer.title("Machines"), &headers, &rows)
 }
 
 /// The app's own status only where it is as fresh as its machines.

@@ -3,7 +3,7 @@
 use caddis_api::app::App;
 use clap::Args;
 
-use crate::{CliError, app_name::SHELLS, render::table, session::Session};
+use crate::{CliError, app_name::SHELLS, session::Session};
 
 /// Network of apps that name none.
 const DEFAULT_NETWORK: &str = "default";
@@ -47,7 +47,7 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
             row
         };
         let rows: Vec<_> = apps.iter().map(row).collect();
-        printer.raw_out(&table::horizontal("", &headers, &rows))?;
+        printer.table("", &headers, &rows)?;
     }
     Ok(())
 }

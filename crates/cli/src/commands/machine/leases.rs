@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
 use super::choice;
-use crate::{CliError, render::table, session::Session};
+use crate::{CliError, session::Session};
 
 /// `caddis machine leases …`.
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ async fn view(view: View, session: &Session) -> Result<(), CliError> {
     };
     let rows: Vec<_> = leases.iter().map(row).collect();
     let headers = ["Machine", "Nonce", "Status", "Owner", "Expires"];
-    session.printer.raw_out(&table::horizontal("", &headers, &rows))?;
+    session.printer.table("", &headers, &rows)?;
     Ok(())
 }
 

@@ -75,7 +75,7 @@ enum MachineCommand {
                             hello --display-config"
     )]
     Status(show::Status),
-    /// Show what an app's machines use, as it changes.
+    /// Show what an app's machines use, as it changes, until q or Ctrl-C.
     #[command(after_help = "Examples:\n  caddis machine top -a hello\n  caddis machine top -a hello --json")]
     Top(top::Top),
     /// Start machines.

@@ -9,7 +9,6 @@ use serde_json::{Map, json};
 use crate::{
     CliError, app_name,
     globals::AppArgs,
-    render::table,
     session::Session,
     spec::{self, VmFlags},
 };
@@ -82,7 +81,7 @@ pub async fn run(place: Place, session: &Session) -> Result<(), CliError> {
     }
     regions.sort_by(|a, b| a.region.cmp(&b.region));
     let rows: Vec<_> = regions.into_iter().map(|region| vec![region.region, region.count.to_string()]).collect();
-    Ok(printer.raw_out(&table::horizontal("", &["Region", "Count"], &rows))?)
+    Ok(printer.table("", &["Region", "Count"], &rows)?)
 }
 
 fn weights(weights: &[String]) -> Result<Option<BTreeMap<String, i64>>, CliError> {

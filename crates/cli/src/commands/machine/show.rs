@@ -12,7 +12,7 @@ use super::{
     watch::{self, Form},
 };
 use crate::{
-    CliError,
+    CliError, Printer,
     globals::AppArgs,
     render::{json as json_text, machine as cell, table, time},
     session::Session,
@@ -32,7 +32,7 @@ pub struct List {
     /// Ids only.
     #[arg(short, long)]
     quiet: bool,
-    /// Go on showing them as they change, until Ctrl-C; with --json a document per line.
+    /// Go on showing them as they change, until q or Ctrl-C; with --json a document per line.
     #[arg(long, conflicts_with = "quiet")]
     watch: bool,
 }
@@ -41,7 +41,7 @@ pub struct List {
 pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&list.app)?, session.client()?, &session.printer);
     if list.watch {
-        let table = |machines: &[Machine]| table_of(&printer.paint_title(&app), machines);
+        let table = |machines: &[Machine]| table_of(printer, &app, machines);
         return watch::machines(session, &client, &app, Form::of(list.json, session), stream::pending(), table).await;
     }
     let filter = ListMachines::default();
@@ -59,11 +59,11 @@ pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
         return Ok(());
     }
     printer.out(format_args!("{} machines have been retrieved from app {app}.\n", machines.len()))?;
-    printer.raw_out(&table_of(&printer.paint_title(&app), &machines))?;
+    printer.raw_out(&table_of(printer, &app, &machines))?;
     Ok(())
 }
 
-fn table_of(title: &str, machines: &[Machine]) -> String {
+fn table_of(printer: &Printer, app: &str, machines: &[Machine]) -> String {
     let headers = [
         "ID",
         "Name",
@@ -81,7 +81,7 @@ fn table_of(title: &str, machines: &[Machine]) -> String {
     ];
     let now = Timestamp::now();
     let rows: Vec<_> = machines.iter().map(|machine| row(machine, now)).collect();
-    table::horizontal(title, &headers, &rows)
+    table::horizontal(printer.screen(), &printer.title(app), &headers, &rows)
 }
 
 fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
@@ -148,19 +148,19 @@ pub async fn status(status: Status, session: &Session) -> Result<(), CliError> {
         let tried = if operation.attempt > 1 { format!(", attempt {}", operation.attempt) } else { String::new() };
         printer.out(format_args!("In progress: {}, at {}{tried}\n", operation.kind, operation.step))?;
     }
-    printer.raw_out(&table::vertical(&printer.paint_title("VM"), &facts(&machine)))?;
+    printer.facts("VM", &facts(&machine))?;
     if let Some(checks) = machine.checks.as_deref().filter(|checks| !checks.is_empty()) {
         let title = format!("Checks [{}]", cell::checks(Some(checks)));
         let rows: Vec<_> = checks
             .iter()
             .map(|c| vec![c.name.clone(), c.status.clone(), c.updated_at.clone(), c.output.clone()])
             .collect();
-        printer.raw_out(&table::horizontal(&title, &["Name", "Status", "Last Updated", "Output"], &rows))?;
+        printer.table(&title, &["Name", "Status", "Last Updated", "Output"], &rows)?;
     }
     let events = client.events(&app, &machine.id, EVENTS).await?;
     let rows: Vec<_> = events.iter().map(event_row).collect();
     let headers = ["State", "Event", "Source", "Timestamp", "Info"];
-    printer.raw_out(&table::horizontal(&printer.paint_title("Event Logs"), &headers, &rows))?;
+    printer.table("Event Logs", &headers, &rows)?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 
 use super::watch::{self, Form};
 use crate::{
-    CliError,
+    CliError, Printer,
     globals::AppArgs,
     render::{machine as cell, size, table, time},
     session::Session,
@@ -71,8 +71,7 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
         }
         return Err(CliError::new(format!("the server has ended the connection, or app {app} is gone")));
     }
-    let title = printer.paint_title(&app);
-    let draw = |machines: &[Machine]| draw(&title, machines, &usage.by_machine());
+    let draw = |machines: &[Machine]| draw(printer, &app, machines, &usage.by_machine());
     if top.once || Form::of(false, session) == Form::Lines {
         // Processor time is told from the second look on.
         let (mut samples, mut told) = (client.machine_usage(&app, interval).await?, BTreeMap::new());
@@ -108,14 +107,14 @@ fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl
 }
 
 /// The busiest first.
-fn draw(title: &str, machines: &[Machine], usage: &BTreeMap<MachineId, MachineUsage>) -> String {
+fn draw(printer: &Printer, app: &str, machines: &[Machine], usage: &BTreeMap<MachineId, MachineUsage>) -> String {
     let mut machines: Vec<_> = machines.iter().map(|machine| (machine, usage.get(&machine.id))).collect();
     let load = |usage: Option<&MachineUsage>| usage.and_then(|usage| usage.cpu_percent).unwrap_or(-1.0);
     machines.sort_by(|(a, one), (b, other)| load(*other).total_cmp(&load(*one)).then_with(|| a.id.cmp(&b.id)));
     let now = Timestamp::now();
     let rows: Vec<_> = machines.iter().map(|(machine, usage)| row(machine, *usage, now)).collect();
     let headers = ["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of", "Last Event"];
-    table::horizontal(title, &headers, &rows)
+    table::horizontal(printer.screen(), &printer.title(app), &headers, &rows)
 }
 
 fn row(machine: &Machine, usage: Option<&MachineUsage>, now: Timestamp) -> Vec<String> {

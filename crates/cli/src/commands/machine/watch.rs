@@ -1,13 +1,13 @@
 //! `--watch` of `caddis machine list` and `status`, and `machine top`: the machines of an app as they change, by push from the server.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use caddis_api::{Machine, MachineId, watch::MachinesUpdate};
 use caddis_client::Client;
 use futures::{Stream, StreamExt as _, stream};
 use serde_json::json;
 
-use crate::{CliError, session::Session};
+use crate::{CliError, session::Session, terminal};
 
 /// First and longest pause before a server that went away is tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -87,9 +87,29 @@ impl Known {
     }
 }
 
-/// Shows the machines of an app until it is gone or Ctrl-C comes. `table` draws them on a terminal, and anew for each item
-/// of `redraws`.
+/// Shows the machines of an app until it is gone, or `q` or Ctrl-C comes. `table` draws them on a terminal, and anew for
+/// each item of `redraws`.
 pub async fn machines(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    form: Form,
+    redraws: impl Stream<Item = ()>,
+    table: impl Fn(&[Machine]) -> String,
+) -> Result<(), CliError> {
+    let quit = async {
+        match form {
+            Form::Screen => terminal::until_q().await,
+            _ => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = follow(session, client, app, form, redraws, table) => ended,
+        quit = quit => quit,
+    }
+}
+
+async fn follow(
     session: &Session,
     client: &Client,
     app: &str,
@@ -144,7 +164,7 @@ fn show(
     let printer = &session.printer;
     if form == Form::Screen {
         let machines: Vec<_> = known.machines.values().cloned().collect();
-        printer.raw_out(&format!("{CLEAR}{}", fitted(&table(&machines), screen_size())))?;
+        printer.raw_out(&format!("{CLEAR}{}", fitted(&table(&machines), terminal::screen_size())))?;
         return Ok(());
     }
     for news in news {
@@ -158,28 +178,34 @@ fn show(
     Ok(())
 }
 
-/// Columns and lines of the terminal. A serial console does not know.
-fn screen_size() -> (usize, usize) {
-    let size = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| (size.ws_col.into(), size.ws_row.into()));
-    size.filter(|(columns, lines)| *columns > 0 && *lines > 0).unwrap_or((80, 24))
-}
-
 /// As much as a screen shows at once, without a line that wraps, and how much is left out.
 fn fitted(text: &str, (columns, lines): (usize, usize)) -> String {
     // The cursor stands in the last.
     let room = lines.saturating_sub(1).max(2);
     let all: Vec<_> = text.trim_end_matches('\n').lines().collect();
     let shown = if all.len() > room { room - 1 } else { all.len() };
-    let cut = |line: &&str| match line.contains('\u{1b}') {
-        // A title, with colours.
-        true => format!("{line}\n"),
-        false => line.chars().take(columns).chain(['\n']).collect(),
-    };
-    let mut fitted: String = all[..shown].iter().map(cut).collect();
+    let mut fitted: String = all[..shown].iter().map(|line| cut(line, columns) + "\n").collect();
     if shown < all.len() {
         fitted.push_str(&format!("and {} more lines\n", all.len() - shown));
     }
     fitted
+}
+
+/// So many characters of a line; colours take no room, and none goes on beyond it.
+fn cut(line: &str, columns: usize) -> String {
+    let (mut text, mut taken, mut in_sequence) = (String::new(), 0, false);
+    for c in line.chars() {
+        if c == '\u{1b}' {
+            in_sequence = true;
+        } else if !in_sequence {
+            taken += 1;
+        }
+        if in_sequence || taken <= columns {
+            text.push(c);
+        }
+        in_sequence &= !c.is_ascii_alphabetic();
+    }
+    text
 }
 
 /// Id, state and name: what is looked for first.
@@ -208,7 +234,7 @@ mod tests {
         assert_eq!(fitted("a\nb\n\n", (80, 24)), "a\nb\n");
         assert_eq!(fitted("a\nb\nc\nd\n", (80, 5)), "a\nb\nc\nd\n");
         assert_eq!(fitted("a\nb\nc\nd\n", (80, 4)), "a\nb\nand 2 more lines\n");
-        assert_eq!(fitted("\u{1b}[1mtitle\u{1b}[0m\nlong\n", (3, 24)), "\u{1b}[1mtitle\u{1b}[0m\nlon\n");
+        assert_eq!(fitted("\u{1b}[1mtitle\u{1b}[0m\nlong\n", (3, 24)), "\u{1b}[1mtit\u{1b}[0m\nlon\n");
         assert_eq!(fitted("a\nb\nc\n", (80, 1)), "a\nand 2 more lines\n");
     }
 
