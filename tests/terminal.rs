@@ -112,7 +112,7 @@ async fn programs_run_with_and_without_a_terminal_and_end_with_a_lost_client() -
     let run = async |command: &str, more: &[&str]| {
         server.cli(&[&["ssh", "console", "-a", APP, "-C", command], more].concat()).await
     };
-    let output = run("sh -c 'echo out; echo err >&2; exit 9'", &[]).await?;
+    let output = run("sh -c 'echo out; echo err >&2; exit 9'", &["-q"]).await?;
     assert_eq!((output.code, &*output.stdout, &*output.stderr), (Some(9), "out\n", "err\n"), "{output:?}");
     let output = run("id -un", &["-u", "www"]).await?;
     assert_eq!((output.code, &*output.stdout), (Some(0), "www\n"), "{output:?}");

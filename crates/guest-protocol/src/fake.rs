@@ -14,7 +14,7 @@
 //! | anything else | `sleep inf` |
 //!
 //! Programs for exec: `echo`, `exit`, `cat`, `sleep`, `env`, `yes` (output without end, within its window), and `session`,
-//! which tells what it hears: its input, sizes, signals. No program at all is a `session`.
+//! which tells what it hears: its input up to Ctrl-D, sizes, signals. No program at all is a `session`.
 
 use std::{
     collections::VecDeque,

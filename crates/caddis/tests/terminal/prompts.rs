@@ -224,6 +224,21 @@ async fn tables_fit_a_terminal() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_console_asks_which_of_several_machines_it_is_for() -> Result<()> {
+    let stand = Stand::new().await?;
+    let (first, second) = (stand.machine("one").await?, stand.machine("two").await?);
+    let mut terminal = stand.terminal(&["ssh", "console", "-a", "shop"])?;
+    terminal.expect("Select VM:").await?;
+    terminal.expect("two").await?;
+    terminal.send(if first < second { "\u{1b}[B\r" } else { "\r" }).await?;
+    terminal.expect(&format!("Using machine {second} (two)")).await?;
+    terminal.expect("session of root on ").await?;
+    terminal.send("\u{4}").await?;
+    assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
+    Ok(())
+}
+
+#[tokio::test]
 async fn screens_that_watch_are_drawn_anew_as_machines_change() -> Result<()> {
     let stand = Stand::new().await?;
     let id = stand.machine("one").await?;

@@ -48,6 +48,7 @@ pub async fn run(ssh: Ssh, session: &Session) -> Result<(), CliError> {
     let client = session.client()?;
     let (app, machine) = console.target.find(session, &client).await?;
     let pty = console.pty || (command.is_empty() && terminal::is_on_terminal());
+    console.target.tell(session, &machine)?;
     if pty && !console.target.quiet {
         session.printer.note(format_args!("Connecting to {}... complete", machine.private_ip))?;
     }

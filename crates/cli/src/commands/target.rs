@@ -7,7 +7,10 @@ use clap::Args;
 use super::machine::choice;
 use crate::{CliError, complete, globals::AppArgs, prompt, render::machine as cell, session::Session};
 
-/// Flags that choose it. Without any it is the first that runs.
+/// How an error names machines that would all do, at most.
+const NAMED: usize = 5;
+
+/// Flags that choose it. Where they leave several, the user is asked.
 #[derive(Debug, Args)]
 pub struct Target {
     #[command(flatten)]
@@ -36,7 +39,7 @@ pub struct Target {
     /// The machine itself and no container, as always here.
     #[arg(long, hide = true)]
     no_container: bool,
-    /// Don't tell which machine it is.
+    /// Don't print which machine it is.
     #[arg(short, long)]
     pub quiet: bool,
 }
@@ -49,26 +52,29 @@ impl Target {
         if let Some(id) = &self.machine {
             let machine = choice::get(client, &app, id).await?;
             if machine.state != MachineState::Started {
-                return Err(CliError::with_hint(
-                    format!("machine {id} is not running, it is {}", machine.state),
-                    format!("Start it with 'caddis machine start {id} -a {app}'."),
-                ));
+                return Err(not_running(&app, id, &machine));
             }
             return Ok((app, machine));
         }
         let mut machines = client.list_machines(&app, &ListMachines::default()).await?;
+        let any = !machines.is_empty();
         machines.retain(|machine| machine.state == MachineState::Started && self.fits(machine));
         machines.sort_by(|a, b| a.id.cmp(&b.id));
         if machines.is_empty() {
             let chosen = self.region.is_some() || self.process_group.is_some() || self.address.is_some();
             let which = if chosen { " that fits the flags" } else { "" };
-            return Err(CliError::with_hint(
-                format!("app {app} has no started machine{which}"),
-                format!("See 'caddis machine list -a {app}', and start one with 'caddis machine start'."),
-            ));
+            let hint = match any {
+                true => format!("See 'caddis machine list -a {app}', and start one with 'caddis machine start'."),
+                false => format!("It has no machines at all; 'caddis machine run IMAGE -a {app}' makes one."),
+            };
+            return Err(CliError::with_hint(format!("app {app} has no started machine{which}"), hint));
+        }
+        let several = machines.len() > 1;
+        if several && !self.select && !session.printer.is_interactive() {
+            return Err(undecided(&app, &machines));
         }
         let mut at = 0;
-        if self.select {
+        if several || self.select {
             let options: Vec<_> = machines
                 .iter()
                 .map(|machine| format!("{}: {} {} {}", machine.region, machine.id, machine.private_ip, machine.name))
@@ -77,6 +83,14 @@ impl Target {
             at = prompt::choose(&session.printer, "Select VM:", &options, unasked).await?;
         }
         Ok((app, machines.swap_remove(at)))
+    }
+
+    /// Prints which machine it is, where nobody has named it.
+    pub fn tell(&self, session: &Session, machine: &Machine) -> Result<(), CliError> {
+        if !self.quiet && self.machine.is_none() {
+            session.printer.note(format_args!("Using machine {} ({})", machine.id, machine.name))?;
+        }
+        Ok(())
     }
 
     fn fits(&self, machine: &Machine) -> bool {
@@ -89,4 +103,37 @@ impl Target {
             && self.process_group.as_deref().is_none_or(|wanted| group.as_deref().unwrap_or("app") == wanted)
             && self.address.as_ref().is_none_or(is_at)
     }
+}
+
+/// The machine that is named does not run: what can be done about it depends on why.
+fn not_running(app: &str, name: &str, machine: &Machine) -> CliError {
+    let (id, state) = (&machine.id, machine.state);
+    let text = format!("machine {name} is not running, it is {state}");
+    match state {
+        MachineState::Destroyed | MachineState::Destroying => {
+            CliError::with_hint(text, format!("See 'caddis machine list -a {app}' for the machines there are."))
+        }
+        MachineState::Failed => {
+            CliError::with_hint(text, format!("'caddis machine status {id} -a {app}' shows why it failed."))
+        }
+        MachineState::Created | MachineState::Stopped | MachineState::Suspended => {
+            CliError::with_hint(text, format!("Start it with 'caddis machine start {name} -a {app}'."))
+        }
+        _ => CliError::with_hint(text, format!("'caddis machine wait {name} -a {app}' waits until that is over.")),
+    }
+}
+
+/// Several machines would do, and there is nobody to ask.
+fn undecided(app: &str, machines: &[Machine]) -> CliError {
+    let mut sorted: Vec<_> = machines.iter().collect();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut names: Vec<_> =
+        sorted.iter().take(NAMED).map(|machine| format!("{} ({})", machine.id, machine.name)).collect();
+    if machines.len() > NAMED {
+        names.push("…".to_owned());
+    }
+    CliError::with_hint(
+        format!("app {app} has {} started machines: {}", machines.len(), names.join(", ")),
+        "Name one with --machine.",
+    )
 }

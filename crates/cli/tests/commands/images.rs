@@ -68,13 +68,13 @@ async fn sessions_that_can_not_be_opened_are_told() {
     exit code 1
     ----- stderr -----
     Error: app shop has no started machine
-    See 'caddis machine list -a shop', and start one with 'caddis machine start'.
+    It has no machines at all; 'caddis machine run IMAGE -a shop' makes one.
     ");
     assert_snapshot!(stand.run("sftp get /etc/hosts -a shop").await, @"
     exit code 1
     ----- stderr -----
     Error: app shop has no started machine
-    See 'caddis machine list -a shop', and start one with 'caddis machine start'.
+    It has no machines at all; 'caddis machine run IMAGE -a shop' makes one.
     ");
     let id = stand.machine("one").await;
     stand.run(&format!("machine stop {id} -a shop -w 60s")).await.ok();
@@ -84,12 +84,56 @@ async fn sessions_that_can_not_be_opened_are_told() {
     Error: machine one is not running, it is stopped
     Start it with 'caddis machine start one -a shop'.
     ");
+    stand.run(&format!("machine destroy {id} -a shop")).await.ok();
+    assert_snapshot!(stand.run(&format!("ssh console -a shop --machine {id}")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: machine machine-id-001 is not running, it is destroyed
+    See 'caddis machine list -a shop' for the machines there are.
+    ");
+    stand.machine("one").await;
     assert_snapshot!(stand.run("ssh console -a shop --machine onne").await, @r#"
     exit code 1
     ----- stderr -----
     Error: machine ID onne was not found in app 'shop'
     Did you mean "one"?
     "#);
+    assert_snapshot!(stand.run("ssh console -a shop -C 'echo hello'").await, @"
+    exit code 0
+    ----- stdout -----
+    hello
+
+    ----- stderr -----
+    Using machine machine-id-002 (one)
+    ");
+    assert_snapshot!(stand.run("ssh console -a shop -C 'echo hello' --machine one").await, @"
+    exit code 0
+    ----- stdout -----
+    hello
+    ");
+    stand.machine("two").await;
+    assert_snapshot!(stand.run("ssh console -a shop -C 'echo hello'").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: app shop has 2 started machines: machine-id-002 (one), machine-id-003 (two)
+    Name one with --machine.
+    ");
+    assert_snapshot!(stand.run("sftp find / -a shop --region local").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: app shop has 2 started machines: machine-id-002 (one), machine-id-003 (two)
+    Name one with --machine.
+    ");
+    assert_snapshot!(stand.run("ssh console -a shop -C 'echo hello' -A two -q").await, @"
+    exit code 0
+    ----- stdout -----
+    hello
+    ");
+    for number in 3..8 {
+        stand.machine(&format!("m{number}")).await;
+    }
+    let several = stand.run("sftp get /etc/hosts -a shop").await;
+    assert!(several.stderr.contains("7 started machines: ") && several.stderr.contains(", …\n"), "{several}");
     assert_snapshot!(stand.run("sftp put nothing.txt /tmp/x -a shop").await, @"
     exit code 1
     ----- stderr -----
@@ -101,6 +145,7 @@ async fn sessions_that_can_not_be_opened_are_told() {
     Error: app shop has no started machine that fits the flags
     See 'caddis machine list -a shop', and start one with 'caddis machine start'.
     ");
+    stand.run("machine stop one -a shop").await.ok();
     assert_snapshot!(stand.run("machine exec one -a shop 'ls /'").await, @"
     exit code 1
     ----- stderr -----

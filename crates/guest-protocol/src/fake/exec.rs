@@ -20,6 +20,9 @@ use crate::{
     message::{ExecRequest, LogSource},
 };
 
+/// What a terminal sends when its user types Ctrl-D.
+const CTRL_D: &[u8] = b"\x04";
+
 type Replies = mpsc::UnboundedSender<(GuestMessage, Bytes)>;
 
 /// The execs of one connection.
@@ -66,6 +69,7 @@ impl Execs {
         let session = |id| self.kind(id) == Some(Kind::Session);
         match message {
             HostMessage::Exec(request) => self.start(request, spec),
+            HostMessage::Input { id } if session(id) && *payload == *CTRL_D => self.finish(id),
             HostMessage::Input { id } if matches!(self.kind(id), Some(Kind::Cat | Kind::Session)) => {
                 let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
                 self.reply(GuestMessage::Credit { id, bytes }, Bytes::new());
@@ -79,8 +83,7 @@ impl Execs {
                 }
             }
             HostMessage::CloseInput { id } if matches!(self.kind(id), Some(Kind::Cat | Kind::Session)) => {
-                self.running.remove(&id);
-                self.reply(finished(id, 0), Bytes::new());
+                self.finish(id);
             }
             HostMessage::CancelExec { id } => {
                 if let Some(running) = self.running.remove(&id) {
@@ -90,6 +93,11 @@ impl Execs {
             }
             _ => {}
         }
+    }
+
+    fn finish(&mut self, id: u32) {
+        self.running.remove(&id);
+        self.reply(finished(id, 0), Bytes::new());
     }
 
     fn say(&self, id: u32, text: String) {

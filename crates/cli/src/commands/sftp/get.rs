@@ -48,6 +48,7 @@ pub async fn run(get: Get, session: &Session) -> Result<(), CliError> {
     }
     let parent = local.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (app, machine) = get.target.find(session, &client).await?;
+    get.target.tell(session, &machine)?;
     // Removed when we end here, also by Ctrl-C.
     let scratch =
         tempfile::Builder::new().prefix(".caddis-get-").tempdir_in(parent).map_err(failed("write", &local))?;

@@ -57,6 +57,7 @@ pub async fn run(put: Put, session: &Session) -> Result<(), CliError> {
     let name = name.ok_or_else(|| CliError::new(format!("{} has no name that can be sent", local.display())))?;
     let remote = put.remote.clone().unwrap_or_else(|| format!("/{name}"));
     let (app, machine) = put.target.find(session, &client).await?;
+    put.target.tell(session, &machine)?;
 
     let (sender, mut chunks) = mpsc::channel(AHEAD);
     let total = found.is_file().then_some(found.len());
