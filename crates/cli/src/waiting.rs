@@ -49,8 +49,9 @@ async fn slices(
             Err(error) if error.status() == Some(408) => {
                 failures = 0;
                 if Instant::now() >= deadline {
-                    let text = "timeout reached waiting for machine's state to change";
-                    return Err(CliError::DeadlineExceeded(text.to_owned()));
+                    let seen = seen(client, app, machine).await.unwrap_or_default();
+                    let text = format!("timeout reached waiting for machine's state to change{seen}");
+                    return Err(CliError::DeadlineExceeded(text));
                 }
             }
             Err(error) if error.is_transient() && failures < TRIES => {
@@ -60,6 +61,13 @@ async fn slices(
             Err(error) => return Err(CliError::attempted("failed waiting for machine", error)),
         }
     }
+}
+
+/// What state a machine is in that was waited for in vain, as the end of a sentence.
+async fn seen(client: &Client, app: &str, machine: &MachineId) -> Option<String> {
+    let machine = client.get_machine(app, machine).await.ok()?;
+    let doing = machine.operation.map(|operation| format!(" ({} in progress, at {})", operation.kind, operation.step));
+    Some(format!("; it is {}{}", machine.state, doing.unwrap_or_default()))
 }
 
 /// Waits until a machine runs its program; says so when it ran and ended meanwhile.

@@ -136,8 +136,8 @@ async fn what_several_machines_ran_into_decides_the_exit_code() {
     Sending kill signal to machine machine-id-002...
 
     ----- stderr -----
-    Error: machine-id-001: timeout reached waiting for machine's state to change
-    Error: machine-id-002: timeout reached waiting for machine's state to change
+    Error: machine-id-001: timeout reached waiting for machine's state to change; it is stopping (stop in progress, at await_exit)
+    Error: machine-id-002: timeout reached waiting for machine's state to change; it is stopping (stop in progress, at await_exit)
     ");
 }
 

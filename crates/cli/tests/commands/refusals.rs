@@ -132,7 +132,7 @@ async fn time_that_runs_out_is_126_and_ctrl_c_127() {
     exit code 126
     ----- stderr -----
     Waiting up to 1s for machine machine-id-001 to reach "stopped"...
-    Error: machine machine-id-001 did not reach "stopped" within 1s: timeout reached waiting for machine's state to change
+    Error: machine machine-id-001 did not reach "stopped" within 1s: timeout reached waiting for machine's state to change; it is started
     "#);
     let soon = tokio::time::sleep(std::time::Duration::from_millis(100));
     assert_snapshot!(stand.run_until(&format!("machine wait {id} -a shop --state stopped"), soon).await, @r#"
