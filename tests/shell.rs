@@ -31,10 +31,13 @@ async fn a_shell_in_a_fresh_machine_leaves_nothing_behind_however_it_ends() -> R
     let run = ["machine", "run", &image, "--shell"];
 
     let mut shell = stand.server.terminal(&run, 90, 25)?;
-    shell.expect("Success! A Machine has been successfully launched in app flyctl-interactive-shells-").await?;
+    shell.expect("Success! A Machine has been successfully launched in app interactive-shells-").await?;
+    shell.expect(" Machine ID: ").await?;
+    let id = shell.expect("\r\n").await?.trim().to_owned();
     shell.expect("complete").await?;
     shell.expect("# ").await?;
-    shell.send("stty size; exit 5\r").await?;
+    shell.send("uname -a; stty size; exit 5\r").await?;
+    shell.expect(&format!("Linux {id} ")).await?;
     shell.expect("25 90\r\n").await?;
     assert_eq!(shell.end().await?.code(), Some(5), "{}", shell.screen());
     until_removed(&stand).await?;

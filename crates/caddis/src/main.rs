@@ -45,6 +45,15 @@ enum Command {
     Completion(completion::CompletionArguments),
     /// Write the manual: a page per command.
     Man(manual::ManArguments),
+    /// Print the version of this program.
+    #[command(after_help = "Example:\n  caddis version")]
+    Version,
+    /// Print the help of a command.
+    #[command(after_help = "Example:\n  caddis help machine run")]
+    Help {
+        /// The words of the command.
+        command: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -59,6 +68,12 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return caddis_cli::report_usage(&error),
     };
+    if let Command::Help { command } = &arguments.command {
+        let words = ["caddis"].into_iter().chain(command.iter().map(String::as_str)).chain(["--help"]);
+        // What is asked for this way comes as an error.
+        return Caddis::try_parse_from(words)
+            .map_or_else(|error| caddis_cli::report_usage(&error), |_| ExitCode::FAILURE);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -75,6 +90,11 @@ fn main() -> ExitCode {
             Command::Host(arguments) => host::run(arguments).await.map(|()| ExitCode::SUCCESS),
             Command::Completion(arguments) => completion::print(&arguments).map(|()| ExitCode::SUCCESS),
             Command::Man(arguments) => manual::write(&arguments, Caddis::command()).map(|()| ExitCode::SUCCESS),
+            Command::Version => {
+                println!("{}", Caddis::command().render_version().trim_end());
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Help { .. } => unreachable!("printed above"),
             Command::Client(command) => Ok(caddis_cli::run(command, arguments.globals).await),
         }
     });

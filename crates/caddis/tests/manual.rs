@@ -103,6 +103,16 @@ async fn shells_complete_commands_apps_and_machines() {
 }
 
 #[test]
+fn help_and_version_are_commands_too() {
+    assert_eq!(run(caddis().arg("version")), run(caddis().arg("--version")));
+    assert_eq!(run(caddis().args(["help", "machine", "run"])), run(caddis().args(["machine", "run", "--help"])));
+    assert_eq!(run(caddis().arg("help")), run(caddis().arg("--help")));
+    let unknown = caddis().args(["help", "volumes"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("volumes are not available yet"), "{unknown:?}");
+}
+
+#[test]
 fn the_scripts_of_the_shells_call_the_program() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(caddis().args(["completion", shell]));

@@ -11,7 +11,14 @@ use crate::{CliError, Environment, globals::AppArgs};
 const FILES: [&str; 2] = ["caddis.toml", "fly.toml"];
 
 /// How apps are named that are made for `machine run --shell`.
-pub const SHELLS: &str = "flyctl-interactive-shells-";
+pub const SHELLS: &str = "interactive-shells-";
+/// How they were named by earlier versions.
+const SHELLS_BEFORE: &str = "flyctl-interactive-shells-";
+
+/// Whether an app was made for `machine run --shell`.
+pub fn is_for_shells(app: &str) -> bool {
+    app.starts_with(SHELLS) || app.starts_with(SHELLS_BEFORE)
+}
 
 const MISSING: &str = "the config for your app is missing an app name, add an app field to the fly.toml file or \
                        specify with the -a flag";

@@ -12,6 +12,7 @@ mod connection;
 mod environment;
 mod error;
 mod globals;
+mod organization;
 mod printer;
 mod progress;
 mod prompt;
@@ -21,6 +22,7 @@ mod settings;
 mod spec;
 mod suggest;
 mod terminal;
+mod unavailable;
 mod upload;
 mod waiting;
 mod words;
@@ -53,6 +55,9 @@ pub enum Command {
     /// Run and manage machines: VMs made from images.
     #[command(visible_aliases = ["machines", "m"])]
     Machine(Box<commands::machine::Machine>),
+    /// List organizations: who apps belong to.
+    #[command(visible_aliases = ["org", "organizations"])]
+    Orgs(commands::orgs::Orgs),
     /// Show what an app's machines write.
     Logs(commands::logs::Logs),
     /// Import, list and remove the images the server holds.
@@ -120,9 +125,36 @@ pub async fn execute(
     }
 }
 
+/// What is to be said of a command line that clap has not taken.
+#[derive(Debug)]
+pub struct Usage {
+    /// Exit code, that of the reference: 0 for help, whether asked for or printed because a command needs another word,
+    /// and 1 for what is wrong.
+    pub code: u8,
+    /// For standard output with exit code 0, else for standard error.
+    pub text: clap::builder::StyledStr,
+}
+
+impl Usage {
+    /// What clap has found.
+    pub fn of(error: &clap::Error) -> Self {
+        use clap::error::{ContextKind, ContextValue, ErrorKind};
+        let helps = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        let unknown = match error.get(ContextKind::InvalidSubcommand) {
+            Some(ContextValue::String(word)) => unavailable::advice(word),
+            _ => None,
+        };
+        let text = unknown.map_or_else(|| error.render(), Into::into);
+        Self { code: u8::from(!helps), text }
+    }
+}
+
 /// Reports what clap could not parse, or prints the help that was asked for, and returns the exit code: 0 or 1.
 pub fn report_usage(error: &clap::Error) -> ExitCode {
+    let usage = Usage::of(error);
+    let printer = Printer::standard();
+    let text = if printer.has_colour() { usage.text.ansi().to_string() } else { usage.text.to_string() };
     // Nothing can be done when the terminal is gone.
-    let _ = error.print();
-    ExitCode::from(u8::from(error.use_stderr()))
+    let _ = if usage.code == 0 { printer.raw_out(&text) } else { printer.raw_note(&text) };
+    ExitCode::from(usage.code)
 }

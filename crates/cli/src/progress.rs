@@ -57,10 +57,12 @@ impl Progress {
     }
 }
 
-/// Does what has the server look up an image, and shows it.
+/// Does what has the server look up an image, and shows on a terminal that it takes a while.
 pub async fn looking_up<T>(printer: &Printer, request: impl Future<Output = T>) -> T {
     let mut progress = Progress::new(printer);
-    progress.show("resolve", 0, 0);
+    if printer.draws_progress() {
+        progress.show("resolve", 0, 0);
+    }
     request.await
 }
 

@@ -114,6 +114,15 @@ impl ClientError {
         }
     }
 
+    /// Whether it is certain what became of the request: it was answered, or never sent.
+    pub fn is_certain(&self) -> bool {
+        match self {
+            Self::Api { .. } | Self::Unreachable { .. } => true,
+            Self::InvalidUrl { .. } | Self::InvalidToken | Self::Setup(_) => true,
+            Self::Interrupted { .. } | Self::TimedOut { .. } | Self::Unreadable { .. } => false,
+        }
+    }
+
     /// An error reply of the server.
     pub(crate) fn from_reply(status: u16, header_request_id: Option<String>, body: &[u8]) -> Self {
         match serde_json::from_slice::<ErrorBody>(body) {

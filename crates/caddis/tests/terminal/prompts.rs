@@ -93,9 +93,9 @@ async fn an_update_shows_what_it_changes_and_asks() -> Result<()> {
         let mut terminal = stand.terminal(&update)?;
         let difference = terminal.expect("Apply changes? (y/N)").await?;
         for line in [
-            "\u{1b}[31m-     \"memory_mb\": 256,",
-            "\u{1b}[32m+     \"memory_mb\": 512,",
-            "\u{1b}[32m+     \"COLOUR\": \"red\",",
+            "\u{1b}[31m-     \"memory_mb\": 256",
+            "\u{1b}[32m+     \"memory_mb\": 512",
+            "\u{1b}[32m+     \"COLOUR\": \"red\"",
         ] {
             assert!(difference.contains(line), "{line:?} is not in {difference}");
         }
@@ -235,6 +235,28 @@ async fn a_console_asks_which_of_several_machines_it_is_for() -> Result<()> {
     terminal.expect("session of root on ").await?;
     terminal.send("\u{4}").await?;
     assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_that_is_here_is_offered_where_the_registry_is_away() -> Result<()> {
+    let stand = Stand::new().await?;
+    stand.machine("one").await?;
+    stand.server.images.set_registries_away(true);
+    let mut terminal = stand.terminal(&["machine", "run", "--shell"])?;
+    terminal.expect("Use an image that the server holds?").await?;
+    terminal.send("\r").await?;
+    terminal.expect("Searching for image 'docker.io/library/web:latest@sha256:").await?;
+    terminal.expect("session of root on ").await?;
+    terminal.send("\u{4}").await?;
+    assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
+    // Who wants none of them hears what is wrong.
+    let mut terminal = stand.terminal(&["machine", "run", "ubuntu", "-a", "shop"])?;
+    terminal.expect("Use an image that the server holds?").await?;
+    terminal.send("\u{1b}").await?;
+    terminal.expect("could not launch machine: registry docker.io could not be").await?;
+    assert_eq!(terminal.end().await?.code(), Some(1), "{}", terminal.screen());
+    assert!(!terminal.screen().contains("may have been made"), "{}", terminal.screen());
     Ok(())
 }
 

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod image;
 pub mod logs;
 pub mod machine;
+pub mod orgs;
 pub mod platform;
 pub mod sftp;
 pub mod ssh;
@@ -22,6 +23,7 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
     match command {
         Command::Apps(apps) => apps::run(apps, session).await,
         Command::Machine(machine) => machine::run(*machine, session).await,
+        Command::Orgs(orgs) => orgs::run(orgs, session).await,
         Command::Logs(logs) => logs::run(logs, session).await,
         Command::Image(image) => image::run(image, session).await,
         Command::Auth(auth) => auth::run(auth, session).await,

@@ -6,15 +6,21 @@ use similar::{ChangeTag, TextDiff};
 
 use crate::Printer;
 
-/// Lines shown around a difference.
-const CONTEXT: usize = 3;
+/// Lines shown around a difference, as many as the reference shows.
+const CONTEXT: usize = 2;
 
 /// The difference, with a line end after each line.
 pub fn json(printer: &Printer, old: &Value, new: &Value) -> String {
     let (old, new) = (lines(old), lines(new));
-    let (old, new) = (refs(&old), refs(&new));
-    let diff = TextDiff::from_slices(&old, &new);
-    let changes: Vec<_> = diff.iter_all_changes().map(|change| (change.tag(), change.value().to_owned())).collect();
+    let (old_lines, new_lines) = (alike(&old), alike(&new));
+    let (old_refs, new_refs) = (refs(&old_lines), refs(&new_lines));
+    let diff = TextDiff::from_slices(&old_refs, &new_refs);
+    let line = |change: similar::Change<&str>| match (change.old_index(), change.new_index()) {
+        (_, Some(at)) => new[at].clone(),
+        (Some(at), None) => old[at].clone(),
+        (None, None) => change.value().to_owned(),
+    };
+    let changes: Vec<_> = diff.iter_all_changes().map(|change| (change.tag(), line(change))).collect();
     let differs: Vec<_> = changes.iter().map(|(tag, _)| *tag != ChangeTag::Equal).collect();
     let near = |index: usize| {
         let (from, to) = (index.saturating_sub(CONTEXT), (index + CONTEXT + 1).min(differs.len()));
@@ -56,16 +62,14 @@ fn refs(lines: &[String]) -> Vec<&str> {
     lines.iter().map(String::as_str).collect()
 }
 
-/// One value or bracket each. All end alike, so that what follows makes no difference.
+/// One value or bracket each.
 fn lines(value: &Value) -> Vec<String> {
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    let line = |line: &str| match line.trim_end_matches(',') {
-        opens if opens.ends_with(['{', '[']) => opens.to_owned(),
-        // The last of all.
-        "}" => "}".to_owned(),
-        other => format!("{other},"),
-    };
-    text.lines().map(line).collect()
+    serde_json::to_string_pretty(value).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// The lines without the commas at their ends, as what follows a value makes no difference.
+fn alike(lines: &[String]) -> Vec<String> {
+    lines.iter().map(|line| line.trim_end_matches(',').to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -84,9 +88,9 @@ mod tests {
         let (printer, ..) = Printer::capturing();
         assert_eq!(
             json(&printer, &old, &new),
-            "  ... // 2 identical lines\n    \"dns\": {},\n    \"env\": {\n      \"A\": \"1\",\n\
-             +     \"B\": \"2\",\n    },\n    \"guest\": {\n      \"cpus\": 1,\n-     \"memory_mb\": 256,\n\
-             +     \"memory_mb\": 512,\n    },\n    \"image\": \"nginx:1\",\n    \"init\": {},\n    ... // 2 identical lines\n"
+            "  ... // 3 identical lines\n    \"env\": {\n      \"A\": \"1\",\n\
+             +     \"B\": \"2\"\n    },\n    \"guest\": {\n      \"cpus\": 1,\n-     \"memory_mb\": 256\n\
+             +     \"memory_mb\": 512\n    },\n    \"image\": \"nginx:1\",\n    ... // 3 identical lines\n"
         );
         assert_eq!(json(&printer, &old, &old), "  ... // 14 identical lines\n");
     }

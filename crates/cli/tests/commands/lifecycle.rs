@@ -16,6 +16,7 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     exit code 0
     ----- stdout -----
     Image: docker.io/library/web:latest@sha256:e5d91dbc0da362123eefad0753815a0bb95c224f9cff81d411759fa4eeba6aaf
+    Image size: 30 MB
 
     Success! A Machine has been successfully launched in app shop
      Machine ID: machine-id-001
@@ -29,6 +30,7 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
       [IPV6]
 
     ----- stderr -----
+    Searching for image 'web' remotely...
     No health checks found
     ");
     assert_snapshot!(stand.run("machine list -a shop").await, @"
@@ -203,11 +205,15 @@ async fn a_machine_is_made_without_being_started() {
     exit code 0
     ----- stdout -----
     Image: docker.io/library/web:latest@sha256:e5d91dbc0da362123eefad0753815a0bb95c224f9cff81d411759fa4eeba6aaf
+    Image size: 30 MB
 
     Success! A Machine has been successfully created in app shop
      Machine ID: machine-id-001
      Instance ID: 01000000000000000000000001
      State: creating
+
+    ----- stderr -----
+    Searching for image 'web' remotely...
     ");
 }
 

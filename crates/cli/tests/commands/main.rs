@@ -12,3 +12,4 @@ mod neighbours;
 mod outcomes;
 mod refusals;
 mod stand;
+mod usage;

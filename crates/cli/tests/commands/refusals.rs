@@ -41,11 +41,18 @@ async fn wrong_names_are_told() {
     ----- stderr -----
     Error: the config for your app is missing an app name, add an app field to the fly.toml file or specify with the -a flag
     ");
-    assert_snapshot!(stand.run("machine run missing:1 -a shop").await, @"
+    assert_snapshot!(stand.run("machine run missing:1 -a shop").await, @r#"
     exit code 1
     ----- stderr -----
-    Error: could not launch machine: image `missing:1` was not found: check the name and the tag (Request ID: …)
-    ");
+    Searching for image 'missing:1' remotely...
+    Error: could not find image "missing:1" (Request ID: …)
+    Check its name and tag; --debug shows what the registry says, 'caddis image list' what the server holds.
+    "#);
+    let chain = stand.run("machine run missing:1 -a shop --debug").await;
+    let words = "could not launch machine: image `missing:1` was not found: check the name and the tag";
+    assert!(chain.code == 1 && chain.stderr.contains(words), "{chain}");
+    let shell = stand.run("machine run missing:1 -a shop --shell").await;
+    assert!(shell.stderr.contains("Error: could not find image \"missing:1\""), "{shell}");
     assert_snapshot!(stand.run("machine run -a shop").await, @"
     exit code 1
     ----- stderr -----
@@ -54,6 +61,7 @@ async fn wrong_names_are_told() {
     assert_snapshot!(stand.run("machine run 'a image' -a shop").await, @"
     exit code 1
     ----- stderr -----
+    Searching for image 'a image' remotely...
     Error: could not launch machine: invalid image reference `a image`: a repository is lower-case letters and digits, separated by `.`, `_`, `-` or `/` (Request ID: …)
     ");
     assert_snapshot!(stand.run("machine wait 148ed193b95389 -a shop --state tired").await, @"
@@ -98,6 +106,7 @@ async fn a_full_host_says_what_would_fit() {
     assert_snapshot!(stand.run("machine run web -a shop").await, @"
     exit code 1
     ----- stderr -----
+    Searching for image 'web' remotely...
     Error: could not launch machine: could not find a candidate host: the machine needs 1 CPUs, 256 MiB of memory and 8 GiB of disk; host 01000000000000000000000002 in local has [CPUS] CPUs, 44 MiB and [DISK] GiB free (256 MiB of memory wanted, 44 of 300 free) (Request ID: …)
     Try choosing a different region for machine creation
     ");
@@ -110,6 +119,7 @@ async fn an_image_that_can_not_be_pulled_is_told_by_run() {
     exit code 1
     ----- stdout -----
     Image: docker.io/library/broken:latest@sha256:8c118fcb4cd3a179a9bce46020614b062d1ece96e0d429c1d91597de559d6727
+    Image size: 30 MB
 
     Success! A Machine has been successfully launched in app shop
      Machine ID: machine-id-001
@@ -119,9 +129,55 @@ async fn an_image_that_can_not_be_pulled_is_told_by_run() {
 
 
     ----- stderr -----
+    Searching for image 'broken' remotely...
     Machine machine-id-001 has been made in app shop and stays; 'caddis machine status machine-id-001 -a shop' shows it, 'caddis machine destroy machine-id-001 -a shop --force' removes it.
     Error: machine machine-id-001 failed to start: registry docker.io could not be used for library/broken: told to fail; check the network and try again
     ");
+}
+
+#[tokio::test]
+async fn where_a_registry_is_away_images_that_are_here_are_told() {
+    let stand = Stand::with_app().await;
+    stand.server.images.set_registries_away(true);
+    assert_snapshot!(stand.run("machine run ubuntu -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Searching for image 'ubuntu' remotely...
+    Error: could not launch machine: registry docker.io could not be used for library/ubuntu: told to be away; check the network and try again (Request ID: …)
+    Without a registry 'caddis image import' takes an image from an archive.
+    ");
+    stand.server.images.set_registries_away(false);
+    let id = stand.machine("web").await;
+    stand.server.images.set_registries_away(true);
+    assert_snapshot!(stand.run("machine run ubuntu -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Searching for image 'ubuntu' remotely...
+    Error: could not launch machine: registry docker.io could not be used for library/ubuntu: told to be away; check the network and try again (Request ID: …)
+    The server holds other images that need no registry: docker.io/library/web:latest.
+    ");
+    // Of another registry nothing is offered.
+    let other = stand.run("machine run ghcr.io/a/b -a shop").await;
+    assert!(other.code == 1 && !other.stderr.contains("The server holds"), "{other}");
+    // What is here by its digest needs none.
+    stand.run(&format!("machine clone {id} -a shop")).await.ok();
+    let shell = stand.run("machine run --shell").await;
+    assert!(
+        shell.stderr.contains("The server holds other images that need no registry: docker.io/library/web"),
+        "{shell}"
+    );
+    assert!(!shell.stderr.contains("may have been made"), "{shell}");
+}
+
+#[tokio::test]
+async fn what_may_be_left_is_said_only_when_something_was_sent() {
+    let mut stand = Stand::with_app().await;
+    stand.server.stop().await.unwrap();
+    for line in ["machine run web -a shop", "machine run web --shell -a shop", "machine create web -a shop"] {
+        let outcome = stand.run(line).await;
+        assert!(outcome.code == 1 && outcome.stderr.contains("No server answers at"), "{line}: {outcome}");
+        assert!(!outcome.stderr.contains("may have been made"), "{line}: {outcome}");
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::{
     sync::{LazyLock, Mutex},
 };
 
-use caddis_cli::{Command, Environment, Globals, Printer, execute};
+use caddis_cli::{Command, Environment, Globals, Printer, Usage, execute};
 use caddis_testkit::fake::{FakeOptions, FakeServer};
 use clap::Parser;
 use regex::{Captures, Regex};
@@ -114,9 +114,10 @@ impl Stand {
             Ok(cli) => cli,
             Err(error) => {
                 // As `report_usage` has it.
-                let text = error.render().to_string();
-                let (stdout, stderr) = if error.use_stderr() { (String::new(), text) } else { (text, String::new()) };
-                return self.outcome(u8::from(error.use_stderr()), stdout, stderr);
+                let Usage { code, text } = Usage::of(&error);
+                let (text, none) = (text.to_string(), String::new());
+                let (stdout, stderr) = if code == 0 { (text, none) } else { (none, text) };
+                return self.outcome(code, stdout, stderr);
             }
         };
         let home = self.home().display().to_string();

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -39,13 +42,21 @@ pub struct FakeImages {
     held: watch::Sender<HashSet<Stage>>,
     /// Stages at which something waits, or has waited.
     reached: watch::Sender<HashSet<Stage>>,
+    /// No registry answers.
+    away: Arc<AtomicBool>,
 }
 
 impl FakeImages {
     /// With a store in this directory.
     pub(super) fn open(directory: &Path) -> Result<Self, ImageError> {
         let store = ImageStore::open(ImageStoreConfig::new(directory))?;
-        Ok(Self { store, pulled: Arc::default(), held: watch::Sender::default(), reached: watch::Sender::default() })
+        let (held, reached) = (watch::Sender::default(), watch::Sender::default());
+        Ok(Self { store, pulled: Arc::default(), held, reached, away: Arc::default() })
+    }
+
+    /// Whether registries answer from now on.
+    pub fn set_registries_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
     }
 
     /// From now on nothing gets past this stage.
@@ -84,6 +95,12 @@ impl Images for FakeImages {
         }
         let parsed = parse_reference(requested, "docker.io");
         let parsed = parsed.map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
+        let known = parsed.digest.as_ref().is_some_and(|digest| self.pulled().contains_key(digest));
+        if self.away.load(Ordering::Relaxed) && !known {
+            let (registry, what) = (parsed.registry, parsed.repository);
+            let error = ImageError::Unreachable { registry, what, reason: "told to be away".to_owned() };
+            return Err(ApiError::new(ErrorCode::Unavailable, error.to_string()));
+        }
         if parsed.repository.ends_with("missing") {
             let hint = "check the name and the tag".to_owned();
             let error = ImageError::NotFound { what: requested.to_owned(), hint };

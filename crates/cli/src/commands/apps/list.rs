@@ -3,7 +3,7 @@
 use caddis_api::app::App;
 use clap::Args;
 
-use crate::{CliError, app_name::SHELLS, session::Session};
+use crate::{CliError, app_name::is_for_shells, session::Session};
 
 /// Network of apps that name none.
 const DEFAULT_NETWORK: &str = "default";
@@ -39,7 +39,7 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
         headers.extend(networks.then_some("Network"));
         headers.push("Machines");
         let row = |app: &App| {
-            let shells = app.name.starts_with(SHELLS) && !session.globals.verbose;
+            let shells = is_for_shells(&app.name) && !session.globals.verbose;
             let name = if shells { "(interactive shells app)".to_owned() } else { app.name.clone() };
             let mut row = vec![name, app.organization.slug.clone(), app.status.clone()];
             row.extend(networks.then(|| app.network.clone()));

@@ -4,9 +4,9 @@ use caddis_api::{Machine, requests::CreateMachineRequest};
 use clap::{ArgAction, Args};
 use serde_json::{Map, Value, json};
 
-use super::{choice, health};
+use super::{choice, health, launch};
 use crate::{
-    CliError,
+    CliError, Printer,
     render::machine::full_image,
     session::Session,
     spec::{self, VmFlags},
@@ -69,7 +69,8 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
     let config = config(&clone, &source)?;
     let region = clone.region.clone().unwrap_or_else(|| source.region.clone());
     printer.out(format_args!("Cloning Machine {} into region {region}", source.id))?;
-    if config.get("auto_destroy").and_then(Value::as_bool) == Some(true) {
+    let auto_destroy = config.get("auto_destroy").and_then(Value::as_bool) == Some(true);
+    if auto_destroy {
         printer.out(
             "Auto destroy enabled and will destroy Machine on exit. Use --clear-auto-destroy to remove this setting.",
         )?;
@@ -85,24 +86,33 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
         skip_launch: standby,
         ..CreateMachineRequest::default()
     };
-    let created = client.create_machine(&app, &request).await;
-    let created = created.map_err(|e| CliError::attempted(format!("could not clone machine {}", source.id), e))?;
+    let created = launch::attempt(session, &client, &app, &request).await;
+    let (created, mut unfinished) = created
+        .map_err(|error| launch::failed(session, &format!("could not clone machine {}", source.id), image, error))?;
     let id = &created.id;
     printer.out(format_args!("  Machine {id} has been created..."))?;
-    for warning in &created.warnings {
-        printer.note(format_args!("Warning: {warning}"))?;
-    }
     if clone.detach {
-        return Ok(());
+        unfinished.over = true;
+        return introduce(printer, &created);
     }
     if !standby {
         printer.out(format_args!("  Waiting for Machine {id} to start..."))?;
-        if waiting::until_it_runs(printer, &client, &app, id, None).await? == Outcome::Runs {
+        let outcome = waiting::until_it_runs(printer, &client, &app, id, None).await;
+        // One that goes with its program is gone when that has failed.
+        unfinished.over = auto_destroy && matches!(outcome, Err(CliError::Failed { .. }));
+        if outcome? == Outcome::Runs {
             health::follow(printer, &client, &app, &choice::get(&client, &app, id.as_str()).await?).await?;
         }
     }
+    unfinished.over = true;
     printer.out("Machine has been successfully cloned!")?;
-    Ok(())
+    introduce(printer, &created)
+}
+
+/// Prints what the new machine is called and where it answers.
+fn introduce(printer: &Printer, created: &Machine) -> Result<(), CliError> {
+    printer.out(format_args!("  Name: {}", created.name))?;
+    Ok(printer.out(format_args!("  Private IP: {}", created.private_ip))?)
 }
 
 fn config(clone: &Clone, source: &Machine) -> Result<Map<String, Value>, CliError> {

@@ -1,16 +1,15 @@
 //! `caddis machine run` and `create`.
 
-use caddis_api::{MachineId, app::CreateAppRequest, requests::CreateMachineRequest};
+use caddis_api::{app::CreateAppRequest, requests::CreateMachineRequest};
 use caddis_client::Client;
 use clap::Args;
 
-use super::{choice, health, shell};
+use super::{choice, health, launch, shell};
 use crate::{
-    CliError, Printer, app_name,
+    CliError, app_name,
     globals::AppArgs,
-    progress::looking_up,
-    prompt,
-    render::machine,
+    organization, prompt,
+    render::{machine, size},
     session::Session,
     spec::{self, MachineFlags, Program},
     waiting::{self, Outcome},
@@ -58,32 +57,8 @@ pub struct Create {
     flags: MachineFlags,
 }
 
-/// Says which machine there is when what makes it is broken off, by an error or by Ctrl-C.
-struct Unfinished<'a> {
-    printer: &'a Printer,
-    app: &'a str,
-    machine: Option<MachineId>,
-    over: bool,
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        let app = self.app;
-        let text = match &self.machine {
-            _ if self.over => return,
-            Some(id) => format!(
-                "Machine {id} has been made in app {app} and stays; 'caddis machine status {id} -a {app}' shows it, \
-                 'caddis machine destroy {id} -a {app} --force' removes it."
-            ),
-            None => format!("A machine may have been made in app {app}; 'caddis machine list -a {app}' shows it."),
-        };
-        // Nobody may be there to read it.
-        let _ = self.printer.note(text);
-    }
-}
-
 /// Runs it.
-pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), CliError> {
+pub async fn run(create: Create, launched: bool, session: &Session) -> Result<(), CliError> {
     if create.shell.shell {
         let program = Program { image: create.image, command: create.command, auto_destroy: true };
         let fresh =
@@ -103,25 +78,21 @@ pub async fn run(create: Create, launch: bool, session: &Session) -> Result<(), 
         config: Some(config),
         name: create.name,
         region: create.region,
-        skip_launch: !launch || standby,
+        skip_launch: !launched || standby,
         ..CreateMachineRequest::default()
     };
-    let mut unfinished = Unfinished { printer, app: &app, machine: None, over: false };
-    let created = looking_up(printer, client.create_machine(&app, &request)).await;
-    // An answer says whether there is one.
-    unfinished.over = created.as_ref().is_err_and(|error| error.status().is_some());
-    let created = created.map_err(|error| CliError::attempted("could not launch machine", error))?;
-    unfinished.machine = Some(created.id.clone());
-    for warning in &created.warnings {
-        printer.note(format_args!("Warning: {warning}"))?;
+    let (created, mut unfinished) = launch::create(session, &client, &app, request).await?;
+    printer.out(format_args!("Image: {}", machine::full_image(&created.image_ref)))?;
+    if let Some(bytes) = created.image_size {
+        printer.out(format_args!("Image size: {}", size::decimal(bytes)))?;
     }
-    printer.out(format_args!("Image: {}\n", machine::full_image(&created.image_ref)))?;
-    let verb = if launch { "launched" } else { "created" };
+    printer.out("")?;
+    let verb = if launched { "launched" } else { "created" };
     printer.out(format_args!("Success! A Machine has been successfully {verb} in app {app}"))?;
     printer.out(format_args!(" Machine ID: {}", created.id))?;
     printer.out(format_args!(" Instance ID: {}", created.instance_id))?;
     printer.out(format_args!(" State: {}", created.state))?;
-    if !launch || standby {
+    if !launched || standby {
         unfinished.over = true;
         return Ok(());
     }
@@ -169,30 +140,27 @@ async fn choose_app(
     session: &Session,
 ) -> Result<String, CliError> {
     let printer = &session.printer;
-    let name = match app_name::find(arguments, &session.environment)? {
+    let (name, org_slug) = match app_name::find(arguments, &session.environment)? {
         Some(name) => match client.get_app(&name).await {
             Err(error) if error.is_not_found() && printer.is_interactive() => {
                 let question = format!("App '{name}' does not exist, would you like to create it?");
                 prompt::confirm(printer, &question, "prompt: non interactive").await?;
-                name
+                (name, organization::choose(session, client, org).await?)
             }
-            // Whatever else is wrong with it, the create tells.
-            _ => return Ok(name),
+            Ok(_) => return Ok(name),
+            Err(error) => return Err(CliError::attempted("could not launch machine", error)),
         },
         None if printer.is_interactive() => {
             let question =
                 "Running a Machine without specifying an app will create one for you, is this what you want?";
             prompt::confirm(printer, question, "prompt: non interactive").await?;
-            prompt::ask(printer, "App Name: ", "name argument or flag must be specified when not running interactively")
-                .await?
+            let org_slug = organization::choose(session, client, org).await?;
+            let unasked = "name argument or flag must be specified when not running interactively";
+            (prompt::ask(printer, "App Name: ", unasked).await?, org_slug)
         }
         None => return session.app(arguments),
     };
-    let request = CreateAppRequest {
-        name: Some(name),
-        org_slug: Some(org.unwrap_or("personal").to_owned()),
-        ..CreateAppRequest::default()
-    };
+    let request = CreateAppRequest { name: Some(name), org_slug: Some(org_slug), ..CreateAppRequest::default() };
     let created = client.create_app(&request).await;
     let name = created.map_err(|e| CliError::attempted("could not create the app", e))?.app.name;
     printer.note(format_args!("New app created: {name}"))?;

@@ -9,6 +9,7 @@ mod destroy;
 mod egress_ip;
 mod exec;
 mod health;
+mod launch;
 mod leases;
 mod place;
 mod shell;

@@ -10,11 +10,13 @@ use clap::Args;
 use rand::Rng as _;
 use serde_json::json;
 
+use super::launch;
 use crate::{
     CliError,
-    app_name::{self, SHELLS},
+    app_name::{self, SHELLS, is_for_shells},
     globals::AppArgs,
-    progress::looking_up,
+    organization,
+    render::size,
     session::Session,
     spec::{self, MachineFlags, Program},
     terminal, waiting, words,
@@ -69,15 +71,19 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     let remove_app = named.is_none();
     let app = match named {
         Some(app) => app,
-        None => app_for_shells(&client, fresh.org.as_deref().unwrap_or("personal")).await?,
+        None => {
+            let org = organization::choose(session, &client, fresh.org.as_deref()).await?;
+            app_for_shells(&client, &org).await?
+        }
     };
     if remove_app {
         let (client, app) = (client.clone(), app.clone());
         session.at_end(async move { remove_unless_used(&client, &app).await });
     }
     let request = CreateMachineRequest { config: Some(config.into()), region: fresh.region, ..Default::default() };
-    let created = looking_up(printer, client.create_machine(&app, &request)).await;
-    let created = created.map_err(|error| CliError::attempted("could not launch machine", error))?;
+    let (created, mut unfinished) = launch::create(session, &client, &app, request).await?;
+    // From here on it is removed at the end, whatever that is.
+    unfinished.over = true;
     let id = created.id.clone();
     {
         let (client, app, id, printer) = (client.clone(), app.clone(), id.clone(), printer.clone());
@@ -89,6 +95,9 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
                 let _ = printer.note(format_args!("could not destroy machine {id} of app {app}: {error}"));
             }
         });
+    }
+    if let Some(bytes) = created.image_size {
+        printer.note(format_args!("Image size: {}\n", size::decimal(bytes)))?;
     }
     printer.note(format_args!("Success! A Machine has been successfully launched in app {app}"))?;
     printer.note(format_args!(" Machine ID: {id}"))?;
@@ -106,7 +115,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
 /// The app that shells live in: one that is there, or a new one.
 async fn app_for_shells(client: &Client, org: &str) -> Result<String, CliError> {
     let apps = client.list_apps(Some(org)).await?;
-    if let Some(app) = apps.into_iter().find(|app| app.name.starts_with(SHELLS)) {
+    if let Some(app) = apps.into_iter().find(|app| is_for_shells(&app.name)) {
         return Ok(app.name);
     }
     let name = shells_app(org, rand::rng().random_range(0..1_000_000));
@@ -116,7 +125,7 @@ async fn app_for_shells(client: &Client, org: &str) -> Result<String, CliError> 
     Ok(name)
 }
 
-/// The reference's name of such an app: cut to what a name may have.
+/// The name of such an app: cut to what a name may have.
 fn shells_app(org: &str, number: u32) -> String {
     let name = format!("{SHELLS}{}-{number}", org.to_lowercase());
     name.chars().take(63).collect::<String>().trim_end_matches('-').to_owned()

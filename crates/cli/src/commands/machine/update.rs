@@ -7,7 +7,7 @@ use caddis_client::WaitFor;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{choice, health};
+use super::{choice, health, launch};
 use crate::{
     CliError,
     progress::looking_up,
@@ -65,9 +65,6 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     if !update.yes && new == old.fields() {
         return Err(CliError::new("no config changes found"));
     }
-    if update.image.is_none() {
-        keep_image(&mut new, &old, &machine);
-    }
     if !update.yes {
         printer.note(format_args!("Configuration changes to be applied to machine: {id} ({})\n", machine.name))?;
         printer.raw_note(&diff::json(printer, &Value::Object(old.fields()), &Value::Object(new.clone())))?;
@@ -77,15 +74,24 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
             answer => answer?,
         }
     }
+    if update.image.is_none() {
+        // The same image by another name, which is no change to ask about.
+        keep_image(&mut new, &old, &machine);
+    }
     printer.out(format_args!("Updating machine {id}"))?;
     let skip_launch = update.skip_start || spec::is_standby(&new);
     let request = CreateMachineRequest { config: Some(new.into()), skip_launch, ..CreateMachineRequest::default() };
     let updating = client.update_machine(&app, id, &request, Some(&nonce));
-    let updated = match update.image {
-        Some(_) => looking_up(printer, updating).await,
+    let updated = match &update.image {
+        Some(image) => {
+            launch::searching(printer, image)?;
+            looking_up(printer, updating).await
+        }
         None => updating.await,
     };
-    let updated = updated.map_err(|e| CliError::attempted(format!("could not update machine {id}"), e))?;
+    let image = update.image.as_deref().unwrap_or_default();
+    let updated =
+        updated.map_err(|error| launch::failed(session, &format!("could not update machine {id}"), image, error))?;
     for warning in &updated.warnings {
         printer.note(format_args!("Warning: {warning}"))?;
     }

@@ -1,0 +1,58 @@
+//! Commands of the reference that are not here: what stands in for them, instead of the name that is spelt most like them.
+
+/// Names, what is said of them, and what to do.
+const COMMANDS: &[(&[&str], &str, &str)] = &[
+    (
+        &["volumes", "volume", "vol"],
+        "volumes are not available yet",
+        "'caddis sftp get' and 'put' copy files out of machines and into them.",
+    ),
+    (
+        &["secrets", "secret"],
+        "secrets are not available yet",
+        "'caddis machine run' and 'update' set variables with --env and write files with --file-local.",
+    ),
+    (
+        &["ips", "ip", "proxy", "certs", "certificates", "open"],
+        "public addresses and the proxy are not available yet",
+        "Machines answer at their private addresses, on their host; 'caddis machine status' shows them.",
+    ),
+    (&["checks"], "health checks are not available yet", "'caddis status' shows an app's machines and their states."),
+    (&["tokens", "token"], "further tokens are not available yet", "'caddis auth token' prints the one in use."),
+    (
+        &["deploy", "launch", "releases", "release"],
+        "deploying from fly.toml is not available",
+        "'caddis machine run' makes a machine, 'caddis machine update --image' gives it another image.",
+    ),
+    (
+        &["scale", "autoscale"],
+        "scaling of whole apps is not available",
+        "'caddis machine clone' makes more machines, 'caddis machine update --vm-size' larger ones.",
+    ),
+    (
+        &["wireguard", "wg", "agent", "api-proxy", "dig", "ping", "issue", "establish"],
+        "there is no tunnel to the machines, and none is needed",
+        "'caddis ssh console' and 'caddis sftp' go over the API; machines answer at their private addresses, on their host.",
+    ),
+    (
+        &["console"],
+        "there is no command 'console'",
+        "'caddis ssh console' opens a shell in a machine, 'caddis machine run --shell' in a fresh one.",
+    ),
+    (
+        &["postgres", "pg", "mpg", "redis", "mysql", "storage", "extensions", "ext", "consul"],
+        "managed services are not available",
+        "They run in machines as all else does: 'caddis machine run postgres:17 -e POSTGRES_PASSWORD=…'.",
+    ),
+    (
+        &["dashboard", "dash"],
+        "there is no dashboard yet",
+        "'caddis status --watch' and 'caddis machine top' show changes.",
+    ),
+];
+
+/// The error for a word that is no command here, when it is one of the reference.
+pub fn advice(word: &str) -> Option<String> {
+    let (_, what, hint) = COMMANDS.iter().find(|(names, ..)| names.contains(&word))?;
+    Some(format!("Error: {what}\n{hint}\n"))
+}

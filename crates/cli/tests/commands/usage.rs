@@ -1,0 +1,95 @@
+//! Command lines that are none, and commands of the reference that are not here.
+
+use insta::assert_snapshot;
+
+use crate::stand::Stand;
+
+#[tokio::test]
+async fn commands_that_are_not_here_lead_to_what_stands_in_for_them() {
+    let stand = Stand::new().await;
+    assert_snapshot!(stand.run("volumes list -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: volumes are not available yet
+    'caddis sftp get' and 'put' copy files out of machines and into them.
+    ");
+    assert_snapshot!(stand.run("secrets set A=1 --stage").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: secrets are not available yet
+    'caddis machine run' and 'update' set variables with --env and write files with --file-local.
+    ");
+    assert_snapshot!(stand.run("deploy").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: deploying from fly.toml is not available
+    'caddis machine run' makes a machine, 'caddis machine update --image' gives it another image.
+    ");
+    for (line, words) in [
+        ("vol create data --size 3", "volumes are not available yet"),
+        ("ips allocate-v4 --shared", "public addresses and the proxy are not available yet"),
+        ("proxy 80:8080", "public addresses and the proxy are not available yet"),
+        ("scale count 3", "'caddis machine clone' makes more machines"),
+        ("tokens create deploy", "'caddis auth token' prints the one in use"),
+        ("machine api-proxy", "there is no tunnel to the machines, and none is needed"),
+        ("ssh issue", "'caddis ssh console'"),
+        ("console", "'caddis ssh console' opens a shell in a machine"),
+    ] {
+        let outcome = stand.run(line).await;
+        assert!(outcome.code == 1 && outcome.stderr.contains(words), "{line}: {outcome}");
+        assert!(!outcome.stderr.contains("tip:"), "{line}: {outcome}");
+    }
+    // What is mistyped is still told.
+    let mistyped = stand.run("machine lst").await;
+    assert!(mistyped.code == 1 && mistyped.stderr.contains("'list'"), "{mistyped}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_ends_with_1_and_help_with_0() {
+    let stand = Stand::new().await;
+    for wrong in [
+        "nonsense",
+        "machine nonsense",
+        "machine list --nonsense",
+        "machine list extra",
+        "machine exec",
+        "machine top --interval 0",
+        "sftp put a b -m 9",
+        "machine exec 148ed193b95389 ls -- ls",
+        "image rm",
+    ] {
+        let outcome = stand.run(wrong).await;
+        assert!(outcome.code == 1 && outcome.stdout.is_empty() && !outcome.stderr.is_empty(), "{wrong}: {outcome}");
+    }
+    for help in ["--help", "machine --help", "machine", "machine leases", "orgs", "machine run -h"] {
+        let outcome = stand.run(help).await;
+        assert!(outcome.code == 0 && outcome.stdout.contains("Usage: caddis"), "{help}: {outcome}");
+        assert!(outcome.stderr.is_empty(), "{help}: {outcome}");
+    }
+}
+
+#[tokio::test]
+async fn organizations_are_listed_and_chosen() {
+    let stand = Stand::new().await;
+    assert_snapshot!(stand.run("orgs list").await, @"
+    exit code 0
+    ----- stdout -----
+     NAME │ SLUG │ TYPE
+     Personal │ personal │ PERSONAL
+    ");
+    assert_snapshot!(stand.run("orgs list --json").await, @r#"
+    exit code 0
+    ----- stdout -----
+    {
+        "personal": "Personal"
+    }
+    "#);
+    assert_snapshot!(stand.run("machine run web --shell --org other").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: organization other not found
+    'caddis orgs list' shows those that the access token reaches.
+    ");
+    let own = stand.run("machine run web --shell --org personal --command 'exit 0'").await.ok();
+    assert!(!own.stderr.contains("selected"), "{own}");
+}
