@@ -158,7 +158,11 @@ async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>
     let found = shared.vmm.adopt(row.id.as_str(), &directory).await.map_err(|e| e.to_string())?;
     if let Some(vm) = &found {
         let tap = vm.slot().tap_name();
-        shared.network.adopt(&tap, &row.addresses).await.map_err(|e| e.message)?;
+        // One that can't be connected is no reason to leave all others without a server.
+        if let Err(error) = shared.network.adopt(&tap, &row.addresses).await {
+            let (machine, error) = (&row.id, error.message);
+            tracing::error!(%machine, error, "can't connect the VM to the network: restart the machine");
+        }
     }
     Ok(found)
 }
