@@ -12,6 +12,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use self::files::Files;
 use crate::{
@@ -107,8 +108,8 @@ impl Inner {
         let digest = contents.digest.clone();
         if self.ready(&digest).is_none() || self.records.get(&digest).is_none() {
             let image = describe(&archive, &contents, names.first(), source);
-            self.build_once(&digest, progress, |inner, progress| {
-                inner.build_archive(image, contents, progress).boxed()
+            self.build_once(&digest, progress, |inner, progress, wanted| {
+                inner.build_archive(image, contents, progress, wanted).boxed()
             })
             .await?;
         }
@@ -144,8 +145,9 @@ impl Inner {
         image: ResolvedImage,
         contents: Contents,
         progress: ProgressSender,
+        wanted: CancellationToken,
     ) -> Result<RootDisk, ImageError> {
-        let _permit = self.builds.acquire().await.map_err(|_| interrupted())?;
+        let _permit = self.turn_to_build(&wanted).await?;
         let total = contents.layers.iter().map(|layer| layer.length).sum();
         let meter = Meter::new(progress, 0, total);
         let mut layers = Vec::new();
@@ -155,7 +157,7 @@ impl Inner {
             let _ = sender.send(Ok(source));
             layers.push(PendingLayer { ready, diff_id });
         }
-        self.build(Ingredients { image, layers, blobs: Vec::new(), imported: true, meter }).await
+        self.build(Ingredients { image, layers, blobs: Vec::new(), imported: true, meter, wanted }).await
     }
 }
 

@@ -1,4 +1,5 @@
-//! From layers to a root disk in the store: one build per image at a time, shared by all who want it.
+//! From layers to a root disk in the store: one build per image at a time, shared by all who want it, and ended when
+//! none of them waits for it any more.
 //!
 //! ```text
 //!  fetch (parallel) ─▶ blob, verified ─┐
@@ -11,12 +12,13 @@ use std::{
     fs::{self, DirBuilder},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use futures::{FutureExt, future::BoxFuture, future::Shared};
 use nix::sys::statvfs::statvfs;
-use tokio::{sync::oneshot, sync::watch};
+use tokio::sync::{SemaphorePermit, oneshot, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     ImageError, Progress, ProgressSender, ResolvedImage, RootDisk, disk,
@@ -36,6 +38,8 @@ use crate::{
 pub(crate) struct Flight {
     result: Shared<BoxFuture<'static, Result<RootDisk, ImageError>>>,
     progress: watch::Receiver<Progress>,
+    /// Held by all who wait for it; it ends with the last.
+    wanted: Weak<DropGuard>,
 }
 
 /// A layer that is, or soon will be, on disk.
@@ -53,26 +57,30 @@ pub(crate) struct Ingredients {
     pub(crate) blobs: Vec<String>,
     pub(crate) imported: bool,
     pub(crate) meter: Arc<Meter>,
+    /// Cancelled when nobody wants the disk any more.
+    pub(crate) wanted: CancellationToken,
 }
 
 impl Inner {
     /// Joins the build of this image, or starts it with `work`.
     ///
-    /// The work is a task of its own: a caller that goes away stops nothing. Only closing the store does.
+    /// The work is a task of its own, which goes on while one of the callers waits: when the last goes away, or the
+    /// store is closed, its token is cancelled, and it ends and clears up by itself. Who comes then starts anew.
     pub(crate) async fn build_once(
         self: &Arc<Self>,
         digest: &str,
         progress: &ProgressSender,
-        work: impl FnOnce(Arc<Self>, ProgressSender) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
+        work: impl FnOnce(Arc<Self>, ProgressSender, CancellationToken) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
     ) -> Result<RootDisk, ImageError> {
-        let mut flight = {
+        let (mut flight, _wanted) = {
             let mut flights = self.lock_flights();
-            match flights.get(digest) {
-                Some(flight) => flight.clone(),
+            let known = flights.get(digest).and_then(|flight| Some((flight.clone(), flight.wanted.upgrade()?)));
+            match known {
+                Some(joined) => joined,
                 None => {
-                    let flight = self.take_off(digest, work);
+                    let (flight, wanted) = self.take_off(digest, work);
                     flights.insert(digest.to_owned(), flight.clone());
-                    flight
+                    (flight, wanted)
                 }
             }
         };
@@ -93,11 +101,13 @@ impl Inner {
     fn take_off(
         self: &Arc<Self>,
         digest: &str,
-        work: impl FnOnce(Arc<Self>, ProgressSender) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
-    ) -> Flight {
+        work: impl FnOnce(Arc<Self>, ProgressSender, CancellationToken) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
+    ) -> (Flight, Arc<DropGuard>) {
         let (sender, progress) = watch::channel(Progress::default());
-        let work = work(Arc::clone(self), sender);
-        let landing = Landing { inner: Arc::clone(self), digest: digest.to_owned() };
+        let token = self.cancelled.child_token();
+        let wanted = Arc::new(token.clone().drop_guard());
+        let work = work(Arc::clone(self), sender, token);
+        let landing = Landing { inner: Arc::clone(self), digest: digest.to_owned(), wanted: Arc::downgrade(&wanted) };
         let task = tokio::spawn(async move {
             let result = work.await;
             drop(landing);
@@ -109,7 +119,12 @@ impl Inner {
                 Err(ImageError::Interrupted { what: "building the root disk".to_owned() })
             })
         };
-        Flight { result: result.boxed().shared(), progress }
+        (Flight { result: result.boxed().shared(), progress, wanted: Arc::downgrade(&wanted) }, wanted)
+    }
+
+    /// Waits until few others build: a few at once are as fast as many, and the host keeps its breath.
+    pub(crate) async fn turn_to_build(&self, wanted: &CancellationToken) -> Result<SemaphorePermit<'_>, ImageError> {
+        while_wanted(wanted, async { self.builds.acquire().await.map_err(|_| interrupted()) }).await
     }
 
     /// Unpacks the layers, builds the disk, puts it and its record in place.
@@ -125,14 +140,14 @@ impl Inner {
     }
 
     async fn build_in(self: &Arc<Self>, work: &Path, ingredients: Ingredients) -> Result<RootDisk, ImageError> {
-        let Ingredients { image, layers, blobs, imported, meter } = ingredients;
+        let Ingredients { image, layers, blobs, imported, meter, wanted } = ingredients;
         let digest = image.reference.digest.clone();
         let tree = work.join("tree");
         // What encloses it is closed to others.
         DirBuilder::new().mode(0o755).create(&tree).map_err(|error| ImageError::io("make", &tree, error))?;
         let entries = {
-            let (inner, tree, meter) = (Arc::clone(self), tree.clone(), Arc::clone(&meter));
-            let unpacking = tokio::task::spawn_blocking(move || inner.unpack(&tree, layers, &meter));
+            let (inner, tree, meter, wanted) = (Arc::clone(self), tree.clone(), Arc::clone(&meter), wanted.clone());
+            let unpacking = tokio::task::spawn_blocking(move || inner.unpack(&tree, layers, &meter, &wanted));
             unpacking.await.map_err(|error| {
                 tracing::error!(%error, "unpacking ended abnormally");
                 ImageError::Interrupted { what: "unpacking the image".to_owned() }
@@ -141,11 +156,11 @@ impl Inner {
         meter.building();
         let disk = work.join("disk.ext4");
         let size = self.config.root_disk_size;
-        let file = disk::make(&disk, size, &digest, entries, &self.cancelled).await?;
+        let file = disk::make(&disk, size, &digest, entries, &wanted).await?;
         let inner = Arc::clone(self);
         let finishing = tokio::task::spawn_blocking(move || {
             let has_room = || inner.check_space(0, "the root disk");
-            disk::fill(&file, &disk, &tree, size, || inner.still_wanted(), has_room)?;
+            disk::fill(&file, &disk, &tree, size, || still_wanted(&wanted), has_room)?;
             let place = inner.disk_path(&digest);
             let disk_bytes = disk::publish(&disk, &place)?;
             inner.records.insert(Record::new(image, disk_bytes, blobs, imported), inner.session.path())?;
@@ -155,9 +170,15 @@ impl Inner {
     }
 
     /// Blocking; gives the number of entries.
-    fn unpack(&self, tree: &Path, layers: Vec<PendingLayer>, meter: &Arc<Meter>) -> Result<u64, ImageError> {
+    fn unpack(
+        &self,
+        tree: &Path,
+        layers: Vec<PendingLayer>,
+        meter: &Arc<Meter>,
+        wanted: &CancellationToken,
+    ) -> Result<u64, ImageError> {
         let budget = Arc::new(Budget::new(&self.config.limits));
-        let still_wanted = || self.still_wanted();
+        let still_wanted = || still_wanted(wanted);
         let mut unpacker = Unpacker::new(tree, &budget, self.config.limits.keep_free_bytes, &still_wanted)?;
         let start = |source: Source| -> Result<(String, Inflated), ImageError> {
             let meter = Arc::clone(meter);
@@ -178,13 +199,8 @@ impl Inner {
             }
             unpacker.apply(&what, inflated, &layer.diff_id)?;
         }
-        self.still_wanted()?;
+        still_wanted()?;
         Ok(unpacker.entries)
-    }
-
-    /// Fails once the store is closed.
-    pub(crate) fn still_wanted(&self) -> Result<(), ImageError> {
-        if self.cancelled.is_cancelled() { Err(interrupted()) } else { Ok(()) }
     }
 
     /// Fails when this many bytes more would eat into what is kept free for others.
@@ -223,6 +239,19 @@ impl Inner {
     }
 }
 
+/// Fails once nobody wants the result.
+fn still_wanted(wanted: &CancellationToken) -> Result<(), ImageError> {
+    if wanted.is_cancelled() { Err(interrupted()) } else { Ok(()) }
+}
+
+/// Ends work early when nobody wants its result any more.
+pub(crate) async fn while_wanted<T>(
+    wanted: &CancellationToken,
+    work: impl Future<Output = Result<T, ImageError>>,
+) -> Result<T, ImageError> {
+    wanted.run_until_cancelled(work).await.unwrap_or_else(|| Err(interrupted()))
+}
+
 pub(crate) fn interrupted() -> ImageError {
     ImageError::Interrupted { what: "getting the image".to_owned() }
 }
@@ -231,10 +260,15 @@ pub(crate) fn interrupted() -> ImageError {
 struct Landing {
     inner: Arc<Inner>,
     digest: String,
+    wanted: Weak<DropGuard>,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.inner.lock_flights().remove(&self.digest);
+        let mut flights = self.inner.lock_flights();
+        // After one that nobody waited for, another may have begun.
+        if flights.get(&self.digest).is_some_and(|flight| flight.wanted.ptr_eq(&self.wanted)) {
+            flights.remove(&self.digest);
+        }
     }
 }

@@ -14,10 +14,11 @@ use tokio::{
     sync::{Semaphore, oneshot},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     ImageError, ImageReference, ProgressSender, ResolvedImage, RootDisk,
-    build::{Ingredients, PendingLayer, interrupted},
+    build::{Ingredients, PendingLayer, interrupted, while_wanted},
     layer::inflate::Source,
     manifest::{self, BlobDescriptor, Config, Document, Manifest},
     meter::Meter,
@@ -174,13 +175,13 @@ impl Inner {
         self: Arc<Self>,
         image: ResolvedImage,
         progress: ProgressSender,
+        wanted: CancellationToken,
     ) -> Result<RootDisk, ImageError> {
-        // A few at once is as fast as many, and the host keeps its breath.
-        let _permit = self.builds.acquire().await.map_err(|_| interrupted())?;
-        match self.try_pull_and_build(&image, &progress).await {
+        let _permit = self.turn_to_build(&wanted).await?;
+        match self.try_pull_and_build(&image, &progress, &wanted).await {
             // A layer that was in the store had decayed and was removed: fetch it anew, once.
             Err((ImageError::Corrupt { .. }, true)) => {
-                self.try_pull_and_build(&image, &progress).await.map_err(|(error, _)| error)
+                self.try_pull_and_build(&image, &progress, &wanted).await.map_err(|(error, _)| error)
             }
             other => other.map_err(|(error, _)| error),
         }
@@ -191,6 +192,7 @@ impl Inner {
         self: &Arc<Self>,
         image: &ResolvedImage,
         progress: &ProgressSender,
+        wanted: &CancellationToken,
     ) -> Result<RootDisk, (ImageError, bool)> {
         let fresh = |error| (error, false);
         let digest = image.reference.digest.clone();
@@ -199,7 +201,7 @@ impl Inner {
         let end = Instant::now() + self.config.transfer.pull_timeout;
         let left = || end.saturating_duration_since(Instant::now());
         let fetching = in_time(left(), &repository, self.manifest_bytes(&repository, &digest));
-        let (_, bytes) = self.until_cancelled(fetching).await.map_err(fresh)?;
+        let (_, bytes) = while_wanted(wanted, fetching).await.map_err(fresh)?;
         let manifest = match manifest::parse(&image.requested, &bytes, &self.config.limits).map_err(fresh)? {
             Document::Manifest(manifest) => manifest,
             Document::Index(_) => {
@@ -208,7 +210,7 @@ impl Inner {
             }
         };
         let fetching = in_time(left(), &repository, self.config_of(&repository, &manifest));
-        let config = self.until_cancelled(fetching).await.map_err(fresh)?;
+        let config = while_wanted(wanted, fetching).await.map_err(fresh)?;
 
         let mut blobs = vec![digest, manifest.config.digest.clone()];
         blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
@@ -221,8 +223,9 @@ impl Inner {
         self.check_space(download, &image.requested).map_err(fresh)?;
 
         let meter = Meter::new(progress.clone(), manifest.download_size(), manifest.download_size());
-        let (layers, fetching) = self.fetch_layers(&repository, &manifest, &config.diff_ids, &meter, end);
-        let ingredients = Ingredients { image: image.clone(), layers, blobs, imported: false, meter };
+        let (layers, fetching) = self.fetch_layers(&repository, &manifest, &config.diff_ids, &meter, (end, wanted));
+        let ingredients =
+            Ingredients { image: image.clone(), layers, blobs, imported: false, meter, wanted: wanted.clone() };
         let result = self.build(ingredients).await;
         drop(fetching); // aborts what a failure left under way
         result.map_err(|error| {
@@ -241,7 +244,7 @@ impl Inner {
         manifest: &Manifest,
         diff_ids: &[String],
         meter: &Arc<Meter>,
-        end: Instant,
+        (end, wanted): (Instant, &CancellationToken),
     ) -> (Vec<PendingLayer>, JoinSet<()>) {
         let slots = Arc::new(Semaphore::new(self.config.parallel_layers.max(1)));
         let mut tasks = JoinSet::new();
@@ -250,14 +253,14 @@ impl Inner {
             let (sender, ready) = oneshot::channel();
             layers.push(PendingLayer { ready, diff_id: diff_id.clone() });
             let (inner, slots, meter) = (Arc::clone(self), Arc::clone(&slots), Arc::clone(meter));
-            let (repository, layer) = (repository.clone(), layer.clone());
+            let (repository, layer, wanted) = (repository.clone(), layer.clone(), wanted.clone());
             tasks.spawn(async move {
                 let fetch = async {
                     let _slot = slots.acquire().await.map_err(|_| interrupted())?;
                     inner.fetch_layer(&repository, &layer, &meter).await
                 };
                 let left = end.saturating_duration_since(Instant::now());
-                let fetched = inner.until_cancelled(in_time(left, &repository, fetch)).await;
+                let fetched = while_wanted(&wanted, in_time(left, &repository, fetch)).await;
                 let source = fetched.map(|()| Source {
                     what: format!("{}@{}", repository.name, layer.digest),
                     path: inner.blobs.path(&layer.digest),
@@ -316,17 +319,6 @@ impl Inner {
         let flight = fetch.boxed().shared();
         flights.extend(flight.downgrade().map(|weak| (layer.digest.clone(), weak)));
         (flight, false)
-    }
-
-    /// Ends early when the store is closed.
-    pub(crate) async fn until_cancelled<T>(
-        &self,
-        work: impl Future<Output = Result<T, ImageError>>,
-    ) -> Result<T, ImageError> {
-        tokio::select! {
-            result = work => result,
-            () = self.cancelled.cancelled() => Err(interrupted()),
-        }
     }
 }
 

@@ -129,8 +129,8 @@ impl ImageStore {
         self.inner.resolve(reference).await
     }
 
-    /// The image's root disk, fetched and built when it is not there. Callers for one image share one build; a caller
-    /// that goes away stops nothing.
+    /// The image's root disk, fetched and built when it is not there. Callers for one image share one build, which ends
+    /// with the last who waits for it.
     ///
     /// # Errors
     /// All kinds.
@@ -150,9 +150,11 @@ impl ImageStore {
                 });
             }
             _ => {
-                let wanted = image.clone();
+                let image = image.clone();
                 self.inner
-                    .build_once(digest, progress, |inner, progress| inner.pull_and_build(wanted, progress).boxed())
+                    .build_once(digest, progress, |inner, progress, wanted| {
+                        inner.pull_and_build(image, progress, wanted).boxed()
+                    })
                     .await?
             }
         };
@@ -180,7 +182,7 @@ impl ImageStore {
     }
 
     /// Takes in `docker-archive:FILE[:reference]`, `oci-archive:FILE[:tag]` or `oci:DIRECTORY[:tag]` and builds its
-    /// root disk. `name` is how it is referred to from then on; without one, the archive's own name for it is used,
+    /// root disk; dropping the future ends that. `name` is how it is referred to from then on; without one, the archive's own name for it is used,
     /// and where it has none, the digest. The file must stay as it is until this is done.
     ///
     /// # Errors
