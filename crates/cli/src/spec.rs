@@ -241,6 +241,12 @@ pub fn change(config: &RawConfig, flags: &MachineFlags, directory: &Path) -> Res
     Ok(config)
 }
 
+/// Whether a whole configuration is given that says which image to run.
+pub fn names_image(flags: &MachineFlags, directory: &Path) -> Result<bool, CliError> {
+    let Some(source) = &flags.machine_config else { return Ok(false) };
+    Ok(read_config(source, directory)?.contains_key("image"))
+}
+
 /// Gives a configuration these processors and so much memory.
 pub fn set_vm(config: &mut Map<String, Value>, flags: &VmFlags) -> Result<(), CliError> {
     guest::set(config, flags, &[])

@@ -78,14 +78,52 @@ pub async fn until_started(
     machine: &MachineId,
 ) -> Result<MachineState, CliError> {
     let ends = [MachineState::Started, MachineState::Stopped, MachineState::Failed, MachineState::Destroyed];
-    let reply = wait(printer, client, app, machine, &WaitFor::States(ends.to_vec()), BUDGET).await?;
-    if reply.state == MachineState::Failed {
-        let events = client.events(app, machine, 10).await.unwrap_or_default();
-        let reason = events.iter().find_map(|event| event.error().map(str::to_owned));
-        let reason = reason.unwrap_or_else(|| format!("see 'caddis machine status {machine} -a {app}'"));
-        return Err(CliError::new(format!("machine {machine} failed to start: {reason}")));
+    let ends = WaitFor::States(ends.to_vec());
+    let deadline = Instant::now() + BUDGET;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let reply = wait(printer, client, app, machine, &ends, left).await?;
+        match reply.state {
+            MachineState::Failed => return Err(failed(client, app, machine, "start").await),
+            // A stop that was under way has ended, and the start that was waiting for that goes on.
+            MachineState::Stopped if is_on_its_way(client, app, machine).await? => {}
+            state => return Ok(state),
+        }
     }
-    Ok(reply.state)
+}
+
+async fn is_on_its_way(client: &Client, app: &str, machine: &MachineId) -> Result<bool, CliError> {
+    let machine = client.get_machine(app, machine).await;
+    let machine = machine.map_err(|error| CliError::attempted("failed waiting for machine", error))?;
+    Ok(machine.operation.is_some_and(|operation| operation.kind == "start"))
+}
+
+/// The error about a machine that has failed while something was done to it.
+pub async fn failed(client: &Client, app: &str, machine: &MachineId, what: &str) -> CliError {
+    // Without them the error is still that.
+    let events = client.events(app, machine, 10).await.unwrap_or_default();
+    let reason = events.iter().find_map(|event| event.error().map(str::to_owned));
+    let reason = reason.unwrap_or_else(|| format!("see 'caddis machine status {machine} -a {app}'"));
+    CliError::new(format!("machine {machine} failed to {what}: {reason}"))
+}
+
+/// Waits until a machine is in one of these states, at which it ends well.
+///
+/// # Errors
+/// Also when it has failed instead, with the reason.
+pub async fn until(
+    printer: &Printer,
+    client: &Client,
+    app: &str,
+    machine: &MachineId,
+    (what, states): (&str, &[MachineState]),
+    budget: Duration,
+) -> Result<MachineState, CliError> {
+    let states = WaitFor::States(states.iter().copied().chain([MachineState::Failed]).collect());
+    match wait(printer, client, app, machine, &states, budget).await?.state {
+        MachineState::Failed => Err(failed(client, app, machine, what).await),
+        state => Ok(state),
+    }
 }
 
 /// What became of a machine that was started.
@@ -97,11 +135,10 @@ pub enum Outcome {
     Done(MachineState),
 }
 
-/// The same, and looks a moment longer whether its program goes on: one that can't work mostly ends at once. `before` is
-/// the machine's newest event of before it was started.
+/// The same, and looks a moment longer whether its program goes on: one that can't work mostly ends at once.
 ///
 /// # Errors
-/// Also when the program has failed meanwhile, whether it is restarted or not.
+/// See [`how_it_went`].
 pub async fn until_it_runs(
     printer: &Printer,
     client: &Client,
@@ -118,8 +155,26 @@ pub async fn until_it_runs(
             Err(error) => return Err(CliError::attempted("failed waiting for machine", error)),
         }
     }
-    // A machine that is gone with its program may have left no events.
-    let events = client.events(app, machine, EVENTS).await.unwrap_or_default();
+    how_it_went(client, app, machine, before, state).await
+}
+
+/// What became of a machine that has started and is in this state. `before` is its newest event of before it was started.
+///
+/// # Errors
+/// Also when the program has failed meanwhile, whether it is restarted or not.
+pub async fn how_it_went(
+    client: &Client,
+    app: &str,
+    machine: &MachineId,
+    before: Option<&EventId>,
+    state: MachineState,
+) -> Result<Outcome, CliError> {
+    let events = match client.events(app, machine, EVENTS).await {
+        Ok(events) => events,
+        // A machine that is gone with its program may have left none.
+        Err(error) if error.is_not_found() => Vec::new(),
+        Err(error) => return Err(CliError::attempted("could not find out how the program ended", error)),
+    };
     let exits = events.iter().take_while(|event| before.is_none_or(|before| event.id > *before));
     let mut exits = exits.filter_map(|event| event.exit_details()).map(|details| details.exit_event);
     match exits.find(|exit| !exit.requested_stop) {

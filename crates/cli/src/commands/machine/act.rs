@@ -45,7 +45,12 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
         let started = client.start_machine(&app, &machine.id, Some(&nonce)).await;
         started.map_err(|e| CliError::attempted(format!("could not start machine {}", machine.id), e))?;
         session.release_lease(&machine.id).await;
-        match waiting::until_started(&session.printer, &client, &app, &machine.id).await? {
+        let before = machine.events.iter().flatten().next().map(|event| &event.id);
+        let state = waiting::until_started(&session.printer, &client, &app, &machine.id).await?;
+        if state != MachineState::Started {
+            waiting::how_it_went(&client, &app, &machine.id, before, state).await?;
+        }
+        match state {
             MachineState::Started => session.printer.out(format_args!("{} has been started", machine.id))?,
             state => session.printer.out(format_args!("{} has been started and is {state} by now", machine.id))?,
         }
@@ -124,9 +129,9 @@ pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
         }
         session.release_lease(id).await;
         // One that goes with its program is stopped for an instant only.
-        let condition = WaitFor::States(vec![MachineState::Stopped, MachineState::Destroyed]);
-        let reply = waiting::wait(&session.printer, &client, &app, id, &condition, patience).await?;
-        let gone = if reply.state == MachineState::Destroyed { " and destroyed" } else { "" };
+        let ends = ("stop", [MachineState::Stopped, MachineState::Destroyed].as_slice());
+        let state = waiting::until(&session.printer, &client, &app, id, ends, patience).await?;
+        let gone = if state == MachineState::Destroyed { " and destroyed" } else { "" };
         session.printer.out(format_args!("{id} has been successfully stopped{gone}"))?;
         Ok(())
     })

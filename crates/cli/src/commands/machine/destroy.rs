@@ -1,7 +1,7 @@
 //! `caddis machine destroy`.
 
 use caddis_api::{Machine, MachineState};
-use caddis_client::{Client, ListMachines, WaitFor};
+use caddis_client::{Client, ListMachines};
 use clap::Args;
 
 use super::choice;
@@ -43,8 +43,8 @@ pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
         let nonce = session.lease(&client, &app, machine).await?;
         let destroyed = client.destroy_machine(&app, id, destroy.force, Some(&nonce)).await;
         destroyed.map_err(|e| CliError::attempted(format!("could not destroy machine {id}"), e))?;
-        let gone = WaitFor::States(vec![MachineState::Destroyed]);
-        waiting::wait(&session.printer, &client, &app, id, &gone, waiting::BUDGET).await?;
+        let gone = ("be destroyed", [MachineState::Destroyed].as_slice());
+        waiting::until(&session.printer, &client, &app, id, gone, waiting::BUDGET).await?;
         Ok(session.printer.out(format_args!("{id} has been destroyed"))?)
     })
     .await

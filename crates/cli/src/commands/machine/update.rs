@@ -74,9 +74,9 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
             answer => answer?,
         }
     }
-    if update.image.is_none() {
+    if update.image.is_none() && !spec::names_image(&update.flags, &session.environment.current_directory)? {
         // The same image by another name, which is no change to ask about.
-        keep_image(&mut new, &old, &machine);
+        keep_image(&mut new, &machine);
     }
     printer.out(format_args!("Updating machine {id}"))?;
     let skip_launch = update.skip_start || spec::is_standby(&new);
@@ -121,9 +121,8 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
 
 /// Names the very image that the machine runs, as flyctl does: a tag would be looked up again, and by now be another
 /// image, or gone with its registry.
-fn keep_image(new: &mut Map<String, Value>, old: &RawConfig, machine: &Machine) {
-    // One that a whole configuration brings along is asked for.
-    if new.get("image") == old.field("image").as_ref() && !machine.image_ref.digest.is_empty() {
+fn keep_image(new: &mut Map<String, Value>, machine: &Machine) {
+    if !machine.image_ref.digest.is_empty() {
         new.insert("image".to_owned(), json!(full_image(&machine.image_ref)));
     }
 }
