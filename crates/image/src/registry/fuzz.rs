@@ -86,8 +86,14 @@ fn files_with_logins() {
     damaged(&[sound.to_string().into_bytes()], |input| {
         // What damage made a key or the name of a helper is no secret any more.
         let count = |text: &[u8], part: &[u8]| text.windows(part.len()).filter(|window| *window == part).count();
-        let secrets = count(input, b"\"password\":\"hunter2\"") + count(input, b"\"identitytoken\":\"hunter2\"");
-        prop_assume!(count(input, b"hunter2") == secrets);
+        let is_only = |secret: &str, fields: &[&str]| {
+            let of_fields = fields.iter().map(|field| count(input, format!("\"{field}\":\"{secret}\"").as_bytes()));
+            count(input, secret.as_bytes()) == of_fields.sum::<usize>()
+        };
+        let secrets = [
+            ("hunter2", is_only("hunter2", &["password", "identitytoken"])),
+            ("dXNlcjpodW50ZXIy", is_only("dXNlcjpodW50ZXIy", &["auth"])),
+        ];
         std::fs::write(&file, input).unwrap();
         for registry in ["r.io", "docker.io", "ecr.io", "null.io"] {
             let repository = Repository { registry: registry.to_owned(), name: "team/app".to_owned() };
@@ -95,7 +101,9 @@ fn files_with_logins() {
                 Ok(logins) => format!("{logins:?} {}", logins.advice()),
                 Err(error) => format!("{error} {error:?}"),
             };
-            prop_assert!(!said.contains("hunter2") && !said.contains("aHVudGVyMg"), "{said}");
+            for (secret, _) in secrets.iter().filter(|(_, is_only)| *is_only) {
+                prop_assert!(!said.contains(secret), "{said}");
+            }
         }
         Ok(())
     });
