@@ -74,6 +74,10 @@ pub(crate) async fn list(State(context): State<Context>, params: Params) -> Resu
     tag = "Images",
     params(
         ("format" = inline(ArchiveFormat), Query, description = "Format of the archive"),
+        (
+            "image" = Option<String>, Query,
+            description = "Which image of the archive, by name or `@` and its place from 0; needed where there are several",
+        ),
         ("name" = Option<String>, Query, description = "What the image will be known by, else what the archive says"),
         ("worker" = Option<String>, Query, description = "Id of a worker; the first one unless given"),
     ),
@@ -104,7 +108,7 @@ pub(crate) async fn import(
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let body = Steady::new(request.into_body(), context.settings.body_timeout);
     let body = Body::new(Limited::new(body, limit).map_err(axum::Error::new));
-    let path = format!("/images?{}", passed_on(&params, &["format", "name"]));
+    let path = format!("/images?{}", passed_on(&params, &["format", "image", "name"]));
     forward::call(&context, worker(&context, &params)?, Request::post(path).body(body)).await
 }
 

@@ -61,6 +61,50 @@ async fn images_are_imported_listed_and_removed() {
     assert_eq!(stand.run("image list --json").await.ok().json()[0]["names"][0], "docker.io/library/web:latest");
 }
 
+/// What `docker save` writes of images without layers: their tags.
+fn archive(path: &std::path::Path, images: &[&[&str]]) {
+    let mut archive = tar::Builder::new(std::fs::File::create(path).unwrap());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    };
+    let mut items = Vec::new();
+    for (number, tags) in images.iter().enumerate() {
+        let config = serde_json::json!({"os": "linux", "architecture": "amd64", "author": number});
+        add(&format!("{number}.json"), config.to_string().as_bytes());
+        items.push(serde_json::json!({"Config": format!("{number}.json"), "RepoTags": tags, "Layers": null}));
+    }
+    add("manifest.json", serde_json::Value::from(items).to_string().as_bytes());
+    archive.finish().unwrap();
+}
+
+#[tokio::test]
+async fn one_of_several_images_in_an_archive_is_imported_by_name() {
+    let stand = Stand::with_app().await;
+    let file = stand.home().join("several.tar");
+    archive(&file, &[&["web:1", "web:latest"], &["web:2"], &[]]);
+    let import = |image: &str| format!("image import docker-archive:{}{image}", file.display());
+    assert_snapshot!(stand.run(&import("")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: image `(no name given)` was not found: the archive holds several; say which one is meant as in docker-archive:FILE:NAME, oci-archive:FILE:NAME or oci:DIRECTORY:NAME: web:1, web:2, @2
+    ");
+    assert_snapshot!(stand.run(&import(":web:3")).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: image `web:3` was not found: the archive holds web:1, web:2, @2
+    ");
+    for (image, imported) in [
+        (":web:2", "Imported docker.io/library/web:2 ("),
+        (":web", "Imported docker.io/library/web:latest ("),
+        (":@2 --name mine", "Imported docker.io/library/mine:latest ("),
+    ] {
+        let outcome = stand.run(&import(image)).await.ok();
+        assert!(outcome.stdout.contains(imported), "{image}: {outcome}");
+    }
+}
+
 #[tokio::test]
 async fn sessions_that_can_not_be_opened_are_told() {
     let stand = Stand::with_app().await;

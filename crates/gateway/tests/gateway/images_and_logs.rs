@@ -12,14 +12,14 @@ fn calls(fixture: &Fixture) -> Vec<(String, String)> {
 async fn images_are_listed_imported_and_removed_at_the_worker() {
     let fixture = Fixture::new().await;
     fixture.call("GET /v1/images").await.ok();
-    let request = fixture.request("POST /v1/images?format=oci-archive&name=a%2Fb%3Ac&other=x");
+    let request = fixture.request("POST /v1/images?format=oci-archive&name=a%2Fb%3Ac&image=web%3A2&other=x");
     fixture.send(request.body(Body::from("archive")).unwrap()).await.ok();
     fixture.call("DELETE /v1/images?name=a/b:c").await.ok();
     assert_eq!(fixture.call("GET /v1/images?worker=other").await.status, 400);
     let uris = calls(&fixture);
     let expected = [
         ("GET", "/images"),
-        ("POST", "/images?format=oci-archive&name=a%2Fb%3Ac"),
+        ("POST", "/images?format=oci-archive&image=web%3A2&name=a%2Fb%3Ac"),
         ("DELETE", "/images?name=a%2Fb%3Ac"),
     ];
     assert_eq!(uris, expected.map(|(method, uri)| (method.to_owned(), uri.to_owned())));
