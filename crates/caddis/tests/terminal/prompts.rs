@@ -196,7 +196,7 @@ async fn q_ends_a_screen_and_the_terminal_is_as_before() -> Result<()> {
                 None => terminal.send("xq").await?,
             }
             let status = terminal.end().await?;
-            assert_eq!(status.code(), Some(code), "{}", terminal.screen());
+            assert_eq!(status.code(), Some(code), "{status:?} {}", terminal.screen());
             assert!(terminal.echoes()?, "keys are shown again");
             assert!(!terminal.lines().iter().any(|line| line.contains("xq")), "{}", terminal.screen());
         }

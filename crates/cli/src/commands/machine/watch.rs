@@ -104,8 +104,10 @@ pub async fn machines(
         }
     };
     tokio::select! {
-        ended = follow(session, client, app, form, redraws, table) => ended,
+        // Keys and signals are watched before anything is shown.
+        biased;
         quit = quit => quit,
+        ended = follow(session, client, app, form, redraws, table) => ended,
     }
 }
 
