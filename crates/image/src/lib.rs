@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  reference ──resolve──▶ manifest + config ──┐
-//!                                             ├─▶ layers ──▶ unpacked tree ──mke2fs──▶ disks/<digest>.ext4
+//!                                             ├─▶ layers ──▶ unpacked tree ───ext4───▶ disks/<digest>.ext4
 //!  archive   ──import───▶ manifest + config ──┘   (verified)   (tmp/, 0700)            (renamed into place)
 //! ```
 #![forbid(unsafe_code)]
