@@ -66,7 +66,8 @@ pub(crate) async fn list(State(context): State<Context>, params: Params) -> Resu
 
 /// Import an image from an archive.
 ///
-/// The answer tells line by line how far the import is; its last line says `done` or `failed`. Our addition.
+/// The answer tells line by line how far the import is; its last line says `done` or `failed`. Closing the
+/// connection ends it. Our addition.
 #[utoipa::path(
     post,
     path = "/v1/images",

@@ -52,7 +52,7 @@ pub struct Import {
     name: Option<String>,
 }
 
-/// Takes in an archive; the answer tells how far it is, line by line.
+/// Takes in an archive; the answer tells how far it is, line by line. When nobody reads it any more, that is the end.
 pub async fn import(
     State(shared): State<Arc<Shared>>,
     Query(query): Query<Import>,
@@ -66,24 +66,9 @@ pub async fn import(
     tokio::spawn(async move {
         let image = query.image.filter(|image| !image.is_empty()).map(|image| format!(":{image}")).unwrap_or_default();
         let source = format!("{}:{}{image}", query.format, archive.path.display());
-        let (sender, mut progress) = watch::channel(Progress::default());
+        let (sender, progress) = watch::channel(Progress::default());
         let work = shared.images.import(&source, query.name.as_deref(), &sender);
-        tokio::pin!(work);
-        let last = loop {
-            tokio::select! {
-                result = &mut work => break match result {
-                    Ok(image) => ImportUpdate::Done(image),
-                    Err(error) => ImportUpdate::Failed(error),
-                },
-                Ok(()) = progress.changed() => {
-                    let now = progress.borrow_and_update().clone();
-                    let Progress { step, bytes_done, bytes_total } = now;
-                    // A client that is slow, or gone, misses updates; the import goes on.
-                    let _ = updates.try_send(ImportUpdate::Progress { step, bytes_done, bytes_total });
-                }
-            }
-        };
-        let _ = updates.send(last).await;
+        report(work, progress, updates).await;
     });
     let lines = futures::stream::poll_fn(move |context| receiver.poll_recv(context)).map(|update| {
         let mut line = serde_json::to_vec(&update)?;
@@ -92,6 +77,34 @@ pub async fn import(
     });
     let headers = [("content-type", "application/x-ndjson")];
     Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+/// Tells how far the import is until it is over. Without anyone to tell, it is dropped, which ends it.
+async fn report(
+    work: impl Future<Output = Result<ImageSummary, ApiError>>,
+    mut progress: watch::Receiver<Progress>,
+    updates: mpsc::Sender<ImportUpdate>,
+) {
+    tokio::pin!(work);
+    let last = loop {
+        tokio::select! {
+            result = &mut work => break match result {
+                Ok(image) => ImportUpdate::Done(image),
+                Err(error) => ImportUpdate::Failed(error),
+            },
+            Ok(()) = progress.changed() => {
+                let now = progress.borrow_and_update().clone();
+                let Progress { step, bytes_done, bytes_total } = now;
+                // A client that is slow misses updates.
+                let _ = updates.try_send(ImportUpdate::Progress { step, bytes_done, bytes_total });
+            }
+            () = updates.closed() => {
+                tracing::info!("an import was ended because its client went away");
+                return;
+            }
+        }
+    };
+    let _ = updates.send(last).await;
 }
 
 /// An archive on disk, removed when it is no longer needed.
@@ -121,4 +134,29 @@ async fn receive(shared: &Shared, body: Body) -> Result<Archive, ApiError> {
         tokio::task::block_in_place(|| file.write_all(&chunk)).map_err(failed)?;
     }
     Ok(archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_import_ends_with_its_client() {
+        let (updates, mut client) = mpsc::channel(UPDATES);
+        let (sender, progress) = watch::channel(Progress::default());
+        let under_way = Arc::new(());
+        let held = Arc::clone(&under_way);
+        let import = async move {
+            let _held = held;
+            std::future::pending().await
+        };
+        let reporting = tokio::spawn(report(import, progress, updates));
+        sender.send_replace(Progress { step: "unpack".to_owned(), bytes_done: 1, bytes_total: 2 });
+        let update = client.recv().await;
+        assert!(matches!(update, Some(ImportUpdate::Progress { bytes_done: 1, .. })));
+        assert_eq!(Arc::strong_count(&under_way), 2, "it goes on while someone listens");
+        drop(client);
+        reporting.await.unwrap();
+        assert_eq!(Arc::strong_count(&under_way), 1, "it was dropped");
+    }
 }
