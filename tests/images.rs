@@ -255,6 +255,37 @@ async fn a_distribution_runs_its_own_tools_and_its_creation_shows_progress() -> 
     Ok(())
 }
 
+/// The kernel itself says whether what is on the disk is as it should be: it checks every checksum.
+#[tokio::test]
+async fn a_machine_finds_and_changes_files_in_a_crowded_directory() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let long = "l".repeat(200);
+    let mut entries = vec![images::Entry::Directory("crowd"), images::Entry::File("lost+found", "a file like others")];
+    for number in 0..12_000 {
+        // Enough for an index of two levels, and bytes whose sign counts in its hashes.
+        let path = format!("crowd/{number}-ä-{long}").leak();
+        entries.push(images::Entry::File(path, ""));
+    }
+    let config =
+        images::Config { entrypoint: vec!["/bin/sleep".into(), "infinity".into()], ..images::Config::default() };
+    let image = stand.registry.push(&images::busybox_among("crowd", &entries, &config)?, "crowd")?;
+    let machine = stand.machine(json!({ "image": image })).await?;
+    machine.wait("started").await?;
+    assert_eq!(machine.shell("cat /lost+found").await?, "a file like others");
+    assert_eq!(machine.shell("ls /crowd | wc -l").await?.trim(), "12000");
+    let found = format!("n=0; while [ -f /crowd/$n-ä-{long} ]; do n=$((n+1)); done; echo $n");
+    assert_eq!(machine.shell(&found).await?.trim(), "12000", "each by its name");
+    let change = format!(
+        "n=0; while [ $n -lt 3000 ]; do : >/crowd/$n-new-{long}; rm /crowd/$n-ä-{long}; n=$((n+1)); done; ls /crowd | wc -l"
+    );
+    assert_eq!(machine.shell(&change).await?.trim(), "12000");
+    assert!(machine.shell("mount").await?.contains(" on / type ext4 (rw"), "it would be read-only after an error");
+    let complaints = machine.shell("dmesg | grep 'EXT4-fs \\(error\\|warning\\)' || true").await?;
+    assert_eq!(complaints, "");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_that_is_killed_while_it_unpacks_finishes_after_its_restart() -> Result<()> {
     let host = Host::new().await?;
