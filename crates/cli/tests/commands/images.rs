@@ -62,28 +62,28 @@ async fn images_are_imported_listed_and_removed() {
 }
 
 /// What `docker save` writes of images without layers: their tags.
-fn archive(path: &std::path::Path, images: &[&[&str]]) {
-    let mut archive = tar::Builder::new(std::fs::File::create(path).unwrap());
+fn archive(path: &std::path::Path, images: &[&[&str]]) -> std::io::Result<()> {
+    let mut archive = tar::Builder::new(std::fs::File::create(path)?);
     let mut add = |name: &str, bytes: &[u8]| {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
-        archive.append_data(&mut header, name, bytes).unwrap();
+        archive.append_data(&mut header, name, bytes)
     };
     let mut items = Vec::new();
     for (number, tags) in images.iter().enumerate() {
         let config = serde_json::json!({"os": "linux", "architecture": "amd64", "author": number});
-        add(&format!("{number}.json"), config.to_string().as_bytes());
+        add(&format!("{number}.json"), config.to_string().as_bytes())?;
         items.push(serde_json::json!({"Config": format!("{number}.json"), "RepoTags": tags, "Layers": null}));
     }
-    add("manifest.json", serde_json::Value::from(items).to_string().as_bytes());
-    archive.finish().unwrap();
+    add("manifest.json", serde_json::Value::from(items).to_string().as_bytes())?;
+    archive.finish()
 }
 
 #[tokio::test]
 async fn one_of_several_images_in_an_archive_is_imported_by_name() {
     let stand = Stand::with_app().await;
     let file = stand.home().join("several.tar");
-    archive(&file, &[&["web:1", "web:latest"], &["web:2"], &[]]);
+    archive(&file, &[&["web:1", "web:latest"], &["web:2"], &[]]).unwrap();
     let import = |image: &str| format!("image import docker-archive:{}{image}", file.display());
     assert_snapshot!(stand.run(&import("")).await, @"
     exit code 1

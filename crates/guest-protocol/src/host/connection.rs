@@ -42,7 +42,8 @@ const MOST_STEPS: usize = 64;
 
 /// Cuts a text, between characters.
 fn shorten(text: &mut String, longest: usize) {
-    text.truncate(text.floor_char_boundary(longest));
+    let cut = text.len().min(longest);
+    text.truncate(crate::text::whole(&text.as_bytes()[..cut]));
 }
 
 fn shorten_reason(status: &mut GuestState) {
