@@ -7,13 +7,22 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # The images that take long are built before any test waits for them.
-for image in debian kernel-user systemd; do
+images=(debian kernel-user systemd)
+if [[ -n ${CADDIS_SOAK:-} ]]; then
+    scripts/setup.sh podman crun catatonit
+    images+=(services)
+fi
+for image in "${images[@]}"; do
     cargo run --quiet --package caddis-testkit --bin test-image -- "$image" >/dev/null
 done
 
 scripts/traces.sh >"$work/before"
 code=0
 cargo test --workspace --no-fail-fast 2>&1 | tee "$work/log" || code=$?
+if [[ -n ${CADDIS_SOAK:-} ]]; then
+    # What anybody may send is read from more words than anybody waits for otherwise.
+    PROPTEST_CASES=100000 cargo test --workspace --lib --bins -- users:: duration:: validate:: 2>&1 | tee -a "$work/log" || code=$?
+fi
 scripts/schemathesis.sh 2>&1 || {
     code=1
     echo "error: scripts/schemathesis.sh failed" >>"$work/log"

@@ -181,6 +181,12 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
             "/bin/busybox",
             "can't enter the working directory /bin/busybox: /bin/busybox is a file",
         ),
+        (
+            "nothere",
+            no_entries,
+            "/bin/busybox/x",
+            "can't enter the working directory /bin/busybox/x: /bin/busybox is a file",
+        ),
         ("full", &full[..], "", "can't write /etc/hosts: the image has a directory there"),
         ("proclink", &[Entry::Link("proc", "/bin")][..], "", "/proc is a symbolic link in the image"),
         ("etcfifo", &[Entry::Fifo("etc")][..], "", "/etc is a FIFO in the image, where a directory is needed"),

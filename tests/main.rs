@@ -20,6 +20,7 @@ mod neighbours;
 mod network;
 mod programs;
 mod restart;
+mod services;
 mod shell;
 mod silence;
 mod stand;

@@ -19,22 +19,30 @@ pub struct ApiDuration(pub Duration);
 
 /// What is no duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidDuration {
-    /// A text, or a number beyond what Go's durations hold.
-    #[error("invalid duration '{0}', write for example 15s, 1m30s or 500ms")]
-    Unreadable(String),
-    /// A count of nanoseconds by somebody who meant another unit.
-    #[error("invalid duration {0}: a number counts nanoseconds here, write \"{0}s\" for seconds")]
-    TooShort(u64),
-}
+#[error("invalid duration '{0}', write for example 15s, 1m30s or 500ms")]
+pub struct InvalidDuration(pub String);
 
 const UNITS: &[(&str, f64)] =
     &[("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("μs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
 
-/// Shortest time that a number of nanoseconds may stand for; below it another unit was meant.
-const SHORTEST_NUMBER: f64 = 1e6;
+/// Shortest time that anybody means; below it somebody has counted nanoseconds in another unit.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 impl ApiDuration {
+    /// Why nobody can mean so short a time, unless it is zero. Asked of what is sent; what is stored may be such.
+    ///
+    /// # Errors
+    /// The end of a sentence that begins with the field's name.
+    pub fn check_unit(self) -> Result<(), String> {
+        let nanoseconds = self.0.as_nanos();
+        if nanoseconds == 0 || self.0 >= SHORTEST {
+            return Ok(());
+        }
+        Err(format!(
+            "{nanoseconds} ns is too short: a number counts nanoseconds here, write \"{nanoseconds}s\" for seconds"
+        ))
+    }
+
     /// `None` when it is more than Go's durations hold (292 years), or negative.
     fn from_nanoseconds(nanoseconds: f64) -> Option<Self> {
         // Go's durations are 63-bit nanoseconds.
@@ -47,7 +55,7 @@ impl FromStr for ApiDuration {
     type Err = InvalidDuration;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidDuration::Unreadable(text.escape_debug().take(40).collect());
+        let invalid = || InvalidDuration(text.escape_debug().take(40).collect());
         let mut rest = text.trim();
         rest = rest.strip_prefix('+').unwrap_or(rest);
         if rest.is_empty() {
@@ -133,11 +141,8 @@ impl<'de> Deserialize<'de> for ApiDuration {
         let read = match sent(deserializer)? {
             None => return Err(de::Error::custom("invalid duration null, write for example \"15s\"")),
             Some(Sent::Text(text)) => text.parse(),
-            Some(Sent::Number(number)) if number > 0.0 && number < SHORTEST_NUMBER => {
-                Err(InvalidDuration::TooShort(number.ceil() as u64))
-            }
             Some(Sent::Number(number)) => {
-                Self::from_nanoseconds(number).ok_or_else(|| InvalidDuration::Unreadable(number.to_string()))
+                Self::from_nanoseconds(number).ok_or_else(|| InvalidDuration(number.to_string()))
             }
         };
         read.map_err(de::Error::custom)
@@ -209,8 +214,6 @@ mod tests {
             assert_eq!(read(json).unwrap(), millis, "{json}");
         }
         for (json, told) in [
-            ("3", "invalid duration 3: a number counts nanoseconds here, write \"3s\" for seconds"),
-            ("1500", "write \"1500s\""),
             ("-5", "invalid duration '-5'"),
             ("1e30", "invalid duration '1000000000000000"),
             ("\"soon\"", "invalid duration 'soon', write for example 15s"),
@@ -219,6 +222,18 @@ mod tests {
         ] {
             let error = read(json).unwrap_err().to_string();
             assert!(error.contains(told), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_means_is_read_and_told_apart() {
+        for (json, told) in [("3", Some("write \"3s\" for seconds")), ("0", None), ("1000000", None), ("\"3s\"", None)]
+        {
+            let checked = serde_json::from_str::<ApiDuration>(json).unwrap().check_unit();
+            match told {
+                Some(told) => assert!(checked.unwrap_err().ends_with(told), "{json}"),
+                None => assert_eq!(checked, Ok(()), "{json}"),
+            }
         }
     }
 

@@ -181,6 +181,7 @@ const REQUEST: &[&str] = &[
     "skip_secrets",
     "min_secrets_version",
     "current_version",
+    "lsvd",
 ];
 
 fn fields(of: &str) -> Option<&'static [&'static str]> {
@@ -247,7 +248,7 @@ fn hint(name: &str, known: &[&str]) -> Option<String> {
     let wanted = plain(name);
     let likeness = |known: &str| {
         let known = plain(known);
-        let is_part = wanted.len() > 2 && (wanted.starts_with(&known) || known.starts_with(&wanted));
+        let is_part = wanted.len().min(known.len()) > 2 && (wanted.starts_with(&known) || known.starts_with(&wanted));
         if is_part { 1.0 } else { strsim::jaro_winkler(&wanted, &known) }
     };
     let (by, best) = known.iter().map(|known| (likeness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0))?;

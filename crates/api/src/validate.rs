@@ -262,6 +262,9 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
 
 fn check_stop(stop: Option<&StopConfig>) -> Result<(), ApiError> {
     let Some(stop) = stop else { return Ok(()) };
+    if let Some(reason) = stop.timeout.and_then(|timeout| timeout.check_unit().err()) {
+        return Err(ApiError::invalid(format!("invalid config.stop_config.timeout, {reason}")));
+    }
     if stop.timeout.is_some_and(|timeout| timeout.0.as_secs() > MAX_STOP_TIMEOUT_SECONDS) {
         return Err(ApiError::invalid(format!(
             "invalid config.stop_config.timeout, cannot exceed {MAX_STOP_TIMEOUT_SECONDS}s"
@@ -409,6 +412,13 @@ mod tests {
     }
 
     #[test]
+    fn what_earlier_releases_stored_is_read() {
+        let stored = raw(json!({"image": "a", "stop_config": {"timeout": 3, "signal": "SIGINT"}, "services": [{}],
+            "mounts": [{"volume": "vol_1", "path": "/data"}], "dns": {"hostname": "a b"}, "files": [{}]}));
+        assert_eq!(read(&stored).unwrap().stop_config.unwrap().timeout.unwrap().0.as_nanos(), 3);
+    }
+
+    #[test]
     fn names_the_field_and_the_limit() {
         for (sent, expected) in [
             (json!({}), "config.image"),
@@ -423,6 +433,7 @@ mod tests {
             (json!({"image": "a", "size": "shared-cpu-99999999999x"}), "invalid config.size"),
             (json!({"image": "a", "stop_config": {"timeout": "301s"}}), "cannot exceed 300s"),
             (json!({"image": "a", "stop_config": {"signal": "SIGFOO"}}), "stop_config.signal"),
+            (json!({"image": "a", "stop_config": {"timeout": 3}}), "stop_config.timeout, 3 ns is too short"),
             (json!({"image": "a", "init": {"pid_namespace": true}, "processes": [{}, {}]}), "init.pid_namespace"),
             (json!({"image": "a", "env": {"A=B": "x"}}), "config.env"),
             (json!({"image": "a", "env": {"A": 1}}), "config.env.A"),

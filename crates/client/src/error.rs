@@ -117,7 +117,9 @@ impl ClientError {
     /// Whether it is certain what became of the request: it was answered, or never sent.
     pub fn is_certain(&self) -> bool {
         match self {
-            Self::Api { .. } | Self::Unreachable { .. } => true,
+            // A proxy in between that gave up knows nothing of it, and words of its own.
+            Self::Api { status, code, .. } => *status < 500 || code.is_some(),
+            Self::Unreachable { .. } => true,
             Self::InvalidUrl { .. } | Self::InvalidToken | Self::Setup(_) => true,
             Self::Interrupted { .. } | Self::TimedOut { .. } | Self::Unreadable { .. } => false,
         }

@@ -186,15 +186,22 @@ impl Client {
     /// Sends a request and takes over its connection as a WebSocket.
     pub(crate) async fn upgrade(&self, request: &Request<'_>) -> Result<WebSocketStream<Upgraded>, ClientError> {
         let key = generate_key();
-        let builder = self
-            .build(request)
-            .header(CONNECTION, "Upgrade")
-            .header(UPGRADE, "websocket")
-            .header(SEC_WEBSOCKET_VERSION, "13")
-            .header(SEC_WEBSOCKET_KEY, &key);
         let timed_out = || ClientError::TimedOut { request: request.name() };
-        let response = tokio::time::timeout(REQUEST_TIMEOUT, builder.send()).await.map_err(|_| timed_out())?;
-        let response = response.map_err(|e| self.failure(&request.name(), &e))?;
+        let mut patience = RATE_PATIENCE;
+        let response = loop {
+            let builder = self
+                .build(request)
+                .header(CONNECTION, "Upgrade")
+                .header(UPGRADE, "websocket")
+                .header(SEC_WEBSOCKET_VERSION, "13")
+                .header(SEC_WEBSOCKET_KEY, &key);
+            let response = tokio::time::timeout(REQUEST_TIMEOUT, builder.send()).await.map_err(|_| timed_out())?;
+            let response = response.map_err(|e| self.failure(&request.name(), &e))?;
+            match asked_to_wait(&response, &mut patience) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => break response,
+            }
+        };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let status = response.status();
             check(response).await?;

@@ -195,17 +195,17 @@ fn become_program(
     // As docker does: an image may name a directory that nothing has made. Where it can't be made it can't be entered.
     let made = image_files::make_directories(&directory);
 
-    report.stage(Stage::Program);
-    let shell = if program.argv.is_empty() { shell(user)? } else { Vec::new() };
-    let argv = if program.argv.is_empty() { &shell } else { program.argv };
-    let name = argv.first().ok_or_else(|| "no program is given".to_owned())?;
-    let path = find(name, program.env, &directory)?;
-
     report.stage(Stage::Enter);
     chdir(&directory).map_err(|error| {
         let reason = made.err().unwrap_or_else(|| error.desc().to_owned());
         format!("can't enter the working directory {}: {reason}", directory.display())
     })?;
+
+    report.stage(Stage::Program);
+    let shell = if program.argv.is_empty() { shell(user)? } else { Vec::new() };
+    let argv = if program.argv.is_empty() { &shell } else { program.argv };
+    let name = argv.first().ok_or_else(|| "no program is given".to_owned())?;
+    let path = find(name, program.env, &directory)?;
 
     report.stage(Stage::Execute);
     let home = named.as_ref().filter(|_| !program.env.iter().any(|(key, _)| key == "HOME"));

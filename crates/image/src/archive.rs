@@ -27,6 +27,8 @@ use crate::{
 
 const DOCKER: &str = "manifest.json";
 const OCI: &str = "index.json";
+/// Names of one image that are kept.
+const MOST_NAMES: usize = 100;
 
 /// The kinds of archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,10 +101,13 @@ impl Inner {
             });
         }
         let (inner, reading) = (Arc::clone(self), archive.clone());
-        let contents = tokio::task::spawn_blocking(move || inner.read_archive(&reading)).await;
+        // It ends with who asked for it.
+        let gone = CancellationToken::new();
+        let _gone = gone.clone().drop_guard();
+        let contents = tokio::task::spawn_blocking(move || inner.read_archive(&reading, &gone)).await;
         let contents = contents.unwrap_or_else(|_| Err(interrupted()))?;
         // An archive may hold any text as a name; one that is no reference is no name.
-        let own_names = contents.names.iter().filter_map(|name| parse_name(name).ok());
+        let own_names = contents.names.iter().filter_map(|name| parse_name(name).ok()).take(MOST_NAMES);
         let names: Vec<ParsedReference> = name.map_or_else(|| own_names.collect(), |name| vec![name]);
 
         let digest = contents.digest.clone();
@@ -113,19 +118,29 @@ impl Inner {
             })
             .await?;
         }
-        self.records.mark_imported(&digest, self.session.path())?;
-        for name in names {
-            self.records.set_name(&digest, &name.canonical(), true, self.session.path())?;
-        }
-        let record = self.records.get(&digest).ok_or_else(interrupted)?;
-        Ok(self.records.summary(&record))
+        let inner = Arc::clone(self);
+        let noting = tokio::task::spawn_blocking(move || {
+            inner.records.mark_imported(&digest, inner.session.path())?;
+            for name in names {
+                inner.records.set_name(&digest, &name.canonical(), true, inner.session.path())?;
+            }
+            let record = inner.records.get(&digest).ok_or_else(interrupted)?;
+            Ok(inner.records.summary(&record))
+        });
+        noting.await.unwrap_or_else(|_| Err(interrupted()))
     }
 
-    fn read_archive(&self, archive: &ArchiveSource) -> Result<Contents, ImageError> {
+    fn read_archive(&self, archive: &ArchiveSource, gone: &CancellationToken) -> Result<Contents, ImageError> {
+        let go_on = |bytes| {
+            if gone.is_cancelled() || self.cancelled.is_cancelled() {
+                return Err(interrupted());
+            }
+            if bytes > 0 { self.check_space(bytes, "the archive's content") } else { Ok(()) }
+        };
         let files = match archive.kind {
             Kind::OciDirectory => Files::directory(&archive.path),
             Kind::OciArchive | Kind::DockerArchive => {
-                Files::tar(&archive.path, self.session.path(), &self.config.limits)?
+                Files::tar(&archive.path, self.session.path(), &self.config.limits, &go_on)?
             }
         };
         let (wanted, store) = (archive.wanted.as_deref(), &self.config);

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ImageError, ImageReference, ProgressSender, ResolvedImage, RootDisk,
     build::{Ingredients, PendingLayer, interrupted, while_wanted},
-    layer::inflate::Source,
+    layer::inflate::{Place, Source},
     manifest::{self, BlobDescriptor, Config, Document, Manifest},
     meter::Meter,
     platform::{Search, Step},
@@ -263,7 +263,7 @@ impl Inner {
                 let fetched = while_wanted(&wanted, in_time(left, &repository, fetch)).await;
                 let source = fetched.map(|()| Source {
                     what: format!("{}@{}", repository.name, layer.digest),
-                    path: inner.blobs.path(&layer.digest),
+                    place: Place::Path(inner.blobs.path(&layer.digest)),
                     offset: 0,
                     length: layer.size,
                     digest: Some(layer.digest.clone()),

@@ -194,6 +194,32 @@ async fn a_layer_that_inflates_beyond_the_limit_is_stopped() {
 }
 
 #[tokio::test]
+async fn headers_of_one_entry_are_bounded_together() {
+    let map = "1,".repeat(250_000);
+    let mut many = Layer::new();
+    for _ in 0..4 {
+        many = many.pax(&[("GNU.sparse.map", map.as_bytes())]);
+    }
+    let mut attributes = Layer::new();
+    for number in 0..1001 {
+        attributes = attributes.pax(&[(&format!("SCHILY.xattr.user.{number}"), b"v")]);
+    }
+    for (layer, told) in [(many, "longer than 1 MiB"), (attributes, "more than 1000 extended attributes")] {
+        let error = refused(&[layer.file("x", b"x")]).await;
+        assert!(error.to_string().contains(told), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn directories_that_only_names_imply_count_as_entries() {
+    let mut world = World::new();
+    world.config.limits.entries = 1000;
+    let layer = (0..20).fold(Layer::new(), |layer, number| layer.file(&format!("{number}/{}x", "a/".repeat(40)), b""));
+    let error = refused_in(&mut world, &Image::new(&[layer])).await;
+    assert!(error.to_string().contains("limits.entries"), "{error}");
+}
+
+#[tokio::test]
 async fn too_many_entries_are_refused() {
     let mut world = World::new();
     world.config.limits.entries = 1000;

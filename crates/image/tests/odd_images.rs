@@ -298,6 +298,23 @@ async fn an_image_with_several_tags_is_one_image_and_keeps_them() {
 }
 
 #[tokio::test]
+async fn a_compressed_archive_leaves_nothing_beside_its_image_and_its_names_are_bounded() {
+    let image = with_config("packed", |_| ());
+    let world = World::new();
+    let plain = world.outside.path().join("neighbour/plain.tar");
+    let tags: Vec<_> = (0..1000).map(|number| format!("web:{number}")).collect();
+    // Each tag an item of its own, and all of one.
+    let items: Vec<_> = (0..50).map(|_| (&image, json!(tags))).collect();
+    archive::docker(&plain, &items);
+    let packed = plain.with_extension("gz");
+    std::fs::write(&packed, support::image::gzip(&std::fs::read(&plain).unwrap())).unwrap();
+    let store = world.open();
+    import(&store, &format!("docker-archive:{}", packed.display()), None).await.unwrap();
+    assert_eq!(store.list().await.unwrap()[0].names.len(), 100);
+    world.assert_no_work_left();
+}
+
+#[tokio::test]
 async fn an_archive_is_taken_for_what_it_is_and_what_is_none_is_called_that() {
     let image = with_config("app", |_| ());
     let world = World::new();

@@ -192,8 +192,8 @@ pub fn stop_plan(
 ) -> Stop {
     let configured = config.stop_config.clone().unwrap_or_default();
     let chosen = signal.or(configured.signal).or_else(|| stop_signal(image).ok().flatten());
-    // Rounded up, since zero means the default.
-    let millis = |time: Duration| u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+    // Less than one was stored by those who meant seconds, and counts as the default.
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let timeout = timeout.filter(|time| !time.is_zero()).or_else(|| configured.timeout.map(|time| time.0));
     Stop {
         signal: chosen.unwrap_or(Signal::INT),
@@ -285,7 +285,7 @@ mod tests {
             Stop { signal: Signal::TERM, timeout_ms: 2000, is_default: false }
         );
         assert_eq!(plan(&bare, None, None).signal.name(), "SIGQUIT");
-        assert_eq!(plan(&bare, None, Some(Duration::from_nanos(1))).timeout_ms, 1);
+        assert_eq!(plan(&bare, None, Some(Duration::from_nanos(3))).timeout_ms, DEFAULT_STOP_TIMEOUT_MS);
         for (name, expected) in
             [("SIGRTMIN+3", "SIGRTMIN+3"), ("RTMIN+3", "SIGRTMIN+3"), ("37", "SIGRTMIN+3"), ("winch", "SIGWINCH")]
         {

@@ -33,7 +33,7 @@ enum ImageCommand {
                             caddis image import docker-archive:several.tar:web:2"
     )]
     Import {
-        /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY; with :NAME, or :@0 for the first, one of several images.
+        /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY; append :NAME or :@INDEX (from 0) to pick one of several images.
         source: String,
         /// Name that machines refer to it by [default: the archive's own].
         #[arg(short, long)]

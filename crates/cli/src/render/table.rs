@@ -50,7 +50,7 @@ pub fn horizontal(screen: Screen, title: &str, headers: &[&str], rows: &[Vec<Str
         draw(&mut text, &columns, row, screen.colour);
     }
     if !left_out.is_empty() {
-        let _ = writeln!(text, " Not shown, for want of columns: {}", left_out.join(", "));
+        let _ = writeln!(text, " Not shown, the terminal is too narrow: {}", left_out.join(", "));
     }
     text.push('\n');
     text
@@ -63,15 +63,24 @@ pub fn vertical(screen: Screen, title: &str, rows: &[(&str, String)]) -> String 
         false => value.to_owned(),
     };
     let labels = rows.iter().map(|(label, _)| width(label)).max().unwrap_or(0);
-    let values = rows.iter().map(|(_, value)| width(value)).max().unwrap_or(0);
+    let widest = rows.iter().map(|(_, value)| width(value)).max().unwrap_or(0);
+    // On a terminal without blanks at the end, which would be lines of their own.
+    let room = screen.columns.map(|columns| columns.saturating_sub(1 + labels + width(JOINT)).max(NARROWEST));
     let mut text = String::new();
     if !title.is_empty() {
         let _ = writeln!(text, "{title}");
     }
     for (label, value) in rows {
         let value = clean(value);
-        let padding = " ".repeat(values - width(&value));
-        let _ = writeln!(text, " {}{JOINT}{}{padding}", pad(label, labels), paint(label, &value));
+        let Some(room) = room else {
+            let padding = " ".repeat(widest - width(&value));
+            let _ = writeln!(text, " {}{JOINT}{}{padding}", pad(label, labels), paint(label, &value));
+            continue;
+        };
+        for (line, part) in wrapped(&value, room).iter().enumerate() {
+            let label = if line == 0 { label } else { "" };
+            let _ = writeln!(text, " {}{JOINT}{}", pad(label, labels), paint(label, part));
+        }
     }
     text.push('\n');
     text
@@ -207,18 +216,28 @@ mod tests {
         assert_eq!(
             on(50, &headers, cells),
             " ID │ STATE   │ IMAGE                    \n 1  │ started │ docker.io/library/nginx:1\n \
-             Not shown, for want of columns: IP ADDRESS\n\n"
+             Not shown, the terminal is too narrow: IP ADDRESS\n\n"
         );
         assert_eq!(
             on(33, &headers, cells),
             " ID │ STATE   │ IMAGE            \n 1  │ started │ docker.io/library\n    │         │ /nginx:1         \n \
-             Not shown, for want of columns: IP ADDRESS\n\n"
+             Not shown, the terminal is too narrow: IP ADDRESS\n\n"
         );
         for columns in 1..70 {
             for line in on(columns, &headers, cells).lines().filter(|line| !line.contains("Not shown")) {
                 assert!(width(line) <= columns.max(3), "{columns}: {line:?}");
             }
         }
+    }
+
+    #[test]
+    fn facts_fit_too() {
+        let facts = [("ID", "1".to_owned()), ("Image", "docker.io/library/nginx:1@sha256:0123456789".to_owned())];
+        let narrow = Screen { columns: Some(30), colour: false };
+        assert_eq!(
+            vertical(narrow, "", &facts),
+            " ID    │ 1\n Image │ docker.io/library/ngi\n       │ nx:1@sha256:012345678\n       │ 9\n\n"
+        );
     }
 
     #[test]

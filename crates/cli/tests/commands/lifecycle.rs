@@ -150,7 +150,7 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     Exit code: 137
 
     ----- stderr -----
-    The command was killed: it did not end within 1s (--timeout).
+    The command was killed: it had not ended 1s after it was asked for (--timeout).
     ");
     assert_snapshot!(stand.run(&format!("machine restart {id} -a shop")).await, @"
     exit code 0

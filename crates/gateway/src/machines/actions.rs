@@ -27,6 +27,9 @@ async fn act(context: &Context, path: &MachinePath, nonce: Nonce, action: Action
 }
 
 fn check_stop(timeout: Option<caddis_api::ApiDuration>) -> Result<(), ApiError> {
+    if let Some(reason) = timeout.and_then(|timeout| timeout.check_unit().err()) {
+        return Err(ApiError::invalid(format!("invalid timeout, {reason}")));
+    }
     if timeout.is_some_and(|timeout| timeout.0.as_secs() > MAX_STOP_TIMEOUT_SECONDS) {
         return Err(ApiError::invalid(format!("invalid timeout, cannot exceed {MAX_STOP_TIMEOUT_SECONDS}s")));
     }
@@ -131,7 +134,7 @@ pub(crate) async fn signal(
     path: MachinePath,
     JsonBody(request): JsonBody<SignalRequest>,
 ) -> Done {
-    starting::settled(&context, &path, starting::PATIENCE).await?;
+    starting::settled(&context, &path, starting::For::TheOneStarted, starting::PATIENCE).await?;
     act(&context, &path, Nonce(None), Action::Signal { signal: request.signal }).await
 }
 

@@ -50,7 +50,7 @@ pub(crate) async fn exec(
     let mut request = complete(request)?;
     let begun = Instant::now();
     let patience = Duration::from_secs(request.timeout.unwrap_or(MAX_TIMEOUT_SECONDS));
-    let shown = starting::settled(&context, &path, patience).await?;
+    let shown = starting::settled(&context, &path, starting::For::Any, patience).await?;
     // What is left for the program; a start that took nearly all of it leaves a second.
     request.timeout = Some(patience.saturating_sub(begun.elapsed()).as_secs_f64().ceil().max(1.0) as u64);
     let mut forwarded = Request::post(format!("/machines/{}/exec", path.id)).header(CONTENT_TYPE, "application/json");

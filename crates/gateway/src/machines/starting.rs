@@ -8,11 +8,20 @@ use tokio::time::Instant;
 
 use crate::{context::Context, extract::MachinePath, view::Shown};
 
-/// How long a signal waits.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a signal waits: less than clients wait for an answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Whom what is asked is meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    /// Whatever program will run.
+    Any,
+    /// The program that is there, which one that follows it must not be taken for.
+    TheOneStarted,
+}
 
 /// Whether it will run without anybody's doing.
-fn is_on_its_way(shown: &Shown) -> bool {
+fn is_on_its_way(shown: &Shown, whom: For) -> bool {
     use MachineState::{Created, Creating, Pending, Replacing, Restarting, Starting, Updating};
     let machine = &shown.record.machine;
     if machine.operation.as_ref().is_some_and(|operation| operation.retry_at.is_some()) {
@@ -20,7 +29,8 @@ fn is_on_its_way(shown: &Shown) -> bool {
         return false;
     }
     match machine.state {
-        Creating | Pending | Starting | Restarting | Replacing | Updating => true,
+        Creating | Pending | Starting => true,
+        Restarting | Replacing | Updating => whom == For::Any,
         // Its first start follows.
         Created => machine.operation.is_some(),
         _ => false,
@@ -31,9 +41,14 @@ fn is_on_its_way(shown: &Shown) -> bool {
 ///
 /// # Errors
 /// 404; 408 when it is still on its way after this time.
-pub(super) async fn settled(context: &Context, path: &MachinePath, patience: Duration) -> Result<Arc<Shown>, ApiError> {
+pub(super) async fn settled(
+    context: &Context,
+    path: &MachinePath,
+    whom: For,
+    patience: Duration,
+) -> Result<Arc<Shown>, ApiError> {
     let shown = context.machine(&path.app, &path.id).await?;
-    if !is_on_its_way(&shown) {
+    if !is_on_its_way(&shown, whom) {
         return Ok(shown);
     }
     let mut machine = context.view.watch(&path.id).ok_or_else(ApiError::machine_not_found)?;
@@ -41,7 +56,7 @@ pub(super) async fn settled(context: &Context, path: &MachinePath, patience: Dur
     let mut closing = std::pin::pin!(context.closing.cancelled());
     loop {
         let shown = machine.borrow_and_update().clone();
-        if !is_on_its_way(&shown) {
+        if !is_on_its_way(&shown, whom) {
             return Ok(shown);
         }
         tokio::select! {

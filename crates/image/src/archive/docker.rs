@@ -3,6 +3,8 @@
 //! It has no manifest with a digest, so one is made up from what is in it: the same archive contents give the same
 //! digest everywhere.
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 
 use super::{
@@ -16,6 +18,8 @@ use crate::{
 };
 
 const WHAT: &str = "docker archive";
+/// Builds of one image that are looked at.
+const MOST_BUILDS: usize = 32;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -44,7 +48,15 @@ pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig
         .map_err(|error| ImageError::corrupt(format!("{} of the {WHAT}", super::DOCKER), error.to_string()))?;
     let mut best: Option<(Option<u8>, &Item, Vec<u8>, Config)> = None;
     let picked = names::pick(&items, wanted)?;
+    // Tags of one image may be items of their own.
+    let mut read = HashSet::new();
     for &item in &picked {
+        if !read.insert((&item.config, &item.layers)) {
+            continue;
+        }
+        if read.len() > MOST_BUILDS {
+            return Err(ImageError::too_large(WHAT, format!("{MOST_BUILDS} builds of an image are looked at")));
+        }
         let (config_bytes, config) = config_of(files, item, &store.limits)?;
         let needs = config.platform.needs(store.amd64_level);
         if best.as_ref().is_none_or(|(found, ..)| needs > *found) {

@@ -3,15 +3,16 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
     ImageError, Limits,
     layer::{
         compression::{Compression, refused},
-        inflate::Source,
+        inflate::{Part, Place, Source},
         tar::{Kind, TarReader},
     },
 };
@@ -20,13 +21,21 @@ use crate::{
 pub(super) const WHAT: &str = "the archive";
 /// Members that an archive may have: more than a manifest can name is no image.
 const MOST_MEMBERS: usize = 100_000;
+/// Bytes of all their names and targets.
+const MOST_NAME_BYTES: usize = 64 << 20;
+/// Bytes inflated between two questions whether to go on.
+const ASK_EVERY: u64 = 16 << 20;
+
+/// Fails when what is being read is no longer wanted, or there is no room for so many bytes more.
+pub(super) type GoOn<'a> = &'a dyn Fn(u64) -> Result<(), ImageError>;
 
 /// Finds files.
 #[derive(Debug)]
 pub(crate) enum Files {
     Directory(PathBuf),
     Tar {
-        path: PathBuf,
+        /// Its name may be gone, or it never had one.
+        file: Arc<File>,
         /// Offset and length of each file, by its name without `./`.
         members: HashMap<String, (u64, u64)>,
         /// Links within the archive.
@@ -39,25 +48,28 @@ impl Files {
         Self::Directory(path.to_owned())
     }
 
-    /// Reads through a tar file and notes where everything is. One that is compressed as a whole is unpacked to
-    /// `scratch` first, because its parts are not needed in the order they come in.
-    pub(crate) fn tar(path: &Path, scratch: &Path, limits: &Limits) -> Result<Self, ImageError> {
+    /// Reads through a tar file and notes where everything is. One that is compressed as a whole is unpacked to a file
+    /// without a name in `scratch` first, because its parts are not needed in the order they come in. `go_on` is asked
+    /// now and then, with how many bytes are about to be written.
+    pub(crate) fn tar(path: &Path, scratch: &Path, limits: &Limits, go_on: GoOn<'_>) -> Result<Self, ImageError> {
         let failed = |error| ImageError::io("read", path, error);
         let metadata = fs::metadata(path).map_err(failed)?;
         if !metadata.is_file() {
             return Err(ImageError::unsupported(WHAT, "it must be a regular file"));
         }
-        let path = uncompressed(path, scratch, limits)?;
+        let file = Arc::new(uncompressed(path, scratch, limits, go_on)?);
         let damaged = |error: io::Error| {
             if error.raw_os_error().is_some() {
-                return ImageError::io("read", &path, error);
+                return ImageError::io("read", path, error);
             }
             ImageError::corrupt(WHAT, error.to_string())
         };
-        let file = BufReader::with_capacity(1 << 20, File::open(&path).map_err(failed)?);
-        let mut reader = TarReader::new(Counted { inner: file, position: 0 });
+        let all = Place::Open(Arc::clone(&file)).part(0, u64::MAX).map_err(failed)?;
+        let all = BufReader::with_capacity(1 << 20, all);
+        let mut reader = TarReader::new(Counted { inner: all, position: 0 });
         let mut members = HashMap::new();
         let mut links = HashMap::new();
+        let mut name_bytes = MOST_NAME_BYTES;
         let no_tar = || ImageError::corrupt(WHAT, "it is no tar archive");
         while let Some(entry) =
             reader.next_entry().map_err(|error| match (members.is_empty(), error.raw_os_error()) {
@@ -66,6 +78,11 @@ impl Files {
             })?
         {
             let name = plain_name(&String::from_utf8_lossy(&entry.path));
+            if (members.len() + links.len()).is_multiple_of(1024) {
+                go_on(0)?;
+            }
+            let longer = name_bytes.checked_sub(entry.path.len() + entry.link.len());
+            name_bytes = longer.ok_or_else(|| ImageError::too_large(WHAT, "its members' names are too long"))?;
             if members.len() + links.len() >= MOST_MEMBERS {
                 let limit = format!("an archive may have {MOST_MEMBERS} members");
                 return Err(ImageError::too_large(WHAT, limit));
@@ -87,7 +104,7 @@ impl Files {
         if members.is_empty() {
             return Err(no_tar());
         }
-        Ok(Self::Tar { path, members, links })
+        Ok(Self::Tar { file, members, links })
     }
 
     /// Where a file is.
@@ -103,18 +120,18 @@ impl Files {
                 }
                 Ok(Source {
                     what: format!("{} in {WHAT}", plain_name(name)),
-                    path,
+                    place: Place::Path(path),
                     offset: 0,
                     length: metadata.len(),
                     digest: None,
                 })
             }
-            Self::Tar { path, members, links } => {
+            Self::Tar { file, members, links } => {
                 let name = plain_name(name);
                 let found = members.get(&name).or_else(|| members.get(links.get(&name)?));
                 let (offset, length) = *found.ok_or_else(missing)?;
                 let what = format!("{name} in {WHAT}");
-                Ok(Source { what, path: path.clone(), offset, length, digest: None })
+                Ok(Source { what, place: Place::Open(Arc::clone(file)), offset, length, digest: None })
             }
         }
     }
@@ -130,42 +147,45 @@ impl Files {
         if source.length > limit {
             return Err(ImageError::too_large(source.what, format!("the limit for it is {limit} bytes")));
         }
-        let failed = |error| ImageError::io("read", &source.path, error);
-        let mut file = File::open(&source.path).map_err(failed)?;
-        file.seek(SeekFrom::Start(source.offset)).map_err(failed)?;
+        let failed = |error| ImageError::io("read", Path::new(&source.what), error);
         let mut bytes = Vec::new();
-        file.take(source.length).read_to_end(&mut bytes).map_err(failed)?;
+        let part = source.place.part(source.offset, source.length).map_err(failed)?;
+        { part }.read_to_end(&mut bytes).map_err(failed)?;
         Ok(bytes)
     }
 }
 
-/// The archive itself, or a temporary file with what it inflates to. (The session removes that file in the end.)
-fn uncompressed(path: &Path, scratch: &Path, limits: &Limits) -> Result<PathBuf, ImageError> {
+/// The archive itself, or a file without a name with what it inflates to.
+fn uncompressed(path: &Path, scratch: &Path, limits: &Limits, go_on: GoOn<'_>) -> Result<File, ImageError> {
     let failed = |error| ImageError::io("read", path, error);
     let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
     let mut plain: Box<dyn Read> = match Compression::of(file.fill_buf().map_err(failed)?) {
-        Compression::None => return Ok(path.to_owned()),
+        Compression::None => return Ok(file.into_inner()),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?),
         Compression::Other(name) => return Err(refused(WHAT, name)),
     };
-    let mut output =
-        tempfile::NamedTempFile::new_in(scratch).map_err(|error| ImageError::io("write in", scratch, error))?;
+    let unwritable = |error| ImageError::io("write in", scratch, error);
+    let mut output = tempfile::tempfile_in(scratch).map_err(unwritable)?;
     let mut chunk = vec![0; 256 << 10];
     let mut left = limits.unpacked_bytes;
+    let mut unasked = 0;
     loop {
         let length = plain.read(&mut chunk).map_err(|error| ImageError::corrupt(WHAT, error.to_string()))?;
         if length == 0 {
-            break;
+            return Ok(output);
         }
         left = left.checked_sub(length as u64).ok_or_else(|| {
             let limit = "it inflates to more than limits.unpacked_bytes";
             ImageError::too_large(WHAT, limit)
         })?;
-        output.write_all(&chunk[..length]).map_err(|error| ImageError::io("write in", scratch, error))?;
+        if unasked == 0 {
+            go_on(ASK_EVERY)?;
+            unasked = ASK_EVERY;
+        }
+        unasked = unasked.saturating_sub(length as u64);
+        output.write_all(&chunk[..length]).map_err(unwritable)?;
     }
-    let (_, path) = output.keep().map_err(|error| ImageError::io("keep", scratch, error.error))?;
-    Ok(path)
 }
 
 /// A name without `./`, leading `/` and doubled `/`; `..` goes up but never above the top.
@@ -183,7 +203,7 @@ fn plain_name(name: &str) -> String {
 
 /// Knows how far it has been read.
 pub(crate) struct Counted {
-    inner: BufReader<File>,
+    inner: BufReader<Part>,
     position: u64,
 }
 

@@ -3,8 +3,9 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
-    path::PathBuf,
+    io::{self, BufRead, BufReader, Read},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -45,11 +46,49 @@ pub(crate) struct Source {
     /// Names it in errors.
     pub(crate) what: String,
     /// The file that holds it, and where in it.
-    pub(crate) path: PathBuf,
+    pub(crate) place: Place,
     pub(crate) offset: u64,
     pub(crate) length: u64,
     /// Digest of these bytes, where they have one (layers of docker archives have only that of their content).
     pub(crate) digest: Option<String>,
+}
+
+/// A file with layers.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// One that is there when it is needed.
+    Path(PathBuf),
+    /// One that is read though its name may be gone by then.
+    Open(Arc<File>),
+}
+
+impl Place {
+    /// A part of it.
+    pub(crate) fn part(&self, offset: u64, length: u64) -> io::Result<Part> {
+        let file = match self {
+            Self::Path(path) => Arc::new(File::open(path)?),
+            Self::Open(file) => Arc::clone(file),
+        };
+        Ok(Part { file, position: offset, left: length })
+    }
+}
+
+/// Reads a part of a file that others read at the same time.
+#[derive(Debug)]
+pub(crate) struct Part {
+    file: Arc<File>,
+    position: u64,
+    left: u64,
+}
+
+impl Read for Part {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let length = self.file.read_at(&mut buffer[..most], self.position)?;
+        self.position += length as u64;
+        self.left -= length as u64;
+        Ok(length)
+    }
 }
 
 /// Starts inflating gzip, zstd or plain tar. `progress` hears of the bytes read. Dropping the result ends the thread.
@@ -58,11 +97,9 @@ pub(crate) fn inflate(
     budget: Arc<Budget>,
     progress: impl Fn(u64) + Send + 'static,
 ) -> Result<Inflated, ImageError> {
-    let failed = |error| ImageError::io("read", &source.path, error);
-    let mut file = File::open(&source.path).map_err(failed)?;
-    file.seek(SeekFrom::Start(source.offset)).map_err(failed)?;
-    let compressed =
-        Watched { inner: file.take(source.length), hash: source.digest.is_some().then(Sha256::new), progress };
+    let part = source.place.part(source.offset, source.length);
+    let inner = part.map_err(|error| ImageError::io("read", Path::new(&source.what), error))?;
+    let compressed = Watched { inner, hash: source.digest.is_some().then(Sha256::new), progress };
     let (sender, messages) = sync_channel(CHUNKS_AHEAD);
     let (what, expected) = (source.what.clone(), source.digest);
     let name = source.what;

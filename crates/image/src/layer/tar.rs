@@ -16,6 +16,8 @@ use super::{
 const BLOCK: u64 = 512;
 /// Most that names, links and extended headers of one entry may take.
 const LONGEST_EXTENSION: u64 = 1 << 20;
+/// Extended attributes of one entry; no file system has room for so many.
+const MOST_ATTRIBUTES: usize = 1000;
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,16 +79,18 @@ impl<R: BufRead> TarReader<R> {
     /// The next entry, past what is left of the one before; `None` at the end of the archive.
     pub(crate) fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let mut extensions = Extensions::default();
+        // Of all its extended headers together: there may be any number of them.
+        let mut left = LONGEST_EXTENSION;
         loop {
             self.skip_rest()?;
             let Some(header) = self.read_header()? else { return Ok(None) };
             let size = number(&header, numbers::SIZE)?;
             match header.entry_type() {
-                EntryType::GNULongName => extensions.path = Some(until_nul(self.read_extension(size)?)),
-                EntryType::GNULongLink => extensions.link = Some(until_nul(self.read_extension(size)?)),
-                EntryType::XHeader => extensions.read_pax(&self.read_extension(size)?)?,
+                EntryType::GNULongName => extensions.path = Some(until_nul(self.read_extension(size, &mut left)?)),
+                EntryType::GNULongLink => extensions.link = Some(until_nul(self.read_extension(size, &mut left)?)),
+                EntryType::XHeader => extensions.read_pax(&self.read_extension(size, &mut left)?)?,
                 // Comments and defaults of whole archives; no image tool puts anything else there.
-                EntryType::XGlobalHeader => drop(self.read_extension(size)?),
+                EntryType::XGlobalHeader => drop(self.read_extension(size, &mut left)?),
                 // A volume label.
                 kind if kind.as_byte() == b'V' => {}
                 _ => return self.finish_entry(&header, extensions).map(Some),
@@ -146,10 +150,9 @@ impl<R: BufRead> TarReader<R> {
         Ok(Some(header))
     }
 
-    fn read_extension(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        if size > LONGEST_EXTENSION {
-            return Err(invalid("an extended header is longer than 1 MiB"));
-        }
+    fn read_extension(&mut self, size: u64, left: &mut u64) -> io::Result<Vec<u8>> {
+        let too_long = || invalid("the extended headers of an entry are longer than 1 MiB");
+        *left = left.checked_sub(size).ok_or_else(too_long)?;
         let mut extension = Vec::new();
         self.read_data(|data| {
             extension.extend_from_slice(data);
@@ -253,6 +256,9 @@ impl Extensions {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                         self.attributes.retain(|(known, _)| known != name);
                         self.attributes.extend(said.map(|value| (name.to_vec(), value.to_vec())));
+                        if self.attributes.len() > MOST_ATTRIBUTES {
+                            return Err(invalid("an entry has more than 1000 extended attributes"));
+                        }
                     } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
                         self.sparse.record(name, value);
                     }

@@ -55,6 +55,8 @@ pub(crate) struct Tree {
     root: Rc<Directory>,
     /// The directory asked for last: entries of one directory come one after the other.
     recent: Option<(PathBuf, Rc<Directory>)>,
+    /// Directories made that no entry was for.
+    implied: u64,
 }
 
 impl Tree {
@@ -64,7 +66,7 @@ impl Tree {
         let descriptor =
             open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
         let location = location_of(&descriptor).map_err(|error| ImageError::io("find", path, error))?;
-        Ok(Self { root: Rc::new(Directory { descriptor, location }), recent: None })
+        Ok(Self { root: Rc::new(Directory { descriptor, location }), recent: None, implied: 0 })
     }
 
     /// The directory itself.
@@ -111,6 +113,11 @@ impl Tree {
         Ok(Some(directory))
     }
 
+    /// How many directories were made without an entry of their own since this was asked.
+    pub(crate) fn take_implied(&mut self) -> u64 {
+        std::mem::take(&mut self.implied)
+    }
+
     /// Opens a directory by its path in the image, making what is missing on the way.
     pub(crate) fn make_directory(&mut self, path: &Path) -> Result<Rc<Directory>, ImageError> {
         if let Some(directory) = self.directory(path)? {
@@ -121,7 +128,8 @@ impl Tree {
         for name in path {
             so_far.push(name);
             match mkdirat(&parent.descriptor, name, DIRECTORY_MODE) {
-                Ok(()) | Err(Errno::EEXIST) => {}
+                Ok(()) => self.implied += 1,
+                Err(Errno::EEXIST) => {}
                 Err(error) => return Err(bad_path(&so_far, error)),
             }
             parent = self.directory(&so_far)?.ok_or_else(|| {

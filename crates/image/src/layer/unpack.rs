@@ -4,7 +4,6 @@
 use std::{
     collections::HashSet,
     ffi::OsStr,
-    fs::File,
     hash::{BuildHasher, RandomState},
     io::BufRead,
     os::unix::{ffi::OsStrExt, fs::FileExt},
@@ -36,6 +35,9 @@ use crate::ImageError;
 
 /// Whether something still wants the result; asked now and then.
 pub(crate) type StillWanted<'a> = &'a dyn Fn() -> Result<(), ImageError>;
+
+/// What an entry takes besides its data: an inode or two blocks.
+const EACH_ENTRY: u64 = 4096;
 
 /// Bytes written between looks at the free space.
 const SPACE_CHECK_EVERY: u64 = 64 << 20;
@@ -86,6 +88,8 @@ impl<'a> Unpacker<'a> {
         while let Some(entry) = reader.next_entry().map_err(|error| from_stream(what, error))? {
             self.budget.take_entry()?;
             self.entries += 1;
+            // What has no data takes room, too.
+            self.account_for(EACH_ENTRY)?;
             if self.entries.is_multiple_of(256) {
                 (self.still_wanted)()?;
             }
@@ -115,6 +119,10 @@ impl<'a> Unpacker<'a> {
             return self.apply_whiteout(parent_path, hidden, &path);
         }
         let parent = self.tree.make_directory(parent_path)?;
+        for _ in 0..self.tree.take_implied() {
+            self.budget.take_entry()?;
+            self.entries += 1;
+        }
         let failed = |error| bad_path(&path, error);
         match parent.look(name).map_err(failed)? {
             Some(existing) if is_directory(existing.st_mode) && entry.kind == Kind::Directory => {}
@@ -191,7 +199,7 @@ impl<'a> Unpacker<'a> {
         let what = path.display().to_string();
         reader
             .read_data(|mut data| {
-                self.account_for(data.len() as u64, &file)?;
+                self.account_for(data.len() as u64)?;
                 while !data.is_empty() {
                     while left_in_segment == 0 {
                         // The map was checked to hold exactly as much as there is data.
@@ -320,14 +328,14 @@ impl<'a> Unpacker<'a> {
         fchmodat(&parent.descriptor, name, Mode::from_bits_truncate(entry.mode), FchmodatFlags::FollowSymlink)
     }
 
-    fn account_for(&mut self, bytes: u64, file: &File) -> Result<(), ImageError> {
+    fn account_for(&mut self, bytes: u64) -> Result<(), ImageError> {
         self.written_unchecked += bytes;
         if self.written_unchecked < SPACE_CHECK_EVERY {
             return Ok(());
         }
         self.written_unchecked = 0;
         (self.still_wanted)()?;
-        let space = fstatvfs(file)
+        let space = fstatvfs(&self.tree.root().descriptor)
             .map_err(|error| ImageError::io("look at the free space of", Path::new("/"), error.into()))?;
         let free = space.blocks_available().saturating_mul(space.fragment_size());
         if free < self.keep_free {

@@ -11,7 +11,8 @@ fn main() -> Result<()> {
         Some("debian") => images::debian()?,
         Some("kernel-user") => images::kernel_user()?,
         Some("systemd") => images::systemd()?,
-        _ => bail!("usage: test-image busybox|web|debian|kernel-user|systemd"),
+        Some("services") => images::services()?,
+        _ => bail!("usage: test-image busybox|web|debian|kernel-user|systemd|services"),
     };
     println!("{}", layout.display());
     Ok(())

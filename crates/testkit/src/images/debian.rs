@@ -45,6 +45,17 @@ pub fn systemd() -> Result<PathBuf> {
     build("systemd", &packages, config)
 }
 
+/// Debian with what most services are made of: nginx, php-fpm, redis, PostgreSQL (with a cluster), node, python, s6.
+/// Sleeps. The build takes minutes.
+///
+/// # Errors
+/// When mmdebstrap fails.
+pub fn services() -> Result<PathBuf> {
+    let packages = ["nginx-light", "php-fpm", "redis-server", "postgresql", "nodejs", "python3", "s6"];
+    let config = Config { cmd: ["sleep", "1000000"].map(Into::into).to_vec(), ..Config::default() };
+    build("services", &packages, config)
+}
+
 /// A tree of packages.
 fn build(name: &str, packages: &[&str], mut config: Config) -> Result<PathBuf> {
     let release = std::fs::read_to_string("/etc/os-release").context("which Debian this is")?;

@@ -167,8 +167,12 @@ async fn run(
             event = exec.next(), if !over && output.len() < AHEAD => {
                 let frame = match event {
                     None => return Err(broken(&SessionError::Broken)),
-                    Some(ExecEvent::Failed { message, .. }) => {
-                        return Err(ApiError::invalid(message));
+                    Some(ExecEvent::Failed { message, code: None }) => return Err(ApiError::invalid(message)),
+                    // As a shell tells it.
+                    Some(ExecEvent::Failed { message, code: Some(exit_code) }) => {
+                        over = true;
+                        output.push_back(data(LogSource::Stderr, format!("{message}\r\n").as_bytes()));
+                        Some(text(&ServerMessage::Exit { exit_code, exit_signal: 0 }))
                     }
                     Some(ExecEvent::Credit { .. }) => None,
                     Some(ExecEvent::Output { source, bytes }) => Some(data(source, &bytes)),

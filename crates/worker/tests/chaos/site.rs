@@ -232,8 +232,12 @@ impl Site {
         self.settle().await;
         assert_eq!(self.promised().await, 0, "something is promised to nobody");
         for place in ["machines", "logs"] {
-            let left: Vec<_> = list(&self.directory.path().join("worker").join(place));
-            assert!(left.is_empty(), "left in {place}: {left:?}");
+            let left = || list(&self.directory.path().join("worker").join(place));
+            // Files go after the machine that they are of, which nobody waits for.
+            while !left().is_empty() {
+                assert!(Instant::now() < deadline, "left in {place}: {:?}", left());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
     }
 

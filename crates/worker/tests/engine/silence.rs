@@ -70,11 +70,16 @@ async fn a_suspend_that_its_guest_does_not_hear_is_given_up_with_the_reason_and_
     let events = fixture.events(&machine).await;
     let failed = events.iter().find(|event| event.kind == "suspend" && event.status == "started").unwrap();
     assert!(failed.error().unwrap().contains("did not answer within"), "{failed:?}");
-    assert!(fixture.own_lines(&machine).iter().any(|(_, line)| line.starts_with("Suspend failed, the machine keeps")));
+    let told = |(_, line): &(String, String)| line.starts_with("Suspend failed, the machine keeps");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    // Its log is written after the change is known.
+    while !fixture.own_lines(&machine).iter().any(told) {
+        assert!(tokio::time::Instant::now() < deadline, "its log does not say so");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     fixture.host.guest(machine.as_str()).unwrap().set_mute(false);
     fixture.until_that(&machine, |record| record.machine.host_status == "ok").await;
     // What it was told is not lost: its programs go on.
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while fixture.host.guest(machine.as_str()).unwrap().is_frozen() {
         assert!(tokio::time::Instant::now() < deadline, "its programs stand still");
         tokio::time::sleep(Duration::from_millis(10)).await;

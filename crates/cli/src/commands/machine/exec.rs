@@ -9,7 +9,7 @@ use crate::{CliError, complete, globals::AppArgs, session::Session, terminal, wo
 /// `caddis machine exec`.
 #[derive(Debug, Args)]
 pub struct Exec {
-    /// Id or name of the machine. Alone, without a command, it is the command, and you are asked for the machine.
+    /// Id or name of the machine. A single argument is the command, and you are asked for the machine.
     #[arg(value_name = "MACHINE", required_unless_present = "program", add = complete::machines())]
     machine: Option<String>,
     /// The command in one argument; split into words, but not by a shell.
@@ -80,7 +80,9 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         if reply.timed_out {
             let seconds = exec.timeout.filter(|seconds| *seconds > 0).unwrap_or(MAX_TIMEOUT_SECONDS);
             let seconds = seconds.min(MAX_TIMEOUT_SECONDS);
-            printer.note(format_args!("The command was killed: it did not end within {seconds}s (--timeout)."))?;
+            printer.note(format_args!(
+                "The command was killed: it had not ended {seconds}s after it was asked for (--timeout)."
+            ))?;
         }
     }
     if exec.exit_code && reply.exit_code != 0 {
