@@ -119,7 +119,7 @@ async fn programs_run_with_and_without_a_terminal_and_end_with_a_lost_client() -
     let output = run("tty", &["--pty", "-q"]).await?;
     assert!(output.code == Some(0) && output.stdout.starts_with("/dev/pts/"), "{output:?}");
     let output = run("no-such-program", &[]).await?;
-    assert_eq!(output.code, Some(1), "{output:?}");
+    assert_eq!(output.code, Some(127), "{output:?}");
     assert!(output.stderr.contains("can't run no-such-program: there is no such program in"), "{output:?}");
     let output = run("sh -c 'kill -9 $$'", &[]).await?;
     assert_eq!(output.code, Some(137), "{output:?}");
@@ -173,7 +173,7 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     assert_eq!(console.end().await?.code(), Some(1));
     assert!(!console.is_raw()?);
     let sh = server.cli(&["ssh", "console", "-a", APP, "-C", "sh"]).await?;
-    assert!(sh.code == Some(1) && sh.stderr.contains("can't run sh: there is no such program in"), "{sh:?}");
+    assert!(sh.code == Some(127) && sh.stderr.contains("can't run sh: there is no such program in"), "{sh:?}");
 
     // A tree, there and back.
     let tree = host.path("tree");

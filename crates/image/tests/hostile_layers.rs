@@ -214,7 +214,7 @@ async fn headers_of_one_entry_are_bounded_together() {
 async fn directories_that_only_names_imply_count_as_entries() {
     let mut world = World::new();
     world.config.limits.entries = 1000;
-    let layer = (0..20).fold(Layer::new(), |layer, number| layer.file(&format!("{number}/{}x", "a/".repeat(40)), b""));
+    let layer = (0..30).fold(Layer::new(), |layer, number| layer.file(&format!("{number}/{}x", "a/".repeat(40)), b""));
     let error = refused_in(&mut world, &Image::new(&[layer])).await;
     assert!(error.to_string().contains("limits.entries"), "{error}");
 }

@@ -65,7 +65,7 @@ async fn relay(
     sender: &mpsc::Sender<Frame>,
 ) {
     let last = match start(guest, &mut client).await {
-        Ok(Some(mut exec)) => run(&mut exec, &mut client, sender).await,
+        Ok(Some((mut exec, line_end))) => run(&mut exec, &mut client, sender, line_end).await,
         Ok(None) => return,
         Err(error) => Err(error),
     };
@@ -88,7 +88,7 @@ fn parse(text: &[u8]) -> Result<ClientMessage, ApiError> {
 async fn start(
     guest: &Session,
     client: &mut (impl Stream<Item = Result<Frame, String>> + Unpin),
-) -> Result<Option<ExecStream>, ApiError> {
+) -> Result<Option<(ExecStream, &'static str)>, ApiError> {
     let first = tokio::time::timeout(START_PATIENCE, client.next()).await;
     let first = first.map_err(|_| ApiError::invalid("invalid session: no message said what to run in time"))?;
     let Some(first) = first else { return Ok(None) };
@@ -107,6 +107,8 @@ async fn start(
              to run",
         ));
     }
+    // What is written to a terminal in raw mode goes back to the line's begin by itself only.
+    let line_end = if wanted.terminal.is_some() { "\r\n" } else { "\n" };
     let request = ExecRequest {
         argv: wanted.command,
         env: wanted.env.into_iter().collect(),
@@ -118,7 +120,8 @@ async fn start(
         holds_machine: wanted.holds_machine,
         ..ExecRequest::default()
     };
-    Ok(Some(guest.exec_stream(request).await.map_err(|e| broken(&e))?))
+    let exec = guest.exec_stream(request).await.map_err(|e| broken(&e))?;
+    Ok(Some((exec, line_end)))
 }
 
 fn check(wanted: &StartSession) -> Result<(), ApiError> {
@@ -155,6 +158,7 @@ async fn run(
     exec: &mut ExecStream,
     client: &mut (impl Stream<Item = Result<Frame, String>> + Unpin),
     sender: &mpsc::Sender<Frame>,
+    line_end: &str,
 ) -> Result<(), ApiError> {
     let (mut output, mut input) = (VecDeque::new(), Input::default());
     let mut over = false;
@@ -171,7 +175,7 @@ async fn run(
                     // As a shell tells it.
                     Some(ExecEvent::Failed { message, code: Some(exit_code) }) => {
                         over = true;
-                        output.push_back(data(LogSource::Stderr, format!("{message}\r\n").as_bytes()));
+                        output.push_back(data(LogSource::Stderr, format!("{message}{line_end}").as_bytes()));
                         Some(text(&ServerMessage::Exit { exit_code, exit_signal: 0 }))
                     }
                     Some(ExecEvent::Credit { .. }) => None,

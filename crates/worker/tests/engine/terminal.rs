@@ -101,8 +101,9 @@ async fn a_session_runs_hears_and_ends() {
     assert!(output.ends_with("A=b\n"), "{output}");
     let exit = Client::started(&fixture, &machine, json!({ "command": ["exit", "7"] })).await.until("exit").await.1;
     assert_eq!(exit["exit_code"], 7);
-    let (_, error) = Client::started(&fixture, &machine, json!({ "command": ["nothing"] })).await.until("error").await;
-    assert_eq!(error["error"], "nothing: no such program");
+    let mut missing = Client::started(&fixture, &machine, json!({ "command": ["nothing"] })).await;
+    assert_eq!(missing.heard().await, Some(Frame::Data([&[2], &b"nothing: no such program\n"[..]].concat().into())));
+    assert_eq!(missing.until("exit").await.1["exit_code"], 127, "as a shell tells it");
 }
 
 #[tokio::test]
