@@ -39,7 +39,7 @@ const SERVICES: [Service; 7] = [
     Service {
         name: "php-fpm",
         user: "",
-        command: &["/bin/sh", "-c", "exec php-fpm* -F -O -y /srv/fpm.conf"],
+        command: &["/bin/sh", "-c", "exec /usr/sbin/php-fpm* -F -O -y /srv/fpm.conf"],
         port: 9000,
         exchange: (FASTCGI, b"php says 42"),
         files: &[
@@ -185,8 +185,8 @@ async fn services_as_debian_has_them_answer_from_the_host_and_end_when_told() ->
 }
 
 /// What of a machine's files is not its image's: what is mounted or written for it at each start.
-const OF_THE_MACHINE: [&str; 9] =
-    ["", ".caddis", "dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/resolv.conf", "run"];
+const OF_THE_MACHINE: [&str; 10] =
+    ["", ".caddis", "dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/machine-id", "etc/resolv.conf", "run"];
 
 /// Of each file: kind, mode, owner, size and number of names (not of directories, where file systems differ), where it
 /// leads to, time.
