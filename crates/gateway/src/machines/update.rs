@@ -2,7 +2,7 @@
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
-    ApiError, Machine, VersionId,
+    ApiError, Machine, MachineState, VersionId,
     error::ErrorBody,
     fields::unknown_of_request,
     requests::{CreateMachineRequest, MachineVersion},
@@ -56,6 +56,11 @@ pub(crate) async fn update(
         if wanted.as_ref().is_some_and(|wanted| !wanted.is_empty() && wanted != current) {
             told.push(format!("{field} is ignored: it can't be changed from {current}"));
         }
+    }
+    if matches!(machine.state, MachineState::Suspended | MachineState::Suspending) {
+        told.push(
+            "the memory that was saved when it was suspended is given up, its next start is a new boot".to_owned(),
+        );
     }
     check_secrets(request.min_secrets_version)?;
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
