@@ -44,6 +44,13 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
         "managed services are not available",
         "They run in machines as all else does: 'caddis machine run postgres:17 -e POSTGRES_PASSWORD=…'.",
     ),
+    (&["resume", "wake"], "there is no command of that name", "'caddis machine start' has a suspended machine go on."),
+    (&["regions", "region"], "there is no command of that name", "'caddis platform regions' lists the regions."),
+    (
+        &["ps", "vm"],
+        "there is no command of that name",
+        "'caddis machine list' shows machines, 'caddis machine exec ID ps' the processes of one.",
+    ),
     (
         &["dashboard", "dash"],
         "there is no dashboard yet",
