@@ -115,7 +115,7 @@ impl Session {
         self.give_back(held).await;
     }
 
-    /// Gives back the lease of a machine that is only waited for from here on: others may want to hasten it.
+    /// Gives back the lease of a machine that is only waited for from here on: others may want to change it meanwhile.
     pub async fn release_lease(&self, machine: &MachineId) {
         let held: Vec<_> = self.leases().extract_if(.., |lease| lease.machine == *machine).collect();
         self.give_back(held).await;

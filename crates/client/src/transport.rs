@@ -31,7 +31,7 @@ pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pauses before a `GET` whose connection failed is sent again.
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
 /// Time in all that a server which is asked too often is waited for.
-const RATE_PATIENCE: Duration = Duration::from_secs(60);
+const RATE_LIMIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Prefixes of the tokens that the field's clients send with the scheme `FlyV1`.
 const MACAROON_PREFIXES: [&str; 3] = ["fm1r_", "fm1a_", "fm2_"];
 
@@ -164,16 +164,11 @@ impl Client {
     pub(crate) async fn send(&self, request: &Request<'_>) -> Result<Response, ClientError> {
         let pauses: &[Duration] = if request.method == Method::GET { &RETRY_PAUSES } else { &[] };
         let mut pauses = pauses.iter();
-        let mut patience = RATE_PATIENCE;
+        let mut left = RATE_LIMIT_TIMEOUT;
         loop {
             let error = match self.build(request).send().await {
-                Ok(response) => match asked_to_wait(&response, &mut patience) {
-                    Some(pause) => {
-                        tokio::time::sleep(pause).await;
-                        continue;
-                    }
-                    None => return check(response).await,
-                },
+                Ok(response) if wait_if_asked(&response, &mut left).await => continue,
+                Ok(response) => return check(response).await,
                 Err(error) => error,
             };
             match pauses.next() {
@@ -187,7 +182,7 @@ impl Client {
     pub(crate) async fn upgrade(&self, request: &Request<'_>) -> Result<WebSocketStream<Upgraded>, ClientError> {
         let key = generate_key();
         let timed_out = || ClientError::TimedOut { request: request.name() };
-        let mut patience = RATE_PATIENCE;
+        let mut left = RATE_LIMIT_TIMEOUT;
         let response = loop {
             let builder = self
                 .build(request)
@@ -197,9 +192,8 @@ impl Client {
                 .header(SEC_WEBSOCKET_KEY, &key);
             let response = tokio::time::timeout(REQUEST_TIMEOUT, builder.send()).await.map_err(|_| timed_out())?;
             let response = response.map_err(|e| self.failure(&request.name(), &e))?;
-            match asked_to_wait(&response, &mut patience) {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => break response,
+            if !wait_if_asked(&response, &mut left).await {
+                break response;
             }
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -224,17 +218,14 @@ impl Client {
         add_body: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, ClientError> {
         let mut builder = add_body(self.build(request));
-        let mut patience = RATE_PATIENCE;
+        let mut left = RATE_LIMIT_TIMEOUT;
         loop {
             // A body that is read while it is sent is there once.
             let again = builder.try_clone();
             let response = builder.send().await.map_err(|error| self.failure(&request.name(), &error))?;
-            match again.and_then(|again| Some((again, asked_to_wait(&response, &mut patience)?))) {
-                Some((again, pause)) => {
-                    tokio::time::sleep(pause).await;
-                    builder = again;
-                }
-                None => return check(response).await,
+            match again {
+                Some(again) if wait_if_asked(&response, &mut left).await => builder = again,
+                _ => return check(response).await,
             }
         }
     }
@@ -295,15 +286,23 @@ impl Client {
     }
 }
 
-/// How long the server wants a request to wait that it has not carried out, as long as there is patience left.
-fn asked_to_wait(response: &Response, patience: &mut Duration) -> Option<Duration> {
+/// Waits as long as the server asks for before a request that it has not carried out is sent again. False when it asks
+/// for nothing, or for more than the time that is left.
+async fn wait_if_asked(response: &Response, left: &mut Duration) -> bool {
+    let Some((pause, rest)) = retry_after(response).and_then(|pause| Some((pause, left.checked_sub(pause)?))) else {
+        return false;
+    };
+    *left = rest;
+    tokio::time::sleep(pause).await;
+    true
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
     if response.status() != StatusCode::TOO_MANY_REQUESTS {
         return None;
     }
     let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    let pause = Duration::from_secs(seconds).max(Duration::from_millis(100));
-    *patience = patience.checked_sub(pause)?;
-    Some(pause)
+    Some(Duration::from_secs(seconds).max(Duration::from_millis(100)))
 }
 
 /// The answer, or the error it carries: every status above 299, redirects too.

@@ -35,12 +35,12 @@ const SHORT_LINK: usize = 59;
 /// The root directory keeps owner and permissions that mke2fs gave it, and takes time and extended attributes of
 /// `tree`. The directory `lost+found` that mke2fs made goes: there is what `tree` has, and nothing else.
 ///
-/// `go_on` is asked before each file and before each piece of one, with the bytes written since it was asked last;
+/// `should_continue` is asked before each file and before each piece of one, with the bytes written since it was asked last;
 /// when it says no, that is the end.
 ///
 /// # Errors
 /// All kinds of [`Error`]. The file is worthless then.
-pub fn fill(disk: &File, tree: &Path, go_on: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
+pub fn fill(disk: &File, tree: &Path, should_continue: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
     let volume = Volume::open(disk)?;
     let writer = Writer {
         volume,
@@ -49,7 +49,7 @@ pub fn fill(disk: &File, tree: &Path, go_on: &mut dyn FnMut(u64) -> bool) -> Res
         links: HashMap::new(),
         path: PathBuf::new(),
         written: 0,
-        go_on,
+        should_continue,
     };
     writer.run(tree)
 }
@@ -62,9 +62,9 @@ struct Writer<'a> {
     links: HashMap<Identity, Link>,
     /// The directory that is being copied, below the tree.
     path: PathBuf,
-    /// Bytes since `go_on` was asked.
+    /// Bytes since `should_continue` was asked.
     written: u64,
-    go_on: &'a mut dyn FnMut(u64) -> bool,
+    should_continue: &'a mut dyn FnMut(u64) -> bool,
 }
 
 /// A file that may have further names.
@@ -160,7 +160,7 @@ impl Writer<'_> {
         let mut entries = Vec::with_capacity(names.len());
         let mut pending = Vec::new();
         for name in names {
-            self.go_on()?;
+            self.check_continue()?;
             let metadata = directory.look(&name).map_err(|error| self.unreadable(&name, error))?;
             let inode = self.entry(directory, &name, &metadata)?;
             let kind = kind_number(metadata.kind);
@@ -229,7 +229,7 @@ impl Writer<'_> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let (mut offset, mut data_end) = (0, if metadata.sparse { 0 } else { size });
         while offset < size {
-            self.go_on()?;
+            self.check_continue()?;
             if offset >= data_end {
                 let Some(data) = next_data(file, offset, size).map_err(|error| self.unreadable(name, error))? else {
                     break;
@@ -321,7 +321,7 @@ impl Writer<'_> {
         let mut mapping = Mapping::default();
         let mut buffer = std::mem::take(&mut self.buffer);
         for first in (0..layout.blocks()).step_by(CHUNK / BLOCK) {
-            self.go_on()?;
+            self.check_continue()?;
             let blocks = (layout.blocks() - first).min(CHUNK / BLOCK);
             for (offset, place) in buffer.chunks_exact_mut(BLOCK).take(blocks).enumerate() {
                 place.copy_from_slice(&layout.block(first + offset, checksum));
@@ -380,8 +380,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn go_on(&mut self) -> Result<(), Error> {
-        if (self.go_on)(std::mem::take(&mut self.written)) { Ok(()) } else { Err(Error::Stopped) }
+    fn check_continue(&mut self) -> Result<(), Error> {
+        if (self.should_continue)(std::mem::take(&mut self.written)) { Ok(()) } else { Err(Error::Stopped) }
     }
 
     fn unreadable(&self, name: &[u8], source: io::Error) -> Error {

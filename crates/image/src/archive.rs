@@ -131,7 +131,7 @@ impl Inner {
     }
 
     fn read_archive(&self, archive: &ArchiveSource, gone: &CancellationToken) -> Result<Contents, ImageError> {
-        let go_on = |bytes| {
+        let check_wanted = |bytes| {
             if gone.is_cancelled() || self.cancelled.is_cancelled() {
                 return Err(interrupted());
             }
@@ -140,7 +140,7 @@ impl Inner {
         let files = match archive.kind {
             Kind::OciDirectory => Files::directory(&archive.path),
             Kind::OciArchive | Kind::DockerArchive => {
-                Files::tar(&archive.path, self.session.path(), &self.config.limits, &go_on)?
+                Files::tar(&archive.path, self.session.path(), &self.config.limits, &check_wanted)?
             }
         };
         let (wanted, store) = (archive.wanted.as_deref(), &self.config);

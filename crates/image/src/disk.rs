@@ -113,7 +113,7 @@ pub(crate) fn fill(
     let failed = |error| ImageError::io("write the root disk", disk, error);
     let mut unasked = ASK_EVERY;
     let mut stopped = Ok(());
-    let mut go_on = |written| {
+    let mut should_continue = |written| {
         unasked += written;
         stopped = still_wanted();
         if stopped.is_ok() && unasked >= ASK_EVERY {
@@ -122,7 +122,7 @@ pub(crate) fn fill(
         }
         stopped.is_ok()
     };
-    let filled = caddis_ext4::fill(file, tree, &mut go_on);
+    let filled = caddis_ext4::fill(file, tree, &mut should_continue);
     stopped?;
     filled.map_err(|error| match error {
         Error::Image { source, .. } => failed(source),

@@ -30,7 +30,7 @@ pub(crate) const NESTED: u16 = 0x8000;
 pub(crate) const LIST_ITEM: u16 = 1 | NESTED;
 
 /// How long the kernel may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One message of a batch, on an object of the family `inet`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,11 @@ impl Socket {
         let netfilter = SockProtocol::NetlinkNetFilter;
         let descriptor: OwnedFd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, netfilter)?;
         bind(descriptor.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        setsockopt(&descriptor, ReceiveTimeout, &nix::sys::time::TimeVal::new(PATIENCE.as_secs().cast_signed(), 0))?;
+        setsockopt(
+            &descriptor,
+            ReceiveTimeout,
+            &nix::sys::time::TimeVal::new(RECEIVE_TIMEOUT.as_secs().cast_signed(), 0),
+        )?;
         let port = getsockname::<NetlinkAddr>(descriptor.as_raw_fd())?.pid();
         Ok(Self { descriptor, port, sequence: 0 })
     }

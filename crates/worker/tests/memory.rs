@@ -51,7 +51,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 
 struct Site {
@@ -81,7 +81,7 @@ impl Site {
     async fn ask(&self, request: WorkerRequest) -> WorkerResult {
         let subject = worker_subject(self.worker.id());
         let envelope = Envelope { request_id: MachineId::random().to_string(), request };
-        decode(&subject, &self.bus.request(&subject, encode(&envelope), PATIENCE).await.unwrap()).unwrap()
+        decode(&subject, &self.bus.request(&subject, encode(&envelope), TIMEOUT).await.unwrap()).unwrap()
     }
 
     async fn get(&self, machine: &MachineId) -> caddis_api::Machine {
@@ -92,7 +92,7 @@ impl Site {
     }
 
     async fn until(&self, machine: &MachineId, state: MachineState) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let shown = self.get(machine).await;
             if shown.state == state && shown.operation.is_none() {

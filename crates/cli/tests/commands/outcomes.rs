@@ -77,7 +77,7 @@ async fn stopped_started_and_destroyed_are_said_of_machines_that_are() {
     assert!(stop.stdout.contains("is being stopped\n") && !stop.stdout.contains("success"), "{stop}");
     let stop = stand.run(&format!("machine stop {id} -a shop --timeout 300 -w 1s")).await;
     assert!(stop.code == 126 && !stop.stdout.contains("success"), "{stop}");
-    // Another may hasten it while the first one waits.
+    // Another may shorten the stop while the first one waits.
     let waiting = format!("machine stop {id} -a shop --timeout 300");
     let (stop, _) = tokio::join!(stand.run(&waiting), async {
         tokio::time::sleep(Duration::from_millis(50)).await;

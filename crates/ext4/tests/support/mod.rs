@@ -79,9 +79,9 @@ impl World {
         self.fill_while(&mut |_| true)
     }
 
-    pub fn fill_while(&self, go_on: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
+    pub fn fill_while(&self, should_continue: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
         let file = File::options().read(true).write(true).open(self.image()).unwrap();
-        caddis_ext4::fill(&file, &self.tree(), go_on)
+        caddis_ext4::fill(&file, &self.tree(), should_continue)
     }
 
     /// Makes a file system of 256 MiB from the tree, and checks it.

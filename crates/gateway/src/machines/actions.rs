@@ -134,7 +134,7 @@ pub(crate) async fn signal(
     path: MachinePath,
     JsonBody(request): JsonBody<SignalRequest>,
 ) -> Done {
-    starting::settled(&context, &path, starting::For::TheOneStarted, starting::PATIENCE).await?;
+    starting::settled(&context, &path, starting::For::TheOneStarted, starting::SIGNAL_TIMEOUT).await?;
     act(&context, &path, Nonce(None), Action::Signal { signal: request.signal }).await
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::{context::Context, extract::MachinePath, view::Shown};
 
 /// How long a signal waits: less than clients wait for an answer.
-pub(super) const PATIENCE: Duration = Duration::from_secs(45);
+pub(super) const SIGNAL_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Whom what is asked is meant for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

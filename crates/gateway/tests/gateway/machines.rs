@@ -158,7 +158,7 @@ async fn what_is_asked_of_a_machine_that_is_about_to_run_waits_for_that() {
     assert_eq!(exec.ok(), reply);
     assert_eq!(signal.ok(), json!({"ok": true}));
     assert!(matches!(last_action(&fixture), Action::Signal { signal } if signal.number() == 28));
-    // One that has failed, or rests, is not waited for.
+    // One that has failed, or is stopped, is not waited for.
     fixture.worker.turn(&id, MachineState::Stopped, "exit").await;
     fixture.post(&format!("{machine}/signal"), r#"{"signal": "SIGHUP"}"#).await;
     assert!(

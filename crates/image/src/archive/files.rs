@@ -27,7 +27,7 @@ const MOST_NAME_BYTES: usize = 64 << 20;
 const ASK_EVERY: u64 = 16 << 20;
 
 /// Fails when what is being read is no longer wanted, or there is no room for so many bytes more.
-pub(super) type GoOn<'a> = &'a dyn Fn(u64) -> Result<(), ImageError>;
+pub(super) type CheckWanted<'a> = &'a dyn Fn(u64) -> Result<(), ImageError>;
 
 /// Finds files.
 #[derive(Debug)]
@@ -49,15 +49,20 @@ impl Files {
     }
 
     /// Reads through a tar file and notes where everything is. One that is compressed as a whole is unpacked to a file
-    /// without a name in `scratch` first, because its parts are not needed in the order they come in. `go_on` is asked
+    /// without a name in `scratch` first, because its parts are not needed in the order they come in. `check_wanted` is asked
     /// now and then, with how many bytes are about to be written.
-    pub(crate) fn tar(path: &Path, scratch: &Path, limits: &Limits, go_on: GoOn<'_>) -> Result<Self, ImageError> {
+    pub(crate) fn tar(
+        path: &Path,
+        scratch: &Path,
+        limits: &Limits,
+        check_wanted: CheckWanted<'_>,
+    ) -> Result<Self, ImageError> {
         let failed = |error| ImageError::io("read", path, error);
         let metadata = fs::metadata(path).map_err(failed)?;
         if !metadata.is_file() {
             return Err(ImageError::unsupported(WHAT, "it must be a regular file"));
         }
-        let file = Arc::new(uncompressed(path, scratch, limits, go_on)?);
+        let file = Arc::new(uncompressed(path, scratch, limits, check_wanted)?);
         let damaged = |error: io::Error| {
             if error.raw_os_error().is_some() {
                 return ImageError::io("read", path, error);
@@ -79,7 +84,7 @@ impl Files {
         {
             let name = plain_name(&String::from_utf8_lossy(&entry.path));
             if (members.len() + links.len()).is_multiple_of(1024) {
-                go_on(0)?;
+                check_wanted(0)?;
             }
             let longer = name_bytes.checked_sub(entry.path.len() + entry.link.len());
             name_bytes = longer.ok_or_else(|| ImageError::too_large(WHAT, "its members' names are too long"))?;
@@ -156,7 +161,12 @@ impl Files {
 }
 
 /// The archive itself, or a file without a name with what it inflates to.
-fn uncompressed(path: &Path, scratch: &Path, limits: &Limits, go_on: GoOn<'_>) -> Result<File, ImageError> {
+fn uncompressed(
+    path: &Path,
+    scratch: &Path,
+    limits: &Limits,
+    check_wanted: CheckWanted<'_>,
+) -> Result<File, ImageError> {
     let failed = |error| ImageError::io("read", path, error);
     let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
     let mut plain: Box<dyn Read> = match Compression::of(file.fill_buf().map_err(failed)?) {
@@ -180,7 +190,7 @@ fn uncompressed(path: &Path, scratch: &Path, limits: &Limits, go_on: GoOn<'_>) -
             ImageError::too_large(WHAT, limit)
         })?;
         if unasked == 0 {
-            go_on(ASK_EVERY)?;
+            check_wanted(ASK_EVERY)?;
             unasked = ASK_EVERY;
         }
         unasked = unasked.saturating_sub(length as u64);

@@ -11,7 +11,7 @@ use crate::json;
 /// Most of an answer that is read for its words, bytes.
 const LONGEST_ANSWER: usize = 64 << 10;
 /// How long is waited for them.
-const PATIENCE: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most that is passed on, characters.
 const LONGEST: usize = 300;
 /// Errors of one answer that are passed on.
@@ -32,7 +32,7 @@ pub(super) async fn of(response: Response) -> String {
         }
     };
     // What has come by then says enough, or nothing.
-    let _ = tokio::time::timeout(PATIENCE, reading).await;
+    let _ = tokio::time::timeout(READ_TIMEOUT, reading).await;
     if is_page || is_page_text(&body) {
         return format!("{status} with a web page (HTML): is it a registry?");
     }

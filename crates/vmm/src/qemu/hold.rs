@@ -29,7 +29,7 @@ pub(super) const AFTER_START: Duration = Duration::from_secs(2);
 /// say what it likes as often as it likes.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Patience with an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A line is never longer than this; the program at the other end has been taken over if it is.
 const LONGEST_LINE: u64 = 1 << 20;
 
@@ -92,7 +92,7 @@ pub(super) async fn listen(directory: PathBuf, orders: Arc<Orders>, hold: watch:
 async fn hear(directory: &Path, hold: &watch::Sender<Option<Hold>>) -> io::Result<()> {
     let stream = socket::connect(directory, QMP_SOCKET).await.map_err(io::Error::other)?;
     let mut lines = Lines { reader: BufReader::new(stream) };
-    let greeting = timeout(PATIENCE, lines.next()).await??;
+    let greeting = timeout(ANSWER_TIMEOUT, lines.next()).await??;
     if greeting.get("QMP").is_none() {
         return Err(io::Error::other("QEMU does not greet"));
     }
@@ -154,7 +154,7 @@ impl Lines {
                 note(&line, hold).await;
             }
         };
-        timeout(PATIENCE, answer).await?
+        timeout(ANSWER_TIMEOUT, answer).await?
     }
 
     /// Not to be dropped halfway, unless the connection is.
