@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use caddis_testkit::fake::FakeOptions;
+
 use crate::stand::{Outcome, Stand};
 
 async fn state(stand: &Stand, id: &str) -> String {
@@ -108,5 +110,20 @@ async fn the_log_of_a_machine_that_goes_on_writing_ends_and_a_quiet_one_has_one(
         let log = log.unwrap_or_else(|_| panic!("{arguments}: it does not end")).ok();
         // What the fake program writes is of long ago.
         assert!(arguments.contains("since") || log.stdout.len() > 1000, "{arguments}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_asked_too_often_is_waited_for() {
+    let stand = Stand::with(FakeOptions { rate_limit: 2.0, ..FakeOptions::default() }).await;
+    stand.run("apps create shop").await.ok();
+    // Six at once and two a second: the later ones are told to wait, with a body and without.
+    for number in 0..8 {
+        stand.run("machine list -a shop").await.ok();
+        stand.run(&format!("machine create web -a shop --name m{number}")).await.ok();
+    }
+    let id = machine(&stand, "--name busy", "sleep inf").await;
+    for _ in 0..8 {
+        stand.run(&format!("ssh console -a shop --machine {id} -C 'echo hello'")).await.ok();
     }
 }
