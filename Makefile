@@ -5,7 +5,7 @@
 #                          much quicker templates and the pool start there
 #   make soak              the same with the long forms of tests, and test-host
 #   make schemathesis      requests made up from the OpenAPI document; part of make test
-#   make bench [QUICK=1]   measures what SPECIFICATION.md promises
+#   make bench [QUICK=1]   measures what SPECIFICATION.md promises, compared with the run that KEEP=1 kept
 #   make lint              what CI checks beside the tests
 #   make guest-kernel      builds a smaller kernel for VMs, which boots in little more than half the time
 # ACCEL=kvm runs tests and demo with hardware virtualisation; without it they run under emulation, as in CI.
@@ -80,7 +80,7 @@ demo: kernel
 bench: kernel
 	@scripts/setup.sh podman crun catatonit
 	cargo build --release --bin caddis --bin bench
-	@target/release/bench $(if $(QUICK),--quick)
+	@target/release/bench $(if $(QUICK),--quick) $(if $(KEEP),--keep)
 
 lint: setup
 	cargo fmt --check

@@ -57,6 +57,11 @@ impl Machine {
         Self { http: http.clone(), path: format!("/v1/apps/{APP}/machines/{id}"), id: id.to_owned() }
     }
 
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// As the API shows it.
     ///
     /// # Errors

@@ -11,6 +11,7 @@
 mod bench;
 mod big_image;
 mod cpu;
+mod earlier;
 mod engine;
 mod http;
 mod load;
@@ -33,6 +34,7 @@ use clap::{Parser, Subcommand, ValueEnum as _};
 use tokio::signal::unix::{SignalKind, signal};
 
 use bench::Bench;
+use earlier::Earlier;
 use rows::Row;
 
 #[derive(Debug, Parser)]
@@ -41,6 +43,9 @@ struct Arguments {
     /// Few repetitions, for a look that everything can be measured.
     #[arg(long)]
     quick: bool,
+    /// Keeps the figures of this run, for later ones to be compared with.
+    #[arg(long)]
+    keep: bool,
     /// Only this row; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<Row>,
@@ -110,9 +115,13 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
         bench.report.took(&row.name(), seconds);
     }
     progress::clear();
-    let file = Bench::kept().join("report.json");
+    let (file, last) = (Bench::kept().join("report.json"), Bench::kept().join("last.json"));
     bench.report.write(bench.about(), &file)?;
-    println!("{}\n\n{}", about(bench.about()), table::table(&bench.report));
+    let earlier = Earlier::read(&last, &bench.about()["host"]["model"]);
+    println!("{}\n\n{}", about(&bench), table::table(&bench.report, &earlier));
+    if arguments.keep {
+        std::fs::copy(&file, &last).with_context(|| format!("writing {}", last.display()))?;
+    }
     let failed = bench.report.failures().count();
     eprintln!("every sample: {}", file.display());
     if failed > 0 {
@@ -121,8 +130,9 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Host and rivals in a few lines, as the table's head.
-fn about(about: &serde_json::Value) -> String {
+/// What the figures depend on most, first: the processor, and how quick it is for podman. Then host and rivals.
+fn about(bench: &Bench) -> String {
+    let about = bench.about();
     let list = |part: &serde_json::Value| {
         let fields = part.as_object().into_iter().flatten();
         let fields = fields.map(|(key, value)| match value.as_str() {
@@ -131,7 +141,15 @@ fn about(about: &serde_json::Value) -> String {
         });
         fields.collect::<Vec<_>>().join("; ")
     };
-    let mut text = format!("On: {}; VMs: {}", list(&about["host"]), about["accelerator"].as_str().unwrap_or_default());
+    let (processors, model) = (&about["host"]["processors"], about["host"]["model"].as_str().unwrap_or("unknown"));
+    let mut text = format!("Processors: {processors} × {model}");
+    for (key, name) in [("podman-start", "podman start"), ("podman-run", "podman run")] {
+        let line = bench.report.lines().iter().find(|line| line.key == key);
+        if let Some(summary) = line.and_then(report::Line::summary) {
+            text += &format!("; `{name}`: {:.0} ms", summary.median);
+        }
+    }
+    text += &format!("  \nOn: {}; VMs: {}", list(&about["host"]), about["accelerator"].as_str().unwrap_or_default());
     if about["rival"].is_object() {
         text += &format!("  \nBeside it: {}", list(&about["rival"]));
     }

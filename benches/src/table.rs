@@ -2,18 +2,28 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Line, Outcome, Promise, Report};
+use crate::{
+    earlier::Earlier,
+    report::{Line, Outcome, Promise, Report},
+};
 
-const HEAD: &str = "| what | median | least–most | runs | promised |\n|---|---|---|---|---|\n";
-
-/// The whole table.
-pub fn table(report: &Report) -> String {
-    let mut text = HEAD.to_owned();
+/// The whole table, with what an earlier run gave where there is one.
+pub fn table(report: &Report, earlier: &Earlier) -> String {
+    let mut text = String::new();
+    let (last, rule) = if earlier.is_empty() { ("", "") } else { (" before |", "---|") };
+    // Writing to a string can't fail.
+    let _ = writeln!(text, "| what | median | least–most | runs | promised |{last}\n|---|---|---|---|---|{rule}");
     for line in report.lines() {
-        // Writing to a string can't fail.
-        let _ = writeln!(text, "{}", row(line));
+        let last = if earlier.is_empty() { String::new() } else { format!(" {} |", before(line, earlier)) };
+        let _ = writeln!(text, "{}{last}", row(line));
     }
     text
+}
+
+fn before(line: &Line, earlier: &Earlier) -> String {
+    let Some(change) = earlier.change(line) else { return String::new() };
+    let (digits, mark) = (digits(change.before), if change.is_worse { ", **worse**" } else { "" });
+    format!("{:.digits$} {}{mark}", change.before, line.unit)
 }
 
 fn row(line: &Line) -> String {
@@ -68,8 +78,9 @@ mod tests {
         report.ratio("ratio", "start against podman", Promise::AtMost(1.0), &[2.0, 3.0], &[2.0, 2.0]);
         report.failed("suspend", "suspend", "404\nno | such endpoint");
         assert_eq!(
-            table(&report).strip_prefix(HEAD).unwrap(),
-            "| start | 110 ms | 100–120 | 3 |  |\n\
+            table(&report, &Earlier::default()),
+            "| what | median | least–most | runs | promised |\n|---|---|---|---|---|\n\
+             | start | 110 ms | 100–120 | 3 |  |\n\
              | start against podman | 1.25 × | 1.00–1.50 | 2 | ≤ 1 ×: **not held** |\n\
              | suspend | **not measured**: 404 no \\| such endpoint | | | |\n"
         );

@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             cargo.env_remove(&name);
         }
     }
-    cargo.env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
 
     let status = cargo.status()?;
     if !status.success() {

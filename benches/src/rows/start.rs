@@ -78,7 +78,7 @@ async fn sample(side: &Side) -> Result<Cost> {
 fn add_lines(report: &mut Report, sides: &[Measured; 5]) {
     // Rounds of one side are compared with the same rounds of another: one that fell out has none.
     let costs = |measured: &Measured| if measured.side.is_ok() { measured.costs.clone() } else { Vec::new() };
-    let [hit, _, off, cold, podman] = sides;
+    let [hit, empty, off, cold, podman] = sides;
     for measured in sides {
         match &measured.side {
             Ok(_) => report.samples(measured.key, measured.text, "ms", Promise::None, &times(&measured.costs)),
@@ -90,25 +90,35 @@ fn add_lines(report: &mut Report, sides: &[Measured; 5]) {
     };
     ratio("start-hit/podman", "start with a VM waiting against `podman start`", Promise::AtMost(1.0), hit, podman);
     ratio("cold/start-hit", "cold boot against start with a VM waiting", Promise::AtLeast(4.0), cold, hit);
+    ratio(
+        "start-empty/podman",
+        "start with the pool empty against `podman start`",
+        Promise::AtMost(2.5),
+        empty,
+        podman,
+    );
     ratio("start-off/podman", "start without a pool against `podman start`", Promise::None, off, podman);
     ratio("cold/start-off", "cold boot against start without a pool", Promise::None, cold, off);
     // While the pool is emptied other starts cost processor time too.
-    for measured in [hit, off, cold, podman] {
-        add_busy(report, measured.key, &costs(measured));
+    for (measured, promise) in
+        [(hit, Promise::AtMost(400.0)), (off, Promise::None), (cold, Promise::None), (podman, Promise::None)]
+    {
+        add_busy(report, measured.key, promise, &costs(measured));
     }
 }
 
-fn add_busy(report: &mut Report, key: &str, costs: &[Cost]) {
+fn add_busy(report: &mut Report, key: &str, promise: Promise, costs: &[Cost]) {
     let busy: Vec<_> = costs.iter().filter_map(|cost| cost.busy).collect();
     let (meanwhile, until_quiet): (Vec<_>, Vec<_>) =
         busy.iter().map(|busy| (busy.meanwhile_ms, busy.until_quiet_ms)).unzip();
-    for (suffix, text, samples) in
-        [("cpu", "until the output", meanwhile), ("cpu-all", "until the host is quiet", until_quiet)]
-    {
+    for (suffix, text, promise, samples) in [
+        ("cpu", "until the output", Promise::None, meanwhile),
+        ("cpu-all", "until the host is quiet", promise, until_quiet),
+    ] {
         let (key, text) = (format!("{key}-{suffix}"), format!("host CPU of {key}, {text}"));
         // A few quiet moments of a busy host are no measurement.
         if samples.len() * 2 > costs.len() {
-            report.samples(&key, &text, "ms", Promise::None, &samples);
+            report.samples(&key, &text, "ms", promise, &samples);
         } else {
             let reason = format!("the host was quiet before {} of {} runs only", samples.len(), costs.len());
             report.failed(&key, &text, &reason);

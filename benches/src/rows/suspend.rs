@@ -1,9 +1,15 @@
 //! Suspend and resume of a machine of 256 MB whose program holds 100 MB of random bytes: each from the request until a
-//! waiting client sees the state.
+//! waiting client sees the state. Beside them what the host takes for as many bytes: written to a file and through to the
+//! disk, and read again.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     bench::Bench,
@@ -16,6 +22,10 @@ use crate::{
 
 /// Time between a suspend and the resume after it.
 const REST: Duration = Duration::from_millis(500);
+
+/// What is promised of them.
+const MOST_WRITES: f64 = 2.0;
+const MOST_READS: f64 = 4.0;
 
 /// The kernel can't drop what is in a tmpfs, as it could with files on a disk.
 const PROGRAM: &str = "mkdir -p /held && mount -t tmpfs held /held && \
@@ -32,13 +42,19 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     machine.first_output(String::new()).await?;
     machine.wait("started").await?;
     let runs = bench.repeat(20, 3);
-    let (mut suspends, mut resumes) = (Vec::new(), Vec::new());
+    let (mut suspends, mut resumes, mut writes, mut reads) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let beside = bench.work().join("written");
+    let snapshot = server.data().join("worker/machines").join(machine.id()).join("memory.snapshot");
     for run in 0..runs {
         progress::run("suspend", run, runs);
         let began = Instant::now();
         machine.post("suspend", "").await?;
         machine.wait("suspended").await?;
         suspends.push(milliseconds(began));
+
+        let (write, read) = copy(&snapshot, &beside)?;
+        writes.push(write);
+        reads.push(read);
 
         // A machine that rests, not one whose process the kernel is still removing.
         tokio::time::sleep(REST).await;
@@ -50,7 +66,7 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         ensure!(event["start_kind"] == "resume", "a start that was no resume: {event}");
     }
     let report = &mut bench.report;
-    let promise = Promise::AtMost(150.0);
+    let promise = Promise::None;
     report.samples(
         "suspend",
         "suspend (256 MB, 100 MB of them random), request to `suspended`",
@@ -59,5 +75,25 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         &suspends,
     );
     report.samples("resume", "resume of it, request to `started`", "ms", promise, &resumes);
+    report.samples("write", "beside it: as many bytes written to a file, with fdatasync", "ms", promise, &writes);
+    report.samples("read", "beside it: read again", "ms", promise, &reads);
+    let text = "suspend against writing as many bytes";
+    report.ratio("suspend/write", text, Promise::AtMost(MOST_WRITES), &suspends, &writes);
+    report.ratio("resume/read", "resume against reading as many bytes", Promise::AtMost(MOST_READS), &resumes, &reads);
     Ok(())
+}
+
+/// How long it takes to write what is in a file to another and through to the disk, and to read it again; milliseconds.
+fn copy(from: &Path, to: &Path) -> Result<(f64, f64)> {
+    let mut bytes = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    let began = Instant::now();
+    let mut file = File::create(to)?;
+    file.write_all(&bytes)?;
+    file.sync_data()?;
+    let write = milliseconds(began);
+    let began = Instant::now();
+    File::open(to)?.read_exact(&mut bytes)?;
+    let read = milliseconds(began);
+    std::fs::remove_file(to)?;
+    Ok((write, read))
 }

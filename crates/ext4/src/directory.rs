@@ -8,7 +8,7 @@
 
 use crate::{
     BLOCK, Block,
-    bytes::{put16, put32},
+    bytes::{get16, get32, put16, put32},
     checksum::Checksum,
     hash::{HALF_MD4, Hash, HashSeed},
 };
@@ -159,6 +159,25 @@ impl Entry {
         bytes[7] = self.kind;
         bytes[ENTRY..ENTRY + self.name.len()].copy_from_slice(&self.name);
     }
+}
+
+/// Inodes and names in a block of a directory; none in one of an index, which looks like one empty entry.
+pub(crate) fn names(block: &Block) -> impl Iterator<Item = (u32, &[u8])> {
+    let mut left = block.as_slice();
+    std::iter::from_fn(move || {
+        while left.len() > ENTRY {
+            let (entry, size) = (left, usize::from(get16(left, 4)));
+            // Whatever is damaged ends it.
+            left = left.get(size.max(ENTRY)..).unwrap_or_default();
+            let (inode, length) = (get32(entry, 0), usize::from(entry[6]));
+            if inode != 0
+                && let Some(name) = entry.get(ENTRY..ENTRY + length)
+            {
+                return Some((inode, name));
+            }
+        }
+        None
+    })
 }
 
 fn leaf<'e>(entries: impl Iterator<Item = &'e Entry>, checksum: Checksum) -> Block {

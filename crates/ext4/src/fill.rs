@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The root directory's inode.
-const ROOT: u32 = 2;
+pub(crate) const ROOT: u32 = 2;
 /// Bytes that are copied at a time.
 const CHUNK: usize = 1 << 20;
 /// Longest target of a symbolic link that is in its inode.

@@ -76,7 +76,6 @@ impl Inode {
     pub(crate) fn encode(&self, checksum: Checksum) -> [u8; INODE] {
         let mut bytes = [0; INODE];
         let sectors = self.blocks * (BLOCK as u64 / 512);
-        let (seconds, extra) = self.time.encode();
         put16(&mut bytes, 0x0, self.mode);
         put16(&mut bytes, 0x2, low16(self.user));
         put32(&mut bytes, 0x4, low32(self.size));
@@ -91,11 +90,7 @@ impl Inode {
         put16(&mut bytes, 0x78, high16(self.user));
         put16(&mut bytes, 0x7a, high16(self.group));
         put16(&mut bytes, 0x80, EXTRA);
-        // Access, change, modification and birth, each with its further bits.
-        for (at, extra_at) in [(0x8, 0x8c), (0xc, 0x84), (0x10, 0x88), (0x90, 0x94)] {
-            put32(&mut bytes, at, seconds);
-            put32(&mut bytes, extra_at, extra);
-        }
+        set_times(&mut bytes, self.time);
         let attributes_at = INODE - ATTRIBUTE_SPACE;
         bytes[attributes_at..attributes_at + self.attributes.len()].copy_from_slice(&self.attributes);
         set_links(&mut bytes, self.links, checksum);
@@ -112,6 +107,28 @@ pub(crate) fn set_links(bytes: &mut [u8; INODE], links: u32, checksum: Checksum)
     let checksum = checksum.of(bytes).value();
     put16(bytes, CHECKSUM_LOW, low16(checksum));
     put16(bytes, CHECKSUM_HIGH, high16(checksum));
+}
+
+/// Changes size and times of a file that keeps its blocks.
+pub(crate) fn set_content(bytes: &mut [u8; INODE], size: u64, time: Time, checksum: Checksum) {
+    put32(bytes, 0x4, low32(size));
+    put32(bytes, 0x6c, high32(size));
+    set_times(bytes, time);
+    set_links(bytes, links(bytes), checksum);
+}
+
+/// Access, change, modification and birth, each with its further bits.
+fn set_times(bytes: &mut [u8; INODE], time: Time) {
+    let (seconds, extra) = time.encode();
+    for (at, extra_at) in [(0x8, 0x8c), (0xc, 0x84), (0x10, 0x88), (0x90, 0x94)] {
+        put32(bytes, at, seconds);
+        put32(bytes, extra_at, extra);
+    }
+}
+
+/// Links of a file.
+pub(crate) fn links(bytes: &[u8; INODE]) -> u32 {
+    get16(bytes, LINKS).into()
 }
 
 /// Type and permissions of an inode.

@@ -12,6 +12,8 @@
 //! The format is that of the kernel's documentation, Documentation/filesystems/ext4. Blocks and inodes are given out
 //! in ascending order, so that the file system's used part is dense, and the same tree gives the same bytes.
 //!
+//! What is filled stays as it is; [`Filled`] tells what a copy of it would have to differ in.
+//!
 //! Nothing is read from the file system but what mke2fs wrote; the tree must not change meanwhile. Symbolic links are
 //! copied, never followed.
 #![forbid(unsafe_code)]
@@ -28,12 +30,14 @@ mod fill;
 mod group;
 mod hash;
 mod inode;
+mod replace;
 mod source;
 mod superblock;
 mod volume;
 
 pub use error::Error;
 pub use fill::fill;
+pub use replace::{Filled, Patch, Replacement};
 
 /// Bytes of a block; other sizes are refused.
 pub(crate) const BLOCK: usize = 4096;

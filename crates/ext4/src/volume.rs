@@ -61,11 +61,16 @@ impl<'a> Volume<'a> {
     }
 
     /// Where an inode is in the file. `number` is one of the file system's.
-    fn inode_place(&self, number: u32) -> u64 {
+    pub(crate) fn inode_place(&self, number: u32) -> u64 {
         let per_group = self.superblock.inodes_per_group;
         let group = (number - 1) / per_group;
         let index = u64::from((number - 1) % per_group);
         self.groups[group as usize].inode_table() * BLOCK as u64 + index * INODE as u64
+    }
+
+    /// How many inodes there are.
+    pub(crate) fn inodes(&self) -> u32 {
+        self.superblock.inodes_per_group.saturating_mul(u32::try_from(self.groups.len()).unwrap_or(u32::MAX))
     }
 
     /// Blocks in a group: the last one may be shorter.

@@ -1,10 +1,6 @@
 //! Makes the VM the machine that the host says it is.
 
-use std::{
-    fs,
-    os::fd::AsRawFd as _,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::fd::AsRawFd as _, path::Path};
 
 use base64::Engine as _;
 use caddis_guest_protocol::{MachineSpec, spec::FileSpec};
@@ -19,13 +15,17 @@ use crate::{
     kernel::mount_special,
     limits::Limits,
     modprobe, network,
+    program::CGROUP,
     spawn::DEFAULT_PATH,
     timing::Timing,
     users,
 };
 
 /// Where the root disk is mounted before it becomes the root.
-const NEW_ROOT: &str = "/newroot";
+pub const NEW_ROOT: &str = "/newroot";
+
+/// Mounts that every root has.
+const SPECIAL: [&str; 3] = ["dev", "proc", "sys"];
 
 /// Open files of all processes, which the kernel derives from the memory.
 const ALL_OPEN_FILES: &str = "/proc/sys/fs/file-max";
@@ -42,24 +42,13 @@ pub struct Prepared {
     pub warnings: Vec<String>,
 }
 
-/// Whose root disk it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Root {
-    /// The machine's.
-    Own,
-    /// A stand-in: what the initrd holds is needed once more.
-    Rehearsed,
-}
-
 /// Prepares everything up to the start of the program. The error is for the user.
 pub fn prepare(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, String> {
     take_identity(spec)?;
     timing.step("identity");
-    devices::bind()?;
-    timing.step("devices");
     network::configure(&spec.network)?;
     timing.step("network");
-    prepare_root(spec, Root::Own, timing)
+    prepare_root(spec, timing)
 }
 
 /// Before anything draws random bytes or asks for the time.
@@ -77,17 +66,21 @@ pub fn renew(entropy: &str, time_ns: u64) -> Result<(), String> {
 }
 
 /// Prepares what is about files.
-pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Result<Prepared, String> {
-    let mut warnings = Vec::new();
-    let device = disk(&spec.root_serial)?;
-    mount_root(&device, root, timing)?;
-    if spec.grow_root
-        && let Err(warning) = grow(&device)
-    {
-        warnings.push(warning);
-    }
-    let limits = Limits::of(spec)?;
+fn prepare_root(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, String> {
+    mount_root(&devices::root_disk(spec.root_size)?)?;
+    timing.step("mount");
+    move_special()?;
+    enter_root()?;
+    let grown = if spec.grow_root { grow(spec.root_size) } else { Ok(()) };
     timing.step("root");
+    let mut prepared = fill_root(spec, timing)?;
+    prepared.warnings.extend(grown.err());
+    Ok(prepared)
+}
+
+/// Writes what a machine has of its own into its root.
+pub fn fill_root(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, String> {
+    let limits = Limits::of(spec)?;
     names(spec)?;
     for file in &spec.files {
         write_file(file)?;
@@ -95,7 +88,7 @@ pub fn prepare_root(spec: &MachineSpec, root: Root, timing: &mut Timing) -> Resu
     let user = users::resolve(&spec.user)?;
     let env = complete(&spec.env, &user);
     timing.step("files");
-    Ok(Prepared { user, env, limits, warnings })
+    Ok(Prepared { user, env, limits, warnings: Vec::new() })
 }
 
 /// An environment with what every program has.
@@ -109,53 +102,47 @@ pub fn complete(env: &[(String, String)], user: &users::User) -> Vec<(String, St
     env
 }
 
-/// The device of a disk by its serial number.
-fn disk(serial: &str) -> Result<PathBuf, String> {
-    let disks = fs::read_dir("/sys/block").map_err(|e| format!("can't list disks: {e}"))?;
-    for entry in disks.flatten() {
-        let found = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
-        if found.trim() == serial {
-            return Ok(Path::new("/dev").join(entry.file_name()));
-        }
-    }
-    Err(format!("no disk has the serial number {serial}"))
-}
-
-/// Mounts the root disk and makes it the root.
-fn mount_root(device: &Path, root: Root, timing: &mut Timing) -> Result<(), String> {
-    let failed = |what: &str| {
-        let what = what.to_owned();
-        move |error: nix::Error| format!("can't {what}: {error}")
-    };
-    fs::create_dir_all(NEW_ROOT).map_err(|e| format!("can't make {NEW_ROOT}: {e}"))?;
+/// Mounts the root disk.
+pub fn mount_root(device: &Path) -> Result<(), String> {
     // The rest of the inode tables was zeroed when the disk was made.
     mount(Some(device), NEW_ROOT, Some("ext4"), MsFlags::MS_RELATIME, Some("noinit_itable"))
-        .map_err(failed("mount the root disk"))?;
-    timing.step("mount");
-    for name in ["dev", "proc", "sys"] {
-        let target = format!("{NEW_ROOT}/{name}");
-        match fs::symlink_metadata(&target) {
+        .map_err(|error| format!("can't mount the root disk: {error}"))
+}
+
+/// What the kernel shows of itself goes to the new root.
+pub fn move_special() -> Result<(), String> {
+    for name in SPECIAL {
+        let (from, to) = (format!("/{name}"), format!("{NEW_ROOT}/{name}"));
+        match fs::symlink_metadata(&to) {
             Ok(there) if there.is_dir() => {}
             // Container engines refuse links too: what is mounted would be elsewhere.
             Ok(there) => {
                 let kind = image_files::name(there.file_type());
                 return Err(format!("/{name} is {kind} in the image, where a directory is needed"));
             }
-            Err(_) => fs::create_dir(&target).map_err(|e| format!("can't make /{name} in the image: {e}"))?,
+            Err(_) => fs::create_dir(&to).map_err(|e| format!("can't make /{name} in the image: {e}"))?,
         }
-        let source = format!("/{name}");
-        mount(Some(source.as_str()), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-            .map_err(failed(&format!("move /{name} to the new root")))?;
+        move_mount(&from, &to)?;
     }
-    if root == Root::Own {
-        // What the initrd holds is memory that nobody can reach any more.
-        let _ = fs::remove_dir_all("/modules");
-        let _ = fs::remove_file("/init");
-    }
-    chdir(NEW_ROOT).map_err(failed("enter the new root"))?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed("move the new root"))?;
-    chroot(".").map_err(failed("switch the root"))?;
-    chdir("/").map_err(failed("enter the root"))
+    Ok(())
+}
+
+/// And back.
+pub fn move_special_back() -> Result<(), String> {
+    SPECIAL.iter().try_for_each(|name| move_mount(&format!("{NEW_ROOT}/{name}"), &format!("/{name}")))
+}
+
+fn move_mount(from: &str, to: &str) -> Result<(), String> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .map_err(|error| format!("can't move the mount {from} to {to}: {error}"))
+}
+
+/// Makes the new root the root.
+fn enter_root() -> Result<(), String> {
+    let failed = |error: nix::Error| format!("can't enter the new root: {error}");
+    chdir(NEW_ROOT).map_err(failed)?;
+    move_mount(".", "/")?;
+    chroot(".").and_then(|()| chdir("/")).map_err(failed)
 }
 
 /// Does what is the same for every machine, before it is known which one this is. Returns warnings.
@@ -164,6 +151,7 @@ fn mount_root(device: &Path, root: Root, timing: &mut Timing) -> Result<(), Stri
 /// When a file system that programs expect can't be mounted.
 pub fn prepare_early() -> Result<Vec<String>, String> {
     let mut warnings = Vec::new();
+    fs::create_dir_all(NEW_ROOT).map_err(|e| format!("can't make {NEW_ROOT}: {e}"))?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let pts = "mode=0620,gid=5,ptmxmode=666";
     mount_special("devpts", "/dev/pts", quiet | MsFlags::MS_NOATIME, Some(pts))?;
@@ -178,6 +166,9 @@ pub fn prepare_early() -> Result<Vec<String>, String> {
             warnings.push(format!("no cgroup controller {controller}: {error}"));
         }
     }
+    if let Err(error) = fs::create_dir(Path::new("/sys/fs/cgroup").join(CGROUP)) {
+        warnings.push(format!("no cgroup of the machine's programs: {error}"));
+    }
     // They take memory, and that is what bounds them. Where it can't be set, there are fewer.
     let _ = fs::write(ALL_OPEN_FILES, i64::MAX.to_string());
     network::prepare()?;
@@ -190,31 +181,11 @@ pub fn prepare_early() -> Result<Vec<String>, String> {
     Ok(warnings)
 }
 
-/// Host name and the files about names.
+/// Host name and the files that every machine has of its own.
 fn names(spec: &MachineSpec) -> Result<(), String> {
     sethostname(&spec.hostname).map_err(|e| format!("can't set the host name: {e}"))?;
-    let mut hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
-    for (address, names) in &spec.network.hosts {
-        hosts.push_str(&format!("{address} {names}\n"));
-    }
-    let mut resolv = String::new();
-    for server in &spec.network.nameservers {
-        resolv.push_str(&format!("nameserver {server}\n"));
-    }
-    for (keyword, words) in [("search", &spec.network.searches), ("options", &spec.network.options)] {
-        if !words.is_empty() {
-            resolv.push_str(&format!("{keyword} {}\n", words.join(" ")));
-        }
-    }
-    // Who has one of the image's would have the same as all others of the image.
-    let id = Path::new("/etc/machine-id");
-    if fs::symlink_metadata(id).is_ok_and(|file| file.is_file()) {
-        image_files::write(id, format!("{:0>32}\n", spec.machine_id).as_bytes(), Mode::Kept)?;
-    }
-    for (path, content) in
-        [("/etc/hostname", format!("{}\n", spec.hostname)), ("/etc/hosts", hosts), ("/etc/resolv.conf", resolv)]
-    {
-        image_files::write(Path::new(path), content.as_bytes(), Mode::Kept)?;
+    for FileSpec { path, content, .. } in &spec.own_files {
+        image_files::write(Path::new(path), &decode(path, content)?, Mode::Kept)?;
     }
     Ok(())
 }
@@ -234,12 +205,9 @@ fn decode(what: &str, text: &str) -> Result<Vec<u8>, String> {
     base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| format!("{what} is not base64: {e}"))
 }
 
-/// Grows the root file system to its disk.
-fn grow(device: &Path) -> Result<(), String> {
+/// Grows the root file system to so many bytes.
+fn grow(bytes: u64) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| format!("can't grow the root file system: {error}");
-    let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let sectors = fs::read_to_string(format!("/sys/block/{name}/size")).map_err(|e| failed(&e))?;
-    let bytes = sectors.trim().parse::<u64>().map_err(|e| failed(&e))? * 512;
     let block = nix::sys::statvfs::statvfs("/").map_err(|e| failed(&e))?.block_size();
     let root = fs::File::open("/").map_err(|e| failed(&e))?;
     resize::ext4(root.as_raw_fd(), bytes / block.max(1)).map_err(|e| failed(&e))

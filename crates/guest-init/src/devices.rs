@@ -1,6 +1,6 @@
-//! Disks and network interfaces: their drivers are loaded early and get their devices late, when it is known which
-//! machine this is. A VM that is saved before that can be restored with other disks and another network behind the same
-//! devices, of which the kernel then learns everything anew.
+//! Disks and network interfaces. They get their drivers while the VM boots, before it is known which machine it is: one
+//! that is saved then is restored with other disks behind the same devices. All that the kernel remembers of a disk that
+//! nobody has opened is its size, and of a change of that it is told.
 
 use std::{
     fs, io,
@@ -8,45 +8,34 @@ use std::{
     sync::OnceLock,
 };
 
+use crate::uevents::Uevents;
+
 use caddis_guest_protocol::MODULES_DISK_TRANSPORT;
 
-/// Drivers that wait, by module.
+/// Drivers that are given their devices, by module.
 pub const LATE: [&str; 2] = ["virtio_blk", "virtio_net"];
 
 /// What `device` of a virtio device says for them: network card 1, block device 2 (virtio 1.2, section 5).
 const KINDS: [(&str, &str); 2] = [("0x0001", "virtio_net"), ("0x0002", "virtio_blk")];
+
+/// Name of the root disk: the only one that has its driver before anything asks for modules.
+static ROOT: OnceLock<String> = OnceLock::new();
 
 const BUS: &str = "/sys/bus/virtio";
 
 /// What a program that starts reads of its files at once, KiB: under an emulator a request costs more than its bytes.
 const READ_AHEAD_KIB: &str = "2048";
 
-/// From here on no driver takes a device by itself; those that have, because they are part of the kernel, let go.
+/// From here on no driver takes a device by itself: the disk with modules is to stay without.
 pub fn hold() -> Result<(), String> {
-    write(&format!("{BUS}/drivers_autoprobe"), "0")?;
-    for (device, driver) in devices()? {
-        release(&device, driver)?;
-    }
-    Ok(())
-}
-
-/// Takes the disks from their driver, so that others may be behind them when they get it again.
-pub fn release_disks() -> Result<(), String> {
-    for (device, driver) in devices()?.into_iter().filter(|(_, driver)| *driver == "virtio_blk") {
-        release(&device, driver)?;
-    }
-    Ok(())
-}
-
-fn release(device: &str, driver: &str) -> Result<(), String> {
-    if is_bound(device, driver) { write(&format!("{BUS}/drivers/{driver}/unbind"), device) } else { Ok(()) }
+    write(&format!("{BUS}/drivers_autoprobe"), "0")
 }
 
 fn is_bound(device: &str, driver: &str) -> bool {
     Path::new(&format!("{BUS}/drivers/{driver}/{device}")).exists()
 }
 
-/// Gives the drivers those devices that they don't have.
+/// Gives the drivers those devices that they don't have, and notes which disk is the root's.
 pub fn bind() -> Result<(), String> {
     for (device, driver) in devices()? {
         if !is_bound(&device, driver) {
@@ -56,6 +45,9 @@ pub fn bind() -> Result<(), String> {
     for disk in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         // Where it can't be set, programs only start later.
         let _ = fs::write(disk.path().join("queue/read_ahead_kb"), READ_AHEAD_KIB);
+        if disk.path().join("device").exists() {
+            ROOT.get_or_init(|| disk.file_name().to_string_lossy().into_owned());
+        }
     }
     Ok(())
 }
@@ -88,6 +80,25 @@ pub fn bind_modules_disk() -> Result<PathBuf, String> {
     // Where it can't be set, modules only load slower.
     let _ = fs::write(Path::new("/sys/block").join(disk.file_name()).join("queue/read_ahead_kb"), READ_AHEAD_KIB);
     Ok(Path::new("/dev").join(disk.file_name()))
+}
+
+/// The root disk, once it has that size (bytes): the VM may have been saved with another behind the same device, of whose
+/// size the kernel is told while it runs.
+pub fn root_disk(size: u64) -> Result<PathBuf, String> {
+    let name = ROOT.get().ok_or("there is no root disk")?;
+    let path = format!("/sys/block/{name}/size");
+    let sectors = || fs::read_to_string(&path).map_err(|error| format!("can't read {path}: {error}"));
+    // In sectors of 512 bytes, whatever those of the disk are.
+    let has_size = |sectors: &str| sectors.trim().parse::<u64>().is_ok_and(|sectors| sectors * 512 == size);
+    if !has_size(&sectors()?) {
+        let changes = Uevents::open()?;
+        while !has_size(&sectors()?) {
+            if !changes.wait() {
+                return Err(format!("the root disk has {} sectors, not {size} bytes", sectors()?.trim()));
+            }
+        }
+    }
+    Ok(Path::new("/dev").join(name))
 }
 
 /// Disks and network cards, each with the driver it is for, but that with modules.

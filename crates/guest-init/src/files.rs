@@ -8,7 +8,6 @@ use std::{
     io::{self, Write as _},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
 mod get;
@@ -30,7 +29,7 @@ pub fn command(arguments: &[String]) -> Vec<String> {
 ///
 /// `get [-R] PATH` writes an archive; `put PATH NAME` reads one, which becomes PATH, or PATH/NAME where PATH is a
 /// directory, and says its path; `find PATH` lists what is there, a JSON object per line.
-pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
     let arguments: Vec<_> = arguments.collect();
     let words: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
     let is = |word: &OsStr, name: &str| word == OsStr::new(name);
@@ -42,10 +41,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         _ => Err("it is called as 'get [-R] PATH', 'put PATH NAME' or 'find PATH'".to_owned()),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(message) => {
             eprintln!("{message}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

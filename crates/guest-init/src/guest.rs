@@ -28,9 +28,10 @@ use crate::{
     execs::Exec,
     freezer::Freezer,
     image_files, kernel,
+    launcher::Launcher,
     lines::Record,
     logs::Backlog,
-    memory,
+    memory, network,
     oom::{Victim, Victims},
     port::Port,
     processes,
@@ -74,6 +75,8 @@ struct Guest {
     spec: Option<MachineSpec>,
     prepared: Option<Prepared>,
     programs: Programs,
+    /// What the machine's program is to come from.
+    launcher: Option<Launcher>,
     victims: Victims,
     /// The version both ends of this connection speak.
     protocol: u32,
@@ -102,6 +105,7 @@ pub fn run() -> Result<(), String> {
     kernel::mount_early()?;
     kernel::hurry(true);
     let mut timing = Timing::begin();
+    network::set_defaults();
     kernel::load_modules()?;
     timing.step("modules");
     let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");
@@ -117,6 +121,8 @@ pub fn run() -> Result<(), String> {
     watch(&epoll, &port)?;
     timing.step("port");
     let warnings = configure::prepare_early()?;
+    kernel::empty_initrd();
+    let launcher = Launcher::start()?;
     timing.step("mounts");
     let mut guest = Guest {
         epoll,
@@ -128,6 +134,7 @@ pub fn run() -> Result<(), String> {
         spec: None,
         prepared: None,
         programs: Programs::default(),
+        launcher: Some(launcher),
         victims: Victims::default(),
         protocol: OLDEST_SUPPORTED_VERSION,
         logs: Backlog::new(),
@@ -351,7 +358,7 @@ impl Guest {
             HostMessage::Configure(spec) => self.configure(*spec),
             HostMessage::Rehearse { id, spec } => {
                 let outcome = match self.status {
-                    GuestState::Waiting => rehearsal::rehearse(&spec),
+                    GuestState::Waiting => rehearsal::rehearse(&spec, self.launcher.as_mut()),
                     _ => Err("there is nothing to rehearse any more".to_owned()),
                 };
                 self.answer(id, outcome);
@@ -546,7 +553,7 @@ impl Guest {
             }
             Err(error) => self.warn(Err(error)),
         }
-        let started = self.programs.start(spec, &prepared, |file| watch(&self.epoll, file));
+        let started = self.programs.start(spec, &prepared, self.launcher.take(), |file| watch(&self.epoll, file));
         self.prepared = Some(prepared);
         started
     }

@@ -56,15 +56,21 @@ pub fn mount_special(kind: &str, target: &str, flags: MsFlags, data: Option<&str
     }
 }
 
-/// Loads the modules of the initrd, in order. The drivers of disks and network get no devices yet: those may change
-/// until [`crate::devices::bind`], since this VM may be saved and restored with others.
+/// Loads the modules of the initrd, in order, and gives disks and network to their drivers.
 pub fn load_modules() -> Result<(), String> {
     let order = fs::read_to_string(Path::new(MODULES).join("order")).unwrap_or_default();
     let late = |name: &&str| crate::devices::LATE.iter().any(|driver| name.strip_suffix(".ko") == Some(driver));
     let (first, last): (Vec<_>, Vec<_>) = order.lines().partition(|name| !late(name));
     insert(&first)?;
     crate::devices::hold()?;
-    insert(&last)
+    insert(&last)?;
+    crate::devices::bind()
+}
+
+/// Gives back the memory that the initrd's files take, once nobody needs them.
+pub fn empty_initrd() {
+    // Where they can't be removed, they only take that.
+    let _ = fs::remove_dir_all(MODULES);
 }
 
 fn insert(names: &[&str]) -> Result<(), String> {

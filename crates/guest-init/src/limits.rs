@@ -39,6 +39,16 @@ impl Limits {
         Ok(Self { files, processes })
     }
 
+    /// As numbers, and back.
+    pub fn to_numbers(self) -> [u64; 4] {
+        [self.files.0, self.files.1, self.processes.0, self.processes.1]
+    }
+
+    /// As [`Self::to_numbers`] gives them.
+    pub fn from_numbers([files, most_files, processes, most_processes]: [u64; 4]) -> Self {
+        Self { files: (files, most_files), processes: (processes, most_processes) }
+    }
+
     /// In the child: they are its own from here on.
     pub fn take(self) -> nix::Result<()> {
         setrlimit(Resource::RLIMIT_NOFILE, self.files.0, self.files.1)?;

@@ -12,7 +12,10 @@
 //! One thread, one epoll loop ([`guest`]): everything that happens is an event, nothing is polled, and no write to the
 //! host ever blocks.
 
-use std::process::ExitCode;
+#![cfg_attr(not(test), no_main)]
+#![expect(unsafe_code, reason = "what the C library calls")]
+
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 mod clock;
 mod configure;
@@ -26,6 +29,7 @@ mod guest;
 mod image_files;
 mod kernel;
 mod launch;
+mod launcher;
 mod limits;
 mod lines;
 mod logs;
@@ -41,26 +45,33 @@ mod rehearsal;
 mod sessions;
 mod spawn;
 mod timing;
+mod uevents;
 mod users;
 
-/// As a program of a VM that rehearses there is nothing to do but to say something.
-const REHEARSE: &str = "rehearse";
+/// Called by the C library instead of by Rust's runtime, which reads `/proc/self/maps` first and sets up what a program
+/// wants that may run out of stack: under an emulator that is a good part of what it takes to start one.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn main() -> libc::c_int {
+    // As the runtime has it: who has gone is told by an error.
+    // SAFETY: a disposition without a handler.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    // Writes out what is left for standard output, which a return to the C library would not.
+    std::process::exit(run())
+}
 
-fn main() -> ExitCode {
+/// The exit status.
+fn run() -> i32 {
     if modprobe::is_called(std::env::args_os().next().as_deref()) {
         return modprobe::main(std::env::args_os().skip(1));
     }
     match std::env::args().nth(1).as_deref() {
-        Some(REHEARSE) => {
-            println!("rehearsed");
-            return ExitCode::SUCCESS;
-        }
+        Some(launcher::NAME) => return launcher::main(),
         Some(demo::NAME) => {
             return match demo::main(std::env::args().skip(2)) {
-                Ok(()) => ExitCode::SUCCESS,
+                Ok(()) => 0,
                 Err(error) => {
                     eprintln!("{error}");
-                    ExitCode::FAILURE
+                    1
                 }
             };
         }
@@ -69,7 +80,7 @@ fn main() -> ExitCode {
     }
     if std::process::id() != 1 {
         eprintln!("caddis-guest-init is the first process of a VM and of no use elsewhere");
-        return ExitCode::from(2);
+        return 2;
     }
     if let Err(message) = guest::run() {
         // The host finds it in the console's last lines.

@@ -14,7 +14,6 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
 use nix::{
@@ -99,25 +98,25 @@ fn make_nodes() -> Result<(), String> {
 
 /// Runs it: `modprobe [-q] [-a] [--] NAME… [PARAMETER=VALUE…]`, or `modprobe --mount`, which only makes modules
 /// reachable.
-pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
     let words: Vec<_> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
     let (flags, words): (Vec<_>, Vec<_>) = words.into_iter().partition(|word| word.starts_with('-'));
     let quiet = flags.iter().any(|flag| flag == "-q" || flag == "--quiet");
     if let Some(flag) = flags.iter().find(|flag| !KNOWN_FLAGS.contains(&flag.as_str())) {
         eprintln!("modprobe: there is no {flag} here; install kmod in the image for a complete modprobe");
-        return ExitCode::FAILURE;
+        return 1;
     }
     let (parameters, names): (Vec<_>, Vec<_>) = words.into_iter().partition(|word| word.contains('='));
     let index = match reach() {
-        Ok(_) if flags.iter().any(|flag| flag == MOUNT_FLAG) => return ExitCode::SUCCESS,
+        Ok(_) if flags.iter().any(|flag| flag == MOUNT_FLAG) => return 0,
         Ok(()) => Index::read(Path::new(MODULES)),
         Err(error) => Err(error),
     };
-    let mut code = ExitCode::SUCCESS;
+    let mut code = 0;
     for name in &names {
         let loaded = index.as_ref().map_err(|error| Failure::Broken(error.clone()));
         if let Err(failure) = loaded.and_then(|index| load(index, name, &parameters.join(" "))) {
-            code = ExitCode::FAILURE;
+            code = 1;
             match failure {
                 // The kernel asks for much that does not exist.
                 Failure::Unknown if quiet => {}

@@ -2,8 +2,9 @@
 
 use std::{
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsRawFd as _, OwnedFd},
+    sync::OnceLock,
 };
 
 use caddis_guest_protocol::spec::NetworkSpec;
@@ -18,9 +19,8 @@ const ACKNOWLEDGE: u16 = 4;
 const REPLACE: u16 = 0x100;
 const CREATE: u16 = 0x400;
 
-/// Brings up the loopback, and sets what holds for every interface.
-pub fn prepare() -> Result<(), String> {
-    Netlink::open()?.up("lo", None)?;
+/// Sets what holds for every interface that comes from here on.
+pub fn set_defaults() {
     // As docker has it: programs that are not root serve low ports, and ping. There is nobody else in this VM.
     for (setting, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
         let _ = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value);
@@ -30,35 +30,54 @@ pub fn prepare() -> Result<(), String> {
     {
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/default/{setting}"), value);
     }
+}
+
+/// Brings up the loopback, and the machine's interface without addresses.
+pub fn prepare() -> Result<(), String> {
+    let mut netlink = Netlink::open()?;
+    netlink.up(if_nametoindex("lo").map_err(|e| format!("no loopback: {e}"))?, None)?;
+    interface().map_or(Ok(()), |index| netlink.up(index, None))
+}
+
+/// Gives the machine's interface, if there is one, its addresses and routes; or only the route that stays, where there is no
+/// MAC address yet.
+pub fn configure(spec: &NetworkSpec) -> Result<(), String> {
+    static GATEWAY: OnceLock<Ipv6Addr> = OnceLock::new();
+    let Some(index) = interface() else { return Ok(()) };
+    let mut netlink = Netlink::open()?;
+    if !spec.mac.is_empty() {
+        netlink.up(index, Some(spec))?;
+        netlink.address(index, spec.ipv4.into(), 32)?;
+        netlink.address(index, spec.ipv6.into(), 128)?;
+        // The kernel takes these away with the last address.
+        netlink.route(index, Some(spec.ipv4_gateway.into()), None)?;
+        netlink.route(index, None, Some(spec.ipv4_gateway.into()))?;
+    }
+    if GATEWAY.get() != Some(&spec.ipv6_gateway) {
+        netlink.route(index, None, Some(spec.ipv6_gateway.into()))?;
+        // Others than that of the template come once.
+        let _ = GATEWAY.set(spec.ipv6_gateway);
+    }
     Ok(())
 }
 
-/// Brings up the machine's interface, if there is one.
-pub fn configure(spec: &NetworkSpec) -> Result<(), String> {
-    let Some(name) = interface() else { return Ok(()) };
-    let mut netlink = Netlink::open()?;
-    netlink.up(&name, Some(spec))?;
-    let index = if_nametoindex(name.as_str()).map_err(|e| format!("no interface {name}: {e}"))?;
-    netlink.address(index, spec.ipv4.into(), 32)?;
-    netlink.address(index, spec.ipv6.into(), 128)?;
-    netlink.route(index, Some(spec.ipv4_gateway.into()), None)?;
-    netlink.route(index, None, Some(spec.ipv4_gateway.into()))?;
-    netlink.route(index, None, Some(spec.ipv6_gateway.into()))
-}
-
-/// Takes the addresses away again. Routes by the gateways stay: those are the same for every machine.
+/// Takes the addresses away again, and with them the routes of IPv4.
 pub fn withdraw(spec: &NetworkSpec) -> Result<(), String> {
-    let Some(name) = interface() else { return Ok(()) };
-    let index = if_nametoindex(name.as_str()).map_err(|e| format!("no interface {name}: {e}"))?;
+    let Some(index) = interface().filter(|_| !spec.mac.is_empty()) else { return Ok(()) };
     let mut netlink = Netlink::open()?;
     netlink.remove_address(index, spec.ipv6.into(), 128)?;
     netlink.remove_address(index, spec.ipv4.into(), 32)
 }
 
-/// Name of the only interface with a device behind it. Some kernels make others, without one, when they boot.
-fn interface() -> Option<String> {
-    let mut entries = fs::read_dir("/sys/class/net").ok()?.flatten();
-    entries.find(|entry| entry.path().join("device").exists())?.file_name().into_string().ok()
+/// The only interface with a device behind it, looked for once. Some kernels make others, without one, when they boot.
+fn interface() -> Option<u32> {
+    static FOUND: OnceLock<Option<u32>> = OnceLock::new();
+    let find = || {
+        let mut entries = fs::read_dir("/sys/class/net").ok()?.flatten();
+        let name = entries.find(|entry| entry.path().join("device").exists())?.file_name();
+        if_nametoindex(name.as_os_str()).ok()
+    };
+    *FOUND.get_or_init(find)
 }
 
 struct Netlink {
@@ -75,9 +94,8 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// `ip link set NAME up`, with MAC address and MTU.
-    fn up(&mut self, name: &str, spec: Option<&NetworkSpec>) -> Result<(), String> {
-        let index = if_nametoindex(name).map_err(|e| format!("no interface {name}: {e}"))?;
+    /// `ip link set INDEX up`, with MAC address and MTU.
+    fn up(&mut self, index: u32, spec: Option<&NetworkSpec>) -> Result<(), String> {
         let up = libc::IFF_UP as u32;
         let mut body = vec![0, 0, 0, 0];
         body.extend(index.to_ne_bytes());
@@ -90,7 +108,7 @@ impl Netlink {
             }
             attribute(&mut body, libc::IFLA_MTU, &spec.mtu.to_ne_bytes());
         }
-        self.ask(libc::RTM_NEWLINK, 0, &body).map_err(|e| format!("can't bring up {name}: {e}"))
+        self.ask(libc::RTM_NEWLINK, 0, &body).map_err(|e| format!("can't bring up interface {index}: {e}"))
     }
 
     /// `ip address add`, without asking whether another has it.

@@ -5,29 +5,17 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read as _, Write as _},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd},
+        fd::{AsFd, BorrowedFd},
         unix::fs::OpenOptionsExt as _,
     },
 };
 
+use crate::uevents::Uevents;
 use bytes::{Buf as _, Bytes};
 use caddis_guest_protocol::{
     GuestMessage, HostMessage, PORT_NAME,
     frame::{self, Decoder, Frame, MAX_HOST_CONTROL},
 };
-use nix::{
-    errno::Errno,
-    sys::{
-        socket::{
-            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
-            sockopt::ReceiveTimeout,
-        },
-        time::TimeVal,
-    },
-};
-
-/// How long the host may take to name the port, without any other device appearing.
-const PATIENCE_SECONDS: i64 = 20;
 
 /// Bytes beyond which bulk waits before more is queued.
 const ENOUGH: usize = 128 * 1024;
@@ -44,26 +32,12 @@ pub struct Port {
 impl Port {
     /// Finds the port by its name, which the kernel learns from the host some time after it has found the device.
     pub fn open() -> Result<Self, String> {
-        let failed = |error: nix::Error| format!("can't listen for devices: {error}");
-        let changes = socket(
-            AddressFamily::Netlink,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkKObjectUEvent,
-        );
-        let changes = changes.map_err(failed)?;
-        // The kernel's own messages, not those of a device manager.
-        bind(changes.as_raw_fd(), &NetlinkAddr::new(0, 1)).map_err(failed)?;
-        setsockopt(&changes, ReceiveTimeout, &TimeVal::new(PATIENCE_SECONDS, 0)).map_err(failed)?;
-        let mut message = [0; 4096];
+        let changes = Uevents::open()?;
         loop {
             match Self::find() {
                 Ok(port) => return Ok(port),
-                Err(reason) => match recv(changes.as_raw_fd(), &mut message, MsgFlags::empty()) {
-                    // Too many changes at once: whichever they were, we look again.
-                    Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
-                    Err(_) => return Err(reason),
-                },
+                Err(reason) if !changes.wait() => return Err(reason),
+                Err(_) => {}
             }
         }
     }

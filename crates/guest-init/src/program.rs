@@ -25,6 +25,7 @@ use crate::{
     configure::{self, Prepared},
     execs,
     launch::Launch,
+    launcher::Launcher,
     limits::Limits,
     lines::{Lines, Record},
     logs::Backlog,
@@ -66,6 +67,8 @@ struct Leader {
 /// Those that run.
 #[derive(Default)]
 pub struct Programs {
+    /// What the first of them is to come from.
+    launcher: Option<Launcher>,
     pids: Vec<i32>,
     leader: Option<Leader>,
     /// Those that do not run yet.
@@ -98,9 +101,13 @@ impl Programs {
         &mut self,
         spec: &MachineSpec,
         machine: &Prepared,
+        launcher: Option<Launcher>,
         watch: impl Fn(&File) -> Result<(), String>,
     ) -> Result<(), String> {
+        self.launcher = launcher;
         let started = self.start_all(spec, machine, &watch);
+        // Where it is of no use it ends.
+        self.launcher = None;
         self.first = started.as_ref().ok().copied();
         if started.is_err() {
             self.give_up();
@@ -187,7 +194,7 @@ impl Programs {
         (env, user, limits): (&[(String, String)], &users::User, Limits),
         watch: &impl Fn(&File) -> Result<(), String>,
     ) -> Result<i32, String> {
-        let streams = spawn::spawn(&spawn::Program {
+        let program = spawn::Program {
             argv,
             env,
             user: As::Known(user),
@@ -197,7 +204,9 @@ impl Programs {
             has_input: false,
             namespaces,
             limits: Some(limits),
-        })?;
+        };
+        let launched = self.launcher.take().map_or(Ok(None), |launcher| launcher.launch(&program))?;
+        let streams = launched.map_or_else(|| spawn::spawn(&program), Ok)?;
         watch(streams.launch.pipe())?;
         self.pids.push(streams.pid);
         self.launching.push(streams.launch);

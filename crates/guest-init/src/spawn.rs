@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     },
     path::{Path, PathBuf},
@@ -165,7 +165,13 @@ fn become_program(
         namespaces::isolate(program.terminal.is_some()).map_err(|e| format!("can't make namespaces: {e}"))?;
     }
     visit.enter().map_err(failed("enter the namespaces of the machine's program"))?;
+    let ends: Vec<_> = standard.input.iter().chain([&standard.output, &standard.error]).map(AsFd::as_fd).collect();
+    execute(program, &ends, report)
+}
 
+/// All that touches the image, in the process that is to become the program, to whose user its streams (`ends`) go.
+pub fn execute(program: &Program, ends: &[BorrowedFd<'_>], report: &mut Report) -> Result<Infallible, NotBegun> {
+    let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");
     report.stage(Stage::User);
     let named = match program.user {
         As::Known(_) => None,
@@ -185,7 +191,7 @@ fn become_program(
         Some(_) if program.has_input => 0o620,
         Some(_) => 0o622,
     };
-    for end in standard.input.iter().chain([&standard.output, &standard.error]) {
+    for end in ends {
         fchown(end, Some(uid), Some(gid)).map_err(failed("give its streams to the user"))?;
         fchmod(end, Mode::from_bits_truncate(mode)).map_err(failed("give its streams to the user"))?;
     }
@@ -292,7 +298,7 @@ pub fn resize(terminal: &File, columns: u16, rows: u16) {
     let _ = unsafe { set_window_size(terminal.as_raw_fd(), &raw const size) };
 }
 
-fn non_blocking(descriptor: OwnedFd) -> Result<File, String> {
+pub fn non_blocking(descriptor: OwnedFd) -> Result<File, String> {
     use nix::fcntl::{FcntlArg, fcntl};
     fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| format!("can't set up a pipe: {e}"))?;
     // SAFETY: the descriptor was just given up by its owner.

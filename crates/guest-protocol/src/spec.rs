@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct MachineSpec {
     /// Machine id.
     pub machine_id: String,
-    /// Host name; `/etc/hostname` and `/etc/hosts` get it.
+    /// Host name.
     pub hostname: String,
     /// Program and arguments, never empty.
     pub argv: Vec<String>,
@@ -28,14 +28,17 @@ pub struct MachineSpec {
     pub pid_namespace: Option<bool>,
     /// Runs each program on a terminal.
     pub tty: bool,
+    /// Files that every machine has in place of its image's, with the permissions of that one, as far as they are not in the
+    /// root already: names and name servers.
+    pub own_files: Vec<FileSpec>,
     /// Written before the program starts.
     pub files: Vec<FileSpec>,
     /// Addresses and names.
     pub network: NetworkSpec,
     /// Disks besides the root disk.
     pub mounts: Vec<MountSpec>,
-    /// Serial number of the root disk (`/sys/block/*/serial`).
-    pub root_serial: String,
+    /// Size of the root disk, bytes. The VM may have been saved with one of another size behind it.
+    pub root_size: u64,
     /// Grow the root file system to the size of its disk.
     pub grow_root: bool,
     /// Open files that a process may have.
@@ -92,6 +95,11 @@ pub struct MountSpec {
     pub path: String,
 }
 
+/// The gateways of every VM.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
+/// As [`GATEWAY_V4`].
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
 /// The guest's end of its network interface. Gateway and DNS addresses are the same in every VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkSpec {
@@ -107,17 +115,8 @@ pub struct NetworkSpec {
     pub ipv6: Ipv6Addr,
     /// On-link gateway for IPv6.
     pub ipv6_gateway: Ipv6Addr,
-    /// `nameserver` lines of resolv.conf.
+    /// Name servers, unless the machine has others.
     pub nameservers: Vec<String>,
-    /// `search` line of resolv.conf.
-    #[serde(default)]
-    pub searches: Vec<String>,
-    /// `options` line of resolv.conf.
-    #[serde(default)]
-    pub options: Vec<String>,
-    /// Further lines of `/etc/hosts`: address and names.
-    #[serde(default)]
-    pub hosts: Vec<(String, String)>,
 }
 
 impl Default for NetworkSpec {
@@ -130,9 +129,6 @@ impl Default for NetworkSpec {
             ipv6: Ipv6Addr::UNSPECIFIED,
             ipv6_gateway: Ipv6Addr::UNSPECIFIED,
             nameservers: Vec::new(),
-            searches: Vec::new(),
-            options: Vec::new(),
-            hosts: Vec::new(),
         }
     }
 }

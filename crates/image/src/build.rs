@@ -28,6 +28,7 @@ use crate::{
         unpack::Unpacker,
     },
     meter::Meter,
+    own_files,
     records::Record,
     session,
     store::Inner,
@@ -159,6 +160,7 @@ impl Inner {
         let file = disk::make(&disk, size, &digest, entries, &wanted).await?;
         let inner = Arc::clone(self);
         let finishing = tokio::task::spawn_blocking(move || {
+            own_files::reserve(&tree).map_err(|error| ImageError::io("keep room in", &tree, error))?;
             let has_room = || inner.check_space(0, "the root disk");
             disk::fill(&file, &disk, &tree, size, || still_wanted(&wanted), has_room)?;
             let place = inner.disk_path(&digest);

@@ -24,6 +24,7 @@ mod layer;
 mod manifest;
 mod meter;
 pub mod overlay;
+mod own_files;
 mod platform;
 mod pull;
 mod records;
@@ -34,6 +35,7 @@ mod store;
 
 pub use config::{ImageStoreConfig, Limits, Transfer};
 pub use error::ImageError;
+pub use own_files::{OwnFile, unwritten};
 pub use reference::{ParsedReference, parse_reference};
 pub use store::{GarbageReport, ImageStore, ImageSummary};
 

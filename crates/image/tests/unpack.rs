@@ -294,9 +294,10 @@ async fn the_file_system_is_the_same_on_all_hosts() {
 }
 
 #[tokio::test]
-async fn an_image_without_layers_is_an_empty_disk() {
+async fn an_image_without_layers_has_what_every_machine_needs() {
     let (_world, disk) = disk(&[]).await;
-    assert_eq!(disk.field("/", "Links"), "2", "no directory, not even lost+found");
+    assert_eq!(disk.names("/"), [".", "..", "dev", "etc", "proc", "sys"], "and no lost+found");
+    assert_eq!(disk.names("/etc"), [".", "..", "hostname", "hosts", "resolv.conf"]);
     assert_eq!((disk.field("/", "Mode"), disk.field("/", "User")), ("0755".to_owned(), "0".to_owned()));
 }
 

@@ -101,7 +101,7 @@ impl HostSide {
         let mut missing = BTreeSet::new();
         let name = self.installation.link();
         // First, so that nothing comes in before.
-        if rules::ensure(self.links.handle(), &self.installation).await? {
+        if rules::ensure(&self.links, &self.installation).await? {
             missing.insert("routing rules");
         }
         let uplink = self.uplink(&name);

@@ -40,6 +40,7 @@ mod uplink;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub use address::{allocate_ipv4, random_mac};
+pub use caddis_guest_protocol::spec::{GATEWAY_V4, GATEWAY_V6};
 pub use error::NetworkError;
 pub use filter::check_filter;
 pub use guard::Disturbances;
@@ -60,11 +61,7 @@ pub struct MachineAddresses {
     pub mac: String,
 }
 
-/// IPv4 gateway of every VM, on its link.
-pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
-/// IPv6 gateway of every VM, on its link.
-pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// MAC address of both, so of every tap: a machine that is resumed behind another tap finds its gateway where it was.
+/// MAC address of both gateways, so of every tap: a machine that is resumed behind another tap finds its gateway where it was.
 pub const GATEWAY_MAC: [u8; 6] = [0x0e, 0xca, 0xdd, 0x15, 0x00, 0x01];
 /// Name server of every VM.
 pub const DNS: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);

@@ -3,18 +3,20 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::RawFd,
+    sync::Arc,
 };
 
-use futures::TryStreamExt as _;
+use futures::{TryStream, TryStreamExt as _};
 use rtnetlink::{
     Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
-        address::{AddressAttribute, AddressFlags},
+        address::{AddressAttribute, AddressFlags, AddressMessage},
         link::{LinkAttribute, LinkMessage},
         neighbour::NeighbourState,
         route::RouteScope,
     },
 };
+use tokio::sync::Mutex;
 
 use crate::{
     DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, TAP_PREFIX, address::parse_mac,
@@ -25,6 +27,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
     handle: Handle,
+    /// Held while a list is read: the kernel refuses a second one at the same time.
+    lists: Arc<Mutex<()>>,
 }
 
 impl Links {
@@ -32,13 +36,13 @@ impl Links {
     pub(crate) fn open() -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::io("open a netlink socket"))?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, lists: Arc::default() })
     }
 
     /// One over which nothing can be asked.
     #[cfg(test)]
     pub(crate) fn unserved() -> Self {
-        Self { handle: rtnetlink::new_connection().unwrap().1 }
+        Self { handle: rtnetlink::new_connection().unwrap().1, lists: Arc::default() }
     }
 
     /// Opens it in another namespace. Blocks; to be called in the context of a runtime.
@@ -49,6 +53,21 @@ impl Links {
             Self::open()
         });
         opened.map_err(NetworkError::io("open a netlink socket"))?
+    }
+
+    /// All that a request lists.
+    pub(crate) async fn dump<T, S>(&self, request: impl FnOnce(&Handle) -> S) -> Result<Vec<T>, rtnetlink::Error>
+    where
+        S: TryStream<Ok = T, Error = rtnetlink::Error>,
+    {
+        let _turn = self.lists.lock().await;
+        request(&self.handle).try_collect().await
+    }
+
+    /// Where a link has this address.
+    pub(crate) async fn addresses(&self, index: u32, address: IpAddr) -> Result<Vec<AddressMessage>, rtnetlink::Error> {
+        let of = |handle: &Handle| handle.address().get().set_link_index_filter(index).set_address_filter(address);
+        self.dump(|handle| of(handle).execute()).await
     }
 
     /// Number of the link of this name; `None` when there is none.
@@ -125,7 +144,7 @@ impl Links {
 
     /// Names of all taps of VMs.
     pub(crate) async fn taps(&self) -> Result<Vec<String>, NetworkError> {
-        let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+        let links = self.dump(|handle| handle.link().get().execute()).await;
         let links = links.map_err(NetworkError::netlink("list the interfaces"))?;
         let names = links.into_iter().flat_map(|link| link.attributes).filter_map(name_of);
         Ok(names.filter(|name| is_tap(name)).collect())
@@ -142,9 +161,8 @@ impl Links {
     /// Takes it away; succeeds when it isn't there.
     pub(crate) async fn remove_dns(&self) -> Result<(), NetworkError> {
         let loopback = self.loopback().await?;
-        let addresses = self.handle.address().get().set_link_index_filter(loopback).set_address_filter(DNS.into());
         let failed = || NetworkError::netlink(format!("take {DNS} from lo"));
-        for message in addresses.execute().try_collect::<Vec<_>>().await.map_err(failed())? {
+        for message in self.addresses(loopback, DNS.into()).await.map_err(failed())? {
             self.handle.address().del(message).execute().await.map_err(failed())?;
         }
         Ok(())

@@ -225,7 +225,7 @@ impl Network {
         if links.index(&name).await?.is_none() {
             missing.push("link");
         }
-        if !rules::are_there(links.handle(), &installation).await? {
+        if !rules::are_there(&links, &installation).await? {
             missing.push("routing rules");
         }
         if !blocking(move || host_filter::is_loaded(&name)).await? {
@@ -361,7 +361,7 @@ async fn remove(links: &Links, installation: &Installation) -> Result<(), Networ
         }
     }
     links.remove(&name).await?;
-    rules::clear(links.handle(), installation).await?;
+    rules::clear(&links, installation).await?;
     blocking(move || {
         let mut socket = Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
         host_filter::unload(&mut socket, &name)?;

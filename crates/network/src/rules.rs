@@ -15,10 +15,9 @@
 
 use std::{fs::File, net::IpAddr};
 
-use futures::TryStreamExt as _;
 use nix::fcntl::Flock;
 use rtnetlink::{
-    Handle, IpVersion,
+    IpVersion,
     packet_route::{
         AddressFamily,
         route::RouteProtocol,
@@ -30,6 +29,7 @@ use crate::{
     HOST_V4, HOST_V6, NetworkError,
     host_filter::MARK,
     installation::{Installation, LINK_PREFIX},
+    links::Links,
 };
 
 const LOCAL: u32 = 255;
@@ -138,8 +138,8 @@ struct Found {
 }
 
 /// Makes sure that the rules of an installation's link are there and in front; whether something was missing.
-pub(crate) async fn ensure(handle: &Handle, installation: &Installation) -> Result<bool, NetworkError> {
-    if are_there(handle, installation).await? {
+pub(crate) async fn ensure(links: &Links, installation: &Installation) -> Result<bool, NetworkError> {
+    if are_there(links, installation).await? {
         return Ok(false);
     }
     // Who else changes them at the same time would take away what was just added.
@@ -147,21 +147,21 @@ pub(crate) async fn ensure(handle: &Handle, installation: &Installation) -> Resu
     let mut changed = false;
     for (family, host) in FAMILIES {
         let (own, shared) = (of_link(&installation.link(), installation.table(), host), shared(host));
-        let found = list(handle, family).await?;
+        let found = list(links, family).await?;
         if !in_order(&found.rules, &shared) {
-            append(handle, &shared, family).await?;
-            keep_last(handle, family, &shared).await?;
+            append(links, &shared, family).await?;
+            keep_last(links, family, &shared).await?;
             changed = true;
         }
         if !in_front(&found.rules, &own) {
             // What is left of the old ones holds until the new ones do.
-            append(handle, &own, family).await?;
-            move_local_behind(handle, family, &own).await?;
-            keep_last(handle, family, &own).await?;
+            append(links, &own, family).await?;
+            move_local_behind(links, family, &own).await?;
+            keep_last(links, family, &own).await?;
             changed = true;
         }
     }
-    if changed && !are_there(handle, installation).await? {
+    if changed && !are_there(links, installation).await? {
         let error = std::io::Error::other("another program changes them at the same time");
         return Err(NetworkError::io("put the routing rules of machines in front of others")(error));
     }
@@ -186,9 +186,9 @@ fn is_local(rule: &Rule) -> bool {
 }
 
 /// Whether they are there. Changes nothing.
-pub(crate) async fn are_there(handle: &Handle, installation: &Installation) -> Result<bool, NetworkError> {
+pub(crate) async fn are_there(links: &Links, installation: &Installation) -> Result<bool, NetworkError> {
     for (family, host) in FAMILIES {
-        let found = list(handle, family).await?.rules;
+        let found = list(links, family).await?.rules;
         let own = of_link(&installation.link(), installation.table(), host);
         if !in_front(&found, &own) || !in_order(&found, &shared(host)) {
             return Ok(false);
@@ -198,22 +198,22 @@ pub(crate) async fn are_there(handle: &Handle, installation: &Installation) -> R
 }
 
 /// Removes the rules of an installation's link, and those of all links where it was the last.
-pub(crate) async fn clear(handle: &Handle, installation: &Installation) -> Result<(), NetworkError> {
+pub(crate) async fn clear(links: &Links, installation: &Installation) -> Result<(), NetworkError> {
     let _lock = lock(installation).await?;
     let link = installation.link();
     for (family, host) in FAMILIES {
-        let found = list(handle, family).await?.rules;
+        let found = list(links, family).await?.rules;
         let of_others =
             |rule: &Rule| rule.iif.as_ref().is_some_and(|name| name.starts_with(LINK_PREFIX) && *name != link);
         let last = !found.iter().any(of_others);
         let (own, shared) = (of_link(&link, installation.table(), host), shared(host));
         // There may be several of each: a server that was killed has not taken away the old ones.
         for rule in found.iter().filter(|rule| own.contains(rule) || last && shared.contains(rule)) {
-            remove(handle, rule.message(family)).await?;
+            remove(links, rule.message(family)).await?;
         }
         for _ in &found {
-            let Some(twice) = list(handle, family).await?.twice() else { break };
-            remove(handle, twice).await?;
+            let Some(twice) = list(links, family).await?.twice() else { break };
+            remove(links, twice).await?;
         }
     }
     Ok(())
@@ -231,30 +231,30 @@ impl Found {
 
 /// Moves the rules by which an address of the host is found behind those of a link, which are there. Each is there twice
 /// for a moment, and never not at all.
-async fn move_local_behind(handle: &Handle, family: AddressFamily, own: &[Rule; 3]) -> Result<(), NetworkError> {
-    let before = list(handle, family).await?.rules.into_iter().filter(is_local).count();
+async fn move_local_behind(links: &Links, family: AddressFamily, own: &[Rule; 3]) -> Result<(), NetworkError> {
+    let before = list(links, family).await?.rules.into_iter().filter(is_local).count();
     for _ in 0..before {
-        let Found { messages, rules } = list(handle, family).await?;
+        let Found { messages, rules } = list(links, family).await?;
         let last = rules.iter().rposition(|rule| own.contains(rule)).unwrap_or(0);
         let Some(first) = rules.iter().position(is_local).filter(|first| *first < last) else { break };
         let Some((message, behind)) = messages.get(first).zip(messages.get(last..)) else { break };
         if !behind.contains(message) {
-            insert(handle, with_priority(message.clone())).await?;
+            insert(links, with_priority(message.clone())).await?;
         }
         // Takes the first that has all of this, so this one: those in front of it are no such rules.
-        remove(handle, with_priority(message.clone())).await?;
+        remove(links, with_priority(message.clone())).await?;
     }
     Ok(())
 }
 
 /// Takes away all of these rules but the last of each.
-async fn keep_last(handle: &Handle, family: AddressFamily, rules: &[Rule]) -> Result<(), NetworkError> {
-    let Found { messages, rules: found } = list(handle, family).await?;
+async fn keep_last(links: &Links, family: AddressFamily, rules: &[Rule]) -> Result<(), NetworkError> {
+    let Found { messages, rules: found } = list(links, family).await?;
     for rule in rules {
         let same = messages.iter().zip(&found).filter(|(_, other)| *other == rule).map(|(message, _)| message);
         let same: Vec<_> = same.cloned().collect();
         for message in same.into_iter().rev().skip(1) {
-            remove(handle, with_priority(message)).await?;
+            remove(links, with_priority(message)).await?;
         }
     }
     Ok(())
@@ -265,9 +265,9 @@ async fn lock(installation: &Installation) -> Result<Flock<File>, NetworkError> 
     crate::network::blocking(move || installation.lock_rules()).await
 }
 
-async fn list(handle: &Handle, family: AddressFamily) -> Result<Found, NetworkError> {
+async fn list(links: &Links, family: AddressFamily) -> Result<Found, NetworkError> {
     let version = if family == AddressFamily::Inet { IpVersion::V4 } else { IpVersion::V6 };
-    let messages = handle.rule().get(version).execute().try_collect::<Vec<_>>().await;
+    let messages = links.dump(|handle| handle.rule().get(version).execute()).await;
     let messages = messages.map_err(NetworkError::netlink("list the routing rules"))?;
     let rules = messages.iter().map(Rule::from).collect();
     Ok(Found { messages, rules })
@@ -281,26 +281,26 @@ fn with_priority(mut message: RuleMessage) -> RuleMessage {
     message
 }
 
-async fn append(handle: &Handle, rules: &[Rule], family: AddressFamily) -> Result<(), NetworkError> {
+async fn append(links: &Links, rules: &[Rule], family: AddressFamily) -> Result<(), NetworkError> {
     for rule in rules {
-        insert(handle, rule.message(family)).await?;
+        insert(links, rule.message(family)).await?;
     }
     Ok(())
 }
 
 /// Adds a rule behind all of its priority.
-async fn insert(handle: &Handle, message: RuleMessage) -> Result<(), NetworkError> {
+async fn insert(links: &Links, message: RuleMessage) -> Result<(), NetworkError> {
     // Not exclusive: while rules are changed some are there twice.
-    let mut request = handle.rule().add().replace();
+    let mut request = links.handle().rule().add().replace();
     let failed = NetworkError::netlink(format!("add the routing rule {:?}", Rule::from(&message)));
     *request.message_mut() = message;
     request.execute().await.map_err(failed)
 }
 
 /// Removes the first rule that has all of this.
-async fn remove(handle: &Handle, message: RuleMessage) -> Result<(), NetworkError> {
+async fn remove(links: &Links, message: RuleMessage) -> Result<(), NetworkError> {
     let failed = NetworkError::netlink(format!("remove the routing rule {:?}", Rule::from(&message)));
-    match handle.rule().del(message).execute().await {
+    match links.handle().rule().del(message).execute().await {
         // Another program was first.
         Err(error) if crate::links::errno(&error) == Some(libc::ENOENT) => Ok(()),
         outcome => outcome.map_err(failed),

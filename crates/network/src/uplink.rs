@@ -7,7 +7,6 @@ use std::{
     os::fd::RawFd,
 };
 
-use futures::TryStreamExt as _;
 use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
     LinkUnspec, LinkVeth, RouteMessageBuilder,
@@ -116,8 +115,7 @@ impl Uplink<'_> {
 
     async fn has_addresses(&self, index: u32) -> Result<bool, NetworkError> {
         for address in [IpAddr::from(HOST_V4), HOST_V6.into()] {
-            let request = self.host.handle().address().get().set_link_index_filter(index).set_address_filter(address);
-            let found = request.execute().try_collect::<Vec<_>>().await;
+            let found = self.host.addresses(index, address).await;
             if found.map_err(NetworkError::netlink(format!("list the addresses of {}", self.name)))?.is_empty() {
                 return Ok(false);
             }
@@ -237,7 +235,7 @@ async fn all_routes(links: &Links) -> Result<Vec<RouteMessage>, NetworkError> {
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
     for family in [v4, v6] {
-        let found = links.handle().route().get(family).execute().try_collect::<Vec<_>>().await;
+        let found = links.dump(|handle| handle.route().get(family).execute()).await;
         all.extend(found.map_err(NetworkError::netlink("list the routes"))?);
     }
     Ok(all)
@@ -277,7 +275,7 @@ async fn neighbours(links: &Links, index: u32, addresses: [IpAddr; 2], mac: [u8;
 
 /// Names of the links of all installations.
 pub(crate) async fn names(host: &Links) -> Result<Vec<String>, NetworkError> {
-    let links = host.handle().link().get().execute().try_collect::<Vec<_>>().await;
+    let links = host.dump(|handle| handle.link().get().execute()).await;
     let links = links.map_err(NetworkError::netlink("list the interfaces"))?;
     let names = links.into_iter().flat_map(|link| link.attributes).filter_map(crate::links::name_of);
     Ok(names.filter(|name| name.starts_with(LINK_PREFIX)).collect())

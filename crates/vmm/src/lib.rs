@@ -82,6 +82,8 @@ pub struct LaunchSpec {
     pub root_base: PathBuf,
     /// The machine's qcow2 overlay over `root_base`.
     pub root_overlay: PathBuf,
+    /// Its virtual size, bytes.
+    pub root_size: u64,
     /// Open tap device, or none for a VM without network.
     pub tap: Option<OwnedFd>,
     /// MAC address the interface is created with.
@@ -106,6 +108,8 @@ pub struct BindSpec {
     pub root_base: PathBuf,
     /// The machine's qcow2 overlay.
     pub root_overlay: PathBuf,
+    /// Its virtual size, bytes.
+    pub root_size: u64,
 }
 
 /// Serial number of the root disk, as init finds it in `/sys/block/*/serial`.

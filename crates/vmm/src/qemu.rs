@@ -324,7 +324,7 @@ impl Driver {
                 slot: &spec.slot,
                 shape,
                 cpu_weight: spec.cpu_weight,
-                disk: Disk::Root(&spec.root_base, &spec.root_overlay),
+                disk: Disk::Root(&spec.root_base, &spec.root_overlay, spec.root_size),
                 modules: self.modules(),
                 tap: spec.tap.as_ref().map(std::os::fd::AsFd::as_fd),
                 mac: &spec.mac,

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
-use caddis_image::{ImageError, ImageStore, Progress, ResolvedImage, RootDisk};
+use caddis_image::{
+    ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk,
+    overlay::{self, Clusters},
+};
 use caddis_network::{Disturbances, MachineAddresses, Network, NetworkError};
 use tokio::sync::watch;
 
@@ -42,8 +45,12 @@ impl Images for ImageStore {
         Self::knows(self, reference)
     }
 
-    fn create_overlay(&self, path: &Path, virtual_size: u64) -> std::io::Result<()> {
-        caddis_image::overlay::create(path, virtual_size)
+    fn create_overlay(&self, path: &Path, virtual_size: u64, disk: &Path, files: &[OwnFile]) -> std::io::Result<()> {
+        overlay::create(path, virtual_size, &Clusters::with_files(disk, files)?)
+    }
+
+    fn unwritten(&self, disk: &Path, files: Vec<OwnFile>, used: bool) -> std::io::Result<Vec<OwnFile>> {
+        caddis_image::unwritten(disk, files, used)
     }
 
     async fn import(

@@ -14,7 +14,7 @@ use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_disk::Reserve;
 use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
-use caddis_image::{ImageConfig, ImageReference, Progress, ResolvedImage, RootDisk};
+use caddis_image::{ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::MachineAddresses;
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
@@ -77,8 +77,12 @@ impl Images for FakeImages {
         true
     }
 
-    fn create_overlay(&self, path: &Path, _: u64) -> std::io::Result<()> {
+    fn create_overlay(&self, path: &Path, _: u64, _: &Path, _: &[OwnFile]) -> std::io::Result<()> {
         std::fs::write(path, "overlay")
+    }
+
+    fn unwritten(&self, _: &Path, files: Vec<OwnFile>, _: bool) -> std::io::Result<Vec<OwnFile>> {
+        Ok(files)
     }
 
     async fn import(&self, _: &str, _: Option<&str>, _: &watch::Sender<Progress>) -> Result<ImageSummary, ApiError> {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use caddis_api::ApiError;
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
-use caddis_image::{Progress, ResolvedImage, RootDisk};
+use caddis_image::{OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::{Disturbances, MachineAddresses};
 use tokio::sync::watch;
 
@@ -26,8 +26,11 @@ pub trait Images: Send + Sync + 'static {
     /// Whether a reference is known and its root disk is there.
     fn knows(&self, reference: &str) -> bool;
 
-    /// Writes a blank overlay of this virtual size over a root disk.
-    fn create_overlay(&self, path: &Path, virtual_size: u64) -> std::io::Result<()>;
+    /// Writes an overlay of this virtual size over a root disk, with these files in it as far as that keeps room for them.
+    fn create_overlay(&self, path: &Path, virtual_size: u64, disk: &Path, files: &[OwnFile]) -> std::io::Result<()>;
+
+    /// Those of the files that the guest has to write: that it keeps no room for, or all when the overlay was `used` since.
+    fn unwritten(&self, disk: &Path, files: Vec<OwnFile>, used: bool) -> std::io::Result<Vec<OwnFile>>;
 
     /// Takes in an image of an archive, `FORMAT:FILE[:IMAGE]`.
     async fn import(

@@ -7,7 +7,7 @@ use caddis_api::{
     config::{DEFAULT_ROOTFS_GIB, DnsOption, FieldRef, Process, Ulimit},
 };
 use caddis_guest_protocol::spec::{FileSpec, LimitSpec, MachineSpec, NetworkSpec, ProgramSpec};
-use caddis_image::ImageConfig;
+use caddis_image::{ImageConfig, OwnFile};
 
 use crate::{operation::Stop, row::MachineRow};
 
@@ -28,9 +28,7 @@ pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSp
         )));
     }
     let first = programs.remove(0);
-    let dns = config.dns.clone().unwrap_or_default();
     let ulimits = config.init.as_ref().and_then(|init| init.ulimits.clone()).unwrap_or_default();
-    let hostname = dns.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| row.id.to_string());
     Ok(MachineSpec {
         machine_id: row.id.to_string(),
         argv: first.argv,
@@ -43,15 +41,9 @@ pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSp
         open_files: limit(ulimits.nofile),
         user_processes: limit(ulimits.nproc),
         files: files(config),
-        network: NetworkSpec {
-            nameservers: dns.nameservers.filter(|servers| !servers.is_empty()).unwrap_or(network.nameservers),
-            searches: dns.searches.unwrap_or_default(),
-            options: dns.options.unwrap_or_default().into_iter().map(resolver_option).collect(),
-            hosts: hosts(row, &hostname, dns.hostname_fqdn),
-            ..network
-        },
-        hostname,
-        root_serial: caddis_vmm::ROOT_DISK_SERIAL.to_owned(),
+        network,
+        hostname: hostname(row, config),
+        root_size: config.rootfs_gib() << 30,
         grow_root: config.rootfs_gib() > DEFAULT_ROOTFS_GIB,
         ..MachineSpec::default()
     })
@@ -145,12 +137,38 @@ fn files(config: &MachineConfig) -> Vec<FileSpec> {
         .collect()
 }
 
-fn hosts(row: &MachineRow, hostname: &str, fqdn: Option<String>) -> Vec<(String, String)> {
-    let names = fqdn.map_or_else(|| hostname.to_owned(), |fqdn| format!("{fqdn} {hostname}"));
+fn hostname(row: &MachineRow, config: &MachineConfig) -> String {
+    let given = config.dns.as_ref().and_then(|dns| dns.hostname.clone());
+    given.filter(|name| !name.is_empty()).unwrap_or_else(|| row.id.to_string())
+}
+
+/// Files that a machine has in place of its image's.
+pub fn own_files(row: &MachineRow, config: &MachineConfig, network: &NetworkSpec) -> Vec<OwnFile> {
+    let dns = config.dns.clone().unwrap_or_default();
+    let hostname = hostname(row, config);
+    let names = dns.hostname_fqdn.map_or_else(|| hostname.clone(), |fqdn| format!("{fqdn} {hostname}"));
+    let (ipv4, ipv6) = (row.addresses.ipv4, row.addresses.ipv6);
+    // Programs that know IPv4 alone look for their own name too, and some do not start without.
+    let hosts = format!(
+        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{ipv6} fly-local-6pn {names}\n\
+         {ipv4} fly-global-services {names}\n"
+    );
+    let servers = dns.nameservers.filter(|servers| !servers.is_empty()).unwrap_or_else(|| network.nameservers.clone());
+    let mut resolver: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let options = dns.options.unwrap_or_default().into_iter().map(resolver_option).collect();
+    for (keyword, words) in [("search", dns.searches.unwrap_or_default()), ("options", options)] {
+        if !words.is_empty() {
+            resolver.push_str(&format!("{keyword} {}\n", words.join(" ")));
+        }
+    }
+    let file = |path, content| OwnFile { path, content, only_in_place: false };
+    // Who has one of the image's would have the same as all others of the image.
+    let id = OwnFile { only_in_place: true, ..file("/etc/machine-id", format!("{:0>32}\n", row.id.as_str())) };
     vec![
-        (row.addresses.ipv6.to_string(), format!("fly-local-6pn {names}")),
-        // Programs that know IPv4 alone look for their own name too, and some do not start without.
-        (row.addresses.ipv4.to_string(), format!("fly-global-services {names}")),
+        file("/etc/hostname", format!("{hostname}\n")),
+        file("/etc/hosts", hosts),
+        file("/etc/resolv.conf", resolver),
+        id,
     ]
 }
 

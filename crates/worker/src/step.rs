@@ -5,8 +5,11 @@ use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use caddis_api::{ApiError, MachineConfig, MachineId};
-use caddis_guest_protocol::host::{Session, SessionError};
-use caddis_image::{Progress, RootDisk};
+use caddis_guest_protocol::{
+    host::{Session, SessionError},
+    spec::FileSpec,
+};
+use caddis_image::{OwnFile, Progress, RootDisk};
 use caddis_vmm::{BindSpec, LaunchSpec, Shape, StartKind, Vm, VmExit, VmmError};
 use futures::future::BoxFuture;
 use rand::RngCore as _;
@@ -158,6 +161,27 @@ async fn root_disk(context: &Context) -> Result<RootDisk, Failure> {
     Ok(images.root_disk(image, &context.progress).await?)
 }
 
+/// Files that the machine has of its own.
+fn own_files(context: &Context) -> Vec<OwnFile> {
+    let network = context.shared.network.guest_spec(&context.row.addresses);
+    spec::own_files(&context.row, &context.config, &network)
+}
+
+/// Those that are not in its root already. One that was to be resumed has been used since they were.
+async fn unwritten(context: &Context) -> Result<Vec<FileSpec>, Failure> {
+    let (files, used, disk) = (own_files(context), is_resume(&context.row), root_disk(context).await?);
+    let shared = context.shared.clone();
+    let files = blocking(move || shared.images.unwritten(&disk.path, files, used))
+        .await
+        .map_err(|e| Failure::retry(format!("can't read the root disk: {e}")))?;
+    let encode = |file: OwnFile| FileSpec {
+        path: file.path.to_owned(),
+        content: base64::engine::general_purpose::STANDARD.encode(file.content),
+        mode: 0,
+    };
+    Ok(files.into_iter().map(encode).collect())
+}
+
 async fn back_off(context: Context) -> Result<Done, Failure> {
     let kind = context.row.operation.map(|operation| operation.kind);
     let Some(OperationKind::Start { not_before, recovery, .. }) = kind else { return Ok(Done::Next) };
@@ -174,13 +198,14 @@ async fn back_off(context: Context) -> Result<Done, Failure> {
 }
 
 async fn prepare_root(context: Context) -> Result<Done, Failure> {
+    let disk = root_disk(&context).await?;
     let directory = context.shared.machine_directory(&context.row.id);
     let overlay = directory.join(OVERLAY);
     let size = context.config.rootfs_gib() << 30;
-    let shared = context.shared.clone();
+    let (shared, files) = (context.shared.clone(), own_files(&context));
     blocking(move || {
         make_directory(&directory)?;
-        shared.images.create_overlay(&overlay, size)
+        shared.images.create_overlay(&overlay, size, &disk.path, &files)
     })
     .await
     .map_err(|e| Failure::retry(format!("can't write the overlay of the root disk: {e}")))?;
@@ -206,7 +231,7 @@ async fn launch(context: Context) -> Result<Done, Failure> {
         return Ok(Done::Next);
     }
     let disk = root_disk(&context).await?;
-    let snapshot = snapshot_to_use(&context).await?;
+    let snapshot = snapshot_to_use(&context, &disk).await?;
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
     let vm = match snapshot {
         None => match bind_waiting(&context, &disk).await? {
@@ -231,20 +256,21 @@ fn is_resume(row: &MachineRow) -> bool {
 }
 
 /// What a machine is to be resumed from, if it is. Where its disk is lost, there is nothing to resume.
-async fn snapshot_to_use(context: &Context) -> Result<Option<PathBuf>, Failure> {
+async fn snapshot_to_use(context: &Context, disk: &RootDisk) -> Result<Option<PathBuf>, Failure> {
     let kind = context.row.operation.as_ref().map(|operation| &operation.kind);
     let Some(OperationKind::Resume { spoiled }) = kind else { return Ok(None) };
     let directory = context.shared.machine_directory(&context.row.id);
     let (overlay, snapshot) = (directory.join(OVERLAY), directory.join(SNAPSHOT));
     let (spoiled, size) = (*spoiled, context.config.rootfs_gib() << 30);
-    let shared = context.shared.clone();
+    let (shared, disk) = (context.shared.clone(), disk.path.clone());
     let prepared = blocking(move || {
         if spoiled || !overlay.exists() {
             remove_file(&snapshot)?;
         }
         if !overlay.exists() {
             make_directory(&directory)?;
-            shared.images.create_overlay(&overlay, size)?;
+            // Its files are the guest's to write: it is to be resumed.
+            shared.images.create_overlay(&overlay, size, &disk, &[])?;
         }
         Ok(snapshot)
     });
@@ -266,6 +292,7 @@ async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<d
     let spec = BindSpec {
         machine_id: row.id.to_string(),
         root_overlay: directory.join(OVERLAY),
+        root_size: config.rootfs_gib() << 30,
         directory,
         cpu_weight: cpu_weight(config),
         root_base: disk.path.clone(),
@@ -303,6 +330,7 @@ async fn launch_new(context: &Context, disk: RootDisk, snapshot: Option<PathBuf>
     let spec = LaunchSpec {
         machine_id: row.id.to_string(),
         root_overlay: directory.join(OVERLAY),
+        root_size: config.rootfs_gib() << 30,
         directory,
         slot,
         vcpus: config.cpus(),
@@ -359,8 +387,8 @@ async fn boot(context: Context) -> Result<Done, Failure> {
     guest.gone.as_ref().map_or(Ok(Done::Next), |exit| Err(died(exit)))
 }
 
-async fn configure(context: Context) -> Result<Done, Failure> {
-    let mut live = context.live.ok_or_else(no_vm)?;
+async fn configure(mut context: Context) -> Result<Done, Failure> {
+    let mut live = context.live.take().ok_or_else(no_vm)?;
     if live.vm.start().kind == StartKind::Resume {
         thaw(&live, true).await?;
         return Ok(Done::Next);
@@ -369,6 +397,7 @@ async fn configure(context: Context) -> Result<Done, Failure> {
     // With its files, which are kept nowhere else.
     let config = caddis_api::validate::read(&context.row.config)?;
     let mut machine = spec::machine_spec(&context.row, &config, network)?;
+    machine.own_files = unwritten(&context).await?;
     machine.entropy = entropy();
     machine.time_ns = now_ns();
     machine.env.push(("CADDIS_START_KIND".to_owned(), live.vm.start().kind.as_str().to_owned()));

@@ -49,6 +49,14 @@ impl Ext4 {
     }
 
     /// Features and so on.
+    /// Names in a directory, sorted.
+    pub fn names(&self, directory: &str) -> Vec<String> {
+        let list = String::from_utf8_lossy(&self.debugfs(&format!("ls -p {directory}"))).into_owned();
+        let mut names: Vec<_> = list.lines().filter_map(|line| Some(line.split('/').nth(5)?.to_owned())).collect();
+        names.sort();
+        names
+    }
+
     pub fn superblock(&self) -> String {
         String::from_utf8_lossy(&self.debugfs("show_super_stats -h")).into_owned()
     }

@@ -55,7 +55,7 @@ const FOREIGN: &str = "not from 192.0.2.0/24 fwmark 5/7 iif other ipproto tcp dp
 /// The rules of IPv4 of one link. They have names of one letter: A, B and C those of the link, g, b and n those of all
 /// links, in their order; L the kernel's own and F the foreign one.
 struct Bench {
-    handle: Handle,
+    links: Links,
     installation: Installation,
     foreign: RuleMessage,
     news: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
@@ -67,14 +67,14 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let claims = Claims::lock(directory.path()).unwrap();
         let installation = claims.take(directory.path(), None, &[]).unwrap();
-        let handle = Links::open().unwrap().handle().clone();
+        let links = Links::open().unwrap();
         run(&format!("ip rule add {FOREIGN} pref 3"));
-        let mut foreign = list(&handle, AddressFamily::Inet).await.unwrap().messages.remove(1);
+        let mut foreign = list(&links, AddressFamily::Inet).await.unwrap().messages.remove(1);
         foreign.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Priority(_)));
         run("ip rule del pref 3");
         let (connection, _, news) = rtnetlink::new_multicast_connection(&[MulticastGroup::Ipv4Rule]).unwrap();
         tokio::spawn(connection);
-        Self { handle, installation, foreign, news, _directory: directory }
+        Self { links, installation, foreign, news, _directory: directory }
     }
 
     fn known(&self) -> Vec<(char, RuleMessage)> {
@@ -96,21 +96,21 @@ impl Bench {
     }
 
     async fn letters(&self) -> String {
-        let found = list(&self.handle, AddressFamily::Inet).await.unwrap().messages;
+        let found = list(&self.links, AddressFamily::Inet).await.unwrap().messages;
         found.iter().filter_map(|message| self.letter(message)).collect()
     }
 
     /// Has just these rules there, in this order.
     async fn build(&self, wanted: &str) {
         let known = self.known();
-        let before = list(&self.handle, AddressFamily::Inet).await.unwrap().messages;
+        let before = list(&self.links, AddressFamily::Inet).await.unwrap().messages;
         for letter in wanted.chars() {
             let (_, message) = known.iter().find(|(known, _)| *known == letter).unwrap();
-            insert(&self.handle, with_priority(message.clone())).await.unwrap();
+            insert(&self.links, with_priority(message.clone())).await.unwrap();
         }
         // In their order, so that each is the first that fits.
         for message in before.iter().filter(|message| self.letter(message).is_some()) {
-            remove(&self.handle, with_priority(message.clone())).await.unwrap();
+            remove(&self.links, with_priority(message.clone())).await.unwrap();
         }
         assert_eq!(self.letters().await, wanted);
     }
@@ -118,8 +118,8 @@ impl Bench {
     /// The rules that came (true) or went since the last call.
     async fn changes(&mut self) -> Vec<(bool, char)> {
         let marker = Rule { priority: 5000, action: RuleAction::Blackhole, ..Rule::default() };
-        insert(&self.handle, marker.message(AddressFamily::Inet)).await.unwrap();
-        remove(&self.handle, marker.message(AddressFamily::Inet)).await.unwrap();
+        insert(&self.links, marker.message(AddressFamily::Inet)).await.unwrap();
+        remove(&self.links, marker.message(AddressFamily::Inet)).await.unwrap();
         let mut changes = Vec::new();
         while let Some((message, _)) = self.news.next().await {
             let (came, rule) = match message.payload {
@@ -187,13 +187,13 @@ fn rules_come_to_their_order_from_any_other_and_hold_meanwhile() {
         for state in of_link.chain(of_all).collect::<Vec<_>>() {
             bench.build(&state).await;
             bench.changes().await;
-            let good = are_there(&bench.handle, &bench.installation).await.unwrap();
-            let changed = ensure(&bench.handle, &bench.installation).await.unwrap();
+            let good = are_there(&bench.links, &bench.installation).await.unwrap();
+            let changed = ensure(&bench.links, &bench.installation).await.unwrap();
             assert_eq!(changed, !good, "{state}");
             let history = bench.history(&state).await;
             let now = bench.letters().await;
             assert_eq!(history.last(), Some(&now));
-            assert!(are_there(&bench.handle, &bench.installation).await.unwrap(), "{state} became {now}");
+            assert!(are_there(&bench.links, &bench.installation).await.unwrap(), "{state} became {now}");
             assert_eq!(now.contains('F'), state.contains('F'), "{history:?}");
             assert!(good || now.starts_with("ABC") || !state.contains("gbn"), "no others are left: {history:?}");
             for moment in &history {
@@ -201,7 +201,7 @@ fn rules_come_to_their_order_from_any_other_and_hold_meanwhile() {
                 assert!(moment.contains('L'), "the host always has its addresses: {history:?}");
                 assert!(moment.contains('b') || !state.contains('b'), "{moment} of {history:?}");
             }
-            assert!(!ensure(&bench.handle, &bench.installation).await.unwrap(), "it is done: {now}");
+            assert!(!ensure(&bench.links, &bench.installation).await.unwrap(), "it is done: {now}");
         }
     });
 }
@@ -213,12 +213,12 @@ fn whatever_a_kill_has_left_nothing_stays_after_the_last_is_cleared() {
         let before = run("ip rule; ip -6 rule");
         for state in ["ABCLgbn", "LABCLgbn", "BCLABCLbgbn", "ABCABCLLgbgbnn", "CLg", "L"] {
             bench.build(state).await;
-            clear(&bench.handle, &bench.installation).await.unwrap();
+            clear(&bench.links, &bench.installation).await.unwrap();
             assert_eq!(run("ip rule; ip -6 rule"), before, "{state}");
         }
-        ensure(&bench.handle, &bench.installation).await.unwrap();
+        ensure(&bench.links, &bench.installation).await.unwrap();
         assert_ne!(run("ip -6 rule"), before);
-        clear(&bench.handle, &bench.installation).await.unwrap();
+        clear(&bench.links, &bench.installation).await.unwrap();
         assert_eq!(run("ip rule; ip -6 rule"), before);
     });
 }
@@ -233,20 +233,20 @@ fn several_installations_put_them_back_at_once_and_leave_nothing_when_all_are_go
         let claims = Claims::lock(directory.path()).unwrap();
         let take = |name: &str| claims.take(name.as_ref(), None, &[]).unwrap();
         let installations = ["/1", "/2", "/3", "/4"].map(take);
-        let all = || futures::future::join_all(installations.iter().map(|one| ensure(&bench.handle, one)));
+        let all = || futures::future::join_all(installations.iter().map(|one| ensure(&bench.links, one)));
         for _ in 0..20 {
             assert!(all().await.into_iter().all(|changed| changed.is_ok()));
             for one in &installations {
-                assert!(are_there(&bench.handle, one).await.unwrap());
+                assert!(are_there(&bench.links, one).await.unwrap());
             }
-            let rules = list(&bench.handle, AddressFamily::Inet).await.unwrap().rules;
+            let rules = list(&bench.links, AddressFamily::Inet).await.unwrap().rules;
             for shared in shared(HOST_V4.into()) {
                 assert_eq!(rules.iter().filter(|rule| **rule == shared).count(), 1, "{rules:?}");
             }
             assert_eq!(rules.iter().filter(|rule| is_local(rule)).count(), 1, "{rules:?}");
             run("while ip rule del pref 1; do :; done 2>&-; ip rule del pref 2; ip rule del blackhole pref 0; true");
         }
-        futures::future::join_all(installations.iter().map(|one| clear(&bench.handle, one))).await;
+        futures::future::join_all(installations.iter().map(|one| clear(&bench.links, one))).await;
         assert_eq!(run("ip rule; ip -6 rule"), before);
     });
 }

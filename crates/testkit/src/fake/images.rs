@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_image::{
-    ImageConfig, ImageError, ImageReference, ImageStore, ImageStoreConfig, Progress, ResolvedImage, RootDisk,
+    ImageConfig, ImageError, ImageReference, ImageStore, ImageStoreConfig, OwnFile, Progress, ResolvedImage, RootDisk,
     parse_reference,
 };
 use caddis_worker::host::Images;
@@ -151,8 +151,12 @@ impl Images for FakeImages {
         Images::knows(&self.store, reference)
     }
 
-    fn create_overlay(&self, path: &Path, _: u64) -> std::io::Result<()> {
+    fn create_overlay(&self, path: &Path, _: u64, _: &Path, _: &[OwnFile]) -> std::io::Result<()> {
         std::fs::write(path, "overlay")
+    }
+
+    fn unwritten(&self, _: &Path, files: Vec<OwnFile>, _: bool) -> std::io::Result<Vec<OwnFile>> {
+        Ok(files)
     }
 
     async fn import(

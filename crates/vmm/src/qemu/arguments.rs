@@ -96,7 +96,9 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
             add_descriptor(&mut add, REHEARSAL_SET, descriptor::ROOT_BASE);
             add("-blockdev", over(file_of(REHEARSAL_SET, false)).to_string());
         }
-        Disk::Blank => add("-blockdev", "driver=null-co,node-name=root,size=1073741824,read-zeroes=on".to_owned()),
+        Disk::Blank => {
+            add("-blockdev", format!("driver=null-co,node-name=root,size={USUAL_DISK},read-zeroes=on"));
+        }
     }
     // What can't be written is not lost: the VM stands still, is heard of (`hold.rs`), and the worker lets it go on.
     let errors = "werror=stop,rerror=report";
@@ -106,7 +108,8 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     }
     if shape.has_tap {
         add("-netdev", format!("tap,id=net,fd={},vhost=off", descriptor::TAP));
-        add("-device", format!("virtio-net-device,netdev=net,mac={}", shape.mac));
+        // A VM that was restored is where it was: it need not announce that to its link.
+        add("-device", format!("virtio-net-device,netdev=net,mac={},guest_announce=off", shape.mac));
     }
     add("-device", "virtio-rng-device".to_owned());
     add("-chardev", format!("socket,id=control,fd={},server=on,wait=off", descriptor::CONTROL));
@@ -128,6 +131,10 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     arguments.extend(["-display", "none", "-monitor", "none"].map(str::to_owned));
     arguments
 }
+
+/// Size of the root disk of most machines, bytes, and so of what is in its place when a template is saved. A guest is told
+/// of any other.
+pub(super) const USUAL_DISK: u64 = 8 << 30;
 
 /// Sets of descriptors that files are opened from: base and overlay of the root disk.
 pub(super) const ROOT_SETS: [u32; 2] = [1, 2];

@@ -55,8 +55,8 @@ pub(super) enum Disk<'a> {
     Blank,
     /// What is rehearsed with: memory, which the VM may do with as it likes.
     Rehearsal(&'a OwnedFd),
-    /// A machine's base and overlay.
-    Root(&'a Path, &'a Path),
+    /// A machine's base and overlay, and the size of that, bytes.
+    Root(&'a Path, &'a Path, u64),
 }
 
 /// One start.
@@ -168,7 +168,7 @@ impl Launch<'_> {
             files.push((descriptor::KERNEL, open(&config.boot.kernel, false)?));
             files.push((descriptor::INITRD, open(&config.boot.initrd, false)?));
         }
-        if let Disk::Root(base, overlay) = self.disk {
+        if let Disk::Root(base, overlay, _) = self.disk {
             files.push((descriptor::ROOT_BASE, open(base, false)?));
             files.push((descriptor::ROOT_OVERLAY, open(overlay, true)?));
         }
@@ -251,6 +251,9 @@ impl Launch<'_> {
             if let Source::Snapshot(_, path) = self.source {
                 std::fs::remove_file(path)?;
             }
+            if let (Source::Template(_), Disk::Root(.., size)) = (self.source, self.disk) {
+                tell_size(&mut qmp, size)?;
+            }
             // It was saved while it stood still.
             qmp.execute("cont", json!({})).map(|_| ())
         };
@@ -266,6 +269,15 @@ impl Launch<'_> {
         }
         Ok(())
     }
+}
+
+/// Has QEMU tell the guest of a root disk whose size is not the one it was saved with.
+pub(super) fn tell_size(qmp: &mut Qmp, size: u64) -> std::io::Result<()> {
+    if size == arguments::USUAL_DISK {
+        return Ok(());
+    }
+    // It has that size already; that it is told so makes QEMU tell the guest.
+    qmp.execute("block_resize", json!({ "node-name": "root", "size": size })).map(|_| ())
 }
 
 /// Groups a VM process needs: with hardware virtualisation the one that may open `/dev/kvm`.

@@ -22,15 +22,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_guest_protocol::{MachineSpec, spec::NetworkSpec};
+use caddis_guest_protocol::{
+    MachineSpec,
+    spec::{GATEWAY_V4, GATEWAY_V6, NetworkSpec},
+};
 use serde_json::json;
 use tokio::{sync::Notify, task::spawn_blocking};
 use tracing::{info, warn};
 
 use super::{
     Driver, QemuVm,
-    arguments::{REHEARSAL_SET, ROOT_SETS, over, root_disk},
-    launch::{CONTROL_SOCKET, Disk, Launch, QMP_SOCKET, Running, Source, clear, open},
+    arguments::{REHEARSAL_SET, ROOT_SETS, USUAL_DISK, over, root_disk},
+    launch::{CONTROL_SOCKET, Disk, Launch, QMP_SOCKET, Running, Source, clear, open, tell_size},
     panicked,
     templates::MAC,
     unbound::{self, Unbound, WAITING},
@@ -241,7 +244,7 @@ impl Driver {
         let this = self.clone();
         let restored = spawn_blocking(move || this.restore_unbound(shape, number)).await.map_err(panicked)?;
         let vm = restored?;
-        let rehearsed = self.ending.run_until_cancelled(rehearse(&vm)).await;
+        let rehearsed = self.ending.run_until_cancelled(rehearse(&vm, Part::All, PATIENCE)).await;
         // Ending it, where it did not, blocks too.
         let stop = move || {
             rehearsed.unwrap_or_else(|| Err(unbound::called_off()))?;
@@ -298,26 +301,36 @@ impl Driver {
     }
 }
 
+/// What is rehearsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// What has to do with files and programs.
+    Files,
+    /// And the network.
+    All,
+}
+
 /// Has its init do as if it were told which machine it is.
-async fn rehearse(vm: &Unbound) -> Result<(), VmmError> {
-    let session = vm.session(PATIENCE).await?;
-    let rehearsed = session.rehearse(stand_in(), PATIENCE).await;
+pub(super) async fn rehearse(vm: &Unbound, part: Part, patience: Duration) -> Result<(), VmmError> {
+    let session = vm.session(patience).await?;
+    let rehearsed = session.rehearse(stand_in(part), patience).await;
     session.close();
     let refused = |error| VmmError::DiedAtStart { message: vm.said(&format!("it can't rehearse: {error}")) };
     rehearsed.map(|_| ()).map_err(refused)
 }
 
 /// Memory with a file system like that of a machine. Blocks.
-fn rehearsal_disk(image: &Path) -> io::Result<OwnedFd> {
+pub(super) fn rehearsal_disk(image: &Path) -> io::Result<OwnedFd> {
     let mut image = fs::File::open(image)?;
-    let memory = file::memory("caddis-rehearsal", image.metadata()?.len())?;
+    // As large as that of most machines, and empty but for its beginning.
+    let memory = file::memory("caddis-rehearsal", USUAL_DISK)?;
     io::copy(&mut image, &mut fs::File::from(memory.try_clone()?))?;
     Ok(memory)
 }
 
 /// A machine that is none: addresses for documentation, a program that ends at once, and random bytes of its own, so
 /// that what the kernel draws from here on is this VM's alone.
-fn stand_in() -> MachineSpec {
+fn stand_in(part: Part) -> MachineSpec {
     use base64::Engine as _;
     let mut entropy = [0; 64];
     // Fails only where the kernel has no such call.
@@ -326,15 +339,15 @@ fn stand_in() -> MachineSpec {
     MachineSpec {
         hostname: "rehearsal".to_owned(),
         argv: vec![REHEARSAL_PROGRAM.to_owned(), "rehearse".to_owned()],
-        root_serial: crate::ROOT_DISK_SERIAL.to_owned(),
+        root_size: USUAL_DISK,
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
         network: NetworkSpec {
-            mac: MAC.to_owned(),
+            mac: if part == Part::All { MAC.to_owned() } else { String::new() },
             ipv4: [192, 0, 2, 2].into(),
-            ipv4_gateway: [192, 0, 2, 1].into(),
+            ipv4_gateway: GATEWAY_V4,
             ipv6: [0x2001, 0xdb8, 0, 0, 0, 0, 0, 2].into(),
-            ipv6_gateway: [0xfe80, 0, 0, 0, 0, 0, 0, 1].into(),
+            ipv6_gateway: GATEWAY_V6,
             ..NetworkSpec::default()
         },
         ..MachineSpec::default()
@@ -380,7 +393,9 @@ impl Member {
         let (own, directory) = (&self.vm.directory, &spec.directory);
         let failed = |what: &str| VmmError::io(format!("{what} of machine {}", spec.machine_id));
         let (base, overlay) = (open(&spec.root_base, false)?, open(&spec.root_overlay, true)?);
-        exchange_disk(&mut self.qmp, &base, &overlay).map_err(failed("exchange the disk"))?;
+        exchange_disk(&mut self.qmp, &base, &overlay)
+            .and_then(|()| tell_size(&mut self.qmp, spec.root_size))
+            .map_err(failed("exchange the disk"))?;
         if let Some(cgroups) = self.vm.slot.cgroups() {
             cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
         }
@@ -403,7 +418,7 @@ impl Member {
     }
 }
 
-/// Puts a machine's disk in the place of the stand-in. No driver of the guest has it now.
+/// Puts a machine's disk in the place of the stand-in, which nobody in the guest uses now.
 fn exchange_disk(qmp: &mut Qmp, base: &fs::File, overlay: &fs::File) -> io::Result<()> {
     qmp.add_descriptor(ROOT_SETS[0], base.as_fd())?;
     qmp.add_descriptor(ROOT_SETS[1], overlay.as_fd())?;

@@ -9,6 +9,7 @@ use super::{
     Driver, arguments,
     launch::{Disk, Launch, QMP_SOCKET, Source},
     panicked,
+    pool::{Part, rehearsal_disk, rehearse},
     unbound::{self, BUILDING, Unbound},
 };
 use crate::{
@@ -64,7 +65,7 @@ impl Driver {
             vcpus: shape.vcpus,
             memory_mib: shape.memory_mib,
             boots: true,
-            disk: arguments::Disk::Blank,
+            disk: arguments::Disk::Rehearsal,
             modules: if modules.is_some() { arguments::Modules::Blank } else { arguments::Modules::None },
             mac: MAC,
             has_tap: true,
@@ -154,16 +155,18 @@ impl Driver {
             unbound::directory(&path)?;
             let memory = file::memory("caddis-template", shape.memory_mib << 20)?;
             let tap = (this.config.tap.0)(&slot.tap_name())?;
+            let disk = rehearsal_disk(&this.config.boot.rehearsal)?;
             let mut launch = this.building(shape, &slot, &path, Source::Cold(&memory));
+            launch.disk = Disk::Rehearsal(&disk);
             launch.tap = Some(tap.as_fd());
             let running = launch.run().map_err(io::Error::other)?;
             Ok(Builder { vm: Unbound { running: Some(running), tap: Some(tap), slot, directory: path }, memory })
         };
         let builder = spawn_blocking(builder).await.map_err(panicked)?.map_err(failed)?;
-        let waits = self.ending.run_until_cancelled(builder.vm.session(PATIENCE)).await;
+        let waits = self.ending.run_until_cancelled(rehearse(&builder.vm, Part::Files, PATIENCE)).await;
         // Ending it, where it does not wait, blocks too.
         let save = move || {
-            waits.unwrap_or_else(|| Err(unbound::called_off()))?.close();
+            waits.unwrap_or_else(|| Err(unbound::called_off()))?;
             builder.save().map_err(failed)
         };
         spawn_blocking(save).await.map_err(panicked)?
