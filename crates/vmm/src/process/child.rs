@@ -131,7 +131,7 @@ fn place(sources: &[(RawFd, RawFd)]) -> io::Result<()> {
 }
 
 /// QEMU asks for huge pages for the code it translates. Zeroing them, most of each in vain, is a fifth of the processor
-/// time of a start under emulation (ARCHITECTURE.md, "What was measured").
+/// time of a start under emulation (docs/measurements.md).
 fn use_small_pages() -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1_u64, 0_u64, 0_u64, 0_u64) })
