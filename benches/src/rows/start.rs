@@ -101,7 +101,7 @@ fn add_lines(report: &mut Report, sides: &[Measured; 5]) {
     ratio("cold/start-off", "cold boot against start without a pool", Promise::None, cold, off);
     // While the pool is emptied other starts cost processor time too.
     for (measured, promise) in
-        [(hit, Promise::AtMost(400.0)), (off, Promise::None), (cold, Promise::None), (podman, Promise::None)]
+        [(hit, Promise::AtMost(500.0)), (off, Promise::None), (cold, Promise::None), (podman, Promise::None)]
     {
         add_busy(report, measured.key, promise, &costs(measured));
     }

@@ -111,10 +111,12 @@ impl Launcher {
         self.orders.write_all(&order).map_err(|error| format!("can't tell the launcher what to run: {error}"))
     }
 
-    /// Has it become a program. `None` is given back where it can't be this one, and is over then.
+    /// Has it become a program. `None` where it can't be this one, or is there no longer.
     pub fn launch(mut self, program: &Program) -> Result<Option<Streams>, String> {
         let Some(order) = encode(program).filter(|order| order.len() <= LONGEST) else { return Ok(None) };
-        self.order(&order)?;
+        if self.order(&order).is_err() {
+            return Ok(None);
+        }
         let [report, output, error] = [self.report.into(), self.output, self.error].map(spawn::non_blocking);
         let launch = Launch::new(self.pid, report?);
         Ok(Some(Streams { pid: self.pid, launch, input: None, output: output?, error: Some(error?) }))
@@ -126,7 +128,7 @@ fn encode(program: &Program) -> Option<String> {
     let As::Known(user) = program.user else { return None };
     let limits = program.limits?;
     let is_plain = program.terminal.is_none() && !program.has_input && program.namespaces == Namespaces::Inits;
-    if !is_plain || program.cgroup != CGROUP {
+    if !is_plain || program.cgroup != CGROUP || program.argv.is_empty() {
         return None;
     }
     let numbers = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
@@ -234,4 +236,43 @@ fn enter_root(processes: &File) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| format!("can't enter the root: {error}");
     let root = openat(processes, "1/root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
     root.and_then(fchdir).and_then(|()| chroot(".")).map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_says_what_program_it_is() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let user = User { uid: 4_000_000_000, gid: 7, groups: vec![7, 8], home: "/root".to_owned(), shell: None };
+        let limits = Limits::from_numbers([1, u64::MAX, 3, 4]);
+        let argv = words(&["/bin/sh", "-c", "", "echo \n two words; ü"]);
+        let env = vec![("A".to_owned(), "b=c".to_owned()), ("EMPTY".to_owned(), String::new())];
+        let plain = |argv: &[String]| {
+            encode(&Program {
+                argv,
+                env: &env,
+                user: As::Known(&user),
+                directory: "/a b",
+                cgroup: CGROUP,
+                terminal: None,
+                has_input: false,
+                namespaces: Namespaces::Inits,
+                limits: Some(limits),
+            })
+        };
+        let order = decode(&plain(&argv).unwrap()).unwrap();
+        assert_eq!((order.directory.as_str(), &order.argv, &order.env), ("/a b", &argv, &env));
+        assert_eq!((order.user.uid, order.user.gid, order.user.groups), (user.uid, user.gid, user.groups.clone()));
+        assert_eq!(order.limits, limits);
+
+        assert_eq!(plain(&words(&["with\0zero"])), None);
+        assert_eq!(plain(&[]), None);
+        for damaged in
+            ["", "/", "/\0x", "/\x000\x001 2 3 4\x001\0a", "/\x000 0\x001 2 3\x001\0a", "/\x000 0\x001 2 3 4\x002\0a"]
+        {
+            assert!(decode(damaged).is_none(), "{damaged:?}");
+        }
+    }
 }

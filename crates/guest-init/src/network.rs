@@ -19,16 +19,17 @@ const ACKNOWLEDGE: u16 = 4;
 const REPLACE: u16 = 0x100;
 const CREATE: u16 = 0x400;
 
-/// Sets what holds for every interface that comes from here on.
+/// Sets what holds for every interface: those that come from here on, and those of drivers that are part of the kernel.
 pub fn set_defaults() {
     // As docker has it: programs that are not root serve low ports, and ping. There is nobody else in this VM.
     for (setting, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
         let _ = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value);
     }
     // Addresses are ours by agreement: no need to ask around for others that have them, or to be told any.
-    for (setting, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("autoconf", "0"), ("router_solicitations", "0")]
-    {
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/default/{setting}"), value);
+    for interface in fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten() {
+        for setting in ["accept_ra", "accept_dad", "autoconf", "router_solicitations"] {
+            let _ = fs::write(interface.path().join(setting), "0");
+        }
     }
 }
 

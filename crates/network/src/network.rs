@@ -361,7 +361,7 @@ async fn remove(links: &Links, installation: &Installation) -> Result<(), Networ
         }
     }
     links.remove(&name).await?;
-    rules::clear(&links, installation).await?;
+    rules::clear(links, installation).await?;
     blocking(move || {
         let mut socket = Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
         host_filter::unload(&mut socket, &name)?;
@@ -431,7 +431,6 @@ pub fn guest_spec(addresses: &MachineAddresses) -> NetworkSpec {
         ipv6: addresses.ipv6,
         ipv6_gateway: GATEWAY_V6,
         nameservers: vec![DNS.to_string()],
-        ..NetworkSpec::default()
     }
 }
 

@@ -3,8 +3,15 @@
 //! What a client was promised, and every outcome, is written through to the disk ([`Durability::Synced`]). Steps in
 //! between only have to survive this process, not the host, since a host reboot ends every VM
 //! ([`Durability::Process`]).
+//!
+//! ```text
+//! queue: ▸ synced ▸ process ▸ synced ▸ …   each is committed to the write-ahead log, and told if nothing more is wanted;
+//!        then that log is written through once, and all that wait for it are told
+//! ```
 
 use std::{
+    fs::File,
+    io,
     ops::Sub,
     path::{Path, PathBuf},
     sync::{
@@ -164,7 +171,17 @@ struct Counters {
     bytes: AtomicU64,
 }
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+/// What is to be done with the database.
+struct Job {
+    durability: Durability,
+    work: Box<dyn FnOnce(&mut Connection) -> Answer + Send>,
+}
+
+/// Tells the outcome to who waits for it, once it is as durable as wanted, or could not be made so.
+type Answer = Box<dyn FnOnce(Result<(), &io::Error>) + Send>;
+
+/// So much is done at most before the disk is waited for: who is first would wait for all.
+const MOST_AT_ONCE: usize = 64;
 
 /// The database. Clones share it.
 #[derive(Clone)]
@@ -183,12 +200,14 @@ impl Store {
     pub fn open(path: &Path, reserve: Arc<Reserve>) -> Result<Self, StoreError> {
         let connection = open(path, &reserve)?;
         let (jobs, queue) = mpsc::channel::<Job>();
+        let log = log_of(path);
         thread::Builder::new()
             .name("worker-database".to_owned())
             .spawn(move || {
                 let mut connection = connection;
-                for job in queue {
-                    job(&mut connection);
+                while let Ok(first) = queue.recv() {
+                    let rest = queue.try_iter().take(MOST_AT_ONCE - 1);
+                    do_all(&mut connection, &log, std::iter::once(first).chain(rest));
                 }
             })
             .map_err(|e| StoreError::Damaged {
@@ -204,7 +223,7 @@ impl Store {
         durability: Durability,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.queue(attempted, move |connection| transact(connection, durability, work)).await
+        self.queue(attempted, durability, move |connection| transact(connection, work)).await
     }
 
     /// The same for what must be recorded also when the disk is full.
@@ -216,22 +235,28 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (path, reserve) = (self.path.clone(), self.reserve.clone());
         let tried = move |connection: &mut Connection| {
-            reserve.with(&path, || transact(connection, durability, |transaction| work(transaction)))
+            reserve.with(&path, || transact(connection, |transaction| work(transaction)))
         };
-        self.queue(attempted, tried).await
+        self.queue(attempted, durability, tried).await
     }
 
     async fn queue<T: Send + 'static>(
         &self,
         attempted: &'static str,
+        durability: Durability,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (sender, receiver) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            // Nobody waits any more when the receiver is gone; the work was asked for and is done all the same.
-            let _ = sender.send(work(connection));
+        let work = Box::new(move |connection: &mut Connection| {
+            let outcome = work(connection);
+            let answer: Answer = Box::new(move |durable| {
+                let outcome = outcome.and_then(|value| durable.map(|()| value).map_err(not_durable));
+                // Nobody waits any more when the receiver is gone; the work was asked for and is done all the same.
+                let _ = sender.send(outcome);
+            });
+            answer
         });
-        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        self.jobs.send(Job { durability, work }).map_err(|_| StoreError::Closed)?;
         receiver.await.map_err(|_| StoreError::Closed)?.map_err(|source| StoreError::Database {
             path: self.path.clone(),
             attempted,
@@ -404,6 +429,43 @@ fn write_meta(transaction: &Transaction<'_>, key: &str, value: &str) -> rusqlite
     Ok(())
 }
 
+/// SQLite's write-ahead log of a database. It is there from the first access to the last connection's end.
+fn log_of(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    path.into()
+}
+
+/// Does some work, one after the other, and tells each outcome when it is as durable as wanted.
+fn do_all(connection: &mut Connection, log: &Path, jobs: impl Iterator<Item = Job>) {
+    let mut waiting = Vec::new();
+    for Job { durability, work } in jobs {
+        let answer = work(connection);
+        match durability {
+            Durability::Process => answer(Ok(())),
+            Durability::Synced => waiting.push(answer),
+        }
+    }
+    if waiting.is_empty() {
+        return;
+    }
+    // What SQLite itself does for each transaction that it is to write through. What was moved to the database meanwhile it
+    // has written through before it lets go of it here.
+    let synced = File::open(log).and_then(|log| log.sync_data());
+    if let Err(error) = &synced {
+        tracing::error!(path = %log.display(), %error, "can't write the database through to the disk");
+    }
+    for answer in waiting {
+        answer(synced.as_ref().copied());
+    }
+}
+
+/// As SQLite says it.
+fn not_durable(error: &io::Error) -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+    rusqlite::Error::SqliteFailure(code, Some(error.to_string()))
+}
+
 fn open(path: &Path, reserve: &Reserve) -> Result<Connection, StoreError> {
     let database =
         |attempted: &'static str| move |source| StoreError::Database { path: path.to_owned(), attempted, source };
@@ -428,28 +490,94 @@ fn open(path: &Path, reserve: &Reserve) -> Result<Connection, StoreError> {
     }
     for (index, migration) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
         let migrated = reserve.with(path, || {
-            transact(&mut connection, Durability::Synced, |transaction| {
+            transact(&mut connection, |transaction| {
                 transaction.execute_batch(migration)?;
                 transaction.pragma_update(None, "user_version", index as i64 + 1)
             })
         });
         migrated.map_err(database("bring the schema up to date"))?;
     }
+    // From here on it is written through when all that waits for that has been done.
+    connection.pragma_update(None, "synchronous", "NORMAL").map_err(database("choose what is written through"))?;
     Ok(connection)
 }
 
 fn transact<T>(
     connection: &mut Connection,
-    durability: Durability,
     work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
-    let synchronous = match durability {
-        Durability::Synced => "FULL",
-        Durability::Process => "NORMAL",
-    };
-    connection.pragma_update(None, "synchronous", synchronous)?;
     let transaction = connection.transaction()?;
     let result = work(&transaction)?;
     transaction.commit()?;
     Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Does these, each of which writes a row or fails, and gives what each was told.
+    fn outcomes(log: &Path, connection: &mut Connection, wanted: &[(Durability, bool)]) -> Vec<Option<bool>> {
+        let told = Arc::new(std::sync::Mutex::new(vec![None; wanted.len()]));
+        let jobs = wanted.iter().enumerate().map(|(number, (durability, fails))| {
+            let (told, fails) = (told.clone(), *fails);
+            let work = Box::new(move |connection: &mut Connection| {
+                let row = if fails { None } else { Some(number as i64) };
+                let done = transact(connection, |transaction| {
+                    transaction.execute("INSERT INTO rows VALUES (1000 + ?1)", [number as i64])?;
+                    transaction.execute("INSERT INTO rows VALUES (?1)", [row])
+                });
+                let answer: Answer = Box::new(move |durable| {
+                    told.lock().unwrap()[number] = Some(done.is_ok() && durable.is_ok());
+                });
+                answer
+            });
+            Job { durability: *durability, work }
+        });
+        do_all(connection, log, jobs);
+        Arc::into_inner(told).unwrap().into_inner().unwrap()
+    }
+
+    #[test]
+    fn one_that_fails_leaves_the_others_alone_and_nobody_is_told_of_what_is_not_durable() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("database");
+        let mut connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+        connection.execute_batch("CREATE TABLE rows (number INTEGER NOT NULL) STRICT").unwrap();
+        let wanted = [
+            (Durability::Synced, false),
+            (Durability::Synced, true),
+            (Durability::Process, false),
+            (Durability::Process, true),
+            (Durability::Synced, false),
+        ];
+        let told = outcomes(&log_of(&path), &mut connection, &wanted);
+        assert_eq!(told, [Some(true), Some(false), Some(true), Some(false), Some(true)]);
+        let rows = |connection: &Connection| {
+            let mut statement = connection.prepare("SELECT number FROM rows ORDER BY number").unwrap();
+            statement.query_map([], |row| row.get::<_, i64>(0)).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
+        };
+        assert_eq!(rows(&connection), [0, 2, 4, 1000, 1002, 1004], "nothing of those that failed");
+
+        // A log that can't be written through.
+        let told = outcomes(&directory.path().join("none"), &mut connection, &wanted);
+        assert_eq!(told, [Some(false), Some(false), Some(true), Some(false), Some(false)]);
+    }
+
+    #[tokio::test]
+    async fn what_many_want_at_once_is_done_for_each() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("database");
+        let store = Store::open(&path, Arc::new(Reserve::none())).unwrap();
+        let write = |number: i64| {
+            store.run("write", Durability::Synced, move |transaction| {
+                transaction.execute("INSERT INTO meta VALUES ('many' || ?1, ?1)", [number])
+            })
+        };
+        let done = futures::future::join_all((0..200).map(write)).await;
+        assert!(done.iter().all(|done| matches!(done, Ok(1))), "{done:?}");
+        let twice = write(7).await.unwrap_err();
+        assert!(twice.to_string().contains("write"), "{twice}");
+    }
 }
