@@ -125,6 +125,36 @@ async fn a_start_translates_reads_and_writes_no_more_than_it_did() -> Result<()>
     Ok(())
 }
 
+/// A machine whose root has another size than the template's starts from that all the same, and has that size.
+async fn check_size(pool: usize, expected: &str) -> Result<()> {
+    let host = Host::new().await?;
+    let arguments = vec!["--pool".to_owned(), pool.to_string()];
+    let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    stand.server.templates().await?;
+    if pool > 0 {
+        stand.server.until_pooled(1).await?;
+    }
+    let machine = stand.script("exec sleep 1000", json!({ "rootfs": { "size_gb": 12 } })).await?;
+    machine.wait("started").await?;
+    let details = started(&machine).await?;
+    assert_eq!((&details["start_kind"], &details["pool"]), (&json!("template"), &json!(expected)), "{details}");
+    let size = machine.shell("cat /sys/block/vda/size; df -k / | awk 'END { print $(NF-4) }'").await?;
+    let numbers: Vec<u64> = size.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    ensure!(numbers.len() == 2 && numbers[0] * 512 == 12 << 30, "{size}");
+    ensure!(numbers[1] > 11 << 20, "the file system has {} KiB", numbers[1]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_vm_that_waited_is_told_of_a_root_of_another_size() -> Result<()> {
+    check_size(1, "hit").await
+}
+
+#[tokio::test]
+async fn a_vm_from_the_template_is_told_of_a_root_of_another_size() -> Result<()> {
+    check_size(0, "off").await
+}
+
 /// Contents of the template in the server's memory.
 fn template_in_memory(server: i32) -> Result<Vec<u8>> {
     let mut descriptors = process::descriptors(server).into_iter();

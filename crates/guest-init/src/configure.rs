@@ -184,8 +184,11 @@ pub fn prepare_early() -> Result<Vec<String>, String> {
 /// Host name and the files that every machine has of its own.
 fn names(spec: &MachineSpec) -> Result<(), String> {
     sethostname(&spec.hostname).map_err(|e| format!("can't set the host name: {e}"))?;
-    for FileSpec { path, content, .. } in &spec.own_files {
-        image_files::write(Path::new(path), &decode(path, content)?, Mode::Kept)?;
+    for FileSpec { path, content, only_in_place, .. } in &spec.own_files {
+        let path = Path::new(path);
+        if !only_in_place || fs::symlink_metadata(path).is_ok_and(|file| file.is_file()) {
+            image_files::write(path, &decode(&path.display().to_string(), content)?, Mode::Kept)?;
+        }
     }
     Ok(())
 }

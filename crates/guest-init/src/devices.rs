@@ -18,7 +18,7 @@ pub const LATE: [&str; 2] = ["virtio_blk", "virtio_net"];
 /// What `device` of a virtio device says for them: network card 1, block device 2 (virtio 1.2, section 5).
 const KINDS: [(&str, &str); 2] = [("0x0001", "virtio_net"), ("0x0002", "virtio_blk")];
 
-/// Name of the root disk: the only one that has its driver before anything asks for modules.
+/// Name of the root disk: the only one beside that with modules, which a driver in the kernel takes too.
 static ROOT: OnceLock<String> = OnceLock::new();
 
 const BUS: &str = "/sys/bus/virtio";
@@ -41,13 +41,14 @@ pub fn bind() -> Result<(), String> {
         if !is_bound(&device, driver) {
             write(&format!("{BUS}/drivers/{driver}/bind"), &device)?;
         }
+        let mut disks = fs::read_dir(format!("{BUS}/devices/{device}/block")).into_iter().flatten().flatten();
+        if let Some(disk) = disks.next() {
+            ROOT.get_or_init(|| disk.file_name().to_string_lossy().into_owned());
+        }
     }
     for disk in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         // Where it can't be set, programs only start later.
         let _ = fs::write(disk.path().join("queue/read_ahead_kb"), READ_AHEAD_KIB);
-        if disk.path().join("device").exists() {
-            ROOT.get_or_init(|| disk.file_name().to_string_lossy().into_owned());
-        }
     }
     Ok(())
 }

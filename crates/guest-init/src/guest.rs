@@ -31,7 +31,7 @@ use crate::{
     launcher::Launcher,
     lines::Record,
     logs::Backlog,
-    memory, network,
+    memory,
     oom::{Victim, Victims},
     port::Port,
     processes,
@@ -105,7 +105,6 @@ pub fn run() -> Result<(), String> {
     kernel::mount_early()?;
     kernel::hurry(true);
     let mut timing = Timing::begin();
-    network::set_defaults();
     kernel::load_modules()?;
     timing.step("modules");
     let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");

@@ -62,6 +62,8 @@ pub fn load_modules() -> Result<(), String> {
     let late = |name: &&str| crate::devices::LATE.iter().any(|driver| name.strip_suffix(".ko") == Some(driver));
     let (first, last): (Vec<_>, Vec<_>) = order.lines().partition(|name| !late(name));
     insert(&first)?;
+    // IPv6 may be one of them, and the card none yet.
+    crate::network::set_defaults();
     crate::devices::hold()?;
     insert(&last)?;
     crate::devices::bind()

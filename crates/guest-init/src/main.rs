@@ -2,12 +2,12 @@
 //! is, turns the VM into it, runs its program, and reports its end.
 //!
 //! ```text
-//! kernel ▸ /dev, /proc, /sys ▸ modules ▸ control port ▸ [Configure] ▸ entropy, clock, devices, root, network ▸ program
+//! kernel ▸ /dev, /proc, /sys ▸ modules, devices ▸ port, launcher ▸ [Configure] ▸ entropy, clock, network, root ▸ program
 //!                                                                                                            │
 //!   power off ◀ [AcknowledgeExit] ◀ exit report ◀ last log lines ◀──────────────── end of the program ◀──────┘
 //! ```
-//! While init waits for `Configure` the VM may be saved, and later restored as many machines: until then it draws no
-//! random bytes, reads no boot id, and binds no disk or network card.
+//! While init waits for `Configure` the VM may be saved, and later restored as many machines: until then it reads no boot
+//! id and opens no disk, and what was drawn of random bytes is nobody's.
 //!
 //! One thread, one epoll loop ([`guest`]): everything that happens is an event, nothing is polled, and no write to the
 //! host ever blocks.

@@ -83,6 +83,8 @@ pub struct FileSpec {
     pub content: String,
     /// Permission bits; 0 means 0644.
     pub mode: u32,
+    /// It is not written where there is no plain file already.
+    pub only_in_place: bool,
 }
 
 /// A disk to mount.

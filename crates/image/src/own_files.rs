@@ -2,9 +2,9 @@
 //! so that they can be written before a machine starts, from outside: nothing is left to do for it then.
 
 use std::{
-    fs::{self, DirBuilder, File, FileTimes, OpenOptions},
+    fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -27,8 +27,12 @@ pub(crate) fn reserve(tree: &Path) -> io::Result<()> {
     let kept = time_of(tree)?;
     for name in DIRECTORIES {
         let path = tree.join(name);
-        match DirBuilder::new().mode(0o755).create(&path) {
-            Ok(()) => File::open(&path)?.set_modified(SystemTime::UNIX_EPOCH + TIME)?,
+        match DirBuilder::new().create(&path) {
+            Ok(()) => {
+                // Whatever the umask is.
+                fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+                File::open(&path)?.set_modified(SystemTime::UNIX_EPOCH + TIME)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
@@ -41,20 +45,23 @@ pub(crate) fn reserve(tree: &Path) -> io::Result<()> {
     let kept = time_of(&directory)?;
     for (name, is_made) in FILES {
         let (path, mut options) = (tree.join(name), OpenOptions::new());
-        let time = match fs::symlink_metadata(&path) {
+        let (time, is_new) = match fs::symlink_metadata(&path) {
             Ok(there) if there.is_file() && there.nlink() == 1 => {
                 options.truncate(true);
-                time_of(&path)?
+                (time_of(&path)?, false)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && is_made => {
-                options.create_new(true).mode(0o644);
-                FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + TIME)
+                options.create_new(true);
+                (FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + TIME), true)
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => continue,
         };
         let mut file = options.write(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
         io::Write::write_all(&mut file, &CONTENT)?;
+        if is_new {
+            file.set_permissions(Permissions::from_mode(0o644))?;
+        }
         file.set_times(time)?;
     }
     File::open(&directory)?.set_times(kept)

@@ -112,7 +112,7 @@ pub struct BindSpec {
     pub root_size: u64,
 }
 
-/// Serial number of the root disk, as init finds it in `/sys/block/*/serial`.
+/// Serial number of the root disk, as programs in the guest find it in `/sys/block/*/serial`.
 pub const ROOT_DISK_SERIAL: &str = "caddis-root";
 
 /// Why a VM process is gone.

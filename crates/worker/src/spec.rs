@@ -132,7 +132,8 @@ fn files(config: &MachineConfig) -> Vec<FileSpec> {
     files
         .filter_map(|file| {
             let content = file.raw_value.clone()?;
-            Some(FileSpec { path: file.guest_path.clone(), content, mode: file.mode.unwrap_or(0) })
+            let mode = file.mode.unwrap_or(0);
+            Some(FileSpec { path: file.guest_path.clone(), content, mode, only_in_place: false })
         })
         .collect()
 }

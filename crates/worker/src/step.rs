@@ -6,6 +6,7 @@ use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 use base64::Engine as _;
 use caddis_api::{ApiError, MachineConfig, MachineId};
 use caddis_guest_protocol::{
+    OWN_FILES_SINCE,
     host::{Session, SessionError},
     spec::FileSpec,
 };
@@ -178,6 +179,7 @@ async fn unwritten(context: &Context) -> Result<Vec<FileSpec>, Failure> {
         path: file.path.to_owned(),
         content: base64::engine::general_purpose::STANDARD.encode(file.content),
         mode: 0,
+        only_in_place: file.only_in_place,
     };
     Ok(files.into_iter().map(encode).collect())
 }
@@ -404,6 +406,11 @@ async fn configure(mut context: Context) -> Result<Done, Failure> {
     // Repeating the same configuration is harmless, so a server that was restarted in between simply sends it again;
     // only a program that has begun already must not be configured a second time.
     if !live.guest.borrow().configured {
+        let guest = live.until(|guest| guest.up || guest.gone.is_some()).await;
+        // Its server was another release: what it was given is not what this one tells.
+        if guest.gone.is_none() && !live.session.speaks(OWN_FILES_SINCE) {
+            return Err(Failure::retry("the VM was started by an earlier release"));
+        }
         live.told(live.session.configure(machine)).await.map_err(Failure::retry)?;
     }
     let settled = |guest: &Guest| guest.started || guest.failed.is_some() || guest.gone.is_some();

@@ -11,7 +11,6 @@
 
 use std::{
     fs::File,
-    io,
     ops::Sub,
     path::{Path, PathBuf},
     sync::{
@@ -174,11 +173,14 @@ struct Counters {
 /// What is to be done with the database.
 struct Job {
     durability: Durability,
-    work: Box<dyn FnOnce(&mut Connection) -> Answer + Send>,
+    work: Work,
 }
 
+/// Does it, where the database may be used, and gives how to tell the outcome.
+type Work = Box<dyn FnOnce(rusqlite::Result<&mut Connection>) -> Answer + Send>;
+
 /// Tells the outcome to who waits for it, once it is as durable as wanted, or could not be made so.
-type Answer = Box<dyn FnOnce(Result<(), &io::Error>) + Send>;
+type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// So much is done at most before the disk is waited for: who is first would wait for all.
 const MOST_AT_ONCE: usize = 64;
@@ -201,19 +203,19 @@ impl Store {
         let connection = open(path, &reserve)?;
         let (jobs, queue) = mpsc::channel::<Job>();
         let log = log_of(path);
+        let damaged = |detail: String| StoreError::Damaged { path: path.to_owned(), detail };
+        let log = File::open(&log).map_err(|error| damaged(format!("can't open {}: {error}", log.display())))?;
+        let (own_path, own_reserve) = (path.to_owned(), reserve.clone());
+        let mut database = Database { connection, log, is_behind: false, path: own_path, reserve: own_reserve };
         thread::Builder::new()
             .name("worker-database".to_owned())
             .spawn(move || {
-                let mut connection = connection;
                 while let Ok(first) = queue.recv() {
                     let rest = queue.try_iter().take(MOST_AT_ONCE - 1);
-                    do_all(&mut connection, &log, std::iter::once(first).chain(rest));
+                    database.do_all(std::iter::once(first).chain(rest));
                 }
             })
-            .map_err(|e| StoreError::Damaged {
-                path: path.to_owned(),
-                detail: format!("can't start its thread: {e}"),
-            })?;
+            .map_err(|e| damaged(format!("can't start its thread: {e}")))?;
         Ok(Self { jobs, path: path.to_owned(), reserve, counters: Arc::default() })
     }
 
@@ -247,8 +249,8 @@ impl Store {
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (sender, receiver) = oneshot::channel();
-        let work = Box::new(move |connection: &mut Connection| {
-            let outcome = work(connection);
+        let work = Box::new(move |connection: rusqlite::Result<&mut Connection>| {
+            let outcome = connection.and_then(work);
             let answer: Answer = Box::new(move |durable| {
                 let outcome = outcome.and_then(|value| durable.map(|()| value).map_err(not_durable));
                 // Nobody waits any more when the receiver is gone; the work was asked for and is done all the same.
@@ -436,34 +438,61 @@ fn log_of(database: &Path) -> PathBuf {
     path.into()
 }
 
-/// Does some work, one after the other, and tells each outcome when it is as durable as wanted.
-fn do_all(connection: &mut Connection, log: &Path, jobs: impl Iterator<Item = Job>) {
-    let mut waiting = Vec::new();
-    for Job { durability, work } in jobs {
-        let answer = work(connection);
-        match durability {
-            Durability::Process => answer(Ok(())),
-            Durability::Synced => waiting.push(answer),
+/// What the database's thread has.
+struct Database {
+    connection: Connection,
+    /// Its write-ahead log, open since the disk is waited for by it.
+    log: File,
+    /// The log could not be written through: what is in it may be lost, and nothing is added until it has been moved.
+    is_behind: bool,
+    path: PathBuf,
+    reserve: Arc<Reserve>,
+}
+
+impl Database {
+    /// Does some work, one after the other, and tells each outcome when it is as durable as wanted.
+    fn do_all(&mut self, jobs: impl Iterator<Item = Job>) {
+        let mut waiting = Vec::new();
+        for Job { durability, work } in jobs {
+            let usable = if self.is_behind { self.move_log() } else { Ok(()) };
+            let answer = work(usable.map_err(not_durable).map(|()| &mut self.connection));
+            match durability {
+                Durability::Process => answer(Ok(())),
+                Durability::Synced => waiting.push(answer),
+            }
+        }
+        if waiting.is_empty() {
+            return;
+        }
+        // What SQLite itself does for each transaction that it is to write through. What was moved to the database meanwhile
+        // it has written through before it lets go of it here.
+        let synced = self.log.sync_data().or_else(|error| {
+            tracing::error!(path = %self.path.display(), %error, "can't write the database's log through to the disk");
+            self.is_behind = true;
+            // What was committed is there for all who read, so it has to become durable, not to be taken back.
+            self.move_log()
+        });
+        for answer in waiting {
+            answer(synced.clone());
         }
     }
-    if waiting.is_empty() {
-        return;
-    }
-    // What SQLite itself does for each transaction that it is to write through. What was moved to the database meanwhile it
-    // has written through before it lets go of it here.
-    let synced = File::open(log).and_then(|log| log.sync_data());
-    if let Err(error) = &synced {
-        tracing::error!(path = %log.display(), %error, "can't write the database through to the disk");
-    }
-    for answer in waiting {
-        answer(synced.as_ref().copied());
+
+    /// Writes all that is in the log to the database, through to the disk, and empties it.
+    fn move_log(&mut self) -> Result<(), String> {
+        let checkpoint = || {
+            let busy: i64 = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+            if busy == 0 { Ok(()) } else { Err(not_durable("somebody reads the database".to_owned())) }
+        };
+        self.reserve.with(&self.path, checkpoint).map_err(|error| error.to_string())?;
+        self.is_behind = false;
+        Ok(())
     }
 }
 
 /// As SQLite says it.
-fn not_durable(error: &io::Error) -> rusqlite::Error {
+fn not_durable(reason: String) -> rusqlite::Error {
     let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
-    rusqlite::Error::SqliteFailure(code, Some(error.to_string()))
+    rusqlite::Error::SqliteFailure(code, Some(reason))
 }
 
 fn open(path: &Path, reserve: &Reserve) -> Result<Connection, StoreError> {
@@ -517,16 +546,17 @@ mod tests {
     use super::*;
 
     /// Does these, each of which writes a row or fails, and gives what each was told.
-    fn outcomes(log: &Path, connection: &mut Connection, wanted: &[(Durability, bool)]) -> Vec<Option<bool>> {
+    fn outcomes(database: &mut Database, wanted: &[(Durability, bool)]) -> Vec<Option<bool>> {
         let told = Arc::new(std::sync::Mutex::new(vec![None; wanted.len()]));
         let jobs = wanted.iter().enumerate().map(|(number, (durability, fails))| {
             let (told, fails) = (told.clone(), *fails);
-            let work = Box::new(move |connection: &mut Connection| {
+            let work = Box::new(move |connection: rusqlite::Result<&mut Connection>| {
                 let row = if fails { None } else { Some(number as i64) };
-                let done = transact(connection, |transaction| {
+                let write = |transaction: &Transaction<'_>| {
                     transaction.execute("INSERT INTO rows VALUES (1000 + ?1)", [number as i64])?;
                     transaction.execute("INSERT INTO rows VALUES (?1)", [row])
-                });
+                };
+                let done = connection.and_then(|connection| transact(connection, write));
                 let answer: Answer = Box::new(move |durable| {
                     told.lock().unwrap()[number] = Some(done.is_ok() && durable.is_ok());
                 });
@@ -534,17 +564,23 @@ mod tests {
             });
             Job { durability: *durability, work }
         });
-        do_all(connection, log, jobs);
+        database.do_all(jobs);
         Arc::into_inner(told).unwrap().into_inner().unwrap()
     }
 
     #[test]
-    fn one_that_fails_leaves_the_others_alone_and_nobody_is_told_of_what_is_not_durable() {
+    fn one_that_fails_leaves_the_others_alone_and_a_log_that_can_t_be_written_through_is_moved_first() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("database");
-        let mut connection = Connection::open(&path).unwrap();
+        let connection = Connection::open(&path).unwrap();
         connection.pragma_update(None, "journal_mode", "WAL").unwrap();
         connection.execute_batch("CREATE TABLE rows (number INTEGER NOT NULL) STRICT").unwrap();
+        let log = File::open(log_of(&path)).unwrap();
+        let reserve = Arc::new(Reserve::none());
+        let mut database = Database { connection, log, is_behind: false, path: path.clone(), reserve };
+        let rows = |database: &Database| -> i64 {
+            database.connection.query_row("SELECT count(*) FROM rows", [], |row| row.get(0)).unwrap()
+        };
         let wanted = [
             (Durability::Synced, false),
             (Durability::Synced, true),
@@ -552,17 +588,30 @@ mod tests {
             (Durability::Process, true),
             (Durability::Synced, false),
         ];
-        let told = outcomes(&log_of(&path), &mut connection, &wanted);
-        assert_eq!(told, [Some(true), Some(false), Some(true), Some(false), Some(true)]);
-        let rows = |connection: &Connection| {
-            let mut statement = connection.prepare("SELECT number FROM rows ORDER BY number").unwrap();
-            statement.query_map([], |row| row.get::<_, i64>(0)).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
-        };
-        assert_eq!(rows(&connection), [0, 2, 4, 1000, 1002, 1004], "nothing of those that failed");
+        let expected = [Some(true), Some(false), Some(true), Some(false), Some(true)];
+        assert_eq!(outcomes(&mut database, &wanted), expected);
+        assert_eq!(rows(&database), 6, "nothing of those that failed");
 
-        // A log that can't be written through.
-        let told = outcomes(&directory.path().join("none"), &mut connection, &wanted);
-        assert_eq!(told, [Some(false), Some(false), Some(true), Some(false), Some(false)]);
+        // Nothing can be written through by it, but all can be moved.
+        database.log = File::from(std::os::fd::OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0));
+        assert_eq!(outcomes(&mut database, &wanted), expected);
+        assert!(!database.is_behind && std::fs::metadata(log_of(&path)).unwrap().len() == 0);
+
+        // Somebody reads, so that not even that can be done: nobody is told that it is durable, and nothing is added.
+        let reader = Connection::open(&path).unwrap();
+        reader.execute_batch("BEGIN").unwrap();
+        let _: i64 = reader.query_row("SELECT count(*) FROM rows", [], |row| row.get(0)).unwrap();
+        database.connection.busy_timeout(std::time::Duration::ZERO).unwrap();
+        let refused = [Some(false), Some(false), Some(true), Some(false), Some(false)];
+        assert_eq!(outcomes(&mut database, &wanted), refused);
+        let before = rows(&database);
+        assert_eq!(outcomes(&mut database, &wanted), [Some(false); 5]);
+        assert_eq!(rows(&database), before);
+
+        reader.execute_batch("COMMIT").unwrap();
+        database.log = File::open(log_of(&path)).unwrap();
+        assert_eq!(outcomes(&mut database, &wanted), expected);
+        assert_eq!(rows(&database), before + 6);
     }
 
     #[tokio::test]

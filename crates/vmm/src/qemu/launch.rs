@@ -242,6 +242,10 @@ impl Launch<'_> {
             greeted = begun.elapsed();
             qmp.leave_out_shared_memory()?;
             qmp.restore(state.as_fd())?;
+            // Before anybody could have it go on.
+            if let (Source::Template(_), Disk::Root(.., size)) = (self.source, self.disk) {
+                tell_size(&mut qmp, size)?;
+            }
             // From here on it is to be kept, and what it was saved to must never be used again, since its disk changes.
             record.complete = true;
             recorded = record.write(self.directory);
@@ -250,9 +254,6 @@ impl Launch<'_> {
             }
             if let Source::Snapshot(_, path) = self.source {
                 std::fs::remove_file(path)?;
-            }
-            if let (Source::Template(_), Disk::Root(.., size)) = (self.source, self.disk) {
-                tell_size(&mut qmp, size)?;
             }
             // It was saved while it stood still.
             qmp.execute("cont", json!({})).map(|_| ())
