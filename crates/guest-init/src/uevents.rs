@@ -13,8 +13,8 @@ use nix::{
     },
 };
 
-/// How long the host may take with a device, without a word about any other, seconds.
-const PATIENCE: i64 = 20;
+/// How long the host may take with a device, without a word about any other.
+const TIMEOUT_SECONDS: i64 = 20;
 
 /// Those from here on.
 pub struct Uevents(OwnedFd);
@@ -32,7 +32,7 @@ impl Uevents {
         let changes = changes.map_err(failed)?;
         // The kernel's own messages, not those of a device manager.
         bind(changes.as_raw_fd(), &NetlinkAddr::new(0, 1)).map_err(failed)?;
-        setsockopt(&changes, ReceiveTimeout, &TimeVal::new(PATIENCE, 0)).map_err(failed)?;
+        setsockopt(&changes, ReceiveTimeout, &TimeVal::new(TIMEOUT_SECONDS, 0)).map_err(failed)?;
         Ok(Self(changes))
     }
 

@@ -1,5 +1,5 @@
-//! The disk that waiting VMs rehearse with: a root file system with nothing in it but init, as a program that ends at
-//! once.
+//! The disk that VMs rehearse with: a root file system with nothing in it but init, as a program to be read. Nothing is
+//! executed from it (docs/measurements.md).
 
 use std::{
     fs::{self, File},

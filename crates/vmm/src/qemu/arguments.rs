@@ -13,8 +13,6 @@ pub(super) enum Disk {
     Root,
     /// What is rehearsed with, until base and overlay take its place.
     Rehearsal,
-    /// Nothing.
-    Blank,
 }
 
 /// What is behind the disk with the kernel's modules. Every VM of a kernel that has some has that disk, so that what is
@@ -95,9 +93,6 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         Disk::Rehearsal => {
             add_descriptor(&mut add, REHEARSAL_SET, descriptor::ROOT_BASE);
             add("-blockdev", over(file_of(REHEARSAL_SET, false)).to_string());
-        }
-        Disk::Blank => {
-            add("-blockdev", format!("driver=null-co,node-name=root,size={USUAL_DISK},read-zeroes=on"));
         }
     }
     // What can't be written is not lost: the VM stands still, is heard of (`hold.rs`), and the worker lets it go on.

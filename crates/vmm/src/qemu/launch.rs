@@ -51,8 +51,6 @@ pub(super) enum Source<'a> {
 /// What is behind the root disk.
 #[derive(Clone, Copy)]
 pub(super) enum Disk<'a> {
-    /// Nothing.
-    Blank,
     /// What is rehearsed with: memory, which the VM may do with as it likes.
     Rehearsal(&'a OwnedFd),
     /// A machine's base and overlay, and the size of that, bytes.
@@ -100,7 +98,6 @@ impl Launch<'_> {
             memory_mib: self.shape.memory_mib,
             boots: matches!(self.source, Source::Cold(_)),
             disk: match self.disk {
-                Disk::Blank => arguments::Disk::Blank,
                 Disk::Rehearsal(_) => arguments::Disk::Rehearsal,
                 Disk::Root(..) => arguments::Disk::Root,
             },

@@ -328,7 +328,7 @@ pub(super) fn rehearsal_disk(image: &Path) -> io::Result<OwnedFd> {
     Ok(memory)
 }
 
-/// A machine that is none: addresses for documentation, a program that ends at once, and random bytes of its own, so
+/// A machine that is none: addresses for documentation, a program that is only read, and random bytes of its own, so
 /// that what the kernel draws from here on is this VM's alone.
 fn stand_in(part: Part) -> MachineSpec {
     use base64::Engine as _;
@@ -338,7 +338,7 @@ fn stand_in(part: Part) -> MachineSpec {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     MachineSpec {
         hostname: "rehearsal".to_owned(),
-        argv: vec![REHEARSAL_PROGRAM.to_owned(), "rehearse".to_owned()],
+        argv: vec![REHEARSAL_PROGRAM.to_owned()],
         root_size: USUAL_DISK,
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),

@@ -1,6 +1,12 @@
 //! Gets templates: reads them from disk, or boots a VM and saves it.
 
-use std::{io, os::fd::AsFd as _, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::json;
 use tokio::task::spawn_blocking;
@@ -78,7 +84,13 @@ impl Driver {
         key(&[&self.version, &self.processor, &arguments.join(" "), &file(kernel), &file(initrd), &modules])
     }
 
-    fn building<'a>(&'a self, shape: Shape, slot: &'a Slot, directory: &'a Path, source: Source<'a>) -> Launch<'a> {
+    fn building<'a>(
+        &'a self,
+        shape: Shape,
+        slot: &'a Slot,
+        directory: &'a Path,
+        (disk, memory): (&'a OwnedFd, &'a OwnedFd),
+    ) -> Launch<'a> {
         Launch {
             driver: self,
             name: NAME,
@@ -86,12 +98,12 @@ impl Driver {
             slot,
             shape,
             cpu_weight: CPU_WEIGHT,
-            disk: Disk::Blank,
+            disk: Disk::Rehearsal(disk),
             modules: None,
             tap: None,
             mac: MAC,
             kernel_args: &[],
-            source,
+            source: Source::Cold(memory),
             kind: Start::cold("builds a template"),
         }
     }
@@ -156,8 +168,7 @@ impl Driver {
             let memory = file::memory("caddis-template", shape.memory_mib << 20)?;
             let tap = (this.config.tap.0)(&slot.tap_name())?;
             let disk = rehearsal_disk(&this.config.boot.rehearsal)?;
-            let mut launch = this.building(shape, &slot, &path, Source::Cold(&memory));
-            launch.disk = Disk::Rehearsal(&disk);
+            let mut launch = this.building(shape, &slot, &path, (&disk, &memory));
             launch.tap = Some(tap.as_fd());
             let running = launch.run().map_err(io::Error::other)?;
             Ok(Builder { vm: Unbound { running: Some(running), tap: Some(tap), slot, directory: path }, memory })
@@ -209,7 +220,7 @@ impl Driver {
 /// A VM that is to become a template.
 struct Builder {
     vm: Unbound,
-    memory: std::os::fd::OwnedFd,
+    memory: OwnedFd,
 }
 
 impl Builder {
