@@ -4,6 +4,7 @@ use std::{
     io::ErrorKind,
     net::SocketAddr,
     sync::{Arc, OnceLock},
+    thread,
     time::Duration,
 };
 
@@ -35,6 +36,8 @@ const PORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long destroyed machines stay readable.
 const DESTROYED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// VMs that are launched at once, for each processor of the host: while one waits for its disk another can go on.
+const LAUNCHES_PER_PROCESSOR: usize = 2;
 
 /// Runs a server until SIGTERM or SIGINT.
 pub async fn run(arguments: ServeArguments) -> Result<()> {
@@ -185,6 +188,7 @@ impl Server {
             memory_overcommit: settings.memory_overcommit,
             disk_overcommit: settings.disk_overcommit,
             restart_concurrency: settings.restart_concurrency,
+            launch_concurrency: LAUNCHES_PER_PROCESSOR * thread::available_parallelism().map_or(1, usize::from),
             log_bytes_per_machine: settings.log_bytes,
             reserved_disk: settings.reserved_disk,
             destroyed_retention: DESTROYED_RETENTION,

@@ -95,7 +95,7 @@ fn words(step: &str) -> Option<&'static str> {
         "launch" => "Starting the VM",
         "boot" => "Booting",
         "configure" => "Starting the program",
-        "back_off" => "Waiting for its turn",
+        "back_off" | "queue" => "Waiting for its turn",
         "await_exit" => "Waiting for the program to end",
         _ => return None,
     })

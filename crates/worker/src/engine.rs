@@ -13,7 +13,7 @@ use caddis_api::{ApiError, MachineConfig, MachineId, WorkerId, event::MachineEve
 use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
 use caddis_vmm::{SlotPool, Vm, Vmm};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -26,12 +26,11 @@ use crate::{
     publish::Publisher,
     row::MachineRow,
     store::Store,
+    turns::Queues,
 };
 
 /// Requests a machine's owner may have waiting.
 const INBOX: usize = 256;
-/// How many machines are saved at once: more would only wait for the disk, with their programs standing still.
-const SUSPENDS: usize = 2;
 
 /// What all machines of a worker share.
 pub struct Shared {
@@ -57,10 +56,8 @@ pub struct Shared {
     pub capacity: Capacity,
     /// What tests have steps do.
     pub hook: Option<Arc<dyn StepHook>>,
-    /// Turns of machines that start after a host reboot.
-    pub recoveries: Arc<Semaphore>,
-    /// Turns of machines that are being suspended.
-    pub suspends: Arc<Semaphore>,
+    /// Where machines wait for their turn.
+    pub queues: Queues,
     owners: Mutex<HashMap<MachineId, mpsc::Sender<Message>>>,
     images_in_use: Mutex<HashMap<MachineId, String>>,
     running: Mutex<BTreeMap<MachineId, Arc<dyn Vm>>>,
@@ -81,8 +78,7 @@ impl Shared {
         Self {
             worker,
             capacity: Capacity::new(&config),
-            recoveries: Arc::new(Semaphore::new(config.restart_concurrency.max(1))),
-            suspends: Arc::new(Semaphore::new(SUSPENDS)),
+            queues: Queues::new(&config),
             config,
             hook: None,
             store,

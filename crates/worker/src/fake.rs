@@ -35,6 +35,7 @@ pub fn config(directory: &Path) -> WorkerConfig {
         memory_overcommit: 1.0,
         disk_overcommit: 1e6,
         restart_concurrency: 4,
+        launch_concurrency: 1024,
         log_bytes_per_machine: 1 << 20,
         reserved_disk: 0,
         destroyed_retention: Duration::from_secs(3600),

@@ -54,6 +54,7 @@ mod step;
 mod store;
 mod streams;
 mod timing;
+mod turns;
 
 pub use capacity::pool_memory_mib;
 pub use engine::Drivers;
@@ -79,6 +80,8 @@ pub struct WorkerConfig {
     pub disk_overcommit: f64,
     /// How many machines start at once after a host reboot.
     pub restart_concurrency: usize,
+    /// How many VMs are launched at once; more wait for their turn.
+    pub launch_concurrency: usize,
     /// Log kept per machine on disk, bytes.
     pub log_bytes_per_machine: u64,
     /// Free disk space below which unused images are removed and new machines refused, bytes.

@@ -20,7 +20,7 @@ use caddis_vmm::VmExit;
 use futures::future::BoxFuture;
 use serde_json::json;
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 
@@ -36,6 +36,7 @@ use crate::{
     step::{self, Done, Failure},
     store::Durability,
     timing::Timing,
+    turns::Turns,
 };
 
 mod act;
@@ -104,16 +105,18 @@ pub fn kept(mut config: MachineConfig) -> Arc<MachineConfig> {
     Arc::new(config)
 }
 
+type StepFuture = BoxFuture<'static, Result<Done, Failure>>;
+
 struct RunningStep {
     step: Step,
-    future: BoxFuture<'static, Result<Done, Failure>>,
+    future: StepFuture,
     begun: Instant,
     progress: watch::Receiver<Progress>,
     /// The operation it belonged to was broken off while it could not be.
     superseded: bool,
 }
 
-/// Progress is published at most this often.
+/// Progress within a step is published at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// A machine with a schedule that is later than this waits for its turn among others.
 const LATE_MS: u64 = 60_000;
@@ -144,7 +147,7 @@ pub struct Owner {
     vanishing: Option<BoxFuture<'static, ()>>,
     step: Option<RunningStep>,
     retry_at: Option<Instant>,
-    turn: Option<OwnedSemaphorePermit>,
+    turns: Turns,
     progress: Progress,
     progress_published: Instant,
     drained: Vec<oneshot::Sender<bool>>,
@@ -195,7 +198,7 @@ impl Owner {
             vanishing: None,
             step: None,
             retry_at: None,
-            turn: None,
+            turns: Turns::default(),
             progress: Progress::default(),
             progress_published: Instant::now(),
             drained: Vec::new(),
@@ -263,7 +266,9 @@ impl Owner {
     }
 
     async fn happened(&mut self) -> Happened {
-        let deadline = self.row.operation.as_ref().map(|operation| Instant::now() + operation.left(now_ms()));
+        // The time it waits for its turn is not its own, and that comes: others have theirs for seconds only.
+        let timed = self.row.operation.as_ref().filter(|_| !self.waits_to_launch());
+        let deadline = timed.map(|operation| Instant::now() + operation.left(now_ms()));
         let due = schedule::due(&self.config, &self.row)
             .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now_ms())).clamp(SECOND, MINUTE));
         let retry_at = self.retry_at;
@@ -310,13 +315,39 @@ impl Owner {
             };
             match operation.current() {
                 Some(step) if step.comes_after_the_last_vm() && self.vanishing.is_some() => return,
+                Some(Step::Launch) if !self.may_launch() => self.wait_to_launch(),
                 Some(step) => self.begin_step(step),
                 None => self.finish(|_| {}).await,
             }
         }
     }
 
+    /// Whether its VM may be launched now, or is there already.
+    fn may_launch(&mut self) -> bool {
+        if self.live.is_none()
+            && !self.turns.may_launch()
+            && let Ok(turn) = self.shared.queues.launches.clone().try_acquire_owned()
+        {
+            self.turns.keep_for_launch(turn);
+        }
+        self.live.is_some() || self.turns.may_launch()
+    }
+
+    /// Not a step of its own: it leaves nothing behind, and is not waited for again where the VM is there already.
+    fn wait_to_launch(&mut self) {
+        self.run_step(Step::Queue, |context| Box::pin(step::turn_to_launch(context)));
+    }
+
+    fn waits_to_launch(&self) -> bool {
+        let waits = self.step.as_ref().is_some_and(|running| running.step == Step::Queue);
+        waits && self.row.operation.as_ref().and_then(Operation::current) == Some(Step::Launch)
+    }
+
     fn begin_step(&mut self, step: Step) {
+        self.run_step(step, |context| interference::run(step, context));
+    }
+
+    fn run_step(&mut self, step: Step, run: impl FnOnce(step::Context) -> StepFuture) {
         let (sender, progress) = watch::channel(Progress::default());
         let context = step::Context {
             shared: self.shared.clone(),
@@ -326,13 +357,8 @@ impl Owner {
             progress: sender,
         };
         self.progress = Progress::default();
-        self.step = Some(RunningStep {
-            step,
-            future: interference::run(step, context),
-            progress,
-            superseded: false,
-            begun: Instant::now(),
-        });
+        self.step =
+            Some(RunningStep { step, future: run(context), progress, superseded: false, begun: Instant::now() });
     }
 
     async fn step_finished(&mut self, result: Result<Done, Failure>) {
@@ -365,6 +391,12 @@ impl Owner {
             return;
         }
         match result {
+            Ok(Done::MayLaunch(turn)) => {
+                self.turns.keep_for_launch(turn);
+                if let Some(operation) = &mut self.row.operation {
+                    operation.deadline += running.begun.elapsed().as_millis() as u64;
+                }
+            }
             Ok(done) => self.advance(done).await,
             Err(failure) => self.step_failed(running.step, failure).await,
         }
@@ -381,8 +413,8 @@ impl Owner {
             }
             Done::Released => (over, released) = (true, true),
             Done::Killed => over = true,
-            Done::Turn(permit) => self.turn = Some(permit),
-            Done::Next | Done::Launched(_) => {}
+            Done::Turn(permit) => self.turns.keep(permit),
+            Done::Next | Done::Launched(_) | Done::MayLaunch(_) => {}
         }
         let note = |draft: &mut Draft| {
             if let Some(end) = &ended {
@@ -437,6 +469,7 @@ impl Owner {
             attempt = operation.attempt, error = %failure.message, "step failed"
         );
         self.timing = Timing::default();
+        self.turns.end_launch();
         if failure.retry && operation.attempt < crate::operation::MAX_ATTEMPTS {
             let delay = RETRY_DELAY * 2_u32.pow(operation.attempt - 1);
             self.retry_at = Some(Instant::now() + delay);
@@ -547,10 +580,11 @@ impl Owner {
     }
 
     fn publish_progress(&mut self) {
-        if let Some(running) = &mut self.step {
-            self.progress = running.progress.borrow_and_update().clone();
-        }
-        if self.progress_published.elapsed() >= PROGRESS_INTERVAL {
+        let Some(running) = &mut self.step else { return };
+        let progress = running.progress.borrow_and_update().clone();
+        let is_new = progress.step != self.progress.step;
+        self.progress = progress;
+        if is_new || self.progress_published.elapsed() >= PROGRESS_INTERVAL {
             self.progress_published = Instant::now();
             self.row.revision += 1;
             self.publish();

@@ -43,8 +43,10 @@ pub enum Done {
     Released,
     /// The VM does nothing any more; its process is not gone yet.
     Killed,
-    /// It is this machine's turn; to be kept until the start has ended.
+    /// It is this machine's turn; to be kept until the operation has ended.
     Turn(OwnedSemaphorePermit),
+    /// It may launch; the step that does is still to come.
+    MayLaunch(OwnedSemaphorePermit),
 }
 
 /// Why a step failed.
@@ -196,7 +198,7 @@ async fn back_off(context: Context) -> Result<Done, Failure> {
         return Ok(Done::Next);
     }
     // Never closed; and without a turn the start would only come earlier.
-    Ok(context.shared.recoveries.clone().acquire_owned().await.map_or(Done::Next, Done::Turn))
+    Ok(context.shared.queues.recoveries.clone().acquire_owned().await.map_or(Done::Next, Done::Turn))
 }
 
 async fn prepare_root(context: Context) -> Result<Done, Failure> {
@@ -431,9 +433,17 @@ pub fn entropy() -> String {
     base64::engine::general_purpose::STANDARD.encode(entropy)
 }
 
+/// Waits for a machine's turn to launch, which comes in the order in which they asked.
+pub async fn turn_to_launch(context: Context) -> Result<Done, Failure> {
+    context.progress.send_replace(Progress { step: Step::Queue.as_str().to_owned(), bytes_done: 0, bytes_total: 0 });
+    let turn = context.shared.queues.launches.clone().acquire_owned().await;
+    // Never closed.
+    turn.map(Done::MayLaunch).map_err(Failure::retry)
+}
+
 async fn queue(context: Context) -> Result<Done, Failure> {
     // Never closed; and without a turn the disk would only be slower.
-    Ok(context.shared.suspends.clone().acquire_owned().await.map_or(Done::Next, Done::Turn))
+    Ok(context.shared.queues.suspends.clone().acquire_owned().await.map_or(Done::Next, Done::Turn))
 }
 
 async fn freeze(context: Context) -> Result<Done, Failure> {

@@ -178,7 +178,7 @@ impl Owner {
         .await?;
         if supersede {
             self.break_off_step();
-            self.turn = None;
+            self.turns.end();
         }
         Ok(())
     }
@@ -194,7 +194,7 @@ impl Owner {
         let wake = OperationKind::Wake { failure: None };
         self.try_change(Durability::Synced, |draft| draft.begin(wake, Source::User)).await?;
         self.break_off_step();
-        self.turn = None;
+        self.turns.end();
         Ok(())
     }
 

@@ -18,7 +18,7 @@ impl Owner {
     /// Records the outcome of an operation whose steps are all done, in one change with what is to be noted of the last.
     pub(super) async fn finish(&mut self, note: impl Fn(&mut Draft)) {
         let Some(operation) = self.row.operation.clone() else { return };
-        self.turn = None;
+        self.turns.end();
         let started = self.how_it_started();
         let auto_destroy = self.config.auto_destroy == Some(true);
         self.change(Durability::Synced, |draft| {
@@ -154,7 +154,7 @@ impl Owner {
             _ => None,
         };
         if let Some(instead) = instead {
-            self.turn = None;
+            self.turns.end();
             self.change(Durability::Synced, |draft| {
                 draft.forget_next();
                 draft.begin(instead.clone(), Source::Worker);
@@ -176,7 +176,7 @@ impl Owner {
             OperationKind::Abandon { of, reason: first, .. } => (of.clone(), format!("{first}; then: {reason}")),
             _ => (of, reason),
         };
-        self.turn = None;
+        self.turns.end();
         self.change(Durability::Synced, |draft| {
             if hopeless {
                 draft.row.operation = None;

@@ -94,7 +94,7 @@ impl Owner {
             tracing::warn!(machine = %self.row.id, error = error.message, "a snapshot stays until the next start");
         }
         let reason = failure.map_or_else(|| reason.to_owned(), |failure| format!("{failure}; then: {reason}"));
-        self.turn = None;
+        self.turns.end();
         // In one change with the outcome: nobody shall take it for well in between. One whose disk can't be written
         // can't answer either, which has been told.
         let silent = self.held().is_none() && !live.guest.borrow().silent;

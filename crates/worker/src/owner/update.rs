@@ -82,7 +82,7 @@ impl Owner {
         self.take_on(config);
         if supersede {
             self.break_off_step();
-            self.turn = None;
+            self.turns.end();
         }
         let mut record = self.record();
         record.machine.warnings = warnings;
@@ -112,7 +112,7 @@ impl Owner {
     /// The new version can't be had: the machine goes on with the one it had.
     pub(super) async fn revert(&mut self, replaced: Replaced, reason: String) {
         tracing::warn!(machine = %self.row.id, reason, "update given up");
-        self.turn = None;
+        self.turns.end();
         // It was read before.
         let config = caddis_api::validate::read(&replaced.config).unwrap_or_default();
         self.shared.capacity.restore(&self.row.id, &config, self.row.addresses.ipv4);

@@ -16,5 +16,6 @@ mod steps;
 mod support;
 mod suspend;
 mod terminal;
+mod turns;
 mod update;
 mod wishes;

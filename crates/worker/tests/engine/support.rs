@@ -89,6 +89,8 @@ pub struct Fixture {
     pub boot_id: String,
     /// How the next worker looks after its guests.
     pub pace: Pace,
+    /// VMs that the next worker launches at once.
+    pub launch_concurrency: usize,
     bus: InProcessBus,
     worker: Option<Worker>,
     /// What the worker runs in: its death is the end of this.
@@ -122,6 +124,7 @@ impl Fixture {
             slots: None,
             boot_id: "first".to_owned(),
             pace: Pace::default(),
+            launch_concurrency: 1024,
             bus,
             worker: None,
             runtime: None,
@@ -149,6 +152,7 @@ impl Fixture {
             cpu_overcommit: 100.0,
             disk_overcommit: 100.0,
             restart_concurrency: 2,
+            launch_concurrency: self.launch_concurrency,
             destroyed_retention: Duration::from_secs(60),
             boot_id: self.boot_id.clone(),
             guest_pace: self.pace,
