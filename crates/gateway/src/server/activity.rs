@@ -5,15 +5,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 
@@ -41,11 +38,42 @@ impl Idle {
     }
 }
 
-/// Those that are idle, the one that has been so longest first.
+/// When a connection became idle, and a number of its own.
+type Rank = (Instant, u64);
+
+/// Connections by when they became idle, as it was when they were listed: a request does not change it, so that none has
+/// to wait for another connection's. Whoever looks for the first puts it right.
 #[derive(Default)]
 struct Order {
     latest: u64,
-    tokens: BTreeMap<u64, Arc<Notify>>,
+    connections: BTreeMap<Rank, Arc<Activity>>,
+}
+
+impl Order {
+    fn list(&mut self, connection: Arc<Activity>, state: &mut State) {
+        self.latest += 1;
+        let rank = (state.idle_since, self.latest);
+        state.rank = Some(rank);
+        self.connections.insert(rank, connection);
+    }
+
+    /// Takes out the one that has been idle longest, and those before it that are not idle, which list themselves again
+    /// when they are.
+    fn take_oldest(&mut self) -> Option<Arc<Activity>> {
+        while let Some((listed, connection)) = self.connections.pop_first() {
+            let mut state = connection.state();
+            state.rank = None;
+            if state.requests > 0 {
+                continue;
+            }
+            if state.idle_since == listed.0 {
+                drop(state);
+                return Some(connection);
+            }
+            self.list(connection.clone(), &mut state);
+        }
+        None
+    }
 }
 
 impl Places {
@@ -80,44 +108,47 @@ impl Places {
 
     /// Tells the connection that has been idle longest to go; `false` when none is idle.
     pub(super) fn close_oldest(&self) -> bool {
-        let oldest = self.idle.order().tokens.pop_first();
-        oldest.map(|(_, token)| token.notify_one()).is_some()
+        let oldest = self.idle.order().take_oldest();
+        oldest.map(|connection| connection.unwanted.notify_one()).is_some()
     }
 
     /// A new connection, idle until its first request.
     pub(super) fn activity(&self) -> Arc<Activity> {
-        let activity = Activity {
+        let state =
+            State { requests: 0, idle_since: Instant::now(), rank: None, gone: false, latest: 0, offers: Vec::new() };
+        let activity = Arc::new(Activity {
             idle: self.idle.clone(),
-            requests: watch::Sender::new(0),
-            place: AtomicU64::new(NOWHERE),
-            unwanted: Arc::default(),
-            offers: Mutex::default(),
-        };
-        activity.rest(&mut self.idle.order());
-        Arc::new(activity)
+            state: Mutex::new(state),
+            rested: Notify::new(),
+            unwanted: Notify::new(),
+        });
+        activity.list();
+        activity
     }
 }
-
-/// [`Activity::place`] of a connection that has requests in progress.
-const NOWHERE: u64 = 0;
-/// [`Activity::place`] of one that is nobody's to close any more.
-const GONE: u64 = u64::MAX;
 
 /// What one connection is doing.
 pub(super) struct Activity {
     idle: Arc<Idle>,
-    requests: watch::Sender<usize>,
-    /// Where it is among those that are idle. Changed only under the lock of their order.
-    place: AtomicU64,
-    unwanted: Arc<Notify>,
-    offers: Mutex<Offers>,
+    /// Locked after the order, where both are.
+    state: Mutex<State>,
+    /// No request is in progress any more.
+    rested: Notify,
+    /// Its place is wanted.
+    unwanted: Notify,
 }
 
-/// Since when there is something for the client that it has not taken, by answer. One that waits for us is not among them.
-#[derive(Default)]
-struct Offers {
+struct State {
+    requests: usize,
+    idle_since: Instant,
+    /// Where it is listed.
+    rank: Option<Rank>,
+    /// It is nobody's to close any more.
+    gone: bool,
     latest: u64,
-    since: BTreeMap<u64, Instant>,
+    /// Since when there is something for the client that it has not taken, by answer. One that waits for us is not among
+    /// them.
+    offers: Vec<(u64, Instant)>,
 }
 
 /// Why a connection is to be closed.
@@ -132,73 +163,55 @@ pub(super) enum Dispensable {
 }
 
 impl Activity {
+    /// Whole after a panic too: each change is one.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A request is in progress as long as what this returns lives.
     pub(super) fn begin(self: &Arc<Self>) -> InProgress {
-        let mut order = self.idle.order();
-        self.requests.send_modify(|requests| *requests += 1);
-        let place = self.place.load(Ordering::Relaxed);
-        if place != GONE {
-            order.tokens.remove(&place);
-            self.place.store(NOWHERE, Ordering::Relaxed);
-        }
-        let mut offers = self.offers();
-        offers.latest += 1;
-        InProgress { activity: self.clone(), number: offers.latest }
-    }
-
-    /// Whole after a panic too: each change is one.
-    fn offers(&self) -> MutexGuard<'_, Offers> {
-        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the client has left all of its answers where they are for so long.
-    fn is_stalled(&self, patience: Duration) -> bool {
-        let requests = *self.requests.borrow();
-        let offers = self.offers();
-        let is_old = |since: &Instant| since.elapsed() >= patience;
-        requests > 0 && offers.since.len() >= requests && offers.since.values().all(is_old)
+        let mut state = self.state();
+        state.requests += 1;
+        state.latest += 1;
+        InProgress { activity: self.clone(), number: state.latest }
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        *self.requests.borrow() == 0
+        self.state().requests == 0
     }
 
     /// Waits until no request is in progress.
     pub(super) async fn idle(&self) {
-        // The sender is in self.
-        let _ = self.requests.subscribe().wait_for(|requests| *requests == 0).await;
+        while !self.is_idle() {
+            self.rested.notified().await;
+        }
     }
 
-    fn rest(&self, order: &mut Order) {
-        if self.place.load(Ordering::Relaxed) == GONE {
-            return;
+    /// Has it found by whoever looks for one that is idle.
+    fn list(self: &Arc<Self>) {
+        let mut order = self.idle.order();
+        let mut state = self.state();
+        if state.requests == 0 && state.rank.is_none() && !state.gone {
+            order.list(self.clone(), &mut state);
+            self.idle.grown.notify_one();
         }
-        order.latest += 1;
-        self.place.store(order.latest, Ordering::Relaxed);
-        order.tokens.insert(order.latest, self.unwanted.clone());
-        self.idle.grown.notify_one();
     }
 
     /// Waits until the connection has been idle so long, its place is wanted while it is, or its client has taken nothing
     /// of any answer for as long.
     pub(super) async fn dispensable(&self, patience: Duration) -> Dispensable {
-        let mut requests = self.requests.subscribe();
         loop {
-            let idle = *requests.borrow_and_update() == 0;
+            let look_at = match self.state().look(patience) {
+                Ok(look_at) => look_at,
+                Err(dispensable) => return dispensable,
+            };
             tokio::select! {
                 () = self.unwanted.notified() => {
                     if self.is_idle() {
                         return Dispensable::Unwanted;
                     }
                 }
-                () = tokio::time::sleep(patience), if idle => return Dispensable::Idle,
-                () = tokio::time::sleep(patience / 4), if !idle => {
-                    if self.is_stalled(patience) {
-                        return Dispensable::Stalled;
-                    }
-                }
-                // The sender is in self.
-                _ = requests.changed() => {}
+                () = tokio::time::sleep_until(look_at) => {}
             }
         }
     }
@@ -206,7 +219,25 @@ impl Activity {
     /// Nobody attends to it any more: it has ended, or was upgraded and is a session's now.
     pub(super) fn retire(&self) {
         let mut order = self.idle.order();
-        order.tokens.remove(&self.place.swap(GONE, Ordering::Relaxed));
+        let mut state = self.state();
+        state.gone = true;
+        if let Some(rank) = state.rank.take() {
+            order.connections.remove(&rank);
+        }
+    }
+}
+
+impl State {
+    /// When to look again whether it has become dispensable, if it is not.
+    fn look(&self, patience: Duration) -> Result<Instant, Dispensable> {
+        let now = Instant::now();
+        if self.requests > 0 {
+            let stalled = self.offers.len() >= self.requests
+                && self.offers.iter().all(|(_, since)| now.duration_since(*since) >= patience);
+            return if stalled { Err(Dispensable::Stalled) } else { Ok(now + patience / 4) };
+        }
+        let over = self.idle_since + patience;
+        if over <= now { Err(Dispensable::Idle) } else { Ok(over) }
     }
 }
 
@@ -219,22 +250,35 @@ pub(super) struct InProgress {
 impl InProgress {
     /// There is something for the client to take.
     pub(super) fn offer(&self) {
-        self.activity.offers().since.insert(self.number, Instant::now());
+        let now = Instant::now();
+        let mut state = self.activity.state();
+        match state.offers.iter_mut().find(|(number, _)| *number == self.number) {
+            Some((_, since)) => *since = now,
+            None => state.offers.push((self.number, now)),
+        }
     }
 
     /// The client has taken all there is so far.
     pub(super) fn wait(&self) {
-        self.activity.offers().since.remove(&self.number);
+        self.activity.state().offers.retain(|(number, _)| *number != self.number);
     }
 }
 
 impl Drop for InProgress {
     fn drop(&mut self) {
-        self.wait();
-        let mut order = self.activity.idle.order();
-        self.activity.requests.send_modify(|requests| *requests -= 1);
-        if self.activity.is_idle() {
-            self.activity.rest(&mut order);
+        let activity = &self.activity;
+        let mut state = activity.state();
+        state.offers.retain(|(number, _)| *number != self.number);
+        state.requests -= 1;
+        if state.requests > 0 {
+            return;
+        }
+        state.idle_since = Instant::now();
+        let is_listed = state.rank.is_some();
+        drop(state);
+        activity.rested.notify_one();
+        if !is_listed {
+            activity.list();
         }
     }
 }
@@ -297,7 +341,7 @@ mod tests {
         requests[1].offer();
         tokio::time::advance(Duration::from_secs(50)).await;
         requests[1].offer();
-        assert!(!activity.is_stalled(patience), "it took something");
+        assert!(activity.state().look(patience).is_ok(), "it took something");
         let [one, two] = requests;
         drop(two);
         assert_eq!(told().await, Some(Dispensable::Stalled));
