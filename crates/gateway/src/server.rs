@@ -209,6 +209,8 @@ async fn attend(server: Arc<Server>, socket: TcpStream, place: OwnedSemaphorePer
     });
     let mut connection = pin!(server.builder.serve_connection_with_upgrades(stream, service));
     let closed = tokio::select! {
+        // Which is asked first makes no difference, and drawing lots takes time.
+        biased;
         result = connection.as_mut() => {
             if let Err(error) = result {
                 tracing::debug!(%error, "connection ended");
