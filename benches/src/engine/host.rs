@@ -82,7 +82,8 @@ impl Host {
     async fn ask(&self, worker: &Worker, request: WorkerRequest) -> Result<WorkerReply> {
         let subject = worker_subject(worker.id());
         let request_id = VersionId::generate().to_string();
-        let answer = self.bus.request(&subject, encode(&Envelope { request_id, request }), PATIENCE).await?;
+        let answer =
+            self.bus.request(&subject, encode(&Envelope::new(request_id, PATIENCE, request)), PATIENCE).await?;
         decode::<WorkerResult>(&subject, &answer)?.map_err(|error| anyhow::anyhow!(error.message))
     }
 

@@ -10,7 +10,10 @@ use bytes::Bytes;
 use caddis_api::{ApiError, MachineId, WorkerId};
 use caddis_bus::{
     Bus as _, Handler, InProcessBus,
-    message::{self, Envelope, MachineRecord, WorkerReply, WorkerRequest, WorkerResult},
+    message::{
+        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Announcement, Envelope, MachineRecord, PROTOCOL, WorkerReply,
+        WorkerRequest, WorkerResult,
+    },
     stream::{InProcessStreams, StreamService},
 };
 use caddis_catalog::{Catalog as _, SqliteCatalog};
@@ -39,6 +42,23 @@ pub async fn serve(machines: usize) -> Result<()> {
     let (bus, worker) = (InProcessBus::new(), WorkerId::from_trusted(WORKER));
     let stub = Arc::new(Stub { machines });
     let _serving = bus.serve(&message::worker_subject(&worker), stub.clone()).await?;
+    let announcing = (bus.clone(), worker.clone());
+    tokio::spawn(async move {
+        let (bus, worker) = announcing;
+        let announcement = Announcement {
+            worker,
+            region: "local".to_owned(),
+            protocol: PROTOCOL,
+            incarnation: String::new(),
+            sequence: 0,
+            draining: false,
+        };
+        let mut interval = tokio::time::interval(ANNOUNCE_INTERVAL);
+        loop {
+            interval.tick().await;
+            let _ = bus.publish(ANNOUNCEMENTS, message::encode(&announcement)).await;
+        }
+    });
     let gateway = Gateway::new(GatewayParts {
         bus: Arc::new(bus),
         streams: Arc::new(InProcessStreams::new(worker.clone(), stub)),

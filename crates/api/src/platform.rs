@@ -55,8 +55,35 @@ pub struct PlatformStatus {
     /// What works less well than it should, though requests succeed.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// Those that answered.
+    /// All that are known.
     pub hosts: Vec<HostStatus>,
+}
+
+/// Whether a host is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HostState {
+    /// It is.
+    #[default]
+    Ok,
+    /// It has said nothing for some seconds. The `host_status` of its machines is `unknown`.
+    Suspected,
+    /// It has said nothing for longer. Its machines are shown as they were, their `host_status` is `unreachable`.
+    Unreachable,
+    /// Its machines are being stopped for a shutdown, and none starts.
+    Draining,
+}
+
+impl HostState {
+    /// Its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Suspected => "suspected",
+            Self::Unreachable => "unreachable",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// A host that machines run on. What is promised to a machine is not free, whether it runs or not.
@@ -66,6 +93,12 @@ pub struct HostStatus {
     pub id: String,
     /// Where it is.
     pub region: String,
+    /// Whether it is there. What it has free is 0 where it does not answer.
+    #[serde(default)]
+    pub state: HostState,
+    /// When it last said anything, RFC 3339.
+    #[serde(default)]
+    pub last_seen: String,
     /// Machines that are not destroyed.
     pub machines: u64,
     /// Those of them that run.

@@ -116,7 +116,7 @@ impl InProcessBus {
 impl Bus for InProcessBus {
     async fn request(&self, subject: &str, payload: Bytes, deadline: Duration) -> Result<Bytes, BusError> {
         let handler =
-            self.handlers(subject).into_iter().next().ok_or_else(|| BusError::Unserved(subject.to_owned()))?;
+            self.handlers(subject).into_iter().next().ok_or_else(|| BusError::NotDelivered(subject.to_owned()))?;
         tokio::time::timeout(deadline, self.deliver(handler, payload))
             .await
             .map_err(|_| BusError::TimedOut { subject: subject.to_owned(), deadline })
@@ -201,7 +201,7 @@ mod tests {
         let deadline = Duration::from_secs(30);
         assert_eq!(bus.request("a", "x".into(), deadline).await.unwrap(), "1x");
         drop(serving);
-        assert_eq!(bus.request("a", "x".into(), deadline).await, Err(BusError::Unserved("a".to_owned())));
+        assert_eq!(bus.request("a", "x".into(), deadline).await, Err(BusError::NotDelivered("a".to_owned())));
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,9 +19,9 @@ pub use in_process::{Chaos, InProcessBus};
 /// Why a message did not get its answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
-    /// Nobody serves the subject.
-    #[error("nobody serves {0}")]
-    Unserved(String),
+    /// Nobody serves the subject: the request reached no one, and may be sent again.
+    #[error("{0} can't be reached")]
+    NotDelivered(String),
     /// No answer before the deadline. The request may or may not have been carried out.
     #[error("no answer from {subject} within {deadline:?}")]
     TimedOut {

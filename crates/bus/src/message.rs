@@ -1,9 +1,13 @@
 //! What gateways and workers say to each other.
 //!
 //! Subjects: [`worker_subject`] for requests to one worker, [`region_subject`] for questions to all workers of a
-//! region, [`DELTAS`] for changes of state.
+//! region, [`DELTAS`] for changes of state, [`ANNOUNCEMENTS`] for hosts that are there.
 
-use std::{collections::BTreeMap, net::Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::Ipv6Addr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 pub use caddis_api::images::{ImageSummary, ImportUpdate};
@@ -22,6 +26,13 @@ use crate::BusError;
 /// Where changes of machines are published, as [`Delta`]s.
 pub const DELTAS: &str = "deltas";
 
+/// Where workers say that they are there, as [`Announcement`]s: each [`ANNOUNCE_INTERVAL`], and when something in them
+/// changes. What a worker published on [`DELTAS`] before an announcement arrives before it.
+pub const ANNOUNCEMENTS: &str = "announcements";
+
+/// Time between two announcements of a worker.
+pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Where one worker takes requests.
 pub fn worker_subject(worker: &WorkerId) -> String {
     format!("worker.{worker}")
@@ -32,13 +43,30 @@ pub fn region_subject(region: &str) -> String {
     format!("region.{region}")
 }
 
+/// Version of these messages. A worker refuses requests of a later one.
+pub const PROTOCOL: u32 = 1;
+
 /// A request on its way to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
+    /// What it is written in: [`PROTOCOL`] of its sender.
+    pub protocol: u32,
     /// Unique per request; a worker that sees one again gives the same answer and does nothing twice.
     pub request_id: String,
+    /// When its sender no longer waits for an answer, milliseconds since the Unix epoch by the sender's clock. A worker
+    /// that gets it later does not carry it out.
+    pub not_after: u64,
     /// The request.
     pub request: WorkerRequest,
+}
+
+impl Envelope {
+    /// A request whose sender waits for `timeout` from now on.
+    pub fn new(request_id: String, timeout: Duration, request: WorkerRequest) -> Self {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis);
+        Self { protocol: PROTOCOL, request_id, not_after: now.saturating_add(millis(timeout)), request }
+    }
 }
 
 /// A request to one worker.
@@ -350,6 +378,23 @@ pub struct Delta {
     pub incarnation: String,
     /// The machine as it is now. `destroyed` machines are published once more and then forgotten.
     pub record: MachineRecord,
+}
+
+/// A worker that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    /// Its id.
+    pub worker: WorkerId,
+    /// The region it is in.
+    pub region: String,
+    /// The latest protocol it understands, see [`PROTOCOL`].
+    pub protocol: u32,
+    /// Its process, as in [`Delta::incarnation`].
+    pub incarnation: String,
+    /// Number of the last delta it has published; who has not seen that has lost something.
+    pub sequence: u64,
+    /// Its machines are being stopped for a shutdown of the host, and none starts.
+    pub draining: bool,
 }
 
 /// A question to all workers of a region.

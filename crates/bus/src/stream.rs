@@ -56,7 +56,7 @@ impl InProcessStreams {
 impl Streams for InProcessStreams {
     async fn call(&self, worker: &WorkerId, request: http::Request<Body>) -> Result<http::Response<Body>, BusError> {
         if *worker != self.worker {
-            return Err(BusError::Unserved(format!("streams of worker {worker}")));
+            return Err(BusError::NotDelivered(format!("streams of worker {worker}")));
         }
         Ok(self.service.call(request).await)
     }

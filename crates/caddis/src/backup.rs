@@ -1,7 +1,9 @@
-//! `caddis backup` and `caddis restore`: consistent copies of the databases of a data directory, as one tar file.
+//! `caddis backup` and `caddis restore`: consistent copies of the databases of a data directory, as one tar file, and of
+//! its installation key where that is asked for.
 
 use std::{
     fs::{self, File},
+    io::Read as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
@@ -10,7 +12,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use rusqlite::{Connection, OpenFlags, backup::Backup};
 
-use crate::instance::{self, Instance};
+use crate::{
+    installation_key::InstallationKey,
+    instance::{self, Instance},
+};
 
 /// What is saved, by its name in the data directory.
 const DATABASES: [&str; 2] = [instance::CATALOG, instance::WORKER_DATABASE];
@@ -19,10 +24,15 @@ const PAGES: i32 = 1000;
 
 /// Flags of `caddis backup`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  caddis backup /var/backups/caddis.tar")]
+#[command(
+    after_help = "Example:\n  caddis backup /var/backups/caddis.tar\n  caddis backup /root/caddis.tar --with-key"
+)]
 pub struct BackupArguments {
     /// File to write; it must not exist.
     file: PathBuf,
+    /// Save the installation key too: who has the file can then read what is encrypted on this host.
+    #[arg(long)]
+    with_key: bool,
     /// Where the server keeps everything.
     #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
     data_dir: PathBuf,
@@ -38,7 +48,8 @@ pub struct RestoreArguments {
     /// Where the server keeps everything.
     #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
     data_dir: PathBuf,
-    /// Replace databases that are there. Machines made since the backup are forgotten.
+    /// Replace databases that are there, and the installation key where the backup has one. Machines made since the
+    /// backup are forgotten.
     #[arg(long)]
     force: bool,
 }
@@ -46,13 +57,16 @@ pub struct RestoreArguments {
 /// Saves the databases.
 pub async fn backup(arguments: &BackupArguments) -> Result<()> {
     ensure!(!arguments.file.exists(), "{} exists: give another name", arguments.file.display());
-    let (file, data_dir) = (arguments.file.clone(), arguments.data_dir.clone());
-    let size = tokio::task::spawn_blocking(move || save(&data_dir, &file)).await??;
+    let (file, data_dir, with_key) = (arguments.file.clone(), arguments.data_dir.clone(), arguments.with_key);
+    let size = tokio::task::spawn_blocking(move || save(&data_dir, &file, with_key)).await??;
     println!("Saved {} to {} ({size} bytes)", arguments.data_dir.display(), arguments.file.display());
+    if !with_key {
+        println!("Without the installation key, which decrypts what is encrypted there: --with-key saves it too");
+    }
     Ok(())
 }
 
-fn save(data_dir: &Path, file: &Path) -> Result<u64> {
+fn save(data_dir: &Path, file: &Path, with_key: bool) -> Result<u64> {
     ensure!(data_dir.join(instance::CATALOG).exists(), "{} is not the data directory of a server", data_dir.display());
     let parent = match file.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -74,6 +88,11 @@ fn save(data_dir: &Path, file: &Path) -> Result<u64> {
         copy_database(&source, &copy).with_context(|| format!("can't copy {}", source.display()))?;
         archive.append_path_with_name(&copy, name)?;
     }
+    if with_key {
+        let path = data_dir.join(instance::INSTALLATION_KEY);
+        ensure!(InstallationKey::open(&path)?.is_some(), "{} is missing", path.display());
+        archive.append_path_with_name(&path, instance::INSTALLATION_KEY)?;
+    }
     let out = archive.into_inner()?;
     out.sync_all()?;
     fs::hard_link(&draft, file).with_context(|| format!("can't write {}", file.display()))?;
@@ -93,16 +112,23 @@ fn copy_database(source: &Path, target: &Path) -> Result<()> {
 pub fn restore(arguments: &RestoreArguments) -> Result<()> {
     let instance = Instance::take(&arguments.data_dir)?;
     let file = File::open(&arguments.file).with_context(|| format!("can't open {}", arguments.file.display()))?;
-    let there: Vec<_> = DATABASES.into_iter().filter(|name| instance.path(name).exists()).collect();
-    if !there.is_empty() && !arguments.force {
+    let key_path = instance.path(instance::INSTALLATION_KEY);
+    let is_used = key_path.exists() || DATABASES.into_iter().any(|name| instance.path(name).exists());
+    if is_used && !arguments.force {
         bail!("{} has databases already: give --force to replace them", instance.directory().display());
     }
     let work = tempfile::Builder::new().prefix(".restore-").tempdir_in(instance.directory())?;
-    let mut found = Vec::new();
+    let (mut found, mut key) = (Vec::new(), None);
     let mut archive = tar::Archive::new(file);
     for entry in archive.entries().context("this is not a backup of caddis")? {
         let mut entry = entry.context("this is not a backup of caddis")?;
         let path = entry.path()?.into_owned();
+        if path == Path::new(instance::INSTALLATION_KEY) {
+            let mut text = String::new();
+            entry.take(1024).read_to_string(&mut text).context("the installation key in the backup is damaged")?;
+            key = Some(InstallationKey::parse(&text).context("the installation key in the backup is damaged")?);
+            continue;
+        }
         let Some(name) = DATABASES.into_iter().find(|name| Path::new(name) == path) else {
             bail!("{} is not a backup of caddis: it holds {}", arguments.file.display(), path.display());
         };
@@ -125,6 +151,9 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
         }
         File::open(draft)?.sync_all()?;
         fs::rename(draft, &target).with_context(|| format!("can't replace {}", target.display()))?;
+    }
+    if let Some(key) = key {
+        key.write(&key_path)?;
     }
     println!("Restored {} from {}", instance.directory().display(), arguments.file.display());
     Ok(())
@@ -153,7 +182,7 @@ mod tests {
         for (value, name) in DATABASES.into_iter().enumerate() {
             database(&data_dir.join(name), value as i64 + 1);
         }
-        let arguments = BackupArguments { file: file.clone(), data_dir: data_dir.clone() };
+        let arguments = BackupArguments { file: file.clone(), with_key: false, data_dir: data_dir.clone() };
         backup(&arguments).await.unwrap();
         assert!(backup(&arguments).await.is_err(), "a backup is not written over");
         database(&data_dir.join(DATABASES[0]), 100);
@@ -169,5 +198,18 @@ mod tests {
         assert_eq!(sum(&data_dir.join(DATABASES[0])), 101);
         restore_with(&file, true).unwrap();
         assert_eq!((sum(&data_dir.join(DATABASES[0])), sum(&data_dir.join(DATABASES[1]))), (1, 2));
+        let key = data_dir.join(instance::INSTALLATION_KEY);
+        assert!(!key.exists(), "it was not saved");
+
+        let file = directory.path().join("with_key.tar");
+        let arguments = BackupArguments { file: file.clone(), with_key: true, data_dir: data_dir.clone() };
+        assert!(backup(&arguments).await.is_err() && !file.exists(), "there is none");
+        let first = InstallationKey::create(&key).unwrap().id();
+        backup(&arguments).await.unwrap();
+        fs::remove_file(&key).unwrap();
+        InstallationKey::create(&key).unwrap();
+        assert!(restore_with(&file, false).is_err());
+        restore_with(&file, true).unwrap();
+        assert_eq!(InstallationKey::open(&key).unwrap().unwrap().id(), first);
     }
 }

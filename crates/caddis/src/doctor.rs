@@ -21,6 +21,8 @@ use serde::Serialize;
 
 use crate::{
     host,
+    installation_key::InstallationKey,
+    instance,
     settings::{AcceleratorChoice, ServeArguments, Settings},
 };
 
@@ -157,6 +159,7 @@ fn checks(settings: &Settings) -> Vec<Check> {
         firewall(),
         forwarding(),
         port(settings),
+        installation_key(&settings.data_dir),
         disk(&settings.data_dir),
         memory(),
         cgroups(),
@@ -320,6 +323,19 @@ fn port(settings: &Settings) -> Check {
         Err(error) => {
             Check::failed(name, format!("{}: {error}", settings.listen), "give another address with --listen")
         }
+    }
+}
+
+fn installation_key(data_dir: &Path) -> Check {
+    let name = "installation key";
+    let path = data_dir.join(instance::INSTALLATION_KEY);
+    match InstallationKey::open(&path) {
+        Ok(None) => Check::ok(name, "not made yet; caddis serve does"),
+        Ok(Some(key)) => {
+            let text = format!("{} ({}); caddis backup --with-key saves it", key.id(), path.display());
+            Check::ok(name, text)
+        }
+        Err(error) => Check::failed(name, format!("{error:#}"), "without it nothing that is encrypted can be read"),
     }
 }
 

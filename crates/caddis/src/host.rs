@@ -23,7 +23,7 @@ pub struct HostArguments {
 
 #[derive(Debug, Subcommand)]
 enum HostCommand {
-    /// Stop all guests within a deadline, for a shutdown. They start again when the host is back.
+    /// Stop the guests of this host within a deadline, for a shutdown. They start again when it is back.
     #[command(after_help = "Example:\n  caddis host drain --timeout 60")]
     Drain {
         /// Where the server keeps everything.
@@ -53,17 +53,23 @@ pub async fn run(arguments: HostArguments) -> Result<()> {
 
 /// A client of the server that runs with this data directory.
 pub fn client(data_dir: &Path) -> Result<Client> {
+    Ok(server(data_dir)?.0)
+}
+
+/// The same, and the host that the server runs on.
+fn server(data_dir: &Path) -> Result<(Client, Option<String>)> {
     let file = data_dir.join(SERVER_FILE);
     let text =
         std::fs::read(&file).with_context(|| format!("no server runs with data directory {}", data_dir.display()))?;
     let server: ServerFile = serde_json::from_slice(&text).with_context(|| format!("can't read {}", file.display()))?;
     let token = std::fs::read_to_string(data_dir.join(instance::ROOT_TOKEN)).context("can't read the root token")?;
-    Ok(Client::new(&server.url, Some(token.trim()))?)
+    Ok((Client::new(&server.url, Some(token.trim()))?, server.host))
 }
 
 async fn drain(data_dir: &Path, deadline: Duration) -> Result<()> {
-    let client = client(data_dir)?;
-    let stopped = client.drain_host(deadline).await?;
+    let (client, host) = server(data_dir)?;
+    let host = host.context("the server is of an earlier release: restart it first, machines go on meanwhile")?;
+    let stopped = client.drain_host(&host, deadline).await?;
     println!("Stopped {stopped} guests");
     Ok(())
 }

@@ -22,6 +22,7 @@ pub const IMAGES: &str = "images";
 pub const BOOT: &str = "boot";
 pub const TEMPLATES: &str = "templates";
 pub const ROOT_TOKEN: &str = "root.token";
+pub const INSTALLATION_KEY: &str = "installation.key";
 pub const RESERVE: &str = "reserve";
 pub const NETWORK_STATE: &str = "network.json";
 const LOCK: &str = "lock";
@@ -77,8 +78,8 @@ impl Instance {
     }
 
     /// Says where the server is, for the command line.
-    pub fn announce(&self, url: &str) -> Result<()> {
-        let file = ServerFile { url: url.to_owned() };
+    pub fn announce(&self, url: &str, host: &str) -> Result<()> {
+        let file = ServerFile { url: url.to_owned(), host: Some(host.to_owned()) };
         fs::write(self.path(SERVER_FILE), serde_json::to_vec(&file)?).context("can't write the server's address")
     }
 

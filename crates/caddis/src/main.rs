@@ -7,6 +7,7 @@ mod completion;
 mod descriptors;
 mod doctor;
 mod host;
+mod installation_key;
 mod instance;
 mod manual;
 mod serve;

@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 use crate::{
     accelerator, descriptors,
+    installation_key::InstallationKey,
     instance::{self, Instance, write_secret},
     settings::{LogFormat, ServeArguments, Settings},
 };
@@ -53,6 +54,13 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), data_dir = %instance.directory().display(), "starting");
     // Before anything else is written: a disk that is full must not keep the server from what frees room.
     let reserve = Arc::new(Reserve::open(&instance.path(instance::RESERVE), caddis_disk::SIZE));
+    let key = instance.path(instance::INSTALLATION_KEY);
+    if InstallationKey::open(&key)?.is_none()
+        && let Err(error) = InstallationKey::create(&key)
+    {
+        // Nothing needs it yet; the next start tries again.
+        warn!(error = format!("{error:#}"), "no installation key");
+    }
     let started = tokio::select! {
         started = start(&settings, &instance, max_connections, reserve.clone()) => started.map(Some),
         () = stop.received() => Ok(None),
@@ -84,7 +92,7 @@ async fn start(
         .with_context(|| format!("can't listen on {}; give another address with --listen", settings.listen))?;
     let address = listener.local_addr()?;
     let server = Server::start(settings, instance, address, max_connections, reserve).await?;
-    instance.announce(&url(address))?;
+    instance.announce(&url(address), server.worker.id().as_str())?;
     Ok((listener, address, server))
 }
 

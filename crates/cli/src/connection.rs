@@ -19,6 +19,9 @@ const ROOT_TOKEN_FILE: &str = "root.token";
 pub struct ServerFile {
     /// E.g. `http://127.0.0.1:4280`.
     pub url: String,
+    /// Id of the host it runs on; servers of earlier releases do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 /// A server and the token for it.

@@ -32,13 +32,13 @@ impl Client {
         self.read(Request::get(["v1", "tokens", "current"])).await
     }
 
-    /// `POST /v1/host/drain`: stops all guests for a shutdown of the host. Says how many were stopped.
+    /// `POST /v1/hosts/{id}/drain`: stops all guests of a host for its shutdown. Says how many were stopped.
     ///
     /// # Errors
-    /// 408 when some still ran at the deadline.
-    pub async fn drain_host(&self, deadline: Duration) -> Result<u64, ClientError> {
+    /// 404 when there is no such host, 408 when some still ran at the deadline.
+    pub async fn drain_host(&self, host: &str, deadline: Duration) -> Result<u64, ClientError> {
         let body = serde_json::json!({ "timeout_seconds": deadline.as_secs() });
-        let request = Request::post(["v1", "host", "drain"]).timeout(Some(deadline + Duration::from_secs(30)));
+        let request = Request::post(["v1", "hosts", host, "drain"]).timeout(Some(deadline + Duration::from_secs(30)));
         let reply: Value = self.read_with(request, &body).await?;
         Ok(reply.get("stopped").and_then(Value::as_u64).unwrap_or(0))
     }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     GatewayParts, Settings,
     deletion::{Deletions, Destroyed},
+    hosts::Hosts,
     idempotency::Turns,
     limits::Limits,
     regions::Regions,
@@ -31,7 +32,7 @@ pub(crate) struct Inner {
     pub streams: Arc<dyn caddis_bus::stream::Streams>,
     pub catalog: Arc<dyn Catalog>,
     pub regions: Regions,
-    pub workers: Vec<WorkerId>,
+    pub hosts: Hosts,
     pub settings: Settings,
     pub view: View,
     pub deletions: Deletions,
@@ -50,9 +51,13 @@ impl Inner {
             bus: parts.bus,
             streams: parts.streams,
             catalog: parts.catalog,
-            regions: Regions::new(parts.region, parts.regions),
             view: View::new(destroyed, parts.settings.destroyed_retention, parts.workers.is_empty()),
-            workers: parts.workers,
+            hosts: Hosts::new(
+                parts.workers,
+                &parts.region,
+                (parts.settings.suspected_after, parts.settings.unreachable_after),
+            ),
+            regions: Regions::new(parts.region, parts.regions),
             limits: Limits::new(parts.settings.rate_limit),
             settings: parts.settings,
             deletions: Deletions::default(),
@@ -99,9 +104,13 @@ impl Inner {
         deadline: Duration,
     ) -> Result<WorkerReply, AskError> {
         let subject = message::worker_subject(worker);
-        let payload = message::encode(&Envelope { request_id: ulid::Ulid::new().to_string(), request });
+        let payload = message::encode(&Envelope::new(ulid::Ulid::new().to_string(), deadline * 2, request));
         let answer = match self.bus.request(&subject, payload.clone(), deadline).await {
-            Err(BusError::TimedOut { .. }) => self.bus.request(&subject, payload, deadline).await,
+            Err(timed_out @ BusError::TimedOut { .. }) => match self.bus.request(&subject, payload, deadline).await {
+                // The first may have arrived.
+                Err(BusError::NotDelivered(_)) => Err(timed_out),
+                answer => answer,
+            },
             answer => answer,
         };
         let reply = message::decode::<WorkerResult>(&subject, &answer.map_err(AskError::Bus)?)
@@ -154,7 +163,10 @@ impl From<AskError> for ApiError {
 pub(crate) fn bus_error(error: &BusError) -> ApiError {
     match error {
         BusError::Unreadable { .. } => ApiError::internal(error),
-        _ => ApiError::new(
+        BusError::NotDelivered(_) => {
+            ApiError::new(ErrorCode::Unavailable, format!("unavailable: {error}; nothing was done, try again"))
+        }
+        BusError::TimedOut { .. } => ApiError::new(
             ErrorCode::Unavailable,
             format!("unavailable: {error}; the request may still be carried out, look before trying again"),
         ),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State, http::StatusCode};
+use caddis_api::platform::HostState;
 use caddis_bus::message::{WorkerReply, WorkerRequest};
 use futures::future::join_all;
 use serde::Serialize;
@@ -49,10 +50,13 @@ pub(crate) async fn check(context: &Context) -> Health {
     if let Err(error) = context.catalog.check().await {
         problems.push(error.to_string());
     }
-    if context.workers.is_empty() {
-        problems.push("no worker is known".to_owned());
+    let (silent, heard): (Vec<_>, Vec<_>) =
+        context.hosts.all().into_iter().partition(|(_, host)| host.state == HostState::Unreachable);
+    if heard.is_empty() {
+        let text = if silent.is_empty() { "no host is known" } else { "no host can be reached" };
+        problems.push(text.to_owned());
     }
-    let answers = context.workers.iter().map(|worker| async move {
+    let answers = heard.iter().map(|(worker, _)| async move {
         match context.ask(worker, WorkerRequest::Health, DEADLINE).await {
             Ok(WorkerReply::Health { mut problems, warnings }) => {
                 if problems.is_empty() && !context.view.is_listed(worker) {
@@ -66,5 +70,10 @@ pub(crate) async fn check(context: &Context) -> Health {
     });
     let (of_workers, warnings): (Vec<_>, Vec<_>) = join_all(answers).await.into_iter().unzip();
     problems.extend(of_workers.into_iter().flatten());
-    Health { ok: problems.is_empty(), problems, warnings: warnings.into_iter().flatten().collect() }
+    let unreachable = silent.iter().map(|(worker, host)| {
+        let seconds = host.last_seen.elapsed().as_secs();
+        format!("host {worker} has said nothing for {seconds} s: its machines are shown as they were")
+    });
+    let warnings = unreachable.chain(warnings.into_iter().flatten()).collect();
+    Health { ok: problems.is_empty(), problems, warnings }
 }

@@ -1,13 +1,22 @@
-//! `POST /v1/host/drain`: stops the guests of all hosts for a shutdown. They start again when their host is back.
+//! `POST /v1/hosts/{id}/drain`: stops the guests of a host for a shutdown. They start again when it is back.
 
 use std::time::Duration;
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use caddis_api::{ApiError, ErrorCode, error::ErrorBody};
 use caddis_bus::message::{WorkerReply, WorkerRequest};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{context::Context, envelope::Failure, extract::JsonBody, openapi::errors::BadBody};
+use crate::{
+    context::{Context, unexpected},
+    envelope::Failure,
+    extract::JsonBody,
+    openapi::errors::BadBody,
+};
 
 /// What a worker needs beyond the deadline to answer.
 const GRACE: Duration = Duration::from_secs(10);
@@ -34,29 +43,35 @@ pub(crate) struct Drained {
     stopped: u64,
 }
 
-/// Stop the guests of all hosts for a shutdown.
+/// Stop the guests of a host for a shutdown.
 ///
-/// They start again when their host is back. Our addition.
+/// They start again when it is back. Our addition.
 #[utoipa::path(
     post,
-    path = "/v1/host/drain",
+    path = "/v1/hosts/{id}/drain",
     operation_id = "Host_drain",
     tag = "Host",
+    params(("id" = String, Path, description = "Id of the host, as in /v1/platform/status")),
     request_body = Drain,
-    responses((status = 200, description = "All are stopped", body = Drained), BadBody),
+    responses(
+        (status = 200, description = "All are stopped", body = Drained),
+        (status = 404, description = "There is no such host", body = ErrorBody),
+        BadBody,
+    ),
 )]
 pub(crate) async fn drain(
     State(context): State<Context>,
+    Path(id): Path<String>,
     JsonBody(request): JsonBody<Drain>,
 ) -> Result<Json<Drained>, Failure> {
+    let host = context.hosts.named(&id).ok_or_else(|| {
+        let id: String = id.chars().take(100).collect();
+        ApiError::new(ErrorCode::NotFound, format!("host not found: {}", id.escape_debug()))
+    })?;
     let deadline = Duration::from_secs(request.timeout_seconds.min(LONGEST_SECONDS));
     let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-    let mut stopped = 0;
-    for worker in &context.workers {
-        match context.ask(worker, WorkerRequest::Drain { deadline_ms }, deadline + GRACE).await? {
-            WorkerReply::Drained { stopped: count } => stopped += count,
-            other => return Err(Failure(caddis_api::ApiError::internal(format!("unexpected answer {other:?}")))),
-        }
+    match context.ask(&host, WorkerRequest::Drain { deadline_ms }, deadline + GRACE).await? {
+        WorkerReply::Drained { stopped } => Ok(Json(Drained { stopped })),
+        other => Err(Failure(unexpected(&other))),
     }
-    Ok(Json(Drained { stopped }))
 }

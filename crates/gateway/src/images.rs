@@ -36,13 +36,12 @@ pub(crate) enum ArchiveFormat {
 }
 
 /// The worker meant: that of parameter `worker`, else the first.
-fn worker<'a>(context: &'a Inner, params: &Params) -> Result<&'a WorkerId, ApiError> {
+fn worker(context: &Inner, params: &Params) -> Result<WorkerId, ApiError> {
     let Some(name) = params.get("worker") else {
         let none = || ApiError::new(ErrorCode::Unavailable, "unavailable: no worker is known");
-        return context.workers.first().ok_or_else(none);
+        return context.hosts.reachable().into_iter().next().ok_or_else(none);
     };
-    let found = context.workers.iter().find(|worker| worker.as_str() == name);
-    found.ok_or_else(|| invalid("worker", name, "the id of a worker"))
+    context.hosts.named(name).ok_or_else(|| invalid("worker", name, "the id of a worker"))
 }
 
 fn passed_on(params: &Params, names: &[&'static str]) -> String {
@@ -61,7 +60,7 @@ fn passed_on(params: &Params, names: &[&'static str]) -> String {
     responses((status = 200, description = "The images", body = Vec<ImageSummary>), BadParameter),
 )]
 pub(crate) async fn list(State(context): State<Context>, params: Params) -> Result<Response, Failure> {
-    forward::call(&context, worker(&context, &params)?, Request::get("/images").body(Body::empty())).await
+    forward::call(&context, &worker(&context, &params)?, Request::get("/images").body(Body::empty())).await
 }
 
 /// Import an image from an archive.
@@ -110,7 +109,7 @@ pub(crate) async fn import(
     let body = Steady::new(request.into_body(), context.settings.body_timeout);
     let body = Body::new(Limited::new(body, limit).map_err(axum::Error::new));
     let path = format!("/images?{}", passed_on(&params, &["format", "image", "name"]));
-    forward::call(&context, worker(&context, &params)?, Request::post(path).body(body)).await
+    forward::call(&context, &worker(&context, &params)?, Request::post(path).body(body)).await
 }
 
 /// Remove an image that no machine uses.
@@ -137,5 +136,5 @@ pub(crate) async fn remove(State(context): State<Context>, params: Params) -> Re
         return Err(invalid("name", "", "the name or digest of an image").into());
     }
     let path = format!("/images?{}", passed_on(&params, &["name"]));
-    forward::call(&context, worker(&context, &params)?, Request::delete(path).body(Body::empty())).await
+    forward::call(&context, &worker(&context, &params)?, Request::delete(path).body(Body::empty())).await
 }

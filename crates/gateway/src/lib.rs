@@ -20,6 +20,7 @@ mod extract;
 mod forward;
 mod health;
 mod host;
+mod hosts;
 mod idempotency;
 mod images;
 mod limits;
@@ -69,7 +70,8 @@ pub struct GatewayParts {
     pub region: String,
     /// All regions. `capacity` is filled in when asked for.
     pub regions: Vec<Region>,
-    /// Workers known from the start; others are learnt of when they publish.
+    /// Workers known from the start, whose machines the first requests wait for; others become known by announcing
+    /// themselves.
     pub workers: Vec<WorkerId>,
     /// Limits and deadlines.
     pub settings: Settings,
@@ -96,6 +98,10 @@ pub struct Settings {
     pub create_deadline: Duration,
     /// How long a worker may take to answer anything else. Asked twice.
     pub request_deadline: Duration,
+    /// How long a host may say nothing before it is suspected; they announce themselves every 2 s.
+    pub suspected_after: Duration,
+    /// How long before it is unreachable.
+    pub unreachable_after: Duration,
     /// How long destroyed machines are shown.
     pub destroyed_retention: Duration,
     /// The reference's rate limits times this; 0 for none.
@@ -114,6 +120,8 @@ impl Default for Settings {
             drain_timeout: Duration::from_secs(10),
             create_deadline: Duration::from_secs(60),
             request_deadline: Duration::from_secs(15),
+            suspected_after: Duration::from_secs(3),
+            unreachable_after: Duration::from_secs(10),
             destroyed_retention: Duration::from_secs(7 * 24 * 3600),
             rate_limit: 0.0,
         }
@@ -132,9 +140,9 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError::Subscribe`].
     pub async fn new(parts: GatewayParts) -> Result<Self, GatewayError> {
-        let deltas = parts.bus.subscribe(caddis_bus::message::DELTAS).await?;
+        let changes = view::Changes::subscribe(parts.bus.as_ref()).await?;
         let (context, destroyed) = Inner::new(parts);
-        context.background(view::follow(context.clone(), deltas));
+        context.background(view::follow(context.clone(), changes));
         context.background(deletion::tidy(context.clone(), destroyed));
         Ok(Self { _ending: context.ending.clone().drop_guard(), context })
     }

@@ -84,7 +84,7 @@ pub(crate) async fn logs(
                     ApiError::invalid("invalid instance, the app has machines on several hosts: name one").into()
                 );
             }
-            workers.pop().or_else(|| context.workers.first().cloned())
+            workers.pop().or_else(|| context.hosts.reachable().into_iter().next())
         }
     };
     let Some(worker) = worker else {

@@ -1,22 +1,30 @@
 //! `GET /v1/platform/status`: whether the server is well, and what its hosts have left. Our addition.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use axum::{Json, body::Body, extract::State, http::Request};
 use caddis_api::{
+    WorkerId,
     images::ImageSummary,
     platform::{HostStatus, PlatformStatus},
+    time,
 };
 use caddis_bus::{
     AskWindow,
     message::{Offer, Question},
 };
+use futures::future::join_all;
 
 use crate::{
     context::{Context, Inner},
     envelope::Failure,
     extract::small,
-    forward, health, placement,
+    forward, health,
+    hosts::Host,
+    placement,
 };
 
 /// Say whether the server is well, and what its hosts have left.
@@ -32,12 +40,12 @@ use crate::{
 pub(crate) async fn status(State(context): State<Context>) -> Result<Json<PlatformStatus>, Failure> {
     context.synced().await?;
     let health::Health { ok, problems, warnings } = health::check(&context).await;
-    let mut hosts = Vec::new();
-    for region in context.regions.codes() {
-        for offer in offers(&context, region).await {
-            hosts.push(host(&context, region, offer).await);
-        }
-    }
+    let known = context.hosts.all();
+    let regions: BTreeSet<_> = known.iter().map(|(_, host)| host.region.clone()).collect();
+    let offers = join_all(regions.iter().map(|region| offers(&context, region))).await;
+    let offers: HashMap<_, _> = offers.into_iter().flatten().map(|offer| (offer.worker.clone(), offer)).collect();
+    let hosts = known.iter().map(|(worker, host)| self::host(&context, worker, host, offers.get(worker)));
+    let hosts = join_all(hosts).await;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     Ok(Json(PlatformStatus { version, ok, problems, warnings, hosts }))
 }
@@ -46,29 +54,34 @@ pub(crate) async fn status(State(context): State<Context>) -> Result<Json<Platfo
 async fn offers(context: &Inner, region: &str) -> Vec<Offer> {
     let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: String::new() };
     let window = AskWindow { quiet: Duration::from_millis(20), deadline: Duration::from_millis(500) };
-    let mut offers = placement::ask(context, region, &question, window).await.unwrap_or_default();
-    offers.sort_by(|a, b| a.worker.as_str().cmp(b.worker.as_str()));
-    offers
+    placement::ask(context, region, &question, window).await.unwrap_or_default()
 }
 
-async fn host(context: &Context, region: &str, offer: Offer) -> HostStatus {
-    let (machines, started) = context.view.counts_of_worker(&offer.worker);
-    let images = images(context, &offer).await;
+async fn host(context: &Context, worker: &WorkerId, host: &Host, offer: Option<&Offer>) -> HostStatus {
+    let (machines, started) = context.view.counts_of_worker(worker);
+    let images = match offer {
+        Some(_) => images(context, worker).await,
+        None => None,
+    };
+    let seen = SystemTime::now().checked_sub(host.last_seen.elapsed()).unwrap_or(UNIX_EPOCH);
+    let seen = seen.duration_since(UNIX_EPOCH).unwrap_or_default();
     HostStatus {
-        id: offer.worker.to_string(),
-        region: region.to_owned(),
+        id: worker.to_string(),
+        region: host.region.clone(),
+        state: host.state,
+        last_seen: time::seconds(time::from_unix_ms(u64::try_from(seen.as_millis()).unwrap_or(u64::MAX))),
         machines,
         started,
-        free_cpus: offer.free_cpus,
-        free_memory_mb: offer.free_memory_mib,
-        free_disk_gb: offer.free_disk_gib,
+        free_cpus: offer.map_or(0, |offer| offer.free_cpus),
+        free_memory_mb: offer.map_or(0, |offer| offer.free_memory_mib),
+        free_disk_gb: offer.map_or(0, |offer| offer.free_disk_gib),
         images: images.as_ref().map(|images| images.len() as u64),
         images_bytes: images.map(|images| images.iter().map(|image| image.size).sum()),
     }
 }
 
 /// Nothing when the host does not say.
-async fn images(context: &Context, offer: &Offer) -> Option<Vec<ImageSummary>> {
-    let answer = forward::call(context, &offer.worker, Request::get("/images").body(Body::empty())).await.ok()?;
+async fn images(context: &Context, worker: &WorkerId) -> Option<Vec<ImageSummary>> {
+    let answer = forward::call(context, worker, Request::get("/images").body(Body::empty())).await.ok()?;
     serde_json::from_slice(&small(answer.into_body()).await?).ok()
 }

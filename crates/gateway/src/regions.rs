@@ -1,6 +1,6 @@
 //! Regions: the list, and expressions like `lhr,eu,any`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use axum::{Json, extract::State};
@@ -29,38 +29,44 @@ const CAPACITY_AGE: Duration = Duration::from_secs(5);
 /// The regions of the installation.
 pub(crate) struct Regions {
     own: String,
-    all: Vec<Region>,
+    all: RwLock<Vec<Region>>,
     capacity: Mutex<Option<(Instant, Vec<Region>)>>,
 }
 
 impl Regions {
     /// `own` is listed even when the configuration does not name it.
-    pub fn new(own: String, mut all: Vec<Region>) -> Self {
-        if !all.iter().any(|region| region.code == own) {
-            all.push(Region {
-                code: own.clone(),
-                name: own.clone(),
-                latitude: 0.0,
-                longitude: 0.0,
-                gateway_available: true,
-                requires_paid_plan: false,
-                deprecated: false,
-                capacity: 0,
-                geo_region: String::new(),
-                mpg_available: false,
-            });
-        }
-        Self { own, all, capacity: Mutex::default() }
+    pub fn new(own: String, all: Vec<Region>) -> Self {
+        let regions = Self { own: own.clone(), all: RwLock::new(all), capacity: Mutex::default() };
+        regions.learn(&own);
+        regions
     }
 
-    /// Codes of all.
-    pub fn codes(&self) -> impl Iterator<Item = &str> {
-        self.all.iter().map(|region| region.code.as_str())
+    fn read(&self) -> RwLockReadGuard<'_, Vec<Region>> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A host is in a region: that is one of ours, whether or not the configuration names it.
+    pub fn learn(&self, code: &str) {
+        if self.knows(code) {
+            return;
+        }
+        self.all.write().unwrap_or_else(PoisonError::into_inner).push(Region {
+            code: code.to_owned(),
+            name: code.to_owned(),
+            latitude: 0.0,
+            longitude: 0.0,
+            gateway_available: true,
+            requires_paid_plan: false,
+            deprecated: false,
+            capacity: 0,
+            geo_region: String::new(),
+            mpg_available: false,
+        });
     }
 
     /// Whether it is the code of one.
     pub fn knows(&self, code: &str) -> bool {
-        self.codes().any(|known| known == code)
+        self.read().iter().any(|region| region.code == code)
     }
 
     /// Where this gateway is.
@@ -72,20 +78,21 @@ impl Regions {
     pub fn resolve(&self, expression: Option<&str>) -> Result<Vec<String>, ApiError> {
         let expression = expression.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("any");
         let mut found: Vec<String> = Vec::new();
+        let all = self.read();
         for item in expression.split(',').map(str::trim) {
             let part = ALIASES.iter().find(|(alias, _)| *alias == item).map(|(_, part)| *part);
             let matches = |region: &&Region| {
                 region.code == item
                     || (!region.deprecated && (item == "any" || part == Some(region.geo_region.as_str())))
             };
-            let mut named: Vec<_> = self.all.iter().filter(matches).map(|region| region.code.clone()).collect();
+            let mut named: Vec<_> = all.iter().filter(matches).map(|region| region.code.clone()).collect();
             named.sort_by_key(|code| *code != self.own);
             found.extend(named);
         }
         let mut seen = std::collections::HashSet::new();
         found.retain(|code| seen.insert(code.clone()));
         if found.is_empty() {
-            let known: Vec<_> = self.all.iter().map(|region| region.code.as_str()).collect();
+            let known: Vec<_> = all.iter().map(|region| region.code.as_str()).collect();
             return Err(ApiError::new(
                 // No other answer is to be had later.
                 ErrorCode::Unprocessable,
@@ -114,7 +121,7 @@ pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
     if let Some((_, regions)) = cached.filter(|(asked, _)| asked.elapsed() < CAPACITY_AGE) {
         return Json(RegionsReply { nearest, regions });
     }
-    let mut regions = context.regions.all.clone();
+    let mut regions = context.regions.read().clone();
     for region in &mut regions {
         // Of the smallest size.
         let room = placements::room_in(&context, &region.code, &MachineConfig::default()).await.unwrap_or_default();
@@ -133,7 +140,7 @@ mod tests {
         let region = |code: &str, part: &str| Region {
             code: code.to_owned(),
             geo_region: part.to_owned(),
-            ..empty.all[0].clone()
+            ..empty.read()[0].clone()
         };
         let all = vec![region("lhr", "europe"), region("fra", "europe"), region("iad", "north_america")];
         Regions::new("fra".to_owned(), all)

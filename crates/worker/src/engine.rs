@@ -26,7 +26,7 @@ use crate::{
     publish::Publisher,
     row::MachineRow,
     store::Store,
-    turns::Queues,
+    turns::{Creations, Queues},
 };
 
 /// Requests a machine's owner may have waiting.
@@ -58,6 +58,8 @@ pub struct Shared {
     pub hook: Option<Arc<dyn StepHook>>,
     /// Where machines wait for their turn.
     pub queues: Queues,
+    /// Machines that are being made.
+    pub creations: Creations,
     owners: Mutex<HashMap<MachineId, mpsc::Sender<Message>>>,
     images_in_use: Mutex<HashMap<MachineId, String>>,
     running: Mutex<BTreeMap<MachineId, Arc<dyn Vm>>>,
@@ -79,6 +81,7 @@ impl Shared {
             worker,
             capacity: Capacity::new(&config),
             queues: Queues::new(&config),
+            creations: Creations::default(),
             config,
             hook: None,
             store,
@@ -229,6 +232,12 @@ impl Shared {
     /// No machine starts from here on.
     pub fn begin_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.announce();
+    }
+
+    /// Tells the gateways that this worker is there.
+    pub fn announce(&self) {
+        self.publisher.announce(&self.config.region, self.draining.load(Ordering::Relaxed));
     }
 }
 

@@ -132,6 +132,7 @@ impl Worker {
         let background = vec![
             tokio::spawn(start::forget_destroyed(shared.clone())),
             tokio::spawn(start::watch_clock(shared.clone())),
+            tokio::spawn(start::announce(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
         ];
         Ok(Self { shared, serving, background })

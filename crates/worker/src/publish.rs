@@ -9,7 +9,7 @@ use std::{
 use caddis_api::{MachineId, WorkerId};
 use caddis_bus::{
     Bus,
-    message::{DELTAS, Delta, MachineRecord, encode},
+    message::{ANNOUNCEMENTS, Announcement, DELTAS, Delta, MachineRecord, PROTOCOL, encode},
 };
 use tokio::sync::mpsc;
 
@@ -19,7 +19,13 @@ pub struct Publisher {
     worker: WorkerId,
     incarnation: String,
     shared: Arc<Mutex<Shared>>,
-    deltas: mpsc::UnboundedSender<Delta>,
+    outbox: mpsc::UnboundedSender<Outgoing>,
+}
+
+/// Sent in the order in which it was said.
+enum Outgoing {
+    Delta(Box<Delta>),
+    Announcement(Announcement),
 }
 
 #[derive(Default)]
@@ -32,17 +38,21 @@ struct Shared {
 impl Publisher {
     /// A publisher on `bus`; a task of the current runtime sends what it is given, until all clones are gone.
     pub fn new(worker: WorkerId, bus: Arc<dyn Bus>) -> Self {
-        let (deltas, mut queue) = mpsc::unbounded_channel::<Delta>();
+        let (outbox, mut queue) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            while let Some(delta) = queue.recv().await {
-                if let Err(e) = bus.publish(DELTAS, encode(&delta)).await {
+            while let Some(outgoing) = queue.recv().await {
+                let published = match outgoing {
+                    Outgoing::Delta(delta) => bus.publish(DELTAS, encode(&delta)).await,
+                    Outgoing::Announcement(announcement) => bus.publish(ANNOUNCEMENTS, encode(&announcement)).await,
+                };
+                if let Err(e) = published {
                     // The hole in the numbers makes the gateways ask for everything.
-                    tracing::warn!(error = %e, "can't publish a change");
+                    tracing::warn!(error = %e, "can't publish");
                 }
             }
         });
         let incarnation = caddis_api::VersionId::generate().to_string();
-        Self { worker, incarnation, shared: Arc::default(), deltas }
+        Self { worker, incarnation, shared: Arc::default(), outbox }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -64,7 +74,22 @@ impl Publisher {
         };
         // Sent under the lock, so that the order on the bus is the order of the numbers. The receiver only goes away
         // with the runtime.
-        let _ = self.deltas.send(delta);
+        let _ = self.outbox.send(Outgoing::Delta(Box::new(delta)));
+    }
+
+    /// Says that the worker is there.
+    pub fn announce(&self, region: &str, draining: bool) {
+        let shared = self.shared();
+        let announcement = Announcement {
+            worker: self.worker.clone(),
+            region: region.to_owned(),
+            protocol: PROTOCOL,
+            incarnation: self.incarnation.clone(),
+            sequence: shared.sequence,
+            draining,
+        };
+        // Under the lock, as in `publish`.
+        let _ = self.outbox.send(Outgoing::Announcement(announcement));
     }
 
     /// Forgets a destroyed machine.

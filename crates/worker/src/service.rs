@@ -17,8 +17,8 @@ use caddis_api::{
 use caddis_bus::{
     Handler,
     message::{
-        Action, CreateMachine, Envelope, Offer, Question, UpdateMachine, VersionRecord, WorkerReply, WorkerRequest,
-        WorkerResult, decode, encode,
+        Action, CreateMachine, Envelope, Offer, PROTOCOL, Question, UpdateMachine, VersionRecord, WorkerReply,
+        WorkerRequest, WorkerResult, decode, encode,
     },
 };
 use caddis_guest_protocol::{
@@ -125,6 +125,7 @@ impl Handler for RequestHandler {
     async fn handle(&self, request: Bytes) -> Bytes {
         match decode::<Envelope>("worker", &request) {
             // What changes nothing may be done twice; its answers, whole listings among them, are not worth keeping.
+            Ok(envelope) if let Err(error) = check(&envelope) => encode::<WorkerResult>(&Err(error)),
             Ok(envelope) if !may_change(&envelope.request) => encode(&handle(&self.shared, envelope.request).await),
             Ok(envelope) => {
                 let id = envelope.request_id.clone();
@@ -135,6 +136,23 @@ impl Handler for RequestHandler {
             Err(e) => encode::<WorkerResult>(&Err(ApiError::internal(e))),
         }
     }
+}
+
+/// Refuses what can't be understood, and what nobody waits for any more: its sender may have done something else since.
+fn check(envelope: &Envelope) -> Result<(), ApiError> {
+    if envelope.protocol > PROTOCOL {
+        let text = format!(
+            "unavailable: the request is of protocol {}, its host speaks {PROTOCOL}: upgrade that host",
+            envelope.protocol
+        );
+        return Err(ApiError::new(ErrorCode::Unavailable, text));
+    }
+    if envelope.not_after < now_ms() {
+        let text = "unavailable: the request reached its host too late and was not carried out, try again; if this goes \
+                    on, compare the clocks of the hosts";
+        return Err(ApiError::new(ErrorCode::Unavailable, text));
+    }
+    Ok(())
 }
 
 fn may_change(request: &WorkerRequest) -> bool {
@@ -178,6 +196,7 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
 }
 
 async fn make(shared: &Arc<Shared>, create: CreateMachine) -> WorkerResult {
+    let _turn = shared.creations.begin(&create.id).await;
     // A gateway that got no answer asks again.
     if let Some(record) = shared.publisher.get(&create.id) {
         let lease = if create.lease.is_some() { held_lease(shared, &create.id).await } else { None };

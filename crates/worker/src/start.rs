@@ -3,9 +3,10 @@
 use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Duration};
 
 use caddis_api::{MachineConfig, MachineId, MachineState, WorkerId, event::MachineEvent};
-use caddis_bus::Bus;
+use caddis_bus::{Bus, message::ANNOUNCE_INTERVAL};
 use caddis_vmm::{StartKind, Vm};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::time::MissedTickBehavior;
 
 use crate::{
     StepHook, WorkerConfig, WorkerError,
@@ -251,6 +252,16 @@ impl Draft {
             self.begin(recovery(), Source::Worker);
         }
         // Without a reboot the owner finds a started machine without VM, and its restart policy decides.
+    }
+}
+
+/// Says again and again that this worker is there.
+pub async fn announce(shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(ANNOUNCE_INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        shared.announce();
     }
 }
 

@@ -1,8 +1,14 @@
-//! Turns among the machines of a host: how many do at once what would only take longer if more did it.
+//! Turns among the machines of a host: how many do at once what would only take longer if more did it, and what one
+//! machine does once at a time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use caddis_api::MachineId;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::WorkerConfig;
@@ -32,6 +38,29 @@ impl Queues {
             suspends: Arc::new(Semaphore::new(SUSPENDS)),
             launches: Arc::new(Semaphore::new(config.launch_concurrency.max(1))),
         }
+    }
+}
+
+/// Machines that are being made: of two requests to make the same one, the second waits for what becomes of the first.
+#[derive(Default)]
+pub struct Creations(Mutex<HashMap<MachineId, Weak<AsyncMutex<()>>>>);
+
+impl Creations {
+    /// Begins to make a machine, until what this returns is dropped.
+    pub async fn begin(&self, machine: &MachineId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            match turns.get(machine).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::default();
+                    turns.insert(machine.clone(), Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
     }
 }
 

@@ -80,7 +80,7 @@ impl Site {
 
     async fn ask(&self, request: WorkerRequest) -> WorkerResult {
         let subject = worker_subject(self.worker.id());
-        let envelope = Envelope { request_id: MachineId::random().to_string(), request };
+        let envelope = Envelope::new(MachineId::random().to_string(), TIMEOUT, request);
         decode(&subject, &self.bus.request(&subject, encode(&envelope), TIMEOUT).await.unwrap()).unwrap()
     }
 

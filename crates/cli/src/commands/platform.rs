@@ -107,8 +107,18 @@ async fn status(format: &Format, session: &Session) -> Result<(), CliError> {
         ];
         printer.facts("Server", &facts)?;
         let rows: Vec<_> = status.hosts.iter().map(host_row).collect();
-        let headers =
-            ["ID", "Region", "Machines", "Started", "Free CPUs", "Free Memory", "Free Disk", "Images", "Images' Disk"];
+        let headers = [
+            "ID",
+            "Region",
+            "State",
+            "Machines",
+            "Started",
+            "Free CPUs",
+            "Free Memory",
+            "Free Disk",
+            "Images",
+            "Images' Disk",
+        ];
         printer.table("Hosts", &headers, &rows)?;
     }
     for warning in &status.warnings {
@@ -125,6 +135,7 @@ fn host_row(host: &HostStatus) -> Vec<String> {
     vec![
         host.id.clone(),
         host.region.clone(),
+        host.state.as_str().to_owned(),
         host.machines.to_string(),
         host.started.to_string(),
         host.free_cpus.to_string(),

@@ -5,12 +5,16 @@ use std::{
     time::Duration,
 };
 
-use caddis_api::WorkerId;
+use caddis_api::{WorkerId, platform::HostState};
 use caddis_bus::{
-    Published,
-    message::{self, DELTAS, Delta, WorkerReply, WorkerRequest},
+    Bus, BusError, Published,
+    message::{self, ANNOUNCEMENTS, Announcement, DELTAS, Delta, WorkerReply, WorkerRequest},
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
 
 use super::sequence::{Next, Sequences};
 use crate::{
@@ -23,6 +27,22 @@ const PAGE: usize = 500;
 
 /// First and longest wait before a worker that can't be listed is asked again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often it is looked whether hosts are silent.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What workers publish from now on.
+pub(crate) struct Changes {
+    deltas: mpsc::Receiver<Published>,
+    announcements: mpsc::Receiver<Published>,
+}
+
+impl Changes {
+    /// Of all workers on a bus.
+    pub async fn subscribe(bus: &dyn Bus) -> Result<Self, BusError> {
+        Ok(Self { deltas: bus.subscribe(DELTAS).await?, announcements: bus.subscribe(ANNOUNCEMENTS).await? })
+    }
+}
 
 /// Listings in progress.
 struct Listings {
@@ -56,15 +76,21 @@ impl Listings {
 }
 
 /// Runs until it is dropped.
-pub(crate) async fn follow(context: Context, mut deltas: mpsc::Receiver<Published>) {
+pub(crate) async fn follow(context: Context, changes: Changes) {
+    let Changes { mut deltas, mut announcements } = changes;
     let mut listings =
         Listings { context: context.clone(), running: JoinSet::new(), state: HashMap::new(), known: HashSet::new() };
-    for worker in &context.workers {
+    for worker in context.hosts.first() {
         listings.begin(worker);
     }
     let mut sequences = Sequences::default();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looked = Instant::now();
     loop {
         tokio::select! {
+            // An announcement is of what was published before it: that is taken in first.
+            biased;
             published = deltas.recv() => {
                 let Some(published) = published else { return };
                 // The newest are lost when the queue is full, and without a next one there is no hole to see.
@@ -75,6 +101,20 @@ pub(crate) async fn follow(context: Context, mut deltas: mpsc::Receiver<Publishe
                     }
                 }
                 take_in(&mut listings, &mut sequences, &published);
+            }
+            published = announcements.recv() => {
+                let Some(published) = published else { return };
+                take_in_announcement(&mut listings, &mut sequences, &published);
+            }
+            _ = look.tick() => {
+                let late = looked.elapsed().saturating_sub(LOOK);
+                looked = Instant::now();
+                if late > LOOK {
+                    context.hosts.excuse(late);
+                }
+                for (worker, state) in context.hosts.look() {
+                    show(&context, &worker, state);
+                }
             }
             Some(ended) = listings.running.join_next() => match ended {
                 Ok(worker) => listings.ended(&worker),
@@ -92,6 +132,9 @@ fn take_in(listings: &mut Listings, sequences: &mut Sequences, published: &Publi
             return;
         }
     };
+    if let Some(state) = listings.context.hosts.heard(&delta.worker) {
+        show(&listings.context, &delta.worker, state);
+    }
     let known = listings.known.contains(&delta.worker);
     let next = sequences.saw(&delta.worker, &delta.incarnation, delta.sequence, known);
     if next == Next::List {
@@ -99,6 +142,43 @@ fn take_in(listings: &mut Listings, sequences: &mut Sequences, published: &Publi
         listings.begin(&delta.worker);
     }
     listings.context.view.apply(delta.record);
+}
+
+fn take_in_announcement(listings: &mut Listings, sequences: &mut Sequences, published: &Published) {
+    let announcement: Announcement = match message::decode(ANNOUNCEMENTS, &published.payload) {
+        Ok(announcement) => announcement,
+        Err(error) => {
+            tracing::error!(%error, "an announcement can't be read");
+            return;
+        }
+    };
+    let Announcement { worker, incarnation, sequence, .. } = &announcement;
+    listings.context.regions.learn(&announcement.region);
+    if let Some(state) = listings.context.hosts.announced(&announcement) {
+        show(&listings.context, worker, state);
+    }
+    let known = listings.known.contains(worker);
+    if sequences.announced(worker, incarnation, *sequence, known) == Next::List {
+        tracing::info!(%worker, sequence, "listing a worker: it has published what was not seen");
+        listings.begin(worker);
+    }
+}
+
+/// A host is in another state now: so are its machines.
+fn show(context: &Context, worker: &WorkerId, state: HostState) {
+    let status = match state {
+        HostState::Ok | HostState::Draining => None,
+        HostState::Suspected => Some("unknown"),
+        HostState::Unreachable => Some("unreachable"),
+    };
+    match state {
+        HostState::Ok => tracing::info!(%worker, "the host is there"),
+        HostState::Draining => tracing::info!(%worker, "the host is being drained"),
+        HostState::Suspected | HostState::Unreachable => {
+            tracing::warn!(%worker, state = state.as_str(), "nothing is heard of a host");
+        }
+    }
+    context.view.set_host_status(worker, status);
 }
 
 /// Lists a worker, however often it takes.
@@ -129,7 +209,7 @@ async fn list_once(context: &Context, worker: &WorkerId) -> Result<(), AskError>
             context.view.take_in(record, false);
         }
         if complete {
-            context.view.end_listing(worker, begin, &context.workers);
+            context.view.end_listing(worker, begin, context.hosts.first());
             return Ok(());
         }
     }

@@ -26,15 +26,17 @@ use tokio::{
 use self::watchers::Watchers;
 use crate::deletion::Destroyed;
 
-pub(crate) use follow::follow;
+pub(crate) use follow::{Changes, follow};
 
 /// Largest configuration, bytes, of a machine whose JSON is kept beside it.
 const LARGEST_KEPT: usize = 16 * 1024;
 
 /// A machine at one revision.
 pub(crate) struct Shown {
-    /// As its worker published it.
+    /// As its worker published it, but for what is known of its host.
     pub record: MachineRecord,
+    /// Its `host_status` as its worker published it, and why, where the host is not there to vouch for it.
+    published: Option<(String, Option<String>)>,
     body: OnceLock<Bytes>,
 }
 
@@ -45,6 +47,20 @@ impl Shown {
         let write = || serde_json::to_vec(&self.record.machine).map_or_else(|_| Bytes::new(), Bytes::from);
         let size = self.record.machine.config.as_ref().map_or(0, caddis_api::RawConfig::size);
         if size > LARGEST_KEPT { write() } else { self.body.get_or_init(write).clone() }
+    }
+
+    /// The machine with another `host_status`, where it has another one.
+    fn with_host_status(&self, status: Option<&str>) -> Option<Self> {
+        let machine = &self.record.machine;
+        let current = (machine.host_status.clone(), machine.host_status_reason.clone());
+        let published = self.published.clone().unwrap_or_else(|| current.clone());
+        let wanted = status.map_or_else(|| published.clone(), |status| (status.to_owned(), None));
+        if wanted == current {
+            return None;
+        }
+        let mut record = self.record.clone();
+        (record.machine.host_status, record.machine.host_status_reason) = wanted;
+        Some(Self { record, published: status.map(|_| published), body: OnceLock::new() })
     }
 
     /// Its state.
@@ -160,7 +176,7 @@ impl View {
 
     fn take_in(&self, record: MachineRecord, tell: bool) -> Arc<Shown> {
         let heard = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let shown = Arc::new(Shown { record, body: OnceLock::new() });
+        let shown = Arc::new(Shown { record, published: None, body: OnceLock::new() });
         let Updated { current, is_newer, newly_destroyed } = {
             let tables = self.read();
             match tables.machines.get(&shown.record.machine.id) {
@@ -238,6 +254,31 @@ impl View {
         }
         if complete {
             self.synced.send_replace(true);
+        }
+    }
+
+    /// Has machines of a host be shown with this `host_status`, until they are published anew; `None` for the one that they
+    /// were published with.
+    fn set_host_status(&self, worker: &WorkerId, status: Option<&str>) {
+        let tables = self.read();
+        let mut told = Vec::new();
+        for (id, entry) in &tables.machines {
+            let is_changed = entry.shown.send_if_modified(|current| {
+                let is_of_it = current.record.worker == *worker && current.state() != MachineState::Destroyed;
+                let shown = is_of_it.then(|| current.with_host_status(status)).flatten();
+                let is_changed = shown.is_some();
+                if let Some(shown) = shown {
+                    *current = Arc::new(shown);
+                }
+                is_changed
+            });
+            if is_changed {
+                told.push((entry.shown.borrow().record.app.clone(), id.clone()));
+            }
+        }
+        drop(tables);
+        for (app, id) in told {
+            self.watchers.tell(&app, &id);
         }
     }
 

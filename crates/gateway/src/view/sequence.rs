@@ -36,6 +36,20 @@ impl Sequences {
     }
 }
 
+impl Sequences {
+    /// Takes note of the number of the last delta that a worker says it has published.
+    pub fn announced(&mut self, worker: &WorkerId, incarnation: &str, sequence: u64, known: bool) -> Next {
+        match self.0.get_mut(worker) {
+            Some((current, last)) if current == incarnation => {
+                let next = if sequence > *last { Next::List } else { Next::GoOn };
+                *last = sequence.max(*last);
+                next
+            }
+            _ => self.saw(worker, incarnation, sequence, known),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +65,10 @@ mod tests {
         assert_eq!(saw("a", 7), Next::GoOn, "late");
         assert_eq!(saw("a", 9), Next::GoOn);
         assert_eq!(saw("b", 1), Next::List, "new incarnation");
+        assert_eq!(sequences.announced(&worker, "b", 1, true), Next::GoOn);
+        assert_eq!(sequences.announced(&worker, "b", 2, true), Next::List, "2 was lost");
+        assert_eq!(sequences.announced(&worker, "b", 2, true), Next::GoOn);
+        assert_eq!(sequences.announced(&worker, "c", 0, true), Next::List, "new incarnation");
         let other = WorkerId::from_trusted("x");
         assert_eq!(sequences.saw(&other, "a", 3, true), Next::GoOn, "it is being listed");
     }

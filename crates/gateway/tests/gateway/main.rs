@@ -5,6 +5,7 @@ mod apps;
 mod connections;
 mod create;
 mod crowds;
+mod hosts;
 mod idempotency;
 mod images_and_logs;
 mod input;

@@ -17,7 +17,7 @@ use crate::support::{
 /// A path of an operation with an app and a machine filled in.
 fn filled_in(operation: &Operation, id: &str) -> String {
     let path = operation.path.replace("{app_name}", "a").replace("{machine_id}", id);
-    path.replace("{org_slug}", "personal").replace("{key}", "k")
+    path.replace("{org_slug}", "personal").replace("{key}", "k").replace("{id}", "W1")
 }
 
 /// A query and a body with which an operation succeeds, in an order in which all do.

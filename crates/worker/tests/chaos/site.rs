@@ -140,7 +140,7 @@ impl Site {
     async fn ask(&self, request: WorkerRequest) -> WorkerReply {
         let subject = worker_subject(self.worker.id());
         let request_id = format!("test-{}", self.next.fetch_add(1, Ordering::Relaxed));
-        let payload = encode(&Envelope { request_id, request });
+        let payload = encode(&Envelope::new(request_id, PATIENCE, request));
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.bus.request(&subject, payload.clone(), Duration::from_secs(1)).await {

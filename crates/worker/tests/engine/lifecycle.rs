@@ -1,10 +1,12 @@
 //! What users ask for.
 
-use caddis_api::{ErrorCode, MachineState};
-use caddis_bus::message::{Action, MachineRecord, WorkerReply, WorkerRequest};
+use std::time::Duration;
+
+use caddis_api::{ErrorCode, MachineId, MachineState};
+use caddis_bus::message::{Action, Envelope, MachineRecord, PROTOCOL, WorkerReply, WorkerRequest};
 use serde_json::json;
 
-use crate::support::Fixture;
+use crate::support::{self, Fixture};
 
 const STOP: Action = Action::Stop { signal: None, timeout: None };
 
@@ -96,6 +98,47 @@ async fn a_request_that_is_repeated_is_done_once_and_answered_alike() {
         })
         .await;
     assert_eq!(fixture.host.launches(), 2);
+}
+
+#[tokio::test]
+async fn two_requests_for_a_machine_of_one_id_make_one_whatever_becomes_of_the_first() {
+    let fixture = Fixture::new().await;
+    let id = MachineId::random();
+    let make = || fixture.create_as(&id, support::config(json!({})), false);
+    let made = tokio::join!(make(), make(), make());
+    assert_eq!(made, (Ok(()), Ok(()), Ok(())));
+    fixture.until(&id, MachineState::Started).await;
+    let events = fixture.events(&id).await;
+    let launches = events.iter().filter(|event| event.kind == "launch" && event.status == "pending").count();
+    assert_eq!((launches, fixture.host.launches()), (1, 1), "{events:?}");
+
+    // What the first that fails had reserved is its own.
+    let id = MachineId::random();
+    let bad = support::config(json!({ "image": "missing" }));
+    let good = support::config(json!({}));
+    let (one, two) = tokio::join!(fixture.create_as(&id, bad, false), fixture.create_as(&id, good, false));
+    assert_eq!(one.unwrap_err().code, ErrorCode::ImageUnavailable);
+    two.unwrap();
+    fixture.until(&id, MachineState::Started).await;
+    assert_eq!(fixture.host.launches(), 2);
+}
+
+#[tokio::test]
+async fn a_request_that_comes_too_late_or_can_t_be_understood_is_not_carried_out() {
+    let fixture = Fixture::new().await;
+    let machine = fixture.started().await;
+    let stop = WorkerRequest::Act { machine: machine.clone(), nonce: None, action: STOP };
+    let in_time = Envelope::new("late".to_owned(), Duration::from_secs(60), stop);
+    let late = Envelope { not_after: in_time.not_after - 61_000, ..in_time.clone() };
+    let foreign = Envelope { protocol: PROTOCOL + 1, ..in_time.clone() };
+    for (envelope, words) in [(late, "too late"), (foreign, "upgrade that host")] {
+        let error = fixture.ask_in(envelope).await.unwrap_err();
+        assert!(error.code == ErrorCode::Unavailable && error.message.contains(words), "{error:?}");
+    }
+    assert_eq!(fixture.record(&machine).unwrap().machine.state, MachineState::Started);
+    // Nothing of it is remembered.
+    fixture.ask_in(in_time).await.unwrap();
+    fixture.until(&machine, MachineState::Stopped).await;
 }
 
 /// Nor is its answer kept.

@@ -228,8 +228,11 @@ impl Fixture {
     }
 
     pub async fn ask_as(&self, request_id: &str, request: WorkerRequest) -> WorkerResult {
+        self.ask_in(Envelope::new(request_id.to_owned(), PATIENCE, request)).await
+    }
+
+    pub async fn ask_in(&self, envelope: Envelope) -> WorkerResult {
         let subject = worker_subject(self.worker.as_ref().unwrap().id());
-        let envelope = Envelope { request_id: request_id.to_owned(), request };
         let (bus, to) = (self.bus.clone(), subject.clone());
         let answer = self.in_worker(async move { bus.request(&to, encode(&envelope), PATIENCE).await }).await.unwrap();
         let result: WorkerResult = decode(&subject, &answer).unwrap();

@@ -20,8 +20,8 @@ use caddis_api::{
 use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
-        self, Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, Offer, VersionRecord, WorkerReply,
-        WorkerRequest, WorkerResult,
+        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateMachine, DELTAS, Delta, Envelope,
+        MachineRecord, Offer, PROTOCOL, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
     },
     stream::{
         StreamService,
@@ -103,11 +103,15 @@ pub struct FakeWorker {
 
 impl FakeWorker {
     pub fn new(bus: InProcessBus) -> Self {
+        Self::named("W1", bus)
+    }
+
+    pub fn named(id: &str, bus: InProcessBus) -> Self {
         let state = State { incarnation: "first".to_owned(), ..State::default() };
         let state = Arc::new(Mutex::new(state));
         let (sessions, opened) = mpsc::unbounded_channel();
         let opened = Arc::new(AsyncMutex::new(opened));
-        Self { id: WorkerId::from_trusted("W1"), bus, state, listed: Arc::default(), sessions, opened }
+        Self { id: WorkerId::from_trusted(id), bus, state, listed: Arc::default(), sessions, opened }
     }
 
     /// Its end of the next session.
@@ -128,7 +132,34 @@ impl FakeWorker {
     pub async fn serve(&self, region: &str) -> Vec<Serving> {
         let requests = self.bus.serve(&message::worker_subject(&self.id), Arc::new(self.clone())).await;
         let questions = self.bus.serve(&message::region_subject(region), Arc::new(Offers(self.clone()))).await;
-        vec![requests.unwrap(), questions.unwrap()]
+        let worker = self.clone();
+        let announcing = tokio::spawn(async move {
+            loop {
+                worker.announce("local", false).await;
+                tokio::time::sleep(ANNOUNCE_INTERVAL).await;
+            }
+        });
+        let announcing = Serving::new(move || announcing.abort());
+        vec![requests.unwrap(), questions.unwrap(), announcing]
+    }
+
+    /// Says that it is there, unless it says nothing.
+    pub async fn announce(&self, region: &str, draining: bool) {
+        let announcement = {
+            let state = self.state();
+            let announcement = Announcement {
+                worker: self.id.clone(),
+                region: region.to_owned(),
+                protocol: PROTOCOL,
+                incarnation: state.incarnation.clone(),
+                sequence: state.sequence,
+                draining,
+            };
+            (!state.mute).then_some(announcement)
+        };
+        if let Some(announcement) = announcement {
+            self.bus.publish(ANNOUNCEMENTS, message::encode(&announcement)).await.unwrap();
+        }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

@@ -1,0 +1,160 @@
+//! The hosts: which there are, and when each was last heard of. A host becomes known by announcing itself, or by being
+//! named at the start; it stays known while it is silent, with the machines it had.
+
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
+
+use caddis_api::{WorkerId, platform::HostState};
+use caddis_bus::message::Announcement;
+use tokio::time::Instant;
+
+/// What is known of a host.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    /// Where it is.
+    pub region: String,
+    /// When it last said anything.
+    pub last_seen: Instant,
+    /// As it is shown.
+    pub state: HostState,
+    draining: bool,
+}
+
+/// See the module's text.
+pub(crate) struct Hosts {
+    table: RwLock<BTreeMap<WorkerId, Host>>,
+    /// Named at the start.
+    first: Vec<WorkerId>,
+    /// Silent for so long, a host is suspected, and unreachable.
+    limits: (Duration, Duration),
+}
+
+impl Hosts {
+    /// Hosts of a region to begin with, as if just heard of.
+    pub fn new(first: Vec<WorkerId>, region: &str, limits: (Duration, Duration)) -> Self {
+        let host = Host { region: region.to_owned(), last_seen: Instant::now(), state: HostState::Ok, draining: false };
+        let table = first.iter().map(|worker| (worker.clone(), host.clone())).collect();
+        Self { table: RwLock::new(table), first, limits }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<WorkerId, Host>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<WorkerId, Host>> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those named at the start.
+    pub fn first(&self) -> &[WorkerId] {
+        &self.first
+    }
+
+    /// All that are known, by id.
+    pub fn all(&self) -> Vec<(WorkerId, Host)> {
+        self.read().iter().map(|(worker, host)| (worker.clone(), host.clone())).collect()
+    }
+
+    /// Those that may answer, by id.
+    pub fn reachable(&self) -> Vec<WorkerId> {
+        let table = self.read();
+        let reachable = table.iter().filter(|(_, host)| host.state != HostState::Unreachable);
+        reachable.map(|(worker, _)| worker.clone()).collect()
+    }
+
+    /// A host by the name a client gives.
+    pub fn named(&self, name: &str) -> Option<WorkerId> {
+        self.read().keys().find(|worker| worker.as_str() == name).cloned()
+    }
+
+    /// A host said something. Gives its state where that is another one now.
+    pub fn heard(&self, worker: &WorkerId) -> Option<HostState> {
+        let mut table = self.write();
+        let host = table.get_mut(worker)?;
+        host.last_seen = Instant::now();
+        host.settle(self.limits)
+    }
+
+    /// A host announced itself. Gives its state where that is another one now.
+    pub fn announced(&self, announcement: &Announcement) -> Option<HostState> {
+        let mut table = self.write();
+        let host = table.entry(announcement.worker.clone()).or_insert_with(|| Host {
+            region: String::new(),
+            last_seen: Instant::now(),
+            state: HostState::Ok,
+            draining: false,
+        });
+        host.region.clone_from(&announcement.region);
+        (host.last_seen, host.draining) = (Instant::now(), announcement.draining);
+        host.settle(self.limits)
+    }
+
+    /// Time has passed: those whose state is another one now.
+    pub fn look(&self) -> Vec<(WorkerId, HostState)> {
+        let mut table = self.write();
+        let changed = table.iter_mut().filter_map(|(worker, host)| Some((worker.clone(), host.settle(self.limits)?)));
+        changed.collect()
+    }
+
+    /// This process stood still for a while, and heard nobody: none of them has been silent.
+    pub fn excuse(&self, standstill: Duration) {
+        for host in self.write().values_mut() {
+            host.last_seen += standstill;
+        }
+    }
+}
+
+impl Host {
+    /// Its state, where that is another one now.
+    fn settle(&mut self, (suspected, unreachable): (Duration, Duration)) -> Option<HostState> {
+        let silent = self.last_seen.elapsed();
+        let state = match self.draining {
+            _ if silent >= unreachable => HostState::Unreachable,
+            _ if silent >= suspected => HostState::Suspected,
+            true => HostState::Draining,
+            false => HostState::Ok,
+        };
+        (std::mem::replace(&mut self.state, state) != state).then_some(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_falls_silent_is_suspected_then_unreachable_and_as_before_when_it_is_heard() {
+        let id = |text: &str| WorkerId::from_trusted(text.to_owned());
+        let limits = (Duration::from_secs(3), Duration::from_secs(10));
+        let hosts = Hosts::new(vec![id("a")], "local", limits);
+        let announcement = |worker: &str, draining| Announcement {
+            worker: id(worker),
+            region: "far".to_owned(),
+            protocol: 1,
+            incarnation: "first".to_owned(),
+            sequence: 0,
+            draining,
+        };
+        assert_eq!(hosts.heard(&id("b")), None, "only an announcement makes a host known");
+        assert_eq!(hosts.announced(&announcement("b", false)), None);
+        assert_eq!(hosts.announced(&announcement("b", true)), Some(HostState::Draining));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(hosts.heard(&id("b")), None);
+        assert_eq!(hosts.look(), [(id("a"), HostState::Suspected)]);
+        assert_eq!(hosts.look(), []);
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert_eq!(hosts.look(), [(id("a"), HostState::Unreachable), (id("b"), HostState::Suspected)]);
+        assert_eq!((hosts.reachable(), hosts.all().len()), (vec![id("b")], 2));
+        assert_eq!(hosts.heard(&id("a")), Some(HostState::Ok));
+        assert_eq!(hosts.heard(&id("b")), Some(HostState::Draining));
+        // We slept, not they.
+        tokio::time::advance(Duration::from_secs(60)).await;
+        hosts.excuse(Duration::from_secs(59));
+        assert_eq!(hosts.look(), []);
+        assert_eq!(hosts.named("b"), Some(id("b")));
+        assert_eq!(hosts.named("c"), None);
+    }
+}
