@@ -31,7 +31,7 @@ pub const DELTAS: &str = "deltas";
 pub const ANNOUNCEMENTS: &str = "announcements";
 
 /// Time between two announcements of a worker.
-pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
+pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where one worker takes requests.
 pub fn worker_subject(worker: &WorkerId) -> String {

@@ -115,7 +115,7 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
     let key_path = instance.path(instance::INSTALLATION_KEY);
     let is_used = key_path.exists() || DATABASES.into_iter().any(|name| instance.path(name).exists());
     if is_used && !arguments.force {
-        bail!("{} has databases already: give --force to replace them", instance.directory().display());
+        bail!("{} is in use already: give --force to replace what is in it", instance.directory().display());
     }
     let work = tempfile::Builder::new().prefix(".restore-").tempdir_in(instance.directory())?;
     let (mut found, mut key) = (Vec::new(), None);

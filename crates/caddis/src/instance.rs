@@ -94,11 +94,17 @@ impl Instance {
 pub fn write_secret(path: &Path, text: &str) -> Result<()> {
     let draft = path.with_extension("new");
     let attempted = || format!("can't write {}", path.display());
+    // What is left of an earlier try may be readable by others.
+    let _ = fs::remove_file(&draft);
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).with_context(attempted)?;
     file.write_all(text.as_bytes()).with_context(attempted)?;
     file.sync_all().with_context(attempted)?;
-    fs::rename(&draft, path).with_context(attempted)
+    fs::rename(&draft, path).with_context(attempted)?;
+    match path.parent() {
+        Some(directory) => File::open(directory).and_then(|directory| directory.sync_all()).with_context(attempted),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

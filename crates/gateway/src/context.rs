@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, WorkerId};
+use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, WorkerId, platform::HostState};
 use caddis_bus::{
     BusError,
     message::{self, Action, Envelope, WorkerReply, WorkerRequest, WorkerResult},
@@ -113,9 +113,12 @@ impl Inner {
             },
             answer => answer,
         };
-        let reply = message::decode::<WorkerResult>(&subject, &answer.map_err(AskError::Bus)?)
-            .map_err(AskError::Bus)?
-            .map_err(AskError::Refused)?;
+        let answer = answer.map_err(AskError::Bus)?;
+        if let Some(state) = self.hosts.heard(worker) {
+            self.host_changed(worker, state);
+        }
+        let reply =
+            message::decode::<WorkerResult>(&subject, &answer).map_err(AskError::Bus)?.map_err(AskError::Refused)?;
         match &reply {
             WorkerReply::Created { record, .. }
             | WorkerReply::Started { record, .. }
@@ -125,6 +128,23 @@ impl Inner {
             _ => {}
         }
         Ok(reply)
+    }
+
+    /// A host is in another state now: so are its machines.
+    pub fn host_changed(&self, worker: &WorkerId, state: HostState) {
+        let status = match state {
+            HostState::Ok | HostState::Draining => None,
+            HostState::Suspected => Some("unknown"),
+            HostState::Unreachable => Some("unreachable"),
+        };
+        match state {
+            HostState::Ok => tracing::info!(%worker, "the host is there"),
+            HostState::Draining => tracing::info!(%worker, "the host is being drained"),
+            HostState::Suspected | HostState::Unreachable => {
+                tracing::warn!(%worker, state = state.as_str(), "nothing is heard of a host");
+            }
+        }
+        self.view.set_host_status(worker, status);
     }
 
     /// Asks the owner of a machine for a change.

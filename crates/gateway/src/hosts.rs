@@ -101,8 +101,9 @@ impl Hosts {
 
     /// This process stood still for a while, and heard nobody: none of them has been silent.
     pub fn excuse(&self, standstill: Duration) {
+        let now = Instant::now();
         for host in self.write().values_mut() {
-            host.last_seen += standstill;
+            host.last_seen = now.min(host.last_seen + standstill);
         }
     }
 }

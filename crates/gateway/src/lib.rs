@@ -98,7 +98,7 @@ pub struct Settings {
     pub create_deadline: Duration,
     /// How long a worker may take to answer anything else. Asked twice.
     pub request_deadline: Duration,
-    /// How long a host may say nothing before it is suspected; they announce themselves every 2 s.
+    /// How long a host may say nothing before it is suspected; they announce themselves each second.
     pub suspected_after: Duration,
     /// How long before it is unreachable.
     pub unreachable_after: Duration,

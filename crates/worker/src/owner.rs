@@ -396,6 +396,8 @@ impl Owner {
                 if let Some(operation) = &mut self.row.operation {
                     operation.deadline += running.begun.elapsed().as_millis() as u64;
                 }
+                self.row.revision += 1;
+                self.publish();
             }
             Ok(done) => self.advance(done).await,
             Err(failure) => self.step_failed(running.step, failure).await,

@@ -31,6 +31,7 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, Shared as SharedFuture},
 };
+use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -97,6 +98,11 @@ impl RequestHandler {
         Self { shared, answers: Mutex::default() }
     }
 
+    /// Whether a request was carried out, or is being: its answer is the same however late it is asked for.
+    fn remembers(&self, request_id: &str) -> bool {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).by_id.contains_key(request_id)
+    }
+
     fn answer(&self, envelope: Envelope) -> Answer {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((answer, _)) = answers.by_id.get(&envelope.request_id) {
@@ -123,9 +129,16 @@ impl RequestHandler {
 #[async_trait]
 impl Handler for RequestHandler {
     async fn handle(&self, request: Bytes) -> Bytes {
+        if let Err(error) = check_protocol(&request) {
+            return encode::<WorkerResult>(&Err(error));
+        }
         match decode::<Envelope>("worker", &request) {
+            Ok(envelope) if is_late(&envelope) && !self.remembers(&envelope.request_id) => {
+                let text = "unavailable: the request reached its host too late and was not carried out, try again; if \
+                            this goes on, compare the clocks of the hosts";
+                encode::<WorkerResult>(&Err(ApiError::new(ErrorCode::Unavailable, text)))
+            }
             // What changes nothing may be done twice; its answers, whole listings among them, are not worth keeping.
-            Ok(envelope) if let Err(error) = check(&envelope) => encode::<WorkerResult>(&Err(error)),
             Ok(envelope) if !may_change(&envelope.request) => encode(&handle(&self.shared, envelope.request).await),
             Ok(envelope) => {
                 let id = envelope.request_id.clone();
@@ -138,21 +151,27 @@ impl Handler for RequestHandler {
     }
 }
 
-/// Refuses what can't be understood, and what nobody waits for any more: its sender may have done something else since.
-fn check(envelope: &Envelope) -> Result<(), ApiError> {
-    if envelope.protocol > PROTOCOL {
-        let text = format!(
-            "unavailable: the request is of protocol {}, its host speaks {PROTOCOL}: upgrade that host",
-            envelope.protocol
-        );
-        return Err(ApiError::new(ErrorCode::Unavailable, text));
+/// Refuses what may not be understood, before it is read as a whole.
+fn check_protocol(request: &[u8]) -> Result<(), ApiError> {
+    #[derive(Deserialize)]
+    struct Written {
+        protocol: u32,
     }
-    if envelope.not_after < now_ms() {
-        let text = "unavailable: the request reached its host too late and was not carried out, try again; if this goes \
-                    on, compare the clocks of the hosts";
-        return Err(ApiError::new(ErrorCode::Unavailable, text));
+    match decode::<Written>("worker", request) {
+        Ok(written) if written.protocol > PROTOCOL => {
+            let text = format!(
+                "unavailable: the request is of protocol {}, its host speaks {PROTOCOL}: upgrade that host",
+                written.protocol
+            );
+            Err(ApiError::new(ErrorCode::Unavailable, text))
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether nobody waits for it any more: its sender may have done something else since.
+fn is_late(envelope: &Envelope) -> bool {
+    envelope.not_after < now_ms()
 }
 
 fn may_change(request: &WorkerRequest) -> bool {

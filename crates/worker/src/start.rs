@@ -211,6 +211,10 @@ fn lose_vm(draft: &mut Draft, rebooted: bool) {
         }
         return;
     };
+    if operation.current() == Some(Step::Launch) {
+        // How long it has waited for its turn is not recorded.
+        operation.deadline = operation.deadline.max(OperationKind::START.deadline(now_ms()));
+    }
     match &operation.kind {
         OperationKind::Start { .. } => {
             operation.step = operation.retry_from();

@@ -6,7 +6,10 @@ use caddis_api::{
     ApiError, ErrorCode, Machine, MachineConfig, RawConfig, error::ErrorBody, fields::unknown_of_request,
     lease::MAX_TTL_SECONDS, names, requests::CreateMachineRequest, validate, warnings::warnings,
 };
-use caddis_bus::message::{CreateMachine, WorkerReply, WorkerRequest};
+use caddis_bus::{
+    BusError,
+    message::{CreateMachine, WorkerReply, WorkerRequest},
+};
 use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement};
 
 use crate::{
@@ -145,7 +148,7 @@ async fn resume(context: &Context, wanted: &Wanted, placement: Placement) -> Res
             return Ok(None);
         }
     }
-    hand_over(context, wanted, placement).await.map(Some)
+    hand_over(context, wanted, placement, true).await.map(Some)
 }
 
 async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
@@ -160,7 +163,7 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
             request: wanted.request_id.clone(),
         };
         let placement = reserve(context, place).await?;
-        match hand_over(context, &wanted, placement).await {
+        match hand_over(context, &wanted, placement, false).await {
             // It was taken between the offer and now.
             Err(error) if error.code == ErrorCode::InsufficientCapacity => refusal = Some(error),
             outcome => return outcome,
@@ -183,7 +186,8 @@ async fn reserve(context: &Context, place: NewPlacement) -> Result<Placement, Ap
     }
 }
 
-async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement) -> Result<Machine, ApiError> {
+/// `again`: its worker may have been asked before.
+async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement, again: bool) -> Result<Machine, ApiError> {
     let request = WorkerRequest::Create(Box::new(CreateMachine {
         id: placement.machine.clone(),
         name: placement.name.clone(),
@@ -210,12 +214,8 @@ async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement) -> 
             Ok(machine)
         }
         Ok(other) => Err(unexpected(&other)),
-        Err(AskError::Refused(error)) => {
-            context.catalog.release(&placement.machine).await?;
-            context.catalog.finish_app_deletion(&wanted.app.name).await?;
-            Err(error)
-        }
-        Err(AskError::Bus(error)) => {
+        // Of one that was asked before, only its worker knows.
+        Err(AskError::Bus(error)) if again || !matches!(error, BusError::NotDelivered(_)) => {
             tracing::warn!(machine = %placement.machine, %error, "a worker did not answer to a create");
             let machine = placement.machine.clone();
             context.background(deletion::give_up_unless_made(context.clone(), placement));
@@ -223,6 +223,11 @@ async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement) -> 
                 ErrorCode::Unavailable,
                 format!("unavailable: {error}; machine {machine} may still appear, look for it before trying again"),
             ))
+        }
+        Err(error) => {
+            context.catalog.release(&placement.machine).await?;
+            context.catalog.finish_app_deletion(&wanted.app.name).await?;
+            Err(error.into())
         }
     }
 }

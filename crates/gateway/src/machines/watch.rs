@@ -87,11 +87,25 @@ struct Watching {
     app: String,
     changes: Receiver<MachineId>,
     end: Option<Instant>,
-    /// The revision of each machine that the client knows.
-    told: HashMap<MachineId, u64>,
+    /// What the client knows of each machine.
+    told: HashMap<MachineId, Known>,
     /// Of a snapshot.
     rest: VecDeque<Arc<Shown>>,
     begun: bool,
+}
+
+/// By what one state of a machine is told from another: its host's does not count its revisions.
+#[derive(Debug, PartialEq, Eq)]
+struct Known {
+    revision: u64,
+    host_status: String,
+}
+
+impl Known {
+    fn of(shown: &Shown) -> Self {
+        let record = &shown.record;
+        Self { revision: record.revision, host_status: record.machine.host_status.clone() }
+    }
 }
 
 impl Watching {
@@ -138,7 +152,7 @@ impl Watching {
         self.changes = self.changes.resubscribe();
         let mut machines = self.context.view.of_app(&self.app);
         machines.retain(|shown| shown.state() != MachineState::Destroyed);
-        self.told = machines.iter().map(|shown| (shown.record.machine.id.clone(), shown.record.revision)).collect();
+        self.told = machines.iter().map(|shown| (shown.record.machine.id.clone(), Known::of(shown))).collect();
         self.rest = machines.into();
         self.piece(line(&MachinesUpdate::Snapshot { machines: self.rest.len() as u64 }))
     }
@@ -159,10 +173,11 @@ impl Watching {
             self.told.remove(id)?;
             return Some(line(&MachinesUpdate::Removed(id.clone())).freeze());
         };
-        let revision = shown.record.revision;
-        if self.told.insert(id.clone(), revision) == Some(revision) {
+        let known = Known::of(&shown);
+        if self.told.get(id) == Some(&known) {
             return None;
         }
+        self.told.insert(id.clone(), known);
         let mut text = BytesMut::new();
         machine(&mut text, &shown);
         Some(text.freeze())

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use caddis_api::{WorkerId, platform::HostState};
+use caddis_api::WorkerId;
 use caddis_bus::{
     Bus, BusError, Published,
     message::{self, ANNOUNCEMENTS, Announcement, DELTAS, Delta, WorkerReply, WorkerRequest},
@@ -113,7 +113,7 @@ pub(crate) async fn follow(context: Context, changes: Changes) {
                     context.hosts.excuse(late);
                 }
                 for (worker, state) in context.hosts.look() {
-                    show(&context, &worker, state);
+                    context.host_changed(&worker, state);
                 }
             }
             Some(ended) = listings.running.join_next() => match ended {
@@ -133,7 +133,7 @@ fn take_in(listings: &mut Listings, sequences: &mut Sequences, published: &Publi
         }
     };
     if let Some(state) = listings.context.hosts.heard(&delta.worker) {
-        show(&listings.context, &delta.worker, state);
+        listings.context.host_changed(&delta.worker, state);
     }
     let known = listings.known.contains(&delta.worker);
     let next = sequences.saw(&delta.worker, &delta.incarnation, delta.sequence, known);
@@ -155,30 +155,13 @@ fn take_in_announcement(listings: &mut Listings, sequences: &mut Sequences, publ
     let Announcement { worker, incarnation, sequence, .. } = &announcement;
     listings.context.regions.learn(&announcement.region);
     if let Some(state) = listings.context.hosts.announced(&announcement) {
-        show(&listings.context, worker, state);
+        listings.context.host_changed(worker, state);
     }
     let known = listings.known.contains(worker);
     if sequences.announced(worker, incarnation, *sequence, known) == Next::List {
         tracing::info!(%worker, sequence, "listing a worker: it has published what was not seen");
         listings.begin(worker);
     }
-}
-
-/// A host is in another state now: so are its machines.
-fn show(context: &Context, worker: &WorkerId, state: HostState) {
-    let status = match state {
-        HostState::Ok | HostState::Draining => None,
-        HostState::Suspected => Some("unknown"),
-        HostState::Unreachable => Some("unreachable"),
-    };
-    match state {
-        HostState::Ok => tracing::info!(%worker, "the host is there"),
-        HostState::Draining => tracing::info!(%worker, "the host is being drained"),
-        HostState::Suspected | HostState::Unreachable => {
-            tracing::warn!(%worker, state = state.as_str(), "nothing is heard of a host");
-        }
-    }
-    context.view.set_host_status(worker, status);
 }
 
 /// Lists a worker, however often it takes.

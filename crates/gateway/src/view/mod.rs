@@ -259,7 +259,7 @@ impl View {
 
     /// Has machines of a host be shown with this `host_status`, until they are published anew; `None` for the one that they
     /// were published with.
-    fn set_host_status(&self, worker: &WorkerId, status: Option<&str>) {
+    pub fn set_host_status(&self, worker: &WorkerId, status: Option<&str>) {
         let tables = self.read();
         let mut told = Vec::new();
         for (id, entry) in &tables.machines {

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use caddis_api::MachineState;
 use caddis_bus::message::WorkerRequest;
 use caddis_gateway::Settings;
+use futures::StreamExt as _;
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use crate::support::{FakeWorker, Fixture, PATIENCE};
 
@@ -28,15 +31,15 @@ async fn a_last_change_that_was_lost_is_found_by_the_next_announcement() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
     // Once announced, so that only what is lost afterwards is missing.
-    fixture.worker.announce("local", false).await;
+    fixture.worker.announce("local").await;
     fixture.worker.state().mute = true;
     fixture.worker.turn(&id, MachineState::Stopped, "exit").await;
     fixture.worker.state().mute = false;
-    fixture.worker.announce("local", false).await;
+    fixture.worker.announce("local").await;
     fixture.call(&format!("GET /v1/apps/a/machines/{id}/wait?state=stopped")).await.ok();
     let lists = fixture.worker.state().lists;
-    fixture.worker.announce("local", false).await;
-    fixture.worker.announce("local", false).await;
+    fixture.worker.announce("local").await;
+    fixture.worker.announce("local").await;
     let other = fixture.machine("a", "other").await;
     fixture.worker.turn(&other, MachineState::Started, "start").await;
     fixture.call(&format!("GET /v1/apps/a/machines/{other}/wait")).await.ok();
@@ -61,8 +64,13 @@ async fn a_host_that_is_silent_is_shown_as_such_and_keeps_its_machines() {
         })
         .await;
     until(&fixture, &one, |machine| machine["host_status_reason"] == "guest_silent").await;
+    let watch = fixture.request("GET /v1/apps/a/machines/watch").body(Body::empty()).unwrap();
+    let mut lines = fixture.router.clone().oneshot(watch).await.unwrap().into_body().into_data_stream();
     fixture.worker.state().mute = true;
     until(&fixture, &one, |machine| machine["host_status"] == "unreachable").await;
+    let told =
+        async { while !String::from_utf8_lossy(&lines.next().await.unwrap().unwrap()).contains("\"unreachable\"") {} };
+    tokio::time::timeout(PATIENCE, told).await.expect("who watches is told, too");
     let shown = fixture.call(&one).await.ok();
     assert_eq!((&shown["host_status_reason"], &shown["state"]), (&Value::Null, &json!("started")));
     let all = fixture.call("GET /v1/apps/a/machines").await.ok();
@@ -76,9 +84,9 @@ async fn a_host_that_is_silent_is_shown_as_such_and_keeps_its_machines() {
 
     // With what its worker says of it.
     fixture.worker.state().mute = false;
-    fixture.worker.announce("local", false).await;
+    fixture.worker.announce("local").await;
     until(&fixture, &one, |machine| machine["host_status_reason"] == "guest_silent").await;
-    fixture.worker.announce("local", true).await;
+    fixture.worker.state().draining = true;
     until(&fixture, "GET /v1/platform/status", |status| status["hosts"][0]["state"] == "draining").await;
 }
 
@@ -93,7 +101,7 @@ async fn a_host_that_announces_itself_is_listed_placed_on_and_drained_alone() {
     record.machine.id = "00000000000002".parse().unwrap();
     second.state().machines.insert(record.machine.id.clone(), record);
     let _serving = second.serve("far").await;
-    second.announce("far", false).await;
+    second.announce("far").await;
     until(&fixture, "GET /v1/apps/a/machines", |all| all.as_array().unwrap().len() == 2).await;
     let regions = fixture.call("GET /v1/platform/regions").await.ok();
     let codes: Vec<_> =

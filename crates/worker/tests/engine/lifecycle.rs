@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use caddis_api::{ErrorCode, MachineId, MachineState};
-use caddis_bus::message::{Action, Envelope, MachineRecord, PROTOCOL, WorkerReply, WorkerRequest};
+use caddis_bus::message::{Action, Envelope, MachineRecord, PROTOCOL, WorkerReply, WorkerRequest, encode};
 use serde_json::json;
 
 use crate::support::{self, Fixture};
@@ -130,14 +130,15 @@ async fn a_request_that_comes_too_late_or_can_t_be_understood_is_not_carried_out
     let stop = WorkerRequest::Act { machine: machine.clone(), nonce: None, action: STOP };
     let in_time = Envelope::new("late".to_owned(), Duration::from_secs(60), stop);
     let late = Envelope { not_after: in_time.not_after - 61_000, ..in_time.clone() };
-    let foreign = Envelope { protocol: PROTOCOL + 1, ..in_time.clone() };
-    for (envelope, words) in [(late, "too late"), (foreign, "upgrade that host")] {
-        let error = fixture.ask_in(envelope).await.unwrap_err();
+    let of_later = json!({ "protocol": PROTOCOL + 1, "something": ["else"] }).to_string().into();
+    for (request, words) in [(encode(&late), "too late"), (of_later, "upgrade that host")] {
+        let error = fixture.ask_bytes(request).await.unwrap_err();
         assert!(error.code == ErrorCode::Unavailable && error.message.contains(words), "{error:?}");
     }
     assert_eq!(fixture.record(&machine).unwrap().machine.state, MachineState::Started);
-    // Nothing of it is remembered.
+    // Nothing of it is remembered; and what was carried out is answered however late it is asked for again.
     fixture.ask_in(in_time).await.unwrap();
+    fixture.ask_bytes(encode(&late)).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
 }
 

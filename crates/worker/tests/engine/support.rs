@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use caddis_api::{
     ApiError, LeaseNonce, MachineId, MachineState, RawConfig,
     event::{ExitDetails, MachineEvent},
@@ -232,9 +233,13 @@ impl Fixture {
     }
 
     pub async fn ask_in(&self, envelope: Envelope) -> WorkerResult {
+        self.ask_bytes(encode(&envelope)).await
+    }
+
+    pub async fn ask_bytes(&self, request: Bytes) -> WorkerResult {
         let subject = worker_subject(self.worker.as_ref().unwrap().id());
         let (bus, to) = (self.bus.clone(), subject.clone());
-        let answer = self.in_worker(async move { bus.request(&to, encode(&envelope), PATIENCE).await }).await.unwrap();
+        let answer = self.in_worker(async move { bus.request(&to, request, PATIENCE).await }).await.unwrap();
         let result: WorkerResult = decode(&subject, &answer).unwrap();
         if let Ok(
             WorkerReply::Created { record, .. }

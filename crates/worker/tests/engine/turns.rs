@@ -35,8 +35,8 @@ async fn waits(fixture: &Fixture, machine: &MachineId) {
 
 #[tokio::test]
 async fn machines_are_launched_in_the_order_in_which_they_were_started() {
-    let (fixture, machines) = fixture(4).await;
-    fixture.host.set_faults(Faults { launch_delay: Duration::from_millis(50), ..Default::default() });
+    let (fixture, machines) = fixture(3).await;
+    fixture.host.set_faults(Faults { launch_delay: Duration::from_millis(1000), ..Default::default() });
     fixture.act(&machines[0], Action::Start).await.unwrap();
     for machine in &machines[1..] {
         fixture.act(machine, Action::Start).await.unwrap();
@@ -48,7 +48,7 @@ async fn machines_are_launched_in_the_order_in_which_they_were_started() {
         ready.push(fixture.events(machine).await[0].timestamp);
     }
     assert!(ready.is_sorted(), "{ready:?}");
-    assert!(ready.windows(2).all(|two| two[1] - two[0] >= 40), "no two at once: {ready:?}");
+    assert!(ready.windows(2).all(|two| two[1] - two[0] >= 900), "no two at once: {ready:?}");
 }
 
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn a_machine_that_waits_can_be_stopped_and_has_its_whole_time_once_it_is_l
     let operation = record.machine.operation.unwrap();
     let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap().as_millisecond();
     let allowed = time(&operation.deadline) - time(&operation.started_at);
-    assert!(allowed >= 4 * 60_000 + 4_000, "{allowed} ms: it waited for some seconds");
+    assert!(allowed >= 4 * 60_000 + 1_000, "{allowed} ms: the time it waited is not its own");
 }
 
 #[tokio::test]

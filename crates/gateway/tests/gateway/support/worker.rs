@@ -76,8 +76,10 @@ pub struct State {
     pub create_errors: VecDeque<ApiError>,
     /// Creates do their work, and then say nothing this often.
     pub silent_creates: u32,
-    /// Deltas are counted but not published.
+    /// Deltas are counted but not published, and nothing is announced.
     pub mute: bool,
+    /// It says that it is being drained.
+    pub draining: bool,
     pub offer: Option<Offer>,
     pub problems: Vec<String>,
     /// What it says works less well than it should.
@@ -132,10 +134,10 @@ impl FakeWorker {
     pub async fn serve(&self, region: &str) -> Vec<Serving> {
         let requests = self.bus.serve(&message::worker_subject(&self.id), Arc::new(self.clone())).await;
         let questions = self.bus.serve(&message::region_subject(region), Arc::new(Offers(self.clone()))).await;
-        let worker = self.clone();
+        let (worker, region) = (self.clone(), region.to_owned());
         let announcing = tokio::spawn(async move {
             loop {
-                worker.announce("local", false).await;
+                worker.announce(&region).await;
                 tokio::time::sleep(ANNOUNCE_INTERVAL).await;
             }
         });
@@ -144,7 +146,7 @@ impl FakeWorker {
     }
 
     /// Says that it is there, unless it says nothing.
-    pub async fn announce(&self, region: &str, draining: bool) {
+    pub async fn announce(&self, region: &str) {
         let announcement = {
             let state = self.state();
             let announcement = Announcement {
@@ -153,7 +155,7 @@ impl FakeWorker {
                 protocol: PROTOCOL,
                 incarnation: state.incarnation.clone(),
                 sequence: state.sequence,
-                draining,
+                draining: state.draining,
             };
             (!state.mute).then_some(announcement)
         };
