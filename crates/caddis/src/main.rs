@@ -59,7 +59,7 @@ enum Command {
 
 fn main() -> ExitCode {
     // Already installed is as good: there is one provider in this program.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     clap_complete::CompleteEnv::with_factory(Caddis::command)
         .var(caddis_cli::complete::VARIABLE)
         .bin("caddis")

@@ -69,7 +69,7 @@ struct Outcome {
 
 async fn run(variables: &[(&str, &str)], line: &str) -> Outcome {
     // Already installed is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let words = ["caddis"].into_iter().chain(line.split(' '));
     let cli = Cli::try_parse_from(words).unwrap();
     let directory = tempfile::tempdir().unwrap();

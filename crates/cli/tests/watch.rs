@@ -64,7 +64,7 @@ async fn head(stream: &mut TcpStream) {
 /// Exit code, standard output and standard error.
 async fn run(url: &str, line: &str, interrupt: impl Future<Output = ()>) -> (u8, String, String) {
     // Already installed is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::try_parse_from(line.split(' ')).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut environment = Environment { current_directory: directory.path().to_owned(), ..Environment::default() };

@@ -114,7 +114,7 @@ impl Client {
             return Err(invalid("it needs http:// or https:// and a host".to_owned()));
         }
         // Refused when the process has installed one already: either will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("caddis/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)

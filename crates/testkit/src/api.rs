@@ -54,7 +54,7 @@ impl Api {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
             // Already installed is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         });
         let http = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().context("making an HTTP client")?;
         Ok(Self { base: base.into(), token: token.map(str::to_owned), http })

@@ -106,7 +106,7 @@ impl From<ImageError> for Failure {
 impl Registry {
     pub(crate) fn new(config: &ImageStoreConfig) -> Result<Self, ImageError> {
         // Whoever installed a provider before us is welcome to have done so.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         // Only ever speaks plain HTTP to hosts named in the configuration, so it trusts no certificate at all.
         let listed = builder(&config.transfer).no_proxy().tls_certs_only([]).build().map_err(no_client)?;
         Ok(Self {
