@@ -335,7 +335,11 @@ fn installation_key(data_dir: &Path) -> Check {
             let text = format!("{} ({}); caddis backup --with-key saves it", key.id(), path.display());
             Check::ok(name, text)
         }
-        Err(error) => Check::failed(name, format!("{error:#}"), "without it nothing that is encrypted can be read"),
+        Err(error) => Check::failed(
+            name,
+            format!("{error:#}"),
+            "nothing that is encrypted can be read without it: mend this, or put back the one that was saved",
+        ),
     }
 }
 

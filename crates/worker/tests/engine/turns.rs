@@ -84,11 +84,12 @@ async fn a_launch_that_fails_waits_for_its_next_turn_behind_the_others() {
     let (fixture, machines) = fixture(2).await;
     fixture.host.set_faults(Faults {
         failing_launches: 1,
-        launch_delay: Duration::from_millis(50),
+        launch_delay: Duration::from_millis(1500),
         ..Default::default()
     });
     fixture.act(&machines[0], Action::Start).await.unwrap();
     fixture.act(&machines[1], Action::Start).await.unwrap();
+    waits(&fixture, &machines[1]).await;
     let mut ready = Vec::new();
     for machine in &machines {
         fixture.until(machine, MachineState::Started).await;
