@@ -116,7 +116,7 @@ struct RunningStep {
     superseded: bool,
 }
 
-/// Progress within a step is published at most this often.
+/// Progress is published at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// A machine with a schedule that is later than this waits for its turn among others.
 const LATE_MS: u64 = 60_000;
@@ -336,6 +336,9 @@ impl Owner {
     /// Not a step of its own: it leaves nothing behind, and is not waited for again where the VM is there already.
     fn wait_to_launch(&mut self) {
         self.run_step(Step::Queue, |context| Box::pin(step::turn_to_launch(context)));
+        self.progress.step = Step::Queue.as_str().to_owned();
+        self.row.revision += 1;
+        self.publish();
     }
 
     fn waits_to_launch(&self) -> bool {
@@ -582,11 +585,10 @@ impl Owner {
     }
 
     fn publish_progress(&mut self) {
-        let Some(running) = &mut self.step else { return };
-        let progress = running.progress.borrow_and_update().clone();
-        let is_new = progress.step != self.progress.step;
-        self.progress = progress;
-        if is_new || self.progress_published.elapsed() >= PROGRESS_INTERVAL {
+        if let Some(running) = &mut self.step {
+            self.progress = running.progress.borrow_and_update().clone();
+        }
+        if self.progress_published.elapsed() >= PROGRESS_INTERVAL {
             self.progress_published = Instant::now();
             self.row.revision += 1;
             self.publish();

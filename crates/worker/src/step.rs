@@ -28,8 +28,9 @@ use crate::{
 
 /// How long init may take to unmount and end the VM after its exit report was acknowledged.
 const POWER_OFF_GRACE: Duration = Duration::from_secs(5);
-/// How long a SIGKILL may take to show in an exit report before the VM is killed.
-const KILL_GRACE: Duration = Duration::from_secs(3);
+/// How long a SIGKILL may take to show in an exit report before the VM is killed. Under emulation on a busy host three
+/// seconds were too short.
+const KILL_GRACE: Duration = Duration::from_secs(10);
 
 /// What a step found.
 pub enum Done {
@@ -435,7 +436,6 @@ pub fn entropy() -> String {
 
 /// Waits for a machine's turn to launch, which comes in the order in which they asked.
 pub async fn turn_to_launch(context: Context) -> Result<Done, Failure> {
-    context.progress.send_replace(Progress { step: Step::Queue.as_str().to_owned(), bytes_done: 0, bytes_total: 0 });
     let turn = context.shared.queues.launches.clone().acquire_owned().await;
     // Never closed.
     turn.map(Done::MayLaunch).map_err(Failure::retry)

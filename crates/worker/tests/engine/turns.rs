@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use caddis_api::{MachineId, MachineState};
-use caddis_bus::message::Action;
+use caddis_api::{MachineId, MachineState, machine::Operation};
+use caddis_bus::message::{Action, MachineRecord};
 use caddis_guest_protocol::fake::Behaviour;
 use caddis_vmm::fake::Faults;
 use serde_json::json;
@@ -28,9 +28,13 @@ async fn fixture(machines: usize) -> (Fixture, Vec<MachineId>) {
     (fixture, made)
 }
 
+async fn is_at(fixture: &Fixture, machine: &MachineId, step: &str) -> MachineRecord {
+    let is_there = |operation: &Operation| operation.step == step;
+    fixture.until_that(machine, |record| record.machine.operation.as_ref().is_some_and(is_there)).await
+}
+
 async fn waits(fixture: &Fixture, machine: &MachineId) {
-    let queued = |operation: &caddis_api::machine::Operation| operation.step == "queue";
-    fixture.until_that(machine, |record| record.machine.operation.as_ref().is_some_and(queued)).await;
+    is_at(fixture, machine, "queue").await;
 }
 
 #[tokio::test]
@@ -38,6 +42,7 @@ async fn machines_are_launched_in_the_order_in_which_they_were_started() {
     let (fixture, machines) = fixture(3).await;
     fixture.host.set_faults(Faults { launch_delay: Duration::from_millis(1000), ..Default::default() });
     fixture.act(&machines[0], Action::Start).await.unwrap();
+    is_at(&fixture, &machines[0], "launch").await;
     for machine in &machines[1..] {
         fixture.act(machine, Action::Start).await.unwrap();
         waits(&fixture, machine).await;
@@ -62,6 +67,7 @@ async fn a_machine_that_waits_can_be_stopped_and_has_its_whole_time_once_it_is_l
         ..Default::default()
     });
     fixture.act(first, Action::Start).await.unwrap();
+    is_at(&fixture, first, "launch").await;
     for machine in [second, third] {
         fixture.act(machine, Action::Start).await.unwrap();
         waits(&fixture, machine).await;
@@ -71,8 +77,7 @@ async fn a_machine_that_waits_can_be_stopped_and_has_its_whole_time_once_it_is_l
     fixture.host.set_faults(Faults { guest: Behaviour { silent: true, ..Default::default() }, ..Default::default() });
 
     // The first is not waited for for ever.
-    let booting = |operation: &caddis_api::machine::Operation| operation.step == "boot";
-    let record = fixture.until_that(third, |record| record.machine.operation.as_ref().is_some_and(booting)).await;
+    let record = is_at(&fixture, third, "boot").await;
     let operation = record.machine.operation.unwrap();
     let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap().as_millisecond();
     let allowed = time(&operation.deadline) - time(&operation.started_at);
@@ -88,6 +93,7 @@ async fn a_launch_that_fails_waits_for_its_next_turn_behind_the_others() {
         ..Default::default()
     });
     fixture.act(&machines[0], Action::Start).await.unwrap();
+    is_at(&fixture, &machines[0], "launch").await;
     fixture.act(&machines[1], Action::Start).await.unwrap();
     waits(&fixture, &machines[1]).await;
     let mut ready = Vec::new();
