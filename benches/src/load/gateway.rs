@@ -11,8 +11,8 @@ use caddis_api::{ApiError, MachineId, WorkerId};
 use caddis_bus::{
     Bus as _, Handler, InProcessBus,
     message::{
-        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Announcement, Envelope, MachineRecord, PROTOCOL, WorkerReply,
-        WorkerRequest, WorkerResult,
+        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Announcement, Envelope, MachineRecord, WorkerReply, WorkerRequest,
+        WorkerResult,
     },
     stream::{InProcessStreams, StreamService},
 };
@@ -48,7 +48,6 @@ pub async fn serve(machines: usize) -> Result<()> {
         let announcement = Announcement {
             worker,
             region: "local".to_owned(),
-            protocol: PROTOCOL,
             incarnation: String::new(),
             sequence: 0,
             draining: false,

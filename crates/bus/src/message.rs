@@ -387,8 +387,6 @@ pub struct Announcement {
     pub worker: WorkerId,
     /// The region it is in.
     pub region: String,
-    /// The latest protocol it understands, see [`PROTOCOL`].
-    pub protocol: u32,
     /// Its process, as in [`Delta::incarnation`].
     pub incarnation: String,
     /// Number of the last delta it has published; who has not seen that has lost something.

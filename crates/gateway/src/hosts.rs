@@ -35,8 +35,7 @@ pub(crate) struct Hosts {
 impl Hosts {
     /// Hosts of a region to begin with, as if just heard of.
     pub fn new(first: Vec<WorkerId>, region: &str, limits: (Duration, Duration)) -> Self {
-        let host = Host { region: region.to_owned(), last_seen: Instant::now(), state: HostState::Ok, draining: false };
-        let table = first.iter().map(|worker| (worker.clone(), host.clone())).collect();
+        let table = first.iter().map(|worker| (worker.clone(), Host::heard_now(region))).collect();
         Self { table: RwLock::new(table), first, limits }
     }
 
@@ -81,13 +80,9 @@ impl Hosts {
     /// A host announced itself. Gives its state where that is another one now.
     pub fn announced(&self, announcement: &Announcement) -> Option<HostState> {
         let mut table = self.write();
-        let host = table.entry(announcement.worker.clone()).or_insert_with(|| Host {
-            region: String::new(),
-            last_seen: Instant::now(),
-            state: HostState::Ok,
-            draining: false,
-        });
-        host.region.clone_from(&announcement.region);
+        let region = &announcement.region;
+        let host = table.entry(announcement.worker.clone()).or_insert_with(|| Host::heard_now(region));
+        host.region.clone_from(region);
         (host.last_seen, host.draining) = (Instant::now(), announcement.draining);
         host.settle(self.limits)
     }
@@ -109,6 +104,10 @@ impl Hosts {
 }
 
 impl Host {
+    fn heard_now(region: &str) -> Self {
+        Self { region: region.to_owned(), last_seen: Instant::now(), state: HostState::Ok, draining: false }
+    }
+
     /// Its state, where that is another one now.
     fn settle(&mut self, (suspected, unreachable): (Duration, Duration)) -> Option<HostState> {
         let silent = self.last_seen.elapsed();
@@ -134,7 +133,6 @@ mod tests {
         let announcement = |worker: &str, draining| Announcement {
             worker: id(worker),
             region: "far".to_owned(),
-            protocol: 1,
             incarnation: "first".to_owned(),
             sequence: 0,
             draining,

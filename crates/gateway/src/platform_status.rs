@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use axum::{Json, body::Body, extract::State, http::Request};
@@ -17,6 +17,7 @@ use caddis_bus::{
     message::{Offer, Question},
 };
 use futures::future::join_all;
+use jiff::SignedDuration;
 
 use crate::{
     context::{Context, Inner},
@@ -63,13 +64,12 @@ async fn host(context: &Context, worker: &WorkerId, host: &Host, offer: Option<&
         Some(_) => images(context, worker).await,
         None => None,
     };
-    let seen = SystemTime::now().checked_sub(host.last_seen.elapsed()).unwrap_or(UNIX_EPOCH);
-    let seen = seen.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seen = jiff::Timestamp::now() - SignedDuration::try_from(host.last_seen.elapsed()).unwrap_or_default();
     HostStatus {
         id: worker.to_string(),
         region: host.region.clone(),
         state: host.state,
-        last_seen: time::seconds(time::from_unix_ms(u64::try_from(seen.as_millis()).unwrap_or(u64::MAX))),
+        last_seen: time::seconds(seen),
         machines,
         started,
         free_cpus: offer.map_or(0, |offer| offer.free_cpus),

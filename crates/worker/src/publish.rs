@@ -9,7 +9,7 @@ use std::{
 use caddis_api::{MachineId, WorkerId};
 use caddis_bus::{
     Bus,
-    message::{ANNOUNCEMENTS, Announcement, DELTAS, Delta, MachineRecord, PROTOCOL, encode},
+    message::{ANNOUNCEMENTS, Announcement, DELTAS, Delta, MachineRecord, encode},
 };
 use tokio::sync::mpsc;
 
@@ -83,7 +83,6 @@ impl Publisher {
         let announcement = Announcement {
             worker: self.worker.clone(),
             region: region.to_owned(),
-            protocol: PROTOCOL,
             incarnation: self.incarnation.clone(),
             sequence: shared.sequence,
             draining,

@@ -10,6 +10,7 @@ use caddis_bus::{
     Bus, BusError, Published,
     message::{self, ANNOUNCEMENTS, Announcement, DELTAS, Delta, WorkerReply, WorkerRequest},
 };
+use serde::de::DeserializeOwned;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -124,14 +125,14 @@ pub(crate) async fn follow(context: Context, changes: Changes) {
     }
 }
 
+/// What was published, if it can be read.
+fn read<T: DeserializeOwned>(published: &Published) -> Option<T> {
+    let message = message::decode(&published.subject, &published.payload);
+    message.inspect_err(|error| tracing::error!(%error, "what a worker published can't be read")).ok()
+}
+
 fn take_in(listings: &mut Listings, sequences: &mut Sequences, published: &Published) {
-    let delta: Delta = match message::decode(DELTAS, &published.payload) {
-        Ok(delta) => delta,
-        Err(error) => {
-            tracing::error!(%error, "a change can't be read");
-            return;
-        }
-    };
+    let Some(delta) = read::<Delta>(published) else { return };
     if let Some(state) = listings.context.hosts.heard(&delta.worker) {
         listings.context.host_changed(&delta.worker, state);
     }
@@ -145,13 +146,7 @@ fn take_in(listings: &mut Listings, sequences: &mut Sequences, published: &Publi
 }
 
 fn take_in_announcement(listings: &mut Listings, sequences: &mut Sequences, published: &Published) {
-    let announcement: Announcement = match message::decode(ANNOUNCEMENTS, &published.payload) {
-        Ok(announcement) => announcement,
-        Err(error) => {
-            tracing::error!(%error, "an announcement can't be read");
-            return;
-        }
-    };
+    let Some(announcement) = read::<Announcement>(published) else { return };
     let Announcement { worker, incarnation, sequence, .. } = &announcement;
     listings.context.regions.learn(&announcement.region);
     if let Some(state) = listings.context.hosts.announced(&announcement) {

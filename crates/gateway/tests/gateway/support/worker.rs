@@ -21,7 +21,7 @@ use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
         self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateMachine, DELTAS, Delta, Envelope,
-        MachineRecord, Offer, PROTOCOL, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
+        MachineRecord, Offer, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
     },
     stream::{
         StreamService,
@@ -152,7 +152,6 @@ impl FakeWorker {
             let announcement = Announcement {
                 worker: self.id.clone(),
                 region: region.to_owned(),
-                protocol: PROTOCOL,
                 incarnation: state.incarnation.clone(),
                 sequence: state.sequence,
                 draining: state.draining,
