@@ -142,11 +142,20 @@ impl Host {
         self.ask(worker, WorkerRequest::Processes { machine: machine.clone() }).await.map(drop)
     }
 
-    /// One page of what the worker has.
+    /// What the worker has.
     pub async fn list(&self, worker: &Worker) -> Result<Vec<MachineRecord>> {
-        match self.ask(worker, WorkerRequest::List { after: None, limit: usize::MAX }).await? {
-            WorkerReply::Machines { records, .. } => Ok(records),
-            other => bail!("a list was answered with {other:?}"),
+        let mut all: Vec<MachineRecord> = Vec::new();
+        loop {
+            let after = all.last().map(|record| record.machine.id.clone());
+            match self.ask(worker, WorkerRequest::List { after }).await? {
+                WorkerReply::Machines { records, more, .. } => {
+                    all.extend(records);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                other => bail!("a list was answered with {other:?}"),
+            }
         }
     }
 

@@ -74,6 +74,9 @@ pub async fn serve(machines: usize) -> Result<()> {
     Ok(gateway.serve(listener, input_ends()).await?)
 }
 
+/// Machines per page of a listing: what a message takes.
+const PAGE: usize = 200;
+
 /// Lists machines, and refuses all else.
 struct Stub {
     machines: usize,
@@ -81,13 +84,14 @@ struct Stub {
 
 impl Stub {
     fn answer(&self, request: WorkerRequest) -> WorkerResult {
-        let WorkerRequest::List { after, limit } = request else {
+        let WorkerRequest::List { after } = request else {
             return Err(ApiError::internal("this worker only lists"));
         };
         let begin = after.map_or(0, |after| usize::from_str_radix(after.as_str(), 16).unwrap_or(self.machines) + 1);
-        let numbers = begin..self.machines.min(begin.saturating_add(limit));
-        let records: Result<_, _> = numbers.map(record).collect();
-        Ok(WorkerReply::Machines { records: records.map_err(ApiError::internal)?, sequence: 0 })
+        let end = self.machines.min(begin.saturating_add(PAGE));
+        let records: Result<_, _> = (begin..end).map(record).collect();
+        let records = records.map_err(ApiError::internal)?;
+        Ok(WorkerReply::Machines { records, more: end < self.machines, sequence: 0 })
     }
 }
 
@@ -121,6 +125,8 @@ fn record(number: usize) -> Result<MachineRecord, serde_json::Error> {
     let timing = json!([{ "where": "host", "step": "prepare_root", "ms": 1.2 }, { "where": "guest", "step": "mount", "ms": 40.5 }]);
     serde_json::from_value(json!({
         "worker": WORKER,
+        "epoch": 1,
+        "config_revision": 1,
         "revision": 4,
         "app": APP,
         "launched": true,
@@ -169,15 +175,18 @@ mod tests {
 
     #[test]
     fn pages_of_machines_follow_each_other_to_the_last() {
-        let stub = Stub { machines: 5 };
+        let machines = 2 * PAGE + 1;
+        let stub = Stub { machines };
         let (mut after, mut seen) = (None, Vec::new());
         loop {
-            let reply = stub.answer(WorkerRequest::List { after, limit: 2 }).unwrap();
-            let WorkerReply::Machines { records, .. } = reply else { panic!("{reply:?}") };
-            let Some(last) = records.last() else { break };
-            after = Some(last.machine.id.clone());
+            let reply = stub.answer(WorkerRequest::List { after }).unwrap();
+            let WorkerReply::Machines { records, more, .. } = reply else { panic!("{reply:?}") };
+            after = records.last().map(|last| last.machine.id.clone());
             seen.extend(records.into_iter().map(|record| record.machine.id));
+            if !more {
+                break;
+            }
         }
-        assert_eq!(seen, (0..5).map(id).collect::<Vec<_>>());
+        assert_eq!(seen, (0..machines).map(id).collect::<Vec<_>>());
     }
 }

@@ -13,7 +13,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::{AskWindow, Bus, BusError, Handler, Published, Serving};
+use crate::{AskWindow, Bus, BusError, Handler, MAX_MESSAGE_BYTES, Published, Serving};
 
 /// Messages a subscriber may lag behind before it loses some.
 const SUBSCRIBER_QUEUE: usize = 4096;
@@ -112,17 +112,29 @@ impl InProcessBus {
     }
 }
 
+/// Refuses what no other transport would take.
+fn fits(subject: &str, message: &Bytes) -> Result<(), BusError> {
+    let bytes = message.len();
+    if bytes > MAX_MESSAGE_BYTES {
+        return Err(BusError::TooLarge { subject: subject.to_owned(), bytes });
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl Bus for InProcessBus {
     async fn request(&self, subject: &str, payload: Bytes, deadline: Duration) -> Result<Bytes, BusError> {
+        fits(subject, &payload)?;
         let handler =
             self.handlers(subject).into_iter().next().ok_or_else(|| BusError::NotDelivered(subject.to_owned()))?;
-        tokio::time::timeout(deadline, self.deliver(handler, payload))
+        let answer = tokio::time::timeout(deadline, self.deliver(handler, payload))
             .await
-            .map_err(|_| BusError::TimedOut { subject: subject.to_owned(), deadline })
+            .map_err(|_| BusError::TimedOut { subject: subject.to_owned(), deadline })?;
+        fits(subject, &answer).map(|()| answer)
     }
 
     async fn ask_all(&self, subject: &str, payload: Bytes, window: AskWindow) -> Result<Vec<Bytes>, BusError> {
+        fits(subject, &payload)?;
         let mut pending: FuturesUnordered<_> =
             self.handlers(subject).into_iter().map(|handler| self.deliver(handler, payload.clone())).collect();
         let end = Instant::now() + window.deadline;
@@ -130,7 +142,10 @@ impl Bus for InProcessBus {
         loop {
             let until = if answers.is_empty() { end } else { end.min(Instant::now() + window.quiet) };
             match tokio::time::timeout_at(until, pending.next()).await {
-                Ok(Some(answer)) => answers.push(answer),
+                Ok(Some(answer)) => match fits(subject, &answer) {
+                    Ok(()) => answers.push(answer),
+                    Err(error) => tracing::error!(%error, "an answer is left out"),
+                },
                 Ok(None) | Err(_) => return Ok(answers),
             }
         }
@@ -151,6 +166,7 @@ impl Bus for InProcessBus {
     }
 
     async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
+        fits(subject, &payload)?;
         let Fault::Deliver { .. } = self.fault() else {
             return Ok(());
         };
@@ -167,70 +183,5 @@ impl Bus for InProcessBus {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE);
         self.tables().subscribers.entry(subject.to_owned()).or_default().push(sender);
         Ok(receiver)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Echo(&'static str);
-
-    #[async_trait]
-    impl Handler for Echo {
-        async fn handle(&self, request: Bytes) -> Bytes {
-            [self.0.as_bytes(), &request].concat().into()
-        }
-    }
-
-    struct Silent;
-
-    #[async_trait]
-    impl Handler for Silent {
-        async fn handle(&self, _: Bytes) -> Bytes {
-            std::future::pending().await
-        }
-    }
-
-    const WINDOW: AskWindow = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_secs(30) };
-
-    #[tokio::test]
-    async fn a_request_reaches_the_one_that_serves_and_fails_when_nobody_does() {
-        let bus = InProcessBus::new();
-        let serving = bus.serve("a", Arc::new(Echo("1"))).await.unwrap();
-        let deadline = Duration::from_secs(30);
-        assert_eq!(bus.request("a", "x".into(), deadline).await.unwrap(), "1x");
-        drop(serving);
-        assert_eq!(bus.request("a", "x".into(), deadline).await, Err(BusError::NotDelivered("a".to_owned())));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_ends_at_the_deadline() {
-        let bus = InProcessBus::new();
-        let _serving = bus.serve("a", Arc::new(Silent)).await.unwrap();
-        let answer = bus.request("a", Bytes::new(), Duration::from_secs(1)).await;
-        assert!(matches!(answer, Err(BusError::TimedOut { .. })));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_question_takes_those_that_answer_and_does_not_wait_for_the_silent() {
-        let bus = InProcessBus::new();
-        let _one = bus.serve("a", Arc::new(Echo("1"))).await.unwrap();
-        let _two = bus.serve("a", Arc::new(Echo("2"))).await.unwrap();
-        let _three = bus.serve("a", Arc::new(Silent)).await.unwrap();
-        let before = Instant::now();
-        let mut answers = bus.ask_all("a", "x".into(), WINDOW).await.unwrap();
-        answers.sort();
-        assert_eq!(answers, ["1x", "2x"]);
-        assert!(before.elapsed() < Duration::from_secs(1));
-    }
-
-    #[tokio::test]
-    async fn subscribers_get_what_is_published_after_they_came() {
-        let bus = InProcessBus::new();
-        bus.publish("s", "early".into()).await.unwrap();
-        let mut receiver = bus.subscribe("s").await.unwrap();
-        bus.publish("s", "late".into()).await.unwrap();
-        assert_eq!(receiver.recv().await.unwrap().payload, "late");
     }
 }

@@ -1,7 +1,8 @@
 //! Control messages between gateways and workers: request one worker, ask all workers of a region, publish and watch
 //! state. Stores nothing and carries no bulk; [`stream`] is the separate way for that.
 //!
-//! [`Bus`] moves bytes, so that any transport fits; [`message`] says what the bytes mean.
+//! [`Bus`] moves bytes, so that any transport fits; [`message`] says what the bytes mean, and [`WorkerClient`] asks a
+//! worker by whichever way its request and answer fit.
 #![forbid(unsafe_code)]
 
 use std::{sync::Arc, time::Duration};
@@ -10,11 +11,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+mod client;
 mod in_process;
 pub mod message;
 pub mod stream;
 
+pub use client::{AskError, WorkerClient};
 pub use in_process::{Chaos, InProcessBus};
+
+/// Largest message, bytes: what NATS takes unless it is configured otherwise. What is larger goes over [`stream`].
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
 /// Why a message did not get its answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +36,15 @@ pub enum BusError {
         /// How long we waited.
         deadline: Duration,
     },
+    /// The message, or its answer, is larger than [`MAX_MESSAGE_BYTES`]. The request was not delivered, unless it is the
+    /// answer that is too large.
+    #[error("a message of {bytes} bytes on {subject} is larger than the bus takes")]
+    TooLarge {
+        /// Where it was to go.
+        subject: String,
+        /// Its size.
+        bytes: usize,
+    },
     /// A message that can't be read.
     #[error("unreadable message on {subject}: {reason}")]
     Unreadable {
@@ -43,7 +58,8 @@ pub enum BusError {
 /// Answers requests on a subject.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// The answer to one request. May be called twice with the same request: the transport may repeat messages.
+    /// The answer to one request, of at most [`MAX_MESSAGE_BYTES`]. May be called twice with the same request: the
+    /// transport may repeat messages.
     async fn handle(&self, request: Bytes) -> Bytes;
 }
 
@@ -65,13 +81,16 @@ pub struct Published {
     pub payload: Bytes,
 }
 
-/// Moves control messages. Subjects are dot-separated words.
+/// Moves control messages of at most [`MAX_MESSAGE_BYTES`]. Subjects are dot-separated words.
+///
+/// What every transport must hold is in `tests/transports`: one suite that runs over each.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
     /// Sends a request to the one that serves `subject` and waits for its answer.
     async fn request(&self, subject: &str, payload: Bytes, deadline: Duration) -> Result<Bytes, BusError>;
 
-    /// Sends a question to all that serve `subject` and collects answers. No answers is an empty list.
+    /// Sends a question to all that serve `subject` and collects answers. No answers is an empty list; one that is too
+    /// large is left out.
     async fn ask_all(&self, subject: &str, payload: Bytes, window: AskWindow) -> Result<Vec<Bytes>, BusError>;
 
     /// Serves `subject` until the returned guard is dropped.

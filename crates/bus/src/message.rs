@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 pub use caddis_api::images::{ImageSummary, ImportUpdate};
 use caddis_api::{
-    ApiDuration, ApiError, LeaseNonce, Machine, MachineId, RawConfig, Signal, VersionId, WorkerId,
+    ApiDuration, ApiError, LeaseNonce, Machine, MachineId, MachineState, RawConfig, Signal, VersionId, WorkerId,
     event::MachineEvent,
     exec::ProcessStat,
     lease::{Lease, PublicLease},
@@ -98,12 +98,17 @@ pub enum WorkerRequest {
         /// Which.
         machine: MachineId,
     },
-    /// All machines, in id order. Answer: [`WorkerReply::Machines`].
+    /// Machines in id order, as many as one message takes. Answer: [`WorkerReply::Machines`].
     List {
         /// Begin after this id.
         after: Option<MachineId>,
-        /// At most so many.
-        limit: usize,
+    },
+    /// The machine was placed on another host since: this copy stops, for good. Answer: `Done`.
+    Supersede {
+        /// Which.
+        machine: MachineId,
+        /// Epoch of the placement elsewhere; one that is not higher than the worker's own changes nothing.
+        epoch: u64,
     },
     /// Events, newest first. Answer: [`WorkerReply::Events`].
     Events {
@@ -310,8 +315,11 @@ pub enum WorkerReply {
     },
     /// Several machines.
     Machines {
-        /// In id order.
+        /// In id order. Of one with a large configuration only the status; its configuration is asked for by
+        /// [`WorkerRequest::Get`].
         records: Vec<MachineRecord>,
+        /// There are more after these.
+        more: bool,
         /// Deltas up to this number are contained.
         sequence: u64,
     },
@@ -337,6 +345,8 @@ pub enum WorkerReply {
         /// How many were stopped.
         stopped: u64,
     },
+    /// The answer is larger than the bus takes: it is had over the worker's stream endpoint, by the same envelope.
+    TooLarge,
     /// State of the worker.
     Health {
         /// Why requests would fail; empty when they would not.
@@ -350,21 +360,51 @@ pub enum WorkerReply {
 /// The worker's answer, or its error for the client.
 pub type WorkerResult = Result<WorkerReply, ApiError>;
 
-/// A machine as its worker publishes it.
+/// A machine as its worker publishes it. Of two records the one with the higher `(epoch, revision)` is newer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MachineRecord {
     /// Whose truth this is.
     pub worker: WorkerId,
+    /// Counts placements of this machine: that of a later one is the truth whatever an earlier host still says.
+    pub epoch: u64,
     /// Rises with every change of this machine.
     pub revision: u64,
+    /// The revision that brought its configuration, by which a copy of that is known.
+    pub config_revision: u64,
     /// App.
     pub app: String,
     /// It has been booted at least once.
     pub launched: bool,
     /// The current lease, if any.
     pub lease: Option<PublicLease>,
-    /// The machine as the API shows it, without `lease` and `nonce`.
+    /// The machine as the API shows it, without `lease` and `nonce`. Without its configuration, and its image's labels,
+    /// where who is told can have them; always without it when it is destroyed.
     pub machine: Machine,
+}
+
+/// Bytes of a configuration above which it does not travel with the status of its machine, but is asked for.
+pub const LARGE_CONFIG_BYTES: usize = 128 * 1024;
+
+impl MachineRecord {
+    /// Whether the configuration is missing that the machine has.
+    pub fn is_status_only(&self) -> bool {
+        self.machine.config.is_none() && self.machine.state != MachineState::Destroyed
+    }
+
+    /// Bytes of what belongs to the configuration.
+    pub fn config_bytes(&self) -> usize {
+        let labels = self.machine.image_ref.labels.iter().flatten();
+        let labels: usize = labels.map(|(name, value)| name.len() + value.len() + 8).sum();
+        labels + self.machine.config.as_ref().map_or(0, RawConfig::size)
+    }
+
+    /// The same without what belongs to the configuration.
+    pub fn status_only(&self) -> Self {
+        let mut status = self.clone();
+        status.machine.config = None;
+        status.machine.image_ref.labels = None;
+        status
+    }
 }
 
 /// A change of one machine.
@@ -376,7 +416,9 @@ pub struct Delta {
     pub sequence: u64,
     /// The worker's process: a new one begins to count anew.
     pub incarnation: String,
-    /// The machine as it is now. `destroyed` machines are published once more and then forgotten.
+    /// The machine as it is now, with the events since its delta before this one. With its configuration when that is
+    /// another one than in the delta before, and not large ([`LARGE_CONFIG_BYTES`]). `destroyed` machines are published
+    /// once more and then forgotten.
     pub record: MachineRecord,
 }
 

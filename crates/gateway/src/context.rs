@@ -2,24 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, WorkerId, platform::HostState};
+use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, WorkerId};
 use caddis_bus::{
-    BusError,
-    message::{self, Action, Envelope, WorkerReply, WorkerRequest, WorkerResult},
+    WorkerClient,
+    message::{Action, WorkerReply, WorkerRequest},
 };
 use caddis_catalog::{AppRecord, Catalog};
-use tokio::sync::mpsc;
+use caddis_view::{Shown, View, ViewSettings};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    GatewayParts, Settings,
-    deletion::{Deletions, Destroyed},
-    hosts::Hosts,
-    idempotency::Turns,
-    limits::Limits,
-    regions::Regions,
-    view::{Shown, View},
-};
+use crate::{GatewayParts, Settings, deletion::Deletions, idempotency::Turns, limits::Limits, regions::Regions};
+
+pub(crate) use caddis_bus::AskError;
 
 /// Shared by all requests.
 pub(crate) type Context = Arc<Inner>;
@@ -30,11 +24,11 @@ const SYNC_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Inner {
     pub bus: Arc<dyn caddis_bus::Bus>,
     pub streams: Arc<dyn caddis_bus::stream::Streams>,
+    pub workers: WorkerClient,
     pub catalog: Arc<dyn Catalog>,
     pub regions: Regions,
-    pub hosts: Hosts,
     pub settings: Settings,
-    pub view: View,
+    pub view: Arc<View>,
     pub deletions: Deletions,
     pub limits: Option<Limits>,
     pub turns: Turns,
@@ -45,27 +39,29 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    pub fn new(parts: GatewayParts) -> (Context, mpsc::UnboundedReceiver<Destroyed>) {
-        let (destroyed, receiver) = mpsc::unbounded_channel();
-        let inner = Self {
+    pub fn new(parts: GatewayParts) -> Context {
+        let view = View::new(ViewSettings {
+            workers: parts.workers,
+            region: parts.region.clone(),
+            suspected_after: parts.settings.suspected_after,
+            unreachable_after: parts.settings.unreachable_after,
+            destroyed_retention: parts.settings.destroyed_retention,
+        });
+        let view = Arc::new(view);
+        Arc::new(Self {
+            workers: WorkerClient::new(parts.bus.clone(), parts.streams.clone()),
             bus: parts.bus,
             streams: parts.streams,
             catalog: parts.catalog,
-            view: View::new(destroyed, parts.settings.destroyed_retention, parts.workers.is_empty()),
-            hosts: Hosts::new(
-                parts.workers,
-                &parts.region,
-                (parts.settings.suspected_after, parts.settings.unreachable_after),
-            ),
-            regions: Regions::new(parts.region, parts.regions),
+            regions: Regions::new(parts.region, parts.regions, view.clone()),
+            view,
             limits: Limits::new(parts.settings.rate_limit),
             settings: parts.settings,
             deletions: Deletions::default(),
             turns: Turns::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),
-        };
-        (Arc::new(inner), receiver)
+        })
     }
 
     /// Runs work that ends with the gateway, if not earlier.
@@ -95,56 +91,29 @@ impl Inner {
         Err(ApiError::machine_not_found())
     }
 
-    /// Asks a worker, twice when it stays silent: it does nothing twice for the same request id. Records in the
-    /// answer go into the view, so that a client reads its own writes.
+    /// Asks a worker. Records in the answer go into the view, so that a client reads its own writes.
     pub async fn ask(
         &self,
         worker: &WorkerId,
         request: WorkerRequest,
         deadline: Duration,
     ) -> Result<WorkerReply, AskError> {
-        let subject = message::worker_subject(worker);
-        let payload = message::encode(&Envelope::new(ulid::Ulid::new().to_string(), deadline * 2, request));
-        let answer = match self.bus.request(&subject, payload.clone(), deadline).await {
-            Err(timed_out @ BusError::TimedOut { .. }) => match self.bus.request(&subject, payload, deadline).await {
-                // The first may have arrived.
-                Err(BusError::NotDelivered(_)) => Err(timed_out),
-                answer => answer,
-            },
-            answer => answer,
-        };
-        let answer = answer.map_err(AskError::Bus)?;
-        if let Some(state) = self.hosts.heard(worker) {
-            self.host_changed(worker, state);
-        }
-        let reply =
-            message::decode::<WorkerResult>(&subject, &answer).map_err(AskError::Bus)?.map_err(AskError::Refused)?;
-        match &reply {
-            WorkerReply::Created { record, .. }
-            | WorkerReply::Started { record, .. }
-            | WorkerReply::Updated { record, .. }
-            | WorkerReply::Done { record }
-            | WorkerReply::Machine { record } => drop(self.view.apply((**record).clone())),
-            _ => {}
-        }
-        Ok(reply)
-    }
-
-    /// A host is in another state now: so are its machines.
-    pub fn host_changed(&self, worker: &WorkerId, state: HostState) {
-        let status = match state {
-            HostState::Ok | HostState::Draining => None,
-            HostState::Suspected => Some("unknown"),
-            HostState::Unreachable => Some("unreachable"),
-        };
-        match state {
-            HostState::Ok => tracing::info!(%worker, "the host is there"),
-            HostState::Draining => tracing::info!(%worker, "the host is being drained"),
-            HostState::Suspected | HostState::Unreachable => {
-                tracing::warn!(%worker, state = state.as_str(), "nothing is heard of a host");
+        let mut reply = self.workers.ask(worker, request, deadline).await?;
+        self.view.heard(worker);
+        if let WorkerReply::Created { record, .. }
+        | WorkerReply::Started { record, .. }
+        | WorkerReply::Updated { record, .. }
+        | WorkerReply::Done { record }
+        | WorkerReply::Machine { record } = &mut reply
+            && self.view.apply((**record).clone()).is_none()
+        {
+            // Its configuration is another one than we know.
+            let whole = WorkerRequest::Get { machine: record.machine.id.clone() };
+            if let WorkerReply::Machine { record } = self.workers.ask(worker, whole, deadline).await? {
+                self.view.apply(*record);
             }
         }
-        self.view.set_host_status(worker, status);
+        Ok(reply)
     }
 
     /// Asks the owner of a machine for a change.
@@ -158,38 +127,6 @@ impl Inner {
         let shown = self.machine(app, id).await?;
         let request = WorkerRequest::Act { machine: id.clone(), nonce, action };
         Ok(self.ask(&shown.record.worker, request, self.settings.request_deadline).await?)
-    }
-}
-
-/// Why a worker gave no reply.
-#[derive(Debug)]
-pub(crate) enum AskError {
-    /// It refused.
-    Refused(ApiError),
-    /// It may or may not have carried it out.
-    Bus(BusError),
-}
-
-impl From<AskError> for ApiError {
-    fn from(error: AskError) -> Self {
-        match error {
-            AskError::Refused(error) => error,
-            AskError::Bus(error) => bus_error(&error),
-        }
-    }
-}
-
-/// What clients are told when the bus fails.
-pub(crate) fn bus_error(error: &BusError) -> ApiError {
-    match error {
-        BusError::Unreadable { .. } => ApiError::internal(error),
-        BusError::NotDelivered(_) => {
-            ApiError::new(ErrorCode::Unavailable, format!("unavailable: {error}; nothing was done, try again"))
-        }
-        BusError::TimedOut { .. } => ApiError::new(
-            ErrorCode::Unavailable,
-            format!("unavailable: {error}; the request may still be carried out, look before trying again"),
-        ),
     }
 }
 

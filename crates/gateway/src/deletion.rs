@@ -10,18 +10,12 @@ use std::{
 use caddis_api::{ApiError, ErrorCode, MachineId, MachineState, WorkerId, time::unix_ms};
 use caddis_bus::message::{Action, WorkerReply, WorkerRequest};
 use caddis_catalog::Placement;
+use caddis_view::{Change, Superseded};
 use futures::stream::{self, TryStreamExt as _};
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::context::{AskError, Context};
-
-/// A machine turned out destroyed.
-#[derive(Debug)]
-pub(crate) struct Destroyed {
-    pub machine: MachineId,
-    pub app: String,
-}
 
 /// Apps whose machines are being destroyed by a task of this process.
 #[derive(Default)]
@@ -39,10 +33,39 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Machines of one app destroyed at the same time.
 const AT_ONCE: usize = 8;
 
-/// Runs until it is dropped.
-pub(crate) async fn tidy(context: Context, mut destroyed: mpsc::UnboundedReceiver<Destroyed>) {
-    while let Some(gone) = destroyed.recv().await {
-        again_until_done("release a machine", || release(&context, &gone.machine, &gone.app)).await;
+/// Follows the view until it is dropped.
+pub(crate) async fn tidy(context: Context, mut changes: broadcast::Receiver<Change>) {
+    loop {
+        match changes.recv().await {
+            Ok(Change::Machine(id)) => {
+                let Some(shown) = context.view.get(&id).filter(|shown| shown.state() == MachineState::Destroyed) else {
+                    continue;
+                };
+                let app = &shown.record.app;
+                again_until_done("release a machine", || release(&context, &id, app)).await;
+            }
+            Ok(Change::Listed(worker)) => reconcile(&context, &worker).await,
+            Ok(Change::Host(_)) => {}
+            Ok(Change::Superseded(copy)) => context.background(supersede(context.clone(), copy)),
+            // What was missed is found by looking at everything.
+            Err(RecvError::Lagged(_)) => {
+                for (worker, _) in context.view.hosts().all() {
+                    reconcile(&context, &worker).await;
+                }
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Has a worker stop its copy of a machine that was placed elsewhere since. Should it not be there, it is told when it
+/// is listed again.
+async fn supersede(context: Context, copy: Superseded) {
+    let Superseded { machine, worker, epoch } = copy;
+    tracing::warn!(%machine, %worker, epoch, "a host has a copy of a machine that was placed elsewhere since");
+    let request = WorkerRequest::Supersede { machine: machine.clone(), epoch };
+    if let Err(error) = context.workers.ask(&worker, request, context.settings.request_deadline).await {
+        tracing::warn!(%machine, %worker, ?error, "can't have a copy stopped");
     }
 }
 
@@ -65,7 +88,7 @@ async fn again_until_done<F: Future<Output = Result<(), ApiError>>>(what: &str, 
 }
 
 /// Compares the catalog with a worker that was just listed.
-pub(crate) async fn reconcile(context: &Context, worker: &WorkerId) {
+async fn reconcile(context: &Context, worker: &WorkerId) {
     again_until_done("compare the catalog with a worker", || async {
         for placement in context.catalog.placements(Some(worker)).await? {
             match context.view.get(&placement.machine) {

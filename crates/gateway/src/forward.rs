@@ -7,11 +7,7 @@ use axum::{
 };
 use caddis_api::{ApiError, ErrorCode, WorkerId, error::ErrorBody};
 
-use crate::{
-    context::{Context, bus_error},
-    envelope::Failure,
-    extract::small,
-};
+use crate::{context::Context, envelope::Failure, extract::small};
 
 /// Calls a worker.
 pub(crate) async fn call(
@@ -20,7 +16,7 @@ pub(crate) async fn call(
     request: Result<Request<Body>, axum::http::Error>,
 ) -> Result<Response<Body>, Failure> {
     let request = request.map_err(|e| ApiError::internal(format!("write a request to a worker: {e}")))?;
-    let response = context.streams.call(worker, request).await.map_err(|e| bus_error(&e))?;
+    let response = context.streams.call(worker, request).await.map_err(ApiError::from)?;
     let (mut parts, body) = response.into_parts();
     if parts.status.is_success() {
         // Only what describes the body is passed on.

@@ -51,7 +51,7 @@ pub(crate) async fn check(context: &Context) -> Health {
         problems.push(error.to_string());
     }
     let (silent, heard): (Vec<_>, Vec<_>) =
-        context.hosts.all().into_iter().partition(|(_, host)| host.state == HostState::Unreachable);
+        context.view.hosts().all().into_iter().partition(|(_, host)| host.state == HostState::Unreachable);
     if heard.is_empty() {
         let text = if silent.is_empty() { "no host is known" } else { "no host can be reached" };
         problems.push(text.to_owned());

@@ -64,7 +64,7 @@ pub(crate) async fn drain(
     Path(id): Path<String>,
     JsonBody(request): JsonBody<Drain>,
 ) -> Result<Json<Drained>, Failure> {
-    let host = context.hosts.named(&id).ok_or_else(|| {
+    let host = context.view.hosts().named(&id).ok_or_else(|| {
         let id: String = id.chars().take(100).collect();
         ApiError::new(ErrorCode::NotFound, format!("host not found: {}", id.escape_debug()))
     })?;

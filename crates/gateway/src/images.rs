@@ -39,9 +39,9 @@ pub(crate) enum ArchiveFormat {
 fn worker(context: &Inner, params: &Params) -> Result<WorkerId, ApiError> {
     let Some(name) = params.get("worker") else {
         let none = || ApiError::new(ErrorCode::Unavailable, "unavailable: no worker is known");
-        return context.hosts.reachable().into_iter().next().ok_or_else(none);
+        return context.view.hosts().reachable().into_iter().next().ok_or_else(none);
     };
-    context.hosts.named(name).ok_or_else(|| invalid("worker", name, "the id of a worker"))
+    context.view.hosts().named(name).ok_or_else(|| invalid("worker", name, "the id of a worker"))
 }
 
 fn passed_on(params: &Params, names: &[&'static str]) -> String {

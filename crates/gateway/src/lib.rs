@@ -1,5 +1,5 @@
 //! The HTTP server of the API: authenticates, validates, decides where a new machine goes, asks the worker that owns
-//! a machine, and answers reads from its [`view`]. Owns nothing durable.
+//! a machine, and answers reads from its [`caddis_view`]. Owns nothing durable.
 //!
 //! ```text
 //! request ─▶ envelope (request id, log, panics, error bodies) ─▶ authentication ─▶ endpoint
@@ -20,7 +20,6 @@ mod extract;
 mod forward;
 mod health;
 mod host;
-mod hosts;
 mod idempotency;
 mod images;
 mod limits;
@@ -36,13 +35,13 @@ mod regions;
 mod router;
 mod server;
 mod steady;
-mod view;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use caddis_api::{WorkerId, platform::Region};
 use caddis_bus::{Bus, BusError, stream::Streams};
 use caddis_catalog::Catalog;
+use caddis_view::{Published, follow};
 use tokio::net::TcpListener;
 use tokio_util::sync::DropGuard;
 
@@ -140,10 +139,11 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError::Subscribe`].
     pub async fn new(parts: GatewayParts) -> Result<Self, GatewayError> {
-        let changes = view::Changes::subscribe(parts.bus.as_ref()).await?;
-        let (context, destroyed) = Inner::new(parts);
-        context.background(view::follow(context.clone(), changes));
-        context.background(deletion::tidy(context.clone(), destroyed));
+        let published = Published::subscribe(parts.bus.as_ref()).await?;
+        let context = Inner::new(parts);
+        let changes = context.view.changes();
+        context.background(follow(context.view.clone(), context.workers.clone(), published));
+        context.background(deletion::tidy(context.clone(), changes));
         Ok(Self { _ending: context.ending.clone().drop_guard(), context })
     }
 

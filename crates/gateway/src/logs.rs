@@ -1,22 +1,17 @@
 //! `GET /api/v1/apps/{app}/logs`.
 
-use axum::{
-    Json,
-    body::Body,
-    extract::State,
-    http::Request,
-    response::{IntoResponse as _, Response},
-};
+use axum::{extract::State, response::Response};
 use caddis_api::{ApiError, MachineId, logs::LogsReply};
 
 use crate::{
     context::Context,
     envelope::Failure,
     extract::AppPath,
-    forward,
     openapi::errors::{BadParameter, NoApp},
     query::{Params, invalid},
 };
+
+mod merge;
 
 /// Longest wait for the first entry, seconds: proxies in the field cut requests at a minute.
 const MAX_WAIT_SECONDS: u64 = 60;
@@ -70,39 +65,28 @@ pub(crate) async fn logs(
         return Err(invalid("region", region, "the code of a region").into());
     }
     let (since, until) = (time(&params, "since")?, time(&params, "until")?);
-    let worker = match &machine {
-        Some(id) => Some(context.machine(&app, id).await?.record.worker.clone()),
-        None => {
-            context.synced().await?;
-            context.app(&app).await?;
-            let mut workers: Vec<_> =
-                context.view.of_app(&app).iter().map(|shown| shown.record.worker.clone()).collect();
-            workers.sort();
-            workers.dedup();
-            if workers.len() > 1 {
-                return Err(
-                    ApiError::invalid("invalid instance, the app has machines on several hosts: name one").into()
-                );
+    let query = merge::Query {
+        app: app.clone(),
+        instance: machine.as_ref().map(ToString::to_string),
+        limit,
+        region: region.map(str::to_owned),
+        since,
+        until,
+    };
+    let (from, bound) = (params.get("next_token"), params.get("until_token"));
+    let answer = async {
+        match &machine {
+            Some(id) => {
+                let worker = context.machine(&app, id).await?.record.worker.clone();
+                merge::page_of_one(&context, &worker, &query, (from, bound), wait).await
             }
-            workers.pop().or_else(|| context.hosts.reachable().into_iter().next())
+            None => {
+                context.synced().await?;
+                context.app(&app).await?;
+                merge::page(&context, &query, (from, bound), wait).await
+            }
         }
     };
-    let Some(worker) = worker else {
-        return Ok(Json(LogsReply::default()).into_response());
-    };
-    let optional = [
-        ("instance", machine.map(|id| id.to_string())),
-        ("next_token", params.get("next_token").map(str::to_owned)),
-        ("until_token", params.get("until_token").map(str::to_owned)),
-        ("limit", limit.map(|limit| limit.to_string())),
-        ("wait_seconds", wait.map(|wait| wait.to_string())),
-        ("region", region.map(str::to_owned)),
-        ("since_ns", since),
-        ("until_ns", until),
-    ];
-    let given = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    let query = forward::query(std::iter::once(("app", app)).chain(given));
-    let answer = forward::call(&context, &worker, Request::get(format!("/logs?{query}")).body(Body::empty()));
     tokio::select! {
         answer = answer => answer,
         () = context.closing.cancelled() => {

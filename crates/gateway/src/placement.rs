@@ -8,7 +8,7 @@ use caddis_bus::{
     message::{self, Offer, Question},
 };
 
-use crate::context::{Inner, bus_error};
+use crate::context::Inner;
 
 /// How long offers are collected (design §2.3).
 const WINDOW: AskWindow = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_secs(2) };
@@ -46,7 +46,7 @@ pub(crate) async fn ask(
     window: AskWindow,
 ) -> Result<Vec<Offer>, ApiError> {
     let subject = message::region_subject(region);
-    let answers = context.bus.ask_all(&subject, message::encode(question), window).await.map_err(|e| bus_error(&e))?;
+    let answers = context.bus.ask_all(&subject, message::encode(question), window).await?;
     let offers = answers.iter().filter_map(|answer| message::decode(&subject, answer).inspect_err(unreadable).ok());
     Ok(offers.collect())
 }

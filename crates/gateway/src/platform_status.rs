@@ -16,6 +16,7 @@ use caddis_bus::{
     AskWindow,
     message::{Offer, Question},
 };
+use caddis_view::Host;
 use futures::future::join_all;
 use jiff::SignedDuration;
 
@@ -23,9 +24,7 @@ use crate::{
     context::{Context, Inner},
     envelope::Failure,
     extract::small,
-    forward, health,
-    hosts::Host,
-    placement,
+    forward, health, placement,
 };
 
 /// Say whether the server is well, and what its hosts have left.
@@ -41,7 +40,7 @@ use crate::{
 pub(crate) async fn status(State(context): State<Context>) -> Result<Json<PlatformStatus>, Failure> {
     context.synced().await?;
     let health::Health { ok, problems, warnings } = health::check(&context).await;
-    let known = context.hosts.all();
+    let known = context.view.hosts().all();
     let regions: BTreeSet<_> = known.iter().map(|(_, host)| host.region.clone()).collect();
     let offers = join_all(regions.iter().map(|region| offers(&context, region))).await;
     let offers: HashMap<_, _> = offers.into_iter().flatten().map(|offer| (offer.worker.clone(), offer)).collect();

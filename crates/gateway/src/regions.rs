@@ -1,13 +1,16 @@
 //! Regions: the list, and expressions like `lhr,eu,any`.
 
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{Json, extract::State};
 use caddis_api::{
     ApiError, ErrorCode, MachineConfig,
     platform::{Region, RegionsReply},
 };
+use caddis_view::View;
 use tokio::time::Instant;
 
 use crate::{context::Context, placements};
@@ -26,47 +29,30 @@ const ALIASES: &[(&str, &str)] = &[
 /// How long an answer about capacity is good for: anyone may ask without a token.
 const CAPACITY_AGE: Duration = Duration::from_secs(5);
 
-/// The regions of the installation.
+/// The regions of the installation: those of the configuration, and those that hosts are in.
 pub(crate) struct Regions {
     own: String,
-    all: RwLock<Vec<Region>>,
+    configured: Vec<Region>,
+    view: Arc<View>,
     capacity: Mutex<Option<(Instant, Vec<Region>)>>,
 }
 
 impl Regions {
     /// `own` is listed even when the configuration does not name it.
-    pub fn new(own: String, all: Vec<Region>) -> Self {
-        let regions = Self { own: own.clone(), all: RwLock::new(all), capacity: Mutex::default() };
-        regions.learn(&own);
-        regions
+    pub fn new(own: String, mut configured: Vec<Region>, view: Arc<View>) -> Self {
+        add(&mut configured, &own);
+        Self { own, configured, view, capacity: Mutex::default() }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Vec<Region>> {
-        self.all.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A host is in a region: that is one of ours, whether or not the configuration names it.
-    pub fn learn(&self, code: &str) {
-        if self.knows(code) {
-            return;
-        }
-        self.all.write().unwrap_or_else(PoisonError::into_inner).push(Region {
-            code: code.to_owned(),
-            name: code.to_owned(),
-            latitude: 0.0,
-            longitude: 0.0,
-            gateway_available: true,
-            requires_paid_plan: false,
-            deprecated: false,
-            capacity: 0,
-            geo_region: String::new(),
-            mpg_available: false,
-        });
+    fn all(&self) -> Vec<Region> {
+        let mut all = self.configured.clone();
+        self.view.hosts().all().iter().for_each(|(_, host)| add(&mut all, &host.region));
+        all
     }
 
     /// Whether it is the code of one.
     pub fn knows(&self, code: &str) -> bool {
-        self.read().iter().any(|region| region.code == code)
+        self.all().iter().any(|region| region.code == code)
     }
 
     /// Where this gateway is.
@@ -78,7 +64,7 @@ impl Regions {
     pub fn resolve(&self, expression: Option<&str>) -> Result<Vec<String>, ApiError> {
         let expression = expression.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("any");
         let mut found: Vec<String> = Vec::new();
-        let all = self.read();
+        let all = self.all();
         for item in expression.split(',').map(str::trim) {
             let part = ALIASES.iter().find(|(alias, _)| *alias == item).map(|(_, part)| *part);
             let matches = |region: &&Region| {
@@ -107,6 +93,25 @@ impl Regions {
     }
 }
 
+/// Adds a region that the configuration says nothing of, unless it is there.
+fn add(regions: &mut Vec<Region>, code: &str) {
+    if regions.iter().any(|region| region.code == code) {
+        return;
+    }
+    regions.push(Region {
+        code: code.to_owned(),
+        name: code.to_owned(),
+        latitude: 0.0,
+        longitude: 0.0,
+        gateway_available: true,
+        requires_paid_plan: false,
+        deprecated: false,
+        capacity: 0,
+        geo_region: String::new(),
+        mpg_available: false,
+    });
+}
+
 /// List the regions.
 #[utoipa::path(
     get,
@@ -121,7 +126,7 @@ pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
     if let Some((_, regions)) = cached.filter(|(asked, _)| asked.elapsed() < CAPACITY_AGE) {
         return Json(RegionsReply { nearest, regions });
     }
-    let mut regions = context.regions.read().clone();
+    let mut regions = context.regions.all();
     for region in &mut regions {
         // Of the smallest size.
         let room = placements::room_in(&context, &region.code, &MachineConfig::default()).await.unwrap_or_default();
@@ -136,14 +141,21 @@ mod tests {
     use super::*;
 
     fn regions() -> Regions {
-        let empty = Regions::new("fra".to_owned(), Vec::new());
+        let view = Arc::new(View::new(caddis_view::ViewSettings {
+            workers: Vec::new(),
+            region: "fra".to_owned(),
+            suspected_after: Duration::from_secs(3),
+            unreachable_after: Duration::from_secs(10),
+            destroyed_retention: Duration::ZERO,
+        }));
+        let empty = Regions::new("fra".to_owned(), Vec::new(), view.clone());
         let region = |code: &str, part: &str| Region {
             code: code.to_owned(),
             geo_region: part.to_owned(),
-            ..empty.read()[0].clone()
+            ..empty.all()[0].clone()
         };
         let all = vec![region("lhr", "europe"), region("fra", "europe"), region("iad", "north_america")];
-        Regions::new("fra".to_owned(), all)
+        Regions::new("fra".to_owned(), all, view)
     }
 
     #[test]

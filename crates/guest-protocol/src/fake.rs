@@ -172,7 +172,8 @@ impl FakeGuest {
         }
     }
 
-    fn log(&self, text: impl Into<Bytes>) {
+    /// Has its program write a line.
+    pub fn log(&self, text: impl Into<Bytes>) {
         let mut state = self.state();
         let sequence = state.next_log;
         state.next_log += 1;

@@ -8,10 +8,13 @@
 //!  └──────────────────────────────────────────────┘      └─────────────────────────┘
 //! ```
 //! All of that needs root. What needs neither root nor VMs: a [`Terminal`] for a program, and with the feature `fake` a
-//! server over a host that pretends. Everything ends when its value is dropped, also when the test panics.
+//! server over a host that pretends,
+//! and a [`cluster`] of several. Everything ends when its value is dropped, also when the test panics.
 #![forbid(unsafe_code)]
 
 mod api;
+#[cfg(feature = "fake")]
+pub mod cluster;
 mod command;
 mod dns;
 #[cfg(feature = "fake")]

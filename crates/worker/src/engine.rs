@@ -130,8 +130,8 @@ impl Shared {
         self.used().insert(id.clone(), row.image.reference.digest.clone());
         self.owners().insert(id.clone(), sender);
         let owner = Owner::new(self.clone(), row, kept(config), events, inbox, live);
-        let record = owner.record();
         owner.publish();
+        let record = self.publisher.known(owner.record());
         self.tasks.spawn(async move {
             // A panic must not take the machine's owner away unnoticed.
             if let Err(e) = tokio::spawn(owner.run()).await

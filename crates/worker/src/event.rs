@@ -15,6 +15,11 @@ use crate::{
 /// Kind of the event that tells of a process, none of the machine's programs itself, that was killed for want of memory.
 pub const OOM: &str = "oom";
 
+/// Longest text of an event, bytes.
+const LONGEST_TEXT: usize = 4096;
+/// Most entries of a list in an event.
+const LONGEST_LIST: usize = 100;
+
 /// Who caused an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -26,7 +31,7 @@ pub enum Source {
 
 /// A new event that follows the machine's last one; `told` is what it tells beyond its kind, or null.
 pub fn new(
-    row: &MachineRow,
+    last: Option<&EventId>,
     now_ms: u64,
     source: Source,
     kind: &str,
@@ -34,7 +39,7 @@ pub fn new(
     told: Value,
 ) -> MachineEvent {
     let event = MachineEvent {
-        id: EventId::following(row.last_event.as_ref(), now_ms),
+        id: EventId::following(last, now_ms),
         kind: kind.to_owned(),
         status: status.as_str().to_owned(),
         source: match source {
@@ -45,7 +50,26 @@ pub fn new(
         request: None,
         details: None,
     };
-    event.telling(told)
+    event.telling(bounded(told))
+}
+
+/// What is told, with long texts cut: a machine is published with many of its events, in one message.
+fn bounded(told: Value) -> Value {
+    match told {
+        Value::String(text) => Value::String(bounded_text(text)),
+        Value::Array(values) => values.into_iter().take(LONGEST_LIST).map(bounded).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, bounded(value))).collect(),
+        other => other,
+    }
+}
+
+/// A text as it is told of a machine: cut where it is long.
+pub fn bounded_text(mut text: String) -> String {
+    if text.len() > LONGEST_TEXT {
+        text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+        text.push('…');
+    }
+    text
 }
 
 /// The details of an `exit` event.

@@ -21,10 +21,7 @@ use caddis_disk::Reserve;
 use caddis_guest_protocol::host::Pace;
 
 use crate::{
-    engine::Shared,
-    service::{QuestionHandler, RequestHandler},
-    store::StoreError,
-    streams::StreamEndpoint,
+    engine::Shared, requests::RequestHandler, service::QuestionHandler, store::StoreError, streams::StreamEndpoint,
 };
 
 mod adapters;
@@ -43,6 +40,7 @@ mod operation;
 mod owner;
 mod policy;
 mod publish;
+mod requests;
 mod restart;
 mod row;
 mod runner;
@@ -107,35 +105,36 @@ pub struct WorkerParts {
     pub hook: Option<Arc<dyn StepHook>>,
 }
 
+/// First and longest wait before a bus that refused is tried again.
+const SERVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
 /// A running worker. VMs outlive it.
 pub struct Worker {
     shared: Arc<Shared>,
-    serving: Vec<Serving>,
+    requests: Arc<RequestHandler>,
     background: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Opens (or makes) its database, adopts running VMs, goes on with unfinished operations, and serves the bus.
+    /// Opens (or makes) its database, adopts running VMs, goes on with unfinished operations, and serves the bus, now or
+    /// as soon as that can be had.
     ///
     /// # Errors
     /// When the database or the directory can't be used.
     pub async fn start(config: WorkerConfig, parts: WorkerParts) -> Result<Self, WorkerError> {
         let shared = start::open(config, parts.bus.clone(), parts.drivers, parts.hook).await?;
+        let requests = Arc::new(RequestHandler::open(shared.clone()).await?);
         start::resume(&shared).await?;
-        let bus = &parts.bus;
-        let requests = Arc::new(RequestHandler::new(shared.clone()));
-        let questions = Arc::new(QuestionHandler::new(shared.clone()));
-        let serving = vec![
-            bus.serve(&worker_subject(&shared.worker), requests).await?,
-            bus.serve(&region_subject(&shared.config.region), questions).await?,
-        ];
+        let services = Services { bus: parts.bus, shared: shared.clone(), requests: requests.clone() };
+        let served = services.serve().await;
         let background = vec![
+            tokio::spawn(services.keep(served)),
             tokio::spawn(start::forget_destroyed(shared.clone())),
             tokio::spawn(start::watch_clock(shared.clone())),
             tokio::spawn(start::announce(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
         ];
-        Ok(Self { shared, serving, background })
+        Ok(Self { shared, requests, background })
     }
 
     /// Its id, made at its first start.
@@ -150,16 +149,49 @@ impl Worker {
 
     /// Its stream endpoint.
     pub fn streams(&self) -> Arc<dyn StreamService> {
-        Arc::new(StreamEndpoint::new(self.shared.clone()))
+        Arc::new(StreamEndpoint::new(self.shared.clone(), self.requests.clone()))
     }
 
     /// Takes no more requests and lets what is being recorded be recorded. VMs of machines are left running; operations under way
     /// go on at the next start.
     pub async fn shutdown(self) {
-        drop(self.serving);
-        self.background.iter().for_each(tokio::task::JoinHandle::abort);
+        for task in self.background {
+            task.abort();
+            // What it holds, the services on the bus among it, is let go then.
+            let _ = task.await;
+        }
         self.shared.end().await;
         self.shared.vmm.close().await;
+    }
+}
+
+/// What a worker serves on the bus. Its machines do not need it: without a bus they go on, and it serves once there is
+/// one.
+struct Services {
+    bus: Arc<dyn Bus>,
+    shared: Arc<Shared>,
+    requests: Arc<RequestHandler>,
+}
+
+impl Services {
+    async fn serve(&self) -> Result<[Serving; 2], BusError> {
+        let questions = Arc::new(QuestionHandler::new(self.shared.clone()));
+        Ok([
+            self.bus.serve(&worker_subject(&self.shared.worker), self.requests.clone()).await?,
+            self.bus.serve(&region_subject(&self.shared.config.region), questions).await?,
+        ])
+    }
+
+    /// Keeps what is served until it is dropped, and tries again where nothing is yet.
+    async fn keep(self, mut served: Result<[Serving; 2], BusError>) {
+        let mut backoff = SERVE_BACKOFF.0;
+        while let Err(error) = &served {
+            tracing::warn!(%error, "can't serve the bus, trying again");
+            tokio::time::sleep(backoff).await;
+            backoff = SERVE_BACKOFF.1.min(backoff * 2);
+            served = self.serve().await;
+        }
+        std::future::pending().await
     }
 }
 
@@ -177,9 +209,6 @@ pub enum WorkerError {
         /// Why.
         source: std::io::Error,
     },
-    /// The bus.
-    #[error("can't serve the bus: {0}")]
-    Bus(#[from] BusError),
     /// A recorded machine that can't be taken up again.
     #[error("can't take up machine {machine}: {reason}")]
     Machine {

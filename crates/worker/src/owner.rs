@@ -47,6 +47,7 @@ mod host_status;
 mod lease;
 mod metadata;
 mod record;
+mod supersede;
 mod update;
 
 use hold::Held;
@@ -56,6 +57,9 @@ pub use lease::grant as grant_lease;
 pub use record::{RECENT_EVENTS, record};
 pub use update::Revision;
 
+/// Id of a request of the bus; none of what the worker asks itself.
+pub type RequestId = Option<String>;
+
 /// What the owner of a machine is asked.
 pub enum Message {
     /// A request of a client.
@@ -64,6 +68,8 @@ pub enum Message {
         nonce: Option<caddis_api::LeaseNonce>,
         /// What to do.
         action: caddis_bus::message::Action,
+        /// Id of the request, remembered with what it changes.
+        request: RequestId,
         /// Takes the answer.
         reply: oneshot::Sender<WorkerResult>,
     },
@@ -73,6 +79,8 @@ pub enum Message {
         nonce: Option<caddis_api::LeaseNonce>,
         /// It.
         revision: Box<Revision>,
+        /// Id of the request, remembered with what it changes.
+        request: RequestId,
         /// Takes the answer.
         reply: oneshot::Sender<WorkerResult>,
     },
@@ -89,6 +97,13 @@ pub enum Message {
         kind: &'static str,
         /// Its details.
         details: serde_json::Value,
+    },
+    /// The machine was placed on another host since.
+    Supersede {
+        /// Epoch of that placement.
+        epoch: u64,
+        /// Takes the answer.
+        reply: oneshot::Sender<WorkerResult>,
     },
     /// The host's clock was set.
     ClockSet,
@@ -155,6 +170,8 @@ pub struct Owner {
     timing: Timing,
     /// By which wall clock times are recorded.
     clock_offset: i64,
+    /// The request that is being carried out, until its change is recorded.
+    request: RequestId,
 }
 
 enum Happened {
@@ -204,6 +221,7 @@ impl Owner {
             drained: Vec::new(),
             timing: Timing::default(),
             clock_offset: clock::offset_ms(),
+            request: None,
         }
     }
 
@@ -607,6 +625,11 @@ impl Owner {
         let silent = || self.live.as_ref().and_then(|live| live.guest.borrow().host_reason());
         let host = self.held().map(hold::reason).or_else(silent);
         record(&self.shared, &self.row, &self.events, &self.progress, host)
+    }
+
+    /// What is told of the machine to who has asked for a change: its configuration is known by its revision.
+    fn status(&self) -> Box<MachineRecord> {
+        Box::new(self.shared.publisher.known(self.record()).status_only())
     }
 
     /// Publishes the machine as it is.

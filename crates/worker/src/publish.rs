@@ -1,128 +1,243 @@
 //! Tells the gateways what changed, in numbered deltas, and keeps what it told, so that a gateway that missed
 //! something gets all of it at a known number.
+//!
+//! What waits to be sent is bounded: where the bus is slower than the changes, only the newest state of each machine
+//! waits for it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use caddis_api::{MachineId, WorkerId};
+use bytes::Bytes;
+use caddis_api::{EventId, MachineId, WorkerId};
 use caddis_bus::{
-    Bus,
-    message::{ANNOUNCEMENTS, Announcement, DELTAS, Delta, MachineRecord, encode},
+    Bus, MAX_MESSAGE_BYTES,
+    message::{ANNOUNCEMENTS, Announcement, DELTAS, Delta, LARGE_CONFIG_BYTES, MachineRecord, encode},
 };
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
+
+/// Messages that may wait before those of machines that have changed since are dropped.
+const OUTBOX: usize = 1024;
+
+/// Bytes of records that go into a page of a listing; the rest of a message is room for its frame.
+const PAGE_BYTES: usize = MAX_MESSAGE_BYTES - 64 * 1024;
 
 /// The published state of all machines. Clones share it.
 #[derive(Clone)]
 pub struct Publisher {
     worker: WorkerId,
     incarnation: String,
-    shared: Arc<Mutex<Shared>>,
-    outbox: mpsc::UnboundedSender<Outgoing>,
-}
-
-/// Sent in the order in which it was said.
-enum Outgoing {
-    Delta(Box<Delta>),
-    Announcement(Announcement),
+    shared: Arc<Shared>,
 }
 
 #[derive(Default)]
 struct Shared {
+    state: Mutex<State>,
+    waiting: Notify,
+}
+
+/// Sent in the order in which it was said.
+enum Outgoing {
+    Machine(Box<MachineRecord>),
+    Announcement { region: String, draining: bool },
+}
+
+#[derive(Default)]
+struct State {
+    /// Number of the last delta that was given to the bus.
     sequence: u64,
     records: BTreeMap<MachineId, MachineRecord>,
     by_app: HashMap<String, BTreeSet<MachineId>>,
+    outbox: VecDeque<Outgoing>,
+    /// What the last delta of a machine told: revision of its configuration, and its latest event.
+    told: HashMap<MachineId, (u64, Option<EventId>)>,
+}
+
+/// A page of a listing.
+pub struct Page {
+    /// In id order.
+    pub records: Vec<MachineRecord>,
+    /// There are more after these.
+    pub more: bool,
+    /// Deltas up to this number are contained.
+    pub sequence: u64,
 }
 
 impl Publisher {
-    /// A publisher on `bus`; a task of the current runtime sends what it is given, until all clones are gone.
+    /// A publisher on `bus`; a task of the current runtime sends what it is given, as long as that runs.
     pub fn new(worker: WorkerId, bus: Arc<dyn Bus>) -> Self {
-        let (outbox, mut queue) = mpsc::unbounded_channel();
+        let incarnation = caddis_api::VersionId::generate().to_string();
+        let publisher = Self { worker, incarnation, shared: Arc::default() };
+        let sender = publisher.clone();
         tokio::spawn(async move {
-            while let Some(outgoing) = queue.recv().await {
-                let published = match outgoing {
-                    Outgoing::Delta(delta) => bus.publish(DELTAS, encode(&delta)).await,
-                    Outgoing::Announcement(announcement) => bus.publish(ANNOUNCEMENTS, encode(&announcement)).await,
-                };
-                if let Err(e) = published {
-                    // The hole in the numbers makes the gateways ask for everything.
-                    tracing::warn!(error = %e, "can't publish");
+            loop {
+                let waiting = sender.shared.waiting.notified();
+                match sender.next() {
+                    Some((subject, message)) => {
+                        if let Err(e) = bus.publish(subject, message).await {
+                            // The hole in the numbers makes the gateways ask for everything.
+                            tracing::warn!(error = %e, "can't publish");
+                        }
+                    }
+                    None => waiting.await,
                 }
             }
         });
-        let incarnation = caddis_api::VersionId::generate().to_string();
-        Self { worker, incarnation, shared: Arc::default(), outbox }
+        publisher
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes a machine as it is now.
     pub fn publish(&self, record: MachineRecord) {
-        let mut shared = self.shared();
-        shared.sequence += 1;
-        if shared.records.insert(record.machine.id.clone(), record.clone()).is_none() {
-            shared.by_app.entry(record.app.clone()).or_default().insert(record.machine.id.clone());
-        }
-        let delta = Delta {
-            worker: self.worker.clone(),
-            sequence: shared.sequence,
-            incarnation: self.incarnation.clone(),
-            record,
-        };
-        // Sent under the lock, so that the order on the bus is the order of the numbers. The receiver only goes away
-        // with the runtime.
-        let _ = self.outbox.send(Outgoing::Delta(Box::new(delta)));
+        let mut state = self.state();
+        let record = state.keep(record);
+        state.send(Outgoing::Machine(Box::new(record)));
+        self.shared.waiting.notify_one();
     }
 
     /// Says that the worker is there.
     pub fn announce(&self, region: &str, draining: bool) {
-        let shared = self.shared();
-        let announcement = Announcement {
-            worker: self.worker.clone(),
-            region: region.to_owned(),
-            incarnation: self.incarnation.clone(),
-            sequence: shared.sequence,
-            draining,
-        };
-        // Under the lock, as in `publish`.
-        let _ = self.outbox.send(Outgoing::Announcement(announcement));
+        self.state().send(Outgoing::Announcement { region: region.to_owned(), draining });
+        self.shared.waiting.notify_one();
+    }
+
+    /// The next message to send, and on which subject.
+    fn next(&self) -> Option<(&'static str, Bytes)> {
+        let mut state = self.state();
+        let outgoing = state.outbox.pop_front()?;
+        let (worker, incarnation) = (self.worker.clone(), self.incarnation.clone());
+        match outgoing {
+            Outgoing::Machine(mut record) => {
+                state.leave_out_what_was_told(&mut record);
+                state.sequence += 1;
+                let delta = Delta { worker, sequence: state.sequence, incarnation, record: *record };
+                drop(state);
+                Some((DELTAS, encode(&delta)))
+            }
+            Outgoing::Announcement { region, draining } => {
+                let sequence = state.sequence;
+                drop(state);
+                Some((ANNOUNCEMENTS, encode(&Announcement { worker, region, incarnation, sequence, draining })))
+            }
+        }
     }
 
     /// Forgets a destroyed machine.
     pub fn forget(&self, machine: &MachineId) {
-        let mut shared = self.shared();
-        let Some(record) = shared.records.remove(machine) else { return };
-        if let Some(machines) = shared.by_app.get_mut(&record.app) {
+        let mut state = self.state();
+        state.told.remove(machine);
+        let Some(record) = state.records.remove(machine) else { return };
+        if let Some(machines) = state.by_app.get_mut(&record.app) {
             machines.remove(machine);
             if machines.is_empty() {
-                shared.by_app.remove(&record.app);
+                state.by_app.remove(&record.app);
             }
         }
     }
 
     /// The machines of an app, destroyed ones too. Costs as much as there are of them, however many there are in all.
     pub fn of_app(&self, app: &str) -> Vec<MachineId> {
-        self.shared().by_app.get(app).into_iter().flatten().cloned().collect()
+        self.state().by_app.get(app).into_iter().flatten().cloned().collect()
     }
 
     /// Whether a machine is of an app.
     pub fn is_of_app(&self, app: &str, machine: &MachineId) -> bool {
-        self.shared().by_app.get(app).is_some_and(|machines| machines.contains(machine))
+        self.state().by_app.get(app).is_some_and(|machines| machines.contains(machine))
     }
 
     /// One machine as last published.
     pub fn get(&self, machine: &MachineId) -> Option<MachineRecord> {
-        self.shared().records.get(machine).cloned()
+        self.state().records.get(machine).cloned()
     }
 
-    /// Machines after `after` in id order, at most `limit`, and the number of the last delta they contain.
-    pub fn list(&self, after: Option<&MachineId>, limit: usize) -> (Vec<MachineRecord>, u64) {
-        let shared = self.shared();
-        let beyond = |id: &&MachineId| after.is_none_or(|after| *id > after);
-        let records = shared.records.iter().filter(|(id, _)| beyond(id)).take(limit);
-        (records.map(|(_, record)| record.clone()).collect(), shared.sequence)
+    /// A record of a machine as others are told it: its configuration known by its revision.
+    pub fn known(&self, mut record: MachineRecord) -> MachineRecord {
+        if let Some(known) = self.state().records.get(&record.machine.id) {
+            record.config_revision = known.config_revision;
+        }
+        record
+    }
+
+    /// Machines after `after` in id order, as many as fit a message.
+    pub fn list(&self, after: Option<&MachineId>) -> Page {
+        let state = self.state();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut page = Page { records: Vec::new(), more: false, sequence: state.sequence };
+        let mut bytes = 0;
+        for record in state.records.range((from, Bound::Unbounded)).map(|(_, record)| record) {
+            let is_large = record.config_bytes() > LARGE_CONFIG_BYTES;
+            let told = if is_large { record.status_only() } else { record.clone() };
+            bytes += encode(&told).len();
+            if bytes > PAGE_BYTES && !page.records.is_empty() {
+                page.more = true;
+                break;
+            }
+            page.records.push(told);
+        }
+        page
     }
 }
+
+impl State {
+    /// Keeps a record for who asks, and finds out which revision brought its configuration.
+    fn keep(&mut self, mut record: MachineRecord) -> MachineRecord {
+        match self.records.get(&record.machine.id) {
+            Some(known) => {
+                let (was, is) = (&known.machine, &record.machine);
+                let is_same = was.config == is.config && was.image_ref.labels == is.image_ref.labels;
+                record.config_revision = if is_same { known.config_revision } else { record.revision };
+            }
+            None => {
+                self.by_app.entry(record.app.clone()).or_default().insert(record.machine.id.clone());
+                record.config_revision = record.revision;
+            }
+        }
+        self.records.insert(record.machine.id.clone(), record.clone());
+        record
+    }
+
+    fn send(&mut self, outgoing: Outgoing) {
+        self.outbox.push_back(outgoing);
+        // As many as there are machines may have to wait, however slow the bus is.
+        if self.outbox.len() < OUTBOX.max(2 * self.records.len()) {
+            return;
+        }
+        let (mut machines, mut announced) = (HashSet::new(), false);
+        let newest: VecDeque<_> = std::mem::take(&mut self.outbox)
+            .into_iter()
+            .rev()
+            .filter(|outgoing| match outgoing {
+                Outgoing::Machine(record) => machines.insert(record.machine.id.clone()),
+                Outgoing::Announcement { .. } => !std::mem::replace(&mut announced, true),
+            })
+            .collect();
+        self.outbox = newest.into_iter().rev().collect();
+    }
+
+    /// Leaves of a machine what is new since its last delta.
+    fn leave_out_what_was_told(&mut self, record: &mut MachineRecord) {
+        let newest = record.machine.events.iter().flatten().next().map(|event| event.id.clone());
+        let told = self.told.get(&record.machine.id);
+        let (told_config, told_event) = match told {
+            Some((config, event)) => (Some(*config), event.clone()),
+            None => (None, None),
+        };
+        if told_config == Some(record.config_revision) || record.config_bytes() > LARGE_CONFIG_BYTES {
+            record.machine.config = None;
+            record.machine.image_ref.labels = None;
+        }
+        if let (Some(events), Some(told)) = (&mut record.machine.events, &told_event) {
+            events.retain(|event| event.id > *told);
+        }
+        let told_event = newest.max(told_event);
+        self.told.insert(record.machine.id.clone(), (record.config_revision, told_event));
+    }
+}
+
+#[cfg(test)]
+mod tests;

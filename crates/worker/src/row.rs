@@ -82,6 +82,9 @@ pub struct MachineRow {
     pub revision: u64,
     /// When it was destroyed, milliseconds since the Unix epoch.
     pub destroyed_at: Option<u64>,
+    /// Epoch of a later placement on another host, once this worker knows of it: this copy never runs again.
+    #[serde(default)]
+    pub superseded_by: Option<u64>,
 }
 
 impl MachineRow {

@@ -26,7 +26,7 @@ pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<u64> {
     let interval = u64::try_from(interval(config.schedule.as_deref()?)?.as_millis()).ok()?;
     // One that could not be started is tried again the next time.
     let rests = matches!(row.state, MachineState::Stopped | MachineState::Failed) && row.operation.is_none();
-    if !rests || row.next.is_some() || !row.launched || row.drained {
+    if !rests || row.next.is_some() || !row.launched || row.drained || row.superseded_by.is_some() {
         return None;
     }
     let rested_for = row.rested_at.max(row.boot).saturating_sub(row.created_at);

@@ -1,10 +1,6 @@
-//! Requests from the bus: makes new machines, hands the rest to their owners, answers questions.
+//! What is asked of the worker: makes new machines, hands the rest to their owners, answers questions.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,13 +8,13 @@ use caddis_api::{
     ApiError, ErrorCode, LeaseNonce, Machine, MachineConfig, MachineId, MachineState, RawConfig, VersionId,
     exec::{ListenSocket, ProcessStat},
     lease::Lease,
-    requests::Memory,
+    requests::{Memory, StartReply},
 };
 use caddis_bus::{
     Handler,
     message::{
-        Action, CreateMachine, Envelope, Offer, PROTOCOL, Question, UpdateMachine, VersionRecord, WorkerReply,
-        WorkerRequest, WorkerResult, decode, encode,
+        Action, CreateMachine, Offer, Question, UpdateMachine, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
+        decode, encode,
     },
 };
 use caddis_guest_protocol::{
@@ -27,11 +23,6 @@ use caddis_guest_protocol::{
 };
 use caddis_image::ResolvedImage;
 use caddis_network::MachineAddresses;
-use futures::{
-    FutureExt as _,
-    future::{BoxFuture, Shared as SharedFuture},
-};
-use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -41,158 +32,31 @@ use crate::{
     engine::Shared,
     event::Source,
     operation::OperationKind,
-    owner::{Draft, Message, Revision, grant_lease},
+    owner::{Draft, Message, RequestId, Revision, grant_lease},
+    publish::Page,
     row::{FORMAT, MachineRow},
     store::{Change, Durability, Room},
 };
 
-/// Answers that are remembered, so that a repeated request does nothing twice.
-const REMEMBERED: usize = 4096;
-/// Bytes of all of them together, at most: an answer may hold a large configuration.
-const REMEMBERED_BYTES: usize = 8 << 20;
 /// Time init may take to list its processes.
 const PROCESSES_DEADLINE: Duration = Duration::from_secs(20);
 
-type Answer = SharedFuture<BoxFuture<'static, Bytes>>;
-
-/// Serves the worker's own subject.
-pub struct RequestHandler {
-    shared: Arc<Shared>,
-    answers: Mutex<Answers>,
-}
-
-#[derive(Default)]
-struct Answers {
-    /// With the bytes of those that are known.
-    by_id: HashMap<String, (Answer, usize)>,
-    order: VecDeque<String>,
-    bytes: usize,
-}
-
-impl Answers {
-    /// An answer is known.
-    fn known(&mut self, request_id: &str, size: usize) {
-        match self.by_id.get_mut(request_id) {
-            Some((_, known)) if *known == 0 => *known = size,
-            _ => return,
-        }
-        self.bytes += size;
-        // Never one that is not known yet: the same request would be carried out twice.
-        while self.bytes > REMEMBERED_BYTES
-            && self.order.front().and_then(|id| self.by_id.get(id)).is_some_and(|(_, size)| *size > 0)
-        {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some((_, size)) = self.order.pop_front().and_then(|oldest| self.by_id.remove(&oldest)) {
-            self.bytes -= size;
-        }
-    }
-}
-
-impl RequestHandler {
-    /// A handler for this worker's requests.
-    pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, answers: Mutex::default() }
-    }
-
-    /// Whether a request was carried out, or is being: its answer is the same however late it is asked for.
-    fn remembers(&self, request_id: &str) -> bool {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).by_id.contains_key(request_id)
-    }
-
-    fn answer(&self, envelope: Envelope) -> Answer {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((answer, _)) = answers.by_id.get(&envelope.request_id) {
-            return answer.clone();
-        }
-        let shared = self.shared.clone();
-        // A task of its own: a requester that hangs up cancels nothing.
-        let task = tokio::spawn(async move { encode(&handle(&shared, envelope.request).await) });
-        let answer = async move {
-            let failed =
-                |_| encode::<WorkerResult>(&Err(ApiError::internal("the request failed, see the server's log")));
-            task.await.unwrap_or_else(failed)
-        };
-        let answer = answer.boxed().shared();
-        answers.by_id.insert(envelope.request_id.clone(), (answer.clone(), 0));
-        answers.order.push_back(envelope.request_id);
-        if answers.order.len() > REMEMBERED {
-            answers.forget_oldest();
-        }
-        answer
-    }
-}
-
-#[async_trait]
-impl Handler for RequestHandler {
-    async fn handle(&self, request: Bytes) -> Bytes {
-        if let Err(error) = check_protocol(&request) {
-            return encode::<WorkerResult>(&Err(error));
-        }
-        match decode::<Envelope>("worker", &request) {
-            Ok(envelope) if is_late(&envelope) && !self.remembers(&envelope.request_id) => {
-                let text = "unavailable: the request reached its host too late and was not carried out, try again; if \
-                            this goes on, compare the clocks of the hosts";
-                encode::<WorkerResult>(&Err(ApiError::new(ErrorCode::Unavailable, text)))
-            }
-            // What changes nothing may be done twice; its answers, whole listings among them, are not worth keeping.
-            Ok(envelope) if !may_change(&envelope.request) => encode(&handle(&self.shared, envelope.request).await),
-            Ok(envelope) => {
-                let id = envelope.request_id.clone();
-                let answer = self.answer(envelope).await;
-                self.answers.lock().unwrap_or_else(PoisonError::into_inner).known(&id, answer.len());
-                answer
-            }
-            Err(e) => encode::<WorkerResult>(&Err(ApiError::internal(e))),
-        }
-    }
-}
-
-/// Refuses what may not be understood, before it is read as a whole.
-fn check_protocol(request: &[u8]) -> Result<(), ApiError> {
-    #[derive(Deserialize)]
-    struct Written {
-        protocol: u32,
-    }
-    match decode::<Written>("worker", request) {
-        Ok(written) if written.protocol > PROTOCOL => {
-            let text = format!(
-                "unavailable: the request is of protocol {}, its host speaks {PROTOCOL}: upgrade that host",
-                written.protocol
-            );
-            Err(ApiError::new(ErrorCode::Unavailable, text))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether nobody waits for it any more: its sender may have done something else since.
-fn is_late(envelope: &Envelope) -> bool {
-    envelope.not_after < now_ms()
-}
-
-fn may_change(request: &WorkerRequest) -> bool {
-    use WorkerRequest::{Act, Create, Drain, Update};
-    matches!(request, Create(_) | Update { .. } | Act { .. } | Drain { .. })
-}
-
-async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
+/// Carries out a request. Its id is recorded with what it changes.
+pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest) -> WorkerResult {
     match request {
         WorkerRequest::Create(create) => make(shared, *create).await,
-        WorkerRequest::Update { machine, nonce, update } => self::update(shared, &machine, nonce, *update).await,
-        WorkerRequest::Act { machine, nonce, action } => act(shared, &machine, nonce, action).await,
+        WorkerRequest::Update { machine, nonce, update } => self::update(shared, &machine, nonce, *update, id).await,
+        WorkerRequest::Act { machine, nonce, action } => act(shared, &machine, nonce, action, id).await,
         WorkerRequest::Get { machine } => {
             let mut record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
             record.machine.config = Some(config(shared, record.machine.config, &machine).await?);
             Ok(WorkerReply::Machine { record: Box::new(record) })
         }
-        WorkerRequest::List { after, limit } => {
-            let (records, sequence) = shared.publisher.list(after.as_ref(), limit);
-            Ok(WorkerReply::Machines { records, sequence })
+        WorkerRequest::List { after } => {
+            let Page { records, more, sequence } = shared.publisher.list(after.as_ref());
+            Ok(WorkerReply::Machines { records, more, sequence })
         }
+        WorkerRequest::Supersede { machine, epoch } => supersede(shared, &machine, epoch).await,
         WorkerRequest::Events { machine, limit } => {
             shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
             let events = shared.store.events(&machine, limit).await.map_err(ApiError::internal)?;
@@ -211,6 +75,32 @@ async fn handle(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
             warnings.extend(disturbance::warning(shared));
             Ok(WorkerReply::Health { problems: problems(shared).await, warnings })
         }
+    }
+}
+
+/// The answer to a request that an earlier process of this worker has accepted: nothing is done again.
+pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
+    let status = |machine: &MachineId| {
+        let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+        Ok::<_, ApiError>(Box::new(record.status_only()))
+    };
+    match request {
+        WorkerRequest::Act { machine, action: Action::Start, .. } => {
+            let record = status(&machine)?;
+            let previous_state = record.machine.state;
+            let reply = StartReply { previous_state, migrated: false, new_host: String::new() };
+            Ok(WorkerReply::Started { reply, record })
+        }
+        WorkerRequest::Act { machine, action: Action::AcquireLease { .. }, .. } => {
+            act(shared, &machine, None, Action::GetLease, None).await
+        }
+        WorkerRequest::Act { machine, .. } => Ok(WorkerReply::Done { record: status(&machine)? }),
+        WorkerRequest::Update { machine, .. } => {
+            let record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            Ok(WorkerReply::Updated { record: Box::new(record), lease: held_lease(shared, &machine).await })
+        }
+        // These find what they have done themselves.
+        other => handle(shared, None, other).await,
     }
 }
 
@@ -289,17 +179,24 @@ fn new_row(create: CreateMachine, config: RawConfig, image: ResolvedImage, addre
         last_event: None,
         revision: now,
         destroyed_at: None,
+        superseded_by: None,
     };
     row.lease =
         create.lease.map(|(ttl, owner)| grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now));
     row
 }
 
-async fn act(shared: &Arc<Shared>, machine: &MachineId, nonce: Option<LeaseNonce>, action: Action) -> WorkerResult {
+async fn act(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+    nonce: Option<LeaseNonce>,
+    action: Action,
+    request: RequestId,
+) -> WorkerResult {
     let destroy = matches!(action, Action::Destroy { .. });
     let Some(owner) = shared.owner(machine) else { return gone(shared, machine, destroy) };
     let (reply, answer) = oneshot::channel();
-    if owner.send(Message::Act { nonce, action, reply }).await.is_err() {
+    if owner.send(Message::Act { nonce, action, request, reply }).await.is_err() {
         return gone(shared, machine, destroy);
     }
     match answer.await {
@@ -308,12 +205,22 @@ async fn act(shared: &Arc<Shared>, machine: &MachineId, nonce: Option<LeaseNonce
     }
 }
 
+async fn supersede(shared: &Arc<Shared>, machine: &MachineId, epoch: u64) -> WorkerResult {
+    let Some(owner) = shared.owner(machine) else { return gone(shared, machine, true) };
+    let (reply, answer) = oneshot::channel();
+    if owner.send(Message::Supersede { epoch, reply }).await.is_err() {
+        return gone(shared, machine, true);
+    }
+    answer.await.unwrap_or_else(|_| gone(shared, machine, true))
+}
+
 /// Finds out what the new version runs, which may take a while, before the owner is asked to take it on.
 async fn update(
     shared: &Arc<Shared>,
     machine: &MachineId,
     nonce: Option<LeaseNonce>,
     update: UpdateMachine,
+    request: RequestId,
 ) -> WorkerResult {
     let Some(owner) = shared.owner(machine) else { return gone(shared, machine, false) };
     if let Some(version) = &update.version
@@ -327,7 +234,7 @@ async fn update(
     let image = shared.images.resolve(config.image.as_deref().unwrap_or_default()).await?;
     let revision = Box::new(Revision { raw, config, image, update });
     let (reply, answer) = oneshot::channel();
-    if owner.send(Message::Update { nonce, revision, reply }).await.is_err() {
+    if owner.send(Message::Update { nonce, revision, request, reply }).await.is_err() {
         return gone(shared, machine, false);
     }
     answer.await.unwrap_or_else(|_| gone(shared, machine, false))
@@ -335,7 +242,7 @@ async fn update(
 
 /// The lease on a machine, if there is one.
 async fn held_lease(shared: &Arc<Shared>, machine: &MachineId) -> Option<Lease> {
-    match act(shared, machine, None, Action::GetLease).await {
+    match act(shared, machine, None, Action::GetLease, None).await {
         Ok(WorkerReply::Lease { lease }) => Some(lease),
         _ => None,
     }

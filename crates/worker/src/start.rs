@@ -18,6 +18,7 @@ use crate::{
     operation::{OperationKind, Step},
     owner::{Draft, Message, RECENT_EVENTS},
     publish::Publisher,
+    requests,
     restart::Verdict,
     row::{EndCause, MachineRow, ProgramEnd},
     step,
@@ -305,6 +306,9 @@ pub async fn forget_destroyed(shared: Arc<Shared>) {
         };
         for machine in expired {
             forget(&shared, &machine).await;
+        }
+        if let Err(e) = shared.store.accepted_since(requests::remembered_since()).await {
+            tracing::warn!(error = %e, "can't forget old requests");
         }
     }
 }

@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    collections::HashSet,
     fs::File,
     ops::Sub,
     path::{Path, PathBuf},
@@ -62,6 +63,8 @@ const MIGRATIONS: &[&str] = &[
          machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE, id TEXT NOT NULL, record TEXT NOT NULL,
          PRIMARY KEY (machine, id)
      ) STRICT, WITHOUT ROWID;",
+    // Requests whose changes are recorded, so that one that comes again changes nothing.
+    "CREATE TABLE requests (id TEXT PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;",
 ];
 
 /// What becomes of a machine in one transaction.
@@ -73,6 +76,8 @@ pub struct Change {
     pub events: Vec<MachineEvent>,
     /// What it makes of the versions that are kept.
     pub versions: Vec<VersionChange>,
+    /// Id of the request that asked for it, and when, milliseconds since the Unix epoch.
+    pub request: Option<(String, u64)>,
 }
 
 /// What can go wrong with the database.
@@ -389,6 +394,20 @@ impl Store {
         self.run_anyway("forget a machine", Durability::Process, move |transaction| {
             transaction.execute("DELETE FROM machines WHERE id = ?1", [machine.as_str()])?;
             Ok(())
+        })
+        .await
+    }
+
+    /// Ids of the requests that were accepted since `time`, milliseconds since the Unix epoch; earlier ones are forgotten.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn accepted_since(&self, time: u64) -> Result<HashSet<String>, StoreError> {
+        let time = i64::try_from(time).unwrap_or(i64::MAX);
+        self.run_anyway("look for accepted requests", Durability::Process, move |transaction| {
+            transaction.execute("DELETE FROM requests WHERE accepted_at < ?1", [time])?;
+            let mut statement = transaction.prepare_cached("SELECT id FROM requests")?;
+            statement.query_map([], |row| row.get(0))?.collect()
         })
         .await
     }

@@ -22,7 +22,7 @@ use caddis_guest_protocol::host::{ExecCommand, SessionError};
 use serde::Deserialize;
 use tower::ServiceExt as _;
 
-use crate::{engine::Shared, service::session};
+use crate::{engine::Shared, requests::RequestHandler, service::session};
 
 mod images;
 mod logs;
@@ -39,8 +39,10 @@ pub struct StreamEndpoint {
 
 impl StreamEndpoint {
     /// The endpoint of this worker.
-    pub fn new(shared: Arc<Shared>) -> Self {
+    pub fn new(shared: Arc<Shared>, requests: Arc<RequestHandler>) -> Self {
+        let carry_out = async move |request: Bytes| requests.carry_out(&request).await;
         let router = Router::new()
+            .route("/requests", post(carry_out))
             .route("/machines/{id}/exec", post(exec))
             .route("/machines/{id}/session", post(terminal::session))
             .route("/logs", get(logs::read))

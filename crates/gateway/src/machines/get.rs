@@ -8,6 +8,7 @@ use axum::{
 };
 use caddis_api::{ApiError, ErrorCode, Machine, MachineState};
 use caddis_bus::message::{WorkerReply, WorkerRequest};
+use caddis_view::Shown;
 
 use super::update::all_versions;
 use crate::{
@@ -16,7 +17,6 @@ use crate::{
     extract::MachinePath,
     openapi::errors::NoMachine,
     query::Params,
-    view::Shown,
 };
 
 /// Show a machine.

@@ -7,6 +7,7 @@ use axum::{
 };
 use bytes::{BufMut as _, BytesMut};
 use caddis_api::{ApiError, Machine, MachineState};
+use caddis_view::Shown;
 use utoipa::IntoParams;
 
 use super::get::with_lease;
@@ -18,7 +19,6 @@ use crate::{
     openapi::errors::NoApp,
     organizations::is_gone,
     query::Params,
-    view::Shown,
 };
 
 /// Most machines per page, as the reference has it.

@@ -7,12 +7,13 @@ use axum::{
     response::sse::{Event, KeepAlive, Sse},
 };
 use caddis_api::{ApiError, MachineState, machine::Operation};
+use caddis_view::Shown;
 use futures::stream::{self, Stream};
 use serde_json::json;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use crate::{context::Context, envelope::Failure, extract::MachinePath, openapi::errors::NoMachine, view::Shown};
+use crate::{context::Context, envelope::Failure, extract::MachinePath, openapi::errors::NoMachine};
 
 /// An event of the stream.
 #[derive(ToSchema)]

@@ -6,7 +6,9 @@ use std::{sync::Arc, time::Duration};
 use caddis_api::{ApiError, ErrorCode, MachineState};
 use tokio::time::Instant;
 
-use crate::{context::Context, extract::MachinePath, view::Shown};
+use caddis_view::Shown;
+
+use crate::{context::Context, extract::MachinePath};
 
 /// How long a signal waits: less than clients wait for an answer.
 pub(super) const SIGNAL_TIMEOUT: Duration = Duration::from_secs(45);

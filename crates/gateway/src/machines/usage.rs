@@ -69,7 +69,7 @@ pub(crate) async fn usage(
     context.app(&app).await?;
     let query = forward::query([("app", app.clone()), ("interval_ms", interval.as_millis().to_string())]);
     let mut hosts = Vec::new();
-    for worker in &context.hosts.reachable() {
+    for worker in &context.view.hosts().reachable() {
         let request = Request::get(format!("/usage?{query}")).body(Body::empty());
         // A host that does not answer, or whose line ends early, has nothing to tell.
         let Ok(answer) = forward::call(&context, worker, request).await else { continue };

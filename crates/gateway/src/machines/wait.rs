@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use caddis_api::{ApiError, ErrorCode, EventId, MachineState, VersionId, error::ErrorBody, requests::WaitReply};
+use caddis_view::Shown;
 use tokio::time::Instant;
 
 use super::reached::{Reached, Since, Targets, out_of_reach, reached};
@@ -12,7 +13,6 @@ use crate::{
     envelope::Failure,
     extract::MachinePath,
     query::{Params, invalid},
-    view::Shown,
 };
 
 /// Default and longest wait, seconds: proxies in the field cut requests at a minute.

@@ -22,6 +22,7 @@ use axum::{
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use caddis_api::{MachineId, MachineState, watch::MachinesUpdate};
+use caddis_view::Shown;
 use futures::stream;
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
@@ -34,7 +35,6 @@ use crate::{
     extract::AppPath,
     openapi::errors::{BadParameter, NoApp},
     query::Params,
-    view::Shown,
 };
 
 /// After so long without a change an empty line shows that the connection lives.

@@ -18,13 +18,17 @@ use crate::{
 impl Owner {
     pub(super) async fn handle(&mut self, message: Message) {
         match message {
-            Message::Act { nonce, action, reply } => {
+            Message::Act { nonce, action, request, reply } => {
+                self.request = request;
                 let result = self.act(nonce, action).await;
+                self.request = None;
                 // A client that hung up cancels nothing.
                 let _ = reply.send(result);
             }
-            Message::Update { nonce, revision, reply } => {
+            Message::Update { nonce, revision, request, reply } => {
+                self.request = request;
                 let result = self.update(nonce.as_ref(), *revision).await;
+                self.request = None;
                 let _ = reply.send(result);
             }
             Message::Session { nonce, reply } => {
@@ -36,6 +40,10 @@ impl Owner {
                     // The log and the server's health tell of it, too.
                     let _ = self.try_change(Durability::Process, note).await;
                 }
+            }
+            Message::Supersede { epoch, reply } => {
+                let result = self.supersede(epoch).await;
+                let _ = reply.send(result);
             }
             // It has been followed before.
             Message::ClockSet => {}
@@ -57,7 +65,7 @@ impl Owner {
                 let previous_state = self.row.state;
                 self.request(Request::Start, None).await?;
                 let reply = StartReply { previous_state, migrated: false, new_host: String::new() };
-                return Ok(WorkerReply::Started { reply, record: Box::new(self.record()) });
+                return Ok(WorkerReply::Started { reply, record: self.status() });
             }
             Action::Stop { signal, timeout } => {
                 self.request(Request::Stop, Some(self.plan(signal, timeout))).await?;
@@ -105,14 +113,14 @@ impl Owner {
             Action::GetLease => return self.current_lease(),
             Action::ReleaseLease => self.release_lease(nonce.as_ref()).await?,
         }
-        Ok(WorkerReply::Done { record: Box::new(self.record()) })
+        Ok(WorkerReply::Done { record: self.status() })
     }
 
     pub(super) fn plan(&self, signal: Option<Signal>, timeout: Option<ApiDuration>) -> Stop {
         spec::stop_plan(&self.row.image.config, &self.config, signal, timeout.map(|timeout| timeout.0))
     }
 
-    async fn request(&mut self, request: Request, plan: Option<Stop>) -> Result<(), ApiError> {
+    pub(super) async fn request(&mut self, request: Request, plan: Option<Stop>) -> Result<(), ApiError> {
         let plan = plan.unwrap_or_else(|| self.plan(None, None));
         let verdict = self.verdict(request);
         if matches!(verdict, Verdict::Begin(Goal::Start | Goal::Resume) | Verdict::Queue(Goal::Start) | Verdict::Wake) {
@@ -139,6 +147,9 @@ impl Owner {
 
     /// What the policy says of a request.
     pub(super) fn verdict(&self, request: Request) -> Verdict {
+        if let Some(refusal) = self.refuse_superseded(request) {
+            return Verdict::Refuse(refusal);
+        }
         let operation = self.row.operation.as_ref().map(|operation| &operation.kind);
         match (request, operation, &self.row.next) {
             (_, _, Some(OperationKind::Destroy)) => policy::decide_doomed(self.row.state, request),

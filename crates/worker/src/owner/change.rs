@@ -36,7 +36,7 @@ impl Draft {
 
     /// What is to be recorded.
     pub fn into_change(self) -> Change {
-        Change { row: self.row, events: self.events, versions: self.versions }
+        Change { row: self.row, events: self.events, versions: self.versions, request: None }
     }
 
     /// Changes which versions are kept.
@@ -46,7 +46,7 @@ impl Draft {
 
     /// Adds an event. `status` is the state after it, `told` what it tells beyond its kind, or null.
     pub fn event(&mut self, source: Source, kind: &str, status: MachineState, told: Value) {
-        let event = event::new(&self.row, self.now, source, kind, status, told);
+        let event = event::new(self.row.last_event.as_ref(), self.now, source, kind, status, told);
         self.row.last_event = Some(event.id.clone());
         self.events.push(event);
     }
@@ -170,7 +170,9 @@ impl Owner {
             draft.row.rested_at = draft.now;
         }
         let room = if frees_room(&self.row, &draft.row) { Room::Reserve } else { room };
-        let change = draft.into_change();
+        let now = draft.now;
+        let mut change = draft.into_change();
+        change.request = self.request.clone().map(|id| (id, now));
         let commit = self.shared.store.commit(vec![change.clone()], durability, room);
         commit.await.map_err(|e| {
             tracing::error!(machine = %self.row.id, error = %e, "can't record a change");
@@ -179,6 +181,7 @@ impl Owner {
             }
             ApiError::internal("can't record the change; see the server's log, and free space if its disk is full")
         })?;
+        self.request = None;
         self.row = change.row;
         self.shared.logs.append_events(&self.row.id, &change.events);
         for event in change.events {

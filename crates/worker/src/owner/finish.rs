@@ -21,6 +21,7 @@ impl Owner {
         self.turns.end();
         let started = self.how_it_started();
         let auto_destroy = self.config.auto_destroy == Some(true);
+        let is_superseded = self.row.superseded_by.is_some();
         self.change(Durability::Synced, |draft| {
             note(draft);
             draft.row.operation = None;
@@ -82,7 +83,7 @@ impl Owner {
                 }
                 OperationKind::Stop(_) => {
                     draft.row.state = MachineState::Stopped;
-                    if auto_destroy && !draft.row.drained && draft.row.next.is_none() {
+                    if auto_destroy && !draft.row.drained && !is_superseded && draft.row.next.is_none() {
                         draft.row.next = Some(OperationKind::Destroy);
                     }
                 }
@@ -227,7 +228,10 @@ impl Owner {
     async fn program_ended_by_itself(&mut self, end: ProgramEnd) {
         let config = self.config.clone();
         self.change(Durability::Synced, |draft| {
-            let then = restart::decide(&config, &end, &draft.row.restarts, draft.now);
+            let then = match draft.row.superseded_by {
+                Some(_) => Verdict::Stop,
+                None => restart::decide(&config, &end, &draft.row.restarts, draft.now),
+            };
             draft.begin_exit(end.clone(), then, config.max_retries());
         })
         .await;

@@ -12,7 +12,7 @@ use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
 use caddis_vmm::Isolation;
 
-use crate::{clock::now_ms, engine::Shared, live::HostReason, operation::Step, row::MachineRow};
+use crate::{clock::now_ms, engine::Shared, event, live::HostReason, operation::Step, row::MachineRow};
 
 /// Events that are published with the machine.
 pub const RECENT_EVENTS: usize = 20;
@@ -62,7 +62,10 @@ pub fn record(
     };
     MachineRecord {
         worker: shared.worker.clone(),
+        epoch: row.placement_epoch,
         revision: row.revision,
+        // The publisher knows it.
+        config_revision: row.revision,
         app: row.app.clone(),
         launched: row.launched,
         lease: row.public_lease(now_ms()),
@@ -96,7 +99,7 @@ fn operation(row: &MachineRow, progress: &Progress) -> Option<Operation> {
         attempt: operation.attempt,
         started_at: time::milliseconds(time::from_unix_ms(operation.started_at)),
         deadline: time::milliseconds(time::from_unix_ms(operation.deadline)),
-        last_error: operation.last_error.clone(),
+        last_error: operation.last_error.clone().map(event::bounded_text),
         retry_at: operation.waits_until().map(|at| time::milliseconds(time::from_unix_ms(at))),
     })
 }

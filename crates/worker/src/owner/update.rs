@@ -84,7 +84,7 @@ impl Owner {
             self.break_off_step();
             self.turns.end();
         }
-        let mut record = self.record();
+        let mut record = self.shared.publisher.known(self.record());
         record.machine.warnings = warnings;
         Ok(WorkerReply::Updated { record: Box::new(record), lease })
     }

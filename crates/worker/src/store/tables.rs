@@ -22,7 +22,7 @@ pub(super) fn events(
 /// Records a change, and returns the bytes of its records.
 pub(super) fn record(
     transaction: &Transaction<'_>,
-    Change { row, events, versions }: &Change,
+    Change { row, events, versions, request }: &Change,
 ) -> rusqlite::Result<usize> {
     let text = to_json(row)?;
     let mut bytes = text.len();
@@ -46,6 +46,11 @@ pub(super) fn record(
             event.id.as_str(),
             text
         ])?;
+    }
+    if let Some((id, at)) = request {
+        transaction
+            .prepare_cached("INSERT OR IGNORE INTO requests (id, accepted_at) VALUES (?1, ?2)")?
+            .execute(params![id, i64::try_from(*at).unwrap_or(i64::MAX)])?;
     }
     for change in versions {
         bytes += record_version(transaction, &row.id, change)?;

@@ -152,9 +152,18 @@ impl Site {
 
     /// What the worker knows of all machines that are not forgotten.
     pub async fn machines(&self) -> Vec<MachineRecord> {
-        match self.ask(WorkerRequest::List { after: None, limit: usize::MAX }).await {
-            WorkerReply::Machines { records, .. } => records,
-            other => panic!("{other:?}"),
+        let mut all: Vec<MachineRecord> = Vec::new();
+        loop {
+            let after = all.last().map(|record| record.machine.id.clone());
+            match self.ask(WorkerRequest::List { after }).await {
+                WorkerReply::Machines { records, more, .. } => {
+                    all.extend(records);
+                    if !more {
+                        return all;
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 

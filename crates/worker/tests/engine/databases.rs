@@ -8,9 +8,10 @@ use serde_json::json;
 
 use crate::support::Fixture;
 
-/// Takes out what the first release did not have: a table, and fields of the records.
+/// Takes out what the first release did not have: tables, and fields of the records.
 const FIRST_RELEASE: &str = "
     DROP TABLE versions;
+    DROP TABLE requests;
     UPDATE machines SET record = json_remove(record, '$.restarts', '$.rested_at', '$.start_kind', '$.replaced');
     PRAGMA user_version = 1;";
 

@@ -146,7 +146,7 @@ async fn a_request_that_comes_too_late_or_can_t_be_understood_is_not_carried_out
 #[tokio::test]
 async fn a_listing_that_is_repeated_is_done_anew() {
     let fixture = Fixture::new().await;
-    let list = || fixture.ask_as("same", WorkerRequest::List { after: None, limit: 10 });
+    let list = || fixture.ask_as("same", WorkerRequest::List { after: None });
     assert!(matches!(list().await.unwrap(), WorkerReply::Machines { records, .. } if records.is_empty()));
     fixture.started().await;
     assert!(matches!(list().await.unwrap(), WorkerReply::Machines { records, .. } if records.len() == 1));

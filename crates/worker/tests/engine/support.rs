@@ -25,6 +25,7 @@ use caddis_bus::{
     },
 };
 use caddis_guest_protocol::host::Pace;
+use caddis_view::{View, ViewSettings};
 use caddis_vmm::{
     SlotPool,
     fake::{FakeHost, FakeVmm},
@@ -75,11 +76,25 @@ impl Drop for Fixture {
 }
 
 /// What a listener on the bus has heard of the worker that spoke last.
-#[derive(Default)]
 struct Heard {
     incarnation: String,
     sequence: u64,
     records: HashMap<MachineId, MachineRecord>,
+    /// Puts together what deltas tell one after the other.
+    view: View,
+}
+
+impl Heard {
+    fn of(incarnation: String) -> Self {
+        let settings = ViewSettings {
+            workers: Vec::new(),
+            region: "local".to_owned(),
+            suspected_after: PATIENCE,
+            unreachable_after: PATIENCE,
+            destroyed_retention: PATIENCE,
+        };
+        Self { incarnation, sequence: 0, records: HashMap::new(), view: View::new(settings) }
+    }
 }
 
 pub struct Fixture {
@@ -104,17 +119,19 @@ pub struct Fixture {
 impl Fixture {
     pub async fn new() -> Self {
         let bus = InProcessBus::new();
-        let (sender, heard) = watch::channel(Heard::default());
+        let (sender, heard) = watch::channel(Heard::of(String::new()));
         let mut deltas = bus.subscribe(DELTAS).await.unwrap();
         tokio::spawn(async move {
             while let Some(published) = deltas.recv().await {
                 let delta: Delta = decode(DELTAS, &published.payload).unwrap();
                 sender.send_modify(|heard| {
                     if heard.incarnation != delta.incarnation {
-                        *heard = Heard { incarnation: delta.incarnation, ..Heard::default() };
+                        *heard = Heard::of(delta.incarnation);
                     }
                     heard.sequence = delta.sequence;
-                    heard.records.insert(delta.record.machine.id.clone(), delta.record);
+                    let shown = heard.view.apply(delta.record.clone());
+                    let record = shown.map_or(delta.record, |shown| shown.record.clone());
+                    heard.records.insert(record.machine.id.clone(), record);
                 });
             }
         });
@@ -184,7 +201,7 @@ impl Fixture {
 
     /// Waits until the listener knows what the worker took up: what it had heard of the one before may not be so.
     async fn until_heard(&self, before: &str) {
-        let list = WorkerRequest::List { after: None, limit: usize::MAX };
+        let list = WorkerRequest::List { after: None };
         let Ok(WorkerReply::Machines { sequence, .. }) = self.ask(list).await else { panic!("no list") };
         let mut heard = self.heard.clone();
         let found = heard.wait_for(|heard| sequence == 0 || heard.incarnation != before && heard.sequence >= sequence);

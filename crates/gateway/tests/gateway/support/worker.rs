@@ -32,6 +32,9 @@ use futures::{StreamExt as _, stream::BoxStream};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 
+/// Machines per page of a listing.
+const PAGE: usize = 300;
+
 /// What a stream request looked like.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamCall {
@@ -188,8 +191,12 @@ impl FakeWorker {
         let (record, delta) = {
             let mut state = self.state();
             let record = state.machines.get_mut(id).unwrap();
+            let config = record.machine.config.clone();
             change(record);
             record.revision += 1;
+            if record.machine.config != config {
+                record.config_revision = record.revision;
+            }
             let record = record.clone();
             (record.clone(), state.delta(&self.id, record))
         };
@@ -261,13 +268,19 @@ impl FakeWorker {
                 let record = self.state().machines.get(&machine).cloned().ok_or_else(ApiError::machine_not_found)?;
                 Ok(WorkerReply::Machine { record: Box::new(record) })
             }
-            WorkerRequest::List { after, limit } => {
+            WorkerRequest::List { after } => {
                 let mut state = self.state();
                 state.lists += 1;
                 let later = state.machines.values().filter(|record| Some(&record.machine.id) > after.as_ref());
-                let records = later.take(limit).cloned().collect();
+                let mut records: Vec<_> = later.take(PAGE + 1).cloned().collect();
+                let more = records.len() > PAGE;
+                records.truncate(PAGE);
                 self.listed.notify_one();
-                Ok(WorkerReply::Machines { records, sequence: state.sequence })
+                Ok(WorkerReply::Machines { records, more, sequence: state.sequence })
+            }
+            WorkerRequest::Supersede { machine, .. } => {
+                let record = self.turn(&machine, MachineState::Stopped, "supersede").await;
+                Ok(WorkerReply::Done { record: Box::new(record) })
             }
             WorkerRequest::Events { machine, limit } => {
                 let events = self.state().machines[&machine].machine.events.clone().unwrap();
@@ -497,7 +510,9 @@ fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
     let version = VersionId::generate();
     let mut record = MachineRecord {
         worker: worker.clone(),
+        epoch: create.placement_epoch,
         revision: 1,
+        config_revision: 1,
         app: create.app,
         launched: false,
         lease: None,

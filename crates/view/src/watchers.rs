@@ -14,7 +14,7 @@ const CAPACITY: usize = 256;
 
 /// See the module's text.
 #[derive(Default)]
-pub(super) struct Watchers(RwLock<HashMap<String, broadcast::Sender<MachineId>>>);
+pub(crate) struct Watchers(RwLock<HashMap<String, broadcast::Sender<MachineId>>>);
 
 impl Watchers {
     /// Ids of machines that change from now on. It ends with the app.

@@ -6,7 +6,7 @@ use caddis_api::WorkerId;
 
 /// What is to be done after a delta.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Nothing was lost.
     GoOn,
     /// Something was lost, or the worker is new to us or began anew.
@@ -15,7 +15,7 @@ pub(super) enum Next {
 
 /// The last delta seen of each worker.
 #[derive(Debug, Default)]
-pub(super) struct Sequences(HashMap<WorkerId, (String, u64)>);
+pub(crate) struct Sequences(HashMap<WorkerId, (String, u64)>);
 
 impl Sequences {
     /// Takes note of a delta.

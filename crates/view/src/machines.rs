@@ -1,10 +1,4 @@
-//! The view: a copy of the states of all machines, in memory, made of what workers publish and answer. Never
-//! authoritative. A machine's record is replaced only by one of a higher revision, so the order of arrival does not
-//! matter; [`follow`] notices when something was lost and lists the worker anew.
-
-mod follow;
-mod sequence;
-mod watchers;
+//! The machines: their records, by id and by app. The newer of two records stays, whatever comes first.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -16,24 +10,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use caddis_api::{MachineId, MachineState, WorkerId};
+use caddis_api::{MachineId, MachineState, WorkerId, event::MachineEvent};
 use caddis_bus::message::MachineRecord;
-use tokio::{
-    sync::{broadcast, mpsc, watch},
-    time::Instant,
-};
-
-use self::watchers::Watchers;
-use crate::deletion::Destroyed;
-
-pub(crate) use follow::{Changes, follow};
+use tokio::{sync::watch, time::Instant};
 
 /// Largest configuration, bytes, of a machine whose JSON is kept beside it.
 const LARGEST_KEPT: usize = 16 * 1024;
 
+/// Events that are shown with a machine.
+const RECENT_EVENTS: usize = 20;
+
 /// A machine at one revision.
-pub(crate) struct Shown {
-    /// As its worker published it, but for what is known of its host.
+pub struct Shown {
+    /// As its worker published it, with its configuration, but for what is known of its host.
     pub record: MachineRecord,
     /// Its `host_status` as its worker published it, and why, where the host is not there to vouch for it.
     published: Option<(String, Option<String>)>,
@@ -41,6 +30,10 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
+    fn new(record: MachineRecord) -> Self {
+        Self { record, published: None, body: OnceLock::new() }
+    }
+
     /// The machine as JSON, written once per revision, unless it has a large configuration, which is in memory once.
     pub fn body(&self) -> Bytes {
         // All of it is plain data with string keys, for which serialisation has no way to fail.
@@ -67,6 +60,10 @@ impl Shown {
     pub fn state(&self) -> MachineState {
         self.record.machine.state
     }
+
+    fn is_older_than(&self, record: &MachineRecord) -> bool {
+        (self.record.epoch, self.record.revision) < (record.epoch, record.revision)
+    }
 }
 
 struct Entry {
@@ -86,26 +83,37 @@ struct Tables {
 }
 
 /// See the module's text.
-pub(crate) struct View {
+pub(crate) struct Machines {
     tables: RwLock<Tables>,
     count: AtomicU64,
-    synced: watch::Sender<bool>,
-    watchers: Watchers,
-    destroyed: mpsc::UnboundedSender<Destroyed>,
     retention: Duration,
 }
 
-impl View {
-    /// An empty view. Machines that turn out destroyed are told to `destroyed`.
-    pub fn new(destroyed: mpsc::UnboundedSender<Destroyed>, retention: Duration, synced: bool) -> Self {
-        Self {
-            tables: RwLock::default(),
-            count: AtomicU64::new(0),
-            synced: watch::Sender::new(synced),
-            watchers: Watchers::default(),
-            destroyed,
-            retention,
-        }
+/// What became of a record.
+pub(crate) struct Updated {
+    /// The newer of it and what was there; nothing when the record's configuration must be asked for first.
+    pub current: Option<Arc<Shown>>,
+    /// Whether that is the record.
+    pub is_newer: bool,
+    /// A worker that has a copy of an earlier epoch than the one that is known by now.
+    pub superseded: Option<Superseded>,
+}
+
+/// A worker has a copy of a machine that was placed elsewhere since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Superseded {
+    /// The machine.
+    pub machine: MachineId,
+    /// Who has the copy.
+    pub worker: WorkerId,
+    /// Epoch of the later placement.
+    pub epoch: u64,
+}
+
+impl Machines {
+    /// No machines. Destroyed ones are shown for `retention`.
+    pub fn new(retention: Duration) -> Self {
+        Self { tables: RwLock::default(), count: AtomicU64::new(0), retention }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -116,40 +124,26 @@ impl View {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends when the workers known from the start have been listed once.
-    pub async fn synced(&self) {
-        // It fails only when the view is gone, and then nobody is left to ask.
-        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
-    }
-
-    /// A machine.
     pub fn get(&self, id: &MachineId) -> Option<Arc<Shown>> {
         self.read().machines.get(id).map(|entry| entry.shown.borrow().clone())
     }
 
-    /// A machine from now on. The receiver ends when the machine is forgotten.
     pub fn watch(&self, id: &MachineId) -> Option<watch::Receiver<Arc<Shown>>> {
         self.read().machines.get(id).map(|entry| entry.shown.subscribe())
     }
 
-    /// Ids of an app's machines that change or are forgotten from now on. It ends with the app.
-    pub fn watch_app(&self, app: &str) -> broadcast::Receiver<MachineId> {
-        self.watchers.subscribe(app)
-    }
-
-    /// Nobody needs to follow the app any more: it is gone.
-    pub fn end_app(&self, app: &str) {
-        self.watchers.end(app);
-    }
-
-    /// The machines of an app, by id.
     pub fn of_app(&self, app: &str) -> Vec<Arc<Shown>> {
         let tables = self.read();
         let ids = tables.by_app.get(app).into_iter().flatten();
         ids.filter_map(|id| tables.machines.get(id)).map(|entry| entry.shown.borrow().clone()).collect()
     }
 
-    /// Machines of an app that are not destroyed.
+    pub fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Shown>> {
+        let tables = self.read();
+        let shown = tables.machines.values().map(|entry| entry.shown.borrow().clone());
+        shown.filter(|shown| shown.record.worker == *worker).collect()
+    }
+
     pub fn count_of_app(&self, app: &str) -> usize {
         let tables = self.read();
         let ids = tables.by_app.get(app).into_iter().flatten();
@@ -157,7 +151,6 @@ impl View {
         entries.filter(|entry| entry.shown.borrow().state() != MachineState::Destroyed).count()
     }
 
-    /// Machines of a worker that are not destroyed, and how many of them are started.
     pub fn counts_of_worker(&self, worker: &WorkerId) -> (u64, u64) {
         let tables = self.read();
         let states = tables.machines.values().filter_map(|entry| {
@@ -169,51 +162,46 @@ impl View {
             .fold((0, 0), |(all, started), state| (all + 1, started + u64::from(state == MachineState::Started)))
     }
 
-    /// Takes a record in unless a newer one is here, and gives the newer of both.
-    pub fn apply(&self, record: MachineRecord) -> Arc<Shown> {
-        self.take_in(record, true)
-    }
-
-    fn take_in(&self, record: MachineRecord, tell: bool) -> Arc<Shown> {
+    /// Takes a record in unless a newer one is here.
+    pub fn apply(&self, record: MachineRecord) -> Updated {
         let heard = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let shown = Arc::new(Shown { record, published: None, body: OnceLock::new() });
-        let Updated { current, is_newer, newly_destroyed } = {
-            let tables = self.read();
-            match tables.machines.get(&shown.record.machine.id) {
-                Some(entry) => entry.update(&shown, heard),
-                None => {
-                    drop(tables);
-                    self.insert(&shown, heard)
-                }
+        let tables = self.read();
+        let updated = match tables.machines.get(&record.machine.id) {
+            Some(entry) => {
+                let updated = entry.update(record, heard);
+                drop(tables);
+                updated
+            }
+            None => {
+                drop(tables);
+                self.insert(record, heard)
             }
         };
-        if is_newer {
-            self.watchers.tell(&shown.record.app, &shown.record.machine.id);
-        }
-        if newly_destroyed {
-            let (id, app) = (shown.record.machine.id.clone(), shown.record.app.clone());
-            self.write().destroyed.push_back((Instant::now() + self.retention, id.clone()));
-            if tell {
-                // Nobody listens any more only when the gateway ends; the next one looks for itself.
-                let _ = self.destroyed.send(Destroyed { machine: id, app });
-            }
+        if let Some(current) = updated.current.as_ref().filter(|_| updated.is_newer)
+            && current.state() == MachineState::Destroyed
+        {
+            let id = current.record.machine.id.clone();
+            self.write().destroyed.push_back((Instant::now() + self.retention, id));
         }
         self.forget_expired();
-        current
+        updated
     }
 
-    fn insert(&self, shown: &Arc<Shown>, heard: u64) -> Updated {
+    fn insert(&self, record: MachineRecord, heard: u64) -> Updated {
         let mut tables = self.write();
-        let id = &shown.record.machine.id;
-        if let Some(entry) = tables.machines.get(id) {
+        if let Some(entry) = tables.machines.get(&record.machine.id) {
             // Another was faster between our two locks.
-            return entry.update(shown, heard);
+            return entry.update(record, heard);
         }
+        if record.is_status_only() {
+            return Updated { current: None, is_newer: false, superseded: None };
+        }
+        let shown = Arc::new(Shown::new(record));
+        let id = &shown.record.machine.id;
         tables.by_app.entry(shown.record.app.clone()).or_default().insert(id.clone());
         let entry = Entry { shown: watch::Sender::new(shown.clone()), heard: AtomicU64::new(heard) };
         tables.machines.insert(id.clone(), entry);
-        let newly_destroyed = shown.state() == MachineState::Destroyed;
-        Updated { current: shown.clone(), is_newer: true, newly_destroyed }
+        Updated { current: Some(shown), is_newer: true, superseded: None }
     }
 
     fn forget_expired(&self) {
@@ -231,37 +219,31 @@ impl View {
     }
 
     /// A listing of a worker begins. Give what comes back to [`Self::end_listing`].
-    fn begin_listing(&self) -> u64 {
+    pub fn begin_listing(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// A listing is complete: machines of the worker that were not heard of since its begin are gone.
-    fn end_listing(&self, worker: &WorkerId, begin: u64, expected: &[WorkerId]) {
+    /// A listing is complete: machines of the worker that were not heard of since its begin are gone. Gives them, with
+    /// their apps.
+    pub fn end_listing(&self, worker: &WorkerId, begin: u64) -> Vec<(String, MachineId)> {
         let mut tables = self.write();
         let stale = |entry: &Entry| {
             entry.heard.load(Ordering::Relaxed) <= begin && entry.shown.borrow().record.worker == *worker
         };
         let gone: Vec<_> = tables.machines.iter().filter(|(_, entry)| stale(entry)).map(|(id, _)| id.clone()).collect();
-        let mut forgotten = Vec::new();
-        for id in gone {
-            forgotten.extend(tables.forget(&id).map(|app| (app, id)));
-        }
         tables.listed.insert(worker.clone());
-        let complete = expected.iter().all(|worker| tables.listed.contains(worker));
-        drop(tables);
-        for (app, id) in forgotten {
-            self.watchers.tell(&app, &id);
-        }
-        if complete {
-            self.synced.send_replace(true);
-        }
+        gone.into_iter().filter_map(|id| tables.forget(&id).map(|app| (app, id))).collect()
     }
 
-    /// Has machines of a host be shown with this `host_status`, until they are published anew; `None` for the one that they
-    /// were published with.
-    pub fn set_host_status(&self, worker: &WorkerId, status: Option<&str>) {
+    pub fn is_listed(&self, worker: &WorkerId) -> bool {
+        self.read().listed.contains(worker)
+    }
+
+    /// Has the machines of a host be shown with this `host_status`, until they are published anew; `None` for the one
+    /// that they were published with. Gives those for which it is another one, with their apps.
+    pub fn set_host_status(&self, worker: &WorkerId, status: Option<&str>) -> Vec<(String, MachineId)> {
         let tables = self.read();
-        let mut told = Vec::new();
+        let mut changed = Vec::new();
         for (id, entry) in &tables.machines {
             let is_changed = entry.shown.send_if_modified(|current| {
                 let is_of_it = current.record.worker == *worker && current.state() != MachineState::Destroyed;
@@ -273,46 +255,73 @@ impl View {
                 is_changed
             });
             if is_changed {
-                told.push((entry.shown.borrow().record.app.clone(), id.clone()));
+                changed.push((entry.shown.borrow().record.app.clone(), id.clone()));
             }
         }
-        drop(tables);
-        for (app, id) in told {
-            self.watchers.tell(&app, &id);
-        }
+        changed
     }
-
-    /// Whether a worker was listed since we began.
-    pub fn is_listed(&self, worker: &WorkerId) -> bool {
-        self.read().listed.contains(worker)
-    }
-}
-
-/// What became of a record.
-struct Updated {
-    /// The newer of it and what was there.
-    current: Arc<Shown>,
-    /// Whether that is the record.
-    is_newer: bool,
-    /// Whether this is how we learnt that the machine is destroyed.
-    newly_destroyed: bool,
 }
 
 impl Entry {
-    fn update(&self, shown: &Arc<Shown>, heard: u64) -> Updated {
-        self.heard.fetch_max(heard, Ordering::Relaxed);
-        let mut newly_destroyed = false;
-        let is_newer = self.shown.send_if_modified(|current| {
-            let newer = shown.record.revision > current.record.revision;
-            if newer {
-                newly_destroyed =
-                    shown.state() == MachineState::Destroyed && current.state() != MachineState::Destroyed;
-                *current = shown.clone();
+    fn update(&self, record: MachineRecord, heard: u64) -> Updated {
+        let mut current = None;
+        let mut superseded = None;
+        let is_newer = self.shown.send_if_modified(|known| {
+            superseded = earlier_copy(&known.record, &record);
+            if known.is_older_than(&record) {
+                let Some(record) = completed(record, &known.record) else { return false };
+                *known = Arc::new(Shown::new(record));
+                current = Some(known.clone());
+                return true;
             }
-            newer
+            current = Some(known.clone());
+            false
         });
-        Updated { current: self.shown.borrow().clone(), is_newer, newly_destroyed }
+        if current.is_some() && superseded.is_none() {
+            self.heard.fetch_max(heard, Ordering::Relaxed);
+        }
+        Updated { current, is_newer, superseded }
     }
+}
+
+/// The worker of two that has the copy of the lower epoch.
+fn earlier_copy(known: &MachineRecord, told: &MachineRecord) -> Option<Superseded> {
+    let (earlier, later) = if known.epoch < told.epoch { (known, told) } else { (told, known) };
+    let is_copy = earlier.epoch < later.epoch
+        && earlier.worker != later.worker
+        && earlier.machine.state != MachineState::Destroyed;
+    is_copy.then(|| Superseded {
+        machine: earlier.machine.id.clone(),
+        worker: earlier.worker.clone(),
+        epoch: later.epoch,
+    })
+}
+
+/// A newer record with what is known already: its configuration, where it did not come with it, and earlier events.
+fn completed(mut record: MachineRecord, known: &MachineRecord) -> Option<MachineRecord> {
+    if record.is_status_only() {
+        let is_same = (known.epoch, known.config_revision) == (record.epoch, record.config_revision);
+        if !is_same || known.is_status_only() {
+            return None;
+        }
+        record.machine.config.clone_from(&known.machine.config);
+        record.machine.image_ref.labels.clone_from(&known.machine.image_ref.labels);
+    }
+    let known = known.machine.events.iter().flatten();
+    merge(record.machine.events.get_or_insert_default(), known);
+    Some(record)
+}
+
+/// Adds earlier events, newest first, as many as are shown.
+fn merge<'a>(events: &mut Vec<Arc<MachineEvent>>, known: impl Iterator<Item = &'a Arc<MachineEvent>>) {
+    if events.len() < RECENT_EVENTS {
+        let missing: Vec<_> = known.filter(|event| events.iter().all(|told| told.id != event.id)).cloned().collect();
+        if !missing.is_empty() {
+            events.extend(missing);
+            events.sort_by(|a, b| b.id.cmp(&a.id));
+        }
+    }
+    events.truncate(RECENT_EVENTS);
 }
 
 impl Tables {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 /// What is known of a host.
 #[derive(Debug, Clone)]
-pub(crate) struct Host {
+pub struct Host {
     /// Where it is.
     pub region: String,
     /// When it last said anything.
@@ -23,8 +23,9 @@ pub(crate) struct Host {
     draining: bool,
 }
 
-/// See the module's text.
-pub(crate) struct Hosts {
+/// The hosts that are known. One becomes known by announcing itself, or by being named at the start, and stays known
+/// while it is silent.
+pub struct Hosts {
     table: RwLock<BTreeMap<WorkerId, Host>>,
     /// Named at the start.
     first: Vec<WorkerId>,
@@ -34,7 +35,7 @@ pub(crate) struct Hosts {
 
 impl Hosts {
     /// Hosts of a region to begin with, as if just heard of.
-    pub fn new(first: Vec<WorkerId>, region: &str, limits: (Duration, Duration)) -> Self {
+    pub(crate) fn new(first: Vec<WorkerId>, region: &str, limits: (Duration, Duration)) -> Self {
         let table = first.iter().map(|worker| (worker.clone(), Host::heard_now(region))).collect();
         Self { table: RwLock::new(table), first, limits }
     }
@@ -48,7 +49,7 @@ impl Hosts {
     }
 
     /// Those named at the start.
-    pub fn first(&self) -> &[WorkerId] {
+    pub(crate) fn first(&self) -> &[WorkerId] {
         &self.first
     }
 
@@ -70,37 +71,47 @@ impl Hosts {
     }
 
     /// A host said something. Gives its state where that is another one now.
-    pub fn heard(&self, worker: &WorkerId) -> Option<HostState> {
+    pub(crate) fn heard(&self, worker: &WorkerId) -> Option<HostState> {
         let mut table = self.write();
         let host = table.get_mut(worker)?;
         host.last_seen = Instant::now();
         host.settle(self.limits)
     }
 
-    /// A host announced itself. Gives its state where that is another one now.
-    pub fn announced(&self, announcement: &Announcement) -> Option<HostState> {
+    /// A host announced itself.
+    pub(crate) fn announced(&self, announcement: &Announcement) -> Announced {
         let mut table = self.write();
         let region = &announcement.region;
+        let known = table.get(&announcement.worker).map(|host| host.region.clone());
         let host = table.entry(announcement.worker.clone()).or_insert_with(|| Host::heard_now(region));
         host.region.clone_from(region);
         (host.last_seen, host.draining) = (Instant::now(), announcement.draining);
-        host.settle(self.limits)
+        Announced { is_new: known.as_ref() != Some(region), state: host.settle(self.limits) }
     }
 
     /// Time has passed: those whose state is another one now.
-    pub fn look(&self) -> Vec<(WorkerId, HostState)> {
+    pub(crate) fn look(&self) -> Vec<(WorkerId, HostState)> {
         let mut table = self.write();
         let changed = table.iter_mut().filter_map(|(worker, host)| Some((worker.clone(), host.settle(self.limits)?)));
         changed.collect()
     }
 
     /// This process stood still for a while, and heard nobody: none of them has been silent.
-    pub fn excuse(&self, standstill: Duration) {
+    pub(crate) fn excuse(&self, standstill: Duration) {
         let now = Instant::now();
         for host in self.write().values_mut() {
             host.last_seen = now.min(host.last_seen + standstill);
         }
     }
+}
+
+/// What an announcement told.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Announced {
+    /// The host, or that it is in this region.
+    pub is_new: bool,
+    /// Its state, where that is another one now.
+    pub state: Option<HostState>,
 }
 
 impl Host {
@@ -138,8 +149,9 @@ mod tests {
             draining,
         };
         assert_eq!(hosts.heard(&id("b")), None, "only an announcement makes a host known");
-        assert_eq!(hosts.announced(&announcement("b", false)), None);
-        assert_eq!(hosts.announced(&announcement("b", true)), Some(HostState::Draining));
+        assert_eq!(hosts.announced(&announcement("b", false)), Announced { is_new: true, state: None });
+        let draining = Announced { is_new: false, state: Some(HostState::Draining) };
+        assert_eq!(hosts.announced(&announcement("b", true)), draining);
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(hosts.heard(&id("b")), None);
         assert_eq!(hosts.look(), [(id("a"), HostState::Suspected)]);

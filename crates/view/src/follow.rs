@@ -1,0 +1,245 @@
+//! Keeps the view: takes in deltas, lists workers at the start and whenever something was lost, and asks for
+//! configurations that came without being known.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use caddis_api::{ErrorCode, MachineId, WorkerId};
+use caddis_bus::{
+    AskError, Bus, BusError, WorkerClient,
+    message::{self, ANNOUNCEMENTS, Announcement, DELTAS, Delta, MachineRecord, WorkerReply, WorkerRequest},
+};
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
+
+use crate::{
+    View,
+    sequence::{Next, Sequences},
+};
+
+/// First and longest wait before a worker that could not be asked is asked again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often it is looked whether hosts are silent.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a worker may take to list a page of its machines, or to give one. Asked twice.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What workers publish from now on.
+pub struct Published {
+    deltas: mpsc::Receiver<caddis_bus::Published>,
+    announcements: mpsc::Receiver<caddis_bus::Published>,
+}
+
+impl Published {
+    /// Of all workers on a bus.
+    ///
+    /// # Errors
+    /// When the bus refuses.
+    pub async fn subscribe(bus: &dyn Bus) -> Result<Self, BusError> {
+        Ok(Self { deltas: bus.subscribe(DELTAS).await?, announcements: bus.subscribe(ANNOUNCEMENTS).await? })
+    }
+}
+
+/// What is asked of workers beside what they publish.
+struct Inquiries {
+    view: Arc<View>,
+    client: WorkerClient,
+    running: JoinSet<Inquiry>,
+    /// True when it must be made again after this.
+    state: HashMap<Inquiry, bool>,
+    known: HashSet<WorkerId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Inquiry {
+    /// All machines of a worker.
+    List(WorkerId),
+    /// One machine, with its configuration.
+    Machine(WorkerId, MachineId),
+}
+
+impl Inquiries {
+    fn list(&mut self, worker: &WorkerId) {
+        self.known.insert(worker.clone());
+        self.begin(Inquiry::List(worker.clone()));
+    }
+
+    fn begin(&mut self, inquiry: Inquiry) {
+        if let Some(again) = self.state.get_mut(&inquiry) {
+            *again = true;
+            return;
+        }
+        self.state.insert(inquiry.clone(), false);
+        let (view, client) = (self.view.clone(), self.client.clone());
+        self.running.spawn(async move {
+            match &inquiry {
+                Inquiry::List(worker) => list(&view, &client, worker).await,
+                Inquiry::Machine(worker, machine) => fetch(&view, &client, worker, machine).await,
+            }
+            inquiry
+        });
+    }
+
+    fn ended(&mut self, inquiry: Inquiry) {
+        if self.state.remove(&inquiry) == Some(true) {
+            self.begin(inquiry);
+        }
+    }
+}
+
+/// Keeps `view` until it is dropped.
+pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published) {
+    let Published { mut deltas, mut announcements } = published;
+    let mut inquiries =
+        Inquiries { view: view.clone(), client, running: JoinSet::new(), state: HashMap::new(), known: HashSet::new() };
+    for worker in view.hosts.first() {
+        inquiries.list(worker);
+    }
+    let mut sequences = Sequences::default();
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looked = Instant::now();
+    loop {
+        tokio::select! {
+            // An announcement is of what was published before it: that is taken in first.
+            biased;
+            published = deltas.recv() => {
+                let Some(published) = published else { return };
+                // The newest are lost when the queue is full, and without a next one there is no hole to see.
+                if deltas.len() + 1 >= deltas.max_capacity() {
+                    tracing::warn!("changes come faster than they are taken in, listing all workers");
+                    for worker in inquiries.known.clone() {
+                        inquiries.list(&worker);
+                    }
+                }
+                take_in(&mut inquiries, &mut sequences, &published);
+            }
+            published = announcements.recv() => {
+                let Some(published) = published else { return };
+                take_in_announcement(&mut inquiries, &mut sequences, &published);
+            }
+            _ = look.tick() => {
+                let late = looked.elapsed().saturating_sub(LOOK_INTERVAL);
+                looked = Instant::now();
+                if late > LOOK_INTERVAL {
+                    view.hosts.excuse(late);
+                }
+                for (worker, state) in view.hosts.look() {
+                    view.host_changed(&worker, state);
+                }
+            }
+            Some(ended) = inquiries.running.join_next() => match ended {
+                Ok(inquiry) => inquiries.ended(inquiry),
+                Err(error) => tracing::error!(%error, "an inquiry ended in a panic"),
+            },
+        }
+    }
+}
+
+/// What was published, if it can be read.
+fn read<T: DeserializeOwned>(published: &caddis_bus::Published) -> Option<T> {
+    let message = message::decode(&published.subject, &published.payload);
+    message.inspect_err(|error| tracing::error!(%error, "what a worker published can't be read")).ok()
+}
+
+fn take_in(inquiries: &mut Inquiries, sequences: &mut Sequences, published: &caddis_bus::Published) {
+    let Some(Delta { worker, sequence, incarnation, record }) = read(published) else { return };
+    inquiries.view.heard(&worker);
+    let known = inquiries.known.contains(&worker);
+    if sequences.saw(&worker, &incarnation, sequence, known) == Next::List {
+        tracing::info!(%worker, sequence, "listing a worker anew");
+        inquiries.list(&worker);
+    }
+    let machine = record.machine.id.clone();
+    if inquiries.view.apply(record).is_none() {
+        inquiries.begin(Inquiry::Machine(worker, machine));
+    }
+}
+
+fn take_in_announcement(inquiries: &mut Inquiries, sequences: &mut Sequences, published: &caddis_bus::Published) {
+    let Some(announcement) = read::<Announcement>(published) else { return };
+    let Announcement { worker, incarnation, sequence, .. } = &announcement;
+    inquiries.view.announced(&announcement);
+    let known = inquiries.known.contains(worker);
+    if sequences.announced(worker, incarnation, *sequence, known) == Next::List {
+        tracing::info!(%worker, sequence, "listing a worker: it has published what was not seen");
+        inquiries.list(worker);
+    }
+}
+
+/// Lists a worker, however often it takes.
+async fn list(view: &View, client: &WorkerClient, worker: &WorkerId) {
+    let mut backoff = BACKOFF.0;
+    while let Err(error) = list_once(view, client, worker).await {
+        tracing::warn!(%worker, ?error, "can't list a worker, trying again");
+        tokio::time::sleep(backoff).await;
+        backoff = BACKOFF.1.min(backoff * 2);
+    }
+}
+
+async fn list_once(view: &View, client: &WorkerClient, worker: &WorkerId) -> Result<(), AskError> {
+    let begin = view.machines.begin_listing();
+    let mut after = None;
+    loop {
+        let request = WorkerRequest::List { after: after.clone() };
+        let (records, more) = match client.ask(worker, request, REQUEST_TIMEOUT).await? {
+            WorkerReply::Machines { records, more, .. } => (records, more),
+            other => return Err(unexpected(worker, &other)),
+        };
+        after = records.last().map(|record| record.machine.id.clone()).or(after);
+        for record in records {
+            let machine = record.machine.id.clone();
+            if view.take_in(record, false).is_none()
+                && let Some(record) = get(client, worker, &machine).await?
+            {
+                view.take_in(record, false);
+            }
+        }
+        if !more {
+            view.heard(worker);
+            view.end_listing(worker, begin);
+            return Ok(());
+        }
+    }
+}
+
+/// Has the view know one machine as a whole, however often it takes; not of a host that is away: it is listed when it
+/// is back.
+async fn fetch(view: &View, client: &WorkerClient, worker: &WorkerId, machine: &MachineId) {
+    let mut backoff = BACKOFF.0;
+    loop {
+        match get(client, worker, machine).await {
+            Ok(record) => {
+                record.map(|record| view.apply(record));
+                return;
+            }
+            Err(error) => tracing::warn!(%worker, %machine, ?error, "can't ask for a machine, trying again"),
+        }
+        tokio::time::sleep(backoff).await;
+        backoff = BACKOFF.1.min(backoff * 2);
+    }
+}
+
+/// A machine with its configuration; nothing when it is gone by now.
+async fn get(client: &WorkerClient, worker: &WorkerId, machine: &MachineId) -> Result<Option<MachineRecord>, AskError> {
+    match client.ask(worker, WorkerRequest::Get { machine: machine.clone() }, REQUEST_TIMEOUT).await {
+        Ok(WorkerReply::Machine { record }) => Ok(Some(*record)),
+        Ok(other) => Err(unexpected(worker, &other)),
+        Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn unexpected(worker: &WorkerId, reply: &WorkerReply) -> AskError {
+    let reason = format!("{reply:?} does not fit the request").chars().take(200).collect();
+    AskError::Bus(BusError::Unreadable { subject: message::worker_subject(worker), reason })
+}

@@ -1,0 +1,217 @@
+//! The view: a copy of the states of all machines and hosts, in memory, made of what workers publish and answer. Never
+//! authoritative. A machine's record is replaced only by a newer one, so the order of arrival does not matter; what was
+//! lost is noticed by the numbers of the deltas, and the worker is listed anew.
+//!
+//! ```text
+//!  deltas, announcements ──▶ follow ──▶ View ──▶ reads, watches of one machine or app
+//!  answers of workers ───────────────▶   └────▶ changes: one stream of everything that became different
+//! ```
+#![forbid(unsafe_code)]
+
+mod follow;
+mod hosts;
+mod machines;
+mod sequence;
+mod watchers;
+
+use std::{sync::Arc, time::Duration};
+
+use caddis_api::{MachineId, WorkerId, platform::HostState};
+use caddis_bus::message::{Announcement, MachineRecord};
+use tokio::sync::{broadcast, watch};
+
+use crate::{machines::Machines, watchers::Watchers};
+
+pub use follow::{Published, follow};
+pub use hosts::{Host, Hosts};
+pub use machines::{Shown, Superseded};
+
+/// Changes that wait for a receiver of [`View::changes`] before it has to look at everything.
+const CHANGES: usize = 4096;
+
+/// Something became different.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A machine is another than before, or forgotten.
+    Machine(MachineId),
+    /// A worker was listed: any of its machines may be another than before.
+    Listed(WorkerId),
+    /// A host is new, or in another state or region.
+    Host(WorkerId),
+    /// A worker has a copy that it must stop.
+    Superseded(Superseded),
+}
+
+/// What a view begins with.
+#[derive(Debug, Clone)]
+pub struct ViewSettings {
+    /// Workers that are known from the start.
+    pub workers: Vec<WorkerId>,
+    /// The region they are in.
+    pub region: String,
+    /// How long a host may say nothing before it is suspected; they announce themselves each second.
+    pub suspected_after: Duration,
+    /// How long before it is unreachable.
+    pub unreachable_after: Duration,
+    /// How long destroyed machines are shown.
+    pub destroyed_retention: Duration,
+}
+
+/// See the crate's text.
+pub struct View {
+    machines: Machines,
+    hosts: Hosts,
+    synced: watch::Sender<bool>,
+    watchers: Watchers,
+    changes: broadcast::Sender<Change>,
+}
+
+impl View {
+    /// A view that knows no machine yet.
+    pub fn new(settings: ViewSettings) -> Self {
+        let ViewSettings { workers, region, suspected_after, unreachable_after, destroyed_retention } = settings;
+        Self {
+            machines: Machines::new(destroyed_retention),
+            synced: watch::Sender::new(workers.is_empty()),
+            hosts: Hosts::new(workers, &region, (suspected_after, unreachable_after)),
+            watchers: Watchers::default(),
+            changes: broadcast::Sender::new(CHANGES),
+        }
+    }
+
+    /// What becomes different from now on. A receiver that lags behind must look at everything it cares for.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    /// The hosts.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// Ends when the workers known from the start have been listed once.
+    pub async fn synced(&self) {
+        // It fails only when the view is gone, and then nobody is left to ask.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// A machine.
+    pub fn get(&self, id: &MachineId) -> Option<Arc<Shown>> {
+        self.machines.get(id)
+    }
+
+    /// A machine from now on. The receiver ends when the machine is forgotten.
+    pub fn watch(&self, id: &MachineId) -> Option<watch::Receiver<Arc<Shown>>> {
+        self.machines.watch(id)
+    }
+
+    /// Ids of an app's machines that change or are forgotten from now on. It ends with the app.
+    pub fn watch_app(&self, app: &str) -> broadcast::Receiver<MachineId> {
+        self.watchers.subscribe(app)
+    }
+
+    /// Nobody needs to follow the app any more: it is gone.
+    pub fn end_app(&self, app: &str) {
+        self.watchers.end(app);
+    }
+
+    /// The machines of an app, by id.
+    pub fn of_app(&self, app: &str) -> Vec<Arc<Shown>> {
+        self.machines.of_app(app)
+    }
+
+    /// The machines of a worker.
+    pub fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Shown>> {
+        self.machines.of_worker(worker)
+    }
+
+    /// Machines of an app that are not destroyed.
+    pub fn count_of_app(&self, app: &str) -> usize {
+        self.machines.count_of_app(app)
+    }
+
+    /// Machines of a worker that are not destroyed, and how many of them are started.
+    pub fn counts_of_worker(&self, worker: &WorkerId) -> (u64, u64) {
+        self.machines.counts_of_worker(worker)
+    }
+
+    /// Whether a worker was listed since we began.
+    pub fn is_listed(&self, worker: &WorkerId) -> bool {
+        self.machines.is_listed(worker)
+    }
+
+    /// Takes a record in unless a newer one is here, and gives the newer of both. Nothing when the record came without
+    /// a configuration that is not known here: the machine must be asked for as a whole.
+    pub fn apply(&self, record: MachineRecord) -> Option<Arc<Shown>> {
+        self.take_in(record, true)
+    }
+
+    /// `is_told` when it is a change, not a part of a listing, whose end is told as a whole.
+    fn take_in(&self, record: MachineRecord, is_told: bool) -> Option<Arc<Shown>> {
+        let updated = self.machines.apply(record);
+        if let Some(shown) = updated.current.as_ref().filter(|_| updated.is_newer) {
+            let id = &shown.record.machine.id;
+            self.watchers.tell(&shown.record.app, id);
+            if is_told {
+                self.tell(Change::Machine(id.clone()));
+            }
+        }
+        if let Some(superseded) = updated.superseded {
+            self.tell(Change::Superseded(superseded));
+        }
+        updated.current
+    }
+
+    fn end_listing(&self, worker: &WorkerId, begin: u64) {
+        for (app, id) in self.machines.end_listing(worker, begin) {
+            self.watchers.tell(&app, &id);
+        }
+        if self.hosts.first().iter().all(|worker| self.machines.is_listed(worker)) {
+            self.synced.send_replace(true);
+        }
+        self.tell(Change::Listed(worker.clone()));
+    }
+
+    /// A host said something.
+    pub fn heard(&self, worker: &WorkerId) {
+        if let Some(state) = self.hosts.heard(worker) {
+            self.host_changed(worker, state);
+        }
+    }
+
+    fn announced(&self, announcement: &Announcement) {
+        let worker = &announcement.worker;
+        let announced = self.hosts.announced(announcement);
+        match announced.state {
+            Some(state) => self.host_changed(worker, state),
+            None if announced.is_new => self.tell(Change::Host(worker.clone())),
+            None => {}
+        }
+    }
+
+    /// A host is in another state now: so are its machines.
+    fn host_changed(&self, worker: &WorkerId, state: HostState) {
+        let status = match state {
+            HostState::Ok | HostState::Draining => None,
+            HostState::Suspected => Some("unknown"),
+            HostState::Unreachable => Some("unreachable"),
+        };
+        match state {
+            HostState::Ok => tracing::info!(%worker, "the host is there"),
+            HostState::Draining => tracing::info!(%worker, "the host is being drained"),
+            HostState::Suspected | HostState::Unreachable => {
+                tracing::warn!(%worker, state = state.as_str(), "nothing is heard of a host");
+            }
+        }
+        for (app, id) in self.machines.set_host_status(worker, status) {
+            self.watchers.tell(&app, &id);
+            self.tell(Change::Machine(id));
+        }
+        self.tell(Change::Host(worker.clone()));
+    }
+
+    fn tell(&self, change: Change) {
+        // Nobody may be listening.
+        let _ = self.changes.send(change);
+    }
+}
