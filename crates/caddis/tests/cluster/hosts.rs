@@ -120,3 +120,33 @@ async fn a_drain_stops_the_machines_of_its_host_and_no_others() {
         assert_ne!(number, 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_a_bus_runs_its_machines_and_serves_when_there_is_one() {
+    let mut cluster = cluster(ClusterOptions { workers: 1, ..ClusterOptions::default() }).await;
+    let mut always = config();
+    always["restart"] = json!({ "policy": "always" });
+    let id = started_on(&cluster, 0, always).await;
+    cluster.kill(0).await.unwrap();
+    cluster.network.take_bus(Node::Worker(0));
+    cluster.start(0).await.unwrap();
+    cluster.vms(0).crash(&id, caddis_vmm::VmExit::Ended);
+    let restarted = async {
+        while cluster.vms(0).launches() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(caddis_testkit::DEADLINE, restarted).await.expect("its restart policy needs no bus");
+    let line = format!("GET {MACHINES}/{id}");
+    cluster.until(0, &line, |machine| machine["host_status"] == "unreachable").await.unwrap();
+    cluster.network.heal();
+    let is_back = |machine: &Value| {
+        machine["host_status"] == "ok"
+            && machine["state"] == "started"
+            && machine["events"].to_string().contains("exit")
+    };
+    cluster.until(0, &line, is_back).await.unwrap();
+    let stop = cluster.call(0, &format!("POST {MACHINES}/{id}/stop"), Value::Null).await.unwrap();
+    assert_eq!(stop.status, 200, "{}", stop.body);
+    until_state(&cluster, &id, "stopped").await;
+}

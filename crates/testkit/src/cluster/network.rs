@@ -70,6 +70,8 @@ struct Weather {
     cut: HashSet<(Node, Node)>,
     /// Whose publications are lost.
     muted: HashSet<Node>,
+    /// For whom there is no bus.
+    without_bus: HashSet<Node>,
     /// Requests arrive twice.
     repeat: bool,
     /// Time each message takes.
@@ -93,6 +95,7 @@ impl Network {
         let mut weather = self.weather();
         weather.cut.clear();
         weather.muted.clear();
+        weather.without_bus.clear();
         weather.repeat = false;
         weather.delay = Duration::ZERO;
     }
@@ -104,6 +107,11 @@ impl Network {
             true => weather.muted.insert(node),
             false => weather.muted.remove(&node),
         };
+    }
+
+    /// A node has no bus: what it tries there fails.
+    pub fn take_bus(&self, node: Node) {
+        self.weather().without_bus.insert(node);
     }
 
     /// Every request arrives twice.
@@ -167,7 +175,15 @@ pub struct Port {
 }
 
 impl Port {
+    fn has_bus(&self, subject: &str) -> Result<(), BusError> {
+        if self.network.weather().without_bus.contains(&self.node) {
+            return Err(BusError::NotDelivered(subject.to_owned()));
+        }
+        Ok(())
+    }
+
     fn frame(&self, subject: &str, payload: &[u8]) -> Result<Bytes, BusError> {
+        self.has_bus(subject)?;
         if payload.len() > MAX_MESSAGE_BYTES - 2 {
             return Err(BusError::TooLarge { subject: subject.to_owned(), bytes: payload.len() });
         }
@@ -237,6 +253,7 @@ impl Bus for Port {
     }
 
     async fn serve(&self, subject: &str, handler: Arc<dyn Handler>) -> Result<Serving, BusError> {
+        self.has_bus(subject)?;
         self.network
             .bus
             .serve(subject, Arc::new(Reached { port: self.clone(), handler, runtime: Handle::current() }))
@@ -251,6 +268,7 @@ impl Bus for Port {
     }
 
     async fn subscribe(&self, subject: &str) -> Result<mpsc::Receiver<Published>, BusError> {
+        self.has_bus(subject)?;
         let mut all = self.network.bus.subscribe(subject).await?;
         let (sender, receiver) = mpsc::channel(4096);
         let port = self.clone();
