@@ -91,7 +91,7 @@ impl Stub {
         let end = self.machines.min(begin.saturating_add(PAGE));
         let records: Result<_, _> = (begin..end).map(record).collect();
         let records = records.map_err(ApiError::internal)?;
-        Ok(WorkerReply::Machines { records, more: end < self.machines, sequence: 0 })
+        Ok(WorkerReply::Machines { records, more: end < self.machines, incarnation: String::new(), sequence: 0 })
     }
 }
 

@@ -320,7 +320,9 @@ pub enum WorkerReply {
         records: Vec<MachineRecord>,
         /// There are more after these.
         more: bool,
-        /// Deltas up to this number are contained.
+        /// The worker's process, as in [`Delta::incarnation`].
+        incarnation: String,
+        /// Its deltas up to this number are contained.
         sequence: u64,
     },
     /// Events.

@@ -53,7 +53,7 @@ impl Published {
 struct Inquiries {
     view: Arc<View>,
     client: WorkerClient,
-    running: JoinSet<Inquiry>,
+    running: JoinSet<(Inquiry, Option<Listed>)>,
     /// True when it must be made again after this.
     state: HashMap<Inquiry, bool>,
     known: HashSet<WorkerId>,
@@ -81,11 +81,14 @@ impl Inquiries {
         self.state.insert(inquiry.clone(), false);
         let (view, client) = (self.view.clone(), self.client.clone());
         self.running.spawn(async move {
-            match &inquiry {
-                Inquiry::List(worker) => list(&view, &client, worker).await,
-                Inquiry::Machine(worker, machine) => fetch(&view, &client, worker, machine).await,
-            }
-            inquiry
+            let listed = match &inquiry {
+                Inquiry::List(worker) => Some(list(&view, &client, worker).await),
+                Inquiry::Machine(worker, machine) => {
+                    fetch(&view, &client, worker, machine).await;
+                    None
+                }
+            };
+            (inquiry, listed)
         });
     }
 
@@ -138,7 +141,15 @@ pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published)
                 }
             }
             Some(ended) = inquiries.running.join_next() => match ended {
-                Ok(inquiry) => inquiries.ended(inquiry),
+                Ok((inquiry, listed)) => {
+                    if let (Inquiry::List(worker), Some(Listed { incarnation, sequence })) = (&inquiry, listed)
+                        && sequences.listed(worker, &incarnation, sequence) == Next::List
+                    {
+                        tracing::info!(%worker, sequence, "listing a worker anew: it has published what was not seen");
+                        inquiries.list(worker);
+                    }
+                    inquiries.ended(inquiry);
+                }
                 Err(error) => tracing::error!(%error, "an inquiry ended in a panic"),
             },
         }
@@ -176,25 +187,38 @@ fn take_in_announcement(inquiries: &mut Inquiries, sequences: &mut Sequences, pu
     }
 }
 
+/// Which deltas a listing contains: those up to a number, of the process that gave its first page.
+struct Listed {
+    incarnation: String,
+    sequence: u64,
+}
+
 /// Lists a worker, however often it takes.
-async fn list(view: &View, client: &WorkerClient, worker: &WorkerId) {
+async fn list(view: &View, client: &WorkerClient, worker: &WorkerId) -> Listed {
     let mut backoff = BACKOFF.0;
-    while let Err(error) = list_once(view, client, worker).await {
-        tracing::warn!(%worker, ?error, "can't list a worker, trying again");
+    loop {
+        match list_once(view, client, worker).await {
+            Ok(listed) => return listed,
+            Err(error) => tracing::warn!(%worker, ?error, "can't list a worker, trying again"),
+        }
         tokio::time::sleep(backoff).await;
         backoff = BACKOFF.1.min(backoff * 2);
     }
 }
 
-async fn list_once(view: &View, client: &WorkerClient, worker: &WorkerId) -> Result<(), AskError> {
+async fn list_once(view: &View, client: &WorkerClient, worker: &WorkerId) -> Result<Listed, AskError> {
     let begin = view.machines.begin_listing();
     let mut after = None;
+    let mut listed = None;
     loop {
         let request = WorkerRequest::List { after: after.clone() };
-        let (records, more) = match client.ask(worker, request, REQUEST_TIMEOUT).await? {
-            WorkerReply::Machines { records, more, .. } => (records, more),
+        let (records, more, page) = match client.ask(worker, request, REQUEST_TIMEOUT).await? {
+            WorkerReply::Machines { records, more, incarnation, sequence } => {
+                (records, more, Listed { incarnation, sequence })
+            }
             other => return Err(unexpected(worker, &other)),
         };
+        let listed = listed.get_or_insert(page);
         after = records.last().map(|record| record.machine.id.clone()).or(after);
         for record in records {
             let machine = record.machine.id.clone();
@@ -207,13 +231,13 @@ async fn list_once(view: &View, client: &WorkerClient, worker: &WorkerId) -> Res
         if !more {
             view.heard(worker);
             view.end_listing(worker, begin);
-            return Ok(());
+            let Listed { incarnation, sequence } = listed;
+            return Ok(Listed { incarnation: std::mem::take(incarnation), sequence: *sequence });
         }
     }
 }
 
-/// Has the view know one machine as a whole, however often it takes; not of a host that is away: it is listed when it
-/// is back.
+/// Has the view know one machine as a whole, however often it takes.
 async fn fetch(view: &View, client: &WorkerClient, worker: &WorkerId, machine: &MachineId) {
     let mut backoff = BACKOFF.0;
     loop {

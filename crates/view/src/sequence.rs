@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use caddis_api::WorkerId;
 
-/// What is to be done after a delta.
+/// What is to be done after something was heard of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Nothing was lost.
@@ -13,39 +13,71 @@ pub(crate) enum Next {
     List,
 }
 
-/// The last delta seen of each worker.
+/// Which deltas of each worker were seen.
 #[derive(Debug, Default)]
-pub(crate) struct Sequences(HashMap<WorkerId, (String, u64)>);
+pub(crate) struct Sequences(HashMap<WorkerId, Seen>);
+
+#[derive(Debug)]
+struct Seen {
+    incarnation: String,
+    /// The first delta that was seen and is not known to be contained in a listing.
+    first: Option<u64>,
+    last: u64,
+}
 
 impl Sequences {
-    /// Takes note of a delta.
-    pub fn saw(&mut self, worker: &WorkerId, incarnation: &str, sequence: u64, known: bool) -> Next {
+    /// Takes note of a delta. `is_listed` when the worker is being listed, or was.
+    pub fn saw(&mut self, worker: &WorkerId, incarnation: &str, sequence: u64, is_listed: bool) -> Next {
         match self.0.get_mut(worker) {
-            Some((current, last)) if current == incarnation => {
-                let next = if sequence > *last + 1 { Next::List } else { Next::GoOn };
-                *last = sequence.max(*last);
+            Some(seen) if seen.incarnation == incarnation => {
+                let next = if sequence > seen.last + 1 { Next::List } else { Next::GoOn };
+                seen.last = sequence.max(seen.last);
                 next
             }
             before => {
-                // We subscribed before we listed: the first delta of a worker that is listed anyway is no hole.
-                let next = if before.is_none() && known { Next::GoOn } else { Next::List };
-                self.0.insert(worker.clone(), (incarnation.to_owned(), sequence));
+                // We subscribed before we listed: whether it is a hole, the end of the listing will tell.
+                let next = if before.is_none() && is_listed { Next::GoOn } else { Next::List };
+                let seen = Seen { incarnation: incarnation.to_owned(), first: Some(sequence), last: sequence };
+                self.0.insert(worker.clone(), seen);
                 next
             }
         }
     }
-}
 
-impl Sequences {
     /// Takes note of the number of the last delta that a worker says it has published.
-    pub fn announced(&mut self, worker: &WorkerId, incarnation: &str, sequence: u64, known: bool) -> Next {
+    pub fn announced(&mut self, worker: &WorkerId, incarnation: &str, sequence: u64, is_listed: bool) -> Next {
         match self.0.get_mut(worker) {
-            Some((current, last)) if current == incarnation => {
-                let next = if sequence > *last { Next::List } else { Next::GoOn };
-                *last = sequence.max(*last);
+            Some(seen) if seen.incarnation == incarnation => {
+                let next = if sequence > seen.last { Next::List } else { Next::GoOn };
+                seen.last = sequence.max(seen.last);
                 next
             }
-            _ => self.saw(worker, incarnation, sequence, known),
+            // As if the one after it came first.
+            _ => match self.saw(worker, incarnation, sequence, is_listed) {
+                Next::List => Next::List,
+                Next::GoOn => {
+                    self.0.entry(worker.clone()).and_modify(|seen| seen.first = Some(sequence + 1));
+                    Next::GoOn
+                }
+            },
+        }
+    }
+
+    /// A listing has ended that contains the deltas up to a number.
+    pub fn listed(&mut self, worker: &WorkerId, incarnation: &str, sequence: u64) -> Next {
+        match self.0.get_mut(worker) {
+            Some(seen) if seen.incarnation == incarnation => {
+                let is_hole = seen.first.take().is_some_and(|first| first > sequence + 1);
+                seen.last = sequence.max(seen.last);
+                if is_hole { Next::List } else { Next::GoOn }
+            }
+            // It began anew meanwhile: what it says now asks for another listing.
+            Some(_) => Next::GoOn,
+            None => {
+                let seen = Seen { incarnation: incarnation.to_owned(), first: None, last: sequence };
+                self.0.insert(worker.clone(), seen);
+                Next::GoOn
+            }
         }
     }
 }
@@ -71,5 +103,26 @@ mod tests {
         assert_eq!(sequences.announced(&worker, "c", 0, true), Next::List, "new incarnation");
         let other = WorkerId::from_trusted("x");
         assert_eq!(sequences.saw(&other, "a", 3, true), Next::GoOn, "it is being listed");
+    }
+
+    #[test]
+    fn what_was_lost_between_a_first_listing_and_what_is_heard_first_is_found() {
+        let worker = WorkerId::from_trusted("w");
+        for (listed, saw, next) in [(3, 4, Next::GoOn), (3, 2, Next::GoOn), (3, 5, Next::List), (0, 1, Next::GoOn)] {
+            let mut sequences = Sequences::default();
+            assert_eq!(sequences.saw(&worker, "a", saw, true), Next::GoOn);
+            assert_eq!(sequences.listed(&worker, "a", listed), next, "listed at {listed}, then {saw}");
+            let mut sequences = Sequences::default();
+            assert_eq!(sequences.listed(&worker, "a", listed), Next::GoOn);
+            assert_eq!(sequences.saw(&worker, "a", saw, true), next, "{saw} after the listing at {listed}");
+        }
+        for (listed, announced, next) in [(3, 3, Next::GoOn), (3, 2, Next::GoOn), (3, 4, Next::List)] {
+            let mut sequences = Sequences::default();
+            assert_eq!(sequences.announced(&worker, "a", announced, true), Next::GoOn);
+            assert_eq!(sequences.listed(&worker, "a", listed), next, "listed at {listed}, announced {announced}");
+            let mut sequences = Sequences::default();
+            assert_eq!(sequences.listed(&worker, "a", listed), Next::GoOn);
+            assert_eq!(sequences.announced(&worker, "a", announced, true), next);
+        }
     }
 }

@@ -92,6 +92,11 @@ impl Publisher {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells this process of the worker from others.
+    pub fn incarnation(&self) -> &str {
+        &self.incarnation
+    }
+
     /// Publishes a machine as it is now.
     pub fn publish(&self, record: MachineRecord) {
         let mut state = self.state();

@@ -54,7 +54,8 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         }
         WorkerRequest::List { after } => {
             let Page { records, more, sequence } = shared.publisher.list(after.as_ref());
-            Ok(WorkerReply::Machines { records, more, sequence })
+            let incarnation = shared.publisher.incarnation().to_owned();
+            Ok(WorkerReply::Machines { records, more, incarnation, sequence })
         }
         WorkerRequest::Supersede { machine, epoch } => supersede(shared, &machine, epoch).await,
         WorkerRequest::Events { machine, limit } => {

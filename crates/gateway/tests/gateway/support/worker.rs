@@ -276,7 +276,8 @@ impl FakeWorker {
                 let more = records.len() > PAGE;
                 records.truncate(PAGE);
                 self.listed.notify_one();
-                Ok(WorkerReply::Machines { records, more, sequence: state.sequence })
+                let incarnation = state.incarnation.clone();
+                Ok(WorkerReply::Machines { records, more, incarnation, sequence: state.sequence })
             }
             WorkerRequest::Supersede { machine, .. } => {
                 let record = self.turn(&machine, MachineState::Stopped, "supersede").await;
