@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, WorkerId, platform::HostState};
+use caddis_api::{ApiError, ErrorCode, WorkerId, platform::HostState};
 use caddis_bus::{
     BusError,
-    message::{self, Action, Envelope, WorkerReply, WorkerRequest, WorkerResult},
+    message::{self, Envelope, WorkerReply, WorkerRequest, WorkerResult},
 };
-use caddis_catalog::{AppRecord, Catalog};
+use caddis_catalog::Catalog;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,7 @@ use crate::{
     idempotency::Turns,
     limits::Limits,
     regions::Regions,
-    view::{Shown, View},
+    view::View,
 };
 
 /// Shared by all requests.
@@ -73,26 +73,11 @@ impl Inner {
         tokio::spawn(self.ending.clone().run_until_cancelled_owned(work));
     }
 
-    /// The app, or 404 with the text that clients look for.
-    pub async fn app(&self, name: &str) -> Result<AppRecord, ApiError> {
-        self.catalog.app(name).await?.ok_or_else(|| app_not_found(name))
-    }
-
     /// Waits until the view holds what the workers had when we began.
     pub async fn synced(&self) -> Result<(), ApiError> {
         tokio::time::timeout(SYNC_PATIENCE, self.view.synced()).await.map_err(|_| {
             ApiError::new(ErrorCode::Unavailable, "unavailable: the state of the machines is not known yet, try again")
         })
-    }
-
-    /// A machine of an app.
-    pub async fn machine(&self, app: &str, id: &MachineId) -> Result<Arc<Shown>, ApiError> {
-        self.synced().await?;
-        if let Some(shown) = self.view.get(id).filter(|shown| shown.record.app == app) {
-            return Ok(shown);
-        }
-        self.app(app).await?;
-        Err(ApiError::machine_not_found())
     }
 
     /// Asks a worker, twice when it stays silent: it does nothing twice for the same request id. Records in the
@@ -145,19 +130,6 @@ impl Inner {
             }
         }
         self.view.set_host_status(worker, status);
-    }
-
-    /// Asks the owner of a machine for a change.
-    pub async fn act(
-        &self,
-        app: &str,
-        id: &MachineId,
-        nonce: Option<LeaseNonce>,
-        action: Action,
-    ) -> Result<WorkerReply, ApiError> {
-        let shown = self.machine(app, id).await?;
-        let request = WorkerRequest::Act { machine: id.clone(), nonce, action };
-        Ok(self.ask(&shown.record.worker, request, self.settings.request_deadline).await?)
     }
 }
 

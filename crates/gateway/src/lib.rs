@@ -12,9 +12,12 @@
 
 mod apps;
 mod authentication;
+mod authorization;
 mod context;
 mod cursor;
 mod deletion;
+mod endpoint;
+mod endpoints;
 mod envelope;
 mod extract;
 mod forward;
@@ -48,6 +51,7 @@ use tokio_util::sync::DropGuard;
 
 use context::{Context, Inner};
 
+pub use endpoint::{DescribedOperation, Description, Rate, Replay, Scope, operations};
 pub use openapi::json as openapi_json;
 
 /// Why a gateway can't begin or go on.

@@ -10,9 +10,9 @@ use axum::{
 use caddis_api::{ApiError, MachineId, logs::LogsReply};
 
 use crate::{
+    authorization::AppPath,
     context::Context,
     envelope::Failure,
-    extract::AppPath,
     forward,
     openapi::errors::{BadParameter, NoApp},
     query::{Params, invalid},
@@ -52,11 +52,7 @@ const MAX_ENTRIES: u64 = 1000;
         NoApp,
     ),
 )]
-pub(crate) async fn logs(
-    State(context): State<Context>,
-    AppPath(app): AppPath,
-    params: Params,
-) -> Result<Response, Failure> {
+pub(crate) async fn logs(State(context): State<Context>, app: AppPath, params: Params) -> Result<Response, Failure> {
     let limit = params.number("limit", 1, u64::MAX)?.map(|limit| limit.min(MAX_ENTRIES));
     let wait = params.number("wait_seconds", 0, u64::MAX)?.map(|wait| wait.min(MAX_WAIT_SECONDS));
     let machine = params
@@ -71,10 +67,10 @@ pub(crate) async fn logs(
     }
     let (since, until) = (time(&params, "since")?, time(&params, "until")?);
     let worker = match &machine {
-        Some(id) => Some(context.machine(&app, id).await?.record.worker.clone()),
+        Some(id) => Some(app.machine(&context, id).await?.record.worker.clone()),
         None => {
             context.synced().await?;
-            context.app(&app).await?;
+            let app = app.look_up(&context).await?.name;
             let mut workers: Vec<_> =
                 context.view.of_app(&app).iter().map(|shown| shown.record.worker.clone()).collect();
             workers.sort();
@@ -101,7 +97,7 @@ pub(crate) async fn logs(
         ("until_ns", until),
     ];
     let given = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    let query = forward::query(std::iter::once(("app", app)).chain(given));
+    let query = forward::query(std::iter::once(("app", app.name()?.to_owned())).chain(given));
     let answer = forward::call(&context, &worker, Request::get(format!("/logs?{query}")).body(Body::empty()));
     tokio::select! {
         answer = answer => answer,

@@ -14,10 +14,11 @@ use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement}
 
 use crate::{
     authentication::Caller,
+    authorization::AppPath,
     context::{AskError, Context, unexpected},
     deletion,
     envelope::Failure,
-    extract::{AppPath, Named},
+    extract::Named,
     idempotency::RequestId,
     openapi::errors::{BadBody, NoApp},
     organizations::is_gone,
@@ -64,7 +65,7 @@ pub(crate) async fn create(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
     id: Option<Extension<RequestId>>,
-    AppPath(app): AppPath,
+    app: AppPath,
     Named(request, names): Named<CreateMachineRequest>,
 ) -> Result<Json<Machine>, Failure> {
     let request_id = id.map(|Extension(RequestId(id))| id);
@@ -78,7 +79,7 @@ pub(crate) async fn create(
 async fn check(
     context: &Context,
     caller: &Caller,
-    app: &str,
+    app: &AppPath,
     request: CreateMachineRequest,
 ) -> Result<Wanted, ApiError> {
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
@@ -89,7 +90,7 @@ async fn check(
     }
     let ttl = checked_ttl(request.lease_ttl)?;
     check_secrets(request.min_secrets_version)?;
-    let app = context.app(app).await?;
+    let app = app.look_up(context).await?;
     if app.state == AppState::Deleting {
         return Err(CatalogError::AppInDeletion(app.name).into());
     }
