@@ -1,9 +1,12 @@
-//! What a caller may see and change. Apps, machines and organisations that requests name are found here and nowhere
-//! else: the names in a path are handed out only to callers that may see what they are names of.
+//! What a caller may see and change. Apps, machines and organisations that requests name are found
+//! here and nowhere else: the names in a path are handed out only to callers that may see what they
+//! are names of.
 //!
-//! A caller that may not see an app gets the answer that it would get if there were none. So the decision is by name,
-//! before anything is looked up: neither the answer nor the time that it takes tells one from the other. It is made
-//! where the app would be looked up, after what else may be wrong with the request, for the same reason.
+//! A caller that may not see an app gets the answer that it would get if there were none. So the
+//! decision is by name, before anything is looked up: neither the answer nor the time that it takes
+//! tells one from the other. The answer is given where the app would be looked up, after what else
+//! may be wrong with the request, for the same reason.
+#![expect(clippy::disallowed_methods, reason = "this is where the caller is asked for")]
 
 use std::sync::Arc;
 
@@ -26,13 +29,16 @@ use crate::{
     view::Shown,
 };
 
+/// What was looked for, or why the caller does not get it.
+type Found<T> = Result<T, ApiError>;
+
 impl Caller {
     /// Whether endpoints of this scope are for it at all.
     pub fn admit(&self, scope: Scope) -> Result<(), ApiError> {
         match (&self.token, scope) {
             (TokenScope::All, _) => Ok(()),
-            (_, Scope::Installation) => Err(denied("it is for one app; use one for the whole installation")),
-            (_, Scope::Organization(Access::Write)) => Err(denied("it is for one app; use one of the organization")),
+            (_, Scope::Installation) => Err(denied("use one for the whole installation")),
+            (_, Scope::Organization(Access::Write)) => Err(denied("use one for all apps")),
             _ => Ok(()),
         }
     }
@@ -42,9 +48,7 @@ impl Caller {
         match &self.token {
             TokenScope::All => Ok(()),
             TokenScope::App { name, .. } if name != app => Err(app_not_found(app)),
-            TokenScope::App { access, .. } if *access < self.wants => {
-                Err(denied("it is for reading only; use one that may change the app"))
-            }
+            TokenScope::App { access, .. } if *access < self.wants => Err(denied("use one that may write")),
             TokenScope::App { .. } => Ok(()),
         }
     }
@@ -55,7 +59,7 @@ impl Caller {
     }
 
     /// The organisation of this slug, or 404.
-    pub async fn organization(&self, context: &Context, slug: &str) -> Result<Organization, ApiError> {
+    pub async fn organization(&self, context: &Context, slug: &str) -> Found<Organization> {
         let slug = self.slug(slug);
         let found = match self.token {
             TokenScope::App { .. } if slug != self.organization => None,
@@ -65,8 +69,10 @@ impl Caller {
     }
 
     /// The apps it may see.
-    pub async fn apps(&self, context: &Context, query: AppQuery) -> Result<AppPage, ApiError> {
-        let TokenScope::App { name, .. } = &self.token else { return Ok(context.catalog.apps(query).await?) };
+    pub async fn apps(&self, context: &Context, query: AppQuery) -> Found<AppPage> {
+        let TokenScope::App { name, .. } = &self.token else {
+            return Ok(context.catalog.apps(query).await?);
+        };
         let is_asked_for = |app: &AppRecord| {
             query.organization.as_ref().is_none_or(|slug| *slug == app.organization.slug)
                 && query.created_until_ms.is_none_or(|until| app.created_ms <= until)
@@ -77,15 +83,16 @@ impl Caller {
         Ok(AppPage { apps, total, more: false })
     }
 
-    /// Who its requests are counted for by the limits, unless with those of all others: a caller that may not see all
-    /// neither uses up what others may ask, nor learns that they do.
+    /// Who its requests are counted for by the limits, unless with those of all others: a caller
+    /// that may not see all neither uses up what others may ask, nor learns that they do.
     pub fn counted_apart(&self) -> Option<&str> {
         (self.token != TokenScope::All).then_some(self.name.as_str())
     }
 }
 
-fn denied(why: &str) -> ApiError {
-    ApiError::new(ErrorCode::PermissionDenied, format!("permission_denied: the token does not allow this, {why}"))
+fn denied(advice: &str) -> ApiError {
+    let text = format!("permission_denied: the token does not allow this, {advice}");
+    ApiError::new(ErrorCode::PermissionDenied, text)
 }
 
 /// Whether the caller may do what it wants to this app.
@@ -94,12 +101,12 @@ fn decide(parts: &Parts, app: &str) -> Result<(), ApiError> {
     caller.ok_or_else(|| ApiError::internal("an endpoint about an app asks for no token"))?.may(app)
 }
 
-async fn app(context: &Context, name: &str) -> Result<AppRecord, ApiError> {
+async fn app(context: &Context, name: &str) -> Found<AppRecord> {
     context.catalog.app(name).await?.ok_or_else(|| app_not_found(name))
 }
 
 /// Without a question to the catalog where the machine is there.
-async fn machine(context: &Context, name: &str, id: &MachineId) -> Result<Arc<Shown>, ApiError> {
+async fn machine(context: &Context, name: &str, id: &MachineId) -> Found<Arc<Shown>> {
     if let Some(shown) = context.view.get(id).filter(|shown| shown.record.app == name) {
         return Ok(shown);
     }
@@ -107,7 +114,7 @@ async fn machine(context: &Context, name: &str, id: &MachineId) -> Result<Arc<Sh
     Err(ApiError::machine_not_found())
 }
 
-async fn in_path<T: DeserializeOwned + Send>(parts: &mut Parts, context: &Context) -> Result<T, ApiError> {
+async fn in_path<T: DeserializeOwned + Send>(parts: &mut Parts, context: &Context) -> Found<T> {
     let path = Path::<T>::from_request_parts(parts, context).await;
     path.map(|Path(found)| found).map_err(|e| ApiError::invalid(format!("invalid path: {e}")))
 }
@@ -119,7 +126,7 @@ pub(crate) struct OrganizationPath {
 
 impl OrganizationPath {
     /// The organisation, or 404.
-    pub async fn look_up(&self, context: &Context, caller: &Caller) -> Result<Organization, ApiError> {
+    pub async fn look_up(&self, context: &Context, caller: &Caller) -> Found<Organization> {
         caller.organization(context, &self.slug).await
     }
 }
@@ -145,17 +152,17 @@ pub(crate) struct AppPath {
 
 impl AppPath {
     /// Its name, or the answer for an app that is not there. It may not be there all the same.
-    pub fn name(&self) -> Result<&str, ApiError> {
+    pub fn name(&self) -> Found<&str> {
         self.decision.clone().map(|()| self.app.as_str())
     }
 
     /// The app, or 404 with the text that clients look for.
-    pub async fn look_up(&self, context: &Context) -> Result<AppRecord, ApiError> {
+    pub async fn look_up(&self, context: &Context) -> Found<AppRecord> {
         app(context, self.name()?).await
     }
 
     /// A machine of the app.
-    pub async fn machine(&self, context: &Context, id: &MachineId) -> Result<Arc<Shown>, ApiError> {
+    pub async fn machine(&self, context: &Context, id: &MachineId) -> Found<Arc<Shown>> {
         context.synced().await?;
         machine(context, self.name()?, id).await
     }
@@ -186,14 +193,14 @@ pub(crate) struct MachinePath {
 
 impl MachinePath {
     /// The machine, or the answer for a machine or an app that is not there.
-    pub async fn look_up(&self, context: &Context) -> Result<Arc<Shown>, ApiError> {
+    pub async fn look_up(&self, context: &Context) -> Found<Arc<Shown>> {
         context.synced().await?;
         self.decision.clone()?;
         machine(context, &self.app, &self.id).await
     }
 
     /// The machine from now on. The receiver ends when the machine is forgotten.
-    pub async fn watch(&self, context: &Context) -> Result<watch::Receiver<Arc<Shown>>, ApiError> {
+    pub async fn watch(&self, context: &Context) -> Found<watch::Receiver<Arc<Shown>>> {
         self.look_up(context).await?;
         context.view.watch(&self.id).ok_or_else(ApiError::machine_not_found)
     }

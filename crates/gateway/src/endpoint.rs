@@ -1,5 +1,6 @@
-//! What is said of an endpoint, once: whom it serves, how its requests are counted, and what becomes of one that was
-//! cut short. Router, limits, idempotency and the OpenAPI document are made from it; [`crate::endpoints`] is the table.
+//! What is said of an endpoint, once: whom it serves, how its requests are counted, and what
+//! becomes of one that was cut short. Router, limits, idempotency and the OpenAPI document are
+//! made from it; [`crate::endpoints`] is the table.
 
 use axum::{Router, middleware::from_fn_with_state, routing::MethodRouter};
 use caddis_catalog::Access;
@@ -21,7 +22,7 @@ pub enum Scope {
     Caller,
     /// Only callers that may see and change the whole installation.
     Installation,
-    /// The organisation that the request names; writing is for callers that are not bound to one app.
+    /// The organisation that the request names. Writing is not for tokens of one app.
     Organization(Access),
     /// The app in the path.
     App(Access),
@@ -60,7 +61,8 @@ pub enum Rate {
     AppDeletion,
 }
 
-/// What becomes of a POST with an `Idempotency-Key` that was cut short before, and may have been carried out.
+/// What becomes of a POST with an `Idempotency-Key` that was cut short before, and may have been
+/// carried out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Replay {
     /// It is refused: only the client can find out.
@@ -97,8 +99,11 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// One handler, as `routes!` gives it. A POST that was cut short is refused unless [`Self::replay`] says otherwise.
-    pub fn new((schemas, Paths { paths, .. }, handler): UtoipaMethodRouter<Context>, scope: Scope, rate: Rate) -> Self {
+    /// One handler, as `routes!` gives it. A POST that was cut short is refused unless
+    /// [`Self::replay`] says otherwise.
+    pub fn new(described: UtoipaMethodRouter<Context>, scope: Scope, rate: Rate) -> Self {
+        let (schemas, Paths { paths, .. }, handler) = described;
+        // One handler has one path.
         let (path, item) = paths.into_iter().next().unwrap_or_default();
         let description = Description { scope, rate, replay: Replay::default() };
         Self { description, path, item, schemas, handler }
@@ -110,7 +115,8 @@ impl Endpoint {
         self
     }
 
-    /// Adds it to a router, behind what its description asks for and nothing else: a layer costs a reader a tenth.
+    /// Adds it to a router, behind what its description asks for and nothing else: a layer costs
+    /// a reader a tenth.
     pub fn route(self, router: Router<Context>, context: &Context) -> Router<Context> {
         let Self { description, path, mut handler, .. } = self;
         let state = (context.clone(), description);
@@ -127,8 +133,10 @@ impl Endpoint {
     /// Its operations by method.
     pub fn operations(&self) -> impl Iterator<Item = (&'static str, &Operation)> {
         let PathItem { get, put, post, delete, patch, .. } = &self.item;
-        let operations = [("GET", get), ("PUT", put), ("POST", post), ("DELETE", delete), ("PATCH", patch)];
-        operations.into_iter().filter_map(|(method, operation)| Some((method, operation.as_ref()?)))
+        let read = [("GET", get)];
+        let changing = [("PUT", put), ("POST", post), ("DELETE", delete), ("PATCH", patch)];
+        let all = read.into_iter().chain(changing);
+        all.filter_map(|(method, operation)| Some((method, operation.as_ref()?)))
     }
 }
 
@@ -157,4 +165,76 @@ pub fn operations() -> Vec<DescribedOperation> {
         described.collect()
     };
     crate::endpoints::all().iter().flat_map(described).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use axum::{
+        body::Body,
+        http::{Request, Response},
+    };
+    use caddis_api::{ApiError, ErrorCode, WorkerId};
+    use caddis_bus::{
+        InProcessBus,
+        stream::{InProcessStreams, StreamService},
+    };
+    use caddis_catalog::{Catalog as _, SqliteCatalog};
+    use tower::ServiceExt as _;
+    use utoipa_axum::routes;
+
+    use super::*;
+    use crate::{GatewayParts, Settings, context::Inner, envelope::Failure, router};
+
+    fn unknown_outcome() -> Failure {
+        Failure(ApiError::new(ErrorCode::Unavailable, "unavailable: it may have been carried out"))
+    }
+
+    #[utoipa::path(post, path = "/undecided", responses((status = 200)))]
+    async fn undecided() -> Failure {
+        unknown_outcome()
+    }
+
+    #[utoipa::path(post, path = "/repeatable", responses((status = 200)))]
+    async fn repeatable() -> Failure {
+        unknown_outcome()
+    }
+
+    struct NoStreams;
+
+    #[async_trait]
+    impl StreamService for NoStreams {
+        async fn call(&self, _: Request<Body>) -> Response<Body> {
+            Response::new(Body::empty())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_post_that_was_cut_short_is_refused_unless_its_endpoint_says_otherwise() {
+        let directory = tempfile::tempdir().unwrap();
+        let catalog = SqliteCatalog::open(&directory.path().join("catalog.db")).unwrap();
+        let token = catalog.ensure_root_token().await.unwrap().unwrap();
+        let worker = WorkerId::from_trusted("W1");
+        let (context, _destroyed) = Inner::new(GatewayParts {
+            bus: Arc::new(InProcessBus::new()),
+            streams: Arc::new(InProcessStreams::new(worker, Arc::new(NoStreams))),
+            catalog: Arc::new(catalog),
+            region: "local".to_owned(),
+            regions: Vec::new(),
+            workers: Vec::new(),
+            settings: Settings::default(),
+        });
+        let undecided = Endpoint::new(routes!(undecided), Scope::Caller, Rate::Unlimited);
+        let repeatable = Endpoint::new(routes!(repeatable), Scope::Caller, Rate::Unlimited);
+        let router = router::of(context, vec![undecided, repeatable.replay(Replay::Repeatable)]);
+        let status = async |path: &str| {
+            let request = Request::post(path).header("authorization", &token);
+            let request = request.header("idempotency-key", path).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap().status().as_u16()
+        };
+        assert_eq!([status("/undecided").await, status("/undecided").await], [504, 409]);
+        assert_eq!([status("/repeatable").await, status("/repeatable").await], [504, 504]);
+    }
 }

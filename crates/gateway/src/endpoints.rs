@@ -1,5 +1,5 @@
-//! All endpoints. What a handler takes and answers is said where it is defined; whom it serves, how it is counted and
-//! what becomes of a request that was cut short, here.
+//! All endpoints. What a handler takes and answers is said where it is defined; whom it serves, how
+//! it is counted and what becomes of a request that was cut short, here.
 
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
@@ -13,10 +13,8 @@ use crate::{
         Scope::{App, Caller, Installation, Machine, Open, Organization},
     },
     health, host, images, logs,
-    machines::{
-        actions, create, exec, get, history, leases, list, memory, metadata, operation, terminal, update, usage, wait,
-        watch,
-    },
+    machines::{actions, create, exec, get, history, leases, list, memory, metadata, operation},
+    machines::{terminal, update, usage, wait, watch},
     openapi, organizations, placements, platform_status, regions,
 };
 

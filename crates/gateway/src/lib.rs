@@ -2,8 +2,9 @@
 //! a machine, and answers reads from its [`view`]. Owns nothing durable.
 //!
 //! ```text
-//! request ─▶ envelope (request id, log, panics, error bodies) ─▶ authentication ─▶ endpoint
-//!                                                          endpoint ─▶ view      reads, waits
+//! request ─▶ envelope (request id, log, panics, error bodies) ─▶ authentication ─▶ limits ─▶ endpoint
+//!                                                          endpoint ─▶ authorization ─▶ view, catalog
+//!                                                                   ─▶ view      reads, waits
 //!                                                                   ─▶ bus       changes, asked of the owner
 //!                                                                   ─▶ streams   exec, logs, images
 //!                                                                   ─▶ catalog   names, apps, tokens

@@ -137,6 +137,7 @@ async fn make(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
 }
 
 /// The machine of a request that was cut short, unless there is none and won't be.
+#[expect(clippy::disallowed_methods, reason = "the machine that this request has placed")]
 async fn resume(context: &Context, wanted: &Wanted, placement: Placement) -> Result<Option<Machine>, ApiError> {
     context.synced().await?;
     if placement.released {
@@ -175,6 +176,7 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
 
 /// Takes id, name and address. A name that a destroyed machine still holds, because its release is under way, is
 /// released here.
+#[expect(clippy::disallowed_methods, reason = "tells nobody whose the name is")]
 async fn reserve(context: &Context, place: NewPlacement) -> Result<Placement, ApiError> {
     match context.catalog.place(place.clone()).await {
         Err(CatalogError::MachineNameTaken { holder, .. })
@@ -188,6 +190,7 @@ async fn reserve(context: &Context, place: NewPlacement) -> Result<Placement, Ap
 }
 
 /// `again`: its worker may have been asked before.
+#[expect(clippy::disallowed_methods, reason = "the app was looked up for the caller before")]
 async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement, again: bool) -> Result<Machine, ApiError> {
     let request = WorkerRequest::Create(Box::new(CreateMachine {
         id: placement.machine.clone(),

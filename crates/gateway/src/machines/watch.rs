@@ -163,6 +163,7 @@ impl Watching {
     }
 
     /// A change that the client does not know yet.
+    #[expect(clippy::disallowed_methods, reason = "only machines of the app are told of")]
     fn change(&mut self, id: &MachineId) -> Option<Bytes> {
         let shown = self.context.view.get(id).filter(|shown| shown.state() != MachineState::Destroyed);
         let Some(shown) = shown else {

@@ -152,6 +152,7 @@ impl Fixture {
     }
 
     /// Waits until `GET` of the app is 404, by waiting for the machines and asking again as the catalog moves on.
+    #[expect(clippy::disallowed_methods, reason = "looks at what is behind the API")]
     pub async fn until_gone(&self, app: &str) {
         let gone = async {
             while self.catalog.app(app).await.unwrap().is_some() {
