@@ -45,12 +45,14 @@ impl Caller {
 
     /// Whether it may do what it wants to an app of this name.
     fn may(&self, app: &str) -> Result<(), ApiError> {
-        match &self.token {
-            TokenScope::All => Ok(()),
-            TokenScope::App { name, .. } if name != app => Err(app_not_found(app)),
-            TokenScope::App { access, .. } if *access < self.wants => Err(denied("use one that may write")),
-            TokenScope::App { .. } => Ok(()),
+        let TokenScope::App { name, access } = &self.token else { return Ok(()) };
+        if name != app {
+            return Err(app_not_found(app));
         }
+        if *access < self.wants {
+            return Err(denied("use one that may change the app"));
+        }
+        Ok(())
     }
 
     /// The slug meant by a request's.
