@@ -15,7 +15,8 @@ use caddis_api::{MachineId, WorkerId, app::Organization};
 
 pub use error::CatalogError;
 pub use records::{
-    Answer, AppPage, AppQuery, AppRecord, AppState, Keyed, KeyedRequest, NewApp, NewPlacement, Placement, TokenRecord,
+    Access, Answer, AppPage, AppQuery, AppRecord, AppState, Keyed, KeyedRequest, NewApp, NewPlacement, Placement,
+    TokenRecord, TokenScope,
 };
 pub use sqlite::SqliteCatalog;
 

@@ -158,4 +158,29 @@ pub struct TokenRecord {
     pub name: String,
     /// Slug of the organisation that `personal` means for its bearer.
     pub organization: String,
+    /// What its bearer may see and change.
+    pub scope: TokenScope,
+}
+
+/// What a token is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenScope {
+    /// The whole installation, to read and to change.
+    All,
+    /// One app with its machines. No token that is stored has this scope yet.
+    App {
+        /// The app's name.
+        name: String,
+        /// Whether it may also be changed.
+        access: Access,
+    },
+}
+
+/// What is done to a thing; who may write may read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Looking at it.
+    Read,
+    /// Changing it, or running something in it.
+    Write,
 }

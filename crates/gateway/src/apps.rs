@@ -16,11 +16,12 @@ use caddis_catalog::{AppQuery, AppRecord, AppState, NewApp};
 
 use crate::{
     authentication::Caller,
+    authorization::AppPath,
     context::{Context, Inner},
     cursor::{self, PageParams},
     deletion,
     envelope::Failure,
-    extract::{AppPath, JsonBody},
+    extract::JsonBody,
     idempotency::RequestId,
     openapi::errors::{BadBody, BadParameter, NoApp},
     query::Params,
@@ -89,7 +90,7 @@ pub(crate) async fn create(
     if idempotency_key.as_ref().is_some_and(|key| key.len() > 255) {
         return Err(ApiError::invalid("invalid idempotency_key, at most 255 bytes").into());
     }
-    let organization = caller.organization(&organization).to_owned();
+    let organization = caller.slug(&organization).to_owned();
     let app = context.catalog.create_app(NewApp { name, organization, network, idempotency_key }).await?;
     let reply = CreateAppReply { created_at: app.created_ms, app: show(&context, app) };
     Ok((StatusCode::CREATED, Json(reply)).into_response())
@@ -118,15 +119,11 @@ pub(crate) async fn list(
 ) -> Result<Json<ListAppsReply>, Failure> {
     context.synced().await?;
     let organization = match params.get("org_slug") {
-        Some(slug) => {
-            let slug = caller.organization(slug);
-            let known = context.catalog.organization(slug).await?;
-            Some(known.ok_or_else(|| caddis_catalog::CatalogError::OrganizationNotFound(slug.to_owned()))?.slug)
-        }
+        Some(slug) => Some(caller.organization(&context, slug).await?.slug),
         None => None,
     };
     let Some(page) = cursor::page(&params, MAX_PAGE)? else {
-        let all = context.catalog.apps(AppQuery { organization, ..AppQuery::default() }).await?;
+        let all = caller.apps(&context, AppQuery { organization, ..AppQuery::default() }).await?;
         let apps = all.apps.into_iter().map(|app| show(&context, app)).collect();
         return Ok(Json(ListAppsReply { total_apps: all.total, apps, next_cursor: None }));
     };
@@ -137,7 +134,7 @@ pub(crate) async fn list(
         created_until_ms: Some(page.cursor.first_ms),
         limit: Some(page.limit),
     };
-    let found = context.catalog.apps(query).await?;
+    let found = caller.apps(&context, query).await?;
     let total_apps = if page.cursor.after.is_empty() { found.total } else { page.cursor.total };
     let last = found.apps.last().filter(|_| found.more);
     let next_cursor = last.map(|last| page.cursor.following(last.number, total_apps));
@@ -154,9 +151,9 @@ pub(crate) async fn list(
     params(AppPath),
     responses((status = 200, description = "The app", body = App), NoApp),
 )]
-pub(crate) async fn get(State(context): State<Context>, AppPath(name): AppPath) -> Result<Json<App>, Failure> {
+pub(crate) async fn get(State(context): State<Context>, app: AppPath) -> Result<Json<App>, Failure> {
     context.synced().await?;
-    Ok(Json(show(&context, context.app(&name).await?)))
+    Ok(Json(show(&context, app.look_up(&context).await?)))
 }
 
 /// Delete an app.
@@ -170,13 +167,14 @@ pub(crate) async fn get(State(context): State<Context>, AppPath(name): AppPath) 
     params(AppPath),
     responses((status = 202, description = "It is being deleted"), NoApp),
 )]
-pub(crate) async fn delete(State(context): State<Context>, AppPath(name): AppPath) -> Result<StatusCode, Failure> {
+pub(crate) async fn delete(State(context): State<Context>, app: AppPath) -> Result<StatusCode, Failure> {
     context.synced().await?;
-    context.catalog.begin_app_deletion(&name).await?;
-    if context.catalog.finish_app_deletion(&name).await? {
-        context.view.end_app(&name);
+    let name = app.name()?;
+    context.catalog.begin_app_deletion(name).await?;
+    if context.catalog.finish_app_deletion(name).await? {
+        context.view.end_app(name);
     } else {
-        deletion::begin(&context, &name);
+        deletion::begin(&context, name);
     }
     Ok(StatusCode::ACCEPTED)
 }

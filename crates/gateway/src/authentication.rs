@@ -7,20 +7,24 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use caddis_api::{ApiError, ErrorCode};
-use caddis_catalog::{Catalog, PERSONAL};
+use caddis_catalog::{Access, Catalog, TokenRecord, TokenScope};
 
-use crate::{context::Context, envelope::Failure, idempotency};
+use crate::{context::Context, endpoint::Description, envelope::Failure, idempotency};
 
 /// Tokens looked at in one header.
 const MAX_TOKENS: usize = 16;
 
-/// The one who asks.
+/// The one who asks, and what is asked of the thing that the request is about.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     /// Name of the token.
     pub name: String,
     /// What `personal` means for it.
-    organization: String,
+    pub organization: String,
+    /// What it may see and change; [`crate::authorization`] asks.
+    pub token: TokenScope,
+    /// What the endpoint does.
+    pub wants: Access,
 }
 
 impl Caller {
@@ -28,28 +32,29 @@ impl Caller {
     pub fn owner(&self) -> String {
         format!("{}@tokens.caddis", self.name)
     }
+}
 
-    /// The slug meant by a request's.
-    pub fn organization<'a>(&'a self, slug: &'a str) -> &'a str {
-        if slug == PERSONAL { &self.organization } else { slug }
+/// Lets in who has a token of ours that is good for this endpoint.
+pub(crate) async fn authenticate(
+    State((context, endpoint)): State<(Context, Description)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let found = caller(&*context.catalog, request.headers(), endpoint.scope.access()).await;
+    let admitted = found.and_then(|caller| caller.admit(endpoint.scope).map(|()| caller));
+    let caller = match admitted {
+        Ok(caller) => caller,
+        Err(error) => return Failure(error).into_response(),
+    };
+    let keyed = idempotency::applies_to(&request, endpoint.replay).then(|| caller.name.clone());
+    request.extensions_mut().insert(caller);
+    match keyed {
+        Some(name) => idempotency::once(context, name, endpoint.replay, request, next).await,
+        None => next.run(request).await,
     }
 }
 
-/// Lets in who has a token of ours.
-pub(crate) async fn authenticate(State(context): State<Context>, mut request: Request, next: Next) -> Response {
-    match caller(&*context.catalog, request.headers()).await {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller.clone());
-            if idempotency::applies_to(&request) {
-                return idempotency::once(context, &caller, request, next).await;
-            }
-            next.run(request).await
-        }
-        Err(error) => Failure(error).into_response(),
-    }
-}
-
-async fn caller(catalog: &dyn Catalog, headers: &HeaderMap) -> Result<Caller, ApiError> {
+async fn caller(catalog: &dyn Catalog, headers: &HeaderMap, wants: Access) -> Result<Caller, ApiError> {
     let refused = |text: &str| ApiError::new(ErrorCode::Unauthenticated, text);
     let value = headers
         .get(AUTHORIZATION)
@@ -64,7 +69,8 @@ async fn caller(catalog: &dyn Catalog, headers: &HeaderMap) -> Result<Caller, Ap
         let token = token.trim();
         let token = token.split_once(char::is_whitespace).map_or(token, |(_, token)| token.trim());
         if let Some(record) = catalog.authenticate(token).await? {
-            return Ok(Caller { name: record.name, organization: record.organization });
+            let TokenRecord { name, organization, scope } = record;
+            return Ok(Caller { name, organization, token: scope, wants });
         }
     }
     Err(refused("unauthenticated: the token is not valid on this server"))

@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, WorkerId};
+use caddis_api::{ApiError, ErrorCode, WorkerId};
 use caddis_bus::{
     WorkerClient,
-    message::{Action, WorkerReply, WorkerRequest},
+    message::{WorkerReply, WorkerRequest},
 };
-use caddis_catalog::{AppRecord, Catalog};
-use caddis_view::{Shown, View, ViewSettings};
+use caddis_catalog::Catalog;
+use caddis_view::{View, ViewSettings};
 use tokio_util::sync::CancellationToken;
 
 use crate::{GatewayParts, Settings, deletion::Deletions, idempotency::Turns, limits::Limits, regions::Regions};
@@ -69,26 +69,11 @@ impl Inner {
         tokio::spawn(self.ending.clone().run_until_cancelled_owned(work));
     }
 
-    /// The app, or 404 with the text that clients look for.
-    pub async fn app(&self, name: &str) -> Result<AppRecord, ApiError> {
-        self.catalog.app(name).await?.ok_or_else(|| app_not_found(name))
-    }
-
     /// Waits until the view holds what the workers had when we began.
     pub async fn synced(&self) -> Result<(), ApiError> {
         tokio::time::timeout(SYNC_PATIENCE, self.view.synced()).await.map_err(|_| {
             ApiError::new(ErrorCode::Unavailable, "unavailable: the state of the machines is not known yet, try again")
         })
-    }
-
-    /// A machine of an app.
-    pub async fn machine(&self, app: &str, id: &MachineId) -> Result<Arc<Shown>, ApiError> {
-        self.synced().await?;
-        if let Some(shown) = self.view.get(id).filter(|shown| shown.record.app == app) {
-            return Ok(shown);
-        }
-        self.app(app).await?;
-        Err(ApiError::machine_not_found())
     }
 
     /// Asks a worker. Records in the answer go into the view, so that a client reads its own writes.
@@ -114,19 +99,6 @@ impl Inner {
             }
         }
         Ok(reply)
-    }
-
-    /// Asks the owner of a machine for a change.
-    pub async fn act(
-        &self,
-        app: &str,
-        id: &MachineId,
-        nonce: Option<LeaseNonce>,
-        action: Action,
-    ) -> Result<WorkerReply, ApiError> {
-        let shown = self.machine(app, id).await?;
-        let request = WorkerRequest::Act { machine: id.clone(), nonce, action };
-        Ok(self.ask(&shown.record.worker, request, self.settings.request_deadline).await?)
     }
 }
 

@@ -1,19 +1,16 @@
-//! Bodies and path parameters of requests, with errors that name the place.
+//! Bodies and headers of requests, with errors that name the place.
 
 use std::collections::BTreeMap;
 
 use axum::{
     body::{Body, Bytes},
-    extract::{FromRequest, FromRequestParts, Path, Request},
+    extract::{FromRequest, FromRequestParts, Request},
     http::request::Parts,
 };
 use bytes::BytesMut;
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId};
+use caddis_api::{ApiError, ErrorCode, LeaseNonce};
 use http_body_util::{BodyExt as _, Limited};
-use serde::{
-    Deserialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 use utoipa::IntoParams;
 
@@ -123,58 +120,6 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
     let field = if path == "." || path.is_empty() { "body" } else { path };
     ApiError::invalid(format!("invalid {field}: {error}"))
-}
-
-/// An app in the path.
-#[derive(IntoParams)]
-#[into_params(names("app_name"), parameter_in = Path)]
-pub(crate) struct AppPath(
-    /// Name of the app.
-    pub String,
-);
-
-impl FromRequestParts<Context> for AppPath {
-    type Rejection = Failure;
-
-    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, Failure> {
-        let path = Path::<String>::from_request_parts(parts, context).await;
-        Ok(Self(path.map_err(|e| ApiError::invalid(format!("invalid path: {e}")))?.0))
-    }
-}
-
-/// A machine in the path.
-#[derive(Clone, IntoParams)]
-#[into_params(parameter_in = Path)]
-pub(crate) struct MachinePath {
-    /// Name of the app.
-    #[param(rename = "app_name")]
-    pub app: String,
-    /// Id of the machine.
-    #[param(rename = "machine_id", value_type = String, pattern = "^[0-9a-f]{8,32}$")]
-    pub id: MachineId,
-}
-
-/// Its parts; there may be others.
-#[derive(Deserialize)]
-struct Words {
-    #[serde(rename = "app_name")]
-    app: String,
-    #[serde(rename = "machine_id")]
-    id: String,
-}
-
-impl FromRequestParts<Context> for MachinePath {
-    type Rejection = Failure;
-
-    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, Failure> {
-        let path = Path::<Words>::from_request_parts(parts, context).await;
-        let Path(Words { app, id }) = path.map_err(|e| ApiError::invalid(format!("invalid path: {e}")))?;
-        let id = id.parse().map_err(|_| {
-            let shown: String = id.escape_debug().take(100).collect();
-            ApiError::invalid(format!("invalid machine ID, '{shown}'"))
-        })?;
-        Ok(Self { app, id })
-    }
 }
 
 /// What a client holds as proof of its lease.

@@ -3,7 +3,7 @@
 //!
 //! A request that was cut short, by the end of the server or by a worker that did not answer, may have been carried
 //! out. Sent again, what makes a thing (an app, a machine, a version) finds the one it has made; what comes to the same
-//! when done twice is done again; the rest is refused.
+//! when done twice is done again; the rest is refused. Which is which is said of each endpoint ([`Replay`]).
 
 use std::{
     collections::HashMap,
@@ -24,16 +24,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::{
-    authentication::Caller,
     context::Context,
+    endpoint::Replay,
     envelope::Failure,
     extract::{NONCE, read},
 };
 
 /// The header.
 pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// Where imports of images go, which have no need for it: the same image is kept once.
-pub(crate) const EXEMPT: &str = "/v1/images";
 /// Says of an answer that it was given before.
 const REPLAYED: &str = "idempotency-replayed";
 /// Longest key, characters.
@@ -41,7 +39,7 @@ const MAX_KEY: usize = 255;
 /// Longest answer that is kept, bytes; only outputs of programs are longer.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// A request that has a key, as endpoints see it: what they make goes by this id.
+/// A request that has a key, as endpoints see it that make something ([`Replay::Makes`]): what they make goes by this id.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestId(pub String);
 
@@ -67,16 +65,13 @@ impl Turns {
 }
 
 /// Whether this matters to a request.
-pub(crate) fn applies_to(request: &Request) -> bool {
-    request.method() == Method::POST
-        && request.headers().contains_key(IDEMPOTENCY_KEY)
-        && request.uri().path() != EXEMPT
+pub(crate) fn applies_to(request: &Request, replay: Replay) -> bool {
+    request.method() == Method::POST && replay != Replay::Exempt && request.headers().contains_key(IDEMPOTENCY_KEY)
 }
 
 /// Carries out a request with a key unless that was done before. To its end, also when the client hangs up.
-pub(crate) async fn once(context: Context, caller: &Caller, request: Request, next: Next) -> Response {
-    let caller = caller.name.clone();
-    let work = tokio::spawn(async move { carry_out(&context, caller, request, next).await });
+pub(crate) async fn once(context: Context, caller: String, replay: Replay, request: Request, next: Next) -> Response {
+    let work = tokio::spawn(async move { carry_out(&context, caller, replay, request, next).await });
     match work.await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => Failure(error).into_response(),
@@ -84,9 +79,14 @@ pub(crate) async fn once(context: Context, caller: &Caller, request: Request, ne
     }
 }
 
-async fn carry_out(context: &Context, caller: String, request: Request, next: Next) -> Result<Response, ApiError> {
+async fn carry_out(
+    context: &Context,
+    caller: String,
+    replay: Replay,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
     let key = key(request.headers())?;
-    let path = request.uri().path().to_owned();
     let (mut parts, body) = request.into_parts();
     let body = read(body, context).await?;
     let fingerprint = fingerprint(&parts, &body);
@@ -95,7 +95,7 @@ async fn carry_out(context: &Context, caller: String, request: Request, next: Ne
     let id = ulid::Ulid::new().to_string();
     let id = match context.catalog.begin_request(KeyedRequest { caller, key, id: id.clone(), fingerprint }).await? {
         Keyed::New => id,
-        Keyed::CutShort { id } if may_be_done_again(&path) => id,
+        Keyed::CutShort { id } if matches!(replay, Replay::Repeatable | Replay::Makes) => id,
         Keyed::CutShort { .. } => return Err(unknown_outcome()),
         Keyed::Answered(answer) => return again(answer),
         Keyed::Another => {
@@ -103,7 +103,9 @@ async fn carry_out(context: &Context, caller: String, request: Request, next: Ne
             return Err(ApiError::new(ErrorCode::Unprocessable, text));
         }
     };
-    parts.extensions.insert(RequestId(id.clone()));
+    if replay == Replay::Makes {
+        parts.extensions.insert(RequestId(id.clone()));
+    }
     let response = next.run(Request::from_parts(parts, Body::from(body))).await;
     if response.status().is_success() {
         return keep(context, &id, response).await;
@@ -133,11 +135,6 @@ fn fingerprint(parts: &axum::http::request::Parts, body: &[u8]) -> [u8; 32] {
         digest.update(part);
     }
     digest.finalize().into()
-}
-
-/// Whether it comes to the same when it was done already.
-fn may_be_done_again(path: &str) -> bool {
-    !["/restart", "/signal", "/exec", "/memory/reclaim"].iter().any(|end| path.ends_with(end))
 }
 
 fn unknown_outcome() -> ApiError {

@@ -2,8 +2,9 @@
 //! a machine, and answers reads from its [`caddis_view`]. Owns nothing durable.
 //!
 //! ```text
-//! request ─▶ envelope (request id, log, panics, error bodies) ─▶ authentication ─▶ endpoint
-//!                                                          endpoint ─▶ view      reads, waits
+//! request ─▶ envelope (request id, log, panics, error bodies) ─▶ authentication ─▶ limits ─▶ endpoint
+//!                                                          endpoint ─▶ authorization ─▶ view, catalog
+//!                                                                   ─▶ view      reads, waits
 //!                                                                   ─▶ bus       changes, asked of the owner
 //!                                                                   ─▶ streams   exec, logs, images
 //!                                                                   ─▶ catalog   names, apps, tokens
@@ -12,9 +13,12 @@
 
 mod apps;
 mod authentication;
+mod authorization;
 mod context;
 mod cursor;
 mod deletion;
+mod endpoint;
+mod endpoints;
 mod envelope;
 mod extract;
 mod forward;
@@ -47,6 +51,7 @@ use tokio_util::sync::DropGuard;
 
 use context::{Context, Inner};
 
+pub use endpoint::{DescribedOperation, Description, Rate, Replay, Scope, operations};
 pub use openapi::json as openapi_json;
 
 /// Why a gateway can't begin or go on.

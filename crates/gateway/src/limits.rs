@@ -7,7 +7,7 @@ use std::{
 };
 
 use axum::{
-    extract::{Request, State},
+    extract::{RawPathParams, Request, State, rejection::RawPathParamsRejection},
     http::{HeaderValue, Method, header::RETRY_AFTER},
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -19,7 +19,12 @@ use governor::{
     state::keyed::HashMapStateStore,
 };
 
-use crate::{context::Context, envelope::Failure};
+use crate::{
+    authentication::Caller,
+    context::Context,
+    endpoint::{Description, Rate},
+    envelope::Failure,
+};
 
 type Limiter = RateLimiter<String, HashMapStateStore<String>, DefaultClock>;
 
@@ -61,42 +66,48 @@ impl Limits {
         Some(Self { usual: usual?, reads: reads?, deletions: deletions?, checks: AtomicU32::new(0) })
     }
 
-    /// How long to wait, if this request comes too early.
-    fn check(&self, counted: &Counted) -> Result<(), Duration> {
-        let deletions = String::new();
+    /// How long to wait, if this request comes too early. `apart` is who it is counted for, unless for all.
+    fn check(&self, counted: &Counted, apart: Option<&str>) -> Result<(), Duration> {
         let (limiter, key) = match counted {
-            Counted::Usual(key) => (&self.usual, key),
-            Counted::Read(key) => (&self.reads, key),
-            Counted::Deletion => (&self.deletions, &deletions),
+            Counted::Usual(key) => (&self.usual, key.as_str()),
+            Counted::Read(key) => (&self.reads, key.as_str()),
+            Counted::Deletion => (&self.deletions, ""),
+        };
+        let key = match apart {
+            Some(caller) => format!("{caller}: {key}"),
+            None => key.to_owned(),
         };
         if self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIDY) {
             self.usual.retain_recent();
             self.reads.retain_recent();
         }
-        limiter.check_key(key).map_err(|until| until.wait_time_from(DefaultClock::default().now()))
+        limiter.check_key(&key).map_err(|until| until.wait_time_from(DefaultClock::default().now()))
     }
 }
 
-fn counted(method: &Method, path: &str) -> Option<Counted> {
-    let words: Vec<_> = path.trim_matches('/').split('/').collect();
-    Some(match words[..] {
-        ["v1", "apps", _] if method == Method::DELETE => Counted::Deletion,
-        ["v1", "apps", _, "machines", "watch" | "usage"] => Counted::Usual(format!("{method} {path}")),
-        // Whoever can't give a lease back keeps everybody waiting.
-        ["v1", "apps", _, "machines", _, "lease"] if method == Method::DELETE => return None,
-        ["v1", "apps", _, "machines", id] if method == Method::GET => Counted::Read(id.to_owned()),
-        // Of all keys of the metadata together.
-        ["v1", "apps", _, "machines", id, action, ..] => Counted::Usual(format!("{method} {action} {id}")),
-        ["v1", "apps" | "orgs", ..] => Counted::Usual(format!("{method} {path}")),
-        _ => return None,
+/// What a request counts as. `machine` is the one in its path.
+fn counted(rate: Rate, method: &Method, path: &str, machine: &str) -> Option<Counted> {
+    Some(match rate {
+        Rate::Unlimited => return None,
+        Rate::Path => Counted::Usual(format!("{method} {path}")),
+        Rate::Machine(name) => Counted::Usual(format!("{method} {name} {machine}")),
+        Rate::MachineRead => Counted::Read(machine.to_owned()),
+        Rate::AppDeletion => Counted::Deletion,
     })
 }
 
 /// Refuses what comes too often, with the time after which it may come.
-pub(crate) async fn limit(State(context): State<Context>, request: Request, next: Next) -> Response {
+pub(crate) async fn limit(
+    State((context, endpoint)): State<(Context, Description)>,
+    params: Result<RawPathParams, RawPathParamsRejection>,
+    request: Request,
+    next: Next,
+) -> Response {
     let Some(limits) = &context.limits else { return next.run(request).await };
-    let checked = match counted(request.method(), request.uri().path()) {
-        Some(counted) => limits.check(&counted),
+    let path = request.uri().path();
+    let machine = params.iter().flatten().find(|(name, _)| *name == "machine_id").map_or(path, |(_, id)| id);
+    let checked = match counted(endpoint.rate, request.method(), path, machine) {
+        Some(counted) => limits.check(&counted, request.extensions().get().and_then(Caller::counted_apart)),
         None => Ok(()),
     };
     let Err(wait) = checked else { return next.run(request).await };
@@ -109,10 +120,38 @@ pub(crate) async fn limit(State(context): State<Context>, request: Request, next
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use axum::{
+        Router,
+        body::{Body, to_bytes},
+        http::Uri,
+        routing::on,
+    };
+    use tower::ServiceExt as _;
 
-    #[test]
-    fn requests_are_counted_by_kind_and_by_what_they_are_for() {
+    use super::*;
+    use crate::endpoints;
+
+    /// What a request counts as at the endpoint that it is routed to.
+    async fn counted_at_its_endpoint(method: &Method, path: &str) -> String {
+        let mut router = Router::new();
+        for endpoint in endpoints::all() {
+            let rate = endpoint.description.rate;
+            let answer = async move |method: Method, uri: Uri, params: RawPathParams| {
+                let machine = params.iter().find(|(name, _)| *name == "machine_id").map_or("", |(_, id)| id);
+                format!("{:?}", counted(rate, &method, uri.path(), machine))
+            };
+            for (method, _) in endpoint.operations() {
+                let method: Method = method.parse().unwrap();
+                router = router.route(&endpoint.path, on(method.try_into().unwrap(), answer));
+            }
+        }
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let body = router.oneshot(request).await.unwrap().into_body();
+        String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn requests_are_counted_by_kind_and_by_what_they_are_for() {
         let usual = |text: &str| Some(Counted::Usual(text.to_owned()));
         for (method, path, expected) in [
             (Method::GET, "/v1/apps/a/machines/1", Some(Counted::Read("1".to_owned()))),
@@ -128,7 +167,8 @@ mod tests {
             (Method::GET, "/healthz", None),
             (Method::POST, "/v1/images", None),
         ] {
-            assert_eq!(counted(&method, path), expected, "{method} {path}");
+            let counted = counted_at_its_endpoint(&method, path).await;
+            assert_eq!(counted, format!("{expected:?}"), "{method} {path}");
         }
     }
 
@@ -138,12 +178,13 @@ mod tests {
         let limits = Limits::new(1.0).unwrap();
         let (one, other) = (Counted::Usual("one".to_owned()), Counted::Usual("other".to_owned()));
         for _ in 0..3 {
-            assert!(limits.check(&one).is_ok());
+            assert!(limits.check(&one, None).is_ok());
         }
-        let wait = limits.check(&one).unwrap_err();
+        let wait = limits.check(&one, None).unwrap_err();
         assert!(wait > Duration::ZERO && wait <= Duration::from_secs(1), "{wait:?}");
-        assert!(limits.check(&other).is_ok(), "each for itself");
+        assert!(limits.check(&other, None).is_ok(), "each for itself");
+        assert!(limits.check(&one, Some("scoped")).is_ok(), "and a caller that may not see all apart from all others");
         let read = Counted::Read("one".to_owned());
-        assert_eq!((0..20).filter(|_| limits.check(&read).is_ok()).count(), 10);
+        assert_eq!((0..20).filter(|_| limits.check(&read, None).is_ok()).count(), 10);
     }
 }

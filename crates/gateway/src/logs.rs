@@ -4,9 +4,9 @@ use axum::{extract::State, response::Response};
 use caddis_api::{ApiError, MachineId, logs::LogsReply};
 
 use crate::{
+    authorization::AppPath,
     context::Context,
     envelope::Failure,
-    extract::AppPath,
     openapi::errors::{BadParameter, NoApp},
     query::{Params, invalid},
 };
@@ -47,11 +47,7 @@ const MAX_ENTRIES: u64 = 1000;
         NoApp,
     ),
 )]
-pub(crate) async fn logs(
-    State(context): State<Context>,
-    AppPath(app): AppPath,
-    params: Params,
-) -> Result<Response, Failure> {
+pub(crate) async fn logs(State(context): State<Context>, app: AppPath, params: Params) -> Result<Response, Failure> {
     let limit = params.number("limit", 1, u64::MAX)?.map(|limit| limit.min(MAX_ENTRIES));
     let wait = params.number("wait_seconds", 0, u64::MAX)?.map(|wait| wait.min(MAX_WAIT_SECONDS));
     let machine = params
@@ -66,7 +62,7 @@ pub(crate) async fn logs(
     }
     let (since, until) = (time(&params, "since")?, time(&params, "until")?);
     let query = merge::Query {
-        app: app.clone(),
+        app: app.name()?.to_owned(),
         instance: machine.as_ref().map(ToString::to_string),
         limit,
         region: region.map(str::to_owned),
@@ -77,12 +73,12 @@ pub(crate) async fn logs(
     let answer = async {
         match &machine {
             Some(id) => {
-                let worker = context.machine(&app, id).await?.record.worker.clone();
+                let worker = app.machine(&context, id).await?.record.worker.clone();
                 merge::page_of_one(&context, &worker, &query, (from, bound), wait).await
             }
             None => {
                 context.synced().await?;
-                context.app(&app).await?;
+                app.look_up(&context).await?;
                 merge::page(&context, &query, (from, bound), wait).await
             }
         }

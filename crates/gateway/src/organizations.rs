@@ -7,15 +7,15 @@ use caddis_api::{
     organization::{MachineOverview, OrganizationList, OrganizationMachine, OrganizationMachines},
     time::unix_ms,
 };
-use caddis_catalog::{AppQuery, CatalogError, PERSONAL};
+use caddis_catalog::{AppQuery, PERSONAL};
 use jiff::Timestamp;
 
 use crate::{
     authentication::Caller,
+    authorization::OrganizationPath,
     context::Context,
     cursor::PageParams,
     envelope::Failure,
-    extract::AppPath,
     machines::list::{Filter, FilterParams},
     openapi::errors::BadParameter,
     query::{Params, invalid},
@@ -38,7 +38,7 @@ pub(crate) async fn list(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<OrganizationList>, Failure> {
-    let known = context.catalog.organization(caller.organization(PERSONAL)).await?;
+    let known = context.catalog.organization(caller.slug(PERSONAL)).await?;
     Ok(Json(OrganizationList { organizations: known.into_iter().collect() }))
 }
 
@@ -65,19 +65,17 @@ pub(crate) async fn list(
 pub(crate) async fn machines(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
-    AppPath(slug): AppPath,
+    organization: OrganizationPath,
     params: Params,
 ) -> Result<Json<OrganizationMachines>, Failure> {
     context.synced().await?;
-    let slug = caller.organization(&slug);
-    let known = context.catalog.organization(slug).await?;
-    known.ok_or_else(|| CatalogError::OrganizationNotFound(slug.to_owned()))?;
+    let organization = organization.look_up(&context, &caller).await?;
     let filter = Filter::read(&params)?;
     let limit = params.number("limit", 1, MAX_PAGE)?.unwrap_or(MAX_PAGE) as usize;
     let summary = params.flag("summary")?;
     let after = after(&params)?;
-    let query = AppQuery { organization: Some(slug.to_owned()), ..AppQuery::default() };
-    let apps = context.catalog.apps(query).await?.apps;
+    let query = AppQuery { organization: Some(organization.slug), ..AppQuery::default() };
+    let apps = caller.apps(&context, query).await?.apps;
     let mut found: Vec<_> = apps
         .iter()
         .flat_map(|app| context.view.of_app(&app.name))

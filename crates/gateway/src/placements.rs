@@ -13,7 +13,6 @@ use caddis_bus::{
     AskWindow,
     message::{Offer, Question},
 };
-use caddis_catalog::CatalogError;
 use serde_json::{Value, json};
 
 use crate::{
@@ -51,9 +50,7 @@ pub(crate) async fn place(
     Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<PlacementsRequest>,
 ) -> Result<Json<PlacementsReply>, Failure> {
-    let slug = caller.organization(&request.org_slug);
-    let known = context.catalog.organization(slug).await?;
-    known.ok_or_else(|| CatalogError::OrganizationNotFound(slug.to_owned()))?;
+    caller.organization(&context, &request.org_slug).await?;
     if request.volume_name.is_some_and(|name| !name.is_empty())
         || request.volume_size_bytes.is_some_and(|size| size > 0)
     {

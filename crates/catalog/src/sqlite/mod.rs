@@ -55,6 +55,12 @@ impl SqliteCatalog {
         Ok(Self { path: path.to_owned(), owner, tokens: Arc::new(RwLock::new(tokens)) })
     }
 
+    /// Takes this text for a token, until this catalog is closed or its root token replaced. Stores nothing.
+    #[cfg(feature = "test-tokens")]
+    pub fn accept_token(&self, text: &str, token: TokenRecord) {
+        self.tokens.write().unwrap_or_else(PoisonError::into_inner).insert(tokens::hash(text), token);
+    }
+
     async fn set_root_token(&self, replace: bool) -> Result<Option<String>> {
         let tokens = self.tokens.clone();
         self.owner

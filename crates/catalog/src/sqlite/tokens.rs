@@ -6,7 +6,7 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use sha2::{Digest as _, Sha256};
 
 use super::{Tokens, schema::now_ms};
-use crate::{PERSONAL, TokenRecord};
+use crate::{PERSONAL, TokenRecord, TokenScope};
 
 const ROOT: &str = "root";
 
@@ -20,7 +20,10 @@ pub(super) fn all(connection: &Connection) -> rusqlite::Result<Tokens> {
         .prepare_cached(
             "SELECT hash, tokens.name, slug FROM tokens JOIN organizations o ON o.number = tokens.organization",
         )?
-        .query_map([], |row| Ok((row.get(0)?, TokenRecord { name: row.get(1)?, organization: row.get(2)? })))?
+        .query_map([], |row| {
+            let (name, organization) = (row.get(1)?, row.get(2)?);
+            Ok((row.get(0)?, TokenRecord { name, organization, scope: TokenScope::All }))
+        })?
         .collect()
 }
 

@@ -10,9 +10,10 @@ use caddis_bus::message::{Action, WorkerReply};
 
 use super::starting;
 use crate::{
+    authorization::MachinePath,
     context::{Context, unexpected},
     envelope::Failure,
-    extract::{JsonBody, MachinePath, Nonce, Sparse},
+    extract::{JsonBody, Nonce, Sparse},
     openapi::errors::{BadBody, NoMachine, Refused},
     query::Params,
 };
@@ -20,7 +21,7 @@ use crate::{
 type Done = Result<Json<OkReply>, Failure>;
 
 async fn act(context: &Context, path: &MachinePath, nonce: Nonce, action: Action) -> Done {
-    match context.act(&path.app, &path.id, nonce.0, action).await? {
+    match path.act(context, nonce.0, action).await? {
         WorkerReply::Done { .. } => Ok(Json(OkReply::OK)),
         other => Err(unexpected(&other).into()),
     }
@@ -54,7 +55,7 @@ pub(crate) async fn start(
     path: MachinePath,
     nonce: Nonce,
 ) -> Result<Json<StartReply>, Failure> {
-    match context.act(&path.app, &path.id, nonce.0, Action::Start).await? {
+    match path.act(&context, nonce.0, Action::Start).await? {
         WorkerReply::Started { reply, .. } => Ok(Json(reply)),
         other => Err(unexpected(&other).into()),
     }

@@ -14,10 +14,11 @@ use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement}
 
 use crate::{
     authentication::Caller,
+    authorization::AppPath,
     context::{AskError, Context, unexpected},
     deletion,
     envelope::Failure,
-    extract::{AppPath, Named},
+    extract::Named,
     idempotency::RequestId,
     openapi::errors::{BadBody, NoApp},
     organizations::is_gone,
@@ -64,7 +65,7 @@ pub(crate) async fn create(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
     id: Option<Extension<RequestId>>,
-    AppPath(app): AppPath,
+    app: AppPath,
     Named(request, names): Named<CreateMachineRequest>,
 ) -> Result<Json<Machine>, Failure> {
     let request_id = id.map(|Extension(RequestId(id))| id);
@@ -78,7 +79,7 @@ pub(crate) async fn create(
 async fn check(
     context: &Context,
     caller: &Caller,
-    app: &str,
+    app: &AppPath,
     request: CreateMachineRequest,
 ) -> Result<Wanted, ApiError> {
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
@@ -89,7 +90,7 @@ async fn check(
     }
     let ttl = checked_ttl(request.lease_ttl)?;
     check_secrets(request.min_secrets_version)?;
-    let app = context.app(app).await?;
+    let app = app.look_up(context).await?;
     if app.state == AppState::Deleting {
         return Err(CatalogError::AppInDeletion(app.name).into());
     }
@@ -136,6 +137,7 @@ async fn make(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
 }
 
 /// The machine of a request that was cut short, unless there is none and won't be.
+#[expect(clippy::disallowed_methods, reason = "the machine that this request has placed")]
 async fn resume(context: &Context, wanted: &Wanted, placement: Placement) -> Result<Option<Machine>, ApiError> {
     context.synced().await?;
     if placement.released {
@@ -174,6 +176,7 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
 
 /// Takes id, name and address. A name that a destroyed machine still holds, because its release is under way, is
 /// released here.
+#[expect(clippy::disallowed_methods, reason = "tells nobody whose the name is")]
 async fn reserve(context: &Context, place: NewPlacement) -> Result<Placement, ApiError> {
     match context.catalog.place(place.clone()).await {
         Err(CatalogError::MachineNameTaken { holder, .. })
@@ -187,6 +190,7 @@ async fn reserve(context: &Context, place: NewPlacement) -> Result<Placement, Ap
 }
 
 /// `again`: its worker may have been asked before.
+#[expect(clippy::disallowed_methods, reason = "the app was looked up for the caller before")]
 async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement, again: bool) -> Result<Machine, ApiError> {
     let request = WorkerRequest::Create(Box::new(CreateMachine {
         id: placement.machine.clone(),

@@ -17,9 +17,10 @@ use tokio::time::Instant;
 
 use super::starting;
 use crate::{
+    authorization::MachinePath,
     context::Context,
     envelope::Failure,
-    extract::{JsonBody, MachinePath, NONCE, Nonce},
+    extract::{JsonBody, NONCE, Nonce},
     forward,
     openapi::errors::{BadBody, NoMachine, Refused},
 };
@@ -53,7 +54,8 @@ pub(crate) async fn exec(
     let shown = starting::settled(&context, &path, starting::For::Any, patience).await?;
     // What is left for the program; a start that took nearly all of it leaves a second.
     request.timeout = Some(patience.saturating_sub(begun.elapsed()).as_secs_f64().ceil().max(1.0) as u64);
-    let mut forwarded = Request::post(format!("/machines/{}/exec", path.id)).header(CONTENT_TYPE, "application/json");
+    let mut forwarded =
+        Request::post(format!("/machines/{}/exec", shown.record.machine.id)).header(CONTENT_TYPE, "application/json");
     if let Some(nonce) = &nonce.0 {
         forwarded = forwarded.header(NONCE, nonce.as_str());
     }

@@ -12,9 +12,9 @@ use caddis_view::Shown;
 
 use super::update::all_versions;
 use crate::{
+    authorization::MachinePath,
     context::{Context, unexpected},
     envelope::Failure,
-    extract::MachinePath,
     openapi::errors::NoMachine,
     query::Params,
 };
@@ -40,7 +40,7 @@ pub(crate) async fn get(
     path: MachinePath,
     params: Params,
 ) -> Result<Response, Failure> {
-    let shown = context.machine(&path.app, &path.id).await?;
+    let shown = path.look_up(&context).await?;
     if let Some(version) = params.get("version")
         && version != shown.record.machine.version.as_str()
     {

@@ -3,15 +3,15 @@
 use std::cmp::Ordering;
 
 use axum::{Json, extract::State};
-use caddis_api::{ApiError, event::MachineEvent, exec::ProcessStat};
+use caddis_api::{ApiError, MachineId, event::MachineEvent, exec::ProcessStat};
 use caddis_bus::message::{WorkerReply, WorkerRequest};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::{
+    authorization::MachinePath,
     context::{Context, unexpected},
     envelope::Failure,
-    extract::MachinePath,
     openapi::errors::{NoMachine, Refused},
     query::Params,
 };
@@ -19,8 +19,13 @@ use crate::{
 /// Events given unless told otherwise, and at most.
 const EVENTS: (u64, u64) = (20, 50);
 
-async fn ask(context: &Context, path: &MachinePath, request: WorkerRequest) -> Result<WorkerReply, ApiError> {
-    let shown = context.machine(&path.app, &path.id).await?;
+async fn ask(
+    context: &Context,
+    path: &MachinePath,
+    request: impl FnOnce(MachineId) -> WorkerRequest,
+) -> Result<WorkerReply, ApiError> {
+    let shown = path.look_up(context).await?;
+    let request = request(shown.record.machine.id.clone());
     Ok(context.ask(&shown.record.worker, request, context.settings.request_deadline).await?)
 }
 
@@ -45,7 +50,7 @@ pub(crate) async fn events(
     params: Params,
 ) -> Result<Json<Vec<MachineEvent>>, Failure> {
     let limit = params.number("limit", 1, u64::MAX)?.unwrap_or(EVENTS.0).min(EVENTS.1) as usize;
-    match ask(&context, &path, WorkerRequest::Events { machine: path.id.clone(), limit }).await? {
+    match ask(&context, &path, |machine| WorkerRequest::Events { machine, limit }).await? {
         WorkerReply::Events { events } => Ok(Json(events)),
         other => Err(unexpected(&other).into()),
     }
@@ -75,7 +80,7 @@ pub(crate) async fn processes(
 ) -> Result<Json<Vec<ProcessStat>>, Failure> {
     let by = params.word::<SortBy>("sort_by")?.unwrap_or(SortBy::Pid).order();
     let descending = params.word::<SortOrder>("order")? == Some(SortOrder::Desc);
-    match ask(&context, &path, WorkerRequest::Processes { machine: path.id.clone() }).await? {
+    match ask(&context, &path, |machine| WorkerRequest::Processes { machine }).await? {
         WorkerReply::Processes { mut processes } => {
             processes.sort_by(|a, b| if descending { by(b, a) } else { by(a, b) });
             Ok(Json(processes))

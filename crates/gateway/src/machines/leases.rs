@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 
 use crate::{
     authentication::Caller,
+    authorization::MachinePath,
     context::{Context, unexpected},
     envelope::Failure,
-    extract::{MachinePath, Nonce, Sparse},
+    extract::{Nonce, Sparse},
     openapi::errors::{BadBody, NoMachine, Refused},
     query::{Params, invalid},
 };
@@ -66,7 +67,7 @@ pub(crate) async fn acquire(
         return Err(ApiError::invalid("invalid description, at most 1024 bytes").into());
     }
     let action = Action::AcquireLease { ttl_seconds, owner: caller.owner(), description };
-    let taken = lease(context.act(&path.app, &path.id, nonce.0, action).await?)?;
+    let taken = lease(path.act(&context, nonce.0, action).await?)?;
     Ok((StatusCode::CREATED, Json(taken.into())))
 }
 
@@ -89,7 +90,7 @@ pub(crate) async fn get(
     Extension(caller): Extension<Caller>,
     path: MachinePath,
 ) -> Result<Json<Value>, Failure> {
-    let held = lease(context.act(&path.app, &path.id, None, Action::GetLease).await?)?;
+    let held = lease(path.act(&context, None, Action::GetLease).await?)?;
     let is_owner = held.owner == caller.owner();
     let mut reply = json!(LeaseReply::from(held));
     if !is_owner {
@@ -120,7 +121,7 @@ pub(crate) async fn release(
     path: MachinePath,
     nonce: Nonce,
 ) -> Result<Json<LeaseReleased>, Failure> {
-    match context.act(&path.app, &path.id, nonce.0, Action::ReleaseLease).await? {
+    match path.act(&context, nonce.0, Action::ReleaseLease).await? {
         WorkerReply::Done { .. } => Ok(Json(LeaseReleased::default())),
         other => Err(unexpected(&other).into()),
     }

@@ -12,10 +12,10 @@ use utoipa::IntoParams;
 
 use super::get::with_lease;
 use crate::{
+    authorization::AppPath,
     context::Context,
     cursor::{self, PageParams},
     envelope::Failure,
-    extract::AppPath,
     openapi::errors::NoApp,
     organizations::is_gone,
     query::Params,
@@ -95,18 +95,14 @@ impl Filter {
         NoApp,
     ),
 )]
-pub(crate) async fn list(
-    State(context): State<Context>,
-    AppPath(app): AppPath,
-    params: Params,
-) -> Result<Response, Failure> {
+pub(crate) async fn list(State(context): State<Context>, app: AppPath, params: Params) -> Result<Response, Failure> {
     context.synced().await?;
     let (filter, page) = (Filter::read(&params)?, cursor::page(&params, MAX_PAGE)?);
     let (summary, leases) = (params.flag("summary")?, params.flag("include_leases")?);
-    let mut found = context.view.of_app(&app);
+    let mut found = context.view.of_app(app.name()?);
     // An app with machines exists; destroyed ones are shown for longer than their app.
     if found.iter().all(|shown| is_gone(shown.record.machine.state)) {
-        context.app(&app).await?;
+        app.look_up(&context).await?;
     }
     found.retain(|shown| filter.accepts(shown));
     let mut next = None;

@@ -8,9 +8,10 @@ use caddis_api::{
 use caddis_bus::message::{WorkerReply, WorkerRequest};
 
 use crate::{
+    authorization::MachinePath,
     context::{Context, unexpected},
     envelope::Failure,
-    extract::{JsonBody, MachinePath, Nonce},
+    extract::{JsonBody, Nonce},
     openapi::errors::{BadBody, NoMachine, Refused},
 };
 
@@ -22,8 +23,8 @@ async fn ask(
     limit_mib: Option<u64>,
     reclaim_mib: Option<u64>,
 ) -> Result<(Memory, u64), ApiError> {
-    let shown = context.machine(&path.app, &path.id).await?;
-    let request = WorkerRequest::Memory { machine: path.id, nonce, limit_mib, reclaim_mib };
+    let shown = path.look_up(context).await?;
+    let request = WorkerRequest::Memory { machine: shown.record.machine.id.clone(), nonce, limit_mib, reclaim_mib };
     match context.ask(&shown.record.worker, request, context.settings.request_deadline).await? {
         WorkerReply::Memory { memory, reclaimed_mib } => Ok((memory, reclaimed_mib)),
         other => Err(unexpected(&other)),

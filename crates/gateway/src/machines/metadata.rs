@@ -16,9 +16,10 @@ use serde_json::{Map, Value};
 
 use super::get::destroyed;
 use crate::{
+    authorization::MachinePath,
     context::{Context, unexpected},
     envelope::Failure,
-    extract::{JsonBody, MachinePath},
+    extract::JsonBody,
     openapi::errors::{BadBody, NoMachine, Refused},
 };
 
@@ -26,7 +27,7 @@ use crate::{
 const LONGEST_KEY: usize = 256;
 
 async fn metadata(context: &Context, path: &MachinePath) -> Result<Map<String, Value>, ApiError> {
-    let shown = context.machine(&path.app, &path.id).await?;
+    let shown = path.look_up(context).await?;
     let config = match shown.state() {
         MachineState::Destroyed => destroyed(context, &shown).await?.config,
         _ => shown.record.machine.config.clone(),
@@ -45,7 +46,7 @@ async fn change(
         let text = format!("invalid metadata, a key has 1 to {LONGEST_KEY} bytes");
         return Err(ApiError::invalid(text).into());
     }
-    match context.act(&path.app, &path.id, None, Action::SetMetadata { changes, expected }).await? {
+    match path.act(context, None, Action::SetMetadata { changes, expected }).await? {
         WorkerReply::Done { .. } => Ok(StatusCode::NO_CONTENT),
         other => Err(unexpected(&other).into()),
     }

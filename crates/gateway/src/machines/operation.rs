@@ -6,14 +6,14 @@ use axum::{
     extract::State,
     response::sse::{Event, KeepAlive, Sse},
 };
-use caddis_api::{ApiError, MachineState, machine::Operation};
+use caddis_api::{MachineState, machine::Operation};
 use caddis_view::Shown;
 use futures::stream::{self, Stream};
 use serde_json::json;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use crate::{context::Context, envelope::Failure, extract::MachinePath, openapi::errors::NoMachine};
+use crate::{authorization::MachinePath, context::Context, envelope::Failure, openapi::errors::NoMachine};
 
 /// An event of the stream.
 #[derive(ToSchema)]
@@ -43,8 +43,7 @@ pub(crate) async fn operation(
     State(context): State<Context>,
     path: MachinePath,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
-    context.machine(&path.app, &path.id).await?;
-    let mut machine = context.view.watch(&path.id).ok_or_else(ApiError::machine_not_found)?;
+    let mut machine = path.watch(&context).await?;
     machine.mark_changed();
     let follow = Some((machine, None));
     let events = stream::unfold(follow, move |follow| {

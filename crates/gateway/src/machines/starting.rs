@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use caddis_view::Shown;
 
-use crate::{context::Context, extract::MachinePath};
+use crate::{authorization::MachinePath, context::Context};
 
 /// How long a signal waits: less than clients wait for an answer.
 pub(super) const SIGNAL_TIMEOUT: Duration = Duration::from_secs(45);
@@ -49,11 +49,11 @@ pub(super) async fn settled(
     whom: For,
     patience: Duration,
 ) -> Result<Arc<Shown>, ApiError> {
-    let shown = context.machine(&path.app, &path.id).await?;
+    let shown = path.look_up(context).await?;
     if !is_on_its_way(&shown, whom) {
         return Ok(shown);
     }
-    let mut machine = context.view.watch(&path.id).ok_or_else(ApiError::machine_not_found)?;
+    let mut machine = path.watch(context).await?;
     let deadline = Instant::now() + patience;
     let mut closing = std::pin::pin!(context.closing.cancelled());
     loop {

@@ -1,6 +1,6 @@
 //! Interactive sessions: a WebSocket, relayed to the worker that has the machine.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -19,6 +19,7 @@ use caddis_api::{
     terminal::{MAX_MESSAGE_BYTES, ServerMessage},
 };
 use caddis_bus::stream::frames::{self, Frame};
+use caddis_view::Shown;
 use futures::{
     SinkExt as _, Stream, StreamExt as _,
     stream::{SplitSink, SplitStream},
@@ -29,10 +30,11 @@ use tokio::{
 };
 
 use crate::{
+    authorization::MachinePath,
     context::Context,
     deletion,
     envelope::Failure,
-    extract::{MachinePath, NONCE, Nonce},
+    extract::{NONCE, Nonce},
     forward,
     openapi::errors::{BadParameter, NoMachine, Refused},
     query::Params,
@@ -79,12 +81,12 @@ pub(crate) async fn session(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Failure> {
     let remove_app = params.flag("remove_app")?;
-    let shown = context.machine(&path.app, &path.id).await?;
+    let shown = path.look_up(&context).await?;
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
         Err(_) => return Ok(no_upgrade()),
     };
-    let mut request = Request::post(format!("/machines/{}/session", path.id));
+    let mut request = Request::post(format!("/machines/{}/session", shown.record.machine.id));
     if let Some(nonce) = &nonce.0 {
         request = request.header(NONCE, nonce.as_str());
     }
@@ -93,7 +95,7 @@ pub(crate) async fn session(
     let body = Body::from_stream(frames.map(|frame| Ok::<_, std::convert::Infallible>(frame.encode())));
     let answer = forward::call(&context, &shown.record.worker, request.body(body)).await?;
     // Whatever becomes of the connection.
-    let end = remove_app.then(|| RemoveApp { context: context.clone(), path });
+    let end = remove_app.then(|| RemoveApp { context: context.clone(), shown });
     let upgrade = upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_MESSAGE_BYTES);
     Ok(upgrade.on_upgrade(async move |socket| {
         let _end = end;
@@ -111,12 +113,14 @@ fn no_upgrade() -> Response {
 /// Deletes an app when it is dropped.
 struct RemoveApp {
     context: Context,
-    path: MachinePath,
+    /// The machine of the session.
+    shown: Arc<Shown>,
 }
 
 impl Drop for RemoveApp {
     fn drop(&mut self) {
-        let (context, MachinePath { app, id }) = (self.context.clone(), self.path.clone());
+        let (context, record) = (self.context.clone(), &self.shown.record);
+        let (app, id) = (record.app.clone(), record.machine.id.clone());
         self.context.background(async move {
             let is_other = |state, machine| state != MachineState::Destroyed && machine != &id;
             if context.view.of_app(&app).iter().any(|shown| is_other(shown.state(), &shown.record.machine.id)) {

@@ -14,9 +14,10 @@ use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerReque
 use super::create::{check_secrets, checked_ttl};
 use crate::{
     authentication::Caller,
+    authorization::MachinePath,
     context::{Context, unexpected},
     envelope::Failure,
-    extract::{MachinePath, Named, Nonce},
+    extract::{Named, Nonce},
     idempotency::RequestId,
     openapi::errors::{BadBody, NoMachine, Refused},
 };
@@ -47,7 +48,7 @@ pub(crate) async fn update(
     nonce: Nonce,
     Named(request, names): Named<CreateMachineRequest>,
 ) -> Result<Json<Machine>, Failure> {
-    let shown = context.machine(&path.app, &path.id).await?;
+    let shown = path.look_up(&context).await?;
     let machine = &shown.record.machine;
     let mut told = unknown_of_request(names.iter().map(String::as_str));
     for (field, wanted, current) in
@@ -74,7 +75,7 @@ pub(crate) async fn update(
         lease: checked_ttl(request.lease_ttl)?.map(|ttl| (ttl, caller.owner())),
         version: id.map(|Extension(RequestId(id))| VersionId::from_trusted(id)),
     };
-    let request = WorkerRequest::Update { machine: path.id.clone(), nonce: nonce.0, update: Box::new(update) };
+    let request = WorkerRequest::Update { machine: machine.id.clone(), nonce: nonce.0, update: Box::new(update) };
     match context.ask(&shown.record.worker, request, context.settings.create_deadline).await.map_err(ApiError::from)? {
         WorkerReply::Updated { record, lease } => {
             let machine = Machine { nonce: lease.map(|lease| lease.nonce), ..record.machine };
@@ -86,8 +87,8 @@ pub(crate) async fn update(
 
 /// Those that are kept, newest first.
 pub(crate) async fn all_versions(context: &Context, path: &MachinePath) -> Result<Vec<VersionRecord>, ApiError> {
-    let shown = context.machine(&path.app, &path.id).await?;
-    let request = WorkerRequest::Versions { machine: path.id.clone() };
+    let shown = path.look_up(context).await?;
+    let request = WorkerRequest::Versions { machine: shown.record.machine.id.clone() };
     match context.ask(&shown.record.worker, request, context.settings.request_deadline).await? {
         WorkerReply::Versions { versions } => Ok(versions),
         other => Err(unexpected(&other)),

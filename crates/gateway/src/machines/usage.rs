@@ -1,6 +1,6 @@
 //! What the machines of an app use of their hosts, as the hosts tell it.
 
-use std::{convert::Infallible, future::ready, time::Duration};
+use std::{convert::Infallible, future::ready, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -18,9 +18,9 @@ use tokio_util::{
 };
 
 use crate::{
+    authorization::AppPath,
     context::Context,
     envelope::Failure,
-    extract::AppPath,
     forward,
     openapi::errors::{BadParameter, NoApp},
     query::{Params, invalid},
@@ -55,19 +55,15 @@ const MAX_LINE: usize = 8 << 20;
         NoApp,
     ),
 )]
-pub(crate) async fn usage(
-    State(context): State<Context>,
-    AppPath(app): AppPath,
-    params: Params,
-) -> Result<Response, Failure> {
+pub(crate) async fn usage(State(context): State<Context>, app: AppPath, params: Params) -> Result<Response, Failure> {
     let interval = params.duration("interval")?.map_or(INTERVAL, |interval| interval.0);
     if !INTERVALS.contains(&interval) {
         return Err(invalid("interval", params.get("interval").unwrap_or_default(), "a time from 1s to 60s").into());
     }
     let timeout = params.duration("timeout")?;
     context.synced().await?;
-    context.app(&app).await?;
-    let query = forward::query([("app", app.clone()), ("interval_ms", interval.as_millis().to_string())]);
+    let name = app.look_up(&context).await?.name;
+    let query = forward::query([("app", name), ("interval_ms", interval.as_millis().to_string())]);
     let mut hosts = Vec::new();
     for worker in &context.view.hosts().reachable() {
         let request = Request::get(format!("/usage?{query}")).body(Body::empty());
@@ -84,9 +80,10 @@ pub(crate) async fn usage(
             None => closing.await,
         }
     };
+    let app = Arc::new(app);
     let lines = select_all(hosts).take_until(end).take_while(move |_| {
         let (context, app) = (context.clone(), app.clone());
-        async move { context.app(&app).await.is_ok() }
+        async move { app.look_up(&context).await.is_ok() }
     });
     let body = Body::from_stream(lines.map(|line| Ok::<_, Infallible>(Bytes::from(line + "\n"))));
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::reached::{Reached, Since, Targets, out_of_reach, reached};
 use crate::{
+    authorization::MachinePath,
     context::Context,
     envelope::Failure,
-    extract::MachinePath,
     query::{Params, invalid},
 };
 
@@ -95,8 +95,7 @@ pub(crate) async fn wait(
         None => id(&params, "instance_id")?,
     };
     let from = id(&params, "from_event_id")?.map(EventId::from_trusted);
-    context.machine(&path.app, &path.id).await?;
-    let mut machine = context.view.watch(&path.id).ok_or_else(ApiError::machine_not_found)?;
+    let mut machine = path.watch(&context).await?;
     let since = from.map_or_else(|| Since::Now(newest_event(&machine.borrow())), Since::Event);
     let deadline = Instant::now() + timeout;
     let mut closing = std::pin::pin!(context.closing.cancelled());

@@ -30,9 +30,9 @@ use tokio::{
 };
 
 use crate::{
+    authorization::AppPath,
     context::Context,
     envelope::Failure,
-    extract::AppPath,
     openapi::errors::{BadParameter, NoApp},
     query::Params,
 };
@@ -63,17 +63,13 @@ const PIECE: usize = 64 * 1024;
         NoApp,
     ),
 )]
-pub(crate) async fn watch(
-    State(context): State<Context>,
-    AppPath(app): AppPath,
-    params: Params,
-) -> Result<Response, Failure> {
+pub(crate) async fn watch(State(context): State<Context>, path: AppPath, params: Params) -> Result<Response, Failure> {
     let end = params.duration("timeout")?.and_then(|timeout| Instant::now().checked_add(timeout.0));
     context.synced().await?;
-    context.app(&app).await?;
+    let app = path.look_up(&context).await?.name;
     let changes = context.view.watch_app(&app);
     // It may have gone before we followed it, and then nothing would end us.
-    context.app(&app).await?;
+    path.look_up(&context).await?;
     let watching = Watching { context, app, changes, end, told: HashMap::new(), rest: VecDeque::new(), begun: false };
     let lines = stream::unfold(watching, |mut watching| async move {
         let piece = watching.next().await?;
@@ -167,6 +163,7 @@ impl Watching {
     }
 
     /// A change that the client does not know yet.
+    #[expect(clippy::disallowed_methods, reason = "only machines of the app are told of")]
     fn change(&mut self, id: &MachineId) -> Option<Bytes> {
         let shown = self.context.view.get(id).filter(|shown| shown.state() != MachineState::Destroyed);
         let Some(shown) = shown else {

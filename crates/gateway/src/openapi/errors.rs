@@ -66,6 +66,10 @@ errors! {
         "500" => "A mistake of the server",
         "503" => "Too many connections with requests in progress; nothing was done",
     }
+    /// Of every endpoint that is not for every token.
+    Forbidden {
+        "403" => "The token does not allow this: it is for one app, or for reading only",
+    }
     /// Of every endpoint that asks for a token.
     Protected {
         "401" => "No token, or none of this server",

@@ -14,7 +14,7 @@ use serde_json::Value;
 use utoipa::{
     IntoResponses,
     openapi::{
-        Components, Info, License, OpenApi, PathItem,
+        Info, License, OpenApi, PathItem,
         path::{Operation, Parameter, ParameterBuilder, ParameterIn},
         schema::{ObjectBuilder, Type},
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
@@ -22,8 +22,11 @@ use utoipa::{
     },
 };
 
-use crate::{idempotency, router::endpoints};
-use errors::{Anywhere, Keyed, Protected};
+use crate::{
+    endpoint::{Description, Endpoint, Replay, Scope},
+    endpoints, idempotency,
+};
+use errors::{Anywhere, Forbidden, Keyed, Protected};
 
 /// Name of the security scheme.
 const BEARER: &str = "bearer";
@@ -39,22 +42,14 @@ const TAGS: &[(&str, &str)] = &[
 
 /// The document of all endpoints.
 pub(crate) fn document() -> Value {
-    let (protected, open) = endpoints();
     let mut document = OpenApi::new(info(), utoipa::openapi::Paths::new());
-    document.components = Some(Components::new());
-    for (endpoints, protected) in [(protected.into_openapi(), true), (open.into_openapi(), false)] {
-        let mut endpoints = endpoints;
-        for (path, item) in &mut endpoints.paths.paths {
-            complete(item, protected);
-            if let Some(post) = item.post.as_mut().filter(|_| protected && path != idempotency::EXEMPT) {
-                add::<Keyed>(post);
-                post.parameters.get_or_insert_default().push(idempotency_key().into());
-            }
-        }
-        document.merge(endpoints);
+    let components = document.components.get_or_insert_default();
+    for Endpoint { path, mut item, schemas, description, .. } in endpoints::all() {
+        complete(&mut item, description);
+        components.schemas.extend(schemas);
+        document.paths.paths.entry(path).or_default().merge_operations(item);
     }
     document.tags = Some(TAGS.iter().map(|(name, text)| tag(name, text)).collect());
-    let components = document.components.get_or_insert_default();
     components.schemas.extend(errors::schemas());
     let mut scheme = Http::new(HttpAuthScheme::Bearer);
     scheme.description = Some("A token of this server. The scheme `FlyV1` is taken as well.".to_owned());
@@ -96,8 +91,8 @@ fn tag(name: &str, text: &str) -> Tag {
     tag
 }
 
-/// Adds what the layers around all endpoints do.
-fn complete(item: &mut PathItem, protected: bool) {
+/// Adds what the layers around an endpoint do.
+fn complete(item: &mut PathItem, Description { scope, replay, .. }: Description) {
     // An endpoint that takes PUT as well does so for clients of old.
     if let (Some(put), true) = (&mut item.put, item.post.is_some() || item.patch.is_some()) {
         put.operation_id = put.operation_id.take().map(|id| format!("{id}_deprecated"));
@@ -106,10 +101,17 @@ fn complete(item: &mut PathItem, protected: bool) {
     let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
     for operation in operations.into_iter().flatten() {
         add::<Anywhere>(operation);
-        if protected {
+        if scope != Scope::Open {
             add::<Protected>(operation);
             operation.security = Some(vec![SecurityRequirement::new(BEARER, [""; 0])]);
         }
+        if scope.may_be_refused() {
+            add::<Forbidden>(operation);
+        }
+    }
+    if let Some(post) = item.post.as_mut().filter(|_| scope != Scope::Open && replay != Replay::Exempt) {
+        add::<Keyed>(post);
+        post.parameters.get_or_insert_default().push(idempotency_key().into());
     }
 }
 

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod apps;
+mod authorization;
 mod connections;
 mod create;
 mod crowds;

@@ -6,22 +6,27 @@ use axum::{
     body::Body,
     http::{Method, Request, StatusCode},
 };
-use caddis_api::MachineState;
+use caddis_api::{MachineId, MachineState};
 use serde_json::{Value, json};
 
 use crate::support::{
-    CONTRACT, Fixture,
+    Answer, CONTRACT, Fixture,
     contract::{Operation, accept},
 };
 
-/// A path of an operation with an app and a machine filled in.
+/// A path of an operation with the app `a` and a machine filled in.
 fn filled_in(operation: &Operation, id: &str) -> String {
-    let path = operation.path.replace("{app_name}", "a").replace("{machine_id}", id);
+    filled_in_with(&operation.path, "a", id)
+}
+
+/// A path with an app and a machine filled in.
+pub fn filled_in_with(path: &str, app: &str, id: &str) -> String {
+    let path = path.replace("{app_name}", app).replace("{machine_id}", id);
     path.replace("{org_slug}", "personal").replace("{key}", "k").replace("{id}", "W1")
 }
 
 /// A query and a body with which an operation succeeds, in an order in which all do.
-const REQUESTS: &[(&str, &str, &str)] = &[
+pub const REQUESTS: &[(&str, &str, &str)] = &[
     ("Server_openapi", "", ""),
     ("Server_docs", "", ""),
     ("Health_show", "", ""),
@@ -97,35 +102,52 @@ const REQUESTS: &[(&str, &str, &str)] = &[
 ];
 
 /// These need a connection of their own, see `terminal.rs`.
-const OVER_A_CONNECTION: &[&str] = &["Machines_exec_ws"];
+pub const OVER_A_CONNECTION: &[&str] = &["Machines_exec_ws"];
 
 #[tokio::test]
 async fn every_operation_succeeds_as_documented() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
+    exercise(&fixture, &id, async |_, request| {
+        let answer = fixture.send(request(&fixture.token)).await;
+        assert!(answer.status.is_success(), "{} {}", answer.status, answer.text);
+        answer
+    })
+    .await;
+    let documented: BTreeSet<_> = CONTRACT.operations.iter().map(|operation| operation.id.as_str()).collect();
+    let exercised = REQUESTS.iter().map(|(name, ..)| *name).chain(OVER_A_CONNECTION.iter().copied());
+    let exercised: BTreeSet<_> = exercised.collect();
+    assert_eq!(documented, exercised, "each operation of the document needs a request here");
+    assert_eq!(CONTRACT.operations.len(), documented.len(), "ids of operations are unique");
+}
+
+/// Has the request of each operation sent, by whoever has the token that it is made with, about a machine of the app `a`.
+/// What is given back is the answer to a request that was carried out.
+pub async fn exercise(
+    fixture: &Fixture,
+    id: &MachineId,
+    send: impl AsyncFn(&Operation, &dyn Fn(&str) -> Request<Body>) -> Answer,
+) {
     let mut nonce = String::new();
     for (name, query, body) in REQUESTS {
         let operation = CONTRACT.operations.iter().find(|operation| operation.id == *name);
         let operation = operation.unwrap_or_else(|| panic!("{name} is not in the document"));
         check_request(operation, query, body);
         let line = format!("{} {}{query}", operation.method, filled_in(operation, id.as_str()));
-        let request = fixture.request(&line).header("fly-machine-lease-nonce", &nonce);
-        let answer = fixture.send(request.body(Body::from(*body)).unwrap()).await;
-        assert!(answer.status.is_success(), "{line} gave {} {}", answer.status, answer.text);
+        let request = |token: &str| {
+            let request = fixture.request_by(token, &line).header("fly-machine-lease-nonce", &nonce);
+            request.body(Body::from(*body)).unwrap()
+        };
+        let answer = send(operation, &request).await;
         match *name {
             "Machines_create_lease" => nonce = answer.json()["nonce"].as_str().unwrap().to_owned(),
             "Machines_release_lease" => nonce.clear(),
             _ => {}
         }
         if operation.method == "POST" && operation.path.contains("machine_id") && name != &"Machines_update" {
-            fixture.worker.turn(&id, MachineState::Started, "start").await;
+            fixture.worker.turn(id, MachineState::Started, "start").await;
         }
     }
-    let documented: BTreeSet<_> = CONTRACT.operations.iter().map(|operation| operation.id.as_str()).collect();
-    let exercised = REQUESTS.iter().map(|(name, ..)| *name).chain(OVER_A_CONNECTION.iter().copied());
-    let exercised: BTreeSet<_> = exercised.collect();
-    assert_eq!(documented, exercised, "each operation of the document needs a request here");
-    assert_eq!(CONTRACT.operations.len(), documented.len(), "ids of operations are unique");
 }
 
 /// A request must be one that the document describes, too.

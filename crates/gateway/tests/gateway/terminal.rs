@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use caddis_api::{MachineId, MachineState};
 use caddis_bus::stream::frames::Frame;
+use caddis_catalog::Access;
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::{
@@ -131,6 +132,28 @@ async fn a_client_that_does_not_read_holds_up_the_worker_and_nobody_else() {
     sink.send(Message::Binary(b"\0\x03".to_vec().into())).await.unwrap();
     let mut worker = worker;
     assert_eq!(within(worker.heard()).await, Some(Frame::Data(b"\0\x03".to_vec().into())));
+}
+
+#[tokio::test]
+async fn a_token_of_one_app_opens_sessions_in_its_machines_only() {
+    let served = Served::new().await;
+    served.fixture.accept("own", "a", Access::Write);
+    served.fixture.accept("reader", "a", Access::Read);
+    served.fixture.accept("other", "b", Access::Write);
+    let mut socket = served.connect_to(&served.path(), "own").await.unwrap();
+    drop(within(served.fixture.worker.session()).await);
+    assert!(matches!(heard(&mut socket).await, Message::Close(_)));
+    for (token, status, expected) in
+        [("reader", StatusCode::FORBIDDEN, "permission_denied"), ("other", StatusCode::NOT_FOUND, "Could not find App")]
+    {
+        match served.connect_to(&served.path(), token).await {
+            Err(Error::Http(response)) => {
+                let body = String::from_utf8_lossy(response.body().as_ref().unwrap()).into_owned();
+                assert!(response.status() == status && body.contains(expected), "{token}: {body}");
+            }
+            other => panic!("{token}: {other:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use axum::{
 };
 use caddis_api::{MachineId, MachineState};
 use caddis_bus::{InProcessBus, Serving, stream::InProcessStreams};
-use caddis_catalog::{Catalog, SqliteCatalog};
+use caddis_catalog::{Access, Catalog, PERSONAL, SqliteCatalog, TokenRecord, TokenScope};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -100,8 +100,20 @@ impl Fixture {
     }
 
     pub fn request(&self, line: &str) -> axum::http::request::Builder {
+        self.request_by(&self.token, line)
+    }
+
+    /// The same with another token.
+    pub fn request_by(&self, token: &str, line: &str) -> axum::http::request::Builder {
         let (method, uri) = line.split_once(' ').unwrap();
-        Request::builder().method(method).uri(uri).header("authorization", format!("Bearer {}", self.token))
+        Request::builder().method(method).uri(uri).header("authorization", format!("Bearer {token}"))
+    }
+
+    /// Has a token, which is its own name, be good for one app.
+    pub fn accept(&self, token: &str, app: &str, access: Access) {
+        let scope = TokenScope::App { name: app.to_owned(), access };
+        let record = TokenRecord { name: token.to_owned(), organization: PERSONAL.to_owned(), scope };
+        self.catalog.accept_token(token, record);
     }
 
     /// `GET /path`, without a body.
@@ -140,6 +152,7 @@ impl Fixture {
     }
 
     /// Waits until `GET` of the app is 404, by waiting for the machines and asking again as the catalog moves on.
+    #[expect(clippy::disallowed_methods, reason = "looks at what is behind the API")]
     pub async fn until_gone(&self, app: &str) {
         let gone = async {
             while self.catalog.app(app).await.unwrap().is_some() {

@@ -1,0 +1,101 @@
+//! All endpoints. What a handler takes and answers is said where it is defined; whom it serves, how
+//! it is counted and what becomes of a request that was cut short, here.
+
+use caddis_catalog::Access::{Read, Write};
+use utoipa_axum::routes;
+
+use crate::{
+    apps,
+    endpoint::{
+        Endpoint,
+        Rate::{self, Unlimited},
+        Replay::{Exempt, Makes, Repeatable},
+        Scope::{App, Caller, Installation, Machine, Open, Organization},
+    },
+    health, host, images, logs,
+    machines::{actions, create, exec, get, history, leases, list, memory, metadata, operation},
+    machines::{terminal, update, usage, wait, watch},
+    openapi, organizations, placements, platform_status, regions,
+};
+
+/// See the module's text.
+pub(crate) fn all() -> Vec<Endpoint> {
+    [server(), apps(), machines(), one_machine()].into_iter().flatten().collect()
+}
+
+fn server() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(routes!(health::health), Open, Unlimited),
+        Endpoint::new(routes!(openapi::show_json), Open, Unlimited),
+        Endpoint::new(routes!(openapi::show_page), Open, Unlimited),
+        Endpoint::new(routes!(regions::list), Open, Unlimited),
+        Endpoint::new(routes!(placements::place), Caller, Unlimited).replay(Repeatable),
+        // It tells of all hosts and counts everybody's machines and images.
+        Endpoint::new(routes!(platform_status::status), Installation, Unlimited),
+        Endpoint::new(routes!(host::drain), Installation, Unlimited).replay(Repeatable),
+        // Images of a host are shared by all its machines.
+        Endpoint::new(routes!(images::list), Installation, Unlimited),
+        // The same image is kept once.
+        Endpoint::new(routes!(images::import), Installation, Unlimited).replay(Exempt),
+        Endpoint::new(routes!(images::remove), Installation, Unlimited),
+        Endpoint::new(routes!(organizations::list), Caller, Rate::Path),
+        Endpoint::new(routes!(organizations::machines), Organization(Read), Rate::Path),
+    ]
+}
+
+fn apps() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(routes!(apps::list), Caller, Rate::Path),
+        Endpoint::new(routes!(apps::create), Organization(Write), Rate::Path).replay(Makes),
+        Endpoint::new(routes!(apps::get), App(Read), Rate::Path),
+        Endpoint::new(routes!(apps::delete), App(Write), Rate::AppDeletion),
+        Endpoint::new(routes!(logs::logs), App(Read), Unlimited),
+    ]
+}
+
+fn machines() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(routes!(list::list), App(Read), Rate::Path),
+        Endpoint::new(routes!(create::create), App(Write), Rate::Path).replay(Makes),
+        Endpoint::new(routes!(watch::watch), App(Read), Rate::Path),
+        Endpoint::new(routes!(usage::usage), App(Read), Rate::Path),
+    ]
+}
+
+fn one_machine() -> Vec<Endpoint> {
+    let read = |name| (Machine(Read), Rate::Machine(name));
+    let write = |name| (Machine(Write), Rate::Machine(name));
+    let of = |handler, (scope, rate)| Endpoint::new(handler, scope, rate);
+    vec![
+        Endpoint::new(routes!(get::get), Machine(Read), Rate::MachineRead),
+        Endpoint::new(routes!(update::update), Machine(Write), Rate::Path).replay(Makes),
+        Endpoint::new(routes!(actions::destroy), Machine(Write), Rate::Path),
+        of(routes!(actions::start), write("start")).replay(Repeatable),
+        of(routes!(actions::stop), write("stop")).replay(Repeatable),
+        of(routes!(actions::suspend), write("suspend")).replay(Repeatable),
+        // Twice is not the same as once, of this and all others that say nothing.
+        of(routes!(actions::restart), write("restart")),
+        of(routes!(actions::signal), write("signal")),
+        of(routes!(actions::cordon), write("cordon")).replay(Repeatable),
+        of(routes!(actions::uncordon), write("uncordon")).replay(Repeatable),
+        of(routes!(wait::wait), read("wait")),
+        of(routes!(operation::operation), read("operation")),
+        of(routes!(exec::exec), write("exec")),
+        of(routes!(terminal::session), write("exec")),
+        of(routes!(history::processes), read("ps")),
+        of(routes!(history::events), read("events")),
+        of(routes!(update::versions), read("versions")),
+        of(routes!(memory::get), read("memory")),
+        of(routes!(memory::set), write("memory")),
+        of(routes!(memory::reclaim), write("memory")),
+        of(routes!(metadata::all), read("metadata")),
+        of(routes!(metadata::merge), write("metadata")),
+        of(routes!(metadata::get), read("metadata")),
+        of(routes!(metadata::set), write("metadata")).replay(Repeatable),
+        of(routes!(metadata::remove), write("metadata")),
+        of(routes!(leases::get), read("lease")),
+        of(routes!(leases::acquire), write("lease")).replay(Repeatable),
+        // Whoever can't give a lease back keeps everybody waiting.
+        Endpoint::new(routes!(leases::release), Machine(Write), Unlimited),
+    ]
+}
