@@ -37,7 +37,7 @@ impl Caller {
 
 /// Lets in who has a token of ours.
 pub(crate) async fn authenticate(State(context): State<Context>, mut request: Request, next: Next) -> Response {
-    match caller(&*context.catalog, request.headers()).await {
+    match caller(&context.catalog, request.headers()).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller.clone());
             if idempotency::applies_to(&request) {
@@ -49,7 +49,7 @@ pub(crate) async fn authenticate(State(context): State<Context>, mut request: Re
     }
 }
 
-async fn caller(catalog: &dyn Catalog, headers: &HeaderMap) -> Result<Caller, ApiError> {
+async fn caller(catalog: &Catalog, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let refused = |text: &str| ApiError::new(ErrorCode::Unauthenticated, text);
     let value = headers
         .get(AUTHORIZATION)

@@ -30,7 +30,7 @@ const SYNC_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Inner {
     pub bus: Arc<dyn caddis_bus::Bus>,
     pub streams: Arc<dyn caddis_bus::stream::Streams>,
-    pub catalog: Arc<dyn Catalog>,
+    pub catalog: Catalog,
     pub regions: Regions,
     pub hosts: Hosts,
     pub settings: Settings,
@@ -183,9 +183,10 @@ impl From<AskError> for ApiError {
 pub(crate) fn bus_error(error: &BusError) -> ApiError {
     match error {
         BusError::Unreadable { .. } => ApiError::internal(error),
-        BusError::NotDelivered(_) => {
-            ApiError::new(ErrorCode::Unavailable, format!("unavailable: {error}; nothing was done, try again"))
-        }
+        BusError::NotDelivered(_) => ApiError {
+            nothing_done: true,
+            ..ApiError::new(ErrorCode::Unavailable, format!("unavailable: {error}; nothing was done, try again"))
+        },
         BusError::TimedOut { .. } => ApiError::new(
             ErrorCode::Unavailable,
             format!("unavailable: {error}; the request may still be carried out, look before trying again"),

@@ -15,7 +15,7 @@ use axum::{
 };
 use caddis_api::{MachineId, MachineState};
 use caddis_bus::{InProcessBus, Serving, stream::InProcessStreams};
-use caddis_catalog::{Catalog, SqliteCatalog};
+use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -53,7 +53,7 @@ impl Answer {
 
 pub struct Fixture {
     pub worker: FakeWorker,
-    pub catalog: Arc<SqliteCatalog>,
+    pub catalog: Catalog,
     pub gateway: Gateway,
     pub router: Router,
     pub token: String,
@@ -68,7 +68,8 @@ impl Fixture {
 
     pub async fn with(settings: Settings, prepare: impl FnOnce(&FakeWorker)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let catalog = Arc::new(SqliteCatalog::open(&directory.path().join("catalog.db")).unwrap());
+        let store = SqliteStore::open(&directory.path().join("catalog.db")).unwrap();
+        let catalog = Catalog::new(Arc::new(store));
         let token = catalog.ensure_root_token().await.unwrap().unwrap();
         let worker = FakeWorker::new(InProcessBus::new());
         prepare(&worker);
@@ -150,7 +151,7 @@ impl Fixture {
     }
 }
 
-async fn gateway(worker: &FakeWorker, catalog: &Arc<SqliteCatalog>, settings: Settings) -> Gateway {
+async fn gateway(worker: &FakeWorker, catalog: &Catalog, settings: Settings) -> Gateway {
     let parts = GatewayParts {
         bus: Arc::new(worker.bus.clone()),
         streams: Arc::new(InProcessStreams::new(worker.id.clone(), Arc::new(worker.clone()))),
