@@ -7,6 +7,8 @@ mod error;
 mod placements;
 mod requests;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod tokens;
 
