@@ -69,7 +69,16 @@ impl Fixture {
     pub async fn with(settings: Settings, prepare: impl FnOnce(&FakeWorker)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("catalog.db")).unwrap();
-        let catalog = Catalog::new(Arc::new(store));
+        Self::over(Catalog::new(Arc::new(store)), directory, settings, prepare).await
+    }
+
+    /// One with this catalog.
+    pub async fn over(
+        catalog: Catalog,
+        directory: tempfile::TempDir,
+        settings: Settings,
+        prepare: impl FnOnce(&FakeWorker),
+    ) -> Self {
         let token = catalog.ensure_root_token().await.unwrap().unwrap();
         let worker = FakeWorker::new(InProcessBus::new());
         prepare(&worker);
@@ -90,8 +99,13 @@ impl Fixture {
 
     /// Sends a request. The answer must be one that the OpenAPI document promises.
     pub async fn send(&self, request: Request<Body>) -> Answer {
+        Self::send_to(&self.router, request).await
+    }
+
+    /// The same, to another gateway.
+    pub async fn send_to(router: &Router, request: Request<Body>) -> Answer {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let response = self.router.clone().oneshot(request).await.unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
         let text = String::from_utf8(bytes.to_vec()).unwrap();
