@@ -1,9 +1,8 @@
 //! A store in memory: for tests, and the shortest statement of what a store has to do.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+mod rows;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use caddis_api::{MachineId, WorkerId, app::Organization};
@@ -16,125 +15,11 @@ use crate::{
     },
 };
 
+use rows::{App, Request, Rows, number, personal};
+
 /// A store that ends with its process.
 #[derive(Default)]
 pub struct MemoryStore(Mutex<Rows>);
-
-#[derive(Default)]
-struct Rows {
-    networks: Vec<NewNetwork>,
-    apps: Vec<App>,
-    placements: Vec<(PlacementRow, bool)>,
-    requests: Vec<Request>,
-    tokens: HashMap<String, TokenRow>,
-}
-
-/// Its number is its place, from 1, which no other ever has.
-struct App {
-    row: AppRow,
-    deleting: bool,
-    deleted: bool,
-}
-
-struct Request {
-    row: RequestRow,
-    machine: Option<MachineId>,
-}
-
-fn personal() -> Organization {
-    Organization { name: "Personal".to_owned(), slug: PERSONAL.to_owned(), internal_numeric_id: 1 }
-}
-
-fn number(index: usize) -> i32 {
-    i32::try_from(index + 1).unwrap_or(i32::MAX)
-}
-
-impl Rows {
-    fn app(&self, number: i32) -> Option<&App> {
-        self.apps.get(usize::try_from(number).ok()?.checked_sub(1)?)
-    }
-
-    fn app_mut(&mut self, number: i32) -> Option<&mut App> {
-        self.apps.get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
-    }
-
-    fn network_of(&self, app: &App) -> Option<&NewNetwork> {
-        self.networks.get(usize::try_from(app.row.network).ok()?.checked_sub(1)?)
-    }
-
-    /// Apps that are not deleted, by number.
-    fn records(&self) -> impl Iterator<Item = AppRecord> {
-        let live = self.apps.iter().enumerate().filter(|(_, app)| !app.deleted);
-        live.filter_map(|(index, app)| {
-            let network = self.network_of(app)?;
-            Some(AppRecord {
-                id: app.row.id.clone(),
-                number: number(index),
-                name: app.row.name.clone(),
-                organization: personal(),
-                network: network.name.clone(),
-                network_prefix: network.prefix.clone(),
-                created_ms: app.row.created_ms,
-                state: if app.deleting { AppState::Deleting } else { AppState::Active },
-            })
-        })
-    }
-
-    fn matching(&self, query: &AppQuery) -> impl Iterator<Item = AppRecord> {
-        let (organization, until) = (query.organization.clone(), query.created_until_ms.unwrap_or(u64::MAX));
-        self.records().filter(move |app| {
-            organization.as_ref().is_none_or(|slug| app.organization.slug == *slug) && app.created_ms <= until
-        })
-    }
-
-    /// Placements that are not released.
-    fn live(&self) -> impl Iterator<Item = &PlacementRow> {
-        self.placements.iter().filter(|(_, released)| !released).map(|(row, _)| row)
-    }
-
-    fn placement(&self, machine: &MachineId) -> Option<Placement> {
-        let (row, released) = self.placements.iter().find(|(row, _)| row.machine == *machine)?;
-        let app = self.app(row.app)?;
-        Some(Placement {
-            machine: row.machine.clone(),
-            name: row.name.clone(),
-            app: app.row.name.clone(),
-            worker: row.worker.clone(),
-            region: row.region.clone(),
-            epoch: row.epoch,
-            ipv6: row.ipv6,
-            network_prefix: self.network_of(app)?.prefix.clone(),
-            created_ms: row.created_ms,
-            released: *released,
-        })
-    }
-
-    fn conflict(&self, row: &PlacementRow) -> Option<PlacementConflict> {
-        if self.app(row.app).is_none_or(|app| app.deleting || app.deleted) {
-            return Some(PlacementConflict::App);
-        }
-        let request = self.requests.iter().find(|request| row.request.as_ref() == Some(&request.row.id));
-        if let Some(machine) = request.and_then(|request| request.machine.as_ref())
-            && self.live().any(|other| other.machine == *machine)
-        {
-            return Some(PlacementConflict::Request(machine.clone()));
-        }
-        if let Some(holder) = self.live().find(|other| other.app == row.app && other.name == row.name) {
-            return Some(PlacementConflict::Name(holder.machine.clone()));
-        }
-        let known = |other: &PlacementRow| other.machine == row.machine || other.ipv6 == row.ipv6;
-        self.placements.iter().any(|(other, _)| known(other)).then_some(PlacementConflict::Identity)
-    }
-
-    fn request(&mut self, id: &str) -> Option<&mut RequestRow> {
-        self.requests.iter_mut().map(|request| &mut request.row).find(|row| row.id == id)
-    }
-
-    /// The request, if this is the holder of its lease.
-    fn held(&mut self, id: &str, holder: &str) -> Option<&mut RequestRow> {
-        self.request(id).filter(|row| row.lease.as_ref().is_some_and(|lease| lease.holder == holder))
-    }
-}
 
 impl MemoryStore {
     fn rows(&self) -> MutexGuard<'_, Rows> {

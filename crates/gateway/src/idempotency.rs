@@ -138,7 +138,12 @@ async fn carry_out(context: &Context, caller: String, request: Request, next: Ne
     tokio::select! {
         response = async {
             let response = next.run(Request::from_parts(parts, Body::from(body))).await;
-            end(context, &held, response).await
+            let ended = end(context, &held, response).await;
+            if ended.is_err() {
+                // Nobody need wait for the end of its lease. Where that can't be noted either, they do.
+                let _ = context.catalog.give_up_request(&held.id, &held.holder).await;
+            }
+            ended
         } => response,
         never = renew(context, &held) => match never {},
     }

@@ -1,5 +1,4 @@
 //! What only SQLite has: a file that is full, and one that another process had.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 

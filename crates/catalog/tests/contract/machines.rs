@@ -78,7 +78,7 @@ async fn placements_are_listed_by_worker_until_they_are_released(fixture: &Fixtu
     let one = catalog.place(machine("a", None)).await.unwrap();
     let elsewhere = caddis_catalog::NewPlacement { worker: worker("W2"), ..machine("a", None) };
     let other = catalog.place(elsewhere).await.unwrap();
-    assert_eq!(catalog.placements(Some(&worker("W1"))).await.unwrap(), [one.clone()]);
+    assert_eq!(catalog.placements(Some(&worker("W1"))).await.unwrap(), std::slice::from_ref(&one));
     assert_eq!(catalog.placements(None).await.unwrap().len(), 2);
     catalog.release(&one.machine).await.unwrap();
     assert_eq!(catalog.placements(Some(&worker("W1"))).await.unwrap(), []);
