@@ -16,7 +16,7 @@ use caddis_bus::{
     },
     stream::{InProcessStreams, StreamService},
 };
-use caddis_catalog::{Catalog as _, SqliteCatalog};
+use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -37,7 +37,7 @@ pub async fn serve(machines: usize) -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let directory = tempfile::tempdir()?;
-    let catalog = SqliteCatalog::open(&directory.path().join("catalog.db"))?;
+    let catalog = Catalog::new(Arc::new(SqliteStore::open(&directory.path().join("catalog.db"))?));
     let token = catalog.ensure_root_token().await?.context("a new catalog without a token")?;
     let (bus, worker) = (InProcessBus::new(), WorkerId::from_trusted(WORKER));
     let stub = Arc::new(Stub { machines });
@@ -61,7 +61,7 @@ pub async fn serve(machines: usize) -> Result<()> {
     let gateway = Gateway::new(GatewayParts {
         bus: Arc::new(bus),
         streams: Arc::new(InProcessStreams::new(worker.clone(), stub)),
-        catalog: Arc::new(catalog),
+        catalog,
         region: "local".to_owned(),
         regions: Vec::new(),
         workers: vec![worker],

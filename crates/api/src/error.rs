@@ -95,12 +95,15 @@ pub struct ApiError {
     pub code: ErrorCode,
     /// Text for people; clients match on some of these, see the reference's list.
     pub message: String,
+    /// Nothing was done, though the code alone leaves that open. For the server itself: clients aren't told.
+    #[serde(skip)]
+    pub nothing_done: bool,
 }
 
 impl ApiError {
     /// An error with this text.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), nothing_done: false }
     }
 
     /// 400.

@@ -47,9 +47,10 @@ impl From<BusError> for ApiError {
     fn from(error: BusError) -> Self {
         match &error {
             BusError::Unreadable { .. } | BusError::TooLarge { .. } => Self::internal(error),
-            BusError::NotDelivered(_) => {
-                Self::new(ErrorCode::Unavailable, format!("unavailable: {error}; nothing was done, try again"))
-            }
+            BusError::NotDelivered(_) => Self {
+                nothing_done: true,
+                ..Self::new(ErrorCode::Unavailable, format!("unavailable: {error}; nothing was done, try again"))
+            },
             BusError::TimedOut { .. } => Self::new(
                 ErrorCode::Unavailable,
                 format!("unavailable: {error}; the request may still be carried out, look before trying again"),

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
-use caddis_catalog::{Catalog as _, SqliteCatalog};
+use caddis_catalog::{Catalog, SqliteStore};
 use caddis_disk::Reserve;
 use caddis_gateway::{Gateway, GatewayParts};
 use caddis_image::{ImageStore, ImageStoreConfig};
@@ -168,7 +168,7 @@ impl Server {
         max_connections: usize,
         reserve: Arc<Reserve>,
     ) -> Result<Self> {
-        let catalog = Arc::new(open_catalog(instance, reserve.clone()).await?);
+        let catalog = open_catalog(instance, reserve.clone()).await?;
         let taps = Arc::new(OnceLock::new());
         let (vmm, slots) = start_vmm(settings, instance, address, taps.clone()).await?;
         let images = open_images(settings, instance, vmm.amd64_level()).await?;
@@ -229,8 +229,9 @@ impl Server {
 }
 
 /// Opens the catalog, and writes the root token where it is new or was lost.
-async fn open_catalog(instance: &Instance, reserve: Arc<Reserve>) -> Result<SqliteCatalog> {
-    let catalog = SqliteCatalog::open_with(&instance.path(instance::CATALOG), reserve)?;
+async fn open_catalog(instance: &Instance, reserve: Arc<Reserve>) -> Result<Catalog> {
+    let store = SqliteStore::open_with(&instance.path(instance::CATALOG), reserve)?;
+    let catalog = Catalog::new(Arc::new(store));
     let path = instance.path(instance::ROOT_TOKEN);
     let token = match catalog.ensure_root_token().await? {
         Some(token) => Some(token),

@@ -1,63 +1,31 @@
-//! Why a catalog call failed, and what clients are told about it.
-
-use std::path::PathBuf;
+//! Why a call of the catalog or of its store failed, and what clients are told about it.
 
 use caddis_api::{ApiError, ErrorCode, MachineId};
+
+/// Why a store did not do what it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing was changed, unless the store is reached over a network and its answer was lost.
+    #[error("can't {attempt} in the catalog: {reason}")]
+    Failed {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The disk that the store is on has no room left.
+        disk_full: bool,
+        /// Why, in the store's own words.
+        reason: String,
+    },
+    /// The store has ended.
+    #[error("the catalog is closed")]
+    Closed,
+}
 
 /// Why a catalog call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// The file can't be opened or made.
-    #[error("can't open the catalog {path}: {reason}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The file is damaged. It is left as it is.
-    #[error("the catalog {path} is damaged ({reason}); restore it from a backup, it will not be made anew over this")]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What was found.
-        reason: String,
-    },
-    /// The file is a database of something else.
-    #[error("{path} is an SQLite database, but no catalog; move it away or name another data directory")]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A newer version of the program has changed the file.
-    #[error("the catalog {path} has schema {found}, this program knows up to {known}; run the newer version again")]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its schema.
-        found: u32,
-        /// Ours.
-        known: u32,
-    },
-    /// A call that worked on the file failed.
-    #[error("can't {attempt} in the catalog: {source}")]
-    Storage {
-        /// What was attempted.
-        attempt: &'static str,
-        /// Why not.
-        source: rusqlite::Error,
-    },
-    /// The copy can't be made.
-    #[error("can't back up the catalog to {path}: {reason}")]
-    Backup {
-        /// The copy.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The catalog's thread has ended.
-    #[error("the catalog is closed")]
-    Closed,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// No organisation has this slug.
     #[error("Could not find Organization '{0}'")]
     OrganizationNotFound(String),
@@ -81,6 +49,26 @@ pub enum CatalogError {
         /// Who has it.
         holder: MachineId,
     },
+    /// The keyed request has a machine already: whoever carries it out too has placed it.
+    #[error("aborted: machine {machine} was already placed for this request, look for it before trying again")]
+    RequestHasMachine {
+        /// That machine.
+        machine: MachineId,
+    },
+    /// No machine was ever placed under this id.
+    #[error("machine {0} was never placed")]
+    MachineNotFound(MachineId),
+    /// The machine is gone: it has no place that could change.
+    #[error("failed_precondition: machine {0} is gone, it can't be moved")]
+    MachineReleased(MachineId),
+    /// The machine is not where the caller thought it to be.
+    #[error("aborted: machine {machine} was moved meanwhile (its epoch is {current}), look where it is now")]
+    MachineMoved {
+        /// The machine.
+        machine: MachineId,
+        /// Its epoch.
+        current: u64,
+    },
 }
 
 impl From<CatalogError> for ApiError {
@@ -88,15 +76,13 @@ impl From<CatalogError> for ApiError {
         let code = match &error {
             CatalogError::OrganizationNotFound(_) | CatalogError::AppNotFound(_) => ErrorCode::NotFound,
             CatalogError::AppNameTaken => ErrorCode::NameTaken,
-            CatalogError::AppInDeletion(_) => ErrorCode::FailedPrecondition,
+            CatalogError::AppInDeletion(_) | CatalogError::MachineReleased(_) => ErrorCode::FailedPrecondition,
             CatalogError::IdempotencyMismatch => ErrorCode::Unprocessable,
             CatalogError::MachineNameTaken { .. } => ErrorCode::AlreadyExists,
-            CatalogError::Storage { source, .. }
-                if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) =>
-            {
-                return Self::disk_full();
-            }
-            _ => return Self::internal(error),
+            CatalogError::RequestHasMachine { .. } | CatalogError::MachineMoved { .. } => ErrorCode::Aborted,
+            CatalogError::MachineNotFound(_) => return Self::machine_not_found(),
+            CatalogError::Store(StoreError::Failed { disk_full: true, .. }) => return Self::disk_full(),
+            CatalogError::Store(_) => return Self::internal(error),
         };
         Self::new(code, error.to_string())
     }

@@ -118,7 +118,7 @@ pub struct KeyedRequest {
     pub caller: String,
     /// The key.
     pub key: String,
-    /// Id to go by from here on, if it is new.
+    /// Another one each time it comes. What it makes goes by this id from here on, if it is new.
     pub id: String,
     /// Digest of all that makes it this request.
     pub fingerprint: [u8; 32],
@@ -129,6 +129,11 @@ pub struct KeyedRequest {
 pub enum Keyed {
     /// Nothing: it is noted now.
     New,
+    /// It came before and somebody is carrying it out.
+    InProgress {
+        /// Milliseconds since the Unix epoch: so long at least, unless it ends before.
+        until_ms: u64,
+    },
     /// It came before and was not answered: it may have been carried out.
     CutShort {
         /// The id it was given then.

@@ -5,19 +5,21 @@ use std::{collections::HashSet, net::Ipv6Addr, path::Path, sync::Arc};
 
 use caddis_api::WorkerId;
 use caddis_catalog::{
-    AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement, PERSONAL, SqliteCatalog,
+    AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement, PERSONAL, SqliteError,
+    SqliteStore,
 };
 
 struct Fixture {
     directory: tempfile::TempDir,
-    catalog: Arc<SqliteCatalog>,
+    catalog: Catalog,
+    store: Arc<SqliteStore>,
 }
 
 impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let catalog = Arc::new(SqliteCatalog::open(&directory.path().join("catalog.db")).unwrap());
-        Self { directory, catalog }
+        let store = Arc::new(SqliteStore::open(&directory.path().join("catalog.db")).unwrap());
+        Self { directory, catalog: Catalog::new(store.clone()), store }
     }
 
     fn path(&self) -> std::path::PathBuf {
@@ -39,8 +41,12 @@ fn machine(app: &str, name: Option<&str>) -> NewPlacement {
     }
 }
 
-fn open_error(path: &Path) -> CatalogError {
-    SqliteCatalog::open(path).err().expect("it must be refused")
+fn open(path: &Path) -> Catalog {
+    Catalog::new(Arc::new(SqliteStore::open(path).unwrap()))
+}
+
+fn open_error(path: &Path) -> SqliteError {
+    SqliteStore::open(path).err().expect("it must be refused")
 }
 
 #[tokio::test]
@@ -48,7 +54,7 @@ async fn facts_survive_reopening() {
     let fixture = Fixture::new();
     let made = fixture.catalog.create_app(app("a")).await.unwrap();
     let placed = fixture.catalog.place(machine("a", Some("m"))).await.unwrap();
-    let reopened = SqliteCatalog::open(&fixture.path()).unwrap();
+    let reopened = open(&fixture.path());
     assert_eq!(reopened.app("a").await.unwrap(), Some(made));
     assert_eq!(reopened.placements(None).await.unwrap(), [placed]);
     assert_eq!(reopened.organization(PERSONAL).await.unwrap().unwrap().slug, PERSONAL);
@@ -177,8 +183,8 @@ async fn the_root_token_is_given_once_and_stored_as_a_hash() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
         assert!(!bytes.windows(token.len()).any(|window| window == token.as_bytes()));
     }
-    let next = SqliteCatalog::open(&fixture.path()).unwrap().replace_root_token().await.unwrap();
-    let reopened = SqliteCatalog::open(&fixture.path()).unwrap();
+    let next = open(&fixture.path()).replace_root_token().await.unwrap();
+    let reopened = open(&fixture.path());
     assert_eq!(reopened.authenticate(&token).await.unwrap(), None);
     assert!(reopened.authenticate(&next).await.unwrap().is_some());
 }
@@ -189,18 +195,18 @@ async fn damaged_foreign_and_newer_files_are_refused_and_left_alone() {
     let path = directory.path().join("catalog.db");
     for content in [&b""[..], b"this is no database, it only looks like a file"] {
         std::fs::write(&path, content).unwrap();
-        assert!(matches!(open_error(&path), CatalogError::Corrupt { .. }));
+        assert!(matches!(open_error(&path), SqliteError::Corrupt { .. }));
         assert_eq!(std::fs::read(&path).unwrap(), content);
     }
     std::fs::remove_file(&path).unwrap();
     rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
-    assert!(matches!(open_error(&path), CatalogError::Foreign { .. }));
+    assert!(matches!(open_error(&path), SqliteError::Foreign { .. }));
     std::fs::remove_file(&path).unwrap();
-    drop(SqliteCatalog::open(&path).unwrap());
+    drop(open(&path));
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(open_error(&path), CatalogError::Newer { found: 99, .. }));
+    assert!(matches!(open_error(&path), SqliteError::Newer { found: 99, .. }));
     let missing = directory.path().join("missing/catalog.db");
-    assert!(matches!(open_error(&missing), CatalogError::Open { .. }));
+    assert!(matches!(open_error(&missing), SqliteError::Open { .. }));
 }
 
 #[tokio::test]
@@ -210,12 +216,12 @@ async fn a_page_of_rubbish_in_the_middle_is_noticed() {
         fixture.catalog.create_app(app(&format!("app-{number}"))).await.unwrap();
     }
     let copy = fixture.directory.path().join("copy.db");
-    fixture.catalog.backup(&copy).await.unwrap();
+    fixture.store.backup(&copy).await.unwrap();
     let mut bytes = std::fs::read(&copy).unwrap();
     let middle = bytes.len() / 2 / 4096 * 4096;
     bytes[middle..middle + 4096].fill(0xa5);
     std::fs::write(&copy, &bytes).unwrap();
-    assert!(matches!(open_error(&copy), CatalogError::Corrupt { .. }));
+    assert!(matches!(open_error(&copy), SqliteError::Corrupt { .. }));
 }
 
 #[tokio::test]
@@ -223,11 +229,11 @@ async fn a_backup_is_a_catalog_and_overwrites_nothing() {
     let fixture = Fixture::new();
     let made = fixture.catalog.create_app(app("a")).await.unwrap();
     let copy = fixture.directory.path().join("backup.db");
-    fixture.catalog.backup(&copy).await.unwrap();
+    fixture.store.backup(&copy).await.unwrap();
     fixture.catalog.create_app(app("b")).await.unwrap();
-    let restored = SqliteCatalog::open(&copy).unwrap();
+    let restored = open(&copy);
     assert_eq!(restored.apps(AppQuery::default()).await.unwrap().apps, [made]);
-    assert!(matches!(fixture.catalog.backup(&copy).await, Err(CatalogError::Backup { .. })));
+    assert!(matches!(fixture.store.backup(&copy).await, Err(SqliteError::Backup { .. })));
 }
 
 #[tokio::test]
@@ -245,11 +251,11 @@ async fn the_catalog_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
     let fixture = Fixture::new();
     let made = fixture.catalog.create_app(app("a")).await.unwrap();
     let path = fixture.path();
-    let Fixture { directory: _kept, catalog } = fixture;
-    drop(catalog);
+    let Fixture { directory: _kept, catalog, store } = fixture;
+    drop((catalog, store));
     let first_release = "DROP TABLE requests; PRAGMA user_version = 1;";
     rusqlite::Connection::open(&path).unwrap().execute_batch(first_release).unwrap();
-    let catalog = SqliteCatalog::open(&path).unwrap();
+    let catalog = open(&path);
     assert_eq!(catalog.app("a").await.unwrap(), Some(made));
     let request =
         KeyedRequest { caller: "c".to_owned(), key: "k".to_owned(), id: "1".to_owned(), fingerprint: [0; 32] };

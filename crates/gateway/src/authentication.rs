@@ -40,7 +40,7 @@ pub(crate) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let found = caller(&*context.catalog, request.headers(), endpoint.scope.access()).await;
+    let found = caller(&context.catalog, request.headers(), endpoint.scope.access()).await;
     let admitted = found.and_then(|caller| caller.admit(endpoint.scope).map(|()| caller));
     let caller = match admitted {
         Ok(caller) => caller,
@@ -54,7 +54,7 @@ pub(crate) async fn authenticate(
     }
 }
 
-async fn caller(catalog: &dyn Catalog, headers: &HeaderMap, wants: Access) -> Result<Caller, ApiError> {
+async fn caller(catalog: &Catalog, headers: &HeaderMap, wants: Access) -> Result<Caller, ApiError> {
     let refused = |text: &str| ApiError::new(ErrorCode::Unauthenticated, text);
     let value = headers
         .get(AUTHORIZATION)

@@ -25,7 +25,7 @@ pub(crate) struct Inner {
     pub bus: Arc<dyn caddis_bus::Bus>,
     pub streams: Arc<dyn caddis_bus::stream::Streams>,
     pub workers: WorkerClient,
-    pub catalog: Arc<dyn Catalog>,
+    pub catalog: Catalog,
     pub regions: Regions,
     pub settings: Settings,
     pub view: Arc<View>,

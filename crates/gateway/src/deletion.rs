@@ -9,9 +9,9 @@ use std::{
 };
 
 use caddis_api::{ApiError, ErrorCode, MachineId, MachineState, WorkerId, time::unix_ms};
-use caddis_bus::message::{Action, WorkerReply, WorkerRequest};
-use caddis_catalog::Placement;
-use caddis_view::{Change, Superseded};
+use caddis_bus::message::{Action, MachineRecord, WorkerReply, WorkerRequest};
+use caddis_catalog::{FIRST_EPOCH, Placement};
+use caddis_view::{Change, Shown, Superseded};
 use futures::stream::{self, TryStreamExt as _};
 use jiff::Timestamp;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -42,8 +42,7 @@ pub(crate) async fn tidy(context: Context, mut changes: broadcast::Receiver<Chan
                 let Some(shown) = context.view.get(&id).filter(|shown| shown.state() == MachineState::Destroyed) else {
                     continue;
                 };
-                let app = &shown.record.app;
-                again_until_done("release a machine", || release(&context, &id, app)).await;
+                again_until_done("release a machine", || release_destroyed(&context, &shown)).await;
             }
             Ok(Change::Listed(worker)) => reconcile(&context, &worker).await,
             Ok(Change::Host(_)) => {}
@@ -70,6 +69,16 @@ async fn supersede(context: Context, copy: Superseded) {
     }
 }
 
+/// Frees the name of a destroyed machine, unless it was a copy of one that was placed elsewhere since.
+async fn release_destroyed(context: &Context, shown: &Shown) -> Result<(), ApiError> {
+    let MachineRecord { epoch, app, machine, .. } = &shown.record;
+    let placement = context.catalog.placement(&machine.id).await?;
+    if placement.is_some_and(|placement| placement.epoch > *epoch) {
+        return Ok(());
+    }
+    release(context, &machine.id, app).await
+}
+
 async fn release(context: &Context, machine: &MachineId, app: &str) -> Result<(), ApiError> {
     context.catalog.release(machine).await?;
     if context.catalog.finish_app_deletion(app).await? {
@@ -91,13 +100,25 @@ async fn again_until_done<F: Future<Output = Result<(), ApiError>>>(what: &str, 
 /// Compares the catalog with a worker that was just listed.
 async fn reconcile(context: &Context, worker: &WorkerId) {
     again_until_done("compare the catalog with a worker", || async {
+        let mut placed = HashSet::new();
         for placement in context.catalog.placements(Some(worker)).await? {
+            placed.insert(placement.machine.clone());
             match context.view.get(&placement.machine) {
-                Some(shown) if shown.state() == MachineState::Destroyed => {
-                    release(context, &placement.machine, &placement.app).await?;
-                }
+                Some(shown) if shown.state() == MachineState::Destroyed => release_destroyed(context, &shown).await?,
                 Some(_) => {}
+                // One that was moved was made, and who moves it sees to it.
+                None if placement.epoch > FIRST_EPOCH => {}
                 None => context.background(give_up_unless_made(context.clone(), placement)),
+            }
+        }
+        for shown in context.view.of_worker(worker) {
+            let (id, epoch) = (&shown.record.machine.id, shown.record.epoch);
+            if shown.state() == MachineState::Destroyed || placed.contains(id) {
+                continue;
+            }
+            if let Some(later) = context.catalog.placement(id).await?.filter(|placement| placement.epoch > epoch) {
+                let copy = Superseded { machine: id.clone(), worker: worker.clone(), epoch: later.epoch };
+                context.background(supersede(context.clone(), copy));
             }
         }
         for app in context.catalog.apps_in_deletion().await? {

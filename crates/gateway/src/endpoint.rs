@@ -181,7 +181,7 @@ mod tests {
         InProcessBus,
         stream::{InProcessStreams, StreamService},
     };
-    use caddis_catalog::{Catalog as _, SqliteCatalog};
+    use caddis_catalog::{Catalog, MemoryStore};
     use tower::ServiceExt as _;
     use utoipa_axum::routes;
 
@@ -213,14 +213,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_post_that_was_cut_short_is_refused_unless_its_endpoint_says_otherwise() {
-        let directory = tempfile::tempdir().unwrap();
-        let catalog = SqliteCatalog::open(&directory.path().join("catalog.db")).unwrap();
+        let catalog = Catalog::new(Arc::new(MemoryStore::default()));
         let token = catalog.ensure_root_token().await.unwrap().unwrap();
         let worker = WorkerId::from_trusted("W1");
         let context = Inner::new(GatewayParts {
             bus: Arc::new(InProcessBus::new()),
             streams: Arc::new(InProcessStreams::new(worker, Arc::new(NoStreams))),
-            catalog: Arc::new(catalog),
+            catalog,
             region: "local".to_owned(),
             regions: Vec::new(),
             workers: Vec::new(),

@@ -1,27 +1,36 @@
 //! `Idempotency-Key` on POST: the same request under the same key is carried out once, and answered twice. Keys are the
 //! caller's own and are remembered for a day; requests that failed are forgotten, so that they may be tried again.
 //!
+//! While a request is carried out it is this gateway's under a lease in the catalog. The same request waits for its
+//! answer: for a lock where it came to this gateway, by looking again where another one has it.
+//!
 //! A request that was cut short, by the end of the server or by a worker that did not answer, may have been carried
 //! out. Sent again, what makes a thing (an app, a machine, a version) finds the one it has made; what comes to the same
 //! when done twice is done again; the rest is refused. Which is which is said of each endpoint ([`Replay`]).
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use axum::{
     body::{Body, Bytes},
     extract::Request,
-    http::{HeaderMap, Method, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, HeaderValue, Method,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use caddis_api::{ApiError, ErrorCode};
-use caddis_catalog::{Answer, Keyed, KeyedRequest};
+use caddis_api::{ApiError, ErrorCode, time::unix_ms};
+use caddis_catalog::{Answer, Keyed, KeyedRequest, REQUEST_LEASE};
 use http_body_util::BodyExt as _;
+use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 use crate::{
     context::Context,
@@ -38,6 +47,13 @@ const REPLAYED: &str = "idempotency-replayed";
 const MAX_KEY: usize = 255;
 /// Longest answer that is kept, bytes; only outputs of programs are longer.
 const MAX_ANSWER: usize = 1 << 20;
+/// How long the answer of another gateway is waited for: longer than a lease, so that who waits takes over from one
+/// that has died.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// First and longest wait between two looks for it. The catalog tells nobody of its changes.
+const ANSWER_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How often the lease is renewed: it outlives two that fail.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(REQUEST_LEASE.as_secs() / 3);
 
 /// A request that has a key, as endpoints see it that make something ([`Replay::Makes`]): what they make goes by this id.
 #[derive(Debug, Clone)]
@@ -79,6 +95,16 @@ pub(crate) async fn once(context: Context, caller: String, replay: Replay, reque
     }
 }
 
+/// A request that this gateway is to carry out.
+struct Held {
+    /// What it makes goes by this.
+    id: String,
+    /// Holds its lease.
+    holder: String,
+    /// It was never begun before.
+    is_new: bool,
+}
+
 async fn carry_out(
     context: &Context,
     caller: String,
@@ -92,11 +118,15 @@ async fn carry_out(
     let fingerprint = fingerprint(&parts, &body);
     let turn = context.turns.of(&caller, &key);
     let _turn = turn.lock().await;
-    let id = ulid::Ulid::new().to_string();
-    let id = match context.catalog.begin_request(KeyedRequest { caller, key, id: id.clone(), fingerprint }).await? {
-        Keyed::New => id,
-        Keyed::CutShort { id } if matches!(replay, Replay::Repeatable | Replay::Makes) => id,
-        Keyed::CutShort { .. } => return Err(unknown_outcome()),
+    let holder = ulid::Ulid::new().to_string();
+    let (id, is_new) = match begin(context, KeyedRequest { caller, key, id: holder.clone(), fingerprint }).await? {
+        Keyed::New => (holder.clone(), true),
+        Keyed::CutShort { id } if matches!(replay, Replay::Repeatable | Replay::Makes) => (id, false),
+        Keyed::CutShort { id } => {
+            context.catalog.give_up_request(&id, &holder).await?;
+            return Err(unknown_outcome());
+        }
+        Keyed::InProgress { until_ms } => return Ok(in_progress(until_ms)),
         Keyed::Answered(answer) => return again(answer),
         Keyed::Another => {
             let text = format!("invalid {IDEMPOTENCY_KEY}, another request came with it before");
@@ -106,15 +136,62 @@ async fn carry_out(
     if replay == Replay::Makes {
         parts.extensions.insert(RequestId(id.clone()));
     }
-    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    let held = Held { id, holder, is_new };
+    tokio::select! {
+        response = async {
+            let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+            let ended = end(context, &held, response).await;
+            if ended.is_err() {
+                // Nobody need wait for the end of its lease. Where that can't be noted either, they do.
+                let _ = context.catalog.give_up_request(&held.id, &held.holder).await;
+            }
+            ended
+        } => response,
+        never = renew(context, &held) => match never {},
+    }
+}
+
+/// Waits while another gateway carries the request out.
+async fn begin(context: &Context, request: KeyedRequest) -> Result<Keyed, ApiError> {
+    let (given_up, mut pause) = (Instant::now() + ANSWER_TIMEOUT, ANSWER_INTERVAL.0);
+    loop {
+        match context.catalog.begin_request(request.clone()).await? {
+            Keyed::InProgress { .. } if Instant::now() < given_up => {
+                tokio::time::sleep(pause).await;
+                pause = ANSWER_INTERVAL.1.min(pause * 2);
+            }
+            known => return Ok(known),
+        }
+    }
+}
+
+/// Holds a request for as long as it is carried out.
+async fn renew(context: &Context, held: &Held) -> Infallible {
+    loop {
+        tokio::time::sleep(RENEWAL_INTERVAL).await;
+        match context.catalog.renew_request(&held.id, &held.holder).await {
+            Ok(true) => {}
+            // Its answer was noted a moment ago, or this gateway stood still for too long. What it makes is made once.
+            Ok(false) => tracing::debug!(id = held.id, "a keyed request is not held any more"),
+            Err(error) => tracing::warn!(id = held.id, %error, "can't hold a keyed request, trying again"),
+        }
+    }
+}
+
+/// Notes what came of a request before that is answered.
+async fn end(context: &Context, held: &Held, response: Response) -> Result<Response, ApiError> {
     if response.status().is_success() {
-        return keep(context, &id, response).await;
+        return keep(context, &held.id, response).await;
     }
     let outcome_is_known = response.extensions().get::<ApiError>().is_none_or(|error| {
-        !matches!(error.code, ErrorCode::Unavailable | ErrorCode::Internal | ErrorCode::DeadlineExceeded)
+        // Of one that was cut short, an earlier try may have done what this one did not.
+        (error.nothing_done && held.is_new)
+            || !matches!(error.code, ErrorCode::Unavailable | ErrorCode::Internal | ErrorCode::DeadlineExceeded)
     });
     if outcome_is_known {
-        context.catalog.forget_request(&id).await?;
+        context.catalog.forget_request(&held.id, &held.holder).await?;
+    } else {
+        context.catalog.give_up_request(&held.id, &held.holder).await?;
     }
     Ok(response)
 }
@@ -141,6 +218,17 @@ fn unknown_outcome() -> ApiError {
     ApiError::aborted(format!(
         "a request with this {IDEMPOTENCY_KEY} was cut short and may have been carried out: look, then use another key"
     ))
+}
+
+/// Says when to come back: when the one who has it has renewed its lease or lost it.
+fn in_progress(until_ms: u64) -> Response {
+    let error = ApiError::aborted(format!(
+        "a request with this {IDEMPOTENCY_KEY} is still being carried out: send it again later for its answer"
+    ));
+    let seconds = until_ms.saturating_sub(unix_ms(Timestamp::now())).div_ceil(1000).max(1);
+    let mut response = Failure(error).into_response();
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    response
 }
 
 /// Keeps the answer before it is given.

@@ -69,7 +69,7 @@ pub struct GatewayParts {
     /// Reaches the stream endpoints of workers.
     pub streams: Arc<dyn Streams>,
     /// Unique facts.
-    pub catalog: Arc<dyn Catalog>,
+    pub catalog: Catalog,
     /// The region this gateway is in.
     pub region: String,
     /// All regions. `capacity` is filled in when asked for.

@@ -14,7 +14,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use axum::{Router, body::Body, http::Request};
 use caddis_api::WorkerId;
-use caddis_catalog::{Catalog as _, SqliteCatalog};
+use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
 use caddis_vmm::{
     SlotPool,
@@ -62,7 +62,7 @@ pub struct Cluster {
     /// What connects the nodes.
     pub network: Network,
     /// Names and placements.
-    pub catalog: Arc<SqliteCatalog>,
+    pub catalog: Catalog,
     token: String,
     options: ClusterOptions,
     gateways: Vec<(Gateway, Router)>,
@@ -95,7 +95,7 @@ impl Cluster {
     /// When a part of it can't begin.
     pub async fn new(options: ClusterOptions) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let catalog = Arc::new(SqliteCatalog::open(&directory.path().join("catalog.db"))?);
+        let catalog = Catalog::new(Arc::new(SqliteStore::open(&directory.path().join("catalog.db"))?));
         let token = catalog.ensure_root_token().await?.context("the token of a new catalog")?;
         let mut cluster = Self {
             network: Network::default(),

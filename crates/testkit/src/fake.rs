@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
-use caddis_catalog::{Catalog as _, SqliteCatalog};
+use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
 use caddis_vmm::{
     SlotPool,
@@ -55,7 +55,7 @@ pub struct FakeServer {
     address: SocketAddr,
     token: String,
     options: FakeOptions,
-    catalog: Arc<SqliteCatalog>,
+    catalog: Catalog,
     running: Option<Running>,
     runtime: Option<Runtime>,
     directory: tempfile::TempDir,
@@ -82,7 +82,7 @@ impl FakeServer {
     pub async fn with(options: FakeOptions) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let directory = tempfile::tempdir()?;
-        let catalog = Arc::new(SqliteCatalog::open(&directory.path().join("catalog.db"))?);
+        let catalog = Catalog::new(Arc::new(SqliteStore::open(&directory.path().join("catalog.db"))?));
         let token = catalog.ensure_root_token().await?.context("the token of a new catalog")?;
         let mut server = Self {
             host: FakeHost::on(runtime.handle().clone()),

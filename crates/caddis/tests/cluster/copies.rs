@@ -44,8 +44,32 @@ async fn is_alone_on(cluster: &Cluster, id: &str, number: u8, stale: u8) {
 async fn a_copy_of_an_earlier_placement_is_stopped_as_soon_as_the_later_one_is_heard_of() {
     let cluster = cluster(ClusterOptions::default()).await;
     let id = started_on(&cluster, 0, config()).await;
-    create(&cluster, 1, &id.parse().unwrap(), 2, config()).await.unwrap();
+    let machine = id.parse().unwrap();
+    let moved = cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
+    assert_eq!(moved.epoch, 2);
+    create(&cluster, 1, &machine, moved.epoch, config()).await.unwrap();
     is_alone_on(&cluster, &id, 1, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_catalog_alone_tells_a_host_that_its_machine_was_placed_elsewhere() {
+    let mut cluster = cluster(ClusterOptions::default()).await;
+    let id = started_on(&cluster, 0, config()).await;
+    let machine: MachineId = id.parse().unwrap();
+    cluster.kill(0).await.unwrap();
+    cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
+    // The other host does not have it yet.
+    cluster.start(0).await.unwrap();
+    tokio::time::timeout(caddis_testkit::DEADLINE, until_copy_rests(&cluster, 0, &machine)).await.unwrap();
+    assert_eq!(cluster.vms(0).running(), Vec::<String>::new());
+    // Destroyed for good, it takes nothing of the machine with it.
+    let destroy = WorkerRequest::Act { machine: machine.clone(), nonce: None, action: Action::Destroy { force: true } };
+    ask(&cluster, 0, "destroy-copy", destroy).await.unwrap();
+    cluster.until(0, &format!("GET {MACHINES}/{id}"), |machine| machine["state"] == "destroyed").await.unwrap();
+    let placement = cluster.catalog.placement(&machine).await.unwrap().unwrap();
+    assert_eq!((placement.released, placement.epoch, &placement.worker), (false, 2, cluster.worker(1)));
+    create(&cluster, 1, &machine, 2, config()).await.unwrap();
+    until_state(&cluster, &id, "started").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +80,9 @@ async fn a_host_that_was_away_while_its_machine_was_placed_elsewhere_stops_its_c
     always["restart"] = json!({ "policy": "always" });
     let id = started_on(&cluster, 0, always.clone()).await;
     cluster.kill(0).await.unwrap();
-    create(&cluster, 1, &id.parse().unwrap(), 2, always).await.unwrap();
+    let machine = id.parse().unwrap();
+    cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
+    create(&cluster, 1, &machine, 2, always).await.unwrap();
     cluster.until(0, &format!("GET {MACHINES}/{id}"), |machine| machine["host_status"] == "ok").await.unwrap();
     assert_eq!(cluster.vms(0).running(), std::slice::from_ref(&id), "its VM went on without its worker");
     cluster.start(0).await.unwrap();

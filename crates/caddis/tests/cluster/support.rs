@@ -5,7 +5,6 @@ use caddis_bus::{
     Bus as _,
     message::{CreateMachine, Envelope, WorkerRequest, WorkerResult, decode, encode, worker_subject},
 };
-use caddis_catalog::Catalog as _;
 use caddis_testkit::{
     DEADLINE,
     cluster::{Cluster, ClusterOptions, Node},

@@ -1,113 +1,108 @@
-//! Machines: ids, names, addresses, and where they are.
+//! Rows of placements.
 
-use std::net::Ipv6Addr;
+use caddis_api::{MachineId, WorkerId};
+use rusqlite::{Connection, OptionalExtension as _, Params, Result, Transaction, TransactionBehavior, params};
 
-use caddis_api::{MachineId, WorkerId, names};
-use rand::Rng as _;
-use rusqlite::{Connection, OptionalExtension as _, Params, Transaction, TransactionBehavior, params};
+use crate::{
+    Placement,
+    store::{PlacementConflict, PlacementRow},
+};
 
-use super::{apps, requests, schema::now_ms, storage};
-use crate::{AppState, CatalogError, NewPlacement, Placement, Result};
-
-pub(super) fn place(connection: &mut Connection, new: NewPlacement) -> Result<Placement> {
-    let transaction = connection
-        .transaction_with_behavior(TransactionBehavior::Immediate)
-        .map_err(storage("begin placing a machine"))?;
-    let app = apps::find(&transaction, &new.app)
-        .map_err(storage("read an app"))?
-        .ok_or_else(|| CatalogError::AppNotFound(new.app.clone()))?;
-    if app.state == AppState::Deleting {
-        return Err(CatalogError::AppInDeletion(new.app));
+pub(super) fn insert(
+    connection: &mut Connection,
+    row: &PlacementRow,
+) -> Result<std::result::Result<(), PlacementConflict>> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if let Some(conflict) = conflict(&transaction, row)? {
+        return Ok(Err(conflict));
     }
-    let holder = |name: &str| holder(&transaction, app.number, name).map_err(storage("look for a machine's name"));
-    let name = match new.name {
-        Some(name) => match holder(&name)? {
-            Some(holder) => return Err(CatalogError::MachineNameTaken { name, holder }),
-            None => name,
-        },
-        None => loop {
-            let name = names::generate();
-            if holder(&name)?.is_none() {
-                break name;
-            }
-        },
-    };
-    let mut placement = Placement {
-        machine: MachineId::random(),
-        name,
-        app: new.app,
-        worker: new.worker,
-        region: new.region,
-        epoch: 1,
-        ipv6: Ipv6Addr::UNSPECIFIED,
-        network_prefix: app.network_prefix,
-        created_ms: 0,
-        released: false,
-    };
-    insert(&transaction, app.number, &mut placement).map_err(storage("place a machine"))?;
-    if let Some(id) = &new.request {
-        requests::places(&transaction, id, &placement).map_err(storage("place a machine"))?;
-    }
-    transaction.commit().map_err(storage("place a machine"))?;
-    Ok(placement)
-}
-
-fn holder(transaction: &Transaction<'_>, app: i32, name: &str) -> rusqlite::Result<Option<MachineId>> {
-    transaction
-        .prepare_cached("SELECT machine FROM placements WHERE app = ?1 AND name = ?2 AND released_ms IS NULL")?
-        .query_row(params![app, name], |row| Ok(MachineId::from_trusted(row.get::<_, String>(0)?)))
-        .optional()
-}
-
-/// Stores it under an id and an address that were never given before.
-fn insert(transaction: &Transaction<'_>, app: i32, placement: &mut Placement) -> rusqlite::Result<()> {
-    let now = now_ms();
-    placement.created_ms = u64::try_from(now).unwrap_or(0);
-    let network = placement.network_prefix.split('/').next().and_then(|text| text.parse::<Ipv6Addr>().ok());
-    let network = network.unwrap_or(Ipv6Addr::UNSPECIFIED).to_bits() >> 80 << 80;
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO placements (machine, name, app, worker, region, epoch, ipv6, created_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
-    )?;
-    loop {
-        let subnet = u128::from(rand::rng().random::<u64>());
-        placement.ipv6 = Ipv6Addr::from_bits(network | subnet << 16 | 2);
-        let made = statement.execute(params![
-            placement.machine.as_str(),
-            placement.name,
-            app,
-            placement.worker.as_str(),
-            placement.region,
-            i64::try_from(placement.epoch).unwrap_or(i64::MAX),
-            placement.ipv6.to_string(),
-            now,
+    let inserted = transaction
+        .prepare_cached(
+            "INSERT INTO placements (machine, name, app, worker, region, epoch, ipv6, created_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![
+            row.machine.as_str(),
+            row.name,
+            row.app,
+            row.worker.as_str(),
+            row.region,
+            row.epoch,
+            row.ipv6.to_string(),
+            row.created_ms,
         ])?;
-        if made == 1 {
-            return Ok(());
-        }
-        // The name was free a moment ago in this very transaction: it was the id or the address.
-        placement.machine = MachineId::random();
+    if inserted == 0 {
+        // The name is free in this very transaction: it is the id or the address.
+        return Ok(Err(PlacementConflict::Identity));
     }
+    if let Some(request) = &row.request {
+        transaction
+            .prepare_cached("UPDATE requests SET machine = ?2 WHERE id = ?1")?
+            .execute(params![request, row.machine.as_str()])?;
+    }
+    transaction.commit()?;
+    Ok(Ok(()))
 }
 
-pub(super) fn release(connection: &Connection, machine: &MachineId) -> rusqlite::Result<()> {
+/// What is in the way of a placement, but for its id and address.
+fn conflict(transaction: &Transaction<'_>, row: &PlacementRow) -> Result<Option<PlacementConflict>> {
+    let app_takes_machines = transaction
+        .prepare_cached("SELECT 1 FROM apps WHERE number = ?1 AND deleting_ms IS NULL AND deleted_ms IS NULL")?
+        .exists([row.app])?;
+    if !app_takes_machines {
+        return Ok(Some(PlacementConflict::App));
+    }
+    let machine = |sql: &str, values: &[&dyn rusqlite::ToSql]| {
+        let machine = |row: &rusqlite::Row<'_>| Ok(MachineId::from_trusted(row.get::<_, String>(0)?));
+        transaction.prepare_cached(sql)?.query_row(values, machine).optional()
+    };
+    let of_request = "SELECT p.machine FROM requests r JOIN placements p ON p.machine = r.machine
+        WHERE r.id = ?1 AND p.released_ms IS NULL";
+    if let Some(machine) = machine(of_request, &[&row.request])? {
+        return Ok(Some(PlacementConflict::Request(machine)));
+    }
+    let of_name = "SELECT machine FROM placements WHERE app = ?1 AND name = ?2 AND released_ms IS NULL";
+    Ok(machine(of_name, &[&row.app, &row.name])?.map(PlacementConflict::Name))
+}
+
+pub(super) fn set_worker(
+    connection: &Connection,
+    machine: &MachineId,
+    epoch: u64,
+    (worker, region): (&WorkerId, &str),
+) -> Result<bool> {
+    let moved = connection
+        .prepare_cached(
+            "UPDATE placements SET worker = ?3, region = ?4, epoch = epoch + 1
+             WHERE machine = ?1 AND epoch = ?2 AND released_ms IS NULL",
+        )?
+        .execute(params![machine.as_str(), epoch, worker.as_str(), region])?;
+    Ok(moved == 1)
+}
+
+pub(super) fn release(connection: &Connection, machine: &MachineId, at_ms: u64) -> Result<()> {
     connection
         .prepare_cached("UPDATE placements SET released_ms = ?2 WHERE machine = ?1 AND released_ms IS NULL")?
-        .execute(params![machine.as_str(), now_ms()])
+        .execute(params![machine.as_str(), at_ms])
         .map(drop)
 }
 
-pub(super) fn list(connection: &Connection, worker: Option<&WorkerId>) -> rusqlite::Result<Vec<Placement>> {
+pub(super) fn find(connection: &Connection, machine: &MachineId) -> Result<Option<Placement>> {
+    Ok(select(connection, "p.machine = ?1", [machine.as_str()])?.pop())
+}
+
+pub(super) fn list(connection: &Connection, worker: Option<&WorkerId>) -> Result<Vec<Placement>> {
     let condition = "p.released_ms IS NULL AND (?1 IS NULL OR p.worker = ?1)";
     select(connection, condition, params![worker.map(WorkerId::as_str)])
 }
 
+pub(super) fn of_request(connection: &Connection, id: &str) -> Result<Option<Placement>> {
+    let condition = "p.machine = (SELECT machine FROM requests WHERE id = ?1)";
+    Ok(select(connection, condition, [id])?.pop())
+}
+
 /// Those of which this holds, by machine.
-pub(super) fn select(
-    connection: &Connection,
-    condition: &str,
-    values: impl Params,
-) -> rusqlite::Result<Vec<Placement>> {
+fn select(connection: &Connection, condition: &str, values: impl Params) -> Result<Vec<Placement>> {
     connection
         .prepare_cached(&format!(
             "SELECT p.machine, p.name, a.name, p.worker, p.region, p.epoch, p.ipv6, n.prefix, p.created_ms,

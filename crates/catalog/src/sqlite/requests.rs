@@ -1,68 +1,114 @@
-//! Requests that came with a key of their client, and what was answered to them.
+//! Rows of keyed requests.
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Result, Row, TransactionBehavior, params};
 
-use super::{placements, schema::now_ms, storage};
-use crate::{Answer, Keyed, KeyedRequest, Placement, Result};
+use crate::{
+    Answer,
+    store::{RequestLease, RequestRow},
+};
 
-/// How long a key is remembered, milliseconds.
-const RETENTION_MS: i64 = 24 * 3600 * 1000;
-
-pub(super) fn begin(connection: &mut Connection, request: &KeyedRequest) -> Result<Keyed> {
-    let begin = |connection: &mut Connection| {
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        transaction.prepare_cached("DELETE FROM requests WHERE created_ms < ?1")?.execute([now_ms() - RETENTION_MS])?;
-        let found = find(&transaction, request)?;
-        if matches!(found, Keyed::New) {
-            transaction
-                .prepare_cached(
-                    "INSERT INTO requests (caller, key, id, fingerprint, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
-                )?
-                .execute(params![request.caller, request.key, request.id, request.fingerprint, now_ms()])?;
-        }
-        transaction.commit()?;
-        Ok(found)
+fn read(row: &Row<'_>) -> Result<RequestRow> {
+    let status: Option<u16> = row.get(5)?;
+    let answer = match status {
+        Some(status) => Some(Answer { status, content_type: row.get(6)?, body: row.get(7)? }),
+        None => None,
     };
-    begin(connection).map_err(storage("note a request"))
+    let holder: Option<String> = row.get(8)?;
+    let lease = match holder {
+        Some(holder) => Some(RequestLease { holder, until_ms: row.get(9)? }),
+        None => None,
+    };
+    Ok(RequestRow {
+        caller: row.get(0)?,
+        key: row.get(1)?,
+        id: row.get(2)?,
+        fingerprint: row.get(3)?,
+        created_ms: row.get(4)?,
+        answer,
+        lease,
+    })
 }
 
-fn find(transaction: &Transaction<'_>, request: &KeyedRequest) -> rusqlite::Result<Keyed> {
+pub(super) fn note(
+    connection: &mut Connection,
+    request: &RequestRow,
+    forget_before_ms: u64,
+) -> Result<Option<RequestRow>> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.prepare_cached("DELETE FROM requests WHERE created_ms < ?1")?.execute([forget_before_ms])?;
     let found = transaction
         .prepare_cached(
-            "SELECT id, fingerprint, status, content_type, body FROM requests WHERE caller = ?1 AND key = ?2",
+            "SELECT caller, key, id, fingerprint, created_ms, status, content_type, body, lease_holder, lease_until_ms
+             FROM requests WHERE caller = ?1 AND key = ?2",
         )?
-        .query_row(params![request.caller, request.key], |row| {
-            let fingerprint: [u8; 32] = row.get(1)?;
-            let status: Option<u16> = row.get(2)?;
-            Ok(match status {
-                _ if fingerprint != request.fingerprint => Keyed::Another,
-                Some(status) => Keyed::Answered(Answer { status, content_type: row.get(3)?, body: row.get(4)? }),
-                None => Keyed::CutShort { id: row.get(0)? },
-            })
-        });
-    Ok(found.optional()?.unwrap_or(Keyed::New))
+        .query_row(params![request.caller, request.key], read)
+        .optional()?;
+    if found.is_none() {
+        let lease = request.lease.as_ref();
+        transaction
+            .prepare_cached(
+                "INSERT INTO requests (caller, key, id, fingerprint, created_ms, lease_holder, lease_until_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                request.caller,
+                request.key,
+                request.id,
+                request.fingerprint,
+                request.created_ms,
+                lease.map(|lease| &lease.holder),
+                lease.map(|lease| lease.until_ms),
+            ])?;
+    }
+    transaction.commit()?;
+    Ok(found)
 }
 
-pub(super) fn answered(connection: &Connection, id: &str, answer: &Answer) -> rusqlite::Result<()> {
+pub(super) fn take(connection: &Connection, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> Result<bool> {
+    let taken = connection
+        .prepare_cached(
+            "UPDATE requests SET lease_holder = ?4, lease_until_ms = ?5
+             WHERE id = ?1 AND status IS NULL AND lease_holder IS ?2 AND lease_until_ms IS ?3",
+        )?
+        .execute(params![
+            id,
+            from.map(|lease| &lease.holder),
+            from.map(|lease| lease.until_ms),
+            to.holder,
+            to.until_ms,
+        ])?;
+    Ok(taken == 1)
+}
+
+pub(super) fn renew(connection: &Connection, id: &str, lease: &RequestLease) -> Result<bool> {
+    let renewed = connection
+        .prepare_cached("UPDATE requests SET lease_until_ms = ?3 WHERE id = ?1 AND lease_holder = ?2")?
+        .execute(params![id, lease.holder, lease.until_ms])?;
+    Ok(renewed == 1)
+}
+
+pub(super) fn give_up(connection: &Connection, id: &str, holder: &str) -> Result<()> {
     connection
-        .prepare_cached("UPDATE requests SET status = ?2, content_type = ?3, body = ?4 WHERE id = ?1")?
+        .prepare_cached(
+            "UPDATE requests SET lease_holder = NULL, lease_until_ms = NULL WHERE id = ?1 AND lease_holder = ?2",
+        )?
+        .execute([id, holder])
+        .map(drop)
+}
+
+pub(super) fn answer(connection: &Connection, id: &str, answer: &Answer) -> Result<()> {
+    connection
+        .prepare_cached(
+            "UPDATE requests SET status = ?2, content_type = ?3, body = ?4, lease_holder = NULL, lease_until_ms = NULL
+             WHERE id = ?1 AND status IS NULL",
+        )?
         .execute(params![id, answer.status, answer.content_type, answer.body])
         .map(drop)
 }
 
-pub(super) fn forget(connection: &Connection, id: &str) -> rusqlite::Result<()> {
-    connection.prepare_cached("DELETE FROM requests WHERE id = ?1")?.execute([id]).map(drop)
-}
-
-/// Notes which machine a request is about to make, in the transaction that places it.
-pub(super) fn places(transaction: &Transaction<'_>, id: &str, placement: &Placement) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached("UPDATE requests SET machine = ?2 WHERE id = ?1")?
-        .execute(params![id, placement.machine.as_str()])
+pub(super) fn delete(connection: &Connection, id: &str, holder: &str) -> Result<()> {
+    connection
+        .prepare_cached("DELETE FROM requests WHERE id = ?1 AND lease_holder = ?2 AND status IS NULL")?
+        .execute([id, holder])
         .map(drop)
-}
-
-pub(super) fn placement(connection: &Connection, id: &str) -> rusqlite::Result<Option<Placement>> {
-    let condition = "p.machine = (SELECT machine FROM requests WHERE id = ?1)";
-    Ok(placements::select(connection, condition, [id])?.pop())
 }

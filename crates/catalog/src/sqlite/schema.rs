@@ -7,7 +7,10 @@ use caddis_disk::Reserve;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
-use crate::{CatalogError, PERSONAL, Result};
+use super::SqliteError;
+use crate::PERSONAL;
+
+type Result<T> = std::result::Result<T, SqliteError>;
 
 /// `CADC`: marks a database as a catalog.
 const APPLICATION_ID: i32 = 0x4341_4443;
@@ -44,11 +47,14 @@ const STEPS: &[&str] = &["
         created_ms INTEGER NOT NULL, machine TEXT, status INTEGER, content_type TEXT, body BLOB,
         PRIMARY KEY (caller, key)) STRICT;
     CREATE INDEX requests_by_time ON requests (created_ms);
+", "
+    ALTER TABLE requests ADD COLUMN lease_holder TEXT;
+    ALTER TABLE requests ADD COLUMN lease_until_ms INTEGER;
 "];
 
 /// Opens the catalog at `path`, making it when there is no file.
 pub(super) fn open(path: &Path, reserve: &Reserve) -> Result<Connection> {
-    let open_error = |reason: String| CatalogError::Open { path: path.to_owned(), reason };
+    let open_error = |reason: String| SqliteError::Open { path: path.to_owned(), reason };
     if !path.try_exists().map_err(|e| open_error(e.to_string()))? {
         create(path)?;
     }
@@ -63,7 +69,11 @@ pub(super) fn open(path: &Path, reserve: &Reserve) -> Result<Connection> {
         })
         .map_err(|e| explain(path, &e))?;
     verify(path, &connection)?;
-    let prepared = reserve.with(path, || prepare(&connection).and_then(|()| migrate(&mut connection)));
+    let prepared = reserve.with(path, || {
+        prepare(&connection)?;
+        migrate(&mut connection)?;
+        end_leases(&connection)
+    });
     prepared.map_err(|e| explain(path, &e))?;
     Ok(connection)
 }
@@ -71,7 +81,7 @@ pub(super) fn open(path: &Path, reserve: &Reserve) -> Result<Connection> {
 /// Makes the file under another name first: a file of the right name is a whole one, and one that is empty was
 /// damaged, not just begun.
 fn create(path: &Path) -> Result<()> {
-    let open_error = |reason: String| CatalogError::Open { path: path.to_owned(), reason };
+    let open_error = |reason: String| SqliteError::Open { path: path.to_owned(), reason };
     let draft = path.with_extension("new");
     match std::fs::remove_file(&draft) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(open_error(e.to_string())),
@@ -90,7 +100,7 @@ fn create(path: &Path) -> Result<()> {
 }
 
 fn verify(path: &Path, connection: &Connection) -> Result<()> {
-    let corrupt = |reason: &str| CatalogError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
+    let corrupt = |reason: &str| SqliteError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
     let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (application, version) =
         number("application_id").and_then(|id| Ok((id, number("user_version")?))).map_err(|e| explain(path, &e))?;
@@ -98,12 +108,12 @@ fn verify(path: &Path, connection: &Connection) -> Result<()> {
         return Err(corrupt("it is empty"));
     }
     if application != i64::from(APPLICATION_ID) {
-        return Err(CatalogError::Foreign { path: path.to_owned() });
+        return Err(SqliteError::Foreign { path: path.to_owned() });
     }
     let known = STEPS.len() as u32;
     let found = u32::try_from(version).map_err(|_| corrupt("impossible schema number"))?;
     if found > known {
-        return Err(CatalogError::Newer { path: path.to_owned(), found, known });
+        return Err(SqliteError::Newer { path: path.to_owned(), found, known });
     }
     let findings: String =
         connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(|e| explain(path, &e))?;
@@ -136,11 +146,18 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn explain(path: &Path, error: &rusqlite::Error) -> CatalogError {
+/// Whoever was carrying requests out was a process that had this file: it is no more.
+fn end_leases(connection: &Connection) -> rusqlite::Result<()> {
+    connection
+        .execute("UPDATE requests SET lease_holder = NULL, lease_until_ms = NULL WHERE lease_holder IS NOT NULL", [])
+        .map(drop)
+}
+
+fn explain(path: &Path, error: &rusqlite::Error) -> SqliteError {
     let (path, reason) = (path.to_owned(), error.to_string());
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => CatalogError::Corrupt { path, reason },
-        _ => CatalogError::Open { path, reason },
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => SqliteError::Corrupt { path, reason },
+        _ => SqliteError::Open { path, reason },
     }
 }
 

@@ -5,11 +5,12 @@ use std::{
     sync::{Arc, mpsc},
 };
 
-use caddis_disk::{Reserve, is_full};
+use caddis_disk::Reserve;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use crate::{CatalogError, Result};
+use super::error::failed;
+use crate::{StoreError, store::Stored};
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -35,31 +36,26 @@ impl Owner {
     /// Runs what frees room, or must be recorded for that: it does not fail while there is any reserve.
     pub(super) async fn run_anyway<T: Send + 'static>(
         &self,
-        mut work: impl FnMut(&mut Connection) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+        attempt: &'static str,
+        mut work: impl FnMut(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Stored<T> {
         let (path, reserve) = (self.path.clone(), self.reserve.clone());
-        self.run(move |connection| {
-            loop {
-                match work(connection) {
-                    Err(CatalogError::Storage { source, .. }) if is_full(&source, &path) && reserve.give() => {}
-                    outcome => return outcome,
-                }
-            }
-        })
-        .await
+        self.run(attempt, move |connection| reserve.with(&path, || work(connection))).await
     }
 
     /// Runs `work`. It is carried out even when the caller stops waiting.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+        attempt: &'static str,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Stored<T> {
         let (answer, result) = oneshot::channel();
+        let path = self.path.clone();
         let job: Job = Box::new(move |connection| {
             // The caller may have gone; the work counts all the same.
-            let _ = answer.send(work(connection));
+            let _ = answer.send(work(connection).map_err(|error| failed(attempt, &error, &path)));
         });
-        self.jobs.send(job).map_err(|_| CatalogError::Closed)?;
-        result.await.map_err(|_| CatalogError::Closed)?
+        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
     }
 }

@@ -1,21 +1,46 @@
-//! Tokens: only their SHA-256 is stored.
+//! Rows of tokens, and their copy in memory, so that authenticating a request costs no visit to the
+//! thread. The file belongs to one process, so the copy is never out of date.
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use rand::Rng as _;
-use rusqlite::{Connection, TransactionBehavior, params};
-use sha2::{Digest as _, Sha256};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
-use super::{Tokens, schema::now_ms};
-use crate::{PERSONAL, TokenRecord, TokenScope};
+use rusqlite::{Connection, Result, TransactionBehavior, params};
 
-const ROOT: &str = "root";
+use crate::{TokenRecord, TokenScope, store::TokenRow};
 
-/// A token of 256 random bits needs no slow hash: there is nothing to guess.
-pub(super) fn hash(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
+/// All tokens.
+#[derive(Clone)]
+pub(super) struct Tokens(Arc<RwLock<HashMap<[u8; 32], TokenRecord>>>);
+
+impl Tokens {
+    pub(super) fn read(connection: &Connection) -> Result<Self> {
+        Ok(Self(Arc::new(RwLock::new(all(connection)?))))
+    }
+
+    pub(super) fn get(&self, hash: &[u8; 32]) -> Option<TokenRecord> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    }
+
+    /// Inserts a token, in place of the one of its name if `replace`. False where that is there.
+    pub(super) fn insert(&self, connection: &mut Connection, row: &TokenRow, replace: bool) -> Result<bool> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if replace {
+            transaction.execute("DELETE FROM tokens WHERE name = ?1", [&row.name])?;
+        }
+        let inserted = transaction.execute(
+            "INSERT INTO tokens (name, hash, organization, created_ms) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO NOTHING",
+            params![row.name, row.hash, row.organization, row.created_ms],
+        )?;
+        transaction.commit()?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all(connection)?;
+        Ok(inserted == 1)
+    }
 }
 
-pub(super) fn all(connection: &Connection) -> rusqlite::Result<Tokens> {
+fn all(connection: &Connection) -> Result<HashMap<[u8; 32], TokenRecord>> {
     connection
         .prepare_cached(
             "SELECT hash, tokens.name, slug FROM tokens JOIN organizations o ON o.number = tokens.organization",
@@ -25,20 +50,4 @@ pub(super) fn all(connection: &Connection) -> rusqlite::Result<Tokens> {
             Ok((row.get(0)?, TokenRecord { name, organization, scope: TokenScope::All }))
         })?
         .collect()
-}
-
-/// Makes the root token unless there is one and `replace` is not set.
-pub(super) fn set_root(connection: &mut Connection, replace: bool) -> rusqlite::Result<Option<String>> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if replace {
-        transaction.execute("DELETE FROM tokens WHERE name = ?1", [ROOT])?;
-    }
-    let text = format!("caddis_{}", URL_SAFE_NO_PAD.encode(rand::rng().random::<[u8; 32]>()));
-    let made = transaction.execute(
-        "INSERT INTO tokens (name, hash, organization, created_ms)
-         SELECT ?1, ?2, number, ?3 FROM organizations WHERE slug = ?4 ON CONFLICT (name) DO NOTHING",
-        params![ROOT, hash(&text), now_ms(), PERSONAL],
-    )?;
-    transaction.commit()?;
-    Ok((made == 1).then_some(text))
 }

@@ -164,8 +164,8 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
             region: region.clone(),
             request: wanted.request_id.clone(),
         };
-        let placement = reserve(context, place).await?;
-        match hand_over(context, &wanted, placement, false).await {
+        let (placement, again) = reserve(context, place).await?;
+        match hand_over(context, &wanted, placement, again).await {
             // It was taken between the offer and now.
             Err(error) if error.code == ErrorCode::InsufficientCapacity => refusal = Some(error),
             outcome => return outcome,
@@ -175,17 +175,23 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
 }
 
 /// Takes id, name and address. A name that a destroyed machine still holds, because its release is under way, is
-/// released here.
+/// released here. Where another gateway has placed a machine for this very request meanwhile, it is that one, and its
+/// worker may have been asked.
 #[expect(clippy::disallowed_methods, reason = "tells nobody whose the name is")]
-async fn reserve(context: &Context, place: NewPlacement) -> Result<Placement, ApiError> {
+async fn reserve(context: &Context, place: NewPlacement) -> Result<(Placement, bool), ApiError> {
     match context.catalog.place(place.clone()).await {
+        Err(CatalogError::RequestHasMachine { machine }) => match context.catalog.placement(&machine).await? {
+            Some(placement) if !placement.released => Ok((placement, true)),
+            // It came to nothing.
+            _ => Ok((context.catalog.place(place).await?, false)),
+        },
         Err(CatalogError::MachineNameTaken { holder, .. })
             if context.view.get(&holder).is_some_and(|shown| is_gone(shown.state())) =>
         {
             context.catalog.release(&holder).await?;
-            Ok(context.catalog.place(place).await?)
+            Ok((context.catalog.place(place).await?, false))
         }
-        placed => Ok(placed?),
+        placed => Ok((placed?, false)),
     }
 }
 

@@ -56,7 +56,8 @@ errors! {
     Keyed {
         "400" => "The request is wrong, and where",
         "408" => "The body did not arrive in time",
-        "409" => "A request with this Idempotency-Key was cut short, or its answer too long to be kept",
+        "409" => "A request with this Idempotency-Key was cut short, is being carried out (`retry-after` says when to come \
+                  back), or its answer too long to be kept",
         "413" => "The body is too large",
         "422" => "Another request came with this Idempotency-Key",
     }

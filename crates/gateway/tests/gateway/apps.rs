@@ -93,7 +93,6 @@ async fn deleting_an_app_destroys_its_machines_whoever_leases_them() {
 
 #[tokio::test]
 async fn a_deletion_that_was_cut_short_goes_on_at_the_next_start() {
-    use caddis_catalog::Catalog as _;
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
     fixture.catalog.begin_app_deletion("a").await.unwrap();

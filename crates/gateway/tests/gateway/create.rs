@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use caddis_api::{ApiError, ErrorCode, MachineState, WorkerId};
 use caddis_bus::message::{CreateMachine, Offer, WorkerRequest};
-use caddis_catalog::Catalog as _;
 use caddis_gateway::Settings;
 use serde_json::{Value, json};
 

@@ -1,15 +1,23 @@
 //! Requests that may be sent again.
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{body::Body, http::Request};
-use caddis_api::MachineState;
+use caddis_api::{MachineState, time::unix_ms};
 use caddis_bus::message::{Action, WorkerRequest};
-use caddis_catalog::{Catalog as _, Keyed, KeyedRequest};
+use caddis_catalog::{Catalog, Keyed, KeyedRequest, MemoryStore, REQUEST_LEASE};
 use caddis_gateway::Settings;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
-use crate::support::{Answer, Fixture};
+use crate::support::{Answer, Fixture, PATIENCE};
 
 const MACHINES: &str = "/v1/apps/a/machines";
 
@@ -170,8 +178,136 @@ async fn keys_of_others_are_others() {
     for (caller, id, expected) in
         [("a", "1", Keyed::New), ("b", "2", Keyed::New), ("a", "3", Keyed::CutShort { id: "1".to_owned() })]
     {
+        // Nothing of it is being carried out any more.
+        fixture.catalog.give_up_request("1", "1").await.unwrap();
         assert_eq!(fixture.catalog.begin_request(request(caller, id)).await.unwrap(), expected);
     }
+}
+
+/// A catalog in memory, whose clock the test moves.
+fn catalog_in_memory(clock: Arc<AtomicU64>) -> Catalog {
+    let started_ms = unix_ms(jiff::Timestamp::now());
+    let now_ms = Arc::new(move || started_ms + clock.load(Ordering::SeqCst));
+    Catalog::with_clock(Arc::new(MemoryStore::default()), now_ms)
+}
+
+async fn over_memory(clock: &Arc<AtomicU64>) -> Fixture {
+    let (catalog, directory) = (catalog_in_memory(clock.clone()), tempfile::tempdir().unwrap());
+    let fixture = Fixture::over(catalog, directory, Settings::default(), |_| {}).await;
+    fixture.app("a").await;
+    fixture
+}
+
+/// Has the next create wait for what is returned.
+fn hold_create(fixture: &Fixture) -> Arc<Notify> {
+    let gate = Arc::new(Notify::new());
+    fixture.worker.state().create_gate = Some(gate.clone());
+    gate
+}
+
+/// Until the worker has a create to carry out.
+async fn until_asked_to_create(fixture: &Fixture) {
+    let asked = async {
+        while fixture.worker.state().create_gate.is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap();
+}
+
+// The clock is paused: time passes when nothing else can go on.
+#[tokio::test(start_paused = true)]
+async fn two_gateways_that_get_one_key_at_once_make_one_machine() {
+    let fixture = over_memory(&Arc::default()).await;
+    let other = fixture.restarted().await;
+    let (gate, router) = (hold_create(&fixture), other.router());
+    let body = machine();
+    let (one, two, ()) = tokio::join!(
+        post(&fixture, MACHINES, "k", &body),
+        Fixture::send_to(&router, keyed(&fixture, MACHINES, "k", &body)),
+        async {
+            // The second has looked for the answer of the first by then.
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            gate.notify_one();
+        }
+    );
+    assert_eq!((one.status.as_u16(), &one.text), (200, &two.text));
+    assert!(!one.headers.contains_key("idempotency-replayed"));
+    assert_eq!(two.headers["idempotency-replayed"], "true");
+    assert_eq!(made(&fixture), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_another_gateway_for_too_long_is_told_when_to_come_back() {
+    let fixture = over_memory(&Arc::default()).await;
+    let other = fixture.restarted().await;
+    let (gate, router) = (hold_create(&fixture), other.router());
+    let body = machine();
+    let (one, ()) = tokio::join!(post(&fixture, MACHINES, "k", &body), async {
+        let told = Fixture::send_to(&router, keyed(&fixture, MACHINES, "k", &body)).await;
+        assert_eq!(told.status, 409);
+        assert!(told.error().contains("still being carried out"), "{}", told.text);
+        let seconds: u64 = told.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1..=REQUEST_LEASE.as_secs()).contains(&seconds), "{seconds}");
+        gate.notify_one();
+    });
+    let two = Fixture::send_to(&router, keyed(&fixture, MACHINES, "k", &body)).await;
+    assert_eq!((one.status.as_u16(), &one.text), (200, &two.text));
+    assert_eq!(made(&fixture), 1);
+}
+
+#[tokio::test]
+async fn a_gateway_that_stood_still_while_another_took_over_makes_no_second_machine() {
+    let clock = Arc::<AtomicU64>::default();
+    let fixture = over_memory(&clock).await;
+    let other = fixture.restarted().await;
+    let (gate, router) = (hold_create(&fixture), other.router());
+    let body = machine();
+    let (one, two) = tokio::join!(post(&fixture, MACHINES, "k", &body), async {
+        until_asked_to_create(&fixture).await;
+        clock.fetch_add(REQUEST_LEASE.as_millis() as u64, Ordering::SeqCst);
+        let two = Fixture::send_to(&router, keyed(&fixture, MACHINES, "k", &body)).await;
+        gate.notify_one();
+        two
+    });
+    assert_eq!(one.ok()["id"], two.ok()["id"]);
+    assert_eq!(made(&fixture), 1);
+}
+
+#[tokio::test]
+async fn what_reached_nobody_may_be_tried_again() {
+    let mut fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let restart = format!("{MACHINES}/{id}/restart");
+    fixture.serving.clear();
+    let refused = post(&fixture, &restart, "r", &Value::Null).await;
+    assert_eq!(refused.status, 504);
+    assert!(refused.error().contains("nothing was done"), "{}", refused.text);
+    fixture.serving = fixture.worker.serve("local").await;
+    post(&fixture, &restart, "r", &Value::Null).await.ok();
+}
+
+#[tokio::test]
+async fn what_may_have_been_done_before_is_not_forgotten_when_it_reaches_nobody() {
+    let mut fixture = Fixture::new().await;
+    let id = fixture.started().await;
+    let update = format!("{MACHINES}/{id}");
+    post(&fixture, &update, "u", &machine()).await.ok();
+    forget_answers(&fixture);
+    fixture.serving.clear();
+    assert_eq!(post(&fixture, &update, "u", &machine()).await.status, 504);
+    fixture.serving = fixture.worker.serve("local").await;
+    post(&fixture, &update, "u", &machine()).await.ok();
+    let state = fixture.worker.state();
+    let versions: HashSet<_> = state
+        .requests
+        .iter()
+        .filter_map(|request| match request {
+            WorkerRequest::Update { update, .. } => Some(update.version.clone().unwrap()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(versions.len(), 1, "so that the worker knows it for the same");
 }
 
 /// As if the server had been killed after it did its work and before it noted that.

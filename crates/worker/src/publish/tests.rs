@@ -51,7 +51,7 @@ fn machine() -> Machine {
 
 /// The largest event that a worker makes.
 fn event(number: u64) -> Arc<MachineEvent> {
-    let long = || "é".repeat(1 << 20);
+    let long = || "é".repeat(1 << 13);
     let told = json!({ "error": long(), "message": long(), "timing": vec![json!({ "step": "s" }); 1000] });
     Arc::new(event::new(None, number, Source::Worker, "exit", MachineState::Stopped, told))
 }
@@ -108,15 +108,16 @@ async fn a_delta_tells_what_is_new_since_the_one_before() {
         (delta.sequence, delta.record.config_revision, delta.record.machine.config.is_some(), events)
     };
 
+    let [one, two, three] = [event(1), event(2), event(3)];
     let mut now = record(1, 10, &first);
-    now.machine.events = Some(vec![event(1)]);
+    now.machine.events = Some(vec![one.clone()]);
     publisher.publish(now.clone());
     assert_eq!(told(&next(&mut deltas).await), (1, 10, true, vec![1]));
     now.revision = 11;
     publisher.publish(now.clone());
     assert_eq!(told(&next(&mut deltas).await), (2, 10, false, vec![]), "progress: neither events nor configuration");
     now.revision = 12;
-    now.machine.events = Some(vec![event(3), event(2), event(1)]);
+    now.machine.events = Some(vec![three, two, one]);
     publisher.publish(now.clone());
     assert_eq!(told(&next(&mut deltas).await), (3, 10, false, vec![3, 2]));
     (now.revision, now.machine.config) = (13, Some(second));

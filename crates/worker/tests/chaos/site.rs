@@ -26,7 +26,7 @@ use caddis_bus::{
     },
     stream::InProcessStreams,
 };
-use caddis_catalog::{Catalog as _, SqliteCatalog};
+use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
 use caddis_vmm::{
     SlotPool,
@@ -75,7 +75,8 @@ impl Site {
     /// One that remembers destroyed machines for so long.
     pub async fn keeping(bus: InProcessBus, retention: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let catalog = Arc::new(SqliteCatalog::open(&directory.path().join("catalog.db")).unwrap());
+        let store = SqliteStore::open(&directory.path().join("catalog.db")).unwrap();
+        let catalog = Catalog::new(Arc::new(store));
         let token = catalog.ensure_root_token().await.unwrap().unwrap();
         let (host, network) = (FakeHost::default(), FakeNetwork::default());
         let slots = SlotPoolConfig { directory: directory.path().join("slots"), count: 200, ..Default::default() };

@@ -15,7 +15,7 @@ use axum::{
 };
 use caddis_api::{MachineId, MachineState};
 use caddis_bus::{InProcessBus, Serving, stream::InProcessStreams};
-use caddis_catalog::{Access, Catalog, PERSONAL, SqliteCatalog, TokenRecord, TokenScope};
+use caddis_catalog::{Access, Catalog, PERSONAL, SqliteStore, TokenRecord, TokenScope};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -53,7 +53,7 @@ impl Answer {
 
 pub struct Fixture {
     pub worker: FakeWorker,
-    pub catalog: Arc<SqliteCatalog>,
+    pub catalog: Catalog,
     pub gateway: Gateway,
     pub router: Router,
     pub token: String,
@@ -68,7 +68,17 @@ impl Fixture {
 
     pub async fn with(settings: Settings, prepare: impl FnOnce(&FakeWorker)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let catalog = Arc::new(SqliteCatalog::open(&directory.path().join("catalog.db")).unwrap());
+        let store = SqliteStore::open(&directory.path().join("catalog.db")).unwrap();
+        Self::over(Catalog::new(Arc::new(store)), directory, settings, prepare).await
+    }
+
+    /// One with this catalog.
+    pub async fn over(
+        catalog: Catalog,
+        directory: tempfile::TempDir,
+        settings: Settings,
+        prepare: impl FnOnce(&FakeWorker),
+    ) -> Self {
         let token = catalog.ensure_root_token().await.unwrap().unwrap();
         let worker = FakeWorker::new(InProcessBus::new());
         prepare(&worker);
@@ -89,8 +99,13 @@ impl Fixture {
 
     /// Sends a request. The answer must be one that the OpenAPI document promises.
     pub async fn send(&self, request: Request<Body>) -> Answer {
+        Self::send_to(&self.router, request).await
+    }
+
+    /// The same, to another gateway.
+    pub async fn send_to(router: &Router, request: Request<Body>) -> Answer {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let response = self.router.clone().oneshot(request).await.unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
         let text = String::from_utf8(bytes.to_vec()).unwrap();
@@ -163,7 +178,7 @@ impl Fixture {
     }
 }
 
-async fn gateway(worker: &FakeWorker, catalog: &Arc<SqliteCatalog>, settings: Settings) -> Gateway {
+async fn gateway(worker: &FakeWorker, catalog: &Catalog, settings: Settings) -> Gateway {
     let parts = GatewayParts {
         bus: Arc::new(worker.bus.clone()),
         streams: Arc::new(InProcessStreams::new(worker.id.clone(), Arc::new(worker.clone()))),

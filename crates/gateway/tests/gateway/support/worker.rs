@@ -79,6 +79,8 @@ pub struct State {
     pub create_errors: VecDeque<ApiError>,
     /// Creates do their work, and then say nothing this often.
     pub silent_creates: u32,
+    /// The next create waits for this before it does anything.
+    pub create_gate: Option<Arc<Notify>>,
     /// Deltas are counted but not published, and nothing is announced.
     pub mute: bool,
     /// It says that it is being drained.
@@ -406,6 +408,10 @@ impl Handler for FakeWorker {
             Some(answer) => answer,
             None => {
                 self.state().requests.push(envelope.request.clone());
+                let gate = create.then(|| self.state().create_gate.take()).flatten();
+                if let Some(gate) = gate {
+                    gate.notified().await;
+                }
                 self.carry_out(envelope.request).await
             }
         };

@@ -1,0 +1,234 @@
+//! A store in memory: for tests, and the shortest statement of what a store has to do.
+
+mod rows;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use caddis_api::{MachineId, WorkerId, app::Organization};
+
+use crate::{
+    Answer, AppQuery, AppRecord, AppState, PERSONAL, Placement, TokenRecord, TokenScope,
+    store::{
+        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease, RequestRow, Store,
+        Stored, TokenRow,
+    },
+};
+
+use rows::{App, Request, Rows, number, personal};
+
+/// A store that ends with its process.
+#[derive(Default)]
+pub struct MemoryStore(Mutex<Rows>);
+
+impl MemoryStore {
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn organization(&self, slug: &str) -> Stored<Option<Organization>> {
+        Ok((slug == PERSONAL).then(personal))
+    }
+
+    async fn network(&self, organization: i32, name: &str) -> Stored<Option<NetworkRow>> {
+        let rows = self.rows();
+        let mut networks = rows.networks.iter().enumerate();
+        let found = networks.find(|(_, network)| network.organization == organization && network.name == name);
+        Ok(found
+            .map(|(index, network)| NetworkRow { number: i64::from(number(index)), prefix: network.prefix.clone() }))
+    }
+
+    async fn insert_network(&self, network: NewNetwork) -> Stored<()> {
+        let mut rows = self.rows();
+        let same = |other: &NewNetwork| {
+            other.prefix == network.prefix || (other.organization == network.organization && other.name == network.name)
+        };
+        if !rows.networks.iter().any(same) {
+            rows.networks.push(network);
+        }
+        Ok(())
+    }
+
+    async fn app(&self, name: &str) -> Stored<Option<AppRecord>> {
+        Ok(self.rows().records().find(|app| app.name == name))
+    }
+
+    async fn app_of_key(&self, organization: i32, key: &str) -> Stored<Option<AppRecord>> {
+        let rows = self.rows();
+        let of_key = |app: &AppRecord| {
+            let row = rows.app(app.number).map(|app| &app.row);
+            row.is_some_and(|row| row.organization == organization && row.key.as_deref() == Some(key))
+        };
+        Ok(rows.records().find(of_key))
+    }
+
+    async fn apps(&self, query: &AppQuery) -> Stored<Vec<AppRecord>> {
+        let rows = self.rows();
+        let later = rows.matching(query).filter(|app| app.number > query.after);
+        Ok(later.take(query.limit.unwrap_or(usize::MAX)).collect())
+    }
+
+    async fn count_apps(&self, query: &AppQuery) -> Stored<u64> {
+        Ok(self.rows().matching(query).count() as u64)
+    }
+
+    async fn apps_in_deletion(&self) -> Stored<Vec<AppRecord>> {
+        Ok(self.rows().records().filter(|app| app.state == AppState::Deleting).collect())
+    }
+
+    async fn insert_app(&self, app: AppRow) -> Stored<Result<i32, AppConflict>> {
+        let mut rows = self.rows();
+        let any = |same: &dyn Fn(&AppRow) -> bool| rows.apps.iter().any(|other| !other.deleted && same(&other.row));
+        let of_key = |other: &AppRow| other.organization == app.organization && other.key == app.key;
+        if app.key.is_some() && any(&of_key) {
+            return Ok(Err(AppConflict::Key));
+        }
+        if any(&|other| other.name == app.name) {
+            return Ok(Err(AppConflict::Name));
+        }
+        if rows.apps.iter().any(|other| other.row.id == app.id) {
+            return Ok(Err(AppConflict::Id));
+        }
+        rows.apps.push(App { row: app, deleting: false, deleted: false });
+        Ok(Ok(number(rows.apps.len() - 1)))
+    }
+
+    async fn mark_app_deleting(&self, number: i32, _at_ms: u64) -> Stored<bool> {
+        let mut rows = self.rows();
+        let Some(app) = rows.app_mut(number).filter(|app| !app.deleted) else { return Ok(false) };
+        app.deleting = true;
+        Ok(true)
+    }
+
+    async fn delete_app(&self, number: i32, _at_ms: u64) -> Stored<bool> {
+        let mut rows = self.rows();
+        let has_machines = rows.live().any(|row| row.app == number);
+        let Some(app) = rows.app_mut(number) else { return Ok(false) };
+        let deleted = app.deleting && !app.deleted && !has_machines;
+        app.deleted |= deleted;
+        Ok(deleted)
+    }
+
+    async fn placement(&self, machine: &MachineId) -> Stored<Option<Placement>> {
+        Ok(self.rows().placement(machine))
+    }
+
+    async fn placements(&self, worker: Option<&WorkerId>) -> Stored<Vec<Placement>> {
+        let rows = self.rows();
+        let live = rows.live().filter(|row| worker.is_none_or(|worker| row.worker == *worker));
+        let mut found: Vec<_> = live.filter_map(|row| rows.placement(&row.machine)).collect();
+        found.sort_by(|one, other| one.machine.as_str().cmp(other.machine.as_str()));
+        Ok(found)
+    }
+
+    async fn insert_placement(&self, row: PlacementRow) -> Stored<Result<(), PlacementConflict>> {
+        let mut rows = self.rows();
+        if let Some(conflict) = rows.conflict(&row) {
+            return Ok(Err(conflict));
+        }
+        let of_row = |request: &&mut Request| row.request.as_ref() == Some(&request.row.id);
+        if let Some(request) = rows.requests.iter_mut().find(of_row) {
+            request.machine = Some(row.machine.clone());
+        }
+        rows.placements.push((row, false));
+        Ok(Ok(()))
+    }
+
+    async fn move_placement(&self, machine: &MachineId, epoch: u64, worker: &WorkerId, region: &str) -> Stored<bool> {
+        let mut rows = self.rows();
+        let is_there = |row: &PlacementRow| row.machine == *machine && row.epoch == epoch;
+        let found = rows.placements.iter_mut().find(|(row, released)| !released && is_there(row));
+        let Some((row, _)) = found else { return Ok(false) };
+        (row.worker, row.region, row.epoch) = (worker.clone(), region.to_owned(), epoch + 1);
+        Ok(true)
+    }
+
+    async fn release_placement(&self, machine: &MachineId, _at_ms: u64) -> Stored<()> {
+        let mut rows = self.rows();
+        if let Some((_, released)) = rows.placements.iter_mut().find(|(row, _)| row.machine == *machine) {
+            *released = true;
+        }
+        Ok(())
+    }
+
+    async fn note_request(&self, row: RequestRow, forget_before_ms: u64) -> Stored<Option<RequestRow>> {
+        let mut rows = self.rows();
+        rows.requests.retain(|request| request.row.created_ms >= forget_before_ms);
+        let same = |other: &&Request| other.row.caller == row.caller && other.row.key == row.key;
+        let found = rows.requests.iter().find(same).map(|request| request.row.clone());
+        if found.is_none() {
+            rows.requests.push(Request { row, machine: None });
+        }
+        Ok(found)
+    }
+
+    async fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> Stored<bool> {
+        let mut rows = self.rows();
+        let as_found = |row: &&mut RequestRow| row.answer.is_none() && row.lease.as_ref() == from;
+        let found = rows.request(id).filter(as_found);
+        Ok(found.map(|row| row.lease = Some(to.clone())).is_some())
+    }
+
+    async fn renew_request(&self, id: &str, lease: &RequestLease) -> Stored<bool> {
+        Ok(self.rows().held(id, &lease.holder).map(|row| row.lease = Some(lease.clone())).is_some())
+    }
+
+    async fn give_up_request(&self, id: &str, holder: &str) -> Stored<()> {
+        if let Some(row) = self.rows().held(id, holder) {
+            row.lease = None;
+        }
+        Ok(())
+    }
+
+    async fn answer_request(&self, id: &str, answer: &Answer) -> Stored<()> {
+        if let Some(row) = self.rows().request(id).filter(|row| row.answer.is_none()) {
+            (row.answer, row.lease) = (Some(answer.clone()), None);
+        }
+        Ok(())
+    }
+
+    async fn delete_request(&self, id: &str, holder: &str) -> Stored<()> {
+        let mut rows = self.rows();
+        if rows.held(id, holder).is_some_and(|row| row.answer.is_none()) {
+            rows.requests.retain(|request| request.row.id != id);
+        }
+        Ok(())
+    }
+
+    async fn placement_of_request(&self, id: &str) -> Stored<Option<Placement>> {
+        let rows = self.rows();
+        let machine = rows.requests.iter().find(|request| request.row.id == id);
+        Ok(machine.and_then(|request| rows.placement(request.machine.as_ref()?)))
+    }
+
+    async fn token(&self, hash: &[u8; 32]) -> Stored<Option<TokenRecord>> {
+        let rows = self.rows();
+        let found = rows.tokens.values().find(|token| token.hash == *hash);
+        Ok(found.map(|token| TokenRecord {
+            name: token.name.clone(),
+            organization: PERSONAL.to_owned(),
+            scope: TokenScope::All,
+        }))
+    }
+
+    async fn insert_token(&self, row: TokenRow) -> Stored<bool> {
+        let mut rows = self.rows();
+        let is_new = !rows.tokens.contains_key(&row.name);
+        if is_new {
+            rows.tokens.insert(row.name.clone(), row);
+        }
+        Ok(is_new)
+    }
+
+    async fn replace_token(&self, row: TokenRow) -> Stored<()> {
+        self.rows().tokens.insert(row.name.clone(), row);
+        Ok(())
+    }
+
+    async fn check(&self, _at_ms: u64) -> Stored<()> {
+        Ok(())
+    }
+}

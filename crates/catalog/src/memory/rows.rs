@@ -1,0 +1,126 @@
+//! The rows, and what is found among them.
+
+use std::collections::HashMap;
+
+use caddis_api::{MachineId, app::Organization};
+
+use crate::{
+    AppQuery, AppRecord, AppState, PERSONAL, Placement,
+    store::{AppRow, NewNetwork, PlacementConflict, PlacementRow, RequestRow, TokenRow},
+};
+
+#[derive(Default)]
+pub(super) struct Rows {
+    pub(super) networks: Vec<NewNetwork>,
+    pub(super) apps: Vec<App>,
+    pub(super) placements: Vec<(PlacementRow, bool)>,
+    pub(super) requests: Vec<Request>,
+    pub(super) tokens: HashMap<String, TokenRow>,
+}
+
+/// Its number is its place, from 1, which no other ever has.
+pub(super) struct App {
+    pub(super) row: AppRow,
+    pub(super) deleting: bool,
+    pub(super) deleted: bool,
+}
+
+pub(super) struct Request {
+    pub(super) row: RequestRow,
+    pub(super) machine: Option<MachineId>,
+}
+
+pub(super) fn personal() -> Organization {
+    Organization { name: "Personal".to_owned(), slug: PERSONAL.to_owned(), internal_numeric_id: 1 }
+}
+
+pub(super) fn number(index: usize) -> i32 {
+    i32::try_from(index + 1).unwrap_or(i32::MAX)
+}
+
+impl Rows {
+    pub(super) fn app(&self, number: i32) -> Option<&App> {
+        self.apps.get(usize::try_from(number).ok()?.checked_sub(1)?)
+    }
+
+    pub(super) fn app_mut(&mut self, number: i32) -> Option<&mut App> {
+        self.apps.get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
+    }
+
+    pub(super) fn network_of(&self, app: &App) -> Option<&NewNetwork> {
+        self.networks.get(usize::try_from(app.row.network).ok()?.checked_sub(1)?)
+    }
+
+    /// Apps that are not deleted, by number.
+    pub(super) fn records(&self) -> impl Iterator<Item = AppRecord> {
+        let live = self.apps.iter().enumerate().filter(|(_, app)| !app.deleted);
+        live.filter_map(|(index, app)| {
+            let network = self.network_of(app)?;
+            Some(AppRecord {
+                id: app.row.id.clone(),
+                number: number(index),
+                name: app.row.name.clone(),
+                organization: personal(),
+                network: network.name.clone(),
+                network_prefix: network.prefix.clone(),
+                created_ms: app.row.created_ms,
+                state: if app.deleting { AppState::Deleting } else { AppState::Active },
+            })
+        })
+    }
+
+    pub(super) fn matching(&self, query: &AppQuery) -> impl Iterator<Item = AppRecord> {
+        let (organization, until) = (query.organization.clone(), query.created_until_ms.unwrap_or(u64::MAX));
+        self.records().filter(move |app| {
+            organization.as_ref().is_none_or(|slug| app.organization.slug == *slug) && app.created_ms <= until
+        })
+    }
+
+    /// Placements that are not released.
+    pub(super) fn live(&self) -> impl Iterator<Item = &PlacementRow> {
+        self.placements.iter().filter(|(_, released)| !released).map(|(row, _)| row)
+    }
+
+    pub(super) fn placement(&self, machine: &MachineId) -> Option<Placement> {
+        let (row, released) = self.placements.iter().find(|(row, _)| row.machine == *machine)?;
+        let app = self.app(row.app)?;
+        Some(Placement {
+            machine: row.machine.clone(),
+            name: row.name.clone(),
+            app: app.row.name.clone(),
+            worker: row.worker.clone(),
+            region: row.region.clone(),
+            epoch: row.epoch,
+            ipv6: row.ipv6,
+            network_prefix: self.network_of(app)?.prefix.clone(),
+            created_ms: row.created_ms,
+            released: *released,
+        })
+    }
+
+    pub(super) fn conflict(&self, row: &PlacementRow) -> Option<PlacementConflict> {
+        if self.app(row.app).is_none_or(|app| app.deleting || app.deleted) {
+            return Some(PlacementConflict::App);
+        }
+        let request = self.requests.iter().find(|request| row.request.as_ref() == Some(&request.row.id));
+        if let Some(machine) = request.and_then(|request| request.machine.as_ref())
+            && self.live().any(|other| other.machine == *machine)
+        {
+            return Some(PlacementConflict::Request(machine.clone()));
+        }
+        if let Some(holder) = self.live().find(|other| other.app == row.app && other.name == row.name) {
+            return Some(PlacementConflict::Name(holder.machine.clone()));
+        }
+        let known = |other: &PlacementRow| other.machine == row.machine || other.ipv6 == row.ipv6;
+        self.placements.iter().any(|(other, _)| known(other)).then_some(PlacementConflict::Identity)
+    }
+
+    pub(super) fn request(&mut self, id: &str) -> Option<&mut RequestRow> {
+        self.requests.iter_mut().map(|request| &mut request.row).find(|row| row.id == id)
+    }
+
+    /// The request, if this is the holder of its lease.
+    pub(super) fn held(&mut self, id: &str, holder: &str) -> Option<&mut RequestRow> {
+        self.request(id).filter(|row| row.lease.as_ref().is_some_and(|lease| lease.holder == holder))
+    }
+}

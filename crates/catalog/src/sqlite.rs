@@ -1,0 +1,220 @@
+//! The catalog in one SQLite file: WAL, fsync before every answer, one thread that owns the
+//! connection. The file belongs to one process, which the lock on its data directory sees to.
+
+mod apps;
+mod copy;
+mod error;
+mod placements;
+mod requests;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod thread;
+mod tokens;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use caddis_api::{MachineId, WorkerId, app::Organization};
+use caddis_disk::Reserve;
+use rusqlite::{Connection, params};
+
+use crate::{
+    Answer, AppQuery, AppRecord, Placement, TokenRecord,
+    store::{
+        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease, RequestRow, Store,
+        Stored, TokenRow,
+    },
+};
+
+pub use error::SqliteError;
+
+/// The store of an installation of one host.
+pub struct SqliteStore {
+    path: PathBuf,
+    owner: thread::Owner,
+    tokens: tokens::Tokens,
+}
+
+impl SqliteStore {
+    /// Opens the catalog at `path`; makes it, with the organisation `personal`, when there is no such file. Blocks.
+    ///
+    /// # Errors
+    /// [`SqliteError::Corrupt`], [`SqliteError::Foreign`] or [`SqliteError::Newer`] for a file that is not to be
+    /// touched, [`SqliteError::Open`] for one that can't be opened.
+    pub fn open(path: &Path) -> Result<Self, SqliteError> {
+        Self::open_with(path, Arc::new(Reserve::none()))
+    }
+
+    /// The same, with a reserve of room for what must be recorded also when the disk is full. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, reserve: Arc<Reserve>) -> Result<Self, SqliteError> {
+        let open_error = |reason: String| SqliteError::Open { path: path.to_owned(), reason };
+        let connection = schema::open(path, &reserve)?;
+        let tokens = tokens::Tokens::read(&connection).map_err(|e| open_error(e.to_string()))?;
+        let owner = thread::Owner::new(connection, path.to_owned(), reserve).map_err(|e| open_error(e.to_string()))?;
+        Ok(Self { path: path.to_owned(), owner, tokens })
+    }
+
+    /// Writes a consistent copy to a new file while the catalog is in use.
+    ///
+    /// # Errors
+    /// [`SqliteError::Backup`], also when the file exists.
+    pub async fn backup(&self, to: &Path) -> Result<(), SqliteError> {
+        let (from, target) = (self.path.clone(), to.to_owned());
+        // A connection of its own reads one snapshot; changes go on meanwhile.
+        tokio::task::spawn_blocking(move || copy::copy(&from, &target))
+            .await
+            .map_err(|e| SqliteError::Backup { path: to.to_owned(), reason: e.to_string() })?
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn organization(&self, slug: &str) -> Stored<Option<Organization>> {
+        let slug = slug.to_owned();
+        self.owner.run("read an organisation", move |c| apps::organization(c, &slug)).await
+    }
+
+    async fn network(&self, organization: i32, name: &str) -> Stored<Option<NetworkRow>> {
+        let name = name.to_owned();
+        self.owner.run("read a network", move |c| apps::network(c, organization, &name)).await
+    }
+
+    async fn insert_network(&self, network: NewNetwork) -> Stored<()> {
+        self.owner.run("make a network", move |c| apps::insert_network(c, &network)).await
+    }
+
+    async fn app(&self, name: &str) -> Stored<Option<AppRecord>> {
+        let name = name.to_owned();
+        self.owner.run("read an app", move |c| apps::find(c, &name)).await
+    }
+
+    async fn app_of_key(&self, organization: i32, key: &str) -> Stored<Option<AppRecord>> {
+        let key = key.to_owned();
+        self.owner.run("read an idempotency key", move |c| apps::of_key(c, organization, &key)).await
+    }
+
+    async fn apps(&self, query: &AppQuery) -> Stored<Vec<AppRecord>> {
+        let query = query.clone();
+        self.owner.run("list apps", move |c| apps::list(c, &query)).await
+    }
+
+    async fn count_apps(&self, query: &AppQuery) -> Stored<u64> {
+        let query = query.clone();
+        self.owner.run("list apps", move |c| apps::count(c, &query)).await
+    }
+
+    async fn apps_in_deletion(&self) -> Stored<Vec<AppRecord>> {
+        self.owner.run("list apps", |c| apps::in_deletion(c)).await
+    }
+
+    async fn insert_app(&self, app: AppRow) -> Stored<Result<i32, AppConflict>> {
+        self.owner.run("make an app", move |c| apps::insert(c, &app)).await
+    }
+
+    async fn mark_app_deleting(&self, number: i32, at_ms: u64) -> Stored<bool> {
+        let attempt = "mark an app for deletion";
+        self.owner.run_anyway(attempt, move |c| apps::mark_deleting(c, number, at_ms)).await
+    }
+
+    async fn delete_app(&self, number: i32, at_ms: u64) -> Stored<bool> {
+        self.owner.run_anyway("delete an app", move |c| apps::delete(c, number, at_ms)).await
+    }
+
+    async fn placement(&self, machine: &MachineId) -> Stored<Option<Placement>> {
+        let machine = machine.clone();
+        self.owner.run("look for a machine", move |c| placements::find(c, &machine)).await
+    }
+
+    async fn placements(&self, worker: Option<&WorkerId>) -> Stored<Vec<Placement>> {
+        let worker = worker.cloned();
+        self.owner.run("list machines", move |c| placements::list(c, worker.as_ref())).await
+    }
+
+    async fn insert_placement(&self, row: PlacementRow) -> Stored<Result<(), PlacementConflict>> {
+        self.owner.run("place a machine", move |c| placements::insert(c, &row)).await
+    }
+
+    async fn move_placement(&self, machine: &MachineId, epoch: u64, worker: &WorkerId, region: &str) -> Stored<bool> {
+        let (machine, worker, region) = (machine.clone(), worker.clone(), region.to_owned());
+        self.owner.run("move a machine", move |c| placements::set_worker(c, &machine, epoch, (&worker, &region))).await
+    }
+
+    async fn release_placement(&self, machine: &MachineId, at_ms: u64) -> Stored<()> {
+        let machine = machine.clone();
+        self.owner.run_anyway("release a machine", move |c| placements::release(c, &machine, at_ms)).await
+    }
+
+    async fn note_request(&self, row: RequestRow, forget_before_ms: u64) -> Stored<Option<RequestRow>> {
+        self.owner.run_anyway("note a request", move |c| requests::note(c, &row, forget_before_ms)).await
+    }
+
+    async fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> Stored<bool> {
+        let (id, from, to) = (id.to_owned(), from.cloned(), to.clone());
+        self.owner.run_anyway("take over a request", move |c| requests::take(c, &id, from.as_ref(), &to)).await
+    }
+
+    async fn renew_request(&self, id: &str, lease: &RequestLease) -> Stored<bool> {
+        let (id, lease) = (id.to_owned(), lease.clone());
+        self.owner.run_anyway("go on with a request", move |c| requests::renew(c, &id, &lease)).await
+    }
+
+    async fn give_up_request(&self, id: &str, holder: &str) -> Stored<()> {
+        let (id, holder) = (id.to_owned(), holder.to_owned());
+        self.owner.run_anyway("give up a request", move |c| requests::give_up(c, &id, &holder)).await
+    }
+
+    async fn answer_request(&self, id: &str, answer: &Answer) -> Stored<()> {
+        let (id, answer) = (id.to_owned(), answer.clone());
+        self.owner.run_anyway("keep an answer", move |c| requests::answer(c, &id, &answer)).await
+    }
+
+    async fn delete_request(&self, id: &str, holder: &str) -> Stored<()> {
+        let (id, holder) = (id.to_owned(), holder.to_owned());
+        self.owner.run_anyway("forget a request", move |c| requests::delete(c, &id, &holder)).await
+    }
+
+    async fn placement_of_request(&self, id: &str) -> Stored<Option<Placement>> {
+        let id = id.to_owned();
+        self.owner.run("look for a request's machine", move |c| placements::of_request(c, &id)).await
+    }
+
+    async fn token(&self, hash: &[u8; 32]) -> Stored<Option<TokenRecord>> {
+        Ok(self.tokens.get(hash))
+    }
+
+    async fn insert_token(&self, row: TokenRow) -> Stored<bool> {
+        let tokens = self.tokens.clone();
+        self.owner.run("make a token", move |c| tokens.insert(c, &row, false)).await
+    }
+
+    async fn replace_token(&self, row: TokenRow) -> Stored<()> {
+        let tokens = self.tokens.clone();
+        self.owner.run("replace a token", move |c| tokens.insert(c, &row, true).map(drop)).await
+    }
+
+    async fn check(&self, at_ms: u64) -> Stored<()> {
+        self.owner
+            .run("write", move |connection| {
+                // Whether it can be written is the question, not whether this row survives a power cut.
+                let write = |connection: &Connection| {
+                    connection.pragma_update(None, "synchronous", "NORMAL")?;
+                    connection.execute(
+                        "INSERT INTO health (only, checked_ms) VALUES (0, ?1)
+                         ON CONFLICT (only) DO UPDATE SET checked_ms = excluded.checked_ms",
+                        params![at_ms],
+                    )
+                };
+                let written = write(connection);
+                connection.pragma_update(None, "synchronous", "FULL")?;
+                written.map(drop)
+            })
+            .await
+    }
+}

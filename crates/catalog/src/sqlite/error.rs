@@ -1,0 +1,57 @@
+//! Why a catalog file can't be used.
+
+use std::path::{Path, PathBuf};
+
+use caddis_disk::is_full;
+
+use crate::StoreError;
+
+/// Why a catalog file can't be opened or copied.
+#[derive(Debug, thiserror::Error)]
+pub enum SqliteError {
+    /// The file can't be opened or made.
+    #[error("can't open the catalog {path}: {reason}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file is damaged. It is left as it is.
+    #[error("the catalog {path} is damaged ({reason}); restore it from a backup, it will not be made anew over this")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// The file is a database of something else.
+    #[error("{path} is an SQLite database, but no catalog; move it away or name another data directory")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A newer version of the program has changed the file.
+    #[error("the catalog {path} has schema {found}, this program knows up to {known}; run the newer version again")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// The copy can't be made.
+    #[error("can't back up the catalog to {path}: {reason}")]
+    Backup {
+        /// The copy.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What failed, in the catalog's words.
+pub(super) fn failed(attempt: &'static str, error: &rusqlite::Error, path: &Path) -> StoreError {
+    StoreError::Failed { attempt, disk_full: is_full(error, path), reason: error.to_string() }
+}

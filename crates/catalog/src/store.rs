@@ -1,0 +1,218 @@
+//! What a database has to offer for a catalog to be kept in it.
+//!
+//! A method is one read, or one conditional write that any SQL database does in one transaction:
+//! it happens as a whole or not at all, none is interleaved with another (serializable), and it is
+//! durable when it returns. A write that a unique column or its condition forbids changes nothing
+//! and says which it was; what that means is decided by the rules ([`Catalog`](crate::Catalog)),
+//! which never need more than one method at once and may be cut short between any two.
+//!
+//! Writes marked *frees room* have to work for as long as possible on a full disk: what they record
+//! is what gives room back.
+
+use std::net::Ipv6Addr;
+
+use async_trait::async_trait;
+use caddis_api::{MachineId, WorkerId, app::Organization};
+
+use crate::{Answer, AppQuery, AppRecord, Placement, StoreError, TokenRecord};
+
+/// Result of store calls.
+pub type Stored<T> = std::result::Result<T, StoreError>;
+
+/// Rows of a catalog. A new store holds one organisation, [`PERSONAL`](crate::PERSONAL), and
+/// nothing else. Numbers of organisations, networks and apps rise and are never given again, also
+/// when their row is gone.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The organisation of this slug.
+    async fn organization(&self, slug: &str) -> Stored<Option<Organization>>;
+
+    /// A network of an organisation.
+    async fn network(&self, organization: i32, name: &str) -> Stored<Option<NetworkRow>>;
+    /// Does nothing where the organisation has a network of this name, or any has this prefix.
+    async fn insert_network(&self, network: NewNetwork) -> Stored<()>;
+
+    /// The app of this name that is not deleted.
+    async fn app(&self, name: &str) -> Stored<Option<AppRecord>>;
+    /// The app that was made with a key.
+    async fn app_of_key(&self, organization: i32, key: &str) -> Stored<Option<AppRecord>>;
+    /// Apps by number.
+    async fn apps(&self, query: &AppQuery) -> Stored<Vec<AppRecord>>;
+    /// How many there are, whatever the query says of `after` and `limit`.
+    async fn count_apps(&self, query: &AppQuery) -> Stored<u64>;
+    /// Apps that are marked for deletion and not deleted.
+    async fn apps_in_deletion(&self) -> Stored<Vec<AppRecord>>;
+    /// Inserts an app, and its key if it has one. Gives its number.
+    async fn insert_app(&self, app: AppRow) -> Stored<Result<i32, AppConflict>>;
+    /// Marks an app for deletion unless it is marked. False when it is deleted. *Frees room.*
+    async fn mark_app_deleting(&self, number: i32, at_ms: u64) -> Stored<bool>;
+    /// Deletes an app that is marked and has no placement that is not released, and its key. False
+    /// when it was not deleted by this. *Frees room.*
+    async fn delete_app(&self, number: i32, at_ms: u64) -> Stored<bool>;
+
+    /// A placement, released or not.
+    async fn placement(&self, machine: &MachineId) -> Stored<Option<Placement>>;
+    /// Placements that are not released, by machine: of one worker or all.
+    async fn placements(&self, worker: Option<&WorkerId>) -> Stored<Vec<Placement>>;
+    /// Inserts a placement in an app that is not marked, and notes it with its request.
+    async fn insert_placement(&self, row: PlacementRow) -> Stored<Result<(), PlacementConflict>>;
+    /// Moves a placement that is not released and has this epoch, and adds one to the epoch. False
+    /// when there is none such.
+    async fn move_placement(&self, machine: &MachineId, epoch: u64, worker: &WorkerId, region: &str) -> Stored<bool>;
+    /// Marks a placement as released unless it is. *Frees room.*
+    async fn release_placement(&self, machine: &MachineId, at_ms: u64) -> Stored<()>;
+
+    /// Deletes all requests made earlier than `forget_before_ms`; then inserts this one, or gives
+    /// the one that has its caller and key. *Frees room.*
+    async fn note_request(&self, row: RequestRow, forget_before_ms: u64) -> Stored<Option<RequestRow>>;
+    /// Replaces the lease of a request that is not answered, where it is still `from`. *Frees room.*
+    async fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> Stored<bool>;
+    /// Moves the end of the lease that its holder has. False when he has it no more. *Frees room.*
+    async fn renew_request(&self, id: &str, lease: &RequestLease) -> Stored<bool>;
+    /// Ends the lease if this is its holder. *Frees room.*
+    async fn give_up_request(&self, id: &str, holder: &str) -> Stored<()>;
+    /// Keeps the answer to a request that has none, and ends its lease. *Frees room.*
+    async fn answer_request(&self, id: &str, answer: &Answer) -> Stored<()>;
+    /// Deletes a request that is not answered, if this is the holder of its lease. *Frees room.*
+    async fn delete_request(&self, id: &str, holder: &str) -> Stored<()>;
+    /// The placement last noted with a request, released or not.
+    async fn placement_of_request(&self, id: &str) -> Stored<Option<Placement>>;
+
+    /// The token with this hash. Asked for each request: a store that is slow to ask keeps a copy,
+    /// if it can tell when that is out of date.
+    async fn token(&self, hash: &[u8; 32]) -> Stored<Option<TokenRecord>>;
+    /// Inserts a token. False where there is one of this name.
+    async fn insert_token(&self, row: TokenRow) -> Stored<bool>;
+    /// Puts a token in place of the one of its name, if there is one.
+    async fn replace_token(&self, row: TokenRow) -> Stored<()>;
+
+    /// Writes something, to see whether that is possible.
+    async fn check(&self, at_ms: u64) -> Stored<()>;
+}
+
+/// A network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkRow {
+    /// Number.
+    pub number: i64,
+    /// Its /48.
+    pub prefix: String,
+}
+
+/// A network to insert.
+#[derive(Debug, Clone)]
+pub struct NewNetwork {
+    /// Number of its organisation.
+    pub organization: i32,
+    /// Unique in the organisation.
+    pub name: String,
+    /// Its /48; unique.
+    pub prefix: String,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+}
+
+/// An app to insert.
+#[derive(Debug, Clone)]
+pub struct AppRow {
+    /// Unique for ever.
+    pub id: String,
+    /// Unique among apps that are not deleted.
+    pub name: String,
+    /// Number of its organisation.
+    pub organization: i32,
+    /// Number of its network.
+    pub network: i64,
+    /// Unique in the organisation, until the app is deleted.
+    pub key: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+}
+
+/// What is in the way of an app; the key comes first, since an app that has it has the name too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppConflict {
+    /// An app was made with this key.
+    Key,
+    /// An app that is not deleted has this name.
+    Name,
+    /// An app has or had this id.
+    Id,
+}
+
+/// A placement to insert.
+#[derive(Debug, Clone)]
+pub struct PlacementRow {
+    /// Unique for ever.
+    pub machine: MachineId,
+    /// Unique among placements of the app that are not released.
+    pub name: String,
+    /// Number of the app.
+    pub app: i32,
+    /// Who runs it.
+    pub worker: WorkerId,
+    /// Where that is.
+    pub region: String,
+    /// Counts the places it had.
+    pub epoch: u64,
+    /// Unique for ever.
+    pub ipv6: Ipv6Addr,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// Id of the request that makes it. One that is no longer noted is passed over.
+    pub request: Option<String>,
+}
+
+/// What is in the way of a placement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlacementConflict {
+    /// The app is deleted or marked for it.
+    App,
+    /// The request has a placement that is not released.
+    Request(MachineId),
+    /// This machine of the app has the name.
+    Name(MachineId),
+    /// A machine has or had this id or address.
+    Identity,
+}
+
+/// A keyed request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestRow {
+    /// Whose key it is.
+    pub caller: String,
+    /// Unique for its caller.
+    pub key: String,
+    /// Unique.
+    pub id: String,
+    /// Digest of all that makes it this request.
+    pub fingerprint: [u8; 32],
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// What was answered.
+    pub answer: Option<Answer>,
+    /// Who is carrying it out.
+    pub lease: Option<RequestLease>,
+}
+
+/// Who is carrying a request out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestLease {
+    /// Another one for each time that a request comes.
+    pub holder: String,
+    /// Milliseconds since the Unix epoch: who has not renewed it by then has died.
+    pub until_ms: u64,
+}
+
+/// A token.
+#[derive(Debug, Clone)]
+pub struct TokenRow {
+    /// Unique.
+    pub name: String,
+    /// SHA-256 of its text; unique.
+    pub hash: [u8; 32],
+    /// Number of its organisation.
+    pub organization: i32,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+}

@@ -1,0 +1,141 @@
+//! Several at once. Each call of the store gives way to the others, so that they alternate there.
+
+use std::{collections::HashSet, sync::Arc};
+
+use caddis_catalog::{Catalog, CatalogError, Keyed, NewApp};
+use futures::future::join_all;
+
+use crate::support::{Behind, Fixture, GiveWay, app, keyed_app, machine, machine_of, over_each_store, request, worker};
+
+over_each_store!(
+    of_many_that_want_one_app_name_one_gets_it,
+    many_with_one_key_get_one_app,
+    many_first_apps_of_a_network_share_it,
+    of_many_that_want_one_machine_name_one_gets_it,
+    many_that_want_any_name_all_get_one,
+    of_many_that_place_for_one_request_one_does,
+    of_many_that_move_a_machine_one_does,
+    of_many_with_one_key_one_carries_the_request_out,
+    of_many_that_find_a_request_cut_short_one_takes_it_over,
+    no_machine_is_placed_in_an_app_that_is_gone,
+    of_many_that_make_the_root_token_one_does,
+);
+
+const MANY: usize = 8;
+
+/// The catalogs of as many gateways.
+fn many(fixture: &Fixture) -> Vec<Catalog> {
+    let behind = |store| -> Arc<dyn caddis_catalog::store::Store> { Arc::new(Behind { at: GiveWay, store }) };
+    (0..MANY).map(|_| fixture.behind(behind)).collect()
+}
+
+async fn of_many_that_want_one_app_name_one_gets_it(fixture: &Fixture) {
+    let made = join_all(many(fixture).iter().map(|catalog| catalog.create_app(app("a")))).await;
+    assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
+    let refused = made.iter().filter(|made| matches!(made, Err(CatalogError::AppNameTaken)));
+    assert_eq!(refused.count(), MANY - 1);
+}
+
+async fn many_with_one_key_get_one_app(fixture: &Fixture) {
+    for name in [None, Some("a")] {
+        let key = name.unwrap_or("k");
+        let made = join_all(many(fixture).iter().map(|catalog| catalog.create_app(keyed_app(name, key)))).await;
+        let made: HashSet<_> = made.into_iter().map(|made| made.unwrap().id).collect();
+        assert_eq!(made.len(), 1);
+    }
+}
+
+async fn many_first_apps_of_a_network_share_it(fixture: &Fixture) {
+    let catalogs = many(fixture);
+    let in_network = |index: usize| NewApp { network: Some("n".to_owned()), ..app(&format!("a{index}")) };
+    let made = catalogs.iter().enumerate().map(|(index, catalog)| catalog.create_app(in_network(index)));
+    let prefixes: HashSet<_> = join_all(made).await.into_iter().map(|made| made.unwrap().network_prefix).collect();
+    assert_eq!(prefixes.len(), 1);
+}
+
+async fn of_many_that_want_one_machine_name_one_gets_it(fixture: &Fixture) {
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let placed = join_all(many(fixture).iter().map(|catalog| catalog.place(machine("a", Some("m"))))).await;
+    assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 1);
+    let holders = fixture.catalog.placements(None).await.unwrap();
+    for refused in placed.iter().filter_map(|placed| placed.as_ref().err()) {
+        assert!(matches!(refused, CatalogError::MachineNameTaken { holder, .. } if *holder == holders[0].machine));
+    }
+}
+
+async fn many_that_want_any_name_all_get_one(fixture: &Fixture) {
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let placed = join_all(many(fixture).iter().map(|catalog| catalog.place(machine("a", None)))).await;
+    let names: HashSet<_> = placed.into_iter().map(|placed| placed.unwrap().name).collect();
+    assert_eq!(names.len(), MANY);
+}
+
+async fn of_many_that_place_for_one_request_one_does(fixture: &Fixture) {
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    fixture.catalog.begin_request(request("1")).await.unwrap();
+    let placed = join_all(many(fixture).iter().map(|catalog| catalog.place(machine_of("1", "a", None)))).await;
+    assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 1);
+    assert_eq!(fixture.catalog.placements(None).await.unwrap().len(), 1);
+}
+
+async fn of_many_that_move_a_machine_one_does(fixture: &Fixture) {
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let machine = fixture.catalog.place(machine("a", None)).await.unwrap().machine;
+    let (catalogs, machine) = (many(fixture), &machine);
+    let moved = join_all(catalogs.iter().enumerate().map(|(index, catalog)| async move {
+        catalog.move_machine(machine, 1, &worker(&format!("W{index}")), "two").await
+    }));
+    let (moved, refused): (Vec<_>, Vec<_>) = moved.await.into_iter().partition(|moved| moved.is_ok());
+    assert_eq!((moved.len(), refused.len()), (1, MANY - 1));
+    assert_eq!(fixture.catalog.placement(machine).await.unwrap(), Some(moved.into_iter().next().unwrap().unwrap()));
+    for refused in refused {
+        assert!(matches!(refused, Err(CatalogError::MachineMoved { current: 2, .. })), "{refused:?}");
+    }
+}
+
+async fn of_many_with_one_key_one_carries_the_request_out(fixture: &Fixture) {
+    let begun = begin_at_once(fixture).await;
+    assert_eq!(begun.iter().filter(|begun| **begun == Keyed::New).count(), 1);
+    assert_eq!(begun.iter().filter(|begun| matches!(begun, Keyed::InProgress { .. })).count(), MANY - 1);
+}
+
+async fn of_many_that_find_a_request_cut_short_one_takes_it_over(fixture: &Fixture) {
+    fixture.catalog.begin_request(request("first")).await.unwrap();
+    fixture.pass(caddis_catalog::REQUEST_LEASE);
+    let begun = begin_at_once(fixture).await;
+    assert_eq!(begun.iter().filter(|begun| matches!(begun, Keyed::CutShort { id } if id == "first")).count(), 1);
+    assert_eq!(begun.iter().filter(|begun| matches!(begun, Keyed::InProgress { .. })).count(), MANY - 1);
+}
+
+async fn begin_at_once(fixture: &Fixture) -> Vec<Keyed> {
+    let catalogs = many(fixture);
+    let begun = catalogs.iter().enumerate().map(|(id, catalog)| catalog.begin_request(request(&id.to_string())));
+    join_all(begun).await.into_iter().map(Result::unwrap).collect()
+}
+
+async fn no_machine_is_placed_in_an_app_that_is_gone(fixture: &Fixture) {
+    let catalogs = many(fixture);
+    let app = fixture.catalog.create_app(app("a")).await.unwrap();
+    let placing = join_all(catalogs.iter().map(|catalog| catalog.place(machine("a", None))));
+    let deleting = async {
+        catalogs[0].begin_app_deletion("a").await.unwrap();
+        catalogs[0].finish_app_deletion("a").await.unwrap()
+    };
+    let (placed, gone) = tokio::join!(placing, deleting);
+    let placed = placed.into_iter().filter_map(|placed| {
+        if let Err(refused) = &placed {
+            assert!(matches!(refused, CatalogError::AppInDeletion(_) | CatalogError::AppNotFound(_)), "{refused}");
+        }
+        placed.ok()
+    });
+    let left = fixture.catalog.app("a").await.unwrap();
+    assert_eq!(left.is_none(), gone);
+    assert_eq!(left.is_some(), placed.count() > 0, "app {} is gone if and only if nothing is in it", app.number);
+}
+
+async fn of_many_that_make_the_root_token_one_does(fixture: &Fixture) {
+    let made = join_all(many(fixture).iter().map(|catalog| catalog.ensure_root_token())).await;
+    let tokens: Vec<_> = made.into_iter().filter_map(Result::unwrap).collect();
+    assert_eq!(tokens.len(), 1);
+    assert!(fixture.catalog.authenticate(&tokens[0]).await.unwrap().is_some());
+}

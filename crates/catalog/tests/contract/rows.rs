@@ -1,0 +1,91 @@
+//! What the rules can't come by through the catalog, asked of the store itself: conflicts over what
+//! is made up at random.
+
+use caddis_api::MachineId;
+use caddis_catalog::store::{AppConflict, AppRow, NewNetwork, PlacementConflict, PlacementRow};
+
+use crate::support::{Fixture, app, over_each_store, worker};
+
+over_each_store!(
+    a_prefix_is_of_one_network,
+    an_app_id_is_not_given_twice_also_when_its_app_is_gone,
+    ids_and_addresses_of_machines_are_not_given_twice_also_when_they_are_released,
+    an_app_that_has_a_machine_or_is_not_marked_is_not_deleted,
+);
+
+fn placement(machine: &MachineId, name: &str, ipv6: &str) -> PlacementRow {
+    PlacementRow {
+        machine: machine.clone(),
+        name: name.to_owned(),
+        app: 1,
+        worker: worker("W1"),
+        region: "one".to_owned(),
+        epoch: 1,
+        ipv6: ipv6.parse().unwrap(),
+        created_ms: 1,
+        request: None,
+    }
+}
+
+async fn a_prefix_is_of_one_network(fixture: &Fixture) {
+    let network = |name: &str, prefix: &str| NewNetwork {
+        organization: 1,
+        name: name.to_owned(),
+        prefix: prefix.to_owned(),
+        created_ms: 1,
+    };
+    let store = &fixture.store;
+    store.insert_network(network("a", "fdaa:1:1::/48")).await.unwrap();
+    store.insert_network(network("b", "fdaa:1:1::/48")).await.unwrap();
+    store.insert_network(network("a", "fdaa:2:2::/48")).await.unwrap();
+    assert_eq!(store.network(1, "a").await.unwrap().unwrap().prefix, "fdaa:1:1::/48");
+    assert_eq!(store.network(1, "b").await.unwrap(), None);
+}
+
+async fn an_app_id_is_not_given_twice_also_when_its_app_is_gone(fixture: &Fixture) {
+    let made = fixture.catalog.create_app(app("a")).await.unwrap();
+    let network = fixture.store.network(1, &made.network).await.unwrap().unwrap().number;
+    let row = |name: &str| AppRow {
+        id: made.id.clone(),
+        name: name.to_owned(),
+        organization: 1,
+        network,
+        key: None,
+        created_ms: 1,
+    };
+    assert_eq!(fixture.store.insert_app(row("a")).await.unwrap(), Err(AppConflict::Name));
+    assert_eq!(fixture.store.insert_app(row("b")).await.unwrap(), Err(AppConflict::Id));
+    fixture.catalog.begin_app_deletion("a").await.unwrap();
+    assert!(fixture.catalog.finish_app_deletion("a").await.unwrap());
+    assert_eq!(fixture.store.insert_app(row("a")).await.unwrap(), Err(AppConflict::Id));
+    assert!(!fixture.store.mark_app_deleting(made.number, 1).await.unwrap());
+}
+
+async fn ids_and_addresses_of_machines_are_not_given_twice_also_when_they_are_released(fixture: &Fixture) {
+    let store = &fixture.store;
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let (one, other) = (MachineId::random(), MachineId::random());
+    assert_eq!(store.insert_placement(placement(&one, "m", "fdaa::2")).await.unwrap(), Ok(()));
+    for _ in 0..2 {
+        let same_id = store.insert_placement(placement(&one, "n", "fdaa::1:2")).await.unwrap();
+        assert_eq!(same_id, Err(PlacementConflict::Identity));
+        let same_address = store.insert_placement(placement(&other, "n", "fdaa::2")).await.unwrap();
+        assert_eq!(same_address, Err(PlacementConflict::Identity));
+        store.release_placement(&one, 1).await.unwrap();
+    }
+}
+
+async fn an_app_that_has_a_machine_or_is_not_marked_is_not_deleted(fixture: &Fixture) {
+    let store = &fixture.store;
+    let app = fixture.catalog.create_app(app("a")).await.unwrap();
+    let machine = MachineId::random();
+    store.insert_placement(placement(&machine, "m", "fdaa::2")).await.unwrap().unwrap();
+    assert!(!store.delete_app(app.number, 1).await.unwrap());
+    assert!(store.mark_app_deleting(app.number, 1).await.unwrap());
+    assert!(!store.delete_app(app.number, 1).await.unwrap());
+    let another = placement(&MachineId::random(), "n", "fdaa::1:2");
+    assert_eq!(store.insert_placement(another).await.unwrap(), Err(PlacementConflict::App));
+    store.release_placement(&machine, 1).await.unwrap();
+    assert!(store.delete_app(app.number, 1).await.unwrap());
+    assert!(!store.delete_app(app.number, 1).await.unwrap(), "it is gone");
+}

@@ -1,0 +1,228 @@
+//! Stores to test, a clock that tests move, and stores that fail or give way at each call.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use caddis_api::{MachineId, WorkerId, app::Organization};
+use caddis_catalog::{
+    Answer, AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewApp, NewPlacement, PERSONAL, Placement,
+    SqliteStore, StoreError, TokenRecord,
+    store::{
+        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease, RequestRow, Store,
+        Stored, TokenRow,
+    },
+};
+
+/// Makes a module per store, with each of these tests in it.
+macro_rules! over_each_store {
+    ($($test:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test] async fn $test() { super::$test(&crate::support::Fixture::sqlite()).await })*
+        }
+        mod memory {
+            $(#[tokio::test] async fn $test() { super::$test(&crate::support::Fixture::memory()).await })*
+        }
+    };
+}
+pub(crate) use over_each_store;
+
+/// A new store, and the catalog over it.
+pub struct Fixture {
+    pub store: Arc<dyn Store>,
+    pub catalog: Catalog,
+    clock: Arc<AtomicU64>,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Fixture {
+    pub fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("catalog.db")).unwrap();
+        Self::new(Arc::new(store), Some(directory))
+    }
+
+    pub fn memory() -> Self {
+        Self::new(Arc::new(MemoryStore::default()), None)
+    }
+
+    /// One of each store.
+    pub fn each() -> [Self; 2] {
+        [Self::sqlite(), Self::memory()]
+    }
+
+    fn new(store: Arc<dyn Store>, directory: Option<tempfile::TempDir>) -> Self {
+        let clock = Arc::new(AtomicU64::new(1_000_000_000_000));
+        Self { catalog: over(store.clone(), &clock), store, clock, _directory: directory }
+    }
+
+    /// Another catalog, as of another gateway, over this store behind something.
+    pub fn behind(&self, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Catalog {
+        over(wrap(self.store.clone()), &self.clock)
+    }
+
+    pub fn now_ms(&self) -> u64 {
+        self.clock.load(Ordering::SeqCst)
+    }
+
+    pub fn pass(&self, time: std::time::Duration) {
+        self.clock.fetch_add(u64::try_from(time.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+}
+
+fn over(store: Arc<dyn Store>, clock: &Arc<AtomicU64>) -> Catalog {
+    let clock = clock.clone();
+    Catalog::with_clock(store, Arc::new(move || clock.load(Ordering::SeqCst)))
+}
+
+pub fn app(name: &str) -> NewApp {
+    NewApp { name: Some(name.to_owned()), organization: PERSONAL.to_owned(), ..NewApp::default() }
+}
+
+pub fn keyed_app(name: Option<&str>, key: &str) -> NewApp {
+    NewApp {
+        name: name.map(str::to_owned),
+        organization: PERSONAL.to_owned(),
+        idempotency_key: Some(key.to_owned()),
+        ..NewApp::default()
+    }
+}
+
+pub fn worker(id: &str) -> WorkerId {
+    WorkerId::from_trusted(id)
+}
+
+pub fn machine(app: &str, name: Option<&str>) -> NewPlacement {
+    NewPlacement {
+        app: app.to_owned(),
+        name: name.map(str::to_owned),
+        worker: worker("W1"),
+        region: "one".to_owned(),
+        request: None,
+    }
+}
+
+pub fn machine_of(request: &str, app: &str, name: Option<&str>) -> NewPlacement {
+    NewPlacement { request: Some(request.to_owned()), ..machine(app, name) }
+}
+
+/// A request with the key `k`.
+pub fn request(id: &str) -> KeyedRequest {
+    KeyedRequest { caller: "c".to_owned(), key: "k".to_owned(), id: id.to_owned(), fingerprint: [1; 32] }
+}
+
+pub fn answer(body: &str) -> Answer {
+    Answer { status: 200, content_type: Some("text/plain".to_owned()), body: Some(body.as_bytes().to_vec()) }
+}
+
+/// What happens at a call of a store.
+#[async_trait]
+pub trait AtCall: Send + Sync + 'static {
+    /// Before it is carried out.
+    async fn before(&self) -> Stored<()>;
+    /// After it was.
+    fn after(&self) -> Stored<()>;
+}
+
+/// Gives way at each call, so that calls made at the same time alternate.
+pub struct GiveWay;
+
+#[async_trait]
+impl AtCall for GiveWay {
+    async fn before(&self) -> Stored<()> {
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    fn after(&self) -> Stored<()> {
+        Ok(())
+    }
+}
+
+/// Fails at one call, from 0.
+pub struct FailAt {
+    pub call: u64,
+    /// It is carried out, and the answer is lost.
+    pub answer_lost: bool,
+    pub calls: AtomicU64,
+}
+
+impl FailAt {
+    fn failed() -> StoreError {
+        StoreError::Failed { attempt: "go on", disk_full: false, reason: "cut off".to_owned() }
+    }
+}
+
+#[async_trait]
+impl AtCall for FailAt {
+    async fn before(&self) -> Stored<()> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        if call == self.call && !self.answer_lost { Err(Self::failed()) } else { Ok(()) }
+    }
+
+    fn after(&self) -> Stored<()> {
+        let call = self.calls.load(Ordering::SeqCst) - 1;
+        if call == self.call && self.answer_lost { Err(Self::failed()) } else { Ok(()) }
+    }
+}
+
+/// A store with something at each of its calls.
+pub struct Behind<A> {
+    pub at: A,
+    pub store: Arc<dyn Store>,
+}
+
+impl<A: AtCall> Behind<A> {
+    async fn call<T>(&self, call: impl Future<Output = Stored<T>>) -> Stored<T> {
+        self.at.before().await?;
+        let done = call.await?;
+        self.at.after()?;
+        Ok(done)
+    }
+}
+
+macro_rules! pass_on {
+    ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) -> $answer:ty;)*) => {
+        #[async_trait]
+        impl<A: AtCall> Store for Behind<A> {
+            $(async fn $name(&self $(, $argument: $type)*) -> Stored<$answer> {
+                self.call(self.store.$name($($argument),*)).await
+            })*
+        }
+    };
+}
+
+pass_on! {
+    fn organization(&self, slug: &str) -> Option<Organization>;
+    fn network(&self, organization: i32, name: &str) -> Option<NetworkRow>;
+    fn insert_network(&self, network: NewNetwork) -> ();
+    fn app(&self, name: &str) -> Option<AppRecord>;
+    fn app_of_key(&self, organization: i32, key: &str) -> Option<AppRecord>;
+    fn apps(&self, query: &AppQuery) -> Vec<AppRecord>;
+    fn count_apps(&self, query: &AppQuery) -> u64;
+    fn apps_in_deletion(&self) -> Vec<AppRecord>;
+    fn insert_app(&self, app: AppRow) -> Result<i32, AppConflict>;
+    fn mark_app_deleting(&self, number: i32, at_ms: u64) -> bool;
+    fn delete_app(&self, number: i32, at_ms: u64) -> bool;
+    fn placement(&self, machine: &MachineId) -> Option<Placement>;
+    fn placements(&self, worker: Option<&WorkerId>) -> Vec<Placement>;
+    fn insert_placement(&self, row: PlacementRow) -> Result<(), PlacementConflict>;
+    fn move_placement(&self, machine: &MachineId, epoch: u64, worker: &WorkerId, region: &str) -> bool;
+    fn release_placement(&self, machine: &MachineId, at_ms: u64) -> ();
+    fn note_request(&self, row: RequestRow, forget_before_ms: u64) -> Option<RequestRow>;
+    fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> bool;
+    fn renew_request(&self, id: &str, lease: &RequestLease) -> bool;
+    fn give_up_request(&self, id: &str, holder: &str) -> ();
+    fn answer_request(&self, id: &str, answer: &Answer) -> ();
+    fn delete_request(&self, id: &str, holder: &str) -> ();
+    fn placement_of_request(&self, id: &str) -> Option<Placement>;
+    fn token(&self, hash: &[u8; 32]) -> Option<TokenRecord>;
+    fn insert_token(&self, row: TokenRow) -> bool;
+    fn replace_token(&self, row: TokenRow) -> ();
+    fn check(&self, at_ms: u64) -> ();
+}
