@@ -99,3 +99,21 @@ fn one_machine() -> Vec<Endpoint> {
         Endpoint::new(routes!(leases::release), Machine(Write), Unlimited),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::{Replay, operations};
+
+    #[test]
+    fn what_becomes_of_each_post_that_was_cut_short() {
+        let of = |replay: Replay| -> Vec<String> {
+            let posts = operations().into_iter().filter(|row| row.method == "POST");
+            posts.filter(|row| row.description.replay == replay).map(|row| row.id).collect()
+        };
+        let refused = ["Machines_restart", "Machines_signal", "Machines_exec", "Machines_reclaim_memory"];
+        assert_eq!(of(Replay::Refuse), refused);
+        assert_eq!(of(Makes), ["Apps_create", "Machines_create", "Machines_update"]);
+        assert_eq!(of(Exempt), ["Images_import"]);
+    }
+}

@@ -23,10 +23,11 @@ over_each_store!(
 
 const MANY: usize = 8;
 
-/// The catalogs of as many gateways.
+/// The catalogs of as many gateways: each two go at one pace, so that they meet at the same call, and
+/// others overtake them between two calls.
 fn many(fixture: &Fixture) -> Vec<Catalog> {
-    let behind = |store| -> Arc<dyn caddis_catalog::store::Store> { Arc::new(Behind { at: GiveWay, store }) };
-    (0..MANY).map(|_| fixture.behind(behind)).collect()
+    let at_pace = |pace: usize| fixture.behind(|store| Arc::new(Behind { at: GiveWay(pace), store }));
+    (0..MANY).map(|index| at_pace(index / 2 + 1)).collect()
 }
 
 async fn of_many_that_want_one_app_name_one_gets_it(fixture: &Fixture) {

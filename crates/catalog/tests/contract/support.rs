@@ -129,13 +129,15 @@ pub trait AtCall: Send + Sync + 'static {
     fn after(&self) -> Stored<()>;
 }
 
-/// Gives way at each call, so that calls made at the same time alternate.
-pub struct GiveWay;
+/// Gives way so often before each call, so that calls made at the same time alternate.
+pub struct GiveWay(pub usize);
 
 #[async_trait]
 impl AtCall for GiveWay {
     async fn before(&self) -> Stored<()> {
-        tokio::task::yield_now().await;
+        for _ in 0..self.0 {
+            tokio::task::yield_now().await;
+        }
         Ok(())
     }
 
