@@ -7,6 +7,7 @@
 #   make schemathesis      requests made up from the OpenAPI document; part of make test
 #   make bench [QUICK=1]   measures what SPECIFICATION.md promises, compared with the run that KEEP=1 kept
 #   make lint              what CI checks beside the tests
+#   make advisories        asks RustSec's database for known faults of dependencies
 #   make guest-kernel      builds a smaller kernel for VMs, which boots in little more than half the time
 # ACCEL=kvm runs tests and demo with hardware virtualisation; without it they run under emulation, as in CI.
 # KERNEL=own runs them with the kernel of `make guest-kernel` instead of Debian's.
@@ -27,10 +28,10 @@ else
 $(error KERNEL is debian or own, not $(KERNEL))
 endif
 
-.PHONY: help setup kernel guest-kernel build build-tests test test-host soak schemathesis demo bench lint
+.PHONY: help setup kernel guest-kernel build build-tests test test-host soak schemathesis demo bench lint advisories
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
 # What is missing of Debian's packages.
 setup:
@@ -86,3 +87,8 @@ lint: setup
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	@scripts/check-unit.sh
+	@scripts/deny.sh bans licenses sources
+
+# Known faults of dependencies: needs to reach RustSec's database.
+advisories: setup
+	@scripts/deny.sh advisories
