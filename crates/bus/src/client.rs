@@ -81,7 +81,13 @@ impl WorkerClient {
             return self.twice(worker, payload, deadline, true).await;
         }
         match self.twice(worker, payload.clone(), deadline, false).await {
-            Ok(WorkerReply::TooLarge) => self.twice(worker, payload, deadline, true).await,
+            Ok(WorkerReply::TooLarge) => match self.twice(worker, payload, deadline, true).await {
+                // It was carried out: only its answer is missing.
+                Err(AskError::Bus(BusError::NotDelivered(subject))) => {
+                    Err(AskError::Bus(BusError::TimedOut { subject, deadline }))
+                }
+                answer => answer,
+            },
             answer => answer,
         }
     }

@@ -11,7 +11,13 @@ use caddis_catalog::Catalog;
 use caddis_view::{View, ViewSettings};
 use tokio_util::sync::CancellationToken;
 
-use crate::{GatewayParts, Settings, deletion::Deletions, idempotency::Turns, limits::Limits, regions::Regions};
+use crate::{
+    GatewayParts, Settings,
+    deletion::{Copies, Deletions},
+    idempotency::Turns,
+    limits::Limits,
+    regions::Regions,
+};
 
 pub(crate) use caddis_bus::AskError;
 
@@ -30,6 +36,7 @@ pub(crate) struct Inner {
     pub settings: Settings,
     pub view: Arc<View>,
     pub deletions: Deletions,
+    pub copies: Copies,
     pub limits: Option<Limits>,
     pub turns: Turns,
     /// Ends waits and event streams.
@@ -58,6 +65,7 @@ impl Inner {
             limits: Limits::new(parts.settings.rate_limit),
             settings: parts.settings,
             deletions: Deletions::default(),
+            copies: Copies::default(),
             turns: Turns::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),
@@ -94,8 +102,10 @@ impl Inner {
         {
             // Its configuration is another one than we know.
             let whole = WorkerRequest::Get { machine: record.machine.id.clone() };
-            if let WorkerReply::Machine { record } = self.workers.ask(worker, whole, deadline).await? {
-                self.view.apply(*record);
+            match self.workers.ask(worker, whole, deadline).await {
+                Ok(WorkerReply::Machine { record }) => drop(self.view.apply(*record)),
+                // The change was made all the same, and the view finds its way.
+                other => tracing::warn!(%worker, ?other, "can't ask for the configuration of a machine"),
             }
         }
         Ok(reply)

@@ -22,6 +22,9 @@ use crate::context::{AskError, Context};
 #[derive(Default)]
 pub(crate) struct Deletions(Mutex<HashSet<String>>);
 
+/// Copies that workers are being told to stop.
+pub(crate) type Copies = Mutex<HashSet<Superseded>>;
+
 impl Deletions {
     fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -46,27 +49,38 @@ pub(crate) async fn tidy(context: Context, mut changes: broadcast::Receiver<Chan
             }
             Ok(Change::Listed(worker)) => reconcile(&context, &worker).await,
             Ok(Change::Host(_)) => {}
-            Ok(Change::Superseded(copy)) => context.background(supersede(context.clone(), copy)),
+            Ok(Change::Superseded(copy)) => supersede(&context, copy),
             // What was missed is found by looking at everything.
             Err(RecvError::Lagged(_)) => {
                 for (worker, _) in context.view.hosts().all() {
                     reconcile(&context, &worker).await;
                 }
+                context.view.superseded().into_iter().for_each(|copy| supersede(&context, copy));
             }
             Err(RecvError::Closed) => return,
         }
     }
 }
 
-/// Has a worker stop its copy of a machine that was placed elsewhere since. Should it not be there, it is told when it
-/// is listed again.
-async fn supersede(context: Context, copy: Superseded) {
-    let Superseded { machine, worker, epoch } = copy;
-    tracing::warn!(%machine, %worker, epoch, "a host has a copy of a machine that was placed elsewhere since");
-    let request = WorkerRequest::Supersede { machine: machine.clone(), epoch };
-    if let Err(error) = context.workers.ask(&worker, request, context.settings.request_deadline).await {
-        tracing::warn!(%machine, %worker, ?error, "can't have a copy stopped");
+/// Has a worker stop its copy of a machine that was placed elsewhere since, however often it takes.
+fn supersede(context: &Context, copy: Superseded) {
+    if !context.copies.lock().unwrap_or_else(PoisonError::into_inner).insert(copy.clone()) {
+        return;
     }
+    let context = context.clone();
+    context.clone().background(async move {
+        let Superseded { machine, worker, epoch } = &copy;
+        tracing::warn!(%machine, %worker, epoch, "a host has a copy of a machine that was placed elsewhere since");
+        again_until_done("have a copy stopped", || async {
+            let request = WorkerRequest::Supersede { machine: machine.clone(), epoch: *epoch };
+            match context.workers.ask(worker, request, context.settings.request_deadline).await {
+                Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => Ok(()),
+                answer => Ok(answer.map(drop)?),
+            }
+        })
+        .await;
+        context.copies.lock().unwrap_or_else(PoisonError::into_inner).remove(&copy);
+    });
 }
 
 /// Frees the name of a destroyed machine, unless it was a copy of one that was placed elsewhere since.
@@ -118,7 +132,7 @@ async fn reconcile(context: &Context, worker: &WorkerId) {
             }
             if let Some(later) = context.catalog.placement(id).await?.filter(|placement| placement.epoch > epoch) {
                 let copy = Superseded { machine: id.clone(), worker: worker.clone(), epoch: later.epoch };
-                context.background(supersede(context.clone(), copy));
+                supersede(context, copy);
             }
         }
         for app in context.catalog.apps_in_deletion().await? {

@@ -49,7 +49,7 @@ impl Hosts {
     }
 
     /// Those named at the start.
-    pub(crate) fn first(&self) -> &[WorkerId] {
+    pub fn first(&self) -> &[WorkerId] {
         &self.first
     }
 

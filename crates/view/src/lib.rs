@@ -125,6 +125,11 @@ impl View {
         self.machines.of_worker(worker)
     }
 
+    /// Copies that workers were heard to have, of machines that were placed elsewhere since.
+    pub fn superseded(&self) -> Vec<Superseded> {
+        self.machines.superseded()
+    }
+
     /// Machines of an app that are not destroyed.
     pub fn count_of_app(&self, app: &str) -> usize {
         self.machines.count_of_app(app)
@@ -215,3 +220,6 @@ impl View {
         let _ = self.changes.send(change);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,9 @@
 //! The machines: their records, by id and by app. The newer of two records stays, whatever comes first.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::{
-        Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -56,6 +56,26 @@ impl Shown {
         Some(Self { record, published: status.map(|_| published), body: OnceLock::new() })
     }
 
+    /// The same with the events of a record that is not newer, where those are not known: what told of them before was
+    /// lost, or comes late.
+    fn with_events_of(&self, record: &MachineRecord) -> Option<Self> {
+        if self.record.epoch != record.epoch {
+            return None;
+        }
+        let known: Vec<_> = self.record.machine.events.iter().flatten().collect();
+        let oldest = known.last().filter(|_| known.len() >= RECENT_EVENTS);
+        let is_missing = |event: &&Arc<MachineEvent>| {
+            oldest.is_none_or(|oldest| event.id > oldest.id) && known.iter().all(|known| known.id != event.id)
+        };
+        let missing: Vec<_> = record.machine.events.iter().flatten().filter(is_missing).collect();
+        if missing.is_empty() {
+            return None;
+        }
+        let mut record = self.record.clone();
+        merge(record.machine.events.get_or_insert_default(), missing.into_iter());
+        Some(Self { record, published: self.published.clone(), body: OnceLock::new() })
+    }
+
     /// Its state.
     pub fn state(&self) -> MachineState {
         self.record.machine.state
@@ -85,6 +105,8 @@ struct Tables {
 /// See the module's text.
 pub(crate) struct Machines {
     tables: RwLock<Tables>,
+    /// Copies that were heard of, with the epoch of the later placement.
+    copies: Mutex<BTreeMap<(MachineId, WorkerId), u64>>,
     count: AtomicU64,
     retention: Duration,
 }
@@ -100,7 +122,7 @@ pub(crate) struct Updated {
 }
 
 /// A worker has a copy of a machine that was placed elsewhere since.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Superseded {
     /// The machine.
     pub machine: MachineId,
@@ -113,7 +135,7 @@ pub struct Superseded {
 impl Machines {
     /// No machines. Destroyed ones are shown for `retention`.
     pub fn new(retention: Duration) -> Self {
-        Self { tables: RwLock::default(), count: AtomicU64::new(0), retention }
+        Self { tables: RwLock::default(), copies: Mutex::default(), count: AtomicU64::new(0), retention }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -122,6 +144,19 @@ impl Machines {
 
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copies(&self) -> MutexGuard<'_, BTreeMap<(MachineId, WorkerId), u64>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn superseded(&self) -> Vec<Superseded> {
+        let copy = |((machine, worker), epoch): (&(MachineId, WorkerId), &u64)| Superseded {
+            machine: machine.clone(),
+            worker: worker.clone(),
+            epoch: *epoch,
+        };
+        self.copies().iter().map(copy).collect()
     }
 
     pub fn get(&self, id: &MachineId) -> Option<Arc<Shown>> {
@@ -177,6 +212,9 @@ impl Machines {
                 self.insert(record, heard)
             }
         };
+        if let Some(Superseded { machine, worker, epoch }) = updated.superseded.clone() {
+            self.copies().insert((machine, worker), epoch);
+        }
         if let Some(current) = updated.current.as_ref().filter(|_| updated.is_newer)
             && current.state() == MachineState::Destroyed
         {
@@ -211,7 +249,10 @@ impl Machines {
         }
         let mut tables = self.write();
         while expired(&tables) {
-            if let Some((_, id)) = tables.destroyed.pop_front() {
+            let Some((_, id)) = tables.destroyed.pop_front() else { return };
+            // It may have been a copy of one that was placed elsewhere since.
+            let is_destroyed = |entry: &Entry| entry.shown.borrow().state() == MachineState::Destroyed;
+            if tables.machines.get(&id).is_some_and(is_destroyed) {
                 // Who follows the app was told when it was destroyed.
                 tables.forget(&id);
             }
@@ -268,16 +309,23 @@ impl Entry {
         let mut superseded = None;
         let is_newer = self.shown.send_if_modified(|known| {
             superseded = earlier_copy(&known.record, &record);
-            if known.is_older_than(&record) {
-                let Some(record) = completed(record, &known.record) else { return false };
-                *known = Arc::new(Shown::new(record));
-                current = Some(known.clone());
-                return true;
+            let next = if known.is_older_than(&record) {
+                match completed(record, &known.record) {
+                    Some(record) => Some(Shown::new(record)),
+                    None => return false,
+                }
+            } else {
+                known.with_events_of(&record)
+            };
+            let is_changed = next.is_some();
+            if let Some(next) = next {
+                *known = Arc::new(next);
             }
             current = Some(known.clone());
-            false
+            is_changed
         });
-        if current.is_some() && superseded.is_none() {
+        // Of a copy nothing is heard that tells of the machine, unless it was one until now.
+        if current.is_some() && (is_newer || superseded.is_none()) {
             self.heard.fetch_max(heard, Ordering::Relaxed);
         }
         Updated { current, is_newer, superseded }
@@ -312,14 +360,12 @@ fn completed(mut record: MachineRecord, known: &MachineRecord) -> Option<Machine
     Some(record)
 }
 
-/// Adds earlier events, newest first, as many as are shown.
-fn merge<'a>(events: &mut Vec<Arc<MachineEvent>>, known: impl Iterator<Item = &'a Arc<MachineEvent>>) {
-    if events.len() < RECENT_EVENTS {
-        let missing: Vec<_> = known.filter(|event| events.iter().all(|told| told.id != event.id)).cloned().collect();
-        if !missing.is_empty() {
-            events.extend(missing);
-            events.sort_by(|a, b| b.id.cmp(&a.id));
-        }
+/// Adds events that may be known already: the newest of all of them, newest first, as many as are shown.
+fn merge<'a>(events: &mut Vec<Arc<MachineEvent>>, others: impl Iterator<Item = &'a Arc<MachineEvent>>) {
+    let missing: Vec<_> = others.filter(|event| events.iter().all(|known| known.id != event.id)).cloned().collect();
+    if !missing.is_empty() {
+        events.extend(missing);
+        events.sort_by(|a, b| b.id.cmp(&a.id));
     }
     events.truncate(RECENT_EVENTS);
 }

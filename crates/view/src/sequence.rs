@@ -71,8 +71,8 @@ impl Sequences {
                 seen.last = sequence.max(seen.last);
                 if is_hole { Next::List } else { Next::GoOn }
             }
-            // It began anew meanwhile: what it says now asks for another listing.
-            Some(_) => Next::GoOn,
+            // It began anew meanwhile.
+            Some(_) => Next::List,
             None => {
                 let seen = Seen { incarnation: incarnation.to_owned(), first: None, last: sequence };
                 self.0.insert(worker.clone(), seen);
@@ -116,6 +116,9 @@ mod tests {
             assert_eq!(sequences.listed(&worker, "a", listed), Next::GoOn);
             assert_eq!(sequences.saw(&worker, "a", saw, true), next, "{saw} after the listing at {listed}");
         }
+        let mut sequences = Sequences::default();
+        assert_eq!(sequences.saw(&worker, "b", 3, true), Next::GoOn);
+        assert_eq!(sequences.listed(&worker, "a", 9), Next::List, "it was of an earlier process");
         for (listed, announced, next) in [(3, 3, Next::GoOn), (3, 2, Next::GoOn), (3, 4, Next::List)] {
             let mut sequences = Sequences::default();
             assert_eq!(sequences.announced(&worker, "a", announced, true), Next::GoOn);

@@ -55,6 +55,9 @@ struct State {
     told: HashMap<MachineId, (u64, Option<EventId>)>,
 }
 
+/// Most machines of a page.
+const PAGE: usize = 500;
+
 /// A page of a listing.
 pub struct Page {
     /// In id order.
@@ -170,21 +173,26 @@ impl Publisher {
 
     /// Machines after `after` in id order, as many as fit a message.
     pub fn list(&self, after: Option<&MachineId>) -> Page {
-        let state = self.state();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut page = Page { records: Vec::new(), more: false, sequence: state.sequence };
-        let mut bytes = 0;
-        for record in state.records.range((from, Bound::Unbounded)).map(|(_, record)| record) {
+        let told = |record: &MachineRecord| {
             let is_large = record.config_bytes() > LARGE_CONFIG_BYTES;
-            let told = if is_large { record.status_only() } else { record.clone() };
-            bytes += encode(&told).len();
-            if bytes > PAGE_BYTES && !page.records.is_empty() {
-                page.more = true;
-                break;
-            }
-            page.records.push(told);
-        }
-        page
+            if is_large { record.status_only() } else { record.clone() }
+        };
+        let (mut records, sequence) = {
+            let state = self.state();
+            let later = state.records.range((from, Bound::Unbounded)).take(PAGE + 1);
+            (later.map(|(_, record)| told(record)).collect::<Vec<_>>(), state.sequence)
+        };
+        // Their sizes are found without holding up who publishes.
+        let mut bytes = 0;
+        let fitting = records.iter().take_while(|record| {
+            bytes += encode(record).len();
+            bytes <= PAGE_BYTES
+        });
+        let fitting = fitting.count().clamp(1, PAGE);
+        let more = records.len() > fitting;
+        records.truncate(fitting);
+        Page { records, more, sequence }
     }
 }
 

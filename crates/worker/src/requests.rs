@@ -54,8 +54,12 @@ impl Answers {
             _ => return,
         }
         self.bytes += size;
-        // Never one that is not known yet: the same request would be carried out twice.
-        while self.bytes > REMEMBERED_BYTES
+        self.forget_surplus();
+    }
+
+    /// Never one that is not known yet: the same request would be carried out twice.
+    fn forget_surplus(&mut self) {
+        while (self.bytes > REMEMBERED_BYTES || self.order.len() > REMEMBERED)
             && self.order.front().and_then(|id| self.by_id.get(id)).is_some_and(|(_, size)| *size > 0)
         {
             self.forget_oldest();
@@ -108,9 +112,7 @@ impl RequestHandler {
         let answer = answer.boxed().shared();
         answers.by_id.insert(envelope.request_id.clone(), (answer.clone(), 0));
         answers.order.push_back(envelope.request_id);
-        if answers.order.len() > REMEMBERED {
-            answers.forget_oldest();
-        }
+        answers.forget_surplus();
         answer
     }
 }
@@ -178,8 +180,11 @@ fn is_late(envelope: &Envelope) -> bool {
 }
 
 fn may_change(request: &WorkerRequest) -> bool {
-    use WorkerRequest::{Act, Create, Drain, Supersede, Update};
-    matches!(request, Create(_) | Update { .. } | Act { .. } | Supersede { .. } | Drain { .. })
+    use WorkerRequest::{Act, Create, Drain, Memory, Supersede, Update};
+    match request {
+        Memory { limit_mib, reclaim_mib, .. } => limit_mib.is_some() || reclaim_mib.is_some(),
+        _ => matches!(request, Create(_) | Update { .. } | Act { .. } | Supersede { .. } | Drain { .. }),
+    }
 }
 
 /// Since when accepted requests are remembered, milliseconds since the Unix epoch.

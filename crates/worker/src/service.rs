@@ -44,7 +44,7 @@ const PROCESSES_DEADLINE: Duration = Duration::from_secs(20);
 /// Carries out a request. Its id is recorded with what it changes.
 pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest) -> WorkerResult {
     match request {
-        WorkerRequest::Create(create) => make(shared, *create).await,
+        WorkerRequest::Create(create) => make(shared, *create, id).await,
         WorkerRequest::Update { machine, nonce, update } => self::update(shared, &machine, nonce, *update, id).await,
         WorkerRequest::Act { machine, nonce, action } => act(shared, &machine, nonce, action, id).await,
         WorkerRequest::Get { machine } => {
@@ -92,24 +92,31 @@ pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerRes
             let reply = StartReply { previous_state, migrated: false, new_host: String::new() };
             Ok(WorkerReply::Started { reply, record })
         }
-        WorkerRequest::Act { machine, action: Action::AcquireLease { .. }, .. } => {
-            act(shared, &machine, None, Action::GetLease, None).await
+        WorkerRequest::Act { machine, action: Action::AcquireLease { ttl_seconds, owner, .. }, .. } => {
+            let lease = held_lease(shared, &machine, Some(&(ttl_seconds, owner))).await;
+            let text = "the lease that this request had acquired is another's by now";
+            Ok(WorkerReply::Lease { lease: lease.ok_or_else(|| ApiError::aborted(text))? })
         }
         WorkerRequest::Act { machine, .. } => Ok(WorkerReply::Done { record: status(&machine)? }),
-        WorkerRequest::Update { machine, .. } => {
+        WorkerRequest::Update { machine, update, .. } => {
             let record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
-            Ok(WorkerReply::Updated { record: Box::new(record), lease: held_lease(shared, &machine).await })
+            let lease = held_lease(shared, &machine, update.lease.as_ref()).await;
+            Ok(WorkerReply::Updated { record: Box::new(record), lease })
         }
         // These find what they have done themselves.
         other => handle(shared, None, other).await,
     }
 }
 
-async fn make(shared: &Arc<Shared>, create: CreateMachine) -> WorkerResult {
+async fn make(shared: &Arc<Shared>, create: CreateMachine, request: RequestId) -> WorkerResult {
     let _turn = shared.creations.begin(&create.id).await;
     // A gateway that got no answer asks again.
     if let Some(record) = shared.publisher.get(&create.id) {
-        let lease = if create.lease.is_some() { held_lease(shared, &create.id).await } else { None };
+        if record.epoch < create.placement_epoch {
+            let text = "this host has a copy of an earlier placement of the machine, which must be destroyed first";
+            return Err(ApiError::precondition(text));
+        }
+        let lease = held_lease(shared, &create.id, create.lease.as_ref()).await;
         return Ok(WorkerReply::Created { record: Box::new(record), lease });
     }
     shared.check_not_draining()?;
@@ -120,17 +127,18 @@ async fn make(shared: &Arc<Shared>, create: CreateMachine) -> WorkerResult {
     let ipv4 = shared.capacity.reserve(&create.id, &typed)?;
     let addresses = MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
     let id = create.id.clone();
-    record_new(shared, new_row(create, config, image, addresses), typed)
+    record_new(shared, new_row(create, config, image, addresses), typed, request)
         .await
         .inspect_err(|_| shared.capacity.release(&id))
 }
 
-async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig) -> WorkerResult {
+async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig, request: RequestId) -> WorkerResult {
     // Fails now rather than at the first start when there is nothing to run.
     crate::spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
     let mut draft = Draft::new(row);
     draft.begin(OperationKind::Create, Source::Worker);
-    let change = draft.into_change();
+    let mut change = draft.into_change();
+    change.request = request.map(|id| (id, now_ms()));
     shared.store.commit(vec![change.clone()], Durability::Synced, Room::Free).await.map_err(|e| {
         tracing::error!(machine = %change.row.id, error = %e, "can't record a new machine");
         if e.is_full() {
@@ -228,7 +236,8 @@ async fn update(
         && all_versions(shared, machine).await?.iter().any(|known| known.version == *version)
     {
         let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
-        return Ok(WorkerReply::Updated { record: Box::new(record), lease: held_lease(shared, machine).await });
+        let lease = held_lease(shared, machine, update.lease.as_ref()).await;
+        return Ok(WorkerReply::Updated { record: Box::new(record), lease });
     }
     shared.check_not_draining()?;
     let (raw, config) = caddis_api::validate::normalise(update.config.clone())?;
@@ -241,10 +250,11 @@ async fn update(
     answer.await.unwrap_or_else(|_| gone(shared, machine, false))
 }
 
-/// The lease on a machine, if there is one.
-async fn held_lease(shared: &Arc<Shared>, machine: &MachineId) -> Option<Lease> {
+/// The lease that a request has taken on a machine, if it wanted one and still has it: another's nonce is not told.
+async fn held_lease(shared: &Arc<Shared>, machine: &MachineId, wanted: Option<&(u64, String)>) -> Option<Lease> {
+    let (_, owner) = wanted?;
     match act(shared, machine, None, Action::GetLease, None).await {
-        Ok(WorkerReply::Lease { lease }) => Some(lease),
+        Ok(WorkerReply::Lease { lease }) if lease.owner == *owner => Some(lease),
         _ => None,
     }
 }

@@ -2,7 +2,10 @@
 //! and the parts are merged by time. The place in such a log is a place in each part, so that every line comes once,
 //! also where a host was away for a while.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -19,6 +22,7 @@ use caddis_api::{
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::{context::Context, envelope::Failure, forward, query::invalid};
 
@@ -113,13 +117,14 @@ pub(super) async fn page(
     {
         return page_of_one(context, worker, query, (from, bound), wait).await;
     }
+    let mut changes = context.view.watch_app(&query.app);
+    let end = Instant::now() + Duration::from_secs(wait.unwrap_or(0));
     let shown = context.view.of_app(&query.app);
     let mut workers: BTreeSet<_> = shown.iter().map(|shown| shown.record.worker.clone()).collect();
     if let Some(Place::Several(parts)) = &place {
         workers.extend(parts.keys().cloned());
     }
-    let first = hosts.first().map(|(worker, _)| worker.clone());
-    let is_first = |worker: &WorkerId| first.as_ref() == Some(worker);
+    let is_first = |worker: &WorkerId| context.view.hosts().first().contains(worker);
     let mut parts: BTreeMap<_, _> = workers
         .iter()
         .map(|worker| {
@@ -158,6 +163,10 @@ pub(super) async fn page(
                 pages.push((worker.clone(), page));
                 break;
             }
+        }
+        if pages.iter().all(|(_, page)| page.data.is_empty()) {
+            // Where nobody could be asked, or has answered early: until the app changes, or the time is over.
+            let _ = tokio::time::timeout_at(end, changes.recv()).await;
         }
     }
     let limit = usize::try_from(query.limit.unwrap_or(PAGE)).unwrap_or(usize::MAX);

@@ -234,6 +234,13 @@ async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement, aga
                 format!("unavailable: {error}; machine {machine} may still appear, look for it before trying again"),
             ))
         }
+        // What an earlier try has made may be there, though this one was refused.
+        Err(AskError::Refused(error))
+            if again && matches!(error.code, ErrorCode::Unavailable | ErrorCode::Internal) =>
+        {
+            context.background(deletion::give_up_unless_made(context.clone(), placement));
+            Err(error)
+        }
         Err(error) => {
             context.catalog.release(&placement.machine).await?;
             context.catalog.finish_app_deletion(&wanted.app.name).await?;

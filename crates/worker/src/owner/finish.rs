@@ -240,7 +240,7 @@ impl Owner {
 
 impl Draft {
     /// What was to follow was to follow something else; but a destroy that was accepted comes.
-    fn forget_next(&mut self) {
+    pub(super) fn forget_next(&mut self) {
         self.row.next = self.row.next.take().filter(|next| *next == OperationKind::Destroy);
     }
 
