@@ -1,5 +1,5 @@
 //! What every transport of the bus must hold: one suite, run over each of them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use caddis_bus::InProcessBus;
 
