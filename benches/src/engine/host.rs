@@ -16,13 +16,9 @@ use caddis_bus::{
         decode, encode, worker_subject,
     },
 };
-use caddis_vmm::{
-    SlotPool,
-    fake::{FakeHost, FakeVmm, Faults},
-    slot::SlotPoolConfig,
-};
+use caddis_vmm::fake::{FakeHost, Faults};
 use caddis_worker::{
-    Drivers, Worker, WorkerParts,
+    Worker, WorkerParts,
     fake::{self, FakeImages, FakeNetwork},
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -66,15 +62,8 @@ impl Host {
 
     /// Starts a worker over what an earlier one has left.
     pub async fn worker(&self) -> Result<Worker> {
-        let slots = SlotPoolConfig { directory: self.directory.join("slots"), ..SlotPoolConfig::default() };
-        let slots = SlotPool::open_without_cgroups(slots)?;
         let config = fake::config(&self.directory);
-        let drivers = Drivers {
-            vmm: Arc::new(FakeVmm::with_slots(self.vms.clone(), slots.clone())),
-            slots,
-            images: Arc::new(FakeImages),
-            network: Arc::new(self.network.clone()),
-        };
+        let drivers = fake::drivers(&self.directory, 1000, &self.vms, &self.network, FakeImages)?;
         let parts = WorkerParts { bus: Arc::new(self.bus.clone()), drivers, hook: None };
         Ok(Worker::start(config, parts).await?)
     }

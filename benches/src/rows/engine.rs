@@ -25,7 +25,7 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let text = "beside it: as many, if they were nothing but their transactions";
     report.samples("sqlite", text, "/s", none, &found.bare);
     let text = "bare transactions per those through the engine";
-    report.ratio("sqlite/engine", text, Promise::AtMost(3.0), &found.bare, &found.engine);
+    report.ratio("sqlite/engine", text, Promise::AtMost(2.0), &found.bare, &found.engine);
     report.samples("synced", "transactions per operation written through to the disk", "", none, &found.synced);
     report.samples("unsynced", "transactions per operation besides", "", none, &found.unsynced);
     report.samples("transaction", "a transaction", "bytes", none, &found.bytes);

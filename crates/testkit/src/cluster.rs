@@ -16,13 +16,9 @@ use axum::{Router, body::Body, http::Request};
 use caddis_api::WorkerId;
 use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
-use caddis_vmm::{
-    SlotPool,
-    fake::{FakeHost, FakeVmm},
-    slot::SlotPoolConfig,
-};
+use caddis_vmm::fake::FakeHost;
 use caddis_worker::{
-    Drivers, StepHook, Worker, WorkerConfig, WorkerParts,
+    StepHook, Worker, WorkerConfig, WorkerParts,
     fake::{self, FakeImages, FakeNetwork},
 };
 use http_body_util::BodyExt as _;
@@ -155,15 +151,8 @@ impl Cluster {
     pub async fn start_with(&mut self, number: u8, hook: Option<Arc<dyn StepHook>>) -> Result<()> {
         let host = &mut self.workers[usize::from(number)];
         let node = Node::Worker(number);
-        let slots = SlotPoolConfig { directory: host.directory.join("slots"), count: 50, ..Default::default() };
-        let slots = SlotPool::open_without_cgroups(slots)?;
         host.network.forget();
-        let drivers = Drivers {
-            vmm: Arc::new(FakeVmm::with_slots(host.vms.clone(), slots.clone())),
-            slots,
-            images: Arc::new(FakeImages),
-            network: Arc::new(host.network.clone()),
-        };
+        let drivers = fake::drivers(&host.directory, 50, &host.vms, &host.network, FakeImages)?;
         let config = WorkerConfig { memory_mib: Some(16 * 1024), ..fake::config(&host.directory) };
         let parts = WorkerParts { bus: Arc::new(self.network.of(node)), drivers, hook };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

@@ -9,13 +9,9 @@ use anyhow::{Context as _, Result};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
 use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
-use caddis_vmm::{
-    SlotPool,
-    fake::{FakeHost, FakeVmm},
-    slot::SlotPoolConfig,
-};
+use caddis_vmm::fake::FakeHost;
 use caddis_worker::{
-    Drivers, Worker, WorkerConfig, WorkerParts,
+    Worker, WorkerConfig, WorkerParts,
     fake::{self, FakeNetwork},
 };
 use tokio::{net::TcpListener, runtime::Runtime, sync::oneshot, task::JoinHandle};
@@ -137,14 +133,7 @@ impl FakeServer {
         let (stop, stopped) = oneshot::channel();
         let (sender, begun) = oneshot::channel();
         let path = self.directory.path();
-        let slots = SlotPoolConfig { directory: path.join("slots"), count: 200, ..Default::default() };
-        let slots = SlotPool::open_without_cgroups(slots)?;
-        let drivers = Drivers {
-            vmm: Arc::new(FakeVmm::with_slots(self.host.clone(), slots.clone())),
-            slots,
-            images: Arc::new(self.images.clone()),
-            network: Arc::new(FakeNetwork::default()),
-        };
+        let drivers = fake::drivers(path, 200, &self.host, &FakeNetwork::default(), self.images.clone())?;
         let config = WorkerConfig {
             memory_mib: Some(self.options.memory_mib),
             destroyed_retention: RETENTION,

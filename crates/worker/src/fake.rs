@@ -16,11 +16,16 @@ use caddis_disk::Reserve;
 use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
 use caddis_image::{ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::MachineAddresses;
+use caddis_vmm::{
+    SlotPool, VmmError,
+    fake::{FakeHost, FakeVmm},
+    slot::SlotPoolConfig,
+};
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
 use crate::{
-    WorkerConfig,
+    Drivers, WorkerConfig,
     host::{HostNetwork, Images},
 };
 
@@ -43,6 +48,27 @@ pub fn config(directory: &Path) -> WorkerConfig {
         boot_id: "first".to_owned(),
         reserve: Arc::new(Reserve::none()),
     }
+}
+
+/// Drivers of a host that pretends, with slots below `directory`.
+///
+/// # Errors
+/// When the directory of the slots can't be used.
+pub fn drivers(
+    directory: &Path,
+    slots: u32,
+    vms: &FakeHost,
+    network: &FakeNetwork,
+    images: impl Images,
+) -> Result<Drivers, VmmError> {
+    let config = SlotPoolConfig { directory: directory.join("slots"), count: slots, ..SlotPoolConfig::default() };
+    let slots = SlotPool::open_without_cgroups(config)?;
+    Ok(Drivers {
+        vmm: Arc::new(FakeVmm::with_slots(vms.clone(), slots.clone())),
+        slots,
+        images: Arc::new(images),
+        network: Arc::new(network.clone()),
+    })
 }
 
 /// One image that is always there, `missing` which isn't, and `broken` which can't be had in the end.

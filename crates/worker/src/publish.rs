@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use caddis_api::{EventId, MachineId, WorkerId};
+use caddis_api::{EventId, MachineId, RawConfig, WorkerId};
 use caddis_bus::{
     Bus, MAX_MESSAGE_BYTES,
     message::{ANNOUNCEMENTS, Announcement, DELTAS, Delta, LARGE_CONFIG_BYTES, MachineRecord, encode},
@@ -184,16 +184,26 @@ impl Publisher {
             (later.map(|(_, record)| told(record)).collect::<Vec<_>>(), state.sequence)
         };
         // Their sizes are found without holding up who publishes.
-        let mut bytes = 0;
-        let fitting = records.iter().take_while(|record| {
-            bytes += encode(record).len();
-            bytes <= PAGE_BYTES
-        });
-        let fitting = fitting.count().clamp(1, PAGE);
+        let (mut bytes, mut fitting) = (0, 0);
+        for record in &mut records {
+            bytes += encoded_bytes(record);
+            if fitting == PAGE || (bytes > PAGE_BYTES && fitting > 0) {
+                break;
+            }
+            fitting += 1;
+        }
         let more = records.len() > fitting;
         records.truncate(fitting);
         Page { records, more, sequence }
     }
+}
+
+/// Bytes of a record in a message. Its configuration is kept as its text: it need not be written to be measured.
+fn encoded_bytes(record: &mut MachineRecord) -> usize {
+    let config = record.machine.config.take();
+    let bytes = encode(record).len() + config.as_ref().map_or(0, RawConfig::size);
+    record.machine.config = config;
+    bytes
 }
 
 impl State {

@@ -10,20 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use caddis_api::{MachineId, MachineState, RawConfig};
+use caddis_api::{ApiError, MachineId, MachineState, RawConfig};
 use caddis_bus::{
-    Bus as _, InProcessBus,
-    message::{
-        Action, CreateMachine, Envelope, WorkerReply, WorkerRequest, WorkerResult, decode, encode, worker_subject,
-    },
+    InProcessBus, WorkerClient,
+    message::{Action, CreateMachine, WorkerReply, WorkerRequest, WorkerResult},
+    stream::InProcessStreams,
 };
-use caddis_vmm::{
-    SlotPool,
-    fake::{FakeHost, FakeVmm},
-    slot::SlotPoolConfig,
-};
+use caddis_vmm::fake::FakeHost;
 use caddis_worker::{
-    Drivers, Worker, WorkerConfig, WorkerParts,
+    Worker, WorkerParts,
     fake::{self, FakeImages, FakeNetwork},
 };
 use serde_json::{Value, json};
@@ -55,7 +50,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 
 struct Site {
-    bus: InProcessBus,
+    client: WorkerClient,
     worker: Worker,
     _directory: tempfile::TempDir,
 }
@@ -63,25 +58,19 @@ struct Site {
 impl Site {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let slots = SlotPoolConfig { directory: directory.path().join("slots"), count: 20, ..Default::default() };
-        let slots = SlotPool::open_without_cgroups(slots).unwrap();
-        let bus = InProcessBus::new();
-        let drivers = Drivers {
-            vmm: Arc::new(FakeVmm::with_slots(FakeHost::default(), slots.clone())),
-            slots,
-            images: Arc::new(FakeImages),
-            network: Arc::new(FakeNetwork::default()),
-        };
-        let config = WorkerConfig { ..fake::config(directory.path()) };
-        let parts = WorkerParts { bus: Arc::new(bus.clone()), drivers, hook: None };
+        let bus = Arc::new(InProcessBus::new());
+        let (vms, network) = (FakeHost::default(), FakeNetwork::default());
+        let drivers = fake::drivers(directory.path(), 20, &vms, &network, FakeImages).unwrap();
+        let config = fake::config(directory.path());
+        let parts = WorkerParts { bus: bus.clone(), drivers, hook: None };
         let worker = Worker::start(config, parts).await.unwrap();
-        Self { bus, worker, _directory: directory }
+        let streams = InProcessStreams::new(worker.id().clone(), worker.streams());
+        let client = WorkerClient::new(bus, Arc::new(streams));
+        Self { client, worker, _directory: directory }
     }
 
     async fn ask(&self, request: WorkerRequest) -> WorkerResult {
-        let subject = worker_subject(self.worker.id());
-        let envelope = Envelope::new(MachineId::random().to_string(), TIMEOUT, request);
-        decode(&subject, &self.bus.request(&subject, encode(&envelope), TIMEOUT).await.unwrap()).unwrap()
+        self.client.ask(self.worker.id(), request, TIMEOUT).await.map_err(ApiError::from)
     }
 
     async fn get(&self, machine: &MachineId) -> caddis_api::Machine {

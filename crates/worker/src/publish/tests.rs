@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
-use caddis_api::{Machine, MachineState, RawConfig, event::MachineEvent, machine::ImageRef};
+use caddis_api::{Machine, MachineState, event::MachineEvent, machine::ImageRef};
 use caddis_bus::{
     AskWindow, BusError, Handler, InProcessBus, Published, Serving,
     message::{Announcement, decode},

@@ -28,13 +28,9 @@ use caddis_bus::{
 };
 use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
-use caddis_vmm::{
-    SlotPool,
-    fake::{FakeHost, FakeVmm},
-    slot::SlotPoolConfig,
-};
+use caddis_vmm::{SlotPool, fake::FakeHost};
 use caddis_worker::{
-    Drivers, Worker, WorkerConfig, WorkerParts,
+    Worker, WorkerConfig, WorkerParts,
     fake::{self, FakeImages, FakeNetwork},
 };
 use serde_json::{Value, json};
@@ -79,14 +75,8 @@ impl Site {
         let catalog = Catalog::new(Arc::new(store));
         let token = catalog.ensure_root_token().await.unwrap().unwrap();
         let (host, network) = (FakeHost::default(), FakeNetwork::default());
-        let slots = SlotPoolConfig { directory: directory.path().join("slots"), count: 200, ..Default::default() };
-        let slots = SlotPool::open_without_cgroups(slots).unwrap();
-        let drivers = Drivers {
-            vmm: Arc::new(FakeVmm::with_slots(host.clone(), slots.clone())),
-            slots: slots.clone(),
-            images: Arc::new(FakeImages),
-            network: Arc::new(network.clone()),
-        };
+        let drivers = fake::drivers(directory.path(), 200, &host, &network, FakeImages).unwrap();
+        let slots = drivers.slots.clone();
         let parts = WorkerParts { bus: Arc::new(bus.clone()), drivers, hook: None };
         let config = WorkerConfig {
             memory_mib: Some(MEMORY_MIB),

@@ -26,13 +26,9 @@ use caddis_bus::{
 };
 use caddis_guest_protocol::host::Pace;
 use caddis_view::{View, ViewSettings};
-use caddis_vmm::{
-    SlotPool,
-    fake::{FakeHost, FakeVmm},
-    slot::SlotPoolConfig,
-};
+use caddis_vmm::{SlotPool, fake::FakeHost};
 use caddis_worker::{
-    Drivers, Worker, WorkerConfig, WorkerError, WorkerParts,
+    Worker, WorkerConfig, WorkerError, WorkerParts,
     fake::{self, FakeImages, FakeNetwork},
 };
 use serde_json::{Value, json};
@@ -164,7 +160,6 @@ impl Fixture {
     pub async fn try_start(&mut self) -> Result<(), WorkerError> {
         let before = self.heard.borrow().incarnation.clone();
         self.network.forget();
-        let slots = SlotPoolConfig { directory: self.directory.path().join("slots"), count: 50, ..Default::default() };
         let config = WorkerConfig {
             memory_mib: Some(MEMORY_MIB),
             cpu_overcommit: 100.0,
@@ -176,14 +171,8 @@ impl Fixture {
             guest_pace: self.pace,
             ..fake::config(self.directory.path())
         };
-        let slots = SlotPool::open_without_cgroups(slots).unwrap();
-        self.slots = Some(slots.clone());
-        let drivers = Drivers {
-            vmm: Arc::new(FakeVmm::with_slots(self.host.clone(), slots.clone())),
-            slots,
-            images: Arc::new(FakeImages),
-            network: Arc::new(self.network.clone()),
-        };
+        let drivers = fake::drivers(self.directory.path(), 50, &self.host, &self.network, FakeImages).unwrap();
+        self.slots = Some(drivers.slots.clone());
         let parts = WorkerParts { bus: Arc::new(self.bus.clone()), drivers, hook: Some(self.saboteur.clone()) };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let worker = runtime.spawn(Worker::start(config, parts)).await.unwrap();
