@@ -17,6 +17,7 @@ use caddis_bus::{
     message::{ANNOUNCEMENTS, Announcement, DELTAS, Delta, LARGE_CONFIG_BYTES, MachineRecord, encode},
 };
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Messages that may wait before those of machines that have changed since are dropped.
 const OUTBOX: usize = 1024;
@@ -30,6 +31,8 @@ pub struct Publisher {
     worker: WorkerId,
     incarnation: String,
     shared: Arc<Shared>,
+    /// The task that sends; it ends with the last clone that others have.
+    _sender: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -69,12 +72,12 @@ pub struct Page {
 }
 
 impl Publisher {
-    /// A publisher on `bus`; a task of the current runtime sends what it is given, as long as that runs.
+    /// A publisher on `bus`; a task of the current runtime sends what it is given.
     pub fn new(worker: WorkerId, bus: Arc<dyn Bus>) -> Self {
         let incarnation = caddis_api::VersionId::generate().to_string();
-        let publisher = Self { worker, incarnation, shared: Arc::default() };
+        let publisher = Self { worker, incarnation, shared: Arc::default(), _sender: None };
         let sender = publisher.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             loop {
                 let waiting = sender.shared.waiting.notified();
                 match sender.next() {
@@ -88,7 +91,7 @@ impl Publisher {
                 }
             }
         });
-        publisher
+        Self { _sender: Some(Arc::new(AbortOnDropHandle::new(task))), ..publisher }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
