@@ -18,22 +18,42 @@ async fn bad_input_is_refused_with_the_field_and_the_limit() -> Result<()> {
     for (config, status, text) in [
         (json!({ "image": image, "guest": { "cpus": 3 } }), 400, "config.guest.cpus"),
         (json!({ "image": image, "guest": { "cpu_kind": "turbo" } }), 400, "config.guest.cpu_kind"),
-        (json!({ "image": image, "guest": { "cpus": 1, "memory_mb": 1 } }), 400, "minimum required 256 MiB"),
-        (json!({ "image": image, "guest": { "cpus": 1, "memory_mb": 999_936 } }), 400, "cannot exceed 2048 MiB"),
+        (
+            json!({ "image": image, "guest": { "cpus": 1, "memory_mb": 1 } }),
+            400,
+            "minimum required 256 MiB",
+        ),
+        (
+            json!({ "image": image, "guest": { "cpus": 1, "memory_mb": 999_936 } }),
+            400,
+            "cannot exceed 2048 MiB",
+        ),
         (json!({ "image": image, "guest": { "memory_mb": "much" } }), 400, "memory_mb"),
         (json!({ "image": image, "env": ["A=B"] }), 400, "env"),
         (json!({ "image": image, "restart": { "policy": "sometimes" } }), 400, "restart"),
         (json!({ "image": image, "stop_config": { "signal": "SIGSTOPIT" } }), 400, "signal"),
         (json!({ "image": image, "stop_config": { "timeout": "1 hour" } }), 400, "timeout"),
-        (json!({ "image": image, "files": [{ "guest_path": "relative", "raw_value": "" }] }), 400, "guest_path"),
-        (json!({ "image": image, "files": [{ "guest_path": "/f", "raw_value": "%%" }] }), 400, "raw_value"),
+        (
+            json!({ "image": image, "files": [{ "guest_path": "relative", "raw_value": "" }] }),
+            400,
+            "guest_path",
+        ),
+        (
+            json!({ "image": image, "files": [{ "guest_path": "/f", "raw_value": "%%" }] }),
+            400,
+            "raw_value",
+        ),
         (json!({}), 400, "image"),
         (json!("text"), 400, "config"),
     ] {
         let reply = api.post(&machines, json!({ "config": config })).await?;
         assert_eq!(reply.status, status, "{config}: {}", reply.text);
         assert!(reply.error().contains(text), "{config}: {}", reply.text);
-        assert!(reply.body["code"].is_string() && reply.body["retryable"].is_boolean(), "{}", reply.text);
+        assert!(
+            reply.body["code"].is_string() && reply.body["retryable"].is_boolean(),
+            "{}",
+            reply.text
+        );
         assert!(reply.headers.contains_key("fly-request-id"));
     }
     let broken = api.send(Method::POST, &machines, &[], Some("{".into())).await?;
@@ -42,9 +62,15 @@ async fn bad_input_is_refused_with_the_field_and_the_limit() -> Result<()> {
     assert_eq!(api.post(&machines, oversized).await?.status, 413);
 
     let taken = api.post("/v1/apps", json!({ "name": APP, "org_slug": "personal" })).await?;
-    assert_eq!((taken.status, &taken.body["status"]), (422, &json!("name_taken")), "{}", taken.text);
+    assert_eq!(
+        (taken.status, &taken.body["status"]),
+        (422, &json!("name_taken")),
+        "{}",
+        taken.text
+    );
     assert!(taken.error().contains("Name has already been taken"), "{}", taken.text);
-    let illegal = api.post("/v1/apps", json!({ "name": "No_Good", "org_slug": "personal" })).await?;
+    let illegal =
+        api.post("/v1/apps", json!({ "name": "No_Good", "org_slug": "personal" })).await?;
     assert_eq!(illegal.status, 422, "{}", illegal.text);
 
     for (path, status, text) in [
@@ -71,7 +97,13 @@ async fn without_a_valid_token_only_the_open_paths_answer() -> Result<()> {
     let token = stand.server.api().token().unwrap_or_default();
     let base = stand.server.api().url("");
     let anonymous = Api::new(base, None)?;
-    for header in [None, Some("Bearer wrong"), Some(""), Some("Basic dGVzdA=="), Some("FlyV1 wrong,also-wrong")] {
+    for header in [
+        None,
+        Some("Bearer wrong"),
+        Some(""),
+        Some("Basic dGVzdA=="),
+        Some("FlyV1 wrong,also-wrong"),
+    ] {
         let headers: Vec<_> = header.map(|value| ("authorization", value)).into_iter().collect();
         for path in ["/v1/apps?org_slug=personal", "/v1/apps/unknown", "/v1/apps/test/machines"] {
             let reply = anonymous.send(Method::GET, path, &headers, None).await?;
@@ -80,7 +112,9 @@ async fn without_a_valid_token_only_the_open_paths_answer() -> Result<()> {
     }
     for scheme in ["Bearer ", "FlyV1 ", ""] {
         let value = format!("{scheme}{token}");
-        let reply = anonymous.send(Method::GET, "/v1/apps/test", &[("authorization", &value)], None).await?;
+        let reply = anonymous
+            .send(Method::GET, "/v1/apps/test", &[("authorization", &value)], None)
+            .await?;
         assert_eq!(reply.status, 200, "{scheme}: {}", reply.text);
     }
     assert_eq!(anonymous.get("/healthz").await?.status, 200);
@@ -112,7 +146,12 @@ async fn two_clients_that_start_and_stop_one_machine_leave_it_whole() -> Result<
         for round in 0..rounds(8, 100) {
             let action = if round % 2 == 0 { first } else { second };
             let reply = api.post(&machine.path(action), Value::Null).await?;
-            assert!(matches!(reply.status, 200 | 409 | 412), "{action}: {} {}", reply.status, reply.text);
+            assert!(
+                matches!(reply.status, 200 | 409 | 412),
+                "{action}: {} {}",
+                reply.status,
+                reply.text
+            );
             statuses.push(reply.status);
             machine.wait("settled").await?;
         }
@@ -175,7 +214,8 @@ async fn health_tells_why_requests_would_fail() -> Result<()> {
     let stand = Stand::new(&host).await?;
     let api = stand.server.api();
     assert_eq!(api.get("/healthz").await?.status, 200);
-    let (boot, away) = (stand.server.data_directory().join("boot"), stand.server.data_directory().join("away"));
+    let (boot, away) =
+        (stand.server.data_directory().join("boot"), stand.server.data_directory().join("away"));
     std::fs::rename(&boot, &away)?;
     let sick = api.get("/healthz").await?;
     assert_eq!(sick.status, 503, "{}", sick.text);
@@ -192,8 +232,11 @@ async fn a_host_with_too_little_disk_says_so_and_takes_no_machine() -> Result<()
     let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
     let sick = stand.server.api().get("/healthz").await?;
     assert_eq!(sick.status, 503, "{}", sick.text);
-    let refused =
-        stand.server.api().post(&format!("/v1/apps/{APP}/machines"), json!({ "config": { "image": "x" } })).await?;
+    let refused = stand
+        .server
+        .api()
+        .post(&format!("/v1/apps/{APP}/machines"), json!({ "config": { "image": "x" } }))
+        .await?;
     assert!(refused.status >= 400 && refused.error().contains("disk"), "{}", refused.text);
     Ok(())
 }
@@ -213,7 +256,8 @@ async fn crowd(count: usize) -> Result<Vec<TcpStream>> {
 }
 
 #[tokio::test]
-async fn hundreds_of_idle_connections_leave_descriptors_for_others_and_for_machines() -> Result<()> {
+async fn hundreds_of_idle_connections_leave_descriptors_for_others_and_for_machines() -> Result<()>
+{
     let host = Host::new().await?;
     let stand = Stand::with(&host, Options { open_files: Some(256), ..Options::default() }).await?;
     let server = &stand.server;
@@ -221,7 +265,9 @@ async fn hundreds_of_idle_connections_leave_descriptors_for_others_and_for_machi
     let first = crowd(400).await?;
     let health = server.cli(&["apps", "list"]).await?;
     assert_eq!(health.code, Some(0), "{health:?}");
-    let machine = stand.machine(json!({ "image": stand.busybox()?, "init": { "cmd": ["sleep", "inf"] } })).await?;
+    let machine = stand
+        .machine(json!({ "image": stand.busybox()?, "init": { "cmd": ["sleep", "inf"] } }))
+        .await?;
     machine.wait("started").await?;
     assert_eq!(machine.shell("echo here").await?, "here\n");
     let held = process::descriptors(server.pid()?).len();
@@ -252,10 +298,14 @@ fn own_memory(pid: i32) -> Result<u64> {
 }
 
 #[tokio::test]
-async fn large_configurations_cost_the_server_no_memory_once_they_are_refused_or_their_machines_gone() -> Result<()> {
+async fn large_configurations_cost_the_server_no_memory_once_they_are_refused_or_their_machines_gone()
+-> Result<()> {
     let host = Host::new().await?;
-    let stand =
-        Stand::with(&host, Options { arguments: vec!["--pool".into(), "0".into()], ..Options::default() }).await?;
+    let stand = Stand::with(
+        &host,
+        Options { arguments: vec!["--pool".into(), "0".into()], ..Options::default() },
+    )
+    .await?;
     let image = stand.busybox()?;
     let (api, path) = (stand.server.api(), format!("/v1/apps/{APP}/machines"));
     let small = json!({ "config": { "image": image }, "skip_launch": true });
@@ -271,12 +321,19 @@ async fn large_configurations_cost_the_server_no_memory_once_they_are_refused_or
     let kept = json!({ "config": config, "skip_launch": true });
     for _ in 0..6 {
         let refused = api.post(&path, large.clone()).await?;
-        assert!(refused.status == 400 && refused.error().contains("cannot exceed 65536"), "{}", refused.text);
+        assert!(
+            refused.status == 400 && refused.error().contains("cannot exceed 65536"),
+            "{}",
+            refused.text
+        );
         let machine = api.create_machine_from(APP, kept.clone()).await?;
         machine.wait("created").await?;
         machine.destroy().await?;
         let shown = machine.get().await?;
-        assert_eq!(shown["config"]["files"][0]["guest_path"], "/a", "it is kept, though not in memory");
+        assert_eq!(
+            shown["config"]["files"][0]["guest_path"], "/a",
+            "it is kept, though not in memory"
+        );
     }
     // One such configuration took 250 MB, for good.
     let grown = own_memory(stand.server.pid()?)?.saturating_sub(before) >> 10;

@@ -22,7 +22,9 @@ async fn a_guest_whose_clock_was_set_hours_off_is_right_again() -> Result<()> {
     let machine = stand.script("exec sleep 10000", json!({})).await?;
     machine.wait("started").await?;
     for hours in [2_i64, -2] {
-        let set = machine.shell(&format!("date -s @$(( $(date +%s) + {hours} * 3600 )) >/dev/null")).await;
+        let set = machine
+            .shell(&format!("date -s @$(( $(date +%s) + {hours} * 3600 )) >/dev/null"))
+            .await;
         set?;
         let begun = Instant::now();
         loop {

@@ -1,4 +1,5 @@
-//! The packet filter can't be taken away: other programs of the host may do what they like with its firewall.
+//! The packet filter can't be taken away: other programs of the host may do what they like with its
+//! firewall.
 
 use std::{
     sync::{
@@ -54,7 +55,11 @@ impl Again {
 
     fn end(mut self) -> Result<u32> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().context("ended twice")?.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+        self.thread
+            .take()
+            .context("ended twice")?
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread panicked"))?
     }
 }
 
@@ -64,8 +69,8 @@ impl Drop for Again {
     }
 }
 
-/// Sends from inside a machine, many at once for some seconds, echo requests and requests for connections to places that
-/// it must not reach; what came back of it.
+/// Sends from inside a machine, many at once for some seconds, echo requests and requests for
+/// connections to places that it must not reach; what came back of it.
 async fn attempts(machine: &Machine, places: &[&str]) -> Result<String> {
     let mut script = "rm -f /tmp/sent.*; ".to_owned();
     for (place, address) in places.iter().enumerate() {
@@ -87,17 +92,23 @@ async fn until_outside(machine: &Machine) -> Result<()> {
         if reply.code == 0 {
             return Ok(());
         }
-        ensure!(std::time::Instant::now() < deadline, "the outside is not reached again: {reply:?}");
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "the outside is not reached again: {reply:?}"
+        );
     }
 }
 
 #[tokio::test]
-async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_refuses() -> Result<()> {
+async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_refuses() -> Result<()>
+{
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     stand.server.api().create_app("apart", Some("apart")).await?;
-    let (first, second) = (stand.script(PROGRAM, json!({})).await?, stand.script(PROGRAM, json!({})).await?);
-    let config = json!({ "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", PROGRAM] } });
+    let (first, second) =
+        (stand.script(PROGRAM, json!({})).await?, stand.script(PROGRAM, json!({})).await?);
+    let config =
+        json!({ "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", PROGRAM] } });
     let apart = stand.server.api().create_machine("apart", config).await?;
     for machine in [&first, &second, &apart] {
         machine.logged("ready").await?;
@@ -117,7 +128,12 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
         &*other,
     ];
     assert_eq!(attempts(&first, &refused).await?, "", "before");
-    assert!(first.shell(&format!("ping -c 1 -W 5 {gateway} || true")).await?.contains("1 packets transmitted"));
+    assert!(
+        first
+            .shell(&format!("ping -c 1 -W 5 {gateway} || true"))
+            .await?
+            .contains("1 packets transmitted")
+    );
 
     let flushing = Again::start(&["nft", "flush", "ruleset"]);
     // Under a forged address, and its own, again and again.
@@ -130,10 +146,15 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
         "n=0; while [ $n -lt 5 ]; do timeout 1 tftp -g -l /dev/null -r own {} 7; n=$((n+1)); done; true",
         Outside::ADDRESS
     );
-    let (came, _, _) = tokio::try_join!(attempts(&first, &refused), apart.shell(&forged), second.shell(&own))?;
-    assert_eq!(came, "", "nothing that was refused before came back while the firewall was flushed");
+    let (came, _, _) =
+        tokio::try_join!(attempts(&first, &refused), apart.shell(&forged), second.shell(&own))?;
+    assert_eq!(
+        came, "",
+        "nothing that was refused before came back while the firewall was flushed"
+    );
     assert_eq!(reached.load(Ordering::Relaxed), 0, "nothing reached the host");
-    // Meanwhile what is allowed goes on: among machines untouched, to the outside between two flushes.
+    // Meanwhile what is allowed goes on: among machines untouched, to the outside between two
+    // flushes.
     let page = first.shell(&format!("wget -q -O - http://[{two}]/")).await?;
     assert_eq!(page, "hello from a machine\n");
     until_outside(&first).await?;
@@ -142,14 +163,24 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
 
     until_outside(&first).await?;
     until_outside(&apart).await?;
-    apart.shell(&format!("timeout 2 tftp -g -l /dev/null -r genuine {} 7 || true", Outside::ADDRESS)).await?;
+    apart
+        .shell(&format!("timeout 2 tftp -g -l /dev/null -r genuine {} 7 || true", Outside::ADDRESS))
+        .await?;
     let seen = host.outside().datagrams_until(b"genuine").await?;
     for datagram in &seen {
-        assert_eq!(datagram.source.ip().to_string(), Host::ADDRESS, "nothing left under another address: {datagram:?}");
+        assert_eq!(
+            datagram.source.ip().to_string(),
+            Host::ADDRESS,
+            "nothing left under another address: {datagram:?}"
+        );
         assert!(!String::from_utf8_lossy(&datagram.payload).contains("forged"), "{datagram:?}");
     }
     assert_eq!(attempts(&first, &refused).await?, "", "afterwards");
-    assert_eq!(first.http_get(80, "/").await?, "hello from a machine\n", "the host reaches its machines");
+    assert_eq!(
+        first.http_get(80, "/").await?,
+        "hello from a machine\n",
+        "the host reaches its machines"
+    );
 
     // It is told in the log, in the events of machines, and by the server.
     stand.server.until_logged("another program removed a part of the machines' network", 1).await?;
@@ -159,12 +190,18 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
     let status = stand.server.api().get("/v1/platform/status").await?.ok()?;
     assert_eq!(status["ok"], true, "{status}");
     let warnings = status["warnings"].to_string();
-    assert!(warnings.contains("another program") && warnings.contains("packet filter"), "{warnings}");
+    assert!(
+        warnings.contains("another program") && warnings.contains("packet filter"),
+        "{warnings}"
+    );
 
     // The same for everything else that the host has of it. New machines start, too.
     let link = "caddis-";
-    let link =
-        run(["ip", "-oneline", "link"])?.split(": ").find(|word| word.starts_with(link)).context("a link")?.to_owned();
+    let link = run(["ip", "-oneline", "link"])?
+        .split(": ")
+        .find(|word| word.starts_with(link))
+        .context("a link")?
+        .to_owned();
     let link = link.split('@').next().unwrap_or_default().to_owned();
     for sabotage in [
         "ip rule flush; ip rule add lookup main pref 32766; ip rule add lookup default pref 32767",
@@ -207,7 +244,8 @@ async fn without_a_server_a_flushed_firewall_lets_nothing_pass_until_the_next_on
 
     stand.server.kill().await?;
     run(["nft", "flush", "ruleset"])?;
-    // Its host still reaches it, which needs no filter of the host, and learns how often it has tried.
+    // Its host still reaches it, which needs no filter of the host, and learns how often it has
+    // tried.
     let tried = || -> Result<u32> {
         let page = run(["curl", "-sS", "--globoff", "--noproxy", "*", "--max-time", "30", &tries])?;
         // Empty while it is written.
@@ -219,14 +257,16 @@ async fn without_a_server_a_flushed_firewall_lets_nothing_pass_until_the_next_on
         ensure!(begun.elapsed() < DEADLINE, "the machine does not go on");
     }
     assert_eq!(stand.server.vms(), [vm]);
-    // A server that had mounts to itself takes the one of the namespace along: the VM leads the next one there.
+    // A server that had mounts to itself takes the one of the namespace along: the VM leads the
+    // next one there.
     run(["umount", &stand.server.namespace()?.to_string_lossy()])?;
     stand.server.launch().await?;
     until_outside(&machine).await?;
     assert_eq!(stand.server.vm(&machine)?, vm, "it goes on");
     stand.server.kill().await?;
 
-    // What an earlier release left in the host's own network: the tap of a VM that runs over an update.
+    // What an earlier release left in the host's own network: the tap of a VM that runs over an
+    // update.
     let taps = stand.server.run_in_namespace(&["ip", "-oneline", "link"])?;
     let tap = taps.split(": ").find(|word| word.starts_with("caddis")).context("a tap")?.to_owned();
     let here = nix::unistd::gettid().to_string();
@@ -240,12 +280,21 @@ async fn without_a_server_a_flushed_firewall_lets_nothing_pass_until_the_next_on
     until_outside(&machine).await?;
     assert_eq!(stand.server.vm(&machine)?, vm, "it goes on");
     assert_eq!(machine.http_get(80, "/").await?, "hello from a machine\n");
-    assert!(!run(["ip", "-oneline", "link"])?.contains(&format!("{tap}:")), "its tap is where those of others are");
+    assert!(
+        !run(["ip", "-oneline", "link"])?.contains(&format!("{tap}:")),
+        "its tap is where those of others are"
+    );
     let tables = run(["nft", "list", "tables"])?;
-    assert!(tables.contains("caddis-") && !tables.lines().any(|line| line == "table inet caddis"), "{tables}");
+    assert!(
+        tables.contains("caddis-") && !tables.lines().any(|line| line == "table inet caddis"),
+        "{tables}"
+    );
     assert!(!run(["ip", "-6", "address", "show", "dev", "lo"])?.contains("fdaa::3"));
     assert_eq!(reached.load(Ordering::Relaxed), 0, "nothing reached the host");
     let seen = host.outside().datagrams_until(b"leak").await?;
-    assert!(seen.iter().all(|datagram| datagram.source.ip().to_string() == Host::ADDRESS), "{seen:?}");
+    assert!(
+        seen.iter().all(|datagram| datagram.source.ip().to_string() == Host::ADDRESS),
+        "{seen:?}"
+    );
     Ok(())
 }

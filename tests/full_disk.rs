@@ -1,5 +1,5 @@
-//! A disk that somebody else has filled: nothing of a machine is lost, what frees room works, and so does the server's
-//! start.
+//! A disk that somebody else has filled: nothing of a machine is lost, what frees room works, and
+//! so does the server's start.
 
 use std::{
     fs,
@@ -26,7 +26,15 @@ impl Disk {
         let data = host.path("data");
         let mount_point = data.to_string_lossy().into_owned();
         fs::create_dir(&data)?;
-        run(["mount", "-t", "tmpfs", "-o", &format!("size={mib}m,mode=755"), "tmpfs", &mount_point])?;
+        run([
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            &format!("size={mib}m,mode=755"),
+            "tmpfs",
+            &mount_point,
+        ])?;
         Ok(Self { mount_point, filler: data.join("filler") })
     }
 
@@ -49,7 +57,9 @@ impl Disk {
 }
 
 async fn stand<'a>(host: &'a Host) -> Result<Stand<'a>> {
-    let arguments = ["--reserved-disk-mb", "0", "--disk-overcommit", "1000", "--pool", "0"].map(str::to_owned).to_vec();
+    let arguments = ["--reserved-disk-mb", "0", "--disk-overcommit", "1000", "--pool", "0"]
+        .map(str::to_owned)
+        .to_vec();
     let stand = Stand::with(host, Options { arguments, ..Options::default() }).await?;
     // One that is just written, and can't be, would make room when it is removed.
     stand.server.templates().await?;
@@ -69,7 +79,10 @@ async fn until(machine: &Machine, holds: impl Fn(&Value) -> bool) -> Result<Valu
 }
 
 async fn until_held(machine: &Machine) -> Result<Value> {
-    until(machine, |shown| shown["host_status"] == "unknown" && shown["host_status_reason"] == "disk_full").await
+    until(machine, |shown| {
+        shown["host_status"] == "unknown" && shown["host_status_reason"] == "disk_full"
+    })
+    .await
 }
 
 async fn host_status_events(machine: &Machine) -> Result<Vec<Value>> {
@@ -84,13 +97,15 @@ const WRITER: &str = "dd if=/dev/urandom of=/dev/shm/a bs=1M count=60 2>/dev/nul
                       exec sleep 1000";
 
 #[tokio::test]
-async fn on_a_full_disk_machines_stand_still_until_there_is_room_and_what_frees_room_works() -> Result<()> {
+async fn on_a_full_disk_machines_stand_still_until_there_is_room_and_what_frees_room_works()
+-> Result<()> {
     let host = Host::new().await?;
     let disk = Disk::mount(&host, 1200)?;
     let mut stand = stand(&host).await?;
     let trap = "trap 'exit 0' INT; echo ready; while :; do sleep 1; done";
     let writer = stand.script(WRITER, json!({})).await?;
-    let (idle, other) = (stand.script(trap, json!({})).await?, stand.script(trap, json!({})).await?);
+    let (idle, other) =
+        (stand.script(trap, json!({})).await?, stand.script(trap, json!({})).await?);
     for machine in [&writer, &idle, &other] {
         machine.logged("ready").await?;
     }
@@ -110,7 +125,11 @@ async fn on_a_full_disk_machines_stand_still_until_there_is_room_and_what_frees_
     let exec = writer.post("/exec", json!({ "command": ["true"] })).await?;
     assert!(exec.status == 412 && exec.text.contains("disk of the host is full"), "{}", exec.text);
     let suspend = writer.post("/suspend", Value::Null).await?;
-    assert!(suspend.status == 412 && suspend.text.contains("disk of the host is full"), "{}", suspend.text);
+    assert!(
+        suspend.status == 412 && suspend.text.contains("disk of the host is full"),
+        "{}",
+        suspend.text
+    );
 
     // What takes room is refused. The databases have a little left of what they took before.
     let api = stand.server.api();
@@ -124,7 +143,12 @@ async fn on_a_full_disk_machines_stand_still_until_there_is_room_and_what_frees_
         }
     }
     let refused = refused.context("an app needs room")?;
-    ensure!(refused.status == 507 && refused.text.contains("\"disk_full\""), "{}: {}", refused.status, refused.text);
+    ensure!(
+        refused.status == 507 && refused.text.contains("\"disk_full\""),
+        "{}: {}",
+        refused.status,
+        refused.text
+    );
     let sick = api.get("/healthz").await?;
     ensure!(sick.status == 503 && sick.text.contains("disk"), "{}", sick.text);
 
@@ -163,7 +187,11 @@ async fn on_a_full_disk_machines_stand_still_until_there_is_room_and_what_frees_
     writer.post("/stop", json!({ "timeout": "1s" })).await?.ok()?;
     writer.wait("stopped").await?;
     let exit = writer.exit_event().await?;
-    assert_eq!((&exit["requested_stop"], &exit["cause"]), (&json!(true), &json!("killed")), "{exit}");
+    assert_eq!(
+        (&exit["requested_stop"], &exit["cause"]),
+        (&json!(true), &json!("killed")),
+        "{exit}"
+    );
     assert_eq!(writer.get().await?["host_status"], "ok", "nothing of it stands still any more");
     writer.destroy().await?;
     stand.server.until_no_vm().await?;

@@ -29,7 +29,8 @@ async fn descriptors(machine: &Machine, pid: &str) -> Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn programs_of_every_kind_have_their_own_three_descriptors_while_all_others_are_open() -> Result<()> {
+async fn programs_of_every_kind_have_their_own_three_descriptors_while_all_others_are_open()
+-> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     // The second of them is started while the first one's terminal is open.
@@ -47,10 +48,13 @@ async fn programs_of_every_kind_have_their_own_three_descriptors_while_all_other
         let arguments = ["ssh", "console", "-a", APP, "--machine", machine.id(), "-C", command];
         server.terminal(&[&arguments[..], more].concat(), 80, 24)
     };
-    // One of each kind, each started while those before it are open: sessions with and without a terminal, of root and
-    // of another user, and what copies files, which waits for its archive.
+    // One of each kind, each started while those before it are open: sessions with and without a
+    // terminal, of root and of another user, and what copies files, which waits for its archive.
     let mut open = Vec::new();
-    let mut pids = vec![pid_of(&machine, "/bin/sleep 1001").await?, pid_of(&machine, "/bin/sleep 1002").await?];
+    let mut pids = vec![
+        pid_of(&machine, "/bin/sleep 1001").await?,
+        pid_of(&machine, "/bin/sleep 1002").await?,
+    ];
     for (command, more) in [
         ("sleep 1003", &["--pty"][..]),
         ("sleep 1004", &["--pty", "-u", "www"][..]),
@@ -67,18 +71,35 @@ async fn programs_of_every_kind_have_their_own_three_descriptors_while_all_other
         let found = descriptors(&machine, pid).await?;
         let numbers: Vec<_> = found.iter().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(numbers, ["0", "1", "2"], "process {pid} has {found:?}");
-        for what in found.iter().filter_map(|line| line.split(' ').nth(1)).filter(|what| *what != "/dev/null") {
-            assert!(what.starts_with("/dev/pts/") || what.starts_with("pipe:"), "process {pid} has {found:?}");
+        for what in found
+            .iter()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|what| *what != "/dev/null")
+        {
+            assert!(
+                what.starts_with("/dev/pts/") || what.starts_with("pipe:"),
+                "process {pid} has {found:?}"
+            );
         }
         // Each its own, and no other's.
-        for what in found.iter().filter_map(|line| line.split(' ').nth(1)).collect::<std::collections::HashSet<_>>() {
-            assert!(what == "/dev/null" || seen.insert(what.to_owned()), "process {pid} has another's: {found:?}");
+        for what in found
+            .iter()
+            .filter_map(|line| line.split(' ').nth(1))
+            .collect::<std::collections::HashSet<_>>()
+        {
+            assert!(
+                what == "/dev/null" || seen.insert(what.to_owned()),
+                "process {pid} has another's: {found:?}"
+            );
         }
     }
     // Init's own are closed by an exec, whatever they are.
     let kept = "for info in /proc/1/fdinfo/*; do grep -q 'flags:.*02[0-9]\\{6\\}$' $info || echo ${info##*/}; done";
     let kept = machine.shell(kept).await?;
-    assert!(kept.lines().all(|number| ["0", "1", "2"].contains(&number)), "not close-on-exec: {kept}");
+    assert!(
+        kept.lines().all(|number| ["0", "1", "2"].contains(&number)),
+        "not close-on-exec: {kept}"
+    );
     drop(open);
     machine.destroy().await
 }
@@ -103,13 +124,15 @@ const HOSTILE: &[Entry] = &[
 ];
 
 #[tokio::test]
-async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what_is_wrong() -> Result<()> {
+async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what_is_wrong()
+-> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let push = |name: &str, entries: &[Entry], working_dir: &str| {
         let script = "trap 'fsfreeze --unfreeze /' USR1; echo ready in $(pwd); while :; do sleep 1000 & wait; done";
         let cmd = ["/bin/sh", "-c", script].map(Into::into).to_vec();
-        let config = images::Config { cmd, working_dir: working_dir.into(), ..images::Config::default() };
+        let config =
+            images::Config { cmd, working_dir: working_dir.into(), ..images::Config::default() };
         stand.registry.push(&images::busybox_among(name, entries, &config)?, &format!("{name}:1"))
     };
     let config = |image: String| json!({ "image": image, "restart": { "policy": "no" } });
@@ -117,15 +140,20 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
     // Pipes, devices, other names of other files, and links to nowhere: all replaced.
     let mut hostile = config(push("hostile", HOSTILE, "/opt/deep")?);
     let files = ["/fifo", "/device", "/empty", "/srv/deep/file"];
-    hostile["files"] = files.iter().map(|path| json!({ "guest_path": path, "raw_value": "aGVsbG8K" })).collect();
+    hostile["files"] =
+        files.iter().map(|path| json!({ "guest_path": path, "raw_value": "aGVsbG8K" })).collect();
     let machine = stand.machine(hostile).await?;
     machine.logged("ready in /made/by/nobody/deep").await?;
     let id = machine.id();
-    let read = machine.shell("cat /etc/hostname /etc/kept; grep -c localhost /etc/hosts; grep -c . /etc/resolv.conf");
+    let read = machine.shell(
+        "cat /etc/hostname /etc/kept; grep -c localhost /etc/hosts; grep -c . /etc/resolv.conf",
+    );
     let read = read.await?;
     let lines: Vec<_> = read.lines().collect();
     assert!(lines[..3] == [id, "kept", "2"] && lines[3] != "0", "{read}");
-    let written = machine.shell("cat /fifo /device /empty /var/no/such/deep/file; test -p /etc/passwd").await?;
+    let written = machine
+        .shell("cat /fifo /device /empty /var/no/such/deep/file; test -p /etc/passwd")
+        .await?;
     assert_eq!(written, "hello\n".repeat(4));
 
     // Users can't be looked up, and that is said at once; so is what is no program.
@@ -135,7 +163,10 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
         server.cli(&[&arguments[..], more].concat()).await
     };
     let unknown = run("id", &["-u", "www"]).await?;
-    assert!(unknown.code == Some(1) && unknown.stderr.contains("can't read /etc/passwd"), "{unknown:?}");
+    assert!(
+        unknown.code == Some(1) && unknown.stderr.contains("can't read /etc/passwd"),
+        "{unknown:?}"
+    );
     assert!(unknown.stderr.contains("a FIFO, not a file"), "{unknown:?}");
     let number = run("stat -c %u /proc/self/stat", &["-u", "1234"]).await?;
     assert_eq!((number.code, &*number.stdout), (Some(0), "1234\n"), "{number:?}");
@@ -147,8 +178,10 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
     let mut waits = server.terminal(&["machine", "exec", id, "pwd", "-a", APP, "--tty"], 80, 24)?;
     let on_its_way = async || -> Result<bool> {
         let processes = server.api().get(&machine.path("/ps")).await?.ok()?;
-        let mut commands = processes.as_array().into_iter().flatten().map(|process| &process["command"]);
-        Ok(commands.any(|command| command.as_str().is_some_and(|command| command.starts_with("/init"))))
+        let mut commands =
+            processes.as_array().into_iter().flatten().map(|process| &process["command"]);
+        Ok(commands
+            .any(|command| command.as_str().is_some_and(|command| command.starts_with("/init"))))
     };
     let deadline = Instant::now() + caddis_testkit::DEADLINE;
     while !on_its_way().await? {
@@ -172,7 +205,8 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
     relative.destroy().await?;
 
     // What can't be replaced is named.
-    let full = [Entry::Directory("etc/"), Entry::Directory("etc/hosts/"), Entry::File("etc/hosts/x", "x")];
+    let full =
+        [Entry::Directory("etc/"), Entry::Directory("etc/hosts/"), Entry::File("etc/hosts/x", "x")];
     let no_entries: &[Entry] = &[];
     for (name, entries, directory, told) in [
         (
@@ -188,8 +222,18 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
             "can't enter the working directory /bin/busybox/x: /bin/busybox is a file",
         ),
         ("full", &full[..], "", "can't write /etc/hosts: the image has a directory there"),
-        ("proclink", &[Entry::Link("proc", "/bin")][..], "", "/proc is a symbolic link in the image"),
-        ("etcfifo", &[Entry::Fifo("etc")][..], "", "/etc is a FIFO in the image, where a directory is needed"),
+        (
+            "proclink",
+            &[Entry::Link("proc", "/bin")][..],
+            "",
+            "/proc is a symbolic link in the image",
+        ),
+        (
+            "etcfifo",
+            &[Entry::Fifo("etc")][..],
+            "",
+            "/etc is a FIFO in the image, where a directory is needed",
+        ),
     ] {
         let machine = stand.machine(config(push(name, entries, directory)?)).await?;
         machine.wait("settled").await?;
@@ -200,7 +244,8 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
 }
 
 #[tokio::test]
-async fn programs_have_room_for_files_and_processes_and_reach_their_streams_as_any_user() -> Result<()> {
+async fn programs_have_room_for_files_and_processes_and_reach_their_streams_as_any_user()
+-> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let limits = "echo files $(ulimit -n) $(ulimit -Hn) processes $(ulimit -u) $(ulimit -Hu)";
@@ -220,17 +265,26 @@ async fn programs_have_room_for_files_and_processes_and_reach_their_streams_as_a
     assert_eq!(exec.stdout, "files 10240 1048576 processes unlimited unlimited\n", "{exec:?}");
 
     // On a terminal too, and with other limits.
-    let ulimits = json!({ "nofile": { "soft": 2048, "hard": 2_000_000 }, "nproc": { "soft": 100 } });
-    let more = json!({ "init": { "cmd": ["/bin/sh", "-c", script], "tty": true, "ulimits": ulimits } });
+    let ulimits =
+        json!({ "nofile": { "soft": 2048, "hard": 2_000_000 }, "nproc": { "soft": 100 } });
+    let more =
+        json!({ "init": { "cmd": ["/bin/sh", "-c", script], "tty": true, "ulimits": ulimits } });
     let terminal = stand.script(&script, more).await?;
     terminal.logged("files 2048 2000000 processes 100 unlimited").await?;
     for line in ["by name", "by number"] {
         terminal.logged(line).await?;
     }
-    let wrong =
-        json!({ "image": stand.busybox()?, "init": { "ulimits": { "nofile": { "soft": 5000, "hard": 4000 } } } });
-    let refused = stand.server.api().post(&format!("/v1/apps/{APP}/machines"), json!({ "config": wrong })).await?;
-    assert!(refused.status == 400 && refused.text.contains("config.init.ulimits.nofile"), "{}", refused.text);
+    let wrong = json!({ "image": stand.busybox()?, "init": { "ulimits": { "nofile": { "soft": 5000, "hard": 4000 } } } });
+    let refused = stand
+        .server
+        .api()
+        .post(&format!("/v1/apps/{APP}/machines"), json!({ "config": wrong }))
+        .await?;
+    assert!(
+        refused.status == 400 && refused.text.contains("config.init.ulimits.nofile"),
+        "{}",
+        refused.text
+    );
     Ok(())
 }
 
@@ -238,33 +292,52 @@ async fn programs_have_room_for_files_and_processes_and_reach_their_streams_as_a
 async fn no_character_is_cut_and_a_line_that_is_says_so() -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
-    // A character whose bytes come a second apart, a line of 42 000 bytes, and one that ends within a character.
+    // A character whose bytes come a second apart, a line of 42 000 bytes, and one that ends within
+    // a character.
     let script = "yes 日 | head -n 14000 | tr -d '\\n' >/tmp/long; echo >>/tmp/long
                   printf 'begun \\346\\227'; sleep 1; printf '\\245 ended\\n'
                   cat /tmp/long; echo complete; printf 'cut off \\346'";
     for tty in [false, true] {
         let command = ["/bin/sh", "-c", script];
-        let machine = stand.script(script, json!({ "init": { "cmd": command, "tty": tty } })).await?;
+        let machine =
+            stand.script(script, json!({ "init": { "cmd": command, "tty": tty } })).await?;
         machine.wait("stopped").await?;
         machine.logged("complete").await?;
         let path = format!("/api/v1/apps/{APP}/logs?instance={}", machine.id());
         let page = stand.server.api().get(&path).await?.ok()?;
         let lines = page["data"].as_array().into_iter().flatten().map(|entry| &entry["attributes"]);
-        let lines: Vec<_> = lines.filter(|line| line["meta"]["event"]["provider"] == "app").collect();
-        let text = |line: &serde_json::Value| line["message"].as_str().unwrap_or_default().to_owned();
+        let lines: Vec<_> =
+            lines.filter(|line| line["meta"]["event"]["provider"] == "app").collect();
+        let text =
+            |line: &serde_json::Value| line["message"].as_str().unwrap_or_default().to_owned();
         let all: Vec<_> = lines.iter().map(|line| text(line)).collect();
         let at = |wanted: &str| all.iter().position(|line| line == wanted);
-        let (ended, complete) = (at("日 ended").unwrap_or_default(), at("complete").unwrap_or_default());
+        let (ended, complete) =
+            (at("日 ended").unwrap_or_default(), at("complete").unwrap_or_default());
         assert!(
-            all[0] == "begun " && ended == 1 && all.last().is_some_and(|last| last == "cut off \u{fffd}"),
+            all[0] == "begun "
+                && ended == 1
+                && all.last().is_some_and(|last| last == "cut off \u{fffd}"),
             "{all:?}"
         );
         let long = &lines[ended + 1..complete];
-        assert_eq!(long.iter().map(|line| text(line)).collect::<String>(), "日".repeat(14_000), "tty: {tty}");
+        assert_eq!(
+            long.iter().map(|line| text(line)).collect::<String>(),
+            "日".repeat(14_000),
+            "tty: {tty}"
+        );
         let partial: Vec<_> = long.iter().map(|line| line["partial"] == true).collect();
-        assert!(partial.first() == Some(&true) && partial.last() == Some(&false), "tty: {tty}, {partial:?}");
-        let shown = stand.server.cli(&["logs", "-a", APP, "--machine", machine.id(), "--no-tail"]).await?;
-        assert!(shown.stdout.contains("日 [line cut, continues]\n") && shown.stdout.contains("begun \n"), "{shown:?}");
+        assert!(
+            partial.first() == Some(&true) && partial.last() == Some(&false),
+            "tty: {tty}, {partial:?}"
+        );
+        let shown =
+            stand.server.cli(&["logs", "-a", APP, "--machine", machine.id(), "--no-tail"]).await?;
+        assert!(
+            shown.stdout.contains("日 [line cut, continues]\n")
+                && shown.stdout.contains("begun \n"),
+            "{shown:?}"
+        );
     }
     Ok(())
 }

@@ -35,7 +35,8 @@ async fn a_tag_is_resolved_to_a_digest_that_can_be_pinned() -> Result<()> {
 
     // The tag moves on; the digest still means the first image.
     stand.registry.push(&images::busybox()?, "web:1")?;
-    let pinned = prepared(&stand.server, &format!("{}/web@{digest}", stand.registry.address())).await?;
+    let pinned =
+        prepared(&stand.server, &format!("{}/web@{digest}", stand.registry.address())).await?;
     assert_eq!(pinned["image_ref"]["digest"], digest);
     let moved = prepared(&stand.server, &image).await?;
     assert_ne!(moved["image_ref"]["digest"], digest);
@@ -45,7 +46,9 @@ async fn a_tag_is_resolved_to_a_digest_that_can_be_pinned() -> Result<()> {
 /// Changes a machine's memory by the command line; what it runs must stay what it was.
 async fn changes_memory(server: &Server<'_>, machine: &Value, memory: u64) -> Result<()> {
     let id = machine["id"].as_str().context("an id")?;
-    let output = server.cli(&["machine", "update", id, "--vm-memory", &memory.to_string(), "--yes", "-a", APP]).await?;
+    let output = server
+        .cli(&["machine", "update", id, "--vm-memory", &memory.to_string(), "--yes", "-a", APP])
+        .await?;
     assert_eq!(output.code, Some(0), "{output:?}");
     let shown = server.machine(APP, id).get().await?;
     assert_eq!(shown["config"]["guest"]["memory_mb"], memory);
@@ -61,7 +64,12 @@ async fn clones(server: &Server<'_>, machine: &Value, name: &str) -> Result<()> 
     let output = server.cli(&arguments).await?;
     assert_eq!(output.code, Some(0), "{output:?}");
     let list = server.api().get(&format!("/v1/apps/{APP}/machines")).await?.ok()?;
-    let clone = list.as_array().into_iter().flatten().find(|machine| machine["name"] == name).context("the clone")?;
+    let clone = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|machine| machine["name"] == name)
+        .context("the clone")?;
     let clone = server.machine(APP, clone["id"].as_str().context("an id")?);
     clone.wait("settled").await?;
     let shown = clone.get().await?;
@@ -71,10 +79,12 @@ async fn clones(server: &Server<'_>, machine: &Value, name: &str) -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_machine_keeps_its_image_when_the_tag_moves_and_when_the_registry_is_gone() -> Result<()> {
+async fn a_machine_keeps_its_image_when_the_tag_moves_and_when_the_registry_is_gone() -> Result<()>
+{
     let host = Host::new().await?;
     let arguments = ["--pool", "0"].map(str::to_owned).to_vec();
-    let Stand { mut server, registry } = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    let Stand { mut server, registry } =
+        Stand::with(&host, Options { arguments, ..Options::default() }).await?;
     let image = registry.push(&images::web()?, "web:1")?;
     let machine = prepared(&server, &image).await?;
     registry.push(&images::busybox()?, "web:1")?;
@@ -90,10 +100,10 @@ async fn a_machine_keeps_its_image_when_the_tag_moves_and_when_the_registry_is_g
     let id = machine["id"].as_str().context("an id")?;
     let reference = &machine["image_ref"];
     let text = |name: &str| reference[name].as_str().unwrap_or_default();
-    let pinned = format!("{}/{}:{}@{}", text("registry"), text("repository"), text("tag"), text("digest"));
+    let pinned =
+        format!("{}/{}:{}@{}", text("registry"), text("repository"), text("tag"), text("digest"));
     let path = format!("/v1/apps/{APP}/machines/{id}");
-    let with =
-        |image: &str| json!({ "config": { "image": image, "guest": { "memory_mb": 768 } }, "skip_launch": true });
+    let with = |image: &str| json!({ "config": { "image": image, "guest": { "memory_mb": 768 } }, "skip_launch": true });
     server.api().post(&path, with(&pinned)).await?.ok()?;
     server.machine(APP, id).wait("settled").await?;
     assert_eq!(&server.machine(APP, id).get().await?["image_ref"], reference);
@@ -120,14 +130,21 @@ async fn machines_of_an_imported_image_are_updated_and_cloned() -> Result<()> {
     changes_memory(&server, &machine, 512).await?;
     clones(&server, &machine, "twin").await?;
     // Its name may go, or mean another image.
-    images::convert(&images::busybox()?, &format!("oci-archive:{}", host.path("other.tar").display()))?;
+    images::convert(
+        &images::busybox()?,
+        &format!("oci-archive:{}", host.path("other.tar").display()),
+    )?;
     let source = format!("oci-archive:{}", host.path("other.tar").display());
     let output = server.cli(&["image", "import", &source, "--name", "web:7"]).await?;
     assert_eq!(output.code, Some(0), "{output:?}");
     changes_memory(&server, &machine, 256).await?;
     clones(&server, &machine, "third").await?;
     // Nor is it removed by what is shown of it while a machine uses it.
-    let shown = format!("docker-archive/{}:7@{}", "library/web", machine["image_ref"]["digest"].as_str().unwrap_or(""));
+    let shown = format!(
+        "docker-archive/{}:7@{}",
+        "library/web",
+        machine["image_ref"]["digest"].as_str().unwrap_or("")
+    );
     let output = server.cli(&["image", "rm", &shown]).await?;
     assert!(output.code == Some(1) && output.stderr.contains("in use"), "{output:?}");
     Ok(())
@@ -142,11 +159,17 @@ async fn an_image_that_cannot_be_had_is_refused_at_once() -> Result<()> {
     let missing = format!("{}/missing:1", stand.registry.address());
     let digest = format!("{}/web@sha256:{}", stand.registry.address(), "0".repeat(64));
     for image in [&image, &missing, &digest, "", "UPPER case", "docker-archive:/no/such/file"] {
-        let reply = stand.server.api().post(&format!("/v1/apps/{APP}/machines"), unlaunched(image)).await?;
+        let reply =
+            stand.server.api().post(&format!("/v1/apps/{APP}/machines"), unlaunched(image)).await?;
         assert!((400..500).contains(&reply.status), "{image}: {} {}", reply.status, reply.text);
         assert!(!reply.error().is_empty(), "{}", reply.text);
     }
-    let machines = stand.server.api().get(&format!("/v1/apps/{APP}/machines?include_deleted=true")).await?.ok()?;
+    let machines = stand
+        .server
+        .api()
+        .get(&format!("/v1/apps/{APP}/machines?include_deleted=true"))
+        .await?
+        .ok()?;
     assert_eq!(machines, json!([]), "nothing is left of a refused create");
     Ok(())
 }
@@ -154,9 +177,11 @@ async fn an_image_that_cannot_be_had_is_refused_at_once() -> Result<()> {
 #[tokio::test]
 async fn a_registry_that_asks_for_a_password_gets_the_one_of_the_docker_config() -> Result<()> {
     let host = Host::new().await?;
-    let registry = Registry::start(&host, RegistryOptions { authentication: true, ..Default::default() })?;
+    let registry =
+        Registry::start(&host, RegistryOptions { authentication: true, ..Default::default() })?;
     let image = registry.push(&images::web()?, "private/web:1")?;
-    let options = Options { insecure_registries: vec![registry.address().to_owned()], ..Options::default() };
+    let options =
+        Options { insecure_registries: vec![registry.address().to_owned()], ..Options::default() };
     let server = Server::start(&host, options).await?;
     server.api().create_app(APP, None).await?;
 
@@ -170,7 +195,10 @@ async fn a_registry_that_asks_for_a_password_gets_the_one_of_the_docker_config()
     let config = json!({ "auths": { registry.address(): { "auth": "dGVzdGVyOnNlY3JldA==" } } });
     fs::write(host.path("docker/config.json"), config.to_string())?;
     prepared(&server, &image).await?;
-    assert!(!server.log().contains(PASSWORD) && !server.log().contains("dGVzdGVyOnNlY3JldA"), "no secret in the log");
+    assert!(
+        !server.log().contains(PASSWORD) && !server.log().contains("dGVzdGVyOnNlY3JldA"),
+        "no secret in the log"
+    );
     Ok(())
 }
 
@@ -223,12 +251,14 @@ async fn a_distribution_runs_its_own_tools_and_its_creation_shows_progress() -> 
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let image = stand.registry.push(&images::debian()?, "debian:nginx")?;
-    let machine = stand.machine(json!({ "image": image, "guest": { "cpus": 1, "memory_mb": 512 } })).await?;
+    let machine =
+        stand.machine(json!({ "image": image, "guest": { "cpus": 1, "memory_mb": 512 } })).await?;
     let shown = machine.get().await?;
     assert_eq!(shown["state"], "creating", "the answer doesn't wait for the image");
     assert!(shown["operation"]["step"].as_str().is_some_and(|step| !step.is_empty()), "{shown}");
     let stream = stand.server.api().get(&machine.path("/operation")).await?;
-    let kind = stream.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind =
+        stream.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     assert!(kind.starts_with("text/event-stream"), "{kind}");
     assert!(stream.text.contains("bytes_total"), "{}", stream.text);
 
@@ -261,15 +291,21 @@ async fn a_machine_finds_and_changes_files_in_a_crowded_directory() -> Result<()
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let long = "l".repeat(200);
-    let mut entries = vec![images::Entry::Directory("crowd"), images::Entry::File("lost+found", "a file like others")];
+    let mut entries = vec![
+        images::Entry::Directory("crowd"),
+        images::Entry::File("lost+found", "a file like others"),
+    ];
     for number in 0..12_000 {
         // Enough for an index of two levels, and bytes whose sign counts in its hashes.
         let path = format!("crowd/{number}-ä-{long}").leak();
         entries.push(images::Entry::File(path, ""));
     }
-    let config =
-        images::Config { entrypoint: vec!["/bin/sleep".into(), "infinity".into()], ..images::Config::default() };
-    let image = stand.registry.push(&images::busybox_among("crowd", &entries, &config)?, "crowd")?;
+    let config = images::Config {
+        entrypoint: vec!["/bin/sleep".into(), "infinity".into()],
+        ..images::Config::default()
+    };
+    let image =
+        stand.registry.push(&images::busybox_among("crowd", &entries, &config)?, "crowd")?;
     let machine = stand.machine(json!({ "image": image })).await?;
     machine.wait("started").await?;
     assert_eq!(machine.shell("cat /lost+found").await?, "a file like others");
@@ -280,7 +316,10 @@ async fn a_machine_finds_and_changes_files_in_a_crowded_directory() -> Result<()
         "n=0; while [ $n -lt 3000 ]; do : >/crowd/$n-new-{long}; rm /crowd/$n-ä-{long}; n=$((n+1)); done; ls /crowd | wc -l"
     );
     assert_eq!(machine.shell(&change).await?.trim(), "12000");
-    assert!(machine.shell("mount").await?.contains(" on / type ext4 (rw"), "it would be read-only after an error");
+    assert!(
+        machine.shell("mount").await?.contains(" on / type ext4 (rw"),
+        "it would be read-only after an error"
+    );
     let complaints = machine.shell("dmesg | grep 'EXT4-fs \\(error\\|warning\\)' || true").await?;
     assert_eq!(complaints, "");
     Ok(())

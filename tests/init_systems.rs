@@ -1,5 +1,5 @@
-//! Programs that insist on being process 1: they are, in namespaces of their own, and all that is done to the machine is
-//! done there.
+//! Programs that insist on being process 1: they are, in namespaces of their own, and all that is
+//! done to the machine is done there.
 
 use anyhow::{Context as _, Result};
 use caddis_testkit::{Host, Machine, images};
@@ -11,7 +11,8 @@ use crate::stand::Stand;
 async fn settled(machine: &Machine) -> Result<String> {
     loop {
         // It answers when it is there, waits for its jobs, and an exec lasts a minute at most.
-        let exec = machine.exec(&["timeout", "50", "systemctl", "is-system-running", "--wait"]).await?;
+        let exec =
+            machine.exec(&["timeout", "50", "systemctl", "is-system-running", "--wait"]).await?;
         let state = exec.stdout.trim().to_owned();
         if !["", "offline", "initializing", "starting"].contains(&state.as_str()) {
             return Ok(state);
@@ -22,7 +23,8 @@ async fn settled(machine: &Machine) -> Result<String> {
 async fn processes(stand: &Stand<'_>, machine: &Machine) -> Result<Vec<(i64, String)>> {
     let list = stand.server.api().get(&machine.path("/ps")).await?.ok()?;
     let list = list.as_array().context("no list")?.iter();
-    let process = |process: &Value| (process["pid"].as_i64(), process["command"].as_str().map(str::to_owned));
+    let process =
+        |process: &Value| (process["pid"].as_i64(), process["command"].as_str().map(str::to_owned));
     Ok(list.map(process).filter_map(|(pid, command)| Some((pid?, command?))).collect())
 }
 
@@ -45,21 +47,35 @@ async fn systemd_boots_serves_and_ends_as_on_a_machine_of_its_own() -> Result<()
     let failed = machine.shell("systemctl --failed --no-legend --plain; true").await?;
     assert_eq!(state, "running", "{failed}");
     assert!(machine.http_get(80, "/").await?.contains("nginx"), "a unit of the image answers");
-    assert_eq!(machine.shell("systemd-detect-virt --container; cat /proc/1/comm").await?, "container-other\nsystemd\n");
+    assert_eq!(
+        machine.shell("systemd-detect-virt --container; cat /proc/1/comm").await?,
+        "container-other\nsystemd\n"
+    );
 
     // What is run beside it sees what it sees: its mounts, its processes, its cgroups.
-    let seen = machine.shell("findmnt -n -o FSTYPE /run; tr '\\0' '\\n' </proc/1/cmdline | head -1; hostname").await?;
+    let seen = machine
+        .shell("findmnt -n -o FSTYPE /run; tr '\\0' '\\n' </proc/1/cmdline | head -1; hostname")
+        .await?;
     assert_eq!(seen, format!("tmpfs\n/sbin/init\n{}\n", machine.id()));
-    machine.shell("systemctl stop nginx && systemctl start nginx && systemctl is-active nginx").await?;
+    machine
+        .shell("systemctl stop nginx && systemctl start nginx && systemctl is-active nginx")
+        .await?;
     machine.shell("systemctl show -p ControlGroup nginx | grep -x ControlGroup=/system.slice/nginx.service").await?;
     let all = processes(&stand, &machine).await?;
     let inside: i64 = machine.shell("cat /run/nginx.pid").await?.trim().parse()?;
-    assert!(all.iter().any(|(pid, command)| *pid == inside && command.contains("nginx: master")), "{all:?}");
-    for (pid, name) in [(Some(1), "/sbin/init"), (None, "systemd-journald"), (None, "dbus-daemon")] {
-        let found = all.iter().any(|(found, command)| command.contains(name) && pid.is_none_or(|pid| pid == *found));
+    assert!(
+        all.iter().any(|(pid, command)| *pid == inside && command.contains("nginx: master")),
+        "{all:?}"
+    );
+    for (pid, name) in [(Some(1), "/sbin/init"), (None, "systemd-journald"), (None, "dbus-daemon")]
+    {
+        let found = all
+            .iter()
+            .any(|(found, command)| command.contains(name) && pid.is_none_or(|pid| pid == *found));
         assert!(found, "{name}: {all:?}");
     }
-    // What programs leave behind becomes a child of systemd, which collects it; execs themselves are init's.
+    // What programs leave behind becomes a child of systemd, which collects it; execs themselves
+    // are init's.
     machine.shell("i=0; while [ $i -lt 20 ]; do (sh -c 'exit 0' &); i=$((i+1)); done").await?;
     machine.shell("while grep -qs 'State:.Z' /proc/[0-9]*/status; do sleep 0.05; done").await?;
     let missing = machine.post("/exec", json!({ "command": ["/no/such"] })).await?;
@@ -68,11 +84,17 @@ async fn systemd_boots_serves_and_ends_as_on_a_machine_of_its_own() -> Result<()
     let file = host.path("file");
     std::fs::write(&file, "copied\n")?;
     let (file, id) = (file.to_str().context("a path")?, machine.id());
-    let put = stand.server.cli(&["sftp", "put", file, "/run/copied", "-a", "test", "--machine", id]).await?;
+    let put = stand
+        .server
+        .cli(&["sftp", "put", file, "/run/copied", "-a", "test", "--machine", id])
+        .await?;
     assert_eq!(put.code, Some(0), "{put:?}");
     assert_eq!(machine.shell("cat /run/copied").await?, "copied\n");
     let console = machine.logs().await?;
-    assert!(console.iter().any(|line| line.contains("Debian")), "its console is the log: {console:?}");
+    assert!(
+        console.iter().any(|line| line.contains("Debian")),
+        "its console is the log: {console:?}"
+    );
 
     machine.stop().await?;
     machine.wait("stopped").await?;
@@ -89,7 +111,11 @@ async fn systemd_boots_serves_and_ends_as_on_a_machine_of_its_own() -> Result<()
         machine.exec(&["systemctl", "--no-block", command]).await?;
         machine.wait_after(&before, "stopped").await?;
         let exit = machine.exit_event().await?;
-        assert_eq!((&exit["exit_code"], &exit["requested_stop"]), (&json!(0), &json!(false)), "{command}: {exit}");
+        assert_eq!(
+            (&exit["exit_code"], &exit["requested_stop"]),
+            (&json!(0), &json!(false)),
+            "{command}: {exit}"
+        );
         let newest = machine.events().await?;
         assert!(!newest[0].to_string().contains("crash"), "{command}: {}", newest[0]);
     }
@@ -171,7 +197,11 @@ async fn runit_and_what_else_has_to_be_the_first_process_is_and_nothing_else() -
     assert_eq!(wanted.first_line().await?, "I am 1", "but they may be first");
     wanted.post("/stop", json!({ "timeout": "1s" })).await?.ok()?;
     wanted.wait("stopped").await?;
-    assert_eq!(wanted.exit_event().await?["guest_signal"], 9, "and then heed no signal without a handler");
+    assert_eq!(
+        wanted.exit_event().await?["guest_signal"],
+        9,
+        "and then heed no signal without a handler"
+    );
 
     assert!(runit.http_get(80, "/").await?.contains("nginx"));
     assert_eq!(runit.shell("cat /proc/1/comm").await?, "runit\n");
@@ -181,7 +211,12 @@ async fn runit_and_what_else_has_to_be_the_first_process_is_and_nothing_else() -
     runit.wait("stopped").await?;
     let exit = runit.exit_event().await?;
     assert_eq!((&exit["exit_code"], &exit["requested_stop"]), (&json!(0), &json!(true)), "{exit}");
-    let log = stand.server.api().get(&format!("/api/v1/apps/test/logs?instance={}", runit.id())).await?;
-    assert!(log.text.contains("asked for the power to be off"), "it was told in its own way: {}", log.text);
+    let log =
+        stand.server.api().get(&format!("/api/v1/apps/test/logs?instance={}", runit.id())).await?;
+    assert!(
+        log.text.contains("asked for the power to be off"),
+        "it was told in its own way: {}",
+        log.text
+    );
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What programs want of the kernel beyond what every guest has: the distribution's kernel has it in modules, which are
-//! loaded when they are asked for.
+//! What programs want of the kernel beyond what every guest has: the distribution's kernel has it
+//! in modules, which are loaded when they are asked for.
 
 use anyhow::Result;
 use caddis_testkit::{Host, images};
@@ -32,8 +32,8 @@ const RULES: &str = "table inet t {
 ";
 
 #[tokio::test]
-async fn tun_wireguard_nftables_fuse_and_docker_find_the_kernel_s_modules_and_nobody_pays_for_them_before() -> Result<()>
-{
+async fn tun_wireguard_nftables_fuse_and_docker_find_the_kernel_s_modules_and_nobody_pays_for_them_before()
+-> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let image = stand.registry.push(&images::kernel_user()?, "kernel-user:1")?;
@@ -52,7 +52,9 @@ async fn tun_wireguard_nftables_fuse_and_docker_find_the_kernel_s_modules_and_no
     }
 
     // The image's own program finds them, first of all.
-    machine.shell("modprobe dummy && ip link add d0 type dummy && grep -q ^dummy /proc/modules").await?;
+    machine
+        .shell("modprobe dummy && ip link add d0 type dummy && grep -q ^dummy /proc/modules")
+        .await?;
     // Each first use of these is what loads their modules.
     machine.shell("ip tuntap add dev tap9 mode tap && ip link show tap9").await?;
     let device = machine.shell("stat -c '%a %t:%T' /dev/net/tun /dev/fuse").await?;
@@ -98,8 +100,12 @@ async fn tun_wireguard_nftables_fuse_and_docker_find_the_kernel_s_modules_and_no
     let small = stand.script("sleep 1000000", json!({})).await?;
     small.wait("started").await?;
     assert_eq!(small.get().await?["start_kind"], "template");
-    let nothing = small.shell("ls /lib/modules 2>/dev/null; grep -c 'caddis/modules' /proc/mounts; true").await?;
+    let nothing = small
+        .shell("ls /lib/modules 2>/dev/null; grep -c 'caddis/modules' /proc/mounts; true")
+        .await?;
     assert_eq!(nothing, "0\n", "the disk with modules is not mounted while nobody asks");
-    small.shell("tunctl -t tap3 && ip link show tap3 && ls -d /lib/modules/$(uname -r)/kernel").await?;
+    small
+        .shell("tunctl -t tap3 && ip link show tap3 && ls -d /lib/modules/$(uname -r)/kernel")
+        .await?;
     Ok(())
 }

@@ -11,7 +11,8 @@ use crate::stand::Stand;
 /// What a server could leave on its host outside of its data directory.
 pub fn traces() -> Result<BTreeSet<String>> {
     let mut traces = BTreeSet::new();
-    let mut note = |kind: &str, text: &str| traces.extend(text.lines().map(|line| format!("{kind}: {line}")));
+    let mut note =
+        |kind: &str, text: &str| traces.extend(text.lines().map(|line| format!("{kind}: {line}")));
     let links = run(["ip", "-oneline", "link"])?;
     let links: Vec<_> = links.lines().filter_map(|line| line.split(": ").nth(1)).collect();
     note("link", &links.join("\n"));
@@ -21,14 +22,21 @@ pub fn traces() -> Result<BTreeSet<String>> {
     note("rule", &(run(["ip", "rule"])? + &run(["ip", "-6", "rule"])?));
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     // Tables and neighbours of a namespace end with its links.
-    for namespace in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| path.ends_with(".net")) {
+    for namespace in mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|path| path.ends_with(".net"))
+    {
         let inside = format!("--net={namespace}");
         let links = run(["nsenter", &inside, "--", "ip", "-oneline", "link"])?;
         let links: Vec<_> = links.lines().filter_map(|line| line.split(": ").nth(1)).collect();
         note(namespace, &links.join("\n"));
         note(namespace, &run(["nsenter", &inside, "--", "nft", "--stateless", "list", "ruleset"])?);
         note(namespace, &run(["nsenter", &inside, "--", "ip", "route", "show", "table", "all"])?);
-        note(namespace, &run(["nsenter", &inside, "--", "ip", "-6", "route", "show", "table", "all"])?);
+        note(
+            namespace,
+            &run(["nsenter", &inside, "--", "ip", "-6", "route", "show", "table", "all"])?,
+        );
     }
     note("mount", &mounts);
     for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
@@ -81,7 +89,8 @@ async fn a_server_that_ends_while_it_makes_vms_leaves_none() -> Result<()> {
 pub async fn ended(server: &mut Server<'_>) -> Result<()> {
     assert!(server.terminate().await?.success());
     let left = process::holders(&server.data_directory());
-    let left: Vec<_> = left.into_iter().map(|pid| (process::name(pid), process::descriptors(pid))).collect();
+    let left: Vec<_> =
+        left.into_iter().map(|pid| (process::name(pid), process::descriptors(pid))).collect();
     assert!(left.is_empty(), "processes of the server are left: {left:#?}");
     Ok(())
 }
@@ -90,7 +99,8 @@ pub async fn ended(server: &mut Server<'_>) -> Result<()> {
 async fn ended_and_cleaned(stand: &mut Stand<'_>, before: &BTreeSet<String>) -> Result<()> {
     let data = stand.server.data_directory();
     ended(&mut stand.server).await?;
-    let cleaned = stand.server.cli(&["host", "clean", "--data-dir", &data.to_string_lossy()]).await?;
+    let cleaned =
+        stand.server.cli(&["host", "clean", "--data-dir", &data.to_string_lossy()]).await?;
     assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
     let left = traces()?;
     let changed: Vec<_> = left.symmetric_difference(before).collect();
@@ -112,7 +122,8 @@ async fn nothing_of_a_machine_or_a_server_is_left() -> Result<()> {
     machine.http_get(80, "/").await?;
     let vm = stand.server.vm(&machine)?;
     let server = process::control_groups(stand.server.pid()?);
-    let groups: Vec<_> = process::control_groups(vm).into_iter().filter(|group| !server.contains(group)).collect();
+    let groups: Vec<_> =
+        process::control_groups(vm).into_iter().filter(|group| !server.contains(group)).collect();
     assert!(!groups.is_empty());
     assert_ne!(traces()?, idle, "a machine can be seen on its host");
     machine.destroy().await?;
@@ -127,7 +138,8 @@ async fn nothing_of_a_machine_or_a_server_is_left() -> Result<()> {
     let data = stand.server.data_directory();
     // Its log stays readable, as its events do.
     let log = format!("/logs/{}", machine.id());
-    let of_machine = files(&data).into_iter().filter(|file| file.contains(machine.id()) && !file.contains(&log));
+    let of_machine =
+        files(&data).into_iter().filter(|file| file.contains(machine.id()) && !file.contains(&log));
     let of_machine: Vec<_> = of_machine.collect();
     assert_eq!(of_machine, Vec::<String>::new(), "nothing of the machine is left on disk");
 

@@ -9,7 +9,11 @@ use crate::stand::{APP, Stand};
 /// `type status` of each event, oldest first.
 fn story(events: &[Value]) -> Vec<String> {
     let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
-    events.iter().rev().map(|event| format!("{} {}", text(event, "type"), text(event, "status"))).collect()
+    events
+        .iter()
+        .rev()
+        .map(|event| format!("{} {}", text(event, "type"), text(event, "status")))
+        .collect()
 }
 
 #[tokio::test]
@@ -23,10 +27,14 @@ async fn a_web_server_runs_stops_starts_with_a_blank_root_and_goes_away() -> Res
     let shown = machine.get().await?;
     assert_eq!(shown["state"], "started");
     assert_eq!(shown["isolation"], if kvm() { "hardware" } else { "emulated" });
-    assert_eq!(shown["config"]["guest"], json!({ "cpu_kind": "shared", "cpus": 1, "memory_mb": 256 }));
+    assert_eq!(
+        shown["config"]["guest"],
+        json!({ "cpu_kind": "shared", "cpus": 1, "memory_mb": 256 })
+    );
     assert!(shown["private_ip"].as_str().unwrap_or_default().starts_with("fdaa:"), "{shown}");
     // httpd -v writes a line per request to its standard error.
-    let requests = machine.logs().await?.iter().filter(|line| line.contains("response:200")).count();
+    let requests =
+        machine.logs().await?.iter().filter(|line| line.contains("response:200")).count();
     assert!(requests > 0, "{:?}", machine.logs().await?);
 
     machine.shell("echo changed > /var/www/index.html && touch /marker && sync").await?;
@@ -38,14 +46,23 @@ async fn a_web_server_runs_stops_starts_with_a_blank_root_and_goes_away() -> Res
 
     machine.start().await?;
     machine.wait("started").await?;
-    assert_eq!(machine.http_get(80, "/").await?, "hello from a machine\n", "the root is blank at every start");
+    assert_eq!(
+        machine.http_get(80, "/").await?,
+        "hello from a machine\n",
+        "the root is blank at every start"
+    );
     assert_eq!(machine.exec(&["/bin/test", "-e", "/marker"]).await?.code, 1);
     assert_eq!(machine.address().await?, address, "the private address is kept");
-    assert_eq!(machine.get().await?["instance_id"], shown["instance_id"], "a start makes no new version");
+    assert_eq!(
+        machine.get().await?["instance_id"],
+        shown["instance_id"],
+        "a start makes no new version"
+    );
 
     let events = machine.events().await?;
     let story = story(&events);
-    let expected = ["launch created", "start started", "stop stopping", "exit stopped", "start started"];
+    let expected =
+        ["launch created", "start started", "stop stopping", "exit stopped", "start started"];
     let mut rest = story.iter();
     for event in expected {
         assert!(rest.any(|found| found == event), "no `{event}` in its place in {story:?}");
@@ -55,11 +72,20 @@ async fn a_web_server_runs_stops_starts_with_a_blank_root_and_goes_away() -> Res
     assert_eq!(exit["oom_killed"], false, "{exit}");
 
     let refused = stand.server.api().delete(&machine.path("")).await?;
-    assert_eq!(refused.status, 412, "a running machine is destroyed by force only: {}", refused.text);
+    assert_eq!(
+        refused.status, 412,
+        "a running machine is destroyed by force only: {}",
+        refused.text
+    );
     machine.destroy().await?;
     let listed = stand.server.api().get(&format!("/v1/apps/{APP}/machines")).await?.ok()?;
     assert_eq!(listed, json!([]));
-    let deleted = stand.server.api().get(&format!("/v1/apps/{APP}/machines?include_deleted=true")).await?.ok()?;
+    let deleted = stand
+        .server
+        .api()
+        .get(&format!("/v1/apps/{APP}/machines?include_deleted=true"))
+        .await?
+        .ok()?;
     assert_eq!(deleted[0]["state"], "destroyed", "{deleted}");
     assert!(stand.server.vms().is_empty());
     Ok(())
@@ -74,16 +100,19 @@ async fn vcpus_and_memory_are_as_configured() -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let guest = json!({ "cpu_kind": "shared", "cpus": 2, "memory_mb": 512 });
-    let machine = stand.script("sleep 1000", json!({ "guest": guest, "rootfs": { "size_gb": 12 } })).await?;
+    let machine =
+        stand.script("sleep 1000", json!({ "guest": guest, "rootfs": { "size_gb": 12 } })).await?;
     machine.wait("started").await?;
     assert_eq!(machine.shell("nproc").await?.trim(), "2");
     let clock: u64 = machine.shell("date +%s").await?.trim().parse()?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
     assert!(now.abs_diff(clock) <= 2, "the guest's clock says {clock}, the host's {now}");
-    let total: u64 = machine.shell("awk '/MemTotal/ { print $2 }' /proc/meminfo").await?.trim().parse()?;
+    let total: u64 =
+        machine.shell("awk '/MemTotal/ { print $2 }' /proc/meminfo").await?.trim().parse()?;
     // The kernel keeps some for itself.
     assert!((440 << 10..512 << 10).contains(&total), "{total} KiB");
-    let blocks: u64 = machine.shell("df -P -k / | awk 'NR == 2 { print $2 }'").await?.trim().parse()?;
+    let blocks: u64 =
+        machine.shell("df -P -k / | awk 'NR == 2 { print $2 }'").await?.trim().parse()?;
     assert!((11 << 20..12 << 20).contains(&blocks), "{blocks} KiB");
     Ok(())
 }
@@ -97,7 +126,10 @@ async fn a_machine_that_is_not_launched_rests_until_it_is_started() -> Result<()
     let machine = stand.server.api().create_machine_from(APP, body).await?;
     machine.wait("settled").await?;
     let shown = machine.get().await?;
-    assert!(["created", "stopped"].contains(&shown["state"].as_str().unwrap_or_default()), "{shown}");
+    assert!(
+        ["created", "stopped"].contains(&shown["state"].as_str().unwrap_or_default()),
+        "{shown}"
+    );
     assert_eq!(shown["name"], "resting");
     assert!(stand.server.vms().is_empty());
     let exec = machine.post("/exec", json!({ "command": ["/bin/true"] })).await?;
@@ -129,7 +161,8 @@ async fn a_restart_is_a_new_boot_of_the_same_version() -> Result<()> {
 async fn an_update_replaces_the_version_that_runs_and_lets_one_that_rests_rest() -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
-    let machine = stand.machine(json!({ "image": stand.web()?, "metadata": { "kept": "no" } })).await?;
+    let machine =
+        stand.machine(json!({ "image": stand.web()?, "metadata": { "kept": "no" } })).await?;
     machine.wait("started").await?;
     machine.shell("touch /marker").await?;
     let before = machine.get().await?;
@@ -143,7 +176,11 @@ async fn an_update_replaces_the_version_that_runs_and_lets_one_that_rests_rest()
     let mut missing = config.clone();
     missing["image"] = json!("oci-archive/none:1");
     assert!(machine.post("", json!({ "config": missing })).await?.status >= 400);
-    assert_eq!(machine.exec(&["/bin/test", "-e", "/marker"]).await?.code, 0, "what was refused touches nothing");
+    assert_eq!(
+        machine.exec(&["/bin/test", "-e", "/marker"]).await?.code,
+        0,
+        "what was refused touches nothing"
+    );
 
     let update = json!({ "config": config, "current_version": before["version"] });
     let updated = machine.post("", update).await?.ok()?;
@@ -153,7 +190,8 @@ async fn an_update_replaces_the_version_that_runs_and_lets_one_that_rests_rest()
     assert_eq!((&after["state"], &after["version"]), (&json!("started"), &updated["version"]));
     assert_eq!(machine.shell("echo $GREETING").await?.trim(), "hello");
     assert_eq!(machine.exec(&["/bin/test", "-e", "/marker"]).await?.code, 1, "it is a new boot");
-    let memory: u64 = machine.shell("grep MemTotal /proc/meminfo | tr -dc 0-9").await?.trim().parse()?;
+    let memory: u64 =
+        machine.shell("grep MemTotal /proc/meminfo | tr -dc 0-9").await?.trim().parse()?;
     assert!(memory > 400_000, "{memory} KiB");
     assert_eq!(machine.http_get(80, "/").await?, "hello from a machine\n");
     assert_eq!(stand.server.vms().len(), 1);

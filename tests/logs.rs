@@ -35,13 +35,15 @@ impl Follower {
             while self.seen.last().is_none_or(|last| *last < number) {
                 let line = self.lines.next_line().await?.context("the command ended")?;
                 // Lines of the program, not those about the machine.
-                let program = line.split_once("[info]line ").filter(|(head, _)| head.contains(" app["));
+                let program =
+                    line.split_once("[info]line ").filter(|(head, _)| head.contains(" app["));
                 self.seen.extend(program.and_then(|(_, number)| number.parse::<u64>().ok()));
             }
             Ok(())
         };
         let outcome = tokio::time::timeout(DEADLINE, read).await;
-        outcome.with_context(|| format!("line {number} does not come after {:?}", self.seen.last()))?
+        outcome
+            .with_context(|| format!("line {number} does not come after {:?}", self.seen.last()))?
     }
 
     fn last(&self) -> u64 {
@@ -70,7 +72,11 @@ async fn a_follower_gets_every_line_once_however_often_the_server_is_killed() ->
         one.until(further).await?;
     }
     for follower in [&all, &one] {
-        assert_eq!(follower.seen, (1..=follower.last()).collect::<Vec<_>>(), "no line is lost, none comes twice");
+        assert_eq!(
+            follower.seen,
+            (1..=follower.last()).collect::<Vec<_>>(),
+            "no line is lost, none comes twice"
+        );
     }
     assert!(all.child.try_wait()?.is_none(), "it goes on");
     machine.stop().await?;
@@ -89,8 +95,10 @@ async fn what_there_is_can_be_had_by_time_and_as_json_and_ends_at_once() -> Resu
     machine.logged("late").await?;
     let all = server.cli(&["logs", "-a", APP, "-n", "--since", "1h", "--json"]).await?;
     assert_eq!(all.code, Some(0), "{all:?}");
-    let entries: Vec<Value> = serde_json::Deserializer::from_str(&all.stdout).into_iter().collect::<Result<_, _>>()?;
-    let program: Vec<_> = entries.iter().filter(|entry| entry["meta"]["event"]["provider"] == "app").collect();
+    let entries: Vec<Value> =
+        serde_json::Deserializer::from_str(&all.stdout).into_iter().collect::<Result<_, _>>()?;
+    let program: Vec<_> =
+        entries.iter().filter(|entry| entry["meta"]["event"]["provider"] == "app").collect();
     let messages: Vec<_> = program.iter().filter_map(|entry| entry["message"].as_str()).collect();
     let expected: Vec<_> = (1..=250).map(|n| n.to_string()).chain(["late".to_owned()]).collect();
     assert_eq!(messages, expected, "all of it, over several pages");
@@ -105,7 +113,10 @@ async fn what_there_is_can_be_had_by_time_and_as_json_and_ends_at_once() -> Resu
     let arguments = ["logs", "-a", APP, "--until", first];
     let until = tokio::time::timeout(Duration::from_secs(20), server.cli(&arguments));
     let until = until.await.context("it does not end")??;
-    assert!(until.stdout.contains("[info]250\n") && !until.stdout.contains("[info]late"), "{until:?}");
+    assert!(
+        until.stdout.contains("[info]250\n") && !until.stdout.contains("[info]late"),
+        "{until:?}"
+    );
 
     let unknown = server.cli(&["logs", "-a", APP, "-m", "00000000000000"]).await?;
     assert_eq!(unknown.code, Some(1));

@@ -1,6 +1,8 @@
-//! End to end: the built binary, a real registry, real images, real VMs. `make test` runs it; it needs root.
+//! End to end: the built binary, a real registry, real images, real VMs. `make test` runs it; it
+//! needs root.
 //!
-//! Each test has a host of its own (see `caddis-testkit`), so that they run in any order and side by side.
+//! Each test has a host of its own (see `caddis-testkit`), so that they run in any order and side
+//! by side.
 #![forbid(unsafe_code)]
 
 mod api;

@@ -28,11 +28,14 @@ async fn two_servers_of_one_host_do_not_disturb_each_other() -> Result<()> {
     let host = Host::new().await?;
     let before = traces()?;
     let arguments = vec!["--pool".to_owned(), "0".to_owned()];
-    let mut stand = Stand::with(&host, Options { arguments: arguments.clone(), ..Options::default() }).await?;
-    let (one, two) = (stand.script(PROGRAM, json!({})).await?, stand.script(PROGRAM, json!({})).await?);
+    let mut stand =
+        Stand::with(&host, Options { arguments: arguments.clone(), ..Options::default() }).await?;
+    let (one, two) =
+        (stand.script(PROGRAM, json!({})).await?, stand.script(PROGRAM, json!({})).await?);
     let two_address = two.address().await?;
 
-    // A range that is taken is refused at once, with what to do, and nothing is left of the attempt.
+    // A range that is taken is refused at once, with what to do, and nothing is left of the
+    // attempt.
     one.logged("ready").await?;
     two.logged("ready").await?;
     // The VM that becomes a template has a tap of its own, as long as it is there.
@@ -41,7 +44,8 @@ async fn two_servers_of_one_host_do_not_disturb_each_other() -> Result<()> {
     let taken = [&arguments[..], &["--ipv4-pool".to_owned(), "10.201.64.0/18".to_owned()]].concat();
     let insecure_registries = vec![stand.registry.address().to_owned()];
     let options = Options { arguments: taken, second: true, ..Options::default() };
-    let error = Server::start(&host, options).await.err().context("a pool that is taken")?.to_string();
+    let error =
+        Server::start(&host, options).await.err().context("a pool that is taken")?.to_string();
     // A part of another's range is as good as all of it.
     assert!(error.contains("--ipv4-pool") && error.contains("10.201.64.0/18"), "{error}");
     let changed: Vec<_> = traces()?.symmetric_difference(&alone).cloned().collect();
@@ -50,7 +54,8 @@ async fn two_servers_of_one_host_do_not_disturb_each_other() -> Result<()> {
     let options = Options { arguments, insecure_registries, second: true, ..Options::default() };
     let mut second = Server::start(&host, options).await?;
     second.api().create_app(APP, None).await?;
-    let config = json!({ "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", PROGRAM] } });
+    let config =
+        json!({ "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", PROGRAM] } });
     let foreign = second.api().create_machine(APP, config).await?;
     foreign.logged("ready").await?;
     let ipv4 = async |machine: &Machine| -> Result<String> {
@@ -68,9 +73,21 @@ async fn two_servers_of_one_host_do_not_disturb_each_other() -> Result<()> {
     assert!(!reads(&foreign, &format!("[{two_address}]")).await?);
     for machine in [&one, &foreign] {
         assert!(reads(machine, Outside::NAME).await?, "each has its name server and the outside");
-        assert_eq!(machine.http_get(80, "/").await?, "hello from a machine\n", "the host reaches both");
+        assert_eq!(
+            machine.http_get(80, "/").await?,
+            "hello from a machine\n",
+            "the host reaches both"
+        );
         let address = ipv4(machine).await?;
-        let page = run(["curl", "-sS", "--noproxy", "*", "--max-time", "30", &format!("http://{address}/")])?;
+        let page = run([
+            "curl",
+            "-sS",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "30",
+            &format!("http://{address}/"),
+        ])?;
         assert_eq!(page, "hello from a machine\n");
     }
 
@@ -95,7 +112,10 @@ async fn two_servers_of_one_host_do_not_disturb_each_other() -> Result<()> {
     let cleaned = clean(&second).await?;
     assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
     let first_directory = stand.server.data_directory();
-    assert!(cleaned.stdout.contains(&*first_directory.to_string_lossy()), "it says what is left: {cleaned:?}");
+    assert!(
+        cleaned.stdout.contains(&*first_directory.to_string_lossy()),
+        "it says what is left: {cleaned:?}"
+    );
     assert!(!cleaned.stdout.contains("Nothing else of caddis"), "{cleaned:?}");
     let changed: Vec<_> = traces()?.symmetric_difference(&alone).cloned().collect();
     assert!(changed.is_empty(), "the host is as it was with the first alone: {changed:#?}");

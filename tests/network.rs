@@ -10,15 +10,23 @@ use crate::stand::{APP, Stand};
 /// Serves one page on port 80 and says when it listens.
 const PROGRAM: &str = "busybox httpd -p 80 -h /var/www && echo ready && sleep 1000000";
 
-/// Whether a TCP connection from inside the VM gets an answer. Dropped packets give none, hence the limit.
+/// Whether a TCP connection from inside the VM gets an answer. Dropped packets give none, hence the
+/// limit.
 async fn reaches(machine: &Machine, address: &str, port: u16) -> Result<bool> {
-    let request = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 3 nc -w 3 {address} {port} | grep -q .");
+    let request = format!(
+        "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 3 nc -w 3 {address} {port} | grep -q ."
+    );
     Ok(machine.exec(&["/bin/sh", "-c", &request]).await?.code == 0)
 }
 
-/// Sends a datagram that holds `text` to the outside: busybox has no simpler means than a request for a file.
+/// Sends a datagram that holds `text` to the outside: busybox has no simpler means than a request
+/// for a file.
 fn datagram(text: &str) -> String {
-    format!("timeout 2 tftp -g -l /dev/null -r {text} {} {} || true", Outside::ADDRESS, Outside::UDP_PORT)
+    format!(
+        "timeout 2 tftp -g -l /dev/null -r {text} {} {} || true",
+        Outside::ADDRESS,
+        Outside::UDP_PORT
+    )
 }
 
 async fn ipv4(machine: &Machine) -> Result<String> {
@@ -34,12 +42,18 @@ async fn a_vm_reaches_the_outside_by_name_through_nat_and_nothing_private() -> R
 
     let page = machine.shell(&format!("wget -q -O - http://{}/", Outside::NAME)).await?;
     assert_eq!(page, format!("you are {}\n", Host::ADDRESS), "by name, from the host's address");
-    assert!(machine.exec(&["/bin/nslookup", "unknown.test"]).await?.code != 0, "what has no address is denied");
+    assert!(
+        machine.exec(&["/bin/nslookup", "unknown.test"]).await?.code != 0,
+        "what has no address is denied"
+    );
     let answer = machine.shell(&format!("nslookup {} {}", Outside::NAME, Outside::ADDRESS)).await?;
     assert!(answer.contains(Outside::ADDRESS), "datagrams come back: {answer}");
     machine.shell(&datagram("hello")).await?;
     let seen = host.outside().datagrams_until(b"hello").await?;
-    assert!(seen.iter().all(|datagram| datagram.source.ip().to_string() == Host::ADDRESS), "{seen:?}");
+    assert!(
+        seen.iter().all(|datagram| datagram.source.ip().to_string() == Host::ADDRESS),
+        "{seen:?}"
+    );
 
     // A service of the host on all its addresses, which answers whoever gets through.
     let listener = TcpListener::bind("[::]:8081").await?;
@@ -62,7 +76,10 @@ async fn a_vm_reaches_the_outside_by_name_through_nat_and_nothing_private() -> R
     ] {
         assert!(!reaches(&machine, address, port).await?, "{address}:{port} must not be reached");
     }
-    assert!(reaches(&machine, Outside::ADDRESS, Outside::HTTP_PORT).await?, "the test's means work");
+    assert!(
+        reaches(&machine, Outside::ADDRESS, Outside::HTTP_PORT).await?,
+        "the test's means work"
+    );
     service.abort();
 
     // Its host reaches it by both addresses, the outside by neither.
@@ -73,7 +90,9 @@ async fn a_vm_reaches_the_outside_by_name_through_nat_and_nothing_private() -> R
     }
     host.outside().run(&["ip", "route", "add", &address, "via", Host::ADDRESS])?;
     let url = format!("http://{address}/");
-    assert!(host.outside().run(&["curl", "-sS", "--noproxy", "*", "--max-time", "3", &url]).is_err());
+    assert!(
+        host.outside().run(&["curl", "-sS", "--noproxy", "*", "--max-time", "3", &url]).is_err()
+    );
     Ok(())
 }
 
@@ -84,18 +103,23 @@ async fn machines_meet_in_their_network_only_and_cannot_forge_addresses() -> Res
     stand.server.api().create_app("apart", Some("apart")).await?;
     let first = stand.script(PROGRAM, json!({})).await?;
     let second = stand.script(PROGRAM, json!({})).await?;
-    let config = json!({ "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", PROGRAM] } });
+    let config =
+        json!({ "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", PROGRAM] } });
     let apart = stand.server.api().create_machine("apart", config).await?;
     for machine in [&first, &second, &apart] {
         machine.logged("ready").await?;
     }
-    let (one, two, other) = (first.address().await?, second.address().await?, apart.address().await?);
+    let (one, two, other) =
+        (first.address().await?, second.address().await?, apart.address().await?);
 
     assert!(reaches(&first, &two, 80).await?, "machines of one network meet");
     assert!(reaches(&second, &one, 80).await?);
     assert!(!reaches(&first, &other, 80).await?, "machines of different networks do not");
     assert!(!reaches(&apart, &one, 80).await?);
-    assert!(!reaches(&apart, &ipv4(&first).await?, 80).await?, "not by their IPv4 addresses either");
+    assert!(
+        !reaches(&apart, &ipv4(&first).await?, 80).await?,
+        "not by their IPv4 addresses either"
+    );
 
     // `apart` takes an address of the other network, and then asks and answers under it.
     apart.shell(&format!("ip -6 address add {two}/128 dev eth0")).await?;
@@ -103,11 +127,15 @@ async fn machines_meet_in_their_network_only_and_cannot_forge_addresses() -> Res
     assert_ne!(apart.exec(&["/bin/sh", "-c", &forged]).await?.code, 0);
     assert!(reaches(&first, &two, 80).await?, "the owner of an address keeps it");
 
-    // Datagrams under an address that is not its own never get out; one under its own, sent after them, does.
+    // Datagrams under an address that is not its own never get out; one under its own, sent after
+    // them, does.
     let route = apart.shell("ip route show default").await?;
     let gateway = route.split_whitespace().nth(2).context("a default gateway")?.to_owned();
     let send = |source: &str, text: &str| {
-        format!("ip route replace default via {gateway} dev eth0 src {source} && {}", datagram(text))
+        format!(
+            "ip route replace default via {gateway} dev eth0 src {source} && {}",
+            datagram(text)
+        )
     };
     let (own, victim) = (ipv4(&apart).await?, ipv4(&first).await?);
     for source in [&*victim, "198.51.100.77", "10.99.99.99"] {
@@ -116,7 +144,10 @@ async fn machines_meet_in_their_network_only_and_cannot_forge_addresses() -> Res
     }
     apart.shell(&send(&own, "genuine")).await?;
     let seen = host.outside().datagrams_until(b"genuine").await?;
-    assert!(seen.iter().all(|datagram| !String::from_utf8_lossy(&datagram.payload).contains("forged")), "{seen:?}");
+    assert!(
+        seen.iter().all(|datagram| !String::from_utf8_lossy(&datagram.payload).contains("forged")),
+        "{seen:?}"
+    );
 
     // Nor does another link address help.
     apart.shell("ip link set eth0 down && ip link set eth0 address 02:00:00:00:00:99 && ip link set eth0 up").await?;

@@ -72,7 +72,11 @@ async fn a_program_that_ends_while_the_server_is_down_is_reported_with_its_code(
     stand.server.launch().await?;
     machine.wait("stopped").await?;
     let exit = machine.exit_event().await?;
-    assert_eq!((&exit["exit_code"], &exit["requested_stop"]), (&json!(42), &json!(false)), "{exit}");
+    assert_eq!(
+        (&exit["exit_code"], &exit["requested_stop"]),
+        (&json!(42), &json!(false)),
+        "{exit}"
+    );
     assert!(machine.logs().await?.contains(&"last words".to_owned()));
     stand.server.until_no_vm().await
 }
@@ -119,8 +123,15 @@ async fn after_a_reboot_of_the_host_what_should_run_runs_again() -> Result<()> {
     assert_ne!(wanted.shell("cat /proc/sys/kernel/random/boot_id").await?, boot);
     assert_eq!(wanted.address().await?, address);
     let exit = wanted.exit_event().await?;
-    assert_eq!((&exit["requested_stop"], &exit["restarting"]), (&json!(false), &json!(true)), "{exit}");
-    assert!(wanted.events().await?.iter().any(|event| event.to_string().contains("reboot")), "the events say why");
+    assert_eq!(
+        (&exit["requested_stop"], &exit["restarting"]),
+        (&json!(false), &json!(true)),
+        "{exit}"
+    );
+    assert!(
+        wanted.events().await?.iter().any(|event| event.to_string().contains("reboot")),
+        "the events say why"
+    );
 
     assert_eq!(stopped.get().await?["state"], "stopped");
     assert_eq!(stand.server.vms().len(), 1);
@@ -131,11 +142,14 @@ async fn after_a_reboot_of_the_host_what_should_run_runs_again() -> Result<()> {
 async fn a_drain_stops_the_guests_and_the_next_start_of_the_host_brings_them_back() -> Result<()> {
     let host = Host::new().await?;
     let mut stand = Stand::new(&host).await?;
-    let machine = stand.script("trap 'echo asked; exit 0' INT; echo ready; sleep 1000 & wait", json!({})).await?;
+    let machine = stand
+        .script("trap 'echo asked; exit 0' INT; echo ready; sleep 1000 & wait", json!({}))
+        .await?;
     machine.logged("ready").await?;
     let before = machine.newest_event().await?;
     let data = stand.server.data_directory();
-    let drained = stand.server.cli(&["host", "drain", "--data-dir", &data.to_string_lossy()]).await?;
+    let drained =
+        stand.server.cli(&["host", "drain", "--data-dir", &data.to_string_lossy()]).await?;
     assert_eq!(drained.code, Some(0), "{drained:?}");
     assert!(stand.server.vms().is_empty());
     assert!(machine.logs().await?.contains(&"asked".to_owned()), "it was asked, not killed");
@@ -146,12 +160,14 @@ async fn a_drain_stops_the_guests_and_the_next_start_of_the_host_brings_them_bac
     Ok(())
 }
 
-/// At moments spread over a start and a stop: between fork and record, while init prepares, while the guest powers off.
+/// At moments spread over a start and a stop: between fork and record, while init prepares, while
+/// the guest powers off.
 #[tokio::test]
 async fn a_server_that_is_killed_at_any_moment_goes_on_where_it_was() -> Result<()> {
     let host = Host::new().await?;
     let mut stand = Stand::new(&host).await?;
-    let machine = stand.script("trap 'exit 0' INT; echo ready; sleep 1000 & wait", json!({})).await?;
+    let machine =
+        stand.script("trap 'exit 0' INT; echo ready; sleep 1000 & wait", json!({})).await?;
     machine.wait("started").await?;
     for round in 0..u64::from(rounds(6, 60)) {
         let wanted = if machine.get().await?["state"] == "started" { "stop" } else { "start" };
@@ -170,8 +186,11 @@ async fn a_server_that_is_killed_at_any_moment_goes_on_where_it_was() -> Result<
             assert_eq!(stand.server.vms().len(), 1, "round {round}");
         }
         let events = machine.events().await?;
-        let exits =
-            events.iter().take_while(|event| event["id"] != *before).filter(|event| event["type"] == "exit").count();
+        let exits = events
+            .iter()
+            .take_while(|event| event["id"] != *before)
+            .filter(|event| event["type"] == "exit")
+            .count();
         assert_eq!(exits, usize::from(wanted == "stop"), "round {round}: {events:#?}");
     }
     machine.destroy().await?;
@@ -195,9 +214,9 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("suspended", "", "stopped"),
 ];
 
-/// The server is killed at moments drawn from a seed while it makes, starts, stops, suspends, resumes, updates, restarts
-/// and destroys: what it had answered comes true, a create that comes again makes no second machine, and there is never
-/// more than one VM.
+/// The server is killed at moments drawn from a seed while it makes, starts, stops, suspends,
+/// resumes, updates, restarts and destroys: what it had answered comes true, a create that comes
+/// again makes no second machine, and there is never more than one VM.
 #[tokio::test]
 async fn what_was_answered_comes_true_whenever_the_server_is_killed() -> Result<()> {
     let seed = std::env::var("CADDIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
@@ -217,11 +236,17 @@ async fn what_was_answered_comes_true_whenever_the_server_is_killed() -> Result<
             // Its answer may not come.
             let (key, body) = (format!("round {round}"), json!({ "config": config }).to_string());
             let headers = [("idempotency-key", key.as_str())];
-            let create = stand.server.api().send(Method::POST, &machines, &headers, Some(body.clone()));
+            let create =
+                stand.server.api().send(Method::POST, &machines, &headers, Some(body.clone()));
             let _ = tokio::time::timeout(delay / 8, create).await;
             stand.server.kill().await?;
             stand.server.launch().await?;
-            let made = stand.server.api().send(Method::POST, &machines, &headers, Some(body)).await?.ok()?;
+            let made = stand
+                .server
+                .api()
+                .send(Method::POST, &machines, &headers, Some(body))
+                .await?
+                .ok()?;
             let listed = stand.server.api().get(&machines).await?.ok()?;
             assert_eq!(listed.as_array().map(Vec::len), Some(1), "round {round}: {listed}");
             let machine = stand.server.machine(APP, made["id"].as_str().unwrap_or_default());

@@ -1,5 +1,5 @@
-//! What people run, as Debian has it: each answers from the host, and each file is what podman makes of it. In the long
-//! form only, since the image takes minutes to build.
+//! What people run, as Debian has it: each answers from the host, and each file is what podman
+//! makes of it. In the long form only, since the image takes minutes to build.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 
@@ -77,7 +77,11 @@ const SERVICES: [Service; 7] = [
     Service {
         name: "node",
         user: "nobody",
-        command: &["node", "-e", "require('http').createServer((q, r) => r.end('node ' + 6 * 7)).listen(8080, '::')"],
+        command: &[
+            "node",
+            "-e",
+            "require('http').createServer((q, r) => r.end('node ' + 6 * 7)).listen(8080, '::')",
+        ],
         port: 8080,
         exchange: (HTTP, b"node 42"),
         files: &[],
@@ -98,7 +102,11 @@ const SERVICES: [Service; 7] = [
         port: 8081,
         exchange: (HTTP, b"Directory listing for /"),
         files: &[
-            ("/init", "#!/bin/sh -e\n# s6-svscan has to be process 1\n[ $$ = 1 ]\nexec s6-svscan /srv/s6\n", 0o755),
+            (
+                "/init",
+                "#!/bin/sh -e\n# s6-svscan has to be process 1\n[ $$ = 1 ]\nexec s6-svscan /srv/s6\n",
+                0o755,
+            ),
             ("/srv/s6/web/run", "#!/bin/sh\nexec python3 -m http.server 8081 --bind ::\n", 0o755),
         ],
     },
@@ -133,7 +141,8 @@ fn config(image: &str, service: &Service) -> Value {
     })
 }
 
-/// Says something to a service until its answer holds what it should: nothing tells when it begins to listen.
+/// Says something to a service until its answer holds what it should: nothing tells when it begins
+/// to listen.
 async fn answers(machine: &Machine, service: &Service) -> Result<()> {
     let address = format!("[{}]:{}", machine.address().await?, service.port);
     let (said, expected) = service.exchange;
@@ -185,19 +194,30 @@ async fn services_as_debian_has_them_answer_from_the_host_and_end_when_told() ->
 }
 
 /// What of a machine's files is not its image's: what is mounted or written for it at each start.
-const OF_THE_MACHINE: [&str; 10] =
-    ["", ".caddis", "dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/machine-id", "etc/resolv.conf", "run"];
+const OF_THE_MACHINE: [&str; 10] = [
+    "",
+    ".caddis",
+    "dev",
+    "proc",
+    "sys",
+    "etc/hosts",
+    "etc/hostname",
+    "etc/machine-id",
+    "etc/resolv.conf",
+    "run",
+];
 
-/// Of each file: kind, mode, owner, size and number of names (not of directories, where file systems differ), where it
-/// leads to, time.
-const FACTS: &str = "-type d -printf '%P|%y|%m|%U|%G|||%l|%T@\\n' -o -printf '%P|%y|%m|%U|%G|%s|%n|%l|%T@\\n'";
+/// Of each file: kind, mode, owner, size and number of names (not of directories, where file
+/// systems differ), where it leads to, time.
+const FACTS: &str =
+    "-type d -printf '%P|%y|%m|%U|%G|||%l|%T@\\n' -o -printf '%P|%y|%m|%U|%G|%s|%n|%l|%T@\\n'";
 
 fn facts(list: &str) -> BTreeMap<&str, &str> {
     let lines = list.lines().filter_map(|line| line.split_once('|'));
     let is_of_image = |path: &str| {
-        !OF_THE_MACHINE
-            .iter()
-            .any(|other| path == *other || path.starts_with(&format!("{other}/")) && !other.is_empty())
+        !OF_THE_MACHINE.iter().any(|other| {
+            path == *other || path.starts_with(&format!("{other}/")) && !other.is_empty()
+        })
     };
     lines.filter(|(path, _)| is_of_image(path)).collect()
 }
@@ -205,7 +225,11 @@ fn facts(list: &str) -> BTreeMap<&str, &str> {
 /// What podman makes of an image, listed as root sees it.
 fn of_podman(layout: &Path, directory: &Path) -> Result<String> {
     let (root, state) = (directory.join("root"), directory.join("state"));
-    let options = format!("podman --root {} --runroot {} --storage-driver vfs", root.display(), state.display());
+    let options = format!(
+        "podman --root {} --runroot {} --storage-driver vfs",
+        root.display(),
+        state.display()
+    );
     let script = format!(
         "set -e; image=$({options} pull --quiet oci:{}); tree=$({options} image mount $image); \
          find \"$tree\" {FACTS}; {options} image unmount $image >/dev/null",
@@ -228,15 +252,25 @@ async fn every_file_is_what_podman_makes_of_it() -> Result<()> {
     machine.shell(&format!("find / -xdev {FACTS} >/dev/shm/list")).await?;
     let (list, id) = (host.path("list"), machine.id());
     let path = list.to_str().context("a path")?;
-    let got = stand.server.cli(&["sftp", "get", "/dev/shm/list", path, "-a", "test", "--machine", id]).await?;
+    let got = stand
+        .server
+        .cli(&["sftp", "get", "/dev/shm/list", path, "-a", "test", "--machine", id])
+        .await?;
     ensure!(got.code == Some(0), "{got:?}");
     let (ours, theirs) = (fs::read_to_string(&list)?, of_podman(&layout, &host.path("podman"))?);
     let (ours, theirs) = (facts(&ours), facts(&theirs));
     ensure!(theirs.len() > 5000, "{} files", theirs.len());
     let all: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
     let differ = all.into_iter().filter(|path| ours.get(*path) != theirs.get(*path));
-    let differ: Vec<_> =
-        differ.map(|path| format!("{path}: {:?}, podman {:?}", ours.get(path), theirs.get(path))).collect();
-    assert!(differ.is_empty(), "{} of {} differ: {:#?}", differ.len(), theirs.len(), &differ[..differ.len().min(30)]);
+    let differ: Vec<_> = differ
+        .map(|path| format!("{path}: {:?}, podman {:?}", ours.get(path), theirs.get(path)))
+        .collect();
+    assert!(
+        differ.is_empty(),
+        "{} of {} differ: {:#?}",
+        differ.len(),
+        theirs.len(),
+        &differ[..differ.len().min(30)]
+    );
     Ok(())
 }

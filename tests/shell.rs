@@ -31,7 +31,9 @@ async fn a_shell_in_a_fresh_machine_leaves_nothing_behind_however_it_ends() -> R
     let run = ["machine", "run", &image, "--shell"];
 
     let mut shell = stand.server.terminal(&run, 90, 25)?;
-    shell.expect("Success! A Machine has been successfully launched in app interactive-shells-").await?;
+    shell
+        .expect("Success! A Machine has been successfully launched in app interactive-shells-")
+        .await?;
     shell.expect(" Machine ID: ").await?;
     let id = shell.expect("\r\n").await?.trim().to_owned();
     shell.expect("complete").await?;

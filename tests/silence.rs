@@ -32,12 +32,22 @@ async fn a_guest_whose_channel_is_gone_is_told_and_is_stopped_all_the_same() -> 
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     };
     println!("told after {:?}", begun.elapsed());
-    assert_eq!((&shown["host_status_reason"], &shown["state"]), (&json!("guest_silent"), &json!("started")));
+    assert_eq!(
+        (&shown["host_status_reason"], &shown["state"]),
+        (&json!("guest_silent"), &json!("started"))
+    );
     let events = machine.events().await?;
     let told = events.iter().find(|event| event["type"] == "host_status");
-    ensure!(told.is_some_and(|event| event["details"]["host_status_reason"] == "guest_silent"), "{events:#?}");
+    ensure!(
+        told.is_some_and(|event| event["details"]["host_status_reason"] == "guest_silent"),
+        "{events:#?}"
+    );
     let refused = machine.exec(&["true"]).await;
-    ensure!(refused.as_ref().is_err_and(|error| format!("{error:#}").contains("guest_silent")), "{:?}", refused.err());
+    ensure!(
+        refused.as_ref().is_err_and(|error| format!("{error:#}").contains("guest_silent")),
+        "{:?}",
+        refused.err()
+    );
     machine.post("/suspend", Value::Null).await?.ok().unwrap_err();
     let log = stand.server.cli(&["logs", "-a", APP, "--no-tail"]).await?;
     ensure!(log.stdout.contains("[error]The machine's init does not answer"), "{}", log.stdout);

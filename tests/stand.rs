@@ -41,7 +41,8 @@ impl<'a> Stand<'a> {
         self.server.api().create_machine(APP, config).await
     }
 
-    /// A machine that runs a shell script and is not started again by itself; `more` is merged into its config.
+    /// A machine that runs a shell script and is not started again by itself; `more` is merged into
+    /// its config.
     pub async fn script(&self, script: &str, more: Value) -> Result<Machine> {
         let mut config = json!({
             "image": self.busybox()?,

@@ -19,7 +19,8 @@ const COUNTER: &str = "n=0; [ -e /on-disk ] || echo kept >/on-disk; httpd -p 80 
 
 async fn started(machine: &Machine) -> Result<Value> {
     let events = machine.events().await?;
-    let event = events.into_iter().find(|event| event["type"] == "start" && event["status"] == "started");
+    let event =
+        events.into_iter().find(|event| event["type"] == "start" && event["status"] == "started");
     event.map(|mut event| event["details"].take()).context("no start that succeeded")
 }
 
@@ -47,7 +48,11 @@ async fn counted(machine: &Machine) -> Result<Vec<(u64, f64)>> {
 async fn until_counted(machine: &Machine, beyond: u64) -> Result<()> {
     let deadline = std::time::Instant::now() + caddis_testkit::DEADLINE;
     while counted(machine).await?.last().is_none_or(|(number, _)| *number <= beyond) {
-        ensure!(std::time::Instant::now() < deadline, "it does not go on: {:?}", machine.logs().await?);
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "it does not go on: {:?}",
+            machine.logs().await?
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
@@ -83,16 +88,28 @@ async fn a_resumed_machine_goes_on_where_it_was_and_knows_the_time() -> Result<(
         assert_eq!(machine.get().await?["start_kind"], "resume");
         until_counted(&machine, before + 3).await?;
         let lines = counted(&machine).await?;
-        // What it had begun to write when it was held still may be of before; the next line is of after.
-        let (_, first) = lines.iter().find(|(number, _)| *number == before + 2).context("a line after the resume")?;
-        assert!(*first > begun - 0.1 && *first < now() + 0.1, "round {round}: its clock said {first} at {begun}");
+        // What it had begun to write when it was held still may be of before; the next line is of
+        // after.
+        let (_, first) = lines
+            .iter()
+            .find(|(number, _)| *number == before + 2)
+            .context("a line after the resume")?;
+        assert!(
+            *first > begun - 0.1 && *first < now() + 0.1,
+            "round {round}: its clock said {first} at {begun}"
+        );
         let numbers: Vec<_> = lines.iter().map(|(number, _)| *number).collect();
         let expected: Vec<_> = (numbers[0]..).take(numbers.len()).collect();
         assert_eq!(numbers, expected, "no line is lost, none comes twice");
     }
-    assert_eq!(machine.shell("cat /proc/sys/kernel/random/boot_id").await?, boot, "it is the same boot");
+    assert_eq!(
+        machine.shell("cat /proc/sys/kernel/random/boot_id").await?,
+        boot,
+        "it is the same boot"
+    );
     assert_eq!(machine.shell("cat /.caddis/start_kind").await?.trim(), "resume");
-    // What it knows of its gateway is true behind another tap; else it would find out only after half a minute.
+    // What it knows of its gateway is true behind another tap; else it would find out only after
+    // half a minute.
     let known = machine.shell("ip -6 neigh show | awk '$1 == \"fe80::1\" { print $5 }'").await?;
     let taps = stand.server.run_in_namespace(&["ip", "-oneline", "link"])?;
     let taps: Vec<_> = taps.lines().filter(|line| line.contains(": caddis")).collect();
@@ -119,7 +136,12 @@ async fn a_damaged_or_foreign_snapshot_is_never_run() -> Result<()> {
     let mut stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
     let machine = stand.script(COUNTER, json!({})).await?;
     machine.wait("started").await?;
-    let snapshot = stand.server.data_directory().join("worker/machines").join(machine.id()).join("memory.snapshot");
+    let snapshot = stand
+        .server
+        .data_directory()
+        .join("worker/machines")
+        .join(machine.id())
+        .join("memory.snapshot");
 
     let flip = |at: fn(usize) -> usize| -> Result<()> {
         let mut bytes = fs::read(&snapshot)?;
@@ -127,8 +149,13 @@ async fn a_damaged_or_foreign_snapshot_is_never_run() -> Result<()> {
         bytes[at] ^= 1;
         Ok(fs::write(&snapshot, bytes)?)
     };
-    let damages =
-        [("middle", "chunk"), ("devices", "device state"), ("end", "damaged"), ("cut", "damaged"), ("lost", "is lost")];
+    let damages = [
+        ("middle", "chunk"),
+        ("devices", "device state"),
+        ("end", "damaged"),
+        ("cut", "damaged"),
+        ("lost", "is lost"),
+    ];
     for (name, words) in damages {
         until_counted(&machine, 0).await?;
         suspend(&machine).await?;
@@ -138,14 +165,24 @@ async fn a_damaged_or_foreign_snapshot_is_never_run() -> Result<()> {
             // Behind 256 MiB of memory.
             "devices" => flip(|_| (256 << 20) + 3)?,
             "end" => flip(|length| length - 1)?,
-            "cut" => fs::File::options().write(true).open(&snapshot)?.set_len(fs::metadata(&snapshot)?.len() / 2)?,
+            "cut" => fs::File::options()
+                .write(true)
+                .open(&snapshot)?
+                .set_len(fs::metadata(&snapshot)?.len() / 2)?,
             _ => fs::remove_file(&snapshot)?,
         }
         let start = resume(&machine).await?;
         let reason = start["start_reason"].as_str().unwrap_or_default();
         assert_ne!(start["start_kind"], "resume", "{name}");
-        assert!(reason.contains("could not be resumed") && reason.contains(words), "{name}: {reason}");
-        assert_eq!(machine.shell("cat /on-disk").await?.trim(), "kept", "{name}: its disk is the one it had");
+        assert!(
+            reason.contains("could not be resumed") && reason.contains(words),
+            "{name}: {reason}"
+        );
+        assert_eq!(
+            machine.shell("cat /on-disk").await?.trim(),
+            "kept",
+            "{name}: its disk is the one it had"
+        );
         assert!(!snapshot.exists(), "{name}");
     }
 
@@ -179,7 +216,10 @@ async fn a_start_while_it_suspends_keeps_the_vm() -> Result<()> {
         until_counted(&machine, before + 2).await?;
         let start = started(&machine).await?;
         called_off += u32::from(start["start_kind"] == "none");
-        assert!(["none", "resume"].contains(&start["start_kind"].as_str().unwrap_or_default()), "{start}");
+        assert!(
+            ["none", "resume"].contains(&start["start_kind"].as_str().unwrap_or_default()),
+            "{start}"
+        );
         resumed |= start["start_kind"] == "resume";
         let told = machine.shell("cat /.caddis/start_kind 2>/dev/null || true").await?;
         assert_eq!(told.trim(), if resumed { "resume" } else { "" }, "round {round}");
@@ -215,11 +255,15 @@ async fn a_server_killed_while_it_suspends_or_resumes_loses_nothing() -> Result<
         machine.wait("started").await?;
         assert_eq!(stand.server.vms().len(), 1, "round {round}");
         let start = started(&machine).await?;
-        // Killed between the end of a snapshot and the word of it, a machine starts anew, and its event says so.
+        // Killed between the end of a snapshot and the word of it, a machine starts anew, and its
+        // event says so.
         if start["start_kind"] == "resume" {
             until_counted(&machine, before + 2).await?;
         }
-        assert!(machine.events().await?.iter().all(|event| event["type"] != "exit"), "round {round}: {start}");
+        assert!(
+            machine.events().await?.iter().all(|event| event["type"] != "exit"),
+            "round {round}: {start}"
+        );
     }
     machine.destroy().await
 }
@@ -233,14 +277,24 @@ async fn machines_that_may_not_be_suspended_are_told_why() -> Result<()> {
     machine.wait("started").await?;
     let refused = machine.post("/suspend", Value::Null).await?;
     assert_eq!(refused.status, 412);
-    assert!(refused.error().contains("unable to suspend machine: it has 4096 MiB"), "{}", refused.error());
-    let shown = stand.server.cli(&["machine", "suspend", machine.id(), "-a", crate::stand::APP]).await?;
+    assert!(
+        refused.error().contains("unable to suspend machine: it has 4096 MiB"),
+        "{}",
+        refused.error()
+    );
+    let shown =
+        stand.server.cli(&["machine", "suspend", machine.id(), "-a", crate::stand::APP]).await?;
     assert_eq!(shown.code, Some(1));
     assert!(shown.stderr.contains("4096 MiB"), "{}", shown.stderr);
     let small = stand.script("exec sleep 1000", json!({})).await?;
     small.wait("started").await?;
-    let arguments = ["machine", "suspend", small.id(), "-a", crate::stand::APP, "--wait-timeout", "60s"];
+    let arguments =
+        ["machine", "suspend", small.id(), "-a", crate::stand::APP, "--wait-timeout", "60s"];
     let shown = stand.server.cli(&arguments).await?;
-    assert!(shown.stdout.contains(&format!("{} has been suspended", small.id())), "{}", shown.stdout);
+    assert!(
+        shown.stdout.contains(&format!("{} has been suspended", small.id())),
+        "{}",
+        shown.stdout
+    );
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Starting from a template: that it is used, that nobody can change it, that no two machines are alike, and what
-//! happens when it can't be used.
+//! Starting from a template: that it is used, that nobody can change it, that no two machines are
+//! alike, and what happens when it can't be used.
 
 use std::{
     collections::HashSet,
@@ -35,7 +35,8 @@ const MOST_READS: u64 = 45;
 const MOST_WRITES: u64 = 19;
 
 /// Prints the time of day to the microsecond.
-const CLOCK: &str = "adjtimex | awk '/time.tv_sec/ { s = $NF } /time.tv_usec/ { printf \"%d.%06d\", s, $NF }'";
+const CLOCK: &str =
+    "adjtimex | awk '/time.tv_sec/ { s = $NF } /time.tv_usec/ { printf \"%d.%06d\", s, $NF }'";
 
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
@@ -47,8 +48,14 @@ async fn check_clock(machine: &Machine) -> Result<()> {
     let clock = machine.shell(CLOCK).await?.trim().parse::<f64>()?;
     let after = now();
     let tolerance = Duration::from_millis(100);
-    ensure!(clock > (before - tolerance).as_secs_f64(), "the guest's clock is late: {clock}, {before:?}");
-    ensure!(clock < (after + tolerance).as_secs_f64(), "the guest's clock is early: {clock}, {after:?}");
+    ensure!(
+        clock > (before - tolerance).as_secs_f64(),
+        "the guest's clock is late: {clock}, {before:?}"
+    );
+    ensure!(
+        clock < (after + tolerance).as_secs_f64(),
+        "the guest's clock is early: {clock}, {after:?}"
+    );
     Ok(())
 }
 
@@ -70,7 +77,11 @@ async fn twenty_machines_of_one_template_are_twenty_different_ones() -> Result<(
         assert_eq!(machine.get().await?["start_kind"], "template");
         let line = machine.first_line().await?;
         let words: Vec<_> = line.split(' ').collect();
-        assert_eq!(words.len(), 6, "random bytes, boot id, MAC address, machine id, host name, start kind: {line}");
+        assert_eq!(
+            words.len(),
+            6,
+            "random bytes, boot id, MAC address, machine id, host name, start kind: {line}"
+        );
         assert_eq!((words[4], words[5]), (machine.id(), "template"));
         for word in &words[..5] {
             assert!(seen.insert((*word).to_owned()), "{word} twice");
@@ -87,7 +98,9 @@ fn translated(vm: i32) -> Result<u64> {
     for line in maps.lines() {
         if line.contains(" rwxp ") {
             counts = true;
-        } else if line.contains('-') && line.split(' ').nth(1).is_some_and(|rights| rights.len() == 4) {
+        } else if line.contains('-')
+            && line.split(' ').nth(1).is_some_and(|rights| rights.len() == 4)
+        {
             counts = false;
         } else if counts && let Some(rss) = line.strip_prefix("Rss:") {
             sum += rss.trim().trim_end_matches(" kB").parse::<u64>()?;
@@ -96,9 +109,10 @@ fn translated(vm: i32) -> Result<u64> {
     Ok(sum)
 }
 
-/// What a start costs is what its guest runs for the first time, which an emulator translates, and what it asks of its disk:
-/// counts that do not depend on the processor. Each bound is about a tenth above what was counted; a start that needs more
-/// does something new, and that is to be found before the bound is raised.
+/// What a start costs is what its guest runs for the first time, which an emulator translates, and
+/// what it asks of its disk: counts that do not depend on the processor. Each bound is about a
+/// tenth above what was counted; a start that needs more does something new, and that is to be
+/// found before the bound is raised.
 #[tokio::test]
 async fn a_start_translates_reads_and_writes_no_more_than_it_did() -> Result<()> {
     let host = Host::new().await?;
@@ -116,16 +130,23 @@ async fn a_start_translates_reads_and_writes_no_more_than_it_did() -> Result<()>
     let counts: Vec<u64> = counts.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     println!("{before} KiB translated before, {after} after; disk: {counts:?}");
     if std::env::var("CADDIS_TEST_ACCELERATOR").as_deref() != Ok("kvm") {
-        ensure!((1000..=MOST_WAITING).contains(&before), "{before} KiB of code were translated for a VM that waits");
+        ensure!(
+            (1000..=MOST_WAITING).contains(&before),
+            "{before} KiB of code were translated for a VM that waits"
+        );
         let own = after.saturating_sub(before);
-        ensure!((100..=MOST_STARTED).contains(&own), "{own} KiB of code were translated for a start");
+        ensure!(
+            (100..=MOST_STARTED).contains(&own),
+            "{own} KiB of code were translated for a start"
+        );
     }
     ensure!(counts[0] <= MOST_READS, "{} reads", counts[0]);
     ensure!(counts[4] <= MOST_WRITES, "{} writes", counts[4]);
     Ok(())
 }
 
-/// A machine whose root has another size than the template's starts from that all the same, and has that size.
+/// A machine whose root has another size than the template's starts from that all the same, and has
+/// that size.
 async fn check_size(pool: usize, expected: &str) -> Result<()> {
     let host = Host::new().await?;
     let arguments = vec!["--pool".to_owned(), pool.to_string()];
@@ -137,8 +158,13 @@ async fn check_size(pool: usize, expected: &str) -> Result<()> {
     let machine = stand.script("exec sleep 1000", json!({ "rootfs": { "size_gb": 12 } })).await?;
     machine.wait("started").await?;
     let details = started(&machine).await?;
-    assert_eq!((&details["start_kind"], &details["pool"]), (&json!("template"), &json!(expected)), "{details}");
-    let size = machine.shell("cat /sys/block/vda/size; df -k / | awk 'END { print $(NF-4) }'").await?;
+    assert_eq!(
+        (&details["start_kind"], &details["pool"]),
+        (&json!("template"), &json!(expected)),
+        "{details}"
+    );
+    let size =
+        machine.shell("cat /sys/block/vda/size; df -k / | awk 'END { print $(NF-4) }'").await?;
     let numbers: Vec<u64> = size.lines().filter_map(|line| line.trim().parse().ok()).collect();
     ensure!(numbers.len() == 2 && numbers[0] * 512 == 12 << 30, "{size}");
     ensure!(numbers[1] > 11 << 20, "the file system has {} KiB", numbers[1]);
@@ -160,7 +186,8 @@ fn template_in_memory(server: i32) -> Result<Vec<u8>> {
     let mut descriptors = process::descriptors(server).into_iter();
     let (number, _) = descriptors
         .find(|(_, target)| {
-            target.starts_with("/memfd:caddis-template ") || target.ends_with("caddis-template (deleted)")
+            target.starts_with("/memfd:caddis-template ")
+                || target.ends_with("caddis-template (deleted)")
         })
         .context("the server holds no template")?;
     let mut contents = Vec::new();
@@ -184,17 +211,25 @@ async fn a_template_stays_as_it_is_whatever_its_machines_do() -> Result<()> {
         assert_eq!(started(machine).await?["start_kind"], "template");
         let vm = stand.server.vm(machine)?;
         let maps = fs::read_to_string(format!("/proc/{vm}/maps"))?;
-        let of_template: Vec<_> = maps.lines().filter(|line| line.contains("caddis-template")).collect();
+        let of_template: Vec<_> =
+            maps.lines().filter(|line| line.contains("caddis-template")).collect();
         assert!(!of_template.is_empty(), "its memory is the template's");
-        assert!(of_template.iter().all(|line| line.contains("p ")), "copied on write, not shared: {of_template:#?}");
+        assert!(
+            of_template.iter().all(|line| line.contains("p ")),
+            "copied on write, not shared: {of_template:#?}"
+        );
     }
     let after = template_in_memory(server)?;
     assert!(before == after, "the template in memory has changed");
     assert!(on_disk == fs::read(&files[0])?, "the template on disk has changed");
-    let own: Vec<_> = process::descriptors(server).into_iter().filter(|(_, t)| t.contains("caddis-template")).collect();
+    let own: Vec<_> = process::descriptors(server)
+        .into_iter()
+        .filter(|(_, t)| t.contains("caddis-template"))
+        .collect();
     for (number, _) in own {
         // Whoever could write to it could change every machine that starts from it.
-        let written = fs::OpenOptions::new().write(true).open(format!("/proc/{server}/fd/{number}"));
+        let written =
+            fs::OpenOptions::new().write(true).open(format!("/proc/{server}/fd/{number}"));
         let refused = written.and_then(|mut file| std::io::Write::write_all(&mut file, b"x"));
         assert!(refused.is_err(), "it is sealed");
     }
@@ -216,7 +251,8 @@ async fn a_template_stays_as_it_is_when_its_machines_give_memory_back() -> Resul
     stand.server.templates().await?;
     let before = template_in_memory(stand.server.pid()?)?;
     let modules = caddis_testkit::target_directory().join("kernel/modules/kernel/drivers/virtio");
-    let module = fs::read(modules.join("virtio_balloon.ko")).context("Debian's kernel has this module")?;
+    let module =
+        fs::read(modules.join("virtio_balloon.ko")).context("Debian's kernel has this module")?;
     let module = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, module);
     let files = json!([{ "guest_path": "/balloon.ko", "raw_value": module }]);
     let script = "insmod /balloon.ko; echo 1 >/sys/bus/virtio/drivers_probe 2>/dev/null; \
@@ -227,12 +263,17 @@ async fn a_template_stays_as_it_is_when_its_machines_give_memory_back() -> Resul
     let machine = stand.script(script, json!({ "files": files })).await?;
     machine.logged("freed").await?;
     assert_eq!(started(&machine).await?["start_kind"], "template");
-    // Pages that stay free are reported after two seconds; QEMU says that it could not give back those of sealed memory.
+    // Pages that stay free are reported after two seconds; QEMU says that it could not give back
+    // those of sealed memory.
     let vm = stand.server.vm(&machine)?;
     let deadline = std::time::Instant::now() + DEADLINE;
     let said = || fs::read_to_string(format!("/proc/{vm}/fd/2")).unwrap_or_default();
     while !said().contains("fallocate") {
-        ensure!(std::time::Instant::now() < deadline, "no page is reported: {}", machine.shell("dmesg | tail").await?);
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "no page is reported: {}",
+            machine.shell("dmesg | tail").await?
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let after = template_in_memory(stand.server.pid()?)?;
@@ -257,7 +298,10 @@ async fn vms_that_wait_become_machines_and_go_with_their_server() -> Result<()> 
     assert_eq!((&start["start_kind"], &start["pool"]), (&json!("template"), &json!("hit")));
     assert_eq!(stand.server.vms(), waiting, "it is the VM that waited");
     let held = process::descriptors(waiting[0]);
-    assert!(!held.iter().any(|(_, target)| target.contains("rehearsal")), "nothing is left of the stand-in: {held:#?}");
+    assert!(
+        !held.iter().any(|(_, target)| target.contains("rehearsal")),
+        "nothing is left of the stand-in: {held:#?}"
+    );
     stand.server.until_pooled(2).await?;
 
     // Killed, the server leaves those that wait; the next one ends them, and adopts the machine's.
@@ -356,7 +400,10 @@ async fn a_template_that_can_not_be_restored_means_a_cold_boot_that_says_so() ->
     let start = started(&machine).await?;
     assert_eq!(start["start_kind"], "cold");
     let reason = start["start_reason"].as_str().unwrap_or_default();
-    assert!(reason.contains("could not be restored") && reason.contains("out of order"), "{reason}");
+    assert!(
+        reason.contains("could not be restored") && reason.contains("out of order"),
+        "{reason}"
+    );
     assert_eq!(machine.get().await?["start_kind"], "cold");
     Ok(())
 }
@@ -387,7 +434,10 @@ impl Trace {
         let mut command = Command::new("strace");
         command.args(["-f", "-qq", "-e", &format!("trace={calls}"), "-o"]).arg(&output);
         command.args(["-p", &server.to_string()]).stderr(Stdio::null());
-        let trace = Self { strace: command.spawn().context("strace is missing: apt-get install strace")?, output };
+        let trace = Self {
+            strace: command.spawn().context("strace is missing: apt-get install strace")?,
+            output,
+        };
         let deadline = std::time::Instant::now() + DEADLINE;
         // It attaches to one thread after the other.
         while !Self::attached(server) {
@@ -403,7 +453,9 @@ impl Trace {
         let Ok(threads) = fs::read_dir(format!("/proc/{server}/task")) else { return false };
         threads.flatten().all(|thread| {
             let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
-            status.lines().any(|line| line.starts_with("TracerPid:") && line.trim_end() != "TracerPid:\t0")
+            status
+                .lines()
+                .any(|line| line.starts_with("TracerPid:") && line.trim_end() != "TracerPid:\t0")
         })
     }
 
@@ -420,7 +472,8 @@ async fn a_start_runs_no_program_but_the_vm_and_syncs_twice_at_most() -> Result<
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     stand.server.templates().await?;
-    let machine = stand.script("exec sleep 1000", json!({ "stop_config": { "signal": "SIGKILL" } })).await?;
+    let machine =
+        stand.script("exec sleep 1000", json!({ "stop_config": { "signal": "SIGKILL" } })).await?;
     machine.wait("started").await?;
     let server = stand.server.pid()?;
     machine.stop().await?;
@@ -442,7 +495,8 @@ async fn a_start_runs_no_program_but_the_vm_and_syncs_twice_at_most() -> Result<
         assert_eq!(started(&machine).await?["start_kind"], "template");
     }
     let programs: Vec<_> = trace.end()?.into_iter().filter(|line| line.contains("= 0")).collect();
-    // One for each VM that takes the place of one which waited, or, where starts came too quickly, for the machine itself.
+    // One for each VM that takes the place of one which waited, or, where starts came too quickly,
+    // for the machine itself.
     assert!(programs.len() >= starts / 2, "{programs:#?}");
     assert!(programs.iter().all(|line| line.contains("qemu-system-x86_64")), "{programs:#?}");
     Ok(())
@@ -453,19 +507,29 @@ async fn the_command_line_shows_where_the_time_of_a_start_went() -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     stand.server.templates().await?;
-    let machine = stand.script("exec sleep 1000", json!({ "stop_config": { "signal": "SIGKILL" } })).await?;
+    let machine =
+        stand.script("exec sleep 1000", json!({ "stop_config": { "signal": "SIGKILL" } })).await?;
     machine.wait("started").await?;
     machine.stop().await?;
     machine.wait("stopped").await?;
-    let shown = stand.server.cli(&["machine", "start", machine.id(), "-a", APP, "--timing"]).await?;
+    let shown =
+        stand.server.cli(&["machine", "start", machine.id(), "-a", APP, "--timing"]).await?;
     assert_eq!(shown.code, Some(0), "{}", shown.stderr);
-    let words: Vec<Vec<_>> = shown.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    let words: Vec<Vec<_>> =
+        shown.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert!(words[1].starts_with(&["Start:", "template", "(pool:"]), "{}", shown.stdout);
     for step in [["host", "launch"], ["guest", "root"], ["guest", "spawn"]] {
-        let line = words.iter().find(|words| words.starts_with(&step)).with_context(|| format!("{step:?}"))?;
+        let line = words
+            .iter()
+            .find(|words| words.starts_with(&step))
+            .with_context(|| format!("{step:?}"))?;
         assert!(line[2].parse::<f64>()? > 0.0, "{line:?}");
     }
-    assert!(words.last().is_some_and(|line| line.starts_with(&["host", "in", "all"])), "{}", shown.stdout);
+    assert!(
+        words.last().is_some_and(|line| line.starts_with(&["host", "in", "all"])),
+        "{}",
+        shown.stdout
+    );
     Ok(())
 }
 
@@ -489,12 +553,16 @@ async fn a_guest_whose_processor_clock_runs_wrong_keeps_the_time_of_its_host() -
 
 /// Has the host come up again: the next server is told another boot id.
 async fn reboot(stand: &mut Stand<'_>, number: u32) -> Result<()> {
-    fs::write(stand.server.boot_id_file(), format!("9999999{number}-2222-4333-8444-555555555555\n"))?;
+    fs::write(
+        stand.server.boot_id_file(),
+        format!("9999999{number}-2222-4333-8444-555555555555\n"),
+    )?;
     stand.server.launch().await
 }
 
 #[tokio::test]
-async fn after_a_drain_and_after_a_reboot_all_machines_start_from_the_templates_on_disk() -> Result<()> {
+async fn after_a_drain_and_after_a_reboot_all_machines_start_from_the_templates_on_disk()
+-> Result<()> {
     let host = Host::new().await?;
     let mut stand = Stand::new(&host).await?;
     let script = "trap 'exit 0' INT; echo ready; sleep 1000 & wait";
@@ -514,13 +582,19 @@ async fn after_a_drain_and_after_a_reboot_all_machines_start_from_the_templates_
         before.push(machine.newest_event().await?);
     }
     let data = stand.server.data_directory();
-    let drained = stand.server.cli(&["host", "drain", "--data-dir", &data.to_string_lossy()]).await?;
+    let drained =
+        stand.server.cli(&["host", "drain", "--data-dir", &data.to_string_lossy()]).await?;
     ensure!(drained.code == Some(0), "{drained:?}");
     ensure!(stand.server.terminate().await?.success(), "an orderly end");
     reboot(&mut stand, 1).await?;
     for (machine, before) in machines.iter().zip(&mut before) {
         machine.wait_after(before, "started").await?;
-        assert_eq!(started(machine).await?["start_kind"], "template", "after a drain: {:#?}", machine.events().await?);
+        assert_eq!(
+            started(machine).await?["start_kind"],
+            "template",
+            "after a drain: {:#?}",
+            machine.events().await?
+        );
         *before = machine.newest_event().await?;
     }
 
@@ -531,7 +605,12 @@ async fn after_a_drain_and_after_a_reboot_all_machines_start_from_the_templates_
     reboot(&mut stand, 2).await?;
     for (machine, before) in machines.iter().zip(&before) {
         machine.wait_after(before, "started").await?;
-        assert_eq!(started(machine).await?["start_kind"], "template", "after a reboot: {:#?}", machine.events().await?);
+        assert_eq!(
+            started(machine).await?["start_kind"],
+            "template",
+            "after a reboot: {:#?}",
+            machine.events().await?
+        );
     }
     Ok(())
 }

@@ -19,11 +19,20 @@ async fn idle(stand: &Stand<'_>) -> Result<Machine> {
 }
 
 /// Waits until so many processes of a machine have a command line that begins so.
-async fn until_processes(stand: &Stand<'_>, machine: &Machine, command: &str, count: usize) -> Result<()> {
+async fn until_processes(
+    stand: &Stand<'_>,
+    machine: &Machine,
+    command: &str,
+    count: usize,
+) -> Result<()> {
     let deadline = Instant::now() + caddis_testkit::DEADLINE;
     loop {
         let processes = stand.server.api().get(&machine.path("/ps")).await?.ok()?;
-        let commands = processes.as_array().into_iter().flatten().filter_map(|process| process["command"].as_str());
+        let commands = processes
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|process| process["command"].as_str());
         if commands.filter(|found| found.starts_with(command)).count() == count {
             return Ok(());
         }
@@ -54,7 +63,9 @@ async fn a_console_is_a_terminal_in_full() -> Result<()> {
     }
     console.resize(72, 19)?;
     // The new size is under way on its own; the shell is asked until it has come.
-    console.send("until [ \"$(stty size)\" = '19 72' ]; do usleep 20000; done; echo re\"\"sized\r").await?;
+    console
+        .send("until [ \"$(stty size)\" = '19 72' ]; do usleep 20000; done; echo re\"\"sized\r")
+        .await?;
     console.expect("resized\r\n").await?;
 
     // Ctrl-C ends a program and not the shell, Ctrl-Z stops one.
@@ -75,20 +86,27 @@ async fn a_console_is_a_terminal_in_full() -> Result<()> {
     machine.shell("until [ -e /tmp/typed ]; do usleep 20000; done").await?;
     console.send("żółw 日本 🐢\rxü\x7fy\r\x04").await?;
     console.send("od -An -tx1 /tmp/typed | tr -d ' \\n'; cat /tmp/typed\r").await?;
-    console.expect("c5bcc3b3c58277 20 e697a5e69cac 20 f09f90a2 0a 78 79 0a".replace(' ', "").as_str()).await?;
+    console
+        .expect("c5bcc3b3c58277 20 e697a5e69cac 20 f09f90a2 0a 78 79 0a".replace(' ', "").as_str())
+        .await?;
     console.expect("żółw 日本 🐢\r\nxy\r\n").await?;
 
     // A large paste arrives whole, however slowly it is taken.
     let line = |number: u32| format!("{number:010} {}\n", "0123456789abcdef".repeat(3));
     let paste: String = (0..20_000).map(line).collect();
     assert!(paste.len() > 1 << 20);
-    console.send("stty -echo; echo pas\"\"te; (sleep 1; cat) >/tmp/pasted; echo pas\"\"ted\r").await?;
+    console
+        .send("stty -echo; echo pas\"\"te; (sleep 1; cat) >/tmp/pasted; echo pas\"\"ted\r")
+        .await?;
     console.expect("paste\r\n").await?;
     console.send(&paste).await?;
     console.send("\x04").await?;
     console.expect("pasted\r\n").await?;
     let copy = host.path("pasted");
-    let got = stand.server.cli(&["sftp", "get", "/tmp/pasted", copy.to_str().unwrap_or_default(), "-a", APP]).await?;
+    let got = stand
+        .server
+        .cli(&["sftp", "get", "/tmp/pasted", copy.to_str().unwrap_or_default(), "-a", APP])
+        .await?;
     assert_eq!(got.code, Some(0), "{got:?}");
     assert!(fs::read_to_string(copy)? == paste, "what was pasted and what arrived differ");
 
@@ -113,14 +131,21 @@ async fn programs_run_with_and_without_a_terminal_and_end_with_a_lost_client() -
         server.cli(&[&["ssh", "console", "-a", APP, "-C", command], more].concat()).await
     };
     let output = run("sh -c 'echo out; echo err >&2; exit 9'", &["-q"]).await?;
-    assert_eq!((output.code, &*output.stdout, &*output.stderr), (Some(9), "out\n", "err\n"), "{output:?}");
+    assert_eq!(
+        (output.code, &*output.stdout, &*output.stderr),
+        (Some(9), "out\n", "err\n"),
+        "{output:?}"
+    );
     let output = run("id -un", &["-u", "www"]).await?;
     assert_eq!((output.code, &*output.stdout), (Some(0), "www\n"), "{output:?}");
     let output = run("tty", &["--pty", "-q"]).await?;
     assert!(output.code == Some(0) && output.stdout.starts_with("/dev/pts/"), "{output:?}");
     let output = run("no-such-program", &[]).await?;
     assert_eq!(output.code, Some(127), "{output:?}");
-    assert!(output.stderr.contains("can't run no-such-program: there is no such program in"), "{output:?}");
+    assert!(
+        output.stderr.contains("can't run no-such-program: there is no such program in"),
+        "{output:?}"
+    );
     let output = run("sh -c 'kill -9 $$'", &[]).await?;
     assert_eq!(output.code, Some(137), "{output:?}");
     let exec = ["machine", "exec", machine.id(), "sh -c 'cat; exit 4'", "-a", APP, "--interactive"];
@@ -151,9 +176,15 @@ async fn programs_run_with_and_without_a_terminal_and_end_with_a_lost_client() -
     machine.stop().await?;
     machine.wait("stopped").await?;
     let output = run("true", &[]).await?;
-    assert!(output.code == Some(1) && output.stderr.contains("has no started machine"), "{output:?}");
+    assert!(
+        output.code == Some(1) && output.stderr.contains("has no started machine"),
+        "{output:?}"
+    );
     let output = run("true", &["--machine", machine.id()]).await?;
-    assert!(output.code == Some(1) && output.stderr.contains("is not running, it is stopped"), "{output:?}");
+    assert!(
+        output.code == Some(1) && output.stderr.contains("is not running, it is stopped"),
+        "{output:?}"
+    );
     Ok(())
 }
 
@@ -165,7 +196,8 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     let machine = stand.machine(json!({ "image": image })).await?;
     machine.wait("started").await?;
     let server = &stand.server;
-    let sftp = async |arguments: &[&str]| server.cli(&[&["sftp"], arguments, &["-a", APP]].concat()).await;
+    let sftp =
+        async |arguments: &[&str]| server.cli(&[&["sftp"], arguments, &["-a", APP]].concat()).await;
 
     // There is no shell, and that is said.
     let mut console = server.terminal(&["ssh", "console", "-a", APP], 80, 24)?;
@@ -173,7 +205,10 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     assert_eq!(console.end().await?.code(), Some(1));
     assert!(!console.is_raw()?);
     let sh = server.cli(&["ssh", "console", "-a", APP, "-C", "sh"]).await?;
-    assert!(sh.code == Some(127) && sh.stderr.contains("can't run sh: there is no such program in"), "{sh:?}");
+    assert!(
+        sh.code == Some(127) && sh.stderr.contains("can't run sh: there is no such program in"),
+        "{sh:?}"
+    );
 
     // A tree, there and back.
     let tree = host.path("tree");
@@ -187,23 +222,32 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     std::os::unix::fs::symlink("deep/secret", tree.join("link"))?;
     let there = tree.to_str().unwrap_or_default();
     let refused = sftp(&["put", there, "/srv"]).await?;
-    assert!(refused.code == Some(1) && refused.stderr.contains("is a directory: give -R"), "{refused:?}");
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("is a directory: give -R"),
+        "{refused:?}"
+    );
     let put = sftp(&["put", there, "/srv", "-R"]).await?;
     assert!(put.code == Some(0) && put.stderr.contains("written to /srv"), "{put:?}");
     let listed = sftp(&["find", "/srv"]).await?;
     let paths: Vec<_> = listed.stdout.lines().collect();
-    let expected = ["/srv", "/srv/deep", "/srv/deep/empty", "/srv/deep/secret", "/srv/large", "/srv/link"];
+    let expected =
+        ["/srv", "/srv/deep", "/srv/deep/empty", "/srv/deep/secret", "/srv/large", "/srv/link"];
     assert_eq!(paths, expected, "{listed:?}");
-    let listed: Value = serde_json::from_str(&sftp(&["find", "/srv/deep/secret", "--json"]).await?.stdout)?;
+    let listed: Value =
+        serde_json::from_str(&sftp(&["find", "/srv/deep/secret", "--json"]).await?.stdout)?;
     assert_eq!((&listed[0]["mode"], &listed[0]["size"]), (&json!(0o600), &json!(7)), "{listed}");
     let back = host.path("back");
     let back_text = back.to_str().unwrap_or_default();
     let refused = sftp(&["get", "/srv", back_text]).await?;
-    assert!(refused.code == Some(1) && refused.stderr.contains("is a directory: give -R"), "{refused:?}");
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("is a directory: give -R"),
+        "{refused:?}"
+    );
     let got = sftp(&["get", "-R", "/srv", back_text]).await?;
     assert_eq!(got.code, Some(0), "{got:?}");
     assert!(fs::read(back.join("large"))? == large, "the large file has changed on the way");
-    let mode = |path: &str| fs::metadata(back.join(path)).map(|found| found.permissions().mode() & 0o7777);
+    let mode =
+        |path: &str| fs::metadata(back.join(path)).map(|found| found.permissions().mode() & 0o7777);
     assert_eq!((mode("deep/secret")?, mode("deep/empty")?), (0o600, 0o700));
     assert_eq!(fs::read_to_string(back.join("link"))?, "secret\n");
 
@@ -214,7 +258,10 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     let secret = secret.to_str().unwrap_or_default();
     for (arguments, words) in [
         (vec!["get", "/srv/large", taken], "exists already"),
-        (vec!["get", "/no/such"], "can't read /no/such: there is no such file or directory in the machine"),
+        (
+            vec!["get", "/no/such"],
+            "can't read /no/such: there is no such file or directory in the machine",
+        ),
         (vec!["put", "/no/such"], "there is no such file or directory here"),
         (vec!["put", secret, "/srv/large"], "/srv/large: it exists already"),
         (vec!["put", secret, "/no/such/place"], "no such file or directory in the machine"),
@@ -233,8 +280,12 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
         let listed: Value = serde_json::from_str(&sftp(&["find", path, "--json"]).await?.stdout)?;
         assert_eq!(listed[0]["mode"], json!(mode), "{listed}");
     }
-    let here: Vec<_> = fs::read_dir(host.directory())?.flatten().map(|entry| entry.file_name()).collect();
-    assert!(!here.iter().any(|name| name.to_string_lossy().starts_with(".caddis-get")), "nor here: {here:?}");
+    let here: Vec<_> =
+        fs::read_dir(host.directory())?.flatten().map(|entry| entry.file_name()).collect();
+    assert!(
+        !here.iter().any(|name| name.to_string_lossy().starts_with(".caddis-get")),
+        "nor here: {here:?}"
+    );
 
     // A disk that gets full.
     let big = host.path("big");
@@ -243,7 +294,10 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     assert!(full.code == Some(1) && full.stderr.contains("disk is full"), "{full:?}");
     for place in ["/srv", "/dev/shm", "/dev"] {
         let left = sftp(&["find", place]).await?;
-        assert!(left.code == Some(0) && !left.stdout.contains(".caddis-put"), "what failed leaves nothing: {left:?}");
+        assert!(
+            left.code == Some(0) && !left.stdout.contains(".caddis-put"),
+            "what failed leaves nothing: {left:?}"
+        );
     }
     Ok(())
 }

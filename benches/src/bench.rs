@@ -116,7 +116,10 @@ impl Bench {
     /// Prints what the servers logged last: a row failed.
     pub fn show_logs(&self) {
         for (pool, server) in &self.servers {
-            eprintln!("---- log of the server, pool {pool:?} ----\n{}\n---- end of the log ----", server.log_tail());
+            eprintln!(
+                "---- log of the server, pool {pool:?} ----\n{}\n---- end of the log ----",
+                server.log_tail()
+            );
         }
     }
 
@@ -133,7 +136,8 @@ fn host() -> Result<Value> {
         line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
     };
     let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
-    let kib = meminfo.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    let kib =
+        meminfo.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
     let qemu = caddis_testkit::run(["qemu-system-x86_64", "--version"])?;
     Ok(json!({
         "processors": std::thread::available_parallelism()?.get(),

@@ -1,5 +1,6 @@
-//! An image of about 350 MB: a base with a shell, layers of many small files that compress like programs' text, and
-//! layers of large files that don't. The same bytes every time; kept from one run to the next.
+//! An image of about 350 MB: a base with a shell, layers of many small files that compress like
+//! programs' text, and layers of large files that don't. The same bytes every time; kept from one
+//! run to the next.
 
 use std::{
     fs::{self, File},
@@ -22,8 +23,8 @@ const LARGE_FILES: u64 = 8;
 const LARGE_SIZE: u64 = 8 << 20;
 /// Words that text is made of.
 const WORDS: [&str; 16] = [
-    "return", "self", "import", "0x7fff", "the ", "machine", " = ", "(\n    ", "error", "; ", "public", "const ",
-    "of ", "if ", "length", "}\n",
+    "return", "self", "import", "0x7fff", "the ", "machine", " = ", "(\n    ", "error", "; ",
+    "public", "const ", "of ", "if ", "length", "}\n",
 ];
 
 /// The OCI layout of the image in `directory`, made when it isn't there.
@@ -39,7 +40,9 @@ pub fn layout(directory: &Path) -> Result<PathBuf> {
     let work = tempfile::Builder::new().prefix(".making-").tempdir_in(directory)?;
     let mut layers = Vec::new();
     for number in 0..LAYERS {
-        for (kind, write) in [("text", small_files as fn(&mut Builder<_>, u64) -> Result<()>), ("data", large_files)] {
+        for (kind, write) in
+            [("text", small_files as fn(&mut Builder<_>, u64) -> Result<()>), ("data", large_files)]
+        {
             let path = work.path().join(format!("{kind}{number}.tar"));
             let mut tree = Builder::new(BufWriter::new(File::create(&path)?));
             write(&mut tree, number)?;
@@ -72,12 +75,22 @@ fn small_files(tree: &mut Builder<BufWriter<File>>, layer: u64) -> Result<()> {
 fn large_files(tree: &mut Builder<BufWriter<File>>, layer: u64) -> Result<()> {
     for number in 0..LARGE_FILES {
         let bytes = Random(1000 + layer * LARGE_FILES + number);
-        append(tree, &format!("usr/share/data{layer}/file{number}.bin"), LARGE_SIZE, bytes.take(LARGE_SIZE))?;
+        append(
+            tree,
+            &format!("usr/share/data{layer}/file{number}.bin"),
+            LARGE_SIZE,
+            bytes.take(LARGE_SIZE),
+        )?;
     }
     Ok(())
 }
 
-fn append(tree: &mut Builder<BufWriter<File>>, path: &str, size: u64, data: impl Read) -> Result<()> {
+fn append(
+    tree: &mut Builder<BufWriter<File>>,
+    path: &str,
+    size: u64,
+    data: impl Read,
+) -> Result<()> {
     let mut header = Header::new_gnu();
     header.set_mode(0o644);
     header.set_uid(0);
@@ -88,7 +101,8 @@ fn append(tree: &mut Builder<BufWriter<File>>, path: &str, size: u64, data: impl
     Ok(())
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers from the same begin, and bytes that don't compress.
+/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers from the same begin, and bytes that don't
+/// compress.
 struct Random(u64);
 
 impl Random {

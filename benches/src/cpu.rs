@@ -1,4 +1,5 @@
-//! How long the host's processors were busy, from `/proc/stat`: everything counts, in whichever process it was.
+//! How long the host's processors were busy, from `/proc/stat`: everything counts, in whichever
+//! process it was.
 
 use std::time::{Duration, Instant};
 
@@ -25,11 +26,12 @@ pub fn busy_ms() -> Result<f64> {
     parse(&std::fs::read_to_string("/proc/stat").context("reading /proc/stat")?)
 }
 
-/// Of the first line `cpu user nice system idle iowait irq softirq steal guest guest_nice` all but idle, iowait and
-/// steal; guest is in user.
+/// Of the first line `cpu user nice system idle iowait irq softirq steal guest guest_nice` all but
+/// idle, iowait and steal; guest is in user.
 fn parse(stat: &str) -> Result<f64> {
     let line = stat.lines().next().unwrap_or_default();
-    let ticks: Vec<u64> = line.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
+    let ticks: Vec<u64> =
+        line.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
     let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else {
         bail!("the first line of /proc/stat is {line}");
     };

@@ -1,5 +1,6 @@
-//! The figures of an earlier run, `target/bench/last.json`, for the table to compare with: those of the last release, where
-//! somebody kept them (`bench --keep`). On another make of processor only ratios say anything.
+//! The figures of an earlier run, `target/bench/last.json`, for the table to compare with: those of
+//! the last release, where somebody kept them (`bench --keep`). On another make of processor only
+//! ratios say anything.
 
 use std::{collections::HashMap, path::Path};
 
@@ -22,7 +23,8 @@ pub struct Earlier {
 pub struct Change {
     /// The median of then.
     pub before: f64,
-    /// All of then was better than the median of now, and the median of then better than all of now.
+    /// All of then was better than the median of now, and the median of then better than all of
+    /// now.
     pub is_worse: bool,
 }
 
@@ -36,7 +38,11 @@ impl Earlier {
     fn parse(run: &Value, model: &Value) -> Self {
         let line = |line: &Value| {
             let number = |key: &str| line[key].as_f64();
-            let summary = Summary { median: number("median")?, least: number("least")?, most: number("most")? };
+            let summary = Summary {
+                median: number("median")?,
+                least: number("least")?,
+                most: number("most")?,
+            };
             Some((line["key"].as_str()?.to_owned(), summary))
         };
         let lines = run["lines"].as_array().into_iter().flatten().filter_map(line).collect();
@@ -72,7 +78,13 @@ mod tests {
     use crate::report::Outcome;
 
     fn line(key: &str, unit: &'static str, promise: Promise, samples: &[f64]) -> Line {
-        Line { key: key.to_owned(), text: String::new(), unit, promise, outcome: Outcome::Samples(samples.to_vec()) }
+        Line {
+            key: key.to_owned(),
+            text: String::new(),
+            unit,
+            promise,
+            outcome: Outcome::Samples(samples.to_vec()),
+        }
     }
 
     #[test]
@@ -87,8 +99,14 @@ mod tests {
         let earlier = Earlier::parse(&run, &json!("x"));
         let is_worse = |line: &Line| earlier.change(line).unwrap().is_worse;
         assert!(is_worse(&line("time", "ms", Promise::None, &[12.5, 13.0, 14.0])));
-        assert!(!is_worse(&line("time", "ms", Promise::None, &[9.5, 13.0, 14.0])), "some of now were as quick");
-        assert!(!is_worse(&line("time", "ms", Promise::None, &[11.0, 11.5, 14.0])), "some of then were as slow");
+        assert!(
+            !is_worse(&line("time", "ms", Promise::None, &[9.5, 13.0, 14.0])),
+            "some of now were as quick"
+        );
+        assert!(
+            !is_worse(&line("time", "ms", Promise::None, &[11.0, 11.5, 14.0])),
+            "some of then were as slow"
+        );
         assert!(is_worse(&line("rate", "/s", Promise::None, &[8.0, 8.5, 9.0])));
         assert!(!is_worse(&line("rate", "/s", Promise::None, &[13.0])));
         assert_eq!(earlier.change(&line("other", "ms", Promise::None, &[1.0])), None);

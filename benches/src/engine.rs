@@ -1,5 +1,5 @@
-//! The parts of rows `engine` and `recovery` that run in processes of their own: the real worker, with its database on
-//! the disk, over VMs, images and a network that cost nothing.
+//! The parts of rows `engine` and `recovery` that run in processes of their own: the real worker,
+//! with its database on the disk, over VMs, images and a network that cost nothing.
 
 mod host;
 mod operations;
@@ -82,7 +82,8 @@ pub async fn ourselves<T: DeserializeOwned>(directory: &Path, arguments: &[&str]
         .kill_on_drop(true)
         .output()
         .await;
-    std::fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
+    std::fs::remove_dir_all(directory)
+        .with_context(|| format!("removing {}", directory.display()))?;
     let output = output?;
     ensure!(output.status.success(), "bench {}: {}", arguments.join(" "), output.status);
     Ok(serde_json::from_slice(&output.stdout)?)

@@ -45,7 +45,9 @@ impl Http {
     pub async fn send(&self, method: Method, path: &str, body: &str) -> Result<Bytes> {
         let shown = format!("{method} {path}");
         let exchange = tokio::time::timeout(DEADLINE, self.exchange(method, path, body)).await;
-        let (status, body) = exchange.with_context(|| format!("{shown}: no answer"))?.with_context(|| shown.clone())?;
+        let (status, body) = exchange
+            .with_context(|| format!("{shown}: no answer"))?
+            .with_context(|| shown.clone())?;
         if !status.is_success() {
             bail!("{shown}: {status}: {}", String::from_utf8_lossy(&body));
         }
@@ -65,7 +67,12 @@ impl Http {
         Ok(())
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: &str) -> Result<(StatusCode, Bytes)> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: &str,
+    ) -> Result<(StatusCode, Bytes)> {
         let mut connection = loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match idle {
@@ -106,7 +113,8 @@ impl Http {
 /// # Errors
 /// When nothing listens there.
 pub fn connect_in(place: &Place, address: SocketAddr) -> Result<tokio::net::TcpStream> {
-    let connected = place.run(move || TcpStream::connect_timeout(&address, Duration::from_secs(5)))?;
+    let connected =
+        place.run(move || TcpStream::connect_timeout(&address, Duration::from_secs(5)))?;
     let stream = connected.with_context(|| format!("connecting to {address}"))?;
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;

@@ -68,8 +68,8 @@ pub fn run(role: &Role) -> Result<()> {
     }
 }
 
-/// Servers and what asks them have processors of their own: otherwise what it costs to ask would be part of both sides
-/// of the ratio.
+/// Servers and what asks them have processors of their own: otherwise what it costs to ask would be
+/// part of both sides of the ratio.
 fn keep_to(processors: std::ops::Range<usize>) -> Result<()> {
     let mut set = CpuSet::new();
     for processor in processors {

@@ -10,7 +10,8 @@ use crate::http::Http;
 pub const APP: &str = "bench";
 /// What [`PROGRAM`] says first.
 pub const READY: &str = "ready";
-/// Program of most machines and of the containers beside them: says [`READY`], waits, and ends at once on SIGINT.
+/// Program of most machines and of the containers beside them: says [`READY`], waits, and ends at
+/// once on SIGINT.
 pub const PROGRAM: &str = "echo ready; trap \"exit 0\" INT; while :; do sleep 1000 & wait; done";
 
 /// Configuration of a machine of 256 MB that runs a line of shell.
@@ -54,7 +55,11 @@ impl Machine {
 
     /// One that is there already.
     pub fn known(http: &Http, id: &str) -> Self {
-        Self { http: http.clone(), path: format!("/v1/apps/{APP}/machines/{id}"), id: id.to_owned() }
+        Self {
+            http: http.clone(),
+            path: format!("/v1/apps/{APP}/machines/{id}"),
+            id: id.to_owned(),
+        }
     }
 
     /// Its id.
@@ -85,7 +90,12 @@ impl Machine {
     pub async fn wait(&self, state: &str) -> Result<()> {
         let path = format!("{}/wait?state={state},failed", self.path);
         let reached = json(&self.http.send(Method::GET, &path, "").await?)?;
-        ensure!(reached["state"] == state, "machine {} is {} instead of {state}", self.id, reached["state"]);
+        ensure!(
+            reached["state"] == state,
+            "machine {} is {} instead of {state}",
+            self.id,
+            reached["state"]
+        );
         Ok(())
     }
 
@@ -131,7 +141,8 @@ impl Machine {
             let (entries, next) = self.log(&mark, 60).await?;
             ensure!(!entries.is_empty(), "no output from machine {}", self.id);
             mark = next;
-            let of_program = |entry: &&Value| entry["attributes"]["meta"]["event"]["provider"] == "app";
+            let of_program =
+                |entry: &&Value| entry["attributes"]["meta"]["event"]["provider"] == "app";
             if let Some(line) = entries.iter().find(of_program) {
                 let message = line["attributes"]["message"].as_str().unwrap_or_default();
                 ensure!(message == READY, "machine {} says: {message}", self.id);
@@ -141,9 +152,15 @@ impl Machine {
     }
 
     async fn log(&self, mark: &str, wait: u32) -> Result<(Vec<Value>, String)> {
-        let path = format!("/api/v1/apps/{APP}/logs?instance={}&next_token={mark}&wait_seconds={wait}", self.id);
+        let path = format!(
+            "/api/v1/apps/{APP}/logs?instance={}&next_token={mark}&wait_seconds={wait}",
+            self.id
+        );
         let mut page = json(&self.http.send(Method::GET, &path, "").await?)?;
-        let next = page["meta"]["next_token"].as_str().context("a page of log without next_token")?.to_owned();
+        let next = page["meta"]["next_token"]
+            .as_str()
+            .context("a page of log without next_token")?
+            .to_owned();
         match page["data"].take() {
             Value::Array(entries) => Ok((entries, next)),
             other => anyhow::bail!("a page of log that is {other}"),
@@ -158,7 +175,8 @@ impl Machine {
         self.wait("started").await?;
         let machine = self.get().await?;
         let events = machine["events"].as_array().context("a machine without events")?;
-        let started = events.iter().find(|event| event["type"] == "start" && event["status"] == "started");
+        let started =
+            events.iter().find(|event| event["type"] == "start" && event["status"] == "started");
         Ok(started.context("no start event")?["details"].clone())
     }
 }
@@ -168,5 +186,6 @@ impl Machine {
 /// # Errors
 /// When it is none.
 pub fn json(body: &[u8]) -> Result<Value> {
-    serde_json::from_slice(body).with_context(|| format!("not JSON: {}", String::from_utf8_lossy(body)))
+    serde_json::from_slice(body)
+        .with_context(|| format!("not JSON: {}", String::from_utf8_lossy(body)))
 }

@@ -1,5 +1,6 @@
-//! Measures what SPECIFICATION.md promises, on this host: prints one table and writes `target/bench/report.json`, which
-//! has every sample. Each figure is a median with least and most; what is compared is measured in turn, in the same run.
+//! Measures what SPECIFICATION.md promises, on this host: prints one table and writes
+//! `target/bench/report.json`, which has every sample. Each figure is a median with least and most;
+//! what is compared is measured in turn, in the same run.
 //!
 //! ```text
 //!  bench ─ Place (network namespace) ─ caddis serve ─ VMs          rows/… measure
@@ -38,7 +39,10 @@ use earlier::Earlier;
 use rows::Row;
 
 #[derive(Debug, Parser)]
-#[command(about = "Measures what SPECIFICATION.md promises, on this host", args_conflicts_with_subcommands = true)]
+#[command(
+    about = "Measures what SPECIFICATION.md promises, on this host",
+    args_conflicts_with_subcommands = true
+)]
 struct Arguments {
     /// Few repetitions, for a look that everything can be measured.
     #[arg(long)]
@@ -94,8 +98,10 @@ fn interrupted() -> ExitCode {
 
 async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut bench = Bench::new(arguments.quick)?;
-    let all: Vec<_> =
-        Row::value_variants().iter().filter(|row| arguments.only.is_empty() || arguments.only.contains(row)).collect();
+    let all: Vec<_> = Row::value_variants()
+        .iter()
+        .filter(|row| arguments.only.is_empty() || arguments.only.contains(row))
+        .collect();
     for row in all {
         let began = Instant::now();
         let mut outcome = row.measure(&mut bench).await;
@@ -130,7 +136,8 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the figures depend on most, first: the processor, and how quick it is for podman. Then host and rivals.
+/// What the figures depend on most, first: the processor, and how quick it is for podman. Then host
+/// and rivals.
 fn about(bench: &Bench) -> String {
     let about = bench.about();
     let list = |part: &serde_json::Value| {
@@ -141,7 +148,8 @@ fn about(bench: &Bench) -> String {
         });
         fields.collect::<Vec<_>>().join("; ")
     };
-    let (processors, model) = (&about["host"]["processors"], about["host"]["model"].as_str().unwrap_or("unknown"));
+    let (processors, model) =
+        (&about["host"]["processors"], about["host"]["model"].as_str().unwrap_or("unknown"));
     let mut text = format!("Processors: {processors} × {model}");
     for (key, name) in [("podman-start", "podman start"), ("podman-run", "podman run")] {
         let line = bench.report.lines().iter().find(|line| line.key == key);
@@ -149,7 +157,11 @@ fn about(bench: &Bench) -> String {
             text += &format!("; `{name}`: {:.0} ms", summary.median);
         }
     }
-    text += &format!("  \nOn: {}; VMs: {}", list(&about["host"]), about["accelerator"].as_str().unwrap_or_default());
+    text += &format!(
+        "  \nOn: {}; VMs: {}",
+        list(&about["host"]),
+        about["accelerator"].as_str().unwrap_or_default()
+    );
     if about["rival"].is_object() {
         text += &format!("  \nBeside it: {}", list(&about["rival"]));
     }

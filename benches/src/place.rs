@@ -1,6 +1,6 @@
-//! A thread in namespaces of its own. What it starts lives there, and sockets that it makes belong there for ever,
-//! whoever uses them afterwards. So each server has packet filter, addresses and routes of its own, and the kernel takes
-//! them away with the last process.
+//! A thread in namespaces of its own. What it starts lives there, and sockets that it makes belong
+//! there for ever, whoever uses them afterwards. So each server has packet filter, addresses and
+//! routes of its own, and the kernel takes them away with the last process.
 
 use std::{sync::mpsc, thread};
 
@@ -20,13 +20,15 @@ pub struct Place {
 }
 
 impl Place {
-    /// A network of its own, with nothing but loopback, and mounts, since a server keeps a namespace by one.
+    /// A network of its own, with nothing but loopback, and mounts, since a server keeps a
+    /// namespace by one.
     ///
     /// # Errors
     /// Without root.
     pub fn network() -> Result<Self> {
         Self::with(|| {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("making namespaces")?;
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+                .context("making namespaces")?;
             let none = None::<&str>;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
                 .context("keeping mounts to ourselves")?;
@@ -34,8 +36,8 @@ impl Place {
         })
     }
 
-    /// A network and mounts of its own, for podman: see [`prepare_mounts`]. What addresses its plugins gave out is
-    /// remembered there, too, and so forgotten with it.
+    /// A network and mounts of its own, for podman: see [`prepare_mounts`]. What addresses its
+    /// plugins gave out is remembered there, too, and so forgotten with it.
     ///
     /// # Errors
     /// Without root.
@@ -83,16 +85,20 @@ impl Place {
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let (answer, answered) = mpsc::channel();
         let send = move || drop(answer.send(work()));
-        self.work.send(Box::new(send)).map_err(|_| anyhow!("the thread of a namespace has ended"))?;
+        self.work
+            .send(Box::new(send))
+            .map_err(|_| anyhow!("the thread of a namespace has ended"))?;
         answered.recv().context("the thread of a namespace ended in a panic")
     }
 }
 
-/// podman takes a host where both versions of cgroups are mounted for one with version 2 and finds no controllers there.
+/// podman takes a host where both versions of cgroups are mounted for one with version 2 and finds
+/// no controllers there.
 fn prepare_mounts() -> Result<()> {
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("keeping mounts to ourselves")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("keeping mounts to ourselves")?;
     // Most hosts have no such mount.
     let _ = nix::mount::umount("/sys/fs/cgroup/unified");
     Ok(())

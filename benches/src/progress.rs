@@ -1,4 +1,5 @@
-//! What goes on, on standard error: one line that is overwritten on a terminal, lines of their own elsewhere.
+//! What goes on, on standard error: one line that is overwritten on a terminal, lines of their own
+//! elsewhere.
 
 use std::io::{IsTerminal as _, Write as _, stderr};
 

@@ -42,7 +42,9 @@ impl Registry {
         let mut child = child.context("starting docker-registry; scripts/setup.sh installs it")?;
         let log = ServerLog::new(child.stderr.take().context("the registry's log")?);
         let registry = Self { child, place: place.clone() };
-        log.wait(0, |line| line.contains("listening on")).await.context("docker-registry did not start")?;
+        log.wait(0, |line| line.contains("listening on"))
+            .await
+            .context("docker-registry did not start")?;
         Ok(registry)
     }
 
@@ -55,14 +57,26 @@ impl Registry {
         let mut command = tokio::process::Command::new("skopeo");
         command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]);
         command.arg(format!("oci:{}", layout.display())).arg(format!("docker://{reference}"));
-        command.process_group(0).kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .process_group(0)
+            .kill_on_drop(true)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let runtime = tokio::runtime::Handle::current();
         let child = self.place.run(move || {
             let _entered = runtime.enter();
             command.spawn()
         })?;
-        let output = child.context("starting skopeo; scripts/setup.sh installs it")?.wait_with_output().await?;
-        anyhow::ensure!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let output = child
+            .context("starting skopeo; scripts/setup.sh installs it")?
+            .wait_with_output()
+            .await?;
+        anyhow::ensure!(
+            output.status.success(),
+            "skopeo: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         Ok(reference)
     }
 }

@@ -1,4 +1,5 @@
-//! What was measured: lines of samples and of ratios between them, and lines that could not be measured.
+//! What was measured: lines of samples and of ratios between them, and lines that could not be
+//! measured.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -84,27 +85,53 @@ pub struct Report {
 
 impl Report {
     /// Adds the median of samples.
-    pub fn samples(&mut self, key: &str, text: &str, unit: &'static str, promise: Promise, samples: &[f64]) {
+    pub fn samples(
+        &mut self,
+        key: &str,
+        text: &str,
+        unit: &'static str,
+        promise: Promise,
+        samples: &[f64],
+    ) {
         let outcome = match samples {
             [] => Outcome::Failed("no sample was taken".to_owned()),
             samples => Outcome::Samples(samples.to_vec()),
         };
-        self.lines.push(Line { key: key.to_owned(), text: text.to_owned(), unit, promise, outcome });
+        self.lines.push(Line {
+            key: key.to_owned(),
+            text: text.to_owned(),
+            unit,
+            promise,
+            outcome,
+        });
     }
 
-    /// Adds the ratio of two lists of samples taken in the same rounds. Where one is missing, its own line says why.
+    /// Adds the ratio of two lists of samples taken in the same rounds. Where one is missing, its
+    /// own line says why.
     pub fn ratio(&mut self, key: &str, text: &str, promise: Promise, over: &[f64], under: &[f64]) {
         if over.is_empty() || under.is_empty() {
             return self.failed(key, text, "one side was not measured");
         }
         let outcome = Outcome::Ratio(over.to_vec(), under.to_vec());
-        self.lines.push(Line { key: key.to_owned(), text: text.to_owned(), unit: "×", promise, outcome });
+        self.lines.push(Line {
+            key: key.to_owned(),
+            text: text.to_owned(),
+            unit: "×",
+            promise,
+            outcome,
+        });
     }
 
     /// Adds something that could not be measured.
     pub fn failed(&mut self, key: &str, text: &str, reason: &str) {
         let outcome = Outcome::Failed(reason.to_owned());
-        self.lines.push(Line { key: key.to_owned(), text: text.to_owned(), unit: "", promise: Promise::None, outcome });
+        self.lines.push(Line {
+            key: key.to_owned(),
+            text: text.to_owned(),
+            unit: "",
+            promise: Promise::None,
+            outcome,
+        });
     }
 
     /// Notes how long a row took.
@@ -134,7 +161,8 @@ impl Report {
     /// When the file can't be written.
     pub fn write(&self, about: &Value, file: &Path) -> Result<()> {
         if let Some(directory) = file.parent() {
-            std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("making {}", directory.display()))?;
         }
         let text = format!("{:#}\n", self.json(about));
         std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))

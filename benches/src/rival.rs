@@ -1,5 +1,5 @@
-//! What people would use instead: podman with crun and its bridge, in mount and network namespaces of its own, so that
-//! its bridge and rules are gone with it.
+//! What people would use instead: podman with crun and its bridge, in mount and network namespaces
+//! of its own, so that its bridge and rules are gone with it.
 
 use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Root lacks the right to raise limits on some hosts, and there podman's defaults fail.
-pub const FLAGS: [&str; 5] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000", "--cgroups=disabled"];
+pub const FLAGS: [&str; 5] =
+    ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000", "--cgroups=disabled"];
 /// Nothing that is measured takes longer.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -61,11 +62,16 @@ impl Podman {
     pub async fn run(&self, words: &[&str]) -> Result<String> {
         let output = tokio::time::timeout(DEADLINE, self.spawn(words)?.wait_with_output()).await;
         let output = output.with_context(|| format!("podman {words:?} does not end"))??;
-        ensure!(output.status.success(), "podman {words:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        ensure!(
+            output.status.success(),
+            "podman {words:?}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Runs podman attached until the program's first output; podman goes on as long as what is returned.
+    /// Runs podman attached until the program's first output; podman goes on as long as what is
+    /// returned.
     ///
     /// # Errors
     /// When there is none, or another than expected.
@@ -76,7 +82,10 @@ impl Podman {
         let line = line.with_context(|| format!("no output from podman {words:?}"))??;
         if line.as_deref() != Some(READY) {
             let output = child.wait_with_output().await?;
-            bail!("podman {words:?} says {line:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "podman {words:?} says {line:?}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(child)
     }
@@ -91,7 +100,8 @@ impl Rival {
         std::fs::create_dir_all(CNI_STATE).with_context(|| format!("making {CNI_STATE}"))?;
         let podman = Podman::new(Arc::new(Place::containers()?), &work.join("podman"));
         let mut rival = Self { podman, image: String::new() };
-        rival.image = rival.podman.run(&["pull", "--quiet", &format!("oci:{}", layout.display())]).await?;
+        rival.image =
+            rival.podman.run(&["pull", "--quiet", &format!("oci:{}", layout.display())]).await?;
         // The first one makes the bridge and fills caches.
         rival.create("first").await?;
         drop(rival.podman.first_output(&["start", "--attach", "first"]).await?);
@@ -109,7 +119,8 @@ impl Rival {
     /// # Errors
     /// When podman fails.
     pub async fn create(&self, name: &str) -> Result<()> {
-        let create: Vec<_> = ["create", "--name", name].into_iter().chain(FLAGS).chain(self.program()).collect();
+        let create: Vec<_> =
+            ["create", "--name", name].into_iter().chain(FLAGS).chain(self.program()).collect();
         self.podman.run(&create).await.map(drop)
     }
 
@@ -128,7 +139,9 @@ impl Rival {
     /// When podman fails.
     pub async fn end(&self, name: &str, mut attached: Child) -> Result<()> {
         self.podman.run(&["kill", "--signal", "INT", name]).await?;
-        tokio::time::timeout(DEADLINE, attached.wait()).await.context("podman stays attached")??;
+        tokio::time::timeout(DEADLINE, attached.wait())
+            .await
+            .context("podman stays attached")??;
         Ok(())
     }
 
@@ -159,7 +172,12 @@ impl Rival {
 
 impl Drop for Rival {
     fn drop(&mut self) {
-        let words = self.podman.store.iter().map(String::as_str).chain(["rm", "--all", "--force", "--time", "0"]);
+        let words = self
+            .podman
+            .store
+            .iter()
+            .map(String::as_str)
+            .chain(["rm", "--all", "--force", "--time", "0"]);
         let mut command = std::process::Command::new("podman");
         command.args(words.collect::<Vec<_>>());
         std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -1,5 +1,5 @@
-//! The rows of the benchmark, one file each. A row measures all its sides in turn, in the same rounds, and adds its
-//! lines to the report; what it made is removed after it.
+//! The rows of the benchmark, one file each. A row measures all its sides in turn, in the same
+//! rounds, and adds its lines to the report; what it made is removed after it.
 
 mod create;
 mod crowd;

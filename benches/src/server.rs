@@ -71,8 +71,19 @@ impl Server {
         let place = Arc::new(Place::network()?);
         let data = work.join(if pool == Pool::On { "pool" } else { "no-pool" });
         let mut command = Command::new(binary()?);
-        command.arg("serve").arg("--data-dir").arg(&data).args(["--pool", &pool.size().to_string()]);
-        command.args(["--listen", "127.0.0.1:4280", "--accelerator", accelerator(), "--insecure-registry", registry]);
+        command
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(&data)
+            .args(["--pool", &pool.size().to_string()]);
+        command.args([
+            "--listen",
+            "127.0.0.1:4280",
+            "--accelerator",
+            accelerator(),
+            "--insecure-registry",
+            registry,
+        ]);
         // 50 machines at once are to be measured, not refused.
         command.args(["--cpu-overcommit", "100", "--memory-mb", "100000"]);
         command.arg("--kernel").arg(kernel()?);
@@ -83,8 +94,13 @@ impl Server {
         let address: SocketAddr = ([127, 0, 0, 1], 4280).into();
         let http = Http::new(place.clone(), address, "");
         let mut server = Self { place, child, data, http, log, pool, taken: Cell::default() };
-        server.log.wait(0, |line| line.contains("listening on")).await.context("caddis serve did not start")?;
-        let token = std::fs::read_to_string(server.data.join("root.token")).context("reading the root token")?;
+        server
+            .log
+            .wait(0, |line| line.contains("listening on"))
+            .await
+            .context("caddis serve did not start")?;
+        let token = std::fs::read_to_string(server.data.join("root.token"))
+            .context("reading the root token")?;
         server.http = Http::new(server.place.clone(), address, token.trim());
         server.prepare().await.with_context(|| format!("its log:\n{}", server.log.tail()))?;
         Ok(server)
@@ -95,8 +111,19 @@ impl Server {
         self.http.send(Method::POST, "/v1/apps", &app).await?;
         let layout = caddis_testkit::images::busybox()?;
         let source = format!("oci:{}", layout.display());
-        self.caddis(["image", "import", &source, "--name", IMAGE, "--api-url", "http://127.0.0.1:4280"])?;
-        self.log.wait(0, |line| line.contains("template ready")).await.context("there is no template")?;
+        self.caddis([
+            "image",
+            "import",
+            &source,
+            "--name",
+            IMAGE,
+            "--api-url",
+            "http://127.0.0.1:4280",
+        ])?;
+        self.log
+            .wait(0, |line| line.contains("template ready"))
+            .await
+            .context("there is no template")?;
         // The first start reads what later ones find in memory.
         self.before_start();
         let machine = Machine::create(&self.http, &config(IMAGE, PROGRAM)).await?;
@@ -104,7 +131,8 @@ impl Server {
         machine.destroy().await
     }
 
-    /// To be called before each start and create: from then on the pool is not full before it says so anew.
+    /// To be called before each start and create: from then on the pool is not full before it says
+    /// so anew.
     pub fn before_start(&self) {
         self.taken.set(self.log.len());
     }
@@ -124,7 +152,11 @@ impl Server {
             let waiting = number(line, "waiting=");
             line.contains("pool ready") && waiting.is_some() && waiting >= number(line, "wanted=")
         };
-        self.log.wait(self.taken.get(), is_full).await.map(drop).context("the pool did not get full")
+        self.log
+            .wait(self.taken.get(), is_full)
+            .await
+            .map(drop)
+            .context("the pool did not get full")
     }
 
     /// The last lines of its log, for whoever has to find out what went wrong.
@@ -157,21 +189,32 @@ impl Server {
     /// # Errors
     /// When one does not go.
     pub async fn clear(&self) -> Result<()> {
-        let machines = self.http.send(Method::GET, &format!("/v1/apps/{APP}/machines?summary=true"), "").await?;
+        let machines = self
+            .http
+            .send(Method::GET, &format!("/v1/apps/{APP}/machines?summary=true"), "")
+            .await?;
         let machines = crate::machine::json(&machines)?;
-        let ids = machines.as_array().into_iter().flatten().filter_map(|machine| machine["id"].as_str());
+        let ids =
+            machines.as_array().into_iter().flatten().filter_map(|machine| machine["id"].as_str());
         let machines: Vec<_> = ids.map(|id| Machine::known(&self.http, id)).collect();
         futures::future::try_join_all(machines.iter().map(Machine::destroy)).await.map(drop)
     }
 
     fn caddis<const N: usize>(&self, arguments: [&str; N]) -> Result<()> {
-        let words: Vec<_> = std::iter::once(binary()?.into_os_string()).chain(arguments.map(Into::into)).collect();
+        let words: Vec<_> =
+            std::iter::once(binary()?.into_os_string()).chain(arguments.map(Into::into)).collect();
         let token = self.data.join("root.token");
         self.place.run(move || {
             let mut command = Command::new(&words[0]);
-            command.args(&words[1..]).env("CADDIS_API_TOKEN", std::fs::read_to_string(token)?.trim());
+            command
+                .args(&words[1..])
+                .env("CADDIS_API_TOKEN", std::fs::read_to_string(token)?.trim());
             let output = command.process_group(0).stdin(Stdio::null()).output()?;
-            ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            ensure!(
+                output.status.success(),
+                "{command:?}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
             Ok(())
         })?
     }
@@ -184,7 +227,9 @@ impl Drop for Server {
         let drained = self.caddis(["host", "drain", "--timeout", "20", "--data-dir", &data]);
         let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         let _ = self.child.wait();
-        if let Err(error) = drained.and_then(|()| self.caddis(["host", "clean", "--data-dir", &data])) {
+        if let Err(error) =
+            drained.and_then(|()| self.caddis(["host", "clean", "--data-dir", &data]))
+        {
             eprintln!("cleaning up after a server: {error:#}");
         }
         process::holders(&self.data).into_iter().for_each(process::end);
@@ -193,7 +238,11 @@ impl Drop for Server {
 
 /// What runs VMs, as the tests are told.
 pub fn accelerator() -> &'static str {
-    if std::env::var_os("CADDIS_TEST_ACCELERATOR").is_some_and(|value| value == "kvm") { "kvm" } else { "emulation" }
+    if std::env::var_os("CADDIS_TEST_ACCELERATOR").is_some_and(|value| value == "kvm") {
+        "kvm"
+    } else {
+        "emulation"
+    }
 }
 
 /// The kernel that VMs boot, with its modules beside it: Debian's, unless make was told otherwise.

@@ -18,7 +18,11 @@ pub fn summary(samples: &[f64]) -> Option<Summary> {
     let (least, most) = (*sorted.first()?, *sorted.last()?);
     let middle = sorted.len() / 2;
     let upper = *sorted.get(middle)?;
-    let median = if sorted.len() % 2 == 1 { upper } else { f64::midpoint(*sorted.get(middle.checked_sub(1)?)?, upper) };
+    let median = if sorted.len() % 2 == 1 {
+        upper
+    } else {
+        f64::midpoint(*sorted.get(middle.checked_sub(1)?)?, upper)
+    };
     Some(Summary { median, least, most })
 }
 
@@ -30,8 +34,8 @@ pub fn percentile(samples: &[f64], percent: f64) -> Option<f64> {
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
 }
 
-/// How `over` relates to `under`: the ratio of their medians, and the least and the most of the ratios of samples that
-/// were taken in the same round.
+/// How `over` relates to `under`: the ratio of their medians, and the least and the most of the
+/// ratios of samples that were taken in the same round.
 pub fn ratio(over: &[f64], under: &[f64]) -> Option<Summary> {
     let rounds: Vec<f64> = over.iter().zip(under).map(|(over, under)| over / under).collect();
     let rounds = summary(&rounds)?;
@@ -44,7 +48,9 @@ mod tests {
 
     #[test]
     fn the_median_is_in_the_middle_whatever_the_order() {
-        for (samples, median) in [(&[3.0, 1.0, 2.0][..], 2.0), (&[4.0, 1.0, 2.0, 9.0], 3.0), (&[7.0], 7.0)] {
+        for (samples, median) in
+            [(&[3.0, 1.0, 2.0][..], 2.0), (&[4.0, 1.0, 2.0, 9.0], 3.0), (&[7.0], 7.0)]
+        {
             assert_eq!(summary(samples).unwrap().median, median, "{samples:?}");
         }
         let all = summary(&[3.0, 1.0, 2.0]).unwrap();

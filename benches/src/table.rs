@@ -12,9 +12,16 @@ pub fn table(report: &Report, earlier: &Earlier) -> String {
     let mut text = String::new();
     let (last, rule) = if earlier.is_empty() { ("", "") } else { (" before |", "---|") };
     // Writing to a string can't fail.
-    let _ = writeln!(text, "| what | median | least–most | runs | promised |{last}\n|---|---|---|---|---|{rule}");
+    let _ = writeln!(
+        text,
+        "| what | median | least–most | runs | promised |{last}\n|---|---|---|---|---|{rule}"
+    );
     for line in report.lines() {
-        let last = if earlier.is_empty() { String::new() } else { format!(" {} |", before(line, earlier)) };
+        let last = if earlier.is_empty() {
+            String::new()
+        } else {
+            format!(" {} |", before(line, earlier))
+        };
         let _ = writeln!(text, "{}{last}", row(line));
     }
     text
@@ -75,7 +82,13 @@ mod tests {
     fn lines_have_their_figures_promise_and_failure() {
         let mut report = Report::default();
         report.samples("start", "start", "ms", Promise::None, &[120.0, 100.0, 110.4]);
-        report.ratio("ratio", "start against podman", Promise::AtMost(1.0), &[2.0, 3.0], &[2.0, 2.0]);
+        report.ratio(
+            "ratio",
+            "start against podman",
+            Promise::AtMost(1.0),
+            &[2.0, 3.0],
+            &[2.0, 2.0],
+        );
         report.failed("suspend", "suspend", "404\nno | such endpoint");
         assert_eq!(
             table(&report, &Earlier::default()),

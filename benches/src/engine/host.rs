@@ -12,8 +12,8 @@ use caddis_api::{MachineId, MachineState, RawConfig, VersionId};
 use caddis_bus::{
     Bus as _, InProcessBus,
     message::{
-        Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, WorkerReply, WorkerRequest, WorkerResult,
-        decode, encode, worker_subject,
+        Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, WorkerReply, WorkerRequest,
+        WorkerResult, decode, encode, worker_subject,
     },
 };
 use caddis_vmm::fake::{FakeHost, Faults};
@@ -57,7 +57,13 @@ impl Host {
                 });
             }
         });
-        Ok(Self { directory: directory.to_owned(), bus, vms, network: FakeNetwork::default(), heard })
+        Ok(Self {
+            directory: directory.to_owned(),
+            bus,
+            vms,
+            network: FakeNetwork::default(),
+            heard,
+        })
     }
 
     /// Starts a worker over what an earlier one has left.
@@ -71,14 +77,20 @@ impl Host {
     async fn ask(&self, worker: &Worker, request: WorkerRequest) -> Result<WorkerReply> {
         let subject = worker_subject(worker.id());
         let request_id = VersionId::generate().to_string();
-        let answer =
-            self.bus.request(&subject, encode(&Envelope::new(request_id, PATIENCE, request)), PATIENCE).await?;
+        let answer = self
+            .bus
+            .request(&subject, encode(&Envelope::new(request_id, PATIENCE, request)), PATIENCE)
+            .await?;
         decode::<WorkerResult>(&subject, &answer)?.map_err(|error| anyhow::anyhow!(error.message))
     }
 
     /// Makes machines that rest.
     pub async fn create(&self, worker: &Worker, machines: usize) -> Result<Vec<MachineId>> {
-        stream::iter(0..machines).map(|number| self.create_one(worker, number)).buffered(AT_ONCE).try_collect().await
+        stream::iter(0..machines)
+            .map(|number| self.create_one(worker, number))
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await
     }
 
     async fn create_one(&self, worker: &Worker, number: usize) -> Result<MachineId> {
@@ -89,7 +101,9 @@ impl Host {
             "init": { "exec": ["sleep", "inf"] },
             "restart": { "policy": "no" },
         });
-        let serde_json::Value::Object(config) = config else { bail!("a configuration is an object") };
+        let serde_json::Value::Object(config) = config else {
+            bail!("a configuration is an object")
+        };
         let id = MachineId::random();
         let create = CreateMachine {
             id: id.clone(),
@@ -123,7 +137,9 @@ impl Host {
     }
 
     async fn act(&self, worker: &Worker, machine: &MachineId, action: Action) -> Result<()> {
-        self.ask(worker, WorkerRequest::Act { machine: machine.clone(), nonce: None, action }).await.map(drop)
+        self.ask(worker, WorkerRequest::Act { machine: machine.clone(), nonce: None, action })
+            .await
+            .map(drop)
     }
 
     /// Has a machine's guest answer.

@@ -1,4 +1,5 @@
-//! Operations through the durable engine, and beside them what they have recorded, without an engine.
+//! Operations through the durable engine, and beside them what they have recorded, without an
+//! engine.
 
 use std::{path::Path, time::Instant};
 
@@ -75,11 +76,14 @@ impl Bare {
     fn open(path: &Path) -> Result<Self> {
         let connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.execute_batch("CREATE TABLE records (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT")?;
+        connection.execute_batch(
+            "CREATE TABLE records (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT",
+        )?;
         Ok(Self(connection))
     }
 
-    /// Seconds that so many transactions of that size take, each of one row, over as many rows as there are machines.
+    /// Seconds that so many transactions of that size take, each of one row, over as many rows as
+    /// there are machines.
     fn write(&self, used: &DatabaseUse) -> Result<f64> {
         let transactions = used.synced + used.unsynced;
         let size = used.bytes.checked_div(transactions).context("nothing was recorded")?;
@@ -87,7 +91,8 @@ impl Bare {
         let began = Instant::now();
         for number in 0..transactions {
             // The two kinds come mixed, as they do in the engine.
-            let synced = (number + 1) * used.synced / transactions > number * used.synced / transactions;
+            let synced =
+                (number + 1) * used.synced / transactions > number * used.synced / transactions;
             self.0.pragma_update(None, "synchronous", if synced { "FULL" } else { "NORMAL" })?;
             // SQLite does not write what is there already.
             let record = format!("{number:0size$}");

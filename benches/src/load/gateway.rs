@@ -1,4 +1,5 @@
-//! The real gateway, with authentication and all, over a worker that has machines and can do nothing with them.
+//! The real gateway, with authentication and all, over a worker that has machines and can do
+//! nothing with them.
 
 use std::sync::Arc;
 
@@ -11,8 +12,8 @@ use caddis_api::{ApiError, MachineId, WorkerId};
 use caddis_bus::{
     Bus as _, Handler, InProcessBus,
     message::{
-        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Announcement, Envelope, MachineRecord, WorkerReply, WorkerRequest,
-        WorkerResult,
+        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Announcement, Envelope, MachineRecord, WorkerReply,
+        WorkerRequest, WorkerResult,
     },
     stream::{InProcessStreams, StreamService},
 };
@@ -87,11 +88,18 @@ impl Stub {
         let WorkerRequest::List { after } = request else {
             return Err(ApiError::internal("this worker only lists"));
         };
-        let begin = after.map_or(0, |after| usize::from_str_radix(after.as_str(), 16).unwrap_or(self.machines) + 1);
+        let begin = after.map_or(0, |after| {
+            usize::from_str_radix(after.as_str(), 16).unwrap_or(self.machines) + 1
+        });
         let end = self.machines.min(begin.saturating_add(PAGE));
         let records: Result<_, _> = (begin..end).map(record).collect();
         let records = records.map_err(ApiError::internal)?;
-        Ok(WorkerReply::Machines { records, more: end < self.machines, incarnation: String::new(), sequence: 0 })
+        Ok(WorkerReply::Machines {
+            records,
+            more: end < self.machines,
+            incarnation: String::new(),
+            sequence: 0,
+        })
     }
 }
 
@@ -99,7 +107,8 @@ impl Stub {
 impl Handler for Stub {
     async fn handle(&self, request: Bytes) -> Bytes {
         let envelope = message::decode::<Envelope>(WORKER, &request);
-        let answer = envelope.map_err(ApiError::internal).and_then(|envelope| self.answer(envelope.request));
+        let answer =
+            envelope.map_err(ApiError::internal).and_then(|envelope| self.answer(envelope.request));
         message::encode(&answer)
     }
 }
@@ -118,7 +127,11 @@ fn id(number: usize) -> MachineId {
 /// A machine that was created and started, as its worker publishes it.
 fn record(number: usize) -> Result<MachineRecord, serde_json::Error> {
     let version = format!("01K{number:023}");
-    let event = |number: usize, kind: &str, status: &str, source: &str, details: serde_json::Value| {
+    let event = |number: usize,
+                 kind: &str,
+                 status: &str,
+                 source: &str,
+                 details: serde_json::Value| {
         let id = format!("01K{number:023}");
         json!({ "id": id, "type": kind, "status": status, "source": source, "timestamp": 1_774_937_288_000_u64, "details": details })
     };

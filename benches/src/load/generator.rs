@@ -1,5 +1,6 @@
-//! Asks one question again and again over connections that stay open, as fast as answers come. It reads no more of an
-//! answer than its status and length, so that it is not itself what is measured.
+//! Asks one question again and again over connections that stay open, as fast as answers come. It
+//! reads no more of an answer than its status and length, so that it is not itself what is
+//! measured.
 
 use std::time::{Duration, Instant};
 
@@ -45,8 +46,8 @@ pub struct Measured {
     pub per_second: f64,
     /// 99 of 100 answers took at most this, milliseconds.
     pub p99_ms: f64,
-    /// Part of the time for which the generator itself had its processor. Near 1 it asked no faster because it could
-    /// not, and not because the server did not answer.
+    /// Part of the time for which the generator itself had its processor. Near 1 it asked no faster
+    /// because it could not, and not because the server did not answer.
     pub busy: f64,
 }
 
@@ -69,8 +70,10 @@ pub async fn generate(target: &Target) -> Result<Measured> {
 async fn ask(target: &Target, end: Instant) -> Result<Vec<f64>> {
     let mut stream = TcpStream::connect(("127.0.0.1", target.port)).await?;
     stream.set_nodelay(true)?;
-    let request =
-        format!("GET {} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\n\r\n", target.path, target.token);
+    let request = format!(
+        "GET {} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\n\r\n",
+        target.path, target.token
+    );
     let (mut times, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
     while Instant::now() < end {
         let sent = Instant::now();
@@ -93,8 +96,11 @@ async fn ask(target: &Target, end: Instant) -> Result<Vec<f64>> {
 
 /// Whether a good answer is there to its last byte.
 fn is_whole(answer: &[u8]) -> Result<bool> {
-    let Some(head) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Ok(false) };
-    let text = std::str::from_utf8(answer.get(..head).unwrap_or_default()).context("a head that is no text")?;
+    let Some(head) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+        return Ok(false);
+    };
+    let text = std::str::from_utf8(answer.get(..head).unwrap_or_default())
+        .context("a head that is no text")?;
     if !text.starts_with("HTTP/1.1 200 ") {
         bail!("{}", String::from_utf8_lossy(answer));
     }

@@ -1,4 +1,5 @@
-//! Create from an image on the host, from the request to the program's first output; beside it `podman run`.
+//! Create from an image on the host, from the request to the program's first output; beside it
+//! `podman run`.
 
 use std::time::Instant;
 
@@ -40,8 +41,26 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         rival.end(&name, attached).await?;
     }
     let report = &mut bench.report;
-    report.samples("create", "create from an image on the host, request to first output", "ms", Promise::None, &ours);
-    report.samples("podman-run", "beside it: `podman run`, same image and program", "ms", Promise::None, &theirs);
-    report.ratio("create/podman", "create against `podman run`", Promise::AtMost(1.0), &ours, &theirs);
+    report.samples(
+        "create",
+        "create from an image on the host, request to first output",
+        "ms",
+        Promise::None,
+        &ours,
+    );
+    report.samples(
+        "podman-run",
+        "beside it: `podman run`, same image and program",
+        "ms",
+        Promise::None,
+        &theirs,
+    );
+    report.ratio(
+        "create/podman",
+        "create against `podman run`",
+        Promise::AtMost(1.0),
+        &ours,
+        &theirs,
+    );
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! 50 machines of 256 MB started at once, until each has said its first words; beside it 50 containers.
+//! 50 machines of 256 MB started at once, until each has said its first words; beside it 50
+//! containers.
 
 use std::time::Instant;
 
@@ -28,7 +29,9 @@ struct Side {
 
 impl Side {
     fn add(&mut self, times: &[f64]) {
-        for (list, percent) in [(&mut self.p50, 50.0), (&mut self.p99, 99.0), (&mut self.all, 100.0)] {
+        for (list, percent) in
+            [(&mut self.p50, 50.0), (&mut self.p99, 99.0), (&mut self.all, 100.0)]
+        {
             list.extend(percentile(times, percent));
         }
     }
@@ -42,7 +45,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let (server, rival) = (bench.server(Pool::On).await?, bench.rival().await?);
     progress("crowd: making 50 machines and 50 containers");
     let config = config(IMAGE, PROGRAM);
-    let machines = try_join_all((0..CROWD).map(|_| Machine::prepare(server.http(), &config))).await?;
+    let machines =
+        try_join_all((0..CROWD).map(|_| Machine::prepare(server.http(), &config))).await?;
     let containers: Vec<_> = (0..CROWD).map(|number| format!("crowd{number}")).collect();
     for container in &containers {
         rival.create(container).await?;
@@ -61,7 +65,13 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         ("p99", "p99", &ours.p99, &theirs.p99),
         ("all", "all", &ours.all, &theirs.all),
     ] {
-        report.samples(&format!("crowd-{key}"), &format!("50 machines at once: {text}"), "ms", Promise::None, ours);
+        report.samples(
+            &format!("crowd-{key}"),
+            &format!("50 machines at once: {text}"),
+            "ms",
+            Promise::None,
+            ours,
+        );
         let beside = format!("beside it: 50 containers at once: {text}");
         report.samples(&format!("podman-crowd-{key}"), &beside, "ms", Promise::None, theirs);
     }

@@ -1,5 +1,5 @@
-//! Starts and stops through the durable engine, over VMs that cost nothing; beside it the transactions that they come to,
-//! without an engine, into a database on the same disk.
+//! Starts and stops through the durable engine, over VMs that cost nothing; beside it the
+//! transactions that they come to, without an engine, into a database on the same disk.
 
 use anyhow::Result;
 
@@ -21,12 +21,24 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let found: Operations = ourselves(&directory, &["operations", "--rounds", rounds]).await?;
     let report = &mut bench.report;
     let none = Promise::None;
-    report.samples("engine", "starts and stops through the engine, 16 at once, no VMs", "/s", none, &found.engine);
+    report.samples(
+        "engine",
+        "starts and stops through the engine, 16 at once, no VMs",
+        "/s",
+        none,
+        &found.engine,
+    );
     let text = "beside it: as many, if they were nothing but their transactions";
     report.samples("sqlite", text, "/s", none, &found.bare);
     let text = "bare transactions per those through the engine";
     report.ratio("sqlite/engine", text, Promise::AtMost(2.0), &found.bare, &found.engine);
-    report.samples("synced", "transactions per operation written through to the disk", "", none, &found.synced);
+    report.samples(
+        "synced",
+        "transactions per operation written through to the disk",
+        "",
+        none,
+        &found.synced,
+    );
     report.samples("unsynced", "transactions per operation besides", "", none, &found.unsynced);
     report.samples("transaction", "a transaction", "bytes", none, &found.bytes);
     Ok(())

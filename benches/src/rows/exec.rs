@@ -34,6 +34,12 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         machine.post("exec", command).await?;
         times.push(milliseconds(began));
     }
-    bench.report.samples("exec", "exec of `/bin/true`, request to answer", "ms", Promise::None, &times);
+    bench.report.samples(
+        "exec",
+        "exec of `/bin/true`, request to answer",
+        "ms",
+        Promise::None,
+        &times,
+    );
     Ok(())
 }

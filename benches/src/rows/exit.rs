@@ -1,6 +1,7 @@
-//! A program's end until a client that waits for it sees `stopped`. The guest's clock plays no part: the program holds a
-//! TCP connection to us and ends when it has read a byte, its kernel then closes the connection, and that is when our
-//! clock begins to run. The second line begins it when the byte is sent, so it has the way into the guest in it too.
+//! A program's end until a client that waits for it sees `stopped`. The guest's clock plays no
+//! part: the program holds a TCP connection to us and ends when it has read a byte, its kernel then
+//! closes the connection, and that is when our clock begins to run. The second line begins it when
+//! the byte is sent, so it has the way into the guest in it too.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -33,7 +34,8 @@ const ATTEMPTS: usize = 500;
 pub async fn measure(bench: &mut Bench) -> Result<()> {
     let server = bench.server(Pool::On).await?;
     let machine = Machine::prepare(server.http(), &config(IMAGE, PROGRAM)).await?;
-    let address = machine.get().await?["private_ipv4"].as_str().context("no private_ipv4")?.parse()?;
+    let address =
+        machine.get().await?["private_ipv4"].as_str().context("no private_ipv4")?.parse()?;
     let runs = bench.repeat(20, 3);
     let (mut from_close, mut from_byte) = (Vec::new(), Vec::new());
     for run in 0..runs {
@@ -45,7 +47,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         machine.wait("started").await?;
         let mut stream = connect(server.place(), SocketAddr::new(address, PORT)).await?;
         let waiting = machine.clone();
-        let waiter = tokio::spawn(async move { waiting.wait("stopped").await.map(|()| Instant::now()) });
+        let waiter =
+            tokio::spawn(async move { waiting.wait("stopped").await.map(|()| Instant::now()) });
         // The wait is on its way before the program ends.
         tokio::task::yield_now().await;
         let sent = Instant::now();

@@ -1,5 +1,6 @@
-//! Reads of a machine by the real gateway, over a worker that only lists machines: 10 of them, and 100 000. Beside it a
-//! bare axum handler that returns the same bytes. The same generator asks all of them, in turn.
+//! Reads of a machine by the real gateway, over a worker that only lists machines: 10 of them, and
+//! 100 000. Beside it a bare axum handler that returns the same bytes. The same generator asks all
+//! of them, in turn.
 
 use std::{
     fs::File,
@@ -50,7 +51,9 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let log = |name: &str| File::create(bench.work().join(name));
     let (few, many) = (log("get-10.log")?, log("get-100k.log")?);
     let few = Side::gateway(&place, "get-10", "GET of a machine, 10 machines", "10", few).await?;
-    let many = Side::gateway(&place, "get-100k", "GET of a machine, 100 000 machines", "100000", many).await?;
+    let many =
+        Side::gateway(&place, "get-100k", "GET of a machine, 100 000 machines", "100000", many)
+            .await?;
     many.body(&place).await?;
     let bare = Side::bare(&place, &few.body(&place).await?).await?;
     let mut sides = [bare, few, many];
@@ -65,11 +68,24 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let report = &mut bench.report;
     for side in &sides {
         let (key, text) = (side.key, side.text);
-        report.samples(key, &format!("{text}, {CONNECTIONS} connections"), "/s", Promise::None, &side.per_second);
-        report.samples(&format!("{key}-p99"), &format!("{text}, p99"), "ms", Promise::None, &side.p99);
+        report.samples(
+            key,
+            &format!("{text}, {CONNECTIONS} connections"),
+            "/s",
+            Promise::None,
+            &side.per_second,
+        );
+        report.samples(
+            &format!("{key}-p99"),
+            &format!("{text}, p99"),
+            "ms",
+            Promise::None,
+            &side.p99,
+        );
     }
     let [bare, few, many] = &sides;
-    let text = "load of the generator's own processor beside bare: near 100 % bare is faster than shown";
+    let text =
+        "load of the generator's own processor beside bare: near 100 % bare is faster than shown";
     report.samples("generator", text, "%", Promise::None, &bare.busy);
     for side in [few, many] {
         let (key, text, promise) = (side.key, side.text, Promise::AtMost(1.6));
@@ -81,17 +97,37 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
             &side.per_second,
         );
         let late = format!("p99 of {text} against bare");
-        report.ratio(&format!("{key}-p99/bare"), &late, Promise::AtMost(1.75), &side.p99, &bare.p99);
+        report.ratio(
+            &format!("{key}-p99/bare"),
+            &late,
+            Promise::AtMost(1.75),
+            &side.p99,
+            &bare.p99,
+        );
     }
     Ok(())
 }
 
 impl Side {
     /// What it logs goes to a file, as that of a service does.
-    async fn gateway(place: &Place, key: &'static str, text: &'static str, machines: &str, log: File) -> Result<Self> {
+    async fn gateway(
+        place: &Place,
+        key: &'static str,
+        text: &'static str,
+        machines: &str,
+        log: File,
+    ) -> Result<Self> {
         let mut child = ourselves(place, &["gateway", "--machines", machines], log.into())?;
         let listening = listening(&mut child).await?;
-        Ok(Self { key, text, _child: child, listening, per_second: Vec::new(), p99: Vec::new(), busy: Vec::new() })
+        Ok(Self {
+            key,
+            text,
+            _child: child,
+            listening,
+            per_second: Vec::new(),
+            p99: Vec::new(),
+            busy: Vec::new(),
+        })
     }
 
     async fn bare(place: &Place, body: &[u8]) -> Result<Self> {
@@ -113,8 +149,8 @@ impl Side {
         })
     }
 
-    /// The answer, for the one that is to return the same; it has no line end in it. A gateway that has not heard of
-    /// all machines keeps its clients waiting for a while, and then refuses.
+    /// The answer, for the one that is to return the same; it has no line end in it. A gateway that
+    /// has not heard of all machines keeps its clients waiting for a while, and then refuses.
     async fn body(&self, place: &Arc<Place>) -> Result<bytes::Bytes> {
         let address = ([127, 0, 0, 1], self.listening.port).into();
         let http = Http::new(place.clone(), address, &self.listening.token);
@@ -132,8 +168,15 @@ impl Side {
         let port = port.to_string();
         let words = ["generator", "--port", &port, "--path", path, "--token", token];
         let how = ["--connections", CONNECTIONS, "--milliseconds", milliseconds];
-        let output = ourselves(place, &[&words[..], &how].concat(), Stdio::piped())?.wait_with_output().await?;
-        anyhow::ensure!(output.status.success(), "{}: {}", self.key, String::from_utf8_lossy(&output.stderr).trim());
+        let output = ourselves(place, &[&words[..], &how].concat(), Stdio::piped())?
+            .wait_with_output()
+            .await?;
+        anyhow::ensure!(
+            output.status.success(),
+            "{}: {}",
+            self.key,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         let measured: Measured = serde_json::from_slice(&output.stdout)?;
         self.per_second.push(measured.per_second);
         self.p99.push(measured.p99_ms);
@@ -158,6 +201,9 @@ fn ourselves(place: &Place, words: &[&str], log: Stdio) -> Result<Child> {
 /// Reads where a server listens.
 async fn listening(child: &mut Child) -> Result<Listening> {
     let mut lines = BufReader::new(child.stdout.take().context("output of a server")?).lines();
-    let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.context("a server does not start")??;
-    serde_json::from_str(&line.context("a server ended at start")?).context("reading where a server listens")
+    let line = tokio::time::timeout(PATIENCE, lines.next_line())
+        .await
+        .context("a server does not start")??;
+    serde_json::from_str(&line.context("a server ended at start")?)
+        .context("reading where a server listens")
 }

@@ -1,5 +1,5 @@
-//! An image from a registry on this host until its root disk is ready for machines; beside it `podman pull` of it into
-//! an empty store.
+//! An image from a registry on this host until its root disk is ready for machines; beside it
+//! `podman pull` of it into an empty store.
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Instant};
 
@@ -50,10 +50,23 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         podman.run(&["rmi", "--all", "--force"]).await?;
     }
     let report = &mut bench.report;
-    let text = "import of a 350 MB image from a local registry, request to a root disk that is ready";
+    let text =
+        "import of a 350 MB image from a local registry, request to a root disk that is ready";
     report.samples("image", text, "ms", Promise::None, &ours);
-    report.samples("podman-pull", "beside it: `podman pull` of it into an empty store", "ms", Promise::None, &theirs);
-    report.ratio("image/podman", "import against `podman pull`", Promise::AtMost(1.0), &ours, &theirs);
+    report.samples(
+        "podman-pull",
+        "beside it: `podman pull` of it into an empty store",
+        "ms",
+        Promise::None,
+        &theirs,
+    );
+    report.ratio(
+        "image/podman",
+        "import against `podman pull`",
+        Promise::AtMost(1.0),
+        &ours,
+        &theirs,
+    );
     Ok(())
 }
 
@@ -66,7 +79,10 @@ async fn import(server: &Server, reference: &str) -> Result<f64> {
     machine.destroy().await?;
     remove(server.http(), reference).await?;
     let left = disk_bytes(&server.data().join("images"))?.saturating_sub(before);
-    ensure!(left < TRACES, "of the removed image {left} bytes are left: the next import would not be fresh");
+    ensure!(
+        left < TRACES,
+        "of the removed image {left} bytes are left: the next import would not be fresh"
+    );
     Ok(ms)
 }
 
@@ -75,7 +91,12 @@ async fn remove(http: &Http, reference: &str) -> Result<()> {
     let has_name = |image: &&serde_json::Value| {
         image["names"].as_array().into_iter().flatten().any(|name| name.as_str() == Some(reference))
     };
-    let image = images.as_array().into_iter().flatten().find(has_name).context("the image is not listed")?;
+    let image = images
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(has_name)
+        .context("the image is not listed")?;
     let digest = image["digest"].as_str().context("an image without a digest")?;
     http.send(Method::DELETE, &format!("/v1/images?name={digest}"), "").await.map(drop)
 }
@@ -83,7 +104,9 @@ async fn remove(http: &Http, reference: &str) -> Result<()> {
 /// What the files below a directory take on disk.
 fn disk_bytes(directory: &Path) -> Result<u64> {
     let mut sum = 0;
-    for entry in std::fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
+    for entry in
+        std::fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?
+    {
         let entry = entry?;
         let metadata = entry.metadata()?;
         sum += if metadata.is_dir() { disk_bytes(&entry.path())? } else { metadata.blocks() * 512 };

@@ -1,4 +1,5 @@
-//! QEMU and the kernel alone, from exec to the panic for want of a first program: what a cold boot can't be faster than.
+//! QEMU and the kernel alone, from exec to the panic for want of a first program: what a cold boot
+//! can't be faster than.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +18,8 @@ use crate::{
     server::{Pool, accelerator},
 };
 
-/// As the driver has it for VMs (`caddis-vmm`, boot arguments), with a first program that isn't there.
+/// As the driver has it for VMs (`caddis-vmm`, boot arguments), with a first program that isn't
+/// there.
 const KERNEL_ARGUMENTS: &str = "quiet cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp \
      i8042.dumbkbd random.trust_cpu=on no_timer_check lsm= audit=0 mitigations=off reboot=t panic=-1 tsc=reliable \
      rdinit=/none root=/dev/none";
@@ -39,7 +41,12 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
             "kvm" => ["-accel", "kvm", "-cpu", "host"],
             _ => ["-accel", "tcg,tb-size=64", "-cpu", "max"],
         });
-        command.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initrd).args(["-append", &arguments]);
+        command
+            .arg("-kernel")
+            .arg(&kernel)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", &arguments]);
         command.args(["-no-reboot", "-nodefaults", "-no-user-config", "-display", "none"]);
         command.process_group(0).kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null());
         let began = Instant::now();
@@ -53,8 +60,11 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
 }
 
 fn file(directory: &Path, prefix: &str) -> Result<PathBuf> {
-    let entries = std::fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
-    let fits = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+    let entries =
+        std::fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
+    let fits = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+    };
     let found = entries.flatten().map(|entry| entry.path()).find(fits);
     found.with_context(|| format!("no {prefix}… in {}", directory.display()))
 }
@@ -62,7 +72,10 @@ fn file(directory: &Path, prefix: &str) -> Result<PathBuf> {
 /// Without it the kernel measures the clock itself, and on a busy host wrongly.
 fn clock_khz() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
-    let line = text.lines().find(|line| line.starts_with("cpu MHz")).context("no cpu MHz in /proc/cpuinfo")?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("cpu MHz"))
+        .context("no cpu MHz in /proc/cpuinfo")?;
     let mhz: f64 = line.rsplit(':').next().unwrap_or_default().trim().parse().context("cpu MHz")?;
     Ok((mhz * 1000.0) as u64)
 }

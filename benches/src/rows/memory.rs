@@ -1,5 +1,5 @@
-//! Memory of an idle machine: the proportional shares (PSS) of all VM processes, those that wait in the pool too, and
-//! what the server holds for templates, over the number of machines.
+//! Memory of an idle machine: the proportional shares (PSS) of all VM processes, those that wait in
+//! the pool too, and what the server holds for templates, over the number of machines.
 
 use std::{collections::HashMap, path::Path};
 
@@ -40,14 +40,24 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let text = format!(
         "memory of an idle machine of 256 MB, PSS of all VMs (also waiting ones) and templates over {machines} machines"
     );
-    bench.report.samples("memory", &text, "MiB", Promise::AtMost(56.0), &[bytes / machines as f64 / MIB]);
+    bench.report.samples(
+        "memory",
+        &text,
+        "MiB",
+        Promise::AtMost(56.0),
+        &[bytes / machines as f64 / MIB],
+    );
     Ok(())
 }
 
 /// Bytes in all.
 fn memory(server: &Server, machines: usize) -> Result<f64> {
     let vms = vms(server);
-    ensure!(vms.len() >= machines, "{machines} machines run, and {} VM processes were found", vms.len());
+    ensure!(
+        vms.len() >= machines,
+        "{machines} machines run, and {} VM processes were found",
+        vms.len()
+    );
     let (mut shares, mut shared_memory) = (0, 0);
     for pid in vms {
         let file = format!("/proc/{pid}/smaps_rollup");
@@ -55,7 +65,8 @@ fn memory(server: &Server, machines: usize) -> Result<f64> {
         shares += field(&rollup, "Pss:")?;
         shared_memory += field(&rollup, "Pss_Shmem:")?;
     }
-    // A template's pages count in part for each VM that maps them; those that none maps are the server's.
+    // A template's pages count in part for each VM that maps them; those that none maps are the
+    // server's.
     let held = templates(server.pid())?;
     Ok((shares + held.saturating_sub(shared_memory)) as f64)
 }
@@ -79,7 +90,8 @@ fn templates(server: u32) -> Result<u64> {
     for (number, target) in process::descriptors(server.cast_signed()) {
         if target.starts_with("/memfd:caddis-template") {
             let path = format!("/proc/{server}/fd/{number}");
-            let file = std::fs::metadata(Path::new(&path)).with_context(|| format!("looking at {path}"))?;
+            let file = std::fs::metadata(Path::new(&path))
+                .with_context(|| format!("looking at {path}"))?;
             bytes += std::os::unix::fs::MetadataExt::blocks(&file) * 512;
         }
     }
@@ -89,7 +101,8 @@ fn templates(server: u32) -> Result<u64> {
 
 /// A field of `smaps_rollup`, bytes.
 fn field(rollup: &str, name: &str) -> Result<u64> {
-    let line = rollup.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
+    let line =
+        rollup.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
     let kib = line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
     Ok(kib.with_context(|| format!("no number in {line}"))? * 1024)
 }

@@ -1,6 +1,6 @@
-//! Start of a stopped machine, from the request to its program's first output: with a restored VM waiting, with the
-//! pool just emptied, without a pool; beside it the same machine as a cold boot, and podman's start of a container that
-//! is there. With each what it costs the host's processors.
+//! Start of a stopped machine, from the request to its program's first output: with a restored VM
+//! waiting, with the pool just emptied, without a pool; beside it the same machine as a cold boot,
+//! and podman's start of a container that is there. With each what it costs the host's processors.
 
 mod side;
 
@@ -31,14 +31,19 @@ struct Measured {
 /// # Errors
 /// When a server does not start. Sides that can't be measured are lines of the report.
 pub async fn measure(bench: &mut Bench) -> Result<()> {
-    let (pooled, off, rival) = (bench.server(Pool::On).await?, bench.server(Pool::Off).await?, bench.rival().await);
+    let (pooled, off, rival) =
+        (bench.server(Pool::On).await?, bench.server(Pool::Off).await?, bench.rival().await);
     let podman = match &rival {
         Ok(rival) => Side::podman(rival).await,
         Err(error) => Err(anyhow!("{error:#}")),
     };
     let side = |key, text, side| Measured { key, text, side, costs: Vec::new() };
     let mut sides = [
-        side("start-hit", "start with a restored VM waiting, request to first output", Side::hit(&pooled).await),
+        side(
+            "start-hit",
+            "start with a restored VM waiting, request to first output",
+            Side::hit(&pooled).await,
+        ),
         side("start-empty", "the same with the pool empty", Side::empty(&pooled).await),
         side("start-off", "the same without a pool", Side::off(&off).await),
         side("start-cold", "beside it: the same machine as a cold boot", Side::cold(&off).await),
@@ -77,19 +82,39 @@ async fn sample(side: &Side) -> Result<Cost> {
 
 fn add_lines(report: &mut Report, sides: &[Measured; 5]) {
     // Rounds of one side are compared with the same rounds of another: one that fell out has none.
-    let costs = |measured: &Measured| if measured.side.is_ok() { measured.costs.clone() } else { Vec::new() };
+    let costs = |measured: &Measured| {
+        if measured.side.is_ok() { measured.costs.clone() } else { Vec::new() }
+    };
     let [hit, empty, off, cold, podman] = sides;
     for measured in sides {
         match &measured.side {
-            Ok(_) => report.samples(measured.key, measured.text, "ms", Promise::None, &times(&measured.costs)),
+            Ok(_) => report.samples(
+                measured.key,
+                measured.text,
+                "ms",
+                Promise::None,
+                &times(&measured.costs),
+            ),
             Err(error) => report.failed(measured.key, measured.text, &format!("{error:#}")),
         }
     }
     let mut ratio = |key: &str, text: &str, promise, over, under| {
         report.ratio(key, text, promise, &times(&costs(over)), &times(&costs(under)));
     };
-    ratio("start-hit/podman", "start with a VM waiting against `podman start`", Promise::AtMost(1.0), hit, podman);
-    ratio("cold/start-hit", "cold boot against start with a VM waiting", Promise::AtLeast(4.0), cold, hit);
+    ratio(
+        "start-hit/podman",
+        "start with a VM waiting against `podman start`",
+        Promise::AtMost(1.0),
+        hit,
+        podman,
+    );
+    ratio(
+        "cold/start-hit",
+        "cold boot against start with a VM waiting",
+        Promise::AtLeast(4.0),
+        cold,
+        hit,
+    );
     ratio(
         "start-empty/podman",
         "start with the pool empty against `podman start`",
@@ -98,8 +123,20 @@ fn add_lines(report: &mut Report, sides: &[Measured; 5]) {
         podman,
     );
     // Both are emulation: it depends on the processor alone how podman compares with that.
-    ratio("cold/start-empty", "cold boot against start with the pool empty", Promise::AtLeast(4.0), cold, empty);
-    ratio("start-off/podman", "start without a pool against `podman start`", Promise::None, off, podman);
+    ratio(
+        "cold/start-empty",
+        "cold boot against start with the pool empty",
+        Promise::AtLeast(4.0),
+        cold,
+        empty,
+    );
+    ratio(
+        "start-off/podman",
+        "start without a pool against `podman start`",
+        Promise::None,
+        off,
+        podman,
+    );
     ratio("cold/start-off", "cold boot against start without a pool", Promise::None, cold, off);
     // While the pool is emptied other starts cost processor time too.
     for measured in [hit, off, cold, podman] {
@@ -119,16 +156,19 @@ fn until_quiet(costs: &[Cost]) -> Vec<f64> {
 }
 
 fn add_busy(report: &mut Report, key: &str, costs: &[Cost]) {
-    let meanwhile: Vec<_> = costs.iter().filter_map(|cost| cost.busy).map(|busy| busy.meanwhile_ms).collect();
-    for (suffix, text, samples) in
-        [("cpu", "until the output", meanwhile), ("cpu-all", "until the host is quiet", until_quiet(costs))]
-    {
+    let meanwhile: Vec<_> =
+        costs.iter().filter_map(|cost| cost.busy).map(|busy| busy.meanwhile_ms).collect();
+    for (suffix, text, samples) in [
+        ("cpu", "until the output", meanwhile),
+        ("cpu-all", "until the host is quiet", until_quiet(costs)),
+    ] {
         let (key, text) = (format!("{key}-{suffix}"), format!("host CPU of {key}, {text}"));
         // A few quiet moments of a busy host are no measurement.
         if samples.len() * 2 > costs.len() {
             report.samples(&key, &text, "ms", Promise::None, &samples);
         } else {
-            let reason = format!("the host was quiet before {} of {} runs only", samples.len(), costs.len());
+            let reason =
+                format!("the host was quiet before {} of {} runs only", samples.len(), costs.len());
             report.failed(&key, &text, &reason);
         }
     }

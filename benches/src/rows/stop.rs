@@ -1,4 +1,5 @@
-//! Stop of a running machine, from the request until a waiting client sees `stopped`: its VM was killed.
+//! Stop of a running machine, from the request until a waiting client sees `stopped`: its VM was
+//! killed.
 
 use std::time::Instant;
 
@@ -34,6 +35,12 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         machine.stop().await?;
         times.push(milliseconds(began));
     }
-    bench.report.samples("stop", "stop, request until a waiting client sees `stopped`", "ms", Promise::None, &times);
+    bench.report.samples(
+        "stop",
+        "stop, request until a waiting client sees `stopped`",
+        "ms",
+        Promise::None,
+        &times,
+    );
     Ok(())
 }

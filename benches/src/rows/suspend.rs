@@ -1,6 +1,6 @@
-//! Suspend and resume of a machine of 256 MB whose program holds 100 MB of random bytes: each from the request until a
-//! waiting client sees the state. Beside them what the host takes for as many bytes: written to a file and through to the
-//! disk, and read again.
+//! Suspend and resume of a machine of 256 MB whose program holds 100 MB of random bytes: each from
+//! the request until a waiting client sees the state. Beside them what the host takes for as many
+//! bytes: written to a file and through to the disk, and read again.
 
 use std::{
     fs::File,
@@ -42,7 +42,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     machine.first_output(String::new()).await?;
     machine.wait("started").await?;
     let runs = bench.repeat(20, 3);
-    let (mut suspends, mut resumes, mut writes, mut reads) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut suspends, mut resumes, mut writes, mut reads) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let beside = bench.work().join("written");
     let snapshot = server.data().join("worker/machines").join(machine.id()).join("memory.snapshot");
     for run in 0..runs {
@@ -75,15 +76,28 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         &suspends,
     );
     report.samples("resume", "resume of it, request to `started`", "ms", promise, &resumes);
-    report.samples("write", "beside it: as many bytes written to a file, with fdatasync", "ms", promise, &writes);
+    report.samples(
+        "write",
+        "beside it: as many bytes written to a file, with fdatasync",
+        "ms",
+        promise,
+        &writes,
+    );
     report.samples("read", "beside it: read again", "ms", promise, &reads);
     let text = "suspend against writing as many bytes";
     report.ratio("suspend/write", text, Promise::AtMost(MOST_WRITES), &suspends, &writes);
-    report.ratio("resume/read", "resume against reading as many bytes", Promise::AtMost(MOST_READS), &resumes, &reads);
+    report.ratio(
+        "resume/read",
+        "resume against reading as many bytes",
+        Promise::AtMost(MOST_READS),
+        &resumes,
+        &reads,
+    );
     Ok(())
 }
 
-/// How long it takes to write what is in a file to another and through to the disk, and to read it again; milliseconds.
+/// How long it takes to write what is in a file to another and through to the disk, and to read it
+/// again; milliseconds.
 fn copy(from: &Path, to: &Path) -> Result<(f64, f64)> {
     let mut bytes = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
     let began = Instant::now();

@@ -12,8 +12,8 @@ use utoipa::{
 
 use crate::{ApiDuration, Signal};
 
-/// The configuration as JSON, with every field it was sent with, known here or not. Kept as its text, which clones share:
-/// values take up to fifty times as much memory.
+/// The configuration as JSON, with every field it was sent with, known here or not. Kept as its
+/// text, which clones share: values take up to fifty times as much memory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RawConfig(Arc<str>);
 
@@ -94,8 +94,8 @@ impl ToSchema for RawConfig {
     }
 }
 
-/// A machine's configuration. The fields that this build acts on, and some that it checks and stores; others are stored
-/// and given back as they were sent.
+/// A machine's configuration. The fields that this build acts on, and some that it checks and
+/// stores; others are stored and given back as they were sent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct MachineConfig {
@@ -173,8 +173,8 @@ pub struct Init {
     pub tty: Option<bool>,
     /// MiB.
     pub swap_size_mb: Option<u64>,
-    /// Whether the program is process 1 of namespaces of its own, as in a container. Init systems (systemd, runit,
-    /// s6-overlay, busybox's) are without being asked for. A Caddis extension.
+    /// Whether the program is process 1 of namespaces of its own, as in a container. Init systems
+    /// (systemd, runit, s6-overlay, busybox's) are without being asked for. A Caddis extension.
     pub pid_namespace: Option<bool>,
     /// Appended to the kernel's command line.
     pub kernel_args: Option<Vec<String>>,
@@ -182,11 +182,13 @@ pub struct Init {
     pub ulimits: Option<Ulimits>,
 }
 
-/// Limits of each process of a machine, its own programs and those run beside them, as `ulimit` shows them.
+/// Limits of each process of a machine, its own programs and those run beside them, as `ulimit`
+/// shows them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Ulimits {
-    /// Open files. Unless given, the soft limit is 10240 and the hard one as high as the kernel allows.
+    /// Open files. Unless given, the soft limit is 10240 and the hard one as high as the kernel
+    /// allows.
     pub nofile: Option<Ulimit>,
     /// Processes and threads of a user. Unless given, there is no limit but the memory.
     pub nproc: Option<Ulimit>,

@@ -1,5 +1,5 @@
-//! Durations in the forms that clients of the reference send: Go's notation (`"1m30s"`), a number whose unit depends on
-//! the field, or that number as text.
+//! Durations in the forms that clients of the reference send: Go's notation (`"1m30s"`), a number
+//! whose unit depends on the field, or that number as text.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -12,8 +12,8 @@ use utoipa::{
     },
 };
 
-/// A duration that writes Go's notation. Reads the same; a number in JSON counts nanoseconds, as Go's clients send them,
-/// and one in a text seconds.
+/// A duration that writes Go's notation. Reads the same; a number in JSON counts nanoseconds, as
+/// Go's clients send them, and one in a text seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ApiDuration(pub Duration);
 
@@ -22,14 +22,23 @@ pub struct ApiDuration(pub Duration);
 #[error("invalid duration '{0}', write for example 15s, 1m30s or 500ms")]
 pub struct InvalidDuration(pub String);
 
-const UNITS: &[(&str, f64)] =
-    &[("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("μs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+const UNITS: &[(&str, f64)] = &[
+    ("ns", 1.0),
+    ("us", 1e3),
+    ("µs", 1e3),
+    ("μs", 1e3),
+    ("ms", 1e6),
+    ("s", 1e9),
+    ("m", 60e9),
+    ("h", 3600e9),
+];
 
 /// Shortest time that anybody means; below it somebody has counted nanoseconds in another unit.
 const SHORTEST: Duration = Duration::from_millis(1);
 
 impl ApiDuration {
-    /// Why nobody can mean so short a time, unless it is zero. Asked of what is sent; what is stored may be such.
+    /// Why nobody can mean so short a time, unless it is zero. Asked of what is sent; what is
+    /// stored may be such.
     ///
     /// # Errors
     /// The end of a sentence that begins with the field's name.
@@ -72,7 +81,8 @@ impl FromStr for ApiDuration {
             let value: f64 = rest[..digits].parse().map_err(|_| invalid())?;
             rest = &rest[digits..];
             let letters = rest.find(is_digit).unwrap_or(rest.len());
-            let (_, factor) = UNITS.iter().find(|(unit, _)| *unit == &rest[..letters]).ok_or_else(invalid)?;
+            let (_, factor) =
+                UNITS.iter().find(|(unit, _)| *unit == &rest[..letters]).ok_or_else(invalid)?;
             nanoseconds += value * factor;
             rest = &rest[letters..];
         }
@@ -139,7 +149,9 @@ fn sent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sent>, D::E
 impl<'de> Deserialize<'de> for ApiDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let read = match sent(deserializer)? {
-            None => return Err(de::Error::custom("invalid duration null, write for example \"15s\"")),
+            None => {
+                return Err(de::Error::custom("invalid duration null, write for example \"15s\""));
+            }
             Some(Sent::Text(text)) => text.parse(),
             Some(Sent::Number(number)) => {
                 Self::from_nanoseconds(number).ok_or_else(|| InvalidDuration(number.to_string()))
@@ -159,7 +171,8 @@ pub fn whole_seconds_schema() -> Schema {
         .into()
 }
 
-/// For `#[serde(deserialize_with)]`: a field that counts whole seconds, in any form; fractions are rounded up.
+/// For `#[serde(deserialize_with)]`: a field that counts whole seconds, in any form; fractions are
+/// rounded up.
 ///
 /// # Errors
 /// When it is no duration.
@@ -192,14 +205,29 @@ mod tests {
             assert_eq!(duration.0.as_millis(), millis, "{text}");
             assert_eq!(duration.to_string(), shown);
         }
-        for bad in ["", "s", "-1s", "-1", "1x", "99999999999h", ".", "1.2.3", "1s2", "10 s", "٣s", "99999999999999"] {
+        for bad in [
+            "",
+            "s",
+            "-1s",
+            "-1",
+            "1x",
+            "99999999999h",
+            ".",
+            "1.2.3",
+            "1s2",
+            "10 s",
+            "٣s",
+            "99999999999999",
+        ] {
             assert!(bad.parse::<ApiDuration>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn numbers_are_nanoseconds_and_seconds_in_a_text() {
-        let read = |json: &str| serde_json::from_str::<ApiDuration>(json).map(|duration| duration.0.as_millis());
+        let read = |json: &str| {
+            serde_json::from_str::<ApiDuration>(json).map(|duration| duration.0.as_millis())
+        };
         for (json, millis) in [
             ("15000000000", 15_000),
             ("1.5e10", 15_000),
@@ -227,8 +255,12 @@ mod tests {
 
     #[test]
     fn what_nobody_means_is_read_and_told_apart() {
-        for (json, told) in [("3", Some("write \"3s\" for seconds")), ("0", None), ("1000000", None), ("\"3s\"", None)]
-        {
+        for (json, told) in [
+            ("3", Some("write \"3s\" for seconds")),
+            ("0", None),
+            ("1000000", None),
+            ("\"3s\"", None),
+        ] {
             let checked = serde_json::from_str::<ApiDuration>(json).unwrap().check_unit();
             match told {
                 Some(told) => assert!(checked.unwrap_err().ends_with(told), "{json}"),
@@ -257,7 +289,12 @@ mod tests {
         ] {
             assert_eq!(read(json).unwrap(), seconds, "{json}");
         }
-        for json in [r#"{"timeout": -1}"#, r#"{"timeout": 1e300}"#, r#"{"timeout": "x"}"#, r#"{"timeout": {}}"#] {
+        for json in [
+            r#"{"timeout": -1}"#,
+            r#"{"timeout": 1e300}"#,
+            r#"{"timeout": "x"}"#,
+            r#"{"timeout": {}}"#,
+        ] {
             assert!(read(json).is_err(), "{json}");
         }
     }

@@ -1,4 +1,5 @@
-//! Errors as clients see them: the field's `error` and `status`, plus a stable `code`, `retryable` and the request id.
+//! Errors as clients see them: the field's `error` and `status`, plus a stable `code`, `retryable`
+//! and the request id.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -55,7 +56,10 @@ impl ErrorCode {
             Self::Aborted | Self::AlreadyExists => 409,
             Self::FailedPrecondition => 412,
             Self::TooLarge => 413,
-            Self::Unprocessable | Self::NameTaken | Self::InsufficientCapacity | Self::ImageUnavailable => 422,
+            Self::Unprocessable
+            | Self::NameTaken
+            | Self::InsufficientCapacity
+            | Self::ImageUnavailable => 422,
             Self::RateLimited => 429,
             Self::Internal => 500,
             // Not 502 or 503: the usual client sends those again by itself, also for creates.
@@ -95,7 +99,8 @@ pub struct ApiError {
     pub code: ErrorCode,
     /// Text for people; clients match on some of these, see the reference's list.
     pub message: String,
-    /// Nothing was done, though the code alone leaves that open. For the server itself: clients aren't told.
+    /// Nothing was done, though the code alone leaves that open. For the server itself: clients
+    /// aren't told.
     #[serde(skip)]
     pub nothing_done: bool,
 }

@@ -11,8 +11,8 @@ use crate::EventId;
 pub struct MachineEvent {
     /// Sorts by time.
     pub id: EventId,
-    /// `launch`, `start`, `exit`, `stop`, `restart`, `destroy`, …; `cordon`, `uncordon`, `host_status` and `oom` are no
-    /// change of its state.
+    /// `launch`, `start`, `exit`, `stop`, `restart`, `destroy`, …; `cordon`, `uncordon`,
+    /// `host_status` and `oom` are no change of its state.
     #[serde(rename = "type")]
     pub kind: String,
     /// State the machine was in after it.
@@ -21,10 +21,12 @@ pub struct MachineEvent {
     pub source: String,
     /// Milliseconds since the Unix epoch.
     pub timestamp: u64,
-    /// Of `exit` events: `exit_event` and `restart_count`. Others have none, since clients read it as the former.
+    /// Of `exit` events: `exit_event` and `restart_count`. Others have none, since clients read it
+    /// as the former.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Value>,
-    /// What other events tell: `start_kind` and `timing` of a start, `error`, `message`, …. Our addition.
+    /// What other events tell: `start_kind` and `timing` of a start, `error`, `message`, …. Our
+    /// addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Value>,
 }
@@ -46,7 +48,8 @@ impl MachineEvent {
         self.details.as_ref()?.get("error")?.as_str()
     }
 
-    /// What it tells beyond its kind and status: of an exit its request, of others its details; null for nothing.
+    /// What it tells beyond its kind and status: of an exit its request, of others its details;
+    /// null for nothing.
     pub fn told(&self) -> &Value {
         let told = if self.kind == EXIT { &self.request } else { &self.details };
         told.as_ref().unwrap_or(&Value::Null)
@@ -103,8 +106,8 @@ pub struct ExitEvent {
     pub restarting: bool,
     /// RFC 3339 with milliseconds.
     pub exited_at: String,
-    /// Why, when the program did not end by itself: `guest_oom`, `host_oom`, `vmm_crashed`, `powered_off`,
-    /// `host_reboot`, `host_drain`, `killed`. Our addition.
+    /// Why, when the program did not end by itself: `guest_oom`, `host_oom`, `vmm_crashed`,
+    /// `powered_off`, `host_reboot`, `host_drain`, `killed`. Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// Text that explains the cause. Our addition.
@@ -131,7 +134,10 @@ mod tests {
             assert_eq!(shown.as_object().unwrap().len(), 6, "{shown}");
             assert_eq!(event.clone().renewed(), event);
             let silent = event.telling(Value::Null);
-            assert_eq!(serde_json::to_value(silent.renewed()).unwrap().as_object().unwrap().len(), 5);
+            assert_eq!(
+                serde_json::to_value(silent.renewed()).unwrap().as_object().unwrap().len(),
+                5
+            );
         }
     }
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
-/// Default and largest time an exec may take, seconds: proxies in the field cut requests at a minute.
+/// Default and largest time an exec may take, seconds: proxies in the field cut requests at a
+/// minute.
 pub const MAX_TIMEOUT_SECONDS: u64 = 60;
 
 /// What is kept of each output stream, bytes; the rest is dropped and `truncated` says so.
@@ -27,7 +28,10 @@ pub struct ExecRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
     /// Seconds.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::duration::whole_seconds")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::duration::whole_seconds"
+    )]
     #[schema(schema_with = crate::duration::whole_seconds_schema)]
     pub timeout: Option<u64>,
 }
@@ -42,8 +46,11 @@ pub enum CommandLine {
     Words(Vec<String>),
 }
 
-fn words_or_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<CommandLine>, D::Error> {
-    Option::<CommandLine>::deserialize(deserializer).map_err(|_| de::Error::custom("cmd must be a string"))
+fn words_or_line<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<CommandLine>, D::Error> {
+    Option::<CommandLine>::deserialize(deserializer)
+        .map_err(|_| de::Error::custom("cmd must be a string"))
 }
 
 /// Reply of `POST …/exec`, also when the program failed.

@@ -8,8 +8,9 @@ const MOST: usize = 20;
 /// How alike two names must be, of 1.
 const CLOSE: f64 = 0.85;
 
-/// The fields of each object: those of the reference, and ours. `[]` stands for every item of a list, `*` for every key of
-/// an object whose keys are free. What is not listed has no fields, or may have any.
+/// The fields of each object: those of the reference, and ours. `[]` stands for every item of a
+/// list, `*` for every key of an object whose keys are free. What is not listed has no fields, or
+/// may have any.
 const FIELDS: &[(&str, &[&str])] = &[
     (
         "config",
@@ -62,7 +63,15 @@ const FIELDS: &[(&str, &[&str])] = &[
     ("config.checks.*.headers[]", &["name", "values"]),
     (
         "config.dns",
-        &["dns_forward_rules", "hostname", "hostname_fqdn", "nameservers", "options", "searches", "skip_registration"],
+        &[
+            "dns_forward_rules",
+            "hostname",
+            "hostname_fqdn",
+            "nameservers",
+            "options",
+            "searches",
+            "skip_registration",
+        ],
     ),
     ("config.dns.dns_forward_rules[]", &["addr", "basename"]),
     ("config.dns.options[]", &["name", "value"]),
@@ -82,7 +91,19 @@ const FIELDS: &[(&str, &[&str])] = &[
             "required_host_features",
         ],
     ),
-    ("config.init", &["cmd", "entrypoint", "exec", "kernel_args", "pid_namespace", "swap_size_mb", "tty", "ulimits"]),
+    (
+        "config.init",
+        &[
+            "cmd",
+            "entrypoint",
+            "exec",
+            "kernel_args",
+            "pid_namespace",
+            "swap_size_mb",
+            "tty",
+            "ulimits",
+        ],
+    ),
     ("config.init.ulimits", &["nofile", "nproc"]),
     ("config.init.ulimits.*", &["hard", "soft"]),
     ("config.metrics", &["https", "path", "port"]),
@@ -101,7 +122,10 @@ const FIELDS: &[(&str, &[&str])] = &[
             "volume",
         ],
     ),
-    ("config.processes[]", &["cmd", "entrypoint", "env", "env_from", "exec", "ignore_app_secrets", "secrets", "user"]),
+    (
+        "config.processes[]",
+        &["cmd", "entrypoint", "env", "env_from", "exec", "ignore_app_secrets", "secrets", "user"],
+    ),
     ("config.processes[].env_from[]", &["env_var", "field_ref"]),
     ("config.processes[].secrets[]", &["env_var", "name"]),
     ("config.restart", &["max_retries", "policy"]),
@@ -154,7 +178,14 @@ const FIELDS: &[(&str, &[&str])] = &[
     ),
     (
         "config.services[].ports[].http_options",
-        &["compress", "h2_backend", "headers_read_timeout", "idle_timeout", "replay_cache", "response"],
+        &[
+            "compress",
+            "h2_backend",
+            "headers_read_timeout",
+            "idle_timeout",
+            "replay_cache",
+            "response",
+        ],
     ),
     (
         "config.services[].ports[].http_options.replay_cache[]",
@@ -225,7 +256,9 @@ fn look(value: &Value, pattern: &str, path: &str, found: &mut Vec<String>) {
                     }
                     Some(known) if found.len() < MOST => {
                         let hint = hint(key, known).or_else(|| elsewhere(key)).unwrap_or_default();
-                        found.push(format!("{path} is not known, it is stored and has no effect{hint}"));
+                        found.push(format!(
+                            "{path} is not known, it is stored and has no effect{hint}"
+                        ));
                     }
                     Some(_) => return,
                     None if fields(&free).is_some() => look(value, &free, &path, found),
@@ -248,10 +281,12 @@ fn hint(name: &str, known: &[&str]) -> Option<String> {
     let wanted = plain(name);
     let likeness = |known: &str| {
         let known = plain(known);
-        let is_part = wanted.len().min(known.len()) > 2 && (wanted.starts_with(&known) || known.starts_with(&wanted));
+        let is_part = wanted.len().min(known.len()) > 2
+            && (wanted.starts_with(&known) || known.starts_with(&wanted));
         if is_part { 1.0 } else { strsim::jaro_winkler(&wanted, &known) }
     };
-    let (by, best) = known.iter().map(|known| (likeness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    let (by, best) =
+        known.iter().map(|known| (likeness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0))?;
     (by >= CLOSE).then(|| format!("; did you mean {best}?"))
 }
 
@@ -270,7 +305,10 @@ mod tests {
     #[test]
     fn unknown_fields_are_told_with_the_near_one_at_any_depth() {
         for (config, expected) in [
-            (json!({ "imgae": "a" }), "config.imgae is not known, it is stored and has no effect; did you mean image?"),
+            (
+                json!({ "imgae": "a" }),
+                "config.imgae is not known, it is stored and has no effect; did you mean image?",
+            ),
             (
                 json!({ "guest": { "cpu": 1 } }),
                 "config.guest.cpu is not known, it is stored and has no effect; did you mean cpus?",
@@ -303,7 +341,8 @@ mod tests {
         let free = json!({ "image": "a", "env": { "imgae": "x" }, "metadata": { "x": "y" }, "containers": [{ "odd": 1 }],
             "init": { "ulimits": { "nofile": { "soft": 1 } } }, "guest": null, "services": [null, 5] });
         assert_eq!(unknown(&free), [""; 0]);
-        let many: serde_json::Map<_, _> = (0..1000).map(|number| (format!("x{number}"), json!(1))).collect();
+        let many: serde_json::Map<_, _> =
+            (0..1000).map(|number| (format!("x{number}"), json!(1))).collect();
         assert_eq!(unknown(&Value::Object(many)).len(), MOST);
     }
 

@@ -93,7 +93,8 @@ impl VersionId {
         Self(ulid::Ulid::new().to_string())
     }
 
-    /// The id of the version that replaces this one at `unix_ms`: it sorts after it even when the clock went back.
+    /// The id of the version that replaces this one at `unix_ms`: it sorts after it even when the
+    /// clock went back.
     pub fn following(&self, unix_ms: u64) -> Self {
         Self(following(Some(&self.0), unix_ms))
     }
@@ -107,7 +108,8 @@ impl WorkerId {
 }
 
 impl EventId {
-    /// The id of an event at `unix_ms` that follows `previous`, and sorts after it even when the clock went back.
+    /// The id of an event at `unix_ms` that follows `previous`, and sorts after it even when the
+    /// clock went back.
     pub fn following(previous: Option<&Self>, unix_ms: u64) -> Self {
         Self(following(previous.map(Self::as_str), unix_ms))
     }

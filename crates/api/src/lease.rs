@@ -5,7 +5,8 @@ use utoipa::ToSchema;
 
 use crate::{LeaseNonce, VersionId, requests::OkReply};
 
-/// Default and largest time to live, seconds. The reference names no maximum; a day bounds what a lost client blocks.
+/// Default and largest time to live, seconds. The reference names no maximum; a day bounds what a
+/// lost client blocks.
 pub const DEFAULT_TTL_SECONDS: u64 = 30;
 /// See [`DEFAULT_TTL_SECONDS`].
 pub const MAX_TTL_SECONDS: u64 = 24 * 3600;
@@ -27,8 +28,8 @@ pub struct Lease {
     pub version: VersionId,
 }
 
-/// The reply to lease requests: wrapped as clients in the field expect, with the inner fields repeated at the top as
-/// the published specification has it.
+/// The reply to lease requests: wrapped as clients in the field expect, with the inner fields
+/// repeated at the top as the published specification has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaseReply {
     /// `success`.
@@ -75,7 +76,11 @@ pub struct PublicLease {
 
 impl From<&Lease> for PublicLease {
     fn from(lease: &Lease) -> Self {
-        Self { owner: lease.owner.clone(), description: lease.description.clone(), expires_at: lease.expires_at }
+        Self {
+            owner: lease.owner.clone(),
+            description: lease.description.clone(),
+            expires_at: lease.expires_at,
+        }
     }
 }
 

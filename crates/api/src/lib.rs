@@ -1,8 +1,9 @@
-//! Wire types of the Machines API: what requests and replies look like, which values are legal, and the ids they
-//! carry. Shared by server and clients; does no I/O.
+//! Wire types of the Machines API: what requests and replies look like, which values are legal, and
+//! the ids they carry. Shared by server and clients; does no I/O.
 //!
-//! A machine's configuration travels as the JSON it was sent as ([`config::RawConfig`]), so that fields this build
-//! does not know come back unchanged; [`config::MachineConfig`] is the typed reading of it.
+//! A machine's configuration travels as the JSON it was sent as ([`config::RawConfig`]), so that
+//! fields this build does not know come back unchanged; [`config::MachineConfig`] is the typed
+//! reading of it.
 #![forbid(unsafe_code)]
 
 pub mod app;

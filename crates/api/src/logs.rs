@@ -15,7 +15,8 @@ pub struct LogsReply {
 /// Where to go on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogsMeta {
-    /// Opaque; give it back as `next_token` to get what comes after this page, without loss or doubles.
+    /// Opaque; give it back as `next_token` to get what comes after this page, without loss or
+    /// doubles.
     pub next_token: String,
 }
 
@@ -35,7 +36,8 @@ pub struct LogAttributes {
     pub timestamp: String,
     /// The line, without its line end.
     pub message: String,
-    /// The line is longer than 16 KiB: it goes on in the next entry of its stream. Caddis extension.
+    /// The line is longer than 16 KiB: it goes on in the next entry of its stream. Caddis
+    /// extension.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
     /// `error` for standard error and for what went wrong with the machine, else `info`.
@@ -59,8 +61,8 @@ pub struct LogEntryMeta {
     pub event: LogProvider,
 }
 
-/// `app` for the program, `runner` for what the platform and the machine's init tell of it: starts, exits, restarts,
-/// suspends and failures.
+/// `app` for the program, `runner` for what the platform and the machine's init tell of it: starts,
+/// exits, restarts, suspends and failures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogProvider {
     /// See above.

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{LeaseNonce, MachineId, MachineState, RawConfig, VersionId, event::MachineEvent, lease::PublicLease};
+use crate::{
+    LeaseNonce, MachineId, MachineState, RawConfig, VersionId, event::MachineEvent,
+    lease::PublicLease,
+};
 
 /// A machine. Optional parts are left out by `summary` lists.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -30,7 +33,8 @@ pub struct Machine {
     pub created_at: String,
     /// RFC 3339, whole seconds.
     pub updated_at: String,
-    /// Configuration as sent, with `guest` and `restart` filled in. Lists leave it out of destroyed machines.
+    /// Configuration as sent, with `guest` and `restart` filled in. Lists leave it out of destroyed
+    /// machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<RawConfig>,
     /// Always null: configuration is known when the machine is.
@@ -46,8 +50,8 @@ pub struct Machine {
     /// `ok`, `unknown` or `unreachable`.
     #[serde(default = "ok", skip_serializing_if = "String::is_empty")]
     pub host_status: String,
-    /// Why `host_status` is not `ok`: `guest_silent` (its init does not answer), `disk_full` or `disk_error` (the VM stands
-    /// still until its disk can be written). Our addition.
+    /// Why `host_status` is not `ok`: `guest_silent` (its init does not answer), `disk_full` or
+    /// `disk_error` (the VM stands still until its disk can be written). Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_status_reason: Option<String>,
     /// Taken out of routing.
@@ -56,8 +60,8 @@ pub struct Machine {
     /// Only in the reply to a create or update with `lease_ttl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<LeaseNonce>,
-    /// Only in the reply to a create or update: what of the request, the configuration or the image has no effect on
-    /// this server. Our addition.
+    /// Only in the reply to a create or update: what of the request, the configuration or the image
+    /// has no effect on this server. Our addition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Only with `include_leases`.
@@ -75,7 +79,8 @@ pub struct Machine {
     /// Private IPv4 address, reachable from its host. Our addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_ipv4: Option<String>,
-    /// Sum of the image's layers as its registry or archive has them, compressed or not, bytes. Our addition.
+    /// Sum of the image's layers as its registry or archive has them, compressed or not, bytes. Our
+    /// addition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_size: Option<u64>,
 }

@@ -129,7 +129,11 @@ pub fn generate() -> String {
 /// 422 with the field's text.
 pub fn check_app_name(name: &str) -> Result<(), ApiError> {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if !name.is_empty() && name.len() < 63 && name.bytes().all(legal) && !name.starts_with('-') && !name.ends_with('-')
+    if !name.is_empty()
+        && name.len() < 63
+        && name.bytes().all(legal)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
     {
         return Ok(());
     }
@@ -148,7 +152,9 @@ pub fn check_machine_name(name: &str) -> Result<(), ApiError> {
     if (1..=63).contains(&name.len()) && name.bytes().all(legal) {
         return Ok(());
     }
-    Err(ApiError::invalid("invalid machine name, use 1 to 63 letters, digits, dashes, dots and underscores"))
+    Err(ApiError::invalid(
+        "invalid machine name, use 1 to 63 letters, digits, dashes, dots and underscores",
+    ))
 }
 
 #[cfg(test)]

@@ -68,7 +68,8 @@ pub enum HostState {
     Ok,
     /// It has said nothing for some seconds. The `host_status` of its machines is `unknown`.
     Suspected,
-    /// It has said nothing for longer. Its machines are shown as they were, their `host_status` is `unreachable`.
+    /// It has said nothing for longer. Its machines are shown as they were, their `host_status` is
+    /// `unreachable`.
     Unreachable,
     /// Its machines are being stopped for a shutdown, and none starts.
     Draining,
@@ -122,7 +123,8 @@ pub struct HostStatus {
 pub struct PlacementsRequest {
     /// Whose machines they would be; `personal` is the caller's own organisation.
     pub org_slug: String,
-    /// Regions to try, in their order: codes, aliases and `any`, with commas between. The server's own, then any.
+    /// Regions to try, in their order: codes, aliases and `any`, with commas between. The server's
+    /// own, then any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     /// How many machines; 0 asks how many would fit.
@@ -137,8 +139,8 @@ pub struct PlacementsRequest {
     /// Not available yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_size_bytes: Option<u64>,
-    /// `region`: how much the order of the regions counts, 50 unless given; `spread`: how much that machines are spread
-    /// over them, 1 unless given.
+    /// `region`: how much the order of the regions counts, 50 unless given; `spread`: how much that
+    /// machines are spread over them, 1 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<BTreeMap<String, i64>>,
 }

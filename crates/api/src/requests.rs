@@ -28,7 +28,10 @@ pub struct CreateMachineRequest {
     #[serde(deserialize_with = "null_is_default")]
     pub skip_service_registration: bool,
     /// Take a lease of so many seconds in the same step.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::duration::whole_seconds")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::duration::whole_seconds"
+    )]
     #[schema(schema_with = crate::duration::whole_seconds_schema)]
     pub lease_ttl: Option<u64>,
     /// Boot without the app's secrets.
@@ -85,7 +88,8 @@ pub struct MachineVersion {
     pub user_config: RawConfig,
 }
 
-/// For `#[serde(deserialize_with)]`: an explicit null counts as absent, as clients in the field send it.
+/// For `#[serde(deserialize_with)]`: an explicit null counts as absent, as clients in the field
+/// send it.
 pub fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,

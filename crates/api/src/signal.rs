@@ -91,7 +91,9 @@ const RTMAX: i32 = 64;
 
 /// A word or number that names no signal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid signal '{0}', use a name such as SIGTERM, SIGWINCH or SIGRTMIN+3, or a number from 1 to {RTMAX}")]
+#[error(
+    "invalid signal '{0}', use a name such as SIGTERM, SIGWINCH or SIGRTMIN+3, or a number from 1 to {RTMAX}"
+)]
 pub struct UnknownSignal(pub String);
 
 impl Signal {
@@ -112,7 +114,11 @@ impl Signal {
     /// # Errors
     /// When there is no such signal.
     pub fn from_number(number: i32) -> Result<Self, UnknownSignal> {
-        if (1..=RTMAX).contains(&number) { Ok(Self(number)) } else { Err(UnknownSignal(number.to_string())) }
+        if (1..=RTMAX).contains(&number) {
+            Ok(Self(number))
+        } else {
+            Err(UnknownSignal(number.to_string()))
+        }
     }
 
     /// Name with `SIG`.
@@ -135,8 +141,11 @@ impl FromStr for Signal {
             (Some(rest), _) => distance(rest, '+').map(|distance| RTMIN + distance),
             (_, Some(rest)) => distance(rest, '-').map(|distance| RTMAX - distance),
             _ => {
-                let alias = ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, number)| *number);
-                let known = || NAMES.iter().zip(1..).find(|(known, _)| known.strip_prefix("SIG") == Some(name));
+                let alias =
+                    ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, number)| *number);
+                let known = || {
+                    NAMES.iter().zip(1..).find(|(known, _)| known.strip_prefix("SIG") == Some(name))
+                };
                 alias.or_else(|| known().map(|(_, number)| number))
             }
         };
@@ -148,7 +157,9 @@ impl FromStr for Signal {
 fn distance(rest: &str, sign: char) -> Option<i32> {
     match rest.strip_prefix(sign) {
         None => rest.is_empty().then_some(0),
-        Some(digits) => digits.parse::<i32>().ok().filter(|distance| (0..=RTMAX - RTMIN).contains(distance)),
+        Some(digits) => {
+            digits.parse::<i32>().ok().filter(|distance| (0..=RTMAX - RTMIN).contains(distance))
+        }
     }
 }
 
@@ -165,7 +176,11 @@ impl PartialSchema for Signal {
             .description(Some("A Linux signal."))
             .item(one_of(Type::String).enum_values(Some(NAMES)))
             .item(one_of(Type::Integer).minimum(Some(1)).maximum(Some(RTMAX)))
-            .item(one_of(Type::String).description(Some("The same in lower case, without SIG, or the number as text.")))
+            .item(
+                one_of(Type::String).description(Some(
+                    "The same in lower case, without SIG, or the number as text.",
+                )),
+            )
             .into()
     }
 }
@@ -203,7 +218,8 @@ mod tests {
         for json in ["9", "\"SIGKILL\"", "\"kill\"", "\"9\""] {
             assert_eq!(serde_json::from_str::<Signal>(json).unwrap(), Signal::KILL, "{json}");
         }
-        for json in ["0", "65", "-1", "\"SIGFOO\"", "\"\"", "\"SIG\"", "true", "9.5", "4294967305"] {
+        for json in ["0", "65", "-1", "\"SIGFOO\"", "\"\"", "\"SIG\"", "true", "9.5", "4294967305"]
+        {
             assert!(serde_json::from_str::<Signal>(json).is_err(), "{json}");
         }
     }
@@ -213,7 +229,10 @@ mod tests {
         for number in 1..=64 {
             let signal = Signal::from_number(number).unwrap();
             assert_eq!(signal.name().parse(), Ok(signal), "{number}");
-            assert_eq!(serde_json::from_value::<Signal>(serde_json::to_value(signal).unwrap()).unwrap(), signal);
+            assert_eq!(
+                serde_json::from_value::<Signal>(serde_json::to_value(signal).unwrap()).unwrap(),
+                signal
+            );
         }
         for (name, number) in [
             ("SIGWINCH", 28),
@@ -231,7 +250,9 @@ mod tests {
         ] {
             assert_eq!(name.parse::<Signal>().map(Signal::number), Ok(number), "{name}");
         }
-        for name in ["SIGRTMIN+31", "SIGRTMIN-1", "SIGRTMAX+1", "RTMIN+", "RTMIN3", "SIGSIGTERM", "SIG32"] {
+        for name in
+            ["SIGRTMIN+31", "SIGRTMIN-1", "SIGRTMAX+1", "RTMIN+", "RTMIN3", "SIGSIGTERM", "SIG32"]
+        {
             assert!(name.parse::<Signal>().is_err(), "{name}");
         }
     }

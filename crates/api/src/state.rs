@@ -66,7 +66,15 @@ states! {
 impl MachineState {
     /// Whether no transition is in progress: what `wait?state=settled` waits for.
     pub fn is_settled(self) -> bool {
-        matches!(self, Self::Created | Self::Started | Self::Stopped | Self::Suspended | Self::Failed | Self::Destroyed)
+        matches!(
+            self,
+            Self::Created
+                | Self::Started
+                | Self::Stopped
+                | Self::Suspended
+                | Self::Failed
+                | Self::Destroyed
+        )
     }
 }
 
@@ -85,7 +93,11 @@ impl FromStr for MachineState {
     type Err = UnknownState;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.iter().copied().find(|state| state.as_str() == text).ok_or_else(|| UnknownState(text.to_owned()))
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| UnknownState(text.to_owned()))
     }
 }
 

@@ -56,10 +56,11 @@ pub struct StartSession {
     pub terminal: Option<TerminalSize>,
     /// Standard input will be sent; otherwise it is empty. A terminal always has some.
     pub stdin: bool,
-    /// `command` is for the server's own program in the machine, which copies files and needs nothing of the image: `get
-    /// [-R] PATH`, `put PATH NAME`, `find PATH`.
+    /// `command` is for the server's own program in the machine, which copies files and needs
+    /// nothing of the image: `get [-R] PATH`, `put PATH NAME`, `find PATH`.
     pub files: bool,
-    /// The machine goes on as long as this session, also when its own program ends, and ends with it.
+    /// The machine goes on as long as this session, also when its own program ends, and ends with
+    /// it.
     pub holds_machine: bool,
 }
 

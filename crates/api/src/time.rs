@@ -4,9 +4,11 @@ use jiff::Timestamp;
 
 /// RFC 3339 in UTC, whole seconds, as machines carry it: `2026-03-31T06:08:08Z`.
 pub fn seconds(time: Timestamp) -> String {
-    time.round(jiff::TimestampRound::new().smallest(jiff::Unit::Second).mode(jiff::RoundMode::Trunc))
-        .unwrap_or(time)
-        .to_string()
+    time.round(
+        jiff::TimestampRound::new().smallest(jiff::Unit::Second).mode(jiff::RoundMode::Trunc),
+    )
+    .unwrap_or(time)
+    .to_string()
 }
 
 /// RFC 3339 in UTC with milliseconds: `2026-03-31T06:08:08.123Z`.
@@ -19,9 +21,13 @@ pub fn unix_ms(time: Timestamp) -> u64 {
     u64::try_from(time.as_millisecond()).unwrap_or(0)
 }
 
-/// The time `unix_ms` milliseconds after the Unix epoch; the latest time there is when out of range.
+/// The time `unix_ms` milliseconds after the Unix epoch; the latest time there is when out of
+/// range.
 pub fn from_unix_ms(unix_ms: u64) -> Timestamp {
-    i64::try_from(unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
+    i64::try_from(unix_ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use utoipa::ToSchema;
 
 use crate::{MachineId, WorkerId};
 
-/// One line of `GET /v1/apps/{app}/machines/usage`: the machines of the app that have a VM on one host right now.
-/// It takes the place of that host's last line.
+/// One line of `GET /v1/apps/{app}/machines/usage`: the machines of the app that have a VM on one
+/// host right now. It takes the place of that host's last line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct UsageSample {
     /// Which host.
@@ -20,7 +20,8 @@ pub struct UsageSample {
 pub struct MachineUsage {
     /// Which machine.
     pub id: MachineId,
-    /// Processor time since the last line, percent of one processor. Absent for a VM that was not in the last line.
+    /// Processor time since the last line, percent of one processor. Absent for a VM that was not
+    /// in the last line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<f64>,
     /// Processor time since the VM began, seconds.

@@ -1,5 +1,5 @@
-//! Checks a configuration and brings it into the form it is stored in: defaults for `guest` and `restart` filled in,
-//! `size` expanded, services completed, all else as sent.
+//! Checks a configuration and brings it into the form it is stored in: defaults for `guest` and
+//! `restart` filled in, `size` expanded, services completed, all else as sent.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,8 @@ pub const MAX_ROOTFS_GIB: u64 = 500;
 pub const MAX_FILES_BYTES: usize = 4 * 1024 * 1024;
 /// What each of them takes besides content and path, bytes.
 const EACH_FILE: usize = 64;
-/// Largest sum of argument and environment strings, bytes: what Linux gives an exec by default, halved.
+/// Largest sum of argument and environment strings, bytes: what Linux gives an exec by default,
+/// halved.
 pub const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
 /// Limits of processes, at least: fewer open files start no program.
 const MIN_ULIMIT: u64 = 16;
@@ -78,10 +79,13 @@ fn check_objects(raw: &Map<String, Value>, config: &MachineConfig) -> Result<(),
             }
             (Value::Array(raw), Value::Array(read)) => {
                 let mut pairs = raw.iter().zip(read).enumerate();
-                pairs.try_for_each(|(index, (raw, read))| check(&format!("{path}[{index}]"), raw, read))
+                pairs.try_for_each(|(index, (raw, read))| {
+                    check(&format!("{path}[{index}]"), raw, read)
+                })
             }
             (Value::Object(raw), Value::Object(read)) => {
-                let mut pairs = raw.iter().filter_map(|(key, raw)| Some((key, raw, read.get(key)?)));
+                let mut pairs =
+                    raw.iter().filter_map(|(key, raw)| Some((key, raw, read.get(key)?)));
                 pairs.try_for_each(|(key, raw, read)| check(&format!("{path}.{key}"), raw, read))
             }
             _ => Ok(()),
@@ -90,10 +94,15 @@ fn check_objects(raw: &Map<String, Value>, config: &MachineConfig) -> Result<(),
     check("config", &json!(raw), &json!(config))
 }
 
-fn complete_guest(raw: &mut Map<String, Value>, config: &mut MachineConfig) -> Result<(), ApiError> {
+fn complete_guest(
+    raw: &mut Map<String, Value>,
+    config: &mut MachineConfig,
+) -> Result<(), ApiError> {
     let preset = match (&config.size, &config.guest) {
         (Some(_), Some(_)) => {
-            return Err(ApiError::invalid("config.size and config.guest exclude each other, give one"));
+            return Err(ApiError::invalid(
+                "config.size and config.guest exclude each other, give one",
+            ));
         }
         (Some(size), None) => preset(size)?,
         (None, _) => Guest::default(),
@@ -104,7 +113,9 @@ fn complete_guest(raw: &mut Map<String, Value>, config: &mut MachineConfig) -> R
         "shared" => (SHARED_CPUS, 256, 2048, 256),
         "performance" => (PERFORMANCE_CPUS, 2048, 8192, 1024),
         _ => {
-            return Err(ApiError::invalid("invalid config.guest.cpu_kind, use shared or performance"));
+            return Err(ApiError::invalid(
+                "invalid config.guest.cpu_kind, use shared or performance",
+            ));
         }
     };
     let cpus = *guest.cpus.get_or_insert(1);
@@ -116,13 +127,19 @@ fn complete_guest(raw: &mut Map<String, Value>, config: &mut MachineConfig) -> R
     let memory = *guest.memory_mb.get_or_insert(u64::from(cpus) * per_cpu_min);
     let (minimum, maximum) = (u64::from(cpus) * per_cpu_min, u64::from(cpus) * per_cpu_max);
     if memory < minimum {
-        return Err(ApiError::invalid(format!("invalid config.guest.memory_mb, minimum required {minimum} MiB")));
+        return Err(ApiError::invalid(format!(
+            "invalid config.guest.memory_mb, minimum required {minimum} MiB"
+        )));
     }
     if memory > maximum {
-        return Err(ApiError::invalid(format!("invalid config.guest.memory_mb, cannot exceed {maximum} MiB")));
+        return Err(ApiError::invalid(format!(
+            "invalid config.guest.memory_mb, cannot exceed {maximum} MiB"
+        )));
     }
     if !memory.is_multiple_of(step) {
-        return Err(ApiError::invalid(format!("invalid config.guest.memory_mb, must be a multiple of {step} MiB")));
+        return Err(ApiError::invalid(format!(
+            "invalid config.guest.memory_mb, must be a multiple of {step} MiB"
+        )));
     }
     if guest.max_memory_mb.is_some_and(|max| max < memory || max > maximum) {
         return Err(ApiError::invalid(format!(
@@ -146,8 +163,11 @@ fn complete_guest(raw: &mut Map<String, Value>, config: &mut MachineConfig) -> R
 }
 
 fn preset(size: &str) -> Result<Guest, ApiError> {
-    let invalid =
-        || ApiError::invalid(format!("invalid config.size '{size}', use for example shared-cpu-1x or performance-2x"));
+    let invalid = || {
+        ApiError::invalid(format!(
+            "invalid config.size '{size}', use for example shared-cpu-1x or performance-2x"
+        ))
+    };
     let (kind, count, per_cpu) = if let Some(count) = size.strip_prefix("shared-cpu-") {
         ("shared", count, 256)
     } else if let Some(count) = size.strip_prefix("performance-") {
@@ -155,7 +175,8 @@ fn preset(size: &str) -> Result<Guest, ApiError> {
     } else {
         return Err(invalid());
     };
-    let cpus: u32 = count.strip_suffix('x').and_then(|count| count.parse().ok()).ok_or_else(invalid)?;
+    let cpus: u32 =
+        count.strip_suffix('x').and_then(|count| count.parse().ok()).ok_or_else(invalid)?;
     Ok(Guest {
         cpu_kind: Some(kind.to_owned()),
         cpus: Some(cpus),
@@ -223,21 +244,34 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
     dns::check(config.dns.as_ref())?;
     check_program(config)?;
     check_files(config)?;
-    if config.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).is_some_and(|size| size > MAX_ROOTFS_GIB) {
-        return Err(ApiError::invalid(format!("invalid config.rootfs.size_gb, cannot exceed {MAX_ROOTFS_GIB}")));
+    if config
+        .rootfs
+        .as_ref()
+        .and_then(|rootfs| rootfs.size_gb)
+        .is_some_and(|size| size > MAX_ROOTFS_GIB)
+    {
+        return Err(ApiError::invalid(format!(
+            "invalid config.rootfs.size_gb, cannot exceed {MAX_ROOTFS_GIB}"
+        )));
     }
     if let Some(persist) = config.rootfs.as_ref().and_then(|rootfs| rootfs.persist.as_deref())
         && !["", "none", "never", "restart", "always"].contains(&persist)
     {
-        return Err(ApiError::invalid("invalid config.rootfs.persist, use never, restart or always"));
+        return Err(ApiError::invalid(
+            "invalid config.rootfs.persist, use never, restart or always",
+        ));
     }
     if config.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()) {
-        return Err(ApiError::invalid("config.mounts is not supported by this server, there are no volumes yet"));
+        return Err(ApiError::invalid(
+            "config.mounts is not supported by this server, there are no volumes yet",
+        ));
     }
     if let Some(schedule) = config.schedule.as_deref()
         && !["hourly", "daily", "weekly", "monthly"].contains(&schedule)
     {
-        return Err(ApiError::invalid("invalid config.schedule, use hourly, daily, weekly or monthly"));
+        return Err(ApiError::invalid(
+            "invalid config.schedule, use hourly, daily, weekly or monthly",
+        ));
     }
     for (index, service) in config.services.iter().flatten().enumerate() {
         if service.internal_port.is_none_or(|port| port == 0) {
@@ -246,12 +280,16 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
             )));
         }
         if !matches!(service.protocol.as_deref(), None | Some("" | "tcp" | "udp")) {
-            return Err(ApiError::invalid(format!("invalid config.services[{index}].protocol, use tcp or udp")));
+            return Err(ApiError::invalid(format!(
+                "invalid config.services[{index}].protocol, use tcp or udp"
+            )));
         }
     }
     for argument in config.kernel_args() {
         if !argument.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || argument.len() > 1024 {
-            return Err(ApiError::invalid("invalid kernel_args, use printable ASCII of at most 1024 characters each"));
+            return Err(ApiError::invalid(
+                "invalid kernel_args, use printable ASCII of at most 1024 characters each",
+            ));
         }
     }
     if config.kernel_args().len() > 32 {
@@ -282,13 +320,16 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
         check_ulimit("config.init.ulimits.nproc", ulimits.nproc)?;
     }
     let processes = config.processes.as_deref().unwrap_or_default();
-    if processes.len() > 1 && config.init.as_ref().and_then(|init| init.pid_namespace) == Some(true) {
+    if processes.len() > 1 && config.init.as_ref().and_then(|init| init.pid_namespace) == Some(true)
+    {
         return Err(ApiError::invalid(
             "invalid config.init.pid_namespace, a machine with several processes has no first one, use one",
         ));
     }
     if processes.len() > MAX_PROCESSES {
-        return Err(ApiError::invalid(format!("invalid config.processes, cannot exceed {MAX_PROCESSES}")));
+        return Err(ApiError::invalid(format!(
+            "invalid config.processes, cannot exceed {MAX_PROCESSES}"
+        )));
     }
     for (index, process) in processes.iter().enumerate() {
         let field = format!("config.processes[{index}]");
@@ -311,17 +352,25 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
 
 fn check_ulimit(field: &str, limit: Option<Ulimit>) -> Result<(), ApiError> {
     let Ulimit { soft, hard } = limit.unwrap_or_default();
-    if [soft, hard].into_iter().flatten().any(|number| !(MIN_ULIMIT..=MAX_ULIMIT).contains(&number)) {
-        return Err(ApiError::invalid(format!("invalid {field}, use numbers from {MIN_ULIMIT} to {MAX_ULIMIT}")));
+    if [soft, hard].into_iter().flatten().any(|number| !(MIN_ULIMIT..=MAX_ULIMIT).contains(&number))
+    {
+        return Err(ApiError::invalid(format!(
+            "invalid {field}, use numbers from {MIN_ULIMIT} to {MAX_ULIMIT}"
+        )));
     }
     if soft.zip(hard).is_some_and(|(soft, hard)| soft > hard) {
-        return Err(ApiError::invalid(format!("invalid {field}, the soft limit cannot exceed the hard one")));
+        return Err(ApiError::invalid(format!(
+            "invalid {field}, the soft limit cannot exceed the hard one"
+        )));
     }
     Ok(())
 }
 
 /// Gives the size, bytes.
-fn check_environment(field: &str, env: Option<&BTreeMap<String, String>>) -> Result<usize, ApiError> {
+fn check_environment(
+    field: &str,
+    env: Option<&BTreeMap<String, String>>,
+) -> Result<usize, ApiError> {
     env.into_iter().flatten().map(|(key, value)| check_variable(field, key, value)).sum()
 }
 
@@ -333,7 +382,9 @@ fn check_variable(field: &str, key: &str, value: &str) -> Result<usize, ApiError
         )));
     }
     if key.starts_with("FLY_") && key != "FLY_STANDBY_FOR" && key != "FLY_PROCESS_GROUP" {
-        return Err(ApiError::invalid(format!("invalid {field}, '{key}': names that begin with FLY_ are reserved")));
+        return Err(ApiError::invalid(format!(
+            "invalid {field}, '{key}': names that begin with FLY_ are reserved"
+        )));
     }
     Ok(key.len() + value.len() + EACH)
 }
@@ -351,13 +402,17 @@ fn check_files(config: &MachineConfig) -> Result<(), ApiError> {
     let mut size = 0;
     for (index, file) in config.files.iter().flatten().enumerate() {
         let field = |name: &str| format!("config.files[{index}].{name}");
-        if !file.guest_path.starts_with('/') || file.guest_path.contains('\0') || file.guest_path.ends_with('/') {
+        if !file.guest_path.starts_with('/')
+            || file.guest_path.contains('\0')
+            || file.guest_path.ends_with('/')
+        {
             return Err(ApiError::invalid(format!(
                 "invalid {}, must be the absolute path of a file",
                 field("guest_path")
             )));
         }
-        let sources = [file.raw_value.is_some(), file.secret_name.is_some(), file.image_config.is_some()];
+        let sources =
+            [file.raw_value.is_some(), file.secret_name.is_some(), file.image_config.is_some()];
         if sources.into_iter().filter(|given| *given).count() != 1 {
             return Err(ApiError::invalid(format!(
                 "invalid config.files[{index}], give exactly one of raw_value, secret_name and image_config"
@@ -367,16 +422,24 @@ fn check_files(config: &MachineConfig) -> Result<(), ApiError> {
         match file.content() {
             Some(Ok(content)) => size += content.len(),
             Some(Err(e)) => {
-                return Err(ApiError::invalid(format!("invalid {}, not base64: {e}", field("raw_value"))));
+                return Err(ApiError::invalid(format!(
+                    "invalid {}, not base64: {e}",
+                    field("raw_value")
+                )));
             }
             None => {}
         }
         if file.mode.is_some_and(|mode| mode > 0o7777) {
-            return Err(ApiError::invalid(format!("invalid {}, at most 4095 (octal 7777)", field("mode"))));
+            return Err(ApiError::invalid(format!(
+                "invalid {}, at most 4095 (octal 7777)",
+                field("mode")
+            )));
         }
     }
     if size > MAX_FILES_BYTES {
-        return Err(ApiError::invalid(format!("config.files holds {size} bytes, cannot exceed {MAX_FILES_BYTES}")));
+        return Err(ApiError::invalid(format!(
+            "config.files holds {size} bytes, cannot exceed {MAX_FILES_BYTES}"
+        )));
     }
     Ok(())
 }
@@ -406,15 +469,18 @@ mod tests {
 
     #[test]
     fn expands_sizes() {
-        let (stored, config) = normalise(raw(json!({"image": "a", "size": "performance-2x"}))).unwrap();
+        let (stored, config) =
+            normalise(raw(json!({"image": "a", "size": "performance-2x"}))).unwrap();
         assert_eq!((config.cpus(), config.memory_mib()), (2, 4096));
         assert!(!stored.fields().contains_key("size"));
     }
 
     #[test]
     fn what_earlier_releases_stored_is_read() {
-        let stored = raw(json!({"image": "a", "stop_config": {"timeout": 3, "signal": "SIGINT"}, "services": [{}],
-            "mounts": [{"volume": "vol_1", "path": "/data"}], "dns": {"hostname": "a b"}, "files": [{}]}));
+        let stored = raw(
+            json!({"image": "a", "stop_config": {"timeout": 3, "signal": "SIGINT"}, "services": [{}],
+            "mounts": [{"volume": "vol_1", "path": "/data"}], "dns": {"hostname": "a b"}, "files": [{}]}),
+        );
         assert_eq!(read(&stored).unwrap().stop_config.unwrap().timeout.unwrap().0.as_nanos(), 3);
     }
 
@@ -433,23 +499,59 @@ mod tests {
             (json!({"image": "a", "size": "shared-cpu-99999999999x"}), "invalid config.size"),
             (json!({"image": "a", "stop_config": {"timeout": "301s"}}), "cannot exceed 300s"),
             (json!({"image": "a", "stop_config": {"signal": "SIGFOO"}}), "stop_config.signal"),
-            (json!({"image": "a", "stop_config": {"timeout": 3}}), "stop_config.timeout, 3 ns is too short"),
-            (json!({"image": "a", "init": {"pid_namespace": true}, "processes": [{}, {}]}), "init.pid_namespace"),
+            (
+                json!({"image": "a", "stop_config": {"timeout": 3}}),
+                "stop_config.timeout, 3 ns is too short",
+            ),
+            (
+                json!({"image": "a", "init": {"pid_namespace": true}, "processes": [{}, {}]}),
+                "init.pid_namespace",
+            ),
             (json!({"image": "a", "env": {"A=B": "x"}}), "config.env"),
             (json!({"image": "a", "env": {"A": 1}}), "config.env.A"),
-            (json!({"image": "a", "files": [{"guest_path": "x", "raw_value": ""}]}), "config.files[0].guest_path"),
+            (
+                json!({"image": "a", "files": [{"guest_path": "x", "raw_value": ""}]}),
+                "config.files[0].guest_path",
+            ),
             (json!({"image": "a", "files": [{"guest_path": "/x"}]}), "exactly one of"),
-            (json!({"image": "a", "restart": {"policy": "sometimes"}}), "invalid config.restart.policy"),
-            (json!({"image": "a", "mounts": [{"volume": "vol_1", "path": "/data"}]}), "there are no volumes yet"),
+            (
+                json!({"image": "a", "restart": {"policy": "sometimes"}}),
+                "invalid config.restart.policy",
+            ),
+            (
+                json!({"image": "a", "mounts": [{"volume": "vol_1", "path": "/data"}]}),
+                "there are no volumes yet",
+            ),
             (json!({"image": "a", "containers": [{}]}), "config.containers"),
-            (json!({"image": "a", "processes": [{}, {"env": {"A=B": "x"}}]}), "config.processes[1].env"),
-            (json!({"image": "a", "processes": [{"cmd": ["a\0"]}]}), "config.processes[0], arguments"),
-            (json!({"image": "a", "processes": [{"env_from": [{"env_var": "", "field_ref": "id"}]}]}), "env_from"),
-            (json!({"image": "a", "processes": [{"env_from": [{"env_var": "A", "field_ref": "x"}]}]}), "field_ref"),
+            (
+                json!({"image": "a", "processes": [{}, {"env": {"A=B": "x"}}]}),
+                "config.processes[1].env",
+            ),
+            (
+                json!({"image": "a", "processes": [{"cmd": ["a\0"]}]}),
+                "config.processes[0], arguments",
+            ),
+            (
+                json!({"image": "a", "processes": [{"env_from": [{"env_var": "", "field_ref": "id"}]}]}),
+                "env_from",
+            ),
+            (
+                json!({"image": "a", "processes": [{"env_from": [{"env_var": "A", "field_ref": "x"}]}]}),
+                "field_ref",
+            ),
             (json!({"image": "a", "processes": vec![json!({}); 65]}), "cannot exceed 64"),
-            (json!({"image": "a", "guest": ["shared", 1]}), "invalid config.guest, it must be an object"),
-            (json!({"image": "a", "dns": {"options": [["ndots", "1"]]}}), "invalid config.dns.options[0], it must be"),
-            (json!({"image": "a", "files": [["/x", "YQ=="]]}), "invalid config.files[0], it must be an object"),
+            (
+                json!({"image": "a", "guest": ["shared", 1]}),
+                "invalid config.guest, it must be an object",
+            ),
+            (
+                json!({"image": "a", "dns": {"options": [["ndots", "1"]]}}),
+                "invalid config.dns.options[0], it must be",
+            ),
+            (
+                json!({"image": "a", "files": [["/x", "YQ=="]]}),
+                "invalid config.files[0], it must be an object",
+            ),
         ] {
             let error = normalise(raw(sent.clone())).unwrap_err();
             assert!(error.message.contains(expected), "{sent} gave {error}");

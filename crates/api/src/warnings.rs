@@ -30,7 +30,8 @@ const STORED: &[(&str, &str)] = &[
 pub fn warnings(config: &RawConfig) -> Vec<String> {
     let config = Value::Object(config.fields());
     let given = STORED.iter().filter(|(path, _)| is_given(&config, path));
-    let stored = given.map(|(field, why)| format!("config.{field} is stored and has no effect: {why}"));
+    let stored =
+        given.map(|(field, why)| format!("config.{field} is stored and has no effect: {why}"));
     stored.chain(fields::unknown(&config)).collect()
 }
 
@@ -64,9 +65,14 @@ mod tests {
         assert_eq!(warnings.len(), 4, "{warnings:?}");
         assert!(warnings[0].starts_with("config.checks is stored"));
         assert!(warnings[1].ends_with("once there are several hosts"));
-        assert_eq!(warnings[2], "config.processes[].secrets is stored and has no effect: there are no secrets yet");
+        assert_eq!(
+            warnings[2],
+            "config.processes[].secrets is stored and has no effect: there are no secrets yet"
+        );
         assert!(warnings[3].ends_with("did you mean image?"));
-        let skipped = serde_json::from_value(json!({"image": "a", "dns": {"skip_registration": true}})).unwrap();
+        let skipped =
+            serde_json::from_value(json!({"image": "a", "dns": {"skip_registration": true}}))
+                .unwrap();
         assert!(super::warnings(&skipped)[0].ends_with("there are no names of machines yet"));
     }
 }

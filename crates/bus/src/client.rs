@@ -49,11 +49,16 @@ impl From<BusError> for ApiError {
             BusError::Unreadable { .. } | BusError::TooLarge { .. } => Self::internal(error),
             BusError::NotDelivered(_) => Self {
                 nothing_done: true,
-                ..Self::new(ErrorCode::Unavailable, format!("unavailable: {error}; nothing was done, try again"))
+                ..Self::new(
+                    ErrorCode::Unavailable,
+                    format!("unavailable: {error}; nothing was done, try again"),
+                )
             },
             BusError::TimedOut { .. } => Self::new(
                 ErrorCode::Unavailable,
-                format!("unavailable: {error}; the request may still be carried out, look before trying again"),
+                format!(
+                    "unavailable: {error}; the request may still be carried out, look before trying again"
+                ),
             ),
         }
     }
@@ -65,7 +70,8 @@ impl WorkerClient {
         Self { bus, streams }
     }
 
-    /// Asks a worker, twice when it stays silent for `deadline`: it does nothing twice for the same request id.
+    /// Asks a worker, twice when it stays silent for `deadline`: it does nothing twice for the same
+    /// request id.
     ///
     /// # Errors
     /// [`AskError`].
@@ -118,10 +124,17 @@ impl WorkerClient {
         decode::<WorkerResult>(&subject, &answer).map_err(AskError::Bus)?.map_err(AskError::Refused)
     }
 
-    async fn stream(&self, worker: &WorkerId, payload: Bytes, deadline: Duration) -> Result<Bytes, BusError> {
+    async fn stream(
+        &self,
+        worker: &WorkerId,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, BusError> {
         let subject = || format!("{REQUESTS} of worker {worker}");
         let unreadable = |reason: String| BusError::Unreadable { subject: subject(), reason };
-        let request = Request::post(REQUESTS).body(Body::from(payload)).map_err(|e| unreadable(e.to_string()))?;
+        let request = Request::post(REQUESTS)
+            .body(Body::from(payload))
+            .map_err(|e| unreadable(e.to_string()))?;
         let answer = async {
             let body = self.streams.call(worker, request).await?.into_body();
             Ok(body.collect().await.map_err(|e| unreadable(e.to_string()))?.to_bytes())

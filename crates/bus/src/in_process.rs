@@ -1,5 +1,5 @@
-//! The bus of a single process. Payloads are bytes here too, so that nothing works on one host that would not work
-//! on many; [`Chaos`] delays, drops and repeats messages in tests.
+//! The bus of a single process. Payloads are bytes here too, so that nothing works on one host that
+//! would not work on many; [`Chaos`] delays, drops and repeats messages in tests.
 
 use std::{
     collections::HashMap,
@@ -74,7 +74,13 @@ impl InProcessBus {
     }
 
     fn handlers(&self, subject: &str) -> Vec<Arc<dyn Handler>> {
-        self.tables().handlers.get(subject).into_iter().flatten().map(|(_, handler)| handler.clone()).collect()
+        self.tables()
+            .handlers
+            .get(subject)
+            .into_iter()
+            .flatten()
+            .map(|(_, handler)| handler.clone())
+            .collect()
     }
 
     fn fault(&self) -> Fault {
@@ -85,7 +91,10 @@ impl InProcessBus {
         if random.random_bool(chaos.drop) {
             return Fault::Drop;
         }
-        Fault::Deliver { after: chaos.delay.mul_f64(random.random()), twice: random.random_bool(chaos.repeat) }
+        Fault::Deliver {
+            after: chaos.delay.mul_f64(random.random()),
+            twice: random.random_bool(chaos.repeat),
+        }
     }
 
     /// One delivery and its answer; never answers when the message or its answer got lost.
@@ -123,24 +132,41 @@ fn fits(subject: &str, message: &Bytes) -> Result<(), BusError> {
 
 #[async_trait]
 impl Bus for InProcessBus {
-    async fn request(&self, subject: &str, payload: Bytes, deadline: Duration) -> Result<Bytes, BusError> {
+    async fn request(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, BusError> {
         fits(subject, &payload)?;
-        let handler =
-            self.handlers(subject).into_iter().next().ok_or_else(|| BusError::NotDelivered(subject.to_owned()))?;
+        let handler = self
+            .handlers(subject)
+            .into_iter()
+            .next()
+            .ok_or_else(|| BusError::NotDelivered(subject.to_owned()))?;
         let answer = tokio::time::timeout(deadline, self.deliver(handler, payload))
             .await
             .map_err(|_| BusError::TimedOut { subject: subject.to_owned(), deadline })?;
         fits(subject, &answer).map(|()| answer)
     }
 
-    async fn ask_all(&self, subject: &str, payload: Bytes, window: AskWindow) -> Result<Vec<Bytes>, BusError> {
+    async fn ask_all(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        window: AskWindow,
+    ) -> Result<Vec<Bytes>, BusError> {
         fits(subject, &payload)?;
-        let mut pending: FuturesUnordered<_> =
-            self.handlers(subject).into_iter().map(|handler| self.deliver(handler, payload.clone())).collect();
+        let mut pending: FuturesUnordered<_> = self
+            .handlers(subject)
+            .into_iter()
+            .map(|handler| self.deliver(handler, payload.clone()))
+            .collect();
         let end = Instant::now() + window.deadline;
         let mut answers = Vec::new();
         loop {
-            let until = if answers.is_empty() { end } else { end.min(Instant::now() + window.quiet) };
+            let until =
+                if answers.is_empty() { end } else { end.min(Instant::now() + window.quiet) };
             match tokio::time::timeout_at(until, pending.next()).await {
                 Ok(Some(answer)) => match fits(subject, &answer) {
                     Ok(()) => answers.push(answer),

@@ -1,8 +1,9 @@
-//! Control messages between gateways and workers: request one worker, ask all workers of a region, publish and watch
-//! state. Stores nothing and carries no bulk; [`stream`] is the separate way for that.
+//! Control messages between gateways and workers: request one worker, ask all workers of a region,
+//! publish and watch state. Stores nothing and carries no bulk; [`stream`] is the separate way for
+//! that.
 //!
-//! [`Bus`] moves bytes, so that any transport fits; [`message`] says what the bytes mean, and [`WorkerClient`] asks a
-//! worker by whichever way its request and answer fit.
+//! [`Bus`] moves bytes, so that any transport fits; [`message`] says what the bytes mean, and
+//! [`WorkerClient`] asks a worker by whichever way its request and answer fit.
 #![forbid(unsafe_code)]
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +20,8 @@ pub mod stream;
 pub use client::{AskError, WorkerClient};
 pub use in_process::{Chaos, InProcessBus};
 
-/// Largest message, bytes: what NATS takes unless it is configured otherwise. What is larger goes over [`stream`].
+/// Largest message, bytes: what NATS takes unless it is configured otherwise. What is larger goes
+/// over [`stream`].
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
 /// Why a message did not get its answer.
@@ -36,8 +38,8 @@ pub enum BusError {
         /// How long we waited.
         deadline: Duration,
     },
-    /// The message, or its answer, is larger than [`MAX_MESSAGE_BYTES`]. The request was not delivered, unless it is the
-    /// answer that is too large.
+    /// The message, or its answer, is larger than [`MAX_MESSAGE_BYTES`]. The request was not
+    /// delivered, unless it is the answer that is too large.
     #[error("a message of {bytes} bytes on {subject} is larger than the bus takes")]
     TooLarge {
         /// Where it was to go.
@@ -58,12 +60,13 @@ pub enum BusError {
 /// Answers requests on a subject.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// The answer to one request, of at most [`MAX_MESSAGE_BYTES`]. May be called twice with the same request: the
-    /// transport may repeat messages.
+    /// The answer to one request, of at most [`MAX_MESSAGE_BYTES`]. May be called twice with the
+    /// same request: the transport may repeat messages.
     async fn handle(&self, request: Bytes) -> Bytes;
 }
 
-/// How long a question to all waits for answers: until nobody has answered for `quiet`, at most `deadline` in all.
+/// How long a question to all waits for answers: until nobody has answered for `quiet`, at most
+/// `deadline` in all.
 #[derive(Debug, Clone, Copy)]
 pub struct AskWindow {
     /// Ends the wait when there is at least one answer and none came for this long.
@@ -87,11 +90,21 @@ pub struct Published {
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
     /// Sends a request to the one that serves `subject` and waits for its answer.
-    async fn request(&self, subject: &str, payload: Bytes, deadline: Duration) -> Result<Bytes, BusError>;
+    async fn request(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, BusError>;
 
-    /// Sends a question to all that serve `subject` and collects answers. No answers is an empty list; one that is too
-    /// large is left out.
-    async fn ask_all(&self, subject: &str, payload: Bytes, window: AskWindow) -> Result<Vec<Bytes>, BusError>;
+    /// Sends a question to all that serve `subject` and collects answers. No answers is an empty
+    /// list; one that is too large is left out.
+    async fn ask_all(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        window: AskWindow,
+    ) -> Result<Vec<Bytes>, BusError>;
 
     /// Serves `subject` until the returned guard is dropped.
     async fn serve(&self, subject: &str, handler: Arc<dyn Handler>) -> Result<Serving, BusError>;
@@ -99,8 +112,9 @@ pub trait Bus: Send + Sync + 'static {
     /// Tells all subscribers of `subject`.
     async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError>;
 
-    /// Messages published on `subject` from now on. A receiver that is too slow loses the newest ones: publishers
-    /// number what they send, and a subscriber that sees a hole asks for everything anew.
+    /// Messages published on `subject` from now on. A receiver that is too slow loses the newest
+    /// ones: publishers number what they send, and a subscriber that sees a hole asks for
+    /// everything anew.
     async fn subscribe(&self, subject: &str) -> Result<mpsc::Receiver<Published>, BusError>;
 }
 

@@ -1,7 +1,8 @@
 //! What gateways and workers say to each other.
 //!
-//! Subjects: [`worker_subject`] for requests to one worker, [`region_subject`] for questions to all workers of a
-//! region, [`DELTAS`] for changes of state, [`ANNOUNCEMENTS`] for hosts that are there.
+//! Subjects: [`worker_subject`] for requests to one worker, [`region_subject`] for questions to all
+//! workers of a region, [`DELTAS`] for changes of state, [`ANNOUNCEMENTS`] for hosts that are
+//! there.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,8 @@ use std::{
 use bytes::Bytes;
 pub use caddis_api::images::{ImageSummary, ImportUpdate};
 use caddis_api::{
-    ApiDuration, ApiError, LeaseNonce, Machine, MachineId, MachineState, RawConfig, Signal, VersionId, WorkerId,
+    ApiDuration, ApiError, LeaseNonce, Machine, MachineId, MachineState, RawConfig, Signal,
+    VersionId, WorkerId,
     event::MachineEvent,
     exec::ProcessStat,
     lease::{Lease, PublicLease},
@@ -26,8 +28,9 @@ use crate::BusError;
 /// Where changes of machines are published, as [`Delta`]s.
 pub const DELTAS: &str = "deltas";
 
-/// Where workers say that they are there, as [`Announcement`]s: each [`ANNOUNCE_INTERVAL`], and when something in them
-/// changes. What a worker published on [`DELTAS`] before an announcement arrives before it.
+/// Where workers say that they are there, as [`Announcement`]s: each [`ANNOUNCE_INTERVAL`], and
+/// when something in them changes. What a worker published on [`DELTAS`] before an announcement
+/// arrives before it.
 pub const ANNOUNCEMENTS: &str = "announcements";
 
 /// Time between two announcements of a worker.
@@ -51,10 +54,11 @@ pub const PROTOCOL: u32 = 1;
 pub struct Envelope {
     /// What it is written in: [`PROTOCOL`] of its sender.
     pub protocol: u32,
-    /// Unique per request; a worker that sees one again gives the same answer and does nothing twice.
+    /// Unique per request; a worker that sees one again gives the same answer and does nothing
+    /// twice.
     pub request_id: String,
-    /// When its sender no longer waits for an answer, milliseconds since the Unix epoch by the sender's clock. A worker
-    /// that gets it later does not carry it out.
+    /// When its sender no longer waits for an answer, milliseconds since the Unix epoch by the
+    /// sender's clock. A worker that gets it later does not carry it out.
     pub not_after: u64,
     /// The request.
     pub request: WorkerRequest,
@@ -65,7 +69,12 @@ impl Envelope {
     pub fn new(request_id: String, timeout: Duration, request: WorkerRequest) -> Self {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis);
-        Self { protocol: PROTOCOL, request_id, not_after: now.saturating_add(millis(timeout)), request }
+        Self {
+            protocol: PROTOCOL,
+            request_id,
+            not_after: now.saturating_add(millis(timeout)),
+            request,
+        }
     }
 }
 
@@ -107,7 +116,8 @@ pub enum WorkerRequest {
     Supersede {
         /// Which.
         machine: MachineId,
-        /// Epoch of the placement elsewhere; one that is not higher than the worker's own changes nothing.
+        /// Epoch of the placement elsewhere; one that is not higher than the worker's own changes
+        /// nothing.
         epoch: u64,
     },
     /// Events, newest first. Answer: [`WorkerReply::Events`].
@@ -122,8 +132,8 @@ pub enum WorkerRequest {
         /// Of which machine.
         machine: MachineId,
     },
-    /// What a running machine's programs may have of its memory, after a change where one is asked for. Answer:
-    /// [`WorkerReply::Memory`].
+    /// What a running machine's programs may have of its memory, after a change where one is asked
+    /// for. Answer: [`WorkerReply::Memory`].
     Memory {
         /// Of which machine.
         machine: MachineId,
@@ -139,7 +149,8 @@ pub enum WorkerRequest {
         /// Of which machine.
         machine: MachineId,
     },
-    /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer: `Drained`.
+    /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer:
+    /// `Drained`.
     Drain {
         /// Guests that still run then are killed. Milliseconds.
         deadline_ms: u64,
@@ -148,7 +159,8 @@ pub enum WorkerRequest {
     Health,
 }
 
-/// A change of one machine. All but `Signal`, `SetMetadata` and `GetLease` need the lease's nonce when the machine is leased.
+/// A change of one machine. All but `Signal`, `SetMetadata` and `GetLease` need the lease's nonce
+/// when the machine is leased.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
@@ -251,8 +263,8 @@ pub struct UpdateMachine {
     pub cordoned: bool,
     /// Take a lease in the same step, or refresh the one that is held: seconds, and who asks.
     pub lease: Option<(u64, String)>,
-    /// Id of the new version, when the request may come again: one that the machine has had is not made again. Another
-    /// is taken where it would not sort after the current one.
+    /// Id of the new version, when the request may come again: one that the machine has had is not
+    /// made again. Another is taken where it would not sort after the current one.
     #[serde(default)]
     pub version: Option<VersionId>,
 }
@@ -315,8 +327,8 @@ pub enum WorkerReply {
     },
     /// Several machines.
     Machines {
-        /// In id order. Of one with a large configuration only the status; its configuration is asked for by
-        /// [`WorkerRequest::Get`].
+        /// In id order. Of one with a large configuration only the status; its configuration is
+        /// asked for by [`WorkerRequest::Get`].
         records: Vec<MachineRecord>,
         /// There are more after these.
         more: bool,
@@ -347,7 +359,8 @@ pub enum WorkerReply {
         /// How many were stopped.
         stopped: u64,
     },
-    /// The answer is larger than the bus takes: it is had over the worker's stream endpoint, by the same envelope.
+    /// The answer is larger than the bus takes: it is had over the worker's stream endpoint, by the
+    /// same envelope.
     TooLarge,
     /// State of the worker.
     Health {
@@ -362,12 +375,14 @@ pub enum WorkerReply {
 /// The worker's answer, or its error for the client.
 pub type WorkerResult = Result<WorkerReply, ApiError>;
 
-/// A machine as its worker publishes it. Of two records the one with the higher `(epoch, revision)` is newer.
+/// A machine as its worker publishes it. Of two records the one with the higher `(epoch, revision)`
+/// is newer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MachineRecord {
     /// Whose truth this is.
     pub worker: WorkerId,
-    /// Counts placements of this machine: that of a later one is the truth whatever an earlier host still says.
+    /// Counts placements of this machine: that of a later one is the truth whatever an earlier host
+    /// still says.
     pub epoch: u64,
     /// Rises with every change of this machine.
     pub revision: u64,
@@ -379,12 +394,13 @@ pub struct MachineRecord {
     pub launched: bool,
     /// The current lease, if any.
     pub lease: Option<PublicLease>,
-    /// The machine as the API shows it, without `lease` and `nonce`. Without its configuration, and its image's labels,
-    /// where who is told can have them; always without it when it is destroyed.
+    /// The machine as the API shows it, without `lease` and `nonce`. Without its configuration, and
+    /// its image's labels, where who is told can have them; always without it when it is destroyed.
     pub machine: Machine,
 }
 
-/// Bytes of a configuration above which it does not travel with the status of its machine, but is asked for.
+/// Bytes of a configuration above which it does not travel with the status of its machine, but is
+/// asked for.
 pub const LARGE_CONFIG_BYTES: usize = 128 * 1024;
 
 impl MachineRecord {
@@ -418,9 +434,9 @@ pub struct Delta {
     pub sequence: u64,
     /// The worker's process: a new one begins to count anew.
     pub incarnation: String,
-    /// The machine as it is now, with the events since its delta before this one. With its configuration when that is
-    /// another one than in the delta before, and not large ([`LARGE_CONFIG_BYTES`]). `destroyed` machines are published
-    /// once more and then forgotten.
+    /// The machine as it is now, with the events since its delta before this one. With its
+    /// configuration when that is another one than in the delta before, and not large
+    /// ([`LARGE_CONFIG_BYTES`]). `destroyed` machines are published once more and then forgotten.
     pub record: MachineRecord,
 }
 

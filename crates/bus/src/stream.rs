@@ -1,5 +1,5 @@
-//! The way for everything that is not small: exec, logs, image import. HTTP semantics; between hosts it is HTTP/2, in
-//! one process the request is handed over as it is.
+//! The way for everything that is not small: exec, logs, image import. HTTP semantics; between
+//! hosts it is HTTP/2, in one process the request is handed over as it is.
 //!
 //! What a worker serves:
 //!
@@ -29,7 +29,11 @@ pub mod frames;
 #[async_trait]
 pub trait Streams: Send + Sync + 'static {
     /// One request. The body of the answer may go on for as long as the request's purpose takes.
-    async fn call(&self, worker: &WorkerId, request: http::Request<Body>) -> Result<http::Response<Body>, BusError>;
+    async fn call(
+        &self,
+        worker: &WorkerId,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, BusError>;
 }
 
 /// Answers stream requests: what a worker gives to the process that wires it.
@@ -55,7 +59,11 @@ impl InProcessStreams {
 
 #[async_trait]
 impl Streams for InProcessStreams {
-    async fn call(&self, worker: &WorkerId, request: http::Request<Body>) -> Result<http::Response<Body>, BusError> {
+    async fn call(
+        &self,
+        worker: &WorkerId,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, BusError> {
         if *worker != self.worker {
             return Err(BusError::NotDelivered(format!("streams of worker {worker}")));
         }

@@ -14,19 +14,31 @@ use crate::settings::AcceleratorChoice;
 pub const VERDICT_FILE: &str = "kvm.json";
 
 /// Chooses; the reason is for people. Blocks for the probe.
-pub fn choose(choice: AcceleratorChoice, listen: SocketAddr, data_dir: &Path) -> Result<(Accelerator, String)> {
+pub fn choose(
+    choice: AcceleratorChoice,
+    listen: SocketAddr,
+    data_dir: &Path,
+) -> Result<(Accelerator, String)> {
     if choice == AcceleratorChoice::Emulation {
         return Ok((Accelerator::Emulation, "asked for".to_owned()));
     }
     decide(choice, listen, &probe(Some(&data_dir.join(VERDICT_FILE))))
 }
 
-fn decide(choice: AcceleratorChoice, listen: SocketAddr, verdict: &Verdict) -> Result<(Accelerator, String)> {
+fn decide(
+    choice: AcceleratorChoice,
+    listen: SocketAddr,
+    verdict: &Verdict,
+) -> Result<(Accelerator, String)> {
     match choice {
         AcceleratorChoice::Emulation => Ok((Accelerator::Emulation, "asked for".to_owned())),
         _ if verdict.usable => Ok((Accelerator::Kvm, verdict.reason.clone())),
-        AcceleratorChoice::Kvm => bail!("KVM does not work here: {}; see caddis doctor", verdict.reason),
-        AcceleratorChoice::Auto if listen.ip().is_loopback() => Ok((Accelerator::Emulation, verdict.reason.clone())),
+        AcceleratorChoice::Kvm => {
+            bail!("KVM does not work here: {}; see caddis doctor", verdict.reason)
+        }
+        AcceleratorChoice::Auto if listen.ip().is_loopback() => {
+            Ok((Accelerator::Emulation, verdict.reason.clone()))
+        }
         AcceleratorChoice::Auto => bail!(
             "KVM does not work here ({}), and under emulation VMs are not kept apart from the host well enough to serve \
              others on {listen}. Use a host with hardware virtualisation, listen on 127.0.0.1, or, if only you use it, \
@@ -43,11 +55,16 @@ mod tests {
     #[test]
     fn emulation_is_never_chosen_silently_for_others() {
         let verdict = |usable: bool| -> Verdict {
-            serde_json::from_value(serde_json::json!({ "usable": usable, "reason": "r", "boot_id": "b" })).unwrap()
+            serde_json::from_value(
+                serde_json::json!({ "usable": usable, "reason": "r", "boot_id": "b" }),
+            )
+            .unwrap()
         };
         let (loopback, others): (SocketAddr, SocketAddr) =
             ("127.0.0.1:1".parse().unwrap(), "0.0.0.0:1".parse().unwrap());
-        let chosen = |choice, listen, usable| decide(choice, listen, &verdict(usable)).map(|(chosen, _)| chosen).ok();
+        let chosen = |choice, listen, usable| {
+            decide(choice, listen, &verdict(usable)).map(|(chosen, _)| chosen).ok()
+        };
         for (choice, listen, usable, expected) in [
             (AcceleratorChoice::Auto, loopback, true, Some(Accelerator::Kvm)),
             (AcceleratorChoice::Auto, loopback, false, Some(Accelerator::Emulation)),

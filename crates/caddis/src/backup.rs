@@ -1,5 +1,5 @@
-//! `caddis backup` and `caddis restore`: consistent copies of the databases of a data directory, as one tar file, and of
-//! its installation key where that is asked for.
+//! `caddis backup` and `caddis restore`: consistent copies of the databases of a data directory, as
+//! one tar file, and of its installation key where that is asked for.
 
 use std::{
     fs::{self, File},
@@ -30,7 +30,8 @@ const PAGES: i32 = 1000;
 pub struct BackupArguments {
     /// File to write; it must not exist.
     file: PathBuf,
-    /// Save the installation key too: who has the file can then read what is encrypted on this host.
+    /// Save the installation key too: who has the file can then read what is encrypted on this
+    /// host.
     #[arg(long)]
     with_key: bool,
     /// Where the server keeps everything.
@@ -40,16 +41,18 @@ pub struct BackupArguments {
 
 /// Flags of `caddis restore`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  systemctl stop caddis; caddis restore /var/backups/caddis.tar --force; \
-                        systemctl start caddis")]
+#[command(
+    after_help = "Example:\n  systemctl stop caddis; caddis restore /var/backups/caddis.tar --force; \
+                        systemctl start caddis"
+)]
 pub struct RestoreArguments {
     /// File written by `caddis backup`.
     file: PathBuf,
     /// Where the server keeps everything.
     #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
     data_dir: PathBuf,
-    /// Replace databases that are there, and the installation key where the backup has one. Machines made since the
-    /// backup are forgotten.
+    /// Replace databases that are there, and the installation key where the backup has one.
+    /// Machines made since the backup are forgotten.
     #[arg(long)]
     force: bool,
 }
@@ -57,17 +60,28 @@ pub struct RestoreArguments {
 /// Saves the databases.
 pub async fn backup(arguments: &BackupArguments) -> Result<()> {
     ensure!(!arguments.file.exists(), "{} exists: give another name", arguments.file.display());
-    let (file, data_dir, with_key) = (arguments.file.clone(), arguments.data_dir.clone(), arguments.with_key);
+    let (file, data_dir, with_key) =
+        (arguments.file.clone(), arguments.data_dir.clone(), arguments.with_key);
     let size = tokio::task::spawn_blocking(move || save(&data_dir, &file, with_key)).await??;
-    println!("Saved {} to {} ({size} bytes)", arguments.data_dir.display(), arguments.file.display());
+    println!(
+        "Saved {} to {} ({size} bytes)",
+        arguments.data_dir.display(),
+        arguments.file.display()
+    );
     if !with_key {
-        println!("Without the installation key, which decrypts what is encrypted there: --with-key saves it too");
+        println!(
+            "Without the installation key, which decrypts what is encrypted there: --with-key saves it too"
+        );
     }
     Ok(())
 }
 
 fn save(data_dir: &Path, file: &Path, with_key: bool) -> Result<u64> {
-    ensure!(data_dir.join(instance::CATALOG).exists(), "{} is not the data directory of a server", data_dir.display());
+    ensure!(
+        data_dir.join(instance::CATALOG).exists(),
+        "{} is not the data directory of a server",
+        data_dir.display()
+    );
     let parent = match file.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -85,7 +99,8 @@ fn save(data_dir: &Path, file: &Path, with_key: bool) -> Result<u64> {
         }
         let copy = work.path().join("copy.db");
         let _ = fs::remove_file(&copy);
-        copy_database(&source, &copy).with_context(|| format!("can't copy {}", source.display()))?;
+        copy_database(&source, &copy)
+            .with_context(|| format!("can't copy {}", source.display()))?;
         archive.append_path_with_name(&copy, name)?;
     }
     if with_key {
@@ -111,11 +126,16 @@ fn copy_database(source: &Path, target: &Path) -> Result<()> {
 /// Puts the databases back.
 pub fn restore(arguments: &RestoreArguments) -> Result<()> {
     let instance = Instance::take(&arguments.data_dir)?;
-    let file = File::open(&arguments.file).with_context(|| format!("can't open {}", arguments.file.display()))?;
+    let file = File::open(&arguments.file)
+        .with_context(|| format!("can't open {}", arguments.file.display()))?;
     let key_path = instance.path(instance::INSTALLATION_KEY);
-    let is_used = key_path.exists() || DATABASES.into_iter().any(|name| instance.path(name).exists());
+    let is_used =
+        key_path.exists() || DATABASES.into_iter().any(|name| instance.path(name).exists());
     if is_used && !arguments.force {
-        bail!("{} is in use already: give --force to replace what is in it", instance.directory().display());
+        bail!(
+            "{} is in use already: give --force to replace what is in it",
+            instance.directory().display()
+        );
     }
     let work = tempfile::Builder::new().prefix(".restore-").tempdir_in(instance.directory())?;
     let (mut found, mut key) = (Vec::new(), None);
@@ -125,21 +145,38 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
         let path = entry.path()?.into_owned();
         if path == Path::new(instance::INSTALLATION_KEY) {
             let mut text = String::new();
-            entry.take(1024).read_to_string(&mut text).context("the installation key in the backup is damaged")?;
-            key = Some(InstallationKey::parse(&text).context("the installation key in the backup is damaged")?);
+            entry
+                .take(1024)
+                .read_to_string(&mut text)
+                .context("the installation key in the backup is damaged")?;
+            key = Some(
+                InstallationKey::parse(&text)
+                    .context("the installation key in the backup is damaged")?,
+            );
             continue;
         }
         let Some(name) = DATABASES.into_iter().find(|name| Path::new(name) == path) else {
-            bail!("{} is not a backup of caddis: it holds {}", arguments.file.display(), path.display());
+            bail!(
+                "{} is not a backup of caddis: it holds {}",
+                arguments.file.display(),
+                path.display()
+            );
         };
         let draft = work.path().join(found.len().to_string());
         std::io::copy(&mut entry, &mut File::create(&draft)?)?;
-        let intact = Connection::open(&draft)
-            .and_then(|database| database.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)));
-        ensure!(intact.as_deref() == Ok("ok"), "the backup of {name} is damaged; nothing was changed");
+        let intact = Connection::open(&draft).and_then(|database| {
+            database.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))
+        });
+        ensure!(
+            intact.as_deref() == Ok("ok"),
+            "the backup of {name} is damaged; nothing was changed"
+        );
         found.push((name, draft));
     }
-    ensure!(found.iter().any(|(name, _)| *name == instance::CATALOG), "this backup holds no catalog");
+    ensure!(
+        found.iter().any(|(name, _)| *name == instance::CATALOG),
+        "this backup holds no catalog"
+    );
     for (name, draft) in &found {
         let target = instance.path(name);
         if let Some(parent) = target.parent() {
@@ -150,7 +187,8 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
             let _ = fs::remove_file(format!("{}{suffix}", target.display()));
         }
         File::open(draft)?.sync_all()?;
-        fs::rename(draft, &target).with_context(|| format!("can't replace {}", target.display()))?;
+        fs::rename(draft, &target)
+            .with_context(|| format!("can't replace {}", target.display()))?;
     }
     if let Some(key) = key {
         key.write(&key_path)?;
@@ -166,12 +204,17 @@ mod tests {
     fn database(path: &Path, value: i64) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let database = Connection::open(path).unwrap();
-        database.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE IF NOT EXISTS t (x)").unwrap();
+        database
+            .execute_batch("PRAGMA journal_mode = wal; CREATE TABLE IF NOT EXISTS t (x)")
+            .unwrap();
         database.execute("INSERT INTO t VALUES (?)", [value]).unwrap();
     }
 
     fn sum(path: &Path) -> i64 {
-        Connection::open(path).unwrap().query_row("SELECT sum(x) FROM t", [], |row| row.get(0)).unwrap()
+        Connection::open(path)
+            .unwrap()
+            .query_row("SELECT sum(x) FROM t", [], |row| row.get(0))
+            .unwrap()
     }
 
     #[tokio::test]
@@ -182,7 +225,8 @@ mod tests {
         for (value, name) in DATABASES.into_iter().enumerate() {
             database(&data_dir.join(name), value as i64 + 1);
         }
-        let arguments = BackupArguments { file: file.clone(), with_key: false, data_dir: data_dir.clone() };
+        let arguments =
+            BackupArguments { file: file.clone(), with_key: false, data_dir: data_dir.clone() };
         backup(&arguments).await.unwrap();
         assert!(backup(&arguments).await.is_err(), "a backup is not written over");
         database(&data_dir.join(DATABASES[0]), 100);
@@ -202,7 +246,8 @@ mod tests {
         assert!(!key.exists(), "it was not saved");
 
         let file = directory.path().join("with_key.tar");
-        let arguments = BackupArguments { file: file.clone(), with_key: true, data_dir: data_dir.clone() };
+        let arguments =
+            BackupArguments { file: file.clone(), with_key: true, data_dir: data_dir.clone() };
         assert!(backup(&arguments).await.is_err() && !file.exists(), "there is none");
         let first = InstallationKey::create(&key).unwrap().id();
         backup(&arguments).await.unwrap();

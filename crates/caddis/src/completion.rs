@@ -7,9 +7,11 @@ use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 
 /// `caddis completion`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  source <(caddis completion bash)\n  caddis completion bash > \
+#[command(
+    after_help = "Examples:\n  source <(caddis completion bash)\n  caddis completion bash > \
                         /etc/bash_completion.d/caddis\n  echo 'source <(caddis completion zsh)' >> ~/.zshrc\n  caddis \
-                        completion fish > ~/.config/fish/completions/caddis.fish")]
+                        completion fish > ~/.config/fish/completions/caddis.fish"
+)]
 pub struct CompletionArguments {
     /// Which shell.
     shell: Shell,
@@ -30,7 +32,13 @@ pub fn print(arguments: &CompletionArguments) -> anyhow::Result<()> {
         Shell::Fish => &Fish,
     };
     let mut script = Vec::new();
-    shell.write_registration(caddis_cli::complete::VARIABLE, "caddis", "caddis", "caddis", &mut script)?;
+    shell.write_registration(
+        caddis_cli::complete::VARIABLE,
+        "caddis",
+        "caddis",
+        "caddis",
+        &mut script,
+    )?;
     io::stdout().write_all(&script)?;
     Ok(())
 }

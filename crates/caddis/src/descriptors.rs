@@ -12,8 +12,8 @@ const MOST_CONNECTIONS: u64 = 4096;
 /// Fewest.
 const FEWEST_CONNECTIONS: u64 = 16;
 
-/// Raises the limit of open files as far as allowed, and gives the most connections: half of it at most, so that VMs,
-/// databases and images have the other.
+/// Raises the limit of open files as far as allowed, and gives the most connections: half of it at
+/// most, so that VMs, databases and images have the other.
 pub fn raise() -> usize {
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
@@ -34,7 +34,8 @@ pub fn raise() -> usize {
     if limit < FEW {
         warn!(
             limit,
-            connections, "few files may be open; raise the hard limit (LimitNOFILE= of the service, ulimit -Hn)"
+            connections,
+            "few files may be open; raise the hard limit (LimitNOFILE= of the service, ulimit -Hn)"
         );
     } else {
         info!(limit, connections, "files that may be open, and connections among them");
@@ -52,7 +53,9 @@ mod tests {
 
     #[test]
     fn connections_take_half_of_the_files_at_most() {
-        for (limit, expected) in [(1, 16), (256, 128), (1024, 512), (1 << 20, 4096), (u64::MAX, 4096)] {
+        for (limit, expected) in
+            [(1, 16), (256, 128), (1024, 512), (1 << 20, 4096), (u64::MAX, 4096)]
+        {
             assert_eq!(connections(limit), expected, "{limit}");
         }
     }

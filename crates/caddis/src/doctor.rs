@@ -26,8 +26,8 @@ use crate::{
     settings::{AcceleratorChoice, ServeArguments, Settings},
 };
 
-/// What has not been tested by the project. KVM, a live systemd and cgroup v2 are tested on an emulated AMD processor
-/// (`make test-host`).
+/// What has not been tested by the project. KVM, a live systemd and cgroup v2 are tested on an
+/// emulated AMD processor (`make test-host`).
 const NOT_YET_TESTED: [&str; 3] = [
     "KVM on a real processor (AMD's is tested under emulation)",
     "KVM on an Intel processor",
@@ -122,7 +122,14 @@ fn print(report: &Report) {
     for path in report.not_yet_tested {
         println!("  - {path}");
     }
-    println!("\n{}", if report.ok { "This host can run VMs." } else { "This host can't run VMs yet: see above." });
+    println!(
+        "\n{}",
+        if report.ok {
+            "This host can run VMs."
+        } else {
+            "This host can't run VMs yet: see above."
+        }
+    );
 }
 
 /// How the server that runs with this data directory is; nothing where none does.
@@ -130,13 +137,19 @@ async fn server(data_dir: &Path) -> Option<Check> {
     let client = host::client(data_dir).ok()?;
     let name = "server";
     Some(match client.platform_status().await {
-        Ok(status) if !status.ok => {
-            Check::failed(name, status.problems.join("; "), "the server's log says more: journalctl -u caddis")
+        Ok(status) if !status.ok => Check::failed(
+            name,
+            status.problems.join("; "),
+            "the server's log says more: journalctl -u caddis",
+        ),
+        Ok(status) if !status.warnings.is_empty() => Check::warning(
+            name,
+            status.warnings.join("; "),
+            "the server's log says more: journalctl -u caddis",
+        ),
+        Ok(status) => {
+            Check::ok(name, format!("{} answers at {}", status.version, client.base_url()))
         }
-        Ok(status) if !status.warnings.is_empty() => {
-            Check::warning(name, status.warnings.join("; "), "the server's log says more: journalctl -u caddis")
-        }
-        Ok(status) => Check::ok(name, format!("{} answers at {}", status.version, client.base_url())),
         // Killed, so that its address was left.
         Err(error) => Check::warning(
             name,
@@ -171,17 +184,25 @@ fn user() -> Check {
     if nix::unistd::geteuid().is_root() {
         return Check::ok(name, "root");
     }
-    Check::failed(name, "caddis serve needs root, for taps, cgroups and the packet filter", "sudo caddis doctor")
+    Check::failed(
+        name,
+        "caddis serve needs root, for taps, cgroups and the packet filter",
+        "sudo caddis doctor",
+    )
 }
 
 fn accelerator(settings: &Settings) -> Check {
     let name = "accelerator";
     let verdict = probe(None);
     if verdict.usable && settings.accelerator != AcceleratorChoice::Emulation {
-        return Check::ok(name, format!("kvm ({}): VMs are kept apart by the processor", verdict.reason));
+        return Check::ok(
+            name,
+            format!("kvm ({}): VMs are kept apart by the processor", verdict.reason),
+        );
     }
     let meaning = "emulation: slower, and by QEMU's own policy not an isolation boundary";
-    let reason = if verdict.usable { "asked for, though KVM works".to_owned() } else { verdict.reason };
+    let reason =
+        if verdict.usable { "asked for, though KVM works".to_owned() } else { verdict.reason };
     let mend = "for other people's code use a host with hardware virtualisation (VT-x or AMD-V turned on in its firmware, \
                 or nested virtualisation turned on for a VM), and modprobe kvm_intel or kvm_amd";
     if settings.accelerator == AcceleratorChoice::Kvm {
@@ -194,12 +215,18 @@ fn qemu_version(program: &Path) -> Check {
     let name = "qemu";
     match qemu::version(program) {
         Ok(version) => {
-            let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+            let mut numbers = version
+                .split(|c: char| !c.is_ascii_digit())
+                .map(|part| part.parse::<u32>().unwrap_or(0));
             let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
             if found >= (7, 2) {
                 Check::ok(name, version)
             } else {
-                Check::failed(name, format!("{version}, needed is 7.2 or later"), "apt-get install qemu-system-x86")
+                Check::failed(
+                    name,
+                    format!("{version}, needed is 7.2 or later"),
+                    "apt-get install qemu-system-x86",
+                )
             }
         }
         Err(error) => Check::failed(name, error.to_string(), "apt-get install qemu-system-x86"),
@@ -214,9 +241,9 @@ fn kernel(settings: &Settings) -> Check {
         init: caddis_guest_init_image::INIT.into(),
         extra_modules: Vec::new(),
     };
-    let prepared = tempfile::tempdir()
-        .map_err(|error| error.to_string())
-        .and_then(|directory| boot::prepare(&source, directory.path()).map_err(|error| error.to_string()));
+    let prepared = tempfile::tempdir().map_err(|error| error.to_string()).and_then(|directory| {
+        boot::prepare(&source, directory.path()).map_err(|error| error.to_string())
+    });
     match prepared {
         Ok(files) => Check::ok(name, format!("{} ({})", files.release, settings.kernel.display())),
         Err(error) => Check::failed(
@@ -231,7 +258,9 @@ fn program(name: &'static str, argument: &str, package: &str, what: &str) -> Che
     let mut command = Command::new(name);
     match command.arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status() {
         Ok(_) => Check::ok(name, what),
-        Err(error) => Check::failed(name, format!("{error} ({what})"), format!("apt-get install {package}")),
+        Err(error) => {
+            Check::failed(name, format!("{error} ({what})"), format!("apt-get install {package}"))
+        }
     }
 }
 
@@ -246,7 +275,11 @@ fn tun() -> Check {
 fn filter(settings: &Settings) -> Check {
     match caddis_network::check_filter(&settings.allow_private) {
         Ok(()) => Check::ok("nftables", "the packet filter can be loaded"),
-        Err(error) => Check::failed("nftables", error.to_string(), "apt-get install nftables; modprobe nft_fib_inet"),
+        Err(error) => Check::failed(
+            "nftables",
+            error.to_string(),
+            "apt-get install nftables; modprobe nft_fib_inet",
+        ),
     }
 }
 
@@ -254,13 +287,13 @@ fn filter(settings: &Settings) -> Check {
 fn firewall() -> Check {
     let name = "firewall";
     let output = Command::new("nft").args(["--json", "list", "chains"]).output();
-    let Ok(listed) = output
-        .map_err(drop)
-        .and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).map_err(drop))
-    else {
+    let Ok(listed) = output.map_err(drop).and_then(|output| {
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).map_err(drop)
+    }) else {
         return Check::ok(name, "not looked at: nft lists no chains");
     };
-    let chains = listed["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
+    let chains =
+        listed["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     let dropping: Vec<_> = chains
         .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
         .map(|chain| {
@@ -272,7 +305,9 @@ fn firewall() -> Check {
         None => Check::ok(name, "nothing else drops what machines send"),
         Some(chain) => Check::warning(
             name,
-            format!("chain {chain} drops what it does not know: machines would not reach the outside"),
+            format!(
+                "chain {chain} drops what it does not know: machines would not reach the outside"
+            ),
             format!(
                 "nft insert rule {chain} iifname 'caddis*' accept; nft insert rule {chain} oifname 'caddis*' accept"
             ),
@@ -282,7 +317,8 @@ fn firewall() -> Check {
 
 fn forwarding() -> Check {
     let on = |path: &str| std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "1");
-    let (v4, v6) = (on("/proc/sys/net/ipv4/ip_forward"), on("/proc/sys/net/ipv6/conf/all/forwarding"));
+    let (v4, v6) =
+        (on("/proc/sys/net/ipv4/ip_forward"), on("/proc/sys/net/ipv6/conf/all/forwarding"));
     let name = "forwarding";
     if !Path::new("/proc/sys/net/ipv6").exists() {
         return Check::failed(
@@ -306,7 +342,10 @@ async fn network(data_dir: &Path) -> Check {
         Ok(Some(missing)) if missing.is_empty() => Check::ok(name, "all of it is in place"),
         Ok(Some(missing)) => Check::failed(
             name,
-            format!("another program removed a part of it ({}): machines don't reach the outside", missing.join(", ")),
+            format!(
+                "another program removed a part of it ({}): machines don't reach the outside",
+                missing.join(", ")
+            ),
             "start caddis serve, which puts it back and watches over it",
         ),
         Err(error) => Check::failed(name, error.to_string(), "sudo caddis doctor"),
@@ -320,9 +359,11 @@ fn port(settings: &Settings) -> Check {
         Err(_) if settings.data_dir.join(SERVER_FILE).exists() => {
             Check::ok(name, format!("{} is served by caddis", settings.listen))
         }
-        Err(error) => {
-            Check::failed(name, format!("{}: {error}", settings.listen), "give another address with --listen")
-        }
+        Err(error) => Check::failed(
+            name,
+            format!("{}: {error}", settings.listen),
+            "give another address with --listen",
+        ),
     }
 }
 
@@ -332,7 +373,8 @@ fn installation_key(data_dir: &Path) -> Check {
     match InstallationKey::open(&path) {
         Ok(None) => Check::ok(name, "not made yet; caddis serve does"),
         Ok(Some(key)) => {
-            let text = format!("{} ({}); caddis backup --with-key saves it", key.id(), path.display());
+            let text =
+                format!("{} ({}); caddis backup --with-key saves it", key.id(), path.display());
             Check::ok(name, text)
         }
         Err(error) => Check::failed(
@@ -357,14 +399,20 @@ fn disk(data_dir: &Path) -> Check {
                 Check::warning(name, text, "free some space, or give another place with --data-dir")
             }
         }
-        Err(error) => Check::failed(name, format!("{}: {error}", existing.display()), "give another with --data-dir"),
+        Err(error) => Check::failed(
+            name,
+            format!("{}: {error}", existing.display()),
+            "give another with --data-dir",
+        ),
     }
 }
 
 fn memory() -> Check {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = available.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0);
+    let kib = available
+        .and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .unwrap_or(0);
     let text = format!("{} MiB available", kib >> 10);
     if kib >= WANTED_MEMORY_KIB {
         Check::ok("memory", text)
@@ -384,7 +432,10 @@ fn cgroups() -> Check {
             };
             // Left alone when VMs are in it.
             let _ = CgroupRoot::remove(&parent);
-            Check::ok(name, format!("{version}: memory, processor time and threads of VMs are bounded"))
+            Check::ok(
+                name,
+                format!("{version}: memory, processor time and threads of VMs are bounded"),
+            )
         }
         Err(error) => Check::failed(
             name,

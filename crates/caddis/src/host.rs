@@ -23,22 +23,33 @@ pub struct HostArguments {
 
 #[derive(Debug, Subcommand)]
 enum HostCommand {
-    /// Stop the guests of this host within a deadline, for a shutdown. They start again when it is back.
+    /// Stop the guests of this host within a deadline, for a shutdown. They start again when it is
+    /// back.
     #[command(after_help = "Example:\n  caddis host drain --timeout 60")]
     Drain {
         /// Where the server keeps everything.
-        #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
+        #[arg(
+            long,
+            env = "CADDIS_DATA_DIR",
+            value_name = "DIR",
+            default_value = "/var/lib/caddis"
+        )]
         data_dir: PathBuf,
         /// Seconds after which guests that still run are left to go down with the host.
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u64,
     },
-    /// Remove what a server leaves on its host for the VMs that go on: network namespace, packet filter, routing rules,
-    /// forwarding, cgroups. What other installations have on the host stays.
+    /// Remove what a server leaves on its host for the VMs that go on: network namespace, packet
+    /// filter, routing rules, forwarding, cgroups. What other installations have on the host stays.
     #[command(after_help = "Example:\n  systemctl stop caddis; caddis host clean")]
     Clean {
         /// Where the server kept everything.
-        #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
+        #[arg(
+            long,
+            env = "CADDIS_DATA_DIR",
+            value_name = "DIR",
+            default_value = "/var/lib/caddis"
+        )]
         data_dir: PathBuf,
     },
 }
@@ -46,7 +57,9 @@ enum HostCommand {
 /// Runs it.
 pub async fn run(arguments: HostArguments) -> Result<()> {
     match arguments.command {
-        HostCommand::Drain { data_dir, timeout } => drain(&data_dir, Duration::from_secs(timeout)).await,
+        HostCommand::Drain { data_dir, timeout } => {
+            drain(&data_dir, Duration::from_secs(timeout)).await
+        }
         HostCommand::Clean { data_dir } => clean(&data_dir).await,
     }
 }
@@ -59,10 +72,12 @@ pub fn client(data_dir: &Path) -> Result<Client> {
 /// The same, and the host that the server runs on.
 fn server(data_dir: &Path) -> Result<(Client, Option<String>)> {
     let file = data_dir.join(SERVER_FILE);
-    let text =
-        std::fs::read(&file).with_context(|| format!("no server runs with data directory {}", data_dir.display()))?;
-    let server: ServerFile = serde_json::from_slice(&text).with_context(|| format!("can't read {}", file.display()))?;
-    let token = std::fs::read_to_string(data_dir.join(instance::ROOT_TOKEN)).context("can't read the root token")?;
+    let text = std::fs::read(&file)
+        .with_context(|| format!("no server runs with data directory {}", data_dir.display()))?;
+    let server: ServerFile =
+        serde_json::from_slice(&text).with_context(|| format!("can't read {}", file.display()))?;
+    let token = std::fs::read_to_string(data_dir.join(instance::ROOT_TOKEN))
+        .context("can't read the root token")?;
     Ok((Client::new(&server.url, Some(token.trim()))?, server.host))
 }
 
@@ -78,11 +93,19 @@ async fn clean(data_dir: &Path) -> Result<()> {
     let slots = SlotPool::open(SlotPoolConfig::default())?;
     caddis_vmm::qemu::end_unbound(&instance.path(instance::TEMPLATES), &slots);
     let state = instance.path(instance::NETWORK_STATE);
-    let cleaned = Network::clean(Path::new(caddis_network::RUN_DIRECTORY), instance.directory(), &state).await?;
+    let cleaned =
+        Network::clean(Path::new(caddis_network::RUN_DIRECTORY), instance.directory(), &state)
+            .await?;
     let slots_of_others = slots.clean()?;
-    println!("Removed everything of this installation from the host but {}", instance.directory().display());
+    println!(
+        "Removed everything of this installation from the host but {}",
+        instance.directory().display()
+    );
     for other in &cleaned.others {
-        println!("Another installation has its network here, which is left as it is: {}", other.display());
+        println!(
+            "Another installation has its network here, which is left as it is: {}",
+            other.display()
+        );
     }
     match slots_of_others {
         0 if cleaned.others.is_empty() => println!("Nothing else of caddis is left on this host"),

@@ -1,5 +1,5 @@
-//! The key of an installation: what is secret on its disks is encrypted with keys that are encrypted with this one. It is
-//! made at the first start and never changes.
+//! The key of an installation: what is secret on its disks is encrypted with keys that are
+//! encrypted with this one. It is made at the first start and never changes.
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
@@ -46,7 +46,10 @@ impl InstallationKey {
             format!("{name} is not an installation key: put back the one that was saved, or move it away where nothing was encrypted with it")
         })?;
         let mode = fs::metadata(path)?.mode() & 0o777;
-        ensure!(mode & 0o077 == 0, "{name} can be read by others (mode {mode:o}): chmod 600 {name}");
+        ensure!(
+            mode & 0o077 == 0,
+            "{name} can be read by others (mode {mode:o}): chmod 600 {name}"
+        );
         Ok(Some(key))
     }
 
@@ -68,9 +71,13 @@ impl InstallationKey {
         format!("{PREFIX}{}\n", STANDARD.encode(self.0))
     }
 
-    /// By what one key is told from another, without giving anything of it away: 16 hexadecimal digits.
+    /// By what one key is told from another, without giving anything of it away: 16 hexadecimal
+    /// digits.
     pub fn id(&self) -> String {
-        let digest = Sha256::new().chain_update(b"caddis installation key id").chain_update(self.0).finalize();
+        let digest = Sha256::new()
+            .chain_update(b"caddis installation key id")
+            .chain_update(self.0)
+            .finalize();
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 }
@@ -94,7 +101,9 @@ mod tests {
         assert!(InstallationKey::open(&path).err().unwrap().to_string().contains("chmod 600"));
         made.write(&path).unwrap();
         assert_eq!(InstallationKey::open(&path).unwrap().unwrap().0, made.0);
-        for damaged in ["", "caddis-key-1:", "caddis-key-1:AAAA\n", "caddis-key-2:AAAA", &made.text()[..40]] {
+        for damaged in
+            ["", "caddis-key-1:", "caddis-key-1:AAAA\n", "caddis-key-2:AAAA", &made.text()[..40]]
+        {
             fs::write(&path, damaged).unwrap();
             let error = InstallationKey::open(&path).err().unwrap().to_string();
             assert!(error.contains("is not an installation key"), "{damaged:?}: {error}");

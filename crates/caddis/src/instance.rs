@@ -27,8 +27,9 @@ pub const RESERVE: &str = "reserve";
 pub const NETWORK_STATE: &str = "network.json";
 const LOCK: &str = "lock";
 
-/// How long another process may still have the directory. A VM process that a server was just starting when it was killed
-/// holds copies of all its descriptors, this lock and its port among them, until its own program runs.
+/// How long another process may still have the directory. A VM process that a server was just
+/// starting when it was killed holds copies of all its descriptors, this lock and its port among
+/// them, until its own program runs.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Takes the lock within that time.
@@ -59,11 +60,15 @@ impl Instance {
             .with_context(|| format!("can't make the data directory {}", directory.display()))?;
         let directory = fs::canonicalize(directory)?;
         let path = directory.join(LOCK);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.with_context(|| format!("can't open {}", path.display()))?;
         match lock_in(PATIENCE, file) {
             Some(lock) => Ok(Self { directory, _lock: lock }),
-            None => bail!("the data directory {} is in use by a running caddis serve", directory.display()),
+            None => bail!(
+                "the data directory {} is in use by a running caddis serve",
+                directory.display()
+            ),
         }
     }
 
@@ -80,7 +85,8 @@ impl Instance {
     /// Says where the server is, for the command line.
     pub fn announce(&self, url: &str, host: &str) -> Result<()> {
         let file = ServerFile { url: url.to_owned(), host: Some(host.to_owned()) };
-        fs::write(self.path(SERVER_FILE), serde_json::to_vec(&file)?).context("can't write the server's address")
+        fs::write(self.path(SERVER_FILE), serde_json::to_vec(&file)?)
+            .context("can't write the server's address")
     }
 
     /// The server is no longer there.
@@ -96,13 +102,20 @@ pub fn write_secret(path: &Path, text: &str) -> Result<()> {
     let attempted = || format!("can't write {}", path.display());
     // What is left of an earlier try may be readable by others.
     let _ = fs::remove_file(&draft);
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).with_context(attempted)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)
+        .with_context(attempted)?;
     file.write_all(text.as_bytes()).with_context(attempted)?;
     file.sync_all().with_context(attempted)?;
     fs::rename(&draft, path).with_context(attempted)?;
     match path.parent() {
-        Some(directory) => File::open(directory).and_then(|directory| directory.sync_all()).with_context(attempted),
+        Some(directory) => {
+            File::open(directory).and_then(|directory| directory.sync_all()).with_context(attempted)
+        }
         None => Ok(()),
     }
 }

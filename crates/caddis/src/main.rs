@@ -1,4 +1,5 @@
-//! The binary: arguments, configuration, and the parts of a server wired together. No logic of its own.
+//! The binary: arguments, configuration, and the parts of a server wired together. No logic of its
+//! own.
 
 mod accelerator;
 mod allocator;
@@ -19,7 +20,9 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Launches VMs from OCI images, on hosts you own.
 #[derive(Debug, Parser)]
-#[command(after_help = "Examples:\n  caddis serve\n  caddis apps create hello\n  caddis machine run nginx -a hello")]
+#[command(
+    after_help = "Examples:\n  caddis serve\n  caddis apps create hello\n  caddis machine run nginx -a hello"
+)]
 #[command(name = "caddis", version, styles = caddis_cli::HELP_STYLES, disable_help_subcommand = true)]
 struct Caddis {
     #[command(flatten)]
@@ -70,7 +73,8 @@ fn main() -> ExitCode {
         Err(error) => return caddis_cli::report_usage(&error),
     };
     if let Command::Help { command } = &arguments.command {
-        let words = ["caddis"].into_iter().chain(command.iter().map(String::as_str)).chain(["--help"]);
+        let words =
+            ["caddis"].into_iter().chain(command.iter().map(String::as_str)).chain(["--help"]);
         // What is asked for this way comes as an error.
         return Caddis::try_parse_from(words)
             .map_or_else(|error| caddis_cli::report_usage(&error), |_| ExitCode::FAILURE);
@@ -86,11 +90,17 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Serve(arguments) => serve::run(*arguments).await.map(|()| ExitCode::SUCCESS),
             Command::Doctor(arguments) => doctor::run(*arguments).await,
-            Command::Backup(arguments) => backup::backup(&arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Backup(arguments) => {
+                backup::backup(&arguments).await.map(|()| ExitCode::SUCCESS)
+            }
             Command::Restore(arguments) => backup::restore(&arguments).map(|()| ExitCode::SUCCESS),
             Command::Host(arguments) => host::run(arguments).await.map(|()| ExitCode::SUCCESS),
-            Command::Completion(arguments) => completion::print(&arguments).map(|()| ExitCode::SUCCESS),
-            Command::Man(arguments) => manual::write(&arguments, Caddis::command()).map(|()| ExitCode::SUCCESS),
+            Command::Completion(arguments) => {
+                completion::print(&arguments).map(|()| ExitCode::SUCCESS)
+            }
+            Command::Man(arguments) => {
+                manual::write(&arguments, Caddis::command()).map(|()| ExitCode::SUCCESS)
+            }
             Command::Version => {
                 println!("{}", Caddis::command().render_version().trim_end());
                 Ok(ExitCode::SUCCESS)

@@ -1,4 +1,5 @@
-//! `caddis man`: the manual, a page per command, made from what the commands say of themselves in `--help`.
+//! `caddis man`: the manual, a page per command, made from what the commands say of themselves in
+//! `--help`.
 
 use std::{
     fmt::Write as _,
@@ -29,7 +30,8 @@ pub struct ManArguments {
 pub fn write(arguments: &ManArguments, mut caddis: Command) -> anyhow::Result<()> {
     caddis.build();
     let directory = &arguments.directory;
-    fs::create_dir_all(directory).with_context(|| format!("could not make {}", directory.display()))?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("could not make {}", directory.display()))?;
     let mut commands = vec![&caddis];
     let mut pages = 0;
     while let Some(command) = commands.pop() {
@@ -73,21 +75,32 @@ fn markdown(command: &Command) -> String {
         page.push_str("\n| command | |\n|---|---|\n");
         for command in commands {
             let file = command.get_display_name().unwrap_or_else(|| command.get_name());
-            let _ = writeln!(page, "| [{}]({file}.md) | {} |", command.get_name(), cell(&about(command)));
+            let _ = writeln!(
+                page,
+                "| [{}]({file}.md) | {} |",
+                command.get_name(),
+                cell(&about(command))
+            );
         }
     }
     let arguments = || command.get_arguments().filter(|argument| !argument.is_hide_set());
     table(&mut page, "argument", arguments().filter(|argument| argument.is_positional()));
-    let is_global =
-        |argument: &&Arg| argument.is_global_set() || argument.get_id() == "help" || argument.get_id() == "version";
-    table(&mut page, "option", arguments().filter(|argument| !argument.is_positional() && !is_global(argument)));
+    let is_global = |argument: &&Arg| {
+        argument.is_global_set() || argument.get_id() == "help" || argument.get_id() == "version"
+    };
+    table(
+        &mut page,
+        "option",
+        arguments().filter(|argument| !argument.is_positional() && !is_global(argument)),
+    );
     if command.get_bin_name() == Some("caddis") {
         table(&mut page, "option of every command", arguments().filter(is_global));
     }
     if let Some(examples) = command.get_after_help() {
         let examples = examples.to_string();
         let (title, lines) = examples.split_once('\n').unwrap_or(("", &examples));
-        let lines: Vec<_> = lines.lines().map(|line| line.strip_prefix("  ").unwrap_or(line)).collect();
+        let lines: Vec<_> =
+            lines.lines().map(|line| line.strip_prefix("  ").unwrap_or(line)).collect();
         let _ = writeln!(page, "\n{title}\n\n```sh\n{}\n```", lines.join("\n").trim_end());
     }
     page
@@ -101,7 +114,8 @@ fn table<'a>(page: &mut String, title: &str, arguments: impl Iterator<Item = &'a
     let mut head = format!("\n| {title} | |\n|---|---|\n");
     for argument in arguments {
         page.push_str(&std::mem::take(&mut head));
-        let _ = writeln!(page, "| `{}` | {} |", cell(&spelling(argument)), cell(&meaning(argument)));
+        let _ =
+            writeln!(page, "| `{}` | {} |", cell(&spelling(argument)), cell(&meaning(argument)));
     }
 }
 
@@ -113,29 +127,43 @@ fn cell(text: &str) -> String {
 /// How it is written: `-a, --app <NAME>`.
 fn spelling(argument: &Arg) -> String {
     // As `--help` writes it, with every name it has.
-    let mut names: Vec<_> = argument.get_short().map(|short| format!("-{short}")).into_iter().collect();
-    names.extend(argument.get_visible_short_aliases().into_iter().flatten().map(|short| format!("-{short}")));
+    let mut names: Vec<_> =
+        argument.get_short().map(|short| format!("-{short}")).into_iter().collect();
+    names.extend(
+        argument.get_visible_short_aliases().into_iter().flatten().map(|short| format!("-{short}")),
+    );
     names.extend(argument.get_long().map(|long| format!("--{long}")));
-    names.extend(argument.get_visible_aliases().into_iter().flatten().map(|long| format!("--{long}")));
+    names.extend(
+        argument.get_visible_aliases().into_iter().flatten().map(|long| format!("--{long}")),
+    );
     if argument.is_positional() {
         return argument.to_string();
     }
     let value = argument.to_string();
-    let value = value.find(['<', '[', '=', ' ']).map(|at| value[at..].to_owned()).unwrap_or_default();
+    let value =
+        value.find(['<', '[', '=', ' ']).map(|at| value[at..].to_owned()).unwrap_or_default();
     format!("{}{value}", names.join(", "))
 }
 
 fn meaning(argument: &Arg) -> String {
     let mut text = argument.get_help().map(|help| help.to_string()).unwrap_or_default();
-    let defaults: Vec<_> = argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-    if !defaults.is_empty() && argument.get_action().takes_values() && !argument.is_hide_default_value_set() {
+    let defaults: Vec<_> =
+        argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    if !defaults.is_empty()
+        && argument.get_action().takes_values()
+        && !argument.is_hide_default_value_set()
+    {
         let _ = write!(text, " [default: {}]", defaults.join(" "));
     }
     if let Some(variable) = argument.get_env().filter(|_| !argument.is_hide_env_set()) {
         let _ = write!(text, " [env: {}]", variable.to_string_lossy());
     }
-    let values: Vec<_> = argument.get_possible_values().into_iter().filter(|value| !value.is_hide_set()).collect();
-    if !values.is_empty() && argument.get_action().takes_values() && !argument.is_hide_possible_values_set() {
+    let values: Vec<_> =
+        argument.get_possible_values().into_iter().filter(|value| !value.is_hide_set()).collect();
+    if !values.is_empty()
+        && argument.get_action().takes_values()
+        && !argument.is_hide_possible_values_set()
+    {
         let names: Vec<_> = values.iter().map(|value| value.get_name().to_owned()).collect();
         let _ = write!(text, " [possible values: {}]", names.join(", "));
     }

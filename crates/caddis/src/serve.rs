@@ -37,7 +37,8 @@ const PORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long destroyed machines stay readable.
 const DESTROYED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
-/// VMs that are launched at once, for each processor of the host: while one waits for its disk another can go on.
+/// VMs that are launched at once, for each processor of the host: while one waits for its disk
+/// another can go on.
 const LAUNCHES_PER_PROCESSOR: usize = 2;
 
 /// Runs a server until SIGTERM or SIGINT.
@@ -46,13 +47,16 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     log_to_stderr(&settings)?;
     crate::allocator::give_back_what_is_large();
     if !nix::unistd::geteuid().is_root() {
-        bail!("caddis serve needs root, for taps, cgroups and the packet filter: sudo caddis serve");
+        bail!(
+            "caddis serve needs root, for taps, cgroups and the packet filter: sudo caddis serve"
+        );
     }
     let max_connections = descriptors::raise();
     let mut stop = Signals::new()?;
     let instance = Instance::take(&settings.data_dir)?;
     info!(version = env!("CARGO_PKG_VERSION"), data_dir = %instance.directory().display(), "starting");
-    // Before anything else is written: a disk that is full must not keep the server from what frees room.
+    // Before anything else is written: a disk that is full must not keep the server from what frees
+    // room.
     let reserve = Arc::new(Reserve::open(&instance.path(instance::RESERVE), caddis_disk::SIZE));
     let key = instance.path(instance::INSTALLATION_KEY);
     if InstallationKey::open(&key)?.is_none()
@@ -70,7 +74,10 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     let Some((listener, address, server)) = started? else { return Ok(()) };
     let keeping = tokio::spawn(async move { reserve.keep_whole().await });
     info!(url = %url(address), "listening on {address}");
-    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&format!("listening on {address}"))]);
+    notify(&[
+        sd_notify::NotifyState::Ready,
+        sd_notify::NotifyState::Status(&format!("listening on {address}")),
+    ]);
     let served = server.gateway.serve(listener, stop.received()).await;
     info!("stopping; machines go on running");
     notify(&[sd_notify::NotifyState::Stopping]);
@@ -87,22 +94,24 @@ async fn start(
     max_connections: usize,
     reserve: Arc<Reserve>,
 ) -> Result<(TcpListener, SocketAddr, Server)> {
-    let listener = listen(settings.listen)
-        .await
-        .with_context(|| format!("can't listen on {}; give another address with --listen", settings.listen))?;
+    let listener = listen(settings.listen).await.with_context(|| {
+        format!("can't listen on {}; give another address with --listen", settings.listen)
+    })?;
     let address = listener.local_addr()?;
     let server = Server::start(settings, instance, address, max_connections, reserve).await?;
     instance.announce(&url(address), server.worker.id().as_str())?;
     Ok((listener, address, server))
 }
 
-/// Listens. What a server that was killed was just starting has its port a moment longer than its data directory: a
-/// program that begins closes the descriptors it inherited one after the other.
+/// Listens. What a server that was killed was just starting has its port a moment longer than its
+/// data directory: a program that begins closes the descriptors it inherited one after the other.
 async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let begun = std::time::Instant::now();
     loop {
         match TcpListener::bind(address).await {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < PORT_PATIENCE => {
+            Err(error)
+                if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < PORT_PATIENCE =>
+            {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             outcome => return outcome,
@@ -120,7 +129,11 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 fn url(address: SocketAddr) -> String {
     let mut address = address;
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     format!("http://{address}")
 }
@@ -144,7 +157,10 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self> {
         let listen = |kind| tokio::signal::unix::signal(kind).context("can't listen for signals");
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     async fn received(&mut self) {
@@ -196,7 +212,8 @@ impl Server {
             memory_overcommit: settings.memory_overcommit,
             disk_overcommit: settings.disk_overcommit,
             restart_concurrency: settings.restart_concurrency,
-            launch_concurrency: LAUNCHES_PER_PROCESSOR * thread::available_parallelism().map_or(1, usize::from),
+            launch_concurrency: LAUNCHES_PER_PROCESSOR
+                * thread::available_parallelism().map_or(1, usize::from),
             log_bytes_per_machine: settings.log_bytes,
             reserved_disk: settings.reserved_disk,
             destroyed_retention: DESTROYED_RETENTION,
@@ -206,7 +223,8 @@ impl Server {
         };
         let vmm = Arc::new(vmm);
         let drivers = Drivers { vmm: vmm.clone(), slots, images: Arc::new(images), network };
-        let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
+        let worker =
+            Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
         let gateway = Gateway::new(GatewayParts {
             bus,
             streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),
@@ -291,7 +309,11 @@ async fn start_vmm(
     .await?
 }
 
-async fn open_images(settings: &Settings, instance: &Instance, amd64_level: u8) -> Result<ImageStore> {
+async fn open_images(
+    settings: &Settings,
+    instance: &Instance,
+    amd64_level: u8,
+) -> Result<ImageStore> {
     let config = ImageStoreConfig {
         insecure_registries: settings.insecure_registries.clone(),
         registry_credentials: settings.registry_credentials.clone(),

@@ -1,4 +1,5 @@
-//! Settings of the server: flag, else environment variable, else the configuration file, else the default.
+//! Settings of the server: flag, else environment variable, else the configuration file, else the
+//! default.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -35,14 +36,16 @@ pub enum LogFormat {
     Json,
 }
 
-/// Flags of `caddis serve`. Each is also an environment variable, and a key of the configuration file with the name of
-/// the flag.
+/// Flags of `caddis serve`. Each is also an environment variable, and a key of the configuration
+/// file with the name of the flag.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-#[command(after_help = "Examples:\n  caddis serve\n  caddis serve --data-dir /srv/caddis --listen 127.0.0.1:4280 \
+#[command(
+    after_help = "Examples:\n  caddis serve\n  caddis serve --data-dir /srv/caddis --listen 127.0.0.1:4280 \
                         --insecure-registry 127.0.0.1:5000\n  caddis serve --kernel /boot/vmlinuz --modules \
                         /lib/modules/6.1.0\n\nThe same in /etc/caddis/caddis.toml:\n  data-dir = \"/srv/caddis\"\n  \
-                        insecure-registry = [\"127.0.0.1:5000\"]")]
+                        insecure-registry = [\"127.0.0.1:5000\"]"
+)]
 pub struct ServeArguments {
     /// Configuration file in TOML [default: /etc/caddis/caddis.toml, if it is there].
     #[arg(long, env = "CADDIS_CONFIG", value_name = "FILE")]
@@ -60,10 +63,12 @@ pub struct ServeArguments {
     /// What runs guests [default: auto].
     #[arg(long, env = "CADDIS_ACCELERATOR", value_name = "WHAT")]
     pub accelerator: Option<AcceleratorChoice>,
-    /// Kernel that VMs boot: a bzImage or a vmlinux with the PVH note [default: the running one in /boot].
+    /// Kernel that VMs boot: a bzImage or a vmlinux with the PVH note [default: the running one in
+    /// /boot].
     #[arg(long, env = "CADDIS_KERNEL", value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// Modules of that kernel, lib/modules/VERSION [default: `modules` beside it, else those of the running kernel].
+    /// Modules of that kernel, lib/modules/VERSION [default: `modules` beside it, else those of the
+    /// running kernel].
     #[arg(long, env = "CADDIS_MODULES", value_name = "DIR")]
     pub modules: Option<PathBuf>,
     /// The QEMU program [default: qemu-system-x86_64 in PATH].
@@ -75,51 +80,59 @@ pub struct ServeArguments {
     /// Registry of image names that name none [default: docker.io].
     #[arg(long, env = "CADDIS_DEFAULT_REGISTRY", value_name = "HOST")]
     pub default_registry: Option<String>,
-    /// Credentials for registries, as `docker login` writes them [default: config.json in $DOCKER_CONFIG or ~/.docker].
+    /// Credentials for registries, as `docker login` writes them [default: config.json in
+    /// $DOCKER_CONFIG or ~/.docker].
     #[arg(long, env = "CADDIS_REGISTRY_CREDENTIALS", value_name = "FILE")]
     pub registry_credentials: Option<PathBuf>,
-    /// Private IPv4 addresses for machines [default: 10.201.0.0/16, or the next /16 that this host does not use].
+    /// Private IPv4 addresses for machines [default: 10.201.0.0/16, or the next /16 that this host
+    /// does not use].
     #[arg(long, env = "CADDIS_IPV4_POOL", value_name = "CIDR")]
     pub ipv4_pool: Option<Ipv4Net>,
     /// Private network that machines may reach all the same; may be repeated.
     #[arg(long, env = "CADDIS_ALLOW_PRIVATE", value_name = "CIDR", value_delimiter = ',')]
     pub allow_private: Vec<IpNet>,
-    /// Name server that machines' questions are forwarded to [default: those of /etc/resolv.conf]; may be repeated.
+    /// Name server that machines' questions are forwarded to [default: those of /etc/resolv.conf];
+    /// may be repeated.
     #[arg(long, env = "CADDIS_DNS", value_name = "ADDRESS", value_delimiter = ',')]
     pub dns: Vec<IpAddr>,
-    /// Memory that machines may have in all, MiB [default: fifteen sixteenths of the host's, less 512].
+    /// Memory that machines may have in all, MiB [default: fifteen sixteenths of the host's, less
+    /// 512].
     #[arg(long, env = "CADDIS_MEMORY_MB", value_name = "MIB")]
     pub memory_mb: Option<u64>,
     /// Virtual processors that may be promised per processor of the host [default: 16].
     #[arg(long, env = "CADDIS_CPU_OVERCOMMIT", value_name = "FACTOR")]
     pub cpu_overcommit: Option<f64>,
-    /// How often each MiB of that memory may be promised: above 1, VMs may be killed for want of it [default: 1].
+    /// How often each MiB of that memory may be promised: above 1, VMs may be killed for want of it
+    /// [default: 1].
     #[arg(long, env = "CADDIS_MEMORY_OVERCOMMIT", value_name = "FACTOR")]
     pub memory_overcommit: Option<f64>,
-    /// How often each GiB of the disk may be promised to root disks, which take up only what was written [default: 10].
+    /// How often each GiB of the disk may be promised to root disks, which take up only what was
+    /// written [default: 10].
     #[arg(long, env = "CADDIS_DISK_OVERCOMMIT", value_name = "FACTOR")]
     pub disk_overcommit: Option<f64>,
     /// Machines that start at once after the host was down [default: 4].
     #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
     pub restart_concurrency: Option<usize>,
-    /// VMs kept waiting for machines at most, so that starts are quick; 0 keeps none [default: 8, within a sixteenth of
-    /// the host's memory].
+    /// VMs kept waiting for machines at most, so that starts are quick; 0 keeps none [default: 8,
+    /// within a sixteenth of the host's memory].
     #[arg(long, env = "CADDIS_POOL", value_name = "COUNT")]
     pub pool: Option<usize>,
     /// Log kept per machine, MiB [default: 16].
     #[arg(long, env = "CADDIS_LOG_MB", value_name = "MIB")]
     pub log_mb: Option<u64>,
-    /// Disk space to leave free, MiB: below it unused images go, and new machines are refused [default: 1024].
+    /// Disk space to leave free, MiB: below it unused images go, and new machines are refused
+    /// [default: 1024].
     #[arg(long, env = "CADDIS_RESERVED_DISK_MB", value_name = "MIB")]
     pub reserved_disk_mb: Option<u64>,
-    /// How often clients may ask, per kind of request and machine: 1 is 1 per second and 3 at once (reads of a machine 5
-    /// and 10), 2 twice that, 0 without limit [default: 1, on loopback 0].
+    /// How often clients may ask, per kind of request and machine: 1 is 1 per second and 3 at once
+    /// (reads of a machine 5 and 10), 2 twice that, 0 without limit [default: 1, on loopback 0].
     #[arg(long, env = "CADDIS_RATE_LIMIT", value_name = "FACTOR")]
     pub rate_limit: Option<f64>,
     /// How log lines look [default: text].
     #[arg(long, env = "CADDIS_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// What is logged, as `level` or `target=level,…`; requests are logged at debug [default: info].
+    /// What is logged, as `level` or `target=level,…`; requests are logged at debug [default:
+    /// info].
     #[arg(long, env = "CADDIS_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// File with the id of the host's boot.
@@ -166,14 +179,20 @@ impl ServeArguments {
             None if Path::new(CONFIG_FILE).exists() => read(Path::new(CONFIG_FILE))?,
             None => Self::default(),
         };
-        let list = |flags: Vec<String>, file: Vec<String>| if flags.is_empty() { file } else { flags };
+        let list =
+            |flags: Vec<String>, file: Vec<String>| if flags.is_empty() { file } else { flags };
         let region = self.region.or(file.region).unwrap_or_else(|| "local".to_owned());
-        if region.is_empty() || !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+        if region.is_empty()
+            || !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        {
             bail!("the region '{region}' is no name: use lowercase letters, digits and dashes");
         }
-        let cpu_overcommit = factor("CPU", self.cpu_overcommit.or(file.cpu_overcommit).unwrap_or(16.0))?;
-        let memory_overcommit = factor("memory", self.memory_overcommit.or(file.memory_overcommit).unwrap_or(1.0))?;
-        let disk_overcommit = factor("disk", self.disk_overcommit.or(file.disk_overcommit).unwrap_or(10.0))?;
+        let cpu_overcommit =
+            factor("CPU", self.cpu_overcommit.or(file.cpu_overcommit).unwrap_or(16.0))?;
+        let memory_overcommit =
+            factor("memory", self.memory_overcommit.or(file.memory_overcommit).unwrap_or(1.0))?;
+        let disk_overcommit =
+            factor("disk", self.disk_overcommit.or(file.disk_overcommit).unwrap_or(10.0))?;
         let listen = self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 4280).into());
         let usual_limit = if listen.ip().is_loopback() { 0.0 } else { 1.0 };
         let rate_limit = self.rate_limit.or(file.rate_limit).unwrap_or(usual_limit);
@@ -181,7 +200,10 @@ impl ServeArguments {
             bail!("the rate limit factor must be between 0 and 1000000, not {rate_limit}");
         }
         let release = running_kernel();
-        let kernel = self.kernel.or(file.kernel).unwrap_or_else(|| format!("/boot/vmlinuz-{release}").into());
+        let kernel = self
+            .kernel
+            .or(file.kernel)
+            .unwrap_or_else(|| format!("/boot/vmlinuz-{release}").into());
         let modules = self.modules.or(file.modules).or_else(|| modules_beside(&kernel));
         Ok(Settings {
             data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(default_data_dir),
@@ -192,10 +214,20 @@ impl ServeArguments {
             modules: modules.unwrap_or_else(|| format!("/lib/modules/{release}").into()),
             qemu: in_path(self.qemu.or(file.qemu).unwrap_or_else(|| "qemu-system-x86_64".into())),
             insecure_registries: list(self.insecure_registry, file.insecure_registry),
-            default_registry: self.default_registry.or(file.default_registry).unwrap_or_else(|| "docker.io".to_owned()),
-            registry_credentials: self.registry_credentials.or(file.registry_credentials).or_else(docker_credentials),
+            default_registry: self
+                .default_registry
+                .or(file.default_registry)
+                .unwrap_or_else(|| "docker.io".to_owned()),
+            registry_credentials: self
+                .registry_credentials
+                .or(file.registry_credentials)
+                .or_else(docker_credentials),
             ipv4_pool: self.ipv4_pool.or(file.ipv4_pool),
-            allow_private: if self.allow_private.is_empty() { file.allow_private } else { self.allow_private },
+            allow_private: if self.allow_private.is_empty() {
+                file.allow_private
+            } else {
+                self.allow_private
+            },
             dns: if self.dns.is_empty() { file.dns } else { self.dns },
             memory_mib: self.memory_mb.or(file.memory_mb),
             cpu_overcommit,
@@ -204,11 +236,17 @@ impl ServeArguments {
             restart_concurrency: self.restart_concurrency.or(file.restart_concurrency).unwrap_or(4),
             pool: self.pool.or(file.pool).unwrap_or(8),
             log_bytes: self.log_mb.or(file.log_mb).unwrap_or(16).saturating_mul(1 << 20),
-            reserved_disk: self.reserved_disk_mb.or(file.reserved_disk_mb).unwrap_or(1024).saturating_mul(1 << 20),
+            reserved_disk: self
+                .reserved_disk_mb
+                .or(file.reserved_disk_mb)
+                .unwrap_or(1024)
+                .saturating_mul(1 << 20),
             rate_limit,
             log_format: self.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
-            boot_id_file: self.boot_id_file.unwrap_or_else(|| "/proc/sys/kernel/random/boot_id".into()),
+            boot_id_file: self
+                .boot_id_file
+                .unwrap_or_else(|| "/proc/sys/kernel/random/boot_id".into()),
         })
     }
 }
@@ -250,7 +288,8 @@ fn in_path(program: PathBuf) -> PathBuf {
         .unwrap_or(program)
 }
 
-/// Where `make kernel` and `make guest-kernel` put them; of a kernel without modules it says what is built in.
+/// Where `make kernel` and `make guest-kernel` put them; of a kernel without modules it says what
+/// is built in.
 fn modules_beside(kernel: &Path) -> Option<PathBuf> {
     let modules = kernel.with_file_name("modules");
     modules.is_dir().then_some(modules)
@@ -269,7 +308,11 @@ mod tests {
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("caddis.toml");
-        std::fs::write(&config, "region = 'ams'\nlisten = '127.0.0.1:1'\ndns = ['192.0.2.1']\nlog-mb = 3\n").unwrap();
+        std::fs::write(
+            &config,
+            "region = 'ams'\nlisten = '127.0.0.1:1'\ndns = ['192.0.2.1']\nlog-mb = 3\n",
+        )
+        .unwrap();
         let arguments = ServeArguments {
             config: Some(config.clone()),
             region: Some("fra".to_owned()),
@@ -277,7 +320,10 @@ mod tests {
         };
         let settings = arguments.resolve().unwrap();
         assert_eq!((settings.region.as_str(), settings.listen.port()), ("fra", 1));
-        assert_eq!((settings.dns.len(), settings.log_bytes, settings.restart_concurrency), (1, 3 << 20, 4));
+        assert_eq!(
+            (settings.dns.len(), settings.log_bytes, settings.restart_concurrency),
+            (1, 3 << 20, 4)
+        );
         std::fs::write(&config, "regoin = 'ams'\n").unwrap();
         let arguments = ServeArguments { config: Some(config), ..ServeArguments::default() };
         assert!(format!("{:#}", arguments.resolve().unwrap_err()).contains("regoin"));
@@ -289,7 +335,11 @@ mod tests {
         let beside = directory.path().join("modules");
         let resolve = |modules: Option<&str>| {
             let kernel = Some(directory.path().join("vmlinux"));
-            let arguments = ServeArguments { kernel, modules: modules.map(Into::into), ..ServeArguments::default() };
+            let arguments = ServeArguments {
+                kernel,
+                modules: modules.map(Into::into),
+                ..ServeArguments::default()
+            };
             arguments.resolve().unwrap().modules
         };
         assert_eq!(resolve(None), PathBuf::from(format!("/lib/modules/{}", running_kernel())));

@@ -17,7 +17,11 @@ fn run(command: &mut Command) -> String {
 
 fn files(directory: &Path) -> BTreeMap<String, String> {
     let files = fs::read_dir(directory).unwrap().map(|file| file.unwrap());
-    files.map(|file| (file.file_name().into_string().unwrap(), fs::read_to_string(file.path()).unwrap())).collect()
+    files
+        .map(|file| {
+            (file.file_name().into_string().unwrap(), fs::read_to_string(file.path()).unwrap())
+        })
+        .collect()
 }
 
 /// `CADDIS_BLESS=1` writes them.
@@ -36,11 +40,18 @@ fn the_pages_of_the_commands_are_what_help_says() {
     }
     let there = files(&checked_in);
     for name in pages.keys().chain(there.keys()) {
-        assert_eq!(pages.get(name), there.get(name), "docs/cli/{name}: write it anew with CADDIS_BLESS=1");
+        assert_eq!(
+            pages.get(name),
+            there.get(name),
+            "docs/cli/{name}: write it anew with CADDIS_BLESS=1"
+        );
     }
     for (name, page) in &pages {
         // A page without commands of its own is of one that does something.
-        assert!(page.contains("| command |") || page.contains("\n```sh\n"), "{name} has no example");
+        assert!(
+            page.contains("| command |") || page.contains("\n```sh\n"),
+            "{name} has no example"
+        );
         assert!(!page.contains('\u{1b}'), "{name} has colours");
     }
 }
@@ -60,11 +71,16 @@ fn the_manual_has_a_page_per_command_that_man_can_read() {
 /// What a shell is offered for these words, of which the last is being typed.
 fn offered(server: &FakeServer, home: &Path, words: &[&str]) -> Vec<String> {
     let mut command = caddis();
-    command.env_clear().env("CADDIS_COMPLETE", "fish").env("HOME", home).env("CADDIS_DATA_DIR", home);
+    command
+        .env_clear()
+        .env("CADDIS_COMPLETE", "fish")
+        .env("HOME", home)
+        .env("CADDIS_DATA_DIR", home);
     command.env("CADDIS_API_URL", server.url()).env("CADDIS_API_TOKEN", server.token());
     command.args(["--", "caddis"]).args(words).current_dir(home);
     let offered = run(&mut command);
-    let mut offered: Vec<_> = offered.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect();
+    let mut offered: Vec<_> =
+        offered.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect();
     offered.sort();
     offered
 }
@@ -84,7 +100,8 @@ async fn shells_complete_commands_apps_and_machines() {
         assert!(offered(&["machine", "st"]).contains(&"stop".to_owned()));
         // A host with much else to do may take longer than a shell waits.
         let live = |words: &[&str], expected: &[&str]| {
-            let found = (0..5).map(|_| offered(words)).find(|names| !names.is_empty()).unwrap_or_default();
+            let found =
+                (0..5).map(|_| offered(words)).find(|names| !names.is_empty()).unwrap_or_default();
             assert_eq!(found, expected, "{words:?}");
         };
         live(&["machine", "list", "-a", ""], &["other", "shop"]);
@@ -95,21 +112,33 @@ async fn shells_complete_commands_apps_and_machines() {
         live(&["logs", "-a", "shop", "-m", "fr"], &["front"]);
         live(&["machine", "exec", "-a", "shop", "fr"], &["front"]);
         live(&["machine", "exec", "-a", "shop", &machine.id()[..5]], &[machine.id()]);
-        assert_eq!(offered(&["machine", "exec", "-a", "shop", "front", "--", "fr"]), Vec::<String>::new());
+        assert_eq!(
+            offered(&["machine", "exec", "-a", "shop", "front", "--", "fr"]),
+            Vec::<String>::new()
+        );
         assert_eq!(offered(&["explain", "insuff"]), ["insufficient_capacity"]);
         // A server that is not there costs nothing but its names.
-        assert_eq!(offered(&["machine", "list", "--api-url", "http://127.0.0.1:9", "-a", "sh"]), Vec::<String>::new());
+        assert_eq!(
+            offered(&["machine", "list", "--api-url", "http://127.0.0.1:9", "-a", "sh"]),
+            Vec::<String>::new()
+        );
     });
 }
 
 #[test]
 fn help_and_version_are_commands_too() {
     assert_eq!(run(caddis().arg("version")), run(caddis().arg("--version")));
-    assert_eq!(run(caddis().args(["help", "machine", "run"])), run(caddis().args(["machine", "run", "--help"])));
+    assert_eq!(
+        run(caddis().args(["help", "machine", "run"])),
+        run(caddis().args(["machine", "run", "--help"]))
+    );
     assert_eq!(run(caddis().arg("help")), run(caddis().arg("--help")));
     let unknown = caddis().args(["help", "volumes"]).output().unwrap();
     assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
-    assert!(String::from_utf8_lossy(&unknown.stderr).contains("volumes are not available yet"), "{unknown:?}");
+    assert!(
+        String::from_utf8_lossy(&unknown.stderr).contains("volumes are not available yet"),
+        "{unknown:?}"
+    );
 }
 
 #[test]

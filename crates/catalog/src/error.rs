@@ -42,7 +42,9 @@ pub enum CatalogError {
     #[error("Validation failed: idempotency_key was used before with another name")]
     IdempotencyMismatch,
     /// Another machine of the app has this name.
-    #[error("already_exists: unique machine name violation, machine ID {holder} already exists with name \"{name}\"")]
+    #[error(
+        "already_exists: unique machine name violation, machine ID {holder} already exists with name \"{name}\""
+    )]
     MachineNameTaken {
         /// The name.
         name: String,
@@ -50,7 +52,9 @@ pub enum CatalogError {
         holder: MachineId,
     },
     /// The keyed request has a machine already: whoever carries it out too has placed it.
-    #[error("aborted: machine {machine} was already placed for this request, look for it before trying again")]
+    #[error(
+        "aborted: machine {machine} was already placed for this request, look for it before trying again"
+    )]
     RequestHasMachine {
         /// That machine.
         machine: MachineId,
@@ -62,7 +66,9 @@ pub enum CatalogError {
     #[error("failed_precondition: machine {0} is gone, it can't be moved")]
     MachineReleased(MachineId),
     /// The machine is not where the caller thought it to be.
-    #[error("aborted: machine {machine} was moved meanwhile (its epoch is {current}), look where it is now")]
+    #[error(
+        "aborted: machine {machine} was moved meanwhile (its epoch is {current}), look where it is now"
+    )]
     MachineMoved {
         /// The machine.
         machine: MachineId,
@@ -74,14 +80,22 @@ pub enum CatalogError {
 impl From<CatalogError> for ApiError {
     fn from(error: CatalogError) -> Self {
         let code = match &error {
-            CatalogError::OrganizationNotFound(_) | CatalogError::AppNotFound(_) => ErrorCode::NotFound,
+            CatalogError::OrganizationNotFound(_) | CatalogError::AppNotFound(_) => {
+                ErrorCode::NotFound
+            }
             CatalogError::AppNameTaken => ErrorCode::NameTaken,
-            CatalogError::AppInDeletion(_) | CatalogError::MachineReleased(_) => ErrorCode::FailedPrecondition,
+            CatalogError::AppInDeletion(_) | CatalogError::MachineReleased(_) => {
+                ErrorCode::FailedPrecondition
+            }
             CatalogError::IdempotencyMismatch => ErrorCode::Unprocessable,
             CatalogError::MachineNameTaken { .. } => ErrorCode::AlreadyExists,
-            CatalogError::RequestHasMachine { .. } | CatalogError::MachineMoved { .. } => ErrorCode::Aborted,
+            CatalogError::RequestHasMachine { .. } | CatalogError::MachineMoved { .. } => {
+                ErrorCode::Aborted
+            }
             CatalogError::MachineNotFound(_) => return Self::machine_not_found(),
-            CatalogError::Store(StoreError::Failed { disk_full: true, .. }) => return Self::disk_full(),
+            CatalogError::Store(StoreError::Failed { disk_full: true, .. }) => {
+                return Self::disk_full();
+            }
             CatalogError::Store(_) => return Self::internal(error),
         };
         Self::new(code, error.to_string())

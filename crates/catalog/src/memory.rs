@@ -10,8 +10,8 @@ use caddis_api::{MachineId, WorkerId, app::Organization};
 use crate::{
     Answer, AppQuery, AppRecord, AppState, PERSONAL, Placement, TokenRecord, TokenScope,
     store::{
-        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease, RequestRow, Store,
-        Stored, TokenRow,
+        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
+        RequestRow, Store, Stored, TokenRow,
     },
 };
 
@@ -36,15 +36,19 @@ impl Store for MemoryStore {
     async fn network(&self, organization: i32, name: &str) -> Stored<Option<NetworkRow>> {
         let rows = self.rows();
         let mut networks = rows.networks.iter().enumerate();
-        let found = networks.find(|(_, network)| network.organization == organization && network.name == name);
-        Ok(found
-            .map(|(index, network)| NetworkRow { number: i64::from(number(index)), prefix: network.prefix.clone() }))
+        let found = networks
+            .find(|(_, network)| network.organization == organization && network.name == name);
+        Ok(found.map(|(index, network)| NetworkRow {
+            number: i64::from(number(index)),
+            prefix: network.prefix.clone(),
+        }))
     }
 
     async fn insert_network(&self, network: NewNetwork) -> Stored<()> {
         let mut rows = self.rows();
         let same = |other: &NewNetwork| {
-            other.prefix == network.prefix || (other.organization == network.organization && other.name == network.name)
+            other.prefix == network.prefix
+                || (other.organization == network.organization && other.name == network.name)
         };
         if !rows.networks.iter().any(same) {
             rows.networks.push(network);
@@ -60,7 +64,9 @@ impl Store for MemoryStore {
         let rows = self.rows();
         let of_key = |app: &AppRecord| {
             let row = rows.app(app.number).map(|app| &app.row);
-            row.is_some_and(|row| row.organization == organization && row.key.as_deref() == Some(key))
+            row.is_some_and(|row| {
+                row.organization == organization && row.key.as_deref() == Some(key)
+            })
         };
         Ok(rows.records().find(of_key))
     }
@@ -81,8 +87,11 @@ impl Store for MemoryStore {
 
     async fn insert_app(&self, app: AppRow) -> Stored<Result<i32, AppConflict>> {
         let mut rows = self.rows();
-        let any = |same: &dyn Fn(&AppRow) -> bool| rows.apps.iter().any(|other| !other.deleted && same(&other.row));
-        let of_key = |other: &AppRow| other.organization == app.organization && other.key == app.key;
+        let any = |same: &dyn Fn(&AppRow) -> bool| {
+            rows.apps.iter().any(|other| !other.deleted && same(&other.row))
+        };
+        let of_key =
+            |other: &AppRow| other.organization == app.organization && other.key == app.key;
         if app.key.is_some() && any(&of_key) {
             return Ok(Err(AppConflict::Key));
         }
@@ -137,7 +146,13 @@ impl Store for MemoryStore {
         Ok(Ok(()))
     }
 
-    async fn move_placement(&self, machine: &MachineId, epoch: u64, worker: &WorkerId, region: &str) -> Stored<bool> {
+    async fn move_placement(
+        &self,
+        machine: &MachineId,
+        epoch: u64,
+        worker: &WorkerId,
+        region: &str,
+    ) -> Stored<bool> {
         let mut rows = self.rows();
         let is_there = |row: &PlacementRow| row.machine == *machine && row.epoch == epoch;
         let found = rows.placements.iter_mut().find(|(row, released)| !released && is_there(row));
@@ -148,13 +163,19 @@ impl Store for MemoryStore {
 
     async fn release_placement(&self, machine: &MachineId, _at_ms: u64) -> Stored<()> {
         let mut rows = self.rows();
-        if let Some((_, released)) = rows.placements.iter_mut().find(|(row, _)| row.machine == *machine) {
+        if let Some((_, released)) =
+            rows.placements.iter_mut().find(|(row, _)| row.machine == *machine)
+        {
             *released = true;
         }
         Ok(())
     }
 
-    async fn note_request(&self, row: RequestRow, forget_before_ms: u64) -> Stored<Option<RequestRow>> {
+    async fn note_request(
+        &self,
+        row: RequestRow,
+        forget_before_ms: u64,
+    ) -> Stored<Option<RequestRow>> {
         let mut rows = self.rows();
         rows.requests.retain(|request| request.row.created_ms >= forget_before_ms);
         let same = |other: &&Request| other.row.caller == row.caller && other.row.key == row.key;
@@ -165,7 +186,12 @@ impl Store for MemoryStore {
         Ok(found)
     }
 
-    async fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> Stored<bool> {
+    async fn take_request(
+        &self,
+        id: &str,
+        from: Option<&RequestLease>,
+        to: &RequestLease,
+    ) -> Stored<bool> {
         let mut rows = self.rows();
         let as_found = |row: &&mut RequestRow| row.answer.is_none() && row.lease.as_ref() == from;
         let found = rows.request(id).filter(as_found);

@@ -25,8 +25,8 @@ use rusqlite::{Connection, params};
 use crate::{
     Answer, AppQuery, AppRecord, Placement, TokenRecord,
     store::{
-        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease, RequestRow, Store,
-        Stored, TokenRow,
+        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
+        RequestRow, Store, Stored, TokenRow,
     },
 };
 
@@ -40,16 +40,18 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the catalog at `path`; makes it, with the organisation `personal`, when there is no such file. Blocks.
+    /// Opens the catalog at `path`; makes it, with the organisation `personal`, when there is no
+    /// such file. Blocks.
     ///
     /// # Errors
-    /// [`SqliteError::Corrupt`], [`SqliteError::Foreign`] or [`SqliteError::Newer`] for a file that is not to be
-    /// touched, [`SqliteError::Open`] for one that can't be opened.
+    /// [`SqliteError::Corrupt`], [`SqliteError::Foreign`] or [`SqliteError::Newer`] for a file that
+    /// is not to be touched, [`SqliteError::Open`] for one that can't be opened.
     pub fn open(path: &Path) -> Result<Self, SqliteError> {
         Self::open_with(path, Arc::new(Reserve::none()))
     }
 
-    /// The same, with a reserve of room for what must be recorded also when the disk is full. Blocks.
+    /// The same, with a reserve of room for what must be recorded also when the disk is full.
+    /// Blocks.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -57,7 +59,8 @@ impl SqliteStore {
         let open_error = |reason: String| SqliteError::Open { path: path.to_owned(), reason };
         let connection = schema::open(path, &reserve)?;
         let tokens = tokens::Tokens::read(&connection).map_err(|e| open_error(e.to_string()))?;
-        let owner = thread::Owner::new(connection, path.to_owned(), reserve).map_err(|e| open_error(e.to_string()))?;
+        let owner = thread::Owner::new(connection, path.to_owned(), reserve)
+            .map_err(|e| open_error(e.to_string()))?;
         Ok(Self { path: path.to_owned(), owner, tokens })
     }
 
@@ -97,7 +100,9 @@ impl Store for SqliteStore {
 
     async fn app_of_key(&self, organization: i32, key: &str) -> Stored<Option<AppRecord>> {
         let key = key.to_owned();
-        self.owner.run("read an idempotency key", move |c| apps::of_key(c, organization, &key)).await
+        self.owner
+            .run("read an idempotency key", move |c| apps::of_key(c, organization, &key))
+            .await
     }
 
     async fn apps(&self, query: &AppQuery) -> Stored<Vec<AppRecord>> {
@@ -141,33 +146,62 @@ impl Store for SqliteStore {
         self.owner.run("place a machine", move |c| placements::insert(c, &row)).await
     }
 
-    async fn move_placement(&self, machine: &MachineId, epoch: u64, worker: &WorkerId, region: &str) -> Stored<bool> {
+    async fn move_placement(
+        &self,
+        machine: &MachineId,
+        epoch: u64,
+        worker: &WorkerId,
+        region: &str,
+    ) -> Stored<bool> {
         let (machine, worker, region) = (machine.clone(), worker.clone(), region.to_owned());
-        self.owner.run("move a machine", move |c| placements::set_worker(c, &machine, epoch, (&worker, &region))).await
+        self.owner
+            .run("move a machine", move |c| {
+                placements::set_worker(c, &machine, epoch, (&worker, &region))
+            })
+            .await
     }
 
     async fn release_placement(&self, machine: &MachineId, at_ms: u64) -> Stored<()> {
         let machine = machine.clone();
-        self.owner.run_anyway("release a machine", move |c| placements::release(c, &machine, at_ms)).await
+        self.owner
+            .run_anyway("release a machine", move |c| placements::release(c, &machine, at_ms))
+            .await
     }
 
-    async fn note_request(&self, row: RequestRow, forget_before_ms: u64) -> Stored<Option<RequestRow>> {
-        self.owner.run_anyway("note a request", move |c| requests::note(c, &row, forget_before_ms)).await
+    async fn note_request(
+        &self,
+        row: RequestRow,
+        forget_before_ms: u64,
+    ) -> Stored<Option<RequestRow>> {
+        self.owner
+            .run_anyway("note a request", move |c| requests::note(c, &row, forget_before_ms))
+            .await
     }
 
-    async fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> Stored<bool> {
+    async fn take_request(
+        &self,
+        id: &str,
+        from: Option<&RequestLease>,
+        to: &RequestLease,
+    ) -> Stored<bool> {
         let (id, from, to) = (id.to_owned(), from.cloned(), to.clone());
-        self.owner.run_anyway("take over a request", move |c| requests::take(c, &id, from.as_ref(), &to)).await
+        self.owner
+            .run_anyway("take over a request", move |c| requests::take(c, &id, from.as_ref(), &to))
+            .await
     }
 
     async fn renew_request(&self, id: &str, lease: &RequestLease) -> Stored<bool> {
         let (id, lease) = (id.to_owned(), lease.clone());
-        self.owner.run_anyway("go on with a request", move |c| requests::renew(c, &id, &lease)).await
+        self.owner
+            .run_anyway("go on with a request", move |c| requests::renew(c, &id, &lease))
+            .await
     }
 
     async fn give_up_request(&self, id: &str, holder: &str) -> Stored<()> {
         let (id, holder) = (id.to_owned(), holder.to_owned());
-        self.owner.run_anyway("give up a request", move |c| requests::give_up(c, &id, &holder)).await
+        self.owner
+            .run_anyway("give up a request", move |c| requests::give_up(c, &id, &holder))
+            .await
     }
 
     async fn answer_request(&self, id: &str, answer: &Answer) -> Stored<()> {
@@ -182,7 +216,9 @@ impl Store for SqliteStore {
 
     async fn placement_of_request(&self, id: &str) -> Stored<Option<Placement>> {
         let id = id.to_owned();
-        self.owner.run("look for a request's machine", move |c| placements::of_request(c, &id)).await
+        self.owner
+            .run("look for a request's machine", move |c| placements::of_request(c, &id))
+            .await
     }
 
     async fn token(&self, hash: &[u8; 32]) -> Stored<Option<TokenRecord>> {
@@ -202,7 +238,8 @@ impl Store for SqliteStore {
     async fn check(&self, at_ms: u64) -> Stored<()> {
         self.owner
             .run("write", move |connection| {
-                // Whether it can be written is the question, not whether this row survives a power cut.
+                // Whether it can be written is the question, not whether this row survives a power
+                // cut.
                 let write = |connection: &Connection| {
                     connection.pragma_update(None, "synchronous", "NORMAL")?;
                     connection.execute(

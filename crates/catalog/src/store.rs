@@ -58,15 +58,31 @@ pub trait Store: Send + Sync + 'static {
     async fn insert_placement(&self, row: PlacementRow) -> Stored<Result<(), PlacementConflict>>;
     /// Moves a placement that is not released and has this epoch, and adds one to the epoch. False
     /// when there is none such.
-    async fn move_placement(&self, machine: &MachineId, epoch: u64, worker: &WorkerId, region: &str) -> Stored<bool>;
+    async fn move_placement(
+        &self,
+        machine: &MachineId,
+        epoch: u64,
+        worker: &WorkerId,
+        region: &str,
+    ) -> Stored<bool>;
     /// Marks a placement as released unless it is. *Frees room.*
     async fn release_placement(&self, machine: &MachineId, at_ms: u64) -> Stored<()>;
 
     /// Deletes all requests made earlier than `forget_before_ms`; then inserts this one, or gives
     /// the one that has its caller and key. *Frees room.*
-    async fn note_request(&self, row: RequestRow, forget_before_ms: u64) -> Stored<Option<RequestRow>>;
-    /// Replaces the lease of a request that is not answered, where it is still `from`. *Frees room.*
-    async fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> Stored<bool>;
+    async fn note_request(
+        &self,
+        row: RequestRow,
+        forget_before_ms: u64,
+    ) -> Stored<Option<RequestRow>>;
+    /// Replaces the lease of a request that is not answered, where it is still `from`. *Frees
+    /// room.*
+    async fn take_request(
+        &self,
+        id: &str,
+        from: Option<&RequestLease>,
+        to: &RequestLease,
+    ) -> Stored<bool>;
     /// Moves the end of the lease that its holder has. False when he has it no more. *Frees room.*
     async fn renew_request(&self, id: &str, lease: &RequestLease) -> Stored<bool>;
     /// Ends the lease if this is its holder. *Frees room.*

@@ -5,8 +5,8 @@ use std::{collections::HashSet, net::Ipv6Addr, path::Path, sync::Arc};
 
 use caddis_api::WorkerId;
 use caddis_catalog::{
-    AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement, PERSONAL, SqliteError,
-    SqliteStore,
+    AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement, PERSONAL,
+    SqliteError, SqliteStore,
 };
 
 struct Fixture {
@@ -92,7 +92,8 @@ async fn the_same_idempotency_key_gives_the_same_app() {
 #[tokio::test]
 async fn networks_have_prefixes_of_their_own_and_are_shared_by_name() {
     let catalog = Fixture::new().catalog;
-    let named = |name: &str, network: &str| NewApp { network: Some(network.to_owned()), ..app(name) };
+    let named =
+        |name: &str, network: &str| NewApp { network: Some(network.to_owned()), ..app(name) };
     let default = catalog.create_app(app("a")).await.unwrap();
     let also_default = catalog.create_app(named("b", "default")).await.unwrap();
     let other = catalog.create_app(named("c", "other")).await.unwrap();
@@ -162,7 +163,8 @@ async fn apps_come_in_pages() {
     for name in ["a", "b", "c"] {
         catalog.create_app(app(name)).await.unwrap();
     }
-    let query = AppQuery { organization: Some(PERSONAL.to_owned()), limit: Some(2), ..AppQuery::default() };
+    let query =
+        AppQuery { organization: Some(PERSONAL.to_owned()), limit: Some(2), ..AppQuery::default() };
     let first = catalog.apps(query.clone()).await.unwrap();
     assert_eq!((first.apps.len(), first.total, first.more), (2, 3, true));
     let second = catalog.apps(AppQuery { after: first.apps[1].number, ..query }).await.unwrap();
@@ -257,7 +259,11 @@ async fn the_catalog_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
     rusqlite::Connection::open(&path).unwrap().execute_batch(first_release).unwrap();
     let catalog = open(&path);
     assert_eq!(catalog.app("a").await.unwrap(), Some(made));
-    let request =
-        KeyedRequest { caller: "c".to_owned(), key: "k".to_owned(), id: "1".to_owned(), fingerprint: [0; 32] };
+    let request = KeyedRequest {
+        caller: "c".to_owned(),
+        key: "k".to_owned(),
+        id: "1".to_owned(),
+        fingerprint: [0; 32],
+    };
     assert_eq!(catalog.begin_request(request).await.unwrap(), Keyed::New);
 }

@@ -8,7 +8,8 @@ use std::{
 
 use caddis_api::{MachineId, WorkerId};
 use caddis_catalog::{
-    Answer, AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement, PERSONAL, SqliteStore,
+    Answer, AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement,
+    PERSONAL, SqliteStore,
 };
 
 /// What the release with schema 2 left behind; `releases/release-0.sql` tells what is in it.
@@ -45,7 +46,12 @@ fn machine(app: &str, name: &str) -> NewPlacement {
 }
 
 fn request(key: &str) -> KeyedRequest {
-    KeyedRequest { caller: "root".to_owned(), key: key.to_owned(), id: format!("again-{key}"), fingerprint: [7; 32] }
+    KeyedRequest {
+        caller: "root".to_owned(),
+        key: key.to_owned(),
+        id: format!("again-{key}"),
+        fingerprint: [7; 32],
+    }
 }
 
 #[tokio::test]
@@ -53,7 +59,10 @@ async fn apps_and_machines_are_as_they_were() {
     let directory = tempfile::tempdir().unwrap();
     let catalog = open(&left_in(directory.path()));
     let apps = catalog.apps(AppQuery::default()).await.unwrap().apps;
-    let told: Vec<_> = apps.iter().map(|app| (app.number, app.id.as_str(), app.name.as_str(), app.state)).collect();
+    let told: Vec<_> = apps
+        .iter()
+        .map(|app| (app.number, app.id.as_str(), app.name.as_str(), app.state))
+        .collect();
     assert_eq!(
         told,
         [
@@ -64,13 +73,21 @@ async fn apps_and_machines_are_as_they_were() {
         ]
     );
     let isolated = &apps[1];
-    assert_eq!((isolated.network.as_str(), isolated.network_prefix.as_str()), ("own", "fdaa:262a:9c23::/48"));
-    assert_eq!((isolated.organization.slug.as_str(), isolated.organization.internal_numeric_id), (PERSONAL, 1));
+    assert_eq!(
+        (isolated.network.as_str(), isolated.network_prefix.as_str()),
+        ("own", "fdaa:262a:9c23::/48")
+    );
+    assert_eq!(
+        (isolated.organization.slug.as_str(), isolated.organization.internal_numeric_id),
+        (PERSONAL, 1)
+    );
     assert_eq!(isolated.created_ms, 1_795_936_006_825);
 
     let placements = catalog.placements(Some(&WorkerId::from_trusted(WORKER))).await.unwrap();
-    let told: Vec<_> =
-        placements.iter().map(|placed| (placed.machine.as_str(), placed.app.as_str(), placed.name.as_str())).collect();
+    let told: Vec<_> = placements
+        .iter()
+        .map(|placed| (placed.machine.as_str(), placed.app.as_str(), placed.name.as_str()))
+        .collect();
     assert_eq!(
         told,
         [
@@ -81,8 +98,12 @@ async fn apps_and_machines_are_as_they_were() {
         ]
     );
     assert_eq!((placements[0].epoch, placements[0].region.as_str()), (1, "local"));
-    assert_eq!(placements[0].ipv6, "fdaa:262a:9c23:d699:cf2:4fcf:f1b0:2".parse::<std::net::Ipv6Addr>().unwrap());
-    let released = catalog.placement(&MachineId::from_trusted("86fa89438f98d3")).await.unwrap().unwrap();
+    assert_eq!(
+        placements[0].ipv6,
+        "fdaa:262a:9c23:d699:cf2:4fcf:f1b0:2".parse::<std::net::Ipv6Addr>().unwrap()
+    );
+    let released =
+        catalog.placement(&MachineId::from_trusted("86fa89438f98d3")).await.unwrap().unwrap();
     assert!(released.released);
     let bearer = catalog.authenticate(TOKEN).await.unwrap().unwrap();
     assert_eq!((bearer.name.as_str(), bearer.organization.as_str()), ("root", PERSONAL));
@@ -100,14 +121,23 @@ async fn every_rule_still_holds() {
     let mismatch = NewApp { idempotency_key: Some("web-key".to_owned()), ..app("other") };
     assert!(matches!(catalog.create_app(mismatch).await, Err(CatalogError::IdempotencyMismatch)));
     let next = catalog.create_app(app("gone")).await.unwrap();
-    assert_eq!((next.number, next.network_prefix.as_str()), (6, "fdaa:edc1:ecd1::/48"), "the name alone was free");
+    assert_eq!(
+        (next.number, next.network_prefix.as_str()),
+        (6, "fdaa:edc1:ecd1::/48"),
+        "the name alone was free"
+    );
 
     match catalog.place(machine("web", "one")).await {
-        Err(CatalogError::MachineNameTaken { holder, .. }) => assert_eq!(holder.as_str(), "b8aab3ce7a2c6e"),
+        Err(CatalogError::MachineNameTaken { holder, .. }) => {
+            assert_eq!(holder.as_str(), "b8aab3ce7a2c6e")
+        }
         other => panic!("{other:?}"),
     }
     catalog.place(machine("web", "old")).await.unwrap();
-    assert!(matches!(catalog.place(machine("going", "new")).await, Err(CatalogError::AppInDeletion(_))));
+    assert!(matches!(
+        catalog.place(machine("going", "new")).await,
+        Err(CatalogError::AppInDeletion(_))
+    ));
     assert!(!catalog.finish_app_deletion("going").await.unwrap());
     catalog.release(&MachineId::from_trusted("ff755df4941281")).await.unwrap();
     assert!(catalog.finish_app_deletion("going").await.unwrap());
@@ -126,12 +156,21 @@ async fn keyed_requests_are_answered_or_cut_short_as_they_were() {
     let answer = Answer { status: 200, content_type: json, body: Some(b"{\"id\":\"m\"}".to_vec()) };
     assert_eq!(catalog.begin_request(request("answered")).await.unwrap(), Keyed::Answered(answer));
     let too_long = Answer { status: 200, content_type: None, body: None };
-    assert_eq!(catalog.begin_request(request("too-long")).await.unwrap(), Keyed::Answered(too_long));
+    assert_eq!(
+        catalog.begin_request(request("too-long")).await.unwrap(),
+        Keyed::Answered(too_long)
+    );
     let id = "01REQUESTCUTSHORT".to_owned();
-    assert_eq!(catalog.begin_request(request("cut-short")).await.unwrap(), Keyed::CutShort { id: id.clone() });
+    assert_eq!(
+        catalog.begin_request(request("cut-short")).await.unwrap(),
+        Keyed::CutShort { id: id.clone() }
+    );
     let made = catalog.placement_of_request(&id).await.unwrap().unwrap();
     assert_eq!((made.machine.as_str(), made.name.as_str()), ("b6f1416a539540", "two"));
-    assert!(matches!(catalog.begin_request(request("cut-short")).await, Ok(Keyed::CutShort { .. })), "its own");
+    assert!(
+        matches!(catalog.begin_request(request("cut-short")).await, Ok(Keyed::CutShort { .. })),
+        "its own"
+    );
     let other = KeyedRequest { fingerprint: [8; 32], ..request("answered") };
     assert_eq!(catalog.begin_request(other).await.unwrap(), Keyed::Another);
     assert_eq!(catalog.begin_request(request("new")).await.unwrap(), Keyed::New);
@@ -172,9 +211,11 @@ fn dump(path: &Path) -> Vec<(String, Vec<String>)> {
     strings(&release, tables)
         .into_iter()
         .map(|table| {
-            let columns = strings(&release, &format!("SELECT name FROM pragma_table_info('{table}')"));
+            let columns =
+                strings(&release, &format!("SELECT name FROM pragma_table_info('{table}')"));
             let quoted: Vec<_> = columns.iter().map(|column| format!("quote({column})")).collect();
-            let sql = format!("SELECT {} AS line FROM {table} ORDER BY line", quoted.join(" || ',' || "));
+            let sql =
+                format!("SELECT {} AS line FROM {table} ORDER BY line", quoted.join(" || ',' || "));
             let rows = strings(&connection, &sql);
             assert!(!rows.is_empty(), "the release left rows in {table}");
             (table, rows)
@@ -188,7 +229,8 @@ async fn numbers_of_organisations_are_not_given_again_when_one_is_gone() {
     let path = left_in(directory.path());
     drop(open(&path));
     let connection = rusqlite::Connection::open(&path).unwrap();
-    let insert = "INSERT INTO organizations (slug, name, created_ms) VALUES (?1, ?1, 0) RETURNING number";
+    let insert =
+        "INSERT INTO organizations (slug, name, created_ms) VALUES (?1, ?1, 0) RETURNING number";
     let mut last = 1;
     for slug in ["one", "other"] {
         let number: i64 = connection.query_row(insert, [slug], |row| row.get(0)).unwrap();

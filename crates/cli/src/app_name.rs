@@ -52,11 +52,17 @@ fn in_directory(directory: &Path) -> Option<PathBuf> {
 }
 
 fn read(path: &Path) -> Result<Option<String>, CliError> {
-    let text = fs::read_to_string(path)
-        .map_err(|e| CliError::new(format!("could not read the app's config {}: {e}", path.display())))?;
-    let table: toml::Table =
-        text.parse().map_err(|e| CliError::new(format!("could not read the app's config {}: {e}", path.display())))?;
-    Ok(table.get("app").and_then(toml::Value::as_str).filter(|name| !name.is_empty()).map(str::to_owned))
+    let text = fs::read_to_string(path).map_err(|e| {
+        CliError::new(format!("could not read the app's config {}: {e}", path.display()))
+    })?;
+    let table: toml::Table = text.parse().map_err(|e| {
+        CliError::new(format!("could not read the app's config {}: {e}", path.display()))
+    })?;
+    Ok(table
+        .get("app")
+        .and_then(toml::Value::as_str)
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned))
 }
 
 #[cfg(test)]
@@ -66,9 +72,17 @@ mod tests {
     #[test]
     fn flag_then_environment_then_file() {
         let directory = tempfile::tempdir().unwrap();
-        let mut environment = Environment { current_directory: directory.path().to_owned(), ..Environment::default() };
+        let mut environment = Environment {
+            current_directory: directory.path().to_owned(),
+            ..Environment::default()
+        };
         let mut arguments = AppArgs::default();
-        assert!(require(&arguments, &environment).unwrap_err().to_string().contains("missing an app name"));
+        assert!(
+            require(&arguments, &environment)
+                .unwrap_err()
+                .to_string()
+                .contains("missing an app name")
+        );
         fs::write(directory.path().join("fly.toml"), "app = 'file'\n").unwrap();
         assert_eq!(require(&arguments, &environment).unwrap(), "file");
         fs::write(directory.path().join("other.toml"), "app = 'other'\n").unwrap();

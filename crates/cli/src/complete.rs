@@ -9,7 +9,8 @@ use clap::Parser;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 
 use crate::{
-    Environment, Globals, app_name, commands::explain, connection::Connection, globals::AppArgs, settings::Settings,
+    Environment, Globals, app_name, commands::explain, connection::Connection, globals::AppArgs,
+    settings::Settings,
 };
 
 /// The variable by which a shell's script asks for candidates.
@@ -44,7 +45,8 @@ pub fn machines() -> ArgValueCompleter {
             Some(both.collect())
         });
         // Names would only double the list for someone who has typed nothing yet.
-        let machines = if current.is_empty() { machines.into_iter().step_by(2).collect() } else { machines };
+        let machines =
+            if current.is_empty() { machines.into_iter().step_by(2).collect() } else { machines };
         fitting(current, machines)
     })
 }
@@ -52,8 +54,12 @@ pub fn machines() -> ArgValueCompleter {
 /// Names of contexts.
 pub fn contexts() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
-        let settings = Settings::load(Environment::of_process().settings_path().as_deref()).unwrap_or_default();
-        fitting(current, settings.contexts.into_iter().map(|(name, context)| (name, context.api_url)).collect())
+        let settings = Settings::load(Environment::of_process().settings_path().as_deref())
+            .unwrap_or_default();
+        fitting(
+            current,
+            settings.contexts.into_iter().map(|(name, context)| (name, context.api_url)).collect(),
+        )
     })
 }
 
@@ -97,8 +103,10 @@ impl Line {
         let mut words = ours.peekable();
         while let Some(word) = words.next() {
             let takes_value =
-                ["-a", "--app", "-c", "--config", "-t", "--access-token", "--api-url", "--context"].contains(&&*word);
-            let holds_value = ["--app=", "--config=", "--access-token=", "--api-url=", "--context="];
+                ["-a", "--app", "-c", "--config", "-t", "--access-token", "--api-url", "--context"]
+                    .contains(&&*word);
+            let holds_value =
+                ["--app=", "--config=", "--access-token=", "--api-url=", "--context="];
             if takes_value && words.peek().is_some_and(|next| !next.starts_with('-')) {
                 known.push(word);
                 known.extend(words.next());
@@ -106,7 +114,8 @@ impl Line {
                 known.push(word);
             }
         }
-        Self::try_parse_from(known).unwrap_or(Self { globals: Globals::default(), app: AppArgs::default() })
+        Self::try_parse_from(known)
+            .unwrap_or(Self { globals: Globals::default(), app: AppArgs::default() })
     }
 }
 
@@ -126,14 +135,23 @@ fn joined(words: impl IntoIterator<Item = String>) -> Vec<String> {
 }
 
 /// Asks the server that the line is about.
-fn ask(question: impl AsyncFnOnce(Client, Line) -> Option<Vec<(String, String)>>) -> Vec<(String, String)> {
+fn ask(
+    question: impl AsyncFnOnce(Client, Line) -> Option<Vec<(String, String)>>,
+) -> Vec<(String, String)> {
     // The shell's script calls `caddis -- words of the line`.
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let line = Line::read(words.skip_while(|word| word != "--").skip(2));
-    let Ok(connection) = Connection::find(&line.globals, &Environment::of_process()) else { return Vec::new() };
-    let Ok(client) = Client::new(&connection.url, connection.token.as_deref()) else { return Vec::new() };
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
-    let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, question(client, line)).await });
+    let Ok(connection) = Connection::find(&line.globals, &Environment::of_process()) else {
+        return Vec::new();
+    };
+    let Ok(client) = Client::new(&connection.url, connection.token.as_deref()) else {
+        return Vec::new();
+    };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return Vec::new();
+    };
+    let answer =
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, question(client, line)).await });
     runtime.shutdown_background();
     answer.ok().flatten().unwrap_or_default()
 }

@@ -1,7 +1,9 @@
 //! Which server, with which token.
 //!
-//! Each is taken from the first of: flag, the context that a flag names, `CADDIS_…` variable, `FLY_…` variable, the
-//! context that a variable or the settings file names, the settings file, the local server's data directory. A stored token is only used for the server it was stored with, never sent to another.
+//! Each is taken from the first of: flag, the context that a flag names, `CADDIS_…` variable,
+//! `FLY_…` variable, the context that a variable or the settings file names, the settings file, the
+//! local server's data directory. A stored token is only used for the server it was stored with,
+//! never sent to another.
 
 use std::{fs, path::Path};
 
@@ -41,20 +43,31 @@ impl Connection {
         let settings = Settings::load(environment.settings_path().as_deref())?;
         let data_directory = environment.data_directory();
         let named = globals.context.as_deref().or_else(|| environment.get("CADDIS_CONTEXT"));
-        let (stored_url, stored_token, stored_source) = match named.or(settings.current_context.as_deref()) {
-            Some(name) => {
-                let context = settings.context(name)?;
-                (Some(context.api_url.clone()), context.access_token.clone(), format!("context {name}"))
-            }
-            None => (settings.api_url.clone(), settings.access_token.clone(), "the settings file".to_owned()),
-        };
+        let (stored_url, stored_token, stored_source) =
+            match named.or(settings.current_context.as_deref()) {
+                Some(name) => {
+                    let context = settings.context(name)?;
+                    (
+                        Some(context.api_url.clone()),
+                        context.access_token.clone(),
+                        format!("context {name}"),
+                    )
+                }
+                None => (
+                    settings.api_url.clone(),
+                    settings.access_token.clone(),
+                    "the settings file".to_owned(),
+                ),
+            };
         let by_flag = globals.context.is_some();
         let local_url = || read_server_file(&data_directory);
         let (url, url_source) = if let Some(url) = &globals.api_url {
             (url.clone(), "--api-url".to_owned())
         } else if let Some(url) = stored_url.as_ref().filter(|_| by_flag) {
             (url.clone(), stored_source.clone())
-        } else if let Some((url, name)) = variable(environment, &["CADDIS_API_URL", "FLY_FLAPS_BASE_URL"]) {
+        } else if let Some((url, name)) =
+            variable(environment, &["CADDIS_API_URL", "FLY_FLAPS_BASE_URL"])
+        {
             (url, name)
         } else if let Some(url) = &stored_url {
             (url.clone(), stored_source.clone())
@@ -71,7 +84,8 @@ impl Connection {
             ));
         };
         let names = ["CADDIS_API_TOKEN", "FLY_API_TOKEN", "FLY_ACCESS_TOKEN"];
-        let is_for_it = stored_token.is_some() && stored_url.as_deref().is_none_or(|known| same(known, &url));
+        let is_for_it =
+            stored_token.is_some() && stored_url.as_deref().is_none_or(|known| same(known, &url));
         let (token, token_source) = if let Some(token) = &globals.access_token {
             (Some(token.clone()), "--access-token".to_owned())
         } else if by_flag && is_for_it {
@@ -86,7 +100,12 @@ impl Connection {
         } else {
             (None, String::new())
         };
-        Ok(Self { url, url_source, token: token.map(|token| token.trim().to_owned()), token_source })
+        Ok(Self {
+            url,
+            url_source,
+            token: token.map(|token| token.trim().to_owned()),
+            token_source,
+        })
     }
 }
 
@@ -101,9 +120,11 @@ fn same(one: &str, other: &str) -> bool {
 fn read_server_file(data_directory: &Path) -> Result<Option<String>, CliError> {
     let path = data_directory.join(SERVER_FILE);
     match fs::read(&path) {
-        Ok(text) => serde_json::from_slice::<ServerFile>(&text)
-            .map(|file| Some(file.url))
-            .map_err(|e| CliError::new(format!("could not read {}: {e}; restart the server", path.display()))),
+        Ok(text) => {
+            serde_json::from_slice::<ServerFile>(&text).map(|file| Some(file.url)).map_err(|e| {
+                CliError::new(format!("could not read {}: {e}; restart the server", path.display()))
+            })
+        }
         // A directory we may not enter is that of someone else's server.
         Err(_) => Ok(None),
     }
@@ -125,9 +146,12 @@ mod tests {
     use super::*;
 
     fn environment(directory: &Path, variables: &[(&str, &str)]) -> Environment {
-        let mut environment = Environment { current_directory: directory.to_owned(), ..Environment::default() };
+        let mut environment =
+            Environment { current_directory: directory.to_owned(), ..Environment::default() };
         let home = directory.display().to_string();
-        for (name, value) in [("HOME", home.as_str()), ("CADDIS_DATA_DIR", home.as_str())].iter().chain(variables) {
+        for (name, value) in
+            [("HOME", home.as_str()), ("CADDIS_DATA_DIR", home.as_str())].iter().chain(variables)
+        {
             environment.variables.insert((*name).to_owned(), (*value).to_owned());
         }
         environment
@@ -138,7 +162,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let find = |globals: &Globals, variables: &[(&str, &str)]| {
-            Connection::find(globals, &environment(path, variables)).map(|c| (c.url, c.token.unwrap_or_default()))
+            Connection::find(globals, &environment(path, variables))
+                .map(|c| (c.url, c.token.unwrap_or_default()))
         };
         let none = Globals::default();
         assert!(find(&none, &[]).unwrap_err().to_string().contains("no server is known"));
@@ -154,10 +179,14 @@ mod tests {
         assert_eq!(find(&none, &[]).unwrap(), ("http://file".into(), "stored".into()));
         let fly = [("FLY_FLAPS_BASE_URL", "http://fly"), ("FLY_API_TOKEN", "fly")];
         assert_eq!(find(&none, &fly).unwrap(), ("http://fly".into(), "fly".into()));
-        let ours = [fly[0], fly[1], ("CADDIS_API_URL", "http://ours"), ("CADDIS_API_TOKEN", "ours")];
+        let ours =
+            [fly[0], fly[1], ("CADDIS_API_URL", "http://ours"), ("CADDIS_API_TOKEN", "ours")];
         assert_eq!(find(&none, &ours).unwrap(), ("http://ours".into(), "ours".into()));
-        let flags =
-            Globals { api_url: Some("http://flag".into()), access_token: Some("flag".into()), ..Globals::default() };
+        let flags = Globals {
+            api_url: Some("http://flag".into()),
+            access_token: Some("flag".into()),
+            ..Globals::default()
+        };
         assert_eq!(find(&flags, &ours).unwrap(), ("http://flag".into(), "flag".into()));
     }
 

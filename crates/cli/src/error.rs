@@ -74,7 +74,9 @@ impl CliError {
         let named = |text: &str| format!("{what}: {text}");
         match self {
             _ if text.contains(what) => self,
-            Self::Failed { hint, request_id, .. } => Self::Failed { message: named(&text), hint, request_id },
+            Self::Failed { hint, request_id, .. } => {
+                Self::Failed { message: named(&text), hint, request_id }
+            }
             Self::DeadlineExceeded(_) => Self::DeadlineExceeded(named(&text)),
             error => error,
         }
@@ -88,8 +90,12 @@ impl CliError {
             Self::Interrupted => return INTERRUPTED,
             // Whoever reads our output has had enough, as `head` does.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return 0,
-            Self::Failed { message, hint, request_id } => (message.clone(), hint.clone(), request_id.clone()),
-            Self::Client(error) => (error.to_string(), hint(error), error.request_id().map(str::to_owned)),
+            Self::Failed { message, hint, request_id } => {
+                (message.clone(), hint.clone(), request_id.clone())
+            }
+            Self::Client(error) => {
+                (error.to_string(), hint(error), error.request_id().map(str::to_owned))
+            }
             Self::DeadlineExceeded(_) | Self::Output(_) => (self.to_string(), None, None),
         };
         let request_id = request_id.map(|id| format!(" (Request ID: {id})")).unwrap_or_default();
@@ -128,7 +134,9 @@ fn hint(error: &ClientError) -> Option<String> {
         (Some("insufficient_capacity"), _) if error.to_string().contains("machine") => {
             Some("Try choosing a different region for machine creation".to_owned())
         }
-        (Some("name_taken"), _) => Some("The name is in use already, choose another one.".to_owned()),
+        (Some("name_taken"), _) => {
+            Some("The name is in use already, choose another one.".to_owned())
+        }
         (_, Some(ErrorCode::RateLimited)) => Some("Wait a moment, then try again.".to_owned()),
         _ => None,
     }

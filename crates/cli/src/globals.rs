@@ -32,7 +32,8 @@ pub struct AppArgs {
     /// Application name [env: CADDIS_APP, FLY_APP; then `app` of caddis.toml or fly.toml].
     #[arg(short, long, value_name = "NAME", add = complete::apps())]
     pub app: Option<String>,
-    /// Path of the file that names the app, instead of caddis.toml or fly.toml in the current directory.
+    /// Path of the file that names the app, instead of caddis.toml or fly.toml in the current
+    /// directory.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }

@@ -1,8 +1,8 @@
-//! The commands. Each takes its arguments, talks to the server through `caddis-client` and writes through a
-//! [`Printer`]: data to standard output, everything else to standard error.
+//! The commands. Each takes its arguments, talks to the server through `caddis-client` and writes
+//! through a [`Printer`]: data to standard output, everything else to standard error.
 //!
-//! The binary mounts [`Command`] beside its own commands and calls [`run`]; tests call [`execute`] with an
-//! [`Environment`] and a [`Printer`] of their own.
+//! The binary mounts [`Command`] beside its own commands and calls [`run`]; tests call [`execute`]
+//! with an [`Environment`] and a [`Printer`] of their own.
 #![forbid(unsafe_code)]
 
 mod app_name;
@@ -86,7 +86,8 @@ pub enum Command {
 
 /// Runs a command in this process: its environment, terminal and Ctrl-C.
 pub async fn run(command: Command, globals: Globals) -> ExitCode {
-    // From here on, before anything can be asked: until then the system's default action ends the process.
+    // From here on, before anything can be asked: until then the system's default action ends the
+    // process.
     let signals = signal(SignalKind::interrupt());
     let interrupt = async {
         let Ok(mut signals) = signals else { return std::future::pending().await };
@@ -100,11 +101,14 @@ pub async fn run(command: Command, globals: Globals) -> ExitCode {
             std::process::exit(INTERRUPTED.into());
         });
     };
-    ExitCode::from(execute(command, globals, Environment::of_process(), Printer::standard(), interrupt).await)
+    ExitCode::from(
+        execute(command, globals, Environment::of_process(), Printer::standard(), interrupt).await,
+    )
 }
 
-/// Runs a command and returns its exit code: 0, 1 for an error, 126 when time ran out, 127 when `interrupt` came first,
-/// and with `exec --exit-code` that of the program. Errors have been printed.
+/// Runs a command and returns its exit code: 0, 1 for an error, 126 when time ran out, 127 when
+/// `interrupt` came first, and with `exec --exit-code` that of the program. Errors have been
+/// printed.
 pub async fn execute(
     command: Command,
     globals: Globals,
@@ -128,8 +132,8 @@ pub async fn execute(
 /// What is to be said of a command line that clap has not taken.
 #[derive(Debug)]
 pub struct Usage {
-    /// Exit code, that of the reference: 0 for help, whether asked for or printed because a command needs another word,
-    /// and 1 for what is wrong.
+    /// Exit code, that of the reference: 0 for help, whether asked for or printed because a command
+    /// needs another word, and 1 for what is wrong.
     pub code: u8,
     /// For standard output with exit code 0, else for standard error.
     pub text: clap::builder::StyledStr,
@@ -139,7 +143,8 @@ impl Usage {
     /// What clap has found.
     pub fn of(error: &clap::Error) -> Self {
         use clap::error::{ContextKind, ContextValue, ErrorKind};
-        let helps = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        let helps = !error.use_stderr()
+            || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
         let unknown = match error.get(ContextKind::InvalidSubcommand) {
             Some(ContextValue::String(word)) => unavailable::advice(word),
             _ => None,
@@ -149,11 +154,13 @@ impl Usage {
     }
 }
 
-/// Reports what clap could not parse, or prints the help that was asked for, and returns the exit code: 0 or 1.
+/// Reports what clap could not parse, or prints the help that was asked for, and returns the exit
+/// code: 0 or 1.
 pub fn report_usage(error: &clap::Error) -> ExitCode {
     let usage = Usage::of(error);
     let printer = Printer::standard();
-    let text = if printer.has_colour() { usage.text.ansi().to_string() } else { usage.text.to_string() };
+    let text =
+        if printer.has_colour() { usage.text.ansi().to_string() } else { usage.text.to_string() };
     // Nothing can be done when the terminal is gone.
     let _ = if usage.code == 0 { printer.raw_out(&text) } else { printer.raw_note(&text) };
     ExitCode::from(usage.code)

@@ -8,8 +8,13 @@ use crate::{CliError, prompt, session::Session};
 /// The slug that means the caller's own.
 pub const PERSONAL: &str = "personal";
 
-/// The slug of the organisation that is named, else the only one there is, else one chosen from a menu.
-pub async fn choose(session: &Session, client: &Client, wanted: Option<&str>) -> Result<String, CliError> {
+/// The slug of the organisation that is named, else the only one there is, else one chosen from a
+/// menu.
+pub async fn choose(
+    session: &Session,
+    client: &Client,
+    wanted: Option<&str>,
+) -> Result<String, CliError> {
     let printer = &session.printer;
     if wanted == Some(PERSONAL) {
         return Ok(PERSONAL.to_owned());
@@ -28,12 +33,17 @@ pub async fn choose(session: &Session, client: &Client, wanted: Option<&str>) ->
     let at = match all.as_slice() {
         [only] => {
             let personal = if only.slug == PERSONAL { "personal " } else { "" };
-            printer.note(format_args!("automatically selected {personal}organization: {}", only.name))?;
+            printer.note(format_args!(
+                "automatically selected {personal}organization: {}",
+                only.name
+            ))?;
             0
         }
         [] => return Err(CliError::new("the access token reaches no organization")),
         several => {
-            let option = |organization: &Organization| format!("{} ({})", organization.name, organization.slug);
+            let option = |organization: &Organization| {
+                format!("{} ({})", organization.name, organization.slug)
+            };
             let options: Vec<_> = several.iter().map(option).collect();
             let unasked = "org slug must be specified when not running interactively";
             prompt::choose(printer, "Select Organization:", &options, unasked).await?

@@ -1,5 +1,5 @@
-//! Decides what goes where: data to standard output, everything else to standard error; colours and bars on
-//! terminals only.
+//! Decides what goes where: data to standard output, everything else to standard error; colours and
+//! bars on terminals only.
 
 use std::{
     fmt::Display,
@@ -76,7 +76,8 @@ impl Printer {
         }
     }
 
-    /// To memory, as if no terminal were there: for tests. Returns what goes to standard output and standard error.
+    /// To memory, as if no terminal were there: for tests. Returns what goes to standard output and
+    /// standard error.
     pub fn capturing() -> (Self, Capture, Capture) {
         let (stdout, stderr) = (Capture::default(), Capture::default());
         let printer = Self {
@@ -108,7 +109,10 @@ impl Printer {
 
     /// What tables are drawn on.
     pub fn screen(&self) -> Screen {
-        Screen { columns: self.stdout_is_terminal.then(|| terminal::screen_size().0), colour: self.colour }
+        Screen {
+            columns: self.stdout_is_terminal.then(|| terminal::screen_size().0),
+            colour: self.colour,
+        }
     }
 
     /// Whether it is told how far something is.

@@ -40,7 +40,8 @@ impl Progress {
         self.step = step.to_owned();
         let Some(bar) = &self.bar else {
             if is_new {
-                let of = if total > 0 { format!(" ({})", size::decimal(total)) } else { String::new() };
+                let of =
+                    if total > 0 { format!(" ({})", size::decimal(total)) } else { String::new() };
                 // A line about progress that can't be written is not worth an error.
                 let _ = self.printer.note(format_args!("  {words}{of}"));
             }
@@ -79,7 +80,8 @@ fn spinner() -> ProgressStyle {
 }
 
 fn bytes() -> ProgressStyle {
-    let template = "{spinner} {msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}";
+    let template =
+        "{spinner} {msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}";
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 

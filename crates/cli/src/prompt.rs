@@ -9,21 +9,33 @@ pub const NO_YES: &str = "yes flag must be specified when not running interactiv
 
 /// Asks for yes or no; no by default. `unasked` is the error when there is nobody to ask.
 pub async fn confirm(printer: &Printer, question: &str, unasked: &str) -> Result<(), CliError> {
-    match ask(printer, &format!("{question} (y/N) "), unasked).await?.to_ascii_lowercase().as_str() {
+    match ask(printer, &format!("{question} (y/N) "), unasked).await?.to_ascii_lowercase().as_str()
+    {
         "y" | "yes" => Ok(()),
         _ => Err(CliError::Declined),
     }
 }
 
 /// Asks for one of several things, in a menu: arrow keys, then Enter.
-pub async fn choose(printer: &Printer, question: &str, options: &[String], unasked: &str) -> Result<usize, CliError> {
+pub async fn choose(
+    printer: &Printer,
+    question: &str,
+    options: &[String],
+    unasked: &str,
+) -> Result<usize, CliError> {
     let (theme, question, options) = (theme(printer), question.to_owned(), shown(options));
-    let menu =
-        move || dialoguer::Select::with_theme(&*theme).with_prompt(question).items(&options).default(0).interact_opt();
+    let menu = move || {
+        dialoguer::Select::with_theme(&*theme)
+            .with_prompt(question)
+            .items(&options)
+            .default(0)
+            .interact_opt()
+    };
     ask_menu(printer, unasked, menu).await?.ok_or(CliError::Declined)
 }
 
-/// Asks for some of several things, in a menu: arrow keys, Space for each, then Enter. None are chosen by Escape.
+/// Asks for some of several things, in a menu: arrow keys, Space for each, then Enter. None are
+/// chosen by Escape.
 pub async fn choose_some(
     printer: &Printer,
     question: &str,
@@ -32,7 +44,12 @@ pub async fn choose_some(
 ) -> Result<Vec<usize>, CliError> {
     let (theme, question, options) =
         (theme(printer), format!("{question} (Space chooses, Enter ends)"), shown(options));
-    let menu = move || dialoguer::MultiSelect::with_theme(&*theme).with_prompt(question).items(&options).interact_opt();
+    let menu = move || {
+        dialoguer::MultiSelect::with_theme(&*theme)
+            .with_prompt(question)
+            .items(&options)
+            .interact_opt()
+    };
     Ok(ask_menu(printer, unasked, menu).await?.unwrap_or_default())
 }
 

@@ -9,7 +9,9 @@ use caddis_api::{LeaseNonce, Machine, MachineId};
 use caddis_client::Client;
 use futures::future::{BoxFuture, FutureExt as _};
 
-use crate::{CliError, Environment, Globals, Printer, app_name, connection::Connection, globals::AppArgs};
+use crate::{
+    CliError, Environment, Globals, Printer, app_name, connection::Connection, globals::AppArgs,
+};
 
 /// Time to live of a lease, seconds.
 const LEASE_SECONDS: u64 = 120;
@@ -49,7 +51,8 @@ impl Session {
     pub fn client(&self) -> Result<Client, CliError> {
         let connection = self.connection()?;
         if self.globals.verbose || self.globals.debug {
-            self.printer.note(format_args!("server {} (from {})", connection.url, connection.url_source))?;
+            self.printer
+                .note(format_args!("server {} (from {})", connection.url, connection.url_source))?;
             self.printer.note(format_args!("access token from {}", connection.token_source))?;
         }
         if connection.token.is_none() {
@@ -72,7 +75,12 @@ impl Session {
     }
 
     /// Takes a machine's lease, waiting for another's to end. Released by [`Self::release_leases`].
-    pub async fn lease(&self, client: &Client, app: &str, machine: &Machine) -> Result<LeaseNonce, CliError> {
+    pub async fn lease(
+        &self,
+        client: &Client,
+        app: &str,
+        machine: &Machine,
+    ) -> Result<LeaseNonce, CliError> {
         let id = &machine.id;
         let begun = tokio::time::Instant::now();
         let mut told = false;
@@ -115,18 +123,23 @@ impl Session {
         self.give_back(held).await;
     }
 
-    /// Gives back the lease of a machine that is only waited for from here on: others may want to change it meanwhile.
+    /// Gives back the lease of a machine that is only waited for from here on: others may want to
+    /// change it meanwhile.
     pub async fn release_lease(&self, machine: &MachineId) {
-        let held: Vec<_> = self.leases().extract_if(.., |lease| lease.machine == *machine).collect();
+        let held: Vec<_> =
+            self.leases().extract_if(.., |lease| lease.machine == *machine).collect();
         self.give_back(held).await;
     }
 
     async fn give_back(&self, held: Vec<Held>) {
         for lease in held {
-            if let Err(error) = lease.client.release_lease(&lease.app, &lease.machine, &lease.nonce).await {
+            if let Err(error) =
+                lease.client.release_lease(&lease.app, &lease.machine, &lease.nonce).await
+            {
                 // One that is over, or whose machine is gone, needs no release.
                 if !error.is_not_found() {
-                    let text = format!("failed to release lease for machine {}: {error}", lease.machine);
+                    let text =
+                        format!("failed to release lease for machine {}: {error}", lease.machine);
                     let _ = self.printer.note(text);
                 }
             }

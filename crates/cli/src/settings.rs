@@ -1,6 +1,9 @@
-//! The settings file: which servers, with which tokens. Written by `auth login` and `context`, readable by its owner only.
+//! The settings file: which servers, with which tokens. Written by `auth login` and `context`,
+//! readable by its owner only.
 
-use std::{collections::BTreeMap, fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
+use std::{
+    collections::BTreeMap, fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -67,7 +70,9 @@ impl Settings {
 
     /// Writes the file with mode 0600, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<(), CliError> {
-        let failed = |e: &dyn std::fmt::Display| CliError::new(format!("could not write {}: {e}", path.display()));
+        let failed = |e: &dyn std::fmt::Display| {
+            CliError::new(format!("could not write {}: {e}", path.display()))
+        };
         let text = toml::to_string(self).map_err(|e| failed(&e))?;
         let directory = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(directory).map_err(|e| failed(&e))?;

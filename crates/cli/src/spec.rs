@@ -21,8 +21,8 @@ const STANDBY_FOR: &str = "FLY_STANDBY_FOR";
 /// Flags that describe a machine's VM.
 #[derive(Debug, Clone, Default, Args)]
 pub struct MachineFlags {
-    /// Publish a port: PORT[:INTERNAL][/PROTOCOL[:HANDLER...]]; may be repeated. With the handler -, INTERNAL/PROTOCOL:-
-    /// removes the service and PORT:INTERNAL/PROTOCOL:- one port.
+    /// Publish a port: PORT[:INTERNAL][/PROTOCOL[:HANDLER...]]; may be repeated. With the handler
+    /// -, INTERNAL/PROTOCOL:- removes the service and PORT:INTERNAL/PROTOCOL:- one port.
     #[arg(short, long, value_name = "PORT", value_delimiter = ',')]
     pub port: Vec<String>,
     /// Environment variable NAME=VALUE; may be repeated.
@@ -188,7 +188,11 @@ pub struct Program {
 }
 
 /// The configuration of a new machine.
-pub fn build(flags: &MachineFlags, program: &Program, directory: &Path) -> Result<RawConfig, CliError> {
+pub fn build(
+    flags: &MachineFlags,
+    program: &Program,
+    directory: &Path,
+) -> Result<RawConfig, CliError> {
     let mut config = match &flags.machine_config {
         Some(source) => read_config(source, directory)?,
         None => Map::new(),
@@ -222,10 +226,15 @@ pub fn build(flags: &MachineFlags, program: &Program, directory: &Path) -> Resul
 }
 
 /// A machine's configuration with what the flags change of it.
-pub fn change(config: &RawConfig, flags: &MachineFlags, directory: &Path) -> Result<Map<String, Value>, CliError> {
+pub fn change(
+    config: &RawConfig,
+    flags: &MachineFlags,
+    directory: &Path,
+) -> Result<Map<String, Value>, CliError> {
     let mut config = match &flags.machine_config {
         Some(source) => {
-            // A whole configuration takes the place of the old one; what it leaves out of it, image and guest, stays.
+            // A whole configuration takes the place of the old one; what it leaves out of it, image
+            // and guest, stays.
             let mut new = read_config(source, directory)?;
             for key in ["image", "guest"] {
                 if let Some(value) = config.field(key).filter(|_| !new.contains_key(key)) {
@@ -274,7 +283,11 @@ pub fn is_standby(config: &Map<String, Value>) -> bool {
     config.get("standbys").and_then(Value::as_array).is_some_and(|standbys| !standbys.is_empty())
 }
 
-fn apply(config: &mut Map<String, Value>, flags: &MachineFlags, directory: &Path) -> Result<(), CliError> {
+fn apply(
+    config: &mut Map<String, Value>,
+    flags: &MachineFlags,
+    directory: &Path,
+) -> Result<(), CliError> {
     if let Some(container) = &flags.container {
         // The server has no containers yet, and says so when some are configured.
         return Err(CliError::new(format!("container \"{container}\" not found")));
@@ -309,7 +322,8 @@ fn read_config(source: &str, directory: &Path) -> Result<Map<String, Value>, Cli
         source.to_owned()
     } else if source.ends_with(".json") {
         let path = directory.join(source);
-        std::fs::read_to_string(&path).map_err(|e| CliError::new(format!("could not read {}: {e}", path.display())))?
+        std::fs::read_to_string(&path)
+            .map_err(|e| CliError::new(format!("could not read {}: {e}", path.display())))?
     } else {
         return Err(CliError::new(format!("invalid machine config source: \"{source}\"")));
     };
@@ -339,11 +353,16 @@ fn list<'a>(config: &'a mut Map<String, Value>, name: &str) -> &'a mut Vec<Value
     }
 }
 
-fn merge_pairs(config: &mut Map<String, Value>, name: &str, pairs: &[String]) -> Result<(), CliError> {
+fn merge_pairs(
+    config: &mut Map<String, Value>,
+    name: &str,
+    pairs: &[String],
+) -> Result<(), CliError> {
     for pair in pairs {
         let parts = pair.split_once('=').filter(|(key, _)| !key.is_empty());
-        let (key, value) =
-            parts.ok_or_else(|| CliError::new(format!("invalid key/value pairs specified for flag {name}")))?;
+        let (key, value) = parts.ok_or_else(|| {
+            CliError::new(format!("invalid key/value pairs specified for flag {name}"))
+        })?;
         object(config, name).insert(key.to_owned(), json!(value));
     }
     Ok(())
@@ -358,7 +377,9 @@ fn set_restart(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result<
             config.remove("restart");
             return Ok(());
         }
-        Some(_) => return Err(CliError::new("invalid restart provided: use no, on-failure or always")),
+        Some(_) => {
+            return Err(CliError::new("invalid restart provided: use no, on-failure or always"));
+        }
         None => return Ok(()),
     };
     object(config, "restart").insert("policy".to_owned(), json!(policy));
@@ -368,12 +389,16 @@ fn set_restart(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result<
 fn set_disks(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result<(), CliError> {
     let parse = |flag: &str, text: &str, unit: u64| match size::parse(text, unit) {
         Some(size) => Ok(size),
-        None if text.trim_start().starts_with('-') => Err(CliError::new(format!("{flag} must not be negative"))),
+        None if text.trim_start().starts_with('-') => {
+            Err(CliError::new(format!("{flag} must not be negative")))
+        }
         None => Err(CliError::new(format!("invalid size '{text}' for {flag}: write 10 or 10gb"))),
     };
     if let Some(persist) = &flags.rootfs_persist {
         if !["never", "always", "restart"].contains(&persist.as_str()) {
-            return Err(CliError::new("invalid rootfs-persist value, must be one of: never, always, restart"));
+            return Err(CliError::new(
+                "invalid rootfs-persist value, must be one of: never, always, restart",
+            ));
         }
         object(config, "rootfs").insert("persist".to_owned(), json!(persist));
     }
@@ -404,7 +429,11 @@ fn set_services(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result
         Some("off" | "false") => Some(json!(false)),
         Some("stop" | "true") => Some(json!(true)),
         Some("suspend") => Some(json!("suspend")),
-        Some(other) => return Err(CliError::new(format!("invalid autostop '{other}': use off, stop or suspend"))),
+        Some(other) => {
+            return Err(CliError::new(format!(
+                "invalid autostop '{other}': use off, stop or suspend"
+            )));
+        }
     };
     for service in config.get_mut("services").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(autostop) = &autostop {
@@ -438,13 +467,17 @@ mod tests {
 
     fn config(flags: MachineFlags) -> Result<Value, String> {
         let program = Program { image: Some("nginx".to_owned()), ..Program::default() };
-        build(&flags, &program, Path::new("/")).map(|config| Value::Object(config.fields())).map_err(|e| e.to_string())
+        build(&flags, &program, Path::new("/"))
+            .map(|config| Value::Object(config.fields()))
+            .map_err(|e| e.to_string())
     }
 
     #[test]
     fn flags_change_a_given_configuration() {
         let flags = MachineFlags {
-            machine_config: Some(r#"{"env": {"A": "1", "B": "2"}, "guest": {"cpus": 4}, "x": 1}"#.to_owned()),
+            machine_config: Some(
+                r#"{"env": {"A": "1", "B": "2"}, "guest": {"cpus": 4}, "x": 1}"#.to_owned(),
+            ),
             env: vec!["A=3".to_owned()],
             vm: VmFlags { vm_memory: Some("1gb".to_owned()), ..VmFlags::default() },
             file_literal: vec!["/a=b".to_owned()],
@@ -465,7 +498,10 @@ mod tests {
         wrong(MachineFlags { swap_size: Some("0".to_owned()), ..MachineFlags::default() });
         wrong(MachineFlags { container: Some("app".to_owned()), ..MachineFlags::default() });
         wrong(MachineFlags {
-            build: BuildFlags { dockerfile: Some("Dockerfile".to_owned()), ..BuildFlags::default() },
+            build: BuildFlags {
+                dockerfile: Some("Dockerfile".to_owned()),
+                ..BuildFlags::default()
+            },
             ..MachineFlags::default()
         });
     }
@@ -481,7 +517,9 @@ mod tests {
             autostart: Some(false),
             ..MachineFlags::default()
         };
-        let changed = change(&RawConfig::from(there.as_object().unwrap().clone()), &flags, Path::new("/")).unwrap();
+        let changed =
+            change(&RawConfig::from(there.as_object().unwrap().clone()), &flags, Path::new("/"))
+                .unwrap();
         assert_eq!(
             Value::Object(changed),
             json!({ "image": "nginx", "env": { "A": "1" }, "rootfs": {},

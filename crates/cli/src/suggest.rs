@@ -28,7 +28,8 @@ fn close<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a 
 
 /// `Did you mean "a" or "b"?`, or nothing.
 pub fn hint<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let names: Vec<_> = close(wanted, names).into_iter().map(|name| format!("\"{name}\"")).collect();
+    let names: Vec<_> =
+        close(wanted, names).into_iter().map(|name| format!("\"{name}\"")).collect();
     (!names.is_empty()).then(|| format!("Did you mean {}?", names.join(" or ")))
 }
 

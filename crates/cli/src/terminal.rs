@@ -1,4 +1,5 @@
-//! This process's terminal: its size, keys without Enter, raw mode, and a session in a machine that is attached to it.
+//! This process's terminal: its size, keys without Enter, raw mode, and a session in a machine that
+//! is attached to it.
 
 use std::{
     io::{self, IsTerminal as _, Read as _},
@@ -14,7 +15,9 @@ use caddis_api::{
 use caddis_client::{Client, FromSession, SessionReader, SessionWriter};
 use rustix::{
     process::getpgrp,
-    termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr},
+    termios::{
+        LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
+    },
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -36,7 +39,8 @@ const USUAL_SIZE: TerminalSize = TerminalSize { columns: 80, rows: 24 };
 /// The terminal's settings before they were changed, for whoever puts them back.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// The terminal on standard input with other settings, until this is dropped; also when the process panics.
+/// The terminal on standard input with other settings, until this is dropped; also when the process
+/// panics.
 struct Mode;
 
 impl Mode {
@@ -95,18 +99,21 @@ pub fn screen_size() -> (usize, usize) {
         .unwrap_or((USUAL_SIZE.columns.into(), USUAL_SIZE.rows.into()))
 }
 
-/// Waits until the user types `q`. Never ends where keys are not for us: input is no terminal, or another job's, and
-/// to read would stop us.
+/// Waits until the user types `q`. Never ends where keys are not for us: input is no terminal, or
+/// another job's, and to read would stop us.
 ///
 /// # Errors
-/// With the exit code of a signal that would have ended this process without putting the terminal back.
+/// With the exit code of a signal that would have ended this process without putting the terminal
+/// back.
 pub async fn until_q() -> Result<(), CliError> {
     let foreground = tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp());
     if !foreground {
         return std::future::pending().await;
     }
-    let Signals { ending: [(mut terminate, terminated), (mut hang_up, hung_up), (mut quit, has_quit)], .. } =
-        Signals::watch()?;
+    let Signals {
+        ending: [(mut terminate, terminated), (mut hang_up, hung_up), (mut quit, has_quit)],
+        ..
+    } = Signals::watch()?;
     let _mode = Mode::keys()?;
     let (mut chunks, mut open) = (read_stdin(), true);
     loop {
@@ -128,7 +135,8 @@ fn ended_by(code: i32) -> CliError {
 
 fn size() -> Option<TerminalSize> {
     let size = tcgetwinsize(io::stdin()).or_else(|_| tcgetwinsize(io::stdout())).ok()?;
-    (size.ws_col > 0 && size.ws_row > 0).then_some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
+    (size.ws_col > 0 && size.ws_row > 0)
+        .then_some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
 }
 
 /// What to run, and how.
@@ -168,7 +176,8 @@ pub async fn attach(
     };
     let signals = Signals::watch()?;
     let opened = client.session(app, machine, start, None, program.remove_app).await;
-    let (reader, writer) = opened.map_err(|e| CliError::attempted("could not open a session in the machine", e))?;
+    let (reader, writer) =
+        opened.map_err(|e| CliError::attempted("could not open a session in the machine", e))?;
     let raw = if program.pty && is_on_terminal() { Some(Mode::raw()?) } else { None };
     let outcome = run(session, reader, writer, program.stdin, signals, program.pty).await;
     drop(raw);
@@ -178,7 +187,8 @@ pub async fn attach(
     }
 }
 
-/// Signals that would end this process without putting the terminal back, and the one that tells of a new size.
+/// Signals that would end this process without putting the terminal back, and the one that tells of
+/// a new size.
 struct Signals {
     resized: Signal,
     ending: [(Signal, i32); 3],
@@ -186,10 +196,15 @@ struct Signals {
 
 impl Signals {
     fn watch() -> io::Result<Self> {
-        let ending = |kind: SignalKind| Ok::<_, io::Error>((signal(kind)?, 128 + kind.as_raw_value()));
+        let ending =
+            |kind: SignalKind| Ok::<_, io::Error>((signal(kind)?, 128 + kind.as_raw_value()));
         Ok(Self {
             resized: signal(SignalKind::window_change())?,
-            ending: [ending(SignalKind::terminate())?, ending(SignalKind::hangup())?, ending(SignalKind::quit())?],
+            ending: [
+                ending(SignalKind::terminate())?,
+                ending(SignalKind::hangup())?,
+                ending(SignalKind::quit())?,
+            ],
         })
     }
 }

@@ -1,4 +1,5 @@
-//! Commands of the reference that are not here: what stands in for them, instead of the name that is spelt most like them.
+//! Commands of the reference that are not here: what stands in for them, instead of the name that
+//! is spelt most like them.
 
 /// Names, what is said of them, and what to do.
 const COMMANDS: &[(&[&str], &str, &str)] = &[
@@ -17,8 +18,16 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
         "public addresses and the proxy are not available yet",
         "Machines answer at their private addresses, on their host; 'caddis machine status' shows them.",
     ),
-    (&["checks"], "health checks are not available yet", "'caddis status' shows an app's machines and their states."),
-    (&["tokens", "token"], "further tokens are not available yet", "'caddis auth token' prints the one in use."),
+    (
+        &["checks"],
+        "health checks are not available yet",
+        "'caddis status' shows an app's machines and their states.",
+    ),
+    (
+        &["tokens", "token"],
+        "further tokens are not available yet",
+        "'caddis auth token' prints the one in use.",
+    ),
     (
         &["deploy", "launch", "releases", "release"],
         "deploying from fly.toml is not available",
@@ -44,8 +53,16 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
         "managed services are not available",
         "They run in machines as all else does: 'caddis machine run postgres:17 -e POSTGRES_PASSWORD=…'.",
     ),
-    (&["resume", "wake"], "there is no command of that name", "'caddis machine start' has a suspended machine go on."),
-    (&["regions", "region"], "there is no command of that name", "'caddis platform regions' lists the regions."),
+    (
+        &["resume", "wake"],
+        "there is no command of that name",
+        "'caddis machine start' has a suspended machine go on.",
+    ),
+    (
+        &["regions", "region"],
+        "there is no command of that name",
+        "'caddis platform regions' lists the regions.",
+    ),
     (
         &["ps", "vm"],
         "there is no command of that name",

@@ -28,8 +28,9 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Reads `docker-archive:FILE`, `oci-archive:FILE` or `oci:DIRECTORY`, each with `:NAME` of one image in it where
-    /// there are several. Paths and names may hold colons: the longest path that exists is taken.
+    /// Reads `docker-archive:FILE`, `oci-archive:FILE` or `oci:DIRECTORY`, each with `:NAME` of one
+    /// image in it where there are several. Paths and names may hold colons: the longest path that
+    /// exists is taken.
     pub fn parse(source: &str) -> Result<Self, CliError> {
         let wrong = || {
             CliError::new(format!(
@@ -46,35 +47,47 @@ impl Archive {
         };
         let cuts = rest.match_indices(':').map(|(at, _)| at).chain([rest.len()]);
         let longest = cuts.filter(|at| Path::new(&rest[..*at]).exists()).max();
-        let (path, name) = longest.map_or_else(|| rest.split_once(':').unwrap_or((rest, "")), |at| rest.split_at(at));
+        let (path, name) = longest
+            .map_or_else(|| rest.split_once(':').unwrap_or((rest, "")), |at| rest.split_at(at));
         let image = Some(name.trim_start_matches(':').to_owned()).filter(|name| !name.is_empty());
         let path = PathBuf::from(path);
-        let found = std::fs::metadata(&path)
-            .map_err(|error| CliError::new(format!("could not read {}: {error}", path.display())))?;
+        let found = std::fs::metadata(&path).map_err(|error| {
+            CliError::new(format!("could not read {}: {error}", path.display()))
+        })?;
         if found.is_dir() != is_directory {
             let expected = if is_directory { "a directory" } else { "a file" };
-            return Err(CliError::new(format!("{} is not {expected}, as {kind}: wants it", path.display())));
+            return Err(CliError::new(format!(
+                "{} is not {expected}, as {kind}: wants it",
+                path.display()
+            )));
         }
         Ok(Self { format, image, path, is_directory })
     }
 
     /// Bytes, when known beforehand.
     pub fn length(&self) -> Option<u64> {
-        (!self.is_directory).then(|| std::fs::metadata(&self.path).ok().map(|file| file.len())).flatten()
+        (!self.is_directory)
+            .then(|| std::fs::metadata(&self.path).ok().map(|file| file.len()))
+            .flatten()
     }
 
     /// Its bytes, read on a thread of their own.
     pub fn stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         let (sender, receiver) = mpsc::channel(AHEAD);
         tokio::task::spawn_blocking(move || {
-            let outcome =
-                if self.is_directory { send_tree(&self.path, &sender) } else { send_file(&self.path, &sender) };
+            let outcome = if self.is_directory {
+                send_tree(&self.path, &sender)
+            } else {
+                send_file(&self.path, &sender)
+            };
             if let Err(error) = outcome {
                 // Nobody listens any more when the server has said no.
                 let _ = sender.blocking_send(Err(error));
             }
         });
-        stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|chunk| (chunk, receiver)) })
+        stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|chunk| (chunk, receiver))
+        })
     }
 }
 
@@ -104,7 +117,9 @@ struct ChannelWriter<'a>(&'a Sender);
 
 impl Write for ChannelWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        self.0
+            .blocking_send(Ok(Bytes::copy_from_slice(bytes)))
+            .map_err(|_| io::ErrorKind::BrokenPipe)?;
         Ok(bytes.len())
     }
 
@@ -148,11 +163,23 @@ mod tests {
             (":bc", "a", Some("bc")),
         ] {
             let archive = Archive::parse(&format!("docker-archive:{file}{after}")).unwrap();
-            assert_eq!((archive.path, archive.image.as_deref()), (directory.path().join(path), image), "{after}");
+            assert_eq!(
+                (archive.path, archive.image.as_deref()),
+                (directory.path().join(path), image),
+                "{after}"
+            );
         }
         let archive = Archive::parse(&format!("oci:{}:web:1", directory.path().display())).unwrap();
-        assert_eq!((archive.path.as_path(), archive.image.as_deref()), (directory.path(), Some("web:1")));
-        for wrong in [file.clone(), format!("oci:{file}"), "oci-archive:/no/such".to_owned(), format!("zip:{file}")] {
+        assert_eq!(
+            (archive.path.as_path(), archive.image.as_deref()),
+            (directory.path(), Some("web:1"))
+        );
+        for wrong in [
+            file.clone(),
+            format!("oci:{file}"),
+            "oci-archive:/no/such".to_owned(),
+            format!("zip:{file}"),
+        ] {
             assert!(Archive::parse(&wrong).is_err(), "{wrong}");
         }
     }

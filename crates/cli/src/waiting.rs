@@ -50,7 +50,8 @@ async fn slices(
                 failures = 0;
                 if Instant::now() >= deadline {
                     let seen = seen(client, app, machine).await.unwrap_or_default();
-                    let text = format!("timeout reached waiting for machine's state to change{seen}");
+                    let text =
+                        format!("timeout reached waiting for machine's state to change{seen}");
                     return Err(CliError::DeadlineExceeded(text));
                 }
             }
@@ -66,7 +67,9 @@ async fn slices(
 /// What state a machine is in that was waited for in vain, as the end of a sentence.
 async fn seen(client: &Client, app: &str, machine: &MachineId) -> Option<String> {
     let machine = client.get_machine(app, machine).await.ok()?;
-    let doing = machine.operation.map(|operation| format!(" ({} in progress, at {})", operation.kind, operation.step));
+    let doing = machine
+        .operation
+        .map(|operation| format!(" ({} in progress, at {})", operation.kind, operation.step));
     Some(format!("; it is {}{}", machine.state, doing.unwrap_or_default()))
 }
 
@@ -77,7 +80,12 @@ pub async fn until_started(
     app: &str,
     machine: &MachineId,
 ) -> Result<MachineState, CliError> {
-    let ends = [MachineState::Started, MachineState::Stopped, MachineState::Failed, MachineState::Destroyed];
+    let ends = [
+        MachineState::Started,
+        MachineState::Stopped,
+        MachineState::Failed,
+        MachineState::Destroyed,
+    ];
     let ends = WaitFor::States(ends.to_vec());
     let deadline = Instant::now() + BUDGET;
     loop {
@@ -94,7 +102,8 @@ pub async fn until_started(
 
 async fn is_on_its_way(client: &Client, app: &str, machine: &MachineId) -> Result<bool, CliError> {
     let machine = client.get_machine(app, machine).await;
-    let machine = machine.map_err(|error| CliError::attempted("failed waiting for machine", error))?;
+    let machine =
+        machine.map_err(|error| CliError::attempted("failed waiting for machine", error))?;
     Ok(machine.operation.is_some_and(|operation| operation.kind == "start"))
 }
 
@@ -103,7 +112,8 @@ pub async fn failed(client: &Client, app: &str, machine: &MachineId, what: &str)
     // Without them the error is still that.
     let events = client.events(app, machine, 10).await.unwrap_or_default();
     let reason = events.iter().find_map(|event| event.error().map(str::to_owned));
-    let reason = reason.unwrap_or_else(|| format!("see 'caddis machine status {machine} -a {app}'"));
+    let reason =
+        reason.unwrap_or_else(|| format!("see 'caddis machine status {machine} -a {app}'"));
     CliError::new(format!("machine {machine} failed to {what}: {reason}"))
 }
 
@@ -135,7 +145,8 @@ pub enum Outcome {
     Done(MachineState),
 }
 
-/// The same, and looks a moment longer whether its program goes on: one that can't work mostly ends at once.
+/// The same, and looks a moment longer whether its program goes on: one that can't work mostly ends
+/// at once.
 ///
 /// # Errors
 /// See [`how_it_went`].
@@ -148,7 +159,11 @@ pub async fn until_it_runs(
 ) -> Result<Outcome, CliError> {
     let mut state = until_started(printer, client, app, machine).await?;
     if state == MachineState::Started {
-        let ends = WaitFor::States(vec![MachineState::Stopped, MachineState::Failed, MachineState::Destroyed]);
+        let ends = WaitFor::States(vec![
+            MachineState::Stopped,
+            MachineState::Failed,
+            MachineState::Destroyed,
+        ]);
         match client.wait_machine(app, machine, &ends, MOMENT).await {
             Ok(reply) => state = reply.state,
             Err(error) if error.status() == Some(408) || error.is_transient() => {}
@@ -158,7 +173,8 @@ pub async fn until_it_runs(
     how_it_went(client, app, machine, before, state).await
 }
 
-/// What became of a machine that has started and is in this state. `before` is its newest event of before it was started.
+/// What became of a machine that has started and is in this state. `before` is its newest event of
+/// before it was started.
 ///
 /// # Errors
 /// Also when the program has failed meanwhile, whether it is restarted or not.
@@ -173,15 +189,22 @@ pub async fn how_it_went(
         Ok(events) => events,
         // A machine that is gone with its program may have left none.
         Err(error) if error.is_not_found() => Vec::new(),
-        Err(error) => return Err(CliError::attempted("could not find out how the program ended", error)),
+        Err(error) => {
+            return Err(CliError::attempted("could not find out how the program ended", error));
+        }
     };
     let exits = events.iter().take_while(|event| before.is_none_or(|before| event.id > *before));
-    let mut exits = exits.filter_map(|event| event.exit_details()).map(|details| details.exit_event);
+    let mut exits =
+        exits.filter_map(|event| event.exit_details()).map(|details| details.exit_event);
     match exits.find(|exit| !exit.requested_stop) {
         Some(exit) if exit.exit_code != 0 || exit.oom_killed => {
             let after = if exit.restarting { ", it is being restarted" } else { "" };
-            let text = format!("machine {machine} failed: its program ended with {}{after}", how(&exit));
-            Err(CliError::with_hint(text, format!("See 'caddis logs -a {app} -m {machine} --no-tail' for its output.")))
+            let text =
+                format!("machine {machine} failed: its program ended with {}{after}", how(&exit));
+            Err(CliError::with_hint(
+                text,
+                format!("See 'caddis logs -a {app} -m {machine} --no-tail' for its output."),
+            ))
         }
         _ if state == MachineState::Started => Ok(Outcome::Runs),
         _ => Ok(Outcome::Done(state)),
@@ -190,7 +213,9 @@ pub async fn how_it_went(
 
 /// How a program ended.
 pub fn how(exit: &ExitEvent) -> String {
-    let signal = Signal::from_number(exit.guest_signal).map(|signal| format!(" ({signal})")).unwrap_or_default();
+    let signal = Signal::from_number(exit.guest_signal)
+        .map(|signal| format!(" ({signal})"))
+        .unwrap_or_default();
     let cause = exit.cause.as_ref().map(|cause| format!(", {cause}")).unwrap_or_default();
     let message = exit.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
     format!("exit code {}{signal}{cause}{message}", exit.exit_code)

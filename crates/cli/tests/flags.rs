@@ -19,7 +19,14 @@ fn rows() -> Vec<Row> {
     let row = |line: &'static str| {
         let mut cells = line.split('\t');
         let mut cell = || cells.next().unwrap_or_default();
-        let row = Row { command: cell(), flag: cell(), short: cell(), kind: cell(), default: cell(), note: cell() };
+        let row = Row {
+            command: cell(),
+            flag: cell(),
+            short: cell(),
+            kind: cell(),
+            default: cell(),
+            note: cell(),
+        };
         assert_eq!(cells.next(), None, "{line}");
         row
     };
@@ -41,20 +48,26 @@ fn find<'a>(caddis: &'a Command, path: &str) -> Option<&'a Command> {
 /// The argument of this long name, or with this other name.
 fn argument<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
     command.get_arguments().find(|argument| {
-        argument.get_long() == Some(flag) || argument.get_all_aliases().is_some_and(|names| names.contains(&flag))
+        argument.get_long() == Some(flag)
+            || argument.get_all_aliases().is_some_and(|names| names.contains(&flag))
     })
 }
 
 fn kind(argument: &Arg) -> &'static str {
     let parses = |kind: TypeId| argument.get_value_parser().type_id() == kind;
-    let is_int = parses(TypeId::of::<u64>()) || parses(TypeId::of::<i64>()) || parses(TypeId::of::<u32>());
+    let is_int =
+        parses(TypeId::of::<u64>()) || parses(TypeId::of::<i64>()) || parses(TypeId::of::<u32>());
     match argument.get_action() {
         ArgAction::SetTrue => "bool",
         ArgAction::Set if parses(TypeId::of::<bool>()) => "bool",
         ArgAction::Append if argument.get_value_delimiter() == Some(',') => "slice",
         ArgAction::Append => "array",
         ArgAction::Set if is_int => "int",
-        ArgAction::Set if argument.get_num_args().is_some_and(|number| number.min_values() == 0) => "optional",
+        ArgAction::Set
+            if argument.get_num_args().is_some_and(|number| number.min_values() == 0) =>
+        {
+            "optional"
+        }
         ArgAction::Set => "string",
         other => panic!("{argument}: {other:?}"),
     }
@@ -62,7 +75,9 @@ fn kind(argument: &Arg) -> &'static str {
 
 /// What is not as the row says; nothing when all is.
 fn differences(command: &Command, row: &Row) -> Vec<String> {
-    let Some(argument) = argument(command, row.flag) else { return vec!["is not there".to_owned()] };
+    let Some(argument) = argument(command, row.flag) else {
+        return vec!["is not there".to_owned()];
+    };
     let mut found = Vec::new();
     let mut compare = |what: &str, ours: String, theirs: &str| {
         if ours != theirs {
@@ -79,10 +94,19 @@ fn differences(command: &Command, row: &Row) -> Vec<String> {
         return found;
     }
     compare("the long name", argument.get_long().unwrap_or_default().to_owned(), row.flag);
-    compare("the short name", argument.get_short().map(String::from).unwrap_or_default(), row.short);
+    compare(
+        "the short name",
+        argument.get_short().map(String::from).unwrap_or_default(),
+        row.short,
+    );
     // A duration is read by the command.
-    compare("the type", kind(argument).to_owned(), if row.kind == "duration" { "string" } else { row.kind });
-    let default = argument.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
+    compare(
+        "the type",
+        kind(argument).to_owned(),
+        if row.kind == "duration" { "string" } else { row.kind },
+    );
+    let default =
+        argument.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
     let none = |value: &String| argument.get_action().takes_values() && value != "false";
     compare("the default", default.filter(none).unwrap_or_default(), row.default);
     found
@@ -102,7 +126,9 @@ fn every_flag_of_the_reference_is_there_or_the_table_says_why_not() {
             None => vec!["is of a command that is not there".to_owned()],
         };
         match row.note.split_once(": ") {
-            None if row.note.is_empty() => wrong.extend(found.iter().map(|text| format!("{name}: {text}"))),
+            None if row.note.is_empty() => {
+                wrong.extend(found.iter().map(|text| format!("{name}: {text}")))
+            }
             Some(("differs", why)) if !why.is_empty() => {
                 if found.is_empty() {
                     wrong.push(format!("{name} does not differ any more"));

@@ -23,8 +23,8 @@ struct Cli {
     command: Command,
 }
 
-/// A server that answers `METHOD /path?query` with a status and a body, anything else with 404. Of several answers to the
-/// same the first comes first and the last for ever.
+/// A server that answers `METHOD /path?query` with a status and a body, anything else with 404. Of
+/// several answers to the same the first comes first and the last for ever.
 async fn server(answers: &[(&str, u16, Value)]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -45,15 +45,20 @@ async fn server(answers: &[(&str, u16, Value)]) -> String {
                 }
                 let text = String::from_utf8_lossy(&request).into_owned();
                 let line = text.split(" HTTP/").next().unwrap_or_default().to_owned();
-                let unknown = (404, json!({ "error": format!("no answer for {line}") }).to_string());
+                let unknown =
+                    (404, json!({ "error": format!("no answer for {line}") }).to_string());
                 let (status, body) = match answers.lock().unwrap().get_mut(&line) {
                     Some(left) if left.len() > 1 => left.pop_front().unwrap(),
                     Some(left) => left[0].clone(),
                     None => unknown,
                 };
-                let head =
-                    format!("HTTP/1.1 {status} x\r\nfly-request-id: 01X-local\r\ncontent-type: application/json");
-                let reply = format!("{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+                let head = format!(
+                    "HTTP/1.1 {status} x\r\nfly-request-id: 01X-local\r\ncontent-type: application/json"
+                );
+                let reply = format!(
+                    "{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
                 let _ = stream.write_all(reply.as_bytes()).await;
             });
         }
@@ -73,7 +78,8 @@ async fn run(variables: &[(&str, &str)], line: &str) -> Outcome {
     let words = ["caddis"].into_iter().chain(line.split(' '));
     let cli = Cli::try_parse_from(words).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let mut environment = Environment { current_directory: directory.path().to_owned(), ..Environment::default() };
+    let mut environment =
+        Environment { current_directory: directory.path().to_owned(), ..Environment::default() };
     let home = directory.path().display().to_string();
     for (name, value) in [("HOME", &*home), ("CADDIS_DATA_DIR", &*home)].iter().chain(variables) {
         environment.variables.insert((*name).to_owned(), (*value).to_owned());
@@ -101,25 +107,41 @@ async fn without_server_token_or_app_one_is_told_how_to_give_them() {
     assert!(outcome.stderr.starts_with("Error: no access token available\n"), "{}", outcome.stderr);
     let outcome = run_at("http://127.0.0.1:1", "apps list").await;
     assert_eq!(outcome.code, 1);
-    assert!(outcome.stderr.contains("No server answers at http://127.0.0.1:1"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("No server answers at http://127.0.0.1:1"),
+        "{}",
+        outcome.stderr
+    );
     assert!(!outcome.stderr.contains("secret"));
     let outcome = run_at("http://127.0.0.1:1", "machine list").await;
-    assert!(outcome.stderr.starts_with("Error: the config for your app is missing an app name"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.starts_with("Error: the config for your app is missing an app name"),
+        "{}",
+        outcome.stderr
+    );
 }
 
 #[tokio::test]
 async fn what_the_server_refuses_is_told_with_its_words_and_request() {
-    let refused = json!({ "error": "Could not find App \"a\"", "code": "not_found", "retryable": false });
+    let refused =
+        json!({ "error": "Could not find App \"a\"", "code": "not_found", "retryable": false });
     let url = server(&[
         ("GET /v1/apps/a/machines", 404, refused),
-        ("POST /v1/apps", 422, json!({ "error": "Name has already been taken", "status": "name_taken" })),
+        (
+            "POST /v1/apps",
+            422,
+            json!({ "error": "Name has already been taken", "status": "name_taken" }),
+        ),
         ("GET /v1/apps?org_slug=personal", 401, json!({ "error": "unauthorized" })),
     ])
     .await;
     let outcome = run_at(&url, "machine list -a a").await;
     assert_eq!(
         (outcome.code, &*outcome.stderr),
-        (1, "Error: Could not find App \"a\" (Request ID: 01X-local)\nSee 'caddis apps list' for those there are.\n")
+        (
+            1,
+            "Error: Could not find App \"a\" (Request ID: 01X-local)\nSee 'caddis apps list' for those there are.\n"
+        )
     );
     let outcome = run_at(&url, "apps create a").await;
     assert_eq!(outcome.code, 1);
@@ -152,14 +174,16 @@ fn machine(more: Value) -> Value {
 
 /// A machine with two checks of which one passes, then as `later` says.
 async fn with_checks(later: Value) -> Outcome {
-    let check =
-        |status: &str| json!({ "name": status, "status": status, "output": "", "updated_at": "2020-01-02T03:04:05Z" });
+    let check = |status: &str| json!({ "name": status, "status": status, "output": "", "updated_at": "2020-01-02T03:04:05Z" });
     let path = "/v1/apps/a/machines/148ed193b95389";
     let get = format!("GET {path}");
-    let (lease, restart) = (format!("POST {path}/lease?ttl=120"), format!("POST {path}/restart?force_stop=false"));
+    let (lease, restart) =
+        (format!("POST {path}/lease?ttl=120"), format!("POST {path}/restart?force_stop=false"));
     let (release, wait) = (
         format!("DELETE {path}/lease"),
-        format!("GET {path}/wait?timeout=60&state=started&state=stopped&state=failed&state=destroyed"),
+        format!(
+            "GET {path}/wait?timeout=60&state=started&state=stopped&state=failed&state=destroyed"
+        ),
     );
     let ends = format!("GET {path}/wait?timeout=1&state=stopped&state=failed&state=destroyed");
     let events = format!("GET {path}/events?limit=20");
@@ -177,7 +201,11 @@ async fn with_checks(later: Value) -> Outcome {
         (&lease, 201, granted),
         (&release, 200, json!({ "ok": true })),
         (&restart, 200, json!({ "ok": true })),
-        (&wait, 200, json!({ "ok": true, "state": "started", "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" })),
+        (
+            &wait,
+            200,
+            json!({ "ok": true, "state": "started", "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" }),
+        ),
         (&ends, 408, json!({ "error": "deadline_exceeded: it runs" })),
         (&events, 200, json!([])),
     ])
@@ -193,19 +221,29 @@ async fn health_checks_are_followed_until_they_pass_or_the_machine_is_gone() {
         (outcome.code, &*outcome.stderr),
         (0, "  Waiting for 148ed193b95389 to become healthy (started, 1/2)\n")
     );
-    assert!(outcome.stdout.ends_with("Machine 148ed193b95389 restarted successfully!\n"), "{}", outcome.stdout);
+    assert!(
+        outcome.stdout.ends_with("Machine 148ed193b95389 restarted successfully!\n"),
+        "{}",
+        outcome.stdout
+    );
     let critical = json!({ "name": "a", "status": "critical", "output": "", "updated_at": "2020-01-02T03:04:05Z" });
     let outcome = with_checks(json!({ "state": "stopped", "checks": [critical] })).await;
     assert_eq!(outcome.code, 1);
-    assert!(outcome.stderr.contains("Error: machine 148ed193b95389 is stopped and not healthy"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("Error: machine 148ed193b95389 is stopped and not healthy"),
+        "{}",
+        outcome.stderr
+    );
 }
 
 #[tokio::test]
 async fn lists_are_tables_json_or_nothing_but_ids() {
     let machine = machine(json!({}));
-    let url =
-        server(&[("GET /v1/apps/a/machines", 200, json!([machine])), ("GET /v1/apps/b/machines", 200, json!([]))])
-            .await;
+    let url = server(&[
+        ("GET /v1/apps/a/machines", 200, json!([machine])),
+        ("GET /v1/apps/b/machines", 200, json!([])),
+    ])
+    .await;
     let outcome = run_at(&url, "machine list -a a").await;
     assert_eq!(outcome.code, 0);
     assert_eq!(
@@ -217,7 +255,11 @@ async fn lists_are_tables_json_or_nothing_but_ids() {
     let outcome = run_at(&url, "machine list -a a -q").await;
     assert_eq!((&*outcome.stdout, &*outcome.stderr), (" 148ed193b95389\n", ""));
     let outcome = run_at(&url, "machine list -a a --json").await;
-    assert!(outcome.stdout.starts_with("[\n    {\n        \"id\": \"148ed193b95389\","), "{}", outcome.stdout);
+    assert!(
+        outcome.stdout.starts_with("[\n    {\n        \"id\": \"148ed193b95389\","),
+        "{}",
+        outcome.stdout
+    );
     let outcome = run_at(&url, "machine list -a b").await;
     assert_eq!(outcome.stdout, "No machines are available on this app b\n");
 }
@@ -229,10 +271,14 @@ async fn logs_are_lines_that_can_not_take_over_a_terminal() {
         "instance": "148ed193b95389", "region": "local",
         "meta": { "instance": "148ed193b95389", "region": "local", "event": { "provider": "app" } },
     });
-    let page = json!({ "data": [{ "id": "1", "attributes": attributes }], "meta": { "next_token": "t" } });
+    let page =
+        json!({ "data": [{ "id": "1", "attributes": attributes }], "meta": { "next_token": "t" } });
     let url = server(&[("GET /api/v1/apps/a/logs", 200, page)]).await;
     let outcome = run_at(&url, "logs -a a --no-tail").await;
-    assert_eq!((outcome.code, &*outcome.stdout), (0, "2026-01-02T03:04:05Z app[148ed193b95389] local [info]hello\n"));
+    assert_eq!(
+        (outcome.code, &*outcome.stdout),
+        (0, "2026-01-02T03:04:05Z app[148ed193b95389] local [info]hello\n")
+    );
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ fn machine(id: &str, state: &str) -> Value {
     }})
 }
 
-/// Answers each connection with what is next; the body comes whole or, when `false`, is cut off. A connection more is
-/// told to the receiver and gets no answer.
+/// Answers each connection with what is next; the body comes whole or, when `false`, is cut off. A
+/// connection more is told to the receiver and gets no answer.
 async fn server(answers: Vec<(u16, Vec<Value>, bool)>) -> (String, oneshot::Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -43,7 +43,9 @@ async fn server(answers: Vec<(u16, Vec<Value>, bool)>) -> (String, oneshot::Rece
             head(&mut stream).await;
             let body: String = lines.iter().map(|line| format!("{line}\n\n")).collect();
             let length = body.len() + if complete { 0 } else { 1 };
-            let reply = format!("HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+            let reply = format!(
+                "HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            );
             stream.write_all(reply.as_bytes()).await.unwrap();
         }
         let _silent = listener.accept().await.unwrap();
@@ -67,9 +69,11 @@ async fn run(url: &str, line: &str, interrupt: impl Future<Output = ()>) -> (u8,
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::try_parse_from(line.split(' ')).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let mut environment = Environment { current_directory: directory.path().to_owned(), ..Environment::default() };
+    let mut environment =
+        Environment { current_directory: directory.path().to_owned(), ..Environment::default() };
     let home = directory.path().display().to_string();
-    for (name, value) in [("HOME", &*home), ("CADDIS_API_URL", url), ("CADDIS_API_TOKEN", "secret")] {
+    for (name, value) in [("HOME", &*home), ("CADDIS_API_URL", url), ("CADDIS_API_TOKEN", "secret")]
+    {
         environment.variables.insert(name.to_owned(), value.to_owned());
     }
     let (printer, stdout, stderr) = Printer::capturing();
@@ -81,7 +85,11 @@ async fn run(url: &str, line: &str, interrupt: impl Future<Output = ()>) -> (u8,
 fn answers() -> Vec<(u16, Vec<Value>, bool)> {
     let snapshot = |machines: u64| json!({"snapshot": {"machines": machines}});
     vec![
-        (200, vec![snapshot(2), machine(A, "started"), machine(B, "started"), machine(A, "stopped")], true),
+        (
+            200,
+            vec![snapshot(2), machine(A, "started"), machine(B, "started"), machine(A, "stopped")],
+            true,
+        ),
         (200, vec![snapshot(1), machine(A, "stopped"), json!({"removed": A})], false),
         (404, vec![json!({"error": "Could not find App \"a\""})], true),
     ]
@@ -97,7 +105,9 @@ async fn changes_are_lines_and_a_server_that_comes_back_is_followed_until_the_ap
     let (code, stdout, stderr) = run(&url, "caddis machine list -a a --watch", pending()).await;
     assert_eq!(
         stdout,
-        format!("{A} started name-{A}\n{B} started name-{B}\n{A} stopped name-{A}\n{B} removed\n{A} removed\n"),
+        format!(
+            "{A} started name-{A}\n{B} started name-{B}\n{A} stopped name-{A}\n{B} removed\n{A} removed\n"
+        ),
         "what was known before the connection broke is not told again"
     );
     assert_eq!((code, &*stderr), (1, NOTES));
@@ -107,8 +117,10 @@ async fn changes_are_lines_and_a_server_that_comes_back_is_followed_until_the_ap
 async fn as_json_there_is_a_document_per_line() {
     let (url, _told) = server(answers()).await;
     let (code, stdout, _) = run(&url, "caddis machine list -a a --watch --json", pending()).await;
-    let lines: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let told: Vec<_> = lines.iter().map(|line| (&line["machine"]["id"], &line["removed"])).collect();
+    let lines: Vec<Value> =
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> =
+        lines.iter().map(|line| (&line["machine"]["id"], &line["removed"])).collect();
     let (a, b, none) = (json!(A), json!(B), Value::Null);
     assert_eq!(told, [(&a, &none), (&b, &none), (&a, &none), (&none, &b), (&none, &a)]);
     assert_eq!((code, &lines[2]["machine"]["state"]), (1, &json!("stopped")));
@@ -125,7 +137,8 @@ async fn an_interrupt_ends_it_also_while_the_server_is_away() {
 
 #[tokio::test]
 async fn a_server_that_was_never_there_is_an_error_at_once() {
-    let (code, stdout, stderr) = run("http://127.0.0.1:1", "caddis machine list -a a --watch", pending()).await;
+    let (code, stdout, stderr) =
+        run("http://127.0.0.1:1", "caddis machine list -a a --watch", pending()).await;
     assert_eq!((code, &*stdout), (1, ""));
     assert!(stderr.contains("No server answers at http://127.0.0.1:1"), "{stderr}");
 }

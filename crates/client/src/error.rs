@@ -31,7 +31,9 @@ pub enum ClientError {
         reason: String,
     },
     /// The connection broke after the request was sent: it may or may not have been carried out.
-    #[error("{request} broke off: {reason}; check whether it was carried out before sending it again")]
+    #[error(
+        "{request} broke off: {reason}; check whether it was carried out before sending it again"
+    )]
     Interrupted {
         /// Method and path.
         request: String,
@@ -39,13 +41,17 @@ pub enum ClientError {
         reason: String,
     },
     /// No answer within the request's time.
-    #[error("{request} got no answer in time; check whether it was carried out before sending it again")]
+    #[error(
+        "{request} got no answer in time; check whether it was carried out before sending it again"
+    )]
     TimedOut {
         /// Method and path.
         request: String,
     },
     /// The answer is not what the API promises.
-    #[error("{request} got an unreadable answer: {reason}; is it a Caddis server, and of this version?")]
+    #[error(
+        "{request} got an unreadable answer: {reason}; is it a Caddis server, and of this version?"
+    )]
     Unreadable {
         /// Method and path.
         request: String,
@@ -64,7 +70,9 @@ pub enum ClientError {
     #[error("the access token holds characters that can't be sent in a header; copy it again")]
     InvalidToken,
     /// The HTTP client could not be set up.
-    #[error("could not set up the HTTP client: {0}; are CA certificates installed (package ca-certificates)?")]
+    #[error(
+        "could not set up the HTTP client: {0}; are CA certificates installed (package ca-certificates)?"
+    )]
     Setup(String),
 }
 

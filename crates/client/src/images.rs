@@ -53,8 +53,9 @@ impl Client {
         self.read(Request::get(["v1", "images"])).await
     }
 
-    /// `POST /v1/images`: sends an archive while it is read and says how far the server is. `length` in bytes, when
-    /// known. The stream ends after [`ImportUpdate::Done`]; a failure is its last item, as an error.
+    /// `POST /v1/images`: sends an archive while it is read and says how far the server is.
+    /// `length` in bytes, when known. The stream ends after [`ImportUpdate::Done`]; a failure is
+    /// its last item, as an error.
     ///
     /// # Errors
     /// 400 for an archive that can't be read; also within the stream.
@@ -107,6 +108,8 @@ fn read_update(request: &str, line: &str) -> Result<ImportUpdate, ClientError> {
     match serde_json::from_str(line) {
         Ok(ImportUpdate::Failed(error)) => Err(ClientError::from_api_error(error)),
         Ok(update) => Ok(update),
-        Err(e) => Err(ClientError::Unreadable { request: request.to_owned(), reason: e.to_string() }),
+        Err(e) => {
+            Err(ClientError::Unreadable { request: request.to_owned(), reason: e.to_string() })
+        }
     }
 }

@@ -19,7 +19,8 @@ impl Client {
         ttl_seconds: u64,
         nonce: Option<&LeaseNonce>,
     ) -> Result<Lease, ClientError> {
-        let request = Request::post(lease_path(app, machine)).query("ttl", ttl_seconds).nonce(nonce);
+        let request =
+            Request::post(lease_path(app, machine)).query("ttl", ttl_seconds).nonce(nonce);
         self.read::<LeaseReply>(request).await.map(|reply| reply.data)
     }
 
@@ -28,14 +29,20 @@ impl Client {
     /// # Errors
     /// 404 `lease not found` when there is none.
     pub async fn get_lease(&self, app: &str, machine: &MachineId) -> Result<Lease, ClientError> {
-        self.read::<LeaseReply>(Request::get(lease_path(app, machine))).await.map(|reply| reply.data)
+        self.read::<LeaseReply>(Request::get(lease_path(app, machine)))
+            .await
+            .map(|reply| reply.data)
     }
 
     /// The current lease, as the server wrote it.
     ///
     /// # Errors
     /// 404 `lease not found` when there is none.
-    pub async fn get_lease_json(&self, app: &str, machine: &MachineId) -> Result<serde_json::Value, ClientError> {
+    pub async fn get_lease_json(
+        &self,
+        app: &str,
+        machine: &MachineId,
+    ) -> Result<serde_json::Value, ClientError> {
         self.read(Request::get(lease_path(app, machine))).await
     }
 
@@ -43,7 +50,12 @@ impl Client {
     ///
     /// # Errors
     /// 404 `lease not found` when it is over already.
-    pub async fn release_lease(&self, app: &str, machine: &MachineId, nonce: &LeaseNonce) -> Result<(), ClientError> {
+    pub async fn release_lease(
+        &self,
+        app: &str,
+        machine: &MachineId,
+        nonce: &LeaseNonce,
+    ) -> Result<(), ClientError> {
         self.send(&Request::delete(lease_path(app, machine)).nonce(Some(nonce))).await.map(drop)
     }
 }

@@ -1,7 +1,7 @@
 //! Typed client of the API: one method per endpoint, errors that keep what the server said.
 //!
-//! [`Client`] is cheap to clone. Only `GET` requests are sent again, and only when the connection failed: every other
-//! request may have been carried out although its answer was lost.
+//! [`Client`] is cheap to clone. Only `GET` requests are sent again, and only when the connection
+//! failed: every other request may have been carried out although its answer was lost.
 #![forbid(unsafe_code)]
 
 mod apps;

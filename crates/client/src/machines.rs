@@ -63,7 +63,11 @@ impl Client {
     ///
     /// # Errors
     /// 400 for a bad configuration, 409 for a taken name, 422 for want of room or of the image.
-    pub async fn create_machine(&self, app: &str, machine: &CreateMachineRequest) -> Result<Machine, ClientError> {
+    pub async fn create_machine(
+        &self,
+        app: &str,
+        machine: &CreateMachineRequest,
+    ) -> Result<Machine, ClientError> {
         let request = Request::post(["v1", "apps", app, "machines"]).timeout(Some(CREATE_TIMEOUT));
         self.read_with(request, machine).await
     }
@@ -71,8 +75,8 @@ impl Client {
     /// `POST …/machines/{id}`: replaces the configuration. Answers before the new version runs.
     ///
     /// # Errors
-    /// 400 for a bad configuration, 409 when leased or when another version is current, 422 for want of room or of the
-    /// image.
+    /// 400 for a bad configuration, 409 when leased or when another version is current, 422 for
+    /// want of room or of the image.
     pub async fn update_machine(
         &self,
         app: &str,
@@ -80,7 +84,9 @@ impl Client {
         update: &CreateMachineRequest,
         nonce: Option<&LeaseNonce>,
     ) -> Result<Machine, ClientError> {
-        let request = machine_request(Method::POST, app, machine, None).timeout(Some(CREATE_TIMEOUT)).nonce(nonce);
+        let request = machine_request(Method::POST, app, machine, None)
+            .timeout(Some(CREATE_TIMEOUT))
+            .nonce(nonce);
         self.read_with(request, update).await
     }
 
@@ -88,24 +94,37 @@ impl Client {
     ///
     /// # Errors
     /// 404 for an unknown app.
-    pub async fn list_machines(&self, app: &str, filter: &ListMachines) -> Result<Vec<Machine>, ClientError> {
+    pub async fn list_machines(
+        &self,
+        app: &str,
+        filter: &ListMachines,
+    ) -> Result<Vec<Machine>, ClientError> {
         self.read(list_request(app, filter)).await
     }
 
-    /// `GET /v1/orgs/{org}/machines`: those of all apps of an organisation, over all pages, without their configurations.
+    /// `GET /v1/orgs/{org}/machines`: those of all apps of an organisation, over all pages, without
+    /// their configurations.
     ///
     /// # Errors
     /// 404 for an unknown organisation.
-    pub async fn list_organization_machines(&self, org: &str) -> Result<Vec<OrganizationMachine>, ClientError> {
+    pub async fn list_organization_machines(
+        &self,
+        org: &str,
+    ) -> Result<Vec<OrganizationMachine>, ClientError> {
         let request = || Request::get(["v1", "orgs", org, "machines"]).query("summary", true);
-        self.read_pages(request, |page: OrganizationMachines| (page.machines, page.next_cursor)).await
+        self.read_pages(request, |page: OrganizationMachines| (page.machines, page.next_cursor))
+            .await
     }
 
     /// `GET …/machines`, as the server wrote it.
     ///
     /// # Errors
     /// 404 for an unknown app.
-    pub async fn list_machines_json(&self, app: &str, filter: &ListMachines) -> Result<Vec<Value>, ClientError> {
+    pub async fn list_machines_json(
+        &self,
+        app: &str,
+        filter: &ListMachines,
+    ) -> Result<Vec<Value>, ClientError> {
         self.read(list_request(app, filter)).await
     }
 
@@ -113,7 +132,11 @@ impl Client {
     ///
     /// # Errors
     /// 404.
-    pub async fn get_machine(&self, app: &str, machine: &MachineId) -> Result<Machine, ClientError> {
+    pub async fn get_machine(
+        &self,
+        app: &str,
+        machine: &MachineId,
+    ) -> Result<Machine, ClientError> {
         self.read(machine_request(Method::GET, app, machine, None)).await
     }
 
@@ -128,7 +151,8 @@ impl Client {
         force: bool,
         nonce: Option<&LeaseNonce>,
     ) -> Result<(), ClientError> {
-        let request = machine_request(Method::DELETE, app, machine, None).query("kill", force).nonce(nonce);
+        let request =
+            machine_request(Method::DELETE, app, machine, None).query("kill", force).nonce(nonce);
         self.send(&request).await.map(drop)
     }
 
@@ -156,7 +180,9 @@ impl Client {
         stop: &StopRequest,
         nonce: Option<&LeaseNonce>,
     ) -> Result<(), ClientError> {
-        self.send_body(&action(app, machine, "stop", nonce), |builder| builder.json(stop)).await.map(drop)
+        self.send_body(&action(app, machine, "stop", nonce), |builder| builder.json(stop))
+            .await
+            .map(drop)
     }
 
     /// `POST …/suspend`. Answers before the machine is suspended.
@@ -197,7 +223,12 @@ impl Client {
     ///
     /// # Errors
     /// 412 when it does not run.
-    pub async fn signal_machine(&self, app: &str, machine: &MachineId, signal: Signal) -> Result<(), ClientError> {
+    pub async fn signal_machine(
+        &self,
+        app: &str,
+        machine: &MachineId,
+        signal: Signal,
+    ) -> Result<(), ClientError> {
         let request = action(app, machine, "signal", None);
         self.send_body(&request, |builder| builder.json(&SignalRequest { signal })).await.map(drop)
     }
@@ -255,7 +286,8 @@ impl Client {
         nonce: Option<&LeaseNonce>,
     ) -> Result<ExecReply, ClientError> {
         let seconds = exec.timeout.unwrap_or(caddis_api::exec::MAX_TIMEOUT_SECONDS);
-        let request = action(app, machine, "exec", nonce).timeout(Some(Duration::from_secs(seconds) + GRACE));
+        let request =
+            action(app, machine, "exec", nonce).timeout(Some(Duration::from_secs(seconds) + GRACE));
         self.read_with(request, exec).await
     }
 
@@ -263,7 +295,11 @@ impl Client {
     ///
     /// # Errors
     /// 412 when the machine does not run.
-    pub async fn processes(&self, app: &str, machine: &MachineId) -> Result<Vec<ProcessStat>, ClientError> {
+    pub async fn processes(
+        &self,
+        app: &str,
+        machine: &MachineId,
+    ) -> Result<Vec<ProcessStat>, ClientError> {
         self.read(machine_request(Method::GET, app, machine, Some("ps"))).await
     }
 
@@ -271,8 +307,14 @@ impl Client {
     ///
     /// # Errors
     /// 404.
-    pub async fn events(&self, app: &str, machine: &MachineId, limit: usize) -> Result<Vec<MachineEvent>, ClientError> {
-        self.read(machine_request(Method::GET, app, machine, Some("events")).query("limit", limit)).await
+    pub async fn events(
+        &self,
+        app: &str,
+        machine: &MachineId,
+        limit: usize,
+    ) -> Result<Vec<MachineEvent>, ClientError> {
+        self.read(machine_request(Method::GET, app, machine, Some("events")).query("limit", limit))
+            .await
     }
 }
 
@@ -309,6 +351,11 @@ pub(crate) fn machine_request<'a>(
     Request::new(method, ["v1", "apps", app, "machines", machine.as_str()].into_iter().chain(part))
 }
 
-fn action<'a>(app: &'a str, machine: &'a MachineId, verb: &'a str, nonce: Option<&'a LeaseNonce>) -> Request<'a> {
+fn action<'a>(
+    app: &'a str,
+    machine: &'a MachineId,
+    verb: &'a str,
+    nonce: Option<&'a LeaseNonce>,
+) -> Request<'a> {
     machine_request(Method::POST, app, machine, Some(verb)).nonce(nonce)
 }

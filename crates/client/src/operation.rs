@@ -17,7 +17,8 @@ pub enum OperationUpdate {
 }
 
 impl Client {
-    /// `GET …/operation`: the operation in progress, once now and again with every change. Ends when it is over.
+    /// `GET …/operation`: the operation in progress, once now and again with every change. Ends
+    /// when it is over.
     ///
     /// # Errors
     /// 404; also within the stream, when the connection breaks.
@@ -32,8 +33,11 @@ impl Client {
         let lines = self.lines(name, response);
         let updates = lines.filter_map(|line| async move {
             match line {
-                // Each event is one `data:` line; comments (keep-alives), names and ids are passed over.
-                Ok(line) => line.strip_prefix("data:").and_then(|data| read_event(data.trim())).map(Ok),
+                // Each event is one `data:` line; comments (keep-alives), names and ids are passed
+                // over.
+                Ok(line) => {
+                    line.strip_prefix("data:").and_then(|data| read_event(data.trim())).map(Ok)
+                }
                 Err(error) => Some(Err(error)),
             }
         });
@@ -41,8 +45,8 @@ impl Client {
     }
 }
 
-/// An event holds an operation, or null, or an object with an `operation` of either kind. What is none of these is
-/// passed over: a newer server may have more to say.
+/// An event holds an operation, or null, or an object with an `operation` of either kind. What is
+/// none of these is passed over: a newer server may have more to say.
 fn read_event(data: &str) -> Option<OperationUpdate> {
     let value: Value = serde_json::from_str(data).ok()?;
     let operation = match &value {
@@ -69,7 +73,9 @@ mod tests {
     fn events_are_read_in_every_form_and_others_passed_over() {
         let operation = r#"{"kind":"create","step":"pull","bytes_done":1,"bytes_total":2,"attempt":1,
             "started_at":"2026-01-01T00:00:00.000Z","deadline":"2026-01-01T00:10:00.000Z"}"#;
-        for data in [operation.to_owned(), format!(r#"{{"operation":{operation},"state":"creating"}}"#)] {
+        for data in
+            [operation.to_owned(), format!(r#"{{"operation":{operation},"state":"creating"}}"#)]
+        {
             let Some(OperationUpdate::Progress(read)) = read_event(&data) else { panic!("{data}") };
             assert_eq!((read.step.as_str(), read.bytes_done, read.bytes_total), ("pull", 1, 2));
         }

@@ -20,7 +20,10 @@ impl Client {
     ///
     /// # Errors
     /// 404 for an unknown organisation, 422 where there is no room for so many.
-    pub async fn placements(&self, request: &PlacementsRequest) -> Result<PlacementsReply, ClientError> {
+    pub async fn placements(
+        &self,
+        request: &PlacementsRequest,
+    ) -> Result<PlacementsReply, ClientError> {
         self.read_with(Request::post(["v1", "platform", "placements"]), request).await
     }
 
@@ -32,12 +35,17 @@ impl Client {
         self.read(Request::get(["v1", "tokens", "current"])).await
     }
 
-    /// `POST /v1/hosts/{id}/drain`: stops all guests of a host for its shutdown. Says how many were stopped. Without an id
-    /// it asks a server of an earlier release, which knows one host, as it understands it.
+    /// `POST /v1/hosts/{id}/drain`: stops all guests of a host for its shutdown. Says how many were
+    /// stopped. Without an id it asks a server of an earlier release, which knows one host, as it
+    /// understands it.
     ///
     /// # Errors
     /// 404 when there is no such host, 408 when some still ran at the deadline.
-    pub async fn drain_host(&self, host: Option<&str>, deadline: Duration) -> Result<u64, ClientError> {
+    pub async fn drain_host(
+        &self,
+        host: Option<&str>,
+        deadline: Duration,
+    ) -> Result<u64, ClientError> {
         let body = serde_json::json!({ "timeout_seconds": deadline.as_secs() });
         let request = match host {
             Some(host) => Request::post(["v1", "hosts", host, "drain"]),

@@ -4,7 +4,10 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use caddis_api::{
     LeaseNonce, MachineId,
     error::{ApiError, ErrorBody},
-    terminal::{ClientMessage, STDERR, STDIN, STDOUT, ServerMessage, StartSession, TerminalSize, WINDOW_BYTES},
+    terminal::{
+        ClientMessage, STDERR, STDIN, STDOUT, ServerMessage, StartSession, TerminalSize,
+        WINDOW_BYTES,
+    },
 };
 use futures::{
     SinkExt as _, StreamExt as _,
@@ -49,11 +52,12 @@ pub struct SessionWriter {
 }
 
 impl Client {
-    /// `GET …/exec/ws`: runs a program interactively. With `remove_app` the server deletes the app when the session is
-    /// over, whatever becomes of this client.
+    /// `GET …/exec/ws`: runs a program interactively. With `remove_app` the server deletes the app
+    /// when the session is over, whatever becomes of this client.
     ///
     /// # Errors
-    /// 412 when the machine does not run. What is wrong with the program comes as an error of the session.
+    /// 412 when the machine does not run. What is wrong with the program comes as an error of the
+    /// session.
     pub async fn session(
         &self,
         app: &str,
@@ -62,7 +66,8 @@ impl Client {
         nonce: Option<&LeaseNonce>,
         remove_app: bool,
     ) -> Result<(SessionReader, SessionWriter), ClientError> {
-        let mut request = machine_request(Method::GET, app, machine, Some("exec")).nonce(nonce).timeout(None);
+        let mut request =
+            machine_request(Method::GET, app, machine, Some("exec")).nonce(nonce).timeout(None);
         request.path.push("ws");
         if remove_app {
             request = request.query("remove_app", true);
@@ -90,7 +95,12 @@ impl SessionReader {
     /// When the program could not be run, or the connection broke.
     pub async fn next(&mut self) -> Result<FromSession, ClientError> {
         loop {
-            let message = self.source.next().await.ok_or_else(|| broken("the server ended it"))?.map_err(broken)?;
+            let message = self
+                .source
+                .next()
+                .await
+                .ok_or_else(|| broken("the server ended it"))?
+                .map_err(broken)?;
             match message {
                 Message::Binary(data) => match data.first() {
                     Some(&STDOUT) => return Ok(FromSession::Stdout(data.slice(1..))),
@@ -101,7 +111,9 @@ impl SessionReader {
                     ServerMessage::Credit { bytes } => {
                         self.credit.send_modify(|credit| *credit += u64::from(bytes));
                     }
-                    ServerMessage::Exit { exit_code, .. } => return Ok(FromSession::Exit(exit_code)),
+                    ServerMessage::Exit { exit_code, .. } => {
+                        return Ok(FromSession::Exit(exit_code));
+                    }
                     ServerMessage::Error { code, error } => {
                         let body: ErrorBody = ApiError::new(code, error).body(None);
                         let body = serde_json::to_vec(&body).map_err(unreadable)?;

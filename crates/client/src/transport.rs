@@ -5,8 +5,8 @@ use std::{borrow::Cow, time::Duration};
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode, Upgraded, Url,
     header::{
-        AUTHORIZATION, CONNECTION, HeaderMap, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-        SEC_WEBSOCKET_VERSION, UPGRADE,
+        AUTHORIZATION, CONNECTION, HeaderMap, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
+        SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
     },
     redirect::Policy,
 };
@@ -42,7 +42,8 @@ pub struct Client {
     base: Url,
 }
 
-/// A request before it is sent. Kept apart from reqwest's so that a `GET` can be made anew for a retry.
+/// A request before it is sent. Kept apart from reqwest's so that a `GET` can be made anew for a
+/// retry.
 pub(crate) struct Request<'a> {
     pub method: Method,
     pub path: Vec<&'a str>,
@@ -102,8 +103,8 @@ impl<'a> Request<'a> {
 }
 
 impl Client {
-    /// A client of the server at `base_url` (`http://127.0.0.1:4280`; `/v1/…` is appended) that shows `token`.
-    /// Connects to nothing yet.
+    /// A client of the server at `base_url` (`http://127.0.0.1:4280`; `/v1/…` is appended) that
+    /// shows `token`. Connects to nothing yet.
     ///
     /// # Errors
     /// [`ClientError::InvalidUrl`], [`ClientError::InvalidToken`], [`ClientError::Setup`].
@@ -125,7 +126,8 @@ impl Client {
             builder = builder.no_proxy();
         }
         if base.scheme() == "http" {
-            // No certificates are needed then: a host without any must do, and reading them takes time.
+            // No certificates are needed then: a host without any must do, and reading them takes
+            // time.
             builder = builder.tls_certs_only([]);
         }
         let http = builder.build().map_err(|e| ClientError::Setup(root_cause(&e)))?;
@@ -172,14 +174,19 @@ impl Client {
                 Err(error) => error,
             };
             match pauses.next() {
-                Some(pause) if !error.is_timeout() && !error.is_builder() => tokio::time::sleep(*pause).await,
+                Some(pause) if !error.is_timeout() && !error.is_builder() => {
+                    tokio::time::sleep(*pause).await
+                }
                 _ => return Err(self.failure(&request.name(), &error)),
             }
         }
     }
 
     /// Sends a request and takes over its connection as a WebSocket.
-    pub(crate) async fn upgrade(&self, request: &Request<'_>) -> Result<WebSocketStream<Upgraded>, ClientError> {
+    pub(crate) async fn upgrade(
+        &self,
+        request: &Request<'_>,
+    ) -> Result<WebSocketStream<Upgraded>, ClientError> {
         let key = generate_key();
         let timed_out = || ClientError::TimedOut { request: request.name() };
         let mut left = RATE_LIMIT_TIMEOUT;
@@ -190,7 +197,9 @@ impl Client {
                 .header(UPGRADE, "websocket")
                 .header(SEC_WEBSOCKET_VERSION, "13")
                 .header(SEC_WEBSOCKET_KEY, &key);
-            let response = tokio::time::timeout(REQUEST_TIMEOUT, builder.send()).await.map_err(|_| timed_out())?;
+            let response = tokio::time::timeout(REQUEST_TIMEOUT, builder.send())
+                .await
+                .map_err(|_| timed_out())?;
             let response = response.map_err(|e| self.failure(&request.name(), &e))?;
             if !wait_if_asked(&response, &mut left).await {
                 break response;
@@ -222,7 +231,8 @@ impl Client {
         loop {
             // A body that is read while it is sent is there once.
             let again = builder.try_clone();
-            let response = builder.send().await.map_err(|error| self.failure(&request.name(), &error))?;
+            let response =
+                builder.send().await.map_err(|error| self.failure(&request.name(), &error))?;
             match again {
                 Some(again) if wait_if_asked(&response, &mut left).await => builder = again,
                 _ => return check(response).await,
@@ -231,7 +241,10 @@ impl Client {
     }
 
     /// Sends a request without body and reads the answer.
-    pub(crate) async fn read<T: DeserializeOwned>(&self, request: Request<'_>) -> Result<T, ClientError> {
+    pub(crate) async fn read<T: DeserializeOwned>(
+        &self,
+        request: Request<'_>,
+    ) -> Result<T, ClientError> {
         let response = self.send(&request).await?;
         self.decode(&request, response).await
     }
@@ -252,7 +265,9 @@ impl Client {
             items.extend(further);
             match next {
                 // A server that gives the same cursor again would keep us here forever.
-                Some(next) if !next.is_empty() && cursor.as_ref() != Some(&next) => cursor = Some(next),
+                Some(next) if !next.is_empty() && cursor.as_ref() != Some(&next) => {
+                    cursor = Some(next)
+                }
                 _ => return Ok(items),
             }
         }
@@ -268,7 +283,11 @@ impl Client {
         self.decode(&request, response).await
     }
 
-    async fn decode<T: DeserializeOwned>(&self, request: &Request<'_>, response: Response) -> Result<T, ClientError> {
+    async fn decode<T: DeserializeOwned>(
+        &self,
+        request: &Request<'_>,
+        response: Response,
+    ) -> Result<T, ClientError> {
         let body = response.bytes().await.map_err(|e| self.failure(&request.name(), &e))?;
         serde_json::from_slice(&body)
             .map_err(|e| ClientError::Unreadable { request: request.name(), reason: e.to_string() })
@@ -286,10 +305,12 @@ impl Client {
     }
 }
 
-/// Waits as long as the server asks for before a request that it has not carried out is sent again. False when it asks
-/// for nothing, or for more than the time that is left.
+/// Waits as long as the server asks for before a request that it has not carried out is sent again.
+/// False when it asks for nothing, or for more than the time that is left.
 async fn wait_if_asked(response: &Response, left: &mut Duration) -> bool {
-    let Some((pause, rest)) = retry_after(response).and_then(|pause| Some((pause, left.checked_sub(pause)?))) else {
+    let Some((pause, rest)) =
+        retry_after(response).and_then(|pause| Some((pause, left.checked_sub(pause)?)))
+    else {
         return false;
     };
     *left = rest;
@@ -311,7 +332,11 @@ async fn check(response: Response) -> Result<Response, ClientError> {
     if status.is_success() {
         return Ok(response);
     }
-    let request_id = response.headers().get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let request_id = response
+        .headers()
+        .get(REQUEST_ID_HEADER)
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
     // An error whose body breaks off is still that error.
     let body = response.bytes().await.unwrap_or_default();
     Err(ClientError::from_reply(status.as_u16(), request_id, &body))
@@ -323,7 +348,10 @@ fn authorization(token: Option<&str>) -> Result<HeaderMap, ClientError> {
         let has_scheme = token.starts_with("FlyV1 ") || token.starts_with("Bearer ");
         let value = if has_scheme {
             token.to_owned()
-        } else if token.split(',').any(|part| MACAROON_PREFIXES.iter().any(|prefix| part.trim().starts_with(prefix))) {
+        } else if token
+            .split(',')
+            .any(|part| MACAROON_PREFIXES.iter().any(|prefix| part.trim().starts_with(prefix)))
+        {
             format!("FlyV1 {token}")
         } else {
             format!("Bearer {token}")
@@ -338,7 +366,8 @@ fn authorization(token: Option<&str>) -> Result<HeaderMap, ClientError> {
 /// A proxy from the environment is never meant for these.
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -362,9 +391,11 @@ mod tests {
 
     #[test]
     fn scheme_follows_the_kind_of_token_and_is_never_printed() {
-        for (token, header) in
-            [("abc", "Bearer abc"), ("fm2_x,fm2_y", "FlyV1 fm2_x,fm2_y"), ("FlyV1 fm1r_z", "FlyV1 fm1r_z")]
-        {
+        for (token, header) in [
+            ("abc", "Bearer abc"),
+            ("fm2_x,fm2_y", "FlyV1 fm2_x,fm2_y"),
+            ("FlyV1 fm1r_z", "FlyV1 fm1r_z"),
+        ] {
             let headers = authorization(Some(token)).unwrap();
             assert_eq!(headers[AUTHORIZATION], header);
             assert!(!format!("{headers:?}").contains(token));

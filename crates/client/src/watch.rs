@@ -6,8 +6,8 @@ use futures::{StreamExt as _, stream::BoxStream};
 use crate::{Client, ClientError, transport::Request};
 
 impl Client {
-    /// `GET …/machines/watch`: a snapshot, then changes as they come. The stream ends with the app and with the
-    /// server; ask again to know which.
+    /// `GET …/machines/watch`: a snapshot, then changes as they come. The stream ends with the app
+    /// and with the server; ask again to know which.
     ///
     /// # Errors
     /// 404 for an unknown app; what breaks the connection also within the stream.

@@ -1,9 +1,11 @@
-//! A reserve of room on the host's disk. A disk may be filled by anyone; what frees room again (stop, destroy) and the
-//! server's start have to be recorded first, and a database can't be written without room.
+//! A reserve of room on the host's disk. A disk may be filled by anyone; what frees room again
+//! (stop, destroy) and the server's start have to be recorded first, and a database can't be
+//! written without room.
 //!
-//! The reserve is a file beside the databases. A write that must not fail and finds the disk full has it give back a
-//! part, and is tried again; when there is room again it is made whole ([`Reserve::keep_whole`]). Parts are small, since
-//! whoever has filled the disk may take some of what is given back.
+//! The reserve is a file beside the databases. A write that must not fail and finds the disk full
+//! has it give back a part, and is tried again; when there is room again it is made whole
+//! ([`Reserve::keep_whole`]). Parts are small, since whoever has filled the disk may take some of
+//! what is given back.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -23,7 +25,8 @@ use tokio::sync::watch;
 pub const SIZE: u64 = 16 << 20;
 /// What is given back at once, bytes.
 const PART: u64 = 1 << 20;
-/// What a server's start needs, generously, bytes: the databases' shared memory and logs, and some small files.
+/// What a server's start needs, generously, bytes: the databases' shared memory and logs, and some
+/// small files.
 const START: u64 = 4 << 20;
 /// Room that must be left to others before a reserve takes what it lacks, bytes.
 const LEFT: u64 = 16 << 20;
@@ -41,8 +44,8 @@ pub fn free(path: &Path) -> io::Result<u64> {
     Ok(found.blocks_available() * found.fragment_size())
 }
 
-/// Whether SQLite failed for want of room. It says so for most writes, but not where it makes a file or maps memory;
-/// `database` tells which file system to look at then.
+/// Whether SQLite failed for want of room. It says so for most writes, but not where it makes a
+/// file or maps memory; `database` tells which file system to look at then.
 pub fn is_full(error: &rusqlite::Error, database: &Path) -> bool {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => true,
@@ -70,21 +73,33 @@ impl Reserve {
         Self { path: PathBuf::new(), size: 0, held: watch::Sender::new(0), file: Mutex::default() }
     }
 
-    /// Takes over the reserve at `path`, or makes it where there is room. On a disk that is full it gives back what the
-    /// server's start needs; [`Self::settle`] takes back what is left of that.
+    /// Takes over the reserve at `path`, or makes it where there is room. On a disk that is full it
+    /// gives back what the server's start needs; [`Self::settle`] takes back what is left of that.
     pub fn open(path: &Path, size: u64) -> Self {
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path);
         let file = opened.inspect_err(|error| {
             tracing::warn!(path = %path.display(), %error, "no reserve on the disk: stops may fail when it is full");
         });
-        let held = file.as_ref().ok().and_then(|file| file.metadata().ok()).map_or(0, |file| file.len());
-        let reserve = Self { path: path.to_owned(), size, held: watch::Sender::new(held), file: Mutex::new(file.ok()) };
+        let held =
+            file.as_ref().ok().and_then(|file| file.metadata().ok()).map_or(0, |file| file.len());
+        let reserve = Self {
+            path: path.to_owned(),
+            size,
+            held: watch::Sender::new(held),
+            file: Mutex::new(file.ok()),
+        };
         reserve.make_room();
         reserve
     }
 
-    /// Gives back what a start lacks, and no more: it may fail and be tried again and again, and somebody takes it each
-    /// time. Where nothing is lacking the reserve is made whole.
+    /// Gives back what a start lacks, and no more: it may fail and be tried again and again, and
+    /// somebody takes it each time. Where nothing is lacking the reserve is made whole.
     fn make_room(&self) {
         let lacking = START.saturating_sub(free(&self.path).unwrap_or(START));
         if lacking == 0 {
@@ -99,7 +114,8 @@ impl Reserve {
         *self.held.borrow()
     }
 
-    /// The server has started, or failed to: what was given back for that and is still there is taken back.
+    /// The server has started, or failed to: what was given back for that and is still there is
+    /// taken back.
     pub fn settle(&self) {
         self.grow(0);
     }
@@ -113,12 +129,16 @@ impl Reserve {
         given
     }
 
-    /// Tries something with the database at `database` that must not fail for want of room, again with each part that is
-    /// given back for it.
+    /// Tries something with the database at `database` that must not fail for want of room, again
+    /// with each part that is given back for it.
     ///
     /// # Errors
     /// What `attempt` fails with, for want of room only when nothing is left of the reserve.
-    pub fn with<T>(&self, database: &Path, mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    pub fn with<T>(
+        &self,
+        database: &Path,
+        mut attempt: impl FnMut() -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
         loop {
             match attempt() {
                 Err(error) if is_full(&error, database) && self.give() => {}
@@ -160,7 +180,8 @@ impl Reserve {
         }
     }
 
-    /// Takes what it lacks, where so much is left to others. True when it is whole then and was not.
+    /// Takes what it lacks, where so much is left to others. True when it is whole then and was
+    /// not.
     fn grow(&self, left: u64) -> bool {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let (Some(file), held) = (file.as_ref(), self.held()) else { return false };
@@ -248,7 +269,10 @@ mod tests {
         let other = reserve.with(&path, || Err::<(), _>(rusqlite::Error::InvalidQuery));
         assert!(matches!(other, Err(rusqlite::Error::InvalidQuery)));
         assert_eq!(reserve.held(), PART);
-        assert!(is_full(&reserve.with(&path, || Err::<(), _>(full())).unwrap_err(), &path), "all of it was not enough");
+        assert!(
+            is_full(&reserve.with(&path, || Err::<(), _>(full())).unwrap_err(), &path),
+            "all of it was not enough"
+        );
         assert_eq!(reserve.held(), 0);
         assert!(Reserve::none().with(&path, || Err::<(), _>(full())).is_err());
     }
@@ -266,7 +290,8 @@ mod tests {
             mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
             let options = format!("size={size}");
             let path = directory.path();
-            mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+            mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+                .unwrap();
             test(path);
             nix::mount::umount(path).unwrap();
         };
@@ -291,7 +316,10 @@ mod tests {
             fill(1 << 20);
             for _ in 0..10 {
                 let reserve = Reserve::open(&path, SIZE);
-                assert_eq!((free(directory).unwrap(), reserve.held()), (START, SIZE - START + (1 << 20)));
+                assert_eq!(
+                    (free(directory).unwrap(), reserve.held()),
+                    (START, SIZE - START + (1 << 20))
+                );
                 reserve.settle();
                 assert_eq!((free(directory).unwrap(), reserve.held()), (1 << 20, SIZE));
             }
@@ -308,7 +336,11 @@ mod tests {
             }
             drop(reserve);
             let empty = Reserve::open(&path, SIZE);
-            assert_eq!((free(directory).unwrap(), empty.held()), (0, 0), "there is nothing to give");
+            assert_eq!(
+                (free(directory).unwrap(), empty.held()),
+                (0, 0),
+                "there is nothing to give"
+            );
             empty.settle();
             assert_eq!(empty.held(), 0);
         });

@@ -55,16 +55,28 @@ impl Allocator {
     }
 
     /// Takes blocks back that mke2fs used. Before any is given out.
-    pub(crate) fn release_blocks(&mut self, volume: &mut Volume<'_>, run: Run) -> Result<(), Error> {
+    pub(crate) fn release_blocks(
+        &mut self,
+        volume: &mut Volume<'_>,
+        run: Run,
+    ) -> Result<(), Error> {
         let per_group = u64::from(volume.superblock.blocks_per_group);
         for block in run.start..run.start + u64::from(run.length) {
-            self.blocks.release(volume, (block / per_group) as usize, (block % per_group) as u32)?;
+            self.blocks.release(
+                volume,
+                (block / per_group) as usize,
+                (block % per_group) as u32,
+            )?;
         }
         Ok(())
     }
 
     /// Takes the inode of a directory back that mke2fs made. Before any is given out.
-    pub(crate) fn release_directory(&mut self, volume: &mut Volume<'_>, number: u32) -> Result<(), Error> {
+    pub(crate) fn release_directory(
+        &mut self,
+        volume: &mut Volume<'_>,
+        number: u32,
+    ) -> Result<(), Error> {
         let per_group = volume.superblock.inodes_per_group;
         let group = ((number - 1) / per_group) as usize;
         self.inodes.release(volume, group, (number - 1) % per_group)?;
@@ -82,14 +94,19 @@ impl Allocator {
 
 impl Bitmaps {
     /// The next free bits in a row, now used: their group, the first, and how many.
-    fn take(&mut self, volume: &mut Volume<'_>, wanted: u32) -> Result<Option<(usize, u32, u32)>, Error> {
+    fn take(
+        &mut self,
+        volume: &mut Volume<'_>,
+        wanted: u32,
+    ) -> Result<Option<(usize, u32, u32)>, Error> {
         while self.group < volume.groups.len() {
             let (group, size) = (self.group, self.size(volume, self.group));
             if volume.groups[group].free(self.kind) > 0 {
                 let mut position = self.position;
                 let bitmap = self.load(volume, group)?;
                 while position < size && is_set(bitmap, position) {
-                    position += if bitmap[position as usize / 8] == 0xff { 8 - position % 8 } else { 1 };
+                    position +=
+                        if bitmap[position as usize / 8] == 0xff { 8 - position % 8 } else { 1 };
                 }
                 let first = position;
                 while position < size && position - first < wanted && !is_set(bitmap, position) {
@@ -113,7 +130,9 @@ impl Bitmaps {
     fn release(&mut self, volume: &mut Volume<'_>, group: usize, index: u32) -> Result<(), Error> {
         let kind = self.kind;
         if group >= volume.groups.len() || index >= self.size(volume, group) {
-            return Err(Error::Unknown("it uses blocks or inodes that it does not have".to_owned()));
+            return Err(Error::Unknown(
+                "it uses blocks or inodes that it does not have".to_owned(),
+            ));
         }
         self.load(volume, group)?[index as usize / 8] &= !(1 << (index % 8));
         let descriptor = &mut volume.groups[group];
@@ -131,7 +150,9 @@ impl Bitmaps {
         if !descriptor.is_implied(kind) {
             let bitmap = volume.read(descriptor.bitmap(kind))?;
             if checksum(volume, kind, &bitmap) != descriptor.bitmap_checksum(kind) {
-                return Err(Error::Unknown(format!("a bitmap of group {group} does not match its checksum")));
+                return Err(Error::Unknown(format!(
+                    "a bitmap of group {group} does not match its checksum"
+                )));
             }
             return Ok(entry.insert(bitmap));
         }

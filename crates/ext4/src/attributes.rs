@@ -36,16 +36,23 @@ struct Attribute {
 }
 
 impl Attribute {
-    /// `Ok(None)` when ext4 has no such namespace: what another file system keeps there means nothing to it.
+    /// `Ok(None)` when ext4 has no such namespace: what another file system keeps there means
+    /// nothing to it.
     fn new(name: &[u8], value: Vec<u8>) -> Result<Option<Self>, String> {
-        let known = NAMESPACES.iter().find_map(|(prefix, number)| Some((name.strip_prefix(*prefix)?, *number)));
+        let known = NAMESPACES
+            .iter()
+            .find_map(|(prefix, number)| Some((name.strip_prefix(*prefix)?, *number)));
         let Some((short, namespace)) = known else { return Ok(None) };
         let bad = |what: &str| format!("its extended attribute `{}` {what}", name.escape_ascii());
         let is_list = namespace == 2 || namespace == 3;
         if is_list != short.is_empty() {
             return if is_list { Ok(None) } else { Err(bad("has no name")) };
         }
-        let value = if is_list { acl::stored(&value).ok_or_else(|| bad("is no access control list"))? } else { value };
+        let value = if is_list {
+            acl::stored(&value).ok_or_else(|| bad("is no access control list"))?
+        } else {
+            value
+        };
         let name_length = u8::try_from(short.len()).map_err(|_| bad("has too long a name"))?;
         Ok(Some(Self { namespace, name_length, name: short.to_vec(), value }))
     }
@@ -57,7 +64,8 @@ impl Attribute {
 
     /// Of name and value.
     fn hash(&self) -> u32 {
-        let of_name = self.name.iter().fold(0_u32, |hash, byte| hash << 5 ^ hash >> 27 ^ u32::from(*byte));
+        let of_name =
+            self.name.iter().fold(0_u32, |hash, byte| hash << 5 ^ hash >> 27 ^ u32::from(*byte));
         let mut value = self.value.clone();
         value.resize(padded(value.len()), 0);
         value.chunks_exact(4).fold(of_name, |hash, word| hash << 16 ^ hash >> 16 ^ get32(word, 0))
@@ -97,7 +105,9 @@ impl Attributes {
         }
         if !outside.is_empty() {
             if outside.iter().map(Attribute::size).sum::<usize>() > BLOCK - BLOCK_HEADER - END {
-                return Err(format!("its extended attributes take more than the {BLOCK} bytes of a block"));
+                return Err(format!(
+                    "its extended attributes take more than the {BLOCK} bytes of a block"
+                ));
             }
             encoded.block = Some(Box::new(encode_block(&outside)));
         }
@@ -130,7 +140,12 @@ fn encode_block(attributes: &[Attribute]) -> Block {
 }
 
 /// Entries grow from `start`, values from the end down.
-fn encode(space: &mut [u8], start: usize, attributes: &[Attribute], hash: impl Fn(&Attribute) -> u32) {
+fn encode(
+    space: &mut [u8],
+    start: usize,
+    attributes: &[Attribute],
+    hash: impl Fn(&Attribute) -> u32,
+) {
     let (mut at, mut end) = (start, space.len());
     for attribute in attributes {
         let Attribute { namespace, name_length, name, value } = attribute;
@@ -178,12 +193,16 @@ mod tests {
         let most = BLOCK - BLOCK_HEADER - END - ENTRY - 4;
         assert!(Attributes::new(vec![user("a", most)]).is_ok());
         assert!(Attributes::new(vec![user("a", most + 1)]).unwrap_err().contains("4096"));
-        assert!(Attributes::new(vec![(b"user.".to_vec(), Vec::new())]).unwrap_err().contains("no name"));
+        assert!(
+            Attributes::new(vec![(b"user.".to_vec(), Vec::new())]).unwrap_err().contains("no name")
+        );
     }
 
     #[test]
     fn namespaces_of_other_file_systems_are_left_out() {
-        for name in ["btrfs.compression", "system.nfs4_acl", "system.posix_acl_access_too", "user", ""] {
+        for name in
+            ["btrfs.compression", "system.nfs4_acl", "system.posix_acl_access_too", "user", ""]
+        {
             let attributes = Attributes::new(vec![(name.as_bytes().to_vec(), vec![1])]).unwrap();
             assert!(attributes.inside.is_empty() && attributes.block.is_none(), "{name}");
         }

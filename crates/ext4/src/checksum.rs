@@ -19,7 +19,8 @@ impl Checksum {
         Self(!crc32c::crc32c_append(!self.0, bytes))
     }
 
-    /// What all that belongs to an inode starts from. Its generation, which counts for NFS only, is always 0 here.
+    /// What all that belongs to an inode starts from. Its generation, which counts for NFS only, is
+    /// always 0 here.
     #[must_use]
     pub(crate) fn of_inode(self, number: u32) -> Self {
         self.of(&number.to_le_bytes()).of(&[0; 4])

@@ -1,4 +1,5 @@
-//! Directories: one block of entries, or blocks of entries in the order of their hashes below an index.
+//! Directories: one block of entries, or blocks of entries in the order of their hashes below an
+//! index.
 //!
 //! ```text
 //!  block 0      1 … n            the rest
@@ -17,7 +18,8 @@ use crate::{
 const ENTRY: usize = 8;
 /// The last bytes of a block of entries: one that looks unused and holds a checksum.
 const TAIL: usize = 12;
-/// Where a root's index starts, behind `.`, `..` and what the index is like; where that of a node does.
+/// Where a root's index starts, behind `.`, `..` and what the index is like; where that of a node
+/// does.
 const ROOT_INDEX: usize = 32;
 const NODE_INDEX: usize = 8;
 /// Bytes of an entry of an index, and of the checksum behind the last one.
@@ -61,17 +63,28 @@ pub(crate) struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// `own` and `parent` are inodes. `None` when there are too many entries for an index of two levels.
-    pub(crate) fn new(entries: &'a [Entry], own: u32, parent: u32, seed: &HashSeed) -> Option<Self> {
+    /// `own` and `parent` are inodes. `None` when there are too many entries for an index of two
+    /// levels.
+    pub(crate) fn new(
+        entries: &'a [Entry],
+        own: u32,
+        parent: u32,
+        seed: &HashSeed,
+    ) -> Option<Self> {
         let named = |name: &[u8], inode| Entry { name: name.to_vec(), inode, kind: DIRECTORY };
         let (own, parent) = (named(b".", own), named(b"..", parent));
-        let mut layout = Self { entries, own, parent, order: Vec::new(), leaves: Vec::new(), nodes: 0 };
-        let size: usize = entries.iter().chain([&layout.own, &layout.parent]).map(Entry::size).sum();
+        let mut layout =
+            Self { entries, own, parent, order: Vec::new(), leaves: Vec::new(), nodes: 0 };
+        let size: usize =
+            entries.iter().chain([&layout.own, &layout.parent]).map(Entry::size).sum();
         if size <= BLOCK - TAIL {
             return Some(layout);
         }
-        let mut hashed: Vec<(Hash, usize)> =
-            entries.iter().enumerate().map(|(index, entry)| (seed.hash(&entry.name), index)).collect();
+        let mut hashed: Vec<(Hash, usize)> = entries
+            .iter()
+            .enumerate()
+            .map(|(index, entry)| (seed.hash(&entry.name), index))
+            .collect();
         hashed.sort_unstable();
         let mut room = 0;
         let mut before = None;
@@ -79,7 +92,9 @@ impl<'a> Layout<'a> {
             let size = entries[*index].size();
             if size > room {
                 // The lowest bit says that names with this hash begin in the leaf before.
-                layout.leaves.push(Leaf { first: place, hash: hash | u32::from(before == Some(*hash)) });
+                layout
+                    .leaves
+                    .push(Leaf { first: place, hash: hash | u32::from(before == Some(*hash)) });
                 room = BLOCK - TAIL;
             }
             room -= size;
@@ -122,7 +137,8 @@ impl<'a> Layout<'a> {
         let mut block = [0; BLOCK];
         self.own.encode(&mut block, self.own.size());
         self.parent.encode(&mut block[self.own.size()..], BLOCK - self.own.size());
-        // Behind the two names, in what looks like room of the second: the hash, the size of these fields, and levels.
+        // Behind the two names, in what looks like room of the second: the hash, the size of these
+        // fields, and levels.
         block[28] = HALF_MD4;
         block[29] = 8;
         block[30] = u8::from(self.nodes > 0);
@@ -161,7 +177,8 @@ impl Entry {
     }
 }
 
-/// Inodes and names in a block of a directory; none in one of an index, which looks like one empty entry.
+/// Inodes and names in a block of a directory; none in one of an index, which looks like one empty
+/// entry.
 pub(crate) fn names(block: &Block) -> impl Iterator<Item = (u32, &[u8])> {
     let mut left = block.as_slice();
     std::iter::from_fn(move || {
@@ -199,7 +216,8 @@ fn leaf<'e>(entries: impl Iterator<Item = &'e Entry>, checksum: Checksum) -> Blo
     block
 }
 
-/// Writes an index: hashes and the blocks from them on. The first entry needs no hash and has the counts there.
+/// Writes an index: hashes and the blocks from them on. The first entry needs no hash and has the
+/// counts there.
 fn index(block: &mut Block, start: usize, most: usize, below: &[(u32, usize)], checksum: Checksum) {
     for (at, (hash, number)) in (start..).step_by(INDEX_ENTRY).zip(below) {
         put32(block, at, *hash);

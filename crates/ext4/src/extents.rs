@@ -58,7 +58,8 @@ impl Mapping {
         self.0.iter().map(|extent| u64::from(extent.run.length)).sum()
     }
 
-    /// Makes the tree; `store` finds a place for each of its blocks. `checksum` is that of the inode's number.
+    /// Makes the tree; `store` finds a place for each of its blocks. `checksum` is that of the
+    /// inode's number.
     pub(crate) fn tree(
         &self,
         checksum: Checksum,

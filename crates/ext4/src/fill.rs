@@ -30,17 +30,23 @@ const CHUNK: usize = 1 << 20;
 /// Longest target of a symbolic link that is in its inode.
 const SHORT_LINK: usize = 59;
 
-/// Fills the file system in `disk`, which mke2fs has just made, with what is below the directory `tree`.
+/// Fills the file system in `disk`, which mke2fs has just made, with what is below the directory
+/// `tree`.
 ///
-/// The root directory keeps owner and permissions that mke2fs gave it, and takes time and extended attributes of
-/// `tree`. The directory `lost+found` that mke2fs made goes: there is what `tree` has, and nothing else.
+/// The root directory keeps owner and permissions that mke2fs gave it, and takes time and extended
+/// attributes of `tree`. The directory `lost+found` that mke2fs made goes: there is what `tree`
+/// has, and nothing else.
 ///
-/// `should_continue` is asked before each file and before each piece of one, with the bytes written since it was asked last;
-/// when it says no, that is the end.
+/// `should_continue` is asked before each file and before each piece of one, with the bytes written
+/// since it was asked last; when it says no, that is the end.
 ///
 /// # Errors
 /// All kinds of [`Error`]. The file is worthless then.
-pub fn fill(disk: &File, tree: &Path, should_continue: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
+pub fn fill(
+    disk: &File,
+    tree: &Path,
+    should_continue: &mut dyn FnMut(u64) -> bool,
+) -> Result<(), Error> {
     let volume = Volume::open(disk)?;
     let writer = Writer {
         volume,
@@ -117,7 +123,10 @@ impl Writer<'_> {
                 current = current.parent().map_err(|error| self.unreadable(b"..", error))?;
                 let found = current.metadata().map_err(|error| self.unreadable(b"..", error))?;
                 if found.identity != above.identity {
-                    return Err(self.unreadable(b"..", io::Error::other("the tree changed while it was copied")));
+                    return Err(self.unreadable(
+                        b"..",
+                        io::Error::other("the tree changed while it was copied"),
+                    ));
                 }
                 self.path.pop();
             }
@@ -127,18 +136,21 @@ impl Writer<'_> {
         self.volume.commit()
     }
 
-    /// Takes out what mke2fs put into the root directory: `lost+found`, which is the first inode that is not
-    /// reserved, and the entry of it. Gives the root's inode.
+    /// Takes out what mke2fs put into the root directory: `lost+found`, which is the first inode
+    /// that is not reserved, and the entry of it. Gives the root's inode.
     fn clear(&mut self) -> Result<[u8; crate::volume::INODE], Error> {
         let root = self.volume.read_inode(ROOT)?;
         let lost_and_found = self.volume.superblock.first_inode;
         for number in [ROOT, lost_and_found] {
             let bytes = self.volume.read_inode(number)?;
             let runs = match u32::from(inode::mode(&bytes)) & 0o170_000 {
-                0o040_000 if get32(&bytes, 0x20) & inode::EXTENTS != 0 => extents::in_inode(inode::map(&bytes)),
+                0o040_000 if get32(&bytes, 0x20) & inode::EXTENTS != 0 => {
+                    extents::in_inode(inode::map(&bytes))
+                }
                 _ => None,
             };
-            let runs = runs.ok_or_else(|| Error::Unknown("it is not as mke2fs makes it".to_owned()))?;
+            let runs =
+                runs.ok_or_else(|| Error::Unknown("it is not as mke2fs makes it".to_owned()))?;
             for run in runs {
                 self.allocator.release_blocks(&mut self.volume, run)?;
             }
@@ -179,7 +191,12 @@ impl Writer<'_> {
     }
 
     /// Writes a file unless it is a directory. Gives its inode, which a directory has from now on.
-    fn entry(&mut self, directory: &Directory, name: &[u8], metadata: &Metadata) -> Result<u32, Error> {
+    fn entry(
+        &mut self,
+        directory: &Directory,
+        name: &[u8],
+        metadata: &Metadata,
+    ) -> Result<u32, Error> {
         let is_directory = metadata.kind == FileType::Directory;
         let may_have_links = metadata.links > 1 && !is_directory;
         if may_have_links && let Some(link) = self.links.get_mut(&metadata.identity) {
@@ -198,7 +215,8 @@ impl Writer<'_> {
         if metadata.kind == FileType::RegularFile && metadata.size > 0 {
             let file = directory.file(name).map_err(|error| unreadable(self, error))?;
             let content = self.file(&file, number, name, metadata)?;
-            let seen = crate::source::attributes_of(&file).map_err(|error| unreadable(self, error))?;
+            let seen =
+                crate::source::attributes_of(&file).map_err(|error| unreadable(self, error))?;
             self.inode(number, metadata, 1, content, seen, name)?;
         } else if !is_directory {
             let content = match metadata.kind {
@@ -220,10 +238,18 @@ impl Writer<'_> {
     }
 
     /// Writes the content of a file. What is zero, or a hole, takes no block.
-    fn file(&mut self, file: &File, number: u32, name: &[u8], metadata: &Metadata) -> Result<Content, Error> {
+    fn file(
+        &mut self,
+        file: &File,
+        number: u32,
+        name: &[u8],
+        metadata: &Metadata,
+    ) -> Result<Content, Error> {
         let size = metadata.size;
         if size > extents::MOST_BYTES {
-            return Err(self.unsupported(name, format!("it has more than {} bytes", extents::MOST_BYTES)));
+            return Err(
+                self.unsupported(name, format!("it has more than {} bytes", extents::MOST_BYTES))
+            );
         }
         let mut mapping = Mapping::default();
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -231,14 +257,17 @@ impl Writer<'_> {
         while offset < size {
             self.check_continue()?;
             if offset >= data_end {
-                let Some(data) = next_data(file, offset, size).map_err(|error| self.unreadable(name, error))? else {
+                let Some(data) =
+                    next_data(file, offset, size).map_err(|error| self.unreadable(name, error))?
+                else {
                     break;
                 };
                 (offset, data_end) = data;
             }
             // Both are on the boundary of a block, but for the end of the file.
             let length = CHUNK.min(usize::try_from(data_end - offset).unwrap_or(CHUNK));
-            let read = read_full(file, &mut buffer[..length], offset).map_err(|error| self.unreadable(name, error))?;
+            let read = read_full(file, &mut buffer[..length], offset)
+                .map_err(|error| self.unreadable(name, error))?;
             if read == 0 {
                 break;
             }
@@ -253,7 +282,12 @@ impl Writer<'_> {
     }
 
     /// Stores blocks but those that are zero.
-    fn store_data(&mut self, logical: u32, bytes: &[u8], mapping: &mut Mapping) -> Result<(), Error> {
+    fn store_data(
+        &mut self,
+        logical: u32,
+        bytes: &[u8],
+        mapping: &mut Mapping,
+    ) -> Result<(), Error> {
         let is_zero = |block: &[u8]| block == [0; BLOCK];
         let mut logical = logical;
         let mut rest = bytes;
@@ -295,7 +329,12 @@ impl Writer<'_> {
             *written += BLOCK as u64;
             Ok(start)
         })?;
-        Ok(Content { map: tree.map, size, blocks: mapping.blocks() + tree.blocks, flags: inode::EXTENTS })
+        Ok(Content {
+            map: tree.map,
+            size,
+            blocks: mapping.blocks() + tree.blocks,
+            flags: inode::EXTENTS,
+        })
     }
 
     fn link(&mut self, target: &[u8], number: u32) -> Result<Content, Error> {
@@ -343,7 +382,8 @@ impl Writer<'_> {
         seen: Seen,
         name: &[u8],
     ) -> Result<(), Error> {
-        let Attributes { inside, block } = Attributes::new(seen).map_err(|reason| self.unsupported(name, reason))?;
+        let Attributes { inside, block } =
+            Attributes::new(seen).map_err(|reason| self.unsupported(name, reason))?;
         let attribute_block = match block {
             Some(mut block) => {
                 let Run { start, .. } = self.allocator.blocks(&mut self.volume, 1)?;
@@ -381,7 +421,11 @@ impl Writer<'_> {
     }
 
     fn check_continue(&mut self) -> Result<(), Error> {
-        if (self.should_continue)(std::mem::take(&mut self.written)) { Ok(()) } else { Err(Error::Stopped) }
+        if (self.should_continue)(std::mem::take(&mut self.written)) {
+            Ok(())
+        } else {
+            Err(Error::Stopped)
+        }
     }
 
     fn unreadable(&self, name: &[u8], source: io::Error) -> Error {

@@ -96,7 +96,8 @@ impl Group {
         self.set_count(DIRECTORIES, count);
     }
 
-    /// Notes that this inode, counted from the group's first, is used: so many at the table's end never were.
+    /// Notes that this inode, counted from the group's first, is used: so many at the table's end
+    /// never were.
     pub(crate) fn use_inode(&mut self, index: u32, inodes_per_group: u32) {
         let unused = inodes_per_group - index - 1;
         self.set_count(UNUSED_INODES, self.count(UNUSED_INODES).min(unused));

@@ -10,7 +10,8 @@ const END: u32 = 0x7fff_ffff << 1;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HashSeed {
     words: [u32; 4],
-    /// Whether bytes of names above 127 count as negative. It depends on the processor that made the file system.
+    /// Whether bytes of names above 127 count as negative. It depends on the processor that made
+    /// the file system.
     signed: bool,
 }
 
@@ -19,7 +20,11 @@ pub(crate) type Hash = (u32, u32);
 
 impl HashSeed {
     pub(crate) fn new(words: [u32; 4], signed: bool) -> Self {
-        let words = if words == [0; 4] { [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476] } else { words };
+        let words = if words == [0; 4] {
+            [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476]
+        } else {
+            words
+        };
         Self { words, signed }
     }
 
@@ -43,7 +48,8 @@ impl HashSeed {
         let mut words = [padding; 8];
         for (word, bytes) in words.iter_mut().zip(rest.chunks(4)) {
             for byte in bytes {
-                let value = if self.signed { i32::from(*byte as i8) as u32 } else { u32::from(*byte) };
+                let value =
+                    if self.signed { i32::from(*byte as i8) as u32 } else { u32::from(*byte) };
                 *word = value.wrapping_add(*word << 8);
             }
         }
@@ -54,13 +60,19 @@ impl HashSeed {
 fn transform(state: &mut [u32; 4], input: &[u32; 8]) {
     const ROUNDS: [(Function, u32, [usize; 8], [u32; 4]); 3] = [
         (|x, y, z| z ^ (x & (y ^ z)), 0, [0, 1, 2, 3, 4, 5, 6, 7], [3, 7, 11, 19]),
-        (|x, y, z| (x & y).wrapping_add((x ^ y) & z), 0x5a82_7999, [1, 3, 5, 7, 0, 2, 4, 6], [3, 5, 9, 13]),
+        (
+            |x, y, z| (x & y).wrapping_add((x ^ y) & z),
+            0x5a82_7999,
+            [1, 3, 5, 7, 0, 2, 4, 6],
+            [3, 5, 9, 13],
+        ),
         (|x, y, z| x ^ y ^ z, 0x6ed9_eba1, [3, 7, 2, 6, 1, 5, 0, 4], [3, 9, 11, 15]),
     ];
     let [mut a, mut b, mut c, mut d] = *state;
     for (function, constant, order, shifts) in ROUNDS {
         for (step, index) in order.into_iter().enumerate() {
-            let sum = a.wrapping_add(function(b, c, d)).wrapping_add(input[index]).wrapping_add(constant);
+            let sum =
+                a.wrapping_add(function(b, c, d)).wrapping_add(input[index]).wrapping_add(constant);
             (a, b, c, d) = (d, sum.rotate_left(shifts[step % 4]), b, c);
         }
     }
@@ -89,7 +101,11 @@ mod tests {
         ] {
             assert_eq!(seed.hash(name.as_bytes()), (major, minor), "{name}");
         }
-        assert_eq!(HashSeed::new([0; 4], true).hash(b"abc"), (0xd196_a868, 0xc420_eb28), "without a seed");
+        assert_eq!(
+            HashSeed::new([0; 4], true).hash(b"abc"),
+            (0xd196_a868, 0xc420_eb28),
+            "without a seed"
+        );
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub(crate) const ATTRIBUTE_SPACE: usize = INODE - 128 - EXTRA as usize;
 /// Most links of a file; a directory with more of them has 1, which means unknown.
 pub(crate) const MOST_LINKS: u32 = 65_000;
 
-/// What an inode maps its content with: extents, the target of a short symbolic link, or a device's number.
+/// What an inode maps its content with: extents, the target of a short symbolic link, or a device's
+/// number.
 pub(crate) type Map = [u8; 60];
 
 /// Flags of inodes.
@@ -67,7 +68,8 @@ pub(crate) struct Inode {
     pub(crate) attribute_block: u64,
     /// Attributes in the inode: [`ATTRIBUTE_SPACE`] bytes, or none.
     pub(crate) attributes: Vec<u8>,
-    /// Of the last change. It stands for the other times too, so that the same tree gives the same file system.
+    /// Of the last change. It stands for the other times too, so that the same tree gives the same
+    /// file system.
     pub(crate) time: Time,
 }
 
@@ -92,7 +94,8 @@ impl Inode {
         put16(&mut bytes, 0x80, EXTRA);
         set_times(&mut bytes, self.time);
         let attributes_at = INODE - ATTRIBUTE_SPACE;
-        bytes[attributes_at..attributes_at + self.attributes.len()].copy_from_slice(&self.attributes);
+        bytes[attributes_at..attributes_at + self.attributes.len()]
+            .copy_from_slice(&self.attributes);
         set_links(&mut bytes, self.links, checksum);
         bytes
     }
@@ -175,10 +178,18 @@ mod tests {
             (0x1_8000_0000, 0x8000_0000, 2),
             (0x3_7fff_ffff, 0x7fff_ffff, 3),
         ] {
-            assert_eq!(Time { seconds, nanoseconds: 5 }.encode(), (low, 5 << 2 | epoch), "{seconds}");
+            assert_eq!(
+                Time { seconds, nanoseconds: 5 }.encode(),
+                (low, 5 << 2 | epoch),
+                "{seconds}"
+            );
         }
         for (seconds, low, extra) in [(i64::MIN, 0x8000_0000, 0), (i64::MAX, 0x7fff_ffff, 3)] {
-            assert_eq!(Time { seconds, nanoseconds: 5 }.encode(), (low, extra), "the nearest, and no fraction");
+            assert_eq!(
+                Time { seconds, nanoseconds: 5 }.encode(),
+                (low, extra),
+                "the nearest, and no fraction"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Gives a small file of a file system another content, without writing to that file system: what would have to be written
-//! is told, for a copy of it or an overlay.
+//! Gives a small file of a file system another content, without writing to that file system: what
+//! would have to be written is told, for a copy of it or an overlay.
 
 use std::{fs::File, time::SystemTime};
 
@@ -31,7 +31,8 @@ pub enum Replacement {
     Of([Patch; 2]),
     /// There is no such file.
     Missing,
-    /// Not from outside: it is no plain file with one name and one block, or the content is longer than that.
+    /// Not from outside: it is no plain file with one name and one block, or the content is longer
+    /// than that.
     Impossible,
 }
 
@@ -48,11 +49,17 @@ impl<'a> Filled<'a> {
         Volume::open(disk).map(Self)
     }
 
-    /// What is to be written for the file at `path`, names from the root on, to have this content, last changed at `time`.
+    /// What is to be written for the file at `path`, names from the root on, to have this content,
+    /// last changed at `time`.
     ///
     /// # Errors
     /// [`Error::Image`] when it can't be read.
-    pub fn replace(&self, path: &[&str], content: &[u8], time: SystemTime) -> Result<Replacement, Error> {
+    pub fn replace(
+        &self,
+        path: &[&str],
+        content: &[u8],
+        time: SystemTime,
+    ) -> Result<Replacement, Error> {
         let mut number = ROOT;
         for name in path {
             match self.look_up(number, name)? {
@@ -64,7 +71,14 @@ impl<'a> Filled<'a> {
         let mut inode = self.0.read_inode(number)?;
         let is_plain = FileType::from_raw_mode(inode::mode(&inode).into()) == FileType::RegularFile;
         let run = match in_inode(inode::map(&inode)).as_deref() {
-            Some([run]) if run.length == 1 && is_plain && inode::links(&inode) == 1 && content.len() <= BLOCK => *run,
+            Some([run])
+                if run.length == 1
+                    && is_plain
+                    && inode::links(&inode) == 1
+                    && content.len() <= BLOCK =>
+            {
+                *run
+            }
             _ => return Ok(Replacement::Impossible),
         };
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -86,9 +100,12 @@ impl<'a> Filled<'a> {
     /// Looks for a name in a directory.
     fn look_up(&self, directory: u32, name: &str) -> Result<LookUp, Error> {
         let inode = self.0.read_inode(directory)?;
-        let is_directory = FileType::from_raw_mode(inode::mode(&inode).into()) == FileType::Directory;
+        let is_directory =
+            FileType::from_raw_mode(inode::mode(&inode).into()) == FileType::Directory;
         // Of a large one the inode does not list all blocks.
-        let Some(runs) = in_inode(inode::map(&inode)).filter(|_| is_directory) else { return Ok(LookUp::Unknown) };
+        let Some(runs) = in_inode(inode::map(&inode)).filter(|_| is_directory) else {
+            return Ok(LookUp::Unknown);
+        };
         for block in runs.iter().flat_map(|run| run.start..run.start + u64::from(run.length)) {
             let block = self.0.read(block)?;
             let found = directory::names(&block).find(|(_, known)| *known == name.as_bytes());

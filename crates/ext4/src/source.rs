@@ -44,7 +44,8 @@ pub(crate) type Identity = (u64, u64);
 /// Names and values of extended attributes.
 pub(crate) type Seen = Vec<(Vec<u8>, Vec<u8>)>;
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Directory {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
@@ -149,7 +150,10 @@ impl From<rustix::fs::Stat> for Metadata {
             user: stat.st_uid,
             group: stat.st_gid,
             size: u64::try_from(stat.st_size).unwrap_or_default(),
-            time: Time { seconds: stat.st_mtime, nanoseconds: (stat.st_mtime_nsec % 1_000_000_000) as u32 },
+            time: Time {
+                seconds: stat.st_mtime,
+                nanoseconds: (stat.st_mtime_nsec % 1_000_000_000) as u32,
+            },
             device: (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
             links: stat.st_nlink,
             identity: (stat.st_dev, stat.st_ino),

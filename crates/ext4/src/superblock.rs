@@ -12,9 +12,10 @@ pub(crate) const SIZE: usize = 1024;
 
 const MAGIC: u16 = 0xef53;
 
-/// Features, by the word they are in: those that must be there, since all that is written relies on them, and those
-/// that may.
-const COMPATIBLE: Features = Features { at: 0x5c, needed: EXT_ATTR | DIR_INDEX, allowed: RESIZE_INODE };
+/// Features, by the word they are in: those that must be there, since all that is written relies on
+/// them, and those that may.
+const COMPATIBLE: Features =
+    Features { at: 0x5c, needed: EXT_ATTR | DIR_INDEX, allowed: RESIZE_INODE };
 const INCOMPATIBLE: Features =
     Features { at: 0x60, needed: FILETYPE | EXTENTS | WIDE, allowed: FLEX_BG | CHECKSUM_SEED };
 const READ_ONLY_COMPATIBLE: Features = Features {
@@ -95,7 +96,11 @@ impl Superblock {
         expect("the space for further fields of inodes", get16(&bytes, 0x15e).into(), 32)?;
         expect("the size of group descriptors", get16(&bytes, 0xfe).into(), 64)?;
         expect("the kind of checksums", bytes[0x175].into(), 1)?;
-        expect("the kind of directory hashes", bytes[0xfc].into(), u32::from(crate::hash::HALF_MD4))?;
+        expect(
+            "the kind of directory hashes",
+            bytes[0xfc].into(),
+            u32::from(crate::hash::HALF_MD4),
+        )?;
         let seed = match get32(&bytes, INCOMPATIBLE.at) & CHECKSUM_SEED {
             0 => Checksum::START.of(&bytes[0x68..0x78]),
             _ => Checksum::seeded(get32(&bytes, 0x270)),
@@ -112,9 +117,15 @@ impl Superblock {
             seed,
             hash_seed: HashSeed::new(words, !unsigned),
         };
-        expect("the checksum of the superblock", get32(&superblock.bytes, CHECKSUM_AT), superblock.checksum())?;
+        expect(
+            "the checksum of the superblock",
+            get32(&superblock.bytes, CHECKSUM_AT),
+            superblock.checksum(),
+        )?;
         let bits = crate::BLOCK as u32 * 8;
-        if !(1..=bits).contains(&superblock.blocks_per_group) || !(16..=bits).contains(&superblock.inodes_per_group) {
+        if !(1..=bits).contains(&superblock.blocks_per_group)
+            || !(16..=bits).contains(&superblock.inodes_per_group)
+        {
             return Err(Error::Unknown("a group has no inodes or blocks, or too many".to_owned()));
         }
         Ok(superblock)

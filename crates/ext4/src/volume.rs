@@ -32,7 +32,8 @@ impl<'a> Volume<'a> {
         if length < wanted {
             return Err(Error::Unknown(format!("it has {wanted} bytes, its file only {length}")));
         }
-        let groups = usize::try_from(superblock.groups()).map_err(|_| Error::Unknown("too large".to_owned()))?;
+        let groups = usize::try_from(superblock.groups())
+            .map_err(|_| Error::Unknown("too large".to_owned()))?;
         let mut descriptors = vec![0; groups * group::SIZE];
         file.read_exact_at(&mut descriptors, BLOCK as u64).map_err(reading)?;
         let groups = descriptors.chunks_exact(group::SIZE).map(Group::parse).collect();
@@ -70,7 +71,9 @@ impl<'a> Volume<'a> {
 
     /// How many inodes there are.
     pub(crate) fn inodes(&self) -> u32 {
-        self.superblock.inodes_per_group.saturating_mul(u32::try_from(self.groups.len()).unwrap_or(u32::MAX))
+        self.superblock
+            .inodes_per_group
+            .saturating_mul(u32::try_from(self.groups.len()).unwrap_or(u32::MAX))
     }
 
     /// Blocks in a group: the last one may be shorter.
@@ -81,8 +84,8 @@ impl<'a> Volume<'a> {
         left.min(per_group) as u32
     }
 
-    /// Blocks that are used in a group by what describes the file system, counted from the group's first: what a
-    /// bitmap that was never written means.
+    /// Blocks that are used in a group by what describes the file system, counted from the group's
+    /// first: what a bitmap that was never written means.
     pub(crate) fn implied_blocks(&self, group: usize) -> Vec<u32> {
         let start = group as u64 * u64::from(self.superblock.blocks_per_group);
         let copy = if self.superblock.has_copy(group as u64) {
@@ -92,7 +95,8 @@ impl<'a> Volume<'a> {
         };
         let descriptor = &self.groups[group];
         let table = descriptor.inode_table();
-        let table_blocks = (self.superblock.inodes_per_group as usize * INODE).div_ceil(BLOCK) as u64;
+        let table_blocks =
+            (self.superblock.inodes_per_group as usize * INODE).div_ceil(BLOCK) as u64;
         (start..start + copy)
             .chain([descriptor.bitmap(Kind::Blocks), descriptor.bitmap(Kind::Inodes)])
             .chain(table..table + table_blocks)
@@ -107,13 +111,16 @@ impl<'a> Volume<'a> {
 
     /// Writes superblock and group descriptors, and their copies.
     pub(crate) fn commit(&self) -> Result<(), Error> {
-        let free = |kind| self.groups.iter().map(move |group| u64::from(group.free(kind))).sum::<u64>();
+        let free =
+            |kind| self.groups.iter().map(move |group| u64::from(group.free(kind))).sum::<u64>();
         let free_inodes = u32::try_from(free(Kind::Inodes)).unwrap_or(u32::MAX);
         let mut descriptors = Vec::with_capacity(self.groups.len() * group::SIZE);
         for (number, group) in (0..).zip(&self.groups) {
             descriptors.extend(group.encode(number, self.superblock.seed));
         }
-        for group in (0..self.groups.len() as u64).rev().filter(|group| self.superblock.has_copy(*group)) {
+        for group in
+            (0..self.groups.len() as u64).rev().filter(|group| self.superblock.has_copy(*group))
+        {
             let start = group * u64::from(self.superblock.blocks_per_group);
             self.file.write_all_at(&descriptors, (start + 1) * BLOCK as u64).map_err(writing)?;
             let superblock = self.superblock.encode(group, free(Kind::Blocks), free_inodes);

@@ -1,4 +1,5 @@
-//! What does not fit, what is stopped, what is not ours to fill, and what happens to a file system later.
+//! What does not fit, what is stopped, what is not ours to fill, and what happens to a file system
+//! later.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 
 mod support;
@@ -30,8 +31,9 @@ fn a_file_system_can_be_filled_to_its_last_block_and_inode() {
     let world = World::new();
     world.make(200 * MIB, 64, &["-g", "8192"]);
     let text = world.debugfs(&["show_super_stats -h"]);
-    let number =
-        |name: &str| -> u64 { text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap() };
+    let number = |name: &str| -> u64 {
+        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
+    };
     // Back come lost+found's blocks and the root's, of which that needs one.
     let (blocks, inodes) = (number("Free blocks:") + 4, number("Free inodes:") + 1);
     for index in 1..inodes {

@@ -21,7 +21,9 @@ fn directories_of_any_size_are_whole() {
     world.fill().unwrap();
     world.check();
     world.compare();
-    for (name, indexed) in [("0", false), ("200", false), ("204", true), ("500", true), ("20000", true)] {
+    for (name, indexed) in
+        [("0", false), ("200", false), ("204", true), ("500", true), ("20000", true)]
+    {
         let flags = world.field(name, "Flags");
         assert_eq!(flags, if indexed { "0x81000" } else { "0x80000" }, "{name}");
     }
@@ -48,15 +50,26 @@ fn an_index_of_two_levels_leads_to_every_name() {
 #[test]
 fn names_may_hold_any_byte() {
     let world = World::new();
-    let mut names: Vec<Vec<u8>> = (1..=255_u8).filter(|byte| *byte != b'/').map(|byte| vec![b'x', byte]).collect();
-    names.extend([vec![0xff; 255], b" ".to_vec(), b"...".to_vec(), b".wh.x".to_vec(), "ä".repeat(127).into_bytes()]);
+    let mut names: Vec<Vec<u8>> =
+        (1..=255_u8).filter(|byte| *byte != b'/').map(|byte| vec![b'x', byte]).collect();
+    names.extend([
+        vec![0xff; 255],
+        b" ".to_vec(),
+        b"...".to_vec(),
+        b".wh.x".to_vec(),
+        "ä".repeat(127).into_bytes(),
+    ]);
     let many = world.tree().join(OsStr::from_bytes(&[0x80, 0xfe]));
     fs::create_dir(&many).unwrap();
     for name in &names {
         fs::write(world.tree().join(OsStr::from_bytes(name)), name).unwrap();
         // Signed bytes count in the hashes of an index.
         for number in 0..10 {
-            fs::write(many.join(OsStr::from_bytes(&[&name[..name.len() - 1], &[number + 0x80]].concat())), "").unwrap();
+            fs::write(
+                many.join(OsStr::from_bytes(&[&name[..name.len() - 1], &[number + 0x80]].concat())),
+                "",
+            )
+            .unwrap();
         }
     }
     world.build();
@@ -82,11 +95,18 @@ fn a_directory_may_have_more_subdirectories_than_it_can_count() {
 #[test]
 fn depth_is_not_bounded_by_open_files_or_the_length_of_paths() {
     let world = World::new();
-    let mut directory = rustix::fs::open(world.tree(), rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+    let mut directory =
+        rustix::fs::open(world.tree(), rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
+            .unwrap();
     for _ in 0..3000 {
         rustix::fs::mkdirat(&directory, "down", rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
-        directory =
-            rustix::fs::openat(&directory, "down", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+        directory = rustix::fs::openat(
+            &directory,
+            "down",
+            rustix::fs::OFlags::RDONLY,
+            rustix::fs::Mode::empty(),
+        )
+        .unwrap();
     }
     world.build();
     assert!(world.field("/down/down/down", "Links") == "3");

@@ -33,11 +33,13 @@ fn an_empty_tree_gives_an_empty_root() {
     assert_eq!(world.field("/", " mtime"), "0x3b9aca00:00000014");
     assert!(!world.debugfs(&["ls -l /"]).contains("lost+found"));
     let image = world.image().to_str().unwrap().to_owned();
-    let copy = run("dumpe2fs", &["-h", "-o", "superblock=32768", "-o", "blocksize=4096", &image]).stdout;
+    let copy =
+        run("dumpe2fs", &["-h", "-o", "superblock=32768", "-o", "blocksize=4096", &image]).stdout;
     let copy = String::from_utf8_lossy(&copy).into_owned();
     let own = world.debugfs(&["show_super_stats -h"]);
     for field in ["Free blocks:", "Free inodes:"] {
-        let line = |text: &str| text.lines().find(|line| line.starts_with(field)).unwrap().to_owned();
+        let line =
+            |text: &str| text.lines().find(|line| line.starts_with(field)).unwrap().to_owned();
         assert_eq!(line(&own), line(&copy), "the copy of the superblock");
     }
 }
@@ -79,7 +81,8 @@ fn all_kinds_of_files_are_there_with_owner_and_permissions() {
     ] {
         assert!(text.contains(expected), "no {expected} in {text}");
     }
-    for (name, mode) in [("setuid", "04755"), ("none", "0000"), ("all", "07777"), ("a/b", "03770")] {
+    for (name, mode) in [("setuid", "04755"), ("none", "0000"), ("all", "07777"), ("a/b", "03770")]
+    {
         assert_eq!(world.field(name, "Mode"), mode, "{name}");
     }
     assert_eq!(world.field("link59", "User"), "7");
@@ -94,7 +97,8 @@ fn all_kinds_of_files_are_there_with_owner_and_permissions() {
 #[test]
 fn times_after_2038_before_1970_and_fractions_are_kept() {
     let world = World::new();
-    for (name, seconds) in [("1965", -157_766_400), ("2001", 978_307_200), ("2050", 2_524_608_000)] {
+    for (name, seconds) in [("1965", -157_766_400), ("2001", 978_307_200), ("2050", 2_524_608_000)]
+    {
         let path = world.tree().join(name);
         fs::write(&path, "x").unwrap();
         symlink("x", world.tree().join(format!("{name}-link"))).unwrap();
@@ -106,17 +110,31 @@ fn times_after_2038_before_1970_and_fractions_are_kept() {
     // Only some file systems of hosts take times up to 2446.
     let far = world.tree().join("far");
     fs::write(&far, "x").unwrap();
-    File::open(&far).unwrap().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(15_000_000_000)).unwrap();
+    File::open(&far)
+        .unwrap()
+        .set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(15_000_000_000))
+        .unwrap();
     world.build();
-    for (name, word, epoch) in [("1965", "0xf698ad00", 0), ("2001", "0x3a4fc880", 0), ("2050", "0x967a7600", 1)] {
+    for (name, word, epoch) in
+        [("1965", "0xf698ad00", 0), ("2001", "0x3a4fc880", 0), ("2050", "0x967a7600", 1)]
+    {
         for suffix in ["", "-link", "-directory"] {
             for field in [" mtime", " atime", " ctime", "crtime"] {
                 let found = world.field(&format!("{name}{suffix}"), field);
-                assert_eq!(found, format!("{word}:{:08x}", 123_456_789 << 2 | epoch), "{name}{suffix} {field}");
+                assert_eq!(
+                    found,
+                    format!("{word}:{:08x}", 123_456_789 << 2 | epoch),
+                    "{name}{suffix} {field}"
+                );
             }
         }
     }
-    let kept = fs::metadata(&far).unwrap().modified().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let kept = fs::metadata(&far)
+        .unwrap()
+        .modified()
+        .unwrap()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
     let (low, epoch) = (kept.as_secs() as u32, (kept.as_secs() + 0x8000_0000) >> 32);
     assert_eq!(world.field("far", " mtime"), format!("{low:#010x}:{epoch:08x}"));
 }
@@ -135,7 +153,8 @@ fn files_with_several_names_are_one_file() {
     fs::hard_link(tree.join("m"), tree.parent().unwrap().join("outside")).unwrap();
     world.build();
     world.compare();
-    let numbers: Vec<String> = ["m", "a", "z/deep/b"].map(|name| world.field(name, "Inode")).to_vec();
+    let numbers: Vec<String> =
+        ["m", "a", "z/deep/b"].map(|name| world.field(name, "Inode")).to_vec();
     assert!(numbers.iter().all(|number| *number == numbers[0]), "{numbers:?}");
     assert_eq!(world.field("m", "Links"), "3");
     assert_eq!(world.field("link", "Inode"), world.field("z/link", "Inode"));
@@ -162,7 +181,9 @@ fn holes_and_zeros_take_no_room_and_many_extents_are_found() {
     let large: Vec<u8> = (0..20 * MIB).map(|at| ((at * 7) >> 9) as u8 | 1).collect();
     fs::write(world.tree().join("large"), &large).unwrap();
     world.build();
-    for (name, blocks) in [("hole", 0), ("zeros", 0), ("end", 1), ("middle", 1), ("four", 4), ("five", 6)] {
+    for (name, blocks) in
+        [("hole", 0), ("zeros", 0), ("end", 1), ("middle", 1), ("four", 4), ("five", 6)]
+    {
         assert_eq!(world.field(name, "Blockcount"), (blocks * 8).to_string(), "{name}");
     }
     assert_eq!(world.field("tree", "Blockcount"), ((2_000 + 7) * 8).to_string());
@@ -193,8 +214,8 @@ fn extended_attributes_are_in_the_inode_or_in_a_block() {
     let tree = world.tree();
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let list = [
-        2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 232, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255, 16, 0, 4,
-        0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255,
+        2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 232, 3, 0, 0, 4, 0, 4, 0, 255, 255,
+        255, 255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255,
     ];
     for name in ["small", "large", "both", "nothing"] {
         fs::write(tree.join(name), name).unwrap();
@@ -218,7 +239,9 @@ fn extended_attributes_are_in_the_inode_or_in_a_block() {
     assert_eq!(world.attribute("large", "user.large"), [7; 3000]);
     assert_ne!(world.field("large", "File ACL"), "0");
     assert!(world.stat("large").contains("user.empty (0)"), "{}", world.stat("large"));
-    for (name, value) in [("user.b", vec![1; 61]), ("user.a", vec![2; 62]), ("trusted.t", vec![4; 7])] {
+    for (name, value) in
+        [("user.b", vec![1; 61]), ("user.a", vec![2; 62]), ("trusted.t", vec![4; 7])]
+    {
         assert_eq!(world.attribute("both", name), value, "{name}");
     }
     assert!(world.stat("both").contains("(63)"), "{}", world.stat("both"));
@@ -244,7 +267,10 @@ fn a_file_may_have_as_many_names_as_ext4_counts_and_no_more() {
     fs::hard_link(world.tree().join("0"), world.tree().join("one more")).unwrap();
     world.make(64 * MIB, 1000, &[]);
     let error = world.fill().unwrap_err();
-    assert!(matches!(&error, Error::Unsupported { reason, .. } if reason.contains("65000 names")), "{error}");
+    assert!(
+        matches!(&error, Error::Unsupported { reason, .. } if reason.contains("65000 names")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -254,6 +280,8 @@ fn a_file_larger_than_ext4_has_them_is_refused() {
     let largest = u64::from(u32::MAX) * 4096;
     world.make(64 * MIB, 1000, &[]);
     if file.set_len(largest + 1).is_ok() {
-        assert!(matches!(world.fill().unwrap_err(), Error::Unsupported { path, .. } if path.ends_with("huge")));
+        assert!(
+            matches!(world.fill().unwrap_err(), Error::Unsupported { path, .. } if path.ends_with("huge"))
+        );
     }
 }

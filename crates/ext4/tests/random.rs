@@ -43,7 +43,8 @@ struct Step {
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
     let byte = any::<u8>().prop_filter("no separator", |byte| *byte != 0 && *byte != b'/');
-    prop::collection::vec(byte, 1..60).prop_filter("no directory itself", |name| name != b"." && name != b"..")
+    prop::collection::vec(byte, 1..60)
+        .prop_filter("no directory itself", |name| name != b"." && name != b"..")
 }
 
 fn node() -> impl Strategy<Value = Node> {

@@ -25,8 +25,11 @@ fn a_small_file_has_the_new_content_and_is_otherwise_as_before() {
     fs::create_dir_all(world.tree().join("etc/deep")).unwrap();
     // Directories of several blocks, and of an index.
     for number in 0..600 {
-        fs::write(world.tree().join(format!("etc/a rather long name, so that there are blocks {number}")), "x")
-            .unwrap();
+        fs::write(
+            world.tree().join(format!("etc/a rather long name, so that there are blocks {number}")),
+            "x",
+        )
+        .unwrap();
     }
     let path = world.tree().join("etc/deep/hosts");
     fs::write(&path, [b'\n'; 4096]).unwrap();
@@ -35,7 +38,9 @@ fn a_small_file_has_the_new_content_and_is_otherwise_as_before() {
     world.build();
     for content in ["127.0.0.1 localhost\n".to_owned(), String::new(), "x".repeat(4096)] {
         let time = SystemTime::UNIX_EPOCH + Duration::new(3_000_000_000, 7);
-        let Replacement::Of(patches) = replacement(&world, "etc/deep/hosts", content.as_bytes(), time) else {
+        let Replacement::Of(patches) =
+            replacement(&world, "etc/deep/hosts", content.as_bytes(), time)
+        else {
             panic!("it can be replaced")
         };
         let image = File::options().write(true).open(world.image()).unwrap();
@@ -67,12 +72,20 @@ fn whatever_is_no_plain_file_of_one_block_is_left_to_others() {
     symlink("plain", tree.join("etc/link")).unwrap();
     symlink("etc", tree.join("other")).unwrap();
     world.build();
-    let of = |path: &str, content: &[u8]| replacement(&world, path, content, SystemTime::UNIX_EPOCH);
+    let of =
+        |path: &str, content: &[u8]| replacement(&world, path, content, SystemTime::UNIX_EPOCH);
     assert!(matches!(of("etc/plain", b"x"), Replacement::Of(_)));
     assert_eq!(of("etc/plain", &[0; 4097]), Replacement::Impossible);
-    for path in
-        ["etc/empty", "etc/long", "etc/two", "etc/names", "etc/link", "etc/directory", "other/plain", "etc/plain/x"]
-    {
+    for path in [
+        "etc/empty",
+        "etc/long",
+        "etc/two",
+        "etc/names",
+        "etc/link",
+        "etc/directory",
+        "other/plain",
+        "etc/plain/x",
+    ] {
         assert_eq!(of(path, b"x"), Replacement::Impossible, "{path}");
     }
     for path in ["etc/none", "none/plain", "none"] {

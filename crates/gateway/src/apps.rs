@@ -73,25 +73,29 @@ pub(crate) async fn create(
     JsonBody(request): JsonBody<CreateAppRequest>,
 ) -> Result<Response, Failure> {
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let organization = given(request.org_slug)
-        .ok_or_else(|| ApiError::invalid("invalid org_slug, it is required; use personal for your own"))?;
+    let organization = given(request.org_slug).ok_or_else(|| {
+        ApiError::invalid("invalid org_slug, it is required; use personal for your own")
+    })?;
     let name = given(request.name).or(given(request.app_name));
     if let Some(name) = &name {
         names::check_app_name(name)?;
     }
     let network = given(request.network);
     if network.as_ref().is_some_and(|network| names::check_machine_name(network).is_err()) {
-        return Err(
-            ApiError::invalid("invalid network, use 1 to 63 letters, digits, dashes, dots and underscores").into()
-        );
+        return Err(ApiError::invalid(
+            "invalid network, use 1 to 63 letters, digits, dashes, dots and underscores",
+        )
+        .into());
     }
     // Of the two ways to name a key this one is the reference's.
-    let idempotency_key = given(request.idempotency_key).or(id.map(|Extension(RequestId(id))| format!("request {id}")));
+    let idempotency_key = given(request.idempotency_key)
+        .or(id.map(|Extension(RequestId(id))| format!("request {id}")));
     if idempotency_key.as_ref().is_some_and(|key| key.len() > 255) {
         return Err(ApiError::invalid("invalid idempotency_key, at most 255 bytes").into());
     }
     let organization = caller.slug(&organization).to_owned();
-    let app = context.catalog.create_app(NewApp { name, organization, network, idempotency_key }).await?;
+    let app =
+        context.catalog.create_app(NewApp { name, organization, network, idempotency_key }).await?;
     let reply = CreateAppReply { created_at: app.created_ms, app: show(&context, app) };
     Ok((StatusCode::CREATED, Json(reply)).into_response())
 }
@@ -130,7 +134,8 @@ pub(crate) async fn list(
     let after = if page.cursor.after.is_empty() { Ok(0) } else { page.cursor.after.parse() };
     let query = AppQuery {
         organization,
-        after: after.map_err(|_| ApiError::invalid("invalid parameter cursor, begin the list anew"))?,
+        after: after
+            .map_err(|_| ApiError::invalid("invalid parameter cursor, begin the list anew"))?,
         created_until_ms: Some(page.cursor.first_ms),
         limit: Some(page.limit),
     };
@@ -151,7 +156,10 @@ pub(crate) async fn list(
     params(AppPath),
     responses((status = 200, description = "The app", body = App), NoApp),
 )]
-pub(crate) async fn get(State(context): State<Context>, app: AppPath) -> Result<Json<App>, Failure> {
+pub(crate) async fn get(
+    State(context): State<Context>,
+    app: AppPath,
+) -> Result<Json<App>, Failure> {
     context.synced().await?;
     Ok(Json(show(&context, app.look_up(&context).await?)))
 }
@@ -167,7 +175,10 @@ pub(crate) async fn get(State(context): State<Context>, app: AppPath) -> Result<
     params(AppPath),
     responses((status = 202, description = "It is being deleted"), NoApp),
 )]
-pub(crate) async fn delete(State(context): State<Context>, app: AppPath) -> Result<StatusCode, Failure> {
+pub(crate) async fn delete(
+    State(context): State<Context>,
+    app: AppPath,
+) -> Result<StatusCode, Failure> {
     context.synced().await?;
     let name = app.name()?;
     context.catalog.begin_app_deletion(name).await?;

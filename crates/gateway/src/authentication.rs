@@ -1,4 +1,5 @@
-//! Who asks: `Bearer`, `FlyV1` or a bare token. One of several comma-joined tokens being ours is enough.
+//! Who asks: `Bearer`, `FlyV1` or a bare token. One of several comma-joined tokens being ours is
+//! enough.
 
 use axum::{
     extract::{Request, State},
@@ -56,12 +57,19 @@ pub(crate) async fn authenticate(
 
 async fn caller(catalog: &Catalog, headers: &HeaderMap, wants: Access) -> Result<Caller, ApiError> {
     let refused = |text: &str| ApiError::new(ErrorCode::Unauthenticated, text);
-    let value = headers
-        .get(AUTHORIZATION)
-        .ok_or_else(|| refused("unauthenticated: send a token in the header 'Authorization: Bearer <token>'"))?;
-    let value = value.to_str().map_err(|_| refused("unauthenticated: the Authorization header is not ASCII"))?.trim();
+    let value = headers.get(AUTHORIZATION).ok_or_else(|| {
+        refused("unauthenticated: send a token in the header 'Authorization: Bearer <token>'")
+    })?;
+    let value = value
+        .to_str()
+        .map_err(|_| refused("unauthenticated: the Authorization header is not ASCII"))?
+        .trim();
     let tokens = match value.split_once(char::is_whitespace) {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("flyv1") => rest,
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("flyv1") =>
+        {
+            rest
+        }
         _ => value,
     };
     for token in tokens.split(',').take(MAX_TOKENS) {

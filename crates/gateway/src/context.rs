@@ -80,11 +80,15 @@ impl Inner {
     /// Waits until the view holds what the workers had when we began.
     pub async fn synced(&self) -> Result<(), ApiError> {
         tokio::time::timeout(SYNC_PATIENCE, self.view.synced()).await.map_err(|_| {
-            ApiError::new(ErrorCode::Unavailable, "unavailable: the state of the machines is not known yet, try again")
+            ApiError::new(
+                ErrorCode::Unavailable,
+                "unavailable: the state of the machines is not known yet, try again",
+            )
         })
     }
 
-    /// Asks a worker. Records in the answer go into the view, so that a client reads its own writes.
+    /// Asks a worker. Records in the answer go into the view, so that a client reads its own
+    /// writes.
     pub async fn ask(
         &self,
         worker: &WorkerId,
@@ -105,7 +109,9 @@ impl Inner {
             match self.workers.ask(worker, whole, deadline).await {
                 Ok(WorkerReply::Machine { record }) => drop(self.view.apply(*record)),
                 // The change was made all the same, and the view finds its way.
-                other => tracing::warn!(%worker, ?other, "can't ask for the configuration of a machine"),
+                other => {
+                    tracing::warn!(%worker, ?other, "can't ask for the configuration of a machine")
+                }
             }
         }
         Ok(reply)

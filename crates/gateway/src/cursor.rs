@@ -1,5 +1,5 @@
-//! Opaque positions in lists. They are good for thirty minutes from the first page on, and later pages show only what
-//! was there then.
+//! Opaque positions in lists. They are good for thirty minutes from the first page on, and later
+//! pages show only what was there then.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use caddis_api::{ApiError, time::unix_ms};
@@ -50,7 +50,9 @@ pub(crate) fn page(params: &Params, maximum: u64) -> Result<Option<Page>, ApiErr
     let now = unix_ms(Timestamp::now());
     match (limit, params.get("cursor")) {
         (None, None) => Ok(None),
-        (None, Some(_)) => Err(ApiError::invalid("invalid parameter cursor, it needs limit as well")),
+        (None, Some(_)) => {
+            Err(ApiError::invalid("invalid parameter cursor, it needs limit as well"))
+        }
         (Some(limit), cursor) => {
             let first = Cursor { first_ms: now, after: String::new(), total: 0 };
             let cursor = cursor.map_or(Ok(first), |text| Cursor::read(text, now))?;

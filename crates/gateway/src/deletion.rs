@@ -1,6 +1,10 @@
-//! The end of things: names of destroyed machines are freed, machines that were placed but never made are given up,
-//! apps in deletion lose their machines and then go. All of it may be done again at any time, and is at each start.
-#![expect(clippy::disallowed_methods, reason = "what the server does by itself is done for no caller")]
+//! The end of things: names of destroyed machines are freed, machines that were placed but never
+//! made are given up, apps in deletion lose their machines and then go. All of it may be done again
+//! at any time, and is at each start.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "what the server does by itself is done for no caller"
+)]
 
 use std::{
     collections::HashSet,
@@ -42,7 +46,9 @@ pub(crate) async fn tidy(context: Context, mut changes: broadcast::Receiver<Chan
     loop {
         match changes.recv().await {
             Ok(Change::Machine(id)) => {
-                let Some(shown) = context.view.get(&id).filter(|shown| shown.state() == MachineState::Destroyed) else {
+                let Some(shown) =
+                    context.view.get(&id).filter(|shown| shown.state() == MachineState::Destroyed)
+                else {
                     continue;
                 };
                 again_until_done("release a machine", || release_destroyed(&context, &shown)).await;
@@ -83,7 +89,8 @@ fn supersede(context: &Context, copy: Superseded) {
     });
 }
 
-/// Frees the name of a destroyed machine, unless it was a copy of one that was placed elsewhere since.
+/// Frees the name of a destroyed machine, unless it was a copy of one that was placed elsewhere
+/// since.
 async fn release_destroyed(context: &Context, shown: &Shown) -> Result<(), ApiError> {
     let MachineRecord { epoch, app, machine, .. } = &shown.record;
     let placement = context.catalog.placement(&machine.id).await?;
@@ -102,7 +109,10 @@ async fn release(context: &Context, machine: &MachineId, app: &str) -> Result<()
     Ok(())
 }
 
-async fn again_until_done<F: Future<Output = Result<(), ApiError>>>(what: &str, mut attempt: impl FnMut() -> F) {
+async fn again_until_done<F: Future<Output = Result<(), ApiError>>>(
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+) {
     let mut pause = PAUSE.0;
     while let Err(error) = attempt().await {
         tracing::warn!(error = error.message, "can't {what}, trying again");
@@ -118,7 +128,9 @@ async fn reconcile(context: &Context, worker: &WorkerId) {
         for placement in context.catalog.placements(Some(worker)).await? {
             placed.insert(placement.machine.clone());
             match context.view.get(&placement.machine) {
-                Some(shown) if shown.state() == MachineState::Destroyed => release_destroyed(context, &shown).await?,
+                Some(shown) if shown.state() == MachineState::Destroyed => {
+                    release_destroyed(context, &shown).await?
+                }
                 Some(_) => {}
                 // One that was moved was made, and who moves it sees to it.
                 None if placement.epoch > FIRST_EPOCH => {}
@@ -130,8 +142,11 @@ async fn reconcile(context: &Context, worker: &WorkerId) {
             if shown.state() == MachineState::Destroyed || placed.contains(id) {
                 continue;
             }
-            if let Some(later) = context.catalog.placement(id).await?.filter(|placement| placement.epoch > epoch) {
-                let copy = Superseded { machine: id.clone(), worker: worker.clone(), epoch: later.epoch };
+            if let Some(later) =
+                context.catalog.placement(id).await?.filter(|placement| placement.epoch > epoch)
+            {
+                let copy =
+                    Superseded { machine: id.clone(), worker: worker.clone(), epoch: later.epoch };
                 supersede(context, copy);
             }
         }
@@ -143,14 +158,19 @@ async fn reconcile(context: &Context, worker: &WorkerId) {
     .await;
 }
 
-/// Frees the name of a placed machine when its worker does not know it and nobody can still be making it.
+/// Frees the name of a placed machine when its worker does not know it and nobody can still be
+/// making it.
 pub(crate) async fn give_up_unless_made(context: Context, placement: Placement) {
     // Twice as long as `may_be_under_way`: its request may be sent once more until then.
     tokio::time::sleep((create_takes(&context) * 2).saturating_sub(age(&placement))).await;
-    again_until_done("find out whether a machine was made", || release_unless_made(&context, &placement)).await;
+    again_until_done("find out whether a machine was made", || {
+        release_unless_made(&context, &placement)
+    })
+    .await;
 }
 
-/// Longest time in which the worker may hear of a new machine after it was placed: it is asked twice.
+/// Longest time in which the worker may hear of a new machine after it was placed: it is asked
+/// twice.
 fn create_takes(context: &Context) -> Duration {
     context.settings.create_deadline * 2
 }
@@ -165,7 +185,10 @@ pub(crate) fn may_be_under_way(context: &Context, placement: &Placement) -> bool
 }
 
 /// Frees the name of a placed machine when its worker does not know it.
-pub(crate) async fn release_unless_made(context: &Context, placement: &Placement) -> Result<(), ApiError> {
+pub(crate) async fn release_unless_made(
+    context: &Context,
+    placement: &Placement,
+) -> Result<(), ApiError> {
     let request = WorkerRequest::Get { machine: placement.machine.clone() };
     match context.ask(&placement.worker, request, context.settings.request_deadline).await {
         Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {
@@ -205,7 +228,11 @@ async fn delete_machines(context: &Context, app: &str) -> Result<(), ApiError> {
 }
 
 /// Destroys a machine whoever holds its lease.
-async fn destroy(context: &Context, worker: &WorkerId, machine: &MachineId) -> Result<(), ApiError> {
+async fn destroy(
+    context: &Context,
+    worker: &WorkerId,
+    machine: &MachineId,
+) -> Result<(), ApiError> {
     let deadline = context.settings.request_deadline;
     let act = |nonce, action| WorkerRequest::Act { machine: machine.clone(), nonce, action };
     let nonce = match context.ask(worker, act(None, Action::GetLease), deadline).await {

@@ -111,7 +111,8 @@ mod tests {
             let posts = operations().into_iter().filter(|row| row.method == "POST");
             posts.filter(|row| row.description.replay == replay).map(|row| row.id).collect()
         };
-        let refused = ["Machines_restart", "Machines_signal", "Machines_exec", "Machines_reclaim_memory"];
+        let refused =
+            ["Machines_restart", "Machines_signal", "Machines_exec", "Machines_reclaim_memory"];
         assert_eq!(of(Replay::Refuse), refused);
         assert_eq!(of(Makes), ["Apps_create", "Machines_create", "Machines_update"]);
         assert_eq!(of(Exempt), ["Images_import"]);

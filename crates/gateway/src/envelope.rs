@@ -1,5 +1,6 @@
-//! Around every request: its id, the access log, panics, and the body of errors. Endpoints return [`Failure`]; the
-//! error travels as an extension of the response up to here, where the request id is known.
+//! Around every request: its id, the access log, panics, and the body of errors. Endpoints return
+//! [`Failure`]; the error travels as an extension of the response up to here, where the request id
+//! is known.
 
 use std::{panic::AssertUnwindSafe, time::Instant};
 
@@ -38,11 +39,17 @@ fn status(error: &ApiError) -> StatusCode {
 }
 
 /// The outermost layer.
-pub(crate) async fn envelope(State(context): State<Context>, request: Request, next: Next) -> Response {
+pub(crate) async fn envelope(
+    State(context): State<Context>,
+    request: Request,
+    next: Next,
+) -> Response {
     let id = format!("{}-{}", ulid::Ulid::new(), context.regions.own());
-    let (method, path, started) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
+    let (method, path, started) =
+        (request.method().clone(), request.uri().path().to_owned(), Instant::now());
     let mut response = match check_head(&request) {
-        // The endpoint's state is dropped with it; what it shares is behind locks that survive a panic.
+        // The endpoint's state is dropped with it; what it shares is behind locks that survive a
+        // panic.
         Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(request_id = id, "an endpoint panicked");
             let text = "the server made a mistake, please report it with the request id";
@@ -63,12 +70,15 @@ pub(crate) async fn envelope(State(context): State<Context>, request: Request, n
         let (parts, body) = (response.into_parts().0, body.into_body());
         response = Response::from_parts(parts, body);
         response.headers_mut().remove(axum::http::header::CONTENT_LENGTH);
-        response.headers_mut().insert(axum::http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+            .headers_mut()
+            .insert(axum::http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("fly-request-id", value);
     }
-    // Neither query nor headers: they may hold secrets. A terminal that a server was started from stays usable.
+    // Neither query nor headers: they may hold secrets. A terminal that a server was started from
+    // stays usable.
     tracing::debug!(
         request_id = id,
         %method,

@@ -52,23 +52,28 @@ impl<T: DeserializeOwned> FromRequest<Context> for Named<T> {
     }
 }
 
-/// A JSON object of which nulls and empty strings count as absent, as some clients send all their fields always.
+/// A JSON object of which nulls and empty strings count as absent, as some clients send all their
+/// fields always.
 pub(crate) struct Sparse<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<Context> for Sparse<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
-        let JsonBody(mut fields) = JsonBody::<Option<Map<String, Value>>>::from_request(request, context).await?;
+        let JsonBody(mut fields) =
+            JsonBody::<Option<Map<String, Value>>>::from_request(request, context).await?;
         let fields = fields.get_or_insert_default();
         fields.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
         let value = Value::Object(std::mem::take(fields));
-        Ok(Self(serde_path_to_error::deserialize(value).map_err(|e| wrong_type(&e.path().to_string(), e.inner()))?))
+        Ok(Self(
+            serde_path_to_error::deserialize(value)
+                .map_err(|e| wrong_type(&e.path().to_string(), e.inner()))?,
+        ))
     }
 }
 
-/// What is still read of a body beyond its limit, and thrown away: a client that is cut off while it sends never sees
-/// the answer that says why.
+/// What is still read of a body beyond its limit, and thrown away: a client that is cut off while
+/// it sends never sees the answer that says why.
 const DISCARDED_BYTES: usize = 256 << 20;
 
 /// All of a body, within the limits of size and time.
@@ -76,15 +81,19 @@ pub(crate) async fn read(body: Body, context: &Context) -> Result<Bytes, ApiErro
     let limit = context.settings.max_body_bytes;
     match tokio::time::timeout(context.settings.body_timeout, collect(body, limit)).await {
         Ok(body) => body,
-        Err(_) => Err(ApiError::new(ErrorCode::DeadlineExceeded, "deadline_exceeded: the body did not arrive in time")),
+        Err(_) => Err(ApiError::new(
+            ErrorCode::DeadlineExceeded,
+            "deadline_exceeded: the body did not arrive in time",
+        )),
     }
 }
 
 async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
     let (mut kept, mut seen) = (BytesMut::new(), 0_usize);
     while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|_| ApiError::invalid("invalid body, the connection ended before it was complete"))?;
+        let frame = frame.map_err(|_| {
+            ApiError::invalid("invalid body, the connection ended before it was complete")
+        })?;
         let Ok(data) = frame.into_data() else { continue };
         seen += data.len();
         if seen <= limit {
@@ -140,7 +149,9 @@ impl FromRequestParts<Context> for Nonce {
     async fn from_request_parts(parts: &mut Parts, _: &Context) -> Result<Self, Failure> {
         let Some(value) = parts.headers.get(NONCE) else { return Ok(Self(None)) };
         let text = value.to_str().ok().filter(|text| text.len() <= 64);
-        let text = text.ok_or_else(|| ApiError::invalid(format!("invalid header {NONCE}, use a lease's nonce")))?;
+        let text = text.ok_or_else(|| {
+            ApiError::invalid(format!("invalid header {NONCE}, use a lease's nonce"))
+        })?;
         Ok(Self((!text.is_empty()).then(|| LeaseNonce::from_trusted(text))))
     }
 }

@@ -1,5 +1,5 @@
-//! Hands a request on to the stream endpoint of a worker. The answer's body streams through; an error's is read, so
-//! that it gets its request id like all others.
+//! Hands a request on to the stream endpoint of a worker. The answer's body streams through; an
+//! error's is read, so that it gets its request id like all others.
 
 use axum::{
     body::Body,
@@ -15,7 +15,8 @@ pub(crate) async fn call(
     worker: &WorkerId,
     request: Result<Request<Body>, axum::http::Error>,
 ) -> Result<Response<Body>, Failure> {
-    let request = request.map_err(|e| ApiError::internal(format!("write a request to a worker: {e}")))?;
+    let request =
+        request.map_err(|e| ApiError::internal(format!("write a request to a worker: {e}")))?;
     let response = context.streams.call(worker, request).await.map_err(ApiError::from)?;
     let (mut parts, body) = response.into_parts();
     if parts.status.is_success() {
@@ -27,7 +28,10 @@ pub(crate) async fn call(
     }
     let bytes = small(body).await.unwrap_or_default();
     let error = serde_json::from_slice::<ErrorBody>(&bytes).map_err(|e| {
-        ApiError::internal(format!("the worker answered {} with a body that can't be read: {e}", parts.status))
+        ApiError::internal(format!(
+            "the worker answered {} with a body that can't be read: {e}",
+            parts.status
+        ))
     })?;
     Err(ApiError::new(error.code.unwrap_or(ErrorCode::Internal), error.error).into())
 }

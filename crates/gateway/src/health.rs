@@ -50,8 +50,12 @@ pub(crate) async fn check(context: &Context) -> Health {
     if let Err(error) = context.catalog.check().await {
         problems.push(error.to_string());
     }
-    let (silent, heard): (Vec<_>, Vec<_>) =
-        context.view.hosts().all().into_iter().partition(|(_, host)| host.state == HostState::Unreachable);
+    let (silent, heard): (Vec<_>, Vec<_>) = context
+        .view
+        .hosts()
+        .all()
+        .into_iter()
+        .partition(|(_, host)| host.state == HostState::Unreachable);
     if heard.is_empty() {
         let text = if silent.is_empty() { "no host is known" } else { "no host can be reached" };
         problems.push(text.to_owned());
@@ -72,7 +76,9 @@ pub(crate) async fn check(context: &Context) -> Health {
     problems.extend(of_workers.into_iter().flatten());
     let unreachable = silent.iter().map(|(worker, host)| {
         let seconds = host.last_seen.elapsed().as_secs();
-        format!("host {worker} has said nothing for {seconds} s: its machines are shown as they were")
+        format!(
+            "host {worker} has said nothing for {seconds} s: its machines are shown as they were"
+        )
     });
     let warnings = unreachable.chain(warnings.into_iter().flatten()).collect();
     Health { ok: problems.is_empty(), problems, warnings }

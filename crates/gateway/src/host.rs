@@ -1,4 +1,5 @@
-//! `POST /v1/hosts/{id}/drain`: stops the guests of a host for a shutdown. They start again when it is back.
+//! `POST /v1/hosts/{id}/drain`: stops the guests of a host for a shutdown. They start again when it
+//! is back.
 
 use std::time::Duration;
 

@@ -1,12 +1,15 @@
-//! `Idempotency-Key` on POST: the same request under the same key is carried out once, and answered twice. Keys are the
-//! caller's own and are remembered for a day; requests that failed are forgotten, so that they may be tried again.
+//! `Idempotency-Key` on POST: the same request under the same key is carried out once, and answered
+//! twice. Keys are the caller's own and are remembered for a day; requests that failed are
+//! forgotten, so that they may be tried again.
 //!
-//! While a request is carried out it is this gateway's under a lease in the catalog. The same request waits for its
-//! answer: for a lock where it came to this gateway, by looking again where another one has it.
+//! While a request is carried out it is this gateway's under a lease in the catalog. The same
+//! request waits for its answer: for a lock where it came to this gateway, by looking again where
+//! another one has it.
 //!
-//! A request that was cut short, by the end of the server or by a worker that did not answer, may have been carried
-//! out. Sent again, what makes a thing (an app, a machine, a version) finds the one it has made; what comes to the same
-//! when done twice is done again; the rest is refused. Which is which is said of each endpoint ([`Replay`]).
+//! A request that was cut short, by the end of the server or by a worker that did not answer, may
+//! have been carried out. Sent again, what makes a thing (an app, a machine, a version) finds the
+//! one it has made; what comes to the same when done twice is done again; the rest is refused.
+//! Which is which is said of each endpoint ([`Replay`]).
 
 use std::{
     collections::HashMap,
@@ -47,15 +50,16 @@ const REPLAYED: &str = "idempotency-replayed";
 const MAX_KEY: usize = 255;
 /// Longest answer that is kept, bytes; only outputs of programs are longer.
 const MAX_ANSWER: usize = 1 << 20;
-/// How long the answer of another gateway is waited for: longer than a lease, so that who waits takes over from one
-/// that has died.
+/// How long the answer of another gateway is waited for: longer than a lease, so that who waits
+/// takes over from one that has died.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// First and longest wait between two looks for it. The catalog tells nobody of its changes.
 const ANSWER_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How often the lease is renewed: it outlives two that fail.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(REQUEST_LEASE.as_secs() / 3);
 
-/// A request that has a key, as endpoints see it that make something ([`Replay::Makes`]): what they make goes by this id.
+/// A request that has a key, as endpoints see it that make something ([`Replay::Makes`]): what they
+/// make goes by this id.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestId(pub String);
 
@@ -82,16 +86,28 @@ impl Turns {
 
 /// Whether this matters to a request.
 pub(crate) fn applies_to(request: &Request, replay: Replay) -> bool {
-    request.method() == Method::POST && replay != Replay::Exempt && request.headers().contains_key(IDEMPOTENCY_KEY)
+    request.method() == Method::POST
+        && replay != Replay::Exempt
+        && request.headers().contains_key(IDEMPOTENCY_KEY)
 }
 
-/// Carries out a request with a key unless that was done before. To its end, also when the client hangs up.
-pub(crate) async fn once(context: Context, caller: String, replay: Replay, request: Request, next: Next) -> Response {
-    let work = tokio::spawn(async move { carry_out(&context, caller, replay, request, next).await });
+/// Carries out a request with a key unless that was done before. To its end, also when the client
+/// hangs up.
+pub(crate) async fn once(
+    context: Context,
+    caller: String,
+    replay: Replay,
+    request: Request,
+    next: Next,
+) -> Response {
+    let work =
+        tokio::spawn(async move { carry_out(&context, caller, replay, request, next).await });
     match work.await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => Failure(error).into_response(),
-        Err(e) => Failure(ApiError::internal(format!("the request was cut short: {e}"))).into_response(),
+        Err(e) => {
+            Failure(ApiError::internal(format!("the request was cut short: {e}"))).into_response()
+        }
     }
 }
 
@@ -119,9 +135,16 @@ async fn carry_out(
     let turn = context.turns.of(&caller, &key);
     let _turn = turn.lock().await;
     let holder = ulid::Ulid::new().to_string();
-    let (id, is_new) = match begin(context, KeyedRequest { caller, key, id: holder.clone(), fingerprint }).await? {
+    let (id, is_new) = match begin(
+        context,
+        KeyedRequest { caller, key, id: holder.clone(), fingerprint },
+    )
+    .await?
+    {
         Keyed::New => (holder.clone(), true),
-        Keyed::CutShort { id } if matches!(replay, Replay::Repeatable | Replay::Makes) => (id, false),
+        Keyed::CutShort { id } if matches!(replay, Replay::Repeatable | Replay::Makes) => {
+            (id, false)
+        }
         Keyed::CutShort { id } => {
             context.catalog.give_up_request(&id, &holder).await?;
             return Err(unknown_outcome());
@@ -142,7 +165,8 @@ async fn carry_out(
             let response = next.run(Request::from_parts(parts, Body::from(body))).await;
             let ended = end(context, &held, response).await;
             if ended.is_err() {
-                // Nobody need wait for the end of its lease. Where that can't be noted either, they do.
+                // Nobody need wait for the end of its lease. Where that can't be noted either, they
+                // do.
                 let _ = context.catalog.give_up_request(&held.id, &held.holder).await;
             }
             ended
@@ -171,9 +195,12 @@ async fn renew(context: &Context, held: &Held) -> Infallible {
         tokio::time::sleep(RENEWAL_INTERVAL).await;
         match context.catalog.renew_request(&held.id, &held.holder).await {
             Ok(true) => {}
-            // Its answer was noted a moment ago, or this gateway stood still for too long. What it makes is made once.
+            // Its answer was noted a moment ago, or this gateway stood still for too long. What it
+            // makes is made once.
             Ok(false) => tracing::debug!(id = held.id, "a keyed request is not held any more"),
-            Err(error) => tracing::warn!(id = held.id, %error, "can't hold a keyed request, trying again"),
+            Err(error) => {
+                tracing::warn!(id = held.id, %error, "can't hold a keyed request, trying again")
+            }
         }
     }
 }
@@ -186,7 +213,10 @@ async fn end(context: &Context, held: &Held, response: Response) -> Result<Respo
     let outcome_is_known = response.extensions().get::<ApiError>().is_none_or(|error| {
         // Of one that was cut short, an earlier try may have done what this one did not.
         (error.nothing_done && held.is_new)
-            || !matches!(error.code, ErrorCode::Unavailable | ErrorCode::Internal | ErrorCode::DeadlineExceeded)
+            || !matches!(
+                error.code,
+                ErrorCode::Unavailable | ErrorCode::Internal | ErrorCode::DeadlineExceeded
+            )
     });
     if outcome_is_known {
         context.catalog.forget_request(&held.id, &held.holder).await?;
@@ -199,7 +229,9 @@ async fn end(context: &Context, held: &Held, response: Response) -> Result<Respo
 fn key(headers: &HeaderMap) -> Result<String, ApiError> {
     let key = headers.get(IDEMPOTENCY_KEY).and_then(|value| value.to_str().ok()).map(str::trim);
     key.filter(|key| (1..=MAX_KEY).contains(&key.len())).map(str::to_owned).ok_or_else(|| {
-        ApiError::invalid(format!("invalid header {IDEMPOTENCY_KEY}, use 1 to {MAX_KEY} visible characters of ASCII"))
+        ApiError::invalid(format!(
+            "invalid header {IDEMPOTENCY_KEY}, use 1 to {MAX_KEY} visible characters of ASCII"
+        ))
     })
 }
 
@@ -234,8 +266,13 @@ fn in_progress(until_ms: u64) -> Response {
 /// Keeps the answer before it is given.
 async fn keep(context: &Context, id: &str, response: Response) -> Result<Response, ApiError> {
     let (parts, body) = response.into_parts();
-    let body = body.collect().await.map_err(|e| ApiError::internal(format!("read an answer: {e}")))?.to_bytes();
-    let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let body = body
+        .collect()
+        .await
+        .map_err(|e| ApiError::internal(format!("read an answer: {e}")))?
+        .to_bytes();
+    let content_type =
+        parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let kept = (body.len() <= MAX_ANSWER).then(|| body.to_vec());
     let answer = Answer { status: parts.status.as_u16(), content_type, body: kept };
     context.catalog.end_request(id, answer).await?;
@@ -252,5 +289,7 @@ fn again(answer: Answer) -> Result<Response, ApiError> {
     if let Some(content_type) = answer.content_type {
         response = response.header(CONTENT_TYPE, content_type);
     }
-    response.body(Body::from(Bytes::from(body))).map_err(|e| ApiError::internal(format!("repeat an answer: {e}")))
+    response
+        .body(Body::from(Bytes::from(body)))
+        .map_err(|e| ApiError::internal(format!("repeat an answer: {e}")))
 }

@@ -59,14 +59,22 @@ fn passed_on(params: &Params, names: &[&'static str]) -> String {
     params(("worker" = Option<String>, Query, description = "Id of a worker; the first one unless given")),
     responses((status = 200, description = "The images", body = Vec<ImageSummary>), BadParameter),
 )]
-pub(crate) async fn list(State(context): State<Context>, params: Params) -> Result<Response, Failure> {
-    forward::call(&context, &worker(&context, &params)?, Request::get("/images").body(Body::empty())).await
+pub(crate) async fn list(
+    State(context): State<Context>,
+    params: Params,
+) -> Result<Response, Failure> {
+    forward::call(
+        &context,
+        &worker(&context, &params)?,
+        Request::get("/images").body(Body::empty()),
+    )
+    .await
 }
 
 /// Import an image from an archive.
 ///
-/// The answer tells line by line how far the import is; its last line says `done` or `failed`. Closing the
-/// connection ends it. Our addition.
+/// The answer tells line by line how far the import is; its last line says `done` or `failed`.
+/// Closing the connection ends it. Our addition.
 #[utoipa::path(
     post,
     path = "/v1/images",
@@ -94,7 +102,10 @@ pub(crate) async fn import(
     request: Request,
 ) -> Result<Response, Failure> {
     let limit = context.settings.max_upload_bytes;
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let announced = request
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit) {
         return Err(ApiError::new(
             ErrorCode::TooLarge,
@@ -131,10 +142,14 @@ pub(crate) async fn import(
         (status = 412, description = "A machine uses it", body = ErrorBody),
     ),
 )]
-pub(crate) async fn remove(State(context): State<Context>, params: Params) -> Result<Response, Failure> {
+pub(crate) async fn remove(
+    State(context): State<Context>,
+    params: Params,
+) -> Result<Response, Failure> {
     if params.get("name").is_none() {
         return Err(invalid("name", "", "the name or digest of an image").into());
     }
     let path = format!("/images?{}", passed_on(&params, &["name"]));
-    forward::call(&context, &worker(&context, &params)?, Request::delete(path).body(Body::empty())).await
+    forward::call(&context, &worker(&context, &params)?, Request::delete(path).body(Body::empty()))
+        .await
 }

@@ -1,5 +1,5 @@
-//! The HTTP server of the API: authenticates, validates, decides where a new machine goes, asks the worker that owns
-//! a machine, and answers reads from its [`caddis_view`]. Owns nothing durable.
+//! The HTTP server of the API: authenticates, validates, decides where a new machine goes, asks the
+//! worker that owns a machine, and answers reads from its [`caddis_view`]. Owns nothing durable.
 //!
 //! ```text
 //! request ─▶ envelope (request id, log, panics, error bodies) ─▶ authentication ─▶ limits ─▶ endpoint
@@ -74,8 +74,8 @@ pub struct GatewayParts {
     pub region: String,
     /// All regions. `capacity` is filled in when asked for.
     pub regions: Vec<Region>,
-    /// Workers known from the start, whose machines the first requests wait for; others become known by announcing
-    /// themselves.
+    /// Workers known from the start, whose machines the first requests wait for; others become
+    /// known by announcing themselves.
     pub workers: Vec<WorkerId>,
     /// Limits and deadlines.
     pub settings: Settings,
@@ -92,17 +92,20 @@ pub struct Settings {
     pub head_timeout: Duration,
     /// Time a client has to send a request's body; of an upload, the longest it may send nothing.
     pub body_timeout: Duration,
-    /// Most connections. Where all have a request in progress, new ones wait; else the one idle longest makes room.
+    /// Most connections. Where all have a request in progress, new ones wait; else the one idle
+    /// longest makes room.
     pub max_connections: usize,
     /// How long a new connection waits for room before it is told that there is none.
     pub place_timeout: Duration,
     /// Time requests in progress have to end when the server stops.
     pub drain_timeout: Duration,
-    /// How long a worker may take to accept a machine; it resolves the image's manifest meanwhile. Asked twice.
+    /// How long a worker may take to accept a machine; it resolves the image's manifest meanwhile.
+    /// Asked twice.
     pub create_deadline: Duration,
     /// How long a worker may take to answer anything else. Asked twice.
     pub request_deadline: Duration,
-    /// How long a host may say nothing before it is suspected; they announce themselves each second.
+    /// How long a host may say nothing before it is suspected; they announce themselves each
+    /// second.
     pub suspected_after: Duration,
     /// How long before it is unreachable.
     pub unreachable_after: Duration,
@@ -162,8 +165,20 @@ impl Gateway {
     ///
     /// # Errors
     /// When the listener fails for good.
-    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> std::io::Result<()> {
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()>,
+    ) -> std::io::Result<()> {
         let (context, closing) = (&self.context, self.context.closing.clone());
-        server::serve(self.router(), listener, shutdown, closing, context.regions.own(), &context.settings).await
+        server::serve(
+            self.router(),
+            listener,
+            shutdown,
+            closing,
+            context.regions.own(),
+            &context.settings,
+        )
+        .await
     }
 }

@@ -1,4 +1,5 @@
-//! How often requests of one kind may come for one machine or app: the reference's limits, times a factor.
+//! How often requests of one kind may come for one machine or app: the reference's limits, times a
+//! factor.
 
 use std::{
     num::NonZeroU32,
@@ -63,10 +64,16 @@ impl Limits {
             Some(RateLimiter::hashmap(Quota::with_period(period)?.allow_burst(burst)))
         };
         let [usual, reads, deletions] = [USUAL, READS, DELETIONS].map(limiter);
-        Some(Self { usual: usual?, reads: reads?, deletions: deletions?, checks: AtomicU32::new(0) })
+        Some(Self {
+            usual: usual?,
+            reads: reads?,
+            deletions: deletions?,
+            checks: AtomicU32::new(0),
+        })
     }
 
-    /// How long to wait, if this request comes too early. `apart` is who it is counted for, unless for all.
+    /// How long to wait, if this request comes too early. `apart` is who it is counted for, unless
+    /// for all.
     fn check(&self, counted: &Counted, apart: Option<&str>) -> Result<(), Duration> {
         let (limiter, key) = match counted {
             Counted::Usual(key) => (&self.usual, key.as_str()),
@@ -105,14 +112,18 @@ pub(crate) async fn limit(
 ) -> Response {
     let Some(limits) = &context.limits else { return next.run(request).await };
     let path = request.uri().path();
-    let machine = params.iter().flatten().find(|(name, _)| *name == "machine_id").map_or(path, |(_, id)| id);
+    let machine =
+        params.iter().flatten().find(|(name, _)| *name == "machine_id").map_or(path, |(_, id)| id);
     let checked = match counted(endpoint.rate, request.method(), path, machine) {
-        Some(counted) => limits.check(&counted, request.extensions().get().and_then(Caller::counted_apart)),
+        Some(counted) => {
+            limits.check(&counted, request.extensions().get().and_then(Caller::counted_apart))
+        }
         None => Ok(()),
     };
     let Err(wait) = checked else { return next.run(request).await };
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    let text = format!("resource_exhausted: too many requests of this kind, try again in {seconds} s");
+    let text =
+        format!("resource_exhausted: too many requests of this kind, try again in {seconds} s");
     let mut response = Failure(ApiError::new(ErrorCode::RateLimited, text)).into_response();
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
@@ -137,7 +148,8 @@ mod tests {
         for endpoint in endpoints::all() {
             let rate = endpoint.description.rate;
             let answer = async move |method: Method, uri: Uri, params: RawPathParams| {
-                let machine = params.iter().find(|(name, _)| *name == "machine_id").map_or("", |(_, id)| id);
+                let machine =
+                    params.iter().find(|(name, _)| *name == "machine_id").map_or("", |(_, id)| id);
                 format!("{:?}", counted(rate, &method, uri.path(), machine))
             };
             for (method, _) in endpoint.operations() {
@@ -183,7 +195,10 @@ mod tests {
         let wait = limits.check(&one, None).unwrap_err();
         assert!(wait > Duration::ZERO && wait <= Duration::from_secs(1), "{wait:?}");
         assert!(limits.check(&other, None).is_ok(), "each for itself");
-        assert!(limits.check(&one, Some("scoped")).is_ok(), "and a caller that may not see all apart from all others");
+        assert!(
+            limits.check(&one, Some("scoped")).is_ok(),
+            "and a caller that may not see all apart from all others"
+        );
         let read = Counted::Read("one".to_owned());
         assert_eq!((0..20).filter(|_| limits.check(&read, None).is_ok()).count(), 10);
     }

@@ -47,12 +47,16 @@ const MAX_ENTRIES: u64 = 1000;
         NoApp,
     ),
 )]
-pub(crate) async fn logs(State(context): State<Context>, app: AppPath, params: Params) -> Result<Response, Failure> {
+pub(crate) async fn logs(
+    State(context): State<Context>,
+    app: AppPath,
+    params: Params,
+) -> Result<Response, Failure> {
     let limit = params.number("limit", 1, u64::MAX)?.map(|limit| limit.min(MAX_ENTRIES));
     let wait = params.number("wait_seconds", 0, u64::MAX)?.map(|wait| wait.min(MAX_WAIT_SECONDS));
-    let machine = params
-        .get("instance")
-        .map(|id| id.parse::<MachineId>().map_err(|_| invalid("instance", id, "the id of a machine")));
+    let machine = params.get("instance").map(|id| {
+        id.parse::<MachineId>().map_err(|_| invalid("instance", id, "the id of a machine"))
+    });
     let machine = machine.transpose()?;
     let region = params.get("region").filter(|_| machine.is_none());
     if let Some(region) = region
@@ -94,6 +98,7 @@ pub(crate) async fn logs(State(context): State<Context>, app: AppPath, params: P
 /// A time as nanoseconds since the Unix epoch.
 fn time(params: &Params, name: &str) -> Result<Option<String>, ApiError> {
     let Some(text) = params.get(name) else { return Ok(None) };
-    let time: jiff::Timestamp = text.parse().map_err(|_| invalid(name, text, "a time such as 2026-08-21T10:00:00Z"))?;
+    let time: jiff::Timestamp =
+        text.parse().map_err(|_| invalid(name, text, "a time such as 2026-08-21T10:00:00Z"))?;
     Ok(Some(time.as_nanosecond().max(0).to_string()))
 }

@@ -1,4 +1,5 @@
-//! `/v1/orgs`: organisations; `/v1/orgs/{org}/machines`: machines of all apps of an organisation, by time of their last change.
+//! `/v1/orgs`: organisations; `/v1/orgs/{org}/machines`: machines of all apps of an organisation,
+//! by time of their last change.
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
@@ -80,7 +81,9 @@ pub(crate) async fn machines(
         .iter()
         .flat_map(|app| context.view.of_app(&app.name))
         .filter(|shown| filter.accepts(shown))
-        .map(|shown| ((shown.record.machine.updated_at.clone(), shown.record.machine.id.to_string()), shown))
+        .map(|shown| {
+            ((shown.record.machine.updated_at.clone(), shown.record.machine.id.to_string()), shown)
+        })
         .filter(|(key, _)| *key > after)
         .collect();
     found.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -104,13 +107,15 @@ pub(crate) async fn machines(
 
 fn after(params: &Params) -> Result<(String, String), ApiError> {
     if let Some(cursor) = params.get("cursor") {
-        let (time, id) =
-            cursor.split_once('_').ok_or_else(|| invalid("cursor", cursor, "the next_cursor of a page"))?;
+        let (time, id) = cursor
+            .split_once('_')
+            .ok_or_else(|| invalid("cursor", cursor, "the next_cursor of a page"))?;
         return Ok((time.to_owned(), id.to_owned()));
     }
     let Some(text) = params.get("updated_after") else { return Ok(Default::default()) };
-    let time: Timestamp =
-        text.parse().map_err(|_| invalid("updated_after", text, "a time like 2026-03-31T06:08:08Z"))?;
+    let time: Timestamp = text
+        .parse()
+        .map_err(|_| invalid("updated_after", text, "a time like 2026-03-31T06:08:08Z"))?;
     // Ids sort before this, so that machines of that very second are left out.
     let whole = caddis_api::time::seconds(caddis_api::time::from_unix_ms(unix_ms(time)));
     Ok((whole, "g".to_owned()))

@@ -1,4 +1,5 @@
-//! Where a new machine goes: all workers of a region are asked, the best of those that have room gets it.
+//! Where a new machine goes: all workers of a region are asked, the best of those that have room
+//! gets it.
 
 use std::{cmp::Reverse, time::Duration};
 
@@ -11,7 +12,8 @@ use caddis_bus::{
 use crate::context::Inner;
 
 /// How long offers are collected (design §2.3).
-const WINDOW: AskWindow = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_secs(2) };
+const WINDOW: AskWindow =
+    AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_secs(2) };
 
 /// The offers of the first of these regions that has room, best first, and its name.
 pub(crate) async fn offers(
@@ -28,7 +30,8 @@ pub(crate) async fn offers(
     let mut refused = Vec::new();
     for region in regions {
         let answers = ask(context, region, &question, WINDOW).await?;
-        let (mut fitting, full): (Vec<Offer>, Vec<Offer>) = answers.into_iter().partition(|offer| offer.fits);
+        let (mut fitting, full): (Vec<Offer>, Vec<Offer>) =
+            answers.into_iter().partition(|offer| offer.fits);
         if !fitting.is_empty() {
             rank(&mut fitting);
             return Ok((region.clone(), fitting));
@@ -47,7 +50,9 @@ pub(crate) async fn ask(
 ) -> Result<Vec<Offer>, ApiError> {
     let subject = message::region_subject(region);
     let answers = context.bus.ask_all(&subject, message::encode(question), window).await?;
-    let offers = answers.iter().filter_map(|answer| message::decode(&subject, answer).inspect_err(unreadable).ok());
+    let offers = answers
+        .iter()
+        .filter_map(|answer| message::decode(&subject, answer).inspect_err(unreadable).ok());
     Ok(offers.collect())
 }
 
@@ -57,7 +62,9 @@ fn unreadable(error: &caddis_bus::BusError) {
 
 /// An image that is there already saves the most time; then room to grow.
 fn rank(offers: &mut [Offer]) {
-    offers.sort_by_key(|offer| (Reverse(offer.has_image), Reverse(offer.free_memory_mib), offer.worker.clone()));
+    offers.sort_by_key(|offer| {
+        (Reverse(offer.has_image), Reverse(offer.free_memory_mib), offer.worker.clone())
+    });
 }
 
 fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError {
@@ -81,8 +88,11 @@ fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError
             }
         }
     }
-    let roomiest = refused.iter().flat_map(|(_, offers)| offers).max_by_key(|offer| offer.free_memory_mib);
-    if let Some(offer) = roomiest.filter(|offer| offer.free_memory_mib >= 256 && offer.free_cpus > 0) {
+    let roomiest =
+        refused.iter().flat_map(|(_, offers)| offers).max_by_key(|offer| offer.free_memory_mib);
+    if let Some(offer) =
+        roomiest.filter(|offer| offer.free_memory_mib >= 256 && offer.free_cpus > 0)
+    {
         text.push_str(&format!(
             "; with at most {} CPUs, {} MiB and {} GiB it would fit",
             offer.free_cpus,
@@ -121,10 +131,15 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_free_and_what_would_fit() {
         let config = caddis_api::validate::read(
-            &serde_json::from_value(serde_json::json!({"guest": {"cpus": 1, "memory_mb": 2048}})).unwrap(),
+            &serde_json::from_value(serde_json::json!({"guest": {"cpus": 1, "memory_mb": 2048}}))
+                .unwrap(),
         );
-        let full = Offer { fits: false, shortage: Some("memory".to_owned()), ..offer("w", 1000, false) };
-        let error = no_room(&config.unwrap(), &[("local".to_owned(), vec![full]), ("far".to_owned(), vec![])]);
+        let full =
+            Offer { fits: false, shortage: Some("memory".to_owned()), ..offer("w", 1000, false) };
+        let error = no_room(
+            &config.unwrap(),
+            &[("local".to_owned(), vec![full]), ("far".to_owned(), vec![])],
+        );
         assert_eq!(
             error.message,
             "could not find a candidate host: the machine needs 1 CPUs, 2048 MiB of memory and 8 GiB of disk; host w \

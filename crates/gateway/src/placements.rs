@@ -26,7 +26,8 @@ use crate::{
 
 /// Most machines that are asked about.
 const MAX_COUNT: u64 = 1_000_000;
-/// How much the order of the regions counts, and how much that machines are spread over them, unless told otherwise.
+/// How much the order of the regions counts, and how much that machines are spread over them,
+/// unless told otherwise.
 const WEIGHTS: [(&str, i64); 2] = [("region", 50), ("spread", 1)];
 
 /// Say where machines would be placed.
@@ -62,53 +63,77 @@ pub(crate) async fn place(
     }
     let weight = |name: &str| {
         let given = request.weights.as_ref().and_then(|weights| weights.get(name)).copied();
-        given.or(WEIGHTS.iter().find(|(known, _)| *known == name).map(|(_, weight)| *weight)).unwrap_or_default()
+        given
+            .or(WEIGHTS.iter().find(|(known, _)| *known == name).map(|(_, weight)| *weight))
+            .unwrap_or_default()
     };
-    if let Some(unknown) =
-        request.weights.iter().flatten().find(|(name, _)| WEIGHTS.iter().all(|(known, _)| known != name))
+    if let Some(unknown) = request
+        .weights
+        .iter()
+        .flatten()
+        .find(|(name, _)| WEIGHTS.iter().all(|(known, _)| known != name))
     {
-        return Err(ApiError::invalid(format!("invalid weights, {:?} is neither region nor spread", unknown.0)).into());
+        return Err(ApiError::invalid(format!(
+            "invalid weights, {:?} is neither region nor spread",
+            unknown.0
+        ))
+        .into());
     }
     let config = config(request.compute.as_ref().map(|guest| json!(guest)))?;
     let mut room = Vec::new();
     for region in context.regions.resolve(request.region.as_deref())? {
         let hosts = room_in(&context, &region, &config).await?;
-        room.push(RegionPlacement { region, count: hosts.iter().sum(), concurrency: hosts.len() as u64 });
+        room.push(RegionPlacement {
+            region,
+            count: hosts.iter().sum(),
+            concurrency: hosts.len() as u64,
+        });
     }
     let fits: u64 = room.iter().map(|region| region.count).sum();
     if fits < wanted {
         let (cpus, memory) = (config.cpus(), config.memory_mib());
-        let text = format!("there is room for {fits} machines of {cpus} CPUs and {memory} MiB, not for {wanted}");
+        let text = format!(
+            "there is room for {fits} machines of {cpus} CPUs and {memory} MiB, not for {wanted}"
+        );
         return Err(ApiError::new(ErrorCode::InsufficientCapacity, text).into());
     }
-    let mut regions = if wanted == 0 { room } else { spread(room, wanted, weight("spread") > weight("region")) };
+    let mut regions =
+        if wanted == 0 { room } else { spread(room, wanted, weight("spread") > weight("region")) };
     regions.retain(|region| region.count > 0);
     Ok(Json(PlacementsReply { regions }))
 }
 
 /// A machine of this size; performance-1x where none is given.
 fn config(guest: Option<Value>) -> Result<MachineConfig, ApiError> {
-    let guest = guest.unwrap_or_else(|| json!({ "cpu_kind": "performance", "cpus": 1, "memory_mb": 2048 }));
+    let guest =
+        guest.unwrap_or_else(|| json!({ "cpu_kind": "performance", "cpus": 1, "memory_mb": 2048 }));
     let raw = [("image".to_owned(), json!("any")), ("guest".to_owned(), guest)];
     Ok(validate::normalise(RawConfig::from(raw.into_iter().collect::<serde_json::Map<_, _>>()))?.1)
 }
 
 /// Machines that would fit on each host of a region that has room for any.
-pub(crate) async fn room_in(context: &Inner, region: &str, config: &MachineConfig) -> Result<Vec<u64>, ApiError> {
+pub(crate) async fn room_in(
+    context: &Inner,
+    region: &str,
+    config: &MachineConfig,
+) -> Result<Vec<u64>, ApiError> {
     let (cpus, memory_mib, disk_gib) = (config.cpus(), config.memory_mib(), config.rootfs_gib());
     let question = Question::Place { cpus, memory_mib, disk_gib, image: String::new() };
-    let window = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
+    let window =
+        AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
     let offers = placement::ask(context, region, &question, window).await?.into_iter();
     let further = |offer: &Offer| {
         let cpus = u64::from(offer.free_cpus) / u64::from(cpus.max(1));
-        cpus.min(offer.free_memory_mib / memory_mib.max(1)).min(offer.free_disk_gib / disk_gib.max(1))
+        cpus.min(offer.free_memory_mib / memory_mib.max(1))
+            .min(offer.free_disk_gib / disk_gib.max(1))
     };
     Ok(offers.filter(|offer| offer.fits).map(|offer| 1 + further(&offer)).collect())
 }
 
 /// So many machines, for which there is room, in the first regions, or evenly over all.
 fn spread(room: Vec<RegionPlacement>, wanted: u64, evenly: bool) -> Vec<RegionPlacement> {
-    let mut placed: Vec<_> = room.iter().map(|region| RegionPlacement { count: 0, ..region.clone() }).collect();
+    let mut placed: Vec<_> =
+        room.iter().map(|region| RegionPlacement { count: 0, ..region.clone() }).collect();
     let mut left = wanted;
     while left > 0 {
         for (region, placed) in room.iter().zip(&mut placed) {
@@ -126,7 +151,8 @@ mod tests {
     use super::*;
 
     fn placed(room: &[u64], wanted: u64, evenly: bool) -> Vec<u64> {
-        let region = |count: &u64| RegionPlacement { region: String::new(), count: *count, concurrency: 1 };
+        let region =
+            |count: &u64| RegionPlacement { region: String::new(), count: *count, concurrency: 1 };
         let placed = spread(room.iter().map(region).collect(), wanted, evenly);
         placed.into_iter().map(|region| region.count).collect()
     }

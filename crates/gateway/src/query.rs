@@ -45,13 +45,23 @@ impl Params {
         let expected = || format!("{minimum} to {maximum}");
         let Some(text) = self.get(name) else { return Ok(None) };
         let number: u64 = text.parse().map_err(|_| invalid(name, text, &expected()))?;
-        if (minimum..=maximum).contains(&number) { Ok(Some(number)) } else { Err(invalid(name, text, &expected())) }
+        if (minimum..=maximum).contains(&number) {
+            Ok(Some(number))
+        } else {
+            Err(invalid(name, text, &expected()))
+        }
     }
 
     /// Something that is read from text.
-    pub fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<Option<T>, ApiError> {
+    pub fn parsed<T: FromStr<Err: std::fmt::Display>>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, ApiError> {
         self.get(name)
-            .map(|text| text.parse().map_err(|e| ApiError::invalid(format!("invalid parameter {name}: {e}"))))
+            .map(|text| {
+                text.parse()
+                    .map_err(|e| ApiError::invalid(format!("invalid parameter {name}: {e}")))
+            })
             .transpose()
     }
 
@@ -59,8 +69,9 @@ impl Params {
     pub fn word<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ApiError> {
         let Some(text) = self.get(name) else { return Ok(None) };
         let word = T::deserialize(text.into_deserializer());
-        let word =
-            word.map_err(|e: serde::de::value::Error| ApiError::invalid(format!("invalid parameter {name}: {e}")));
+        let word = word.map_err(|e: serde::de::value::Error| {
+            ApiError::invalid(format!("invalid parameter {name}: {e}"))
+        });
         word.map(Some)
     }
 

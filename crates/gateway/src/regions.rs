@@ -69,9 +69,11 @@ impl Regions {
             let part = ALIASES.iter().find(|(alias, _)| *alias == item).map(|(_, part)| *part);
             let matches = |region: &&Region| {
                 region.code == item
-                    || (!region.deprecated && (item == "any" || part == Some(region.geo_region.as_str())))
+                    || (!region.deprecated
+                        && (item == "any" || part == Some(region.geo_region.as_str())))
             };
-            let mut named: Vec<_> = all.iter().filter(matches).map(|region| region.code.clone()).collect();
+            let mut named: Vec<_> =
+                all.iter().filter(matches).map(|region| region.code.clone()).collect();
             named.sort_by_key(|code| *code != self.own);
             found.extend(named);
         }
@@ -129,10 +131,13 @@ pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
     let mut regions = context.regions.all();
     for region in &mut regions {
         // Of the smallest size.
-        let room = placements::room_in(&context, &region.code, &MachineConfig::default()).await.unwrap_or_default();
+        let room = placements::room_in(&context, &region.code, &MachineConfig::default())
+            .await
+            .unwrap_or_default();
         region.capacity = i64::try_from(room.iter().sum::<u64>()).unwrap_or(i64::MAX);
     }
-    *context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), regions.clone()));
+    *context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some((Instant::now(), regions.clone()));
     Json(RegionsReply { nearest, regions })
 }
 
@@ -154,7 +159,8 @@ mod tests {
             geo_region: part.to_owned(),
             ..empty.all()[0].clone()
         };
-        let all = vec![region("lhr", "europe"), region("fra", "europe"), region("iad", "north_america")];
+        let all =
+            vec![region("lhr", "europe"), region("fra", "europe"), region("iad", "north_america")];
         Regions::new("fra".to_owned(), all, view)
     }
 

@@ -22,7 +22,9 @@ pub(crate) fn router(context: Context) -> Router {
 
 /// A router of these endpoints.
 pub(crate) fn of(context: Context, endpoints: Vec<Endpoint>) -> Router {
-    let routes = endpoints.into_iter().fold(Router::new(), |router, endpoint| endpoint.route(router, &context));
+    let routes = endpoints
+        .into_iter()
+        .fold(Router::new(), |router, endpoint| endpoint.route(router, &context));
     routes
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
@@ -36,7 +38,8 @@ async fn unknown(method: Method, uri: Uri) -> Failure {
 }
 
 async fn not_allowed(method: Method) -> Response {
-    let mut response = Failure(ApiError::invalid(format!("method {method} is not allowed here"))).into_response();
+    let mut response =
+        Failure(ApiError::invalid(format!("method {method} is not allowed here"))).into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response
 }

@@ -1,5 +1,5 @@
-//! Connections: HTTP/1 and HTTP/2 on one port, limits on heads and on their number, and an end that lets requests in
-//! progress finish.
+//! Connections: HTTP/1 and HTTP/2 on one port, limits on heads and on their number, and an end that
+//! lets requests in progress finish.
 //!
 //! ```text
 //!  accept ─▶ place free ───────────────────────────────────▶ served until it has been idle too long
@@ -56,12 +56,13 @@ use crate::Settings;
 const MAX_HEAD: usize = 64 * 1024;
 /// Most header fields.
 const MAX_HEADERS: usize = 100;
-/// What an HTTP/2 connection may send before it is refused by the protocol, without a word: beyond [`MAX_HEAD`], so that
-/// what is a little too large is told.
+/// What an HTTP/2 connection may send before it is refused by the protocol, without a word: beyond
+/// [`MAX_HEAD`], so that what is a little too large is told.
 const MAX_H2_HEAD: usize = 4 * MAX_HEAD;
 /// Requests in progress on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 200;
-/// Rest after an accept that failed for want of descriptors or memory; nothing tells when there are some again.
+/// Rest after an accept that failed for want of descriptors or memory; nothing tells when there are
+/// some again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The same when a connection was told to make room.
 const CLOSING_PAUSE: Duration = Duration::from_millis(1);
@@ -71,7 +72,8 @@ const ACCEPT_LOGGED: Duration = Duration::from_secs(60);
 const MOST_WAITING: usize = 32;
 /// How long a connection that is closed for being idle may take to say so.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// After how long without a sign a client's host is asked whether it is there, how often, and how many times.
+/// After how long without a sign a client's host is asked whether it is there, how often, and how
+/// many times.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 struct Server {
@@ -120,8 +122,8 @@ pub(crate) async fn serve(
 
 fn builder(settings: &Settings) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    // A connection whose head is not whole is idle, which ends it in the same time without a timer for each request. No
-    // number of fields: hyper's own is [`MAX_HEADERS`], and quicker.
+    // A connection whose head is not whole is idle, which ends it in the same time without a timer
+    // for each request. No number of fields: hyper's own is [`MAX_HEADERS`], and quicker.
     builder.http1().header_read_timeout(None).max_buf_size(MAX_HEAD);
     builder
         .http2()
@@ -153,7 +155,8 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener) {
         let _ = socket.set_nodelay(true);
         // A host that has gone without a word would have its place for ever.
         let (idle, interval, times) = KEEPALIVE;
-        let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(times);
+        let keepalive =
+            TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(times);
         let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
         match server.places.free() {
             Some(place) => drop(server.tasks.spawn(attend(server.clone(), socket, place))),
@@ -170,11 +173,17 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener) {
 fn is_of_the_client(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
     )
 }
 
-async fn wait_for_a_place(server: Arc<Server>, mut socket: TcpStream, ticket: OwnedSemaphorePermit) {
+async fn wait_for_a_place(
+    server: Arc<Server>,
+    mut socket: TcpStream,
+    ticket: OwnedSemaphorePermit,
+) {
     let place = tokio::select! {
         place = tokio::time::timeout(server.place_timeout, server.places.make()) => place.ok().flatten(),
         () = server.stopping.cancelled() => return,
@@ -197,7 +206,8 @@ async fn wait_for_a_place(server: Arc<Server>, mut socket: TcpStream, ticket: Ow
 /// Serves a connection to its end.
 async fn attend(server: Arc<Server>, socket: TcpStream, place: OwnedSemaphorePermit) {
     let activity = server.places.activity();
-    let stream = TokioIo::new(Stream::new(socket, activity.clone(), server.refusals.clone(), place));
+    let stream =
+        TokioIo::new(Stream::new(socket, activity.clone(), server.refusals.clone(), place));
     let service = service_fn(|request: Request<Incoming>| {
         let in_progress = activity.begin();
         let answer = server.router.clone().oneshot(request.map(Body::new));
@@ -222,8 +232,8 @@ async fn attend(server: Arc<Server>, socket: TcpStream, place: OwnedSemaphorePer
     };
     tracing::debug!(?closed, "closing a connection");
     connection.as_mut().graceful_shutdown();
-    // Its place is wanted: what can be said at once is said. Else it has a moment to be told; it may never take that, nor
-    // end the head that it has begun.
+    // Its place is wanted: what can be said at once is said. Else it has a moment to be told; it
+    // may never take that, nor end the head that it has begun.
     let farewell = if closed == Some(Dispensable::Unwanted) { Duration::ZERO } else { FAREWELL };
     let over = async {
         if closed != Some(Dispensable::Stalled) {
@@ -273,15 +283,17 @@ impl HttpBody for Answer {
     }
 }
 
-/// What is wrong with a request's head, where the connection has not said so itself: over HTTP/2 what is somewhat too
-/// large comes through.
+/// What is wrong with a request's head, where the connection has not said so itself: over HTTP/2
+/// what is somewhat too large comes through.
 pub(crate) fn check_head(request: &Request) -> Result<(), (StatusCode, ApiError)> {
     if request.version() != Version::HTTP_2 {
         return Ok(());
     }
     // As RFC 9113 counts them.
-    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
-    let size = fields.sum::<usize>() + request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let fields =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    let size = fields.sum::<usize>()
+        + request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     if size > MAX_HEAD || request.headers().len() > MAX_HEADERS {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return Err((status, refusal::head_error(status)));

@@ -37,10 +37,14 @@ impl HttpBody for Steady {
             this.waiting = None;
             return Poll::Ready(frame);
         }
-        let waiting = this.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.patience)));
+        let waiting =
+            this.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.patience)));
         ready!(waiting.as_mut().poll(context));
         let text = format!("nothing came for {} s", this.patience.as_secs_f32());
-        Poll::Ready(Some(Err(axum::Error::new(std::io::Error::new(std::io::ErrorKind::TimedOut, text)))))
+        Poll::Ready(Some(Err(axum::Error::new(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            text,
+        )))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,4 +1,5 @@
-//! The init binary of VMs, built statically by this crate's build script, so that the host's program carries it.
+//! The init binary of VMs, built statically by this crate's build script, so that the host's
+//! program carries it.
 #![forbid(unsafe_code)]
 
 /// A static program for x86-64 Linux: `caddis-guest-init` in the profile `init`.
@@ -14,7 +15,10 @@ mod tests {
         let file = super::INIT;
         assert!(file.starts_with(b"\x7fELF"));
         let number = |at: usize, length: usize| {
-            file[at..at + length].iter().rev().fold(0_usize, |number, byte| number << 8 | usize::from(*byte))
+            file[at..at + length]
+                .iter()
+                .rev()
+                .fold(0_usize, |number, byte| number << 8 | usize::from(*byte))
         };
         // e_phoff, e_phentsize and e_phnum of the ELF-64 header.
         let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));

@@ -8,8 +8,8 @@ use nix::{
     time::{ClockId, clock_settime},
 };
 
-/// Differences beyond this are stepped over, smaller ones are made up for gradually, by 500 millionths at most, so that
-/// time does not jump.
+/// Differences beyond this are stepped over, smaller ones are made up for gradually, by 500
+/// millionths at most, so that time does not jump.
 const STEP_NS: i128 = 30_000_000;
 /// An answer that may be off by more is asked for again, so often.
 const DOUBT: Duration = Duration::from_millis(10);
@@ -28,8 +28,8 @@ pub fn set(time_ns: u64) -> Result<(), String> {
     clock_settime(ClockId::CLOCK_REALTIME, time).map_err(|e| format!("can't set the clock: {e}"))
 }
 
-/// Questions for the host's time, one at a time. An answer was true at some moment between question and arrival, so
-/// half the time between them is how far it may be off.
+/// Questions for the host's time, one at a time. An answer was true at some moment between question
+/// and arrival, so half the time between them is how far it may be off.
 #[derive(Debug, Default)]
 pub struct Sync {
     asked: Option<(u64, Instant)>,
@@ -56,7 +56,8 @@ impl Sync {
         self.asked.is_some()
     }
 
-    /// Brings the clock to the host's. True when the answer took so long that it is worth to ask again.
+    /// Brings the clock to the host's. True when the answer took so long that it is worth to ask
+    /// again.
     pub fn answered(&mut self, id: u64, time_ns: u64) -> Result<bool, String> {
         let Some((_, at)) = self.asked.take_if(|(asked, _)| *asked == id) else { return Ok(false) };
         let doubt = at.elapsed() / 2;

@@ -120,7 +120,9 @@ pub fn move_special() -> Result<(), String> {
                 let kind = image_files::name(there.file_type());
                 return Err(format!("/{name} is {kind} in the image, where a directory is needed"));
             }
-            Err(_) => fs::create_dir(&to).map_err(|e| format!("can't make /{name} in the image: {e}"))?,
+            Err(_) => {
+                fs::create_dir(&to).map_err(|e| format!("can't make /{name} in the image: {e}"))?
+            }
         }
         move_mount(&from, &to)?;
     }
@@ -129,7 +131,9 @@ pub fn move_special() -> Result<(), String> {
 
 /// And back.
 pub fn move_special_back() -> Result<(), String> {
-    SPECIAL.iter().try_for_each(|name| move_mount(&format!("{NEW_ROOT}/{name}"), &format!("/{name}")))
+    SPECIAL
+        .iter()
+        .try_for_each(|name| move_mount(&format!("{NEW_ROOT}/{name}"), &format!("/{name}")))
 }
 
 fn move_mount(from: &str, to: &str) -> Result<(), String> {
@@ -159,9 +163,11 @@ pub fn prepare_early() -> Result<Vec<String>, String> {
     if let Err(warning) = mount_special("mqueue", "/dev/mqueue", quiet | MsFlags::MS_NODEV, None) {
         warnings.push(warning);
     }
-    let cgroups = |options| mount_special("cgroup2", "/sys/fs/cgroup", quiet | MsFlags::MS_NODEV, Some(options));
-    // The second option, of Linux 6.0, lets a program join a cgroup without waiting for a grace period of RCU: 16 ms of
-    // each exec.
+    let cgroups = |options| {
+        mount_special("cgroup2", "/sys/fs/cgroup", quiet | MsFlags::MS_NODEV, Some(options))
+    };
+    // The second option, of Linux 6.0, lets a program join a cgroup without waiting for a grace
+    // period of RCU: 16 ms of each exec.
     cgroups("nsdelegate,favordynmods").or_else(|_| cgroups("nsdelegate"))?;
     let control = "/sys/fs/cgroup/cgroup.subtree_control";
     for controller in ["memory", "pids", "cpu", "cpuset", "io"] {
@@ -178,7 +184,8 @@ pub fn prepare_early() -> Result<Vec<String>, String> {
     if let Err(warning) = modprobe::offer() {
         warnings.push(warning);
     }
-    for (name, target) in [("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+    for (name, target) in [("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    {
         let _ = std::os::unix::fs::symlink(format!("/proc/self/{target}"), format!("/dev/{name}"));
     }
     Ok(warnings)
@@ -208,12 +215,15 @@ fn write_file(file: &FileSpec) -> Result<(), String> {
 }
 
 fn decode(what: &str, text: &str) -> Result<Vec<u8>, String> {
-    base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| format!("{what} is not base64: {e}"))
+    base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .map_err(|e| format!("{what} is not base64: {e}"))
 }
 
 /// Grows the root file system to so many bytes.
 fn grow(bytes: u64) -> Result<(), String> {
-    let failed = |error: &dyn std::fmt::Display| format!("can't grow the root file system: {error}");
+    let failed =
+        |error: &dyn std::fmt::Display| format!("can't grow the root file system: {error}");
     let block = nix::sys::statvfs::statvfs("/").map_err(|e| failed(&e))?.block_size();
     let root = fs::File::open("/").map_err(|e| failed(&e))?;
     resize::ext4(root.as_raw_fd(), bytes / block.max(1)).map_err(|e| failed(&e))

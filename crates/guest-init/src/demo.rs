@@ -1,4 +1,5 @@
-//! The program of `caddis demo`: what the only file of its image does. It says where it is, then waits to be ended.
+//! The program of `caddis demo`: what the only file of its image does. It says where it is, then
+//! waits to be ended.
 
 use std::{fs, io::Write as _};
 
@@ -28,9 +29,16 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> Result<(), std::io::
     println!("Hello from a virtual machine.");
     println!("  machine  {} of app {}", variable("FLY_MACHINE_ID"), variable("FLY_APP_NAME"));
     println!("  started  {}", variable("CADDIS_START_KIND"));
-    println!("  kernel   {} {}", kernel.sysname().to_string_lossy(), kernel.release().to_string_lossy());
+    println!(
+        "  kernel   {} {}",
+        kernel.sysname().to_string_lossy(),
+        kernel.release().to_string_lossy()
+    );
     println!("  memory   {} MiB", memory_kib() / 1024);
-    println!("  image    one file of {} kB, this program", fs::metadata("/proc/self/exe")?.len() / 1000);
+    println!(
+        "  image    one file of {} kB, this program",
+        fs::metadata("/proc/self/exe")?.len() / 1000
+    );
     std::io::stdout().flush()?;
     let ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     ends.thread_block()?;

@@ -1,6 +1,7 @@
-//! Disks and network interfaces. They get their drivers while the VM boots, before it is known which machine it is: one
-//! that is saved then is restored with other disks behind the same devices. All that the kernel remembers of a disk that
-//! nobody has opened is its size, and of a change of that it is told.
+//! Disks and network interfaces. They get their drivers while the VM boots, before it is known
+//! which machine it is: one that is saved then is restored with other disks behind the same
+//! devices. All that the kernel remembers of a disk that nobody has opened is its size, and of a
+//! change of that it is told.
 
 use std::{
     fs, io,
@@ -15,15 +16,18 @@ use caddis_guest_protocol::MODULES_DISK_TRANSPORT;
 /// Drivers that are given their devices, by module.
 pub const LATE: [&str; 2] = ["virtio_blk", "virtio_net"];
 
-/// What `device` of a virtio device says for them: network card 1, block device 2 (virtio 1.2, section 5).
+/// What `device` of a virtio device says for them: network card 1, block device 2 (virtio 1.2,
+/// section 5).
 const KINDS: [(&str, &str); 2] = [("0x0001", "virtio_net"), ("0x0002", "virtio_blk")];
 
-/// Name of the root disk: the only one beside that with modules, which a driver in the kernel takes too.
+/// Name of the root disk: the only one beside that with modules, which a driver in the kernel takes
+/// too.
 static ROOT: OnceLock<String> = OnceLock::new();
 
 const BUS: &str = "/sys/bus/virtio";
 
-/// What a program that starts reads of its files at once, KiB: under an emulator a request costs more than its bytes.
+/// What a program that starts reads of its files at once, KiB: under an emulator a request costs
+/// more than its bytes.
 const READ_AHEAD_KIB: &str = "2048";
 
 /// From here on no driver takes a device by itself: the disk with modules is to stay without.
@@ -41,7 +45,8 @@ pub fn bind() -> Result<(), String> {
         if !is_bound(&device, driver) {
             write(&format!("{BUS}/drivers/{driver}/bind"), &device)?;
         }
-        let mut disks = fs::read_dir(format!("{BUS}/devices/{device}/block")).into_iter().flatten().flatten();
+        let mut disks =
+            fs::read_dir(format!("{BUS}/devices/{device}/block")).into_iter().flatten().flatten();
         if let Some(disk) = disks.next() {
             ROOT.get_or_init(|| disk.file_name().to_string_lossy().into_owned());
         }
@@ -53,12 +58,14 @@ pub fn bind() -> Result<(), String> {
     Ok(())
 }
 
-/// The disk with the kernel's modules, which stays without its driver until a module is asked for; `None` where there is
-/// none. It is known by its place, since a disk says what it is to its driver alone.
+/// The disk with the kernel's modules, which stays without its driver until a module is asked for;
+/// `None` where there is none. It is known by its place, since a disk says what it is to its driver
+/// alone.
 pub fn modules_disk() -> Option<&'static str> {
     static FOUND: OnceLock<Option<String>> = OnceLock::new();
     let find = || {
-        let place = |path: &Path| fs::read_to_string(path.join("../firmware_node/uid")).unwrap_or_default();
+        let place =
+            |path: &Path| fs::read_to_string(path.join("../firmware_node/uid")).unwrap_or_default();
         let mut entries = fs::read_dir(format!("{BUS}/devices")).into_iter().flatten().flatten();
         let found = entries.find(|entry| {
             // The way back is that of the device, not of the link to it.
@@ -76,26 +83,35 @@ pub fn bind_modules_disk() -> Result<PathBuf, String> {
     if !is_bound(device, "virtio_blk") {
         write(&format!("{BUS}/drivers/virtio_blk/bind"), device)?;
     }
-    let mut disks = fs::read_dir(format!("{BUS}/devices/{device}/block")).into_iter().flatten().flatten();
+    let mut disks =
+        fs::read_dir(format!("{BUS}/devices/{device}/block")).into_iter().flatten().flatten();
     let disk = disks.next().ok_or("the disk with modules has no block device")?;
     // Where it can't be set, modules only load slower.
-    let _ = fs::write(Path::new("/sys/block").join(disk.file_name()).join("queue/read_ahead_kb"), READ_AHEAD_KIB);
+    let _ = fs::write(
+        Path::new("/sys/block").join(disk.file_name()).join("queue/read_ahead_kb"),
+        READ_AHEAD_KIB,
+    );
     Ok(Path::new("/dev").join(disk.file_name()))
 }
 
-/// The root disk, once it has that size (bytes): the VM may have been saved with another behind the same device, of whose
-/// size the kernel is told while it runs.
+/// The root disk, once it has that size (bytes): the VM may have been saved with another behind the
+/// same device, of whose size the kernel is told while it runs.
 pub fn root_disk(size: u64) -> Result<PathBuf, String> {
     let name = ROOT.get().ok_or("there is no root disk")?;
     let path = format!("/sys/block/{name}/size");
-    let sectors = || fs::read_to_string(&path).map_err(|error| format!("can't read {path}: {error}"));
+    let sectors =
+        || fs::read_to_string(&path).map_err(|error| format!("can't read {path}: {error}"));
     // In sectors of 512 bytes, whatever those of the disk are.
-    let has_size = |sectors: &str| sectors.trim().parse::<u64>().is_ok_and(|sectors| sectors * 512 == size);
+    let has_size =
+        |sectors: &str| sectors.trim().parse::<u64>().is_ok_and(|sectors| sectors * 512 == size);
     if !has_size(&sectors()?) {
         let changes = Uevents::open()?;
         while !has_size(&sectors()?) {
             if !changes.wait() {
-                return Err(format!("the root disk has {} sectors, not {size} bytes", sectors()?.trim()));
+                return Err(format!(
+                    "the root disk has {} sectors, not {size} bytes",
+                    sectors()?.trim()
+                ));
             }
         }
     }

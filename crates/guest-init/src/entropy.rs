@@ -20,7 +20,11 @@ struct Pool {
 const CAPACITY: usize = 512;
 
 // The request's number has the size of the struct without its buffer, which is of any length.
-nix::ioctl_write_ptr_bad!(add_entropy, nix::request_code_write!(b'R', 0x03, 2 * size_of::<libc::c_int>()), Pool);
+nix::ioctl_write_ptr_bad!(
+    add_entropy,
+    nix::request_code_write!(b'R', 0x03, 2 * size_of::<libc::c_int>()),
+    Pool
+);
 nix::ioctl_none!(reseed, b'R', 0x07);
 
 /// Mixes in and credits bytes, and has the kernel's generator use them at once.
@@ -36,7 +40,8 @@ pub fn add(bytes: &[u8]) -> Result<(), String> {
     pool.entropy_bits = 8 * pool.bytes;
     let descriptor: RawFd = random.as_raw_fd();
     // SAFETY: the descriptor is open, and the pool says how many of its bytes are to be read.
-    unsafe { add_entropy(descriptor, &raw const pool) }.map_err(|e| format!("can't add entropy: {e}"))?;
+    unsafe { add_entropy(descriptor, &raw const pool) }
+        .map_err(|e| format!("can't add entropy: {e}"))?;
     // SAFETY: no argument. Kernels before 5.18 reseed by themselves and may refuse.
     let _ = unsafe { reseed(descriptor) };
     Ok(())

@@ -74,7 +74,10 @@ impl Exec {
     ) -> Result<Self, String> {
         let (user, mut env) = match &request.user {
             // Another user has another home.
-            Some(user) => (As::Named(user), machine.env.iter().filter(|(key, _)| key != "HOME").cloned().collect()),
+            Some(user) => (
+                As::Named(user),
+                machine.env.iter().filter(|(key, _)| key != "HOME").cloned().collect(),
+            ),
             None => (As::Known(&machine.user), machine.env.clone()),
         };
         let terminal = request.terminal.map(|_| ("TERM".to_owned(), "xterm-256color".to_owned()));
@@ -140,7 +143,8 @@ impl Exec {
     /// No more input follows.
     pub fn end_input(&mut self) {
         if self.terminal && !self.input_ends && self.input.is_some() {
-            // End of input, as a person types it: after an unfinished line once more, since the first ends that.
+            // End of input, as a person types it: after an unfinished line once more, since the
+            // first ends that.
             let unfinished = self.last.is_some_and(|last| last != b'\n' && last != b'\r');
             self.pending.push_back(Bytes::from_static(if unfinished { &[4, 4] } else { &[4] }));
         }
@@ -163,9 +167,11 @@ impl Exec {
         self.outputs.first().and_then(|output| output.file.as_ref()).filter(|_| self.terminal)
     }
 
-    /// Sends a signal, by its number, to what runs in the foreground of its terminal, or to its process group.
+    /// Sends a signal, by its number, to what runs in the foreground of its terminal, or to its
+    /// process group.
     pub fn signal(&self, number: i32) {
-        let foreground = self.terminal().and_then(|terminal| tcgetpgrp(terminal).ok()).map(Pid::as_raw);
+        let foreground =
+            self.terminal().and_then(|terminal| tcgetpgrp(terminal).ok()).map(Pid::as_raw);
         // A terminal that nobody has as theirs says 0, which would be init's own group.
         let group = foreground.filter(|group| *group > 1).unwrap_or(self.pid);
         if self.ended.is_none() {
@@ -231,16 +237,22 @@ impl Exec {
         for at in 0..self.outputs.len() {
             drained &= self.read_output(at, port);
         }
-        // A process that has ended has closed its end of the launch's pipe, which may tell of a failure first.
+        // A process that has ended has closed its end of the launch's pipe, which may tell of a
+        // failure first.
         let over = drained && self.launch.is_none();
         let Some((code, signal)) = self.ended.filter(|_| over) else { return false };
-        port.send(&GuestMessage::ExecFinished { id: self.id, code, signal, timed_out: self.timed_out }, b"");
+        port.send(
+            &GuestMessage::ExecFinished { id: self.id, code, signal, timed_out: self.timed_out },
+            b"",
+        );
         true
     }
 
     /// Whether there is something to be read that nobody would tell of again.
     pub fn is_busy(&self, port: &Port) -> bool {
-        self.credit > 0 && port.has_room() && self.outputs.iter().any(|output| output.readable && output.file.is_some())
+        self.credit > 0
+            && port.has_room()
+            && self.outputs.iter().any(|output| output.readable && output.file.is_some())
     }
 
     fn write_input(&mut self, port: &mut Port) {
@@ -264,14 +276,21 @@ impl Exec {
             }
         }
         if taken > 0 {
-            port.send(&GuestMessage::Credit { id: self.id, bytes: u32::try_from(taken).unwrap_or(u32::MAX) }, b"");
+            port.send(
+                &GuestMessage::Credit {
+                    id: self.id,
+                    bytes: u32::try_from(taken).unwrap_or(u32::MAX),
+                },
+                b"",
+            );
         }
         if self.input_ends && self.pending.is_empty() {
             self.input = None;
         }
     }
 
-    /// Sends what the window allows. True when there is no more to come, or nothing now from a process that ended.
+    /// Sends what the window allows. True when there is no more to come, or nothing now from a
+    /// process that ended.
     fn read_output(&mut self, at: usize, port: &mut Port) -> bool {
         let Some(output) = self.outputs.get_mut(at) else { return true };
         let mut buffer = vec![0; CHUNK];
@@ -282,7 +301,10 @@ impl Exec {
                 Ok(0) => output.file = None,
                 Ok(count) => {
                     self.credit -= count;
-                    port.send(&GuestMessage::Output { id: self.id, source: output.source }, &buffer[..count]);
+                    port.send(
+                        &GuestMessage::Output { id: self.id, source: output.source },
+                        &buffer[..count],
+                    );
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => output.readable = false,

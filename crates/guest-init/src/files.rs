@@ -1,6 +1,6 @@
-//! Init as a program that copies files, for images without any of their own: an ordinary child, so that a slow disk holds
-//! up nobody. Archives are tar; what is copied is the entry `content` with what is below it, and the last entry is
-//! `complete`, without which an archive was cut off.
+//! Init as a program that copies files, for images without any of their own: an ordinary child, so
+//! that a slow disk holds up nobody. Archives are tar; what is copied is the entry `content` with
+//! what is below it, and the last entry is `complete`, without which an archive was cut off.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -22,13 +22,18 @@ const COMPLETE: &str = "complete";
 
 /// How init is called for it.
 pub fn command(arguments: &[String]) -> Vec<String> {
-    ["/proc/self/exe", NAME].into_iter().map(str::to_owned).chain(arguments.iter().cloned()).collect()
+    ["/proc/self/exe", NAME]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(arguments.iter().cloned())
+        .collect()
 }
 
 /// Runs it. Errors go to standard error.
 ///
-/// `get [-R] PATH` writes an archive; `put PATH NAME` reads one, which becomes PATH, or PATH/NAME where PATH is a
-/// directory, and says its path; `find PATH` lists what is there, a JSON object per line.
+/// `get [-R] PATH` writes an archive; `put PATH NAME` reads one, which becomes PATH, or PATH/NAME
+/// where PATH is a directory, and says its path; `find PATH` lists what is there, a JSON object per
+/// line.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
     let arguments: Vec<_> = arguments.collect();
     let words: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
@@ -94,8 +99,8 @@ enum Unreadable {
     Fatal,
 }
 
-/// Calls `visit` for all that is at and below a path, parents first, by name. The root is looked at through a link, what
-/// is below is not. What has vanished meanwhile is left out.
+/// Calls `visit` for all that is at and below a path, parents first, by name. The root is looked at
+/// through a link, what is below is not. What has vanished meanwhile is left out.
 fn walk(
     root: &Path,
     unreadable: Unreadable,

@@ -1,4 +1,5 @@
-//! Holds all programs of the VM still, so that none of them sees a moment that is neither before nor after.
+//! Holds all programs of the VM still, so that none of them sees a moment that is neither before
+//! nor after.
 
 use std::{
     fs::{self, File},
@@ -14,7 +15,8 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// A program that waits for a disk stands still only after that.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What stands still. After a resume each step is dear under emulation, so all that can be is done before.
+/// What stands still. After a resume each step is dear under emulation, so all that can be is done
+/// before.
 #[derive(Debug, Default)]
 pub struct Freezer {
     held: Vec<File>,
@@ -27,7 +29,8 @@ impl Freezer {
         self.held.clear();
         for cgroup in &cgroups {
             let failed = |error| format!("can't hold {} still: {error}", cgroup.display());
-            let mut switch = File::options().write(true).open(cgroup.join("cgroup.freeze")).map_err(failed)?;
+            let mut switch =
+                File::options().write(true).open(cgroup.join("cgroup.freeze")).map_err(failed)?;
             switch.write_all(b"1").map_err(failed)?;
             self.held.push(switch);
         }
@@ -51,13 +54,16 @@ fn cgroups() -> Vec<PathBuf> {
 }
 
 fn wait(cgroup: &Path, deadline: Instant) -> Result<(), String> {
-    let failed = |error: &dyn std::fmt::Display| format!("can't hold {} still: {error}", cgroup.display());
+    let failed =
+        |error: &dyn std::fmt::Display| format!("can't hold {} still: {error}", cgroup.display());
     let mut events = File::open(cgroup.join("cgroup.events")).map_err(|e| failed(&e))?;
     let mut text = String::new();
     loop {
         text.clear();
         events.rewind().and_then(|()| events.read_to_string(&mut text)).map_err(|e| failed(&e))?;
-        if text.lines().any(|line| line == "frozen 1") || text.lines().any(|line| line == "populated 0") {
+        if text.lines().any(|line| line == "frozen 1")
+            || text.lines().any(|line| line == "populated 0")
+        {
             return Ok(());
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -65,6 +71,7 @@ fn wait(cgroup: &Path, deadline: Instant) -> Result<(), String> {
             return Err(failed(&"a program of it does not stop in time"));
         }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout).map_err(|e| failed(&e))?;
+        poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout)
+            .map_err(|e| failed(&e))?;
     }
 }

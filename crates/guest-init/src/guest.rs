@@ -7,7 +7,8 @@ use std::{
 };
 
 use caddis_guest_protocol::{
-    GuestMessage, GuestState, HostMessage, MachineSpec, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION, VICTIMS_SINCE,
+    GuestMessage, GuestState, HostMessage, MachineSpec, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION,
+    VICTIMS_SINCE,
     frame::Frame,
     message::{ExecRequest, LogSource},
 };
@@ -45,7 +46,8 @@ const SIGNALS: u64 = 1;
 const STREAMS: u64 = 2;
 const KERNEL_LOG: u64 = 3;
 
-/// How long an exit report waits for the log lines before it to be sent, and the end of the VM for them to be safe.
+/// How long an exit report waits for the log lines before it to be sent, and the end of the VM for
+/// them to be safe.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 /// What is read of a program's streams before others get a turn, bytes.
 const TURN: usize = 256 * 1024;
@@ -61,8 +63,9 @@ const HANG_UP_PATIENCE: Duration = Duration::from_secs(5);
 const START_KIND: &str = "/.caddis/start_kind";
 const RESUMED: &str = "resume\n";
 
-/// By which poweroff, halt and reboot of busybox tell init, which is the one program that may not be asked otherwise.
-/// Those of systemd, and whoever insists, ask the kernel, and the VM ends at once.
+/// By which poweroff, halt and reboot of busybox tell init, which is the one program that may not
+/// be asked otherwise. Those of systemd, and whoever insists, ask the kernel, and the VM ends at
+/// once.
 const SWITCH_OFF: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM];
 
 struct Guest {
@@ -94,7 +97,8 @@ struct Guest {
     /// Who is told, and by when, that programs go on: once the clock is right.
     thawing: Option<(u32, Instant)>,
     freezer: Freezer,
-    /// Programs were told of a resume that has not come yet; whether they were not told of an earlier one.
+    /// Programs were told of a resume that has not come yet; whether they were not told of an
+    /// earlier one.
     told_resume: Option<bool>,
     /// The report is safe: the VM ends at this time, or once all logs are safe too.
     power_off_at: Option<Instant>,
@@ -112,11 +116,13 @@ pub fn run() -> Result<(), String> {
     mask.add(Signal::SIGCHLD);
     SWITCH_OFF.into_iter().for_each(|signal| mask.add(signal));
     mask.thread_block().map_err(failed("block signals"))?;
-    let signals =
-        SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(failed("watch signals"))?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(failed("watch signals"))?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("watch events"))?;
     let port = Port::open()?;
-    epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS)).map_err(failed("watch signals"))?;
+    epoll
+        .add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))
+        .map_err(failed("watch signals"))?;
     watch(&epoll, &port)?;
     timing.step("port");
     let warnings = configure::prepare_early()?;
@@ -213,12 +219,19 @@ impl Guest {
         let thawing = self.thawing.map(|(_, at)| at);
         let hung_up = self.hung_up.iter().map(|(_, at)| *at);
         let programs = self.programs.deadline();
-        let next =
-            programs.into_iter().chain(execs).chain(hung_up).chain(ended).chain(thawing).chain(self.power_off_at).min();
+        let next = programs
+            .into_iter()
+            .chain(execs)
+            .chain(hung_up)
+            .chain(ended)
+            .chain(thawing)
+            .chain(self.power_off_at)
+            .min();
         // One more than the rest, so as not to wake before the time.
         let wait = next.map(|at| at.saturating_duration_since(now).as_millis() + 1);
         wait.map_or(EpollTimeout::NONE, |ms| {
-            EpollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
+            EpollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX))
+                .unwrap_or(EpollTimeout::NONE)
         })
     }
 
@@ -336,7 +349,8 @@ impl Guest {
 
     fn hang_up(&mut self, which: impl Fn(&Exec) -> bool) {
         let at = Instant::now() + HANG_UP_PATIENCE;
-        self.hung_up.extend(self.execs.extract_if(.., |exec| which(exec)).map(|exec| (exec.hang_up(), at)));
+        self.hung_up
+            .extend(self.execs.extract_if(.., |exec| which(exec)).map(|exec| (exec.hang_up(), at)));
     }
 
     fn end(&mut self, status: GuestState) {
@@ -373,7 +387,9 @@ impl Guest {
                 }
                 self.answer(id, outcome);
             }
-            HostMessage::Thaw { id, time_ns, entropy, resumed } => self.thaw(id, time_ns, &entropy, resumed),
+            HostMessage::Thaw { id, time_ns, entropy, resumed } => {
+                self.thaw(id, time_ns, &entropy, resumed)
+            }
             HostMessage::Signal { signal, is_default } => self.signal(signal, is_default),
             HostMessage::Exec(request) => self.exec(&request),
             HostMessage::Input { id } => self.with_exec(id, |exec| exec.push_input(frame.payload)),
@@ -382,34 +398,42 @@ impl Guest {
             HostMessage::SignalExec { id, signal: number @ 1..=LAST_SIGNAL } => {
                 self.with_exec(id, |exec| exec.signal(number));
             }
-            HostMessage::SignalExec { signal, .. } => self.refuse(format!("there is no signal {signal}")),
-            HostMessage::Resize { id, columns, rows } => self.with_exec(id, |exec| exec.resize(columns, rows)),
+            HostMessage::SignalExec { signal, .. } => {
+                self.refuse(format!("there is no signal {signal}"))
+            }
+            HostMessage::Resize { id, columns, rows } => {
+                self.with_exec(id, |exec| exec.resize(columns, rows))
+            }
             HostMessage::Credit { id, bytes } => self.with_exec(id, |exec| exec.add_credit(bytes)),
             HostMessage::ListProcesses { id } => {
                 let mut processes = processes::list(self.programs.namespaces());
                 processes.truncate(MOST_PROCESSES);
                 self.port.send(&GuestMessage::Processes { id, processes }, b"");
             }
-            HostMessage::Memory { id, limit_mib, reclaim_mib } => match memory::manage(limit_mib, reclaim_mib) {
-                Ok(memory) => self.port.send(&GuestMessage::Memory { id, memory }, b""),
-                Err(failure) => self.answer(id, Err(failure)),
-            },
+            HostMessage::Memory { id, limit_mib, reclaim_mib } => {
+                match memory::manage(limit_mib, reclaim_mib) {
+                    Ok(memory) => self.port.send(&GuestMessage::Memory { id, memory }, b""),
+                    Err(failure) => self.answer(id, Err(failure)),
+                }
+            }
             HostMessage::AcknowledgeLogs { sequence } => self.logs.acknowledge(sequence),
             HostMessage::AcknowledgeExit => {
                 if self.ended_at.is_some() {
                     self.power_off_at.get_or_insert(Instant::now() + LOG_PATIENCE);
                 }
             }
-            HostMessage::Time { time_ns, answers: Some(id) } => match self.sync.answered(id, time_ns) {
-                Ok(true) => self.ask_time(),
-                outcome => {
-                    self.warn(outcome.map(|_| ()));
-                    // It may have been the answer to an earlier question.
-                    if !self.sync.is_asking() {
-                        self.go_on();
+            HostMessage::Time { time_ns, answers: Some(id) } => {
+                match self.sync.answered(id, time_ns) {
+                    Ok(true) => self.ask_time(),
+                    outcome => {
+                        self.warn(outcome.map(|_| ()));
+                        // It may have been the answer to an earlier question.
+                        if !self.sync.is_asking() {
+                            self.go_on();
+                        }
                     }
                 }
-            },
+            }
             HostMessage::Time { .. } => {
                 self.sync.begin();
                 self.ask_time();
@@ -459,7 +483,10 @@ impl Guest {
         }
         if !resumed && self.told_resume == Some(true) {
             // It was not to be.
-            self.warn(std::fs::remove_file(START_KIND).map_err(|error| format!("can't remove {START_KIND}: {error}")));
+            self.warn(
+                std::fs::remove_file(START_KIND)
+                    .map_err(|error| format!("can't remove {START_KIND}: {error}")),
+            );
         }
         self.told_resume = None;
         self.thawing = Some((id, Instant::now() + TIME_PATIENCE));
@@ -477,7 +504,8 @@ impl Guest {
             self.told_resume = Some(false);
             return;
         }
-        let told = image_files::write(Path::new(START_KIND), RESUMED.as_bytes(), image_files::Mode::Kept);
+        let told =
+            image_files::write(Path::new(START_KIND), RESUMED.as_bytes(), image_files::Mode::Kept);
         self.told_resume = told.is_ok().then_some(true);
         self.warn(told);
     }
@@ -532,7 +560,8 @@ impl Guest {
                 self.port.send(&GuestMessage::Started { pid, steps: self.timing.steps() }, b"");
                 // From here on it is the program's machine.
                 kernel::hurry(false);
-                // On a busy host the time that came with the configuration may have been under way for long.
+                // On a busy host the time that came with the configuration may have been under way
+                // for long.
                 self.sync.begin();
                 self.ask_time();
             }
@@ -546,13 +575,16 @@ impl Guest {
         }
         match Victims::begin() {
             Ok(victims) => {
-                let watched = victims.file().map_or(Ok(()), |log| watch_as(&self.epoll, log, KERNEL_LOG));
+                let watched =
+                    victims.file().map_or(Ok(()), |log| watch_as(&self.epoll, log, KERNEL_LOG));
                 self.victims = victims;
                 self.warn(watched);
             }
             Err(error) => self.warn(Err(error)),
         }
-        let started = self.programs.start(spec, &prepared, self.launcher.take(), |file| watch(&self.epoll, file));
+        let started = self
+            .programs
+            .start(spec, &prepared, self.launcher.take(), |file| watch(&self.epoll, file));
         self.prepared = Some(prepared);
         started
     }
@@ -571,7 +603,9 @@ impl Guest {
 
     fn exec(&mut self, request: &ExecRequest) {
         let started = match (&self.prepared, &self.spec) {
-            _ if request.holds_machine && self.ended_at.is_some() => Err("the machine's program has ended".to_owned()),
+            _ if request.holds_machine && self.ended_at.is_some() => {
+                Err("the machine's program has ended".to_owned())
+            }
             (Some(prepared), Some(spec)) => {
                 Exec::start(request, prepared, &spec.working_dir, self.programs.namespaces())
             }
@@ -579,14 +613,20 @@ impl Guest {
         };
         let watched = started.and_then(|exec| {
             let (outputs, input) = exec.files();
-            outputs.into_iter().chain(input).try_for_each(|file| watch(&self.epoll, file)).map(|()| exec)
+            outputs
+                .into_iter()
+                .chain(input)
+                .try_for_each(|file| watch(&self.epoll, file))
+                .map(|()| exec)
         });
         match watched {
             Ok(exec) => {
                 self.held |= exec.holds_machine;
                 self.execs.push(exec);
             }
-            Err(message) => self.port.send(&GuestMessage::ExecFailed { id: request.id, message, code: None }, b""),
+            Err(message) => self
+                .port
+                .send(&GuestMessage::ExecFailed { id: request.id, message, code: None }, b""),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Files of an image, read and replaced. Whatever an image has at a path, be it a FIFO, a device or a link to nowhere,
-//! nothing here waits for anybody: init has one thread.
+//! Files of an image, read and replaced. Whatever an image has at a path, be it a FIFO, a device or
+//! a link to nowhere, nothing here waits for anybody: init has one thread.
 
 use std::{
     collections::VecDeque,
@@ -7,7 +7,10 @@ use std::{
     io::{self, ErrorKind, Read as _, Write as _},
     os::{
         fd::AsRawFd as _,
-        unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+        unix::fs::{
+            DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+            PermissionsExt as _,
+        },
     },
     path::{Component, Path, PathBuf},
 };
@@ -21,7 +24,8 @@ const MOST_LINKS: usize = 40;
 pub fn read(path: &str) -> Result<String, String> {
     let failed = |error: io::Error| format!("can't read {path}: {error}");
     // Only once it is known what it is, since opening a FIFO or a device may wait for another end.
-    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).map_err(failed)?;
+    let place =
+        OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).map_err(failed)?;
     let kind = place.metadata().map_err(failed)?.file_type();
     if !kind.is_file() {
         return Err(format!("can't read {path}: in the image it is {}, not a file", name(kind)));
@@ -41,9 +45,9 @@ pub enum Mode {
     Set(u32),
 }
 
-/// Writes a file in place of whatever the image has there, as container engines mount theirs over it: what is not a plain
-/// file with one name is removed first, so that nothing is written through a link. Missing directories are made. Only a
-/// directory that is not empty is an error.
+/// Writes a file in place of whatever the image has there, as container engines mount theirs over
+/// it: what is not a plain file with one name is removed first, so that nothing is written through
+/// a link. Missing directories are made. Only a directory that is not empty is an error.
 pub fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), String> {
     let path = real_path(path)?;
     let failed = |error: io::Error| format!("can't write {}: {error}", path.display());
@@ -79,19 +83,24 @@ pub fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), String> {
     }
 }
 
-/// The path with all links but a last one resolved, and the directories on the way made that are missing: also those that
-/// a link leads to.
+/// The path with all links but a last one resolved, and the directories on the way made that are
+/// missing: also those that a link leads to.
 fn real_path(path: &Path) -> Result<PathBuf, String> {
-    let name = path.file_name().ok_or_else(|| format!("can't write {}: it names no file", path.display()))?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| format!("can't write {}: it names no file", path.display()))?;
     let parent = path.parent().unwrap_or(Path::new("/"));
     Ok(make_directories(parent)?.join(name))
 }
 
-/// Makes a directory and those above it, as far as they are missing, and gives the path without links.
+/// Makes a directory and those above it, as far as they are missing, and gives the path without
+/// links.
 pub fn make_directories(directory: &Path) -> Result<PathBuf, String> {
     let mut real = PathBuf::from("/");
     let mut links = 0;
-    let parts = |path: &Path| path.components().map(|part| part.as_os_str().to_owned()).collect::<VecDeque<_>>();
+    let parts = |path: &Path| {
+        path.components().map(|part| part.as_os_str().to_owned()).collect::<VecDeque<_>>()
+    };
     let mut left = parts(directory);
     while let Some(part) = left.pop_front() {
         match Path::new(&part).components().next() {
@@ -106,7 +115,8 @@ pub fn make_directories(directory: &Path) -> Result<PathBuf, String> {
             }
             _ => continue,
         }
-        let failed = |error: io::Error| format!("can't make the directory {}: {error}", real.display());
+        let failed =
+            |error: io::Error| format!("can't make the directory {}: {error}", real.display());
         let kind = match fs::symlink_metadata(&real) {
             Ok(there) => there.file_type(),
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -118,7 +128,10 @@ pub fn make_directories(directory: &Path) -> Result<PathBuf, String> {
         if kind.is_symlink() {
             links += 1;
             if links > MOST_LINKS {
-                return Err(format!("can't make the directory {}: too many links", directory.display()));
+                return Err(format!(
+                    "can't make the directory {}: too many links",
+                    directory.display()
+                ));
             }
             let target = fs::read_link(&real).map_err(failed)?;
             real.pop();
@@ -168,14 +181,26 @@ mod tests {
             "directory" => fs::create_dir(path).unwrap(),
             _ => {}
         };
-        for name in ["nothing", "file", "fifo", "socket", "link to nowhere", "link", "hard link", "directory"] {
+        for name in [
+            "nothing",
+            "file",
+            "fifo",
+            "socket",
+            "link to nowhere",
+            "link",
+            "hard link",
+            "directory",
+        ] {
             fs::write(&other, "untouched").unwrap();
             for mode in [Mode::Kept, Mode::Set(0o4750)] {
                 let path = root.join(name);
                 put(name, &path);
                 write(&path, b"content", mode).unwrap();
                 let metadata = fs::symlink_metadata(&path).unwrap();
-                assert!(metadata.is_file() && fs::read_to_string(&path).unwrap() == "content", "{name}");
+                assert!(
+                    metadata.is_file() && fs::read_to_string(&path).unwrap() == "content",
+                    "{name}"
+                );
                 if let Mode::Set(bits) = mode {
                     assert_eq!(metadata.mode() & 0o7777, bits, "{name}");
                 }
@@ -205,7 +230,10 @@ mod tests {
         assert_eq!(fs::read_to_string(root.join("away/etc/hosts")).unwrap(), "2");
         assert_eq!(make_directories(&root.join("sub/../run")).unwrap(), root.join("deep/er"));
         let fifo = write(&root.join("fifo/hosts"), b"1", Mode::Kept).unwrap_err();
-        assert!(fifo.contains("fifo is a FIFO in the image, where a directory is needed"), "{fifo}");
+        assert!(
+            fifo.contains("fifo is a FIFO in the image, where a directory is needed"),
+            "{fifo}"
+        );
         assert!(make_directories(&root.join("loop/x")).unwrap_err().contains("too many links"));
     }
 

@@ -25,8 +25,11 @@ const MODULES: &str = "/modules";
 /// Writes a line to the kernel's log, and so to the console.
 pub fn say(line: &str) {
     // Whatever a program has put in its place.
-    if let Ok(mut log) = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg") {
-        // In one piece, since each write is a line of its own. There is nobody left to tell when it fails.
+    if let Ok(mut log) =
+        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")
+    {
+        // In one piece, since each write is a line of its own. There is nobody left to tell when it
+        // fails.
         let _ = log.write_all(format!("<3>caddis: {line}\n").as_bytes());
     }
 }
@@ -39,15 +42,20 @@ pub fn mount_early() -> Result<(), String> {
     Ok(())
 }
 
-/// Has the kernel not take its time where it waits for its processors to have seen a change: under an emulator those
-/// waits are a good part of giving devices to drivers and bringing up the network. Where it can't be set, it only takes
-/// longer.
+/// Has the kernel not take its time where it waits for its processors to have seen a change: under
+/// an emulator those waits are a good part of giving devices to drivers and bringing up the
+/// network. Where it can't be set, it only takes longer.
 pub fn hurry(on: bool) {
     let _ = fs::write("/sys/kernel/rcu_expedited", if on { "1" } else { "0" });
 }
 
 /// Mounts a file system without a device, making its directory.
-pub fn mount_special(kind: &str, target: &str, flags: MsFlags, data: Option<&str>) -> Result<(), String> {
+pub fn mount_special(
+    kind: &str,
+    target: &str,
+    flags: MsFlags,
+    data: Option<&str>,
+) -> Result<(), String> {
     // Most are there already; if not, the mount says so.
     let _ = fs::create_dir_all(target);
     match mount(Some(kind), target, Some(kind), flags, data) {
@@ -59,7 +67,9 @@ pub fn mount_special(kind: &str, target: &str, flags: MsFlags, data: Option<&str
 /// Loads the modules of the initrd, in order, and gives disks and network to their drivers.
 pub fn load_modules() -> Result<(), String> {
     let order = fs::read_to_string(Path::new(MODULES).join("order")).unwrap_or_default();
-    let late = |name: &&str| crate::devices::LATE.iter().any(|driver| name.strip_suffix(".ko") == Some(driver));
+    let late = |name: &&str| {
+        crate::devices::LATE.iter().any(|driver| name.strip_suffix(".ko") == Some(driver))
+    };
     let (first, last): (Vec<_>, Vec<_>) = order.lines().partition(|name| !late(name));
     insert(&first)?;
     // IPv6 may be one of them, and the card none yet.
@@ -78,7 +88,8 @@ pub fn empty_initrd() {
 fn insert(names: &[&str]) -> Result<(), String> {
     for name in names {
         let path = Path::new(MODULES).join(name);
-        let file = File::open(&path).map_err(|error| format!("can't open {}: {error}", path.display()))?;
+        let file =
+            File::open(&path).map_err(|error| format!("can't open {}: {error}", path.display()))?;
         match finit_module(&file, &CString::default(), ModuleInitFlags::empty()) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(error) => return Err(format!("can't load the module {name}: {error}")),

@@ -1,6 +1,6 @@
-//! A program on its way: between fork and exec its process does all that touches the image, since a file system may not
-//! answer (FUSE, NFS) and init has one thread. It reports over a pipe that exec closes; one that takes too long is given
-//! up, and what it was about is told.
+//! A program on its way: between fork and exec its process does all that touches the image, since a
+//! file system may not answer (FUSE, NFS) and init has one thread. It reports over a pipe that exec
+//! closes; one that takes too long is given up, and what it was about is told.
 //!
 //! ```text
 //! fork ▸ [Begin] ▸ [User] ▸ [Directory] ▸ [Program] ▸ [Enter] ▸ [Execute] ▸ exec: the pipe ends
@@ -18,7 +18,8 @@ use nix::{
     unistd::Pid,
 };
 
-/// Time a program has to begin. On a busy host under emulation a large one from a cold disk takes seconds.
+/// Time a program has to begin. On a busy host under emulation a large one from a cold disk takes
+/// seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Begins the reason of a failure.
 const FAILED: u8 = b'!';
@@ -44,7 +45,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 6] = [Self::Begin, Self::User, Self::Directory, Self::Program, Self::Enter, Self::Execute];
+    const ALL: [Self; 6] =
+        [Self::Begin, Self::User, Self::Directory, Self::Program, Self::Enter, Self::Execute];
 
     fn what(self) -> &'static str {
         match self {
@@ -126,7 +128,8 @@ impl Launch {
         self.deadline
     }
 
-    /// Whether it is over: the program runs, or why it never will. One whose time is over is killed.
+    /// Whether it is over: the program runs, or why it never will. One whose time is over is
+    /// killed.
     pub fn settle(&mut self, now: Instant) -> Option<Result<(), NotBegun>> {
         let mut buffer = [0; 512];
         loop {
@@ -135,7 +138,10 @@ impl Launch {
                     let Some(said) = self.reason.take() else { return Some(Ok(())) };
                     let (code, reason) = said.split_first().unwrap_or((&0, &[]));
                     let code = Some(i32::from(*code)).filter(|code| *code != 0);
-                    return Some(Err(NotBegun { code, reason: String::from_utf8_lossy(reason).into_owned() }));
+                    return Some(Err(NotBegun {
+                        code,
+                        reason: String::from_utf8_lossy(reason).into_owned(),
+                    }));
                 }
                 Ok(count) => self.hear(&buffer[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -159,7 +165,8 @@ impl Launch {
             }
             if *first == FAILED {
                 self.reason = Some(Vec::new());
-            } else if let Some(stage) = Stage::ALL.into_iter().find(|stage| *stage as u8 == *first) {
+            } else if let Some(stage) = Stage::ALL.into_iter().find(|stage| *stage as u8 == *first)
+            {
                 self.stage = stage;
             }
             bytes = rest;
@@ -176,7 +183,8 @@ mod tests {
     use super::*;
 
     fn pair() -> (Launch, Report) {
-        let (ours, theirs): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        let (ours, theirs): (OwnedFd, OwnedFd) =
+            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
         // No process has this id.
         (Launch::new(i32::MAX, ours.into()), Report(theirs.into()))
     }
@@ -200,7 +208,10 @@ mod tests {
         let (mut launch, mut report) = pair();
         report.failed(&"no such user".to_owned().into());
         drop(report);
-        assert_eq!(launch.settle(now), Some(Err(NotBegun { code: None, reason: "no such user".to_owned() })));
+        assert_eq!(
+            launch.settle(now),
+            Some(Err(NotBegun { code: None, reason: "no such user".to_owned() }))
+        );
     }
 
     #[test]
@@ -212,6 +223,9 @@ mod tests {
         let at = launch.deadline();
         assert_eq!(launch.settle(at - Duration::from_millis(1)), None);
         let given_up = launch.settle(at).unwrap().unwrap_err().reason;
-        assert!(given_up.contains("60 s") && given_up.contains("entering its working directory"), "{given_up}");
+        assert!(
+            given_up.contains("60 s") && given_up.contains("entering its working directory"),
+            "{given_up}"
+        );
     }
 }

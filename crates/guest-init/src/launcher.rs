@@ -1,12 +1,15 @@
-//! A process that becomes the machine's program. It is there before it is known which machine this is, with streams,
-//! session and cgroup of the program, so that a start only has to tell it which program that is. It is init's own file,
-//! executed, and shares nothing with init but two pipes.
+//! A process that becomes the machine's program. It is there before it is known which machine this
+//! is, with streams, session and cgroup of the program, so that a start only has to tell it which
+//! program that is. It is init's own file, executed, and shares nothing with init but two pipes.
 //!
 //! ```text
 //! init    ── orders ──▶  launcher: once more │ a program ▸ exec
 //! init    ◀── report ──  ready                 as launch.rs has it
 //! ```
-#![expect(unsafe_code, reason = "what happens between fork and exec, and descriptors by their number")]
+#![expect(
+    unsafe_code,
+    reason = "what happens between fork and exec, and descriptors by their number"
+)]
 
 use std::{
     ffi::CStr,
@@ -64,7 +67,12 @@ impl Launcher {
         let ((theirs, orders), (report, theirs_too)) = (pipe()?, pipe()?);
         let cgroup = format!("/sys/fs/cgroup/{CGROUP}/cgroup.procs");
         let mut command = Command::new("/proc/self/exe");
-        command.arg(NAME).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .arg(NAME)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let prepare = move || {
             setsid()?;
             // Where there are no cgroups, programs do without.
@@ -78,14 +86,20 @@ impl Launcher {
             Ok(())
         };
         // SAFETY: this process has one thread, so its child may do whatever it may.
-        let mut child = unsafe { command.pre_exec(prepare) }.spawn().map_err(|error| failed(&error))?;
+        let mut child =
+            unsafe { command.pre_exec(prepare) }.spawn().map_err(|error| failed(&error))?;
         drop(command);
         let (Some(output), Some(error)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(failed(&"it has no streams"));
         };
         let pid = i32::try_from(child.id()).map_err(|error| failed(&error))?;
-        let mut launcher =
-            Self { pid, orders: orders.into(), report: report.into(), output: output.into(), error: error.into() };
+        let mut launcher = Self {
+            pid,
+            orders: orders.into(),
+            report: report.into(),
+            output: output.into(),
+            error: error.into(),
+        };
         launcher.ready()?;
         Ok(launcher)
     }
@@ -108,18 +122,29 @@ impl Launcher {
     fn order(&mut self, text: &str) -> Result<(), String> {
         let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
         let order = [&length.to_ne_bytes(), text.as_bytes()].concat();
-        self.orders.write_all(&order).map_err(|error| format!("can't tell the launcher what to run: {error}"))
+        self.orders
+            .write_all(&order)
+            .map_err(|error| format!("can't tell the launcher what to run: {error}"))
     }
 
     /// Has it become a program. `None` where it can't be this one, or is there no longer.
     pub fn launch(mut self, program: &Program) -> Result<Option<Streams>, String> {
-        let Some(order) = encode(program).filter(|order| order.len() <= LONGEST) else { return Ok(None) };
+        let Some(order) = encode(program).filter(|order| order.len() <= LONGEST) else {
+            return Ok(None);
+        };
         if self.order(&order).is_err() {
             return Ok(None);
         }
-        let [report, output, error] = [self.report.into(), self.output, self.error].map(spawn::non_blocking);
+        let [report, output, error] =
+            [self.report.into(), self.output, self.error].map(spawn::non_blocking);
         let launch = Launch::new(self.pid, report?);
-        Ok(Some(Streams { pid: self.pid, launch, input: None, output: output?, error: Some(error?) }))
+        Ok(Some(Streams {
+            pid: self.pid,
+            launch,
+            input: None,
+            output: output?,
+            error: Some(error?),
+        }))
     }
 }
 
@@ -127,12 +152,15 @@ impl Launcher {
 fn encode(program: &Program) -> Option<String> {
     let As::Known(user) = program.user else { return None };
     let limits = program.limits?;
-    let is_plain = program.terminal.is_none() && !program.has_input && program.namespaces == Namespaces::Inits;
+    let is_plain =
+        program.terminal.is_none() && !program.has_input && program.namespaces == Namespaces::Inits;
     if !is_plain || program.cgroup != CGROUP || program.argv.is_empty() {
         return None;
     }
-    let numbers = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
-    let ids: Vec<u64> = [user.uid, user.gid].iter().chain(&user.groups).map(|id| u64::from(*id)).collect();
+    let numbers =
+        |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+    let ids: Vec<u64> =
+        [user.uid, user.gid].iter().chain(&user.groups).map(|id| u64::from(*id)).collect();
     let mut words = vec![
         program.directory.to_owned(),
         numbers(&ids),
@@ -156,16 +184,23 @@ struct Order {
 
 fn decode(text: &str) -> Option<Order> {
     let mut words = text.split(END);
-    let numbers = |word: &str| word.split(' ').map(|number| number.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
+    let numbers = |word: &str| {
+        word.split(' ').map(|number| number.parse::<u64>().ok()).collect::<Option<Vec<_>>>()
+    };
     let directory = words.next()?.to_owned();
-    let ids = numbers(words.next()?)?.into_iter().map(|id| u32::try_from(id).ok()).collect::<Option<Vec<_>>>()?;
+    let ids = numbers(words.next()?)?
+        .into_iter()
+        .map(|id| u32::try_from(id).ok())
+        .collect::<Option<Vec<_>>>()?;
     let [uid, gid, groups @ ..] = ids.as_slice() else { return None };
     // Home and shell are in the environment and the arguments already.
-    let user = User { uid: *uid, gid: *gid, groups: groups.to_vec(), home: String::new(), shell: None };
+    let user =
+        User { uid: *uid, gid: *gid, groups: groups.to_vec(), home: String::new(), shell: None };
     let limits = Limits::from_numbers(numbers(words.next()?)?.try_into().ok()?);
     let count = words.next()?.parse().ok()?;
     let argv: Vec<_> = words.by_ref().take(count).map(str::to_owned).collect();
-    let pair = |word: &str| word.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let pair =
+        |word: &str| word.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
     let env = words.map(pair).collect::<Option<_>>()?;
     (argv.len() == count).then_some(Order { directory, user, limits, argv, env })
 }
@@ -244,8 +279,15 @@ mod tests {
 
     #[test]
     fn an_order_says_what_program_it_is() {
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let user = User { uid: 4_000_000_000, gid: 7, groups: vec![7, 8], home: "/root".to_owned(), shell: None };
+        let words =
+            |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let user = User {
+            uid: 4_000_000_000,
+            gid: 7,
+            groups: vec![7, 8],
+            home: "/root".to_owned(),
+            shell: None,
+        };
         let limits = Limits::from_numbers([1, u64::MAX, 3, 4]);
         let argv = words(&["/bin/sh", "-c", "", "echo \n two words; ü"]);
         let env = vec![("A".to_owned(), "b=c".to_owned()), ("EMPTY".to_owned(), String::new())];
@@ -264,14 +306,22 @@ mod tests {
         };
         let order = decode(&plain(&argv).unwrap()).unwrap();
         assert_eq!((order.directory.as_str(), &order.argv, &order.env), ("/a b", &argv, &env));
-        assert_eq!((order.user.uid, order.user.gid, order.user.groups), (user.uid, user.gid, user.groups.clone()));
+        assert_eq!(
+            (order.user.uid, order.user.gid, order.user.groups),
+            (user.uid, user.gid, user.groups.clone())
+        );
         assert_eq!(order.limits, limits);
 
         assert_eq!(plain(&words(&["with\0zero"])), None);
         assert_eq!(plain(&[]), None);
-        for damaged in
-            ["", "/", "/\0x", "/\x000\x001 2 3 4\x001\0a", "/\x000 0\x001 2 3\x001\0a", "/\x000 0\x001 2 3 4\x002\0a"]
-        {
+        for damaged in [
+            "",
+            "/",
+            "/\0x",
+            "/\x000\x001 2 3 4\x001\0a",
+            "/\x000 0\x001 2 3\x001\0a",
+            "/\x000 0\x001 2 3 4\x002\0a",
+        ] {
             assert!(decode(damaged).is_none(), "{damaged:?}");
         }
     }

@@ -1,4 +1,5 @@
-//! Limits of a machine's processes. Init has its own: what a machine may be bounded to would not do for it.
+//! Limits of a machine's processes. Init has its own: what a machine may be bounded to would not do
+//! for it.
 
 use std::fs;
 
@@ -21,16 +22,19 @@ impl Limits {
     /// Those of a machine; the kernel allows them from here on.
     pub fn of(spec: &MachineSpec) -> Result<Self, String> {
         let (files, processes) = (spec.open_files, spec.user_processes);
-        let text = fs::read_to_string(MOST_OPEN_FILES).map_err(|e| format!("can't read {MOST_OPEN_FILES}: {e}"))?;
+        let text = fs::read_to_string(MOST_OPEN_FILES)
+            .map_err(|e| format!("can't read {MOST_OPEN_FILES}: {e}"))?;
         let most = text.trim().parse().unwrap_or(OPEN_FILES);
-        // Databases want many, and raise their soft limit themselves; a soft limit that high has others loop over all of
-        // them.
+        // Databases want many, and raise their soft limit themselves; a soft limit that high has
+        // others loop over all of them.
         let hard = files.hard.unwrap_or(most.max(files.soft.unwrap_or(0)));
         if hard > most {
-            fs::write(MOST_OPEN_FILES, hard.to_string()).map_err(|e| format!("can't allow {hard} open files: {e}"))?;
+            fs::write(MOST_OPEN_FILES, hard.to_string())
+                .map_err(|e| format!("can't allow {hard} open files: {e}"))?;
         }
         let files = (files.soft.unwrap_or(OPEN_FILES).min(hard), hard);
-        // The kernel's own limit is a part of the memory. There is nobody else in this VM to be kept from it.
+        // The kernel's own limit is a part of the memory. There is nobody else in this VM to be
+        // kept from it.
         let hard = processes.hard.unwrap_or(RLIM_INFINITY);
         let processes = (processes.soft.unwrap_or(hard).min(hard), hard);
         // Each program and session takes some of init's.

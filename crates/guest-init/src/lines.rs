@@ -1,4 +1,5 @@
-//! Cuts what a program writes into records: at line ends where there are any, and never within a character.
+//! Cuts what a program writes into records: at line ends where there are any, and never within a
+//! character.
 
 use caddis_guest_protocol::text;
 
@@ -29,7 +30,10 @@ impl Lines {
             let window = &self.rest[..LARGEST];
             let line_end = window.iter().rposition(|byte| *byte == b'\n').map(|end| end + 1);
             let cut = line_end.unwrap_or_else(|| text::whole(window));
-            records.push(Record { text: self.rest.drain(..cut).collect(), partial: line_end.is_none() });
+            records.push(Record {
+                text: self.rest.drain(..cut).collect(),
+                partial: line_end.is_none(),
+            });
         }
         if let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') {
             records.push(Record { text: self.rest.drain(..=end).collect(), partial: false });
@@ -42,7 +46,8 @@ impl Lines {
         !self.rest.is_empty()
     }
 
-    /// The part of a line that nothing has completed in time, without a character that is not whole yet.
+    /// The part of a line that nothing has completed in time, without a character that is not whole
+    /// yet.
     pub fn take_whole(&mut self) -> Option<Record> {
         let text: Vec<u8> = self.rest.drain(..text::whole(&self.rest)).collect();
         Some(Record { text, partial: false }).filter(|record| !record.text.is_empty())
@@ -72,7 +77,10 @@ mod tests {
         assert!(!lines.has_rest() && lines.take_rest().is_none());
         let long = vec![b'x'; 2 * LARGEST + 5];
         let records = lines.push(&long);
-        assert!(records.iter().all(|record| record.text.len() == LARGEST && record.partial) && records.len() == 2);
+        assert!(
+            records.iter().all(|record| record.text.len() == LARGEST && record.partial)
+                && records.len() == 2
+        );
         assert_eq!(lines.take_rest().unwrap().text.len(), 5);
     }
 
@@ -97,7 +105,11 @@ mod tests {
         assert_eq!(lines.take_whole(), Some(record(b"Gr")));
         assert_eq!(lines.take_whole(), None);
         assert_eq!(lines.push(b"\xbc\xff"), []);
-        assert_eq!(lines.take_whole(), Some(record(b"\xc3\xbc\xff")), "what is no character waits for nothing");
+        assert_eq!(
+            lines.take_whole(),
+            Some(record(b"\xc3\xbc\xff")),
+            "what is no character waits for nothing"
+        );
         assert_eq!(lines.push(b"\xe6"), []);
         assert_eq!((lines.take_whole(), lines.take_rest()), (None, Some(record(b"\xe6"))));
     }

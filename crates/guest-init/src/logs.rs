@@ -1,9 +1,12 @@
-//! Log records that no host has acknowledged. Bounded: the oldest go first, and how many went is told.
+//! Log records that no host has acknowledged. Bounded: the oldest go first, and how many went is
+//! told.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use caddis_guest_protocol::{GuestMessage, LOG_BACKLOG_BYTES, LOG_WINDOW_BYTES, message::LogSource};
+use caddis_guest_protocol::{
+    GuestMessage, LOG_BACKLOG_BYTES, LOG_WINDOW_BYTES, message::LogSource,
+};
 
 use crate::{clock, lines};
 
@@ -51,12 +54,20 @@ impl Backlog {
 
     fn push_at(&mut self, source: LogSource, record: lines::Record, time_ns: u64) {
         let lines::Record { text, partial } = record;
-        let record = Record { sequence: self.next, source, time_ns, dropped_before: 0, partial, text: text.into() };
+        let record = Record {
+            sequence: self.next,
+            source,
+            time_ns,
+            dropped_before: 0,
+            partial,
+            text: text.into(),
+        };
         self.next += 1;
         self.bytes += record.size();
         self.records.push_back(record);
         while self.bytes > LOG_BACKLOG_BYTES {
-            // What was sent may arrive yet: it is kept for as long as its window, which is a part of the backlog.
+            // What was sent may arrive yet: it is kept for as long as its window, which is a part
+            // of the backlog.
             let at = self.records.partition_point(|record| record.sequence <= self.sent);
             let Some(dropped) = self.records.remove(at) else { break };
             self.bytes -= dropped.size();

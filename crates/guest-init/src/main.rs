@@ -1,16 +1,16 @@
-//! PID 1 of a VM. Comes up from the initrd with nothing but the kernel, waits for the host to say which machine this
-//! is, turns the VM into it, runs its program, and reports its end.
+//! PID 1 of a VM. Comes up from the initrd with nothing but the kernel, waits for the host to say
+//! which machine this is, turns the VM into it, runs its program, and reports its end.
 //!
 //! ```text
 //! kernel ▸ /dev, /proc, /sys ▸ modules, devices ▸ port, launcher ▸ [Configure] ▸ entropy, clock, network, root ▸ program
 //!                                                                                                            │
 //!   power off ◀ [AcknowledgeExit] ◀ exit report ◀ last log lines ◀──────────────── end of the program ◀──────┘
 //! ```
-//! While init waits for `Configure` the VM may be saved, and later restored as many machines: until then it reads no boot
-//! id and opens no disk, and what was drawn of random bytes is nobody's.
+//! While init waits for `Configure` the VM may be saved, and later restored as many machines: until
+//! then it reads no boot id and opens no disk, and what was drawn of random bytes is nobody's.
 //!
-//! One thread, one epoll loop ([`guest`]): everything that happens is an event, nothing is polled, and no write to the
-//! host ever blocks.
+//! One thread, one epoll loop ([`guest`]): everything that happens is an event, nothing is polled,
+//! and no write to the host ever blocks.
 
 #![cfg_attr(not(test), no_main)]
 #![expect(unsafe_code, reason = "what the C library calls")]
@@ -48,8 +48,9 @@ mod timing;
 mod uevents;
 mod users;
 
-/// Called by the C library instead of by Rust's runtime, which reads `/proc/self/maps` first and sets up what a program
-/// wants that may run out of stack: under an emulator that is a good part of what it takes to start one.
+/// Called by the C library instead of by Rust's runtime, which reads `/proc/self/maps` first and
+/// sets up what a program wants that may run out of stack: under an emulator that is a good part of
+/// what it takes to start one.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn main() -> libc::c_int {
     // As the runtime has it: who has gone is told by an error.

@@ -1,5 +1,5 @@
-//! What the machine's programs may have of the VM's memory, and what they need not have right now. The kernel's own
-//! bookkeeping does both: the memory controller of the programs' cgroup.
+//! What the machine's programs may have of the VM's memory, and what they need not have right now.
+//! The kernel's own bookkeeping does both: the memory controller of the programs' cgroup.
 
 use std::{fs, path::PathBuf};
 
@@ -11,7 +11,8 @@ use crate::program::CGROUP;
 const LEAST_MIB: u64 = 16;
 const MIB: u64 = 1 << 20;
 
-/// Sets a limit (MiB) where one is given, takes back so much (MiB) where that is asked for, and says what is the case.
+/// Sets a limit (MiB) where one is given, takes back so much (MiB) where that is asked for, and
+/// says what is the case.
 pub fn manage(limit: Option<u64>, reclaim: Option<u64>) -> Result<MemoryInfo, String> {
     if let Some(limit) = limit {
         set_limit(limit)?;
@@ -64,14 +65,17 @@ fn write(name: &str, value: &str) -> Result<(), String> {
 
 /// `None` where there is no limit.
 fn number(name: &str) -> Result<Option<u64>, String> {
-    let text = fs::read_to_string(path(name)).map_err(|e| format!("can't read {name} of the programs: {e}"))?;
+    let text = fs::read_to_string(path(name))
+        .map_err(|e| format!("can't read {name} of the programs: {e}"))?;
     Ok(text.trim().parse().ok())
 }
 
 /// What could be had without swapping, bytes.
 fn available() -> Result<u64, String> {
-    let text = fs::read_to_string("/proc/meminfo").map_err(|e| format!("can't read /proc/meminfo: {e}"))?;
+    let text = fs::read_to_string("/proc/meminfo")
+        .map_err(|e| format!("can't read /proc/meminfo: {e}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| "/proc/meminfo does not say what is available".to_owned())
+    kib.map(|kib| kib * 1024)
+        .ok_or_else(|| "/proc/meminfo does not say what is available".to_owned())
 }

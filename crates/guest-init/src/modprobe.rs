@@ -1,12 +1,14 @@
-//! Init as the program that the kernel calls when it wants a module (`kernel.modprobe`). The modules are on a disk of
-//! their own that no driver has until then: a VM that asks for none pays nothing for it.
+//! Init as the program that the kernel calls when it wants a module (`kernel.modprobe`). The
+//! modules are on a disk of their own that no driver has until then: a VM that asks for none pays
+//! nothing for it.
 //!
 //! ```text
 //! kernel: request_module("fs-overlay") ▸ modprobe -q -- fs-overlay ▸ the first time: disk to its driver, mount
 //!         ▸ which modules, and what before them ▸ finit_module for each
 //! ```
-//! It is an ordinary process, so that a slow disk holds up nobody but who asked. Images' own `modprobe` finds the same
-//! modules below `/lib/modules`, where they are mounted, too, from then on.
+//! It is an ordinary process, so that a slow disk holds up nobody but who asked. Images' own
+//! `modprobe` finds the same modules below `/lib/modules`, where they are mounted, too, from then
+//! on.
 
 use std::{
     collections::HashSet,
@@ -32,7 +34,8 @@ use index::Index;
 
 /// Its name, by which init knows that it was called as this.
 pub const NAME: &str = "modprobe";
-/// Where what is ours lies: on the kernel's own file system for devices, since root file systems are the machines'.
+/// Where what is ours lies: on the kernel's own file system for devices, since root file systems
+/// are the machines'.
 const PROGRAM: &str = "/dev/.caddis/modprobe";
 /// Where the modules are mounted.
 const MODULES: &str = "/dev/.caddis/modules";
@@ -45,7 +48,8 @@ const NODES: &str = "/modules/nodes";
 /// Nodes whose drivers are built into the kernel are made by it, for root alone.
 const FOR_ALL: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
 
-/// Has the kernel ask us for modules, where there are some, and makes the device nodes that have it ask.
+/// Has the kernel ask us for modules, where there are some, and makes the device nodes that have it
+/// ask.
 pub fn offer() -> Result<(), String> {
     for node in FOR_ALL {
         // Most often it is not there yet.
@@ -76,9 +80,13 @@ fn make_nodes() -> Result<(), String> {
     let list = fs::read_to_string(NODES).unwrap_or_default();
     for line in list.lines() {
         let words: Vec<_> = line.split(' ').collect();
-        let [path, major, minor, mode] = words[..] else { return Err(format!("{NODES} is damaged: {line}")) };
-        let damaged = |error: &dyn std::fmt::Display| format!("{NODES} is damaged: {line}: {error}");
-        let (major, minor) = (major.parse().map_err(|e| damaged(&e))?, minor.parse().map_err(|e| damaged(&e))?);
+        let [path, major, minor, mode] = words[..] else {
+            return Err(format!("{NODES} is damaged: {line}"));
+        };
+        let damaged =
+            |error: &dyn std::fmt::Display| format!("{NODES} is damaged: {line}: {error}");
+        let (major, minor) =
+            (major.parse().map_err(|e| damaged(&e))?, minor.parse().map_err(|e| damaged(&e))?);
         let mode = u32::from_str_radix(mode, 8).map_err(|e| damaged(&e))?;
         let path = Path::new("/dev").join(path);
         // Where it can't be made, making the node says so.
@@ -96,17 +104,21 @@ fn make_nodes() -> Result<(), String> {
     Ok(())
 }
 
-/// Runs it: `modprobe [-q] [-a] [--] NAME… [PARAMETER=VALUE…]`, or `modprobe --mount`, which only makes modules
-/// reachable.
+/// Runs it: `modprobe [-q] [-a] [--] NAME… [PARAMETER=VALUE…]`, or `modprobe --mount`, which only
+/// makes modules reachable.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
     let words: Vec<_> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
-    let (flags, words): (Vec<_>, Vec<_>) = words.into_iter().partition(|word| word.starts_with('-'));
+    let (flags, words): (Vec<_>, Vec<_>) =
+        words.into_iter().partition(|word| word.starts_with('-'));
     let quiet = flags.iter().any(|flag| flag == "-q" || flag == "--quiet");
     if let Some(flag) = flags.iter().find(|flag| !KNOWN_FLAGS.contains(&flag.as_str())) {
-        eprintln!("modprobe: there is no {flag} here; install kmod in the image for a complete modprobe");
+        eprintln!(
+            "modprobe: there is no {flag} here; install kmod in the image for a complete modprobe"
+        );
         return 1;
     }
-    let (parameters, names): (Vec<_>, Vec<_>) = words.into_iter().partition(|word| word.contains('='));
+    let (parameters, names): (Vec<_>, Vec<_>) =
+        words.into_iter().partition(|word| word.contains('='));
     let index = match reach() {
         Ok(_) if flags.iter().any(|flag| flag == MOUNT_FLAG) => return 0,
         Ok(()) => Index::read(Path::new(MODULES)),
@@ -120,7 +132,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
             match failure {
                 // The kernel asks for much that does not exist.
                 Failure::Unknown if quiet => {}
-                Failure::Unknown => eprintln!("modprobe: there is no module {name} for this kernel"),
+                Failure::Unknown => {
+                    eprintln!("modprobe: there is no module {name} for this kernel")
+                }
                 Failure::Broken(reason) => {
                     say(&format!("can't load the module {name}: {reason}"));
                     eprintln!("modprobe: can't load the module {name}: {reason}");
@@ -136,19 +150,25 @@ const MOUNT_TIMEOUT_S: u32 = 10;
 
 /// Has modules be reached and nothing else.
 pub const MOUNT_FLAG: &str = "--mount";
-const KNOWN_FLAGS: [&str; 9] = ["-q", "--quiet", "-a", "--all", "-v", "--verbose", "--", "-b", MOUNT_FLAG];
+const KNOWN_FLAGS: [&str; 9] =
+    ["-q", "--quiet", "-a", "--all", "-v", "--verbose", "--", "-b", MOUNT_FLAG];
 
-/// Whether the image has kmod's `modprobe`, which finds modules below `/lib/modules` only, and without the kernel's asking.
+/// Whether the image has kmod's `modprobe`, which finds modules below `/lib/modules` only, and
+/// without the kernel's asking.
 pub fn is_in_image() -> bool {
     // As all distributions have it: a link.
-    let is_kmod = |path: &str| fs::read_link(path).is_ok_and(|path| path.file_name() == Some(OsStr::new("kmod")));
+    let is_kmod = |path: &str| {
+        fs::read_link(path).is_ok_and(|path| path.file_name() == Some(OsStr::new("kmod")))
+    };
     USUAL_PROGRAMS[..2].iter().any(|path| is_kmod(path))
 }
 
 /// Where images have a `modprobe` of their own.
-const USUAL_PROGRAMS: [&str; 4] = ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe"];
+const USUAL_PROGRAMS: [&str; 4] =
+    ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe"];
 
-/// Has modules be reached before anything asks for one, and waits for that. Where there are none it does nothing.
+/// Has modules be reached before anything asks for one, and waits for that. Where there are none it
+/// does nothing.
 pub fn mount_modules() {
     if Path::new(PROGRAM).exists() {
         // It has told the kernel's log what went wrong, and what needs modules goes on without.
@@ -162,34 +182,38 @@ enum Failure {
     Broken(String),
 }
 
-/// Mounts the disk with the modules unless that was done, and has an image's own `modprobe` find them below
-/// `/lib/modules`, where the image has none of this kernel. Where nobody looks, nothing is mounted: systemd has a unit that
-/// fails when there are modules and no kmod.
+/// Mounts the disk with the modules unless that was done, and has an image's own `modprobe` find
+/// them below `/lib/modules`, where the image has none of this kernel. Where nobody looks, nothing
+/// is mounted: systemd has a unit that fails when there are modules and no kmod.
 fn reach() -> Result<(), String> {
     let usual = PathBuf::from("/lib/modules").join(release()?);
     let is_there = |path: &Path| path.join("modules.dep").exists();
-    let is_found = || is_there(&usual) || !USUAL_PROGRAMS.iter().any(|path| Path::new(path).exists());
+    let is_found =
+        || is_there(&usual) || !USUAL_PROGRAMS.iter().any(|path| Path::new(path).exists());
     if is_there(Path::new(MODULES)) && is_found() {
         return Ok(());
     }
-    // Several may be asked for at once. Should the kernel ask for one while another makes them reachable, and that wait
-    // for it, both would wait for ever: one that waits for long gives up.
+    // Several may be asked for at once. Should the kernel ask for one while another makes them
+    // reachable, and that wait for it, both would wait for ever: one that waits for long gives up.
     nix::unistd::alarm::set(MOUNT_TIMEOUT_S);
     // A file that no other user can open, and so lock.
     let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(LOCK);
     let lock = lock.map_err(|error| format!("can't open {LOCK}: {error}"))?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| format!("can't lock: {error}"))?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| format!("can't lock: {error}"))?;
     nix::unistd::alarm::cancel();
     let none = None::<&str>;
     if !is_there(Path::new(MODULES)) {
         let disk = devices::bind_modules_disk()?;
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some(&disk), MODULES, Some("ext4"), flags, none)
-            .map_err(|error| format!("can't mount the kernel's modules, the host's log says why: {error}"))?;
+        mount(Some(&disk), MODULES, Some("ext4"), flags, none).map_err(|error| {
+            format!("can't mount the kernel's modules, the host's log says why: {error}")
+        })?;
     }
     if !is_found() {
         let bound = fs::create_dir_all(&usual).map_err(|error| error.to_string()).and_then(|()| {
-            mount(Some(MODULES), &usual, none, MsFlags::MS_BIND, none).map_err(|error| error.to_string())
+            mount(Some(MODULES), &usual, none, MsFlags::MS_BIND, none)
+                .map_err(|error| error.to_string())
         });
         if let Err(error) = bound {
             say(&format!("can't mount modules on {}: {error}", usual.display()));
@@ -199,7 +223,8 @@ fn reach() -> Result<(), String> {
 }
 
 fn release() -> Result<String, String> {
-    let text = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(|e| format!("can't read the release: {e}"))?;
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(|e| format!("can't read the release: {e}"))?;
     Ok(text.trim().to_owned())
 }
 
@@ -210,10 +235,18 @@ fn load(index: &Index, name: &str, parameters: &str) -> Result<(), Failure> {
         return if index.is_built_in(name) { Ok(()) } else { Err(Failure::Unknown) };
     }
     let mut seen = HashSet::new();
-    modules.iter().try_for_each(|module| with_needs(index, module, parameters, &mut seen)).map_err(Failure::Broken)
+    modules
+        .iter()
+        .try_for_each(|module| with_needs(index, module, parameters, &mut seen))
+        .map_err(Failure::Broken)
 }
 
-fn with_needs(index: &Index, module: &str, parameters: &str, seen: &mut HashSet<String>) -> Result<(), String> {
+fn with_needs(
+    index: &Index,
+    module: &str,
+    parameters: &str,
+    seen: &mut HashSet<String>,
+) -> Result<(), String> {
     if !seen.insert(module.to_owned()) || is_live(module) {
         return Ok(());
     }
@@ -238,12 +271,15 @@ fn with_needs(index: &Index, module: &str, parameters: &str, seen: &mut HashSet<
 }
 
 fn is_live(module: &str) -> bool {
-    fs::read_to_string(format!("/sys/module/{module}/initstate")).is_ok_and(|state| state.trim() == "live")
+    fs::read_to_string(format!("/sys/module/{module}/initstate"))
+        .is_ok_and(|state| state.trim() == "live")
 }
 
 fn insert(module: &str, path: &Path, parameters: &str) -> Result<(), String> {
-    let file = File::open(path).map_err(|error| format!("can't open {}: {error}", path.display()))?;
-    let parameters = CString::new(parameters.trim()).map_err(|_| "a parameter has a zero byte".to_owned())?;
+    let file =
+        File::open(path).map_err(|error| format!("can't open {}: {error}", path.display()))?;
+    let parameters =
+        CString::new(parameters.trim()).map_err(|_| "a parameter has a zero byte".to_owned())?;
     match finit_module(&file, &parameters, ModuleInitFlags::empty()) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(error) => Err(format!("{module}: {error}")),

@@ -1,7 +1,8 @@
-//! Programs that insist on being process 1: they get PID, mount, UTS, IPC and cgroup namespaces of their own, as
-//! containers have them. What is run beside such a program enters them.
+//! Programs that insist on being process 1: they get PID, mount, UTS, IPC and cgroup namespaces of
+//! their own, as containers have them. What is run beside such a program enters them.
 //!
-//! All other programs are children of init, since process 1 of a namespace ignores signals that it has no handler for.
+//! All other programs are children of init, since process 1 of a namespace ignores signals that it
+//! has no handler for.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,7 +20,8 @@ use nix::{
 /// (<https://systemd.io/CONTAINER_INTERFACE>).
 pub const CONTAINER: (&str, &str) = ("container", "caddis");
 
-/// Namespaces beside that of process ids, which is another's business: a process does not change its own.
+/// Namespaces beside that of process ids, which is another's business: a process does not change
+/// its own.
 const OTHERS: [(&str, CloneFlags); 4] = [
     ("cgroup", CloneFlags::CLONE_NEWCGROUP),
     ("uts", CloneFlags::CLONE_NEWUTS),
@@ -73,27 +75,36 @@ impl Kind {
     }
 }
 
-/// What a program is that has to be process 1; `None` when it is none of those. `path` is what is run for `argv`.
+/// What a program is that has to be process 1; `None` when it is none of those. `path` is what is
+/// run for `argv`.
 pub fn kind(path: &Path, argv: &[String]) -> Option<Kind> {
-    // By the kernel's word for what is open: quicker than looking at each part of the path, and whatever is there is not
-    // waited for.
+    // By the kernel's word for what is open: quicker than looking at each part of the path, and
+    // whatever is there is not waited for.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).ok()?;
     let real = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).ok()?;
-    let name_of = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name_of = |path: &Path| {
+        path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    };
     let called = argv.first().map(|word| name_of(Path::new(word))).unwrap_or_default();
     match name_of(&real).as_str() {
         "systemd" => Some(Kind::Systemd),
         "runit-init" => Some(Kind::Runit),
         "busybox" => {
-            let applet =
-                if called == "busybox" { argv.get(1).map(String::as_str).unwrap_or_default() } else { &called };
+            let applet = if called == "busybox" {
+                argv.get(1).map(String::as_str).unwrap_or_default()
+            } else {
+                &called
+            };
             ["init", "linuxrc"].contains(&applet).then_some(Kind::Busybox)
         }
         "runit" | "openrc-init" | "s6-linux-init" | "finit" => Some(Kind::Other),
-        // s6-overlay's is a script at this very place; others' scripts of that name want nothing special.
+        // s6-overlay's is a script at this very place; others' scripts of that name want nothing
+        // special.
         "init" if real == Path::new("/init") => is_of_s6(&real).then_some(Kind::Other),
         // That of System V, of upstart.
-        "init" if real.parent().is_some_and(|parent| name_of(parent) == "sbin") => Some(Kind::Other),
+        "init" if real.parent().is_some_and(|parent| name_of(parent) == "sbin") => {
+            Some(Kind::Other)
+        }
         _ => None,
     }
 }
@@ -106,7 +117,10 @@ fn is_of_s6(path: &Path) -> bool {
     }
     let mut begin = Vec::new();
     let read = File::open(path).and_then(|file| file.take(16 * 1024).read_to_end(&mut begin));
-    read.is_ok() && [b"s6-".as_slice(), b"/s6/"].iter().any(|word| begin.windows(word.len()).any(|part| part == *word))
+    read.is_ok()
+        && [b"s6-".as_slice(), b"/s6/"]
+            .iter()
+            .any(|word| begin.windows(word.len()).any(|part| part == *word))
 }
 
 /// The next child is born into another PID namespace, until this is dropped.
@@ -144,13 +158,15 @@ pub fn choose(namespaces: Namespaces) -> Result<Birthplace, String> {
 /// What is told when the program is gone whose namespaces are to be entered.
 const ENDED: &str = "the machine's program has ended";
 
-/// What is mounted below `/` from now on is seen by programs in mount namespaces of their own, too: kernel modules.
+/// What is mounted below `/` from now on is seen by programs in mount namespaces of their own, too:
+/// kernel modules.
 pub fn share_mounts() -> Result<(), String> {
     let (none, flags) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED);
     mount(none, "/", none, flags, none).map_err(|error| format!("can't share mounts: {error}"))
 }
 
-/// In the child: the namespaces beside that of process ids are its own from here on, and show it what is its own.
+/// In the child: the namespaces beside that of process ids are its own from here on, and show it
+/// what is its own.
 pub fn isolate(has_terminal: bool) -> io::Result<()> {
     // By its name, since a mount of init's namespace can't be bound in another.
     let terminal = if has_terminal { Some(fs::read_link("/proc/self/fd/0")?) } else { None };
@@ -182,7 +198,8 @@ impl Visit {
     pub fn of(namespaces: Namespaces) -> Result<Self, String> {
         let Namespaces::Of(pid) = namespaces else { return Ok(Self(Vec::new())) };
         let open = |(name, flag): &(&str, CloneFlags)| {
-            let file = File::open(format!("/proc/{pid}/ns/{name}")).map_err(|_| ENDED.to_owned())?;
+            let file =
+                File::open(format!("/proc/{pid}/ns/{name}")).map_err(|_| ENDED.to_owned())?;
             Ok((file, *flag))
         };
         OTHERS.iter().map(open).collect::<Result<_, String>>().map(Self)
@@ -207,9 +224,14 @@ mod tests {
         for directory in ["sbin", "lib/systemd", "lib/runit", "bin"] {
             fs::create_dir_all(at(directory)).unwrap();
         }
-        for file in
-            ["lib/systemd/systemd", "lib/runit/runit-init", "bin/busybox", "bin/app", "bin/init", "sbin/openrc-init"]
-        {
+        for file in [
+            "lib/systemd/systemd",
+            "lib/runit/runit-init",
+            "bin/busybox",
+            "bin/app",
+            "bin/init",
+            "sbin/openrc-init",
+        ] {
             fs::write(at(file), "").unwrap();
         }
         fs::create_dir_all(at("sysv/sbin")).unwrap();
@@ -224,7 +246,8 @@ mod tests {
         }
         let of = |path: &str, words: &[&str]| {
             let words = words.iter().map(|word| (*word).to_owned());
-            let argv: Vec<_> = std::iter::once(at(path).display().to_string()).chain(words).collect();
+            let argv: Vec<_> =
+                std::iter::once(at(path).display().to_string()).chain(words).collect();
             kind(&at(path), &argv)
         };
         assert_eq!(of("sbin/init", &[]), Some(Kind::Systemd));
@@ -234,9 +257,12 @@ mod tests {
         assert_eq!(of("sysv/sbin/init", &[]), Some(Kind::Other));
         assert_eq!(of("bin/linuxrc", &[]), Some(Kind::Busybox));
         assert_eq!(of("bin/busybox", &["init"]), Some(Kind::Busybox));
-        for (path, words) in
-            [("bin/busybox", vec!["sh"]), ("bin/sh", vec!["init"]), ("bin/app", vec![]), ("bin/init", vec![])]
-        {
+        for (path, words) in [
+            ("bin/busybox", vec!["sh"]),
+            ("bin/sh", vec!["init"]),
+            ("bin/app", vec![]),
+            ("bin/init", vec![]),
+        ] {
             assert_eq!(of(path, &words), None, "{path}");
         }
         assert_eq!(of("no/such", &[]), None);

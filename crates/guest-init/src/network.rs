@@ -11,7 +11,10 @@ use caddis_guest_protocol::spec::NetworkSpec;
 use nix::{
     errno::Errno,
     net::if_::if_nametoindex,
-    sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+        socket,
+    },
 };
 
 const REQUEST: u16 = 1;
@@ -19,13 +22,18 @@ const ACKNOWLEDGE: u16 = 4;
 const REPLACE: u16 = 0x100;
 const CREATE: u16 = 0x400;
 
-/// Sets what holds for every interface: those that come from here on, and those of drivers that are part of the kernel.
+/// Sets what holds for every interface: those that come from here on, and those of drivers that are
+/// part of the kernel.
 pub fn set_defaults() {
-    // As docker has it: programs that are not root serve low ports, and ping. There is nobody else in this VM.
-    for (setting, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
+    // As docker has it: programs that are not root serve low ports, and ping. There is nobody else
+    // in this VM.
+    for (setting, value) in
+        [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")]
+    {
         let _ = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value);
     }
-    // Addresses are ours by agreement: no need to ask around for others that have them, or to be told any.
+    // Addresses are ours by agreement: no need to ask around for others that have them, or to be
+    // told any.
     for interface in fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten() {
         for setting in ["accept_ra", "accept_dad", "autoconf", "router_solicitations"] {
             let _ = fs::write(interface.path().join(setting), "0");
@@ -40,8 +48,8 @@ pub fn prepare() -> Result<(), String> {
     interface().map_or(Ok(()), |index| netlink.up(index, None))
 }
 
-/// Gives the machine's interface, if there is one, its addresses and routes; or only the route that stays, where there is no
-/// MAC address yet.
+/// Gives the machine's interface, if there is one, its addresses and routes; or only the route that
+/// stays, where there is no MAC address yet.
 pub fn configure(spec: &NetworkSpec) -> Result<(), String> {
     static GATEWAY: OnceLock<Ipv6Addr> = OnceLock::new();
     let Some(index) = interface() else { return Ok(()) };
@@ -70,7 +78,8 @@ pub fn withdraw(spec: &NetworkSpec) -> Result<(), String> {
     netlink.remove_address(index, spec.ipv4.into(), 32)
 }
 
-/// The only interface with a device behind it, looked for once. Some kernels make others, without one, when they boot.
+/// The only interface with a device behind it, looked for once. Some kernels make others, without
+/// one, when they boot.
 fn interface() -> Option<u32> {
     static FOUND: OnceLock<Option<u32>> = OnceLock::new();
     let find = || {
@@ -89,7 +98,12 @@ struct Netlink {
 impl Netlink {
     fn open() -> Result<Self, String> {
         let failed = |error: Errno| format!("can't open a netlink socket: {error}");
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute);
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        );
         let socket = socket.map_err(failed)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
         Ok(Self { socket, sequence: 0 })
@@ -103,13 +117,18 @@ impl Netlink {
         body.extend(up.to_ne_bytes());
         body.extend(up.to_ne_bytes());
         if let Some(spec) = spec {
-            let mac = spec.mac.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect::<Vec<_>>();
+            let mac = spec
+                .mac
+                .split(':')
+                .filter_map(|part| u8::from_str_radix(part, 16).ok())
+                .collect::<Vec<_>>();
             if mac.len() == 6 {
                 attribute(&mut body, libc::IFLA_ADDRESS, &mac);
             }
             attribute(&mut body, libc::IFLA_MTU, &spec.mtu.to_ne_bytes());
         }
-        self.ask(libc::RTM_NEWLINK, 0, &body).map_err(|e| format!("can't bring up interface {index}: {e}"))
+        self.ask(libc::RTM_NEWLINK, 0, &body)
+            .map_err(|e| format!("can't bring up interface {index}: {e}"))
     }
 
     /// `ip address add`, without asking whether another has it.
@@ -125,13 +144,30 @@ impl Netlink {
     }
 
     /// `ip route add`: to one address on the link, or by default through a gateway.
-    fn route(&mut self, index: u32, target: Option<IpAddr>, gateway: Option<IpAddr>) -> Result<(), String> {
+    fn route(
+        &mut self,
+        index: u32,
+        target: Option<IpAddr>,
+        gateway: Option<IpAddr>,
+    ) -> Result<(), String> {
         let Some(known) = target.or(gateway) else { return Ok(()) };
         let length = target.map_or(0, |target| octets(target).len() as u8 * 8);
         let scope = if gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
         let table = libc::RT_TABLE_MAIN;
-        let mut body =
-            vec![family(known), length, 0, 0, table, libc::RTPROT_BOOT, scope, libc::RTN_UNICAST, 0, 0, 0, 0];
+        let mut body = vec![
+            family(known),
+            length,
+            0,
+            0,
+            table,
+            libc::RTPROT_BOOT,
+            scope,
+            libc::RTN_UNICAST,
+            0,
+            0,
+            0,
+            0,
+        ];
         if let Some(target) = target {
             attribute(&mut body, libc::RTA_DST, &octets(target));
         }

@@ -1,5 +1,6 @@
-//! Processes that the kernel has killed for want of memory: it says which in its log, before they end. A count, as
-//! cgroups keep it, does not tell whether it was the machine's program or a child of it long ago.
+//! Processes that the kernel has killed for want of memory: it says which in its log, before they
+//! end. A count, as cgroups keep it, does not tell whether it was the machine's program or a child
+//! of it long ago.
 
 use std::{
     collections::VecDeque,
@@ -38,7 +39,11 @@ impl Victims {
     /// Those from here on.
     pub fn begin() -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("can't read the kernel's log: {error}");
-        let mut log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(LOG).map_err(failed)?;
+        let mut log = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(LOG)
+            .map_err(failed)?;
         log.seek(SeekFrom::End(0)).map_err(failed)?;
         Ok(Self { log: Some(log), seen: VecDeque::new() })
     }
@@ -80,7 +85,8 @@ impl Victims {
     }
 }
 
-/// Of a record, `PRIORITY,NUMBER,TIME,FLAGS;TEXT`. What programs write there has another facility than the kernel's 0.
+/// Of a record, `PRIORITY,NUMBER,TIME,FLAGS;TEXT`. What programs write there has another facility
+/// than the kernel's 0.
 fn parse(record: &str) -> Option<Victim> {
     let (head, text) = record.split_once(';')?;
     let priority: u32 = head.split(',').next()?.parse().ok()?;

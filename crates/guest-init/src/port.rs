@@ -30,7 +30,8 @@ pub struct Port {
 }
 
 impl Port {
-    /// Finds the port by its name, which the kernel learns from the host some time after it has found the device.
+    /// Finds the port by its name, which the kernel learns from the host some time after it has
+    /// found the device.
     pub fn open() -> Result<Self, String> {
         let changes = Uevents::open()?;
         loop {
@@ -43,7 +44,8 @@ impl Port {
     }
 
     fn find() -> Result<Self, String> {
-        let ports = fs::read_dir("/sys/class/virtio-ports").map_err(|e| format!("no virtio-serial port: {e}"))?;
+        let ports = fs::read_dir("/sys/class/virtio-ports")
+            .map_err(|e| format!("no virtio-serial port: {e}"))?;
         for entry in ports.flatten() {
             let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
             if name.trim() != PORT_NAME {
@@ -51,7 +53,11 @@ impl Port {
             }
             let path = std::path::Path::new("/dev").join(entry.file_name());
             let mut options = OpenOptions::new();
-            let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(&path);
+            let file = options
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(&path);
             let file = file.map_err(|e| format!("can't open {}: {e}", path.display()))?;
             let decoder = Decoder::new(MAX_HOST_CONTROL);
             return Ok(Self { file, decoder, epoch: None, outgoing: VecDeque::new(), queued: 0 });

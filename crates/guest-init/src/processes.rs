@@ -22,7 +22,8 @@ const UDP_UNCONNECTED: &str = "07";
 pub fn list(namespaces: Namespaces) -> Vec<ProcessInfo> {
     let sockets = listening();
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let uptime: f64 = uptime.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0.0);
+    let uptime: f64 =
+        uptime.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0.0);
     let uptime_ms = (uptime * 1000.0) as u64;
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -32,7 +33,8 @@ pub fn list(namespaces: Namespaces) -> Vec<ProcessInfo> {
         }
         process
     };
-    let mut processes: Vec<_> = pids.filter_map(|pid| process(pid, uptime_ms, &sockets)).map(shown).collect();
+    let mut processes: Vec<_> =
+        pids.filter_map(|pid| process(pid, uptime_ms, &sockets)).map(shown).collect();
     processes.sort_by_key(|process| process.pid);
     processes
 }
@@ -54,7 +56,9 @@ fn process(pid: i32, uptime_ms: u64, sockets: &HashMap<u64, ListenSocket>) -> Op
     let ms = |ticks: u64| ticks * 1000 / TICKS;
     let command = fs::read(directory.join("cmdline")).unwrap_or_default();
     let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
-    let working = fs::read_link(directory.join("cwd")).map(|path| path.display().to_string()).unwrap_or_default();
+    let working = fs::read_link(directory.join("cwd"))
+        .map(|path| path.display().to_string())
+        .unwrap_or_default();
     let descriptors = fs::read_dir(directory.join("fd")).into_iter().flatten().flatten();
     let inodes = descriptors.filter_map(|descriptor| {
         let target = fs::read_link(descriptor.path()).ok()?;
@@ -87,9 +91,12 @@ fn inner_of(status: &str) -> Option<i32> {
 /// Listening sockets by their inode.
 fn listening() -> HashMap<u64, ListenSocket> {
     let mut found = HashMap::new();
-    for (proto, state) in
-        [("tcp", TCP_LISTEN), ("tcp6", TCP_LISTEN), ("udp", UDP_UNCONNECTED), ("udp6", UDP_UNCONNECTED)]
-    {
+    for (proto, state) in [
+        ("tcp", TCP_LISTEN),
+        ("tcp6", TCP_LISTEN),
+        ("udp", UDP_UNCONNECTED),
+        ("udp6", UDP_UNCONNECTED),
+    ] {
         let table = fs::read_to_string(format!("/proc/net/{proto}")).unwrap_or_default();
         found.extend(table.lines().skip(1).filter_map(|line| socket(proto, state, line)));
     }
@@ -104,11 +111,17 @@ fn socket(proto: &str, state: &str, line: &str) -> Option<(u64, ListenSocket)> {
     let (address, port) = fields.get(1)?.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     // Words of 32 bits, each in the processor's order.
-    let words = address.as_bytes().chunks(8).map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok());
-    let bytes: Vec<u8> = words.collect::<Option<Vec<_>>>()?.into_iter().flat_map(u32::to_le_bytes).collect();
+    let words = address
+        .as_bytes()
+        .chunks(8)
+        .map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok());
+    let bytes: Vec<u8> =
+        words.collect::<Option<Vec<_>>>()?.into_iter().flat_map(u32::to_le_bytes).collect();
     let address = match <[u8; 4]>::try_from(bytes.as_slice()) {
         Ok(bytes) => format!("{}:{port}", Ipv4Addr::from(bytes)),
-        Err(_) => format!("[{}]:{port}", Ipv6Addr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?)),
+        Err(_) => {
+            format!("[{}]:{port}", Ipv6Addr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?))
+        }
     };
     Some((fields.get(9)?.parse().ok()?, ListenSocket { proto: proto.to_owned(), address }))
 }
@@ -126,8 +139,7 @@ mod tests {
 
     #[test]
     fn sockets_are_read_as_the_kernel_writes_them() {
-        let line =
-            "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0";
+        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0";
         let (inode, found) = socket("tcp", TCP_LISTEN, line).unwrap();
         assert_eq!((inode, found.address.as_str()), (4242, "127.0.0.1:8080"));
         let line = "0: 00000000000000000000000001000000:0050 0:0 0A 0:0 0:0 0 0 0 7 1";

@@ -1,5 +1,5 @@
-//! The machine's program, or programs: their streams and how they ended. Several live together: when one ends, the
-//! others are ended too, and how that one ended is how the machine did.
+//! The machine's program, or programs: their streams and how they ended. Several live together:
+//! when one ends, the others are ended too, and how that one ended is how the machine did.
 
 use std::{
     fs::File,
@@ -96,7 +96,8 @@ struct LogPipe {
 }
 
 impl Programs {
-    /// Starts all, and has their streams watched. [`Self::settle`] tells what comes of it; the error is for the user.
+    /// Starts all, and has their streams watched. [`Self::settle`] tells what comes of it; the
+    /// error is for the user.
     pub fn start(
         &mut self,
         spec: &MachineSpec,
@@ -123,7 +124,8 @@ impl Programs {
         self.first = None;
     }
 
-    /// Once, when all run: the process id of the first; or why one of them never will, and then none does.
+    /// Once, when all run: the process id of the first; or why one of them never will, and then
+    /// none does.
     pub fn settle(&mut self, now: Instant) -> Option<Result<i32, String>> {
         let mut failed = None;
         self.launching.retain_mut(|launch| match launch.settle(now) {
@@ -162,7 +164,12 @@ impl Programs {
         for other in &spec.others {
             let user = users::resolve(&other.user)?;
             let env = configure::complete(&other.env, &user);
-            self.start_one(spec, (&other.argv, Namespaces::Inits), (&env, &user, machine.limits), watch)?;
+            self.start_one(
+                spec,
+                (&other.argv, Namespaces::Inits),
+                (&env, &user, machine.limits),
+                watch,
+            )?;
         }
         Ok(first)
     }
@@ -181,7 +188,12 @@ impl Programs {
         if !env.iter().any(|(known, _)| known == key) {
             env.push((key.to_owned(), value.to_owned()));
         }
-        let pid = self.start_one(spec, (&spec.argv, Namespaces::Own), (&env, &machine.user, machine.limits), watch)?;
+        let pid = self.start_one(
+            spec,
+            (&spec.argv, Namespaces::Own),
+            (&env, &machine.user, machine.limits),
+            watch,
+        )?;
         let name = spec.argv.first().cloned().unwrap_or_default();
         self.leader = Some(Leader { pid, kind, name, env });
         Ok(pid)
@@ -205,13 +217,16 @@ impl Programs {
             namespaces,
             limits: Some(limits),
         };
-        let launched = self.launcher.take().map_or(Ok(None), |launcher| launcher.launch(&program))?;
+        let launched =
+            self.launcher.take().map_or(Ok(None), |launcher| launcher.launch(&program))?;
         let streams = launched.map_or_else(|| spawn::spawn(&program), Ok)?;
         watch(streams.launch.pipe())?;
         self.pids.push(streams.pid);
         self.launching.push(streams.launch);
         self.inputs.extend(streams.input);
-        for (file, source) in [(Some(streams.output), LogSource::Stdout), (streams.error, LogSource::Stderr)] {
+        for (file, source) in
+            [(Some(streams.output), LogSource::Stdout), (streams.error, LogSource::Stderr)]
+        {
             let Some(file) = file else { continue };
             watch(&file)?;
             let (file, lines) = (Some(file), Lines::default());
@@ -237,9 +252,15 @@ impl Programs {
         self.leader.as_ref().map_or(Namespaces::Inits, |leader| Namespaces::Of(leader.pid))
     }
 
-    /// Sends all of them a signal, or tells them to end in their own way when this one was chosen by nobody.
+    /// Sends all of them a signal, or tells them to end in their own way when this one was chosen
+    /// by nobody.
     pub fn tell(&self, number: i32, is_default: bool) -> Result<(), String> {
-        match self.leader.as_ref().filter(|_| is_default).and_then(|leader| Some((leader, leader.kind.end()?))) {
+        match self
+            .leader
+            .as_ref()
+            .filter(|_| is_default)
+            .and_then(|leader| Some((leader, leader.kind.end()?)))
+        {
             Some((leader, namespaces::End::Signal(own))) => spawn::send_signal(leader.pid, own),
             Some((leader, namespaces::End::Run(argument))) => leader.run(argument)?,
             None => self.pids.iter().for_each(|pid| spawn::send_signal(*pid, number)),
@@ -286,7 +307,8 @@ impl Programs {
             Some(_) => leader_end(end, logs),
             None => end,
         };
-        let end = if self.switched_off { End { code: 0, signal: None, oom_killed: false } } else { end };
+        let end =
+            if self.switched_off { End { code: 0, signal: None, oom_killed: false } } else { end };
         let end = *self.first_end.get_or_insert(end);
         let now = Instant::now();
         if !self.pids.is_empty() {
@@ -326,8 +348,11 @@ impl Programs {
                     }
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) if error.kind() == ErrorKind::WouldBlock => pipe.readable = false,
-                    // A terminal that was hung up, which init systems do to their console, comes back.
-                    Err(error) if error.raw_os_error() == Some(libc::EIO) && self.leader.is_some() => {
+                    // A terminal that was hung up, which init systems do to their console, comes
+                    // back.
+                    Err(error)
+                        if error.raw_os_error() == Some(libc::EIO) && self.leader.is_some() =>
+                    {
                         pipe.readable = false;
                     }
                     // A terminal whose program is gone says EIO.
@@ -384,8 +409,8 @@ fn leader_kind(spec: &MachineSpec, machine: &Prepared) -> Option<Kind> {
     kind.or((spec.pid_namespace == Some(true)).then_some(Kind::Other))
 }
 
-/// How process 1 of namespaces ended. Who asks for a reboot or the power to be off there has it killed by the kernel, with
-/// a signal that says which (reboot(2)): it is an end like any other.
+/// How process 1 of namespaces ended. Who asks for a reboot or the power to be off there has it
+/// killed by the kernel, with a signal that says which (reboot(2)): it is an end like any other.
 fn leader_end(end: End, logs: &mut Backlog) -> End {
     let asked = match end.signal {
         Some(libc::SIGHUP) => "a reboot",

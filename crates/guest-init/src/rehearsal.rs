@@ -1,6 +1,7 @@
-//! A rehearsal: what a machine will need is done once with stand-ins, and taken back. The second time is quicker: the
-//! kernel has set up what it only sets up once, and an emulator has translated the code that runs then. It does what a
-//! start does and little else, since whatever takes it back is translated for nothing.
+//! A rehearsal: what a machine will need is done once with stand-ins, and taken back. The second
+//! time is quicker: the kernel has set up what it only sets up once, and an emulator has translated
+//! the code that runs then. It does what a start does and little else, since whatever takes it back
+//! is translated for nothing.
 
 use std::fs::{self, File};
 

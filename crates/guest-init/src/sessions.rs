@@ -1,4 +1,5 @@
-//! Sessions in the sense of setsid(2): a program with all that it has started and that has not left it on purpose.
+//! Sessions in the sense of setsid(2): a program with all that it has started and that has not left
+//! it on purpose.
 
 use std::fs;
 
@@ -37,7 +38,8 @@ fn members(session: i32) -> Vec<i32> {
     pids.filter(|pid| *pid != 1 && lives_in(&stat(pid), session)).collect()
 }
 
-/// By a line of `/proc/PID/stat`: state, parent, process group, session after the name, which may hold anything.
+/// By a line of `/proc/PID/stat`: state, parent, process group, session after the name, which may
+/// hold anything.
 fn lives_in(stat: &str, session: i32) -> bool {
     let Some((_, rest)) = stat.rsplit_once(')') else { return false };
     let fields: Vec<_> = rest.split_whitespace().collect();

@@ -1,5 +1,5 @@
-//! Starts programs in the guest. Every descriptor of init is close-on-exec from its birth; that a program gets no other
-//! than its own three is made sure of once more before it begins.
+//! Starts programs in the guest. Every descriptor of init is close-on-exec from its birth; that a
+//! program gets no other than its own three is made sure of once more before it begins.
 #![expect(unsafe_code, reason = "fork, what only its child may do, and the ioctls of terminals")]
 
 use std::{
@@ -23,8 +23,8 @@ use nix::{
         termios::{InputFlags, SetArg, tcgetattr, tcsetattr},
     },
     unistd::{
-        ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, fork, pipe2, setgid,
-        setgroups, setsid, setuid,
+        ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, fork,
+        pipe2, setgid, setgroups, setsid, setuid,
     },
 };
 
@@ -95,7 +95,8 @@ struct Standard {
     error: OwnedFd,
 }
 
-/// Starts a program: its process is there, and [`Streams::launch`] tells what comes of it. The error is for the user.
+/// Starts a program: its process is there, and [`Streams::launch`] tells what comes of it. The
+/// error is for the user.
 pub fn spawn(program: &Program) -> Result<Streams, String> {
     let (standard, input, output, error) = match program.terminal {
         Some((columns, rows)) => {
@@ -147,11 +148,14 @@ fn become_program(
     // First of all, so that who is told to end takes all of it along.
     setsid().map_err(failed("begin a session"))?;
     if let Some(mut door) = cgroup(program.cgroup) {
-        door.write_all(b"0").map_err(|e| format!("can't join the cgroup {}: {e}", program.cgroup))?;
+        door.write_all(b"0")
+            .map_err(|e| format!("can't join the cgroup {}: {e}", program.cgroup))?;
     }
     match &standard.input {
         Some(input) => dup2_stdin(input),
-        None => dup2_stdin(File::open("/dev/null").map_err(|e| format!("can't open /dev/null: {e}"))?),
+        None => {
+            dup2_stdin(File::open("/dev/null").map_err(|e| format!("can't open /dev/null: {e}"))?)
+        }
     }
     .map_err(failed("set up standard input"))?;
     dup2_stdout(&standard.output).map_err(failed("set up standard output"))?;
@@ -162,15 +166,22 @@ fn become_program(
     }
     // What it looks for from here on is what there is in its own.
     if program.namespaces == Namespaces::Own {
-        namespaces::isolate(program.terminal.is_some()).map_err(|e| format!("can't make namespaces: {e}"))?;
+        namespaces::isolate(program.terminal.is_some())
+            .map_err(|e| format!("can't make namespaces: {e}"))?;
     }
     visit.enter().map_err(failed("enter the namespaces of the machine's program"))?;
-    let ends: Vec<_> = standard.input.iter().chain([&standard.output, &standard.error]).map(AsFd::as_fd).collect();
+    let ends: Vec<_> =
+        standard.input.iter().chain([&standard.output, &standard.error]).map(AsFd::as_fd).collect();
     execute(program, &ends, report)
 }
 
-/// All that touches the image, in the process that is to become the program, to whose user its streams (`ends`) go.
-pub fn execute(program: &Program, ends: &[BorrowedFd<'_>], report: &mut Report) -> Result<Infallible, NotBegun> {
+/// All that touches the image, in the process that is to become the program, to whose user its
+/// streams (`ends`) go.
+pub fn execute(
+    program: &Program,
+    ends: &[BorrowedFd<'_>],
+    report: &mut Report,
+) -> Result<Infallible, NotBegun> {
     let failed = |what: &'static str| move |error: nix::Error| format!("can't {what}: {error}");
     report.stage(Stage::User);
     let named = match program.user {
@@ -183,9 +194,10 @@ pub fn execute(program: &Program, ends: &[BorrowedFd<'_>], report: &mut Report) 
         (None, As::Named(name)) => return Err(format!("user {name} is unknown").into()),
     };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    // So that /dev/stdout can be opened, also by a program that has become yet another user since: who has no descriptor of
-    // them can't get at a pipe, whatever its mode. A terminal has a name by which others could read what is typed, so only
-    // writing is for all, and only where nobody types.
+    // So that /dev/stdout can be opened, also by a program that has become yet another user since:
+    // who has no descriptor of them can't get at a pipe, whatever its mode. A terminal has a name
+    // by which others could read what is typed, so only writing is for all, and only where nobody
+    // types.
     let mode = match program.terminal {
         None => 0o666,
         Some(_) if program.has_input => 0o620,
@@ -193,12 +205,14 @@ pub fn execute(program: &Program, ends: &[BorrowedFd<'_>], report: &mut Report) 
     };
     for end in ends {
         fchown(end, Some(uid), Some(gid)).map_err(failed("give its streams to the user"))?;
-        fchmod(end, Mode::from_bits_truncate(mode)).map_err(failed("give its streams to the user"))?;
+        fchmod(end, Mode::from_bits_truncate(mode))
+            .map_err(failed("give its streams to the user"))?;
     }
 
     report.stage(Stage::Directory);
     let directory = Path::new("/").join(program.directory);
-    // As docker does: an image may name a directory that nothing has made. Where it can't be made it can't be entered.
+    // As docker does: an image may name a directory that nothing has made. Where it can't be made
+    // it can't be entered.
     let made = image_files::make_directories(&directory);
 
     report.stage(Stage::Enter);
@@ -216,9 +230,15 @@ pub fn execute(program: &Program, ends: &[BorrowedFd<'_>], report: &mut Report) 
     report.stage(Stage::Execute);
     let home = named.as_ref().filter(|_| !program.env.iter().any(|(key, _)| key == "HOME"));
     let home = home.map(|user| ("HOME".to_owned(), user.home.clone()));
-    let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| format!("can't run {name}: a word has a NUL in it"));
+    let text = |bytes: &[u8]| {
+        CString::new(bytes).map_err(|_| format!("can't run {name}: a word has a NUL in it"))
+    };
     let arguments = argv.iter().map(|word| text(word.as_bytes())).collect::<Result<Vec<_>, _>>()?;
-    let variables = program.env.iter().chain(&home).map(|(key, value)| text(format!("{key}={value}").as_bytes()));
+    let variables = program
+        .env
+        .iter()
+        .chain(&home)
+        .map(|(key, value)| text(format!("{key}={value}").as_bytes()));
     let variables = variables.collect::<Result<Vec<_>, _>>()?;
     let groups = user.groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>();
     let become_user = || {
@@ -227,7 +247,8 @@ pub fn execute(program: &Program, ends: &[BorrowedFd<'_>], report: &mut Report) 
         setgid(gid)?;
         setuid(uid)?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-        // SAFETY: the default disposition runs no handler. Rust ignores this one, and a program would inherit that.
+        // SAFETY: the default disposition runs no handler. Rust ignores this one, and a program
+        // would inherit that.
         unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
     };
     become_user().map_err(failed("become the user"))?;
@@ -237,18 +258,23 @@ pub fn execute(program: &Program, ends: &[BorrowedFd<'_>], report: &mut Report) 
         Ok(never) => match never {},
     };
     let reason = format!("can't run {}: {}", path.display(), explain(&path, &error));
-    Err(if error.kind() == io::ErrorKind::NotFound { NotBegun::missing(reason) } else { NotBegun::unusable(reason) })
+    Err(if error.kind() == io::ErrorKind::NotFound {
+        NotBegun::missing(reason)
+    } else {
+        NotBegun::unusable(reason)
+    })
 }
 
-/// Whatever else is open ends with the exec. Kernels before 5.11 can't; there it rests with how each was opened.
+/// Whatever else is open ends with the exec. Kernels before 5.11 can't; there it rests with how
+/// each was opened.
 fn close_on_exec() {
     let (first, last) = (3 as libc::c_uint, libc::c_uint::MAX);
     // SAFETY: numbers only; no descriptor is closed before the exec.
     let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-/// Sends a process, or a negative process group, a signal by its number, which may be one of the real-time ones. One that
-/// has just ended hears nothing.
+/// Sends a process, or a negative process group, a signal by its number, which may be one of the
+/// real-time ones. One that has just ended hears nothing.
 pub fn send_signal(pid: i32, number: i32) {
     // SAFETY: no memory is passed.
     let _ = unsafe { libc::kill(pid, number) };
@@ -256,8 +282,12 @@ pub fn send_signal(pid: i32, number: i32) {
 
 fn explain(path: &Path, error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::ENOENT) if path.exists() => "its interpreter or dynamic loader is not in the image".to_owned(),
-        Some(libc::ENOEXEC) => "it is no program for this processor, or a script without #!".to_owned(),
+        Some(libc::ENOENT) if path.exists() => {
+            "its interpreter or dynamic loader is not in the image".to_owned()
+        }
+        Some(libc::ENOEXEC) => {
+            "it is no program for this processor, or a script without #!".to_owned()
+        }
         _ => error.to_string(),
     }
 }
@@ -270,13 +300,15 @@ fn copy(end: &OwnedFd) -> Result<OwnedFd, String> {
     end.try_clone().map_err(|error| format!("can't make a terminal: {error}"))
 }
 
-/// A terminal: our end, and the program's. Not by openpty(3), whose descriptors programs that start meanwhile would get.
+/// A terminal: our end, and the program's. Not by openpty(3), whose descriptors programs that start
+/// meanwhile would get.
 fn terminal(columns: u16, rows: u16) -> Result<(OwnedFd, Standard), String> {
     let failed = |error: nix::Error| format!("can't make a terminal: {error}");
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let ours = posix_openpt(flags).map_err(failed)?;
     unlockpt(&ours).map_err(failed)?;
-    // SAFETY: the descriptor is open, and the argument is a number. By its path another could be meant.
+    // SAFETY: the descriptor is open, and the argument is a number. By its path another could be
+    // meant.
     let theirs = unsafe { open_peer(ours.as_raw_fd(), flags.bits()) }.map_err(failed)?;
     // SAFETY: it was just opened for us.
     let theirs = unsafe { OwnedFd::from_raw_fd(theirs) };
@@ -300,12 +332,14 @@ pub fn resize(terminal: &File, columns: u16, rows: u16) {
 
 pub fn non_blocking(descriptor: OwnedFd) -> Result<File, String> {
     use nix::fcntl::{FcntlArg, fcntl};
-    fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| format!("can't set up a pipe: {e}"))?;
+    fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+        .map_err(|e| format!("can't set up a pipe: {e}"))?;
     // SAFETY: the descriptor was just given up by its owner.
     Ok(unsafe { File::from_raw_fd(descriptor.into_raw_fd()) })
 }
 
-/// The file through which a process joins a cgroup, made when missing; `None` where there are no cgroups.
+/// The file through which a process joins a cgroup, made when missing; `None` where there are no
+/// cgroups.
 fn cgroup(name: &str) -> Option<File> {
     let directory = Path::new("/sys/fs/cgroup").join(name);
     let _ = fs::create_dir(&directory);
@@ -315,10 +349,13 @@ fn cgroup(name: &str) -> Option<File> {
 /// The shell of a user: the one the image names, or the usual ones.
 fn shell(user: &User) -> Result<Vec<String>, String> {
     let is_shell = |path: &&str| !["nologin", "false"].iter().any(|none| path.ends_with(none));
-    let candidates = user.shell.as_deref().filter(is_shell).into_iter().chain(["/bin/bash", "/bin/sh"]);
+    let candidates =
+        user.shell.as_deref().filter(is_shell).into_iter().chain(["/bin/bash", "/bin/sh"]);
     let mut there = candidates.filter(|path| fs::metadata(path).is_ok_and(|file| file.is_file()));
     let found = there.next().map(|path| vec![path.to_owned()]);
-    found.ok_or_else(|| "the image has no shell (no /bin/sh): name a program of it to run".to_owned())
+    found.ok_or_else(|| {
+        "the image has no shell (no /bin/sh): name a program of it to run".to_owned()
+    })
 }
 
 /// Finds a program as a shell does.
@@ -326,7 +363,9 @@ pub fn find(name: &str, env: &[(String, String)], directory: &Path) -> Result<Pa
     if name.contains('/') {
         let path = directory.join(name);
         return match fs::metadata(&path) {
-            Ok(file) if file.is_dir() => Err(NotBegun::unusable(format!("can't run {name}: it is a directory"))),
+            Ok(file) if file.is_dir() => {
+                Err(NotBegun::unusable(format!("can't run {name}: it is a directory")))
+            }
             Ok(_) => Ok(path),
             Err(error) => Err(NotBegun::missing(format!("can't run {name}: {error}"))),
         };
@@ -334,10 +373,14 @@ pub fn find(name: &str, env: &[(String, String)], directory: &Path) -> Result<Pa
     let path = env.iter().find(|(key, _)| key == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
     let candidates = || path.split(':').map(|part| directory.join(part).join(name));
     let is_file = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.is_file());
-    let is_runnable =
-        |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    let is_runnable = |path: &PathBuf| {
+        fs::metadata(path)
+            .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
     candidates().find(is_runnable).ok_or_else(|| match candidates().find(is_file) {
-        Some(file) => NotBegun::unusable(format!("can't run {name}: {} is not executable", file.display())),
+        Some(file) => {
+            NotBegun::unusable(format!("can't run {name}: {} is not executable", file.display()))
+        }
         None => NotBegun::missing(format!("can't run {name}: there is no such program in {path}")),
     })
 }

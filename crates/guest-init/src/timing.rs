@@ -13,7 +13,11 @@ impl Timing {
     /// Begins with the time the kernel took.
     pub fn begin() -> Self {
         let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-        let seconds = uptime.split_whitespace().next().and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0);
+        let seconds = uptime
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.parse::<f64>().ok())
+            .unwrap_or(0.0);
         Self { last: Instant::now(), steps: vec![("kernel".to_owned(), (seconds * 1e6) as u64)] }
     }
 

@@ -6,8 +6,8 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
-            sockopt::ReceiveTimeout,
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            setsockopt, socket, sockopt::ReceiveTimeout,
         },
         time::TimeVal,
     },
@@ -40,6 +40,9 @@ impl Uevents {
     pub fn wait(&self) -> bool {
         let mut message = [0; 4096];
         // Too many changes at once: whichever they were, the caller looks again.
-        matches!(recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty()), Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR))
+        matches!(
+            recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty()),
+            Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR)
+        )
     }
 }

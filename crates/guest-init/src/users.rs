@@ -1,5 +1,6 @@
-//! Users and groups by the files of the image. No name service: a static program has none. Where the files say nothing,
-//! it is as container engines have it: a number is itself, with group 0 and `/` as its home.
+//! Users and groups by the files of the image. No name service: a static program has none. Where
+//! the files say nothing, it is as container engines have it: a number is itself, with group 0 and
+//! `/` as its home.
 
 use std::path::Path;
 
@@ -42,7 +43,8 @@ pub fn resolve(text: &str) -> Result<User, String> {
 }
 
 fn resolve_in(text: &str, passwd: Option<&str>, group: Option<&str>) -> Result<User, String> {
-    let (name, group_name) = text.split_once(':').map_or((text, None), |(name, group)| (name, Some(group)));
+    let (name, group_name) =
+        text.split_once(':').map_or((text, None), |(name, group)| (name, Some(group)));
     let name = if name.is_empty() { "root" } else { name };
     let number = number("user", name)?;
     let entries = || lines(passwd);
@@ -51,7 +53,8 @@ fn resolve_in(text: &str, passwd: Option<&str>, group: Option<&str>) -> Result<U
     let entry = by_name.or_else(by_number);
     let (account, uid, gid, home) = match (&entry, number) {
         (Some(fields), _) => {
-            let uid = id(fields, 2).ok_or_else(|| format!("user {name} has no usable id in /etc/passwd"))?;
+            let uid = id(fields, 2)
+                .ok_or_else(|| format!("user {name} has no usable id in /etc/passwd"))?;
             let home = fields.get(5).filter(|home| !home.is_empty()).unwrap_or(&"/");
             (fields[0], uid, id(fields, 3).unwrap_or(0), (*home).to_owned())
         }
@@ -76,9 +79,12 @@ fn resolve_in(text: &str, passwd: Option<&str>, group: Option<&str>) -> Result<U
     let mut all = vec![gid];
     // As docker has it: a group that is named stands alone.
     if group_name.is_none() && !account.is_empty() {
-        let member =
-            |fields: &Vec<&str>| fields.get(3).is_some_and(|users| users.split(',').any(|user| user.trim() == account));
-        all.extend(lines(group).filter(member).filter_map(|fields| id(&fields, 2)).filter(|id| *id != gid));
+        let member = |fields: &Vec<&str>| {
+            fields.get(3).is_some_and(|users| users.split(',').any(|user| user.trim() == account))
+        };
+        all.extend(
+            lines(group).filter(member).filter_map(|fields| id(&fields, 2)).filter(|id| *id != gid),
+        );
     }
     let shell = entry.as_ref().and_then(|fields| fields.get(6)).filter(|shell| !shell.is_empty());
     Ok(User { uid, gid, groups: all, home, shell: shell.map(|shell| (*shell).to_owned()) })
@@ -93,7 +99,8 @@ fn id(fields: &[&str], at: usize) -> Option<u32> {
     fields.get(at)?.trim().parse().ok().filter(|id| *id <= LARGEST_ID)
 }
 
-/// A user or group given by its number; `None` for a name. A number that no process can have is an error.
+/// A user or group given by its number; `None` for a name. A number that no process can have is an
+/// error.
 fn number(what: &str, text: &str) -> Result<Option<u32>, String> {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -109,7 +116,8 @@ fn number(what: &str, text: &str) -> Result<Option<u32>, String> {
 mod tests {
     use super::*;
 
-    const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww:x:1000:1001::/var/www:/bin/sh\nbroken\n";
+    const USERS: &str =
+        "root:x:0:0:root:/root:/bin/sh\nwww:x:1000:1001::/var/www:/bin/sh\nbroken\n";
     const GROUPS: &str = "root:x:0:\nstaff:x:50:www,other\nwww:x:1001:www\nextra:x:60:\n";
 
     fn user(text: &str) -> Result<User, String> {
@@ -164,11 +172,15 @@ mod tests {
 
     #[test]
     fn a_damaged_line_hurts_no_other() {
-        let passwd =
-            String::from_utf8_lossy(b"b\xe4d:x:7:7::/:\n\xff\xfe\n::::\n  www:x:1000: 1001:\xc3:/var/www:\r\n\0\n");
+        let passwd = String::from_utf8_lossy(
+            b"b\xe4d:x:7:7::/:\n\xff\xfe\n::::\n  www:x:1000: 1001:\xc3:/var/www:\r\n\0\n",
+        );
         let group = String::from_utf8_lossy(b"\xff:x:9:www\nstaff:x:50: other, www\n:::www\n");
         let user = resolve_in("www", Some(&passwd), Some(&group)).unwrap();
-        assert_eq!((user.uid, user.gid, user.groups, &*user.home), (1000, 1001, vec![1001, 9, 50], "/var/www"));
+        assert_eq!(
+            (user.uid, user.gid, user.groups, &*user.home),
+            (1000, 1001, vec![1001, 9, 50], "/var/www")
+        );
         assert_eq!(resolve_in("7", Some(&passwd), None).unwrap().uid, 7);
     }
 

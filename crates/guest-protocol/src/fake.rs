@@ -13,8 +13,9 @@
 //! | `fail-to-prepare` | can't be started |
 //! | anything else | `sleep inf` |
 //!
-//! Programs for exec: `echo`, `exit`, `cat`, `sleep`, `env`, `yes` (output without end, within its window), and `session`,
-//! which tells what it hears: its input up to Ctrl-D, sizes, signals. No program at all is a `session`.
+//! Programs for exec: `echo`, `exit`, `cat`, `sleep`, `env`, `yes` (output without end, within its
+//! window), and `session`, which tells what it hears: its input up to Ctrl-D, sizes, signals. No
+//! program at all is a `session`.
 
 use std::{
     collections::VecDeque,
@@ -99,7 +100,14 @@ impl FakeGuest {
         };
         let state = Arc::new(Mutex::new(state));
         let (news, powered_off) = (watch::Sender::new(0), watch::Sender::new(false));
-        Self { behaviour, state, news, powered_off, hung_up: Arc::default(), mute: watch::Sender::new(false) }
+        Self {
+            behaviour,
+            state,
+            news,
+            powered_off,
+            hung_up: Arc::default(),
+            mute: watch::Sender::new(false),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -121,7 +129,9 @@ impl FakeGuest {
         let (behaviour, hung_up) = (self.behaviour.clone(), self.hung_up.clone());
         let (powered_off, mute) = (watch::Sender::new(false), watch::Sender::new(false));
         let restored = Self { behaviour, state, news, powered_off, hung_up, mute };
-        let spec = restored.spec().filter(|_| matches!(restored.state().status, GuestState::Running { .. }));
+        let spec = restored
+            .spec()
+            .filter(|_| matches!(restored.state().status, GuestState::Running { .. }));
         if let Some(spec) = spec {
             let (signals, receiver) = mpsc::unbounded_channel();
             restored.state().signals = Some(signals);
@@ -191,10 +201,17 @@ impl FakeGuest {
     }
 
     fn exit(&self, code: i32, signal: Option<i32>, oom_killed: bool) {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let exited_at_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         let logs_complete = self.behaviour.completes_logs;
-        self.finish(GuestState::Exited(ExitReport { code, signal, oom_killed, exited_at_ns, logs_complete }));
+        self.finish(GuestState::Exited(ExitReport {
+            code,
+            signal,
+            oom_killed,
+            exited_at_ns,
+            logs_complete,
+        }));
     }
 }
 
@@ -313,7 +330,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
         Ok(())
     }
 
-    /// Sends what the host does not know yet: logs within its window, and what became of the program.
+    /// Sends what the host does not know yet: logs within its window, and what became of the
+    /// program.
     async fn catch_up(&mut self) -> Result<(), Over> {
         if self.epoch.is_none() {
             return Ok(());
@@ -322,7 +340,13 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
         let (pending, waiting) = self.pending_logs();
         for (sequence, text) in pending {
             let source = LogSource::Stdout;
-            let message = GuestMessage::Log { sequence, source, time_ns: 1, dropped_before: 0, partial: false };
+            let message = GuestMessage::Log {
+                sequence,
+                source,
+                time_ns: 1,
+                dropped_before: 0,
+                partial: false,
+            };
             self.send(&message, &text).await?;
             self.sent_logs = sequence;
         }
@@ -339,7 +363,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 self.send(&GuestMessage::Started { pid: *pid, steps }, b"").await?;
             }
             GuestState::Exited(_) | GuestState::Failed { .. } => {
-                if !matches!(self.told, Some(GuestState::Running { .. })) && matches!(status, GuestState::Exited(_)) {
+                if !matches!(self.told, Some(GuestState::Running { .. }))
+                    && matches!(status, GuestState::Exited(_))
+                {
                     self.send(&GuestMessage::Started { pid: 1, steps: Vec::new() }, b"").await?;
                 }
                 self.send(&GuestMessage::Finished(status.clone()), b"").await?;
@@ -379,7 +405,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
             };
             let init_version = "fake".to_owned();
             let protocol = PROTOCOL_VERSION;
-            return self.send(&GuestMessage::Welcome { protocol, init_version, status, machine_id }, b"").await;
+            return self
+                .send(&GuestMessage::Welcome { protocol, init_version, status, machine_id }, b"")
+                .await;
         }
         if self.epoch != Some(frame.epoch) {
             return Ok(());
@@ -392,7 +420,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 self.guest.announce();
             }
             HostMessage::AcknowledgeExit => {
-                let ended = matches!(self.guest.state().status, GuestState::Exited(_) | GuestState::Failed { .. });
+                let ended = matches!(
+                    self.guest.state().status,
+                    GuestState::Exited(_) | GuestState::Failed { .. }
+                );
                 if ended {
                     self.guest.kill();
                 }
@@ -403,11 +434,16 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 self.send(&GuestMessage::Processes { id, processes }, b"").await?;
             }
             HostMessage::Memory { id, limit_mib, reclaim_mib } => {
-                let memory = MemoryInfo { limit_mib, available_mib: 100, reclaimed_mib: reclaim_mib.unwrap_or(0) };
+                let memory = MemoryInfo {
+                    limit_mib,
+                    available_mib: 100,
+                    reclaimed_mib: reclaim_mib.unwrap_or(0),
+                };
                 self.send(&GuestMessage::Memory { id, memory }, b"").await?;
             }
             HostMessage::Freeze { id } => {
-                let failure = self.guest.behaviour.refuses_to_freeze.then(|| "told to fail".to_owned());
+                let failure =
+                    self.guest.behaviour.refuses_to_freeze.then(|| "told to fail".to_owned());
                 self.guest.state().frozen |= failure.is_none();
                 self.send(&GuestMessage::Answer { id, failure }, b"").await?;
             }
@@ -415,8 +451,12 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 self.guest.state().frozen = false;
                 self.send(&GuestMessage::Answer { id, failure: None }, b"").await?;
             }
-            HostMessage::Rehearse { id, .. } => self.send(&GuestMessage::Answer { id, failure: None }, b"").await?,
-            HostMessage::Time { answers: None, .. } => self.send(&GuestMessage::AskTime { id: 1 }, b"").await?,
+            HostMessage::Rehearse { id, .. } => {
+                self.send(&GuestMessage::Answer { id, failure: None }, b"").await?
+            }
+            HostMessage::Time { answers: None, .. } => {
+                self.send(&GuestMessage::AskTime { id: 1 }, b"").await?
+            }
             HostMessage::Hello { .. } | HostMessage::Time { .. } => {}
             exec => self.execs.handle(exec, frame.payload, &self.guest.spec().unwrap_or_default()),
         }
@@ -428,7 +468,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
     }
 }
 
-/// What `sleep` understands; what isn't a number of seconds, `inf` among it, is for longer than any test runs.
+/// What `sleep` understands; what isn't a number of seconds, `inf` among it, is for longer than any
+/// test runs.
 fn seconds(argument: &str) -> Duration {
     let given = argument.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     given.unwrap_or(Duration::from_secs(1_000_000))

@@ -1,13 +1,13 @@
-//! Frames on the byte stream. Each stands for itself: after a broken connection a reader finds the next one by its
-//! magic number, and checks show whether it is whole.
+//! Frames on the byte stream. Each stands for itself: after a broken connection a reader finds the
+//! next one by its magic number, and checks show whether it is whole.
 //!
 //! ```text
 //! 0       4       8        12            16            20
 //! │ magic │ epoch │ control │ payload     │ CRC-32 of   │ control: JSON │ payload: raw │ CRC-32 of both │
 //! │       │       │ length  │ length      │ the first 16│               │              │                │
 //! ```
-//! All numbers are little-endian. The epoch is chosen by the host for each connection and repeated by the guest;
-//! frames of another epoch are left over from an earlier connection and are dropped.
+//! All numbers are little-endian. The epoch is chosen by the host for each connection and repeated
+//! by the guest; frames of another epoch are left over from an earlier connection and are dropped.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
@@ -91,13 +91,15 @@ impl Decoder {
         self.buffer.put_slice(bytes);
     }
 
-    /// The next whole frame that reads as an `M`. Anything else is skipped: garbage, damaged frames, and messages of
-    /// a newer peer that this build does not know.
+    /// The next whole frame that reads as an `M`. Anything else is skipped: garbage, damaged
+    /// frames, and messages of a newer peer that this build does not know.
     pub fn next_frame<M: DeserializeOwned>(&mut self) -> Option<Frame<M>> {
         loop {
             self.skip_to_magic();
             let header = self.buffer.get(..HEADER)?;
-            let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+            let word = |at: usize| {
+                u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+            };
             let (epoch, control, payload) = (word(4), word(8) as usize, word(12) as usize);
             let header_is_whole = crc32fast::hash(&header[..HEADER - 4]) == word(16);
             if !header_is_whole || control > self.max_control || payload > MAX_PAYLOAD {
@@ -140,7 +142,13 @@ mod tests {
     use crate::{GuestMessage, HostMessage, message::LogSource};
 
     fn log(sequence: u64) -> GuestMessage {
-        GuestMessage::Log { sequence, source: LogSource::Stdout, time_ns: 5, dropped_before: 0, partial: false }
+        GuestMessage::Log {
+            sequence,
+            source: LogSource::Stdout,
+            time_ns: 5,
+            dropped_before: 0,
+            partial: false,
+        }
     }
 
     fn all<M: DeserializeOwned>(decoder: &mut Decoder) -> Vec<Frame<M>> {
@@ -159,7 +167,8 @@ mod tests {
     fn a_frame_beyond_the_limit_is_refused_before_it_is_held() {
         let mut decoder = Decoder::new(100);
         let large = HostMessage::Signal { signal: 1, is_default: false };
-        let frame = encode(1, &serde_json::json!({"type": "x", "filler": "y".repeat(200)}), b"").unwrap();
+        let frame =
+            encode(1, &serde_json::json!({"type": "x", "filler": "y".repeat(200)}), b"").unwrap();
         decoder.push(&frame);
         decoder.push(&encode(1, &large, b"").unwrap());
         assert_eq!(all::<HostMessage>(&mut decoder).len(), 1);
@@ -194,7 +203,8 @@ mod tests {
             let mut decoder = Decoder::new(MAX_GUEST_CONTROL);
             decoder.push(&damaged);
             decoder.push(&frame);
-            // Filler stands for later frames: a damaged length may swallow what follows until it is seen to be wrong.
+            // Filler stands for later frames: a damaged length may swallow what follows until it is
+            // seen to be wrong.
             let found = all::<GuestMessage>(&mut decoder);
             prop_assert_eq!(found.last().map(|frame| &frame.message), Some(&log(9)));
         }

@@ -1,8 +1,8 @@
 //! The host's side of a session with init.
 //!
-//! One task per session keeps the connection: it connects, says hello, and after a break connects again. What must
-//! not be lost is said again then: the configuration while the guest waits for one, and the acknowledgement of its
-//! exit.
+//! One task per session keeps the connection: it connects, says hello, and after a break connects
+//! again. What must not be lost is said again then: the configuration while the guest waits for
+//! one, and the acknowledgement of its exit.
 
 use std::{
     sync::{
@@ -94,7 +94,8 @@ pub enum GuestEvent {
         /// Why.
         reason: String,
     },
-    /// The guest has left a question unanswered, and a second one; told again as long as it says nothing.
+    /// The guest has left a question unanswered, and a second one; told again as long as it says
+    /// nothing.
     Silent,
     /// It has said something after all.
     Heard,
@@ -103,7 +104,8 @@ pub enum GuestEvent {
 /// How often a guest is asked something, and how long it is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
-    /// Time between two questions to a guest that says nothing by itself: it is told the time, and asks back.
+    /// Time between two questions to a guest that says nothing by itself: it is told the time, and
+    /// asks back.
     pub question: Duration,
     /// Time until it is asked once more, and after as much again it counts as silent.
     pub patience: Duration,
@@ -140,9 +142,17 @@ pub enum SessionError {
 
 enum Command {
     /// Send this, with these raw bytes.
-    Send { message: HostMessage, payload: Bytes, sent: Option<oneshot::Sender<Result<(), SessionError>>> },
+    Send {
+        message: HostMessage,
+        payload: Bytes,
+        sent: Option<oneshot::Sender<Result<(), SessionError>>>,
+    },
     /// Start an exec and route its stream.
-    Exec { request: ExecRequest, route: exec::ExecRoute, sent: oneshot::Sender<Result<(), SessionError>> },
+    Exec {
+        request: ExecRequest,
+        route: exec::ExecRoute,
+        sent: oneshot::Sender<Result<(), SessionError>>,
+    },
     /// Forget an exec, killing it in the guest.
     Cancel { id: u32 },
     /// Send this, and pass on the answer to it.
@@ -194,9 +204,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins a session: connects, and keeps connected until closed. `acknowledged_logs` is the last log record that
-    /// an earlier session made safe.
-    pub fn open(connector: Arc<dyn Connector>, acknowledged_logs: u64) -> (Self, mpsc::Receiver<GuestEvent>) {
+    /// Begins a session: connects, and keeps connected until closed. `acknowledged_logs` is the
+    /// last log record that an earlier session made safe.
+    pub fn open(
+        connector: Arc<dyn Connector>,
+        acknowledged_logs: u64,
+    ) -> (Self, mpsc::Receiver<GuestEvent>) {
         Self::open_at(connector, acknowledged_logs, Pace::default())
     }
 
@@ -239,8 +252,8 @@ impl Session {
         let _ = self.command(Command::Send { message, payload: Bytes::new(), sent: None });
     }
 
-    /// Whether the guest's init is new enough for what came with protocol version `since`. An init stays what it was when
-    /// its VM was started.
+    /// Whether the guest's init is new enough for what came with protocol version `since`. An init
+    /// stays what it was when its VM was started.
     pub fn speaks(&self, since: u32) -> bool {
         self.inner.protocol.load(Ordering::Relaxed) >= since
     }
@@ -265,7 +278,8 @@ impl Session {
         self.send(HostMessage::Signal { signal, is_default: false }).await
     }
 
-    /// Tells the program to end, by this signal; where nobody has chosen it, init systems are told in their own way.
+    /// Tells the program to end, by this signal; where nobody has chosen it, init systems are told
+    /// in their own way.
     ///
     /// # Errors
     /// When the guest can't be reached.
@@ -284,13 +298,20 @@ impl Session {
         }
     }
 
-    /// The memory of the machine's programs, after a change where one is asked for: a new limit, or so much to take
-    /// back that is not needed right now, MiB.
+    /// The memory of the machine's programs, after a change where one is asked for: a new limit, or
+    /// so much to take back that is not needed right now, MiB.
     ///
     /// # Errors
     /// When the guest can't, or does not answer: an init older than this message never does.
-    pub async fn memory(&self, limit_mib: Option<u64>, reclaim_mib: Option<u64>) -> Result<MemoryInfo, SessionError> {
-        match self.ask(SEND_DEADLINE, |id| HostMessage::Memory { id, limit_mib, reclaim_mib }).await? {
+    pub async fn memory(
+        &self,
+        limit_mib: Option<u64>,
+        reclaim_mib: Option<u64>,
+    ) -> Result<MemoryInfo, SessionError> {
+        match self
+            .ask(SEND_DEADLINE, |id| HostMessage::Memory { id, limit_mib, reclaim_mib })
+            .await?
+        {
             Answer::Memory(memory) => Ok(memory),
             _ => Err(SessionError::Broken),
         }
@@ -300,28 +321,43 @@ impl Session {
     ///
     /// # Errors
     /// When the guest can't, or does not answer within `deadline`.
-    pub async fn rehearse(&self, spec: MachineSpec, deadline: Duration) -> Result<(), SessionError> {
+    pub async fn rehearse(
+        &self,
+        spec: MachineSpec,
+        deadline: Duration,
+    ) -> Result<(), SessionError> {
         self.ask(deadline, |id| HostMessage::Rehearse { id, spec: Box::new(spec) }).await.map(drop)
     }
 
     /// Has all programs stand still, and what is not on the disks yet written out.
     ///
     /// # Errors
-    /// When the guest can't, or does not answer within `deadline`: an init older than this message never does.
+    /// When the guest can't, or does not answer within `deadline`: an init older than this message
+    /// never does.
     pub async fn freeze(&self, deadline: Duration) -> Result<(), SessionError> {
         self.ask(deadline, |id| HostMessage::Freeze { id }).await.map(drop)
     }
 
-    /// Lets programs go on, with `entropy` (base64) and the time mixed in first. `resumed`: after a restore.
+    /// Lets programs go on, with `entropy` (base64) and the time mixed in first. `resumed`: after a
+    /// restore.
     ///
     /// # Errors
     /// When the guest can't, or does not answer within `deadline`.
-    pub async fn thaw(&self, entropy: String, resumed: bool, deadline: Duration) -> Result<(), SessionError> {
+    pub async fn thaw(
+        &self,
+        entropy: String,
+        resumed: bool,
+        deadline: Duration,
+    ) -> Result<(), SessionError> {
         let thaw = |id| HostMessage::Thaw { id, time_ns: connection::now_ns(), entropy, resumed };
         self.ask(deadline, thaw).await.map(drop)
     }
 
-    async fn ask(&self, deadline: Duration, message: impl FnOnce(u32) -> HostMessage) -> Result<Answer, SessionError> {
+    async fn ask(
+        &self,
+        deadline: Duration,
+        message: impl FnOnce(u32) -> HostMessage,
+    ) -> Result<Answer, SessionError> {
         let (answer, answered) = oneshot::channel();
         let id = self.next_id();
         self.command(Command::Ask { id, message: message(id), answer })?;
@@ -360,7 +396,8 @@ impl Session {
         let _ = self.send(HostMessage::PowerOff).await;
     }
 
-    /// Gives the connection up for a new one: whoever waits for an answer on it is told that it broke.
+    /// Gives the connection up for a new one: whoever waits for an answer on it is told that it
+    /// broke.
     pub fn renew(&self) {
         self.inner.renewed.send_modify(|count| *count += 1);
     }

@@ -1,5 +1,6 @@
-//! The messages. Control messages travel as JSON so that either end may be newer: unknown fields are ignored and new
-//! ones have defaults. Bulk bytes (log text, standard streams) travel raw, as the frame's payload.
+//! The messages. Control messages travel as JSON so that either end may be newer: unknown fields
+//! are ignored and new ones have defaults. Bulk bytes (log text, standard streams) travel raw, as
+//! the frame's payload.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,8 @@ pub struct ExitReport {
     pub code: i32,
     /// The signal that killed it, if one did.
     pub signal: Option<i32>,
-    /// The guest's kernel killed it for want of memory. Before [`crate::VICTIMS_SINCE`] a child of it counted too.
+    /// The guest's kernel killed it for want of memory. Before [`crate::VICTIMS_SINCE`] a child of
+    /// it counted too.
     pub oom_killed: bool,
     /// Guest's wall clock, nanoseconds since the Unix epoch.
     pub exited_at_ns: u64,
@@ -51,29 +53,31 @@ pub enum HostMessage {
     Hello {
         /// Highest protocol version the host speaks.
         protocol: u32,
-        /// Log records up to and including this sequence number are safe on the host; init drops them.
+        /// Log records up to and including this sequence number are safe on the host; init drops
+        /// them.
         acknowledged_logs: u64,
         /// Host's wall clock, nanoseconds since the Unix epoch.
         time_ns: u64,
     },
-    /// Makes the VM the given machine. Refused with [`GuestMessage::Error`] unless the state is `Waiting`; repeating
-    /// the same spec is harmless.
+    /// Makes the VM the given machine. Refused with [`GuestMessage::Error`] unless the state is
+    /// `Waiting`; repeating the same spec is harmless.
     Configure(Box<MachineSpec>),
-    /// While the guest waits: does what [`Self::Configure`] will ask for, with these stand-ins, and undoes it, so that
-    /// the second time is quicker. Answered.
+    /// While the guest waits: does what [`Self::Configure`] will ask for, with these stand-ins, and
+    /// undoes it, so that the second time is quicker. Answered.
     Rehearse {
         /// Echoed in the answer.
         id: u32,
         /// Stand-ins for a machine's.
         spec: Box<MachineSpec>,
     },
-    /// Before the VM is saved: holds all programs still and writes out what is not on the disks yet. Answered.
+    /// Before the VM is saved: holds all programs still and writes out what is not on the disks
+    /// yet. Answered.
     Freeze {
         /// Echoed in the answer.
         id: u32,
     },
-    /// After the VM was saved, or restored: takes fresh entropy, brings the clock to the host's, and only then lets the
-    /// programs go on. Harmless when they never stood still. Answered.
+    /// After the VM was saved, or restored: takes fresh entropy, brings the clock to the host's,
+    /// and only then lets the programs go on. Harmless when they never stood still. Answered.
     Thaw {
         /// Echoed in the answer.
         id: u32,
@@ -88,7 +92,8 @@ pub enum HostMessage {
     Signal {
         /// Linux signal number.
         signal: i32,
-        /// It is to end the program and was chosen by nobody: a program that ends by another one gets that.
+        /// It is to end the program and was chosen by nobody: a program that ends by another one
+        /// gets that.
         #[serde(default)]
         is_default: bool,
     },
@@ -104,13 +109,14 @@ pub enum HostMessage {
         /// Stream of the exec.
         id: u32,
     },
-    /// Hangs up on a running exec: its session gets SIGHUP, and SIGKILL when it does not end within seconds.
+    /// Hangs up on a running exec: its session gets SIGHUP, and SIGKILL when it does not end within
+    /// seconds.
     CancelExec {
         /// Stream of the exec.
         id: u32,
     },
-    /// Sends a signal to an exec: to what runs in the foreground of its terminal, or to its process group. Since
-    /// [`crate::SESSIONS_SINCE`].
+    /// Sends a signal to an exec: to what runs in the foreground of its terminal, or to its process
+    /// group. Since [`crate::SESSIONS_SINCE`].
     SignalExec {
         /// Stream of the exec.
         id: u32,
@@ -188,8 +194,8 @@ pub enum GuestMessage {
         /// Where the guest's time went, in order: name and microseconds.
         steps: Vec<(String, u64)>,
     },
-    /// One record of log output; the text is the frame's payload, cut at a line end where there is one, at 16 KiB at
-    /// most, and never within a character.
+    /// One record of log output; the text is the frame's payload, cut at a line end where there is
+    /// one, at 16 KiB at most, and never within a character.
     Log {
         /// Counts records from 1 without holes, over the whole life of the VM.
         sequence: u64,
@@ -199,12 +205,13 @@ pub enum GuestMessage {
         time_ns: u64,
         /// Number of records dropped just before this one because nobody acknowledged them in time.
         dropped_before: u64,
-        /// Its last line was cut because it is too long, and goes on in the next record of the stream.
+        /// Its last line was cut because it is too long, and goes on in the next record of the
+        /// stream.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         partial: bool,
     },
-    /// The guest's kernel has killed a process for want of memory that is none of the machine's programs itself. Since
-    /// [`crate::VICTIMS_SINCE`].
+    /// The guest's kernel has killed a process for want of memory that is none of the machine's
+    /// programs itself. Since [`crate::VICTIMS_SINCE`].
     OutOfMemory {
         /// Its process id.
         pid: i32,
@@ -237,8 +244,8 @@ pub enum GuestMessage {
         id: u32,
         /// Why, for the user.
         message: String,
-        /// Exit status that a shell would give, where it is about the program: 127 when there is none, 126 when it
-        /// can't be executed.
+        /// Exit status that a shell would give, where it is about the program: 127 when there is
+        /// none, 126 when it can't be executed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         code: Option<i32>,
     },
@@ -298,8 +305,8 @@ pub struct MemoryInfo {
 pub struct ExecRequest {
     /// Stream id chosen by the host, unique among running execs, not 0.
     pub id: u32,
-    /// Program and arguments; the program is looked up in the machine's `PATH`. Empty is the user's shell, since
-    /// [`crate::SESSIONS_SINCE`].
+    /// Program and arguments; the program is looked up in the machine's `PATH`. Empty is the user's
+    /// shell, since [`crate::SESSIONS_SINCE`].
     pub argv: Vec<String>,
     /// Added to the machine's environment.
     #[serde(default)]
@@ -310,7 +317,8 @@ pub struct ExecRequest {
     /// Working directory; default is the machine's.
     #[serde(default)]
     pub working_dir: Option<String>,
-    /// Gives it a terminal of this size (columns, rows); output then all arrives as standard output.
+    /// Gives it a terminal of this size (columns, rows); output then all arrives as standard
+    /// output.
     #[serde(default)]
     pub terminal: Option<(u16, u16)>,
     /// Killed (SIGKILL, with its children) after this many milliseconds; 0 means never.
@@ -319,11 +327,12 @@ pub struct ExecRequest {
     /// The host will send standard input; otherwise it is empty.
     #[serde(default)]
     pub has_input: bool,
-    /// What to run is init's own program for files, and `argv` are its arguments: it needs nothing of the image. Since
-    /// [`crate::SESSIONS_SINCE`].
+    /// What to run is init's own program for files, and `argv` are its arguments: it needs nothing
+    /// of the image. Since [`crate::SESSIONS_SINCE`].
     #[serde(default)]
     pub files: bool,
-    /// The machine's own programs go on for as long as this runs, and end with it. Since [`crate::SESSIONS_SINCE`].
+    /// The machine's own programs go on for as long as this runs, and end with it. Since
+    /// [`crate::SESSIONS_SINCE`].
     #[serde(default)]
     pub holds_machine: bool,
 }

@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// The identity and program of a machine. Merging image and machine configuration is the host's work; only what needs
-/// the guest's files (user names, `PATH` look-up) is left to init.
+/// The identity and program of a machine. Merging image and machine configuration is the host's
+/// work; only what needs the guest's files (user names, `PATH` look-up) is left to init.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MachineSpec {
@@ -23,13 +23,14 @@ pub struct MachineSpec {
     pub working_dir: String,
     /// Programs beside that one. They live together: when one ends, the others are ended too.
     pub others: Vec<ProgramSpec>,
-    /// Whether the program gets namespaces of its own, in which it is process 1. `None` leaves that to what it is: init
-    /// systems insist on it. Since version 3, and only for a machine with one program.
+    /// Whether the program gets namespaces of its own, in which it is process 1. `None` leaves that
+    /// to what it is: init systems insist on it. Since version 3, and only for a machine with one
+    /// program.
     pub pid_namespace: Option<bool>,
     /// Runs each program on a terminal.
     pub tty: bool,
-    /// Files that every machine has in place of its image's, with the permissions of that one, as far as they are not in the
-    /// root already: names and name servers.
+    /// Files that every machine has in place of its image's, with the permissions of that one, as
+    /// far as they are not in the root already: names and name servers.
     pub own_files: Vec<FileSpec>,
     /// Written before the program starts.
     pub files: Vec<FileSpec>,
@@ -47,7 +48,8 @@ pub struct MachineSpec {
     pub user_processes: LimitSpec,
     /// Host's wall clock, nanoseconds since the Unix epoch.
     pub time_ns: u64,
-    /// Fresh random bytes from the host, base64; mixed in and credited before anything else happens.
+    /// Fresh random bytes from the host, base64; mixed in and credited before anything else
+    /// happens.
     pub entropy: String,
 }
 

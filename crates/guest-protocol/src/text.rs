@@ -1,7 +1,7 @@
 //! Text that comes in pieces.
 
-/// How much of `bytes` ends with a whole character of UTF-8: what follows is the beginning of one that may yet come. Bytes
-/// that are no UTF-8 are whole as they are.
+/// How much of `bytes` ends with a whole character of UTF-8: what follows is the beginning of one
+/// that may yet come. Bytes that are no UTF-8 are whole as they are.
 pub fn whole(bytes: &[u8]) -> usize {
     // A character has four bytes at most.
     for back in 1..=bytes.len().min(3) {
@@ -9,7 +9,8 @@ pub fn whole(bytes: &[u8]) -> usize {
         if bytes[at] & 0b1100_0000 == 0b1000_0000 {
             continue;
         }
-        let begun = std::str::from_utf8(&bytes[at..]).is_err_and(|error| error.error_len().is_none());
+        let begun =
+            std::str::from_utf8(&bytes[at..]).is_err_and(|error| error.error_len().is_none());
         return if begun { at } else { bytes.len() };
     }
     bytes.len()
@@ -28,7 +29,9 @@ mod tests {
             }
             assert_eq!(whole(&text), text.len());
         }
-        for bytes in [&b""[..], b"\xff", b"a\x80\x80\x80\x80", b"\xc3\xc3x", b"\xf5\x80", b"\xe0\x80"] {
+        for bytes in
+            [&b""[..], b"\xff", b"a\x80\x80\x80\x80", b"\xc3\xc3x", b"\xf5\x80", b"\xe0\x80"]
+        {
             assert_eq!(whole(bytes), bytes.len(), "{bytes:?}");
         }
         // The first is none, the second has begun.

@@ -32,10 +32,18 @@ fn open(behaviour: Behaviour) -> (FakeGuest, Session, mpsc::Receiver<GuestEvent>
 
 fn spec(argv: &[&str]) -> MachineSpec {
     let argv = argv.iter().map(|word| (*word).to_owned()).collect();
-    MachineSpec { machine_id: "m".to_owned(), argv, env: vec![("A".into(), "b".into())], ..MachineSpec::default() }
+    MachineSpec {
+        machine_id: "m".to_owned(),
+        argv,
+        env: vec![("A".into(), "b".into())],
+        ..MachineSpec::default()
+    }
 }
 
-async fn until<T>(events: &mut mpsc::Receiver<GuestEvent>, mut wanted: impl FnMut(&GuestEvent) -> Option<T>) -> T {
+async fn until<T>(
+    events: &mut mpsc::Receiver<GuestEvent>,
+    mut wanted: impl FnMut(&GuestEvent) -> Option<T>,
+) -> T {
     let search = async {
         loop {
             let event = events.recv().await.unwrap();
@@ -85,14 +93,25 @@ async fn execs_give_output_exit_codes_and_take_input() {
         let argv = argv.iter().map(|word| (*word).to_owned()).collect();
         let session = session.clone();
         async move {
-            session.exec(ExecCommand { argv, stdin: stdin.into(), output_limit: 1 << 20, ..Default::default() }).await
+            session
+                .exec(ExecCommand {
+                    argv,
+                    stdin: stdin.into(),
+                    output_limit: 1 << 20,
+                    ..Default::default()
+                })
+                .await
         }
     };
     assert_eq!(run(&["echo", "a", "b"], vec![]).await.unwrap().stdout, b"a b\n");
     assert_eq!(run(&["env"], vec![]).await.unwrap().stdout, b"A=b\n");
     assert_eq!(run(&["exit", "3"], vec![]).await.unwrap().code, 3);
     let missing = run(&["nothing"], vec![]).await.unwrap();
-    assert_eq!((missing.code, &*missing.stderr), (127, &b"nothing: no such program\n"[..]), "as a shell tells it");
+    assert_eq!(
+        (missing.code, &*missing.stderr),
+        (127, &b"nothing: no such program\n"[..]),
+        "as a shell tells it"
+    );
     let large = vec![b'x'; 700_000];
     assert_eq!(run(&["cat"], large.clone()).await.unwrap().stdout, large);
     let short = session.exec(ExecCommand {
@@ -107,8 +126,11 @@ async fn execs_give_output_exit_codes_and_take_input() {
 
 #[tokio::test]
 async fn broken_connections_lose_and_double_nothing() {
-    let behaviour =
-        Behaviour { frames_per_connection: Some(3), garbage: b"old CDS1 bytes".to_vec(), ..Default::default() };
+    let behaviour = Behaviour {
+        frames_per_connection: Some(3),
+        garbage: b"old CDS1 bytes".to_vec(),
+        ..Default::default()
+    };
     let (guest, session, mut events) = open(behaviour);
     session.configure(spec(&["flood"])).await.unwrap();
     let mut expected = 1;
@@ -208,7 +230,8 @@ async fn a_guest_that_says_nothing_more_is_told_and_is_heard_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_answers_is_never_silent() {
-    let (_guest, session, mut events) = open(Behaviour { boot_delay: Duration::from_secs(5), ..Behaviour::default() });
+    let (_guest, session, mut events) =
+        open(Behaviour { boot_delay: Duration::from_secs(5), ..Behaviour::default() });
     session.configure(spec(&["sleep", "inf"])).await.unwrap();
     let silent = async {
         while let Some(event) = events.recv().await {

@@ -1,5 +1,6 @@
-//! Images from files: `docker-archive:FILE[:NAME]`, `oci-archive:FILE[:NAME]`, `oci:DIRECTORY[:NAME]`, with `@INDEX` for
-//! NAME where images have none (as in containers-transports(5)).
+//! Images from files: `docker-archive:FILE[:NAME]`, `oci-archive:FILE[:NAME]`,
+//! `oci:DIRECTORY[:NAME]`, with `@INDEX` for NAME where images have none (as in
+//! containers-transports(5)).
 //!
 //! Nothing is copied: layers are unpacked straight out of the archive, verified on the way.
 
@@ -58,11 +59,15 @@ pub(crate) struct Contents {
 }
 
 impl ArchiveSource {
-    /// Takes `KIND:PATH[:WANTED]` apart. The path may hold colons itself: the longest that exists is taken.
+    /// Takes `KIND:PATH[:WANTED]` apart. The path may hold colons itself: the longest that exists
+    /// is taken.
     pub(crate) fn parse(source: &str) -> Result<Self, ImageError> {
-        let invalid =
-            |reason: &str| ImageError::InvalidReference { reference: source.to_owned(), reason: reason.to_owned() };
-        let usage = "write docker-archive:FILE[:NAME], oci-archive:FILE[:NAME] or oci:DIRECTORY[:NAME]";
+        let invalid = |reason: &str| ImageError::InvalidReference {
+            reference: source.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let usage =
+            "write docker-archive:FILE[:NAME], oci-archive:FILE[:NAME] or oci:DIRECTORY[:NAME]";
         let (kind, rest) = source.split_once(':').ok_or_else(|| invalid(usage))?;
         let kind = match kind {
             "docker-archive" => Kind::DockerArchive,
@@ -76,9 +81,13 @@ impl ArchiveSource {
         let cuts = rest.match_indices(':').map(|(at, _)| at).chain([rest.len()]);
         let found = cuts.filter(|at| PathBuf::from(&rest[..*at]).exists()).max();
         let Some(at) = found else {
-            return Err(ImageError::NotFound { what: source.to_owned(), hint: "no such file or directory".to_owned() });
+            return Err(ImageError::NotFound {
+                what: source.to_owned(),
+                hint: "no such file or directory".to_owned(),
+            });
         };
-        let wanted = rest[at..].strip_prefix(':').filter(|wanted| !wanted.is_empty()).map(str::to_owned);
+        let wanted =
+            rest[at..].strip_prefix(':').filter(|wanted| !wanted.is_empty()).map(str::to_owned);
         Ok(Self { kind, path: PathBuf::from(&rest[..at]), wanted })
     }
 }
@@ -97,18 +106,22 @@ impl Inner {
         if let Some(name) = name.as_ref().filter(|name| name.digest.is_some()) {
             return Err(ImageError::InvalidReference {
                 reference: name.canonical(),
-                reason: "an imported image gets its digest by itself; name it without one".to_owned(),
+                reason: "an imported image gets its digest by itself; name it without one"
+                    .to_owned(),
             });
         }
         let (inner, reading) = (Arc::clone(self), archive.clone());
         // It ends with who asked for it.
         let gone = CancellationToken::new();
         let _gone = gone.clone().drop_guard();
-        let contents = tokio::task::spawn_blocking(move || inner.read_archive(&reading, &gone)).await;
+        let contents =
+            tokio::task::spawn_blocking(move || inner.read_archive(&reading, &gone)).await;
         let contents = contents.unwrap_or_else(|_| Err(interrupted()))?;
         // An archive may hold any text as a name; one that is no reference is no name.
-        let own_names = contents.names.iter().filter_map(|name| parse_name(name).ok()).take(MOST_NAMES);
-        let names: Vec<ParsedReference> = name.map_or_else(|| own_names.collect(), |name| vec![name]);
+        let own_names =
+            contents.names.iter().filter_map(|name| parse_name(name).ok()).take(MOST_NAMES);
+        let names: Vec<ParsedReference> =
+            name.map_or_else(|| own_names.collect(), |name| vec![name]);
 
         let digest = contents.digest.clone();
         if self.ready(&digest).is_none() || self.records.get(&digest).is_none() {
@@ -130,7 +143,11 @@ impl Inner {
         noting.await.unwrap_or_else(|_| Err(interrupted()))
     }
 
-    fn read_archive(&self, archive: &ArchiveSource, gone: &CancellationToken) -> Result<Contents, ImageError> {
+    fn read_archive(
+        &self,
+        archive: &ArchiveSource,
+        gone: &CancellationToken,
+    ) -> Result<Contents, ImageError> {
         let check_wanted = |bytes| {
             if gone.is_cancelled() || self.cancelled.is_cancelled() {
                 return Err(interrupted());
@@ -146,10 +163,14 @@ impl Inner {
         let (wanted, store) = (archive.wanted.as_deref(), &self.config);
         // `docker save` writes both by now; each is taken for what it is, whatever it was called.
         match (archive.kind, files.has(DOCKER), files.has(OCI)) {
-            (Kind::DockerArchive, true, _) | (_, true, false) => docker::read(&files, wanted, store),
+            (Kind::DockerArchive, true, _) | (_, true, false) => {
+                docker::read(&files, wanted, store)
+            }
             (_, _, true) => layout::read(&files, wanted, store),
             (_, false, false) => {
-                let reason = format!("it has neither {DOCKER}, as `docker save` writes it, nor {OCI} of an OCI layout");
+                let reason = format!(
+                    "it has neither {DOCKER}, as `docker save` writes it, nor {OCI} of an OCI layout"
+                );
                 Err(ImageError::corrupt(files::WHAT, reason))
             }
         }
@@ -172,7 +193,8 @@ impl Inner {
             let _ = sender.send(Ok(source));
             layers.push(PendingLayer { ready, diff_id });
         }
-        self.build(Ingredients { image, layers, blobs: Vec::new(), imported: true, meter, wanted }).await
+        self.build(Ingredients { image, layers, blobs: Vec::new(), imported: true, meter, wanted })
+            .await
     }
 }
 
@@ -188,7 +210,9 @@ fn describe(
         Kind::OciArchive => "oci-archive",
         Kind::OciDirectory => "local",
     };
-    let stem = || archive.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = || {
+        archive.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+    };
     ResolvedImage {
         requested: source.to_owned(),
         reference: ImageReference {

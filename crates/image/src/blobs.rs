@@ -1,8 +1,8 @@
 //! Content-addressed blobs: manifests and configs, and layers as they came from registries.
 //!
-//! Layers are kept after the root disk is built, because images share them; they are the first to go when space is
-//! short. A blob is renamed into place only after its digest was checked, without an fsync: whoever reads one checks
-//! its digest again, which costs less and finds decay too.
+//! Layers are kept after the root disk is built, because images share them; they are the first to
+//! go when space is short. A blob is renamed into place only after its digest was checked, without
+//! an fsync: whoever reads one checks its digest again, which costs less and finds decay too.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -83,7 +83,12 @@ impl Blobs {
     }
 
     /// Stores a small blob whose digest was checked.
-    pub(crate) fn write(&self, digest: &str, bytes: &[u8], scratch: &Path) -> Result<(), ImageError> {
+    pub(crate) fn write(
+        &self,
+        digest: &str,
+        bytes: &[u8],
+        scratch: &Path,
+    ) -> Result<(), ImageError> {
         let path = self.path(digest);
         let failed = |error| ImageError::io("write", &path, error);
         let mut file = tempfile::NamedTempFile::new_in(scratch).map_err(failed)?;

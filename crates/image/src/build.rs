@@ -1,12 +1,13 @@
-//! From layers to a root disk in the store: one build per image at a time, shared by all who want it, and ended when
-//! none of them waits for it any more.
+//! From layers to a root disk in the store: one build per image at a time, shared by all who want
+//! it, and ended when none of them waits for it any more.
 //!
 //! ```text
 //!  fetch (parallel) ─▶ blob, verified ─┐
 //!                                      ├─▶ unpack thread, layers in order ─▶ disk ─▶ fsync ─▶ rename
 //!  archive on disk ────────────────────┘       (next layer inflates ahead)
 //! ```
-//! Everything before the rename happens below the session's directory and is removed whatever comes.
+//! Everything before the rename happens below the session's directory and is removed whatever
+//! comes.
 
 use std::{
     fs::{self, DirBuilder},
@@ -65,17 +66,24 @@ pub(crate) struct Ingredients {
 impl Inner {
     /// Joins the build of this image, or starts it with `work`.
     ///
-    /// The work is a task of its own, which goes on while one of the callers waits: when the last goes away, or the
-    /// store is closed, its token is cancelled, and it ends and clears up by itself. Who comes then starts anew.
+    /// The work is a task of its own, which goes on while one of the callers waits: when the last
+    /// goes away, or the store is closed, its token is cancelled, and it ends and clears up by
+    /// itself. Who comes then starts anew.
     pub(crate) async fn build_once(
         self: &Arc<Self>,
         digest: &str,
         progress: &ProgressSender,
-        work: impl FnOnce(Arc<Self>, ProgressSender, CancellationToken) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
+        work: impl FnOnce(
+            Arc<Self>,
+            ProgressSender,
+            CancellationToken,
+        ) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
     ) -> Result<RootDisk, ImageError> {
         let (mut flight, _wanted) = {
             let mut flights = self.lock_flights();
-            let known = flights.get(digest).and_then(|flight| Some((flight.clone(), flight.wanted.upgrade()?)));
+            let known = flights
+                .get(digest)
+                .and_then(|flight| Some((flight.clone(), flight.wanted.upgrade()?)));
             match known {
                 Some(joined) => joined,
                 None => {
@@ -102,13 +110,21 @@ impl Inner {
     fn take_off(
         self: &Arc<Self>,
         digest: &str,
-        work: impl FnOnce(Arc<Self>, ProgressSender, CancellationToken) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
+        work: impl FnOnce(
+            Arc<Self>,
+            ProgressSender,
+            CancellationToken,
+        ) -> BoxFuture<'static, Result<RootDisk, ImageError>>,
     ) -> (Flight, Arc<DropGuard>) {
         let (sender, progress) = watch::channel(Progress::default());
         let token = self.cancelled.child_token();
         let wanted = Arc::new(token.clone().drop_guard());
         let work = work(Arc::clone(self), sender, token);
-        let landing = Landing { inner: Arc::clone(self), digest: digest.to_owned(), wanted: Arc::downgrade(&wanted) };
+        let landing = Landing {
+            inner: Arc::clone(self),
+            digest: digest.to_owned(),
+            wanted: Arc::downgrade(&wanted),
+        };
         let task = tokio::spawn(async move {
             let result = work.await;
             drop(landing);
@@ -120,16 +136,26 @@ impl Inner {
                 Err(ImageError::Interrupted { what: "building the root disk".to_owned() })
             })
         };
-        (Flight { result: result.boxed().shared(), progress, wanted: Arc::downgrade(&wanted) }, wanted)
+        (
+            Flight { result: result.boxed().shared(), progress, wanted: Arc::downgrade(&wanted) },
+            wanted,
+        )
     }
 
-    /// Waits until few others build: a few at once are as fast as many, and the host keeps its breath.
-    pub(crate) async fn turn_to_build(&self, wanted: &CancellationToken) -> Result<SemaphorePermit<'_>, ImageError> {
+    /// Waits until few others build: a few at once are as fast as many, and the host keeps its
+    /// breath.
+    pub(crate) async fn turn_to_build(
+        &self,
+        wanted: &CancellationToken,
+    ) -> Result<SemaphorePermit<'_>, ImageError> {
         while_wanted(wanted, async { self.builds.acquire().await.map_err(|_| interrupted()) }).await
     }
 
     /// Unpacks the layers, builds the disk, puts it and its record in place.
-    pub(crate) async fn build(self: &Arc<Self>, ingredients: Ingredients) -> Result<RootDisk, ImageError> {
+    pub(crate) async fn build(
+        self: &Arc<Self>,
+        ingredients: Ingredients,
+    ) -> Result<RootDisk, ImageError> {
         let work = self.session.work_directory()?;
         let result = self.build_in(&work, ingredients).await;
         // Waited for, so that whoever sees the result sees no remains.
@@ -140,15 +166,24 @@ impl Inner {
         result
     }
 
-    async fn build_in(self: &Arc<Self>, work: &Path, ingredients: Ingredients) -> Result<RootDisk, ImageError> {
+    async fn build_in(
+        self: &Arc<Self>,
+        work: &Path,
+        ingredients: Ingredients,
+    ) -> Result<RootDisk, ImageError> {
         let Ingredients { image, layers, blobs, imported, meter, wanted } = ingredients;
         let digest = image.reference.digest.clone();
         let tree = work.join("tree");
         // What encloses it is closed to others.
-        DirBuilder::new().mode(0o755).create(&tree).map_err(|error| ImageError::io("make", &tree, error))?;
+        DirBuilder::new()
+            .mode(0o755)
+            .create(&tree)
+            .map_err(|error| ImageError::io("make", &tree, error))?;
         let entries = {
-            let (inner, tree, meter, wanted) = (Arc::clone(self), tree.clone(), Arc::clone(&meter), wanted.clone());
-            let unpacking = tokio::task::spawn_blocking(move || inner.unpack(&tree, layers, &meter, &wanted));
+            let (inner, tree, meter, wanted) =
+                (Arc::clone(self), tree.clone(), Arc::clone(&meter), wanted.clone());
+            let unpacking =
+                tokio::task::spawn_blocking(move || inner.unpack(&tree, layers, &meter, &wanted));
             unpacking.await.map_err(|error| {
                 tracing::error!(%error, "unpacking ended abnormally");
                 ImageError::Interrupted { what: "unpacking the image".to_owned() }
@@ -160,15 +195,20 @@ impl Inner {
         let file = disk::make(&disk, size, &digest, entries, &wanted).await?;
         let inner = Arc::clone(self);
         let finishing = tokio::task::spawn_blocking(move || {
-            own_files::reserve(&tree).map_err(|error| ImageError::io("keep room in", &tree, error))?;
+            own_files::reserve(&tree)
+                .map_err(|error| ImageError::io("keep room in", &tree, error))?;
             let has_room = || inner.check_space(0, "the root disk");
             disk::fill(&file, &disk, &tree, size, || still_wanted(&wanted), has_room)?;
             let place = inner.disk_path(&digest);
             let disk_bytes = disk::publish(&disk, &place)?;
-            inner.records.insert(Record::new(image, disk_bytes, blobs, imported), inner.session.path())?;
+            inner
+                .records
+                .insert(Record::new(image, disk_bytes, blobs, imported), inner.session.path())?;
             Ok(RootDisk { path: place, size })
         });
-        finishing.await.unwrap_or_else(|_| Err(ImageError::Interrupted { what: "building the root disk".to_owned() }))
+        finishing.await.unwrap_or_else(|_| {
+            Err(ImageError::Interrupted { what: "building the root disk".to_owned() })
+        })
     }
 
     /// Blocking; gives the number of entries.
@@ -181,10 +221,14 @@ impl Inner {
     ) -> Result<u64, ImageError> {
         let budget = Arc::new(Budget::new(&self.config.limits));
         let still_wanted = || still_wanted(wanted);
-        let mut unpacker = Unpacker::new(tree, &budget, self.config.limits.keep_free_bytes, &still_wanted)?;
+        let mut unpacker =
+            Unpacker::new(tree, &budget, self.config.limits.keep_free_bytes, &still_wanted)?;
         let start = |source: Source| -> Result<(String, Inflated), ImageError> {
             let meter = Arc::clone(meter);
-            Ok((source.what.clone(), inflate(source, Arc::clone(&budget), move |bytes| meter.unpacked(bytes))?))
+            Ok((
+                source.what.clone(),
+                inflate(source, Arc::clone(&budget), move |bytes| meter.unpacked(bytes))?,
+            ))
         };
         let mut layers = layers.into_iter().peekable();
         let mut ahead: Option<(String, Inflated)> = None;
@@ -193,7 +237,8 @@ impl Inner {
                 Some(started) => started,
                 None => start(layer.ready.blocking_recv().unwrap_or_else(|_| Err(interrupted()))?)?,
             };
-            // One layer ahead, if it has come already: two cores are busy then, and memory stays bounded.
+            // One layer ahead, if it has come already: two cores are busy then, and memory stays
+            // bounded.
             if let Some(next) = layers.peek_mut()
                 && let Ok(source) = next.ready.try_recv()
             {
@@ -212,7 +257,9 @@ impl Inner {
         if free < bytes.saturating_add(kept) {
             return Err(ImageError::NoSpace {
                 what: format!("for {what}"),
-                reason: format!("{free} bytes are free, {bytes} are needed and {kept} kept for others"),
+                reason: format!(
+                    "{free} bytes are free, {bytes} are needed and {kept} kept for others"
+                ),
             });
         }
         Ok(())
@@ -221,8 +268,9 @@ impl Inner {
     /// Bytes free for us in the store's file system.
     pub(crate) fn free_bytes(&self) -> Result<u64, ImageError> {
         let directory = &self.config.directory;
-        let space =
-            statvfs(directory).map_err(|error| ImageError::io("look at the free space of", directory, error.into()))?;
+        let space = statvfs(directory).map_err(|error| {
+            ImageError::io("look at the free space of", directory, error.into())
+        })?;
         Ok(space.blocks_available().saturating_mul(space.fragment_size()))
     }
 

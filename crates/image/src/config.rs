@@ -7,7 +7,8 @@ use std::{path::PathBuf, time::Duration};
 pub struct ImageStoreConfig {
     /// Root of the store. Made with mode 0700 when missing.
     pub directory: PathBuf,
-    /// Registries spoken to over plain HTTP, `host[:port]`; also the only ones that may be on this host's loopback.
+    /// Registries spoken to over plain HTTP, `host[:port]`; also the only ones that may be on this
+    /// host's loopback.
     pub insecure_registries: Vec<String>,
     /// A docker `config.json` with credentials; read anew at each use.
     pub registry_credentials: Option<PathBuf>,
@@ -17,7 +18,8 @@ pub struct ImageStoreConfig {
     pub limits: Limits,
     /// Virtual size of a root disk, bytes.
     pub root_disk_size: u64,
-    /// Highest level of amd64 that the VMs' processor has, 1 to 4 (x86-64 psABI, "Micro-Architecture Levels").
+    /// Highest level of amd64 that the VMs' processor has, 1 to 4 (x86-64 psABI,
+    /// "Micro-Architecture Levels").
     pub amd64_level: u8,
     /// Blobs fetched at once, per image.
     pub parallel_layers: usize,
@@ -50,7 +52,8 @@ pub struct Limits {
     pub unpacked_bytes: u64,
     /// Number of layers. (Docker itself stops at 127.)
     pub layers: usize,
-    /// Bytes of a manifest or index. (4 MiB is what the distribution specification asks registries to take.)
+    /// Bytes of a manifest or index. (4 MiB is what the distribution specification asks registries
+    /// to take.)
     pub manifest_bytes: u64,
     /// Bytes of an image's config.
     pub config_bytes: u64,
@@ -91,10 +94,11 @@ pub struct Transfer {
     pub longest_wait: Duration,
     /// Slowest a blob may come in on the whole, bytes per second, beyond a minute's grace.
     pub slowest_bytes_per_second: u64,
-    /// Longest that finding out what a reference means may take, with all tries: shorter than clients wait, so that they
-    /// are told which registry it is.
+    /// Longest that finding out what a reference means may take, with all tries: shorter than
+    /// clients wait, so that they are told which registry it is.
     pub resolve_timeout: Duration,
-    /// Longest that fetching an image may take, with all tries: shorter than an operation that waits for it may.
+    /// Longest that fetching an image may take, with all tries: shorter than an operation that
+    /// waits for it may.
     pub pull_timeout: Duration,
 }
 

@@ -1,13 +1,15 @@
 //! From an unpacked tree to a root disk: mke2fs makes an empty file system, `caddis-ext4` fills it.
 //!
-//! (`mke2fs -d` could do both, but its time is quadratic in the files of a directory, it loses fractions of seconds and
-//! what is after 2038, and it refuses an image with a file `lost+found`. A guest finds what the image has; there is no
-//! `lost+found` of ours, since nothing repairs a disk whose changes are gone with each stop.)
+//! (`mke2fs -d` could do both, but its time is quadratic in the files of a directory, it loses
+//! fractions of seconds and what is after 2038, and it refuses an image with a file `lost+found`. A
+//! guest finds what the image has; there is no `lost+found` of ours, since nothing repairs a disk
+//! whose changes are gone with each stop.)
 //!
-//! The file system has no journal: its overlay is blank at each start, so there is never anything to recover, and a
-//! journal would only double the writes that land in the overlay. (A root that persists needs a base of its own.)
-//! Its features are spelled out, so that neither the host's mke2fs.conf nor its version decides what guests get;
-//! inode tables are left to be zeroed lazily, which on a sparse file means never.
+//! The file system has no journal: its overlay is blank at each start, so there is never anything
+//! to recover, and a journal would only double the writes that land in the overlay. (A root that
+//! persists needs a base of its own.) Its features are spelled out, so that neither the host's
+//! mke2fs.conf nor its version decides what guests get; inode tables are left to be zeroed lazily,
+//! which on a sparse file means never.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -46,8 +48,8 @@ features = extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
 /// Bytes written between questions whether to go on.
 const ASK_EVERY: u64 = 64 << 20;
 
-/// Makes `disk` an empty file system with room for so many files, and for the guest's own. `cancelled` ends it.
-/// On an error, what there is of the file is worthless.
+/// Makes `disk` an empty file system with room for so many files, and for the guest's own.
+/// `cancelled` ends it. On an error, what there is of the file is worthless.
 pub(crate) async fn make(
     disk: &Path,
     size: u64,
@@ -58,7 +60,13 @@ pub(crate) async fn make(
     let failed = |error| ImageError::io("write the root disk", disk, error);
     let configuration = disk.with_extension("conf");
     fs::write(&configuration, CONFIGURATION).map_err(failed)?;
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(disk).map_err(failed)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(disk)
+        .map_err(failed)?;
     file.set_len(size).map_err(failed)?;
 
     let inodes = (size / BYTES_PER_INODE).max(files + SPARE_INODES);
@@ -100,8 +108,8 @@ pub(crate) async fn make(
     if status.success() { Ok(file) } else { Err(explain(&words, size)) }
 }
 
-/// Fills a root disk with the tree and makes it durable. Blocking. An error of `still_wanted`, asked for each
-/// file, or of `has_room`, asked now and then, ends it.
+/// Fills a root disk with the tree and makes it durable. Blocking. An error of `still_wanted`,
+/// asked for each file, or of `has_room`, asked now and then, ends it.
 pub(crate) fn fill(
     file: &File,
     disk: &Path,
@@ -131,14 +139,17 @@ pub(crate) fn fill(
         Error::Unsupported { path, reason } => {
             ImageError::unsupported(format!("the image's file `{}`", path.display()), reason)
         }
-        Error::Unknown(_) | Error::Stopped => program_failed(&error.to_string(), io::ErrorKind::Other),
+        Error::Unknown(_) | Error::Stopped => {
+            program_failed(&error.to_string(), io::ErrorKind::Other)
+        }
     })?;
     // Read-only for all: nothing ever writes to a base again.
     file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
     file.sync_all().map_err(failed)
 }
 
-/// Moves a finished disk to its place; it is there completely or not at all, also after a power cut.
+/// Moves a finished disk to its place; it is there completely or not at all, also after a power
+/// cut.
 pub(crate) fn publish(disk: &Path, place: &Path) -> Result<u64, ImageError> {
     let failed = |error| ImageError::io("put in place the root disk", place, error);
     fs::rename(disk, place).map_err(failed)?;
@@ -152,7 +163,11 @@ pub(crate) fn publish(disk: &Path, place: &Path) -> Result<u64, ImageError> {
 /// The program, also for services whose PATH lacks the system directories.
 fn program() -> PathBuf {
     let places = ["/usr/sbin/mke2fs", "/sbin/mke2fs"];
-    places.iter().map(PathBuf::from).find(|path| path.exists()).unwrap_or_else(|| PathBuf::from("mke2fs"))
+    places
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .unwrap_or_else(|| PathBuf::from("mke2fs"))
 }
 
 fn program_failed(words: &str, kind: io::ErrorKind) -> ImageError {
@@ -160,7 +175,11 @@ fn program_failed(words: &str, kind: io::ErrorKind) -> ImageError {
         io::ErrorKind::NotFound => "it is not installed: apt-get install e2fsprogs".to_owned(),
         _ => words.to_owned(),
     };
-    ImageError::Program { program: "mke2fs".to_owned(), what: "building the root disk".to_owned(), reason }
+    ImageError::Program {
+        program: "mke2fs".to_owned(),
+        what: "building the root disk".to_owned(),
+        reason,
+    }
 }
 
 fn does_not_fit(size: u64) -> ImageError {
@@ -176,7 +195,10 @@ fn explain(words: &str, size: u64) -> ImageError {
         return does_not_fit(size);
     }
     if words.contains("No space left") {
-        return ImageError::NoSpace { what: "to build the root disk".to_owned(), reason: words.to_owned() };
+        return ImageError::NoSpace {
+            what: "to build the root disk".to_owned(),
+            reason: words.to_owned(),
+        };
     }
     program_failed(words, io::ErrorKind::Other)
 }

@@ -40,7 +40,9 @@ pub enum ImageError {
         reason: String,
     },
     /// The registry did not answer, or not with anything useful. Trying later may help.
-    #[error("registry {registry} could not be used for {what}: {reason}; check the network and try again")]
+    #[error(
+        "registry {registry} could not be used for {what}: {reason}; check the network and try again"
+    )]
     Unreachable {
         /// Host and port.
         registry: String,
@@ -90,7 +92,9 @@ pub enum ImageError {
         digest: String,
     },
     /// No room for it.
-    #[error("not enough disk space {what}: {reason}; free some space or remove images that are not needed")]
+    #[error(
+        "not enough disk space {what}: {reason}; free some space or remove images that are not needed"
+    )]
     NoSpace {
         /// For what.
         what: String,
@@ -150,7 +154,10 @@ impl ImageError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable { .. } | Self::RateLimited { .. } | Self::NoSpace { .. } | Self::Interrupted { .. }
+            Self::Unreachable { .. }
+                | Self::RateLimited { .. }
+                | Self::NoSpace { .. }
+                | Self::Interrupted { .. }
         )
     }
 

@@ -1,5 +1,5 @@
-//! What comes from outside, damaged in all ways: whatever is made of sound input, reading it ends, panics never, and says
-//! what is wrong in a line that can be shown. `CADDIS_SOAK=1` tries longer.
+//! What comes from outside, damaged in all ways: whatever is made of sound input, reading it ends,
+//! panics never, and says what is wrong in a line that can be shown. `CADDIS_SOAK=1` tries longer.
 
 use proptest::{
     prelude::*,
@@ -55,8 +55,10 @@ fn damage() -> impl Strategy<Value = Damage> {
         (place(), any::<u8>()).prop_map(|(at, byte)| Damage::Set(at, byte)),
         (place(), 0..8u8).prop_map(|(at, bit)| Damage::Flip(at, 1 << bit)),
         (place(), 1..40usize).prop_map(|(at, length)| Damage::Remove(at, length)),
-        (place(), 1..600usize, 1..5usize).prop_map(|(at, length, times)| Damage::Repeat(at, length, times)),
-        (place(), prop::sample::select(TOKENS.to_vec())).prop_map(|(at, token)| Damage::Insert(at, token)),
+        (place(), 1..600usize, 1..5usize)
+            .prop_map(|(at, length, times)| Damage::Repeat(at, length, times)),
+        (place(), prop::sample::select(TOKENS.to_vec()))
+            .prop_map(|(at, token)| Damage::Insert(at, token)),
         place().prop_map(Damage::Cut),
     ]
 }
@@ -100,16 +102,19 @@ pub(crate) fn damaged(sound: &[Vec<u8>], check: impl Fn(&[u8]) -> Result<(), Tes
         check(input).unwrap();
     }
     let cases = if std::env::var_os("CADDIS_SOAK").is_some() { 50_000 } else { 400 };
-    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let mut runner =
+        TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let damages = prop::collection::vec(damage(), 1..8);
-    let run = runner.run(&(prop::sample::select(sound.to_vec()), damages), |(mut input, damages)| {
-        damages.iter().for_each(|damage| apply(&mut input, damage));
-        check(&input)
-    });
+    let run =
+        runner.run(&(prop::sample::select(sound.to_vec()), damages), |(mut input, damages)| {
+            damages.iter().for_each(|damage| apply(&mut input, damage));
+            check(&input)
+        });
     run.unwrap();
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let peak = status.lines().find_map(|line| {
+        line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    });
     assert!(peak.unwrap() << 10 < MOST_MEMORY, "{peak:?} KiB");
 }
 
@@ -145,7 +150,13 @@ fn manifests_and_indexes() {
         match manifest::parse("app", input, &limits) {
             Ok(Document::Manifest(manifest)) => {
                 prop_assert!(manifest.layers.len() <= limits.layers);
-                prop_assert!(manifest.layers.iter().chain([&manifest.config]).all(|blob| is_digest(&blob.digest)));
+                prop_assert!(
+                    manifest
+                        .layers
+                        .iter()
+                        .chain([&manifest.config])
+                        .all(|blob| is_digest(&blob.digest))
+                );
             }
             Ok(Document::Index(entries)) => {
                 // As if all that it lists were itself.
@@ -214,8 +225,18 @@ fn archives() -> Vec<Vec<u8>> {
         "pax",
         b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n26 GNU.sparse.name=sparse\n27 GNU.sparse.realsize=900\n",
     );
-    append(&mut pax, Type::Regular, "sparse", &[b"1\n0\n4\n".to_vec(), vec![0; 506], b"data".to_vec()].concat());
-    append(&mut pax, Type::XHeader, "pax", b"28 GNU.sparse.map=0,2,800,2\n24 GNU.sparse.size=1000\n");
+    append(
+        &mut pax,
+        Type::Regular,
+        "sparse",
+        &[b"1\n0\n4\n".to_vec(), vec![0; 506], b"data".to_vec()].concat(),
+    );
+    append(
+        &mut pax,
+        Type::XHeader,
+        "pax",
+        b"28 GNU.sparse.map=0,2,800,2\n24 GNU.sparse.size=1000\n",
+    );
     append(&mut pax, Type::Regular, "sparse", b"data");
     [plain, pax].map(|archive| archive.into_inner().unwrap()).to_vec()
 }
@@ -242,7 +263,10 @@ fn tar_archives() {
                 prop_assert!(entries <= input.len() / 512 + 1);
                 prop_assert!(!entry.path.contains(&0) && !entry.link.contains(&0));
                 if let Ok(path) = inside_path(&entry.path) {
-                    prop_assert!(path.components().all(|part| matches!(part, std::path::Component::Normal(_))));
+                    prop_assert!(
+                        path.components()
+                            .all(|part| matches!(part, std::path::Component::Normal(_)))
+                    );
                 }
                 if let Some(map) = &entry.sparse {
                     prop_assert!(map.segments.len() <= input.len());

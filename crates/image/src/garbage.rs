@@ -11,7 +11,11 @@ use crate::{
 
 impl Inner {
     /// Blocking; see [`crate::ImageStore::remove`].
-    pub(crate) fn remove(&self, name_or_digest: &str, in_use: &HashSet<String>) -> Result<(), ImageError> {
+    pub(crate) fn remove(
+        &self,
+        name_or_digest: &str,
+        in_use: &HashSet<String>,
+    ) -> Result<(), ImageError> {
         let not_found = || ImageError::NotFound {
             what: name_or_digest.to_owned(),
             hint: "no image with this name or digest is on the host".to_owned(),
@@ -21,7 +25,11 @@ impl Inner {
         let pinned = || pinned_digest(name_or_digest).and_then(|digest| self.records.get(digest));
         let digest = match (parsed, named) {
             (Ok(parsed), Some(record)) => {
-                if self.records.drop_name(record.digest(), &parsed.canonical(), self.session.path())? {
+                if self.records.drop_name(
+                    record.digest(),
+                    &parsed.canonical(),
+                    self.session.path(),
+                )? {
                     return Ok(());
                 }
                 record.digest().to_owned()
@@ -38,7 +46,8 @@ impl Inner {
         let blobs = self.records.get(&digest).map(|record| record.blobs).unwrap_or_default();
         self.remove_image(&digest);
         // What other images share stays.
-        let shared: HashSet<String> = self.records.all().into_iter().flat_map(|record| record.blobs).collect();
+        let shared: HashSet<String> =
+            self.records.all().into_iter().flat_map(|record| record.blobs).collect();
         let unwanted: HashSet<_> = blobs
             .into_iter()
             .filter(|digest| !shared.contains(digest))
@@ -58,7 +67,8 @@ impl Inner {
         in_use: &HashSet<String>,
         wanted_free: u64,
     ) -> Result<GarbageReport, ImageError> {
-        let mut report = GarbageReport { free_bytes: self.free_bytes()?, ..GarbageReport::default() };
+        let mut report =
+            GarbageReport { free_bytes: self.free_bytes()?, ..GarbageReport::default() };
         if report.free_bytes >= wanted_free {
             return Ok(report);
         }
@@ -103,7 +113,8 @@ impl Inner {
     /// Removes root disks that have no record: a crash came between the two.
     pub(crate) fn remove_orphans(&self) -> Result<(), ImageError> {
         let failed = |error| ImageError::io("list", &self.disks, error);
-        let known: HashSet<_> = self.records.all().iter().map(|record| self.disk_path(record.digest())).collect();
+        let known: HashSet<_> =
+            self.records.all().iter().map(|record| self.disk_path(record.digest())).collect();
         for entry in fs::read_dir(&self.disks).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if !known.contains(&path) {

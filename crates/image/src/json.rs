@@ -1,5 +1,5 @@
-//! JSON as the Go programs that write images, and everybody else's clients, read it: names of fields in any case, `null`
-//! and absent alike, a byte that is not UTF-8 harms only its own text.
+//! JSON as the Go programs that write images, and everybody else's clients, read it: names of
+//! fields in any case, `null` and absent alike, a byte that is not UTF-8 harms only its own text.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -13,11 +13,13 @@ pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::E
     serde_json::from_value(tidied(value))
 }
 
-/// The same with all names of fields in lower case, and without nulls. Of names that differ in case the last counts.
-/// (The parser bounds how deep documents are nested.)
+/// The same with all names of fields in lower case, and without nulls. Of names that differ in case
+/// the last counts. (The parser bounds how deep documents are nested.)
 fn tidied(value: Value) -> Value {
     match value {
-        Value::Array(items) => items.into_iter().filter(|item| !item.is_null()).map(tidied).collect(),
+        Value::Array(items) => {
+            items.into_iter().filter(|item| !item.is_null()).map(tidied).collect()
+        }
         Value::Object(fields) => {
             let mut tidy = Map::new();
             for (name, value) in fields.into_iter().filter(|(_, value)| !value.is_null()) {

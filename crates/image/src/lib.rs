@@ -1,7 +1,7 @@
 //! Images to root disks: registry client, archives, blob store.
 //!
-//! Everything that comes in is hostile until its digest has been checked, and even then is only ever written below
-//! the store. Nothing from an image is run or mounted on the host.
+//! Everything that comes in is hostile until its digest has been checked, and even then is only
+//! ever written below the store. Nothing from an image is run or mounted on the host.
 //!
 //! ```text
 //!  reference ──resolve──▶ manifest + config ──┐
@@ -49,7 +49,8 @@ use serde::{Deserialize, Serialize};
 /// Where an image came from, as the API's `image_ref` shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageReference {
-    /// Registry host and port; `docker-archive`, `oci-archive` and `local` for images that came from files.
+    /// Registry host and port; `docker-archive`, `oci-archive` and `local` for images that came
+    /// from files.
     pub registry: String,
     /// Repository, e.g. `library/nginx`.
     pub repository: String,
@@ -83,7 +84,8 @@ pub struct ImageConfig {
     pub exposed_ports: Vec<String>,
 }
 
-/// A reference resolved to exactly one manifest. Serialisable, so that a machine's record can hold it.
+/// A reference resolved to exactly one manifest. Serialisable, so that a machine's record can hold
+/// it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResolvedImage {
     /// The reference as the user gave it.

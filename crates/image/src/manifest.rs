@@ -1,5 +1,5 @@
-//! Manifests, indexes and configurations: what they must look like. They are read as the Go programs that write them
-//! do, which is more leniently than the specification's words.
+//! Manifests, indexes and configurations: what they must look like. They are read as the Go
+//! programs that write them do, which is more leniently than the specification's words.
 
 use std::collections::BTreeMap;
 
@@ -38,14 +38,16 @@ impl Descriptor {
     /// Whether it is what BuildKit adds about a build, and no build itself.
     pub(crate) fn is_attestation(&self) -> bool {
         let unknown = Platform::unknown();
-        self.annotation("vnd.docker.reference.type").is_some() || self.platform.as_ref() == Some(&unknown)
+        self.annotation("vnd.docker.reference.type").is_some()
+            || self.platform.as_ref() == Some(&unknown)
     }
 }
 
 fn is_index(kind: &str) -> bool {
     matches!(
         kind,
-        "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json"
+        "application/vnd.oci.image.index.v1+json"
+            | "application/vnd.docker.distribution.manifest.list.v2+json"
     )
 }
 
@@ -109,11 +111,15 @@ pub(crate) fn digest_of(bytes: &[u8]) -> String {
 /// Fails unless the bytes have this digest.
 pub(crate) fn verify(what: &str, bytes: &[u8], digest: &str) -> Result<(), ImageError> {
     let actual = digest_of(bytes);
-    if actual == digest { Ok(()) } else { Err(ImageError::corrupt(what, format!("its content has digest {actual}"))) }
+    if actual == digest {
+        Ok(())
+    } else {
+        Err(ImageError::corrupt(what, format!("its content has digest {actual}")))
+    }
 }
 
-/// Reads a manifest or an index, told apart by what they hold; one that could be read as either is refused
-/// (it would mean different images to different tools, CVE-2021-41190).
+/// Reads a manifest or an index, told apart by what they hold; one that could be read as either is
+/// refused (it would mean different images to different tools, CVE-2021-41190).
 pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document, ImageError> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -126,8 +132,9 @@ pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Documen
         layers: Option<Vec<Descriptor>>,
         config: Option<Descriptor>,
     }
-    let malformed =
-        |error: &dyn std::fmt::Display| ImageError::corrupt(format!("manifest of {what}"), error.to_string());
+    let malformed = |error: &dyn std::fmt::Display| {
+        ImageError::corrupt(format!("manifest of {what}"), error.to_string())
+    };
     let shape: Shape = json::read(bytes).map_err(|error| malformed(&error))?;
     if let Some(version) = shape.schema_version.filter(|version| *version != 2) {
         return Err(ImageError::unsupported(
@@ -145,11 +152,17 @@ pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Documen
     }
 }
 
-fn check(what: &str, config: &Descriptor, layers: &[Descriptor], limits: &Limits) -> Result<Manifest, ImageError> {
+fn check(
+    what: &str,
+    config: &Descriptor,
+    layers: &[Descriptor],
+    limits: &Limits,
+) -> Result<Manifest, ImageError> {
     let config_type = config.media_type.as_str();
     if !matches!(
         config_type,
-        "" | "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+        "" | "application/vnd.oci.image.config.v1+json"
+            | "application/vnd.docker.container.image.v1+json"
     ) {
         let what = format!("{what}, with a config of type {config_type},");
         return Err(ImageError::unsupported(what, "only container images can be run"));
@@ -163,7 +176,10 @@ fn check(what: &str, config: &Descriptor, layers: &[Descriptor], limits: &Limits
     }
     if layers.len() > limits.layers {
         let what = format!("{what}, with {} layers,", layers.len());
-        return Err(ImageError::too_large(what, format!("limits.layers is {}; squash the image", limits.layers)));
+        return Err(ImageError::too_large(
+            what,
+            format!("limits.layers is {}; squash the image", limits.layers),
+        ));
     }
     let mut blobs = Vec::with_capacity(layers.len());
     for layer in layers {
@@ -173,7 +189,10 @@ fn check(what: &str, config: &Descriptor, layers: &[Descriptor], limits: &Limits
             || kind.starts_with("application/vnd.docker.image.rootfs.diff.tar");
         if !is_layer || kind.ends_with("encrypted") {
             let what = format!("a layer of {what} of type {kind}");
-            return Err(ImageError::unsupported(what, "layers are tar, plain or with gzip or zstd"));
+            return Err(ImageError::unsupported(
+                what,
+                "layers are tar, plain or with gzip or zstd",
+            ));
         }
         let layer = blob(what, layer)?;
         if layer.size > limits.layer_compressed_bytes {
@@ -197,7 +216,10 @@ pub(crate) fn sound_digest(what: &str, digest: &str) -> Result<String, ImageErro
         return Ok(digest.to_owned());
     }
     let shown: String = digest.chars().filter(|c| !c.is_control()).take(100).collect();
-    Err(ImageError::unsupported(format!("digest `{shown}` in the manifest of {what}"), "only sha256 is known"))
+    Err(ImageError::unsupported(
+        format!("digest `{shown}` in the manifest of {what}"),
+        "only sha256 is known",
+    ))
 }
 
 /// Reads an image's configuration; `layers` is how many the manifest has.
@@ -314,15 +336,32 @@ mod tests {
                         "annotations": {"a": "b"}, "platform": {"os": ""}}],
             "annotations": {"x": "y"}, "subject": {},
         });
-        let fields = ["/artifactType", "/mediaType", "/config/mediaType", "/config/annotations", "/config/urls"];
-        let of_layer =
-            ["/layers/0/mediaType", "/layers/0/annotations", "/layers/0/platform", "/annotations", "/subject"];
+        let fields = [
+            "/artifactType",
+            "/mediaType",
+            "/config/mediaType",
+            "/config/annotations",
+            "/config/urls",
+        ];
+        let of_layer = [
+            "/layers/0/mediaType",
+            "/layers/0/annotations",
+            "/layers/0/platform",
+            "/annotations",
+            "/subject",
+        ];
         for field in fields.into_iter().chain(of_layer) {
             let empty = if field.ends_with("ype") { json!("") } else { json!({}) };
             let empty = if field.ends_with("urls") { json!([]) } else { empty };
             for document in without(&manifest, field, empty) {
-                let Document::Manifest(read) = read(&document).unwrap() else { panic!("{document}") };
-                assert_eq!((read.config.digest, read.layers[0].size), (digest('a'), 2), "{document}");
+                let Document::Manifest(read) = read(&document).unwrap() else {
+                    panic!("{document}")
+                };
+                assert_eq!(
+                    (read.config.digest, read.layers[0].size),
+                    (digest('a'), 2),
+                    "{document}"
+                );
             }
         }
         for document in without(&manifest, "/layers", json!([])) {
@@ -345,7 +384,9 @@ mod tests {
             ("/annotations".to_owned(), json!({})),
         ] {
             for document in without(&index, &field, empty) {
-                let Document::Index(entries) = read(&document).unwrap() else { panic!("{document}") };
+                let Document::Index(entries) = read(&document).unwrap() else {
+                    panic!("{document}")
+                };
                 assert_eq!(entries[0].digest, digest('a'), "{document}");
             }
         }
@@ -365,14 +406,21 @@ mod tests {
                        "Labels": {"Maker": "me", "none": null}, "OnBuild": null, "Healthcheck": null},
         });
         let Config { run, labels, .. } = config(&full, 0).unwrap();
-        assert_eq!((run.env, run.cmd, run.entrypoint), (vec!["A=1".into()], vec!["x".into()], vec!["y".into()]));
+        assert_eq!(
+            (run.env, run.cmd, run.entrypoint),
+            (vec!["A=1".into()], vec!["x".into()], vec!["y".into()])
+        );
         assert_eq!((run.user.as_str(), run.working_dir.as_str()), ("web", "/w"));
         assert_eq!(
             (run.stop_signal.as_deref(), run.exposed_ports),
             (Some("SIGQUIT"), vec!["443/TCP".into(), "80/tcp".into()])
         );
         let labels: Vec<_> = labels.unwrap().into_iter().collect();
-        assert_eq!(labels, [("Maker".into(), "me".into()), ("none".into(), String::new())], "as Go reads it");
+        assert_eq!(
+            labels,
+            [("Maker".into(), "me".into()), ("none".into(), String::new())],
+            "as Go reads it"
+        );
         for (field, empty) in [
             ("os", json!("")),
             ("architecture", json!("")),
@@ -399,7 +447,9 @@ mod tests {
         }
         // Layers that the configuration does not know of are another matter.
         for document in without(&full, "/rootfs/diff_ids", json!([])) {
-            assert!(config(&document, 1).unwrap_err().to_string().contains("0 layers, the manifest 1"));
+            assert!(
+                config(&document, 1).unwrap_err().to_string().contains("0 layers, the manifest 1")
+            );
         }
     }
 
@@ -417,7 +467,9 @@ mod tests {
             "a byte that is not UTF-8 harms no other text"
         );
         let manifest = json!({"SchemaVersion": 2, "CONFIG": {"Digest": digest('a'), "Size": 3}, "Layers": null});
-        assert!(matches!(read(&manifest).unwrap(), Document::Manifest(found) if found.config.size == 3));
+        assert!(
+            matches!(read(&manifest).unwrap(), Document::Manifest(found) if found.config.size == 3)
+        );
     }
 
     #[test]

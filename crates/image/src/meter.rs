@@ -20,7 +20,11 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn new(sender: watch::Sender<Progress>, pull_total: u64, unpack_total: u64) -> Arc<Self> {
+    pub(crate) fn new(
+        sender: watch::Sender<Progress>,
+        pull_total: u64,
+        unpack_total: u64,
+    ) -> Arc<Self> {
         let (pulled, unpacked) = (AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self { sender, pull_total, pulled, unpack_total, unpacked })
     }
@@ -43,7 +47,11 @@ impl Meter {
 
     /// The last step, which has no measure.
     pub(crate) fn building(&self) {
-        self.sender.send_replace(Progress { step: "build".to_owned(), bytes_done: 0, bytes_total: 0 });
+        self.sender.send_replace(Progress {
+            step: "build".to_owned(),
+            bytes_done: 0,
+            bytes_total: 0,
+        });
     }
 
     fn publish(&self) {
@@ -51,7 +59,11 @@ impl Meter {
         let (step, bytes_done, bytes_total) = if pulled < self.pull_total {
             ("pull", pulled, self.pull_total)
         } else {
-            ("unpack", self.unpacked.load(Ordering::Relaxed).min(self.unpack_total), self.unpack_total)
+            (
+                "unpack",
+                self.unpacked.load(Ordering::Relaxed).min(self.unpack_total),
+                self.unpack_total,
+            )
         };
         self.sender.send_if_modified(|progress| {
             // Hundreds of updates a second would help nobody: one per cent is enough.

@@ -1,5 +1,6 @@
-//! Qcow2 overlays, blank or with a few files of a machine's own, written by hand: no program is spawned on the start path, and no backing file is named in
-//! the header, so that nothing can be tricked into opening one (the VMM is told the base explicitly).
+//! Qcow2 overlays, blank or with a few files of a machine's own, written by hand: no program is
+//! spawned on the start path, and no backing file is named in the header, so that nothing can be
+//! tricked into opening one (the VMM is told the base explicitly).
 //!
 //! ```text
 //!  0        64 Ki             128 Ki            192 Ki
@@ -92,24 +93,29 @@ fn read_cluster(base: &File, number: u64) -> io::Result<Vec<u8>> {
     Ok(cluster)
 }
 
-/// Writes an overlay of `virtual_size` bytes with these clusters to `path`, mode 0600, in place of whatever file is there (a
-/// process that still has the old one open keeps the old one).
+/// Writes an overlay of `virtual_size` bytes with these clusters to `path`, mode 0600, in place of
+/// whatever file is there (a process that still has the old one open keeps the old one).
 ///
 /// # Errors
-/// `InvalidInput` when the size is 0, no multiple of 512, above 64 TiB, or too small for the clusters; else what the file
-/// system says.
+/// `InvalidInput` when the size is 0, no multiple of 512, above 64 TiB, or too small for the
+/// clusters; else what the file system says.
 pub fn create(path: &Path, virtual_size: u64, clusters: &Clusters) -> io::Result<()> {
     if virtual_size == 0 || !virtual_size.is_multiple_of(512) || virtual_size > LARGEST {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("an overlay of {virtual_size} bytes: it must be a multiple of 512, at most {LARGEST}"),
+            format!(
+                "an overlay of {virtual_size} bytes: it must be a multiple of 512, at most {LARGEST}"
+            ),
         ));
     }
     let l1_entries = virtual_size.div_ceil(BYTES_PER_L1_ENTRY);
     let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
     let tables: BTreeSet<u64> = clusters.0.keys().map(|number| number / IN_L2).collect();
     if tables.last().is_some_and(|last| *last >= l1_entries) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "what is in the overlay lies beyond its end"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "what is in the overlay lies beyond its end",
+        ));
     }
     let l2_at = L1_TABLE_AT + l1_clusters * CLUSTER;
     let data_at = l2_at + tables.len() as u64 * CLUSTER;
@@ -153,7 +159,10 @@ pub fn create(path: &Path, virtual_size: u64, clusters: &Clusters) -> io::Result
         for ((number, bytes), at) in clusters.0.iter().zip((data_at..).step_by(CLUSTER as usize)) {
             // Its table is one of them.
             let before = tables.range(..number / IN_L2).count() as u64;
-            file.write_all_at(&(at | OWNED).to_be_bytes(), l2_at + before * CLUSTER + number % IN_L2 * 8)?;
+            file.write_all_at(
+                &(at | OWNED).to_be_bytes(),
+                l2_at + before * CLUSTER + number % IN_L2 * 8,
+            )?;
             file.write_all_at(bytes, at)?;
         }
         Ok(())
@@ -173,9 +182,15 @@ mod tests {
     use super::*;
 
     fn qemu_img(arguments: &[&str]) -> String {
-        let output =
-            Command::new("qemu-img").args(arguments).output().expect("qemu-img is needed: apt-get install qemu-utils");
-        assert!(output.status.success(), "qemu-img {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("qemu-img")
+            .args(arguments)
+            .output()
+            .expect("qemu-img is needed: apt-get install qemu-utils");
+        assert!(
+            output.status.success(),
+            "qemu-img {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -188,7 +203,8 @@ mod tests {
             let path = path.to_str().unwrap();
             qemu_img(&["check", "-f", "qcow2", path]);
             let info: serde_json::Value =
-                serde_json::from_str(&qemu_img(&["info", "-f", "qcow2", "--output=json", path])).unwrap();
+                serde_json::from_str(&qemu_img(&["info", "-f", "qcow2", "--output=json", path]))
+                    .unwrap();
             assert_eq!(info["virtual-size"], size);
             assert_eq!(info["format"], "qcow2");
             assert!(info.get("backing-filename").is_none());
@@ -205,8 +221,10 @@ mod tests {
         fs::write(&base, &expected).unwrap();
         let patch = |offset, bytes: &[u8]| Patch { offset, bytes: bytes.to_vec() };
         let (edge, end) = (CLUSTER - 2, 3 * CLUSTER + 690);
-        let patches = [patch(edge, b"edge"), patch(end, &[7; 20]), patch(BYTES_PER_L1_ENTRY + 5, b"far")];
-        create(&path, size, &Clusters::patched(&File::open(&base).unwrap(), &patches).unwrap()).unwrap();
+        let patches =
+            [patch(edge, b"edge"), patch(end, &[7; 20]), patch(BYTES_PER_L1_ENTRY + 5, b"far")];
+        create(&path, size, &Clusters::patched(&File::open(&base).unwrap(), &patches).unwrap())
+            .unwrap();
 
         let (base, path) = (base.to_str().unwrap(), path.to_str().unwrap());
         qemu_img(&["check", "-f", "qcow2", path]);
@@ -225,8 +243,11 @@ mod tests {
         let mut seen = vec![0; expected.len()];
         read.read_exact_at(&mut seen, 0).unwrap();
         assert!(seen == expected);
-        let error =
-            create(&directory.path().join("x"), BYTES_PER_L1_ENTRY, &Clusters::patched(&read, &patches).unwrap());
+        let error = create(
+            &directory.path().join("x"),
+            BYTES_PER_L1_ENTRY,
+            &Clusters::patched(&read, &patches).unwrap(),
+        );
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
@@ -246,7 +267,8 @@ mod tests {
     fn impossible_sizes_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         for size in [0, 511, LARGEST + 512] {
-            let error = create(&directory.path().join("x"), size, &Clusters::default()).unwrap_err();
+            let error =
+                create(&directory.path().join("x"), size, &Clusters::default()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

@@ -1,5 +1,6 @@
-//! Files that every machine has of its own, in place of whatever its image has there. A root disk keeps a block for each,
-//! so that they can be written before a machine starts, from outside: nothing is left to do for it then.
+//! Files that every machine has of its own, in place of whatever its image has there. A root disk
+//! keeps a block for each, so that they can be written before a machine starts, from outside:
+//! nothing is left to do for it then.
 
 use std::{
     fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions},
@@ -14,15 +15,19 @@ use caddis_ext4::{Filled, Replacement};
 /// Directories that something is mounted on or written to.
 const DIRECTORIES: [&str; 4] = ["dev", "etc", "proc", "sys"];
 /// Files, and whether they are made where an image has none.
-const FILES: [(&str, bool); 4] =
-    [("etc/hostname", true), ("etc/hosts", true), ("etc/machine-id", false), ("etc/resolv.conf", true)];
+const FILES: [(&str, bool); 4] = [
+    ("etc/hostname", true),
+    ("etc/hosts", true),
+    ("etc/machine-id", false),
+    ("etc/resolv.conf", true),
+];
 /// What is in them until they are written: as much as a block of the root disk.
 const CONTENT: [u8; 4096] = [b'\n'; 4096];
 /// Of what an image does not have, so that the same image gives the same disk.
 const TIME: Duration = Duration::from_secs(1);
 
-/// Has an image's tree keep room for them, where nothing but a plain file is in the way. What can't be kept is written by the
-/// guest.
+/// Has an image's tree keep room for them, where nothing but a plain file is in the way. What can't
+/// be kept is written by the guest.
 pub(crate) fn reserve(tree: &Path) -> io::Result<()> {
     let kept = time_of(tree)?;
     for name in DIRECTORIES {
@@ -84,14 +89,18 @@ pub struct OwnFile {
 
 impl OwnFile {
     /// What an overlay has to have for this file to be in the root.
-    pub(crate) fn replacement(&self, disk: &Filled<'_>, time: SystemTime) -> io::Result<Replacement> {
+    pub(crate) fn replacement(
+        &self,
+        disk: &Filled<'_>,
+        time: SystemTime,
+    ) -> io::Result<Replacement> {
         let names: Vec<_> = self.path.split('/').filter(|name| !name.is_empty()).collect();
         disk.replace(&names, self.content.as_bytes(), time).map_err(io::Error::other)
     }
 }
 
-/// Those that the guest has to write: for which the root disk keeps no room, or all of them where the root was `used` since
-/// they were written. Blocks.
+/// Those that the guest has to write: for which the root disk keeps no room, or all of them where
+/// the root was `used` since they were written. Blocks.
 ///
 /// # Errors
 /// When the root disk can't be read.

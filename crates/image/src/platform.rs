@@ -1,4 +1,5 @@
-//! Which of the builds in an index runs here: the one for the highest level of amd64 that the VMs' processor has.
+//! Which of the builds in an index runs here: the one for the highest level of amd64 that the VMs'
+//! processor has.
 //!
 //! ```text
 //!  index ─▶ entry with a platform ────▶ fits, or is listed in the error
@@ -48,10 +49,14 @@ impl Platform {
         self.architecture.is_empty()
     }
 
-    /// The level of amd64 that it needs, where that runs with at most `level`. What is not said is as here.
+    /// The level of amd64 that it needs, where that runs with at most `level`. What is not said is
+    /// as here.
     pub(crate) fn needs(&self, level: u8) -> Option<u8> {
-        let is = |text: &str, any: &[&str]| any.iter().any(|known| text.eq_ignore_ascii_case(known));
-        if !is(&self.os, &["", "linux"]) || !is(&self.architecture, &["", "amd64", "x86_64", "x86-64"]) {
+        let is =
+            |text: &str, any: &[&str]| any.iter().any(|known| text.eq_ignore_ascii_case(known));
+        if !is(&self.os, &["", "linux"])
+            || !is(&self.architecture, &["", "amd64", "x86_64", "x86-64"])
+        {
             return None;
         }
         let needed = match self.variant.to_ascii_lowercase().as_str() {
@@ -64,7 +69,9 @@ impl Platform {
 
 impl fmt::Display for Platform {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let or = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+        let or = |text: &str, default: &str| {
+            if text.is_empty() { default.to_owned() } else { text.to_owned() }
+        };
         write!(formatter, "{}/{}", or(&self.os, "linux"), or(&self.architecture, "amd64"))?;
         if self.variant.is_empty() { Ok(()) } else { write!(formatter, "/{}", self.variant) }
     }
@@ -78,7 +85,8 @@ pub(crate) fn ours(level: u8) -> String {
 /// What to do next to find the manifest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Open this: [`Search::add`] what is in an index, or [`Search::decide`] what a manifest's configuration says.
+    /// Open this: [`Search::add`] what is in an index, or [`Search::decide`] what a manifest's
+    /// configuration says.
     Open(String),
     /// It is this. Should it be an index after all, [`Search::add`] what is in it.
     Take(String),
@@ -133,7 +141,10 @@ impl Search {
     pub(crate) fn add(&mut self, entries: &[Descriptor]) -> Result<(), ImageError> {
         let depth = self.current.depth + 1;
         if depth > DEEPEST {
-            return Err(ImageError::unsupported(format!("image {}", self.what), "its indexes are nested too deep"));
+            return Err(ImageError::unsupported(
+                format!("image {}", self.what),
+                "its indexes are nested too deep",
+            ));
         }
         for entry in entries.iter().filter(|entry| !entry.is_attestation()) {
             let platform = match &entry.platform {
@@ -161,9 +172,12 @@ impl Search {
         Ok(())
     }
 
-    /// Takes in what the configuration of the manifest that was given out last says it is for, or that it is none of a
-    /// container image.
-    pub(crate) fn decide(&mut self, platform: Result<Platform, ImageError>) -> Result<(), ImageError> {
+    /// Takes in what the configuration of the manifest that was given out last says it is for, or
+    /// that it is none of a container image.
+    pub(crate) fn decide(
+        &mut self,
+        platform: Result<Platform, ImageError>,
+    ) -> Result<(), ImageError> {
         match platform {
             Ok(platform) => match platform.needs(self.level) {
                 Some(needs) => self.propose(needs, Candidate { platform, ..self.current.clone() }),
@@ -185,8 +199,9 @@ impl Search {
         if let Some(candidate) = candidate {
             self.opened += 1;
             if self.opened > MOST_OPENED {
-                let reason =
-                    format!("more than {MOST_OPENED} entries of its indexes must be opened to know what they are");
+                let reason = format!(
+                    "more than {MOST_OPENED} entries of its indexes must be opened to know what they are"
+                );
                 return Err(ImageError::unsupported(format!("image {}", self.what), reason));
             }
             self.current = candidate;
@@ -215,8 +230,10 @@ impl Search {
         if let (true, Some(error)) = (self.others.is_empty(), &self.odd) {
             return error.clone();
         }
-        let others = if self.others.is_empty() { "nothing".to_owned() } else { self.others.join(", ") };
-        let reason = format!("it must have a build for {}, and has only: {others}", ours(self.level));
+        let others =
+            if self.others.is_empty() { "nothing".to_owned() } else { self.others.join(", ") };
+        let reason =
+            format!("it must have a build for {}, and has only: {others}", ours(self.level));
         ImageError::unsupported(format!("image {}", self.what), reason)
     }
 }
@@ -231,7 +248,8 @@ mod tests {
 
     /// An entry by what it is for: `linux/amd64/v3`, `index`, `index linux/arm64`, or nothing.
     fn entry(number: usize, is_for: &str) -> Descriptor {
-        let (index, platform) = is_for.strip_prefix("index").map_or((false, is_for), |rest| (true, rest.trim()));
+        let (index, platform) =
+            is_for.strip_prefix("index").map_or((false, is_for), |rest| (true, rest.trim()));
         let kind = if index { "application/vnd.oci.image.index.v1+json" } else { "" };
         Descriptor {
             media_type: kind.to_owned(),
@@ -249,42 +267,74 @@ mod tests {
 
     fn search(level: u8, entries: &[&str]) -> Search {
         let mut search = Search::new("app", level);
-        let entries: Vec<_> = entries.iter().enumerate().map(|(number, is_for)| entry(number, is_for)).collect();
+        let entries: Vec<_> =
+            entries.iter().enumerate().map(|(number, is_for)| entry(number, is_for)).collect();
         search.add(&entries).unwrap();
         search
     }
 
     #[test]
     fn the_highest_level_that_the_processor_has_is_taken_wherever_it_is_listed() {
-        let levels = ["linux/amd64/v2", "linux/arm64/v8", "linux/amd64", "linux/amd64/v4", "linux/amd64/v3"];
+        let levels =
+            ["linux/amd64/v2", "linux/arm64/v8", "linux/amd64", "linux/amd64/v4", "linux/amd64/v3"];
         for (level, expected) in [(1, 2), (2, 0), (3, 4), (4, 3)] {
             let mut reversed = levels;
             reversed.reverse();
-            assert_eq!(search(level, &levels).next().unwrap(), Step::Take(digest(expected)), "v{level}");
-            assert_eq!(search(level, &reversed).next().unwrap(), Step::Take(digest(4 - expected)), "v{level}");
+            assert_eq!(
+                search(level, &levels).next().unwrap(),
+                Step::Take(digest(expected)),
+                "v{level}"
+            );
+            assert_eq!(
+                search(level, &reversed).next().unwrap(),
+                Step::Take(digest(4 - expected)),
+                "v{level}"
+            );
         }
         // Plain is v1, and the first of equals is taken; other spellings are known.
-        assert_eq!(search(4, &["linux/amd64/v1", "linux/amd64"]).next().unwrap(), Step::Take(digest(0)));
-        assert_eq!(search(3, &["Linux/x86_64/V3", "linux/amd64"]).next().unwrap(), Step::Take(digest(0)));
-        for nonsense in ["linux/amd64/v0", "linux/amd64/v9", "linux/amd64/x", "linux/amd64/v300", "linux/amd64/v"] {
-            assert_eq!(search(4, &[nonsense, "linux/amd64"]).next().unwrap(), Step::Take(digest(1)), "{nonsense}");
+        assert_eq!(
+            search(4, &["linux/amd64/v1", "linux/amd64"]).next().unwrap(),
+            Step::Take(digest(0))
+        );
+        assert_eq!(
+            search(3, &["Linux/x86_64/V3", "linux/amd64"]).next().unwrap(),
+            Step::Take(digest(0))
+        );
+        for nonsense in [
+            "linux/amd64/v0",
+            "linux/amd64/v9",
+            "linux/amd64/x",
+            "linux/amd64/v300",
+            "linux/amd64/v",
+        ] {
+            assert_eq!(
+                search(4, &[nonsense, "linux/amd64"]).next().unwrap(),
+                Step::Take(digest(1)),
+                "{nonsense}"
+            );
         }
     }
 
     #[test]
     fn what_there_is_instead_is_listed() {
         let error =
-            search(3, &["linux/arm64/v8", "windows/amd64", "linux/amd64/v4", "windows/amd64"]).next().unwrap_err();
+            search(3, &["linux/arm64/v8", "windows/amd64", "linux/amd64/v4", "windows/amd64"])
+                .next()
+                .unwrap_err();
         let listed = "for linux/amd64, at most v3, and has only: linux/arm64/v8, windows/amd64, linux/amd64/v4";
         assert!(error.to_string().ends_with(listed), "{error}");
         assert!(search(1, &[]).next().unwrap_err().to_string().ends_with("has only: nothing"));
         let error = search(1, &["unknown/unknown", "linux/s390x"]).next().unwrap_err();
-        assert!(error.to_string().ends_with("only: linux/s390x"), "attestations are no builds: {error}");
+        assert!(
+            error.to_string().ends_with("only: linux/s390x"),
+            "attestations are no builds: {error}"
+        );
     }
 
     #[test]
     fn indexes_in_an_index_are_opened_and_their_entries_are_what_the_index_was_said_to_be() {
-        let mut found = search(3, &["index linux/arm64", "index linux/amd64/v3", "linux/amd64", "index"]);
+        let mut found =
+            search(3, &["index linux/arm64", "index linux/amd64/v3", "linux/amd64", "index"]);
         assert_eq!(found.next().unwrap(), Step::Open(digest(1)));
         found.add(&[entry(10, ""), entry(11, "unknown/unknown")]).unwrap();
         assert_eq!(found.next().unwrap(), Step::Open(digest(3)));
@@ -303,10 +353,16 @@ mod tests {
             found.decide(Ok(platform(says))).unwrap();
         }
         assert_eq!(found.next().unwrap(), Step::Take(digest(3)));
-        assert_eq!(search(3, &["", "linux/amd64", ""]).next().unwrap(), Step::Take(digest(1)), "nothing is opened");
+        assert_eq!(
+            search(3, &["", "linux/amd64", ""]).next().unwrap(),
+            Step::Take(digest(1)),
+            "nothing is opened"
+        );
         let mut found = search(3, &[""]);
         found.next().unwrap();
-        found.decide(Err(ImageError::unsupported("a chart", "only container images can be run"))).unwrap();
+        found
+            .decide(Err(ImageError::unsupported("a chart", "only container images can be run")))
+            .unwrap();
         found.decide(Ok(platform("linux/riscv64"))).unwrap();
         assert!(found.next().unwrap_err().to_string().ends_with("only: linux/riscv64"));
     }
@@ -318,7 +374,9 @@ mod tests {
         let mut opened = 0;
         let error = loop {
             match found.next() {
-                Ok(Step::Open(_)) => found.add(&[entry(0, "index"), entry(1, "index"), entry(1, "")]).unwrap(),
+                Ok(Step::Open(_)) => {
+                    found.add(&[entry(0, "index"), entry(1, "index"), entry(1, "")]).unwrap()
+                }
                 Ok(Step::Take(taken)) => panic!("{taken}"),
                 Err(error) => break error,
             }

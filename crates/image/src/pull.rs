@@ -37,10 +37,13 @@ impl Inner {
         let stored = pinned_digest(reference).and_then(|digest| self.records.get(digest));
         if is_digest(reference) || is_of_archive(reference) {
             let hint = match is_digest(reference) {
-                true => "no image with this digest is on the host; give the registry and repository too",
+                true => {
+                    "no image with this digest is on the host; give the registry and repository too"
+                }
                 false => "no image with this digest is on the host: import its archive again",
             };
-            let not_found = || ImageError::NotFound { what: reference.to_owned(), hint: hint.to_owned() };
+            let not_found =
+                || ImageError::NotFound { what: reference.to_owned(), hint: hint.to_owned() };
             let record = stored.ok_or_else(not_found)?;
             return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
         }
@@ -49,13 +52,19 @@ impl Inner {
             // The content is the same wherever it comes from, so nobody needs to be asked.
             let ImageReference { labels, .. } = record.image.reference;
             let ParsedReference { registry, repository, tag, .. } = parsed.clone();
-            let found = ImageReference { registry, repository, tag, digest: digest.clone(), labels };
-            return Ok(ResolvedImage { requested: reference.to_owned(), reference: found, ..record.image });
+            let found =
+                ImageReference { registry, repository, tag, digest: digest.clone(), labels };
+            return Ok(ResolvedImage {
+                requested: reference.to_owned(),
+                reference: found,
+                ..record.image
+            });
         }
         if let Some(record) = self.records.local(&parsed.canonical()) {
             return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
         }
-        let repository = Repository { registry: parsed.registry.clone(), name: parsed.repository.clone() };
+        let repository =
+            Repository { registry: parsed.registry.clone(), name: parsed.repository.clone() };
         let asking = self.find_manifest(&repository, &parsed);
         let patience = self.config.transfer.resolve_timeout;
         let (digest, manifest, config) = in_time(patience, &repository, asking).await?;
@@ -87,7 +96,8 @@ impl Inner {
             match document {
                 Document::Index(entries) => search.add(&entries)?,
                 Document::Manifest(manifest) => {
-                    let config = self.config_of(repository, &manifest).await?.runs_with(&what, level)?;
+                    let config =
+                        self.config_of(repository, &manifest).await?.runs_with(&what, level)?;
                     return Ok((digest, manifest, config));
                 }
             }
@@ -111,7 +121,12 @@ impl Inner {
     }
 
     /// What an index lists.
-    async fn listed(&self, repository: &Repository, index: &str, digest: &str) -> Result<Document, ImageError> {
+    async fn listed(
+        &self,
+        repository: &Repository,
+        index: &str,
+        digest: &str,
+    ) -> Result<Document, ImageError> {
         let found = self.manifest_bytes(repository, digest).await.map_err(|error| match error {
             ImageError::NotFound { .. } => ImageError::NotFound {
                 what: index.to_owned(),
@@ -125,8 +140,13 @@ impl Inner {
         manifest::parse(&repository.place(digest), &found?.1, &self.config.limits)
     }
 
-    /// A manifest or index, verified and stored, with its digest. By digest, the store's own copy will do.
-    async fn manifest_bytes(&self, repository: &Repository, version: &str) -> Result<(String, Vec<u8>), ImageError> {
+    /// A manifest or index, verified and stored, with its digest. By digest, the store's own copy
+    /// will do.
+    async fn manifest_bytes(
+        &self,
+        repository: &Repository,
+        version: &str,
+    ) -> Result<(String, Vec<u8>), ImageError> {
         let limit = self.config.limits.manifest_bytes;
         if is_digest(version)
             && let Some(bytes) = self.blobs.read(version, limit)
@@ -145,19 +165,26 @@ impl Inner {
         Ok((digest, bytes))
     }
 
-    async fn config_of(&self, repository: &Repository, manifest: &Manifest) -> Result<Config, ImageError> {
+    async fn config_of(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Result<Config, ImageError> {
         let BlobDescriptor { digest, size } = &manifest.config;
         let what = format!("{}@{digest}", repository.name);
         let bytes = match self.blobs.read(digest, *size) {
             Some(bytes) => bytes,
             None => {
-                let bytes = self.registry.small_blob(repository, digest, *size).await.map_err(|error| match error {
-                    ImageError::TooLarge { .. } => ImageError::corrupt(
-                        format!("config {what}"),
-                        format!("it has more than the {size} bytes promised"),
-                    ),
-                    other => other,
-                })?;
+                let bytes =
+                    self.registry.small_blob(repository, digest, *size).await.map_err(|error| {
+                        match error {
+                            ImageError::TooLarge { .. } => ImageError::corrupt(
+                                format!("config {what}"),
+                                format!("it has more than the {size} bytes promised"),
+                            ),
+                            other => other,
+                        }
+                    })?;
                 if bytes.len() as u64 != *size {
                     let reason = format!("it has {} bytes, the manifest says {size}", bytes.len());
                     return Err(ImageError::corrupt(format!("config {what}"), reason));
@@ -180,9 +207,10 @@ impl Inner {
         let _permit = self.turn_to_build(&wanted).await?;
         match self.try_pull_and_build(&image, &progress, &wanted).await {
             // A layer that was in the store had decayed and was removed: fetch it anew, once.
-            Err((ImageError::Corrupt { .. }, true)) => {
-                self.try_pull_and_build(&image, &progress, &wanted).await.map_err(|(error, _)| error)
-            }
+            Err((ImageError::Corrupt { .. }, true)) => self
+                .try_pull_and_build(&image, &progress, &wanted)
+                .await
+                .map_err(|(error, _)| error),
             other => other.map_err(|(error, _)| error),
         }
     }
@@ -196,19 +224,25 @@ impl Inner {
     ) -> Result<RootDisk, (ImageError, bool)> {
         let fresh = |error| (error, false);
         let digest = image.reference.digest.clone();
-        let repository =
-            Repository { registry: image.reference.registry.clone(), name: image.reference.repository.clone() };
+        let repository = Repository {
+            registry: image.reference.registry.clone(),
+            name: image.reference.repository.clone(),
+        };
         let end = Instant::now() + self.config.transfer.pull_timeout;
         let left = || end.saturating_duration_since(Instant::now());
         let fetching = in_time(left(), &repository, self.manifest_bytes(&repository, &digest));
         let (_, bytes) = while_wanted(wanted, fetching).await.map_err(fresh)?;
-        let manifest = match manifest::parse(&image.requested, &bytes, &self.config.limits).map_err(fresh)? {
-            Document::Manifest(manifest) => manifest,
-            Document::Index(_) => {
-                let what = format!("manifest {digest} of {}", image.requested);
-                return Err(fresh(ImageError::corrupt(what, "it is an index, not resolved for this platform")));
-            }
-        };
+        let manifest =
+            match manifest::parse(&image.requested, &bytes, &self.config.limits).map_err(fresh)? {
+                Document::Manifest(manifest) => manifest,
+                Document::Index(_) => {
+                    let what = format!("manifest {digest} of {}", image.requested);
+                    return Err(fresh(ImageError::corrupt(
+                        what,
+                        "it is an index, not resolved for this platform",
+                    )));
+                }
+            };
         let fetching = in_time(left(), &repository, self.config_of(&repository, &manifest));
         let config = while_wanted(wanted, fetching).await.map_err(fresh)?;
 
@@ -218,14 +252,26 @@ impl Inner {
         let missing = |layer: &&BlobDescriptor| !self.blobs.has(&layer.digest, layer.size);
         let absent: Vec<&BlobDescriptor> = manifest.layers.iter().filter(missing).collect();
         let download: u64 = absent.iter().map(|layer| layer.size).sum();
-        let reused: Vec<String> =
-            manifest.layers.iter().filter(|layer| !absent.contains(layer)).map(|layer| layer.digest.clone()).collect();
+        let reused: Vec<String> = manifest
+            .layers
+            .iter()
+            .filter(|layer| !absent.contains(layer))
+            .map(|layer| layer.digest.clone())
+            .collect();
         self.check_space(download, &image.requested).map_err(fresh)?;
 
-        let meter = Meter::new(progress.clone(), manifest.download_size(), manifest.download_size());
-        let (layers, fetching) = self.fetch_layers(&repository, &manifest, &config.diff_ids, &meter, (end, wanted));
-        let ingredients =
-            Ingredients { image: image.clone(), layers, blobs, imported: false, meter, wanted: wanted.clone() };
+        let meter =
+            Meter::new(progress.clone(), manifest.download_size(), manifest.download_size());
+        let (layers, fetching) =
+            self.fetch_layers(&repository, &manifest, &config.diff_ids, &meter, (end, wanted));
+        let ingredients = Ingredients {
+            image: image.clone(),
+            layers,
+            blobs,
+            imported: false,
+            meter,
+            wanted: wanted.clone(),
+        };
         let result = self.build(ingredients).await;
         drop(fetching); // aborts what a failure left under way
         result.map_err(|error| {
@@ -237,7 +283,8 @@ impl Inner {
         })
     }
 
-    /// Starts fetching all layers, some at once; each is handed over as soon as it is there and verified.
+    /// Starts fetching all layers, some at once; each is handed over as soon as it is there and
+    /// verified.
     fn fetch_layers(
         self: &Arc<Self>,
         repository: &Repository,
@@ -275,7 +322,8 @@ impl Inner {
         (layers, tasks)
     }
 
-    /// Makes sure that a layer is in the store; images that are pulled at the same time share the transfer.
+    /// Makes sure that a layer is in the store; images that are pulled at the same time share the
+    /// transfer.
     async fn fetch_layer(
         self: &Arc<Self>,
         repository: &Repository,
@@ -310,12 +358,16 @@ impl Inner {
     ) -> (Shared<BoxFuture<'static, Result<(), ImageError>>>, bool) {
         let mut flights = self.blob_flights.lock().unwrap_or_else(PoisonError::into_inner);
         // One that has ended badly is nothing to join.
-        let known = flights.get(&layer.digest).and_then(WeakShared::upgrade).filter(|flight| flight.peek().is_none());
+        let known = flights
+            .get(&layer.digest)
+            .and_then(WeakShared::upgrade)
+            .filter(|flight| flight.peek().is_none());
         if let Some(flight) = known {
             return (flight, true);
         }
         flights.retain(|_, flight| flight.upgrade().is_some());
-        let fetch = fetch_blob(Arc::downgrade(self), repository.clone(), layer.clone(), Arc::clone(meter));
+        let fetch =
+            fetch_blob(Arc::downgrade(self), repository.clone(), layer.clone(), Arc::clone(meter));
         let flight = fetch.boxed().shared();
         flights.extend(flight.downgrade().map(|weak| (layer.digest.clone(), weak)));
         (flight, false)

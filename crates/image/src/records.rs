@@ -1,7 +1,8 @@
-//! What is known about each image that has a root disk: a small file per image, all of them also in memory.
+//! What is known about each image that has a root disk: a small file per image, all of them also in
+//! memory.
 //!
-//! A record without a disk, or a disk without a record, is what a crash between the two writes leaves; both are
-//! removed when the store opens.
+//! A record without a disk, or a disk without a record, is what a crash between the two writes
+//! leaves; both are removed when the store opens.
 
 use std::{
     collections::BTreeMap,
@@ -44,10 +45,24 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(image: ResolvedImage, disk_bytes: u64, blobs: Vec<String>, imported: bool) -> Self {
+    pub(crate) fn new(
+        image: ResolvedImage,
+        disk_bytes: u64,
+        blobs: Vec<String>,
+        imported: bool,
+    ) -> Self {
         let created_at = Timestamp::now();
         let (names, local_names) = (Vec::new(), Vec::new());
-        Self { version: VERSION, image, names, local_names, imported, created_at, disk_bytes, blobs }
+        Self {
+            version: VERSION,
+            image,
+            names,
+            local_names,
+            imported,
+            created_at,
+            disk_bytes,
+            blobs,
+        }
     }
 
     pub(crate) fn digest(&self) -> &str {
@@ -64,13 +79,18 @@ pub(crate) struct Records {
 
 impl Records {
     /// Reads them all; those for which `has_disk` says no are removed.
-    pub(crate) fn open(directory: PathBuf, has_disk: impl Fn(&str) -> bool) -> Result<Self, ImageError> {
+    pub(crate) fn open(
+        directory: PathBuf,
+        has_disk: impl Fn(&str) -> bool,
+    ) -> Result<Self, ImageError> {
         make_directory(&directory)?;
         let failed = |error| ImageError::io("list", &directory, error);
         let mut records = BTreeMap::new();
         for entry in fs::read_dir(&directory).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let record = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+            let record = fs::read(&path)
+                .ok()
+                .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
             match record {
                 Some(record) if record.version == VERSION && has_disk(record.digest()) => {
                     records.insert(record.digest().to_owned(), record);
@@ -118,28 +138,43 @@ impl Records {
 
     /// The image that a name given at import means.
     pub(crate) fn local(&self, name: &str) -> Option<Record> {
-        self.lock().values().find(|record| record.local_names.iter().any(|known| known == name)).cloned()
+        self.lock()
+            .values()
+            .find(|record| record.local_names.iter().any(|known| known == name))
+            .cloned()
     }
 
     /// The image that has this name, wherever from.
     pub(crate) fn named(&self, name: &str) -> Option<Record> {
-        let known = |record: &&Record| record.names.iter().chain(&record.local_names).any(|known| known == name);
+        let known = |record: &&Record| {
+            record.names.iter().chain(&record.local_names).any(|known| known == name)
+        };
         self.lock().values().find(known).cloned()
     }
 
     /// Whether an image is known by its digest only.
     pub(crate) fn is_nameless(&self, digest: &str) -> bool {
-        self.lock().get(digest).is_none_or(|record| record.names.is_empty() && record.local_names.is_empty())
+        self.lock()
+            .get(digest)
+            .is_none_or(|record| record.names.is_empty() && record.local_names.is_empty())
     }
 
     /// Gives an image a name, taking it from whichever had it before.
-    pub(crate) fn set_name(&self, digest: &str, name: &str, local: bool, scratch: &Path) -> Result<(), ImageError> {
+    pub(crate) fn set_name(
+        &self,
+        digest: &str,
+        name: &str,
+        local: bool,
+        scratch: &Path,
+    ) -> Result<(), ImageError> {
         let mut records = self.lock();
         for record in records.values_mut() {
             let names = if local { &mut record.local_names } else { &mut record.names };
             let position = names.iter().position(|known| known == name);
             match position {
-                Some(position) if record.image.reference.digest != digest => drop(names.remove(position)),
+                Some(position) if record.image.reference.digest != digest => {
+                    drop(names.remove(position))
+                }
                 None if record.image.reference.digest == digest => names.push(name.to_owned()),
                 _ => continue,
             }
@@ -161,7 +196,12 @@ impl Records {
     }
 
     /// Takes a name from an image that has others; `false` when it is the last.
-    pub(crate) fn drop_name(&self, digest: &str, name: &str, scratch: &Path) -> Result<bool, ImageError> {
+    pub(crate) fn drop_name(
+        &self,
+        digest: &str,
+        name: &str,
+        scratch: &Path,
+    ) -> Result<bool, ImageError> {
         let mut records = self.lock();
         let Some(record) = records.get_mut(digest) else { return Ok(true) };
         if record.names.len() + record.local_names.len() <= 1 {
@@ -185,7 +225,8 @@ impl Records {
     }
 
     pub(crate) fn last_used(&self, record: &Record) -> Timestamp {
-        let modified = fs::metadata(self.path(record.digest())).and_then(|metadata| metadata.modified());
+        let modified =
+            fs::metadata(self.path(record.digest())).and_then(|metadata| metadata.modified());
         Timestamp::try_from(modified.unwrap_or(SystemTime::UNIX_EPOCH)).unwrap_or(record.created_at)
     }
 

@@ -34,29 +34,38 @@ impl ParsedReference {
     }
 }
 
-/// Takes a reference apart. `default_registry` is for those that name none; on `docker.io` a repository of one
-/// component is below `library/`.
+/// Takes a reference apart. `default_registry` is for those that name none; on `docker.io` a
+/// repository of one component is below `library/`.
 ///
 /// # Errors
 /// [`ImageError::InvalidReference`], saying what is wrong.
-pub fn parse_reference(reference: &str, default_registry: &str) -> Result<ParsedReference, ImageError> {
+pub fn parse_reference(
+    reference: &str,
+    default_registry: &str,
+) -> Result<ParsedReference, ImageError> {
     let invalid = |reason: &str| ImageError::InvalidReference {
         reference: reference.chars().filter(|c| !c.is_control()).take(300).collect(),
         reason: reason.to_owned(),
     };
     if reference.is_empty() {
-        return Err(invalid("it is empty; write something like `nginx` or `registry.example.com/team/app:1.2`"));
+        return Err(invalid(
+            "it is empty; write something like `nginx` or `registry.example.com/team/app:1.2`",
+        ));
     }
     if reference.len() > 1024 {
         return Err(invalid("it is longer than 1024 characters"));
     }
     if reference.contains("://") {
-        return Err(invalid("leave the scheme out; plain HTTP is for registries configured as insecure"));
+        return Err(invalid(
+            "leave the scheme out; plain HTTP is for registries configured as insecure",
+        ));
     }
     let (name, digest) = match reference.split_once('@') {
         Some((name, digest)) => {
             if !is_digest(digest) {
-                return Err(invalid("what follows `@` must be `sha256:` and 64 lower-case hex digits"));
+                return Err(invalid(
+                    "what follows `@` must be `sha256:` and 64 lower-case hex digits",
+                ));
             }
             (name, Some(digest.to_owned()))
         }
@@ -67,7 +76,9 @@ pub fn parse_reference(reference: &str, default_registry: &str) -> Result<Parsed
         _ => (default_registry, name),
     };
     if !is_host(registry) {
-        return Err(invalid("the registry must be a host name or address, with `:port` if need be"));
+        return Err(invalid(
+            "the registry must be a host name or address, with `:port` if need be",
+        ));
     }
     // Docker Hub goes by several names.
     let registry = match registry {
@@ -81,10 +92,17 @@ pub fn parse_reference(reference: &str, default_registry: &str) -> Result<Parsed
     if let Some(tag) = tag
         && !is_tag(tag)
     {
-        return Err(invalid("a tag is up to 128 of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"));
+        return Err(invalid(
+            "a tag is up to 128 of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`",
+        ));
     }
-    if repository.is_empty() || repository.len() > 255 || !repository.split('/').all(is_path_component) {
-        return Err(invalid("a repository is lower-case letters and digits, separated by `.`, `_`, `-` or `/`"));
+    if repository.is_empty()
+        || repository.len() > 255
+        || !repository.split('/').all(is_path_component)
+    {
+        return Err(invalid(
+            "a repository is lower-case letters and digits, separated by `.`, `_`, `-` or `/`",
+        ));
     }
     let repository = if registry == "docker.io" && !repository.contains('/') {
         format!("library/{repository}")
@@ -99,10 +117,12 @@ pub fn parse_reference(reference: &str, default_registry: &str) -> Result<Parsed
     Ok(ParsedReference { registry: registry.to_owned(), repository, tag, digest })
 }
 
-/// `sha256:` and 64 lower-case hex digits: the only digests that registries use in practice, and safe in file names.
+/// `sha256:` and 64 lower-case hex digits: the only digests that registries use in practice, and
+/// safe in file names.
 pub(crate) fn is_digest(digest: &str) -> bool {
     digest.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        hex.len() == 64
+            && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     })
 }
 
@@ -120,8 +140,8 @@ pub(crate) fn is_archive(registry: &str) -> bool {
     ARCHIVES.contains(&registry)
 }
 
-/// Whether a reference is that of an image from an archive, as the API shows it and clients send it back: its name may be
-/// anything, its digest says which it is.
+/// Whether a reference is that of an image from an archive, as the API shows it and clients send it
+/// back: its name may be anything, its digest says which it is.
 pub(crate) fn is_of_archive(reference: &str) -> bool {
     let pinned = pinned_digest(reference).is_some();
     pinned && reference.split_once('/').is_some_and(|(registry, _)| is_archive(registry))
@@ -188,7 +208,11 @@ mod tests {
             ("[::1]:5000/web:x", "[::1]:5000/web:x"),
             ("10.0.0.1:5000/web__x/a-b.c", "10.0.0.1:5000/web__x/a-b.c:latest"),
         ] {
-            assert_eq!(parse_reference(given, "docker.io").unwrap().canonical(), canonical, "{given}");
+            assert_eq!(
+                parse_reference(given, "docker.io").unwrap().canonical(),
+                canonical,
+                "{given}"
+            );
         }
         let pinned = parse_reference(&format!("nginx:1@{DIGEST}"), "docker.io").unwrap();
         assert_eq!(pinned.canonical(), format!("docker.io/library/nginx@{DIGEST}"));
@@ -204,7 +228,9 @@ mod tests {
             assert!(is_of_archive(&format!("{given}@{DIGEST}")), "{given}");
             assert!(!is_of_archive(given), "{given}: a repository of the default registry");
         }
-        for given in ["docker.io/local/web", "local", "localhost/web", "web", "docker-archive.io/web"] {
+        for given in
+            ["docker.io/local/web", "local", "localhost/web", "web", "docker-archive.io/web"]
+        {
             assert!(!is_of_archive(&format!("{given}@{DIGEST}")), "{given}");
         }
         assert_eq!(pinned_digest(DIGEST), Some(DIGEST));

@@ -1,7 +1,9 @@
-//! Where half-made things live, and how those of a crashed process are told from those of a living one.
+//! Where half-made things live, and how those of a crashed process are told from those of a living
+//! one.
 //!
-//! Each opened store has a directory of its own below `tmp/`, held by a lock that ends with the process. Whatever
-//! directory there is not locked belongs to nobody and is removed at the next start.
+//! Each opened store has a directory of its own below `tmp/`, held by a lock that ends with the
+//! process. Whatever directory there is not locked belongs to nobody and is removed at the next
+//! start.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -30,12 +32,14 @@ impl Session {
     pub(crate) fn start(parent: &Path) -> Result<Self, ImageError> {
         let failed = |error| ImageError::io("prepare the directory", parent, error);
         make_directory(parent)?;
-        // Made first and locked at once: a directory that another store has just made and not yet locked could look
-        // abandoned, so making and locking happen under the lock of the parent.
+        // Made first and locked at once: a directory that another store has just made and not yet
+        // locked could look abandoned, so making and locking happen under the lock of the parent.
         let _parent_lock = lock(parent, FlockArg::LockExclusive).map_err(failed)?;
         for entry in fs::read_dir(parent).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            if lock(&path, FlockArg::LockExclusiveNonblock).is_err_and(|error| error.raw_os_error() == IN_USE) {
+            if lock(&path, FlockArg::LockExclusiveNonblock)
+                .is_err_and(|error| error.raw_os_error() == IN_USE)
+            {
                 continue;
             }
             tracing::info!(path = %path.display(), "removing what an earlier run left half-made");
@@ -54,7 +58,8 @@ impl Session {
     /// A new, empty directory for one piece of work, mode 0700. The caller removes it.
     pub(crate) fn work_directory(&self) -> Result<PathBuf, ImageError> {
         let made = private("work-", self.path());
-        made.map(TempDir::keep).map_err(|error| ImageError::io("make a directory in", self.path(), error))
+        made.map(TempDir::keep)
+            .map_err(|error| ImageError::io("make a directory in", self.path(), error))
     }
 }
 
@@ -66,7 +71,10 @@ fn lock(path: &Path, how: FlockArg) -> std::io::Result<Flock<File>> {
 }
 
 fn private(prefix: &str, parent: &Path) -> std::io::Result<TempDir> {
-    tempfile::Builder::new().prefix(prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(parent)
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(parent)
 }
 
 /// Makes a directory with mode 0700, unless it is there.
@@ -78,7 +86,8 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), ImageError> {
         .map_err(|error| ImageError::io("make the directory", path, error))
 }
 
-/// Removes a file or a directory with all in it; says so in the log when that fails, since nothing else can be done.
+/// Removes a file or a directory with all in it; says so in the log when that fails, since nothing
+/// else can be done.
 pub(crate) fn remove(path: &Path) {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),

@@ -60,7 +60,8 @@ pub struct GarbageReport {
     pub free_bytes: u64,
 }
 
-/// The images of a host. Clones share everything; when the last one goes, builds that are going on end.
+/// The images of a host. Clones share everything; when the last one goes, builds that are going on
+/// end.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
@@ -88,20 +89,23 @@ impl Inner {
 }
 
 impl ImageStore {
-    /// Opens the store, making it when missing and removing what an earlier crash left half-made. One process has a
-    /// store open at a time. Blocks on the file system.
+    /// Opens the store, making it when missing and removing what an earlier crash left half-made.
+    /// One process has a store open at a time. Blocks on the file system.
     ///
     /// # Errors
     /// [`ImageError::Io`] when the directory can't be made or read.
     pub fn open(config: ImageStoreConfig) -> Result<Self, ImageError> {
         let directory = &config.directory;
         make_directory(directory)?;
-        // Paths of root disks are handed to other processes: they must not depend on where this one stands.
-        let directory = fs::canonicalize(directory).map_err(|error| ImageError::io("find", directory, error))?;
+        // Paths of root disks are handed to other processes: they must not depend on where this one
+        // stands.
+        let directory = fs::canonicalize(directory)
+            .map_err(|error| ImageError::io("find", directory, error))?;
         let disks = directory.join("disks");
         make_directory(&disks)?;
         let has_disk = |digest: &str| {
-            is_digest(digest) && disks.join(format!("{}.ext4", digest.trim_start_matches("sha256:"))).is_file()
+            is_digest(digest)
+                && disks.join(format!("{}.ext4", digest.trim_start_matches("sha256:"))).is_file()
         };
         let cancelled = CancellationToken::new();
         let inner = Arc::new(Inner {
@@ -120,8 +124,9 @@ impl ImageStore {
         Ok(Self { inner, _closes: Arc::new(cancelled.drop_guard()) })
     }
 
-    /// Finds out which image a reference means, fetching only its manifest and config. Names given at import, and
-    /// digests of images that have a root disk, need no registry, whatever registry is named before the digest.
+    /// Finds out which image a reference means, fetching only its manifest and config. Names given
+    /// at import, and digests of images that have a root disk, need no registry, whatever registry
+    /// is named before the digest.
     ///
     /// # Errors
     /// Any but those of building; see [`ImageError::is_client_fault`].
@@ -129,12 +134,16 @@ impl ImageStore {
         self.inner.resolve(reference).await
     }
 
-    /// The image's root disk, fetched and built when it is not there. Callers for one image share one build, which ends
-    /// with the last who waits for it.
+    /// The image's root disk, fetched and built when it is not there. Callers for one image share
+    /// one build, which ends with the last who waits for it.
     ///
     /// # Errors
     /// All kinds.
-    pub async fn root_disk(&self, image: &ResolvedImage, progress: &ProgressSender) -> Result<RootDisk, ImageError> {
+    pub async fn root_disk(
+        &self,
+        image: &ResolvedImage,
+        progress: &ProgressSender,
+    ) -> Result<RootDisk, ImageError> {
         let digest = &image.reference.digest;
         if !is_digest(digest) {
             let reason = "an image is built by its `sha256:` digest; resolve it first".to_owned();
@@ -146,7 +155,8 @@ impl ImageStore {
             _ if is_archive(&image.reference.registry) => {
                 return Err(ImageError::NotFound {
                     what: image.requested.clone(),
-                    hint: "it came from an archive and was removed: import the archive again".to_owned(),
+                    hint: "it came from an archive and was removed: import the archive again"
+                        .to_owned(),
                 });
             }
             _ => {
@@ -169,21 +179,30 @@ impl ImageStore {
         self.inner.ready(digest)
     }
 
-    /// Whether an image with a root disk was last known by this reference. Asks no registry: a tag may have moved.
+    /// Whether an image with a root disk was last known by this reference. Asks no registry: a tag
+    /// may have moved.
     #[must_use]
     pub fn knows(&self, reference: &str) -> bool {
         if let Some(digest) = pinned_digest(reference) {
             return self.inner.records.get(digest).is_some();
         }
-        let Ok(parsed) = parse_reference(reference, &self.inner.config.default_registry) else { return false };
+        let Ok(parsed) = parse_reference(reference, &self.inner.config.default_registry) else {
+            return false;
+        };
         let name = parsed.canonical();
         self.inner.records.local(&name).is_some()
-            || self.inner.records.all().iter().any(|record| self.inner.records.summary(record).names.contains(&name))
+            || self
+                .inner
+                .records
+                .all()
+                .iter()
+                .any(|record| self.inner.records.summary(record).names.contains(&name))
     }
 
-    /// Takes in `docker-archive:FILE[:reference]`, `oci-archive:FILE[:tag]` or `oci:DIRECTORY[:tag]` and builds its
-    /// root disk; dropping the future ends that. `name` is how it is referred to from then on; without one, the archive's own name for it is used,
-    /// and where it has none, the digest. The file must stay as it is until this is done.
+    /// Takes in `docker-archive:FILE[:reference]`, `oci-archive:FILE[:tag]` or
+    /// `oci:DIRECTORY[:tag]` and builds its root disk; dropping the future ends that. `name` is how
+    /// it is referred to from then on; without one, the archive's own name for it is used, and
+    /// where it has none, the digest. The file must stay as it is until this is done.
     ///
     /// # Errors
     /// All but those of registries.
@@ -203,25 +222,32 @@ impl ImageStore {
     pub async fn list(&self) -> Result<Vec<ImageSummary>, ImageError> {
         let inner = Arc::clone(&self.inner);
         self.blocking(move || {
-            let mut images: Vec<_> = inner.records.all().iter().map(|record| inner.records.summary(record)).collect();
+            let mut images: Vec<_> =
+                inner.records.all().iter().map(|record| inner.records.summary(record)).collect();
             images.sort_by_key(|image| std::cmp::Reverse(image.last_used));
             Ok(images)
         })
         .await
     }
 
-    /// Removes a name, and with its last name, or by digest, the image. `in_use` are the digests that machines have.
+    /// Removes a name, and with its last name, or by digest, the image. `in_use` are the digests
+    /// that machines have.
     ///
     /// # Errors
     /// [`ImageError::NotFound`], [`ImageError::InUse`], [`ImageError::Io`].
-    pub async fn remove(&self, name_or_digest: &str, in_use: &HashSet<String>) -> Result<(), ImageError> {
-        let (inner, name, in_use) = (Arc::clone(&self.inner), name_or_digest.to_owned(), in_use.clone());
+    pub async fn remove(
+        &self,
+        name_or_digest: &str,
+        in_use: &HashSet<String>,
+    ) -> Result<(), ImageError> {
+        let (inner, name, in_use) =
+            (Arc::clone(&self.inner), name_or_digest.to_owned(), in_use.clone());
         self.blocking(move || inner.remove(&name, &in_use)).await
     }
 
-    /// Makes room when less than `wanted_free` bytes are free: first blobs that are kept only to save downloads, then
-    /// root disks not in use, least recently used first. Imported images are left alone, since nothing could bring
-    /// them back.
+    /// Makes room when less than `wanted_free` bytes are free: first blobs that are kept only to
+    /// save downloads, then root disks not in use, least recently used first. Imported images are
+    /// left alone, since nothing could bring them back.
     ///
     /// # Errors
     /// [`ImageError::Io`].
@@ -238,13 +264,15 @@ impl ImageStore {
         &self,
         work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
     ) -> Result<T, ImageError> {
-        let interrupted = || ImageError::Interrupted { what: "looking after the image store".to_owned() };
+        let interrupted =
+            || ImageError::Interrupted { what: "looking after the image store".to_owned() };
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(interrupted()))
     }
 }
 
 impl Inner {
-    /// Marks an image as used now, and known by the reference that was used. By digest it is known anyway.
+    /// Marks an image as used now, and known by the reference that was used. By digest it is known
+    /// anyway.
     fn note_use(&self, image: &ResolvedImage) -> Result<(), ImageError> {
         let digest = &image.reference.digest;
         self.records.touch(digest);

@@ -1,4 +1,5 @@
-//! Registries that cut connections or fall silent, for ever: each pull ends, and says which registry it was.
+//! Registries that cut connections or fall silent, for ever: each pull ends, and says which
+//! registry it was.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 
 mod support;
@@ -34,7 +35,8 @@ async fn start(image: &Image) -> (FakeRegistry, World) {
     (registry, world)
 }
 
-/// Has all transfers of the layer break off after so many bytes, each going on where the one before broke.
+/// Has all transfers of the layer break off after so many bytes, each going on where the one before
+/// broke.
 fn cut_layers(registry: &FakeRegistry, image: &Image, bytes: usize) {
     let (blob, digest) = (image.layer_blob(0).to_vec(), image.layer_digest(0));
     registry.misbehave(move |request| {
@@ -54,7 +56,9 @@ fn names_it(error: &ImageError, registry: &FakeRegistry) {
 async fn a_registry_that_cuts_every_connection_is_given_up_wherever_it_cuts() {
     let image = image(1000);
     for part in ["/manifests/", "/blobs/", "/token"] {
-        for reply in [Reply::nothing(), Reply::new(200, "{\"half\":").cut_after(3), Reply::new(500, "")] {
+        for reply in
+            [Reply::nothing(), Reply::new(200, "{\"half\":").cut_after(3), Reply::new(500, "")]
+        {
             let (registry, world) = start(&image).await;
             let challenge = format!("Bearer realm=\"http://{}/token\"", registry.address);
             registry.misbehave(move |request| {
@@ -101,11 +105,18 @@ async fn a_registry_that_falls_silent_is_given_up_though_no_single_wait_is_over(
     world.config.transfer.resolve_timeout = Duration::from_millis(300);
     world.config.transfer.pull_timeout = Duration::from_millis(300);
     let digest = image.layer_digest(0);
-    for part in ["/manifests/".to_owned(), image.manifest["config"]["digest"].as_str().unwrap().to_owned(), digest] {
+    for part in [
+        "/manifests/".to_owned(),
+        image.manifest["config"]["digest"].as_str().unwrap().to_owned(),
+        digest,
+    ] {
         for bytes in [0, 10] {
             let (part, body) = (part.clone(), json!({ "long": "x".repeat(100_000) }).to_string());
             registry.misbehave(move |request| {
-                request.path.contains(&part).then(|| Reply::new(200, body.clone()).without_length().hang_after(bytes))
+                request
+                    .path
+                    .contains(&part)
+                    .then(|| Reply::new(200, body.clone()).without_length().hang_after(bytes))
             });
             let store = world.open();
             let error = pull(&store, &registry.reference("app")).await.unwrap_err();

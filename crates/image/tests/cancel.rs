@@ -70,7 +70,8 @@ impl Stubborn {
 
     /// Waits until the second layers of these images are asked for.
     async fn asked_for(&mut self, images: &[&str]) {
-        let mut missing: Vec<String> = images.iter().map(|name| image(name).layer_digest(1)).collect();
+        let mut missing: Vec<String> =
+            images.iter().map(|name| image(name).layer_digest(1)).collect();
         let asked = async {
             while !missing.is_empty() {
                 let digest = self.asked.recv().await.expect("the registry is there");
@@ -130,7 +131,11 @@ async fn who_comes_after_the_last_has_gone_starts_anew() {
         gone(caller).await;
     }
     registry.gives.store(true, Ordering::SeqCst);
-    let disk = tokio::time::timeout(DEADLINE, registry.want(&store, "app")).await.unwrap().unwrap().unwrap();
+    let disk = tokio::time::timeout(DEADLINE, registry.want(&store, "app"))
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert!(disk.path.exists());
 }
 
@@ -153,14 +158,17 @@ async fn closed(world: &World) {
     let session = world.store_path("tmp").join(&names(&world.store_path("tmp"))[0]);
     let session = fs::File::open(session).unwrap();
     let ended = tokio::task::spawn_blocking(move || {
-        nix::fcntl::Flock::lock(session, nix::fcntl::FlockArg::LockExclusive).map(drop).map_err(|(_, error)| error)
+        nix::fcntl::Flock::lock(session, nix::fcntl::FlockArg::LockExclusive)
+            .map(drop)
+            .map_err(|(_, error)| error)
     });
     tokio::time::timeout(DEADLINE, ended).await.expect("the build ends").unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn in_whatever_step_the_caller_goes_nothing_half_made_stays() {
-    let many = (0..3000).fold(Layer::new(), |layer, number| layer.file(&format!("{number}"), &[1; 5000]));
+    let many =
+        (0..3000).fold(Layer::new(), |layer, number| layer.file(&format!("{number}"), &[1; 5000]));
     let image = Image::new(&[many, Layer::new().file("large", &vec![1; 64 << 20])]);
     let registry = FakeRegistry::start().await;
     registry.offer("app", "latest", &image);

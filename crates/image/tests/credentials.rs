@@ -30,7 +30,8 @@ fn login(user: &str) -> Value {
     json!({ "auth": STANDARD.encode(format!("{user}:secret-of-{user}")) })
 }
 
-/// A registry with these repositories, and a store whose credentials are in a file that can be written.
+/// A registry with these repositories, and a store whose credentials are in a file that can be
+/// written.
 async fn start(repositories: &[&str]) -> (FakeRegistry, World, PathBuf) {
     let registry = FakeRegistry::start().await;
     for name in repositories {
@@ -44,7 +45,8 @@ async fn start(repositories: &[&str]) -> (FakeRegistry, World, PathBuf) {
 
 /// Has each repository ask for the password of the user it is mapped to.
 fn ask_for(registry: &FakeRegistry, users: &[(&str, &str)]) {
-    let users: Vec<(String, String)> = users.iter().map(|(name, user)| (format!("/v2/{name}/"), basic(user))).collect();
+    let users: Vec<(String, String)> =
+        users.iter().map(|(name, user)| (format!("/v2/{name}/"), basic(user))).collect();
     registry.misbehave(move |request| {
         let (_, wanted) = users.iter().find(|(path, _)| request.path.starts_with(path.as_str()))?;
         let allowed = request.header("authorization") == Some(wanted.as_str());
@@ -65,7 +67,8 @@ fn shown(log: &[Request], path: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn each_path_of_a_registry_is_shown_its_own_login_and_no_other_paths() {
-    let (registry, world, file) = start(&["team/app", "team/special/app", "other/app", "stranger/app"]).await;
+    let (registry, world, file) =
+        start(&["team/app", "team/special/app", "other/app", "stranger/app"]).await;
     let host = &registry.address;
     let auths = json!({ "auths": {
         format!("{host}/other"): login("other"),
@@ -77,16 +80,26 @@ async fn each_path_of_a_registry_is_shown_its_own_login_and_no_other_paths() {
     fs::write(&file, auths.to_string()).unwrap();
     ask_for(
         &registry,
-        &[("team/special/app", "special"), ("team/app", "team"), ("other/app", "other"), ("stranger/app", "stranger")],
+        &[
+            ("team/special/app", "special"),
+            ("team/app", "team"),
+            ("other/app", "other"),
+            ("stranger/app", "stranger"),
+        ],
     );
     let store = world.open();
     for name in ["team/app", "other/app", "team/special/app"] {
         store.resolve(&registry.reference(name)).await.unwrap();
     }
     let error = store.resolve(&registry.reference("stranger/app")).await.unwrap_err();
-    assert!(matches!(error, ImageError::Unauthorized { .. }) && error.to_string().contains("no login"), "{error}");
+    assert!(
+        matches!(error, ImageError::Unauthorized { .. }) && error.to_string().contains("no login"),
+        "{error}"
+    );
     let log = registry.log();
-    for (path, user) in [("/v2/team/app/", "team"), ("/v2/other/", "other"), ("/v2/team/special/", "special")] {
+    for (path, user) in
+        [("/v2/team/app/", "team"), ("/v2/other/", "other"), ("/v2/team/special/", "special")]
+    {
         assert_eq!(shown(&log, path), [basic(user)], "{path}");
     }
     assert_eq!(shown(&log, "/v2/stranger/"), [""; 0]);
@@ -107,7 +120,8 @@ async fn a_token_server_is_shown_the_login_of_the_path_that_a_token_is_for() {
     let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"svc\"");
     registry.misbehave(move |request| {
         if request.path.starts_with("/token?") {
-            let token = request.path.rsplit("repository%3A").next().unwrap().replace("%2Fapp%3Apull", "");
+            let token =
+                request.path.rsplit("repository%3A").next().unwrap().replace("%2Fapp%3Apull", "");
             return Some(Reply::new(200, json!({ "token": token, "expires_in": 300 }).to_string()));
         }
         let wanted = format!("Bearer {}", request.path.split('/').nth(2).unwrap());
@@ -119,10 +133,15 @@ async fn a_token_server_is_shown_the_login_of_the_path_that_a_token_is_for() {
         store.resolve(&registry.reference(name)).await.unwrap();
     }
     let log = registry.log();
-    for (name, expected) in [("team", Some(basic("team"))), ("other", Some(basic("other"))), ("public", None)] {
+    for (name, expected) in
+        [("team", Some(basic("team"))), ("other", Some(basic("other"))), ("public", None)]
+    {
         let asked: Vec<_> = log
             .iter()
-            .filter(|request| request.path.starts_with("/token?") && request.path.contains(&format!("%3A{name}%2F")))
+            .filter(|request| {
+                request.path.starts_with("/token?")
+                    && request.path.contains(&format!("%3A{name}%2F"))
+            })
             .map(|request| request.header("authorization").map(str::to_owned))
             .collect();
         assert_eq!(asked, [expected], "{name}");
@@ -133,7 +152,8 @@ async fn a_token_server_is_shown_the_login_of_the_path_that_a_token_is_for() {
 async fn a_login_that_is_changed_or_taken_away_is_used_no_more() {
     let (registry, world, file) = start(&["app"]).await;
     let write = |user: &str| {
-        fs::write(&file, json!({ "auths": { registry.address.clone(): login(user) }}).to_string()).unwrap();
+        fs::write(&file, json!({ "auths": { registry.address.clone(): login(user) }}).to_string())
+            .unwrap();
     };
     // Takes whoever says anything.
     registry.misbehave(|request| {
@@ -150,7 +170,10 @@ async fn a_login_that_is_changed_or_taken_away_is_used_no_more() {
     assert_eq!(shown(&registry.log()[before..], "/"), [basic("second")]);
     let before = registry.log().len();
     store.resolve(&reference).await.unwrap();
-    assert!(registry.log()[before..].iter().all(|request| request.header("authorization").is_some()), "remembered");
+    assert!(
+        registry.log()[before..].iter().all(|request| request.header("authorization").is_some()),
+        "remembered"
+    );
 
     for nothing in [Some("{}"), Some("no JSON"), None] {
         write("third");
@@ -196,7 +219,11 @@ async fn a_login_that_a_helper_keeps_is_named_in_the_error_and_harms_no_other() 
     });
     let error = world.open().resolve(&registry.reference("private/app")).await.unwrap_err();
     assert!(error.to_string().contains("docker-credential-keychain"), "{error}");
-    assert_eq!(*refusals.lock().unwrap(), 3, "a HEAD without and one with the token, and a GET for the reason");
+    assert_eq!(
+        *refusals.lock().unwrap(),
+        3,
+        "a HEAD without and one with the token, and a GET for the reason"
+    );
 }
 
 #[tokio::test]
@@ -205,13 +232,21 @@ async fn a_login_that_is_refused_is_named_by_its_key_and_not_by_its_content() {
     let key = format!("{}/team", registry.address);
     fs::write(
         &file,
-        json!({ "auths": { key.clone(): login("old"), registry.address.clone(): login("team") }}).to_string(),
+        json!({ "auths": { key.clone(): login("old"), registry.address.clone(): login("team") }})
+            .to_string(),
     )
     .unwrap();
     ask_for(&registry, &[("team/app", "team")]);
     let error = world.open().resolve(&registry.reference("team/app")).await.unwrap_err();
     let text = format!("{error} {error:?}");
     assert!(text.contains(&format!("`{key}`")), "{text}");
-    assert!(!text.contains("secret") && !text.contains(&STANDARD.encode("old:secret-of-old")), "{text}");
-    assert_eq!(shown(&registry.log(), "/"), [basic("old")], "the longest key, also when another would do");
+    assert!(
+        !text.contains("secret") && !text.contains(&STANDARD.encode("old:secret-of-old")),
+        "{text}"
+    );
+    assert_eq!(
+        shown(&registry.log(), "/"),
+        [basic("old")],
+        "the longest key, also when another would do"
+    );
 }

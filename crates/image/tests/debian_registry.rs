@@ -1,5 +1,5 @@
-//! Against Debian's docker-registry, with images pushed by skopeo, with and without authentication; and archives
-//! written by skopeo.
+//! Against Debian's docker-registry, with images pushed by skopeo, with and without authentication;
+//! and archives written by skopeo.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 
 mod support;
@@ -30,10 +30,13 @@ struct DockerRegistry {
 impl DockerRegistry {
     async fn start(authentication: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("htpasswd"), format!("user:{}\n", bcrypt("secret"))).unwrap();
-        // The port is free when asked for; should another process take it before the registry does, it is tried anew.
+        fs::write(directory.path().join("htpasswd"), format!("user:{}\n", bcrypt("secret")))
+            .unwrap();
+        // The port is free when asked for; should another process take it before the registry does,
+        // it is tried anew.
         for _ in 0..20 {
-            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+            let address =
+                TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
             let configuration = format!(
                 "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {0}/data}}}}\n\
                  http: {{addr: '{address}'}}\n{1}",
@@ -69,7 +72,11 @@ fn skopeo(arguments: &[&str]) {
         .args(arguments)
         .output()
         .expect("skopeo is needed: apt-get install skopeo");
-    assert!(output.status.success(), "skopeo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "skopeo {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Writes an image as an OCI layout, for skopeo to read.
@@ -155,7 +162,15 @@ async fn a_registry_with_passwords_wants_the_right_one() {
     let layout = write_layout(&image(), registry.directory.path());
     let target = format!("docker://{}/private:1", registry.address);
     let source = format!("oci:{}:v1", layout.display());
-    skopeo(&["copy", "-q", "--dest-tls-verify=false", "--dest-creds", "user:secret", &source, &target]);
+    skopeo(&[
+        "copy",
+        "-q",
+        "--dest-tls-verify=false",
+        "--dest-creds",
+        "user:secret",
+        &source,
+        &target,
+    ]);
 
     let reference = format!("{}/private:1", registry.address);
     let mut world = World::trusting(&registry.address);
@@ -171,7 +186,10 @@ async fn a_registry_with_passwords_wants_the_right_one() {
         match (pull(&store, &reference).await, right) {
             (Ok(disk), true) => assert_is_the_image(&disk.path),
             (Err(error), false) => {
-                assert!(matches!(error, ImageError::Unauthorized { .. }) && error.is_client_fault(), "{error}");
+                assert!(
+                    matches!(error, ImageError::Unauthorized { .. }) && error.is_client_fault(),
+                    "{error}"
+                );
             }
             (result, _) => panic!("{result:?}"),
         }
@@ -206,11 +224,21 @@ async fn archives_of_all_kinds_are_imported() {
 
     for (source, name, reference, registry) in [
         (format!("docker-archive:{docker}"), None, "example.com/web:2", "docker-archive"),
-        (format!("docker-archive:{docker}:example.com/web:2"), Some("mine"), "mine", "docker-archive"),
+        (
+            format!("docker-archive:{docker}:example.com/web:2"),
+            Some("mine"),
+            "mine",
+            "docker-archive",
+        ),
         (format!("docker-archive:{compressed}"), Some("zipped"), "zipped:latest", "docker-archive"),
         (format!("oci-archive:{oci}"), Some("from-oci:3"), "from-oci:3", "oci-archive"),
         (format!("oci-archive:{oci}:v2"), Some("from-oci:4"), "from-oci:4", "oci-archive"),
-        (format!("oci:{}", layout.display()), Some("from/layout"), "docker.io/from/layout", "local"),
+        (
+            format!("oci:{}", layout.display()),
+            Some("from/layout"),
+            "docker.io/from/layout",
+            "local",
+        ),
         (format!("oci:{}:v1", layout.display()), Some("from/layout:x"), "from/layout:x", "local"),
     ] {
         let world = World::new();
@@ -251,7 +279,9 @@ async fn archives_that_are_wrong_are_refused() {
     fs::write(&noise, [9; 5000]).unwrap();
     let missing = directory.path().join("none.tar");
 
-    let import = async |source: String| store.import(&source, Some("x"), &support::progress()).await.unwrap_err();
+    let import = async |source: String| {
+        store.import(&source, Some("x"), &support::progress()).await.unwrap_err()
+    };
     let error = import(format!("docker-archive:{}", noise.display())).await;
     assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
     let error = import(format!("docker-archive:{}", missing.display())).await;
@@ -259,7 +289,10 @@ async fn archives_that_are_wrong_are_refused() {
     let error = import(format!("tarball:{}", noise.display())).await;
     assert!(matches!(error, ImageError::InvalidReference { .. }), "{error}");
     let error = import(format!("oci:{}:v9", layout.display())).await;
-    assert!(matches!(error, ImageError::NotFound { .. }) && error.to_string().contains("v1"), "{error}");
+    assert!(
+        matches!(error, ImageError::NotFound { .. }) && error.to_string().contains("v1"),
+        "{error}"
+    );
     let error = import("oci-archive:/dev/null".to_owned()).await;
     assert!(matches!(error, ImageError::Unsupported { .. }), "{error}");
     let last = bytes.len() - 1;

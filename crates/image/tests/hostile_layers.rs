@@ -44,12 +44,15 @@ async fn contained(world: &mut World, layers: &[Layer]) -> (ImageStore, Ext4) {
 
 #[tokio::test]
 async fn paths_that_lead_outside_with_dot_dot_are_refused() {
-    for path in ["../evil", "../../../../../../evil", "a/../../evil", "./../evil", "..", "a/../..", "a/.."] {
+    for path in
+        ["../evil", "../../../../../../evil", "a/../../evil", "./../evil", "..", "a/../..", "a/.."]
+    {
         let error = refused(&[Layer::new().file(path, b"x")]).await;
         assert!(matches!(error, ImageError::Corrupt { .. }), "{path}: {error}");
         assert!(error.is_client_fault());
     }
-    let error = refused(&[Layer::new().pax(&[("path", b"../../evil")]).file("innocent", b"x")]).await;
+    let error =
+        refused(&[Layer::new().pax(&[("path", b"../../evil")]).file("innocent", b"x")]).await;
     assert!(error.to_string().contains(".."), "{error}");
     let error = refused(&[Layer::new().directory("../neighbour/")]).await;
     assert!(error.to_string().contains(".."), "{error}");
@@ -62,7 +65,9 @@ async fn absolute_paths_stay_inside() {
     let neighbour = world.outside.path().join("neighbour/evil");
     let (_store, disk) = contained(
         &mut world,
-        &[Layer::new().file(canary.to_str().unwrap(), b"evil").file(neighbour.to_str().unwrap(), b"evil")],
+        &[Layer::new()
+            .file(canary.to_str().unwrap(), b"evil")
+            .file(neighbour.to_str().unwrap(), b"evil")],
     )
     .await;
     assert_eq!(disk.read(canary.to_str().unwrap()), b"evil");
@@ -77,7 +82,8 @@ async fn symlinks_in_parents_lead_to_places_inside() {
     let (_store, disk) = contained(
         &mut world,
         &[
-            // What the links point at exists outside; inside it must too, for there to be something to write to.
+            // What the links point at exists outside; inside it must too, for there to be something
+            // to write to.
             Layer::new()
                 .directory(&format!("{outside}/neighbour/"))
                 .symlink("absolute", &format!("{outside}/neighbour"))
@@ -99,8 +105,11 @@ async fn symlinks_in_parents_lead_to_places_inside() {
 async fn symlinks_to_nothing_inside_are_refused_even_if_it_exists_outside() {
     let world = World::new();
     let outside = world.outside.path().to_str().unwrap().to_owned();
-    for target in [format!("{outside}/neighbour"), "../".repeat(12) + &outside, "/proc/self/cwd".to_owned()] {
-        let error = refused(&[Layer::new().symlink("way-out", &target).file("way-out/evil", b"x")]).await;
+    for target in
+        [format!("{outside}/neighbour"), "../".repeat(12) + &outside, "/proc/self/cwd".to_owned()]
+    {
+        let error =
+            refused(&[Layer::new().symlink("way-out", &target).file("way-out/evil", b"x")]).await;
         assert!(matches!(error, ImageError::Corrupt { .. }), "{target}: {error}");
     }
     assert_eq!(support::names(&world.outside.path().join("neighbour")), [""; 0]);
@@ -110,16 +119,19 @@ async fn symlinks_to_nothing_inside_are_refused_even_if_it_exists_outside() {
 async fn a_file_is_never_written_through_a_symlink_of_its_own_name() {
     let mut world = World::new();
     let canary = world.outside.path().join("canary").to_str().unwrap().to_owned();
-    let (_store, disk) =
-        contained(&mut world, &[Layer::new().symlink("file", &canary).file("file", b"evil").symlink("other", &canary)])
-            .await;
+    let (_store, disk) = contained(
+        &mut world,
+        &[Layer::new().symlink("file", &canary).file("file", b"evil").symlink("other", &canary)],
+    )
+    .await;
     assert_eq!(disk.field("/file", "Type"), "regular");
     assert_eq!(disk.field("/other", "Type"), "symlink");
 }
 
 #[tokio::test]
 async fn links_that_loop_are_refused() {
-    let error = refused(&[Layer::new().symlink("a", "b").symlink("b", "a").file("a/x", b"x")]).await;
+    let error =
+        refused(&[Layer::new().symlink("a", "b").symlink("b", "a").file("a/x", b"x")]).await;
     assert!(error.to_string().contains("symbolic links"), "{error}");
 }
 
@@ -128,11 +140,13 @@ async fn hard_links_to_the_outside_are_refused() {
     let world = World::new();
     let canary = world.outside.path().join("canary").to_str().unwrap().to_owned();
     for target in [canary.as_str(), "../canary", "../../../../canary", "missing", "/", "."] {
-        let error = refused(&[Layer::new().hardlink("evil", target).file("evil", b"overwritten")]).await;
+        let error =
+            refused(&[Layer::new().hardlink("evil", target).file("evil", b"overwritten")]).await;
         assert!(matches!(error, ImageError::Corrupt { .. }), "{target}: {error}");
     }
     let outside = world.outside.path().to_str().unwrap();
-    let error = refused(&[Layer::new().symlink("out", outside).hardlink("evil", "out/canary")]).await;
+    let error =
+        refused(&[Layer::new().symlink("out", outside).hardlink("evil", "out/canary")]).await;
     assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
     assert_eq!(std::fs::read(world.outside.path().join("canary")).unwrap(), b"alive");
 }
@@ -141,9 +155,11 @@ async fn hard_links_to_the_outside_are_refused() {
 async fn a_hard_link_to_a_symlink_links_the_symlink() {
     let mut world = World::new();
     let canary = world.outside.path().join("canary").to_str().unwrap().to_owned();
-    let (_store, disk) =
-        contained(&mut world, &[Layer::new().symlink("link", &canary).hardlink("second", "link").file("second", b"x")])
-            .await;
+    let (_store, disk) = contained(
+        &mut world,
+        &[Layer::new().symlink("link", &canary).hardlink("second", "link").file("second", b"x")],
+    )
+    .await;
     assert_eq!(disk.field("/second", "Type"), "regular");
 }
 
@@ -178,14 +194,19 @@ async fn a_layer_that_inflates_beyond_the_limit_is_stopped() {
     let tar = Layer::new().file("zeros", &vec![0; 65 << 20]).tar();
     for (blob, kind) in [(gzip(&tar), "tar+gzip"), (zstd(&tar), "tar+zstd")] {
         assert!(blob.len() < 1 << 20);
-        let error = refused_in(&mut World::new(), &Image::of_blobs(&[(tar.clone(), blob)], kind)).await;
+        let error =
+            refused_in(&mut World::new(), &Image::of_blobs(&[(tar.clone(), blob)], kind)).await;
         assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
         assert!(error.to_string().contains("unpacked_bytes"), "{error}");
     }
     // What follows the end of the archive counts too.
     let mut trailing = Layer::new().file("a", b"x").tar();
     trailing.resize(65 << 20, 0);
-    let error = refused_in(&mut World::new(), &Image::of_blobs(&[(trailing.clone(), gzip(&trailing))], "tar")).await;
+    let error = refused_in(
+        &mut World::new(),
+        &Image::of_blobs(&[(trailing.clone(), gzip(&trailing))], "tar"),
+    )
+    .await;
     assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
     // And so do all layers together.
     let half = Layer::new().file("zeros", &vec![0; 33 << 20]);
@@ -204,7 +225,9 @@ async fn headers_of_one_entry_are_bounded_together() {
     for number in 0..1001 {
         attributes = attributes.pax(&[(&format!("SCHILY.xattr.user.{number}"), b"v")]);
     }
-    for (layer, told) in [(many, "longer than 1 MiB"), (attributes, "more than 1000 extended attributes")] {
+    for (layer, told) in
+        [(many, "longer than 1 MiB"), (attributes, "more than 1000 extended attributes")]
+    {
         let error = refused(&[layer.file("x", b"x")]).await;
         assert!(error.to_string().contains(told), "{error}");
     }
@@ -214,7 +237,9 @@ async fn headers_of_one_entry_are_bounded_together() {
 async fn directories_that_only_names_imply_count_as_entries() {
     let mut world = World::new();
     world.config.limits.entries = 1000;
-    let layer = (0..30).fold(Layer::new(), |layer, number| layer.file(&format!("{number}/{}x", "a/".repeat(40)), b""));
+    let layer = (0..30).fold(Layer::new(), |layer, number| {
+        layer.file(&format!("{number}/{}x", "a/".repeat(40)), b"")
+    });
     let error = refused_in(&mut world, &Image::new(&[layer])).await;
     assert!(error.to_string().contains("limits.entries"), "{error}");
 }
@@ -268,9 +293,13 @@ async fn malformed_archives_are_refused() {
     huge_name.set_cksum();
     let mut unknown = header(EntryType::new(b'Z'), "what", "", 0o644, 0);
     unknown.set_cksum();
-    let overlapping =
-        Layer::new().pax(&[("GNU.sparse.map", b"0,4,2,4"), ("GNU.sparse.size", b"8"), ("GNU.sparse.name", b"holes")]);
-    let endless_map = Layer::new().pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"8")]);
+    let overlapping = Layer::new().pax(&[
+        ("GNU.sparse.map", b"0,4,2,4"),
+        ("GNU.sparse.size", b"8"),
+        ("GNU.sparse.name", b"holes"),
+    ]);
+    let endless_map =
+        Layer::new().pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"8")]);
     for (name, tar) in [
         ("cut off", cut),
         ("wrong checksum", bad_checksum),
@@ -279,10 +308,17 @@ async fn malformed_archives_are_refused() {
         ("unknown type", unknown.as_bytes().to_vec()),
         ("overlapping holes", overlapping.file("holes", b"12345678").tar()),
         ("endless map", endless_map.file("holes", b"99999999999\n").tar()),
-        ("malformed pax", Layer::new().entry(EntryType::XHeader, "pax", "", 0, b"nonsense").file("a", b"").tar()),
+        (
+            "malformed pax",
+            Layer::new().entry(EntryType::XHeader, "pax", "", 0, b"nonsense").file("a", b"").tar(),
+        ),
         ("noise", b"this is no archive at all".repeat(100)),
     ] {
-        let error = refused_in(&mut World::new(), &Image::of_blobs(&[(tar.clone(), gzip(&tar))], "tar+gzip")).await;
+        let error = refused_in(
+            &mut World::new(),
+            &Image::of_blobs(&[(tar.clone(), gzip(&tar))], "tar+gzip"),
+        )
+        .await;
         assert!(matches!(error, ImageError::Corrupt { .. }), "{name}: {error}");
     }
     // Compressed data that breaks off or is followed by something else.
@@ -291,7 +327,9 @@ async fn malformed_archives_are_refused() {
     let mut followed = blob;
     followed.extend_from_slice(b"more");
     for blob in [cut, followed] {
-        let error = refused_in(&mut World::new(), &Image::of_blobs(&[(good.tar(), blob)], "tar+gzip")).await;
+        let error =
+            refused_in(&mut World::new(), &Image::of_blobs(&[(good.tar(), blob)], "tar+gzip"))
+                .await;
         assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
     }
 }
@@ -306,10 +344,14 @@ async fn other_compressions_are_refused_by_name() {
         (b"\x1f\x9d\x90", "compress"),
     ] {
         let blob = [start, &[9; 600]].concat();
-        let error = refused_in(&mut World::new(), &Image::of_blobs(&[(layer.clone(), blob)], "tar")).await;
+        let error =
+            refused_in(&mut World::new(), &Image::of_blobs(&[(layer.clone(), blob)], "tar")).await;
         assert!(matches!(error, ImageError::Unsupported { .. }), "{error}");
         let error = error.to_string();
-        assert!(error.contains(&format!("compressed with {name},")) && error.ends_with("gzip or zstd"), "{error}");
+        assert!(
+            error.contains(&format!("compressed with {name},")) && error.ends_with("gzip or zstd"),
+            "{error}"
+        );
         assert!(!error.contains(['.', ';']), "one sentence: {error}");
     }
 }
@@ -318,7 +360,9 @@ async fn other_compressions_are_refused_by_name() {
 async fn content_other_than_the_config_says_is_refused() {
     let honest = Layer::new().file("a", b"honest").tar();
     let other = Layer::new().file("a", b"other!").tar();
-    let error = refused_in(&mut World::new(), &Image::of_blobs(&[(honest, gzip(&other))], "tar+gzip")).await;
+    let error =
+        refused_in(&mut World::new(), &Image::of_blobs(&[(honest, gzip(&other))], "tar+gzip"))
+            .await;
     assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
     assert!(error.to_string().contains("digest"), "{error}");
 }

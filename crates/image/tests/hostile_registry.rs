@@ -80,14 +80,17 @@ async fn a_manifest_or_config_with_another_digest_is_refused() {
     assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
 
     let other = Image::new(&[Layer::new().file("other", b"")]).manifest_bytes();
-    registry.misbehave(move |request| request.path.contains("/manifests/").then(|| Reply::new(200, other.clone())));
+    registry.misbehave(move |request| {
+        request.path.contains("/manifests/").then(|| Reply::new(200, other.clone()))
+    });
     let pinned = registry.reference(&format!("app@{}", image.digest()));
     let error = world.open().resolve(&pinned).await.unwrap_err();
     assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
     // Nor may a registry contradict itself about a tag.
     let bytes = image.manifest_bytes();
     registry.misbehave(move |request| {
-        let reply = Reply::new(200, bytes.clone()).header("Docker-Content-Digest", digest(b"something else"));
+        let reply = Reply::new(200, bytes.clone())
+            .header("Docker-Content-Digest", digest(b"something else"));
         request.path.contains("/manifests/").then_some(reply)
     });
     let error = refused(&registry, &world).await;
@@ -108,7 +111,9 @@ async fn ten_thousand_layers_are_refused_before_any_is_fetched() {
 
 #[tokio::test]
 async fn declared_sizes_beyond_the_limits_are_refused_before_any_is_fetched() {
-    for (pointer, size) in [("/layers/0/size", 1u64 << 40), ("/layers/0/size", u64::MAX), ("/config/size", 1 << 30)] {
+    for (pointer, size) in
+        [("/layers/0/size", 1u64 << 40), ("/layers/0/size", u64::MAX), ("/config/size", 1 << 30)]
+    {
         let mut image = image();
         *image.manifest.pointer_mut(pointer).unwrap() = size.into();
         let (registry, world) = start(&image).await;
@@ -153,16 +158,24 @@ async fn manifests_that_make_no_sense_are_refused() {
         with(&|manifest| manifest["manifests"] = json!([])),
         with(&|manifest| manifest["schemaVersion"] = 1.into()),
         with(&|manifest| manifest["layers"][0]["digest"] = "sha256:../../../etc/passwd".into()),
-        with(&|manifest| manifest["layers"][0]["digest"] = "md5:d41d8cd98f00b204e9800998ecf8427e".into()),
+        with(&|manifest| {
+            manifest["layers"][0]["digest"] = "md5:d41d8cd98f00b204e9800998ecf8427e".into()
+        }),
         with(&|manifest| manifest["layers"][0]["size"] = (-1).into()),
         with(&|manifest| manifest["layers"][0]["mediaType"] = "application/x-evil".into()),
-        with(&|manifest| manifest["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json".into()),
+        with(&|manifest| {
+            manifest["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json".into()
+        }),
         with(&|manifest| drop(manifest["layers"].as_array_mut().unwrap().pop())),
     ] {
         registry.offer_manifest("app", "latest", MANIFEST, bytes.clone());
         let error = refused(&registry, &world).await;
         let kind = matches!(error, ImageError::Corrupt { .. } | ImageError::Unsupported { .. });
-        assert!(kind && error.is_client_fault(), "{}: {error}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)]));
+        assert!(
+            kind && error.is_client_fault(),
+            "{}: {error}",
+            String::from_utf8_lossy(&bytes[..bytes.len().min(80)])
+        );
     }
 }
 
@@ -178,14 +191,26 @@ async fn the_platform_is_chosen_from_an_index_and_its_absence_is_said() {
     let windows = entry(digest(b"windows"), "windows", "amd64");
     let attestation = entry(digest(b"attestation"), "unknown", "unknown");
     let ours = entry(image.digest(), "linux", "amd64");
-    let index =
-        |entries| json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).to_string().into_bytes();
+    let index = |entries| {
+        json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+            .to_string()
+            .into_bytes()
+    };
 
     registry.offer_manifest("app", "latest", INDEX, index(json!([arm, windows, attestation])));
     let error = refused(&registry, &world).await;
-    assert!(matches!(error, ImageError::Unsupported { .. }) && error.to_string().contains("linux/arm64"), "{error}");
+    assert!(
+        matches!(error, ImageError::Unsupported { .. })
+            && error.to_string().contains("linux/arm64"),
+        "{error}"
+    );
 
-    registry.offer_manifest("app", "latest", INDEX, index(json!([arm, windows, ours, attestation])));
+    registry.offer_manifest(
+        "app",
+        "latest",
+        INDEX,
+        index(json!([arm, windows, ours, attestation])),
+    );
     let store = world.open();
     let resolved = store.resolve(&registry.reference("app")).await.unwrap();
     assert_eq!(resolved.reference.digest, image.digest());
@@ -211,7 +236,10 @@ async fn missing_and_forbidden_images_are_the_clients_fault_at_once() {
     for status in [401, 403] {
         registry.misbehave(move |_| Some(Reply::new(status, "{}")));
         let error = store.resolve(&registry.reference("app")).await.unwrap_err();
-        assert!(matches!(error, ImageError::Unauthorized { .. }) && error.is_client_fault(), "{error}");
+        assert!(
+            matches!(error, ImageError::Unauthorized { .. }) && error.is_client_fault(),
+            "{error}"
+        );
     }
     registry.misbehave(|_| Some(Reply::new(500, "{}")));
     let before = registry.log().len();
@@ -238,8 +266,12 @@ async fn a_connection_cut_half_way_is_resumed_where_it_broke() {
     });
     let disk = pull(&world.open(), &registry.reference("app")).await.unwrap();
     assert_eq!(Ext4::open(&disk.path).field("/data", "Size"), "300000");
-    let starts: Vec<Option<usize>> =
-        registry.log().iter().filter(|request| request.path.ends_with(&path)).map(|r| r.range_start()).collect();
+    let starts: Vec<Option<usize>> = registry
+        .log()
+        .iter()
+        .filter(|request| request.path.ends_with(&path))
+        .map(|r| r.range_start())
+        .collect();
     assert_eq!(starts.len(), 3);
     assert_eq!(starts[0], None);
     assert!(starts[1] > Some(0) && starts[2] > starts[1], "{starts:?}");
@@ -310,9 +342,20 @@ async fn unlisted_registries_on_this_host_are_never_contacted() {
     let world = World::new();
     let store = world.open();
     let port = registry.address.split_once(':').unwrap().1.to_owned();
-    for host in ["127.0.0.1", "localhost", "0.0.0.0", "[::1]", "127.1", "[::ffff:127.0.0.1]", "169.254.169.254"] {
+    for host in [
+        "127.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "[::1]",
+        "127.1",
+        "[::ffff:127.0.0.1]",
+        "169.254.169.254",
+    ] {
         let error = store.resolve(&format!("{host}:{port}/app")).await.unwrap_err();
-        assert!(matches!(error, ImageError::Refused { .. }) && error.is_client_fault(), "{host}: {error}");
+        assert!(
+            matches!(error, ImageError::Refused { .. }) && error.is_client_fault(),
+            "{host}: {error}"
+        );
         assert!(error.to_string().contains("--insecure-registry"), "{error}");
     }
     assert_eq!(registry.log().len(), 0);
@@ -337,10 +380,15 @@ async fn redirects_are_followed_only_to_places_that_are_allowed() {
     pull(&world.open(), &registry.reference("app")).await.unwrap();
     assert!(elsewhere.log().len() >= 3);
 
-    for location in ["https://127.0.0.1/x", "http://localhost/x", "file:///etc/passwd", "http://[::1]:80/", ""] {
+    for location in
+        ["https://127.0.0.1/x", "http://localhost/x", "file:///etc/passwd", "http://[::1]:80/", ""]
+    {
         let (registry, world) = start(&image).await;
         registry.misbehave(move |request| {
-            request.path.contains("/manifests/").then(|| Reply::new(302, "").header("Location", location))
+            request
+                .path
+                .contains("/manifests/")
+                .then(|| Reply::new(302, "").header("Location", location))
         });
         let error = refused(&registry, &world).await;
         let kind = matches!(error, ImageError::Refused { .. } | ImageError::Unreachable { .. });
@@ -351,7 +399,8 @@ async fn redirects_are_followed_only_to_places_that_are_allowed() {
 #[tokio::test]
 async fn a_redirect_that_leads_round_in_circles_ends() {
     let (registry, world) = start(&image()).await;
-    registry.misbehave(|request| Some(Reply::new(302, "").header("Location", request.path.clone())));
+    registry
+        .misbehave(|request| Some(Reply::new(302, "").header("Location", request.path.clone())));
     let error = refused(&registry, &world).await;
     assert!(error.to_string().contains("redirects"), "{error}");
     assert!(registry.log().len() <= 6);
@@ -384,7 +433,9 @@ async fn credentials_go_to_the_registry_and_nowhere_else() {
     pull(&world.open(), &registry.reference("app")).await.unwrap();
     assert!(elsewhere.log().iter().all(|request| request.header("authorization").is_none()));
 
-    elsewhere.misbehave(|_| Some(Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"give\"")));
+    elsewhere.misbehave(|_| {
+        Some(Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"give\""))
+    });
     let other = Image::new(&[Layer::new().file("other", b"")]);
     registry.offer("app", "other", &other);
     elsewhere.offer("app", "other", &other);
@@ -401,10 +452,16 @@ async fn bearer_tokens_are_fetched_from_the_realm_and_kept_while_they_last() {
     let file = world.outside.path().join("neighbour/config.json");
     let auths = json!({"auths": {registry.address.clone(): {"auth": "dXNlcjpzZWNyZXQ="}}});
     std::fs::write(&file, auths.to_string()).unwrap();
-    let challenge = format!("Bearer realm=\"http://{}/token\",service=\"svc\",scope=\"ignored\"", registry.address);
+    let challenge = format!(
+        "Bearer realm=\"http://{}/token\",service=\"svc\",scope=\"ignored\"",
+        registry.address
+    );
     registry.misbehave(move |request| {
         if request.path.starts_with("/token?") {
-            assert!(request.path.contains("service=svc") && request.path.contains("scope=repository%3Aapp%3Apull"));
+            assert!(
+                request.path.contains("service=svc")
+                    && request.path.contains("scope=repository%3Aapp%3Apull")
+            );
             let token = match request.header("authorization") {
                 Some("Basic dXNlcjpzZWNyZXQ=") => json!({"token": "good", "expires_in": 300}),
                 None => json!({"access_token": "anonymous"}),
@@ -429,7 +486,8 @@ async fn a_realm_on_this_host_is_not_asked_unless_listed() {
     let (registry, world) = start(&image()).await;
     let victim = FakeRegistry::start().await;
     let realm = format!("Bearer realm=\"http://{}/token\"", victim.address);
-    registry.misbehave(move |_| Some(Reply::new(401, "").header("WWW-Authenticate", realm.clone())));
+    registry
+        .misbehave(move |_| Some(Reply::new(401, "").header("WWW-Authenticate", realm.clone())));
     let error = refused(&registry, &world).await;
     assert!(matches!(error, ImageError::Refused { .. }), "{error}");
     assert_eq!(victim.log().len(), 0);
@@ -444,7 +502,8 @@ async fn a_damaged_layer_in_the_store_is_fetched_again() {
     store.remove(&image.digest(), &Default::default()).await.unwrap();
     // As after a power cut: the right size, the wrong content.
     let name = image.layer_digest(0).trim_start_matches("sha256:").to_owned();
-    std::fs::write(world.store_path("blobs").join(name), vec![0; image.layer_blob(0).len()]).unwrap();
+    std::fs::write(world.store_path("blobs").join(name), vec![0; image.layer_blob(0).len()])
+        .unwrap();
     let disk = pull(&store, &registry.reference("app")).await.unwrap();
     assert_eq!(Ext4::open(&disk.path).field("/data", "Size"), "300000");
 }
@@ -487,7 +546,8 @@ async fn callers_of_one_image_share_one_build() {
         let (store, resolved) = (store.clone(), Arc::clone(&resolved));
         tokio::spawn(async move { store.root_disk(&resolved, &support::progress()).await.unwrap() })
     });
-    let disks: Vec<_> = futures::future::join_all(callers).await.into_iter().map(Result::unwrap).collect();
+    let disks: Vec<_> =
+        futures::future::join_all(callers).await.into_iter().map(Result::unwrap).collect();
     assert!(disks.iter().all(|disk| disk == &disks[0]));
     assert_eq!(registry.count(&image.layer_digest(0)), 1);
     assert_eq!(store.ready_root_disk(&image.digest()), Some(disks[0].clone()));

@@ -1,4 +1,5 @@
-//! Images as the world's tools write them, odd but sound: from a registry, a layout and an archive alike.
+//! Images as the world's tools write them, odd but sound: from a registry, a layout and an archive
+//! alike.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 
 mod support;
@@ -41,7 +42,8 @@ fn entry(image: &Image, platform: Option<&str>) -> Value {
     let mut entry = json!({"mediaType": MANIFEST, "digest": image.digest(), "size": image.manifest_bytes().len()});
     if let Some(platform) = platform {
         let parts: Vec<&str> = platform.split('/').collect();
-        entry["platform"] = json!({"os": parts[0], "architecture": parts[1], "variant": parts.get(2)});
+        entry["platform"] =
+            json!({"os": parts[0], "architecture": parts[1], "variant": parts.get(2)});
     }
     entry
 }
@@ -75,23 +77,32 @@ impl Everywhere {
         Self { registry, layout, top }
     }
 
-    /// The digest of what is chosen with this level of amd64, which is the same from everywhere; or the error.
+    /// The digest of what is chosen with this level of amd64, which is the same from everywhere; or
+    /// the error.
     async fn chosen(&self, level: u8) -> Result<String, ImageError> {
         let mut world = World::trusting(&self.registry.address);
         world.config.amd64_level = level;
-        let pulled = world.open().resolve(&self.registry.reference("app")).await.map(|image| image.reference.digest);
+        let pulled = world
+            .open()
+            .resolve(&self.registry.reference("app"))
+            .await
+            .map(|image| image.reference.digest);
         let directory = world.outside.path().join("neighbour/layout");
         let file = world.outside.path().join("neighbour/layout.tar");
         // An index.json that lists the index, and one that is it.
         for index in [index(&[index_entry(&self.top)]), self.top.clone()] {
             self.layout.write(&directory, &index);
             archive::tar(&directory, &file);
-            for source in [format!("oci:{}", directory.display()), format!("oci-archive:{}", file.display())] {
+            for source in
+                [format!("oci:{}", directory.display()), format!("oci-archive:{}", file.display())]
+            {
                 let imported = import(&world.open(), &source, None).await;
                 match (&imported, &pulled) {
                     (Ok(imported), Ok(pulled)) => assert_eq!(imported, pulled, "{source}"),
                     (Err(imported), Err(pulled)) => {
-                        let reason = |error: &ImageError| error.to_string().split_once(": ").unwrap().1.to_owned();
+                        let reason = |error: &ImageError| {
+                            error.to_string().split_once(": ").unwrap().1.to_owned()
+                        };
                         assert_eq!(reason(imported), reason(pulled), "{source}");
                     }
                     _ => panic!("{source}: {imported:?}, from the registry {pulled:?}"),
@@ -102,17 +113,25 @@ impl Everywhere {
     }
 }
 
-async fn import(store: &ImageStore, source: &str, name: Option<&str>) -> Result<String, ImageError> {
+async fn import(
+    store: &ImageStore,
+    source: &str,
+    name: Option<&str>,
+) -> Result<String, ImageError> {
     store.import(source, name, &progress()).await.map(|image| image.digest)
 }
 
 #[tokio::test]
 async fn the_best_build_for_the_processor_is_taken_from_registry_layout_and_archive() {
-    let platforms = ["linux/arm64/v8", "linux/amd64/v2", "linux/amd64/v4", "linux/amd64", "linux/amd64/v3"];
+    let platforms =
+        ["linux/arm64/v8", "linux/amd64/v2", "linux/amd64/v4", "linux/amd64", "linux/amd64/v3"];
     let images: Vec<Image> = platforms.iter().map(|platform| build(platform)).collect();
     let all: Vec<&Image> = images.iter().collect();
-    let entries: Vec<Value> =
-        images.iter().zip(platforms).map(|(image, platform)| entry(image, Some(platform))).collect();
+    let entries: Vec<Value> = images
+        .iter()
+        .zip(platforms)
+        .map(|(image, platform)| entry(image, Some(platform)))
+        .collect();
     let everywhere = Everywhere::new(&all, &[], index(&entries)).await;
     for (level, expected) in [(1, 3), (2, 1), (3, 4), (4, 2)] {
         assert_eq!(everywhere.chosen(level).await.unwrap(), images[expected].digest(), "v{level}");
@@ -138,7 +157,8 @@ async fn an_index_in_an_index_is_followed() {
     let mut deep_entry = index_entry(&deep);
     deep_entry["platform"] = json!({"os": "linux", "architecture": "amd64", "variant": "v2"});
     let top = index(&[index_entry(&of_arm), index_entry(&of_ours), deep_entry]);
-    let everywhere = Everywhere::new(&[&ours, &arm, &better], &[&of_ours, &of_arm, &deep], top).await;
+    let everywhere =
+        Everywhere::new(&[&ours, &arm, &better], &[&of_ours, &of_arm, &deep], top).await;
     assert_eq!(everywhere.chosen(1).await.unwrap(), ours.digest());
     assert_eq!(everywhere.chosen(2).await.unwrap(), better.digest());
 }
@@ -149,7 +169,10 @@ async fn what_does_not_run_here_is_refused_with_a_list_of_what_there_is() {
     let entries = [entry(&arm, Some("linux/arm64")), entry(&newer, Some("linux/amd64/v4"))];
     let everywhere = Everywhere::new(&[&arm, &newer], &[], index(&entries)).await;
     let error = everywhere.chosen(3).await.unwrap_err().to_string();
-    assert!(error.contains("linux/amd64, at most v3") && error.ends_with("linux/arm64, linux/amd64/v4"), "{error}");
+    assert!(
+        error.contains("linux/amd64, at most v3") && error.ends_with("linux/arm64, linux/amd64/v4"),
+        "{error}"
+    );
     // An image alone, whose configuration says what it is.
     for image in [&arm, &newer] {
         let registry = FakeRegistry::start().await;
@@ -171,7 +194,10 @@ async fn what_does_not_run_here_is_refused_with_a_list_of_what_there_is() {
         let registry = Everywhere::new(&[&arm], &indexes, bytes.clone()).await.registry;
         let world = World::trusting(&registry.address);
         let error = world.open().resolve(&registry.reference("app")).await.unwrap_err().to_string();
-        assert!(error.contains(if depth == 3 { "linux/arm64" } else { "nested too deep" }), "{error}");
+        assert!(
+            error.contains(if depth == 3 { "linux/arm64" } else { "nested too deep" }),
+            "{error}"
+        );
     }
 }
 
@@ -197,9 +223,13 @@ async fn nulls_and_absences_are_read_from_registry_layout_and_archives() {
     let file = world.outside.path().join("neighbour/docker.tar");
     archive::docker(&file, &[(&image, Value::Null)]);
     let store = world.open();
-    let digest = import(&store, &format!("docker-archive:{}", file.display()), Some("odd")).await.unwrap();
+    let digest =
+        import(&store, &format!("docker-archive:{}", file.display()), Some("odd")).await.unwrap();
     let config = store.resolve("odd").await.unwrap().config;
-    assert_eq!((config.entrypoint, config.exposed_ports), (vec!["/odd".to_owned()], vec!["80/tcp".to_owned()]));
+    assert_eq!(
+        (config.entrypoint, config.exposed_ports),
+        (vec!["/odd".to_owned()], vec!["80/tcp".to_owned()])
+    );
     assert_eq!(Ext4::open(&store.ready_root_disk(&digest).unwrap().path).read("/odd"), b"odd");
     // Of no layers at all.
     let mut empty = with_config("empty", |config| config["rootfs"] = json!({}));
@@ -219,7 +249,10 @@ async fn one_of_several_images_in_an_archive_is_taken_by_any_of_its_names() {
         images.into_iter().map(|(name, tags)| (with_config(name, |_| ()), tags)).collect();
     let world = World::new();
     let file = world.outside.path().join("neighbour/several.tar");
-    archive::docker(&file, &images.iter().map(|(image, tags)| (image, tags.clone())).collect::<Vec<_>>());
+    archive::docker(
+        &file,
+        &images.iter().map(|(image, tags)| (image, tags.clone())).collect::<Vec<_>>(),
+    );
     let mut layout = OciLayout::default();
     let mut entries = Vec::new();
     for (image, tags) in &images {
@@ -233,13 +266,17 @@ async fn one_of_several_images_in_an_archive_is_taken_by_any_of_its_names() {
     let directory = world.outside.path().join("neighbour/several");
     layout.write(&directory, &index(&entries));
     let store = world.open();
-    for (source, nameless) in
-        [(format!("docker-archive:{}", file.display()), "@2"), (format!("oci:{}", directory.display()), "@3")]
-    {
+    for (source, nameless) in [
+        (format!("docker-archive:{}", file.display()), "@2"),
+        (format!("oci:{}", directory.display()), "@3"),
+    ] {
         let error = import(&store, &source, None).await.unwrap_err();
         assert!(matches!(error, ImageError::NotFound { .. }) && error.is_client_fault(), "{error}");
         let error = error.to_string();
-        assert!(error.contains("docker-archive:FILE:NAME") && error.contains("oci:DIRECTORY:NAME"), "{error}");
+        assert!(
+            error.contains("docker-archive:FILE:NAME") && error.contains("oci:DIRECTORY:NAME"),
+            "{error}"
+        );
         // Each name that it advises works.
         let advised = error.rsplit_once(": ").unwrap().1;
         for name in advised.split(", ") {
@@ -259,11 +296,16 @@ async fn one_of_several_images_in_an_archive_is_taken_by_any_of_its_names() {
             assert!(disk.exists(content), "{source}:{name}");
         }
         for missing in ["web:3", "web", "@9", "@x", "@-1"] {
-            let error = import(&store, &format!("{source}:{missing}"), None).await.unwrap_err().to_string();
-            assert!(error.contains(missing) && error.contains("the archive holds web:1, "), "{error}");
+            let error =
+                import(&store, &format!("{source}:{missing}"), None).await.unwrap_err().to_string();
+            assert!(
+                error.contains(missing) && error.contains("the archive holds web:1, "),
+                "{error}"
+            );
         }
         let digest = import(&store, &format!("{source}:web:2"), None).await.unwrap();
-        let listed = store.list().await.unwrap().into_iter().find(|listed| listed.digest == digest).unwrap();
+        let listed =
+            store.list().await.unwrap().into_iter().find(|listed| listed.digest == digest).unwrap();
         assert!(listed.names.contains(&"docker.io/library/web:2".to_owned()), "{:?}", listed.names);
     }
 }
@@ -289,11 +331,17 @@ async fn an_image_with_several_tags_is_one_image_and_keeps_them() {
         let store = world.open();
         let source = source.replace(':', &format!(":{}/", neighbour.display()));
         let digest = import(&store, &source, None).await.unwrap();
-        assert_eq!(store.list().await.unwrap()[0].names, ["docker.io/library/web:1", "docker.io/library/web:latest"]);
+        assert_eq!(
+            store.list().await.unwrap()[0].names,
+            ["docker.io/library/web:1", "docker.io/library/web:latest"]
+        );
         store.remove(&digest, &Default::default()).await.unwrap();
     }
     let store = world.open();
-    let by_tag = import(&store, &format!("oci:{}:latest", neighbour.join("tagged").display()), None).await.unwrap();
+    let by_tag =
+        import(&store, &format!("oci:{}:latest", neighbour.join("tagged").display()), None)
+            .await
+            .unwrap();
     assert_eq!(by_tag, image.digest());
 }
 
@@ -329,19 +377,30 @@ async fn an_archive_is_taken_for_what_it_is_and_what_is_none_is_called_that() {
     import(&store, &format!("oci-archive:{}", file("docker.tar")), Some("a")).await.unwrap();
     import(&store, &format!("docker-archive:{}", file("oci.tar")), Some("b")).await.unwrap();
     std::fs::write(file("other.tar"), Layer::new().file("etc/passwd", b"").tar()).unwrap();
-    let error = import(&store, &format!("docker-archive:{}", file("other.tar")), None).await.unwrap_err().to_string();
+    let error = import(&store, &format!("docker-archive:{}", file("other.tar")), None)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("neither manifest.json") && error.contains("index.json"), "{error}");
-    for (start, name) in
-        [(&b"\xfd7zXZ\0"[..], "xz"), (b"BZh91AY&SY", "bzip2"), (b"PK\x03\x04", "zip"), (b"\x04\x22\x4d\x18", "lz4")]
-    {
+    for (start, name) in [
+        (&b"\xfd7zXZ\0"[..], "xz"),
+        (b"BZh91AY&SY", "bzip2"),
+        (b"PK\x03\x04", "zip"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+    ] {
         std::fs::write(file("packed"), [start, &[7; 600]].concat()).unwrap();
-        let error = import(&store, &format!("docker-archive:{}", file("packed")), None).await.unwrap_err();
+        let error =
+            import(&store, &format!("docker-archive:{}", file("packed")), None).await.unwrap_err();
         assert!(matches!(error, ImageError::Unsupported { .. }), "{error}");
-        assert!(error.to_string().contains(&format!("compressed with {name}, is not supported")), "{error}");
+        assert!(
+            error.to_string().contains(&format!("compressed with {name}, is not supported")),
+            "{error}"
+        );
     }
     for nonsense in [&b"#!/bin/sh\necho no archive\n"[..], &[7; 2000], b""] {
         std::fs::write(file("packed"), nonsense).unwrap();
-        let error = import(&store, &format!("docker-archive:{}", file("packed")), None).await.unwrap_err();
+        let error =
+            import(&store, &format!("docker-archive:{}", file("packed")), None).await.unwrap_err();
         assert!(error.is_client_fault() && error.to_string().contains("no tar archive"), "{error}");
     }
 }

@@ -1,4 +1,5 @@
-//! What registries ask for, limit and say: credentials, patience, and the reason in their own words.
+//! What registries ask for, limit and say: credentials, patience, and the reason in their own
+//! words.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 
 mod support;
@@ -45,7 +46,11 @@ async fn refused(world: &World, registry: &FakeRegistry) -> (ImageError, String)
 }
 
 /// Answers requests for tokens with this, and wants the token `good` for all else.
-fn with_token(registry: &FakeRegistry, challenge: &str, answer: impl Fn(&Request) -> Reply + Send + 'static) {
+fn with_token(
+    registry: &FakeRegistry,
+    challenge: &str,
+    answer: impl Fn(&Request) -> Reply + Send + 'static,
+) {
     let challenge = challenge.replace("HOST", &registry.address);
     registry.misbehave(move |request| {
         if request.path.starts_with("/token") {
@@ -77,7 +82,8 @@ async fn tokens_are_had_from_odd_challenges_and_in_odd_answers() {
             assert_eq!(registry.count("/token"), 1, "{challenge}");
         }
     }
-    // A challenge of bytes that are no text loses nothing but them, and Basic is there where Bearer leads nowhere.
+    // A challenge of bytes that are no text loses nothing but them, and Basic is there where Bearer
+    // leads nowhere.
     let (registry, mut world) = start().await;
     log_in(&mut world, &registry, json!({"auth": "dXNlcjpzZWNyZXQ="}));
     registry.misbehave(|request| {
@@ -97,18 +103,23 @@ async fn a_token_server_that_redirects_is_followed_and_no_credentials_leave_it()
     let good = || Reply::new(200, json!({"token": "good"}).to_string());
     let challenge = "Bearer realm=\"http://HOST/token\",service=\"svc\"";
     // To itself: with the login.
-    with_token(&registry, challenge, move |request| match request.path.strip_prefix("/token/v2?") {
-        Some(query) => {
-            assert!(query.contains("scope="));
-            assert_eq!(request.header("authorization"), Some(LOGIN));
-            good()
+    with_token(&registry, challenge, move |request| {
+        match request.path.strip_prefix("/token/v2?") {
+            Some(query) => {
+                assert!(query.contains("scope="));
+                assert_eq!(request.header("authorization"), Some(LOGIN));
+                good()
+            }
+            None => Reply::new(308, "")
+                .header("Location", request.path.replace("/token?", "/token/v2?")),
         }
-        None => Reply::new(308, "").header("Location", request.path.replace("/token?", "/token/v2?")),
     });
     pull(&world.open(), &registry.reference("app")).await.unwrap();
     // Elsewhere: without.
     let target = format!("http://{}/other", elsewhere.address);
-    with_token(&registry, challenge, move |_| Reply::new(302, "").header("Location", target.clone()));
+    with_token(&registry, challenge, move |_| {
+        Reply::new(302, "").header("Location", target.clone())
+    });
     elsewhere.misbehave(move |request| {
         assert_eq!(request.header("authorization"), None);
         Some(good())
@@ -121,7 +132,10 @@ async fn a_token_server_that_redirects_is_followed_and_no_credentials_leave_it()
     let other = Image::new(&[Layer::new().file("b", b"other")]);
     registry.offer("app", "latest", &other);
     let (error, text) = refused(&world, &registry).await;
-    assert!(matches!(error, ImageError::Unauthorized { .. }) && text.contains("redirects"), "{text}");
+    assert!(
+        matches!(error, ImageError::Unauthorized { .. }) && text.contains("redirects"),
+        "{text}"
+    );
     assert!(!text.contains("secret"), "{text}");
     assert_eq!(elsewhere.log().len(), 1);
 }
@@ -130,9 +144,18 @@ async fn a_token_server_that_redirects_is_followed_and_no_credentials_leave_it()
 async fn what_a_token_server_says_reaches_the_user() {
     let challenge = "Bearer realm=\"http://HOST/token\"";
     for (reply, words) in [
-        (Reply::new(401, r#"{"details":"incorrect username or password"}"#), "incorrect username or password"),
-        (Reply::new(403, r#"{"errors":[{"code":"DENIED","message":"not for you"}]}"#), "not for you"),
-        (Reply::new(400, r#"{"error":"invalid_scope","error_description":"no such scope"}"#), "no such scope"),
+        (
+            Reply::new(401, r#"{"details":"incorrect username or password"}"#),
+            "incorrect username or password",
+        ),
+        (
+            Reply::new(403, r#"{"errors":[{"code":"DENIED","message":"not for you"}]}"#),
+            "not for you",
+        ),
+        (
+            Reply::new(400, r#"{"error":"invalid_scope","error_description":"no such scope"}"#),
+            "no such scope",
+        ),
         (Reply::new(404, "<html>gone</html>"), "web page"),
         (Reply::new(200, "<!doctype html>log in"), "web page"),
         (Reply::new(200, "{}"), "no token"),
@@ -144,13 +167,18 @@ async fn what_a_token_server_says_reaches_the_user() {
         assert!(matches!(error, ImageError::Unauthorized { .. }), "{text}");
         assert!(text.contains(words) && text.contains(&registry.address), "{text}");
     }
-    for (challenge, words) in
-        [("Negotiate", "asks for Negotiate"), ("Bearer service=x", "no place"), ("", "how to log in")]
-    {
+    for (challenge, words) in [
+        ("Negotiate", "asks for Negotiate"),
+        ("Bearer service=x", "no place"),
+        ("", "how to log in"),
+    ] {
         let (registry, world) = start().await;
         with_token(&registry, challenge, |_| Reply::new(500, ""));
         let (error, text) = refused(&world, &registry).await;
-        assert!(matches!(error, ImageError::Unauthorized { .. }) && text.contains(words), "{challenge}: {text}");
+        assert!(
+            matches!(error, ImageError::Unauthorized { .. }) && text.contains(words),
+            "{challenge}: {text}"
+        );
     }
 }
 
@@ -179,7 +207,8 @@ async fn a_short_wait_that_a_registry_asks_for_is_kept_anywhere() {
 
 #[tokio::test]
 async fn a_long_wait_is_not_kept_but_told() {
-    let future = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(5)).strftime("%a, %d %b %Y %H:%M:%S GMT");
+    let future = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(5))
+        .strftime("%a, %d %b %Y %H:%M:%S GMT");
     for (status, asked, when) in [
         (429, "7200".to_owned(), "again in 7200 s, at 2"),
         (503, future.to_string(), "again in 1"),
@@ -199,7 +228,9 @@ async fn a_long_wait_is_not_kept_but_told() {
             let (error, text) = refused(&world, &registry).await;
             assert!(matches!(error, ImageError::RateLimited { .. }), "{text}");
             assert!(error.is_retryable() && !error.is_client_fault());
-            for words in ["rate limit", "You have reached your pull rate limit.", when, &registry.address] {
+            for words in
+                ["rate limit", "You have reached your pull rate limit.", when, &registry.address]
+            {
                 assert!(text.contains(words), "{words}: {text}");
             }
             assert!(registry.count(part) <= 3, "{} requests", registry.count(part));
@@ -215,7 +246,11 @@ async fn a_long_wait_is_not_kept_but_told() {
 }
 
 fn pulls(registry: &FakeRegistry) -> usize {
-    registry.log().iter().filter(|request| request.method == "GET" && request.path.contains("/manifests/")).count()
+    registry
+        .log()
+        .iter()
+        .filter(|request| request.method == "GET" && request.path.contains("/manifests/"))
+        .count()
 }
 
 #[tokio::test]
@@ -223,7 +258,9 @@ async fn twenty_machines_of_an_image_that_is_there_cost_no_pull() {
     let (registry, world) = start().await;
     let entry = json!({"mediaType": MANIFEST, "digest": image().digest(), "size": image().manifest_bytes().len(),
         "platform": {"os": "linux", "architecture": "amd64"}});
-    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).to_string().into_bytes();
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})
+        .to_string()
+        .into_bytes();
     registry.offer_manifest("app", "index", INDEX, index);
     let store = world.open();
     for tag in ["latest", "index"] {
@@ -233,7 +270,11 @@ async fn twenty_machines_of_an_image_that_is_there_cost_no_pull() {
         for _ in 0..20 {
             pull(&store, &reference).await.unwrap();
         }
-        assert_eq!((pulls(&registry) - before, registry.log().len() - all), (0, 20), "{tag}: a HEAD each");
+        assert_eq!(
+            (pulls(&registry) - before, registry.log().len() - all),
+            (0, 20),
+            "{tag}: a HEAD each"
+        );
     }
     // A tag that moves is noticed, and fetched once.
     let moved = Image::new(&[Layer::new().file("moved", b"")]);
@@ -270,14 +311,20 @@ async fn registries_that_know_no_head_are_asked_as_ever() {
 
 #[tokio::test]
 async fn what_a_registry_says_reaches_the_user() {
-    let said = r#"{"errors":[{"code":"X","message":"ask \u001b[31mMs Smith"},{"message":"or nobody"}]}"#;
+    let said =
+        r#"{"errors":[{"code":"X","message":"ask \u001b[31mMs Smith"},{"message":"or nobody"}]}"#;
     for status in [400, 401, 403, 404, 429, 451, 500] {
         for part in ["/manifests/", "/blobs/"] {
             let (registry, mut world) = start().await;
             world.config.transfer.attempts = 1;
-            registry.misbehave(move |request| request.path.contains(part).then(|| Reply::new(status, said)));
+            registry.misbehave(move |request| {
+                request.path.contains(part).then(|| Reply::new(status, said))
+            });
             let (error, text) = refused(&world, &registry).await;
-            assert!(text.contains(&format!("HTTP {status}, \"ask  [31mMs Smith; or nobody\"")), "{text}");
+            assert!(
+                text.contains(&format!("HTTP {status}, \"ask  [31mMs Smith; or nobody\"")),
+                "{text}"
+            );
             let fault = matches!(status, 401 | 403 | 404);
             assert_eq!((error.is_client_fault(), error.is_retryable()), (fault, !fault), "{text}");
         }
@@ -285,8 +332,10 @@ async fn what_a_registry_says_reaches_the_user() {
     // An answer without end, or that never comes, does not hold up the error.
     let (registry, mut world) = start().await;
     world.config.transfer.attempts = 1;
-    for reply in [Reply::new(400, vec![b'x'; 5 << 20]), Reply::new(400, "{\"errors\":[").without_length().cut_after(5)]
-    {
+    for reply in [
+        Reply::new(400, vec![b'x'; 5 << 20]),
+        Reply::new(400, "{\"errors\":[").without_length().cut_after(5),
+    ] {
         registry.misbehave(move |_| Some(reply.clone()));
         let (_, text) = refused(&world, &registry).await;
         assert!(text.contains("HTTP 400") && text.len() < 500, "{text}");
@@ -313,7 +362,10 @@ async fn a_web_page_is_called_that() {
     let (registry, world) = start().await;
     let layer = image().layer_digest(0);
     registry.misbehave(move |request| {
-        request.path.ends_with(&layer).then(|| Reply::new(200, page).header("Content-Type", "text/html"))
+        request
+            .path
+            .ends_with(&layer)
+            .then(|| Reply::new(200, page).header("Content-Type", "text/html"))
     });
     let (_, text) = refused(&world, &registry).await;
     assert!(text.contains("web page (HTML)"), "{text}");
@@ -323,9 +375,10 @@ async fn a_web_page_is_called_that() {
 async fn a_missing_build_of_an_index_is_said_to_be_missing() {
     let (registry, world) = start().await;
     let gone = digest(b"gone");
-    let entry =
-        json!({"mediaType": MANIFEST, "digest": gone, "size": 4, "platform": {"os": "linux", "architecture": "amd64"}});
-    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).to_string().into_bytes();
+    let entry = json!({"mediaType": MANIFEST, "digest": gone, "size": 4, "platform": {"os": "linux", "architecture": "amd64"}});
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})
+        .to_string()
+        .into_bytes();
     registry.offer_manifest("app", "latest", INDEX, index);
     let (error, text) = refused(&world, &registry).await;
     assert!(matches!(error, ImageError::NotFound { .. }) && error.is_client_fault(), "{text}");
@@ -339,14 +392,21 @@ async fn references_with_a_digest_are_asked_and_named_by_it() {
     let (registry, world) = start().await;
     let store = world.open();
     for tag in ["", ":latest", ":of-no-matter"] {
-        let found = store.resolve(&registry.reference(&format!("app{tag}@{}", image().digest()))).await.unwrap();
+        let found = store
+            .resolve(&registry.reference(&format!("app{tag}@{}", image().digest())))
+            .await
+            .unwrap();
         assert_eq!(found.reference.digest, image().digest());
         assert_eq!(found.reference.tag.as_deref(), tag.strip_prefix(':'));
     }
     assert!(registry.log().iter().all(|request| !request.path.contains("/manifests/latest")));
     let missing = digest(b"missing");
     for tag in ["", ":latest"] {
-        let error = store.resolve(&registry.reference(&format!("app{tag}@{missing}"))).await.unwrap_err().to_string();
+        let error = store
+            .resolve(&registry.reference(&format!("app{tag}@{missing}")))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(&format!("`{}/app@{missing}`", registry.address)), "{error}");
     }
 }

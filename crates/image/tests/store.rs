@@ -34,10 +34,17 @@ async fn what_a_crash_left_is_removed_and_what_was_complete_stays() {
     fs::create_dir_all(world.store_path("tmp/store-dead/work-1/tree/etc")).unwrap();
     fs::write(world.store_path("tmp/store-dead/work-1/disk.ext4"), "half").unwrap();
     fs::write(world.store_path("tmp/stray"), "half").unwrap();
-    fs::write(world.store_path("disks").join(format!("{}.ext4", "0".repeat(64))), "no record").unwrap();
-    let record =
-        fs::read(names(&world.store_path("images")).first().map(|name| world.store_path("images").join(name)).unwrap());
-    let orphan = String::from_utf8(record.unwrap()).unwrap().replace(&digest, &format!("sha256:{}", "1".repeat(64)));
+    fs::write(world.store_path("disks").join(format!("{}.ext4", "0".repeat(64))), "no record")
+        .unwrap();
+    let record = fs::read(
+        names(&world.store_path("images"))
+            .first()
+            .map(|name| world.store_path("images").join(name))
+            .unwrap(),
+    );
+    let orphan = String::from_utf8(record.unwrap())
+        .unwrap()
+        .replace(&digest, &format!("sha256:{}", "1".repeat(64)));
     fs::write(world.store_path("images").join(format!("{}.json", "1".repeat(64))), orphan).unwrap();
     fs::write(world.store_path("images/garbage.json"), "{").unwrap();
 
@@ -84,7 +91,8 @@ fn layout(world: &World, image: &Image) -> PathBuf {
     let archive = world.outside.path().join("neighbour").join(&image.digest()[7..17]);
     fs::create_dir_all(archive.join("blobs/sha256")).unwrap();
     for (digest, bytes) in image.blobs.iter().chain([(&image.digest(), &image.manifest_bytes())]) {
-        fs::write(archive.join("blobs/sha256").join(digest.trim_start_matches("sha256:")), bytes).unwrap();
+        fs::write(archive.join("blobs/sha256").join(digest.trim_start_matches("sha256:")), bytes)
+            .unwrap();
     }
     let index = serde_json::json!({"schemaVersion": 2, "manifests": [{"mediaType": support::image::MANIFEST,
         "digest": image.digest(), "size": image.manifest_bytes().len()}]});
@@ -126,7 +134,10 @@ async fn a_digest_on_the_host_is_never_asked_of_a_registry_whatever_registry_is_
     assert_eq!(shown(&store.resolve(&elsewhere).await.unwrap()), elsewhere);
     assert_eq!(registry.log().len(), asked, "nobody was asked");
     // A tag is asked for, also of an image that is there.
-    assert_eq!(store.resolve(&registry.reference("app:1")).await.unwrap().reference.digest, image("moved").digest());
+    assert_eq!(
+        store.resolve(&registry.reference("app:1")).await.unwrap().reference.digest,
+        image("moved").digest()
+    );
     drop(registry);
     assert_eq!(shown(&store.resolve(&own).await.unwrap()), own);
     assert_eq!(store.list().await.unwrap()[0].names.len(), 1, "a digest is no further name");
@@ -151,15 +162,24 @@ async fn an_imported_image_is_found_by_what_is_shown_of_it_and_gone_when_it_is_r
             assert_eq!(again, ResolvedImage { requested: reference.clone(), ..imported.clone() });
             store.root_disk(&again, &progress()).await.unwrap();
         }
-        let names =
-            store.list().await.unwrap().into_iter().find(|listed| listed.digest == image.digest()).unwrap().names;
+        let names = store
+            .list()
+            .await
+            .unwrap()
+            .into_iter()
+            .find(|listed| listed.digest == image.digest())
+            .unwrap()
+            .names;
         assert_eq!(names.len(), usize::from(name.is_some()), "{names:?}");
         let in_use = HashSet::from([image.digest()]);
         assert!(matches!(store.remove(&own, &in_use).await.unwrap_err(), ImageError::InUse { .. }));
         store.remove(&own, &nobody()).await.unwrap();
         assert!(!store.knows(&own));
         let error = store.resolve(&own).await.unwrap_err();
-        assert!(matches!(error, ImageError::NotFound { .. }) && error.to_string().contains("import"), "{error}");
+        assert!(
+            matches!(error, ImageError::NotFound { .. }) && error.to_string().contains("import"),
+            "{error}"
+        );
         let error = store.remove(&own, &nobody()).await.unwrap_err();
         assert!(matches!(error, ImageError::NotFound { .. }), "{error}");
         store.import(&source, name, &progress()).await.unwrap();
@@ -177,7 +197,10 @@ async fn removing_by_a_name_with_a_digest_removes_the_image_whatever_names_it_ha
     for reference in ["app:a", "app:b"] {
         pull(&store, &registry.reference(reference)).await.unwrap();
     }
-    store.remove(&registry.reference(&format!("app@{}", image("app").digest())), &nobody()).await.unwrap();
+    store
+        .remove(&registry.reference(&format!("app@{}", image("app").digest())), &nobody())
+        .await
+        .unwrap();
     assert_eq!(store.list().await.unwrap(), []);
 }
 
@@ -203,9 +226,13 @@ async fn removing_takes_names_first_and_never_what_is_in_use() {
     store.remove(&registry.reference("app:b"), &nobody()).await.unwrap();
     assert_eq!(store.ready_root_disk(&digest), None);
     let error = store.remove(&digest, &nobody()).await.unwrap_err();
-    assert!(matches!(error, ImageError::NotFound { .. } | ImageError::InvalidReference { .. }), "{error}");
+    assert!(
+        matches!(error, ImageError::NotFound { .. } | ImageError::InvalidReference { .. }),
+        "{error}"
+    );
     // The layer that the other image shares is still there, the one only this had is not.
-    let blob = |digest: String| world.store_path("blobs").join(digest.trim_start_matches("sha256:"));
+    let blob =
+        |digest: String| world.store_path("blobs").join(digest.trim_start_matches("sha256:"));
     assert!(blob(image("app").layer_digest(0)).exists());
     assert!(!blob(image("app").layer_digest(1)).exists());
     store.remove(&image("other").digest(), &nobody()).await.unwrap();
@@ -224,7 +251,10 @@ async fn garbage_is_collected_only_when_space_is_short_and_nobody_needs_it() {
     }
     let imported = image("imported");
     let archive = layout(&world, &imported);
-    store.import(&format!("oci:{}", archive.display()), Some("imported"), &progress()).await.unwrap();
+    store
+        .import(&format!("oci:{}", archive.display()), Some("imported"), &progress())
+        .await
+        .unwrap();
 
     let report = store.collect_garbage(&nobody(), 0).await.unwrap();
     assert_eq!((report.removed, report.freed_bytes), (Vec::new(), 0));
@@ -232,10 +262,15 @@ async fn garbage_is_collected_only_when_space_is_short_and_nobody_needs_it() {
 
     let in_use = HashSet::from([image("used").digest()]);
     let report = store.collect_garbage(&in_use, u64::MAX).await.unwrap();
-    assert_eq!(report.removed, [image("old").digest(), image("new").digest()], "least recently used first");
+    assert_eq!(
+        report.removed,
+        [image("old").digest(), image("new").digest()],
+        "least recently used first"
+    );
     assert!(report.freed_bytes > 0);
     assert_eq!(names(&world.store_path("blobs")), [""; 0]);
-    let mut left: Vec<String> = store.list().await.unwrap().into_iter().map(|image| image.digest).collect();
+    let mut left: Vec<String> =
+        store.list().await.unwrap().into_iter().map(|image| image.digest).collect();
     left.sort();
     let mut expected = [image("used").digest(), imported.digest()];
     expected.sort();
@@ -265,7 +300,8 @@ async fn closing_the_store_ends_builds_and_leaves_nothing() {
     let store = world.open();
     let resolved = store.resolve(&registry.reference("app")).await.unwrap();
     let (caller_store, caller_image) = (store.clone(), resolved.clone());
-    let caller = tokio::spawn(async move { caller_store.root_disk(&caller_image, &progress()).await });
+    let caller =
+        tokio::spawn(async move { caller_store.root_disk(&caller_image, &progress()).await });
     layer_asked.recv().await.unwrap();
     caller.abort();
     assert!(caller.await.unwrap_err().is_cancelled());
@@ -274,9 +310,15 @@ async fn closing_the_store_ends_builds_and_leaves_nothing() {
     drop(store);
     // The session's lock goes with the last who works in it.
     let ended = tokio::task::spawn_blocking(move || {
-        nix::fcntl::Flock::lock(session_lock, nix::fcntl::FlockArg::LockExclusive).map(drop).map_err(|(_, error)| error)
+        nix::fcntl::Flock::lock(session_lock, nix::fcntl::FlockArg::LockExclusive)
+            .map(drop)
+            .map_err(|(_, error)| error)
     });
-    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the build ends").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), ended)
+        .await
+        .expect("the build ends")
+        .unwrap()
+        .unwrap();
     assert_eq!(names(&world.store_path("tmp")), [""; 0]);
     assert_eq!(names(&world.store_path("disks")), [""; 0]);
 }

@@ -83,7 +83,10 @@ async fn attributes_devices_long_names_and_holes_survive() {
     let (_world, disk) = disk(&[Layer::new()
         .raw(null, b"")
         .entry(EntryType::Fifo, "pipe", "", 0o600, b"")
-        .pax(&[("SCHILY.xattr.security.capability", &capability), ("SCHILY.xattr.user.note", b"a\nb=c")])
+        .pax(&[
+            ("SCHILY.xattr.security.capability", &capability),
+            ("SCHILY.xattr.user.note", b"a\nb=c"),
+        ])
         .file("ping", b"x")
         .pax(&[("path", long.as_bytes()), ("mtime", b"1700000000.5")])
         .file("short", b"long")
@@ -97,7 +100,11 @@ async fn attributes_devices_long_names_and_holes_survive() {
             ("GNU.sparse.realsize", b"3145728"),
         ])
         .file("GNUSparseFile.0/holes-pax", &mapped)
-        .pax(&[("GNU.sparse.map", b"4096,2"), ("GNU.sparse.size", b"8192"), ("GNU.sparse.name", b"holes-pax-0.1")])
+        .pax(&[
+            ("GNU.sparse.map", b"4096,2"),
+            ("GNU.sparse.size", b"8192"),
+            ("GNU.sparse.name", b"holes-pax-0.1"),
+        ])
         .file("GNUSparseFile.0/holes", b"hi")
         .file("after", b"still in step")])
     .await;
@@ -193,7 +200,8 @@ async fn whiteouts_below_what_is_no_directory_hide_nothing() {
 #[tokio::test]
 async fn an_upper_file_replaces_the_lower_one_without_touching_its_hard_links() {
     let (_world, disk) =
-        disk(&[Layer::new().file("a", b"old").hardlink("b", "a"), Layer::new().file("a", b"new")]).await;
+        disk(&[Layer::new().file("a", b"old").hardlink("b", "a"), Layer::new().file("a", b"new")])
+            .await;
     assert_eq!((disk.read("/a"), disk.read("/b")), (b"new".to_vec(), b"old".to_vec()));
 }
 
@@ -219,12 +227,29 @@ async fn headers_of_old_and_odd_writers_are_read() {
         .raw(changed(plain("padded"), 100, b"   600 \0"), b"x")
         .raw(changed(plain("no-nul"), 124, b"000000000001"), b"x")
         .raw(
-            changed(changed(header(EntryType::Directory, "empty-size/", "", 0o755, 0), 124, &[0; 12]), 136, &[0; 12]),
+            changed(
+                changed(header(EntryType::Directory, "empty-size/", "", 0o755, 0), 124, &[0; 12]),
+                136,
+                &[0; 12],
+            ),
             b"",
         )
-        .raw(changed(header(EntryType::Symlink, "size-of-link", "padded", 0o777, 0), 124, &[b' '; 12]), b"")
+        .raw(
+            changed(
+                header(EntryType::Symlink, "size-of-link", "padded", 0o777, 0),
+                124,
+                &[b' '; 12],
+            ),
+            b"",
+        )
         .raw(changed(header(EntryType::Char, "null", "", 0o666, 0), 329, &[b' '; 16]), b"")
-        .pax(&[("path", b""), ("uid", b""), ("size", b""), ("linkpath", b""), ("SCHILY.xattr.user.a", b"")])
+        .pax(&[
+            ("path", b""),
+            ("uid", b""),
+            ("size", b""),
+            ("linkpath", b""),
+            ("SCHILY.xattr.user.a", b""),
+        ])
         .file("as-in-the-header", b"x")
         .pax(&[
             ("uid", b"12"),
@@ -268,14 +293,22 @@ async fn zstd_and_plain_layers_work_too() {
     let layer = Layer::new().file("z", &[7; 300_000]);
     // Frames without data before, between and after, as zstd:chunked and pzstd have them.
     let skippable = |number: u8, data: &[u8]| {
-        [&[0x50 + number, 0x2a, 0x4d, 0x18][..], &u32::try_from(data.len()).unwrap().to_le_bytes(), data].concat()
+        [
+            &[0x50 + number, 0x2a, 0x4d, 0x18][..],
+            &u32::try_from(data.len()).unwrap().to_le_bytes(),
+            data,
+        ]
+        .concat()
     };
     let (tar, empty) = (layer.tar(), skippable(0, b""));
     let (first, second) = tar.split_at(100_000);
-    let blob = [skippable(0xf, &[1; 3000]), zstd(first), empty, zstd(second), skippable(3, b"index")].concat();
+    let blob =
+        [skippable(0xf, &[1; 3000]), zstd(first), empty, zstd(second), skippable(3, b"index")]
+            .concat();
     let (_world, disk) = disk_of(&Image::of_blobs(&[(tar, blob)], "tar+zstd")).await;
     assert_eq!(disk.read("/z"), [7; 300_000]);
-    let (_world, disk) = disk_of(&Image::of_blobs(&[(layer.tar(), zstd(&layer.tar()))], "tar+zstd")).await;
+    let (_world, disk) =
+        disk_of(&Image::of_blobs(&[(layer.tar(), zstd(&layer.tar()))], "tar+zstd")).await;
     assert_eq!(disk.read("/z"), [7; 300_000]);
     let (_world, disk) = disk_of(&Image::of_blobs(&[(layer.tar(), layer.tar())], "tar")).await;
     assert_eq!(disk.read("/z"), [7; 300_000]);
@@ -286,10 +319,18 @@ async fn the_file_system_is_the_same_on_all_hosts() {
     let image = Image::new(&[Layer::new().file("a", b"a")]);
     let (_world, disk) = disk_of(&image).await;
     let features = disk.superblock();
-    let line = features.lines().find(|line| line.starts_with("Filesystem features")).unwrap().to_owned();
-    assert!(!line.contains("has_journal") && line.contains("metadata_csum") && line.contains("resize_inode"), "{line}");
+    let line =
+        features.lines().find(|line| line.starts_with("Filesystem features")).unwrap().to_owned();
+    assert!(
+        !line.contains("has_journal")
+            && line.contains("metadata_csum")
+            && line.contains("resize_inode"),
+        "{line}"
+    );
     let (_other_world, other) = disk_of(&image).await;
-    let uuid = |text: &str| text.lines().find(|line| line.starts_with("Filesystem UUID")).unwrap().to_owned();
+    let uuid = |text: &str| {
+        text.lines().find(|line| line.starts_with("Filesystem UUID")).unwrap().to_owned()
+    };
     assert_eq!(uuid(&features), uuid(&other.superblock()));
 }
 
@@ -298,7 +339,10 @@ async fn an_image_without_layers_has_what_every_machine_needs() {
     let (_world, disk) = disk(&[]).await;
     assert_eq!(disk.names("/"), [".", "..", "dev", "etc", "proc", "sys"], "and no lost+found");
     assert_eq!(disk.names("/etc"), [".", "..", "hostname", "hosts", "resolv.conf"]);
-    assert_eq!((disk.field("/", "Mode"), disk.field("/", "User")), ("0755".to_owned(), "0".to_owned()));
+    assert_eq!(
+        (disk.field("/", "Mode"), disk.field("/", "User")),
+        ("0755".to_owned(), "0".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -345,7 +389,8 @@ async fn times_far_away_and_fractions_of_seconds_are_kept() {
 
 #[tokio::test]
 async fn very_many_files_in_one_directory_are_no_trouble() {
-    let layer = (0..30_000).fold(Layer::new(), |layer, number| layer.file(&format!("many/{number}"), b""));
+    let layer =
+        (0..30_000).fold(Layer::new(), |layer, number| layer.file(&format!("many/{number}"), b""));
     let (_world, disk) = disk(&[layer]).await;
     assert_eq!(disk.field("/many", "Flags"), "0x81000", "it has an index");
     assert!(disk.exists("/many/0") && disk.exists("/many/29999") && !disk.exists("/many/30000"));

@@ -6,14 +6,17 @@ use rand::Rng as _;
 
 use crate::NetworkError;
 
-/// A free address of the pool, `None` when all are taken. The first and last of the pool are never given.
+/// A free address of the pool, `None` when all are taken. The first and last of the pool are never
+/// given.
 ///
 /// The search begins anywhere, so that an address is not soon used again by another machine.
 pub fn allocate_ipv4(pool: ipnet::Ipv4Net, taken: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
     let first = u32::from(pool.network()) + 1;
     let count = u32::from(pool.broadcast()).checked_sub(first).filter(|count| *count > 0)?;
     let start = rand::rng().random_range(0..count);
-    (0..count).map(|step| Ipv4Addr::from(first + (start + step) % count)).find(|address| !taken(*address))
+    (0..count)
+        .map(|step| Ipv4Addr::from(first + (start + step) % count))
+        .find(|address| !taken(*address))
 }
 
 /// A random MAC address that belongs to no vendor and no group.
@@ -25,7 +28,9 @@ pub fn random_mac() -> String {
 /// The bytes of a MAC address.
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6], NetworkError> {
     let parse = || -> Option<[u8; 6]> {
-        let parts = text.split(':').map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2));
+        let parts = text
+            .split(':')
+            .map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2));
         parts.collect::<Option<Vec<_>>>()?.try_into().ok()
     };
     parse().ok_or_else(|| NetworkError::Mac { address: text.to_owned() })
@@ -45,7 +50,10 @@ mod tests {
             assert!(taken.insert(address) && pool.contains(&address));
         }
         assert_eq!(taken.len(), 6);
-        assert!(!taken.contains(&Ipv4Addr::new(10, 0, 0, 0)) && !taken.contains(&Ipv4Addr::new(10, 0, 0, 7)));
+        assert!(
+            !taken.contains(&Ipv4Addr::new(10, 0, 0, 0))
+                && !taken.contains(&Ipv4Addr::new(10, 0, 0, 7))
+        );
         for tiny in ["10.0.0.0/32", "10.0.0.0/31"] {
             assert_eq!(allocate_ipv4(tiny.parse().unwrap(), |_| false), None);
         }

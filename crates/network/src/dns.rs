@@ -1,5 +1,5 @@
-//! The name server of VMs: forwards questions to the host's own, over UDP and TCP. Remembers nothing, so that what
-//! the host's resolver answers now is what VMs get now.
+//! The name server of VMs: forwards questions to the host's own, over UDP and TCP. Remembers
+//! nothing, so that what the host's resolver answers now is what VMs get now.
 
 use std::{
     io,
@@ -38,7 +38,8 @@ struct Forwarder {
 
 /// Answers until dropped.
 pub(crate) async fn serve(namespace: Arc<Namespace>, upstreams: Vec<IpAddr>) {
-    let forwarder = Arc::new(Forwarder { upstreams, permits: Arc::new(Semaphore::new(CONCURRENT)) });
+    let forwarder =
+        Arc::new(Forwarder { upstreams, permits: Arc::new(Semaphore::new(CONCURRENT)) });
     let mut told = false;
     loop {
         match listen(namespace.clone()).await {
@@ -64,7 +65,8 @@ pub(crate) async fn serve(namespace: Arc<Namespace>, upstreams: Vec<IpAddr>) {
 async fn listen(namespace: Arc<Namespace>) -> io::Result<(UdpSocket, TcpListener)> {
     let address = SocketAddr::from((DNS, PORT));
     let open = move || {
-        let (udp, tcp) = (std::net::UdpSocket::bind(address)?, std::net::TcpListener::bind(address)?);
+        let (udp, tcp) =
+            (std::net::UdpSocket::bind(address)?, std::net::TcpListener::bind(address)?);
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
         io::Result::Ok((udp, tcp))
@@ -106,7 +108,10 @@ async fn serve_tcp(forwarder: Arc<Forwarder>, listener: TcpListener) -> io::Erro
         tokio::spawn(async move {
             while let Ok(Ok(question)) = timeout(CLIENT_TIMEOUT, read_framed(&mut stream)).await {
                 let Some(answer) = forwarder.answer(&question, Transport::Tcp).await else { break };
-                if !matches!(timeout(CLIENT_TIMEOUT, write_framed(&mut stream, &answer)).await, Ok(Ok(()))) {
+                if !matches!(
+                    timeout(CLIENT_TIMEOUT, write_framed(&mut stream, &answer)).await,
+                    Ok(Ok(()))
+                ) {
                     break;
                 }
             }
@@ -181,7 +186,8 @@ fn refusal(question: &Message, code: ResponseCode) -> Option<Vec<u8>> {
     answer.to_vec().ok()
 }
 
-/// Asks over a socket, and so from a port, of its own: an answer can't be forged without guessing it.
+/// Asks over a socket, and so from a port, of its own: an answer can't be forged without guessing
+/// it.
 async fn ask_udp(upstream: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     let any: SocketAddr = if upstream.is_ipv4() { "0.0.0.0:0".parse() } else { "[::]:0".parse() }
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -212,7 +218,8 @@ async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 }
 
 async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    let length =
+        u16::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     stream.write_all(&[&length.to_be_bytes()[..], message].concat()).await
 }
 
@@ -246,7 +253,10 @@ mod tests {
         ] {
             let answer = forwarder().answer(&question(name), Transport::Udp).await.unwrap();
             let answer = Message::from_vec(&answer).unwrap();
-            assert_eq!((answer.metadata.id, answer.metadata.response_code, answer.queries.len()), (77, code, 1));
+            assert_eq!(
+                (answer.metadata.id, answer.metadata.response_code, answer.queries.len()),
+                (77, code, 1)
+            );
         }
     }
 
@@ -256,12 +266,19 @@ mod tests {
             assert_eq!(forwarder().answer(junk, Transport::Udp).await, None);
         }
         let answer = forwarder().answer(&question("app.internal."), Transport::Udp).await.unwrap();
-        assert_eq!(forwarder().answer(&answer, Transport::Udp).await, None, "an answer is no question");
+        assert_eq!(
+            forwarder().answer(&answer, Transport::Udp).await,
+            None,
+            "an answer is no question"
+        );
     }
 
     #[test]
     fn resolv_conf_is_read_without_ourselves() {
         let text = "# x\nsearch a\nnameserver 127.0.0.53\nnameserver fdaa::3\nnameserver\n nameserver 2001:db8::1\n";
-        assert_eq!(nameservers(text), ["127.0.0.53".parse::<IpAddr>().unwrap(), "2001:db8::1".parse().unwrap()]);
+        assert_eq!(
+            nameservers(text),
+            ["127.0.0.53".parse::<IpAddr>().unwrap(), "2001:db8::1".parse().unwrap()]
+        );
     }
 }

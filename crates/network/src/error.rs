@@ -20,7 +20,9 @@ pub enum NetworkError {
         source: Box<rtnetlink::Error>,
     },
     /// The packet filter could not be loaded.
-    #[error("can't load the packet filter: {reason}; apt-get install nftables, and check `nft list ruleset` as root")]
+    #[error(
+        "can't load the packet filter: {reason}; apt-get install nftables, and check `nft list ruleset` as root"
+    )]
     Filter {
         /// What nft said.
         reason: String,

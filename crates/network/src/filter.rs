@@ -1,5 +1,6 @@
-//! The packet filter: one table in the installation's own network namespace, loaded once, where no firewall of the host
-//! reaches it. What changes with machines are the elements of one set. See `host_filter.rs` for the host's part.
+//! The packet filter: one table in the installation's own network namespace, loaded once, where no
+//! firewall of the host reaches it. What changes with machines are the elements of one set. See
+//! `host_filter.rs` for the host's part.
 
 use std::{
     io::Write as _,
@@ -14,9 +15,9 @@ pub(crate) const TABLE: &str = "caddis";
 /// Pairs of networks whose machines may meet.
 pub(crate) const OWN6: &str = "own6";
 
-/// What no VM reaches unless configuration opens it: this host's and its site's own networks, what has a special
-/// meaning, and what is nobody's. (IANA's registries of special-purpose addresses; documentation and benchmarking
-/// ranges are left out, since they lead nowhere outside of tests.)
+/// What no VM reaches unless configuration opens it: this host's and its site's own networks, what
+/// has a special meaning, and what is nobody's. (IANA's registries of special-purpose addresses;
+/// documentation and benchmarking ranges are left out, since they lead nowhere outside of tests.)
 const DENIED_V4: [&str; 11] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -30,18 +31,27 @@ const DENIED_V4: [&str; 11] = [
     "224.0.0.0/4",
     "240.0.0.0/4",
 ];
-const DENIED_V6: [&str; 8] =
-    ["::/127", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8"];
+const DENIED_V6: [&str; 8] = [
+    "::/127",
+    "::ffff:0:0/96",
+    "64:ff9b::/96",
+    "64:ff9b:1::/48",
+    "2002::/16",
+    "fc00::/7",
+    "fe80::/10",
+    "ff00::/8",
+];
 
 /// The same as networks.
 pub(crate) fn denied() -> impl Iterator<Item = IpNet> {
     DENIED_V4.iter().chain(&DENIED_V6).filter_map(|network| network.parse().ok())
 }
 
-/// The whole table. Loading it again replaces it in one step. Who may meet stays as it is: what is left of machines that
-/// have gone meanwhile lets nobody meet.
+/// The whole table. Loading it again replaces it in one step. Who may meet stays as it is: what is
+/// left of machines that have gone meanwhile lets nobody meet.
 fn ruleset(allowed: &[IpNet]) -> String {
-    let (v4, v6): (Vec<_>, Vec<_>) = allowed.iter().partition(|network| matches!(network, IpNet::V4(_)));
+    let (v4, v6): (Vec<_>, Vec<_>) =
+        allowed.iter().partition(|network| matches!(network, IpNet::V4(_)));
     let permit = |family: &str, networks: &[&IpNet]| {
         let list = networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if list.is_empty() { String::new() } else { format!("{family} daddr {{ {list} }} accept") }
@@ -98,7 +108,8 @@ table inet {TABLE} {{
     )
 }
 
-/// A rule that this kernel must know beside those of the table: the host's part is written without nft.
+/// A rule that this kernel must know beside those of the table: the host's part is written without
+/// nft.
 const ALSO_NEEDED: &str = "table inet caddis-check { chain leaving { type nat hook postrouting priority srcnat; \
                            meta mark set meta mark or 1; masquerade; }; }\n";
 
@@ -118,7 +129,8 @@ pub fn check_filter(allowed: &[IpNet]) -> Result<(), NetworkError> {
 }
 
 fn nft(script: &str, arguments: &[&str]) -> Result<(), NetworkError> {
-    let failed = |error: std::io::Error| NetworkError::Filter { reason: format!("running nft: {error}") };
+    let failed =
+        |error: std::io::Error| NetworkError::Filter { reason: format!("running nft: {error}") };
     let mut child = Command::new("nft")
         .args(arguments)
         .stdin(Stdio::piped())

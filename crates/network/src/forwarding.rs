@@ -1,13 +1,16 @@
-//! The host's forwarding switches: turned on at start, put back to what they were when the last installation's host is
-//! cleaned. What they were is a matter of the host, not of an installation, so it is noted beside the claims.
+//! The host's forwarding switches: turned on at start, put back to what they were when the last
+//! installation's host is cleaned. What they were is a matter of the host, not of an installation,
+//! so it is noted beside the claims.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use crate::{NetworkError, state};
 
-const SWITCHES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+const SWITCHES: [&str; 2] =
+    ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
 
-/// What the names of the files begin with in which it is noted, one for each network namespace that is some host's.
+/// What the names of the files begin with in which it is noted, one for each network namespace that
+/// is some host's.
 pub(crate) const FILE_PREFIX: &str = "forwarding-";
 
 /// Turns forwarding on; whether it was off. What was off is noted in `file` before.
@@ -15,7 +18,8 @@ pub(crate) fn enable(file: &Path) -> Result<bool, NetworkError> {
     let mut before = state::read(file);
     let mut changes = Vec::new();
     for switch in SWITCHES {
-        let value = fs::read_to_string(switch).map_err(NetworkError::io(format!("read {switch}")))?;
+        let value =
+            fs::read_to_string(switch).map_err(NetworkError::io(format!("read {switch}")))?;
         if value.trim() != "1" {
             before.entry(switch.to_owned()).or_insert_with(|| value.trim().to_owned());
             changes.push(switch);
@@ -54,7 +58,8 @@ pub(crate) fn take_over(from: &Path, file: &Path) -> Result<(), NetworkError> {
     state::write(from, &kept)
 }
 
-/// Removes all such files: of hosts whose network went without being cleaned, where no installation is left.
+/// Removes all such files: of hosts whose network went without being cleaned, where no installation
+/// is left.
 pub(crate) fn forget(run_directory: &Path) -> Result<(), NetworkError> {
     let failed = || NetworkError::io(format!("tidy {}", run_directory.display()));
     for entry in fs::read_dir(run_directory).map_err(failed())? {

@@ -1,7 +1,8 @@
-//! Watches over what an installation has on its host, and puts it back when another program takes it away, as a
-//! firewall does that reloads. Until it is back nothing passes: see `rules.rs`.
+//! Watches over what an installation has on its host, and puts it back when another program takes
+//! it away, as a firewall does that reloads. Until it is back nothing passes: see `rules.rs`.
 //!
-//! A thread of its own: it sleeps until the kernel tells of a change, and then nothing else holds it up.
+//! A thread of its own: it sleeps until the kernel tells of a change, and then nothing else holds
+//! it up.
 
 use std::{
     collections::BTreeSet,
@@ -16,8 +17,8 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
-        sockopt::RcvBuf,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+        setsockopt, socket, sockopt::RcvBuf,
     },
 };
 use tokio::sync::watch;
@@ -43,8 +44,15 @@ pub struct Disturbances {
 }
 
 /// Groups of notifications, as bits: links, addresses, routes, rules and settings of both families.
-const ROUTING: u32 =
-    group(1) | group(5) | group(9) | group(7) | group(11) | group(8) | group(19) | group(24) | group(25);
+const ROUTING: u32 = group(1)
+    | group(5)
+    | group(9)
+    | group(7)
+    | group(11)
+    | group(8)
+    | group(19)
+    | group(24)
+    | group(25);
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES: u32 = group(7);
 
@@ -103,7 +111,8 @@ impl Subscriptions {
     pub(crate) fn open() -> Result<Self, NetworkError> {
         let open = |protocol, groups| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let descriptor: OwnedFd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+            let descriptor: OwnedFd =
+                socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
             // Where it is not granted, more is looked at than would be needed.
             let _ = setsockopt(&descriptor, RcvBuf, &BUFFER);
             bind(descriptor.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
@@ -116,13 +125,14 @@ impl Subscriptions {
         })
     }
 
-    /// Waits until something may have been taken away, or where a try `failed`, until it is time for the next. None when
-    /// it is over.
+    /// Waits until something may have been taken away, or where a try `failed`, until it is time
+    /// for the next. None when it is over.
     fn next(&self, side: &HostSide, end: &OwnedFd, failed: bool) -> Option<Dirty> {
         let sources = [end, &self.filter, &self.routing];
         let mut events = sources.map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN));
         // What is done in a try is news itself, and no reason for another at once.
-        let (awaited, timeout) = if failed { (1, AGAIN.into()) } else { (sources.len(), PollTimeout::NONE) };
+        let (awaited, timeout) =
+            if failed { (1, AGAIN.into()) } else { (sources.len(), PollTimeout::NONE) };
         // Interrupted, there is nothing to read.
         let _ = poll(events.get_mut(..awaited)?, timeout);
         if events.first().and_then(PollFd::revents).is_some_and(|events| !events.is_empty()) {
@@ -131,7 +141,9 @@ impl Subscriptions {
         let table = side.installation.link();
         let (own, index) = (side.filter_port(), side.index());
         Some(Dirty {
-            filter: drain(&self.filter, |kind, port, body| port != own && concerns_table(kind, body, &table)),
+            filter: drain(&self.filter, |kind, port, body| {
+                port != own && concerns_table(kind, body, &table)
+            }),
             rest: drain(&self.routing, |kind, _, body| concerns_link(kind, body, index)).is_some(),
         })
     }
@@ -145,7 +157,8 @@ fn drain(socket: &OwnedFd, mut concerns: impl FnMut(u16, u32, &[u8]) -> bool) ->
         match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(length) => {
                 for (header, body) in messages(buffer.get(..length).unwrap_or_default()) {
-                    found = found.max(concerns(header.kind, header.port, body).then_some(Change::Changed));
+                    found = found
+                        .max(concerns(header.kind, header.port, body).then_some(Change::Changed));
                 }
             }
             Err(Errno::EINTR) => {}
@@ -158,16 +171,19 @@ fn drain(socket: &OwnedFd, mut concerns: impl FnMut(u16, u32, &[u8]) -> bool) ->
 /// Every object of nf_tables tells its table in its first attribute.
 fn concerns_table(kind: u16, body: &[u8], table: &str) -> bool {
     let name = body.get(4..).and_then(|attributes| find_attribute(attributes, 1));
-    kind >> 8 == NFNL_SUBSYS_NFTABLES && name.and_then(|name| name.strip_suffix(b"\0")) == Some(table.as_bytes())
+    kind >> 8 == NFNL_SUBSYS_NFTABLES
+        && name.and_then(|name| name.strip_suffix(b"\0")) == Some(table.as_bytes())
 }
 
 fn concerns_link(kind: u16, body: &[u8], index: u32) -> bool {
-    let number = |bytes: Option<&[u8]>| bytes.and_then(|bytes| Some(u32::from_ne_bytes(*bytes.first_chunk()?)));
+    let number = |bytes: Option<&[u8]>| {
+        bytes.and_then(|bytes| Some(u32::from_ne_bytes(*bytes.first_chunk()?)))
+    };
     match kind {
         NEW_LINK | DELETE_LINK | DELETE_ADDRESS => number(body.get(4..)) == Some(index),
-        DELETE_ROUTE => {
-            body.get(12..).is_some_and(|attributes| number(find_attribute(attributes, ROUTE_LINK)) == Some(index))
-        }
+        DELETE_ROUTE => body.get(12..).is_some_and(|attributes| {
+            number(find_attribute(attributes, ROUTE_LINK)) == Some(index)
+        }),
         DELETE_RULE | NEW_SETTING => true,
         _ => false,
     }
@@ -175,7 +191,10 @@ fn concerns_link(kind: u16, body: &[u8], index: u32) -> bool {
 
 impl Guard {
     /// Begins to watch. To be called in the context of a runtime.
-    pub(crate) fn start(side: Arc<HostSide>, subscriptions: Subscriptions) -> Result<Self, NetworkError> {
+    pub(crate) fn start(
+        side: Arc<HostSide>,
+        subscriptions: Subscriptions,
+    ) -> Result<Self, NetworkError> {
         let failed = || NetworkError::io("watch over the host's network");
         let (end, alive) = io::pipe().map_err(failed())?;
         let (told, receiver) = watch::channel(Disturbances::default());
@@ -247,7 +266,8 @@ fn watch_over(
             if !what.is_empty() {
                 told.count += 1;
                 told.what.clone_from(&what);
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let now =
+                    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 told.last_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
             }
             told.problem.clone_from(&problem);
@@ -279,14 +299,17 @@ mod tests {
     #[test]
     fn only_what_is_taken_from_our_own_table_and_link_is_of_interest() {
         let object = |table: &str| [vec![1, 0, 0, 0], attribute(1, &text(table))].concat();
-        let (delete_table, new_generation) = (NFNL_SUBSYS_NFTABLES << 8 | 2, NFNL_SUBSYS_NFTABLES << 8 | 15);
+        let (delete_table, new_generation) =
+            (NFNL_SUBSYS_NFTABLES << 8 | 2, NFNL_SUBSYS_NFTABLES << 8 | 15);
         assert!(concerns_table(delete_table, &object("caddis-0"), "caddis-0"));
         assert!(!concerns_table(delete_table, &object("caddis-01"), "caddis-0"));
         assert!(!concerns_table(new_generation, &[1, 0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 9], "caddis-0"));
         assert!(!concerns_table(delete_table, &[], "caddis-0"));
 
         let route = |link: u32| [vec![0; 12], attribute(ROUTE_LINK, &link.to_ne_bytes())].concat();
-        assert!(concerns_link(DELETE_ROUTE, &route(7), 7) && !concerns_link(DELETE_ROUTE, &route(8), 7));
+        assert!(
+            concerns_link(DELETE_ROUTE, &route(7), 7) && !concerns_link(DELETE_ROUTE, &route(8), 7)
+        );
         assert!(concerns_link(DELETE_LINK, &[0, 0, 1, 0, 7, 0, 0, 0], 7));
         assert!(concerns_link(DELETE_RULE, &[], 7) && !concerns_link(24, &route(7), 7));
     }
@@ -307,7 +330,10 @@ mod tests {
                 ("nft add table ip other", None),
                 ("nft delete table inet caddis-0", Some((Change::Changed, true))),
                 (flood, Some((Change::Unknown, false))),
-                (&format!("{flood}; nft delete table inet caddis-0"), Some((Change::Unknown, true))),
+                (
+                    &format!("{flood}; nft delete table inet caddis-0"),
+                    Some((Change::Unknown, true)),
+                ),
                 (&format!("nft flush table inet caddis-0; {flood}"), Some((Change::Changed, true))),
             ] {
                 let subscriptions = Subscriptions::open().unwrap();
@@ -323,7 +349,10 @@ mod tests {
             }
             drop(alive);
             for failed in [false, true] {
-                assert!(Subscriptions::open().unwrap().next(&side, &end, failed).is_none(), "it is over");
+                assert!(
+                    Subscriptions::open().unwrap().next(&side, &end, failed).is_none(),
+                    "it is over"
+                );
             }
         });
     }

@@ -1,5 +1,5 @@
-//! What an installation has on its host: one link, rules, routes, a small table of the packet filter, forwarding. All of
-//! it can be looked at and mended at any time.
+//! What an installation has on its host: one link, rules, routes, a small table of the packet
+//! filter, forwarding. All of it can be looked at and mended at any time.
 
 use std::{
     collections::BTreeSet,
@@ -49,7 +49,8 @@ impl HostSide {
         allowed: Vec<IpNet>,
         forwarding: PathBuf,
     ) -> Result<Self, NetworkError> {
-        let filter = Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
+        let filter =
+            Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
         Ok(Self {
             installation,
             links,
@@ -160,9 +161,12 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let network = Place::beside(&directory).start().await.unwrap();
             let HostSide { installation, links, inner, namespace, forwarding, .. } = &*network.side;
-            let (installation, inner, namespace) = (installation.clone(), inner.clone(), namespace.clone());
+            let (installation, inner, namespace) =
+                (installation.clone(), inner.clone(), namespace.clone());
             let (links, forwarding) = (links.clone(), forwarding.clone());
-            let mut side = HostSide::new(installation, links, inner, namespace, Vec::new(), forwarding).unwrap();
+            let mut side =
+                HostSide::new(installation, links, inner, namespace, Vec::new(), forwarding)
+                    .unwrap();
             side.ensure().await.unwrap();
             let network = "10.99.0.0/16".parse().unwrap();
             side.add_route(network).await.unwrap();

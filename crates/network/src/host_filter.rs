@@ -1,15 +1,16 @@
-//! The host's part of the packet filter: a table of each installation, which lets what machines send to the outside
-//! pass the host, and masquerades it. Everything else is refused in the installation's own namespace before.
+//! The host's part of the packet filter: a table of each installation, which lets what machines
+//! send to the outside pass the host, and masquerades it. Everything else is refused in the
+//! installation's own namespace before.
 //!
-//! It is written over netlink, in one transaction that takes a fraction of a millisecond: another program may take it
-//! away at any time, and then it has to be back at once.
+//! It is written over netlink, in one transaction that takes a fraction of a millisecond: another
+//! program may take it away at any time, and then it has to be back at once.
 //!
 //! ```text
 //! marking  prerouting, after destination NAT  iif LINK: what may leave is marked
 //! leaving  postrouting                        iif LINK: masquerade
 //! ```
-//! The routing rules (see `rules.rs`) let nothing in from the link that has no mark. So without this table nothing
-//! passes, and nothing leaves under an address of a machine.
+//! The routing rules (see `rules.rs`) let nothing in from the link that has no mark. So without
+//! this table nothing passes, and nothing leaves under an address of a machine.
 
 use std::{io, net::IpAddr};
 
@@ -66,7 +67,11 @@ pub(crate) fn is_loaded(table: &str) -> Result<bool, NetworkError> {
     socket.has_table(&text(table)).map_err(failed())
 }
 
-fn commit(socket: &mut Socket, messages: &[Message], attempted: String) -> Result<(), NetworkError> {
+fn commit(
+    socket: &mut Socket,
+    messages: &[Message],
+    attempted: String,
+) -> Result<(), NetworkError> {
     match socket.commit(messages).map_err(NetworkError::io(attempted.clone()))? {
         0 => Ok(()),
         code => Err(NetworkError::io(attempted)(io::Error::from_raw_os_error(code))),
@@ -87,10 +92,12 @@ fn table(link: &str, allowed: &[IpNet]) -> Vec<Message> {
     messages.push(Message { kind: NEW_TABLE, flags: CREATE, body: attribute(1, &text(link)) });
     messages.push(chain(link, MARKING, "filter", PREROUTING, AFTER_DNAT));
     messages.push(chain(link, LEAVING, "nat", POSTROUTING, SOURCE_NAT));
-    let mut mark = |expressions: &[Vec<u8>]| messages.push(rule(link, MARKING, &expressions.concat()));
+    let mut mark =
+        |expressions: &[Vec<u8>]| messages.push(rule(link, MARKING, &expressions.concat()));
     mark(&[meta(META_IIFNAME), compare(NOT_EQUAL, &name(link)), verdict(ACCEPT)]);
     for host in [IpAddr::from(HOST_V4), HOST_V6.into()] {
-        // Answers to the host itself, which the namespace lets out and nothing else to this address.
+        // Answers to the host itself, which the namespace lets out and nothing else to this
+        // address.
         mark(&[destination(IpNet::from(host)), verdict(ACCEPT)]);
     }
     for network in allowed {
@@ -100,7 +107,8 @@ fn table(link: &str, allowed: &[IpNet]) -> Vec<Message> {
         mark(&[destination(network), verdict(DROP)]);
     }
     mark(&[set_mark()]);
-    let leaving = [meta(META_IIFNAME), compare(EQUAL, &name(link)), expression("masq", &[])].concat();
+    let leaving =
+        [meta(META_IIFNAME), compare(EQUAL, &name(link)), expression("masq", &[])].concat();
     messages.push(rule(link, LEAVING, &leaving));
     messages
 }
@@ -117,7 +125,11 @@ fn chain(table: &str, chain: &str, kind: &str, hook: u32, priority: i32) -> Mess
 }
 
 fn rule(table: &str, chain: &str, expressions: &[u8]) -> Message {
-    let body = [attribute(1, &text(table)), attribute(2, &text(chain)), attribute(4 | NESTED, expressions)];
+    let body = [
+        attribute(1, &text(table)),
+        attribute(2, &text(chain)),
+        attribute(4 | NESTED, expressions),
+    ];
     Message { kind: NEW_RULE, flags: CREATE | APPEND, body: body.concat() }
 }
 
@@ -160,7 +172,16 @@ fn verdict(code: u32) -> Vec<u8> {
 /// `register & mask ^ bits`.
 fn bitwise(mask: &[u8], bits: &[u8]) -> Vec<u8> {
     let length = mask.len() as u32;
-    expression("bitwise", &[number(1, REGISTER), number(2, REGISTER), number(3, length), data(4, mask), data(5, bits)])
+    expression(
+        "bitwise",
+        &[
+            number(1, REGISTER),
+            number(2, REGISTER),
+            number(3, length),
+            data(4, mask),
+            data(5, bits),
+        ],
+    )
 }
 
 fn set_mark() -> Vec<u8> {
@@ -181,7 +202,10 @@ fn destination(network: IpNet) -> Vec<u8> {
     let (address, mask) = (octets(network.network()), octets(network.netmask()));
     let length = address.len() as u32;
     // Base 1 is the header of the network layer.
-    let load = expression("payload", &[number(1, REGISTER), number(2, 1), number(3, offset), number(4, length)]);
+    let load = expression(
+        "payload",
+        &[number(1, REGISTER), number(2, 1), number(3, offset), number(4, length)],
+    );
     // The numbers of NFPROTO are those of AF.
     let protocol = [protocol as u8];
     [

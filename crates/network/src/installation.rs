@@ -1,5 +1,6 @@
-//! Which installations (data directories) are on this host: each has a number, from which its names come. A claim is a
-//! file with the data directory's path; it lives as long as the host runs, or until the host is cleaned.
+//! Which installations (data directories) are on this host: each has a number, from which its names
+//! come. A claim is a file with the data directory's path; it lives as long as the host runs, or
+//! until the host is cleaned.
 
 use std::{
     ffi::OsString,
@@ -16,7 +17,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::{NetworkError, state};
 
-/// Where claims and namespaces of all installations of a host are. Gone after a reboot, as the namespaces are.
+/// Where claims and namespaces of all installations of a host are. Gone after a reboot, as the
+/// namespaces are.
 pub const RUN_DIRECTORY: &str = "/run/caddis/networks";
 
 /// The first of the routing tables, one per installation.
@@ -24,7 +26,8 @@ const TABLES: u32 = 0x00ca_dd00;
 /// So many installations there may be.
 const COUNT: u32 = 200;
 const LOCK: &str = "lock";
-/// Of routing rules: a server that watches takes it while it changes them, with or without the other.
+/// Of routing rules: a server that watches takes it while it changes them, with or without the
+/// other.
 const RULES_LOCK: &str = "rules.lock";
 
 /// One installation's names.
@@ -44,7 +47,8 @@ pub(crate) struct Claims {
 }
 
 impl Installation {
-    /// Name of the host's end of the link to its namespace, and of its table in the host's packet filter.
+    /// Name of the host's end of the link to its namespace, and of its table in the host's packet
+    /// filter.
     pub(crate) fn link(&self) -> String {
         link_of(self.number)
     }
@@ -84,16 +88,26 @@ pub(crate) fn number_of(link: &str) -> Option<u32> {
 
 fn lock(directory: &Path, name: &str) -> Result<Flock<File>, NetworkError> {
     let attempted = || format!("lock the networks in {}", directory.display());
-    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(directory.join(name));
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(directory.join(name));
     let file = file.map_err(NetworkError::io(attempted()))?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| NetworkError::io(attempted())(error.into()))
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| NetworkError::io(attempted())(error.into()))
 }
 
 impl Claims {
     /// Waits for the lock. Blocks.
     pub(crate) fn lock(directory: &Path) -> Result<Self, NetworkError> {
         let attempted = || format!("lock the networks in {}", directory.display());
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(NetworkError::io(attempted()))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(directory)
+            .map_err(NetworkError::io(attempted()))?;
         Ok(Self { directory: directory.to_owned(), _lock: lock(directory, LOCK)? })
     }
 
@@ -103,9 +117,16 @@ impl Claims {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(NetworkError::io(attempted()))? {
             let entry = entry.map_err(NetworkError::io(attempted()))?;
-            let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let owner = OsString::from_vec(fs::read(entry.path()).map_err(NetworkError::io(attempted()))?);
-            found.push(Installation { number, owner: owner.into(), directory: self.directory.clone() });
+            let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let owner =
+                OsString::from_vec(fs::read(entry.path()).map_err(NetworkError::io(attempted()))?);
+            found.push(Installation {
+                number,
+                owner: owner.into(),
+                directory: self.directory.clone(),
+            });
         }
         found.sort_by_key(|installation| installation.number);
         Ok(found)
@@ -116,8 +137,8 @@ impl Claims {
         Ok(self.list()?.into_iter().find(|installation| installation.owner == owner))
     }
 
-    /// That of a data directory, which is given one if it has none: the `former` number where it is free, or one that
-    /// none of these links of the host has.
+    /// That of a data directory, which is given one if it has none: the `former` number where it is
+    /// free, or one that none of these links of the host has.
     pub(crate) fn take(
         &self,
         owner: &Path,
@@ -130,14 +151,19 @@ impl Claims {
         }
         let is_free = |number: &u32| taken.iter().all(|other| other.number != *number);
         // Whose claim was lost may go on.
-        let is_unused = |number: &u32| is_free(number) && links.iter().all(|link| number_of(link) != Some(*number));
+        let is_unused = |number: &u32| {
+            is_free(number) && links.iter().all(|link| number_of(link) != Some(*number))
+        };
         let number = former.filter(is_free).or_else(|| (0..COUNT).find(is_unused));
         let number = number.ok_or_else(|| {
-            let hint = "clean those that are no longer used with `caddis host clean --data-dir DIR`";
-            let error = io::Error::other(format!("{COUNT} data directories have one on this host; {hint}"));
+            let hint =
+                "clean those that are no longer used with `caddis host clean --data-dir DIR`";
+            let error =
+                io::Error::other(format!("{COUNT} data directories have one on this host; {hint}"));
             NetworkError::io("take a network")(error)
         })?;
-        let own = Installation { number, owner: owner.to_owned(), directory: self.directory.clone() };
+        let own =
+            Installation { number, owner: owner.to_owned(), directory: self.directory.clone() };
         let path = own.claim();
         let written = state::replace(&path, owner.as_os_str().as_encoded_bytes());
         written.map_err(NetworkError::io(format!("write {}", path.display())))?;
@@ -181,7 +207,8 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let claims = Claims::lock(run.path()).unwrap();
         let links = ["caddis-0", "caddis-1", "caddis-x", "eth0"].map(str::to_owned);
-        let number = |owner: &str, former| claims.take(Path::new(owner), former, &links).unwrap().number;
+        let number =
+            |owner: &str, former| claims.take(Path::new(owner), former, &links).unwrap().number;
         assert_eq!(number("/new", None), 2, "whose claims were lost go on with these links");
         assert_eq!(number("/lost", Some(1)), 1);
         assert_eq!(number("/late", Some(1)), 3, "another has it by now");

@@ -7,12 +7,13 @@
 //!   fdaa:…/128,    via fe80::1       │   what may pass            │   rules: in from here only what is marked, and
 //!                                    │ fdaa::3: DNS forwarder     │   never to an address of the host
 //! ```
-//! Taps are routed, not bridged: each has a /32 and a /128 route and permanent neighbours, so no VM sees another's
-//! frames. Whether a packet's source is its VM's own is looked up in the routes (`fib`), so nothing needs to be told
-//! to the filter per machine; only who is in one private network is, as an element of the set `own6`.
+//! Taps are routed, not bridged: each has a /32 and a /128 route and permanent neighbours, so no VM
+//! sees another's frames. Whether a packet's source is its VM's own is looked up in the routes
+//! (`fib`), so nothing needs to be told to the filter per machine; only who is in one private
+//! network is, as an element of the set `own6`.
 //!
-//! The filter is out of reach of whatever manages the host's own. What is on the host is watched (`guard.rs`) and put
-//! back; meanwhile nothing passes.
+//! The filter is out of reach of whatever manages the host's own. What is on the host is watched
+//! (`guard.rs`) and put back; meanwhile nothing passes.
 
 mod address;
 mod dns;
@@ -48,7 +49,8 @@ pub use installation::RUN_DIRECTORY;
 pub use network::{Cleaned, Network, NetworkConfig, guest_spec};
 use serde::{Deserialize, Serialize};
 
-/// The addresses of one machine. IPv4 is private to the host; the private IPv6 stays with the machine for its life.
+/// The addresses of one machine. IPv4 is private to the host; the private IPv6 stays with the
+/// machine for its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineAddresses {
     /// From the host's pool.
@@ -61,11 +63,13 @@ pub struct MachineAddresses {
     pub mac: String,
 }
 
-/// MAC address of both gateways, so of every tap: a machine that is resumed behind another tap finds its gateway where it was.
+/// MAC address of both gateways, so of every tap: a machine that is resumed behind another tap
+/// finds its gateway where it was.
 pub const GATEWAY_MAC: [u8; 6] = [0x0e, 0xca, 0xdd, 0x15, 0x00, 0x01];
 /// Name server of every VM.
 pub const DNS: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);
-/// The host's own addresses on the link to its machines: what it sends them comes from here, and only answers go here.
+/// The host's own addresses on the link to its machines: what it sends them comes from here, and
+/// only answers go here.
 pub const HOST_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 2);
 /// The same in IPv6.
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 2);

@@ -19,8 +19,8 @@ use rtnetlink::{
 use tokio::sync::Mutex;
 
 use crate::{
-    DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, TAP_PREFIX, address::parse_mac,
-    namespace::Namespace,
+    DNS, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, TAP_PREFIX,
+    address::parse_mac, namespace::Namespace,
 };
 
 /// A connection to the kernel's routing.
@@ -32,9 +32,11 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// Opens it in the network namespace of the calling thread, which must be in the context of a runtime.
+    /// Opens it in the network namespace of the calling thread, which must be in the context of a
+    /// runtime.
     pub(crate) fn open() -> Result<Self, NetworkError> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::io("open a netlink socket"))?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(NetworkError::io("open a netlink socket"))?;
         tokio::spawn(connection);
         Ok(Self { handle, lists: Arc::default() })
     }
@@ -56,7 +58,10 @@ impl Links {
     }
 
     /// All that a request lists.
-    pub(crate) async fn dump<T, S>(&self, request: impl FnOnce(&Handle) -> S) -> Result<Vec<T>, rtnetlink::Error>
+    pub(crate) async fn dump<T, S>(
+        &self,
+        request: impl FnOnce(&Handle) -> S,
+    ) -> Result<Vec<T>, rtnetlink::Error>
     where
         S: TryStream<Ok = T, Error = rtnetlink::Error>,
     {
@@ -65,8 +70,14 @@ impl Links {
     }
 
     /// Where a link has this address.
-    pub(crate) async fn addresses(&self, index: u32, address: IpAddr) -> Result<Vec<AddressMessage>, rtnetlink::Error> {
-        let of = |handle: &Handle| handle.address().get().set_link_index_filter(index).set_address_filter(address);
+    pub(crate) async fn addresses(
+        &self,
+        index: u32,
+        address: IpAddr,
+    ) -> Result<Vec<AddressMessage>, rtnetlink::Error> {
+        let of = |handle: &Handle| {
+            handle.address().get().set_link_index_filter(index).set_address_filter(address)
+        };
         self.dump(|handle| of(handle).execute()).await
     }
 
@@ -80,7 +91,9 @@ impl Links {
         match self.handle.link().get().match_name(name).execute().try_next().await {
             Ok(link) => Ok(link),
             Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(NetworkError::netlink(format!("look for the interface {name}"))(error)),
+            Err(error) => {
+                Err(NetworkError::netlink(format!("look for the interface {name}"))(error))
+            }
         }
     }
 
@@ -89,21 +102,35 @@ impl Links {
         let link = match self.handle.link().get().match_index(index).execute().try_next().await {
             Ok(link) => link,
             Err(error) if errno(&error) == Some(libc::ENODEV) => None,
-            Err(error) => return Err(NetworkError::netlink(format!("look for the interface {index}"))(error)),
+            Err(error) => {
+                return Err(NetworkError::netlink(format!("look for the interface {index}"))(
+                    error,
+                ));
+            }
         };
         Ok(link.and_then(|link| link.attributes.into_iter().find_map(name_of)))
     }
 
     /// Brings a tap up and routes a machine's addresses to it. May be repeated.
-    pub(crate) async fn connect(&self, tap: &str, index: u32, machine: &MachineAddresses) -> Result<(), NetworkError> {
+    pub(crate) async fn connect(
+        &self,
+        tap: &str,
+        index: u32,
+        machine: &MachineAddresses,
+    ) -> Result<(), NetworkError> {
         let mac = parse_mac(&machine.mac)?;
         let failed = |what: &str| NetworkError::netlink(format!("{what} {tap}"));
         let up = LinkUnspec::new_with_index(index).mtu(MTU).up().build();
         self.handle.link().set(up).execute().await.map_err(failed("bring up"))?;
-        self.address(index, GATEWAY_V4.into(), 32).await.map_err(failed("give the IPv4 gateway's address to"))?;
-        self.address(index, GATEWAY_V6.into(), 64).await.map_err(failed("give the IPv6 gateway's address to"))?;
+        self.address(index, GATEWAY_V4.into(), 32)
+            .await
+            .map_err(failed("give the IPv4 gateway's address to"))?;
+        self.address(index, GATEWAY_V6.into(), 64)
+            .await
+            .map_err(failed("give the IPv6 gateway's address to"))?;
         for address in [IpAddr::from(machine.ipv4), machine.ipv6.into()] {
-            let neighbour = self.handle.neighbours().add(index, address).link_layer_address(&mac).replace();
+            let neighbour =
+                self.handle.neighbours().add(index, address).link_layer_address(&mac).replace();
             let neighbour = neighbour.state(NeighbourState::Permanent).execute().await;
             neighbour.map_err(failed("set a neighbour on"))?;
         }
@@ -112,7 +139,13 @@ impl Links {
             .output_interface(index)
             .scope(RouteScope::Link)
             .build();
-        self.handle.route().add(route).replace().execute().await.map_err(failed("route IPv4 to"))?;
+        self.handle
+            .route()
+            .add(route)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("route IPv4 to"))?;
         let route = RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(machine.ipv6, 128)
             .output_interface(index)
@@ -121,7 +154,12 @@ impl Links {
     }
 
     /// Gives an address to a link, if it has it not.
-    pub(crate) async fn address(&self, index: u32, address: IpAddr, length: u8) -> Result<(), rtnetlink::Error> {
+    pub(crate) async fn address(
+        &self,
+        index: u32,
+        address: IpAddr,
+        length: u8,
+    ) -> Result<(), rtnetlink::Error> {
         let mut request = self.handle.address().add(index, address, length).replace();
         if address.is_ipv6() {
             // Nobody else on the link has it: no need to ask.
@@ -155,7 +193,9 @@ impl Links {
         let loopback = self.loopback().await?;
         let up = LinkUnspec::new_with_index(loopback).up().build();
         self.handle.link().set(up).execute().await.map_err(NetworkError::netlink("bring up lo"))?;
-        self.address(loopback, DNS.into(), 128).await.map_err(NetworkError::netlink(format!("give {DNS} to lo")))
+        self.address(loopback, DNS.into(), 128)
+            .await
+            .map_err(NetworkError::netlink(format!("give {DNS} to lo")))
     }
 
     /// Takes it away; succeeds when it isn't there.
@@ -170,7 +210,10 @@ impl Links {
 
     async fn loopback(&self) -> Result<u32, NetworkError> {
         let missing = || std::io::Error::other("this network namespace has no lo");
-        self.index("lo").await?.ok_or_else(missing).map_err(NetworkError::io("find the loopback interface"))
+        self.index("lo")
+            .await?
+            .ok_or_else(missing)
+            .map_err(NetworkError::io("find the loopback interface"))
     }
 
     /// Moves a link to another network namespace, where it is down and has no addresses.
@@ -195,7 +238,8 @@ pub(crate) fn name_of(attribute: LinkAttribute) -> Option<String> {
 
 /// `caddis` and a number.
 pub(crate) fn is_tap(name: &str) -> bool {
-    name.strip_prefix(TAP_PREFIX).is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    name.strip_prefix(TAP_PREFIX)
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 pub(crate) fn errno(error: &rtnetlink::Error) -> Option<i32> {

@@ -1,5 +1,5 @@
-//! The network namespace of an installation, kept by a bind mount, and a thread that lives in it. What that thread
-//! opens (sockets, taps) belongs there, whoever uses it afterwards.
+//! The network namespace of an installation, kept by a bind mount, and a thread that lives in it.
+//! What that thread opens (sockets, taps) belongs there, whoever uses it afterwards.
 
 use std::{
     fs::{self, File},
@@ -20,8 +20,8 @@ use crate::NetworkError;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// What the kernel is told in a new namespace. Each is 1 but the last two: whether a source address is a machine's own
-/// is looked up by the filter.
+/// What the kernel is told in a new namespace. Each is 1 but the last two: whether a source address
+/// is a machine's own is looked up by the filter.
 const SETTINGS: [(&str, &str); 6] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
@@ -56,21 +56,29 @@ impl Namespace {
             }
         };
         let attempted = || format!("use the network namespace {}", path.display());
-        thread::Builder::new().name("vm-network".to_owned()).spawn(body).map_err(NetworkError::io(attempted()))?;
+        thread::Builder::new()
+            .name("vm-network".to_owned())
+            .spawn(body)
+            .map_err(NetworkError::io(attempted()))?;
         let ended = || io::Error::other("its thread ended");
         let file = prepared.recv().map_err(|_| NetworkError::io(attempted())(ended()))??;
         Ok(Self { work, file })
     }
 
     /// Does something in it and waits for that: short work only. Blocks.
-    pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
         let (sender, answer) = mpsc::channel();
         let work = Box::new(move || {
             // Nobody waits only where its process ends.
             let _ = sender.send(work());
         });
         let ended = |_| io::Error::other("the thread of the machines' network has ended");
-        self.work.send(work).map_err(|_| io::Error::other("the thread of the machines' network has ended"))?;
+        self.work
+            .send(work)
+            .map_err(|_| io::Error::other("the thread of the machines' network has ended"))?;
         answer.recv().map_err(ended)
     }
 
@@ -85,14 +93,18 @@ pub(crate) fn exists(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
 }
 
-/// Takes the mount away; the namespace goes with the last that uses it. Succeeds when there is none.
+/// Takes the mount away; the namespace goes with the last that uses it. Succeeds when there is
+/// none.
 pub(crate) fn remove(path: &Path) -> Result<(), NetworkError> {
     let attempted = || format!("remove the network namespace {}", path.display());
     if exists(path) {
-        umount2(path, MntFlags::MNT_DETACH).map_err(|error| NetworkError::io(attempted())(error.into()))?;
+        umount2(path, MntFlags::MNT_DETACH)
+            .map_err(|error| NetworkError::io(attempted())(error.into()))?;
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(NetworkError::io(attempted())(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(NetworkError::io(attempted())(error))
+        }
         _ => Ok(()),
     }
 }
@@ -106,9 +118,15 @@ fn enter(path: &Path) -> Result<File, NetworkError> {
             .map_err(|error| NetworkError::io(attempted("enter"))(error.into()))?;
         return prepare().map(|()| file);
     }
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::io(attempted("make"))(error.into()))?;
+    unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(|error| NetworkError::io(attempted("make"))(error.into()))?;
     prepare()?;
-    File::options().write(true).create(true).truncate(false).open(path).map_err(NetworkError::io(attempted("make")))?;
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(NetworkError::io(attempted("make")))?;
     let own = "/proc/thread-self/ns/net";
     mount(Some(own), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|error| NetworkError::io(attempted("mount"))(error.into()))?;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv, send, setsockopt,
-    socket, sockopt::ReceiveTimeout,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+    recv, send, setsockopt, socket, sockopt::ReceiveTimeout,
 };
 
 pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -52,7 +52,8 @@ pub(crate) struct Socket {
 impl Socket {
     pub(crate) fn open() -> io::Result<Self> {
         let netfilter = SockProtocol::NetlinkNetFilter;
-        let descriptor: OwnedFd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, netfilter)?;
+        let descriptor: OwnedFd =
+            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, netfilter)?;
         bind(descriptor.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(
             &descriptor,
@@ -72,7 +73,14 @@ impl Socket {
     pub(crate) fn has_table(&mut self, name: &[u8]) -> io::Result<bool> {
         self.sequence = self.sequence.wrapping_add(1);
         let kind = NFNL_SUBSYS_NFTABLES << 8 | GET_TABLE;
-        let request = encode(kind, REQUEST | ACKNOWLEDGE, self.sequence, NFPROTO_INET, 0, &attribute(1, name));
+        let request = encode(
+            kind,
+            REQUEST | ACKNOWLEDGE,
+            self.sequence,
+            NFPROTO_INET,
+            0,
+            &attribute(1, name),
+        );
         match self.ask(&request, self.sequence..=self.sequence)? {
             0 => Ok(true),
             libc::ENOENT => Ok(false),
@@ -80,7 +88,8 @@ impl Socket {
         }
     }
 
-    /// Has the kernel do all of it or nothing, and waits for its answer: 0 or an error number. Blocks.
+    /// Has the kernel do all of it or nothing, and waits for its answer: 0 or an error number.
+    /// Blocks.
     pub(crate) fn commit(&mut self, messages: &[Message]) -> io::Result<i32> {
         let first = self.sequence.wrapping_add(1);
         let last = first.wrapping_add(messages.len() as u32);
@@ -93,7 +102,8 @@ impl Socket {
         let mut buffer = vec![0; 8192];
         loop {
             let length = recv(self.descriptor.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            if let Some(code) = answer(buffer.get(..length).unwrap_or_default(), sequences.clone()) {
+            if let Some(code) = answer(buffer.get(..length).unwrap_or_default(), sequences.clone())
+            {
                 return Ok(code);
             }
         }
@@ -108,9 +118,23 @@ fn batch(messages: &[Message], first: u32) -> Vec<u8> {
         sequence = sequence.wrapping_add(1);
         let acknowledge = if index + 1 == messages.len() { ACKNOWLEDGE } else { 0 };
         let kind = NFNL_SUBSYS_NFTABLES << 8 | message.kind;
-        bytes.extend(encode(kind, REQUEST | acknowledge | message.flags, sequence, NFPROTO_INET, 0, &message.body));
+        bytes.extend(encode(
+            kind,
+            REQUEST | acknowledge | message.flags,
+            sequence,
+            NFPROTO_INET,
+            0,
+            &message.body,
+        ));
     }
-    bytes.extend(encode(BATCH_END, REQUEST, sequence.wrapping_add(1), 0, NFNL_SUBSYS_NFTABLES, &[]));
+    bytes.extend(encode(
+        BATCH_END,
+        REQUEST,
+        sequence.wrapping_add(1),
+        0,
+        NFNL_SUBSYS_NFTABLES,
+        &[],
+    ));
     bytes
 }
 
@@ -202,7 +226,10 @@ mod tests {
     fn an_answer_is_found_behind_other_messages_and_nonsense_is_none() {
         let other = encode(NFNL_SUBSYS_NFTABLES << 8 | 12, 0, 2, 0, 0, b"abcd");
         let error = |code: i32, sequence| {
-            encode(NLMSG_ERROR, 0, sequence, 0, 0, &[]).into_iter().take(16).chain(code.to_ne_bytes())
+            encode(NLMSG_ERROR, 0, sequence, 0, 0, &[])
+                .into_iter()
+                .take(16)
+                .chain(code.to_ne_bytes())
         };
         let denied: Vec<u8> = other.iter().copied().chain(error(-libc::EPERM, 2)).collect();
         assert_eq!(answer(&denied, 1..=3), Some(libc::EPERM));
@@ -220,6 +247,10 @@ mod tests {
         let two = [attribute(7, b"abcde"), attribute(1 | NESTED, b"x")].concat();
         assert_eq!(find_attribute(&two, 1), Some(&b"x"[..]));
         assert_eq!(find_attribute(&two, 2), None);
-        assert_eq!(find_attribute(&[0; 16], 2), None, "an attribute without length ends the search");
+        assert_eq!(
+            find_attribute(&[0; 16], 2),
+            None,
+            "an attribute without length ends the search"
+        );
     }
 }

@@ -18,7 +18,8 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, dns, filter, forwarding,
+    DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, dns, filter,
+    forwarding,
     guard::{Guard, Subscriptions},
     host::HostSide,
     host_filter,
@@ -35,7 +36,8 @@ use crate::{
 /// What a network is told.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// The installation's data directory, with no links in its path: what is made on the host goes by it.
+    /// The installation's data directory, with no links in its path: what is made on the host goes
+    /// by it.
     pub data_directory: PathBuf,
     /// Where all installations of the host are noted: [`crate::RUN_DIRECTORY`].
     pub run_directory: PathBuf,
@@ -57,7 +59,8 @@ pub struct Network {
     pub(crate) side: Arc<HostSide>,
     pool: Ipv4Net,
     sets: Arc<Mutex<Socket>>,
-    /// Taps of each private network. Held while who may meet is changed, so that the filter agrees with it.
+    /// Taps of each private network. Held while who may meet is changed, so that the filter agrees
+    /// with it.
     members: tokio::sync::Mutex<HashMap<Ipv6Net, HashSet<String>>>,
     guard: Guard,
     dns: JoinHandle<()>,
@@ -77,19 +80,28 @@ pub struct Cleaned {
 }
 
 impl Network {
-    /// Makes the namespace of machines and its link to the host, loads the packet filter, turns forwarding on and begins
-    /// to answer DNS. Everything stays when this process ends, for the VMs that go on; [`Self::clean`] removes it.
+    /// Makes the namespace of machines and its link to the host, loads the packet filter, turns
+    /// forwarding on and begins to answer DNS. Everything stays when this process ends, for the VMs
+    /// that go on; [`Self::clean`] removes it.
     ///
     /// # Errors
     /// When the host refuses (no root, no nft, no tun device), or the pool is in use.
     pub async fn start(config: NetworkConfig) -> Result<Self, NetworkError> {
-        let NetworkConfig { data_directory, run_directory, state_file, ipv4_pool, allowed, dns_upstreams } = config;
+        let NetworkConfig {
+            data_directory,
+            run_directory,
+            state_file,
+            ipv4_pool,
+            allowed,
+            dns_upstreams,
+        } = config;
         let links = Links::open()?;
         let lock = {
             let run_directory = run_directory.clone();
             blocking(move || {
                 let path = "/dev/net/tun";
-                fs::metadata(path).map_err(NetworkError::io(format!("use {path} (modprobe tun)")))?;
+                fs::metadata(path)
+                    .map_err(NetworkError::io(format!("use {path} (modprobe tun)")))?;
                 Claims::lock(&run_directory)
             })
         };
@@ -126,12 +138,17 @@ impl Network {
             filter::load(&namespace, &filtered)?;
             let inner = Links::open_in(&namespace)?;
             let sets = namespace.run(Socket::open).and_then(|socket| socket);
-            Ok((namespace, inner, sets.map_err(NetworkError::io("open a socket of the packet filter"))?))
+            Ok((
+                namespace,
+                inner,
+                sets.map_err(NetworkError::io("open a socket of the packet filter"))?,
+            ))
         });
         let (namespace, inner, sets) = opened.await?;
         let namespace = Arc::new(namespace);
         inner.add_dns().await?;
-        let side = HostSide::new(installation, links, inner.clone(), namespace.clone(), allowed, before)?;
+        let side =
+            HostSide::new(installation, links, inner.clone(), namespace.clone(), allowed, before)?;
         let side = Arc::new(side);
         let subscriptions = Subscriptions::open()?;
         side.ensure().await?;
@@ -144,7 +161,16 @@ impl Network {
         let guard = Guard::start(side.clone(), subscriptions)?;
         let dns = tokio::spawn(dns::serve(namespace.clone(), dns_upstreams));
         let sets = Arc::new(Mutex::new(sets));
-        Ok(Self { namespace, links: inner, side, pool, sets, members: tokio::sync::Mutex::default(), guard, dns })
+        Ok(Self {
+            namespace,
+            links: inner,
+            side,
+            pool,
+            sets,
+            members: tokio::sync::Mutex::default(),
+            guard,
+            dns,
+        })
     }
 
     /// Addresses of machines, as given or chosen.
@@ -237,11 +263,16 @@ impl Network {
         Ok(Some(missing))
     }
 
-    /// Makes a tap and routes a machine's addresses to it. The tap exists as long as the descriptor is open.
+    /// Makes a tap and routes a machine's addresses to it. The tap exists as long as the descriptor
+    /// is open.
     ///
     /// # Errors
     /// When the host refuses; nothing is left then.
-    pub async fn attach(&self, tap: &str, addresses: &MachineAddresses) -> Result<OwnedFd, NetworkError> {
+    pub async fn attach(
+        &self,
+        tap: &str,
+        addresses: &MachineAddresses,
+    ) -> Result<OwnedFd, NetworkError> {
         // One that outlived its VM, whose server was killed.
         self.links.remove(tap).await?;
         let (name, namespace) = (tap.to_owned(), self.namespace.clone());
@@ -289,7 +320,8 @@ impl Network {
 
     /// The tap of a VM that an earlier release has started is in the host's network.
     async fn move_here(&self, tap: &str) -> Result<u32, NetworkError> {
-        let missing = || NetworkError::io(format!("find the tap {tap}"))(std::io::ErrorKind::NotFound.into());
+        let missing =
+            || NetworkError::io(format!("find the tap {tap}"))(std::io::ErrorKind::NotFound.into());
         if !legacy::take_over(&self.side.links, tap, self.namespace.descriptor()).await? {
             return Err(missing());
         }
@@ -301,7 +333,11 @@ impl Network {
     ///
     /// # Errors
     /// When the host refuses.
-    pub async fn detach(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), NetworkError> {
+    pub async fn detach(
+        &self,
+        tap: &str,
+        addresses: &MachineAddresses,
+    ) -> Result<(), NetworkError> {
         self.links.remove(tap).await?;
         self.leave(tap, addresses).await
     }
@@ -324,11 +360,15 @@ impl Network {
 
     async fn change(&self, change: Change, network: Ipv6Net) -> Result<(), NetworkError> {
         let sets = self.sets.clone();
-        blocking(move || sets::change(&mut sets.lock().unwrap_or_else(PoisonError::into_inner), change, network)).await
+        blocking(move || {
+            sets::change(&mut sets.lock().unwrap_or_else(PoisonError::into_inner), change, network)
+        })
+        .await
     }
 }
 
-/// Removes what installations have on the host whose data directories are gone, but where VMs still run.
+/// Removes what installations have on the host whose data directories are gone, but where VMs still
+/// run.
 async fn forget_gone(links: &Links, claims: &Claims) -> Result<(), NetworkError> {
     for gone in claims.list()?.into_iter().filter(|installation| !installation.owner.exists()) {
         match remove(links, &gone).await {
@@ -363,7 +403,8 @@ async fn remove(links: &Links, installation: &Installation) -> Result<(), Networ
     links.remove(&name).await?;
     rules::clear(links, installation).await?;
     blocking(move || {
-        let mut socket = Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
+        let mut socket =
+            Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;
         host_filter::unload(&mut socket, &name)?;
         namespace::remove(&place)
     })
@@ -389,7 +430,8 @@ async fn choose_pool(
         state.insert(POOL.to_owned(), pool.to_string());
         state::write(state_file, &state)
     };
-    // An earlier release had the first of them, and noted other things only. Its machines have addresses of that.
+    // An earlier release had the first of them, and noted other things only. Its machines have
+    // addresses of that.
     let earlier = forwarding::is_noted(state_file).then_some(first);
     if let Some(pool) = given.or(noted).or(earlier) {
         // With or without the address of a host in it.
@@ -411,7 +453,10 @@ async fn choose_pool(
             return Ok(pool);
         }
     }
-    Err(NetworkError::PoolInUse { pool: first, link: "other links, as all ranges behind it".to_owned() })
+    Err(NetworkError::PoolInUse {
+        pool: first,
+        link: "other links, as all ranges behind it".to_owned(),
+    })
 }
 
 /// Where is noted what forwarding was, of this network namespace.

@@ -1,5 +1,5 @@
-//! A namespace whose mount went with the mounts that its server had to itself: the taps of VMs that go on are still in
-//! it, and lead there.
+//! A namespace whose mount went with the mounts that its server had to itself: the taps of VMs that
+//! go on are still in it, and lead there.
 #![expect(unsafe_code, reason = "the ioctl that opens a tap's namespace")]
 
 use std::{
@@ -16,7 +16,10 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tracing::warn;
 
-use crate::{NetworkError, UPLINK, installation::number_of, links::Links, namespace::Namespace, network::blocking};
+use crate::{
+    NetworkError, UPLINK, installation::number_of, links::Links, namespace::Namespace,
+    network::blocking,
+};
 
 nix::ioctl_none_bad!(tun_get_namespace, nix::request_code_none!(b'T', 227));
 
@@ -25,8 +28,12 @@ pub(crate) fn count(data_directory: &Path) -> usize {
     namespaces(data_directory).count()
 }
 
-/// The number that an installation has whose claim was lost, by the link that leads to its VMs; none where none run.
-pub(crate) async fn number(host: &Links, data_directory: &Path) -> Result<Option<u32>, NetworkError> {
+/// The number that an installation has whose claim was lost, by the link that leads to its VMs;
+/// none where none run.
+pub(crate) async fn number(
+    host: &Links,
+    data_directory: &Path,
+) -> Result<Option<u32>, NetworkError> {
     let directory = data_directory.to_owned();
     let opened = blocking(move || {
         let Some(namespace) = namespaces(&directory).next() else { return Ok(None) };
@@ -56,7 +63,9 @@ pub(crate) fn remount(place: &Path, data_directory: &Path) -> bool {
     let Some(namespace) = namespaces(data_directory).next() else { return false };
     let source = path_of(&namespace);
     let made = File::options().write(true).create(true).truncate(false).open(place);
-    let mounted = made.and_then(|_| Ok(mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?));
+    let mounted = made.and_then(|_| {
+        Ok(mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+    });
     match &mounted {
         Ok(()) => warn!(
             namespace = %place.display(),
@@ -81,7 +90,9 @@ fn namespaces(data_directory: &Path) -> impl Iterator<Item = OwnedFd> {
             let Ok(target) = fs::read_link(entry.path()) else { continue };
             is_own |= target.starts_with(data_directory);
             if target.as_os_str().as_bytes() == b"/dev/net/tun" {
-                taps.extend(entry.file_name().to_str().and_then(|number| number.parse::<i32>().ok()));
+                taps.extend(
+                    entry.file_name().to_str().and_then(|number| number.parse::<i32>().ok()),
+                );
             }
         }
         if is_own { taps.into_iter().find_map(|tap| namespace_of(pid, tap)) } else { None }

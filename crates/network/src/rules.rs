@@ -1,5 +1,5 @@
-//! Routing rules of the host: what comes in from the link to the machines reaches no address of the host, whatever
-//! became of its packet filter. In this order, of the same priority:
+//! Routing rules of the host: what comes in from the link to the machines reaches no address of the
+//! host, whatever became of its packet filter. In this order, of the same priority:
 //!
 //! ```text
 //! 0: iif LINK to HOST lookup TABLE      answers to what the host itself has asked; TABLE has only that address
@@ -10,8 +10,8 @@
 //! 1: from HOST blackhole                who pretends to be it
 //! 2: nop
 //! ```
-//! `nft flush ruleset` takes away none of them, nor does `ip rule flush` any of priority 0: without those behind, the
-//! third holds.
+//! `nft flush ruleset` takes away none of them, nor does `ip rule flush` any of priority 0: without
+//! those behind, the third holds.
 
 use std::{fs::File, net::IpAddr};
 
@@ -75,7 +75,11 @@ fn shared(host: IpAddr) -> [Rule; 3] {
 
 impl From<&RuleMessage> for Rule {
     fn from(message: &RuleMessage) -> Self {
-        let mut rule = Self { action: message.header.action, table: message.header.table.into(), ..Self::default() };
+        let mut rule = Self {
+            action: message.header.action,
+            table: message.header.table.into(),
+            ..Self::default()
+        };
         let (mut mark, mut mask) = (None, u32::MAX);
         for attribute in &message.attributes {
             match attribute {
@@ -137,8 +141,12 @@ struct Found {
     rules: Vec<Rule>,
 }
 
-/// Makes sure that the rules of an installation's link are there and in front; whether something was missing.
-pub(crate) async fn ensure(links: &Links, installation: &Installation) -> Result<bool, NetworkError> {
+/// Makes sure that the rules of an installation's link are there and in front; whether something
+/// was missing.
+pub(crate) async fn ensure(
+    links: &Links,
+    installation: &Installation,
+) -> Result<bool, NetworkError> {
     if are_there(links, installation).await? {
         return Ok(false);
     }
@@ -146,7 +154,8 @@ pub(crate) async fn ensure(links: &Links, installation: &Installation) -> Result
     let _lock = lock(installation).await?;
     let mut changed = false;
     for (family, host) in FAMILIES {
-        let (own, shared) = (of_link(&installation.link(), installation.table(), host), shared(host));
+        let (own, shared) =
+            (of_link(&installation.link(), installation.table(), host), shared(host));
         let found = list(links, family).await?;
         if !in_order(&found.rules, &shared) {
             append(links, &shared, family).await?;
@@ -163,30 +172,38 @@ pub(crate) async fn ensure(links: &Links, installation: &Installation) -> Result
     }
     if changed && !are_there(links, installation).await? {
         let error = std::io::Error::other("another program changes them at the same time");
-        return Err(NetworkError::io("put the routing rules of machines in front of others")(error));
+        return Err(NetworkError::io("put the routing rules of machines in front of others")(
+            error,
+        ));
     }
     Ok(changed)
 }
 
 /// Whether all of them are there, one after the other.
 fn in_order(found: &[Rule], rules: &[Rule]) -> bool {
-    let places: Option<Vec<_>> = rules.iter().map(|rule| found.iter().position(|other| other == rule)).collect();
+    let places: Option<Vec<_>> =
+        rules.iter().map(|rule| found.iter().position(|other| other == rule)).collect();
     places.is_some_and(|places| places.is_sorted())
 }
 
-/// Whether they come one after the other, and before the first rule by which an address of the host is found.
+/// Whether they come one after the other, and before the first rule by which an address of the host
+/// is found.
 fn in_front(found: &[Rule], own: &[Rule]) -> bool {
     let local = found.iter().position(is_local).unwrap_or(found.len());
     found.get(..local).is_some_and(|front| in_order(front, own))
 }
 
-/// Whether an address of the host is found by it: the kernel's own, or one that another program has put there.
+/// Whether an address of the host is found by it: the kernel's own, or one that another program has
+/// put there.
 fn is_local(rule: &Rule) -> bool {
     rule.action == RuleAction::ToTable && rule.table == LOCAL
 }
 
 /// Whether they are there. Changes nothing.
-pub(crate) async fn are_there(links: &Links, installation: &Installation) -> Result<bool, NetworkError> {
+pub(crate) async fn are_there(
+    links: &Links,
+    installation: &Installation,
+) -> Result<bool, NetworkError> {
     for (family, host) in FAMILIES {
         let found = list(links, family).await?.rules;
         let own = of_link(&installation.link(), installation.table(), host);
@@ -203,12 +220,14 @@ pub(crate) async fn clear(links: &Links, installation: &Installation) -> Result<
     let link = installation.link();
     for (family, host) in FAMILIES {
         let found = list(links, family).await?.rules;
-        let of_others =
-            |rule: &Rule| rule.iif.as_ref().is_some_and(|name| name.starts_with(LINK_PREFIX) && *name != link);
+        let of_others = |rule: &Rule| {
+            rule.iif.as_ref().is_some_and(|name| name.starts_with(LINK_PREFIX) && *name != link)
+        };
         let last = !found.iter().any(of_others);
         let (own, shared) = (of_link(&link, installation.table(), host), shared(host));
         // There may be several of each: a server that was killed has not taken away the old ones.
-        for rule in found.iter().filter(|rule| own.contains(rule) || last && shared.contains(rule)) {
+        for rule in found.iter().filter(|rule| own.contains(rule) || last && shared.contains(rule))
+        {
             remove(links, rule.message(family)).await?;
         }
         for _ in &found {
@@ -229,29 +248,44 @@ impl Found {
     }
 }
 
-/// Moves the rules by which an address of the host is found behind those of a link, which are there. Each is there twice
-/// for a moment, and never not at all.
-async fn move_local_behind(links: &Links, family: AddressFamily, own: &[Rule; 3]) -> Result<(), NetworkError> {
+/// Moves the rules by which an address of the host is found behind those of a link, which are
+/// there. Each is there twice for a moment, and never not at all.
+async fn move_local_behind(
+    links: &Links,
+    family: AddressFamily,
+    own: &[Rule; 3],
+) -> Result<(), NetworkError> {
     let before = list(links, family).await?.rules.into_iter().filter(is_local).count();
     for _ in 0..before {
         let Found { messages, rules } = list(links, family).await?;
         let last = rules.iter().rposition(|rule| own.contains(rule)).unwrap_or(0);
-        let Some(first) = rules.iter().position(is_local).filter(|first| *first < last) else { break };
+        let Some(first) = rules.iter().position(is_local).filter(|first| *first < last) else {
+            break;
+        };
         let Some((message, behind)) = messages.get(first).zip(messages.get(last..)) else { break };
         if !behind.contains(message) {
             insert(links, with_priority(message.clone())).await?;
         }
-        // Takes the first that has all of this, so this one: those in front of it are no such rules.
+        // Takes the first that has all of this, so this one: those in front of it are no such
+        // rules.
         remove(links, with_priority(message.clone())).await?;
     }
     Ok(())
 }
 
 /// Takes away all of these rules but the last of each.
-async fn keep_last(links: &Links, family: AddressFamily, rules: &[Rule]) -> Result<(), NetworkError> {
+async fn keep_last(
+    links: &Links,
+    family: AddressFamily,
+    rules: &[Rule],
+) -> Result<(), NetworkError> {
     let Found { messages, rules: found } = list(links, family).await?;
     for rule in rules {
-        let same = messages.iter().zip(&found).filter(|(_, other)| *other == rule).map(|(message, _)| message);
+        let same = messages
+            .iter()
+            .zip(&found)
+            .filter(|(_, other)| *other == rule)
+            .map(|(message, _)| message);
         let same: Vec<_> = same.cloned().collect();
         for message in same.into_iter().rev().skip(1) {
             remove(links, with_priority(message)).await?;
@@ -299,7 +333,8 @@ async fn insert(links: &Links, message: RuleMessage) -> Result<(), NetworkError>
 
 /// Removes the first rule that has all of this.
 async fn remove(links: &Links, message: RuleMessage) -> Result<(), NetworkError> {
-    let failed = NetworkError::netlink(format!("remove the routing rule {:?}", Rule::from(&message)));
+    let failed =
+        NetworkError::netlink(format!("remove the routing rule {:?}", Rule::from(&message)));
     match links.handle().rule().del(message).execute().await {
         // Another program was first.
         Err(error) if crate::links::errno(&error) == Some(libc::ENOENT) => Ok(()),

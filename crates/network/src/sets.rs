@@ -1,7 +1,7 @@
 //! Elements of the filter's set `own6`, changed over netlink.
 //!
-//! An element is a pair of intervals: packets from the one network to the other may pass between VMs. Both are the
-//! same network here.
+//! An element is a pair of intervals: packets from the one network to the other may pass between
+//! VMs. Both are the same network here.
 
 use std::{io, net::Ipv6Addr};
 
@@ -28,9 +28,13 @@ const ELEMENT_KEY: u16 = 1 | NESTED;
 const ELEMENT_KEY_END: u16 = 10 | NESTED;
 const DATA_VALUE: u16 = 1;
 
-/// Lets the machines of a network meet, or no longer. Adding what is there and removing what isn't is no error.
-/// Blocks for the kernel's answer.
-pub(crate) fn change(socket: &mut Socket, change: Change, network: ipnet::Ipv6Net) -> Result<(), NetworkError> {
+/// Lets the machines of a network meet, or no longer. Adding what is there and removing what isn't
+/// is no error. Blocks for the kernel's answer.
+pub(crate) fn change(
+    socket: &mut Socket,
+    change: Change,
+    network: ipnet::Ipv6Net,
+) -> Result<(), NetworkError> {
     let outcome = socket.commit(&[message(change, network)]);
     let attempted = format!("change the packet filter's set {OWN6} for the network {network}");
     match outcome.map_err(NetworkError::io(attempted.clone()))? {
@@ -42,11 +46,15 @@ pub(crate) fn change(socket: &mut Socket, change: Change, network: ipnet::Ipv6Ne
 }
 
 fn message(change: Change, network: ipnet::Ipv6Net) -> Message {
-    let (kind, flags) = if change == Change::Add { (NEW_ELEMENT, CREATE) } else { (DELETE_ELEMENT, 0) };
-    let pair = |address: Ipv6Addr| attribute(DATA_VALUE, &[address.octets(), address.octets()].concat());
-    let element =
-        [attribute(ELEMENT_KEY, &pair(network.network())), attribute(ELEMENT_KEY_END, &pair(network.broadcast()))]
-            .concat();
+    let (kind, flags) =
+        if change == Change::Add { (NEW_ELEMENT, CREATE) } else { (DELETE_ELEMENT, 0) };
+    let pair =
+        |address: Ipv6Addr| attribute(DATA_VALUE, &[address.octets(), address.octets()].concat());
+    let element = [
+        attribute(ELEMENT_KEY, &pair(network.network())),
+        attribute(ELEMENT_KEY_END, &pair(network.broadcast())),
+    ]
+    .concat();
     let body = [
         attribute(LIST_TABLE, &text(TABLE)),
         attribute(LIST_SET, &text(OWN6)),

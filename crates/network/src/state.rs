@@ -1,4 +1,5 @@
-//! Small files of this crate, which are whole or not there, whenever the server is killed or the disk full.
+//! Small files of this crate, which are whole or not there, whenever the server is killed or the
+//! disk full.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! The link between the host and the namespace of an installation: a pair of virtual cards with fixed link addresses,
-//! permanent neighbours, and routes. No neighbour is ever asked for over it.
+//! The link between the host and the namespace of an installation: a pair of virtual cards with
+//! fixed link addresses, permanent neighbours, and routes. No neighbour is ever asked for over it.
 
 use std::{
     collections::BTreeSet,
@@ -46,15 +46,17 @@ pub(crate) struct Uplink<'a> {
 pub(crate) struct Routes(pub(crate) BTreeSet<IpNet>);
 
 impl Uplink<'_> {
-    /// Makes sure that both ends are there, up, and know each other. Index of the host's end, and whether something was
-    /// missing.
+    /// Makes sure that both ends are there, up, and know each other. Index of the host's end, and
+    /// whether something was missing.
     pub(crate) async fn ensure(&self) -> Result<(u32, bool), NetworkError> {
-        let (host, namespace) = (is_up(self.host, self.name).await?, is_up(self.namespace, UPLINK).await?);
+        let (host, namespace) =
+            (is_up(self.host, self.name).await?, is_up(self.namespace, UPLINK).await?);
         if let (Some((index, true)), Some((inner, true))) = (host, namespace)
             && self.has_addresses(index).await?
         {
             // They went if it was down meanwhile.
-            neighbours(self.host, index, [GATEWAY_V4.into(), GATEWAY_V6.into()], NAMESPACE_MAC).await?;
+            neighbours(self.host, index, [GATEWAY_V4.into(), GATEWAY_V6.into()], NAMESPACE_MAC)
+                .await?;
             // A server that was killed here may not have come to it.
             self.lead_out(inner).await?;
             return Ok((index, false));
@@ -70,14 +72,21 @@ impl Uplink<'_> {
             NetworkError::io("set up the link to the machines")(error)
         };
         let index = self.host.index(self.name).await?.ok_or_else(|| missing(self.name))?;
-        // It needs no address that it makes itself. A host may have IPv6 turned off but for what asks for it.
+        // It needs no address that it makes itself. A host may have IPv6 turned off but for what
+        // asks for it.
         for (setting, value) in [("addr_gen_mode", "1"), ("disable_ipv6", "0")] {
             let path = format!("/proc/sys/net/ipv6/conf/{}/{setting}", self.name);
             std::fs::write(&path, value).map_err(NetworkError::io(format!("set {path}")))?;
         }
         let failed = |what: &str| NetworkError::netlink(format!("{what} {}", self.name));
-        self.host.address(index, HOST_V4.into(), 32).await.map_err(failed("give the host's address to"))?;
-        self.host.address(index, HOST_V6.into(), 128).await.map_err(failed("give the host's IPv6 address to"))?;
+        self.host
+            .address(index, HOST_V4.into(), 32)
+            .await
+            .map_err(failed("give the host's address to"))?;
+        self.host
+            .address(index, HOST_V6.into(), 128)
+            .await
+            .map_err(failed("give the host's IPv6 address to"))?;
         up(self.host, index).await?;
         neighbours(self.host, index, [GATEWAY_V4.into(), GATEWAY_V6.into()], NAMESPACE_MAC).await?;
         self.add_local(index).await?;
@@ -92,8 +101,15 @@ impl Uplink<'_> {
     async fn lead_out(&self, inner: u32) -> Result<(), NetworkError> {
         neighbours(self.namespace, inner, [HOST_V4.into(), HOST_LINK_V6.into()], HOST_MAC).await?;
         let routes = self.namespace.handle().route();
-        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().gateway(HOST_V4).output_interface(inner).onlink().build();
-        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().gateway(HOST_LINK_V6).output_interface(inner).build();
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new()
+            .gateway(HOST_V4)
+            .output_interface(inner)
+            .onlink()
+            .build();
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new()
+            .gateway(HOST_LINK_V6)
+            .output_interface(inner)
+            .build();
         for route in [v4, v6] {
             let added = routes.add(route).replace().execute().await;
             added.map_err(NetworkError::netlink("route the namespace of machines to the host"))?;
@@ -116,7 +132,10 @@ impl Uplink<'_> {
     async fn has_addresses(&self, index: u32) -> Result<bool, NetworkError> {
         for address in [IpAddr::from(HOST_V4), HOST_V6.into()] {
             let found = self.host.addresses(index, address).await;
-            if found.map_err(NetworkError::netlink(format!("list the addresses of {}", self.name)))?.is_empty() {
+            if found
+                .map_err(NetworkError::netlink(format!("list the addresses of {}", self.name)))?
+                .is_empty()
+            {
                 return Ok(false);
             }
         }
@@ -124,7 +143,11 @@ impl Uplink<'_> {
     }
 
     /// Makes sure that these lead to the namespace; whether one was missing.
-    pub(crate) async fn ensure_routes(&self, index: u32, routes: &Routes) -> Result<bool, NetworkError> {
+    pub(crate) async fn ensure_routes(
+        &self,
+        index: u32,
+        routes: &Routes,
+    ) -> Result<bool, NetworkError> {
         let mut found = BTreeSet::new();
         let mut local = 0;
         for message in all_routes(self.host).await? {
@@ -150,7 +173,9 @@ impl Uplink<'_> {
 
     /// The host's own address, alone in a table.
     async fn add_local(&self, index: u32) -> Result<(), NetworkError> {
-        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(HOST_V4, 32).scope(RouteScope::Host);
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(HOST_V4, 32)
+            .scope(RouteScope::Host);
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(HOST_V6, 128);
         let v4 = v4.kind(RouteType::Local).table_id(self.table).output_interface(index).build();
         let v6 = v6.kind(RouteType::Local).table_id(self.table).output_interface(index).build();
@@ -172,20 +197,30 @@ impl Uplink<'_> {
     }
 
     /// Takes a route away; none is no error.
-    pub(crate) async fn remove_route(&self, index: u32, network: IpNet) -> Result<(), NetworkError> {
+    pub(crate) async fn remove_route(
+        &self,
+        index: u32,
+        network: IpNet,
+    ) -> Result<(), NetworkError> {
         match self.host.handle().route().del(route(index, network)).execute().await {
-            Err(error) if crate::links::errno(&error) != Some(libc::ESRCH) => {
-                Err(NetworkError::netlink(format!("take the route to {network} from {}", self.name))(error))
-            }
+            Err(error) if crate::links::errno(&error) != Some(libc::ESRCH) => Err(
+                NetworkError::netlink(format!("take the route to {network} from {}", self.name))(
+                    error,
+                ),
+            ),
             _ => Ok(()),
         }
     }
 }
 
-/// The link over which the host sends to a part of this pool, or to all of it, other than `own`. A wider route, such as one
-/// to a site, does not count, unless it is the pool of another installation; nor do the routes to taps that an earlier
-/// release had in the host's network.
-pub(crate) async fn conflict(host: &Links, pool: Ipv4Net, own: Option<u32>) -> Result<Option<String>, NetworkError> {
+/// The link over which the host sends to a part of this pool, or to all of it, other than `own`. A
+/// wider route, such as one to a site, does not count, unless it is the pool of another
+/// installation; nor do the routes to taps that an earlier release had in the host's network.
+pub(crate) async fn conflict(
+    host: &Links,
+    pool: Ipv4Net,
+    own: Option<u32>,
+) -> Result<Option<String>, NetworkError> {
     for message in all_routes(host).await? {
         let Some(IpNet::V4(network)) = destination(&message) else { continue };
         let (within, around) = (pool.contains(&network), network.contains(&pool));
@@ -264,9 +299,15 @@ async fn up(links: &Links, index: u32) -> Result<(), NetworkError> {
     outcome.map_err(NetworkError::netlink("bring up the link to the machines"))
 }
 
-async fn neighbours(links: &Links, index: u32, addresses: [IpAddr; 2], mac: [u8; 6]) -> Result<(), NetworkError> {
+async fn neighbours(
+    links: &Links,
+    index: u32,
+    addresses: [IpAddr; 2],
+    mac: [u8; 6],
+) -> Result<(), NetworkError> {
     for address in addresses {
-        let request = links.handle().neighbours().add(index, address).link_layer_address(&mac).replace();
+        let request =
+            links.handle().neighbours().add(index, address).link_layer_address(&mac).replace();
         let outcome = request.state(NeighbourState::Permanent).execute().await;
         outcome.map_err(NetworkError::netlink("set a neighbour on the link to the machines"))?;
     }
@@ -277,6 +318,7 @@ async fn neighbours(links: &Links, index: u32, addresses: [IpAddr; 2], mac: [u8;
 pub(crate) async fn names(host: &Links) -> Result<Vec<String>, NetworkError> {
     let links = host.dump(|handle| handle.link().get().execute()).await;
     let links = links.map_err(NetworkError::netlink("list the interfaces"))?;
-    let names = links.into_iter().flat_map(|link| link.attributes).filter_map(crate::links::name_of);
+    let names =
+        links.into_iter().flat_map(|link| link.attributes).filter_map(crate::links::name_of);
     Ok(names.filter(|name| name.starts_with(LINK_PREFIX)).collect())
 }

@@ -56,7 +56,11 @@ impl Api {
             // Already installed is as good.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         });
-        let http = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().context("making an HTTP client")?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(DEADLINE)
+            .build()
+            .context("making an HTTP client")?;
         Ok(Self { base: base.into(), token: token.map(str::to_owned), http })
     }
 
@@ -144,7 +148,8 @@ impl Api {
     /// # Errors
     /// When it is refused.
     pub async fn create_app(&self, name: &str, network: Option<&str>) -> Result<()> {
-        let body = json!({ "name": name, "org_slug": "personal", "network": network.unwrap_or_default() });
+        let body =
+            json!({ "name": name, "org_slug": "personal", "network": network.unwrap_or_default() });
         self.post("/v1/apps", body).await?.ok().context("creating an app")?;
         Ok(())
     }
@@ -162,7 +167,11 @@ impl Api {
     /// # Errors
     /// When it is refused.
     pub async fn create_machine_from(&self, app: &str, body: Value) -> Result<Machine> {
-        let machine = self.post(&format!("/v1/apps/{app}/machines"), body).await?.ok().context("creating a machine")?;
+        let machine = self
+            .post(&format!("/v1/apps/{app}/machines"), body)
+            .await?
+            .ok()
+            .context("creating a machine")?;
         match machine["id"].as_str() {
             Some(id) => Ok(Machine::new(self.clone(), app, id)),
             None => bail!("a machine without id: {machine}"),

@@ -1,5 +1,6 @@
-//! Several gateways and workers in one process, over hosts that pretend: what is to be known about several hosts is
-//! tried here. Beside `caddis serve` this is where the parts of a server are put together.
+//! Several gateways and workers in one process, over hosts that pretend: what is to be known about
+//! several hosts is tried here. Beside `caddis serve` this is where the parts of a server are put
+//! together.
 //!
 //! ```text
 //!   Gateway(0)  Gateway(1) …          one catalog
@@ -91,7 +92,8 @@ impl Cluster {
     /// When a part of it can't begin.
     pub async fn new(options: ClusterOptions) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let catalog = Catalog::new(Arc::new(SqliteStore::open(&directory.path().join("catalog.db"))?));
+        let catalog =
+            Catalog::new(Arc::new(SqliteStore::open(&directory.path().join("catalog.db"))?));
         let token = catalog.ensure_root_token().await?.context("the token of a new catalog")?;
         let mut cluster = Self {
             network: Network::default(),
@@ -105,7 +107,8 @@ impl Cluster {
         for number in 0..options.workers {
             let directory = cluster.directory.path().join(format!("worker-{number}"));
             let (vms, network) = (FakeHost::on(Handle::current()), FakeNetwork::default());
-            let host = Host { directory, vms, network, id: WorkerId::from_trusted(""), running: None };
+            let host =
+                Host { directory, vms, network, id: WorkerId::from_trusted(""), running: None };
             cluster.workers.push(host);
             cluster.start(number).await?;
         }
@@ -155,7 +158,8 @@ impl Cluster {
         let drivers = fake::drivers(&host.directory, 50, &host.vms, &host.network, FakeImages)?;
         let config = WorkerConfig { memory_mib: Some(16 * 1024), ..fake::config(&host.directory) };
         let parts = WorkerParts { bus: Arc::new(self.network.of(node)), drivers, hook };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         match runtime.spawn(Worker::start(config, parts)).await? {
             Ok(worker) => {
                 host.id = worker.id().clone();
@@ -180,7 +184,8 @@ impl Cluster {
         self.network.disconnect(&host.id);
         drop(worker);
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(crate::DEADLINE)).await?;
-        // A commit that was on its way may still come; the write-ahead log goes when nobody has the database open.
+        // A commit that was on its way may still come; the write-ahead log goes when nobody has the
+        // database open.
         let log = host.directory.join("worker/worker.db-wal");
         let closed = async {
             while log.exists() {
@@ -218,7 +223,13 @@ impl Cluster {
     ///
     /// # Errors
     /// When the request can't be made, or its answer not be read.
-    pub async fn call_with(&self, gateway: u8, line: &str, body: Value, fields: &[(&str, &str)]) -> Result<Answer> {
+    pub async fn call_with(
+        &self,
+        gateway: u8,
+        line: &str,
+        body: Value,
+        fields: &[(&str, &str)],
+    ) -> Result<Answer> {
         let (method, path) = line.split_once(' ').context("method and path")?;
         let mut request = Request::builder().method(method).uri(path);
         request = request.header("authorization", format!("Bearer {}", self.token));
@@ -237,7 +248,12 @@ impl Cluster {
     ///
     /// # Errors
     /// When it never is.
-    pub async fn until(&self, gateway: u8, line: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub async fn until(
+        &self,
+        gateway: u8,
+        line: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let mut last = Value::Null;
         let found = async {
             loop {

@@ -40,7 +40,8 @@ pub fn run<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Result<String
 pub(crate) fn run_command(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
     let output = command.stdin(std::process::Stdio::null()).output();
-    let output = output.with_context(|| format!("running {shown}; scripts/setup.sh installs what tests need"))?;
+    let output = output
+        .with_context(|| format!("running {shown}; scripts/setup.sh installs what tests need"))?;
     if !output.status.success() {
         bail!("{shown}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }

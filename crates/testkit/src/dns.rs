@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 
-/// The answer to a query: `address` for the A record of `name`, nothing for its other types, NXDOMAIN for other names.
-/// `None` when it is no query.
+/// The answer to a query: `address` for the A record of `name`, nothing for its other types,
+/// NXDOMAIN for other names. `None` when it is no query.
 pub(crate) fn answer(query: &[u8], name: &str, address: Ipv4Addr) -> Option<Vec<u8>> {
     let (asked, end) = read_name(query)?;
     let kind = u16::from_be_bytes(query.get(end..end + 2)?.try_into().ok()?);

@@ -1,7 +1,9 @@
-//! A real server without VMs: the gateway on a real port, the worker's engine and the catalog on real databases, over a
-//! host that pretends ([`FakeHost`]) with guests that speak the real protocol.
+//! A real server without VMs: the gateway on a real port, the worker's engine and the catalog on
+//! real databases, over a host that pretends ([`FakeHost`]) with guests that speak the real
+//! protocol.
 //!
-//! It has threads of its own, so that tests may block. What its guests do is said in `caddis_guest_protocol::fake`.
+//! It has threads of its own, so that tests may block. What its guests do is said in
+//! `caddis_guest_protocol::fake`.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -76,9 +78,11 @@ impl FakeServer {
     /// # Errors
     /// When a part of it can't begin.
     pub async fn with(options: FakeOptions) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let directory = tempfile::tempdir()?;
-        let catalog = Catalog::new(Arc::new(SqliteStore::open(&directory.path().join("catalog.db"))?));
+        let catalog =
+            Catalog::new(Arc::new(SqliteStore::open(&directory.path().join("catalog.db"))?));
         let token = catalog.ensure_root_token().await?.context("the token of a new catalog")?;
         let mut server = Self {
             host: FakeHost::on(runtime.handle().clone()),
@@ -133,20 +137,26 @@ impl FakeServer {
         let (stop, stopped) = oneshot::channel();
         let (sender, begun) = oneshot::channel();
         let path = self.directory.path();
-        let drivers = fake::drivers(path, 200, &self.host, &FakeNetwork::default(), self.images.clone())?;
+        let drivers =
+            fake::drivers(path, 200, &self.host, &FakeNetwork::default(), self.images.clone())?;
         let config = WorkerConfig {
             memory_mib: Some(self.options.memory_mib),
             destroyed_retention: RETENTION,
             ..fake::config(path)
         };
-        let settings =
-            Settings { rate_limit: self.options.rate_limit, destroyed_retention: RETENTION, ..Settings::default() };
+        let settings = Settings {
+            rate_limit: self.options.rate_limit,
+            destroyed_retention: RETENTION,
+            ..Settings::default()
+        };
         let (catalog, address) = (self.catalog.clone(), self.address);
         let served = runtime.spawn(async move {
             let listener = TcpListener::bind(address).await.context("listening")?;
             let address = listener.local_addr()?;
             let bus = Arc::new(InProcessBus::new());
-            let worker = Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
+            let worker =
+                Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None })
+                    .await?;
             let gateway = Gateway::new(GatewayParts {
                 bus,
                 streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),

@@ -1,7 +1,8 @@
 //! A host of its own for one server: network and mount namespace of the test's thread.
 //!
-//! Everything the thread starts (server, registry, VMs) inherits them, and taps, routes and filter rules vanish with
-//! them. They belong to the *thread*: a test runs on a current-thread runtime, the default of `#[tokio::test]`.
+//! Everything the thread starts (server, registry, VMs) inherits them, and taps, routes and filter
+//! rules vanish with them. They belong to the *thread*: a test runs on a current-thread runtime,
+//! the default of `#[tokio::test]`.
 
 use std::{
     path::{Path, PathBuf},
@@ -38,10 +39,17 @@ impl Host {
     /// # Errors
     /// Without root, or when `ip` is missing.
     pub async fn new() -> Result<Self> {
-        ensure!(nix::unistd::Uid::effective().is_root(), "end-to-end tests need root: sudo make test");
+        ensure!(
+            nix::unistd::Uid::effective().is_root(),
+            "end-to-end tests need root: sudo make test"
+        );
         let flavor = tokio::runtime::Handle::current().runtime_flavor();
-        ensure!(flavor == tokio::runtime::RuntimeFlavor::CurrentThread, "namespaces belong to one thread");
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("making namespaces for a test")?;
+        ensure!(
+            flavor == tokio::runtime::RuntimeFlavor::CurrentThread,
+            "namespaces belong to one thread"
+        );
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .context("making namespaces for a test")?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
             .context("keeping mounts of a test to itself")?;
         static SWEPT: Once = Once::new();
@@ -57,19 +65,37 @@ impl Host {
         let outside = Outside::start()?;
         let peer = outside.namespace();
         let peer = peer.to_str().context("path of a namespace")?;
-        run(["ip", "link", "add", "uplink", "type", "veth", "peer", "name", outside::LINK, "netns", peer])?;
-        for address in [format!("{}/24", Self::ADDRESS), "192.168.77.2/24".into(), format!("{}/64", Self::ADDRESS_V6)] {
+        run([
+            "ip",
+            "link",
+            "add",
+            "uplink",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            outside::LINK,
+            "netns",
+            peer,
+        ])?;
+        for address in [
+            format!("{}/24", Self::ADDRESS),
+            "192.168.77.2/24".into(),
+            format!("{}/64", Self::ADDRESS_V6),
+        ] {
             run(["ip", "address", "add", &address, "dev", "uplink", "nodad"])?;
         }
         // A link-local address would appear some time later, as if something had made it.
-        std::fs::write("/proc/sys/net/ipv6/conf/uplink/addr_gen_mode", "1").context("setting up an interface")?;
+        std::fs::write("/proc/sys/net/ipv6/conf/uplink/addr_gen_mode", "1")
+            .context("setting up an interface")?;
         run(["ip", "link", "set", "uplink", "up"])?;
         outside.connect().await?;
         run(["ip", "route", "add", "default", "via", Outside::ADDRESS])?;
         run(["ip", "-6", "route", "add", "default", "via", Outside::ADDRESS_V6])?;
 
         let resolv = directory.path().join("resolv.conf");
-        std::fs::write(&resolv, format!("nameserver {}\n", Outside::ADDRESS)).context("writing a resolv.conf")?;
+        std::fs::write(&resolv, format!("nameserver {}\n", Outside::ADDRESS))
+            .context("writing a resolv.conf")?;
         mount(Some(&resolv), "/etc/resolv.conf", None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .context("mounting a resolv.conf of its own for a test")?;
         Ok(Self { outside, directory })

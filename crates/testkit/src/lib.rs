@@ -1,5 +1,5 @@
-//! What end-to-end tests stand on: a [`Host`] of their own, a real [`Server`] on it, a [`Registry`], and images made
-//! on the spot from Debian's packages.
+//! What end-to-end tests stand on: a [`Host`] of their own, a real [`Server`] on it, a
+//! [`Registry`], and images made on the spot from Debian's packages.
 //!
 //! ```text
 //!   test's own thread, network and mount namespace        thread of the outside
@@ -7,9 +7,9 @@
 //!  │ Server ─ VMs      Registry     test's client │─veth─│ HTTP, UDP echo, DNS     │
 //!  └──────────────────────────────────────────────┘      └─────────────────────────┘
 //! ```
-//! All of that needs root. What needs neither root nor VMs: a [`Terminal`] for a program, and with the feature `fake` a
-//! server over a host that pretends,
-//! and a [`cluster`] of several. Everything ends when its value is dropped, also when the test panics.
+//! All of that needs root. What needs neither root nor VMs: a [`Terminal`] for a program, and with
+//! the feature `fake` a server over a host that pretends, and a [`cluster`] of several. Everything
+//! ends when its value is dropped, also when the test panics.
 #![forbid(unsafe_code)]
 
 mod api;
@@ -39,7 +39,8 @@ pub use terminal::Terminal;
 
 use std::{path::PathBuf, time::Duration};
 
-/// How long tests wait for an event before they give up: generous, since the machine may be busy with other tests.
+/// How long tests wait for an event before they give up: generous, since the machine may be busy
+/// with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The directory of cargo's build products, above the profile's: `target`.

@@ -106,7 +106,12 @@ impl Machine {
                 200 => return Ok(()),
                 // The server's own limit is a minute.
                 408 if Instant::now() < deadline => {}
-                _ => bail!("waiting with {query}: {} {}\n{}", reply.status, reply.text, self.get().await?),
+                _ => bail!(
+                    "waiting with {query}: {} {}\n{}",
+                    reply.status,
+                    reply.text,
+                    self.get().await?
+                ),
             }
         }
     }
@@ -145,7 +150,11 @@ impl Machine {
     pub async fn exec(&self, command: &[&str]) -> Result<Exec> {
         let reply = self.post("/exec", json!({ "command": command, "timeout": 60 })).await?.ok()?;
         let text = |key: &str| reply[key].as_str().unwrap_or_default().to_owned();
-        Ok(Exec { code: reply["exit_code"].as_i64().unwrap_or(0), stdout: text("stdout"), stderr: text("stderr") })
+        Ok(Exec {
+            code: reply["exit_code"].as_i64().unwrap_or(0),
+            stdout: text("stdout"),
+            stderr: text("stderr"),
+        })
     }
 
     /// Runs a shell line in it and returns its standard output.
@@ -203,12 +212,15 @@ impl Machine {
         first.context("the program wrote nothing")
     }
 
-    /// Reads on until `done` (true) or until the server has nothing more to say for `wait` seconds (false).
+    /// Reads on until `done` (true) or until the server has nothing more to say for `wait` seconds
+    /// (false).
     async fn read_logs(&self, wait: u64, mut done: impl FnMut(&str) -> bool) -> Result<bool> {
         let mut token = String::new();
         loop {
-            let path =
-                format!("/api/v1/apps/{}/logs?instance={}&next_token={token}&wait_seconds={wait}", self.app, self.id);
+            let path = format!(
+                "/api/v1/apps/{}/logs?instance={}&next_token={token}&wait_seconds={wait}",
+                self.app, self.id
+            );
             let page = self.api.get(&path).await?.ok()?;
             let entries = page["data"].as_array().context("logs without data")?;
             for attributes in entries.iter().map(|entry| &entry["attributes"]) {
@@ -233,15 +245,17 @@ impl Machine {
         Ok(machine["private_ip"].as_str().context("no private_ip")?.to_owned())
     }
 
-    /// Body of an HTTP answer of the program in it. Nothing tells from outside when a program begins to listen, so
-    /// refused connections are tried again until the deadline.
+    /// Body of an HTTP answer of the program in it. Nothing tells from outside when a program
+    /// begins to listen, so refused connections are tried again until the deadline.
     ///
     /// # Errors
     /// When none came.
     pub async fn http_get(&self, port: u16, path: &str) -> Result<String> {
         let url = format!("http://[{}]:{port}{path}", self.address().await?);
         let client = Api::new(url.clone(), None)?;
-        retried(|| async { client.get("").await?.ok().map(|_| ()) }).await.with_context(|| format!("GET {url}"))?;
+        retried(|| async { client.get("").await?.ok().map(|_| ()) })
+            .await
+            .with_context(|| format!("GET {url}"))?;
         Ok(client.get("").await?.text)
     }
 }
@@ -250,7 +264,9 @@ async fn retried<F: Future<Output = Result<()>>>(mut attempt: impl FnMut() -> F)
     let deadline = Instant::now() + DEADLINE;
     loop {
         match attempt().await {
-            Err(_) if Instant::now() < deadline => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            Err(_) if Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await
+            }
             outcome => return outcome,
         }
     }

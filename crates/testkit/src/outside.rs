@@ -1,5 +1,5 @@
-//! The network beyond a test's host: a thread in a network namespace of its own, which answers HTTP, UDP and DNS on
-//! all its addresses and keeps note of the datagrams it got.
+//! The network beyond a test's host: a thread in a network namespace of its own, which answers
+//! HTTP, UDP and DNS on all its addresses and keeps note of the datagrams it got.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -89,9 +89,19 @@ impl Outside {
                 Err(error) => eprintln!("no runtime for the outside of a test's host: {error}"),
             }
         };
-        let thread = std::thread::Builder::new().name("outside".into()).spawn(body).context("starting a thread")?;
+        let thread = std::thread::Builder::new()
+            .name("outside".into())
+            .spawn(body)
+            .context("starting a thread")?;
         let thread_id = start.recv().context("the outside's thread ended at once")??;
-        Ok(Self { thread_id, connected: Some(connected).into(), ready, received, end: Some(end), thread: Some(thread) })
+        Ok(Self {
+            thread_id,
+            connected: Some(connected).into(),
+            ready,
+            received,
+            end: Some(end),
+            thread: Some(thread),
+        })
     }
 
     pub(crate) fn namespace(&self) -> PathBuf {
@@ -101,9 +111,14 @@ impl Outside {
     /// Once the link is there.
     pub(crate) async fn connect(&self) -> Result<()> {
         let connected = self.connected.lock().map_err(|_| anyhow!("a test panicked"))?.take();
-        connected.context("connected twice")?.send(()).map_err(|()| anyhow!("the outside is gone"))?;
+        connected
+            .context("connected twice")?
+            .send(())
+            .map_err(|()| anyhow!("the outside is gone"))?;
         let mut ready = self.ready.clone();
-        tokio::time::timeout(DEADLINE, ready.wait_for(|ready| *ready)).await.context("the outside is not ready")??;
+        tokio::time::timeout(DEADLINE, ready.wait_for(|ready| *ready))
+            .await
+            .context("the outside is not ready")??;
         Ok(())
     }
 
@@ -123,7 +138,8 @@ impl Outside {
     pub async fn datagrams_until(&self, payload: &[u8]) -> Result<Vec<Datagram>> {
         let mut received = self.received.clone();
         let arrived = received.wait_for(|all| {
-            all.iter().any(|datagram| datagram.payload.windows(payload.len()).any(|part| part == payload))
+            all.iter()
+                .any(|datagram| datagram.payload.windows(payload.len()).any(|part| part == payload))
         });
         match tokio::time::timeout(DEADLINE, arrived).await {
             Ok(all) => Ok(all.context("the outside is gone")?.clone()),
@@ -156,7 +172,8 @@ async fn serve(ready: &watch::Sender<bool>, note: &watch::Sender<Vec<Datagram>>)
     }
     run(["ip", "link", "set", LINK, "up"])?;
     let http = TcpListener::bind(("::", Outside::HTTP_PORT)).await.context("listening for HTTP")?;
-    let echo = UdpSocket::bind(("::", Outside::UDP_PORT)).await.context("listening for datagrams")?;
+    let echo =
+        UdpSocket::bind(("::", Outside::UDP_PORT)).await.context("listening for datagrams")?;
     let names = UdpSocket::bind(("::", 53)).await.context("listening for DNS")?;
     ready.send_replace(true);
     tokio::try_join!(answer_http(http), answer_datagrams(echo, note), answer_names(names))?;
@@ -198,7 +215,9 @@ async fn answer_names(socket: UdpSocket) -> Result<()> {
     let mut buffer = [0; 2048];
     loop {
         let (length, source) = socket.recv_from(&mut buffer).await?;
-        if let Some(answer) = dns::answer(buffer.get(..length).unwrap_or_default(), Outside::NAME, address) {
+        if let Some(answer) =
+            dns::answer(buffer.get(..length).unwrap_or_default(), Outside::NAME, address)
+        {
             let _ = socket.send_to(&answer, source).await;
         }
     }

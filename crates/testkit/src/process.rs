@@ -15,7 +15,8 @@ use nix::{
     unistd::Pid,
 };
 
-/// Processes other than this one that hold a file in `directory` open, work in it, or name it in their arguments.
+/// Processes other than this one that hold a file in `directory` open, work in it, or name it in
+/// their arguments.
 pub fn holders(directory: &Path) -> BTreeSet<i32> {
     let numbered = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = numbered.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -24,7 +25,8 @@ pub fn holders(directory: &Path) -> BTreeSet<i32> {
 
 fn holds(pid: i32, directory: &Path) -> bool {
     let proc = PathBuf::from(format!("/proc/{pid}"));
-    let points_in = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(directory));
+    let points_in =
+        |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(directory));
     if points_in(&proc.join("cwd"))
         || descriptors(pid).iter().any(|(_, target)| Path::new(target).starts_with(directory))
     {
@@ -73,19 +75,25 @@ pub fn control_groups(pid: i32) -> Vec<PathBuf> {
             "" => vec!["/sys/fs/cgroup".to_owned(), "/sys/fs/cgroup/unified".to_owned()],
             _ => vec![format!("/sys/fs/cgroup/{}", controllers.trim_start_matches("name="))],
         };
-        directories
-            .extend(bases.iter().map(|base| PathBuf::from(format!("{base}{path}"))).filter(|path| path.is_dir()));
+        directories.extend(
+            bases
+                .iter()
+                .map(|base| PathBuf::from(format!("{base}{path}")))
+                .filter(|path| path.is_dir()),
+        );
     }
     directories
 }
 
-/// Makes this process the parent of processes whose parent dies, so that the VMs of a killed server can be awaited.
+/// Makes this process the parent of processes whose parent dies, so that the VMs of a killed server
+/// can be awaited.
 pub(crate) fn adopt_orphans() {
     // It can only fail on kernels before 3.4.
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
-/// Kills a process, waits for its end and removes the control group it left. For our own children and orphans.
+/// Kills a process, waits for its end and removes the control group it left. For our own children
+/// and orphans.
 pub fn end(pid: i32) {
     let groups = control_groups(pid);
     let own = control_groups(nix::unistd::getpid().as_raw());
@@ -103,7 +111,9 @@ pub(crate) fn ends_in(pid: i32, patience: Duration) -> bool {
     let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     while Instant::now() < deadline {
         match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => std::thread::sleep(Duration::from_millis(10)),
+            Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => {
+                std::thread::sleep(Duration::from_millis(10))
+            }
             // Reaped, here or by who waits for all children.
             _ => return true,
         }

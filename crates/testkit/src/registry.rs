@@ -43,7 +43,8 @@ impl Registry {
     /// # Errors
     /// When `docker-registry` is missing or does not start.
     pub fn start(host: &Host, options: RegistryOptions) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("registry-").tempdir_in(host.directory())?.keep();
+        let directory =
+            tempfile::Builder::new().prefix("registry-").tempdir_in(host.directory())?.keep();
         let address = if options.tls { Outside::ADDRESS } else { "127.0.0.1" };
         let mut config = format!(
             "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: {address}:0\n",
@@ -52,7 +53,11 @@ impl Registry {
         if options.tls {
             make_certificates(&directory)?;
             let (certificate, key) = (directory.join("server.pem"), directory.join("server.key"));
-            config += &format!("  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display());
+            config += &format!(
+                "  tls: {{certificate: {}, key: {}}}\n",
+                certificate.display(),
+                key.display()
+            );
         }
         if options.authentication {
             let users = directory.join("htpasswd");
@@ -67,8 +72,13 @@ impl Registry {
             command.arg("nsenter").arg(format!("--net={}", host.outside().namespace().display()));
         }
         command.args(["docker-registry", "serve"]).arg(file);
-        command.env("OTEL_TRACES_EXPORTER", "none").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = command.spawn().context("starting docker-registry; scripts/setup.sh installs it")?;
+        command
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let child =
+            command.spawn().context("starting docker-registry; scripts/setup.sh installs it")?;
         let mut registry = Self { child, options, directory, address: String::new() };
         let mut log = BufReader::new(registry.child.stderr.take().context("the registry's log")?);
         let port = listening_port(&mut log, address)?;
@@ -99,7 +109,9 @@ impl Registry {
         if self.options.authentication {
             command.arg(format!("--dest-creds={USER}:{PASSWORD}"));
         }
-        run_command(command.arg(format!("oci:{}", layout.display())).arg(format!("docker://{reference}")))?;
+        run_command(
+            command.arg(format!("oci:{}", layout.display())).arg(format!("docker://{reference}")),
+        )?;
         Ok(reference)
     }
 }
@@ -133,7 +145,9 @@ fn make_certificates(directory: &Path) -> Result<()> {
         run_command(command.current_dir(directory).args(arguments.split(' ')))
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
-    openssl(&format!("req -x509 {key} -keyout authority.key -out authority.pem -subj /CN=authority"))?;
+    openssl(&format!(
+        "req -x509 {key} -keyout authority.key -out authority.pem -subj /CN=authority"
+    ))?;
     openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=registry"))?;
     fs::write(directory.join("names"), format!("subjectAltName=IP:{}\n", Outside::ADDRESS))?;
     openssl(

@@ -38,7 +38,8 @@ pub struct Options {
 /// How long a server has to end by itself when it is dropped.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(8);
 
-/// A server on a [`Host`]. Dropping it ends it and its VMs; when the test panicked, or with `CADDIS_TEST_LOG` set, its log is printed.
+/// A server on a [`Host`]. Dropping it ends it and its VMs; when the test panicked, or with
+/// `CADDIS_TEST_LOG` set, its log is printed.
 #[derive(Debug)]
 pub struct Server<'a> {
     host: &'a Host,
@@ -59,12 +60,15 @@ impl<'a> Server<'a> {
     /// When it isn't built (`make build-tests`), or ends before it is ready.
     pub async fn start(host: &'a Host, options: Options) -> Result<Self> {
         process::adopt_orphans();
-        let api =
-            Api::new(format!("http://{}", if options.second { Self::LISTEN_SECOND } else { Self::LISTEN }), None)?;
+        let api = Api::new(
+            format!("http://{}", if options.second { Self::LISTEN_SECOND } else { Self::LISTEN }),
+            None,
+        )?;
         let mut server = Self { host, options, child: None, api };
         fs::write(server.boot_id_file(), "11111111-2222-4333-8444-555555555555\n")?;
         server.launch().await?;
-        let token = fs::read_to_string(server.data_directory().join("root.token")).context("reading the root token")?;
+        let token = fs::read_to_string(server.data_directory().join("root.token"))
+            .context("reading the root token")?;
         server.api = server.api.with_token(Some(token.trim()))?;
         Ok(server)
     }
@@ -79,13 +83,21 @@ impl<'a> Server<'a> {
         let _ = fs::remove_file(&socket);
         let notify = UnixDatagram::bind(&socket).context("listening for the server's readiness")?;
         let log = File::options().create(true).append(true).open(self.log_file())?;
-        let mut child =
-            self.command(&socket)?.stdout(log.try_clone()?).stderr(log).spawn().context("starting caddis")?;
+        let mut child = self
+            .command(&socket)?
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting caddis")?;
         let mut message = vec![0; 4096];
         let ready = async {
             loop {
                 let length = notify.recv(&mut message).await?;
-                if message.get(..length).unwrap_or_default().split(|byte| *byte == b'\n').any(|line| line == b"READY=1")
+                if message
+                    .get(..length)
+                    .unwrap_or_default()
+                    .split(|byte| *byte == b'\n')
+                    .any(|line| line == b"READY=1")
                 {
                     return anyhow::Ok(());
                 }
@@ -108,8 +120,16 @@ impl<'a> Server<'a> {
         }
         command.arg(binary()?).arg("serve");
         command.arg("--data-dir").arg(self.data_directory());
-        let accelerator = std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into());
-        command.args(["--listen", self.listen(), "--accelerator", &accelerator, "--log-format", "text"]);
+        let accelerator =
+            std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into());
+        command.args([
+            "--listen",
+            self.listen(),
+            "--accelerator",
+            &accelerator,
+            "--log-format",
+            "text",
+        ]);
         // Its modules are beside it, unless CADDIS_MODULES names others.
         let kernel = std::env::var_os("CADDIS_KERNEL").map(PathBuf::from);
         let kernel = kernel.unwrap_or_else(|| target_directory().join("kernel/vmlinuz"));
@@ -142,7 +162,11 @@ impl<'a> Server<'a> {
 
     /// No path is the beginning of another's.
     fn path(&self, name: &str) -> PathBuf {
-        self.host.path(&if self.options.second { format!("second-{name}") } else { name.to_owned() })
+        self.host.path(&if self.options.second {
+            format!("second-{name}")
+        } else {
+            name.to_owned()
+        })
     }
 
     /// Where the network namespace of its machines is mounted.
@@ -153,8 +177,11 @@ impl<'a> Server<'a> {
         let directory = Path::new("/run/caddis/networks");
         let own = self.data_directory();
         let claims = fs::read_dir(directory).context("reading the claims of networks")?.flatten();
-        let is_own = |path: &PathBuf| fs::read(path).is_ok_and(|owner| owner == own.as_os_str().as_encoded_bytes());
-        let claim = claims.map(|entry| entry.path()).find(is_own).context("the server has no network")?;
+        let is_own = |path: &PathBuf| {
+            fs::read(path).is_ok_and(|owner| owner == own.as_os_str().as_encoded_bytes())
+        };
+        let claim =
+            claims.map(|entry| entry.path()).find(is_own).context("the server has no network")?;
         Ok(claim.with_extension("net"))
     }
 
@@ -167,7 +194,8 @@ impl<'a> Server<'a> {
         crate::run([&["nsenter", &namespace, "--"], words].concat())
     }
 
-    /// What stands for `/proc/sys/kernel/random/boot_id`: writing another id makes the server believe in a reboot.
+    /// What stands for `/proc/sys/kernel/random/boot_id`: writing another id makes the server
+    /// believe in a reboot.
     pub fn boot_id_file(&self) -> PathBuf {
         self.path("boot_id")
     }
@@ -191,9 +219,13 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When it has none in time.
     pub async fn templates(&self) -> Result<Vec<PathBuf>> {
-        let is_template = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "template");
+        let is_template =
+            |path: &PathBuf| path.extension().is_some_and(|ending| ending == "template");
         let look = || {
-            let entries = fs::read_dir(self.data_directory().join("templates")).into_iter().flatten().flatten();
+            let entries = fs::read_dir(self.data_directory().join("templates"))
+                .into_iter()
+                .flatten()
+                .flatten();
             let found: Vec<_> = entries.map(|entry| entry.path()).filter(is_template).collect();
             // The file is there a moment before the server says that it starts from it.
             (!found.is_empty() && self.log().contains("template ready")).then_some(found)
@@ -226,14 +258,19 @@ impl<'a> Server<'a> {
         Ok(output.with_context(|| format!("caddis {arguments:?} did not end"))??.into())
     }
 
-    /// Begins a command line whose standard output and standard error are read while it runs. Dropping it kills it.
+    /// Begins a command line whose standard output and standard error are read while it runs.
+    /// Dropping it kills it.
     ///
     /// # Errors
     /// When it can't be started.
     pub fn begin_cli(&self, arguments: &[&str]) -> Result<Child> {
         let mut command = Command::new(binary()?);
         self.as_client(command.args(arguments)).stdin(Stdio::null()).kill_on_drop(true);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("starting the command line")
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting the command line")
     }
 
     /// Runs the command line on a terminal.
@@ -248,8 +285,13 @@ impl<'a> Server<'a> {
     }
 
     fn as_client<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        command.env("CADDIS_API_URL", self.api.url("")).env("CADDIS_API_TOKEN", self.api.token().unwrap_or_default());
-        command.env("HOME", self.host.directory()).env_remove("XDG_CONFIG_HOME").env("NO_COLOR", "1")
+        command
+            .env("CADDIS_API_URL", self.api.url(""))
+            .env("CADDIS_API_TOKEN", self.api.token().unwrap_or_default());
+        command
+            .env("HOME", self.host.directory())
+            .env_remove("XDG_CONFIG_HOME")
+            .env("NO_COLOR", "1")
     }
 
     /// Process id of the server.
@@ -257,7 +299,12 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When it does not run.
     pub fn pid(&self) -> Result<i32> {
-        Ok(self.child.as_ref().and_then(Child::id).context("the server does not run")?.try_into()?)
+        Ok(self
+            .child
+            .as_ref()
+            .and_then(Child::id)
+            .context("the server does not run")?
+            .try_into()?)
     }
 
     /// Process ids of its machines' VMs.
@@ -265,7 +312,8 @@ impl<'a> Server<'a> {
         self.vms_in(&self.data_directory())
     }
 
-    /// Waits until there is no VM of a machine: the kernel takes a moment to remove one that was killed.
+    /// Waits until there is no VM of a machine: the kernel takes a moment to remove one that was
+    /// killed.
     ///
     /// # Errors
     /// When there still is one after a while.
@@ -280,7 +328,9 @@ impl<'a> Server<'a> {
     /// When there is not exactly one.
     pub fn vm(&self, machine: &Machine) -> Result<i32> {
         let mut found = self.vms();
-        found.retain(|pid| process::descriptors(*pid).iter().any(|(_, target)| target.contains(machine.id())));
+        found.retain(|pid| {
+            process::descriptors(*pid).iter().any(|(_, target)| target.contains(machine.id()))
+        });
         match found[..] {
             [pid] => Ok(pid),
             _ => bail!("machine {} has VM processes {found:?}", machine.id()),
@@ -288,7 +338,8 @@ impl<'a> Server<'a> {
     }
 
     fn vms_in(&self, directory: &Path) -> Vec<i32> {
-        let is_vm = |pid: &i32| process::name(*pid).is_some_and(|name| name.starts_with("qemu-system"));
+        let is_vm =
+            |pid: &i32| process::name(*pid).is_some_and(|name| name.starts_with("qemu-system"));
         let unbound = |pid: &i32| holds_any(*pid, &["/building-", "/waiting-"]);
         process::holders(directory).into_iter().filter(is_vm).filter(|pid| !unbound(pid)).collect()
     }
@@ -326,7 +377,8 @@ impl<'a> Server<'a> {
     /// When it does not in time.
     pub async fn until_logged(&self, text: &str, times: usize) -> Result<()> {
         let look = || (self.log().matches(text).count() >= times).then_some(());
-        eventually(look, || format!("the log does not say '{text}' {times} times\n{}", self.log())).await
+        eventually(look, || format!("the log does not say '{text}' {times} times\n{}", self.log()))
+            .await
     }
 
     /// `kill -9`; its VMs stay.
@@ -345,14 +397,17 @@ impl<'a> Server<'a> {
     pub async fn terminate(&mut self) -> Result<ExitStatus> {
         kill(Pid::from_raw(self.pid()?), Signal::SIGTERM).context("signalling the server")?;
         let mut child = self.child.take().context("the server does not run")?;
-        Ok(tokio::time::timeout(DEADLINE, child.wait()).await.context("the server does not end on SIGTERM")??)
+        Ok(tokio::time::timeout(DEADLINE, child.wait())
+            .await
+            .context("the server does not end on SIGTERM")??)
     }
 }
 
 impl Drop for Server<'_> {
     fn drop(&mut self) {
         if let Some(pid) = self.child.take().and_then(|child| child.id()) {
-            // It waits for VMs that it has killed and whose processes are not gone yet: nobody else finds those.
+            // It waits for VMs that it has killed and whose processes are not gone yet: nobody else
+            // finds those.
             let ended = !std::thread::panicking() && process::ends_in(pid.cast_signed(), GRACE);
             if !ended {
                 process::end(pid.cast_signed());
@@ -369,9 +424,12 @@ impl Drop for Server<'_> {
     }
 }
 
-/// Looks again and again until something is found, for as long as a busy machine may take: what is looked for is told by
-/// nobody.
-async fn eventually<T>(mut look: impl FnMut() -> Option<T>, failure: impl Fn() -> String) -> Result<T> {
+/// Looks again and again until something is found, for as long as a busy machine may take: what is
+/// looked for is told by nobody.
+async fn eventually<T>(
+    mut look: impl FnMut() -> Option<T>,
+    failure: impl Fn() -> String,
+) -> Result<T> {
     let deadline = std::time::Instant::now() + DEADLINE;
     loop {
         if let Some(found) = look() {
@@ -385,7 +443,9 @@ async fn eventually<T>(mut look: impl FnMut() -> Option<T>, failure: impl Fn() -
 }
 
 fn holds_any(pid: i32, names: &[&str]) -> bool {
-    process::descriptors(pid).iter().any(|(_, target)| names.iter().any(|name| target.contains(name)))
+    process::descriptors(pid)
+        .iter()
+        .any(|(_, target)| names.iter().any(|name| target.contains(name)))
 }
 
 /// The binary under test: `CADDIS_BINARY`, or the one cargo built beside this test.

@@ -66,7 +66,8 @@ impl Terminal {
         Ok(Self { child, master, screen, at: 0, size: (rows, columns) })
     }
 
-    /// Waits until a text appears after what was expected before, and gives what came up to its end.
+    /// Waits until a text appears after what was expected before, and gives what came up to its
+    /// end.
     ///
     /// # Errors
     /// When it does not appear in time, or the program ends without it.
@@ -77,7 +78,9 @@ impl Terminal {
             found.map(|found| at + found + wanted.len())
         };
         // Whether in time or not shows on the screen.
-        let waited = tokio::time::timeout(DEADLINE, self.screen.wait_for(|screen| end(screen).is_some())).await;
+        let waited =
+            tokio::time::timeout(DEADLINE, self.screen.wait_for(|screen| end(screen).is_some()))
+                .await;
         drop(waited);
         let screen = self.screen.borrow().clone();
         let end = end(&screen).ok_or_else(|| {
@@ -95,10 +98,11 @@ impl Terminal {
         String::from_utf8_lossy(&self.screen.borrow()).into_owned()
     }
 
-    /// The lines that a person sees on a terminal that is never resized, without blanks at their ends and without the
-    /// empty ones at the end of all.
+    /// The lines that a person sees on a terminal that is never resized, without blanks at their
+    /// ends and without the empty ones at the end of all.
     pub fn lines(&self) -> Vec<String> {
-        let [rows, columns] = [self.size.0, self.size.1].map(|count| NonZeroU16::new(count).unwrap_or(NonZeroU16::MIN));
+        let [rows, columns] = [self.size.0, self.size.1]
+            .map(|count| NonZeroU16::new(count).unwrap_or(NonZeroU16::MIN));
         let mut terminal = vt100::Parser::new(rows, columns, 0);
         terminal.process(&self.screen.borrow());
         let rows = terminal.screen().rows(0, self.size.1);
@@ -115,7 +119,10 @@ impl Terminal {
         let mut master = self.master.try_clone().context("copying an end of a pseudo-terminal")?;
         let text = text.as_ref().to_vec();
         let writing = tokio::task::spawn_blocking(move || master.write_all(&text));
-        tokio::time::timeout(DEADLINE, writing).await.context("what is typed is not taken")??.context("typing")
+        tokio::time::timeout(DEADLINE, writing)
+            .await
+            .context("what is typed is not taken")??
+            .context("typing")
     }
 
     /// Changes its size, of which the program is told.
@@ -123,7 +130,8 @@ impl Terminal {
     /// # Errors
     /// When the terminal is gone.
     pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
-        let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+        let size =
+            rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&self.master, size).context("resizing a terminal")
     }
 
@@ -151,7 +159,8 @@ impl Terminal {
     /// When it does not end.
     pub async fn end(&mut self) -> Result<ExitStatus> {
         let waited = tokio::time::timeout(DEADLINE, self.child.wait()).await;
-        let status = waited.with_context(|| format!("it does not end; it shows {}", self.screen()))??;
+        let status =
+            waited.with_context(|| format!("it does not end; it shows {}", self.screen()))??;
         let rest = async { while self.screen.changed().await.is_ok() {} };
         tokio::time::timeout(DEADLINE, rest).await.context("something else holds its terminal")?;
         Ok(status)

@@ -1,5 +1,5 @@
-//! Keeps the view: takes in deltas, lists workers at the start and whenever something was lost, and asks for
-//! configurations that came without being known.
+//! Keeps the view: takes in deltas, lists workers at the start and whenever something was lost, and
+//! asks for configurations that came without being known.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +10,9 @@ use std::{
 use caddis_api::{ErrorCode, MachineId, WorkerId};
 use caddis_bus::{
     AskError, Bus, BusError, WorkerClient,
-    message::{self, ANNOUNCEMENTS, Announcement, DELTAS, Delta, MachineRecord, WorkerReply, WorkerRequest},
+    message::{
+        self, ANNOUNCEMENTS, Announcement, DELTAS, Delta, MachineRecord, WorkerReply, WorkerRequest,
+    },
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -45,7 +47,10 @@ impl Published {
     /// # Errors
     /// When the bus refuses.
     pub async fn subscribe(bus: &dyn Bus) -> Result<Self, BusError> {
-        Ok(Self { deltas: bus.subscribe(DELTAS).await?, announcements: bus.subscribe(ANNOUNCEMENTS).await? })
+        Ok(Self {
+            deltas: bus.subscribe(DELTAS).await?,
+            announcements: bus.subscribe(ANNOUNCEMENTS).await?,
+        })
     }
 }
 
@@ -102,8 +107,13 @@ impl Inquiries {
 /// Keeps `view` until it is dropped.
 pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published) {
     let Published { mut deltas, mut announcements } = published;
-    let mut inquiries =
-        Inquiries { view: view.clone(), client, running: JoinSet::new(), state: HashMap::new(), known: HashSet::new() };
+    let mut inquiries = Inquiries {
+        view: view.clone(),
+        client,
+        running: JoinSet::new(),
+        state: HashMap::new(),
+        known: HashSet::new(),
+    };
     for worker in view.hosts.first() {
         inquiries.list(worker);
     }
@@ -117,7 +127,8 @@ pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published)
             biased;
             published = deltas.recv() => {
                 let Some(published) = published else { return };
-                // The newest are lost when the queue is full, and without a next one there is no hole to see.
+                // The newest are lost when the queue is full, and without a next one there is no
+                // hole to see.
                 if deltas.len() + 1 >= deltas.max_capacity() {
                     tracing::warn!("changes come faster than they are taken in, listing all workers");
                     for worker in inquiries.known.clone() {
@@ -159,10 +170,16 @@ pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published)
 /// What was published, if it can be read.
 fn read<T: DeserializeOwned>(published: &caddis_bus::Published) -> Option<T> {
     let message = message::decode(&published.subject, &published.payload);
-    message.inspect_err(|error| tracing::error!(%error, "what a worker published can't be read")).ok()
+    message
+        .inspect_err(|error| tracing::error!(%error, "what a worker published can't be read"))
+        .ok()
 }
 
-fn take_in(inquiries: &mut Inquiries, sequences: &mut Sequences, published: &caddis_bus::Published) {
+fn take_in(
+    inquiries: &mut Inquiries,
+    sequences: &mut Sequences,
+    published: &caddis_bus::Published,
+) {
     let Some(Delta { worker, sequence, incarnation, record }) = read(published) else { return };
     inquiries.view.heard(&worker);
     let known = inquiries.known.contains(&worker);
@@ -176,7 +193,11 @@ fn take_in(inquiries: &mut Inquiries, sequences: &mut Sequences, published: &cad
     }
 }
 
-fn take_in_announcement(inquiries: &mut Inquiries, sequences: &mut Sequences, published: &caddis_bus::Published) {
+fn take_in_announcement(
+    inquiries: &mut Inquiries,
+    sequences: &mut Sequences,
+    published: &caddis_bus::Published,
+) {
     let Some(announcement) = read::<Announcement>(published) else { return };
     let Announcement { worker, incarnation, sequence, .. } = &announcement;
     inquiries.view.announced(&announcement);
@@ -206,7 +227,11 @@ async fn list(view: &View, client: &WorkerClient, worker: &WorkerId) -> Listed {
     }
 }
 
-async fn list_once(view: &View, client: &WorkerClient, worker: &WorkerId) -> Result<Listed, AskError> {
+async fn list_once(
+    view: &View,
+    client: &WorkerClient,
+    worker: &WorkerId,
+) -> Result<Listed, AskError> {
     let begin = view.machines.begin_listing();
     let mut after = None;
     let mut listed = None;
@@ -246,7 +271,9 @@ async fn fetch(view: &View, client: &WorkerClient, worker: &WorkerId, machine: &
                 record.map(|record| view.apply(record));
                 return;
             }
-            Err(error) => tracing::warn!(%worker, %machine, ?error, "can't ask for a machine, trying again"),
+            Err(error) => {
+                tracing::warn!(%worker, %machine, ?error, "can't ask for a machine, trying again")
+            }
         }
         tokio::time::sleep(backoff).await;
         backoff = BACKOFF.1.min(backoff * 2);
@@ -254,8 +281,13 @@ async fn fetch(view: &View, client: &WorkerClient, worker: &WorkerId, machine: &
 }
 
 /// A machine with its configuration; nothing when it is gone by now.
-async fn get(client: &WorkerClient, worker: &WorkerId, machine: &MachineId) -> Result<Option<MachineRecord>, AskError> {
-    match client.ask(worker, WorkerRequest::Get { machine: machine.clone() }, REQUEST_TIMEOUT).await {
+async fn get(
+    client: &WorkerClient,
+    worker: &WorkerId,
+    machine: &MachineId,
+) -> Result<Option<MachineRecord>, AskError> {
+    match client.ask(worker, WorkerRequest::Get { machine: machine.clone() }, REQUEST_TIMEOUT).await
+    {
         Ok(WorkerReply::Machine { record }) => Ok(Some(*record)),
         Ok(other) => Err(unexpected(worker, &other)),
         Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => Ok(None),

@@ -1,5 +1,6 @@
-//! The hosts: which there are, and when each was last heard of. A host becomes known by announcing itself, or by being
-//! named at the start; it stays known while it is silent, with the machines it had.
+//! The hosts: which there are, and when each was last heard of. A host becomes known by announcing
+//! itself, or by being named at the start; it stays known while it is silent, with the machines it
+//! had.
 
 use std::{
     collections::BTreeMap,
@@ -23,8 +24,8 @@ pub struct Host {
     draining: bool,
 }
 
-/// The hosts that are known. One becomes known by announcing itself, or by being named at the start, and stays known
-/// while it is silent.
+/// The hosts that are known. One becomes known by announcing itself, or by being named at the
+/// start, and stays known while it is silent.
 pub struct Hosts {
     table: RwLock<BTreeMap<WorkerId, Host>>,
     /// Named at the start.
@@ -83,7 +84,8 @@ impl Hosts {
         let mut table = self.write();
         let region = &announcement.region;
         let known = table.get(&announcement.worker).map(|host| host.region.clone());
-        let host = table.entry(announcement.worker.clone()).or_insert_with(|| Host::heard_now(region));
+        let host =
+            table.entry(announcement.worker.clone()).or_insert_with(|| Host::heard_now(region));
         host.region.clone_from(region);
         (host.last_seen, host.draining) = (Instant::now(), announcement.draining);
         Announced { is_new: known.as_ref() != Some(region), state: host.settle(self.limits) }
@@ -92,7 +94,9 @@ impl Hosts {
     /// Time has passed: those whose state is another one now.
     pub(crate) fn look(&self) -> Vec<(WorkerId, HostState)> {
         let mut table = self.write();
-        let changed = table.iter_mut().filter_map(|(worker, host)| Some((worker.clone(), host.settle(self.limits)?)));
+        let changed = table
+            .iter_mut()
+            .filter_map(|(worker, host)| Some((worker.clone(), host.settle(self.limits)?)));
         changed.collect()
     }
 
@@ -116,7 +120,12 @@ pub(crate) struct Announced {
 
 impl Host {
     fn heard_now(region: &str) -> Self {
-        Self { region: region.to_owned(), last_seen: Instant::now(), state: HostState::Ok, draining: false }
+        Self {
+            region: region.to_owned(),
+            last_seen: Instant::now(),
+            state: HostState::Ok,
+            draining: false,
+        }
     }
 
     /// Its state, where that is another one now.
@@ -137,7 +146,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_host_that_falls_silent_is_suspected_then_unreachable_and_as_before_when_it_is_heard() {
+    async fn a_host_that_falls_silent_is_suspected_then_unreachable_and_as_before_when_it_is_heard()
+    {
         let id = |text: &str| WorkerId::from_trusted(text.to_owned());
         let limits = (Duration::from_secs(3), Duration::from_secs(10));
         let hosts = Hosts::new(vec![id("a")], "local", limits);
@@ -149,7 +159,10 @@ mod tests {
             draining,
         };
         assert_eq!(hosts.heard(&id("b")), None, "only an announcement makes a host known");
-        assert_eq!(hosts.announced(&announcement("b", false)), Announced { is_new: true, state: None });
+        assert_eq!(
+            hosts.announced(&announcement("b", false)),
+            Announced { is_new: true, state: None }
+        );
         let draining = Announced { is_new: false, state: Some(HostState::Draining) };
         assert_eq!(hosts.announced(&announcement("b", true)), draining);
         tokio::time::advance(Duration::from_secs(3)).await;
@@ -157,7 +170,10 @@ mod tests {
         assert_eq!(hosts.look(), [(id("a"), HostState::Suspected)]);
         assert_eq!(hosts.look(), []);
         tokio::time::advance(Duration::from_secs(7)).await;
-        assert_eq!(hosts.look(), [(id("a"), HostState::Unreachable), (id("b"), HostState::Suspected)]);
+        assert_eq!(
+            hosts.look(),
+            [(id("a"), HostState::Unreachable), (id("b"), HostState::Suspected)]
+        );
         assert_eq!((hosts.reachable(), hosts.all().len()), (vec![id("b")], 2));
         assert_eq!(hosts.heard(&id("a")), Some(HostState::Ok));
         assert_eq!(hosts.heard(&id("b")), Some(HostState::Draining));

@@ -1,6 +1,7 @@
-//! The view: a copy of the states of all machines and hosts, in memory, made of what workers publish and answer. Never
-//! authoritative. A machine's record is replaced only by a newer one, so the order of arrival does not matter; what was
-//! lost is noticed by the numbers of the deltas, and the worker is listed anew.
+//! The view: a copy of the states of all machines and hosts, in memory, made of what workers
+//! publish and answer. Never authoritative. A machine's record is replaced only by a newer one, so
+//! the order of arrival does not matter; what was lost is noticed by the numbers of the deltas, and
+//! the worker is listed anew.
 //!
 //! ```text
 //!  deltas, announcements ──▶ follow ──▶ View ──▶ reads, watches of one machine or app
@@ -49,7 +50,8 @@ pub struct ViewSettings {
     pub workers: Vec<WorkerId>,
     /// The region they are in.
     pub region: String,
-    /// How long a host may say nothing before it is suspected; they announce themselves each second.
+    /// How long a host may say nothing before it is suspected; they announce themselves each
+    /// second.
     pub suspected_after: Duration,
     /// How long before it is unreachable.
     pub unreachable_after: Duration,
@@ -69,7 +71,13 @@ pub struct View {
 impl View {
     /// A view that knows no machine yet.
     pub fn new(settings: ViewSettings) -> Self {
-        let ViewSettings { workers, region, suspected_after, unreachable_after, destroyed_retention } = settings;
+        let ViewSettings {
+            workers,
+            region,
+            suspected_after,
+            unreachable_after,
+            destroyed_retention,
+        } = settings;
         Self {
             machines: Machines::new(destroyed_retention),
             synced: watch::Sender::new(workers.is_empty()),
@@ -79,7 +87,8 @@ impl View {
         }
     }
 
-    /// What becomes different from now on. A receiver that lags behind must look at everything it cares for.
+    /// What becomes different from now on. A receiver that lags behind must look at everything it
+    /// cares for.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()
     }
@@ -145,8 +154,9 @@ impl View {
         self.machines.is_listed(worker)
     }
 
-    /// Takes a record in unless a newer one is here, and gives the newer of both. Nothing when the record came without
-    /// a configuration that is not known here: the machine must be asked for as a whole.
+    /// Takes a record in unless a newer one is here, and gives the newer of both. Nothing when the
+    /// record came without a configuration that is not known here: the machine must be asked for as
+    /// a whole.
     pub fn apply(&self, record: MachineRecord) -> Option<Arc<Shown>> {
         self.take_in(record, true)
     }

@@ -1,4 +1,5 @@
-//! The machines: their records, by id and by app. The newer of two records stays, whatever comes first.
+//! The machines: their records, by id and by app. The newer of two records stays, whatever comes
+//! first.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
@@ -24,7 +25,8 @@ const RECENT_EVENTS: usize = 20;
 pub struct Shown {
     /// As its worker published it, with its configuration, but for what is known of its host.
     pub record: MachineRecord,
-    /// Its `host_status` as its worker published it, and why, where the host is not there to vouch for it.
+    /// Its `host_status` as its worker published it, and why, where the host is not there to vouch
+    /// for it.
     published: Option<(String, Option<String>)>,
     body: OnceLock<Bytes>,
 }
@@ -34,10 +36,12 @@ impl Shown {
         Self { record, published: None, body: OnceLock::new() }
     }
 
-    /// The machine as JSON, written once per revision, unless it has a large configuration, which is in memory once.
+    /// The machine as JSON, written once per revision, unless it has a large configuration, which
+    /// is in memory once.
     pub fn body(&self) -> Bytes {
         // All of it is plain data with string keys, for which serialisation has no way to fail.
-        let write = || serde_json::to_vec(&self.record.machine).map_or_else(|_| Bytes::new(), Bytes::from);
+        let write =
+            || serde_json::to_vec(&self.record.machine).map_or_else(|_| Bytes::new(), Bytes::from);
         let size = self.record.machine.config.as_ref().map_or(0, caddis_api::RawConfig::size);
         if size > LARGEST_KEPT { write() } else { self.body.get_or_init(write).clone() }
     }
@@ -56,8 +60,8 @@ impl Shown {
         Some(Self { record, published: status.map(|_| published), body: OnceLock::new() })
     }
 
-    /// The same with the events of a record that is not newer, where those are not known: what told of them before was
-    /// lost, or comes late.
+    /// The same with the events of a record that is not newer, where those are not known: what told
+    /// of them before was lost, or comes late.
     fn with_events_of(&self, record: &MachineRecord) -> Option<Self> {
         if self.record.epoch != record.epoch {
             return None;
@@ -65,7 +69,8 @@ impl Shown {
         let known: Vec<_> = self.record.machine.events.iter().flatten().collect();
         let oldest = known.last().filter(|_| known.len() >= RECENT_EVENTS);
         let is_missing = |event: &&Arc<MachineEvent>| {
-            oldest.is_none_or(|oldest| event.id > oldest.id) && known.iter().all(|known| known.id != event.id)
+            oldest.is_none_or(|oldest| event.id > oldest.id)
+                && known.iter().all(|known| known.id != event.id)
         };
         let missing: Vec<_> = record.machine.events.iter().flatten().filter(is_missing).collect();
         if missing.is_empty() {
@@ -113,7 +118,8 @@ pub(crate) struct Machines {
 
 /// What became of a record.
 pub(crate) struct Updated {
-    /// The newer of it and what was there; nothing when the record's configuration must be asked for first.
+    /// The newer of it and what was there; nothing when the record's configuration must be asked
+    /// for first.
     pub current: Option<Arc<Shown>>,
     /// Whether that is the record.
     pub is_newer: bool,
@@ -135,7 +141,12 @@ pub struct Superseded {
 impl Machines {
     /// No machines. Destroyed ones are shown for `retention`.
     pub fn new(retention: Duration) -> Self {
-        Self { tables: RwLock::default(), copies: Mutex::default(), count: AtomicU64::new(0), retention }
+        Self {
+            tables: RwLock::default(),
+            copies: Mutex::default(),
+            count: AtomicU64::new(0),
+            retention,
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -170,7 +181,9 @@ impl Machines {
     pub fn of_app(&self, app: &str) -> Vec<Arc<Shown>> {
         let tables = self.read();
         let ids = tables.by_app.get(app).into_iter().flatten();
-        ids.filter_map(|id| tables.machines.get(id)).map(|entry| entry.shown.borrow().clone()).collect()
+        ids.filter_map(|id| tables.machines.get(id))
+            .map(|entry| entry.shown.borrow().clone())
+            .collect()
     }
 
     pub fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Shown>> {
@@ -194,7 +207,9 @@ impl Machines {
         });
         states
             .filter(|state| *state != MachineState::Destroyed)
-            .fold((0, 0), |(all, started), state| (all + 1, started + u64::from(state == MachineState::Started)))
+            .fold((0, 0), |(all, started), state| {
+                (all + 1, started + u64::from(state == MachineState::Started))
+            })
     }
 
     /// Takes a record in unless a newer one is here.
@@ -237,13 +252,16 @@ impl Machines {
         let shown = Arc::new(Shown::new(record));
         let id = &shown.record.machine.id;
         tables.by_app.entry(shown.record.app.clone()).or_default().insert(id.clone());
-        let entry = Entry { shown: watch::Sender::new(shown.clone()), heard: AtomicU64::new(heard) };
+        let entry =
+            Entry { shown: watch::Sender::new(shown.clone()), heard: AtomicU64::new(heard) };
         tables.machines.insert(id.clone(), entry);
         Updated { current: Some(shown), is_newer: true, superseded: None }
     }
 
     fn forget_expired(&self) {
-        let expired = |tables: &Tables| tables.destroyed.front().is_some_and(|(until, _)| *until <= Instant::now());
+        let expired = |tables: &Tables| {
+            tables.destroyed.front().is_some_and(|(until, _)| *until <= Instant::now())
+        };
         if !expired(&self.read()) {
             return;
         }
@@ -251,7 +269,8 @@ impl Machines {
         while expired(&tables) {
             let Some((_, id)) = tables.destroyed.pop_front() else { return };
             // It may have been a copy of one that was placed elsewhere since.
-            let is_destroyed = |entry: &Entry| entry.shown.borrow().state() == MachineState::Destroyed;
+            let is_destroyed =
+                |entry: &Entry| entry.shown.borrow().state() == MachineState::Destroyed;
             if tables.machines.get(&id).is_some_and(is_destroyed) {
                 // Who follows the app was told when it was destroyed.
                 tables.forget(&id);
@@ -264,14 +283,20 @@ impl Machines {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// A listing is complete: machines of the worker that were not heard of since its begin are gone. Gives them, with
-    /// their apps.
+    /// A listing is complete: machines of the worker that were not heard of since its begin are
+    /// gone. Gives them, with their apps.
     pub fn end_listing(&self, worker: &WorkerId, begin: u64) -> Vec<(String, MachineId)> {
         let mut tables = self.write();
         let stale = |entry: &Entry| {
-            entry.heard.load(Ordering::Relaxed) <= begin && entry.shown.borrow().record.worker == *worker
+            entry.heard.load(Ordering::Relaxed) <= begin
+                && entry.shown.borrow().record.worker == *worker
         };
-        let gone: Vec<_> = tables.machines.iter().filter(|(_, entry)| stale(entry)).map(|(id, _)| id.clone()).collect();
+        let gone: Vec<_> = tables
+            .machines
+            .iter()
+            .filter(|(_, entry)| stale(entry))
+            .map(|(id, _)| id.clone())
+            .collect();
         tables.listed.insert(worker.clone());
         gone.into_iter().filter_map(|id| tables.forget(&id).map(|app| (app, id))).collect()
     }
@@ -280,14 +305,20 @@ impl Machines {
         self.read().listed.contains(worker)
     }
 
-    /// Has the machines of a host be shown with this `host_status`, until they are published anew; `None` for the one
-    /// that they were published with. Gives those for which it is another one, with their apps.
-    pub fn set_host_status(&self, worker: &WorkerId, status: Option<&str>) -> Vec<(String, MachineId)> {
+    /// Has the machines of a host be shown with this `host_status`, until they are published anew;
+    /// `None` for the one that they were published with. Gives those for which it is another one,
+    /// with their apps.
+    pub fn set_host_status(
+        &self,
+        worker: &WorkerId,
+        status: Option<&str>,
+    ) -> Vec<(String, MachineId)> {
         let tables = self.read();
         let mut changed = Vec::new();
         for (id, entry) in &tables.machines {
             let is_changed = entry.shown.send_if_modified(|current| {
-                let is_of_it = current.record.worker == *worker && current.state() != MachineState::Destroyed;
+                let is_of_it =
+                    current.record.worker == *worker && current.state() != MachineState::Destroyed;
                 let shown = is_of_it.then(|| current.with_host_status(status)).flatten();
                 let is_changed = shown.is_some();
                 if let Some(shown) = shown {
@@ -345,10 +376,12 @@ fn earlier_copy(known: &MachineRecord, told: &MachineRecord) -> Option<Supersede
     })
 }
 
-/// A newer record with what is known already: its configuration, where it did not come with it, and earlier events.
+/// A newer record with what is known already: its configuration, where it did not come with it, and
+/// earlier events.
 fn completed(mut record: MachineRecord, known: &MachineRecord) -> Option<MachineRecord> {
     if record.is_status_only() {
-        let is_same = (known.epoch, known.config_revision) == (record.epoch, record.config_revision);
+        let is_same =
+            (known.epoch, known.config_revision) == (record.epoch, record.config_revision);
         if !is_same || known.is_status_only() {
             return None;
         }
@@ -360,9 +393,14 @@ fn completed(mut record: MachineRecord, known: &MachineRecord) -> Option<Machine
     Some(record)
 }
 
-/// Adds events that may be known already: the newest of all of them, newest first, as many as are shown.
-fn merge<'a>(events: &mut Vec<Arc<MachineEvent>>, others: impl Iterator<Item = &'a Arc<MachineEvent>>) {
-    let missing: Vec<_> = others.filter(|event| events.iter().all(|known| known.id != event.id)).cloned().collect();
+/// Adds events that may be known already: the newest of all of them, newest first, as many as are
+/// shown.
+fn merge<'a>(
+    events: &mut Vec<Arc<MachineEvent>>,
+    others: impl Iterator<Item = &'a Arc<MachineEvent>>,
+) {
+    let missing: Vec<_> =
+        others.filter(|event| events.iter().all(|known| known.id != event.id)).cloned().collect();
     if !missing.is_empty() {
         events.extend(missing);
         events.sort_by(|a, b| b.id.cmp(&a.id));

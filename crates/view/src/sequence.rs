@@ -27,7 +27,13 @@ struct Seen {
 
 impl Sequences {
     /// Takes note of a delta. `is_listed` when the worker is being listed, or was.
-    pub fn saw(&mut self, worker: &WorkerId, incarnation: &str, sequence: u64, is_listed: bool) -> Next {
+    pub fn saw(
+        &mut self,
+        worker: &WorkerId,
+        incarnation: &str,
+        sequence: u64,
+        is_listed: bool,
+    ) -> Next {
         match self.0.get_mut(worker) {
             Some(seen) if seen.incarnation == incarnation => {
                 let next = if sequence > seen.last + 1 { Next::List } else { Next::GoOn };
@@ -35,9 +41,14 @@ impl Sequences {
                 next
             }
             before => {
-                // We subscribed before we listed: whether it is a hole, the end of the listing will tell.
+                // We subscribed before we listed: whether it is a hole, the end of the listing will
+                // tell.
                 let next = if before.is_none() && is_listed { Next::GoOn } else { Next::List };
-                let seen = Seen { incarnation: incarnation.to_owned(), first: Some(sequence), last: sequence };
+                let seen = Seen {
+                    incarnation: incarnation.to_owned(),
+                    first: Some(sequence),
+                    last: sequence,
+                };
                 self.0.insert(worker.clone(), seen);
                 next
             }
@@ -45,7 +56,13 @@ impl Sequences {
     }
 
     /// Takes note of the number of the last delta that a worker says it has published.
-    pub fn announced(&mut self, worker: &WorkerId, incarnation: &str, sequence: u64, is_listed: bool) -> Next {
+    pub fn announced(
+        &mut self,
+        worker: &WorkerId,
+        incarnation: &str,
+        sequence: u64,
+        is_listed: bool,
+    ) -> Next {
         match self.0.get_mut(worker) {
             Some(seen) if seen.incarnation == incarnation => {
                 let next = if sequence > seen.last { Next::List } else { Next::GoOn };
@@ -74,7 +91,8 @@ impl Sequences {
             // It began anew meanwhile.
             Some(_) => Next::List,
             None => {
-                let seen = Seen { incarnation: incarnation.to_owned(), first: None, last: sequence };
+                let seen =
+                    Seen { incarnation: incarnation.to_owned(), first: None, last: sequence };
                 self.0.insert(worker.clone(), seen);
                 Next::GoOn
             }
@@ -89,7 +107,8 @@ mod tests {
     #[test]
     fn holes_new_workers_and_new_incarnations_ask_for_a_listing() {
         let (mut sequences, worker) = (Sequences::default(), WorkerId::from_trusted("w"));
-        let mut saw = |incarnation: &str, sequence| sequences.saw(&worker, incarnation, sequence, false);
+        let mut saw =
+            |incarnation: &str, sequence| sequences.saw(&worker, incarnation, sequence, false);
         assert_eq!(saw("a", 5), Next::List, "unknown worker");
         assert_eq!(saw("a", 6), Next::GoOn);
         assert_eq!(saw("a", 6), Next::GoOn, "repeated");
@@ -108,21 +127,37 @@ mod tests {
     #[test]
     fn what_was_lost_between_a_first_listing_and_what_is_heard_first_is_found() {
         let worker = WorkerId::from_trusted("w");
-        for (listed, saw, next) in [(3, 4, Next::GoOn), (3, 2, Next::GoOn), (3, 5, Next::List), (0, 1, Next::GoOn)] {
+        for (listed, saw, next) in
+            [(3, 4, Next::GoOn), (3, 2, Next::GoOn), (3, 5, Next::List), (0, 1, Next::GoOn)]
+        {
             let mut sequences = Sequences::default();
             assert_eq!(sequences.saw(&worker, "a", saw, true), Next::GoOn);
-            assert_eq!(sequences.listed(&worker, "a", listed), next, "listed at {listed}, then {saw}");
+            assert_eq!(
+                sequences.listed(&worker, "a", listed),
+                next,
+                "listed at {listed}, then {saw}"
+            );
             let mut sequences = Sequences::default();
             assert_eq!(sequences.listed(&worker, "a", listed), Next::GoOn);
-            assert_eq!(sequences.saw(&worker, "a", saw, true), next, "{saw} after the listing at {listed}");
+            assert_eq!(
+                sequences.saw(&worker, "a", saw, true),
+                next,
+                "{saw} after the listing at {listed}"
+            );
         }
         let mut sequences = Sequences::default();
         assert_eq!(sequences.saw(&worker, "b", 3, true), Next::GoOn);
         assert_eq!(sequences.listed(&worker, "a", 9), Next::List, "it was of an earlier process");
-        for (listed, announced, next) in [(3, 3, Next::GoOn), (3, 2, Next::GoOn), (3, 4, Next::List)] {
+        for (listed, announced, next) in
+            [(3, 3, Next::GoOn), (3, 2, Next::GoOn), (3, 4, Next::List)]
+        {
             let mut sequences = Sequences::default();
             assert_eq!(sequences.announced(&worker, "a", announced, true), Next::GoOn);
-            assert_eq!(sequences.listed(&worker, "a", listed), next, "listed at {listed}, announced {announced}");
+            assert_eq!(
+                sequences.listed(&worker, "a", listed),
+                next,
+                "listed at {listed}, announced {announced}"
+            );
             let mut sequences = Sequences::default();
             assert_eq!(sequences.listed(&worker, "a", listed), Next::GoOn);
             assert_eq!(sequences.announced(&worker, "a", announced, true), next);

@@ -65,7 +65,15 @@ fn with_events(mut record: MachineRecord, events: &[&Arc<MachineEvent>]) -> Mach
 }
 
 fn told(view: &View) -> Vec<u64> {
-    view.get(&id()).unwrap().record.machine.events.iter().flatten().map(|event| event.timestamp).collect()
+    view.get(&id())
+        .unwrap()
+        .record
+        .machine
+        .events
+        .iter()
+        .flatten()
+        .map(|event| event.timestamp)
+        .collect()
 }
 
 const STARTED: MachineState = MachineState::Started;
@@ -112,7 +120,8 @@ fn events_come_together_whatever_came_first_or_was_lost() {
     assert_eq!(told(&view), [4, 3, 2, 1]);
     // No more than are shown, and none comes back that was left out.
     let many: Vec<_> = (5..=30).map(event).collect();
-    view.apply(with_events(record("a", (1, 5), STARTED), &many.iter().rev().collect::<Vec<_>>())).unwrap();
+    view.apply(with_events(record("a", (1, 5), STARTED), &many.iter().rev().collect::<Vec<_>>()))
+        .unwrap();
     assert_eq!(told(&view), (11..=30).rev().collect::<Vec<_>>());
     view.apply(with_events(record("a", (1, 5), STARTED), &[&one])).unwrap();
     assert_eq!(told(&view).len(), 20);

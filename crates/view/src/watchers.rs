@@ -1,5 +1,5 @@
-//! Who follows the machines of an app. They are told which machine has changed and look it up themselves, so that what
-//! waits for a slow one is a bounded number of ids.
+//! Who follows the machines of an app. They are told which machine has changed and look it up
+//! themselves, so that what waits for a slow one is a bounded number of ids.
 
 use std::{
     collections::HashMap,

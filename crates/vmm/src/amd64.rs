@@ -1,5 +1,5 @@
-//! Which level of amd64 the processor of VMs has (x86-64 psABI, "Micro-Architecture Levels"): programs built for a
-//! higher one die of illegal instructions.
+//! Which level of amd64 the processor of VMs has (x86-64 psABI, "Micro-Architecture Levels"):
+//! programs built for a higher one die of illegal instructions.
 
 /// What each level from the second on adds, as `/proc/cpuinfo` calls it.
 const ADDED: [&[&str]; 3] = [
@@ -12,7 +12,9 @@ const EMULATES_AVX2: (u32, u32) = (7, 2);
 
 /// The level of a processor with these flags, 1 to 4. VMs have those of the host with `-cpu host`.
 pub(crate) fn of_flags(flags: &str) -> u8 {
-    let has = |level: &&&[&str]| level.iter().all(|flag| flags.split_ascii_whitespace().any(|known| known == *flag));
+    let has = |level: &&&[&str]| {
+        level.iter().all(|flag| flags.split_ascii_whitespace().any(|known| known == *flag))
+    };
     ADDED.iter().take_while(has).fold(1, |level, _| level + 1)
 }
 
@@ -59,11 +61,14 @@ mod tests {
         use std::{io::Write as _, process::Stdio};
 
         let program = std::path::Path::new("qemu-system-x86_64");
-        let ask =
-            r#"{"execute": "query-cpu-model-expansion", "arguments": {"type": "full", "model": {"name": "max"}}}"#;
-        let script = format!("{{\"execute\": \"qmp_capabilities\"}}\n{ask}\n{{\"execute\": \"quit\"}}\n");
+        let ask = r#"{"execute": "query-cpu-model-expansion", "arguments": {"type": "full", "model": {"name": "max"}}}"#;
+        let script =
+            format!("{{\"execute\": \"qmp_capabilities\"}}\n{ask}\n{{\"execute\": \"quit\"}}\n");
         let mut qemu = std::process::Command::new(program)
-            .args(["-M", "microvm", "-accel", "tcg", "-cpu", "max", "-S", "-display", "none", "-qmp", "stdio"])
+            .args([
+                "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-S", "-display", "none", "-qmp",
+                "stdio",
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -79,6 +84,10 @@ mod tests {
             }
         };
         let flags: Vec<&str> = ADDED.concat().into_iter().filter(has).collect();
-        assert_eq!(of_flags(&flags.join(" ")), of_emulator(&crate::qemu::version(program).unwrap()), "{flags:?}");
+        assert_eq!(
+            of_flags(&flags.join(" ")),
+            of_emulator(&crate::qemu::version(program).unwrap()),
+            "{flags:?}"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! What a VM boots: an uncompressed kernel, and an initrd of our init and the modules that reach the disks.
+//! What a VM boots: an uncompressed kernel, and an initrd of our init and the modules that reach
+//! the disks.
 //!
-//! Both are derived from the distribution's kernel package and kept in a directory under names that are digests of
-//! their contents or sources; so they are made once, and made anew when anything they depend on has changed.
+//! Both are derived from the distribution's kernel package and kept in a directory under names that
+//! are digests of their contents or sources; so they are made once, and made anew when anything
+//! they depend on has changed.
 
 use std::{
     borrow::Cow,
@@ -28,11 +30,13 @@ mod vmlinux;
 pub use disk::ModulesDisk;
 pub(crate) use rehearsal::PROGRAM as REHEARSAL_PROGRAM;
 
-/// Modules without which a VM has no disk, network or control channel; those built into the kernel are skipped.
+/// Modules without which a VM has no disk, network or control channel; those built into the kernel
+/// are skipped.
 const NEEDED: [&str; 7] =
     ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "ext4"];
 
-/// Modules loaded when the kernel has them. ext4 asks for crc32c by itself, which init has no program to load on demand.
+/// Modules loaded when the kernel has them. ext4 asks for crc32c by itself, which init has no
+/// program to load on demand.
 const WANTED: [&str; 3] = ["virtio_rng", "ipv6", "crc32c_generic"];
 
 /// What to boot.
@@ -40,7 +44,8 @@ const WANTED: [&str; 3] = ["virtio_rng", "ipv6", "crc32c_generic"];
 pub struct BootSource {
     /// A bzImage (compressed with gzip, lz4, xz or zstd) or a vmlinux with the PVH note.
     pub kernel: PathBuf,
-    /// Directory of the kernel's modules: `lib/modules/VERSION` itself, or a directory that has it below.
+    /// Directory of the kernel's modules: `lib/modules/VERSION` itself, or a directory that has it
+    /// below.
     pub modules: PathBuf,
     /// The init program, static.
     pub init: Cow<'static, [u8]>,
@@ -70,7 +75,8 @@ pub struct BootFiles {
 /// # Errors
 /// [`VmmError::Unusable`] naming the file that can't be used and what to do.
 pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmError> {
-    fs::create_dir_all(directory).map_err(VmmError::io(format!("make the directory {}", directory.display())))?;
+    fs::create_dir_all(directory)
+        .map_err(VmmError::io(format!("make the directory {}", directory.display())))?;
     let image = fs::read(&source.kernel).map_err(|error| VmmError::Unusable {
         path: source.kernel.clone(),
         reason: format!("{error}; --kernel names the kernel that VMs boot"),
@@ -79,12 +85,14 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
     let release = vmlinux::release(&image).map_err(|reason| unusable(&source.kernel, reason))?;
     let mut size = fs::metadata(&kernel).map_or(0, |file| file.len());
     if size == 0 {
-        let unpacked = vmlinux::extract(&image).map_err(|reason| unusable(&source.kernel, reason))?;
+        let unpacked =
+            vmlinux::extract(&image).map_err(|reason| unusable(&source.kernel, reason))?;
         size = unpacked.len() as u64;
         write(&kernel, &unpacked)?;
         info!(path = %kernel.display(), %release, "kernel unpacked");
     }
-    let tree = modules::Tree::open(&source.modules, &release).map_err(|reason| unusable(&source.modules, reason))?;
+    let tree = modules::Tree::open(&source.modules, &release)
+        .map_err(|reason| unusable(&source.modules, reason))?;
     let archive = build_initrd(source, &tree)?;
     let initrd = directory.join(format!("initrd-{}", digest(&archive)));
     if !initrd.exists() {
@@ -96,7 +104,8 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
     }
     let modules = disk::find(tree, &kernel, directory)?;
     let of_modules = modules.iter().flat_map(|disk| [disk.path().to_owned(), disk.chosen()]);
-    let kept: Vec<_> = [kernel.clone(), initrd.clone(), rehearsal.clone()].into_iter().chain(of_modules).collect();
+    let kept: Vec<_> =
+        [kernel.clone(), initrd.clone(), rehearsal.clone()].into_iter().chain(of_modules).collect();
     remove_others(directory, &kept);
     Ok(BootFiles { size: size + archive.len() as u64, kernel, initrd, rehearsal, modules, release })
 }
@@ -104,7 +113,8 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
 fn build_initrd(source: &BootSource, tree: &modules::Tree) -> Result<Vec<u8>, VmmError> {
     let extra = source.extra_modules.iter().map(String::as_str);
     let needed = NEEDED.into_iter().chain(extra).collect::<Vec<_>>();
-    let modules = tree.load_order(&needed, &WANTED).map_err(|reason| unusable(&source.modules, reason))?;
+    let modules =
+        tree.load_order(&needed, &WANTED).map_err(|reason| unusable(&source.modules, reason))?;
     let mut archive = cpio::Archive::default();
     archive.file("init", 0o755, &source.init);
     archive.directory("modules");
@@ -128,12 +138,17 @@ fn digest(content: &[u8]) -> String {
     Sha256::digest(content).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whole or not at all, also when the host dies meanwhile. Readable by all: VM processes open it by descriptor, as
-/// their own uid.
+/// Whole or not at all, also when the host dies meanwhile. Readable by all: VM processes open it by
+/// descriptor, as their own uid.
 fn write(path: &Path, content: &[u8]) -> Result<(), VmmError> {
     let temporary = path.with_extension(format!("new.{}", std::process::id()));
     let attempt = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -150,7 +165,9 @@ fn remove_others(directory: &Path, kept: &[PathBuf]) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let ours = ["vmlinux-", "initrd-", "rehearsal-", disk::PREFIX].iter().any(|prefix| name.starts_with(prefix));
+        let ours = ["vmlinux-", "initrd-", "rehearsal-", disk::PREFIX]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
         if ours && !kept.contains(&path) {
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }

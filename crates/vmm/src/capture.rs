@@ -1,7 +1,8 @@
 //! Bounded capture of what a VM process writes: its standard error, and the guest's console.
 //!
-//! A guest can print for ever and the server may not be there to read, so neither a file nor a pipe will do. The text
-//! goes to memory of a fixed, sealed size: the first bytes are kept, and writes past the end fail without harm.
+//! A guest can print for ever and the server may not be there to read, so neither a file nor a pipe
+//! will do. The text goes to memory of a fixed, sealed size: the first bytes are kept, and writes
+//! past the end fail without harm.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,7 +17,8 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 
 use crate::VmmError;
 
-/// What is kept; a kernel's boot messages with a panic at their end take about 40 KiB when not quiet.
+/// What is kept; a kernel's boot messages with a panic at their end take about 40 KiB when not
+/// quiet.
 const SIZE: u32 = 64 * 1024;
 
 /// What is reported of it.
@@ -48,7 +50,8 @@ impl Capture {
         File::open(format!("/proc/{pid}/fd/{descriptor}")).map(|memory| Self { memory })
     }
 
-    /// What was written, at most its last 4 KiB, whole lines, without what a terminal would not show.
+    /// What was written, at most its last 4 KiB, whole lines, without what a terminal would not
+    /// show.
     pub(crate) fn tail(&self) -> String {
         let mut bytes = vec![0; SIZE as usize];
         let length = self.memory.read_at(&mut bytes, 0).unwrap_or(0);
@@ -59,10 +62,18 @@ impl Capture {
         let cut = if start == 0 {
             0
         } else {
-            written.iter().skip(start).position(|byte| *byte == b'\n').map_or(start, |line| start + line + 1)
+            written
+                .iter()
+                .skip(start)
+                .position(|byte| *byte == b'\n')
+                .map_or(start, |line| start + line + 1)
         };
         let text = String::from_utf8_lossy(written.get(cut..).unwrap_or_default());
-        text.chars().filter(|char| *char == '\n' || !char.is_control()).collect::<String>().trim().to_owned()
+        text.chars()
+            .filter(|char| *char == '\n' || !char.is_control())
+            .collect::<String>()
+            .trim()
+            .to_owned()
     }
 }
 

@@ -1,7 +1,9 @@
-//! Cgroups of VMs: one per slot, bounding its memory and number of threads and weighing its processor time.
+//! Cgroups of VMs: one per slot, bounding its memory and number of threads and weighing its
+//! processor time.
 //!
-//! A host has cgroup v2 (`memory.max`), v1 (one tree per controller), or both at once with the controllers divided
-//! between them. What is mounted decides; everything past the choice is files below a directory.
+//! A host has cgroup v2 (`memory.max`), v1 (one tree per controller), or both at once with the
+//! controllers divided between them. What is mounted decides; everything past the choice is files
+//! below a directory.
 
 use std::{
     fs::{File, OpenOptions},
@@ -72,21 +74,33 @@ impl CgroupRoot {
     }
 
     fn from_mounts(mountinfo: &str, parent: &str) -> Result<Self, VmmError> {
-        let unusable = |reason: String| VmmError::Unusable { path: PathBuf::from("/sys/fs/cgroup"), reason };
-        let plain = Path::new(parent).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        let unusable =
+            |reason: String| VmmError::Unusable { path: PathBuf::from("/sys/fs/cgroup"), reason };
+        let plain = Path::new(parent)
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)));
         if parent.is_empty() || !plain {
-            return Err(unusable(format!("the cgroup parent must be a plain relative path, not '{parent}'")));
+            return Err(unusable(format!(
+                "the cgroup parent must be a plain relative path, not '{parent}'"
+            )));
         }
         let found = detect::find(mountinfo, &CONTROLLERS).map_err(unusable)?;
         let directories = found.mounts.iter().map(|mount| mount.join(parent)).collect::<Vec<_>>();
         let parent = parent.to_owned();
-        let root =
-            Self { layout: Arc::new(Layout { version: found.version, parent, mounts: found.mounts, directories }) };
+        let root = Self {
+            layout: Arc::new(Layout {
+                version: found.version,
+                parent,
+                mounts: found.mounts,
+                directories,
+            }),
+        };
         root.ensure()?;
         Ok(root)
     }
 
-    /// Makes it, if it isn't there: another server of this host may have tidied up since it was found.
+    /// Makes it, if it isn't there: another server of this host may have tidied up since it was
+    /// found.
     ///
     /// # Errors
     /// [`VmmError::Io`] naming what could not be made.
@@ -94,7 +108,9 @@ impl CgroupRoot {
         let layout = &self.layout;
         match layout.version {
             Version::V1 => layout.directories.iter().try_for_each(|directory| make(directory)),
-            Version::V2 => layout.mounts.iter().try_for_each(|mount| delegate(mount, &layout.parent)),
+            Version::V2 => {
+                layout.mounts.iter().try_for_each(|mount| delegate(mount, &layout.parent))
+            }
         }
     }
 
@@ -105,7 +121,8 @@ impl CgroupRoot {
 
     /// The cgroup of that name below this one; it need not exist.
     pub fn slot(&self, name: &str) -> SlotCgroup {
-        let directories = self.layout.directories.iter().map(|directory| directory.join(name)).collect();
+        let directories =
+            self.layout.directories.iter().map(|directory| directory.join(name)).collect();
         SlotCgroup::new(self.layout.version, directories)
     }
 
@@ -130,7 +147,8 @@ impl CgroupRoot {
     }
 }
 
-/// v2 gives a cgroup the controllers that its parent passes on, so each level down to `parent` must pass them on.
+/// v2 gives a cgroup the controllers that its parent passes on, so each level down to `parent` must
+/// pass them on.
 fn delegate(mount: &Path, parent: &str) -> Result<(), VmmError> {
     let mut directory = mount.to_owned();
     let mut parts = Path::new(parent).components();
@@ -149,12 +167,14 @@ fn delegate(mount: &Path, parent: &str) -> Result<(), VmmError> {
 }
 
 fn make(directory: &Path) -> Result<(), VmmError> {
-    std::fs::create_dir_all(directory).map_err(VmmError::io(format!("make the cgroup {}", directory.display())))
+    std::fs::create_dir_all(directory)
+        .map_err(VmmError::io(format!("make the cgroup {}", directory.display())))
 }
 
 /// Writes a control file in one call, as cgroup files want it.
 fn write(path: &Path, value: &str) -> Result<(), VmmError> {
-    let outcome = open_for_writing(path).and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
+    let outcome = open_for_writing(path)
+        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
     outcome.map_err(VmmError::io(format!("write '{value}' to {}", path.display())))
 }
 

@@ -10,22 +10,27 @@ use crate::VmmError;
 /// Time of one measurement. The error of reading two clocks one after the other is below 1 µs.
 const SPAN: Duration = Duration::from_millis(10);
 
-/// Rates closer together than one part in so many are one: guests keep to the host's time in spite of it.
+/// Rates closer together than one part in so many are one: guests keep to the host's time in spite
+/// of it.
 const SAME: u64 = 5_000;
 
-/// Frequency of the counter, kHz, measured once per boot of the host and kept in `file`: guests that were saved go by it,
-/// and no two measurements are quite the same. After a reboot the old one stays if it is still true. Blocks.
+/// Frequency of the counter, kHz, measured once per boot of the host and kept in `file`: guests
+/// that were saved go by it, and no two measurements are quite the same. After a reboot the old one
+/// stays if it is still true. Blocks.
 pub(crate) fn tsc_khz_of_this_host(file: &Path) -> Result<u64, VmmError> {
     let boot = crate::record::boot_id()?;
     let text = fs::read_to_string(file).unwrap_or_default();
-    let known = text.split_once(' ').and_then(|(boot, khz)| Some((boot, khz.trim().parse::<u64>().ok()?)));
+    let known =
+        text.split_once(' ').and_then(|(boot, khz)| Some((boot, khz.trim().parse::<u64>().ok()?)));
     let khz = match known {
         Some((then, khz)) if then == boot && khz > 0 => return Ok(khz),
         Some((_, khz)) => still_true(khz, tsc_khz()),
         None => tsc_khz(),
     };
     let new = file.with_extension("new");
-    if let Err(error) = fs::write(&new, format!("{boot} {khz}\n")).and_then(|()| fs::rename(&new, file)) {
+    if let Err(error) =
+        fs::write(&new, format!("{boot} {khz}\n")).and_then(|()| fs::rename(&new, file))
+    {
         // The next server measures it again.
         tracing::warn!(path = %file.display(), %error, "can't note the rate of the processor's clock");
     }
@@ -37,8 +42,8 @@ fn still_true(known: u64, measured: u64) -> u64 {
     if known.abs_diff(measured) <= measured / SAME { known } else { measured }
 }
 
-/// Frequency of the counter, kHz: the median of several measurements, since this thread may lose the processor
-/// between the reading of the one clock and the other.
+/// Frequency of the counter, kHz: the median of several measurements, since this thread may lose
+/// the processor between the reading of the one clock and the other.
 fn tsc_khz() -> u64 {
     let mut measured = [0; 5].map(|_: u64| measure());
     measured.sort_unstable();
@@ -50,7 +55,10 @@ fn measure() -> u64 {
     std::thread::sleep(SPAN);
     let (elapsed, ticks) = (raw().saturating_sub(start), self::counter().saturating_sub(counter));
     // Ticks per nanosecond times a million.
-    (u128::from(ticks) * 1_000_000).checked_div(elapsed.as_nanos()).and_then(|khz| u64::try_from(khz).ok()).unwrap_or(0)
+    (u128::from(ticks) * 1_000_000)
+        .checked_div(elapsed.as_nanos())
+        .and_then(|khz| u64::try_from(khz).ok())
+        .unwrap_or(0)
 }
 
 /// A clock that nobody adjusts.

@@ -1,7 +1,8 @@
 //! How many VMs of one shape should wait for machines. Pure: the caller brings the time.
 //!
-//! Each start that found none waiting doubles the number; each stretch of time without a start halves it, down to a
-//! floor. So bursts that come again find what they need, and a host that starts nothing keeps next to nothing waiting.
+//! Each start that found none waiting doubles the number; each stretch of time without a start
+//! halves it, down to a floor. So bursts that come again find what they need, and a host that
+//! starts nothing keeps next to nothing waiting.
 
 use std::time::{Duration, Instant};
 

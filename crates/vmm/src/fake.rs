@@ -1,5 +1,6 @@
-//! A driver without VMs: guests that speak the real protocol, and faults on demand. What "runs" outlives the driver's
-//! clones, as VMs outlive a server: another [`FakeVmm`] over the same [`FakeHost`] adopts it.
+//! A driver without VMs: guests that speak the real protocol, and faults on demand. What "runs"
+//! outlives the driver's clones, as VMs outlive a server: another [`FakeVmm`] over the same
+//! [`FakeHost`] adopts it.
 
 use std::{
     collections::HashMap,
@@ -17,8 +18,8 @@ use caddis_guest_protocol::fake::{Behaviour, FakeGuest};
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    AgentStream, BindSpec, Capabilities, Hold, Isolation, LaunchSpec, PoolUse, Shape, Slot, SlotPool, Start, Vm,
-    VmExit, Vmm, VmmError, Waiting,
+    AgentStream, BindSpec, Capabilities, Hold, Isolation, LaunchSpec, PoolUse, Shape, Slot,
+    SlotPool, Start, Vm, VmExit, Vmm, VmmError, Waiting,
 };
 
 /// How the driver misbehaves.
@@ -62,7 +63,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl FakeHost {
-    /// One whose guests go on when the runtime ends that a driver was used in, as VMs outlive their server.
+    /// One whose guests go on when the runtime ends that a driver was used in, as VMs outlive their
+    /// server.
     pub fn on(runtime: Handle) -> Self {
         Self { runtime: Some(runtime), ..Self::default() }
     }
@@ -154,7 +156,13 @@ struct FakeVm {
 
 impl FakeHost {
     /// Has a guest run as the VM of a machine.
-    fn run(&self, machine_id: &str, slot: Slot, start: Start, guest: FakeGuest) -> Result<Arc<dyn Vm>, VmmError> {
+    fn run(
+        &self,
+        machine_id: &str,
+        slot: Slot,
+        start: Start,
+        guest: FakeGuest,
+    ) -> Result<Arc<dyn Vm>, VmmError> {
         let (exit, hold) = (watch::Sender::new(None), watch::Sender::new(None));
         let vm = Arc::new(FakeVm { host: self.clone(), slot, start, guest, exit, hold });
         {
@@ -175,7 +183,9 @@ impl FakeHost {
             }
             // Whoever hears of its end may launch the next.
             locked(&host.running).retain(|_, vm| !Arc::ptr_eq(vm, &ended));
-            ended.exit.send_if_modified(|exit| exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended);
+            ended.exit.send_if_modified(|exit| {
+                exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended
+            });
         });
         Ok(vm)
     }
@@ -218,7 +228,9 @@ impl Vmm for FakeVmm {
         let mut start = Start::template(PoolUse::Off);
         if let Some(file) = &spec.snapshot {
             match self.host.resume(file) {
-                Some(guest) => return self.host.run(&spec.machine_id, spec.slot, Start::resume(), guest),
+                Some(guest) => {
+                    return self.host.run(&spec.machine_id, spec.slot, Start::resume(), guest);
+                }
                 None => start.reason = "the machine could not be resumed: told to fail".to_owned(),
             }
         }
@@ -232,7 +244,11 @@ impl Vmm for FakeVmm {
 
     async fn close(&self) {}
 
-    async fn adopt(&self, machine_id: &str, _directory: &Path) -> Result<Option<Arc<dyn Vm>>, VmmError> {
+    async fn adopt(
+        &self,
+        machine_id: &str,
+        _directory: &Path,
+    ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
         Ok(locked(&self.host.running).get(machine_id).cloned().map(|vm| vm as Arc<dyn Vm>))
     }
 }
@@ -250,7 +266,12 @@ impl Waiting for FakeWaiting {
 
     async fn bind(self: Box<Self>, spec: BindSpec) -> Result<Arc<dyn Vm>, VmmError> {
         let behaviour = locked(&self.host.faults).guest.clone();
-        self.host.run(&spec.machine_id, self.slot, Start::template(PoolUse::Hit), FakeGuest::new(behaviour))
+        self.host.run(
+            &spec.machine_id,
+            self.slot,
+            Start::template(PoolUse::Hit),
+            FakeGuest::new(behaviour),
+        )
     }
 }
 
@@ -274,7 +295,9 @@ impl Vm for FakeVm {
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
         if self.exit.borrow().is_some() {
-            return Err(VmmError::io("connect to a guest")(std::io::ErrorKind::ConnectionRefused.into()));
+            return Err(VmmError::io("connect to a guest")(
+                std::io::ErrorKind::ConnectionRefused.into(),
+            ));
         }
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let guest = self.guest.clone();

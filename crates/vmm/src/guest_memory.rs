@@ -48,12 +48,16 @@ impl GuestMemory {
         let file = File::from(file);
         let inode = file.metadata()?.ino();
         let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-        let parts: Vec<_> = maps.lines().filter_map(parse).filter(|part| part.inode == inode).collect();
-        let unexpected = || io::Error::other(format!("the memory of process {pid} is not where it should be"));
+        let parts: Vec<_> =
+            maps.lines().filter_map(parse).filter(|part| part.inode == inode).collect();
+        let unexpected =
+            || io::Error::other(format!("the memory of process {pid} is not where it should be"));
         let first = parts.first().filter(|part| part.offset == 0).ok_or_else(unexpected)?;
         // The kernel may have split it, but there is one after the other.
         let mapped = parts.iter().try_fold(0, |size, part| {
-            let follows = part.offset == size && part.start == first.start + size && part.shared == first.shared;
+            let follows = part.offset == size
+                && part.start == first.start + size
+                && part.shared == first.shared;
             follows.then_some(part.end - first.start)
         });
         if mapped != Some(size) {
@@ -68,14 +72,18 @@ impl GuestMemory {
         })
     }
 
-    /// Reads from `offset` on; both that and the length are multiples of the page size. Touches nothing that the guest
-    /// has not touched: neither it nor the file takes more memory afterwards.
+    /// Reads from `offset` on; both that and the length are multiples of the page size. Touches
+    /// nothing that the guest has not touched: neither it nor the file takes more memory
+    /// afterwards.
     pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         if self.shared {
             return self.read_file(offset, buffer);
         }
         let mut entries = vec![0; buffer.len() / PAGE * ENTRY];
-        self.pages.read_exact_at(&mut entries, (self.address as u64 + offset) / PAGE as u64 * ENTRY as u64)?;
+        self.pages.read_exact_at(
+            &mut entries,
+            (self.address as u64 + offset) / PAGE as u64 * ENTRY as u64,
+        )?;
         let there: Vec<_> = entries.chunks_exact(ENTRY).map(is_there).collect();
         let mut at = 0;
         for run in there.chunk_by(|one, other| one == other) {
@@ -151,14 +159,22 @@ mod tests {
 
     const SIZE: usize = 64 * PAGE;
 
-    /// Memory of 64 pages over a file in which page 1 is full of ones; then page 2 is filled with twos.
+    /// Memory of 64 pages over a file in which page 1 is full of ones; then page 2 is filled with
+    /// twos.
     fn mapped(flags: i32) -> GuestMemory {
         let memory = file::memory("test", SIZE as u64).unwrap();
         let file = File::from(memory.try_clone().unwrap());
         file.write_all_at(&[1; PAGE], PAGE as u64).unwrap();
         // SAFETY: it is never unmapped, and nobody but this test knows of it.
         unsafe {
-            let start = libc::mmap(ptr::null_mut(), SIZE, PROT_READ | PROT_WRITE, flags, memory.as_raw_fd(), 0);
+            let start = libc::mmap(
+                ptr::null_mut(),
+                SIZE,
+                PROT_READ | PROT_WRITE,
+                flags,
+                memory.as_raw_fd(),
+                0,
+            );
             assert_ne!(start, libc::MAP_FAILED);
             start.cast::<u8>().add(2 * PAGE).write_bytes(2, PAGE);
         }
@@ -175,7 +191,10 @@ mod tests {
             let memory = mapped(flags);
             assert_eq!(memory.shared, flags == MAP_SHARED);
             let file = memory.file.try_clone().unwrap().into();
-            assert!(GuestMemory::find(std::process::id(), file, 2 * SIZE as u64).is_err(), "of another size");
+            assert!(
+                GuestMemory::find(std::process::id(), file, 2 * SIZE as u64).is_err(),
+                "of another size"
+            );
             let before = blocks(&memory);
             let mut buffer = vec![9; SIZE];
             memory.read(0, &mut buffer).unwrap();

@@ -1,7 +1,8 @@
 //! Launches, adopts and ends VM processes. Knows nothing of apps, images or the API.
 //!
-//! A [`Vmm`] makes a [`Vm`] out of a [`LaunchSpec`]; the VM then lives independently of this process, and
-//! [`Vmm::adopt`] finds it again. What runs inside is reached over [`Vm::connect_agent`], a byte stream to init.
+//! A [`Vmm`] makes a [`Vm`] out of a [`LaunchSpec`]; the VM then lives independently of this
+//! process, and [`Vmm::adopt`] finds it again. What runs inside is reached over
+//! [`Vm::connect_agent`], a byte stream to init.
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
@@ -68,7 +69,8 @@ pub enum Isolation {
 pub struct LaunchSpec {
     /// Which machine; at most one VM process exists per id, held by a lock in `directory`.
     pub machine_id: String,
-    /// The machine's directory on the host, owned by root: lock, sockets, console log, the VM's record.
+    /// The machine's directory on the host, owned by root: lock, sockets, console log, the VM's
+    /// record.
     pub directory: PathBuf,
     /// Leased uid, tap name and cgroup.
     pub slot: Slot,
@@ -90,8 +92,8 @@ pub struct LaunchSpec {
     pub mac: String,
     /// Further kernel arguments of the user.
     pub kernel_args: Vec<String>,
-    /// What the machine was saved to, if it was: gone when this is over, whether or not it could be used. Where it can't
-    /// be, the machine boots.
+    /// What the machine was saved to, if it was: gone when this is over, whether or not it could be
+    /// used. Where it can't be, the machine boots.
     pub snapshot: Option<PathBuf>,
 }
 
@@ -135,8 +137,8 @@ pub enum VmExit {
     },
 }
 
-/// Why a VM stands still that nobody has stopped. Nothing of it is lost: what it was writing is written when
-/// [`Vm::go_on`] has it try again.
+/// Why a VM stands still that nobody has stopped. Nothing of it is lost: what it was writing is
+/// written when [`Vm::go_on`] has it try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
     /// There is no room for what it writes to its disk.
@@ -224,7 +226,8 @@ pub trait Vmm: Send + Sync + 'static {
     /// Whether VMs can be started now; the reason if not (program missing, kernel missing).
     async fn check(&self) -> Result<(), VmmError>;
 
-    /// Starts a VM process and returns once it runs (not once the guest is up). On error nothing is left behind.
+    /// Starts a VM process and returns once it runs (not once the guest is up). On error nothing is
+    /// left behind.
     async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Vm>, VmmError>;
 
     /// A VM of this shape that waits for a machine, where the driver keeps such and one does.
@@ -234,8 +237,13 @@ pub trait Vmm: Send + Sync + 'static {
     async fn close(&self);
 
     /// Finds the VM process that an earlier server started for the machine with this directory.
-    /// `None` when the lock shows there is none; a dead VM's remains (sockets, record, cgroup) are removed then.
-    async fn adopt(&self, machine_id: &str, directory: &std::path::Path) -> Result<Option<Arc<dyn Vm>>, VmmError>;
+    /// `None` when the lock shows there is none; a dead VM's remains (sockets, record, cgroup) are
+    /// removed then.
+    async fn adopt(
+        &self,
+        machine_id: &str,
+        directory: &std::path::Path,
+    ) -> Result<Option<Arc<dyn Vm>>, VmmError>;
 }
 
 /// A VM that is no machine's yet. Dropped, it is ended.
@@ -251,7 +259,8 @@ pub trait Waiting: Send + Sync {
 /// A running VM process.
 #[async_trait]
 pub trait Vm: Send + Sync + 'static {
-    /// Its slot, for as long as the VM lives; freed by `wait` having returned and the `Slot` being dropped.
+    /// Its slot, for as long as the VM lives; freed by `wait` having returned and the `Slot` being
+    /// dropped.
     fn slot(&self) -> &Slot;
 
     /// Process id on the host, for tests and diagnosis.
@@ -269,13 +278,19 @@ pub trait Vm: Send + Sync + 'static {
     /// Whether it can be saved at all: one that an earlier release started can't.
     fn can_save(&self) -> bool;
 
-    /// Saves it to a file in place of whatever is there, and durably: `memory`, so many bytes of it, and devices, and with
-    /// them what `overlay`, its disk, holds. The VM stands still from here on, also after an error; [`Self::go_on`] has it
-    /// go on. When this future is dropped, saving ends soon.
+    /// Saves it to a file in place of whatever is there, and durably: `memory`, so many bytes of
+    /// it, and devices, and with them what `overlay`, its disk, holds. The VM stands still from
+    /// here on, also after an error; [`Self::go_on`] has it go on. When this future is dropped,
+    /// saving ends soon.
     ///
     /// # Errors
     /// [`VmmError::NotSaved`]; then there is no file.
-    async fn save(&self, file: &std::path::Path, overlay: &std::path::Path, memory: u64) -> Result<(), VmmError>;
+    async fn save(
+        &self,
+        file: &std::path::Path,
+        overlay: &std::path::Path,
+        memory: u64,
+    ) -> Result<(), VmmError>;
 
     /// Has it go on after [`Self::save`], or where it is held. Harmless when it does already.
     async fn go_on(&self) -> Result<(), VmmError>;
@@ -286,7 +301,8 @@ pub trait Vm: Send + Sync + 'static {
     /// Kills the process. Succeeds when it is already gone.
     async fn kill(&self) -> Result<(), VmmError>;
 
-    /// Waits until the process is gone and its cgroup, sockets and record are removed. May be called by several.
+    /// Waits until the process is gone and its cgroup, sockets and record are removed. May be
+    /// called by several.
     async fn wait(&self) -> VmExit;
 
     /// Memory the VM process holds on the host, bytes.

@@ -1,5 +1,5 @@
-//! The lock that proves at most one VM per machine: an exclusive `flock` on `lock` in the machine's directory, held by
-//! a descriptor that the VM process inherits and nobody else keeps.
+//! The lock that proves at most one VM per machine: an exclusive `flock` on `lock` in the machine's
+//! directory, held by a descriptor that the VM process inherits and nobody else keeps.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,11 +15,12 @@ use crate::VmmError;
 
 const FILE: &str = "lock";
 
-/// A process that is being started holds copies of all our descriptors between its fork and its exec, locks included.
-/// So no lock is taken or tested while another thread is there.
+/// A process that is being started holds copies of all our descriptors between its fork and its
+/// exec, locks included. So no lock is taken or tested while another thread is there.
 static FORKING: Mutex<()> = Mutex::new(());
 
-/// Waits until nobody of this process forks or tests a lock. For blocking code only, and not for long.
+/// Waits until nobody of this process forks or tests a lock. For blocking code only, and not for
+/// long.
 pub(crate) fn no_fork() -> MutexGuard<'static, ()> {
     FORKING.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -47,7 +48,8 @@ fn is_at(file: &File, path: &Path) -> bool {
     opened.dev() == there.dev() && opened.ino() == there.ino()
 }
 
-/// Makes the lock of one directory, with the process that holds it, that of another, whose own the caller holds.
+/// Makes the lock of one directory, with the process that holds it, that of another, whose own the
+/// caller holds.
 pub(crate) fn pass_on(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from.join(FILE), to.join(FILE))
 }
@@ -57,7 +59,9 @@ pub(crate) fn holders(directory: &Path) -> io::Result<Vec<u32>> {
     let lock = std::fs::metadata(directory.join(FILE))?;
     let mut holders = Vec::new();
     for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         if pid != std::process::id() && has_open(pid, &lock) {
             holders.push(pid);
         }
@@ -74,7 +78,8 @@ fn has_open(pid: u32, lock: &std::fs::Metadata) -> bool {
     // It may end while we look: then it holds nothing.
     let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     descriptors.flatten().any(|descriptor| {
-        std::fs::metadata(descriptor.path()).is_ok_and(|file| file.dev() == lock.dev() && file.ino() == lock.ino())
+        std::fs::metadata(descriptor.path())
+            .is_ok_and(|file| file.dev() == lock.dev() && file.ino() == lock.ino())
     })
 }
 

@@ -1,6 +1,6 @@
-//! Whether KVM runs a guest's kernel on the processor. That `/dev/kvm` is there proves nothing, nor that it makes VMs:
-//! a host may offer KVM without hardware virtualisation and emulate kernel mode at a thousandth of the speed. So a
-//! loop is run in kernel mode and timed.
+//! Whether KVM runs a guest's kernel on the processor. That `/dev/kvm` is there proves nothing, nor
+//! that it makes VMs: a host may offer KVM without hardware virtualisation and emulate kernel mode
+//! at a thousandth of the speed. So a loop is run in kernel mode and timed.
 #![expect(unsafe_code, reason = "memory of a VM is shared with it")]
 
 use std::{
@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::boot_id;
 
-/// A loop of 100 000 takes a processor well under a millisecond; an emulated kernel mode took 209 ms.
+/// A loop of 100 000 takes a processor well under a millisecond; an emulated kernel mode took 209
+/// ms.
 const LIMIT: Duration = Duration::from_millis(20);
 /// When even that does not end.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -38,10 +39,12 @@ pub struct Verdict {
     boot_id: String,
 }
 
-/// Finds out, at most once per boot of the host: the answer is kept in `cache`. Blocks for up to three seconds.
+/// Finds out, at most once per boot of the host: the answer is kept in `cache`. Blocks for up to
+/// three seconds.
 pub fn probe(cache: Option<&Path>) -> Verdict {
     let boot_id = boot_id().unwrap_or_default();
-    let known = cache.and_then(|path| serde_json::from_slice::<Verdict>(&std::fs::read(path).ok()?).ok());
+    let known =
+        cache.and_then(|path| serde_json::from_slice::<Verdict>(&std::fs::read(path).ok()?).ok());
     if let Some(known) = known.filter(|known| known.boot_id == boot_id) {
         return known;
     }
@@ -49,10 +52,14 @@ pub fn probe(cache: Option<&Path>) -> Verdict {
     // A VM that never ends leaves its thread behind, until this process ends.
     std::thread::spawn(move || sender.send(fastest()));
     let (usable, reason) = match answer.recv_timeout(PATIENCE) {
-        Ok(Ok(time)) if time < LIMIT => (true, format!("a loop of 100 000 in kernel mode took {time:.1?}")),
+        Ok(Ok(time)) if time < LIMIT => {
+            (true, format!("a loop of 100 000 in kernel mode took {time:.1?}"))
+        }
         Ok(Ok(time)) => (
             false,
-            format!("/dev/kvm emulates kernel mode: a loop of 100 000 took {time:.1?}, a processor needs under 1 ms"),
+            format!(
+                "/dev/kvm emulates kernel mode: a loop of 100 000 took {time:.1?}, a processor needs under 1 ms"
+            ),
         ),
         Ok(Err(reason)) => (false, reason),
         Err(_) => (false, format!("/dev/kvm did not run a loop of 100 000 within {PATIENCE:?}")),
@@ -93,7 +100,8 @@ impl Pages {
 
     fn write(&mut self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= MEMORY);
-        // SAFETY: within the allocation, as just checked; no VM runs while `self` is borrowed mutably here.
+        // SAFETY: within the allocation, as just checked; no VM runs while `self` is borrowed
+        // mutably here.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.add(at), bytes.len()) };
     }
 }
@@ -107,7 +115,8 @@ impl Drop for Pages {
 
 /// Time that the loop takes.
 fn run() -> Result<Duration, String> {
-    let failed = |what: &'static str| move |error: kvm_ioctls::Error| format!("can't {what}: {error}");
+    let failed =
+        |what: &'static str| move |error: kvm_ioctls::Error| format!("can't {what}: {error}");
     let mut pages = Pages::new()?;
     // Page tables: one large page from 0 on, in long mode.
     pages.write(0x1000, &0x2003_u64.to_le_bytes());
@@ -160,7 +169,8 @@ mod tests {
         let cache = directory.path().join("kvm.json");
         let found = probe(Some(&cache));
         assert!(!found.reason.is_empty());
-        let mut forged = Verdict { usable: !found.usable, reason: "kept".to_owned(), ..found.clone() };
+        let mut forged =
+            Verdict { usable: !found.usable, reason: "kept".to_owned(), ..found.clone() };
         std::fs::write(&cache, serde_json::to_vec(&forged).unwrap()).unwrap();
         assert_eq!(probe(Some(&cache)), forged, "not asked again");
         forged.boot_id = "another".to_owned();

@@ -1,5 +1,5 @@
-//! A VM process: started with next to no rights, watched and killed by its pidfd, so that neither needs it to be our
-//! child: the same code serves processes that an earlier server started.
+//! A VM process: started with next to no rights, watched and killed by its pidfd, so that neither
+//! needs it to be our child: the same code serves processes that an earlier server started.
 #![expect(unsafe_code, reason = "tokio can't know that a descriptor stays open")]
 
 use std::{
@@ -9,7 +9,8 @@ use std::{
 };
 
 use rustix::process::{
-    Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitId, WaitIdOptions, pidfd_getfd, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitId, WaitIdOptions, pidfd_getfd, pidfd_open,
+    pidfd_send_signal, waitid,
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -38,7 +39,8 @@ pub(crate) struct Process {
 impl Process {
     /// The process of that number, as it is now.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        let raw =
+            i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let descriptor = pidfd_open(raw, PidfdFlags::empty())?;
         // In this order: what the descriptor refers to can't change any more.
         let start_time = stat(pid)?.start_time;
@@ -67,14 +69,16 @@ impl Process {
     pub(crate) fn watch(&self) -> io::Result<Watch> {
         let descriptor = self.descriptor.try_clone()?;
         // SAFETY: an `OwnedFd` keeps its descriptor open and the same until it is dropped.
-        let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?;
+        let descriptor =
+            unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?;
         Ok(Watch { descriptor })
     }
 
     /// Waits for its end on this thread, and reaps it if it is our child.
     pub(crate) fn wait_blocking(&self, deadline: Duration) -> io::Result<()> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let limit = Timespec { tv_sec: i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+        let limit =
+            Timespec { tv_sec: i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
         let mut events = [PollFd::new(&self.descriptor, PollFlags::IN)];
         if poll(&mut events, Some(&limit))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
@@ -106,7 +110,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Waits until it is gone, and reaps it if it is our child; only the first to get there learns how it ended.
+    /// Waits until it is gone, and reaps it if it is our child; only the first to get there learns
+    /// how it ended.
     pub(crate) async fn ended(&self) -> Status {
         // A pidfd is readable from the end of its process on, for ever.
         while self.descriptor.readable().await.is_err() {
@@ -138,7 +143,8 @@ fn stat(pid: u32) -> io::Result<Stat> {
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
-    // The second field is the program's name and may hold anything; it ends with the last parenthesis.
+    // The second field is the program's name and may hold anything; it ends with the last
+    // parenthesis.
     let fields = text.rsplit_once(')')?.1.split_whitespace().collect::<Vec<_>>();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     Some(Stat { ticks: field(14)? + field(15)?, start_time: field(22)? })
@@ -150,7 +156,8 @@ mod tests {
 
     #[test]
     fn a_hostile_program_name_does_not_shift_the_fields() {
-        let line = "42 (a) R 1 (b c) S 1 42 42 0 -1 4194560 100 0 0 0 11 22 0 0 20 0 1 0 8888 1 1 1";
+        let line =
+            "42 (a) R 1 (b c) S 1 42 42 0 -1 4194560 100 0 0 0 11 22 0 0 20 0 1 0 8888 1 1 1";
         let stat = parse_stat(line).unwrap();
         assert_eq!((stat.ticks, stat.start_time), (33, 8888));
     }

@@ -33,8 +33,8 @@ use self::{
     pool::Pool,
 };
 use crate::{
-    AgentStream, Capabilities, Hold, Isolation, LaunchSpec, Slot, SlotPool, Start, StartKind, Vm, VmExit, Vmm,
-    VmmError, Waiting, amd64,
+    AgentStream, Capabilities, Hold, Isolation, LaunchSpec, Slot, SlotPool, Start, StartKind, Vm,
+    VmExit, Vmm, VmmError, Waiting, amd64,
     boot::BootFiles,
     capture::Capture,
     lock,
@@ -84,7 +84,8 @@ mod descriptor {
 /// Patience with a killed process.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Patience, at the end, with what makes VMs that are no machine's. A second is usual: one that boots is killed.
+/// Patience, at the end, with what makes VMs that are no machine's. A second is usual: one that
+/// boots is killed.
 const END_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How many templates are read from disk at once: each is hashed, which takes a processor.
@@ -166,19 +167,23 @@ pub fn version(program: &Path) -> Result<String, VmmError> {
         .map_err(|error| unusable(format!("{error}; apt-get install qemu-system-x86")))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let first = text.lines().next().and_then(|line| line.strip_prefix("QEMU emulator version "));
-    first.map(str::to_owned).ok_or_else(|| unusable("it does not say its version; is it QEMU?".to_owned()))
+    first
+        .map(str::to_owned)
+        .ok_or_else(|| unusable("it does not say its version; is it QEMU?".to_owned()))
 }
 
 impl Qemu {
-    /// A driver. Blocks for about 50 ms to measure the processor's clock. Ends what an earlier server that was killed
-    /// left of templates in the making.
+    /// A driver. Blocks for about 50 ms to measure the processor's clock. Ends what an earlier
+    /// server that was killed left of templates in the making.
     ///
     /// # Errors
-    /// [`VmmError::Unusable`] when the program can't be run, [`VmmError::Io`] when the directory can't be used.
+    /// [`VmmError::Unusable`] when the program can't be run, [`VmmError::Io`] when the directory
+    /// can't be used.
     pub fn new(config: QemuConfig) -> Result<Self, VmmError> {
         let version = version(&config.program)?;
         let directory = &config.templates;
-        fs::create_dir_all(directory).map_err(VmmError::io(format!("make {}", directory.display())))?;
+        fs::create_dir_all(directory)
+            .map_err(VmmError::io(format!("make {}", directory.display())))?;
         end_unbound(directory, &config.slots);
         let tsc_khz = crate::clock::tsc_khz_of_this_host(&directory.join("tsc"))?;
         let driver = Driver {
@@ -201,7 +206,8 @@ impl Qemu {
         &self.driver.version
     }
 
-    /// The level of amd64 that VMs' processors have, 1 to 4 (x86-64 psABI, "Micro-Architecture Levels").
+    /// The level of amd64 that VMs' processors have, 1 to 4 (x86-64 psABI, "Micro-Architecture
+    /// Levels").
     pub fn amd64_level(&self) -> u8 {
         match self.driver.config.accelerator {
             Accelerator::Kvm => amd64::of_flags(&self.driver.processor),
@@ -209,7 +215,8 @@ impl Qemu {
         }
     }
 
-    /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the background.
+    /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the
+    /// background.
     pub fn prepare(&self) {
         if let Some(modules) = self.driver.config.boot.modules.clone() {
             // A start that needs it sooner waits for it. What fails is told there.
@@ -221,10 +228,13 @@ impl Qemu {
     }
 }
 
-/// Model and abilities of the host's processor: what a guest has found of them stays true only where they are the same.
+/// Model and abilities of the host's processor: what a guest has found of them stays true only
+/// where they are the same.
 fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let of = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+    let of = |name: &str| {
+        text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned()
+    };
     format!("{} {}", of("model name"), of("flags"))
 }
 
@@ -245,7 +255,9 @@ impl Vmm for Qemu {
     fn warnings(&self) -> Vec<String> {
         let warning = |(shape, reason): (crate::Shape, String)| {
             let (vcpus, memory) = (shape.vcpus, shape.memory_mib);
-            format!("no template for {vcpus} vCPUs and {memory} MB, starts are cold boots until it is built: {reason}")
+            format!(
+                "no template for {vcpus} vCPUs and {memory} MB, starts are cold boots until it is built: {reason}"
+            )
         };
         let modules = self.driver.config.boot.modules.as_ref().and_then(|disk| disk.problem());
         let modules = modules.map(|reason| format!("machines can't load kernel modules: {reason}"));
@@ -253,7 +265,11 @@ impl Vmm for Qemu {
     }
 
     async fn check(&self) -> Result<(), VmmError> {
-        for path in [&self.driver.config.program, &self.driver.config.boot.kernel, &self.driver.config.boot.initrd] {
+        for path in [
+            &self.driver.config.program,
+            &self.driver.config.boot.kernel,
+            &self.driver.config.boot.initrd,
+        ] {
             if let Err(error) = tokio::fs::metadata(path).await {
                 let reason = format!("{error}; restart the server to make it anew");
                 return Err(VmmError::Unusable { path: path.clone(), reason });
@@ -288,27 +304,37 @@ impl Vmm for Qemu {
             warn!("a VM that is no machine's does not end: the next server ends it");
         }
         self.driver.pool.clear().await;
-        // A process that is being started holds copies of all our descriptors until its program runs.
+        // A process that is being started holds copies of all our descriptors until its program
+        // runs.
         let _ = spawn_blocking(|| drop(lock::no_fork())).await;
     }
 
-    async fn adopt(&self, machine_id: &str, directory: &Path) -> Result<Option<Arc<dyn Vm>>, VmmError> {
-        let (owned, slots, id) = (directory.to_owned(), self.driver.config.slots.clone(), machine_id.to_owned());
+    async fn adopt(
+        &self,
+        machine_id: &str,
+        directory: &Path,
+    ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
+        let (owned, slots, id) =
+            (directory.to_owned(), self.driver.config.slots.clone(), machine_id.to_owned());
         let found = spawn_blocking(move || find(&owned, &slots, &id)).await.map_err(panicked)??;
         // How it stands with its disk is to be known soon: it may have stood still for long.
-        found.map(|(running, slot)| QemuVm::watch(running, directory.to_owned(), slot, Duration::ZERO)).transpose()
+        found
+            .map(|(running, slot)| {
+                QemuVm::watch(running, directory.to_owned(), slot, Duration::ZERO)
+            })
+            .transpose()
     }
 }
 
 impl Driver {
-    /// The disk with the kernel's modules; none where it has none, or they can't be had, which was told. Blocks while it
-    /// is made, once per kernel.
+    /// The disk with the kernel's modules; none where it has none, or they can't be had, which was
+    /// told. Blocks while it is made, once per kernel.
     fn modules(&self) -> Option<&Path> {
         self.config.boot.modules.as_ref().and_then(|disk| disk.get().ok())
     }
 
-    /// Starts a machine's VM: from what it was saved to, if it was, else from the template, if there is one. Where
-    /// neither can be restored, it boots. Blocks.
+    /// Starts a machine's VM: from what it was saved to, if it was, else from the template, if
+    /// there is one. Where neither can be restored, it boots. Blocks.
     fn start(
         self: &Arc<Self>,
         spec: &LaunchSpec,
@@ -355,7 +381,9 @@ impl Driver {
         }
         let template = match template {
             // Only now: what is resumed waits for none.
-            Err(_) if spec.kernel_args.is_empty() => Handle::current().block_on(self.template_from_disk(shape)),
+            Err(_) if spec.kernel_args.is_empty() => {
+                Handle::current().block_on(self.template_from_disk(shape))
+            }
             template => template,
         };
         match &template {
@@ -373,8 +401,8 @@ impl Driver {
             }
             Err(reason) => reasons.push(reason.clone()),
         }
-        let memory =
-            file::memory("caddis-memory", shape.memory_mib << 20).map_err(VmmError::io("get memory for a VM"))?;
+        let memory = file::memory("caddis-memory", shape.memory_mib << 20)
+            .map_err(VmmError::io("get memory for a VM"))?;
         start(Source::Cold(&memory), Start::cold(reasons.join("; ")))
     }
 }
@@ -385,18 +413,27 @@ const DYING: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The VM process that holds a directory's lock, if one does; what a dead one left is removed.
-fn find(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(Running, Slot)>, VmmError> {
+fn find(
+    directory: &Path,
+    slots: &SlotPool,
+    machine_id: &str,
+) -> Result<Option<(Running, Slot)>, VmmError> {
     let deadline = Instant::now() + DYING;
     loop {
         match look_for(directory, slots, machine_id) {
-            // One on its way out, killed by the last server, shows nothing any more before its lock is free.
+            // One on its way out, killed by the last server, shows nothing any more before its lock
+            // is free.
             Err(_) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
             found => return found,
         }
     }
 }
 
-fn look_for(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Option<(Running, Slot)>, VmmError> {
+fn look_for(
+    directory: &Path,
+    slots: &SlotPool,
+    machine_id: &str,
+) -> Result<Option<(Running, Slot)>, VmmError> {
     if !directory.exists() {
         return Ok(None);
     }
@@ -404,8 +441,10 @@ fn look_for(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Opti
     {
         let _guard = lock::no_fork();
         if let Some(_lock) = lock::try_lock(directory)? {
-            // Nobody runs. The slot may be another's by now; its cgroup is removed only while we hold it.
-            let slot = record.as_ref().and_then(|record| slots.lease_exact(record.slot).ok().flatten());
+            // Nobody runs. The slot may be another's by now; its cgroup is removed only while we
+            // hold it.
+            let slot =
+                record.as_ref().and_then(|record| slots.lease_exact(record.slot).ok().flatten());
             let cgroups = slot.as_ref().and_then(Slot::cgroups);
             clear(directory, cgroups, &slot.as_ref().map(Slot::cgroup_name).unwrap_or_default());
             return Ok(None);
@@ -419,7 +458,9 @@ fn look_for(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Opti
         None => {
             let attempted = || format!("find the VM process of machine {machine_id}");
             let holders = lock::holders(directory).map_err(VmmError::io(attempted()))?;
-            let first = holders.first().ok_or_else(|| io::Error::other("its lock is held, but by no process"));
+            let first = holders
+                .first()
+                .ok_or_else(|| io::Error::other("its lock is held, but by no process"));
             let pid = *first.map_err(VmmError::io(attempted()))?;
             Process::open(pid).map_err(VmmError::io(attempted()))?
         }
@@ -428,7 +469,8 @@ fn look_for(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Opti
         // It was never restored, and nobody is there to do it.
         end(&process);
         if lock::is_held_by(directory, process.id.pid) {
-            let attempted = format!("end the VM process {} that was never restored", process.id.pid);
+            let attempted =
+                format!("end the VM process {} that was never restored", process.id.pid);
             return Err(VmmError::io(attempted)(io::ErrorKind::TimedOut.into()));
         }
         return look_for(directory, slots, machine_id);
@@ -436,7 +478,8 @@ fn look_for(directory: &Path, slots: &SlotPool, machine_id: &str) -> Result<Opti
     let pid = process.id.pid;
     let attempted = || format!("adopt the VM process {pid} of machine {machine_id}");
     let lost = || io::Error::other("its record is lost");
-    let Record { slot: index, start: kind, key, .. } = record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
+    let Record { slot: index, start: kind, key, .. } =
+        record.ok_or_else(lost).map_err(VmmError::io(attempted()))?;
     let held = process.descriptor(descriptor::SLOT).map_err(VmmError::io(attempted()))?;
     let slot = slots.adopt(index, held)?;
     let capture = |number| Capture::adopt(pid, number).ok();
@@ -462,7 +505,12 @@ struct QemuVm {
 
 impl QemuVm {
     /// Begins to watch a process, and from `after` on how it stands with its disk.
-    fn watch(running: Running, directory: PathBuf, slot: Slot, after: Duration) -> Result<Arc<dyn Vm>, VmmError> {
+    fn watch(
+        running: Running,
+        directory: PathBuf,
+        slot: Slot,
+        after: Duration,
+    ) -> Result<Arc<dyn Vm>, VmmError> {
         let Running { process, output, console, kind: start, steps, key } = running;
         let process = Arc::new(process);
         let watcher = process.watch().map_err(|error| {
@@ -474,8 +522,13 @@ impl QemuVm {
         let killed = Arc::new(AtomicBool::new(false));
         let captures = Mutex::new(Some((output, console)));
         let resumed = start.kind == StartKind::Resume;
-        let watched =
-            Watched { directory: directory.clone(), slot: slot.clone(), killed: killed.clone(), resumed, captures };
+        let watched = Watched {
+            directory: directory.clone(),
+            slot: slot.clone(),
+            killed: killed.clone(),
+            resumed,
+            captures,
+        };
         tokio::spawn(async move { sender.send_replace(Some(watched.ended(watcher).await)) });
         let orders = Orders::new();
         let (listener, hold) = Listener::begin(directory.clone(), orders.clone(), after);
@@ -530,12 +583,15 @@ impl Watched {
         clear(&self.directory, cgroups, &name);
         let captures = self.captures.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (output, console) = captures.unwrap_or_default();
-        let tail = |capture: Option<Capture>| capture.map(|capture| capture.tail()).unwrap_or_default();
+        let tail =
+            |capture: Option<Capture>| capture.map(|capture| capture.tail()).unwrap_or_default();
         let (output, console) = (tail(output), tail(console));
         debug!(directory = %self.directory.display(), ?status, oom_kills, output, console, "VM process ended");
         let exit = why(status, self.killed.load(Ordering::Relaxed), oom_kills, &output, &console);
         match exit {
-            VmExit::Crashed { .. } if self.resumed && status == Status::Killed(libc::SIGBUS) => lost_memory(on_tmpfs),
+            VmExit::Crashed { .. } if self.resumed && status == Status::Killed(libc::SIGBUS) => {
+                lost_memory(on_tmpfs)
+            }
             exit => exit,
         }
     }
@@ -545,9 +601,9 @@ impl Watched {
 const SWITCHED_OFF: &str = "reboot: ";
 /// What QEMU says when somebody on the host ends it.
 const TOLD_TO_END: &str = "terminating on signal";
-/// A page of memory that lies in a file could not be had. On tmpfs that is for want of room: there also what was empty
-/// when the machine was saved takes some as soon as it is read. How full it was can't be seen any more: the file went
-/// with the process.
+/// A page of memory that lies in a file could not be had. On tmpfs that is for want of room: there
+/// also what was empty when the machine was saved takes some as soon as it is read. How full it was
+/// can't be seen any more: the file went with the process.
 fn lost_memory(on_tmpfs: bool) -> VmExit {
     let what = "the machine was resumed, and its memory lies in the file that it was saved to";
     if on_tmpfs {
@@ -557,7 +613,11 @@ fn lost_memory(on_tmpfs: bool) -> VmExit {
         );
         return VmExit::DiskFull { message };
     }
-    VmExit::Crashed { message: format!("{what}, which can't be read any more (SIGBUS): see the host's kernel log") }
+    VmExit::Crashed {
+        message: format!(
+            "{what}, which can't be read any more (SIGBUS): see the host's kernel log"
+        ),
+    }
 }
 
 /// What `statfs` calls tmpfs.
@@ -577,11 +637,17 @@ fn why(status: Status, killed: bool, oom_kills: u64, output: &str, console: &str
         Status::Exited(0) => VmExit::Ended,
         // No child of this server: the kernel's last words tell whether it was told to end.
         Status::Unknown if console.contains(SWITCHED_OFF) => VmExit::Ended,
-        Status::Unknown if output.is_empty() => crashed("the VM process ended, and nobody knows how".to_owned()),
+        Status::Unknown if output.is_empty() => {
+            crashed("the VM process ended, and nobody knows how".to_owned())
+        }
         Status::Unknown => crashed(output.to_owned()),
-        Status::Exited(code) if output.is_empty() => crashed(format!("QEMU ended with code {code}")),
+        Status::Exited(code) if output.is_empty() => {
+            crashed(format!("QEMU ended with code {code}"))
+        }
         Status::Exited(_) => crashed(output.to_owned()),
-        Status::Killed(signal) => crashed(format!("QEMU was killed by signal {signal} {output}").trim().to_owned()),
+        Status::Killed(signal) => {
+            crashed(format!("QEMU was killed by signal {signal} {output}").trim().to_owned())
+        }
     }
 }
 
@@ -612,13 +678,17 @@ impl Vm for QemuVm {
     }
 
     async fn save(&self, file: &Path, overlay: &Path, memory: u64) -> Result<(), VmmError> {
-        let older = || VmmError::NotSaved { reason: "it was started by an older server; restart it".to_owned() };
+        let older = || VmmError::NotSaved {
+            reason: "it was started by an older server; restart it".to_owned(),
+        };
         let key = self.key.clone().ok_or_else(older)?;
         // Set when nobody waits any more.
         let cancelled = Cancelled(Arc::default());
         let called_off = cancelled.0.clone();
-        let (directory, file, overlay) = (self.directory.clone(), file.to_owned(), overlay.to_owned());
-        let (turn, process, uid) = (self.orders.turn().await, self.process.clone(), self.slot.uid());
+        let (directory, file, overlay) =
+            (self.directory.clone(), file.to_owned(), overlay.to_owned());
+        let (turn, process, uid) =
+            (self.orders.turn().await, self.process.clone(), self.slot.uid());
         let saving = spawn_blocking(move || {
             let _turn = turn;
             let vm = suspend::Standing { process: &process, directory: &directory, uid, memory };
@@ -659,7 +729,9 @@ impl Vm for QemuVm {
     }
 
     async fn cpu_used(&self) -> Result<Duration, VmmError> {
-        self.process.cpu().map_err(VmmError::io(format!("read the CPU time of VM process {}", self.pid())))
+        self.process
+            .cpu()
+            .map_err(VmmError::io(format!("read the CPU time of VM process {}", self.pid())))
     }
 }
 
@@ -671,7 +743,10 @@ mod tests {
     #[test]
     fn a_vm_on_its_way_out_is_waited_for() {
         let directory = tempfile::tempdir().unwrap();
-        let config = SlotPoolConfig { directory: directory.path().join("slots"), ..SlotPoolConfig::default() };
+        let config = SlotPoolConfig {
+            directory: directory.path().join("slots"),
+            ..SlotPoolConfig::default()
+        };
         let slots = SlotPool::open_without_cgroups(config).unwrap();
         // By this process, which counts as none.
         let held = lock::try_lock(directory.path()).unwrap().unwrap();
@@ -691,7 +766,10 @@ mod tests {
             "{full:?}"
         );
         let other = lost_memory(false);
-        assert!(matches!(&other, VmExit::Crashed { message } if message.contains("can't be read")), "{other:?}");
+        assert!(
+            matches!(&other, VmExit::Crashed { message } if message.contains("can't be read")),
+            "{other:?}"
+        );
     }
 
     #[test]
@@ -699,7 +777,14 @@ mod tests {
         let crashed = |message: &str| VmExit::Crashed { message: message.to_owned() };
         for (status, killed, ooms, output, console, expected) in [
             (Status::Exited(0), false, 0, "", "", VmExit::Ended),
-            (Status::Exited(0), false, 0, "terminating on signal 15", "", crashed("terminating on signal 15")),
+            (
+                Status::Exited(0),
+                false,
+                0,
+                "terminating on signal 15",
+                "",
+                crashed("terminating on signal 15"),
+            ),
             (Status::Killed(9), true, 0, "", "", VmExit::Ended),
             (Status::Killed(9), false, 1, "", "", VmExit::HostOom),
             (Status::Killed(9), false, 0, "", "", crashed("QEMU was killed by signal 9")),
@@ -709,7 +794,14 @@ mod tests {
             (Status::Unknown, false, 0, "a warning", "[ 9.1] reboot: Power down", VmExit::Ended),
             (Status::Unknown, true, 0, "", "", VmExit::Ended),
             (Status::Unknown, false, 0, "a warning", "", crashed("a warning")),
-            (Status::Unknown, false, 0, "", "", crashed("the VM process ended, and nobody knows how")),
+            (
+                Status::Unknown,
+                false,
+                0,
+                "",
+                "",
+                crashed("the VM process ended, and nobody knows how"),
+            ),
         ] {
             assert_eq!(why(status, killed, ooms, output, console), expected);
         }

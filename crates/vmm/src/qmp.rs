@@ -1,5 +1,5 @@
-//! QEMU's control protocol, as much of it as we use: one command at a time, each answered, and the one event that tells
-//! how a migration goes. Blocks; for blocking threads only.
+//! QEMU's control protocol, as much of it as we use: one command at a time, each answered, and the
+//! one event that tells how a migration goes. Blocks; for blocking threads only.
 
 use std::{
     io::{self, BufRead as _, BufReader, IoSlice, Read as _},
@@ -55,31 +55,38 @@ impl Qmp {
         self.send("getfd", json!({ "fdname": name }), &[descriptor], PATIENCE).map(|_| ())
     }
 
-    /// Adds a descriptor to a set of them, from which files are opened by the name `/dev/fdset/SET`.
-    pub(crate) fn add_descriptor(&mut self, set: u32, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    /// Adds a descriptor to a set of them, from which files are opened by the name
+    /// `/dev/fdset/SET`.
+    pub(crate) fn add_descriptor(
+        &mut self,
+        set: u32,
+        descriptor: BorrowedFd<'_>,
+    ) -> io::Result<()> {
         self.send("add-fd", json!({ "fdset-id": set }), &[descriptor], PATIENCE).map(|_| ())
     }
 
-    /// Writes the state of all devices, and no memory, of a VM that stands still to a pipe: QEMU has it by the name
-    /// `state` and by this number, and may open it. Closes it then.
+    /// Writes the state of all devices, and no memory, of a VM that stands still to a pipe: QEMU
+    /// has it by the name `state` and by this number, and may open it. Closes it then.
     ///
-    /// From the first byte on until the last was read QEMU does nothing else, so that its memory does not change either:
-    /// the state is written by its main thread, and is more than the pipe holds.
+    /// From the first byte on until the last was read QEMU does nothing else, so that its memory
+    /// does not change either: the state is written by its main thread, and is more than the pipe
+    /// holds.
     pub(crate) fn save_devices(&mut self, number: u32) -> io::Result<()> {
-        // Of all commands that save the only one that leaves out memory. That its name says Xen is history. `live` has it
-        // write out what it holds of the disk.
+        // Of all commands that save the only one that leaves out memory. That its name says Xen is
+        // history. `live` has it write out what it holds of the disk.
         let arguments = json!({ "filename": format!("/proc/self/fd/{number}"), "live": true });
         let saved = self.send("xen-save-devices-state", arguments, &[], MIGRATION_PATIENCE);
         let closed = self.execute("closefd", json!({ "fdname": "state" }));
         saved.and(closed).map(|_| ())
     }
 
-    /// Chooses how state is saved and restored, the same way for all: memory that is shared with the outside stays out
-    /// of it. That of a template in the making is; that of machines is not.
+    /// Chooses how state is saved and restored, the same way for all: memory that is shared with
+    /// the outside stays out of it. That of a template in the making is; that of machines is not.
     pub(crate) fn leave_out_shared_memory(&mut self) -> io::Result<()> {
         let capability = |name: &str| json!({ "capability": name, "state": true });
         let capabilities = [capability("events"), capability("x-ignore-shared")];
-        self.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).map(|_| ())
+        self.execute("migrate-set-capabilities", json!({ "capabilities": capabilities }))
+            .map(|_| ())
     }
 
     /// Begins to save state to a descriptor.
@@ -101,19 +108,23 @@ impl Qmp {
         Ok(answer.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
-    /// Waits for the end of the migration that was begun. A large memory on a slow disk takes its time, in which QEMU says
-    /// nothing unless it is asked.
+    /// Waits for the end of the migration that was begun. A large memory on a slow disk takes its
+    /// time, in which QEMU says nothing unless it is asked.
     pub(crate) fn migrated(&mut self) -> io::Result<()> {
         let deadline = Instant::now() + MIGRATION_PATIENCE;
         loop {
             match self.migration.take().as_deref() {
                 Some("completed") => return Ok(()),
-                Some(status @ ("failed" | "cancelled")) => return Err(io::Error::other(format!("it has {status}"))),
+                Some(status @ ("failed" | "cancelled")) => {
+                    return Err(io::Error::other(format!("it has {status}")));
+                }
                 _ => {}
             }
             match self.line() {
                 Ok(line) => self.note(&line),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut && Instant::now() < deadline => {
+                Err(error)
+                    if error.kind() == io::ErrorKind::TimedOut && Instant::now() < deadline =>
+                {
                     let answer = self.execute("query-migrate", json!({}))?;
                     let status = answer.get("status").and_then(Value::as_str);
                     self.migration = self.migration.take().or(status.map(str::to_owned));
@@ -139,13 +150,22 @@ impl Qmp {
             ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         // Far shorter than a socket's buffer, which is empty: it goes out whole.
-        let sent = sendmsg(&self.stream, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+        let sent = sendmsg(
+            &self.stream,
+            &[IoSlice::new(text.as_bytes())],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )?;
         if sent != text.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
         loop {
             let mut line = match self.line() {
-                Err(error) if error.kind() == io::ErrorKind::TimedOut && Instant::now() < deadline => continue,
+                Err(error)
+                    if error.kind() == io::ErrorKind::TimedOut && Instant::now() < deadline =>
+                {
+                    continue;
+                }
                 line => line?,
             };
             if let Some(error) = line.get("error") {
@@ -161,16 +181,25 @@ impl Qmp {
 
     fn note(&mut self, line: &Value) {
         if line.get("event").and_then(Value::as_str) == Some("MIGRATION") {
-            self.migration = line.pointer("/data/status").and_then(Value::as_str).map(str::to_owned);
+            self.migration =
+                line.pointer("/data/status").and_then(Value::as_str).map(str::to_owned);
         }
     }
 
     fn line(&mut self) -> io::Result<Value> {
-        self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.begun).map_err(|error| {
-            let timed_out = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-            let silence = || io::Error::new(io::ErrorKind::TimedOut, format!("QEMU says nothing for {PATIENCE:?}"));
-            if timed_out { silence() } else { error }
-        })?;
+        self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.begun).map_err(
+            |error| {
+                let timed_out =
+                    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                let silence = || {
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("QEMU says nothing for {PATIENCE:?}"),
+                    )
+                };
+                if timed_out { silence() } else { error }
+            },
+        )?;
         let line = std::mem::take(&mut self.begun);
         if line.is_empty() {
             return Err(io::Error::other("QEMU ended"));
@@ -186,9 +215,13 @@ mod tests {
     use super::*;
 
     /// A QEMU that says these lines, one after each command.
-    fn play(lines: &'static [&'static str]) -> (tempfile::TempDir, thread::JoinHandle<Vec<String>>) {
+    fn play(
+        lines: &'static [&'static str],
+    ) -> (tempfile::TempDir, thread::JoinHandle<Vec<String>>) {
         let directory = tempfile::tempdir().unwrap();
-        let listener = std::os::unix::net::UnixListener::from(socket::listen(directory.path(), "qmp.sock").unwrap());
+        let listener = std::os::unix::net::UnixListener::from(
+            socket::listen(directory.path(), "qmp.sock").unwrap(),
+        );
         let played = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(b"{\"QMP\": {}}\n").unwrap();
@@ -225,8 +258,9 @@ mod tests {
 
     #[test]
     fn a_failed_migration_is_an_error() {
-        let (directory, played) =
-            play(&["{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\n{\"return\": {}}"]);
+        let (directory, played) = play(&[
+            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\n{\"return\": {}}",
+        ]);
         let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();
         qmp.execute("migrate", json!({})).unwrap();
         assert!(qmp.migrated().is_err());

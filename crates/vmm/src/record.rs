@@ -1,8 +1,9 @@
 //! `vm.json` in a machine's directory: which process is the machine's VM.
 //!
-//! The lock proves *that* a VM runs, the record says *which* process it is. It is written twice: before the fork with
-//! the slot alone, so that a cgroup is never left unaccounted for, and right after it with the process. A server killed
-//! in between leaves a held lock and a record without a process; then the holder of the lock is searched for.
+//! The lock proves *that* a VM runs, the record says *which* process it is. It is written twice:
+//! before the fork with the slot alone, so that a cgroup is never left unaccounted for, and right
+//! after it with the process. A server killed in between leaves a held lock and a record without a
+//! process; then the holder of the lock is searched for.
 
 use std::{
     fs, io,
@@ -38,7 +39,8 @@ pub(crate) struct Record {
     /// What a snapshot of it depends on; none in records of releases that took none.
     #[serde(default)]
     pub(crate) key: Option<String>,
-    /// It has what it needs to run: a VM that is to be restored waits for that, and for ever when its server is killed.
+    /// It has what it needs to run: a VM that is to be restored waits for that, and for ever when
+    /// its server is killed.
     #[serde(default = "whole")]
     pub(crate) complete: bool,
     /// None until it has been started.
@@ -71,7 +73,8 @@ impl Record {
         start: Start,
         key: Option<String>,
     ) -> Result<Self, VmmError> {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             format: FORMAT,
             machine_id: machine_id.to_owned(),
@@ -96,7 +99,12 @@ impl Record {
     pub(crate) fn write(&self, directory: &Path) -> Result<(), VmmError> {
         let (path, new) = (directory.join(FILE), directory.join(format!("{FILE}.new")));
         let attempt = || {
-            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
             file.write_all(&serde_json::to_vec(self)?)?;
             fs::rename(&new, &path)
         };
@@ -117,7 +125,8 @@ impl Record {
 /// The id of the host's boot.
 pub(crate) fn boot_id() -> Result<String, VmmError> {
     let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
-    let text = fs::read_to_string(&path).map_err(VmmError::io(format!("read {}", path.display())))?;
+    let text =
+        fs::read_to_string(&path).map_err(VmmError::io(format!("read {}", path.display())))?;
     Ok(text.trim().to_owned())
 }
 
@@ -129,7 +138,8 @@ mod tests {
     fn a_record_is_read_as_it_was_written_and_damage_is_no_record() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Record::read(directory.path()), None);
-        let mut record = Record::new("4d891", 7, "7.2", Start::template(crate::PoolUse::Hit), None).unwrap();
+        let mut record =
+            Record::new("4d891", 7, "7.2", Start::template(crate::PoolUse::Hit), None).unwrap();
         record.process = Some(ProcessId { pid: 1, start_time: 2 });
         record.write(directory.path()).unwrap();
         assert_eq!(Record::read(directory.path()), Some(record.clone()));

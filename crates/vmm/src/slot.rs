@@ -1,7 +1,9 @@
-//! Slots: a leased uid, the name of a tap and the name of a cgroup, bound to a machine while its VM lives.
+//! Slots: a leased uid, the name of a tap and the name of a cgroup, bound to a machine while its VM
+//! lives.
 //!
-//! A slot is held by an exclusive lock on the file of its number. The lock belongs to an open file description, and the
-//! VM process inherits that: so a slot stays taken while a VM lives, also when the server that leased it is gone.
+//! A slot is held by an exclusive lock on the file of its number. The lock belongs to an open file
+//! description, and the VM process inherits that: so a slot stays taken while a VM lives, also when
+//! the server that leased it is gone.
 
 use std::{
     fs::{File, OpenOptions},
@@ -24,11 +26,13 @@ use crate::{VmmError, cgroup::CgroupRoot};
 pub struct SlotPoolConfig {
     /// Directory of the lock files. One per host, and gone after a reboot.
     pub directory: PathBuf,
-    /// Uid (and gid) of slot 0. The range `first_uid..first_uid + count` must belong to nobody else.
+    /// Uid (and gid) of slot 0. The range `first_uid..first_uid + count` must belong to nobody
+    /// else.
     pub first_uid: u32,
     /// Number of slots, so of VMs on this host.
     pub count: u32,
-    /// Cgroup that the slots' cgroups are made in, as a path below the mount of the cgroup file system.
+    /// Cgroup that the slots' cgroups are made in, as a path below the mount of the cgroup file
+    /// system.
     pub cgroup_parent: String,
 }
 
@@ -36,8 +40,9 @@ impl Default for SlotPoolConfig {
     fn default() -> Self {
         Self {
             directory: PathBuf::from("/run/caddis/slots"),
-            // Above what Debian gives to people and services (60000), below what subuid ranges (from 100000 in
-            // steps of 65536) reach on a host with a few users, and far below systemd's 0x70000000 for containers.
+            // Above what Debian gives to people and services (60000), below what subuid ranges
+            // (from 100000 in steps of 65536) reach on a host with a few users, and far below
+            // systemd's 0x70000000 for containers.
             first_uid: 600_000,
             count: 1000,
             // The name of a unit of systemd, which then leaves what is in it alone.
@@ -46,7 +51,8 @@ impl Default for SlotPoolConfig {
     }
 }
 
-/// One leased slot. Dropping the last clone gives it back, unless the VM process still holds its lock.
+/// One leased slot. Dropping the last clone gives it back, unless the VM process still holds its
+/// lock.
 #[derive(Debug, Clone)]
 pub struct Slot {
     inner: Arc<SlotInner>,
@@ -67,7 +73,8 @@ impl Slot {
         self.inner.index
     }
 
-    /// The uid and gid its VM process runs as; no other process of the host has them at the same time.
+    /// The uid and gid its VM process runs as; no other process of the host has them at the same
+    /// time.
     pub fn uid(&self) -> u32 {
         self.inner.uid
     }
@@ -99,8 +106,8 @@ fn cgroup_name(index: u32) -> String {
     format!("{CGROUP_PREFIX}{index}")
 }
 
-/// All slots of the host. Several servers on one host (tests, demo) share them safely: a slot is held by an exclusive
-/// lock on a file.
+/// All slots of the host. Several servers on one host (tests, demo) share them safely: a slot is
+/// held by an exclusive lock on a file.
 #[derive(Debug, Clone)]
 pub struct SlotPool {
     config: Arc<SlotPoolConfig>,
@@ -111,13 +118,15 @@ impl SlotPool {
     /// Opens the host's pool, making its directory if it isn't there.
     ///
     /// # Errors
-    /// [`VmmError::Unusable`] when the host has no usable cgroups, [`VmmError::Io`] when the directory can't be made.
+    /// [`VmmError::Unusable`] when the host has no usable cgroups, [`VmmError::Io`] when the
+    /// directory can't be made.
     pub fn open(config: SlotPoolConfig) -> Result<Self, VmmError> {
         let cgroups = CgroupRoot::detect(&config.cgroup_parent)?;
         Self::with_cgroups(config, Some(cgroups))
     }
 
-    /// A pool whose slots can't run processes, for tests with [`crate::fake`] drivers: needs no rights.
+    /// A pool whose slots can't run processes, for tests with [`crate::fake`] drivers: needs no
+    /// rights.
     ///
     /// # Errors
     /// [`VmmError::Io`] when the directory can't be made.
@@ -143,7 +152,8 @@ impl SlotPool {
         for index in 0..self.config.count {
             let Some(lock) = self.try_lock(index)? else { continue };
             if let Some(cgroups) = &self.cgroups {
-                // A VM that died together with its server leaves its cgroup. The lock says nobody uses it.
+                // A VM that died together with its server leaves its cgroup. The lock says nobody
+                // uses it.
                 let cgroup = cgroups.slot(&cgroup_name(index));
                 if cgroup.exists()
                     && let Err(error) = cgroup.remove()
@@ -166,15 +176,19 @@ impl SlotPool {
         Ok(self.try_lock(index)?.map(|lock| self.slot(index, lock)))
     }
 
-    /// The slot of a VM that an earlier server started, with the descriptor by which that VM holds the lock: so it
-    /// stays taken until both have let go of it.
+    /// The slot of a VM that an earlier server started, with the descriptor by which that VM holds
+    /// the lock: so it stays taken until both have let go of it.
     pub(crate) fn adopt(&self, index: u32, held: OwnedFd) -> Result<Slot, VmmError> {
         self.check(index)?;
         Ok(self.slot(index, File::from(held)))
     }
 
     fn check(&self, index: u32) -> Result<(), VmmError> {
-        if index < self.config.count { Ok(()) } else { Err(VmmError::NoSlot { count: self.config.count }) }
+        if index < self.config.count {
+            Ok(())
+        } else {
+            Err(VmmError::NoSlot { count: self.config.count })
+        }
     }
 
     /// The numbers of all slots that are taken now, by whatever server or VM.
@@ -195,7 +209,8 @@ impl SlotPool {
         Ok(taken)
     }
 
-    /// Removes the cgroups of slots that nobody holds, and their parent with the last. How many are held.
+    /// Removes the cgroups of slots that nobody holds, and their parent with the last. How many are
+    /// held.
     ///
     /// # Errors
     /// [`VmmError::Io`] when the host refuses.
@@ -250,7 +265,8 @@ mod tests {
 
     fn pool(directory: &std::path::Path, count: u32) -> SlotPool {
         let directory = directory.join("slots");
-        SlotPool::open_without_cgroups(SlotPoolConfig { directory, count, ..Default::default() }).unwrap()
+        SlotPool::open_without_cgroups(SlotPoolConfig { directory, count, ..Default::default() })
+            .unwrap()
     }
 
     #[test]

@@ -1,12 +1,14 @@
-//! What a VM was saved to: its memory as it is, so that the next VM maps it and reads what it needs when it needs it, and
-//! behind that the state of its devices and a checksum for each chunk of memory.
+//! What a VM was saved to: its memory as it is, so that the next VM maps it and reads what it needs
+//! when it needs it, and behind that the state of its devices and a checksum for each chunk of
+//! memory.
 //!
 //! ```text
 //! memory ▸ device state ▸ checksum of each chunk ▸ magic, key, length of the memory, length of the state, checksum
 //! ```
-//! Numbers are little endian, checksums have 32 bits. One covers the key, how many chunks came before, and the bytes: a
-//! chunk in another's place, or of another snapshot, is damaged too. The last covers all that is not memory. The key
-//! names all that the snapshot depends on. Pages that are zero are not written.
+//! Numbers are little endian, checksums have 32 bits. One covers the key, how many chunks came
+//! before, and the bytes: a chunk in another's place, or of another snapshot, is damaged too. The
+//! last covers all that is not memory. The key names all that the snapshot depends on. Pages that
+//! are zero are not written.
 
 use std::{
     fs::{self, File},
@@ -36,7 +38,8 @@ const FOOTER: usize = MAGIC.len() + KEY + 8 + 8 + 4;
 pub(crate) const LARGEST_STATE: u64 = 16 << 20;
 /// Threads that copy or check: more would only wait for memory.
 const THREADS: usize = 4;
-/// Between two turns of having the disk write: one with nothing to do ends at once, and would only take a processor.
+/// Between two turns of having the disk write: one with nothing to do ends at once, and would only
+/// take a processor.
 const PAUSE: Duration = Duration::from_millis(3);
 
 static ZEROES: [u8; CHUNK] = [0; CHUNK];
@@ -72,7 +75,10 @@ fn span(number: usize, size: u64) -> (u64, u64) {
 }
 
 /// Does something with each chunk's number, on as many threads as are of use.
-fn for_each(chunks: usize, work: impl Fn(usize, &mut [u8]) -> io::Result<()> + Sync) -> io::Result<()> {
+fn for_each(
+    chunks: usize,
+    work: impl Fn(usize, &mut [u8]) -> io::Result<()> + Sync,
+) -> io::Result<()> {
     let next = AtomicUsize::new(0);
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
     let turns = || {
@@ -102,16 +108,27 @@ pub(crate) struct Content<'a> {
     pub(crate) state: &'a mut dyn FnMut() -> io::Result<Vec<u8>>,
 }
 
-/// Writes `content`, durably, to `path` with another ending; [`keep`] gives it its name. Ends with an error soon after
-/// `cancelled` is set.
-pub(crate) fn write(path: &Path, key: &str, content: Content<'_>, cancelled: &AtomicBool) -> io::Result<()> {
+/// Writes `content`, durably, to `path` with another ending; [`keep`] gives it its name. Ends with
+/// an error soon after `cancelled` is set.
+pub(crate) fn write(
+    path: &Path,
+    key: &str,
+    content: Content<'_>,
+    cancelled: &AtomicBool,
+) -> io::Result<()> {
     let new = path.with_extension("new");
     let attempt = || {
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         file.set_len(content.size)?;
         let written = AtomicBool::new(false);
         thread::scope(|scope| {
-            // The disk works while there is still more to come (for 140 MB: 115 ms in all instead of 205).
+            // The disk works while there is still more to come (for 140 MB: 115 ms in all instead
+            // of 205).
             scope.spawn(|| {
                 while !written.load(Ordering::Relaxed) {
                     // The last one, below, tells.
@@ -142,10 +159,13 @@ fn copy(file: &File, key: &str, content: Content<'_>, cancelled: &AtomicBool) ->
         let mut hasher = begin(key, number);
         hasher.update(chunk);
         table[number].store(hasher.finalize(), Ordering::Relaxed);
-        nonzero(chunk).into_iter().try_for_each(|(at, run)| file.write_all_at(run, start + at as u64))
+        nonzero(chunk)
+            .into_iter()
+            .try_for_each(|(at, run)| file.write_all_at(run, start + at as u64))
     })?;
     let state = state()?;
-    let table: Vec<_> = table.into_iter().flat_map(|checksum| checksum.into_inner().to_le_bytes()).collect();
+    let table: Vec<_> =
+        table.into_iter().flat_map(|checksum| checksum.into_inner().to_le_bytes()).collect();
     let mut rest = [&state[..], &table, MAGIC, key.as_bytes()].concat();
     rest.extend_from_slice(&size.to_le_bytes());
     rest.extend_from_slice(&(state.len() as u64).to_le_bytes());
@@ -189,7 +209,8 @@ impl Snapshot {
     /// Opens one of `size` bytes of memory.
     ///
     /// # Errors
-    /// `NotFound` when it is not there, `InvalidData` when it can't be used; all others are the host's.
+    /// `NotFound` when it is not there, `InvalidData` when it can't be used; all others are the
+    /// host's.
     pub(crate) fn open(path: &Path, key: &str, size: u64) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
@@ -240,7 +261,8 @@ impl Snapshot {
                 hasher.update(part);
                 at = hole;
             }
-            let good = self.table.get(4 * number..4 * number + 4) == Some(&hasher.finalize().to_le_bytes());
+            let good = self.table.get(4 * number..4 * number + 4)
+                == Some(&hasher.finalize().to_le_bytes());
             if good { Ok(()) } else { Err(damaged(&format!("chunk {number}"))) }
         })
     }
@@ -258,7 +280,9 @@ mod tests {
 
     /// Every other page is zero, and the second chunk is.
     fn memory() -> Vec<u8> {
-        let byte = |at: usize| if (at / PAGE).is_multiple_of(2) || at / CHUNK == 1 { 0 } else { (at % 251) as u8 };
+        let byte = |at: usize| {
+            if (at / PAGE).is_multiple_of(2) || at / CHUNK == 1 { 0 } else { (at % 251) as u8 }
+        };
         (0..SIZE).map(byte).collect()
     }
 
@@ -304,9 +328,20 @@ mod tests {
         let good = fs::read(&path).unwrap();
         let last = good.len() - 1;
         // Among them pages that are zero, the device state, the table and the footer.
-        for at in
-            [0, PAGE, PAGE + 1, CHUNK, CHUNK + 5000, SIZE - 1, SIZE, SIZE + 8, last - FOOTER, last - 60, last - 9, last]
-        {
+        for at in [
+            0,
+            PAGE,
+            PAGE + 1,
+            CHUNK,
+            CHUNK + 5000,
+            SIZE - 1,
+            SIZE,
+            SIZE + 8,
+            last - FOOTER,
+            last - 60,
+            last - 9,
+            last,
+        ] {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&path, bad).unwrap();

@@ -1,5 +1,6 @@
-//! Unix sockets in a machine's directory. A socket's address holds 107 bytes of path and data directories may be
-//! deeper than that, so they are reached through a descriptor of their directory.
+//! Unix sockets in a machine's directory. A socket's address holds 107 bytes of path and data
+//! directories may be deeper than that, so they are reached through a descriptor of their
+//! directory.
 
 use std::{
     fs::File,
@@ -39,7 +40,10 @@ pub(crate) async fn connect(directory: &Path, name: &str) -> Result<UnixStream, 
 }
 
 /// Connects to a socket, for code that blocks.
-pub(crate) fn connect_blocking(directory: &Path, name: &str) -> io::Result<std::os::unix::net::UnixStream> {
+pub(crate) fn connect_blocking(
+    directory: &Path,
+    name: &str,
+) -> io::Result<std::os::unix::net::UnixStream> {
     std::os::unix::net::UnixStream::connect(short(&File::open(directory)?, name))
 }
 

@@ -1,7 +1,8 @@
-//! Templates: VMs saved at the point where init waits to hear which machine it is, from which machines are started.
+//! Templates: VMs saved at the point where init waits to hear which machine it is, from which
+//! machines are started.
 //!
-//! One exists per [`Shape`]. Its memory is sealed and mapped copy-on-write by each VM that starts from it; on disk it is
-//! kept with a digest that is compared once, when it is read.
+//! One exists per [`Shape`]. Its memory is sealed and mapped copy-on-write by each VM that starts
+//! from it; on disk it is kept with a digest that is compared once, when it is read.
 
 use std::{
     collections::HashMap,
@@ -19,9 +20,11 @@ pub(crate) mod file;
 
 pub(crate) use file::Sealed;
 
-/// Templates kept at most, on disk and in memory: each takes what a booted guest has touched, 70 MB or so.
+/// Templates kept at most, on disk and in memory: each takes what a booted guest has touched, 70 MB
+/// or so.
 const MOST: usize = 8;
-/// After a first failure to build or restore one it is built again so much later; twice as late after each further one.
+/// After a first failure to build or restore one it is built again so much later; twice as late
+/// after each further one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(5);
 /// But never later than this.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
@@ -77,13 +80,19 @@ pub(crate) struct Templates {
     entries: Mutex<HashMap<Shape, Entry>>,
     /// How often in a row each failed, to be built or to be restored.
     failures: Mutex<HashMap<Shape, u32>>,
-    /// Tells that an entry has changed. Never sent to with `entries` locked: who waits looks at them.
+    /// Tells that an entry has changed. Never sent to with `entries` locked: who waits looks at
+    /// them.
     changed: watch::Sender<()>,
 }
 
 impl Templates {
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory, entries: Mutex::default(), failures: Mutex::default(), changed: watch::Sender::default() }
+        Self {
+            directory,
+            entries: Mutex::default(),
+            failures: Mutex::default(),
+            changed: watch::Sender::default(),
+        }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -104,7 +113,9 @@ impl Templates {
             }
             Some(Entry::Reading) => Found::Reading,
             Some(Entry::Building) => Found::Building,
-            Some(Entry::Failed { retry_at, reason }) if Instant::now() < *retry_at => Found::Failed(reason.clone()),
+            Some(Entry::Failed { retry_at, reason }) if Instant::now() < *retry_at => {
+                Found::Failed(reason.clone())
+            }
             Some(Entry::Failed { .. }) | None => {
                 entries.insert(shape, Entry::Reading);
                 Found::Missing
@@ -121,21 +132,31 @@ impl Templates {
     /// Waits while the template of a shape is being read from disk, but no longer than `patience`.
     pub(crate) async fn until_read(&self, shape: Shape, patience: Duration) {
         let mut changed = self.changed.subscribe();
-        let read = changed.wait_for(|()| !matches!(self.entries().get(&shape), Some(Entry::Reading)));
+        let read =
+            changed.wait_for(|()| !matches!(self.entries().get(&shape), Some(Entry::Reading)));
         // Without it the start is a cold boot, and says so.
         let _ = tokio::time::timeout(patience, read).await;
     }
 
-    /// Takes in what was read or built, and lets the one go that was used longest ago when there are too many.
+    /// Takes in what was read or built, and lets the one go that was used longest ago when there
+    /// are too many.
     pub(crate) fn settle(&self, shape: Shape, key: &str, result: Result<Sealed, String>) {
         let mut entries = self.entries();
         match result {
             Ok(sealed) => {
                 info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, key, "template ready");
-                entries.insert(shape, Entry::Ready { sealed: Arc::new(sealed), used: Instant::now(), proved: false });
+                entries.insert(
+                    shape,
+                    Entry::Ready { sealed: Arc::new(sealed), used: Instant::now(), proved: false },
+                );
             }
             Err(error) => {
-                warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, error, "no template: starts are cold boots");
+                warn!(
+                    vcpus = shape.vcpus,
+                    memory_mib = shape.memory_mib,
+                    error,
+                    "no template: starts are cold boots"
+                );
                 entries.insert(shape, self.failed(shape, error));
             }
         }
@@ -144,7 +165,10 @@ impl Templates {
             _ => None,
         };
         while entries.values().filter_map(ready).count() > MOST {
-            let oldest = entries.iter().filter_map(|(shape, entry)| ready(entry).map(|used| (used, *shape))).min();
+            let oldest = entries
+                .iter()
+                .filter_map(|(shape, entry)| ready(entry).map(|used| (used, *shape)))
+                .min();
             let Some((_, shape)) = oldest else { break };
             entries.remove(&shape);
         }
@@ -193,8 +217,8 @@ impl Templates {
         }
     }
 
-    /// A template that could not be restored is not tried again: it is built anew, at once if it ever was any good, else
-    /// after a wait.
+    /// A template that could not be restored is not tried again: it is built anew, at once if it
+    /// ever was any good, else after a wait.
     pub(crate) fn discard(&self, shape: Shape, key: &str, reason: &str) {
         {
             let mut entries = self.entries();
@@ -208,8 +232,8 @@ impl Templates {
         let _ = fs::remove_file(self.path(shape, key));
     }
 
-    /// The shapes of all that are on disk, those used last first. Files that `key` does not give the names of are of
-    /// another QEMU, kernel, init or processor, and removed. Blocks.
+    /// The shapes of all that are on disk, those used last first. Files that `key` does not give
+    /// the names of are of another QEMU, kernel, init or processor, and removed. Blocks.
     pub(crate) fn on_disk(&self, key: impl Fn(Shape) -> String) -> Vec<Shape> {
         let mut shapes = Vec::new();
         for path in self.files() {
@@ -330,7 +354,11 @@ mod tests {
                 at.duration_since(begun).as_secs()
             })
         };
-        assert_eq!(waits(5).collect::<Vec<_>>(), [10, 20, 40, 60, 60], "twice as late each time, a minute at most");
+        assert_eq!(
+            waits(5).collect::<Vec<_>>(),
+            [10, 20, 40, 60, 60],
+            "twice as late each time, a minute at most"
+        );
         templates.settle(shape(1), "k", Ok(sealed()));
         assert_eq!((templates.next_retry(), templates.failures()), (None, Vec::new()));
         templates.prove(shape(1));
@@ -341,10 +369,16 @@ mod tests {
         assert!(matches!(templates.find(shape(2)), Found::Ready(_)));
         templates.prove(shape(2));
         templates.discard(shape(2), "k", "broken");
-        assert!(matches!(templates.find(shape(2)), Found::Missing), "one that was good is built anew at once");
+        assert!(
+            matches!(templates.find(shape(2)), Found::Missing),
+            "one that was good is built anew at once"
+        );
         templates.settle(shape(2), "k", Ok(sealed()));
         templates.discard(shape(2), "k", "broken");
-        assert!(matches!(templates.find(shape(2)), Found::Failed(_)), "one that never was, after a while");
+        assert!(
+            matches!(templates.find(shape(2)), Found::Failed(_)),
+            "one that never was, after a while"
+        );
     }
 
     /// Longer than any test takes.
@@ -355,7 +389,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let templates = Templates::new(directory.path().to_owned());
         templates.until_read(shape(1), FOR_EVER).await;
-        assert!(matches!(templates.find(shape(1)), Found::Missing), "nobody waits for what nobody reads");
+        assert!(
+            matches!(templates.find(shape(1)), Found::Missing),
+            "nobody waits for what nobody reads"
+        );
         let read = async {
             // The one that waits has its turn first.
             tokio::task::yield_now().await;

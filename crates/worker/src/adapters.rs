@@ -1,4 +1,5 @@
-//! The real images and network behind the engine's traits: translates errors into what clients are told.
+//! The real images and network behind the engine's traits: translates errors into what clients are
+//! told.
 
 use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
 
@@ -33,7 +34,11 @@ impl Images for ImageStore {
         Self::resolve(self, reference).await.map_err(image_error)
     }
 
-    async fn root_disk(&self, image: &ResolvedImage, progress: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
+    async fn root_disk(
+        &self,
+        image: &ResolvedImage,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<RootDisk, ApiError> {
         Self::root_disk(self, image, progress).await.map_err(image_error)
     }
 
@@ -45,11 +50,22 @@ impl Images for ImageStore {
         Self::knows(self, reference)
     }
 
-    fn create_overlay(&self, path: &Path, virtual_size: u64, disk: &Path, files: &[OwnFile]) -> std::io::Result<()> {
+    fn create_overlay(
+        &self,
+        path: &Path,
+        virtual_size: u64,
+        disk: &Path,
+        files: &[OwnFile],
+    ) -> std::io::Result<()> {
         overlay::create(path, virtual_size, &Clusters::with_files(disk, files)?)
     }
 
-    fn unwritten(&self, disk: &Path, files: Vec<OwnFile>, used: bool) -> std::io::Result<Vec<OwnFile>> {
+    fn unwritten(
+        &self,
+        disk: &Path,
+        files: Vec<OwnFile>,
+        used: bool,
+    ) -> std::io::Result<Vec<OwnFile>> {
         caddis_image::unwritten(disk, files, used)
     }
 
@@ -74,10 +90,18 @@ impl Images for ImageStore {
         })
     }
 
-    async fn collect_garbage(&self, in_use: &HashSet<String>, wanted_free: u64) -> Result<(), ApiError> {
+    async fn collect_garbage(
+        &self,
+        in_use: &HashSet<String>,
+        wanted_free: u64,
+    ) -> Result<(), ApiError> {
         let report = Self::collect_garbage(self, in_use, wanted_free).await.map_err(image_error)?;
         if !report.removed.is_empty() {
-            tracing::info!(images = report.removed.len(), bytes = report.freed_bytes, "removed unused images");
+            tracing::info!(
+                images = report.removed.len(),
+                bytes = report.freed_bytes,
+                "removed unused images"
+            );
         }
         Ok(())
     }
@@ -95,7 +119,11 @@ fn summary(image: caddis_image::ImageSummary) -> ImageSummary {
 
 #[async_trait]
 impl HostNetwork for Network {
-    async fn attach(&self, tap: &str, addresses: &MachineAddresses) -> Result<Option<OwnedFd>, ApiError> {
+    async fn attach(
+        &self,
+        tap: &str,
+        addresses: &MachineAddresses,
+    ) -> Result<Option<OwnedFd>, ApiError> {
         Self::attach(self, tap, addresses).await.map(Some).map_err(network_error)
     }
 

@@ -1,5 +1,5 @@
-//! What of the host is promised to machines. A machine holds its promise from create to destroy, so that a start
-//! never fails for room.
+//! What of the host is promised to machines. A machine holds its promise from create to destroy, so
+//! that a start never fails for room.
 
 use std::{
     collections::HashMap,
@@ -43,7 +43,9 @@ impl Room {
     }
 
     fn exceeds_anywhere(self, other: Self) -> bool {
-        self.cpus > other.cpus || self.memory_mib > other.memory_mib || self.disk_gib > other.disk_gib
+        self.cpus > other.cpus
+            || self.memory_mib > other.memory_mib
+            || self.disk_gib > other.disk_gib
     }
 }
 
@@ -54,7 +56,8 @@ struct Reservation {
     ipv4: Ipv4Addr,
 }
 
-/// The host's resources, times the factors by which they may be promised more than once, and who holds them.
+/// The host's resources, times the factors by which they may be promised more than once, and who
+/// holds them.
 pub struct Capacity {
     all: Room,
     pool: ipnet::Ipv4Net,
@@ -65,7 +68,8 @@ impl Capacity {
     /// The resources of this host, as configured.
     pub fn new(config: &WorkerConfig) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let cpus = (processors as f64 * config.cpu_overcommit).floor().clamp(1.0, f64::from(u32::MAX));
+        let cpus =
+            (processors as f64 * config.cpu_overcommit).floor().clamp(1.0, f64::from(u32::MAX));
         let memory = config.memory_mib.unwrap_or_else(|| machine_memory_mib(host_memory_mib()));
         let disk = disk_bytes(&config.directory).saturating_sub(config.reserved_disk);
         let all = Room {
@@ -106,7 +110,11 @@ impl Capacity {
     ///
     /// # Errors
     /// 422 when there is no room, with what is free.
-    pub fn reserve(&self, machine: &MachineId, config: &MachineConfig) -> Result<Ipv4Addr, ApiError> {
+    pub fn reserve(
+        &self,
+        machine: &MachineId,
+        config: &MachineConfig,
+    ) -> Result<Ipv4Addr, ApiError> {
         let (mut held, room) = (self.held(), Room::of(config));
         if let Some(shortage) = self.shortage(self.left(&held), room) {
             let text = format!("could not reserve resource for machine: {shortage}");
@@ -116,7 +124,10 @@ impl Capacity {
         let ipv4 = caddis_network::allocate_ipv4(self.pool, taken).ok_or_else(|| {
             ApiError::new(
                 ErrorCode::InsufficientCapacity,
-                format!("could not reserve resource for machine: all addresses of {} are taken", self.pool),
+                format!(
+                    "could not reserve resource for machine: all addresses of {} are taken",
+                    self.pool
+                ),
             )
         })?;
         held.insert(machine.clone(), Reservation { room, ipv4 });
@@ -129,14 +140,17 @@ impl Capacity {
     /// 409 when there is no room; then it holds what it held.
     pub fn resize(&self, machine: &MachineId, config: &MachineConfig) -> Result<(), ApiError> {
         let (mut held, wanted) = (self.held(), Room::of(config));
-        let others = held.iter().filter(|(id, _)| *id != machine).map(|(_, reservation)| reservation.room);
+        let others =
+            held.iter().filter(|(id, _)| *id != machine).map(|(_, reservation)| reservation.room);
         let free = others.fold(self.all, Room::minus);
         let Some(current) = held.get_mut(machine) else { return Ok(()) };
         // One that shrinks is never refused, on a host that has promised too much either.
         if wanted.exceeds_anywhere(current.room)
             && let Some(shortage) = self.shortage(free, wanted)
         {
-            return Err(ApiError::aborted(format!("could not reserve resource for machine: {shortage}")));
+            return Err(ApiError::aborted(format!(
+                "could not reserve resource for machine: {shortage}"
+            )));
         }
         current.room = wanted;
         Ok(())
@@ -153,7 +167,8 @@ impl Capacity {
     }
 }
 
-/// What VMs that wait for machines may have of the host's memory together, MiB: it is not promised to machines.
+/// What VMs that wait for machines may have of the host's memory together, MiB: it is not promised
+/// to machines.
 pub fn pool_memory_mib() -> u64 {
     host_memory_mib() / POOL_PART
 }
@@ -167,7 +182,9 @@ fn host_memory_mib() -> u64 {
     // Not to be had only where /proc is missing; then nothing else works either.
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = total.and_then(|total| total.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse::<u64>().ok());
+    let kib = total
+        .and_then(|total| total.trim().strip_suffix("kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok());
     kib.unwrap_or(0) / 1024
 }
 
@@ -235,6 +252,8 @@ mod tests {
         for _ in 0..8 {
             refusal = capacity.reserve(&MachineId::random(), &config(0, 0, 0)).err().or(refusal);
         }
-        assert!(refusal.is_some_and(|error| error.message.contains("all addresses of 10.0.0.0/30")));
+        assert!(
+            refusal.is_some_and(|error| error.message.contains("all addresses of 10.0.0.0/30"))
+        );
     }
 }

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::{clock::now_ms, engine::Shared, owner::Message};
 
-/// At most one event in so long: who flushes a firewall in a loop shall not push everything else out.
+/// At most one event in so long: who flushes a firewall in a loop shall not push everything else
+/// out.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// So long the server's health tells of it.
@@ -34,8 +35,10 @@ pub async fn note(shared: Arc<Shared>) {
     while told.wait_for(|told| told.count != known).await.is_ok() {
         let news = told.borrow_and_update().clone();
         let times = news.count - known;
-        let message = format!("Network restored: another program of the host had removed its {}", news.what);
-        let details = json!({ "removed": news.what, "times": times, "message": message, "level": "info" });
+        let message =
+            format!("Network restored: another program of the host had removed its {}", news.what);
+        let details =
+            json!({ "removed": news.what, "times": times, "message": message, "level": "info" });
         known = news.count;
         for owner in shared.all_owners() {
             // One that has just ended hears of nothing.

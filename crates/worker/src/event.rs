@@ -12,7 +12,8 @@ use crate::{
     row::{MachineRow, ProgramEnd},
 };
 
-/// Kind of the event that tells of a process, none of the machine's programs itself, that was killed for want of memory.
+/// Kind of the event that tells of a process, none of the machine's programs itself, that was
+/// killed for want of memory.
 pub const OOM: &str = "oom";
 
 /// Longest text of an event, bytes.
@@ -29,7 +30,8 @@ pub enum Source {
     Worker,
 }
 
-/// A new event that follows the machine's last one; `told` is what it tells beyond its kind, or null.
+/// A new event that follows the machine's last one; `told` is what it tells beyond its kind, or
+/// null.
 pub fn new(
     last: Option<&EventId>,
     now_ms: u64,
@@ -53,12 +55,15 @@ pub fn new(
     event.telling(bounded(told))
 }
 
-/// What is told, with long texts cut: a machine is published with many of its events, in one message.
+/// What is told, with long texts cut: a machine is published with many of its events, in one
+/// message.
 fn bounded(told: Value) -> Value {
     match told {
         Value::String(text) => Value::String(bounded_text(text)),
         Value::Array(values) => values.into_iter().take(LONGEST_LIST).map(bounded).collect(),
-        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, bounded(value))).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (name, bounded(value))).collect()
+        }
         other => other,
     }
 }
@@ -73,7 +78,13 @@ pub fn bounded_text(mut text: String) -> String {
 }
 
 /// The details of an `exit` event.
-pub fn exit_request(row: &MachineRow, end: &ProgramEnd, requested: bool, restarting: bool, now_ms: u64) -> Value {
+pub fn exit_request(
+    row: &MachineRow,
+    end: &ProgramEnd,
+    requested: bool,
+    restarting: bool,
+    now_ms: u64,
+) -> Value {
     let report = end.report.as_ref();
     let guest_signal = report.and_then(|report| report.signal).unwrap_or(-1);
     let exited_ms = report.map_or(now_ms, |report| report.exited_at_ns / 1_000_000);
@@ -91,7 +102,8 @@ pub fn exit_request(row: &MachineRow, end: &ProgramEnd, requested: bool, restart
             cause: end.cause.map(|cause| cause.as_str().to_owned()),
             message: end.message.clone(),
         },
-        restart_count: u32::try_from(restart::recent(&row.restarts, now_ms).count()).unwrap_or(u32::MAX),
+        restart_count: u32::try_from(restart::recent(&row.restarts, now_ms).count())
+            .unwrap_or(u32::MAX),
     };
     json!(details)
 }

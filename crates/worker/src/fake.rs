@@ -61,7 +61,11 @@ pub fn drivers(
     network: &FakeNetwork,
     images: impl Images,
 ) -> Result<Drivers, VmmError> {
-    let config = SlotPoolConfig { directory: directory.join("slots"), count: slots, ..SlotPoolConfig::default() };
+    let config = SlotPoolConfig {
+        directory: directory.join("slots"),
+        count: slots,
+        ..SlotPoolConfig::default()
+    };
     let slots = SlotPool::open_without_cgroups(config)?;
     Ok(Drivers {
         vmm: Arc::new(FakeVmm::with_slots(vms.clone(), slots.clone())),
@@ -71,7 +75,8 @@ pub fn drivers(
     })
 }
 
-/// One image that is always there, `missing` which isn't, and `broken` which can't be had in the end.
+/// One image that is always there, `missing` which isn't, and `broken` which can't be had in the
+/// end.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FakeImages;
 
@@ -79,17 +84,27 @@ pub struct FakeImages;
 impl Images for FakeImages {
     async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ApiError> {
         if reference == "missing" {
-            return Err(ApiError::new(ErrorCode::ImageUnavailable, "image `missing` was not found"));
+            return Err(ApiError::new(
+                ErrorCode::ImageUnavailable,
+                "image `missing` was not found",
+            ));
         }
         Ok(ResolvedImage {
             requested: reference.to_owned(),
-            reference: ImageReference { digest: "sha256:0".to_owned(), ..ImageReference::default() },
+            reference: ImageReference {
+                digest: "sha256:0".to_owned(),
+                ..ImageReference::default()
+            },
             config: ImageConfig::default(),
             download_size: 1,
         })
     }
 
-    async fn root_disk(&self, image: &ResolvedImage, _: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
+    async fn root_disk(
+        &self,
+        image: &ResolvedImage,
+        _: &watch::Sender<Progress>,
+    ) -> Result<RootDisk, ApiError> {
         if image.requested == "broken" {
             return Err(ApiError::new(ErrorCode::ImageUnavailable, "told to fail"));
         }
@@ -112,7 +127,12 @@ impl Images for FakeImages {
         Ok(files)
     }
 
-    async fn import(&self, _: &str, _: Option<&str>, _: &watch::Sender<Progress>) -> Result<ImageSummary, ApiError> {
+    async fn import(
+        &self,
+        _: &str,
+        _: Option<&str>,
+        _: &watch::Sender<Progress>,
+    ) -> Result<ImageSummary, ApiError> {
         Err(ApiError::internal("not here"))
     }
 

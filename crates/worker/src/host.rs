@@ -16,9 +16,13 @@ pub trait Images: Send + Sync + 'static {
     /// Finds out which image a reference means, without fetching it.
     async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ApiError>;
 
-    /// The image's root disk, fetched and built when it is not there. `in_use` are the digests that must not be
-    /// removed to make room.
-    async fn root_disk(&self, image: &ResolvedImage, progress: &watch::Sender<Progress>) -> Result<RootDisk, ApiError>;
+    /// The image's root disk, fetched and built when it is not there. `in_use` are the digests that
+    /// must not be removed to make room.
+    async fn root_disk(
+        &self,
+        image: &ResolvedImage,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<RootDisk, ApiError>;
 
     /// The root disk if it is there already.
     fn ready_root_disk(&self, digest: &str) -> Option<RootDisk>;
@@ -26,11 +30,24 @@ pub trait Images: Send + Sync + 'static {
     /// Whether a reference is known and its root disk is there.
     fn knows(&self, reference: &str) -> bool;
 
-    /// Writes an overlay of this virtual size over a root disk, with these files in it as far as that keeps room for them.
-    fn create_overlay(&self, path: &Path, virtual_size: u64, disk: &Path, files: &[OwnFile]) -> std::io::Result<()>;
+    /// Writes an overlay of this virtual size over a root disk, with these files in it as far as
+    /// that keeps room for them.
+    fn create_overlay(
+        &self,
+        path: &Path,
+        virtual_size: u64,
+        disk: &Path,
+        files: &[OwnFile],
+    ) -> std::io::Result<()>;
 
-    /// Those of the files that the guest has to write: that it keeps no room for, or all when the overlay was `used` since.
-    fn unwritten(&self, disk: &Path, files: Vec<OwnFile>, used: bool) -> std::io::Result<Vec<OwnFile>>;
+    /// Those of the files that the guest has to write: that it keeps no room for, or all when the
+    /// overlay was `used` since.
+    fn unwritten(
+        &self,
+        disk: &Path,
+        files: Vec<OwnFile>,
+        used: bool,
+    ) -> std::io::Result<Vec<OwnFile>>;
 
     /// Takes in an image of an archive, `FORMAT:FILE[:IMAGE]`.
     async fn import(
@@ -47,14 +64,22 @@ pub trait Images: Send + Sync + 'static {
     async fn remove(&self, name: &str, in_use: &HashSet<String>) -> Result<(), ApiError>;
 
     /// Removes what is not in use, least recently used first, until so many bytes are free.
-    async fn collect_garbage(&self, in_use: &HashSet<String>, wanted_free: u64) -> Result<(), ApiError>;
+    async fn collect_garbage(
+        &self,
+        in_use: &HashSet<String>,
+        wanted_free: u64,
+    ) -> Result<(), ApiError>;
 }
 
 /// Connects VMs.
 #[async_trait]
 pub trait HostNetwork: Send + Sync + 'static {
     /// Makes the tap with its routes and filter elements; `None` from a fake.
-    async fn attach(&self, tap: &str, addresses: &MachineAddresses) -> Result<Option<OwnedFd>, ApiError>;
+    async fn attach(
+        &self,
+        tap: &str,
+        addresses: &MachineAddresses,
+    ) -> Result<Option<OwnedFd>, ApiError>;
 
     /// Makes sure that routes and elements of a running VM are in place.
     async fn adopt(&self, tap: &str, addresses: &MachineAddresses) -> Result<(), ApiError>;

@@ -1,4 +1,5 @@
-//! Where tests step in: any step can be made to fail, to be done twice, or to be the last thing its process did.
+//! Where tests step in: any step can be made to fail, to be done twice, or to be the last thing its
+//! process did.
 
 use async_trait::async_trait;
 use caddis_api::MachineId;
@@ -23,7 +24,8 @@ pub enum Interference {
     Twice,
 }
 
-/// Told of each step by the names it has in the API. What never ends stands for a process that dies there.
+/// Told of each step by the names it has in the API. What never ends stands for a process that dies
+/// there.
 #[async_trait]
 pub trait StepHook: Send + Sync {
     /// A step is about to be done.
@@ -37,10 +39,13 @@ pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Fail
     let Some(hook) = context.shared.hook.clone() else { return step::run(step, context) };
     Box::pin(async move {
         let machine = context.row.id.clone();
-        let operation = context.row.operation.as_ref().map_or("", |operation| operation.kind.as_str());
+        let operation =
+            context.row.operation.as_ref().map_or("", |operation| operation.kind.as_str());
         let done = match hook.before(&machine, operation, step.as_str()).await {
             Interference::None => step::run(step, context.clone()).await?,
-            Interference::Fail { retry } => return Err(Failure { message: "told to fail".to_owned(), retry }),
+            Interference::Fail { retry } => {
+                return Err(Failure { message: "told to fail".to_owned(), retry });
+            }
             Interference::Twice => twice(step, context.clone()).await?,
         };
         hook.after(&machine, operation, step.as_str()).await;

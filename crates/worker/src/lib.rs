@@ -1,5 +1,5 @@
-//! The owner of the machines on one host: what they are configured to be, what they are doing, and every change of
-//! that. See ARCHITECTURE.md for the whole; the parts here:
+//! The owner of the machines on one host: what they are configured to be, what they are doing, and
+//! every change of that. See ARCHITECTURE.md for the whole; the parts here:
 //!
 //! ```text
 //!  bus ──▶ service ──▶ owner task (one per machine) ──▶ policy (pure: what may happen now?)
@@ -21,7 +21,8 @@ use caddis_disk::Reserve;
 use caddis_guest_protocol::host::Pace;
 
 use crate::{
-    engine::Shared, requests::RequestHandler, service::QuestionHandler, store::StoreError, streams::StreamEndpoint,
+    engine::Shared, requests::RequestHandler, service::QuestionHandler, store::StoreError,
+    streams::StreamEndpoint,
 };
 
 mod adapters;
@@ -74,7 +75,8 @@ pub struct WorkerConfig {
     pub cpu_overcommit: f64,
     /// How often each MiB of memory may be promised.
     pub memory_overcommit: f64,
-    /// How often each GiB of the directory's file system may be promised to root disks, which are sparse.
+    /// How often each GiB of the directory's file system may be promised to root disks, which are
+    /// sparse.
     pub disk_overcommit: f64,
     /// How many machines start at once after a host reboot.
     pub restart_concurrency: usize,
@@ -88,8 +90,8 @@ pub struct WorkerConfig {
     pub destroyed_retention: Duration,
     /// How often a guest that says nothing is asked something, and how long it is waited for.
     pub guest_pace: Pace,
-    /// Boot id of the host, from `/proc/sys/kernel/random/boot_id`; another one than at the last run means that the
-    /// host was rebooted and no VM survived.
+    /// Boot id of the host, from `/proc/sys/kernel/random/boot_id`; another one than at the last
+    /// run means that the host was rebooted and no VM survived.
     pub boot_id: String,
     /// Room on the disk for what must be recorded also when it is full.
     pub reserve: Arc<Reserve>,
@@ -116,8 +118,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Opens (or makes) its database, adopts running VMs, goes on with unfinished operations, and serves the bus, now or
-    /// as soon as that can be had.
+    /// Opens (or makes) its database, adopts running VMs, goes on with unfinished operations, and
+    /// serves the bus, now or as soon as that can be had.
     ///
     /// # Errors
     /// When the database or the directory can't be used.
@@ -125,7 +127,8 @@ impl Worker {
         let shared = start::open(config, parts.bus.clone(), parts.drivers, parts.hook).await?;
         let requests = Arc::new(RequestHandler::open(shared.clone()).await?);
         start::resume(&shared).await?;
-        let services = Services { bus: parts.bus, shared: shared.clone(), requests: requests.clone() };
+        let services =
+            Services { bus: parts.bus, shared: shared.clone(), requests: requests.clone() };
         let served = services.serve().await;
         let background = vec![
             tokio::spawn(services.keep(served)),
@@ -152,8 +155,8 @@ impl Worker {
         Arc::new(StreamEndpoint::new(self.shared.clone(), self.requests.clone()))
     }
 
-    /// Takes no more requests and lets what is being recorded be recorded. VMs of machines are left running; operations under way
-    /// go on at the next start.
+    /// Takes no more requests and lets what is being recorded be recorded. VMs of machines are left
+    /// running; operations under way go on at the next start.
     pub async fn shutdown(self) {
         for task in self.background {
             task.abort();
@@ -165,8 +168,8 @@ impl Worker {
     }
 }
 
-/// What a worker serves on the bus. Its machines do not need it: without a bus they go on, and it serves once there is
-/// one.
+/// What a worker serves on the bus. Its machines do not need it: without a bus they go on, and it
+/// serves once there is one.
 struct Services {
     bus: Arc<dyn Bus>,
     shared: Arc<Shared>,

@@ -71,7 +71,8 @@ pub struct Live {
     pub guest: watch::Sender<Guest>,
     /// Whether the VM stands still because of its disk.
     pub hold: watch::Receiver<Option<Hold>>,
-    /// Distinguishes the boots of a machine in its log: numbers of log records begin anew with each.
+    /// Distinguishes the boots of a machine in its log: numbers of log records begin anew with
+    /// each.
     pub boot: u64,
 }
 
@@ -93,7 +94,8 @@ impl Guest {
         self.frozen && self.ended.is_none() && self.gone.is_none()
     }
 
-    /// Why the host does not vouch for the machine, if it does not. The first that holds explains the others.
+    /// Why the host does not vouch for the machine, if it does not. The first that holds explains
+    /// the others.
     pub fn host_reason(&self) -> Option<HostReason> {
         self.silent.then_some(HostReason::GuestSilent)
     }
@@ -105,12 +107,18 @@ impl Live {
         Self::with(vm, boot, 0, pace, Guest::default())
     }
 
-    /// Opens the session with a VM that an earlier server launched. `acknowledged` is the last log record of this boot
-    /// that is safe.
+    /// Opens the session with a VM that an earlier server launched. `acknowledged` is the last log
+    /// record of this boot that is safe.
     pub fn adopted(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, pace: Pace) -> Self {
         // One that can't be saved never stood still.
         let frozen = vm.can_save();
-        Self::with(vm, boot, acknowledged, pace, Guest { frozen, halted: frozen, ..Guest::default() })
+        Self::with(
+            vm,
+            boot,
+            acknowledged,
+            pace,
+            Guest { frozen, halted: frozen, ..Guest::default() },
+        )
     }
 
     /// Opens the session with a VM that goes on where it was saved, but for its programs.

@@ -1,9 +1,10 @@
 //! Logs of the programs: lines in files, per machine, bounded.
 //!
-//! One thread writes for all machines. It numbers every line (nanoseconds of the clock, but always rising), so that a
-//! reader of several machines has one position for all of them: lines up to [`Logs::position`] are in the files.
-//! A record of the guest is acknowledged only once its lines are in the file; after a crash of this process the files
-//! tell how far that was ([`Logs::acknowledged`]).
+//! One thread writes for all machines. It numbers every line (nanoseconds of the clock, but always
+//! rising), so that a reader of several machines has one position for all of them: lines up to
+//! [`Logs::position`] are in the files. A record of the guest is acknowledged only once its lines
+//! are in the file; after a crash of this process the files tell how far that was
+//! ([`Logs::acknowledged`]).
 
 use std::{
     collections::HashMap,
@@ -97,7 +98,15 @@ struct NewLine {
 
 impl NewLine {
     fn of_record(source: &'static str, time_ns: u64, record: (u64, u64), message: String) -> Self {
-        Self { time_ns, source, record: Some(record), event: None, level: None, partial: false, message }
+        Self {
+            time_ns,
+            source,
+            record: Some(record),
+            event: None,
+            level: None,
+            partial: false,
+            message,
+        }
     }
 
     /// The lines about an event.
@@ -115,7 +124,8 @@ impl NewLine {
     }
 }
 
-/// The logs of all machines of a worker. Clones share them; the last one to go waits until all is written.
+/// The logs of all machines of a worker. Clones share them; the last one to go waits until all is
+/// written.
 #[derive(Clone)]
 pub struct Logs {
     directory: PathBuf,
@@ -193,7 +203,8 @@ impl Logs {
         let _ = all.await;
     }
 
-    /// Writes a record of the guest, counted by the boot `boot`, and calls `done` once it is in the file.
+    /// Writes a record of the guest, counted by the boot `boot`, and calls `done` once it is in the
+    /// file.
     pub fn append_record(
         &self,
         machine: &MachineId,
@@ -210,7 +221,9 @@ impl Logs {
         };
         let mut lines = Vec::new();
         if dropped > 0 {
-            let message = format!("{dropped} log records were lost: the program wrote faster than they could be taken");
+            let message = format!(
+                "{dropped} log records were lost: the program wrote faster than they could be taken"
+            );
             lines.push(NewLine::of_record("runner", time_ns, (boot, sequence), message));
         }
         for (line, partial) in split(text, partial) {
@@ -223,12 +236,16 @@ impl Logs {
     /// Writes the lines about events that have just been recorded, oldest first.
     pub fn append_events(&self, machine: &MachineId, events: &[MachineEvent]) {
         if events.iter().any(|event| !runner::lines(event).is_empty()) {
-            self.send(Job::Events { machine: machine.clone(), events: events.to_vec(), known: true });
+            self.send(Job::Events {
+                machine: machine.clone(),
+                events: events.to_vec(),
+                known: true,
+            });
         }
     }
 
-    /// Writes the lines about those of a machine's latest events, oldest first, that an earlier process has recorded and
-    /// not written.
+    /// Writes the lines about those of a machine's latest events, oldest first, that an earlier
+    /// process has recorded and not written.
     pub fn catch_up(&self, machine: &MachineId, events: Vec<MachineEvent>) {
         self.send(Job::Events { machine: machine.clone(), events, known: false });
     }
@@ -255,7 +272,8 @@ impl Logs {
         self.position.clone()
     }
 
-    /// The last record of `boot` that is in the files, 0 when there is none. Reads files; not for an async task.
+    /// The last record of `boot` that is in the files, 0 when there is none. Reads files; not for
+    /// an async task.
     pub fn acknowledged(&self, machine: &MachineId, boot: u64) -> u64 {
         let mut last = 0;
         // A file that can't be read counts as empty: the guest then sends again what it still has.
@@ -279,14 +297,16 @@ impl Logs {
     }
 }
 
-/// Lines of a record, without line ends, and whether each goes on in the next; what is no UTF-8 is replaced. `partial` says
-/// so of the last.
+/// Lines of a record, without line ends, and whether each goes on in the next; what is no UTF-8 is
+/// replaced. `partial` says so of the last.
 fn split(text: &[u8], partial: bool) -> Vec<(String, bool)> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     let mut pieces = Vec::new();
     for line in text.split(|byte| *byte == b'\n') {
         let mut line = line.strip_suffix(b"\r").unwrap_or(line);
-        while let Some(window) = line.get(..MAX_LINE_BYTES).filter(|window| window.len() < line.len()) {
+        while let Some(window) =
+            line.get(..MAX_LINE_BYTES).filter(|window| window.len() < line.len())
+        {
             let (piece, rest) = line.split_at(text::whole(window));
             pieces.push((String::from_utf8_lossy(piece).into_owned(), true));
             line = rest;
@@ -309,10 +329,15 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes the lines about events. Whether they are written already is looked up, unless it is `known` that they are
-    /// not. A file that was not open is closed again, and so is that of a machine that has come to rest: there are many
-    /// quiet ones.
-    fn tell(&mut self, machine: &MachineId, events: &[MachineEvent], known: bool) -> io::Result<()> {
+    /// Writes the lines about events. Whether they are written already is looked up, unless it is
+    /// `known` that they are not. A file that was not open is closed again, and so is that of a
+    /// machine that has come to rest: there are many quiet ones.
+    fn tell(
+        &mut self,
+        machine: &MachineId,
+        events: &[MachineEvent],
+        known: bool,
+    ) -> io::Result<()> {
         let mut lines: Vec<_> = events.iter().flat_map(NewLine::of_event).collect();
         if !known {
             let newest = read::newest(&self.directory.join(machine.as_str()))?;
@@ -338,11 +363,21 @@ impl Writer {
     fn append(&mut self, machine: &MachineId, mut lines: Vec<NewLine>) -> io::Result<()> {
         let count = lines.len() as u64;
         if let (Some(lost), Some(first)) = (self.lost.get(machine), lines.first()) {
-            let message = format!("{lost} lines were lost: the host could not write them, its disk may have been full");
+            let message = format!(
+                "{lost} lines were lost: the host could not write them, its disk may have been full"
+            );
             let (record, level) = (first.record, Some(runner::Level::Error.as_str()));
             lines.insert(
                 0,
-                NewLine { time_ns: now_ns(), source: "runner", record, event: None, level, partial: false, message },
+                NewLine {
+                    time_ns: now_ns(),
+                    source: "runner",
+                    record,
+                    event: None,
+                    level,
+                    partial: false,
+                    message,
+                },
             );
         }
         match self.write(machine, lines) {
@@ -353,7 +388,8 @@ impl Writer {
             Err(error) => {
                 let lost = self.lost.entry(machine.clone()).or_default();
                 *lost += count;
-                // Once, whatever comes: what can't be written would fill another disk with what is said of it.
+                // Once, whatever comes: what can't be written would fill another disk with what is
+                // said of it.
                 if *lost == count { Err(error) } else { Ok(()) }
             }
         }
@@ -369,7 +405,8 @@ impl Writer {
             self.last = now_ns().max(self.last + 1);
             let NewLine { time_ns, source, record, event, level, partial, message } = line;
             let (source, level) = (source.to_owned(), level.map(str::to_owned));
-            let line = Line { number: self.last, time_ns, source, record, event, level, partial, message };
+            let line =
+                Line { number: self.last, time_ns, source, record, event, level, partial, message };
             serde_json::to_writer(&mut text, &line)?;
             text.push(b'\n');
         }
@@ -406,7 +443,9 @@ impl Writer {
     fn open(&mut self, machine: &MachineId) -> io::Result<(u64, File, u64)> {
         let directory = self.directory.join(machine.as_str());
         fs::create_dir_all(&directory)?;
-        let Some((number, path)) = segments(&directory)?.pop() else { return Ok((1, create(&directory, 1)?, 0)) };
+        let Some((number, path)) = segments(&directory)?.pop() else {
+            return Ok((1, create(&directory, 1)?, 0));
+        };
         // Numbers of a machine rise even when the clock was set back since.
         self.last = self.last.max(read::last_number(&path)?);
         let mut file = OpenOptions::new().read(true).append(true).open(path)?;

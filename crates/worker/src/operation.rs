@@ -1,5 +1,5 @@
-//! Operations: every change of a machine's state is one, recorded before it begins, done in steps that each may be
-//! repeated, and ended by a deadline at the latest.
+//! Operations: every change of a machine's state is one, recorded before it begins, done in steps
+//! that each may be repeated, and ended by a deadline at the latest.
 //!
 //! | step | what it does | repeated after a crash | undone by |
 //! |---|---|---|---|
@@ -41,7 +41,8 @@ pub enum OperationKind {
         automatic: bool,
         /// It ran before the host went down: waits for its turn among the others of the host.
         recovery: bool,
-        /// A suspend follows. Only of what is queued: once it begins, the suspend is what is queued.
+        /// A suspend follows. Only of what is queued: once it begins, the suspend is what is
+        /// queued.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         suspend_after: bool,
     },
@@ -153,16 +154,23 @@ impl Step {
         matches!(self, Self::EndVm | Self::Release)
     }
 
-    /// Whether it may be broken off: it only waits, or what it has begun is cleared away by `release`.
+    /// Whether it may be broken off: it only waits, or what it has begun is cleared away by
+    /// `release`.
     pub fn may_be_dropped(self) -> bool {
-        use Step::{AwaitExit, BackOff, Boot, Configure, Freeze, PowerOff, Pull, Queue, Save, Thaw};
-        matches!(self, Pull | BackOff | Boot | Configure | AwaitExit | PowerOff | Queue | Freeze | Save | Thaw)
+        use Step::{
+            AwaitExit, BackOff, Boot, Configure, Freeze, PowerOff, Pull, Queue, Save, Thaw,
+        };
+        matches!(
+            self,
+            Pull | BackOff | Boot | Configure | AwaitExit | PowerOff | Queue | Freeze | Save | Thaw
+        )
     }
 }
 
 /// Time a create may take: a large image over a slow line.
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(30 * 60);
-/// Time a start may take beyond its back-off. Under emulation on a busy host a boot takes many seconds.
+/// Time a start may take beyond its back-off. Under emulation on a busy host a boot takes many
+/// seconds.
 pub const START_DEADLINE: Duration = Duration::from_secs(4 * 60);
 /// Time a suspend may take: its turn among others, and a large memory on a slow disk.
 pub const SUSPEND_DEADLINE: Duration = Duration::from_secs(4 * 60);
@@ -173,20 +181,23 @@ pub const MAX_ATTEMPTS: u32 = 3;
 
 impl OperationKind {
     /// A start that a client asked for.
-    pub const START: Self = Self::Start { not_before: 0, automatic: false, recovery: false, suspend_after: false };
+    pub const START: Self =
+        Self::Start { not_before: 0, automatic: false, recovery: false, suspend_after: false };
 
     /// Its steps, in order.
     pub fn steps(&self) -> &'static [Step] {
         use Step::{
-            AwaitExit, BackOff, Boot, Configure, EndVm, Freeze, Launch, PowerOff, PrepareRoot, Pull, Queue, Release,
-            RemoveFiles, Save, Signal, Thaw,
+            AwaitExit, BackOff, Boot, Configure, EndVm, Freeze, Launch, PowerOff, PrepareRoot,
+            Pull, Queue, Release, RemoveFiles, Save, Signal, Thaw,
         };
         match self {
             Self::Create => &[Pull],
             // `release` first: whatever an earlier VM left behind must be gone before the next.
             Self::Start { .. } => &[BackOff, Release, Pull, PrepareRoot, Launch, Boot, Configure],
             Self::Stop(_) => &[Signal, AwaitExit, PowerOff, Release],
-            Self::Restart(_) => &[Signal, AwaitExit, PowerOff, Release, Pull, PrepareRoot, Launch, Boot, Configure],
+            Self::Restart(_) => {
+                &[Signal, AwaitExit, PowerOff, Release, Pull, PrepareRoot, Launch, Boot, Configure]
+            }
             Self::Update { run: true, .. } => {
                 &[Pull, Signal, AwaitExit, PowerOff, Release, PrepareRoot, Launch, Boot, Configure]
             }
@@ -202,12 +213,17 @@ impl OperationKind {
         }
     }
 
-    /// Whether the machine rests afterwards, whatever is left of its VM's process: the kernel takes tens of milliseconds
-    /// to remove one that it has killed, in which nothing of it runs. Whatever comes next waits for that.
+    /// Whether the machine rests afterwards, whatever is left of its VM's process: the kernel takes
+    /// tens of milliseconds to remove one that it has killed, in which nothing of it runs. Whatever
+    /// comes next waits for that.
     pub fn rests(&self) -> bool {
         matches!(
             self,
-            Self::Stop(_) | Self::Exit { .. } | Self::Suspend | Self::Rest { .. } | Self::Update { run: false, .. }
+            Self::Stop(_)
+                | Self::Exit { .. }
+                | Self::Suspend
+                | Self::Rest { .. }
+                | Self::Update { run: false, .. }
         )
     }
 
@@ -259,15 +275,23 @@ impl OperationKind {
             Self::Create => now_ms + millis(CREATE_DEADLINE),
             Self::Start { not_before, .. } => now_ms.max(*not_before) + millis(START_DEADLINE),
             Self::Stop(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE),
-            Self::Restart(stop) => now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE) + millis(START_DEADLINE),
+            Self::Restart(stop) => {
+                now_ms + stop.timeout_ms + millis(CLEAR_DEADLINE) + millis(START_DEADLINE)
+            }
             Self::Update { stop, .. } => {
-                now_ms + millis(CREATE_DEADLINE) + stop.timeout_ms + millis(CLEAR_DEADLINE) + millis(START_DEADLINE)
+                now_ms
+                    + millis(CREATE_DEADLINE)
+                    + stop.timeout_ms
+                    + millis(CLEAR_DEADLINE)
+                    + millis(START_DEADLINE)
             }
             Self::Suspend => now_ms + millis(SUSPEND_DEADLINE),
             Self::Resume { .. } => now_ms + millis(START_DEADLINE),
-            Self::Exit { .. } | Self::Wake { .. } | Self::Rest { .. } | Self::Destroy | Self::Abandon { .. } => {
-                now_ms + millis(CLEAR_DEADLINE)
-            }
+            Self::Exit { .. }
+            | Self::Wake { .. }
+            | Self::Rest { .. }
+            | Self::Destroy
+            | Self::Abandon { .. } => now_ms + millis(CLEAR_DEADLINE),
         }
     }
 }
@@ -297,10 +321,19 @@ impl Operation {
     /// A new one at its first step.
     pub fn begin(kind: OperationKind, now_ms: u64) -> Self {
         let deadline = kind.deadline(now_ms);
-        Self { kind, step: 0, attempt: 1, started_at: now_ms, deadline, last_error: None, retry_at: None }
+        Self {
+            kind,
+            step: 0,
+            attempt: 1,
+            started_at: now_ms,
+            deadline,
+            last_error: None,
+            retry_at: None,
+        }
     }
 
-    /// The step to go back to when a later one failed: where everything of an earlier VM is cleared away.
+    /// The step to go back to when a later one failed: where everything of an earlier VM is cleared
+    /// away.
     pub fn retry_from(&self) -> usize {
         let released = self.kind.steps().iter().position(|step| step.comes_after_the_last_vm());
         released.map_or(self.step, |released| released.min(self.step))
@@ -314,8 +347,8 @@ impl Operation {
         self.kind.clock_was_set(by_ms);
     }
 
-    /// How long it may still take. Never longer than any of its kind: the clock may have been set back while no server
-    /// ran.
+    /// How long it may still take. Never longer than any of its kind: the clock may have been set
+    /// back while no server ran.
     pub fn left(&self, now_ms: u64) -> Duration {
         let most = match &self.kind {
             OperationKind::Start { .. } => START_DEADLINE + MAX_BACK_OFF,
@@ -324,11 +357,13 @@ impl Operation {
         Duration::from_millis(self.deadline.saturating_sub(now_ms)).min(most)
     }
 
-    /// When it goes on, where it waits for its time: after a failure, or before a restart. Milliseconds since the Unix
-    /// epoch.
+    /// When it goes on, where it waits for its time: after a failure, or before a restart.
+    /// Milliseconds since the Unix epoch.
     pub fn waits_until(&self) -> Option<u64> {
         let restart = match self.kind {
-            OperationKind::Start { not_before, .. } if self.current() == Some(Step::BackOff) => Some(not_before),
+            OperationKind::Start { not_before, .. } if self.current() == Some(Step::BackOff) => {
+                Some(not_before)
+            }
             _ => None,
         };
         self.retry_at.or(restart.filter(|at| *at > 0))
@@ -352,21 +387,33 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_neither_ends_nor_holds_up_what_is_under_way() {
         let (now, hours) = (1_000_000_000_u64, 2 * 3_600_000);
-        let restart =
-            OperationKind::Start { not_before: now + 4000, automatic: true, recovery: false, suspend_after: false };
-        let stop = OperationKind::Stop(Stop { signal: Signal::TERM, timeout_ms: 5000, is_default: false });
-        for kind in [OperationKind::START, restart, stop, OperationKind::Suspend, OperationKind::Create] {
+        let restart = OperationKind::Start {
+            not_before: now + 4000,
+            automatic: true,
+            recovery: false,
+            suspend_after: false,
+        };
+        let stop =
+            OperationKind::Stop(Stop { signal: Signal::TERM, timeout_ms: 5000, is_default: false });
+        for kind in
+            [OperationKind::START, restart, stop, OperationKind::Suspend, OperationKind::Create]
+        {
             let begun = Operation { retry_at: Some(now + 250), ..Operation::begin(kind, now) };
             for by in [hours, -hours] {
                 let mut operation = begun.clone();
                 operation.clock_was_set(by);
                 let after = now.saturating_add_signed(by);
                 assert_eq!(operation.left(after), begun.left(now), "{:?}", begun.kind);
-                let waits = |operation: &Operation, now: u64| operation.waits_until().map(|at| at - now);
+                let waits =
+                    |operation: &Operation, now: u64| operation.waits_until().map(|at| at - now);
                 assert_eq!(waits(&operation, after), waits(&begun, now));
                 // Set while no server ran, nothing moves with it.
                 let left = begun.left(after);
-                assert!(left <= begun.left(now).max(START_DEADLINE + MAX_BACK_OFF), "{:?}: {left:?}", begun.kind);
+                assert!(
+                    left <= begun.left(now).max(START_DEADLINE + MAX_BACK_OFF),
+                    "{:?}: {left:?}",
+                    begun.kind
+                );
             }
         }
     }

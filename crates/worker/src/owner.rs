@@ -1,5 +1,6 @@
-//! The one task that owns a machine: every change goes through it, in order. Requests, guest events, the end of the
-//! VM, finished steps and deadlines come in; what is recorded, and then published, goes out.
+//! The one task that owns a machine: every change goes through it, in order. Requests, guest
+//! events, the end of the VM, finished steps and deadlines come in; what is recorded, and then
+//! published, goes out.
 //!
 //! ```text
 //!   request ──▶ policy ──▶ operation recorded ──▶ step ──▶ step recorded ──▶ … ──▶ outcome recorded
@@ -7,8 +8,8 @@
 //!                                                  ▼ then given up: `abandon` clears up and rests
 //! ```
 //!
-//! What follows from the state alone is found out anew after each event ([`Owner::reconcile`]), so that it makes no
-//! difference whether this process or an earlier one brought the state about.
+//! What follows from the state alone is found out anew after each event ([`Owner::reconcile`]), so
+//! that it makes no difference whether this process or an earlier one brought the state about.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -84,7 +85,8 @@ pub enum Message {
         /// Takes the answer.
         reply: oneshot::Sender<WorkerResult>,
     },
-    /// The way to the running guest, for exec and the like. With a proof of holding the lease where one is needed.
+    /// The way to the running guest, for exec and the like. With a proof of holding the lease where
+    /// one is needed.
     Session {
         /// `None` when no lease matters.
         nonce: Option<Option<caddis_api::LeaseNonce>>,
@@ -114,7 +116,8 @@ pub enum Message {
     },
 }
 
-/// A configuration as it is kept in memory: the contents of files are read again when they are needed.
+/// A configuration as it is kept in memory: the contents of files are read again when they are
+/// needed.
 pub fn kept(mut config: MachineConfig) -> Arc<MachineConfig> {
     config.files = None;
     Arc::new(config)
@@ -135,7 +138,8 @@ struct RunningStep {
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// A machine with a schedule that is later than this waits for its turn among others.
 const LATE_MS: u64 = 60_000;
-/// Processes that are killed for want of memory within this time after an event about one are only in the log.
+/// Processes that are killed for want of memory within this time after an event about one are only
+/// in the log.
 const OOM_INTERVAL_MS: u64 = 10_000;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -264,8 +268,8 @@ impl Owner {
         }
     }
 
-    /// Has recorded times move with the clock, and tells the guest, when the clock was set since they were looked at
-    /// last: before anything is decided by them.
+    /// Has recorded times move with the clock, and tells the guest, when the clock was set since
+    /// they were looked at last: before anything is decided by them.
     async fn follow_clock(&mut self) {
         let offset = clock::offset_ms();
         let by = offset - self.clock_offset;
@@ -284,11 +288,14 @@ impl Owner {
     }
 
     async fn happened(&mut self) -> Happened {
-        // The time it waits for its turn is not its own, and that comes: others have theirs for seconds only.
+        // The time it waits for its turn is not its own, and that comes: others have theirs for
+        // seconds only.
         let timed = self.row.operation.as_ref().filter(|_| !self.waits_to_launch());
         let deadline = timed.map(|operation| Instant::now() + operation.left(now_ms()));
-        let due = schedule::due(&self.config, &self.row)
-            .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now_ms())).clamp(SECOND, MINUTE));
+        let due = schedule::due(&self.config, &self.row).map(|at| {
+            Instant::now()
+                + Duration::from_millis(at.saturating_sub(now_ms())).clamp(SECOND, MINUTE)
+        });
         let retry_at = self.retry_at;
         let look_at = self.held.as_ref().map(|held| held.look_at);
         let (events, hold, gone) = match &mut self.live {
@@ -298,7 +305,9 @@ impl Owner {
                 (
                     Some(&mut live.events),
                     Some(&mut live.hold),
-                    Some(async move { if known { std::future::pending().await } else { vm.wait().await } }),
+                    Some(async move {
+                        if known { std::future::pending().await } else { vm.wait().await }
+                    }),
                 )
             }
             None => (None, None, None),
@@ -322,9 +331,13 @@ impl Owner {
         }
     }
 
-    /// Does what follows from the state: the next step, the next operation, or clearing up after a program's end.
+    /// Does what follows from the state: the next step, the next operation, or clearing up after a
+    /// program's end.
     async fn reconcile(&mut self) {
-        while self.step.is_none() && self.retry_at.is_none() && self.row.state != MachineState::Destroyed {
+        while self.step.is_none()
+            && self.retry_at.is_none()
+            && self.row.state != MachineState::Destroyed
+        {
             let Some(operation) = &self.row.operation else {
                 if self.begin_what_follows().await {
                     continue;
@@ -351,7 +364,8 @@ impl Owner {
         self.live.is_some() || self.turns.may_launch()
     }
 
-    /// Not a step of its own: it leaves nothing behind, and is not waited for again where the VM is there already.
+    /// Not a step of its own: it leaves nothing behind, and is not waited for again where the VM is
+    /// there already.
     fn wait_to_launch(&mut self) {
         self.run_step(Step::Queue, |context| Box::pin(step::turn_to_launch(context)));
         self.progress.step = Step::Queue.as_str().to_owned();
@@ -378,8 +392,13 @@ impl Owner {
             progress: sender,
         };
         self.progress = Progress::default();
-        self.step =
-            Some(RunningStep { step, future: run(context), progress, superseded: false, begun: Instant::now() });
+        self.step = Some(RunningStep {
+            step,
+            future: run(context),
+            progress,
+            superseded: false,
+            begun: Instant::now(),
+        });
     }
 
     async fn step_finished(&mut self, result: Result<Done, Failure>) {
@@ -481,7 +500,8 @@ impl Owner {
         let Some(at) = due.filter(|_| self.shared.check_not_draining().is_ok()) else { return };
         // When no server ran all may be late at once.
         let recovery = at + LATE_MS < now_ms();
-        let start = OperationKind::Start { not_before: 0, automatic: true, recovery, suspend_after: false };
+        let start =
+            OperationKind::Start { not_before: 0, automatic: true, recovery, suspend_after: false };
         self.change(Durability::Synced, |draft| draft.begin(start.clone(), Source::Worker)).await;
     }
 
@@ -518,11 +538,15 @@ impl Owner {
         let Some(operation) = &self.row.operation else { return };
         let step = match operation.current() {
             Some(Step::Boot) => "boot: the guest's init has not answered".to_owned(),
-            Some(Step::Configure) => "configure: the guest's init has not said that the program runs".to_owned(),
+            Some(Step::Configure) => {
+                "configure: the guest's init has not said that the program runs".to_owned()
+            }
             step => step.map_or("", Step::as_str).to_owned(),
         };
         let reason = match &operation.last_error {
-            Some(error) => format!("{} did not end in time, at step {step}: {error}", operation.kind.as_str()),
+            Some(error) => {
+                format!("{} did not end in time, at step {step}: {error}", operation.kind.as_str())
+            }
             None => format!("{} did not end in time, at step {step}", operation.kind.as_str()),
         };
         tracing::error!(machine = %self.row.id, reason, "deadline passed");
@@ -573,10 +597,12 @@ impl Owner {
         }
     }
 
-    /// A child of the program was killed for want of memory, which the program may well survive. The log tells of each.
+    /// A child of the program was killed for want of memory, which the program may well survive.
+    /// The log tells of each.
     async fn child_out_of_memory(&mut self, pid: i32, name: &str) {
         let now = now_ms();
-        let told = self.events.iter().find(|event| event.kind == event::OOM).map(|event| event.timestamp);
+        let told =
+            self.events.iter().find(|event| event.kind == event::OOM).map(|event| event.timestamp);
         if told.is_some_and(|at| now < at.saturating_add(OOM_INTERVAL_MS)) {
             return;
         }
@@ -627,7 +653,8 @@ impl Owner {
         record(&self.shared, &self.row, &self.events, &self.progress, host)
     }
 
-    /// What is told of the machine to who has asked for a change: its configuration is known by its revision.
+    /// What is told of the machine to who has asked for a change: its configuration is known by its
+    /// revision.
     fn status(&self) -> Box<MachineRecord> {
         Box::new(self.shared.publisher.known(self.record()).status_only())
     }

@@ -1,11 +1,14 @@
-//! What is allowed when: a pure function from a machine's state and a request to what shall happen. No I/O, no locks.
+//! What is allowed when: a pure function from a machine's state and a request to what shall happen.
+//! No I/O, no locks.
 //!
-//! `begin` starts an operation now, `supersede` breaks off the one under way first, `queue` lets it end first.
+//! `begin` starts an operation now, `supersede` breaks off the one under way first, `queue` lets it
+//! end first.
 //!
 //! The table of all outcomes is in ARCHITECTURE.md, checked against this by a test.
 //!
-//! `wake` breaks off a suspend that is under way and has the machine go on; once it is saved, `wake` queues a start.
-//! An update ends where the machine was, or was on its way to: one that was to run runs the new version.
+//! `wake` breaks off a suspend that is under way and has the machine go on; once it is saved,
+//! `wake` queues a start. An update ends where the machine was, or was on its way to: one that was
+//! to run runs the new version.
 
 use caddis_api::{ApiError, MachineState};
 
@@ -61,11 +64,13 @@ pub enum Verdict {
     Supersede(Goal),
     /// Begin when what is under way has ended.
     Queue(Goal),
-    /// Break off the suspend and have the machine go on; where it is too late for that, start it afterwards.
+    /// Break off the suspend and have the machine go on; where it is too late for that, start it
+    /// afterwards.
     Wake,
     /// Forget what was queued.
     Unqueue,
-    /// The wish is fulfilled already, or will be by what is under way: what was queued after that is forgotten.
+    /// The wish is fulfilled already, or will be by what is under way: what was queued after that
+    /// is forgotten.
     Done,
     /// Send the signal to the program that is running.
     Deliver,
@@ -88,22 +93,24 @@ pub fn decide(state: MachineState, request: Request) -> Verdict {
     }
 }
 
-/// Decides for a machine that is started as soon as what is under way has ended: a suspend waits for that too.
+/// Decides for a machine that is started as soon as what is under way has ended: a suspend waits
+/// for that too.
 pub fn decide_awaiting_start(state: MachineState, request: Request) -> Verdict {
     match (state, request) {
-        (MachineState::Creating | MachineState::Pending | MachineState::Stopping, Request::Suspend) => {
-            Verdict::Queue(Goal::StartAndSuspend)
-        }
+        (
+            MachineState::Creating | MachineState::Pending | MachineState::Stopping,
+            Request::Suspend,
+        ) => Verdict::Queue(Goal::StartAndSuspend),
         _ => decide(state, request),
     }
 }
 
-/// Decides for a machine that is destroyed as soon as what is under way has ended: nothing undoes that.
+/// Decides for a machine that is destroyed as soon as what is under way has ended: nothing undoes
+/// that.
 pub fn decide_doomed(state: MachineState, request: Request) -> Verdict {
     match (state, request) {
-        (_, Request::Destroy { .. }) | (MachineState::Stopping, Request::Stop | Request::Signal) => {
-            decide(state, request)
-        }
+        (_, Request::Destroy { .. })
+        | (MachineState::Stopping, Request::Stop | Request::Signal) => decide(state, request),
         _ => decide(MachineState::Destroying, request),
     }
 }
@@ -111,12 +118,16 @@ pub fn decide_doomed(state: MachineState, request: Request) -> Verdict {
 fn start(state: MachineState) -> Verdict {
     use MachineState as S;
     match state {
-        S::Creating | S::Pending | S::Stopping | S::Updating | S::Replacing => Verdict::Queue(Goal::Start),
+        S::Creating | S::Pending | S::Stopping | S::Updating | S::Replacing => {
+            Verdict::Queue(Goal::Start)
+        }
         S::Created | S::Stopped | S::Failed => Verdict::Begin(Goal::Start),
         S::Starting | S::Started | S::Restarting => Verdict::Done,
         S::Suspending => Verdict::Wake,
         S::Suspended => Verdict::Begin(Goal::Resume),
-        S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => refuse("start", state),
+        S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => {
+            refuse("start", state)
+        }
     }
 }
 
@@ -125,7 +136,9 @@ fn stop(state: MachineState) -> Verdict {
     match state {
         S::Creating | S::Pending => Verdict::Unqueue,
         S::Created | S::Stopped | S::Destroying | S::Destroyed => Verdict::Done,
-        S::Starting | S::Restarting | S::Suspending | S::Updating | S::Replacing => Verdict::Supersede(Goal::Stop),
+        S::Starting | S::Restarting | S::Suspending | S::Updating | S::Replacing => {
+            Verdict::Supersede(Goal::Stop)
+        }
         S::Started | S::Suspended | S::Failed => Verdict::Begin(Goal::Stop),
         S::Stopping => Verdict::Hasten,
         S::LaunchFailed | S::Replaced | S::Migrated => refuse("stop", state),
@@ -135,14 +148,18 @@ fn stop(state: MachineState) -> Verdict {
 fn update(state: MachineState) -> Verdict {
     use MachineState as S;
     match state {
-        S::Created | S::Started | S::Stopped | S::Suspended | S::Failed => Verdict::Begin(Goal::Update),
+        S::Created | S::Started | S::Stopped | S::Suspended | S::Failed => {
+            Verdict::Begin(Goal::Update)
+        }
         S::Creating | S::Pending | S::Starting | S::Restarting | S::Suspending | S::Stopping => {
             Verdict::Supersede(Goal::Update)
         }
         S::Updating | S::Replacing => {
             Verdict::Refuse(ApiError::aborted("machine update failed due to concurrent update"))
         }
-        S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => refuse("update", state),
+        S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => {
+            refuse("update", state)
+        }
     }
 }
 
@@ -176,7 +193,9 @@ fn destroy(state: MachineState, force: bool) -> Verdict {
     match state {
         S::Destroying | S::Destroyed => Verdict::Done,
         S::Creating | S::Pending => Verdict::Supersede(Goal::Destroy),
-        S::Created | S::Stopped | S::Suspended | S::Failed | S::LaunchFailed => Verdict::Begin(Goal::Destroy),
+        S::Created | S::Stopped | S::Suspended | S::Failed | S::LaunchFailed => {
+            Verdict::Begin(Goal::Destroy)
+        }
         _ if force => Verdict::Supersede(Goal::Destroy),
         S::Stopping | S::Suspending => Verdict::Queue(Goal::Destroy),
         _ => Verdict::Refuse(ApiError::precondition(
@@ -186,7 +205,9 @@ fn destroy(state: MachineState, force: bool) -> Verdict {
 }
 
 fn refuse(what: &str, state: MachineState) -> Verdict {
-    Verdict::Refuse(ApiError::precondition(format!("unable to {what} machine from current state: '{state}'")))
+    Verdict::Refuse(ApiError::precondition(format!(
+        "unable to {what} machine from current state: '{state}'"
+    )))
 }
 
 #[cfg(test)]
@@ -252,7 +273,10 @@ mod tests {
             ("destroy, forced", Request::Destroy { force: true }),
         ] {
             let row = |name: &str| {
-                let row = document.lines().find_map(|line| line.strip_prefix(&format!("| {name} |"))).unwrap();
+                let row = document
+                    .lines()
+                    .find_map(|line| line.strip_prefix(&format!("| {name} |")))
+                    .unwrap();
                 row.split('|').map(str::trim).map(str::to_owned).collect::<Vec<_>>()
             };
             for (state, cell) in COLUMNS.iter().zip(row(name)) {
@@ -260,11 +284,19 @@ mod tests {
                 checked += 1;
             }
             for (state, cell) in DOOMED.iter().zip(row(&format!("{name}, destroy queued"))) {
-                assert_eq!(word(&decide_doomed(*state, request), request), cell, "{name} in {state}, doomed");
+                assert_eq!(
+                    word(&decide_doomed(*state, request), request),
+                    cell,
+                    "{name} in {state}, doomed"
+                );
                 checked += 1;
             }
             for (state, cell) in AWAITING_START.iter().zip(row(&format!("{name}, start queued"))) {
-                assert_eq!(word(&decide_awaiting_start(*state, request), request), cell, "{name} in {state}, awaited");
+                assert_eq!(
+                    word(&decide_awaiting_start(*state, request), request),
+                    cell,
+                    "{name} in {state}, awaited"
+                );
                 checked += 1;
             }
         }
@@ -285,7 +317,10 @@ mod tests {
                 Request::Destroy { force: true },
             ] {
                 if let Verdict::Begin(_) = decide(*state, request) {
-                    assert!(state.is_settled() || *state == MachineState::LaunchFailed, "{request:?} in {state}");
+                    assert!(
+                        state.is_settled() || *state == MachineState::LaunchFailed,
+                        "{request:?} in {state}"
+                    );
                 }
             }
         }
@@ -293,12 +328,18 @@ mod tests {
 
     #[test]
     fn refusals_say_what_clients_look_for() {
-        let Verdict::Refuse(error) = decide(MachineState::Started, Request::Destroy { force: false }) else { panic!() };
+        let Verdict::Refuse(error) =
+            decide(MachineState::Started, Request::Destroy { force: false })
+        else {
+            panic!()
+        };
         assert_eq!(
             error.message,
             "failed_precondition: unable to destroy machine, not currently stopped, suspended, failed or created"
         );
-        let Verdict::Refuse(error) = decide(MachineState::Stopped, Request::Signal) else { panic!() };
+        let Verdict::Refuse(error) = decide(MachineState::Stopped, Request::Signal) else {
+            panic!()
+        };
         assert_eq!(error.message, "failed_precondition: machine not running");
     }
 }

@@ -1,8 +1,8 @@
-//! Tells the gateways what changed, in numbered deltas, and keeps what it told, so that a gateway that missed
-//! something gets all of it at a known number.
+//! Tells the gateways what changed, in numbered deltas, and keeps what it told, so that a gateway
+//! that missed something gets all of it at a known number.
 //!
-//! What waits to be sent is bounded: where the bus is slower than the changes, only the newest state of each machine
-//! waits for it.
+//! What waits to be sent is bounded: where the bus is slower than the changes, only the newest
+//! state of each machine waits for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
@@ -14,7 +14,9 @@ use bytes::Bytes;
 use caddis_api::{EventId, MachineId, RawConfig, WorkerId};
 use caddis_bus::{
     Bus, MAX_MESSAGE_BYTES,
-    message::{ANNOUNCEMENTS, Announcement, DELTAS, Delta, LARGE_CONFIG_BYTES, MachineRecord, encode},
+    message::{
+        ANNOUNCEMENTS, Announcement, DELTAS, Delta, LARGE_CONFIG_BYTES, MachineRecord, encode,
+    },
 };
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -126,14 +128,18 @@ impl Publisher {
             Outgoing::Machine(mut record) => {
                 state.leave_out_what_was_told(&mut record);
                 state.sequence += 1;
-                let delta = Delta { worker, sequence: state.sequence, incarnation, record: *record };
+                let delta =
+                    Delta { worker, sequence: state.sequence, incarnation, record: *record };
                 drop(state);
                 Some((DELTAS, encode(&delta)))
             }
             Outgoing::Announcement { region, draining } => {
                 let sequence = state.sequence;
                 drop(state);
-                Some((ANNOUNCEMENTS, encode(&Announcement { worker, region, incarnation, sequence, draining })))
+                Some((
+                    ANNOUNCEMENTS,
+                    encode(&Announcement { worker, region, incarnation, sequence, draining }),
+                ))
             }
         }
     }
@@ -151,7 +157,8 @@ impl Publisher {
         }
     }
 
-    /// The machines of an app, destroyed ones too. Costs as much as there are of them, however many there are in all.
+    /// The machines of an app, destroyed ones too. Costs as much as there are of them, however many
+    /// there are in all.
     pub fn of_app(&self, app: &str) -> Vec<MachineId> {
         self.state().by_app.get(app).into_iter().flatten().cloned().collect()
     }
@@ -201,7 +208,8 @@ impl Publisher {
     }
 }
 
-/// Bytes of a record in a message. Its configuration is kept as its text: it need not be written to be measured.
+/// Bytes of a record in a message. Its configuration is kept as its text: it need not be written to
+/// be measured.
 fn encoded_bytes(record: &mut MachineRecord) -> usize {
     let config = record.machine.config.take();
     let bytes = encode(record).len() + config.as_ref().map_or(0, RawConfig::size);
@@ -215,11 +223,16 @@ impl State {
         match self.records.get(&record.machine.id) {
             Some(known) => {
                 let (was, is) = (&known.machine, &record.machine);
-                let is_same = was.config == is.config && was.image_ref.labels == is.image_ref.labels;
-                record.config_revision = if is_same { known.config_revision } else { record.revision };
+                let is_same =
+                    was.config == is.config && was.image_ref.labels == is.image_ref.labels;
+                record.config_revision =
+                    if is_same { known.config_revision } else { record.revision };
             }
             None => {
-                self.by_app.entry(record.app.clone()).or_default().insert(record.machine.id.clone());
+                self.by_app
+                    .entry(record.app.clone())
+                    .or_default()
+                    .insert(record.machine.id.clone());
                 record.config_revision = record.revision;
             }
         }
@@ -253,7 +266,8 @@ impl State {
             Some((config, event)) => (Some(*config), event.clone()),
             None => (None, None),
         };
-        if told_config == Some(record.config_revision) || record.config_bytes() > LARGE_CONFIG_BYTES {
+        if told_config == Some(record.config_revision) || record.config_bytes() > LARGE_CONFIG_BYTES
+        {
             record.machine.config = None;
             record.machine.image_ref.labels = None;
         }

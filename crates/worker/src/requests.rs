@@ -1,5 +1,5 @@
-//! Requests from the bus: each is carried out once, however often it comes, also when the worker was started again
-//! meanwhile: its id is recorded with what it has changed.
+//! Requests from the bus: each is carried out once, however often it comes, also when the worker
+//! was started again meanwhile: its id is recorded with what it has changed.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -21,7 +21,8 @@ use serde::Deserialize;
 
 use crate::{clock::now_ms, engine::Shared, service, store::StoreError};
 
-/// How long an accepted request is remembered on the disk, milliseconds: longer than any sender waits for an answer.
+/// How long an accepted request is remembered on the disk, milliseconds: longer than any sender
+/// waits for an answer.
 const RECORDED_MS: u64 = 10 * 60 * 1000;
 /// Answers that are remembered, so that a repeated request does nothing twice.
 const REMEMBERED: usize = 4096;
@@ -60,14 +61,20 @@ impl Answers {
     /// Never one that is not known yet: the same request would be carried out twice.
     fn forget_surplus(&mut self) {
         while (self.bytes > REMEMBERED_BYTES || self.order.len() > REMEMBERED)
-            && self.order.front().and_then(|id| self.by_id.get(id)).is_some_and(|(_, size)| *size > 0)
+            && self
+                .order
+                .front()
+                .and_then(|id| self.by_id.get(id))
+                .is_some_and(|(_, size)| *size > 0)
         {
             self.forget_oldest();
         }
     }
 
     fn forget_oldest(&mut self) {
-        if let Some((_, size)) = self.order.pop_front().and_then(|oldest| self.by_id.remove(&oldest)) {
+        if let Some((_, size)) =
+            self.order.pop_front().and_then(|oldest| self.by_id.remove(&oldest))
+        {
             self.bytes -= size;
         }
     }
@@ -83,10 +90,16 @@ impl RequestHandler {
         Ok(Self { shared, answers: Mutex::default(), accepted_before })
     }
 
-    /// Whether a request was carried out, or is being: its answer is the same however late it is asked for.
+    /// Whether a request was carried out, or is being: its answer is the same however late it is
+    /// asked for.
     fn remembers(&self, request_id: &str) -> bool {
         self.accepted_before.contains(request_id)
-            || self.answers.lock().unwrap_or_else(PoisonError::into_inner).by_id.contains_key(request_id)
+            || self
+                .answers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .by_id
+                .contains_key(request_id)
     }
 
     fn answer(&self, envelope: Envelope) -> Answer {
@@ -94,7 +107,8 @@ impl RequestHandler {
         if let Some((answer, _)) = answers.by_id.get(&envelope.request_id) {
             return answer.clone();
         }
-        let (shared, id, request) = (self.shared.clone(), envelope.request_id.clone(), envelope.request);
+        let (shared, id, request) =
+            (self.shared.clone(), envelope.request_id.clone(), envelope.request);
         let was_accepted = self.accepted_before.contains(&id);
         // A task of its own: a requester that hangs up cancels nothing.
         let task = tokio::spawn(async move {
@@ -105,8 +119,11 @@ impl RequestHandler {
             encode(&result)
         });
         let answer = async move {
-            let failed =
-                |_| encode::<WorkerResult>(&Err(ApiError::internal("the request failed, see the server's log")));
+            let failed = |_| {
+                encode::<WorkerResult>(&Err(ApiError::internal(
+                    "the request failed, see the server's log",
+                )))
+            };
             task.await.unwrap_or_else(failed)
         };
         let answer = answer.boxed().shared();
@@ -141,14 +158,18 @@ impl RequestHandler {
                             this goes on, compare the clocks of the hosts";
                 encode::<WorkerResult>(&Err(ApiError::new(ErrorCode::Unavailable, text)))
             }
-            // What changes nothing may be done twice; its answers, whole listings among them, are not worth keeping.
+            // What changes nothing may be done twice; its answers, whole listings among them, are
+            // not worth keeping.
             Ok(envelope) if !may_change(&envelope.request) => {
                 encode(&service::handle(&self.shared, None, envelope.request).await)
             }
             Ok(envelope) => {
                 let id = envelope.request_id.clone();
                 let answer = self.answer(envelope).await;
-                self.answers.lock().unwrap_or_else(PoisonError::into_inner).known(&id, answer.len());
+                self.answers
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .known(&id, answer.len());
                 answer
             }
             Err(e) => encode::<WorkerResult>(&Err(ApiError::internal(e))),
@@ -183,7 +204,10 @@ fn may_change(request: &WorkerRequest) -> bool {
     use WorkerRequest::{Act, Create, Drain, Memory, Supersede, Update};
     match request {
         Memory { limit_mib, reclaim_mib, .. } => limit_mib.is_some() || reclaim_mib.is_some(),
-        _ => matches!(request, Create(_) | Update { .. } | Act { .. } | Supersede { .. } | Drain { .. }),
+        _ => matches!(
+            request,
+            Create(_) | Update { .. } | Act { .. } | Supersede { .. } | Drain { .. }
+        ),
     }
 }
 

@@ -73,11 +73,20 @@ mod tests {
     use super::*;
 
     fn config(policy: RestartPolicy) -> MachineConfig {
-        MachineConfig { restart: Some(Restart { policy: Some(policy), max_retries: Some(3) }), ..Default::default() }
+        MachineConfig {
+            restart: Some(Restart { policy: Some(policy), max_retries: Some(3) }),
+            ..Default::default()
+        }
     }
 
     fn end(code: i32) -> ProgramEnd {
-        ProgramEnd::reported(ExitReport { code, signal: None, oom_killed: false, exited_at_ns: 0, logs_complete: true })
+        ProgramEnd::reported(ExitReport {
+            code,
+            signal: None,
+            oom_killed: false,
+            exited_at_ns: 0,
+            logs_complete: true,
+        })
     }
 
     #[test]
@@ -91,7 +100,11 @@ mod tests {
             (RestartPolicy::OnFailure, 0, Verdict::Stop),
             (RestartPolicy::OnFailure, 1, restart),
         ] {
-            assert_eq!(decide(&config(policy), &end(code), &[], now), expected, "{policy:?} {code}");
+            assert_eq!(
+                decide(&config(policy), &end(code), &[], now),
+                expected,
+                "{policy:?} {code}"
+            );
         }
     }
 

@@ -55,8 +55,8 @@ pub struct MachineRow {
     pub next: Option<OperationKind>,
     /// How the program of the current VM ended, once that is known and until the VM is gone.
     pub ended: Option<ProgramEnd>,
-    /// A VM was started for it and has not been cleared away yet. Set before the launch, so that a host reboot is
-    /// noticed whenever it happens.
+    /// A VM was started for it and has not been cleared away yet. Set before the launch, so that a
+    /// host reboot is noticed whenever it happens.
     pub has_vm: bool,
     /// Tells the boots of this machine apart in its log.
     pub boot: u64,
@@ -82,7 +82,8 @@ pub struct MachineRow {
     pub revision: u64,
     /// When it was destroyed, milliseconds since the Unix epoch.
     pub destroyed_at: Option<u64>,
-    /// Epoch of a later placement on another host, once this worker knows of it: this copy never runs again.
+    /// Epoch of a later placement on another host, once this worker knows of it: this copy never
+    /// runs again.
     #[serde(default)]
     pub superseded_by: Option<u64>,
 }
@@ -98,8 +99,9 @@ impl MachineRow {
         self.valid_lease(now_ms).map(PublicLease::from)
     }
 
-    /// The host's clock was set ahead by so many milliseconds, or back: what is recorded of times that are counted from
-    /// or waited for moves with it. When the machine was made and booted stays, by which it is known.
+    /// The host's clock was set ahead by so many milliseconds, or back: what is recorded of times
+    /// that are counted from or waited for moves with it. When the machine was made and booted
+    /// stays, by which it is known.
     pub fn clock_was_set(&mut self, by_ms: i64) {
         let moved = |at: &mut u64| *at = at.saturating_add_signed(by_ms);
         self.restarts.iter_mut().for_each(moved);
@@ -193,8 +195,8 @@ impl ProgramEnd {
         Self { report: None, cause: Some(cause), message }
     }
 
-    /// The exit status, or what stands for it: 137 for a kill that we did, 0 when the machine switched itself off, -1 when
-    /// nobody knows.
+    /// The exit status, or what stands for it: 137 for a kill that we did, 0 when the machine
+    /// switched itself off, -1 when nobody knows.
     pub fn exit_code(&self) -> i32 {
         match (&self.report, self.cause) {
             (Some(report), _) => report.code,

@@ -1,8 +1,8 @@
 //! Lines about a machine in its own log: what its host did with it, and how its program ended.
 //!
-//! A line follows from one recorded event and from nothing else, and carries its id in the file. So it is written once:
-//! a server that was killed after it recorded the event writes the line when it is started again. An event gets a line
-//! here, or by a text of its own in `request.message`.
+//! A line follows from one recorded event and from nothing else, and carries its id in the file. So
+//! it is written once: a server that was killed after it recorded the event writes the line when it
+//! is started again. An event gets a line here, or by a text of its own in `request.message`.
 
 use caddis_api::{
     MachineState, Signal,
@@ -45,9 +45,13 @@ pub fn lines(event: &MachineEvent) -> Vec<(Level, String)> {
     }
     let is = |state: MachineState| event.status == state.as_str();
     let line = match event.kind.as_str() {
-        "start" if is(MachineState::Starting) => told["delay_ms"].as_u64().map(|delay| restart(delay, told)),
+        "start" if is(MachineState::Starting) => {
+            told["delay_ms"].as_u64().map(|delay| restart(delay, told))
+        }
         "start" | "restart" if is(MachineState::Started) => Some(started(told)),
-        "suspend" if is(MachineState::Suspended) => Some(format!("Machine suspended{}", took(told))),
+        "suspend" if is(MachineState::Suspended) => {
+            Some(format!("Machine suspended{}", took(told)))
+        }
         _ => None,
     };
     line.map(|line| (Level::Info, line)).into_iter().collect()
@@ -56,7 +60,9 @@ pub fn lines(event: &MachineEvent) -> Vec<(Level, String)> {
 fn started(told: &Value) -> String {
     let kind = match told["start_kind"].as_str() {
         Some("resume") => return format!("Machine resumed{}", took(told)),
-        Some("none") => return "Suspend cancelled by a start, the machine keeps running".to_owned(),
+        Some("none") => {
+            return "Suspend cancelled by a start, the machine keeps running".to_owned();
+        }
         Some("cold") => "cold boot",
         Some("template") => "from a template",
         _ => return format!("Machine started{}", took(told)),
@@ -73,9 +79,11 @@ const NOT_OF_THE_START: [&str; 4] = ["back_off", "signal", "await_exit", "power_
 fn took(told: &Value) -> String {
     let steps = told["timing"].as_array().map(Vec::as_slice).unwrap_or_default();
     let counts = |step: &&Value| {
-        step["where"] == "host" && step["step"].as_str().is_some_and(|name| !NOT_OF_THE_START.contains(&name))
+        step["where"] == "host"
+            && step["step"].as_str().is_some_and(|name| !NOT_OF_THE_START.contains(&name))
     };
-    let milliseconds: Vec<_> = steps.iter().filter(counts).filter_map(|step| step["ms"].as_f64()).collect();
+    let milliseconds: Vec<_> =
+        steps.iter().filter(counts).filter_map(|step| step["ms"].as_f64()).collect();
     match milliseconds.iter().sum::<f64>() {
         _ if milliseconds.is_empty() => String::new(),
         sum if sum < 1000.0 => format!(" in {sum:.0}ms"),
@@ -84,7 +92,10 @@ fn took(told: &Value) -> String {
 }
 
 fn restart(delay_ms: u64, told: &Value) -> String {
-    let count = told["restart_count"].as_u64().map(|count| format!(" (restart {count})")).unwrap_or_default();
+    let count = told["restart_count"]
+        .as_u64()
+        .map(|count| format!(" (restart {count})"))
+        .unwrap_or_default();
     match delay_ms {
         0 => format!("Restarting machine{count}"),
         _ => format!("Restarting machine in {}s{count}", delay_ms.div_ceil(1000)),
@@ -93,17 +104,23 @@ fn restart(delay_ms: u64, told: &Value) -> String {
 
 fn exit(details: &ExitDetails, told: &Value) -> Vec<(Level, String)> {
     let exit = &details.exit_event;
-    let signal = Signal::from_number(exit.guest_signal).map(|signal| format!(" ({signal})")).unwrap_or_default();
+    let signal = Signal::from_number(exit.guest_signal)
+        .map(|signal| format!(" ({signal})"))
+        .unwrap_or_default();
     let code = format!("exit code {}{signal}", exit.exit_code);
     let message = exit.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
     let what = match exit.cause.as_deref() {
         None => format!("Machine exited with {code}{message}"),
-        Some("guest_oom") => format!("Machine exited with {code}, out of memory: killed by the guest's kernel"),
+        Some("guest_oom") => {
+            format!("Machine exited with {code}, out of memory: killed by the guest's kernel")
+        }
         Some("host_oom") => format!("VM killed by the host, out of memory{message}"),
         Some("vmm_crashed") => format!("VM crashed{message}"),
         Some("powered_off") => "Machine powered off or rebooted from inside".to_owned(),
         Some("host_reboot") => "Machine ended: the host was rebooted".to_owned(),
-        Some("killed") if message.is_empty() => format!("Machine killed: it did not stop in time, {code}"),
+        Some("killed") if message.is_empty() => {
+            format!("Machine killed: it did not stop in time, {code}")
+        }
         Some("killed") => format!("Machine killed{message}"),
         Some(cause) => format!("Machine exited with {code}, {cause}{message}"),
     };
@@ -129,9 +146,14 @@ fn failed(event: &MachineEvent, error: &str) -> String {
         }
         kind => kind,
     };
-    let goes_on = if event.status == MachineState::Started.as_str() { ", the machine keeps running" } else { "" };
+    let goes_on = if event.status == MachineState::Started.as_str() {
+        ", the machine keeps running"
+    } else {
+        ""
+    };
     let mut letters = kind.chars();
-    let kind: String = letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
+    let kind: String =
+        letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
     format!("{kind} failed{goes_on}: {error}")
 }
 
@@ -153,7 +175,11 @@ mod tests {
             details: None,
         };
         let lines = lines(&event.telling(told));
-        lines.iter().map(|(level, line)| format!("[{}]{line}", level.as_str())).collect::<Vec<_>>().join(" | ")
+        lines
+            .iter()
+            .map(|(level, line)| format!("[{}]{line}", level.as_str()))
+            .collect::<Vec<_>>()
+            .join(" | ")
     }
 
     fn exit(code: i32, signal: i32, requested: bool, more: Value) -> Value {
@@ -174,14 +200,30 @@ mod tests {
             { "where": "host", "step": "configure", "ms": 112.4 },
         ]);
         let request = json!({ "start_kind": "template", "timing": timing });
-        assert_eq!(text("start", "started", request.clone()), "[info]Machine started in 313ms (from a template)");
-        assert_eq!(text("restart", "started", request), "[info]Machine started in 313ms (from a template)");
+        assert_eq!(
+            text("start", "started", request.clone()),
+            "[info]Machine started in 313ms (from a template)"
+        );
+        assert_eq!(
+            text("restart", "started", request),
+            "[info]Machine started in 313ms (from a template)"
+        );
         let slow = json!([{ "where": "host", "step": "boot", "ms": 2340.0 }]);
-        let cold = json!({ "start_kind": "cold", "start_reason": "no template yet", "timing": slow });
-        assert_eq!(text("start", "started", cold), "[info]Machine started in 2.3s (cold boot: no template yet)");
-        assert_eq!(text("start", "started", json!({ "start_kind": "resume" })), "[info]Machine resumed");
+        let cold =
+            json!({ "start_kind": "cold", "start_reason": "no template yet", "timing": slow });
+        assert_eq!(
+            text("start", "started", cold),
+            "[info]Machine started in 2.3s (cold boot: no template yet)"
+        );
+        assert_eq!(
+            text("start", "started", json!({ "start_kind": "resume" })),
+            "[info]Machine resumed"
+        );
         let none = json!({ "start_kind": "none", "start_reason": "its suspend was called off" });
-        assert_eq!(text("start", "started", none), "[info]Suspend cancelled by a start, the machine keeps running");
+        assert_eq!(
+            text("start", "started", none),
+            "[info]Suspend cancelled by a start, the machine keeps running"
+        );
         assert_eq!(text("start", "starting", Value::Null), "");
         let waits = json!({ "delay_ms": 4000, "restart_count": 3 });
         assert_eq!(text("start", "starting", waits), "[info]Restarting machine in 4s (restart 3)");
@@ -192,17 +234,31 @@ mod tests {
     #[test]
     fn exits_tell_their_code_and_cause() {
         for (request, expected) in [
-            (exit(0, -1, false, json!({})), "[info]Machine exited with exit code 0, not restarting"),
+            (
+                exit(0, -1, false, json!({})),
+                "[info]Machine exited with exit code 0, not restarting",
+            ),
             (exit(0, -1, true, json!({})), "[info]Machine exited with exit code 0, stop requested"),
-            (exit(3, -1, false, json!({ "restarting": true })), "[error]Machine exited with exit code 3"),
-            (exit(139, 11, false, json!({})), "[error]Machine exited with exit code 139 (SIGSEGV), not restarting"),
+            (
+                exit(3, -1, false, json!({ "restarting": true })),
+                "[error]Machine exited with exit code 3",
+            ),
+            (
+                exit(139, 11, false, json!({})),
+                "[error]Machine exited with exit code 139 (SIGSEGV), not restarting",
+            ),
             (
                 exit(137, 9, false, json!({ "cause": "guest_oom" })),
                 "[error]Machine exited with exit code 137 (SIGKILL), out of memory: killed by the guest's kernel, \
                  not restarting",
             ),
             (
-                exit(-1, -1, false, json!({ "cause": "vmm_crashed", "message": "signal 11", "restarting": true })),
+                exit(
+                    -1,
+                    -1,
+                    false,
+                    json!({ "cause": "vmm_crashed", "message": "signal 11", "restarting": true }),
+                ),
                 "[error]VM crashed: signal 11",
             ),
             (
@@ -224,19 +280,33 @@ mod tests {
         let error = json!({ "error": "disk is full" });
         for (kind, status, expected) in [
             ("start", "failed", "[error]Start failed: disk is full"),
-            ("suspend", "started", "[error]Suspend failed, the machine keeps running: disk is full"),
-            ("suspend", "suspended", "[error]Start failed, the machine stays suspended: disk is full"),
+            (
+                "suspend",
+                "started",
+                "[error]Suspend failed, the machine keeps running: disk is full",
+            ),
+            (
+                "suspend",
+                "suspended",
+                "[error]Start failed, the machine stays suspended: disk is full",
+            ),
             ("update", "started", "[error]Update failed, the machine keeps running: disk is full"),
             ("stop", "stopped", "[error]Stop failed: disk is full"),
         ] {
             assert_eq!(text(kind, status, error.clone()), expected);
         }
         assert_eq!(text("suspend", "suspended", Value::Null), "[info]Machine suspended");
-        assert_eq!(text("host_status", "started", json!({ "message": "x", "level": "info" })), "[info]x");
+        assert_eq!(
+            text("host_status", "started", json!({ "message": "x", "level": "info" })),
+            "[info]x"
+        );
         assert_eq!(text("oom", "started", json!({ "message": "x" })), "[error]x");
-        for (kind, status) in
-            [("launch", "created"), ("stop", "stopping"), ("cordon", "started"), ("destroy", "destroyed")]
-        {
+        for (kind, status) in [
+            ("launch", "created"),
+            ("stop", "stopping"),
+            ("cordon", "started"),
+            ("destroy", "destroyed"),
+        ] {
             assert_eq!(text(kind, status, Value::Null), "");
         }
     }

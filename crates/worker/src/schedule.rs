@@ -19,13 +19,15 @@ fn interval(schedule: &str) -> Option<Duration> {
     })
 }
 
-/// When the machine is to start, milliseconds since the Unix epoch: at the first multiple of its interval, counted from
-/// its creation, after it came to rest. What passes while it runs is left out, what passes while no server runs is made up
-/// for, once. `None` while it does anything else but rest, and before its first start, which is not ours.
+/// When the machine is to start, milliseconds since the Unix epoch: at the first multiple of its
+/// interval, counted from its creation, after it came to rest. What passes while it runs is left
+/// out, what passes while no server runs is made up for, once. `None` while it does anything else
+/// but rest, and before its first start, which is not ours.
 pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<u64> {
     let interval = u64::try_from(interval(config.schedule.as_deref()?)?.as_millis()).ok()?;
     // One that could not be started is tried again the next time.
-    let rests = matches!(row.state, MachineState::Stopped | MachineState::Failed) && row.operation.is_none();
+    let rests = matches!(row.state, MachineState::Stopped | MachineState::Failed)
+        && row.operation.is_none();
     if !rests || row.next.is_some() || !row.launched || row.drained || row.superseded_by.is_some() {
         return None;
     }

@@ -1,11 +1,13 @@
-//! What is asked of the worker: makes new machines, hands the rest to their owners, answers questions.
+//! What is asked of the worker: makes new machines, hands the rest to their owners, answers
+//! questions.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use caddis_api::{
-    ApiError, ErrorCode, LeaseNonce, Machine, MachineConfig, MachineId, MachineState, RawConfig, VersionId,
+    ApiError, ErrorCode, LeaseNonce, Machine, MachineConfig, MachineId, MachineState, RawConfig,
+    VersionId,
     exec::{ListenSocket, ProcessStat},
     lease::Lease,
     requests::{Memory, StartReply},
@@ -13,8 +15,8 @@ use caddis_api::{
 use caddis_bus::{
     Handler,
     message::{
-        Action, CreateMachine, Offer, Question, UpdateMachine, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
-        decode, encode,
+        Action, CreateMachine, Offer, Question, UpdateMachine, VersionRecord, WorkerReply,
+        WorkerRequest, WorkerResult, decode, encode,
     },
 };
 use caddis_guest_protocol::{
@@ -45,10 +47,15 @@ const PROCESSES_DEADLINE: Duration = Duration::from_secs(20);
 pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest) -> WorkerResult {
     match request {
         WorkerRequest::Create(create) => make(shared, *create, id).await,
-        WorkerRequest::Update { machine, nonce, update } => self::update(shared, &machine, nonce, *update, id).await,
-        WorkerRequest::Act { machine, nonce, action } => act(shared, &machine, nonce, action, id).await,
+        WorkerRequest::Update { machine, nonce, update } => {
+            self::update(shared, &machine, nonce, *update, id).await
+        }
+        WorkerRequest::Act { machine, nonce, action } => {
+            act(shared, &machine, nonce, action, id).await
+        }
         WorkerRequest::Get { machine } => {
-            let mut record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            let mut record =
+                shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
             record.machine.config = Some(config(shared, record.machine.config, &machine).await?);
             Ok(WorkerReply::Machine { record: Box::new(record) })
         }
@@ -70,7 +77,9 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         WorkerRequest::Memory { machine, nonce, limit_mib, reclaim_mib } => {
             memory(shared, &machine, nonce, limit_mib, reclaim_mib).await
         }
-        WorkerRequest::Drain { deadline_ms } => drain(shared, Duration::from_millis(deadline_ms)).await,
+        WorkerRequest::Drain { deadline_ms } => {
+            drain(shared, Duration::from_millis(deadline_ms)).await
+        }
         WorkerRequest::Health => {
             let mut warnings = shared.vmm.warnings();
             warnings.extend(disturbance::warning(shared));
@@ -79,7 +88,8 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
     }
 }
 
-/// The answer to a request that an earlier process of this worker has accepted: nothing is done again.
+/// The answer to a request that an earlier process of this worker has accepted: nothing is done
+/// again.
 pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
     let status = |machine: &MachineId| {
         let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
@@ -92,7 +102,11 @@ pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerRes
             let reply = StartReply { previous_state, migrated: false, new_host: String::new() };
             Ok(WorkerReply::Started { reply, record })
         }
-        WorkerRequest::Act { machine, action: Action::AcquireLease { ttl_seconds, owner, .. }, .. } => {
+        WorkerRequest::Act {
+            machine,
+            action: Action::AcquireLease { ttl_seconds, owner, .. },
+            ..
+        } => {
             let lease = held_lease(shared, &machine, Some(&(ttl_seconds, owner))).await;
             let text = "the lease that this request had acquired is another's by now";
             Ok(WorkerReply::Lease { lease: lease.ok_or_else(|| ApiError::aborted(text))? })
@@ -123,16 +137,25 @@ async fn make(shared: &Arc<Shared>, create: CreateMachine, request: RequestId) -
     check_disk(shared).await?;
     let (config, typed) = caddis_api::validate::normalise(create.config.clone())?;
     let image = shared.images.resolve(typed.image.as_deref().unwrap_or_default()).await?;
-    let network = create.network.parse().map_err(|e| ApiError::internal(format!("network {}: {e}", create.network)))?;
+    let network = create
+        .network
+        .parse()
+        .map_err(|e| ApiError::internal(format!("network {}: {e}", create.network)))?;
     let ipv4 = shared.capacity.reserve(&create.id, &typed)?;
-    let addresses = MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
+    let addresses =
+        MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
     let id = create.id.clone();
     record_new(shared, new_row(create, config, image, addresses), typed, request)
         .await
         .inspect_err(|_| shared.capacity.release(&id))
 }
 
-async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig, request: RequestId) -> WorkerResult {
+async fn record_new(
+    shared: &Arc<Shared>,
+    row: MachineRow,
+    config: MachineConfig,
+    request: RequestId,
+) -> WorkerResult {
     // Fails now rather than at the first start when there is nothing to run.
     crate::spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
     let mut draft = Draft::new(row);
@@ -155,7 +178,12 @@ async fn record_new(shared: &Arc<Shared>, row: MachineRow, config: MachineConfig
     Ok(WorkerReply::Created { record: Box::new(record), lease })
 }
 
-fn new_row(create: CreateMachine, config: RawConfig, image: ResolvedImage, addresses: MachineAddresses) -> MachineRow {
+fn new_row(
+    create: CreateMachine,
+    config: RawConfig,
+    image: ResolvedImage,
+    addresses: MachineAddresses,
+) -> MachineRow {
     let now = now_ms();
     let mut row = MachineRow {
         format: FORMAT,
@@ -190,8 +218,9 @@ fn new_row(create: CreateMachine, config: RawConfig, image: ResolvedImage, addre
         destroyed_at: None,
         superseded_by: None,
     };
-    row.lease =
-        create.lease.map(|(ttl, owner)| grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now));
+    row.lease = create.lease.map(|(ttl, owner)| {
+        grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now)
+    });
     row
 }
 
@@ -223,7 +252,8 @@ async fn supersede(shared: &Arc<Shared>, machine: &MachineId, epoch: u64) -> Wor
     answer.await.unwrap_or_else(|_| gone(shared, machine, true))
 }
 
-/// Finds out what the new version runs, which may take a while, before the owner is asked to take it on.
+/// Finds out what the new version runs, which may take a while, before the owner is asked to take
+/// it on.
 async fn update(
     shared: &Arc<Shared>,
     machine: &MachineId,
@@ -250,8 +280,13 @@ async fn update(
     answer.await.unwrap_or_else(|_| gone(shared, machine, false))
 }
 
-/// The lease that a request has taken on a machine, if it wanted one and still has it: another's nonce is not told.
-async fn held_lease(shared: &Arc<Shared>, machine: &MachineId, wanted: Option<&(u64, String)>) -> Option<Lease> {
+/// The lease that a request has taken on a machine, if it wanted one and still has it: another's
+/// nonce is not told.
+async fn held_lease(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+    wanted: Option<&(u64, String)>,
+) -> Option<Lease> {
     let (_, owner) = wanted?;
     match act(shared, machine, None, Action::GetLease, None).await {
         Ok(WorkerReply::Lease { lease }) if lease.owner == *owner => Some(lease),
@@ -260,11 +295,15 @@ async fn held_lease(shared: &Arc<Shared>, machine: &MachineId, wanted: Option<&(
 }
 
 /// All versions, the current one first.
-async fn all_versions(shared: &Arc<Shared>, machine: &MachineId) -> Result<Vec<VersionRecord>, ApiError> {
+async fn all_versions(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+) -> Result<Vec<VersionRecord>, ApiError> {
     let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
     let replaced = shared.store.versions(machine).await.map_err(ApiError::internal)?;
     let Machine { version, config, image_ref: image, .. } = record.machine;
-    let current = VersionRecord { version, config: self::config(shared, config, machine).await?, image };
+    let current =
+        VersionRecord { version, config: self::config(shared, config, machine).await?, image };
     // It may have become one that was replaced in between.
     let replaced = replaced.into_iter().filter(|version| version.version != current.version);
     Ok(std::iter::once(current.clone()).chain(replaced).collect())
@@ -278,7 +317,9 @@ async fn config(
 ) -> Result<RawConfig, ApiError> {
     match published {
         Some(config) => Ok(config),
-        None => Ok(shared.store.config(machine).await.map_err(ApiError::internal)?.unwrap_or_default()),
+        None => {
+            Ok(shared.store.config(machine).await.map_err(ApiError::internal)?.unwrap_or_default())
+        }
     }
 }
 
@@ -296,7 +337,9 @@ async fn processes(shared: &Arc<Shared>, machine: &MachineId) -> WorkerResult {
     let list = tokio::time::timeout(PROCESSES_DEADLINE, session.processes()).await;
     let processes = list
         .map_err(|_| ApiError::new(ErrorCode::Unavailable, "the guest does not answer"))?
-        .map_err(|e| ApiError::new(ErrorCode::Unavailable, format!("the guest does not answer: {e}")))?;
+        .map_err(|e| {
+            ApiError::new(ErrorCode::Unavailable, format!("the guest does not answer: {e}"))
+        })?;
     Ok(WorkerReply::Processes { processes: processes.into_iter().map(process).collect() })
 }
 
@@ -310,16 +353,28 @@ async fn memory(
     let changes = limit_mib.is_some() || reclaim_mib.is_some();
     let session = session(shared, machine, changes.then_some(nonce)).await?;
     let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
-    let config = record.machine.config.map(|raw| caddis_api::validate::read(&raw)).transpose()?.unwrap_or_default();
+    let config = record
+        .machine
+        .config
+        .map(|raw| caddis_api::validate::read(&raw))
+        .transpose()?
+        .unwrap_or_default();
     let all = config.memory_mib();
     if limit_mib.is_some_and(|limit| limit > all) {
-        return Err(ApiError::invalid(format!("invalid limit_mb, cannot exceed {all} MiB, the machine's memory")));
+        return Err(ApiError::invalid(format!(
+            "invalid limit_mb, cannot exceed {all} MiB, the machine's memory"
+        )));
     }
     let info = session.memory(limit_mib, reclaim_mib).await.map_err(|error| match error {
         SessionError::Refused(reason) => ApiError::precondition(reason),
-        error => ApiError::new(ErrorCode::Unavailable, format!("the guest does not answer: {error}")),
+        error => {
+            ApiError::new(ErrorCode::Unavailable, format!("the guest does not answer: {error}"))
+        }
     })?;
-    let memory = Memory { limit_mb: info.limit_mib.unwrap_or(all).min(all), available_mb: info.available_mib };
+    let memory = Memory {
+        limit_mb: info.limit_mib.unwrap_or(all).min(all),
+        available_mb: info.available_mib,
+    };
     Ok(WorkerReply::Memory { memory, reclaimed_mib: info.reclaimed_mib })
 }
 
@@ -331,7 +386,10 @@ pub async fn session(
 ) -> Result<Session, ApiError> {
     let owner = shared.owner(machine).ok_or_else(ApiError::machine_not_found)?;
     let (reply, answer) = oneshot::channel();
-    owner.send(Message::Session { nonce, reply }).await.map_err(|_| ApiError::machine_not_found())?;
+    owner
+        .send(Message::Session { nonce, reply })
+        .await
+        .map_err(|_| ApiError::machine_not_found())?;
     answer.await.map_err(|_| ApiError::machine_not_found())?
 }
 
@@ -345,7 +403,9 @@ fn process(info: ProcessInfo) -> ProcessStat {
         directory: info.directory,
         cpu: info.cpu,
         rss: info.rss,
-        listen_sockets: sockets.map(|socket| ListenSocket { proto: socket.proto, address: socket.address }).collect(),
+        listen_sockets: sockets
+            .map(|socket| ListenSocket { proto: socket.proto, address: socket.address })
+            .collect(),
     }
 }
 
@@ -382,17 +442,22 @@ async fn problems(shared: &Arc<Shared>) -> Vec<String> {
         problems.push(e.to_string());
     }
     let network = shared.network.disturbances().and_then(|told| told.borrow().problem.clone());
-    problems.extend(network.map(|problem| format!("the network of machines is not in order: {problem}")));
+    problems.extend(
+        network.map(|problem| format!("the network of machines is not in order: {problem}")),
+    );
     problems
 }
 
 async fn check_disk(shared: &Arc<Shared>) -> Result<(), ApiError> {
     shared.make_room().await;
-    let free = shared.free_disk().map_err(|e| ApiError::internal(format!("can't read the free disk space: {e}")))?;
+    let free = shared
+        .free_disk()
+        .map_err(|e| ApiError::internal(format!("can't read the free disk space: {e}")))?;
     if free < shared.config.reserved_disk {
         let (free, wanted) = (free >> 20, shared.config.reserved_disk >> 20);
-        let text =
-            format!("could not reserve resource for machine: disk is full, {free} MiB free of {wanted} MiB kept");
+        let text = format!(
+            "could not reserve resource for machine: disk is full, {free} MiB free of {wanted} MiB kept"
+        );
         return Err(ApiError::new(ErrorCode::InsufficientCapacity, text));
     }
     Ok(())
@@ -413,7 +478,8 @@ impl QuestionHandler {
 #[async_trait]
 impl Handler for QuestionHandler {
     async fn handle(&self, request: Bytes) -> Bytes {
-        let Ok(Question::Place { cpus, memory_mib, disk_gib, image }) = decode("region", &request) else {
+        let Ok(Question::Place { cpus, memory_mib, disk_gib, image }) = decode("region", &request)
+        else {
             return Bytes::new();
         };
         let shared = &self.shared;

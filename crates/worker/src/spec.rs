@@ -11,14 +11,19 @@ use caddis_image::{ImageConfig, OwnFile};
 
 use crate::{operation::Stop, row::MachineRow};
 
-/// Time between stop signal and SIGKILL unless the configuration says otherwise, as the reference has it.
+/// Time between stop signal and SIGKILL unless the configuration says otherwise, as the reference
+/// has it.
 pub const DEFAULT_STOP_TIMEOUT_MS: u64 = 5_000;
 
 /// What init is told, but for time and entropy, which belong to the moment of sending.
 ///
 /// # Errors
 /// 400 when neither image nor configuration name a program.
-pub fn machine_spec(row: &MachineRow, config: &MachineConfig, network: NetworkSpec) -> Result<MachineSpec, ApiError> {
+pub fn machine_spec(
+    row: &MachineRow,
+    config: &MachineConfig,
+    network: NetworkSpec,
+) -> Result<MachineSpec, ApiError> {
     let image = &row.image.config;
     let mut programs = programs(row, config);
     if programs.iter().any(|program| program.argv.is_empty()) {
@@ -75,13 +80,18 @@ fn argv(image: &ImageConfig, config: &MachineConfig, process: &Process) -> Vec<S
     if let Some(exec) = given(&process.exec).or_else(|| given(&init.exec).filter(|_| !has_own)) {
         return exec;
     }
-    let entrypoint = process.entrypoint.clone().or(init.entrypoint).unwrap_or_else(|| image.entrypoint.clone());
+    let entrypoint =
+        process.entrypoint.clone().or(init.entrypoint).unwrap_or_else(|| image.entrypoint.clone());
     let cmd = process.cmd.clone().or(init.cmd).unwrap_or_else(|| image.cmd.clone());
     entrypoint.into_iter().chain(cmd).collect()
 }
 
 /// Later ones win: the image's, the configuration's, the process's, the platform's.
-fn environment(row: &MachineRow, config: &MachineConfig, process: &Process) -> Vec<(String, String)> {
+fn environment(
+    row: &MachineRow,
+    config: &MachineConfig,
+    process: &Process,
+) -> Vec<(String, String)> {
     let mut merged: Vec<(String, String)> = Vec::new();
     let mut set = |key: &str, value: &str| match merged.iter_mut().find(|(known, _)| known == key) {
         Some((_, old)) => value.clone_into(old),
@@ -147,15 +157,20 @@ fn hostname(row: &MachineRow, config: &MachineConfig) -> String {
 pub fn own_files(row: &MachineRow, config: &MachineConfig, network: &NetworkSpec) -> Vec<OwnFile> {
     let dns = config.dns.clone().unwrap_or_default();
     let hostname = hostname(row, config);
-    let names = dns.hostname_fqdn.map_or_else(|| hostname.clone(), |fqdn| format!("{fqdn} {hostname}"));
+    let names =
+        dns.hostname_fqdn.map_or_else(|| hostname.clone(), |fqdn| format!("{fqdn} {hostname}"));
     let (ipv4, ipv6) = (row.addresses.ipv4, row.addresses.ipv6);
     // Programs that know IPv4 alone look for their own name too, and some do not start without.
     let hosts = format!(
         "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{ipv6} fly-local-6pn {names}\n\
          {ipv4} fly-global-services {names}\n"
     );
-    let servers = dns.nameservers.filter(|servers| !servers.is_empty()).unwrap_or_else(|| network.nameservers.clone());
-    let mut resolver: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let servers = dns
+        .nameservers
+        .filter(|servers| !servers.is_empty())
+        .unwrap_or_else(|| network.nameservers.clone());
+    let mut resolver: String =
+        servers.iter().map(|server| format!("nameserver {server}\n")).collect();
     let options = dns.options.unwrap_or_default().into_iter().map(resolver_option).collect();
     for (keyword, words) in [("search", dns.searches.unwrap_or_default()), ("options", options)] {
         if !words.is_empty() {
@@ -164,7 +179,10 @@ pub fn own_files(row: &MachineRow, config: &MachineConfig, network: &NetworkSpec
     }
     let file = |path, content| OwnFile { path, content, only_in_place: false };
     // Who has one of the image's would have the same as all others of the image.
-    let id = OwnFile { only_in_place: true, ..file("/etc/machine-id", format!("{:0>32}\n", row.id.as_str())) };
+    let id = OwnFile {
+        only_in_place: true,
+        ..file("/etc/machine-id", format!("{:0>32}\n", row.id.as_str()))
+    };
     vec![
         file("/etc/hostname", format!("{hostname}\n")),
         file("/etc/hosts", hosts),
@@ -188,9 +206,14 @@ pub const MAX_SUSPENDED_MIB: u64 = 2048;
 /// # Errors
 /// 412 with the reason.
 pub fn check_suspendable(config: &MachineConfig) -> Result<(), ApiError> {
-    let refuse = |reason: String| Err(ApiError::precondition(format!("unable to suspend machine: {reason}")));
+    let refuse = |reason: String| {
+        Err(ApiError::precondition(format!("unable to suspend machine: {reason}")))
+    };
     if config.memory_mib() > MAX_SUSPENDED_MIB {
-        return refuse(format!("it has {} MiB of memory, at most {MAX_SUSPENDED_MIB} can be", config.memory_mib()));
+        return refuse(format!(
+            "it has {} MiB of memory, at most {MAX_SUSPENDED_MIB} can be",
+            config.memory_mib()
+        ));
     }
     if config.init.as_ref().and_then(|init| init.swap_size_mb).is_some_and(|size| size > 0) {
         return refuse("it has swap (init.swap_size_mb)".to_owned());
@@ -201,8 +224,8 @@ pub fn check_suspendable(config: &MachineConfig) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// How to stop a machine: as asked, else as configured, else as the image has it, else SIGINT (for which the guest sends
-/// init systems their own) and five seconds.
+/// How to stop a machine: as asked, else as configured, else as the image has it, else SIGINT (for
+/// which the guest sends init systems their own) and five seconds.
 pub fn stop_plan(
     image: &ImageConfig,
     config: &MachineConfig,
@@ -213,7 +236,8 @@ pub fn stop_plan(
     let chosen = signal.or(configured.signal).or_else(|| stop_signal(image).ok().flatten());
     // Less than one was stored by those who meant seconds, and counts as the default.
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let timeout = timeout.filter(|time| !time.is_zero()).or_else(|| configured.timeout.map(|time| time.0));
+    let timeout =
+        timeout.filter(|time| !time.is_zero()).or_else(|| configured.timeout.map(|time| time.0));
     Stop {
         signal: chosen.unwrap_or(Signal::INT),
         is_default: chosen.is_none(),
@@ -235,7 +259,9 @@ pub fn image_warnings(image: &ImageConfig, config: &MachineConfig) -> Vec<String
     let is_asked = config.stop_config.as_ref().is_none_or(|stop| stop.signal.is_none());
     let unknown = stop_signal(image).err().filter(|_| is_asked);
     unknown
-        .map(|error| format!("the image's stop signal is not used, {} is sent: {error}", Signal::INT))
+        .map(|error| {
+            format!("the image's stop signal is not used, {} is sent: {error}", Signal::INT)
+        })
         .into_iter()
         .collect()
 }
@@ -257,12 +283,16 @@ mod tests {
 
     #[test]
     fn overrides_of_the_program_are_independent() {
-        let words = |list: &[&str]| Some(list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let words =
+            |list: &[&str]| Some(list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
         for (init, expected) in [
             (Init::default(), vec!["/entry", "a"]),
             (Init { cmd: words(&["b", "c"]), ..Init::default() }, vec!["/entry", "b", "c"]),
             (Init { entrypoint: words(&["/other"]), ..Init::default() }, vec!["/other", "a"]),
-            (Init { exec: words(&["/bin/x", "y"]), cmd: words(&["z"]), ..Init::default() }, vec!["/bin/x", "y"]),
+            (
+                Init { exec: words(&["/bin/x", "y"]), cmd: words(&["z"]), ..Init::default() },
+                vec!["/bin/x", "y"],
+            ),
         ] {
             let config = MachineConfig { init: Some(init), ..MachineConfig::default() };
             assert_eq!(argv(&image(), &config, &Process::default()), expected);
@@ -271,16 +301,25 @@ mod tests {
 
     #[test]
     fn what_a_process_leaves_open_is_as_for_a_machine_with_one() {
-        let words = |list: &[&str]| Some(list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let words =
+            |list: &[&str]| Some(list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
         let only_exec = Init { exec: words(&["x"]), ..Init::default() };
         let with_cmd = Init { cmd: words(&["c"]), ..Init::default() };
         for (init, process, expected) in [
             (&with_cmd, Process::default(), vec!["/entry", "c"]),
             (&with_cmd, Process { cmd: words(&["d"]), ..Process::default() }, vec!["/entry", "d"]),
-            (&with_cmd, Process { entrypoint: words(&["/e"]), ..Process::default() }, vec!["/e", "c"]),
+            (
+                &with_cmd,
+                Process { entrypoint: words(&["/e"]), ..Process::default() },
+                vec!["/e", "c"],
+            ),
             (&only_exec, Process::default(), vec!["x"]),
             (&only_exec, Process { cmd: words(&["d"]), ..Process::default() }, vec!["/entry", "d"]),
-            (&only_exec, Process { exec: words(&["y", "z"]), ..Process::default() }, vec!["y", "z"]),
+            (
+                &only_exec,
+                Process { exec: words(&["y", "z"]), ..Process::default() },
+                vec!["y", "z"],
+            ),
         ] {
             let config = MachineConfig { init: Some(init.clone()), ..MachineConfig::default() };
             assert_eq!(argv(&image(), &config, &process), expected);
@@ -290,7 +329,10 @@ mod tests {
     #[test]
     fn the_stop_signal_is_looked_for_in_order() {
         let configured = MachineConfig {
-            stop_config: Some(StopConfig { signal: Some(Signal::TERM), timeout: Some("2s".parse().unwrap()) }),
+            stop_config: Some(StopConfig {
+                signal: Some(Signal::TERM),
+                timeout: Some("2s".parse().unwrap()),
+            }),
             ..MachineConfig::default()
         };
         let bare = MachineConfig::default();
@@ -304,11 +346,18 @@ mod tests {
             Stop { signal: Signal::TERM, timeout_ms: 2000, is_default: false }
         );
         assert_eq!(plan(&bare, None, None).signal.name(), "SIGQUIT");
-        assert_eq!(plan(&bare, None, Some(Duration::from_nanos(3))).timeout_ms, DEFAULT_STOP_TIMEOUT_MS);
-        for (name, expected) in
-            [("SIGRTMIN+3", "SIGRTMIN+3"), ("RTMIN+3", "SIGRTMIN+3"), ("37", "SIGRTMIN+3"), ("winch", "SIGWINCH")]
-        {
-            let image = ImageConfig { stop_signal: Some(name.to_owned()), ..ImageConfig::default() };
+        assert_eq!(
+            plan(&bare, None, Some(Duration::from_nanos(3))).timeout_ms,
+            DEFAULT_STOP_TIMEOUT_MS
+        );
+        for (name, expected) in [
+            ("SIGRTMIN+3", "SIGRTMIN+3"),
+            ("RTMIN+3", "SIGRTMIN+3"),
+            ("37", "SIGRTMIN+3"),
+            ("winch", "SIGWINCH"),
+        ] {
+            let image =
+                ImageConfig { stop_signal: Some(name.to_owned()), ..ImageConfig::default() };
             assert_eq!(stop_plan(&image, &bare, None, None).signal.name(), expected);
             assert!(image_warnings(&image, &bare).is_empty());
         }

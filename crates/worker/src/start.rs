@@ -75,7 +75,8 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 
 /// Takes up every machine: adopts its VM where one runs, and notes what ended meanwhile.
 pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
-    let rebooted = shared.store.meta(BOOT_ID).await?.is_some_and(|last| last != shared.config.boot_id);
+    let rebooted =
+        shared.store.meta(BOOT_ID).await?.is_some_and(|last| last != shared.config.boot_id);
     let machines = shared.store.load(RECENT_EVENTS).await?;
     let count = machines.len();
     let (destroyed, others): (Vec<_>, Vec<_>) =
@@ -96,7 +97,12 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
         found.take_up(shared).await;
     }
     shared.store.set_meta(BOOT_ID, shared.config.boot_id.clone()).await?;
-    tracing::info!(machines = count, running = adopted, rebooted, "took up the machines of this host");
+    tracing::info!(
+        machines = count,
+        running = adopted,
+        rebooted,
+        "took up the machines of this host"
+    );
     Ok(())
 }
 
@@ -146,8 +152,14 @@ impl Found {
         let live = match vm {
             Some(vm) => {
                 let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
-                let acknowledged = tokio::task::spawn_blocking(move || logs.acknowledged(&id, boot)).await;
-                Some(Live::adopted(vm, row.boot, acknowledged.unwrap_or(0), shared.config.guest_pace))
+                let acknowledged =
+                    tokio::task::spawn_blocking(move || logs.acknowledged(&id, boot)).await;
+                Some(Live::adopted(
+                    vm,
+                    row.boot,
+                    acknowledged.unwrap_or(0),
+                    shared.config.guest_pace,
+                ))
             }
             None => None,
         };
@@ -181,8 +193,11 @@ fn take_up(draft: &mut Draft, vm: Option<StartKind>, rebooted: bool) {
     {
         // What was not written through to the disk before the host went down may have been a start.
         *spoiled |= rebooted;
-        if operation.current() == Some(Step::Launch) && vm.is_some_and(|kind| kind != StartKind::Resume) {
-            // It could not be resumed, and the server ended before it noted that this is another boot.
+        if operation.current() == Some(Step::Launch)
+            && vm.is_some_and(|kind| kind != StartKind::Resume)
+        {
+            // It could not be resumed, and the server ended before it noted that this is another
+            // boot.
             draft.row.boot = now;
         }
     }
@@ -256,7 +271,8 @@ impl Draft {
             self.row.ended = None;
             self.begin(recovery(), Source::Worker);
         }
-        // Without a reboot the owner finds a started machine without VM, and its restart policy decides.
+        // Without a reboot the owner finds a started machine without VM, and its restart policy
+        // decides.
     }
 }
 
@@ -270,7 +286,8 @@ pub async fn announce(shared: Arc<Shared>) {
     }
 }
 
-/// Tells all machines when the host's clock was set, so that their guests know the time at once; never ends.
+/// Tells all machines when the host's clock was set, so that their guests know the time at once;
+/// never ends.
 pub async fn watch_clock(shared: Arc<Shared>) {
     let mut known = clock::offset_ms();
     let mut interval = tokio::time::interval(clock::LOOK);
@@ -295,7 +312,8 @@ pub async fn forget_destroyed(shared: Arc<Shared>) {
     let mut interval = tokio::time::interval(often);
     loop {
         interval.tick().await;
-        let retention = u64::try_from(shared.config.destroyed_retention.as_millis()).unwrap_or(u64::MAX);
+        let retention =
+            u64::try_from(shared.config.destroyed_retention.as_millis()).unwrap_or(u64::MAX);
         let before = now_ms().saturating_sub(retention);
         let expired = match shared.store.destroyed_before(before).await {
             Ok(expired) => expired,
@@ -317,6 +335,8 @@ async fn forget(shared: &Shared, machine: &MachineId) {
     shared.logs.remove(machine);
     match shared.store.forget(machine).await {
         Ok(()) => shared.publisher.forget(machine),
-        Err(e) => tracing::warn!(machine = %machine, error = %e, "can't forget a destroyed machine"),
+        Err(e) => {
+            tracing::warn!(machine = %machine, error = %e, "can't forget a destroyed machine")
+        }
     }
 }

@@ -1,5 +1,6 @@
-//! The steps of operations. Each is a future of its own that knows nothing of the owner's state but what it was given,
-//! so that the owner stays free to hear requests; what a step found comes back as a [`Done`].
+//! The steps of operations. Each is a future of its own that knows nothing of the owner's state but
+//! what it was given, so that the owner stays free to hear requests; what a step found comes back
+//! as a [`Done`].
 
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -28,8 +29,8 @@ use crate::{
 
 /// How long init may take to unmount and end the VM after its exit report was acknowledged.
 const POWER_OFF_GRACE: Duration = Duration::from_secs(5);
-/// How long a SIGKILL may take to show in an exit report before the VM is killed. Under emulation on a busy host three
-/// seconds were too short.
+/// How long a SIGKILL may take to show in an exit report before the VM is killed. Under emulation
+/// on a busy host three seconds were too short.
 const KILL_GRACE: Duration = Duration::from_secs(10);
 
 /// What a step found.
@@ -106,8 +107,12 @@ impl From<&Live> for LiveHandle {
 }
 
 impl LiveHandle {
-    /// What the guest says to something it is told, unless its VM ends first: nobody says anything then.
-    async fn told<T, E: ToString>(&self, answer: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    /// What the guest says to something it is told, unless its VM ends first: nobody says anything
+    /// then.
+    async fn told<T, E: ToString>(
+        &self,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, String> {
         tokio::select! {
             answer = answer => answer.map_err(|e| e.to_string()),
             _ = self.vm.wait() => Err("the VM is gone".to_owned()),
@@ -171,9 +176,11 @@ fn own_files(context: &Context) -> Vec<OwnFile> {
     spec::own_files(&context.row, &context.config, &network)
 }
 
-/// Those that are not in its root already. One that was to be resumed has been used since they were.
+/// Those that are not in its root already. One that was to be resumed has been used since they
+/// were.
 async fn unwritten(context: &Context) -> Result<Vec<FileSpec>, Failure> {
-    let (files, used, disk) = (own_files(context), is_resume(&context.row), root_disk(context).await?);
+    let (files, used, disk) =
+        (own_files(context), is_resume(&context.row), root_disk(context).await?);
     let shared = context.shared.clone();
     let files = blocking(move || shared.images.unwritten(&disk.path, files, used))
         .await
@@ -189,9 +196,12 @@ async fn unwritten(context: &Context) -> Result<Vec<FileSpec>, Failure> {
 
 async fn back_off(context: Context) -> Result<Done, Failure> {
     let kind = context.row.operation.map(|operation| operation.kind);
-    let Some(OperationKind::Start { not_before, recovery, .. }) = kind else { return Ok(Done::Next) };
+    let Some(OperationKind::Start { not_before, recovery, .. }) = kind else {
+        return Ok(Done::Next);
+    };
     // Never longer than any back-off: the clock may have been set back while no server ran.
-    let wait = Duration::from_millis(not_before.saturating_sub(now_ms())).min(restart::MAX_BACK_OFF);
+    let wait =
+        Duration::from_millis(not_before.saturating_sub(now_ms())).min(restart::MAX_BACK_OFF);
     if !wait.is_zero() {
         tokio::time::sleep(wait).await;
     }
@@ -199,7 +209,14 @@ async fn back_off(context: Context) -> Result<Done, Failure> {
         return Ok(Done::Next);
     }
     // Never closed; and without a turn the start would only come earlier.
-    Ok(context.shared.queues.recoveries.clone().acquire_owned().await.map_or(Done::Next, Done::Turn))
+    Ok(context
+        .shared
+        .queues
+        .recoveries
+        .clone()
+        .acquire_owned()
+        .await
+        .map_or(Done::Next, Done::Turn))
 }
 
 async fn prepare_root(context: Context) -> Result<Done, Failure> {
@@ -257,10 +274,14 @@ async fn launch(context: Context) -> Result<Done, Failure> {
 }
 
 fn is_resume(row: &MachineRow) -> bool {
-    matches!(row.operation.as_ref().map(|operation| &operation.kind), Some(OperationKind::Resume { .. }))
+    matches!(
+        row.operation.as_ref().map(|operation| &operation.kind),
+        Some(OperationKind::Resume { .. })
+    )
 }
 
-/// What a machine is to be resumed from, if it is. Where its disk is lost, there is nothing to resume.
+/// What a machine is to be resumed from, if it is. Where its disk is lost, there is nothing to
+/// resume.
 async fn snapshot_to_use(context: &Context, disk: &RootDisk) -> Result<Option<PathBuf>, Failure> {
     let kind = context.row.operation.as_ref().map(|operation| &operation.kind);
     let Some(OperationKind::Resume { spoiled }) = kind else { return Ok(None) };
@@ -279,7 +300,10 @@ async fn snapshot_to_use(context: &Context, disk: &RootDisk) -> Result<Option<Pa
         }
         Ok(snapshot)
     });
-    prepared.await.map(Some).map_err(|e| Failure::retry(format!("can't prepare what the machine was saved to: {e}")))
+    prepared
+        .await
+        .map(Some)
+        .map_err(|e| Failure::retry(format!("can't prepare what the machine was saved to: {e}")))
 }
 
 /// Makes a VM that waits the machine's, if there is one for it.
@@ -290,7 +314,8 @@ async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<d
     }
     let shape = Shape { vcpus: config.cpus(), memory_mib: config.memory_mib() };
     let Some(waiting) = shared.vmm.take(shape).await else { return Ok(None) };
-    // Held until the network is detached, should it come to that: its tap must not be another's by then.
+    // Held until the network is detached, should it come to that: its tap must not be another's by
+    // then.
     let slot = waiting.slot().clone();
     let tap = slot.tap_name();
     let directory = shared.machine_directory(&row.id);
@@ -325,11 +350,16 @@ async fn detach_after_failure(context: &Context, tap: &str) {
     }
 }
 
-async fn launch_new(context: &Context, disk: RootDisk, snapshot: Option<PathBuf>) -> Result<Arc<dyn Vm>, Failure> {
+async fn launch_new(
+    context: &Context,
+    disk: RootDisk,
+    snapshot: Option<PathBuf>,
+) -> Result<Arc<dyn Vm>, Failure> {
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
     let directory = shared.machine_directory(&row.id);
     let slot = shared.slots.lease().map_err(Failure::retry)?;
-    // Held until the network is detached, should it come to that: its tap must not be another's by then.
+    // Held until the network is detached, should it come to that: its tap must not be another's by
+    // then.
     let (held, tap_name) = (slot.clone(), slot.tap_name());
     let tap = shared.network.attach(&tap_name, &row.addresses).await?;
     let spec = LaunchSpec {
@@ -360,7 +390,8 @@ async fn launch_new(context: &Context, disk: RootDisk, snapshot: Option<PathBuf>
     }
 }
 
-/// Weight of a VM against the others: dedicated processors count double, and more processors count more.
+/// Weight of a VM against the others: dedicated processors count double, and more processors count
+/// more.
 fn cpu_weight(config: &MachineConfig) -> u32 {
     let each = if config.has_dedicated_cpus() { 200 } else { 100 };
     config.cpus().saturating_mul(each).min(10_000)
@@ -373,7 +404,9 @@ fn no_vm() -> Failure {
 fn died(exit: &VmExit) -> Failure {
     Failure::retry(match exit {
         VmExit::Ended => "the VM ended before its program ran".to_owned(),
-        VmExit::HostOom => "the VM exceeded its memory bound on the host before its program ran".to_owned(),
+        VmExit::HostOom => {
+            "the VM exceeded its memory bound on the host before its program ran".to_owned()
+        }
         VmExit::DiskFull { message } | VmExit::Crashed { message } => {
             format!("the VM died before its program ran: {message}")
         }
@@ -383,7 +416,8 @@ fn died(exit: &VmExit) -> Failure {
 async fn boot(context: Context) -> Result<Done, Failure> {
     let mut live = context.live.ok_or_else(no_vm)?;
     if live.vm.start().kind == StartKind::Resume {
-        // Also where the server that resumed it was killed before it removed that: from here on its disk changes.
+        // Also where the server that resumed it was killed before it removed that: from here on its
+        // disk changes.
         forget_snapshot(&context.shared, &context.row).await?;
     }
     // Its server may have been killed before it had the VM go on.
@@ -406,8 +440,9 @@ async fn configure(mut context: Context) -> Result<Done, Failure> {
     machine.entropy = entropy();
     machine.time_ns = now_ns();
     machine.env.push(("CADDIS_START_KIND".to_owned(), live.vm.start().kind.as_str().to_owned()));
-    // Repeating the same configuration is harmless, so a server that was restarted in between simply sends it again;
-    // only a program that has begun already must not be configured a second time.
+    // Repeating the same configuration is harmless, so a server that was restarted in between
+    // simply sends it again; only a program that has begun already must not be configured a second
+    // time.
     if !live.guest.borrow().configured {
         let guest = live.until(|guest| guest.up || guest.gone.is_some()).await;
         // Its server was another release: what it was given is not what this one tells.
@@ -462,9 +497,15 @@ async fn freeze(context: Context) -> Result<Done, Failure> {
 async fn save(context: Context) -> Result<Done, Failure> {
     let live = context.live.ok_or_else(no_vm)?;
     let (shared, needed) = (&context.shared, context.config.memory_mib() << 20);
-    let free = shared.free_disk().map_err(|e| Failure::last(format!("can't read the free disk space: {e}")))?;
+    let free = shared
+        .free_disk()
+        .map_err(|e| Failure::last(format!("can't read the free disk space: {e}")))?;
     if free < needed {
-        let text = format!("disk is full: its memory may take {} MiB, {} MiB are free", needed >> 20, free >> 20);
+        let text = format!(
+            "disk is full: its memory may take {} MiB, {} MiB are free",
+            needed >> 20,
+            free >> 20
+        );
         return Err(Failure::last(text));
     }
     let directory = shared.machine_directory(&context.row.id);
@@ -487,7 +528,8 @@ async fn thaw(live: &LiveHandle, resumed: bool) -> Result<(), Failure> {
     go_on(live).await?;
     let thawed = live.told(live.session.thaw(entropy(), resumed, FREEZE_DEADLINE)).await;
     thawed.map_err(|error| {
-        // A guest that says nothing is not asked over and over: it has been told. One that was resumed may be slow.
+        // A guest that says nothing is not asked over and over: it has been told. One that was
+        // resumed may be slow.
         let silent = error == SessionError::NoAnswer(FREEZE_DEADLINE).to_string();
         Failure { message: error, retry: resumed || !silent }
     })?;
@@ -518,9 +560,12 @@ pub fn snapshot(shared: &Shared, machine: &MachineId) -> PathBuf {
 /// What was saved is of the past.
 pub async fn forget_snapshot(shared: &Shared, row: &MachineRow) -> Result<(), Failure> {
     let directory = shared.machine_directory(&row.id);
-    blocking(move || remove_file(&directory.join(SNAPSHOT)).and_then(|()| remove_file(&directory.join(HALF_SNAPSHOT))))
-        .await
-        .map_err(|e| Failure::retry(format!("can't remove a snapshot: {e}")))
+    blocking(move || {
+        remove_file(&directory.join(SNAPSHOT))
+            .and_then(|()| remove_file(&directory.join(HALF_SNAPSHOT)))
+    })
+    .await
+    .map_err(|e| Failure::retry(format!("can't remove a snapshot: {e}")))
 }
 
 async fn signal(context: Context) -> Result<Done, Failure> {
@@ -535,7 +580,8 @@ async fn signal(context: Context) -> Result<Done, Failure> {
         tracing::warn!(machine = %context.row.id, error = %e.message, "can't have it go on to be stopped");
     }
     if let (Some(live), Some(plan)) = (&context.live, stop_plan(&context.row))
-        && let Err(error) = live.told(live.session.stop(plan.signal.number(), plan.is_default)).await
+        && let Err(error) =
+            live.told(live.session.stop(plan.signal.number(), plan.is_default)).await
     {
         // The next step's timeout ends a program that was never asked.
         tracing::warn!(machine = %context.row.id, error, "can't deliver the stop signal");
@@ -545,9 +591,11 @@ async fn signal(context: Context) -> Result<Done, Failure> {
 
 fn stop_plan(row: &MachineRow) -> Option<&crate::operation::Stop> {
     match row.operation.as_ref().map(|operation| &operation.kind) {
-        Some(OperationKind::Stop(plan) | OperationKind::Restart(plan) | OperationKind::Update { stop: plan, .. }) => {
-            Some(plan)
-        }
+        Some(
+            OperationKind::Stop(plan)
+            | OperationKind::Restart(plan)
+            | OperationKind::Update { stop: plan, .. },
+        ) => Some(plan),
         _ => None,
     }
 }
@@ -557,13 +605,15 @@ async fn await_exit(context: Context) -> Result<Done, Failure> {
         return Ok(Done::Next);
     }
     let Some(mut live) = context.live else { return Ok(Done::Next) };
-    let over = |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
+    let over =
+        |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
     let (begun, timeout) = match (&context.row.operation, stop_plan(&context.row)) {
         (Some(operation), Some(plan)) => (operation.started_at, plan.timeout_ms),
         _ => (now_ms(), 0),
     };
     let left = Duration::from_millis((begun + timeout).saturating_sub(now_ms()).min(timeout));
-    // A program that has not begun can't heed a signal, and nobody hears of the end of one in a guest that says nothing.
+    // A program that has not begun can't heed a signal, and nobody hears of the end of one in a
+    // guest that says nothing.
     let heeds = live.guest.borrow().started && !live.guest.borrow().silent;
     let left = if heeds { left } else { Duration::ZERO };
     let guest = match tokio::time::timeout(left, live.until(over)).await {
@@ -578,7 +628,8 @@ async fn kill_program(mut live: LiveHandle) -> Done {
         let text = "the machine's init did not answer, its VM was ended";
         return Done::Ended(ProgramEnd::unreported(EndCause::Killed, Some(text.to_owned())));
     }
-    let over = |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
+    let over =
+        |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
     let ask = async {
         if !live.guest.borrow().started {
             return None;
@@ -603,11 +654,16 @@ fn ended(guest: Guest) -> Done {
 /// What a VM's end means for its program, when the guest reported nothing.
 pub fn end_of_vm(exit: &VmExit) -> ProgramEnd {
     match exit {
-        VmExit::HostOom => {
-            ProgramEnd::unreported(EndCause::HostOom, Some("the VM exceeded its memory bound on the host".to_owned()))
+        VmExit::HostOom => ProgramEnd::unreported(
+            EndCause::HostOom,
+            Some("the VM exceeded its memory bound on the host".to_owned()),
+        ),
+        VmExit::DiskFull { message } => {
+            ProgramEnd::unreported(EndCause::DiskFull, Some(message.clone()))
         }
-        VmExit::DiskFull { message } => ProgramEnd::unreported(EndCause::DiskFull, Some(message.clone())),
-        VmExit::Crashed { message } => ProgramEnd::unreported(EndCause::VmmCrashed, Some(message.clone())),
+        VmExit::Crashed { message } => {
+            ProgramEnd::unreported(EndCause::VmmCrashed, Some(message.clone()))
+        }
         VmExit::Ended => {
             let text = "a program of the machine powered it off or rebooted it";
             ProgramEnd::unreported(EndCause::PoweredOff, Some(text.to_owned()))
@@ -618,8 +674,10 @@ pub fn end_of_vm(exit: &VmExit) -> ProgramEnd {
 async fn power_off(context: Context) -> Result<Done, Failure> {
     let Some(mut live) = context.live else { return Ok(Done::Next) };
     let end = live.guest.borrow().ended.clone();
-    // The disk is blank at the next start, so nothing has to be written any more: `release` ends the VM at once.
-    let said_all = end.as_ref().and_then(|end| end.report.as_ref()).is_some_and(|report| report.logs_complete);
+    // The disk is blank at the next start, so nothing has to be written any more: `release` ends
+    // the VM at once.
+    let said_all =
+        end.as_ref().and_then(|end| end.report.as_ref()).is_some_and(|report| report.logs_complete);
     let keeps_something = context.config.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty());
     if said_all && !keeps_something {
         // The last lines are safe before the VM, which has them too, is gone.
@@ -627,7 +685,8 @@ async fn power_off(context: Context) -> Result<Done, Failure> {
     } else if end.is_some() {
         live.session.acknowledge_exit();
         // `release` kills what does not end by itself in time.
-        let _ = tokio::time::timeout(POWER_OFF_GRACE, live.until(|guest| guest.gone.is_some())).await;
+        let _ =
+            tokio::time::timeout(POWER_OFF_GRACE, live.until(|guest| guest.gone.is_some())).await;
     }
     Ok(Done::Next)
 }
@@ -681,6 +740,8 @@ async fn remove_files(context: Context) -> Result<Done, Failure> {
 }
 
 /// Runs file operations off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

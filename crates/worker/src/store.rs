@@ -1,8 +1,8 @@
 //! The worker's database: one thread owns the connection and does one transaction after the other.
 //!
-//! What a client was promised, and every outcome, is written through to the disk ([`Durability::Synced`]). Steps in
-//! between only have to survive this process, not the host, since a host reboot ends every VM
-//! ([`Durability::Process`]).
+//! What a client was promised, and every outcome, is written through to the disk
+//! ([`Durability::Synced`]). Steps in between only have to survive this process, not the host,
+//! since a host reboot ends every VM ([`Durability::Process`]).
 //!
 //! ```text
 //! queue: ▸ synced ▸ process ▸ synced ▸ …   each is committed to the write-ahead log, and told if nothing more is wanted;
@@ -203,15 +203,18 @@ impl Store {
     /// Opens the database, makes it when it does not exist, and brings its schema up to date.
     ///
     /// # Errors
-    /// When it can't be opened, is damaged, or is newer than this program. It is never re-created silently.
+    /// When it can't be opened, is damaged, or is newer than this program. It is never re-created
+    /// silently.
     pub fn open(path: &Path, reserve: Arc<Reserve>) -> Result<Self, StoreError> {
         let connection = open(path, &reserve)?;
         let (jobs, queue) = mpsc::channel::<Job>();
         let log = log_of(path);
         let damaged = |detail: String| StoreError::Damaged { path: path.to_owned(), detail };
-        let log = File::open(&log).map_err(|error| damaged(format!("can't open {}: {error}", log.display())))?;
+        let log = File::open(&log)
+            .map_err(|error| damaged(format!("can't open {}: {error}", log.display())))?;
         let (own_path, own_reserve) = (path.to_owned(), reserve.clone());
-        let mut database = Database { connection, log, is_behind: false, path: own_path, reserve: own_reserve };
+        let mut database =
+            Database { connection, log, is_behind: false, path: own_path, reserve: own_reserve };
         thread::Builder::new()
             .name("worker-database".to_owned())
             .spawn(move || {
@@ -257,8 +260,10 @@ impl Store {
         let work = Box::new(move |connection: rusqlite::Result<&mut Connection>| {
             let outcome = connection.and_then(work);
             let answer: Answer = Box::new(move |durable| {
-                let outcome = outcome.and_then(|value| durable.map(|()| value).map_err(not_durable));
-                // Nobody waits any more when the receiver is gone; the work was asked for and is done all the same.
+                let outcome =
+                    outcome.and_then(|value| durable.map(|()| value).map_err(not_durable));
+                // Nobody waits any more when the receiver is gone; the work was asked for and is
+                // done all the same.
                 let _ = sender.send(outcome);
             });
             answer
@@ -275,7 +280,12 @@ impl Store {
     ///
     /// # Errors
     /// When they could not be recorded; then none was.
-    pub async fn commit(&self, changes: Vec<Change>, durability: Durability, room: Room) -> Result<(), StoreError> {
+    pub async fn commit(
+        &self,
+        changes: Vec<Change>,
+        durability: Durability,
+        room: Room,
+    ) -> Result<(), StoreError> {
         let counters = self.counters.clone();
         let work = move |transaction: &Transaction<'_>| {
             let mut bytes = 0;
@@ -307,19 +317,24 @@ impl Store {
     ///
     /// # Errors
     /// When a record can't be read.
-    pub async fn load(&self, recent: usize) -> Result<Vec<(MachineRow, Vec<MachineEvent>)>, StoreError> {
+    pub async fn load(
+        &self,
+        recent: usize,
+    ) -> Result<Vec<(MachineRow, Vec<MachineEvent>)>, StoreError> {
         let path = self.path.clone();
         let damaged = move |detail| StoreError::Damaged { path: path.clone(), detail };
         let found = self.run("load machines", Durability::Process, move |transaction| {
-            let mut statement = transaction.prepare("SELECT id, record FROM machines ORDER BY id")?;
+            let mut statement =
+                transaction.prepare("SELECT id, record FROM machines ORDER BY id")?;
             let mut rows = statement.query([])?;
             let mut machines = Vec::new();
             while let Some(row) = rows.next()? {
                 let (id, record): (String, String) = (row.get(0)?, row.get(1)?);
                 machines.push(match serde_json::from_str::<MachineRow>(&record) {
-                    Ok(row) if row.format > FORMAT => {
-                        Err(damaged(format!("record of machine {id} has the newer format {}", row.format)))
-                    }
+                    Ok(row) if row.format > FORMAT => Err(damaged(format!(
+                        "record of machine {id} has the newer format {}",
+                        row.format
+                    ))),
                     Ok(row) => {
                         let events = events(transaction, &row.id, recent)?;
                         Ok((row, events))
@@ -336,9 +351,16 @@ impl Store {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn events(&self, machine: &MachineId, limit: usize) -> Result<Vec<MachineEvent>, StoreError> {
+    pub async fn events(
+        &self,
+        machine: &MachineId,
+        limit: usize,
+    ) -> Result<Vec<MachineEvent>, StoreError> {
         let machine = machine.clone();
-        self.run("read events", Durability::Process, move |transaction| events(transaction, &machine, limit)).await
+        self.run("read events", Durability::Process, move |transaction| {
+            events(transaction, &machine, limit)
+        })
+        .await
     }
 
     /// A machine's configuration as recorded, also of a destroyed one.
@@ -348,9 +370,13 @@ impl Store {
     pub async fn config(&self, machine: &MachineId) -> Result<Option<RawConfig>, StoreError> {
         let machine = machine.clone();
         self.run("read a configuration", Durability::Process, move |transaction| {
-            let mut statement = transaction.prepare_cached("SELECT record FROM machines WHERE id = ?1")?;
-            let record = statement.query_row([machine.as_str()], |row| row.get::<_, String>(0)).optional()?;
-            let row = record.map(|record| serde_json::from_str::<MachineRow>(&record).map_err(from_json));
+            let mut statement =
+                transaction.prepare_cached("SELECT record FROM machines WHERE id = ?1")?;
+            let record = statement
+                .query_row([machine.as_str()], |row| row.get::<_, String>(0))
+                .optional()?;
+            let row =
+                record.map(|record| serde_json::from_str::<MachineRow>(&record).map_err(from_json));
             Ok(row.transpose()?.map(|row| row.config))
         })
         .await
@@ -363,8 +389,9 @@ impl Store {
     pub async fn versions(&self, machine: &MachineId) -> Result<Vec<VersionRecord>, StoreError> {
         let machine = machine.clone();
         self.run("read versions", Durability::Process, move |transaction| {
-            let mut statement =
-                transaction.prepare_cached("SELECT record FROM versions WHERE machine = ?1 ORDER BY id DESC")?;
+            let mut statement = transaction.prepare_cached(
+                "SELECT record FROM versions WHERE machine = ?1 ORDER BY id DESC",
+            )?;
             let texts = statement.query_map([machine.as_str()], |row| row.get::<_, String>(0))?;
             texts.map(|text| serde_json::from_str(&text?).map_err(from_json)).collect()
         })
@@ -378,8 +405,10 @@ impl Store {
     pub async fn destroyed_before(&self, time: u64) -> Result<Vec<MachineId>, StoreError> {
         let time = i64::try_from(time).unwrap_or(i64::MAX);
         self.run("look for destroyed machines", Durability::Process, move |transaction| {
-            let mut statement = transaction.prepare_cached("SELECT id FROM machines WHERE destroyed_at < ?1")?;
-            let ids = statement.query_map([time], |row| Ok(MachineId::from_trusted(row.get::<_, String>(0)?)))?;
+            let mut statement =
+                transaction.prepare_cached("SELECT id FROM machines WHERE destroyed_at < ?1")?;
+            let ids = statement
+                .query_map([time], |row| Ok(MachineId::from_trusted(row.get::<_, String>(0)?)))?;
             ids.collect()
         })
         .await
@@ -398,7 +427,8 @@ impl Store {
         .await
     }
 
-    /// Ids of the requests that were accepted since `time`, milliseconds since the Unix epoch; earlier ones are forgotten.
+    /// Ids of the requests that were accepted since `time`, milliseconds since the Unix epoch;
+    /// earlier ones are forgotten.
     ///
     /// # Errors
     /// When they can't be read.
@@ -418,7 +448,9 @@ impl Store {
     /// When it can't be read.
     pub async fn meta(&self, key: &'static str) -> Result<Option<String>, StoreError> {
         self.run("read meta data", Durability::Process, move |transaction| {
-            transaction.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+            transaction
+                .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+                .optional()
         })
         .await
     }
@@ -437,7 +469,9 @@ impl Store {
     /// # Errors
     /// When it can't.
     pub async fn check(&self, now_ms: u64) -> Result<(), StoreError> {
-        let work = move |transaction: &Transaction<'_>| write_meta(transaction, "checked_at", &now_ms.to_string());
+        let work = move |transaction: &Transaction<'_>| {
+            write_meta(transaction, "checked_at", &now_ms.to_string())
+        };
         self.run("write meta data", Durability::Synced, work).await
     }
 }
@@ -450,7 +484,8 @@ fn write_meta(transaction: &Transaction<'_>, key: &str, value: &str) -> rusqlite
     Ok(())
 }
 
-/// SQLite's write-ahead log of a database. It is there from the first access to the last connection's end.
+/// SQLite's write-ahead log of a database. It is there from the first access to the last
+/// connection's end.
 fn log_of(database: &Path) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push("-wal");
@@ -462,7 +497,8 @@ struct Database {
     connection: Connection,
     /// Its write-ahead log, open since the disk is waited for by it.
     log: File,
-    /// The log could not be written through: what is in it may be lost, and nothing is added until it has been moved.
+    /// The log could not be written through: what is in it may be lost, and nothing is added until
+    /// it has been moved.
     is_behind: bool,
     path: PathBuf,
     reserve: Arc<Reserve>,
@@ -483,12 +519,13 @@ impl Database {
         if waiting.is_empty() {
             return;
         }
-        // What SQLite itself does for each transaction that it is to write through. What was moved to the database meanwhile
-        // it has written through before it lets go of it here.
+        // What SQLite itself does for each transaction that it is to write through. What was moved
+        // to the database meanwhile it has written through before it lets go of it here.
         let synced = self.log.sync_data().or_else(|error| {
             tracing::error!(path = %self.path.display(), %error, "can't write the database's log through to the disk");
             self.is_behind = true;
-            // What was committed is there for all who read, so it has to become durable, not to be taken back.
+            // What was committed is there for all who read, so it has to become durable, not to be
+            // taken back.
             self.move_log()
         });
         for answer in waiting {
@@ -499,8 +536,14 @@ impl Database {
     /// Writes all that is in the log to the database, through to the disk, and empties it.
     fn move_log(&mut self) -> Result<(), String> {
         let checkpoint = || {
-            let busy: i64 = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-            if busy == 0 { Ok(()) } else { Err(not_durable("somebody reads the database".to_owned())) }
+            let busy: i64 =
+                self.connection
+                    .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+            if busy == 0 {
+                Ok(())
+            } else {
+                Err(not_durable("somebody reads the database".to_owned()))
+            }
         };
         self.reserve.with(&self.path, checkpoint).map_err(|error| error.to_string())?;
         self.is_behind = false;
@@ -515,8 +558,9 @@ fn not_durable(reason: String) -> rusqlite::Error {
 }
 
 fn open(path: &Path, reserve: &Reserve) -> Result<Connection, StoreError> {
-    let database =
-        |attempted: &'static str| move |source| StoreError::Database { path: path.to_owned(), attempted, source };
+    let database = |attempted: &'static str| {
+        move |source| StoreError::Database { path: path.to_owned(), attempted, source }
+    };
     let opened = reserve.with(path, || {
         let connection = Connection::open(path)?;
         // Makes the files beside it.
@@ -525,18 +569,22 @@ fn open(path: &Path, reserve: &Reserve) -> Result<Connection, StoreError> {
     });
     let mut connection = opened.map_err(database("open"))?;
     connection.pragma_update(None, "foreign_keys", "ON").map_err(database("check foreign keys"))?;
-    let verdict: String =
-        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(database("check"))?;
+    let verdict: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(database("check"))?;
     if verdict != "ok" {
         return Err(StoreError::Damaged { path: path.to_owned(), detail: verdict });
     }
-    let found: i64 =
-        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database("read its version"))?;
+    let found: i64 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(database("read its version"))?;
     let known = MIGRATIONS.len() as i64;
     if found > known {
         return Err(StoreError::TooNew { path: path.to_owned(), found, known });
     }
-    for (index, migration) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
+    for (index, migration) in
+        MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0))
+    {
         let migrated = reserve.with(path, || {
             transact(&mut connection, |transaction| {
                 transaction.execute_batch(migration)?;
@@ -546,7 +594,9 @@ fn open(path: &Path, reserve: &Reserve) -> Result<Connection, StoreError> {
         migrated.map_err(database("bring the schema up to date"))?;
     }
     // From here on it is written through when all that waits for that has been done.
-    connection.pragma_update(None, "synchronous", "NORMAL").map_err(database("choose what is written through"))?;
+    connection
+        .pragma_update(None, "synchronous", "NORMAL")
+        .map_err(database("choose what is written through"))?;
     Ok(connection)
 }
 
@@ -588,7 +638,8 @@ mod tests {
     }
 
     #[test]
-    fn one_that_fails_leaves_the_others_alone_and_a_log_that_can_t_be_written_through_is_moved_first() {
+    fn one_that_fails_leaves_the_others_alone_and_a_log_that_can_t_be_written_through_is_moved_first()
+     {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("database");
         let connection = Connection::open(&path).unwrap();
@@ -596,9 +647,13 @@ mod tests {
         connection.execute_batch("CREATE TABLE rows (number INTEGER NOT NULL) STRICT").unwrap();
         let log = File::open(log_of(&path)).unwrap();
         let reserve = Arc::new(Reserve::none());
-        let mut database = Database { connection, log, is_behind: false, path: path.clone(), reserve };
+        let mut database =
+            Database { connection, log, is_behind: false, path: path.clone(), reserve };
         let rows = |database: &Database| -> i64 {
-            database.connection.query_row("SELECT count(*) FROM rows", [], |row| row.get(0)).unwrap()
+            database
+                .connection
+                .query_row("SELECT count(*) FROM rows", [], |row| row.get(0))
+                .unwrap()
         };
         let wanted = [
             (Durability::Synced, false),
@@ -612,11 +667,14 @@ mod tests {
         assert_eq!(rows(&database), 6, "nothing of those that failed");
 
         // Nothing can be written through by it, but all can be moved.
-        database.log = File::from(std::os::fd::OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0));
+        database.log = File::from(std::os::fd::OwnedFd::from(
+            std::os::unix::net::UnixStream::pair().unwrap().0,
+        ));
         assert_eq!(outcomes(&mut database, &wanted), expected);
         assert!(!database.is_behind && std::fs::metadata(log_of(&path)).unwrap().len() == 0);
 
-        // Somebody reads, so that not even that can be done: nobody is told that it is durable, and nothing is added.
+        // Somebody reads, so that not even that can be done: nobody is told that it is durable, and
+        // nothing is added.
         let reader = Connection::open(&path).unwrap();
         reader.execute_batch("BEGIN").unwrap();
         let _: i64 = reader.query_row("SELECT count(*) FROM rows", [], |row| row.get(0)).unwrap();

@@ -75,7 +75,8 @@ impl From<ApiError> for Failed {
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response<Body> {
-        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.0.code.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(self.0.body(None))).into_response()
     }
 }
@@ -90,7 +91,9 @@ async fn exec(
     let nonce = headers.get("fly-machine-lease-nonce").and_then(|value| value.to_str().ok());
     let session = session(&shared, &machine, Some(nonce.map(LeaseNonce::from_trusted))).await?;
     let argv = argv(&request)?;
-    let timeout = Duration::from_secs(request.timeout.unwrap_or(MAX_TIMEOUT_SECONDS).clamp(1, MAX_TIMEOUT_SECONDS));
+    let timeout = Duration::from_secs(
+        request.timeout.unwrap_or(MAX_TIMEOUT_SECONDS).clamp(1, MAX_TIMEOUT_SECONDS),
+    );
     let command = ExecCommand {
         argv,
         timeout,
@@ -100,7 +103,9 @@ async fn exec(
     };
     let outcome = tokio::time::timeout(timeout + EXEC_GRACE, session.exec(command))
         .await
-        .map_err(|_| ApiError::new(ErrorCode::Unavailable, "unavailable: the guest does not answer"))?
+        .map_err(|_| {
+            ApiError::new(ErrorCode::Unavailable, "unavailable: the guest does not answer")
+        })?
         .map_err(not_run)?;
     Ok(Json(ExecReply {
         exit_code: outcome.code,
@@ -118,9 +123,9 @@ fn not_run(error: SessionError) -> ApiError {
         SessionError::Refused(_) | SessionError::TooLarge(_) => {
             ApiError::invalid(format!("invalid_argument: can't run the command: {error}"))
         }
-        SessionError::Closed | SessionError::Broken => {
-            ApiError::aborted("the machine was stopped, suspended or destroyed while the command ran")
-        }
+        SessionError::Closed | SessionError::Broken => ApiError::aborted(
+            "the machine was stopped, suspended or destroyed while the command ran",
+        ),
         SessionError::NotConnected | SessionError::NoAnswer(_) => {
             ApiError::new(ErrorCode::Unavailable, format!("unavailable: {error}"))
         }
@@ -131,9 +136,8 @@ fn argv(request: &ExecRequest) -> Result<Vec<String>, ApiError> {
     let argv = match (&request.command, &request.cmd) {
         (Some(command), _) if !command.is_empty() => command.clone(),
         (_, Some(CommandLine::Words(words))) => words.clone(),
-        (_, Some(CommandLine::Line(line))) => {
-            shell_words::split(line).map_err(|e| ApiError::invalid(format!("invalid cmd, can't be split: {e}")))?
-        }
+        (_, Some(CommandLine::Line(line))) => shell_words::split(line)
+            .map_err(|e| ApiError::invalid(format!("invalid cmd, can't be split: {e}")))?,
         _ => Vec::new(),
     };
     if argv.is_empty() {

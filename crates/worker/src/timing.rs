@@ -1,4 +1,5 @@
-//! Where the time of a start went: what the `start` event tells, and `caddis machine start --timing` shows.
+//! Where the time of a start went: what the `start` event tells, and `caddis machine start
+//! --timing` shows.
 
 use std::time::Duration;
 
@@ -35,7 +36,8 @@ impl Timing {
     pub fn finish(mut self, live: &Live) -> Value {
         let guest = live.guest.borrow();
         // Of a VM that was restored, what came before it waited is its template's.
-        let waited = guest.boot_steps.iter().position(|(name, _)| name == "wait").map_or(0, |wait| wait + 1);
+        let waited =
+            guest.boot_steps.iter().position(|(name, _)| name == "wait").map_or(0, |wait| wait + 1);
         let kind = live.vm.start().kind;
         if kind == StartKind::Resume {
             // Its boot was another start's.

@@ -1,5 +1,5 @@
-//! Turns among the machines of a host: how many do at once what would only take longer if more did it, and what one
-//! machine does once at a time.
+//! Turns among the machines of a host: how many do at once what would only take longer if more did
+//! it, and what one machine does once at a time.
 
 use std::{
     collections::HashMap,
@@ -13,10 +13,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::WorkerConfig;
 
-/// How many machines are saved at once: more would only wait for the disk, with their programs standing still.
+/// How many machines are saved at once: more would only wait for the disk, with their programs
+/// standing still.
 const SUSPENDS: usize = 2;
-/// How long a launch counts as one of those under way. A guest that takes longer waits for something else than the
-/// processor, or is never coming; others go on beside it then.
+/// How long a launch counts as one of those under way. A guest that takes longer waits for
+/// something else than the processor, or is never coming; others go on beside it then.
 const LAUNCH: Duration = Duration::from_secs(5);
 
 /// What a host lets only so many machines do at once.
@@ -25,8 +26,8 @@ pub struct Queues {
     pub recoveries: Arc<Semaphore>,
     /// Be suspended.
     pub suspends: Arc<Semaphore>,
-    /// Launch a VM, until its program runs: the processors shared by all that were asked for together, each would be
-    /// ready when the last one is.
+    /// Launch a VM, until its program runs: the processors shared by all that were asked for
+    /// together, each would be ready when the last one is.
     pub launches: Arc<Semaphore>,
 }
 
@@ -41,7 +42,8 @@ impl Queues {
     }
 }
 
-/// Machines that are being made: of two requests to make the same one, the second waits for what becomes of the first.
+/// Machines that are being made: of two requests to make the same one, the second waits for what
+/// becomes of the first.
 #[derive(Default)]
 pub struct Creations(Mutex<HashMap<MachineId, Weak<AsyncMutex<()>>>>);
 

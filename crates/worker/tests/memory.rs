@@ -92,7 +92,11 @@ impl Site {
         }
     }
 
-    async fn create(&self, number: u128, config: &RawConfig) -> Result<MachineId, caddis_api::ApiError> {
+    async fn create(
+        &self,
+        number: u128,
+        config: &RawConfig,
+    ) -> Result<MachineId, caddis_api::ApiError> {
         let id = MachineId::random();
         let create = CreateMachine {
             id: id.clone(),
@@ -142,22 +146,31 @@ async fn configurations_are_in_memory_once_as_text_and_not_at_all_once_their_mac
         site.until(&machine, MachineState::Started).await;
         machines.push(machine);
     }
-    // One text per machine; beside them what requests that may come again were answered, which is bounded in all, and
-    // what guests hold, which are fake here and in this process: the contents of the files, as text.
+    // One text per machine; beside them what requests that may come again were answered, which is
+    // bounded in all, and what guests hold, which are fake here and in this process: the contents
+    // of the files, as text.
     let (held, expected) = (allocated().saturating_sub(before), 6 * (text + 5 * MIB) + 8 * MIB);
     assert!(held < expected + 12 * MIB, "{} MiB of {}", held / MIB, expected / MIB);
 
     for machine in &machines {
-        site.ask(WorkerRequest::Act { machine: machine.clone(), nonce: None, action: Action::Destroy { force: true } })
-            .await
-            .unwrap();
+        site.ask(WorkerRequest::Act {
+            machine: machine.clone(),
+            nonce: None,
+            action: Action::Destroy { force: true },
+        })
+        .await
+        .unwrap();
         site.until(machine, MachineState::Destroyed).await;
     }
     // Answers push each other out.
     for _ in 0..4 {
-        site.ask(WorkerRequest::Act { machine: first.clone(), nonce: None, action: Action::GetLease })
-            .await
-            .unwrap_err();
+        site.ask(WorkerRequest::Act {
+            machine: first.clone(),
+            nonce: None,
+            action: Action::GetLease,
+        })
+        .await
+        .unwrap_err();
     }
     let left = allocated().saturating_sub(before);
     assert!(left < 20 * MIB, "{} MiB are left of six machines that are gone", left / MIB);

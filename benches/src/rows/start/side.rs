@@ -98,7 +98,9 @@ impl Side {
     /// # Errors
     /// When it does not start, or not in the way that is to be measured.
     pub async fn sample(&self) -> Result<Cost> {
-        let Self::Machine { server, machine, kind, pool, others } = self else { return self.container().await };
+        let Self::Machine { server, machine, kind, pool, others } = self else {
+            return self.container().await;
+        };
         server.pool_full().await?;
         let (at_rest, mark) = (rest().await?, machine.log_end().await?);
         server.before_start();
@@ -113,7 +115,11 @@ impl Side {
         });
         let (cost, event) = (cost.await?, machine.start_event().await?);
         ensure!(event["start_kind"] == *kind, "not a {kind} start: {}", event["start_kind"]);
-        ensure!(pool.is_none_or(|pool| event["pool"] == pool), "the pool was not as wanted: {}", event["pool"]);
+        ensure!(
+            pool.is_none_or(|pool| event["pool"] == pool),
+            "the pool was not as wanted: {}",
+            event["pool"]
+        );
         self.end().await?;
         Ok(cost)
     }
@@ -142,7 +148,9 @@ impl Side {
             Self::Machine { machine, others, .. } => {
                 try_join_all(others.iter().chain([machine]).map(Machine::stop)).await.map(drop)
             }
-            Self::Podman(rival) => rival.podman().run(&["stop", "--time", "0", CONTAINER]).await.map(drop),
+            Self::Podman(rival) => {
+                rival.podman().run(&["stop", "--time", "0", CONTAINER]).await.map(drop)
+            }
         }
     }
 }

@@ -17,14 +17,16 @@ const MAX_ENTRIES: usize = 32;
 
 pub(super) fn check(dns: Option<&Dns>) -> Result<(), ApiError> {
     let Some(dns) = dns else { return Ok(()) };
-    let refuse = |field: String, reason: &str| Err(ApiError::invalid(format!("invalid config.dns.{field}, {reason}")));
+    let refuse = |field: String, reason: &str| {
+        Err(ApiError::invalid(format!("invalid config.dns.{field}, {reason}")))
+    };
     let name = dns.hostname.as_deref().unwrap_or_default();
     if !name.is_empty() && (name.len() > MAX_HOSTNAME || !is_domain(name)) {
-        let reason =
-            "a host name has letters, digits and hyphens, in parts with dots between, and at most 64 characters";
+        let reason = "a host name has letters, digits and hyphens, in parts with dots between, and at most 64 characters";
         return refuse("hostname".to_owned(), reason);
     }
-    let reason = "a domain name has letters, digits and hyphens, in parts of at most 63 with dots between";
+    let reason =
+        "a domain name has letters, digits and hyphens, in parts of at most 63 with dots between";
     let name = dns.hostname_fqdn.as_deref().unwrap_or_default();
     if !name.is_empty() && !is_domain(name.strip_suffix('.').unwrap_or(name)) {
         return refuse("hostname_fqdn".to_owned(), reason);
@@ -39,7 +41,10 @@ pub(super) fn check(dns: Option<&Dns>) -> Result<(), ApiError> {
     }
     for (index, server) in dns.nameservers.iter().flatten().enumerate() {
         if server.parse::<IpAddr>().is_err() {
-            return refuse(format!("nameservers[{index}]"), "a name server is an IPv4 or IPv6 address");
+            return refuse(
+                format!("nameservers[{index}]"),
+                "a name server is an IPv4 or IPv6 address",
+            );
         }
     }
     for (index, domain) in dns.searches.iter().flatten().enumerate() {
@@ -49,7 +54,8 @@ pub(super) fn check(dns: Option<&Dns>) -> Result<(), ApiError> {
     }
     for (index, DnsOption { name, value }) in dns.options.iter().flatten().enumerate() {
         let is_word = |text: &str| {
-            text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_:.".contains(&byte))
+            text.len() <= 64
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_:.".contains(&byte))
         };
         if name.is_empty() || !is_word(name) || !is_word(value.as_deref().unwrap_or_default()) {
             let reason = "an option of resolv.conf is a word, such as ndots with the value 2";
@@ -99,11 +105,17 @@ mod tests {
             (json!({ "nameservers": vec!["1.1.1.1"; 33] }), "nameservers, at most 32"),
             (json!({ "searches": ["ok.example", "b c"] }), "searches[1]"),
             (json!({ "searches": ["\r"] }), "searches[0]"),
-            (json!({ "options": [{ "name": "ndots", "value": "2\nnameserver 6.6.6.6" }] }), "options[0]"),
+            (
+                json!({ "options": [{ "name": "ndots", "value": "2\nnameserver 6.6.6.6" }] }),
+                "options[0]",
+            ),
             (json!({ "options": [{ "name": "" }] }), "options[0]"),
         ] {
             let error = checked(dns.clone()).unwrap_err();
-            assert!(error.message.starts_with(&format!("invalid config.dns.{field}")), "{dns}: {error}");
+            assert!(
+                error.message.starts_with(&format!("invalid config.dns.{field}")),
+                "{dns}: {error}"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! How large a configuration may be. Files, programs and metadata have bounds of their own; all else, known or not, has
-//! one together: it is kept in memory as long as the machine is there.
+//! How large a configuration may be. Files, programs and metadata have bounds of their own; all
+//! else, known or not, has one together: it is kept in memory as long as the machine is there.
 
 use std::io;
 
@@ -17,12 +17,16 @@ const OF_INIT: &[&str] = &["exec", "entrypoint", "cmd"];
 const OF_PROCESSES: &[&str] = &["exec", "entrypoint", "cmd", "env", "env_from"];
 
 pub(super) fn check(raw: &Map<String, Value>, config: &MachineConfig) -> Result<(), ApiError> {
-    let metadata: usize = config.metadata.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
+    let metadata: usize =
+        config.metadata.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
     if metadata > MAX_METADATA_BYTES {
-        let text = format!("invalid config.metadata, it has {metadata} bytes, cannot exceed {MAX_METADATA_BYTES}");
+        let text = format!(
+            "invalid config.metadata, it has {metadata} bytes, cannot exceed {MAX_METADATA_BYTES}"
+        );
         return Err(ApiError::invalid(text));
     }
-    let names = config.files.iter().flatten().flat_map(|file| [&file.secret_name, &file.image_config]);
+    let names =
+        config.files.iter().flatten().flat_map(|file| [&file.secret_name, &file.image_config]);
     let size = others(raw) + names.flatten().map(String::len).sum::<usize>();
     if size > MAX_OTHER_BYTES {
         return Err(ApiError::invalid(format!(
@@ -113,9 +117,14 @@ mod tests {
             json!({ "files": [{ "guest_path": "/a", "secret_name": large }] }),
         ] {
             let error = sized(config).unwrap_err();
-            assert!(error.contains("cannot exceed 65536") && error.contains("config.files"), "{error}");
+            assert!(
+                error.contains("cannot exceed 65536") && error.contains("config.files"),
+                "{error}"
+            );
         }
-        assert!(sized(json!({ "metadata": { "a": large } })).unwrap_err().contains("config.metadata"));
+        assert!(
+            sized(json!({ "metadata": { "a": large } })).unwrap_err().contains("config.metadata")
+        );
     }
 
     #[test]
@@ -126,8 +135,14 @@ mod tests {
         sized(json!({ "env": { "A": large }, "init": { "cmd": [large] }, "metadata": { "a": &large[2..] } })).unwrap();
         sized(json!({ "unknown": &large[400..] })).unwrap();
         let words: Vec<_> = (0..200_000).map(|_| "a").collect();
-        assert!(sized(json!({ "init": { "cmd": words } })).unwrap_err().contains("arguments and environment"));
-        let files: Vec<_> = (0..70_000).map(|n| json!({ "guest_path": format!("/{n}"), "raw_value": "" })).collect();
+        assert!(
+            sized(json!({ "init": { "cmd": words } }))
+                .unwrap_err()
+                .contains("arguments and environment")
+        );
+        let files: Vec<_> = (0..70_000)
+            .map(|n| json!({ "guest_path": format!("/{n}"), "raw_value": "" }))
+            .collect();
         assert!(sized(json!({ "files": files })).unwrap_err().contains("config.files holds"));
     }
 }

@@ -1,4 +1,5 @@
-//! Messages of a session within a body: a byte for the kind, four for the length (little-endian), and the message.
+//! Messages of a session within a body: a byte for the kind, four for the length (little-endian),
+//! and the message.
 
 use axum::body::Body;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -34,7 +35,8 @@ impl Frame {
 
     fn decode(buffer: &mut BytesMut) -> Result<Option<Self>, String> {
         let Some(header) = buffer.get(..HEADER) else { return Ok(None) };
-        let (kind, length) = (header[0], u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize);
+        let (kind, length) =
+            (header[0], u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize);
         if kind > 1 || length > MAX_FRAME {
             return Err(format!("a frame of kind {kind} with {length} bytes"));
         }
@@ -47,7 +49,8 @@ impl Frame {
     }
 }
 
-/// The messages in a body. Ends after an error, and without one where the body is cut off between two.
+/// The messages in a body. Ends after an error, and without one where the body is cut off between
+/// two.
 pub fn read(body: Body) -> impl Stream<Item = Result<Frame, String>> + Send + Unpin {
     let state = (body.into_data_stream(), BytesMut::new(), false);
     Box::pin(stream::unfold(state, |(mut chunks, mut buffer, over)| async move {
@@ -75,11 +78,17 @@ mod tests {
 
     #[tokio::test]
     async fn messages_are_found_however_the_body_is_cut() {
-        let sent = [Frame::Text("{}".into()), Frame::Data(Bytes::new()), Frame::Data(vec![7; 3000].into())];
+        let sent = [
+            Frame::Text("{}".into()),
+            Frame::Data(Bytes::new()),
+            Frame::Data(vec![7; 3000].into()),
+        ];
         let bytes: Vec<u8> = sent.iter().flat_map(|frame| frame.encode().to_vec()).collect();
         for size in [1, 4, 1000, bytes.len()] {
-            let chunks: Vec<_> =
-                bytes.chunks(size).map(|chunk| Ok::<_, String>(Bytes::copy_from_slice(chunk))).collect();
+            let chunks: Vec<_> = bytes
+                .chunks(size)
+                .map(|chunk| Ok::<_, String>(Bytes::copy_from_slice(chunk)))
+                .collect();
             let frames = read(Body::from_stream(stream::iter(chunks)));
             let found: Vec<_> = frames.map(Result::unwrap).collect().await;
             assert_eq!(found, sent, "{size}");

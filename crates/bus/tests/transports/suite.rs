@@ -1,4 +1,5 @@
-//! The suite. A transport is given as a future that makes a bus whose clones reach the same network.
+//! The suite. A transport is given as a future that makes a bus whose clones reach the same
+//! network.
 
 use std::{
     sync::{
@@ -67,11 +68,16 @@ impl Handler for Slow {
     }
 }
 
-pub async fn a_request_reaches_the_one_that_serves_and_is_not_delivered_when_nobody_does(bus: impl Bus) {
+pub async fn a_request_reaches_the_one_that_serves_and_is_not_delivered_when_nobody_does(
+    bus: impl Bus,
+) {
     let serving = bus.serve("a", Arc::new(Echo("1"))).await.unwrap();
     assert_eq!(bus.request("a", "x".into(), PATIENCE).await.unwrap(), "1x");
     drop(serving);
-    assert_eq!(bus.request("a", "x".into(), PATIENCE).await, Err(BusError::NotDelivered("a".to_owned())));
+    assert_eq!(
+        bus.request("a", "x".into(), PATIENCE).await,
+        Err(BusError::NotDelivered("a".to_owned()))
+    );
 }
 
 pub async fn silence_ends_at_the_deadline_and_not_before(bus: impl Bus) {
@@ -102,14 +108,16 @@ pub async fn a_question_takes_those_that_answer_and_does_not_wait_for_the_silent
     let _one = bus.serve("a", Arc::new(Echo("1"))).await.unwrap();
     let _two = bus.serve("a", Arc::new(Echo("2"))).await.unwrap();
     let _three = bus.serve("a", Arc::new(Silent)).await.unwrap();
-    let asked = tokio::time::timeout(PATIENCE / 2, bus.ask_all("a", "x".into(), WINDOW)).await.unwrap();
+    let asked =
+        tokio::time::timeout(PATIENCE / 2, bus.ask_all("a", "x".into(), WINDOW)).await.unwrap();
     let mut answers = asked.unwrap();
     answers.sort();
     assert_eq!(answers, ["1x", "2x"]);
 }
 
 pub async fn a_question_that_nobody_serves_has_no_answers(bus: impl Bus) {
-    let window = AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(50) };
+    let window =
+        AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(50) };
     assert_eq!(bus.ask_all("a", "x".into(), window).await.unwrap(), Vec::<Bytes>::new());
 }
 
@@ -124,10 +132,16 @@ pub async fn subscribers_get_what_is_published_after_they_came_in_its_order(bus:
     for receiver in [&mut one, &mut two] {
         for number in 0..100 {
             let published = tokio::time::timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap();
-            assert_eq!((published.subject.as_str(), published.payload), ("s", format!("{number}").into()));
+            assert_eq!(
+                (published.subject.as_str(), published.payload),
+                ("s", format!("{number}").into())
+            );
         }
     }
-    assert_eq!(tokio::time::timeout(PATIENCE, other.recv()).await.unwrap().unwrap().payload, "other");
+    assert_eq!(
+        tokio::time::timeout(PATIENCE, other.recv()).await.unwrap().unwrap().payload,
+        "other"
+    );
 }
 
 pub async fn publishing_does_not_wait_for_a_slow_subscriber(bus: impl Bus) {
@@ -144,20 +158,33 @@ pub async fn publishing_does_not_wait_for_a_slow_subscriber(bus: impl Bus) {
 pub async fn messages_of_the_limit_pass_and_larger_ones_are_refused(bus: impl Bus) {
     let full = Bytes::from(vec![b'x'; MAX_MESSAGE_BYTES]);
     let beyond = Bytes::from(vec![b'x'; MAX_MESSAGE_BYTES + 1]);
-    let too_large = |subject: &str| BusError::TooLarge { subject: subject.to_owned(), bytes: MAX_MESSAGE_BYTES + 1 };
+    let too_large = |subject: &str| BusError::TooLarge {
+        subject: subject.to_owned(),
+        bytes: MAX_MESSAGE_BYTES + 1,
+    };
     let _echo = bus.serve("echo", Arc::new(Echo(""))).await.unwrap();
     let _long = bus.serve("long", Arc::new(Long(MAX_MESSAGE_BYTES + 1))).await.unwrap();
     let mut receiver = bus.subscribe("s").await.unwrap();
 
     assert_eq!(bus.request("echo", full.clone(), PATIENCE).await.unwrap(), full);
-    assert_eq!(bus.ask_all("echo", full.clone(), WINDOW).await.unwrap(), std::slice::from_ref(&full));
+    assert_eq!(
+        bus.ask_all("echo", full.clone(), WINDOW).await.unwrap(),
+        std::slice::from_ref(&full)
+    );
     bus.publish("s", full.clone()).await.unwrap();
-    assert_eq!(tokio::time::timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap().payload, full);
+    assert_eq!(
+        tokio::time::timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap().payload,
+        full
+    );
 
     assert_eq!(bus.request("echo", beyond.clone(), PATIENCE).await, Err(too_large("echo")));
     assert_eq!(bus.ask_all("echo", beyond.clone(), WINDOW).await, Err(too_large("echo")));
     assert_eq!(bus.publish("s", beyond).await, Err(too_large("s")));
-    assert_eq!(bus.request("long", "x".into(), PATIENCE).await, Err(too_large("long")), "the answer is");
+    assert_eq!(
+        bus.request("long", "x".into(), PATIENCE).await,
+        Err(too_large("long")),
+        "the answer is"
+    );
     assert_eq!(bus.ask_all("long", "x".into(), WINDOW).await.unwrap(), Vec::<Bytes>::new());
 }
 
@@ -172,7 +199,8 @@ pub async fn many_requests_are_carried_out_at_once(bus: impl Bus) {
         }
     }
 
-    let _serving = bus.serve("a", Arc::new(Together(tokio::sync::Barrier::new(100)))).await.unwrap();
+    let _serving =
+        bus.serve("a", Arc::new(Together(tokio::sync::Barrier::new(100)))).await.unwrap();
     let answered = Mutex::new(0);
     let requests = (0..100).map(|_| async {
         bus.request("a", "x".into(), PATIENCE).await.unwrap();

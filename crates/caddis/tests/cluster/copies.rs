@@ -25,8 +25,15 @@ async fn until_copy_rests(cluster: &Cluster, number: u8, id: &MachineId) -> Valu
 async fn is_alone_on(cluster: &Cluster, id: &str, number: u8, stale: u8) {
     let machine: MachineId = id.parse().unwrap();
     let copy =
-        tokio::time::timeout(caddis_testkit::DEADLINE, until_copy_rests(cluster, stale, &machine)).await.unwrap();
-    let told = copy["events"].as_array().unwrap().iter().find(|event| event["type"] == "supersede").unwrap();
+        tokio::time::timeout(caddis_testkit::DEADLINE, until_copy_rests(cluster, stale, &machine))
+            .await
+            .unwrap();
+    let told = copy["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|event| event["type"] == "supersede")
+        .unwrap();
     assert_eq!(told["details"]["placement_epoch"], 2);
     assert_eq!(cluster.vms(stale).running(), Vec::<String>::new());
     let start = WorkerRequest::Act { machine: machine.clone(), nonce: None, action: Action::Start };
@@ -37,7 +44,10 @@ async fn is_alone_on(cluster: &Cluster, id: &str, number: u8, stale: u8) {
     assert_eq!(cluster.vms(number).running(), [id.to_owned()]);
     let all = cluster.call(0, &format!("GET {MACHINES}"), Value::Null).await.unwrap().body;
     assert_eq!(all.as_array().unwrap().len(), 1);
-    assert!(!all[0]["events"].to_string().contains("supersede"), "what the copy tells is not the machine's");
+    assert!(
+        !all[0]["events"].to_string().contains("supersede"),
+        "what the copy tells is not the machine's"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +55,8 @@ async fn a_copy_of_an_earlier_placement_is_stopped_as_soon_as_the_later_one_is_h
     let cluster = cluster(ClusterOptions::default()).await;
     let id = started_on(&cluster, 0, config()).await;
     let machine = id.parse().unwrap();
-    let moved = cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
+    let moved =
+        cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
     assert_eq!(moved.epoch, 2);
     create(&cluster, 1, &machine, moved.epoch, config()).await.unwrap();
     is_alone_on(&cluster, &id, 1, 0).await;
@@ -60,20 +71,33 @@ async fn the_catalog_alone_tells_a_host_that_its_machine_was_placed_elsewhere() 
     cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
     // The other host does not have it yet.
     cluster.start(0).await.unwrap();
-    tokio::time::timeout(caddis_testkit::DEADLINE, until_copy_rests(&cluster, 0, &machine)).await.unwrap();
+    tokio::time::timeout(caddis_testkit::DEADLINE, until_copy_rests(&cluster, 0, &machine))
+        .await
+        .unwrap();
     assert_eq!(cluster.vms(0).running(), Vec::<String>::new());
     // Destroyed for good, it takes nothing of the machine with it.
-    let destroy = WorkerRequest::Act { machine: machine.clone(), nonce: None, action: Action::Destroy { force: true } };
+    let destroy = WorkerRequest::Act {
+        machine: machine.clone(),
+        nonce: None,
+        action: Action::Destroy { force: true },
+    };
     ask(&cluster, 0, "destroy-copy", destroy).await.unwrap();
-    cluster.until(0, &format!("GET {MACHINES}/{id}"), |machine| machine["state"] == "destroyed").await.unwrap();
+    cluster
+        .until(0, &format!("GET {MACHINES}/{id}"), |machine| machine["state"] == "destroyed")
+        .await
+        .unwrap();
     let placement = cluster.catalog.placement(&machine).await.unwrap().unwrap();
-    assert_eq!((placement.released, placement.epoch, &placement.worker), (false, 2, cluster.worker(1)));
+    assert_eq!(
+        (placement.released, placement.epoch, &placement.worker),
+        (false, 2, cluster.worker(1))
+    );
     create(&cluster, 1, &machine, 2, config()).await.unwrap();
     until_state(&cluster, &id, "started").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_was_away_while_its_machine_was_placed_elsewhere_stops_its_copy_when_it_returns() {
+async fn a_host_that_was_away_while_its_machine_was_placed_elsewhere_stops_its_copy_when_it_returns()
+ {
     let mut cluster = cluster(ClusterOptions::default()).await;
     // One that would be started again by itself.
     let mut always = config();
@@ -83,8 +107,15 @@ async fn a_host_that_was_away_while_its_machine_was_placed_elsewhere_stops_its_c
     let machine = id.parse().unwrap();
     cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
     create(&cluster, 1, &machine, 2, always).await.unwrap();
-    cluster.until(0, &format!("GET {MACHINES}/{id}"), |machine| machine["host_status"] == "ok").await.unwrap();
-    assert_eq!(cluster.vms(0).running(), std::slice::from_ref(&id), "its VM went on without its worker");
+    cluster
+        .until(0, &format!("GET {MACHINES}/{id}"), |machine| machine["host_status"] == "ok")
+        .await
+        .unwrap();
+    assert_eq!(
+        cluster.vms(0).running(),
+        std::slice::from_ref(&id),
+        "its VM went on without its worker"
+    );
     cluster.start(0).await.unwrap();
     is_alone_on(&cluster, &id, 1, 0).await;
     // It is not taken up again either.

@@ -28,7 +28,9 @@ async fn a_last_delta_that_was_lost_is_made_up_for_by_the_next_heartbeat() {
     let own = || async {
         let get = caddis_bus::message::WorkerRequest::Get { machine: id.parse().unwrap() };
         match crate::support::ask(&cluster, 0, "look", get).await.unwrap() {
-            caddis_bus::message::WorkerReply::Machine { record } => record.machine.state.as_str().to_owned(),
+            caddis_bus::message::WorkerReply::Machine { record } => {
+                record.machine.state.as_str().to_owned()
+            }
             other => panic!("{other:?}"),
         }
     };
@@ -56,24 +58,32 @@ async fn a_host_that_left_is_shown_as_such_its_machines_stay_listed_and_it_may_r
             is_told && states(&cluster, status) == ["ok", "unreachable", "ok"]
         };
         cluster.until(gateway, STATUS, is_gone).await.unwrap();
-        let all = cluster.call(gateway, &format!("GET {MACHINES}"), Value::Null).await.unwrap().body;
-        let mut shown: Vec<_> =
-            all.as_array().unwrap().iter().map(|m| (m["id"].clone(), m["host_status"].clone())).collect();
+        let all =
+            cluster.call(gateway, &format!("GET {MACHINES}"), Value::Null).await.unwrap().body;
+        let mut shown: Vec<_> = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| (m["id"].clone(), m["host_status"].clone()))
+            .collect();
         shown.sort_by_key(|(id, _)| ids.iter().position(|known| id == known));
         let expected = ["ok", "unreachable", "ok"].map(|status| json!(status));
         assert_eq!(shown.into_iter().map(|(_, status)| status).collect::<Vec<_>>(), expected);
     }
     // Nothing was done, and that is known.
-    let stop = cluster.call(0, &format!("POST {MACHINES}/{}/stop", ids[1]), Value::Null).await.unwrap();
+    let stop =
+        cluster.call(0, &format!("POST {MACHINES}/{}/stop", ids[1]), Value::Null).await.unwrap();
     assert_eq!(stop.status, 504, "{}", stop.body);
     assert!(stop.body["error"].as_str().unwrap().contains("nothing was done"), "{}", stop.body);
     // A gateway that begins now knows the other hosts.
-    let stop = cluster.call(1, &format!("POST {MACHINES}/{}/stop", ids[2]), Value::Null).await.unwrap();
+    let stop =
+        cluster.call(1, &format!("POST {MACHINES}/{}/stop", ids[2]), Value::Null).await.unwrap();
     assert_eq!(stop.status, 200, "{}", stop.body);
 
     cluster.start(1).await.unwrap();
     for gateway in 0..2 {
-        let is_back = |machine: &Value| machine["host_status"] == "ok" && machine["state"] == "started";
+        let is_back =
+            |machine: &Value| machine["host_status"] == "ok" && machine["state"] == "started";
         cluster.until(gateway, &format!("GET {MACHINES}/{}", ids[1]), is_back).await.unwrap();
     }
     assert_eq!(cluster.vms(1).launches(), 1, "its VM went on");
@@ -81,7 +91,8 @@ async fn a_host_that_left_is_shown_as_such_its_machines_stay_listed_and_it_may_r
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_is_cut_off_from_a_host_says_so_and_another_one_serves_its_machines() {
-    let cluster = cluster(ClusterOptions { gateways: 2, workers: 2, ..ClusterOptions::default() }).await;
+    let cluster =
+        cluster(ClusterOptions { gateways: 2, workers: 2, ..ClusterOptions::default() }).await;
     let id = started_on(&cluster, 0, config()).await;
     let line = format!("GET {MACHINES}/{id}");
     cluster.until(1, &line, |machine| machine["state"] == "started").await.unwrap();
@@ -89,7 +100,8 @@ async fn a_gateway_that_is_cut_off_from_a_host_says_so_and_another_one_serves_it
     cluster.until(0, &line, |machine| machine["host_status"] == "unreachable").await.unwrap();
     let other = cluster.call(1, &line, Value::Null).await.unwrap();
     assert_eq!(other.body["host_status"], "ok");
-    let stopped = cluster.call(1, &format!("POST {MACHINES}/{id}/stop"), Value::Null).await.unwrap();
+    let stopped =
+        cluster.call(1, &format!("POST {MACHINES}/{id}/stop"), Value::Null).await.unwrap();
     assert_eq!(stopped.status, 200, "{}", stopped.body);
     cluster.until(1, &line, |machine| machine["state"] == "stopped").await.unwrap();
     let stale = cluster.call(0, &line, Value::Null).await.unwrap();
@@ -113,7 +125,10 @@ async fn a_drain_stops_the_machines_of_its_host_and_no_others() {
         until_state(&cluster, &ids[number], "started").await;
         assert_eq!(cluster.vms(number as u8).running().len(), 1);
     }
-    cluster.until(0, STATUS, |status| states(&cluster, status) == ["ok", "draining", "ok"]).await.unwrap();
+    cluster
+        .until(0, STATUS, |status| states(&cluster, status) == ["ok", "draining", "ok"])
+        .await
+        .unwrap();
     // New ones go elsewhere.
     for _ in 0..3 {
         let (_, number) = crate::support::started(&cluster, config()).await;
@@ -136,7 +151,9 @@ async fn a_worker_without_a_bus_runs_its_machines_and_serves_when_there_is_one()
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(caddis_testkit::DEADLINE, restarted).await.expect("its restart policy needs no bus");
+    tokio::time::timeout(caddis_testkit::DEADLINE, restarted)
+        .await
+        .expect("its restart policy needs no bus");
     let line = format!("GET {MACHINES}/{id}");
     cluster.until(0, &line, |machine| machine["host_status"] == "unreachable").await.unwrap();
     cluster.network.heal();

@@ -7,8 +7,13 @@ use serde_json::{Value, json};
 
 use crate::support::{cluster, config, started_on};
 
-/// Reads what comes after a place, in pages of so many lines, until nothing does. Their messages and the place.
-async fn read(cluster: &Cluster, mut place: String, limit: usize) -> (Vec<(String, String)>, String) {
+/// Reads what comes after a place, in pages of so many lines, until nothing does. Their messages
+/// and the place.
+async fn read(
+    cluster: &Cluster,
+    mut place: String,
+    limit: usize,
+) -> (Vec<(String, String)>, String) {
     let mut lines = Vec::new();
     loop {
         let path = format!("GET /api/v1/apps/app/logs?limit={limit}&next_token={place}");
@@ -103,7 +108,11 @@ async fn the_log_of_an_app_on_three_hosts_has_each_line_once_also_over_the_loss_
     let one = format!("GET /api/v1/apps/app/logs?limit=1000&instance={}", ids[1]);
     let one = cluster.call(0, &one, Value::Null).await.unwrap();
     assert!(
-        one.body["data"].as_array().unwrap().iter().all(|entry| entry["attributes"]["instance"] == ids[1].as_str())
+        one.body["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|entry| entry["attributes"]["instance"] == ids[1].as_str())
     );
     assert!(!one.body["meta"]["next_token"].as_str().unwrap().starts_with("hosts."));
 }

@@ -1,4 +1,5 @@
-//! Several hosts: gateways and workers in one process, over a network that can be cut and hosts that can die.
+//! Several hosts: gateways and workers in one process, over a network that can be cut and hosts
+//! that can die.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod copies;

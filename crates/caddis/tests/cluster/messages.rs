@@ -45,13 +45,17 @@ async fn requests_that_arrive_twice_and_late_are_carried_out_once() {
         let (id, number) = started(&cluster, config()).await;
         launches += 1;
         let restart = format!("POST {MACHINES}/{id}/restart");
-        cluster.until(gateway, &format!("GET {MACHINES}/{id}"), |m| m["state"] == "started").await.unwrap();
+        cluster
+            .until(gateway, &format!("GET {MACHINES}/{id}"), |m| m["state"] == "started")
+            .await
+            .unwrap();
         let restarted = cluster.call(gateway, &restart, Value::Null).await.unwrap();
         assert_eq!(restarted.status, 200, "{}", restarted.body);
         launches += 1;
         // Its beginning and its end.
-        let restarts =
-            |events: &Value| events.as_array().unwrap().iter().filter(|event| event["type"] == "restart").count();
+        let restarts = |events: &Value| {
+            events.as_array().unwrap().iter().filter(|event| event["type"] == "restart").count()
+        };
         let events = format!("GET {MACHINES}/{id}/events");
         cluster.until(gateway, &events, |events| restarts(events) >= 2).await.unwrap();
         until_state(&cluster, &id, "started").await;
@@ -70,7 +74,11 @@ async fn a_host_whose_clock_is_ahead_refuses_what_seems_late_to_it_and_names_the
     cluster.network.skew(Node::Worker(0), 120_000);
     let refused = cluster.call(0, &stop, Value::Null).await.unwrap();
     assert_eq!(refused.status, 504, "{}", refused.body);
-    assert!(refused.body["error"].as_str().unwrap().contains("compare the clocks"), "{}", refused.body);
+    assert!(
+        refused.body["error"].as_str().unwrap().contains("compare the clocks"),
+        "{}",
+        refused.body
+    );
     until_state(&cluster, &id, "started").await;
     // One that is behind, or ahead by less than is waited, does no harm.
     for ahead in [-3_600_000, 2000] {
@@ -81,7 +89,8 @@ async fn a_host_whose_clock_is_ahead_refuses_what_seems_late_to_it_and_names_the
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_configuration_goes_everywhere_a_small_one_goes() {
-    let mut cluster = cluster(ClusterOptions { gateways: 2, workers: 1, ..ClusterOptions::default() }).await;
+    let mut cluster =
+        cluster(ClusterOptions { gateways: 2, workers: 1, ..ClusterOptions::default() }).await;
     let content = |bytes: usize| "A".repeat(bytes / 3 * 4);
     let with_files = |bytes: usize, more: &str| {
         let mut config = config();
@@ -95,13 +104,21 @@ async fn the_largest_configuration_goes_everywhere_a_small_one_goes() {
     let has = |text: &'static str| move |machine: &Value| machine["config"]["env"]["MORE"] == text;
     for gateway in 0..2 {
         let shown = cluster.until(gateway, &line, has("one")).await.unwrap();
-        assert_eq!(shown["config"]["files"][0]["raw_value"].as_str().unwrap().len(), content(largest).len());
+        assert_eq!(
+            shown["config"]["files"][0]["raw_value"].as_str().unwrap().len(),
+            content(largest).len()
+        );
     }
     // Versions of it together are many times what a message takes.
     for more in ["two", "three", "four"] {
         let body = json!({ "config": with_files(largest, more) });
         let updated = cluster.call(1, &format!("POST {MACHINES}/{id}"), body).await.unwrap();
-        assert_eq!(updated.status, 200, "{}", updated.body.to_string().chars().take(500).collect::<String>());
+        assert_eq!(
+            updated.status,
+            200,
+            "{}",
+            updated.body.to_string().chars().take(500).collect::<String>()
+        );
         cluster.until(0, &line, has(more)).await.unwrap();
         until_state(&cluster, &id, "started").await;
     }
@@ -111,7 +128,10 @@ async fn the_largest_configuration_goes_everywhere_a_small_one_goes() {
     let metadata = json!({ "value": "x".repeat(60_000) });
     let set = cluster.call(0, &format!("POST {MACHINES}/{id}/metadata/k"), metadata).await.unwrap();
     assert!(set.status < 300, "{}", set.body);
-    cluster.until(1, &line, |machine| machine["config"]["metadata"]["k"].is_string()).await.unwrap();
+    cluster
+        .until(1, &line, |machine| machine["config"]["metadata"]["k"].is_string())
+        .await
+        .unwrap();
     // A gateway that comes later knows it, too.
     cluster.add_gateway().await.unwrap();
     cluster.until(2, &line, has("four")).await.unwrap();

@@ -3,7 +3,9 @@
 use caddis_api::{MachineId, RawConfig};
 use caddis_bus::{
     Bus as _,
-    message::{CreateMachine, Envelope, WorkerRequest, WorkerResult, decode, encode, worker_subject},
+    message::{
+        CreateMachine, Envelope, WorkerRequest, WorkerResult, decode, encode, worker_subject,
+    },
 };
 use caddis_testkit::{
     DEADLINE,
@@ -26,14 +28,17 @@ pub fn config() -> Value {
     json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } })
 }
 
-/// Makes a machine where the gateway places it, and waits until it runs. Its id, and the number of its host.
+/// Makes a machine where the gateway places it, and waits until it runs. Its id, and the number of
+/// its host.
 pub async fn started(cluster: &Cluster, config: Value) -> (String, u8) {
-    let made = cluster.call(0, &format!("POST {MACHINES}"), json!({ "config": config })).await.unwrap();
+    let made =
+        cluster.call(0, &format!("POST {MACHINES}"), json!({ "config": config })).await.unwrap();
     assert_eq!(made.status, 200, "{}", made.body);
     let id = made.body["id"].as_str().unwrap().to_owned();
     until_state(cluster, &id, "started").await;
     let placement = cluster.catalog.placements(None).await.unwrap();
-    let placement = placement.into_iter().find(|placement| placement.machine.as_str() == id).unwrap();
+    let placement =
+        placement.into_iter().find(|placement| placement.machine.as_str() == id).unwrap();
     (id, cluster.number_of(placement.worker.as_str()).unwrap())
 }
 
@@ -54,7 +59,13 @@ pub async fn started_on(cluster: &Cluster, number: u8, config: Value) -> String 
 }
 
 /// Has a worker make a machine of this id.
-pub async fn create(cluster: &Cluster, number: u8, id: &MachineId, epoch: u64, config: Value) -> WorkerResult {
+pub async fn create(
+    cluster: &Cluster,
+    number: u8,
+    id: &MachineId,
+    epoch: u64,
+    config: Value,
+) -> WorkerResult {
     let create = CreateMachine {
         id: id.clone(),
         name: format!("m{}", &id.as_str()[10..]),
@@ -69,11 +80,17 @@ pub async fn create(cluster: &Cluster, number: u8, id: &MachineId, epoch: u64, c
         cordoned: false,
         lease: None,
     };
-    ask(cluster, number, &format!("create-{id}-{epoch}"), WorkerRequest::Create(Box::new(create))).await
+    ask(cluster, number, &format!("create-{id}-{epoch}"), WorkerRequest::Create(Box::new(create)))
+        .await
 }
 
 /// Asks a worker over the bus, under this request id.
-pub async fn ask(cluster: &Cluster, number: u8, request_id: &str, request: WorkerRequest) -> WorkerResult {
+pub async fn ask(
+    cluster: &Cluster,
+    number: u8,
+    request_id: &str,
+    request: WorkerRequest,
+) -> WorkerResult {
     let envelope = Envelope::new(request_id.to_owned(), DEADLINE, request);
     let subject = worker_subject(cluster.worker(number));
     let bus = cluster.network.of(Node::Gateway(0));

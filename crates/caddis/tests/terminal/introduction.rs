@@ -1,5 +1,5 @@
-//! The sessions of *An introduction to Fly Machines* with our command line, line by line. Where a line is another, the
-//! reason is a row of docs/differences.md.
+//! The sessions of *An introduction to Fly Machines* with our command line, line by line. Where a
+//! line is another, the reason is a row of docs/differences.md.
 
 use anyhow::{Context as _, Result, ensure};
 use caddis_testkit::Terminal;
@@ -10,12 +10,13 @@ use crate::stand::Stand;
 
 const DIFFERENCES: &str = include_str!("../../../../docs/differences.md");
 
-/// A line of a session. What differs from run to run is in braces: `{id}`, `{name}`, `{number}`, `{address}`, `{image}`.
-/// How many blanks there are does not count.
+/// A line of a session. What differs from run to run is in braces: `{id}`, `{name}`, `{number}`,
+/// `{address}`, `{image}`. How many blanks there are does not count.
 enum Line<'a> {
     /// The article's.
     Same(&'a str),
-    /// What there is in place of a line of the article, or beside its lines, and the row that says why.
+    /// What there is in place of a line of the article, or beside its lines, and the row that says
+    /// why.
     Ours(&'a [&'a str], &'a str),
 }
 use Line::{Ours, Same};
@@ -73,12 +74,17 @@ async fn a_shell_without_any_configuration() -> Result<()> {
     compare(
         &terminal,
         &[
-            Ours(&["automatically selected personal organization: Personal"], "Select Organization"),
+            Ours(
+                &["automatically selected personal organization: Personal"],
+                "Select Organization",
+            ),
             Same("Searching for image 'ubuntu' remotely..."),
             Same("Image size: 30 MB"),
             Same(""),
             Ours(
-                &["Success! A Machine has been successfully launched in app interactive-shells-personal-{number}"],
+                &[
+                    "Success! A Machine has been successfully launched in app interactive-shells-personal-{number}",
+                ],
                 "flyctl-interactive-shells-",
             ),
             Same(" Machine ID: {id}"),
@@ -92,7 +98,8 @@ async fn a_shell_without_any_configuration() -> Result<()> {
 async fn a_machine_is_cloned() -> Result<()> {
     let stand = Stand::new().await?;
     let id = stand.machine("twilight-field-6033").await?;
-    let mut terminal = stand.terminal(&["machine", "clone", "-a", "shop", "--region", "local", &id])?;
+    let mut terminal =
+        stand.terminal(&["machine", "clone", "-a", "shop", "--region", "local", &id])?;
     ensure!(terminal.end().await?.code() == Some(0), "{}", terminal.screen());
     compare(
         &terminal,
@@ -103,7 +110,10 @@ async fn a_machine_is_cloned() -> Result<()> {
             Ours(&["  Waiting for Machine {id} to start..."], "`Machine` with a capital"),
             Ours(&["No health checks found"], "`No health checks found`"),
             Same("Machine has been successfully cloned!"),
-            Ours(&["  Name: {name}", "  Private IP: {address}"], "name and address of the new machine"),
+            Ours(
+                &["  Name: {name}", "  Private IP: {address}"],
+                "name and address of the new machine",
+            ),
         ],
     )
 }
@@ -119,7 +129,15 @@ async fn a_machine_gets_more_memory() -> Result<()> {
     let body = json!({ "name": "twilight-field-6033", "config": config });
     let machine = stand.server.api()?.create_machine_from("shop", body).await?;
     machine.wait("started").await?;
-    let mut terminal = stand.terminal(&["machine", "update", "-a", "shop", "--vm-memory", "512M", machine.id()])?;
+    let mut terminal = stand.terminal(&[
+        "machine",
+        "update",
+        "-a",
+        "shop",
+        "--vm-memory",
+        "512M",
+        machine.id(),
+    ])?;
     terminal.expect("Apply changes?").await?;
     terminal.send("y\r").await?;
     ensure!(terminal.end().await?.code() == Some(0), "{}", terminal.screen());

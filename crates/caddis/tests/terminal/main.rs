@@ -1,4 +1,5 @@
-//! The binary under a pseudo-terminal, against a real server over a fake host: prompts, menus, keys.
+//! The binary under a pseudo-terminal, against a real server over a fake host: prompts, menus,
+//! keys.
 
 mod introduction;
 mod prompts;

@@ -17,7 +17,10 @@ async fn a_machine_is_chosen_from_a_menu() -> Result<()> {
     let (first, second) = (stand.machine("one").await?, stand.machine("two").await?);
     let mut terminal = stand.terminal(&["machine", "status", "-a", "shop"])?;
     terminal.expect("Select a machine:").await?;
-    let mut options = [format!("{first} one (started, region local)"), format!("{second} two (started, region local)")];
+    let mut options = [
+        format!("{first} one (started, region local)"),
+        format!("{second} two (started, region local)"),
+    ];
     options.sort();
     for option in options {
         terminal.expect(&option).await?;
@@ -33,7 +36,8 @@ async fn a_machine_is_chosen_from_a_menu() -> Result<()> {
 #[tokio::test]
 async fn some_machines_are_chosen_from_a_menu() -> Result<()> {
     let stand = Stand::new().await?;
-    let mut ids = [stand.machine("one").await?, stand.machine("two").await?, stand.machine("three").await?];
+    let mut ids =
+        [stand.machine("one").await?, stand.machine("two").await?, stand.machine("three").await?];
     ids.sort();
     let mut terminal = stand.terminal(&["machine", "stop", "-a", "shop", "--select"])?;
     terminal.expect("Select machines:").await?;
@@ -42,7 +46,8 @@ async fn some_machines_are_chosen_from_a_menu() -> Result<()> {
     let status = terminal.end().await?;
     assert_eq!(status.code(), Some(0), "{}", terminal.screen());
     for (at, stopped) in [true, false, true].into_iter().enumerate() {
-        let said = terminal.screen().contains(&format!("{} has been successfully stopped", ids[at]));
+        let said =
+            terminal.screen().contains(&format!("{} has been successfully stopped", ids[at]));
         assert_eq!(said, stopped, "{at}: {}", terminal.screen());
     }
     Ok(())
@@ -89,7 +94,9 @@ async fn an_update_shows_what_it_changes_and_asks() -> Result<()> {
     let id = stand.machine("one").await?;
     let update = ["machine", "update", &id, "-a", "shop", "-e", "COLOUR=red", "--vm-memory", "512"];
     let path = format!("/v1/apps/shop/machines/{id}");
-    for (answer, words, colour) in [("n", "No changes to apply", None), ("y", "updated successfully!", Some("red"))] {
+    for (answer, words, colour) in
+        [("n", "No changes to apply", None), ("y", "updated successfully!", Some("red"))]
+    {
         let mut terminal = stand.terminal(&update)?;
         let difference = terminal.expect("Apply changes? (y/N)").await?;
         for line in [
@@ -131,7 +138,8 @@ async fn ctrl_c_at_each_stage_of_a_run_says_what_may_be_left() -> Result<()> {
     // While its VM is started, which takes long.
     let launch_delay = Duration::from_secs(10);
     stand.server.host.set_faults(Faults { launch_delay, ..Faults::default() });
-    let mut terminal = stand.terminal(&["machine", "run", "web:1", "-a", "shop", "--name", "slow"])?;
+    let mut terminal =
+        stand.terminal(&["machine", "run", "web:1", "-a", "shop", "--name", "slow"])?;
     terminal.expect("Starting the VM").await?;
     terminal.send("\u{3}").await?;
     terminal.expect("has been made in app shop and stays").await?;
@@ -187,8 +195,11 @@ async fn run_offers_to_make_an_app_and_can_be_left_at_each_question() -> Result<
 async fn q_ends_a_screen_and_the_terminal_is_as_before() -> Result<()> {
     let stand = Stand::new().await?;
     stand.machine("one").await?;
-    for command in [["machine", "top"].as_slice(), &["machine", "list", "--watch"], &["status", "--watch"]] {
-        for (signal, code) in [(None, 0), (Some(Signal::SIGTERM), 143), (Some(Signal::SIGINT), 127)] {
+    for command in
+        [["machine", "top"].as_slice(), &["machine", "list", "--watch"], &["status", "--watch"]]
+    {
+        for (signal, code) in [(None, 0), (Some(Signal::SIGTERM), 143), (Some(Signal::SIGINT), 127)]
+        {
             let mut terminal = stand.terminal(&[command, &["-a", "shop"]].concat())?;
             terminal.expect("started").await?;
             match signal {
@@ -198,7 +209,11 @@ async fn q_ends_a_screen_and_the_terminal_is_as_before() -> Result<()> {
             let status = terminal.end().await?;
             assert_eq!(status.code(), Some(code), "{status:?} {}", terminal.screen());
             assert!(terminal.echoes()?, "keys are shown again");
-            assert!(!terminal.lines().iter().any(|line| line.contains("xq")), "{}", terminal.screen());
+            assert!(
+                !terminal.lines().iter().any(|line| line.contains("xq")),
+                "{}",
+                terminal.screen()
+            );
         }
     }
     Ok(())
@@ -214,11 +229,25 @@ async fn tables_fit_a_terminal() -> Result<()> {
         let lines = terminal.lines();
         let row: Vec<_> = lines.iter().filter(|line| line.contains(&id)).collect();
         assert_eq!(row.len(), 1, "{lines:#?}");
-        assert!(lines.iter().any(|line| line.contains(" ID ")) && row[0].contains(" started "), "{lines:#?}");
+        assert!(
+            lines.iter().any(|line| line.contains(" ID ")) && row[0].contains(" started "),
+            "{lines:#?}"
+        );
         // Columns that say nothing are not there, and one that has no room is named.
-        assert!(!lines.iter().any(|line| line.contains("ROLE") || line.contains("VOLUME")), "{lines:#?}");
-        assert_eq!(lines.iter().any(|line| line.contains("Not shown")), columns < 200, "{lines:#?}");
-        assert!(terminal.screen().contains("\u{1b}[32mstarted"), "in green: {:?}", terminal.screen());
+        assert!(
+            !lines.iter().any(|line| line.contains("ROLE") || line.contains("VOLUME")),
+            "{lines:#?}"
+        );
+        assert_eq!(
+            lines.iter().any(|line| line.contains("Not shown")),
+            columns < 200,
+            "{lines:#?}"
+        );
+        assert!(
+            terminal.screen().contains("\u{1b}[32mstarted"),
+            "in green: {:?}",
+            terminal.screen()
+        );
     }
     Ok(())
 }
@@ -264,7 +293,9 @@ async fn an_image_that_is_here_is_offered_where_the_registry_is_away() -> Result
 async fn screens_that_watch_are_drawn_anew_as_machines_change() -> Result<()> {
     let stand = Stand::new().await?;
     let id = stand.machine("one").await?;
-    for command in [["machine", "top"].as_slice(), &["machine", "list", "--watch"], &["status", "--watch"]] {
+    for command in
+        [["machine", "top"].as_slice(), &["machine", "list", "--watch"], &["status", "--watch"]]
+    {
         let arguments = [command, &["-a", "shop"]].concat();
         let mut terminal = stand.terminal(&arguments)?;
         terminal.expect("started").await?;

@@ -17,7 +17,8 @@ impl Stand {
         Ok(Self { server, home: tempfile::tempdir()? })
     }
 
-    /// Makes a machine in the app `shop` that runs until it is stopped, waits until it does and returns its id.
+    /// Makes a machine in the app `shop` that runs until it is stopped, waits until it does and
+    /// returns its id.
     pub async fn machine(&self, name: &str) -> Result<String> {
         let config = json!({ "image": "web", "restart": { "policy": "no" } });
         let body = json!({ "name": name, "config": config });
@@ -34,8 +35,13 @@ impl Stand {
     /// The same on a terminal with so many columns.
     pub fn terminal_of(&self, arguments: &[&str], columns: u16) -> Result<Terminal> {
         let prepare = |command: &mut tokio::process::Command| {
-            command.args(arguments).env("HOME", self.home.path()).env("CADDIS_DATA_DIR", self.home.path());
-            command.env("CADDIS_API_URL", self.server.url()).env("CADDIS_API_TOKEN", self.server.token());
+            command
+                .args(arguments)
+                .env("HOME", self.home.path())
+                .env("CADDIS_DATA_DIR", self.home.path());
+            command
+                .env("CADDIS_API_URL", self.server.url())
+                .env("CADDIS_API_TOKEN", self.server.token());
             command.current_dir(self.home.path());
         };
         Terminal::start(prepare, env!("CARGO_BIN_EXE_caddis").as_ref(), columns, 40)

@@ -70,9 +70,11 @@ impl Rows {
     }
 
     pub(super) fn matching(&self, query: &AppQuery) -> impl Iterator<Item = AppRecord> {
-        let (organization, until) = (query.organization.clone(), query.created_until_ms.unwrap_or(u64::MAX));
+        let (organization, until) =
+            (query.organization.clone(), query.created_until_ms.unwrap_or(u64::MAX));
         self.records().filter(move |app| {
-            organization.as_ref().is_none_or(|slug| app.organization.slug == *slug) && app.created_ms <= until
+            organization.as_ref().is_none_or(|slug| app.organization.slug == *slug)
+                && app.created_ms <= until
         })
     }
 
@@ -102,13 +104,16 @@ impl Rows {
         if self.app(row.app).is_none_or(|app| app.deleting || app.deleted) {
             return Some(PlacementConflict::App);
         }
-        let request = self.requests.iter().find(|request| row.request.as_ref() == Some(&request.row.id));
+        let request =
+            self.requests.iter().find(|request| row.request.as_ref() == Some(&request.row.id));
         if let Some(machine) = request.and_then(|request| request.machine.as_ref())
             && self.live().any(|other| other.machine == *machine)
         {
             return Some(PlacementConflict::Request(machine.clone()));
         }
-        if let Some(holder) = self.live().find(|other| other.app == row.app && other.name == row.name) {
+        if let Some(holder) =
+            self.live().find(|other| other.app == row.app && other.name == row.name)
+        {
             return Some(PlacementConflict::Name(holder.machine.clone()));
         }
         let known = |other: &PlacementRow| other.machine == row.machine || other.ipv6 == row.ipv6;
@@ -121,6 +126,7 @@ impl Rows {
 
     /// The request, if this is the holder of its lease.
     pub(super) fn held(&mut self, id: &str, holder: &str) -> Option<&mut RequestRow> {
-        self.request(id).filter(|row| row.lease.as_ref().is_some_and(|lease| lease.holder == holder))
+        self.request(id)
+            .filter(|row| row.lease.as_ref().is_some_and(|lease| lease.holder == holder))
     }
 }

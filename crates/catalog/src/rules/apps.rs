@@ -45,11 +45,17 @@ impl Catalog {
         }
     }
 
-    async fn app_of_key(&self, organization: &Organization, new: &NewApp) -> Result<Option<AppRecord>> {
+    async fn app_of_key(
+        &self,
+        organization: &Organization,
+        new: &NewApp,
+    ) -> Result<Option<AppRecord>> {
         let Some(key) = &new.idempotency_key else { return Ok(None) };
         let earlier = self.store.app_of_key(organization.internal_numeric_id, key).await?;
         match (&earlier, &new.name) {
-            (Some(app), Some(wanted)) if app.name != *wanted => Err(CatalogError::IdempotencyMismatch),
+            (Some(app), Some(wanted)) if app.name != *wanted => {
+                Err(CatalogError::IdempotencyMismatch)
+            }
             _ => Ok(earlier),
         }
     }
@@ -97,7 +103,8 @@ impl Catalog {
     /// When the store fails.
     pub async fn apps(&self, query: AppQuery) -> Result<AppPage> {
         // One more than wanted tells whether there are more.
-        let one_more = AppQuery { limit: query.limit.map(|limit| limit.saturating_add(1)), ..query.clone() };
+        let one_more =
+            AppQuery { limit: query.limit.map(|limit| limit.saturating_add(1)), ..query.clone() };
         let mut apps = self.store.apps(&one_more).await?;
         let more = query.limit.is_some_and(|limit| apps.len() > limit);
         apps.truncate(query.limit.unwrap_or(usize::MAX));
@@ -111,9 +118,15 @@ impl Catalog {
     /// [`CatalogError::AppNotFound`].
     pub async fn begin_app_deletion(&self, name: &str) -> Result<AppRecord> {
         loop {
-            let app = self.store.app(name).await?.ok_or_else(|| CatalogError::AppNotFound(name.to_owned()))?;
+            let app = self
+                .store
+                .app(name)
+                .await?
+                .ok_or_else(|| CatalogError::AppNotFound(name.to_owned()))?;
             // By its number: the name may have gone to another app since.
-            if app.state == AppState::Deleting || self.store.mark_app_deleting(app.number, self.now_ms()).await? {
+            if app.state == AppState::Deleting
+                || self.store.mark_app_deleting(app.number, self.now_ms()).await?
+            {
                 return Ok(AppRecord { state: AppState::Deleting, ..app });
             }
         }

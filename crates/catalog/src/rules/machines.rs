@@ -18,7 +18,11 @@ impl Catalog {
     /// [`CatalogError::AppInDeletion`], [`CatalogError::RequestHasMachine`].
     pub async fn place(&self, new: NewPlacement) -> Result<Placement> {
         loop {
-            let app = self.store.app(&new.app).await?.ok_or_else(|| CatalogError::AppNotFound(new.app.clone()))?;
+            let app = self
+                .store
+                .app(&new.app)
+                .await?
+                .ok_or_else(|| CatalogError::AppNotFound(new.app.clone()))?;
             if app.state == AppState::Deleting {
                 return Err(CatalogError::AppInDeletion(new.app));
             }
@@ -42,7 +46,11 @@ impl Catalog {
                     return Err(CatalogError::RequestHasMachine { machine });
                 }
                 // What we made up is taken, or the app has just been marked: the next round tells.
-                Err(PlacementConflict::Name(_) | PlacementConflict::Identity | PlacementConflict::App) => {}
+                Err(
+                    PlacementConflict::Name(_)
+                    | PlacementConflict::Identity
+                    | PlacementConflict::App,
+                ) => {}
             }
         }
     }
@@ -76,7 +84,10 @@ impl Catalog {
                 return Err(CatalogError::MachineReleased(machine.clone()));
             }
             if found.epoch != from_epoch {
-                return Err(CatalogError::MachineMoved { machine: machine.clone(), current: found.epoch });
+                return Err(CatalogError::MachineMoved {
+                    machine: machine.clone(),
+                    current: found.epoch,
+                });
             }
             if self.store.move_placement(machine, from_epoch, worker, region).await? {
                 let (worker, region) = (worker.clone(), region.to_owned());

@@ -18,8 +18,12 @@ impl Catalog {
             if let Some(found) = self.store.network(organization, name).await? {
                 return Ok(found);
             }
-            let network =
-                NewNetwork { organization, name: name.to_owned(), prefix: random_prefix(), created_ms: self.now_ms() };
+            let network = NewNetwork {
+                organization,
+                name: name.to_owned(),
+                prefix: random_prefix(),
+                created_ms: self.now_ms(),
+            };
             // It is there now, or another one has the prefix: the next look tells.
             self.store.insert_network(network).await?;
         }

@@ -30,8 +30,8 @@ pub const REQUEST_LEASE: Duration = Duration::from_secs(25);
 
 impl Catalog {
     /// Notes a request that came with a key, unless one with this key is known. Keys are remembered
-    /// for a day. [`Keyed::New`] and [`Keyed::CutShort`] make the caller the one who carries it out:
-    /// `request.id` is then the holder that the other calls ask for.
+    /// for a day. [`Keyed::New`] and [`Keyed::CutShort`] make the caller the one who carries it
+    /// out: `request.id` is then the holder that the other calls ask for.
     ///
     /// # Errors
     /// When the store fails.
@@ -49,7 +49,9 @@ impl Catalog {
                 lease: Some(lease.clone()),
             };
             let forget_before_ms = now_ms.saturating_sub(millis(REQUEST_RETENTION));
-            let Some(found) = self.store.note_request(row, forget_before_ms).await? else { return Ok(Keyed::New) };
+            let Some(found) = self.store.note_request(row, forget_before_ms).await? else {
+                return Ok(Keyed::New);
+            };
             if found.fingerprint != request.fingerprint {
                 return Ok(Keyed::Another);
             }

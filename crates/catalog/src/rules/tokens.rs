@@ -26,7 +26,9 @@ impl Catalog {
     /// When the store fails.
     pub async fn authenticate(&self, token: &str) -> Result<Option<TokenRecord>> {
         #[cfg(feature = "test-tokens")]
-        if let Some(accepted) = self.test_tokens.lock().unwrap_or_else(PoisonError::into_inner).get(token) {
+        if let Some(accepted) =
+            self.test_tokens.lock().unwrap_or_else(PoisonError::into_inner).get(token)
+        {
             return Ok(Some(accepted.clone()));
         }
         Ok(self.store.token(&hash(token)).await?)
@@ -35,7 +37,10 @@ impl Catalog {
     /// Takes this text for a token, as long as a copy of this catalog is there. Stores nothing.
     #[cfg(feature = "test-tokens")]
     pub fn accept_token(&self, text: &str, token: TokenRecord) {
-        self.test_tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(text.to_owned(), token);
+        self.test_tokens
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(text.to_owned(), token);
     }
 
     /// Makes the root token unless there is one. Gives its text, which is stored nowhere, the one
@@ -61,7 +66,8 @@ impl Catalog {
 
     async fn root_token(&self, text: &str) -> Result<TokenRow> {
         let organization = self.store.organization(PERSONAL).await?;
-        let organization = organization.ok_or_else(|| CatalogError::OrganizationNotFound(PERSONAL.to_owned()))?;
+        let organization =
+            organization.ok_or_else(|| CatalogError::OrganizationNotFound(PERSONAL.to_owned()))?;
         Ok(TokenRow {
             name: ROOT.to_owned(),
             hash: hash(text),

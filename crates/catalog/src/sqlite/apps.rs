@@ -20,7 +20,11 @@ fn read(row: &Row<'_>) -> Result<AppRecord> {
         id: row.get(0)?,
         number: row.get(1)?,
         name: row.get(2)?,
-        organization: Organization { name: row.get(3)?, slug: row.get(4)?, internal_numeric_id: row.get(5)? },
+        organization: Organization {
+            name: row.get(3)?,
+            slug: row.get(4)?,
+            internal_numeric_id: row.get(5)?,
+        },
         network: row.get(6)?,
         network_prefix: row.get(7)?,
         created_ms: row.get(8)?,
@@ -32,15 +36,27 @@ pub(super) fn organization(connection: &Connection, slug: &str) -> Result<Option
     connection
         .prepare_cached("SELECT name, slug, number FROM organizations WHERE slug = ?1")?
         .query_row([slug], |row| {
-            Ok(Organization { name: row.get(0)?, slug: row.get(1)?, internal_numeric_id: row.get(2)? })
+            Ok(Organization {
+                name: row.get(0)?,
+                slug: row.get(1)?,
+                internal_numeric_id: row.get(2)?,
+            })
         })
         .optional()
 }
 
-pub(super) fn network(connection: &Connection, organization: i32, name: &str) -> Result<Option<NetworkRow>> {
+pub(super) fn network(
+    connection: &Connection,
+    organization: i32,
+    name: &str,
+) -> Result<Option<NetworkRow>> {
     connection
-        .prepare_cached("SELECT number, prefix FROM networks WHERE organization = ?1 AND name = ?2")?
-        .query_row(params![organization, name], |row| Ok(NetworkRow { number: row.get(0)?, prefix: row.get(1)? }))
+        .prepare_cached(
+            "SELECT number, prefix FROM networks WHERE organization = ?1 AND name = ?2",
+        )?
+        .query_row(params![organization, name], |row| {
+            Ok(NetworkRow { number: row.get(0)?, prefix: row.get(1)? })
+        })
         .optional()
 }
 
@@ -55,10 +71,17 @@ pub(super) fn insert_network(connection: &Connection, network: &NewNetwork) -> R
 }
 
 pub(super) fn find(connection: &Connection, name: &str) -> Result<Option<AppRecord>> {
-    connection.prepare_cached(&format!("{SELECT} AND a.name = ?1"))?.query_row([name], read).optional()
+    connection
+        .prepare_cached(&format!("{SELECT} AND a.name = ?1"))?
+        .query_row([name], read)
+        .optional()
 }
 
-pub(super) fn of_key(connection: &Connection, organization: i32, key: &str) -> Result<Option<AppRecord>> {
+pub(super) fn of_key(
+    connection: &Connection,
+    organization: i32,
+    key: &str,
+) -> Result<Option<AppRecord>> {
     let condition = "a.number = (SELECT app FROM app_keys WHERE organization = ?1 AND key = ?2)";
     connection
         .prepare_cached(&format!("{SELECT} AND {condition}"))?
@@ -91,7 +114,10 @@ pub(super) fn in_deletion(connection: &Connection) -> Result<Vec<AppRecord>> {
         .collect()
 }
 
-pub(super) fn insert(connection: &mut Connection, app: &AppRow) -> Result<std::result::Result<i32, AppConflict>> {
+pub(super) fn insert(
+    connection: &mut Connection,
+    app: &AppRow,
+) -> Result<std::result::Result<i32, AppConflict>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let key_is_known = transaction
         .prepare_cached("SELECT 1 FROM app_keys WHERE organization = ?1 AND key = ?2")?
@@ -129,7 +155,9 @@ pub(super) fn mark_deleting(connection: &Connection, number: i32, at_ms: u64) ->
     if marked == 1 {
         return Ok(true);
     }
-    connection.prepare_cached("SELECT 1 FROM apps WHERE number = ?1 AND deleted_ms IS NULL")?.exists([number])
+    connection
+        .prepare_cached("SELECT 1 FROM apps WHERE number = ?1 AND deleted_ms IS NULL")?
+        .exists([number])
 }
 
 pub(super) fn delete(connection: &mut Connection, number: i32, at_ms: u64) -> Result<bool> {

@@ -19,7 +19,10 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), SqliteError> {
         // All pages in one step: one snapshot, however much is written meanwhile.
         match backup.step(-1)? {
             StepResult::Done => Ok(()),
-            _ => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY), None)),
+            _ => Err(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
+                None,
+            )),
         }
     };
     let written = run().map_err(|e| failed(e.to_string())).and_then(|()| {

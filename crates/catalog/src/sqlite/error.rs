@@ -18,7 +18,9 @@ pub enum SqliteError {
         reason: String,
     },
     /// The file is damaged. It is left as it is.
-    #[error("the catalog {path} is damaged ({reason}); restore it from a backup, it will not be made anew over this")]
+    #[error(
+        "the catalog {path} is damaged ({reason}); restore it from a backup, it will not be made anew over this"
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -26,13 +28,17 @@ pub enum SqliteError {
         reason: String,
     },
     /// The file is a database of something else.
-    #[error("{path} is an SQLite database, but no catalog; move it away or name another data directory")]
+    #[error(
+        "{path} is an SQLite database, but no catalog; move it away or name another data directory"
+    )]
     Foreign {
         /// The file.
         path: PathBuf,
     },
     /// A newer version of the program has changed the file.
-    #[error("the catalog {path} has schema {found}, this program knows up to {known}; run the newer version again")]
+    #[error(
+        "the catalog {path} has schema {found}, this program knows up to {known}; run the newer version again"
+    )]
     Newer {
         /// The file.
         path: PathBuf,

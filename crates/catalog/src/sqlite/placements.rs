@@ -1,7 +1,9 @@
 //! Rows of placements.
 
 use caddis_api::{MachineId, WorkerId};
-use rusqlite::{Connection, OptionalExtension as _, Params, Result, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OptionalExtension as _, Params, Result, Transaction, TransactionBehavior, params,
+};
 
 use crate::{
     Placement,
@@ -45,15 +47,21 @@ pub(super) fn insert(
 }
 
 /// What is in the way of a placement, but for its id and address.
-fn conflict(transaction: &Transaction<'_>, row: &PlacementRow) -> Result<Option<PlacementConflict>> {
+fn conflict(
+    transaction: &Transaction<'_>,
+    row: &PlacementRow,
+) -> Result<Option<PlacementConflict>> {
     let app_takes_machines = transaction
-        .prepare_cached("SELECT 1 FROM apps WHERE number = ?1 AND deleting_ms IS NULL AND deleted_ms IS NULL")?
+        .prepare_cached(
+            "SELECT 1 FROM apps WHERE number = ?1 AND deleting_ms IS NULL AND deleted_ms IS NULL",
+        )?
         .exists([row.app])?;
     if !app_takes_machines {
         return Ok(Some(PlacementConflict::App));
     }
     let machine = |sql: &str, values: &[&dyn rusqlite::ToSql]| {
-        let machine = |row: &rusqlite::Row<'_>| Ok(MachineId::from_trusted(row.get::<_, String>(0)?));
+        let machine =
+            |row: &rusqlite::Row<'_>| Ok(MachineId::from_trusted(row.get::<_, String>(0)?));
         transaction.prepare_cached(sql)?.query_row(values, machine).optional()
     };
     let of_request = "SELECT p.machine FROM requests r JOIN placements p ON p.machine = r.machine
@@ -61,7 +69,8 @@ fn conflict(transaction: &Transaction<'_>, row: &PlacementRow) -> Result<Option<
     if let Some(machine) = machine(of_request, &[&row.request])? {
         return Ok(Some(PlacementConflict::Request(machine)));
     }
-    let of_name = "SELECT machine FROM placements WHERE app = ?1 AND name = ?2 AND released_ms IS NULL";
+    let of_name =
+        "SELECT machine FROM placements WHERE app = ?1 AND name = ?2 AND released_ms IS NULL";
     Ok(machine(of_name, &[&row.app, &row.name])?.map(PlacementConflict::Name))
 }
 
@@ -82,7 +91,9 @@ pub(super) fn set_worker(
 
 pub(super) fn release(connection: &Connection, machine: &MachineId, at_ms: u64) -> Result<()> {
     connection
-        .prepare_cached("UPDATE placements SET released_ms = ?2 WHERE machine = ?1 AND released_ms IS NULL")?
+        .prepare_cached(
+            "UPDATE placements SET released_ms = ?2 WHERE machine = ?1 AND released_ms IS NULL",
+        )?
         .execute(params![machine.as_str(), at_ms])
         .map(drop)
 }

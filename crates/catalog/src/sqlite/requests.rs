@@ -35,7 +35,9 @@ pub(super) fn note(
     forget_before_ms: u64,
 ) -> Result<Option<RequestRow>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.prepare_cached("DELETE FROM requests WHERE created_ms < ?1")?.execute([forget_before_ms])?;
+    transaction
+        .prepare_cached("DELETE FROM requests WHERE created_ms < ?1")?
+        .execute([forget_before_ms])?;
     let found = transaction
         .prepare_cached(
             "SELECT caller, key, id, fingerprint, created_ms, status, content_type, body, lease_holder, lease_until_ms
@@ -64,7 +66,12 @@ pub(super) fn note(
     Ok(found)
 }
 
-pub(super) fn take(connection: &Connection, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> Result<bool> {
+pub(super) fn take(
+    connection: &Connection,
+    id: &str,
+    from: Option<&RequestLease>,
+    to: &RequestLease,
+) -> Result<bool> {
     let taken = connection
         .prepare_cached(
             "UPDATE requests SET lease_holder = ?4, lease_until_ms = ?5
@@ -82,7 +89,9 @@ pub(super) fn take(connection: &Connection, id: &str, from: Option<&RequestLease
 
 pub(super) fn renew(connection: &Connection, id: &str, lease: &RequestLease) -> Result<bool> {
     let renewed = connection
-        .prepare_cached("UPDATE requests SET lease_until_ms = ?3 WHERE id = ?1 AND lease_holder = ?2")?
+        .prepare_cached(
+            "UPDATE requests SET lease_until_ms = ?3 WHERE id = ?1 AND lease_holder = ?2",
+        )?
         .execute(params![id, lease.holder, lease.until_ms])?;
     Ok(renewed == 1)
 }
@@ -108,7 +117,9 @@ pub(super) fn answer(connection: &Connection, id: &str, answer: &Answer) -> Resu
 
 pub(super) fn delete(connection: &Connection, id: &str, holder: &str) -> Result<()> {
     connection
-        .prepare_cached("DELETE FROM requests WHERE id = ?1 AND lease_holder = ?2 AND status IS NULL")?
+        .prepare_cached(
+            "DELETE FROM requests WHERE id = ?1 AND lease_holder = ?2 AND status IS NULL",
+        )?
         .execute([id, holder])
         .map(drop)
 }

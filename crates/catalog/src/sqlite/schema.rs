@@ -1,4 +1,5 @@
-//! Opening the file and bringing its schema up to date. Steps are only ever appended; `user_version` counts them.
+//! Opening the file and bringing its schema up to date. Steps are only ever appended;
+//! `user_version` counts them.
 
 use std::{fs::File, path::Path};
 
@@ -78,20 +79,25 @@ pub(super) fn open(path: &Path, reserve: &Reserve) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Makes the file under another name first: a file of the right name is a whole one, and one that is empty was
-/// damaged, not just begun.
+/// Makes the file under another name first: a file of the right name is a whole one, and one that
+/// is empty was damaged, not just begun.
 fn create(path: &Path) -> Result<()> {
     let open_error = |reason: String| SqliteError::Open { path: path.to_owned(), reason };
     let draft = path.with_extension("new");
     match std::fs::remove_file(&draft) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(open_error(e.to_string())),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(open_error(e.to_string()));
+        }
         _ => {}
     }
     let mut connection = Connection::open(&draft).map_err(|e| explain(path, &e))?;
-    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(|e| explain(path, &e))?;
+    connection
+        .pragma_update(None, "application_id", APPLICATION_ID)
+        .map_err(|e| explain(path, &e))?;
     migrate(&mut connection).map_err(|e| explain(path, &e))?;
     connection.close().map_err(|(_, e)| explain(path, &e))?;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(&draft)
         .and_then(|file| file.sync_all())
         .and_then(|()| std::fs::rename(&draft, path))
@@ -100,10 +106,13 @@ fn create(path: &Path) -> Result<()> {
 }
 
 fn verify(path: &Path, connection: &Connection) -> Result<()> {
-    let corrupt = |reason: &str| SqliteError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
-    let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
-    let (application, version) =
-        number("application_id").and_then(|id| Ok((id, number("user_version")?))).map_err(|e| explain(path, &e))?;
+    let corrupt =
+        |reason: &str| SqliteError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
+    let number =
+        |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let (application, version) = number("application_id")
+        .and_then(|id| Ok((id, number("user_version")?)))
+        .map_err(|e| explain(path, &e))?;
     if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) {
         return Err(corrupt("it is empty"));
     }
@@ -115,9 +124,14 @@ fn verify(path: &Path, connection: &Connection) -> Result<()> {
     if found > known {
         return Err(SqliteError::Newer { path: path.to_owned(), found, known });
     }
-    let findings: String =
-        connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(|e| explain(path, &e))?;
-    if findings == "ok" { Ok(()) } else { Err(corrupt(findings.lines().next().unwrap_or_default())) }
+    let findings: String = connection
+        .pragma_query_value(None, "quick_check", |row| row.get(0))
+        .map_err(|e| explain(path, &e))?;
+    if findings == "ok" {
+        Ok(())
+    } else {
+        Err(corrupt(findings.lines().next().unwrap_or_default()))
+    }
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
@@ -156,7 +170,9 @@ fn end_leases(connection: &Connection) -> rusqlite::Result<()> {
 fn explain(path: &Path, error: &rusqlite::Error) -> SqliteError {
     let (path, reason) = (path.to_owned(), error.to_string());
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => SqliteError::Corrupt { path, reason },
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            SqliteError::Corrupt { path, reason }
+        }
         _ => SqliteError::Open { path, reason },
     }
 }

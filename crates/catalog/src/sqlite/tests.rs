@@ -12,24 +12,38 @@ use crate::{Catalog, CatalogError, Keyed, KeyedRequest, NewApp, PERSONAL, StoreE
 const LARGE: usize = 100_000;
 
 fn request(key: &str, id: &str) -> KeyedRequest {
-    KeyedRequest { caller: "c".to_owned(), key: key.to_owned(), id: id.to_owned(), fingerprint: [0; 32] }
+    KeyedRequest {
+        caller: "c".to_owned(),
+        key: key.to_owned(),
+        id: id.to_owned(),
+        fingerprint: [0; 32],
+    }
 }
 
 #[tokio::test]
 async fn on_a_full_disk_only_what_frees_room_has_the_reserve() {
     let directory = tempfile::tempdir().unwrap();
     let reserve = Arc::new(Reserve::open(&directory.path().join("reserve"), 3 << 20));
-    let store = Arc::new(SqliteStore::open_with(&directory.path().join("catalog.db"), reserve.clone()).unwrap());
+    let store = Arc::new(
+        SqliteStore::open_with(&directory.path().join("catalog.db"), reserve.clone()).unwrap(),
+    );
     let catalog = Catalog::new(store.clone());
     let full = "PRAGMA max_page_count = 1";
     store.owner.run("fill", |connection| connection.query_row(full, [], |_| Ok(()))).await.unwrap();
     let large = "x".repeat(LARGE);
 
-    let app = NewApp { name: Some(large.clone()), organization: PERSONAL.to_owned(), ..NewApp::default() };
+    let app = NewApp {
+        name: Some(large.clone()),
+        organization: PERSONAL.to_owned(),
+        ..NewApp::default()
+    };
     let refused = catalog.create_app(app).await.unwrap_err();
     match &refused {
         CatalogError::Store(StoreError::Failed { attempt, disk_full, reason }) => {
-            assert_eq!((*attempt, *disk_full, reason.as_str()), ("make an app", true, "database or disk is full"));
+            assert_eq!(
+                (*attempt, *disk_full, reason.as_str()),
+                ("make an app", true, "database or disk is full")
+            );
         }
         other => panic!("{other}"),
     }

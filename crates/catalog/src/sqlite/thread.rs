@@ -1,4 +1,5 @@
-//! The one thread that owns the connection. Calls are closures in a queue; their order is the order of changes.
+//! The one thread that owns the connection. Calls are closures in a queue; their order is the order
+//! of changes.
 
 use std::{
     path::PathBuf,
@@ -23,7 +24,11 @@ pub(super) struct Owner {
 
 impl Owner {
     /// Gives the connection to the database at `path` to a thread of its own.
-    pub(super) fn new(mut connection: Connection, path: PathBuf, reserve: Arc<Reserve>) -> std::io::Result<Self> {
+    pub(super) fn new(
+        mut connection: Connection,
+        path: PathBuf,
+        reserve: Arc<Reserve>,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         std::thread::Builder::new().name("catalog".to_owned()).spawn(move || {
             for job in queue {
@@ -33,7 +38,8 @@ impl Owner {
         Ok(Self { jobs, path, reserve })
     }
 
-    /// Runs what frees room, or must be recorded for that: it does not fail while there is any reserve.
+    /// Runs what frees room, or must be recorded for that: it does not fail while there is any
+    /// reserve.
     pub(super) async fn run_anyway<T: Send + 'static>(
         &self,
         attempt: &'static str,

@@ -24,7 +24,12 @@ impl Tokens {
     }
 
     /// Inserts a token, in place of the one of its name if `replace`. False where that is there.
-    pub(super) fn insert(&self, connection: &mut Connection, row: &TokenRow, replace: bool) -> Result<bool> {
+    pub(super) fn insert(
+        &self,
+        connection: &mut Connection,
+        row: &TokenRow,
+        replace: bool,
+    ) -> Result<bool> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if replace {
             transaction.execute("DELETE FROM tokens WHERE name = ?1", [&row.name])?;

@@ -32,7 +32,10 @@ async fn a_new_catalog_has_the_personal_organisation_and_no_apps(fixture: &Fixtu
 
 async fn an_app_is_found_as_it_was_made(fixture: &Fixture) {
     let made = fixture.catalog.create_app(app("a")).await.unwrap();
-    assert_eq!((made.name.as_str(), made.network.as_str(), made.state), ("a", "default", AppState::Active));
+    assert_eq!(
+        (made.name.as_str(), made.network.as_str(), made.state),
+        ("a", "default", AppState::Active)
+    );
     assert_eq!((made.id.len(), made.created_ms), (16, fixture.now_ms()));
     assert_eq!(fixture.catalog.app("a").await.unwrap(), Some(made));
     let stranger = NewApp { organization: "other".to_owned(), ..app("b") };
@@ -94,7 +97,8 @@ async fn a_key_is_of_its_name(fixture: &Fixture) {
 }
 
 async fn apps_of_one_network_share_its_prefix_and_no_others(fixture: &Fixture) {
-    let in_network = |name: &str, network: &str| NewApp { network: Some(network.to_owned()), ..app(name) };
+    let in_network =
+        |name: &str, network: &str| NewApp { network: Some(network.to_owned()), ..app(name) };
     let one = fixture.catalog.create_app(app("a")).await.unwrap();
     let same = fixture.catalog.create_app(in_network("b", "default")).await.unwrap();
     let other = fixture.catalog.create_app(in_network("c", "other")).await.unwrap();
@@ -117,11 +121,16 @@ async fn apps_come_in_pages_by_number(fixture: &Fixture) {
     for name in ["c", "a", "b"] {
         fixture.catalog.create_app(app(name)).await.unwrap();
     }
-    let query = AppQuery { organization: Some(PERSONAL.to_owned()), limit: Some(2), ..AppQuery::default() };
+    let query =
+        AppQuery { organization: Some(PERSONAL.to_owned()), limit: Some(2), ..AppQuery::default() };
     let first = fixture.catalog.apps(query.clone()).await.unwrap();
     assert_eq!((first.apps.len(), first.total, first.more), (2, 3, true));
     assert_eq!((first.apps[0].name.as_str(), first.apps[1].name.as_str()), ("c", "a"));
-    let second = fixture.catalog.apps(AppQuery { after: first.apps[1].number, ..query.clone() }).await.unwrap();
+    let second = fixture
+        .catalog
+        .apps(AppQuery { after: first.apps[1].number, ..query.clone() })
+        .await
+        .unwrap();
     assert_eq!((second.apps.len(), second.total, second.more), (1, 3, false));
     let whole = fixture.catalog.apps(AppQuery { limit: Some(3), ..query }).await.unwrap();
     assert_eq!((whole.apps.len(), whole.more), (3, false));

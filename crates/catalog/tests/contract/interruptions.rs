@@ -6,7 +6,9 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use caddis_catalog::{AppState, Catalog, CatalogError, Keyed, NewApp, StoreError};
 
-use crate::support::{Behind, FailAt, Fixture, answer, app, keyed_app, machine, machine_of, request, worker};
+use crate::support::{
+    Behind, FailAt, Fixture, answer, app, keyed_app, machine, machine_of, request, worker,
+};
 
 /// Runs `step` over each store, once with a failure at each of its calls of the store, and then
 /// again without; and asks `check` whether all is as it should be.
@@ -130,12 +132,18 @@ async fn taking_over_a_request() {
             catalog.give_up_request("1", "1").await.unwrap();
         },
         async |catalog| {
-            assert_eq!(catalog.begin_request(request("2")).await?, Keyed::CutShort { id: "1".to_owned() });
+            assert_eq!(
+                catalog.begin_request(request("2")).await?,
+                Keyed::CutShort { id: "1".to_owned() }
+            );
             Ok(())
         },
         async |catalog| {
             assert!(catalog.renew_request("1", "2").await.unwrap());
-            assert!(matches!(catalog.begin_request(request("3")).await.unwrap(), Keyed::InProgress { .. }));
+            assert!(matches!(
+                catalog.begin_request(request("3")).await.unwrap(),
+                Keyed::InProgress { .. }
+            ));
         },
     )
     .await;
@@ -176,7 +184,10 @@ async fn moving_a_machine_is_asked_about_and_done_once() {
         },
         async |catalog| {
             let placed = catalog.placements(None).await.unwrap().remove(0);
-            assert_eq!((placed.worker, placed.region.as_str(), placed.epoch), (worker("W2"), "two", 2));
+            assert_eq!(
+                (placed.worker, placed.region.as_str(), placed.epoch),
+                (worker("W2"), "two", 2)
+            );
         },
     )
     .await;

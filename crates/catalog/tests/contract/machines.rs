@@ -24,12 +24,21 @@ over_each_store!(
 async fn a_machine_is_found_as_it_was_placed(fixture: &Fixture) {
     let app = fixture.catalog.create_app(app("a")).await.unwrap();
     let placed = fixture.catalog.place(machine("a", Some("m"))).await.unwrap();
-    assert_eq!((placed.name.as_str(), placed.app.as_str(), placed.region.as_str()), ("m", "a", "one"));
+    assert_eq!(
+        (placed.name.as_str(), placed.app.as_str(), placed.region.as_str()),
+        ("m", "a", "one")
+    );
     assert_eq!((&placed.worker, placed.epoch, placed.released), (&worker("W1"), 1, false));
-    assert_eq!((&placed.network_prefix, placed.created_ms), (&app.network_prefix, fixture.now_ms()));
+    assert_eq!(
+        (&placed.network_prefix, placed.created_ms),
+        (&app.network_prefix, fixture.now_ms())
+    );
     assert_eq!(fixture.catalog.placement(&placed.machine).await.unwrap(), Some(placed));
     assert_eq!(fixture.catalog.placement(&MachineId::random()).await.unwrap(), None);
-    assert!(matches!(fixture.catalog.place(machine("b", None)).await, Err(CatalogError::AppNotFound(_))));
+    assert!(matches!(
+        fixture.catalog.place(machine("b", None)).await,
+        Err(CatalogError::AppNotFound(_))
+    ));
 }
 
 async fn each_machine_has_a_subnet_of_its_network(fixture: &Fixture) {
@@ -66,7 +75,11 @@ async fn a_name_is_free_when_its_machine_is_released(fixture: &Fixture) {
 
 async fn names_are_unique_in_their_app_only(fixture: &Fixture) {
     for name in ["a", "b"] {
-        fixture.catalog.create_app(NewApp { network: Some(name.to_owned()), ..app(name) }).await.unwrap();
+        fixture
+            .catalog
+            .create_app(NewApp { network: Some(name.to_owned()), ..app(name) })
+            .await
+            .unwrap();
         let placed = fixture.catalog.place(machine(name, Some("m"))).await.unwrap();
         assert_eq!((placed.name.as_str(), placed.app.as_str()), ("m", name));
     }
@@ -91,7 +104,10 @@ async fn a_machine_moves_to_another_worker_with_the_next_epoch(fixture: &Fixture
     let placed = catalog.place(machine("a", Some("m"))).await.unwrap();
     let moved = catalog.move_machine(&placed.machine, 1, &worker("W2"), "two").await.unwrap();
     assert_eq!((&moved.worker, moved.region.as_str(), moved.epoch), (&worker("W2"), "two", 2));
-    assert_eq!((&moved.name, moved.ipv6, moved.created_ms), (&placed.name, placed.ipv6, placed.created_ms));
+    assert_eq!(
+        (&moved.name, moved.ipv6, moved.created_ms),
+        (&placed.name, placed.ipv6, placed.created_ms)
+    );
     assert_eq!(catalog.placement(&placed.machine).await.unwrap(), Some(moved.clone()));
     assert_eq!(catalog.placements(Some(&worker("W2"))).await.unwrap(), [moved]);
     assert_eq!(catalog.placements(Some(&worker("W1"))).await.unwrap(), []);

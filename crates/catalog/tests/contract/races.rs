@@ -5,7 +5,9 @@ use std::{collections::HashSet, sync::Arc};
 use caddis_catalog::{Catalog, CatalogError, Keyed, NewApp};
 use futures::future::join_all;
 
-use crate::support::{Behind, Fixture, GiveWay, app, keyed_app, machine, machine_of, over_each_store, request, worker};
+use crate::support::{
+    Behind, Fixture, GiveWay, app, keyed_app, machine, machine_of, over_each_store, request, worker,
+};
 
 over_each_store!(
     of_many_that_want_one_app_name_one_gets_it,
@@ -23,10 +25,11 @@ over_each_store!(
 
 const MANY: usize = 8;
 
-/// The catalogs of as many gateways: each two go at one pace, so that they meet at the same call, and
-/// others overtake them between two calls.
+/// The catalogs of as many gateways: each two go at one pace, so that they meet at the same call,
+/// and others overtake them between two calls.
 fn many(fixture: &Fixture) -> Vec<Catalog> {
-    let at_pace = |pace: usize| fixture.behind(|store| Arc::new(Behind { at: GiveWay(pace), store }));
+    let at_pace =
+        |pace: usize| fixture.behind(|store| Arc::new(Behind { at: GiveWay(pace), store }));
     (0..MANY).map(|index| at_pace(index / 2 + 1)).collect()
 }
 
@@ -40,7 +43,9 @@ async fn of_many_that_want_one_app_name_one_gets_it(fixture: &Fixture) {
 async fn many_with_one_key_get_one_app(fixture: &Fixture) {
     for name in [None, Some("a")] {
         let key = name.unwrap_or("k");
-        let made = join_all(many(fixture).iter().map(|catalog| catalog.create_app(keyed_app(name, key)))).await;
+        let made =
+            join_all(many(fixture).iter().map(|catalog| catalog.create_app(keyed_app(name, key))))
+                .await;
         let made: HashSet<_> = made.into_iter().map(|made| made.unwrap().id).collect();
         assert_eq!(made.len(), 1);
     }
@@ -48,25 +53,32 @@ async fn many_with_one_key_get_one_app(fixture: &Fixture) {
 
 async fn many_first_apps_of_a_network_share_it(fixture: &Fixture) {
     let catalogs = many(fixture);
-    let in_network = |index: usize| NewApp { network: Some("n".to_owned()), ..app(&format!("a{index}")) };
-    let made = catalogs.iter().enumerate().map(|(index, catalog)| catalog.create_app(in_network(index)));
-    let prefixes: HashSet<_> = join_all(made).await.into_iter().map(|made| made.unwrap().network_prefix).collect();
+    let in_network =
+        |index: usize| NewApp { network: Some("n".to_owned()), ..app(&format!("a{index}")) };
+    let made =
+        catalogs.iter().enumerate().map(|(index, catalog)| catalog.create_app(in_network(index)));
+    let prefixes: HashSet<_> =
+        join_all(made).await.into_iter().map(|made| made.unwrap().network_prefix).collect();
     assert_eq!(prefixes.len(), 1);
 }
 
 async fn of_many_that_want_one_machine_name_one_gets_it(fixture: &Fixture) {
     fixture.catalog.create_app(app("a")).await.unwrap();
-    let placed = join_all(many(fixture).iter().map(|catalog| catalog.place(machine("a", Some("m"))))).await;
+    let placed =
+        join_all(many(fixture).iter().map(|catalog| catalog.place(machine("a", Some("m"))))).await;
     assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 1);
     let holders = fixture.catalog.placements(None).await.unwrap();
     for refused in placed.iter().filter_map(|placed| placed.as_ref().err()) {
-        assert!(matches!(refused, CatalogError::MachineNameTaken { holder, .. } if *holder == holders[0].machine));
+        assert!(
+            matches!(refused, CatalogError::MachineNameTaken { holder, .. } if *holder == holders[0].machine)
+        );
     }
 }
 
 async fn many_that_want_any_name_all_get_one(fixture: &Fixture) {
     fixture.catalog.create_app(app("a")).await.unwrap();
-    let placed = join_all(many(fixture).iter().map(|catalog| catalog.place(machine("a", None)))).await;
+    let placed =
+        join_all(many(fixture).iter().map(|catalog| catalog.place(machine("a", None)))).await;
     let names: HashSet<_> = placed.into_iter().map(|placed| placed.unwrap().name).collect();
     assert_eq!(names.len(), MANY);
 }
@@ -74,7 +86,9 @@ async fn many_that_want_any_name_all_get_one(fixture: &Fixture) {
 async fn of_many_that_place_for_one_request_one_does(fixture: &Fixture) {
     fixture.catalog.create_app(app("a")).await.unwrap();
     fixture.catalog.begin_request(request("1")).await.unwrap();
-    let placed = join_all(many(fixture).iter().map(|catalog| catalog.place(machine_of("1", "a", None)))).await;
+    let placed =
+        join_all(many(fixture).iter().map(|catalog| catalog.place(machine_of("1", "a", None))))
+            .await;
     assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 1);
     assert_eq!(fixture.catalog.placements(None).await.unwrap().len(), 1);
 }
@@ -86,31 +100,53 @@ async fn of_many_that_move_a_machine_one_does(fixture: &Fixture) {
     let moved = join_all(catalogs.iter().enumerate().map(|(index, catalog)| async move {
         catalog.move_machine(machine, 1, &worker(&format!("W{index}")), "two").await
     }));
-    let (moved, refused): (Vec<_>, Vec<_>) = moved.await.into_iter().partition(|moved| moved.is_ok());
+    let (moved, refused): (Vec<_>, Vec<_>) =
+        moved.await.into_iter().partition(|moved| moved.is_ok());
     assert_eq!((moved.len(), refused.len()), (1, MANY - 1));
-    assert_eq!(fixture.catalog.placement(machine).await.unwrap(), Some(moved.into_iter().next().unwrap().unwrap()));
+    assert_eq!(
+        fixture.catalog.placement(machine).await.unwrap(),
+        Some(moved.into_iter().next().unwrap().unwrap())
+    );
     for refused in refused {
-        assert!(matches!(refused, Err(CatalogError::MachineMoved { current: 2, .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(CatalogError::MachineMoved { current: 2, .. })),
+            "{refused:?}"
+        );
     }
 }
 
 async fn of_many_with_one_key_one_carries_the_request_out(fixture: &Fixture) {
     let begun = begin_at_once(fixture).await;
     assert_eq!(begun.iter().filter(|begun| **begun == Keyed::New).count(), 1);
-    assert_eq!(begun.iter().filter(|begun| matches!(begun, Keyed::InProgress { .. })).count(), MANY - 1);
+    assert_eq!(
+        begun.iter().filter(|begun| matches!(begun, Keyed::InProgress { .. })).count(),
+        MANY - 1
+    );
 }
 
 async fn of_many_that_find_a_request_cut_short_one_takes_it_over(fixture: &Fixture) {
     fixture.catalog.begin_request(request("first")).await.unwrap();
     fixture.pass(caddis_catalog::REQUEST_LEASE);
     let begun = begin_at_once(fixture).await;
-    assert_eq!(begun.iter().filter(|begun| matches!(begun, Keyed::CutShort { id } if id == "first")).count(), 1);
-    assert_eq!(begun.iter().filter(|begun| matches!(begun, Keyed::InProgress { .. })).count(), MANY - 1);
+    assert_eq!(
+        begun
+            .iter()
+            .filter(|begun| matches!(begun, Keyed::CutShort { id } if id == "first"))
+            .count(),
+        1
+    );
+    assert_eq!(
+        begun.iter().filter(|begun| matches!(begun, Keyed::InProgress { .. })).count(),
+        MANY - 1
+    );
 }
 
 async fn begin_at_once(fixture: &Fixture) -> Vec<Keyed> {
     let catalogs = many(fixture);
-    let begun = catalogs.iter().enumerate().map(|(id, catalog)| catalog.begin_request(request(&id.to_string())));
+    let begun = catalogs
+        .iter()
+        .enumerate()
+        .map(|(id, catalog)| catalog.begin_request(request(&id.to_string())));
     join_all(begun).await.into_iter().map(Result::unwrap).collect()
 }
 
@@ -125,13 +161,21 @@ async fn no_machine_is_placed_in_an_app_that_is_gone(fixture: &Fixture) {
     let (placed, gone) = tokio::join!(placing, deleting);
     let placed = placed.into_iter().filter_map(|placed| {
         if let Err(refused) = &placed {
-            assert!(matches!(refused, CatalogError::AppInDeletion(_) | CatalogError::AppNotFound(_)), "{refused}");
+            assert!(
+                matches!(refused, CatalogError::AppInDeletion(_) | CatalogError::AppNotFound(_)),
+                "{refused}"
+            );
         }
         placed.ok()
     });
     let left = fixture.catalog.app("a").await.unwrap();
     assert_eq!(left.is_none(), gone);
-    assert_eq!(left.is_some(), placed.count() > 0, "app {} is gone if and only if nothing is in it", app.number);
+    assert_eq!(
+        left.is_some(),
+        placed.count() > 0,
+        "app {} is gone if and only if nothing is in it",
+        app.number
+    );
 }
 
 async fn of_many_that_make_the_root_token_one_does(fixture: &Fixture) {

@@ -29,7 +29,10 @@ async fn a_request_is_new_once_and_in_progress_until_it_is_answered(fixture: &Fi
     assert_eq!(catalog.begin_request(request("1")).await.unwrap(), Keyed::New);
     let until_ms = fixture.now_ms() + u64::try_from(REQUEST_LEASE.as_millis()).unwrap();
     for id in ["2", "3"] {
-        assert_eq!(catalog.begin_request(request(id)).await.unwrap(), Keyed::InProgress { until_ms });
+        assert_eq!(
+            catalog.begin_request(request(id)).await.unwrap(),
+            Keyed::InProgress { until_ms }
+        );
     }
     catalog.end_request("1", answer("done")).await.unwrap();
     assert_eq!(catalog.begin_request(request("2")).await.unwrap(), Keyed::Answered(answer("done")));
@@ -67,7 +70,10 @@ async fn a_request_that_is_renewed_stays_in_progress(fixture: &Fixture) {
     for _ in 0..3 {
         fixture.pass(REQUEST_LEASE - MOMENT);
         assert!(catalog.renew_request("1", "1").await.unwrap());
-        assert!(matches!(catalog.begin_request(request("2")).await.unwrap(), Keyed::InProgress { .. }));
+        assert!(matches!(
+            catalog.begin_request(request("2")).await.unwrap(),
+            Keyed::InProgress { .. }
+        ));
     }
     assert!(!catalog.renew_request("never noted", "1").await.unwrap());
     catalog.end_request("1", answer("done")).await.unwrap();
@@ -109,7 +115,10 @@ async fn the_first_answer_stays(fixture: &Fixture) {
     catalog.begin_request(request("1")).await.unwrap();
     catalog.end_request("1", answer("first")).await.unwrap();
     catalog.end_request("1", answer("second")).await.unwrap();
-    assert_eq!(catalog.begin_request(request("2")).await.unwrap(), Keyed::Answered(answer("first")));
+    assert_eq!(
+        catalog.begin_request(request("2")).await.unwrap(),
+        Keyed::Answered(answer("first"))
+    );
 }
 
 async fn a_key_is_remembered_for_a_day(fixture: &Fixture) {

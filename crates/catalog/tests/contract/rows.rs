@@ -61,7 +61,9 @@ async fn an_app_id_is_not_given_twice_also_when_its_app_is_gone(fixture: &Fixtur
     assert!(!fixture.store.mark_app_deleting(made.number, 1).await.unwrap());
 }
 
-async fn ids_and_addresses_of_machines_are_not_given_twice_also_when_they_are_released(fixture: &Fixture) {
+async fn ids_and_addresses_of_machines_are_not_given_twice_also_when_they_are_released(
+    fixture: &Fixture,
+) {
     let store = &fixture.store;
     fixture.catalog.create_app(app("a")).await.unwrap();
     let (one, other) = (MachineId::random(), MachineId::random());

@@ -11,11 +11,11 @@ use std::{
 use async_trait::async_trait;
 use caddis_api::{MachineId, WorkerId, app::Organization};
 use caddis_catalog::{
-    Answer, AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewApp, NewPlacement, PERSONAL, Placement,
-    SqliteStore, StoreError, TokenRecord,
+    Answer, AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewApp, NewPlacement,
+    PERSONAL, Placement, SqliteStore, StoreError, TokenRecord,
     store::{
-        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease, RequestRow, Store,
-        Stored, TokenRow,
+        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
+        RequestRow, Store, Stored, TokenRow,
     },
 };
 
@@ -113,11 +113,20 @@ pub fn machine_of(request: &str, app: &str, name: Option<&str>) -> NewPlacement 
 
 /// A request with the key `k`.
 pub fn request(id: &str) -> KeyedRequest {
-    KeyedRequest { caller: "c".to_owned(), key: "k".to_owned(), id: id.to_owned(), fingerprint: [1; 32] }
+    KeyedRequest {
+        caller: "c".to_owned(),
+        key: "k".to_owned(),
+        id: id.to_owned(),
+        fingerprint: [1; 32],
+    }
 }
 
 pub fn answer(body: &str) -> Answer {
-    Answer { status: 200, content_type: Some("text/plain".to_owned()), body: Some(body.as_bytes().to_vec()) }
+    Answer {
+        status: 200,
+        content_type: Some("text/plain".to_owned()),
+        body: Some(body.as_bytes().to_vec()),
+    }
 }
 
 /// What happens at a call of a store.

@@ -16,7 +16,9 @@ pub struct Auth {
 #[derive(Debug, Subcommand)]
 enum AuthCommand {
     /// Check and remember a server and its access token.
-    #[command(after_help = "Example:\n  caddis auth login --api-url http://127.0.0.1:4280 --access-token \"$TOKEN\"")]
+    #[command(
+        after_help = "Example:\n  caddis auth login --api-url http://127.0.0.1:4280 --access-token \"$TOKEN\""
+    )]
     Login,
     /// Forget them, those of contexts too.
     #[command(after_help = "Example:\n  caddis auth logout")]
@@ -38,35 +40,54 @@ enum AuthCommand {
 pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
     let printer = &session.printer;
     let path = || {
-        let missing = "neither XDG_CONFIG_HOME nor HOME is set: there is no place for a settings file";
+        let missing =
+            "neither XDG_CONFIG_HOME nor HOME is set: there is no place for a settings file";
         session.environment.settings_path().ok_or_else(|| CliError::new(missing))
     };
     match auth.command {
         AuthCommand::Login => {
             let connection = session.connection()?;
             let token = connection.token.ok_or_else(|| {
-                CliError::with_hint("no access token given", "Give one with --access-token or CADDIS_API_TOKEN.")
+                CliError::with_hint(
+                    "no access token given",
+                    "Give one with --access-token or CADDIS_API_TOKEN.",
+                )
             })?;
             Client::new(&connection.url, Some(&token))?.list_apps(Some("personal")).await?;
             let path = path()?;
             let mut settings = Settings::load(Some(&path))?;
-            let context = session.globals.context.as_ref().or(settings.current_context.as_ref()).cloned();
+            let context =
+                session.globals.context.as_ref().or(settings.current_context.as_ref()).cloned();
             match context.and_then(|name| settings.contexts.get_mut(&name)) {
                 Some(context) => {
                     context.api_url.clone_from(&connection.url);
                     context.access_token = Some(token);
                 }
-                None => (settings.api_url, settings.access_token) = (Some(connection.url.clone()), Some(token)),
+                None => {
+                    (settings.api_url, settings.access_token) =
+                        (Some(connection.url.clone()), Some(token))
+                }
             }
             settings.save(&path)?;
-            printer.out(format_args!("Logged in to {}; stored in {}", connection.url, path.display()))?;
+            printer.out(format_args!(
+                "Logged in to {}; stored in {}",
+                connection.url,
+                path.display()
+            ))?;
         }
         AuthCommand::Logout => {
             let path = path()?;
             match std::fs::remove_file(&path) {
                 Ok(()) => printer.out(format_args!("Removed {}", path.display()))?,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => printer.out("Not logged in")?,
-                Err(error) => return Err(CliError::new(format!("could not remove {}: {error}", path.display()))),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    printer.out("Not logged in")?
+                }
+                Err(error) => {
+                    return Err(CliError::new(format!(
+                        "could not remove {}: {error}",
+                        path.display()
+                    )));
+                }
             }
         }
         AuthCommand::Whoami { json } => {
@@ -78,11 +99,16 @@ pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
                 printer.json(&json!({ "server": server, "server_from": server_from, "token_from": token_from }))?;
                 return Ok(());
             }
-            printer.out(format_args!("Server: {} (from {})", connection.url, connection.url_source))?;
-            printer.out(format_args!("Access token: accepted (from {})", connection.token_source))?;
+            printer
+                .out(format_args!("Server: {} (from {})", connection.url, connection.url_source))?;
+            printer
+                .out(format_args!("Access token: accepted (from {})", connection.token_source))?;
         }
         AuthCommand::Token => {
-            let token = session.connection()?.token.ok_or_else(|| CliError::new("no access token available"))?;
+            let token = session
+                .connection()?
+                .token
+                .ok_or_else(|| CliError::new("no access token available"))?;
             printer.out(token)?;
         }
     }

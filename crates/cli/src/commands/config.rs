@@ -24,8 +24,10 @@ enum ConfigCommand {
 
 /// `caddis config show`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  caddis config show -a hello\n  caddis config show -a hello --toml\n  \
-                        caddis config show --local")]
+#[command(
+    after_help = "Examples:\n  caddis config show -a hello\n  caddis config show -a hello --toml\n  \
+                        caddis config show --local"
+)]
 struct Show {
     #[command(flatten)]
     app: AppArgs,
@@ -51,12 +53,14 @@ pub async fn run(config: Config, session: &Session) -> Result<(), CliError> {
     };
     let printer = &session.printer;
     if show.toml {
-        let text = toml::to_string_pretty(&without_nulls(value))
-            .map_err(|e| CliError::new(format!("could not write the configuration as TOML: {e}")))?;
+        let text = toml::to_string_pretty(&without_nulls(value)).map_err(|e| {
+            CliError::new(format!("could not write the configuration as TOML: {e}"))
+        })?;
         printer.raw_out(&text)?;
     } else if show.yaml {
-        let text = serde_yaml_ng::to_string(&value)
-            .map_err(|e| CliError::new(format!("could not write the configuration as YAML: {e}")))?;
+        let text = serde_yaml_ng::to_string(&value).map_err(|e| {
+            CliError::new(format!("could not write the configuration as YAML: {e}"))
+        })?;
         printer.raw_out(&text)?;
     } else {
         printer.json(&value)?;
@@ -71,8 +75,9 @@ fn local(app: &AppArgs, session: &Session) -> Result<Value, CliError> {
             "Name the file with --config, or write one with 'caddis apps create --save'.",
         )
     })?;
-    let failed =
-        |e: &dyn std::fmt::Display| CliError::new(format!("could not read the app's config {}: {e}", path.display()));
+    let failed = |e: &dyn std::fmt::Display| {
+        CliError::new(format!("could not read the app's config {}: {e}", path.display()))
+    };
     let text = fs::read_to_string(&path).map_err(|e| failed(&e))?;
     toml::from_str(&text).map_err(|e| failed(&e))
 }
@@ -91,18 +96,26 @@ async fn of_machines(client: &Client, app: &str, session: &Session) -> Result<Va
     if configs.iter().all(|config| config == first) {
         return Ok(first.clone());
     }
-    session.printer.note(format_args!("The {} machines of app {app} are not configured alike.", machines.len()))?;
-    let by_machine: Map<_, _> = machines.iter().map(|machine| machine.id.to_string()).zip(configs).collect();
+    session.printer.note(format_args!(
+        "The {} machines of app {app} are not configured alike.",
+        machines.len()
+    ))?;
+    let by_machine: Map<_, _> =
+        machines.iter().map(|machine| machine.id.to_string()).zip(configs).collect();
     Ok(json!({ "machines": by_machine }))
 }
 
 /// TOML has nothing to say that there is nothing.
 fn without_nulls(value: Value) -> Value {
     match value {
-        Value::Object(fields) => {
-            fields.into_iter().filter(|(_, value)| !value.is_null()).map(|(k, v)| (k, without_nulls(v))).collect()
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(k, v)| (k, without_nulls(v)))
+            .collect(),
+        Value::Array(items) => {
+            items.into_iter().filter(|item| !item.is_null()).map(without_nulls).collect()
         }
-        Value::Array(items) => items.into_iter().filter(|item| !item.is_null()).map(without_nulls).collect(),
         other => other,
     }
 }

@@ -34,7 +34,9 @@ enum ContextCommand {
         name: String,
     },
     /// Use a server from now on.
-    #[command(after_help = "Examples:\n  caddis context use lab\n  caddis machine list -a hello --context lab")]
+    #[command(
+        after_help = "Examples:\n  caddis context use lab\n  caddis machine list -a hello --context lab"
+    )]
     Use {
         /// Its name.
         name: String,
@@ -110,9 +112,13 @@ pub fn run(context: ContextArguments, session: &Session) -> Result<(), CliError>
                 });
                 printer.json(&shown)?;
             } else {
-                printer.out(format_args!("Server: {} (from {})", connection.url, connection.url_source))?;
-                let source =
-                    connection.token.map_or("none".to_owned(), |_| format!("from {}", connection.token_source));
+                printer.out(format_args!(
+                    "Server: {} (from {})",
+                    connection.url, connection.url_source
+                ))?;
+                let source = connection
+                    .token
+                    .map_or("none".to_owned(), |_| format!("from {}", connection.token_source));
                 printer.out(format_args!("Access token: {source}"))?;
             }
         }

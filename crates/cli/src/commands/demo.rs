@@ -43,12 +43,15 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let (image, app) = (format!("caddis-demo:{number}"), format!("demo-{number}"));
     let mut kept = Kept { printer, image: &image, app: &app, told: !demo.keep };
     if !demo.keep {
-        let (client, printer, image, app) = (client.clone(), printer.clone(), image.clone(), app.clone());
+        let (client, printer, image, app) =
+            (client.clone(), printer.clone(), image.clone(), app.clone());
         // However it ends, and before anything is made that could be left.
         session.at_end(async move {
             let text = match remove(&client, &image, &app).await {
                 Ok(()) => format!("\nGone again: the machine, app {app} and image {image}"),
-                Err(error) => format!("\nApp {app} and image {image} could not be removed: {error}"),
+                Err(error) => {
+                    format!("\nApp {app} and image {image} could not be removed: {error}")
+                }
             };
             // Nobody may be there to read it.
             let _ = printer.out(text);
@@ -61,13 +64,22 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let length = archive.len() as u64;
     let archive = stream::iter([Ok(Bytes::from(archive))]);
     let which = Which { name: Some(&image), ..Which::default() };
-    let imported = image::import(printer, &client, ArchiveFormat::Docker, which, archive, Some(length)).await?;
-    printer.out(format_args!("  {image}, {}, imported {}", size::decimal(imported.size), after(begun)))?;
+    let imported =
+        image::import(printer, &client, ArchiveFormat::Docker, which, archive, Some(length))
+            .await?;
+    printer.out(format_args!(
+        "  {image}, {}, imported {}",
+        size::decimal(imported.size),
+        after(begun)
+    ))?;
 
     title("An app, which machines live under")?;
     let org_slug = Some("personal".to_owned());
     let request = CreateAppRequest { name: Some(app.clone()), org_slug, ..Default::default() };
-    client.create_app(&request).await.map_err(|e| CliError::attempted("could not create an app", e))?;
+    client
+        .create_app(&request)
+        .await
+        .map_err(|e| CliError::attempted("could not create an app", e))?;
     printer.out(format_args!("  {app}"))?;
 
     title("A machine of it")?;
@@ -91,7 +103,9 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let reply = reply.map_err(|e| CliError::attempted("could not run a program", e))?;
     if reply.exit_code != 0 {
         let (code, told) = (reply.exit_code, reply.stderr.trim_end());
-        return Err(CliError::new(format!("could not run a program: it ended with {code}: {told}")));
+        return Err(CliError::new(format!(
+            "could not run a program: it ended with {code}: {told}"
+        )));
     }
     printer.out(format_args!("  {}", reply.stdout.trim_end()))?;
 
@@ -114,7 +128,8 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A number of which there is no app: what is there already is somebody's, and not to be removed afterwards.
+/// A number of which there is no app: what is there already is somebody's, and not to be removed
+/// afterwards.
 async fn unused_number(client: &Client) -> Result<String, CliError> {
     loop {
         let number = format!("{:08}", rand::rng().random_range(0..100_000_000));
@@ -144,8 +159,10 @@ impl Drop for Kept<'_> {
     fn drop(&mut self) {
         if !self.told {
             // Nobody may be there to read it.
-            let _ =
-                self.printer.note(format_args!("What has been made stays; it is removed by:\n  {}", self.removal()));
+            let _ = self.printer.note(format_args!(
+                "What has been made stays; it is removed by:\n  {}",
+                self.removal()
+            ));
         }
     }
 }
@@ -197,7 +214,8 @@ fn kind(machine: &Machine) -> &'static str {
 async fn first_lines(client: &Client, app: &str, id: &MachineId) -> Result<Vec<String>, CliError> {
     const LAST: &str = "  image";
     let end = Instant::now() + LOGS_PATIENCE;
-    let mut query = LogsQuery { instance: Some(id.to_string()), wait_seconds: 2, ..LogsQuery::default() };
+    let mut query =
+        LogsQuery { instance: Some(id.to_string()), wait_seconds: 2, ..LogsQuery::default() };
     let mut lines: Vec<String> = Vec::new();
     while !lines.iter().any(|line| line.starts_with(LAST)) && Instant::now() < end {
         let page = client.logs(app, &query).await?;
@@ -221,7 +239,8 @@ fn archive(name: &str, program: &[u8]) -> io::Result<Vec<u8>> {
         "config": { "Entrypoint": ["/demo", "demo"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+    let manifest =
+        json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     let mut image = tar::Builder::new(Vec::new());
     append(&mut image, "manifest.json", 0o644, manifest.to_string().as_bytes())?;
     append(&mut image, "config.json", 0o644, config.to_string().as_bytes())?;
@@ -229,7 +248,12 @@ fn archive(name: &str, program: &[u8]) -> io::Result<Vec<u8>> {
     image.into_inner()
 }
 
-fn append(archive: &mut tar::Builder<Vec<u8>>, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+fn append(
+    archive: &mut tar::Builder<Vec<u8>>,
+    name: &str,
+    mode: u32,
+    content: &[u8],
+) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(mode);

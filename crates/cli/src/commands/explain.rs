@@ -1,4 +1,5 @@
-//! `caddis explain`: what the codes of errors, and the exit codes of this program, mean and what to do about them.
+//! `caddis explain`: what the codes of errors, and the exit codes of this program, mean and what to
+//! do about them.
 
 use caddis_api::ErrorCode;
 use clap::Args;
@@ -8,9 +9,12 @@ use crate::{CliError, complete, session::Session};
 
 /// `caddis explain`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  caddis explain\n  caddis explain insufficient_capacity\n  caddis explain 126")]
+#[command(
+    after_help = "Examples:\n  caddis explain\n  caddis explain insufficient_capacity\n  caddis explain 126"
+)]
 pub struct Explain {
-    /// Code of an error, as the API's error bodies have it, or exit code of this program [default: a list of all].
+    /// Code of an error, as the API's error bodies have it, or exit code of this program [default:
+    /// a list of all].
     #[arg(add = complete::codes())]
     code: Option<String>,
     /// Print it as JSON.
@@ -107,7 +111,9 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
             "Someone else holds the machine's lease, or changed the machine at the same time and won.",
             "Wait until the other is done, look at the machine anew, and try again.",
         ),
-        ErrorCode::AlreadyExists => ("What was to be made is there already.", "Use it, or destroy it first."),
+        ErrorCode::AlreadyExists => {
+            ("What was to be made is there already.", "Use it, or destroy it first.")
+        }
         ErrorCode::FailedPrecondition => (
             "The state of the machine, or of what it needs, does not allow it now.",
             "Bring it into the state that the message names: start it, stop it, or wait for what is under way with \
@@ -153,11 +159,21 @@ fn name(code: ErrorCode) -> String {
 fn all() -> Vec<Meaning> {
     let of_api = CODES.into_iter().map(|code| {
         let (means, remedy) = meaning(code);
-        Meaning { code: name(code), status: Some((code.http_status(), code.is_retryable())), means, remedy }
+        Meaning {
+            code: name(code),
+            status: Some((code.http_status(), code.is_retryable())),
+            means,
+            remedy,
+        }
     });
     let of_program = EXIT_CODES.into_iter();
     of_api
-        .chain(of_program.map(|(code, means, remedy)| Meaning { code: code.to_owned(), status: None, means, remedy }))
+        .chain(of_program.map(|(code, means, remedy)| Meaning {
+            code: code.to_owned(),
+            status: None,
+            means,
+            remedy,
+        }))
         .collect()
 }
 
@@ -180,7 +196,9 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
             return Ok(());
         }
         let row = |meaning: &Meaning| {
-            let status = meaning.status.map_or_else(|| "exit code".to_owned(), |(status, _)| format!("HTTP {status}"));
+            let status = meaning
+                .status
+                .map_or_else(|| "exit code".to_owned(), |(status, _)| format!("HTTP {status}"));
             vec![meaning.code.clone(), status, meaning.means.to_owned()]
         };
         let rows: Vec<_> = all.iter().map(row).collect();
@@ -198,7 +216,11 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
     }
     match found.status {
         Some((status, retryable)) => {
-            let again = if retryable { "the same request may succeed later" } else { "trying again won't help" };
+            let again = if retryable {
+                "the same request may succeed later"
+            } else {
+                "trying again won't help"
+            };
             printer.out(format_args!("{} (HTTP {status}; {again})\n", found.code))?;
         }
         None => printer.out(format_args!("Exit code {}\n", found.code))?,
@@ -216,7 +238,8 @@ mod tests {
 
     #[test]
     fn every_code_of_the_api_is_explained() {
-        let document: Value = serde_json::from_str(include_str!("../../../../docs/openapi.json")).unwrap();
+        let document: Value =
+            serde_json::from_str(include_str!("../../../../docs/openapi.json")).unwrap();
         let schema = document["components"]["schemas"]["ErrorCode"].to_string();
         let explained: BTreeSet<_> = CODES.into_iter().map(name).collect();
         assert_eq!(explained.len(), CODES.len(), "one is there twice");

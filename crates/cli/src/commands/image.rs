@@ -33,7 +33,8 @@ enum ImageCommand {
                             caddis image import docker-archive:several.tar:web:2"
     )]
     Import {
-        /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY; append :NAME or :@INDEX (from 0) to pick one of several images.
+        /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY; append :NAME or :@INDEX (from 0)
+        /// to pick one of several images.
         source: String,
         /// Name that machines refer to it by [default: the archive's own].
         #[arg(short, long)]
@@ -76,7 +77,8 @@ pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
             if json {
                 printer.json(&image)?;
             } else {
-                let names = if image.names.is_empty() { image.digest } else { image.names.join(", ") };
+                let names =
+                    if image.names.is_empty() { image.digest } else { image.names.join(", ") };
                 printer.out(format_args!("Imported {names} ({})", size::decimal(image.size)))?;
             }
             Ok(())
@@ -134,7 +136,9 @@ pub async fn import(
     let mut updates = client.import_image(format, which, archive, length).await?;
     while let Some(update) = updates.next().await {
         match update? {
-            ImportUpdate::Progress { step, bytes_done, bytes_total } => progress.show(&step, bytes_done, bytes_total),
+            ImportUpdate::Progress { step, bytes_done, bytes_total } => {
+                progress.show(&step, bytes_done, bytes_total)
+            }
             ImportUpdate::Done(image) => return Ok(image),
             ImportUpdate::Failed(error) => return Err(CliError::new(error.message)),
         }

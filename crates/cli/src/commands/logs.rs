@@ -1,8 +1,8 @@
 //! `caddis logs`.
 //!
-//! The server holds an answer back until there is something to tell, so that lines come as they are written. Each page
-//! says where it ended; whatever happens in between, the next one is asked for from there, so that every line comes
-//! exactly once.
+//! The server holds an answer back until there is something to tell, so that lines come as they are
+//! written. Each page says where it ended; whatever happens in between, the next one is asked for
+//! from there, so that every line comes exactly once.
 
 use std::time::Duration;
 
@@ -29,8 +29,10 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// `caddis logs`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  caddis logs -a hello\n  caddis logs -a hello -m 148ed193b95389 --no-tail\n  \
-                        caddis logs -a hello --since 10m --until 2026-08-21T10:00:00Z")]
+#[command(
+    after_help = "Examples:\n  caddis logs -a hello\n  caddis logs -a hello -m 148ed193b95389 --no-tail\n  \
+                        caddis logs -a hello --since 10m --until 2026-08-21T10:00:00Z"
+)]
 pub struct Logs {
     #[command(flatten)]
     app: AppArgs,
@@ -44,8 +46,8 @@ pub struct Logs {
     /// Only of this region.
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
-    /// Begin with what was written then: a time such as 2026-08-21T10:00:00Z, or so long ago, such as 10m or 1h30m
-    /// [default: the latest 100 lines].
+    /// Begin with what was written then: a time such as 2026-08-21T10:00:00Z, or so long ago, such
+    /// as 10m or 1h30m [default: the latest 100 lines].
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Leave out what was written later, and end then: as --since.
@@ -65,7 +67,9 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
         return Err(CliError::new("machine IDs can't be used with --select"));
     }
     let now = Timestamp::now();
-    let read = |name: &str, text: &Option<String>| text.as_deref().map(|text| moment(name, text, now)).transpose();
+    let read = |name: &str, text: &Option<String>| {
+        text.as_deref().map(|text| moment(name, text, now)).transpose()
+    };
     let (since, until) = (read("since", &logs.since)?, read("until", &logs.until)?);
     let app = session.app(&logs.app)?;
     let client = session.client()?;
@@ -73,8 +77,11 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
         None if !logs.select => None,
         name => match choice::one(session, &logs.app, name, logs.select).await {
             Ok((_, _, machine)) => Some(machine.id.to_string()),
-            // One that is long gone may have left lines; where there never was one, the server says so.
-            Err(CliError::Failed { hint: None, .. }) if name.is_some_and(|id| id.parse::<MachineId>().is_ok()) => {
+            // One that is long gone may have left lines; where there never was one, the server says
+            // so.
+            Err(CliError::Failed { hint: None, .. })
+                if name.is_some_and(|id| id.parse::<MachineId>().is_ok()) =>
+            {
                 name.map(str::to_owned)
             }
             Err(error) => return Err(error),
@@ -95,7 +102,8 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
     loop {
         let left = until.map(|until| until.duration_since(Timestamp::now()).as_secs());
         let over = logs.no_tail || left.is_some_and(|left| left < 0);
-        let wait = left.map_or(WAIT_SECONDS, |left| WAIT_SECONDS.min(u64::try_from(left).unwrap_or(0) + 1));
+        let wait = left
+            .map_or(WAIT_SECONDS, |left| WAIT_SECONDS.min(u64::try_from(left).unwrap_or(0) + 1));
         if over && !one_page && end.is_none() {
             let newest = LogsQuery {
                 limit: Some(1),
@@ -124,7 +132,8 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
     }
 }
 
-/// The next page. A follower outlasts a server that is restarted, and says so; who wants what there is wants it now.
+/// The next page. A follower outlasts a server that is restarted, and says so; who wants what there
+/// is wants it now.
 async fn page(
     client: &Client,
     app: &str,
@@ -142,8 +151,11 @@ async fn page(
                 }
                 return Ok(page);
             }
-            // With no page yet it is the way to the server that is wrong, rather than the server's rest.
-            Err(error) if at_once || query.next_token.is_none() || !error.is_transient() => return Err(error),
+            // With no page yet it is the way to the server that is wrong, rather than the server's
+            // rest.
+            Err(error) if at_once || query.next_token.is_none() || !error.is_transient() => {
+                return Err(error);
+            }
             Err(error) => error,
         };
         match deadline {
@@ -152,7 +164,8 @@ async fn page(
             None => {
                 deadline = Some(Instant::now() + PATIENCE);
                 // Standard error may be gone; the log goes on without.
-                let _ = printer.note(format_args!("The server does not answer ({error}), trying again..."));
+                let _ = printer
+                    .note(format_args!("The server does not answer ({error}), trying again..."));
             }
         }
         tokio::time::sleep(pause).await;

@@ -29,7 +29,8 @@ pub async fn run(orgs: Orgs, session: &Session) -> Result<(), CliError> {
     let OrgsCommand::List { json } = orgs.command;
     let organizations = session.client()?.organizations().await?;
     if json {
-        let by_slug: Map<_, _> = organizations.into_iter().map(|org| (org.slug, json!(org.name))).collect();
+        let by_slug: Map<_, _> =
+            organizations.into_iter().map(|org| (org.slug, json!(org.name))).collect();
         return Ok(session.printer.json(&by_slug)?);
     }
     let row = |org: Organization| {

@@ -56,8 +56,10 @@ async fn regions(format: &Format, session: &Session) -> Result<(), CliError> {
         by_part.entry(&region.geo_region).or_default().push(region);
     }
     for (part, regions) in by_part {
-        let rows: Vec<_> =
-            regions.iter().map(|r| vec![r.name.clone(), r.code.clone(), r.capacity.to_string()]).collect();
+        let rows: Vec<_> = regions
+            .iter()
+            .map(|r| vec![r.name.clone(), r.code.clone(), r.capacity.to_string()])
+            .collect();
         printer.table(&title(part), &["Name", "Code", "Capacity"], &rows)?;
     }
     Ok(())
@@ -67,7 +69,10 @@ async fn regions(format: &Format, session: &Session) -> Result<(), CliError> {
 fn title(part: &str) -> String {
     let words = part.split('_').map(|word| {
         let mut letters = word.chars();
-        letters.next().map(|first| first.to_uppercase().chain(letters).collect::<String>()).unwrap_or_default()
+        letters
+            .next()
+            .map(|first| first.to_uppercase().chain(letters).collect::<String>())
+            .unwrap_or_default()
     });
     words.collect::<Vec<_>>().join(" ")
 }
@@ -78,15 +83,18 @@ fn vm_sizes(format: &Format, session: &Session) -> Result<(), CliError> {
     if format.json {
         let sizes: Map<_, _> = presets
             .into_iter()
-            .map(|p| (p.name, json!({ "cpu_kind": p.kind, "cpus": p.cpus, "memory_mb": p.memory_mb })))
+            .map(|p| {
+                (p.name, json!({ "cpu_kind": p.kind, "cpus": p.cpus, "memory_mb": p.memory_mb }))
+            })
             .collect();
         printer.json(&sizes)?;
         return Ok(());
     }
     for (title, kind) in [("Machines platform", "shared"), ("", "performance")] {
         let of_kind = presets.iter().filter(|preset| preset.kind == kind);
-        let rows: Vec<_> =
-            of_kind.map(|p| vec![p.name.clone(), p.cpus.to_string(), format!("{} MB", p.memory_mb)]).collect();
+        let rows: Vec<_> = of_kind
+            .map(|p| vec![p.name.clone(), p.cpus.to_string(), format!("{} MB", p.memory_mb)])
+            .collect();
         printer.table(title, &["Name", "CPU Cores", "Memory"], &rows)?;
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! `caddis sftp`: files in and out of machines. The machine's init reads and writes them, so the image needs nothing for
-//! it.
+//! `caddis sftp`: files in and out of machines. The machine's init reads and writes them, so the
+//! image needs nothing for it.
 
 use clap::{Args, Subcommand};
 
@@ -20,12 +20,16 @@ pub struct Sftp {
 #[derive(Debug, Subcommand)]
 enum SftpCommand {
     /// Copy a file or directory out of a machine.
-    #[command(after_help = "Examples:\n  caddis sftp get /etc/hosts -a hello\n  caddis sftp get /var/log logs -R -a \
-                            hello --machine 148ed193b95389")]
+    #[command(
+        after_help = "Examples:\n  caddis sftp get /etc/hosts -a hello\n  caddis sftp get /var/log logs -R -a \
+                            hello --machine 148ed193b95389"
+    )]
     Get(get::Get),
     /// Copy a file or directory into a machine.
-    #[command(after_help = "Examples:\n  caddis sftp put app.conf /etc/app.conf -a hello -m 0600\n  caddis sftp put \
-                            public /var/www -R -a hello")]
+    #[command(
+        after_help = "Examples:\n  caddis sftp put app.conf /etc/app.conf -a hello -m 0600\n  caddis sftp put \
+                            public /var/www -R -a hello"
+    )]
     Put(put::Put),
     /// List what is at and below a path in a machine.
     #[command(visible_alias = "ls", after_help = "Example:\n  caddis sftp find /etc -a hello")]

@@ -1,5 +1,5 @@
-//! `caddis ssh`: sessions in machines. There is no sshd and there are no keys: the session goes over the API, with its
-//! token, to the machine's init.
+//! `caddis ssh`: sessions in machines. There is no sshd and there are no keys: the session goes
+//! over the API, with its token, to the machine's init.
 
 use clap::{Args, Subcommand};
 
@@ -16,9 +16,11 @@ pub struct Ssh {
 #[derive(Debug, Subcommand)]
 enum SshCommand {
     /// Open a shell in a machine, or run a program there.
-    #[command(after_help = "Examples:\n  caddis ssh console -a hello\n  caddis ssh console -a hello -C 'ls -la /'\n  \
+    #[command(
+        after_help = "Examples:\n  caddis ssh console -a hello\n  caddis ssh console -a hello -C 'ls -la /'\n  \
                             caddis ssh console -a hello --machine 148ed193b95389 -u www --pty -C top\n  \
-                            echo 'select 1' | caddis ssh console -a hello -C 'psql app'")]
+                            echo 'select 1' | caddis ssh console -a hello -C 'psql app'"
+    )]
     Console(Console),
 }
 
@@ -52,6 +54,12 @@ pub async fn run(ssh: Ssh, session: &Session) -> Result<(), CliError> {
     if pty && !console.target.quiet {
         session.printer.note(format_args!("Connecting to {}... complete", machine.private_ip))?;
     }
-    let program = terminal::Program { command, user: Some(console.user), pty, stdin: true, ..Default::default() };
+    let program = terminal::Program {
+        command,
+        user: Some(console.user),
+        pty,
+        stdin: true,
+        ..Default::default()
+    };
     terminal::attach(session, &client, &app, &machine.id, program).await
 }

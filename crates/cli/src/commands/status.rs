@@ -38,8 +38,9 @@ pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
     let app = client.get_app(&name).await?;
     if status.watch {
         let form = Form::of(status.json, session);
-        let screen =
-            |machines: &[Machine]| screen(printer, facts(&app, machines, false), &name, sorted(machines.to_vec()));
+        let screen = |machines: &[Machine]| {
+            screen(printer, facts(&app, machines, false), &name, sorted(machines.to_vec()))
+        };
         return watch::machines(session, &client, &name, form, stream::pending(), screen).await;
     }
     let filter = ListMachines { include_deleted: status.all, ..ListMachines::default() };
@@ -69,7 +70,12 @@ fn sorted(mut machines: Vec<Machine>) -> Vec<Machine> {
     machines
 }
 
-fn screen(printer: &Printer, facts: Vec<(&str, String)>, app: &str, machines: Vec<Machine>) -> String {
+fn screen(
+    printer: &Printer,
+    facts: Vec<(&str, String)>,
+    app: &str,
+    machines: Vec<Machine>,
+) -> String {
     let facts = table::vertical(printer.screen(), &printer.title("App"), &facts);
     if machines.is_empty() {
         return format!("{facts}No machines are available on this app {app}\n");
@@ -82,7 +88,8 @@ fn screen(printer: &Printer, facts: Vec<(&str, String)>, app: &str, machines: Ve
 
 /// The app's own status only where it is as fresh as its machines.
 fn facts(app: &App, machines: &[Machine], with_status: bool) -> Vec<(&'static str, String)> {
-    let mut images: Vec<_> = machines.iter().map(|machine| cell::image(&machine.image_ref)).collect();
+    let mut images: Vec<_> =
+        machines.iter().map(|machine| cell::image(&machine.image_ref)).collect();
     images.sort();
     images.dedup();
     let mut facts = vec![("Name", app.name.clone()), ("Owner", app.organization.slug.clone())];
@@ -100,7 +107,8 @@ fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
     vec![
         group(machine),
         machine.id.to_string(),
-        cell::metadata(machine, "fly_release_version").unwrap_or_else(|| machine.version.to_string()),
+        cell::metadata(machine, "fly_release_version")
+            .unwrap_or_else(|| machine.version.to_string()),
         machine.region.clone(),
         machine.state.to_string(),
         cell::role(machine).unwrap_or_default().to_owned(),

@@ -5,7 +5,9 @@ use caddis_client::{Client, ListMachines};
 use clap::Args;
 
 use super::machine::choice;
-use crate::{CliError, complete, globals::AppArgs, prompt, render::machine as cell, session::Session};
+use crate::{
+    CliError, complete, globals::AppArgs, prompt, render::machine as cell, session::Session,
+};
 
 /// How an error names machines that would all do, at most.
 const NAMED: usize = 5;
@@ -46,7 +48,11 @@ pub struct Target {
 
 impl Target {
     /// Finds it.
-    pub async fn find(&self, session: &Session, client: &Client) -> Result<(String, Machine), CliError> {
+    pub async fn find(
+        &self,
+        session: &Session,
+        client: &Client,
+    ) -> Result<(String, Machine), CliError> {
         let app = session.app(&self.app)?;
         choice::no_container(self.container.as_deref())?;
         if let Some(id) = &self.machine {
@@ -61,13 +67,21 @@ impl Target {
         machines.retain(|machine| machine.state == MachineState::Started && self.fits(machine));
         machines.sort_by(|a, b| a.id.cmp(&b.id));
         if machines.is_empty() {
-            let chosen = self.region.is_some() || self.process_group.is_some() || self.address.is_some();
+            let chosen =
+                self.region.is_some() || self.process_group.is_some() || self.address.is_some();
             let which = if chosen { " that fits the flags" } else { "" };
             let hint = match any {
-                true => format!("See 'caddis machine list -a {app}', and start one with 'caddis machine start'."),
-                false => format!("It has no machines at all; 'caddis machine run IMAGE -a {app}' makes one."),
+                true => format!(
+                    "See 'caddis machine list -a {app}', and start one with 'caddis machine start'."
+                ),
+                false => format!(
+                    "It has no machines at all; 'caddis machine run IMAGE -a {app}' makes one."
+                ),
             };
-            return Err(CliError::with_hint(format!("app {app} has no started machine{which}"), hint));
+            return Err(CliError::with_hint(
+                format!("app {app} has no started machine{which}"),
+                hint,
+            ));
         }
         let several = machines.len() > 1;
         if several && !self.select && !session.printer.is_interactive() {
@@ -77,7 +91,12 @@ impl Target {
         if several || self.select {
             let options: Vec<_> = machines
                 .iter()
-                .map(|machine| format!("{}: {} {} {}", machine.region, machine.id, machine.private_ip, machine.name))
+                .map(|machine| {
+                    format!(
+                        "{}: {} {} {}",
+                        machine.region, machine.id, machine.private_ip, machine.name
+                    )
+                })
                 .collect();
             let unasked = "a machine must be named with --machine when not running interactively";
             at = prompt::choose(&session.printer, "Select VM:", &options, unasked).await?;
@@ -88,7 +107,9 @@ impl Target {
     /// Prints which machine it is, where nobody has named it.
     pub fn tell(&self, session: &Session, machine: &Machine) -> Result<(), CliError> {
         if !self.quiet && self.machine.is_none() {
-            session.printer.note(format_args!("Using machine {} ({})", machine.id, machine.name))?;
+            session
+                .printer
+                .note(format_args!("Using machine {} ({})", machine.id, machine.name))?;
         }
         Ok(())
     }
@@ -100,7 +121,10 @@ impl Target {
             names.contains(&address.as_str()) || machine.private_ipv4.as_ref() == Some(address)
         };
         self.region.as_ref().is_none_or(|region| *region == machine.region)
-            && self.process_group.as_deref().is_none_or(|wanted| group.as_deref().unwrap_or("app") == wanted)
+            && self
+                .process_group
+                .as_deref()
+                .is_none_or(|wanted| group.as_deref().unwrap_or("app") == wanted)
             && self.address.as_ref().is_none_or(is_at)
     }
 }
@@ -110,16 +134,24 @@ fn not_running(app: &str, name: &str, machine: &Machine) -> CliError {
     let (id, state) = (&machine.id, machine.state);
     let text = format!("machine {name} is not running, it is {state}");
     match state {
-        MachineState::Destroyed | MachineState::Destroying => {
-            CliError::with_hint(text, format!("See 'caddis machine list -a {app}' for the machines there are."))
-        }
-        MachineState::Failed => {
-            CliError::with_hint(text, format!("'caddis machine status {id} -a {app}' shows why it failed."))
-        }
+        MachineState::Destroyed | MachineState::Destroying => CliError::with_hint(
+            text,
+            format!("See 'caddis machine list -a {app}' for the machines there are."),
+        ),
+        MachineState::Failed => CliError::with_hint(
+            text,
+            format!("'caddis machine status {id} -a {app}' shows why it failed."),
+        ),
         MachineState::Created | MachineState::Stopped | MachineState::Suspended => {
-            CliError::with_hint(text, format!("Start it with 'caddis machine start {name} -a {app}'."))
+            CliError::with_hint(
+                text,
+                format!("Start it with 'caddis machine start {name} -a {app}'."),
+            )
         }
-        _ => CliError::with_hint(text, format!("'caddis machine wait {name} -a {app}' waits until that is over.")),
+        _ => CliError::with_hint(
+            text,
+            format!("'caddis machine wait {name} -a {app}' waits until that is over."),
+        ),
     }
 }
 
@@ -127,8 +159,11 @@ fn not_running(app: &str, name: &str, machine: &Machine) -> CliError {
 fn undecided(app: &str, machines: &[Machine]) -> CliError {
     let mut sorted: Vec<_> = machines.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut names: Vec<_> =
-        sorted.iter().take(NAMED).map(|machine| format!("{} ({})", machine.id, machine.name)).collect();
+    let mut names: Vec<_> = sorted
+        .iter()
+        .take(NAMED)
+        .map(|machine| format!("{} ({})", machine.id, machine.name))
+        .collect();
     if machines.len() > NAMED {
         names.push("…".to_owned());
     }

@@ -1,5 +1,5 @@
-//! What differs between two configurations, in lines of JSON: a gutter of two characters, a little of what stays the same
-//! around each difference, and how much of it was left out.
+//! What differs between two configurations, in lines of JSON: a gutter of two characters, a little
+//! of what stays the same around each difference, and how much of it was left out.
 
 use serde_json::Value;
 use similar::{ChangeTag, TextDiff};
@@ -20,7 +20,8 @@ pub fn json(printer: &Printer, old: &Value, new: &Value) -> String {
         (Some(at), None) => old[at].clone(),
         (None, None) => change.value().to_owned(),
     };
-    let changes: Vec<_> = diff.iter_all_changes().map(|change| (change.tag(), line(change))).collect();
+    let changes: Vec<_> =
+        diff.iter_all_changes().map(|change| (change.tag(), line(change))).collect();
     let differs: Vec<_> = changes.iter().map(|(tag, _)| *tag != ChangeTag::Equal).collect();
     let near = |index: usize| {
         let (from, to) = (index.saturating_sub(CONTEXT), (index + CONTEXT + 1).min(differs.len()));

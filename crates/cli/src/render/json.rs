@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::ser::PrettyFormatter;
 
-/// A value as indented JSON. `<`, `>`, `&` and the two line separators of Unicode are escaped as Go does; they only
-/// ever stand inside strings, so that replacing them in the finished text is right.
+/// A value as indented JSON. `<`, `>`, `&` and the two line separators of Unicode are escaped as Go
+/// does; they only ever stand inside strings, so that replacing them in the finished text is right.
 pub fn to_string(value: &(impl Serialize + ?Sized), indent: &str) -> String {
     let mut text = Vec::new();
     let formatter = PrettyFormatter::with_indent(indent.as_bytes());
@@ -16,7 +16,9 @@ pub fn to_string(value: &(impl Serialize + ?Sized), indent: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in String::from_utf8_lossy(&text).chars() {
         match character {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => escaped.push_str(&format!("\\u{:04x}", u32::from(character))),
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(character)))
+            }
             other => escaped.push(other),
         }
     }

@@ -10,10 +10,15 @@ const CUT: &str = " [line cut, continues]";
 /// `2026-08-21T10:00:00Z app[ID] REGION [info]message`, as the field's command line writes it.
 pub fn line(attributes: &LogAttributes, printer: &Printer) -> String {
     let provider = &attributes.meta.event.provider;
-    let source =
-        if provider.is_empty() { attributes.instance.clone() } else { format!("{provider}[{}]", attributes.instance) };
-    let time =
-        attributes.timestamp.split_once('.').map_or(attributes.timestamp.clone(), |(time, _)| format!("{time}Z"));
+    let source = if provider.is_empty() {
+        attributes.instance.clone()
+    } else {
+        format!("{provider}[{}]", attributes.instance)
+    };
+    let time = attributes
+        .timestamp
+        .split_once('.')
+        .map_or(attributes.timestamp.clone(), |(time, _)| format!("{time}Z"));
     let level = match attributes.level.as_str() {
         "error" => printer.paint_error("error"),
         level => level.to_owned(),
@@ -22,7 +27,8 @@ pub fn line(attributes: &LogAttributes, printer: &Printer) -> String {
     format!("{time} {source} {} [{level}]{}{cut}", attributes.region, tame(&attributes.message))
 }
 
-/// What a program writes must not move the cursor of who reads it, nor anything else but colour its own words.
+/// What a program writes must not move the cursor of who reads it, nor anything else but colour its
+/// own words.
 fn tame(message: &str) -> String {
     let mut tame = String::with_capacity(message.len());
     let (mut rest, mut coloured) = (message, false);
@@ -68,7 +74,10 @@ mod tests {
         };
         let (printer, _, _) = Printer::capturing();
         assert_eq!(line(&attributes(false), &printer), "2026-08-21T10:00:00Z 1 here [info]text");
-        assert_eq!(line(&attributes(true), &printer), "2026-08-21T10:00:00Z 1 here [info]text [line cut, continues]");
+        assert_eq!(
+            line(&attributes(true), &printer),
+            "2026-08-21T10:00:00Z 1 here [info]text [line cut, continues]"
+        );
     }
 
     #[test]

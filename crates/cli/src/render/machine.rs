@@ -7,7 +7,8 @@ use caddis_api::{
     machine::{CheckStatus, ImageRef},
 };
 
-/// The typed reading of its configuration; the default when the server left it out or wrote what we can't read.
+/// The typed reading of its configuration; the default when the server left it out or wrote what we
+/// can't read.
 pub fn config(machine: &Machine) -> MachineConfig {
     machine.config.as_ref().and_then(|raw| caddis_api::validate::read(raw).ok()).unwrap_or_default()
 }
@@ -33,7 +34,8 @@ pub fn image(image: &ImageRef) -> String {
 
 /// `registry/repository[:tag]@digest`.
 pub fn full_image(image: &ImageRef) -> String {
-    let registry = if image.registry.is_empty() { String::new() } else { format!("{}/", image.registry) };
+    let registry =
+        if image.registry.is_empty() { String::new() } else { format!("{}/", image.registry) };
     let tag = image.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
     let digest = if image.digest.is_empty() { String::new() } else { format!("@{}", image.digest) };
     format!("{registry}{}{tag}{digest}", image.repository)
@@ -64,7 +66,11 @@ pub fn checks(checks: Option<&[CheckStatus]>) -> String {
 pub fn event_info(event: &MachineEvent) -> String {
     let Some(details) = event.exit_details() else {
         let migrated = matches!(event.kind.as_str(), "launch" | "created")
-            && event.request.as_ref().and_then(|request| request.get("migrated")).and_then(|v| v.as_bool())
+            && event
+                .request
+                .as_ref()
+                .and_then(|request| request.get("migrated"))
+                .and_then(|v| v.as_bool())
                 == Some(true);
         return if migrated { "migrated=true".to_owned() } else { String::new() };
     };

@@ -9,7 +9,11 @@ pub fn decimal(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit > 0 && value < 9.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
+    if unit > 0 && value < 9.95 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
 }
 
 /// Binary units, as memory is given: `71 MiB`.

@@ -1,7 +1,8 @@
 //! Tables as the field's command line draws them: one leading space, cells padded and joined by ` │ `, no border.
 //!
-//! On a terminal they fit: columns without any text are dropped, and where that is not enough the wide ones come last,
-//! the last that has room is wrapped, and a line below names those that have none.
+//! On a terminal they fit: columns without any text are dropped, and where that is not enough the
+//! wide ones come last, the last that has room is wrapped, and a line below names those that have
+//! none.
 
 use std::fmt::Write as _;
 
@@ -28,13 +29,16 @@ struct Column {
     width: usize,
 }
 
-/// A table with a column per header, or without any header line when `headers` is empty. Ends with an empty line.
+/// A table with a column per header, or without any header line when `headers` is empty. Ends with
+/// an empty line.
 pub fn horizontal(screen: Screen, title: &str, headers: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = headers.iter().map(|header| header.to_uppercase()).collect();
-    let lines: Vec<&Vec<String>> = (!header.is_empty()).then_some(&header).into_iter().chain(rows).collect();
+    let lines: Vec<&Vec<String>> =
+        (!header.is_empty()).then_some(&header).into_iter().chain(rows).collect();
     let count = lines.iter().map(|line| line.len()).max().unwrap_or(0);
     let column = |at: usize| {
-        let cells: Vec<_> = lines.iter().map(|line| clean(line.get(at).map_or("", String::as_str))).collect();
+        let cells: Vec<_> =
+            lines.iter().map(|line| clean(line.get(at).map_or("", String::as_str))).collect();
         Column { width: cells.iter().map(|cell| width(cell)).max().unwrap_or(0), cells }
     };
     let mut columns: Vec<_> = (0..count).map(column).collect();
@@ -58,14 +62,18 @@ pub fn horizontal(screen: Screen, title: &str, headers: &[&str], rows: &[Vec<Str
 
 /// A table with a line per label. Ends with an empty line.
 pub fn vertical(screen: Screen, title: &str, rows: &[(&str, String)]) -> String {
-    let paint = |label: &str, value: &str| match screen.colour && COLOURED.contains(&label.to_uppercase().as_str()) {
+    let paint = |label: &str, value: &str| match screen.colour
+        && COLOURED.contains(&label.to_uppercase().as_str())
+    {
         true => painted(value, value),
         false => value.to_owned(),
     };
     let labels = rows.iter().map(|(label, _)| width(label)).max().unwrap_or(0);
     let widest = rows.iter().map(|(_, value)| width(value)).max().unwrap_or(0);
     // On a terminal without blanks at the end, which would be lines of their own.
-    let room = screen.columns.map(|columns| columns.saturating_sub(1 + labels + width(JOINT)).max(NARROWEST));
+    let room = screen
+        .columns
+        .map(|columns| columns.saturating_sub(1 + labels + width(JOINT)).max(NARROWEST));
     let mut text = String::new();
     if !title.is_empty() {
         let _ = writeln!(text, "{title}");
@@ -74,7 +82,8 @@ pub fn vertical(screen: Screen, title: &str, rows: &[(&str, String)]) -> String 
         let value = clean(value);
         let Some(room) = room else {
             let padding = " ".repeat(widest - width(&value));
-            let _ = writeln!(text, " {}{JOINT}{}{padding}", pad(label, labels), paint(label, &value));
+            let _ =
+                writeln!(text, " {}{JOINT}{}{padding}", pad(label, labels), paint(label, &value));
             continue;
         };
         for (line, part) in wrapped(&value, room).iter().enumerate() {
@@ -86,19 +95,23 @@ pub fn vertical(screen: Screen, title: &str, rows: &[(&str, String)]) -> String 
     text
 }
 
-/// Leaves what fits into so many columns of a terminal, and gives the headers of what was in it and has no room.
+/// Leaves what fits into so many columns of a terminal, and gives the headers of what was in it and
+/// has no room.
 fn fit(columns: &mut Vec<Column>, room: usize) -> Vec<String> {
     if columns.iter().any(|column| column.cells.len() > 1) {
         columns.retain(|column| column.cells[1..].iter().any(|cell| !cell.is_empty()));
     }
     let joint = width(JOINT);
-    let total = |columns: &[Column]| columns.iter().map(|column| column.width + joint).sum::<usize>() + 1 - joint;
+    let total = |columns: &[Column]| {
+        columns.iter().map(|column| column.width + joint).sum::<usize>() + 1 - joint
+    };
     if columns.is_empty() || total(columns) <= room {
         return Vec::new();
     }
     // What rows are known by stays the first.
     columns[1..].sort_by_key(|column| column.width > WIDE);
-    let fitting = (1..=columns.len()).rev().find(|count| total(&columns[..*count]) <= room).unwrap_or(1);
+    let fitting =
+        (1..=columns.len()).rev().find(|count| total(&columns[..*count]) <= room).unwrap_or(1);
     let left = room.saturating_sub(total(&columns[..fitting]) + joint);
     let mut shown = fitting;
     if let Some(next) = columns.get_mut(fitting).filter(|_| left >= NARROWEST) {
@@ -110,7 +123,8 @@ fn fit(columns: &mut Vec<Column>, room: usize) -> Vec<String> {
 
 /// One row; a cell that is wider than its column has lines below.
 fn draw(text: &mut String, columns: &[Column], row: usize, colour: bool) {
-    let cells: Vec<_> = columns.iter().map(|column| wrapped(&column.cells[row], column.width)).collect();
+    let cells: Vec<_> =
+        columns.iter().map(|column| wrapped(&column.cells[row], column.width)).collect();
     let height = cells.iter().map(Vec::len).max().unwrap_or(0);
     for line in 0..height {
         let shown = columns.iter().zip(&cells).map(|(column, cell)| {
@@ -122,7 +136,8 @@ fn draw(text: &mut String, columns: &[Column], row: usize, colour: bool) {
     }
 }
 
-/// A text in the colour of the state that it shows: green for what works, red for what does not, yellow in between.
+/// A text in the colour of the state that it shows: green for what works, red for what does not,
+/// yellow in between.
 fn painted(state: &str, text: &str) -> String {
     let code = match state {
         "started" | "passing" => "32",
@@ -165,7 +180,8 @@ fn width(text: &str) -> usize {
     text.chars().count()
 }
 
-/// A line break or a control character from a name, a label or a log must not break the table or the terminal.
+/// A line break or a control character from a name, a label or a log must not break the table or
+/// the terminal.
 fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -192,7 +208,10 @@ mod tests {
     #[test]
     fn cells_are_padded_and_joined() {
         let two = rows(&[&["1", "grün"], &["22", ""]]);
-        assert_eq!(horizontal(PIPE, "app", &["ID", "Name"], &two), "app\n ID │ NAME\n 1  │ grün\n 22 │     \n\n");
+        assert_eq!(
+            horizontal(PIPE, "app", &["ID", "Name"], &two),
+            "app\n ID │ NAME\n 1  │ grün\n 22 │     \n\n"
+        );
         assert_eq!(vertical(PIPE, "VM", &[("ID", "1".to_owned())]), "VM\n ID │ 1\n\n");
         let wild = rows(&[&["a\n\u{1b}[2Jb"]]);
         assert_eq!(horizontal(PIPE, "", &["ID"], &wild), " ID     \n a  [2Jb\n\n");
@@ -202,7 +221,10 @@ mod tests {
     #[test]
     fn on_a_terminal_columns_without_text_are_dropped() {
         let cells: &[&[&str]] = &[&["1", "", "x"], &["2", "", ""]];
-        assert_eq!(on(80, &["ID", "Role", "Name"], cells), " ID │ NAME\n 1  │ x   \n 2  │     \n\n");
+        assert_eq!(
+            on(80, &["ID", "Role", "Name"], cells),
+            " ID │ NAME\n 1  │ x   \n 2  │     \n\n"
+        );
         assert_eq!(on(80, &["ID", "Role"], &[]), " ID │ ROLE\n\n", "nothing to go by");
     }
 
@@ -224,7 +246,9 @@ mod tests {
              Not shown, the terminal is too narrow: IP ADDRESS\n\n"
         );
         for columns in 1..70 {
-            for line in on(columns, &headers, cells).lines().filter(|line| !line.contains("Not shown")) {
+            for line in
+                on(columns, &headers, cells).lines().filter(|line| !line.contains("Not shown"))
+            {
                 assert!(width(line) <= columns.max(3), "{columns}: {line:?}");
             }
         }
@@ -232,7 +256,10 @@ mod tests {
 
     #[test]
     fn facts_fit_too() {
-        let facts = [("ID", "1".to_owned()), ("Image", "docker.io/library/nginx:1@sha256:0123456789".to_owned())];
+        let facts = [
+            ("ID", "1".to_owned()),
+            ("Image", "docker.io/library/nginx:1@sha256:0123456789".to_owned()),
+        ];
         let narrow = Screen { columns: Some(30), colour: false };
         assert_eq!(
             vertical(narrow, "", &facts),
@@ -242,7 +269,9 @@ mod tests {
 
     #[test]
     fn words_stay_whole_where_they_can() {
-        let words = |text, to| wrapped(text, to).iter().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
+        let words = |text, to| {
+            wrapped(text, to).iter().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>()
+        };
         assert_eq!(words("one two three", 7), ["one two", "three"]);
         assert_eq!(words("one two three", 8), ["one two", "three"]);
         assert_eq!(words("a abcdefgh b", 4), ["a", "abcd", "efgh", "b"]);
@@ -260,6 +289,9 @@ mod tests {
              \u{1b}[33mstopping\u{1b}[0m │        \n\n"
         );
         let facts = [("State", "failed".to_owned()), ("Name", "failed".to_owned())];
-        assert_eq!(vertical(coloured, "", &facts), " State │ \u{1b}[31mfailed\u{1b}[0m\n Name  │ failed\n\n");
+        assert_eq!(
+            vertical(coloured, "", &facts),
+            " State │ \u{1b}[31mfailed\u{1b}[0m\n Name  │ failed\n\n"
+        );
     }
 }

@@ -20,7 +20,8 @@ pub fn relative(text: &str, now: Timestamp) -> String {
 /// RFC 3339 in the local zone, with as many digits of the second as there are.
 pub fn local(unix_ms: u64) -> String {
     let zoned = caddis_api::time::from_unix_ms(unix_ms).to_zoned(TimeZone::system());
-    let offset = if zoned.offset().is_zero() { "Z".to_owned() } else { zoned.strftime("%:z").to_string() };
+    let offset =
+        if zoned.offset().is_zero() { "Z".to_owned() } else { zoned.strftime("%:z").to_string() };
     format!("{}{offset}", zoned.datetime())
 }
 

@@ -9,13 +9,22 @@ use super::{MachineFlags, list};
 use crate::CliError;
 
 /// Applies the flags. An empty value removes a file.
-pub fn add(config: &mut Map<String, Value>, flags: &MachineFlags, directory: &Path) -> Result<(), CliError> {
-    let flags =
-        [("file-local", &flags.file_local), ("file-literal", &flags.file_literal), ("file-secret", &flags.file_secret)];
-    for (flag, argument) in flags.into_iter().flat_map(|(flag, arguments)| arguments.iter().map(move |one| (flag, one)))
+pub fn add(
+    config: &mut Map<String, Value>,
+    flags: &MachineFlags,
+    directory: &Path,
+) -> Result<(), CliError> {
+    let flags = [
+        ("file-local", &flags.file_local),
+        ("file-literal", &flags.file_literal),
+        ("file-secret", &flags.file_secret),
+    ];
+    for (flag, argument) in
+        flags.into_iter().flat_map(|(flag, arguments)| arguments.iter().map(move |one| (flag, one)))
     {
-        let (path, value) =
-            argument.split_once('=').ok_or_else(|| CliError::new(format!("invalid {flag} argument {argument}")))?;
+        let (path, value) = argument
+            .split_once('=')
+            .ok_or_else(|| CliError::new(format!("invalid {flag} argument {argument}")))?;
         if !path.starts_with('/') {
             return Err(CliError::new(format!("guest path, {path}, must be absolute")));
         }
@@ -26,7 +35,9 @@ pub fn add(config: &mut Map<String, Value>, flags: &MachineFlags, directory: &Pa
         }
         files.push(match flag {
             "file-secret" => json!({ "guest_path": path, "secret_name": value }),
-            "file-local" => json!({ "guest_path": path, "raw_value": encode(&read(&directory.join(value))?) }),
+            "file-local" => {
+                json!({ "guest_path": path, "raw_value": encode(&read(&directory.join(value))?) })
+            }
             _ => json!({ "guest_path": path, "raw_value": encode(value.as_bytes()) }),
         });
     }
@@ -49,5 +60,6 @@ fn encode(content: &[u8]) -> String {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CliError> {
-    std::fs::read(path).map_err(|e| CliError::new(format!("could not read {}: {e}", path.display())))
+    std::fs::read(path)
+        .map_err(|e| CliError::new(format!("could not read {}: {e}", path.display())))
 }

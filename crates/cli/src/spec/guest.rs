@@ -8,7 +8,11 @@ use crate::CliError;
 const MIB: u64 = 1 << 20;
 
 /// Applies the flags.
-pub fn set(config: &mut Map<String, Value>, flags: &VmFlags, kernel_arguments: &[String]) -> Result<(), CliError> {
+pub fn set(
+    config: &mut Map<String, Value>,
+    flags: &VmFlags,
+    kernel_arguments: &[String],
+) -> Result<(), CliError> {
     if flags.vm_gpus.is_some() || flags.vm_gpu_kind.is_some() {
         return Err(CliError::new(
             "GPU machines are no longer supported: --vm-gpu-kind and --vm-gpus are no longer accepted",
@@ -33,12 +37,18 @@ pub fn set(config: &mut Map<String, Value>, flags: &VmFlags, kernel_arguments: &
         }
         set("cpu_kind", json!(kind));
     }
-    let memory =
-        [("--vm-memory", "memory_mb", &flags.vm_memory), ("--vm-max-memory", "max_memory_mb", &flags.vm_max_memory)];
+    let memory = [
+        ("--vm-memory", "memory_mb", &flags.vm_memory),
+        ("--vm-max-memory", "max_memory_mb", &flags.vm_max_memory),
+    ];
     for (flag, key, text) in memory {
         let Some(text) = text else { continue };
         match size::parse(text, MIB) {
-            None => return Err(CliError::new(format!("invalid memory size '{text}' for {flag}: write 512 or 512mb"))),
+            None => {
+                return Err(CliError::new(format!(
+                    "invalid memory size '{text}' for {flag}: write 512 or 512mb"
+                )));
+            }
             Some(0) => return Err(CliError::new(format!("{flag} cannot be zero"))),
             Some(mib) => set(key, json!(mib)),
         };
@@ -63,7 +73,10 @@ fn find(name: &str) -> Result<Preset, CliError> {
         )));
     }
     let names: Vec<_> = known.into_iter().map(|preset| preset.name).collect();
-    Err(CliError::new(format!("'{name}' is an invalid machine size, choose one of: [{}]", names.join(", "))))
+    Err(CliError::new(format!(
+        "'{name}' is an invalid machine size, choose one of: [{}]",
+        names.join(", ")
+    )))
 }
 
 /// Checks what a machine is to have before the server is asked: the reference's rules for updates.
@@ -87,17 +100,21 @@ pub fn check(config: &Map<String, Value>) -> Result<(), CliError> {
         return Err(CliError::with_hint("invalid number of CPUs", hint));
     }
     if !memory.is_multiple_of(multiple) {
-        let hint = format!("The memory of a {kind} machine is a multiple of {multiple} MB, not {memory} MB.");
+        let hint = format!(
+            "The memory of a {kind} machine is a multiple of {multiple} MB, not {memory} MB."
+        );
         return Err(CliError::with_hint("invalid memory size", hint));
     }
     let (least, most) = (least * cpus, most * cpus);
     if memory < least {
-        let hint = format!("With {cpus} {kind} CPUs it is at least {least} MB: try --vm-memory {least}.");
+        let hint =
+            format!("With {cpus} {kind} CPUs it is at least {least} MB: try --vm-memory {least}.");
         return Err(CliError::with_hint("memory size for config is too low", hint));
     }
     if memory > most {
-        let hint =
-            format!("With {cpus} {kind} CPUs it is at most {most} MB: try --vm-memory {most}, or more --vm-cpus.");
+        let hint = format!(
+            "With {cpus} {kind} CPUs it is at most {most} MB: try --vm-memory {most}, or more --vm-cpus."
+        );
         return Err(CliError::with_hint("memory size for config is too high", hint));
     }
     Ok(())
@@ -121,7 +138,8 @@ pub fn presets() -> Vec<Preset> {
         memory_mb: cpus * each,
     };
     let shared = [1, 2, 4, 6, 8].map(|cpus| preset("shared", "shared-cpu", cpus, 256));
-    let performance = [1, 2, 4, 6, 8, 10, 12, 14, 16].map(|cpus| preset("performance", "performance", cpus, 2048));
+    let performance = [1, 2, 4, 6, 8, 10, 12, 14, 16]
+        .map(|cpus| preset("performance", "performance", cpus, 2048));
     shared.into_iter().chain(performance).collect()
 }
 
@@ -131,9 +149,14 @@ mod tests {
 
     #[test]
     fn guests_are_checked_as_the_reference_does() {
-        let verdict = |guest: Value| check(json!({ "guest": guest }).as_object().unwrap()).map_err(|e| e.to_string());
+        let verdict = |guest: Value| {
+            check(json!({ "guest": guest }).as_object().unwrap()).map_err(|e| e.to_string())
+        };
         assert_eq!(verdict(json!({})), Ok(()));
-        assert_eq!(verdict(json!({ "cpu_kind": "performance", "cpus": 2, "memory_mb": 4096 })), Ok(()));
+        assert_eq!(
+            verdict(json!({ "cpu_kind": "performance", "cpus": 2, "memory_mb": 4096 })),
+            Ok(())
+        );
         for (guest, expected) in [
             (json!({ "cpu_kind": "quick" }), "invalid CPU kind"),
             (json!({ "cpus": 3 }), "invalid number of CPUs"),

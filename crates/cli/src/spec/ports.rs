@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 use super::list;
 use crate::CliError;
 
-/// Adds services. One that is there already for the same internal port and protocol gets the port, or the port new
-/// handlers. The handler `-` takes away the port of `external:internal`, and of `internal` alone all ports of the service.
-/// A service whose last port was taken away goes too.
+/// Adds services. One that is there already for the same internal port and protocol gets the port,
+/// or the port new handlers. The handler `-` takes away the port of `external:internal`, and of
+/// `internal` alone all ports of the service. A service whose last port was taken away goes too.
 pub fn add(config: &mut Map<String, Value>, ports: &[String]) -> Result<(), CliError> {
     if ports.is_empty() {
         return Ok(());
@@ -44,11 +44,13 @@ pub fn add(config: &mut Map<String, Value>, ports: &[String]) -> Result<(), CliE
             None => ports.push(wanted.port()),
         }
     }
-    // Only now: a later flag may have given a service new ports, and it keeps its other settings then.
+    // Only now: a later flag may have given a service new ports, and it keeps its other settings
+    // then.
     let mut at = 0;
     list(config, "services").retain(|service| {
         at += 1;
-        !emptied.contains(&(at - 1)) || service["ports"].as_array().is_some_and(|ports| !ports.is_empty())
+        !emptied.contains(&(at - 1))
+            || service["ports"].as_array().is_some_and(|ports| !ports.is_empty())
     });
     if list(config, "services").is_empty() {
         config.remove("services");
@@ -96,9 +98,13 @@ fn parse(text: &str) -> Result<Wanted<'_>, CliError> {
     let mut parts = ports.split(':');
     let (external, internal, rest) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
     if rest.is_some() {
-        return Err(CliError::new("port definition must be at most 2 elements (external:internal)"));
+        return Err(CliError::new(
+            "port definition must be at most 2 elements (external:internal)",
+        ));
     }
-    let number = |text: &str, what: &str| text.parse::<u16>().map_err(|_| CliError::new(format!("invalid {what}port")));
+    let number = |text: &str, what: &str| {
+        text.parse::<u16>().map_err(|_| CliError::new(format!("invalid {what}port")))
+    };
     let (first, last) = match external.split_once('-') {
         Some((first, last)) if internal.is_some() => {
             let (first, last) = (number(first, "external ")?, number(last, "external ")?);
@@ -165,14 +171,20 @@ mod tests {
         let there = json!([web, silent, dns]);
         assert_eq!(services(there.clone(), &["80/tcp:-"]).unwrap(), json!([silent, dns]));
         assert_eq!(services(there.clone(), &["80/udp:-"]).unwrap(), json!([web, silent]));
-        assert_eq!(services(there.clone(), &["1-9:80/udp:-", "80/tcp:-"]).unwrap(), json!([silent]));
+        assert_eq!(
+            services(there.clone(), &["1-9:80/udp:-", "80/tcp:-"]).unwrap(),
+            json!([silent])
+        );
         // It goes by the internal port, and what is not there can stay away.
         for nothing in ["443/tcp:-", "81/tcp:-", "444:80/tcp:-", "1-8:80/udp:-"] {
             assert_eq!(services(there.clone(), &[nothing]).unwrap(), there, "{nothing}");
         }
         let anew = services(there, &["80/tcp:-", "8443:80/tcp:tls"]).unwrap();
         let ports = json!([{ "port": 8443, "handlers": ["tls"] }]);
-        assert_eq!(anew[0], json!({ "protocol": "tcp", "internal_port": 80, "autostop": true, "ports": ports }));
+        assert_eq!(
+            anew[0],
+            json!({ "protocol": "tcp", "internal_port": 80, "autostop": true, "ports": ports })
+        );
         assert_eq!(services(json!([]), &["80", "80/tcp:-"]).unwrap(), Value::Null);
     }
 

@@ -20,7 +20,8 @@ async fn an_update_is_applied_and_waited_for() {
     ----- stderr -----
     No health checks found
     ");
-    let shown = stand.run(&format!("machine status {id} -a shop --display-config")).await.ok().json();
+    let shown =
+        stand.run(&format!("machine status {id} -a shop --display-config")).await.ok().json();
     assert_eq!(shown["env"]["A"], "1");
     assert_eq!(shown["guest"]["memory_mb"], 512);
     assert_eq!(shown["init"]["cmd"], serde_json::json!(["serve", "--slow"]));
@@ -43,8 +44,15 @@ async fn an_update_keeps_the_machines_own_image_unless_another_is_asked_for() {
         (shown["config"]["image"].as_str().unwrap().to_owned(), shown["image_ref"].clone())
     };
     let (image, reference) = update("--vm-memory 512").await;
-    assert_eq!(image, format!("docker.io/library/web:latest{digest}"), "named by digest, as a tag may have moved");
-    assert_eq!((&reference["tag"], &reference["repository"]), (&"latest".into(), &"library/web".into()));
+    assert_eq!(
+        image,
+        format!("docker.io/library/web:latest{digest}"),
+        "named by digest, as a tag may have moved"
+    );
+    assert_eq!(
+        (&reference["tag"], &reference["repository"]),
+        (&"latest".into(), &"library/web".into())
+    );
     assert_eq!(update("--vm-memory 256").await, (image.clone(), reference), "the same again");
     // A configuration that comes as a whole says the image that it was shown, or leaves it out.
     let whole = format!("{{\"image\": \"{image}\", \"env\": {{\"A\": \"1\"}}}}");
@@ -79,7 +87,8 @@ async fn ports_are_added_and_taken_away_as_the_references_tests_do() {
 async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
-    let update = async |flags: &str| stand.run(&format!("machine update {id} -a shop {flags}")).await;
+    let update =
+        async |flags: &str| stand.run(&format!("machine update {id} -a shop {flags}")).await;
     assert_snapshot!(update("-e A=1").await, @r#"
     exit code 1
     ----- stderr -----
@@ -158,7 +167,8 @@ async fn a_clone_is_a_machine_of_its_own_with_the_same_configuration() {
     No health checks found
     ");
     let list = stand.run("machine list -a shop --json").await.ok().json();
-    let second = list.as_array().unwrap().iter().find(|machine| machine["name"] == "second").unwrap();
+    let second =
+        list.as_array().unwrap().iter().find(|machine| machine["name"] == "second").unwrap();
     assert_eq!(second["config"]["env"]["A"], "1");
     assert_eq!(second["config"]["guest"]["memory_mb"], 512);
     assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --name third --standby-for source")).await, @"

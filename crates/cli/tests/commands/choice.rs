@@ -9,9 +9,15 @@ use crate::stand::Stand;
 async fn machines_are_named_by_id_or_name_and_close_names_are_told() {
     let stand = Stand::with_app().await;
     let id = stand.machine("front").await;
-    assert_eq!(stand.run("machine status front -a shop --json").await.ok().json()["id"], id.as_str());
+    assert_eq!(
+        stand.run("machine status front -a shop --json").await.ok().json()["id"],
+        id.as_str()
+    );
     // Without an app: only ids tell a machine among all apps.
-    assert_eq!(stand.run(&format!("machine status {id} --json")).await.ok().json()["name"], "front");
+    assert_eq!(
+        stand.run(&format!("machine status {id} --json")).await.ok().json()["name"],
+        "front"
+    );
     assert_snapshot!(stand.run("machine stop frnot -a shop").await, @r#"
     exit code 1
     ----- stderr -----

@@ -18,7 +18,9 @@ async fn servers_have_names_and_one_is_used() {
     assert_eq!(run(&here, "context add lab").await.code, 1);
     run(&here, &format!("context add lab --api-url {url} --access-token {token}")).await.ok();
     let other = (there.server.url(), there.server.token());
-    run(&here, &format!("context add other --api-url {} --access-token {}", other.0, other.1)).await.ok();
+    run(&here, &format!("context add other --api-url {} --access-token {}", other.0, other.1))
+        .await
+        .ok();
     run(&here, "context use lab").await.ok();
     assert!(run(&here, "apps list -q").await.ok().stdout.contains("shop"));
     assert_eq!(run(&here, "apps list -q --context other").await.ok().stdout, "");
@@ -26,13 +28,28 @@ async fn servers_have_names_and_one_is_used() {
     assert_eq!(here.run_in("apps list -q", &by_variable, pending()).await.ok().stdout, "");
     // A flag is stronger than any variable.
     let elsewhere = [("CADDIS_API_URL", "http://127.0.0.1:1"), ("CADDIS_API_TOKEN", "x")];
-    assert!(here.run_in("apps list -q --context lab", &elsewhere, pending()).await.ok().stdout.contains("shop"));
+    assert!(
+        here.run_in("apps list -q --context lab", &elsewhere, pending())
+            .await
+            .ok()
+            .stdout
+            .contains("shop")
+    );
     let listed = run(&here, "context list --json").await.ok();
-    assert_eq!((&listed.json()[0]["name"], &listed.json()[0]["current"]), (&"lab".into(), &true.into()));
+    assert_eq!(
+        (&listed.json()[0]["name"], &listed.json()[0]["current"]),
+        (&"lab".into(), &true.into())
+    );
     assert!(!listed.stdout.contains(token), "{listed}");
-    assert_eq!(run(&here, "context show --json").await.ok().json()["api_url_source"], "context lab");
+    assert_eq!(
+        run(&here, "context show --json").await.ok().json()["api_url_source"],
+        "context lab"
+    );
     let unknown = run(&here, "apps list --context lob").await;
-    assert!(unknown.stderr.contains("there is no context 'lob'\nThere are: lab, other."), "{unknown}");
+    assert!(
+        unknown.stderr.contains("there is no context 'lob'\nThere are: lab, other."),
+        "{unknown}"
+    );
     run(&here, "context remove lab").await.ok();
     assert_eq!(run(&here, "apps list").await.code, 1);
 }

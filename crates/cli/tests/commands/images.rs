@@ -58,7 +58,10 @@ async fn images_are_imported_listed_and_removed() {
     ----- stdout -----
     sha256:e5d91dbc0da362123eefad0753815a0bb95c224f9cff81d411759fa4eeba6aaf
     ");
-    assert_eq!(stand.run("image list --json").await.ok().json()[0]["names"][0], "docker.io/library/web:latest");
+    assert_eq!(
+        stand.run("image list --json").await.ok().json()[0]["names"][0],
+        "docker.io/library/web:latest"
+    );
 }
 
 /// What `docker save` writes of images without layers: their tags.
@@ -177,7 +180,10 @@ async fn sessions_that_can_not_be_opened_are_told() {
         stand.machine(&format!("m{number}")).await;
     }
     let several = stand.run("sftp get /etc/hosts -a shop").await;
-    assert!(several.stderr.contains("7 started machines: ") && several.stderr.contains(", …\n"), "{several}");
+    assert!(
+        several.stderr.contains("7 started machines: ") && several.stderr.contains(", …\n"),
+        "{several}"
+    );
     assert_snapshot!(stand.run("sftp put nothing.txt /tmp/x -a shop").await, @"
     exit code 1
     ----- stderr -----
@@ -206,7 +212,8 @@ async fn sessions_that_can_not_be_opened_are_told() {
 async fn a_demo_that_fails_halfway_leaves_nothing() {
     let stand = Stand::new().await;
     let demo = stand.run("demo").await;
-    // The fake host's guests have no such program; on real VMs the whole of it is in the end-to-end tests.
+    // The fake host's guests have no such program; on real VMs the whole of it is in the end-to-end
+    // tests.
     assert_eq!(demo.code, 1, "{demo}");
     assert!(demo.stderr.contains("Error: could not run a program: "), "{demo}");
     for words in ["caddis-demo:", " runs after ", "Gone again: the machine, app demo-"] {

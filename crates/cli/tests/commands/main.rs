@@ -1,4 +1,5 @@
-//! Every command: what it prints and ends with, to the letter, against a real server over a fake host.
+//! Every command: what it prints and ends with, to the letter, against a real server over a fake
+//! host.
 //!
 //! `cargo insta test --accept -p caddis-cli` writes anew what has changed; read the difference.
 

@@ -183,7 +183,10 @@ async fn the_platform_tells_its_regions_sizes_and_state() {
      performance-14x │ 14 │ 28672 MB
      performance-16x │ 16 │ 32768 MB
     ");
-    assert_eq!(stand.run("platform vm-sizes --json").await.ok().json()["shared-cpu-1x"]["memory_mb"], 256);
+    assert_eq!(
+        stand.run("platform vm-sizes --json").await.ok().json()["shared-cpu-1x"]["memory_mb"],
+        256
+    );
     let status = stand.run("platform status --json").await.ok().json();
     assert_eq!((&status["ok"], &status["hosts"][0]["machines"]), (&true.into(), &0.into()));
     assert_eq!(status["hosts"][0]["free_memory_mb"], 16 * 1024);
@@ -194,7 +197,11 @@ async fn the_platform_tells_its_regions_sizes_and_state() {
 #[tokio::test]
 async fn a_server_is_remembered_and_forgotten() {
     let mut stand = Stand::with_app().await;
-    let login = format!("auth login --api-url {} --access-token {}", stand.server.url(), stand.server.token());
+    let login = format!(
+        "auth login --api-url {} --access-token {}",
+        stand.server.url(),
+        stand.server.token()
+    );
     let nothing = std::future::pending;
     assert_snapshot!(stand.run_in("auth whoami", &[], nothing()).await, @"
     exit code 1
@@ -289,7 +296,11 @@ async fn top_shows_what_machines_use() {
     let a_while = tokio::time::sleep(Duration::from_millis(1500));
     let json = stand.run_until("machine top -a shop --json --interval 1", a_while).await;
     let first: Value = serde_json::from_str(json.stdout.lines().next().unwrap()).unwrap();
-    assert_eq!((json.code, &first["machines"][0]["memory_bytes"]), (127, &json!(32 << 20)), "{json}");
+    assert_eq!(
+        (json.code, &first["machines"][0]["memory_bytes"]),
+        (127, &json!(32 << 20)),
+        "{json}"
+    );
 }
 
 #[tokio::test]

@@ -9,12 +9,15 @@ use crate::stand::{Outcome, Stand};
 async fn state(stand: &Stand, id: &str) -> String {
     let list = stand.run("machine list -a shop --json").await.ok().json();
     let found = list.as_array().into_iter().flatten().find(|machine| machine["id"] == id);
-    found.map_or("gone".to_owned(), |machine| machine["state"].as_str().unwrap_or_default().to_owned())
+    found.map_or("gone".to_owned(), |machine| {
+        machine["state"].as_str().unwrap_or_default().to_owned()
+    })
 }
 
 /// A machine that runs this.
 async fn machine(stand: &Stand, flags: &str, program: &str) -> String {
-    let outcome = stand.run(&format!("machine run web -a shop {flags} --detach -- {program}")).await.ok();
+    let outcome =
+        stand.run(&format!("machine run web -a shop {flags} --detach -- {program}")).await.ok();
     let id = outcome.stdout.lines().find_map(|line| line.trim().strip_prefix("Machine ID: "));
     let id = id.unwrap_or_else(|| panic!("no id in {outcome}")).to_owned();
     stand.run(&format!("machine wait {id} -a shop")).await.ok();
@@ -51,10 +54,16 @@ async fn a_job_that_fails_is_an_error_and_one_that_works_is_not() {
     }
     let job = machine(&stand, "--name job --restart no", "exit 3").await;
     stand.run(&format!("machine wait {job} -a shop --state stopped")).await.ok();
-    failed(&stand.run(&format!("machine clone {job} -a shop --name again")).await, "ended with exit code 3");
+    failed(
+        &stand.run(&format!("machine clone {job} -a shop --name again")).await,
+        "ended with exit code 3",
+    );
     failed(&stand.run(&format!("machine restart {job} -a shop")).await, "ended with exit code 3");
     let waits = stand.run(&format!("machine wait {job} -a shop --state started")).await;
-    failed(&waits, "machine will not reach started: its program has ended with exit code 3, and is not started again");
+    failed(
+        &waits,
+        "machine will not reach started: its program has ended with exit code 3, and is not started again",
+    );
 }
 
 #[tokio::test]
@@ -76,7 +85,10 @@ async fn stopped_started_and_destroyed_are_said_of_machines_that_are() {
 
     let id = machine(&stand, "--name stubborn --restart no", "ignore-signals").await;
     let stop = stand.run(&format!("machine stop {id} -a shop --timeout 300 -w 0")).await.ok();
-    assert!(stop.stdout.contains("is being stopped\n") && !stop.stdout.contains("success"), "{stop}");
+    assert!(
+        stop.stdout.contains("is being stopped\n") && !stop.stdout.contains("success"),
+        "{stop}"
+    );
     let stop = stand.run(&format!("machine stop {id} -a shop --timeout 300 -w 1s")).await;
     assert!(stop.code == 126 && !stop.stdout.contains("success"), "{stop}");
     // Another may shorten the stop while the first one waits.
@@ -97,11 +109,17 @@ async fn the_log_of_a_machine_that_goes_on_writing_ends_and_a_quiet_one_has_one(
     let stand = Stand::with_app().await;
     let quiet = machine(&stand, "--name quiet --restart no", "sleep inf").await;
     let log = stand.run(&format!("logs -a shop -m {quiet} --no-tail")).await.ok();
-    assert!(log.stdout.contains(&format!(" runner[{quiet}] local [info]Machine started in ")), "{log}");
+    assert!(
+        log.stdout.contains(&format!(" runner[{quiet}] local [info]Machine started in ")),
+        "{log}"
+    );
     stand.run(&format!("machine stop {quiet} -a shop")).await.ok();
     let log = stand.run(&format!("logs -a shop -m {quiet} --no-tail")).await.ok();
     assert!(log.stdout.contains("[info]Machine exited with exit code "), "{log}");
-    assert!(log.stdout.lines().last().is_some_and(|line| line.ends_with(", stop requested")), "{log}");
+    assert!(
+        log.stdout.lines().last().is_some_and(|line| line.ends_with(", stop requested")),
+        "{log}"
+    );
 
     machine(&stand, "--name flood --restart no", "flood").await;
     for arguments in ["", " --since 1h", " --until 2100-01-01T00:00:00Z"] {

@@ -49,7 +49,8 @@ async fn wrong_names_are_told() {
     Check its name and tag; --debug shows what the registry says, 'caddis image list' what the server holds.
     "#);
     let chain = stand.run("machine run missing:1 -a shop --debug").await;
-    let words = "could not launch machine: image `missing:1` was not found: check the name and the tag";
+    let words =
+        "could not launch machine: image `missing:1` was not found: check the name and the tag";
     assert!(chain.code == 1 && chain.stderr.contains(words), "{chain}");
     let shell = stand.run("machine run missing:1 -a shop --shell").await;
     assert!(shell.stderr.contains("Error: could not find image \"missing:1\""), "{shell}");
@@ -163,7 +164,9 @@ async fn where_a_registry_is_away_images_that_are_here_are_told() {
     stand.run(&format!("machine clone {id} -a shop")).await.ok();
     let shell = stand.run("machine run --shell").await;
     assert!(
-        shell.stderr.contains("The server holds other images that need no registry: docker.io/library/web"),
+        shell
+            .stderr
+            .contains("The server holds other images that need no registry: docker.io/library/web"),
         "{shell}"
     );
     assert!(!shell.stderr.contains("may have been made"), "{shell}");
@@ -173,9 +176,14 @@ async fn where_a_registry_is_away_images_that_are_here_are_told() {
 async fn what_may_be_left_is_said_only_when_something_was_sent() {
     let mut stand = Stand::with_app().await;
     stand.server.stop().await.unwrap();
-    for line in ["machine run web -a shop", "machine run web --shell -a shop", "machine create web -a shop"] {
+    for line in
+        ["machine run web -a shop", "machine run web --shell -a shop", "machine create web -a shop"]
+    {
         let outcome = stand.run(line).await;
-        assert!(outcome.code == 1 && outcome.stderr.contains("No server answers at"), "{line}: {outcome}");
+        assert!(
+            outcome.code == 1 && outcome.stderr.contains("No server answers at"),
+            "{line}: {outcome}"
+        );
         assert!(!outcome.stderr.contains("may have been made"), "{line}: {outcome}");
     }
 }
@@ -203,7 +211,8 @@ async fn a_machine_that_another_client_has_leased_is_refused_to_others() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
     let api = stand.server.api().unwrap();
-    let lease = api.post(&format!("/v1/apps/shop/machines/{id}/lease"), json!({ "ttl": 2 })).await.unwrap();
+    let lease =
+        api.post(&format!("/v1/apps/shop/machines/{id}/lease"), json!({ "ttl": 2 })).await.unwrap();
     lease.ok().unwrap();
     // It is waited for.
     assert_snapshot!(stand.run(&format!("machine stop {id} -a shop -w 60s")).await, @"

@@ -1,4 +1,5 @@
-//! Commands run in this process against a real server over a fake host, and what they print as one text.
+//! Commands run in this process against a real server over a fake host, and what they print as one
+//! text.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
@@ -30,8 +31,8 @@ pub struct Stand {
     known: Mutex<Vec<String>>,
 }
 
-/// How a command ended. Shown as exit code, standard output and standard error, with what differs from run to run
-/// replaced.
+/// How a command ended. Shown as exit code, standard output and standard error, with what differs
+/// from run to run replaced.
 pub struct Outcome {
     pub code: u8,
     /// As it was written.
@@ -51,7 +52,8 @@ impl Outcome {
     /// Standard output as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {}", self.text))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error} in {}", self.text))
     }
 
     /// Insists on a success.
@@ -104,11 +106,17 @@ impl Stand {
     /// The same, with Ctrl-C when this ends.
     pub async fn run_until(&self, line: &str, interrupt: impl Future<Output = ()>) -> Outcome {
         let (url, token) = (self.server.url(), self.server.token().to_owned());
-        self.run_in(line, &[("CADDIS_API_URL", &url), ("CADDIS_API_TOKEN", &token)], interrupt).await
+        self.run_in(line, &[("CADDIS_API_URL", &url), ("CADDIS_API_TOKEN", &token)], interrupt)
+            .await
     }
 
     /// Runs a command line with these variables beside `HOME`, without server and token.
-    pub async fn run_in(&self, line: &str, variables: &[(&str, &str)], interrupt: impl Future<Output = ()>) -> Outcome {
+    pub async fn run_in(
+        &self,
+        line: &str,
+        variables: &[(&str, &str)],
+        interrupt: impl Future<Output = ()>,
+    ) -> Outcome {
         let words = shell_words::split(line).unwrap();
         let cli = match Cli::try_parse_from(["caddis".to_owned()].into_iter().chain(words)) {
             Ok(cli) => cli,
@@ -121,8 +129,10 @@ impl Stand {
             }
         };
         let home = self.home().display().to_string();
-        let mut environment = Environment { current_directory: self.home().to_owned(), ..Environment::default() };
-        for (name, value) in [("HOME", &*home), ("CADDIS_DATA_DIR", &*home)].iter().chain(variables) {
+        let mut environment =
+            Environment { current_directory: self.home().to_owned(), ..Environment::default() };
+        for (name, value) in [("HOME", &*home), ("CADDIS_DATA_DIR", &*home)].iter().chain(variables)
+        {
             environment.variables.insert((*name).to_owned(), (*value).to_owned());
         }
         let (printer, stdout, stderr) = Printer::capturing();
@@ -135,15 +145,17 @@ impl Stand {
             text if text.is_empty() => String::new(),
             text => format!("\n----- {name} -----\n{text}"),
         };
-        let text = format!("exit code {code}{}{}", part("stdout", &stdout), part("stderr", &stderr));
+        let text =
+            format!("exit code {code}{}{}", part("stdout", &stdout), part("stderr", &stderr));
         Outcome { code, stdout, stderr, text }
     }
 
-    /// The text with names in the place of what differs from run to run. Machines and versions are numbered as they
-    /// come up first, and stay as wide as they are.
+    /// The text with names in the place of what differs from run to run. Machines and versions are
+    /// numbered as they come up first, and stay as wide as they are.
     pub fn steady(&self, text: &str) -> String {
-        static IDS: LazyLock<Regex> =
-            LazyLock::new(|| Regex::new(r"\b([0-9a-f]{14}|[0-7][0-9A-HJKMNP-TV-Z]{25})\b").unwrap());
+        static IDS: LazyLock<Regex> = LazyLock::new(|| {
+            Regex::new(r"\b([0-9a-f]{14}|[0-7][0-9A-HJKMNP-TV-Z]{25})\b").unwrap()
+        });
         static OTHERS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
             let others = [
                 (r"\(Request ID: [^)]+\)", "(Request ID: …)"),
@@ -154,7 +166,10 @@ impl Stand {
                 (r#""(timestamp|expires_at)": \d+"#, "\"$1\": [TIME]"),
                 (r"127\.0\.0\.1:\d+", "SERVER"),
                 // They are those of the host that the tests run on.
-                (r"has \d+ CPUs, (\d+) MiB and \d+ GiB free", "has [CPUS] CPUs, $1 MiB and [DISK] GiB free"),
+                (
+                    r"has \d+ CPUs, (\d+) MiB and \d+ GiB free",
+                    "has [CPUS] CPUs, $1 MiB and [DISK] GiB free",
+                ),
                 // How far something is: what is quick may be over before it is told.
                 (
                     r"(?m)^  (Looking up|Pulling|Unpacking|Building|Sending|Preparing|Starting|Booting|Waiting)[^\n.:]*\n",

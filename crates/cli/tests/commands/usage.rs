@@ -59,9 +59,13 @@ async fn what_is_wrong_ends_with_1_and_help_with_0() {
         "image rm",
     ] {
         let outcome = stand.run(wrong).await;
-        assert!(outcome.code == 1 && outcome.stdout.is_empty() && !outcome.stderr.is_empty(), "{wrong}: {outcome}");
+        assert!(
+            outcome.code == 1 && outcome.stdout.is_empty() && !outcome.stderr.is_empty(),
+            "{wrong}: {outcome}"
+        );
     }
-    for help in ["--help", "machine --help", "machine", "machine leases", "orgs", "machine run -h"] {
+    for help in ["--help", "machine --help", "machine", "machine leases", "orgs", "machine run -h"]
+    {
         let outcome = stand.run(help).await;
         assert!(outcome.code == 0 && outcome.stdout.contains("Usage: caddis"), "{help}: {outcome}");
         assert!(outcome.stderr.is_empty(), "{help}: {outcome}");

@@ -122,7 +122,8 @@ impl World {
     /// A field as debugfs prints it.
     pub fn field(&self, path: &str, name: &str) -> String {
         let text = self.stat(path);
-        let (_, rest) = text.split_once(&format!("{name}:")).unwrap_or_else(|| panic!("no {name} in {text}"));
+        let (_, rest) =
+            text.split_once(&format!("{name}:")).unwrap_or_else(|| panic!("no {name} in {text}"));
         rest.split_whitespace().next().unwrap().to_owned()
     }
 
@@ -134,8 +135,8 @@ impl World {
         fs::read(file).unwrap()
     }
 
-    /// Compares directories, files and links with the tree: names, content, permissions but the special
-    /// bits, owners, seconds of times.
+    /// Compares directories, files and links with the tree: names, content, permissions but the
+    /// special bits, owners, seconds of times.
     pub fn compare(&self) {
         let copy = self.directory.path().join("copy");
         fs::create_dir(&copy).unwrap();
@@ -169,7 +170,8 @@ struct Found {
 }
 
 fn list(directory: &Path, top: &Path) -> Vec<Found> {
-    let mut paths: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     let mut all = Vec::new();
     for path in paths {

@@ -1,6 +1,6 @@
-//! The log of an app whose machines are on several hosts: each host gives its part in the order of its own positions,
-//! and the parts are merged by time. The place in such a log is a place in each part, so that every line comes once,
-//! also where a host was away for a while.
+//! The log of an app whose machines are on several hosts: each host gives its part in the order of
+//! its own positions, and the parts are merged by time. The place in such a log is a place in each
+//! part, so that every line comes once, also where a host was away for a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -73,8 +73,8 @@ impl Place {
         format!("{MERGED}{}", URL_SAFE_NO_PAD.encode(serde_json::to_vec(parts).unwrap_or_default()))
     }
 
-    /// The place in one host's part. A host that was not there when the place was given begins with its first line;
-    /// a place in a single log is of the host that this gateway began with.
+    /// The place in one host's part. A host that was not there when the place was given begins with
+    /// its first line; a place in a single log is of the host that this gateway began with.
     fn of(&self, worker: &WorkerId, is_first: bool) -> Part {
         let begin = || Part::After("0".to_owned());
         match self {
@@ -128,20 +128,26 @@ pub(super) async fn page(
     let mut parts: BTreeMap<_, _> = workers
         .iter()
         .map(|worker| {
-            let part = place.as_ref().map_or(Part::Newest, |place| place.of(worker, is_first(worker)));
+            let part =
+                place.as_ref().map_or(Part::Newest, |place| place.of(worker, is_first(worker)));
             (worker.clone(), part)
         })
         .collect();
     let bounds: BTreeMap<_, _> = until
         .iter()
-        .flat_map(|until| workers.iter().map(|worker| (worker.clone(), until.of(worker, is_first(worker)))))
+        .flat_map(|until| {
+            workers.iter().map(|worker| (worker.clone(), until.of(worker, is_first(worker))))
+        })
         .collect();
-    let is_away =
-        |worker: &WorkerId| hosts.iter().any(|(id, host)| id == worker && host.state == HostState::Unreachable);
+    let is_away = |worker: &WorkerId| {
+        hosts.iter().any(|(id, host)| id == worker && host.state == HostState::Unreachable)
+    };
     let there: Vec<_> = workers.iter().filter(|worker| !is_away(worker)).collect();
 
-    let asked = |worker, wait| ask(context, worker, query, (parts.get(worker), bounds.get(worker)), wait);
-    let answers = join_all(there.iter().map(|worker| async { (*worker, asked(worker, None).await) })).await;
+    let asked =
+        |worker, wait| ask(context, worker, query, (parts.get(worker), bounds.get(worker)), wait);
+    let answers =
+        join_all(there.iter().map(|worker| async { (*worker, asked(worker, None).await) })).await;
     let all_failed = !answers.is_empty() && answers.iter().all(|(_, answer)| answer.is_err());
     let mut pages = Vec::new();
     for (worker, answer) in answers {
@@ -149,7 +155,9 @@ pub(super) async fn page(
             Ok(page) => pages.push((worker.clone(), page)),
             Err(failure) if all_failed => return Err(failure),
             // What it has comes with a later page.
-            Err(Failure(error)) => tracing::warn!(%worker, error = error.message, "a host's part of a log is missing"),
+            Err(Failure(error)) => {
+                tracing::warn!(%worker, error = error.message, "a host's part of a log is missing")
+            }
         }
     }
     if wait.is_some_and(|wait| wait > 0) && pages.iter().all(|(_, page)| page.data.is_empty()) {
@@ -165,7 +173,8 @@ pub(super) async fn page(
             }
         }
         if pages.iter().all(|(_, page)| page.data.is_empty()) {
-            // Where nobody could be asked, or has answered early: until the app changes, or the time is over.
+            // Where nobody could be asked, or has answered early: until the app changes, or the
+            // time is over.
             let _ = tokio::time::timeout_at(end, changes.recv()).await;
         }
     }
@@ -215,10 +224,13 @@ fn merge(
     given
 }
 
-/// Takes the earliest of the lines that come next, and says whose it is. Their timestamps are of one form, so that the
-/// texts compare as the times do.
+/// Takes the earliest of the lines that come next, and says whose it is. Their timestamps are of
+/// one form, so that the texts compare as the times do.
 fn earliest(queues: &mut [VecDeque<LogEntry>]) -> Option<(usize, LogEntry)> {
-    let next = queues.iter().enumerate().filter_map(|(host, queue)| Some((&queue.front()?.attributes.timestamp, host)));
+    let next = queues
+        .iter()
+        .enumerate()
+        .filter_map(|(host, queue)| Some((&queue.front()?.attributes.timestamp, host)));
     let (_, host) = next.min()?;
     Some((host, queues[host].pop_front()?))
 }
@@ -243,7 +255,9 @@ async fn ask(
 ) -> Result<LogsReply, Failure> {
     let answer = forward::call(context, worker, request(query, places, wait)).await?;
     let unreadable = |reason: String| {
-        Failure(ApiError::internal(format!("worker {worker} gave a page of a log that can't be read: {reason}")))
+        Failure(ApiError::internal(format!(
+            "worker {worker} gave a page of a log that can't be read: {reason}"
+        )))
     };
     let body = answer.into_body().collect().await.map_err(|error| unreadable(error.to_string()))?;
     serde_json::from_slice(&body.to_bytes()).map_err(|error| unreadable(error.to_string()))

@@ -32,7 +32,9 @@ fn check_stop(timeout: Option<caddis_api::ApiDuration>) -> Result<(), ApiError> 
         return Err(ApiError::invalid(format!("invalid timeout, {reason}")));
     }
     if timeout.is_some_and(|timeout| timeout.0.as_secs() > MAX_STOP_TIMEOUT_SECONDS) {
-        return Err(ApiError::invalid(format!("invalid timeout, cannot exceed {MAX_STOP_TIMEOUT_SECONDS}s")));
+        return Err(ApiError::invalid(format!(
+            "invalid timeout, cannot exceed {MAX_STOP_TIMEOUT_SECONDS}s"
+        )));
     }
     Ok(())
 }
@@ -106,11 +108,22 @@ pub(crate) async fn stop(
         Refused,
     ),
 )]
-pub(crate) async fn restart(State(context): State<Context>, path: MachinePath, nonce: Nonce, params: Params) -> Done {
+pub(crate) async fn restart(
+    State(context): State<Context>,
+    path: MachinePath,
+    nonce: Nonce,
+    params: Params,
+) -> Done {
     let (signal, timeout) = (params.parsed::<Signal>("signal")?, params.duration("timeout")?);
     check_stop(timeout)?;
     let timeout = timeout.filter(|timeout| !timeout.0.is_zero());
-    act(&context, &path, nonce, Action::Restart { signal, timeout, force: params.flag("force_stop")? }).await
+    act(
+        &context,
+        &path,
+        nonce,
+        Action::Restart { signal, timeout, force: params.flag("force_stop")? },
+    )
+    .await
 }
 
 /// Send a signal to the program.
@@ -135,7 +148,8 @@ pub(crate) async fn signal(
     path: MachinePath,
     JsonBody(request): JsonBody<SignalRequest>,
 ) -> Done {
-    starting::settled(&context, &path, starting::For::TheOneStarted, starting::SIGNAL_TIMEOUT).await?;
+    starting::settled(&context, &path, starting::For::TheOneStarted, starting::SIGNAL_TIMEOUT)
+        .await?;
     act(&context, &path, Nonce(None), Action::Signal { signal: request.signal }).await
 }
 
@@ -157,7 +171,12 @@ pub(crate) async fn signal(
         Refused,
     ),
 )]
-pub(crate) async fn destroy(State(context): State<Context>, path: MachinePath, nonce: Nonce, params: Params) -> Done {
+pub(crate) async fn destroy(
+    State(context): State<Context>,
+    path: MachinePath,
+    nonce: Nonce,
+    params: Params,
+) -> Done {
     let force = params.flag("force")? | params.flag("kill")?;
     act(&context, &path, nonce, Action::Destroy { force }).await
 }
@@ -175,7 +194,11 @@ pub(crate) async fn destroy(State(context): State<Context>, path: MachinePath, n
         Refused,
     ),
 )]
-pub(crate) async fn cordon(State(context): State<Context>, path: MachinePath, nonce: Nonce) -> Done {
+pub(crate) async fn cordon(
+    State(context): State<Context>,
+    path: MachinePath,
+    nonce: Nonce,
+) -> Done {
     act(&context, &path, nonce, Action::Cordon { cordoned: true }).await
 }
 
@@ -192,7 +215,11 @@ pub(crate) async fn cordon(State(context): State<Context>, path: MachinePath, no
         Refused,
     ),
 )]
-pub(crate) async fn uncordon(State(context): State<Context>, path: MachinePath, nonce: Nonce) -> Done {
+pub(crate) async fn uncordon(
+    State(context): State<Context>,
+    path: MachinePath,
+    nonce: Nonce,
+) -> Done {
     act(&context, &path, nonce, Action::Cordon { cordoned: false }).await
 }
 
@@ -209,6 +236,10 @@ pub(crate) async fn uncordon(State(context): State<Context>, path: MachinePath, 
         Refused,
     ),
 )]
-pub(crate) async fn suspend(State(context): State<Context>, path: MachinePath, nonce: Nonce) -> Done {
+pub(crate) async fn suspend(
+    State(context): State<Context>,
+    path: MachinePath,
+    nonce: Nonce,
+) -> Done {
     act(&context, &path, nonce, Action::Suspend).await
 }

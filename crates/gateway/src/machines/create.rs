@@ -1,10 +1,11 @@
-//! A new machine: checked, placed, reserved, and accepted by its worker. Runs to its end even when the client hangs
-//! up, so that nothing stays half made.
+//! A new machine: checked, placed, reserved, and accepted by its worker. Runs to its end even when
+//! the client hangs up, so that nothing stays half made.
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
-    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, error::ErrorBody, fields::unknown_of_request,
-    lease::MAX_TTL_SECONDS, names, requests::CreateMachineRequest, validate, warnings::warnings,
+    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, error::ErrorBody,
+    fields::unknown_of_request, lease::MAX_TTL_SECONDS, names, requests::CreateMachineRequest,
+    validate, warnings::warnings,
 };
 use caddis_bus::{
     BusError,
@@ -70,9 +71,12 @@ pub(crate) async fn create(
 ) -> Result<Json<Machine>, Failure> {
     let request_id = id.map(|Extension(RequestId(id))| id);
     let wanted = Wanted { request_id, ..check(&context, &caller, &app, request).await? };
-    let told = [unknown_of_request(names.iter().map(String::as_str)), warnings(&wanted.raw)].concat();
+    let told =
+        [unknown_of_request(names.iter().map(String::as_str)), warnings(&wanted.raw)].concat();
     let work = tokio::spawn(async move { make(&context, wanted).await });
-    let made = work.await.map_err(|e| ApiError::internal(format!("making the machine was cut short: {e}")))?;
+    let made = work
+        .await
+        .map_err(|e| ApiError::internal(format!("making the machine was cut short: {e}")))?;
     Ok(Json(made?.warning(told)))
 }
 
@@ -121,7 +125,9 @@ pub(super) fn check_secrets(minimum: Option<u64>) -> Result<(), ApiError> {
 pub(super) fn checked_ttl(ttl: Option<u64>) -> Result<Option<u64>, ApiError> {
     let ttl = ttl.filter(|ttl| *ttl > 0);
     if ttl.is_some_and(|ttl| ttl > MAX_TTL_SECONDS) {
-        return Err(ApiError::invalid(format!("invalid lease_ttl, cannot exceed {MAX_TTL_SECONDS} seconds")));
+        return Err(ApiError::invalid(format!(
+            "invalid lease_ttl, cannot exceed {MAX_TTL_SECONDS} seconds"
+        )));
     }
     Ok(ttl)
 }
@@ -138,7 +144,11 @@ async fn make(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
 
 /// The machine of a request that was cut short, unless there is none and won't be.
 #[expect(clippy::disallowed_methods, reason = "the machine that this request has placed")]
-async fn resume(context: &Context, wanted: &Wanted, placement: Placement) -> Result<Option<Machine>, ApiError> {
+async fn resume(
+    context: &Context,
+    wanted: &Wanted,
+    placement: Placement,
+) -> Result<Option<Machine>, ApiError> {
     context.synced().await?;
     if placement.released {
         // Made and gone again, or never made.
@@ -174,17 +184,19 @@ async fn place(context: &Context, wanted: Wanted) -> Result<Machine, ApiError> {
     Err(refusal.unwrap_or_else(|| ApiError::internal("no host was tried")))
 }
 
-/// Takes id, name and address. A name that a destroyed machine still holds, because its release is under way, is
-/// released here. Where another gateway has placed a machine for this very request meanwhile, it is that one, and its
-/// worker may have been asked.
+/// Takes id, name and address. A name that a destroyed machine still holds, because its release is
+/// under way, is released here. Where another gateway has placed a machine for this very request
+/// meanwhile, it is that one, and its worker may have been asked.
 #[expect(clippy::disallowed_methods, reason = "tells nobody whose the name is")]
 async fn reserve(context: &Context, place: NewPlacement) -> Result<(Placement, bool), ApiError> {
     match context.catalog.place(place.clone()).await {
-        Err(CatalogError::RequestHasMachine { machine }) => match context.catalog.placement(&machine).await? {
-            Some(placement) if !placement.released => Ok((placement, true)),
-            // It came to nothing.
-            _ => Ok((context.catalog.place(place).await?, false)),
-        },
+        Err(CatalogError::RequestHasMachine { machine }) => {
+            match context.catalog.placement(&machine).await? {
+                Some(placement) if !placement.released => Ok((placement, true)),
+                // It came to nothing.
+                _ => Ok((context.catalog.place(place).await?, false)),
+            }
+        }
         Err(CatalogError::MachineNameTaken { holder, .. })
             if context.view.get(&holder).is_some_and(|shown| is_gone(shown.state())) =>
         {
@@ -197,7 +209,12 @@ async fn reserve(context: &Context, place: NewPlacement) -> Result<(Placement, b
 
 /// `again`: its worker may have been asked before.
 #[expect(clippy::disallowed_methods, reason = "the app was looked up for the caller before")]
-async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement, again: bool) -> Result<Machine, ApiError> {
+async fn hand_over(
+    context: &Context,
+    wanted: &Wanted,
+    placement: Placement,
+    again: bool,
+) -> Result<Machine, ApiError> {
     let request = WorkerRequest::Create(Box::new(CreateMachine {
         id: placement.machine.clone(),
         name: placement.name.clone(),
@@ -231,7 +248,9 @@ async fn hand_over(context: &Context, wanted: &Wanted, placement: Placement, aga
             context.background(deletion::give_up_unless_made(context.clone(), placement));
             Err(ApiError::new(
                 ErrorCode::Unavailable,
-                format!("unavailable: {error}; machine {machine} may still appear, look for it before trying again"),
+                format!(
+                    "unavailable: {error}; machine {machine} may still appear, look for it before trying again"
+                ),
             ))
         }
         // What an earlier try has made may be there, though this one was refused.

@@ -53,23 +53,26 @@ pub(crate) async fn exec(
     let patience = Duration::from_secs(request.timeout.unwrap_or(MAX_TIMEOUT_SECONDS));
     let shown = starting::settled(&context, &path, starting::For::Any, patience).await?;
     // What is left for the program; a start that took nearly all of it leaves a second.
-    request.timeout = Some(patience.saturating_sub(begun.elapsed()).as_secs_f64().ceil().max(1.0) as u64);
-    let mut forwarded =
-        Request::post(format!("/machines/{}/exec", shown.record.machine.id)).header(CONTENT_TYPE, "application/json");
+    request.timeout =
+        Some(patience.saturating_sub(begun.elapsed()).as_secs_f64().ceil().max(1.0) as u64);
+    let mut forwarded = Request::post(format!("/machines/{}/exec", shown.record.machine.id))
+        .header(CONTENT_TYPE, "application/json");
     if let Some(nonce) = &nonce.0 {
         forwarded = forwarded.header(NONCE, nonce.as_str());
     }
-    let body = Body::from(serde_json::to_vec(&request).map_err(|e| ApiError::internal(format!("write exec: {e}")))?);
+    let body = Body::from(
+        serde_json::to_vec(&request).map_err(|e| ApiError::internal(format!("write exec: {e}")))?,
+    );
     forward::call(&context, &shown.record.worker, forwarded.body(body)).await
 }
 
 /// With `command` given and `timeout` within its limit.
 fn complete(mut request: ExecRequest) -> Result<ExecRequest, ApiError> {
-    let words = match (request.command.take().filter(|words| !words.is_empty()), request.cmd.take()) {
+    let words = match (request.command.take().filter(|words| !words.is_empty()), request.cmd.take())
+    {
         (Some(words), _) | (None, Some(CommandLine::Words(words))) => words,
-        (None, Some(CommandLine::Line(line))) => {
-            shell_words::split(&line).map_err(|_| ApiError::invalid("invalid cmd, a quote is not closed"))?
-        }
+        (None, Some(CommandLine::Line(line))) => shell_words::split(&line)
+            .map_err(|_| ApiError::invalid("invalid cmd, a quote is not closed"))?,
         (None, None) => Vec::new(),
     };
     if words.first().is_none_or(String::is_empty) {
@@ -80,10 +83,16 @@ fn complete(mut request: ExecRequest) -> Result<ExecRequest, ApiError> {
     }
     if let Some(container) = request.container.take().filter(|name| !name.is_empty()) {
         let name: String = container.escape_debug().take(100).collect();
-        return Err(ApiError::invalid(format!("invalid container, the machine has none named '{name}'")));
+        return Err(ApiError::invalid(format!(
+            "invalid container, the machine has none named '{name}'"
+        )));
     }
     let timeout = request.timeout.filter(|seconds| *seconds > 0).unwrap_or(MAX_TIMEOUT_SECONDS);
-    Ok(ExecRequest { command: Some(words), timeout: Some(timeout.min(MAX_TIMEOUT_SECONDS)), ..request })
+    Ok(ExecRequest {
+        command: Some(words),
+        timeout: Some(timeout.min(MAX_TIMEOUT_SECONDS)),
+        ..request
+    })
 }
 
 #[cfg(test)]

@@ -66,10 +66,16 @@ pub(super) async fn destroyed(context: &Context, shown: &Shown) -> Result<Machin
 }
 
 /// The machine as it was in a version that was replaced.
-async fn earlier(context: &Context, path: &MachinePath, shown: &Shown, version: &str) -> Result<Machine, ApiError> {
+async fn earlier(
+    context: &Context,
+    path: &MachinePath,
+    shown: &Shown,
+    version: &str,
+) -> Result<Machine, ApiError> {
     let versions = all_versions(context, path).await?;
     let record = versions.into_iter().find(|record| record.version.as_str() == version);
-    let record = record.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "machine version not found"))?;
+    let record =
+        record.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "machine version not found"))?;
     Ok(Machine {
         state: MachineState::Replaced,
         instance_id: record.version.clone(),

@@ -60,7 +60,12 @@ pub(crate) async fn acquire(
     };
     let ttl_seconds = ttl.filter(|ttl| *ttl > 0).unwrap_or(DEFAULT_TTL_SECONDS);
     if ttl_seconds > MAX_TTL_SECONDS {
-        return Err(invalid("ttl", &ttl_seconds.to_string(), &format!("at most {MAX_TTL_SECONDS} seconds")).into());
+        return Err(invalid(
+            "ttl",
+            &ttl_seconds.to_string(),
+            &format!("at most {MAX_TTL_SECONDS} seconds"),
+        )
+        .into());
     }
     let description = request.description.unwrap_or_default();
     if description.len() > 1024 {

@@ -54,10 +54,13 @@ impl Filter {
     /// Reads `include_deleted`, `region`, `state` and `metadata.*`.
     pub fn read(params: &Params) -> Result<Self, ApiError> {
         let words = params.all("state").flat_map(|value| value.split(',')).map(str::trim);
-        let states = words
-            .filter(|word| !word.is_empty())
-            .map(|word| word.parse().map_err(|e| ApiError::invalid(format!("invalid parameter state: {e}"))));
-        let metadata = params.0.iter().filter_map(|(key, value)| Some((key.strip_prefix("metadata.")?, value)));
+        let states = words.filter(|word| !word.is_empty()).map(|word| {
+            word.parse().map_err(|e| ApiError::invalid(format!("invalid parameter state: {e}")))
+        });
+        let metadata = params
+            .0
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix("metadata.")?, value)));
         Ok(Self {
             deleted: params.flag("include_deleted")?,
             region: params.get("region").map(str::to_owned),
@@ -95,7 +98,11 @@ impl Filter {
         NoApp,
     ),
 )]
-pub(crate) async fn list(State(context): State<Context>, app: AppPath, params: Params) -> Result<Response, Failure> {
+pub(crate) async fn list(
+    State(context): State<Context>,
+    app: AppPath,
+    params: Params,
+) -> Result<Response, Failure> {
     context.synced().await?;
     let (filter, page) = (Filter::read(&params)?, cursor::page(&params, MAX_PAGE)?);
     let (summary, leases) = (params.flag("summary")?, params.flag("include_leases")?);

@@ -24,7 +24,12 @@ async fn ask(
     reclaim_mib: Option<u64>,
 ) -> Result<(Memory, u64), ApiError> {
     let shown = path.look_up(context).await?;
-    let request = WorkerRequest::Memory { machine: shown.record.machine.id.clone(), nonce, limit_mib, reclaim_mib };
+    let request = WorkerRequest::Memory {
+        machine: shown.record.machine.id.clone(),
+        nonce,
+        limit_mib,
+        reclaim_mib,
+    };
     match context.ask(&shown.record.worker, request, context.settings.request_deadline).await? {
         WorkerReply::Memory { memory, reclaimed_mib } => Ok((memory, reclaimed_mib)),
         other => Err(unexpected(&other)),
@@ -40,7 +45,10 @@ async fn ask(
     params(MachinePath),
     responses((status = 200, description = "The memory", body = Memory), NoMachine, Refused),
 )]
-pub(crate) async fn get(State(context): State<Context>, path: MachinePath) -> Result<Json<Memory>, Failure> {
+pub(crate) async fn get(
+    State(context): State<Context>,
+    path: MachinePath,
+) -> Result<Json<Memory>, Failure> {
     Ok(Json(ask(&context, path, None, None, None).await?.0))
 }
 

@@ -13,7 +13,9 @@ use serde_json::json;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use crate::{authorization::MachinePath, context::Context, envelope::Failure, openapi::errors::NoMachine};
+use crate::{
+    authorization::MachinePath, context::Context, envelope::Failure, openapi::errors::NoMachine,
+};
 
 /// An event of the stream.
 #[derive(ToSchema)]

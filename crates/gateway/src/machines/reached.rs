@@ -1,7 +1,7 @@
 //! Whether a machine has reached what a wait is for. Pure.
 //!
-//! The current state counts, and so does a state that was passed through since the wait began: an event says so even
-//! when the machine has gone on before anybody could look.
+//! The current state counts, and so does a state that was passed through since the wait began: an
+//! event says so even when the machine has gone on before anybody could look.
 
 use caddis_api::{EventId, MachineState, event::MachineEvent};
 use caddis_bus::message::MachineRecord;
@@ -33,11 +33,15 @@ pub(super) struct Reached {
 impl Targets {
     fn accepts_current(&self, record: &MachineRecord) -> bool {
         let (state, machine) = (record.machine.state, &record.machine);
-        // On its way to the first boot a machine passes through `created`; it rests there only after `skip_launch`.
-        let rests = state != MachineState::Created || (machine.operation.is_none() && !record.launched);
+        // On its way to the first boot a machine passes through `created`; it rests there only
+        // after `skip_launch`.
+        let rests =
+            state != MachineState::Created || (machine.operation.is_none() && !record.launched);
         self.states.contains(&state)
             || (self.settled && state.is_settled() && rests)
-            || (self.states.contains(&MachineState::Stopped) && state == MachineState::Created && rests)
+            || (self.states.contains(&MachineState::Stopped)
+                && state == MachineState::Created
+                && rests)
     }
 
     fn accepts_passed(&self, event: &MachineEvent) -> bool {
@@ -55,7 +59,9 @@ pub(super) fn reached(record: &MachineRecord, targets: &Targets, since: &Since) 
     let state = record.machine.state;
     if targets.accepts_current(record) {
         // Newest first: the one that brought the state about.
-        let brought = |event: &&std::sync::Arc<MachineEvent>| event.is_transition() && event.status == state.as_str();
+        let brought = |event: &&std::sync::Arc<MachineEvent>| {
+            event.is_transition() && event.status == state.as_str()
+        };
         let event = events.iter().find(brought).map(|event| event.id.clone());
         let counts = match since {
             Since::Now(_) => true,
@@ -70,24 +76,32 @@ pub(super) fn reached(record: &MachineRecord, targets: &Targets, since: &Since) 
         Since::Event(from) => Some(from),
     };
     let later = events.iter().rev().filter(|event| from.is_none_or(|from| event.id > *from));
-    // The newest event of a change that still goes on tells where it leads, not what was reached: the exit of a program
-    // comes before its VM is gone.
+    // The newest event of a change that still goes on tells where it leads, not what was reached:
+    // the exit of a program comes before its VM is gone.
     let under_way = record.machine.operation.as_ref().and(events.first()).map(|event| &event.id);
     let passed = later
         .filter(|event| Some(&event.id) != under_way)
         .filter(|event| targets.accepts_passed(event))
-        .find_map(|event| Some(Reached { state: event.status.parse().ok()?, event: Some(event.id.clone()) }));
+        .find_map(|event| {
+            Some(Reached { state: event.status.parse().ok()?, event: Some(event.id.clone()) })
+        });
     passed.filter(|_| *since != Since::Now(None))
 }
 
-/// Why nothing of the targets will be reached by a machine that is left to itself, where that is so: it has failed, or
-/// come to its end, since the wait began or before. A machine that was stopped or suspended may be waited for: someone
-/// else may be about to start it.
-pub(super) fn out_of_reach(record: &MachineRecord, targets: &Targets, since: &Since) -> Option<String> {
+/// Why nothing of the targets will be reached by a machine that is left to itself, where that is
+/// so: it has failed, or come to its end, since the wait began or before. A machine that was
+/// stopped or suspended may be waited for: someone else may be about to start it.
+pub(super) fn out_of_reach(
+    record: &MachineRecord,
+    targets: &Targets,
+    since: &Since,
+) -> Option<String> {
     use MachineState::{Created, Failed, Started, Stopped, Suspended};
     let machine = &record.machine;
-    let is_scheduled =
-        machine.config.as_ref().is_some_and(|config| config.field("schedule").is_some_and(|s| !s.is_null()));
+    let is_scheduled = machine
+        .config
+        .as_ref()
+        .is_some_and(|config| config.field("schedule").is_some_and(|s| !s.is_null()));
     if targets.settled || machine.operation.is_some() || is_scheduled {
         return None;
     }
@@ -103,12 +117,18 @@ pub(super) fn out_of_reach(record: &MachineRecord, targets: &Targets, since: &Si
         }
         Stopped if only(&[Created, Started, Suspended]) => {
             let exit = newest.exit_details()?.exit_event;
-            (!exit.requested_stop && !exit.restarting)
-                .then(|| format!("its program has ended with exit code {}, and is not started again", exit.exit_code))
+            (!exit.requested_stop && !exit.restarting).then(|| {
+                format!(
+                    "its program has ended with exit code {}, and is not started again",
+                    exit.exit_code
+                )
+            })
         }
         Started if only(&[Suspended]) => match newest.kind.as_str() {
             "suspend" if !why.is_empty() => Some(format!("its suspend failed{why}")),
-            "start" if newest.told()["start_kind"] == "none" => Some("its suspend was cancelled by a start".to_owned()),
+            "start" if newest.told()["start_kind"] == "none" => {
+                Some("its suspend was cancelled by a start".to_owned())
+            }
             _ => None,
         },
         Suspended if only(&[Created, Started]) && newest.kind == "suspend" && !why.is_empty() => {

@@ -1,5 +1,5 @@
-//! Waits for a machine that is about to run: what is asked of it right after a create or start is not refused because it
-//! came a moment early.
+//! Waits for a machine that is about to run: what is asked of it right after a create or start is
+//! not refused because it came a moment early.
 
 use std::{sync::Arc, time::Duration};
 

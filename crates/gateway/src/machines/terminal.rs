@@ -49,11 +49,13 @@ const AHEAD: usize = 16;
 
 /// Run a program in a machine, interactively.
 ///
-/// Over a WebSocket, on a terminal or without one. The first message of the client is a text that says what to run
-/// ([`ClientMessage`](#schema-ClientMessage), type `start`); later ones resize, signal or end the input. Binary messages
-/// carry bytes behind one for the channel: 0 for standard input, of which no more than 256 KiB may be sent beyond what the
-/// server credits, 1 for standard output, 2 for standard error. The last text of the server says how the program ended, or
-/// why it could not be run. The program is told (SIGHUP) when the client goes, and killed five seconds later. Our addition.
+/// Over a WebSocket, on a terminal or without one. The first message of the client is a text that
+/// says what to run ([`ClientMessage`](#schema-ClientMessage), type `start`); later ones resize,
+/// signal or end the input. Binary messages carry bytes behind one for the channel: 0 for standard
+/// input, of which no more than 256 KiB may be sent beyond what the server credits, 1 for standard
+/// output, 2 for standard error. The last text of the server says how the program ended, or why it
+/// could not be run. The program is told (SIGHUP) when the client goes, and killed five seconds
+/// later. Our addition.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/exec/ws",
@@ -92,7 +94,8 @@ pub(crate) async fn session(
     }
     let (sender, mut receiver) = mpsc::channel::<Frame>(AHEAD);
     let frames = futures::stream::poll_fn(move |task| receiver.poll_recv(task));
-    let body = Body::from_stream(frames.map(|frame| Ok::<_, std::convert::Infallible>(frame.encode())));
+    let body =
+        Body::from_stream(frames.map(|frame| Ok::<_, std::convert::Infallible>(frame.encode())));
     let answer = forward::call(&context, &shown.record.worker, request.body(body)).await?;
     // Whatever becomes of the connection.
     let end = remove_app.then(|| RemoveApp { context: context.clone(), shown });
@@ -104,7 +107,9 @@ pub(crate) async fn session(
 }
 
 fn no_upgrade() -> Response {
-    let error = ApiError::invalid("invalid request: this is a WebSocket, ask for an upgrade to one (HTTP/1.1)");
+    let error = ApiError::invalid(
+        "invalid request: this is a WebSocket, ask for an upgrade to one (HTTP/1.1)",
+    );
     let mut response = Failure(error).into_response();
     *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
     response
@@ -123,10 +128,16 @@ impl Drop for RemoveApp {
         let (app, id) = (record.app.clone(), record.machine.id.clone());
         self.context.background(async move {
             let is_other = |state, machine| state != MachineState::Destroyed && machine != &id;
-            if context.view.of_app(&app).iter().any(|shown| is_other(shown.state(), &shown.record.machine.id)) {
+            if context
+                .view
+                .of_app(&app)
+                .iter()
+                .any(|shown| is_other(shown.state(), &shown.record.machine.id))
+            {
                 return;
             }
-            // Deleted by its client already, it may be; anything else the next session of its kind tries again.
+            // Deleted by its client already, it may be; anything else the next session of its kind
+            // tries again.
             if context.catalog.begin_app_deletion(&app).await.is_ok()
                 && !context.catalog.finish_app_deletion(&app).await.unwrap_or(false)
             {
@@ -156,7 +167,9 @@ async fn relay(
     };
     let farewell = async {
         if let Some(message) = told {
-            let _ = sink.send(Message::Text(serde_json::to_string(&message).unwrap_or_default().into())).await;
+            let _ = sink
+                .send(Message::Text(serde_json::to_string(&message).unwrap_or_default().into()))
+                .await;
         }
         let close = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
         let _ = sink.send(Message::Close(Some(close))).await;
@@ -182,7 +195,8 @@ async fn listen(mut source: SplitStream<WebSocket>, worker: mpsc::Sender<Frame>)
     }
 }
 
-/// From the worker to the client, until the worker has said all. What is left to say when it did not end well.
+/// From the worker to the client, until the worker has said all. What is left to say when it did
+/// not end well.
 async fn tell(
     sink: &mut SplitSink<WebSocket, Message>,
     mut answers: impl Stream<Item = Result<Frame, String>> + Unpin,

@@ -75,8 +75,16 @@ pub(crate) async fn update(
         lease: checked_ttl(request.lease_ttl)?.map(|ttl| (ttl, caller.owner())),
         version: id.map(|Extension(RequestId(id))| VersionId::from_trusted(id)),
     };
-    let request = WorkerRequest::Update { machine: machine.id.clone(), nonce: nonce.0, update: Box::new(update) };
-    match context.ask(&shown.record.worker, request, context.settings.create_deadline).await.map_err(ApiError::from)? {
+    let request = WorkerRequest::Update {
+        machine: machine.id.clone(),
+        nonce: nonce.0,
+        update: Box::new(update),
+    };
+    match context
+        .ask(&shown.record.worker, request, context.settings.create_deadline)
+        .await
+        .map_err(ApiError::from)?
+    {
         WorkerReply::Updated { record, lease } => {
             let machine = Machine { nonce: lease.map(|lease| lease.nonce), ..record.machine };
             Ok(Json(machine.warning(told)))
@@ -86,7 +94,10 @@ pub(crate) async fn update(
 }
 
 /// Those that are kept, newest first.
-pub(crate) async fn all_versions(context: &Context, path: &MachinePath) -> Result<Vec<VersionRecord>, ApiError> {
+pub(crate) async fn all_versions(
+    context: &Context,
+    path: &MachinePath,
+) -> Result<Vec<VersionRecord>, ApiError> {
     let shown = path.look_up(context).await?;
     let request = WorkerRequest::Versions { machine: shown.record.machine.id.clone() };
     match context.ask(&shown.record.worker, request, context.settings.request_deadline).await? {
@@ -112,6 +123,7 @@ pub(crate) async fn versions(
     path: MachinePath,
 ) -> Result<Json<Vec<MachineVersion>>, Failure> {
     let versions = all_versions(&context, &path).await?.into_iter();
-    let shown = versions.map(|record| MachineVersion { version: record.version, user_config: record.config });
+    let shown = versions
+        .map(|record| MachineVersion { version: record.version, user_config: record.config });
     Ok(Json(shown.collect()))
 }

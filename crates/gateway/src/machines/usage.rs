@@ -29,14 +29,16 @@ use crate::{
 /// Unless the client wants another.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// What it may want.
-const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+const INTERVALS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(60);
 /// Longest line of a host, bytes.
 const MAX_LINE: usize = 8 << 20;
 
 /// Follow what the machines of an app use of their hosts.
 ///
-/// A line per host at once and then after each interval, with the processor time and memory of those machines that have a
-/// VM there. It ends with the app and with the server; ask again then. Our addition.
+/// A line per host at once and then after each interval, with the processor time and memory of
+/// those machines that have a VM there. It ends with the app and with the server; ask again then.
+/// Our addition.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/usage",
@@ -55,10 +57,19 @@ const MAX_LINE: usize = 8 << 20;
         NoApp,
     ),
 )]
-pub(crate) async fn usage(State(context): State<Context>, app: AppPath, params: Params) -> Result<Response, Failure> {
+pub(crate) async fn usage(
+    State(context): State<Context>,
+    app: AppPath,
+    params: Params,
+) -> Result<Response, Failure> {
     let interval = params.duration("interval")?.map_or(INTERVAL, |interval| interval.0);
     if !INTERVALS.contains(&interval) {
-        return Err(invalid("interval", params.get("interval").unwrap_or_default(), "a time from 1s to 60s").into());
+        return Err(invalid(
+            "interval",
+            params.get("interval").unwrap_or_default(),
+            "a time from 1s to 60s",
+        )
+        .into());
     }
     let timeout = params.duration("timeout")?;
     context.synced().await?;
@@ -69,9 +80,12 @@ pub(crate) async fn usage(State(context): State<Context>, app: AppPath, params: 
         let request = Request::get(format!("/usage?{query}")).body(Body::empty());
         // A host that does not answer, or whose line ends early, has nothing to tell.
         let Ok(answer) = forward::call(&context, worker, request).await else { continue };
-        let reader = StreamReader::new(answer.into_body().into_data_stream().map_err(std::io::Error::other));
+        let reader =
+            StreamReader::new(answer.into_body().into_data_stream().map_err(std::io::Error::other));
         let lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE));
-        hosts.push(Box::pin(lines.take_while(|line| ready(line.is_ok())).filter_map(|line| ready(line.ok()))));
+        hosts.push(Box::pin(
+            lines.take_while(|line| ready(line.is_ok())).filter_map(|line| ready(line.ok())),
+        ));
     }
     let closing = context.closing.clone().cancelled_owned();
     let end = async move {

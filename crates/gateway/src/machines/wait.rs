@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State};
-use caddis_api::{ApiError, ErrorCode, EventId, MachineState, VersionId, error::ErrorBody, requests::WaitReply};
+use caddis_api::{
+    ApiError, ErrorCode, EventId, MachineState, VersionId, error::ErrorBody, requests::WaitReply,
+};
 use caddis_view::Shown;
 use tokio::time::Instant;
 
@@ -49,14 +51,17 @@ fn targets(params: &Params) -> Result<Targets, ApiError> {
 /// Ids of versions and events have 26 characters.
 fn id<'a>(params: &'a Params, name: &str) -> Result<Option<&'a str>, ApiError> {
     let text = params.get(name);
-    match text.filter(|text| text.len() != 26 || !text.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
+    match text
+        .filter(|text| text.len() != 26 || !text.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+    {
         Some(text) => Err(invalid(name, text, "an id of 26 letters and digits")),
         None => Ok(text),
     }
 }
 
 fn timeout(params: &Params) -> Result<Duration, ApiError> {
-    let wanted = params.duration("timeout")?.map_or(Duration::from_secs(MAX_SECONDS), |duration| duration.0);
+    let wanted =
+        params.duration("timeout")?.map_or(Duration::from_secs(MAX_SECONDS), |duration| duration.0);
     Ok(wanted.clamp(Duration::from_secs(1), Duration::from_secs(MAX_SECONDS)))
 }
 
@@ -118,7 +123,12 @@ fn newest_event(shown: &Shown) -> Option<EventId> {
     Some(shown.record.machine.events.as_ref()?.first()?.id.clone())
 }
 
-fn look(shown: &Shown, targets: &Targets, since: &Since, version: Option<&str>) -> Result<Option<WaitReply>, ApiError> {
+fn look(
+    shown: &Shown,
+    targets: &Targets,
+    since: &Since,
+    version: Option<&str>,
+) -> Result<Option<WaitReply>, ApiError> {
     let machine = &shown.record.machine;
     match version.map(VersionId::from_trusted) {
         // Versions rise: an earlier one was replaced, a later one never was.
@@ -134,15 +144,23 @@ fn look(shown: &Shown, targets: &Targets, since: &Since, version: Option<&str>) 
         _ => {}
     }
     if let Some(Reached { state, event }) = reached(&shown.record, targets, since) {
-        return Ok(Some(WaitReply { ok: true, state, version: machine.version.clone(), event_id: event }));
+        return Ok(Some(WaitReply {
+            ok: true,
+            state,
+            version: machine.version.clone(),
+            event_id: event,
+        }));
     }
     // It will never be anything else.
     if machine.state == MachineState::Destroyed {
         return Err(ApiError::machine_not_found());
     }
     match out_of_reach(&shown.record, targets, since) {
-        // Of all codes the usual client gives up at once at this one only; at the text of a 408 it may panic.
-        Some(reason) => Err(ApiError::invalid(format!("machine will not reach {}: {reason}", names(targets)))),
+        // Of all codes the usual client gives up at once at this one only; at the text of a 408 it
+        // may panic.
+        Some(reason) => {
+            Err(ApiError::invalid(format!("machine will not reach {}: {reason}", names(targets))))
+        }
         None => Ok(None),
     }
 }
@@ -155,6 +173,9 @@ fn names(targets: &Targets) -> String {
 fn timed_out(targets: &Targets, state: MachineState) -> ApiError {
     ApiError::new(
         ErrorCode::DeadlineExceeded,
-        format!("deadline_exceeded: machine failed to reach desired state, {}, currently {state}", names(targets)),
+        format!(
+            "deadline_exceeded: machine failed to reach desired state, {}, currently {state}",
+            names(targets)
+        ),
     )
 }

@@ -44,9 +44,10 @@ const PIECE: usize = 64 * 1024;
 
 /// Follow the machines of an app.
 ///
-/// First a snapshot of those that are not destroyed, then each change as it comes. A line is a machine as it is when
-/// the line is written: what it was in between may be left out. A client that falls behind gets a new snapshot. Empty
-/// lines only keep the connection alive. It ends with the app and with the server; ask again then. Our addition.
+/// First a snapshot of those that are not destroyed, then each change as it comes. A line is a
+/// machine as it is when the line is written: what it was in between may be left out. A client that
+/// falls behind gets a new snapshot. Empty lines only keep the connection alive. It ends with the
+/// app and with the server; ask again then. Our addition.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/watch",
@@ -63,14 +64,26 @@ const PIECE: usize = 64 * 1024;
         NoApp,
     ),
 )]
-pub(crate) async fn watch(State(context): State<Context>, path: AppPath, params: Params) -> Result<Response, Failure> {
+pub(crate) async fn watch(
+    State(context): State<Context>,
+    path: AppPath,
+    params: Params,
+) -> Result<Response, Failure> {
     let end = params.duration("timeout")?.and_then(|timeout| Instant::now().checked_add(timeout.0));
     context.synced().await?;
     let app = path.look_up(&context).await?.name;
     let changes = context.view.watch_app(&app);
     // It may have gone before we followed it, and then nothing would end us.
     path.look_up(&context).await?;
-    let watching = Watching { context, app, changes, end, told: HashMap::new(), rest: VecDeque::new(), begun: false };
+    let watching = Watching {
+        context,
+        app,
+        changes,
+        end,
+        told: HashMap::new(),
+        rest: VecDeque::new(),
+        begun: false,
+    };
     let lines = stream::unfold(watching, |mut watching| async move {
         let piece = watching.next().await?;
         Some((Ok::<_, Infallible>(piece), watching))
@@ -105,9 +118,12 @@ impl Known {
 }
 
 impl Watching {
-    /// What the client is told next. It is asked for only when the client has taken what came before.
+    /// What the client is told next. It is asked for only when the client has taken what came
+    /// before.
     async fn next(&mut self) -> Option<Bytes> {
-        if self.context.closing.is_cancelled() || self.end.is_some_and(|end| self.begun && end <= Instant::now()) {
+        if self.context.closing.is_cancelled()
+            || self.end.is_some_and(|end| self.begun && end <= Instant::now())
+        {
             return None;
         }
         if !self.begun {
@@ -148,7 +164,10 @@ impl Watching {
         self.changes = self.changes.resubscribe();
         let mut machines = self.context.view.of_app(&self.app);
         machines.retain(|shown| shown.state() != MachineState::Destroyed);
-        self.told = machines.iter().map(|shown| (shown.record.machine.id.clone(), Known::of(shown))).collect();
+        self.told = machines
+            .iter()
+            .map(|shown| (shown.record.machine.id.clone(), Known::of(shown)))
+            .collect();
         self.rest = machines.into();
         self.piece(line(&MachinesUpdate::Snapshot { machines: self.rest.len() as u64 }))
     }
@@ -165,7 +184,8 @@ impl Watching {
     /// A change that the client does not know yet.
     #[expect(clippy::disallowed_methods, reason = "only machines of the app are told of")]
     fn change(&mut self, id: &MachineId) -> Option<Bytes> {
-        let shown = self.context.view.get(id).filter(|shown| shown.state() != MachineState::Destroyed);
+        let shown =
+            self.context.view.get(id).filter(|shown| shown.state() != MachineState::Destroyed);
         let Some(shown) = shown else {
             self.told.remove(id)?;
             return Some(line(&MachinesUpdate::Removed(id.clone())).freeze());

@@ -81,7 +81,8 @@ errors! {
 }
 
 fn error(text: &str) -> RefOr<Response> {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(ErrorBody::name()))).build();
+    let content =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name(ErrorBody::name()))).build();
     RefOr::T(ResponseBuilder::new().description(text).content("application/json", content).build())
 }
 
@@ -90,9 +91,10 @@ pub(super) fn schemas() -> Vec<(String, RefOr<utoipa::openapi::Schema>)> {
     let mut schemas = vec![(ErrorBody::name().into_owned(), ErrorBody::schema())];
     ErrorBody::schemas(&mut schemas);
     // Messages of WebSockets, which no body of a request or answer refers to.
-    for (name, schema) in
-        [(ClientMessage::name(), ClientMessage::schema()), (ServerMessage::name(), ServerMessage::schema())]
-    {
+    for (name, schema) in [
+        (ClientMessage::name(), ClientMessage::schema()),
+        (ServerMessage::name(), ServerMessage::schema()),
+    ] {
         schemas.push((name.into_owned(), schema));
     }
     ClientMessage::schemas(&mut schemas);

@@ -1,4 +1,5 @@
-//! The OpenAPI document, made from the endpoints and their types, and a page for people made from it.
+//! The OpenAPI document, made from the endpoints and their types, and a page for people made from
+//! it.
 
 pub(crate) mod errors;
 mod page;
@@ -52,7 +53,8 @@ pub(crate) fn document() -> Value {
     document.tags = Some(TAGS.iter().map(|(name, text)| tag(name, text)).collect());
     components.schemas.extend(errors::schemas());
     let mut scheme = Http::new(HttpAuthScheme::Bearer);
-    scheme.description = Some("A token of this server. The scheme `FlyV1` is taken as well.".to_owned());
+    scheme.description =
+        Some("A token of this server. The scheme `FlyV1` is taken as well.".to_owned());
     components.add_security_scheme(BEARER, SecurityScheme::Http(scheme));
     // All of it is plain data with string keys, for which serialisation has no way to fail.
     let mut document = serde_json::to_value(document).unwrap_or_default();
@@ -98,7 +100,8 @@ fn complete(item: &mut PathItem, Description { scope, replay, .. }: Description)
         put.operation_id = put.operation_id.take().map(|id| format!("{id}_deprecated"));
         put.deprecated = Some(utoipa::openapi::Deprecated::True);
     }
-    let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+    let operations =
+        [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
     for operation in operations.into_iter().flatten() {
         add::<Anywhere>(operation);
         if scope != Scope::Open {
@@ -109,7 +112,9 @@ fn complete(item: &mut PathItem, Description { scope, replay, .. }: Description)
             add::<Forbidden>(operation);
         }
     }
-    if let Some(post) = item.post.as_mut().filter(|_| scope != Scope::Open && replay != Replay::Exempt) {
+    if let Some(post) =
+        item.post.as_mut().filter(|_| scope != Scope::Open && replay != Replay::Exempt)
+    {
         add::<Keyed>(post);
         post.parameters.get_or_insert_default().push(idempotency_key().into());
     }
@@ -166,5 +171,8 @@ pub(crate) async fn show_json() -> impl IntoResponse {
 pub(crate) async fn show_page() -> impl IntoResponse {
     static PAGE: LazyLock<Bytes> = LazyLock::new(|| page::render(&document()).into());
     // It needs nothing but its own style.
-    ([(CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'")], Html(PAGE.clone()))
+    (
+        [(CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'")],
+        Html(PAGE.clone()),
+    )
 }

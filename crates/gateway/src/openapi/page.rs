@@ -86,7 +86,9 @@ fn operations(document: &Value) -> Vec<Operation<'_>> {
     let paths = document["paths"].as_object().into_iter().flatten();
     paths
         .flat_map(|(path, item)| {
-            METHODS.iter().filter_map(|method| Some(Operation { method, path, value: item.get(method)? }))
+            METHODS
+                .iter()
+                .filter_map(|method| Some(Operation { method, path, value: item.get(method)? }))
         })
         .collect()
 }
@@ -186,7 +188,8 @@ fn definition(schema: &Value) -> Markup {
 
 /// A type in one line.
 fn type_of(schema: &Value) -> Markup {
-    let alternatives = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Value::as_array);
+    let alternatives =
+        schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Value::as_array);
     if let Some(name) = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()) {
         html! { a href={ "#" (name) } { (name) } }
     } else if let Some(alternatives) = alternatives {
@@ -208,7 +211,9 @@ fn type_of(schema: &Value) -> Markup {
         html! { "map of " (type_of(&schema["additionalProperties"])) }
     } else {
         let words: Vec<_> = match &schema["type"] {
-            Value::Array(words) => words.iter().filter_map(Value::as_str).filter(|word| *word != "null").collect(),
+            Value::Array(words) => {
+                words.iter().filter_map(Value::as_str).filter(|word| *word != "null").collect()
+            }
             Value::String(word) => vec![word.as_str()],
             _ => vec!["anything"],
         };
@@ -275,7 +280,8 @@ mod tests {
         for forbidden in ["http://", "https://", "<script", "src=", "@import", "url("] {
             assert!(!page.contains(forbidden), "{forbidden}");
         }
-        let links: Vec<_> = page.split("href=\"#").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+        let links: Vec<_> =
+            page.split("href=\"#").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
         assert!(links.len() > 100);
         for link in links {
             assert!(page.contains(&format!("id=\"{link}\"")), "{link}");

@@ -1,7 +1,8 @@
 //! How many connections there may be, and which of them nobody would miss.
 //!
-//! A connection without a request in progress is idle, whether it rests between two requests, has sent half of one, or has
-//! never said anything. When all places are taken, the one that has been idle longest makes room.
+//! A connection without a request in progress is idle, whether it rests between two requests, has
+//! sent half of one, or has never said anything. When all places are taken, the one that has been
+//! idle longest makes room.
 
 use std::{
     collections::BTreeMap,
@@ -41,8 +42,9 @@ impl Idle {
 /// When a connection became idle, and a number of its own.
 type Rank = (Instant, u64);
 
-/// Connections by when they became idle, as it was when they were listed: a request does not change it, so that none has
-/// to wait for another connection's. Whoever looks for the first puts it right.
+/// Connections by when they became idle, as it was when they were listed: a request does not change
+/// it, so that none has to wait for another connection's. Whoever looks for the first puts it
+/// right.
 #[derive(Default)]
 struct Order {
     latest: u64,
@@ -57,8 +59,8 @@ impl Order {
         self.connections.insert(rank, connection);
     }
 
-    /// Takes out the one that has been idle longest, and those before it that are not idle, which list themselves again
-    /// when they are.
+    /// Takes out the one that has been idle longest, and those before it that are not idle, which
+    /// list themselves again when they are.
     fn take_oldest(&mut self) -> Option<Arc<Activity>> {
         while let Some((listed, connection)) = self.connections.pop_first() {
             let mut state = connection.state();
@@ -78,7 +80,10 @@ impl Order {
 
 impl Places {
     pub(super) fn new(most: usize) -> Self {
-        Self { room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))), idle: Arc::default() }
+        Self {
+            room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            idle: Arc::default(),
+        }
     }
 
     /// A place that is free.
@@ -94,7 +99,9 @@ impl Places {
             }
             let grown = self.idle.grown.notified();
             if self.close_oldest() {
-                if let Ok(place) = tokio::time::timeout(EVICTION, self.room.clone().acquire_owned()).await {
+                if let Ok(place) =
+                    tokio::time::timeout(EVICTION, self.room.clone().acquire_owned()).await
+                {
                     return place.ok();
                 }
                 continue;
@@ -114,8 +121,14 @@ impl Places {
 
     /// A new connection, idle until its first request.
     pub(super) fn activity(&self) -> Arc<Activity> {
-        let state =
-            State { requests: 0, idle_since: Instant::now(), rank: None, gone: false, latest: 0, offers: Vec::new() };
+        let state = State {
+            requests: 0,
+            idle_since: Instant::now(),
+            rank: None,
+            gone: false,
+            latest: 0,
+            offers: Vec::new(),
+        };
         let activity = Arc::new(Activity {
             idle: self.idle.clone(),
             state: Mutex::new(state),
@@ -146,8 +159,8 @@ struct State {
     /// It is nobody's to close any more.
     gone: bool,
     latest: u64,
-    /// Since when there is something for the client that it has not taken, by answer. One that waits for us is not among
-    /// them.
+    /// Since when there is something for the client that it has not taken, by answer. One that
+    /// waits for us is not among them.
     offers: Vec<(u64, Instant)>,
 }
 
@@ -197,8 +210,8 @@ impl Activity {
         }
     }
 
-    /// Waits until the connection has been idle so long, its place is wanted while it is, or its client has taken nothing
-    /// of any answer for as long.
+    /// Waits until the connection has been idle so long, its place is wanted while it is, or its
+    /// client has taken nothing of any answer for as long.
     pub(super) async fn dispensable(&self, patience: Duration) -> Dispensable {
         loop {
             let look_at = match self.state().look(patience) {

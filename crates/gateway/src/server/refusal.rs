@@ -1,7 +1,9 @@
-//! What a connection is told before there is a request: as JSON and with a request id, like all other errors.
+//! What a connection is told before there is a request: as JSON and with a request id, like all
+//! other errors.
 //!
-//! Hyper answers heads that are too large or no HTTP by itself, with an empty body, and nothing in it says otherwise. Such
-//! an answer is known by its form, and by coming while no request is in progress; [`super::stream`] puts ours in its place.
+//! Hyper answers heads that are too large or no HTTP by itself, with an empty body, and nothing in
+//! it says otherwise. Such an answer is known by its form, and by coming while no request is in
+//! progress; [`super::stream`] puts ours in its place.
 
 use axum::http::StatusCode;
 use caddis_api::{ApiError, ErrorCode};
@@ -31,7 +33,11 @@ impl Refusals {
     pub(super) fn busy(&self) -> Vec<u8> {
         let text = "unavailable: too many connections with requests in progress; nothing was done, try again";
         // Sent again by usual clients by themselves, and rightly: nothing was carried out.
-        self.answer(StatusCode::SERVICE_UNAVAILABLE, &ApiError::new(ErrorCode::Unavailable, text), "retry-after: 1\r\n")
+        self.answer(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &ApiError::new(ErrorCode::Unavailable, text),
+            "retry-after: 1\r\n",
+        )
     }
 
     fn answer(&self, status: StatusCode, error: &ApiError, more: &str) -> Vec<u8> {
@@ -53,7 +59,9 @@ pub(crate) fn head_error(status: StatusCode) -> ApiError {
     match status {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ApiError::new(
             ErrorCode::TooLarge,
-            format!("the header fields are too large, cannot exceed {MAX_HEAD} bytes and {MAX_HEADERS} fields"),
+            format!(
+                "the header fields are too large, cannot exceed {MAX_HEAD} bytes and {MAX_HEADERS} fields"
+            ),
         ),
         StatusCode::URI_TOO_LONG => ApiError::new(ErrorCode::TooLarge, "the path is too long"),
         _ => ApiError::invalid("invalid request: it is not HTTP"),
@@ -70,7 +78,11 @@ pub(super) fn find(bytes: &[u8]) -> Option<(usize, StatusCode)> {
     let at = from + bytes[from..].windows(VERSION.len()).rposition(|window| window == VERSION)?;
     let head = std::str::from_utf8(&bytes[at..]).ok()?;
     let status: StatusCode = head.get(9..12)?.parse().ok()?;
-    let expected = [StatusCode::BAD_REQUEST, StatusCode::URI_TOO_LONG, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE];
+    let expected = [
+        StatusCode::BAD_REQUEST,
+        StatusCode::URI_TOO_LONG,
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    ];
     // An answer of an endpoint has an id.
     let bare = head.contains("\r\ncontent-length: 0\r\n") && !head.contains("\r\nfly-request-id: ");
     (expected.contains(&status) && bare).then_some((at, status))

@@ -1,4 +1,5 @@
-//! A client's socket: has its place as long as it lives, upgraded or not, and says what was wrong with a head.
+//! A client's socket: has its place as long as it lives, upgraded or not, and says what was wrong
+//! with a head.
 
 use std::{
     io::{self, IoSlice},
@@ -20,8 +21,8 @@ use super::{
     refusal::{self, Refusals},
 };
 
-/// How long, and how much of, what a refused client still sends is read. One that is cut off while it sends never sees
-/// the answer.
+/// How long, and how much of, what a refused client still sends is read. One that is cut off while
+/// it sends never sees the answer.
 const LINGER: (Duration, usize) = (Duration::from_secs(5), 16 << 20);
 
 /// How the answer begins after which a connection is another protocol's.
@@ -53,7 +54,15 @@ impl Stream {
         refusals: Refusals,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        Self { socket, activity, refusals, substitute: Vec::new(), lingering: None, upgraded: false, _place: place }
+        Self {
+            socket,
+            activity,
+            refusals,
+            substitute: Vec::new(),
+            lingering: None,
+            upgraded: false,
+            _place: place,
+        }
     }
 
     /// Whether an answer that is written now may be hyper's own refusal.
@@ -81,7 +90,9 @@ impl Stream {
         loop {
             let mut buffer = ReadBuf::new(&mut room);
             match Pin::new(&mut self.socket).poll_read(context, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() && buffer.filled().len() < linger.left => {
+                Poll::Ready(Ok(()))
+                    if !buffer.filled().is_empty() && buffer.filled().len() < linger.left =>
+                {
                     linger.left -= buffer.filled().len();
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
@@ -102,7 +113,11 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         ready!(this.poll_substitute(context))?;
         let found = if this.may_refuse(bytes) { refusal::find(bytes) } else { None };
@@ -110,7 +125,8 @@ impl AsyncWrite for Stream {
             None => Pin::new(&mut this.socket).poll_write(context, bytes),
             Some((0, status)) => {
                 this.substitute = this.refusals.instead_of(status);
-                this.lingering = Some(Linger { end: Box::pin(tokio::time::sleep(LINGER.0)), left: LINGER.1 });
+                this.lingering =
+                    Some(Linger { end: Box::pin(tokio::time::sleep(LINGER.0)), left: LINGER.1 });
                 match this.poll_substitute(context) {
                     Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
                     _ => Poll::Ready(Ok(bytes.len())),
@@ -131,7 +147,8 @@ impl AsyncWrite for Stream {
         let last = filled.next_back().or(first);
         let may_refuse = self.may_refuse(first.map_or(&[], |first| first));
         let refused = may_refuse && last.is_some_and(|last| refusal::find(last).is_some());
-        // Head and body of an answer go out as one, unless there is something to put in their place.
+        // Head and body of an answer go out as one, unless there is something to put in their
+        // place.
         if let Some(first) = first.filter(|_| refused || !self.substitute.is_empty()) {
             return self.poll_write(context, first);
         }

@@ -10,7 +10,9 @@ use crate::support::Fixture;
 #[tokio::test]
 async fn an_app_is_made_shown_listed_and_deleted() {
     let fixture = Fixture::new().await;
-    let made = fixture.post("/v1/apps", json!({"app_name": "a", "org_slug": "personal", "network": ""})).await;
+    let made = fixture
+        .post("/v1/apps", json!({"app_name": "a", "org_slug": "personal", "network": ""}))
+        .await;
     assert_eq!(made.status, StatusCode::CREATED);
     let made = made.json();
     assert!(made["id"].is_string() && made["created_at"].is_u64());
@@ -28,7 +30,10 @@ async fn an_app_is_made_shown_listed_and_deleted() {
 #[tokio::test]
 async fn app_names_are_made_up_checked_and_unique() {
     let fixture = Fixture::new().await;
-    let made = fixture.post("/v1/apps?wait=true", json!({"org_slug": "personal", "name": null})).await.json();
+    let made = fixture
+        .post("/v1/apps?wait=true", json!({"org_slug": "personal", "name": null}))
+        .await
+        .json();
     let name = made["name"].as_str().unwrap();
     let again = fixture.post("/v1/apps", json!({"org_slug": "personal", "name": name})).await;
     assert_eq!(again.status, 422);
@@ -37,7 +42,11 @@ async fn app_names_are_made_up_checked_and_unique() {
         ("Validation failed: Name has already been taken", &json!("name_taken"))
     );
     for (body, status, text) in [
-        (json!({"org_slug": "personal", "name": "No_Good"}), 422, "Validation failed: Name under 63 chars"),
+        (
+            json!({"org_slug": "personal", "name": "No_Good"}),
+            422,
+            "Validation failed: Name under 63 chars",
+        ),
         (json!({"name": "x"}), 400, "org_slug"),
         (json!({"name": "x", "org_slug": "other"}), 404, "Could not find Organization"),
         (json!({"name": "x", "org_slug": "personal", "network": "a/b"}), 400, "network"),
@@ -106,8 +115,12 @@ async fn a_deletion_that_was_cut_short_goes_on_at_the_next_start() {
 #[tokio::test]
 async fn regions_need_no_token_and_show_capacity() {
     let fixture = Fixture::new().await;
-    let answer = fixture.send(Request::get("/v1/platform/regions").body("".into()).unwrap()).await.ok();
-    assert_eq!((&answer["nearest"], &answer["regions"][0]["code"]), (&json!("local"), &json!("local")));
+    let answer =
+        fixture.send(Request::get("/v1/platform/regions").body("".into()).unwrap()).await.ok();
+    assert_eq!(
+        (&answer["nearest"], &answer["regions"][0]["code"]),
+        (&json!("local"), &json!("local"))
+    );
     assert_eq!(answer["regions"][0]["capacity"], 5);
 }
 
@@ -117,10 +130,16 @@ async fn health_tells_why_requests_would_fail() {
     fixture.app("a").await;
     fixture.call("GET /v1/apps/a").await.ok();
     let healthy = fixture.call("GET /healthz").await;
-    assert_eq!((healthy.status.as_u16(), healthy.json()), (200, json!({"ok": true, "problems": [], "warnings": []})));
+    assert_eq!(
+        (healthy.status.as_u16(), healthy.json()),
+        (200, json!({"ok": true, "problems": [], "warnings": []}))
+    );
     fixture.worker.state().warnings = vec!["no template".to_owned()];
     let warned = fixture.call("GET /healthz").await;
-    assert_eq!((warned.status.as_u16(), &warned.json()["warnings"]), (200, &json!(["no template"])));
+    assert_eq!(
+        (warned.status.as_u16(), &warned.json()["warnings"]),
+        (200, &json!(["no template"]))
+    );
     fixture.worker.state().warnings.clear();
     fixture.worker.state().problems = vec!["the disk is full".to_owned()];
     let ill = fixture.send(Request::get("/healthz").body("".into()).unwrap()).await;

@@ -29,8 +29,13 @@ async fn the_server_answers_limits_heads_and_ends_waits_when_it_stops() {
     let token = fixture.token.clone();
     let clients = async {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let answer = exchange(&mut stream, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("fly-request-id: "), "{answer}");
+        let answer =
+            exchange(&mut stream, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                .await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && answer.contains("fly-request-id: "),
+            "{answer}"
+        );
 
         let mut stream = TcpStream::connect(address).await.unwrap();
         let answer = exchange(&mut stream, "GET /healthz HTTP/1.1\r\nX: ").await;
@@ -38,7 +43,8 @@ async fn the_server_answers_limits_heads_and_ends_waits_when_it_stops() {
 
         let mut stream = TcpStream::connect(address).await.unwrap();
         let long = "y".repeat(200_000);
-        let request = format!("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: {long}\r\n\r\n");
+        let request =
+            format!("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: {long}\r\n\r\n");
         // The server may end the connection before it has read everything.
         let _ = stream.write_all(request.as_bytes()).await;
         let mut answer = Vec::new();
@@ -50,8 +56,8 @@ async fn the_server_answers_limits_heads_and_ends_waits_when_it_stops() {
             "GET /v1/apps/a/machines/{id}/wait?state=stopped HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n"
         );
         stream.write_all(wait.as_bytes()).await.unwrap();
-        // A second connection is answered after the first's request was taken in or it was refused at the stop:
-        // in both cases the wait must not hold up the end.
+        // A second connection is answered after the first's request was taken in or it was refused
+        // at the stop: in both cases the wait must not hold up the end.
         let mut other = TcpStream::connect(address).await.unwrap();
         exchange(&mut other, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
         stop.send(()).unwrap();

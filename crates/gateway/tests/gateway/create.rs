@@ -37,13 +37,19 @@ async fn a_machine_comes_back_as_its_worker_shows_it() {
     assert_eq!((&machine["name"], &machine["state"]), (&json!("m"), &json!("creating")));
     assert_eq!((&machine["region"], &machine["cordoned"]), (&json!("local"), &json!(true)));
     assert_eq!(machine["config"]["unknown"], json!({"kept": true}));
-    assert_eq!(machine["config"]["guest"], json!({"cpu_kind": "shared", "cpus": 1, "memory_mb": 256}));
+    assert_eq!(
+        machine["config"]["guest"],
+        json!({"cpu_kind": "shared", "cpus": 1, "memory_mb": 256})
+    );
     assert!(machine["nonce"].is_string());
     assert!(machine["private_ip"].as_str().unwrap().starts_with("fdaa:"));
     let create = sent(&fixture);
     assert!(create.skip_launch && create.cordoned);
     assert_eq!(create.lease, Some((30, "root@tokens.caddis".to_owned())));
-    assert_eq!((create.org.as_str(), create.app.as_str(), create.placement_epoch), ("personal", "a", 1));
+    assert_eq!(
+        (create.org.as_str(), create.app.as_str(), create.placement_epoch),
+        ("personal", "a", 1)
+    );
     assert!(create.network.ends_with("/48"));
     let read = fixture.call(&format!("GET /v1/apps/a/machines/{}", create.id)).await.ok();
     assert_eq!(read["state"], "creating");
@@ -62,7 +68,9 @@ async fn names_are_made_up_and_unique_in_the_app_while_the_machine_lives() {
     assert_eq!(taken.status, 409);
     assert_eq!(
         taken.error(),
-        format!("already_exists: unique machine name violation, machine ID {id} already exists with name \"m\"")
+        format!(
+            "already_exists: unique machine name violation, machine ID {id} already exists with name \"m\""
+        )
     );
     fixture.call(&format!("DELETE /v1/apps/a/machines/{id}?kill=true")).await.ok();
     assert_ne!(create(&fixture, &body("m")).await.ok()["id"], json!(id));
@@ -87,7 +95,10 @@ async fn a_create_that_the_worker_refuses_leaves_nothing_behind() {
     let error = ApiError::new(ErrorCode::ImageUnavailable, "image nginx does not exist");
     fixture.worker.state().create_errors.push_back(error);
     let refused = create(&fixture, &body("m")).await;
-    assert_eq!((refused.status.as_u16(), refused.error().as_str()), (422, "image nginx does not exist"));
+    assert_eq!(
+        (refused.status.as_u16(), refused.error().as_str()),
+        (422, "image nginx does not exist")
+    );
     assert!(fixture.catalog.placements(None).await.unwrap().is_empty());
     create(&fixture, &body("m")).await.ok();
 }
@@ -107,7 +118,10 @@ async fn without_room_the_answer_says_what_is_free() {
     });
     let request = json!({"config": {"image": "nginx", "guest": {"cpus": 1, "memory_mb": 2048}}});
     let refused = create(&fixture, &request).await;
-    assert_eq!((refused.status.as_u16(), &refused.json()["status"]), (422, &json!("insufficient_capacity")));
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["status"]),
+        (422, &json!("insufficient_capacity"))
+    );
     let text = refused.error();
     for part in [
         "could not find a candidate host",
@@ -215,7 +229,8 @@ async fn what_has_no_effect_is_said_when_it_is_sent() {
     let sent = json!({"config": {"image": "nginx", "standbys": ["d8d8d8d8d8d8d8"], "guest": {"cpu": 1}}, "image": "x"});
     for path in ["/v1/apps/a/machines".to_owned(), format!("/v1/apps/a/machines/{id}")] {
         let machine = fixture.post(&path, &sent).await.ok();
-        let told: Vec<_> = machine["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let told: Vec<_> =
+            machine["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         assert_eq!(told[0], "image is not known and has no effect; did you mean config.image?");
         assert!(told[1].starts_with("config.standbys is stored"), "{machine}");
         assert!(told[2].ends_with("did you mean cpus?") && told.len() == 3, "{machine}");

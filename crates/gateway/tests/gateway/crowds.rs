@@ -66,7 +66,9 @@ impl Served {
     async fn begun(&self, path: &str) -> TcpStream {
         let mut stream = self.connect().await;
         let token = &self.fixture.token;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nConnection: close\r\n\r\n");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nConnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         // What is connected later is answered later.
         self.healthy().await;
@@ -111,7 +113,8 @@ async fn rest(stream: &mut TcpStream) -> String {
 /// Status and text of an error, which must look like all others.
 #[track_caller]
 fn error(answer: &str) -> (u16, String) {
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    let (head, body) =
+        answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
     let lower = head.to_ascii_lowercase();
     assert!(lower.contains("\r\ncontent-type: application/json"), "{head}");
     assert!(lower.contains(&format!("\r\ncontent-length: {}", body.len())), "{head}");
@@ -124,7 +127,9 @@ fn error(answer: &str) -> (u16, String) {
 
 #[tokio::test]
 async fn connections_that_are_idle_or_half_sent_are_closed_after_a_time() {
-    let served = Served::with(Settings { head_timeout: Duration::from_millis(300), ..Settings::default() }).await;
+    let served =
+        Served::with(Settings { head_timeout: Duration::from_millis(300), ..Settings::default() })
+            .await;
     let busy = served.begun(&served.path("wait?state=stopped&timeout=60")).await;
     let mut kept = BufReader::new(served.connect().await);
     kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -152,10 +157,15 @@ async fn connections_that_are_idle_or_half_sent_are_closed_after_a_time() {
 
 #[tokio::test]
 async fn a_client_that_takes_no_answer_and_is_well_otherwise_is_closed_after_a_time() {
-    let served = Served::with(Settings { head_timeout: Duration::from_millis(300), ..Settings::default() }).await;
+    let served =
+        Served::with(Settings { head_timeout: Duration::from_millis(300), ..Settings::default() })
+            .await;
     let mut client = h2::client::Builder::new();
-    let (mut client, connection) =
-        client.initial_window_size(0).handshake::<_, bytes::Bytes>(served.connect().await).await.unwrap();
+    let (mut client, connection) = client
+        .initial_window_size(0)
+        .handshake::<_, bytes::Bytes>(served.connect().await)
+        .await
+        .unwrap();
     let request = axum::http::Request::get("http://x/v1/apps").body(()).unwrap();
     let (answer, _) = client.send_request(request, true).unwrap();
     // Answers to pings, among others.
@@ -178,7 +188,8 @@ async fn idle_connections_make_room_and_those_with_work_stay() {
         line.clear();
         assert!(within(watches.read_line(&mut line)).await.unwrap() > 0, "the watch goes on");
     }
-    let mut request = format!("ws://{}{}", served.address, served.path("exec/ws")).into_client_request().unwrap();
+    let mut request =
+        format!("ws://{}{}", served.address, served.path("exec/ws")).into_client_request().unwrap();
     let token = format!("Bearer {}", served.fixture.token);
     request.headers_mut().insert("authorization", token.parse().unwrap());
     let (mut socket, _) = within(client_async(request, served.connect().await)).await.unwrap();
@@ -201,11 +212,17 @@ async fn idle_connections_make_room_and_those_with_work_stay() {
     assert!(rest(&mut silent[0]).await.is_empty(), "the first had to go");
 
     session.say(Frame::Data(b"\x01still here".to_vec().into())).await;
-    assert_eq!(within(socket.next()).await.unwrap().unwrap(), Message::Binary(b"\x01still here".to_vec().into()));
+    assert_eq!(
+        within(socket.next()).await.unwrap().unwrap(),
+        Message::Binary(b"\x01still here".to_vec().into())
+    );
     // Whatever a program writes is passed on as it is, and be it what a refusal looks like.
     let refusal = b"\x01HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
     session.say(Frame::Data(refusal.to_vec().into())).await;
-    assert_eq!(within(socket.next()).await.unwrap().unwrap(), Message::Binary(refusal.to_vec().into()));
+    assert_eq!(
+        within(socket.next()).await.unwrap().unwrap(),
+        Message::Binary(refusal.to_vec().into())
+    );
     socket.send(Message::Binary(b"\0input".to_vec().into())).await.unwrap();
     served.fixture.worker.turn(&served.id, MachineState::Stopped, "stop").await;
     assert!(rest(&mut waits).await.starts_with("HTTP/1.1 200 "));
@@ -219,14 +236,19 @@ async fn idle_connections_make_room_and_those_with_work_stay() {
 
 #[tokio::test]
 async fn when_all_have_work_a_newcomer_waits_and_is_told_in_the_end() {
-    let settings = Settings { max_connections: 3, place_timeout: Duration::from_millis(300), ..Settings::default() };
+    let settings = Settings {
+        max_connections: 3,
+        place_timeout: Duration::from_millis(300),
+        ..Settings::default()
+    };
     let served = Served::with(settings).await;
     let wait = served.path("wait?state=stopped&timeout=60");
     let first = served.begun(&wait).await;
     let second = served.begun(&wait).await;
     // The third place is taken last: who asks whether it is would wait.
     let mut third = served.connect().await;
-    let request = format!("GET {wait} HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n", served.fixture.token);
+    let request =
+        format!("GET {wait} HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n", served.fixture.token);
     third.write_all(format!("{request}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
     let refused = loop {
         let answer = served.exchange(HEALTH).await;
@@ -255,7 +277,9 @@ async fn when_all_have_work_a_newcomer_waits_and_is_told_in_the_end() {
 
 #[tokio::test]
 async fn an_upload_that_stands_still_is_given_up() {
-    let served = Served::with(Settings { body_timeout: Duration::from_millis(300), ..Settings::default() }).await;
+    let served =
+        Served::with(Settings { body_timeout: Duration::from_millis(300), ..Settings::default() })
+            .await;
     let head = format!(
         "POST /v1/images?format=oci-archive HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\nConnection: close\r\n\
          Content-Length: 1000000\r\n\r\nbegin",
@@ -286,7 +310,9 @@ async fn heads_that_are_refused_are_answered_as_all_other_errors_are() {
         // Both at once: what is answered must get through while the rest is still sent.
         let (mut reads, mut writes) = stream.split();
         let mut answer = Vec::new();
-        let both = async { tokio::join!(reads.read_to_end(&mut answer), writes.write_all(request.as_bytes())) };
+        let both = async {
+            tokio::join!(reads.read_to_end(&mut answer), writes.write_all(request.as_bytes()))
+        };
         let (read, _) = within(both).await;
         read.unwrap();
         let (status, text) = error(&String::from_utf8(answer).unwrap());
@@ -294,7 +320,8 @@ async fn heads_that_are_refused_are_answered_as_all_other_errors_are() {
     }
     // Also after a request that was answered.
     let mut stream = served.connect().await;
-    let two = format!("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n{}", with("a header without a colon"));
+    let two =
+        format!("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n{}", with("a header without a colon"));
     stream.write_all(two.as_bytes()).await.unwrap();
     let answer = rest(&mut stream).await;
     let at = answer.rfind("HTTP/1.1 ").unwrap();
@@ -306,13 +333,16 @@ async fn heads_that_are_refused_are_answered_as_all_other_errors_are() {
 async fn heads_that_are_too_large_are_told_over_http_2_as_well() {
     let served = Served::with(Settings::default()).await;
     let stream = TokioIo::new(served.connect().await);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::Builder::new(TokioExecutor::new()).handshake(stream).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .handshake(stream)
+        .await
+        .unwrap();
     let connection = tokio::spawn(connection);
     let request = |fields: Vec<(String, String)>| {
         let uri = format!("http://{}/healthz", served.address);
-        let request =
-            fields.into_iter().fold(hyper::Request::get(uri), |request, (name, value)| request.header(name, value));
+        let request = fields
+            .into_iter()
+            .fold(hyper::Request::get(uri), |request, (name, value)| request.header(name, value));
         request.body(Empty::<bytes::Bytes>::new()).unwrap()
     };
     let many = (0..120).map(|number| (format!("x-{number}"), "1".to_owned())).collect();

@@ -23,7 +23,9 @@ async fn until(fixture: &Fixture, line: &str, wanted: impl Fn(&Value) -> bool) -
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{line} is never as wanted"))
+    tokio::time::timeout(PATIENCE, found)
+        .await
+        .unwrap_or_else(|_| panic!("{line} is never as wanted"))
 }
 
 #[tokio::test]
@@ -65,20 +67,30 @@ async fn a_host_that_is_silent_is_shown_as_such_and_keeps_its_machines() {
         .await;
     until(&fixture, &one, |machine| machine["host_status_reason"] == "guest_silent").await;
     let watch = fixture.request("GET /v1/apps/a/machines/watch").body(Body::empty()).unwrap();
-    let mut lines = fixture.router.clone().oneshot(watch).await.unwrap().into_body().into_data_stream();
+    let mut lines =
+        fixture.router.clone().oneshot(watch).await.unwrap().into_body().into_data_stream();
     fixture.worker.state().mute = true;
     until(&fixture, &one, |machine| machine["host_status"] == "unreachable").await;
-    let told =
-        async { while !String::from_utf8_lossy(&lines.next().await.unwrap().unwrap()).contains("\"unreachable\"") {} };
+    let told = async {
+        while !String::from_utf8_lossy(&lines.next().await.unwrap().unwrap())
+            .contains("\"unreachable\"")
+        {}
+    };
     tokio::time::timeout(PATIENCE, told).await.expect("who watches is told, too");
     let shown = fixture.call(&one).await.ok();
     assert_eq!((&shown["host_status_reason"], &shown["state"]), (&Value::Null, &json!("started")));
     let all = fixture.call("GET /v1/apps/a/machines").await.ok();
     assert_eq!((all.as_array().unwrap().len(), &all[0]["host_status"]), (1, &json!("unreachable")));
     let status = fixture.call("GET /v1/platform/status").await.ok();
-    assert_eq!((&status["ok"], &status["hosts"][0]["state"]), (&json!(false), &json!("unreachable")));
     assert_eq!(
-        (&status["hosts"][0]["machines"], status["problems"].to_string().contains("no host can be reached")),
+        (&status["ok"], &status["hosts"][0]["state"]),
+        (&json!(false), &json!("unreachable"))
+    );
+    assert_eq!(
+        (
+            &status["hosts"][0]["machines"],
+            status["problems"].to_string().contains("no host can be reached")
+        ),
         (&json!(1), true)
     );
 
@@ -87,7 +99,8 @@ async fn a_host_that_is_silent_is_shown_as_such_and_keeps_its_machines() {
     fixture.worker.announce("local").await;
     until(&fixture, &one, |machine| machine["host_status_reason"] == "guest_silent").await;
     fixture.worker.state().draining = true;
-    until(&fixture, "GET /v1/platform/status", |status| status["hosts"][0]["state"] == "draining").await;
+    until(&fixture, "GET /v1/platform/status", |status| status["hosts"][0]["state"] == "draining")
+        .await;
 }
 
 #[tokio::test]
@@ -104,12 +117,20 @@ async fn a_host_that_announces_itself_is_listed_placed_on_and_drained_alone() {
     second.announce("far").await;
     until(&fixture, "GET /v1/apps/a/machines", |all| all.as_array().unwrap().len() == 2).await;
     let regions = fixture.call("GET /v1/platform/regions").await.ok();
-    let codes: Vec<_> =
-        regions["regions"].as_array().unwrap().iter().map(|region| region["code"].as_str().unwrap()).collect();
+    let codes: Vec<_> = regions["regions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|region| region["code"].as_str().unwrap())
+        .collect();
     assert_eq!(codes, ["local", "far"]);
     let status = fixture.call("GET /v1/platform/status").await.ok();
-    let hosts: Vec<_> =
-        status["hosts"].as_array().unwrap().iter().map(|host| (&host["id"], &host["machines"])).collect();
+    let hosts: Vec<_> = status["hosts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|host| (&host["id"], &host["machines"]))
+        .collect();
     assert_eq!(hosts, [(&json!("W1"), &json!(1)), (&json!("W2"), &json!(1))]);
     let body = json!({ "name": "n", "region": "far", "config": { "image": "nginx" } });
     let made = fixture.post("/v1/apps/a/machines", body).await.ok();
@@ -117,7 +138,12 @@ async fn a_host_that_announces_itself_is_listed_placed_on_and_drained_alone() {
 
     fixture.post("/v1/hosts/W2/drain", "{}").await.ok();
     let drains = |worker: &FakeWorker| {
-        worker.state().requests.iter().filter(|request| matches!(request, WorkerRequest::Drain { .. })).count()
+        worker
+            .state()
+            .requests
+            .iter()
+            .filter(|request| matches!(request, WorkerRequest::Drain { .. }))
+            .count()
     };
     assert_eq!((drains(&fixture.worker), drains(&second)), (0, 1));
     let unknown = fixture.post("/v1/hosts/W3/drain", "{}").await;

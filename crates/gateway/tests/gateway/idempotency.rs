@@ -46,7 +46,10 @@ async fn the_same_request_is_carried_out_once_and_answered_the_same() {
     let first = post(&fixture, MACHINES, "k", &machine()).await;
     assert!(!first.headers.contains_key("idempotency-replayed"));
     let again = post(&fixture, MACHINES, "k", &machine()).await;
-    assert_eq!((again.status, &again.headers["idempotency-replayed"]), (first.status, &"true".parse().unwrap()));
+    assert_eq!(
+        (again.status, &again.headers["idempotency-replayed"]),
+        (first.status, &"true".parse().unwrap())
+    );
     assert_eq!(again.headers["content-type"], "application/json");
     assert_ne!(again.headers["fly-request-id"], first.headers["fly-request-id"]);
     assert_eq!(again.text, first.text);
@@ -63,7 +66,8 @@ async fn two_at_once_are_one() {
     let fixture = Fixture::new().await;
     fixture.app("a").await;
     let body = machine();
-    let (one, other) = tokio::join!(post(&fixture, MACHINES, "k", &body), post(&fixture, MACHINES, "k", &body));
+    let (one, other) =
+        tokio::join!(post(&fixture, MACHINES, "k", &body), post(&fixture, MACHINES, "k", &body));
     assert_eq!(one.ok()["id"], other.ok()["id"]);
     assert_eq!(made(&fixture), 1);
 }
@@ -74,9 +78,11 @@ async fn a_key_belongs_to_one_request() {
     let id = fixture.started().await;
     post(&fixture, MACHINES, "k", &machine()).await.ok();
     let stop = format!("{MACHINES}/{id}/stop");
-    for (path, body) in
-        [(MACHINES, json!({ "config": { "image": "other" } })), (&stop, Value::Null), ("/v1/apps", machine())]
-    {
+    for (path, body) in [
+        (MACHINES, json!({ "config": { "image": "other" } })),
+        (&stop, Value::Null),
+        ("/v1/apps", machine()),
+    ] {
         let refused = post(&fixture, path, "k", &body).await;
         assert_eq!(refused.status, 422, "{path}");
         assert!(refused.error().contains("another request"), "{}", refused.text);
@@ -149,10 +155,9 @@ async fn what_may_have_been_done_is_done_again_only_where_that_comes_to_the_same
     post(&fixture, &cordon, "c", &Value::Null).await.ok();
     post(&fixture, &update, "u", &machine()).await.ok();
     let state = fixture.worker.state();
-    let restarts = state
-        .requests
-        .iter()
-        .filter(|request| matches!(request, WorkerRequest::Act { action: Action::Restart { .. }, .. }));
+    let restarts = state.requests.iter().filter(|request| {
+        matches!(request, WorkerRequest::Act { action: Action::Restart { .. }, .. })
+    });
     assert_eq!(restarts.count(), 1);
     let versions: Vec<_> = state
         .requests
@@ -175,9 +180,11 @@ async fn keys_of_others_are_others() {
         id: id.to_owned(),
         fingerprint: [0; 32],
     };
-    for (caller, id, expected) in
-        [("a", "1", Keyed::New), ("b", "2", Keyed::New), ("a", "3", Keyed::CutShort { id: "1".to_owned() })]
-    {
+    for (caller, id, expected) in [
+        ("a", "1", Keyed::New),
+        ("b", "2", Keyed::New),
+        ("a", "3", Keyed::CutShort { id: "1".to_owned() }),
+    ] {
         // Nothing of it is being carried out any more.
         fixture.catalog.give_up_request("1", "1").await.unwrap();
         assert_eq!(fixture.catalog.begin_request(request(caller, id)).await.unwrap(), expected);
@@ -313,5 +320,7 @@ async fn what_may_have_been_done_before_is_not_forgotten_when_it_reaches_nobody(
 /// As if the server had been killed after it did its work and before it noted that.
 fn forget_answers(fixture: &Fixture) {
     let catalog = rusqlite::Connection::open(fixture.directory.path().join("catalog.db")).unwrap();
-    catalog.execute("UPDATE requests SET status = NULL, content_type = NULL, body = NULL", []).unwrap();
+    catalog
+        .execute("UPDATE requests SET status = NULL, content_type = NULL, body = NULL", [])
+        .unwrap();
 }

@@ -5,14 +5,21 @@ use axum::body::Body;
 use crate::support::{Fixture, worker::StreamCall};
 
 fn calls(fixture: &Fixture) -> Vec<(String, String)> {
-    fixture.worker.state().calls.iter().map(|call| (call.method.clone(), call.uri.clone())).collect()
+    fixture
+        .worker
+        .state()
+        .calls
+        .iter()
+        .map(|call| (call.method.clone(), call.uri.clone()))
+        .collect()
 }
 
 #[tokio::test]
 async fn images_are_listed_imported_and_removed_at_the_worker() {
     let fixture = Fixture::new().await;
     fixture.call("GET /v1/images").await.ok();
-    let request = fixture.request("POST /v1/images?format=oci-archive&name=a%2Fb%3Ac&image=web%3A2&other=x");
+    let request =
+        fixture.request("POST /v1/images?format=oci-archive&name=a%2Fb%3Ac&image=web%3A2&other=x");
     fixture.send(request.body(Body::from("archive")).unwrap()).await.ok();
     fixture.call("DELETE /v1/images?name=a/b:c").await.ok();
     assert_eq!(fixture.call("GET /v1/images?worker=other").await.status, 400);
@@ -39,7 +46,8 @@ async fn logs_are_asked_of_the_worker_with_limits() {
             format!("/logs?app=a&instance={id}&next_token=x%26y&limit=1000&wait_seconds=60"),
         ),
         (
-            "region=local&since=1970-01-01T00:00:01Z&until=1970-01-01T01:00:02.5%2B01:00".to_owned(),
+            "region=local&since=1970-01-01T00:00:01Z&until=1970-01-01T01:00:02.5%2B01:00"
+                .to_owned(),
             "/logs?app=a&region=local&since_ns=1000000000&until_ns=2500000000".to_owned(),
         ),
     ] {
@@ -52,9 +60,15 @@ async fn logs_are_asked_of_the_worker_with_limits() {
 #[tokio::test]
 async fn logs_of_no_time_or_region_are_not_asked_for() {
     let fixture = Fixture::new().await;
-    for (query, name) in [("since=10m", "since"), ("until=now", "until"), ("region=nowhere", "region")] {
+    for (query, name) in
+        [("since=10m", "since"), ("until=now", "until"), ("region=nowhere", "region")]
+    {
         let answer = fixture.call(&format!("GET /api/v1/apps/a/logs?{query}")).await;
-        assert!(answer.status == 400 && answer.error().starts_with(&format!("invalid parameter {name} '")), "{query}");
+        assert!(
+            answer.status == 400
+                && answer.error().starts_with(&format!("invalid parameter {name} '")),
+            "{query}"
+        );
     }
     assert!(calls(&fixture).is_empty());
 }

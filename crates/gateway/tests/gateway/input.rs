@@ -18,7 +18,8 @@ async fn all_ways_to_send_a_token_are_taken() {
         format!("Bearer fm1r_x,{token},fm1a_y"),
         token.clone(),
     ] {
-        let request = Request::get("/v1/apps").header("authorization", &value).body(Body::empty()).unwrap();
+        let request =
+            Request::get("/v1/apps").header("authorization", &value).body(Body::empty()).unwrap();
         assert_eq!(fixture.send(request).await.status, 200, "{value}");
     }
 }
@@ -30,7 +31,10 @@ async fn every_answer_has_a_request_id_and_errors_repeat_it() {
     let id = fine.headers["fly-request-id"].to_str().unwrap().to_owned();
     assert!(id.len() == 32 && id.ends_with("-local"), "{id}");
     let missing = fixture.call("GET /v1/nothing/here?token=x").await;
-    assert_eq!((missing.status.as_u16(), missing.error().as_str()), (404, "no such endpoint: GET /v1/nothing/here"));
+    assert_eq!(
+        (missing.status.as_u16(), missing.error().as_str()),
+        (404, "no such endpoint: GET /v1/nothing/here")
+    );
     let wrong = fixture.call("PATCH /v1/apps").await;
     assert_eq!(wrong.status, 405);
     assert!(wrong.error().contains("PATCH"));
@@ -49,18 +53,27 @@ async fn bad_bodies_of_a_create_are_refused_with_the_place() {
         ("[]", "invalid body: it must be an object"),
         ("nonsense", "invalid JSON: expected ident at line 1 column 2"),
         (r#"{"config": {"image": "a"}"#, "invalid JSON: EOF"),
-        (r#"{"config": {"image": "a"}} x"#, "invalid JSON: trailing characters at line 1 column 28"),
+        (
+            r#"{"config": {"image": "a"}} x"#,
+            "invalid JSON: trailing characters at line 1 column 28",
+        ),
         (r#"{"config": 5}"#, "invalid config: invalid type: integer `5`"),
         (r#"{"config": {}}"#, "config.image"),
         (r#"{"config": {"image": 5}}"#, "invalid config.image"),
         (r#"{"config": {"image": "a", "guest": {"cpus": "2"}}}"#, "invalid config.guest.cpus"),
-        (r#"{"config": {"image": "a", "guest": {"cpus": 3}}}"#, "invalid config.guest.cpus, 3 is not one of"),
+        (
+            r#"{"config": {"image": "a", "guest": {"cpus": 3}}}"#,
+            "invalid config.guest.cpus, 3 is not one of",
+        ),
         (r#"{"config": {"image": "a", "guest": {"memory_mb": 128}}}"#, "minimum required 256 MiB"),
         (r#"{"config": {"image": "a", "guest": {"memory_mb": 99999}}}"#, "cannot exceed 2048 MiB"),
         (r#"{"config": {"image": "a"}, "name": 7}"#, "invalid name: invalid type: integer `7`"),
         (r#"{"config": {"image": "a"}, "name": "a b"}"#, "invalid machine name"),
         (r#"{"config": {"image": "a"}, "lease_ttl": -1}"#, "invalid lease_ttl"),
-        (r#"{"config": {"image": "a"}, "lease_ttl": 999999}"#, "invalid lease_ttl, cannot exceed 86400 seconds"),
+        (
+            r#"{"config": {"image": "a"}, "lease_ttl": 999999}"#,
+            "invalid lease_ttl, cannot exceed 86400 seconds",
+        ),
         (r#"{"config": {"image": "a"}, "skip_launch": "yes"}"#, "invalid skip_launch"),
         (deep.as_str(), "recursion limit exceeded"),
     ] {
@@ -122,7 +135,10 @@ async fn unknown_things_are_not_found() {
     let id = fixture.started().await;
     fixture.app("b").await;
     let create = json!({"config": {"image": "nginx"}});
-    assert_eq!(fixture.post("/v1/apps/x/machines", create).await.error(), "Could not find App \"x\"");
+    assert_eq!(
+        fixture.post("/v1/apps/x/machines", create).await.error(),
+        "Could not find App \"x\""
+    );
     for (line, status, text) in [
         ("GET /v1/apps/x/machines".to_owned(), 404, "Could not find App \"x\""),
         (format!("GET /v1/apps/x/machines/{id}"), 404, "Could not find App \"x\""),
@@ -130,7 +146,11 @@ async fn unknown_things_are_not_found() {
         (format!("DELETE /v1/apps/b/machines/{id}?force=true"), 404, "machine not found"),
         ("GET /v1/apps/a/machines/00000000000000".to_owned(), 404, "machine not found"),
         ("GET /v1/apps/a/machines/NOPE".to_owned(), 400, "invalid machine ID, 'NOPE'"),
-        ("GET /v1/apps/a/machines/%2e%2e%2fetc/wait".to_owned(), 400, "invalid machine ID, '../etc'"),
+        (
+            "GET /v1/apps/a/machines/%2e%2e%2fetc/wait".to_owned(),
+            400,
+            "invalid machine ID, '../etc'",
+        ),
         ("DELETE /v1/apps/x".to_owned(), 404, "Could not find App \"x\""),
         ("GET /api/v1/apps/x/logs".to_owned(), 404, "Could not find App \"x\""),
         ("GET /v1/orgs/other/machines".to_owned(), 404, "Could not find Organization 'other'"),
@@ -167,24 +187,35 @@ async fn content_types_nulls_and_empty_bodies_do_not_matter() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
     let machine = format!("/v1/apps/a/machines/{id}");
-    for body in
-        ["", " ", "{}", "null", r#"{"signal": null, "timeout": "0s", "id": "x"}"#, r#"{"signal": "", "timeout": ""}"#]
-    {
-        for content_type in ["application/json", "text/plain", "application/x-www-form-urlencoded"] {
-            let request = fixture.request(&format!("POST {machine}/stop")).header("content-type", content_type);
+    for body in [
+        "",
+        " ",
+        "{}",
+        "null",
+        r#"{"signal": null, "timeout": "0s", "id": "x"}"#,
+        r#"{"signal": "", "timeout": ""}"#,
+    ] {
+        for content_type in ["application/json", "text/plain", "application/x-www-form-urlencoded"]
+        {
+            let request = fixture
+                .request(&format!("POST {machine}/stop"))
+                .header("content-type", content_type);
             let answer = fixture.send(request.body(Body::from(body)).unwrap()).await;
             assert_eq!(answer.status, 200, "{body:?} {content_type} gave {}", answer.text);
         }
     }
     for signal in ["9", "\"9\"", "\"SIGKILL\"", "\"kill\""] {
-        let answer = fixture.post(&format!("{machine}/signal"), format!("{{\"signal\": {signal}}}")).await;
+        let answer =
+            fixture.post(&format!("{machine}/signal"), format!("{{\"signal\": {signal}}}")).await;
         assert_eq!(answer.ok(), json!({"ok": true}));
     }
 }
 
 #[tokio::test]
 async fn who_asks_too_often_is_told_when_to_come_back() {
-    let fixture = Fixture::with(caddis_gateway::Settings { rate_limit: 1.0, ..Default::default() }, |_| {}).await;
+    let fixture =
+        Fixture::with(caddis_gateway::Settings { rate_limit: 1.0, ..Default::default() }, |_| {})
+            .await;
     let id = fixture.started().await;
     let stop = format!("POST /v1/apps/a/machines/{id}/stop");
     for _ in 0..3 {
@@ -192,15 +223,25 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
     }
     let refused = fixture.call(&stop).await;
     assert_eq!(refused.status, 429);
-    assert!(refused.error().starts_with("resource_exhausted: too many requests"), "{}", refused.error());
+    assert!(
+        refused.error().starts_with("resource_exhausted: too many requests"),
+        "{}",
+        refused.error()
+    );
     assert_eq!(refused.headers["retry-after"], "1");
-    assert_eq!(fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.status, 200, "other kinds are let through");
+    assert_eq!(
+        fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.status,
+        200,
+        "other kinds are let through"
+    );
     let asked = fixture.worker.state().requests.len();
     fixture.call(&stop).await;
     assert_eq!(fixture.worker.state().requests.len(), asked, "the worker hears nothing of it");
     // Who has no token uses up nothing.
     for _ in 0..20 {
-        let request = axum::http::Request::get("/v1/apps?org_slug=personal").body(axum::body::Body::empty()).unwrap();
+        let request = axum::http::Request::get("/v1/apps?org_slug=personal")
+            .body(axum::body::Body::empty())
+            .unwrap();
         assert_eq!(fixture.send(request).await.status, 401);
     }
     assert_eq!(fixture.call("GET /v1/apps?org_slug=personal").await.status, 200);

@@ -26,10 +26,22 @@ async fn changes_are_handed_to_the_worker_and_answered() {
     let id = fixture.started().await;
     let machine = format!("/v1/apps/a/machines/{id}");
     let ok = json!({"ok": true});
-    assert_eq!(fixture.post(&format!("{machine}/stop"), r#"{"signal": "TERM", "timeout": "10s"}"#).await.ok(), ok);
-    assert!(matches!(last_action(&fixture), Action::Stop { signal: Some(Signal::TERM), timeout: Some(timeout) }
-        if timeout.0.as_secs() == 10));
-    assert_eq!(fixture.call(&format!("GET {machine}")).await.ok()["state"], "stopping", "it reads its own writes");
+    assert_eq!(
+        fixture
+            .post(&format!("{machine}/stop"), r#"{"signal": "TERM", "timeout": "10s"}"#)
+            .await
+            .ok(),
+        ok
+    );
+    assert!(
+        matches!(last_action(&fixture), Action::Stop { signal: Some(Signal::TERM), timeout: Some(timeout) }
+        if timeout.0.as_secs() == 10)
+    );
+    assert_eq!(
+        fixture.call(&format!("GET {machine}")).await.ok()["state"],
+        "stopping",
+        "it reads its own writes"
+    );
     fixture.worker.turn(&id, MachineState::Stopped, "exit").await;
     let started = fixture.call(&format!("POST {machine}/start")).await.ok();
     assert_eq!(started, json!({"previous_state": "stopped", "migrated": false, "new_host": ""}));
@@ -75,10 +87,19 @@ async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readab
     let old = before["version"].as_str().unwrap();
     for (body, text) in [
         (json!({}), "invalid config, it is required"),
-        (json!({ "config": { "image": "b", "mounts": [{ "volume": "vol_1", "path": "/data" }] } }), "no volumes yet"),
-        (json!({ "config": { "image": "b", "stop_config": { "timeout": 3 } } }), "write \"3s\" for seconds"),
+        (
+            json!({ "config": { "image": "b", "mounts": [{ "volume": "vol_1", "path": "/data" }] } }),
+            "no volumes yet",
+        ),
+        (
+            json!({ "config": { "image": "b", "stop_config": { "timeout": 3 } } }),
+            "write \"3s\" for seconds",
+        ),
         (json!({ "config": { "image": "b" }, "lease_ttl": 99_999_999 }), "invalid lease_ttl"),
-        (json!({ "config": { "image": "b", "guest": { "cpus": 3 } } }), "invalid config.guest.cpus"),
+        (
+            json!({ "config": { "image": "b", "guest": { "cpus": 3 } } }),
+            "invalid config.guest.cpus",
+        ),
     ] {
         let refused = fixture.post(&machine, body).await;
         assert_eq!(refused.status, 400);
@@ -89,18 +110,27 @@ async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readab
         "current_version": old, "skip_launch": true, "lease_ttl": 60, "min_secrets_version": null,
     });
     let updated = fixture.post(&machine, body).await.ok();
-    assert_eq!(updated["warnings"], json!(["config.unknown is not known, it is stored and has no effect"]));
+    assert_eq!(
+        updated["warnings"],
+        json!(["config.unknown is not known, it is stored and has no effect"])
+    );
     assert_ne!(updated["version"], old);
     assert_eq!(updated["instance_id"], updated["instance_id"]);
     assert_eq!(updated["config"]["unknown"], 1);
     assert!(updated["nonce"].is_string(), "{updated}");
-    let Some(WorkerRequest::Update { update: sent, .. }) = fixture.worker.state().requests.last().cloned() else {
+    let Some(WorkerRequest::Update { update: sent, .. }) =
+        fixture.worker.state().requests.last().cloned()
+    else {
         panic!("no update")
     };
-    assert_eq!((sent.expected.unwrap().as_str(), sent.skip_launch, sent.lease.unwrap().0), (old, true, 60));
+    assert_eq!(
+        (sent.expected.unwrap().as_str(), sent.skip_launch, sent.lease.unwrap().0),
+        (old, true, 60)
+    );
 
     let versions = fixture.call(&format!("GET {machine}/versions")).await.ok();
-    let ids: Vec<_> = versions.as_array().unwrap().iter().map(|version| &version["version"]).collect();
+    let ids: Vec<_> =
+        versions.as_array().unwrap().iter().map(|version| &version["version"]).collect();
     assert_eq!(ids, [&updated["version"], &before["version"]], "newest first");
     assert_eq!(versions[1]["user_config"], before["config"]);
     let earlier = fixture.call(&format!("GET {machine}?version={old}")).await.ok();
@@ -130,7 +160,8 @@ async fn what_an_update_can_not_change_is_ignored_with_a_warning() {
     fixture.worker.turn(&id, MachineState::Suspended, "suspend").await;
     fixture.call(&format!("GET {machine}/wait?state=suspended")).await.ok();
     let updated = fixture.post(&machine, json!({ "config": { "image": "b" } })).await.ok();
-    let told = "the memory that was saved when it was suspended is given up, its next start is a new boot";
+    let told =
+        "the memory that was saved when it was suspended is given up, its next start is a new boot";
     assert_eq!(updated["warnings"], json!([told]));
 }
 
@@ -179,15 +210,19 @@ async fn metadata_is_read_and_written_by_key_and_as_a_whole() {
     assert_eq!(fixture.call(&format!("GET {metadata}")).await.ok(), json!({ "a/b": "1" }));
     assert_eq!(fixture.call(&format!("GET {metadata}/none")).await.status, 404);
     assert_eq!(fixture.call(&format!("DELETE {metadata}/a%2Fb")).await.status, 204);
-    let body =
-        json!({ "metadata": { "x": "1", "gone": null, "empty": "" }, "machine_version": "", "updated_at": "now" });
+    let body = json!({ "metadata": { "x": "1", "gone": null, "empty": "" }, "machine_version": "", "updated_at": "now" });
     for method in ["PATCH", "PUT"] {
         let request = fixture.request(&format!("{method} {metadata}"));
-        assert_eq!(fixture.send(request.body(Body::from(body.to_string())).unwrap()).await.status, 204);
+        assert_eq!(
+            fixture.send(request.body(Body::from(body.to_string())).unwrap()).await.status,
+            204
+        );
         let Action::SetMetadata { changes, expected } = last_action(&fixture) else { panic!() };
         assert_eq!((changes.len(), changes["gone"].clone(), expected), (3, None, None));
     }
-    for (path, body) in [("/k", json!({})), ("/k", json!({ "value": 5 })), ("/k", json!([])), ("/k", json!(["x"]))] {
+    for (path, body) in
+        [("/k", json!({})), ("/k", json!({ "value": 5 })), ("/k", json!([])), ("/k", json!(["x"]))]
+    {
         assert_eq!(fixture.post(&format!("{metadata}{path}"), body).await.status, 400);
     }
 }
@@ -209,7 +244,10 @@ async fn lists_are_filtered() {
     let mut made = Vec::new();
     for (name, kind) in [("one", "web"), ("two", "web"), ("three", "job")] {
         made.push(
-            fixture.post("/v1/apps/a/machines", create(name, kind)).await.ok()["id"].as_str().unwrap().to_owned(),
+            fixture.post("/v1/apps/a/machines", create(name, kind)).await.ok()["id"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
         );
     }
     let id = made[0].parse().unwrap();
@@ -228,7 +266,11 @@ async fn lists_are_filtered() {
     ] {
         let list = fixture.call(&format!("GET /v1/apps/a/machines?{query}")).await.ok();
         expected.sort_by_key(|index| &made[*index]);
-        assert_eq!(ids(&list), expected.iter().map(|index| made[*index].as_str()).collect::<Vec<_>>(), "{query}");
+        assert_eq!(
+            ids(&list),
+            expected.iter().map(|index| made[*index].as_str()).collect::<Vec<_>>(),
+            "{query}"
+        );
     }
     let summary = fixture.call("GET /v1/apps/a/machines?summary=true").await.ok();
     for field in ["config", "events", "checks", "host_status", "nonce"] {
@@ -253,7 +295,8 @@ async fn lists_come_in_pages() {
     assert_eq!([ids(&first), ids(&second)].concat(), ids(&all));
     let organization = fixture.call("GET /v1/orgs/personal/machines?limit=2").await.ok();
     let cursor = organization["next_cursor"].as_str().unwrap();
-    let rest = fixture.call(&format!("GET /v1/orgs/personal/machines?limit=2&cursor={cursor}")).await.ok();
+    let rest =
+        fixture.call(&format!("GET /v1/orgs/personal/machines?limit=2&cursor={cursor}")).await.ok();
     assert_eq!([ids(&organization["machines"]), ids(&rest["machines"])].concat(), ids(&all));
     assert_eq!(rest["machines"][0]["app_name"], "a");
     assert_eq!(rest["machines"][0]["config"]["image"], "nginx");
@@ -264,9 +307,13 @@ async fn lists_come_in_pages() {
 async fn a_version_is_shown_when_it_is_the_current_one() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
-    let version = fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok()["version"].clone();
+    let version =
+        fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok()["version"].clone();
     let path = format!("GET /v1/apps/a/machines/{id}?version=");
-    assert_eq!(fixture.call(&format!("{path}{}", version.as_str().unwrap())).await.ok()["version"], version);
+    assert_eq!(
+        fixture.call(&format!("{path}{}", version.as_str().unwrap())).await.ok()["version"],
+        version
+    );
     assert_eq!(fixture.call(&format!("{path}01HQ73A7BFFDF1B6WMGHFZZ4E7")).await.status, 404);
 }
 
@@ -279,9 +326,17 @@ async fn events_and_processes_come_from_the_worker() {
     assert_eq!(events.as_array().unwrap().len(), 1);
     assert_eq!((&events[0]["type"], &events[0]["status"]), (&json!("start"), &json!("started")));
     fixture.call(&format!("GET {machine}/events?limit=1000")).await.ok();
-    assert!(matches!(fixture.worker.state().requests.last(), Some(WorkerRequest::Events { limit: 50, .. })));
+    assert!(matches!(
+        fixture.worker.state().requests.last(),
+        Some(WorkerRequest::Events { limit: 50, .. })
+    ));
     let processes = fixture.call(&format!("GET {machine}/ps?sort_by=rss&order=desc")).await.ok();
-    let pids: Vec<_> = processes.as_array().unwrap().iter().map(|process| process["pid"].as_i64().unwrap()).collect();
+    let pids: Vec<_> = processes
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|process| process["pid"].as_i64().unwrap())
+        .collect();
     assert_eq!(pids, [7, 9, 1]);
 }
 
@@ -308,7 +363,11 @@ async fn errors_of_a_stream_get_their_request_id() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
     let error = caddis_api::ApiError::precondition("machine not running");
-    fixture.worker.state().stream_answer = Some((412, serde_json::to_string(&error.body(None)).unwrap()));
+    fixture.worker.state().stream_answer =
+        Some((412, serde_json::to_string(&error.body(None)).unwrap()));
     let answer = fixture.post(&format!("/v1/apps/a/machines/{id}/exec"), r#"{"cmd": "ls"}"#).await;
-    assert_eq!((answer.status.as_u16(), answer.error().as_str()), (412, "failed_precondition: machine not running"));
+    assert_eq!(
+        (answer.status.as_u16(), answer.error().as_str()),
+        (412, "failed_precondition: machine not running")
+    );
 }

@@ -1,4 +1,5 @@
-//! The OpenAPI document: what is checked in, what is served, and that each operation does what it says.
+//! The OpenAPI document: what is checked in, what is served, and that each operation does what it
+//! says.
 
 use std::path::Path;
 
@@ -26,7 +27,8 @@ fn the_document_checked_in_is_the_one_of_the_code() {
 #[tokio::test]
 async fn document_and_page_are_served_to_anyone() {
     let fixture = Fixture::new().await;
-    let document = fixture.send(Request::get("/v1/openapi.json").body(Body::empty()).unwrap()).await;
+    let document =
+        fixture.send(Request::get("/v1/openapi.json").body(Body::empty()).unwrap()).await;
     assert_eq!(document.headers["content-type"], "application/json");
     assert_eq!(document.text, caddis_gateway::openapi_json());
     let page = fixture.send(Request::get("/docs").body(Body::empty()).unwrap()).await;

@@ -22,7 +22,10 @@ async fn each_change_of_an_operation_is_told_until_it_is_done() {
     let fixture = Fixture::new().await;
     fixture.app("a").await;
     let id = fixture.machine("a", "m").await;
-    let request = fixture.request(&format!("GET /v1/apps/a/machines/{id}/operation")).body(Body::empty()).unwrap();
+    let request = fixture
+        .request(&format!("GET /v1/apps/a/machines/{id}/operation"))
+        .body(Body::empty())
+        .unwrap();
     let response = fixture.router.clone().oneshot(request).await.unwrap();
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let mut body = response.into_body().into_data_stream();

@@ -1,4 +1,5 @@
-//! Every operation of the OpenAPI document, over HTTP. [`Fixture::send`] compares the answers with the document.
+//! Every operation of the OpenAPI document, over HTTP. [`Fixture::send`] compares the answers with
+//! the document.
 
 use std::collections::BTreeSet;
 
@@ -47,9 +48,17 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
     ("Images_list", "?worker=W1", ""),
     ("Images_import", "?format=oci-archive&name=b", "archive"),
     ("Images_delete", "?name=b", ""),
-    ("Machines_list", "?include_deleted=true&include_leases=true&summary=true&region=local&state=started&limit=5", ""),
+    (
+        "Machines_list",
+        "?include_deleted=true&include_leases=true&summary=true&region=local&state=started&limit=5",
+        "",
+    ),
     ("Organizations_list", "", ""),
-    ("Machines_org_list", "?include_deleted=true&summary=false&updated_after=2020-01-01T00:00:00Z&limit=5", ""),
+    (
+        "Machines_org_list",
+        "?include_deleted=true&summary=false&updated_after=2020-01-01T00:00:00Z&limit=5",
+        "",
+    ),
     ("Machines_show", "?include_leases=true", ""),
     ("Machines_wait", "?state=started,settled&timeout=1", ""),
     ("Machines_watch", "?timeout=1s", ""),
@@ -114,15 +123,17 @@ async fn every_operation_succeeds_as_documented() {
         answer
     })
     .await;
-    let documented: BTreeSet<_> = CONTRACT.operations.iter().map(|operation| operation.id.as_str()).collect();
-    let exercised = REQUESTS.iter().map(|(name, ..)| *name).chain(OVER_A_CONNECTION.iter().copied());
+    let documented: BTreeSet<_> =
+        CONTRACT.operations.iter().map(|operation| operation.id.as_str()).collect();
+    let exercised =
+        REQUESTS.iter().map(|(name, ..)| *name).chain(OVER_A_CONNECTION.iter().copied());
     let exercised: BTreeSet<_> = exercised.collect();
     assert_eq!(documented, exercised, "each operation of the document needs a request here");
     assert_eq!(CONTRACT.operations.len(), documented.len(), "ids of operations are unique");
 }
 
-/// Has the request of each operation sent, by whoever has the token that it is made with, about a machine of the app `a`.
-/// What is given back is the answer to a request that was carried out.
+/// Has the request of each operation sent, by whoever has the token that it is made with, about a
+/// machine of the app `a`. What is given back is the answer to a request that was carried out.
 pub async fn exercise(
     fixture: &Fixture,
     id: &MachineId,
@@ -135,7 +146,8 @@ pub async fn exercise(
         check_request(operation, query, body);
         let line = format!("{} {}{query}", operation.method, filled_in(operation, id.as_str()));
         let request = |token: &str| {
-            let request = fixture.request_by(token, &line).header("fly-machine-lease-nonce", &nonce);
+            let request =
+                fixture.request_by(token, &line).header("fly-machine-lease-nonce", &nonce);
             request.body(Body::from(*body)).unwrap()
         };
         let answer = send(operation, &request).await;
@@ -144,7 +156,10 @@ pub async fn exercise(
             "Machines_release_lease" => nonce.clear(),
             _ => {}
         }
-        if operation.method == "POST" && operation.path.contains("machine_id") && name != &"Machines_update" {
+        if operation.method == "POST"
+            && operation.path.contains("machine_id")
+            && name != &"Machines_update"
+        {
             fixture.worker.turn(id, MachineState::Started, "start").await;
         }
     }
@@ -152,13 +167,20 @@ pub async fn exercise(
 
 /// A request must be one that the document describes, too.
 fn check_request(operation: &Operation, query: &str, body: &str) {
-    for (name, value) in query.trim_start_matches('?').split('&').filter_map(|pair| pair.split_once('=')) {
-        let known = operation.parameters.iter().any(|(known, place, _)| known == name && place == "query");
+    for (name, value) in
+        query.trim_start_matches('?').split('&').filter_map(|pair| pair.split_once('='))
+    {
+        let known =
+            operation.parameters.iter().any(|(known, place, _)| known == name && place == "query");
         assert!(known, "{} has no parameter {name} ({value})", operation.id);
     }
     match operation.request.get("application/json") {
         Some(validator) if !body.is_empty() => accept(validator, body, &operation.id),
-        _ => assert!(body.is_empty() || !operation.request.is_empty(), "{} takes no body", operation.id),
+        _ => assert!(
+            body.is_empty() || !operation.request.is_empty(),
+            "{} takes no body",
+            operation.id
+        ),
     }
 }
 
@@ -167,13 +189,18 @@ async fn parameters_with_a_form_are_read() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
     let has_form = |schema: &Value| {
-        schema.get("enum").is_some() || ["boolean", "integer"].iter().any(|kind| schema["type"] == *kind)
+        schema.get("enum").is_some()
+            || ["boolean", "integer"].iter().any(|kind| schema["type"] == *kind)
     };
     let mut read = 0;
     for operation in &CONTRACT.operations {
         for (name, place, schema) in &operation.parameters {
             if place == "query" && has_form(schema) {
-                let line = format!("{} {}?{name}=nonsense", operation.method, filled_in(operation, id.as_str()));
+                let line = format!(
+                    "{} {}?{name}=nonsense",
+                    operation.method,
+                    filled_in(operation, id.as_str())
+                );
                 assert_eq!(fixture.call(&line).await.status, 400, "{line}");
                 read += 1;
             }
@@ -192,9 +219,14 @@ async fn nothing_is_done_without_a_token_of_ours() {
     };
     let before = asked(&fixture);
     for operation in CONTRACT.operations.iter().filter(|operation| operation.needs_token) {
-        for token in
-            [None, Some("Bearer wrong"), Some("FlyV1 fm2_x,fm2_y"), Some(""), Some("Bearer "), Some("Basic eDp5")]
-        {
+        for token in [
+            None,
+            Some("Bearer wrong"),
+            Some("FlyV1 fm2_x,fm2_y"),
+            Some(""),
+            Some("Bearer "),
+            Some("Basic eDp5"),
+        ] {
             let path = filled_in(operation, id.as_str());
             let mut request = Request::builder().method(&operation.method).uri(path);
             if let Some(token) = token {
@@ -209,7 +241,10 @@ async fn nothing_is_done_without_a_token_of_ours() {
     assert_eq!(asked(&fixture), before);
     let open = CONTRACT.operations.iter().filter(|operation| !operation.needs_token);
     let open: Vec<_> = open.map(|operation| operation.path.as_str()).collect();
-    assert_eq!(json!(open), json!(["/docs", "/healthz", "/v1/openapi.json", "/v1/platform/regions"]));
+    assert_eq!(
+        json!(open),
+        json!(["/docs", "/healthz", "/v1/openapi.json", "/v1/platform/regions"])
+    );
 }
 
 #[test]
@@ -235,7 +270,8 @@ fn an_answer_that_the_document_does_not_promise_is_noticed() {
         (false, Method::GET, machine, 200, json, r#"{"id": "0"}"#),
     ] {
         let status = StatusCode::from_u16(status).unwrap();
-        let checked = std::panic::catch_unwind(|| CONTRACT.check((&method, path), status, media, body));
+        let checked =
+            std::panic::catch_unwind(|| CONTRACT.check((&method, path), status, media, body));
         assert_eq!(checked.is_ok(), right, "{method} {path} {status} {media} {body}");
     }
 }

@@ -1,4 +1,5 @@
-//! The reference's operations, parameters, codes and fields, and what of them we have: the table in `reference.tsv`.
+//! The reference's operations, parameters, codes and fields, and what of them we have: the table in
+//! `reference.tsv`.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -23,15 +24,21 @@ fn our_document_has_what_the_table_says_and_nothing_else() {
     for line in &table.lines {
         for place in table.places(line) {
             match (&line.mark, ours.get(&place)) {
-                (Mark::Same(_), None) => problems.push(format!("{place}: the table says same, but we have none")),
+                (Mark::Same(_), None) => {
+                    problems.push(format!("{place}: the table says same, but we have none"))
+                }
                 (Mark::Same(_), Some(kind)) => {
                     let expected = table.kind(line);
                     if *kind != expected {
-                        problems.push(format!("{place}: the table says {expected:?}, we have {kind:?}"));
+                        problems.push(format!(
+                            "{place}: the table says {expected:?}, we have {kind:?}"
+                        ));
                     }
                     explained.insert(place);
                 }
-                (Mark::Missing, Some(_)) => problems.push(format!("{place}: the table says missing, but we have it")),
+                (Mark::Missing, Some(_)) => {
+                    problems.push(format!("{place}: the table says missing, but we have it"))
+                }
                 (Mark::Missing, None) => {}
                 (Mark::Added, _) => {
                     added.insert(place);
@@ -44,7 +51,9 @@ fn our_document_has_what_the_table_says_and_nothing_else() {
         let explanations = explanations(place);
         match explanations.iter().find(|explanation| added.contains(*explanation)) {
             Some(explanation) => drop(of_use.insert(explanation.clone())),
-            None => problems.push(format!("{place}: not in the table; mark it as added, and say why")),
+            None => {
+                problems.push(format!("{place}: not in the table; mark it as added, and say why"))
+            }
         }
     }
     let idle = added.difference(&of_use).filter(|place| !ours.contains_key(*place));
@@ -55,30 +64,46 @@ fn our_document_has_what_the_table_says_and_nothing_else() {
 /// Lines of the table that explain a place: itself, what it belongs to, and any operation.
 fn explanations(place: &str) -> Vec<String> {
     let words: Vec<_> = place.split(' ').collect();
-    let head = if words[0].bytes().all(|byte| byte.is_ascii_uppercase()) && words.len() > 1 { 2 } else { 1 };
+    let head = if words[0].bytes().all(|byte| byte.is_ascii_uppercase()) && words.len() > 1 {
+        2
+    } else {
+        1
+    };
     let (head, below) = words.split_at(head);
     vec![place.to_owned(), head.join(" "), format!("* {}", below.join(" "))]
 }
 
 #[test]
 fn the_table_has_all_of_the_reference_where_that_is_at_hand() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference/openapi3.json");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference/openapi3.json");
     let Ok(text) = std::fs::read(path) else { return };
     let reference = facts(&serde_json::from_slice(&text).unwrap(), OUT_OF_SCOPE);
     let table = table();
-    let lines = table.lines.iter().filter(|line| line.mark != Mark::Added && line.place != OUT_OF_SCOPE);
-    let told: std::collections::BTreeMap<_, _> = lines.map(|line| (line.place.clone(), line.kind.clone())).collect();
+    let lines =
+        table.lines.iter().filter(|line| line.mark != Mark::Added && line.place != OUT_OF_SCOPE);
+    let told: std::collections::BTreeMap<_, _> =
+        lines.map(|line| (line.place.clone(), line.kind.clone())).collect();
     let mut problems = Vec::new();
     for (place, kind) in &reference {
         match told.get(place) {
             None => problems.push(format!("{place}\t{kind}: not in the table")),
-            Some(told) if told != kind => problems.push(format!("{place}: the table says {told:?}, it has {kind:?}")),
+            Some(told) if told != kind => {
+                problems.push(format!("{place}: the table says {told:?}, it has {kind:?}"))
+            }
             Some(_) => {}
         }
     }
-    problems
-        .extend(told.keys().filter(|place| !reference.contains_key(*place)).map(|place| format!("{place}: invented")));
-    assert!(problems.is_empty(), "reference.tsv and the reference differ:\n{}", problems.join("\n"));
+    problems.extend(
+        told.keys()
+            .filter(|place| !reference.contains_key(*place))
+            .map(|place| format!("{place}: invented")),
+    );
+    assert!(
+        problems.is_empty(),
+        "reference.tsv and the reference differ:\n{}",
+        problems.join("\n")
+    );
 }
 
 #[test]

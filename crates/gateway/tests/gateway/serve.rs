@@ -1,5 +1,6 @@
-//! The real router over the scripted worker on a port of its own, for `scripts/schemathesis.sh`. Says its address, a
-//! token and the ids of two machines of the app `a` in one line, and serves until its standard input ends.
+//! The real router over the scripted worker on a port of its own, for `scripts/schemathesis.sh`.
+//! Says its address, a token and the ids of two machines of the app `a` in one line, and serves
+//! until its standard input ends.
 #![allow(clippy::unwrap_used, reason = "ends by panicking")]
 
 mod support;

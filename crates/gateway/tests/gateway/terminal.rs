@@ -83,7 +83,9 @@ async fn heard(socket: &mut Socket) -> Message {
 async fn messages_go_both_ways_as_they_are_and_the_end_is_told() {
     let served = Served::new().await;
     let (mut socket, mut worker) = served.session().await;
-    let start = json!({ "type": "start", "command": ["sh"], "terminal": { "columns": 80, "rows": 24 } }).to_string();
+    let start =
+        json!({ "type": "start", "command": ["sh"], "terminal": { "columns": 80, "rows": 24 } })
+            .to_string();
     socket.send(Message::Text(start.clone().into())).await.unwrap();
     socket.send(Message::Binary(b"\0input\xff".to_vec().into())).await.unwrap();
     assert_eq!(within(worker.heard()).await, Some(Frame::Text(start.into())));
@@ -119,7 +121,12 @@ async fn a_client_that_does_not_read_holds_up_the_worker_and_nobody_else() {
     let mut taken = 0;
     let chunk = vec![1; 60_000];
     // Until nothing is taken any more: what lies between are buffers of a fixed size.
-    while tokio::time::timeout(Duration::from_millis(500), worker.say(Frame::Data(chunk.clone().into()))).await.is_ok()
+    while tokio::time::timeout(
+        Duration::from_millis(500),
+        worker.say(Frame::Data(chunk.clone().into())),
+    )
+    .await
+    .is_ok()
     {
         taken += chunk.len();
         assert!(taken < 200 << 20, "the worker is never held up");
@@ -143,9 +150,10 @@ async fn a_token_of_one_app_opens_sessions_in_its_machines_only() {
     let mut socket = served.connect_to(&served.path(), "own").await.unwrap();
     drop(within(served.fixture.worker.session()).await);
     assert!(matches!(heard(&mut socket).await, Message::Close(_)));
-    for (token, status, expected) in
-        [("reader", StatusCode::FORBIDDEN, "permission_denied"), ("other", StatusCode::NOT_FOUND, "Could not find App")]
-    {
+    for (token, status, expected) in [
+        ("reader", StatusCode::FORBIDDEN, "permission_denied"),
+        ("other", StatusCode::NOT_FOUND, "Could not find App"),
+    ] {
         match served.connect_to(&served.path(), token).await {
             Err(Error::Http(response)) => {
                 let body = String::from_utf8_lossy(response.body().as_ref().unwrap()).into_owned();
@@ -169,24 +177,36 @@ async fn what_is_wrong_is_said_before_the_session_begins() {
     };
     let (status, _) = refused(served.path(), "wrong").await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
-    let (status, error) = refused("/v1/apps/a/machines/00000000000000/exec/ws".to_owned(), token).await;
-    assert!(status == StatusCode::NOT_FOUND && error.contains("machine not found"), "{status} {error}");
+    let (status, error) =
+        refused("/v1/apps/a/machines/00000000000000/exec/ws".to_owned(), token).await;
+    assert!(
+        status == StatusCode::NOT_FOUND && error.contains("machine not found"),
+        "{status} {error}"
+    );
     let (status, error) = refused(format!("/v1/apps/b/machines/{id}/exec/ws"), token).await;
-    assert!(status == StatusCode::NOT_FOUND && error.contains("Could not find App"), "{status} {error}");
+    assert!(
+        status == StatusCode::NOT_FOUND && error.contains("Could not find App"),
+        "{status} {error}"
+    );
     let (status, _) = refused(format!("{}?remove_app=maybe", served.path()), token).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     let refusal = json!({ "error": "machine is stopped", "code": "failed_precondition" });
     served.fixture.worker.state().stream_answer = Some((412, refusal.to_string()));
     let (status, error) = refused(served.path(), token).await;
-    assert!(status == StatusCode::PRECONDITION_FAILED && error == "machine is stopped", "{status} {error}");
+    assert!(
+        status == StatusCode::PRECONDITION_FAILED && error == "machine is stopped",
+        "{status} {error}"
+    );
 
     // Without an upgrade.
     let answer = served.fixture.call(&format!("GET {}", served.path())).await;
     assert_eq!(answer.status, 426, "{}", answer.text);
     assert!(answer.error().contains("WebSocket"));
     let mut stream = TcpStream::connect(served.address).await.unwrap();
-    let request =
-        format!("GET {} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nConnection: close\r\n\r\n", served.path());
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nConnection: close\r\n\r\n",
+        served.path()
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     within(stream.read_to_string(&mut answer)).await.unwrap();
@@ -226,7 +246,11 @@ async fn an_app_made_for_a_session_goes_with_it_unless_it_has_another_machine() 
     assert_eq!(within(end.heard()).await, None);
     assert_eq!(served.fixture.call("GET /v1/apps/a").await.status, 200, "it has another machine");
     worker.turn(&other, MachineState::Destroyed, "destroy").await;
-    served.fixture.call(&format!("GET /v1/apps/a/machines/{other}/wait?state=destroyed")).await.ok();
+    served
+        .fixture
+        .call(&format!("GET /v1/apps/a/machines/{other}/wait?state=destroyed"))
+        .await
+        .ok();
     let socket = served.connect_to(&path, &served.fixture.token).await.unwrap();
     within(worker.session()).await;
     drop(socket);
@@ -236,7 +260,10 @@ async fn an_app_made_for_a_session_goes_with_it_unless_it_has_another_machine() 
 #[test]
 fn messages_are_as_documented() {
     let schemas = [
-        ("ClientMessage", r#"{"type": "start", "command": ["sh"], "terminal": {"columns": 80, "rows": 24}}"#),
+        (
+            "ClientMessage",
+            r#"{"type": "start", "command": ["sh"], "terminal": {"columns": 80, "rows": 24}}"#,
+        ),
         ("ClientMessage", r#"{"type": "resize", "columns": 1, "rows": 1}"#),
         ("ClientMessage", r#"{"type": "signal", "signal": "SIGINT"}"#),
         ("ClientMessage", r#"{"type": "eof"}"#),

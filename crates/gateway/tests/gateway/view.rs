@@ -62,13 +62,21 @@ async fn an_older_record_never_replaces_a_newer_one() {
     fixture.worker.turn(&id, MachineState::Stopped, "exit").await;
     let sequence = fixture.worker.state().sequence;
     let incarnation = fixture.worker.state().incarnation.clone();
-    let late = Delta { worker: fixture.worker.id.clone(), sequence: sequence - 1, incarnation, record: old };
+    let late = Delta {
+        worker: fixture.worker.id.clone(),
+        sequence: sequence - 1,
+        incarnation,
+        record: old,
+    };
     fixture.worker.bus.publish(DELTAS, message::encode(&late)).await.unwrap();
     let other = fixture.machine("a", "other").await;
     // Deltas come in order: when this one is in, the late one was.
     fixture.worker.turn(&other, MachineState::Started, "start").await;
     fixture.call(&format!("GET /v1/apps/a/machines/{other}/wait")).await.ok();
-    assert_eq!(fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok()["state"], "stopped");
+    assert_eq!(
+        fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok()["state"],
+        "stopped"
+    );
 }
 
 #[tokio::test]

@@ -13,7 +13,12 @@ async fn wait(fixture: &Fixture, id: &MachineId, query: &str) -> Answer {
 }
 
 /// Runs a wait and, while it waits, something else.
-async fn while_waiting(fixture: &Fixture, id: &MachineId, query: &str, change: impl Future) -> Answer {
+async fn while_waiting(
+    fixture: &Fixture,
+    id: &MachineId,
+    query: &str,
+    change: impl Future,
+) -> Answer {
     let mut waiting = std::pin::pin!(wait(fixture, id, query));
     // One poll takes it as far as it gets without a change.
     assert!(futures::poll!(&mut waiting).is_pending(), "{query} was answered at once");
@@ -27,7 +32,8 @@ async fn a_state_that_holds_is_answered_at_once() {
     let id = fixture.started().await;
     let machine = fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok();
     let event = &machine["events"][0]["id"];
-    let expected = json!({"ok": true, "state": "started", "version": machine["version"], "event_id": event});
+    let expected =
+        json!({"ok": true, "state": "started", "version": machine["version"], "event_id": event});
     let version = machine["version"].as_str().unwrap();
     for query in [
         String::new(),
@@ -49,7 +55,13 @@ async fn a_state_reached_later_is_pushed() {
     for query in ["state=stopped", "state=suspended,stopped", "state=stopped&timeout=60"] {
         fixture.worker.turn(&id, MachineState::Started, "start").await;
         wait(&fixture, &id, "state=started").await.ok();
-        let answer = while_waiting(&fixture, &id, query, fixture.worker.turn(&id, MachineState::Stopped, "exit")).await;
+        let answer = while_waiting(
+            &fixture,
+            &id,
+            query,
+            fixture.worker.turn(&id, MachineState::Stopped, "exit"),
+        )
+        .await;
         assert_eq!(answer.ok()["state"], "stopped", "{query}");
     }
 }
@@ -76,7 +88,10 @@ async fn time_running_out_is_told_with_the_text_that_clients_look_for() {
     let answer = wait(&fixture, &id, "state=stopped&timeout=0").await;
     assert!(begin.elapsed() >= Duration::from_secs(1), "a wait lasts a second at least");
     assert_eq!(answer.status, 408);
-    assert_eq!(answer.error(), "deadline_exceeded: machine failed to reach desired state, stopped, currently started");
+    assert_eq!(
+        answer.error(),
+        "deadline_exceeded: machine failed to reach desired state, stopped, currently started"
+    );
     assert_eq!(answer.json()["retryable"], true);
 }
 
@@ -153,7 +168,13 @@ async fn refused(fixture: &Fixture, id: &MachineId, query: &str) -> String {
 }
 
 /// Moves the machine on, and waits until the gateway knows.
-async fn turn(fixture: &Fixture, id: &MachineId, state: MachineState, kind: &str, request: serde_json::Value) {
+async fn turn(
+    fixture: &Fixture,
+    id: &MachineId,
+    state: MachineState,
+    kind: &str,
+    request: serde_json::Value,
+) {
     let record = fixture.worker.turn_with(id, state, kind, request).await;
     known(fixture, &record).await;
 }
@@ -162,7 +183,8 @@ async fn known(fixture: &Fixture, record: &caddis_bus::message::MachineRecord) {
     let machine = serde_json::to_value(&record.machine).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let seen = fixture.call(&format!("GET /v1/apps/a/machines/{}", record.machine.id)).await.ok();
+        let seen =
+            fixture.call(&format!("GET /v1/apps/a/machines/{}", record.machine.id)).await.ok();
         if seen["events"] == machine["events"]
             && seen["operation"] == machine["operation"]
             && seen["config"] == machine["config"]
@@ -201,7 +223,10 @@ async fn a_machine_that_has_failed_is_not_waited_for() {
         assert_eq!(wait(&fixture, &id, query).await.ok()["state"], "failed", "{query}");
     }
     let gone = fixture.worker.turn(&id, MachineState::Destroyed, "destroy");
-    assert_eq!(while_waiting(&fixture, &id, "state=destroyed", gone).await.ok()["state"], "destroyed");
+    assert_eq!(
+        while_waiting(&fixture, &id, "state=destroyed", gone).await.ok()["state"],
+        "destroyed"
+    );
 }
 
 #[tokio::test]
@@ -209,19 +234,28 @@ async fn a_failed_machine_that_is_started_again_is_waited_for() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
     turn(&fixture, &id, MachineState::Failed, "start", json!({ "error": "no disk" })).await;
-    let event = fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok()["events"][0]["id"].clone();
+    let event =
+        fixture.call(&format!("GET /v1/apps/a/machines/{id}")).await.ok()["events"][0]["id"]
+            .clone();
     let query = format!("state=started&from_event_id={}", event.as_str().unwrap());
     // Only what comes after the failure counts.
     let starts = fixture.worker.turn(&id, MachineState::Started, "start");
     assert_eq!(while_waiting(&fixture, &id, &query, starts).await.ok()["state"], "started");
     turn(&fixture, &id, MachineState::Failed, "start", json!({ "error": "no disk" })).await;
     let operation = crate::support::worker::operation("boot", 0);
-    known(&fixture, &fixture.worker.change(&id, |record| record.machine.operation = Some(operation)).await).await;
+    known(
+        &fixture,
+        &fixture.worker.change(&id, |record| record.machine.operation = Some(operation)).await,
+    )
+    .await;
     let starts = fixture.worker.change(&id, |record| {
         record.machine.operation = None;
         crate::support::worker::enter(record, MachineState::Started, "start");
     });
-    assert_eq!(while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"], "started");
+    assert_eq!(
+        while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"],
+        "started"
+    );
 }
 
 #[tokio::test]
@@ -234,13 +268,16 @@ async fn a_program_that_has_ended_for_good_is_not_waited_for() {
     assert_eq!(text, expected);
     refused(&fixture, &id, "state=suspended").await;
     assert_eq!(wait(&fixture, &id, "state=started,stopped").await.ok()["state"], "stopped");
-    // One that was stopped may be started by someone else, and one that is restarted starts by itself; nothing that only
-    // tells something changes that.
+    // One that was stopped may be started by someone else, and one that is restarted starts by
+    // itself; nothing that only tells something changes that.
     for details in [exit(0, true, false), exit(1, false, true)] {
         turn(&fixture, &id, MachineState::Stopped, "exit", details).await;
         turn(&fixture, &id, MachineState::Stopped, "cordon", serde_json::Value::Null).await;
         let starts = fixture.worker.turn(&id, MachineState::Started, "start");
-        assert_eq!(while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"], "started");
+        assert_eq!(
+            while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"],
+            "started"
+        );
     }
     turn(&fixture, &id, MachineState::Stopped, "exit", exit(0, false, false)).await;
     let schedule = fixture.worker.change(&id, |record| {
@@ -251,14 +288,22 @@ async fn a_program_that_has_ended_for_good_is_not_waited_for() {
     });
     known(&fixture, &schedule.await).await;
     let starts = fixture.worker.turn(&id, MachineState::Started, "start");
-    assert_eq!(while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"], "started");
+    assert_eq!(
+        while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"],
+        "started"
+    );
 }
 
 #[tokio::test]
 async fn a_suspend_that_came_to_nothing_is_not_waited_for() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
-    let given_up = fixture.worker.turn_with(&id, MachineState::Started, "suspend", json!({ "error": "disk is full" }));
+    let given_up = fixture.worker.turn_with(
+        &id,
+        MachineState::Started,
+        "suspend",
+        json!({ "error": "disk is full" }),
+    );
     let answer = while_waiting(&fixture, &id, "state=suspended", given_up).await;
     let text = "machine will not reach suspended: its suspend failed: disk is full";
     assert_eq!((answer.status.as_u16(), answer.error().as_str()), (400, text));
@@ -268,7 +313,10 @@ async fn a_suspend_that_came_to_nothing_is_not_waited_for() {
     assert!(refused(&fixture, &id, "state=started").await.ends_with("stays suspended: no memory"));
     turn(&fixture, &id, MachineState::Suspended, "suspend", serde_json::Value::Null).await;
     let starts = fixture.worker.turn(&id, MachineState::Started, "start");
-    assert_eq!(while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"], "started");
+    assert_eq!(
+        while_waiting(&fixture, &id, "state=started", starts).await.ok()["state"],
+        "started"
+    );
 }
 
 #[tokio::test]

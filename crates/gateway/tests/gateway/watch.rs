@@ -22,7 +22,10 @@ struct Lines {
 
 impl Lines {
     async fn of(fixture: &Fixture, app: &str) -> Self {
-        let request = fixture.request(&format!("GET /v1/apps/{app}/machines/watch")).body(Body::empty()).unwrap();
+        let request = fixture
+            .request(&format!("GET /v1/apps/{app}/machines/watch"))
+            .body(Body::empty())
+            .unwrap();
         let response = fixture.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "application/x-ndjson");
@@ -46,7 +49,9 @@ impl Lines {
     }
 
     async fn snapshot(&mut self) -> Vec<(MachineId, MachineState)> {
-        let Some(MachinesUpdate::Snapshot { machines }) = self.next().await else { panic!("no snapshot") };
+        let Some(MachinesUpdate::Snapshot { machines }) = self.next().await else {
+            panic!("no snapshot")
+        };
         let mut found = Vec::new();
         for _ in 0..machines {
             found.push(self.machine().await);
@@ -72,13 +77,21 @@ async fn a_snapshot_comes_first_then_changes_in_their_order_then_the_end_with_th
     assert_eq!(lines.machine().await.0, second, "a new one");
     fixture.app("b").await;
     fixture.machine("b", "m").await;
-    for state in [MachineState::Stopping, MachineState::Stopped, MachineState::Starting, MachineState::Started] {
+    for state in [
+        MachineState::Stopping,
+        MachineState::Stopped,
+        MachineState::Starting,
+        MachineState::Started,
+    ] {
         fixture.worker.turn(&first, state, "update").await;
         assert_eq!(lines.machine().await, (first.clone(), state), "and nothing of another app");
     }
     fixture.worker.turn(&second, MachineState::Destroyed, "destroy").await;
     assert_eq!(lines.next().await, Some(MachinesUpdate::Removed(second)));
-    assert_eq!(Lines::of(&fixture, "a").await.snapshot().await, [(first.clone(), MachineState::Started)]);
+    assert_eq!(
+        Lines::of(&fixture, "a").await.snapshot().await,
+        [(first.clone(), MachineState::Started)]
+    );
     assert_eq!(fixture.call("DELETE /v1/apps/a").await.status, 202);
     loop {
         match lines.next().await {
@@ -115,7 +128,11 @@ async fn who_falls_behind_gets_a_new_snapshot_and_misses_nothing_that_lasts() {
     }
     fixture.worker.turn(&gone, MachineState::Destroyed, "destroy").await;
     assert_eq!(quick.next().await, Some(MachinesUpdate::Removed(gone)));
-    assert_eq!(slow.snapshot().await, [(id.clone(), MachineState::Started)], "the lines between were not kept for it");
+    assert_eq!(
+        slow.snapshot().await,
+        [(id.clone(), MachineState::Started)],
+        "the lines between were not kept for it"
+    );
     fixture.worker.turn(&id, MachineState::Stopped, "exit").await;
     assert_eq!(slow.machine().await, (id, MachineState::Stopped));
 }
@@ -159,7 +176,8 @@ async fn what_can_not_be_followed_is_refused() {
     assert_eq!(unknown.status, 404);
     assert_eq!(unknown.error(), "Could not find App \"nope\"");
     assert_eq!(fixture.call("GET /v1/apps/a/machines/watch?timeout=soon").await.status, 400);
-    let request = axum::http::Request::get("/v1/apps/a/machines/watch").header("authorization", "Bearer wrong");
+    let request = axum::http::Request::get("/v1/apps/a/machines/watch")
+        .header("authorization", "Bearer wrong");
     assert_eq!(fixture.send(request.body(Body::empty()).unwrap()).await.status, 401);
     let answer = fixture.call("GET /v1/apps/a/machines/watch?timeout=1").await;
     let line: Value = serde_json::from_str(answer.text.trim()).unwrap();
@@ -187,7 +205,11 @@ async fn watchers_do_not_hold_up_the_end_of_the_server() {
         }
         stop.send(()).unwrap();
         stream.read_to_end(&mut text).await.unwrap();
-        assert!(text.ends_with(b"0\r\n\r\n"), "the body is complete: {}", String::from_utf8_lossy(&text));
+        assert!(
+            text.ends_with(b"0\r\n\r\n"),
+            "the body is complete: {}",
+            String::from_utf8_lossy(&text)
+        );
     };
     let shutdown = async { drop(stopped.await) };
     let both = async { tokio::join!(fixture.gateway.serve(listener, shutdown), client).0 };
@@ -214,7 +236,8 @@ async fn what_machines_use_is_asked_of_their_host_as_often_as_wanted() {
     assert_eq!(answer.text, told);
     let calls = fixture.worker.state().calls.clone();
     assert_eq!(calls.last().unwrap().uri, "/usage?app=a&interval_ms=1500");
-    fixture.worker.state().stream_answer = Some((503, r#"{"error":"unavailable: it ends"}"#.to_owned()));
+    fixture.worker.state().stream_answer =
+        Some((503, r#"{"error":"unavailable: it ends"}"#.to_owned()));
     let answer = fixture.call(path).await;
     assert_eq!((answer.status.as_u16(), &*answer.text), (200, ""), "it has nothing to tell");
 }

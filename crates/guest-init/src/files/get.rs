@@ -21,17 +21,26 @@ pub fn get(path: &Path, recursive: bool) -> Result<(), String> {
 
 fn write(root: &Path, recursive: bool, out: impl Write) -> Result<(), String> {
     if fs::metadata(root).map_err(failed("read", root))?.is_dir() && !recursive {
-        return Err(format!("{} is a directory: give -R to copy it with all that is in it", root.display()));
+        return Err(format!(
+            "{} is a directory: give -R to copy it with all that is in it",
+            root.display()
+        ));
     }
     let mut archive = Builder::new(out);
     walk(root, Unreadable::Fatal, &mut |path, metadata| {
         let below = path.strip_prefix(root).unwrap_or(path);
-        let name = if below.as_os_str().is_empty() { CONTENT.into() } else { Path::new(CONTENT).join(below) };
+        let name = if below.as_os_str().is_empty() {
+            CONTENT.into()
+        } else {
+            Path::new(CONTENT).join(below)
+        };
         append(&mut archive, path, &name, metadata)
     })?;
     let mut header = header(EntryType::Regular, 0o644, 0);
     let ended = archive.append_data(&mut header, COMPLETE, io::empty());
-    ended.and_then(|()| archive.into_inner()?.flush()).map_err(|e| format!("can't write the archive: {e}"))
+    ended
+        .and_then(|()| archive.into_inner()?.flush())
+        .map_err(|e| format!("can't write the archive: {e}"))
 }
 
 fn header(kind: EntryType, mode: u32, mtime: u64) -> Header {
@@ -43,11 +52,18 @@ fn header(kind: EntryType, mode: u32, mtime: u64) -> Header {
     header
 }
 
-fn append(archive: &mut Builder<impl Write>, path: &Path, name: &Path, metadata: &Metadata) -> Result<(), String> {
+fn append(
+    archive: &mut Builder<impl Write>,
+    path: &Path,
+    name: &Path,
+    metadata: &Metadata,
+) -> Result<(), String> {
     let of_kind = |kind| header(kind, metadata.mode(), metadata.mtime().try_into().unwrap_or(0));
     let copied = failed("copy", path);
     if metadata.is_dir() {
-        return archive.append_data(&mut of_kind(EntryType::Directory), name, io::empty()).map_err(copied);
+        return archive
+            .append_data(&mut of_kind(EntryType::Directory), name, io::empty())
+            .map_err(copied);
     }
     if metadata.is_symlink() {
         let target = fs::read_link(path).map_err(&copied)?;
@@ -113,12 +129,18 @@ mod tests {
         assert_eq!(into, target.join("tree"), "into a directory that is there");
         let again = super::super::put::read(&target, "tree".as_ref(), &archive[..]).unwrap_err();
         assert!(again.contains("exists already"), "{again}");
-        let nowhere = super::super::put::read(&place.path().join("no/such"), "x".as_ref(), &archive[..]).unwrap_err();
+        let nowhere =
+            super::super::put::read(&place.path().join("no/such"), "x".as_ref(), &archive[..])
+                .unwrap_err();
         assert!(nowhere.contains("no such"), "{nowhere}");
 
         let before = fs::read_dir(place.path()).unwrap().count();
         for length in [0, 100, archive.len() / 2, archive.len() - 2048] {
-            let cut = super::super::put::read(&place.path().join("cut"), "x".as_ref(), &archive[..length]);
+            let cut = super::super::put::read(
+                &place.path().join("cut"),
+                "x".as_ref(),
+                &archive[..length],
+            );
             assert!(cut.is_err(), "{length}");
         }
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), before, "nothing of it is left");

@@ -40,14 +40,16 @@ impl Drop for Scratch {
     }
 }
 
-/// Makes what an archive holds appear as `path`, or below it under its name where that is a directory.
+/// Makes what an archive holds appear as `path`, or below it under its name where that is a
+/// directory.
 pub(super) fn read(path: &Path, name: &OsStr, archive: impl Read) -> Result<PathBuf, String> {
     let target = if path.is_dir() { path.join(name) } else { path.to_owned() };
     let cant = failed("write", &target);
     if fs::symlink_metadata(&target).is_ok() {
         return Err(cant(io::Error::from_raw_os_error(libc::EEXIST)));
     }
-    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+    let parent =
+        target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("/"));
     let scratch = Scratch(parent.join(format!(".caddis-put-{}", std::process::id())));
     DirBuilder::new().mode(0o700).create(&scratch.0).map_err(&cant)?;
     unpack(&scratch.0, archive)?;
@@ -68,13 +70,16 @@ fn unpack(scratch: &Path, archive: impl Read) -> Result<(), String> {
         let mut entry = entry.map_err(broken)?;
         let name = entry.path().map_err(broken)?.into_owned();
         if name == Path::new(COMPLETE) {
-            // Last, so that a directory that can't be written to is no hindrance; the deepest first.
+            // Last, so that a directory that can't be written to is no hindrance; the deepest
+            // first.
             for (path, mode) in directories.into_iter().rev() {
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(failed("write", &path))?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+                    .map_err(failed("write", &path))?;
             }
             return Ok(());
         }
-        let inside = name.starts_with(CONTENT) && name.components().all(|part| matches!(part, Component::Normal(_)));
+        let inside = name.starts_with(CONTENT)
+            && name.components().all(|part| matches!(part, Component::Normal(_)));
         if !inside {
             return Err(format!("can't unpack what was sent: {} is in it", name.display()));
         }
@@ -87,7 +92,8 @@ fn unpack(scratch: &Path, archive: impl Read) -> Result<(), String> {
             entry.unpack(&path).map_err(broken)?;
             if entry.header().entry_type().is_file() {
                 let mode = entry.header().mode().map_err(broken)?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(failed("write", &path))?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+                    .map_err(failed("write", &path))?;
             }
         }
     }

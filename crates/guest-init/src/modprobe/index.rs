@@ -1,4 +1,5 @@
-//! The lists of `depmod` (depmod(8)): which file a module is, what it needs, and what names it goes by.
+//! The lists of `depmod` (depmod(8)): which file a module is, what it needs, and what names it goes
+//! by.
 
 use std::{collections::HashSet, fs, path::Path};
 
@@ -15,7 +16,8 @@ impl Index {
     /// Those of a directory. Only the first has to be there.
     pub fn read(directory: &Path) -> Result<Self, String> {
         let list = |name: &str| fs::read_to_string(directory.join(name));
-        let dep = list("modules.dep").map_err(|error| format!("can't read modules.dep: {error}"))?;
+        let dep =
+            list("modules.dep").map_err(|error| format!("can't read modules.dep: {error}"))?;
         let other = |name: &str| list(name).unwrap_or_default();
         Ok(Self {
             dep,
@@ -66,7 +68,9 @@ impl Index {
         let (mut before, mut after) = (Vec::new(), Vec::new());
         for line in self.soft.lines() {
             let mut words = line.split_whitespace();
-            if words.next() != Some("softdep") || words.next().map(normal).as_deref() != Some(module) {
+            if words.next() != Some("softdep")
+                || words.next().map(normal).as_deref() != Some(module)
+            {
                 continue;
             }
             let mut is_after = false;
@@ -109,7 +113,9 @@ fn matches(pattern: &str, text: &str) -> bool {
             }
             Some(byte) => {
                 // A bracket that begins no class stands for itself.
-                let class = Some(byte).filter(|byte| **byte == b'[').and_then(|_| in_class(&pattern[p..], text[t]));
+                let class = Some(byte)
+                    .filter(|byte| **byte == b'[')
+                    .and_then(|_| in_class(&pattern[p..], text[t]));
                 let (fits, length) = class.unwrap_or((*byte == b'?' || is_same(*byte, text[t]), 1));
                 if fits {
                     p += length;
@@ -131,7 +137,8 @@ fn is_same(one: u8, other: u8) -> bool {
     normal(one) == normal(other)
 }
 
-/// Whether a byte is in the class that a pattern begins with, and how long that is; `None` when it is no class.
+/// Whether a byte is in the class that a pattern begins with, and how long that is; `None` when it
+/// is no class.
 fn in_class(pattern: &[u8], byte: u8) -> Option<(bool, usize)> {
     let end = pattern.iter().position(|byte| *byte == b']')?;
     let class = pattern.get(1..end)?;
@@ -169,7 +176,9 @@ mod tests {
                  alias x-[0-3]y llc\nalias x-[0-3]y stp\nalias x-[0-3]y llc\n",
             ),
             built_in: text("kernel/fs/ext4/ext4.ko\n"),
-            soft: text("# comment\nsoftdep nf-nat pre: llc x-y post: stp\nsoftdep llc post: nf-nat\n"),
+            soft: text(
+                "# comment\nsoftdep nf-nat pre: llc x-y post: stp\nsoftdep llc post: nf-nat\n",
+            ),
         }
     }
 
@@ -199,10 +208,16 @@ mod tests {
     fn what_a_module_needs_comes_before_it() {
         let index = index();
         let (path, needs) = index.file("bridge").unwrap();
-        assert_eq!((path, needs), ("kernel/net/bridge/bridge.ko", vec!["llc".to_owned(), "stp".to_owned()]));
+        assert_eq!(
+            (path, needs),
+            ("kernel/net/bridge/bridge.ko", vec!["llc".to_owned(), "stp".to_owned()])
+        );
         assert_eq!(index.file("overlay").unwrap().0, "kernel/fs/overlayfs/overlay.ko.xz");
         assert!(index.file("ext4").is_none());
-        assert_eq!(index.soft("nf_nat"), (vec!["llc".to_owned(), "x_y".to_owned()], vec!["stp".to_owned()]));
+        assert_eq!(
+            index.soft("nf_nat"),
+            (vec!["llc".to_owned(), "x_y".to_owned()], vec!["stp".to_owned()])
+        );
         assert_eq!(index.soft("bridge"), (vec![], vec![]));
     }
 

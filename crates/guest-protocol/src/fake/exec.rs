@@ -70,19 +70,27 @@ impl Execs {
         match message {
             HostMessage::Exec(request) => self.start(request, spec),
             HostMessage::Input { id } if session(id) && *payload == *CTRL_D => self.finish(id),
-            HostMessage::Input { id } if matches!(self.kind(id), Some(Kind::Cat | Kind::Session)) => {
+            HostMessage::Input { id }
+                if matches!(self.kind(id), Some(Kind::Cat | Kind::Session)) =>
+            {
                 let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
                 self.reply(GuestMessage::Credit { id, bytes }, Bytes::new());
                 self.reply(GuestMessage::Output { id, source: LogSource::Stdout }, payload);
             }
-            HostMessage::Resize { id, columns, rows } if session(id) => self.say(id, format!("[{columns}x{rows}]")),
-            HostMessage::SignalExec { id, signal } if session(id) => self.say(id, format!("[signal {signal}]")),
+            HostMessage::Resize { id, columns, rows } if session(id) => {
+                self.say(id, format!("[{columns}x{rows}]"))
+            }
+            HostMessage::SignalExec { id, signal } if session(id) => {
+                self.say(id, format!("[signal {signal}]"))
+            }
             HostMessage::Credit { id, bytes } => {
                 if let Some(running) = self.running.get(&id) {
                     running.credit.add_permits(bytes as usize);
                 }
             }
-            HostMessage::CloseInput { id } if matches!(self.kind(id), Some(Kind::Cat | Kind::Session)) => {
+            HostMessage::CloseInput { id }
+                if matches!(self.kind(id), Some(Kind::Cat | Kind::Session)) =>
+            {
                 self.finish(id);
             }
             HostMessage::CancelExec { id } => {
@@ -114,7 +122,8 @@ impl Execs {
         let program = request.argv.first().cloned().unwrap_or_else(|| "session".to_owned());
         let argument = request.argv.get(1).cloned().unwrap_or_default();
         let environment = spec.env.iter().chain(&request.env);
-        let environment = environment.map(|(key, value)| format!("{key}={value}\n")).collect::<String>();
+        let environment =
+            environment.map(|(key, value)| format!("{key}={value}\n")).collect::<String>();
         let replies = self.replies.clone();
         let kind = match program.as_str() {
             "cat" if request.has_input => Kind::Cat,
@@ -125,7 +134,8 @@ impl Execs {
         let allowed = credit.clone();
         let work = async move {
             let say = |text: String| {
-                let _ = replies.send((GuestMessage::Output { id, source: LogSource::Stdout }, text.into()));
+                let _ = replies
+                    .send((GuestMessage::Output { id, source: LogSource::Stdout }, text.into()));
             };
             let mut code = 0;
             match program.as_str() {
@@ -135,8 +145,16 @@ impl Execs {
                 "sleep" => {
                     let time = super::seconds(&argument);
                     let limit = if request.timeout_ms == 0 { u64::MAX } else { request.timeout_ms };
-                    if tokio::time::timeout(Duration::from_millis(limit), tokio::time::sleep(time)).await.is_err() {
-                        let killed = GuestMessage::ExecFinished { id, code: 137, signal: Some(9), timed_out: true };
+                    if tokio::time::timeout(Duration::from_millis(limit), tokio::time::sleep(time))
+                        .await
+                        .is_err()
+                    {
+                        let killed = GuestMessage::ExecFinished {
+                            id,
+                            code: 137,
+                            signal: Some(9),
+                            timed_out: true,
+                        };
                         let _ = replies.send((killed, Bytes::new()));
                         return;
                     }
@@ -147,16 +165,23 @@ impl Execs {
                     say("y\n".repeat(512));
                 },
                 "session" => {
-                    let on = request
-                        .terminal
-                        .map_or("no terminal".to_owned(), |(columns, rows)| format!("{columns}x{rows}"));
-                    return say(format!("session of {} on {on}\n", request.user.as_deref().unwrap_or("?")));
+                    let on =
+                        request.terminal.map_or("no terminal".to_owned(), |(columns, rows)| {
+                            format!("{columns}x{rows}")
+                        });
+                    return say(format!(
+                        "session of {} on {on}\n",
+                        request.user.as_deref().unwrap_or("?")
+                    ));
                 }
                 "cat" if request.has_input => return,
                 "cat" => {}
                 other => {
                     let message = format!("{other}: no such program");
-                    let _ = replies.send((GuestMessage::ExecFailed { id, message, code: Some(127) }, Bytes::new()));
+                    let _ = replies.send((
+                        GuestMessage::ExecFailed { id, message, code: Some(127) },
+                        Bytes::new(),
+                    ));
                     return;
                 }
             }

@@ -56,7 +56,11 @@ impl FakeGuest {
         }]
     }
 
-    pub(super) async fn run_program(&self, spec: MachineSpec, mut signals: mpsc::UnboundedReceiver<i32>) {
+    pub(super) async fn run_program(
+        &self,
+        spec: MachineSpec,
+        mut signals: mpsc::UnboundedReceiver<i32>,
+    ) {
         let off = self.powered_off.subscribe();
         let program = spec.argv.first().map_or("", |word| word.rsplit('/').next().unwrap_or(word));
         let argument = spec.argv.get(1).map_or("", String::as_str);
@@ -75,7 +79,9 @@ impl FakeGuest {
                     self.until_signal(&mut signals, |_| true).await;
                 }
                 "flood" => self.flood(&mut signals).await,
-                "ignore-signals" => self.until_signal(&mut signals, |signal| signal == SIGKILL).await,
+                "ignore-signals" => {
+                    self.until_signal(&mut signals, |signal| signal == SIGKILL).await
+                }
                 "sleep" => {
                     let time = super::seconds(argument);
                     tokio::select! {
@@ -92,7 +98,11 @@ impl FakeGuest {
         }
     }
 
-    async fn until_signal(&self, signals: &mut mpsc::UnboundedReceiver<i32>, heeds: impl Fn(i32) -> bool) {
+    async fn until_signal(
+        &self,
+        signals: &mut mpsc::UnboundedReceiver<i32>,
+        heeds: impl Fn(i32) -> bool,
+    ) {
         while let Some(signal) = signals.recv().await {
             if heeds(signal) {
                 self.exit(128 + signal, Some(signal), false);

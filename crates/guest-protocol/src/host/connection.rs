@@ -20,7 +20,8 @@ use super::{
     hearing::{Due, Hearing},
 };
 use crate::{
-    GuestMessage, GuestState, HostMessage, LOG_WINDOW_BYTES, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION,
+    GuestMessage, GuestState, HostMessage, LOG_WINDOW_BYTES, OLDEST_SUPPORTED_VERSION,
+    PROTOCOL_VERSION,
     frame::{self, Decoder, Frame, MAX_GUEST_CONTROL},
 };
 
@@ -30,7 +31,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from
 const HELLO_AGAIN: Duration = Duration::from_secs(2);
 /// Bytes that may wait to be written before no more commands are taken.
 const OUTGOING_LIMIT: usize = 256 * 1024;
-/// What a guest may have sent unacknowledged before it counts as broken: its window, and room for what was under way.
+/// What a guest may have sent unacknowledged before it counts as broken: its window, and room for
+/// what was under way.
 const LOG_LIMIT: usize = 2 * LOG_WINDOW_BYTES;
 
 /// What is kept of a guest's words, which may be anybody's: a name, bytes.
@@ -54,7 +56,8 @@ fn shorten_reason(status: &mut GuestState) {
 
 /// Nanoseconds since the Unix epoch.
 pub(super) fn now_ns() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -110,8 +113,8 @@ pub(super) async fn keep(
 /// Who waits to hear that a message was sent.
 type Sent = oneshot::Sender<Result<(), SessionError>>;
 
-/// Frames that wait to be written, each with who wants to know when it is. Writing never keeps from reading: two ends
-/// that each wait for the other to read would wait for ever.
+/// Frames that wait to be written, each with who wants to know when it is. Writing never keeps from
+/// reading: two ends that each wait for the other to read would wait for ever.
 #[derive(Default)]
 struct Outgoing {
     frames: VecDeque<(Bytes, Option<Sent>)>,
@@ -207,7 +210,8 @@ impl<'a> Connection<'a> {
         let mut buffer = vec![0; 32 * 1024];
         loop {
             let unanswered = self.hearing.at();
-            // Nothing is sent before the welcome but the hello: the guest would not know whether it is still meant.
+            // Nothing is sent before the welcome but the hello: the guest would not know whether it
+            // is still meant.
             tokio::select! {
                 read = self.reader.read(&mut buffer) => {
                     let count = read.map_err(|e| format!("can't read: {e}"))?;
@@ -256,7 +260,11 @@ impl<'a> Connection<'a> {
 
     fn hello(&mut self) -> Result<(), String> {
         let acknowledged_logs = self.inner.standing().acknowledged_logs;
-        self.send(&HostMessage::Hello { protocol: PROTOCOL_VERSION, acknowledged_logs, time_ns: now_ns() })
+        self.send(&HostMessage::Hello {
+            protocol: PROTOCOL_VERSION,
+            acknowledged_logs,
+            time_ns: now_ns(),
+        })
     }
 
     fn tell_time(&mut self, answers: Option<u64>) -> Result<(), String> {
@@ -267,7 +275,12 @@ impl<'a> Connection<'a> {
         self.queue(message, b"", None)
     }
 
-    fn queue(&mut self, message: &HostMessage, payload: &[u8], sent: Option<Sent>) -> Result<(), String> {
+    fn queue(
+        &mut self,
+        message: &HostMessage,
+        payload: &[u8],
+        sent: Option<Sent>,
+    ) -> Result<(), String> {
         let frame = frame::encode(self.epoch, message, payload).map_err(|e| e.to_string())?;
         self.outgoing.push(frame, sent);
         Ok(())
@@ -318,7 +331,14 @@ impl<'a> Connection<'a> {
                     return Ok(());
                 }
                 let text = Bytes::copy_from_slice(&frame.payload);
-                self.tell(GuestEvent::Log { sequence, source, time_ns, dropped_before, partial, text })
+                self.tell(GuestEvent::Log {
+                    sequence,
+                    source,
+                    time_ns,
+                    dropped_before,
+                    partial,
+                    text,
+                })
             }
             GuestMessage::OutOfMemory { pid, mut name } => {
                 shorten(&mut name, LONGEST_NAME);
@@ -341,8 +361,12 @@ impl<'a> Connection<'a> {
                 self.execs.remove(&id);
                 told
             }
-            GuestMessage::Credit { id, bytes } => self.pass_to_exec(id, ExecEvent::Credit { bytes }),
-            GuestMessage::Processes { id, processes } => self.pass_on(id, Answer::Processes(processes)),
+            GuestMessage::Credit { id, bytes } => {
+                self.pass_to_exec(id, ExecEvent::Credit { bytes })
+            }
+            GuestMessage::Processes { id, processes } => {
+                self.pass_on(id, Answer::Processes(processes))
+            }
             GuestMessage::Memory { id, memory } => self.pass_on(id, Answer::Memory(memory)),
             GuestMessage::Answer { id, failure } => self.pass_on(id, Answer::Outcome(failure)),
             GuestMessage::AskTime { id } => self.tell_time(Some(id)),
@@ -369,7 +393,9 @@ impl<'a> Connection<'a> {
         machine_id: Option<String>,
     ) -> Result<(), String> {
         if !(OLDEST_SUPPORTED_VERSION..=PROTOCOL_VERSION).contains(&protocol) {
-            return Err(format!("the guest speaks protocol version {protocol}, which this server does not"));
+            return Err(format!(
+                "the guest speaks protocol version {protocol}, which this server does not"
+            ));
         }
         self.inner.protocol.store(protocol, std::sync::atomic::Ordering::Relaxed);
         let again = std::mem::replace(&mut self.welcomed, true);
@@ -395,14 +421,21 @@ impl<'a> Connection<'a> {
     /// Whether a log record was not heard before. Refuses a guest that sends more than it may.
     fn is_new_log(&self, sequence: u64, bytes: usize) -> Result<bool, String> {
         let mut standing = self.inner.standing();
-        let newest = standing.unacknowledged.last_key_value().map_or(standing.acknowledged_logs, |(last, _)| *last);
+        let newest = standing
+            .unacknowledged
+            .last_key_value()
+            .map_or(standing.acknowledged_logs, |(last, _)| *last);
         if sequence <= newest {
             return Ok(false);
         }
         // Each record counts for something, so that empty ones are bounded too.
         standing.unacknowledged.insert(sequence, bytes + 64);
         let held: usize = standing.unacknowledged.values().sum();
-        if held > LOG_LIMIT { Err("the guest sends logs beyond its window".to_owned()) } else { Ok(true) }
+        if held > LOG_LIMIT {
+            Err("the guest sends logs beyond its window".to_owned())
+        } else {
+            Ok(true)
+        }
     }
 
     fn tell(&self, event: GuestEvent) -> Result<(), String> {
@@ -410,8 +443,9 @@ impl<'a> Connection<'a> {
     }
 
     fn pass_to_exec(&mut self, id: u32, event: ExecEvent) -> Result<(), String> {
-        // An exec that nobody follows any more was cancelled; what it still says does not matter. It stays known until
-        // the command to hang up on it is carried out, which would take it for one that has ended.
+        // An exec that nobody follows any more was cancelled; what it still says does not matter.
+        // It stays known until the command to hang up on it is carried out, which would take it for
+        // one that has ended.
         match self.execs.get(&id) {
             Some(route) => route.bring(event),
             None => Ok(()),

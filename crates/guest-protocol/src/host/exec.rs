@@ -151,7 +151,11 @@ impl ExecStream {
         if count > 0 {
             self.credit -= count;
             let message = HostMessage::Input { id: self.id };
-            let _ = self.session.command(Command::Send { message, payload: input.slice(..count), sent: None });
+            let _ = self.session.command(Command::Send {
+                message,
+                payload: input.slice(..count),
+                sent: None,
+            });
         }
         count
     }
@@ -238,7 +242,11 @@ impl Session {
             }
             match stream.next().await.ok_or(SessionError::Broken)? {
                 ExecEvent::Output { source, bytes } => {
-                    let kept = if source == LogSource::Stderr { &mut outcome.stderr } else { &mut outcome.stdout };
+                    let kept = if source == LogSource::Stderr {
+                        &mut outcome.stderr
+                    } else {
+                        &mut outcome.stdout
+                    };
                     let room = command.output_limit.saturating_sub(kept.len()).min(bytes.len());
                     kept.extend_from_slice(&bytes[..room]);
                     outcome.truncated |= room < bytes.len();
@@ -258,7 +266,9 @@ impl Session {
                     let stderr = format!("{message}\n").into_bytes();
                     return Ok(ExecOutcome { code, stderr, ..ExecOutcome::default() });
                 }
-                ExecEvent::Failed { message, code: None } => return Err(SessionError::Refused(message)),
+                ExecEvent::Failed { message, code: None } => {
+                    return Err(SessionError::Refused(message));
+                }
             }
         }
     }

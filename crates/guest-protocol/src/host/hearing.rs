@@ -1,8 +1,8 @@
 //! Whether a guest still answers. Pure.
 //!
-//! A guest that says nothing is nothing unusual: it is quiet. So silence counts from a question on: the time that it is
-//! told now and then, which it asks back for, a greeting, or whatever else wants an answer. A guest that answers costs no
-//! more than before.
+//! A guest that says nothing is nothing unusual: it is quiet. So silence counts from a question on:
+//! the time that it is told now and then, which it asks back for, a greeting, or whatever else
+//! wants an answer. A guest that answers costs no more than before.
 
 use tokio::time::Instant;
 

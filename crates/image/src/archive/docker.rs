@@ -1,7 +1,8 @@
-//! What `docker save` and `skopeo copy … docker-archive:` write: a `manifest.json` that names config and layers.
+//! What `docker save` and `skopeo copy … docker-archive:` write: a `manifest.json` that names
+//! config and layers.
 //!
-//! It has no manifest with a digest, so one is made up from what is in it: the same archive contents give the same
-//! digest everywhere.
+//! It has no manifest with a digest, so one is made up from what is in it: the same archive
+//! contents give the same digest everywhere.
 
 use std::collections::HashSet;
 
@@ -42,10 +43,15 @@ impl Named for Item {
     }
 }
 
-pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig) -> Result<Contents, ImageError> {
+pub(super) fn read(
+    files: &Files,
+    wanted: Option<&str>,
+    store: &ImageStoreConfig,
+) -> Result<Contents, ImageError> {
     let bytes = files.read(super::DOCKER, store.limits.manifest_bytes)?;
-    let items: Vec<Item> = json::read(&bytes)
-        .map_err(|error| ImageError::corrupt(format!("{} of the {WHAT}", super::DOCKER), error.to_string()))?;
+    let items: Vec<Item> = json::read(&bytes).map_err(|error| {
+        ImageError::corrupt(format!("{} of the {WHAT}", super::DOCKER), error.to_string())
+    })?;
     let mut best: Option<(Option<u8>, &Item, Vec<u8>, Config)> = None;
     let picked = names::pick(&items, wanted)?;
     // Tags of one image may be items of their own.
@@ -55,7 +61,10 @@ pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig
             continue;
         }
         if read.len() > MOST_BUILDS {
-            return Err(ImageError::too_large(WHAT, format!("{MOST_BUILDS} builds of an image are looked at")));
+            return Err(ImageError::too_large(
+                WHAT,
+                format!("{MOST_BUILDS} builds of an image are looked at"),
+            ));
         }
         let (config_bytes, config) = config_of(files, item, &store.limits)?;
         let needs = config.platform.needs(store.amd64_level);
@@ -63,13 +72,15 @@ pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig
             best = Some((needs, item, config_bytes, config));
         }
     }
-    let (_, item, config_bytes, config) = best.ok_or_else(|| ImageError::corrupt(WHAT, "it is empty"))?;
+    let (_, item, config_bytes, config) =
+        best.ok_or_else(|| ImageError::corrupt(WHAT, "it is empty"))?;
     let config = config.runs_with(WHAT, store.amd64_level)?;
     let names = match wanted {
         Some(name) if !name.starts_with('@') => vec![name.to_owned()],
         _ => picked.iter().flat_map(|item| item.tags.clone()).collect(),
     };
-    let layers = item.layers.iter().map(|layer| files.find(layer)).collect::<Result<Vec<_>, _>>()?;
+    let layers =
+        item.layers.iter().map(|layer| files.find(layer)).collect::<Result<Vec<_>, _>>()?;
     let described: Vec<_> = config
         .diff_ids
         .iter()
@@ -95,7 +106,10 @@ pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig
 fn config_of(files: &Files, item: &Item, limits: &Limits) -> Result<(Vec<u8>, Config), ImageError> {
     if item.layers.len() > limits.layers {
         let limit = format!("limits.layers is {}; squash the image", limits.layers);
-        return Err(ImageError::too_large(format!("{WHAT} with {} layers", item.layers.len()), limit));
+        return Err(ImageError::too_large(
+            format!("{WHAT} with {} layers", item.layers.len()),
+            limit,
+        ));
     }
     let bytes = files.read(&item.config, limits.config_bytes)?;
     let config = parse_config(WHAT, &bytes, item.layers.len())?;

@@ -48,9 +48,10 @@ impl Files {
         Self::Directory(path.to_owned())
     }
 
-    /// Reads through a tar file and notes where everything is. One that is compressed as a whole is unpacked to a file
-    /// without a name in `scratch` first, because its parts are not needed in the order they come in. `check_wanted` is asked
-    /// now and then, with how many bytes are about to be written.
+    /// Reads through a tar file and notes where everything is. One that is compressed as a whole is
+    /// unpacked to a file without a name in `scratch` first, because its parts are not needed in
+    /// the order they come in. `check_wanted` is asked now and then, with how many bytes are about
+    /// to be written.
     pub(crate) fn tar(
         path: &Path,
         scratch: &Path,
@@ -76,18 +77,19 @@ impl Files {
         let mut links = HashMap::new();
         let mut name_bytes = MOST_NAME_BYTES;
         let no_tar = || ImageError::corrupt(WHAT, "it is no tar archive");
-        while let Some(entry) =
-            reader.next_entry().map_err(|error| match (members.is_empty(), error.raw_os_error()) {
+        while let Some(entry) = reader.next_entry().map_err(|error| {
+            match (members.is_empty(), error.raw_os_error()) {
                 (true, None) => no_tar(),
                 _ => damaged(error),
-            })?
-        {
+            }
+        })? {
             let name = plain_name(&String::from_utf8_lossy(&entry.path));
             if (members.len() + links.len()).is_multiple_of(1024) {
                 check_wanted(0)?;
             }
             let longer = name_bytes.checked_sub(entry.path.len() + entry.link.len());
-            name_bytes = longer.ok_or_else(|| ImageError::too_large(WHAT, "its members' names are too long"))?;
+            name_bytes = longer
+                .ok_or_else(|| ImageError::too_large(WHAT, "its members' names are too long"))?;
             if members.len() + links.len() >= MOST_MEMBERS {
                 let limit = format!("an archive may have {MOST_MEMBERS} members");
                 return Err(ImageError::too_large(WHAT, limit));
@@ -136,7 +138,13 @@ impl Files {
                 let found = members.get(&name).or_else(|| members.get(links.get(&name)?));
                 let (offset, length) = *found.ok_or_else(missing)?;
                 let what = format!("{name} in {WHAT}");
-                Ok(Source { what, place: Place::Open(Arc::clone(file)), offset, length, digest: None })
+                Ok(Source {
+                    what,
+                    place: Place::Open(Arc::clone(file)),
+                    offset,
+                    length,
+                    digest: None,
+                })
             }
         }
     }
@@ -150,7 +158,10 @@ impl Files {
     pub(crate) fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
         let source = self.find(name)?;
         if source.length > limit {
-            return Err(ImageError::too_large(source.what, format!("the limit for it is {limit} bytes")));
+            return Err(ImageError::too_large(
+                source.what,
+                format!("the limit for it is {limit} bytes"),
+            ));
         }
         let failed = |error| ImageError::io("read", Path::new(&source.what), error);
         let mut bytes = Vec::new();
@@ -172,7 +183,9 @@ fn uncompressed(
     let mut plain: Box<dyn Read> = match Compression::of(file.fill_buf().map_err(failed)?) {
         Compression::None => return Ok(file.into_inner()),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?),
+        Compression::Zstd => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?)
+        }
         Compression::Other(name) => return Err(refused(WHAT, name)),
     };
     let unwritable = |error| ImageError::io("write in", scratch, error);
@@ -181,7 +194,8 @@ fn uncompressed(
     let mut left = limits.unpacked_bytes;
     let mut unasked = 0;
     loop {
-        let length = plain.read(&mut chunk).map_err(|error| ImageError::corrupt(WHAT, error.to_string()))?;
+        let length =
+            plain.read(&mut chunk).map_err(|error| ImageError::corrupt(WHAT, error.to_string()))?;
         if length == 0 {
             return Ok(output);
         }

@@ -32,7 +32,11 @@ impl Named for Descriptor {
     }
 }
 
-pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig) -> Result<Contents, ImageError> {
+pub(super) fn read(
+    files: &Files,
+    wanted: Option<&str>,
+    store: &ImageStoreConfig,
+) -> Result<Contents, ImageError> {
     let what = "index.json of the OCI layout";
     let bytes = files.read(super::OCI, store.limits.manifest_bytes)?;
     let Document::Index(mut entries) = manifest::parse(what, &bytes, &store.limits)? else {
@@ -40,12 +44,14 @@ pub(super) fn read(files: &Files, wanted: Option<&str>, store: &ImageStoreConfig
     };
     entries.retain(|entry| !entry.is_attestation());
     let picked: Vec<Descriptor> = names::pick(&entries, wanted)?.into_iter().cloned().collect();
-    let names: BTreeSet<&str> = picked.iter().flat_map(Named::names).filter(|name| name.contains([':', '/'])).collect();
+    let names: BTreeSet<&str> =
+        picked.iter().flat_map(Named::names).filter(|name| name.contains([':', '/'])).collect();
     let names = names.into_iter().map(str::to_owned).collect();
 
     let library = Library { files, limits: &store.limits };
     let (digest, manifest, config) = library.choose(&picked, store.amd64_level)?;
-    let layers = manifest.layers.iter().map(|layer| library.layer(layer)).collect::<Result<_, _>>()?;
+    let layers =
+        manifest.layers.iter().map(|layer| library.layer(layer)).collect::<Result<_, _>>()?;
     Ok(Contents { digest, config, layers, names })
 }
 
@@ -56,7 +62,11 @@ struct Library<'a> {
 }
 
 impl Library<'_> {
-    fn choose(&self, entries: &[Descriptor], level: u8) -> Result<(String, Manifest, Config), ImageError> {
+    fn choose(
+        &self,
+        entries: &[Descriptor],
+        level: u8,
+    ) -> Result<(String, Manifest, Config), ImageError> {
         let mut search = Search::new("of this OCI layout", level);
         search.add(entries)?;
         loop {
@@ -85,13 +95,18 @@ impl Library<'_> {
 
     fn config(&self, manifest: &Manifest) -> Result<Config, ImageError> {
         let digest = &manifest.config.digest;
-        parse_config(digest, &self.verified(digest, self.limits.config_bytes)?, manifest.layers.len())
+        parse_config(
+            digest,
+            &self.verified(digest, self.limits.config_bytes)?,
+            manifest.layers.len(),
+        )
     }
 
     fn layer(&self, layer: &manifest::BlobDescriptor) -> Result<Source, ImageError> {
         let mut source = self.files.find(&blob(&layer.digest))?;
         if source.length != layer.size {
-            let reason = format!("it has {} bytes, the manifest says {}", source.length, layer.size);
+            let reason =
+                format!("it has {} bytes, the manifest says {}", source.length, layer.size);
             return Err(ImageError::corrupt(source.what, reason));
         }
         source.digest = Some(layer.digest.clone());

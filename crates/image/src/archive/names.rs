@@ -1,5 +1,5 @@
-//! Which image of an archive is meant: by name, by `@` and its place in the list (as containers-transports(5) has it),
-//! or the only one that there is.
+//! Which image of an archive is meant: by name, by `@` and its place in the list (as
+//! containers-transports(5) has it), or the only one that there is.
 
 use crate::{ImageError, reference::parse_reference};
 
@@ -20,16 +20,23 @@ pub(super) trait Named {
     fn names(&self) -> Vec<&str>;
 }
 
-/// The entries meant: several are builds of one image for different platforms, or names of one build.
-pub(super) fn pick<'a, T: Named>(entries: &'a [T], wanted: Option<&str>) -> Result<Vec<&'a T>, ImageError> {
+/// The entries meant: several are builds of one image for different platforms, or names of one
+/// build.
+pub(super) fn pick<'a, T: Named>(
+    entries: &'a [T],
+    wanted: Option<&str>,
+) -> Result<Vec<&'a T>, ImageError> {
     let picked: Vec<&T> = match wanted {
-        Some(wanted) => match wanted.strip_prefix('@').and_then(|place| place.parse::<usize>().ok()) {
-            Some(place) => entries.get(place).into_iter().collect(),
-            None => {
-                let called = |entry: &&T| entry.names().iter().any(|name| is_same(name, wanted));
-                entries.iter().filter(called).collect()
+        Some(wanted) => {
+            match wanted.strip_prefix('@').and_then(|place| place.parse::<usize>().ok()) {
+                Some(place) => entries.get(place).into_iter().collect(),
+                None => {
+                    let called =
+                        |entry: &&T| entry.names().iter().any(|name| is_same(name, wanted));
+                    entries.iter().filter(called).collect()
+                }
             }
-        },
+        }
         None if is_one(entries) => entries.iter().collect(),
         None => Vec::new(),
     };
@@ -43,22 +50,29 @@ fn is_one<T: Named>(entries: &[T]) -> bool {
 }
 
 fn is_same(name: &str, wanted: &str) -> bool {
-    let whole = |text| parse_reference(text, DEFAULT_REGISTRY).ok().map(|parsed| parsed.canonical());
+    let whole =
+        |text| parse_reference(text, DEFAULT_REGISTRY).ok().map(|parsed| parsed.canonical());
     name == wanted || whole(name).is_some_and(|name| whole(wanted) == Some(name))
 }
 
 fn not_one<T: Named>(entries: &[T], wanted: Option<&str>) -> ImageError {
-    let known = entries.iter().enumerate().take(MOST_LISTED).map(|(place, entry)| match entry.names().first() {
-        Some(name) => name.chars().filter(|c| !c.is_control()).take(300).collect(),
-        None => format!("@{place}"),
+    let known = entries.iter().enumerate().take(MOST_LISTED).map(|(place, entry)| {
+        match entry.names().first() {
+            Some(name) => name.chars().filter(|c| !c.is_control()).take(300).collect(),
+            None => format!("@{place}"),
+        }
     });
     let known = known.collect::<Vec<String>>().join(", ");
-    let (what, how) =
-        (wanted.unwrap_or("(no name given)"), "docker-archive:FILE:NAME, oci-archive:FILE:NAME or oci:DIRECTORY:NAME");
+    let (what, how) = (
+        wanted.unwrap_or("(no name given)"),
+        "docker-archive:FILE:NAME, oci-archive:FILE:NAME or oci:DIRECTORY:NAME",
+    );
     let hint = match (entries.len(), wanted) {
         (0, _) => "the archive holds no image".to_owned(),
         (_, Some(_)) => format!("the archive holds {known}"),
-        (_, None) => format!("the archive holds several; say which one is meant as in {how}: {known}"),
+        (_, None) => {
+            format!("the archive holds several; say which one is meant as in {how}: {known}")
+        }
     };
     ImageError::NotFound { what: what.to_owned(), hint }
 }

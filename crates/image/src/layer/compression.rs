@@ -1,4 +1,5 @@
-//! How something is compressed, told by how it starts, since media types and names of files lie at times.
+//! How something is compressed, told by how it starts, since media types and names of files lie at
+//! times.
 
 use crate::ImageError;
 
@@ -26,13 +27,17 @@ const OTHERS: [(&[u8], &str); 8] = [
 impl Compression {
     /// By the first few bytes.
     pub(crate) fn of(start: &[u8]) -> Self {
-        let skippable = start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];
+        let skippable =
+            start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];
         if start.starts_with(&[0x1f, 0x8b]) {
             Self::Gzip
         } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || skippable {
             Self::Zstd
         } else {
-            OTHERS.iter().find(|(magic, _)| start.starts_with(magic)).map_or(Self::None, |(_, name)| Self::Other(name))
+            OTHERS
+                .iter()
+                .find(|(magic, _)| start.starts_with(magic))
+                .map_or(Self::None, |(_, name)| Self::Other(name))
         }
     }
 }

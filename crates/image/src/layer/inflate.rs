@@ -1,5 +1,6 @@
-//! Decompression on a thread of its own, so that inflating and hashing overlap with writing files; the next layers
-//! may already be inflating while one is unpacked. What runs ahead is bounded by the channel.
+//! Decompression on a thread of its own, so that inflating and hashing overlap with writing files;
+//! the next layers may already be inflating while one is unpacked. What runs ahead is bounded by
+//! the channel.
 
 use std::{
     fs::File,
@@ -49,7 +50,8 @@ pub(crate) struct Source {
     pub(crate) place: Place,
     pub(crate) offset: u64,
     pub(crate) length: u64,
-    /// Digest of these bytes, where they have one (layers of docker archives have only that of their content).
+    /// Digest of these bytes, where they have one (layers of docker archives have only that of
+    /// their content).
     pub(crate) digest: Option<String>,
 }
 
@@ -91,7 +93,8 @@ impl Read for Part {
     }
 }
 
-/// Starts inflating gzip, zstd or plain tar. `progress` hears of the bytes read. Dropping the result ends the thread.
+/// Starts inflating gzip, zstd or plain tar. `progress` hears of the bytes read. Dropping the
+/// result ends the thread.
 pub(crate) fn inflate(
     source: Source,
     budget: Arc<Budget>,
@@ -114,7 +117,10 @@ pub(crate) fn inflate(
             // Nobody listens any more: fine.
             let _ = sender.send(last);
         })
-        .map_err(|error| ImageError::Io { what: "start a thread".to_owned(), source: Arc::new(error) })?;
+        .map_err(|error| ImageError::Io {
+            what: "start a thread".to_owned(),
+            source: Arc::new(error),
+        })?;
     Ok(Inflated { what, messages, chunk: Vec::new(), position: 0, digest: None })
 }
 
@@ -133,7 +139,9 @@ fn run(
         Compression::None => Box::new(buffered),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(buffered)),
         // libzstd itself refuses windows above 128 MiB, and skips frames that hold no data.
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(buffered).map_err(broken)?),
+        Compression::Zstd => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(buffered).map_err(broken)?)
+        }
         Compression::Other(name) => return Err(refused(what, name)),
     };
     let mut hash = Sha256::new();
@@ -205,7 +213,10 @@ impl Inflated {
             Some(digest) if digest == expected => Ok(()),
             digest => Err(ImageError::corrupt(
                 self.what,
-                format!("its content has digest {}, the config says {expected}", digest.unwrap_or_default()),
+                format!(
+                    "its content has digest {}, the config says {expected}",
+                    digest.unwrap_or_default()
+                ),
             )),
         }
     }
@@ -241,7 +252,8 @@ impl Read for Inflated {
     }
 }
 
-/// Turns an error that came up through a stream back into what it was; anything else means bad data.
+/// Turns an error that came up through a stream back into what it was; anything else means bad
+/// data.
 pub(crate) fn from_stream(what: &str, error: io::Error) -> ImageError {
     if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<ImageError>()) {
         return inner.clone();

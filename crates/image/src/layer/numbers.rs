@@ -1,5 +1,5 @@
-//! Numbers and checksums of tar headers, as writers of fifty years have put them: octal between blanks and NULs, nothing
-//! at all for 0, or binary when they are too large for that (GNU).
+//! Numbers and checksums of tar headers, as writers of fifty years have put them: octal between
+//! blanks and NULs, nothing at all for 0, or binary when they are too large for that (GNU).
 
 use std::{io, ops::Range};
 
@@ -17,18 +17,26 @@ pub(crate) const MINOR: Range<usize> = 337..345;
 /// The number in a field.
 pub(crate) fn number(header: &Header, field: Range<usize>) -> io::Result<u64> {
     let bytes = &header.as_bytes()[field];
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a number in a tar header is malformed");
+    let malformed =
+        || io::Error::new(io::ErrorKind::InvalidData, "a number in a tar header is malformed");
     if bytes[0] & 0x80 != 0 {
         // Binary, in two's complement below the mark. None of these may be negative.
-        let first = Some(u64::from(bytes[0] & 0x7f)).filter(|first| first & 0x40 == 0).ok_or_else(malformed)?;
+        let first = Some(u64::from(bytes[0] & 0x7f))
+            .filter(|first| first & 0x40 == 0)
+            .ok_or_else(malformed)?;
         let mut rest = bytes[1..].iter().map(|byte| u64::from(*byte));
-        return rest.try_fold(first, |number, byte| number.checked_mul(256)?.checked_add(byte)).ok_or_else(malformed);
+        return rest
+            .try_fold(first, |number, byte| number.checked_mul(256)?.checked_add(byte))
+            .ok_or_else(malformed);
     }
     let blank = |byte: &u8| matches!(byte, 0 | b' ');
     let start = bytes.iter().position(|byte| !blank(byte)).unwrap_or(bytes.len());
     let digits = bytes[start..].split(blank).next().unwrap_or_default();
     let digit = |byte: u8| byte.checked_sub(b'0').filter(|digit| *digit < 8).map(u64::from);
-    digits.iter().try_fold(0u64, |number, byte| number.checked_mul(8)?.checked_add(digit(*byte)?)).ok_or_else(malformed)
+    digits
+        .iter()
+        .try_fold(0u64, |number, byte| number.checked_mul(8)?.checked_add(digit(*byte)?))
+        .ok_or_else(malformed)
 }
 
 /// Whether the checksum is right. Some old writers took bytes for signed.

@@ -1,5 +1,5 @@
-//! Records of pax extended headers: `LENGTH KEY=VALUE\n`. Read by their length, since values (extended attributes)
-//! may hold any byte.
+//! Records of pax extended headers: `LENGTH KEY=VALUE\n`. Read by their length, since values
+//! (extended attributes) may hold any byte.
 
 /// The records, in order; `None` when the block is malformed.
 pub(crate) fn records(mut block: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
@@ -51,9 +51,15 @@ mod tests {
 
     #[test]
     fn malformed_records_are_refused() {
-        for block in
-            [&b"5 a=b"[..], b"99 a=b\n", b"x a=b\n", b"6 abc\n", b"0 a=b\n", b"-1 a=b\n", b"99999999999999999999 a"]
-        {
+        for block in [
+            &b"5 a=b"[..],
+            b"99 a=b\n",
+            b"x a=b\n",
+            b"6 abc\n",
+            b"0 a=b\n",
+            b"-1 a=b\n",
+            b"99999999999999999999 a",
+        ] {
             assert!(records(block).is_none(), "{}", String::from_utf8_lossy(block));
         }
     }

@@ -35,7 +35,10 @@ impl SparseMap {
 }
 
 /// The map of an old GNU header (type `S`), whose further blocks follow in the stream.
-pub(crate) fn from_gnu_header(header: &tar::GnuHeader, stream: &mut impl Read) -> io::Result<SparseMap> {
+pub(crate) fn from_gnu_header(
+    header: &tar::GnuHeader,
+    stream: &mut impl Read,
+) -> io::Result<SparseMap> {
     let mut segments = Vec::new();
     let mut push = |piece: &tar::GnuSparseHeader| -> io::Result<()> {
         if !piece.is_empty() {
@@ -93,8 +96,8 @@ impl PaxSparse {
         }
     }
 
-    /// The map, read from the start of the entry's data for version 1.0; also how many bytes of data that took.
-    /// `None` when the records speak of no sparse file.
+    /// The map, read from the start of the entry's data for version 1.0; also how many bytes of
+    /// data that took. `None` when the records speak of no sparse file.
     pub(crate) fn into_map(self, data: &mut impl BufRead) -> io::Result<Option<(SparseMap, u64)>> {
         let Some(file_size) = self.size else { return Ok(None) };
         if self.major == Some(1) {
@@ -109,7 +112,8 @@ impl PaxSparse {
     }
 }
 
-/// Decimal numbers, one a line: how many pieces, then offset and length of each; padded to whole blocks.
+/// Decimal numbers, one a line: how many pieces, then offset and length of each; padded to whole
+/// blocks.
 fn read_map(data: &mut impl BufRead) -> io::Result<(Vec<(u64, u64)>, u64)> {
     let mut used = 0u64;
     let mut number = || -> io::Result<u64> {

@@ -1,7 +1,8 @@
-//! Tar archives as a stream of entries, with every length that comes from outside bounded before it is believed.
+//! Tar archives as a stream of entries, with every length that comes from outside bounded before it
+//! is believed.
 //!
-//! The headers are read with the `tar` crate; its own iterator isn't used because it reads long names and extended
-//! headers of any length into memory, and knows no pax sparse files.
+//! The headers are read with the `tar` crate; its own iterator isn't used because it reads long
+//! names and extended headers of any length into memory, and knows no pax sparse files.
 
 use std::io::{self, BufRead, Read};
 
@@ -86,9 +87,15 @@ impl<R: BufRead> TarReader<R> {
             let Some(header) = self.read_header()? else { return Ok(None) };
             let size = number(&header, numbers::SIZE)?;
             match header.entry_type() {
-                EntryType::GNULongName => extensions.path = Some(until_nul(self.read_extension(size, &mut left)?)),
-                EntryType::GNULongLink => extensions.link = Some(until_nul(self.read_extension(size, &mut left)?)),
-                EntryType::XHeader => extensions.read_pax(&self.read_extension(size, &mut left)?)?,
+                EntryType::GNULongName => {
+                    extensions.path = Some(until_nul(self.read_extension(size, &mut left)?))
+                }
+                EntryType::GNULongLink => {
+                    extensions.link = Some(until_nul(self.read_extension(size, &mut left)?))
+                }
+                EntryType::XHeader => {
+                    extensions.read_pax(&self.read_extension(size, &mut left)?)?
+                }
                 // Comments and defaults of whole archives; no image tool puts anything else there.
                 EntryType::XGlobalHeader => drop(self.read_extension(size, &mut left)?),
                 // A volume label.
@@ -145,7 +152,10 @@ impl<R: BufRead> TarReader<R> {
             return Err(invalid("the checksum of a tar header is wrong"));
         }
         let size = number(&header, numbers::SIZE)?;
-        self.padding = size.checked_next_multiple_of(BLOCK).ok_or_else(|| invalid("an entry's size is absurd"))? - size;
+        self.padding = size
+            .checked_next_multiple_of(BLOCK)
+            .ok_or_else(|| invalid("an entry's size is absurd"))?
+            - size;
         self.unread = size;
         Ok(Some(header))
     }
@@ -175,19 +185,28 @@ impl<R: BufRead> TarReader<R> {
             EntryType::Char => Kind::CharacterDevice,
             EntryType::Block => Kind::BlockDevice,
             EntryType::Fifo => Kind::Fifo,
-            other => return Err(invalid(&format!("an entry has the unknown type {:?}", other.as_byte() as char))),
+            other => {
+                return Err(invalid(&format!(
+                    "an entry has the unknown type {:?}",
+                    other.as_byte() as char
+                )));
+            }
         };
         let mut data_size = 0;
         let mut sparse = None;
         if kind == Kind::File {
             data_size = extensions.size.map_or_else(|| number(header, numbers::SIZE), Ok)?;
-            self.padding =
-                data_size.checked_next_multiple_of(BLOCK).ok_or_else(|| invalid("an entry's size is absurd"))?
-                    - data_size;
+            self.padding = data_size
+                .checked_next_multiple_of(BLOCK)
+                .ok_or_else(|| invalid("an entry's size is absurd"))?
+                - data_size;
             if header.entry_type() == EntryType::GNUSparse {
-                let gnu = header.as_gnu().ok_or_else(|| invalid("a sparse file without a GNU header"))?;
+                let gnu =
+                    header.as_gnu().ok_or_else(|| invalid("a sparse file without a GNU header"))?;
                 sparse = Some(sparse::from_gnu_header(gnu, &mut self.stream)?);
-            } else if let Some((map, used)) = extensions.sparse.into_map(&mut (&mut self.stream).take(data_size))? {
+            } else if let Some((map, used)) =
+                extensions.sparse.into_map(&mut (&mut self.stream).take(data_size))?
+            {
                 data_size = data_size.checked_sub(used).ok_or_else(cut_off)?;
                 sparse = Some(map);
             }
@@ -214,7 +233,8 @@ impl<R: BufRead> TarReader<R> {
         }
         // Writers before POSIX have other things there.
         let device = |field| match header.as_ustar().is_some() || header.as_gnu().is_some() {
-            true => u32::try_from(number(header, field)?).map_err(|_| invalid("a device number is absurd")),
+            true => u32::try_from(number(header, field)?)
+                .map_err(|_| invalid("a device number is absurd")),
             false => Ok(0),
         };
         let device = if matches!(kind, Kind::CharacterDevice | Kind::BlockDevice) {
@@ -229,7 +249,9 @@ impl<R: BufRead> TarReader<R> {
             mode: (number(header, numbers::MODE)? & 0o7777) as u32,
             uid: id(extensions.uid.map_or_else(|| number(header, numbers::UID), Ok)?)?,
             gid: id(extensions.gid.map_or_else(|| number(header, numbers::GID), Ok)?)?,
-            modified: extensions.modified.unwrap_or_else(|| (header.mtime().map_or(0, |time| time as i64), 0)),
+            modified: extensions
+                .modified
+                .unwrap_or_else(|| (header.mtime().map_or(0, |time| time as i64), 0)),
             device,
             attributes: extensions.attributes,
             data_size,
@@ -240,10 +262,14 @@ impl<R: BufRead> TarReader<R> {
 
 impl Extensions {
     fn read_pax(&mut self, block: &[u8]) -> io::Result<()> {
-        let records = pax::records(block).ok_or_else(|| invalid("an extended header is malformed"))?;
-        let number = |value| pax::number(value).ok_or_else(|| invalid("a number in an extended header is malformed"));
+        let records =
+            pax::records(block).ok_or_else(|| invalid("an extended header is malformed"))?;
+        let number = |value| {
+            pax::number(value).ok_or_else(|| invalid("a number in an extended header is malformed"))
+        };
         for (key, value) in records {
-            // An empty value takes the keyword back: what the header says holds again (POSIX, "pax Extended Header").
+            // An empty value takes the keyword back: what the header says holds again (POSIX, "pax
+            // Extended Header").
             let said = (!value.is_empty()).then_some(value);
             match key {
                 b"path" => self.path = said.map(<[u8]>::to_vec),

@@ -1,8 +1,8 @@
 //! The directory that layers are unpacked into, and the only code that touches files in it.
 //!
 //! Every path from an image is resolved by the kernel as if this directory were `/` (`openat2` with
-//! `RESOLVE_IN_ROOT`): symbolic links in the middle work as they would in the running machine, and nothing leads
-//! outside. The last component is never followed.
+//! `RESOLVE_IN_ROOT`): symbolic links in the middle work as they would in the running machine, and
+//! nothing leads outside. The last component is never followed.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -25,7 +25,8 @@ use nix::{
 
 use crate::ImageError;
 
-/// Directories within each other. Deep enough for anything real; keeps recursion, here and in mke2fs, bounded.
+/// Directories within each other. Deep enough for anything real; keeps recursion, here and in
+/// mke2fs, bounded.
 const DEEPEST: usize = 256;
 /// Of directories that no layer has an entry for.
 const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
@@ -64,8 +65,10 @@ impl Tree {
     pub(crate) fn open(path: &Path) -> Result<Self, ImageError> {
         let failed = |error: Errno| ImageError::io("open", path, error.into());
         let descriptor =
-            open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
-        let location = location_of(&descriptor).map_err(|error| ImageError::io("find", path, error))?;
+            open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(failed)?;
+        let location =
+            location_of(&descriptor).map_err(|error| ImageError::io("find", path, error))?;
         Ok(Self { root: Rc::new(Directory { descriptor, location }), recent: None, implied: 0 })
     }
 
@@ -74,12 +77,14 @@ impl Tree {
         Rc::clone(&self.root)
     }
 
-    /// Forgets what was looked up: to be called after anything that may have been a directory or a link was removed.
+    /// Forgets what was looked up: to be called after anything that may have been a directory or a
+    /// link was removed.
     pub(crate) fn forget(&mut self) {
         self.recent = None;
     }
 
-    /// Opens a directory by its path in the image. `None` when it is not there, or something on the way is no directory.
+    /// Opens a directory by its path in the image. `None` when it is not there, or something on the
+    /// way is no directory.
     pub(crate) fn directory(&mut self, path: &Path) -> Result<Option<Rc<Directory>>, ImageError> {
         if path.as_os_str().is_empty() {
             return Ok(Some(self.root()));
@@ -89,18 +94,26 @@ impl Tree {
         {
             return Ok(Some(Rc::clone(directory)));
         }
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+        let how =
+            OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
+                ResolveFlag::RESOLVE_IN_ROOT
+                    | ResolveFlag::RESOLVE_NO_MAGICLINKS
+                    | ResolveFlag::RESOLVE_NO_XDEV,
+            );
         let descriptor = match openat2(&self.root.descriptor, path, how) {
             Ok(descriptor) => descriptor,
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
             Err(error) => return Err(bad_path(path, error)),
         };
-        let location = location_of(&descriptor).map_err(|error| ImageError::io("find", path, error))?;
-        // The kernel has seen to it already; this costs nothing and would notice a kernel that has not.
+        let location =
+            location_of(&descriptor).map_err(|error| ImageError::io("find", path, error))?;
+        // The kernel has seen to it already; this costs nothing and would notice a kernel that has
+        // not.
         let inside = location.strip_prefix(&self.root.location).map_err(|_| {
-            ImageError::corrupt(format!("layer entry `{}`", path.display()), "it leads outside the image")
+            ImageError::corrupt(
+                format!("layer entry `{}`", path.display()),
+                "it leads outside the image",
+            )
         })?;
         if inside.components().count() >= DEEPEST {
             return Err(ImageError::unsupported(
@@ -159,7 +172,11 @@ pub(crate) fn remove(parent: &Directory, name: &OsStr) -> Result<(), Errno> {
 pub(crate) fn child(parent: &Directory, name: &OsStr) -> Result<Directory, Errno> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+        .resolve(
+            ResolveFlag::RESOLVE_BENEATH
+                | ResolveFlag::RESOLVE_NO_SYMLINKS
+                | ResolveFlag::RESOLVE_NO_XDEV,
+        );
     let descriptor = openat2(&parent.descriptor, name, how)?;
     Ok(Directory { descriptor, location: parent.location.join(name) })
 }
@@ -186,7 +203,9 @@ pub(crate) fn names(directory: &Directory) -> Result<Vec<OsString>, Errno> {
 /// A new file for writing; fails when anything of that name is there.
 pub(crate) fn create_file(parent: &Directory, name: &OsStr) -> Result<File, Errno> {
     let how = OpenHow::new()
-        .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .flags(
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        )
         .mode(Mode::from_bits_truncate(0o600))
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
     Ok(File::from(openat2(&parent.descriptor, name, how)?))

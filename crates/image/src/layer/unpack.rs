@@ -1,5 +1,5 @@
-//! Applying layers: one entry after the other, lowest layer first, with whiteouts as the OCI image specification
-//! ("layer.md") says.
+//! Applying layers: one entry after the other, lowest layer first, with whiteouts as the OCI image
+//! specification ("layer.md") says.
 
 use std::{
     collections::HashSet,
@@ -16,8 +16,8 @@ use nix::{
     fcntl::AtFlags,
     sys::{
         stat::{
-            FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev, mkdirat, mknodat,
-            utimensat,
+            FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev,
+            mkdirat, mknodat, utimensat,
         },
         statvfs::fstatvfs,
         time::TimeSpec,
@@ -61,7 +61,8 @@ pub(crate) struct Unpacker<'a> {
 }
 
 impl<'a> Unpacker<'a> {
-    /// Unpacks into `directory`, which exists and is empty; leaves `keep_free` bytes of its file system alone.
+    /// Unpacks into `directory`, which exists and is empty; leaves `keep_free` bytes of its file
+    /// system alone.
     pub(crate) fn new(
         directory: &Path,
         budget: &'a Budget,
@@ -83,7 +84,12 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Applies one layer and checks that its content has the digest that the image's config gives.
-    pub(crate) fn apply(&mut self, what: &str, layer: Inflated, digest: &str) -> Result<(), ImageError> {
+    pub(crate) fn apply(
+        &mut self,
+        what: &str,
+        layer: Inflated,
+        digest: &str,
+    ) -> Result<(), ImageError> {
         let mut reader = TarReader::new(layer);
         while let Some(entry) = reader.next_entry().map_err(|error| from_stream(what, error))? {
             self.budget.take_entry()?;
@@ -100,8 +106,14 @@ impl<'a> Unpacker<'a> {
             // A directory that a later entry of the layer removed or replaced has no time to set.
             if let Some(directory) = self.tree.directory(&path)? {
                 let time = time(modified);
-                utimensat(&directory.descriptor, ".", &time, &time, UtimensatFlags::NoFollowSymlink)
-                    .map_err(|error| bad_path(&path, error))?;
+                utimensat(
+                    &directory.descriptor,
+                    ".",
+                    &time,
+                    &time,
+                    UtimensatFlags::NoFollowSymlink,
+                )
+                .map_err(|error| bad_path(&path, error))?;
             }
         }
         self.has_lower = true;
@@ -110,7 +122,11 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn apply_entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), ImageError> {
+    fn apply_entry<R: BufRead>(
+        &mut self,
+        entry: &Entry,
+        reader: &mut TarReader<R>,
+    ) -> Result<(), ImageError> {
         let path = inside_path(&entry.path)?;
         let (Some(parent_path), Some(name)) = (path.parent(), path.file_name()) else {
             return self.apply_root(entry);
@@ -158,15 +174,18 @@ impl<'a> Unpacker<'a> {
             Kind::File => return self.make_file(entry, path, parent, name, reader),
             Kind::HardLink => return self.make_link(entry, path, parent, name),
             Kind::Directory => {
-                return mkdirat(&parent.descriptor, name, Mode::from_bits_truncate(0o700)).map_err(failed);
+                return mkdirat(&parent.descriptor, name, Mode::from_bits_truncate(0o700))
+                    .map_err(failed);
             }
             Kind::Symlink => {
                 if entry.link.is_empty() {
                     return Err(corrupt(path, "a symbolic link to nothing"));
                 }
-                symlinkat(OsStr::from_bytes(&entry.link), &parent.descriptor, name).map_err(failed)?;
+                symlinkat(OsStr::from_bytes(&entry.link), &parent.descriptor, name)
+                    .map_err(failed)?;
                 let (user, group) = owner(entry);
-                fchownat(&parent.descriptor, name, user, group, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
+                fchownat(&parent.descriptor, name, user, group, AtFlags::AT_SYMLINK_NOFOLLOW)
+                    .map_err(failed)?;
             }
             Kind::CharacterDevice | Kind::BlockDevice | Kind::Fifo => {
                 let kind = match entry.kind {
@@ -175,12 +194,14 @@ impl<'a> Unpacker<'a> {
                     _ => SFlag::S_IFIFO,
                 };
                 let device = makedev(u64::from(entry.device.0), u64::from(entry.device.1));
-                mknodat(&parent.descriptor, name, kind, Mode::from_bits_truncate(0o600), device).map_err(failed)?;
+                mknodat(&parent.descriptor, name, kind, Mode::from_bits_truncate(0o600), device)
+                    .map_err(failed)?;
                 self.set_owner_and_mode(entry, parent, name).map_err(failed)?;
             }
         }
         let time = time(entry.modified);
-        utimensat(&parent.descriptor, name, &time, &time, UtimensatFlags::NoFollowSymlink).map_err(failed)
+        utimensat(&parent.descriptor, name, &time, &time, UtimensatFlags::NoFollowSymlink)
+            .map_err(failed)
     }
 
     fn make_file<R: BufRead>(
@@ -208,9 +229,11 @@ impl<'a> Unpacker<'a> {
                         };
                         (offset, left_in_segment) = (start, length);
                     }
-                    let length = data.len().min(usize::try_from(left_in_segment).unwrap_or(usize::MAX));
-                    file.write_all_at(&data[..length], offset)
-                        .map_err(|error| Failure(ImageError::io("unpack layer entry", path, error)))?;
+                    let length =
+                        data.len().min(usize::try_from(left_in_segment).unwrap_or(usize::MAX));
+                    file.write_all_at(&data[..length], offset).map_err(|error| {
+                        Failure(ImageError::io("unpack layer entry", path, error))
+                    })?;
                     offset += length as u64;
                     left_in_segment -= length as u64;
                     data = &data[length..];
@@ -218,12 +241,17 @@ impl<'a> Unpacker<'a> {
                 Ok(())
             })
             .map_err(|Failure(error)| match error {
-                ImageError::Corrupt { reason, .. } => ImageError::corrupt(format!("layer entry `{what}`"), reason),
+                ImageError::Corrupt { reason, .. } => {
+                    ImageError::corrupt(format!("layer entry `{what}`"), reason)
+                }
                 other => other,
             })?;
         if let Some(map) = &entry.sparse {
             file.set_len(map.file_size).map_err(|_| {
-                ImageError::unsupported(format!("layer entry `{what}`"), "files may be as large as the host's take")
+                ImageError::unsupported(
+                    format!("layer entry `{what}`"),
+                    "files may be as large as the host's take",
+                )
             })?;
         }
         let (user, group) = owner(entry);
@@ -242,11 +270,13 @@ impl<'a> Unpacker<'a> {
         name: &OsStr,
     ) -> Result<(), ImageError> {
         let target = inside_path(&entry.link)?;
-        let missing = || corrupt(path, &format!("a hard link to `{}`, which is not there", target.display()));
+        let missing =
+            || corrupt(path, &format!("a hard link to `{}`, which is not there", target.display()));
         let (Some(target_parent), Some(target_name)) = (target.parent(), target.file_name()) else {
             return Err(corrupt(path, "a hard link to the root directory"));
         };
-        // The link's own directory is kept open by `parent`, whatever this look-up replaces in the tree's memory.
+        // The link's own directory is kept open by `parent`, whatever this look-up replaces in the
+        // tree's memory.
         let target_parent = self.tree.directory(target_parent)?.ok_or_else(missing)?;
         match target_parent.look(target_name).map_err(|error| bad_path(path, error))? {
             None => return Err(missing()),
@@ -266,13 +296,19 @@ impl<'a> Unpacker<'a> {
         }
         let root = self.tree.root();
         let path = PathBuf::new();
-        self.set_owner_and_mode(entry, &root, OsStr::new(".")).map_err(|error| bad_path(Path::new("/"), error))?;
+        self.set_owner_and_mode(entry, &root, OsStr::new("."))
+            .map_err(|error| bad_path(Path::new("/"), error))?;
         set_attributes(entry, Path::new("/"), &root.location)?;
         self.directory_times.push((path, entry.modified));
         Ok(())
     }
 
-    fn apply_whiteout(&mut self, parent: &Path, hidden: &[u8], path: &Path) -> Result<(), ImageError> {
+    fn apply_whiteout(
+        &mut self,
+        parent: &Path,
+        hidden: &[u8],
+        path: &Path,
+    ) -> Result<(), ImageError> {
         let failed = |error| bad_path(path, error);
         if hidden.is_empty() || hidden == b"." || hidden == b".." {
             return Err(corrupt(path, "a whiteout of nothing"));
@@ -292,7 +328,8 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    /// Removes what lower layers put there and leaves what this one did, whichever came first in the archive.
+    /// Removes what lower layers put there and leaves what this one did, whichever came first in
+    /// the archive.
     fn hide_lower(&self, parent: &Directory, name: &OsStr) -> Result<(), Errno> {
         if !self.own.contains(&self.hasher.hash_one(parent.location.join(name))) {
             return tree::remove(parent, name);
@@ -320,12 +357,22 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    fn set_owner_and_mode(&self, entry: &Entry, parent: &Directory, name: &OsStr) -> Result<(), Errno> {
+    fn set_owner_and_mode(
+        &self,
+        entry: &Entry,
+        parent: &Directory,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
         let (user, group) = owner(entry);
         // Owner first: changing it clears the set-user-id bit.
         fchownat(&parent.descriptor, name, user, group, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         // None of the kinds this is for can be a link, and nobody else writes here.
-        fchmodat(&parent.descriptor, name, Mode::from_bits_truncate(entry.mode), FchmodatFlags::FollowSymlink)
+        fchmodat(
+            &parent.descriptor,
+            name,
+            Mode::from_bits_truncate(entry.mode),
+            FchmodatFlags::FollowSymlink,
+        )
     }
 
     fn account_for(&mut self, bytes: u64) -> Result<(), ImageError> {
@@ -335,8 +382,9 @@ impl<'a> Unpacker<'a> {
         }
         self.written_unchecked = 0;
         (self.still_wanted)()?;
-        let space = fstatvfs(&self.tree.root().descriptor)
-            .map_err(|error| ImageError::io("look at the free space of", Path::new("/"), error.into()))?;
+        let space = fstatvfs(&self.tree.root().descriptor).map_err(|error| {
+            ImageError::io("look at the free space of", Path::new("/"), error.into())
+        })?;
         let free = space.blocks_available().saturating_mul(space.fragment_size());
         if free < self.keep_free {
             return Err(ImageError::NoSpace {
@@ -366,8 +414,9 @@ impl From<ImageError> for Failure {
     }
 }
 
-/// A path of a layer, taken from the image's root. `..` takes the name before it away, whatever that is, as in the
-/// programs that write and read layers (`filepath.Clean`); one that would lead outside is refused.
+/// A path of a layer, taken from the image's root. `..` takes the name before it away, whatever
+/// that is, as in the programs that write and read layers (`filepath.Clean`); one that would lead
+/// outside is refused.
 pub(crate) fn inside_path(path: &[u8]) -> Result<PathBuf, ImageError> {
     let given = Path::new(OsStr::from_bytes(path));
     let mut inside = PathBuf::new();
@@ -390,14 +439,21 @@ fn set_attributes(entry: &Entry, path: &Path, location: &Path) -> Result<(), Ima
         let name = OsStr::from_bytes(name);
         let Err(error) = xattr::set(location, name, value) else { continue };
         match error.raw_os_error() {
-            // What the host's file system can't hold (a label of another security module, say) the image can do
-            // without, except capabilities: programs would fail later for no visible reason.
-            Some(libc::EOPNOTSUPP | libc::EPERM | libc::EINVAL) if name != "security.capability" => {
+            // What the host's file system can't hold (a label of another security module, say) the
+            // image can do without, except capabilities: programs would fail later for no visible
+            // reason.
+            Some(libc::EOPNOTSUPP | libc::EPERM | libc::EINVAL)
+                if name != "security.capability" =>
+            {
                 tracing::debug!(path = %path.display(), attribute = %name.display(), %error, "extended attribute left out");
             }
             _ => {
-                let reason = format!("its extended attribute `{}` can't be stored: {error}", name.display());
-                return Err(ImageError::unsupported(format!("layer entry `{}`", path.display()), reason));
+                let reason =
+                    format!("its extended attribute `{}` can't be stored: {error}", name.display());
+                return Err(ImageError::unsupported(
+                    format!("layer entry `{}`", path.display()),
+                    reason,
+                ));
             }
         }
     }

@@ -1,5 +1,6 @@
-//! What a registry asks for in `WWW-Authenticate` (RFC 9110, 11.6.1), as registries write it: values with and without
-//! quotes, with commas missing or doubled. What can't be read loses only itself.
+//! What a registry asks for in `WWW-Authenticate` (RFC 9110, 11.6.1), as registries write it:
+//! values with and without quotes, with commas missing or doubled. What can't be read loses only
+//! itself.
 
 use reqwest::header::HeaderMap;
 
@@ -16,7 +17,9 @@ pub(super) struct Challenge {
 impl Challenge {
     /// The first value of a parameter that says something.
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
-        let called = |(known, value): &&(String, String)| known.eq_ignore_ascii_case(name) && !value.is_empty();
+        let called = |(known, value): &&(String, String)| {
+            known.eq_ignore_ascii_case(name) && !value.is_empty()
+        };
         self.parameters.iter().find(called).map(|(_, value)| value.as_str())
     }
 }
@@ -75,7 +78,9 @@ mod tests {
     use super::*;
 
     fn bearer(text: &str) -> Challenge {
-        let found = parse(text).into_iter().find(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"));
+        let found = parse(text)
+            .into_iter()
+            .find(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"));
         found.unwrap_or_else(|| panic!("{text}"))
     }
 
@@ -103,10 +108,14 @@ mod tests {
     #[test]
     fn what_is_no_challenge_asks_for_nothing_known() {
         for text in ["", ",,,", "=", "\"", "a=b", "\\", "Bearer=\"x\"", "\u{e4}=\u{fc},\u{1f600}"] {
-            assert!(parse(text).iter().all(|challenge| challenge.parameter("realm").is_none()), "{text}");
+            assert!(
+                parse(text).iter().all(|challenge| challenge.parameter("realm").is_none()),
+                "{text}"
+            );
         }
         assert_eq!(parse("Basic").len(), 1);
-        let schemes: Vec<_> = parse("Basic realm=\"a\", Bearer realm=\"b\"").into_iter().map(|c| c.scheme).collect();
+        let schemes: Vec<_> =
+            parse("Basic realm=\"a\", Bearer realm=\"b\"").into_iter().map(|c| c.scheme).collect();
         assert_eq!(schemes, ["Basic", "Bearer"]);
         assert!(parse(&"a ".repeat(100_000)).len() <= LONGEST);
     }

@@ -1,9 +1,11 @@
-//! Credentials from a docker `config.json` or a containers `auth.json`, as `docker login` and `skopeo login` write it.
+//! Credentials from a docker `config.json` or a containers `auth.json`, as `docker login` and
+//! `skopeo login` write it.
 //!
-//! Keys are hosts, or hosts with the beginning of a repository's path; the longest that covers a repository counts
-//! (containers-auth.json(5)). Older clients wrote addresses, with scheme and the API's path, and Docker Hub's still is one.
-//! Entries that say nothing stand for a login that a credential helper keeps. Helpers are not run: they are programs of
-//! a user's desktop or cloud account, and what they print may need a session that a server does not have.
+//! Keys are hosts, or hosts with the beginning of a repository's path; the longest that covers a
+//! repository counts (containers-auth.json(5)). Older clients wrote addresses, with scheme and the
+//! API's path, and Docker Hub's still is one. Entries that say nothing stand for a login that a
+//! credential helper keeps. Helpers are not run: they are programs of a user's desktop or cloud
+//! account, and what they print may need a session that a server does not have.
 
 use std::{
     fmt, fs, io,
@@ -60,7 +62,8 @@ impl Logins {
     /// Why a registry that refuses this repository may do so, and what to do.
     pub(crate) fn advice(&self) -> String {
         let Some(file) = self.file.as_ref().map(|file| file.display()) else {
-            return "no file with credentials is configured; name one with --registry-credentials".to_owned();
+            return "no file with credentials is configured; name one with --registry-credentials"
+                .to_owned();
         };
         match (&self.credentials, &self.helper) {
             (Some(_), _) => format!(
@@ -71,7 +74,9 @@ impl Logins {
                 "{file} leaves the login to the credential helper {helper}, which is not run here; have `skopeo login \
                  --authfile FILE` write it into a file and name that with --registry-credentials"
             ),
-            (None, None) => format!("{file} has no login for it; add one with `skopeo login` or the like"),
+            (None, None) => {
+                format!("{file} has no login for it; add one with `skopeo login` or the like")
+            }
         }
     }
 }
@@ -101,27 +106,33 @@ pub(crate) fn look_up(file: Option<&Path>, repository: &Repository) -> Result<Lo
         Some(_) => Err(no_config()),
     };
     for (key, entry) in covering(table("auths")?, repository) {
-        let login =
-            credentials(entry).map_err(|reason| malformed(format!("its entry `{key}` {reason}; log in again")))?;
+        let login = credentials(entry)
+            .map_err(|reason| malformed(format!("its entry `{key}` {reason}; log in again")))?;
         if let Some(credentials) = login {
             (logins.credentials, logins.key) = (Some(credentials), key.to_owned());
             break;
         }
     }
-    let own = covering(table("credHelpers")?, repository).into_iter().find_map(|(_, name)| filled(name));
+    let own =
+        covering(table("credHelpers")?, repository).into_iter().find_map(|(_, name)| filled(name));
     let helper = own.or_else(|| field(&document, "credsStore").and_then(filled));
     logins.helper = helper.map(|name| format!("docker-credential-{name}"));
     Ok(logins)
 }
 
 /// The entries that apply to a repository, the most particular first.
-fn covering<'a>(table: Option<&'a Map<String, Value>>, repository: &Repository) -> Vec<(&'a str, &'a Value)> {
+fn covering<'a>(
+    table: Option<&'a Map<String, Value>>,
+    repository: &Repository,
+) -> Vec<(&'a str, &'a Value)> {
     let mut found: Vec<_> = table
         .into_iter()
         .flatten()
         .filter_map(|(key, entry)| {
             let scope = Scope::of(key);
-            scope.covers(repository).then_some(((std::cmp::Reverse(scope.path.len()), scope.is_address, key), entry))
+            scope
+                .covers(repository)
+                .then_some(((std::cmp::Reverse(scope.path.len()), scope.is_address, key), entry))
         })
         .collect();
     found.sort_by_key(|(order, _)| *order);
@@ -146,7 +157,8 @@ impl<'a> Scope<'a> {
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let is_address = scheme.is_some();
         // The path of the registry's API, not of repositories.
-        let of_api = (is_address || path.ends_with('/')) && matches!(path.trim_end_matches('/'), "v1" | "v2");
+        let of_api = (is_address || path.ends_with('/'))
+            && matches!(path.trim_end_matches('/'), "v1" | "v2");
         let path = if of_api { "" } else { path.trim_matches('/') };
         Self { host: registry_of(host), path, is_address }
     }
@@ -154,7 +166,8 @@ impl<'a> Scope<'a> {
     fn covers(&self, repository: &Repository) -> bool {
         let rest = repository.name.strip_prefix(self.path);
         registry_of(&repository.registry).eq_ignore_ascii_case(self.host)
-            && (self.path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+            && (self.path.is_empty()
+                || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
     }
 }
 
@@ -187,7 +200,11 @@ fn credentials(entry: &Value) -> Result<Option<Credentials>, &'static str> {
         (text("username")?.to_owned(), text("password")?.to_owned())
     } else {
         let wrong = "has an `auth` that is not user:password in base64";
-        let decoded = BASE64.decode(auth).ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(wrong)?;
+        let decoded = BASE64
+            .decode(auth)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .ok_or(wrong)?;
         let (user, password) = decoded.split_once(':').ok_or(wrong)?;
         (user.to_owned(), password.trim_end_matches('\0').to_owned())
     };
@@ -197,9 +214,9 @@ fn credentials(entry: &Value) -> Result<Option<Credentials>, &'static str> {
 
 /// A field that is not null. Docker reads names without regard to case.
 fn field<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    let found = fields
-        .get(name)
-        .or_else(|| fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value));
+    let found = fields.get(name).or_else(|| {
+        fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    });
     found.filter(|value| !value.is_null())
 }
 
@@ -226,7 +243,10 @@ mod tests {
 
         fn logins(&self, reference: &str) -> Result<Logins, ImageError> {
             let (registry, name) = reference.split_once('/').unwrap();
-            look_up(Some(&self.path), &Repository { registry: registry.to_owned(), name: name.to_owned() })
+            look_up(
+                Some(&self.path),
+                &Repository { registry: registry.to_owned(), name: name.to_owned() },
+            )
         }
 
         /// The user whose login goes to this repository, or `token`.
@@ -247,7 +267,9 @@ mod tests {
     fn users(entries: &[(&str, &str)]) -> Config {
         let auths: Map<String, Value> = entries
             .iter()
-            .map(|(key, user)| ((*key).to_owned(), serde_json::json!({ "auth": auth(&format!("{user}:p")) })))
+            .map(|(key, user)| {
+                ((*key).to_owned(), serde_json::json!({ "auth": auth(&format!("{user}:p")) }))
+            })
             .collect();
         Config::new(&serde_json::json!({ "auths": auths }).to_string())
     }
@@ -289,20 +311,44 @@ mod tests {
 
     #[test]
     fn hosts_are_found_in_all_spellings_that_clients_have_written() {
-        for key in ["r.io", "r.io/", "https://r.io", "http://r.io/", "HTTPS://r.io/v1/", "https://r.io/v2", "r.io/v2/"]
-        {
+        for key in [
+            "r.io",
+            "r.io/",
+            "https://r.io",
+            "http://r.io/",
+            "HTTPS://r.io/v1/",
+            "https://r.io/v2",
+            "r.io/v2/",
+        ] {
             assert_eq!(users(&[(key, "u")]).user("r.io/team/app").as_deref(), Some("u"), "{key}");
         }
         // A repository may begin with that.
         let config = users(&[("r.io/v2", "v2"), ("r.io/v1/app", "v1")]);
-        assert_eq!((config.user("r.io/v2/app").as_deref(), config.user("r.io/app")), (Some("v2"), None));
+        assert_eq!(
+            (config.user("r.io/v2/app").as_deref(), config.user("r.io/app")),
+            (Some("v2"), None)
+        );
         assert_eq!(config.user("r.io/v1/app").as_deref(), Some("v1"));
-        for key in ["https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io"] {
-            assert_eq!(users(&[(key, "hub")]).user("docker.io/library/nginx").as_deref(), Some("hub"), "{key}");
+        for key in
+            ["https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io"]
+        {
+            assert_eq!(
+                users(&[(key, "hub")]).user("docker.io/library/nginx").as_deref(),
+                Some("hub"),
+                "{key}"
+            );
         }
-        let config = users(&[("https://index.docker.io/v1/", "old"), ("docker.io/mine", "mine"), ("docker.io", "new")]);
+        let config = users(&[
+            ("https://index.docker.io/v1/", "old"),
+            ("docker.io/mine", "mine"),
+            ("docker.io", "new"),
+        ]);
         assert_eq!(config.user("docker.io/mine/app").as_deref(), Some("mine"));
-        assert_eq!(config.user("docker.io/library/nginx").as_deref(), Some("new"), "always the same of two");
+        assert_eq!(
+            config.user("docker.io/library/nginx").as_deref(),
+            Some("new"),
+            "always the same of two"
+        );
     }
 
     #[test]
@@ -329,11 +375,18 @@ mod tests {
             let (host, _) = reference.rsplit_once('/').unwrap();
             assert!(error.contains(&format!("`{host}`")) && !error.contains("hunter2"), "{error}");
         }
-        for nothing in [r#"{"auths": null, "credHelpers": null, "credsStore": null}"#, "{}", "", " \n"] {
+        for nothing in
+            [r#"{"auths": null, "credHelpers": null, "credsStore": null}"#, "{}", "", " \n"]
+        {
             let logins = Config::new(nothing).logins("good.io/app").unwrap();
             assert!(logins.credentials.is_none() && logins.helper.is_none(), "{nothing}");
         }
-        for nonsense in [r#"{"auths": "hunter2"}"#, r#"["hunter2"]"#, "hunter2", r#"{"credHelpers": ["hunter2"]}"#] {
+        for nonsense in [
+            r#"{"auths": "hunter2"}"#,
+            r#"["hunter2"]"#,
+            "hunter2",
+            r#"{"credHelpers": ["hunter2"]}"#,
+        ] {
             let error = Config::new(nonsense).logins("good.io/app").unwrap_err();
             let text = format!("{error} {error:?}");
             assert!(text.contains("config.json") && !text.contains("hunter2"), "{text}");
@@ -345,17 +398,34 @@ mod tests {
         let (padded, colons) = (auth("user:password"), auth("user:p:a:s:s"));
         let unpadded = padded.trim_end_matches('=');
         assert_ne!(unpadded, padded, "it shows what is meant");
-        let password = |user: &str, password: &str| Credentials::Password(user.to_owned(), password.to_owned());
+        let password = |user: &str, password: &str| {
+            Credentials::Password(user.to_owned(), password.to_owned())
+        };
         for (entry, expected) in [
             (format!(r#"{{"auth": "{padded}"}}"#), password("user", "password")),
             (format!(r#"{{"auth": "{unpadded}"}}"#), password("user", "password")),
-            (format!(r#"{{"auth": " {}\n{}"}}"#, &padded[..4], &padded[4..]), password("user", "password")),
+            (
+                format!(r#"{{"auth": " {}\n{}"}}"#, &padded[..4], &padded[4..]),
+                password("user", "password"),
+            ),
             (format!(r#"{{"auth": "{colons}"}}"#), password("user", "p:a:s:s")),
-            (format!(r#"{{"auth": "{}"}}"#, auth("user:password\0\0")), password("user", "password")),
+            (
+                format!(r#"{{"auth": "{}"}}"#, auth("user:password\0\0")),
+                password("user", "password"),
+            ),
             (format!(r#"{{"Auth": "{padded}"}}"#), password("user", "password")),
-            (format!(r#"{{"auth": "{padded}", "username": "x", "password": "y"}}"#), password("user", "password")),
-            (r#"{"auth": "", "username": "u", "password": "p:w"}"#.to_owned(), password("u", "p:w")),
-            (format!(r#"{{"auth": "{padded}", "identitytoken": ""}}"#), password("user", "password")),
+            (
+                format!(r#"{{"auth": "{padded}", "username": "x", "password": "y"}}"#),
+                password("user", "password"),
+            ),
+            (
+                r#"{"auth": "", "username": "u", "password": "p:w"}"#.to_owned(),
+                password("u", "p:w"),
+            ),
+            (
+                format!(r#"{{"auth": "{padded}", "identitytoken": ""}}"#),
+                password("user", "password"),
+            ),
             (
                 format!(r#"{{"auth": "{padded}", "identitytoken": "secret"}}"#),
                 Credentials::IdentityToken("secret".into()),
@@ -367,7 +437,8 @@ mod tests {
             assert!(format!("{logins:?}").contains("Credentials(..)"), "no secret in a log");
         }
         assert_eq!(
-            Config::new(&format!(r#"{{"auths": {{"r.io": {{"auth": "{}"}}}}}}"#, auth(":"))).user("r.io/a"),
+            Config::new(&format!(r#"{{"auths": {{"r.io": {{"auth": "{}"}}}}}}"#, auth(":")))
+                .user("r.io/a"),
             None
         );
     }
@@ -385,7 +456,11 @@ mod tests {
             ("docker.io/library/nginx", "docker-credential-desktop"),
             ("ecr.io/other", "docker-credential-desktop"),
         ] {
-            assert!(advice(reference).contains(&format!("helper {helper},")), "{}", advice(reference));
+            assert!(
+                advice(reference).contains(&format!("helper {helper},")),
+                "{}",
+                advice(reference)
+            );
         }
         assert!(users(&[]).logins("r.io/app").unwrap().advice().contains("no login"));
         let repository = Repository { registry: "r.io".to_owned(), name: "app".to_owned() };

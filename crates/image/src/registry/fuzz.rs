@@ -21,14 +21,21 @@ fn challenges() {
         for challenge in &found {
             for name in ["realm", "service"] {
                 prop_assert!(
-                    challenge.parameter(name).is_none_or(|value| !value.is_empty() && value.len() <= text.len())
+                    challenge
+                        .parameter(name)
+                        .is_none_or(|value| !value.is_empty() && value.len() <= text.len())
                 );
             }
         }
         if let Ok(value) = HeaderValue::from_bytes(input) {
             challenge::challenges(&HeaderMap::from_iter([(WWW_AUTHENTICATE, value.clone())]));
-            let asked = patience::asked(&HeaderMap::from_iter([(RETRY_AFTER, value)]), Timestamp::UNIX_EPOCH);
-            prop_assert!(asked.is_none_or(|asked| patience::until(asked, Timestamp::UNIX_EPOCH).len() < 200));
+            let asked = patience::asked(
+                &HeaderMap::from_iter([(RETRY_AFTER, value)]),
+                Timestamp::UNIX_EPOCH,
+            );
+            prop_assert!(
+                asked.is_none_or(|asked| patience::until(asked, Timestamp::UNIX_EPOCH).len() < 200)
+            );
         }
         Ok(())
     });
@@ -85,9 +92,13 @@ fn files_with_logins() {
     let file = directory.path().join("config.json");
     damaged(&[sound.to_string().into_bytes()], |input| {
         // What damage made a key or the name of a helper is no secret any more.
-        let count = |text: &[u8], part: &[u8]| text.windows(part.len()).filter(|window| *window == part).count();
+        let count = |text: &[u8], part: &[u8]| {
+            text.windows(part.len()).filter(|window| *window == part).count()
+        };
         let is_only = |secret: &str, fields: &[&str]| {
-            let of_fields = fields.iter().map(|field| count(input, format!("\"{field}\":\"{secret}\"").as_bytes()));
+            let of_fields = fields
+                .iter()
+                .map(|field| count(input, format!("\"{field}\":\"{secret}\"").as_bytes()));
             count(input, secret.as_bytes()) == of_fields.sum::<usize>()
         };
         let secrets = [
@@ -96,7 +107,8 @@ fn files_with_logins() {
         ];
         std::fs::write(&file, input).unwrap();
         for registry in ["r.io", "docker.io", "ecr.io", "null.io"] {
-            let repository = Repository { registry: registry.to_owned(), name: "team/app".to_owned() };
+            let repository =
+                Repository { registry: registry.to_owned(), name: "team/app".to_owned() };
             let said = match credentials::look_up(Some(&file), &repository) {
                 Ok(logins) => format!("{logins:?} {}", logins.advice()),
                 Err(error) => format!("{error} {error:?}"),

@@ -1,8 +1,8 @@
 //! Where the registry client may connect to.
 //!
-//! References come from users, redirects and token servers from registries: either could point at services on this
-//! host's loopback or at a cloud's metadata address. Only registries listed as insecure may be there; for all others
-//! such addresses are refused, written out or resolved.
+//! References come from users, redirects and token servers from registries: either could point at
+//! services on this host's loopback or at a cloud's metadata address. Only registries listed as
+//! insecure may be there; for all others such addresses are refused, written out or resolved.
 
 use std::{
     io,
@@ -53,12 +53,15 @@ impl Guard {
             "http" if self.is_listed(url) => return Ok(Trust::Listed),
             "https" => {}
             scheme => {
-                let reason = format!("{scheme} is only spoken with registries named with --insecure-registry");
+                let reason = format!(
+                    "{scheme} is only spoken with registries named with --insecure-registry"
+                );
                 return Err(refused(&target, reason));
             }
         }
         // The parser has already turned `127.1` and the like into plain dotted form.
-        let literal = url.host_str().and_then(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().ok());
+        let literal =
+            url.host_str().and_then(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().ok());
         if literal.is_some_and(is_forbidden) {
             return Err(refused(&target, FORBIDDEN.to_owned()));
         }
@@ -68,7 +71,8 @@ impl Guard {
     /// Whether `next` may be gone to after `from` redirected there.
     pub(crate) fn check_redirect(&self, from: &Url, next: &Url) -> Result<Trust, ImageError> {
         if from.scheme() == "https" && next.scheme() != "https" {
-            let reason = format!("{} redirected there, from HTTPS to {}", authority(from), next.scheme());
+            let reason =
+                format!("{} redirected there, from HTTPS to {}", authority(from), next.scheme());
             return Err(refused(&authority(next), reason));
         }
         self.check(next)
@@ -77,7 +81,9 @@ impl Guard {
     fn is_listed(&self, url: &Url) -> bool {
         let Some(host) = url.host_str() else { return false };
         let port = url.port_or_known_default().unwrap_or(0);
-        self.insecure.iter().any(|listed| *listed == format!("{host}:{port}") || (port == 80 && listed == host))
+        self.insecure
+            .iter()
+            .any(|listed| *listed == format!("{host}:{port}") || (port == 80 && listed == host))
     }
 }
 
@@ -94,7 +100,8 @@ pub(crate) fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// This host's own addresses, link-local (cloud metadata lives there) and what no registry can have.
+/// This host's own addresses, link-local (cloud metadata lives there) and what no registry can
+/// have.
 fn is_forbidden(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -118,15 +125,16 @@ fn is_forbidden(address: IpAddr) -> bool {
     }
 }
 
-/// Resolves names by the system's means and drops addresses that are forbidden: the check is made on the very
-/// addresses that are then connected to.
+/// Resolves names by the system's means and drops addresses that are forbidden: the check is made
+/// on the very addresses that are then connected to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GuardedResolver;
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             let allowed: Vec<SocketAddr> =
                 found.iter().copied().filter(|address| !is_forbidden(address.ip())).collect();
             if allowed.is_empty() && !found.is_empty() {
@@ -166,7 +174,10 @@ mod tests {
             "ftp://ghcr.io/",
             "file:///etc/passwd",
         ] {
-            assert!(matches!(guard.check(&url(refused)), Err(ImageError::Refused { .. })), "{refused}");
+            assert!(
+                matches!(guard.check(&url(refused)), Err(ImageError::Refused { .. })),
+                "{refused}"
+            );
         }
     }
 
@@ -179,7 +190,11 @@ mod tests {
 
     #[tokio::test]
     async fn names_of_this_host_do_not_resolve() {
-        let error = GuardedResolver.resolve("localhost".parse().unwrap()).await.err().expect("localhost is refused");
+        let error = GuardedResolver
+            .resolve("localhost".parse().unwrap())
+            .await
+            .err()
+            .expect("localhost is refused");
         assert!(error.to_string().contains("--insecure-registry"), "{error}");
     }
 }

@@ -1,7 +1,8 @@
 //! A client for the pulling half of the OCI distribution protocol.
 //!
-//! Written over reqwest rather than on top of oci-client, whose HTTP client can't be told which addresses and
-//! redirects to refuse, reads manifests of any size into memory, and has no resuming of blobs that keeps their hash.
+//! Written over reqwest rather than on top of oci-client, whose HTTP client can't be told which
+//! addresses and redirects to refuse, reads manifests of any size into memory, and has no resuming
+//! of blobs that keeps their hash.
 //!
 //! ```text
 //!  request ─▶ guard ─▶ connect (resolver filters addresses) ─▶ redirects, each through the guard, credentials
@@ -107,8 +108,10 @@ impl Registry {
     pub(crate) fn new(config: &ImageStoreConfig) -> Result<Self, ImageError> {
         // Whoever installed a provider before us is welcome to have done so.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        // Only ever speaks plain HTTP to hosts named in the configuration, so it trusts no certificate at all.
-        let listed = builder(&config.transfer).no_proxy().tls_certs_only([]).build().map_err(no_client)?;
+        // Only ever speaks plain HTTP to hosts named in the configuration, so it trusts no
+        // certificate at all.
+        let listed =
+            builder(&config.transfer).no_proxy().tls_certs_only([]).build().map_err(no_client)?;
         Ok(Self {
             guard: Guard::new(&config.insecure_registries),
             listed,
@@ -119,9 +122,9 @@ impl Registry {
         })
     }
 
-    /// Fetches a manifest or index by tag or digest, at most `limit` bytes; also gives the digest that the registry
-    /// claims for it. Nothing is verified here. What a tag means is asked for first, with a HEAD, which registries do not
-    /// count: what `known` has is not fetched.
+    /// Fetches a manifest or index by tag or digest, at most `limit` bytes; also gives the digest
+    /// that the registry claims for it. Nothing is verified here. What a tag means is asked for
+    /// first, with a HEAD, which registries do not count: what `known` has is not fetched.
     pub(crate) async fn manifest(
         &self,
         repository: &Repository,
@@ -166,7 +169,11 @@ impl Registry {
     ) -> Result<Option<String>, Failure> {
         let response = self.ask(Method::HEAD, repository, url, headers, what).await?;
         // Where it is refused a GET brings the reason too.
-        Ok(if response.status() == StatusCode::OK { claimed_digest(response.headers()) } else { None })
+        Ok(if response.status() == StatusCode::OK {
+            claimed_digest(response.headers())
+        } else {
+            None
+        })
     }
 
     /// Fetches a small blob, at most `limit` bytes. Nothing is verified here.
@@ -242,7 +249,8 @@ impl Registry {
             self.note_authorization(repository, true);
             return Ok(response);
         }
-        // What was refused from the beginning is not asked for again; a HEAD's answer does not say why.
+        // What was refused from the beginning is not asked for again; a HEAD's answer does not say
+        // why.
         let is_new = known.is_some_and(|(_, accepted)| !accepted);
         if is_new || (method == Method::HEAD && !authentication::is_known(url, &response)) {
             self.note_authorization(repository, false);
@@ -256,7 +264,8 @@ impl Registry {
         Ok(response)
     }
 
-    /// Follows redirects, each through the guard. Only where it was sent first it shows the authorization.
+    /// Follows redirects, each through the guard. Only where it was sent first it shows the
+    /// authorization.
     async fn follow(
         &self,
         method: &Method,
@@ -269,24 +278,39 @@ impl Registry {
         let mut trust = self.guard.check(url)?;
         let mut current = url.clone();
         for _ in 0..=MOST_REDIRECTS {
-            let mut request = self.client(trust)?.request(method.clone(), current.clone()).headers(headers.clone());
+            let mut request = self
+                .client(trust)?
+                .request(method.clone(), current.clone())
+                .headers(headers.clone());
             if let (true, Some(authorization)) = (is_home(url, &current), authorization) {
                 request = request.header(AUTHORIZATION, authorization.clone());
             }
-            let response = request.send().await.map_err(|error| failed_request(&authority(&current), what, error))?;
+            let response = request
+                .send()
+                .await
+                .map_err(|error| failed_request(&authority(&current), what, error))?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
             let next = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             let next = next.and_then(|location| current.join(location).ok());
-            let next = next.ok_or_else(|| self.unreachable(repository, what, "a redirect to nowhere".to_owned()))?;
+            let next = next.ok_or_else(|| {
+                self.unreachable(repository, what, "a redirect to nowhere".to_owned())
+            })?;
             trust = self.guard.check_redirect(&current, &next)?;
             current = next;
         }
-        Err(self.unreachable(repository, what, format!("more than {MOST_REDIRECTS} redirects")).into())
+        Err(self
+            .unreachable(repository, what, format!("more than {MOST_REDIRECTS} redirects"))
+            .into())
     }
 
-    async fn judge(&self, repository: &Repository, response: Response, what: &str) -> Result<Response, Failure> {
+    async fn judge(
+        &self,
+        repository: &Repository,
+        response: Response,
+        what: &str,
+    ) -> Result<Response, Failure> {
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
             _ => Err(self.refusal(repository, response, what).await),
@@ -301,7 +325,9 @@ impl Registry {
         let Repository { registry, name } = repository.clone();
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let advice = self.logins(repository).map_or_else(|error| error.to_string(), |logins| logins.advice());
+                let advice = self
+                    .logins(repository)
+                    .map_or_else(|error| error.to_string(), |logins| logins.advice());
                 let reason = format!("{said}; check the name; {advice}");
                 ImageError::Unauthorized { registry, repository: name, reason }.into()
             }
@@ -309,10 +335,16 @@ impl Registry {
                 let hint = format!("the registry has no such repository, tag or digest ({said})");
                 ImageError::NotFound { what: format!("{registry}/{what}"), hint }.into()
             }
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE if asked.is_some() || status == 429 => {
-                let when = asked.map_or_else(|| "try again later".to_owned(), |asked| patience::until(asked, now));
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+                if asked.is_some() || status == 429 =>
+            {
+                let when = asked.map_or_else(
+                    || "try again later".to_owned(),
+                    |asked| patience::until(asked, now),
+                );
                 let what = what.to_owned();
-                let error = ImageError::RateLimited { registry, what, reason: format!("{said}; {when}") };
+                let error =
+                    ImageError::RateLimited { registry, what, reason: format!("{said}; {when}") };
                 Failure { error, again: true, asked }
             }
             _ => {
@@ -323,8 +355,7 @@ impl Registry {
     }
 
     fn no_page(&self, repository: &Repository, what: &str) -> ImageError {
-        let reason =
-            "it answered with a web page (HTML): is it a registry, and none that only a browser can log in to?";
+        let reason = "it answered with a web page (HTML): is it a registry, and none that only a browser can log in to?";
         self.unreachable(repository, what, reason.to_owned())
     }
 
@@ -336,7 +367,12 @@ impl Registry {
         what: &str,
         limit: u64,
     ) -> Result<Vec<u8>, Failure> {
-        let too_large = || ImageError::too_large(what, format!("the limit for this kind of document is {limit} bytes"));
+        let too_large = || {
+            ImageError::too_large(
+                what,
+                format!("the limit for this kind of document is {limit} bytes"),
+            )
+        };
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(too_large().into());
         }
@@ -359,7 +395,8 @@ impl Registry {
                 if let Some(client) = self.ordinary.get() {
                     return Ok(client);
                 }
-                // Not made before it is needed: it wants certificates, which a host without Internet may lack.
+                // Not made before it is needed: it wants certificates, which a host without
+                // Internet may lack.
                 let client = builder(&self.transfer)
                     .https_only(true)
                     .dns_resolver(GuardedResolver)
@@ -375,7 +412,8 @@ impl Registry {
         credentials::look_up(self.credentials.as_deref(), repository)
     }
 
-    /// What was shown before, as long as it lasts and the file says the same as then, and whether it was accepted.
+    /// What was shown before, as long as it lasts and the file says the same as then, and whether
+    /// it was accepted.
     fn known_authorization(&self, repository: &Repository) -> Option<(HeaderValue, bool)> {
         let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, authorization| authorization.is_fresh());
@@ -398,7 +436,11 @@ impl Registry {
     }
 
     fn unreachable(&self, repository: &Repository, what: &str, reason: String) -> ImageError {
-        ImageError::Unreachable { registry: repository.registry.clone(), what: what.to_owned(), reason }
+        ImageError::Unreachable {
+            registry: repository.registry.clone(),
+            what: what.to_owned(),
+            reason,
+        }
     }
 }
 
@@ -429,7 +471,8 @@ fn no_client(error: reqwest::Error) -> ImageError {
     }
 }
 
-/// Addresses are left out of it: those of redirects carry signatures that are as good as a password.
+/// Addresses are left out of it: those of redirects carry signatures that are as good as a
+/// password.
 fn failed_request(target: &str, what: &str, error: reqwest::Error) -> Failure {
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -437,11 +480,16 @@ fn failed_request(target: &str, what: &str, error: reqwest::Error) -> Failure {
             && inner.kind() == io::ErrorKind::PermissionDenied
             && inner.raw_os_error().is_none()
         {
-            return ImageError::Refused { target: target.to_owned(), reason: inner.to_string() }.into();
+            return ImageError::Refused { target: target.to_owned(), reason: inner.to_string() }
+                .into();
         }
         cause = inner.source();
     }
-    let error = ImageError::Unreachable { registry: target.to_owned(), what: what.to_owned(), reason: chain(error) };
+    let error = ImageError::Unreachable {
+        registry: target.to_owned(),
+        what: what.to_owned(),
+        reason: chain(error),
+    };
     Failure::passing(error)
 }
 

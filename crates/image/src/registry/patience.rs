@@ -1,4 +1,5 @@
-//! When to try again: after growing pauses, or as long after as the registry asks for in `Retry-After`.
+//! When to try again: after growing pauses, or as long after as the registry asks for in
+//! `Retry-After`.
 
 use std::time::Duration;
 
@@ -40,7 +41,8 @@ impl<'a> Patience<'a> {
         Ok(())
     }
 
-    /// How long to wait before the next try; `None` when none would help, or the registry asks for more than is waited.
+    /// How long to wait before the next try; `None` when none would help, or the registry asks for
+    /// more than is waited.
     pub(super) fn after(&mut self, failure: &Failure) -> Option<Duration> {
         if !failure.again {
             return None;
@@ -67,8 +69,11 @@ pub(super) fn asked(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 /// When that is over, in words.
 pub(super) fn until(asked: Duration, now: Timestamp) -> String {
     let seconds = asked.as_secs() + u64::from(asked.subsec_nanos() > 0);
-    let at = i64::try_from(seconds).ok().and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok());
-    let at = at.map(|at| format!(", at {}", at.strftime("%Y-%m-%d %H:%M:%S UTC"))).unwrap_or_default();
+    let at = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok());
+    let at =
+        at.map(|at| format!(", at {}", at.strftime("%Y-%m-%d %H:%M:%S UTC"))).unwrap_or_default();
     format!("it may be asked again in {seconds} s{at}")
 }
 
@@ -116,10 +121,17 @@ mod tests {
         assert_eq!(patience.after(&failure(None)), Some(transfer.first_pause));
         assert_eq!(patience.after(&failure(None)), Some(transfer.first_pause * 2));
         assert_eq!(patience.after(&failure(Some(20))), Some(Duration::from_secs(20)));
-        assert_eq!(patience.after(&failure(Some(0))), Some(transfer.first_pause * 8), "it is not asked at once");
+        assert_eq!(
+            patience.after(&failure(Some(0))),
+            Some(transfer.first_pause * 8),
+            "it is not asked at once"
+        );
         assert_eq!(patience.after(&failure(Some(11))), None, "31 s in all");
         assert_eq!(Patience::new(&transfer).after(&failure(Some(31))), None);
-        assert_eq!(Patience::new(&transfer).after(&Failure { again: false, ..failure(None) }), None);
+        assert_eq!(
+            Patience::new(&transfer).after(&Failure { again: false, ..failure(None) }),
+            None
+        );
         patience.renew();
         assert_eq!(patience.after(&failure(None)), Some(transfer.first_pause));
     }

@@ -1,4 +1,5 @@
-//! Answers of token servers (distribution, "Token Authentication Specification"; OAuth 2.0, RFC 6749, 5.1).
+//! Answers of token servers (distribution, "Token Authentication Specification"; OAuth 2.0, RFC
+//! 6749, 5.1).
 
 use std::time::Duration;
 
@@ -37,7 +38,9 @@ impl Token {
             expires_in: Value,
         }
         let Answer { token, access_token, expires_in } = json::read(answer).ok()?;
-        let said = |value: &Value| value.as_str().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
+        let said = |value: &Value| {
+            value.as_str().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+        };
         let secret = said(&token).or_else(|| said(&access_token))?;
         // A number or a text; whatever makes no sense says nothing.
         let seconds = expires_in.as_f64().or_else(|| expires_in.as_str()?.trim().parse().ok());
@@ -71,7 +74,15 @@ mod tests {
             assert_eq!((token.secret.as_str(), token.life.as_secs()), (secret, life), "{answer}");
             assert!(!format!("{token:?}").contains(secret));
         }
-        for answer in ["", "{}", "null", "[]", "<html>", r#"{"token":null,"access_token":null}"#, r#"{"token":[]}"#] {
+        for answer in [
+            "",
+            "{}",
+            "null",
+            "[]",
+            "<html>",
+            r#"{"token":null,"access_token":null}"#,
+            r#"{"token":[]}"#,
+        ] {
             assert_eq!(Token::read(answer.as_bytes()), None, "{answer}");
         }
     }

@@ -1,4 +1,5 @@
-//! Fetching large blobs: hashed while they stream, resumed after a broken connection, given up when nothing comes.
+//! Fetching large blobs: hashed while they stream, resumed after a broken connection, given up when
+//! nothing comes.
 
 use std::{
     fs::File,
@@ -20,8 +21,8 @@ use crate::ImageError;
 
 /// Beyond what the slowest allowed speed makes of a blob's size.
 const GRACE: Duration = Duration::from_secs(60);
-/// Bytes that earn another try: a line that breaks now and then gets there, a registry that always cuts does not go on for
-/// as long as it likes.
+/// Bytes that earn another try: a line that breaks now and then gets there, a registry that always
+/// cuts does not go on for as long as it likes.
 const EARNS_A_TRY: u64 = 256 << 10;
 
 /// A blob to fetch.
@@ -40,8 +41,8 @@ enum Piece {
 }
 
 impl Registry {
-    /// Fetches a blob into an empty file and verifies size and digest. `progress` gets the bytes written so far. On an
-    /// error the file's content is worthless.
+    /// Fetches a blob into an empty file and verifies size and digest. `progress` gets the bytes
+    /// written so far. On an error the file's content is worthless.
     pub(crate) async fn blob(
         &self,
         repository: &Repository,
@@ -52,11 +53,18 @@ impl Registry {
         let speed = self.transfer.slowest_bytes_per_second.max(1);
         let deadline = GRACE + Duration::from_secs(wanted.size / speed);
         let what = format!("{}@{}", repository.name, wanted.digest);
-        match tokio::time::timeout(deadline, self.blob_in_tries(repository, wanted, file, progress, &what)).await {
+        match tokio::time::timeout(
+            deadline,
+            self.blob_in_tries(repository, wanted, file, progress, &what),
+        )
+        .await
+        {
             Ok(result) => result,
-            Err(_) => {
-                Err(self.unreachable(repository, &what, format!("it did not come within {} s", deadline.as_secs())))
-            }
+            Err(_) => Err(self.unreachable(
+                repository,
+                &what,
+                format!("it did not come within {} s", deadline.as_secs()),
+            )),
         }
     }
 
@@ -69,7 +77,15 @@ impl Registry {
         what: &str,
     ) -> Result<File, ImageError> {
         let (pieces, writer) = start_writer(file);
-        let mut fetch = Fetch { registry: self, repository, wanted, what, pieces, done: 0, progress: &progress };
+        let mut fetch = Fetch {
+            registry: self,
+            repository,
+            wanted,
+            what,
+            pieces,
+            done: 0,
+            progress: &progress,
+        };
         let mut furthest = 0;
         let mut tries = 0;
         let mut patience = Patience::new(&self.transfer);
@@ -81,7 +97,8 @@ impl Registry {
             let pause = patience.after(&failure);
             let error = failure.error;
             let Some(pause) = pause else {
-                // The writer may know better: a full disk shows here as a channel that nobody reads.
+                // The writer may know better: a full disk shows here as a channel that nobody
+                // reads.
                 drop(fetch);
                 return Err(finish_writer(writer).await.err().unwrap_or(error));
             };
@@ -146,7 +163,8 @@ impl<P: Fn(u64)> Fetch<'_, P> {
         }
         let mut stream = response.bytes_stream();
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| failed_request(&self.repository.registry, self.what, error))?;
+            let chunk = chunk
+                .map_err(|error| failed_request(&self.repository.registry, self.what, error))?;
             let length = chunk.len() as u64;
             if self.done + length > self.wanted.size {
                 return Err(self.wrong_size(self.done + length, is_page).into());
@@ -178,7 +196,10 @@ impl<P: Fn(u64)> Fetch<'_, P> {
         if is_page {
             return self.registry.no_page(self.repository, self.what);
         }
-        ImageError::corrupt(self.what, format!("it has at least {got} bytes, the manifest says {}", self.wanted.size))
+        ImageError::corrupt(
+            self.what,
+            format!("it has at least {got} bytes, the manifest says {}", self.wanted.size),
+        )
     }
 }
 
@@ -186,7 +207,9 @@ impl<P: Fn(u64)> Fetch<'_, P> {
 fn given_up(error: ImageError, tries: u64, furthest: u64) -> ImageError {
     match error {
         ImageError::Unreachable { registry, what, reason } => {
-            let reason = format!("{reason}; it broke off {tries} times and never got beyond {furthest} bytes");
+            let reason = format!(
+                "{reason}; it broke off {tries} times and never got beyond {furthest} bytes"
+            );
             ImageError::Unreachable { registry, what, reason }
         }
         other => other,
@@ -197,7 +220,8 @@ fn given_up(error: ImageError, tries: u64, furthest: u64) -> ImageError {
 fn continues_at(response: &Response, offset: u64) -> bool {
     let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
     response.status() == StatusCode::PARTIAL_CONTENT
-        && range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()) == Some(offset)
+        && range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok())
+            == Some(offset)
 }
 
 type Written = Result<(File, String), ImageError>;
@@ -206,7 +230,9 @@ type Written = Result<(File, String), ImageError>;
 fn start_writer(mut file: File) -> (mpsc::Sender<Piece>, JoinHandle<Written>) {
     let (sender, mut pieces) = mpsc::channel::<Piece>(64);
     let writer = tokio::task::spawn_blocking(move || {
-        let failed = |error: io::Error| ImageError::io("write", std::path::Path::new("a fetched blob"), error);
+        let failed = |error: io::Error| {
+            ImageError::io("write", std::path::Path::new("a fetched blob"), error)
+        };
         let mut hash = Sha256::new();
         while let Some(piece) = pieces.blocking_recv() {
             match piece {
@@ -227,5 +253,7 @@ fn start_writer(mut file: File) -> (mpsc::Sender<Piece>, JoinHandle<Written>) {
 }
 
 async fn finish_writer(writer: JoinHandle<Written>) -> Written {
-    writer.await.unwrap_or_else(|_| Err(ImageError::Interrupted { what: "writing a blob".to_owned() }))
+    writer
+        .await
+        .unwrap_or_else(|_| Err(ImageError::Interrupted { what: "writing a blob".to_owned() }))
 }

@@ -52,20 +52,27 @@ pub(super) fn is_page_text(body: &[u8]) -> bool {
     start.starts_with(b"<!doctype html") || start.starts_with(b"<html")
 }
 
-/// The words in a body: of the distribution specification's `errors`, OAuth's `error_description` and their like, or a
-/// line of text.
+/// The words in a body: of the distribution specification's `errors`, OAuth's `error_description`
+/// and their like, or a line of text.
 pub(super) fn said(body: &[u8]) -> Option<String> {
     let words = match json::read::<Value>(body) {
         Ok(answer) => in_answer(&answer)?,
-        Err(_) => String::from_utf8(body.to_vec()).ok().filter(|text| text.trim().lines().count() == 1)?,
+        Err(_) => {
+            String::from_utf8(body.to_vec()).ok().filter(|text| text.trim().lines().count() == 1)?
+        }
     };
-    let words: String = words.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+    let words: String =
+        words.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
     (!words.is_empty()).then_some(words)
 }
 
 fn in_answer(answer: &Value) -> Option<String> {
     let text = |value: &Value, name: &str| {
-        value.get(name).and_then(Value::as_str).filter(|text| !text.trim().is_empty()).map(str::to_owned)
+        value
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|text| !text.trim().is_empty())
+            .map(str::to_owned)
     };
     let of_error = |error: &Value| {
         let names = ["message", "error_description", "detail", "details", "code", "error"];
@@ -102,8 +109,14 @@ mod tests {
             ),
             (r#"{"errors":["just text"]}"#, Some("just text")),
             (r#"{"Errors":null,"Message":"of an API"}"#, Some("of an API")),
-            (r#"{"details":"incorrect username or password"}"#, Some("incorrect username or password")),
-            (r#"{"error":"invalid_grant","error_description":"token expired"}"#, Some("token expired")),
+            (
+                r#"{"details":"incorrect username or password"}"#,
+                Some("incorrect username or password"),
+            ),
+            (
+                r#"{"error":"invalid_grant","error_description":"token expired"}"#,
+                Some("token expired"),
+            ),
             (r#"{"error":{"code":401,"message":"nested"}}"#, Some("nested")),
             ("404 page not found\n", Some("404 page not found")),
             ("two\nlines", None),
@@ -118,7 +131,10 @@ mod tests {
         }
         let evil = said(br#"{"message":"a\u001b[31m\r\nb"}"#).unwrap();
         assert_eq!(evil, "a [31m  b", "a terminal is told nothing");
-        assert_eq!(said(format!(r#"{{"message":"{}"}}"#, "x".repeat(5000)).as_bytes()).unwrap().len(), LONGEST);
+        assert_eq!(
+            said(format!(r#"{{"message":"{}"}}"#, "x".repeat(5000)).as_bytes()).unwrap().len(),
+            LONGEST
+        );
     }
 
     #[test]

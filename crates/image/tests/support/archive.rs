@@ -26,7 +26,11 @@ impl OciLayout {
     pub fn write(&self, directory: &Path, index: &[u8]) {
         fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
         for (digest, bytes) in &self.blobs {
-            fs::write(directory.join("blobs/sha256").join(digest.trim_start_matches("sha256:")), bytes).unwrap();
+            fs::write(
+                directory.join("blobs/sha256").join(digest.trim_start_matches("sha256:")),
+                bytes,
+            )
+            .unwrap();
         }
         fs::write(directory.join("index.json"), index).unwrap();
     }
@@ -52,8 +56,10 @@ pub fn docker(file: &Path, images: &[(&Image, Value)]) {
             let digest = layer["digest"].as_str().unwrap();
             archive = archive.file(&name(digest), &image.blobs[digest]);
         }
-        let layers: Vec<String> = layers.iter().map(|layer| name(layer["digest"].as_str().unwrap())).collect();
+        let layers: Vec<String> =
+            layers.iter().map(|layer| name(layer["digest"].as_str().unwrap())).collect();
         items.push(json!({"Config": name(config), "RepoTags": tags, "Layers": layers}));
     }
-    fs::write(file, archive.file("manifest.json", Value::from(items).to_string().as_bytes()).tar()).unwrap();
+    fs::write(file, archive.file("manifest.json", Value::from(items).to_string().as_bytes()).tar())
+        .unwrap();
 }

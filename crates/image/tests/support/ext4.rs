@@ -38,7 +38,8 @@ impl Ext4 {
     /// A field as debugfs prints it: `Mode`, `User`, `Inode`, `Links`, `Size`, `Type`.
     pub fn field(&self, path: &str, name: &str) -> String {
         let stat = self.stat(path).unwrap_or_else(|| panic!("{path} is not in the image"));
-        let (_, rest) = stat.split_once(&format!("{name}:")).unwrap_or_else(|| panic!("no {name} in {stat}"));
+        let (_, rest) =
+            stat.split_once(&format!("{name}:")).unwrap_or_else(|| panic!("no {name} in {stat}"));
         rest.split_whitespace().next().unwrap().to_owned()
     }
 
@@ -51,8 +52,10 @@ impl Ext4 {
     /// Features and so on.
     /// Names in a directory, sorted.
     pub fn names(&self, directory: &str) -> Vec<String> {
-        let list = String::from_utf8_lossy(&self.debugfs(&format!("ls -p {directory}"))).into_owned();
-        let mut names: Vec<_> = list.lines().filter_map(|line| Some(line.split('/').nth(5)?.to_owned())).collect();
+        let list =
+            String::from_utf8_lossy(&self.debugfs(&format!("ls -p {directory}"))).into_owned();
+        let mut names: Vec<_> =
+            list.lines().filter_map(|line| Some(line.split('/').nth(5)?.to_owned())).collect();
         names.sort();
         names
     }

@@ -113,7 +113,8 @@ pub struct Image {
 impl Image {
     /// Of gzipped layers.
     pub fn new(layers: &[Layer]) -> Self {
-        let layers: Vec<(Vec<u8>, Vec<u8>)> = layers.iter().map(|layer| (layer.tar(), gzip(&layer.tar()))).collect();
+        let layers: Vec<(Vec<u8>, Vec<u8>)> =
+            layers.iter().map(|layer| (layer.tar(), gzip(&layer.tar()))).collect();
         Self::of_blobs(&layers, "tar+gzip")
     }
 

@@ -1,5 +1,6 @@
-//! What the tests of this crate share: images built in memory, a registry that misbehaves on demand, a store in a
-//! directory of its own whose surroundings are watched, and eyes for ext4 images.
+//! What the tests of this crate share: images built in memory, a registry that misbehaves on
+//! demand, a store in a directory of its own whose surroundings are watched, and eyes for ext4
+//! images.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -26,7 +27,10 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "unpacking images needs root: run the tests as root");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "unpacking images needs root: run the tests as root"
+        );
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("canary"), "alive").unwrap();
         fs::create_dir(outside.path().join("neighbour")).unwrap();
@@ -69,7 +73,11 @@ impl World {
         self.assert_no_work_left();
         for blob in names(&self.store_path("blobs")) {
             let bytes = fs::read(self.store_path("blobs").join(&blob)).unwrap();
-            assert_eq!(image::digest(&bytes), format!("sha256:{blob}"), "only verified blobs are kept");
+            assert_eq!(
+                image::digest(&bytes),
+                format!("sha256:{blob}"),
+                "only verified blobs are kept"
+            );
         }
     }
 
@@ -82,8 +90,10 @@ impl World {
 
 /// Names in a directory, sorted.
 pub fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }

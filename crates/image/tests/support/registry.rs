@@ -49,7 +49,14 @@ pub struct Reply {
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), with_length: true, cut_after: None, hangs: false }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            with_length: true,
+            cut_after: None,
+            hangs: false,
+        }
     }
 
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -126,7 +133,9 @@ impl FakeRegistry {
     pub fn offer_manifest(&self, name: &str, tag: &str, kind: &str, bytes: Vec<u8>) {
         let mut state = self.state.lock().unwrap();
         let digest = super::image::digest(&bytes);
-        state.manifests.insert(format!("/v2/{name}/manifests/{digest}"), (kind.to_owned(), bytes.clone()));
+        state
+            .manifests
+            .insert(format!("/v2/{name}/manifests/{digest}"), (kind.to_owned(), bytes.clone()));
         state.manifests.insert(format!("/v2/{name}/manifests/{tag}"), (kind.to_owned(), bytes));
     }
 
@@ -204,7 +213,9 @@ async fn read_request(stream: &mut TcpStream) -> Option<Request> {
 fn proper(state: &State, request: &Request) -> Reply {
     if let Some((kind, bytes)) = state.manifests.get(&request.path) {
         let digest = super::image::digest(bytes);
-        return Reply::new(200, bytes.clone()).header("Content-Type", kind).header("Docker-Content-Digest", digest);
+        return Reply::new(200, bytes.clone())
+            .header("Content-Type", kind)
+            .header("Docker-Content-Digest", digest);
     }
     let blob = request.path.split_once("/blobs/").and_then(|(_, digest)| state.blobs.get(digest));
     match (blob, request.range_start()) {

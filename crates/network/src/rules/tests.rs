@@ -52,8 +52,8 @@ fn a_rule_is_read_as_it_was_written() {
 const FOREIGN: &str = "not from 192.0.2.0/24 fwmark 5/7 iif other ipproto tcp dport 80-90 uidrange 1-2 lookup local \
                        suppress_prefixlength 0";
 
-/// The rules of IPv4 of one link. They have names of one letter: A, B and C those of the link, g, b and n those of all
-/// links, in their order; L the kernel's own and F the foreign one.
+/// The rules of IPv4 of one link. They have names of one letter: A, B and C those of the link, g, b
+/// and n those of all links, in their order; L the kernel's own and F the foreign one.
 struct Bench {
     links: Links,
     installation: Installation,
@@ -72,7 +72,8 @@ impl Bench {
         let mut foreign = list(&links, AddressFamily::Inet).await.unwrap().messages.remove(1);
         foreign.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Priority(_)));
         run("ip rule del pref 3");
-        let (connection, _, news) = rtnetlink::new_multicast_connection(&[MulticastGroup::Ipv4Rule]).unwrap();
+        let (connection, _, news) =
+            rtnetlink::new_multicast_connection(&[MulticastGroup::Ipv4Rule]).unwrap();
         tokio::spawn(connection);
         Self { links, installation, foreign, news, _directory: directory }
     }
@@ -81,7 +82,8 @@ impl Bench {
         let host = HOST_V4.into();
         let own = of_link(&self.installation.link(), self.installation.table(), host);
         let rules = own.into_iter().chain(shared(host)).chain([local()]);
-        let messages = rules.map(|rule| rule.message(AddressFamily::Inet)).chain([self.foreign.clone()]);
+        let messages =
+            rules.map(|rule| rule.message(AddressFamily::Inet)).chain([self.foreign.clone()]);
         "ABCgbnLF".chars().zip(messages).collect()
     }
 
@@ -168,7 +170,10 @@ fn words(letters: &str, length: usize) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut last = words.clone();
     for _ in 0..length {
-        last = last.iter().flat_map(|word| letters.chars().map(move |letter| format!("{word}{letter}"))).collect();
+        last = last
+            .iter()
+            .flat_map(|word| letters.chars().map(move |letter| format!("{word}{letter}")))
+            .collect();
         words.extend(last.clone());
     }
     words
@@ -179,11 +184,15 @@ fn rules_come_to_their_order_from_any_other_and_hold_meanwhile() {
     on_a_host(async || {
         let mut bench = Bench::new().await;
         // A kill leaves some of the old and some of the new ones.
-        let interrupted =
-            ["LABCL", "LFABCL", "BCLABC", "BCLABCL", "BCABCL", "CABCL", "ABCABCL", "LABCLABC", "LLABCL", "FLABCFL"];
+        let interrupted = [
+            "LABCL", "LFABCL", "BCLABC", "BCLABCL", "BCABCL", "CABCL", "ABCABCL", "LABCLABC",
+            "LLABCL", "FLABCFL",
+        ];
         let of_link = words("ABCLF", 3).into_iter().chain(interrupted.map(str::to_owned));
         let of_link = of_link.filter(|word| word.contains('L')).map(|word| word + "gbn");
-        let of_all = words("gb", 4).into_iter().flat_map(|word| [format!("ABCL{word}n"), format!("LABC{word}")]);
+        let of_all = words("gb", 4)
+            .into_iter()
+            .flat_map(|word| [format!("ABCL{word}n"), format!("LABC{word}")]);
         for state in of_link.chain(of_all).collect::<Vec<_>>() {
             bench.build(&state).await;
             bench.changes().await;
@@ -193,9 +202,15 @@ fn rules_come_to_their_order_from_any_other_and_hold_meanwhile() {
             let history = bench.history(&state).await;
             let now = bench.letters().await;
             assert_eq!(history.last(), Some(&now));
-            assert!(are_there(&bench.links, &bench.installation).await.unwrap(), "{state} became {now}");
+            assert!(
+                are_there(&bench.links, &bench.installation).await.unwrap(),
+                "{state} became {now}"
+            );
             assert_eq!(now.contains('F'), state.contains('F'), "{history:?}");
-            assert!(good || now.starts_with("ABC") || !state.contains("gbn"), "no others are left: {history:?}");
+            assert!(
+                good || now.starts_with("ABC") || !state.contains("gbn"),
+                "no others are left: {history:?}"
+            );
             for moment in &history {
                 assert!(is_closed(moment) || !is_closed(&state), "{moment} of {history:?}");
                 assert!(moment.contains('L'), "the host always has its addresses: {history:?}");
@@ -233,7 +248,8 @@ fn several_installations_put_them_back_at_once_and_leave_nothing_when_all_are_go
         let claims = Claims::lock(directory.path()).unwrap();
         let take = |name: &str| claims.take(name.as_ref(), None, &[]).unwrap();
         let installations = ["/1", "/2", "/3", "/4"].map(take);
-        let all = || futures::future::join_all(installations.iter().map(|one| ensure(&bench.links, one)));
+        let all =
+            || futures::future::join_all(installations.iter().map(|one| ensure(&bench.links, one)));
         for _ in 0..20 {
             assert!(all().await.into_iter().all(|changed| changed.is_ok()));
             for one in &installations {
@@ -244,7 +260,9 @@ fn several_installations_put_them_back_at_once_and_leave_nothing_when_all_are_go
                 assert_eq!(rules.iter().filter(|rule| **rule == shared).count(), 1, "{rules:?}");
             }
             assert_eq!(rules.iter().filter(|rule| is_local(rule)).count(), 1, "{rules:?}");
-            run("while ip rule del pref 1; do :; done 2>&-; ip rule del pref 2; ip rule del blackhole pref 0; true");
+            run(
+                "while ip rule del pref 1; do :; done 2>&-; ip rule del pref 2; ip rule del blackhole pref 0; true",
+            );
         }
         futures::future::join_all(installations.iter().map(|one| clear(&bench.links, one))).await;
         assert_eq!(run("ip rule; ip -6 rule"), before);

@@ -1,4 +1,5 @@
-//! Tests on a network of their own: each is in new network and mount namespaces, which are gone with its thread.
+//! Tests on a network of their own: each is in new network and mount namespaces, which are gone
+//! with its thread.
 
 mod recovery;
 
@@ -22,13 +23,20 @@ use crate::{MachineAddresses, Network, NetworkConfig, NetworkError};
 /// Runs a test on a host of its own. Needs root.
 pub(crate) fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let body = move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root: sudo make test");
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .expect("these tests need root: sudo make test");
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .unwrap();
         // Namespaces are mounted in directories of tests: all of it goes with this.
-        mount(Some("tmpfs"), &std::env::temp_dir(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        mount(Some("tmpfs"), &std::env::temp_dir(), Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .unwrap();
         run("ip link set lo up");
         // Its threads are where this one is.
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(test());
     };
     if let Err(panic) = thread::spawn(body).join() {
@@ -79,11 +87,15 @@ impl Place {
         Network::clean(&self.run, self.data.path(), &self.state_file()).await
     }
 
-    /// The same once its VMs are gone: what another test is just starting has their taps open until then.
+    /// The same once its VMs are gone: what another test is just starting has their taps open until
+    /// then.
     async fn cleaned(&self) {
         let begun = Instant::now();
         while let Err(error) = self.clean().await {
-            assert!(matches!(error, NetworkError::InUse { .. }) && begun.elapsed().as_secs() < 60, "{error}");
+            assert!(
+                matches!(error, NetworkError::InUse { .. }) && begun.elapsed().as_secs() < 60,
+                "{error}"
+            );
         }
     }
 
@@ -99,7 +111,9 @@ impl Place {
 
     /// Names of the files of all installations, but locks.
     fn files(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.run).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let entries = fs::read_dir(&self.run)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = entries.filter(|name| !name.ends_with("lock")).collect();
         names.sort();
         names

@@ -36,12 +36,18 @@ fn a_start_heals_what_a_kill_has_left_at_any_point_of_an_earlier_one() {
             (true, "ip -6 route del default"),
             (true, "ip neighbour flush dev uplink nud permanent"),
             (true, "ip -6 neighbour flush dev uplink nud permanent"),
-            (true, "ip route del default; ip -6 route del default; ip neighbour flush dev uplink nud permanent"),
+            (
+                true,
+                "ip route del default; ip -6 route del default; ip neighbour flush dev uplink nud permanent",
+            ),
             (true, "ip link set uplink down"),
             (true, "ip link del uplink"),
             (true, "nft flush ruleset"),
             (true, "ip address flush dev lo scope global; ip link set lo down"),
-            (false, "ip neighbour flush dev caddis-0 nud permanent; ip -6 neighbour flush dev caddis-0 nud permanent"),
+            (
+                false,
+                "ip neighbour flush dev caddis-0 nud permanent; ip -6 neighbour flush dev caddis-0 nud permanent",
+            ),
             (false, "ip address flush dev caddis-0"),
             (false, "ip -6 address flush dev caddis-0"),
             (false, "ip link set caddis-0 down"),
@@ -74,7 +80,8 @@ fn a_start_heals_what_a_kill_has_left_at_any_point_of_an_earlier_one() {
 
 #[track_caller]
 fn same(now: &str, before: &str, what: &str) {
-    let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    let lines =
+        |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
     let (now, before) = (lines(now), lines(before));
     let changed: Vec<_> = now.symmetric_difference(&before).collect();
     assert!(changed.is_empty(), "{what}: {changed:#?}");
@@ -87,7 +94,9 @@ fn doctor_sees_rules_that_are_in_a_wrong_order() {
         let place = Place::beside(&run_directory);
         drop(place.start().await.unwrap());
         assert_eq!(place.missing().await, Vec::<&str>::new());
-        run(&format!("ip rule del pref 1; ip rule add pref 1 from {HOST_V4} iif lo goto 2 proto kernel"));
+        run(&format!(
+            "ip rule del pref 1; ip rule add pref 1 from {HOST_V4} iif lo goto 2 proto kernel"
+        ));
         assert_eq!(place.missing().await, ["routing rules"]);
     });
 }
@@ -118,13 +127,17 @@ fn a_pool_with_an_address_in_it_is_that_pool() {
     });
 }
 
-/// The release before had taps in the host's network, noted what forwarding was in the data directory, and no pool.
+/// The release before had taps in the host's network, noted what forwarding was in the data
+/// directory, and no pool.
 #[test]
 fn an_update_keeps_the_pool_with_vms_that_go_on_and_without() {
     on_a_host(async || {
         let run_directory = tempfile::tempdir().unwrap();
-        let (earlier, chosen, new) =
-            (Place::beside(&run_directory), Place::beside(&run_directory), Place::beside(&run_directory));
+        let (earlier, chosen, new) = (
+            Place::beside(&run_directory),
+            Place::beside(&run_directory),
+            Place::beside(&run_directory),
+        );
         let vms: Vec<_> = (1..=8_u8)
             .map(|number| {
                 let tap = format!("caddis{number}");
@@ -133,7 +146,8 @@ fn an_update_keeps_the_pool_with_vms_that_go_on_and_without() {
                 (tap, MachineAddresses { ipv4: [10, 201, 3, number].into(), ..machine() }, device)
             })
             .collect();
-        let noted = r#"{"/proc/sys/net/ipv4/ip_forward":"0","/proc/sys/net/ipv6/conf/all/forwarding":"0"}"#;
+        let noted =
+            r#"{"/proc/sys/net/ipv4/ip_forward":"0","/proc/sys/net/ipv6/conf/all/forwarding":"0"}"#;
         fs::write(earlier.state_file(), noted).unwrap();
         for _ in 0..2 {
             let network = earlier.start().await.unwrap();
@@ -141,7 +155,10 @@ fn an_update_keeps_the_pool_with_vms_that_go_on_and_without() {
             let adopted = vms.iter().map(|(tap, addresses, _)| network.adopt(tap, addresses));
             futures::future::try_join_all(adopted).await.unwrap();
         }
-        assert!(fs::read_to_string(earlier.state_file()).unwrap().contains("10.201.0.0/16"), "it is noted now");
+        assert!(
+            fs::read_to_string(earlier.state_file()).unwrap().contains("10.201.0.0/16"),
+            "it is noted now"
+        );
         drop(vms);
         earlier.cleaned().await;
 
@@ -153,7 +170,8 @@ fn an_update_keeps_the_pool_with_vms_that_go_on_and_without() {
         drop(Network::start(config).await.unwrap());
         drop(vm);
 
-        // Without VMs the machines that are stopped have their addresses all the same: it does not go elsewhere.
+        // Without VMs the machines that are stopped have their addresses all the same: it does not
+        // go elsewhere.
         fs::write(new.state_file(), noted).unwrap();
         let error = new.start().await.unwrap_err();
         assert!(
@@ -196,17 +214,28 @@ fn vms_are_found_again_whatever_was_lost_of_their_network() {
             network.adopt("caddis1", &machine).await.unwrap();
             assert_eq!(
                 place.claims(),
-                if lost.contains('*') { &["1", "1.net"][..] } else { &["0", "0.net", "1", "1.net"] }
+                if lost.contains('*') {
+                    &["1", "1.net"][..]
+                } else {
+                    &["0", "0.net", "1", "1.net"]
+                }
             );
             // Where no VM kept the other's namespace, its link went with it.
             let kept = |text: String| match lost.contains('*') {
-                true => text.lines().filter(|line| !line.contains("caddis-0")).collect::<Vec<_>>().join("\n"),
+                true => text
+                    .lines()
+                    .filter(|line| !line.contains("caddis-0"))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
                 false => text,
             };
             same(&kept(all(&network)), &kept(whole.clone()), &lost);
         }
         // Who comes later gets no number of those that go on.
-        assert_eq!(other.start().map(|network| network.unwrap().ipv4_pool().to_string()).await, "10.201.0.0/16");
+        assert_eq!(
+            other.start().map(|network| network.unwrap().ipv4_pool().to_string()).await,
+            "10.201.0.0/16"
+        );
         drop(vm);
         for one in [&place, &other] {
             one.cleaned().await;
@@ -221,10 +250,14 @@ fn a_data_directory_that_is_gone_gives_its_network_back_once_no_vm_runs() {
         let nothing = run("ip -o link; ip rule; nft list ruleset");
         let next = |number: usize, place: &Place| {
             assert!(place.files().contains(&number.to_string()), "{:?}", place.files());
-            fs::read(place.run.join(number.to_string())).unwrap() == place.data.path().as_os_str().as_bytes()
+            fs::read(place.run.join(number.to_string())).unwrap()
+                == place.data.path().as_os_str().as_bytes()
         };
-        let (gone, one, two) =
-            (Place::beside(&run_directory), Place::beside(&run_directory), Place::beside(&run_directory));
+        let (gone, one, two) = (
+            Place::beside(&run_directory),
+            Place::beside(&run_directory),
+            Place::beside(&run_directory),
+        );
         drop(gone.start().await.unwrap());
         fs::remove_dir_all(gone.data.path()).unwrap();
         let network = one.start().await.unwrap();
@@ -249,7 +282,9 @@ fn notes_about_forwarding_go_with_the_last_installation_of_all_hosts() {
         let run_directory = tempfile::tempdir().unwrap();
         let (one, two) = (Place::beside(&run_directory), Place::beside(&run_directory));
         drop(one.start().await.unwrap());
-        let notes = |place: &Place| place.files().into_iter().filter(|name| name.starts_with("forwarding-")).count();
+        let notes = |place: &Place| {
+            place.files().into_iter().filter(|name| name.starts_with("forwarding-")).count()
+        };
         assert_eq!(notes(&one), 1);
         let foreign = one.run.join("forwarding-1.json");
         fs::write(&foreign, "{}").unwrap();
@@ -257,7 +292,10 @@ fn notes_about_forwarding_go_with_the_last_installation_of_all_hosts() {
         two.clean().await.unwrap();
         assert_eq!(notes(&one), 2, "another installation may have noted it");
         one.clean().await.unwrap();
-        assert_eq!((notes(&one), fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim()), (0, "0"));
+        assert_eq!(
+            (notes(&one), fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim()),
+            (0, "0")
+        );
         fs::write(&foreign, "{}").unwrap();
         drop(one.start().await.unwrap());
         assert!(!Path::new(&foreign).exists() && notes(&one) == 1);
@@ -282,6 +320,9 @@ fn a_route_of_an_earlier_server_is_no_error_and_one_of_others_is() {
         side.ensure().await.unwrap();
         assert!(run("ip route").contains("10.99.0.0/16"), "it is kept");
         side.add_route("10.88.0.0/16".parse().unwrap()).await.unwrap_err();
-        assert!(run("ip route").contains("unreachable 10.88.0.0/16"), "that of others is left alone");
+        assert!(
+            run("ip route").contains("unreachable 10.88.0.0/16"),
+            "that of others is left alone"
+        );
     });
 }

@@ -1,4 +1,5 @@
-//! What connects the nodes of a cluster: it can be cut, lose and repeat messages, and make them late.
+//! What connects the nodes of a cluster: it can be cut, lose and repeat messages, and make them
+//! late.
 //!
 //! Each message carries its sender, so that who receives it knows over which link it came.
 
@@ -124,7 +125,8 @@ impl Network {
         self.weather().delay = delay;
     }
 
-    /// A node's clock is ahead by so many milliseconds of those of the others, as far as its messages tell.
+    /// A node's clock is ahead by so many milliseconds of those of the others, as far as its
+    /// messages tell.
     pub fn skew(&self, node: Node, ahead_ms: i64) {
         self.weather().skew.insert(node, ahead_ms);
     }
@@ -148,7 +150,13 @@ impl Network {
     }
 
     /// A worker's stream endpoint, and where it runs.
-    pub fn connect(&self, worker: &WorkerId, node: Node, service: Arc<dyn StreamService>, runtime: Handle) {
+    pub fn connect(
+        &self,
+        worker: &WorkerId,
+        node: Node,
+        service: Arc<dyn StreamService>,
+        runtime: Handle,
+    ) {
         self.endpoints().insert(worker.clone(), Endpoint { node, service, runtime });
     }
 
@@ -191,7 +199,8 @@ impl Port {
     }
 }
 
-/// A handler that hears what reaches its node. It works where the node runs, so that its work ends with the node.
+/// A handler that hears what reaches its node. It works where the node runs, so that its work ends
+/// with the node.
 struct Reached {
     port: Port,
     handler: Arc<dyn Handler>,
@@ -244,11 +253,21 @@ fn with_clock_of(receiver: Node, sender: Node, network: &Network, request: Bytes
 
 #[async_trait]
 impl Bus for Port {
-    async fn request(&self, subject: &str, payload: Bytes, deadline: Duration) -> Result<Bytes, BusError> {
+    async fn request(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, BusError> {
         self.network.bus.request(subject, self.frame(subject, &payload)?, deadline).await
     }
 
-    async fn ask_all(&self, subject: &str, payload: Bytes, window: AskWindow) -> Result<Vec<Bytes>, BusError> {
+    async fn ask_all(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        window: AskWindow,
+    ) -> Result<Vec<Bytes>, BusError> {
         self.network.bus.ask_all(subject, self.frame(subject, &payload)?, window).await
     }
 
@@ -256,7 +275,10 @@ impl Bus for Port {
         self.has_bus(subject)?;
         self.network
             .bus
-            .serve(subject, Arc::new(Reached { port: self.clone(), handler, runtime: Handle::current() }))
+            .serve(
+                subject,
+                Arc::new(Reached { port: self.clone(), handler, runtime: Handle::current() }),
+            )
             .await
     }
 
@@ -289,7 +311,11 @@ impl Bus for Port {
 
 #[async_trait]
 impl Streams for Port {
-    async fn call(&self, worker: &WorkerId, request: http::Request<Body>) -> Result<http::Response<Body>, BusError> {
+    async fn call(
+        &self,
+        worker: &WorkerId,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, BusError> {
         let endpoint = self.network.endpoints().get(worker).cloned();
         let not_delivered = || BusError::NotDelivered(format!("streams of worker {worker}"));
         let Endpoint { node, service, runtime } = endpoint.ok_or_else(not_delivered)?;

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_image::{
-    ImageConfig, ImageError, ImageReference, ImageStore, ImageStoreConfig, OwnFile, Progress, ResolvedImage, RootDisk,
-    parse_reference,
+    ImageConfig, ImageError, ImageReference, ImageStore, ImageStoreConfig, OwnFile, Progress,
+    ResolvedImage, RootDisk, parse_reference,
 };
 use caddis_worker::host::Images;
 use sha2::{Digest as _, Sha256};
@@ -32,8 +32,8 @@ pub enum Stage {
     Pull,
 }
 
-/// Every image of a registry, but for repositories named `missing`, which aren't there, and `broken`, which can't be
-/// pulled; and those that were imported.
+/// Every image of a registry, but for repositories named `missing`, which aren't there, and
+/// `broken`, which can't be pulled; and those that were imported.
 #[derive(Debug, Clone)]
 pub struct FakeImages {
     store: ImageStore,
@@ -94,11 +94,13 @@ impl Images for FakeImages {
             return Images::resolve(&self.store, requested).await;
         }
         let parsed = parse_reference(requested, "docker.io");
-        let parsed = parsed.map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
+        let parsed =
+            parsed.map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
         let known = parsed.digest.as_ref().is_some_and(|digest| self.pulled().contains_key(digest));
         if self.away.load(Ordering::Relaxed) && !known {
             let (registry, what) = (parsed.registry, parsed.repository);
-            let error = ImageError::Unreachable { registry, what, reason: "told to be away".to_owned() };
+            let error =
+                ImageError::Unreachable { registry, what, reason: "told to be away".to_owned() };
             return Err(ApiError::new(ErrorCode::Unavailable, error.to_string()));
         }
         if parsed.repository.ends_with("missing") {
@@ -106,7 +108,10 @@ impl Images for FakeImages {
             let error = ImageError::NotFound { what: requested.to_owned(), hint };
             return Err(ApiError::new(ErrorCode::ImageUnavailable, error.to_string()));
         }
-        let hash = Sha256::digest(parsed.canonical()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let hash = Sha256::digest(parsed.canonical())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>();
         let reference = ImageReference {
             digest: parsed.digest.unwrap_or_else(|| format!("sha256:{hash}")),
             registry: parsed.registry,
@@ -117,17 +122,28 @@ impl Images for FakeImages {
         Ok(ResolvedImage {
             requested: requested.to_owned(),
             reference,
-            config: ImageConfig { cmd: vec!["sleep".to_owned(), "inf".to_owned()], ..ImageConfig::default() },
+            config: ImageConfig {
+                cmd: vec!["sleep".to_owned(), "inf".to_owned()],
+                ..ImageConfig::default()
+            },
             download_size: SIZE,
         })
     }
 
-    async fn root_disk(&self, image: &ResolvedImage, progress: &watch::Sender<Progress>) -> Result<RootDisk, ApiError> {
+    async fn root_disk(
+        &self,
+        image: &ResolvedImage,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<RootDisk, ApiError> {
         let reference = &image.reference;
         if Images::ready_root_disk(&self.store, &reference.digest).is_some() {
             return Images::root_disk(&self.store, image, progress).await;
         }
-        progress.send_replace(Progress { step: "pull".to_owned(), bytes_done: SIZE / 3, bytes_total: SIZE });
+        progress.send_replace(Progress {
+            step: "pull".to_owned(),
+            bytes_done: SIZE / 3,
+            bytes_total: SIZE,
+        });
         self.pass(Stage::Pull).await;
         if reference.repository.ends_with("broken") {
             let error = ImageError::Unreachable {
@@ -139,7 +155,9 @@ impl Images for FakeImages {
         }
         let tag = reference.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
         let name = format!("{}/{}{tag}", reference.registry, reference.repository);
-        self.pulled().entry(reference.digest.clone()).or_insert_with(|| (name, jiff::Timestamp::now().to_string()));
+        self.pulled()
+            .entry(reference.digest.clone())
+            .or_insert_with(|| (name, jiff::Timestamp::now().to_string()));
         Ok(RootDisk { path: "/nowhere".into(), size: 1 })
     }
 
@@ -189,7 +207,10 @@ impl Images for FakeImages {
             .map(|found| found.0.clone());
         let Some(digest) = found else { return Images::remove(&self.store, name, in_use).await };
         if in_use.contains(&digest) {
-            return Err(ApiError::new(ErrorCode::FailedPrecondition, ImageError::InUse { digest }.to_string()));
+            return Err(ApiError::new(
+                ErrorCode::FailedPrecondition,
+                ImageError::InUse { digest }.to_string(),
+            ));
         }
         self.pulled().remove(&digest);
         Ok(())

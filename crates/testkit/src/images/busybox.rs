@@ -69,8 +69,11 @@ pub fn bare() -> Result<PathBuf> {
 pub fn busybox_with(name: &str, config: &Config) -> Result<PathBuf> {
     let program = fs::read(PROGRAM).context("no static busybox: apt-get install busybox-static")?;
     let version = run_command(Command::new(PROGRAM).arg("--help"))?;
-    let recipe =
-        format!("{}{}{PASSWD}{GROUP}{PAGE}{version}", include_str!("busybox.rs"), serde_json::to_string(config)?);
+    let recipe = format!(
+        "{}{}{PASSWD}{GROUP}{PAGE}{version}",
+        include_str!("busybox.rs"),
+        serde_json::to_string(config)?
+    );
     cached(name, &recipe, |layout| build(layout, &program, config))
 }
 
@@ -91,14 +94,19 @@ pub enum Entry {
     Device(&'static str),
 }
 
-/// busybox with its tools, and beside them nothing but `entries`: an image need not be as one expects it.
+/// busybox with its tools, and beside them nothing but `entries`: an image need not be as one
+/// expects it.
 ///
 /// # Errors
 /// When busybox-static is missing.
 pub fn busybox_among(name: &str, entries: &[Entry], config: &Config) -> Result<PathBuf> {
     let program = fs::read(PROGRAM).context("no static busybox: apt-get install busybox-static")?;
-    let recipe =
-        format!("{}{entries:?}{}{}", include_str!("busybox.rs"), program.len(), serde_json::to_string(config)?);
+    let recipe = format!(
+        "{}{entries:?}{}{}",
+        include_str!("busybox.rs"),
+        program.len(),
+        serde_json::to_string(config)?
+    );
     cached(name, &recipe, |layout| {
         let mut tree = Builder::new(Vec::new());
         append_tools(&mut tree, &program)?;
@@ -109,11 +117,19 @@ pub fn busybox_among(name: &str, entries: &[Entry], config: &Config) -> Result<P
                 header
             };
             match *entry {
-                Entry::File(path, text) => append(&mut tree, path, EntryType::Regular, 0o644, 0, text.as_bytes())?,
-                Entry::Directory(path) => append(&mut tree, path, EntryType::Directory, 0o755, 0, &[])?,
+                Entry::File(path, text) => {
+                    append(&mut tree, path, EntryType::Regular, 0o644, 0, text.as_bytes())?
+                }
+                Entry::Directory(path) => {
+                    append(&mut tree, path, EntryType::Directory, 0o755, 0, &[])?
+                }
                 Entry::Fifo(path) => append(&mut tree, path, EntryType::Fifo, 0o644, 0, &[])?,
-                Entry::Link(path, target) => tree.append_link(&mut header(EntryType::Symlink), path, target)?,
-                Entry::HardLink(path, target) => tree.append_link(&mut header(EntryType::Link), path, target)?,
+                Entry::Link(path, target) => {
+                    tree.append_link(&mut header(EntryType::Symlink), path, target)?
+                }
+                Entry::HardLink(path, target) => {
+                    tree.append_link(&mut header(EntryType::Link), path, target)?
+                }
                 Entry::Device(path) => {
                     let mut header = header(EntryType::Char);
                     header.set_device_major(1)?;
@@ -141,9 +157,13 @@ fn append_tools(tree: &mut Builder<Vec<u8>>, program: &[u8]) -> Result<()> {
 fn build(layout: &Path, program: &[u8], config: &Config) -> Result<()> {
     let mut tree = Builder::new(Vec::new());
     append_tools(&mut tree, program)?;
-    for (path, mode, owner) in
-        [("etc/", 0o755, 0), ("root/", 0o700, 0), ("tmp/", 0o1777, 0), ("var/", 0o755, 0), ("var/www/", 0o755, 1000)]
-    {
+    for (path, mode, owner) in [
+        ("etc/", 0o755, 0),
+        ("root/", 0o700, 0),
+        ("tmp/", 0o1777, 0),
+        ("var/", 0o755, 0),
+        ("var/www/", 0o755, 1000),
+    ] {
         append(&mut tree, path, EntryType::Directory, mode, owner, &[])?;
     }
     append(&mut tree, "etc/passwd", EntryType::Regular, 0o644, 0, PASSWD.as_bytes())?;
@@ -163,7 +183,14 @@ fn header(kind: EntryType, mode: u32, owner: u64) -> Header {
     header
 }
 
-fn append(tree: &mut Builder<Vec<u8>>, path: &str, kind: EntryType, mode: u32, owner: u64, data: &[u8]) -> Result<()> {
+fn append(
+    tree: &mut Builder<Vec<u8>>,
+    path: &str,
+    kind: EntryType,
+    mode: u32,
+    owner: u64,
+    data: &[u8],
+) -> Result<()> {
     let mut header = header(kind, mode, owner);
     header.set_size(data.len() as u64);
     tree.append_data(&mut header, path, data)?;

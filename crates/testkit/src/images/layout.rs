@@ -91,7 +91,9 @@ pub fn write_layout(directory: &Path, layers: &[Layer], config: &Config) -> Resu
     for layer in layers {
         let (diff_id, descriptor) = match layer {
             Layer::Bytes(bytes) => write_layer(&blobs, bytes.as_slice())?,
-            Layer::File(path) => write_layer(&blobs, File::open(path).with_context(|| path.display().to_string())?)?,
+            Layer::File(path) => {
+                write_layer(&blobs, File::open(path).with_context(|| path.display().to_string())?)?
+            }
         };
         diff_ids.push(diff_id);
         descriptors.push(descriptor);
@@ -153,7 +155,10 @@ mod tests {
     fn every_blob_has_the_digest_it_is_named_by() {
         let directory = tempfile::tempdir().unwrap();
         write_layout(directory.path(), &[Layer::Bytes(vec![0; 1024])], &Config::default()).unwrap();
-        let blobs: Vec<_> = fs::read_dir(directory.path().join("blobs/sha256")).unwrap().map(|e| e.unwrap()).collect();
+        let blobs: Vec<_> = fs::read_dir(directory.path().join("blobs/sha256"))
+            .unwrap()
+            .map(|e| e.unwrap())
+            .collect();
         assert_eq!(blobs.len(), 3);
         for blob in blobs {
             let mut hashing = Hashing::new(Vec::new());

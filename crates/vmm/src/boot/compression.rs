@@ -7,15 +7,17 @@ const LARGEST: u64 = 512 << 20;
 /// What a block of LZ4's old container unpacks to at most.
 const LZ4_BLOCK: usize = 8 << 20;
 
-/// The content, unpacked if it is packed. Bytes after the packed stream are ignored: the kernel's build appends the
-/// length. The reason when it can't be done.
+/// The content, unpacked if it is packed. Bytes after the packed stream are ignored: the kernel's
+/// build appends the length. The reason when it can't be done.
 pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>, String> {
     let unpacked = match packed {
         [0x7f, b'E', b'L', b'F', ..] => return Ok(packed.to_vec()),
         [0x1f, 0x8b, ..] => read(flate2::read::GzDecoder::new(packed)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read(lzma_rust2::XzReader::new(packed, false)),
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4(blocks),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::Decoder::new(packed).and_then(|decoder| read(decoder.single_frame())),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            zstd::Decoder::new(packed).and_then(|decoder| read(decoder.single_frame()))
+        }
         _ => {
             return Err(
                 "its compression is not known: gzip, lz4, xz and zstd are; use a kernel packed with one".to_owned()
@@ -25,8 +27,8 @@ pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>, String> {
     unpacked.map_err(|error| format!("it can't be unpacked, is the file whole? {error}"))
 }
 
-/// The blocks of LZ4's old container, which the kernel's build uses: each its length, then what unpacks to 8 MiB, the
-/// last to less.
+/// The blocks of LZ4's old container, which the kernel's build uses: each its length, then what
+/// unpacks to 8 MiB, the last to less.
 fn lz4(mut blocks: &[u8]) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     let mut unpacked = vec![0; LZ4_BLOCK];
@@ -39,7 +41,8 @@ fn lz4(mut blocks: &[u8]) -> io::Result<Vec<u8>> {
             }
             return Err(io::ErrorKind::UnexpectedEof.into());
         };
-        let count = lz4_flex::block::decompress_into(block, &mut unpacked).map_err(io::Error::other)?;
+        let count =
+            lz4_flex::block::decompress_into(block, &mut unpacked).map_err(io::Error::other)?;
         content.extend_from_slice(&unpacked[..count]);
         if content.len() as u64 > LARGEST {
             return Err(io::Error::other(format!("more than {LARGEST} bytes")));
@@ -74,7 +77,9 @@ mod tests {
         let length = u32::try_from(block.len()).unwrap().to_le_bytes();
         let lz4 = [&[0x02, 0x21, 0x4c, 0x18][..], &length, &block].concat();
         assert!(unpack(&lz4[..lz4.len() - 1]).is_err());
-        for mut packed in [lz4, gzip.finish().unwrap(), zstd::encode_all(CONTENT, 1).unwrap(), CONTENT.to_vec()] {
+        for mut packed in
+            [lz4, gzip.finish().unwrap(), zstd::encode_all(CONTENT, 1).unwrap(), CONTENT.to_vec()]
+        {
             if packed != CONTENT {
                 packed.extend(21_u32.to_le_bytes());
             }

@@ -4,7 +4,8 @@
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 
-/// An archive that grows. All entries belong to root and have no times, so equal contents give equal archives.
+/// An archive that grows. All entries belong to root and have no times, so equal contents give
+/// equal archives.
 #[derive(Default)]
 pub(super) struct Archive {
     bytes: Vec<u8>,
@@ -31,7 +32,8 @@ impl Archive {
     fn entry(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
         let links = 1;
-        // Inode, mode, uid, gid, links, mtime, size, four device numbers, length of the name, checksum.
+        // Inode, mode, uid, gid, links, mtime, size, four device numbers, length of the name,
+        // checksum.
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name = u32::try_from(path.len() + 1).unwrap_or(u32::MAX);
         let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name, 0];

@@ -1,5 +1,6 @@
-//! The disk with all modules of a kernel, which every VM of that kernel has read-only: what a guest's kernel asks for is
-//! loaded from it. It is made once per kernel, with `depmod` and `mke2fs`, by whoever needs it first.
+//! The disk with all modules of a kernel, which every VM of that kernel has read-only: what a
+//! guest's kernel asks for is loaded from it. It is made once per kernel, with `depmod` and
+//! `mke2fs`, by whoever needs it first.
 
 use std::{
     fs::{self, File},
@@ -22,8 +23,10 @@ const CHOSEN: &str = "chosen";
 const BLOCK: u64 = 4096;
 /// Room for what depmod makes and for the file system itself, bytes.
 const SPARE: u64 = 16 << 20;
-/// No journal: nobody writes to it. Init mounts it as it does root disks, so it has nothing that those have not.
-const FEATURES: &str = "none,sparse_super,large_file,filetype,dir_index,extent,flex_bg,metadata_csum,64bit";
+/// No journal: nobody writes to it. Init mounts it as it does root disks, so it has nothing that
+/// those have not.
+const FEATURES: &str =
+    "none,sparse_super,large_file,filetype,dir_index,extent,flex_bg,metadata_csum,64bit";
 /// Lists beside the modules that `depmod` reads.
 const LISTS: [&str; 3] = ["modules.builtin", "modules.builtin.modinfo", "modules.order"];
 
@@ -46,19 +49,23 @@ impl ModulesDisk {
         for (path, size) in tree.sizes()? {
             digest.update(format!("{} {size}\n", path.display()));
         }
-        let digest: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let digest: String =
+            digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let prefix = format!("{PREFIX}{digest}-");
         let with = |wanted: &str| {
             let is_it = |path: &PathBuf| {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 name.starts_with(&prefix) && path.extension().is_some_and(|ending| ending == wanted)
             };
-            Ok::<_, io::Error>(fs::read_dir(directory)?.flatten().map(|entry| entry.path()).find(is_it))
+            Ok::<_, io::Error>(
+                fs::read_dir(directory)?.flatten().map(|entry| entry.path()).find(is_it),
+            )
         };
         let found = with(ENDING)?;
         let is_there = found.is_some();
-        // Each that is made has a name of its own: a machine that was suspended with one mounted must never get another.
-        // Until it is made its name is kept, since what VMs are saved with has it in its key.
+        // Each that is made has a name of its own: a machine that was suspended with one mounted
+        // must never get another. Until it is made its name is kept, since what VMs are saved with
+        // has it in its key.
         let path = match found.or(with(CHOSEN)?.map(|chosen| chosen.with_extension(ENDING))) {
             Some(path) => path,
             None => {
@@ -107,7 +114,8 @@ impl ModulesDisk {
     }
 
     fn build(&self) -> Result<(), String> {
-        let temporary = |kind: &str| self.path.with_extension(format!("{kind}.{}", std::process::id()));
+        let temporary =
+            |kind: &str| self.path.with_extension(format!("{kind}.{}", std::process::id()));
         let (tree, disk) = (temporary("tree"), temporary("new"));
         let outcome = self.fill(&tree).and_then(|bytes| self.format(&tree, &disk, bytes));
         // Gone already when all went well.
@@ -120,7 +128,8 @@ impl ModulesDisk {
         tree.join("lib/modules").join(self.tree.release())
     }
 
-    /// Puts the modules in place, unpacked, with the lists of what depends on what. Gives the room they take.
+    /// Puts the modules in place, unpacked, with the lists of what depends on what. Gives the room
+    /// they take.
     fn fill(&self, tree: &Path) -> Result<u64, String> {
         let root = self.root(tree);
         let mut bytes = 0;
@@ -135,7 +144,9 @@ impl ModulesDisk {
         }
         for name in LISTS {
             match fs::copy(self.tree.root().join(name), root.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(format!("{name}: {error}")),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(format!("{name}: {error}"));
+                }
                 _ => {}
             }
         }
@@ -149,11 +160,26 @@ impl ModulesDisk {
         let made = File::create(disk).and_then(|file| file.set_len(size));
         made.map_err(|error| error.to_string())?;
         let mut mke2fs = Command::new("mke2fs");
-        mke2fs.args(["-q", "-F", "-t", "ext4", "-O", FEATURES, "-m", "0", "-b", "4096", "-N", &inodes.to_string()]);
+        mke2fs.args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-O",
+            FEATURES,
+            "-m",
+            "0",
+            "-b",
+            "4096",
+            "-N",
+            &inodes.to_string(),
+        ]);
         mke2fs.args(["-E", "nodiscard,root_owner=0:0", "-d"]).arg(self.root(tree)).arg(disk);
         run(&mut mke2fs, "e2fsprogs")?;
         // Whole or not at all, also when the host dies meanwhile.
-        let kept = File::open(disk).and_then(|file| file.sync_all()).and_then(|()| fs::rename(disk, &self.path));
+        let kept = File::open(disk)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| fs::rename(disk, &self.path));
         kept.map_err(|error| error.to_string())?;
         // One that stays is of no use, and does no harm.
         let _ = fs::remove_file(self.chosen());
@@ -169,7 +195,11 @@ fn random() -> io::Result<u32> {
 
 /// `a/b.ko.xz` becomes `a/b.ko`.
 fn unpacked(path: &Path) -> PathBuf {
-    if path.extension().is_some_and(|ending| ending == "ko") { path.to_owned() } else { path.with_extension("") }
+    if path.extension().is_some_and(|ending| ending == "ko") {
+        path.to_owned()
+    } else {
+        path.with_extension("")
+    }
 }
 
 /// A module that is not packed is linked where that can be done: it is only read.
@@ -182,7 +212,9 @@ fn place(source: &Path, goal: &Path) -> Result<(), String> {
     }
     let packed = fs::read(source).map_err(|error| error.to_string())?;
     let content = compression::unpack(&packed)?;
-    File::create(goal).and_then(|mut file| file.write_all(&content)).map_err(|error| error.to_string())
+    File::create(goal)
+        .and_then(|mut file| file.write_all(&content))
+        .map_err(|error| error.to_string())
 }
 
 fn run(command: &mut Command, package: &str) -> Result<(), String> {
@@ -205,7 +237,8 @@ pub(super) fn find(
     directory: &Path,
 ) -> Result<Option<std::sync::Arc<ModulesDisk>>, VmmError> {
     let kernel = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let found = ModulesDisk::find(tree, &kernel, directory).map_err(VmmError::io("look at the kernel's modules"))?;
+    let found = ModulesDisk::find(tree, &kernel, directory)
+        .map_err(VmmError::io("look at the kernel's modules"))?;
     Ok(found.map(std::sync::Arc::new))
 }
 
@@ -217,7 +250,10 @@ mod tests {
     fn object(directory: &Path, name: &str, information: &str) -> PathBuf {
         let source = format!(
             "__asm__(\".section .modinfo,\\\"a\\\"\\n{}.previous\\n\");\n",
-            information.split(';').map(|word| format!(".asciz \\\"{word}\\\"\\n")).collect::<String>()
+            information
+                .split(';')
+                .map(|word| format!(".asciz \\\"{word}\\\"\\n"))
+                .collect::<String>()
         );
         let (c, o) = (directory.join(format!("{name}.c")), directory.join(format!("{name}.ko")));
         fs::write(&c, source).unwrap();
@@ -228,7 +264,11 @@ mod tests {
     }
 
     fn listing(disk: &Path, path: &str) -> String {
-        let output = Command::new("debugfs").args(["-R", &format!("cat {path}")]).arg(disk).output().unwrap();
+        let output = Command::new("debugfs")
+            .args(["-R", &format!("cat {path}")])
+            .arg(disk)
+            .output()
+            .unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -239,8 +279,13 @@ mod tests {
         let drivers = root.join("kernel/drivers");
         fs::create_dir_all(&drivers).unwrap();
         object(&drivers, "plain", "license=GPL;alias=fs-plain");
-        let packed = object(&drivers, "packed", "license=GPL;alias=char-major-10-229;alias=devname:packed");
-        fs::write(drivers.join("packed.ko.zst"), zstd::encode_all(&*fs::read(&packed).unwrap(), 1).unwrap()).unwrap();
+        let packed =
+            object(&drivers, "packed", "license=GPL;alias=char-major-10-229;alias=devname:packed");
+        fs::write(
+            drivers.join("packed.ko.zst"),
+            zstd::encode_all(&*fs::read(&packed).unwrap(), 1).unwrap(),
+        )
+        .unwrap();
         fs::remove_file(packed).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let open = || Tree::open(host.path(), "6.1").unwrap();
@@ -250,9 +295,14 @@ mod tests {
         assert!(listing(&path, "modules.alias").contains("alias fs-plain plain"));
         assert!(listing(&path, "modules.dep").contains("kernel/drivers/packed.ko:"));
         assert!(listing(&path, "modules.devname").contains("packed packed c10:229"));
-        let output = Command::new("debugfs").args(["-R", "ls -p kernel/drivers"]).arg(&path).output().unwrap();
+        let output = Command::new("debugfs")
+            .args(["-R", "ls -p kernel/drivers"])
+            .arg(&path)
+            .output()
+            .unwrap();
         assert!(String::from_utf8_lossy(&output.stdout).contains("/packed.ko/"));
-        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let left: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(left, std::slice::from_ref(&path), "nothing else is left");
 
         let again = ModulesDisk::find(open(), "k", directory.path()).unwrap().unwrap();
@@ -274,7 +324,8 @@ mod tests {
         let disk = ModulesDisk::find(tree, "k", directory.path()).unwrap().unwrap();
         assert!(disk.get().unwrap_err().contains("broken.ko.xz"), "{:?}", disk.get());
         assert_eq!(disk.problem(), disk.get().err());
-        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let left: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(left, [disk.chosen()], "nothing is left but its name");
         let tree = Tree::open(host.path(), "6.1").unwrap();
         let again = ModulesDisk::find(tree, "k", directory.path()).unwrap().unwrap();

@@ -1,7 +1,7 @@
 //! Finds kernel modules and the order to load them in.
 //!
-//! A package that was unpacked and not installed has no `modules.dep`, so dependencies come from the modules
-//! themselves: each names what it needs in its `.modinfo` section, as `depends=a,b`.
+//! A package that was unpacked and not installed has no `modules.dep`, so dependencies come from
+//! the modules themselves: each names what it needs in its `.modinfo` section, as `depends=a,b`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,16 +30,24 @@ pub(super) struct Tree {
 impl Tree {
     /// Lists the modules in or below `directory`; the reason when there are none for this kernel.
     pub(super) fn open(directory: &Path, release: &str) -> Result<Self, String> {
-        let candidates = ["", "lib/modules", "modules"].map(|between| directory.join(between).join(release));
-        let root = candidates.into_iter().find(|path| path.is_dir()).unwrap_or_else(|| directory.to_owned());
+        let candidates =
+            ["", "lib/modules", "modules"].map(|between| directory.join(between).join(release));
+        let root = candidates
+            .into_iter()
+            .find(|path| path.is_dir())
+            .unwrap_or_else(|| directory.to_owned());
         let (files, built_in, release) = (HashMap::new(), HashSet::new(), release.to_owned());
         let mut tree = Self { root: root.clone(), files, built_in, release };
-        tree.walk(&root).map_err(|error| format!("{error}; --modules names the directory of the kernel's modules"))?;
+        tree.walk(&root).map_err(|error| {
+            format!("{error}; --modules names the directory of the kernel's modules")
+        })?;
         let built_in = fs::read_to_string(root.join("modules.builtin")).unwrap_or_default();
         tree.built_in = built_in.lines().filter_map(|line| name_of(Path::new(line))).collect();
         if tree.files.is_empty() && tree.built_in.is_empty() {
             let release = &tree.release;
-            return Err(format!("there are no modules of kernel {release} in it; --modules must fit --kernel"));
+            return Err(format!(
+                "there are no modules of kernel {release} in it; --modules must fit --kernel"
+            ));
         }
         Ok(tree)
     }
@@ -92,9 +100,13 @@ impl Tree {
         Ok(())
     }
 
-    /// The modules to load, each after what it depends on. Those built in are left out, and those `wanted` ones that
-    /// this kernel does not have.
-    pub(super) fn load_order(&self, needed: &[&str], wanted: &[&str]) -> Result<Vec<Module>, String> {
+    /// The modules to load, each after what it depends on. Those built in are left out, and those
+    /// `wanted` ones that this kernel does not have.
+    pub(super) fn load_order(
+        &self,
+        needed: &[&str],
+        wanted: &[&str],
+    ) -> Result<Vec<Module>, String> {
         let mut loading = Loading { tree: self, seen: HashSet::new(), order: Vec::new() };
         for name in needed {
             loading.add(&normal(name), true)?;
@@ -122,13 +134,18 @@ impl Loading<'_> {
             return if needed { Err(missing) } else { Ok(()) };
         };
         let packed = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let content = compression::unpack(&packed).map_err(|reason| format!("{}: {reason}", path.display()))?;
+        let content = compression::unpack(&packed)
+            .map_err(|reason| format!("{}: {reason}", path.display()))?;
         let built_for = information(&content, "vermagic");
         if !built_for.is_empty() && built_for.split(' ').next() != Some(&self.tree.release) {
             let (path, release) = (path.display(), &self.tree.release);
-            return Err(format!("{path} was built for kernel {built_for}, not {release}; --modules must fit --kernel"));
+            return Err(format!(
+                "{path} was built for kernel {built_for}, not {release}; --modules must fit --kernel"
+            ));
         }
-        for dependency in information(&content, "depends").split(',').filter(|name| !name.is_empty()) {
+        for dependency in
+            information(&content, "depends").split(',').filter(|name| !name.is_empty())
+        {
             self.add(&normal(dependency), true)?;
         }
         let before = information(&content, "softdep");
@@ -141,7 +158,8 @@ impl Loading<'_> {
     }
 }
 
-/// A value of the module's `.modinfo` section, which is a row of `key=value` that end with a zero byte.
+/// A value of the module's `.modinfo` section, which is a row of `key=value` that end with a zero
+/// byte.
 fn information(module: &[u8], key: &str) -> String {
     let sought = format!("\0{key}=");
     let Some(at) = module.windows(sought.len()).position(|bytes| bytes == sought.as_bytes()) else {
@@ -203,7 +221,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert!(Tree::open(directory.path(), "6.1").err().unwrap().contains("no modules"));
         module(directory.path(), "a.ko", "depends=b\0vermagic=6.1 SMP");
-        let load = |release| Tree::open(directory.path(), release).unwrap().load_order(&["a"], &[]).err().unwrap();
+        let load = |release| {
+            Tree::open(directory.path(), release).unwrap().load_order(&["a"], &[]).err().unwrap()
+        };
         assert!(load("6.1").contains("module b is missing"));
         assert!(load("6.12").contains("built for kernel 6.1 SMP, not 6.12"));
     }

@@ -1,9 +1,11 @@
-//! Device nodes that have to be there before the module behind them is: their first opening has the kernel ask for it.
+//! Device nodes that have to be there before the module behind them is: their first opening has the
+//! kernel ask for it.
 
 use super::modules::Tree;
 
-/// Module, path below `/dev`, numbers and permissions. The numbers are fixed by the kernel's interface
-/// (Documentation/admin-guide/devices.txt, include/linux/miscdevice.h), the permissions are those of systemd's rules.
+/// Module, path below `/dev`, numbers and permissions. The numbers are fixed by the kernel's
+/// interface (Documentation/admin-guide/devices.txt, include/linux/miscdevice.h), the permissions
+/// are those of systemd's rules.
 const NODES: [(&str, &str, u32, u32, &str); 14] = [
     ("fuse", "fuse", 10, 229, "666"),
     ("cuse", "cuse", 10, 203, "600"),

@@ -1,5 +1,5 @@
-//! The disk that VMs rehearse with: a root file system with nothing in it but init, as a program to be read. Nothing is
-//! executed from it (docs/measurements.md).
+//! The disk that VMs rehearse with: a root file system with nothing in it but init, as a program to
+//! be read. Nothing is executed from it (docs/measurements.md).
 
 use std::{
     fs::{self, File},
@@ -33,12 +33,28 @@ pub(super) fn build(init: &[u8], path: &Path) -> Result<(), VmmError> {
         File::create(&disk)?.set_len(SIZE)?;
         let output = Command::new("mke2fs")
             .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-            .args(["-q", "-F", "-t", "ext4", "-O", FEATURES, "-m", "0", "-b", "4096", "-E", "nodiscard", "-d"])
+            .args([
+                "-q",
+                "-F",
+                "-t",
+                "ext4",
+                "-O",
+                FEATURES,
+                "-m",
+                "0",
+                "-b",
+                "4096",
+                "-E",
+                "nodiscard",
+                "-d",
+            ])
             .args([&tree, &disk])
             .stdin(Stdio::null())
             .output()?;
         if !output.status.success() {
-            return Err(std::io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+            return Err(std::io::Error::other(
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            ));
         }
         fs::rename(&disk, path)
     };

@@ -1,5 +1,6 @@
-//! Takes the uncompressed kernel out of a bzImage: it boots 0.15-0.9 s sooner under emulation, where the guest's own
-//! unpacking is slow. The header's fields are those of Documentation/arch/x86/boot.rst of Linux.
+//! Takes the uncompressed kernel out of a bzImage: it boots 0.15-0.9 s sooner under emulation,
+//! where the guest's own unpacking is slow. The header's fields are those of
+//! Documentation/arch/x86/boot.rst of Linux.
 
 use super::compression;
 
@@ -55,7 +56,11 @@ pub(super) fn extract(image: &[u8]) -> Result<Vec<u8>, String> {
     }
     let payload = Header::of(image).and_then(|header| header.payload()).ok_or_else(not_a_kernel)?;
     let kernel = compression::unpack(payload)?;
-    if is_elf(&kernel) { Ok(kernel) } else { Err("what is packed in it is not an ELF kernel".to_owned()) }
+    if is_elf(&kernel) {
+        Ok(kernel)
+    } else {
+        Err("what is packed in it is not an ELF kernel".to_owned())
+    }
 }
 
 /// The kernel's release, as `uname -r` says it.

@@ -28,17 +28,20 @@ struct Mount<'a> {
     options: &'a str,
 }
 
-/// Finds the controllers in the text of `/proc/self/mountinfo`; the reason when there is no way to use them all.
+/// Finds the controllers in the text of `/proc/self/mountinfo`; the reason when there is no way to
+/// use them all.
 pub(super) fn find(mountinfo: &str, controllers: &[&str]) -> Result<Found, String> {
     let mounts = mountinfo.lines().filter_map(parse).collect::<Vec<_>>();
-    if let Some(unified) = mounts.iter().find(|mount| mount.kind == "cgroup2" && offers(&mount.point, controllers)) {
+    if let Some(unified) =
+        mounts.iter().find(|mount| mount.kind == "cgroup2" && offers(&mount.point, controllers))
+    {
         return Ok(Found { version: Version::V2, mounts: vec![unified.point.clone()] });
     }
     let mut found = Vec::new();
     for controller in controllers {
-        let tree = mounts
-            .iter()
-            .find(|mount| mount.kind == "cgroup" && mount.options.split(',').any(|option| option == *controller));
+        let tree = mounts.iter().find(|mount| {
+            mount.kind == "cgroup" && mount.options.split(',').any(|option| option == *controller)
+        });
         let Some(tree) = tree else {
             return Err(format!(
                 "no mounted cgroup file system offers the controller '{controller}': mount cgroup2 with memory, cpu \
@@ -55,10 +58,11 @@ pub(super) const HIDDEN: &str = "no cgroup file system can be seen here: `ip net
                                  so enter a network namespace with `nsenter --net=/run/netns/NAME` instead; elsewhere \
                                  mount cgroup2 (mount -t cgroup2 none /sys/fs/cgroup)";
 
-/// Whether none of the cgroup file systems that are mounted, if any, can be reached: another one is mounted over them, or
-/// they were taken away with what they were mounted on.
+/// Whether none of the cgroup file systems that are mounted, if any, can be reached: another one is
+/// mounted over them, or they were taken away with what they were mounted on.
 pub(super) fn are_hidden(mountinfo: &str) -> bool {
-    let mut trees = mountinfo.lines().filter_map(parse).filter(|mount| mount.kind.starts_with("cgroup"));
+    let mut trees =
+        mountinfo.lines().filter_map(parse).filter(|mount| mount.kind.starts_with("cgroup"));
     // Each cgroup has this file, the root included.
     !trees.any(|mount| mount.point.join("cgroup.procs").exists())
 }

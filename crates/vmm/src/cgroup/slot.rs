@@ -99,7 +99,9 @@ impl SlotCgroup {
             Version::V2 => "memory.events",
         };
         let text = std::fs::read_to_string(self.memory(name)).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+            .unwrap_or(0)
     }
 
     /// Removes it. Succeeds when it isn't there.
@@ -110,7 +112,9 @@ impl SlotCgroup {
         for directory in &self.directories {
             match std::fs::remove_dir(directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(VmmError::io(format!("remove the cgroup {}", directory.display()))(error));
+                    return Err(
+                        VmmError::io(format!("remove the cgroup {}", directory.display()))(error),
+                    );
                 }
                 _ => {}
             }
@@ -133,7 +137,10 @@ impl SlotCgroup {
     }
 
     fn cpu(&self, file: &str) -> PathBuf {
-        self.directories.get(1).or(self.directories.first()).map_or_else(PathBuf::new, |path| path.join(file))
+        self.directories
+            .get(1)
+            .or(self.directories.first())
+            .map_or_else(PathBuf::new, |path| path.join(file))
     }
 
     fn last(&self) -> &Path {

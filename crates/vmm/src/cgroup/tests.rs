@@ -5,7 +5,10 @@ use super::*;
 fn unified(directory: &Path) -> String {
     fs::write(directory.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
     fs::write(directory.join("cgroup.subtree_control"), "memory\n").unwrap();
-    format!("30 23 0:26 / {} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n", directory.display())
+    format!(
+        "30 23 0:26 / {} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n",
+        directory.display()
+    )
 }
 
 fn trees(directory: &Path) -> String {
@@ -42,7 +45,8 @@ fn version_2_gets_its_limits_in_one_directory() {
     fs::write(place.join("memory.events"), "low 0\noom 3\noom_kill 2\n").unwrap();
     assert_eq!(slot.oom_kills(), 2);
     assert_eq!(root.list().unwrap(), ["slot-3"]);
-    let passed_on = fs::read_to_string(directory.path().join("a.slice/vms/cgroup.subtree_control")).unwrap();
+    let passed_on =
+        fs::read_to_string(directory.path().join("a.slice/vms/cgroup.subtree_control")).unwrap();
     assert!(passed_on.starts_with("+"), "controllers are passed down to the slots");
 }
 
@@ -52,7 +56,9 @@ fn version_1_gets_its_limits_in_the_tree_of_each_controller() {
     let root = CgroupRoot::from_mounts(&trees(directory.path()), "caddis").unwrap();
     assert_eq!(root.version(), Version::V1);
     let slot = root.slot("slot-0");
-    for (tree, file) in [("memory", "memory.limit_in_bytes"), ("cpu", "cpu.shares"), ("pids", "pids.max")] {
+    for (tree, file) in
+        [("memory", "memory.limit_in_bytes"), ("cpu", "cpu.shares"), ("pids", "pids.max")]
+    {
         let place = directory.path().join(tree).join("caddis/slot-0");
         fs::create_dir_all(&place).unwrap();
         fs::write(place.join(file), "").unwrap();
@@ -62,7 +68,11 @@ fn version_1_gets_its_limits_in_the_tree_of_each_controller() {
     assert_eq!(read("memory/caddis/slot-0/memory.limit_in_bytes"), "268435456");
     assert_eq!(read("cpu/caddis/slot-0/cpu.shares"), "512");
     assert_eq!(read("pids/caddis/slot-0/pids.max"), "128");
-    fs::write(directory.path().join("memory/caddis/slot-0/memory.oom_control"), "under_oom 0\noom_kill 1\n").unwrap();
+    fs::write(
+        directory.path().join("memory/caddis/slot-0/memory.oom_control"),
+        "under_oom 0\noom_kill 1\n",
+    )
+    .unwrap();
     assert_eq!(slot.oom_kills(), 1);
 }
 
@@ -80,7 +90,8 @@ fn in_hybrid_mode_an_empty_unified_tree_is_passed_over() {
 fn a_missing_controller_and_a_parent_outside_the_tree_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let mounts = trees(directory.path());
-    let without = mounts.lines().filter(|line| !line.ends_with("pids")).collect::<Vec<_>>().join("\n");
+    let without =
+        mounts.lines().filter(|line| !line.ends_with("pids")).collect::<Vec<_>>().join("\n");
     let error = CgroupRoot::from_mounts(&without, "caddis").unwrap_err().to_string();
     assert!(error.contains("'pids'"), "{error}");
     for parent in ["", "/caddis", "../caddis", "caddis/../.."] {

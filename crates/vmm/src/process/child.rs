@@ -1,6 +1,10 @@
-//! Starts a VM process. What happens between fork and exec is here and nowhere else: only system calls, on data made
-//! ready before, since another thread of the parent may have held any lock at the fork.
-#![expect(unsafe_code, reason = "code between fork and exec; raw system calls that have no safe wrapper there")]
+//! Starts a VM process. What happens between fork and exec is here and nowhere else: only system
+//! calls, on data made ready before, since another thread of the parent may have held any lock at
+//! the fork.
+#![expect(
+    unsafe_code,
+    reason = "code between fork and exec; raw system calls that have no safe wrapper there"
+)]
 
 use std::{
     ffi::CStr,
@@ -19,7 +23,8 @@ use rustix::io::fcntl_dupfd_cloexec;
 /// Copies of the descriptors to pass wait above this number, out of the way of where they will go.
 const ABOVE: RawFd = 200;
 
-/// Where the kernel should look first when memory is short: a VM before the server, and before most else.
+/// Where the kernel should look first when memory is short: a VM before the server, and before most
+/// else.
 const OOM_SCORE_ADJUSTMENT: &CStr = c"500";
 
 /// What to start.
@@ -47,7 +52,8 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
         .iter()
         .map(|(number, descriptor)| Ok((*number, fcntl_dupfd_cloexec(descriptor, ABOVE)?)))
         .collect::<io::Result<Vec<_>>>()?;
-    let sources = copies.iter().map(|(number, copy)| (*number, copy.as_raw_fd())).collect::<Vec<_>>();
+    let sources =
+        copies.iter().map(|(number, copy)| (*number, copy.as_raw_fd())).collect::<Vec<_>>();
     let doors = spawn.cgroups.iter().map(|door| door.as_raw_fd()).collect::<Vec<_>>();
     // Std tells of a failing exec through a pipe, which must not get one of these numbers.
     let _occupied = occupy(spawn.descriptors.iter().map(|(number, _)| *number).max().unwrap_or(0))?;
@@ -94,7 +100,8 @@ fn check(result: impl Into<i64>) -> io::Result<()> {
     if result.into() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Joins the cgroups first, so that everything after is bounded; and leaves the server's session and network.
+/// Joins the cgroups first, so that everything after is bounded; and leaves the server's session
+/// and network.
 fn join(doors: &[RawFd]) -> io::Result<()> {
     for door in doors {
         // SAFETY: one byte of a constant; the descriptor is open in the parent and so here.
@@ -118,11 +125,14 @@ fn join(doors: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Has exec close every descriptor but the standard streams and these, which are put where they are expected.
+/// Has exec close every descriptor but the standard streams and these, which are put where they are
+/// expected.
 fn place(sources: &[(RawFd, RawFd)]) -> io::Result<()> {
     // Marked and not closed: std reports a failing exec through a pipe up there.
     // SAFETY: no pointers.
-    check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+    check(unsafe {
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    })?;
     for (number, source) in sources {
         // SAFETY: both numbers are plain integers; the targets lie below all sources.
         check(unsafe { libc::dup2(*source, *number) })?;
@@ -130,8 +140,8 @@ fn place(sources: &[(RawFd, RawFd)]) -> io::Result<()> {
     Ok(())
 }
 
-/// QEMU asks for huge pages for the code it translates. Zeroing them, most of each in vain, is a fifth of the processor
-/// time of a start under emulation (docs/measurements.md).
+/// QEMU asks for huge pages for the code it translates. Zeroing them, most of each in vain, is a
+/// fifth of the processor time of a start under emulation (docs/measurements.md).
 fn use_small_pages() -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1_u64, 0_u64, 0_u64, 0_u64) })
@@ -144,8 +154,8 @@ fn drop_rights(uid: u32, groups: &[libc::gid_t]) -> io::Result<()> {
     unsafe {
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
         for capability in 0..64_u64 {
-            // Past the kernel's last capability: EINVAL. Without CAP_SETPCAP: the set stays, but exec gives none of
-            // it to a process that isn't root and has no_new_privs.
+            // Past the kernel's last capability: EINVAL. Without CAP_SETPCAP: the set stays, but
+            // exec gives none of it to a process that isn't root and has no_new_privs.
             if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 {
                 break;
             }

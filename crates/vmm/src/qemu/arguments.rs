@@ -1,6 +1,7 @@
 //! The command line of QEMU. Pure.
 //!
-//! Everything on it is ours or a number: no word comes from a user or an image, and no path but those of descriptors.
+//! Everything on it is ours or a number: no word comes from a user or an image, and no path but
+//! those of descriptors.
 
 use serde_json::{Value, json};
 
@@ -15,8 +16,8 @@ pub(super) enum Disk {
     Rehearsal,
 }
 
-/// What is behind the disk with the kernel's modules. Every VM of a kernel that has some has that disk, so that what is
-/// saved of one fits all.
+/// What is behind the disk with the kernel's modules. Every VM of a kernel that has some has that
+/// disk, so that what is saved of one fits all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Modules {
     /// There is no such disk.
@@ -43,7 +44,8 @@ pub(super) struct Shape<'a> {
     pub(super) kernel_args: &'a [String],
 }
 
-/// Kernel arguments that shorten the boot of a distribution's kernel (measured: together 0.35 s under emulation).
+/// Kernel arguments that shorten the boot of a distribution's kernel (measured: together 0.35 s
+/// under emulation).
 const KERNEL: &str = "console=ttyS0 quiet cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp \
                       i8042.dumbkbd random.trust_cpu=on no_timer_check lsm= audit=0 mitigations=off reboot=t panic=-1";
 
@@ -55,8 +57,9 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         arguments.push(value);
     };
     add("-name", shape.name.to_owned());
-    // acpi: the distribution's kernel finds virtio-mmio devices by it alone. ioapic2: room for 24 of them. Timer,
-    // interrupt controller and clock of old stay: under emulation a kernel without them starts seconds later.
+    // acpi: the distribution's kernel finds virtio-mmio devices by it alone. ioapic2: room for 24
+    // of them. Timer, interrupt controller and clock of old stay: under emulation a kernel without
+    // them starts seconds later.
     add("-machine", "microvm,acpi=on,ioapic2=on,memory-backend=m0".to_owned());
     match shape.accelerator {
         Accelerator::Kvm => {
@@ -71,7 +74,8 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     }
     add("-smp", shape.vcpus.to_string());
     add("-m", format!("{}M", shape.memory_mib));
-    // One name whatever is behind it, so that what is saved with the one can be restored with the other.
+    // One name whatever is behind it, so that what is saved with the one can be restored with the
+    // other.
     let size = format!("id=m0,size={}M", shape.memory_mib);
     let file = format!("memory-backend-file,{size},mem-path=/proc/self/fd/{}", descriptor::MEMORY);
     // One that boots has it for itself; what another is restored from is copied on write.
@@ -95,27 +99,41 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
             add("-blockdev", over(file_of(REHEARSAL_SET, false)).to_string());
         }
     }
-    // What can't be written is not lost: the VM stands still, is heard of (`hold.rs`), and the worker lets it go on.
+    // What can't be written is not lost: the VM stands still, is heard of (`hold.rs`), and the
+    // worker lets it go on.
     let errors = "werror=stop,rerror=report";
-    add("-device", format!("virtio-blk-device,drive=root,serial={},{errors}", crate::ROOT_DISK_SERIAL));
+    add(
+        "-device",
+        format!("virtio-blk-device,drive=root,serial={},{errors}", crate::ROOT_DISK_SERIAL),
+    );
     if shape.modules != Modules::None {
         add_modules(&mut add, shape.modules);
     }
     if shape.has_tap {
         add("-netdev", format!("tap,id=net,fd={},vhost=off", descriptor::TAP));
         // A VM that was restored is where it was: it need not announce that to its link.
-        add("-device", format!("virtio-net-device,netdev=net,mac={},guest_announce=off", shape.mac));
+        add(
+            "-device",
+            format!("virtio-net-device,netdev=net,mac={},guest_announce=off", shape.mac),
+        );
     }
     add("-device", "virtio-rng-device".to_owned());
     add("-chardev", format!("socket,id=control,fd={},server=on,wait=off", descriptor::CONTROL));
     add("-device", "virtio-serial-device,max_ports=2".to_owned());
-    add("-device", format!("virtserialport,chardev=control,name={}", caddis_guest_protocol::PORT_NAME));
+    add(
+        "-device",
+        format!("virtserialport,chardev=control,name={}", caddis_guest_protocol::PORT_NAME),
+    );
     add("-chardev", format!("socket,id=qmp,fd={},server=on,wait=off", descriptor::QMP));
     add("-mon", "chardev=qmp,mode=control".to_owned());
     add("-chardev", "stdio,id=console,signal=off,mux=off".to_owned());
     add("-serial", "chardev:console".to_owned());
-    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
-    // State is named by all that it depends on already, and that of devices alone does not begin with it.
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+    );
+    // State is named by all that it depends on already, and that of devices alone does not begin
+    // with it.
     add("-global", "migration.send-configuration=off".to_owned());
     for switch in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(switch.to_owned());
@@ -127,8 +145,8 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     arguments
 }
 
-/// Size of the root disk of most machines, bytes, and so of what is in its place when a template is saved. A guest is told
-/// of any other.
+/// Size of the root disk of most machines, bytes, and so of what is in its place when a template is
+/// saved. A guest is told of any other.
 pub(super) const USUAL_DISK: u64 = 8 << 30;
 
 /// Sets of descriptors that files are opened from: base and overlay of the root disk.
@@ -136,8 +154,8 @@ pub(super) const ROOT_SETS: [u32; 2] = [1, 2];
 /// The stand-in for it.
 pub(super) const REHEARSAL_SET: u32 = 3;
 const MODULES_SET: u32 = 4;
-/// Flushes are dropped: the overlay is blank again at the next start, so nothing in it need survive the host. What must,
-/// because the machine is suspended, is written through then.
+/// Flushes are dropped: the overlay is blank again at the next start, so nothing in it need survive
+/// the host. What must, because the machine is suspended, is written through then.
 const CACHE: &str = r#"{"direct":false,"no-flush":true}"#;
 
 fn add_descriptor(add: &mut impl FnMut(&str, String), set: u32, number: i32) {
@@ -149,11 +167,13 @@ fn add_modules(add: &mut impl FnMut(&str, String), modules: Modules) {
     if modules == Modules::All {
         add_descriptor(add, MODULES_SET, descriptor::MODULES);
         let file = file_of(MODULES_SET, true);
-        let node =
-            json!({ "driver": "raw", "node-name": "modules", "read-only": true, "cache": cache(), "file": file });
+        let node = json!({ "driver": "raw", "node-name": "modules", "read-only": true, "cache": cache(), "file": file });
         add("-blockdev", node.to_string());
     } else {
-        add("-blockdev", "driver=null-co,node-name=modules,size=1048576,read-zeroes=on,read-only=on".to_owned());
+        add(
+            "-blockdev",
+            "driver=null-co,node-name=modules,size=1048576,read-zeroes=on,read-only=on".to_owned(),
+        );
     }
     let bus = format!("virtio-mmio-bus.{}", caddis_guest_protocol::MODULES_DISK_TRANSPORT);
     add("-device", format!("virtio-blk-device,drive=modules,serial=caddis-modules,bus={bus}"));
@@ -165,13 +185,15 @@ fn cache() -> Value {
 
 fn file_of(set: u32, read_only: bool) -> Value {
     let name = format!("/dev/fdset/{set}");
-    let mut node = json!({ "driver": "file", "filename": name, "locking": "off", "cache": cache() });
-    node[if read_only { "read-only" } else { "discard" }] = if read_only { json!(true) } else { json!("unmap") };
+    let mut node =
+        json!({ "driver": "file", "filename": name, "locking": "off", "cache": cache() });
+    node[if read_only { "read-only" } else { "discard" }] =
+        if read_only { json!(true) } else { json!("unmap") };
     node
 }
 
-/// The root disk, as a block node of that name. Formats are named, never probed, and the overlay's base is ours to name,
-/// whatever its header says.
+/// The root disk, as a block node of that name. Formats are named, never probed, and the overlay's
+/// base is ours to name, whatever its header says.
 pub(super) fn root_disk(node: &str) -> Value {
     let [base, overlay] = ROOT_SETS;
     let base = json!({ "driver": "raw", "read-only": true, "cache": cache(), "file": file_of(base, true) });
@@ -181,7 +203,8 @@ pub(super) fn root_disk(node: &str) -> Value {
     })
 }
 
-/// The node that the device stays on whatever it is over: a node of that name, or one described here.
+/// The node that the device stays on whatever it is over: a node of that name, or one described
+/// here.
 pub(super) fn over(file: Value) -> Value {
     json!({ "driver": "raw", "node-name": "root", "cache": cache(), "discard": "unmap", "file": file })
 }
@@ -189,7 +212,8 @@ pub(super) fn over(file: Value) -> Value {
 fn kernel_line(shape: &Shape<'_>) -> String {
     let mut line = KERNEL.to_owned();
     if shape.accelerator == Accelerator::Emulation {
-        // Without it the kernel measures its clock against a timer, fails on a busy host and hangs for ever.
+        // Without it the kernel measures its clock against a timer, fails on a busy host and hangs
+        // for ever.
         line.push_str(&format!(" tsc_early_khz={} tsc=reliable", shape.tsc_khz));
     }
     for argument in shape.kernel_args {
@@ -223,19 +247,28 @@ mod tests {
     fn hardware_and_emulation_differ_in_the_processor_and_its_clock_only() {
         let (kvm, tcg) = (shape(Accelerator::Kvm), shape(Accelerator::Emulation));
         assert_eq!(kvm.len(), tcg.len());
-        let different: Vec<_> = kvm.iter().zip(&tcg).filter(|(a, b)| a != b).map(|(a, _)| a.as_str()).collect();
+        let different: Vec<_> =
+            kvm.iter().zip(&tcg).filter(|(a, b)| a != b).map(|(a, _)| a.as_str()).collect();
         assert_eq!(different.len(), 3, "{different:?}");
         assert_eq!(different[..2], ["kvm", "host"]);
-        assert!(tcg.iter().any(|word| word.contains("tsc_early_khz=2000000 tsc=reliable loglevel=7")));
+        assert!(
+            tcg.iter().any(|word| word.contains("tsc_early_khz=2000000 tsc=reliable loglevel=7"))
+        );
         assert!(!kvm.iter().any(|word| word.contains("tsc_early_khz")));
     }
 
     #[test]
     fn the_sandbox_is_on_and_no_path_of_the_host_is_named() {
         let line = shape(Accelerator::Emulation).join(" ");
-        assert!(line.contains("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"));
+        assert!(line.contains(
+            "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+        ));
         let paths = line.split([' ', '=', ',', '"']).filter(|word| word.starts_with('/'));
         assert_eq!(paths.clone().count(), 6);
-        assert!(paths.clone().all(|path| path.starts_with("/dev/fdset/") || path.starts_with("/proc/self/fd/")));
+        assert!(
+            paths
+                .clone()
+                .all(|path| path.starts_with("/dev/fdset/") || path.starts_with("/proc/self/fd/"))
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! Hears from QEMU that a VM stands still because its disk can't be written (`werror=stop`), and that it goes on.
+//! Hears from QEMU that a VM stands still because its disk can't be written (`werror=stop`), and
+//! that it goes on.
 //!
-//! QEMU serves one connection at a time. The listener has it for as long as the VM lives, but gives way to whoever wants
-//! to tell QEMU something ([`Orders::turn`]), connects anew afterwards, and asks what came about meanwhile.
+//! QEMU serves one connection at a time. The listener has it for as long as the VM lives, but gives
+//! way to whoever wants to tell QEMU something ([`Orders::turn`]), connects anew afterwards, and
+//! asks what came about meanwhile.
 
 use std::{
     future::pending,
@@ -23,10 +25,11 @@ use tracing::debug;
 use super::launch::QMP_SOCKET;
 use crate::{Hold, socket};
 
-/// Time after a start until it is listened to: what happens before is asked for then, and its start is not held up.
+/// Time after a start until it is listened to: what happens before is asked for then, and its start
+/// is not held up.
 pub(super) const AFTER_START: Duration = Duration::from_secs(2);
-/// Wait before another try to connect, and the least between two changes that are told: a QEMU that was taken over may
-/// say what it likes as often as it likes.
+/// Wait before another try to connect, and the least between two changes that are told: a QEMU that
+/// was taken over may say what it likes as often as it likes.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Patience with an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -68,7 +71,11 @@ impl Orders {
 }
 
 /// Listens to the QEMU of the VM with this directory until it is dropped.
-pub(super) async fn listen(directory: PathBuf, orders: Arc<Orders>, hold: watch::Sender<Option<Hold>>) {
+pub(super) async fn listen(
+    directory: PathBuf,
+    orders: Arc<Orders>,
+    hold: watch::Sender<Option<Hold>>,
+) {
     let mut wanted = orders.wanted.subscribe();
     loop {
         if wanted.wait_for(|wanted| *wanted == 0).await.is_err() {
@@ -101,7 +108,9 @@ async fn hear(directory: &Path, hold: &watch::Sender<Option<Hold>>) -> io::Resul
     if status.get("status").and_then(Value::as_str) == Some(IO_ERROR) {
         let disks = lines.ask("query-block", hold).await?;
         let disks = disks.as_array().into_iter().flatten();
-        let full = disks.filter_map(|disk| disk.get("io-status")?.as_str()).any(|status| status == "nospace");
+        let full = disks
+            .filter_map(|disk| disk.get("io-status")?.as_str())
+            .any(|status| status == "nospace");
         tell(hold, Some(if full { Hold::DiskFull } else { Hold::DiskError })).await;
     } else {
         tell(hold, None).await;
@@ -118,7 +127,9 @@ pub(super) const IO_ERROR: &str = "io-error";
 /// Takes in an event.
 async fn note(line: &Value, hold: &watch::Sender<Option<Hold>>) {
     match line.get("event").and_then(Value::as_str) {
-        Some("BLOCK_IO_ERROR") if line.pointer("/data/action").and_then(Value::as_str) == Some("stop") => {
+        Some("BLOCK_IO_ERROR")
+            if line.pointer("/data/action").and_then(Value::as_str) == Some("stop") =>
+        {
             let full = line.pointer("/data/nospace").and_then(Value::as_bool) == Some(true);
             tell(hold, Some(if full { Hold::DiskFull } else { Hold::DiskError })).await;
         }
@@ -140,8 +151,15 @@ struct Lines {
 
 impl Lines {
     /// The answer to a command; events that come before are taken in.
-    async fn ask(&mut self, command: &str, hold: &watch::Sender<Option<Hold>>) -> io::Result<Value> {
-        self.reader.get_mut().write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).await?;
+    async fn ask(
+        &mut self,
+        command: &str,
+        hold: &watch::Sender<Option<Hold>>,
+    ) -> io::Result<Value> {
+        self.reader
+            .get_mut()
+            .write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes())
+            .await?;
         let answer = async {
             loop {
                 let mut line = self.next().await?;
@@ -229,8 +247,7 @@ mod tests {
         }
     }
 
-    const FULL: &str =
-        r#"{"event": "BLOCK_IO_ERROR", "data": {"action": "stop", "nospace": true, "operation": "write"}}"#;
+    const FULL: &str = r#"{"event": "BLOCK_IO_ERROR", "data": {"action": "stop", "nospace": true, "operation": "write"}}"#;
 
     #[tokio::test]
     async fn what_qemu_says_of_the_disk_is_heard_and_orders_go_first() {
@@ -240,11 +257,13 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let socket = tokio::net::UnixListener::from_std(socket).unwrap();
         let orders = Orders::new();
-        let (_listener, mut hold) = Listener::begin(directory.path().to_owned(), orders.clone(), Duration::ZERO);
+        let (_listener, mut hold) =
+            Listener::begin(directory.path().to_owned(), orders.clone(), Duration::ZERO);
 
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "running"}"#).await;
-        qemu.say(r#"{"event": "BLOCK_IO_ERROR", "data": {"action": "report", "nospace": true}}"#).await;
+        qemu.say(r#"{"event": "BLOCK_IO_ERROR", "data": {"action": "report", "nospace": true}}"#)
+            .await;
         qemu.say(FULL).await;
         qemu.say(r#"{"event": "STOP"}"#).await;
         hold.wait_for(|hold| *hold == Some(Hold::DiskFull)).await.unwrap();
@@ -271,7 +290,9 @@ mod tests {
     #[tokio::test]
     async fn a_vm_that_was_stopped_on_purpose_is_not_held() {
         let (sender, hold) = watch::channel(None);
-        for line in [r#"{"event": "STOP"}"#, r#"{"event": "MIGRATION", "data": {"status": "setup"}}"#] {
+        for line in
+            [r#"{"event": "STOP"}"#, r#"{"event": "MIGRATION", "data": {"status": "setup"}}"#]
+        {
             note(&serde_json::from_str(line).unwrap(), &sender).await;
         }
         assert_eq!(*hold.borrow(), None);

@@ -33,9 +33,11 @@ pub(super) const QMP_SOCKET: &str = "qmp.sock";
 /// Threads beside those of processors: main loop, RCU, workers of the block layer.
 const THREADS: u32 = 128;
 
-/// What a VM process takes beside its guest's memory, bytes: QEMU itself with its translation cache of 64 MiB under
-/// emulation, page cache and kernel memory. See ARCHITECTURE.md for the measurement.
-const OVERHEAD: [(Accelerator, u64); 2] = [(Accelerator::Kvm, 96 << 20), (Accelerator::Emulation, 192 << 20)];
+/// What a VM process takes beside its guest's memory, bytes: QEMU itself with its translation cache
+/// of 64 MiB under emulation, page cache and kernel memory. See ARCHITECTURE.md for the
+/// measurement.
+const OVERHEAD: [(Accelerator, u64); 2] =
+    [(Accelerator::Kvm, 96 << 20), (Accelerator::Emulation, 192 << 20)];
 
 /// What a VM's memory is at first.
 #[derive(Clone, Copy)]
@@ -149,13 +151,23 @@ impl Launch<'_> {
     fn start(&self, lock: &File, key: Option<String>) -> Result<Running, VmmError> {
         let begun = Instant::now();
         let config = &self.driver.config;
-        let unusable = |reason: &str| VmmError::Unusable { path: "/sys/fs/cgroup".into(), reason: reason.to_owned() };
+        let unusable = |reason: &str| VmmError::Unusable {
+            path: "/sys/fs/cgroup".into(),
+            reason: reason.to_owned(),
+        };
         let cgroups = self.slot.cgroups().ok_or_else(|| unusable("these slots have no cgroups"))?;
         let cgroup = cgroups.slot(&self.slot.cgroup_name());
-        let overhead = OVERHEAD.iter().find(|(kind, _)| *kind == config.accelerator).map_or(0, |(_, bytes)| *bytes);
+        let overhead = OVERHEAD
+            .iter()
+            .find(|(kind, _)| *kind == config.accelerator)
+            .map_or(0, |(_, bytes)| *bytes);
         let memory = (self.shape.memory_mib << 20) + overhead;
         cgroups.ensure()?;
-        cgroup.create(Limits { memory, cpu_weight: self.cpu_weight, threads: THREADS + self.shape.vcpus })?;
+        cgroup.create(Limits {
+            memory,
+            cpu_weight: self.cpu_weight,
+            threads: THREADS + self.shape.vcpus,
+        })?;
         let (output, output_writer) = Capture::new("output")?;
         let (console, console_writer) = Capture::new("console")?;
         let control = socket::listen(self.directory, CONTROL_SOCKET)?;
@@ -207,9 +219,18 @@ impl Launch<'_> {
             stderr: output_writer,
         });
         let pid = pid.map_err(VmmError::io(format!("start {}", config.program.display())))?;
-        let process = Process::open(pid).map_err(VmmError::io(format!("watch the VM process {pid}")))?;
-        let steps = vec![("prepare", prepared), ("spawn", begun.elapsed().saturating_sub(prepared))];
-        Ok(Running { process, output: Some(output), console: Some(console), kind: self.kind.clone(), key, steps })
+        let process =
+            Process::open(pid).map_err(VmmError::io(format!("watch the VM process {pid}")))?;
+        let steps =
+            vec![("prepare", prepared), ("spawn", begun.elapsed().saturating_sub(prepared))];
+        Ok(Running {
+            process,
+            output: Some(output),
+            console: Some(console),
+            kind: self.kind.clone(),
+            key,
+            steps,
+        })
     }
 
     /// Has the process take on what was saved, and go on from there.
@@ -227,7 +248,8 @@ impl Launch<'_> {
                     let (checked, qmp) = std::thread::scope(|scope| {
                         let checking = scope.spawn(|| snapshot.verify());
                         let qmp = connect();
-                        let panicked = |_| Err(std::io::Error::other("checking the snapshot panicked"));
+                        let panicked =
+                            |_| Err(std::io::Error::other("checking the snapshot panicked"));
                         (checking.join().unwrap_or_else(panicked), qmp)
                     });
                     checked?;
@@ -243,7 +265,8 @@ impl Launch<'_> {
             if let (Source::Template(_), Disk::Root(.., size)) = (self.source, self.disk) {
                 tell_size(&mut qmp, size)?;
             }
-            // From here on it is to be kept, and what it was saved to must never be used again, since its disk changes.
+            // From here on it is to be kept, and what it was saved to must never be used again,
+            // since its disk changes.
             record.complete = true;
             recorded = record.write(self.directory);
             if recorded.is_err() {
@@ -282,7 +305,9 @@ pub(super) fn tell_size(qmp: &mut Qmp, size: u64) -> std::io::Result<()> {
 fn groups(accelerator: Accelerator) -> Vec<u32> {
     use std::os::unix::fs::MetadataExt as _;
     match accelerator {
-        Accelerator::Kvm => std::fs::metadata("/dev/kvm").map(|device| vec![device.gid()]).unwrap_or_default(),
+        Accelerator::Kvm => {
+            std::fs::metadata("/dev/kvm").map(|device| vec![device.gid()]).unwrap_or_default()
+        }
         Accelerator::Emulation => Vec::new(),
     }
 }

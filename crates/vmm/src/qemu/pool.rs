@@ -1,13 +1,13 @@
-//! VMs that were restored from a template and wait for a machine: all of a start that does not depend on which machine
-//! it is lies behind them. They have rehearsed the rest, and stand still.
+//! VMs that were restored from a template and wait for a machine: all of a start that does not
+//! depend on which machine it is lies behind them. They have rehearsed the rest, and stand still.
 //!
 //! ```text
 //! wait:  slot, tap ▸ restore from the template, over a stand-in for the root disk ▸ init rehearses ▸ stop
 //! bind:  exchange the disk ▸ go on ▸ the machine's lock ▸ record ▸ sockets into the machine's directory
 //!        ▸ the VM's lock takes the place of the machine's: from here on it is the machine's VM
 //! ```
-//! A server that is killed before the last step leaves a VM that waits, which the next server ends; after it, one that
-//! is adopted.
+//! A server that is killed before the last step leaves a VM that waits, which the next server ends;
+//! after it, one that is adopted.
 
 use std::{
     collections::HashMap,
@@ -57,8 +57,8 @@ pub struct PoolLimits {
     pub memory_mib: u64,
 }
 
-/// Processor weight until they are machines': of those that people wait for each has at least 100, and when many start at
-/// once none of them shall wait for the next ones.
+/// Processor weight until they are machines': of those that people wait for each has at least 100,
+/// and when many start at once none of them shall wait for the next ones.
 const WEIGHT: u32 = 10;
 /// How long a VM may take to rehearse on a busy host.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -129,7 +129,8 @@ impl Pool {
         if self.most(shape) == 0 { PoolUse::Off } else { PoolUse::Empty }
     }
 
-    /// Which shape is short of one, and there is room for it; those that are too many are handed out, to be ended.
+    /// Which shape is short of one, and there is room for it; those that are too many are handed
+    /// out, to be ended.
     fn balance(&self) -> (Option<Shape>, Vec<Member>) {
         let now = Instant::now();
         let mut state = self.state();
@@ -147,8 +148,11 @@ impl Pool {
             }
         }
         let failed = state.failed.is_some_and(|at| at.elapsed() < AFTER_FAILURE);
-        let room =
-            |shape: &Shape| count < self.limits.count && memory + shape.memory_mib <= self.limits.memory_mib && !failed;
+        let room = |shape: &Shape| {
+            count < self.limits.count
+                && memory + shape.memory_mib <= self.limits.memory_mib
+                && !failed
+        };
         // The usual one first, then the smallest.
         short.sort_by_key(|shape| (*shape != USUAL, *shape));
         (short.into_iter().find(room), surplus)
@@ -181,7 +185,9 @@ impl Pool {
 impl State {
     fn shelf(&mut self, shape: Shape, now: Instant) -> &mut Shelf {
         let floor = usize::from(shape == USUAL);
-        self.shelves.entry(shape).or_insert_with(|| Shelf { waiting: Vec::new(), demand: Demand::new(floor, now) })
+        self.shelves
+            .entry(shape)
+            .or_insert_with(|| Shelf { waiting: Vec::new(), demand: Demand::new(floor, now) })
     }
 }
 
@@ -242,7 +248,8 @@ impl Driver {
     async fn restore_waiting(self: &Arc<Self>, shape: Shape) -> Result<Member, VmmError> {
         let number = self.pool.number.fetch_add(1, Ordering::Relaxed);
         let this = self.clone();
-        let restored = spawn_blocking(move || this.restore_unbound(shape, number)).await.map_err(panicked)?;
+        let restored =
+            spawn_blocking(move || this.restore_unbound(shape, number)).await.map_err(panicked)?;
         let vm = restored?;
         let rehearsed = self.ending.run_until_cancelled(rehearse(&vm, Part::All, PATIENCE)).await;
         // Ending it, where it did not, blocks too.
@@ -266,7 +273,8 @@ impl Driver {
         let failed = |error| VmmError::io("restore a VM that is to wait")(error);
         unbound::directory(&directory).map_err(failed)?;
         // Gone, with the directory, whatever fails from here on.
-        let mut vm = Unbound { running: None, tap: None, slot: slot.clone(), directory: directory.clone() };
+        let mut vm =
+            Unbound { running: None, tap: None, slot: slot.clone(), directory: directory.clone() };
         let tap = vm.tap.insert((self.config.tap.0)(&slot.tap_name()).map_err(failed)?);
         let disk = rehearsal_disk(&self.config.boot.rehearsal).map_err(failed)?;
         let launch = Launch {
@@ -286,7 +294,9 @@ impl Driver {
         };
         let restored = launch.run();
         match &restored {
-            Err(VmmError::NotRestored { message }) => self.templates.discard(shape, &self.key(shape, &[]), message),
+            Err(VmmError::NotRestored { message }) => {
+                self.templates.discard(shape, &self.key(shape, &[]), message)
+            }
             Ok(_) => self.templates.prove(shape),
             Err(_) => {}
         }
@@ -315,7 +325,8 @@ pub(super) async fn rehearse(vm: &Unbound, part: Part, patience: Duration) -> Re
     let session = vm.session(patience).await?;
     let rehearsed = session.rehearse(stand_in(part), patience).await;
     session.close();
-    let refused = |error| VmmError::DiedAtStart { message: vm.said(&format!("it can't rehearse: {error}")) };
+    let refused =
+        |error| VmmError::DiedAtStart { message: vm.said(&format!("it can't rehearse: {error}")) };
     rehearsed.map(|_| ()).map_err(refused)
 }
 
@@ -328,14 +339,15 @@ pub(super) fn rehearsal_disk(image: &Path) -> io::Result<OwnedFd> {
     Ok(memory)
 }
 
-/// A machine that is none: addresses for documentation, a program that is only read, and random bytes of its own, so
-/// that what the kernel draws from here on is this VM's alone.
+/// A machine that is none: addresses for documentation, a program that is only read, and random
+/// bytes of its own, so that what the kernel draws from here on is this VM's alone.
 fn stand_in(part: Part) -> MachineSpec {
     use base64::Engine as _;
     let mut entropy = [0; 64];
     // Fails only where the kernel has no such call.
     let _ = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     MachineSpec {
         hostname: "rehearsal".to_owned(),
         argv: vec![REHEARSAL_PROGRAM.to_owned()],
@@ -376,7 +388,8 @@ impl Member {
         let bound = self.try_bind(spec);
         let mut running = match bound {
             Ok(()) => self.vm.running.take(),
-            // What was already moved goes with what is left; where there is another VM, nothing was.
+            // What was already moved goes with what is left; where there is another VM, nothing
+            // was.
             Err(error) => {
                 if !matches!(error, VmmError::AlreadyRunning { .. }) {
                     clear(&spec.directory, None, "");
@@ -384,7 +397,9 @@ impl Member {
                 return Err(error);
             }
         };
-        let running = running.take().ok_or_else(|| VmmError::io("bind a VM")(io::ErrorKind::NotFound.into()))?;
+        let running = running
+            .take()
+            .ok_or_else(|| VmmError::io("bind a VM")(io::ErrorKind::NotFound.into()))?;
         Ok(Running { steps: vec![("bind", begun.elapsed())], ..running })
     }
 
@@ -403,9 +418,10 @@ impl Member {
         // Held until the VM's own has taken its place.
         let guard = lock::no_fork();
         let machine = lock::try_lock(directory)?;
-        let machine = machine.ok_or_else(|| VmmError::AlreadyRunning { machine_id: spec.machine_id.clone() })?;
-        let mut record =
-            Record::read(own).ok_or_else(|| failed("read the record of the VM")(io::ErrorKind::NotFound.into()))?;
+        let machine = machine
+            .ok_or_else(|| VmmError::AlreadyRunning { machine_id: spec.machine_id.clone() })?;
+        let mut record = Record::read(own)
+            .ok_or_else(|| failed("read the record of the VM")(io::ErrorKind::NotFound.into()))?;
         record.machine_id.clone_from(&spec.machine_id);
         record.process = Some(running.process.id);
         record.write(directory)?;

@@ -43,20 +43,34 @@ pub(super) struct Standing<'a> {
 }
 
 impl Standing<'_> {
-    /// Stops the VM and saves it. `overlay` is its disk, written through meanwhile. Ends soon after `cancelled` is set.
-    /// Blocks.
-    pub(super) fn save(&self, file: &Path, key: &str, overlay: &Path, cancelled: &AtomicBool) -> Result<(), VmmError> {
+    /// Stops the VM and saves it. `overlay` is its disk, written through meanwhile. Ends soon after
+    /// `cancelled` is set. Blocks.
+    pub(super) fn save(
+        &self,
+        file: &Path,
+        key: &str,
+        overlay: &Path,
+        cancelled: &AtomicBool,
+    ) -> Result<(), VmmError> {
         self.try_save(file, key, overlay, cancelled).map_err(|error| {
             snapshot::remove_new(file);
             VmmError::NotSaved { reason: error.to_string() }
         })
     }
 
-    fn try_save(&self, file: &Path, key: &str, overlay: &Path, cancelled: &AtomicBool) -> io::Result<()> {
+    fn try_save(
+        &self,
+        file: &Path,
+        key: &str,
+        overlay: &Path,
+        cancelled: &AtomicBool,
+    ) -> io::Result<()> {
         let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
         match qmp.status()?.as_str() {
             RUNNING => {}
-            IO_ERROR => return Err(io::Error::other("it stands still because its disk can't be written")),
+            IO_ERROR => {
+                return Err(io::Error::other("it stands still because its disk can't be written"));
+            }
             // It was saved before, and has let go of its disk since.
             _ => drop(qmp.execute("cont", json!({}))?),
         }
@@ -78,7 +92,8 @@ impl Standing<'_> {
             let saved = saving.join().unwrap_or_else(panicked);
             let through = written_through.join().unwrap_or_else(panicked);
             match (written, saved) {
-                // QEMU's pipe breaks when the file can't be written, and ends at once when QEMU refuses.
+                // QEMU's pipe breaks when the file can't be written, and ends at once when QEMU
+                // refuses.
                 (Err(error), Err(_)) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
                 (written, saved) => saved.and(written).and(through),
             }
@@ -94,15 +109,24 @@ impl Standing<'_> {
     fn number_of(&self, pipe: &OwnedFd) -> io::Result<u32> {
         let inode = rustix::fs::fstat(pipe)?.st_ino;
         for entry in fs::read_dir(format!("/proc/{}/fd", self.process.id.pid))?.flatten() {
-            let found = fs::metadata(entry.path()).is_ok_and(|file| file.file_type().is_fifo() && file.ino() == inode);
-            if let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| found) {
+            let found = fs::metadata(entry.path())
+                .is_ok_and(|file| file.file_type().is_fifo() && file.ino() == inode);
+            if let Some(number) =
+                entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| found)
+            {
                 return Ok(number);
             }
         }
         Err(io::Error::other("QEMU does not have the pipe it was given"))
     }
 
-    fn write(&self, file: &Path, key: &str, mut pipe: File, cancelled: &AtomicBool) -> io::Result<()> {
+    fn write(
+        &self,
+        file: &Path,
+        key: &str,
+        mut pipe: File,
+        cancelled: &AtomicBool,
+    ) -> io::Result<()> {
         while poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&LOOK))? == 0 {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(io::Error::other("it was called off"));
@@ -122,7 +146,12 @@ impl Standing<'_> {
             Ok(state)
         };
         let read = |offset: u64, buffer: &mut [u8]| memory.read(offset, buffer);
-        snapshot::write(file, key, Content { size: self.memory, memory: &read, state: &mut state }, cancelled)
+        snapshot::write(
+            file,
+            key,
+            Content { size: self.memory, memory: &read, state: &mut state },
+            cancelled,
+        )
     }
 }
 

@@ -25,8 +25,8 @@ use crate::{
     template::{Found, Sealed, Shape, USUAL, file, key},
 };
 
-/// How long a start waits for a template that is being read from disk, 0.4 s on a host that does nothing else; more than
-/// a boot takes would be in vain.
+/// How long a start waits for a template that is being read from disk, 0.4 s on a host that does
+/// nothing else; more than a boot takes would be in vain.
 const READING: Duration = Duration::from_secs(8);
 /// How long a template may take to boot on a busy host.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -37,7 +37,8 @@ pub(super) const MAC: &str = "02:00:00:00:00:01";
 const CPU_WEIGHT: u32 = 50;
 
 impl Driver {
-    /// The template to start a machine of this shape from; why not while there is none, and then it is being got.
+    /// The template to start a machine of this shape from; why not while there is none, and then it
+    /// is being got.
     pub(super) fn template(self: &Arc<Self>, shape: Shape) -> Result<Arc<Sealed>, String> {
         match self.templates.find(shape) {
             Found::Ready(sealed) => return Ok(sealed),
@@ -51,9 +52,12 @@ impl Driver {
         Err("no template of this shape yet".to_owned())
     }
 
-    /// As [`Self::template`], but one that is on disk is waited for: after a restart of the server, or of the host, many
-    /// starts come before any template was read.
-    pub(super) async fn template_from_disk(self: &Arc<Self>, shape: Shape) -> Result<Arc<Sealed>, String> {
+    /// As [`Self::template`], but one that is on disk is waited for: after a restart of the server,
+    /// or of the host, many starts come before any template was read.
+    pub(super) async fn template_from_disk(
+        self: &Arc<Self>,
+        shape: Shape,
+    ) -> Result<Arc<Sealed>, String> {
         let template = self.template(shape);
         if template.is_ok() {
             return template;
@@ -72,16 +76,28 @@ impl Driver {
             memory_mib: shape.memory_mib,
             boots: true,
             disk: arguments::Disk::Rehearsal,
-            modules: if modules.is_some() { arguments::Modules::Blank } else { arguments::Modules::None },
+            modules: if modules.is_some() {
+                arguments::Modules::Blank
+            } else {
+                arguments::Modules::None
+            },
             mac: MAC,
             has_tap: true,
             tsc_khz: self.tsc_khz,
             kernel_args,
         });
-        let file = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file =
+            |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let modules = modules.as_ref().map(|disk| file(disk.path())).unwrap_or_default();
         // The names of these files are digests of their contents, or those of one file ever.
-        key(&[&self.version, &self.processor, &arguments.join(" "), &file(kernel), &file(initrd), &modules])
+        key(&[
+            &self.version,
+            &self.processor,
+            &arguments.join(" "),
+            &file(kernel),
+            &file(initrd),
+            &modules,
+        ])
     }
 
     fn building<'a>(
@@ -112,7 +128,9 @@ impl Driver {
         // In a task of its own: should it panic, it is settled all the same.
         let this = self.clone();
         let result = tokio::spawn(async move { this.read_or_build(shape).await }).await;
-        let result = result.map_err(|error| error.to_string()).and_then(|result| result.map_err(|e| e.to_string()));
+        let result = result
+            .map_err(|error| error.to_string())
+            .and_then(|result| result.map_err(|e| e.to_string()));
         match result {
             Ok((key, sealed)) => {
                 self.templates.settle(shape, &key, Ok(sealed));
@@ -160,7 +178,12 @@ impl Driver {
         spawn_blocking(move || this.templates.read(shape, &name)).await.map_err(panicked)
     }
 
-    async fn build(self: &Arc<Self>, shape: Shape, slot: Slot, directory: &Path) -> Result<Sealed, VmmError> {
+    async fn build(
+        self: &Arc<Self>,
+        shape: Shape,
+        slot: Slot,
+        directory: &Path,
+    ) -> Result<Sealed, VmmError> {
         let failed = |error| VmmError::io("build a template")(error);
         let (this, path) = (self.clone(), directory.to_owned());
         let builder = move || {
@@ -171,10 +194,14 @@ impl Driver {
             let mut launch = this.building(shape, &slot, &path, (&disk, &memory));
             launch.tap = Some(tap.as_fd());
             let running = launch.run().map_err(io::Error::other)?;
-            Ok(Builder { vm: Unbound { running: Some(running), tap: Some(tap), slot, directory: path }, memory })
+            Ok(Builder {
+                vm: Unbound { running: Some(running), tap: Some(tap), slot, directory: path },
+                memory,
+            })
         };
         let builder = spawn_blocking(builder).await.map_err(panicked)?.map_err(failed)?;
-        let waits = self.ending.run_until_cancelled(rehearse(&builder.vm, Part::Files, PATIENCE)).await;
+        let waits =
+            self.ending.run_until_cancelled(rehearse(&builder.vm, Part::Files, PATIENCE)).await;
         // Ending it, where it does not wait, blocks too.
         let save = move || {
             waits.unwrap_or_else(|| Err(unbound::called_off()))?;
@@ -183,7 +210,8 @@ impl Driver {
         spawn_blocking(save).await.map_err(panicked)?
     }
 
-    /// Gets templates again that could not be built or restored, each after its wait, until the driver ends.
+    /// Gets templates again that could not be built or restored, each after its wait, until the
+    /// driver ends.
     pub(super) async fn retry_failed(self: Arc<Self>) {
         let mut changes = self.templates.changes();
         loop {
@@ -205,7 +233,8 @@ impl Driver {
         }
     }
 
-    /// Gets the templates that are likely to be wanted: of the usual shape, and those that were used before.
+    /// Gets the templates that are likely to be wanted: of the usual shape, and those that were
+    /// used before.
     pub(super) async fn get_usual(self: Arc<Self>) {
         // It is wanted later; why it may be missing, who wants it then is told.
         let _ = self.template(USUAL);

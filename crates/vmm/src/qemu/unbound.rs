@@ -1,5 +1,5 @@
-//! VMs that are no machine's: templates in the making, and those that wait for a machine. Each has a directory of its
-//! own beside the templates, by which it is found when its server was killed.
+//! VMs that are no machine's: templates in the making, and those that wait for a machine. Each has
+//! a directory of its own beside the templates, by which it is found when its server was killed.
 
 use std::{
     fs, io,
@@ -29,7 +29,8 @@ pub(super) const WAITING: &str = "waiting-";
 pub(super) struct Unbound {
     /// None once it is a machine's.
     pub(super) running: Option<Running>,
-    /// The server's own copy, so that the tap is there when the VM is connected. Closed before the slot is given back.
+    /// The server's own copy, so that the tap is there when the VM is connected. Closed before the
+    /// slot is given back.
     pub(super) tap: Option<OwnedFd>,
     pub(super) slot: Slot,
     pub(super) directory: PathBuf,
@@ -98,9 +99,12 @@ impl Unbound {
 
     /// What happened, with its last words.
     pub(super) fn said(&self, what: &str) -> String {
-        let tail = |capture: &Option<crate::capture::Capture>| capture.as_ref().map(|c| c.tail()).unwrap_or_default();
+        let tail = |capture: &Option<crate::capture::Capture>| {
+            capture.as_ref().map(|c| c.tail()).unwrap_or_default()
+        };
         let running = self.running.as_ref();
-        let words = running.map(|running| format!("{} {}", tail(&running.output), tail(&running.console)));
+        let words =
+            running.map(|running| format!("{} {}", tail(&running.output), tail(&running.console)));
         format!("{what} {}", words.unwrap_or_default()).trim().to_owned()
     }
 }

@@ -3,8 +3,9 @@
 //! ```text
 //! magic ▸ memory size ▸ { offset, length, bytes }* ▸ { END, length, device state } ▸ SHA-256 of all before
 //! ```
-//! All numbers are 64 bits, little endian. Which VM it is of is in the file's name, and in the digest with it: a file
-//! under another's name is damaged. Nothing of it is used before all of it was read and its digest compared.
+//! All numbers are 64 bits, little endian. Which VM it is of is in the file's name, and in the
+//! digest with it: a file under another's name is damaged. Nothing of it is used before all of it
+//! was read and its digest compared.
 
 use std::{
     fs::{self, File},
@@ -16,7 +17,9 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom as Seek, fcntl_add_seals, ftruncate, memfd_create, seek};
+use rustix::fs::{
+    MemfdFlags, SealFlags, SeekFrom as Seek, fcntl_add_seals, ftruncate, memfd_create, seek,
+};
 use sha2::{Digest as _, Sha256};
 
 const MAGIC: &[u8; 16] = b"caddis-template1";
@@ -46,7 +49,10 @@ pub(crate) fn memory(name: &str, size: u64) -> io::Result<OwnedFd> {
 
 /// Makes memory unchangeable. Fails while anyone has it mapped for writing.
 pub(crate) fn seal(memory: &OwnedFd) -> io::Result<()> {
-    Ok(fcntl_add_seals(memory, SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL)?)
+    Ok(fcntl_add_seals(
+        memory,
+        SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL,
+    )?)
 }
 
 /// The same memory, opened anew and for reading only: with a position of its own.
@@ -89,7 +95,12 @@ fn begin(key: &str) -> Sha256 {
 pub(crate) fn write(path: &Path, key: &str, sealed: &Sealed) -> io::Result<()> {
     let new = path.with_extension("new");
     let attempt = || {
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         let mut out = Digesting { inner: BufWriter::new(file), digest: begin(key) };
         out.put(MAGIC)?;
         let memory = reopen(&sealed.memory)?;
@@ -157,8 +168,10 @@ pub(crate) fn nonzero(chunk: &[u8]) -> Vec<(usize, &[u8])> {
 
 /// Reads a template into sealed memory; an error when anything about it is not as it was written.
 pub(crate) fn read(path: &Path, key: &str, expected_size: u64) -> io::Result<Sealed> {
-    let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("it is damaged: {what}"));
-    let mut from = Digesting { inner: BufReader::with_capacity(CHUNK, File::open(path)?), digest: begin(key) };
+    let damaged =
+        |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("it is damaged: {what}"));
+    let mut from =
+        Digesting { inner: BufReader::with_capacity(CHUNK, File::open(path)?), digest: begin(key) };
     let mut magic = [0; 16];
     from.take(&mut magic)?;
     if &magic != MAGIC || from.number()? != expected_size {
@@ -179,7 +192,9 @@ pub(crate) fn read(path: &Path, key: &str, expected_size: u64) -> io::Result<Sea
         }
         let inside = offset.checked_add(length).is_some_and(|end| end <= expected_size);
         let chunk = usize::try_from(length).ok().and_then(|length| buffer.get_mut(..length));
-        let Some(chunk) = chunk.filter(|_| inside) else { return Err(damaged("it reaches beyond its size")) };
+        let Some(chunk) = chunk.filter(|_| inside) else {
+            return Err(damaged("it reaches beyond its size"));
+        };
         from.take(chunk)?;
         target.write_all_at(chunk, offset)?;
     };
@@ -230,7 +245,10 @@ mod tests {
         let read = read(&path, "key", SIZE).unwrap();
         assert_eq!(contents(&read.memory), contents(&sample.memory));
         assert_eq!(contents(&read.state), b"device state");
-        assert!(File::from(read.memory).write_all_at(b"x", 0).is_err(), "nobody can write to it any more");
+        assert!(
+            File::from(read.memory).write_all_at(b"x", 0).is_err(),
+            "nobody can write to it any more"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Reading log files back.
 //!
-//! Numbers rise from line to line and from segment to segment of a machine, so that a reader who goes on from a number
-//! finds the place by halving instead of reading all that comes before it.
+//! Numbers rise from line to line and from segment to segment of a machine, so that a reader who
+//! goes on from a number finds the place by halving instead of reading all that comes before it.
 
 use std::{
     collections::VecDeque,
@@ -38,11 +38,19 @@ pub struct Selection {
 impl Selection {
     /// All lines of any time.
     #[cfg(test)]
-    pub const ALL: Self =
-        Self { after: 0, until: u64::MAX, since_ns: 0, until_ns: u64::MAX, limit: usize::MAX, newest: false };
+    pub const ALL: Self = Self {
+        after: 0,
+        until: u64::MAX,
+        since_ns: 0,
+        until_ns: u64::MAX,
+        limit: usize::MAX,
+        newest: false,
+    };
 
     fn holds(&self, line: &Line) -> bool {
-        line.number > self.after && line.number <= self.until && (self.since_ns..=self.until_ns).contains(&line.time_ns)
+        line.number > self.after
+            && line.number <= self.until
+            && (self.since_ns..=self.until_ns).contains(&line.time_ns)
     }
 }
 
@@ -74,7 +82,8 @@ pub fn segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        let number =
+            path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
         if let Some(number) = number {
             found.push((number, path));
         }
@@ -83,8 +92,13 @@ pub fn segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Calls `each` with lines in order until it breaks off; those after `after` are among them, few others.
-pub fn each(directory: &Path, after: u64, mut each: impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
+/// Calls `each` with lines in order until it breaks off; those after `after` are among them, few
+/// others.
+pub fn each(
+    directory: &Path,
+    after: u64,
+    mut each: impl FnMut(Line) -> ControlFlow<()>,
+) -> io::Result<()> {
     let mut files = Vec::new();
     for (_, path) in segments(directory)?.into_iter().rev() {
         let file = match File::open(&path) {
@@ -155,8 +169,8 @@ pub fn newest(directory: &Path) -> io::Result<Newest> {
     Ok(found)
 }
 
-/// The next line that can be read, and how many bytes it and those before it that can't have. The last one may be half
-/// written, now or because this process was killed.
+/// The next line that can be read, and how many bytes it and those before it that can't have. The
+/// last one may be half written, now or because this process was killed.
 fn next(reader: &mut BufReader<File>) -> io::Result<Option<(u64, Line)>> {
     let (mut bytes, mut text) = (0, Vec::new());
     loop {

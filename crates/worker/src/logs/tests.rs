@@ -16,7 +16,9 @@ fn write(logs: &Logs, boot: u64, sequence: u64, text: &str) {
 
 fn messages(logs: &Logs, after: u64, limit: usize, newest: bool) -> Vec<String> {
     let until = *logs.position().borrow();
-    let lines = logs.read(&machine(), &Selection { after, until, limit, newest, ..Selection::ALL }).unwrap();
+    let lines = logs
+        .read(&machine(), &Selection { after, until, limit, newest, ..Selection::ALL })
+        .unwrap();
     lines.into_iter().map(|line| line.message).collect()
 }
 
@@ -70,7 +72,8 @@ fn a_flood_is_bounded_and_the_newest_lines_stay() {
     }
     write(&logs, 1, 201, "last");
     let machine = directory.path().join(machine().as_str());
-    let size: u64 = fs::read_dir(machine).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    let size: u64 =
+        fs::read_dir(machine).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert!(size <= limit + 64 * 1024, "{size}");
     assert_eq!(messages(&logs, 0, 1, true), ["last"]);
 }
@@ -85,7 +88,8 @@ fn going_on_from_any_line_gives_all_that_follow() {
     let all = logs.read(&machine(), &Selection::ALL).unwrap();
     assert!(all.len() > 200, "{}", all.len());
     for (index, line) in all.iter().enumerate() {
-        let rest = logs.read(&machine(), &Selection { after: line.number, ..Selection::ALL }).unwrap();
+        let rest =
+            logs.read(&machine(), &Selection { after: line.number, ..Selection::ALL }).unwrap();
         assert_eq!(rest, all[index + 1..], "after line {index}");
     }
 }
@@ -145,7 +149,8 @@ fn what_was_rotated_away_or_written_by_an_older_release_is_not_told_again() {
 fn lines_about_quiet_machines_hold_no_file_open() {
     let directory = tempfile::tempdir().unwrap();
     let (directory, segment_bytes) = (directory.path().to_owned(), 1 << 20);
-    let mut writer = Writer { directory, segment_bytes, files: HashMap::new(), lost: HashMap::new(), last: 1 };
+    let mut writer =
+        Writer { directory, segment_bytes, files: HashMap::new(), lost: HashMap::new(), last: 1 };
     let first = event(None, 5, "first");
     writer.tell(&machine(), std::slice::from_ref(&first), true).unwrap();
     assert!(writer.files.is_empty());
@@ -216,6 +221,9 @@ fn lines_that_can_not_be_written_are_counted_and_their_number_is_told_when_it_wo
     write(&logs, 7, 4, "five");
     write(&logs, 7, 5, "six");
     let told = messages(&logs, 0, 100, true);
-    assert_eq!((told[0].as_str(), told[2..].join(" ").as_str(), told.len()), ("one", "five six", 4));
+    assert_eq!(
+        (told[0].as_str(), told[2..].join(" ").as_str(), told.len()),
+        ("one", "five six", 4)
+    );
     assert!(told[1].starts_with("3 lines were lost"), "{}", told[1]);
 }

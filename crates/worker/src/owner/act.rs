@@ -36,7 +36,9 @@ impl Owner {
             }
             Message::Note { kind, details } => {
                 if self.row.state == MachineState::Started {
-                    let note = |draft: &mut Draft| draft.event(Source::Worker, kind, MachineState::Started, details);
+                    let note = |draft: &mut Draft| {
+                        draft.event(Source::Worker, kind, MachineState::Started, details)
+                    };
                     // The log and the server's health tell of it, too.
                     let _ = self.try_change(Durability::Process, note).await;
                 }
@@ -82,7 +84,9 @@ impl Owner {
                 spec::check_suspendable(&self.config)?;
                 self.check_not_held()?;
                 if !self.shared.vmm.capabilities().snapshot {
-                    return Err(ApiError::precondition("unable to suspend machine: this host's VMM can't save VMs"));
+                    return Err(ApiError::precondition(
+                        "unable to suspend machine: this host's VMM can't save VMs",
+                    ));
                 }
                 if self.live.as_ref().is_some_and(|live| !live.vm.can_save()) {
                     let text = "unable to suspend machine: it was started by an older server; restart it first";
@@ -95,7 +99,9 @@ impl Owner {
                 let plan = Stop { signal, timeout_ms: 0, is_default: false };
                 self.request(Request::Signal, Some(plan)).await?;
             }
-            Action::SetMetadata { changes, expected } => self.set_metadata(changes, expected).await?,
+            Action::SetMetadata { changes, expected } => {
+                self.set_metadata(changes, expected).await?
+            }
             Action::Destroy { force } => self.request(Request::Destroy { force }, None).await?,
             Action::Cordon { cordoned } => {
                 if self.row.cordoned != cordoned {
@@ -117,13 +123,27 @@ impl Owner {
     }
 
     pub(super) fn plan(&self, signal: Option<Signal>, timeout: Option<ApiDuration>) -> Stop {
-        spec::stop_plan(&self.row.image.config, &self.config, signal, timeout.map(|timeout| timeout.0))
+        spec::stop_plan(
+            &self.row.image.config,
+            &self.config,
+            signal,
+            timeout.map(|timeout| timeout.0),
+        )
     }
 
-    pub(super) async fn request(&mut self, request: Request, plan: Option<Stop>) -> Result<(), ApiError> {
+    pub(super) async fn request(
+        &mut self,
+        request: Request,
+        plan: Option<Stop>,
+    ) -> Result<(), ApiError> {
         let plan = plan.unwrap_or_else(|| self.plan(None, None));
         let verdict = self.verdict(request);
-        if matches!(verdict, Verdict::Begin(Goal::Start | Goal::Resume) | Verdict::Queue(Goal::Start) | Verdict::Wake) {
+        if matches!(
+            verdict,
+            Verdict::Begin(Goal::Start | Goal::Resume)
+                | Verdict::Queue(Goal::Start)
+                | Verdict::Wake
+        ) {
             self.shared.check_not_draining()?;
         }
         match verdict {
@@ -154,11 +174,17 @@ impl Owner {
         match (request, operation, &self.row.next) {
             (_, _, Some(OperationKind::Destroy)) => policy::decide_doomed(self.row.state, request),
             // There will be nothing to save, unless it is started afterwards.
-            (Request::Suspend, Some(OperationKind::Update { run: false, .. }), next) => match next {
-                Some(OperationKind::Start { .. }) => policy::decide_awaiting_start(MachineState::Stopping, request),
-                _ => policy::decide(MachineState::Stopped, request),
-            },
-            (_, _, Some(OperationKind::Start { .. })) => policy::decide_awaiting_start(self.row.state, request),
+            (Request::Suspend, Some(OperationKind::Update { run: false, .. }), next) => {
+                match next {
+                    Some(OperationKind::Start { .. }) => {
+                        policy::decide_awaiting_start(MachineState::Stopping, request)
+                    }
+                    _ => policy::decide(MachineState::Stopped, request),
+                }
+            }
+            (_, _, Some(OperationKind::Start { .. })) => {
+                policy::decide_awaiting_start(self.row.state, request)
+            }
             _ => policy::decide(self.row.state, request),
         }
     }
@@ -183,7 +209,10 @@ impl Owner {
             }
             draft.begin(kind, Source::User);
             if killed {
-                draft.program_ended(ProgramEnd::unreported(EndCause::Killed, Some("destroyed by force".to_owned())));
+                draft.program_ended(ProgramEnd::unreported(
+                    EndCause::Killed,
+                    Some("destroyed by force".to_owned()),
+                ));
             }
         })
         .await?;
@@ -194,13 +223,17 @@ impl Owner {
         Ok(())
     }
 
-    /// A start that comes while the machine is being suspended calls that off, unless it is too late for it.
+    /// A start that comes while the machine is being suspended calls that off, unless it is too
+    /// late for it.
     async fn wake(&mut self) -> Result<(), ApiError> {
         let step = self.row.operation.as_ref().and_then(Operation::current);
-        let saving = matches!(step, Some(Step::Queue | Step::Freeze | Step::Save)) && self.live.is_some();
+        let saving =
+            matches!(step, Some(Step::Queue | Step::Freeze | Step::Save)) && self.live.is_some();
         if !saving {
             let resume = OperationKind::Resume { spoiled: false };
-            return self.try_change(Durability::Synced, |draft| draft.row.next = Some(resume)).await;
+            return self
+                .try_change(Durability::Synced, |draft| draft.row.next = Some(resume))
+                .await;
         }
         let wake = OperationKind::Wake { failure: None };
         self.try_change(Durability::Synced, |draft| draft.begin(wake, Source::User)).await?;
@@ -234,7 +267,8 @@ impl Owner {
 
     async fn deliver(&mut self, signal: Signal) -> Result<(), ApiError> {
         self.check_answers()?;
-        let live = self.live.as_ref().ok_or_else(|| ApiError::precondition("machine not running"))?;
+        let live =
+            self.live.as_ref().ok_or_else(|| ApiError::precondition("machine not running"))?;
         self.check_not_held()?;
         tokio::select! {
             sent = live.session.signal(signal.number()) => {
@@ -258,7 +292,10 @@ impl Owner {
                 if plan.timeout_ms < current.timeout_ms {
                     self.try_change(Durability::Synced, |draft| {
                         if let Some(operation) = &mut draft.row.operation {
-                            operation.kind = OperationKind::Stop(Stop { timeout_ms: plan.timeout_ms, ..current });
+                            operation.kind = OperationKind::Stop(Stop {
+                                timeout_ms: plan.timeout_ms,
+                                ..current
+                            });
                         }
                     })
                     .await?;
@@ -268,11 +305,13 @@ impl Owner {
                 }
                 Ok(())
             }
-            // The program has ended by itself: a requested stop is never undone by the restart policy.
+            // The program has ended by itself: a requested stop is never undone by the restart
+            // policy.
             Some(OperationKind::Exit { then: crate::restart::Verdict::Restart { .. } }) => {
                 self.try_change(Durability::Synced, |draft| {
                     if let Some(operation) = &mut draft.row.operation {
-                        operation.kind = OperationKind::Exit { then: crate::restart::Verdict::Stop };
+                        operation.kind =
+                            OperationKind::Exit { then: crate::restart::Verdict::Stop };
                     }
                 })
                 .await
@@ -281,7 +320,10 @@ impl Owner {
         }
     }
 
-    fn session(&self, nonce: Option<Option<LeaseNonce>>) -> Result<caddis_guest_protocol::host::Session, ApiError> {
+    fn session(
+        &self,
+        nonce: Option<Option<LeaseNonce>>,
+    ) -> Result<caddis_guest_protocol::host::Session, ApiError> {
         if let Some(nonce) = nonce {
             self.check_lease(nonce.as_ref())?;
         }
@@ -324,9 +366,12 @@ impl Owner {
 fn kind(goal: Goal, plan: Stop) -> OperationKind {
     match goal {
         Goal::Start => OperationKind::START,
-        Goal::StartAndSuspend => {
-            OperationKind::Start { not_before: 0, automatic: false, recovery: false, suspend_after: true }
-        }
+        Goal::StartAndSuspend => OperationKind::Start {
+            not_before: 0,
+            automatic: false,
+            recovery: false,
+            suspend_after: true,
+        },
         Goal::Stop => OperationKind::Stop(plan),
         Goal::Restart => OperationKind::Restart(plan),
         Goal::Suspend => OperationKind::Suspend,

@@ -44,7 +44,8 @@ impl Draft {
         self.versions.push(change);
     }
 
-    /// Adds an event. `status` is the state after it, `told` what it tells beyond its kind, or null.
+    /// Adds an event. `status` is the state after it, `told` what it tells beyond its kind, or
+    /// null.
     pub fn event(&mut self, source: Source, kind: &str, status: MachineState, told: Value) {
         let event = event::new(self.row.last_event.as_ref(), self.now, source, kind, status, told);
         self.row.last_event = Some(event.id.clone());
@@ -65,9 +66,9 @@ impl Draft {
         }
         let event = match &kind {
             OperationKind::Create => Some("launch"),
-            OperationKind::Start { .. } | OperationKind::Resume { .. } | OperationKind::Wake { failure: None } => {
-                Some("start")
-            }
+            OperationKind::Start { .. }
+            | OperationKind::Resume { .. }
+            | OperationKind::Wake { failure: None } => Some("start"),
             OperationKind::Suspend => Some("suspend"),
             OperationKind::Stop(_) => Some("stop"),
             OperationKind::Restart(_) => Some("restart"),
@@ -80,7 +81,8 @@ impl Draft {
             | OperationKind::Abandon { .. } => None,
         };
         if let Some(event) = event {
-            let status = if kind == OperationKind::Create { MachineState::Pending } else { self.row.state };
+            let status =
+                if kind == OperationKind::Create { MachineState::Pending } else { self.row.state };
             let request = self.restart_request(&kind);
             self.event(source, event, status, request);
         }
@@ -130,9 +132,11 @@ impl Draft {
         self.row.ended = Some(end);
     }
 
-    /// Begins to clear up after a program that ended by itself. `limit` is how often it may be restarted.
+    /// Begins to clear up after a program that ended by itself. `limit` is how often it may be
+    /// restarted.
     pub fn begin_exit(&mut self, end: ProgramEnd, then: Verdict, limit: u32) {
-        let mut request = event::exit_request(&self.row, &end, false, event::restarts(then), self.now);
+        let mut request =
+            event::exit_request(&self.row, &end, false, event::restarts(then), self.now);
         if then == Verdict::GiveUp {
             request["max_restart_count"] = json!(limit);
         }
@@ -179,7 +183,9 @@ impl Owner {
             if e.is_full() {
                 return ApiError::disk_full();
             }
-            ApiError::internal("can't record the change; see the server's log, and free space if its disk is full")
+            ApiError::internal(
+                "can't record the change; see the server's log, and free space if its disk is full",
+            )
         })?;
         self.request = None;
         self.row = change.row;
@@ -192,8 +198,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Records a change that has happened. While the database refuses, nothing else happens to this machine; health
-    /// tells of it.
+    /// Records a change that has happened. While the database refuses, nothing else happens to this
+    /// machine; health tells of it.
     pub(super) async fn change(&mut self, durability: Durability, edit: impl Fn(&mut Draft)) {
         while self.record_change(durability, Room::Reserve, &edit).await.is_err() {
             tokio::time::sleep(STORE_RETRY).await;
@@ -203,7 +209,10 @@ impl Owner {
 
 /// Whether a change leads to less on the disk: a stop, a destroy, or that nothing follows them.
 fn frees_room(before: &MachineRow, after: &MachineRow) -> bool {
-    let ends = |kind: &OperationKind| matches!(kind, OperationKind::Stop(_) | OperationKind::Destroy);
+    let ends =
+        |kind: &OperationKind| matches!(kind, OperationKind::Stop(_) | OperationKind::Destroy);
     let begins = after.operation.as_ref().is_some_and(|operation| ends(&operation.kind));
-    begins || after.next.as_ref().is_some_and(ends) || (before.next.is_some() && after.next.is_none())
+    begins
+        || after.next.as_ref().is_some_and(ends)
+        || (before.next.is_some() && after.next.is_none())
 }

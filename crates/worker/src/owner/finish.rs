@@ -15,7 +15,8 @@ use crate::{
 };
 
 impl Owner {
-    /// Records the outcome of an operation whose steps are all done, in one change with what is to be noted of the last.
+    /// Records the outcome of an operation whose steps are all done, in one change with what is to
+    /// be noted of the last.
     pub(super) async fn finish(&mut self, note: impl Fn(&mut Draft)) {
         let Some(operation) = self.row.operation.clone() else { return };
         self.turns.end();
@@ -145,7 +146,9 @@ impl Owner {
         // A suspend that comes to nothing costs nothing: the machine goes on.
         let saved = step::snapshot(&self.shared, &self.row.id).exists();
         let instead = match operation.kind {
-            OperationKind::Suspend if operation.current() != Some(Step::EndVm) && self.live.is_some() => {
+            OperationKind::Suspend
+                if operation.current() != Some(Step::EndVm) && self.live.is_some() =>
+            {
                 Some(OperationKind::Wake { failure: Some(reason.clone()) })
             }
             // What was saved is kept for another try.
@@ -165,16 +168,21 @@ impl Owner {
         }
         let of = operation.kind.as_str().to_owned();
         let into = match operation.kind {
-            OperationKind::Stop(_) | OperationKind::Exit { .. } | OperationKind::Suspend => MachineState::Stopped,
+            OperationKind::Stop(_) | OperationKind::Exit { .. } | OperationKind::Suspend => {
+                MachineState::Stopped
+            }
             _ => MachineState::Failed,
         };
-        // What clears up has failed itself: there is nothing more to try. The next start begins with it again.
+        // What clears up has failed itself: there is nothing more to try. The next start begins
+        // with it again.
         let hopeless = matches!(
             operation.kind,
             OperationKind::Abandon { .. } | OperationKind::Rest { .. } | OperationKind::Destroy
         );
         let (of, reason) = match &operation.kind {
-            OperationKind::Abandon { of, reason: first, .. } => (of.clone(), format!("{first}; then: {reason}")),
+            OperationKind::Abandon { of, reason: first, .. } => {
+                (of.clone(), format!("{first}; then: {reason}"))
+            }
             _ => (of, reason),
         };
         self.turns.end();
@@ -255,7 +263,12 @@ impl Draft {
                 self.row.restarts = restart::recent(&self.row.restarts, now).chain([now]).collect();
                 let not_before = now + after_ms;
                 self.begin(
-                    OperationKind::Start { not_before, automatic: true, recovery: false, suspend_after: false },
+                    OperationKind::Start {
+                        not_before,
+                        automatic: true,
+                        recovery: false,
+                        suspend_after: false,
+                    },
                     Source::Worker,
                 );
             }

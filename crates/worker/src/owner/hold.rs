@@ -1,5 +1,5 @@
-//! VMs that stand still because their disk can't be written: shown, and let go on as soon as there is room. Nothing tells
-//! when there is, so it is looked at, but only while a VM waits for it.
+//! VMs that stand still because their disk can't be written: shown, and let go on as soon as there
+//! is room. Nothing tells when there is, so it is looked at, but only while a VM waits for it.
 
 use std::time::Duration;
 
@@ -13,9 +13,11 @@ use crate::{event::Source, live::HostReason, store::Durability};
 
 /// What `host_status` is of a machine that stands still.
 const UNKNOWN: &str = "unknown";
-/// Room on the disk with which a VM is let go on, bytes: with less it would stand still again at once.
+/// Room on the disk with which a VM is let go on, bytes: with less it would stand still again at
+/// once.
 const ROOM: u64 = 16 << 20;
-/// First and longest wait between two looks. It is doubled each time that the VM stands still again.
+/// First and longest wait between two looks. It is doubled each time that the VM stands still
+/// again.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// A VM that was not held for so long begins with the first wait again.
 const CALM: Duration = Duration::from_secs(120);
@@ -38,8 +40,12 @@ pub fn reason(hold: Hold) -> HostReason {
 
 fn explain(hold: Hold) -> &'static str {
     match hold {
-        Hold::DiskFull => "the disk of the host is full: the machine stands still until there is room, nothing is lost",
-        Hold::DiskError => "the host can't write the machine's disk: it stands still until that works again",
+        Hold::DiskFull => {
+            "the disk of the host is full: the machine stands still until there is room, nothing is lost"
+        }
+        Hold::DiskError => {
+            "the host can't write the machine's disk: it stands still until that works again"
+        }
     }
 }
 
@@ -87,7 +93,8 @@ impl Owner {
     }
 
     async fn tell_hold(&mut self, state: MachineState, request: serde_json::Value) {
-        let tell = |draft: &mut Draft| draft.event(Source::Worker, "host_status", state, request.clone());
+        let tell =
+            |draft: &mut Draft| draft.event(Source::Worker, "host_status", state, request.clone());
         self.change(Durability::Process, tell).await;
     }
 
@@ -96,16 +103,19 @@ impl Owner {
         let Some(held) = &mut self.held else { return };
         let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
         held.look_at = Instant::now() + wait;
-        let Some(live) = self.live.as_ref().filter(|live| live.guest.borrow().gone.is_none()) else {
+        let Some(live) = self.live.as_ref().filter(|live| live.guest.borrow().gone.is_none())
+        else {
             self.held = None;
             return;
         };
-        let room = held.hold != Hold::DiskFull || self.shared.free_disk().is_ok_and(|free| free >= ROOM);
+        let room =
+            held.hold != Hold::DiskFull || self.shared.free_disk().is_ok_and(|free| free >= ROOM);
         if !room {
             return;
         }
         let (vm, machine) = (live.vm.clone(), self.row.id.clone());
-        // Whether it does is heard of: QEMU may be slow to answer, and the machine can be stopped meanwhile.
+        // Whether it does is heard of: QEMU may be slow to answer, and the machine can be stopped
+        // meanwhile.
         tokio::spawn(async move {
             if let Err(error) = vm.go_on().await {
                 tracing::warn!(%machine, %error, "a machine that stands still can't be told to go on");

@@ -1,4 +1,5 @@
-//! A running machine whose host can't vouch for it: its `host_status`, with an event and a line of log at each change.
+//! A running machine whose host can't vouch for it: its `host_status`, with an event and a line of
+//! log at each change.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ const SILENT: &str = "The machine's init does not answer. Its program may run on
                       machine, or wait until it answers again";
 
 impl Owner {
-    /// Its init answers no questions. While something is done to the machine, that has deadlines of its own; and a VM
-    /// that stands still on purpose can't answer.
+    /// Its init answers no questions. While something is done to the machine, that has deadlines of
+    /// its own; and a VM that stands still on purpose can't answer.
     pub(super) async fn guest_fell_silent(&mut self) {
         let Some(live) = &self.live else { return };
         let explained = {
@@ -23,7 +24,10 @@ impl Owner {
             guest.host_reason().is_some() || guest.gone.is_some() || guest.ended.is_some()
         };
         // One that stands still because of its disk can't answer either, which has been told.
-        if explained || self.held().is_some() || self.row.operation.is_some() || self.row.state != MachineState::Started
+        if explained
+            || self.held().is_some()
+            || self.row.operation.is_some()
+            || self.row.state != MachineState::Started
         {
             return;
         }
@@ -36,7 +40,9 @@ impl Owner {
 
     /// It does again.
     pub(super) async fn guest_was_heard(&mut self) {
-        let Some(live) = self.live.as_ref().filter(|live| live.guest.borrow().silent) else { return };
+        let Some(live) = self.live.as_ref().filter(|live| live.guest.borrow().silent) else {
+            return;
+        };
         live.guest.send_modify(|guest| guest.silent = false);
         if live.guest.borrow().may_be_frozen() && self.row.operation.is_none() {
             // It may not have heard that its programs were to go on.
@@ -73,14 +79,15 @@ impl Owner {
     /// Refuses what needs an answer of a guest that gives none.
     pub(super) fn check_answers(&self) -> Result<(), ApiError> {
         if self.live.as_ref().is_some_and(|live| live.guest.borrow().silent) {
-            let text = "the machine's init does not answer (guest_silent), stop or restart the machine";
+            let text =
+                "the machine's init does not answer (guest_silent), stop or restart the machine";
             return Err(ApiError::precondition(text));
         }
         Ok(())
     }
 
-    /// A suspend has come to nothing, and its guest does not say that programs go on: the machine stays as it is, since
-    /// its VM runs. False when it does not.
+    /// A suspend has come to nothing, and its guest does not say that programs go on: the machine
+    /// stays as it is, since its VM runs. False when it does not.
     pub(super) async fn stays_unheard(&mut self, failure: Option<&str>, reason: &str) -> bool {
         let Some(live) = &self.live else { return false };
         let runs = {
@@ -93,10 +100,11 @@ impl Owner {
         if let Err(error) = step::forget_snapshot(&self.shared, &self.row).await {
             tracing::warn!(machine = %self.row.id, error = error.message, "a snapshot stays until the next start");
         }
-        let reason = failure.map_or_else(|| reason.to_owned(), |failure| format!("{failure}; then: {reason}"));
+        let reason = failure
+            .map_or_else(|| reason.to_owned(), |failure| format!("{failure}; then: {reason}"));
         self.turns.end();
-        // In one change with the outcome: nobody shall take it for well in between. One whose disk can't be written
-        // can't answer either, which has been told.
+        // In one change with the outcome: nobody shall take it for well in between. One whose disk
+        // can't be written can't answer either, which has been told.
         let silent = self.held().is_none() && !live.guest.borrow().silent;
         if silent {
             live.guest.send_modify(|guest| guest.silent = true);
@@ -107,7 +115,12 @@ impl Owner {
             draft.row.operation = None;
             draft.row.state = MachineState::Started;
             draft.row.next = draft.row.next.take().filter(|next| *next == OperationKind::Destroy);
-            draft.event(Source::Worker, "suspend", MachineState::Started, json!({ "error": reason }));
+            draft.event(
+                Source::Worker,
+                "suspend",
+                MachineState::Started,
+                json!({ "error": reason }),
+            );
             if silent {
                 draft.event(Source::Worker, "host_status", MachineState::Started, status.clone());
             }

@@ -11,7 +11,14 @@ use super::Owner;
 use crate::{clock::now_ms, row::MachineRow, store::Durability};
 
 /// A lease of `ttl` seconds from now.
-pub fn grant(row: &MachineRow, nonce: LeaseNonce, ttl: u64, owner: String, description: String, now_ms: u64) -> Lease {
+pub fn grant(
+    row: &MachineRow,
+    nonce: LeaseNonce,
+    ttl: u64,
+    owner: String,
+    description: String,
+    now_ms: u64,
+) -> Lease {
     let expires_at = now_ms / 1000 + ttl.clamp(1, MAX_TTL_SECONDS);
     Lease { nonce, expires_at, owner, description, version: row.version.clone() }
 }
@@ -19,7 +26,10 @@ pub fn grant(row: &MachineRow, nonce: LeaseNonce, ttl: u64, owner: String, descr
 /// 409 in the words that clients look for.
 pub fn held(row: &MachineRow, lease: &Lease) -> ApiError {
     let expires = time::seconds(time::from_unix_ms(lease.expires_at.saturating_mul(1000)));
-    ApiError::aborted(format!("machine ID {} lease currently held by {}, expires at {expires}", row.id, lease.owner))
+    ApiError::aborted(format!(
+        "machine ID {} lease currently held by {}, expires at {expires}",
+        row.id, lease.owner
+    ))
 }
 
 fn not_found(row: &MachineRow) -> ApiError {
@@ -59,10 +69,15 @@ impl Owner {
 
     pub(super) fn current_lease(&self) -> WorkerResult {
         let lease = self.row.valid_lease(now_ms()).ok_or_else(|| not_found(&self.row))?;
-        Ok(WorkerReply::Lease { lease: Lease { version: self.row.version.clone(), ..lease.clone() } })
+        Ok(WorkerReply::Lease {
+            lease: Lease { version: self.row.version.clone(), ..lease.clone() },
+        })
     }
 
-    pub(super) async fn release_lease(&mut self, nonce: Option<&LeaseNonce>) -> Result<(), ApiError> {
+    pub(super) async fn release_lease(
+        &mut self,
+        nonce: Option<&LeaseNonce>,
+    ) -> Result<(), ApiError> {
         let now = now_ms();
         let lease = self.row.valid_lease(now).ok_or_else(|| not_found(&self.row))?;
         if !self.row.lease_allows(nonce, now) {

@@ -29,9 +29,12 @@ impl Owner {
             return Ok(());
         }
         let config = caddis_api::validate::read(&draft.row.config)?;
-        let size: usize = config.metadata.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
+        let size: usize =
+            config.metadata.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
         if size > MOST {
-            return Err(ApiError::invalid(format!("invalid metadata, cannot exceed {MOST} bytes in all")));
+            return Err(ApiError::invalid(format!(
+                "invalid metadata, cannot exceed {MOST} bytes in all"
+            )));
         }
         self.try_change(Durability::Synced, |draft| draft.merge_metadata(&changes)).await?;
         self.config = kept(config);
@@ -40,7 +43,8 @@ impl Owner {
 }
 
 impl Draft {
-    /// Merges into the machine's metadata, and into those of the version that an update may go back to.
+    /// Merges into the machine's metadata, and into those of the version that an update may go back
+    /// to.
     fn merge_metadata(&mut self, changes: &BTreeMap<String, Option<String>>) {
         merge(&mut self.row.config, changes);
         if let Some(replaced) = &mut self.row.replaced {

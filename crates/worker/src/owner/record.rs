@@ -12,13 +12,15 @@ use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
 use caddis_vmm::Isolation;
 
-use crate::{clock::now_ms, engine::Shared, event, live::HostReason, operation::Step, row::MachineRow};
+use crate::{
+    clock::now_ms, engine::Shared, event, live::HostReason, operation::Step, row::MachineRow,
+};
 
 /// Events that are published with the machine.
 pub const RECENT_EVENTS: usize = 20;
 
-/// The machine as it is recorded, with its latest events, the progress of its step, and why its host does not vouch for
-/// it.
+/// The machine as it is recorded, with its latest events, the progress of its step, and why its
+/// host does not vouch for it.
 pub fn record(
     shared: &Shared,
     row: &MachineRow,

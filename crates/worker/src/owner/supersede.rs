@@ -1,4 +1,5 @@
-//! The end of a copy: the machine was placed on another host since, as after a move that this host has missed.
+//! The end of a copy: the machine was placed on another host since, as after a move that this host
+//! has missed.
 
 use caddis_api::{ApiError, MachineState, Signal};
 use caddis_bus::message::{WorkerReply, WorkerResult};
@@ -14,7 +15,8 @@ use crate::{
 };
 
 /// What it would still write elsewhere must not be written twice: it is not asked for its consent.
-const KILL: OperationKind = OperationKind::Stop(Stop { signal: Signal::KILL, timeout_ms: 0, is_default: false });
+const KILL: OperationKind =
+    OperationKind::Stop(Stop { signal: Signal::KILL, timeout_ms: 0, is_default: false });
 
 impl Owner {
     /// Stops this copy, for good. Its files stay: who moved the machine may need them.
@@ -44,7 +46,8 @@ impl Owner {
     /// Why a request is refused that would have a copy run whose machine is elsewhere.
     pub(super) fn refuse_superseded(&self, request: Request) -> Option<ApiError> {
         let epoch = self.row.superseded_by?;
-        let may_be_done = matches!(request, Request::Stop | Request::Signal | Request::Destroy { .. });
+        let may_be_done =
+            matches!(request, Request::Stop | Request::Signal | Request::Destroy { .. });
         (!may_be_done).then(|| {
             let text =
                 format!("the machine was placed on another host since (placement {epoch}), this copy is not run");
@@ -65,7 +68,12 @@ impl Draft {
         });
         self.event(Source::Worker, "supersede", self.row.state, told);
         match self.row.state {
-            S::Starting | S::Started | S::Restarting | S::Suspending | S::Updating | S::Replacing => {
+            S::Starting
+            | S::Started
+            | S::Restarting
+            | S::Suspending
+            | S::Updating
+            | S::Replacing => {
                 self.begin(KILL, Source::Worker);
             }
             S::Stopping => {

@@ -1,5 +1,6 @@
-//! Updates: a new version of the configuration takes the place of the current one, which goes on until what the new one
-//! runs is there. Until then nothing is lost: what can't be had leaves the machine as it was.
+//! Updates: a new version of the configuration takes the place of the current one, which goes on
+//! until what the new one runs is there. Until then nothing is lost: what can't be had leaves the
+//! machine as it was.
 
 use caddis_api::{ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig};
 use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerResult};
@@ -32,7 +33,11 @@ pub struct Revision {
 }
 
 impl Owner {
-    pub(super) async fn update(&mut self, nonce: Option<&LeaseNonce>, revision: Revision) -> WorkerResult {
+    pub(super) async fn update(
+        &mut self,
+        nonce: Option<&LeaseNonce>,
+        revision: Revision,
+    ) -> WorkerResult {
         self.check_lease(nonce)?;
         let Revision { raw, config, image, update } = revision;
         if let Some(expected) = update.expected.filter(|expected| *expected != self.row.version) {
@@ -58,7 +63,8 @@ impl Owner {
         if let Some((ttl, owner)) = update.lease {
             let held = self.row.valid_lease(now);
             let nonce = held.map_or_else(LeaseNonce::random, |lease| lease.nonce.clone());
-            let (owner, words) = held.map_or((owner, String::new()), |l| (l.owner.clone(), l.description.clone()));
+            let (owner, words) =
+                held.map_or((owner, String::new()), |l| (l.owner.clone(), l.description.clone()));
             row.lease = Some(grant(&row, nonce, ttl, owner, words, now));
         }
         let lease = row.lease.clone().filter(|_| row.lease != self.row.lease);
@@ -92,14 +98,21 @@ impl Owner {
     /// What an update can't change.
     fn check_replaceable(&self, new: &RawConfig) -> Result<(), ApiError> {
         if self.row.operation.as_ref().is_some_and(|operation| operation.kind == AUTO_DESTROY) {
-            return Err(ApiError::precondition("machine is about to be destroyed, refusing to update"));
+            return Err(ApiError::precondition(
+                "machine is about to be destroyed, refusing to update",
+            ));
         }
         let volumes = |config: &RawConfig| {
-            let mounts = config.field("mounts").and_then(|mounts| mounts.as_array().cloned()).unwrap_or_default();
+            let mounts = config
+                .field("mounts")
+                .and_then(|mounts| mounts.as_array().cloned())
+                .unwrap_or_default();
             mounts.iter().map(|mount| mount.get("volume").cloned()).collect::<Vec<_>>()
         };
         if volumes(&self.row.config) != volumes(new) {
-            return Err(ApiError::invalid("invalid config.mounts, the volume of a machine can't be changed"));
+            return Err(ApiError::invalid(
+                "invalid config.mounts, the volume of a machine can't be changed",
+            ));
         }
         Ok(())
     }
@@ -129,13 +142,20 @@ impl Owner {
             draft.event(Source::Worker, "update", shown, json!({ "error": reason }));
             match state {
                 MachineState::Suspending if has_vm => {
-                    draft.begin(OperationKind::Wake { failure: Some(reason.clone()) }, Source::Worker);
+                    draft.begin(
+                        OperationKind::Wake { failure: Some(reason.clone()) },
+                        Source::Worker,
+                    );
                 }
                 MachineState::Started => {}
                 // It was on its way.
                 _ if runs => draft.begin(OperationKind::START, Source::Worker),
-                MachineState::Creating | MachineState::Pending => draft.begin(OperationKind::Create, Source::Worker),
-                _ if !state.is_settled() => draft.begin(OperationKind::Stop(stop.clone()), Source::Worker),
+                MachineState::Creating | MachineState::Pending => {
+                    draft.begin(OperationKind::Create, Source::Worker)
+                }
+                _ if !state.is_settled() => {
+                    draft.begin(OperationKind::Stop(stop.clone()), Source::Worker)
+                }
                 _ => {}
             }
         })
@@ -148,7 +168,11 @@ impl Owner {
 const AUTO_DESTROY: OperationKind = OperationKind::Exit { then: restart::Verdict::Destroy };
 
 fn recorded(row: &MachineRow) -> VersionRecord {
-    VersionRecord { version: row.version.clone(), config: row.config.clone(), image: image_ref(&row.image.reference) }
+    VersionRecord {
+        version: row.version.clone(),
+        config: row.config.clone(),
+        image: image_ref(&row.image.reference),
+    }
 }
 
 /// What an update of this machine replaces.
@@ -158,11 +182,16 @@ fn replaced(row: &MachineRow) -> Replaced {
     let runs = match (&row.next, row.state) {
         // What was asked for last decides.
         (Some(next), _) => {
-            matches!(next, OperationKind::Start { suspend_after: false, .. } | OperationKind::Resume { .. })
+            matches!(
+                next,
+                OperationKind::Start { suspend_after: false, .. } | OperationKind::Resume { .. }
+            )
         }
         // One that failed was to run.
         (None, S::Started | S::Starting | S::Restarting | S::Failed) => true,
-        (None, S::Stopping) => matches!(kind, Some(OperationKind::Exit { then: restart::Verdict::Restart { .. } })),
+        (None, S::Stopping) => {
+            matches!(kind, Some(OperationKind::Exit { then: restart::Verdict::Restart { .. } }))
+        }
         (None, _) => false,
     };
     let (version, config, image) = (row.version.clone(), row.config.clone(), row.image.clone());

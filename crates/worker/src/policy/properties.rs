@@ -1,5 +1,5 @@
-//! The policy against a model of a few lines: after any sequence of requests and of what happens meanwhile, a machine
-//! ends where the last request that was accepted wants it.
+//! The policy against a model of a few lines: after any sequence of requests and of what happens
+//! meanwhile, a machine ends where the last request that was accepted wants it.
 
 use caddis_api::MachineState as S;
 use proptest::prelude::*;
@@ -76,7 +76,9 @@ impl Subject {
     fn begin(&mut self, work: Work) {
         self.state = match work {
             Work::Create => S::Creating,
-            Work::Do(Goal::Start | Goal::StartAndSuspend | Goal::Resume) | Work::Wake => S::Starting,
+            Work::Do(Goal::Start | Goal::StartAndSuspend | Goal::Resume) | Work::Wake => {
+                S::Starting
+            }
             Work::Do(Goal::Stop) | Work::Exit { .. } | Work::Abandon => S::Stopping,
             Work::Do(Goal::Restart) => S::Restarting,
             Work::Do(Goal::Suspend) => S::Suspending,
@@ -93,20 +95,30 @@ impl Subject {
     fn request(&mut self, request: Request, late: bool, wish: Wish) -> bool {
         let verdict = match (self.next, request, self.work) {
             (Some(Goal::Destroy), ..) => decide_doomed(self.state, request),
-            (Some(Goal::Start | Goal::StartAndSuspend), Request::Suspend, Some(Work::UpdateAtRest)) => {
-                decide_awaiting_start(S::Stopping, request)
-            }
+            (
+                Some(Goal::Start | Goal::StartAndSuspend),
+                Request::Suspend,
+                Some(Work::UpdateAtRest),
+            ) => decide_awaiting_start(S::Stopping, request),
             (_, Request::Suspend, Some(Work::UpdateAtRest)) => decide(S::Stopped, request),
-            (Some(Goal::Start | Goal::StartAndSuspend), ..) => decide_awaiting_start(self.state, request),
+            (Some(Goal::Start | Goal::StartAndSuspend), ..) => {
+                decide_awaiting_start(self.state, request)
+            }
             _ => decide(self.state, request),
         };
         match verdict {
             Verdict::Begin(goal) => {
-                assert_eq!((self.work, self.next), (None, None), "{goal:?} begins over something in {:?}", self.state);
+                assert_eq!(
+                    (self.work, self.next),
+                    (None, None),
+                    "{goal:?} begins over something in {:?}",
+                    self.state
+                );
                 self.take_on(goal, wish);
             }
             Verdict::Supersede(goal) => {
-                let breaks_off = self.work.is_some() || (goal, self.state) == (Goal::Destroy, S::Started);
+                let breaks_off =
+                    self.work.is_some() || (goal, self.state) == (Goal::Destroy, S::Started);
                 assert!(breaks_off, "{goal:?} breaks off nothing in {:?}", self.state);
                 self.take_on(goal, wish);
             }
@@ -145,11 +157,17 @@ impl Subject {
         if !well && !matches!(work, Work::Abandon | Work::Do(Goal::Destroy)) {
             self.unqueue();
             // A suspend that fails costs nothing.
-            return self.begin(if work == Work::Do(Goal::Suspend) { Work::Wake } else { Work::Abandon });
+            return self.begin(if work == Work::Do(Goal::Suspend) {
+                Work::Wake
+            } else {
+                Work::Abandon
+            });
         }
         self.state = match work {
             Work::Create => S::Created,
-            Work::Do(Goal::Start | Goal::StartAndSuspend | Goal::Resume | Goal::Restart | Goal::Update)
+            Work::Do(
+                Goal::Start | Goal::StartAndSuspend | Goal::Resume | Goal::Restart | Goal::Update,
+            )
             | Work::Wake => S::Started,
             Work::Do(Goal::Suspend) => S::Suspended,
             Work::UpdateAtRest if !self.launched => S::Created,

@@ -20,7 +20,8 @@ fn id(number: u64) -> MachineId {
 }
 
 fn config(bytes: usize) -> RawConfig {
-    let fields: Map<String, Value> = [("image".to_owned(), json!("x".repeat(bytes)))].into_iter().collect();
+    let fields: Map<String, Value> =
+        [("image".to_owned(), json!("x".repeat(bytes)))].into_iter().collect();
     fields.into()
 }
 
@@ -52,7 +53,8 @@ fn machine() -> Machine {
 /// The largest event that a worker makes.
 fn event(number: u64) -> Arc<MachineEvent> {
     let long = || "é".repeat(1 << 13);
-    let told = json!({ "error": long(), "message": long(), "timing": vec![json!({ "step": "s" }); 1000] });
+    let told =
+        json!({ "error": long(), "message": long(), "timing": vec![json!({ "step": "s" }); 1000] });
     Arc::new(event::new(None, number, Source::Worker, "exit", MachineState::Stopped, told))
 }
 
@@ -104,8 +106,14 @@ async fn a_delta_tells_what_is_new_since_the_one_before() {
     let publisher = publisher(bus);
     let (first, second) = (config(1), config(2));
     let told = |delta: &Delta| {
-        let events: Vec<_> = delta.record.machine.events.iter().flatten().map(|event| event.timestamp).collect();
-        (delta.sequence, delta.record.config_revision, delta.record.machine.config.is_some(), events)
+        let events: Vec<_> =
+            delta.record.machine.events.iter().flatten().map(|event| event.timestamp).collect();
+        (
+            delta.sequence,
+            delta.record.config_revision,
+            delta.record.machine.config.is_some(),
+            events,
+        )
     };
 
     let [one, two, three] = [event(1), event(2), event(3)];
@@ -115,7 +123,11 @@ async fn a_delta_tells_what_is_new_since_the_one_before() {
     assert_eq!(told(&next(&mut deltas).await), (1, 10, true, vec![1]));
     now.revision = 11;
     publisher.publish(now.clone());
-    assert_eq!(told(&next(&mut deltas).await), (2, 10, false, vec![]), "progress: neither events nor configuration");
+    assert_eq!(
+        told(&next(&mut deltas).await),
+        (2, 10, false, vec![]),
+        "progress: neither events nor configuration"
+    );
     now.revision = 12;
     now.machine.events = Some(vec![three, two, one]);
     publisher.publish(now.clone());
@@ -188,7 +200,8 @@ async fn the_fullest_record_and_the_fullest_page_fit_a_message_and_a_listing_has
     });
     let full = |number: u64, bytes: usize| {
         let mut record = record(number, 1, &config(bytes));
-        record.machine.events = Some((0..20).rev().map(|time| event(20 * number + time + 1)).collect());
+        record.machine.events =
+            Some((0..20).rev().map(|time| event(20 * number + time + 1)).collect());
         record.machine.name = "n".repeat(63);
         record.app = "a".repeat(63);
         let labels = [("label".to_owned(), "x".repeat(1000))].into_iter().collect();

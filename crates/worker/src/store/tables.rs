@@ -11,11 +11,13 @@ pub(super) fn events(
     machine: &MachineId,
     limit: usize,
 ) -> rusqlite::Result<Vec<MachineEvent>> {
-    let mut statement =
-        transaction.prepare_cached("SELECT event FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT ?2")?;
+    let mut statement = transaction
+        .prepare_cached("SELECT event FROM events WHERE machine = ?1 ORDER BY id DESC LIMIT ?2")?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let texts = statement.query_map(params![machine.as_str(), limit], |row| row.get::<_, String>(0))?;
-    let event = |text: String| serde_json::from_str(&text).map(MachineEvent::renewed).map_err(from_json);
+    let texts =
+        statement.query_map(params![machine.as_str(), limit], |row| row.get::<_, String>(0))?;
+    let event =
+        |text: String| serde_json::from_str(&text).map(MachineEvent::renewed).map_err(from_json);
     texts.map(|text| event(text?)).collect()
 }
 
@@ -41,11 +43,9 @@ pub(super) fn record(
     for event in events {
         let text = to_json(event)?;
         bytes += text.len();
-        transaction.prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?.execute(params![
-            row.id.as_str(),
-            event.id.as_str(),
-            text
-        ])?;
+        transaction
+            .prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?
+            .execute(params![row.id.as_str(), event.id.as_str(), text])?;
     }
     if let Some((id, at)) = request {
         transaction
@@ -78,7 +78,9 @@ fn record_version(
             let text = to_json(record)?;
             bytes = text.len();
             transaction
-                .prepare_cached("INSERT OR REPLACE INTO versions (machine, id, record) VALUES (?1, ?2, ?3)")?
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO versions (machine, id, record) VALUES (?1, ?2, ?3)",
+                )?
                 .execute(params![machine.as_str(), record.version.as_str(), text])?;
             transaction
                 .prepare_cached(

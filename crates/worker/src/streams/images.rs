@@ -39,7 +39,10 @@ pub struct Remove {
 }
 
 /// Removes an image that no machine uses.
-pub async fn remove(State(shared): State<Arc<Shared>>, Query(query): Query<Remove>) -> Result<Json<OkReply>, Failed> {
+pub async fn remove(
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<Remove>,
+) -> Result<Json<OkReply>, Failed> {
     shared.images.remove(&query.name, &shared.images_in_use()).await?;
     Ok(Json(OkReply::OK))
 }
@@ -52,7 +55,8 @@ pub struct Import {
     name: Option<String>,
 }
 
-/// Takes in an archive; the answer tells how far it is, line by line. When nobody reads it any more, that is the end.
+/// Takes in an archive; the answer tells how far it is, line by line. When nobody reads it any
+/// more, that is the end.
 pub async fn import(
     State(shared): State<Arc<Shared>>,
     Query(query): Query<Import>,
@@ -64,22 +68,28 @@ pub async fn import(
     let archive = receive(&shared, body).await?;
     let (updates, mut receiver) = mpsc::channel::<ImportUpdate>(UPDATES);
     tokio::spawn(async move {
-        let image = query.image.filter(|image| !image.is_empty()).map(|image| format!(":{image}")).unwrap_or_default();
+        let image = query
+            .image
+            .filter(|image| !image.is_empty())
+            .map(|image| format!(":{image}"))
+            .unwrap_or_default();
         let source = format!("{}:{}{image}", query.format, archive.path.display());
         let (sender, progress) = watch::channel(Progress::default());
         let work = shared.images.import(&source, query.name.as_deref(), &sender);
         report(work, progress, updates).await;
     });
-    let lines = futures::stream::poll_fn(move |context| receiver.poll_recv(context)).map(|update| {
-        let mut line = serde_json::to_vec(&update)?;
-        line.push(b'\n');
-        Ok::<_, serde_json::Error>(Bytes::from(line))
-    });
+    let lines =
+        futures::stream::poll_fn(move |context| receiver.poll_recv(context)).map(|update| {
+            let mut line = serde_json::to_vec(&update)?;
+            line.push(b'\n');
+            Ok::<_, serde_json::Error>(Bytes::from(line))
+        });
     let headers = [("content-type", "application/x-ndjson")];
     Ok((headers, Body::from_stream(lines)).into_response())
 }
 
-/// Tells how far the import is until it is over. Without anyone to tell, it is dropped, which ends it.
+/// Tells how far the import is until it is over. Without anyone to tell, it is dropped, which ends
+/// it.
 async fn report(
     work: impl Future<Output = Result<ImageSummary, ApiError>>,
     mut progress: watch::Receiver<Progress>,
@@ -128,8 +138,9 @@ async fn receive(shared: &Shared, body: Body) -> Result<Archive, ApiError> {
     let mut file = std::fs::File::create_new(&archive.path).map_err(failed)?;
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
-        let chunk =
-            chunk.map_err(|e| ApiError::new(ErrorCode::InvalidArgument, format!("the archive was cut off: {e}")))?;
+        let chunk = chunk.map_err(|e| {
+            ApiError::new(ErrorCode::InvalidArgument, format!("the archive was cut off: {e}"))
+        })?;
         // Written at the speed of the network; the blocking threads have better things to do.
         tokio::task::block_in_place(|| file.write_all(&chunk)).map_err(failed)?;
     }

@@ -24,15 +24,20 @@ const PAGE: usize = 100;
 /// Longest wait for the first entry.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// One page: those that follow the token, without one those since a time or, without that too, the newest.
-pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<LogQuery>) -> Result<Json<LogsReply>, Failed> {
+/// One page: those that follow the token, without one those since a time or, without that too, the
+/// newest.
+pub async fn read(
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<LogQuery>,
+) -> Result<Json<LogsReply>, Failed> {
     let bound = place("until_token", query.until_token.as_deref())?;
     let timed = query.since_ns.is_some() || query.until_ns.is_some();
     let after = place("next_token", query.next_token.as_deref())?.or(timed.then_some(0));
     let limit = query.limit.unwrap_or(PAGE).clamp(1, 1000);
     let wait = Duration::from_secs(query.wait_seconds.unwrap_or(0)).min(MAX_WAIT);
     // What comes later is not asked for.
-    let left = query.until_ns.map_or(wait, |until| Duration::from_nanos(until.saturating_sub(now_ns())));
+    let left =
+        query.until_ns.map_or(wait, |until| Duration::from_nanos(until.saturating_sub(now_ns())));
     let end = Instant::now() + wait.min(left);
     // What was published before is in the files then.
     shared.logs.written().await;
@@ -54,7 +59,9 @@ pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<LogQuer
 /// A place in the log that a client gives back.
 fn place(name: &str, token: Option<&str>) -> Result<Option<u64>, ApiError> {
     let token = token.filter(|token| !token.is_empty());
-    token.map(|token| token.parse().map_err(|_| ApiError::invalid(format!("invalid {name}")))).transpose()
+    token
+        .map(|token| token.parse().map_err(|_| ApiError::invalid(format!("invalid {name}"))))
+        .transpose()
 }
 
 async fn page(
@@ -111,7 +118,8 @@ fn entry(machine: &MachineId, line: Line, region: &str) -> LogEntry {
         "stdout" | "stderr" => "app",
         _ => "runner",
     };
-    let level = line.level.as_deref().unwrap_or(if line.source == "stderr" { "error" } else { "info" });
+    let level =
+        line.level.as_deref().unwrap_or(if line.source == "stderr" { "error" } else { "info" });
     LogEntry {
         id: format!("{machine}-{}", line.number),
         attributes: LogAttributes {

@@ -1,7 +1,8 @@
-//! Interactive sessions: moves what a client types to a program in a machine, and back what that says.
+//! Interactive sessions: moves what a client types to a program in a machine, and back what that
+//! says.
 //!
-//! Neither direction waits for the other. What goes to the guest is bounded by its window, of which the client has one
-//! like it; what comes is taken from the guest as the client takes it.
+//! Neither direction waits for the other. What goes to the guest is bounded by its window, of which
+//! the client has one like it; what comes is taken from the guest as the client takes it.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -44,7 +45,8 @@ pub async fn session(
 ) -> Result<Response<Body>, Failed> {
     let machine: MachineId = id.parse().map_err(|e| ApiError::invalid(format!("{e}")))?;
     let nonce = headers.get("fly-machine-lease-nonce").and_then(|value| value.to_str().ok());
-    let guest = service::session(&shared, &machine, Some(nonce.map(LeaseNonce::from_trusted))).await?;
+    let guest =
+        service::session(&shared, &machine, Some(nonce.map(LeaseNonce::from_trusted))).await?;
     let (sender, mut receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         // Who has gone hears nothing more; the exec ends with the relay.
@@ -55,7 +57,9 @@ pub async fn session(
         }
     });
     let frames = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
-    let body = Body::from_stream(frames.map(|frame: Frame| Ok::<_, std::convert::Infallible>(frame.encode())));
+    let body = Body::from_stream(
+        frames.map(|frame: Frame| Ok::<_, std::convert::Infallible>(frame.encode())),
+    );
     Ok(body.into_response())
 }
 
@@ -90,11 +94,14 @@ async fn start(
     client: &mut (impl Stream<Item = Result<Frame, String>> + Unpin),
 ) -> Result<Option<(ExecStream, &'static str)>, ApiError> {
     let first = tokio::time::timeout(START_PATIENCE, client.next()).await;
-    let first = first.map_err(|_| ApiError::invalid("invalid session: no message said what to run in time"))?;
+    let first = first
+        .map_err(|_| ApiError::invalid("invalid session: no message said what to run in time"))?;
     let Some(first) = first else { return Ok(None) };
     let wanted = match first.map_err(ApiError::invalid)? {
         Frame::Text(text) => parse(&text)?,
-        Frame::Data(_) => return Err(ApiError::invalid("invalid session: the first message must be a text")),
+        Frame::Data(_) => {
+            return Err(ApiError::invalid("invalid session: the first message must be a text"));
+        }
     };
     let ClientMessage::Start(wanted) = wanted else {
         return Err(ApiError::invalid("invalid session: the first message must be of type start"));
@@ -220,12 +227,15 @@ impl Input {
         match frame {
             Frame::Data(data) => {
                 let Some((&STDIN, _)) = data.split_first() else {
-                    return Err(ApiError::invalid("invalid message: a client sends binary messages that begin with 0"));
+                    return Err(ApiError::invalid(
+                        "invalid message: a client sends binary messages that begin with 0",
+                    ));
                 };
                 self.bytes += data.len() - 1;
                 if self.bytes > WINDOW_BYTES {
-                    let text =
-                        format!("invalid message: more than {WINDOW_BYTES} bytes of input were not credited yet");
+                    let text = format!(
+                        "invalid message: more than {WINDOW_BYTES} bytes of input were not credited yet"
+                    );
                     return Err(ApiError::invalid(text));
                 }
                 self.waiting.push_back(data.slice(1..));
@@ -234,7 +244,9 @@ impl Input {
                 ClientMessage::Resize(size) => exec.resize(size.columns, size.rows),
                 ClientMessage::Signal { signal } => exec.signal(signal.number()),
                 ClientMessage::Eof => self.ends = true,
-                ClientMessage::Start(_) => return Err(ApiError::invalid("invalid message: the session has started")),
+                ClientMessage::Start(_) => {
+                    return Err(ApiError::invalid("invalid message: the session has started"));
+                }
             },
         }
         Ok(())

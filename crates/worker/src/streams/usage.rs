@@ -30,7 +30,10 @@ pub struct UsageQuery {
 }
 
 /// The first sample at once, then one per interval.
-pub async fn read(State(shared): State<Arc<Shared>>, Query(query): Query<UsageQuery>) -> Response<Body> {
+pub async fn read(
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<UsageQuery>,
+) -> Response<Body> {
     let mut ticks = interval(Duration::from_millis(query.interval_ms.max(100)));
     // Who reads slowly gets fewer samples, not old ones.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -66,7 +69,12 @@ async fn sample(shared: &Shared, app: &str, last: &mut Last) -> UsageSample {
             (1000.0 * used / (at - *since).as_secs_f64().max(0.001)).round() / 10.0
         });
         now.insert(id.clone(), (vm.pid(), at, cpu));
-        machines.push(MachineUsage { id, cpu_percent, cpu_seconds: cpu.as_secs_f64(), memory_bytes });
+        machines.push(MachineUsage {
+            id,
+            cpu_percent,
+            cpu_seconds: cpu.as_secs_f64(),
+            memory_bytes,
+        });
     }
     *last = now;
     UsageSample { worker: shared.worker.clone(), machines }

@@ -98,7 +98,13 @@ pub struct Client<'a> {
 impl<'a> Client<'a> {
     pub fn new(world: &'a World, seed: u64, round: usize, number: usize) -> Self {
         let random = StdRng::seed_from_u64(seed ^ ((round as u64) << 32) ^ number as u64);
-        Self { world, random, name: format!("{round}.{number}"), written: 0, nonces: HashMap::new() }
+        Self {
+            world,
+            random,
+            name: format!("{round}.{number}"),
+            written: 0,
+            nonces: HashMap::new(),
+        }
     }
 
     /// So many random things, one after the other.
@@ -108,12 +114,26 @@ impl<'a> Client<'a> {
         }
     }
 
-    async fn call(&self, what: &'static str, method: &str, path: &str, nonce: Option<&str>, body: &Value) -> Call {
+    async fn call(
+        &self,
+        what: &'static str,
+        method: &str,
+        path: &str,
+        nonce: Option<&str>,
+        body: &Value,
+    ) -> Call {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         self.call_raw(what, method, path, nonce, &body).await
     }
 
-    async fn call_raw(&self, what: &'static str, method: &str, path: &str, nonce: Option<&str>, body: &str) -> Call {
+    async fn call_raw(
+        &self,
+        what: &'static str,
+        method: &str,
+        path: &str,
+        nonce: Option<&str>,
+        body: &str,
+    ) -> Call {
         let begun = self.world.tick();
         let answer = self.world.site.send(method, path, nonce, body).await;
         let ended = self.world.tick();
@@ -129,7 +149,9 @@ impl<'a> Client<'a> {
     async fn one(&mut self) {
         // Some are everyone's favourites.
         let favourite = self.random.random_bool(0.5);
-        let place = self.random.random_range(0..if favourite { FAVOURITES } else { self.world.places.len() });
+        let place = self
+            .random
+            .random_range(0..if favourite { FAVOURITES } else { self.world.places.len() });
         let machine = {
             let mut there = self.world.places[place].lock().unwrap();
             match there.clone() {
@@ -145,10 +167,16 @@ impl<'a> Client<'a> {
         match self.random.random_range(0..100) {
             0..8 => self.change(&machine, "start", "POST", "/start", Value::Null).await,
             8..15 => {
-                let body = if self.random.random_bool(0.5) { json!({ "timeout": "50ms" }) } else { Value::Null };
+                let body = if self.random.random_bool(0.5) {
+                    json!({ "timeout": "50ms" })
+                } else {
+                    Value::Null
+                };
                 self.change(&machine, "stop", "POST", "/stop", body).await;
             }
-            15..20 => self.change(&machine, "restart", "POST", "/restart?timeout=50ms", Value::Null).await,
+            15..20 => {
+                self.change(&machine, "restart", "POST", "/restart?timeout=50ms", Value::Null).await
+            }
             20..26 => self.change(&machine, "suspend", "POST", "/suspend", Value::Null).await,
             26..28 => self.change(&machine, "cordon", "POST", "/cordon", Value::Null).await,
             28..30 => self.change(&machine, "uncordon", "POST", "/uncordon", Value::Null).await,
@@ -171,12 +199,20 @@ impl<'a> Client<'a> {
     }
 
     fn config(&mut self) -> Value {
-        let argv = *[&["sleep", "inf"][..], &["sleep", "inf"], &["sleep", "1"], &["ignore-signals"], &["exit", "1"]]
-            .choose(&mut self.random)
-            .unwrap();
+        let argv = *[
+            &["sleep", "inf"][..],
+            &["sleep", "inf"],
+            &["sleep", "1"],
+            &["ignore-signals"],
+            &["exit", "1"],
+        ]
+        .choose(&mut self.random)
+        .unwrap();
         // What ends by itself and is always restarted never comes to rest.
         let ends = ["exit", "1"] == argv || ["sleep", "1"] == argv;
-        let policy = *["no", "on-failure", if ends { "no" } else { "always" }].choose(&mut self.random).unwrap();
+        let policy = *["no", "on-failure", if ends { "no" } else { "always" }]
+            .choose(&mut self.random)
+            .unwrap();
         json!({
             "image": "image",
             "init": { "exec": argv },
@@ -196,7 +232,8 @@ impl<'a> Client<'a> {
     }
 
     async fn create(&mut self, place: usize) {
-        let mut body = json!({ "config": self.config(), "skip_launch": self.random.random_bool(0.2) });
+        let mut body =
+            json!({ "config": self.config(), "skip_launch": self.random.random_bool(0.2) });
         if self.random.random_bool(0.1) {
             body["lease_ttl"] = json!(TTL);
         }
@@ -215,14 +252,23 @@ impl<'a> Client<'a> {
     fn leased(&mut self, machine: &str, nonce: String, call: &Call) {
         // Granted between the request and its answer, and rounded down to the second.
         let expires_ms = (call.ended_ms / 1000 + TTL) * 1000;
-        let expires_ms = call.answer.body["data"]["expires_at"].as_u64().map_or(expires_ms - 2000, |at| at * 1000);
+        let expires_ms = call.answer.body["data"]["expires_at"]
+            .as_u64()
+            .map_or(expires_ms - 2000, |at| at * 1000);
         let lease = Lease { nonce: nonce.clone(), from: call.ended, until: Time::MAX, expires_ms };
         self.world.history.lock().unwrap().lease(machine, lease);
         self.nonces.insert(machine.to_owned(), nonce);
     }
 
     /// A change that a lease may stand in the way of.
-    async fn change(&mut self, machine: &str, what: &'static str, method: &str, tail: &str, body: Value) {
+    async fn change(
+        &mut self,
+        machine: &str,
+        what: &'static str,
+        method: &str,
+        tail: &str,
+        body: Value,
+    ) {
         let nonce = self.nonce(machine);
         let call = self.call(what, method, &(path(machine) + tail), nonce.as_deref(), &body).await;
         self.changed(machine, what, nonce, &call);
@@ -230,7 +276,13 @@ impl<'a> Client<'a> {
 
     fn changed(&self, machine: &str, what: &'static str, nonce: Option<String>, call: &Call) {
         if call.succeeded() {
-            let change = Change { what, begun: call.begun, ended: call.ended, ended_ms: call.ended_ms, nonce };
+            let change = Change {
+                what,
+                begun: call.begun,
+                ended: call.ended,
+                ended_ms: call.ended_ms,
+                nonce,
+            };
             self.world.history.lock().unwrap().change(machine, change);
         }
     }
@@ -238,7 +290,9 @@ impl<'a> Client<'a> {
     async fn destroy(&mut self, place: usize, machine: &str) {
         let nonce = self.nonce(machine);
         let tail = if self.random.random_bool(0.7) { "?force=true" } else { "" };
-        let call = self.call("destroy", "DELETE", &(path(machine) + tail), nonce.as_deref(), &Value::Null).await;
+        let call = self
+            .call("destroy", "DELETE", &(path(machine) + tail), nonce.as_deref(), &Value::Null)
+            .await;
         if call.succeeded() || call.is_unknown() {
             self.world.history.lock().unwrap().leases_end(machine, None, call.begun);
         }
@@ -259,7 +313,8 @@ impl<'a> Client<'a> {
         }
         let values = KEYS.map(|key| (key, self.value()));
         let mut config = self.config();
-        config["metadata"] = values.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+        config["metadata"] =
+            values.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         let mut body = json!({ "config": config, "skip_launch": self.random.random_bool(0.2) });
         if let Some(expected) = &expected {
             body["current_version"] = json!(expected);
@@ -288,14 +343,18 @@ impl<'a> Client<'a> {
     async fn write(&mut self, machine: &str) {
         if self.random.random_bool(0.3) {
             let values = KEYS.map(|key| (key, self.value()));
-            let metadata: Value = values.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+            let metadata: Value =
+                values.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
             let body = json!({ "metadata": metadata });
-            let call = self.call("patch", "PATCH", &(path(machine) + "/metadata"), None, &body).await;
+            let call =
+                self.call("patch", "PATCH", &(path(machine) + "/metadata"), None, &body).await;
             return self.wrote(machine, values.to_vec(), &call);
         }
         let (key, value) = (*KEYS.choose(&mut self.random).unwrap(), self.value());
         let tail = format!("/metadata/{key}");
-        let call = self.call("set", "POST", &(path(machine) + &tail), None, &json!({ "value": value })).await;
+        let call = self
+            .call("set", "POST", &(path(machine) + &tail), None, &json!({ "value": value }))
+            .await;
         self.wrote(machine, vec![(key, value)], &call);
     }
 
@@ -310,14 +369,20 @@ impl<'a> Client<'a> {
         match self.random.random_range(0..10) {
             0..6 => {
                 let key = *KEYS.choose(&mut self.random).unwrap();
-                let call = self.call("read", "GET", &format!("{there}/metadata/{key}"), None, &Value::Null).await;
-                let missing = call.answer.body["error"].as_str().is_some_and(|error| error.starts_with("metadata key"));
+                let call = self
+                    .call("read", "GET", &format!("{there}/metadata/{key}"), None, &Value::Null)
+                    .await;
+                let missing = call.answer.body["error"]
+                    .as_str()
+                    .is_some_and(|error| error.starts_with("metadata key"));
                 if call.succeeded() || missing {
                     self.saw(machine, key, call.answer.body.get("value"), &call);
                 }
             }
             6..8 => {
-                let call = self.call("read all", "GET", &format!("{there}/metadata"), None, &Value::Null).await;
+                let call = self
+                    .call("read all", "GET", &format!("{there}/metadata"), None, &Value::Null)
+                    .await;
                 for key in KEYS.into_iter().filter(|_| call.succeeded()) {
                     self.saw(machine, key, call.answer.body.get(key), &call);
                 }
@@ -343,7 +408,8 @@ impl<'a> Client<'a> {
     async fn acquire(&mut self, machine: &str) {
         let nonce = self.nonce(machine);
         let body = json!({ "ttl": TTL });
-        let call = self.call("lease", "POST", &(path(machine) + "/lease"), nonce.as_deref(), &body).await;
+        let call =
+            self.call("lease", "POST", &(path(machine) + "/lease"), nonce.as_deref(), &body).await;
         self.changed(machine, "lease", nonce, &call);
         if call.succeeded() {
             let granted = call.answer.body["data"]["nonce"].as_str().unwrap().to_owned();
@@ -357,7 +423,9 @@ impl<'a> Client<'a> {
         held.sort();
         let machine = held.choose(&mut self.random).map_or(machine, String::as_str);
         let nonce = self.nonce(machine);
-        let call = self.call("release", "DELETE", &(path(machine) + "/lease"), nonce.as_deref(), &Value::Null).await;
+        let call = self
+            .call("release", "DELETE", &(path(machine) + "/lease"), nonce.as_deref(), &Value::Null)
+            .await;
         if let Some(nonce) = nonce.filter(|_| call.succeeded() || call.is_unknown()) {
             self.world.history.lock().unwrap().leases_end(machine, Some(&nonce), call.begun);
             self.nonces.remove(machine);
@@ -365,21 +433,38 @@ impl<'a> Client<'a> {
     }
 
     async fn wait(&mut self, machine: &str) {
-        let state = *["started", "stopped", "settled", "destroyed"].choose(&mut self.random).unwrap();
+        let state =
+            *["started", "stopped", "settled", "destroyed"].choose(&mut self.random).unwrap();
         let tail = format!("/wait?state={state}&timeout=1");
         self.call("wait", "GET", &(path(machine) + &tail), None, &Value::Null).await;
     }
 
     async fn signal(&mut self, machine: &str) {
         let signal = *["SIGTERM", "SIGUSR1", "SIGKILL"].choose(&mut self.random).unwrap();
-        self.call("signal", "POST", &(path(machine) + "/signal"), None, &json!({ "signal": signal })).await;
+        self.call(
+            "signal",
+            "POST",
+            &(path(machine) + "/signal"),
+            None,
+            &json!({ "signal": signal }),
+        )
+        .await;
     }
 
     async fn look(&mut self, machine: &str) {
-        let tail = *["/events", "/versions", "/lease", "/ps", "?include_leases=true"].choose(&mut self.random).unwrap();
+        let tail = *["/events", "/versions", "/lease", "/ps", "?include_leases=true"]
+            .choose(&mut self.random)
+            .unwrap();
         let call = self.call("look", "GET", &(path(machine) + tail), None, &Value::Null).await;
         if tail == "/events" && call.succeeded() {
-            let ids: Vec<_> = call.answer.body.as_array().unwrap().iter().map(|event| event["id"].as_str()).collect();
+            let ids: Vec<_> = call
+                .answer
+                .body
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|event| event["id"].as_str())
+                .collect();
             assert!(ids.windows(2).all(|pair| pair[0] > pair[1]), "events of {machine}: {ids:?}");
         }
     }

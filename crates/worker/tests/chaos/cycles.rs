@@ -41,12 +41,17 @@ async fn machines_that_come_and_go_leave_nothing() {
         assert!(site.shown().await <= 1, "the gateway still shows machines");
         taken.push(Taken::now());
         bytes.push(site.database_bytes());
-        println!("part {part} took {:?}: {:?}, databases {} KiB", began.elapsed(), taken[part], bytes[part] >> 10);
+        println!(
+            "part {part} took {:?}: {:?}, databases {} KiB",
+            began.elapsed(),
+            taken[part],
+            bytes[part] >> 10
+        );
     }
     let last = PARTS - 1;
     assert!(taken[last].is_flat_since(taken[1]), "{taken:?}");
-    // What is deleted leaves room in the file that the next ones take. Of each machine a line stays in the catalog, so
-    // that no id or address is ever given out twice.
+    // What is deleted leaves room in the file that the next ones take. Of each machine a line stays
+    // in the catalog, so that no id or address is ever given out twice.
     assert!(bytes[last] <= bytes[1] * 5 / 4 + (1 << 20), "databases grow: {bytes:?}");
     site.end().await;
 }
@@ -54,13 +59,15 @@ async fn machines_that_come_and_go_leave_nothing() {
 /// Create, start, stop, destroy, with a new version and words of its user on the way.
 async fn cycle(site: &Site) {
     let config = json!({ "image": "image", "init": { "exec": ["echo", "hello"] }, "restart": { "policy": "no" } });
-    let created = granted(site, "POST", MACHINES, json!({ "config": config, "skip_launch": true })).await;
+    let created =
+        granted(site, "POST", MACHINES, json!({ "config": config, "skip_launch": true })).await;
     let there = path(created["id"].as_str().unwrap());
     until(site, &there, "created").await;
     let config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } });
     granted(site, "POST", &there, json!({ "config": config })).await;
     until(site, &there, "created").await;
-    granted(site, "PATCH", &(there.clone() + "/metadata"), json!({ "metadata": { "a": "b" } })).await;
+    granted(site, "PATCH", &(there.clone() + "/metadata"), json!({ "metadata": { "a": "b" } }))
+        .await;
     granted(site, "POST", &(there.clone() + "/start"), json!(null)).await;
     until(site, &there, "started").await;
     granted(site, "POST", &(there.clone() + "/stop"), json!(null)).await;
@@ -68,7 +75,12 @@ async fn cycle(site: &Site) {
     granted(site, "DELETE", &there, json!(null)).await;
 }
 
-async fn granted(site: &Site, method: &str, path: &str, body: serde_json::Value) -> serde_json::Value {
+async fn granted(
+    site: &Site,
+    method: &str,
+    path: &str,
+    body: serde_json::Value,
+) -> serde_json::Value {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let answer = site.send(method, path, None, &body).await;
     assert!(answer.status.is_success(), "{method} {path}: {} {}", answer.status, answer.body);

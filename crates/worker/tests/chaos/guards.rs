@@ -35,9 +35,13 @@ pub struct Lease {
 pub fn check_leases(leases: &[Lease], changes: &[Change]) -> Result<(), String> {
     for lease in leases {
         let held = |change: &&Change| {
-            change.begun > lease.from && change.ended < lease.until && change.ended_ms < lease.expires_ms
+            change.begun > lease.from
+                && change.ended < lease.until
+                && change.ended_ms < lease.expires_ms
         };
-        if let Some(change) = changes.iter().filter(held).find(|change| change.nonce.as_ref() != Some(&lease.nonce)) {
+        if let Some(change) =
+            changes.iter().filter(held).find(|change| change.nonce.as_ref() != Some(&lease.nonce))
+        {
             return Err(format!("{change:?} came through while {lease:?} was held"));
         }
     }
@@ -81,14 +85,23 @@ mod tests {
     use super::*;
 
     fn change(begun: Time, nonce: Option<&str>) -> Change {
-        Change { what: "stop", begun, ended: begun + 1, ended_ms: 5, nonce: nonce.map(str::to_owned) }
+        Change {
+            what: "stop",
+            begun,
+            ended: begun + 1,
+            ended_ms: 5,
+            nonce: nonce.map(str::to_owned),
+        }
     }
 
     #[test]
     fn a_change_without_the_nonce_is_found() {
         let lease = Lease { nonce: "n".to_owned(), from: 10, until: 20, expires_ms: 100 };
-        check_leases(std::slice::from_ref(&lease), &[change(5, None), change(12, Some("n")), change(21, None)])
-            .unwrap();
+        check_leases(
+            std::slice::from_ref(&lease),
+            &[change(5, None), change(12, Some("n")), change(21, None)],
+        )
+        .unwrap();
         check_leases(std::slice::from_ref(&lease), &[change(12, None)]).unwrap_err();
         check_leases(&[lease], &[change(12, Some("m"))]).unwrap_err();
     }

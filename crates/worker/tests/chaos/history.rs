@@ -53,7 +53,8 @@ impl History {
 
     /// How many requests of a kind were granted.
     pub fn succeeded(&self, what: &str) -> usize {
-        let granted = self.answers.iter().filter(|((kind, status), _)| *kind == what && *status < 300);
+        let granted =
+            self.answers.iter().filter(|((kind, status), _)| *kind == what && *status < 300);
         granted.map(|(_, count)| count).sum()
     }
 
@@ -61,8 +62,9 @@ impl History {
     /// What can't be.
     pub fn check(&self) -> Result<(), String> {
         for ((machine, key), operations) in &self.registers {
-            registers::check(operations)
-                .map_err(|e| format!("metadata {key} of machine {machine}: {e}: {operations:#?}"))?;
+            registers::check(operations).map_err(|e| {
+                format!("metadata {key} of machine {machine}: {e}: {operations:#?}")
+            })?;
         }
         for (machine, leases) in &self.leases {
             let changes = self.changes.get(machine).map_or(&[][..], Vec::as_slice);

@@ -1,4 +1,5 @@
-//! The gateway and the worker together, over a fake VMM and a bus that delays, drops and repeats messages.
+//! The gateway and the worker together, over a fake VMM and a bus that delays, drops and repeats
+//! messages.
 //!
 //! `CADDIS_SEED` sets the seed of what clients and bus choose, `CADDIS_SOAK=1` takes the long form.
 #![forbid(unsafe_code)]

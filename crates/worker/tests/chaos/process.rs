@@ -20,8 +20,10 @@ impl Taken {
         }
     }
 
-    /// Whether it is no more than what was taken before, but for what an allocator keeps and others take meanwhile.
+    /// Whether it is no more than what was taken before, but for what an allocator keeps and others
+    /// take meanwhile.
     pub fn is_flat_since(self, before: Self) -> bool {
-        self.descriptors <= before.descriptors + 8 && self.memory_kib <= before.memory_kib * 3 / 2 + 48 * 1024
+        self.descriptors <= before.descriptors + 8
+            && self.memory_kib <= before.memory_kib * 3 / 2 + 48 * 1024
     }
 }

@@ -1,11 +1,12 @@
-//! Whether what was read of registers, each with values written once only, can be explained by an order in which each
-//! operation happened at one instant between its request and its answer.
+//! Whether what was read of registers, each with values written once only, can be explained by an
+//! order in which each operation happened at one instant between its request and its answer.
 //!
-//! With such values it is known which write a read saw, and it is enough to look at each value by itself (P. Gibbons,
-//! E. Korach, "Testing Shared Memories", 1997): a value must have been the register's from the first answer about it to
-//! the last request about it, if these are in that order (it *lasts*); otherwise it may have been there for an instant
-//! only, anywhere between the last request and the first answer (it *flashes*). No two values last at the same time, and
-//! none has nothing left to flash in but the time of another.
+//! With such values it is known which write a read saw, and it is enough to look at each value by
+//! itself (P. Gibbons, E. Korach, "Testing Shared Memories", 1997): a value must have been the
+//! register's from the first answer about it to the last request about it, if these are in that
+//! order (it *lasts*); otherwise it may have been there for an instant only, anywhere between the
+//! last request and the first answer (it *flashes*). No two values last at the same time, and none
+//! has nothing left to flash in but the time of another.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ pub type Time = u64;
 pub struct Operation {
     /// When it was asked.
     pub begun: Time,
-    /// When it was answered; `Time::MAX` for a write of which nobody knows whether it was, or will be.
+    /// When it was answered; `Time::MAX` for a write of which nobody knows whether it was, or will
+    /// be.
     pub ended: Time,
     /// The value; `None` is what the register held before all writes.
     pub value: Option<String>,
@@ -94,7 +96,8 @@ mod tests {
 
     #[test]
     fn what_can_be_explained_passes() {
-        check(&[read(1, 2, None), write(3, 4, "a"), read(5, 6, Some("a")), write(7, 8, "b")]).unwrap();
+        check(&[read(1, 2, None), write(3, 4, "a"), read(5, 6, Some("a")), write(7, 8, "b")])
+            .unwrap();
         // Both orders of two writes at once.
         for last in ["a", "b"] {
             check(&[write(1, 4, "a"), write(2, 3, "b"), read(5, 6, Some(last))]).unwrap();

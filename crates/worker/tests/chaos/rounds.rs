@@ -32,7 +32,8 @@ async fn whatever_clients_do_at_once_each_machine_has_one_history() {
     let world = World::new(site, MACHINES);
     let mut taken = Vec::new();
     for round in 0..rounds {
-        let clients = (0..CLIENTS).map(|number| Client::new(&world, seed, round, number).run(requests));
+        let clients =
+            (0..CLIENTS).map(|number| Client::new(&world, seed, round, number).run(requests));
         tokio::select! {
             _ = futures::future::join_all(clients) => {}
             () = weather(&world, seed ^ round as u64) => {}
@@ -41,7 +42,9 @@ async fn whatever_clients_do_at_once_each_machine_has_one_history() {
         world.site.settle().await;
         {
             let history = world.history.lock().unwrap();
-            for what in ["create", "start", "stop", "suspend", "update", "destroy", "set", "read", "lease"] {
+            for what in
+                ["create", "start", "stop", "suspend", "update", "destroy", "set", "read", "lease"]
+            {
                 assert!(history.succeeded(what) > 0, "no {what} has succeeded");
             }
             println!("round {round}: {:?}", history.answers());
@@ -76,7 +79,9 @@ async fn weather(world: &World, seed: u64) {
             guest: Behaviour { completes_logs: random.random_bool(0.5), ..Behaviour::default() },
             ..Faults::default()
         });
-        if let Some(machine) = host.running().choose(&mut random).filter(|_| random.random_bool(0.2)) {
+        if let Some(machine) =
+            host.running().choose(&mut random).filter(|_| random.random_bool(0.2))
+        {
             host.crash(machine, VmExit::HostOom);
         }
     }

@@ -1,5 +1,5 @@
-//! A whole installation in one process, but for VMs, images and network: the real gateway on the real catalog, the real
-//! worker on its real database, and between them a bus that may misbehave.
+//! A whole installation in one process, but for VMs, images and network: the real gateway on the
+//! real catalog, the real worker on its real database, and between them a bus that may misbehave.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
@@ -21,8 +21,8 @@ use caddis_api::MachineState;
 use caddis_bus::{
     AskWindow, Bus as _, InProcessBus,
     message::{
-        Envelope, MachineRecord, Offer, Question, WorkerReply, WorkerRequest, WorkerResult, decode, encode,
-        region_subject, worker_subject,
+        Envelope, MachineRecord, Offer, Question, WorkerReply, WorkerRequest, WorkerResult, decode,
+        encode, region_subject, worker_subject,
     },
     stream::InProcessStreams,
 };
@@ -101,7 +101,18 @@ impl Site {
         let gateway = Gateway::new(parts).await.unwrap();
         let router = gateway.router();
         let next = AtomicU64::new(0);
-        let site = Self { host, network, slots, bus, worker, router, token, directory, next, _gateway: gateway };
+        let site = Self {
+            host,
+            network,
+            slots,
+            bus,
+            worker,
+            router,
+            token,
+            directory,
+            next,
+            _gateway: gateway,
+        };
         let app = json!({ "name": "app", "org_slug": "personal" }).to_string();
         assert_eq!(site.send("POST", "/v1/apps", None, &app).await.status, 201);
         site
@@ -160,11 +171,16 @@ impl Site {
 
     /// Memory promised to machines, MiB.
     pub async fn promised(&self) -> u64 {
-        let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
+        let question =
+            Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
         let window = AskWindow { quiet: Duration::from_secs(1), deadline: Duration::from_secs(1) };
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let offers = self.bus.ask_all(&region_subject("local"), encode(&question), window).await.unwrap();
+            let offers = self
+                .bus
+                .ask_all(&region_subject("local"), encode(&question), window)
+                .await
+                .unwrap();
             if let Some(offer) = offers.first() {
                 return MEMORY_MIB - decode::<Offer>("offer", offer).unwrap().free_memory_mib;
             }
@@ -180,7 +196,11 @@ impl Site {
             assert_eq!(machine.operation.is_none(), machine.state.is_settled(), "{machine:?}");
             if let Some(operation) = machine.operation {
                 let deadline: jiff::Timestamp = operation.deadline.parse().unwrap();
-                assert!(now.duration_since(deadline).as_secs() < 30, "{} is late: {operation:?}", machine.id);
+                assert!(
+                    now.duration_since(deadline).as_secs() < 30,
+                    "{} is late: {operation:?}",
+                    machine.id
+                );
             }
         }
         assert_eq!(self.host.collisions(), 0, "a second VM of a machine was to be launched");
@@ -192,13 +212,16 @@ impl Site {
         loop {
             self.assert_in_time().await;
             let machines = self.machines().await;
-            let running = machines.iter().filter(|record| record.machine.state == MachineState::Started);
-            let running: BTreeSet<_> = running.map(|record| record.machine.id.to_string()).collect();
+            let running =
+                machines.iter().filter(|record| record.machine.state == MachineState::Started);
+            let running: BTreeSet<_> =
+                running.map(|record| record.machine.id.to_string()).collect();
             let vms: BTreeSet<_> = self.host.running().into_iter().collect();
             let (taps, slots) = (self.network.taps().len(), self.slots.list().unwrap().len());
             // A start hurries one that waits for its turn to be restarted.
-            let waits =
-                |record: &&MachineRecord| record.machine.operation.as_ref().is_some_and(|o| o.step == "back_off");
+            let waits = |record: &&MachineRecord| {
+                record.machine.operation.as_ref().is_some_and(|o| o.step == "back_off")
+            };
             for record in machines.iter().filter(waits) {
                 self.send("POST", &(path(record.machine.id.as_str()) + "/start"), None, "").await;
             }
@@ -222,9 +245,17 @@ impl Site {
             if machines.is_empty() {
                 break;
             }
-            for record in machines.iter().filter(|record| record.machine.state != MachineState::Destroyed) {
+            for record in
+                machines.iter().filter(|record| record.machine.state != MachineState::Destroyed)
+            {
                 // Refused for as long as someone holds its lease.
-                self.send("DELETE", &format!("{}?force=true", path(record.machine.id.as_str())), None, "").await;
+                self.send(
+                    "DELETE",
+                    &format!("{}?force=true", path(record.machine.id.as_str())),
+                    None,
+                    "",
+                )
+                .await;
             }
             assert!(Instant::now() < deadline, "left: {machines:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -241,7 +272,8 @@ impl Site {
         }
     }
 
-    /// How many machines the gateway knows, destroyed ones among them. It forgets when it hears of others.
+    /// How many machines the gateway knows, destroyed ones among them. It forgets when it hears of
+    /// others.
     pub async fn shown(&self) -> usize {
         let list = self.send("GET", &format!("{MACHINES}?include_deleted=true"), None, "").await;
         list.body.as_array().unwrap().len()
@@ -249,14 +281,20 @@ impl Site {
 
     /// Rows in the worker's tables of machines, events and versions.
     pub fn rows(&self) -> [i64; 3] {
-        let database = rusqlite::Connection::open(self.directory.path().join("worker/worker.db")).unwrap();
-        ["machines", "events", "versions"]
-            .map(|table| database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap())
+        let database =
+            rusqlite::Connection::open(self.directory.path().join("worker/worker.db")).unwrap();
+        ["machines", "events", "versions"].map(|table| {
+            database
+                .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))
+                .unwrap()
+        })
     }
 
     /// Bytes of both databases, with their logs.
     pub fn database_bytes(&self) -> u64 {
-        let files = list(&self.directory.path().join("worker")).into_iter().chain(list(self.directory.path()));
+        let files = list(&self.directory.path().join("worker"))
+            .into_iter()
+            .chain(list(self.directory.path()));
         let files = files.filter(|path| path.to_string_lossy().contains(".db"));
         files.map(|path| path.metadata().map_or(0, |metadata| metadata.len())).sum()
     }

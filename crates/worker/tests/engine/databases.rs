@@ -29,7 +29,9 @@ async fn the_database_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
     fixture.until(&resting, MachineState::Created).await;
     assert_eq!(fixture.host.launches(), launches, "its VM went on");
     let versions = WorkerRequest::Versions { machine: running.clone() };
-    assert!(matches!(fixture.ask(versions).await, Ok(WorkerReply::Versions { versions }) if versions.len() == 1));
+    assert!(
+        matches!(fixture.ask(versions).await, Ok(WorkerReply::Versions { versions }) if versions.len() == 1)
+    );
     fixture.act(&running, Action::Stop { signal: None, timeout: None }).await.unwrap();
     fixture.until(&running, MachineState::Stopped).await;
     fixture.act(&resting, Action::Start).await.unwrap();
@@ -54,7 +56,10 @@ async fn a_database_that_is_damaged_or_of_a_newer_server_is_refused_and_left_alo
     }
 
     fs::write(fixture.database(), &whole).unwrap();
-    rusqlite::Connection::open(fixture.database()).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    rusqlite::Connection::open(fixture.database())
+        .unwrap()
+        .pragma_update(None, "user_version", 99)
+        .unwrap();
     let error = fixture.try_start().await.unwrap_err().to_string();
     assert!(error.contains("start the newer program again"), "{error}");
 

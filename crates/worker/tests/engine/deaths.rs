@@ -1,4 +1,5 @@
-//! The process is killed, or the host rebooted, at any instant while many machines are busy: what was answered holds.
+//! The process is killed, or the host rebooted, at any instant while many machines are busy: what
+//! was answered holds.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 use std::{sync::Mutex, time::Duration};
@@ -40,7 +41,8 @@ impl Life {
         goals.into_iter().flatten().any(|goal| {
             let never_booted = goal == MachineState::Stopped && state == MachineState::Created;
             // What was not saved yet runs again.
-            let unsaved = rebooted && goal == MachineState::Suspended && state == MachineState::Started;
+            let unsaved =
+                rebooted && goal == MachineState::Suspended && state == MachineState::Started;
             state == goal || never_booted || unsaved
         })
     }
@@ -50,7 +52,9 @@ impl Life {
 async fn live(fixture: &Fixture, life: &Mutex<Life>, mut random: StdRng) {
     loop {
         // Machines are not used up at once.
-        let request = *Request::ALL[..if random.random_bool(0.05) { 7 } else { 5 }].choose(&mut random).unwrap();
+        let request = *Request::ALL[..if random.random_bool(0.05) { 7 } else { 5 }]
+            .choose(&mut random)
+            .unwrap();
         let machine = {
             let mut life = life.lock().unwrap();
             life.asked = Some(request);
@@ -63,7 +67,9 @@ async fn live(fixture: &Fixture, life: &Mutex<Life>, mut random: StdRng) {
             Ok(_) => life.goal = goal(request, life.goal),
             Err(e) => {
                 let code = e.code;
-                let known = [ErrorCode::FailedPrecondition, ErrorCode::Aborted, ErrorCode::NotFound].contains(&code);
+                let known =
+                    [ErrorCode::FailedPrecondition, ErrorCode::Aborted, ErrorCode::NotFound]
+                        .contains(&code);
                 assert!(known, "{request:?}: {e:?}");
                 if code == ErrorCode::NotFound {
                     return;
@@ -94,7 +100,8 @@ async fn what_was_answered_holds_whenever_the_process_dies() {
             pool: random.random_bool(0.5),
             ..Faults::default()
         });
-        let clients = lives.iter().map(|life| live(&fixture, life, StdRng::seed_from_u64(random.random())));
+        let clients =
+            lives.iter().map(|life| live(&fixture, life, StdRng::seed_from_u64(random.random())));
         let clients = futures::future::join_all(clients.collect::<Vec<_>>());
         tokio::select! {
             _ = clients => {}
@@ -111,22 +118,34 @@ async fn what_was_answered_holds_whenever_the_process_dies() {
         let mut rest = Vec::new();
         for life in lives {
             let life = life.into_inner().unwrap();
-            let name = format!("CADDIS_SEED={seed}, round {round}, {:?} and {:?}", life.goal, life.asked);
+            let name =
+                format!("CADDIS_SEED={seed}, round {round}, {:?} and {:?}", life.goal, life.asked);
             let rests = |state, operation| operation && life.allows(state, rebooted);
             let record = fixture
-                .until_named(&life.machine, &name, |r| rests(r.machine.state, r.machine.operation.is_none()))
+                .until_named(&life.machine, &name, |r| {
+                    rests(r.machine.state, r.machine.operation.is_none())
+                })
                 .await;
             rest.push(Life { goal: record.machine.state, asked: None, machine: life.machine });
         }
         let machines: Vec<_> = rest.iter().map(|life| life.machine.clone()).collect();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         while !fixture.holds_what_runs(&machines) {
-            assert!(tokio::time::Instant::now() < deadline, "CADDIS_SEED={seed}, round {round}: something is left");
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "CADDIS_SEED={seed}, round {round}: something is left"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(fixture.host.collisions(), 0, "CADDIS_SEED={seed}: a second VM was to be launched");
+        assert_eq!(
+            fixture.host.collisions(),
+            0,
+            "CADDIS_SEED={seed}: a second VM was to be launched"
+        );
         for machine in &machines {
-            fixture.assert_log_tells_all(machine, &format!("CADDIS_SEED={seed}, round {round}")).await;
+            fixture
+                .assert_log_tells_all(machine, &format!("CADDIS_SEED={seed}, round {round}"))
+                .await;
         }
         rest.retain(|life| life.goal != MachineState::Destroyed);
         lives = rest.into_iter().map(Mutex::new).collect();

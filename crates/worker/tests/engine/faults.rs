@@ -67,7 +67,11 @@ async fn a_vm_that_dies_is_an_exit_with_its_cause() {
 #[tokio::test]
 async fn a_guest_on_a_bad_line_is_started_and_stopped_all_the_same() {
     let fixture = Fixture::new().await;
-    let guest = Behaviour { frames_per_connection: Some(4), garbage: b"CDS1 noise".to_vec(), ..Behaviour::default() };
+    let guest = Behaviour {
+        frames_per_connection: Some(4),
+        garbage: b"CDS1 noise".to_vec(),
+        ..Behaviour::default()
+    };
     fixture.host.set_faults(Faults { guest, ..Faults::default() });
     let machine = fixture.started().await;
     fixture.act(&machine, Action::Stop { signal: None, timeout: None }).await.unwrap();
@@ -85,14 +89,20 @@ async fn a_start_that_is_not_done_in_time_fails_and_names_its_step() {
         fixture.host.set_faults(Faults { guest, ..Faults::default() });
         let machine = fixture.create(&["sleep", "inf"]).await;
         fixture
-            .until_that(&machine, |record| record.machine.operation.as_ref().is_some_and(|now| now.step == step))
+            .until_that(&machine, |record| {
+                record.machine.operation.as_ref().is_some_and(|now| now.step == step)
+            })
             .await;
         fixture.kill().await;
         fixture.let_deadlines_pass();
         fixture.start().await;
         let failed = fixture.until(&machine, MachineState::Failed).await;
         let events = format!("{:?}", failed.machine.events);
-        assert!(events.contains(&format!("start did not end in time, at step {step}: the guest's init")), "{events}");
+        assert!(
+            events
+                .contains(&format!("start did not end in time, at step {step}: the guest's init")),
+            "{events}"
+        );
         fixture.assert_nothing_runs().await;
         fixture.host.set_faults(Faults::default());
         fixture.act(&machine, Action::Start).await.unwrap();
@@ -113,7 +123,9 @@ async fn a_machine_whose_guest_hangs_can_be_destroyed() {
         fixture
             .until_that(&machine, |record| {
                 let operation = record.machine.operation.as_ref();
-                operation.is_some_and(|operation| ["boot", "configure"].contains(&operation.step.as_str()))
+                operation.is_some_and(|operation| {
+                    ["boot", "configure"].contains(&operation.step.as_str())
+                })
             })
             .await;
         fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();

@@ -19,11 +19,13 @@ fn goes_on(record: &MachineRecord) -> bool {
 }
 
 #[tokio::test]
-async fn a_machine_that_stands_still_shows_why_refuses_what_needs_its_guest_and_goes_on_by_itself() {
+async fn a_machine_that_stands_still_shows_why_refuses_what_needs_its_guest_and_goes_on_by_itself()
+{
     let fixture = Fixture::new().await;
-    for (hold, reason, says) in
-        [(Hold::DiskFull, "disk_full", "disk of the host is full"), (Hold::DiskError, "disk_error", "can't write")]
-    {
+    for (hold, reason, says) in [
+        (Hold::DiskFull, "disk_full", "disk of the host is full"),
+        (Hold::DiskError, "disk_error", "can't write"),
+    ] {
         fixture.host.set_faults(Faults { disk_stays_full: true, ..Faults::default() });
         let machine = fixture.started().await;
         fixture.host.hold(machine.as_str(), Some(hold));
@@ -31,17 +33,31 @@ async fn a_machine_that_stands_still_shows_why_refuses_what_needs_its_guest_and_
         assert_eq!(held.machine.state, MachineState::Started);
         assert!(held.machine.config.is_some());
         for (what, answer) in [
-            ("processes", fixture.ask(WorkerRequest::Processes { machine: machine.clone() }).await.map(drop)),
+            (
+                "processes",
+                fixture.ask(WorkerRequest::Processes { machine: machine.clone() }).await.map(drop),
+            ),
             ("suspend", fixture.act(&machine, Action::Suspend).await.map(drop)),
-            ("signal", fixture.act(&machine, Action::Signal { signal: caddis_api::Signal::TERM }).await.map(drop)),
+            (
+                "signal",
+                fixture
+                    .act(&machine, Action::Signal { signal: caddis_api::Signal::TERM })
+                    .await
+                    .map(drop),
+            ),
         ] {
             let error = answer.unwrap_err();
-            assert!(error.code == ErrorCode::FailedPrecondition && error.message.contains(says), "{what}: {error:?}");
+            assert!(
+                error.code == ErrorCode::FailedPrecondition && error.message.contains(says),
+                "{what}: {error:?}"
+            );
         }
         fixture.host.set_faults(Faults::default());
         fixture.until_that(&machine, goes_on).await;
-        let told = fixture.events(&machine).await.into_iter().filter(|event| event.kind == "host_status");
-        let told: Vec<_> = told.filter_map(|event| Some(event.details?["host_status"].clone())).collect();
+        let told =
+            fixture.events(&machine).await.into_iter().filter(|event| event.kind == "host_status");
+        let told: Vec<_> =
+            told.filter_map(|event| Some(event.details?["host_status"].clone())).collect();
         assert_eq!(told, [json!("ok"), json!("unknown")]);
         fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();
         fixture.until(&machine, MachineState::Destroyed).await;

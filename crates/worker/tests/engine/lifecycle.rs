@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use caddis_api::{ErrorCode, MachineId, MachineState};
-use caddis_bus::message::{Action, Envelope, MachineRecord, PROTOCOL, WorkerReply, WorkerRequest, encode};
+use caddis_bus::message::{
+    Action, Envelope, MachineRecord, PROTOCOL, WorkerReply, WorkerRequest, encode,
+};
 use serde_json::json;
 
 use crate::support::{self, Fixture};
@@ -34,12 +36,17 @@ async fn a_machine_runs_stops_starts_and_goes_away() {
 #[tokio::test]
 async fn the_end_of_a_program_is_the_end_of_its_vm() {
     let fixture = Fixture::new().await;
-    for (argv, code, oom) in [(&["exit", "3"][..], 3, false), (&["crash"], 139, false), (&["oom"], 137, true)] {
+    for (argv, code, oom) in
+        [(&["exit", "3"][..], 3, false), (&["crash"], 139, false), (&["oom"], 137, true)]
+    {
         let machine = fixture.create(argv).await;
         fixture.until(&machine, MachineState::Stopped).await;
         let exits = fixture.exits(&machine).await;
         let exit = &exits[0].exit_event;
-        assert_eq!((exits.len(), exit.exit_code, exit.oom_killed, exit.requested_stop), (1, code, oom, false));
+        assert_eq!(
+            (exits.len(), exit.exit_code, exit.oom_killed, exit.requested_stop),
+            (1, code, oom, false)
+        );
     }
     fixture.assert_nothing_runs().await;
 }
@@ -90,8 +97,12 @@ async fn a_request_that_is_repeated_is_done_once_and_answered_alike() {
     let machine = fixture.started().await;
     let restart = Action::Restart { signal: None, timeout: None, force: false };
     let request = WorkerRequest::Act { machine: machine.clone(), nonce: None, action: restart };
-    let (one, two) = tokio::join!(fixture.ask_as("same", request.clone()), fixture.ask_as("same", request));
-    assert!(matches!((one.unwrap(), two.unwrap()), (WorkerReply::Done { .. }, WorkerReply::Done { .. })));
+    let (one, two) =
+        tokio::join!(fixture.ask_as("same", request.clone()), fixture.ask_as("same", request));
+    assert!(matches!(
+        (one.unwrap(), two.unwrap()),
+        (WorkerReply::Done { .. }, WorkerReply::Done { .. })
+    ));
     fixture
         .until_that(&machine, |record| {
             record.machine.state == MachineState::Started && record.machine.operation.is_none()
@@ -109,14 +120,16 @@ async fn two_requests_for_a_machine_of_one_id_make_one_whatever_becomes_of_the_f
     assert_eq!(made, (Ok(()), Ok(()), Ok(())));
     fixture.until(&id, MachineState::Started).await;
     let events = fixture.events(&id).await;
-    let launches = events.iter().filter(|event| event.kind == "launch" && event.status == "pending").count();
+    let launches =
+        events.iter().filter(|event| event.kind == "launch" && event.status == "pending").count();
     assert_eq!((launches, fixture.host.launches()), (1, 1), "{events:?}");
 
     // What the first that fails had reserved is its own.
     let id = MachineId::random();
     let bad = support::config(json!({ "image": "missing" }));
     let good = support::config(json!({}));
-    let (one, two) = tokio::join!(fixture.create_as(&id, bad, false), fixture.create_as(&id, good, false));
+    let (one, two) =
+        tokio::join!(fixture.create_as(&id, bad, false), fixture.create_as(&id, good, false));
     assert_eq!(one.unwrap_err().code, ErrorCode::ImageUnavailable);
     two.unwrap();
     fixture.until(&id, MachineState::Started).await;
@@ -136,7 +149,8 @@ async fn a_request_that_comes_too_late_or_can_t_be_understood_is_not_carried_out
         assert!(error.code == ErrorCode::Unavailable && error.message.contains(words), "{error:?}");
     }
     assert_eq!(fixture.record(&machine).unwrap().machine.state, MachineState::Started);
-    // Nothing of it is remembered; and what was carried out is answered however late it is asked for again.
+    // Nothing of it is remembered; and what was carried out is answered however late it is asked
+    // for again.
     fixture.ask_in(in_time).await.unwrap();
     fixture.ask_bytes(encode(&late)).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
@@ -147,9 +161,13 @@ async fn a_request_that_comes_too_late_or_can_t_be_understood_is_not_carried_out
 async fn a_listing_that_is_repeated_is_done_anew() {
     let fixture = Fixture::new().await;
     let list = || fixture.ask_as("same", WorkerRequest::List { after: None });
-    assert!(matches!(list().await.unwrap(), WorkerReply::Machines { records, .. } if records.is_empty()));
+    assert!(
+        matches!(list().await.unwrap(), WorkerReply::Machines { records, .. } if records.is_empty())
+    );
     fixture.started().await;
-    assert!(matches!(list().await.unwrap(), WorkerReply::Machines { records, .. } if records.len() == 1));
+    assert!(
+        matches!(list().await.unwrap(), WorkerReply::Machines { records, .. } if records.len() == 1)
+    );
 }
 
 #[tokio::test]
@@ -165,7 +183,9 @@ async fn many_starts_and_stops_at_once_leave_one_vm_or_none() {
         assert!(answer.map_err(|error| error.code).err() != Some(ErrorCode::Internal));
     }
     let rests = |state| [MachineState::Started, MachineState::Stopped].contains(&state);
-    let record = fixture.until_that(&machine, |r| rests(r.machine.state) && r.machine.operation.is_none()).await;
+    let record = fixture
+        .until_that(&machine, |r| rests(r.machine.state) && r.machine.operation.is_none())
+        .await;
     let running = usize::from(record.machine.state == MachineState::Started);
     assert_eq!(fixture.host.running().len(), running);
     assert_eq!(fixture.network.taps().len(), running);
@@ -175,8 +195,14 @@ async fn many_starts_and_stops_at_once_leave_one_vm_or_none() {
 async fn a_lease_keeps_others_out() {
     let fixture = Fixture::new().await;
     let machine = fixture.started().await;
-    let acquire = Action::AcquireLease { ttl_seconds: 60, owner: "me".to_owned(), description: String::new() };
-    let WorkerReply::Lease { lease } = fixture.act(&machine, acquire.clone()).await.unwrap() else { panic!() };
+    let acquire = Action::AcquireLease {
+        ttl_seconds: 60,
+        owner: "me".to_owned(),
+        description: String::new(),
+    };
+    let WorkerReply::Lease { lease } = fixture.act(&machine, acquire.clone()).await.unwrap() else {
+        panic!()
+    };
     for action in [STOP, acquire, Action::Destroy { force: true }] {
         assert_eq!(fixture.act(&machine, action).await.unwrap_err().code, ErrorCode::Aborted);
     }
@@ -204,12 +230,16 @@ async fn restart_policies_are_followed_and_auto_destroy_removes() {
     let fixture = Fixture::new().await;
     let retried = json!({ "restart": { "policy": "on-failure", "max_retries": 1 } });
     let retried = fixture.try_create(&["exit", "3"], retried).await.unwrap();
-    let content = fixture.try_create(&["exit", "0"], json!({ "restart": { "policy": "on-failure" } })).await.unwrap();
+    let content = fixture
+        .try_create(&["exit", "0"], json!({ "restart": { "policy": "on-failure" } }))
+        .await
+        .unwrap();
     let gone = fixture.try_create(&["exit", "0"], json!({ "auto_destroy": true })).await.unwrap();
     fixture.until(&gone, MachineState::Destroyed).await;
     fixture.until(&content, MachineState::Stopped).await;
     fixture.until(&retried, MachineState::Stopped).await;
-    let restarting: Vec<_> = fixture.exits(&retried).await.iter().map(|exit| exit.exit_event.restarting).collect();
+    let restarting: Vec<_> =
+        fixture.exits(&retried).await.iter().map(|exit| exit.exit_event.restarting).collect();
     assert_eq!(restarting, [false, true]);
     assert_eq!(fixture.exits(&content).await.len(), 1);
     fixture.assert_nothing_runs().await;

@@ -1,5 +1,5 @@
-//! The machine engine as a whole: the real worker on the real bus and its real database, over a fake VMM whose guests
-//! speak the real protocol.
+//! The machine engine as a whole: the real worker on the real bus and its real database, over a
+//! fake VMM whose guests speak the real protocol.
 #![forbid(unsafe_code)]
 
 mod databases;

@@ -1,4 +1,5 @@
-//! Every request at every step of every operation: what was accepted comes true, what was refused changes nothing.
+//! Every request at every step of every operation: what was accepted comes true, what was refused
+//! changes nothing.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 use caddis_api::{ApiError, ErrorCode, MachineId, MachineState};
@@ -34,7 +35,11 @@ impl Request {
         Self::Destroy { force: true },
     ];
 
-    pub async fn send(self, fixture: &Fixture, machine: &MachineId) -> Result<WorkerReply, ApiError> {
+    pub async fn send(
+        self,
+        fixture: &Fixture,
+        machine: &MachineId,
+    ) -> Result<WorkerReply, ApiError> {
         let action = match self {
             Self::Start => Action::Start,
             Self::Stop => Action::Stop { signal: None, timeout: None },
@@ -54,7 +59,9 @@ impl Request {
             _ if goal == Failed && state == Failed => true,
             Self::Start | Self::Restart => state == Started,
             // A machine that goes away with its program does so.
-            Self::Stop => matches!(state, Stopped | Created) || (goal == Destroyed && state == Destroyed),
+            Self::Stop => {
+                matches!(state, Stopped | Created) || (goal == Destroyed && state == Destroyed)
+            }
             Self::Suspend => state == Suspended,
             Self::Update if goal == Started => state == Started,
             Self::Update => matches!(state, Stopped | Created),
@@ -73,9 +80,12 @@ async fn what_is_accepted_at_any_step_comes_true() {
     for scenario in &scenarios {
         let seen = without_fault(scenario).await;
         let places = seen.into_iter().filter(|(_, done)| !done).map(|(place, _)| place);
-        cases.extend(places.flat_map(|place| Request::ALL.map(|request| (scenario, place.clone(), request))));
+        cases.extend(
+            places.flat_map(|place| Request::ALL.map(|request| (scenario, place.clone(), request))),
+        );
     }
-    let cases = stream::iter(cases).map(|(scenario, place, request)| case(scenario, place, request));
+    let cases =
+        stream::iter(cases).map(|(scenario, place, request)| case(scenario, place, request));
     cases.buffer_unordered(AT_ONCE).collect::<()>().await;
 }
 
@@ -90,14 +100,19 @@ async fn case(scenario: &Scenario, place: Place, request: Request) {
     let answer = request.send(&fixture, &machine).await;
     fixture.saboteur.release();
     if let Err(error) = &answer {
-        assert!(matches!(error.code, ErrorCode::FailedPrecondition | ErrorCode::Aborted), "{name}: {error:?}");
+        assert!(
+            matches!(error.code, ErrorCode::FailedPrecondition | ErrorCode::Aborted),
+            "{name}: {error:?}"
+        );
     }
     let allowed = |state: MachineState| match answer {
         _ if IN_VAIN.contains(&scenario.name) => state.is_settled(),
         Ok(_) => request.allows(scenario.goal, state),
         Err(_) => state == scenario.goal,
     };
-    fixture.until_named(&machine, &name, |r| rests_since(r, &before) && allowed(r.machine.state)).await;
+    fixture
+        .until_named(&machine, &name, |r| rests_since(r, &before) && allowed(r.machine.state))
+        .await;
     fixture.host.set_faults(Faults::default());
     fixture.assert_all_fits(&machine, &name).await;
     act(&fixture, &machine, Action::Destroy { force: true }).await;

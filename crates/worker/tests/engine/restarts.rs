@@ -44,12 +44,17 @@ async fn an_exit_while_no_worker_ran_is_reported_with_its_code() {
     fixture.assert_nothing_runs().await;
 }
 
-/// Ends the worker after ever longer times, wherever a start, a stop or a destroy is then; the next one finishes it.
+/// Ends the worker after ever longer times, wherever a start, a stop or a destroy is then; the next
+/// one finishes it.
 #[tokio::test]
 async fn whatever_is_under_way_is_finished_by_the_next_worker() {
     let mut fixture = Fixture::new().await;
     let guest = Behaviour { boot_delay: Duration::from_millis(5), ..Behaviour::default() };
-    fixture.host.set_faults(Faults { launch_delay: Duration::from_millis(5), guest, ..Faults::default() });
+    fixture.host.set_faults(Faults {
+        launch_delay: Duration::from_millis(5),
+        guest,
+        ..Faults::default()
+    });
     for wait in [0, 1, 3, 6, 10, 15, 25] {
         let pause = || tokio::time::sleep(Duration::from_millis(wait));
         let machine = fixture.create(&["sleep", "inf"]).await;
@@ -79,7 +84,11 @@ async fn whatever_is_under_way_is_finished_by_the_next_worker() {
 async fn a_machine_rests_before_its_killed_vm_is_gone_and_what_comes_next_waits_for_that() {
     let mut fixture = Fixture::new().await;
     let guest = Behaviour { completes_logs: true, ..Behaviour::default() };
-    fixture.host.set_faults(Faults { death_delay: Duration::from_millis(400), guest, ..Faults::default() });
+    fixture.host.set_faults(Faults {
+        death_delay: Duration::from_millis(400),
+        guest,
+        ..Faults::default()
+    });
     let machine = fixture.started().await;
     for moment in [0, 100, 600] {
         fixture.act(&machine, STOP).await.unwrap();
@@ -89,7 +98,11 @@ async fn a_machine_rests_before_its_killed_vm_is_gone_and_what_comes_next_waits_
         fixture.act(&machine, Action::Start).await.unwrap();
         fixture.until(&machine, MachineState::Started).await;
     }
-    assert_eq!((fixture.host.launches(), fixture.network.taps().len()), (4, 1), "no start was in vain");
+    assert_eq!(
+        (fixture.host.launches(), fixture.network.taps().len()),
+        (4, 1),
+        "no start was in vain"
+    );
     fixture.act(&machine, Action::Suspend).await.unwrap();
     fixture.until(&machine, MachineState::Suspended).await;
     fixture.act(&machine, Action::Start).await.unwrap();
@@ -142,7 +155,11 @@ async fn after_a_reboot_of_the_host_what_should_run_runs_again() {
     fixture.host.power_cycle();
     fixture.boot_id = "second".to_owned();
     fixture.start().await;
-    fixture.until_that(&wanted, |r| r.machine.state == MachineState::Started && r.machine.operation.is_none()).await;
+    fixture
+        .until_that(&wanted, |r| {
+            r.machine.state == MachineState::Started && r.machine.operation.is_none()
+        })
+        .await;
     let exit = fixture.exits(&wanted).await[0].exit_event.clone();
     assert_eq!((exit.cause.as_deref(), exit.restarting), (Some("host_reboot"), true));
     assert_eq!(fixture.host.running(), [wanted.to_string()]);
@@ -151,11 +168,15 @@ async fn after_a_reboot_of_the_host_what_should_run_runs_again() {
 #[tokio::test]
 async fn a_drained_host_brings_its_guests_back() {
     let mut fixture = Fixture::new().await;
-    let machine = fixture.try_create(&["sleep", "inf"], json!({ "auto_destroy": true })).await.unwrap();
+    let machine =
+        fixture.try_create(&["sleep", "inf"], json!({ "auto_destroy": true })).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     fixture.ask(WorkerRequest::Drain { deadline_ms: 30_000 }).await.unwrap();
     fixture.assert_nothing_runs().await;
-    assert!(fixture.act(&machine, Action::Start).await.is_err(), "nothing starts while the host goes down");
+    assert!(
+        fixture.act(&machine, Action::Start).await.is_err(),
+        "nothing starts while the host goes down"
+    );
     fixture.end().await;
     fixture.boot_id = "second".to_owned();
     fixture.start().await;

@@ -157,8 +157,12 @@ impl Saboteur {
     fn is_to_die(&self, place: &Place, after: bool) -> bool {
         let mut state = self.state();
         match state.plan.clone() {
-            Some((Fault::DiesBefore | Fault::RebootsBefore, at)) if !after && at == *place => state.plan = None,
-            Some((Fault::DiesAfter | Fault::RebootsAfter, at)) if after && at == *place => state.plan = None,
+            Some((Fault::DiesBefore | Fault::RebootsBefore, at)) if !after && at == *place => {
+                state.plan = None
+            }
+            Some((Fault::DiesAfter | Fault::RebootsAfter, at)) if after && at == *place => {
+                state.plan = None
+            }
             Some((Fault::DiesEverywhere, _)) if state.died.insert((place.clone(), after)) => {}
             _ => return false,
         }

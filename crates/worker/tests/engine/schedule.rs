@@ -16,7 +16,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A machine that has run and rests.
 async fn rested(fixture: &Fixture, schedule: &str) -> MachineId {
-    let machine = fixture.try_create(&["sleep", "inf"], json!({ "schedule": schedule })).await.unwrap();
+    let machine =
+        fixture.try_create(&["sleep", "inf"], json!({ "schedule": schedule })).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     fixture.act(&machine, STOP).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
@@ -41,7 +42,11 @@ async fn a_machine_with_a_schedule_starts_when_its_time_has_come() {
     fixture.start().await;
     fixture.until(&hourly, MachineState::Started).await;
     let start = fixture.events(&hourly).await;
-    assert_eq!((start[0].kind.as_str(), start[0].source.as_str()), ("start", "flyd"), "nobody asked for it");
+    assert_eq!(
+        (start[0].kind.as_str(), start[0].source.as_str()),
+        ("start", "flyd"),
+        "nobody asked for it"
+    );
     assert_eq!(fixture.host.running(), [hourly.to_string()], "and no other");
 
     // Once, however often it would have been.

@@ -12,7 +12,8 @@ use crate::support::Fixture;
 /// One that looks after its guests quickly.
 async fn attentive() -> Fixture {
     let mut fixture = Fixture::new().await;
-    fixture.pace = Pace { question: Duration::from_millis(300), patience: Duration::from_millis(300) };
+    fixture.pace =
+        Pace { question: Duration::from_millis(300), patience: Duration::from_millis(300) };
     fixture.end().await;
     fixture.start().await;
     fixture
@@ -28,7 +29,10 @@ async fn a_guest_that_says_nothing_is_told_until_it_does_and_can_be_stopped() {
     let fixture = attentive().await;
     let machine = fixture.started().await;
     let record = silent(&fixture, &machine).await.machine;
-    assert_eq!((record.host_status_reason.as_deref(), record.state), (Some("guest_silent"), MachineState::Started));
+    assert_eq!(
+        (record.host_status_reason.as_deref(), record.state),
+        (Some("guest_silent"), MachineState::Started)
+    );
     let event = fixture.events(&machine).await[0].clone();
     assert_eq!((event.kind.as_str(), event.status.as_str()), ("host_status", "started"));
     assert_eq!(event.told()["host_status_reason"], "guest_silent");
@@ -37,7 +41,8 @@ async fn a_guest_that_says_nothing_is_told_until_it_does_and_can_be_stopped() {
         assert!(refused.message.contains("does not answer"), "{refused}");
     }
     fixture.host.guest(machine.as_str()).unwrap().set_mute(false);
-    let record = fixture.until_that(&machine, |record| record.machine.host_status == "ok").await.machine;
+    let record =
+        fixture.until_that(&machine, |record| record.machine.host_status == "ok").await.machine;
     assert_eq!(record.host_status_reason, None);
     assert_eq!(fixture.events(&machine).await[0].told()["host_status"], "ok");
     fixture.act(&machine, Action::Suspend).await.unwrap();
@@ -58,7 +63,8 @@ async fn a_guest_that_says_nothing_is_told_until_it_does_and_can_be_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_suspend_that_its_guest_does_not_hear_is_given_up_with_the_reason_and_the_machine_goes_on() {
+async fn a_suspend_that_its_guest_does_not_hear_is_given_up_with_the_reason_and_the_machine_goes_on()
+ {
     let mut fixture = Fixture::new().await;
     let machine = fixture.started().await;
     fixture.host.guest(machine.as_str()).unwrap().set_mute(true);
@@ -68,7 +74,8 @@ async fn a_suspend_that_its_guest_does_not_hear_is_given_up_with_the_reason_and_
     let record = fixture.until(&machine, MachineState::Started).await.machine;
     assert_eq!(record.host_status_reason.as_deref(), Some("guest_silent"));
     let events = fixture.events(&machine).await;
-    let failed = events.iter().find(|event| event.kind == "suspend" && event.status == "started").unwrap();
+    let failed =
+        events.iter().find(|event| event.kind == "suspend" && event.status == "started").unwrap();
     assert!(failed.error().unwrap().contains("did not answer within"), "{failed:?}");
     let told = |(_, line): &(String, String)| line.starts_with("Suspend failed, the machine keeps");
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);

@@ -1,5 +1,5 @@
-//! Every step of every operation fails, is repeated, and is the last thing its process does; each time the machine comes
-//! to where it was to be, or rests with a reason, and nothing is left over.
+//! Every step of every operation fails, is repeated, and is the last thing its process does; each
+//! time the machine comes to where it was to be, or rests with a reason, and nothing is left over.
 //!
 //! Which steps there are is found out by doing each thing once without a fault.
 
@@ -75,7 +75,11 @@ async fn saving(fixture: &Fixture) -> MachineId {
     fixture.host.set_faults(Faults { save_delay: Duration::from_secs(3600), ..Faults::default() });
     fixture.act(&machine, Action::Suspend).await.unwrap();
     let saves = |step: &str| step == "save";
-    fixture.until_that(&machine, |record| record.machine.operation.as_ref().is_some_and(|o| saves(&o.step))).await;
+    fixture
+        .until_that(&machine, |record| {
+            record.machine.operation.as_ref().is_some_and(|o| saves(&o.step))
+        })
+        .await;
     fixture.host.set_faults(Faults::default());
     machine
 }
@@ -91,9 +95,16 @@ pub async fn update(fixture: &Fixture, machine: &MachineId) {
 /// A new version that does the same.
 pub async fn try_update(fixture: &Fixture, machine: &MachineId) -> Result<WorkerReply, ApiError> {
     let config = config(json!({ "env": { "A": "1" } }));
-    let update =
-        UpdateMachine { config, version: None, expected: None, skip_launch: false, cordoned: false, lease: None };
-    let request = WorkerRequest::Update { machine: machine.clone(), nonce: None, update: Box::new(update) };
+    let update = UpdateMachine {
+        config,
+        version: None,
+        expected: None,
+        skip_launch: false,
+        cordoned: false,
+        lease: None,
+    };
+    let request =
+        WorkerRequest::Update { machine: machine.clone(), nonce: None, update: Box::new(update) };
     fixture.ask(request).await
 }
 
@@ -125,7 +136,8 @@ macro_rules! scenario {
     };
 }
 
-const NEW: fn(&Fixture) -> std::future::Ready<MachineId> = |_| std::future::ready(MachineId::random());
+const NEW: fn(&Fixture) -> std::future::Ready<MachineId> =
+    |_| std::future::ready(MachineId::random());
 
 fn starts() -> Vec<Scenario> {
     vec![
@@ -151,7 +163,13 @@ fn stops() -> Vec<Scenario> {
     vec![
         scenario!("stop", |f| running(f, sleeps()), |f, m| act(f, m, STOP), Stopped, 1),
         scenario!("stop of a suspended one", suspended, |f, m| act(f, m, STOP), Stopped, 0),
-        scenario!("destroy", stopped, |f, m| act(f, m, Action::Destroy { force: false }), Destroyed, 1),
+        scenario!(
+            "destroy",
+            stopped,
+            |f, m| act(f, m, Action::Destroy { force: false }),
+            Destroyed,
+            1
+        ),
         scenario!(
             "destroy, forced",
             |f| running(f, sleeps()),
@@ -179,8 +197,20 @@ fn replacements() -> Vec<Scenario> {
 
 fn suspends() -> Vec<Scenario> {
     vec![
-        scenario!("suspend", |f| running(f, sleeps()), |f, m| act(f, m, Action::Suspend), Suspended, 0),
-        scenario!("suspend that can't be", |f| running(f, sleeps()), |f, m| not_saved(f, m), Started, 0),
+        scenario!(
+            "suspend",
+            |f| running(f, sleeps()),
+            |f, m| act(f, m, Action::Suspend),
+            Suspended,
+            0
+        ),
+        scenario!(
+            "suspend that can't be",
+            |f| running(f, sleeps()),
+            |f, m| not_saved(f, m),
+            Started,
+            0
+        ),
         scenario!("suspend called off", saving, |f, m| act(f, m, Action::Start), Started, 0),
         scenario!("resume", suspended, |f, m| act(f, m, Action::Start), Started, 0),
         scenario!("resume that can't be", suspended, |f, m| in_vain(f, m), Suspended, 0),
@@ -196,7 +226,13 @@ fn exits() -> Vec<Scenario> {
     vec![
         scenario!("exit", |f| running(f, sleeps()), |f, m| end(f, m), Stopped, 1),
         scenario!("exit and restart", |f| running(f, always()), |f, m| end(f, m), Started, 1),
-        scenario!("exit and destroy", |f| running(f, json!({ "auto_destroy": true })), |f, m| end(f, m), Destroyed, 1),
+        scenario!(
+            "exit and destroy",
+            |f| running(f, json!({ "auto_destroy": true })),
+            |f, m| end(f, m),
+            Destroyed,
+            1
+        ),
         scenario!("crash", |f| running(f, sleeps()), |f, m| crash(f, m), Stopped, 1),
     ]
 }
@@ -239,7 +275,8 @@ async fn exits_survive_whatever_happens_at_each_step() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_step_is_left_out() {
     let scenarios = everything();
-    let seen: Vec<_> = stream::iter(&scenarios).map(without_fault).buffer_unordered(AT_ONCE).collect().await;
+    let seen: Vec<_> =
+        stream::iter(&scenarios).map(without_fault).buffer_unordered(AT_ONCE).collect().await;
     let seen: BTreeSet<_> = seen.into_iter().flatten().map(|((_, step), _)| step).collect();
     // The table that heads `operation.rs`.
     let table = include_str!("../../src/operation.rs").lines();
@@ -284,7 +321,11 @@ pub async fn without_fault(scenario: &Scenario) -> BTreeSet<(Place, bool)> {
     fixture.saboteur.disarm();
     let before = newest(&fixture, &machine);
     (scenario.act)(&fixture, &machine).await;
-    fixture.until_named(&machine, scenario.name, |r| rests_since(r, &before) && r.machine.state == scenario.goal).await;
+    fixture
+        .until_named(&machine, scenario.name, |r| {
+            rests_since(r, &before) && r.machine.state == scenario.goal
+        })
+        .await;
     let seen = fixture.saboteur.seen().into_iter().collect();
     assert_eq!(fixture.exits(&machine).await.len(), scenario.exits, "{}", scenario.name);
     fixture.assert_all_fits(&machine, scenario.name).await;
@@ -311,7 +352,8 @@ async fn case(scenario: &Scenario, fault: Fault, place: Place) {
     }
     fixture.saboteur.disarm();
     fixture.host.set_faults(Faults::default());
-    // What could not be cleared up for good is left, and shown as failed; the next operation begins with it again.
+    // What could not be cleared up for good is left, and shown as failed; the next operation begins
+    // with it again.
     let left = state == MachineState::Failed && CLEARS.contains(&place.1.as_str());
     if !left {
         fixture.assert_all_fits(&machine, &name).await;
@@ -347,7 +389,8 @@ async fn come_to_rest(
     name: &str,
 ) -> MachineState {
     let rests = |state: MachineState| {
-        // After a reboot what was not saved yet runs again, and nothing is resumed a second time: it boots, if it can.
+        // After a reboot what was not saved yet runs again, and nothing is resumed a second time:
+        // it boots, if it can.
         let instead = fault.reboots()
             && goal == MachineState::Suspended
             && matches!(state, MachineState::Started | MachineState::Failed);
@@ -356,7 +399,8 @@ async fn come_to_rest(
     let saboteur = fixture.saboteur.clone();
     let mut deaths = 0;
     let record = loop {
-        let settled = fixture.until_named(machine, name, |r| rests_since(r, &before) && rests(r.machine.state));
+        let settled = fixture
+            .until_named(machine, name, |r| rests_since(r, &before) && rests(r.machine.state));
         tokio::select! {
             record = settled => break record,
             () = saboteur.death() => {}
@@ -374,7 +418,11 @@ async fn come_to_rest(
     assert_eq!(deaths > 0, fault.kills(), "{name}: {deaths} deaths");
     if record.machine.state != goal && !fault.reboots() {
         let events = format!("{:?}", fixture.events(machine).await);
-        assert!(events.contains("told to fail"), "{name}: {:?} without a reason: {events}", record.machine.state);
+        assert!(
+            events.contains("told to fail"),
+            "{name}: {:?} without a reason: {events}",
+            record.machine.state
+        );
     }
     record.machine.state
 }

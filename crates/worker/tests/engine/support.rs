@@ -20,8 +20,8 @@ use caddis_api::{
 use caddis_bus::{
     AskWindow, Bus as _, InProcessBus,
     message::{
-        Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, Offer, Question, WorkerReply, WorkerRequest,
-        WorkerResult, decode, encode, region_subject, worker_subject,
+        Action, CreateMachine, DELTAS, Delta, Envelope, MachineRecord, Offer, Question,
+        WorkerReply, WorkerRequest, WorkerResult, decode, encode, region_subject, worker_subject,
     },
 };
 use caddis_guest_protocol::host::Pace;
@@ -150,8 +150,8 @@ impl Fixture {
         fixture
     }
 
-    /// Starts a worker over what an earlier one has left. A tap is there as long as its VM: of those that were
-    /// attached the worker finds the ones it adopts.
+    /// Starts a worker over what an earlier one has left. A tap is there as long as its VM: of
+    /// those that were attached the worker finds the ones it adopts.
     pub async fn start(&mut self) {
         self.try_start().await.unwrap();
     }
@@ -171,10 +171,20 @@ impl Fixture {
             guest_pace: self.pace,
             ..fake::config(self.directory.path())
         };
-        let drivers = fake::drivers(self.directory.path(), 50, &self.host, &self.network, FakeImages).unwrap();
+        let drivers =
+            fake::drivers(self.directory.path(), 50, &self.host, &self.network, FakeImages)
+                .unwrap();
         self.slots = Some(drivers.slots.clone());
-        let parts = WorkerParts { bus: Arc::new(self.bus.clone()), drivers, hook: Some(self.saboteur.clone()) };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let parts = WorkerParts {
+            bus: Arc::new(self.bus.clone()),
+            drivers,
+            hook: Some(self.saboteur.clone()),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let worker = runtime.spawn(Worker::start(config, parts)).await.unwrap();
         match worker {
             Ok(worker) => self.worker = Some(worker),
@@ -188,12 +198,17 @@ impl Fixture {
         Ok(())
     }
 
-    /// Waits until the listener knows what the worker took up: what it had heard of the one before may not be so.
+    /// Waits until the listener knows what the worker took up: what it had heard of the one before
+    /// may not be so.
     async fn until_heard(&self, before: &str) {
         let list = WorkerRequest::List { after: None };
-        let Ok(WorkerReply::Machines { sequence, .. }) = self.ask(list).await else { panic!("no list") };
+        let Ok(WorkerReply::Machines { sequence, .. }) = self.ask(list).await else {
+            panic!("no list")
+        };
         let mut heard = self.heard.clone();
-        let found = heard.wait_for(|heard| sequence == 0 || heard.incarnation != before && heard.sequence >= sequence);
+        let found = heard.wait_for(|heard| {
+            sequence == 0 || heard.incarnation != before && heard.sequence >= sequence
+        });
         tokio::time::timeout(PATIENCE, found).await.unwrap().unwrap();
     }
 
@@ -204,13 +219,14 @@ impl Fixture {
         runtime.shutdown_background();
     }
 
-    /// Has the worker be gone from one instant to the next, as by `kill -9`: nothing it had begun is gone on with.
+    /// Has the worker be gone from one instant to the next, as by `kill -9`: nothing it had begun
+    /// is gone on with.
     pub async fn kill(&mut self) {
         let (worker, runtime) = (self.worker.take().unwrap(), self.runtime.take().unwrap());
         drop(worker);
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
-        // A commit that was on its way may still come, as it may when a process is killed in it. SQLite removes the
-        // write-ahead log when nobody has the database open any more.
+        // A commit that was on its way may still come, as it may when a process is killed in it.
+        // SQLite removes the write-ahead log when nobody has the database open any more.
         let log = self.directory.path().join("worker/worker.db-wal");
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while log.exists() {
@@ -220,7 +236,10 @@ impl Fixture {
     }
 
     /// Runs what the worker does for a request where the worker runs, so that it ends with it.
-    async fn in_worker<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+    async fn in_worker<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
         self.runtime.as_ref().unwrap().spawn(work).await.unwrap()
     }
 
@@ -245,7 +264,8 @@ impl Fixture {
     pub async fn ask_bytes(&self, request: Bytes) -> WorkerResult {
         let subject = worker_subject(self.worker.as_ref().unwrap().id());
         let (bus, to) = (self.bus.clone(), subject.clone());
-        let answer = self.in_worker(async move { bus.request(&to, request, PATIENCE).await }).await.unwrap();
+        let answer =
+            self.in_worker(async move { bus.request(&to, request, PATIENCE).await }).await.unwrap();
         let result: WorkerResult = decode(&subject, &answer).unwrap();
         if let Ok(
             WorkerReply::Created { record, .. }
@@ -278,7 +298,12 @@ impl Fixture {
         self.create_with(argv, more, false).await
     }
 
-    async fn create_with(&self, argv: &[&str], more: Value, skip_launch: bool) -> Result<MachineId, ApiError> {
+    async fn create_with(
+        &self,
+        argv: &[&str],
+        more: Value,
+        skip_launch: bool,
+    ) -> Result<MachineId, ApiError> {
         let id = MachineId::random();
         let mut config = config(more).fields();
         config
@@ -291,7 +316,12 @@ impl Fixture {
     }
 
     /// Makes a machine of this id.
-    pub async fn create_as(&self, id: &MachineId, config: RawConfig, skip_launch: bool) -> Result<(), ApiError> {
+    pub async fn create_as(
+        &self,
+        id: &MachineId,
+        config: RawConfig,
+        skip_launch: bool,
+    ) -> Result<(), ApiError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let create = CreateMachine {
             id: id.clone(),
@@ -354,10 +384,17 @@ impl Fixture {
 
     /// Waits until a machine rests in a state.
     pub async fn until(&self, machine: &MachineId, state: MachineState) -> MachineRecord {
-        self.until_that(machine, |record| record.machine.state == state && record.machine.operation.is_none()).await
+        self.until_that(machine, |record| {
+            record.machine.state == state && record.machine.operation.is_none()
+        })
+        .await
     }
 
-    pub async fn until_that(&self, machine: &MachineId, holds: impl Fn(&MachineRecord) -> bool) -> MachineRecord {
+    pub async fn until_that(
+        &self,
+        machine: &MachineId,
+        holds: impl Fn(&MachineRecord) -> bool,
+    ) -> MachineRecord {
         self.until_named(machine, "", holds).await
     }
 
@@ -387,7 +424,11 @@ impl Fixture {
 
     /// The events of a machine, newest first.
     pub async fn events(&self, machine: &MachineId) -> Vec<MachineEvent> {
-        match self.ask(WorkerRequest::Events { machine: machine.clone(), limit: 100 }).await.unwrap() {
+        match self
+            .ask(WorkerRequest::Events { machine: machine.clone(), limit: 100 })
+            .await
+            .unwrap()
+        {
             WorkerReply::Events { events } => events,
             other => panic!("{other:?}"),
         }
@@ -398,18 +439,22 @@ impl Fixture {
         self.directory.path().join("worker/machines").join(machine.as_str()).join(name)
     }
 
-    /// What the host holds is what this machine needs in its state, and no more; it is the only one there is.
+    /// What the host holds is what this machine needs in its state, and no more; it is the only one
+    /// there is.
     pub async fn assert_all_fits(&self, machine: &MachineId, name: &str) {
         assert_eq!(self.host.collisions(), 0, "{name}: a second VM was to be launched");
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let record = self.record(machine).unwrap().machine;
-            let (state, rests) = (record.state, record.operation.is_none() && record.state.is_settled());
+            let (state, rests) =
+                (record.state, record.operation.is_none() && record.state.is_settled());
             let runs = usize::from(state == MachineState::Started);
-            let keeps = usize::from(matches!(state, MachineState::Started | MachineState::Suspended));
+            let keeps =
+                usize::from(matches!(state, MachineState::Started | MachineState::Suspended));
             let files = |file: &str| usize::from(self.file(machine, file).exists());
             let slots = self.slots.as_ref().unwrap().list().unwrap().len();
-            let found = [self.host.running().len(), self.network.taps().len(), slots, files("root.qcow2")];
+            let found =
+                [self.host.running().len(), self.network.taps().len(), slots, files("root.qcow2")];
             let saved = files("memory.snapshot");
             let exists = state != MachineState::Destroyed;
             let promised = self.promised().await;
@@ -427,19 +472,26 @@ impl Fixture {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let ids: Vec<_> = self.events(machine).await.into_iter().map(|event| event.id).collect();
-        assert!(ids.windows(2).all(|pair| pair[0] > pair[1]), "{name}: events are not numbered one after the other");
+        assert!(
+            ids.windows(2).all(|pair| pair[0] > pair[1]),
+            "{name}: events are not numbered one after the other"
+        );
         self.assert_log_tells_all(machine, name).await;
     }
 
     /// The lines of a machine's log that its host has written, with the events they tell of.
     pub fn own_lines(&self, machine: &MachineId) -> Vec<(String, String)> {
         let directory = self.directory.path().join("worker/logs").join(machine.as_str());
-        let mut files: Vec<_> =
-            fs::read_dir(directory).into_iter().flatten().map(|file| file.unwrap().path()).collect();
+        let mut files: Vec<_> = fs::read_dir(directory)
+            .into_iter()
+            .flatten()
+            .map(|file| file.unwrap().path())
+            .collect();
         files.sort();
         let text: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let own = |line: Value| Some((line["e"].as_str()?.to_owned(), line["m"].as_str()?.to_owned()));
+        let own =
+            |line: Value| Some((line["e"].as_str()?.to_owned(), line["m"].as_str()?.to_owned()));
         lines.filter_map(own).collect()
     }
 
@@ -447,24 +499,32 @@ impl Fixture {
     pub async fn assert_log_tells_all(&self, machine: &MachineId, name: &str) {
         let events = self.events(machine).await;
         let oldest = events.last().map_or(String::new(), |event| event.id.to_string());
-        let expected: Vec<_> = events.iter().rev().filter(|event| is_told(event)).map(|e| e.id.to_string()).collect();
+        let expected: Vec<_> =
+            events.iter().rev().filter(|event| is_told(event)).map(|e| e.id.to_string()).collect();
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let lines = self.own_lines(machine);
-            let mut told: Vec<_> = lines.iter().map(|(event, _)| event.clone()).filter(|id| *id >= oldest).collect();
+            let mut told: Vec<_> =
+                lines.iter().map(|(event, _)| event.clone()).filter(|id| *id >= oldest).collect();
             told.dedup();
             if told == expected {
                 return;
             }
-            assert!(tokio::time::Instant::now() < deadline, "{name}: the log tells {lines:#?} of {events:#?}");
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{name}: the log tells {lines:#?} of {events:#?}"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// All that the host runs is what these machines need.
     pub fn holds_what_runs(&self, machines: &[MachineId]) -> bool {
-        let started = |machine: &&MachineId| self.record(machine).unwrap().machine.state == MachineState::Started;
-        let mut started: Vec<_> = machines.iter().filter(started).map(ToString::to_string).collect();
+        let started = |machine: &&MachineId| {
+            self.record(machine).unwrap().machine.state == MachineState::Started
+        };
+        let mut started: Vec<_> =
+            machines.iter().filter(started).map(ToString::to_string).collect();
         let mut running = self.host.running();
         started.sort();
         running.sort();
@@ -474,9 +534,12 @@ impl Fixture {
 
     /// Memory promised to machines, MiB.
     async fn promised(&self) -> u64 {
-        let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
-        let (bus, window) = (self.bus.clone(), AskWindow { quiet: Duration::from_secs(5), deadline: PATIENCE });
-        let asked = async move { bus.ask_all(&region_subject("local"), encode(&question), window).await };
+        let question =
+            Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
+        let (bus, window) =
+            (self.bus.clone(), AskWindow { quiet: Duration::from_secs(5), deadline: PATIENCE });
+        let asked =
+            async move { bus.ask_all(&region_subject("local"), encode(&question), window).await };
         let offer: Offer = decode("offer", &self.in_worker(asked).await.unwrap()[0]).unwrap();
         MEMORY_MIB - offer.free_memory_mib
     }
@@ -486,7 +549,10 @@ impl Fixture {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !self.host.running().is_empty() || !self.network.taps().is_empty() {
             let (vms, taps) = (self.host.running(), self.network.taps());
-            assert!(tokio::time::Instant::now() < deadline, "left are the VMs of {vms:?} and the taps {taps:?}");
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "left are the VMs of {vms:?} and the taps {taps:?}"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

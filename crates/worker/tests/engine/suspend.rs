@@ -44,9 +44,16 @@ async fn a_suspended_machine_goes_on_with_the_program_and_the_disk_it_had() {
     assert!(!fixture.host.guest(machine.as_str()).unwrap().is_frozen(), "programs go on");
     assert!(!fixture.file(&machine, SNAPSHOT).exists(), "it is used up");
     assert_eq!(fs::read_to_string(fixture.file(&machine, OVERLAY)).unwrap(), "changed");
-    let kinds: Vec<_> = fixture.events(&machine).await.into_iter().map(|e| (e.kind, e.status)).collect();
-    let expected = [("start", "started"), ("start", "starting"), ("suspend", "suspended"), ("suspend", "suspending")];
-    let kinds: Vec<_> = kinds.iter().take(4).map(|(kind, status)| (kind.as_str(), status.as_str())).collect();
+    let kinds: Vec<_> =
+        fixture.events(&machine).await.into_iter().map(|e| (e.kind, e.status)).collect();
+    let expected = [
+        ("start", "started"),
+        ("start", "starting"),
+        ("suspend", "suspended"),
+        ("suspend", "suspending"),
+    ];
+    let kinds: Vec<_> =
+        kinds.iter().take(4).map(|(kind, status)| (kind.as_str(), status.as_str())).collect();
     assert_eq!(kinds, expected);
 
     fixture.act(&machine, STOP).await.unwrap();
@@ -61,17 +68,25 @@ async fn a_start_calls_off_a_suspend_that_is_under_way() {
     fixture.host.set_faults(Faults { save_delay: Duration::from_secs(600), ..Faults::default() });
     fixture.act(&machine, Action::Suspend).await.unwrap();
     let saving = |step: &str| step == "save";
-    fixture.until_that(&machine, |r| r.machine.operation.as_ref().is_some_and(|o| saving(&o.step))).await;
+    fixture
+        .until_that(&machine, |r| r.machine.operation.as_ref().is_some_and(|o| saving(&o.step)))
+        .await;
     fixture.act(&machine, Action::Start).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     assert_eq!(fixture.host.launches(), 1, "its VM never ended");
     assert!(!fixture.host.guest(machine.as_str()).unwrap().is_frozen());
-    assert!(start_of(&fixture, &machine).await["start_reason"].as_str().unwrap().contains("called off"));
+    assert!(
+        start_of(&fixture, &machine).await["start_reason"].as_str().unwrap().contains("called off")
+    );
 
     fixture.act(&machine, Action::Suspend).await.unwrap();
     fixture.act(&machine, STOP).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
-    assert_eq!(fixture.exits(&machine).await[0].exit_event.guest_signal, 2, "it goes on, to hear the signal");
+    assert_eq!(
+        fixture.exits(&machine).await[0].exit_event.guest_signal,
+        2,
+        "it goes on, to hear the signal"
+    );
     fixture.assert_nothing_runs().await;
 }
 
@@ -81,7 +96,10 @@ async fn a_suspend_that_fails_costs_nothing() {
     for faults in [
         Faults { failing_saves: 1, ..Faults::default() },
         Faults {
-            guest: caddis_guest_protocol::fake::Behaviour { refuses_to_freeze: true, ..Default::default() },
+            guest: caddis_guest_protocol::fake::Behaviour {
+                refuses_to_freeze: true,
+                ..Default::default()
+            },
             ..Faults::default()
         },
     ] {
@@ -101,8 +119,12 @@ async fn a_suspend_that_fails_costs_nothing() {
 async fn what_can_not_be_resumed_starts_anew_with_the_disk_it_had_and_says_so() {
     let fixture = Fixture::new().await;
     for spoil in [
-        |fixture: &Fixture, machine: &MachineId| fs::remove_file(fixture.file(machine, SNAPSHOT)).unwrap(),
-        |fixture: &Fixture, machine: &MachineId| fs::write(fixture.file(machine, SNAPSHOT), "damaged").unwrap(),
+        |fixture: &Fixture, machine: &MachineId| {
+            fs::remove_file(fixture.file(machine, SNAPSHOT)).unwrap()
+        },
+        |fixture: &Fixture, machine: &MachineId| {
+            fs::write(fixture.file(machine, SNAPSHOT), "damaged").unwrap()
+        },
     ] {
         let machine = suspended(&fixture).await;
         fs::write(fixture.file(&machine, OVERLAY), "changed").unwrap();
@@ -111,7 +133,10 @@ async fn what_can_not_be_resumed_starts_anew_with_the_disk_it_had_and_says_so() 
         fixture.until(&machine, MachineState::Started).await;
         let start = start_of(&fixture, &machine).await;
         assert_ne!(start["start_kind"], "resume");
-        assert!(start["start_reason"].as_str().unwrap().contains("could not be resumed"), "{start}");
+        assert!(
+            start["start_reason"].as_str().unwrap().contains("could not be resumed"),
+            "{start}"
+        );
         assert_eq!(fs::read_to_string(fixture.file(&machine, OVERLAY)).unwrap(), "changed");
         fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();
         fixture.until(&machine, MachineState::Destroyed).await;
@@ -125,7 +150,9 @@ async fn a_stop_of_a_suspended_machine_forgets_what_was_saved() {
     let machine = suspended(&fixture).await;
     fixture.act(&machine, STOP).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;
-    assert!(!fixture.file(&machine, SNAPSHOT).exists() && !fixture.file(&machine, OVERLAY).exists());
+    assert!(
+        !fixture.file(&machine, SNAPSHOT).exists() && !fixture.file(&machine, OVERLAY).exists()
+    );
     fixture.act(&machine, Action::Start).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     assert_ne!(start_of(&fixture, &machine).await["start_kind"], "resume");
@@ -152,7 +179,10 @@ async fn machines_that_can_not_be_suspended_are_refused_with_the_reason() {
     }
     let stopped = fixture.create(&["exit", "0"]).await;
     fixture.until(&stopped, MachineState::Stopped).await;
-    assert_eq!(fixture.act(&stopped, Action::Suspend).await.unwrap_err().code, ErrorCode::FailedPrecondition);
+    assert_eq!(
+        fixture.act(&stopped, Action::Suspend).await.unwrap_err().code,
+        ErrorCode::FailedPrecondition
+    );
 }
 
 #[tokio::test]
@@ -233,7 +263,10 @@ async fn a_vm_that_waits_becomes_a_machines() {
     fixture.host.set_faults(Faults { pool: true, ..Faults::default() });
     let machine = fixture.started().await;
     let start = start_of(&fixture, &machine).await;
-    assert_eq!((start["start_kind"].as_str(), start["pool"].as_str()), (Some("template"), Some("hit")));
+    assert_eq!(
+        (start["start_kind"].as_str(), start["pool"].as_str()),
+        (Some("template"), Some("hit"))
+    );
     assert_eq!(fixture.network.taps().len(), 1);
     fixture.act(&machine, STOP).await.unwrap();
     fixture.until(&machine, MachineState::Stopped).await;

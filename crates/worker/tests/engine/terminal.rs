@@ -30,7 +30,9 @@ impl Client {
     async fn open(fixture: &Fixture, machine: &MachineId) -> Result<Self, (StatusCode, Value)> {
         let (say, mut receiver) = mpsc::channel::<Frame>(1);
         let frames = futures::stream::poll_fn(move |task| receiver.poll_recv(task));
-        let body = Body::from_stream(frames.map(|frame| Ok::<_, std::convert::Infallible>(frame.encode())));
+        let body = Body::from_stream(
+            frames.map(|frame| Ok::<_, std::convert::Infallible>(frame.encode())),
+        );
         let request = Request::post(format!("/machines/{machine}/session")).body(body).unwrap();
         let response = fixture.streams().call(request).await;
         let (status, body) = (response.status(), response.into_body());
@@ -99,10 +101,17 @@ async fn a_session_runs_hears_and_ends() {
     let start = json!({ "command": ["env"], "env": { "A": "b" } });
     let (output, _) = Client::started(&fixture, &machine, start).await.until("exit").await;
     assert!(output.ends_with("A=b\n"), "{output}");
-    let exit = Client::started(&fixture, &machine, json!({ "command": ["exit", "7"] })).await.until("exit").await.1;
+    let exit = Client::started(&fixture, &machine, json!({ "command": ["exit", "7"] }))
+        .await
+        .until("exit")
+        .await
+        .1;
     assert_eq!(exit["exit_code"], 7);
     let mut missing = Client::started(&fixture, &machine, json!({ "command": ["nothing"] })).await;
-    assert_eq!(missing.heard().await, Some(Frame::Data([&[2], &b"nothing: no such program\n"[..]].concat().into())));
+    assert_eq!(
+        missing.heard().await,
+        Some(Frame::Data([&[2], &b"nothing: no such program\n"[..]].concat().into()))
+    );
     assert_eq!(missing.until("exit").await.1["exit_code"], 127, "as a shell tells it");
 }
 
@@ -110,7 +119,8 @@ async fn a_session_runs_hears_and_ends() {
 async fn input_of_any_length_goes_through_the_window_and_more_than_that_is_refused() {
     let fixture = Fixture::new().await;
     let machine = fixture.started().await;
-    let mut client = Client::started(&fixture, &machine, json!({ "command": ["cat"], "stdin": true })).await;
+    let mut client =
+        Client::started(&fixture, &machine, json!({ "command": ["cat"], "stdin": true })).await;
     let (mut sent, mut credit, mut back) = (0, WINDOW_BYTES, 0);
     let total = 3 << 20;
     while back < total {
@@ -130,7 +140,9 @@ async fn input_of_any_length_goes_through_the_window_and_more_than_that_is_refus
     client.until("exit").await;
 
     // Nobody reads: what is within the window waits, and what is beyond is too much.
-    let mut client = Client::started(&fixture, &machine, json!({ "command": ["sleep", "inf"], "stdin": true })).await;
+    let mut client =
+        Client::started(&fixture, &machine, json!({ "command": ["sleep", "inf"], "stdin": true }))
+            .await;
     for _ in 0..2 * WINDOW_BYTES / 32 / 1024 + 1 {
         let _ = client.say.send(Frame::Data(vec![0; 32 * 1024 + 1].into())).await;
     }
@@ -142,9 +154,12 @@ async fn input_of_any_length_goes_through_the_window_and_more_than_that_is_refus
 async fn a_client_that_does_not_read_holds_up_its_own_program_and_is_heard_all_the_same() {
     let fixture = Fixture::new().await;
     let machine = fixture.started().await;
-    let slow = Client::started(&fixture, &machine, json!({ "command": ["yes"], "stdin": true })).await;
-    let (output, _) =
-        Client::started(&fixture, &machine, json!({ "command": ["echo", "quick"] })).await.until("exit").await;
+    let slow =
+        Client::started(&fixture, &machine, json!({ "command": ["yes"], "stdin": true })).await;
+    let (output, _) = Client::started(&fixture, &machine, json!({ "command": ["echo", "quick"] }))
+        .await
+        .until("exit")
+        .await;
     assert_eq!(output, "quick\n");
     let guest = fixture.host.guest(machine.as_str()).unwrap();
     assert_eq!(guest.hung_up(), 0);
@@ -167,9 +182,17 @@ async fn what_is_wrong_is_told() {
         (Frame::Text(r#"{"type":"eof"}"#.into()), "type start"),
         (Frame::Text(r#"{"type":"start","command":["a\u0000b"]}"#.into()), "NUL"),
         (Frame::Text(r#"{"type":"start","command":[""]}"#.into()), "no name"),
-        (Frame::Text(r#"{"type":"start","command":["a"],"env":{"A=B":"c"}}"#.into()), "invalid env"),
+        (
+            Frame::Text(r#"{"type":"start","command":["a"],"env":{"A=B":"c"}}"#.into()),
+            "invalid env",
+        ),
         (Frame::Text(r#"{"type":"start","files":true}"#.into()), "files takes a command"),
-        (Frame::Text(json!({ "type": "start", "command": ["x".repeat(2 << 20)] }).to_string().into()), ""),
+        (
+            Frame::Text(
+                json!({ "type": "start", "command": ["x".repeat(2 << 20)] }).to_string().into(),
+            ),
+            "",
+        ),
     ] {
         let mut client = Client::open(&fixture, &machine).await.unwrap();
         client.say.send(first.clone()).await.unwrap();

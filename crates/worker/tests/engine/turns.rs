@@ -30,7 +30,9 @@ async fn fixture(machines: usize) -> (Fixture, Vec<MachineId>) {
 
 async fn is_at(fixture: &Fixture, machine: &MachineId, step: &str) -> MachineRecord {
     let is_there = |operation: &Operation| operation.step == step;
-    fixture.until_that(machine, |record| record.machine.operation.as_ref().is_some_and(is_there)).await
+    fixture
+        .until_that(machine, |record| record.machine.operation.as_ref().is_some_and(is_there))
+        .await
 }
 
 async fn waits(fixture: &Fixture, machine: &MachineId) {
@@ -40,7 +42,9 @@ async fn waits(fixture: &Fixture, machine: &MachineId) {
 #[tokio::test]
 async fn machines_are_launched_in_the_order_in_which_they_were_started() {
     let (fixture, machines) = fixture(3).await;
-    fixture.host.set_faults(Faults { launch_delay: Duration::from_millis(1000), ..Default::default() });
+    fixture
+        .host
+        .set_faults(Faults { launch_delay: Duration::from_millis(1000), ..Default::default() });
     fixture.act(&machines[0], Action::Start).await.unwrap();
     is_at(&fixture, &machines[0], "launch").await;
     for machine in &machines[1..] {
@@ -74,7 +78,10 @@ async fn a_machine_that_waits_can_be_stopped_and_has_its_whole_time_once_it_is_l
     }
     fixture.act(second, STOP).await.unwrap();
     fixture.until(second, MachineState::Stopped).await;
-    fixture.host.set_faults(Faults { guest: Behaviour { silent: true, ..Default::default() }, ..Default::default() });
+    fixture.host.set_faults(Faults {
+        guest: Behaviour { silent: true, ..Default::default() },
+        ..Default::default()
+    });
 
     // The first is not waited for for ever.
     let record = is_at(&fixture, third, "boot").await;

@@ -27,7 +27,11 @@ fn update(more: Value) -> UpdateMachine {
     }
 }
 
-async fn try_update(fixture: &Fixture, machine: &MachineId, update: UpdateMachine) -> Result<VersionId, ApiError> {
+async fn try_update(
+    fixture: &Fixture,
+    machine: &MachineId,
+    update: UpdateMachine,
+) -> Result<VersionId, ApiError> {
     update_with(fixture, machine, None, update).await
 }
 
@@ -37,7 +41,8 @@ async fn update_with(
     nonce: Option<LeaseNonce>,
     update: UpdateMachine,
 ) -> Result<VersionId, ApiError> {
-    let request = WorkerRequest::Update { machine: machine.clone(), nonce, update: Box::new(update) };
+    let request =
+        WorkerRequest::Update { machine: machine.clone(), nonce, update: Box::new(update) };
     match fixture.ask(request).await? {
         WorkerReply::Updated { record, .. } => Ok(record.machine.version),
         other => panic!("{other:?}"),
@@ -74,7 +79,10 @@ async fn a_running_machine_runs_the_new_version() {
     assert_eq!(fixture.host.launches(), 2);
     assert_eq!(fixture.host.running(), [machine.to_string()]);
     let guest = fixture.host.guest(machine.as_str()).unwrap();
-    assert!(guest.spec().unwrap().env.contains(&("A".to_owned(), "1".to_owned())), "it is told of the new one");
+    assert!(
+        guest.spec().unwrap().env.contains(&("A".to_owned(), "1".to_owned())),
+        "it is told of the new one"
+    );
     let expected = ["update replacing", "exit stopped", "launch created", "start started"];
     assert_eq!(story(&fixture, &machine).await[before..], expected);
     let exit = &fixture.exits(&machine).await[0].exit_event;
@@ -95,11 +103,15 @@ async fn a_machine_that_rests_goes_on_resting() {
     fixture.act(&suspended, Action::Suspend).await.unwrap();
     fixture.until(&suspended, MachineState::Suspended).await;
     for machine in [&stopped, &suspended] {
-        let new = try_update(&fixture, machine, update(json!({ "env": { "A": "1" } }))).await.unwrap();
+        let new =
+            try_update(&fixture, machine, update(json!({ "env": { "A": "1" } }))).await.unwrap();
         let record = fixture.until(machine, MachineState::Stopped).await;
         assert_eq!(record.machine.version, new);
         fixture.assert_nothing_runs().await;
-        assert!(!fixture.file(machine, "memory.snapshot").exists(), "what was saved is of the old version");
+        assert!(
+            !fixture.file(machine, "memory.snapshot").exists(),
+            "what was saved is of the old version"
+        );
     }
     fixture.act(&suspended, Action::Start).await.unwrap();
     let record = fixture.until(&suspended, MachineState::Started).await;
@@ -148,18 +160,35 @@ async fn updates_are_guarded() {
         (update(json!({ "guest": { "cpus": 3 } })), "config.guest.cpus"),
         (update(json!({ "init": { "exec": [] } })), "names no program"),
         (update(json!({ "mounts": [{ "volume": "vol_1", "path": "/data" }] })), "mounts"),
-        (update(json!({ "guest": { "cpu_kind": "shared", "cpus": 8, "memory_mb": 16384 } })), "could not reserve"),
+        (
+            update(json!({ "guest": { "cpu_kind": "shared", "cpus": 8, "memory_mb": 16384 } })),
+            "could not reserve",
+        ),
     ] {
         let refused = try_update(&fixture, &machine, bad).await.unwrap_err();
         assert!(refused.message.contains(text), "{text}: {refused}");
     }
-    let action = Action::AcquireLease { ttl_seconds: 60, owner: "me".to_owned(), description: String::new() };
-    let WorkerReply::Lease { lease } = fixture.act(&machine, action).await.unwrap() else { panic!() };
+    let action = Action::AcquireLease {
+        ttl_seconds: 60,
+        owner: "me".to_owned(),
+        description: String::new(),
+    };
+    let WorkerReply::Lease { lease } = fixture.act(&machine, action).await.unwrap() else {
+        panic!()
+    };
     let refused = try_update(&fixture, &machine, update(json!({}))).await.unwrap_err();
     assert!(refused.message.contains("lease currently held by me"), "{refused}");
-    assert!(update_with(&fixture, &machine, Some(LeaseNonce::random()), update(json!({}))).await.is_err());
+    assert!(
+        update_with(&fixture, &machine, Some(LeaseNonce::random()), update(json!({})))
+            .await
+            .is_err()
+    );
     assert_eq!(versions(&fixture, &machine).await[0].version, current);
-    assert_eq!((fixture.host.launches(), fixture.exits(&machine).await.len()), (1, 0), "nothing was touched");
+    assert_eq!(
+        (fixture.host.launches(), fixture.exits(&machine).await.len()),
+        (1, 0),
+        "nothing was touched"
+    );
     let right = UpdateMachine { expected: Some(current), ..update(json!({})) };
     update_with(&fixture, &machine, Some(lease.nonce), right).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
@@ -170,7 +199,11 @@ async fn updates_are_guarded() {
 async fn what_comes_while_a_machine_is_replaced_has_one_outcome() {
     let fixture = Fixture::new().await;
     let guest = Behaviour { boot_delay: Duration::from_millis(50), ..Behaviour::default() };
-    fixture.host.set_faults(Faults { launch_delay: Duration::from_millis(50), guest, ..Faults::default() });
+    fixture.host.set_faults(Faults {
+        launch_delay: Duration::from_millis(50),
+        guest,
+        ..Faults::default()
+    });
     let machine = fixture.started().await;
     try_update(&fixture, &machine, update(json!({}))).await.unwrap();
     let second = try_update(&fixture, &machine, update(json!({}))).await.unwrap_err();
@@ -202,10 +235,17 @@ async fn what_comes_while_a_machine_is_replaced_has_one_outcome() {
 async fn an_update_is_finished_by_the_next_worker() {
     let mut fixture = Fixture::new().await;
     let guest = Behaviour { boot_delay: Duration::from_millis(5), ..Behaviour::default() };
-    fixture.host.set_faults(Faults { launch_delay: Duration::from_millis(5), guest, ..Faults::default() });
+    fixture.host.set_faults(Faults {
+        launch_delay: Duration::from_millis(5),
+        guest,
+        ..Faults::default()
+    });
     let machine = fixture.started().await;
     for (number, wait) in [0, 1, 2, 4, 7, 11, 16, 25].into_iter().enumerate() {
-        let new = try_update(&fixture, &machine, update(json!({ "env": { "N": number.to_string() } }))).await.unwrap();
+        let new =
+            try_update(&fixture, &machine, update(json!({ "env": { "N": number.to_string() } })))
+                .await
+                .unwrap();
         tokio::time::sleep(Duration::from_millis(wait)).await;
         fixture.end().await;
         fixture.start().await;
@@ -243,7 +283,8 @@ async fn a_drain_in_the_middle_of_an_update_brings_back_what_was_to_run() {
 async fn room_follows_the_configuration() {
     let fixture = Fixture::new().await;
     let machine = fixture.started().await;
-    let sized = |memory: u64| json!({ "guest": { "cpu_kind": "shared", "cpus": 1, "memory_mb": memory } });
+    let sized =
+        |memory: u64| json!({ "guest": { "cpu_kind": "shared", "cpus": 1, "memory_mb": memory } });
     try_update(&fixture, &machine, update(sized(1024))).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     // 1024 of the 2048 MiB are left.
@@ -264,19 +305,36 @@ async fn metadata_is_merged_without_a_new_version() {
     let machine = fixture.started().await;
     let version = versions(&fixture, &machine).await[0].version.clone();
     let set = |pairs: &[(&str, Option<&str>)], expected: Option<VersionId>| Action::SetMetadata {
-        changes: pairs.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect(),
+        changes: pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned)))
+            .collect(),
         expected,
     };
     // Not kept out by a lease.
-    let lease = Action::AcquireLease { ttl_seconds: 60, owner: "me".to_owned(), description: String::new() };
+    let lease = Action::AcquireLease {
+        ttl_seconds: 60,
+        owner: "me".to_owned(),
+        description: String::new(),
+    };
     fixture.act(&machine, lease).await.unwrap();
     fixture.act(&machine, set(&[("a", Some("1")), ("b", Some("2"))], None)).await.unwrap();
-    fixture.act(&machine, set(&[("a", None), ("b", Some("3")), ("c", Some(""))], Some(version.clone()))).await.unwrap();
-    let record =
-        fixture.until_that(&machine, |r| r.machine.config.as_ref().unwrap().fields()["metadata"]["b"] == "3").await;
+    fixture
+        .act(
+            &machine,
+            set(&[("a", None), ("b", Some("3")), ("c", Some(""))], Some(version.clone())),
+        )
+        .await
+        .unwrap();
+    let record = fixture
+        .until_that(&machine, |r| {
+            r.machine.config.as_ref().unwrap().fields()["metadata"]["b"] == "3"
+        })
+        .await;
     assert_eq!(record.machine.config.unwrap().fields()["metadata"], json!({ "b": "3" }));
     assert_eq!((record.machine.version, fixture.host.launches()), (version, 1));
-    let stale = fixture.act(&machine, set(&[("b", None)], Some(VersionId::generate()))).await.unwrap_err();
+    let stale =
+        fixture.act(&machine, set(&[("b", None)], Some(VersionId::generate()))).await.unwrap_err();
     assert_eq!(stale.code, ErrorCode::FailedPrecondition);
     let large = "x".repeat(100_000);
     assert!(fixture.act(&machine, set(&[("b", Some(&large))], None)).await.is_err());
@@ -310,7 +368,10 @@ async fn what_was_noted_during_an_update_that_comes_to_nothing_stays() {
     fixture.saboteur.release();
     let record = fixture.until(&machine, MachineState::Started).await;
     let config = record.machine.config.unwrap().fields();
-    assert_eq!((&config["image"], &config["metadata"]["noted"]), (&json!("image"), &json!("meanwhile")));
+    assert_eq!(
+        (&config["image"], &config["metadata"]["noted"]),
+        (&json!("image"), &json!("meanwhile"))
+    );
 }
 
 #[tokio::test]
@@ -319,9 +380,12 @@ async fn versions_rise_whatever_id_is_asked_for() {
     let machine = fixture.started().await;
     let early: VersionId = VersionId::from_trusted("01HQ73A7BFFDF1B6WMGHFZZ4E7");
     let made =
-        try_update(&fixture, &machine, UpdateMachine { version: Some(early), ..update(json!({})) }).await.unwrap();
+        try_update(&fixture, &machine, UpdateMachine { version: Some(early), ..update(json!({})) })
+            .await
+            .unwrap();
     fixture.until(&machine, MachineState::Started).await;
-    let kept: Vec<_> = versions(&fixture, &machine).await.into_iter().map(|kept| kept.version).collect();
+    let kept: Vec<_> =
+        versions(&fixture, &machine).await.into_iter().map(|kept| kept.version).collect();
     assert_eq!(kept.len(), 2);
     assert!(kept[0] == made && kept[0] > kept[1], "{kept:?}");
 }

@@ -1,5 +1,5 @@
-//! Several wishes one after the other, while something is under way: what was asked for last counts, and nothing undoes
-//! a destroy.
+//! Several wishes one after the other, while something is under way: what was asked for last
+//! counts, and nothing undoes a destroy.
 
 use std::time::Duration;
 
@@ -17,7 +17,9 @@ const DESTROY: Action = Action::Destroy { force: false };
 async fn a_start_after_a_suspend_that_waits_for_the_first_start_leaves_it_running() {
     let fixture = Fixture::new().await;
     let machine = fixture.create_resting(json!({})).await;
-    fixture.host.set_faults(Faults { launch_delay: Duration::from_millis(200), ..Faults::default() });
+    fixture
+        .host
+        .set_faults(Faults { launch_delay: Duration::from_millis(200), ..Faults::default() });
     for action in [Action::Start, Action::Suspend, Action::Start] {
         fixture.act(&machine, action).await.unwrap();
     }
@@ -36,7 +38,9 @@ async fn a_suspend_waits_for_a_start_that_waits_itself() {
     fixture.act(&machine, Action::Start).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
     // While it is stopped, to be started afterwards.
-    fixture.host.set_faults(Faults { death_delay: Duration::from_millis(200), ..Faults::default() });
+    fixture
+        .host
+        .set_faults(Faults { death_delay: Duration::from_millis(200), ..Faults::default() });
     for action in [STOP, Action::Start, Action::Suspend] {
         fixture.act(&machine, action).await.unwrap();
     }
@@ -51,7 +55,10 @@ async fn a_suspend_waits_for_a_start_that_waits_itself() {
     assert_eq!(stopped.machine.operation, None);
     // Where nothing is to be started there is nothing to save.
     let resting = fixture.create_resting(json!({})).await;
-    assert_eq!(fixture.act(&resting, Action::Suspend).await.unwrap_err().code, ErrorCode::FailedPrecondition);
+    assert_eq!(
+        fixture.act(&resting, Action::Suspend).await.unwrap_err().code,
+        ErrorCode::FailedPrecondition
+    );
 }
 
 #[tokio::test]
@@ -62,11 +69,21 @@ async fn a_destroy_that_waits_for_a_stop_is_not_undone() {
     fixture.until(&machine, MachineState::Started).await;
     fixture.act(&machine, STOP).await.unwrap();
     fixture.act(&machine, DESTROY).await.unwrap();
-    for action in [Action::Start, Action::Suspend, Action::Restart { signal: None, timeout: None, force: false }] {
-        assert_eq!(fixture.act(&machine, action).await.unwrap_err().code, ErrorCode::FailedPrecondition);
+    for action in [
+        Action::Start,
+        Action::Suspend,
+        Action::Restart { signal: None, timeout: None, force: false },
+    ] {
+        assert_eq!(
+            fixture.act(&machine, action).await.unwrap_err().code,
+            ErrorCode::FailedPrecondition
+        );
     }
     // A second stop still hastens the first.
-    let now = Action::Stop { signal: None, timeout: Some(caddis_api::ApiDuration(Duration::from_millis(1))) };
+    let now = Action::Stop {
+        signal: None,
+        timeout: Some(caddis_api::ApiDuration(Duration::from_millis(1))),
+    };
     fixture.act(&machine, now).await.unwrap();
     fixture.until(&machine, MachineState::Destroyed).await;
     fixture.assert_nothing_runs().await;
@@ -76,7 +93,8 @@ async fn a_destroy_that_waits_for_a_stop_is_not_undone() {
 async fn a_destroy_that_waits_for_a_suspend_comes_also_when_that_fails() {
     let fixture = Fixture::new().await;
     let machine = fixture.started().await;
-    let saving = Faults { save_delay: Duration::from_millis(200), failing_saves: 1, ..Faults::default() };
+    let saving =
+        Faults { save_delay: Duration::from_millis(200), failing_saves: 1, ..Faults::default() };
     fixture.host.set_faults(saving);
     fixture.act(&machine, Action::Suspend).await.unwrap();
     fixture.act(&machine, DESTROY).await.unwrap();

@@ -13,7 +13,9 @@ const FILE: &str = "caddis.toml";
 
 /// `caddis apps create`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  caddis apps create hello\n  caddis apps create --generate-name --save")]
+#[command(
+    after_help = "Examples:\n  caddis apps create hello\n  caddis apps create --generate-name --save"
+)]
 pub struct Create {
     /// Its name.
     name: Option<String>,
@@ -55,12 +57,18 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
             ));
         }
         let question = "Choose an app name (leave blank to generate one): ";
-        name = Some(prompt::ask(printer, question, prompt::NO_YES).await?).filter(|name| !name.is_empty());
+        name = Some(prompt::ask(printer, question, prompt::NO_YES).await?)
+            .filter(|name| !name.is_empty());
     }
     // What can't be written is told before anything is made.
     let file = if create.save { Some(File::open(session, create.yes).await?) } else { None };
     let network = create.network;
-    let request = CreateAppRequest { name, org_slug: Some(create.org), network, ..CreateAppRequest::default() };
+    let request = CreateAppRequest {
+        name,
+        org_slug: Some(create.org),
+        network,
+        ..CreateAppRequest::default()
+    };
     let app = client.create_app(&request).await?.app;
     if create.json {
         printer.json(&app)?;
@@ -88,8 +96,9 @@ impl File {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(CliError::new(format!("could not read {}: {e}", path.display()))),
         };
-        let document: DocumentMut =
-            text.parse().map_err(|e| CliError::new(format!("could not read {}: {e}", path.display())))?;
+        let document: DocumentMut = text
+            .parse()
+            .map_err(|e| CliError::new(format!("could not read {}: {e}", path.display())))?;
         if let Some(other) = document.get("app").and_then(|app| app.as_str())
             && !other.is_empty()
             && !yes
@@ -103,7 +112,10 @@ impl File {
     fn save(mut self, app: &str) -> Result<(), CliError> {
         self.document["app"] = value(app);
         fs::write(&self.path, self.document.to_string()).map_err(|e| {
-            CliError::new(format!("app {app} was created, but could not write {}: {e}", self.path.display()))
+            CliError::new(format!(
+                "app {app} was created, but could not write {}: {e}",
+                self.path.display()
+            ))
         })
     }
 }

@@ -15,7 +15,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// `caddis apps destroy`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  caddis apps destroy hello\n  caddis apps destroy hello other --yes")]
+#[command(
+    after_help = "Examples:\n  caddis apps destroy hello\n  caddis apps destroy hello other --yes"
+)]
 pub struct Destroy {
     /// Their names.
     #[arg(value_name = "NAME")]
@@ -61,7 +63,9 @@ pub async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
         }
     };
     tokio::time::timeout(GONE_PATIENCE, gone).await.unwrap_or_else(|_| {
-        let text = format!("app {name} is still being destroyed after {GONE_PATIENCE:?}; it goes on by itself");
+        let text = format!(
+            "app {name} is still being destroyed after {GONE_PATIENCE:?}; it goes on by itself"
+        );
         Err(CliError::DeadlineExceeded(text))
     })
 }

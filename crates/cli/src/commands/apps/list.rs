@@ -40,7 +40,8 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
         headers.push("Machines");
         let row = |app: &App| {
             let shells = is_for_shells(&app.name) && !session.globals.verbose;
-            let name = if shells { "(interactive shells app)".to_owned() } else { app.name.clone() };
+            let name =
+                if shells { "(interactive shells app)".to_owned() } else { app.name.clone() };
             let mut row = vec![name, app.organization.slug.clone(), app.status.clone()];
             row.extend(networks.then(|| app.network.clone()));
             row.push(app.machine_count.to_string());

@@ -43,7 +43,9 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
     choice::each(session, &machines, async |machine| {
         let nonce = session.lease(&client, &app, machine).await?;
         let started = client.start_machine(&app, &machine.id, Some(&nonce)).await;
-        started.map_err(|e| CliError::attempted(format!("could not start machine {}", machine.id), e))?;
+        started.map_err(|e| {
+            CliError::attempted(format!("could not start machine {}", machine.id), e)
+        })?;
         session.release_lease(&machine.id).await;
         let before = machine.events.iter().flatten().next().map(|event| &event.id);
         let state = waiting::until_started(&session.printer, &client, &app, &machine.id).await?;
@@ -51,12 +53,17 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
             waiting::how_it_went(&client, &app, &machine.id, before, state).await?;
         }
         match state {
-            MachineState::Started => session.printer.out(format_args!("{} has been started", machine.id))?,
-            state => session.printer.out(format_args!("{} has been started and is {state} by now", machine.id))?,
+            MachineState::Started => {
+                session.printer.out(format_args!("{} has been started", machine.id))?
+            }
+            state => session
+                .printer
+                .out(format_args!("{} has been started and is {state} by now", machine.id))?,
         }
         if start.timing {
             let machine = client.get_machine(&app, &machine.id).await;
-            let machine = machine.map_err(|e| CliError::attempted("could not get machine ID", e))?;
+            let machine =
+                machine.map_err(|e| CliError::attempted("could not get machine ID", e))?;
             show_timing(session, &machine)?;
         }
         Ok(())
@@ -66,11 +73,17 @@ pub async fn start(start: Start, session: &Session) -> Result<(), CliError> {
 
 /// Shows what the newest event of a start tells.
 fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), CliError> {
-    let event = machine.events.iter().flatten().find(|event| event.kind == "start" || event.kind == "restart");
+    let event = machine
+        .events
+        .iter()
+        .flatten()
+        .find(|event| event.kind == "start" || event.kind == "restart");
     let told = event.and_then(|event| event.details.as_ref());
-    let text = |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let text =
+        |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let Some(steps) = told.and_then(|told| told["timing"].as_array()) else {
-        let reason = told.map(|told| text(told, "start_reason")).filter(|reason| !reason.is_empty());
+        let reason =
+            told.map(|told| text(told, "start_reason")).filter(|reason| !reason.is_empty());
         return match reason {
             // Nothing was started.
             Some(reason) => Ok(session.printer.out(format_args!("Start: none {reason}"))?),
@@ -79,13 +92,18 @@ fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), C
     };
     let told = told.unwrap_or(&serde_json::Value::Null);
     let pool = told["pool"].as_str().map(|pool| format!("(pool: {pool}) ")).unwrap_or_default();
-    let mut lines = vec![format!("Start: {} {pool}{}", text(told, "start_kind"), text(told, "start_reason"))];
+    let mut lines =
+        vec![format!("Start: {} {pool}{}", text(told, "start_kind"), text(told, "start_reason"))];
     // What the VMM and the guest did lies within the host's steps `launch` and `configure`.
     let host = |step: &&serde_json::Value| step["where"] == "host";
     let total: f64 = steps.iter().filter(host).filter_map(|step| step["ms"].as_f64()).sum();
     for step in steps {
         let milliseconds = step["ms"].as_f64().unwrap_or(0.0);
-        lines.push(format!("  {:<6} {:<14} {milliseconds:>8.1} ms", text(step, "where"), text(step, "step")));
+        lines.push(format!(
+            "  {:<6} {:<14} {milliseconds:>8.1} ms",
+            text(step, "where"),
+            text(step, "step")
+        ));
     }
     lines.push(format!("  {:<6} {:<14} {total:>8.1} ms", "host", "in all"));
     for line in lines {
@@ -115,8 +133,10 @@ pub struct Stop {
 /// Stops machines.
 pub async fn stop(stop: Stop, session: &Session) -> Result<(), CliError> {
     let patience = duration(&stop.wait_timeout)?;
-    let request =
-        StopRequest { signal: stop.signal.as_deref().map(signal).transpose()?, timeout: seconds(stop.timeout) };
+    let request = StopRequest {
+        signal: stop.signal.as_deref().map(signal).transpose()?,
+        timeout: seconds(stop.timeout),
+    };
     let (client, app, machines) = stop.which.find(session).await?;
     choice::each(session, &machines, async |machine| {
         let id = &machine.id;
@@ -152,7 +172,8 @@ pub struct Suspend {
 
 /// Suspends machines.
 pub async fn suspend(suspend: Suspend, session: &Session) -> Result<(), CliError> {
-    let patience = suspend.wait_timeout.as_deref().map(duration).transpose()?.filter(|time| !time.is_zero());
+    let patience =
+        suspend.wait_timeout.as_deref().map(duration).transpose()?.filter(|time| !time.is_zero());
     let (client, app, machines) = suspend.which.find(session).await?;
     choice::each(session, &machines, async |machine| {
         let id = &machine.id;
@@ -205,7 +226,8 @@ pub async fn restart(restart: Restart, session: &Session) -> Result<(), CliError
         let before = machine.events.iter().flatten().next().map(|event| &event.id);
         let outcome = waiting::until_it_runs(&session.printer, &client, &app, id, before).await?;
         if let Outcome::Done(state) = outcome {
-            let text = format!("failed to restart machine {id}: it has started and is {state} by now");
+            let text =
+                format!("failed to restart machine {id}: it has started and is {state} by now");
             return Err(CliError::with_hint(
                 text,
                 format!("See 'caddis machine status {id} -a {app}' for how it ended."),
@@ -235,9 +257,9 @@ pub async fn kill(kill: Kill, session: &Session) -> Result<(), CliError> {
     if state == MachineState::Destroyed {
         return Err(CliError::new(format!("machine {id} has already been destroyed")));
     }
-    session
-        .printer
-        .out(format_args!("machine {id} was found and is currently in a {state} state, attempting to kill..."))?;
+    session.printer.out(format_args!(
+        "machine {id} was found and is currently in a {state} state, attempting to kill..."
+    ))?;
     let killed = client.signal_machine(&app, id, Signal::KILL).await;
     killed.map_err(|e| CliError::attempted(format!("could not kill machine {id}"), e))?;
     session.printer.out("kill signal has been sent")?;
@@ -249,7 +271,8 @@ pub async fn kill(kill: Kill, session: &Session) -> Result<(), CliError> {
 pub struct Wait {
     #[command(flatten)]
     which: choice::One,
-    /// started, stopped, suspended, destroyed, failed, created, or settled for no change in progress.
+    /// started, stopped, suspended, destroyed, failed, created, or settled for no change in
+    /// progress.
     #[arg(long, default_value = "settled")]
     state: String,
     /// How long, e.g. 90s or 5m.
@@ -271,12 +294,14 @@ pub async fn wait(wait: Wait, session: &Session) -> Result<(), CliError> {
     let (client, app, machine) = wait.which.find(session).await?;
     let (id, state) = (&machine.id, &wait.state);
     let timeout = &wait.wait_timeout;
-    session.printer.note(format_args!("Waiting up to {timeout} for machine {id} to reach \"{state}\"..."))?;
+    session
+        .printer
+        .note(format_args!("Waiting up to {timeout} for machine {id} to reach \"{state}\"..."))?;
     let reply = waiting::wait(&session.printer, &client, &app, id, &condition, budget).await;
     let reply = reply.map_err(|error| match error {
-        CliError::DeadlineExceeded(text) => {
-            CliError::DeadlineExceeded(format!("machine {id} did not reach \"{state}\" within {timeout}: {text}"))
-        }
+        CliError::DeadlineExceeded(text) => CliError::DeadlineExceeded(format!(
+            "machine {id} did not reach \"{state}\" within {timeout}: {text}"
+        )),
         error => error,
     })?;
     session.printer.out(format_args!("Machine {id} reached state \"{}\"", reply.state))?;
@@ -291,7 +316,9 @@ fn unknown_state(state: &str) -> CliError {
 }
 
 fn signal(text: &str) -> Result<Signal, CliError> {
-    text.parse().map_err(|_| CliError::new(format!("'{text}' is no signal: use a name such as SIGTERM, or a number")))
+    text.parse().map_err(|_| {
+        CliError::new(format!("'{text}' is no signal: use a name such as SIGTERM, or a number"))
+    })
 }
 
 fn seconds(seconds: Option<u64>) -> Option<ApiDuration> {

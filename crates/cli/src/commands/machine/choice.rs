@@ -8,7 +8,8 @@ use clap::Args;
 use futures::{StreamExt as _, stream};
 
 use crate::{
-    CliError, app_name, complete, globals::AppArgs, prompt, render::machine as cell, session::Session, suggest,
+    CliError, app_name, complete, globals::AppArgs, prompt, render::machine as cell,
+    session::Session, suggest,
 };
 
 /// So many machines are worked on at once.
@@ -51,7 +52,10 @@ impl One {
 
 impl Many {
     /// Finds them, and their app.
-    pub async fn find(&self, session: &Session) -> Result<(Client, String, Vec<Machine>), CliError> {
+    pub async fn find(
+        &self,
+        session: &Session,
+    ) -> Result<(Client, String, Vec<Machine>), CliError> {
         let found = self.find_any(session).await?;
         if found.2.is_empty() {
             return Err(CliError::new("no machines selected"));
@@ -60,13 +64,22 @@ impl Many {
     }
 
     /// The same; of a menu there may be none.
-    pub async fn find_any(&self, session: &Session) -> Result<(Client, String, Vec<Machine>), CliError> {
+    pub async fn find_any(
+        &self,
+        session: &Session,
+    ) -> Result<(Client, String, Vec<Machine>), CliError> {
         let client = session.client()?;
         let first = self.machines.first().map(String::as_str);
         let app = app(session, &client, &self.app, first, self.select).await?;
         if self.machines.is_empty() {
             let there = of_app(&client, &app).await?;
-            let chosen = prompt::choose_some(&session.printer, "Select machines:", &options(&there), UNASKED).await?;
+            let chosen = prompt::choose_some(
+                &session.printer,
+                "Select machines:",
+                &options(&there),
+                UNASKED,
+            )
+            .await?;
             let machines = there.into_iter().enumerate().filter(|(at, _)| chosen.contains(at));
             return Ok((client, app, machines.map(|(_, machine)| machine).collect()));
         }
@@ -98,14 +111,17 @@ pub async fn one(
         Some(name) => get(&client, &app, name).await?,
         None => {
             let mut there = of_app(&client, &app).await?;
-            let chosen = prompt::choose(&session.printer, "Select a machine:", &options(&there), UNASKED).await?;
+            let chosen =
+                prompt::choose(&session.printer, "Select a machine:", &options(&there), UNASKED)
+                    .await?;
             there.swap_remove(chosen)
         }
     };
     Ok((client, app, machine))
 }
 
-/// Does something with each machine, with up to twenty at once. One that fails stops none of the others.
+/// Does something with each machine, with up to twenty at once. One that fails stops none of the
+/// others.
 pub async fn each(
     session: &Session,
     machines: &[Machine],
@@ -129,7 +145,8 @@ fn together(session: &Session, mut failures: Vec<CliError>) -> Result<(), CliErr
         0 => Ok(()),
         1 => Err(failures.remove(0)),
         _ => {
-            let codes: Vec<_> = failures.iter().map(|error| error.report(&session.printer)).collect();
+            let codes: Vec<_> =
+                failures.iter().map(|error| error.report(&session.printer)).collect();
             Err(CliError::ExitCode(codes.into_iter().find(|code| *code != 0).unwrap_or(0)))
         }
     }
@@ -149,13 +166,17 @@ async fn app(
     let app = app_name::find(arguments, &session.environment)?;
     match (app, machine) {
         (Some(app), _) => Ok(app),
-        (None, None) if select => Err(CliError::new("an app name must be specified to use --select")),
+        (None, None) if select => {
+            Err(CliError::new("an app name must be specified to use --select"))
+        }
         (None, None) => Err(CliError::new("a machine ID or an app name is required")),
         (None, Some(machine)) => match machine.parse() {
             Ok(id) => app_of(client, &id).await,
             // Only ids are unique among all apps.
             Err(_) => Err(CliError::with_hint(
-                format!("'{machine}' is no machine ID, and no app is named that has a machine of this name"),
+                format!(
+                    "'{machine}' is no machine ID, and no app is named that has a machine of this name"
+                ),
                 "Name the app with -a.",
             )),
         },
@@ -183,7 +204,8 @@ pub async fn get(client: &Client, app: &str, name: &str) -> Result<Machine, CliE
     if let Ok(id) = name.parse::<MachineId>() {
         match client.get_machine(app, &id).await {
             Ok(machine) => return Ok(machine),
-            Err(error) if error.is_not_found() && error.to_string().contains("machine not found") => {}
+            Err(error)
+                if error.is_not_found() && error.to_string().contains("machine not found") => {}
             Err(error) => return Err(CliError::attempted("could not get machine ID", error)),
         }
     }
@@ -202,7 +224,9 @@ pub async fn get(client: &Client, app: &str, name: &str) -> Result<Machine, CliE
 /// Refuses a container, of which machines have none yet.
 pub fn no_container(container: Option<&str>) -> Result<(), CliError> {
     match container.filter(|container| !container.is_empty()) {
-        Some(container) => Err(CliError::new(format!("the machine has no container named '{container}'"))),
+        Some(container) => {
+            Err(CliError::new(format!("the machine has no container named '{container}'")))
+        }
         None => Ok(()),
     }
 }
@@ -230,7 +254,10 @@ async fn of_app(client: &Client, app: &str) -> Result<Vec<Machine>, CliError> {
 /// Machines as a menu shows them.
 pub fn options(machines: &[Machine]) -> Vec<String> {
     let option = |machine: &Machine| {
-        let mut text = format!("{} {} ({}, region {}", machine.id, machine.name, machine.state, machine.region);
+        let mut text = format!(
+            "{} {} ({}, region {}",
+            machine.id, machine.name, machine.state, machine.region
+        );
         if let Some(group) = cell::metadata(machine, "fly_process_group") {
             text.push_str(&format!(", process group '{group}'"));
         }

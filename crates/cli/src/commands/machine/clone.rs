@@ -87,8 +87,9 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
         ..CreateMachineRequest::default()
     };
     let created = launch::attempt(session, &client, &app, &request).await;
-    let (created, mut unfinished) = created
-        .map_err(|error| launch::failed(session, &format!("could not clone machine {}", source.id), image, error))?;
+    let (created, mut unfinished) = created.map_err(|error| {
+        launch::failed(session, &format!("could not clone machine {}", source.id), image, error)
+    })?;
     let id = &created.id;
     printer.out(format_args!("  Machine {id} has been created..."))?;
     if clone.detach {
@@ -101,7 +102,8 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
         // One that goes with its program is gone when that has failed.
         unfinished.over = auto_destroy && matches!(outcome, Err(CliError::Failed { .. }));
         if outcome? == Outcome::Runs {
-            health::follow(printer, &client, &app, &choice::get(&client, &app, id.as_str()).await?).await?;
+            health::follow(printer, &client, &app, &choice::get(&client, &app, id.as_str()).await?)
+                .await?;
         }
     }
     unfinished.over = true;
@@ -117,9 +119,12 @@ fn introduce(printer: &Printer, created: &Machine) -> Result<(), CliError> {
 
 fn config(clone: &Clone, source: &Machine) -> Result<Map<String, Value>, CliError> {
     let mut config = source.config.clone().unwrap_or_default().fields();
-    let mounts = config.get("mounts").and_then(Value::as_array).is_some_and(|mounts| !mounts.is_empty());
+    let mounts =
+        config.get("mounts").and_then(Value::as_array).is_some_and(|mounts| !mounts.is_empty());
     if mounts || clone.from_snapshot.is_some() || clone.attach_volume.is_some() {
-        return Err(CliError::new("volumes are not available yet: this server has none to attach or to fill"));
+        return Err(CliError::new(
+            "volumes are not available yet: this server has none to attach or to fill",
+        ));
     }
     // The same image, wherever its tag leads by now.
     config.insert("image".to_owned(), json!(full_image(&source.image_ref)));

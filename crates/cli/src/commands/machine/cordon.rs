@@ -14,7 +14,8 @@ pub struct Cordon {
 
 /// Takes machines out of routing, or back in.
 pub async fn set(cordon: Cordon, cordoned: bool, session: &Session) -> Result<(), CliError> {
-    let (verb, doing) = if cordoned { ("cordon", "Activating") } else { ("uncordon", "Deactivating") };
+    let (verb, doing) =
+        if cordoned { ("cordon", "Activating") } else { ("uncordon", "Deactivating") };
     let (client, app, machines) = cordon.which.find(session).await?;
     choice::each(session, &machines, async |machine| {
         let id = &machine.id;

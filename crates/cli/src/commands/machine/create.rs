@@ -61,8 +61,13 @@ pub struct Create {
 pub async fn run(create: Create, launched: bool, session: &Session) -> Result<(), CliError> {
     if create.shell.shell {
         let program = Program { image: create.image, command: create.command, auto_destroy: true };
-        let fresh =
-            shell::Fresh { app: &create.app, program, flags: &create.flags, region: create.region, org: create.org };
+        let fresh = shell::Fresh {
+            app: &create.app,
+            program,
+            flags: &create.flags,
+            region: create.region,
+            org: create.org,
+        };
         return shell::run(&create.shell, fresh, session).await;
     }
     if create.id.is_some() {
@@ -151,8 +156,7 @@ async fn choose_app(
             Err(error) => return Err(CliError::attempted("could not launch machine", error)),
         },
         None if printer.is_interactive() => {
-            let question =
-                "Running a Machine without specifying an app will create one for you, is this what you want?";
+            let question = "Running a Machine without specifying an app will create one for you, is this what you want?";
             prompt::confirm(printer, question, "prompt: non interactive").await?;
             let org_slug = organization::choose(session, client, org).await?;
             let unasked = "name argument or flag must be specified when not running interactively";
@@ -160,7 +164,11 @@ async fn choose_app(
         }
         None => return session.app(arguments),
     };
-    let request = CreateAppRequest { name: Some(name), org_slug: Some(org_slug), ..CreateAppRequest::default() };
+    let request = CreateAppRequest {
+        name: Some(name),
+        org_slug: Some(org_slug),
+        ..CreateAppRequest::default()
+    };
     let created = client.create_app(&request).await;
     let name = created.map_err(|e| CliError::attempted("could not create the app", e))?.app.name;
     printer.note(format_args!("New app created: {name}"))?;

@@ -38,7 +38,9 @@ pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
         if !destroy.force {
             refuse_running(machine)?;
         }
-        let found = format!("machine {id} was found and is currently in {state} state, attempting to destroy...");
+        let found = format!(
+            "machine {id} was found and is currently in {state} state, attempting to destroy..."
+        );
         session.printer.out(found)?;
         let nonce = session.lease(&client, &app, machine).await?;
         let destroyed = client.destroy_machine(&app, id, destroy.force, Some(&nonce)).await;
@@ -57,13 +59,15 @@ async fn of_image(
 ) -> Result<(Client, String, Vec<Machine>), CliError> {
     let (app, client) = (session.app(&destroy.which.app)?, session.client()?);
     let mut machines = client.list_machines(&app, &ListMachines::default()).await?;
-    let names = |machine: &Machine| [cell::image(&machine.image_ref), cell::full_image(&machine.image_ref)];
+    let names =
+        |machine: &Machine| [cell::image(&machine.image_ref), cell::full_image(&machine.image_ref)];
     machines.retain(|machine| machine.state != MachineState::Destroying);
     machines.retain(|machine| names(machine).iter().any(|name| name == image));
     machines.sort_by(|a, b| a.id.cmp(&b.id));
     if !machines.is_empty() && !destroy.yes {
         let ids: Vec<_> = machines.iter().map(|machine| machine.id.as_str()).collect();
-        let question = format!("{} Machines ({}) will be destroyed, continue?", ids.len(), ids.join(", "));
+        let question =
+            format!("{} Machines ({}) will be destroyed, continue?", ids.len(), ids.join(", "));
         prompt::confirm(&session.printer, &question, prompt::NO_YES).await?;
     }
     Ok((client, app, machines))
@@ -72,10 +76,13 @@ async fn of_image(
 fn refuse_running(machine: &Machine) -> Result<(), CliError> {
     let (id, state) = (&machine.id, machine.state);
     match state {
-        MachineState::Stopped | MachineState::Suspended | MachineState::Created | MachineState::Failed => Ok(()),
-        MachineState::Started => {
-            Err(CliError::new(format!("machine {id} currently started, either stop first or use --force flag")))
-        }
+        MachineState::Stopped
+        | MachineState::Suspended
+        | MachineState::Created
+        | MachineState::Failed => Ok(()),
+        MachineState::Started => Err(CliError::new(format!(
+            "machine {id} currently started, either stop first or use --force flag"
+        ))),
         _ => Err(CliError::new(format!(
             "machine {id} is in a {state} state and cannot be destroyed since it is not stopped or suspended, either \
              stop first or use --force flag"

@@ -9,7 +9,8 @@ use crate::{CliError, complete, globals::AppArgs, session::Session, terminal, wo
 /// `caddis machine exec`.
 #[derive(Debug, Args)]
 pub struct Exec {
-    /// Id or name of the machine. A single argument is the command, and you are asked for the machine.
+    /// Id or name of the machine. A single argument is the command, and you are asked for the
+    /// machine.
     #[arg(value_name = "MACHINE", required_unless_present = "program", add = complete::machines())]
     machine: Option<String>,
     /// The command in one argument; split into words, but not by a shell.
@@ -54,7 +55,8 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         (command, None) => (None, CommandLine::Line(command.unwrap_or_default())),
     };
     no_container(exec.container.as_deref())?;
-    let (client, app, machine) = choice::one(session, &exec.app, machine.as_deref(), exec.select).await?;
+    let (client, app, machine) =
+        choice::one(session, &exec.app, machine.as_deref(), exec.select).await?;
     if exec.tty || exec.interactive {
         let command = match command {
             CommandLine::Line(line) => words::split("command", &line)?,
@@ -63,10 +65,12 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         if command.is_empty() {
             return Err(CliError::new("give a command"));
         }
-        let program = terminal::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
+        let program =
+            terminal::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
         return terminal::attach(session, &client, &app, &machine.id, program).await;
     }
-    let request = ExecRequest { cmd: Some(command), timeout: exec.timeout, ..ExecRequest::default() };
+    let request =
+        ExecRequest { cmd: Some(command), timeout: exec.timeout, ..ExecRequest::default() };
     let reply = client.exec(&app, &machine.id, &request, None).await;
     let reply = reply.map_err(|e| CliError::attempted("could not exec command on machine", e))?;
     if exec.json {
@@ -78,7 +82,8 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         printer.raw_out(&reply.stdout)?;
         printer.raw_note(&reply.stderr)?;
         if reply.timed_out {
-            let seconds = exec.timeout.filter(|seconds| *seconds > 0).unwrap_or(MAX_TIMEOUT_SECONDS);
+            let seconds =
+                exec.timeout.filter(|seconds| *seconds > 0).unwrap_or(MAX_TIMEOUT_SECONDS);
             let seconds = seconds.min(MAX_TIMEOUT_SECONDS);
             printer.note(format_args!(
                 "The command was killed: it had not ended {seconds}s after it was asked for (--timeout)."

@@ -14,7 +14,12 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const OFTEN: Duration = Duration::from_secs(1);
 
 /// Waits until all of a machine's checks pass.
-pub async fn follow(printer: &Printer, client: &Client, app: &str, machine: &Machine) -> Result<(), CliError> {
+pub async fn follow(
+    printer: &Printer,
+    client: &Client,
+    app: &str,
+    machine: &Machine,
+) -> Result<(), CliError> {
     if machine.checks.as_ref().is_none_or(Vec::is_empty) {
         return Ok(printer.note("No health checks found")?);
     }
@@ -27,16 +32,25 @@ pub async fn follow(printer: &Printer, client: &Client, app: &str, machine: &Mac
         if passing == checks.len() {
             return Ok(());
         }
-        let line = format!("  Waiting for {id} to become healthy ({}, {passing}/{})", machine.state, checks.len());
+        let line = format!(
+            "  Waiting for {id} to become healthy ({}, {passing}/{})",
+            machine.state,
+            checks.len()
+        );
         if line != told {
             printer.note(&line)?;
             told = line;
         }
         if machine.state != MachineState::Started {
-            return Err(CliError::new(format!("machine {id} is {} and not healthy", machine.state)));
+            return Err(CliError::new(format!(
+                "machine {id} is {} and not healthy",
+                machine.state
+            )));
         }
         if Instant::now() >= deadline {
-            return Err(CliError::DeadlineExceeded(format!("machine {id} did not become healthy in time")));
+            return Err(CliError::DeadlineExceeded(format!(
+                "machine {id} did not become healthy in time"
+            )));
         }
         sleep(OFTEN).await;
     }

@@ -1,7 +1,9 @@
-//! What commands that make machines have in common: which image is looked for, what may be left when they are broken off,
-//! and what to do without the image.
+//! What commands that make machines have in common: which image is looked for, what may be left
+//! when they are broken off, and what to do without the image.
 
-use caddis_api::{ErrorCode, Machine, MachineId, RawConfig, images::ImageSummary, requests::CreateMachineRequest};
+use caddis_api::{
+    ErrorCode, Machine, MachineId, RawConfig, images::ImageSummary, requests::CreateMachineRequest,
+};
 use caddis_client::{Client, ClientError};
 use serde_json::json;
 
@@ -28,7 +30,9 @@ impl Drop for Unfinished<'_> {
                 "Machine {id} has been made in app {app} and stays; 'caddis machine status {id} -a {app}' shows it, \
                  'caddis machine destroy {id} -a {app} --force' removes it."
             ),
-            None => format!("A machine may have been made in app {app}; 'caddis machine list -a {app}' shows it."),
+            None => format!(
+                "A machine may have been made in app {app}; 'caddis machine list -a {app}' shows it."
+            ),
         };
         // Nobody may be there to read it.
         let _ = self.printer.note(text);
@@ -58,8 +62,8 @@ pub async fn attempt<'a>(
     Ok((created, unfinished))
 }
 
-/// The same, and names the image that is looked for. Where the registry that it is in by default is away, the user is
-/// offered those that the server holds.
+/// The same, and names the image that is looked for. Where the registry that it is in by default is
+/// away, the user is offered those that the server holds.
 pub async fn create<'a>(
     session: &'a Session,
     client: &Client,
@@ -67,13 +71,20 @@ pub async fn create<'a>(
     mut request: CreateMachineRequest,
 ) -> Result<(Machine, Unfinished<'a>), CliError> {
     let config = request.config.clone().unwrap_or_default();
-    let image = config.field("image").and_then(|image| image.as_str().map(str::to_owned)).unwrap_or_default();
+    let image = config
+        .field("image")
+        .and_then(|image| image.as_str().map(str::to_owned))
+        .unwrap_or_default();
     searching(&session.printer, &image)?;
     let away = match attempt(session, client, app, &request).await {
         Err(error) if is_registry_away(&error) && !names_registry(&image) => error,
-        made => return made.map_err(|error| failed(session, "could not launch machine", &image, error)),
+        made => {
+            return made
+                .map_err(|error| failed(session, "could not launch machine", &image, error));
+        }
     };
-    let image = offer(session, client, failed(session, "could not launch machine", &image, away)).await?;
+    let image =
+        offer(session, client, failed(session, "could not launch machine", &image, away)).await?;
     request.config = Some(with_image(&config, &image));
     searching(&session.printer, &image)?;
     let made = attempt(session, client, app, &request).await;
@@ -88,11 +99,14 @@ pub fn searching(printer: &Printer, image: &str) -> Result<(), CliError> {
     }
 }
 
-/// A failed request of something with an image. One that is missing is said in few words, and with --debug in all.
+/// A failed request of something with an image. One that is missing is said in few words, and with
+/// --debug in all.
 pub fn failed(session: &Session, what: &str, image: &str, error: ClientError) -> CliError {
     let text = error.to_string();
     let missing = match error.code() {
-        Some(ErrorCode::ImageUnavailable) if text.contains("was not found") => "Check its name and tag",
+        Some(ErrorCode::ImageUnavailable) if text.contains("was not found") => {
+            "Check its name and tag"
+        }
         Some(ErrorCode::ImageUnavailable) if text.contains("denied access") => {
             "Its registry may want a login ('docker login' on the server), or has no such image"
         }
@@ -117,7 +131,9 @@ fn is_registry_away(error: &ClientError) -> bool {
 
 /// Whether an image's name begins with that of its registry.
 fn names_registry(image: &str) -> bool {
-    image.split_once('/').is_some_and(|(first, _)| first.contains(['.', ':']) || first == "localhost")
+    image
+        .split_once('/')
+        .is_some_and(|(first, _)| first.contains(['.', ':']) || first == "localhost")
 }
 
 fn with_image(config: &RawConfig, image: &str) -> RawConfig {
@@ -134,12 +150,14 @@ async fn offer(session: &Session, client: &Client, error: CliError) -> Result<St
     let names: Vec<_> = held.iter().map(|image| image.names[0].clone()).collect();
     let CliError::Failed { message, request_id, .. } = error else { return Err(error) };
     if names.is_empty() {
-        let hint = "Without a registry 'caddis image import' takes an image from an archive.".to_owned();
+        let hint =
+            "Without a registry 'caddis image import' takes an image from an archive.".to_owned();
         return Err(CliError::Failed { message, hint: Some(hint), request_id });
     }
     let more = if names.len() > NAMED { ", …" } else { "" };
     let listed = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let hint = Some(format!("The server holds other images that need no registry: {listed}{more}."));
+    let hint =
+        Some(format!("The server holds other images that need no registry: {listed}{more}."));
     let error = CliError::Failed { message, hint, request_id };
     if !session.printer.is_interactive() {
         return Err(error);

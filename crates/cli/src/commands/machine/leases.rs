@@ -66,8 +66,16 @@ async fn view(view: View, session: &Session) -> Result<(), CliError> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let row = |(id, lease): (&String, &Value)| {
         let (status, data) = (&lease["status"], &lease["data"]);
-        let expires = data["expires_at"].as_u64().map(|at| time::seconds(time::from_unix_ms(at.saturating_mul(1000))));
-        vec![id.clone(), text(&data["nonce"]), text(status), text(&data["owner"]), expires.unwrap_or_default()]
+        let expires = data["expires_at"]
+            .as_u64()
+            .map(|at| time::seconds(time::from_unix_ms(at.saturating_mul(1000))));
+        vec![
+            id.clone(),
+            text(&data["nonce"]),
+            text(status),
+            text(&data["owner"]),
+            expires.unwrap_or_default(),
+        ]
     };
     let rows: Vec<_> = leases.iter().map(row).collect();
     let headers = ["Machine", "Nonce", "Status", "Owner", "Expires"];
@@ -87,9 +95,10 @@ async fn clear(clear: Clear, session: &Session) -> Result<(), CliError> {
         session.printer.out(format_args!("clearing lease for machine {id}"))?;
         match client.release_lease(&app, id, &lease.nonce).await {
             // It has just ended.
-            Err(error) if !no_lease(&error) => {
-                Err(CliError::attempted(format!("could not clear the lease of machine {id}"), error))
-            }
+            Err(error) if !no_lease(&error) => Err(CliError::attempted(
+                format!("could not clear the lease of machine {id}"),
+                error,
+            )),
             _ => Ok(()),
         }
     })

@@ -32,19 +32,25 @@ pub struct Machine {
 #[derive(Debug, Subcommand)]
 enum MachineCommand {
     /// Create a machine from an image and start it.
-    #[command(after_help = "Examples:\n  caddis machine run nginx -a hello --name web\n  caddis machine run \
-                            127.0.0.1:5000/job:1 -a hello --rm -e DEBUG=1 -- /bin/job --once")]
+    #[command(
+        after_help = "Examples:\n  caddis machine run nginx -a hello --name web\n  caddis machine run \
+                            127.0.0.1:5000/job:1 -a hello --rm -e DEBUG=1 -- /bin/job --once"
+    )]
     Run(Box<create::Create>),
     /// Create a machine without starting it.
     #[command(after_help = "Example:\n  caddis machine create nginx -a hello")]
     Create(Box<create::Create>),
     /// Create a machine like another.
-    #[command(after_help = "Examples:\n  caddis machine clone 148ed193b95389 -a hello\n  caddis machine clone \
-                            148ed193b95389 -a hello --vm-memory 512 --override-cmd 'serve --slow'")]
+    #[command(
+        after_help = "Examples:\n  caddis machine clone 148ed193b95389 -a hello\n  caddis machine clone \
+                            148ed193b95389 -a hello --vm-memory 512 --override-cmd 'serve --slow'"
+    )]
     Clone(Box<clone::Clone>),
     /// Change a machine's configuration; it runs on with the new one.
-    #[command(after_help = "Examples:\n  caddis machine update 148ed193b95389 -a hello --image nginx:1.27\n  caddis \
-                            machine update 148ed193b95389 -a hello -e DEBUG=1 --vm-memory 512 --yes")]
+    #[command(
+        after_help = "Examples:\n  caddis machine update 148ed193b95389 -a hello --image nginx:1.27\n  caddis \
+                            machine update 148ed193b95389 -a hello -e DEBUG=1 --vm-memory 512 --yes"
+    )]
     Update(Box<update::Update>),
     /// Take machines out of routing: they run on and get no new requests.
     #[command(after_help = "Example:\n  caddis machine cordon 148ed193b95389 -a hello")]
@@ -77,30 +83,42 @@ enum MachineCommand {
     )]
     Status(show::Status),
     /// Show what an app's machines use, as it changes, until q or Ctrl-C.
-    #[command(after_help = "Examples:\n  caddis machine top -a hello\n  caddis machine top -a hello --json")]
+    #[command(
+        after_help = "Examples:\n  caddis machine top -a hello\n  caddis machine top -a hello --json"
+    )]
     Top(top::Top),
     /// Start machines.
     Start(act::Start),
     /// Stop machines.
-    #[command(after_help = "Example:\n  caddis machine stop 148ed193b95389 -a hello --wait-timeout 60s")]
+    #[command(
+        after_help = "Example:\n  caddis machine stop 148ed193b95389 -a hello --wait-timeout 60s"
+    )]
     Stop(act::Stop),
     /// Save machines to disk and end their VMs; the next start has them go on where they were.
-    #[command(after_help = "Example:\n  caddis machine suspend 148ed193b95389 -a hello --wait-timeout 60s")]
+    #[command(
+        after_help = "Example:\n  caddis machine suspend 148ed193b95389 -a hello --wait-timeout 60s"
+    )]
     Suspend(act::Suspend),
     /// Stop machines and start them again.
-    #[command(after_help = "Example:\n  caddis machine restart 148ed193b95389 -a hello --signal SIGTERM --time 30")]
+    #[command(
+        after_help = "Example:\n  caddis machine restart 148ed193b95389 -a hello --signal SIGTERM --time 30"
+    )]
     Restart(act::Restart),
     /// Send SIGKILL to a machine's program.
     #[command(after_help = "Example:\n  caddis machine kill 148ed193b95389 -a hello")]
     Kill(act::Kill),
     /// Wait until a machine reaches a state.
-    #[command(after_help = "Examples:\n  caddis machine wait 148ed193b95389 -a hello\n  caddis machine wait \
-                            148ed193b95389 -a hello --state stopped --wait-timeout 1h")]
+    #[command(
+        after_help = "Examples:\n  caddis machine wait 148ed193b95389 -a hello\n  caddis machine wait \
+                            148ed193b95389 -a hello --state stopped --wait-timeout 1h"
+    )]
     Wait(act::Wait),
     /// Run a program in a machine.
-    #[command(after_help = "Examples:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello\n  caddis machine \
+    #[command(
+        after_help = "Examples:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello\n  caddis machine \
                             exec 148ed193b95389 -a hello -- ls -la /\n  caddis machine exec 148ed193b95389 sh --tty \
-                            -a hello")]
+                            -a hello"
+    )]
     Exec(exec::Exec),
     /// Destroy machines.
     #[command(

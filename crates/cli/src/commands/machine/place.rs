@@ -30,7 +30,8 @@ pub struct Place {
     /// Size of their volumes, GB. Not available yet.
     #[arg(long, value_name = "GB", hide = true)]
     volume_size: Option<u64>,
-    /// What counts how much, NAME=NUMBER with commas: 'region' the order of regions, 'spread' that all are used alike.
+    /// What counts how much, NAME=NUMBER with commas: 'region' the order of regions, 'spread' that
+    /// all are used alike.
     #[arg(long, value_name = "WEIGHTS", value_delimiter = ',')]
     weights: Vec<String>,
     /// Organisation whose machines they would be [default: the app's, else your own].
@@ -80,13 +81,16 @@ pub async fn run(place: Place, session: &Session) -> Result<(), CliError> {
         return Ok(printer.json(&json!({ "Regions": regions }))?);
     }
     regions.sort_by(|a, b| a.region.cmp(&b.region));
-    let rows: Vec<_> = regions.into_iter().map(|region| vec![region.region, region.count.to_string()]).collect();
+    let rows: Vec<_> =
+        regions.into_iter().map(|region| vec![region.region, region.count.to_string()]).collect();
     Ok(printer.table("", &["Region", "Count"], &rows)?)
 }
 
 fn weights(weights: &[String]) -> Result<Option<BTreeMap<String, i64>>, CliError> {
     let read = |text: &String| {
-        let pair = text.split_once('=').and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
+        let pair = text
+            .split_once('=')
+            .and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
         pair.ok_or_else(|| CliError::new(format!("invalid weight: {text:?}")))
     };
     let weights = weights.iter().map(read).collect::<Result<BTreeMap<_, _>, _>>()?;

@@ -1,8 +1,9 @@
 //! `caddis machine run --shell`: an interactive shell in a fresh machine that is gone afterwards.
 //!
-//! It is gone also when this process is killed: the machine lives no longer than the session (its init sees to that),
-//! ends after [`PATIENCE_SECONDS`] when no session comes, and is destroyed when it ends. An app that was made for it, or
-//! for an earlier one, is deleted by the server at the end of the session, and by us.
+//! It is gone also when this process is killed: the machine lives no longer than the session (its
+//! init sees to that), ends after [`PATIENCE_SECONDS`] when no session comes, and is destroyed when
+//! it ends. An app that was made for it, or for an earlier one, is deleted by the server at the end
+//! of the session, and by us.
 
 use caddis_api::{MachineState, app::CreateAppRequest, requests::CreateMachineRequest};
 use caddis_client::{Client, ListMachines};
@@ -56,11 +57,16 @@ pub struct Fresh<'a> {
 /// Runs it.
 pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
-    let command = if shell.command == DEFAULT_COMMAND { Vec::new() } else { words::split("command", &shell.command)? };
+    let command = if shell.command == DEFAULT_COMMAND {
+        Vec::new()
+    } else {
+        words::split("command", &shell.command)?
+    };
     let mut program = fresh.program;
     program.image.get_or_insert_with(|| IMAGE.to_owned());
     let waits = program.command.is_empty();
-    let mut config = spec::build(fresh.flags, &program, &session.environment.current_directory)?.fields();
+    let mut config =
+        spec::build(fresh.flags, &program, &session.environment.current_directory)?.fields();
     if waits {
         // Until the session comes, which then is what the machine lives for.
         config.insert("init".to_owned(), json!({ "exec": ["sleep", PATIENCE_SECONDS] }));
@@ -80,7 +86,11 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
         let (client, app) = (client.clone(), app.clone());
         session.at_end(async move { remove_unless_used(&client, &app).await });
     }
-    let request = CreateMachineRequest { config: Some(config.into()), region: fresh.region, ..Default::default() };
+    let request = CreateMachineRequest {
+        config: Some(config.into()),
+        region: fresh.region,
+        ..Default::default()
+    };
     let (created, mut unfinished) = launch::create(session, &client, &app, request).await?;
     // From here on it is removed at the end, whatever that is.
     unfinished.over = true;
@@ -92,7 +102,8 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
             if let Err(error) = client.destroy_machine(&app, &id, true, None).await
                 && !error.is_not_found()
             {
-                let _ = printer.note(format_args!("could not destroy machine {id} of app {app}: {error}"));
+                let _ = printer
+                    .note(format_args!("could not destroy machine {id} of app {app}: {error}"));
             }
         });
     }
@@ -103,12 +114,15 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     printer.note(format_args!(" Machine ID: {id}"))?;
     let state = waiting::until_started(printer, &client, &app, &id).await?;
     if state != MachineState::Started {
-        return Err(CliError::new(format!("machine {id} has ended before a shell could be opened, it is {state}")));
+        return Err(CliError::new(format!(
+            "machine {id} has ended before a shell could be opened, it is {state}"
+        )));
     }
     printer.note(format_args!("Connecting to {}... complete", created.private_ip))?;
     let pty = terminal::is_on_terminal();
     let user = Some(shell.user.clone());
-    let program = terminal::Program { command, user, pty, stdin: true, holds_machine: true, remove_app };
+    let program =
+        terminal::Program { command, user, pty, stdin: true, holds_machine: true, remove_app };
     terminal::attach(session, &client, &app, &id, program).await
 }
 
@@ -119,7 +133,11 @@ async fn app_for_shells(client: &Client, org: &str) -> Result<String, CliError> 
         return Ok(app.name);
     }
     let name = shells_app(org, rand::rng().random_range(0..1_000_000));
-    let request = CreateAppRequest { name: Some(name.clone()), org_slug: Some(org.to_owned()), ..Default::default() };
+    let request = CreateAppRequest {
+        name: Some(name.clone()),
+        org_slug: Some(org.to_owned()),
+        ..Default::default()
+    };
     let made = client.create_app(&request).await;
     made.map_err(|error| CliError::attempted("could not create an app for the shell", error))?;
     Ok(name)
@@ -135,7 +153,9 @@ fn shells_app(org: &str, number: u32) -> String {
 async fn remove_unless_used(client: &Client, app: &str) {
     // What can't be removed now, the next shell finds and removes.
     if let Ok(machines) = client.list_machines(app, &ListMachines::default()).await
-        && machines.iter().all(|machine| matches!(machine.state, MachineState::Destroying | MachineState::Destroyed))
+        && machines.iter().all(|machine| {
+            matches!(machine.state, MachineState::Destroying | MachineState::Destroyed)
+        })
     {
         let _ = client.delete_app(app).await;
     }

@@ -42,7 +42,15 @@ pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&list.app)?, session.client()?, &session.printer);
     if list.watch {
         let table = |machines: &[Machine]| table_of(printer, &app, machines);
-        return watch::machines(session, &client, &app, Form::of(list.json, session), stream::pending(), table).await;
+        return watch::machines(
+            session,
+            &client,
+            &app,
+            Form::of(list.json, session),
+            stream::pending(),
+            table,
+        )
+        .await;
     }
     let filter = ListMachines::default();
     if list.json {
@@ -58,7 +66,8 @@ pub async fn list(list: List, session: &Session) -> Result<(), CliError> {
         printer.out(format_args!("No machines are available on this app {app}"))?;
         return Ok(());
     }
-    printer.out(format_args!("{} machines have been retrieved from app {app}.\n", machines.len()))?;
+    printer
+        .out(format_args!("{} machines have been retrieved from app {app}.\n", machines.len()))?;
     printer.raw_out(&table_of(printer, &app, &machines))?;
     Ok(())
 }
@@ -142,11 +151,20 @@ pub async fn status(status: Status, session: &Session) -> Result<(), CliError> {
     printer.out(format_args!("Machine ID: {}", machine.id))?;
     printer.out(format_args!("Instance ID: {}", machine.instance_id))?;
     printer.out(format_args!("State: {}", machine.state))?;
-    let reason = machine.host_status_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let reason = machine
+        .host_status_reason
+        .as_ref()
+        .map(|reason| format!(" ({reason})"))
+        .unwrap_or_default();
     printer.out(format_args!("HostStatus: {}{reason}\n", machine.host_status))?;
     if let Some(operation) = &machine.operation {
-        let tried = if operation.attempt > 1 { format!(", attempt {}", operation.attempt) } else { String::new() };
-        printer.out(format_args!("In progress: {}, at {}{tried}\n", operation.kind, operation.step))?;
+        let tried = if operation.attempt > 1 {
+            format!(", attempt {}", operation.attempt)
+        } else {
+            String::new()
+        };
+        printer
+            .out(format_args!("In progress: {}, at {}{tried}\n", operation.kind, operation.step))?;
     }
     printer.facts("VM", &facts(&machine))?;
     if let Some(checks) = machine.checks.as_deref().filter(|checks| !checks.is_empty()) {
@@ -199,5 +217,11 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
 fn event_row(event: &MachineEvent) -> Vec<String> {
     let error = event.error();
     let info = error.map_or_else(|| cell::event_info(event), |error| format!("error={error}"));
-    vec![event.status.clone(), event.kind.clone(), event.source.clone(), time::local(event.timestamp), info]
+    vec![
+        event.status.clone(),
+        event.kind.clone(),
+        event.source.clone(),
+        time::local(event.timestamp),
+        info,
+    ]
 }

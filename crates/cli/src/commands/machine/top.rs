@@ -69,12 +69,15 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
             let sample = sample?;
             printer.out(serde_json::to_string(&sample).map_err(io::Error::other)?)?;
         }
-        return Err(CliError::new(format!("the server has ended the connection, or app {app} is gone")));
+        return Err(CliError::new(format!(
+            "the server has ended the connection, or app {app} is gone"
+        )));
     }
     let draw = |machines: &[Machine]| draw(printer, &app, machines, &usage.by_machine());
     if top.once || Form::of(false, session) == Form::Lines {
         // Processor time is told from the second look on.
-        let (mut samples, mut told) = (client.machine_usage(&app, interval).await?, BTreeMap::new());
+        let (mut samples, mut told) =
+            (client.machine_usage(&app, interval).await?, BTreeMap::new());
         while let Some(sample) = samples.next().await {
             let sample = sample?;
             *told.entry(sample.worker.clone()).or_insert(0) += 1;
@@ -99,7 +102,8 @@ fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl
         // A host that went away does not come back for this.
         usage.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
         // What is wrong the watch beside it tells.
-        let samples = client.machine_usage(app, interval).await.unwrap_or_else(|_| stream::empty().boxed());
+        let samples =
+            client.machine_usage(app, interval).await.unwrap_or_else(|_| stream::empty().boxed());
         Some((samples, false))
     });
     let samples = connections.flatten().filter_map(async |sample| sample.ok());
@@ -107,10 +111,19 @@ fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl
 }
 
 /// The busiest first.
-fn draw(printer: &Printer, app: &str, machines: &[Machine], usage: &BTreeMap<MachineId, MachineUsage>) -> String {
-    let mut machines: Vec<_> = machines.iter().map(|machine| (machine, usage.get(&machine.id))).collect();
-    let load = |usage: Option<&MachineUsage>| usage.and_then(|usage| usage.cpu_percent).unwrap_or(-1.0);
-    machines.sort_by(|(a, one), (b, other)| load(*other).total_cmp(&load(*one)).then_with(|| a.id.cmp(&b.id)));
+fn draw(
+    printer: &Printer,
+    app: &str,
+    machines: &[Machine],
+    usage: &BTreeMap<MachineId, MachineUsage>,
+) -> String {
+    let mut machines: Vec<_> =
+        machines.iter().map(|machine| (machine, usage.get(&machine.id))).collect();
+    let load =
+        |usage: Option<&MachineUsage>| usage.and_then(|usage| usage.cpu_percent).unwrap_or(-1.0);
+    machines.sort_by(|(a, one), (b, other)| {
+        load(*other).total_cmp(&load(*one)).then_with(|| a.id.cmp(&b.id))
+    });
     let now = Timestamp::now();
     let rows: Vec<_> = machines.iter().map(|(machine, usage)| row(machine, *usage, now)).collect();
     let headers = ["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of", "Last Event"];
@@ -127,7 +140,10 @@ fn row(machine: &Machine, usage: Option<&MachineUsage>, now: Timestamp) -> Vec<S
         machine.id.to_string(),
         machine.name.clone(),
         machine.state.to_string(),
-        usage.and_then(|usage| usage.cpu_percent).map(|percent| format!("{percent:.1}%")).unwrap_or_default(),
+        usage
+            .and_then(|usage| usage.cpu_percent)
+            .map(|percent| format!("{percent:.1}%"))
+            .unwrap_or_default(),
         usage.map(|usage| format!("{:.1}s", usage.cpu_seconds)).unwrap_or_default(),
         usage.map(|usage| size::mebibytes(usage.memory_bytes)).unwrap_or_default(),
         format!("{} MiB", guest.memory_mb.unwrap_or(256)),

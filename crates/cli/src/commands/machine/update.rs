@@ -23,7 +23,8 @@ use crate::{
 pub struct Update {
     #[command(flatten)]
     which: choice::One,
-    /// The image to run from now on [default: the one it runs, by digest, wherever its tag leads by now].
+    /// The image to run from now on [default: the one it runs, by digest, wherever its tag leads by
+    /// now].
     #[arg(short, long)]
     image: Option<String>,
     /// Don't ask.
@@ -66,21 +67,34 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
         return Err(CliError::new("no config changes found"));
     }
     if !update.yes {
-        printer.note(format_args!("Configuration changes to be applied to machine: {id} ({})\n", machine.name))?;
-        printer.raw_note(&diff::json(printer, &Value::Object(old.fields()), &Value::Object(new.clone())))?;
+        printer.note(format_args!(
+            "Configuration changes to be applied to machine: {id} ({})\n",
+            machine.name
+        ))?;
+        printer.raw_note(&diff::json(
+            printer,
+            &Value::Object(old.fields()),
+            &Value::Object(new.clone()),
+        ))?;
         printer.note("")?;
         match prompt::confirm(printer, "Apply changes?", prompt::NO_YES).await {
             Err(CliError::Declined) => return Ok(printer.out("No changes to apply")?),
             answer => answer?,
         }
     }
-    if update.image.is_none() && !spec::names_image(&update.flags, &session.environment.current_directory)? {
+    if update.image.is_none()
+        && !spec::names_image(&update.flags, &session.environment.current_directory)?
+    {
         // The same image by another name, which is no change to ask about.
         keep_image(&mut new, &machine);
     }
     printer.out(format_args!("Updating machine {id}"))?;
     let skip_launch = update.skip_start || spec::is_standby(&new);
-    let request = CreateMachineRequest { config: Some(new.into()), skip_launch, ..CreateMachineRequest::default() };
+    let request = CreateMachineRequest {
+        config: Some(new.into()),
+        skip_launch,
+        ..CreateMachineRequest::default()
+    };
     let updating = client.update_machine(&app, id, &request, Some(&nonce));
     let updated = match &update.image {
         Some(image) => {
@@ -90,8 +104,9 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
         None => updating.await,
     };
     let image = update.image.as_deref().unwrap_or_default();
-    let updated =
-        updated.map_err(|error| launch::failed(session, &format!("could not update machine {id}"), image, error))?;
+    let updated = updated.map_err(|error| {
+        launch::failed(session, &format!("could not update machine {id}"), image, error)
+    })?;
     for warning in &updated.warnings {
         printer.note(format_args!("Warning: {warning}"))?;
     }
@@ -119,15 +134,19 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Names the very image that the machine runs, as flyctl does: a tag would be looked up again, and by now be another
-/// image, or gone with its registry.
+/// Names the very image that the machine runs, as flyctl does: a tag would be looked up again, and
+/// by now be another image, or gone with its registry.
 fn keep_image(new: &mut Map<String, Value>, machine: &Machine) {
     if !machine.image_ref.digest.is_empty() {
         new.insert("image".to_owned(), json!(full_image(&machine.image_ref)));
     }
 }
 
-fn changed(update: &Update, old: &RawConfig, session: &Session) -> Result<Map<String, Value>, CliError> {
+fn changed(
+    update: &Update,
+    old: &RawConfig,
+    session: &Session,
+) -> Result<Map<String, Value>, CliError> {
     let mut new = spec::change(old, &update.flags, &session.environment.current_directory)?;
     if let Some(image) = &update.image {
         spec::set_image(&mut new, image)?;

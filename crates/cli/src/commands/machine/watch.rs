@@ -1,4 +1,5 @@
-//! `--watch` of `caddis machine list` and `status`, and `machine top`: the machines of an app as they change, by push from the server.
+//! `--watch` of `caddis machine list` and `status`, and `machine top`: the machines of an app as
+//! they change, by push from the server.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -81,14 +82,16 @@ impl Known {
     /// A snapshot is complete: what is different from before it.
     fn exchange(&mut self) -> Vec<News> {
         let before = std::mem::replace(&mut self.machines, std::mem::take(&mut self.snapshot));
-        let gone = before.keys().filter(|id| !self.machines.contains_key(*id)).cloned().map(News::Removed);
-        let changed = self.machines.values().filter(|machine| before.get(&machine.id) != Some(*machine));
+        let gone =
+            before.keys().filter(|id| !self.machines.contains_key(*id)).cloned().map(News::Removed);
+        let changed =
+            self.machines.values().filter(|machine| before.get(&machine.id) != Some(*machine));
         gone.chain(changed.cloned().map(|machine| News::Changed(Box::new(machine)))).collect()
     }
 }
 
-/// Shows the machines of an app until it is gone, or `q` or Ctrl-C comes. `table` draws them on a terminal, and anew for
-/// each item of `redraws`.
+/// Shows the machines of an app until it is gone, or `q` or Ctrl-C comes. `table` draws them on a
+/// terminal, and anew for each item of `redraws`.
 pub async fn machines(
     session: &Session,
     client: &Client,
@@ -122,7 +125,8 @@ async fn follow(
     let mut redraws = std::pin::pin!(redraws.chain(stream::pending()));
     let mut known = Known::default();
     let mut pause = PAUSE.0;
-    // The first time a server that is not there is an error; later it may be one that is started again.
+    // The first time a server that is not there is an error; later it may be one that is started
+    // again.
     let mut updates = client.watch_machines(app).await?;
     loop {
         loop {
@@ -166,7 +170,8 @@ fn show(
     let printer = &session.printer;
     if form == Form::Screen {
         let machines: Vec<_> = known.machines.values().cloned().collect();
-        printer.raw_out(&format!("{CLEAR}{}", fitted(&table(&machines), terminal::screen_size())))?;
+        printer
+            .raw_out(&format!("{CLEAR}{}", fitted(&table(&machines), terminal::screen_size())))?;
         return Ok(());
     }
     for news in news {
@@ -236,7 +241,10 @@ mod tests {
         assert_eq!(fitted("a\nb\n\n", (80, 24)), "a\nb\n");
         assert_eq!(fitted("a\nb\nc\nd\n", (80, 5)), "a\nb\nc\nd\n");
         assert_eq!(fitted("a\nb\nc\nd\n", (80, 4)), "a\nb\nand 2 more lines\n");
-        assert_eq!(fitted("\u{1b}[1mtitle\u{1b}[0m\nlong\n", (3, 24)), "\u{1b}[1mtit\u{1b}[0m\nlon\n");
+        assert_eq!(
+            fitted("\u{1b}[1mtitle\u{1b}[0m\nlong\n", (3, 24)),
+            "\u{1b}[1mtit\u{1b}[0m\nlon\n"
+        );
         assert_eq!(fitted("a\nb\nc\n", (80, 1)), "a\nand 2 more lines\n");
     }
 
@@ -255,9 +263,19 @@ mod tests {
         assert_eq!(known.take(of(&b)), Some(vec![changed(&a), changed(&b)]));
         assert_eq!(known.take(MachinesUpdate::Snapshot { machines: 2 }), None);
         assert_eq!(known.take(of(&a)), None);
-        assert_eq!(known.take(of(&c)), Some(vec![News::Removed(b.id.clone()), changed(&c)]), "a is as it was");
-        assert_eq!(known.take(MachinesUpdate::Removed(c.id.clone())), Some(vec![News::Removed(c.id)]));
-        assert_eq!(known.take(MachinesUpdate::Snapshot { machines: 0 }), Some(vec![News::Removed(a.id)]));
+        assert_eq!(
+            known.take(of(&c)),
+            Some(vec![News::Removed(b.id.clone()), changed(&c)]),
+            "a is as it was"
+        );
+        assert_eq!(
+            known.take(MachinesUpdate::Removed(c.id.clone())),
+            Some(vec![News::Removed(c.id)])
+        );
+        assert_eq!(
+            known.take(MachinesUpdate::Snapshot { machines: 0 }),
+            Some(vec![News::Removed(a.id)])
+        );
         assert!(known.machines.is_empty());
     }
 }

@@ -25,7 +25,8 @@ pub async fn run(find: Find, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let (app, machine) = find.target.find(session, &client).await?;
     find.target.tell(session, &machine)?;
-    let (mut reader, _writer) = transfer::open(&client, &app, &machine.id, &["find", &find.path], false).await?;
+    let (mut reader, _writer) =
+        transfer::open(&client, &app, &machine.id, &["find", &find.path], false).await?;
     let (mut words, mut text, mut all) = (Words::default(), Vec::new(), Vec::new());
     let code = loop {
         match reader.next().await? {

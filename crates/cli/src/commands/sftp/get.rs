@@ -1,5 +1,5 @@
-//! `caddis sftp get`. What comes is written under another name first, so that what appears under its own is whole; and
-//! nothing is written elsewhere, whatever the machine sends.
+//! `caddis sftp get`. What comes is written under another name first, so that what appears under
+//! its own is whole; and nothing is written elsewhere, whatever the machine sends.
 
 use std::{
     fs, io,
@@ -37,27 +37,38 @@ pub async fn run(get: Get, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let name = Path::new(&get.remote).file_name();
     let name = name.filter(|_| !get.remote.ends_with("..")).map(Path::new);
-    let no_name = || CliError::new(format!("{} has no name of its own: name the local path, too", get.remote));
+    let no_name = || {
+        CliError::new(format!("{} has no name of its own: name the local path, too", get.remote))
+    };
     let local = match &get.local {
         Some(local) => session.environment.current_directory.join(local),
         None => session.environment.current_directory.join(name.ok_or_else(no_name)?),
     };
-    let local = if local.is_dir() && get.local.is_some() { local.join(name.ok_or_else(no_name)?) } else { local };
+    let local = if local.is_dir() && get.local.is_some() {
+        local.join(name.ok_or_else(no_name)?)
+    } else {
+        local
+    };
     if fs::symlink_metadata(&local).is_ok() {
         return Err(failed("write", &local)(io::ErrorKind::AlreadyExists.into()));
     }
-    let parent = local.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        local.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (app, machine) = get.target.find(session, &client).await?;
     get.target.tell(session, &machine)?;
     // Removed when we end here, also by Ctrl-C.
-    let scratch =
-        tempfile::Builder::new().prefix(".caddis-get-").tempdir_in(parent).map_err(failed("write", &local))?;
+    let scratch = tempfile::Builder::new()
+        .prefix(".caddis-get-")
+        .tempdir_in(parent)
+        .map_err(failed("write", &local))?;
 
-    let arguments: &[&str] = if get.recursive { &["get", "-R", &get.remote] } else { &["get", &get.remote] };
+    let arguments: &[&str] =
+        if get.recursive { &["get", "-R", &get.remote] } else { &["get", &get.remote] };
     let (mut reader, writer) = transfer::open(&client, &app, &machine.id, arguments, false).await?;
     let (sender, receiver) = mpsc::channel(AHEAD);
     let directory = scratch.path().to_owned();
-    let unpacking = tokio::task::spawn_blocking(move || unpack(&directory, ChannelReader::new(receiver)));
+    let unpacking =
+        tokio::task::spawn_blocking(move || unpack(&directory, ChannelReader::new(receiver)));
     let (mut words, mut progress) = (Words::default(), Progress::new(printer, None));
     let code = loop {
         match reader.next().await? {
@@ -86,7 +97,9 @@ fn keep(scratch: &TempDir, local: &Path) -> Result<(), CliError> {
     let content = scratch.path().join(CONTENT);
     match renameat_with(CWD, &content, CWD, local, RenameFlags::NOREPLACE) {
         // Not every file system can.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if fs::symlink_metadata(local).is_err() => {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS)
+            if fs::symlink_metadata(local).is_err() =>
+        {
             fs::rename(&content, local)
         }
         outcome => outcome.map_err(io::Error::from),
@@ -133,20 +146,27 @@ fn unpack(directory: &Path, archive: ChannelReader) -> Result<u64, CliError> {
         }
         // Refuses to go through a link that leads elsewhere.
         if kind.is_dir() || !entry.unpack_in(directory).map_err(broken)? {
-            return Err(CliError::new(format!("the machine sends a path that leads elsewhere: {}", name.display())));
+            return Err(CliError::new(format!(
+                "the machine sends a path that leads elsewhere: {}",
+                name.display()
+            )));
         }
         if kind.is_file() {
             let path = directory.join(&name);
             set_mode(&path, mode).map_err(failed("write", &path))?;
         }
     }
-    Err(CliError::new("what came was cut off: the connection to the machine, or its copying program, ended early"))
+    Err(CliError::new(
+        "what came was cut off: the connection to the machine, or its copying program, ended early",
+    ))
 }
 
 /// Whether no part of the way there is a link.
 fn goes_through_directories(directory: &Path, name: &Path) -> bool {
     let ancestors = name.ancestors().skip(1).filter(|part| !part.as_os_str().is_empty());
-    ancestors.into_iter().all(|part| fs::symlink_metadata(directory.join(part)).is_ok_and(|found| found.is_dir()))
+    ancestors
+        .into_iter()
+        .all(|part| fs::symlink_metadata(directory.join(part)).is_ok_and(|found| found.is_dir()))
 }
 
 /// Without the bits that give a program another's rights.
@@ -200,7 +220,9 @@ mod tests {
         let content = fs::metadata(place.path().join(CONTENT)).unwrap();
         assert_eq!(content.permissions().mode() & 0o7777, 0o500);
         let place = tempfile::tempdir().unwrap();
-        assert!(unpack(place.path(), archive(&whole[..3])).unwrap_err().to_string().contains("cut off"));
+        assert!(
+            unpack(place.path(), archive(&whole[..3])).unwrap_err().to_string().contains("cut off")
+        );
     }
 
     #[test]
@@ -210,7 +232,10 @@ mod tests {
         for hostile in [
             vec![("other", EntryType::Regular, "x")],
             vec![("content/a", EntryType::Fifo, "")],
-            vec![(CONTENT, EntryType::Directory, ""), ("content/b", EntryType::Link, "/etc/passwd")],
+            vec![
+                (CONTENT, EntryType::Directory, ""),
+                ("content/b", EntryType::Link, "/etc/passwd"),
+            ],
             vec![(CONTENT, EntryType::Symlink, there), ("content/file", EntryType::Regular, "x")],
             vec![(CONTENT, EntryType::Symlink, there), ("content/new", EntryType::Directory, "")],
         ] {

@@ -48,13 +48,18 @@ pub async fn run(put: Put, session: &Session) -> Result<(), CliError> {
     let local = session.environment.current_directory.join(&put.local);
     let found = fs::metadata(&local).map_err(failed("read", &local))?;
     if found.is_dir() && !put.recursive {
-        let text = format!("{} is a directory: give -R to copy it with all that is in it", put.local.display());
+        let text = format!(
+            "{} is a directory: give -R to copy it with all that is in it",
+            put.local.display()
+        );
         return Err(CliError::new(text));
     }
     let whole = fs::canonicalize(&local).map_err(failed("read", &local))?;
     let source = whole.clone();
     let name = local.file_name().or(whole.file_name()).and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| CliError::new(format!("{} has no name that can be sent", local.display())))?;
+    let name = name.ok_or_else(|| {
+        CliError::new(format!("{} has no name that can be sent", local.display()))
+    })?;
     let remote = put.remote.clone().unwrap_or_else(|| format!("/{name}"));
     let (app, machine) = put.target.find(session, &client).await?;
     put.target.tell(session, &machine)?;
@@ -66,7 +71,8 @@ pub async fn run(put: Put, session: &Session) -> Result<(), CliError> {
         let out = io::BufWriter::with_capacity(CHUNK, Sink(sender));
         write(&source, mode, out)
     });
-    let (mut reader, mut writer) = transfer::open(&client, &app, &machine.id, &["put", &remote, name], true).await?;
+    let (mut reader, mut writer) =
+        transfer::open(&client, &app, &machine.id, &["put", &remote, name], true).await?;
     let mut progress = Progress::new(printer, total);
     let (mut words, mut path) = (Words::default(), Vec::new());
     let code = {
@@ -97,7 +103,11 @@ pub async fn run(put: Put, session: &Session) -> Result<(), CliError> {
 }
 
 /// Listens to the copying program until it ends.
-async fn hear(reader: &mut SessionReader, words: &mut Words, path: &mut Vec<u8>) -> Result<i32, CliError> {
+async fn hear(
+    reader: &mut SessionReader,
+    words: &mut Words,
+    path: &mut Vec<u8>,
+) -> Result<i32, CliError> {
     loop {
         match reader.next().await? {
             FromSession::Stdout(bytes) => path.extend_from_slice(&bytes),
@@ -108,7 +118,11 @@ async fn hear(reader: &mut SessionReader, words: &mut Words, path: &mut Vec<u8>)
 }
 
 /// Sends what is read, as the machine takes it. When that fails it waits for ever.
-async fn send(writer: &mut SessionWriter, chunks: &mut mpsc::Receiver<Bytes>, progress: &mut Progress) {
+async fn send(
+    writer: &mut SessionWriter,
+    chunks: &mut mpsc::Receiver<Bytes>,
+    progress: &mut Progress,
+) {
     while let Some(mut chunk) = chunks.recv().await {
         while !chunk.is_empty() {
             writer.until_room().await;
@@ -124,7 +138,9 @@ struct Sink(mpsc::Sender<Bytes>);
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.blocking_send(Bytes::copy_from_slice(bytes)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        self.0
+            .blocking_send(Bytes::copy_from_slice(bytes))
+            .map_err(|_| io::ErrorKind::BrokenPipe)?;
         Ok(bytes.len())
     }
 
@@ -175,7 +191,10 @@ fn append(
         return archive.append_link(&mut header, name, target).map_err(failed("send", path));
     }
     if !found.is_file() {
-        return Err(CliError::new(format!("{} is neither a file, a directory nor a link", path.display())));
+        return Err(CliError::new(format!(
+            "{} is neither a file, a directory nor a link",
+            path.display()
+        )));
     }
     header.set_entry_type(EntryType::Regular);
     header.set_mode(mode.unwrap_or(found.mode()) & 0o7777);

@@ -1,4 +1,5 @@
-//! What copying both ways has in common: how far it is, the other end's words, and archives read from a channel.
+//! What copying both ways has in common: how far it is, the other end's words, and archives read
+//! from a channel.
 
 use std::{
     io::{self, Read},
@@ -31,7 +32,13 @@ pub async fn open(
     stdin: bool,
 ) -> Result<(SessionReader, SessionWriter), CliError> {
     let command = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-    let start = StartSession { command, files: true, stdin, user: Some("root".to_owned()), ..StartSession::default() };
+    let start = StartSession {
+        command,
+        files: true,
+        stdin,
+        user: Some("root".to_owned()),
+        ..StartSession::default()
+    };
     let opened = client.session(app, machine, start, None, false).await;
     opened.map_err(|e| CliError::attempted("could not reach the files of the machine", e))
 }
@@ -58,9 +65,15 @@ impl Progress {
                     let template = "[{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
                     (ProgressBar::new(total), template)
                 }
-                None => (ProgressBar::new_spinner(), "{spinner} {decimal_bytes} {decimal_bytes_per_sec}"),
+                None => (
+                    ProgressBar::new_spinner(),
+                    "{spinner} {decimal_bytes} {decimal_bytes_per_sec}",
+                ),
             };
-            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(
+                ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             self.bar = Some(bar);
         }
         if let Some(bar) = &self.bar {
@@ -96,8 +109,11 @@ impl Words {
             .collect();
         let text = text.trim_end();
         if code != 0 {
-            let text =
-                if text.is_empty() { format!("the copying program ended with code {code}") } else { text.into() };
+            let text = if text.is_empty() {
+                format!("the copying program ended with code {code}")
+            } else {
+                text.into()
+            };
             return Err(CliError::new(text));
         }
         if !text.is_empty() {

@@ -24,7 +24,8 @@ fn part(lines: &[LogEntry], place: Option<&Part>, limit: usize) -> LogsReply {
     let (data, next) = match place {
         Some(Part::After(after)) => {
             let after: u64 = after.parse().unwrap();
-            let data: Vec<_> = lines.iter().filter(|line| number(line) > after).take(limit).cloned().collect();
+            let data: Vec<_> =
+                lines.iter().filter(|line| number(line) > after).take(limit).cloned().collect();
             let next = data.last().filter(|_| data.len() == limit).map_or(end, number);
             (data, next)
         }
@@ -90,7 +91,10 @@ fn a_first_page_has_the_newest_of_all_hosts_in_the_order_of_time() {
     let given = merge(&mut parts, pages, 4, true);
     let ids: Vec<_> = given.iter().map(|line| line.id.as_str()).collect();
     assert_eq!(ids, ["a-4", "b-4", "a-5", "b-5"]);
-    assert!(parts.values().all(|part| *part == Part::After("5".to_owned())), "nothing older comes later: {parts:?}");
+    assert!(
+        parts.values().all(|part| *part == Part::After("5".to_owned())),
+        "nothing older comes later: {parts:?}"
+    );
 }
 
 #[test]

@@ -10,7 +10,8 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 
 /// The document of the code.
-pub static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(&caddis_gateway::openapi_json()).unwrap());
+pub static DOCUMENT: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(&caddis_gateway::openapi_json()).unwrap());
 
 pub static CONTRACT: LazyLock<Contract> = LazyLock::new(|| Contract::of(&DOCUMENT));
 
@@ -46,7 +47,9 @@ impl Contract {
         };
         let mut contents = |body: &Value| -> Contents {
             let contents = body["content"].as_object().into_iter().flatten();
-            contents.map(|(media, content)| (media.clone(), validator(&content["schema"]))).collect()
+            contents
+                .map(|(media, content)| (media.clone(), validator(&content["schema"])))
+                .collect()
         };
         let mut operations = Vec::new();
         for (path, item) in document["paths"].as_object().unwrap() {
@@ -61,7 +64,11 @@ impl Contract {
                     needs_token: operation["security"].is_array(),
                     parameters: parameters
                         .map(|parameter| {
-                            (text(&parameter["name"]), text(&parameter["in"]), parameter["schema"].clone())
+                            (
+                                text(&parameter["name"]),
+                                text(&parameter["in"]),
+                                parameter["schema"].clone(),
+                            )
                         })
                         .collect(),
                     request: contents(&operation["requestBody"]),
@@ -84,12 +91,20 @@ impl Contract {
 
     /// The operation that a request is for.
     pub fn operation(&self, method: &Method, path: &str) -> Option<&Operation> {
-        self.operations.iter().find(|operation| operation.method == method && fits(&operation.path, path))
+        self.operations
+            .iter()
+            .find(|operation| operation.method == method && fits(&operation.path, path))
     }
 
     /// Panics when an answer is not one that the document promises.
     #[track_caller]
-    pub fn check(&self, (method, path): (&Method, &str), status: StatusCode, media: &str, body: &str) {
+    pub fn check(
+        &self,
+        (method, path): (&Method, &str),
+        status: StatusCode,
+        media: &str,
+        body: &str,
+    ) {
         let place = format!("{method} {path} answered {status} with {media:?}: {body}");
         let media = media.split(';').next().unwrap_or_default();
         let Some(operation) = self.operation(method, path) else {
@@ -97,14 +112,19 @@ impl Contract {
             return accept(&self.error, body, &place);
         };
         let contents = operation.responses.get(&status.as_u16());
-        let contents = contents.unwrap_or_else(|| panic!("{} has no such status: {place}", operation.id));
+        let contents =
+            contents.unwrap_or_else(|| panic!("{} has no such status: {place}", operation.id));
         if contents.is_empty() {
             return assert!(body.is_empty(), "{} has no body: {place}", operation.id);
         }
-        let validator = contents.get(media).unwrap_or_else(|| panic!("{} has other types: {place}", operation.id));
+        let validator = contents
+            .get(media)
+            .unwrap_or_else(|| panic!("{} has other types: {place}", operation.id));
         match media {
             "application/json" => accept(validator, body, &place),
-            "text/event-stream" => events(body).for_each(|event| accept(validator, &event.to_string(), &place)),
+            "text/event-stream" => {
+                events(body).for_each(|event| accept(validator, &event.to_string(), &place))
+            }
             "application/x-ndjson" => body.lines().for_each(|line| accept(validator, line, &place)),
             _ => {}
         }
@@ -115,8 +135,10 @@ impl Contract {
 #[track_caller]
 pub fn accept(validator: &Validator, text: &str, place: &str) {
     let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {place}"));
-    let errors: Vec<_> =
-        validator.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    let errors: Vec<_> = validator
+        .iter_errors(&value)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
     assert!(errors.is_empty(), "{place}\nis not what the document says: {errors:#?}");
 }
 

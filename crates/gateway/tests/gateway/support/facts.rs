@@ -1,4 +1,5 @@
-//! An OpenAPI document reduced to facts: places, and the types that stand there, in the notation of `reference.tsv`.
+//! An OpenAPI document reduced to facts: places, and the types that stand there, in the notation of
+//! `reference.tsv`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +8,8 @@ use serde_json::{Map, Value};
 /// Types by their place.
 pub type Facts = BTreeMap<String, String>;
 
-/// What a document says of operations and of the types they use, but for those whose path begins with `without`.
+/// What a document says of operations and of the types they use, but for those whose path begins
+/// with `without`.
 pub fn facts(document: &Value, without: &str) -> Facts {
     let mut reader = Reader { schemas: &document["components"]["schemas"], seen: BTreeSet::new() };
     let mut facts = Facts::new();
@@ -16,7 +18,9 @@ pub fn facts(document: &Value, without: &str) -> Facts {
         for (method, operation) in item.as_object().unwrap() {
             let operation = reader.operation(operation);
             let head = format!("{} {path}", method.to_uppercase());
-            facts.extend(operation.into_iter().map(|(place, kind)| (format!("{head}{place}"), kind)));
+            facts.extend(
+                operation.into_iter().map(|(place, kind)| (format!("{head}{place}"), kind)),
+            );
         }
     }
     let mut done = BTreeSet::new();
@@ -43,7 +47,8 @@ impl Reader<'_> {
     fn operation(&mut self, operation: &Value) -> Vec<(String, String)> {
         let mut facts = vec![(String::new(), String::new())];
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
-            let (place, name) = (parameter["in"].as_str().unwrap(), parameter["name"].as_str().unwrap());
+            let (place, name) =
+                (parameter["in"].as_str().unwrap(), parameter["name"].as_str().unwrap());
             // Those of the path stand in the path.
             if place != "path" {
                 facts.push((format!(" {place} {name}"), self.kind(&parameter["schema"])));
@@ -90,21 +95,29 @@ impl Reader<'_> {
             }
             return self.kind(target);
         }
-        if let (Some([part]), None) = (schema["allOf"].as_array().map(Vec::as_slice), schema.get("properties")) {
+        if let (Some([part]), None) =
+            (schema["allOf"].as_array().map(Vec::as_slice), schema.get("properties"))
+        {
             return self.kind(part);
         }
         if let Some(alternatives) = schema.get("oneOf").or_else(|| schema.get("anyOf")) {
-            let alternatives = alternatives.as_array().unwrap().iter().filter(|schema| schema["type"] != "null");
+            let alternatives =
+                alternatives.as_array().unwrap().iter().filter(|schema| schema["type"] != "null");
             let kinds: BTreeSet<_> = alternatives.map(|schema| self.kind(schema)).collect();
             return Vec::from_iter(kinds).join("|");
         }
         let fields: BTreeMap<_, _> = self.fields(schema).into_iter().collect();
         if !fields.is_empty() {
-            let fields: Vec<_> = fields.iter().map(|(name, schema)| format!("{name}: {}", self.kind(schema))).collect();
+            let fields: Vec<_> = fields
+                .iter()
+                .map(|(name, schema)| format!("{name}: {}", self.kind(schema)))
+                .collect();
             return format!("{{{}}}", fields.join(", "));
         }
         let mut words: Vec<_> = match &schema["type"] {
-            Value::Array(words) => words.iter().filter_map(Value::as_str).filter(|word| *word != "null").collect(),
+            Value::Array(words) => {
+                words.iter().filter_map(Value::as_str).filter(|word| *word != "null").collect()
+            }
             word => word.as_str().into_iter().collect(),
         };
         words.sort_unstable();
@@ -118,8 +131,11 @@ impl Reader<'_> {
                 _ => "object".to_owned(),
             },
             _ => {
-                let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                let values = schema["enum"].as_array().map(|values| BTreeSet::from_iter(values.iter().map(word)));
+                let word =
+                    |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let values = schema["enum"]
+                    .as_array()
+                    .map(|values| BTreeSet::from_iter(values.iter().map(word)));
                 let values = values.map(|values| format!("({})", Vec::from_iter(values).join("|")));
                 format!("{}{}", words.join("|"), values.unwrap_or_default())
             }

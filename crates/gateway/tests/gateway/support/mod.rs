@@ -121,13 +121,17 @@ impl Fixture {
     /// The same with another token.
     pub fn request_by(&self, token: &str, line: &str) -> axum::http::request::Builder {
         let (method, uri) = line.split_once(' ').unwrap();
-        Request::builder().method(method).uri(uri).header("authorization", format!("Bearer {token}"))
+        Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("authorization", format!("Bearer {token}"))
     }
 
     /// Has a token, which is its own name, be good for one app.
     pub fn accept(&self, token: &str, app: &str, access: Access) {
         let scope = TokenScope::App { name: app.to_owned(), access };
-        let record = TokenRecord { name: token.to_owned(), organization: PERSONAL.to_owned(), scope };
+        let record =
+            TokenRecord { name: token.to_owned(), organization: PERSONAL.to_owned(), scope };
         self.catalog.accept_token(token, record);
     }
 
@@ -137,7 +141,8 @@ impl Fixture {
     }
 
     pub async fn post(&self, path: &str, body: impl ToString) -> Answer {
-        self.send(self.request(&format!("POST {path}")).body(Body::from(body.to_string())).unwrap()).await
+        self.send(self.request(&format!("POST {path}")).body(Body::from(body.to_string())).unwrap())
+            .await
     }
 
     pub async fn with_nonce(&self, line: &str, nonce: &str) -> Answer {
@@ -152,7 +157,10 @@ impl Fixture {
 
     pub async fn machine(&self, app: &str, name: &str) -> MachineId {
         let answer = self
-            .post(&format!("/v1/apps/{app}/machines"), json!({ "name": name, "config": { "image": "nginx" } }))
+            .post(
+                &format!("/v1/apps/{app}/machines"),
+                json!({ "name": name, "config": { "image": "nginx" } }),
+            )
             .await;
         answer.ok()["id"].as_str().unwrap().parse().unwrap()
     }
@@ -166,7 +174,8 @@ impl Fixture {
         id
     }
 
-    /// Waits until `GET` of the app is 404, by waiting for the machines and asking again as the catalog moves on.
+    /// Waits until `GET` of the app is 404, by waiting for the machines and asking again as the
+    /// catalog moves on.
     #[expect(clippy::disallowed_methods, reason = "looks at what is behind the API")]
     pub async fn until_gone(&self, app: &str) {
         let gone = async {

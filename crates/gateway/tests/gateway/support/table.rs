@@ -29,7 +29,8 @@ pub struct Table {
 impl Table {
     pub fn read(text: &str) -> Self {
         let mut lines: Vec<Line> = Vec::new();
-        let mut head = Line { place: String::new(), kind: String::new(), mark: Mark::Added, is_head: true };
+        let mut head =
+            Line { place: String::new(), kind: String::new(), mark: Mark::Added, is_head: true };
         for text in text.lines().filter(|text| !text.is_empty() && !text.starts_with('#')) {
             let mut columns = text.split('\t');
             let [place, kind, mark] = [(); 3].map(|()| columns.next().unwrap_or_default());
@@ -40,7 +41,12 @@ impl Table {
                     Mark::Same(_) => Mark::Same(None),
                     ref mark => mark.clone(),
                 });
-                lines.push(Line { place: format!("{} {below}", head.place), kind, mark, is_head: false });
+                lines.push(Line {
+                    place: format!("{} {below}", head.place),
+                    kind,
+                    mark,
+                    is_head: false,
+                });
                 continue;
             }
             let mark = self::mark(mark).unwrap_or_else(|| panic!("no mark: {text}"));
@@ -63,7 +69,9 @@ impl Table {
         let names = lines.iter().filter(|line| line.is_head && !line.place.contains(' '));
         let names = names.filter_map(|line| match &line.mark {
             Mark::Same(None) => Some((line.place.clone(), vec![line.place.clone()])),
-            Mark::Same(Some(ours)) => Some((line.place.clone(), ours.split(", ").map(str::to_owned).collect())),
+            Mark::Same(Some(ours)) => {
+                Some((line.place.clone(), ours.split(", ").map(str::to_owned).collect()))
+            }
             _ => None,
         });
         Self { names: names.collect(), lines }
@@ -94,7 +102,8 @@ impl Table {
         let mut translated = String::new();
         let mut rest = kind;
         while let Some(start) = rest.find(is_name) {
-            let end = rest[start..].find(|c| !is_name(c)).map_or(rest.len(), |length| start + length);
+            let end =
+                rest[start..].find(|c| !is_name(c)).map_or(rest.len(), |length| start + length);
             let name = &rest[start..end];
             translated.push_str(&rest[..start]);
             translated.push_str(self.names.get(name).map_or(name, |names| &names[0]));

@@ -1,4 +1,5 @@
-//! A worker that does what it is told at once, or not before the test says so, and publishes what it did.
+//! A worker that does what it is told at once, or not before the test says so, and publishes what
+//! it did.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,8 +21,8 @@ use caddis_api::{
 use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
-        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateMachine, DELTAS, Delta, Envelope,
-        MachineRecord, Offer, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
+        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateMachine, DELTAS, Delta,
+        Envelope, MachineRecord, Offer, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
     },
     stream::{
         StreamService,
@@ -118,7 +119,14 @@ impl FakeWorker {
         let state = Arc::new(Mutex::new(state));
         let (sessions, opened) = mpsc::unbounded_channel();
         let opened = Arc::new(AsyncMutex::new(opened));
-        Self { id: WorkerId::from_trusted(id), bus, state, listed: Arc::default(), sessions, opened }
+        Self {
+            id: WorkerId::from_trusted(id),
+            bus,
+            state,
+            listed: Arc::default(),
+            sessions,
+            opened,
+        }
     }
 
     /// Its end of the next session.
@@ -133,12 +141,16 @@ impl FakeWorker {
         let (say, mut receiver) = mpsc::channel::<Frame>(1);
         self.sessions.send(SessionEnd { heard: frames::read(body).boxed(), say }).ok().unwrap();
         let frames = futures::stream::poll_fn(move |task| receiver.poll_recv(task));
-        Response::new(Body::from_stream(frames.map(|frame| Ok::<_, std::convert::Infallible>(frame.encode()))))
+        Response::new(Body::from_stream(
+            frames.map(|frame| Ok::<_, std::convert::Infallible>(frame.encode())),
+        ))
     }
 
     pub async fn serve(&self, region: &str) -> Vec<Serving> {
-        let requests = self.bus.serve(&message::worker_subject(&self.id), Arc::new(self.clone())).await;
-        let questions = self.bus.serve(&message::region_subject(region), Arc::new(Offers(self.clone()))).await;
+        let requests =
+            self.bus.serve(&message::worker_subject(&self.id), Arc::new(self.clone())).await;
+        let questions =
+            self.bus.serve(&message::region_subject(region), Arc::new(Offers(self.clone()))).await;
         let (worker, region) = (self.clone(), region.to_owned());
         let announcing = tokio::spawn(async move {
             loop {
@@ -178,7 +190,13 @@ impl FakeWorker {
     }
 
     /// The same, with what the event tells.
-    pub async fn turn_with(&self, id: &MachineId, state: MachineState, kind: &str, told: Value) -> MachineRecord {
+    pub async fn turn_with(
+        &self,
+        id: &MachineId,
+        state: MachineState,
+        kind: &str,
+        told: Value,
+    ) -> MachineRecord {
         let enter = |record: &mut MachineRecord| {
             record.machine.operation = None;
             enter(record, state, kind);
@@ -189,7 +207,11 @@ impl FakeWorker {
     }
 
     /// Changes a machine, and publishes it.
-    pub async fn change(&self, id: &MachineId, change: impl FnOnce(&mut MachineRecord)) -> MachineRecord {
+    pub async fn change(
+        &self,
+        id: &MachineId,
+        change: impl FnOnce(&mut MachineRecord),
+    ) -> MachineRecord {
         let (record, delta) = {
             let mut state = self.state();
             let record = state.machines.get_mut(id).unwrap();
@@ -241,7 +263,8 @@ impl FakeWorker {
                         let lease = state.leases.get(&create.id).cloned();
                         return Ok(WorkerReply::Created { record: Box::new(record), lease });
                     }
-                    let lease = create.lease.clone().map(|(ttl, owner)| lease(&create.id, ttl, owner, ""));
+                    let lease =
+                        create.lease.clone().map(|(ttl, owner)| lease(&create.id, ttl, owner, ""));
                     let mut record = new_record(&self.id, *create);
                     if let Some(lease) = &lease {
                         record.lease = Some(PublicLease::from(lease));
@@ -254,11 +277,19 @@ impl FakeWorker {
                 self.publish(delta).await;
                 Ok(WorkerReply::Created { record: Box::new(record), lease })
             }
-            WorkerRequest::Act { machine, nonce, action } => self.act(&machine, nonce, action).await,
+            WorkerRequest::Act { machine, nonce, action } => {
+                self.act(&machine, nonce, action).await
+            }
             WorkerRequest::Update { machine, update, .. } => {
-                let before = self.state().machines.get(&machine).cloned().ok_or_else(ApiError::machine_not_found)?;
+                let before = self
+                    .state()
+                    .machines
+                    .get(&machine)
+                    .cloned()
+                    .ok_or_else(ApiError::machine_not_found)?;
                 self.state().versions.insert(0, version(&before));
-                let lease = update.lease.clone().map(|(ttl, owner)| lease(&machine, ttl, owner, ""));
+                let lease =
+                    update.lease.clone().map(|(ttl, owner)| lease(&machine, ttl, owner, ""));
                 let record = self.change(&machine, |record| {
                     record.machine.version = VersionId::generate();
                     record.machine.state = MachineState::Replacing;
@@ -267,13 +298,21 @@ impl FakeWorker {
                 Ok(WorkerReply::Updated { record: Box::new(record.await), lease })
             }
             WorkerRequest::Get { machine } => {
-                let record = self.state().machines.get(&machine).cloned().ok_or_else(ApiError::machine_not_found)?;
+                let record = self
+                    .state()
+                    .machines
+                    .get(&machine)
+                    .cloned()
+                    .ok_or_else(ApiError::machine_not_found)?;
                 Ok(WorkerReply::Machine { record: Box::new(record) })
             }
             WorkerRequest::List { after } => {
                 let mut state = self.state();
                 state.lists += 1;
-                let later = state.machines.values().filter(|record| Some(&record.machine.id) > after.as_ref());
+                let later = state
+                    .machines
+                    .values()
+                    .filter(|record| Some(&record.machine.id) > after.as_ref());
                 let mut records: Vec<_> = later.take(PAGE + 1).cloned().collect();
                 let more = records.len() > PAGE;
                 records.truncate(PAGE);
@@ -307,7 +346,9 @@ impl FakeWorker {
                     rss,
                     listen_sockets: Vec::new(),
                 };
-                Ok(WorkerReply::Processes { processes: vec![process(1, 10), process(7, 30), process(9, 20)] })
+                Ok(WorkerReply::Processes {
+                    processes: vec![process(1, 10), process(7, 30), process(9, 20)],
+                })
             }
             WorkerRequest::Memory { limit_mib, reclaim_mib, .. } => {
                 let memory = Memory { limit_mb: limit_mib.unwrap_or(256), available_mb: 100 };
@@ -316,17 +357,24 @@ impl FakeWorker {
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
             WorkerRequest::Health => {
                 let state = self.state();
-                Ok(WorkerReply::Health { problems: state.problems.clone(), warnings: state.warnings.clone() })
+                Ok(WorkerReply::Health {
+                    problems: state.problems.clone(),
+                    warnings: state.warnings.clone(),
+                })
             }
         }
     }
 
     async fn act(&self, id: &MachineId, nonce: Option<LeaseNonce>, action: Action) -> WorkerResult {
-        let before = self.state().machines.get(id).cloned().ok_or_else(ApiError::machine_not_found)?;
+        let before =
+            self.state().machines.get(id).cloned().ok_or_else(ApiError::machine_not_found)?;
         let held = self.state().leases.get(id).cloned();
         if let Some(held) = &held
             && nonce.as_ref() != Some(&held.nonce)
-            && !matches!(action, Action::Signal { .. } | Action::SetMetadata { .. } | Action::GetLease)
+            && !matches!(
+                action,
+                Action::Signal { .. } | Action::SetMetadata { .. } | Action::GetLease
+            )
         {
             return Err(ApiError::aborted(format!(
                 "machine ID {id} lease currently held by {}, expires at 2030-01-01T00:00:00Z",
@@ -348,7 +396,11 @@ impl FakeWorker {
                 let change = |record: &mut MachineRecord| {
                     let config = record.machine.config.get_or_insert_default();
                     let mut fields = config.fields();
-                    let metadata = fields.entry("metadata").or_insert_with(|| json!({})).as_object_mut().unwrap();
+                    let metadata = fields
+                        .entry("metadata")
+                        .or_insert_with(|| json!({}))
+                        .as_object_mut()
+                        .unwrap();
                     metadata.extend(changes.into_iter().map(|(key, value)| (key, json!(value))));
                     metadata.retain(|_, value| !value.is_null() && value != "");
                     *config = fields.into();
@@ -365,7 +417,9 @@ impl FakeWorker {
                 self.state().leases.remove(id);
                 self.turn(id, MachineState::Destroyed, "destroy").await
             }
-            Action::Cordon { cordoned } => self.change(id, |record| record.machine.cordoned = cordoned).await,
+            Action::Cordon { cordoned } => {
+                self.change(id, |record| record.machine.cordoned = cordoned).await
+            }
             Action::AcquireLease { ttl_seconds, owner, description } => {
                 let mut lease = lease(id, ttl_seconds, owner, &description);
                 lease.nonce = held.map_or(lease.nonce, |held| held.nonce);
@@ -373,7 +427,9 @@ impl FakeWorker {
                 self.change(id, |record| record.lease = Some(PublicLease::from(&lease))).await;
                 return Ok(WorkerReply::Lease { lease });
             }
-            Action::GetLease => return Ok(WorkerReply::Lease { lease: held.ok_or_else(no_lease)? }),
+            Action::GetLease => {
+                return Ok(WorkerReply::Lease { lease: held.ok_or_else(no_lease)? });
+            }
             Action::ReleaseLease => {
                 held.ok_or_else(no_lease)?;
                 self.state().leases.remove(id);
@@ -386,14 +442,22 @@ impl FakeWorker {
 
 fn version(record: &MachineRecord) -> VersionRecord {
     let machine = record.machine.clone();
-    VersionRecord { version: machine.version, config: machine.config.unwrap(), image: machine.image_ref }
+    VersionRecord {
+        version: machine.version,
+        config: machine.config.unwrap(),
+        image: machine.image_ref,
+    }
 }
 
 impl State {
     fn delta(&mut self, worker: &WorkerId, record: MachineRecord) -> Option<Delta> {
         self.sequence += 1;
-        let delta =
-            Delta { worker: worker.clone(), sequence: self.sequence, incarnation: self.incarnation.clone(), record };
+        let delta = Delta {
+            worker: worker.clone(),
+            sequence: self.sequence,
+            incarnation: self.incarnation.clone(),
+            record,
+        };
         (!self.mute).then_some(delta)
     }
 }
@@ -458,8 +522,14 @@ impl StreamService for FakeWorker {
         let call = StreamCall {
             method: parts.method.to_string(),
             uri: parts.uri.to_string(),
-            nonce: parts.headers.get("fly-machine-lease-nonce").map(|value| value.to_str().unwrap().to_owned()),
-            body: body.map_or_else(|e| format!("error: {e}"), |body| String::from_utf8(body.to_vec()).unwrap()),
+            nonce: parts
+                .headers
+                .get("fly-machine-lease-nonce")
+                .map(|value| value.to_str().unwrap().to_owned()),
+            body: body.map_or_else(
+                |e| format!("error: {e}"),
+                |body| String::from_utf8(body.to_vec()).unwrap(),
+            ),
         };
         let mut state = self.state();
         state.calls.push(call);
@@ -472,7 +542,8 @@ impl StreamService for FakeWorker {
 
 /// What a real worker's streams answer, in short.
 fn usual_answer(method: &Method, path: &str) -> (&'static str, Value) {
-    let image = json!({ "digest": "sha256:0", "names": [], "size": 0, "created_at": "", "machines": 0 });
+    let image =
+        json!({ "digest": "sha256:0", "names": [], "size": 0, "created_at": "", "machines": 0 });
     let answer = match (method.as_str(), path) {
         ("GET", "/usage") => json!({ "worker": "W1", "machines": [] }),
         ("GET", "/logs") => json!({ "data": [], "meta": { "next_token": "" } }),
