@@ -14,7 +14,7 @@ const QUIET: f64 = 0.25;
 /// Quiet must last for so many windows.
 const QUIET_WINDOWS: u32 = 2;
 /// After so long a host is not waited for any more: other work runs on it.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// And after so long when it was quiet before: whatever goes on was begun by what was measured.
 const LONG_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -61,7 +61,7 @@ pub struct Busy {
 /// # Errors
 /// When `/proc/stat` can't be read.
 pub async fn rest() -> Result<bool> {
-    become_quiet(PATIENCE).await
+    become_quiet(TIMEOUT).await
 }
 
 /// Does something on a host at rest, and goes on counting until it is quiet again.

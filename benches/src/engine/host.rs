@@ -26,7 +26,7 @@ use serde_json::json;
 use tokio::{runtime::Handle, sync::watch};
 
 /// Generous: what takes longer is not measured but reported as failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Clients that each ask for one thing after the other.
 pub const AT_ONCE: usize = 16;
 
@@ -79,7 +79,7 @@ impl Host {
         let request_id = VersionId::generate().to_string();
         let answer = self
             .bus
-            .request(&subject, encode(&Envelope::new(request_id, PATIENCE, request)), PATIENCE)
+            .request(&subject, encode(&Envelope::new(request_id, TIMEOUT, request)), TIMEOUT)
             .await?;
         decode::<WorkerResult>(&subject, &answer)?.map_err(|error| anyhow::anyhow!(error.message))
     }
@@ -167,7 +167,7 @@ impl Host {
     async fn until(&self, machine: &MachineId, state: MachineState) -> Result<()> {
         let mut heard = self.heard.clone();
         let reached = heard.wait_for(|heard| heard.get(machine) == Some(&state));
-        let reached = tokio::time::timeout(PATIENCE, reached).await;
+        let reached = tokio::time::timeout(TIMEOUT, reached).await;
         reached.with_context(|| format!("machine {machine} did not become {state}"))??;
         Ok(())
     }

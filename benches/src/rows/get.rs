@@ -27,7 +27,7 @@ use crate::{
 const CONNECTIONS: &str = "16";
 const ROUNDS: usize = 5;
 /// For a hundred thousand machines to be listed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One server and what was measured of it.
 struct Side {
@@ -157,7 +157,7 @@ impl Side {
         let began = Instant::now();
         loop {
             match http.send(hyper::Method::GET, &self.listening.path, "").await {
-                Err(_) if began.elapsed() < PATIENCE => {}
+                Err(_) if began.elapsed() < TIMEOUT => {}
                 outcome => return outcome,
             }
         }
@@ -201,7 +201,7 @@ fn ourselves(place: &Place, words: &[&str], log: Stdio) -> Result<Child> {
 /// Reads where a server listens.
 async fn listening(child: &mut Child) -> Result<Listening> {
     let mut lines = BufReader::new(child.stdout.take().context("output of a server")?).lines();
-    let line = tokio::time::timeout(PATIENCE, lines.next_line())
+    let line = tokio::time::timeout(TIMEOUT, lines.next_line())
         .await
         .context("a server does not start")??;
     serde_json::from_str(&line.context("a server ended at start")?)

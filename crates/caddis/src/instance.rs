@@ -30,7 +30,7 @@ const LOCK: &str = "lock";
 /// How long another process may still have the directory. A VM process that a server was just
 /// starting when it was killed holds copies of all its descriptors, this lock and its port among
 /// them, until its own program runs.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Takes the lock within that time.
 fn lock_in(patience: Duration, file: File) -> Option<Flock<File>> {
@@ -63,7 +63,7 @@ impl Instance {
         let file =
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.with_context(|| format!("can't open {}", path.display()))?;
-        match lock_in(PATIENCE, file) {
+        match lock_in(TIMEOUT, file) {
             Some(lock) => Ok(Self { directory, _lock: lock }),
             None => bail!(
                 "the data directory {} is in use by a running caddis serve",

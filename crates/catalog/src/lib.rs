@@ -26,8 +26,8 @@ pub use error::{CatalogError, StoreError};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
 pub use records::{
-    Access, Answer, AppPage, AppQuery, AppRecord, AppState, Keyed, KeyedRequest, NewApp,
-    NewPlacement, Placement, TokenRecord, TokenScope,
+    Access, AppPage, AppQuery, AppRecord, AppState, IdempotencyState, KeyedRequest, NewApp,
+    NewPlacement, Placement, StoredResponse, TokenRecord, TokenScope,
 };
 pub use rules::{Catalog, Clock, REQUEST_LEASE, REQUEST_RETENTION};
 pub use sqlite::{SqliteError, SqliteStore};

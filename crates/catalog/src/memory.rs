@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use caddis_api::{MachineId, WorkerId, app::Organization};
 
 use crate::{
-    Answer, AppQuery, AppRecord, AppState, PERSONAL, Placement, TokenRecord, TokenScope,
+    AppQuery, AppRecord, AppState, PERSONAL, Placement, StoredResponse, TokenRecord, TokenScope,
     store::{
         AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
         RequestRow, Store, Stored, TokenRow,
@@ -209,7 +209,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn answer_request(&self, id: &str, answer: &Answer) -> Stored<()> {
+    async fn answer_request(&self, id: &str, answer: &StoredResponse) -> Stored<()> {
         if let Some(row) = self.rows().request(id).filter(|row| row.answer.is_none()) {
             (row.answer, row.lease) = (Some(answer.clone()), None);
         }

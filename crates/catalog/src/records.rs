@@ -126,7 +126,7 @@ pub struct KeyedRequest {
 
 /// What is known of a request with this key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Keyed {
+pub enum IdempotencyState {
     /// Nothing: it is noted now.
     New,
     /// It came before and somebody is carrying it out.
@@ -135,19 +135,19 @@ pub enum Keyed {
         until_ms: u64,
     },
     /// It came before and was not answered: it may have been carried out.
-    CutShort {
+    Interrupted {
         /// The id it was given then.
         id: String,
     },
     /// It was answered.
-    Answered(Answer),
+    Answered(StoredResponse),
     /// Another request came with this key.
     Another,
 }
 
 /// An answer that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct StoredResponse {
     /// HTTP status code.
     pub status: u16,
     /// Of the body.

@@ -23,7 +23,7 @@ use caddis_disk::Reserve;
 use rusqlite::{Connection, params};
 
 use crate::{
-    Answer, AppQuery, AppRecord, Placement, TokenRecord,
+    AppQuery, AppRecord, Placement, StoredResponse, TokenRecord,
     store::{
         AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
         RequestRow, Store, Stored, TokenRow,
@@ -204,7 +204,7 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn answer_request(&self, id: &str, answer: &Answer) -> Stored<()> {
+    async fn answer_request(&self, id: &str, answer: &StoredResponse) -> Stored<()> {
         let (id, answer) = (id.to_owned(), answer.clone());
         self.owner.run_anyway("keep an answer", move |c| requests::answer(c, &id, &answer)).await
     }

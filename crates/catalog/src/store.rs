@@ -14,7 +14,7 @@ use std::net::Ipv6Addr;
 use async_trait::async_trait;
 use caddis_api::{MachineId, WorkerId, app::Organization};
 
-use crate::{Answer, AppQuery, AppRecord, Placement, StoreError, TokenRecord};
+use crate::{AppQuery, AppRecord, Placement, StoreError, StoredResponse, TokenRecord};
 
 /// Result of store calls.
 pub type Stored<T> = std::result::Result<T, StoreError>;
@@ -88,7 +88,7 @@ pub trait Store: Send + Sync + 'static {
     /// Ends the lease if this is its holder. *Frees room.*
     async fn give_up_request(&self, id: &str, holder: &str) -> Stored<()>;
     /// Keeps the answer to a request that has none, and ends its lease. *Frees room.*
-    async fn answer_request(&self, id: &str, answer: &Answer) -> Stored<()>;
+    async fn answer_request(&self, id: &str, answer: &StoredResponse) -> Stored<()>;
     /// Deletes a request that is not answered, if this is the holder of its lease. *Frees room.*
     async fn delete_request(&self, id: &str, holder: &str) -> Stored<()>;
     /// The placement last noted with a request, released or not.
@@ -206,7 +206,7 @@ pub struct RequestRow {
     /// Milliseconds since the Unix epoch.
     pub created_ms: u64,
     /// What was answered.
-    pub answer: Option<Answer>,
+    pub answer: Option<StoredResponse>,
     /// Who is carrying it out.
     pub lease: Option<RequestLease>,
 }

@@ -5,8 +5,8 @@ use std::{collections::HashSet, net::Ipv6Addr, path::Path, sync::Arc};
 
 use caddis_api::WorkerId;
 use caddis_catalog::{
-    AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement, PERSONAL,
-    SqliteError, SqliteStore,
+    AppQuery, AppState, Catalog, CatalogError, IdempotencyState, KeyedRequest, NewApp,
+    NewPlacement, PERSONAL, SqliteError, SqliteStore,
 };
 
 struct Fixture {
@@ -265,5 +265,5 @@ async fn the_catalog_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
         id: "1".to_owned(),
         fingerprint: [0; 32],
     };
-    assert_eq!(catalog.begin_request(request).await.unwrap(), Keyed::New);
+    assert_eq!(catalog.begin_request(request).await.unwrap(), IdempotencyState::New);
 }

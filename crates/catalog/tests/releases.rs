@@ -8,8 +8,8 @@ use std::{
 
 use caddis_api::{MachineId, WorkerId};
 use caddis_catalog::{
-    Answer, AppQuery, AppState, Catalog, CatalogError, Keyed, KeyedRequest, NewApp, NewPlacement,
-    PERSONAL, SqliteStore,
+    AppQuery, AppState, Catalog, CatalogError, IdempotencyState, KeyedRequest, NewApp,
+    NewPlacement, PERSONAL, SqliteStore, StoredResponse,
 };
 
 /// What the release with schema 2 left behind; `releases/release-0.sql` tells what is in it.
@@ -153,27 +153,34 @@ async fn keyed_requests_are_answered_or_cut_short_as_they_were() {
     let directory = tempfile::tempdir().unwrap();
     let catalog = open(&left_in(directory.path()));
     let json = Some("application/json".to_owned());
-    let answer = Answer { status: 200, content_type: json, body: Some(b"{\"id\":\"m\"}".to_vec()) };
-    assert_eq!(catalog.begin_request(request("answered")).await.unwrap(), Keyed::Answered(answer));
-    let too_long = Answer { status: 200, content_type: None, body: None };
+    let answer =
+        StoredResponse { status: 200, content_type: json, body: Some(b"{\"id\":\"m\"}".to_vec()) };
+    assert_eq!(
+        catalog.begin_request(request("answered")).await.unwrap(),
+        IdempotencyState::Answered(answer)
+    );
+    let too_long = StoredResponse { status: 200, content_type: None, body: None };
     assert_eq!(
         catalog.begin_request(request("too-long")).await.unwrap(),
-        Keyed::Answered(too_long)
+        IdempotencyState::Answered(too_long)
     );
     let id = "01REQUESTCUTSHORT".to_owned();
     assert_eq!(
         catalog.begin_request(request("cut-short")).await.unwrap(),
-        Keyed::CutShort { id: id.clone() }
+        IdempotencyState::Interrupted { id: id.clone() }
     );
     let made = catalog.placement_of_request(&id).await.unwrap().unwrap();
     assert_eq!((made.machine.as_str(), made.name.as_str()), ("b6f1416a539540", "two"));
     assert!(
-        matches!(catalog.begin_request(request("cut-short")).await, Ok(Keyed::CutShort { .. })),
+        matches!(
+            catalog.begin_request(request("cut-short")).await,
+            Ok(IdempotencyState::Interrupted { .. })
+        ),
         "its own"
     );
     let other = KeyedRequest { fingerprint: [8; 32], ..request("answered") };
-    assert_eq!(catalog.begin_request(other).await.unwrap(), Keyed::Another);
-    assert_eq!(catalog.begin_request(request("new")).await.unwrap(), Keyed::New);
+    assert_eq!(catalog.begin_request(other).await.unwrap(), IdempotencyState::Another);
+    assert_eq!(catalog.begin_request(request("new")).await.unwrap(), IdempotencyState::New);
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::{
 pub const VARIABLE: &str = "CADDIS_COMPLETE";
 
 /// A server that takes longer has no candidates.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Names of apps.
 pub fn apps() -> ArgValueCompleter {
@@ -151,7 +151,7 @@ fn ask(
         return Vec::new();
     };
     let answer =
-        runtime.block_on(async { tokio::time::timeout(PATIENCE, question(client, line)).await });
+        runtime.block_on(async { tokio::time::timeout(TIMEOUT, question(client, line)).await });
     runtime.shutdown_background();
     answer.ok().flatten().unwrap_or_default()
 }

@@ -37,7 +37,7 @@ pub use environment::Environment;
 pub use error::CliError;
 use error::INTERRUPTED;
 pub use globals::Globals;
-pub use printer::{Capture, Printer};
+pub use printer::{OutputTail, Printer};
 
 /// Colours of the help text.
 pub const HELP_STYLES: clap::builder::Styles = clap::builder::Styles::styled()

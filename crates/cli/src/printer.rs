@@ -38,16 +38,16 @@ pub struct Printer {
 
 /// What a [`Printer`] for tests has written so far.
 #[derive(Debug, Clone, Default)]
-pub struct Capture(Arc<Mutex<Vec<u8>>>);
+pub struct OutputTail(Arc<Mutex<Vec<u8>>>);
 
-impl Capture {
+impl OutputTail {
     /// As text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 }
 
-impl Write for Capture {
+impl Write for OutputTail {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
     }
@@ -78,8 +78,8 @@ impl Printer {
 
     /// To memory, as if no terminal were there: for tests. Returns what goes to standard output and
     /// standard error.
-    pub fn capturing() -> (Self, Capture, Capture) {
-        let (stdout, stderr) = (Capture::default(), Capture::default());
+    pub fn capturing() -> (Self, OutputTail, OutputTail) {
+        let (stdout, stderr) = (OutputTail::default(), OutputTail::default());
         let printer = Self {
             stdout: Arc::new(Mutex::new(stdout.clone())),
             stderr: Arc::new(Mutex::new(stderr.clone())),

@@ -13,7 +13,7 @@ const CLOSE: f64 = 0.8;
 const MOST: usize = 3;
 
 /// A hint that takes longer is not waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The names most like `wanted`, the best first.
 fn close<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
@@ -58,7 +58,7 @@ pub async fn explain(error: CliError, session: &Session) -> CliError {
 
 async fn similar_apps(client: &Client, name: &str) -> Option<String> {
     // An error about a hint would only hide the one that counts.
-    let apps = timeout(PATIENCE, client.list_apps(None)).await.ok()?.ok()?;
+    let apps = timeout(TIMEOUT, client.list_apps(None)).await.ok()?.ok()?;
     hint(name, apps.iter().map(|app| app.name.as_str()))
 }
 

@@ -34,7 +34,7 @@ const AHEAD: usize = 4;
 /// How often the server is told that we are there, though we may not be able to read.
 const STILL_HERE: Duration = Duration::from_secs(20);
 /// Where nothing tells.
-const USUAL_SIZE: TerminalSize = TerminalSize { columns: 80, rows: 24 };
+const DEFAULT_SIZE: TerminalSize = TerminalSize { columns: 80, rows: 24 };
 
 /// The terminal's settings before they were changed, for whoever puts them back.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -96,7 +96,7 @@ pub fn is_on_terminal() -> bool {
 pub fn screen_size() -> (usize, usize) {
     let size = tcgetwinsize(io::stdout()).ok().map(|size| (size.ws_col.into(), size.ws_row.into()));
     size.filter(|(columns, lines)| *columns > 0 && *lines > 0)
-        .unwrap_or((USUAL_SIZE.columns.into(), USUAL_SIZE.rows.into()))
+        .unwrap_or((DEFAULT_SIZE.columns.into(), DEFAULT_SIZE.rows.into()))
 }
 
 /// Waits until the user types `q`. Never ends where keys are not for us: input is no terminal, or
@@ -169,7 +169,7 @@ pub async fn attach(
         command: program.command,
         user: program.user,
         env: term.map(|term| ("TERM".to_owned(), term.to_owned())).into_iter().collect(),
-        terminal: program.pty.then(|| size().unwrap_or(USUAL_SIZE)),
+        terminal: program.pty.then(|| size().unwrap_or(DEFAULT_SIZE)),
         stdin: program.stdin,
         holds_machine: program.holds_machine,
         ..StartSession::default()

@@ -12,7 +12,7 @@ use crate::{CliError, Printer, progress};
 pub const BUDGET: Duration = Duration::from_secs(300);
 /// Failures in a row that are tried again.
 const TRIES: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(500);
+const BACKOFF: Duration = Duration::from_millis(500);
 /// How long a program is looked at after its start: the least that the API waits.
 const MOMENT: Duration = Duration::from_secs(1);
 /// Events that may have come meanwhile.
@@ -57,7 +57,7 @@ async fn slices(
             }
             Err(error) if error.is_transient() && failures < TRIES => {
                 failures += 1;
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(BACKOFF).await;
             }
             Err(error) => return Err(CliError::attempted("failed waiting for machine", error)),
         }

@@ -31,7 +31,7 @@ const START: u64 = 4 << 20;
 /// Room that must be left to others before a reserve takes what it lacks, bytes.
 const LEFT: u64 = 16 << 20;
 /// How often it is looked whether there is room again, while there is not.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// A file system with less room than this counts as full, bytes.
 const FULL: u64 = 256 << 10;
 
@@ -155,7 +155,7 @@ impl Reserve {
                 return;
             }
             while self.held() < self.size {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(LOOK_INTERVAL).await;
                 if self.grow(LEFT) {
                     tracing::info!("there is room on the disk again: the reserve is whole");
                 }

@@ -20,7 +20,7 @@ use crate::{
     context::{Context, Inner},
     cursor::{self, PageParams},
     deletion,
-    envelope::Failure,
+    envelope::HttpError,
     extract::JsonBody,
     idempotency::RequestId,
     openapi::errors::{BadBody, BadParameter, NoApp},
@@ -71,7 +71,7 @@ pub(crate) async fn create(
     Extension(caller): Extension<Caller>,
     id: Option<Extension<RequestId>>,
     JsonBody(request): JsonBody<CreateAppRequest>,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let organization = given(request.org_slug).ok_or_else(|| {
         ApiError::invalid("invalid org_slug, it is required; use personal for your own")
@@ -120,7 +120,7 @@ pub(crate) async fn list(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
     params: Params,
-) -> Result<Json<ListAppsReply>, Failure> {
+) -> Result<Json<ListAppsReply>, HttpError> {
     context.synced().await?;
     let organization = match params.get("org_slug") {
         Some(slug) => Some(caller.organization(&context, slug).await?.slug),
@@ -159,7 +159,7 @@ pub(crate) async fn list(
 pub(crate) async fn get(
     State(context): State<Context>,
     app: AppPath,
-) -> Result<Json<App>, Failure> {
+) -> Result<Json<App>, HttpError> {
     context.synced().await?;
     Ok(Json(show(&context, app.look_up(&context).await?)))
 }
@@ -178,7 +178,7 @@ pub(crate) async fn get(
 pub(crate) async fn delete(
     State(context): State<Context>,
     app: AppPath,
-) -> Result<StatusCode, Failure> {
+) -> Result<StatusCode, HttpError> {
     context.synced().await?;
     let name = app.name()?;
     context.catalog.begin_app_deletion(name).await?;

@@ -10,7 +10,7 @@ use axum::{
 use caddis_api::{ApiError, ErrorCode};
 use caddis_catalog::{Access, Catalog, TokenRecord, TokenScope};
 
-use crate::{context::Context, endpoint::Description, envelope::Failure, idempotency};
+use crate::{context::Context, endpoint::Description, envelope::HttpError, idempotency};
 
 /// Tokens looked at in one header.
 const MAX_TOKENS: usize = 16;
@@ -45,7 +45,7 @@ pub(crate) async fn authenticate(
     let admitted = found.and_then(|caller| caller.admit(endpoint.scope).map(|()| caller));
     let caller = match admitted {
         Ok(caller) => caller,
-        Err(error) => return Failure(error).into_response(),
+        Err(error) => return HttpError(error).into_response(),
     };
     let keyed = idempotency::applies_to(&request, endpoint.replay).then(|| caller.name.clone());
     request.extensions_mut().insert(caller);

@@ -17,7 +17,7 @@ use axum::{
 use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, app::Organization};
 use caddis_bus::message::{Action, WorkerReply, WorkerRequest};
 use caddis_catalog::{Access, AppPage, AppQuery, AppRecord, CatalogError, PERSONAL, TokenScope};
-use caddis_view::Shown;
+use caddis_view::CachedMachine;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
 use utoipa::IntoParams;
@@ -26,7 +26,7 @@ use crate::{
     authentication::Caller,
     context::{Context, app_not_found},
     endpoint::Scope,
-    envelope::Failure,
+    envelope::HttpError,
 };
 
 /// What was looked for, or why the caller does not get it.
@@ -108,7 +108,7 @@ async fn app(context: &Context, name: &str) -> Found<AppRecord> {
 }
 
 /// Without a question to the catalog where the machine is there.
-async fn machine(context: &Context, name: &str, id: &MachineId) -> Found<Arc<Shown>> {
+async fn machine(context: &Context, name: &str, id: &MachineId) -> Found<Arc<CachedMachine>> {
     if let Some(shown) = context.view.get(id).filter(|shown| shown.record.app == name) {
         return Ok(shown);
     }
@@ -134,9 +134,9 @@ impl OrganizationPath {
 }
 
 impl FromRequestParts<Context> for OrganizationPath {
-    type Rejection = Failure;
+    type Rejection = HttpError;
 
-    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, HttpError> {
         Ok(Self { slug: in_path(parts, context).await? })
     }
 }
@@ -164,16 +164,16 @@ impl AppPath {
     }
 
     /// A machine of the app.
-    pub async fn machine(&self, context: &Context, id: &MachineId) -> Found<Arc<Shown>> {
+    pub async fn machine(&self, context: &Context, id: &MachineId) -> Found<Arc<CachedMachine>> {
         context.synced().await?;
         machine(context, self.name()?, id).await
     }
 }
 
 impl FromRequestParts<Context> for AppPath {
-    type Rejection = Failure;
+    type Rejection = HttpError;
 
-    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, HttpError> {
         let app = in_path::<String>(parts, context).await?;
         Ok(Self { decision: decide(parts, &app), app })
     }
@@ -195,14 +195,14 @@ pub(crate) struct MachinePath {
 
 impl MachinePath {
     /// The machine, or the answer for a machine or an app that is not there.
-    pub async fn look_up(&self, context: &Context) -> Found<Arc<Shown>> {
+    pub async fn look_up(&self, context: &Context) -> Found<Arc<CachedMachine>> {
         context.synced().await?;
         self.decision.clone()?;
         machine(context, &self.app, &self.id).await
     }
 
     /// The machine from now on. The receiver ends when the machine is forgotten.
-    pub async fn watch(&self, context: &Context) -> Found<watch::Receiver<Arc<Shown>>> {
+    pub async fn watch(&self, context: &Context) -> Found<watch::Receiver<Arc<CachedMachine>>> {
         self.look_up(context).await?;
         context.view.watch(&self.id).ok_or_else(ApiError::machine_not_found)
     }
@@ -230,9 +230,9 @@ struct Words {
 }
 
 impl FromRequestParts<Context> for MachinePath {
-    type Rejection = Failure;
+    type Rejection = HttpError;
 
-    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, HttpError> {
         let Words { app, id } = in_path(parts, context).await?;
         let id = id.parse().map_err(|_| {
             let shown: String = id.escape_debug().take(100).collect();

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     GatewayParts, Settings,
     deletion::{Copies, Deletions},
-    idempotency::Turns,
+    idempotency::InFlight,
     limits::Limits,
     regions::Regions,
 };
@@ -25,7 +25,7 @@ pub(crate) use caddis_bus::AskError;
 pub(crate) type Context = Arc<Inner>;
 
 /// How long a request waits for the first listing of the workers.
-const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Inner {
     pub bus: Arc<dyn caddis_bus::Bus>,
@@ -38,7 +38,7 @@ pub(crate) struct Inner {
     pub deletions: Deletions,
     pub copies: Copies,
     pub limits: Option<Limits>,
-    pub turns: Turns,
+    pub in_flight: InFlight,
     /// Ends waits and event streams.
     pub closing: CancellationToken,
     /// Ends work in the background.
@@ -66,7 +66,7 @@ impl Inner {
             settings: parts.settings,
             deletions: Deletions::default(),
             copies: Copies::default(),
-            turns: Turns::default(),
+            in_flight: InFlight::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),
         })
@@ -79,7 +79,7 @@ impl Inner {
 
     /// Waits until the view holds what the workers had when we began.
     pub async fn synced(&self) -> Result<(), ApiError> {
-        tokio::time::timeout(SYNC_PATIENCE, self.view.synced()).await.map_err(|_| {
+        tokio::time::timeout(SYNC_TIMEOUT, self.view.synced()).await.map_err(|_| {
             ApiError::new(
                 ErrorCode::Unavailable,
                 "unavailable: the state of the machines is not known yet, try again",

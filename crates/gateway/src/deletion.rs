@@ -15,7 +15,7 @@ use std::{
 use caddis_api::{ApiError, ErrorCode, MachineId, MachineState, WorkerId, time::unix_ms};
 use caddis_bus::message::{Action, MachineRecord, WorkerReply, WorkerRequest};
 use caddis_catalog::{FIRST_EPOCH, Placement};
-use caddis_view::{Change, Shown, Superseded};
+use caddis_view::{CachedMachine, Change, Superseded};
 use futures::stream::{self, TryStreamExt as _};
 use jiff::Timestamp;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -36,7 +36,7 @@ impl Deletions {
 }
 
 /// First and longest wait before something that failed is tried again.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 /// Machines of one app destroyed at the same time.
 const AT_ONCE: usize = 8;
@@ -51,7 +51,7 @@ pub(crate) async fn tidy(context: Context, mut changes: broadcast::Receiver<Chan
                 else {
                     continue;
                 };
-                again_until_done("release a machine", || release_destroyed(&context, &shown)).await;
+                retry_forever("release a machine", || release_destroyed(&context, &shown)).await;
             }
             Ok(Change::Listed(worker)) => reconcile(&context, &worker).await,
             Ok(Change::Host(_)) => {}
@@ -77,7 +77,7 @@ fn supersede(context: &Context, copy: Superseded) {
     context.clone().background(async move {
         let Superseded { machine, worker, epoch } = &copy;
         tracing::warn!(%machine, %worker, epoch, "a host has a copy of a machine that was placed elsewhere since");
-        again_until_done("have a copy stopped", || async {
+        retry_forever("have a copy stopped", || async {
             let request = WorkerRequest::Supersede { machine: machine.clone(), epoch: *epoch };
             match context.workers.ask(worker, request, context.settings.request_deadline).await {
                 Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => Ok(()),
@@ -91,7 +91,7 @@ fn supersede(context: &Context, copy: Superseded) {
 
 /// Frees the name of a destroyed machine, unless it was a copy of one that was placed elsewhere
 /// since.
-async fn release_destroyed(context: &Context, shown: &Shown) -> Result<(), ApiError> {
+async fn release_destroyed(context: &Context, shown: &CachedMachine) -> Result<(), ApiError> {
     let MachineRecord { epoch, app, machine, .. } = &shown.record;
     let placement = context.catalog.placement(&machine.id).await?;
     if placement.is_some_and(|placement| placement.epoch > *epoch) {
@@ -109,21 +109,21 @@ async fn release(context: &Context, machine: &MachineId, app: &str) -> Result<()
     Ok(())
 }
 
-async fn again_until_done<F: Future<Output = Result<(), ApiError>>>(
+async fn retry_forever<F: Future<Output = Result<(), ApiError>>>(
     what: &str,
     mut attempt: impl FnMut() -> F,
 ) {
-    let mut pause = PAUSE.0;
+    let mut pause = BACKOFF.0;
     while let Err(error) = attempt().await {
         tracing::warn!(error = error.message, "can't {what}, trying again");
         tokio::time::sleep(pause).await;
-        pause = PAUSE.1.min(pause * 2);
+        pause = BACKOFF.1.min(pause * 2);
     }
 }
 
 /// Compares the catalog with a worker that was just listed.
 async fn reconcile(context: &Context, worker: &WorkerId) {
-    again_until_done("compare the catalog with a worker", || async {
+    retry_forever("compare the catalog with a worker", || async {
         let mut placed = HashSet::new();
         for placement in context.catalog.placements(Some(worker)).await? {
             placed.insert(placement.machine.clone());
@@ -163,7 +163,7 @@ async fn reconcile(context: &Context, worker: &WorkerId) {
 pub(crate) async fn give_up_unless_made(context: Context, placement: Placement) {
     // Twice as long as `may_be_under_way`: its request may be sent once more until then.
     tokio::time::sleep((create_takes(&context) * 2).saturating_sub(age(&placement))).await;
-    again_until_done("find out whether a machine was made", || {
+    retry_forever("find out whether a machine was made", || {
         release_unless_made(&context, &placement)
     })
     .await;
@@ -207,7 +207,7 @@ pub(crate) fn begin(context: &Context, app: &str) {
     }
     let (context, app) = (context.clone(), app.to_owned());
     context.clone().background(async move {
-        again_until_done("delete the machines of an app", || delete_machines(&context, &app)).await;
+        retry_forever("delete the machines of an app", || delete_machines(&context, &app)).await;
         context.deletions.lock().remove(&app);
     });
 }

@@ -186,19 +186,22 @@ mod tests {
     use utoipa_axum::routes;
 
     use super::*;
-    use crate::{GatewayParts, Settings, context::Inner, envelope::Failure, router};
+    use crate::{GatewayParts, Settings, context::Inner, envelope::HttpError, router};
 
-    fn unknown_outcome() -> Failure {
-        Failure(ApiError::new(ErrorCode::Unavailable, "unavailable: it may have been carried out"))
+    fn unknown_outcome() -> HttpError {
+        HttpError(ApiError::new(
+            ErrorCode::Unavailable,
+            "unavailable: it may have been carried out",
+        ))
     }
 
     #[utoipa::path(post, path = "/undecided", responses((status = 200)))]
-    async fn undecided() -> Failure {
+    async fn undecided() -> HttpError {
         unknown_outcome()
     }
 
     #[utoipa::path(post, path = "/repeatable", responses((status = 200)))]
-    async fn repeatable() -> Failure {
+    async fn repeatable() -> HttpError {
         unknown_outcome()
     }
 

@@ -1,5 +1,5 @@
 //! Around every request: its id, the access log, panics, and the body of errors. Endpoints return
-//! [`Failure`]; the error travels as an extension of the response up to here, where the request id
+//! [`HttpError`]; the error travels as an extension of the response up to here, where the request id
 //! is known.
 
 use std::{panic::AssertUnwindSafe, time::Instant};
@@ -18,15 +18,15 @@ use crate::{context::Context, server::check_head};
 
 /// An error on its way out of an endpoint.
 #[derive(Debug)]
-pub(crate) struct Failure(pub ApiError);
+pub(crate) struct HttpError(pub ApiError);
 
-impl<E: Into<ApiError>> From<E> for Failure {
+impl<E: Into<ApiError>> From<E> for HttpError {
     fn from(error: E) -> Self {
         Self(error.into())
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let mut response = status(&self.0).into_response();
         response.extensions_mut().insert(self.0);
@@ -53,10 +53,10 @@ pub(crate) async fn envelope(
         Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(request_id = id, "an endpoint panicked");
             let text = "the server made a mistake, please report it with the request id";
-            Failure(ApiError::internal(text)).into_response()
+            HttpError(ApiError::internal(text)).into_response()
         }),
         Err((status, error)) => {
-            let mut response = Failure(error).into_response();
+            let mut response = HttpError(error).into_response();
             *response.status_mut() = status;
             response
         }

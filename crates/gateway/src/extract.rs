@@ -14,15 +14,15 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 use utoipa::IntoParams;
 
-use crate::{context::Context, envelope::Failure};
+use crate::{context::Context, envelope::HttpError};
 
 /// A JSON body, whatever its content type. An empty one reads as `{}`.
 pub(crate) struct JsonBody<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<Context> for JsonBody<T> {
-    type Rejection = Failure;
+    type Rejection = HttpError;
 
-    async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
+    async fn from_request(request: Request, context: &Context) -> Result<Self, HttpError> {
         Ok(Self(parse(&text(request, context).await?)?))
     }
 }
@@ -42,9 +42,9 @@ async fn text(request: Request, context: &Context) -> Result<Bytes, ApiError> {
 pub(crate) struct Named<T>(pub T, pub Vec<String>);
 
 impl<T: DeserializeOwned> FromRequest<Context> for Named<T> {
-    type Rejection = Failure;
+    type Rejection = HttpError;
 
-    async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
+    async fn from_request(request: Request, context: &Context) -> Result<Self, HttpError> {
         let text = text(request, context).await?;
         let value = parse(&text)?;
         let names: BTreeMap<String, IgnoredAny> = parse(&text)?;
@@ -54,12 +54,12 @@ impl<T: DeserializeOwned> FromRequest<Context> for Named<T> {
 
 /// A JSON object of which nulls and empty strings count as absent, as some clients send all their
 /// fields always.
-pub(crate) struct Sparse<T>(pub T);
+pub(crate) struct LenientJson<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<Context> for Sparse<T> {
-    type Rejection = Failure;
+impl<T: DeserializeOwned> FromRequest<Context> for LenientJson<T> {
+    type Rejection = HttpError;
 
-    async fn from_request(request: Request, context: &Context) -> Result<Self, Failure> {
+    async fn from_request(request: Request, context: &Context) -> Result<Self, HttpError> {
         let JsonBody(mut fields) =
             JsonBody::<Option<Map<String, Value>>>::from_request(request, context).await?;
         let fields = fields.get_or_insert_default();
@@ -144,9 +144,9 @@ pub(crate) struct Nonce(
 pub(crate) const NONCE: &str = "fly-machine-lease-nonce";
 
 impl FromRequestParts<Context> for Nonce {
-    type Rejection = Failure;
+    type Rejection = HttpError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Context) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, _: &Context) -> Result<Self, HttpError> {
         let Some(value) = parts.headers.get(NONCE) else { return Ok(Self(None)) };
         let text = value.to_str().ok().filter(|text| text.len() <= 64);
         let text = text.ok_or_else(|| {

@@ -7,14 +7,14 @@ use axum::{
 };
 use caddis_api::{ApiError, ErrorCode, WorkerId, error::ErrorBody};
 
-use crate::{context::Context, envelope::Failure, extract::small};
+use crate::{context::Context, envelope::HttpError, extract::small};
 
 /// Calls a worker.
 pub(crate) async fn call(
     context: &Context,
     worker: &WorkerId,
     request: Result<Request<Body>, axum::http::Error>,
-) -> Result<Response<Body>, Failure> {
+) -> Result<Response<Body>, HttpError> {
     let request =
         request.map_err(|e| ApiError::internal(format!("write a request to a worker: {e}")))?;
     let response = context.streams.call(worker, request).await.map_err(ApiError::from)?;

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use crate::{
     context::{Context, unexpected},
-    envelope::Failure,
+    envelope::HttpError,
     extract::JsonBody,
     openapi::errors::BadBody,
 };
@@ -64,7 +64,7 @@ pub(crate) async fn drain(
     State(context): State<Context>,
     Path(id): Path<String>,
     JsonBody(request): JsonBody<Drain>,
-) -> Result<Json<Drained>, Failure> {
+) -> Result<Json<Drained>, HttpError> {
     let host = context.view.hosts().named(&id).ok_or_else(|| {
         let id: String = id.chars().take(100).collect();
         ApiError::new(ErrorCode::NotFound, format!("host not found: {}", id.escape_debug()))
@@ -73,6 +73,6 @@ pub(crate) async fn drain(
     let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
     match context.ask(&host, WorkerRequest::Drain { deadline_ms }, deadline + GRACE).await? {
         WorkerReply::Drained { stopped } => Ok(Json(Drained { stopped })),
-        other => Err(Failure(unexpected(&other))),
+        other => Err(HttpError(unexpected(&other))),
     }
 }

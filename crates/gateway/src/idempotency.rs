@@ -29,7 +29,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use caddis_api::{ApiError, ErrorCode, time::unix_ms};
-use caddis_catalog::{Answer, Keyed, KeyedRequest, REQUEST_LEASE};
+use caddis_catalog::{IdempotencyState, KeyedRequest, REQUEST_LEASE, StoredResponse};
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
@@ -38,7 +38,7 @@ use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use crate::{
     context::Context,
     endpoint::Replay,
-    envelope::Failure,
+    envelope::HttpError,
     extract::{NONCE, read},
 };
 
@@ -65,21 +65,21 @@ pub(crate) struct RequestId(pub String);
 
 /// Requests with a key that are being carried out.
 #[derive(Default)]
-pub(crate) struct Turns(Mutex<HashMap<(String, String), Weak<Turn>>>);
+pub(crate) struct InFlight(Mutex<HashMap<(String, String), Weak<Turn>>>);
 
 type Turn = AsyncMutex<()>;
 
-impl Turns {
+impl InFlight {
     /// One request of a caller after the other with the same key.
     fn of(&self, caller: &str, key: &str) -> Arc<Turn> {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.retain(|_, turn| turn.strong_count() > 0);
+        let mut in_flight = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        in_flight.retain(|_, turn| turn.strong_count() > 0);
         let name = (caller.to_owned(), key.to_owned());
-        if let Some(turn) = turns.get(&name).and_then(Weak::upgrade) {
+        if let Some(turn) = in_flight.get(&name).and_then(Weak::upgrade) {
             return turn;
         }
         let turn = Arc::default();
-        turns.insert(name, Arc::downgrade(&turn));
+        in_flight.insert(name, Arc::downgrade(&turn));
         turn
     }
 }
@@ -104,9 +104,9 @@ pub(crate) async fn once(
         tokio::spawn(async move { carry_out(&context, caller, replay, request, next).await });
     match work.await {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => Failure(error).into_response(),
+        Ok(Err(error)) => HttpError(error).into_response(),
         Err(e) => {
-            Failure(ApiError::internal(format!("the request was cut short: {e}"))).into_response()
+            HttpError(ApiError::internal(format!("the request was cut short: {e}"))).into_response()
         }
     }
 }
@@ -132,7 +132,7 @@ async fn carry_out(
     let (mut parts, body) = request.into_parts();
     let body = read(body, context).await?;
     let fingerprint = fingerprint(&parts, &body);
-    let turn = context.turns.of(&caller, &key);
+    let turn = context.in_flight.of(&caller, &key);
     let _turn = turn.lock().await;
     let holder = ulid::Ulid::new().to_string();
     let (id, is_new) = match begin(
@@ -141,17 +141,19 @@ async fn carry_out(
     )
     .await?
     {
-        Keyed::New => (holder.clone(), true),
-        Keyed::CutShort { id } if matches!(replay, Replay::Repeatable | Replay::Makes) => {
+        IdempotencyState::New => (holder.clone(), true),
+        IdempotencyState::Interrupted { id }
+            if matches!(replay, Replay::Repeatable | Replay::Makes) =>
+        {
             (id, false)
         }
-        Keyed::CutShort { id } => {
+        IdempotencyState::Interrupted { id } => {
             context.catalog.give_up_request(&id, &holder).await?;
             return Err(unknown_outcome());
         }
-        Keyed::InProgress { until_ms } => return Ok(in_progress(until_ms)),
-        Keyed::Answered(answer) => return again(answer),
-        Keyed::Another => {
+        IdempotencyState::InProgress { until_ms } => return Ok(in_progress(until_ms)),
+        IdempotencyState::Answered(answer) => return again(answer),
+        IdempotencyState::Another => {
             let text = format!("invalid {IDEMPOTENCY_KEY}, another request came with it before");
             return Err(ApiError::new(ErrorCode::Unprocessable, text));
         }
@@ -176,11 +178,11 @@ async fn carry_out(
 }
 
 /// Waits while another gateway carries the request out.
-async fn begin(context: &Context, request: KeyedRequest) -> Result<Keyed, ApiError> {
+async fn begin(context: &Context, request: KeyedRequest) -> Result<IdempotencyState, ApiError> {
     let (given_up, mut pause) = (Instant::now() + ANSWER_TIMEOUT, ANSWER_INTERVAL.0);
     loop {
         match context.catalog.begin_request(request.clone()).await? {
-            Keyed::InProgress { .. } if Instant::now() < given_up => {
+            IdempotencyState::InProgress { .. } if Instant::now() < given_up => {
                 tokio::time::sleep(pause).await;
                 pause = ANSWER_INTERVAL.1.min(pause * 2);
             }
@@ -258,7 +260,7 @@ fn in_progress(until_ms: u64) -> Response {
         "a request with this {IDEMPOTENCY_KEY} is still being carried out: send it again later for its answer"
     ));
     let seconds = until_ms.saturating_sub(unix_ms(Timestamp::now())).div_ceil(1000).max(1);
-    let mut response = Failure(error).into_response();
+    let mut response = HttpError(error).into_response();
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
 }
@@ -274,12 +276,12 @@ async fn keep(context: &Context, id: &str, response: Response) -> Result<Respons
     let content_type =
         parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let kept = (body.len() <= MAX_ANSWER).then(|| body.to_vec());
-    let answer = Answer { status: parts.status.as_u16(), content_type, body: kept };
+    let answer = StoredResponse { status: parts.status.as_u16(), content_type, body: kept };
     context.catalog.end_request(id, answer).await?;
     Ok(Response::from_parts(parts, Body::from(body)))
 }
 
-fn again(answer: Answer) -> Result<Response, ApiError> {
+fn again(answer: StoredResponse) -> Result<Response, ApiError> {
     let Some(body) = answer.body else {
         return Err(ApiError::aborted(format!(
             "a request with this {IDEMPOTENCY_KEY} was carried out; its answer was too long to be kept"

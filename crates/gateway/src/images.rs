@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 
 use crate::{
     context::{Context, Inner},
-    envelope::Failure,
+    envelope::HttpError,
     forward,
     openapi::errors::BadParameter,
     query::{Params, invalid},
@@ -62,7 +62,7 @@ fn passed_on(params: &Params, names: &[&'static str]) -> String {
 pub(crate) async fn list(
     State(context): State<Context>,
     params: Params,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     forward::call(
         &context,
         &worker(&context, &params)?,
@@ -100,7 +100,7 @@ pub(crate) async fn import(
     State(context): State<Context>,
     params: Params,
     request: Request,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let limit = context.settings.max_upload_bytes;
     let announced = request
         .headers()
@@ -145,7 +145,7 @@ pub(crate) async fn import(
 pub(crate) async fn remove(
     State(context): State<Context>,
     params: Params,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     if params.get("name").is_none() {
         return Err(invalid("name", "", "the name or digest of an image").into());
     }

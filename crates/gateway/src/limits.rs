@@ -24,7 +24,7 @@ use crate::{
     authentication::Caller,
     context::Context,
     endpoint::{Description, Rate},
-    envelope::Failure,
+    envelope::HttpError,
 };
 
 type Limiter = RateLimiter<String, HashMapStateStore<String>, DefaultClock>;
@@ -33,7 +33,7 @@ type Limiter = RateLimiter<String, HashMapStateStore<String>, DefaultClock>;
 const TIDY: u32 = 1024;
 
 /// The reference's: requests per second, and how many at once.
-const USUAL: (f64, f64) = (1.0, 3.0);
+const DEFAULT: (f64, f64) = (1.0, 3.0);
 /// Of GET of a machine.
 const READS: (f64, f64) = (5.0, 10.0);
 /// Of deletions of apps: 100 per minute in all.
@@ -63,7 +63,7 @@ impl Limits {
             let period = Duration::try_from_secs_f64(1.0 / (rate * factor)).ok()?;
             Some(RateLimiter::hashmap(Quota::with_period(period)?.allow_burst(burst)))
         };
-        let [usual, reads, deletions] = [USUAL, READS, DELETIONS].map(limiter);
+        let [usual, reads, deletions] = [DEFAULT, READS, DELETIONS].map(limiter);
         Some(Self {
             usual: usual?,
             reads: reads?,
@@ -124,7 +124,7 @@ pub(crate) async fn limit(
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let text =
         format!("resource_exhausted: too many requests of this kind, try again in {seconds} s");
-    let mut response = Failure(ApiError::new(ErrorCode::RateLimited, text)).into_response();
+    let mut response = HttpError(ApiError::new(ErrorCode::RateLimited, text)).into_response();
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
 }

@@ -6,7 +6,7 @@ use caddis_api::{ApiError, MachineId, logs::LogsReply};
 use crate::{
     authorization::AppPath,
     context::Context,
-    envelope::Failure,
+    envelope::HttpError,
     openapi::errors::{BadParameter, NoApp},
     query::{Params, invalid},
 };
@@ -51,7 +51,7 @@ pub(crate) async fn logs(
     State(context): State<Context>,
     app: AppPath,
     params: Params,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let limit = params.number("limit", 1, u64::MAX)?.map(|limit| limit.min(MAX_ENTRIES));
     let wait = params.number("wait_seconds", 0, u64::MAX)?.map(|wait| wait.min(MAX_WAIT_SECONDS));
     let machine = params.get("instance").map(|id| {

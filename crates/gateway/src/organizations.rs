@@ -16,7 +16,7 @@ use crate::{
     authorization::OrganizationPath,
     context::Context,
     cursor::PageParams,
-    envelope::Failure,
+    envelope::HttpError,
     machines::list::{Filter, FilterParams},
     openapi::errors::BadParameter,
     query::{Params, invalid},
@@ -38,7 +38,7 @@ const MAX_PAGE: u64 = 1000;
 pub(crate) async fn list(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
-) -> Result<Json<OrganizationList>, Failure> {
+) -> Result<Json<OrganizationList>, HttpError> {
     let known = context.catalog.organization(caller.slug(PERSONAL)).await?;
     Ok(Json(OrganizationList { organizations: known.into_iter().collect() }))
 }
@@ -68,7 +68,7 @@ pub(crate) async fn machines(
     Extension(caller): Extension<Caller>,
     organization: OrganizationPath,
     params: Params,
-) -> Result<Json<OrganizationMachines>, Failure> {
+) -> Result<Json<OrganizationMachines>, HttpError> {
     context.synced().await?;
     let organization = organization.look_up(&context, &caller).await?;
     let filter = Filter::read(&params)?;

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::{
     authentication::Caller,
     context::{Context, Inner},
-    envelope::Failure,
+    envelope::HttpError,
     extract::JsonBody,
     openapi::errors::BadBody,
     placement,
@@ -50,7 +50,7 @@ pub(crate) async fn place(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<PlacementsRequest>,
-) -> Result<Json<PlacementsReply>, Failure> {
+) -> Result<Json<PlacementsReply>, HttpError> {
     caller.organization(&context, &request.org_slug).await?;
     if request.volume_name.is_some_and(|name| !name.is_empty())
         || request.volume_size_bytes.is_some_and(|size| size > 0)

@@ -23,7 +23,7 @@ use jiff::SignedDuration;
 
 use crate::{
     context::{Context, Inner},
-    envelope::Failure,
+    envelope::HttpError,
     extract::small,
     forward, health, placement,
 };
@@ -40,7 +40,7 @@ use crate::{
 )]
 pub(crate) async fn status(
     State(context): State<Context>,
-) -> Result<Json<PlatformStatus>, Failure> {
+) -> Result<Json<PlatformStatus>, HttpError> {
     context.synced().await?;
     let health::Health { ok, problems, warnings } = health::check(&context).await;
     let known = context.view.hosts().all();

@@ -12,7 +12,7 @@ use crate::{
     context::Context,
     endpoint::Endpoint,
     endpoints,
-    envelope::{Failure, envelope},
+    envelope::{HttpError, envelope},
 };
 
 /// See the module's text.
@@ -32,14 +32,14 @@ pub(crate) fn of(context: Context, endpoints: Vec<Endpoint>) -> Router {
         .with_state(context)
 }
 
-async fn unknown(method: Method, uri: Uri) -> Failure {
+async fn unknown(method: Method, uri: Uri) -> HttpError {
     let path: String = uri.path().chars().take(200).collect();
-    Failure(ApiError::new(ErrorCode::NotFound, format!("no such endpoint: {method} {path}")))
+    HttpError(ApiError::new(ErrorCode::NotFound, format!("no such endpoint: {method} {path}")))
 }
 
 async fn not_allowed(method: Method) -> Response {
-    let mut response =
-        Failure(ApiError::invalid(format!("method {method} is not allowed here"))).into_response();
+    let mut response = HttpError(ApiError::invalid(format!("method {method} is not allowed here")))
+        .into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response
 }

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// A program that waits for a disk stands still only after that.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What stands still. After a resume each step is dear under emulation, so all that can be is done
 /// before.
@@ -34,7 +34,7 @@ impl Freezer {
             switch.write_all(b"1").map_err(failed)?;
             self.held.push(switch);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         cgroups.iter().try_for_each(|cgroup| wait(cgroup, deadline))
     }
 

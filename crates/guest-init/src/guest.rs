@@ -371,7 +371,7 @@ impl Guest {
             HostMessage::Configure(spec) => self.configure(*spec),
             HostMessage::Rehearse { id, spec } => {
                 let outcome = match self.status {
-                    GuestState::Waiting => rehearsal::rehearse(&spec, self.launcher.as_mut()),
+                    GuestState::Waiting => rehearsal::warm_up(&spec, self.launcher.as_mut()),
                     _ => Err("there is nothing to rehearse any more".to_owned()),
                 };
                 self.answer(id, outcome);

@@ -20,7 +20,7 @@ use nix::{
 
 /// Time a program has to begin. On a busy host under emulation a large one from a cold disk takes
 /// seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Begins the reason of a failure.
 const FAILED: u8 = b'!';
 /// What a failure says is cut here, bytes.
@@ -115,7 +115,7 @@ pub struct Launch {
 impl Launch {
     /// Of a process that was just forked; the pipe does not block.
     pub fn new(pid: i32, pipe: File) -> Self {
-        Self { pid, pipe, stage: Stage::Begin, reason: None, deadline: Instant::now() + PATIENCE }
+        Self { pid, pipe, stage: Stage::Begin, reason: None, deadline: Instant::now() + TIMEOUT }
     }
 
     /// To be watched.
@@ -153,7 +153,7 @@ impl Launch {
         }
         // It may lead its group already.
         let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        let (what, seconds) = (self.stage.what(), PATIENCE.as_secs());
+        let (what, seconds) = (self.stage.what(), TIMEOUT.as_secs());
         Some(Err(format!("the program did not begin within {seconds} s: it was {what}").into()))
     }
 

@@ -114,7 +114,7 @@ impl Launcher {
     }
 
     /// Has it execute itself once more, which is quicker the next time.
-    pub fn rehearse(&mut self) -> Result<(), String> {
+    pub fn warm_up(&mut self) -> Result<(), String> {
         self.order("")?;
         self.ready()
     }

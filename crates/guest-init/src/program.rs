@@ -40,7 +40,7 @@ pub const CGROUP: &str = "program";
 /// Time until a line without end is sent all the same.
 const LINE_PATIENCE: Duration = Duration::from_millis(200);
 /// What is read after the end of all: what their children go on to write is not waited for.
-const LAST_WORDS: usize = 4 << 20;
+const OUTPUT_TAIL_BYTES: usize = 4 << 20;
 /// Time the others have to end when one has.
 const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -320,7 +320,7 @@ impl Programs {
         }
         self.kill_at = None;
         self.wake();
-        self.read(LAST_WORDS, now, logs);
+        self.read(OUTPUT_TAIL_BYTES, now, logs);
         for mut pipe in std::mem::take(&mut self.pipes) {
             if let Some(rest) = pipe.lines.take_rest() {
                 logs.push(pipe.source, rest);

@@ -20,13 +20,13 @@ use crate::{
 };
 
 /// Rehearses. Afterwards nobody uses the disks, and the network card is up without addresses.
-pub fn rehearse(spec: &MachineSpec, launcher: Option<&mut Launcher>) -> Result<(), String> {
+pub fn warm_up(spec: &MachineSpec, launcher: Option<&mut Launcher>) -> Result<(), String> {
     configure::take_identity(spec)?;
-    let rehearsed = network::configure(&spec.network)
+    let warmed_up = network::configure(&spec.network)
         .and_then(|()| files(spec))
-        .and_then(|()| launcher.map_or(Ok(()), Launcher::rehearse));
+        .and_then(|()| launcher.map_or(Ok(()), Launcher::warm_up));
     let withdrawn = network::withdraw(&spec.network);
-    rehearsed.and(withdrawn)
+    warmed_up.and(withdrawn)
 }
 
 /// Mounts, writes, and reads a program.
@@ -34,7 +34,7 @@ fn files(spec: &MachineSpec) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| format!("can't rehearse with files: {error}");
     let outside = File::open("/").map_err(|error| failed(&error))?;
     configure::mount_root(&devices::root_disk(spec.root_size)?)?;
-    let rehearsed = configure::move_special().and_then(|()| {
+    let warmed_up = configure::move_special().and_then(|()| {
         let inside = chroot(NEW_ROOT).map_err(|error| failed(&error)).and_then(|()| {
             let prepared = configure::fill_root(spec, &mut Timing::unused()).map(drop);
             let read = spec.argv.first().map_or(Ok(Vec::new()), fs::read).map(drop);
@@ -43,5 +43,5 @@ fn files(spec: &MachineSpec) -> Result<(), String> {
         });
         inside.and(configure::move_special_back())
     });
-    rehearsed.and(umount(NEW_ROOT).map_err(|error| failed(&error)))
+    warmed_up.and(umount(NEW_ROOT).map_err(|error| failed(&error)))
 }

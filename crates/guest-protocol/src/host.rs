@@ -321,11 +321,7 @@ impl Session {
     ///
     /// # Errors
     /// When the guest can't, or does not answer within `deadline`.
-    pub async fn rehearse(
-        &self,
-        spec: MachineSpec,
-        deadline: Duration,
-    ) -> Result<(), SessionError> {
+    pub async fn warm_up(&self, spec: MachineSpec, deadline: Duration) -> Result<(), SessionError> {
         self.ask(deadline, |id| HostMessage::Rehearse { id, spec: Box::new(spec) }).await.map(drop)
     }
 

@@ -25,7 +25,7 @@ use crate::{machines::Machines, watchers::Watchers};
 
 pub use follow::{Published, follow};
 pub use hosts::{Host, Hosts};
-pub use machines::{Shown, Superseded};
+pub use machines::{CachedMachine, Superseded};
 
 /// Changes that wait for a receiver of [`View::changes`] before it has to look at everything.
 const CHANGES: usize = 4096;
@@ -105,12 +105,12 @@ impl View {
     }
 
     /// A machine.
-    pub fn get(&self, id: &MachineId) -> Option<Arc<Shown>> {
+    pub fn get(&self, id: &MachineId) -> Option<Arc<CachedMachine>> {
         self.machines.get(id)
     }
 
     /// A machine from now on. The receiver ends when the machine is forgotten.
-    pub fn watch(&self, id: &MachineId) -> Option<watch::Receiver<Arc<Shown>>> {
+    pub fn watch(&self, id: &MachineId) -> Option<watch::Receiver<Arc<CachedMachine>>> {
         self.machines.watch(id)
     }
 
@@ -125,12 +125,12 @@ impl View {
     }
 
     /// The machines of an app, by id.
-    pub fn of_app(&self, app: &str) -> Vec<Arc<Shown>> {
+    pub fn of_app(&self, app: &str) -> Vec<Arc<CachedMachine>> {
         self.machines.of_app(app)
     }
 
     /// The machines of a worker.
-    pub fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Shown>> {
+    pub fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<CachedMachine>> {
         self.machines.of_worker(worker)
     }
 
@@ -157,12 +157,12 @@ impl View {
     /// Takes a record in unless a newer one is here, and gives the newer of both. Nothing when the
     /// record came without a configuration that is not known here: the machine must be asked for as
     /// a whole.
-    pub fn apply(&self, record: MachineRecord) -> Option<Arc<Shown>> {
+    pub fn apply(&self, record: MachineRecord) -> Option<Arc<CachedMachine>> {
         self.take_in(record, true)
     }
 
     /// `is_told` when it is a change, not a part of a listing, whose end is told as a whole.
-    fn take_in(&self, record: MachineRecord, is_told: bool) -> Option<Arc<Shown>> {
+    fn take_in(&self, record: MachineRecord, is_told: bool) -> Option<Arc<CachedMachine>> {
         let updated = self.machines.apply(record);
         if let Some(shown) = updated.current.as_ref().filter(|_| updated.is_newer) {
             let id = &shown.record.machine.id;

@@ -22,7 +22,7 @@ const LARGEST_KEPT: usize = 16 * 1024;
 const RECENT_EVENTS: usize = 20;
 
 /// A machine at one revision.
-pub struct Shown {
+pub struct CachedMachine {
     /// As its worker published it, with its configuration, but for what is known of its host.
     pub record: MachineRecord,
     /// Its `host_status` as its worker published it, and why, where the host is not there to vouch
@@ -31,7 +31,7 @@ pub struct Shown {
     body: OnceLock<Bytes>,
 }
 
-impl Shown {
+impl CachedMachine {
     fn new(record: MachineRecord) -> Self {
         Self { record, published: None, body: OnceLock::new() }
     }
@@ -92,7 +92,7 @@ impl Shown {
 }
 
 struct Entry {
-    shown: watch::Sender<Arc<Shown>>,
+    shown: watch::Sender<Arc<CachedMachine>>,
     /// When it was last heard of, by the view's count.
     heard: AtomicU64,
 }
@@ -120,7 +120,7 @@ pub(crate) struct Machines {
 pub(crate) struct Updated {
     /// The newer of it and what was there; nothing when the record's configuration must be asked
     /// for first.
-    pub current: Option<Arc<Shown>>,
+    pub current: Option<Arc<CachedMachine>>,
     /// Whether that is the record.
     pub is_newer: bool,
     /// A worker that has a copy of an earlier epoch than the one that is known by now.
@@ -170,15 +170,15 @@ impl Machines {
         self.copies().iter().map(copy).collect()
     }
 
-    pub fn get(&self, id: &MachineId) -> Option<Arc<Shown>> {
+    pub fn get(&self, id: &MachineId) -> Option<Arc<CachedMachine>> {
         self.read().machines.get(id).map(|entry| entry.shown.borrow().clone())
     }
 
-    pub fn watch(&self, id: &MachineId) -> Option<watch::Receiver<Arc<Shown>>> {
+    pub fn watch(&self, id: &MachineId) -> Option<watch::Receiver<Arc<CachedMachine>>> {
         self.read().machines.get(id).map(|entry| entry.shown.subscribe())
     }
 
-    pub fn of_app(&self, app: &str) -> Vec<Arc<Shown>> {
+    pub fn of_app(&self, app: &str) -> Vec<Arc<CachedMachine>> {
         let tables = self.read();
         let ids = tables.by_app.get(app).into_iter().flatten();
         ids.filter_map(|id| tables.machines.get(id))
@@ -186,7 +186,7 @@ impl Machines {
             .collect()
     }
 
-    pub fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Shown>> {
+    pub fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<CachedMachine>> {
         let tables = self.read();
         let shown = tables.machines.values().map(|entry| entry.shown.borrow().clone());
         shown.filter(|shown| shown.record.worker == *worker).collect()
@@ -249,7 +249,7 @@ impl Machines {
         if record.is_status_only() {
             return Updated { current: None, is_newer: false, superseded: None };
         }
-        let shown = Arc::new(Shown::new(record));
+        let shown = Arc::new(CachedMachine::new(record));
         let id = &shown.record.machine.id;
         tables.by_app.entry(shown.record.app.clone()).or_default().insert(id.clone());
         let entry =
@@ -342,7 +342,7 @@ impl Entry {
             superseded = earlier_copy(&known.record, &record);
             let next = if known.is_older_than(&record) {
                 match completed(record, &known.record) {
-                    Some(record) => Some(Shown::new(record)),
+                    Some(record) => Some(CachedMachine::new(record)),
                     None => return false,
                 }
             } else {

@@ -20,7 +20,7 @@ use crate::record::boot_id;
 /// ms.
 const LIMIT: Duration = Duration::from_millis(20);
 /// When even that does not end.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// The fastest of so many, since the host may be busy.
 const ATTEMPTS: usize = 3;
 
@@ -51,7 +51,7 @@ pub fn probe(cache: Option<&Path>) -> Verdict {
     let (sender, answer) = mpsc::channel();
     // A VM that never ends leaves its thread behind, until this process ends.
     std::thread::spawn(move || sender.send(fastest()));
-    let (usable, reason) = match answer.recv_timeout(PATIENCE) {
+    let (usable, reason) = match answer.recv_timeout(TIMEOUT) {
         Ok(Ok(time)) if time < LIMIT => {
             (true, format!("a loop of 100 000 in kernel mode took {time:.1?}"))
         }

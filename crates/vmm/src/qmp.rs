@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::socket;
 
 /// Patience with one line of QEMU's. On a busy host its main loop may wait long for a processor.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Patience with a migration.
 const MIGRATION_PATIENCE: Duration = Duration::from_secs(200);
 /// A line is never longer than this; the program at the other end has been taken over if it is.
@@ -34,8 +34,8 @@ impl Qmp {
     /// Connects to the socket of that name and waits until QEMU is ready.
     pub(crate) fn connect(directory: &Path, name: &str) -> io::Result<Self> {
         let stream = socket::connect_blocking(directory, name)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         let reader = BufReader::new(stream.try_clone()?);
         let mut qmp = Self { stream, reader, migration: None, begun: Vec::new() };
         if qmp.line()?.get("QMP").is_none() {
@@ -47,12 +47,12 @@ impl Qmp {
 
     /// Executes a command and returns its answer.
     pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
-        self.send(command, arguments, &[], PATIENCE)
+        self.send(command, arguments, &[], TIMEOUT)
     }
 
     /// Gives QEMU a descriptor under a name.
     pub(crate) fn give(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        self.send("getfd", json!({ "fdname": name }), &[descriptor], PATIENCE).map(|_| ())
+        self.send("getfd", json!({ "fdname": name }), &[descriptor], TIMEOUT).map(|_| ())
     }
 
     /// Adds a descriptor to a set of them, from which files are opened by the name
@@ -62,7 +62,7 @@ impl Qmp {
         set: u32,
         descriptor: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        self.send("add-fd", json!({ "fdset-id": set }), &[descriptor], PATIENCE).map(|_| ())
+        self.send("add-fd", json!({ "fdset-id": set }), &[descriptor], TIMEOUT).map(|_| ())
     }
 
     /// Writes the state of all devices, and no memory, of a VM that stands still to a pipe: QEMU

@@ -40,7 +40,7 @@ pub(crate) const LARGEST_STATE: u64 = 16 << 20;
 const THREADS: usize = 4;
 /// Between two turns of having the disk write: one with nothing to do ends at once, and would only
 /// take a processor.
-const PAUSE: Duration = Duration::from_millis(3);
+const BACKOFF: Duration = Duration::from_millis(3);
 
 static ZEROES: [u8; CHUNK] = [0; CHUNK];
 
@@ -133,7 +133,7 @@ pub(crate) fn write(
                 while !written.load(Ordering::Relaxed) {
                     // The last one, below, tells.
                     let _ = file.sync_data();
-                    thread::sleep(PAUSE);
+                    thread::sleep(BACKOFF);
                 }
             });
             let outcome = copy(&file, key, content, cancelled);

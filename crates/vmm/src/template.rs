@@ -41,7 +41,7 @@ pub struct Shape {
 }
 
 /// The shape of machines that say nothing about it.
-pub const USUAL: Shape = Shape { vcpus: 1, memory_mib: 256 };
+pub const DEFAULT_SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256 };
 
 enum Entry {
     /// Being read from disk, which takes less time than a boot.

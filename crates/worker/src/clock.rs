@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 /// A clock that differs by less was not set, it only goes better or worse than the other.
 pub const SET_MS: i64 = 1000;
 /// How often it is looked whether the clock was set.
-pub const LOOK: Duration = Duration::from_secs(5);
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How far the wall clock is ahead of the time since the host's boot, milliseconds. That time
 /// counts also while the host sleeps, so the difference changes by the clock's being set and by

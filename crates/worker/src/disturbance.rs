@@ -9,7 +9,7 @@ use crate::{clock::now_ms, engine::Shared, owner::Message};
 
 /// At most one event in so long: who flushes a firewall in a loop shall not push everything else
 /// out.
-const PAUSE: Duration = Duration::from_secs(60);
+const BACKOFF: Duration = Duration::from_secs(60);
 
 /// So long the server's health tells of it.
 const RECENT_MS: u64 = 3_600_000;
@@ -44,7 +44,7 @@ pub async fn note(shared: Arc<Shared>) {
             // One that has just ended hears of nothing.
             let _ = owner.send(Message::Note { kind: "network", details: details.clone() }).await;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(BACKOFF).await;
     }
     // The network ends with the server.
     std::future::pending().await

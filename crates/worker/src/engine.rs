@@ -20,7 +20,7 @@ use crate::{
     StepHook, WorkerConfig,
     capacity::Capacity,
     host::{HostNetwork, Images},
-    live::Live,
+    live::RunningVm,
     logs::Logs,
     owner::{Message, Owner, kept, record},
     publish::Publisher,
@@ -123,7 +123,7 @@ impl Shared {
         row: MachineRow,
         config: MachineConfig,
         events: Vec<MachineEvent>,
-        live: Option<Live>,
+        live: Option<RunningVm>,
     ) -> MachineRecord {
         let (sender, inbox) = mpsc::channel(INBOX);
         let id = row.id.clone();

@@ -7,12 +7,12 @@ use futures::future::BoxFuture;
 
 use crate::{
     operation::Step,
-    step::{self, Context, Done, Failure, LiveHandle},
+    step::{self, Context, Done, Failure, RunningVmHandle},
 };
 
 /// What becomes of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interference {
+pub enum FaultInjection {
     /// It is done.
     None,
     /// It fails before it does anything.
@@ -29,7 +29,7 @@ pub enum Interference {
 #[async_trait]
 pub trait StepHook: Send + Sync {
     /// A step is about to be done.
-    async fn before(&self, machine: &MachineId, operation: &str, step: &str) -> Interference;
+    async fn before(&self, machine: &MachineId, operation: &str, step: &str) -> FaultInjection;
     /// A step was done; nothing of that is recorded yet.
     async fn after(&self, machine: &MachineId, operation: &str, step: &str);
 }
@@ -42,11 +42,11 @@ pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Fail
         let operation =
             context.row.operation.as_ref().map_or("", |operation| operation.kind.as_str());
         let done = match hook.before(&machine, operation, step.as_str()).await {
-            Interference::None => step::run(step, context.clone()).await?,
-            Interference::Fail { retry } => {
+            FaultInjection::None => step::run(step, context.clone()).await?,
+            FaultInjection::Fail { retry } => {
                 return Err(Failure { message: "told to fail".to_owned(), retry });
             }
-            Interference::Twice => twice(step, context.clone()).await?,
+            FaultInjection::Twice => twice(step, context.clone()).await?,
         };
         hook.after(&machine, operation, step.as_str()).await;
         Ok(done)
@@ -56,7 +56,7 @@ pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Fail
 async fn twice(step: Step, mut context: Context) -> Result<Done, Failure> {
     let first = step::run(step, context.clone()).await?;
     if let Done::Launched(live) = first {
-        context.live = Some(LiveHandle::from(&live));
+        context.live = Some(RunningVmHandle::from(&live));
         step::run(step, context).await?;
         return Ok(Done::Launched(live));
     }

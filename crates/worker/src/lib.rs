@@ -57,7 +57,7 @@ mod turns;
 
 pub use capacity::pool_memory_mib;
 pub use engine::Drivers;
-pub use interference::{Interference, StepHook};
+pub use interference::{FaultInjection, StepHook};
 pub use store::DatabaseUse;
 
 /// What a worker is told at its start.

@@ -60,7 +60,7 @@ impl HostReason {
 }
 
 /// A running VM.
-pub struct Live {
+pub struct RunningVm {
     /// The process.
     pub vm: Arc<dyn Vm>,
     /// The session with init.
@@ -101,7 +101,7 @@ impl Guest {
     }
 }
 
-impl Live {
+impl RunningVm {
     /// Opens the session with a VM that was launched.
     pub fn open(vm: Arc<dyn Vm>, boot: u64, pace: Pace) -> Self {
         Self::with(vm, boot, 0, pace, Guest::default())
@@ -159,7 +159,7 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for RunningVm {
     fn drop(&mut self) {
         self.session.close();
     }

@@ -30,7 +30,7 @@ use crate::{
     engine::Shared,
     event::{self, Source},
     interference,
-    live::Live,
+    live::RunningVm,
     operation::{Operation, OperationKind, Step},
     row::MachineRow,
     schedule,
@@ -53,7 +53,7 @@ mod update;
 
 use hold::Held;
 
-pub use change::Draft;
+pub use change::Transaction;
 pub use lease::grant as grant_lease;
 pub use record::{RECENT_EVENTS, record};
 pub use update::Revision;
@@ -144,7 +144,7 @@ const OOM_INTERVAL_MS: u64 = 10_000;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// Patience, at the worker's end, with a VM that was killed.
-const VANISHING: Duration = Duration::from_secs(5);
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait before the second try of a step; doubled before the third.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
@@ -156,14 +156,14 @@ pub struct Owner {
     /// Newest first.
     events: VecDeque<Arc<MachineEvent>>,
     inbox: mpsc::Receiver<Message>,
-    live: Option<Live>,
+    live: Option<RunningVm>,
     /// The VM stands still because of its disk.
     held: Option<Held>,
     /// How often it was, of late, and since when it is not.
     holds: u32,
     calm_at: Option<Instant>,
     /// Ends when nothing is left of a VM that was killed.
-    vanishing: Option<BoxFuture<'static, ()>>,
+    reaping: Option<BoxFuture<'static, ()>>,
     step: Option<RunningStep>,
     retry_at: Option<Instant>,
     turns: Turns,
@@ -178,11 +178,11 @@ pub struct Owner {
     request: RequestId,
 }
 
-enum Happened {
+enum Event {
     Message(Option<Message>),
     Guest(Option<GuestEvent>),
     Gone(VmExit),
-    Vanished,
+    Reaped,
     /// The VM stands still because of its disk, or does not any more.
     Hold,
     /// A VM that is held may be able to go on.
@@ -203,7 +203,7 @@ impl Owner {
         config: Arc<MachineConfig>,
         events: Vec<MachineEvent>,
         inbox: mpsc::Receiver<Message>,
-        live: Option<Live>,
+        live: Option<RunningVm>,
     ) -> Self {
         shared.runs(&row.id, live.as_ref().map(|live| live.vm.clone()));
         Self {
@@ -216,7 +216,7 @@ impl Owner {
             held: None,
             holds: 0,
             calm_at: None,
-            vanishing: None,
+            reaping: None,
             step: None,
             retry_at: None,
             turns: Turns::default(),
@@ -233,37 +233,37 @@ impl Owner {
     pub async fn run(mut self) {
         loop {
             self.reconcile().await;
-            if self.row.operation.is_none() && self.vanishing.is_none() {
+            if self.row.operation.is_none() && self.reaping.is_none() {
                 self.tell_drained();
             }
             if self.row.state == MachineState::Destroyed {
                 self.shared.retire(&self.row.id);
                 return;
             }
-            let happened = self.happened().await;
+            let next_event = self.next_event().await;
             self.follow_clock().await;
-            match happened {
-                Happened::Message(Some(message)) => self.handle(message).await,
-                Happened::Message(None) => {
-                    if let Some(vanishing) = self.vanishing.take() {
+            match next_event {
+                Event::Message(Some(message)) => self.handle(message).await,
+                Event::Message(None) => {
+                    if let Some(reaping) = self.reaping.take() {
                         // The next worker looks once more.
-                        let _ = tokio::time::timeout(VANISHING, vanishing).await;
+                        let _ = tokio::time::timeout(REAP_TIMEOUT, reaping).await;
                     }
                     return;
                 }
-                Happened::Guest(Some(GuestEvent::Silent)) => self.guest_fell_silent().await,
-                Happened::Guest(Some(GuestEvent::Heard)) => self.guest_was_heard().await,
-                Happened::Guest(Some(event)) => self.guest_event(event).await,
-                Happened::Guest(None) => self.session_lost(),
-                Happened::Gone(exit) => self.note(|guest| guest.gone = Some(exit)),
-                Happened::Vanished => self.vanished().await,
-                Happened::Hold => self.hold_changed().await,
-                Happened::LookAtDisk => self.look_at_disk(),
-                Happened::Step(result) => self.step_finished(result).await,
-                Happened::Progress => self.publish_progress(),
-                Happened::Deadline => self.deadline_passed().await,
-                Happened::RetryDue => self.retry_at = None,
-                Happened::MayBeDue => self.start_if_due().await,
+                Event::Guest(Some(GuestEvent::Silent)) => self.guest_fell_silent().await,
+                Event::Guest(Some(GuestEvent::Heard)) => self.guest_was_heard().await,
+                Event::Guest(Some(event)) => self.guest_event(event).await,
+                Event::Guest(None) => self.session_lost(),
+                Event::Gone(exit) => self.note(|guest| guest.gone = Some(exit)),
+                Event::Reaped => self.reaped().await,
+                Event::Hold => self.hold_changed().await,
+                Event::LookAtDisk => self.look_at_disk(),
+                Event::Step(result) => self.step_finished(result).await,
+                Event::Progress => self.publish_progress(),
+                Event::Deadline => self.deadline_passed().await,
+                Event::RetryDue => self.retry_at = None,
+                Event::MayBeDue => self.start_if_due().await,
             }
         }
     }
@@ -287,7 +287,7 @@ impl Owner {
         }
     }
 
-    async fn happened(&mut self) -> Happened {
+    async fn next_event(&mut self) -> Event {
         // The time it waits for its turn is not its own, and that comes: others have theirs for
         // seconds only.
         let timed = self.row.operation.as_ref().filter(|_| !self.waits_to_launch());
@@ -317,17 +317,17 @@ impl Owner {
             None => (None, None),
         };
         tokio::select! {
-            message = self.inbox.recv() => Happened::Message(message),
-            event = maybe(events.map(|events| events.recv())) => Happened::Guest(event),
-            () = maybe(hold.map(changed)) => Happened::Hold,
-            () = maybe(look_at.map(tokio::time::sleep_until)) => Happened::LookAtDisk,
-            exit = maybe(gone) => Happened::Gone(exit),
-            () = maybe(self.vanishing.as_mut()) => Happened::Vanished,
-            result = maybe(step) => Happened::Step(result),
-            () = maybe(progress.map(changed)) => Happened::Progress,
-            () = maybe(deadline.map(tokio::time::sleep_until)) => Happened::Deadline,
-            () = maybe(retry_at.map(tokio::time::sleep_until)) => Happened::RetryDue,
-            () = maybe(due.map(tokio::time::sleep_until)) => Happened::MayBeDue,
+            message = self.inbox.recv() => Event::Message(message),
+            event = maybe(events.map(|events| events.recv())) => Event::Guest(event),
+            () = maybe(hold.map(changed)) => Event::Hold,
+            () = maybe(look_at.map(tokio::time::sleep_until)) => Event::LookAtDisk,
+            exit = maybe(gone) => Event::Gone(exit),
+            () = maybe(self.reaping.as_mut()) => Event::Reaped,
+            result = maybe(step) => Event::Step(result),
+            () = maybe(progress.map(changed)) => Event::Progress,
+            () = maybe(deadline.map(tokio::time::sleep_until)) => Event::Deadline,
+            () = maybe(retry_at.map(tokio::time::sleep_until)) => Event::RetryDue,
+            () = maybe(due.map(tokio::time::sleep_until)) => Event::MayBeDue,
         }
     }
 
@@ -345,7 +345,7 @@ impl Owner {
                 return;
             };
             match operation.current() {
-                Some(step) if step.comes_after_the_last_vm() && self.vanishing.is_some() => return,
+                Some(step) if step.comes_after_the_last_vm() && self.reaping.is_some() => return,
                 Some(Step::Launch) if !self.may_launch() => self.wait_to_launch(),
                 Some(step) => self.begin_step(step),
                 None => self.finish(|_| {}).await,
@@ -388,7 +388,7 @@ impl Owner {
             shared: self.shared.clone(),
             row: self.row.clone(),
             config: self.config.clone(),
-            live: self.live.as_ref().map(step::LiveHandle::from),
+            live: self.live.as_ref().map(step::RunningVmHandle::from),
             progress: sender,
         };
         self.progress = Progress::default();
@@ -422,7 +422,7 @@ impl Owner {
             }
             Ok(Done::Killed) => {
                 self.shared.runs(&self.row.id, None);
-                self.vanishing = self.live.take().map(|live| self.vanish(live));
+                self.reaping = self.live.take().map(|live| self.reap(live));
                 Ok(Done::Killed)
             }
             other => other,
@@ -458,7 +458,7 @@ impl Owner {
             Done::Turn(permit) => self.turns.keep(permit),
             Done::Next | Done::Launched(_) | Done::MayLaunch(_) => {}
         }
-        let note = |draft: &mut Draft| {
+        let note = |draft: &mut Transaction| {
             if let Some(end) = &ended {
                 draft.program_ended(end.clone());
             }
@@ -477,7 +477,7 @@ impl Owner {
         }
     }
 
-    fn vanish(&self, live: Live) -> BoxFuture<'static, ()> {
+    fn reap(&self, live: RunningVm) -> BoxFuture<'static, ()> {
         let (shared, row, vm) = (self.shared.clone(), self.row.clone(), live.vm.clone());
         Box::pin(async move {
             if let Err(error) = step::gone(&shared, vm.as_ref(), &row).await {
@@ -486,8 +486,8 @@ impl Owner {
         })
     }
 
-    async fn vanished(&mut self) {
-        self.vanishing = None;
+    async fn reaped(&mut self) {
+        self.reaping = None;
         // Where something is under way, that records it.
         if self.row.operation.is_none() {
             self.change(Durability::Process, |draft| draft.row.has_vm = false).await;

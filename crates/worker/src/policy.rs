@@ -75,7 +75,7 @@ pub enum Verdict {
     /// Send the signal to the program that is running.
     Deliver,
     /// A stop is under way: pass this stop's signal on, and its timeout if that is shorter.
-    Hasten,
+    ShortenStop,
     /// No.
     Refuse(ApiError),
 }
@@ -95,7 +95,7 @@ pub fn decide(state: MachineState, request: Request) -> Verdict {
 
 /// Decides for a machine that is started as soon as what is under way has ended: a suspend waits
 /// for that too.
-pub fn decide_awaiting_start(state: MachineState, request: Request) -> Verdict {
+pub fn decide_start_pending(state: MachineState, request: Request) -> Verdict {
     match (state, request) {
         (
             MachineState::Creating | MachineState::Pending | MachineState::Stopping,
@@ -107,7 +107,7 @@ pub fn decide_awaiting_start(state: MachineState, request: Request) -> Verdict {
 
 /// Decides for a machine that is destroyed as soon as what is under way has ended: nothing undoes
 /// that.
-pub fn decide_doomed(state: MachineState, request: Request) -> Verdict {
+pub fn decide_destroy_pending(state: MachineState, request: Request) -> Verdict {
     match (state, request) {
         (_, Request::Destroy { .. })
         | (MachineState::Stopping, Request::Stop | Request::Signal) => decide(state, request),
@@ -140,7 +140,7 @@ fn stop(state: MachineState) -> Verdict {
             Verdict::Supersede(Goal::Stop)
         }
         S::Started | S::Suspended | S::Failed => Verdict::Begin(Goal::Stop),
-        S::Stopping => Verdict::Hasten,
+        S::Stopping => Verdict::ShortenStop,
         S::LaunchFailed | S::Replaced | S::Migrated => refuse("stop", state),
     }
 }
@@ -251,7 +251,7 @@ mod tests {
             (Verdict::Unqueue, _) => "unqueue",
             (Verdict::Done, _) => "done",
             (Verdict::Deliver, _) => "deliver",
-            (Verdict::Hasten, _) => "hasten",
+            (Verdict::ShortenStop, _) => "hasten",
             (Verdict::Refuse(_), _) => "refuse",
         }
     }
@@ -285,7 +285,7 @@ mod tests {
             }
             for (state, cell) in DOOMED.iter().zip(row(&format!("{name}, destroy queued"))) {
                 assert_eq!(
-                    word(&decide_doomed(*state, request), request),
+                    word(&decide_destroy_pending(*state, request), request),
                     cell,
                     "{name} in {state}, doomed"
                 );
@@ -293,7 +293,7 @@ mod tests {
             }
             for (state, cell) in AWAITING_START.iter().zip(row(&format!("{name}, start queued"))) {
                 assert_eq!(
-                    word(&decide_awaiting_start(*state, request), request),
+                    word(&decide_start_pending(*state, request), request),
                     cell,
                     "{name} in {state}, awaited"
                 );

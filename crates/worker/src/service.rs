@@ -34,7 +34,7 @@ use crate::{
     engine::Shared,
     event::Source,
     operation::OperationKind,
-    owner::{Draft, Message, RequestId, Revision, grant_lease},
+    owner::{Message, RequestId, Revision, Transaction, grant_lease},
     publish::Page,
     row::{FORMAT, MachineRow},
     store::{Change, Durability, Room},
@@ -158,7 +158,7 @@ async fn record_new(
 ) -> WorkerResult {
     // Fails now rather than at the first start when there is nothing to run.
     crate::spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
-    let mut draft = Draft::new(row);
+    let mut draft = Transaction::new(row);
     draft.begin(OperationKind::Create, Source::Worker);
     let mut change = draft.into_change();
     change.request = request.map(|id| (id, now_ms()));

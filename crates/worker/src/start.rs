@@ -13,10 +13,10 @@ use crate::{
     clock::{self, now_ms},
     engine::{Drivers, Shared},
     event::Source,
-    live::Live,
+    live::RunningVm,
     logs::Logs,
     operation::{OperationKind, Step},
-    owner::{Draft, Message, RECENT_EVENTS},
+    owner::{Message, RECENT_EVENTS, Transaction},
     publish::Publisher,
     requests,
     restart::Verdict,
@@ -94,7 +94,7 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     let changes = found.iter().map(|found| found.change.clone()).collect();
     shared.store.commit(changes, Durability::Synced, Room::Reserve).await?;
     for found in found {
-        found.take_up(shared).await;
+        found.recover(shared).await;
     }
     shared.store.set_meta(BOOT_ID, shared.config.boot_id.clone()).await?;
     tracing::info!(
@@ -133,15 +133,15 @@ impl Found {
             killed.kill().await.map_err(|e| failed(e.to_string()))?;
             step::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
         }
-        let mut draft = Draft::new(row);
+        let mut draft = Transaction::new(row);
         // Above all that an earlier process may have published without recording it.
         draft.row.revision = draft.row.revision.max(draft.now) + 1;
-        take_up(&mut draft, vm.as_deref().map(|vm| vm.start().kind), rebooted);
+        recover(&mut draft, vm.as_deref().map(|vm| vm.start().kind), rebooted);
         Ok(Self { change: draft.into_change(), config, events, vm })
     }
 
     /// Gives it its owner.
-    async fn take_up(self, shared: &Arc<Shared>) {
+    async fn recover(self, shared: &Arc<Shared>) {
         let Self { change: Change { row, events: new, .. }, config, mut events, vm } = self;
         for event in new {
             events.insert(0, event);
@@ -154,7 +154,7 @@ impl Found {
                 let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
                 let acknowledged =
                     tokio::task::spawn_blocking(move || logs.acknowledged(&id, boot)).await;
-                Some(Live::adopted(
+                Some(RunningVm::adopted(
                     vm,
                     row.boot,
                     acknowledged.unwrap_or(0),
@@ -182,7 +182,7 @@ async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>
 }
 
 /// Notes what became of a machine. Pure.
-fn take_up(draft: &mut Draft, vm: Option<StartKind>, rebooted: bool) {
+fn recover(draft: &mut Transaction, vm: Option<StartKind>, rebooted: bool) {
     let lost = draft.row.has_vm && vm.is_none();
     if lost {
         lose_vm(draft, rebooted);
@@ -213,7 +213,7 @@ fn recovery() -> OperationKind {
     OperationKind::Start { not_before: 0, automatic: true, recovery: true, suspend_after: false }
 }
 
-fn lose_vm(draft: &mut Draft, rebooted: bool) {
+fn lose_vm(draft: &mut Transaction, rebooted: bool) {
     let end = if rebooted {
         ProgramEnd::unreported(EndCause::HostReboot, Some("the host was rebooted".to_owned()))
     } else {
@@ -261,7 +261,7 @@ fn lose_vm(draft: &mut Draft, rebooted: bool) {
     }
 }
 
-impl Draft {
+impl Transaction {
     /// The program of a running machine went down with its VM while no server ran.
     fn lose_program(&mut self, end: ProgramEnd, rebooted: bool) {
         if rebooted {
@@ -290,7 +290,7 @@ pub async fn announce(shared: Arc<Shared>) {
 /// never ends.
 pub async fn watch_clock(shared: Arc<Shared>) {
     let mut known = clock::offset_ms();
-    let mut interval = tokio::time::interval(clock::LOOK);
+    let mut interval = tokio::time::interval(clock::LOOK_INTERVAL);
     loop {
         interval.tick().await;
         let offset = clock::offset_ms();

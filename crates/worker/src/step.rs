@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use crate::{
     clock::{now_ms, now_ns},
     engine::Shared,
-    live::{Guest, Live},
+    live::{Guest, RunningVm},
     operation::{OperationKind, Step},
     restart,
     row::{EndCause, MachineRow, ProgramEnd},
@@ -38,7 +38,7 @@ pub enum Done {
     /// Nothing to note.
     Next,
     /// A VM runs.
-    Launched(Live),
+    Launched(RunningVm),
     /// The program has ended.
     Ended(ProgramEnd),
     /// Nothing of a VM is left.
@@ -87,26 +87,26 @@ pub struct Context {
     /// Its configuration, read.
     pub config: Arc<MachineConfig>,
     /// Its VM, if one runs.
-    pub live: Option<LiveHandle>,
+    pub live: Option<RunningVmHandle>,
     /// For steps that count bytes.
     pub progress: watch::Sender<Progress>,
 }
 
 /// What steps need of a running VM.
 #[derive(Clone)]
-pub struct LiveHandle {
+pub struct RunningVmHandle {
     vm: Arc<dyn Vm>,
     session: Session,
     guest: watch::Sender<Guest>,
 }
 
-impl From<&Live> for LiveHandle {
-    fn from(live: &Live) -> Self {
+impl From<&RunningVm> for RunningVmHandle {
+    fn from(live: &RunningVm) -> Self {
         Self { vm: live.vm.clone(), session: live.session.clone(), guest: live.guest.clone() }
     }
 }
 
-impl LiveHandle {
+impl RunningVmHandle {
     /// What the guest says to something it is told, unless its VM ends first: nobody says anything
     /// then.
     async fn told<T, E: ToString>(
@@ -265,12 +265,17 @@ async fn launch(context: Context) -> Result<Done, Failure> {
     if vm.start().kind == StartKind::Resume {
         let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
         let acknowledged = blocking(move || Ok(logs.acknowledged(&id, boot))).await.unwrap_or(0);
-        return Ok(Done::Launched(Live::resumed(vm, boot, acknowledged, shared.config.guest_pace)));
+        return Ok(Done::Launched(RunningVm::resumed(
+            vm,
+            boot,
+            acknowledged,
+            shared.config.guest_pace,
+        )));
     }
     tracing::debug!(machine = %row.id, memory_mib = config.memory_mib(), start = ?vm.start(), "VM launched");
     // A machine that was to be resumed and is not begins a boot that was not foreseen.
     let boot = if is_resume(row) { now_ms() } else { row.boot };
-    Ok(Done::Launched(Live::open(vm, boot, shared.config.guest_pace)))
+    Ok(Done::Launched(RunningVm::open(vm, boot, shared.config.guest_pace)))
 }
 
 fn is_resume(row: &MachineRow) -> bool {
@@ -515,7 +520,7 @@ async fn save(context: Context) -> Result<Done, Failure> {
 }
 
 /// Has a VM go on, if it may stand still.
-async fn go_on(live: &LiveHandle) -> Result<(), Failure> {
+async fn go_on(live: &RunningVmHandle) -> Result<(), Failure> {
     if live.guest.borrow().halted && live.guest.borrow().gone.is_none() {
         live.vm.go_on().await.map_err(Failure::retry)?;
         live.guest.send_modify(|guest| guest.halted = false);
@@ -524,7 +529,7 @@ async fn go_on(live: &LiveHandle) -> Result<(), Failure> {
 }
 
 /// Has the programs of a VM go on that may stand still.
-async fn thaw(live: &LiveHandle, resumed: bool) -> Result<(), Failure> {
+async fn thaw(live: &RunningVmHandle, resumed: bool) -> Result<(), Failure> {
     go_on(live).await?;
     let thawed = live.told(live.session.thaw(entropy(), resumed, FREEZE_DEADLINE)).await;
     thawed.map_err(|error| {
@@ -623,7 +628,7 @@ async fn await_exit(context: Context) -> Result<Done, Failure> {
     Ok(ended(guest))
 }
 
-async fn kill_program(mut live: LiveHandle) -> Done {
+async fn kill_program(mut live: RunningVmHandle) -> Done {
     if live.guest.borrow().silent {
         let text = "the machine's init did not answer, its VM was ended";
         return Done::Ended(ProgramEnd::unreported(EndCause::Killed, Some(text.to_owned())));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use caddis_vmm::StartKind;
 use serde_json::{Value, json};
 
-use crate::{live::Live, operation::Step};
+use crate::{live::RunningVm, operation::Step};
 
 /// Steps so far, in order.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ impl Timing {
     }
 
     /// What launching consisted of.
-    pub fn launched(&mut self, live: &Live) {
+    pub fn launched(&mut self, live: &RunningVm) {
         for (name, took) in live.vm.start_steps() {
             self.push("vmm", name, *took);
         }
@@ -33,7 +33,7 @@ impl Timing {
     }
 
     /// All of it, with what the guest did.
-    pub fn finish(mut self, live: &Live) -> Value {
+    pub fn finish(mut self, live: &RunningVm) -> Value {
         let guest = live.guest.borrow();
         // Of a VM that was restored, what came before it waited is its template's.
         let waited =

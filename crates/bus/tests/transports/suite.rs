@@ -15,9 +15,9 @@ use caddis_bus::{AskWindow, Bus, BusError, Handler, MAX_MESSAGE_BYTES};
 use tokio::sync::Notify;
 
 /// Generous, for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-const WINDOW: AskWindow = AskWindow { quiet: Duration::from_millis(200), deadline: PATIENCE };
+const WINDOW: AskWindow = AskWindow { quiet: Duration::from_millis(200), deadline: TIMEOUT };
 
 /// Answers with its name and the request.
 struct Echo(&'static str);
@@ -72,10 +72,10 @@ pub async fn a_request_reaches_the_one_that_serves_and_is_not_delivered_when_nob
     bus: impl Bus,
 ) {
     let serving = bus.serve("a", Arc::new(Echo("1"))).await.unwrap();
-    assert_eq!(bus.request("a", "x".into(), PATIENCE).await.unwrap(), "1x");
+    assert_eq!(bus.request("a", "x".into(), TIMEOUT).await.unwrap(), "1x");
     drop(serving);
     assert_eq!(
-        bus.request("a", "x".into(), PATIENCE).await,
+        bus.request("a", "x".into(), TIMEOUT).await,
         Err(BusError::NotDelivered("a".to_owned()))
     );
 }
@@ -93,14 +93,14 @@ pub async fn a_receiver_works_on_when_the_sender_gives_up(bus: impl Bus) {
     let slow = Arc::new(Slow::default());
     let _serving = bus.serve("a", slow.clone()).await.unwrap();
     {
-        let request = bus.request("a", "x".into(), PATIENCE);
+        let request = bus.request("a", "x".into(), TIMEOUT);
         tokio::select! {
             _ = request => panic!("it may not end yet"),
             () = slow.begun.notified() => {}
         }
     }
     slow.may_end.notify_one();
-    tokio::time::timeout(PATIENCE, slow.ended.notified()).await.unwrap();
+    tokio::time::timeout(TIMEOUT, slow.ended.notified()).await.unwrap();
     assert_eq!(slow.count.load(Ordering::SeqCst), 1);
 }
 
@@ -109,7 +109,7 @@ pub async fn a_question_takes_those_that_answer_and_does_not_wait_for_the_silent
     let _two = bus.serve("a", Arc::new(Echo("2"))).await.unwrap();
     let _three = bus.serve("a", Arc::new(Silent)).await.unwrap();
     let asked =
-        tokio::time::timeout(PATIENCE / 2, bus.ask_all("a", "x".into(), WINDOW)).await.unwrap();
+        tokio::time::timeout(TIMEOUT / 2, bus.ask_all("a", "x".into(), WINDOW)).await.unwrap();
     let mut answers = asked.unwrap();
     answers.sort();
     assert_eq!(answers, ["1x", "2x"]);
@@ -131,7 +131,7 @@ pub async fn subscribers_get_what_is_published_after_they_came_in_its_order(bus:
     bus.publish("t", "other".into()).await.unwrap();
     for receiver in [&mut one, &mut two] {
         for number in 0..100 {
-            let published = tokio::time::timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap();
+            let published = tokio::time::timeout(TIMEOUT, receiver.recv()).await.unwrap().unwrap();
             assert_eq!(
                 (published.subject.as_str(), published.payload),
                 ("s", format!("{number}").into())
@@ -139,7 +139,7 @@ pub async fn subscribers_get_what_is_published_after_they_came_in_its_order(bus:
         }
     }
     assert_eq!(
-        tokio::time::timeout(PATIENCE, other.recv()).await.unwrap().unwrap().payload,
+        tokio::time::timeout(TIMEOUT, other.recv()).await.unwrap().unwrap().payload,
         "other"
     );
 }
@@ -151,7 +151,7 @@ pub async fn publishing_does_not_wait_for_a_slow_subscriber(bus: impl Bus) {
             bus.publish("s", "x".into()).await.unwrap();
         }
     };
-    tokio::time::timeout(PATIENCE, published).await.expect("it waits for the subscriber");
+    tokio::time::timeout(TIMEOUT, published).await.expect("it waits for the subscriber");
     assert_eq!(slow.recv().await.unwrap().payload, "x", "the first are kept, the newest are lost");
 }
 
@@ -166,22 +166,22 @@ pub async fn messages_of_the_limit_pass_and_larger_ones_are_refused(bus: impl Bu
     let _long = bus.serve("long", Arc::new(Long(MAX_MESSAGE_BYTES + 1))).await.unwrap();
     let mut receiver = bus.subscribe("s").await.unwrap();
 
-    assert_eq!(bus.request("echo", full.clone(), PATIENCE).await.unwrap(), full);
+    assert_eq!(bus.request("echo", full.clone(), TIMEOUT).await.unwrap(), full);
     assert_eq!(
         bus.ask_all("echo", full.clone(), WINDOW).await.unwrap(),
         std::slice::from_ref(&full)
     );
     bus.publish("s", full.clone()).await.unwrap();
     assert_eq!(
-        tokio::time::timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap().payload,
+        tokio::time::timeout(TIMEOUT, receiver.recv()).await.unwrap().unwrap().payload,
         full
     );
 
-    assert_eq!(bus.request("echo", beyond.clone(), PATIENCE).await, Err(too_large("echo")));
+    assert_eq!(bus.request("echo", beyond.clone(), TIMEOUT).await, Err(too_large("echo")));
     assert_eq!(bus.ask_all("echo", beyond.clone(), WINDOW).await, Err(too_large("echo")));
     assert_eq!(bus.publish("s", beyond).await, Err(too_large("s")));
     assert_eq!(
-        bus.request("long", "x".into(), PATIENCE).await,
+        bus.request("long", "x".into(), TIMEOUT).await,
         Err(too_large("long")),
         "the answer is"
     );
@@ -203,7 +203,7 @@ pub async fn many_requests_are_carried_out_at_once(bus: impl Bus) {
         bus.serve("a", Arc::new(Together(tokio::sync::Barrier::new(100)))).await.unwrap();
     let answered = Mutex::new(0);
     let requests = (0..100).map(|_| async {
-        bus.request("a", "x".into(), PATIENCE).await.unwrap();
+        bus.request("a", "x".into(), TIMEOUT).await.unwrap();
         *answered.lock().unwrap() += 1;
     });
     futures::future::join_all(requests).await;

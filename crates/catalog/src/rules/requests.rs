@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use super::Catalog;
 use crate::{
-    Answer, Keyed, KeyedRequest, Result,
+    IdempotencyState, KeyedRequest, Result, StoredResponse,
     store::{RequestLease, RequestRow},
 };
 
@@ -30,12 +30,12 @@ pub const REQUEST_LEASE: Duration = Duration::from_secs(25);
 
 impl Catalog {
     /// Notes a request that came with a key, unless one with this key is known. Keys are remembered
-    /// for a day. [`Keyed::New`] and [`Keyed::CutShort`] make the caller the one who carries it
+    /// for a day. [`IdempotencyState::New`] and [`IdempotencyState::Interrupted`] make the caller the one who carries it
     /// out: `request.id` is then the holder that the other calls ask for.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn begin_request(&self, request: KeyedRequest) -> Result<Keyed> {
+    pub async fn begin_request(&self, request: KeyedRequest) -> Result<IdempotencyState> {
         loop {
             let now_ms = self.now_ms();
             let lease = self.lease(&request.id);
@@ -50,24 +50,28 @@ impl Catalog {
             };
             let forget_before_ms = now_ms.saturating_sub(millis(REQUEST_RETENTION));
             let Some(found) = self.store.note_request(row, forget_before_ms).await? else {
-                return Ok(Keyed::New);
+                return Ok(IdempotencyState::New);
             };
             if found.fingerprint != request.fingerprint {
-                return Ok(Keyed::Another);
+                return Ok(IdempotencyState::Another);
             }
             if let Some(answer) = found.answer {
-                return Ok(Keyed::Answered(answer));
+                return Ok(IdempotencyState::Answered(answer));
             }
             if let Some(RequestLease { holder, until_ms }) = &found.lease
                 && *until_ms > now_ms
                 // Our own: the store failed after it had noted that.
                 && *holder != request.id
             {
-                return Ok(Keyed::InProgress { until_ms: *until_ms });
+                return Ok(IdempotencyState::InProgress { until_ms: *until_ms });
             }
             if self.store.take_request(&found.id, found.lease.as_ref(), &lease).await? {
                 let ours = found.id == request.id;
-                return Ok(if ours { Keyed::New } else { Keyed::CutShort { id: found.id } });
+                return Ok(if ours {
+                    IdempotencyState::New
+                } else {
+                    IdempotencyState::Interrupted { id: found.id }
+                });
             }
         }
     }
@@ -84,7 +88,7 @@ impl Catalog {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn end_request(&self, id: &str, answer: Answer) -> Result<()> {
+    pub async fn end_request(&self, id: &str, answer: StoredResponse) -> Result<()> {
         Ok(self.store.answer_request(id, &answer).await?)
     }
 

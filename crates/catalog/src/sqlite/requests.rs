@@ -3,14 +3,16 @@
 use rusqlite::{Connection, OptionalExtension as _, Result, Row, TransactionBehavior, params};
 
 use crate::{
-    Answer,
+    StoredResponse,
     store::{RequestLease, RequestRow},
 };
 
 fn read(row: &Row<'_>) -> Result<RequestRow> {
     let status: Option<u16> = row.get(5)?;
     let answer = match status {
-        Some(status) => Some(Answer { status, content_type: row.get(6)?, body: row.get(7)? }),
+        Some(status) => {
+            Some(StoredResponse { status, content_type: row.get(6)?, body: row.get(7)? })
+        }
         None => None,
     };
     let holder: Option<String> = row.get(8)?;
@@ -105,7 +107,7 @@ pub(super) fn give_up(connection: &Connection, id: &str, holder: &str) -> Result
         .map(drop)
 }
 
-pub(super) fn answer(connection: &Connection, id: &str, answer: &Answer) -> Result<()> {
+pub(super) fn answer(connection: &Connection, id: &str, answer: &StoredResponse) -> Result<()> {
     connection
         .prepare_cached(
             "UPDATE requests SET status = ?2, content_type = ?3, body = ?4, lease_holder = NULL, lease_until_ms = NULL

@@ -6,7 +6,7 @@ use caddis_api::{ApiError, ErrorCode};
 use caddis_disk::Reserve;
 
 use super::SqliteStore;
-use crate::{Catalog, CatalogError, Keyed, KeyedRequest, NewApp, PERSONAL, StoreError};
+use crate::{Catalog, CatalogError, IdempotencyState, KeyedRequest, NewApp, PERSONAL, StoreError};
 
 /// Larger than a page.
 const LARGE: usize = 100_000;
@@ -60,7 +60,7 @@ async fn requests_of_a_process_that_was_killed_are_cut_short_at_the_next_start()
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalog.db");
     let open = || Catalog::new(Arc::new(SqliteStore::open(&path).unwrap()));
-    assert_eq!(open().begin_request(request("k", "1")).await.unwrap(), Keyed::New);
+    assert_eq!(open().begin_request(request("k", "1")).await.unwrap(), IdempotencyState::New);
     let known = open().begin_request(request("k", "2")).await.unwrap();
-    assert_eq!(known, Keyed::CutShort { id: "1".to_owned() });
+    assert_eq!(known, IdempotencyState::Interrupted { id: "1".to_owned() });
 }

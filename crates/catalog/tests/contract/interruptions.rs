@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, atomic::AtomicU64};
 
-use caddis_catalog::{AppState, Catalog, CatalogError, Keyed, NewApp, StoreError};
+use caddis_catalog::{AppState, Catalog, CatalogError, IdempotencyState, NewApp, StoreError};
 
 use crate::support::{
     Behind, FailAt, Fixture, answer, app, keyed_app, machine, machine_of, request, worker,
@@ -93,7 +93,7 @@ async fn placing_the_machine_of_a_request() {
         async |catalog| {
             // As the gateway does.
             let begun = catalog.begin_request(request("1")).await?;
-            assert_eq!(begun, Keyed::New, "the holder finds its own");
+            assert_eq!(begun, IdempotencyState::New, "the holder finds its own");
             if catalog.placement_of_request("1").await?.is_none() {
                 catalog.place(machine_of("1", "a", Some("m"))).await?;
             }
@@ -118,7 +118,7 @@ async fn ending_and_giving_up_a_request() {
         },
         async |catalog| {
             let known = catalog.begin_request(request("2")).await.unwrap();
-            assert_eq!(known, Keyed::Answered(answer("done")));
+            assert_eq!(known, IdempotencyState::Answered(answer("done")));
         },
     )
     .await;
@@ -134,7 +134,7 @@ async fn taking_over_a_request() {
         async |catalog| {
             assert_eq!(
                 catalog.begin_request(request("2")).await?,
-                Keyed::CutShort { id: "1".to_owned() }
+                IdempotencyState::Interrupted { id: "1".to_owned() }
             );
             Ok(())
         },
@@ -142,7 +142,7 @@ async fn taking_over_a_request() {
             assert!(catalog.renew_request("1", "2").await.unwrap());
             assert!(matches!(
                 catalog.begin_request(request("3")).await.unwrap(),
-                Keyed::InProgress { .. }
+                IdempotencyState::InProgress { .. }
             ));
         },
     )

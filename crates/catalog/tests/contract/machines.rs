@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::Ipv6Addr};
 
 use caddis_api::MachineId;
-use caddis_catalog::{CatalogError, Keyed, NewApp};
+use caddis_catalog::{CatalogError, IdempotencyState, NewApp};
 
 use crate::support::{Fixture, app, machine, machine_of, over_each_store, request, worker};
 
@@ -173,7 +173,7 @@ async fn a_request_has_one_machine_that_is_not_released(fixture: &Fixture) {
 async fn a_request_that_is_forgotten_keeps_nothing_from_being_placed(fixture: &Fixture) {
     let catalog = &fixture.catalog;
     catalog.create_app(app("a")).await.unwrap();
-    assert_eq!(catalog.begin_request(request("1")).await.unwrap(), Keyed::New);
+    assert_eq!(catalog.begin_request(request("1")).await.unwrap(), IdempotencyState::New);
     catalog.forget_request("1", "1").await.unwrap();
     catalog.place(machine_of("1", "a", None)).await.unwrap();
     assert_eq!(catalog.placement_of_request("1").await.unwrap(), None);

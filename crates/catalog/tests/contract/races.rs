@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use caddis_catalog::{Catalog, CatalogError, Keyed, NewApp};
+use caddis_catalog::{Catalog, CatalogError, IdempotencyState, NewApp};
 use futures::future::join_all;
 
 use crate::support::{
@@ -117,9 +117,9 @@ async fn of_many_that_move_a_machine_one_does(fixture: &Fixture) {
 
 async fn of_many_with_one_key_one_carries_the_request_out(fixture: &Fixture) {
     let begun = begin_at_once(fixture).await;
-    assert_eq!(begun.iter().filter(|begun| **begun == Keyed::New).count(), 1);
+    assert_eq!(begun.iter().filter(|begun| **begun == IdempotencyState::New).count(), 1);
     assert_eq!(
-        begun.iter().filter(|begun| matches!(begun, Keyed::InProgress { .. })).count(),
+        begun.iter().filter(|begun| matches!(begun, IdempotencyState::InProgress { .. })).count(),
         MANY - 1
     );
 }
@@ -131,17 +131,17 @@ async fn of_many_that_find_a_request_cut_short_one_takes_it_over(fixture: &Fixtu
     assert_eq!(
         begun
             .iter()
-            .filter(|begun| matches!(begun, Keyed::CutShort { id } if id == "first"))
+            .filter(|begun| matches!(begun, IdempotencyState::Interrupted { id } if id == "first"))
             .count(),
         1
     );
     assert_eq!(
-        begun.iter().filter(|begun| matches!(begun, Keyed::InProgress { .. })).count(),
+        begun.iter().filter(|begun| matches!(begun, IdempotencyState::InProgress { .. })).count(),
         MANY - 1
     );
 }
 
-async fn begin_at_once(fixture: &Fixture) -> Vec<Keyed> {
+async fn begin_at_once(fixture: &Fixture) -> Vec<IdempotencyState> {
     let catalogs = many(fixture);
     let begun = catalogs
         .iter()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_catalog::{Keyed, KeyedRequest, REQUEST_LEASE, REQUEST_RETENTION};
+use caddis_catalog::{IdempotencyState, KeyedRequest, REQUEST_LEASE, REQUEST_RETENTION};
 
 use crate::support::{Fixture, answer, over_each_store, request};
 
@@ -20,46 +20,55 @@ over_each_store!(
 
 const MOMENT: Duration = Duration::from_millis(1);
 
-fn cut_short(id: &str) -> Keyed {
-    Keyed::CutShort { id: id.to_owned() }
+fn cut_short(id: &str) -> IdempotencyState {
+    IdempotencyState::Interrupted { id: id.to_owned() }
 }
 
 async fn a_request_is_new_once_and_in_progress_until_it_is_answered(fixture: &Fixture) {
     let catalog = &fixture.catalog;
-    assert_eq!(catalog.begin_request(request("1")).await.unwrap(), Keyed::New);
+    assert_eq!(catalog.begin_request(request("1")).await.unwrap(), IdempotencyState::New);
     let until_ms = fixture.now_ms() + u64::try_from(REQUEST_LEASE.as_millis()).unwrap();
     for id in ["2", "3"] {
         assert_eq!(
             catalog.begin_request(request(id)).await.unwrap(),
-            Keyed::InProgress { until_ms }
+            IdempotencyState::InProgress { until_ms }
         );
     }
     catalog.end_request("1", answer("done")).await.unwrap();
-    assert_eq!(catalog.begin_request(request("2")).await.unwrap(), Keyed::Answered(answer("done")));
+    assert_eq!(
+        catalog.begin_request(request("2")).await.unwrap(),
+        IdempotencyState::Answered(answer("done"))
+    );
 }
 
 async fn a_key_belongs_to_one_request_of_one_caller(fixture: &Fixture) {
     let catalog = &fixture.catalog;
     catalog.begin_request(request("1")).await.unwrap();
     let other = KeyedRequest { fingerprint: [2; 32], ..request("2") };
-    assert_eq!(catalog.begin_request(other.clone()).await.unwrap(), Keyed::Another);
+    assert_eq!(catalog.begin_request(other.clone()).await.unwrap(), IdempotencyState::Another);
     catalog.end_request("1", answer("done")).await.unwrap();
-    assert_eq!(catalog.begin_request(other).await.unwrap(), Keyed::Another);
+    assert_eq!(catalog.begin_request(other).await.unwrap(), IdempotencyState::Another);
     let of_another = KeyedRequest { caller: "d".to_owned(), ..request("2") };
-    assert_eq!(catalog.begin_request(of_another).await.unwrap(), Keyed::New);
+    assert_eq!(catalog.begin_request(of_another).await.unwrap(), IdempotencyState::New);
     let of_another_key = KeyedRequest { key: "l".to_owned(), ..request("3") };
-    assert_eq!(catalog.begin_request(of_another_key).await.unwrap(), Keyed::New);
+    assert_eq!(catalog.begin_request(of_another_key).await.unwrap(), IdempotencyState::New);
 }
 
 async fn a_request_whose_holder_died_is_cut_short_when_its_lease_has_run_out(fixture: &Fixture) {
     let catalog = &fixture.catalog;
     catalog.begin_request(request("1")).await.unwrap();
     fixture.pass(REQUEST_LEASE - MOMENT);
-    assert!(matches!(catalog.begin_request(request("2")).await.unwrap(), Keyed::InProgress { .. }));
+    assert!(matches!(
+        catalog.begin_request(request("2")).await.unwrap(),
+        IdempotencyState::InProgress { .. }
+    ));
     fixture.pass(MOMENT);
     assert_eq!(catalog.begin_request(request("3")).await.unwrap(), cut_short("1"));
     // It is the third's now.
-    assert!(matches!(catalog.begin_request(request("4")).await.unwrap(), Keyed::InProgress { .. }));
+    assert!(matches!(
+        catalog.begin_request(request("4")).await.unwrap(),
+        IdempotencyState::InProgress { .. }
+    ));
     assert!(!catalog.renew_request("1", "1").await.unwrap());
     assert!(catalog.renew_request("1", "3").await.unwrap());
 }
@@ -72,7 +81,7 @@ async fn a_request_that_is_renewed_stays_in_progress(fixture: &Fixture) {
         assert!(catalog.renew_request("1", "1").await.unwrap());
         assert!(matches!(
             catalog.begin_request(request("2")).await.unwrap(),
-            Keyed::InProgress { .. }
+            IdempotencyState::InProgress { .. }
         ));
     }
     assert!(!catalog.renew_request("never noted", "1").await.unwrap());
@@ -85,16 +94,22 @@ async fn a_request_that_was_given_up_is_cut_short_at_once_and_for_one(fixture: &
     catalog.begin_request(request("1")).await.unwrap();
     catalog.give_up_request("1", "1").await.unwrap();
     assert_eq!(catalog.begin_request(request("2")).await.unwrap(), cut_short("1"));
-    assert!(matches!(catalog.begin_request(request("3")).await.unwrap(), Keyed::InProgress { .. }));
+    assert!(matches!(
+        catalog.begin_request(request("3")).await.unwrap(),
+        IdempotencyState::InProgress { .. }
+    ));
     catalog.end_request("1", answer("done")).await.unwrap();
-    assert_eq!(catalog.begin_request(request("4")).await.unwrap(), Keyed::Answered(answer("done")));
+    assert_eq!(
+        catalog.begin_request(request("4")).await.unwrap(),
+        IdempotencyState::Answered(answer("done"))
+    );
 }
 
 async fn a_request_that_was_forgotten_is_new(fixture: &Fixture) {
     let catalog = &fixture.catalog;
     catalog.begin_request(request("1")).await.unwrap();
     catalog.forget_request("1", "1").await.unwrap();
-    assert_eq!(catalog.begin_request(request("2")).await.unwrap(), Keyed::New);
+    assert_eq!(catalog.begin_request(request("2")).await.unwrap(), IdempotencyState::New);
 }
 
 async fn who_has_lost_a_request_changes_nothing_of_it(fixture: &Fixture) {
@@ -104,10 +119,16 @@ async fn who_has_lost_a_request_changes_nothing_of_it(fixture: &Fixture) {
     assert_eq!(catalog.begin_request(request("2")).await.unwrap(), cut_short("1"));
     catalog.forget_request("1", "1").await.unwrap();
     catalog.give_up_request("1", "1").await.unwrap();
-    assert!(matches!(catalog.begin_request(request("3")).await.unwrap(), Keyed::InProgress { .. }));
+    assert!(matches!(
+        catalog.begin_request(request("3")).await.unwrap(),
+        IdempotencyState::InProgress { .. }
+    ));
     catalog.end_request("1", answer("done")).await.unwrap();
     catalog.forget_request("1", "2").await.unwrap();
-    assert_eq!(catalog.begin_request(request("4")).await.unwrap(), Keyed::Answered(answer("done")));
+    assert_eq!(
+        catalog.begin_request(request("4")).await.unwrap(),
+        IdempotencyState::Answered(answer("done"))
+    );
 }
 
 async fn the_first_answer_stays(fixture: &Fixture) {
@@ -117,7 +138,7 @@ async fn the_first_answer_stays(fixture: &Fixture) {
     catalog.end_request("1", answer("second")).await.unwrap();
     assert_eq!(
         catalog.begin_request(request("2")).await.unwrap(),
-        Keyed::Answered(answer("first"))
+        IdempotencyState::Answered(answer("first"))
     );
 }
 
@@ -126,7 +147,10 @@ async fn a_key_is_remembered_for_a_day(fixture: &Fixture) {
     catalog.begin_request(request("1")).await.unwrap();
     catalog.end_request("1", answer("done")).await.unwrap();
     fixture.pass(REQUEST_RETENTION);
-    assert_eq!(catalog.begin_request(request("2")).await.unwrap(), Keyed::Answered(answer("done")));
+    assert_eq!(
+        catalog.begin_request(request("2")).await.unwrap(),
+        IdempotencyState::Answered(answer("done"))
+    );
     fixture.pass(MOMENT);
-    assert_eq!(catalog.begin_request(request("3")).await.unwrap(), Keyed::New);
+    assert_eq!(catalog.begin_request(request("3")).await.unwrap(), IdempotencyState::New);
 }

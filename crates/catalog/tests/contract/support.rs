@@ -11,8 +11,8 @@ use std::{
 use async_trait::async_trait;
 use caddis_api::{MachineId, WorkerId, app::Organization};
 use caddis_catalog::{
-    Answer, AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewApp, NewPlacement,
-    PERSONAL, Placement, SqliteStore, StoreError, TokenRecord,
+    AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewApp, NewPlacement, PERSONAL,
+    Placement, SqliteStore, StoreError, StoredResponse, TokenRecord,
     store::{
         AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
         RequestRow, Store, Stored, TokenRow,
@@ -121,8 +121,8 @@ pub fn request(id: &str) -> KeyedRequest {
     }
 }
 
-pub fn answer(body: &str) -> Answer {
-    Answer {
+pub fn answer(body: &str) -> StoredResponse {
+    StoredResponse {
         status: 200,
         content_type: Some("text/plain".to_owned()),
         body: Some(body.as_bytes().to_vec()),
@@ -229,7 +229,7 @@ pass_on! {
     fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> bool;
     fn renew_request(&self, id: &str, lease: &RequestLease) -> bool;
     fn give_up_request(&self, id: &str, holder: &str) -> ();
-    fn answer_request(&self, id: &str, answer: &Answer) -> ();
+    fn answer_request(&self, id: &str, answer: &StoredResponse) -> ();
     fn delete_request(&self, id: &str, holder: &str) -> ();
     fn placement_of_request(&self, id: &str) -> Option<Placement>;
     fn token(&self, hash: &[u8; 32]) -> Option<TokenRecord>;

@@ -23,9 +23,9 @@ use crate::{
 /// How long the server holds back an empty answer, seconds.
 const WAIT_SECONDS: u64 = 30;
 /// How long a server that does not answer is waited for: it may be in the middle of an upgrade.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// First and longest pause before it is asked again.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// `caddis logs`.
 #[derive(Debug, Args)]
@@ -142,7 +142,7 @@ async fn page(
     printer: &Printer,
 ) -> Result<LogsReply, ClientError> {
     let mut deadline: Option<Instant> = None;
-    let mut pause = PAUSE.0;
+    let mut pause = BACKOFF.0;
     loop {
         let error = match client.logs(app, query).await {
             Ok(page) => {
@@ -162,14 +162,14 @@ async fn page(
             Some(end) if Instant::now() >= end => return Err(error),
             Some(_) => {}
             None => {
-                deadline = Some(Instant::now() + PATIENCE);
+                deadline = Some(Instant::now() + TIMEOUT);
                 // Standard error may be gone; the log goes on without.
                 let _ = printer
                     .note(format_args!("The server does not answer ({error}), trying again..."));
             }
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
+        pause = (pause * 2).min(BACKOFF.1);
     }
 }
 

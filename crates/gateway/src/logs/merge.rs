@@ -24,7 +24,7 @@ use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{context::Context, envelope::Failure, forward, query::invalid};
+use crate::{context::Context, envelope::HttpError, forward, query::invalid};
 
 /// Begins a place in several logs; one in a single log is its host's own.
 const MERGED: &str = "hosts.";
@@ -92,7 +92,7 @@ pub(super) async fn page_of_one(
     query: &Query,
     (from, bound): (Option<&str>, Option<&str>),
     wait: Option<u64>,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let part = |name: &str, text: Option<&str>| {
         let place = text.map(|text| Place::read(name, text)).transpose()?;
         Ok::<_, ApiError>(place.map(|place| place.of(worker, true)))
@@ -108,7 +108,7 @@ pub(super) async fn page(
     query: &Query,
     (from, bound): (Option<&str>, Option<&str>),
     wait: Option<u64>,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let place = from.map(|text| Place::read("next_token", text)).transpose()?;
     let until = bound.map(|text| Place::read("until_token", text)).transpose()?;
     let hosts = context.view.hosts().all();
@@ -155,7 +155,7 @@ pub(super) async fn page(
             Ok(page) => pages.push((worker.clone(), page)),
             Err(failure) if all_failed => return Err(failure),
             // What it has comes with a later page.
-            Err(Failure(error)) => {
+            Err(HttpError(error)) => {
                 tracing::warn!(%worker, error = error.message, "a host's part of a log is missing")
             }
         }
@@ -252,10 +252,10 @@ async fn ask(
     query: &Query,
     places: (Option<&Part>, Option<&Part>),
     wait: Option<u64>,
-) -> Result<LogsReply, Failure> {
+) -> Result<LogsReply, HttpError> {
     let answer = forward::call(context, worker, request(query, places, wait)).await?;
     let unreadable = |reason: String| {
-        Failure(ApiError::internal(format!(
+        HttpError(ApiError::internal(format!(
             "worker {worker} gave a page of a log that can't be read: {reason}"
         )))
     };

@@ -12,13 +12,13 @@ use super::starting;
 use crate::{
     authorization::MachinePath,
     context::{Context, unexpected},
-    envelope::Failure,
-    extract::{JsonBody, Nonce, Sparse},
+    envelope::HttpError,
+    extract::{JsonBody, LenientJson, Nonce},
     openapi::errors::{BadBody, NoMachine, Refused},
     query::Params,
 };
 
-type Done = Result<Json<OkReply>, Failure>;
+type Done = Result<Json<OkReply>, HttpError>;
 
 async fn act(context: &Context, path: &MachinePath, nonce: Nonce, action: Action) -> Done {
     match path.act(context, nonce.0, action).await? {
@@ -56,7 +56,7 @@ pub(crate) async fn start(
     State(context): State<Context>,
     path: MachinePath,
     nonce: Nonce,
-) -> Result<Json<StartReply>, Failure> {
+) -> Result<Json<StartReply>, HttpError> {
     match path.act(&context, nonce.0, Action::Start).await? {
         WorkerReply::Started { reply, .. } => Ok(Json(reply)),
         other => Err(unexpected(&other).into()),
@@ -82,7 +82,7 @@ pub(crate) async fn stop(
     State(context): State<Context>,
     path: MachinePath,
     nonce: Nonce,
-    Sparse(request): Sparse<StopRequest>,
+    LenientJson(request): LenientJson<StopRequest>,
 ) -> Done {
     check_stop(request.timeout)?;
     let timeout = request.timeout.filter(|timeout| !timeout.0.is_zero());

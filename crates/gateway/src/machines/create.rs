@@ -18,7 +18,7 @@ use crate::{
     authorization::AppPath,
     context::{AskError, Context, unexpected},
     deletion,
-    envelope::Failure,
+    envelope::HttpError,
     extract::Named,
     idempotency::RequestId,
     openapi::errors::{BadBody, NoApp},
@@ -68,7 +68,7 @@ pub(crate) async fn create(
     id: Option<Extension<RequestId>>,
     app: AppPath,
     Named(request, names): Named<CreateMachineRequest>,
-) -> Result<Json<Machine>, Failure> {
+) -> Result<Json<Machine>, HttpError> {
     let request_id = id.map(|Extension(RequestId(id))| id);
     let wanted = Wanted { request_id, ..check(&context, &caller, &app, request).await? };
     let told =

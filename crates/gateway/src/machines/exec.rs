@@ -19,7 +19,7 @@ use super::starting;
 use crate::{
     authorization::MachinePath,
     context::Context,
-    envelope::Failure,
+    envelope::HttpError,
     extract::{JsonBody, NONCE, Nonce},
     forward,
     openapi::errors::{BadBody, NoMachine, Refused},
@@ -47,7 +47,7 @@ pub(crate) async fn exec(
     path: MachinePath,
     nonce: Nonce,
     JsonBody(request): JsonBody<ExecRequest>,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let mut request = complete(request)?;
     let begun = Instant::now();
     let patience = Duration::from_secs(request.timeout.unwrap_or(MAX_TIMEOUT_SECONDS));

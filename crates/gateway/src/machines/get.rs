@@ -8,13 +8,13 @@ use axum::{
 };
 use caddis_api::{ApiError, ErrorCode, Machine, MachineState};
 use caddis_bus::message::{WorkerReply, WorkerRequest};
-use caddis_view::Shown;
+use caddis_view::CachedMachine;
 
 use super::update::all_versions;
 use crate::{
     authorization::MachinePath,
     context::{Context, unexpected},
-    envelope::Failure,
+    envelope::HttpError,
     openapi::errors::NoMachine,
     query::Params,
 };
@@ -39,7 +39,7 @@ pub(crate) async fn get(
     State(context): State<Context>,
     path: MachinePath,
     params: Params,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let shown = path.look_up(&context).await?;
     if let Some(version) = params.get("version")
         && version != shown.record.machine.version.as_str()
@@ -57,7 +57,10 @@ pub(crate) async fn get(
 }
 
 /// A destroyed machine. Its configuration is in no memory any more: its worker reads it.
-pub(super) async fn destroyed(context: &Context, shown: &Shown) -> Result<Machine, ApiError> {
+pub(super) async fn destroyed(
+    context: &Context,
+    shown: &CachedMachine,
+) -> Result<Machine, ApiError> {
     let request = WorkerRequest::Get { machine: shown.record.machine.id.clone() };
     match context.ask(&shown.record.worker, request, context.settings.request_deadline).await? {
         WorkerReply::Machine { record } => Ok(record.machine),
@@ -69,7 +72,7 @@ pub(super) async fn destroyed(context: &Context, shown: &Shown) -> Result<Machin
 async fn earlier(
     context: &Context,
     path: &MachinePath,
-    shown: &Shown,
+    shown: &CachedMachine,
     version: &str,
 ) -> Result<Machine, ApiError> {
     let versions = all_versions(context, path).await?;
@@ -88,7 +91,7 @@ async fn earlier(
 }
 
 /// The machine with its lease, which may have run out without a change of the machine.
-pub(crate) fn with_lease(shown: &Shown) -> Machine {
+pub(crate) fn with_lease(shown: &CachedMachine) -> Machine {
     let mut machine = shown.record.machine.clone();
     let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
     machine.lease = shown.record.lease.clone().filter(|lease| lease.expires_at > now);

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::{
     authorization::MachinePath,
     context::{Context, unexpected},
-    envelope::Failure,
+    envelope::HttpError,
     openapi::errors::{NoMachine, Refused},
     query::Params,
 };
@@ -48,7 +48,7 @@ pub(crate) async fn events(
     State(context): State<Context>,
     path: MachinePath,
     params: Params,
-) -> Result<Json<Vec<MachineEvent>>, Failure> {
+) -> Result<Json<Vec<MachineEvent>>, HttpError> {
     let limit = params.number("limit", 1, u64::MAX)?.unwrap_or(EVENTS.0).min(EVENTS.1) as usize;
     match ask(&context, &path, |machine| WorkerRequest::Events { machine, limit }).await? {
         WorkerReply::Events { events } => Ok(Json(events)),
@@ -77,7 +77,7 @@ pub(crate) async fn processes(
     State(context): State<Context>,
     path: MachinePath,
     params: Params,
-) -> Result<Json<Vec<ProcessStat>>, Failure> {
+) -> Result<Json<Vec<ProcessStat>>, HttpError> {
     let by = params.word::<SortBy>("sort_by")?.unwrap_or(SortBy::Pid).order();
     let descending = params.word::<SortOrder>("order")? == Some(SortOrder::Desc);
     match ask(&context, &path, |machine| WorkerRequest::Processes { machine }).await? {

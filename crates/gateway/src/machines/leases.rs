@@ -12,8 +12,8 @@ use crate::{
     authentication::Caller,
     authorization::MachinePath,
     context::{Context, unexpected},
-    envelope::Failure,
-    extract::{Nonce, Sparse},
+    envelope::HttpError,
+    extract::{LenientJson, Nonce},
     openapi::errors::{BadBody, NoMachine, Refused},
     query::{Params, invalid},
 };
@@ -52,8 +52,8 @@ pub(crate) async fn acquire(
     path: MachinePath,
     nonce: Nonce,
     params: Params,
-    Sparse(request): Sparse<LeaseRequest>,
-) -> Result<(StatusCode, Json<LeaseReply>), Failure> {
+    LenientJson(request): LenientJson<LeaseRequest>,
+) -> Result<(StatusCode, Json<LeaseReply>), HttpError> {
     let ttl = match request.ttl {
         Some(ttl) => Some(ttl),
         None => params.number("ttl", 0, u64::MAX)?,
@@ -94,7 +94,7 @@ pub(crate) async fn get(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
     path: MachinePath,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Json<Value>, HttpError> {
     let held = lease(path.act(&context, None, Action::GetLease).await?)?;
     let is_owner = held.owner == caller.owner();
     let mut reply = json!(LeaseReply::from(held));
@@ -125,7 +125,7 @@ pub(crate) async fn release(
     State(context): State<Context>,
     path: MachinePath,
     nonce: Nonce,
-) -> Result<Json<LeaseReleased>, Failure> {
+) -> Result<Json<LeaseReleased>, HttpError> {
     match path.act(&context, nonce.0, Action::ReleaseLease).await? {
         WorkerReply::Done { .. } => Ok(Json(LeaseReleased::default())),
         other => Err(unexpected(&other).into()),

@@ -7,7 +7,7 @@ use axum::{
 };
 use bytes::{BufMut as _, BytesMut};
 use caddis_api::{ApiError, Machine, MachineState};
-use caddis_view::Shown;
+use caddis_view::CachedMachine;
 use utoipa::IntoParams;
 
 use super::get::with_lease;
@@ -15,7 +15,7 @@ use crate::{
     authorization::AppPath,
     context::Context,
     cursor::{self, PageParams},
-    envelope::Failure,
+    envelope::HttpError,
     openapi::errors::NoApp,
     organizations::is_gone,
     query::Params,
@@ -70,7 +70,7 @@ impl Filter {
     }
 
     /// Whether a machine is wanted.
-    pub fn accepts(&self, shown: &Shown) -> bool {
+    pub fn accepts(&self, shown: &CachedMachine) -> bool {
         let machine = &shown.record.machine;
         let metadata = |key: &str| machine.config.as_ref()?.metadata(key);
         (self.deleted || !is_gone(machine.state) || self.states.contains(&machine.state))
@@ -102,7 +102,7 @@ pub(crate) async fn list(
     State(context): State<Context>,
     app: AppPath,
     params: Params,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     context.synced().await?;
     let (filter, page) = (Filter::read(&params)?, cursor::page(&params, MAX_PAGE)?);
     let (summary, leases) = (params.flag("summary")?, params.flag("include_leases")?);
@@ -139,7 +139,7 @@ pub(crate) async fn list(
     Ok(response)
 }
 
-fn row(shown: &Shown, summary: bool, leases: bool) -> bytes::Bytes {
+fn row(shown: &CachedMachine, summary: bool, leases: bool) -> bytes::Bytes {
     if !summary && !leases {
         return shown.body();
     }

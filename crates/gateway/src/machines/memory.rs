@@ -10,7 +10,7 @@ use caddis_bus::message::{WorkerReply, WorkerRequest};
 use crate::{
     authorization::MachinePath,
     context::{Context, unexpected},
-    envelope::Failure,
+    envelope::HttpError,
     extract::{JsonBody, Nonce},
     openapi::errors::{BadBody, NoMachine, Refused},
 };
@@ -48,7 +48,7 @@ async fn ask(
 pub(crate) async fn get(
     State(context): State<Context>,
     path: MachinePath,
-) -> Result<Json<Memory>, Failure> {
+) -> Result<Json<Memory>, HttpError> {
     Ok(Json(ask(&context, path, None, None, None).await?.0))
 }
 
@@ -69,7 +69,7 @@ pub(crate) async fn set(
     path: MachinePath,
     nonce: Nonce,
     JsonBody(request): JsonBody<SetMemoryRequest>,
-) -> Result<Json<Memory>, Failure> {
+) -> Result<Json<Memory>, HttpError> {
     Ok(Json(ask(&context, path, nonce.0, Some(request.limit_mb), None).await?.0))
 }
 
@@ -93,7 +93,7 @@ pub(crate) async fn reclaim(
     path: MachinePath,
     nonce: Nonce,
     JsonBody(request): JsonBody<ReclaimMemoryRequest>,
-) -> Result<Json<ReclaimMemoryReply>, Failure> {
+) -> Result<Json<ReclaimMemoryReply>, HttpError> {
     let (_, actual_mb) = ask(&context, path, nonce.0, None, Some(request.amount_mb)).await?;
     Ok(Json(ReclaimMemoryReply { actual_mb }))
 }

@@ -18,7 +18,7 @@ use super::get::destroyed;
 use crate::{
     authorization::MachinePath,
     context::{Context, unexpected},
-    envelope::Failure,
+    envelope::HttpError,
     extract::JsonBody,
     openapi::errors::{BadBody, NoMachine, Refused},
 };
@@ -41,7 +41,7 @@ async fn change(
     path: &MachinePath,
     changes: BTreeMap<String, Option<String>>,
     expected: Option<VersionId>,
-) -> Result<StatusCode, Failure> {
+) -> Result<StatusCode, HttpError> {
     if changes.keys().any(|key| key.is_empty() || key.len() > LONGEST_KEY) {
         let text = format!("invalid metadata, a key has 1 to {LONGEST_KEY} bytes");
         return Err(ApiError::invalid(text).into());
@@ -67,7 +67,7 @@ async fn change(
 pub(crate) async fn all(
     State(context): State<Context>,
     path: MachinePath,
-) -> Result<Json<Map<String, Value>>, Failure> {
+) -> Result<Json<Map<String, Value>>, HttpError> {
     Ok(Json(metadata(&context, &path).await?))
 }
 
@@ -92,7 +92,7 @@ pub(crate) async fn merge(
     State(context): State<Context>,
     path: MachinePath,
     JsonBody(request): JsonBody<PatchMetadataRequest>,
-) -> Result<StatusCode, Failure> {
+) -> Result<StatusCode, HttpError> {
     let expected = request.machine_version.filter(|version| !version.as_str().is_empty());
     change(&context, &path, request.metadata, expected).await
 }
@@ -119,7 +119,7 @@ pub(crate) async fn get(
     State(context): State<Context>,
     path: MachinePath,
     Path((_, _, key)): KeyPath,
-) -> Result<Json<MetadataValue>, Failure> {
+) -> Result<Json<MetadataValue>, HttpError> {
     let metadata = metadata(&context, &path).await?;
     let value = metadata.get(&key).and_then(Value::as_str).ok_or_else(|| {
         let key: String = key.escape_debug().take(100).collect();
@@ -151,7 +151,7 @@ pub(crate) async fn set(
     path: MachinePath,
     Path((_, _, key)): KeyPath,
     JsonBody(request): JsonBody<SetMetadataRequest>,
-) -> Result<StatusCode, Failure> {
+) -> Result<StatusCode, HttpError> {
     change(&context, &path, BTreeMap::from([(key, Some(request.value))]), None).await
 }
 
@@ -175,6 +175,6 @@ pub(crate) async fn remove(
     State(context): State<Context>,
     path: MachinePath,
     Path((_, _, key)): KeyPath,
-) -> Result<StatusCode, Failure> {
+) -> Result<StatusCode, HttpError> {
     change(&context, &path, BTreeMap::from([(key, None)]), None).await
 }

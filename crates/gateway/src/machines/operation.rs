@@ -7,14 +7,14 @@ use axum::{
     response::sse::{Event, KeepAlive, Sse},
 };
 use caddis_api::{MachineState, machine::Operation};
-use caddis_view::Shown;
+use caddis_view::CachedMachine;
 use futures::stream::{self, Stream};
 use serde_json::json;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use crate::{
-    authorization::MachinePath, context::Context, envelope::Failure, openapi::errors::NoMachine,
+    authorization::MachinePath, context::Context, envelope::HttpError, openapi::errors::NoMachine,
 };
 
 /// An event of the stream.
@@ -44,7 +44,7 @@ pub(crate) struct OperationEvent {
 pub(crate) async fn operation(
     State(context): State<Context>,
     path: MachinePath,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, HttpError> {
     let mut machine = path.watch(&context).await?;
     machine.mark_changed();
     let follow = Some((machine, None));
@@ -62,11 +62,11 @@ pub(crate) async fn operation(
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
-type Follow = Option<(watch::Receiver<Arc<Shown>>, Option<Operation>)>;
+type Follow = Option<(watch::Receiver<Arc<CachedMachine>>, Option<Operation>)>;
 
 /// The next event, and how to go on after it; not at all after `done`.
 async fn next(
-    mut machine: watch::Receiver<Arc<Shown>>,
+    mut machine: watch::Receiver<Arc<CachedMachine>>,
     last: Option<Operation>,
 ) -> (Result<Event, Infallible>, Follow) {
     while machine.changed().await.is_ok() {

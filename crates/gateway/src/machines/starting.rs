@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use caddis_api::{ApiError, ErrorCode, MachineState};
 use tokio::time::Instant;
 
-use caddis_view::Shown;
+use caddis_view::CachedMachine;
 
 use crate::{authorization::MachinePath, context::Context};
 
@@ -23,7 +23,7 @@ pub(super) enum For {
 }
 
 /// Whether it will run without anybody's doing.
-fn is_on_its_way(shown: &Shown, whom: For) -> bool {
+fn is_on_its_way(shown: &CachedMachine, whom: For) -> bool {
     use MachineState::{Created, Creating, Pending, Replacing, Restarting, Starting, Updating};
     let machine = &shown.record.machine;
     if machine.operation.as_ref().is_some_and(|operation| operation.retry_at.is_some()) {
@@ -48,7 +48,7 @@ pub(super) async fn settled(
     path: &MachinePath,
     whom: For,
     patience: Duration,
-) -> Result<Arc<Shown>, ApiError> {
+) -> Result<Arc<CachedMachine>, ApiError> {
     let shown = path.look_up(context).await?;
     if !is_on_its_way(&shown, whom) {
         return Ok(shown);

@@ -19,7 +19,7 @@ use caddis_api::{
     terminal::{MAX_MESSAGE_BYTES, ServerMessage},
 };
 use caddis_bus::stream::frames::{self, Frame};
-use caddis_view::Shown;
+use caddis_view::CachedMachine;
 use futures::{
     SinkExt as _, Stream, StreamExt as _,
     stream::{SplitSink, SplitStream},
@@ -33,7 +33,7 @@ use crate::{
     authorization::MachinePath,
     context::Context,
     deletion,
-    envelope::Failure,
+    envelope::HttpError,
     extract::{NONCE, Nonce},
     forward,
     openapi::errors::{BadParameter, NoMachine, Refused},
@@ -81,7 +81,7 @@ pub(crate) async fn session(
     nonce: Nonce,
     params: Params,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let remove_app = params.flag("remove_app")?;
     let shown = path.look_up(&context).await?;
     let upgrade = match upgrade {
@@ -110,7 +110,7 @@ fn no_upgrade() -> Response {
     let error = ApiError::invalid(
         "invalid request: this is a WebSocket, ask for an upgrade to one (HTTP/1.1)",
     );
-    let mut response = Failure(error).into_response();
+    let mut response = HttpError(error).into_response();
     *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
     response
 }
@@ -119,7 +119,7 @@ fn no_upgrade() -> Response {
 struct RemoveApp {
     context: Context,
     /// The machine of the session.
-    shown: Arc<Shown>,
+    shown: Arc<CachedMachine>,
 }
 
 impl Drop for RemoveApp {

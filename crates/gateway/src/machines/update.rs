@@ -16,7 +16,7 @@ use crate::{
     authentication::Caller,
     authorization::MachinePath,
     context::{Context, unexpected},
-    envelope::Failure,
+    envelope::HttpError,
     extract::{Named, Nonce},
     idempotency::RequestId,
     openapi::errors::{BadBody, NoMachine, Refused},
@@ -47,7 +47,7 @@ pub(crate) async fn update(
     path: MachinePath,
     nonce: Nonce,
     Named(request, names): Named<CreateMachineRequest>,
-) -> Result<Json<Machine>, Failure> {
+) -> Result<Json<Machine>, HttpError> {
     let shown = path.look_up(&context).await?;
     let machine = &shown.record.machine;
     let mut told = unknown_of_request(names.iter().map(String::as_str));
@@ -121,7 +121,7 @@ pub(crate) async fn all_versions(
 pub(crate) async fn versions(
     State(context): State<Context>,
     path: MachinePath,
-) -> Result<Json<Vec<MachineVersion>>, Failure> {
+) -> Result<Json<Vec<MachineVersion>>, HttpError> {
     let versions = all_versions(&context, &path).await?.into_iter();
     let shown = versions
         .map(|record| MachineVersion { version: record.version, user_config: record.config });

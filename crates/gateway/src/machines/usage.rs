@@ -20,7 +20,7 @@ use tokio_util::{
 use crate::{
     authorization::AppPath,
     context::Context,
-    envelope::Failure,
+    envelope::HttpError,
     forward,
     openapi::errors::{BadParameter, NoApp},
     query::{Params, invalid},
@@ -61,7 +61,7 @@ pub(crate) async fn usage(
     State(context): State<Context>,
     app: AppPath,
     params: Params,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let interval = params.duration("interval")?.map_or(INTERVAL, |interval| interval.0);
     if !INTERVALS.contains(&interval) {
         return Err(invalid(

@@ -6,14 +6,14 @@ use axum::{Json, extract::State};
 use caddis_api::{
     ApiError, ErrorCode, EventId, MachineState, VersionId, error::ErrorBody, requests::WaitReply,
 };
-use caddis_view::Shown;
+use caddis_view::CachedMachine;
 use tokio::time::Instant;
 
 use super::reached::{Reached, Since, Targets, out_of_reach, reached};
 use crate::{
     authorization::MachinePath,
     context::Context,
-    envelope::Failure,
+    envelope::HttpError,
     query::{Params, invalid},
 };
 
@@ -93,7 +93,7 @@ pub(crate) async fn wait(
     State(context): State<Context>,
     path: MachinePath,
     params: Params,
-) -> Result<Json<WaitReply>, Failure> {
+) -> Result<Json<WaitReply>, HttpError> {
     let (targets, timeout) = (targets(&params)?, timeout(&params)?);
     let version = match id(&params, "version")? {
         Some(version) => Some(version),
@@ -119,12 +119,12 @@ pub(crate) async fn wait(
     }
 }
 
-fn newest_event(shown: &Shown) -> Option<EventId> {
+fn newest_event(shown: &CachedMachine) -> Option<EventId> {
     Some(shown.record.machine.events.as_ref()?.first()?.id.clone())
 }
 
 fn look(
-    shown: &Shown,
+    shown: &CachedMachine,
     targets: &Targets,
     since: &Since,
     version: Option<&str>,

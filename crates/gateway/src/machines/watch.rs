@@ -22,7 +22,7 @@ use axum::{
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use caddis_api::{MachineId, MachineState, watch::MachinesUpdate};
-use caddis_view::Shown;
+use caddis_view::CachedMachine;
 use futures::stream;
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
@@ -32,7 +32,7 @@ use tokio::{
 use crate::{
     authorization::AppPath,
     context::Context,
-    envelope::Failure,
+    envelope::HttpError,
     openapi::errors::{BadParameter, NoApp},
     query::Params,
 };
@@ -68,7 +68,7 @@ pub(crate) async fn watch(
     State(context): State<Context>,
     path: AppPath,
     params: Params,
-) -> Result<Response, Failure> {
+) -> Result<Response, HttpError> {
     let end = params.duration("timeout")?.and_then(|timeout| Instant::now().checked_add(timeout.0));
     context.synced().await?;
     let app = path.look_up(&context).await?.name;
@@ -99,7 +99,7 @@ struct Watching {
     /// What the client knows of each machine.
     told: HashMap<MachineId, Known>,
     /// Of a snapshot.
-    rest: VecDeque<Arc<Shown>>,
+    rest: VecDeque<Arc<CachedMachine>>,
     begun: bool,
 }
 
@@ -111,7 +111,7 @@ struct Known {
 }
 
 impl Known {
-    fn of(shown: &Shown) -> Self {
+    fn of(shown: &CachedMachine) -> Self {
         let record = &shown.record;
         Self { revision: record.revision, host_status: record.machine.host_status.clone() }
     }
@@ -202,7 +202,7 @@ impl Watching {
 }
 
 /// [`MachinesUpdate::Machine`], from what is written once for all who read it.
-fn machine(text: &mut BytesMut, shown: &Shown) {
+fn machine(text: &mut BytesMut, shown: &CachedMachine) {
     text.extend_from_slice(b"{\"machine\":");
     text.extend_from_slice(&shown.body());
     text.extend_from_slice(b"}\n");

@@ -9,12 +9,12 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::support::{Fixture, PATIENCE};
+use crate::support::{Fixture, TIMEOUT};
 
 async fn exchange(stream: &mut TcpStream, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    tokio::time::timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     answer
 }
 
@@ -48,7 +48,7 @@ async fn the_server_answers_limits_heads_and_ends_waits_when_it_stops() {
         // The server may end the connection before it has read everything.
         let _ = stream.write_all(request.as_bytes()).await;
         let mut answer = Vec::new();
-        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+        let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap();
         assert!(!String::from_utf8_lossy(&answer).contains("HTTP/1.1 200"), "a head is limited");
 
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -62,7 +62,7 @@ async fn the_server_answers_limits_heads_and_ends_waits_when_it_stops() {
         exchange(&mut other, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
         stop.send(()).unwrap();
         let mut answer = String::new();
-        tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        tokio::time::timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.is_empty() || answer.contains("the server is stopping"), "{answer}");
     };
     let shutdown = async {

@@ -7,7 +7,7 @@ use caddis_bus::message::{CreateMachine, Offer, WorkerRequest};
 use caddis_gateway::Settings;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Fixture, PATIENCE};
+use crate::support::{Answer, Fixture, TIMEOUT};
 
 fn body(name: &str) -> Value {
     json!({"name": name, "config": {"image": "nginx"}})
@@ -191,7 +191,7 @@ async fn a_placement_that_was_never_made_is_given_up_at_the_next_start() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, freed).await.unwrap();
+    tokio::time::timeout(TIMEOUT, freed).await.unwrap();
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn names_of_machines_destroyed_while_the_gateway_was_away_are_freed() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, freed).await.unwrap();
+    tokio::time::timeout(TIMEOUT, freed).await.unwrap();
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, client::IntoClientRequest as _},
 };
 
-use crate::support::{CONTRACT, Fixture, PATIENCE, contract::accept};
+use crate::support::{CONTRACT, Fixture, TIMEOUT, contract::accept};
 
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 /// Preface and empty settings.
@@ -100,7 +100,7 @@ impl Served {
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.unwrap()
+    tokio::time::timeout(TIMEOUT, work).await.unwrap()
 }
 
 /// What comes until the end; that may be a reset, where something was sent that was not read.

@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::support::{FakeWorker, Fixture, PATIENCE};
+use crate::support::{FakeWorker, Fixture, TIMEOUT};
 
 /// Asks until the answer is as wanted.
 async fn until(fixture: &Fixture, line: &str, wanted: impl Fn(&Value) -> bool) -> Value {
@@ -23,7 +23,7 @@ async fn until(fixture: &Fixture, line: &str, wanted: impl Fn(&Value) -> bool) -
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, found)
+    tokio::time::timeout(TIMEOUT, found)
         .await
         .unwrap_or_else(|_| panic!("{line} is never as wanted"))
 }
@@ -76,7 +76,7 @@ async fn a_host_that_is_silent_is_shown_as_such_and_keeps_its_machines() {
             .contains("\"unreachable\"")
         {}
     };
-    tokio::time::timeout(PATIENCE, told).await.expect("who watches is told, too");
+    tokio::time::timeout(TIMEOUT, told).await.expect("who watches is told, too");
     let shown = fixture.call(&one).await.ok();
     assert_eq!((&shown["host_status_reason"], &shown["state"]), (&Value::Null, &json!("started")));
     let all = fixture.call("GET /v1/apps/a/machines").await.ok();

@@ -17,7 +17,7 @@ use caddis_gateway::Settings;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::support::{Answer, Fixture, PATIENCE};
+use crate::support::{Answer, Fixture, TIMEOUT};
 
 const MACHINES: &str = "/v1/apps/a/machines";
 
@@ -219,7 +219,7 @@ async fn until_asked_to_create(fixture: &Fixture) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    tokio::time::timeout(TIMEOUT, asked).await.unwrap();
 }
 
 // The clock is paused: time passes when nothing else can go on.

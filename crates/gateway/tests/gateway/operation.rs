@@ -6,11 +6,11 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::support::{Fixture, PATIENCE, worker::operation};
+use crate::support::{Fixture, TIMEOUT, worker::operation};
 
 /// Name and data of the next event.
 async fn next(body: &mut axum::body::BodyDataStream) -> Option<(String, Value)> {
-    let chunk = tokio::time::timeout(PATIENCE, body.next()).await.unwrap()?.unwrap();
+    let chunk = tokio::time::timeout(TIMEOUT, body.next()).await.unwrap()?.unwrap();
     let text = String::from_utf8(chunk.to_vec()).unwrap();
     let (name, data) = text.trim().split_once('\n').unwrap();
     let data = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();

@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest as _, http::StatusCode},
 };
 
-use crate::support::{CONTRACT, Fixture, PATIENCE, contract::accept, worker::SessionEnd};
+use crate::support::{CONTRACT, Fixture, TIMEOUT, contract::accept, worker::SessionEnd};
 
 struct Served {
     fixture: Fixture,
@@ -67,7 +67,7 @@ impl Served {
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.unwrap()
+    tokio::time::timeout(TIMEOUT, work).await.unwrap()
 }
 
 async fn heard(socket: &mut Socket) -> Message {

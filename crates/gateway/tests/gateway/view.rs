@@ -3,7 +3,7 @@
 use caddis_api::MachineState;
 use serde_json::json;
 
-use crate::support::{Fixture, PATIENCE};
+use crate::support::{Fixture, TIMEOUT};
 
 #[tokio::test]
 async fn a_lost_change_is_noticed_at_the_next_one() {
@@ -26,7 +26,7 @@ async fn a_lost_change_is_noticed_at_the_next_one() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, listed).await.unwrap();
+    tokio::time::timeout(TIMEOUT, listed).await.unwrap();
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use crate::support::{CONTRACT, Fixture, PATIENCE, contract::accept};
+use crate::support::{CONTRACT, Fixture, TIMEOUT, contract::accept};
 
 /// The lines of an answer, each as the document promises.
 struct Lines {
@@ -43,7 +43,7 @@ impl Lines {
                 accept(&CONTRACT.schema("MachinesUpdate"), &line, "a line");
                 return Some(serde_json::from_str(&line).unwrap());
             }
-            let piece = tokio::time::timeout(PATIENCE, self.body.next()).await.unwrap()?.unwrap();
+            let piece = tokio::time::timeout(TIMEOUT, self.body.next()).await.unwrap()?.unwrap();
             self.rest.push_str(std::str::from_utf8(&piece).unwrap());
         }
     }
@@ -186,7 +186,7 @@ async fn what_can_not_be_followed_is_refused() {
 
 #[tokio::test]
 async fn watchers_do_not_hold_up_the_end_of_the_server() {
-    let settings = Settings { drain_timeout: PATIENCE * 10, ..Settings::default() };
+    let settings = Settings { drain_timeout: TIMEOUT * 10, ..Settings::default() };
     let fixture = Fixture::with(settings, |_| {}).await;
     fixture.started().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -213,7 +213,7 @@ async fn watchers_do_not_hold_up_the_end_of_the_server() {
     };
     let shutdown = async { drop(stopped.await) };
     let both = async { tokio::join!(fixture.gateway.serve(listener, shutdown), client).0 };
-    tokio::time::timeout(PATIENCE, both).await.expect("it waits for its watchers").unwrap();
+    tokio::time::timeout(TIMEOUT, both).await.expect("it waits for its watchers").unwrap();
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ impl SlotCgroup {
     }
 
     /// The files into which a process writes `0` to join.
-    pub(crate) fn doors(&self) -> Result<Vec<File>, VmmError> {
+    pub(crate) fn cgroup_procs(&self) -> Result<Vec<File>, VmmError> {
         let open = |directory: &PathBuf| {
             let path = directory.join("cgroup.procs");
             open_for_writing(&path).map_err(VmmError::io(format!("open {}", path.display())))

@@ -54,7 +54,11 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
         .collect::<io::Result<Vec<_>>>()?;
     let sources =
         copies.iter().map(|(number, copy)| (*number, copy.as_raw_fd())).collect::<Vec<_>>();
-    let doors = spawn.cgroups.iter().map(|door| door.as_raw_fd()).collect::<Vec<_>>();
+    let cgroup_procs = spawn
+        .cgroups
+        .iter()
+        .map(|cgroup_procs_file| cgroup_procs_file.as_raw_fd())
+        .collect::<Vec<_>>();
     // Std tells of a failing exec through a pipe, which must not get one of these numbers.
     let _occupied = occupy(spawn.descriptors.iter().map(|(number, _)| *number).max().unwrap_or(0))?;
     let uid = spawn.uid;
@@ -71,7 +75,7 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> io::Result<u32> {
     // SAFETY: the closure makes system calls only, on memory that was allocated before the fork.
     unsafe {
         command.pre_exec(move || {
-            join(&doors)?;
+            join(&cgroup_procs)?;
             place(&sources)?;
             use_small_pages()?;
             drop_rights(uid, &groups)
@@ -102,10 +106,10 @@ fn check(result: impl Into<i64>) -> io::Result<()> {
 
 /// Joins the cgroups first, so that everything after is bounded; and leaves the server's session
 /// and network.
-fn join(doors: &[RawFd]) -> io::Result<()> {
-    for door in doors {
+fn join(cgroup_procs: &[RawFd]) -> io::Result<()> {
+    for cgroup_procs_file in cgroup_procs {
         // SAFETY: one byte of a constant; the descriptor is open in the parent and so here.
-        check(unsafe { libc::write(*door, c"0".as_ptr().cast(), 1) } as i64)?;
+        check(unsafe { libc::write(*cgroup_procs_file, c"0".as_ptr().cast(), 1) } as i64)?;
     }
     let score = c"/proc/self/oom_score_adj";
     // SAFETY: constant strings that end with zero; the descriptor is closed by nobody else.

@@ -147,7 +147,7 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
 
 /// Size of the root disk of most machines, bytes, and so of what is in its place when a template is
 /// saved. A guest is told of any other.
-pub(super) const USUAL_DISK: u64 = 8 << 30;
+pub(super) const DEFAULT_DISK_BYTES: u64 = 8 << 30;
 
 /// Sets of descriptors that files are opened from: base and overlay of the root disk.
 pub(super) const ROOT_SETS: [u32; 2] = [1, 2];

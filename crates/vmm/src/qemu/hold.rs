@@ -30,7 +30,7 @@ use crate::{Hold, socket};
 pub(super) const AFTER_START: Duration = Duration::from_secs(2);
 /// Wait before another try to connect, and the least between two changes that are told: a QEMU that
 /// was taken over may say what it likes as often as it likes.
-const PAUSE: Duration = Duration::from_secs(1);
+const BACKOFF: Duration = Duration::from_secs(1);
 /// Patience with an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A line is never longer than this; the program at the other end has been taken over if it is.
@@ -90,7 +90,7 @@ pub(super) async fn listen(
         if let Err(error) = heard {
             // Its end is told elsewhere.
             debug!(directory = %directory.display(), %error, "QEMU is not listened to");
-            sleep(PAUSE).await;
+            sleep(BACKOFF).await;
         }
     }
 }
@@ -141,7 +141,7 @@ async fn note(line: &Value, hold: &watch::Sender<Option<Hold>>) {
 async fn tell(hold: &watch::Sender<Option<Hold>>, now: Option<Hold>) {
     let changed = hold.send_if_modified(|hold| std::mem::replace(hold, now) != now);
     if changed {
-        sleep(PAUSE).await;
+        sleep(BACKOFF).await;
     }
 }
 

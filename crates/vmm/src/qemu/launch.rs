@@ -213,7 +213,7 @@ impl Launch<'_> {
             arguments: &self.arguments(),
             uid: self.slot.uid(),
             groups: &groups(config.accelerator),
-            cgroups: &cgroup.doors()?,
+            cgroups: &cgroup.cgroup_procs()?,
             descriptors: &descriptors,
             stdout: console_writer,
             stderr: output_writer,
@@ -294,7 +294,7 @@ impl Launch<'_> {
 
 /// Has QEMU tell the guest of a root disk whose size is not the one it was saved with.
 pub(super) fn tell_size(qmp: &mut Qmp, size: u64) -> std::io::Result<()> {
-    if size == arguments::USUAL_DISK {
+    if size == arguments::DEFAULT_DISK_BYTES {
         return Ok(());
     }
     // It has that size already; that it is told so makes QEMU tell the guest.

@@ -32,11 +32,11 @@ use tracing::{info, warn};
 
 use super::{
     Driver, QemuVm,
-    arguments::{REHEARSAL_SET, ROOT_SETS, USUAL_DISK, over, root_disk},
+    arguments::{DEFAULT_DISK_BYTES, REHEARSAL_SET, ROOT_SETS, over, root_disk},
     launch::{CONTROL_SOCKET, Disk, Launch, QMP_SOCKET, Running, Source, clear, open, tell_size},
     panicked,
     templates::MAC,
-    unbound::{self, Unbound, WAITING},
+    unbound::{self, UnassignedVm, WAITING},
 };
 use crate::{
     BindSpec, PoolUse, Slot, Start, Vm, VmmError, Waiting,
@@ -45,7 +45,7 @@ use crate::{
     lock,
     qmp::Qmp,
     record::Record,
-    template::{Found, Shape, USUAL, file},
+    template::{DEFAULT_SHAPE, Found, Shape, file},
 };
 
 /// What may wait.
@@ -61,22 +61,22 @@ pub struct PoolLimits {
 /// and when many start at once none of them shall wait for the next ones.
 const WEIGHT: u32 = 10;
 /// How long a VM may take to rehearse on a busy host.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Time after a start until more are made, so as not to be in the way of its program.
-const SETTLE: Duration = Duration::from_millis(400);
+const SETTLE_DELAY: Duration = Duration::from_millis(400);
 /// After a failure none are made for so long.
 const AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// How often it is looked whether fewer would do.
-const LOOK: Duration = Duration::from_secs(30);
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Those of one shape.
-struct Shelf {
-    waiting: Vec<Member>,
+struct WarmVms {
+    waiting: Vec<WarmVm>,
     demand: Demand,
 }
 
 struct State {
-    shelves: HashMap<Shape, Shelf>,
+    by_shape: HashMap<Shape, WarmVms>,
     last_start: Option<Instant>,
     failed: Option<Instant>,
 }
@@ -90,14 +90,14 @@ pub(super) struct Pool {
 }
 
 /// A VM that waits.
-struct Member {
-    vm: Unbound,
+struct WarmVm {
+    vm: UnassignedVm,
     qmp: Qmp,
 }
 
 impl Pool {
     pub(super) fn new(limits: PoolLimits) -> Self {
-        let state = State { shelves: HashMap::new(), last_start: None, failed: None };
+        let state = State { by_shape: HashMap::new(), last_start: None, failed: None };
         Self { limits, state: Mutex::new(state), changed: Notify::new(), number: AtomicU64::new(0) }
     }
 
@@ -112,16 +112,16 @@ impl Pool {
     }
 
     /// Takes one for a start.
-    fn take(&self, shape: Shape) -> Option<Member> {
+    fn take(&self, shape: Shape) -> Option<WarmVm> {
         let (most, now) = (self.most(shape), Instant::now());
         let mut state = self.state();
         state.last_start = Some(now);
-        let shelf = state.shelf(shape, now);
-        let member = shelf.waiting.pop();
-        shelf.demand.started(member.is_some(), most, now);
+        let warm_vms = state.warm_vms(shape, now);
+        let warm_vm = warm_vms.waiting.pop();
+        warm_vms.demand.started(warm_vm.is_some(), most, now);
         drop(state);
         self.changed.notify_one();
-        member
+        warm_vm
     }
 
     /// What a start that got none says.
@@ -131,19 +131,19 @@ impl Pool {
 
     /// Which shape is short of one, and there is room for it; those that are too many are handed
     /// out, to be ended.
-    fn balance(&self) -> (Option<Shape>, Vec<Member>) {
+    fn balance(&self) -> (Option<Shape>, Vec<WarmVm>) {
         let now = Instant::now();
         let mut state = self.state();
         // So that the usual one waits before anyone has asked.
-        state.shelf(USUAL, now);
+        state.warm_vms(DEFAULT_SHAPE, now);
         let (mut surplus, mut short) = (Vec::new(), Vec::new());
         let (mut count, mut memory) = (0, 0);
-        for (shape, shelf) in &mut state.shelves {
-            let wanted = shelf.demand.wanted(self.most(*shape), now);
-            surplus.extend(shelf.waiting.drain(wanted.min(shelf.waiting.len())..));
-            count += shelf.waiting.len();
-            memory += shelf.waiting.len() as u64 * shape.memory_mib;
-            if shelf.waiting.len() < wanted {
+        for (shape, warm_vms) in &mut state.by_shape {
+            let wanted = warm_vms.demand.wanted(self.most(*shape), now);
+            surplus.extend(warm_vms.waiting.drain(wanted.min(warm_vms.waiting.len())..));
+            count += warm_vms.waiting.len();
+            memory += warm_vms.waiting.len() as u64 * shape.memory_mib;
+            if warm_vms.waiting.len() < wanted {
                 short.push(*shape);
             }
         }
@@ -154,40 +154,41 @@ impl Pool {
                 && !failed
         };
         // The usual one first, then the smallest.
-        short.sort_by_key(|shape| (*shape != USUAL, *shape));
+        short.sort_by_key(|shape| (*shape != DEFAULT_SHAPE, *shape));
         (short.into_iter().find(room), surplus)
     }
 
-    fn put(&self, shape: Shape, member: Member) {
+    fn put(&self, shape: Shape, warm_vm: WarmVm) {
         let now = Instant::now();
         let mut state = self.state();
-        let shelf = state.shelf(shape, now);
-        shelf.waiting.push(member);
-        let (waiting, wanted) = (shelf.waiting.len(), shelf.demand.wanted(self.most(shape), now));
+        let warm_vms = state.warm_vms(shape, now);
+        warm_vms.waiting.push(warm_vm);
+        let (waiting, wanted) =
+            (warm_vms.waiting.len(), warm_vms.demand.wanted(self.most(shape), now));
         drop(state);
         info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, waiting, wanted, "pool ready");
     }
 
     /// Ends all, when none comes any more.
     pub(super) async fn clear(&self) {
-        let shelves = std::mem::take(&mut self.state().shelves);
+        let by_shape = std::mem::take(&mut self.state().by_shape);
         // Ending them blocks.
-        let _ = spawn_blocking(move || drop(shelves)).await;
+        let _ = spawn_blocking(move || drop(by_shape)).await;
     }
 
     /// Time until a start that was just made is left alone.
     fn settled_in(&self) -> Duration {
         let last = self.state().last_start;
-        last.map_or(Duration::ZERO, |at| SETTLE.saturating_sub(at.elapsed()))
+        last.map_or(Duration::ZERO, |at| SETTLE_DELAY.saturating_sub(at.elapsed()))
     }
 }
 
 impl State {
-    fn shelf(&mut self, shape: Shape, now: Instant) -> &mut Shelf {
-        let floor = usize::from(shape == USUAL);
-        self.shelves
+    fn warm_vms(&mut self, shape: Shape, now: Instant) -> &mut WarmVms {
+        let floor = usize::from(shape == DEFAULT_SHAPE);
+        self.by_shape
             .entry(shape)
-            .or_insert_with(|| Shelf { waiting: Vec::new(), demand: Demand::new(floor, now) })
+            .or_insert_with(|| WarmVms { waiting: Vec::new(), demand: Demand::new(floor, now) })
     }
 }
 
@@ -204,7 +205,7 @@ pub(super) async fn keep(driver: Arc<Driver>) {
             None => false,
         };
         if !made {
-            let changed = tokio::time::timeout(LOOK, driver.pool.changed.notified());
+            let changed = tokio::time::timeout(LOOK_INTERVAL, driver.pool.changed.notified());
             driver.ending.run_until_cancelled(changed).await;
         }
     }
@@ -227,8 +228,8 @@ impl Driver {
             }
         }
         match self.restore_waiting(shape).await {
-            Ok(member) => {
-                self.pool.put(shape, member);
+            Ok(warm_vm) => {
+                self.pool.put(shape, warm_vm);
                 true
             }
             Err(_) if self.ending.is_cancelled() => false,
@@ -245,25 +246,29 @@ impl Driver {
         self.pool.changed.notify_one();
     }
 
-    async fn restore_waiting(self: &Arc<Self>, shape: Shape) -> Result<Member, VmmError> {
+    async fn restore_waiting(self: &Arc<Self>, shape: Shape) -> Result<WarmVm, VmmError> {
         let number = self.pool.number.fetch_add(1, Ordering::Relaxed);
         let this = self.clone();
         let restored =
             spawn_blocking(move || this.restore_unbound(shape, number)).await.map_err(panicked)?;
         let vm = restored?;
-        let rehearsed = self.ending.run_until_cancelled(rehearse(&vm, Part::All, PATIENCE)).await;
+        let warmed_up = self.ending.run_until_cancelled(warm_up(&vm, Part::All, TIMEOUT)).await;
         // Ending it, where it did not, blocks too.
         let stop = move || {
-            rehearsed.unwrap_or_else(|| Err(unbound::called_off()))?;
+            warmed_up.unwrap_or_else(|| Err(unbound::called_off()))?;
             let failed = |error| VmmError::io("have a VM wait")(error);
             let mut qmp = Qmp::connect(&vm.directory, QMP_SOCKET).map_err(failed)?;
             qmp.execute("stop", json!({})).map_err(failed)?;
-            Ok(Member { vm, qmp })
+            Ok(WarmVm { vm, qmp })
         };
         spawn_blocking(stop).await.map_err(panicked)?
     }
 
-    fn restore_unbound(self: &Arc<Self>, shape: Shape, number: u64) -> Result<Unbound, VmmError> {
+    fn restore_unbound(
+        self: &Arc<Self>,
+        shape: Shape,
+        number: u64,
+    ) -> Result<UnassignedVm, VmmError> {
         let Found::Ready(sealed) = self.templates.find(shape) else {
             return Err(VmmError::NotRestored { message: "its template is gone".to_owned() });
         };
@@ -273,10 +278,14 @@ impl Driver {
         let failed = |error| VmmError::io("restore a VM that is to wait")(error);
         unbound::directory(&directory).map_err(failed)?;
         // Gone, with the directory, whatever fails from here on.
-        let mut vm =
-            Unbound { running: None, tap: None, slot: slot.clone(), directory: directory.clone() };
+        let mut vm = UnassignedVm {
+            running: None,
+            tap: None,
+            slot: slot.clone(),
+            directory: directory.clone(),
+        };
         let tap = vm.tap.insert((self.config.tap.0)(&slot.tap_name()).map_err(failed)?);
-        let disk = rehearsal_disk(&self.config.boot.rehearsal).map_err(failed)?;
+        let disk = warm_up_disk(&self.config.boot.rehearsal).map_err(failed)?;
         let launch = Launch {
             driver: self,
             name: &name,
@@ -306,8 +315,8 @@ impl Driver {
 
     /// A VM of this shape that waits.
     pub(super) fn take(self: &Arc<Self>, shape: Shape) -> Option<Box<dyn Waiting>> {
-        let member = self.pool.take(shape)?;
-        Some(Box::new(member))
+        let warm_vm = self.pool.take(shape)?;
+        Some(Box::new(warm_vm))
     }
 }
 
@@ -321,20 +330,24 @@ pub(super) enum Part {
 }
 
 /// Has its init do as if it were told which machine it is.
-pub(super) async fn rehearse(vm: &Unbound, part: Part, patience: Duration) -> Result<(), VmmError> {
+pub(super) async fn warm_up(
+    vm: &UnassignedVm,
+    part: Part,
+    patience: Duration,
+) -> Result<(), VmmError> {
     let session = vm.session(patience).await?;
-    let rehearsed = session.rehearse(stand_in(part), patience).await;
+    let warmed_up = session.warm_up(stand_in(part), patience).await;
     session.close();
     let refused =
         |error| VmmError::DiedAtStart { message: vm.said(&format!("it can't rehearse: {error}")) };
-    rehearsed.map(|_| ()).map_err(refused)
+    warmed_up.map(|_| ()).map_err(refused)
 }
 
 /// Memory with a file system like that of a machine. Blocks.
-pub(super) fn rehearsal_disk(image: &Path) -> io::Result<OwnedFd> {
+pub(super) fn warm_up_disk(image: &Path) -> io::Result<OwnedFd> {
     let mut image = fs::File::open(image)?;
     // As large as that of most machines, and empty but for its beginning.
-    let memory = file::memory("caddis-rehearsal", USUAL_DISK)?;
+    let memory = file::memory("caddis-rehearsal", DEFAULT_DISK_BYTES)?;
     io::copy(&mut image, &mut fs::File::from(memory.try_clone()?))?;
     Ok(memory)
 }
@@ -351,7 +364,7 @@ fn stand_in(part: Part) -> MachineSpec {
     MachineSpec {
         hostname: "rehearsal".to_owned(),
         argv: vec![REHEARSAL_PROGRAM.to_owned()],
-        root_size: USUAL_DISK,
+        root_size: DEFAULT_DISK_BYTES,
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
         network: NetworkSpec {
@@ -367,7 +380,7 @@ fn stand_in(part: Part) -> MachineSpec {
 }
 
 #[async_trait]
-impl Waiting for Member {
+impl Waiting for WarmVm {
     fn slot(&self) -> &Slot {
         &self.vm.slot
     }
@@ -382,7 +395,7 @@ impl Waiting for Member {
     }
 }
 
-impl Member {
+impl WarmVm {
     fn bind_to(mut self, spec: &BindSpec) -> Result<Running, VmmError> {
         let begun = Instant::now();
         let bound = self.try_bind(spec);

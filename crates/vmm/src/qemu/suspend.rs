@@ -30,7 +30,7 @@ use crate::{
 const PIPE: usize = 4096;
 
 /// How often a QEMU that has nothing to say yet is not waited for any more.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const LOOK_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// A VM that is to be saved.
 pub(super) struct Standing<'a> {
@@ -127,7 +127,7 @@ impl Standing<'_> {
         mut pipe: File,
         cancelled: &AtomicBool,
     ) -> io::Result<()> {
-        while poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&LOOK))? == 0 {
+        while poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&LOOK_INTERVAL))? == 0 {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(io::Error::other("it was called off"));
             }

@@ -15,21 +15,21 @@ use super::{
     Driver, arguments,
     launch::{Disk, Launch, QMP_SOCKET, Source},
     panicked,
-    pool::{Part, rehearsal_disk, rehearse},
-    unbound::{self, BUILDING, Unbound},
+    pool::{Part, warm_up, warm_up_disk},
+    unbound::{self, BUILDING, UnassignedVm},
 };
 use crate::{
     Slot, Start, VmmError,
     boot::BootFiles,
     qmp::Qmp,
-    template::{Found, Sealed, Shape, USUAL, file, key},
+    template::{DEFAULT_SHAPE, Found, Sealed, Shape, file, key},
 };
 
 /// How long a start waits for a template that is being read from disk, 0.4 s on a host that does
 /// nothing else; more than a boot takes would be in vain.
 const READING: Duration = Duration::from_secs(8);
 /// How long a template may take to boot on a busy host.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// What stands in a template for what each machine has of its own.
 const NAME: &str = "template";
 pub(super) const MAC: &str = "02:00:00:00:00:01";
@@ -190,18 +190,18 @@ impl Driver {
             unbound::directory(&path)?;
             let memory = file::memory("caddis-template", shape.memory_mib << 20)?;
             let tap = (this.config.tap.0)(&slot.tap_name())?;
-            let disk = rehearsal_disk(&this.config.boot.rehearsal)?;
+            let disk = warm_up_disk(&this.config.boot.rehearsal)?;
             let mut launch = this.building(shape, &slot, &path, (&disk, &memory));
             launch.tap = Some(tap.as_fd());
             let running = launch.run().map_err(io::Error::other)?;
             Ok(Builder {
-                vm: Unbound { running: Some(running), tap: Some(tap), slot, directory: path },
+                vm: UnassignedVm { running: Some(running), tap: Some(tap), slot, directory: path },
                 memory,
             })
         };
         let builder = spawn_blocking(builder).await.map_err(panicked)?.map_err(failed)?;
         let waits =
-            self.ending.run_until_cancelled(rehearse(&builder.vm, Part::Files, PATIENCE)).await;
+            self.ending.run_until_cancelled(warm_up(&builder.vm, Part::Files, TIMEOUT)).await;
         // Ending it, where it does not wait, blocks too.
         let save = move || {
             waits.unwrap_or_else(|| Err(unbound::called_off()))?;
@@ -237,7 +237,7 @@ impl Driver {
     /// used before.
     pub(super) async fn get_usual(self: Arc<Self>) {
         // It is wanted later; why it may be missing, who wants it then is told.
-        let _ = self.template(USUAL);
+        let _ = self.template(DEFAULT_SHAPE);
         let this = self.clone();
         let known = spawn_blocking(move || this.templates.on_disk(|shape| this.key(shape, &[])));
         for shape in known.await.unwrap_or_default() {
@@ -248,7 +248,7 @@ impl Driver {
 
 /// A VM that is to become a template.
 struct Builder {
-    vm: Unbound,
+    vm: UnassignedVm,
     memory: OwnedFd,
 }
 

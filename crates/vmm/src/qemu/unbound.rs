@@ -26,7 +26,7 @@ pub(super) const BUILDING: &str = "building-";
 pub(super) const WAITING: &str = "waiting-";
 
 /// Such a VM. Dropped, it is gone with all it had.
-pub(super) struct Unbound {
+pub(super) struct UnassignedVm {
     /// None once it is a machine's.
     pub(super) running: Option<Running>,
     /// The server's own copy, so that the tap is there when the VM is connected. Closed before the
@@ -36,7 +36,7 @@ pub(super) struct Unbound {
     pub(super) directory: PathBuf,
 }
 
-impl Drop for Unbound {
+impl Drop for UnassignedVm {
     fn drop(&mut self) {
         if let Some(running) = &self.running {
             end(&running.process);
@@ -65,7 +65,7 @@ pub(super) fn directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-impl Unbound {
+impl UnassignedVm {
     /// Opens the session with its init, which waits to hear which machine it is.
     pub(super) async fn session(&self, patience: Duration) -> Result<Session, VmmError> {
         let died = |what: &str| VmmError::DiedAtStart { message: self.said(what) };

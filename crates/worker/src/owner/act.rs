@@ -5,7 +5,7 @@ use caddis_bus::message::{Action, WorkerReply, WorkerResult};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::{Draft, Message, Owner};
+use super::{Message, Owner, Transaction};
 use crate::{
     event::Source,
     operation::{Operation, OperationKind, Step, Stop},
@@ -36,7 +36,7 @@ impl Owner {
             }
             Message::Note { kind, details } => {
                 if self.row.state == MachineState::Started {
-                    let note = |draft: &mut Draft| {
+                    let note = |draft: &mut Transaction| {
                         draft.event(Source::Worker, kind, MachineState::Started, details)
                     };
                     // The log and the server's health tell of it, too.
@@ -157,10 +157,10 @@ impl Owner {
             Verdict::Unqueue => self.unqueue().await,
             Verdict::Done => {
                 self.unqueue().await?;
-                self.hurry().await
+                self.skip_backoff().await
             }
             Verdict::Deliver => self.deliver(plan.signal).await,
-            Verdict::Hasten => self.hasten(plan).await,
+            Verdict::ShortenStop => self.shorten_stop(plan).await,
             Verdict::Refuse(error) => Err(error),
         }
     }
@@ -172,18 +172,20 @@ impl Owner {
         }
         let operation = self.row.operation.as_ref().map(|operation| &operation.kind);
         match (request, operation, &self.row.next) {
-            (_, _, Some(OperationKind::Destroy)) => policy::decide_doomed(self.row.state, request),
+            (_, _, Some(OperationKind::Destroy)) => {
+                policy::decide_destroy_pending(self.row.state, request)
+            }
             // There will be nothing to save, unless it is started afterwards.
             (Request::Suspend, Some(OperationKind::Update { run: false, .. }), next) => {
                 match next {
                     Some(OperationKind::Start { .. }) => {
-                        policy::decide_awaiting_start(MachineState::Stopping, request)
+                        policy::decide_start_pending(MachineState::Stopping, request)
                     }
                     _ => policy::decide(MachineState::Stopped, request),
                 }
             }
             (_, _, Some(OperationKind::Start { .. })) => {
-                policy::decide_awaiting_start(self.row.state, request)
+                policy::decide_start_pending(self.row.state, request)
             }
             _ => policy::decide(self.row.state, request),
         }
@@ -251,7 +253,7 @@ impl Owner {
     }
 
     /// A start that waits for its back-off begins now when a user asks for it.
-    async fn hurry(&mut self) -> Result<(), ApiError> {
+    async fn skip_backoff(&mut self) -> Result<(), ApiError> {
         let waiting = self.step.as_ref().is_some_and(|running| running.step == Step::BackOff);
         if waiting && self.row.state == MachineState::Starting {
             self.try_change(Durability::Synced, |draft| {
@@ -280,7 +282,7 @@ impl Owner {
     }
 
     /// A second stop: passes its signal on, and shortens the wait.
-    async fn hasten(&mut self, plan: Stop) -> Result<(), ApiError> {
+    async fn shorten_stop(&mut self, plan: Stop) -> Result<(), ApiError> {
         let under_way = self.row.operation.as_ref().map(|operation| operation.kind.clone());
         self.unqueue().await?;
         match under_way {

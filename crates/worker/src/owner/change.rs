@@ -19,7 +19,7 @@ use crate::{
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// A change in the making.
-pub struct Draft {
+pub struct Transaction {
     /// The machine as it will be.
     pub row: MachineRow,
     /// When: milliseconds since the Unix epoch.
@@ -28,7 +28,7 @@ pub struct Draft {
     versions: Vec<VersionChange>,
 }
 
-impl Draft {
+impl Transaction {
     /// A change of `row`, now.
     pub fn new(row: MachineRow) -> Self {
         Self { row, now: now_ms(), events: Vec::new(), versions: Vec::new() }
@@ -154,7 +154,7 @@ impl Owner {
     pub(super) async fn try_change(
         &mut self,
         durability: Durability,
-        edit: impl FnOnce(&mut Draft),
+        edit: impl FnOnce(&mut Transaction),
     ) -> Result<(), ApiError> {
         self.record_change(durability, Room::Free, edit).await
     }
@@ -163,9 +163,9 @@ impl Owner {
         &mut self,
         durability: Durability,
         room: Room,
-        edit: impl FnOnce(&mut Draft),
+        edit: impl FnOnce(&mut Transaction),
     ) -> Result<(), ApiError> {
-        let mut draft = Draft::new(self.row.clone());
+        let mut draft = Transaction::new(self.row.clone());
         edit(&mut draft);
         draft.row.updated_at = draft.now.max(self.row.updated_at);
         draft.row.revision += 1;
@@ -200,7 +200,7 @@ impl Owner {
 
     /// Records a change that has happened. While the database refuses, nothing else happens to this
     /// machine; health tells of it.
-    pub(super) async fn change(&mut self, durability: Durability, edit: impl Fn(&mut Draft)) {
+    pub(super) async fn change(&mut self, durability: Durability, edit: impl Fn(&mut Transaction)) {
         while self.record_change(durability, Room::Reserve, &edit).await.is_err() {
             tokio::time::sleep(STORE_RETRY).await;
         }

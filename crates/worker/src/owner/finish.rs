@@ -4,7 +4,7 @@ use caddis_api::MachineState;
 use caddis_vmm::Start;
 use serde_json::{Value, json};
 
-use super::{Draft, Owner};
+use super::{Owner, Transaction};
 use crate::{
     event::Source,
     operation::{OperationKind, Step},
@@ -17,7 +17,7 @@ use crate::{
 impl Owner {
     /// Records the outcome of an operation whose steps are all done, in one change with what is to
     /// be noted of the last.
-    pub(super) async fn finish(&mut self, note: impl Fn(&mut Draft)) {
+    pub(super) async fn finish(&mut self, note: impl Fn(&mut Transaction)) {
         let Some(operation) = self.row.operation.clone() else { return };
         self.turns.end();
         let started = self.how_it_started();
@@ -246,7 +246,7 @@ impl Owner {
     }
 }
 
-impl Draft {
+impl Transaction {
     /// What was to follow was to follow something else; but a destroy that was accepted comes.
     pub(super) fn forget_next(&mut self) {
         self.row.next = self.row.next.take().filter(|next| *next == OperationKind::Destroy);

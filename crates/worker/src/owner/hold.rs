@@ -8,7 +8,7 @@ use caddis_vmm::Hold;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Draft, Owner};
+use super::{Owner, Transaction};
 use crate::{event::Source, live::HostReason, store::Durability};
 
 /// What `host_status` is of a machine that stands still.
@@ -93,8 +93,9 @@ impl Owner {
     }
 
     async fn tell_hold(&mut self, state: MachineState, request: serde_json::Value) {
-        let tell =
-            |draft: &mut Draft| draft.event(Source::Worker, "host_status", state, request.clone());
+        let tell = |draft: &mut Transaction| {
+            draft.event(Source::Worker, "host_status", state, request.clone())
+        };
         self.change(Durability::Process, tell).await;
     }
 

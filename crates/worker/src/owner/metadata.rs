@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use caddis_api::{ApiError, RawConfig, VersionId};
 use serde_json::json;
 
-use super::{Draft, Owner, kept};
+use super::{Owner, Transaction, kept};
 use crate::store::Durability;
 
 /// Bytes of all keys and values together.
@@ -23,7 +23,7 @@ impl Owner {
                 "machine version mismatch, {expected} is not the current {current}"
             )));
         }
-        let mut draft = Draft::new(self.row.clone());
+        let mut draft = Transaction::new(self.row.clone());
         draft.merge_metadata(&changes);
         if draft.row == self.row {
             return Ok(());
@@ -42,7 +42,7 @@ impl Owner {
     }
 }
 
-impl Draft {
+impl Transaction {
     /// Merges into the machine's metadata, and into those of the version that an update may go back
     /// to.
     fn merge_metadata(&mut self, changes: &BTreeMap<String, Option<String>>) {

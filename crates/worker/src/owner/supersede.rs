@@ -5,7 +5,7 @@ use caddis_api::{ApiError, MachineState, Signal};
 use caddis_bus::message::{WorkerReply, WorkerResult};
 use serde_json::json;
 
-use super::{Draft, Owner};
+use super::{Owner, Transaction};
 use crate::{
     event::Source,
     operation::{OperationKind, Stop},
@@ -56,7 +56,7 @@ impl Owner {
     }
 }
 
-impl Draft {
+impl Transaction {
     fn supersede(&mut self, epoch: u64) {
         use MachineState as S;
         self.row.superseded_by = Some(epoch);

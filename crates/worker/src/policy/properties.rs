@@ -94,15 +94,15 @@ impl Subject {
     /// Whether it was accepted.
     fn request(&mut self, request: Request, late: bool, wish: Wish) -> bool {
         let verdict = match (self.next, request, self.work) {
-            (Some(Goal::Destroy), ..) => decide_doomed(self.state, request),
+            (Some(Goal::Destroy), ..) => decide_destroy_pending(self.state, request),
             (
                 Some(Goal::Start | Goal::StartAndSuspend),
                 Request::Suspend,
                 Some(Work::UpdateAtRest),
-            ) => decide_awaiting_start(S::Stopping, request),
+            ) => decide_start_pending(S::Stopping, request),
             (_, Request::Suspend, Some(Work::UpdateAtRest)) => decide(S::Stopped, request),
             (Some(Goal::Start | Goal::StartAndSuspend), ..) => {
-                decide_awaiting_start(self.state, request)
+                decide_start_pending(self.state, request)
             }
             _ => decide(self.state, request),
         };
@@ -129,7 +129,7 @@ impl Subject {
             Verdict::Wake if late => self.next = Some(Goal::Resume),
             Verdict::Wake => self.begin(Work::Wake),
             Verdict::Done | Verdict::Unqueue => self.unqueue(),
-            Verdict::Hasten => {
+            Verdict::ShortenStop => {
                 self.unqueue();
                 if self.work == Some(Work::Exit { restarts: true }) {
                     self.work = Some(Work::Exit { restarts: false });

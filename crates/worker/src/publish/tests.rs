@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::*;
 use crate::event::{self, Source};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn id(number: u64) -> MachineId {
     MachineId::from_trusted(format!("{number:014x}"))
@@ -90,7 +90,7 @@ impl Bus for Gated {
 }
 
 async fn next(deltas: &mut mpsc::Receiver<Published>) -> Delta {
-    let published = tokio::time::timeout(PATIENCE, deltas.recv()).await.unwrap().unwrap();
+    let published = tokio::time::timeout(TIMEOUT, deltas.recv()).await.unwrap().unwrap();
     assert!(published.payload.len() <= MAX_MESSAGE_BYTES);
     decode(DELTAS, &published.payload).unwrap()
 }
@@ -194,9 +194,9 @@ async fn the_fullest_record_and_the_fullest_page_fit_a_message_and_a_listing_has
     let view = View::new(ViewSettings {
         workers: Vec::new(),
         region: "local".to_owned(),
-        suspected_after: PATIENCE,
-        unreachable_after: PATIENCE,
-        destroyed_retention: PATIENCE,
+        suspected_after: TIMEOUT,
+        unreachable_after: TIMEOUT,
+        destroyed_retention: TIMEOUT,
     });
     let full = |number: u64, bytes: usize| {
         let mut record = record(number, 1, &config(bytes));

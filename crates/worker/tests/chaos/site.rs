@@ -38,7 +38,7 @@ use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 /// Generous, for a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 const MEMORY_MIB: u64 = 1 << 20;
 /// How long the gateway waits for the worker, twice.
 pub const DEADLINE: Duration = Duration::from_millis(750);
@@ -142,8 +142,8 @@ impl Site {
     async fn ask(&self, request: WorkerRequest) -> WorkerReply {
         let subject = worker_subject(self.worker.id());
         let request_id = format!("test-{}", self.next.fetch_add(1, Ordering::Relaxed));
-        let payload = encode(&Envelope::new(request_id, PATIENCE, request));
-        let deadline = Instant::now() + PATIENCE;
+        let payload = encode(&Envelope::new(request_id, TIMEOUT, request));
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             match self.bus.request(&subject, payload.clone(), Duration::from_secs(1)).await {
                 Ok(answer) => return decode::<WorkerResult>(&subject, &answer).unwrap().unwrap(),
@@ -174,7 +174,7 @@ impl Site {
         let question =
             Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
         let window = AskWindow { quiet: Duration::from_secs(1), deadline: Duration::from_secs(1) };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let offers = self
                 .bus
@@ -208,7 +208,7 @@ impl Site {
 
     /// Waits until nothing is under way, and what the host holds is what the machines need.
     pub async fn settle(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             self.assert_in_time().await;
             let machines = self.machines().await;
@@ -239,7 +239,7 @@ impl Site {
 
     /// Destroys all machines, and waits until nothing is left of them, in memory and on the disk.
     pub async fn destroy_all(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let machines = self.machines().await;
             if machines.is_empty() {

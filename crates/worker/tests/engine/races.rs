@@ -94,11 +94,11 @@ async fn case(scenario: &Scenario, place: Place, request: Request) {
     let fixture = Fixture::new().await;
     let machine = (scenario.prepare)(&fixture).await;
     let before = newest(&fixture, &machine);
-    fixture.saboteur.arm(Fault::Waits, place);
+    fixture.injector.arm(Fault::Waits, place);
     (scenario.act)(&fixture, &machine).await;
-    fixture.saboteur.waiting().await;
+    fixture.injector.waiting().await;
     let answer = request.send(&fixture, &machine).await;
-    fixture.saboteur.release();
+    fixture.injector.release();
     if let Err(error) = &answer {
         assert!(
             matches!(error.code, ErrorCode::FailedPrecondition | ErrorCode::Aborted),

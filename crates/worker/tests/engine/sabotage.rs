@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use caddis_api::MachineId;
-use caddis_worker::{Interference, StepHook};
+use caddis_worker::{FaultInjection, StepHook};
 use tokio::sync::watch;
 
 /// What happens to a step.
@@ -34,7 +34,7 @@ pub enum Fault {
     RebootsBefore,
     /// The host is rebooted when it is done, before that is recorded.
     RebootsAfter,
-    /// It waits for [`Saboteur::release`] before it begins.
+    /// It waits for [`FaultInjector::release`] before it begins.
     Waits,
 }
 
@@ -76,7 +76,7 @@ struct State {
     plan: Option<(Fault, Place)>,
     /// How often something happened because of the plan.
     struck: usize,
-    /// Steps since the last [`Saboteur::arm`] or [`Saboteur::disarm`], and whether they were done.
+    /// Steps since the last [`FaultInjector::arm`] or [`FaultInjector::disarm`], and whether they were done.
     seen: Vec<(Place, bool)>,
     /// Deaths so far, where there is to be more than one.
     died: BTreeSet<(Place, bool)>,
@@ -84,13 +84,13 @@ struct State {
 
 /// The hook.
 #[derive(Default)]
-pub struct Saboteur {
+pub struct FaultInjector {
     state: Mutex<State>,
     dead: watch::Sender<bool>,
     waits: watch::Sender<bool>,
 }
 
-impl Saboteur {
+impl FaultInjector {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -172,8 +172,8 @@ impl Saboteur {
 }
 
 #[async_trait]
-impl StepHook for Saboteur {
-    async fn before(&self, _: &MachineId, operation: &str, step: &str) -> Interference {
+impl StepHook for FaultInjector {
+    async fn before(&self, _: &MachineId, operation: &str, step: &str) -> FaultInjection {
         let place = (operation.to_owned(), step.to_owned());
         if self.is_to_die(&place, false) {
             self.die().await;
@@ -193,18 +193,20 @@ impl StepHook for Saboteur {
         match fault {
             Some(Fault::FailsOnce) => {
                 state.plan = None;
-                Interference::Fail { retry: true }
+                FaultInjection::Fail { retry: true }
             }
             Some(Fault::FailsForGood) => {
                 state.plan = None;
-                Interference::Fail { retry: false }
+                FaultInjection::Fail { retry: false }
             }
-            Some(Fault::FailsAlways | Fault::FailsEverywhere) => Interference::Fail { retry: true },
+            Some(Fault::FailsAlways | Fault::FailsEverywhere) => {
+                FaultInjection::Fail { retry: true }
+            }
             Some(Fault::Twice) => {
                 state.plan = None;
-                Interference::Twice
+                FaultInjection::Twice
             }
-            _ => Interference::None,
+            _ => FaultInjection::None,
         }
     }
 

@@ -318,7 +318,7 @@ fn faults(seen: BTreeSet<(Place, bool)>) -> Vec<(Fault, Place)> {
 pub async fn without_fault(scenario: &Scenario) -> BTreeSet<(Place, bool)> {
     let fixture = Fixture::new().await;
     let machine = (scenario.prepare)(&fixture).await;
-    fixture.saboteur.disarm();
+    fixture.injector.disarm();
     let before = newest(&fixture, &machine);
     (scenario.act)(&fixture, &machine).await;
     fixture
@@ -326,7 +326,7 @@ pub async fn without_fault(scenario: &Scenario) -> BTreeSet<(Place, bool)> {
             rests_since(r, &before) && r.machine.state == scenario.goal
         })
         .await;
-    let seen = fixture.saboteur.seen().into_iter().collect();
+    let seen = fixture.injector.seen().into_iter().collect();
     assert_eq!(fixture.exits(&machine).await.len(), scenario.exits, "{}", scenario.name);
     fixture.assert_all_fits(&machine, scenario.name).await;
     seen
@@ -337,20 +337,20 @@ async fn case(scenario: &Scenario, fault: Fault, place: Place) {
     let mut fixture = Fixture::new().await;
     let machine = (scenario.prepare)(&fixture).await;
     let before = newest(&fixture, &machine);
-    fixture.saboteur.arm(fault, place.clone());
+    fixture.injector.arm(fault, place.clone());
     // Its answer may be the last thing that is heard of a worker, or not even that.
-    let saboteur = fixture.saboteur.clone();
+    let injector = fixture.injector.clone();
     tokio::select! {
         () = (scenario.act)(&fixture, &machine) => {}
-        () = saboteur.death() => {}
+        () = injector.death() => {}
     }
     let state = come_to_rest(&mut fixture, &machine, before, (scenario.goal, fault), &name).await;
-    assert!(fixture.saboteur.has_struck(), "{name}: nothing happened");
+    assert!(fixture.injector.has_struck(), "{name}: nothing happened");
     // The end of a program that the host took with it is one more.
     if fault.is_overcome() && !fault.reboots() {
         assert_eq!(fixture.exits(&machine).await.len(), scenario.exits, "exits: {name}");
     }
-    fixture.saboteur.disarm();
+    fixture.injector.disarm();
     fixture.host.set_faults(Faults::default());
     // What could not be cleared up for good is left, and shown as failed; the next operation begins
     // with it again.
@@ -396,21 +396,21 @@ async fn come_to_rest(
             && matches!(state, MachineState::Started | MachineState::Failed);
         state == goal || instead || (!fault.is_overcome() && state.is_settled())
     };
-    let saboteur = fixture.saboteur.clone();
+    let injector = fixture.injector.clone();
     let mut deaths = 0;
     let record = loop {
         let settled = fixture
             .until_named(machine, name, |r| rests_since(r, &before) && rests(r.machine.state));
         tokio::select! {
             record = settled => break record,
-            () = saboteur.death() => {}
+            () = injector.death() => {}
         }
         fixture.kill().await;
         if fault.reboots() {
             fixture.host.power_cycle();
             fixture.boot_id = "second".to_owned();
         }
-        saboteur.revive();
+        injector.revive();
         deaths += 1;
         assert!(deaths < 100, "{name}: it never comes to an end");
         fixture.start().await;

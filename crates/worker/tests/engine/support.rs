@@ -37,10 +37,10 @@ use tokio::{
     sync::watch,
 };
 
-use crate::sabotage::Saboteur;
+use crate::sabotage::FaultInjector;
 
 /// Generous, for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const MEMORY_MIB: u64 = 2048;
 
@@ -85,9 +85,9 @@ impl Heard {
         let settings = ViewSettings {
             workers: Vec::new(),
             region: "local".to_owned(),
-            suspected_after: PATIENCE,
-            unreachable_after: PATIENCE,
-            destroyed_retention: PATIENCE,
+            suspected_after: TIMEOUT,
+            unreachable_after: TIMEOUT,
+            destroyed_retention: TIMEOUT,
         };
         Self { incarnation, sequence: 0, records: HashMap::new(), view: View::new(settings) }
     }
@@ -107,7 +107,7 @@ pub struct Fixture {
     worker: Option<Worker>,
     /// What the worker runs in: its death is the end of this.
     runtime: Option<Runtime>,
-    pub saboteur: Arc<Saboteur>,
+    pub injector: Arc<FaultInjector>,
     heard: watch::Receiver<Heard>,
     next: AtomicU64,
 }
@@ -142,7 +142,7 @@ impl Fixture {
             bus,
             worker: None,
             runtime: None,
-            saboteur: Arc::default(),
+            injector: Arc::default(),
             heard,
             next: AtomicU64::new(1),
         };
@@ -178,7 +178,7 @@ impl Fixture {
         let parts = WorkerParts {
             bus: Arc::new(self.bus.clone()),
             drivers,
-            hook: Some(self.saboteur.clone()),
+            hook: Some(self.injector.clone()),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -209,7 +209,7 @@ impl Fixture {
         let found = heard.wait_for(|heard| {
             sequence == 0 || heard.incarnation != before && heard.sequence >= sequence
         });
-        tokio::time::timeout(PATIENCE, found).await.unwrap().unwrap();
+        tokio::time::timeout(TIMEOUT, found).await.unwrap().unwrap();
     }
 
     /// Ends the worker, wherever its machines are.
@@ -224,11 +224,11 @@ impl Fixture {
     pub async fn kill(&mut self) {
         let (worker, runtime) = (self.worker.take().unwrap(), self.runtime.take().unwrap());
         drop(worker);
-        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(TIMEOUT)).await.unwrap();
         // A commit that was on its way may still come, as it may when a process is killed in it.
         // SQLite removes the write-ahead log when nobody has the database open any more.
         let log = self.directory.path().join("worker/worker.db-wal");
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         while log.exists() {
             assert!(tokio::time::Instant::now() < deadline, "the database is still open");
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -254,7 +254,7 @@ impl Fixture {
     }
 
     pub async fn ask_as(&self, request_id: &str, request: WorkerRequest) -> WorkerResult {
-        self.ask_in(Envelope::new(request_id.to_owned(), PATIENCE, request)).await
+        self.ask_in(Envelope::new(request_id.to_owned(), TIMEOUT, request)).await
     }
 
     pub async fn ask_in(&self, envelope: Envelope) -> WorkerResult {
@@ -265,7 +265,7 @@ impl Fixture {
         let subject = worker_subject(self.worker.as_ref().unwrap().id());
         let (bus, to) = (self.bus.clone(), subject.clone());
         let answer =
-            self.in_worker(async move { bus.request(&to, request, PATIENCE).await }).await.unwrap();
+            self.in_worker(async move { bus.request(&to, request, TIMEOUT).await }).await.unwrap();
         let result: WorkerResult = decode(&subject, &answer).unwrap();
         if let Ok(
             WorkerReply::Created { record, .. }
@@ -411,7 +411,7 @@ impl Fixture {
     ) -> MachineRecord {
         let mut heard = self.heard.clone();
         let found = heard.wait_for(|heard| heard.records.get(machine).is_some_and(&holds));
-        if let Ok(heard) = tokio::time::timeout(PATIENCE, found).await {
+        if let Ok(heard) = tokio::time::timeout(TIMEOUT, found).await {
             return heard.unwrap().records[machine].clone();
         }
         panic!("{name}: not reached: {:#?}", self.heard.borrow().records.get(machine));
@@ -443,7 +443,7 @@ impl Fixture {
     /// there is.
     pub async fn assert_all_fits(&self, machine: &MachineId, name: &str) {
         assert_eq!(self.host.collisions(), 0, "{name}: a second VM was to be launched");
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
             let record = self.record(machine).unwrap().machine;
             let (state, rests) =
@@ -501,7 +501,7 @@ impl Fixture {
         let oldest = events.last().map_or(String::new(), |event| event.id.to_string());
         let expected: Vec<_> =
             events.iter().rev().filter(|event| is_told(event)).map(|e| e.id.to_string()).collect();
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
             let lines = self.own_lines(machine);
             let mut told: Vec<_> =
@@ -537,7 +537,7 @@ impl Fixture {
         let question =
             Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
         let (bus, window) =
-            (self.bus.clone(), AskWindow { quiet: Duration::from_secs(5), deadline: PATIENCE });
+            (self.bus.clone(), AskWindow { quiet: Duration::from_secs(5), deadline: TIMEOUT });
         let asked =
             async move { bus.ask_all(&region_subject("local"), encode(&question), window).await };
         let offer: Offer = decode("offer", &self.in_worker(asked).await.unwrap()[0]).unwrap();
@@ -546,7 +546,7 @@ impl Fixture {
 
     /// Nothing of any machine is there, or only what was killed.
     pub async fn assert_nothing_runs(&self) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         while !self.host.running().is_empty() || !self.network.taps().is_empty() {
             let (vms, taps) = (self.host.running(), self.network.taps());
             assert!(

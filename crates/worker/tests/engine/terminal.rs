@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::support::Fixture;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client.
 struct Client {
@@ -59,7 +59,7 @@ impl Client {
     }
 
     async fn heard(&mut self) -> Option<Frame> {
-        tokio::time::timeout(PATIENCE, self.heard.next()).await.unwrap().map(Result::unwrap)
+        tokio::time::timeout(TIMEOUT, self.heard.next()).await.unwrap().map(Result::unwrap)
     }
 
     /// The next message of this type; all output before it.
@@ -169,7 +169,7 @@ async fn a_client_that_does_not_read_holds_up_its_own_program_and_is_heard_all_t
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, hung_up).await.expect("it is hung up on");
+    tokio::time::timeout(TIMEOUT, hung_up).await.expect("it is hung up on");
 }
 
 #[tokio::test]

@@ -360,12 +360,12 @@ async fn an_update_that_comes_again_makes_no_second_version() {
 async fn what_was_noted_during_an_update_that_comes_to_nothing_stays() {
     let fixture = Fixture::new().await;
     let machine = fixture.started().await;
-    fixture.saboteur.arm(Fault::Waits, ("update".to_owned(), "pull".to_owned()));
+    fixture.injector.arm(Fault::Waits, ("update".to_owned(), "pull".to_owned()));
     try_update(&fixture, &machine, update(json!({ "image": "broken" }))).await.unwrap();
-    fixture.saboteur.waiting().await;
+    fixture.injector.waiting().await;
     let changes = [("noted".to_owned(), Some("meanwhile".to_owned()))].into();
     fixture.act(&machine, Action::SetMetadata { changes, expected: None }).await.unwrap();
-    fixture.saboteur.release();
+    fixture.injector.release();
     let record = fixture.until(&machine, MachineState::Started).await;
     let config = record.machine.config.unwrap().fields();
     assert_eq!(

@@ -11,7 +11,7 @@ use crate::{CliError, prompt, session::Session};
 /// How long an app may take to go away with its machines.
 const GONE_PATIENCE: Duration = Duration::from_secs(120);
 /// Before a server that does not answer is asked again.
-const PAUSE: Duration = Duration::from_millis(500);
+const BACKOFF: Duration = Duration::from_millis(500);
 
 /// `caddis apps destroy`.
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ pub async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
                 Ok(updates) => updates.for_each(|_| std::future::ready(())).await,
                 Err(error) if error.is_not_found() => return Ok(()),
                 // It is started again, perhaps.
-                Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
+                Err(error) if error.is_transient() => tokio::time::sleep(BACKOFF).await,
                 Err(error) => return Err(error.into()),
             }
         }

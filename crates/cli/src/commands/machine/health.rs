@@ -10,7 +10,7 @@ use super::choice;
 use crate::{CliError, Printer};
 
 /// How long they may take, and how often they are looked at: the reference's figures.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 const OFTEN: Duration = Duration::from_secs(1);
 
 /// Waits until all of a machine's checks pass.
@@ -23,7 +23,7 @@ pub async fn follow(
     if machine.checks.as_ref().is_none_or(Vec::is_empty) {
         return Ok(printer.note("No health checks found")?);
     }
-    let (id, deadline) = (&machine.id, Instant::now() + PATIENCE);
+    let (id, deadline) = (&machine.id, Instant::now() + TIMEOUT);
     let mut told = String::new();
     loop {
         let machine = choice::get(client, app, id.as_str()).await?;

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Pause before a server that went away is asked again.
-const PAUSE: Duration = Duration::from_secs(1);
+const BACKOFF: Duration = Duration::from_secs(1);
 /// Arguments.
 #[derive(Debug, Args)]
 pub struct Top {
@@ -97,7 +97,7 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
 fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl Stream<Item = ()> {
     let connections = stream::unfold(true, move |first| async move {
         if !first {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(BACKOFF).await;
         }
         // A host that went away does not come back for this.
         usage.0.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{CliError, session::Session, terminal};
 
 /// First and longest pause before a server that went away is tried again.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// Moves the cursor to the corner and clears what is below it.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
@@ -124,7 +124,7 @@ async fn follow(
 ) -> Result<(), CliError> {
     let mut redraws = std::pin::pin!(redraws.chain(stream::pending()));
     let mut known = Known::default();
-    let mut pause = PAUSE.0;
+    let mut pause = BACKOFF.0;
     // The first time a server that is not there is an error; later it may be one that is started
     // again.
     let mut updates = client.watch_machines(app).await?;
@@ -142,7 +142,7 @@ async fn follow(
                 Some(Err(error)) if !error.is_transient() => return Err(error.into()),
                 Some(Err(_)) | None => break,
             };
-            pause = PAUSE.0;
+            pause = BACKOFF.0;
             if let Some(news) = known.take(update) {
                 show(session, form, &news, &known, &table)?;
             }
@@ -152,7 +152,7 @@ async fn follow(
             tokio::time::sleep(pause).await;
             match client.watch_machines(app).await {
                 Ok(updates) => break updates,
-                Err(error) if error.is_transient() => pause = PAUSE.1.min(pause * 2),
+                Err(error) if error.is_transient() => pause = BACKOFF.1.min(pause * 2),
                 Err(error) => return Err(error.into()),
             }
         };

@@ -24,7 +24,7 @@ pub use contract::CONTRACT;
 pub use worker::FakeWorker;
 
 /// Generous, for a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Answer {
     pub status: StatusCode,
@@ -183,7 +183,7 @@ impl Fixture {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, gone).await.unwrap();
+        tokio::time::timeout(TIMEOUT, gone).await.unwrap();
     }
 }
 
