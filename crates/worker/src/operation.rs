@@ -70,7 +70,8 @@ pub enum OperationKind {
         reason: String,
     },
     /// Has it go on after a suspend that came to nothing.
-    Wake {
+    #[serde(rename = "wake")]
+    CancelSuspend {
         /// Why it did; `None` when a client asked for it.
         failure: Option<String>,
     },
@@ -206,7 +207,7 @@ impl OperationKind {
             // No `release`: the disk is kept.
             Self::Resume { .. } => &[EndVm, Pull, Launch, Boot, Configure],
             Self::Rest { .. } => &[EndVm],
-            Self::Wake { .. } => &[Thaw],
+            Self::CancelSuspend { .. } => &[Thaw],
             Self::Exit { .. } => &[PowerOff, Release],
             Self::Destroy => &[Release, RemoveFiles],
             Self::Abandon { .. } => &[Release],
@@ -238,8 +239,8 @@ impl OperationKind {
             Self::Suspend => "suspend",
             // What clients asked for and see.
             Self::Resume { .. } => "start",
-            Self::Wake { failure: None } => "start",
-            Self::Wake { failure: Some(_) } | Self::Rest { .. } => "suspend",
+            Self::CancelSuspend { failure: None } => "start",
+            Self::CancelSuspend { failure: Some(_) } | Self::Rest { .. } => "suspend",
             Self::Exit { .. } => "exit",
             Self::Destroy => "destroy",
             Self::Abandon { .. } => "abandon",
@@ -250,7 +251,9 @@ impl OperationKind {
     pub fn state(&self) -> MachineState {
         match self {
             Self::Create => MachineState::Creating,
-            Self::Start { .. } | Self::Resume { .. } | Self::Wake { .. } => MachineState::Starting,
+            Self::Start { .. } | Self::Resume { .. } | Self::CancelSuspend { .. } => {
+                MachineState::Starting
+            }
             Self::Suspend | Self::Rest { .. } => MachineState::Suspending,
             Self::Stop(_) | Self::Exit { .. } | Self::Abandon { .. } => MachineState::Stopping,
             Self::Restart(_) => MachineState::Restarting,
@@ -288,7 +291,7 @@ impl OperationKind {
             Self::Suspend => now_ms + millis(SUSPEND_DEADLINE),
             Self::Resume { .. } => now_ms + millis(START_DEADLINE),
             Self::Exit { .. }
-            | Self::Wake { .. }
+            | Self::CancelSuspend { .. }
             | Self::Rest { .. }
             | Self::Destroy
             | Self::Abandon { .. } => now_ms + millis(CLEAR_DEADLINE),

@@ -1,13 +1,13 @@
-//! What is allowed when: a pure function from a machine's state and a request to what shall happen.
-//! No I/O, no locks.
+//! What is allowed when: a pure function from a machine's situation and a request to what shall
+//! happen. No I/O, no locks. Nothing else decides: what an owner does follows from the verdict.
 //!
 //! `begin` starts an operation now, `supersede` breaks off the one under way first, `queue` lets it
 //! end first.
 //!
 //! The table of all outcomes is in ARCHITECTURE.md, checked against this by a test.
 //!
-//! `wake` breaks off a suspend that is under way and has the machine go on; once it is saved,
-//! `wake` queues a start. An update ends where the machine was, or was on its way to: one that was
+//! `cancel` breaks off a suspend that is under way and has the machine go on; once it is saved, a
+//! resume is queued instead. An update ends where the machine was, or was on its way to: one that was
 //! to run runs the new version.
 
 use caddis_api::{ApiError, MachineState};
@@ -64,9 +64,10 @@ pub enum Verdict {
     Supersede(Goal),
     /// Begin when what is under way has ended.
     Queue(Goal),
-    /// Break off the suspend and have the machine go on; where it is too late for that, start it
-    /// afterwards.
-    Wake,
+    /// Break off the suspend and have the machine go on.
+    CancelSuspend,
+    /// It is about to be started, once its back-off is over: start it now.
+    SkipBackOff,
     /// Forget what was queued.
     Unqueue,
     /// The wish is fulfilled already, or will be by what is under way: what was queued after that
@@ -80,8 +81,88 @@ pub enum Verdict {
     Refuse(ApiError),
 }
 
+/// What a machine is doing, as far as it matters to what may happen next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Situation {
+    /// Its state, which tells what is under way.
+    pub state: MachineState,
+    /// What begins when that has ended.
+    pub next: Next,
+    /// An update is under way after which it rests.
+    pub updates_at_rest: bool,
+    /// A suspend is under way that has gone too far to be cancelled.
+    pub is_saved: bool,
+    /// Its start waits for the back-off of its restart policy.
+    pub backs_off: bool,
+    /// Its host is being drained for a shutdown.
+    pub host_drains: bool,
+    /// Epoch of a later placement on another host: this is a copy, which is not run.
+    pub superseded_by: Option<u64>,
+}
+
+/// What begins when what is under way has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing that a request would have to know of.
+    Other,
+    /// A start.
+    Start,
+    /// A destroy, which nothing undoes.
+    Destroy,
+}
+
+impl Situation {
+    /// A machine in a state, of which nothing more is to be said.
+    pub fn of(state: MachineState) -> Self {
+        Self {
+            state,
+            next: Next::Other,
+            updates_at_rest: false,
+            is_saved: false,
+            backs_off: false,
+            host_drains: false,
+            superseded_by: None,
+        }
+    }
+}
+
 /// Decides.
-pub fn decide(state: MachineState, request: Request) -> Verdict {
+pub fn decide(situation: &Situation, request: Request) -> Verdict {
+    let Situation { state, next, updates_at_rest, .. } = *situation;
+    if let Some(epoch) = situation.superseded_by
+        && !matches!(request, Request::Stop | Request::Signal | Request::Destroy { .. })
+    {
+        return Verdict::Refuse(ApiError::precondition(format!(
+            "the machine was placed on another host since (placement {epoch}), this copy is not run"
+        )));
+    }
+    let verdict = match (next, request) {
+        (Next::Destroy, _) => with_destroy_pending(state, request),
+        // There will be nothing to save, unless it is started afterwards.
+        (Next::Start, Request::Suspend) if updates_at_rest => {
+            with_start_pending(MachineState::Stopping, request)
+        }
+        (_, Request::Suspend) if updates_at_rest => by_state(MachineState::Stopped, request),
+        (Next::Start, _) => with_start_pending(state, request),
+        (Next::Other, _) => by_state(state, request),
+    };
+    match verdict {
+        Verdict::Begin(Goal::Start | Goal::Resume)
+        | Verdict::Queue(Goal::Start)
+        | Verdict::CancelSuspend
+            if situation.host_drains =>
+        {
+            Verdict::Refuse(ApiError::precondition("this host is being drained for a shutdown"))
+        }
+        Verdict::CancelSuspend if situation.is_saved => Verdict::Queue(Goal::Resume),
+        Verdict::Done if situation.backs_off && state == MachineState::Starting => {
+            Verdict::SkipBackOff
+        }
+        verdict => verdict,
+    }
+}
+
+fn by_state(state: MachineState, request: Request) -> Verdict {
     match request {
         Request::Start => start(state),
         Request::Stop => stop(state),
@@ -93,25 +174,23 @@ pub fn decide(state: MachineState, request: Request) -> Verdict {
     }
 }
 
-/// Decides for a machine that is started as soon as what is under way has ended: a suspend waits
-/// for that too.
-pub fn decide_start_pending(state: MachineState, request: Request) -> Verdict {
+/// A machine that is started as soon as what is under way has ended: a suspend waits for that too.
+fn with_start_pending(state: MachineState, request: Request) -> Verdict {
     match (state, request) {
         (
             MachineState::Creating | MachineState::Pending | MachineState::Stopping,
             Request::Suspend,
         ) => Verdict::Queue(Goal::StartAndSuspend),
-        _ => decide(state, request),
+        _ => by_state(state, request),
     }
 }
 
-/// Decides for a machine that is destroyed as soon as what is under way has ended: nothing undoes
-/// that.
-pub fn decide_destroy_pending(state: MachineState, request: Request) -> Verdict {
+/// A machine that is destroyed as soon as what is under way has ended: nothing undoes that.
+fn with_destroy_pending(state: MachineState, request: Request) -> Verdict {
     match (state, request) {
         (_, Request::Destroy { .. })
-        | (MachineState::Stopping, Request::Stop | Request::Signal) => decide(state, request),
-        _ => decide(MachineState::Destroying, request),
+        | (MachineState::Stopping, Request::Stop | Request::Signal) => by_state(state, request),
+        _ => by_state(MachineState::Destroying, request),
     }
 }
 
@@ -123,7 +202,7 @@ fn start(state: MachineState) -> Verdict {
         }
         S::Created | S::Stopped | S::Failed => Verdict::Begin(Goal::Start),
         S::Starting | S::Started | S::Restarting => Verdict::Done,
-        S::Suspending => Verdict::Wake,
+        S::Suspending => Verdict::CancelSuspend,
         S::Suspended => Verdict::Begin(Goal::Resume),
         S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => {
             refuse("start", state)
@@ -244,7 +323,8 @@ mod tests {
             (Verdict::Begin(Goal::Start), Request::Restart) => "begin start",
             (Verdict::Queue(Goal::Start), Request::Restart) => "queue start",
             (Verdict::Begin(Goal::Resume), _) => "begin resume",
-            (Verdict::Wake, _) => "wake",
+            (Verdict::CancelSuspend, _) => "cancel",
+            (Verdict::SkipBackOff, _) => "skip back-off",
             (Verdict::Begin(_), _) => "begin",
             (Verdict::Supersede(_), _) => "supersede",
             (Verdict::Queue(_), _) => "queue",
@@ -280,12 +360,22 @@ mod tests {
                 row.split('|').map(str::trim).map(str::to_owned).collect::<Vec<_>>()
             };
             for (state, cell) in COLUMNS.iter().zip(row(name)) {
-                assert_eq!(word(&decide(*state, request), request), cell, "{name} in {state}");
+                assert_eq!(
+                    word(&decide(&Situation::of(*state), request), request),
+                    cell,
+                    "{name} in {state}"
+                );
                 checked += 1;
             }
             for (state, cell) in DOOMED.iter().zip(row(&format!("{name}, destroy queued"))) {
                 assert_eq!(
-                    word(&decide_destroy_pending(*state, request), request),
+                    word(
+                        &decide(
+                            &Situation { next: Next::Destroy, ..Situation::of(*state) },
+                            request
+                        ),
+                        request
+                    ),
                     cell,
                     "{name} in {state}, doomed"
                 );
@@ -293,7 +383,10 @@ mod tests {
             }
             for (state, cell) in AWAITING_START.iter().zip(row(&format!("{name}, start queued"))) {
                 assert_eq!(
-                    word(&decide_start_pending(*state, request), request),
+                    word(
+                        &decide(&Situation { next: Next::Start, ..Situation::of(*state) }, request),
+                        request
+                    ),
                     cell,
                     "{name} in {state}, awaited"
                 );
@@ -316,7 +409,7 @@ mod tests {
                 Request::Destroy { force: false },
                 Request::Destroy { force: true },
             ] {
-                if let Verdict::Begin(_) = decide(*state, request) {
+                if let Verdict::Begin(_) = decide(&Situation::of(*state), request) {
                     assert!(
                         state.is_settled() || *state == MachineState::LaunchFailed,
                         "{request:?} in {state}"
@@ -329,7 +422,7 @@ mod tests {
     #[test]
     fn refusals_say_what_clients_look_for() {
         let Verdict::Refuse(error) =
-            decide(MachineState::Started, Request::Destroy { force: false })
+            decide(&Situation::of(MachineState::Started), Request::Destroy { force: false })
         else {
             panic!()
         };
@@ -337,7 +430,8 @@ mod tests {
             error.message,
             "failed_precondition: unable to destroy machine, not currently stopped, suspended, failed or created"
         );
-        let Verdict::Refuse(error) = decide(MachineState::Stopped, Request::Signal) else {
+        let Verdict::Refuse(error) = decide(&Situation::of(MachineState::Stopped), Request::Signal)
+        else {
             panic!()
         };
         assert_eq!(error.message, "failed_precondition: machine not running");

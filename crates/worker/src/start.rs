@@ -247,7 +247,7 @@ fn lose_vm(draft: &mut Transaction, rebooted: bool) {
         // It was saved before it was lost.
         OperationKind::Rest { .. } => {}
         OperationKind::Suspend if operation.current().is_none_or(|step| step == Step::EndVm) => {}
-        OperationKind::Suspend | OperationKind::Wake { .. } => {
+        OperationKind::Suspend | OperationKind::CancelSuspend { .. } => {
             draft.row.operation = None;
             draft.row.state = MachineState::Started;
             draft.lose_program(end, rebooted);

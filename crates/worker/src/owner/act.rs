@@ -9,7 +9,7 @@ use super::{Message, Owner, Transaction};
 use crate::{
     event::Source,
     operation::{Operation, OperationKind, Step, Stop},
-    policy::{self, Goal, Request, Verdict},
+    policy::{self, Goal, Next, Request, Situation, Verdict},
     row::{EndCause, ProgramEnd},
     spec,
     store::Durability,
@@ -137,25 +137,17 @@ impl Owner {
         plan: Option<Stop>,
     ) -> Result<(), ApiError> {
         let plan = plan.unwrap_or_else(|| self.plan(None, None));
-        let verdict = self.verdict(request);
-        if matches!(
-            verdict,
-            Verdict::Begin(Goal::Start | Goal::Resume)
-                | Verdict::Queue(Goal::Start)
-                | Verdict::Wake
-        ) {
-            self.shared.check_not_draining()?;
-        }
-        match verdict {
+        match self.verdict(request) {
             Verdict::Begin(goal) => self.begin(goal, plan, false).await,
             Verdict::Supersede(goal) => self.begin(goal, plan, true).await,
             Verdict::Queue(goal) => {
                 let kind = kind(goal, plan);
                 self.try_change(Durability::Synced, |draft| draft.row.next = Some(kind)).await
             }
-            Verdict::Wake => self.wake().await,
+            Verdict::CancelSuspend => self.cancel_suspend().await,
             Verdict::Unqueue => self.unqueue().await,
-            Verdict::Done => {
+            Verdict::Done => self.unqueue().await,
+            Verdict::SkipBackOff => {
                 self.unqueue().await?;
                 self.skip_backoff().await
             }
@@ -167,27 +159,27 @@ impl Owner {
 
     /// What the policy says of a request.
     pub(super) fn verdict(&self, request: Request) -> Verdict {
-        if let Some(refusal) = self.refuse_superseded(request) {
-            return Verdict::Refuse(refusal);
-        }
-        let operation = self.row.operation.as_ref().map(|operation| &operation.kind);
-        match (request, operation, &self.row.next) {
-            (_, _, Some(OperationKind::Destroy)) => {
-                policy::decide_destroy_pending(self.row.state, request)
-            }
-            // There will be nothing to save, unless it is started afterwards.
-            (Request::Suspend, Some(OperationKind::Update { run: false, .. }), next) => {
-                match next {
-                    Some(OperationKind::Start { .. }) => {
-                        policy::decide_start_pending(MachineState::Stopping, request)
-                    }
-                    _ => policy::decide(MachineState::Stopped, request),
-                }
-            }
-            (_, _, Some(OperationKind::Start { .. })) => {
-                policy::decide_start_pending(self.row.state, request)
-            }
-            _ => policy::decide(self.row.state, request),
+        policy::decide(&self.situation(), request)
+    }
+
+    fn situation(&self) -> Situation {
+        let operation = self.row.operation.as_ref();
+        let step = operation.and_then(Operation::current);
+        let is_saving = matches!(step, Some(Step::Queue | Step::Freeze | Step::Save));
+        Situation {
+            state: self.row.state,
+            next: match &self.row.next {
+                Some(OperationKind::Destroy) => Next::Destroy,
+                Some(OperationKind::Start { .. }) => Next::Start,
+                _ => Next::Other,
+            },
+            updates_at_rest: operation.is_some_and(|operation| {
+                matches!(operation.kind, OperationKind::Update { run: false, .. })
+            }),
+            is_saved: !(is_saving && self.live.is_some()),
+            backs_off: self.step.as_ref().is_some_and(|running| running.step == Step::BackOff),
+            host_drains: self.shared.check_not_draining().is_err(),
+            superseded_by: self.row.superseded_by,
         }
     }
 
@@ -225,20 +217,10 @@ impl Owner {
         Ok(())
     }
 
-    /// A start that comes while the machine is being suspended calls that off, unless it is too
-    /// late for it.
-    async fn wake(&mut self) -> Result<(), ApiError> {
-        let step = self.row.operation.as_ref().and_then(Operation::current);
-        let saving =
-            matches!(step, Some(Step::Queue | Step::Freeze | Step::Save)) && self.live.is_some();
-        if !saving {
-            let resume = OperationKind::Resume { spoiled: false };
-            return self
-                .try_change(Durability::Synced, |draft| draft.row.next = Some(resume))
-                .await;
-        }
-        let wake = OperationKind::Wake { failure: None };
-        self.try_change(Durability::Synced, |draft| draft.begin(wake, Source::User)).await?;
+    /// Has a machine go on that is being suspended.
+    async fn cancel_suspend(&mut self) -> Result<(), ApiError> {
+        let cancel = OperationKind::CancelSuspend { failure: None };
+        self.try_change(Durability::Synced, |draft| draft.begin(cancel, Source::User)).await?;
         self.break_off_step();
         self.turns.end();
         Ok(())
@@ -252,18 +234,15 @@ impl Owner {
             })
     }
 
-    /// A start that waits for its back-off begins now when a user asks for it.
+    /// A start that waits for its back-off begins now.
     async fn skip_backoff(&mut self) -> Result<(), ApiError> {
-        let waiting = self.step.as_ref().is_some_and(|running| running.step == Step::BackOff);
-        if waiting && self.row.state == MachineState::Starting {
-            self.try_change(Durability::Synced, |draft| {
-                if let Some(operation) = &mut draft.row.operation {
-                    operation.kind = OperationKind::START;
-                }
-            })
-            .await?;
-            self.break_off_step();
-        }
+        self.try_change(Durability::Synced, |draft| {
+            if let Some(operation) = &mut draft.row.operation {
+                operation.kind = OperationKind::START;
+            }
+        })
+        .await?;
+        self.break_off_step();
         Ok(())
     }
 

@@ -68,7 +68,7 @@ impl Transaction {
             OperationKind::Create => Some("launch"),
             OperationKind::Start { .. }
             | OperationKind::Resume { .. }
-            | OperationKind::Wake { failure: None } => Some("start"),
+            | OperationKind::CancelSuspend { failure: None } => Some("start"),
             OperationKind::Suspend => Some("suspend"),
             OperationKind::Stop(_) => Some("stop"),
             OperationKind::Restart(_) => Some("restart"),
@@ -76,7 +76,7 @@ impl Transaction {
             OperationKind::Destroy => Some("destroy"),
             // The exit event came before, the reason of an abandoned operation comes with its end.
             OperationKind::Exit { .. }
-            | OperationKind::Wake { .. }
+            | OperationKind::CancelSuspend { .. }
             | OperationKind::Rest { .. }
             | OperationKind::Abandon { .. } => None,
         };

@@ -51,13 +51,13 @@ impl Owner {
                     draft.row.state = MachineState::Suspended;
                     draft.event(Source::Worker, "suspend", MachineState::Suspended, json!({ "error": reason }));
                 }
-                OperationKind::Wake { failure: None } => {
+                OperationKind::CancelSuspend { failure: None } => {
                     draft.row.state = MachineState::Started;
                     // Nothing was started: it was never gone.
                     let request = json!({ "start_kind": "none", "start_reason": "its suspend was called off" });
                     draft.event(Source::User, "start", MachineState::Started, request);
                 }
-                OperationKind::Wake { failure: Some(reason) } => {
+                OperationKind::CancelSuspend { failure: Some(reason) } => {
                     draft.row.state = MachineState::Started;
                     draft.event(Source::Worker, "suspend", MachineState::Started, json!({ "error": reason }));
                 }
@@ -137,7 +137,7 @@ impl Owner {
             self.revert(*replaced, reason).await;
             return;
         }
-        if let OperationKind::Wake { failure } = operation.kind.clone()
+        if let OperationKind::CancelSuspend { failure } = operation.kind.clone()
             && self.stays_unheard(failure.as_deref(), &reason).await
         {
             return;
@@ -149,7 +149,7 @@ impl Owner {
             OperationKind::Suspend
                 if operation.current() != Some(Step::EndVm) && self.live.is_some() =>
             {
-                Some(OperationKind::Wake { failure: Some(reason.clone()) })
+                Some(OperationKind::CancelSuspend { failure: Some(reason.clone()) })
             }
             // What was saved is kept for another try.
             OperationKind::Suspend | OperationKind::Resume { .. } if saved => {

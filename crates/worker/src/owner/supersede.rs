@@ -1,7 +1,7 @@
 //! The end of a copy: the machine was placed on another host since, as after a move that this host
 //! has missed.
 
-use caddis_api::{ApiError, MachineState, Signal};
+use caddis_api::{MachineState, Signal};
 use caddis_bus::message::{WorkerReply, WorkerResult};
 use serde_json::json;
 
@@ -9,7 +9,6 @@ use super::{Owner, Transaction};
 use crate::{
     event::Source,
     operation::{OperationKind, Stop},
-    policy::Request,
     restart::Verdict,
     store::Durability,
 };
@@ -41,18 +40,6 @@ impl Owner {
             self.break_off_step();
         }
         self.turns.end();
-    }
-
-    /// Why a request is refused that would have a copy run whose machine is elsewhere.
-    pub(super) fn refuse_superseded(&self, request: Request) -> Option<ApiError> {
-        let epoch = self.row.superseded_by?;
-        let may_be_done =
-            matches!(request, Request::Stop | Request::Signal | Request::Destroy { .. });
-        (!may_be_done).then(|| {
-            let text =
-                format!("the machine was placed on another host since (placement {epoch}), this copy is not run");
-            ApiError::precondition(text)
-        })
     }
 }
 

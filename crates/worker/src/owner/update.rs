@@ -143,7 +143,7 @@ impl Owner {
             match state {
                 MachineState::Suspending if has_vm => {
                     draft.begin(
-                        OperationKind::Wake { failure: Some(reason.clone()) },
+                        OperationKind::CancelSuspend { failure: Some(reason.clone()) },
                         Source::Worker,
                     );
                 }

@@ -46,7 +46,7 @@ enum Work {
     Create,
     Do(Goal),
     UpdateAtRest,
-    Wake,
+    CancelSuspend,
     Exit { restarts: bool },
     Abandon,
 }
@@ -76,7 +76,7 @@ impl Subject {
     fn begin(&mut self, work: Work) {
         self.state = match work {
             Work::Create => S::Creating,
-            Work::Do(Goal::Start | Goal::StartAndSuspend | Goal::Resume) | Work::Wake => {
+            Work::Do(Goal::Start | Goal::StartAndSuspend | Goal::Resume) | Work::CancelSuspend => {
                 S::Starting
             }
             Work::Do(Goal::Stop) | Work::Exit { .. } | Work::Abandon => S::Stopping,
@@ -93,19 +93,18 @@ impl Subject {
 
     /// Whether it was accepted.
     fn request(&mut self, request: Request, late: bool, wish: Wish) -> bool {
-        let verdict = match (self.next, request, self.work) {
-            (Some(Goal::Destroy), ..) => decide_destroy_pending(self.state, request),
-            (
-                Some(Goal::Start | Goal::StartAndSuspend),
-                Request::Suspend,
-                Some(Work::UpdateAtRest),
-            ) => decide_start_pending(S::Stopping, request),
-            (_, Request::Suspend, Some(Work::UpdateAtRest)) => decide(S::Stopped, request),
-            (Some(Goal::Start | Goal::StartAndSuspend), ..) => {
-                decide_start_pending(self.state, request)
-            }
-            _ => decide(self.state, request),
+        let next = match self.next {
+            Some(Goal::Destroy) => Next::Destroy,
+            Some(Goal::Start | Goal::StartAndSuspend) => Next::Start,
+            _ => Next::Other,
         };
+        let situation = Situation {
+            next,
+            updates_at_rest: self.work == Some(Work::UpdateAtRest),
+            is_saved: late,
+            ..Situation::of(self.state)
+        };
+        let verdict = decide(&situation, request);
         match verdict {
             Verdict::Begin(goal) => {
                 assert_eq!(
@@ -126,9 +125,8 @@ impl Subject {
                 assert!(self.work.is_some(), "{goal:?} waits for nothing in {:?}", self.state);
                 self.next = Some(goal);
             }
-            Verdict::Wake if late => self.next = Some(Goal::Resume),
-            Verdict::Wake => self.begin(Work::Wake),
-            Verdict::Done | Verdict::Unqueue => self.unqueue(),
+            Verdict::CancelSuspend => self.begin(Work::CancelSuspend),
+            Verdict::Done | Verdict::Unqueue | Verdict::SkipBackOff => self.unqueue(),
             Verdict::ShortenStop => {
                 self.unqueue();
                 if self.work == Some(Work::Exit { restarts: true }) {
@@ -158,7 +156,7 @@ impl Subject {
             self.unqueue();
             // A suspend that fails costs nothing.
             return self.begin(if work == Work::Do(Goal::Suspend) {
-                Work::Wake
+                Work::CancelSuspend
             } else {
                 Work::Abandon
             });
@@ -168,7 +166,7 @@ impl Subject {
             Work::Do(
                 Goal::Start | Goal::StartAndSuspend | Goal::Resume | Goal::Restart | Goal::Update,
             )
-            | Work::Wake => S::Started,
+            | Work::CancelSuspend => S::Started,
             Work::Do(Goal::Suspend) => S::Suspended,
             Work::UpdateAtRest if !self.launched => S::Created,
             Work::Do(Goal::Stop) | Work::Exit { .. } | Work::UpdateAtRest => S::Stopped,
