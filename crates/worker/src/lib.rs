@@ -1,5 +1,5 @@
 //! The owner of the machines on one host: what they are configured to be, what they are doing, and
-//! every change of that. See ARCHITECTURE.md for the whole; the parts here:
+//! every change of that. See docs/internals/engine.md for the whole; the parts here:
 //!
 //! ```text
 //!  bus ──▶ service ──▶ owner task (one per machine) ──▶ policy (pure: what may happen now?)

@@ -4,7 +4,7 @@
 //! `begin` starts an operation now, `supersede` breaks off the one under way first, `queue` lets it
 //! end first.
 //!
-//! The table of all outcomes is in ARCHITECTURE.md, checked against this by a test.
+//! The table of all outcomes is in docs/internals/engine.md, checked against this by a test.
 //!
 //! `cancel` breaks off a suspend that is under way and has the machine go on; once it is saved, a
 //! resume is queued instead. An update ends where the machine was, or was on its way to: one that was
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn the_table_of_the_architecture_is_the_policy() {
-        let document = include_str!("../../../ARCHITECTURE.md");
+        let document = include_str!("../../../docs/internals/engine.md");
         let columns: Vec<_> = COLUMNS.iter().map(|state| state.as_str()).collect();
         assert!(document.contains(&format!("| request | {} |", columns.join(" | "))));
         let mut checked = 0;

@@ -34,7 +34,7 @@ pub(super) const QMP_SOCKET: &str = "qmp.sock";
 const THREADS: u32 = 128;
 
 /// What a VM process takes beside its guest's memory, bytes: QEMU itself with its translation cache
-/// of 64 MiB under emulation, page cache and kernel memory. See ARCHITECTURE.md for the
+/// of 64 MiB under emulation, page cache and kernel memory. See docs/measurements.md for the
 /// measurement.
 const OVERHEAD: [(Accelerator, u64); 2] =
     [(Accelerator::Kvm, 96 << 20), (Accelerator::Emulation, 192 << 20)];
