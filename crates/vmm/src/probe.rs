@@ -62,7 +62,7 @@ pub fn probe(cache: Option<&Path>) -> Verdict {
             ),
         ),
         Ok(Err(reason)) => (false, reason),
-        Err(_) => (false, format!("/dev/kvm did not run a loop of 100 000 within {PATIENCE:?}")),
+        Err(_) => (false, format!("/dev/kvm did not run a loop of 100 000 within {TIMEOUT:?}")),
     };
     let verdict = Verdict { usable, reason, boot_id };
     if let (Some(path), Ok(text)) = (cache, serde_json::to_vec(&verdict)) {

@@ -194,7 +194,7 @@ impl Qmp {
                 let silence = || {
                     io::Error::new(
                         io::ErrorKind::TimedOut,
-                        format!("QEMU says nothing for {PATIENCE:?}"),
+                        format!("QEMU says nothing for {TIMEOUT:?}"),
                     )
                 };
                 if timed_out { silence() } else { error }

@@ -12,7 +12,7 @@ use std::{
 use axum::{body::Body, http::Request};
 use caddis_api::{MachineState, time::unix_ms};
 use caddis_bus::message::{Action, WorkerRequest};
-use caddis_catalog::{Catalog, Keyed, KeyedRequest, MemoryStore, REQUEST_LEASE};
+use caddis_catalog::{Catalog, IdempotencyState, KeyedRequest, MemoryStore, REQUEST_LEASE};
 use caddis_gateway::Settings;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -181,9 +181,9 @@ async fn keys_of_others_are_others() {
         fingerprint: [0; 32],
     };
     for (caller, id, expected) in [
-        ("a", "1", Keyed::New),
-        ("b", "2", Keyed::New),
-        ("a", "3", Keyed::CutShort { id: "1".to_owned() }),
+        ("a", "1", IdempotencyState::New),
+        ("b", "2", IdempotencyState::New),
+        ("a", "3", IdempotencyState::Interrupted { id: "1".to_owned() }),
     ] {
         // Nothing of it is being carried out any more.
         fixture.catalog.give_up_request("1", "1").await.unwrap();
