@@ -91,7 +91,7 @@ async fn drain(data_dir: &Path, deadline: Duration) -> Result<()> {
 async fn clean(data_dir: &Path) -> Result<()> {
     let instance = Instance::take(data_dir)?;
     let slots = SlotPool::open(SlotPoolConfig::default())?;
-    caddis_vmm::qemu::end_unbound(&instance.path(instance::TEMPLATES), &slots);
+    caddis_vmm::qemu::end_unassigned(&instance.path(instance::TEMPLATES), &slots);
     let state = instance.path(instance::NETWORK_STATE);
     let cleaned =
         Network::clean(Path::new(caddis_network::RUN_DIRECTORY), instance.directory(), &state)

@@ -13,31 +13,23 @@ use tokio::{
     sync::watch,
 };
 
-mod amd64;
 pub mod boot;
 mod capture;
 pub mod cgroup;
-mod clock;
-mod demand;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
-mod guest_memory;
 mod lock;
 pub mod probe;
 mod process;
 pub mod qemu;
-mod qmp;
 mod record;
 pub mod slot;
-mod snapshot;
 mod socket;
-mod template;
 
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
-pub use template::Shape;
 
 /// A byte stream to init.
 pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -62,6 +54,15 @@ pub enum Isolation {
     Hardware,
     /// An emulator, which its authors don't call a security boundary.
     Emulated,
+}
+
+/// What decides which VMs that wait fit a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shape {
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
 }
 
 /// Everything a VM process needs. The caller keeps `directory` until the VM is gone.

@@ -113,6 +113,7 @@ pub enum Next {
 
 impl Situation {
     /// A machine in a state, of which nothing more is to be said.
+    #[cfg(test)]
     pub fn of(state: MachineState) -> Self {
         Self {
             state,

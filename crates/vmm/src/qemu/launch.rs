@@ -1,28 +1,32 @@
 //! Starts VM processes, cold or from a template. Blocks.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::Write as _,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use serde_json::json;
+use tokio::runtime::Handle;
 use tracing::warn;
 
-use super::{Accelerator, Driver, KILL_DEADLINE, arguments, descriptor};
+use super::{
+    Accelerator, Driver, KILL_DEADLINE, arguments, descriptor,
+    qmp::Qmp,
+    snapshot::Snapshot,
+    template::{Sealed, file},
+};
 use crate::{
-    Slot, Start, VmmError,
+    LaunchSpec, Shape, Slot, Start, VmmError,
     capture::Capture,
     cgroup::{CgroupRoot, Limits},
     lock,
     process::{Process, Spawn, spawn},
-    qmp::Qmp,
     record::Record,
-    snapshot::Snapshot,
     socket,
-    template::{Sealed, Shape, file},
 };
 
 /// Name of the control channel's socket in a machine's directory.
@@ -289,6 +293,87 @@ impl Launch<'_> {
             running.steps.push(("restore", begun.elapsed().saturating_sub(greeted)));
         }
         Ok(())
+    }
+}
+
+impl Driver {
+    /// The disk with the kernel's modules; none where it has none, or they can't be had, which was
+    /// told. Blocks while it is made, once per kernel.
+    pub(super) fn modules(&self) -> Option<&Path> {
+        self.config.boot.modules.as_ref().and_then(|disk| disk.get().ok())
+    }
+
+    /// Starts a machine's VM: from what it was saved to, if it was, else from the template, if
+    /// there is one. Where neither can be restored, it boots. Blocks.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        spec: &LaunchSpec,
+        shape: Shape,
+        template: Result<Arc<Sealed>, String>,
+    ) -> Result<Running, VmmError> {
+        let key = self.key(shape, &spec.kernel_args);
+        let start = |source: Source<'_>, kind| {
+            let launch = Launch {
+                driver: self,
+                name: &spec.machine_id,
+                directory: &spec.directory,
+                slot: &spec.slot,
+                shape,
+                cpu_weight: spec.cpu_weight,
+                disk: Disk::Root(&spec.root_base, &spec.root_overlay, spec.root_size),
+                modules: self.modules(),
+                tap: spec.tap.as_ref().map(std::os::fd::AsFd::as_fd),
+                mac: &spec.mac,
+                kernel_args: &spec.kernel_args,
+                source,
+                kind,
+            };
+            launch.run()
+        };
+        let mut reasons = Vec::new();
+        if let Some(snapshot) = &spec.snapshot {
+            let resumed = match Snapshot::open(snapshot, &key, shape.memory_mib << 20) {
+                Ok(saved) => start(Source::Snapshot(&saved, snapshot), Start::resume()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Err(VmmError::NotRestored { message: format!("its snapshot is lost: {error}") })
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    Err(VmmError::NotRestored { message: error.to_string() })
+                }
+                // What was saved is as good as before.
+                Err(error) => Err(VmmError::io("read a snapshot")(error)),
+            };
+            let Err(VmmError::NotRestored { message }) = resumed else { return resumed };
+            warn!(machine = spec.machine_id, message, "machine not resumed, started anew");
+            // It would be no better the next time.
+            let _ = fs::remove_file(snapshot);
+            reasons.push(format!("the machine could not be resumed: {message}"));
+        }
+        let template = match template {
+            // Only now: what is resumed waits for none.
+            Err(_) if spec.kernel_args.is_empty() => {
+                Handle::current().block_on(self.template_from_disk(shape))
+            }
+            template => template,
+        };
+        match &template {
+            Ok(template) => {
+                let mut how = Start::template(self.pool.nothing(shape));
+                how.reason = reasons.join("; ");
+                let restored = start(Source::Template(template), how);
+                if restored.is_ok() {
+                    self.templates.prove(shape);
+                }
+                let Err(VmmError::NotRestored { message }) = restored else { return restored };
+                warn!(machine = spec.machine_id, message, "template not restored, booted instead");
+                self.templates.discard(shape, &self.key(shape, &[]), &message);
+                reasons.push(format!("the template could not be restored: {message}"));
+            }
+            Err(reason) => reasons.push(reason.clone()),
+        }
+        let memory = file::memory("caddis-memory", shape.memory_mib << 20)
+            .map_err(VmmError::io("get memory for a VM"))?;
+        start(Source::Cold(&memory), Start::cold(reasons.join("; ")))
     }
 }
 

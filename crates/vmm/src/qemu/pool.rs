@@ -33,19 +33,16 @@ use tracing::{info, warn};
 use super::{
     Driver, QemuVm,
     arguments::{DEFAULT_DISK_BYTES, REHEARSAL_SET, ROOT_SETS, over, root_disk},
+    demand::Demand,
     launch::{CONTROL_SOCKET, Disk, Launch, QMP_SOCKET, Running, Source, clear, open, tell_size},
     panicked,
-    templates::MAC,
-    unbound::{self, UnassignedVm, WAITING},
+    qmp::Qmp,
+    template::{DEFAULT_SHAPE, Found, build::MAC, file},
+    unassigned::{self, UnassignedVm, WAITING},
 };
 use crate::{
-    BindSpec, PoolUse, Slot, Start, Vm, VmmError, Waiting,
-    boot::REHEARSAL_PROGRAM,
-    demand::Demand,
-    lock,
-    qmp::Qmp,
+    BindSpec, PoolUse, Shape, Slot, Start, Vm, VmmError, Waiting, boot::REHEARSAL_PROGRAM, lock,
     record::Record,
-    template::{DEFAULT_SHAPE, Found, Shape, file},
 };
 
 /// What may wait.
@@ -255,7 +252,7 @@ impl Driver {
         let warmed_up = self.ending.run_until_cancelled(warm_up(&vm, Part::All, TIMEOUT)).await;
         // Ending it, where it did not, blocks too.
         let stop = move || {
-            warmed_up.unwrap_or_else(|| Err(unbound::called_off()))?;
+            warmed_up.unwrap_or_else(|| Err(unassigned::called_off()))?;
             let failed = |error| VmmError::io("have a VM wait")(error);
             let mut qmp = Qmp::connect(&vm.directory, QMP_SOCKET).map_err(failed)?;
             qmp.execute("stop", json!({})).map_err(failed)?;
@@ -276,7 +273,7 @@ impl Driver {
         let name = format!("{WAITING}{number}");
         let directory = self.templates.directory().join(&name);
         let failed = |error| VmmError::io("restore a VM that is to wait")(error);
-        unbound::directory(&directory).map_err(failed)?;
+        unassigned::directory(&directory).map_err(failed)?;
         // Gone, with the directory, whatever fails from here on.
         let mut vm = UnassignedVm {
             running: None,

@@ -17,14 +17,15 @@ use rustix::{
 };
 use serde_json::json;
 
-use super::{descriptor, hold::IO_ERROR, launch::QMP_SOCKET};
-use crate::{
-    VmmError,
+use super::{
+    descriptor,
     guest_memory::GuestMemory,
-    process::Process,
+    hold::IO_ERROR,
+    launch::QMP_SOCKET,
     qmp::Qmp,
     snapshot::{self, Content, LARGEST_STATE},
 };
+use crate::{VmmError, process::Process};
 
 /// Bytes that the pipe for device state holds. QEMU has far more to say, and waits with the rest.
 const PIPE: usize = 4096;

@@ -11,19 +11,16 @@ use std::{
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::{
+use super::{DEFAULT_SHAPE, Found, Sealed, file, key};
+use crate::qemu::{
     Driver, arguments,
     launch::{Disk, Launch, QMP_SOCKET, Source},
     panicked,
     pool::{Part, warm_up, warm_up_disk},
-    unbound::{self, BUILDING, UnassignedVm},
-};
-use crate::{
-    Slot, Start, VmmError,
-    boot::BootFiles,
     qmp::Qmp,
-    template::{DEFAULT_SHAPE, Found, Sealed, Shape, file, key},
+    unassigned::{self, BUILDING, UnassignedVm},
 };
+use crate::{Shape, Slot, Start, VmmError, boot::BootFiles};
 
 /// How long a start waits for a template that is being read from disk, 0.4 s on a host that does
 /// nothing else; more than a boot takes would be in vain.
@@ -32,14 +29,14 @@ const READING: Duration = Duration::from_secs(8);
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// What stands in a template for what each machine has of its own.
 const NAME: &str = "template";
-pub(super) const MAC: &str = "02:00:00:00:00:01";
+pub(in crate::qemu) const MAC: &str = "02:00:00:00:00:01";
 /// Weight of VMs that nobody waits for against those that people do; 100 is theirs.
 const CPU_WEIGHT: u32 = 50;
 
 impl Driver {
     /// The template to start a machine of this shape from; why not while there is none, and then it
     /// is being got.
-    pub(super) fn template(self: &Arc<Self>, shape: Shape) -> Result<Arc<Sealed>, String> {
+    pub(in crate::qemu) fn template(self: &Arc<Self>, shape: Shape) -> Result<Arc<Sealed>, String> {
         match self.templates.find(shape) {
             Found::Ready(sealed) => return Ok(sealed),
             Found::Failed(reason) => return Err(reason),
@@ -54,7 +51,7 @@ impl Driver {
 
     /// As [`Self::template`], but one that is on disk is waited for: after a restart of the server,
     /// or of the host, many starts come before any template was read.
-    pub(super) async fn template_from_disk(
+    pub(in crate::qemu) async fn template_from_disk(
         self: &Arc<Self>,
         shape: Shape,
     ) -> Result<Arc<Sealed>, String> {
@@ -67,7 +64,7 @@ impl Driver {
     }
 
     /// Names all that the saved state of such a VM depends on.
-    pub(super) fn key(&self, shape: Shape, kernel_args: &[String]) -> String {
+    pub(in crate::qemu) fn key(&self, shape: Shape, kernel_args: &[String]) -> String {
         let BootFiles { kernel, initrd, modules, .. } = &self.config.boot;
         let arguments = arguments::arguments(&arguments::Shape {
             name: NAME,
@@ -150,7 +147,7 @@ impl Driver {
         // One after the other: they are made in the background, beside what people wait for.
         let _turn = self.turns.acquire().await;
         if self.ending.is_cancelled() {
-            return Err(unbound::called_off());
+            return Err(unassigned::called_off());
         }
         let directory = self.templates.directory().join(format!("{BUILDING}{key}"));
         let built = self.build(shape, self.config.slots.lease()?, &directory).await;
@@ -172,7 +169,7 @@ impl Driver {
         }
         let _turn = self.reads.acquire().await;
         if self.ending.is_cancelled() {
-            return Err(unbound::called_off());
+            return Err(unassigned::called_off());
         }
         let (this, name) = (self.clone(), key.to_owned());
         spawn_blocking(move || this.templates.read(shape, &name)).await.map_err(panicked)
@@ -187,7 +184,7 @@ impl Driver {
         let failed = |error| VmmError::io("build a template")(error);
         let (this, path) = (self.clone(), directory.to_owned());
         let builder = move || {
-            unbound::directory(&path)?;
+            unassigned::directory(&path)?;
             let memory = file::memory("caddis-template", shape.memory_mib << 20)?;
             let tap = (this.config.tap.0)(&slot.tap_name())?;
             let disk = warm_up_disk(&this.config.boot.rehearsal)?;
@@ -204,7 +201,7 @@ impl Driver {
             self.ending.run_until_cancelled(warm_up(&builder.vm, Part::Files, TIMEOUT)).await;
         // Ending it, where it does not wait, blocks too.
         let save = move || {
-            waits.unwrap_or_else(|| Err(unbound::called_off()))?;
+            waits.unwrap_or_else(|| Err(unassigned::called_off()))?;
             builder.save().map_err(failed)
         };
         spawn_blocking(save).await.map_err(panicked)?
@@ -212,7 +209,7 @@ impl Driver {
 
     /// Gets templates again that could not be built or restored, each after its wait, until the
     /// driver ends.
-    pub(super) async fn retry_failed(self: Arc<Self>) {
+    pub(in crate::qemu) async fn retry_failed(self: Arc<Self>) {
         let mut changes = self.templates.changes();
         loop {
             let next = self.templates.next_retry();
@@ -235,7 +232,7 @@ impl Driver {
 
     /// Gets the templates that are likely to be wanted: of the usual shape, and those that were
     /// used before.
-    pub(super) async fn get_usual(self: Arc<Self>) {
+    pub(in crate::qemu) async fn get_usual(self: Arc<Self>) {
         // It is wanted later; why it may be missing, who wants it then is told.
         let _ = self.template(DEFAULT_SHAPE);
         let this = self.clone();

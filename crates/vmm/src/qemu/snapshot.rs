@@ -25,7 +25,7 @@ use std::{
 
 use rustix::fs::{SeekFrom, seek};
 
-use crate::template::file::nonzero;
+use crate::qemu::template::file::nonzero;
 
 const MAGIC: &[u8; 16] = b"caddis-snapshot2";
 /// Bytes that have a checksum.

@@ -155,7 +155,7 @@ mod tests {
     use libc::{MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
 
     use super::*;
-    use crate::template::file;
+    use crate::qemu::template::file;
 
     const SIZE: usize = 64 * PAGE;
 

@@ -16,7 +16,7 @@ use caddis_guest_protocol::{
 };
 
 use super::{
-    find,
+    adopt::find,
     launch::{CONTROL_SOCKET, Running, clear, end},
 };
 use crate::{Slot, VmmError, socket};
@@ -110,7 +110,7 @@ impl UnassignedVm {
 }
 
 /// Ends VMs that are no machine's and whose server was killed. Blocks.
-pub fn end_unbound(directory: &Path, slots: &crate::SlotPool) {
+pub fn end_unassigned(directory: &Path, slots: &crate::SlotPool) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.starts_with(BUILDING) && !name.starts_with(WAITING) {

@@ -16,6 +16,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::Shape;
+
+pub(super) mod build;
 pub(crate) mod file;
 
 pub(crate) use file::Sealed;
@@ -30,15 +33,6 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(5);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// Ending of files.
 const ENDING: &str = "template";
-
-/// What a template is valid for, beside what is the same for all VMs of a driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Shape {
-    /// Virtual processors.
-    pub vcpus: u32,
-    /// Memory, MiB.
-    pub memory_mib: u64,
-}
 
 /// The shape of machines that say nothing about it.
 pub const DEFAULT_SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256 };

@@ -1,0 +1,177 @@
+//! A running VM process of a machine.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{sync::watch, task::spawn_blocking};
+
+use super::{
+    exit::Watched,
+    hold::{Listener, Orders},
+    launch::{CONTROL_SOCKET, Running, end},
+    panicked, suspend,
+};
+use crate::{
+    AgentStream, Hold, Slot, Start, StartKind, Vm, VmExit, VmmError, process::Process, socket,
+};
+
+pub(super) struct QemuVm {
+    process: Arc<Process>,
+    slot: Slot,
+    directory: PathBuf,
+    killed: Arc<AtomicBool>,
+    exit: watch::Receiver<Option<VmExit>>,
+    start: Start,
+    steps: Vec<(&'static str, Duration)>,
+    /// What a snapshot of it depends on.
+    key: Option<String>,
+    /// One at a time tells QEMU anything.
+    orders: Arc<Orders>,
+    hold: watch::Receiver<Option<Hold>>,
+    _listener: Listener,
+}
+
+impl QemuVm {
+    /// Begins to watch a process, and from `after` on how it stands with its disk.
+    pub(super) fn watch(
+        running: Running,
+        directory: PathBuf,
+        slot: Slot,
+        after: Duration,
+    ) -> Result<Arc<dyn Vm>, VmmError> {
+        let Running { process, output, console, kind: start, steps, key } = running;
+        let process = Arc::new(process);
+        let watcher = process.watch().map_err(|error| {
+            // Nobody would know of it any more.
+            end(&process);
+            VmmError::io(format!("watch the VM process {}", process.id.pid))(error)
+        })?;
+        let (sender, exit) = watch::channel(None);
+        let killed = Arc::new(AtomicBool::new(false));
+        let captures = Mutex::new(Some((output, console)));
+        let resumed = start.kind == StartKind::Resume;
+        let watched = Watched {
+            directory: directory.clone(),
+            slot: slot.clone(),
+            killed: killed.clone(),
+            resumed,
+            captures,
+        };
+        tokio::spawn(async move { sender.send_replace(Some(watched.ended(watcher).await)) });
+        let orders = Orders::new();
+        let (listener, hold) = Listener::begin(directory.clone(), orders.clone(), after);
+        Ok(Arc::new(Self {
+            process,
+            slot,
+            directory,
+            killed,
+            exit,
+            start,
+            steps,
+            key,
+            orders,
+            hold,
+            _listener: listener,
+        }))
+    }
+}
+
+/// Calls off what it was given to, when it is dropped.
+struct Cancelled(Arc<AtomicBool>);
+
+impl Drop for Cancelled {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.id.pid
+    }
+
+    fn start(&self) -> &Start {
+        &self.start
+    }
+
+    fn start_steps(&self) -> &[(&'static str, Duration)] {
+        &self.steps
+    }
+
+    async fn connect_agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
+        Ok(Box::new(socket::connect(&self.directory, CONTROL_SOCKET).await?))
+    }
+
+    fn can_save(&self) -> bool {
+        self.key.is_some()
+    }
+
+    async fn save(&self, file: &Path, overlay: &Path, memory: u64) -> Result<(), VmmError> {
+        let older = || VmmError::NotSaved {
+            reason: "it was started by an older server; restart it".to_owned(),
+        };
+        let key = self.key.clone().ok_or_else(older)?;
+        // Set when nobody waits any more.
+        let cancelled = Cancelled(Arc::default());
+        let called_off = cancelled.0.clone();
+        let (directory, file, overlay) =
+            (self.directory.clone(), file.to_owned(), overlay.to_owned());
+        let (turn, process, uid) =
+            (self.orders.turn().await, self.process.clone(), self.slot.uid());
+        let saving = spawn_blocking(move || {
+            let _turn = turn;
+            let vm = suspend::Standing { process: &process, directory: &directory, uid, memory };
+            vm.save(&file, &key, &overlay, &called_off)
+        });
+        saving.await.map_err(panicked)?
+    }
+
+    async fn go_on(&self) -> Result<(), VmmError> {
+        let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
+        let going = spawn_blocking(move || {
+            let _turn = turn;
+            suspend::go_on(&directory)
+        });
+        going.await.map_err(panicked)?
+    }
+
+    fn hold(&self) -> watch::Receiver<Option<Hold>> {
+        self.hold.clone()
+    }
+
+    async fn kill(&self) -> Result<(), VmmError> {
+        self.killed.store(true, Ordering::Relaxed);
+        self.process.kill().map_err(VmmError::io(format!("kill the VM process {}", self.pid())))
+    }
+
+    async fn wait(&self) -> VmExit {
+        let mut exit = self.exit.clone();
+        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+        // The watching task ends only after it has told.
+        ended.unwrap_or(VmExit::Ended)
+    }
+
+    async fn memory_used(&self) -> Result<u64, VmmError> {
+        let process = self.process.clone();
+        let read = spawn_blocking(move || process.memory()).await.map_err(panicked)?;
+        read.map_err(VmmError::io(format!("read the memory of VM process {}", self.pid())))
+    }
+
+    async fn cpu_used(&self) -> Result<Duration, VmmError> {
+        self.process
+            .cpu()
+            .map_err(VmmError::io(format!("read the CPU time of VM process {}", self.pid())))
+    }
+}
