@@ -20,7 +20,7 @@ use futures::stream::{self, TryStreamExt as _};
 use jiff::Timestamp;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::context::{AskError, Context};
+use crate::http::context::{AskError, Context};
 
 /// Apps whose machines are being destroyed by a task of this process.
 #[derive(Default)]

@@ -1,21 +1,31 @@
 //! All endpoints. What a handler takes and answers is said where it is defined; whom it serves, how
 //! it is counted and what becomes of a request that was cut short, here.
 
+pub(crate) mod apps;
+pub(crate) mod health;
+pub(crate) mod host;
+pub(crate) mod images;
+pub(crate) mod logs;
+pub(crate) mod machines;
+pub(crate) mod organizations;
+pub(crate) mod placements;
+pub(crate) mod platform_status;
+
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
 
+use self::machines::{
+    actions, create, exec, get, history, leases, list, memory, metadata, operation, terminal,
+    update, usage, wait, watch,
+};
 use crate::{
-    apps,
-    endpoint::{
+    http::endpoint::{
         Endpoint,
         Rate::{self, Unlimited},
         Replay::{Exempt, Makes, Repeatable},
         Scope::{App, Caller, Installation, Machine, Open, Organization},
     },
-    health, host, images, logs,
-    machines::{actions, create, exec, get, history, leases, list, memory, metadata, operation},
-    machines::{terminal, update, usage, wait, watch},
-    openapi, organizations, placements, platform_status, regions,
+    openapi, regions,
 };
 
 /// See the module's text.
@@ -103,7 +113,7 @@ fn one_machine() -> Vec<Endpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::{Replay, operations};
+    use crate::http::endpoint::{Replay, operations};
 
     #[test]
     fn what_becomes_of_each_post_that_was_cut_short() {

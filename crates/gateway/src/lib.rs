@@ -11,34 +11,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
-mod apps;
-mod authentication;
-mod authorization;
-mod context;
-mod cursor;
 mod deletion;
-mod endpoint;
 mod endpoints;
-mod envelope;
-mod extract;
-mod forward;
-mod health;
-mod host;
-mod idempotency;
-mod images;
-mod limits;
-mod logs;
-mod machines;
+mod http;
 mod openapi;
-mod organizations;
-mod placement;
-mod placements;
-mod platform_status;
-mod query;
 mod regions;
 mod router;
+mod scheduler;
 mod server;
-mod steady;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -49,9 +29,9 @@ use caddis_view::{Published, follow};
 use tokio::net::TcpListener;
 use tokio_util::sync::DropGuard;
 
-use context::{Context, Inner};
+use http::context::{Context, Inner};
 
-pub use endpoint::{DescribedOperation, Description, Rate, Replay, Scope, operations};
+pub use http::endpoint::{DescribedOperation, Description, Rate, Replay, Scope, operations};
 pub use openapi::json as openapi_json;
 
 /// Why a gateway can't begin or go on.

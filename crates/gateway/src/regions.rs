@@ -13,7 +13,7 @@ use caddis_api::{
 use caddis_view::View;
 use tokio::time::Instant;
 
-use crate::{context::Context, placements};
+use crate::{endpoints::placements, http::context::Context};
 
 /// Aliases of the field and the parts of the world they stand for.
 const ALIASES: &[(&str, &str)] = &[

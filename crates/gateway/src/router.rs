@@ -9,10 +9,12 @@ use axum::{
 use caddis_api::{ApiError, ErrorCode};
 
 use crate::{
-    context::Context,
-    endpoint::Endpoint,
     endpoints,
-    envelope::{HttpError, envelope},
+    http::{
+        context::Context,
+        endpoint::Endpoint,
+        envelope::{HttpError, envelope},
+    },
 };
 
 /// See the module's text.
