@@ -3,13 +3,6 @@
 
 mod page;
 
-use std::sync::LazyLock;
-
-use axum::{
-    http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE},
-    response::{Html, IntoResponse},
-};
-use bytes::Bytes;
 use serde_json::Value;
 use utoipa::{
     IntoResponses,
@@ -22,13 +15,12 @@ use utoipa::{
     },
 };
 
-use crate::{
-    endpoints,
-    http::{
-        endpoint::{Description, Endpoint, Replay, Scope},
-        idempotency,
-        responses::{self, Anywhere, Forbidden, Keyed, Protected},
-    },
+pub(crate) use self::page::render as page;
+use crate::http::{
+    description::{Description, Replay, Scope},
+    endpoint::Endpoint,
+    idempotency,
+    responses::{self, Anywhere, Forbidden, Keyed, Protected},
 };
 
 /// Name of the security scheme.
@@ -43,11 +35,11 @@ const TAGS: &[(&str, &str)] = &[
     ("Server", "The server itself."),
 ];
 
-/// The document of all endpoints.
-pub(crate) fn document() -> Value {
+/// The document of these endpoints.
+pub(crate) fn document(endpoints: Vec<Endpoint>) -> Value {
     let mut document = OpenApi::new(info(), utoipa::openapi::Paths::new());
     let components = document.components.get_or_insert_default();
-    for Endpoint { path, mut item, schemas, description, .. } in endpoints::all() {
+    for Endpoint { path, mut item, schemas, description, .. } in endpoints {
         complete(&mut item, description);
         components.schemas.extend(schemas);
         document.paths.paths.entry(path).or_default().merge_operations(item);
@@ -138,43 +130,4 @@ fn add<R: IntoResponses>(operation: &mut Operation) {
     for (status, response) in R::responses() {
         operation.responses.responses.entry(status).or_insert(response);
     }
-}
-
-/// The document as it is checked in and served.
-pub fn json() -> String {
-    format!("{:#}\n", document())
-}
-
-/// Show this document.
-///
-/// Our addition.
-#[utoipa::path(
-    get,
-    path = "/v1/openapi.json",
-    operation_id = "Server_openapi",
-    tag = "Server",
-    responses((status = 200, description = "The document", body = Value)),
-)]
-pub(crate) async fn show_json() -> impl IntoResponse {
-    static TEXT: LazyLock<Bytes> = LazyLock::new(|| json().into());
-    ([(CONTENT_TYPE, "application/json")], TEXT.clone())
-}
-
-/// Show this document to people.
-///
-/// Our addition.
-#[utoipa::path(
-    get,
-    path = "/docs",
-    operation_id = "Server_docs",
-    tag = "Server",
-    responses((status = 200, description = "A page", body = String, content_type = "text/html")),
-)]
-pub(crate) async fn show_page() -> impl IntoResponse {
-    static PAGE: LazyLock<Bytes> = LazyLock::new(|| page::render(&document()).into());
-    // It needs nothing but its own style.
-    (
-        [(CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'")],
-        Html(PAGE.clone()),
-    )
 }

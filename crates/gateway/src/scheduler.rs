@@ -41,6 +41,25 @@ pub(crate) async fn offers(
     Err(no_room(config, &refused))
 }
 
+/// Machines that would fit on each host of a region that has room for any.
+pub(crate) async fn room_in(
+    context: &Inner,
+    region: &str,
+    config: &MachineConfig,
+) -> Result<Vec<u64>, ApiError> {
+    let (cpus, memory_mib, disk_gib) = (config.cpus(), config.memory_mib(), config.rootfs_gib());
+    let question = Question::Place { cpus, memory_mib, disk_gib, image: String::new() };
+    let window =
+        AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
+    let offers = ask(context, region, &question, window).await?.into_iter();
+    let further = |offer: &Offer| {
+        let cpus = u64::from(offer.free_cpus) / u64::from(cpus.max(1));
+        cpus.min(offer.free_memory_mib / memory_mib.max(1))
+            .min(offer.free_disk_gib / disk_gib.max(1))
+    };
+    Ok(offers.filter(|offer| offer.fits).map(|offer| 1 + further(&offer)).collect())
+}
+
 /// What the workers of a region offer.
 pub(crate) async fn ask(
     context: &Inner,

@@ -50,7 +50,7 @@ use self::{
     refusal::Refusals,
     stream::Stream,
 };
-use crate::Settings;
+use crate::settings::Settings;
 
 /// Largest head of a request, bytes.
 const MAX_HEAD: usize = 64 * 1024;

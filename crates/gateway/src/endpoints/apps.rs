@@ -17,11 +17,11 @@ use caddis_catalog::{AppQuery, AppRecord, AppState, NewApp};
 use crate::{
     deletion,
     http::{
-        authentication::Caller,
         authorization::AppPath,
+        caller::Caller,
         context::{Context, Inner},
         cursor::{self, PageParams},
-        envelope::HttpError,
+        errors::HttpError,
         extract::JsonBody,
         idempotency::RequestId,
         query::Params,

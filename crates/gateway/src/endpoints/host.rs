@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::http::{
-    context::{Context, unexpected},
-    envelope::HttpError,
+    context::Context,
+    errors::{HttpError, unexpected},
     extract::JsonBody,
     responses::BadBody,
 };

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 
 use crate::http::{
     context::{Context, Inner},
-    envelope::HttpError,
+    errors::HttpError,
     forward,
     query::{Params, invalid},
     responses::BadParameter,

@@ -6,7 +6,7 @@ use caddis_api::{ApiError, MachineId, logs::LogsReply};
 use crate::http::{
     authorization::AppPath,
     context::Context,
-    envelope::HttpError,
+    errors::HttpError,
     query::{Params, invalid},
     responses::{BadParameter, NoApp},
 };

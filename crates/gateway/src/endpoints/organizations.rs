@@ -3,7 +3,7 @@
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
-    ApiError, MachineState,
+    ApiError,
     error::ErrorBody,
     organization::{MachineOverview, OrganizationList, OrganizationMachine, OrganizationMachines},
     time::unix_ms,
@@ -12,13 +12,13 @@ use caddis_catalog::{AppQuery, PERSONAL};
 use jiff::Timestamp;
 
 use crate::{
-    endpoints::machines::list::{Filter, FilterParams},
+    endpoints::filter::{Filter, FilterParams},
     http::{
-        authentication::Caller,
         authorization::OrganizationPath,
+        caller::Caller,
         context::Context,
         cursor::PageParams,
-        envelope::HttpError,
+        errors::HttpError,
         query::{Params, invalid},
         responses::BadParameter,
     },
@@ -137,9 +137,4 @@ fn show(record: &caddis_bus::message::MachineRecord, summary: bool) -> Organizat
         updated_at: machine.updated_at,
         config: machine.config.filter(|_| !summary).map(MachineOverview::from),
     }
-}
-
-/// Whether lists leave it out unless asked.
-pub(crate) fn is_gone(state: MachineState) -> bool {
-    state == MachineState::Destroyed
 }

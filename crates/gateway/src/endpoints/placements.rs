@@ -1,7 +1,5 @@
 //! `POST /v1/platform/placements`: where so many machines of a size would go. Nothing is reserved.
 
-use std::time::Duration;
-
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
     ApiError, ErrorCode, MachineConfig, RawConfig,
@@ -9,19 +7,11 @@ use caddis_api::{
     platform::{PlacementsReply, PlacementsRequest, RegionPlacement},
     validate,
 };
-use caddis_bus::{
-    AskWindow,
-    message::{Offer, Question},
-};
 use serde_json::{Value, json};
 
 use crate::{
     http::{
-        authentication::Caller,
-        context::{Context, Inner},
-        envelope::HttpError,
-        extract::JsonBody,
-        responses::BadBody,
+        caller::Caller, context::Context, errors::HttpError, extract::JsonBody, responses::BadBody,
     },
     scheduler,
 };
@@ -84,7 +74,7 @@ pub(crate) async fn place(
     let config = config(request.compute.as_ref().map(|guest| json!(guest)))?;
     let mut room = Vec::new();
     for region in context.regions.resolve(request.region.as_deref())? {
-        let hosts = room_in(&context, &region, &config).await?;
+        let hosts = scheduler::room_in(&context, &region, &config).await?;
         room.push(RegionPlacement {
             region,
             count: hosts.iter().sum(),
@@ -111,25 +101,6 @@ fn config(guest: Option<Value>) -> Result<MachineConfig, ApiError> {
         guest.unwrap_or_else(|| json!({ "cpu_kind": "performance", "cpus": 1, "memory_mb": 2048 }));
     let raw = [("image".to_owned(), json!("any")), ("guest".to_owned(), guest)];
     Ok(validate::normalise(RawConfig::from(raw.into_iter().collect::<serde_json::Map<_, _>>()))?.1)
-}
-
-/// Machines that would fit on each host of a region that has room for any.
-pub(crate) async fn room_in(
-    context: &Inner,
-    region: &str,
-    config: &MachineConfig,
-) -> Result<Vec<u64>, ApiError> {
-    let (cpus, memory_mib, disk_gib) = (config.cpus(), config.memory_mib(), config.rootfs_gib());
-    let question = Question::Place { cpus, memory_mib, disk_gib, image: String::new() };
-    let window =
-        AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
-    let offers = scheduler::ask(context, region, &question, window).await?.into_iter();
-    let further = |offer: &Offer| {
-        let cpus = u64::from(offer.free_cpus) / u64::from(cpus.max(1));
-        cpus.min(offer.free_memory_mib / memory_mib.max(1))
-            .min(offer.free_disk_gib / disk_gib.max(1))
-    };
-    Ok(offers.filter(|offer| offer.fits).map(|offer| 1 + further(&offer)).collect())
 }
 
 /// So many machines, for which there is room, in the first regions, or evenly over all.

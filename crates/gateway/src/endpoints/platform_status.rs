@@ -25,7 +25,7 @@ use crate::{
     endpoints::health,
     http::{
         context::{Context, Inner},
-        envelope::HttpError,
+        errors::HttpError,
         extract::small,
         forward,
     },

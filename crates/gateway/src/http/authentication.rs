@@ -8,32 +8,14 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use caddis_api::{ApiError, ErrorCode};
-use caddis_catalog::{Access, Catalog, TokenRecord, TokenScope};
+use caddis_catalog::{Access, Catalog, TokenRecord};
 
-use crate::http::{context::Context, endpoint::Description, envelope::HttpError, idempotency};
+use crate::http::{
+    caller::Caller, context::Context, description::Description, errors::HttpError, idempotency,
+};
 
 /// Tokens looked at in one header.
 const MAX_TOKENS: usize = 16;
-
-/// The one who asks, and what is asked of the thing that the request is about.
-#[derive(Debug, Clone)]
-pub(crate) struct Caller {
-    /// Name of the token.
-    pub name: String,
-    /// What `personal` means for it.
-    pub organization: String,
-    /// What it may see and change; [`crate::http::authorization`] asks.
-    pub token: TokenScope,
-    /// What the endpoint does.
-    pub wants: Access,
-}
-
-impl Caller {
-    /// As it appears as the owner of leases.
-    pub fn owner(&self) -> String {
-        format!("{}@tokens.caddis", self.name)
-    }
-}
 
 /// Lets in who has a token of ours that is good for this endpoint.
 pub(crate) async fn authenticate(

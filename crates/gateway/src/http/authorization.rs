@@ -14,52 +14,24 @@ use axum::{
     extract::{FromRequestParts, Path},
     http::request::Parts,
 };
-use caddis_api::{ApiError, ErrorCode, LeaseNonce, MachineId, app::Organization};
+use caddis_api::{ApiError, LeaseNonce, MachineId, app::Organization};
 use caddis_bus::message::{Action, WorkerReply, WorkerRequest};
-use caddis_catalog::{Access, AppPage, AppQuery, AppRecord, CatalogError, PERSONAL, TokenScope};
+use caddis_catalog::{AppPage, AppQuery, AppRecord, CatalogError, TokenScope};
 use caddis_view::CachedMachine;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
 use crate::http::{
-    authentication::Caller,
-    context::{Context, app_not_found},
-    endpoint::Scope,
-    envelope::HttpError,
+    caller::Caller,
+    context::Context,
+    errors::{HttpError, app_not_found},
 };
 
 /// What was looked for, or why the caller does not get it.
 type Found<T> = Result<T, ApiError>;
 
 impl Caller {
-    /// Whether endpoints of this scope are for it at all.
-    pub fn admit(&self, scope: Scope) -> Result<(), ApiError> {
-        match (&self.token, scope) {
-            (TokenScope::All, _) => Ok(()),
-            (_, Scope::Installation) => Err(denied("use one for the whole installation")),
-            (_, Scope::Organization(Access::Write)) => Err(denied("use one for all apps")),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether it may do what it wants to an app of this name.
-    fn may(&self, app: &str) -> Result<(), ApiError> {
-        let TokenScope::App { name, access } = &self.token else { return Ok(()) };
-        if name != app {
-            return Err(app_not_found(app));
-        }
-        if *access < self.wants {
-            return Err(denied("use one that may change the app"));
-        }
-        Ok(())
-    }
-
-    /// The slug meant by a request's.
-    pub fn slug<'a>(&'a self, slug: &'a str) -> &'a str {
-        if slug == PERSONAL { &self.organization } else { slug }
-    }
-
     /// The organisation of this slug, or 404.
     pub async fn organization(&self, context: &Context, slug: &str) -> Found<Organization> {
         let slug = self.slug(slug);
@@ -84,17 +56,6 @@ impl Caller {
         apps.retain(|app| app.number > query.after);
         Ok(AppPage { apps, total, more: false })
     }
-
-    /// Who its requests are counted for by the limits, unless with those of all others: a caller
-    /// that may not see all neither uses up what others may ask, nor learns that they do.
-    pub fn counted_apart(&self) -> Option<&str> {
-        (self.token != TokenScope::All).then_some(self.name.as_str())
-    }
-}
-
-fn denied(advice: &str) -> ApiError {
-    let text = format!("permission_denied: the token does not allow this, {advice}");
-    ApiError::new(ErrorCode::PermissionDenied, text)
 }
 
 /// Whether the caller may do what it wants to this app.

@@ -8,14 +8,13 @@ use caddis_bus::{
     message::{WorkerReply, WorkerRequest},
 };
 use caddis_catalog::Catalog;
-use caddis_view::{View, ViewSettings};
+use caddis_view::{Superseded, View, ViewSettings};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    GatewayParts, Settings,
-    deletion::{Copies, Deletions},
-    http::{idempotency::InFlight, limits::Limits},
+    http::{in_flight::InFlight, limits::Limits, underway::Underway},
     regions::Regions,
+    settings::{GatewayParts, Settings},
 };
 
 pub(crate) use caddis_bus::AskError;
@@ -34,9 +33,11 @@ pub(crate) struct Inner {
     pub regions: Regions,
     pub settings: Settings,
     pub view: Arc<View>,
-    pub deletions: Deletions,
-    pub copies: Copies,
-    pub limits: Option<Limits>,
+    /// Apps whose machines are being destroyed.
+    pub deletions: Underway<String>,
+    /// Copies that workers are being told to stop.
+    pub superseding: Underway<Superseded>,
+    pub limits: Option<Arc<Limits>>,
     pub in_flight: InFlight,
     /// Ends waits and event streams.
     pub closing: CancellationToken,
@@ -61,10 +62,10 @@ impl Inner {
             catalog: parts.catalog,
             regions: Regions::new(parts.region, parts.regions, view.clone()),
             view,
-            limits: Limits::new(parts.settings.rate_limit),
+            limits: Limits::new(parts.settings.rate_limit).map(Arc::new),
             settings: parts.settings,
-            deletions: Deletions::default(),
-            copies: Copies::default(),
+            deletions: Underway::default(),
+            superseding: Underway::default(),
             in_flight: InFlight::default(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),
@@ -115,15 +116,4 @@ impl Inner {
         }
         Ok(reply)
     }
-}
-
-/// 404 with the text that clients look for.
-pub(crate) fn app_not_found(name: &str) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("Could not find App \"{}\"", name.escape_debug()))
-}
-
-/// A worker answered something that does not fit the request.
-pub(crate) fn unexpected(reply: &WorkerReply) -> ApiError {
-    tracing::error!(?reply, "a worker's answer does not fit the request");
-    ApiError::internal("the worker's answer does not fit the request")
 }

@@ -7,36 +7,17 @@ use std::{panic::AssertUnwindSafe, time::Instant};
 use axum::{
     Json,
     extract::{Request, State},
-    http::{HeaderValue, StatusCode},
+    http::HeaderValue,
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::{IntoResponse as _, Response},
 };
 use caddis_api::ApiError;
 use futures::FutureExt as _;
 
-use crate::{http::context::Context, server::check_head};
-
-/// An error on its way out of an endpoint.
-#[derive(Debug)]
-pub(crate) struct HttpError(pub ApiError);
-
-impl<E: Into<ApiError>> From<E> for HttpError {
-    fn from(error: E) -> Self {
-        Self(error.into())
-    }
-}
-
-impl IntoResponse for HttpError {
-    fn into_response(self) -> Response {
-        let mut response = status(&self.0).into_response();
-        response.extensions_mut().insert(self.0);
-        response
-    }
-}
-
-fn status(error: &ApiError) -> StatusCode {
-    StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-}
+use crate::{
+    http::{context::Context, errors::HttpError},
+    server::check_head,
+};
 
 /// The outermost layer.
 pub(crate) async fn envelope(

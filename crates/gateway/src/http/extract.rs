@@ -14,7 +14,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 use utoipa::IntoParams;
 
-use crate::http::{context::Context, envelope::HttpError};
+use crate::http::{context::Context, errors::HttpError};
 
 /// A JSON body, whatever its content type. An empty one reads as `{}`.
 pub(crate) struct JsonBody<T>(pub T);

@@ -7,7 +7,7 @@ use axum::{
 };
 use caddis_api::{ApiError, ErrorCode, WorkerId, error::ErrorBody};
 
-use crate::http::{context::Context, envelope::HttpError, extract::small};
+use crate::http::{context::Context, errors::HttpError, extract::small};
 
 /// Calls a worker.
 pub(crate) async fn call(

@@ -11,12 +11,7 @@
 //! one it has made; what comes to the same when done twice is done again; the rest is refused.
 //! Which is which is said of each endpoint ([`Replay`]).
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
-};
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -33,12 +28,12 @@ use caddis_catalog::{IdempotencyState, KeyedRequest, REQUEST_LEASE, StoredRespon
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
-use tokio::{sync::Mutex as AsyncMutex, time::Instant};
+use tokio::time::Instant;
 
 use crate::http::{
     context::Context,
-    endpoint::Replay,
-    envelope::HttpError,
+    description::Replay,
+    errors::HttpError,
     extract::{NONCE, read},
 };
 
@@ -62,27 +57,6 @@ const RENEWAL_INTERVAL: Duration = Duration::from_secs(REQUEST_LEASE.as_secs() /
 /// make goes by this id.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestId(pub String);
-
-/// Requests with a key that are being carried out.
-#[derive(Default)]
-pub(crate) struct InFlight(Mutex<HashMap<(String, String), Weak<Turn>>>);
-
-type Turn = AsyncMutex<()>;
-
-impl InFlight {
-    /// One request of a caller after the other with the same key.
-    fn of(&self, caller: &str, key: &str) -> Arc<Turn> {
-        let mut in_flight = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        in_flight.retain(|_, turn| turn.strong_count() > 0);
-        let name = (caller.to_owned(), key.to_owned());
-        if let Some(turn) = in_flight.get(&name).and_then(Weak::upgrade) {
-            return turn;
-        }
-        let turn = Arc::default();
-        in_flight.insert(name, Arc::downgrade(&turn));
-        turn
-    }
-}
 
 /// Whether this matters to a request.
 pub(crate) fn applies_to(request: &Request, replay: Replay) -> bool {

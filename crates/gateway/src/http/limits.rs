@@ -3,7 +3,10 @@
 
 use std::{
     num::NonZeroU32,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,10 +24,9 @@ use governor::{
 };
 
 use crate::http::{
-    authentication::Caller,
-    context::Context,
-    endpoint::{Description, Rate},
-    envelope::HttpError,
+    caller::Caller,
+    description::{Description, Rate},
+    errors::HttpError,
 };
 
 type Limiter = RateLimiter<String, HashMapStateStore<String>, DefaultClock>;
@@ -105,12 +107,11 @@ fn counted(rate: Rate, method: &Method, path: &str, machine: &str) -> Option<Cou
 
 /// Refuses what comes too often, with the time after which it may come.
 pub(crate) async fn limit(
-    State((context, endpoint)): State<(Context, Description)>,
+    State((limits, endpoint)): State<(Arc<Limits>, Description)>,
     params: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(limits) = &context.limits else { return next.run(request).await };
     let path = request.uri().path();
     let machine =
         params.iter().flatten().find(|(name, _)| *name == "machine_id").map_or(path, |(_, id)| id);

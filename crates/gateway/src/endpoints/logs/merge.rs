@@ -24,7 +24,7 @@ use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::http::{context::Context, envelope::HttpError, forward, query::invalid};
+use crate::http::{context::Context, errors::HttpError, forward, query::invalid};
 
 /// Begins a place in several logs; one in a single log is its host's own.
 const MERGED: &str = "hosts.";

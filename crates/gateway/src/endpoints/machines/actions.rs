@@ -11,8 +11,8 @@ use caddis_bus::message::{Action, WorkerReply};
 use super::starting;
 use crate::http::{
     authorization::MachinePath,
-    context::{Context, unexpected},
-    envelope::HttpError,
+    context::Context,
+    errors::{HttpError, unexpected},
     extract::{JsonBody, LenientJson, Nonce},
     query::Params,
     responses::{BadBody, NoMachine, Refused},

@@ -15,12 +15,12 @@ use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement}
 
 use crate::{
     deletion,
-    endpoints::organizations::is_gone,
+    endpoints::filter::is_gone,
     http::{
-        authentication::Caller,
         authorization::AppPath,
-        context::{AskError, Context, unexpected},
-        envelope::HttpError,
+        caller::Caller,
+        context::{AskError, Context},
+        errors::{HttpError, unexpected},
         extract::Named,
         idempotency::RequestId,
         responses::{BadBody, NoApp},

@@ -19,7 +19,7 @@ use super::starting;
 use crate::http::{
     authorization::MachinePath,
     context::Context,
-    envelope::HttpError,
+    errors::HttpError,
     extract::{JsonBody, NONCE, Nonce},
     forward,
     responses::{BadBody, NoMachine, Refused},

@@ -13,8 +13,8 @@ use caddis_view::CachedMachine;
 use super::update::all_versions;
 use crate::http::{
     authorization::MachinePath,
-    context::{Context, unexpected},
-    envelope::HttpError,
+    context::Context,
+    errors::{HttpError, unexpected},
     query::Params,
     responses::NoMachine,
 };

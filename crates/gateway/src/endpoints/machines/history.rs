@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 
 use crate::http::{
     authorization::MachinePath,
-    context::{Context, unexpected},
-    envelope::HttpError,
+    context::Context,
+    errors::{HttpError, unexpected},
     query::Params,
     responses::{NoMachine, Refused},
 };

@@ -9,10 +9,10 @@ use caddis_bus::message::{Action, WorkerReply};
 use serde_json::{Value, json};
 
 use crate::http::{
-    authentication::Caller,
     authorization::MachinePath,
-    context::{Context, unexpected},
-    envelope::HttpError,
+    caller::Caller,
+    context::Context,
+    errors::{HttpError, unexpected},
     extract::{LenientJson, Nonce},
     query::{Params, invalid},
     responses::{BadBody, NoMachine, Refused},

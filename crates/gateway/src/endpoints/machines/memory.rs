@@ -9,8 +9,8 @@ use caddis_bus::message::{WorkerReply, WorkerRequest};
 
 use crate::http::{
     authorization::MachinePath,
-    context::{Context, unexpected},
-    envelope::HttpError,
+    context::Context,
+    errors::{HttpError, unexpected},
     extract::{JsonBody, Nonce},
     responses::{BadBody, NoMachine, Refused},
 };

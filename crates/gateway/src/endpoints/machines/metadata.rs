@@ -17,8 +17,8 @@ use serde_json::{Map, Value};
 use super::get::destroyed;
 use crate::http::{
     authorization::MachinePath,
-    context::{Context, unexpected},
-    envelope::HttpError,
+    context::Context,
+    errors::{HttpError, unexpected},
     extract::JsonBody,
     responses::{BadBody, NoMachine, Refused},
 };

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use crate::http::{
-    authorization::MachinePath, context::Context, envelope::HttpError, responses::NoMachine,
+    authorization::MachinePath, context::Context, errors::HttpError, responses::NoMachine,
 };
 
 /// An event of the stream.

@@ -34,7 +34,7 @@ use crate::{
     http::{
         authorization::MachinePath,
         context::Context,
-        envelope::HttpError,
+        errors::HttpError,
         extract::{NONCE, Nonce},
         forward,
         query::Params,

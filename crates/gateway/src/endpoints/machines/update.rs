@@ -13,10 +13,10 @@ use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerReque
 
 use super::create::{check_secrets, checked_ttl};
 use crate::http::{
-    authentication::Caller,
     authorization::MachinePath,
-    context::{Context, unexpected},
-    envelope::HttpError,
+    caller::Caller,
+    context::Context,
+    errors::{HttpError, unexpected},
     extract::{Named, Nonce},
     idempotency::RequestId,
     responses::{BadBody, NoMachine, Refused},

@@ -20,7 +20,7 @@ use tokio_util::{
 use crate::http::{
     authorization::AppPath,
     context::Context,
-    envelope::HttpError,
+    errors::HttpError,
     forward,
     query::{Params, invalid},
     responses::{BadParameter, NoApp},

@@ -13,7 +13,7 @@ use super::reached::{Reached, Since, Targets, out_of_reach, reached};
 use crate::http::{
     authorization::MachinePath,
     context::Context,
-    envelope::HttpError,
+    errors::HttpError,
     query::{Params, invalid},
 };
 

@@ -32,7 +32,7 @@ use tokio::{
 use crate::http::{
     authorization::AppPath,
     context::Context,
-    envelope::HttpError,
+    errors::HttpError,
     query::Params,
     responses::{BadParameter, NoApp},
 };
