@@ -1,22 +1,62 @@
 //! One file per command.
 
-pub mod apps;
-pub mod auth;
-pub mod config;
-pub mod context;
-pub mod demo;
-pub mod explain;
-pub mod image;
-pub mod logs;
-pub mod machine;
-pub mod orgs;
-pub mod platform;
-pub mod sftp;
-pub mod ssh;
-pub mod status;
+mod apps;
+mod auth;
+mod config;
+mod context;
+mod demo;
+mod explain;
+mod image;
+mod logs;
+mod machine;
+mod orgs;
+mod platform;
+mod sftp;
+mod ssh;
+mod status;
 mod target;
 
-use crate::{CliError, Command, session::Session};
+use clap::Subcommand;
+
+use crate::{CliError, session::Session};
+
+/// A command that talks to a server.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create, list and destroy apps: names that machines live under.
+    #[command(visible_alias = "app")]
+    Apps(apps::Apps),
+    /// Run and manage machines: VMs made from images.
+    #[command(visible_aliases = ["machines", "m"])]
+    Machine(Box<machine::Machine>),
+    /// List organizations: who apps belong to.
+    #[command(visible_aliases = ["org", "organizations"])]
+    Orgs(orgs::Orgs),
+    /// Show what an app's machines write.
+    Logs(logs::Logs),
+    /// Import, list and remove the images the server holds.
+    #[command(visible_alias = "images")]
+    Image(image::Image),
+    /// Remember, show and forget a server and its access token.
+    Auth(auth::Auth),
+    /// Open a shell in a machine, or run a program there.
+    Ssh(Box<ssh::Ssh>),
+    /// Copy files in and out of machines.
+    Sftp(Box<sftp::Sftp>),
+    /// Remember several servers by name, and choose one.
+    #[command(visible_alias = "contexts")]
+    Context(context::ContextArguments),
+    /// Show what this is: a first machine, from a tiny image that comes with this program.
+    Demo(demo::Demo),
+    /// Explain the code of an error, or an exit code of this program.
+    Explain(explain::Explain),
+    /// Show an app's configuration.
+    Config(config::Config),
+    /// Show an app and its machines.
+    Status(status::Status),
+    /// What the server offers, and how it is.
+    Platform(platform::Platform),
+}
 
 /// Runs a command.
 pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliError> {

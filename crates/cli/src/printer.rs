@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::{
     render::{
         json,
+        paint::Paint,
         table::{self, Screen},
     },
     terminal,
@@ -171,23 +172,19 @@ impl Printer {
         stderr.flush()
     }
 
+    /// What words are painted with.
+    pub fn paint(&self) -> Paint {
+        Paint { colour: self.colour }
+    }
+
     /// Red, where colours are wanted.
     pub fn paint_error(&self, text: &str) -> String {
-        self.paint(text, "31")
+        self.paint().error(text)
     }
 
     /// Bold, where colours are wanted.
     pub fn title(&self, text: &str) -> String {
-        if text.is_empty() { String::new() } else { self.paint(text, "1") }
-    }
-
-    /// Green, where colours are wanted.
-    pub fn paint_added(&self, text: &str) -> String {
-        self.paint(text, "32")
-    }
-
-    fn paint(&self, text: &str, code: &str) -> String {
-        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+        self.paint().title(text)
     }
 }
 

@@ -4,6 +4,7 @@ pub mod diff;
 pub mod json;
 pub mod log;
 pub mod machine;
+pub mod paint;
 pub mod size;
 pub mod table;
 pub mod time;

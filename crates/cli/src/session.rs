@@ -9,9 +9,7 @@ use caddis_api::{LeaseNonce, Machine, MachineId};
 use caddis_client::Client;
 use futures::future::{BoxFuture, FutureExt as _};
 
-use crate::{
-    CliError, Environment, Globals, Printer, app_name, connection::Connection, globals::AppArgs,
-};
+use crate::{CliError, Environment, Globals, Printer, connection::Connection, globals::AppArgs};
 
 /// Time to live of a lease, seconds.
 const LEASE_SECONDS: u64 = 120;
@@ -44,7 +42,7 @@ impl Session {
 
     /// The server, and the token for it.
     pub fn connection(&self) -> Result<Connection, CliError> {
-        Connection::find(&self.globals, &self.environment)
+        Connection::find(self.globals.server(), &self.environment)
     }
 
     /// A client of the server.
@@ -67,7 +65,7 @@ impl Session {
 
     /// Name of the app.
     pub fn app(&self, arguments: &AppArgs) -> Result<String, CliError> {
-        app_name::require(arguments, &self.environment)
+        arguments.require(&self.environment)
     }
 
     fn leases(&self) -> MutexGuard<'_, Vec<Held>> {

@@ -122,7 +122,7 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
             if logs.json {
                 session.printer.json(&entry.attributes)?;
             } else {
-                session.printer.out(log::line(&entry.attributes, &session.printer))?;
+                session.printer.out(log::line(&entry.attributes, session.printer.paint()))?;
             }
         }
         if over && (one_page || page.data.is_empty()) {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{choice, health, launch, shell};
 use crate::{
-    CliError, app_name,
+    CliError,
     globals::AppArgs,
     organization, prompt,
     render::{machine, size},
@@ -145,7 +145,7 @@ async fn choose_app(
     session: &Session,
 ) -> Result<String, CliError> {
     let printer = &session.printer;
-    let (name, org_slug) = match app_name::find(arguments, &session.environment)? {
+    let (name, org_slug) = match arguments.find(&session.environment)? {
         Some(name) => match client.get_app(&name).await {
             Err(error) if error.is_not_found() && printer.is_interactive() => {
                 let question = format!("App '{name}' does not exist, would you like to create it?");

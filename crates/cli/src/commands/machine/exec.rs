@@ -4,7 +4,7 @@ use caddis_api::exec::{CommandLine, ExecRequest, MAX_TIMEOUT_SECONDS};
 use clap::Args;
 
 use super::choice::{self, no_container};
-use crate::{CliError, complete, globals::AppArgs, session::Session, terminal, words};
+use crate::{CliError, attach, complete, globals::AppArgs, session::Session, words};
 
 /// `caddis machine exec`.
 #[derive(Debug, Args)]
@@ -65,9 +65,8 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         if command.is_empty() {
             return Err(CliError::new("give a command"));
         }
-        let program =
-            terminal::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
-        return terminal::attach(session, &client, &app, &machine.id, program).await;
+        let program = attach::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
+        return attach::attach(session, &client, &app, &machine.id, program).await;
     }
     let request =
         ExecRequest { cmd: Some(command), timeout: exec.timeout, ..ExecRequest::default() };

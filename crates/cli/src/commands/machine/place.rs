@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, json};
 
 use crate::{
-    CliError, app_name,
+    CliError,
     globals::AppArgs,
     session::Session,
     spec::{self, VmFlags},
@@ -55,7 +55,7 @@ pub async fn run(place: Place, session: &Session) -> Result<(), CliError> {
     };
     spec::set_vm(&mut config, &vm)?;
     spec::check_guest(&config)?;
-    let org_slug = match (place.org, app_name::find(&place.app, &session.environment)?) {
+    let org_slug = match (place.org, place.app.find(&session.environment)?) {
         (Some(org), _) => org,
         (None, Some(app)) => client.get_app(&app).await?.organization.slug,
         (None, None) => "personal".to_owned(),

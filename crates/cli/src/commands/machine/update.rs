@@ -72,7 +72,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
             machine.name
         ))?;
         printer.raw_note(&diff::json(
-            printer,
+            printer.paint(),
             &Value::Object(old.fields()),
             &Value::Object(new.clone()),
         ))?;
