@@ -19,11 +19,11 @@ use self::files::Files;
 use crate::{
     ImageError, ImageReference, ImageSummary, ProgressSender, ResolvedImage, RootDisk,
     build::{Ingredients, PendingLayer, interrupted},
+    inner::Inner,
     layer::inflate::Source,
     manifest::Config,
     meter::Meter,
     reference::{ParsedReference, parse_reference},
-    store::Inner,
 };
 
 const DOCKER: &str = "manifest.json";

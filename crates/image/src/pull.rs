@@ -19,17 +19,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ImageError, ImageReference, ProgressSender, ResolvedImage, RootDisk,
     build::{Ingredients, PendingLayer, interrupted, while_wanted},
+    inner::Inner,
     layer::inflate::{Place, Source},
     manifest::{self, BlobDescriptor, Config, Document, Manifest},
     meter::Meter,
-    platform::{Search, Step},
     reference::{ParsedReference, is_digest, is_of_archive, parse_reference, pinned_digest},
     registry::{Repository, Wanted},
-    store::Inner,
+    search::{Search, Step},
 };
-
-/// A blob that is being fetched; gone when nobody waits for it any more.
-pub(crate) type BlobFlight = WeakShared<BoxFuture<'static, Result<(), ImageError>>>;
 
 impl Inner {
     /// See [`crate::ImageStore::resolve`].

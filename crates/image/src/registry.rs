@@ -13,23 +13,22 @@
 mod authentication;
 mod challenge;
 mod credentials;
+mod failure;
 #[cfg(test)]
 mod fuzz;
 mod guard;
 mod patience;
+mod repository;
 mod token;
 mod transfer;
 mod words;
 
-pub(crate) use transfer::Wanted;
+pub(crate) use self::{repository::Repository, transfer::Wanted};
 
 use std::{
     collections::HashMap,
-    error::Error as _,
-    io,
     path::PathBuf,
     sync::{Mutex, OnceLock, PoisonError},
-    time::Duration,
 };
 
 use futures::StreamExt;
@@ -43,33 +42,13 @@ use reqwest::{
 use self::{
     authentication::Authorization,
     credentials::Logins,
+    failure::{Failure, failed_request, no_client},
     guard::{Guard, GuardedResolver, Trust, authority},
     patience::Patience,
 };
 use crate::{ImageError, ImageStoreConfig, Transfer, reference::is_digest};
 
 const MOST_REDIRECTS: usize = 5;
-
-/// Where blobs and manifests of an image are.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Repository {
-    /// Host and port.
-    pub(crate) registry: String,
-    /// E.g. `library/nginx`.
-    pub(crate) name: String,
-}
-
-impl Repository {
-    /// The whole name of something in it, by tag or digest.
-    pub(crate) fn place(&self, version: &str) -> String {
-        format!("{}/{}", self.registry, self.inside(version))
-    }
-
-    /// The same without the registry.
-    pub(crate) fn inside(&self, version: &str) -> String {
-        format!("{}{}{version}", self.name, if version.starts_with("sha256:") { '@' } else { ':' })
-    }
-}
 
 /// The client; shared by all pulls of a store.
 #[derive(Debug)]
@@ -80,28 +59,6 @@ pub(crate) struct Registry {
     credentials: Option<PathBuf>,
     authorizations: Mutex<HashMap<Repository, Authorization>>,
     transfer: Transfer,
-}
-
-/// A request that did not work out.
-struct Failure {
-    error: ImageError,
-    /// Another try may help.
-    again: bool,
-    /// How long it asks to be left alone until then.
-    asked: Option<Duration>,
-}
-
-impl Failure {
-    /// One that another try may help.
-    fn passing(error: ImageError) -> Self {
-        Self { error, again: true, asked: None }
-    }
-}
-
-impl From<ImageError> for Failure {
-    fn from(error: ImageError) -> Self {
-        Self { error, again: false, asked: None }
-    }
 }
 
 impl Registry {
@@ -461,45 +418,4 @@ fn builder(transfer: &Transfer) -> reqwest::ClientBuilder {
         .redirect(redirect::Policy::none())
         .connect_timeout(transfer.connect_timeout)
         .read_timeout(transfer.idle_timeout)
-}
-
-fn no_client(error: reqwest::Error) -> ImageError {
-    ImageError::Program {
-        program: "TLS".to_owned(),
-        what: "setting up".to_owned(),
-        reason: format!("{}; is ca-certificates installed?", chain(error)),
-    }
-}
-
-/// Addresses are left out of it: those of redirects carry signatures that are as good as a
-/// password.
-fn failed_request(target: &str, what: &str, error: reqwest::Error) -> Failure {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(inner) = inner.downcast_ref::<io::Error>()
-            && inner.kind() == io::ErrorKind::PermissionDenied
-            && inner.raw_os_error().is_none()
-        {
-            return ImageError::Refused { target: target.to_owned(), reason: inner.to_string() }
-                .into();
-        }
-        cause = inner.source();
-    }
-    let error = ImageError::Unreachable {
-        registry: target.to_owned(),
-        what: what.to_owned(),
-        reason: chain(error),
-    };
-    Failure::passing(error)
-}
-
-fn chain(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

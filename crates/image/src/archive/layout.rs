@@ -11,7 +11,7 @@ use crate::{
     ImageError, ImageStoreConfig, Limits,
     layer::inflate::Source,
     manifest::{self, Config, Descriptor, Document, Manifest, parse_config, sound_digest, verify},
-    platform::{Search, Step},
+    search::{Search, Step},
 };
 
 /// Annotation that holds the tag (OCI image specification, "annotations.md").

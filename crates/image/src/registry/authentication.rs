@@ -13,11 +13,12 @@ use reqwest::{
 };
 
 use super::{
-    Failure, Registry, Repository,
+    Registry,
     challenge::{Challenge, challenges},
     credentials::{Credentials, Logins},
-    failed_request,
+    failure::{Failure, failed_request},
     guard::authority,
+    repository::Repository,
     token::Token,
     words,
 };
