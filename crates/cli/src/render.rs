@@ -8,3 +8,4 @@ pub mod paint;
 pub mod size;
 pub mod table;
 pub mod time;
+pub mod words;

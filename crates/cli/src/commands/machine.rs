@@ -1,6 +1,6 @@
 //! `caddis machine`.
 
-mod act;
+mod arguments;
 pub mod choice;
 mod clone;
 mod cordon;
@@ -9,13 +9,20 @@ mod destroy;
 mod egress_ip;
 mod exec;
 mod health;
+mod kill;
 mod launch;
 mod leases;
+mod list;
 mod place;
+mod restart;
 mod shell;
-mod show;
+mod start;
+mod status;
+mod stop;
+mod suspend;
 mod top;
 mod update;
+mod wait;
 pub mod watch;
 
 use clap::{Args, Subcommand};
@@ -75,44 +82,44 @@ enum MachineCommand {
         visible_alias = "ls",
         after_help = "Examples:\n  caddis machine list -a hello\n  caddis machine list -a hello --watch --json"
     )]
-    List(show::List),
+    List(list::List),
     /// Show a machine and its events.
     #[command(
         after_help = "Examples:\n  caddis machine status 148ed193b95389 -a hello\n  caddis machine status web -a \
                             hello --display-config"
     )]
-    Status(show::Status),
+    Status(status::Status),
     /// Show what an app's machines use, as it changes, until q or Ctrl-C.
     #[command(
         after_help = "Examples:\n  caddis machine top -a hello\n  caddis machine top -a hello --json"
     )]
     Top(top::Top),
     /// Start machines.
-    Start(act::Start),
+    Start(start::Start),
     /// Stop machines.
     #[command(
         after_help = "Example:\n  caddis machine stop 148ed193b95389 -a hello --wait-timeout 60s"
     )]
-    Stop(act::Stop),
+    Stop(stop::Stop),
     /// Save machines to disk and end their VMs; the next start has them go on where they were.
     #[command(
         after_help = "Example:\n  caddis machine suspend 148ed193b95389 -a hello --wait-timeout 60s"
     )]
-    Suspend(act::Suspend),
+    Suspend(suspend::Suspend),
     /// Stop machines and start them again.
     #[command(
         after_help = "Example:\n  caddis machine restart 148ed193b95389 -a hello --signal SIGTERM --time 30"
     )]
-    Restart(act::Restart),
+    Restart(restart::Restart),
     /// Send SIGKILL to a machine's program.
     #[command(after_help = "Example:\n  caddis machine kill 148ed193b95389 -a hello")]
-    Kill(act::Kill),
+    Kill(kill::Kill),
     /// Wait until a machine reaches a state.
     #[command(
         after_help = "Examples:\n  caddis machine wait 148ed193b95389 -a hello\n  caddis machine wait \
                             148ed193b95389 -a hello --state stopped --wait-timeout 1h"
     )]
-    Wait(act::Wait),
+    Wait(wait::Wait),
     /// Run a program in a machine.
     #[command(
         after_help = "Examples:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello\n  caddis machine \
@@ -141,15 +148,15 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
         MachineCommand::Place(place) => place::run(*place, session).await,
         MachineCommand::Leases(leases) => leases::run(leases, session).await,
         MachineCommand::EgressIp(egress) => egress_ip::run(&egress),
-        MachineCommand::List(list) => show::list(list, session).await,
-        MachineCommand::Status(status) => show::status(status, session).await,
+        MachineCommand::List(list) => list::run(list, session).await,
+        MachineCommand::Status(status) => status::run(status, session).await,
         MachineCommand::Top(top) => top::run(top, session).await,
-        MachineCommand::Start(start) => act::start(start, session).await,
-        MachineCommand::Stop(stop) => act::stop(stop, session).await,
-        MachineCommand::Suspend(suspend) => act::suspend(suspend, session).await,
-        MachineCommand::Restart(restart) => act::restart(restart, session).await,
-        MachineCommand::Kill(kill) => act::kill(kill, session).await,
-        MachineCommand::Wait(wait) => act::wait(wait, session).await,
+        MachineCommand::Start(start) => start::run(start, session).await,
+        MachineCommand::Stop(stop) => stop::run(stop, session).await,
+        MachineCommand::Suspend(suspend) => suspend::run(suspend, session).await,
+        MachineCommand::Restart(restart) => restart::run(restart, session).await,
+        MachineCommand::Kill(kill) => kill::run(kill, session).await,
+        MachineCommand::Wait(wait) => wait::run(wait, session).await,
         MachineCommand::Exec(exec) => exec::run(exec, session).await,
         MachineCommand::Destroy(destroy) => destroy::run(destroy, session).await,
     }
