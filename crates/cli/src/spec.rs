@@ -8,7 +8,7 @@ pub mod size;
 
 use std::path::Path;
 
-use caddis_api::RawConfig;
+use caddis_api::{RawConfig, fields};
 use serde_json::{Map, Value, json};
 
 use crate::{CliError, words};
@@ -43,7 +43,13 @@ pub fn build(
     let image = config.get("image").and_then(Value::as_str);
     flags.build.refuse(image)?;
     if image.is_none_or(str::is_empty) && !config.contains_key("containers") {
-        return Err(CliError::new("image argument can't be an empty string"));
+        let unknown = fields::unknown(&Value::Object(config));
+        let hint: Vec<_> = unknown.iter().map(|text| format!("Warning: {text}")).collect();
+        return Err(CliError::Failed {
+            message: "image argument can't be an empty string".to_owned(),
+            hint: (!hint.is_empty()).then(|| hint.join("\n")),
+            request_id: None,
+        });
     }
     if program.auto_destroy {
         config.insert("auto_destroy".to_owned(), json!(true));

@@ -131,7 +131,7 @@ async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
     Updating machine machine-id-001
 
     ----- stderr -----
-    Searching for image 'missing' remotely...
+    Searching for image 'missing'...
     Error: could not find image "missing" (Request ID: …)
     Check its name and tag; --debug shows what the registry says, 'caddis image list' what the server holds.
     "#);

@@ -84,8 +84,11 @@ pub(crate) async fn place(
     let fits: u64 = room.iter().map(|region| region.count).sum();
     if fits < wanted {
         let (cpus, memory) = (config.cpus(), config.memory_mib());
+        let ending = |count: u64| if count == 1 { "" } else { "s" };
         let text = format!(
-            "there is room for {fits} machines of {cpus} CPUs and {memory} MiB, not for {wanted}"
+            "there is room for {fits} machine{} of {cpus} CPU{} and {memory} MiB, not for {wanted}",
+            ending(fits),
+            ending(cpus.into())
         );
         return Err(ApiError::new(ErrorCode::InsufficientCapacity, text).into());
     }

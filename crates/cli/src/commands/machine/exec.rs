@@ -52,6 +52,13 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
     let (machine, command) = match (exec.machine, exec.command) {
         (machine, None) if !exec.program.is_empty() => (machine, CommandLine::Words(exec.program)),
         (machine, Some(command)) => (machine, CommandLine::Line(command)),
+        // There is nobody to choose the machine from a menu.
+        (Some(only), None) if !printer.is_interactive() => {
+            return Err(CliError::with_hint(
+                format!("'{only}' is the only argument: a machine and a command are needed"),
+                "Write 'caddis machine exec MACHINE COMMAND', or the command in words after --.",
+            ));
+        }
         (command, None) => (None, CommandLine::Line(command.unwrap_or_default())),
     };
     no_container(exec.container.as_deref())?;

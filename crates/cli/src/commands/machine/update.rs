@@ -63,10 +63,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     let id = &machine.id;
     let old = machine.config.clone().unwrap_or_default();
     let mut new = changed(&update, &old, session)?;
-    if !update.yes && new == old.fields() {
-        return Err(CliError::new("no config changes found"));
-    }
-    if !update.yes {
+    if new != old.fields() {
         printer.note(format_args!(
             "Configuration changes to be applied to machine: {id} ({})\n",
             machine.name
@@ -77,6 +74,13 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
             &Value::Object(new.clone()),
         ))?;
         printer.note("")?;
+    } else if update.yes {
+        // As the reference does: who says yes may want no more than the restart.
+        printer.note("No config changes found; with --yes the machine is updated all the same.")?;
+    } else {
+        return Err(CliError::new("no config changes found"));
+    }
+    if !update.yes {
         match prompt::confirm(printer, "Apply changes?", prompt::NO_YES).await {
             Err(CliError::Declined) => return Ok(printer.out("No changes to apply")?),
             answer => answer?,
