@@ -1,5 +1,6 @@
 //! A machine's configuration from flags.
 
+mod fields;
 mod files;
 mod flags;
 mod guest;
@@ -11,6 +12,7 @@ use std::path::Path;
 use caddis_api::{RawConfig, fields};
 use serde_json::{Map, Value, json};
 
+use self::fields::object;
 use crate::{CliError, words};
 
 pub use flags::{BuildFlags, MachineFlags, VmFlags};
@@ -174,29 +176,6 @@ fn read_config(source: &str, directory: &Path) -> Result<Map<String, Value>, Cli
         return Err(CliError::new(format!("invalid machine config source: \"{source}\"")));
     };
     serde_json::from_str(&text).map_err(|e| CliError::new(format!("invalid machine config: {e}")))
-}
-
-/// The object of this name, made when missing.
-pub fn object<'a>(config: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<String, Value> {
-    let value = config.entry(name).or_insert_with(|| json!({}));
-    if !value.is_object() {
-        *value = json!({});
-    }
-    match value {
-        Value::Object(fields) => fields,
-        _ => unreachable!("made an object just now"),
-    }
-}
-
-fn list<'a>(config: &'a mut Map<String, Value>, name: &str) -> &'a mut Vec<Value> {
-    let value = config.entry(name).or_insert_with(|| json!([]));
-    if !value.is_array() {
-        *value = json!([]);
-    }
-    match value {
-        Value::Array(items) => items,
-        _ => unreachable!("made a list just now"),
-    }
 }
 
 fn merge_pairs(
