@@ -9,7 +9,7 @@ pub mod size;
 
 use std::path::Path;
 
-use caddis_api::{RawConfig, fields};
+use caddis_api::{RawConfig, fields::unknown};
 use serde_json::{Map, Value, json};
 
 use self::fields::object;
@@ -45,7 +45,7 @@ pub fn build(
     let image = config.get("image").and_then(Value::as_str);
     flags.build.refuse(image)?;
     if image.is_none_or(str::is_empty) && !config.contains_key("containers") {
-        let unknown = fields::unknown(&Value::Object(config));
+        let unknown = unknown(&Value::Object(config));
         let hint: Vec<_> = unknown.iter().map(|text| format!("Warning: {text}")).collect();
         return Err(CliError::Failed {
             message: "image argument can't be an empty string".to_owned(),
