@@ -59,6 +59,13 @@ async fn wrong_names_are_told() {
     ----- stderr -----
     Error: image argument can't be an empty string
     ");
+    let config = r#"machine create -a shop --machine-config '{"imgae": "web"}'"#;
+    assert_snapshot!(stand.run(config).await, @"
+    exit code 1
+    ----- stderr -----
+    Error: image argument can't be an empty string
+    Warning: config.imgae is not known, it is stored and has no effect; did you mean image?
+    ");
     assert_snapshot!(stand.run("machine run 'a image' -a shop").await, @"
     exit code 1
     ----- stderr -----

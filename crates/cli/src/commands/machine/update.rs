@@ -7,7 +7,7 @@ use caddis_client::WaitFor;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{choice, health, launch};
+use super::{arguments::whole_seconds, choice, health, launch};
 use crate::{
     CliError,
     progress::looking_up,
@@ -18,7 +18,6 @@ use crate::{
     waiting,
 };
 
-/// Arguments.
 #[derive(Debug, Args)]
 pub struct Update {
     #[command(flatten)]
@@ -46,7 +45,7 @@ pub struct Update {
     #[arg(long, value_name = "PATH")]
     mount_point: Option<String>,
     /// How long to wait for the new version, seconds.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = whole_seconds)]
     wait_timeout: u64,
     #[command(flatten)]
     flags: MachineFlags,
