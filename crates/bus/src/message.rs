@@ -59,7 +59,7 @@ pub struct Envelope {
     /// When its sender no longer waits for an answer, milliseconds since the Unix epoch by the
     /// sender's clock. A worker that gets it later does not carry it out.
     pub not_after: u64,
-    /// The request.
+    /// What the worker is to do.
     pub request: WorkerRequest,
 }
 

@@ -47,7 +47,7 @@ pub struct ServerFlags<'a> {
 }
 
 impl Connection {
-    /// Finds out.
+    /// Finds the server and its token, each from the first place that names one.
     pub fn find(flags: ServerFlags<'_>, environment: &Environment) -> Result<Self, CliError> {
         let settings = Settings::load(environment.settings_path().as_deref())?;
         let data_directory = environment.data_directory();

@@ -11,7 +11,7 @@ pub enum Question {
     Place {
         /// Virtual processors.
         cpus: u32,
-        /// MiB.
+        /// Memory, MiB.
         memory_mib: u64,
         /// Size of its root disk, GiB.
         #[serde(default)]
@@ -24,7 +24,7 @@ pub enum Question {
 /// A worker's answer to [`Question::Place`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Offer {
-    /// Who.
+    /// Host that answers.
     pub worker: WorkerId,
     /// Whether it fits.
     pub fits: bool,

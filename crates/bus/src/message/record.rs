@@ -16,7 +16,7 @@ pub struct MachineRecord {
     pub revision: u64,
     /// The revision that brought its configuration, by which a copy of that is known.
     pub config_revision: u64,
-    /// App.
+    /// Name of its app.
     pub app: String,
     /// It has been booted at least once.
     pub launched: bool,
@@ -56,7 +56,7 @@ impl MachineRecord {
 /// A change of one machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Delta {
-    /// Whose.
+    /// Host that has the machine.
     pub worker: WorkerId,
     /// Counts this worker's deltas since its process began, from 1 and without holes.
     pub sequence: u64,
@@ -71,7 +71,7 @@ pub struct Delta {
 /// A worker that is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
-    /// Its id.
+    /// Id of the host.
     pub worker: WorkerId,
     /// The region it is in.
     pub region: String,

@@ -15,7 +15,7 @@ use super::record::MachineRecord;
 /// A version of a machine's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VersionRecord {
-    /// Id.
+    /// Id of the version.
     pub version: VersionId,
     /// Its configuration.
     pub config: RawConfig,
@@ -60,7 +60,7 @@ pub enum WorkerReply {
     },
     /// A lease.
     Lease {
-        /// It.
+        /// The lease, with its nonce.
         lease: Lease,
     },
     /// One machine.

@@ -13,7 +13,7 @@ pub enum WorkerRequest {
     Create(Box<CreateMachine>),
     /// Change a machine. Answer: depends on the action.
     Act {
-        /// Which.
+        /// Id of the machine.
         machine: MachineId,
         /// What the client holds as proof of its lease.
         nonce: Option<LeaseNonce>,
@@ -22,16 +22,16 @@ pub enum WorkerRequest {
     },
     /// Replace a machine's configuration. Answer: `WorkerReply::Updated`, once that is durable.
     Update {
-        /// Which.
+        /// Id of the machine.
         machine: MachineId,
         /// What the client holds as proof of its lease.
         nonce: Option<LeaseNonce>,
-        /// By what.
+        /// Its new configuration, and how it is applied.
         update: Box<UpdateMachine>,
     },
     /// One machine, straight from its owner. Answer: `WorkerReply::Machine`.
     Get {
-        /// Which.
+        /// Id of the machine.
         machine: MachineId,
     },
     /// Machines in id order, as many as one message takes. Answer: `WorkerReply::Machines`.
@@ -41,7 +41,7 @@ pub enum WorkerRequest {
     },
     /// The machine was placed on another host since: this copy stops, for good. Answer: `Done`.
     Supersede {
-        /// Which.
+        /// Id of the machine.
         machine: MachineId,
         /// Epoch of the placement elsewhere; one that is not higher than the worker's own changes
         /// nothing.
@@ -120,7 +120,7 @@ pub enum Action {
     },
     /// Answer: `Done`.
     Signal {
-        /// Which.
+        /// What its program gets.
         signal: Signal,
     },
     /// Answer: `Done`.
@@ -130,14 +130,14 @@ pub enum Action {
     },
     /// Take machine out of routing, or put it back. Answer: `Done`.
     Cordon {
-        /// Out, or back.
+        /// True takes it out of routing, false puts it back.
         cordoned: bool,
     },
     /// Answer: `WorkerReply::Lease`. With a nonce in the request it refreshes that lease.
     AcquireLease {
         /// Seconds from now.
         ttl_seconds: u64,
-        /// Who asks.
+        /// Who holds the lease from then on, as clients see it.
         owner: String,
         /// The holder's own words.
         description: String,
@@ -155,7 +155,7 @@ pub struct CreateMachine {
     pub id: MachineId,
     /// Its name, from the catalog.
     pub name: String,
-    /// Its app.
+    /// Name of the machine's app.
     pub app: String,
     /// The app's organisation.
     pub org: String,

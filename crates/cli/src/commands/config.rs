@@ -42,7 +42,6 @@ struct Show {
     yaml: bool,
 }
 
-/// Runs it.
 pub async fn run(config: Config, session: &Session) -> Result<(), CliError> {
     let ConfigCommand::Show(show) = config.command;
     let value = if show.local {

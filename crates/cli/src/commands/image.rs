@@ -65,7 +65,6 @@ enum ImageCommand {
     },
 }
 
-/// Runs it.
 pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     match image.command {

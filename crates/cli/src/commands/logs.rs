@@ -61,7 +61,6 @@ pub struct Logs {
     json: bool,
 }
 
-/// Runs it.
 pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
     if logs.select && logs.machine.is_some() {
         return Err(CliError::new("machine IDs can't be used with --select"));

@@ -136,7 +136,6 @@ enum MachineCommand {
     Destroy(destroy::Destroy),
 }
 
-/// Runs it.
 pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
     match machine.command {
         MachineCommand::Run(create) => create::run(*create, true, session).await,

@@ -40,7 +40,6 @@ pub struct Console {
     user: String,
 }
 
-/// Runs it.
 pub async fn run(ssh: Ssh, session: &Session) -> Result<(), CliError> {
     let SshCommand::Console(console) = ssh.command;
     let command = match &console.command {

@@ -57,7 +57,6 @@ pub struct Create {
     flags: MachineFlags,
 }
 
-/// Runs it.
 pub async fn run(create: Create, launched: bool, session: &Session) -> Result<(), CliError> {
     if create.shell.shell {
         let program = Program { image: create.image, command: create.command, auto_destroy: true };

@@ -12,7 +12,6 @@ use crate::{
     waiting,
 };
 
-/// Arguments.
 #[derive(Debug, Args)]
 pub struct Destroy {
     #[command(flatten)]

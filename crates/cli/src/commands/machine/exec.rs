@@ -46,7 +46,6 @@ pub struct Exec {
     json: bool,
 }
 
-/// Runs it.
 pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
     let printer = &session.printer;
     let (machine, command) = match (exec.machine, exec.command) {

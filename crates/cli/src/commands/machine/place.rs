@@ -13,7 +13,6 @@ use crate::{
     spec::{self, VmFlags},
 };
 
-/// Arguments.
 #[derive(Debug, Args)]
 pub struct Place {
     #[command(flatten)]

@@ -55,7 +55,6 @@ pub struct Fresh<'a> {
     pub org: Option<String>,
 }
 
-/// Runs it.
 pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let command = if shell.command == DEFAULT_COMMAND {
