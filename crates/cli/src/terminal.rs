@@ -3,11 +3,12 @@
 
 use std::{
     io::{self, IsTerminal as _, Read as _},
-    sync::{Mutex, Once, PoisonError},
+    sync::Once,
 };
 
 use bytes::Bytes;
 use caddis_api::terminal::TerminalSize;
+use parking_lot::Mutex;
 use rustix::{
     process::getpgrp,
     termios::{
@@ -51,7 +52,7 @@ impl Mode {
         let before = tcgetattr(io::stdin())?;
         let mut changed = before.clone();
         change(&mut changed);
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        *BEFORE.lock() = Some(before);
         HOOK.call_once(|| {
             let usual = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |panic| {
@@ -73,7 +74,7 @@ impl Drop for Mode {
 }
 
 fn restore() {
-    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    if let Some(before) = BEFORE.lock().take() {
         // A terminal that has gone needs no settings.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
     }

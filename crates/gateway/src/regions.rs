@@ -1,12 +1,10 @@
 //! Regions: the list, and expressions like `lhr,eu,any`.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, ErrorCode, platform::Region};
 use caddis_view::View;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Aliases of the field and the parts of the world they stand for.
@@ -47,15 +45,14 @@ impl Regions {
 
     /// All of them with their capacity, unless it was counted too long ago.
     pub fn with_capacity(&self) -> Option<Vec<Region>> {
-        let capacity = self.capacity.lock().unwrap_or_else(PoisonError::into_inner);
+        let capacity = self.capacity.lock();
         let recent = capacity.as_ref().filter(|(asked, _)| asked.elapsed() < CAPACITY_AGE);
         recent.map(|(_, regions)| regions.clone())
     }
 
     /// Keeps what was just found out about their capacity.
     pub fn keep_capacity(&self, regions: Vec<Region>) {
-        *self.capacity.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((Instant::now(), regions));
+        *self.capacity.lock() = Some((Instant::now(), regions));
     }
 
     /// Whether it is the code of one.

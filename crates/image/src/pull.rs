@@ -1,7 +1,7 @@
 //! Finding out what a reference means, and getting its layers, from registries.
 
 use std::{
-    sync::{Arc, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -353,7 +353,7 @@ impl Inner {
         layer: &BlobDescriptor,
         meter: &Arc<Meter>,
     ) -> (Shared<BoxFuture<'static, Result<(), ImageError>>>, bool) {
-        let mut flights = self.blob_flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flights = self.blob_flights.lock();
         // One that has ended badly is nothing to join.
         let known = flights
             .get(&layer.digest)

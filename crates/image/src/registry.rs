@@ -25,14 +25,11 @@ mod words;
 
 pub(crate) use self::{repository::Repository, transfer::Wanted};
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Mutex, OnceLock, PoisonError},
-};
+use std::{collections::HashMap, path::PathBuf, sync::OnceLock};
 
 use futures::StreamExt;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use reqwest::{
     Client, Method, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION},
@@ -372,7 +369,7 @@ impl Registry {
     /// What was shown before, as long as it lasts and the file says the same as then, and whether
     /// it was accepted.
     fn known_authorization(&self, repository: &Repository) -> Option<(HeaderValue, bool)> {
-        let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.authorizations.lock();
         known.retain(|_, authorization| authorization.is_fresh());
         let authorization = known.get(repository)?;
         if !authorization.is_of(&self.logins(repository)) {
@@ -384,7 +381,7 @@ impl Registry {
 
     /// Notes that what is shown was accepted, or forgets it.
     fn note_authorization(&self, repository: &Repository, accepted: bool) {
-        let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.authorizations.lock();
         if !accepted {
             known.remove(repository);
         } else if let Some(authorization) = known.get_mut(repository) {

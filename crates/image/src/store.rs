@@ -7,13 +7,10 @@
 //!            tmp/     half-made things, one locked directory per running store
 //! ```
 
-use std::{
-    collections::HashSet,
-    fs,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashSet, fs, sync::Arc};
 
 use futures::FutureExt;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 

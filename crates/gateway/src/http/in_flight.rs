@@ -2,8 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
+
+use parking_lot::Mutex;
 
 /// Requests with a key that are being carried out.
 #[derive(Default)]
@@ -14,7 +16,7 @@ pub(crate) type Turn = tokio::sync::Mutex<()>;
 impl InFlight {
     /// One request of a caller after the other with the same key.
     pub fn of(&self, caller: &str, key: &str) -> Arc<Turn> {
-        let mut in_flight = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_flight = self.0.lock();
         in_flight.retain(|_, turn| turn.strong_count() > 0);
         let name = (caller.to_owned(), key.to_owned());
         if let Some(turn) = in_flight.get(&name).and_then(Weak::upgrade) {

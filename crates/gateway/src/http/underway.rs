@@ -1,10 +1,8 @@
 //! Which things a task in the background is busy with, so that there is one task for each.
 
-use std::{
-    collections::HashSet,
-    hash::Hash,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, hash::Hash};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// The things that tasks of this process are busy with.
 pub(crate) struct Underway<K>(Mutex<HashSet<K>>);
@@ -27,6 +25,6 @@ impl<K: Eq + Hash> Underway<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<K>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
