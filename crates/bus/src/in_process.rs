@@ -1,15 +1,12 @@
 //! The bus of a single process. Payloads are bytes here too, so that nothing works on one host that
 //! would not work on many; [`Chaos`] delays, drops and repeats messages in tests.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{sync::mpsc, time::Instant};
 
@@ -70,7 +67,7 @@ impl InProcessBus {
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
-        self.shared.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.tables.lock()
     }
 
     fn handlers(&self, subject: &str) -> Vec<Arc<dyn Handler>> {
@@ -87,7 +84,7 @@ impl InProcessBus {
         let Some((chaos, random)) = &self.shared.chaos else {
             return Fault::Deliver { after: Duration::ZERO, twice: false };
         };
-        let mut random = random.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut random = random.lock();
         if random.random_bool(chaos.drop) {
             return Fault::Drop;
         }

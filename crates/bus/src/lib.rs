@@ -80,7 +80,7 @@ pub struct AskWindow {
 pub struct Published {
     /// On which subject.
     pub subject: String,
-    /// What.
+    /// The message, encoded.
     pub payload: Bytes,
 }
 

@@ -2,10 +2,9 @@
 
 mod rows;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use async_trait::async_trait;
 use caddis_api::{MachineId, WorkerId, app::Organization};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     AppQuery, AppRecord, AppState, PERSONAL, Placement, StoredResponse, TokenRecord, TokenScope,
@@ -23,7 +22,7 @@ pub struct MemoryStore(Mutex<Rows>);
 
 impl MemoryStore {
     fn rows(&self) -> MutexGuard<'_, Rows> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -20,9 +20,9 @@ pub struct AppRecord {
     pub id: String,
     /// Rises with every app made, never given again.
     pub number: i32,
-    /// Name.
+    /// Name, unique in the installation.
     pub name: String,
-    /// Owner.
+    /// Organisation that it belongs to.
     pub organization: Organization,
     /// Name of its network.
     pub network: String,
@@ -89,7 +89,7 @@ pub struct NewPlacement {
 /// A machine's unique facts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// Its id.
+    /// Id of the machine.
     pub machine: MachineId,
     /// Its name, unique in its app.
     pub name: String,

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{CliError, Environment, globals::AppArgs};
+use crate::{CliError, Environment};
 
 /// Looked for in the current directory, in this order.
 const FILES: [&str; 2] = ["caddis.toml", "fly.toml"];
@@ -23,28 +23,36 @@ pub fn is_for_shells(app: &str) -> bool {
 const MISSING: &str = "the config for your app is missing an app name, add an app field to the fly.toml file or \
                        specify with the -a flag";
 
+/// What flags say of the app.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AppFlags<'a> {
+    pub app: Option<&'a str>,
+    /// The file that names it, or the directory of that file.
+    pub config: Option<&'a Path>,
+}
+
 /// The app's name, if anything names one.
-pub fn find(arguments: &AppArgs, environment: &Environment) -> Result<Option<String>, CliError> {
-    if let Some(name) = arguments.app.as_deref().filter(|name| !name.is_empty()) {
+pub fn find(flags: AppFlags<'_>, environment: &Environment) -> Result<Option<String>, CliError> {
+    if let Some(name) = flags.app.filter(|name| !name.is_empty()) {
         return Ok(Some(name.to_owned()));
     }
     if let Some(name) = environment.first(&["CADDIS_APP", "FLY_APP"]) {
         return Ok(Some(name.to_owned()));
     }
-    file(arguments, environment).map_or(Ok(None), |path| read(&path))
+    file(flags, environment).map_or(Ok(None), |path| read(&path))
 }
 
 /// The app's configuration file, if there is one, or one is named.
-pub fn file(arguments: &AppArgs, environment: &Environment) -> Option<PathBuf> {
-    let Some(path) = &arguments.config else { return in_directory(&environment.current_directory) };
+pub fn file(flags: AppFlags<'_>, environment: &Environment) -> Option<PathBuf> {
+    let Some(path) = flags.config else { return in_directory(&environment.current_directory) };
     let path = environment.current_directory.join(path);
     // `-c` may name the directory that holds the file.
     if path.is_dir() { in_directory(&path) } else { Some(path) }
 }
 
 /// The app's name, or the error that says how to give one.
-pub fn require(arguments: &AppArgs, environment: &Environment) -> Result<String, CliError> {
-    find(arguments, environment)?.ok_or_else(|| CliError::new(MISSING))
+pub fn require(flags: AppFlags<'_>, environment: &Environment) -> Result<String, CliError> {
+    find(flags, environment)?.ok_or_else(|| CliError::new(MISSING))
 }
 
 fn in_directory(directory: &Path) -> Option<PathBuf> {
@@ -76,21 +84,18 @@ mod tests {
             current_directory: directory.path().to_owned(),
             ..Environment::default()
         };
-        let mut arguments = AppArgs::default();
+        let mut flags = AppFlags::default();
         assert!(
-            require(&arguments, &environment)
-                .unwrap_err()
-                .to_string()
-                .contains("missing an app name")
+            require(flags, &environment).unwrap_err().to_string().contains("missing an app name")
         );
         fs::write(directory.path().join("fly.toml"), "app = 'file'\n").unwrap();
-        assert_eq!(require(&arguments, &environment).unwrap(), "file");
+        assert_eq!(require(flags, &environment).unwrap(), "file");
         fs::write(directory.path().join("other.toml"), "app = 'other'\n").unwrap();
-        arguments.config = Some("other.toml".into());
-        assert_eq!(require(&arguments, &environment).unwrap(), "other");
+        flags.config = Some(Path::new("other.toml"));
+        assert_eq!(require(flags, &environment).unwrap(), "other");
         environment.variables.insert("FLY_APP".into(), "variable".into());
-        assert_eq!(require(&arguments, &environment).unwrap(), "variable");
-        arguments.app = Some("flag".into());
-        assert_eq!(require(&arguments, &environment).unwrap(), "flag");
+        assert_eq!(require(flags, &environment).unwrap(), "variable");
+        flags.app = Some("flag");
+        assert_eq!(require(flags, &environment).unwrap(), "flag");
     }
 }

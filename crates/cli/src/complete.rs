@@ -2,14 +2,16 @@
 //!
 //! The shell runs this program for it, so all here is quick, silent, and gives up rather than wait.
 
-use std::{ffi::OsStr, time::Duration};
+use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
 use caddis_client::{Client, ListMachines};
 use clap::Parser;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 
 use crate::{
-    Environment, Globals, app_name, commands::explain, connection::Connection, globals::AppArgs,
+    Environment,
+    app_name::{self, AppFlags},
+    connection::{Connection, ServerFlags},
     settings::Settings,
 };
 
@@ -34,7 +36,7 @@ pub fn apps() -> ArgValueCompleter {
 pub fn machines() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
         let machines = ask(async |client, arguments| {
-            let app = app_name::find(&arguments.app, &Environment::of_process()).ok()??;
+            let app = app_name::find(arguments.app(), &Environment::of_process()).ok()??;
             let filter = ListMachines { summary: true, ..ListMachines::default() };
             let machines = client.list_machines(&app, &filter).await.ok()?;
             let both = machines.into_iter().flat_map(|machine| {
@@ -63,10 +65,10 @@ pub fn contexts() -> ArgValueCompleter {
     })
 }
 
-/// Codes that `caddis explain` knows.
-pub fn codes() -> ArgValueCompleter {
-    ArgValueCompleter::new(|current: &OsStr| {
-        fitting(current, explain::codes().map(|code| (code, String::new())).collect())
+/// Words that are always the same.
+pub fn words(words: Vec<String>) -> ArgValueCompleter {
+    ArgValueCompleter::new(move |current: &OsStr| {
+        fitting(current, words.iter().map(|word| (word.clone(), String::new())).collect())
     })
 }
 
@@ -85,13 +87,19 @@ fn fitting(current: &OsStr, candidates: Vec<(String, String)>) -> Vec<Completion
 }
 
 /// What of the line that is being typed decides which server and which app.
-#[derive(Debug, Parser)]
+#[derive(Debug, Default, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
 struct Line {
-    #[command(flatten)]
-    globals: Globals,
-    #[command(flatten)]
-    app: AppArgs,
+    #[arg(short = 't', long)]
+    access_token: Option<String>,
+    #[arg(long)]
+    api_url: Option<String>,
+    #[arg(long)]
+    context: Option<String>,
+    #[arg(short, long)]
+    app: Option<String>,
+    #[arg(short, long)]
+    config: Option<PathBuf>,
 }
 
 impl Line {
@@ -114,8 +122,19 @@ impl Line {
                 known.push(word);
             }
         }
-        Self::try_parse_from(known)
-            .unwrap_or(Self { globals: Globals::default(), app: AppArgs::default() })
+        Self::try_parse_from(known).unwrap_or_default()
+    }
+
+    fn server(&self) -> ServerFlags<'_> {
+        ServerFlags {
+            access_token: self.access_token.as_deref(),
+            api_url: self.api_url.as_deref(),
+            context: self.context.as_deref(),
+        }
+    }
+
+    fn app(&self) -> AppFlags<'_> {
+        AppFlags { app: self.app.as_deref(), config: self.config.as_deref() }
     }
 }
 
@@ -141,7 +160,7 @@ fn ask(
     // The shell's script calls `caddis -- words of the line`.
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let line = Line::read(words.skip_while(|word| word != "--").skip(2));
-    let Ok(connection) = Connection::find(&line.globals, &Environment::of_process()) else {
+    let Ok(connection) = Connection::find(line.server(), &Environment::of_process()) else {
         return Vec::new();
     };
     let Ok(client) = Client::new(&connection.url, connection.token.as_deref()) else {
@@ -164,19 +183,19 @@ mod tests {
     fn a_half_typed_line_tells_app_and_server() {
         let line = "machine stop --api-url http://there -a shop --signal INT 14 --nonsense=1";
         let line = Line::read(line.split(' ').map(str::to_owned));
-        assert_eq!(line.app.app.as_deref(), Some("shop"));
-        assert_eq!(line.globals.api_url.as_deref(), Some("http://there"));
+        assert_eq!(line.app.as_deref(), Some("shop"));
+        assert_eq!(line.api_url.as_deref(), Some("http://there"));
         let line = Line::read(["machine", "stop", "--app=shop", "-a"].map(str::to_owned));
-        assert_eq!(line.app.app.as_deref(), Some("shop"));
+        assert_eq!(line.app.as_deref(), Some("shop"));
         let line = "machine exec -a shop 14 -- tar -c /etc -a other";
         let line = Line::read(line.split(' ').map(str::to_owned));
-        assert_eq!(line.app.app.as_deref(), Some("shop"));
-        assert_eq!(line.app.config, None);
+        assert_eq!(line.app.as_deref(), Some("shop"));
+        assert_eq!(line.config, None);
         // As bash splits it.
         let line = "machine stop --app = shop --api-url http : //there : 4280 fr";
         let line = Line::read(line.split(' ').map(str::to_owned));
-        assert_eq!(line.app.app.as_deref(), Some("shop"));
-        assert_eq!(line.globals.api_url.as_deref(), Some("http://there:4280"));
+        assert_eq!(line.app.as_deref(), Some("shop"));
+        assert_eq!(line.api_url.as_deref(), Some("http://there:4280"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CliError, Environment, Globals, settings::Settings};
+use crate::{CliError, Environment, settings::Settings};
 
 /// Name of the file in which `caddis serve` leaves its address, in its data directory.
 pub const SERVER_FILE: &str = "server.json";
@@ -37,12 +37,21 @@ pub struct Connection {
     pub token_source: String,
 }
 
+/// What flags say of the server.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ServerFlags<'a> {
+    pub access_token: Option<&'a str>,
+    pub api_url: Option<&'a str>,
+    /// Name of a context.
+    pub context: Option<&'a str>,
+}
+
 impl Connection {
-    /// Finds out.
-    pub fn find(globals: &Globals, environment: &Environment) -> Result<Self, CliError> {
+    /// Finds the server and its token, each from the first place that names one.
+    pub fn find(flags: ServerFlags<'_>, environment: &Environment) -> Result<Self, CliError> {
         let settings = Settings::load(environment.settings_path().as_deref())?;
         let data_directory = environment.data_directory();
-        let named = globals.context.as_deref().or_else(|| environment.get("CADDIS_CONTEXT"));
+        let named = flags.context.or_else(|| environment.get("CADDIS_CONTEXT"));
         let (stored_url, stored_token, stored_source) =
             match named.or(settings.current_context.as_deref()) {
                 Some(name) => {
@@ -59,10 +68,10 @@ impl Connection {
                     "the settings file".to_owned(),
                 ),
             };
-        let by_flag = globals.context.is_some();
+        let by_flag = flags.context.is_some();
         let local_url = || read_server_file(&data_directory);
-        let (url, url_source) = if let Some(url) = &globals.api_url {
-            (url.clone(), "--api-url".to_owned())
+        let (url, url_source) = if let Some(url) = flags.api_url {
+            (url.to_owned(), "--api-url".to_owned())
         } else if let Some(url) = stored_url.as_ref().filter(|_| by_flag) {
             (url.clone(), stored_source.clone())
         } else if let Some((url, name)) =
@@ -86,8 +95,8 @@ impl Connection {
         let names = ["CADDIS_API_TOKEN", "FLY_API_TOKEN", "FLY_ACCESS_TOKEN"];
         let is_for_it =
             stored_token.is_some() && stored_url.as_deref().is_none_or(|known| same(known, &url));
-        let (token, token_source) = if let Some(token) = &globals.access_token {
-            (Some(token.clone()), "--access-token".to_owned())
+        let (token, token_source) = if let Some(token) = flags.access_token {
+            (Some(token.to_owned()), "--access-token".to_owned())
         } else if by_flag && is_for_it {
             (stored_token, stored_source)
         } else if let Some((token, name)) = variable(environment, &names) {
@@ -161,33 +170,33 @@ mod tests {
     fn the_nearest_source_wins() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
-        let find = |globals: &Globals, variables: &[(&str, &str)]| {
-            Connection::find(globals, &environment(path, variables))
+        let find = |flags: ServerFlags<'_>, variables: &[(&str, &str)]| {
+            Connection::find(flags, &environment(path, variables))
                 .map(|c| (c.url, c.token.unwrap_or_default()))
         };
-        let none = Globals::default();
-        assert!(find(&none, &[]).unwrap_err().to_string().contains("no server is known"));
+        let none = ServerFlags::default();
+        assert!(find(none, &[]).unwrap_err().to_string().contains("no server is known"));
         fs::write(path.join(SERVER_FILE), r#"{"url":"http://local"}"#).unwrap();
         fs::write(path.join(ROOT_TOKEN_FILE), "root\n").unwrap();
-        assert_eq!(find(&none, &[]).unwrap(), ("http://local".into(), "root".into()));
+        assert_eq!(find(none, &[]).unwrap(), ("http://local".into(), "root".into()));
         let settings = Settings {
             api_url: Some("http://file".into()),
             access_token: Some("stored".into()),
             ..Settings::default()
         };
         settings.save(&path.join(".config/caddis/config.toml")).unwrap();
-        assert_eq!(find(&none, &[]).unwrap(), ("http://file".into(), "stored".into()));
+        assert_eq!(find(none, &[]).unwrap(), ("http://file".into(), "stored".into()));
         let fly = [("FLY_FLAPS_BASE_URL", "http://fly"), ("FLY_API_TOKEN", "fly")];
-        assert_eq!(find(&none, &fly).unwrap(), ("http://fly".into(), "fly".into()));
+        assert_eq!(find(none, &fly).unwrap(), ("http://fly".into(), "fly".into()));
         let ours =
             [fly[0], fly[1], ("CADDIS_API_URL", "http://ours"), ("CADDIS_API_TOKEN", "ours")];
-        assert_eq!(find(&none, &ours).unwrap(), ("http://ours".into(), "ours".into()));
-        let flags = Globals {
-            api_url: Some("http://flag".into()),
-            access_token: Some("flag".into()),
-            ..Globals::default()
+        assert_eq!(find(none, &ours).unwrap(), ("http://ours".into(), "ours".into()));
+        let flags = ServerFlags {
+            api_url: Some("http://flag"),
+            access_token: Some("flag"),
+            ..ServerFlags::default()
         };
-        assert_eq!(find(&flags, &ours).unwrap(), ("http://flag".into(), "flag".into()));
+        assert_eq!(find(flags, &ours).unwrap(), ("http://flag".into(), "flag".into()));
     }
 
     #[test]
@@ -203,10 +212,11 @@ mod tests {
         };
         settings.save(&path.join(".config/caddis/config.toml")).unwrap();
         let elsewhere = [("CADDIS_API_URL", "http://elsewhere")];
-        let found = Connection::find(&Globals::default(), &environment(path, &elsewhere)).unwrap();
+        let found =
+            Connection::find(ServerFlags::default(), &environment(path, &elsewhere)).unwrap();
         assert_eq!(found.token, None);
         let local = [("CADDIS_API_URL", "http://local/")];
-        let found = Connection::find(&Globals::default(), &environment(path, &local)).unwrap();
+        let found = Connection::find(ServerFlags::default(), &environment(path, &local)).unwrap();
         assert_eq!(found.token.as_deref(), Some("root"));
     }
 }

@@ -5,11 +5,6 @@ use std::{fmt::Display, io};
 use caddis_api::ErrorCode;
 use caddis_client::ClientError;
 
-use crate::Printer;
-
-/// Exit code after Ctrl-C.
-pub(crate) const INTERRUPTED: u8 = 127;
-
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -81,38 +76,10 @@ impl CliError {
             error => error,
         }
     }
-
-    /// Prints it and returns the exit code.
-    pub(crate) fn report(&self, printer: &Printer) -> u8 {
-        let (text, hint, request_id) = match self {
-            Self::Declined => return 0,
-            Self::ExitCode(code) => return *code,
-            Self::Interrupted => return INTERRUPTED,
-            // Whoever reads our output has had enough, as `head` does.
-            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return 0,
-            Self::Failed { message, hint, request_id } => {
-                (message.clone(), hint.clone(), request_id.clone())
-            }
-            Self::Client(error) => {
-                (error.to_string(), hint(error), error.request_id().map(str::to_owned))
-            }
-            Self::DeadlineExceeded(_) | Self::Output(_) => (self.to_string(), None, None),
-        };
-        let request_id = request_id.map(|id| format!(" (Request ID: {id})")).unwrap_or_default();
-        // When standard error is gone too, the exit code is all that is left.
-        let _ = printer.note(format_args!("{} {text}{request_id}", printer.paint_error("Error:")));
-        if let Some(hint) = hint {
-            let _ = printer.note(hint);
-        }
-        match self {
-            Self::DeadlineExceeded(_) | Self::Client(ClientError::TimedOut { .. }) => 126,
-            _ => 1,
-        }
-    }
 }
 
 /// What to do about a failed request.
-fn hint(error: &ClientError) -> Option<String> {
+pub(crate) fn hint(error: &ClientError) -> Option<String> {
     if let ClientError::Unreachable { url, .. } = error {
         return Some(format!(
             "No server answers at {url}. Start one with 'caddis serve', or name another with --api-url or \

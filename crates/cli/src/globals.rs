@@ -4,7 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::complete;
+use crate::{
+    CliError, Environment,
+    app_name::{self, AppFlags},
+    complete,
+    connection::ServerFlags,
+};
 
 /// Flags of every command.
 #[derive(Debug, Clone, Default, Args)]
@@ -26,6 +31,17 @@ pub struct Globals {
     pub debug: bool,
 }
 
+impl Globals {
+    /// What they say of the server.
+    pub(crate) fn server(&self) -> ServerFlags<'_> {
+        ServerFlags {
+            access_token: self.access_token.as_deref(),
+            api_url: self.api_url.as_deref(),
+            context: self.context.as_deref(),
+        }
+    }
+}
+
 /// Which app a command is about.
 #[derive(Debug, Clone, Default, Args)]
 pub struct AppArgs {
@@ -36,4 +52,25 @@ pub struct AppArgs {
     /// directory.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+impl AppArgs {
+    fn flags(&self) -> AppFlags<'_> {
+        AppFlags { app: self.app.as_deref(), config: self.config.as_deref() }
+    }
+
+    /// The app's name, if anything names one.
+    pub fn find(&self, environment: &Environment) -> Result<Option<String>, CliError> {
+        app_name::find(self.flags(), environment)
+    }
+
+    /// The app's configuration file, if there is one, or one is named.
+    pub fn file(&self, environment: &Environment) -> Option<PathBuf> {
+        app_name::file(self.flags(), environment)
+    }
+
+    /// The app's name, or the error that says how to give one.
+    pub fn require(&self, environment: &Environment) -> Result<String, CliError> {
+        app_name::require(self.flags(), environment)
+    }
 }

@@ -5,16 +5,18 @@ use std::{
     fmt::Display,
     io::{self, IsTerminal as _, Write},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::{
     render::{
         json,
+        paint::Paint,
         table::{self, Screen},
     },
     terminal,
@@ -43,13 +45,13 @@ pub struct OutputTail(Arc<Mutex<Vec<u8>>>);
 impl OutputTail {
     /// As text.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
     }
 }
 
 impl Write for OutputTail {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        self.0.lock().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -127,7 +129,7 @@ impl Printer {
 
     /// A line of data.
     pub fn out(&self, line: impl Display) -> io::Result<()> {
-        writeln!(lock(&self.stdout), "{line}")
+        writeln!(self.stdout.lock(), "{line}")
     }
 
     /// A table with a column per header.
@@ -142,14 +144,14 @@ impl Printer {
 
     /// Data as it is.
     pub fn raw_out(&self, text: &str) -> io::Result<()> {
-        let mut stdout = lock(&self.stdout);
+        let mut stdout = self.stdout.lock();
         stdout.write_all(text.as_bytes())?;
         stdout.flush()
     }
 
     /// Bytes as they are, to standard output or standard error.
     pub fn bytes(&self, bytes: &[u8], is_error: bool) -> io::Result<()> {
-        let mut sink = lock(if is_error { &self.stderr } else { &self.stdout });
+        let mut sink = if is_error { self.stderr.lock() } else { self.stdout.lock() };
         sink.write_all(bytes)?;
         sink.flush()
     }
@@ -161,37 +163,28 @@ impl Printer {
 
     /// A line about what goes on.
     pub fn note(&self, line: impl Display) -> io::Result<()> {
-        writeln!(lock(&self.stderr), "{line}")
+        writeln!(self.stderr.lock(), "{line}")
     }
 
     /// Something about what goes on, as it is.
     pub fn raw_note(&self, text: &str) -> io::Result<()> {
-        let mut stderr = lock(&self.stderr);
+        let mut stderr = self.stderr.lock();
         stderr.write_all(text.as_bytes())?;
         stderr.flush()
     }
 
+    /// What words are painted with.
+    pub fn paint(&self) -> Paint {
+        Paint { colour: self.colour }
+    }
+
     /// Red, where colours are wanted.
     pub fn paint_error(&self, text: &str) -> String {
-        self.paint(text, "31")
+        self.paint().error(text)
     }
 
     /// Bold, where colours are wanted.
     pub fn title(&self, text: &str) -> String {
-        if text.is_empty() { String::new() } else { self.paint(text, "1") }
+        self.paint().title(text)
     }
-
-    /// Green, where colours are wanted.
-    pub fn paint_added(&self, text: &str) -> String {
-        self.paint(text, "32")
-    }
-
-    fn paint(&self, text: &str, code: &str) -> String {
-        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
-    }
-}
-
-/// A panic while writing leaves nothing half-made that matters.
-fn lock(sink: &Sink) -> std::sync::MutexGuard<'_, dyn Write + Send + 'static> {
-    sink.lock().unwrap_or_else(PoisonError::into_inner)
 }

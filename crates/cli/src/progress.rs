@@ -89,7 +89,7 @@ fn bytes() -> ProgressStyle {
 fn words(step: &str) -> Option<&'static str> {
     Some(match step {
         "resolve" => "Looking up the image",
-        "pull" => "Pulling the image",
+        "pull" => "Getting the image",
         "unpack" => "Unpacking the image",
         "build" => "Building the root disk",
         "upload" => "Sending the archive",

@@ -1,17 +1,13 @@
 //! What all commands work with: where to write, which server, which app, and the leases they hold.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use caddis_api::{LeaseNonce, Machine, MachineId};
 use caddis_client::Client;
 use futures::future::{BoxFuture, FutureExt as _};
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::{
-    CliError, Environment, Globals, Printer, app_name, connection::Connection, globals::AppArgs,
-};
+use crate::{CliError, Environment, Globals, Printer, connection::Connection, globals::AppArgs};
 
 /// Time to live of a lease, seconds.
 const LEASE_SECONDS: u64 = 120;
@@ -44,7 +40,7 @@ impl Session {
 
     /// The server, and the token for it.
     pub fn connection(&self) -> Result<Connection, CliError> {
-        Connection::find(&self.globals, &self.environment)
+        Connection::find(self.globals.server(), &self.environment)
     }
 
     /// A client of the server.
@@ -67,11 +63,11 @@ impl Session {
 
     /// Name of the app.
     pub fn app(&self, arguments: &AppArgs) -> Result<String, CliError> {
-        app_name::require(arguments, &self.environment)
+        arguments.require(&self.environment)
     }
 
     fn leases(&self) -> MutexGuard<'_, Vec<Held>> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leases.lock()
     }
 
     /// Takes a machine's lease, waiting for another's to end. Released by [`Self::release_leases`].
@@ -105,12 +101,12 @@ impl Session {
 
     /// Has something done at the end of the command, also after an error or Ctrl-C.
     pub fn at_end(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.at_end.lock().unwrap_or_else(PoisonError::into_inner).push(work.boxed());
+        self.at_end.lock().push(work.boxed());
     }
 
     /// Does what is to be done at the end.
     pub async fn clean_up(&self) {
-        let work = std::mem::take(&mut *self.at_end.lock().unwrap_or_else(PoisonError::into_inner));
+        let work = std::mem::take(&mut *self.at_end.lock());
         // The newest first, as what was made later stands on what was made before.
         for work in work.into_iter().rev() {
             work.await;

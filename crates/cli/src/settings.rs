@@ -13,7 +13,7 @@ use crate::CliError;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
-    /// Server.
+    /// Address of the server, without contexts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_url: Option<String>,
     /// Token for it.
@@ -30,7 +30,7 @@ pub struct Settings {
 /// A server with a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
-    /// Server.
+    /// Address of the server.
     pub api_url: String,
     /// Token for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

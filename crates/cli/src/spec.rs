@@ -1,183 +1,25 @@
 //! A machine's configuration from flags.
 
+mod fields;
 mod files;
+mod flags;
 mod guest;
 mod ports;
 pub mod size;
 
 use std::path::Path;
 
-use caddis_api::RawConfig;
-use clap::Args;
+use caddis_api::{RawConfig, fields::unknown};
 use serde_json::{Map, Value, json};
 
+use self::fields::object;
 use crate::{CliError, words};
 
+pub use flags::{BuildFlags, MachineFlags, VmFlags};
 pub use guest::{check as check_guest, presets};
 
 /// Where a machine's configuration names those it stands in for.
 const STANDBY_FOR: &str = "FLY_STANDBY_FOR";
-
-/// Flags that describe a machine's VM.
-#[derive(Debug, Clone, Default, Args)]
-pub struct MachineFlags {
-    /// Publish a port: PORT[:INTERNAL][/PROTOCOL[:HANDLER...]]; may be repeated. With the handler
-    /// -, INTERNAL/PROTOCOL:- removes the service and PORT:INTERNAL/PROTOCOL:- one port.
-    #[arg(short, long, value_name = "PORT", value_delimiter = ',')]
-    pub port: Vec<String>,
-    /// Environment variable NAME=VALUE; may be repeated.
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Metadata NAME=VALUE; may be repeated.
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub metadata: Vec<String>,
-    /// Replace the image's entrypoint; split into words as a shell does.
-    #[arg(long, value_name = "COMMAND")]
-    pub entrypoint: Option<String>,
-    /// Argument for the guest's kernel; may be repeated.
-    #[arg(long, value_name = "ARGUMENT")]
-    pub kernel_arg: Vec<String>,
-    /// Run hourly, daily, weekly or monthly.
-    #[arg(long, value_name = "INTERVAL")]
-    pub schedule: Option<String>,
-    /// No internal name for the machine.
-    #[arg(long)]
-    pub skip_dns_registration: bool,
-    /// Whether a request to a service starts the machine.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub autostart: Option<bool>,
-    /// What to do when no service is used: off, stop or suspend.
-    #[arg(long, value_name = "ACTION", num_args = 0..=1, require_equals = true, default_missing_value = "stop")]
-    pub autostop: Option<String>,
-    /// When the program ends: no, on-failure or always.
-    #[arg(long, value_name = "POLICY")]
-    pub restart: Option<String>,
-    /// Stand in for these machines, ids with commas; '' for none any more.
-    #[arg(long, value_name = "IDS", value_delimiter = ',')]
-    pub standby_for: Option<Vec<String>>,
-    /// Write a local file into the VM: /GUEST/PATH=LOCAL/PATH; may be repeated.
-    #[arg(long, value_name = "PATH=FILE")]
-    pub file_local: Vec<String>,
-    /// Write a text into a file of the VM: /GUEST/PATH=TEXT; may be repeated.
-    #[arg(long, value_name = "PATH=TEXT")]
-    pub file_literal: Vec<String>,
-    /// Write a secret into a file of the VM: /GUEST/PATH=SECRET; may be repeated.
-    #[arg(long, value_name = "PATH=SECRET")]
-    pub file_secret: Vec<String>,
-    /// The whole configuration as JSON, or the path of a .json file; other flags change it.
-    #[arg(long, value_name = "JSON")]
-    pub machine_config: Option<String>,
-    #[command(flatten)]
-    pub vm: VmFlags,
-    /// Whether the root file system is kept: never, always or restart.
-    #[arg(long, value_name = "WHEN")]
-    pub rootfs_persist: Option<String>,
-    /// Size of the root file system in GB, or with a unit; 0 for the default.
-    #[arg(long, value_name = "SIZE")]
-    pub rootfs_size: Option<String>,
-    /// Swap in MB, or with a unit.
-    #[arg(long, value_name = "SIZE")]
-    pub swap_size: Option<String>,
-    /// Cache drive in MB, or with a unit; 0 for none.
-    #[arg(long, value_name = "SIZE")]
-    pub cachedrive_size: Option<String>,
-    /// Which container of a machine with several gets image, files and command.
-    #[arg(long, value_name = "NAME")]
-    pub container: Option<String>,
-    #[command(flatten)]
-    pub build: BuildFlags,
-}
-
-/// Processors and memory.
-#[derive(Debug, Clone, Default, Args)]
-pub struct VmFlags {
-    /// Preset, such as shared-cpu-1x or performance-2x; see 'caddis platform vm-sizes'.
-    #[arg(long, value_name = "PRESET")]
-    pub vm_size: Option<String>,
-    /// Number of processors.
-    #[arg(long, visible_alias = "cpus", value_name = "COUNT", allow_negative_numbers = true)]
-    pub vm_cpus: Option<i64>,
-    /// Kind of processors: shared or performance.
-    #[arg(long, alias = "vm-cpukind", value_name = "KIND")]
-    pub vm_cpu_kind: Option<String>,
-    /// Memory in MB, or with a unit: 512mb, 2gb.
-    #[arg(long, visible_alias = "memory", value_name = "SIZE")]
-    pub vm_memory: Option<String>,
-    /// Ceiling for growth at run time.
-    #[arg(long, value_name = "SIZE", hide = true)]
-    pub vm_max_memory: Option<String>,
-    /// No longer accepted.
-    #[arg(long, value_name = "COUNT", hide = true)]
-    pub vm_gpus: Option<u32>,
-    /// No longer accepted.
-    #[arg(long, alias = "vm-gpukind", value_name = "KIND", hide = true)]
-    pub vm_gpu_kind: Option<String>,
-    /// Only on this dedicated host.
-    #[arg(long, value_name = "ID")]
-    pub host_dedication_id: Option<String>,
-}
-
-/// How an image would be built. There is no builder: they say so.
-#[derive(Debug, Clone, Default, Args)]
-pub struct BuildFlags {
-    /// Not available: images are built elsewhere and imported.
-    #[arg(long, value_name = "FILE", hide = true)]
-    dockerfile: Option<String>,
-    /// Not available.
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, value_name = "BOOL")]
-    build_depot: Option<Option<String>>,
-    /// Not available.
-    #[arg(long, hide = true)]
-    build_nixpacks: bool,
-    /// Without effect: nothing is built.
-    #[arg(long, hide = true, value_name = "SIZE", env = "FLY_BUILD_CONTEXT_WARN_SIZE")]
-    build_context_warn_size: Option<String>,
-    /// Not available.
-    #[arg(long, hide = true)]
-    build_only: bool,
-    /// Not available.
-    #[arg(long, hide = true)]
-    build_remote_only: bool,
-    /// Not available.
-    #[arg(long, hide = true)]
-    build_local_only: bool,
-    /// Not available.
-    #[arg(long, hide = true, value_name = "NAME=VALUE")]
-    build_arg: Vec<String>,
-    /// Not available.
-    #[arg(long, hide = true, value_name = "LABEL")]
-    image_label: Option<String>,
-    /// Not available.
-    #[arg(long, hide = true, value_name = "TARGET")]
-    build_target: Option<String>,
-    /// Not available.
-    #[arg(long, hide = true)]
-    no_build_cache: bool,
-}
-
-impl BuildFlags {
-    /// Refuses what only a builder could do.
-    fn refuse(&self, image: Option<&str>) -> Result<(), CliError> {
-        let asked = self.dockerfile.is_some()
-            || self.build_depot.is_some()
-            || self.build_nixpacks
-            || self.build_only
-            || self.build_remote_only
-            || self.build_local_only
-            || !self.build_arg.is_empty()
-            || self.image_label.is_some()
-            || self.build_target.is_some()
-            || self.no_build_cache;
-        if asked || image.is_some_and(|image| image.starts_with(['.', '/'])) {
-            return Err(CliError::with_hint(
-                "this server builds no images",
-                "Build it with docker or podman, save it to an archive and give that to 'caddis image import', or push it \
-                 to a registry and name it here.",
-            ));
-        }
-        Ok(())
-    }
-}
 
 /// What `run` and `create` add.
 #[derive(Debug, Clone, Default)]
@@ -203,7 +45,13 @@ pub fn build(
     let image = config.get("image").and_then(Value::as_str);
     flags.build.refuse(image)?;
     if image.is_none_or(str::is_empty) && !config.contains_key("containers") {
-        return Err(CliError::new("image argument can't be an empty string"));
+        let unknown = unknown(&Value::Object(config));
+        let hint: Vec<_> = unknown.iter().map(|text| format!("Warning: {text}")).collect();
+        return Err(CliError::Failed {
+            message: "image argument can't be an empty string".to_owned(),
+            hint: (!hint.is_empty()).then(|| hint.join("\n")),
+            request_id: None,
+        });
     }
     if program.auto_destroy {
         config.insert("auto_destroy".to_owned(), json!(true));
@@ -330,29 +178,6 @@ fn read_config(source: &str, directory: &Path) -> Result<Map<String, Value>, Cli
     serde_json::from_str(&text).map_err(|e| CliError::new(format!("invalid machine config: {e}")))
 }
 
-/// The object of this name, made when missing.
-pub fn object<'a>(config: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<String, Value> {
-    let value = config.entry(name).or_insert_with(|| json!({}));
-    if !value.is_object() {
-        *value = json!({});
-    }
-    match value {
-        Value::Object(fields) => fields,
-        _ => unreachable!("made an object just now"),
-    }
-}
-
-fn list<'a>(config: &'a mut Map<String, Value>, name: &str) -> &'a mut Vec<Value> {
-    let value = config.entry(name).or_insert_with(|| json!([]));
-    if !value.is_array() {
-        *value = json!([]);
-    }
-    match value {
-        Value::Array(items) => items,
-        _ => unreachable!("made a list just now"),
-    }
-}
-
 fn merge_pairs(
     config: &mut Map<String, Value>,
     name: &str,
@@ -462,69 +287,4 @@ pub fn set_standbys(config: &mut Map<String, Value>, ids: &[String]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(flags: MachineFlags) -> Result<Value, String> {
-        let program = Program { image: Some("nginx".to_owned()), ..Program::default() };
-        build(&flags, &program, Path::new("/"))
-            .map(|config| Value::Object(config.fields()))
-            .map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn flags_change_a_given_configuration() {
-        let flags = MachineFlags {
-            machine_config: Some(
-                r#"{"env": {"A": "1", "B": "2"}, "guest": {"cpus": 4}, "x": 1}"#.to_owned(),
-            ),
-            env: vec!["A=3".to_owned()],
-            vm: VmFlags { vm_memory: Some("1gb".to_owned()), ..VmFlags::default() },
-            file_literal: vec!["/a=b".to_owned()],
-            ..MachineFlags::default()
-        };
-        assert_eq!(
-            config(flags).unwrap(),
-            json!({ "env": { "A": "3", "B": "2" }, "guest": { "cpus": 4, "memory_mb": 1024 }, "x": 1, "image": "nginx",
-                    "files": [{ "guest_path": "/a", "raw_value": "Yg==" }] })
-        );
-        let wrong = |flags: MachineFlags| assert!(config(flags).is_err());
-        let size = |size: &str| VmFlags { vm_size: Some(size.to_owned()), ..VmFlags::default() };
-        wrong(MachineFlags { env: vec!["A".to_owned()], ..MachineFlags::default() });
-        wrong(MachineFlags { vm: size("huge"), ..MachineFlags::default() });
-        wrong(MachineFlags { vm: size("shared-cpu-3x"), ..MachineFlags::default() });
-        wrong(MachineFlags { restart: Some("sometimes".to_owned()), ..MachineFlags::default() });
-        wrong(MachineFlags { file_local: vec!["a=b".to_owned()], ..MachineFlags::default() });
-        wrong(MachineFlags { swap_size: Some("0".to_owned()), ..MachineFlags::default() });
-        wrong(MachineFlags { container: Some("app".to_owned()), ..MachineFlags::default() });
-        wrong(MachineFlags {
-            build: BuildFlags {
-                dockerfile: Some("Dockerfile".to_owned()),
-                ..BuildFlags::default()
-            },
-            ..MachineFlags::default()
-        });
-    }
-
-    #[test]
-    fn a_change_leaves_alone_what_no_flag_names() {
-        let there = json!({ "image": "nginx", "env": { "A": "1", "FLY_STANDBY_FOR": "x" }, "standbys": ["x"],
-                            "rootfs": { "size_gb": 4 }, "services": [{ "internal_port": 80, "ports": [{ "port": 80 }] }] });
-        let flags = MachineFlags {
-            standby_for: Some(vec![String::new()]),
-            rootfs_size: Some("0".to_owned()),
-            autostop: Some("suspend".to_owned()),
-            autostart: Some(false),
-            ..MachineFlags::default()
-        };
-        let changed =
-            change(&RawConfig::from(there.as_object().unwrap().clone()), &flags, Path::new("/"))
-                .unwrap();
-        assert_eq!(
-            Value::Object(changed),
-            json!({ "image": "nginx", "env": { "A": "1" }, "rootfs": {},
-                    "services": [{ "internal_port": 80, "ports": [{ "port": 80 }], "autostop": "suspend",
-                                   "autostart": false }] })
-        );
-    }
-}
+mod tests;

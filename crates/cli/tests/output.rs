@@ -248,7 +248,7 @@ async fn lists_are_tables_json_or_nothing_but_ids() {
     assert_eq!(outcome.code, 0);
     assert_eq!(
         outcome.stdout,
-        "1 machines have been retrieved from app a.\n\na\n \
+        "1 machine has been retrieved from app a.\n\na\n \
          ID             │ NAME │ STATE   │ CHECKS │ REGION │ ROLE │ IMAGE           │ IP ADDRESS │ VOLUME │ CREATED          │ LAST UPDATED     │ PROCESS GROUP │ SIZE               \n \
          148ed193b95389 │ web  │ started │        │ local  │      │ library/nginx:1 │ fdaa::1:2  │        │ Jan 2 2020 03:04 │ Jan 2 2020 03:04 │               │ shared-cpu-2x:512MB\n\n"
     );

@@ -6,11 +6,7 @@
     reason = "what the server does by itself is done for no caller"
 )]
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use caddis_api::{ApiError, ErrorCode, MachineId, MachineState, WorkerId, time::unix_ms};
 use caddis_bus::message::{Action, MachineRecord, WorkerReply, WorkerRequest};
@@ -20,20 +16,7 @@ use futures::stream::{self, TryStreamExt as _};
 use jiff::Timestamp;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::context::{AskError, Context};
-
-/// Apps whose machines are being destroyed by a task of this process.
-#[derive(Default)]
-pub(crate) struct Deletions(Mutex<HashSet<String>>);
-
-/// Copies that workers are being told to stop.
-pub(crate) type Copies = Mutex<HashSet<Superseded>>;
-
-impl Deletions {
-    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+use crate::http::context::{AskError, Context};
 
 /// First and longest wait before something that failed is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -70,7 +53,7 @@ pub(crate) async fn tidy(context: Context, mut changes: broadcast::Receiver<Chan
 
 /// Has a worker stop its copy of a machine that was placed elsewhere since, however often it takes.
 fn supersede(context: &Context, copy: Superseded) {
-    if !context.copies.lock().unwrap_or_else(PoisonError::into_inner).insert(copy.clone()) {
+    if !context.superseding.begin(copy.clone()) {
         return;
     }
     let context = context.clone();
@@ -85,7 +68,7 @@ fn supersede(context: &Context, copy: Superseded) {
             }
         })
         .await;
-        context.copies.lock().unwrap_or_else(PoisonError::into_inner).remove(&copy);
+        context.superseding.end(&copy);
     });
 }
 
@@ -202,13 +185,13 @@ pub(crate) async fn release_unless_made(
 
 /// Destroys the machines of an app in deletion in the background, and ends the deletion.
 pub(crate) fn begin(context: &Context, app: &str) {
-    if !context.deletions.lock().insert(app.to_owned()) {
+    if !context.deletions.begin(app.to_owned()) {
         return;
     }
     let (context, app) = (context.clone(), app.to_owned());
     context.clone().background(async move {
         retry_forever("delete the machines of an app", || delete_machines(&context, &app)).await;
-        context.deletions.lock().remove(&app);
+        context.deletions.end(&app);
     });
 }
 

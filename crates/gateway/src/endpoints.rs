@@ -1,21 +1,34 @@
 //! All endpoints. What a handler takes and answers is said where it is defined; whom it serves, how
 //! it is counted and what becomes of a request that was cut short, here.
 
+mod apps;
+mod filter;
+mod health;
+mod host;
+mod images;
+mod logs;
+mod machines;
+pub(crate) mod openapi;
+mod organizations;
+mod placements;
+mod platform_status;
+mod regions;
+
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
 
-use crate::{
-    apps,
-    endpoint::{
-        Endpoint,
+use self::machines::{
+    actions, create, exec, get, history, leases, list, memory, metadata, operation, terminal,
+    update, usage, wait, watch,
+};
+use crate::http::{
+    description::{
+        Description,
         Rate::{self, Unlimited},
         Replay::{Exempt, Makes, Repeatable},
         Scope::{App, Caller, Installation, Machine, Open, Organization},
     },
-    health, host, images, logs,
-    machines::{actions, create, exec, get, history, leases, list, memory, metadata, operation},
-    machines::{terminal, update, usage, wait, watch},
-    openapi, organizations, placements, platform_status, regions,
+    endpoint::Endpoint,
 };
 
 /// See the module's text.
@@ -100,10 +113,37 @@ fn one_machine() -> Vec<Endpoint> {
     ]
 }
 
+/// An operation of the API, and what is said of its endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DescribedOperation {
+    /// Its id in the OpenAPI document.
+    pub id: String,
+    /// Its method, in capitals.
+    pub method: &'static str,
+    /// Its path, with the names of parameters in braces.
+    pub path: String,
+    /// What is said of its endpoint.
+    pub description: Description,
+}
+
+/// All operations, for tests of what callers may do.
+pub fn operations() -> Vec<DescribedOperation> {
+    let described = |endpoint: &Endpoint| -> Vec<_> {
+        let described = endpoint.operations().map(|(method, operation)| DescribedOperation {
+            id: operation.operation_id.clone().unwrap_or_default(),
+            method,
+            path: endpoint.path.clone(),
+            description: endpoint.description,
+        });
+        described.collect()
+    };
+    all().iter().flat_map(described).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::{Replay, operations};
+    use crate::http::description::Replay;
 
     #[test]
     fn what_becomes_of_each_post_that_was_cut_short() {

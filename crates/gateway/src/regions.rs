@@ -1,19 +1,11 @@
 //! Regions: the list, and expressions like `lhr,eu,any`.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use axum::{Json, extract::State};
-use caddis_api::{
-    ApiError, ErrorCode, MachineConfig,
-    platform::{Region, RegionsReply},
-};
+use caddis_api::{ApiError, ErrorCode, platform::Region};
 use caddis_view::View;
+use parking_lot::Mutex;
 use tokio::time::Instant;
-
-use crate::{context::Context, placements};
 
 /// Aliases of the field and the parts of the world they stand for.
 const ALIASES: &[(&str, &str)] = &[
@@ -44,10 +36,23 @@ impl Regions {
         Self { own, configured, view, capacity: Mutex::default() }
     }
 
-    fn all(&self) -> Vec<Region> {
+    /// All of them; without `capacity`.
+    pub fn all(&self) -> Vec<Region> {
         let mut all = self.configured.clone();
         self.view.hosts().all().iter().for_each(|(_, host)| add(&mut all, &host.region));
         all
+    }
+
+    /// All of them with their capacity, unless it was counted too long ago.
+    pub fn with_capacity(&self) -> Option<Vec<Region>> {
+        let capacity = self.capacity.lock();
+        let recent = capacity.as_ref().filter(|(asked, _)| asked.elapsed() < CAPACITY_AGE);
+        recent.map(|(_, regions)| regions.clone())
+    }
+
+    /// Keeps what was just found out about their capacity.
+    pub fn keep_capacity(&self, regions: Vec<Region>) {
+        *self.capacity.lock() = Some((Instant::now(), regions));
     }
 
     /// Whether it is the code of one.
@@ -112,33 +117,6 @@ fn add(regions: &mut Vec<Region>, code: &str) {
         geo_region: String::new(),
         mpg_available: false,
     });
-}
-
-/// List the regions.
-#[utoipa::path(
-    get,
-    path = "/v1/platform/regions",
-    operation_id = "Platform_regions_get",
-    tag = "Platform",
-    responses((status = 200, description = "The regions", body = RegionsReply)),
-)]
-pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
-    let nearest = context.regions.own.clone();
-    let cached = context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some((_, regions)) = cached.filter(|(asked, _)| asked.elapsed() < CAPACITY_AGE) {
-        return Json(RegionsReply { nearest, regions });
-    }
-    let mut regions = context.regions.all();
-    for region in &mut regions {
-        // Of the smallest size.
-        let room = placements::room_in(&context, &region.code, &MachineConfig::default())
-            .await
-            .unwrap_or_default();
-        region.capacity = i64::try_from(room.iter().sum::<u64>()).unwrap_or(i64::MAX);
-    }
-    *context.regions.capacity.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some((Instant::now(), regions.clone()));
-    Json(RegionsReply { nearest, regions })
 }
 
 #[cfg(test)]

@@ -47,15 +47,11 @@ use tower::ServiceExt as _;
 
 use self::{
     activity::{Dispensable, InProgress, Places},
-    refusal::Refusals,
+    refusal::{MAX_HEAD, MAX_HEADERS, Refusals},
     stream::Stream,
 };
-use crate::Settings;
+use crate::settings::Settings;
 
-/// Largest head of a request, bytes.
-const MAX_HEAD: usize = 64 * 1024;
-/// Most header fields.
-const MAX_HEADERS: usize = 100;
 /// What an HTTP/2 connection may send before it is refused by the protocol, without a word: beyond
 /// [`MAX_HEAD`], so that what is a little too large is told.
 const MAX_H2_HEAD: usize = 4 * MAX_HEAD;

@@ -4,6 +4,7 @@
 //!
 //! Nothing is copied: layers are unpacked straight out of the archive, verified on the way.
 
+mod contents;
 mod docker;
 mod files;
 mod layout;
@@ -15,19 +16,18 @@ use futures::FutureExt;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use self::files::Files;
+use self::{
+    contents::{Contents, DOCKER, OCI},
+    files::Files,
+};
 use crate::{
     ImageError, ImageReference, ImageSummary, ProgressSender, ResolvedImage, RootDisk,
     build::{Ingredients, PendingLayer, interrupted},
-    layer::inflate::Source,
-    manifest::Config,
+    inner::Inner,
     meter::Meter,
     reference::{ParsedReference, parse_reference},
-    store::Inner,
 };
 
-const DOCKER: &str = "manifest.json";
-const OCI: &str = "index.json";
 /// Names of one image that are kept.
 const MOST_NAMES: usize = 100;
 
@@ -46,16 +46,6 @@ pub(crate) struct ArchiveSource {
     pub(crate) path: PathBuf,
     /// Which image of the archive.
     pub(crate) wanted: Option<String>,
-}
-
-/// One image in an archive, its config checked.
-pub(crate) struct Contents {
-    /// Digest of its manifest.
-    digest: String,
-    config: Config,
-    layers: Vec<Source>,
-    /// What the archive calls it.
-    names: Vec<String>,
 }
 
 impl ArchiveSource {

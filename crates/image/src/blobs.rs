@@ -9,9 +9,10 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::SystemTime,
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     ImageError,
@@ -104,7 +105,7 @@ impl Blobs {
 
     /// Keeps these from being collected.
     pub(crate) fn pin(&self, digests: Vec<String>) -> Pins<'_> {
-        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pinned = self.pinned.lock();
         for digest in &digests {
             *pinned.entry(digest.clone()).or_default() += 1;
         }
@@ -114,8 +115,7 @@ impl Blobs {
     /// All that no build wants, but for `kept`; longest unused first.
     pub(crate) fn idle(&self, kept: &HashSet<String>) -> Result<Vec<Idle>, ImageError> {
         let failed = |error| ImageError::io("list", &self.directory, error);
-        let pinned: HashSet<String> =
-            self.pinned.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let pinned: HashSet<String> = self.pinned.lock().keys().cloned().collect();
         let mut idle = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -133,7 +133,7 @@ impl Blobs {
 
 impl Drop for Pins<'_> {
     fn drop(&mut self) {
-        let mut pinned = self.blobs.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pinned = self.blobs.pinned.lock();
         for digest in &self.digests {
             if let Some(count) = pinned.get_mut(digest) {
                 *count -= 1;

@@ -16,13 +16,15 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use futures::{FutureExt, future::BoxFuture, future::Shared};
+use futures::{FutureExt, future::BoxFuture};
 use nix::sys::statvfs::statvfs;
 use tokio::sync::{SemaphorePermit, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     ImageError, Progress, ProgressSender, ResolvedImage, RootDisk, disk,
+    flight::Flight,
+    inner::Inner,
     layer::{
         Budget,
         inflate::{Inflated, Source, inflate},
@@ -32,17 +34,7 @@ use crate::{
     own_files,
     records::Record,
     session,
-    store::Inner,
 };
-
-/// A build that is going on.
-#[derive(Debug, Clone)]
-pub(crate) struct Flight {
-    result: Shared<BoxFuture<'static, Result<RootDisk, ImageError>>>,
-    progress: watch::Receiver<Progress>,
-    /// Held by all who wait for it; it ends with the last.
-    wanted: Weak<DropGuard>,
-}
 
 /// A layer that is, or soon will be, on disk.
 pub(crate) struct PendingLayer {

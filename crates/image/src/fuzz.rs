@@ -11,8 +11,8 @@ use crate::{
     ImageError, Limits,
     layer::{pax, tar::TarReader, unpack::inside_path},
     manifest::{self, Document, parse_config},
-    platform::{Search, Step},
     reference::is_digest,
+    search::{Search, Step},
 };
 
 /// Most memory that all of this may have taken, bytes; inputs are of a few KiB.

@@ -4,9 +4,9 @@ use std::{collections::HashSet, fs};
 
 use crate::{
     GarbageReport, ImageError,
+    inner::Inner,
     reference::{parse_reference, pinned_digest},
     session,
-    store::Inner,
 };
 
 impl Inner {

@@ -16,9 +16,11 @@ mod build;
 mod config;
 mod disk;
 mod error;
+mod flight;
 #[cfg(test)]
 mod fuzz;
 mod garbage;
+mod inner;
 mod json;
 mod layer;
 mod manifest;
@@ -30,90 +32,17 @@ mod pull;
 mod records;
 mod reference;
 mod registry;
+mod search;
 mod session;
 mod store;
+mod types;
 
 pub use config::{ImageStoreConfig, Limits, Transfer};
 pub use error::ImageError;
 pub use own_files::{OwnFile, unwritten};
 pub use reference::{ParsedReference, parse_reference};
-pub use store::{GarbageReport, ImageStore, ImageSummary};
-
-/// Where progress goes: the latest value is what counts, so a slow reader costs nothing.
-pub type ProgressSender = tokio::sync::watch::Sender<Progress>;
-
-use std::{collections::BTreeMap, path::PathBuf};
-
-use serde::{Deserialize, Serialize};
-
-/// Where an image came from, as the API's `image_ref` shows it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageReference {
-    /// Registry host and port; `docker-archive`, `oci-archive` and `local` for images that came
-    /// from files.
-    pub registry: String,
-    /// Repository, e.g. `library/nginx`.
-    pub repository: String,
-    /// Tag, when one was given or defaulted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tag: Option<String>,
-    /// Digest of the platform's manifest, `sha256:…`.
-    pub digest: String,
-    /// Labels of the image's config.
-    #[serde(default)]
-    pub labels: Option<BTreeMap<String, String>>,
-}
-
-/// The part of an image's config that decides how it runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ImageConfig {
-    /// ENTRYPOINT.
-    pub entrypoint: Vec<String>,
-    /// CMD.
-    pub cmd: Vec<String>,
-    /// ENV, `K=V`.
-    pub env: Vec<String>,
-    /// USER; empty when unset.
-    pub user: String,
-    /// WORKDIR; empty when unset.
-    pub working_dir: String,
-    /// STOPSIGNAL.
-    pub stop_signal: Option<String>,
-    /// EXPOSE, e.g. `80/tcp`.
-    pub exposed_ports: Vec<String>,
-}
-
-/// A reference resolved to exactly one manifest. Serialisable, so that a machine's record can hold
-/// it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResolvedImage {
-    /// The reference as the user gave it.
-    pub requested: String,
-    /// Where it came from; its digest names the root disk.
-    pub reference: ImageReference,
-    /// How it runs.
-    pub config: ImageConfig,
-    /// Sum of the compressed layers, bytes.
-    pub download_size: u64,
-}
-
-/// A finished root disk: read-only, shared by all machines of the image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RootDisk {
-    /// Raw ext4 image.
-    pub path: PathBuf,
-    /// Its virtual size, bytes.
-    pub size: u64,
-}
-
-/// How far getting an image is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// `resolve`, `pull`, `unpack`, `build`.
-    pub step: String,
-    /// Bytes done of this step.
-    pub bytes_done: u64,
-    /// Bytes of this step in all, 0 when unknown.
-    pub bytes_total: u64,
-}
+pub use store::ImageStore;
+pub use types::{
+    GarbageReport, ImageConfig, ImageReference, ImageSummary, Progress, ProgressSender,
+    ResolvedImage, RootDisk,
+};

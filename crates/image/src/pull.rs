@@ -1,7 +1,7 @@
 //! Finding out what a reference means, and getting its layers, from registries.
 
 use std::{
-    sync::{Arc, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -19,17 +19,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ImageError, ImageReference, ProgressSender, ResolvedImage, RootDisk,
     build::{Ingredients, PendingLayer, interrupted, while_wanted},
+    inner::Inner,
     layer::inflate::{Place, Source},
     manifest::{self, BlobDescriptor, Config, Document, Manifest},
     meter::Meter,
-    platform::{Search, Step},
     reference::{ParsedReference, is_digest, is_of_archive, parse_reference, pinned_digest},
     registry::{Repository, Wanted},
-    store::Inner,
+    search::{Search, Step},
 };
-
-/// A blob that is being fetched; gone when nobody waits for it any more.
-pub(crate) type BlobFlight = WeakShared<BoxFuture<'static, Result<(), ImageError>>>;
 
 impl Inner {
     /// See [`crate::ImageStore::resolve`].
@@ -356,7 +353,7 @@ impl Inner {
         layer: &BlobDescriptor,
         meter: &Arc<Meter>,
     ) -> (Shared<BoxFuture<'static, Result<(), ImageError>>>, bool) {
-        let mut flights = self.blob_flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flights = self.blob_flights.lock();
         // One that has ended badly is nothing to join.
         let known = flights
             .get(&layer.digest)

@@ -7,24 +7,18 @@
 //!            tmp/     half-made things, one locked directory per running store
 //! ```
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, fs, sync::Arc};
 
 use futures::FutureExt;
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    ImageError, ImageStoreConfig, ProgressSender, ResolvedImage, RootDisk,
+    GarbageReport, ImageError, ImageStoreConfig, ImageSummary, ProgressSender, ResolvedImage,
+    RootDisk,
     blobs::Blobs,
-    build::Flight,
-    pull::BlobFlight,
+    inner::Inner,
     records::Records,
     reference::{is_archive, is_digest, parse_reference, pinned_digest},
     registry::Registry,
@@ -34,58 +28,12 @@ use crate::{
 /// Images built at the same time.
 const PARALLEL_BUILDS: usize = 2;
 
-/// An image that has a root disk in the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageSummary {
-    /// `sha256:…` of the platform's manifest.
-    pub digest: String,
-    /// References that led to it, and names given at import.
-    pub names: Vec<String>,
-    /// Bytes on disk.
-    pub size: u64,
-    /// When its root disk was built.
-    pub created_at: Timestamp,
-    /// When a machine last asked for it.
-    pub last_used: Timestamp,
-}
-
-/// What a collection did.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GarbageReport {
-    /// Digests of the images whose root disks were removed.
-    pub removed: Vec<String>,
-    /// Bytes that this set free, blobs included.
-    pub freed_bytes: u64,
-    /// Bytes free now.
-    pub free_bytes: u64,
-}
-
 /// The images of a host. Clones share everything; when the last one goes, builds that are going on
 /// end.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
     _closes: Arc<DropGuard>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) config: ImageStoreConfig,
-    pub(crate) disks: PathBuf,
-    pub(crate) blobs: Blobs,
-    pub(crate) records: Records,
-    pub(crate) registry: Registry,
-    pub(crate) session: Session,
-    pub(crate) builds: Semaphore,
-    pub(crate) cancelled: CancellationToken,
-    flights: Mutex<HashMap<String, Flight>>,
-    pub(crate) blob_flights: Mutex<HashMap<String, BlobFlight>>,
-}
-
-impl Inner {
-    pub(crate) fn lock_flights(&self) -> MutexGuard<'_, HashMap<String, Flight>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl ImageStore {

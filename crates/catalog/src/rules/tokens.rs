@@ -1,12 +1,11 @@
 //! Tokens: only their SHA-256 is stored.
 
 #[cfg(feature = "test-tokens")]
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+#[cfg(feature = "test-tokens")]
+use parking_lot::Mutex;
 use rand::Rng as _;
 use sha2::{Digest as _, Sha256};
 
@@ -26,9 +25,7 @@ impl Catalog {
     /// When the store fails.
     pub async fn authenticate(&self, token: &str) -> Result<Option<TokenRecord>> {
         #[cfg(feature = "test-tokens")]
-        if let Some(accepted) =
-            self.test_tokens.lock().unwrap_or_else(PoisonError::into_inner).get(token)
-        {
+        if let Some(accepted) = self.test_tokens.lock().get(token) {
             return Ok(Some(accepted.clone()));
         }
         Ok(self.store.token(&hash(token)).await?)
@@ -37,10 +34,7 @@ impl Catalog {
     /// Takes this text for a token, as long as a copy of this catalog is there. Stores nothing.
     #[cfg(feature = "test-tokens")]
     pub fn accept_token(&self, text: &str, token: TokenRecord) {
-        self.test_tokens
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(text.to_owned(), token);
+        self.test_tokens.lock().insert(text.to_owned(), token);
     }
 
     /// Makes the root token unless there is one. Gives its text, which is stored nowhere, the one

@@ -12,9 +12,9 @@ pub enum SqliteError {
     /// The file can't be opened or made.
     #[error("can't open the catalog {path}: {reason}")]
     Open {
-        /// The file.
+        /// Path of the database file.
         path: PathBuf,
-        /// Why.
+        /// What SQLite or the file system says.
         reason: String,
     },
     /// The file is damaged. It is left as it is.
@@ -22,7 +22,7 @@ pub enum SqliteError {
         "the catalog {path} is damaged ({reason}); restore it from a backup, it will not be made anew over this"
     )]
     Corrupt {
-        /// The file.
+        /// Path of the database file.
         path: PathBuf,
         /// What was found.
         reason: String,
@@ -32,7 +32,7 @@ pub enum SqliteError {
         "{path} is an SQLite database, but no catalog; move it away or name another data directory"
     )]
     Foreign {
-        /// The file.
+        /// Path of the database file.
         path: PathBuf,
     },
     /// A newer version of the program has changed the file.
@@ -40,7 +40,7 @@ pub enum SqliteError {
         "the catalog {path} has schema {found}, this program knows up to {known}; run the newer version again"
     )]
     Newer {
-        /// The file.
+        /// Path of the database file.
         path: PathBuf,
         /// Its schema.
         found: u32,
@@ -52,7 +52,7 @@ pub enum SqliteError {
     Backup {
         /// The copy.
         path: PathBuf,
-        /// Why.
+        /// What SQLite or the file system says.
         reason: String,
     },
 }

@@ -1,11 +1,9 @@
 //! Rows of tokens, and their copy in memory, so that authenticating a request costs no visit to the
 //! thread. The file belongs to one process, so the copy is never out of date.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::RwLock;
 use rusqlite::{Connection, Result, TransactionBehavior, params};
 
 use crate::{TokenRecord, TokenScope, store::TokenRow};
@@ -20,7 +18,7 @@ impl Tokens {
     }
 
     pub(super) fn get(&self, hash: &[u8; 32]) -> Option<TokenRecord> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+        self.0.read().get(hash).cloned()
     }
 
     /// Inserts a token, in place of the one of its name if `replace`. False where that is there.
@@ -40,7 +38,7 @@ impl Tokens {
             params![row.name, row.hash, row.organization, row.created_ms],
         )?;
         transaction.commit()?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all(connection)?;
+        *self.0.write() = all(connection)?;
         Ok(inserted == 1)
     }
 }

@@ -27,7 +27,6 @@ enum AppsCommand {
     Destroy(destroy::Destroy),
 }
 
-/// Runs it.
 pub async fn run(apps: Apps, session: &Session) -> Result<(), CliError> {
     match apps.command {
         AppsCommand::Create(create) => create::run(create, session).await,

@@ -36,7 +36,6 @@ enum AuthCommand {
     Token,
 }
 
-/// Runs it.
 pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
     let printer = &session.printer;
     let path = || {

@@ -6,7 +6,7 @@ use caddis_client::{Client, ListMachines};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use crate::{CliError, app_name, globals::AppArgs, session::Session};
+use crate::{CliError, globals::AppArgs, session::Session};
 
 /// `caddis config …`.
 #[derive(Debug, Args)]
@@ -42,7 +42,6 @@ struct Show {
     yaml: bool,
 }
 
-/// Runs it.
 pub async fn run(config: Config, session: &Session) -> Result<(), CliError> {
     let ConfigCommand::Show(show) = config.command;
     let value = if show.local {
@@ -69,7 +68,7 @@ pub async fn run(config: Config, session: &Session) -> Result<(), CliError> {
 }
 
 fn local(app: &AppArgs, session: &Session) -> Result<Value, CliError> {
-    let path = app_name::file(app, &session.environment).ok_or_else(|| {
+    let path = app.file(&session.environment).ok_or_else(|| {
         CliError::with_hint(
             "there is no caddis.toml or fly.toml in this directory",
             "Name the file with --config, or write one with 'caddis apps create --save'.",

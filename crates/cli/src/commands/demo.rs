@@ -25,7 +25,6 @@ use crate::{CliError, Printer, render::size, session::Session, waiting};
 /// How long the first lines of the machine may take.
 const LOGS_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Arguments.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  caddis demo\n  caddis demo --keep")]
 pub struct Demo {
@@ -34,7 +33,6 @@ pub struct Demo {
     keep: bool,
 }
 
-/// Runs it.
 pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let title = |text: &str| printer.out(format_args!("\n{}", printer.title(text)));

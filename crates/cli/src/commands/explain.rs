@@ -15,7 +15,7 @@ use crate::{CliError, complete, session::Session};
 pub struct Explain {
     /// Code of an error, as the API's error bodies have it, or exit code of this program [default:
     /// a list of all].
-    #[arg(add = complete::codes())]
+    #[arg(add = complete::words(CODES.into_iter().map(name).collect()))]
     code: Option<String>,
     /// Print it as JSON.
     #[arg(short, long)]
@@ -51,11 +51,6 @@ const CODES: [ErrorCode; 17] = [
     ErrorCode::Unavailable,
     ErrorCode::DiskFull,
 ];
-
-/// The codes of errors.
-pub fn codes() -> impl Iterator<Item = String> {
-    CODES.into_iter().map(name)
-}
 
 const EXIT_CODES: [(&str, &str, &str); 4] = [
     ("0", "All went well, or you were asked and said no.", "Nothing."),

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use crate::{
     CliError, Printer,
     progress::Progress,
-    render::{size, time},
+    render::{size, time, words},
     session::Session,
     upload::Archive,
 };
@@ -65,7 +65,6 @@ enum ImageCommand {
     },
 }
 
-/// Runs it.
 pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     match image.command {
@@ -78,7 +77,7 @@ pub async fn run(image: Image, session: &Session) -> Result<(), CliError> {
                 printer.json(&image)?;
             } else {
                 let names =
-                    if image.names.is_empty() { image.digest } else { image.names.join(", ") };
+                    if image.names.is_empty() { image.digest } else { words::few(&image.names) };
                 printer.out(format_args!("Imported {names} ({})", size::decimal(image.size)))?;
             }
             Ok(())

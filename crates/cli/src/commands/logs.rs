@@ -61,7 +61,6 @@ pub struct Logs {
     json: bool,
 }
 
-/// Runs it.
 pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
     if logs.select && logs.machine.is_some() {
         return Err(CliError::new("machine IDs can't be used with --select"));
@@ -122,7 +121,7 @@ pub async fn run(logs: Logs, session: &Session) -> Result<(), CliError> {
             if logs.json {
                 session.printer.json(&entry.attributes)?;
             } else {
-                session.printer.out(log::line(&entry.attributes, &session.printer))?;
+                session.printer.out(log::line(&entry.attributes, session.printer.paint()))?;
             }
         }
         if over && (one_page || page.data.is_empty()) {

@@ -24,7 +24,6 @@ enum OrgsCommand {
     },
 }
 
-/// Runs it.
 pub async fn run(orgs: Orgs, session: &Session) -> Result<(), CliError> {
     let OrgsCommand::List { json } = orgs.command;
     let organizations = session.client()?.organizations().await?;

@@ -35,7 +35,6 @@ enum PlatformCommand {
     Status(Format),
 }
 
-/// Runs it.
 pub async fn run(platform: Platform, session: &Session) -> Result<(), CliError> {
     match platform.command {
         PlatformCommand::Regions(format) => regions(&format, session).await,

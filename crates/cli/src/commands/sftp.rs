@@ -36,7 +36,6 @@ enum SftpCommand {
     Find(find::Find),
 }
 
-/// Runs it.
 pub async fn run(sftp: Sftp, session: &Session) -> Result<(), CliError> {
     match sftp.command {
         SftpCommand::Get(get) => get::run(get, session).await,

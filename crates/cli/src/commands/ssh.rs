@@ -4,7 +4,7 @@
 use clap::{Args, Subcommand};
 
 use super::target::Target;
-use crate::{CliError, session::Session, terminal, words};
+use crate::{CliError, attach, session::Session, terminal, words};
 
 /// `caddis ssh …`.
 #[derive(Debug, Args)]
@@ -40,7 +40,6 @@ pub struct Console {
     user: String,
 }
 
-/// Runs it.
 pub async fn run(ssh: Ssh, session: &Session) -> Result<(), CliError> {
     let SshCommand::Console(console) = ssh.command;
     let command = match &console.command {
@@ -54,12 +53,12 @@ pub async fn run(ssh: Ssh, session: &Session) -> Result<(), CliError> {
     if pty && !console.target.quiet {
         session.printer.note(format_args!("Connecting to {}... complete", machine.private_ip))?;
     }
-    let program = terminal::Program {
+    let program = attach::Program {
         command,
         user: Some(console.user),
         pty,
         stdin: true,
         ..Default::default()
     };
-    terminal::attach(session, &client, &app, &machine.id, program).await
+    attach::attach(session, &client, &app, &machine.id, program).await
 }

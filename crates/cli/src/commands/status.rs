@@ -32,7 +32,6 @@ pub struct Status {
     json: bool,
 }
 
-/// Runs it.
 pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
     let (name, client, printer) = (session.app(&status.app)?, session.client()?, &session.printer);
     let app = client.get_app(&name).await?;

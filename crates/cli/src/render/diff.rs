@@ -4,13 +4,13 @@
 use serde_json::Value;
 use similar::{ChangeTag, TextDiff};
 
-use crate::Printer;
+use super::paint::Paint;
 
 /// Lines shown around a difference, as many as the reference shows.
 const CONTEXT: usize = 2;
 
 /// The difference, with a line end after each line.
-pub fn json(printer: &Printer, old: &Value, new: &Value) -> String {
+pub fn json(paint: Paint, old: &Value, new: &Value) -> String {
     let (old, new) = (lines(old), lines(new));
     let (old_lines, new_lines) = (alike(&old), alike(&new));
     let (old_refs, new_refs) = (refs(&old_lines), refs(&new_lines));
@@ -36,8 +36,8 @@ pub fn json(printer: &Printer, old: &Value, new: &Value) -> String {
         leave_out(&mut text, &mut skipped);
         let shown = match tag {
             ChangeTag::Equal => format!("  {line}"),
-            ChangeTag::Delete => printer.paint_error(&format!("- {line}")),
-            ChangeTag::Insert => printer.paint_added(&format!("+ {line}")),
+            ChangeTag::Delete => paint.error(&format!("- {line}")),
+            ChangeTag::Insert => paint.added(&format!("+ {line}")),
         };
         text.push_str(&shown);
         text.push('\n');
@@ -86,13 +86,13 @@ mod tests {
         let mut new = old.clone();
         new["env"]["B"] = json!("2");
         new["guest"]["memory_mb"] = json!(512);
-        let (printer, ..) = Printer::capturing();
+        let paint = Paint::default();
         assert_eq!(
-            json(&printer, &old, &new),
+            json(paint, &old, &new),
             "  ... // 3 identical lines\n    \"env\": {\n      \"A\": \"1\",\n\
              +     \"B\": \"2\"\n    },\n    \"guest\": {\n      \"cpus\": 1,\n-     \"memory_mb\": 256\n\
              +     \"memory_mb\": 512\n    },\n    \"image\": \"nginx:1\",\n    ... // 3 identical lines\n"
         );
-        assert_eq!(json(&printer, &old, &old), "  ... // 14 identical lines\n");
+        assert_eq!(json(paint, &old, &old), "  ... // 14 identical lines\n");
     }
 }

@@ -2,13 +2,13 @@
 
 use caddis_api::logs::LogAttributes;
 
-use crate::Printer;
+use super::paint::Paint;
 
 /// Ends a line that is too long for one entry.
 const CUT: &str = " [line cut, continues]";
 
 /// `2026-08-21T10:00:00Z app[ID] REGION [info]message`, as the field's command line writes it.
-pub fn line(attributes: &LogAttributes, printer: &Printer) -> String {
+pub fn line(attributes: &LogAttributes, paint: Paint) -> String {
     let provider = &attributes.meta.event.provider;
     let source = if provider.is_empty() {
         attributes.instance.clone()
@@ -20,7 +20,7 @@ pub fn line(attributes: &LogAttributes, printer: &Printer) -> String {
         .split_once('.')
         .map_or(attributes.timestamp.clone(), |(time, _)| format!("{time}Z"));
     let level = match attributes.level.as_str() {
-        "error" => printer.paint_error("error"),
+        "error" => paint.error("error"),
         level => level.to_owned(),
     };
     let cut = if attributes.partial { CUT } else { "" };
@@ -59,7 +59,7 @@ mod tests {
     use caddis_api::logs::LogAttributes;
 
     use super::{line, tame};
-    use crate::Printer;
+    use crate::render::paint::Paint;
 
     #[test]
     fn a_line_that_was_cut_says_so() {
@@ -72,10 +72,10 @@ mod tests {
             region: "here".to_owned(),
             meta: Default::default(),
         };
-        let (printer, _, _) = Printer::capturing();
-        assert_eq!(line(&attributes(false), &printer), "2026-08-21T10:00:00Z 1 here [info]text");
+        let paint = Paint::default();
+        assert_eq!(line(&attributes(false), paint), "2026-08-21T10:00:00Z 1 here [info]text");
         assert_eq!(
-            line(&attributes(true), &printer),
+            line(&attributes(true), paint),
             "2026-08-21T10:00:00Z 1 here [info]text [line cut, continues]"
         );
     }

@@ -82,3 +82,15 @@ pub fn event_info(event: &MachineEvent) -> String {
         exit.exit_code, exit.oom_killed, exit.requested_stop
     )
 }
+
+/// The volume that is mounted.
+pub fn volume(config: &MachineConfig) -> String {
+    let mount = config.mounts.as_ref().and_then(|mounts| mounts.first());
+    mount.and_then(|mount| mount.volume.clone()).unwrap_or_default()
+}
+
+/// What its metadata says it is one of.
+pub fn process_group(config: &MachineConfig) -> String {
+    let metadata = config.metadata.as_ref();
+    metadata.and_then(|metadata| metadata.get("fly_process_group").cloned()).unwrap_or_default()
+}

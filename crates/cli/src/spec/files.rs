@@ -5,7 +5,7 @@ use std::path::Path;
 use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
-use super::{MachineFlags, list};
+use super::{fields::list, flags::MachineFlags};
 use crate::CliError;
 
 /// Applies the flags. An empty value removes a file.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{VmFlags, object, size};
+use super::{fields::object, flags::VmFlags, size};
 use crate::CliError;
 
 const MIB: u64 = 1 << 20;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::list;
+use super::fields::list;
 use crate::CliError;
 
 /// Adds services. One that is there already for the same internal port and protocol gets the port,

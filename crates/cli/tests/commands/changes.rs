@@ -8,7 +8,7 @@ use crate::stand::Stand;
 async fn an_update_is_applied_and_waited_for() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
-    assert_snapshot!(stand.run(&format!("machine update {id} -a shop -e A=1 --vm-memory 512 -C 'serve --slow' --yes")).await, @"
+    assert_snapshot!(stand.run(&format!("machine update {id} -a shop -e A=1 --vm-memory 512 -C 'serve --slow' --yes")).await, @r#"
     exit code 0
     ----- stdout -----
     Updating machine machine-id-001
@@ -18,8 +18,28 @@ async fn an_update_is_applied_and_waited_for() {
       caddis machine status machine-id-001 -a shop
 
     ----- stderr -----
+    Configuration changes to be applied to machine: machine-id-001 (web)
+
+      ... // 6 identical lines
+          "cpu_kind": "shared",
+          "cpus": 1,
+    -     "memory_mb": 256
+    +     "memory_mb": 512
+    +   },
+    +   "init": {
+    +     "cmd": [
+    +       "serve",
+    +       "--slow"
+    +     ]
+    +   },
+    +   "env": {
+    +     "A": "1"
+        }
+    -   "init": {}
+      }
+
     No health checks found
-    ");
+    "#);
     let shown =
         stand.run(&format!("machine status {id} -a shop --display-config")).await.ok().json();
     assert_eq!(shown["env"]["A"], "1");
@@ -62,6 +82,8 @@ async fn an_update_keeps_the_machines_own_image_unless_another_is_asked_for() {
     assert_eq!(update(r#"--machine-config '{"image": "other:2"}'"#).await.0, "other:2");
     assert_eq!(update("--image web").await.0, "web", "a tag that is asked for is looked up");
     assert_eq!(update("--image web").await.0, "web", "again and again");
+    let same = stand.run(&format!("machine update {id} -a shop --yes")).await.ok();
+    assert!(same.stderr.starts_with("No config changes found;"), "{same}");
 }
 
 #[tokio::test]
@@ -131,7 +153,16 @@ async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
     Updating machine machine-id-001
 
     ----- stderr -----
-    Searching for image 'missing' remotely...
+    Configuration changes to be applied to machine: machine-id-001 (web)
+
+      {
+    -   "image": "web",
+    +   "image": "missing",
+        "restart": {
+          "policy": "no"
+        ... // 8 identical lines
+
+    Searching for image 'missing'...
     Error: could not find image "missing" (Request ID: …)
     Check its name and tag; --debug shows what the registry says, 'caddis image list' what the server holds.
     "#);

@@ -30,13 +30,13 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
       [IPV6]
 
     ----- stderr -----
-    Searching for image 'web' remotely...
+    Searching for image 'web'...
     No health checks found
     ");
     assert_snapshot!(stand.run("machine list -a shop").await, @"
     exit code 0
     ----- stdout -----
-    1 machines have been retrieved from app shop.
+    1 machine has been retrieved from app shop.
 
     shop
      ID │ NAME │ STATE │ CHECKS │ REGION │ ROLE │ IMAGE │ IP ADDRESS │ VOLUME │ CREATED │ LAST UPDATED │ PROCESS GROUP │ SIZE
@@ -105,6 +105,12 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     exit code 0
     ----- stdout -----
     hello world
+    ");
+    assert_snapshot!(stand.run("machine exec web -a shop").await, @"
+    exit code 1
+    ----- stderr -----
+    Error: 'web' is the only argument: a machine and a command are needed
+    Write 'caddis machine exec MACHINE COMMAND', or the command in words after --.
     ");
     assert_snapshot!(stand.run(&format!("machine exec {id} 'exit 3' -a shop")).await, @"
     exit code 0
@@ -213,7 +219,7 @@ async fn a_machine_is_made_without_being_started() {
      State: creating
 
     ----- stderr -----
-    Searching for image 'web' remotely...
+    Searching for image 'web'...
     ");
 }
 

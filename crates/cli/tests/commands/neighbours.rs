@@ -328,7 +328,7 @@ async fn place_says_where_machines_would_go() {
     assert_snapshot!(stand.run("machine place --count 30 --vm-memory 4096").await, @"
     exit code 1
     ----- stderr -----
-    Error: failed getting machine placements: there is room for 4 machines of 1 CPUs and 4096 MiB, not for 30 (Request ID: …)
+    Error: failed getting machine placements: there is room for 4 machines of 1 CPU and 4096 MiB, not for 30 (Request ID: …)
     Try choosing a different region for machine creation
     ");
     assert_snapshot!(stand.run("machine place --weights spread=often").await, @r#"

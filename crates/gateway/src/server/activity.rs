@@ -4,12 +4,9 @@
 //! sent half of one, or has never said anything. When all places are taken, the one that has been
 //! idle longest makes room.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -35,7 +32,7 @@ struct Idle {
 impl Idle {
     /// Whole after a panic too: each change is one.
     fn order(&self) -> MutexGuard<'_, Order> {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+        self.order.lock()
     }
 }
 
@@ -178,7 +175,7 @@ pub(super) enum Dispensable {
 impl Activity {
     /// Whole after a panic too: each change is one.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// A request is in progress as long as what this returns lives.

@@ -8,8 +8,10 @@
 use axum::http::StatusCode;
 use caddis_api::{ApiError, ErrorCode};
 
-use super::{MAX_HEAD, MAX_HEADERS};
-
+/// Largest head of a request, bytes.
+pub(super) const MAX_HEAD: usize = 64 * 1024;
+/// Most header fields.
+pub(super) const MAX_HEADERS: usize = 100;
 /// Longest head that hyper writes by itself.
 const LONGEST: usize = 512;
 

@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::support::{Fixture, TIMEOUT, worker::operation};
+use crate::support::{Fixture, TIMEOUT, worker::records::operation};
 
 /// Name and data of the next event.
 async fn next(body: &mut axum::body::BodyDataStream) -> Option<(String, Value)> {

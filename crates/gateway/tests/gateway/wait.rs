@@ -127,7 +127,7 @@ async fn a_machine_that_was_never_booted_counts_as_stopped_only_at_rest() {
     let fixture = Fixture::new().await;
     fixture.app("a").await;
     let id = fixture.machine("a", "m").await;
-    let operation = crate::support::worker::operation("boot", 0);
+    let operation = crate::support::worker::records::operation("boot", 0);
     fixture
         .worker
         .change(&id, |record| {
@@ -242,7 +242,7 @@ async fn a_failed_machine_that_is_started_again_is_waited_for() {
     let starts = fixture.worker.turn(&id, MachineState::Started, "start");
     assert_eq!(while_waiting(&fixture, &id, &query, starts).await.ok()["state"], "started");
     turn(&fixture, &id, MachineState::Failed, "start", json!({ "error": "no disk" })).await;
-    let operation = crate::support::worker::operation("boot", 0);
+    let operation = crate::support::worker::records::operation("boot", 0);
     known(
         &fixture,
         &fixture.worker.change(&id, |record| record.machine.operation = Some(operation)).await,

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use serde::Deserialize;
 
 use super::{
-    Contents,
+    contents::{Contents, DOCKER},
     files::Files,
     names::{self, Named},
 };
@@ -48,9 +48,9 @@ pub(super) fn read(
     wanted: Option<&str>,
     store: &ImageStoreConfig,
 ) -> Result<Contents, ImageError> {
-    let bytes = files.read(super::DOCKER, store.limits.manifest_bytes)?;
+    let bytes = files.read(DOCKER, store.limits.manifest_bytes)?;
     let items: Vec<Item> = json::read(&bytes).map_err(|error| {
-        ImageError::corrupt(format!("{} of the {WHAT}", super::DOCKER), error.to_string())
+        ImageError::corrupt(format!("{} of the {WHAT}", DOCKER), error.to_string())
     })?;
     let mut best: Option<(Option<u8>, &Item, Vec<u8>, Config)> = None;
     let picked = names::pick(&items, wanted)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Contents,
+    contents::{Contents, OCI},
     files::Files,
     names::{self, Named},
 };
@@ -11,7 +11,7 @@ use crate::{
     ImageError, ImageStoreConfig, Limits,
     layer::inflate::Source,
     manifest::{self, Config, Descriptor, Document, Manifest, parse_config, sound_digest, verify},
-    platform::{Search, Step},
+    search::{Search, Step},
 };
 
 /// Annotation that holds the tag (OCI image specification, "annotations.md").
@@ -38,7 +38,7 @@ pub(super) fn read(
     store: &ImageStoreConfig,
 ) -> Result<Contents, ImageError> {
     let what = "index.json of the OCI layout";
-    let bytes = files.read(super::OCI, store.limits.manifest_bytes)?;
+    let bytes = files.read(OCI, store.limits.manifest_bytes)?;
     let Document::Index(mut entries) = manifest::parse(what, &bytes, &store.limits)? else {
         return Err(ImageError::corrupt(what, "it is a manifest and no index"));
     };

@@ -1,10 +1,7 @@
 //! Answering a registry's 401: Basic at once, Bearer with a token from the realm that it names.
 //! (Protocol: distribution, "Token Authentication Specification".)
 
-use std::{
-    sync::PoisonError,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{
@@ -13,11 +10,12 @@ use reqwest::{
 };
 
 use super::{
-    Failure, Registry, Repository,
+    Registry,
     challenge::{Challenge, challenges},
     credentials::{Credentials, Logins},
-    failed_request,
+    failure::{Failure, failed_request},
     guard::authority,
+    repository::Repository,
     token::Token,
     words,
 };
@@ -103,7 +101,7 @@ impl Registry {
             return Err(self.denied(repository, &reason).into());
         };
         let header = authorization.header.clone();
-        let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.authorizations.lock();
         known.insert(repository.clone(), authorization);
         Ok(header)
     }

@@ -19,7 +19,7 @@ use base64::{
 };
 use serde_json::{Map, Value};
 
-use super::Repository;
+use super::repository::Repository;
 use crate::ImageError;
 
 /// Clients differ about padding.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
-use super::Failure;
+use super::failure::Failure;
 use crate::{ImageError, Transfer};
 
 /// Longest that anything is believed to ask for.

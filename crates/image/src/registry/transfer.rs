@@ -16,7 +16,13 @@ use reqwest::{
 use sha2::{Digest, Sha256};
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{Failure, Registry, Repository, failed_request, patience::Patience, words};
+use super::{
+    Registry,
+    failure::{Failure, failed_request},
+    patience::Patience,
+    repository::Repository,
+    words,
+};
 use crate::ImageError;
 
 /// Beyond what the slowest allowed speed makes of a blob's size.

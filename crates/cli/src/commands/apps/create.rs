@@ -45,7 +45,6 @@ pub struct Create {
     json: bool,
 }
 
-/// Runs it.
 pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let mut name = create.name.or(create.name_flag).filter(|name| !name.is_empty());

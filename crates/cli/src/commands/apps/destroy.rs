@@ -27,7 +27,6 @@ pub struct Destroy {
     yes: bool,
 }
 
-/// Runs it.
 pub async fn run(destroy: Destroy, session: &Session) -> Result<(), CliError> {
     if destroy.names.is_empty() {
         return Err(CliError::new("no app names provided"));

@@ -23,7 +23,6 @@ pub struct List {
     quiet: bool,
 }
 
-/// Runs it.
 pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let apps = client.list_apps(list.org.as_deref()).await?;

@@ -8,7 +8,7 @@ use clap::Args;
 use futures::{StreamExt as _, stream};
 
 use crate::{
-    CliError, app_name, complete, globals::AppArgs, prompt, render::machine as cell,
+    CliError, complete, globals::AppArgs, prompt, render::machine as cell, report::report,
     session::Session, suggest,
 };
 
@@ -146,7 +146,7 @@ fn together(session: &Session, mut failures: Vec<CliError>) -> Result<(), CliErr
         1 => Err(failures.remove(0)),
         _ => {
             let codes: Vec<_> =
-                failures.iter().map(|error| error.report(&session.printer)).collect();
+                failures.iter().map(|error| report(error, &session.printer)).collect();
             Err(CliError::ExitCode(codes.into_iter().find(|code| *code != 0).unwrap_or(0)))
         }
     }
@@ -163,7 +163,7 @@ async fn app(
     if select && machine.is_some() {
         return Err(CliError::new("machine IDs can't be used with --select"));
     }
-    let app = app_name::find(arguments, &session.environment)?;
+    let app = arguments.find(&session.environment)?;
     match (app, machine) {
         (Some(app), _) => Ok(app),
         (None, None) if select => {

@@ -13,7 +13,6 @@ use crate::{
     waiting::{self, Outcome},
 };
 
-/// Arguments.
 #[derive(Debug, Args)]
 pub struct Clone {
     #[command(flatten)]

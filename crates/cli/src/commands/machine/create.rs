@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{choice, health, launch, shell};
 use crate::{
-    CliError, app_name,
+    CliError,
     globals::AppArgs,
     organization, prompt,
     render::{machine, size},
@@ -57,7 +57,6 @@ pub struct Create {
     flags: MachineFlags,
 }
 
-/// Runs it.
 pub async fn run(create: Create, launched: bool, session: &Session) -> Result<(), CliError> {
     if create.shell.shell {
         let program = Program { image: create.image, command: create.command, auto_destroy: true };
@@ -145,7 +144,7 @@ async fn choose_app(
     session: &Session,
 ) -> Result<String, CliError> {
     let printer = &session.printer;
-    let (name, org_slug) = match app_name::find(arguments, &session.environment)? {
+    let (name, org_slug) = match arguments.find(&session.environment)? {
         Some(name) => match client.get_app(&name).await {
             Err(error) if error.is_not_found() && printer.is_interactive() => {
                 let question = format!("App '{name}' does not exist, would you like to create it?");

@@ -5,9 +5,13 @@ use caddis_client::{Client, ListMachines};
 use clap::Args;
 
 use super::choice;
-use crate::{CliError, prompt, render::machine as cell, session::Session, waiting};
+use crate::{
+    CliError, prompt,
+    render::{machine as cell, words},
+    session::Session,
+    waiting,
+};
 
-/// Arguments.
 #[derive(Debug, Args)]
 pub struct Destroy {
     #[command(flatten)]
@@ -66,8 +70,8 @@ async fn of_image(
     machines.sort_by(|a, b| a.id.cmp(&b.id));
     if !machines.is_empty() && !destroy.yes {
         let ids: Vec<_> = machines.iter().map(|machine| machine.id.as_str()).collect();
-        let question =
-            format!("{} Machines ({}) will be destroyed, continue?", ids.len(), ids.join(", "));
+        let count = words::count(ids.len(), "Machine");
+        let question = format!("{count} ({}) will be destroyed, continue?", ids.join(", "));
         prompt::confirm(&session.printer, &question, prompt::NO_YES).await?;
     }
     Ok((client, app, machines))

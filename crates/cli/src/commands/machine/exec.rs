@@ -4,7 +4,7 @@ use caddis_api::exec::{CommandLine, ExecRequest, MAX_TIMEOUT_SECONDS};
 use clap::Args;
 
 use super::choice::{self, no_container};
-use crate::{CliError, complete, globals::AppArgs, session::Session, terminal, words};
+use crate::{CliError, attach, complete, globals::AppArgs, session::Session, words};
 
 /// `caddis machine exec`.
 #[derive(Debug, Args)]
@@ -46,12 +46,18 @@ pub struct Exec {
     json: bool,
 }
 
-/// Runs it.
 pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
     let printer = &session.printer;
     let (machine, command) = match (exec.machine, exec.command) {
         (machine, None) if !exec.program.is_empty() => (machine, CommandLine::Words(exec.program)),
         (machine, Some(command)) => (machine, CommandLine::Line(command)),
+        // There is nobody to choose the machine from a menu.
+        (Some(only), None) if !printer.is_interactive() => {
+            return Err(CliError::with_hint(
+                format!("'{only}' is the only argument: a machine and a command are needed"),
+                "Write 'caddis machine exec MACHINE COMMAND', or the command in words after --.",
+            ));
+        }
         (command, None) => (None, CommandLine::Line(command.unwrap_or_default())),
     };
     no_container(exec.container.as_deref())?;
@@ -65,9 +71,8 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         if command.is_empty() {
             return Err(CliError::new("give a command"));
         }
-        let program =
-            terminal::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
-        return terminal::attach(session, &client, &app, &machine.id, program).await;
+        let program = attach::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
+        return attach::attach(session, &client, &app, &machine.id, program).await;
     }
     let request =
         ExecRequest { cmd: Some(command), timeout: exec.timeout, ..ExecRequest::default() };

@@ -7,10 +7,7 @@ use caddis_api::{
 use caddis_client::{Client, ClientError};
 use serde_json::json;
 
-use crate::{CliError, Printer, progress::looking_up, prompt, session::Session};
-
-/// How an error names images, at most.
-const NAMED: usize = 5;
+use crate::{CliError, Printer, progress::looking_up, prompt, render::words, session::Session};
 
 /// Says which machine there is when what makes it is broken off, by an error or by Ctrl-C.
 pub struct Unfinished<'a> {
@@ -95,7 +92,7 @@ pub async fn create<'a>(
 pub fn searching(printer: &Printer, image: &str) -> Result<(), CliError> {
     match image {
         "" => Ok(()),
-        image => Ok(printer.note(format_args!("Searching for image '{image}' remotely..."))?),
+        image => Ok(printer.note(format_args!("Searching for image '{image}'..."))?),
     }
 }
 
@@ -154,10 +151,8 @@ async fn offer(session: &Session, client: &Client, error: CliError) -> Result<St
             "Without a registry 'caddis image import' takes an image from an archive.".to_owned();
         return Err(CliError::Failed { message, hint: Some(hint), request_id });
     }
-    let more = if names.len() > NAMED { ", …" } else { "" };
-    let listed = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let hint =
-        Some(format!("The server holds other images that need no registry: {listed}{more}."));
+    let listed = words::few(&names);
+    let hint = Some(format!("The server holds other images that need no registry: {listed}."));
     let error = CliError::Failed { message, hint, request_id };
     if !session.printer.is_interactive() {
         return Err(error);

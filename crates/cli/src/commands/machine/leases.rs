@@ -39,7 +39,6 @@ struct Clear {
     which: choice::Many,
 }
 
-/// Runs it.
 pub async fn run(leases: Leases, session: &Session) -> Result<(), CliError> {
     match leases.command {
         LeasesCommand::View(view) => self::view(view, session).await,

@@ -7,13 +7,12 @@ use clap::Args;
 use serde_json::{Map, json};
 
 use crate::{
-    CliError, app_name,
+    CliError,
     globals::AppArgs,
     session::Session,
     spec::{self, VmFlags},
 };
 
-/// Arguments.
 #[derive(Debug, Args)]
 pub struct Place {
     #[command(flatten)]
@@ -55,7 +54,7 @@ pub async fn run(place: Place, session: &Session) -> Result<(), CliError> {
     };
     spec::set_vm(&mut config, &vm)?;
     spec::check_guest(&config)?;
-    let org_slug = match (place.org, app_name::find(&place.app, &session.environment)?) {
+    let org_slug = match (place.org, place.app.find(&session.environment)?) {
         (Some(org), _) => org,
         (None, Some(app)) => client.get_app(&app).await?.organization.slug,
         (None, None) => "personal".to_owned(),

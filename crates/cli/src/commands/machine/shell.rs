@@ -14,7 +14,8 @@ use serde_json::json;
 use super::launch;
 use crate::{
     CliError,
-    app_name::{self, SHELLS, is_for_shells},
+    app_name::{SHELLS, is_for_shells},
+    attach,
     globals::AppArgs,
     organization,
     render::size,
@@ -54,7 +55,6 @@ pub struct Fresh<'a> {
     pub org: Option<String>,
 }
 
-/// Runs it.
 pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let command = if shell.command == DEFAULT_COMMAND {
@@ -73,7 +73,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     }
     config.insert("restart".to_owned(), json!({ "policy": "no" }));
 
-    let named = app_name::find(fresh.app, &session.environment)?;
+    let named = fresh.app.find(&session.environment)?;
     let remove_app = named.is_none();
     let app = match named {
         Some(app) => app,
@@ -122,8 +122,8 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     let pty = terminal::is_on_terminal();
     let user = Some(shell.user.clone());
     let program =
-        terminal::Program { command, user, pty, stdin: true, holds_machine: true, remove_app };
-    terminal::attach(session, &client, &app, &id, program).await
+        attach::Program { command, user, pty, stdin: true, holds_machine: true, remove_app };
+    attach::attach(session, &client, &app, &id, program).await
 }
 
 /// The app that shells live in: one that is there, or a new one.

@@ -1,11 +1,6 @@
 //! `caddis machine top`.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use caddis_api::{
     Machine, MachineId, WorkerId,
@@ -15,6 +10,7 @@ use caddis_client::{Client, ListMachines};
 use clap::Args;
 use futures::{Stream, StreamExt as _, stream};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::watch::{self, Form};
 use crate::{
@@ -26,7 +22,6 @@ use crate::{
 
 /// Pause before a server that went away is asked again.
 const BACKOFF: Duration = Duration::from_secs(1);
-/// Arguments.
 #[derive(Debug, Args)]
 pub struct Top {
     #[command(flatten)]
@@ -48,17 +43,16 @@ struct Usage(Mutex<BTreeMap<WorkerId, Vec<MachineUsage>>>);
 
 impl Usage {
     fn take(&self, sample: UsageSample) {
-        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.0.lock();
         hosts.insert(sample.worker, sample.machines);
     }
 
     fn by_machine(&self) -> BTreeMap<MachineId, MachineUsage> {
-        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = self.0.lock();
         hosts.values().flatten().map(|usage| (usage.id.clone(), usage.clone())).collect()
     }
 }
 
-/// Runs it.
 pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
     let (app, client, printer) = (session.app(&top.app)?, session.client()?, &session.printer);
     let interval = Duration::from_secs(top.interval);
@@ -100,7 +94,7 @@ fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl
             tokio::time::sleep(BACKOFF).await;
         }
         // A host that went away does not come back for this.
-        usage.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        usage.0.lock().clear();
         // What is wrong the watch beside it tells.
         let samples =
             client.machine_usage(app, interval).await.unwrap_or_else(|_| stream::empty().boxed());

@@ -7,7 +7,7 @@ use caddis_client::WaitFor;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{choice, health, launch};
+use super::{arguments::whole_seconds, choice, health, launch};
 use crate::{
     CliError,
     progress::looking_up,
@@ -18,7 +18,6 @@ use crate::{
     waiting,
 };
 
-/// Arguments.
 #[derive(Debug, Args)]
 pub struct Update {
     #[command(flatten)]
@@ -46,7 +45,7 @@ pub struct Update {
     #[arg(long, value_name = "PATH")]
     mount_point: Option<String>,
     /// How long to wait for the new version, seconds.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = whole_seconds)]
     wait_timeout: u64,
     #[command(flatten)]
     flags: MachineFlags,
@@ -63,20 +62,24 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
     let id = &machine.id;
     let old = machine.config.clone().unwrap_or_default();
     let mut new = changed(&update, &old, session)?;
-    if !update.yes && new == old.fields() {
-        return Err(CliError::new("no config changes found"));
-    }
-    if !update.yes {
+    if new != old.fields() {
         printer.note(format_args!(
             "Configuration changes to be applied to machine: {id} ({})\n",
             machine.name
         ))?;
         printer.raw_note(&diff::json(
-            printer,
+            printer.paint(),
             &Value::Object(old.fields()),
             &Value::Object(new.clone()),
         ))?;
         printer.note("")?;
+    } else if update.yes {
+        // As the reference does: who says yes may want no more than the restart.
+        printer.note("No config changes found; with --yes the machine is updated all the same.")?;
+    } else {
+        return Err(CliError::new("no config changes found"));
+    }
+    if !update.yes {
         match prompt::confirm(printer, "Apply changes?", prompt::NO_YES).await {
             Err(CliError::Declined) => return Ok(printer.out("No changes to apply")?),
             answer => answer?,

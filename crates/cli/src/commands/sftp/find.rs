@@ -20,7 +20,6 @@ pub struct Find {
     json: bool,
 }
 
-/// Runs it.
 pub async fn run(find: Find, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let (app, machine) = find.target.find(session, &client).await?;

@@ -32,7 +32,6 @@ pub struct Get {
     recursive: bool,
 }
 
-/// Runs it.
 pub async fn run(get: Get, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let name = Path::new(&get.remote).file_name();

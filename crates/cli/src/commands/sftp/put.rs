@@ -42,7 +42,6 @@ fn mode(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "write it in octal digits, such as 0644".to_owned())
 }
 
-/// Runs it.
 pub async fn run(put: Put, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let local = session.environment.current_directory.join(&put.local);

@@ -1,6 +1,9 @@
 //! A worker that does what it is told at once, or not before the test says so, and publishes what
 //! it did.
 
+pub mod records;
+mod streams;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
@@ -8,64 +11,34 @@ use std::{
 
 use async_trait::async_trait;
 use axum::body::Body;
-use axum::http::{Method, Request, Response, StatusCode};
+use axum::http::Response;
 use bytes::Bytes;
 use caddis_api::{
-    ApiError, EventId, LeaseNonce, Machine, MachineId, MachineState, VersionId, WorkerId,
-    event::MachineEvent,
+    ApiError, LeaseNonce, MachineId, MachineState, VersionId, WorkerId,
     exec::ProcessStat,
     lease::{Lease, PublicLease},
-    machine::{ImageRef, Operation},
     requests::{Memory, StartReply},
 };
 use caddis_bus::{
     Bus, Handler, InProcessBus, Serving,
     message::{
-        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, CreateMachine, DELTAS, Delta,
-        Envelope, MachineRecord, Offer, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
+        self, ANNOUNCE_INTERVAL, ANNOUNCEMENTS, Action, Announcement, DELTAS, Delta, Envelope,
+        MachineRecord, Offer, VersionRecord, WorkerReply, WorkerRequest, WorkerResult,
     },
-    stream::{
-        StreamService,
-        frames::{self, Frame},
-    },
+    stream::frames::{self, Frame},
 };
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 
+use self::records::{lease, new_record, version};
+pub use self::{
+    records::enter,
+    streams::{SessionEnd, StreamCall},
+};
+
 /// Machines per page of a listing.
 const PAGE: usize = 300;
-
-/// What a stream request looked like.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StreamCall {
-    pub method: String,
-    pub uri: String,
-    pub nonce: Option<String>,
-    pub body: String,
-}
-
-/// The worker's end of a session: what the client says, and the way back to it.
-pub struct SessionEnd {
-    heard: BoxStream<'static, Result<Frame, String>>,
-    say: mpsc::Sender<Frame>,
-}
-
-impl SessionEnd {
-    /// The client's next message; `None` when it has gone.
-    pub async fn heard(&mut self) -> Option<Frame> {
-        self.heard.next().await.map(Result::unwrap)
-    }
-
-    pub async fn say(&self, frame: Frame) {
-        assert!(self.try_say(frame).await);
-    }
-
-    /// False when nobody listens any more.
-    pub async fn try_say(&self, frame: Frame) -> bool {
-        self.say.send(frame).await.is_ok()
-    }
-}
 
 #[derive(Default)]
 pub struct State {
@@ -440,15 +413,6 @@ impl FakeWorker {
     }
 }
 
-fn version(record: &MachineRecord) -> VersionRecord {
-    let machine = record.machine.clone();
-    VersionRecord {
-        version: machine.version,
-        config: machine.config.unwrap(),
-        image: machine.image_ref,
-    }
-}
-
 impl State {
     fn delta(&mut self, worker: &WorkerId, record: MachineRecord) -> Option<Delta> {
         self.sequence += 1;
@@ -508,134 +472,5 @@ impl Handler for Offers {
             has_image: false,
         });
         message::encode(&offer)
-    }
-}
-
-#[async_trait]
-impl StreamService for FakeWorker {
-    async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        if parts.uri.path().ends_with("/session") {
-            return self.open_session(body);
-        }
-        let body = axum::body::to_bytes(body, usize::MAX).await;
-        let call = StreamCall {
-            method: parts.method.to_string(),
-            uri: parts.uri.to_string(),
-            nonce: parts
-                .headers
-                .get("fly-machine-lease-nonce")
-                .map(|value| value.to_str().unwrap().to_owned()),
-            body: body.map_or_else(
-                |e| format!("error: {e}"),
-                |body| String::from_utf8(body.to_vec()).unwrap(),
-            ),
-        };
-        let mut state = self.state();
-        state.calls.push(call);
-        let (media, usual) = usual_answer(&parts.method, parts.uri.path());
-        let (status, body) = state.stream_answer.clone().unwrap_or((200, usual.to_string()));
-        let response = Response::builder().status(StatusCode::from_u16(status).unwrap());
-        response.header("content-type", media).body(Body::from(body)).unwrap()
-    }
-}
-
-/// What a real worker's streams answer, in short.
-fn usual_answer(method: &Method, path: &str) -> (&'static str, Value) {
-    let image =
-        json!({ "digest": "sha256:0", "names": [], "size": 0, "created_at": "", "machines": 0 });
-    let answer = match (method.as_str(), path) {
-        ("GET", "/usage") => json!({ "worker": "W1", "machines": [] }),
-        ("GET", "/logs") => json!({ "data": [], "meta": { "next_token": "" } }),
-        ("GET", "/images") => json!([image]),
-        ("POST", "/images") => return ("application/x-ndjson", json!({ "done": image })),
-        ("DELETE", "/images") => json!({ "ok": true }),
-        _ => json!({ "exit_code": 0, "exit_signal": 0, "stdout": "", "stderr": "" }),
-    };
-    ("application/json", answer)
-}
-
-/// Puts a state and an event into a record.
-pub fn enter(record: &mut MachineRecord, state: MachineState, kind: &str) {
-    record.machine.state = state;
-    record.launched |= state == MachineState::Started;
-    let events = record.machine.events.get_or_insert_default();
-    let timestamp = 1_700_000_000_000;
-    let id = EventId::following(events.first().map(|event| &event.id), timestamp);
-    let event = MachineEvent {
-        id,
-        kind: kind.to_owned(),
-        status: state.to_string(),
-        source: "user".to_owned(),
-        timestamp,
-        request: None,
-        details: None,
-    };
-    events.insert(0, Arc::new(event));
-}
-
-fn lease(id: &MachineId, ttl: u64, owner: String, description: &str) -> Lease {
-    Lease {
-        nonce: LeaseNonce::from_trusted(format!("n{}", &id.as_str()[..11])),
-        expires_at: 4_000_000_000 + ttl,
-        owner,
-        description: description.to_owned(),
-        version: VersionId::generate(),
-    }
-}
-
-fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
-    let version = VersionId::generate();
-    let mut record = MachineRecord {
-        worker: worker.clone(),
-        epoch: create.placement_epoch,
-        revision: 1,
-        config_revision: 1,
-        app: create.app,
-        launched: false,
-        lease: None,
-        machine: Machine {
-            id: create.id,
-            name: create.name,
-            state: MachineState::Creating,
-            region: create.region,
-            image_ref: ImageRef::default(),
-            instance_id: version.clone(),
-            version,
-            private_ip: create.ipv6.to_string(),
-            created_at: "2026-03-31T06:08:08Z".to_owned(),
-            updated_at: "2026-03-31T06:08:08Z".to_owned(),
-            config: Some(create.config),
-            incomplete_config: None,
-            events: Some(Vec::new()),
-            checks: None,
-            host_status: "ok".to_owned(),
-            host_status_reason: None,
-            cordoned: create.cordoned,
-            nonce: None,
-            warnings: Vec::new(),
-            lease: None,
-            operation: Some(operation("pull", 0)),
-            isolation: None,
-            start_kind: None,
-            private_ipv4: None,
-            image_size: None,
-        },
-    };
-    enter(&mut record, MachineState::Creating, "launch");
-    record
-}
-
-pub fn operation(step: &str, bytes_done: u64) -> Operation {
-    Operation {
-        kind: "create".to_owned(),
-        step: step.to_owned(),
-        bytes_done,
-        bytes_total: 100,
-        attempt: 1,
-        started_at: "2026-03-31T06:08:08.000Z".to_owned(),
-        deadline: "2026-03-31T06:18:08.000Z".to_owned(),
-        last_error: None,
-        retry_at: None,
     }
 }

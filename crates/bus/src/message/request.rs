@@ -1,0 +1,197 @@
+//! What gateways ask of one worker.
+
+use std::{collections::BTreeMap, net::Ipv6Addr};
+
+use caddis_api::{ApiDuration, LeaseNonce, MachineId, RawConfig, Signal, VersionId};
+use serde::{Deserialize, Serialize};
+
+/// A request to one worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum WorkerRequest {
+    /// Make a machine. Answer: `WorkerReply::Created`.
+    Create(Box<CreateMachine>),
+    /// Change a machine. Answer: depends on the action.
+    Act {
+        /// Id of the machine.
+        machine: MachineId,
+        /// What the client holds as proof of its lease.
+        nonce: Option<LeaseNonce>,
+        /// What to do.
+        action: Action,
+    },
+    /// Replace a machine's configuration. Answer: `WorkerReply::Updated`, once that is durable.
+    Update {
+        /// Id of the machine.
+        machine: MachineId,
+        /// What the client holds as proof of its lease.
+        nonce: Option<LeaseNonce>,
+        /// Its new configuration, and how it is applied.
+        update: Box<UpdateMachine>,
+    },
+    /// One machine, straight from its owner. Answer: `WorkerReply::Machine`.
+    Get {
+        /// Id of the machine.
+        machine: MachineId,
+    },
+    /// Machines in id order, as many as one message takes. Answer: `WorkerReply::Machines`.
+    List {
+        /// Begin after this id.
+        after: Option<MachineId>,
+    },
+    /// The machine was placed on another host since: this copy stops, for good. Answer: `Done`.
+    Supersede {
+        /// Id of the machine.
+        machine: MachineId,
+        /// Epoch of the placement elsewhere; one that is not higher than the worker's own changes
+        /// nothing.
+        epoch: u64,
+    },
+    /// Events, newest first. Answer: `WorkerReply::Events`.
+    Events {
+        /// Of which machine.
+        machine: MachineId,
+        /// At most so many.
+        limit: usize,
+    },
+    /// All versions of its configuration that are kept. Answer: `WorkerReply::Versions`.
+    Versions {
+        /// Of which machine.
+        machine: MachineId,
+    },
+    /// What a running machine's programs may have of its memory, after a change where one is asked
+    /// for. Answer: `WorkerReply::Memory`.
+    Memory {
+        /// Of which machine.
+        machine: MachineId,
+        /// Proof of a lease, for changes.
+        nonce: Option<LeaseNonce>,
+        /// The limit from now on, MiB.
+        limit_mib: Option<u64>,
+        /// Take back so much that is not needed right now, MiB.
+        reclaim_mib: Option<u64>,
+    },
+    /// The process list. Answer: `WorkerReply::Processes`.
+    Processes {
+        /// Of which machine.
+        machine: MachineId,
+    },
+    /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer:
+    /// `Drained`.
+    Drain {
+        /// Guests that still run then are killed. Milliseconds.
+        deadline_ms: u64,
+    },
+    /// Whether this worker can do its work. Answer: `WorkerReply::Health`.
+    Health,
+}
+
+/// A change of one machine. All but `Signal`, `SetMetadata` and `GetLease` need the lease's nonce
+/// when the machine is leased.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// Answer: `WorkerReply::Started`, once the start is durable.
+    Start,
+    /// Answer: `Done`, once the stop is durable.
+    Stop {
+        /// Overrides the configured signal.
+        signal: Option<Signal>,
+        /// Overrides the configured timeout.
+        timeout: Option<ApiDuration>,
+    },
+    /// Answer: `Done`.
+    Restart {
+        /// Overrides the configured signal.
+        signal: Option<Signal>,
+        /// Overrides the configured timeout.
+        timeout: Option<ApiDuration>,
+        /// Don't ask the program, kill it.
+        force: bool,
+    },
+    /// Answer: `Done`, once the suspend is durable.
+    Suspend,
+    /// Answer: `Done`. No new version comes of it.
+    SetMetadata {
+        /// New values; `None` removes the key.
+        changes: BTreeMap<String, Option<String>>,
+        /// The version that must be current.
+        expected: Option<VersionId>,
+    },
+    /// Answer: `Done`.
+    Signal {
+        /// What its program gets.
+        signal: Signal,
+    },
+    /// Answer: `Done`.
+    Destroy {
+        /// Also when it runs.
+        force: bool,
+    },
+    /// Take machine out of routing, or put it back. Answer: `Done`.
+    Cordon {
+        /// True takes it out of routing, false puts it back.
+        cordoned: bool,
+    },
+    /// Answer: `WorkerReply::Lease`. With a nonce in the request it refreshes that lease.
+    AcquireLease {
+        /// Seconds from now.
+        ttl_seconds: u64,
+        /// Who holds the lease from then on, as clients see it.
+        owner: String,
+        /// The holder's own words.
+        description: String,
+    },
+    /// Answer: `WorkerReply::Lease`.
+    GetLease,
+    /// Answer: `Done`.
+    ReleaseLease,
+}
+
+/// Everything a worker must know to make a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateMachine {
+    /// Its id, from the catalog.
+    pub id: MachineId,
+    /// Its name, from the catalog.
+    pub name: String,
+    /// Name of the machine's app.
+    pub app: String,
+    /// The app's organisation.
+    pub org: String,
+    /// Region it was placed in.
+    pub region: String,
+    /// Checked and completed by [`caddis_api::validate::normalise`].
+    pub config: RawConfig,
+    /// Its address, from the catalog.
+    pub ipv6: Ipv6Addr,
+    /// Its network's /48, from the catalog.
+    pub network: String,
+    /// Counts placements of this machine; a higher one elsewhere ends this one.
+    pub placement_epoch: u64,
+    /// Prepare but don't boot.
+    pub skip_launch: bool,
+    /// Come up cordoned.
+    pub cordoned: bool,
+    /// Take a lease in the same step: seconds, and who asks.
+    pub lease: Option<(u64, String)>,
+}
+
+/// A new configuration of a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UpdateMachine {
+    /// Checked and completed by [`caddis_api::validate::normalise`].
+    pub config: RawConfig,
+    /// The version that must be current.
+    pub expected: Option<VersionId>,
+    /// Leave it stopped.
+    pub skip_launch: bool,
+    /// Take it out of routing.
+    pub cordoned: bool,
+    /// Take a lease in the same step, or refresh the one that is held: seconds, and who asks.
+    pub lease: Option<(u64, String)>,
+    /// Id of the new version, when the request may come again: one that the machine has had is not
+    /// made again. Another is taken where it would not sort after the current one.
+    #[serde(default)]
+    pub version: Option<VersionId>,
+}

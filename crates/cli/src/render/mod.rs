@@ -1,9 +1,0 @@
-//! How things look: tables, JSON, times, sizes, machines.
-
-pub mod diff;
-pub mod json;
-pub mod log;
-pub mod machine;
-pub mod size;
-pub mod table;
-pub mod time;

@@ -1,0 +1,85 @@
+//! `GET /healthz`: 200 when requests will succeed, else 503 with the reasons.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State, http::StatusCode};
+use caddis_api::platform::HostState;
+use caddis_bus::message::{WorkerReply, WorkerRequest};
+use futures::future::join_all;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::http::context::Context;
+
+/// How long a worker may take to say how it is. Asked twice.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Body of the answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Health {
+    /// Whether requests will succeed.
+    pub(crate) ok: bool,
+    /// Why they will not.
+    pub(crate) problems: Vec<String>,
+    /// What works less well than it should, though requests succeed.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Say whether requests will succeed.
+///
+/// Our addition.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "Health_show",
+    tag = "Server",
+    responses(
+        (status = 200, description = "They will", body = Health),
+        (status = 503, description = "They will not, and why", body = Health),
+    ),
+)]
+pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<Health>) {
+    let health = check(&context).await;
+    let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(health))
+}
+
+/// Asks the catalog and all workers.
+pub(crate) async fn check(context: &Context) -> Health {
+    let mut problems = Vec::new();
+    if let Err(error) = context.catalog.check().await {
+        problems.push(error.to_string());
+    }
+    let (silent, heard): (Vec<_>, Vec<_>) = context
+        .view
+        .hosts()
+        .all()
+        .into_iter()
+        .partition(|(_, host)| host.state == HostState::Unreachable);
+    if heard.is_empty() {
+        let text = if silent.is_empty() { "no host is known" } else { "no host can be reached" };
+        problems.push(text.to_owned());
+    }
+    let answers = heard.iter().map(|(worker, _)| async move {
+        match context.ask(worker, WorkerRequest::Health, DEADLINE).await {
+            Ok(WorkerReply::Health { mut problems, warnings }) => {
+                if problems.is_empty() && !context.view.is_listed(worker) {
+                    problems.push(format!("the machines of worker {worker} are not known yet"));
+                }
+                (problems, warnings)
+            }
+            Ok(_) => (vec![format!("worker {worker} gave no answer that fits")], Vec::new()),
+            Err(error) => (vec![caddis_api::ApiError::from(error).message], Vec::new()),
+        }
+    });
+    let (of_workers, warnings): (Vec<_>, Vec<_>) = join_all(answers).await.into_iter().unzip();
+    problems.extend(of_workers.into_iter().flatten());
+    let unreachable = silent.iter().map(|(worker, host)| {
+        let seconds = host.last_seen.elapsed().as_secs();
+        format!(
+            "host {worker} has said nothing for {seconds} s: its machines are shown as they were"
+        )
+    });
+    let warnings = unreachable.chain(warnings.into_iter().flatten()).collect();
+    Health { ok: problems.is_empty(), problems, warnings }
+}

@@ -1,0 +1,103 @@
+//! The errors that endpoints of a kind have in common, for the document.
+
+use std::collections::BTreeMap;
+
+use caddis_api::{
+    error::ErrorBody,
+    terminal::{ClientMessage, ServerMessage},
+};
+use utoipa::{
+    IntoResponses, PartialSchema as _, ToSchema,
+    openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder},
+};
+
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+macro_rules! errors {
+    ($($(#[$doc:meta])* $name:ident { $($status:literal => $text:literal),+ $(,)? })+) => {
+        $(
+            $(#[$doc])*
+            pub(crate) struct $name;
+
+            impl IntoResponses for $name {
+                fn responses() -> Responses {
+                    [$(($status, $text)),+].into_iter().map(|(status, text)| (status.to_owned(), error(text))).collect()
+                }
+            }
+        )+
+    };
+}
+
+errors! {
+    /// Of what reads a body.
+    BadBody {
+        "400" => "The request is wrong, and where",
+        "408" => "The body did not arrive in time",
+        "413" => "The body is too large",
+    }
+    /// Of what reads parameters.
+    BadParameter { "400" => "A parameter is wrong" }
+    /// Of what is about an app.
+    NoApp {
+        "400" => "The request is wrong, and where",
+        "404" => "No such app",
+    }
+    /// Of what is about a machine.
+    NoMachine {
+        "400" => "The request is wrong, and where",
+        "404" => "No such app, machine, or thing of it",
+    }
+    /// Of what a worker may refuse.
+    Refused {
+        "409" => "Someone else holds the lease, a concurrent change won, or the host has no room",
+        "412" => "The state does not allow it",
+    }
+    /// Of what may come with an `Idempotency-Key`.
+    Keyed {
+        "400" => "The request is wrong, and where",
+        "408" => "The body did not arrive in time",
+        "409" => "A request with this Idempotency-Key was cut short, is being carried out (`retry-after` says when to come \
+                  back), or its answer too long to be kept",
+        "413" => "The body is too large",
+        "422" => "Another request came with this Idempotency-Key",
+    }
+    /// Of every endpoint.
+    Anywhere {
+        "431" => "The header fields are too large",
+        "500" => "A mistake of the server",
+        "503" => "Too many connections with requests in progress; nothing was done",
+    }
+    /// Of every endpoint that is not for every token.
+    Forbidden {
+        "403" => "The token does not allow this: it is for one app, or for reading only",
+    }
+    /// Of every endpoint that asks for a token.
+    Protected {
+        "401" => "No token, or none of this server",
+        "429" => "Too many requests of this kind; `retry-after` says when to come back",
+        "507" => "The disk of the host is full: nothing was changed. What frees room still works",
+        "504" => "What the server depends on does not answer; the request may still be carried out",
+    }
+}
+
+fn error(text: &str) -> RefOr<Response> {
+    let content =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name(ErrorBody::name()))).build();
+    RefOr::T(ResponseBuilder::new().description(text).content("application/json", content).build())
+}
+
+/// The schemas that the errors refer to.
+pub(crate) fn schemas() -> Vec<(String, RefOr<utoipa::openapi::Schema>)> {
+    let mut schemas = vec![(ErrorBody::name().into_owned(), ErrorBody::schema())];
+    ErrorBody::schemas(&mut schemas);
+    // Messages of WebSockets, which no body of a request or answer refers to.
+    for (name, schema) in [
+        (ClientMessage::name(), ClientMessage::schema()),
+        (ServerMessage::name(), ServerMessage::schema()),
+    ] {
+        schemas.push((name.into_owned(), schema));
+    }
+    ClientMessage::schemas(&mut schemas);
+    ServerMessage::schemas(&mut schemas);
+    schemas
+}
