@@ -5,10 +5,7 @@ use async_trait::async_trait;
 use caddis_api::MachineId;
 use futures::future::BoxFuture;
 
-use crate::{
-    operation::Step,
-    step::{self, Context, Done, Failure, RunningVmHandle},
-};
+use crate::step::{self, Context, Done, Failure, RunningVmHandle, Step};
 
 /// What becomes of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +37,7 @@ pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Fail
     Box::pin(async move {
         let machine = context.row.id.clone();
         let operation =
-            context.row.operation.as_ref().map_or("", |operation| operation.kind.as_str());
+            context.row.operation.as_ref().map_or("", |operation| operation.kind.rules().name());
         let done = match hook.before(&machine, operation, step.as_str()).await {
             FaultInjection::None => step::run(step, context.clone()).await?,
             FaultInjection::Fail { retry } => {

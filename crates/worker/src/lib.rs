@@ -37,7 +37,7 @@ pub mod host;
 mod interference;
 mod live;
 mod logs;
-mod operation;
+mod operations;
 mod owner;
 mod policy;
 mod publish;

@@ -31,10 +31,10 @@ use crate::{
     event::{self, Source},
     interference,
     live::RunningVm,
-    operation::{Operation, OperationKind, Step},
+    operations::{MAX_ATTEMPTS, Operation, OperationKind, Start},
     row::MachineRow,
     schedule,
-    step::{self, Done, Failure},
+    step::{self, Done, Failure, Step},
     store::Durability,
     timing::Timing,
     turns::Turns,
@@ -500,24 +500,28 @@ impl Owner {
         let Some(at) = due.filter(|_| self.shared.check_not_draining().is_ok()) else { return };
         // When no server ran all may be late at once.
         let recovery = at + LATE_MS < now_ms();
-        let start =
-            OperationKind::Start { not_before: 0, automatic: true, recovery, suspend_after: false };
+        let start = OperationKind::Start(Start {
+            not_before: 0,
+            automatic: true,
+            recovery,
+            suspend_after: false,
+        });
         self.change(Durability::Synced, |draft| draft.begin(start.clone(), Source::Worker)).await;
     }
 
     async fn step_failed(&mut self, step: Step, failure: Failure) {
         let Some(operation) = &self.row.operation else { return };
         tracing::warn!(
-            machine = %self.row.id, operation = operation.kind.as_str(), step = step.as_str(),
+            machine = %self.row.id, operation = operation.kind.rules().name(), step = step.as_str(),
             attempt = operation.attempt, error = %failure.message, "step failed"
         );
         self.timing = Timing::default();
         self.turns.end_launch();
-        if failure.retry && operation.attempt < crate::operation::MAX_ATTEMPTS {
+        if failure.retry && operation.attempt < MAX_ATTEMPTS {
             let delay = RETRY_DELAY * 2_u32.pow(operation.attempt - 1);
             self.retry_at = Some(Instant::now() + delay);
             // A machine that was resumed is not to be lost because it answers late.
-            let resumed = matches!(operation.kind, OperationKind::Resume { .. })
+            let resumed = operation.kind.rules().resumes()
                 && matches!(step, Step::Boot | Step::Configure)
                 && self.live.as_ref().is_some_and(|live| live.guest.borrow().gone.is_none());
             self.change(Durability::Process, |draft| {
@@ -545,9 +549,14 @@ impl Owner {
         };
         let reason = match &operation.last_error {
             Some(error) => {
-                format!("{} did not end in time, at step {step}: {error}", operation.kind.as_str())
+                format!(
+                    "{} did not end in time, at step {step}: {error}",
+                    operation.kind.rules().name()
+                )
             }
-            None => format!("{} did not end in time, at step {step}", operation.kind.as_str()),
+            None => {
+                format!("{} did not end in time, at step {step}", operation.kind.rules().name())
+            }
         };
         tracing::error!(machine = %self.row.id, reason, "deadline passed");
         self.break_off_step();

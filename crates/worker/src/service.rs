@@ -33,7 +33,7 @@ use crate::{
     disturbance,
     engine::Shared,
     event::Source,
-    operation::OperationKind,
+    operations::OperationKind,
     owner::{Message, RequestId, Revision, Transaction, grant_lease},
     publish::Page,
     row::{FORMAT, MachineRow},

@@ -15,13 +15,12 @@ use crate::{
     event::Source,
     live::RunningVm,
     logs::Logs,
-    operation::{OperationKind, Step},
+    operations::{FoundVm, LostVm, OperationKind, Start},
     owner::{Message, RECENT_EVENTS, Transaction},
     publish::Publisher,
     requests,
-    restart::Verdict,
     row::{EndCause, MachineRow, ProgramEnd},
-    step,
+    step::{self, Step},
     store::{Change, Durability, Room, Store},
 };
 
@@ -183,34 +182,18 @@ async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>
 
 /// Notes what became of a machine. Pure.
 fn recover(draft: &mut Transaction, vm: Option<StartKind>, rebooted: bool) {
-    let lost = draft.row.has_vm && vm.is_none();
-    if lost {
+    if draft.row.has_vm && vm.is_none() {
         lose_vm(draft, rebooted);
     }
-    let now = draft.now;
-    if let Some(operation) = &mut draft.row.operation
-        && let OperationKind::Resume { spoiled } = &mut operation.kind
-    {
-        // What was not written through to the disk before the host went down may have been a start.
-        *spoiled |= rebooted;
-        if operation.current() == Some(Step::Launch)
-            && vm.is_some_and(|kind| kind != StartKind::Resume)
-        {
-            // It could not be resumed, and the server ended before it noted that this is another
-            // boot.
-            draft.row.boot = now;
-        }
+    if let Some(operation) = draft.row.operation.clone() {
+        operation.kind.rules().found(draft, &FoundVm { vm, rebooted });
     }
     if draft.row.drained && draft.row.operation.is_none() {
         draft.row.drained = false;
         if draft.row.state == MachineState::Stopped {
-            draft.begin(recovery(), Source::Worker);
+            draft.begin(Start::recovery(), Source::Worker);
         }
     }
-}
-
-fn recovery() -> OperationKind {
-    OperationKind::Start { not_before: 0, automatic: true, recovery: true, suspend_after: false }
 }
 
 fn lose_vm(draft: &mut Transaction, rebooted: bool) {
@@ -220,60 +203,19 @@ fn lose_vm(draft: &mut Transaction, rebooted: bool) {
         let text = "the VM ended while no server was running";
         ProgramEnd::unreported(EndCause::VmmCrashed, Some(text.to_owned()))
     };
+    let lost = LostVm { end, rebooted };
     draft.row.has_vm = false;
     let Some(operation) = &mut draft.row.operation else {
         if draft.row.state == MachineState::Started {
-            draft.lose_program(end, rebooted);
+            draft.lose_running(&lost);
         }
         return;
     };
     if operation.current() == Some(Step::Launch) {
         // How long it has waited for its turn is not recorded.
-        operation.deadline = operation.deadline.max(OperationKind::START.deadline(now_ms()));
+        operation.deadline = operation.deadline.max(OperationKind::START.deadline(draft.now));
     }
-    match &operation.kind {
-        OperationKind::Start { .. } => {
-            operation.step = operation.retry_from();
-            if rebooted {
-                operation.kind = recovery();
-                operation.deadline = operation.kind.deadline(now_ms());
-            }
-        }
-        OperationKind::Restart(_) | OperationKind::Resume { .. } | OperationKind::Update { .. }
-            if operation.retry_from() < operation.step =>
-        {
-            operation.step = operation.retry_from();
-        }
-        // It was saved before it was lost.
-        OperationKind::Rest { .. } => {}
-        OperationKind::Suspend if operation.current().is_none_or(|step| step == Step::EndVm) => {}
-        OperationKind::Suspend | OperationKind::CancelSuspend { .. } => {
-            draft.row.operation = None;
-            draft.row.state = MachineState::Started;
-            draft.lose_program(end, rebooted);
-        }
-        OperationKind::Stop(_) | OperationKind::Restart(_) | OperationKind::Update { .. }
-            if draft.row.ended.is_none() =>
-        {
-            draft.program_ended(end);
-        }
-        _ => {}
-    }
-}
-
-impl Transaction {
-    /// The program of a running machine went down with its VM while no server ran.
-    fn lose_program(&mut self, end: ProgramEnd, rebooted: bool) {
-        if rebooted {
-            // Whatever its restart policy says: nothing that it did made it end.
-            self.begin_exit(end, Verdict::Restart { after_ms: 0 }, 0);
-            self.row.operation = None;
-            self.row.ended = None;
-            self.begin(recovery(), Source::Worker);
-        }
-        // Without a reboot the owner finds a started machine without VM, and its restart policy
-        // decides.
-    }
+    operation.kind.clone().rules().lost_vm(draft, &lost);
 }
 
 /// Says again and again that this worker is there.

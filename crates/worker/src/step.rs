@@ -1,6 +1,25 @@
 //! The steps of operations. Each is a future of its own that knows nothing of the owner's state but
 //! what it was given, so that the owner stays free to hear requests; what a step found comes back
 //! as a [`Done`].
+//!
+//! | step | what it does | repeated after a crash | undone by |
+//! |---|---|---|---|
+//! | `pull` | root disk of the image | goes on where blobs are complete | nothing: shared, removed when unused |
+//! | `back_off` | waits until a restart is due | waits for what is left | – |
+//! | `prepare_root` | blank overlay | replaced | `release` |
+//! | `launch` | slot, tap, VM process; resumed where there is a snapshot, which is used up | a VM that runs already is kept | `release` |
+//! | `boot` | waits for init | – | `release` |
+//! | `configure` | makes the VM the machine, waits for its program | init takes the same configuration twice | `release` |
+//! | `signal` | sends the stop signal | sent again | – |
+//! | `await_exit` | waits for the program's end, then kills | waits for what is left | – |
+//! | `power_off` | lets init unmount what is kept and end the VM | – | – |
+//! | `queue` | waits until fewer machines are being suspended | waits again | – |
+//! | `freeze` | has the guest's programs stand still | they do already | `thaw` |
+//! | `save` | memory and devices to a file | saved again | `release` |
+//! | `end_vm` | kills the VM, gives back slot and tap when its process is gone | nothing left to do | no undo: it is the undo |
+//! | `thaw` | has VM and programs go on, with the right time | they do already | – |
+//! | `release` | `end_vm`, and removes overlay and snapshot | nothing left to do | no undo: it is the undo |
+//! | `remove_files` | the machine's directory | nothing left to do | no undo: asked for |
 
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,13 +34,14 @@ use caddis_image::{OwnFile, Progress, RootDisk};
 use caddis_vmm::{BindSpec, LaunchSpec, Shape, StartKind, Vm, VmExit, VmmError};
 use futures::future::BoxFuture;
 use rand::RngCore as _;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::{
     clock::{now_ms, now_ns},
     engine::Shared,
     live::{Guest, RunningVm},
-    operation::{OperationKind, Step},
+    operations::{OperationKind, Resume, Start, StopPlan},
     restart,
     row::{EndCause, MachineRow, ProgramEnd},
     spec,
@@ -32,6 +52,69 @@ const POWER_OFF_GRACE: Duration = Duration::from_secs(5);
 /// How long a SIGKILL may take to show in an exit report before the VM is killed. Under emulation
 /// on a busy host three seconds were too short.
 const KILL_GRACE: Duration = Duration::from_secs(10);
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    Pull,
+    BackOff,
+    PrepareRoot,
+    Launch,
+    Boot,
+    Configure,
+    Signal,
+    AwaitExit,
+    PowerOff,
+    Queue,
+    Freeze,
+    Save,
+    EndVm,
+    Thaw,
+    Release,
+    RemoveFiles,
+}
+
+impl Step {
+    /// Its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::BackOff => "back_off",
+            Self::PrepareRoot => "prepare_root",
+            Self::Launch => "launch",
+            Self::Boot => "boot",
+            Self::Configure => "configure",
+            Self::Signal => "signal",
+            Self::AwaitExit => "await_exit",
+            Self::PowerOff => "power_off",
+            Self::Queue => "queue",
+            Self::Freeze => "freeze",
+            Self::Save => "save",
+            Self::EndVm => "end_vm",
+            Self::Thaw => "thaw",
+            Self::Release => "release",
+            Self::RemoveFiles => "remove_files",
+        }
+    }
+
+    /// Whether nothing of an earlier VM may be left before it.
+    pub fn comes_after_the_last_vm(self) -> bool {
+        matches!(self, Self::EndVm | Self::Release)
+    }
+
+    /// Whether it may be broken off: it only waits, or what it has begun is cleared away by
+    /// `release`.
+    pub fn may_be_dropped(self) -> bool {
+        use Step::{
+            AwaitExit, BackOff, Boot, Configure, Freeze, PowerOff, Pull, Queue, Save, Thaw,
+        };
+        matches!(
+            self,
+            Pull | BackOff | Boot | Configure | AwaitExit | PowerOff | Queue | Freeze | Save | Thaw
+        )
+    }
+}
 
 /// What a step found.
 pub enum Done {
@@ -196,7 +279,7 @@ async fn unwritten(context: &Context) -> Result<Vec<FileSpec>, Failure> {
 
 async fn back_off(context: Context) -> Result<Done, Failure> {
     let kind = context.row.operation.map(|operation| operation.kind);
-    let Some(OperationKind::Start { not_before, recovery, .. }) = kind else {
+    let Some(OperationKind::Start(Start { not_before, recovery, .. })) = kind else {
         return Ok(Done::Next);
     };
     // Never longer than any back-off: the clock may have been set back while no server ran.
@@ -279,17 +362,14 @@ async fn launch(context: Context) -> Result<Done, Failure> {
 }
 
 fn is_resume(row: &MachineRow) -> bool {
-    matches!(
-        row.operation.as_ref().map(|operation| &operation.kind),
-        Some(OperationKind::Resume { .. })
-    )
+    row.operation.as_ref().is_some_and(|operation| operation.kind.rules().resumes())
 }
 
 /// What a machine is to be resumed from, if it is. Where its disk is lost, there is nothing to
 /// resume.
 async fn snapshot_to_use(context: &Context, disk: &RootDisk) -> Result<Option<PathBuf>, Failure> {
     let kind = context.row.operation.as_ref().map(|operation| &operation.kind);
-    let Some(OperationKind::Resume { spoiled }) = kind else { return Ok(None) };
+    let Some(OperationKind::Resume(Resume { spoiled })) = kind else { return Ok(None) };
     let directory = context.shared.machine_directory(&context.row.id);
     let (overlay, snapshot) = (directory.join(OVERLAY), directory.join(SNAPSHOT));
     let (spoiled, size) = (*spoiled, context.config.rootfs_gib() << 30);
@@ -594,15 +674,8 @@ async fn signal(context: Context) -> Result<Done, Failure> {
     Ok(Done::Next)
 }
 
-fn stop_plan(row: &MachineRow) -> Option<&crate::operation::Stop> {
-    match row.operation.as_ref().map(|operation| &operation.kind) {
-        Some(
-            OperationKind::Stop(plan)
-            | OperationKind::Restart(plan)
-            | OperationKind::Update { stop: plan, .. },
-        ) => Some(plan),
-        _ => None,
-    }
+fn stop_plan(row: &MachineRow) -> Option<&StopPlan> {
+    row.operation.as_ref().and_then(|operation| operation.kind.rules().stop_plan())
 }
 
 async fn await_exit(context: Context) -> Result<Done, Failure> {
@@ -699,7 +772,12 @@ async fn power_off(context: Context) -> Result<Done, Failure> {
 async fn end_vm(context: &Context) -> Result<Done, Failure> {
     let Some(live) = &context.live else { return Ok(Done::Released) };
     live.vm.kill().await.map_err(Failure::retry)?;
-    if context.row.operation.as_ref().is_some_and(|operation| operation.kind.rests()) {
+    if context
+        .row
+        .operation
+        .as_ref()
+        .is_some_and(|operation| operation.kind.rules().rests_at_once())
+    {
         return Ok(Done::Killed);
     }
     gone(&context.shared, live.vm.as_ref(), &context.row).await?;
