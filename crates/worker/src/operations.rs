@@ -25,6 +25,8 @@ mod cancel_suspend;
 mod create;
 mod destroy;
 mod exit;
+#[cfg(test)]
+mod recorded;
 mod rest;
 mod restart;
 mod resume;
@@ -41,7 +43,7 @@ pub use self::{
     rest::Rest,
     restart::Restart,
     resume::Resume,
-    start::Start,
+    start::{Start, StartReason},
     stop::{Stop, StopPlan},
     under_way::{MAX_ATTEMPTS, Operation},
     update::Update,
@@ -72,12 +74,7 @@ pub enum OperationKind {
 
 impl OperationKind {
     /// A start that a client asked for.
-    pub const START: Self = Self::Start(Start {
-        not_before: 0,
-        automatic: false,
-        recovery: false,
-        suspend_after: false,
-    });
+    pub const START: Self = Start::because(StartReason::User);
 
     /// What the engine needs to know of it.
     pub fn rules(&self) -> &dyn Rules {
@@ -101,12 +98,9 @@ impl OperationKind {
     pub fn of(goal: Goal, plan: StopPlan) -> Self {
         match goal {
             Goal::Start => Self::START,
-            Goal::StartAndSuspend => Self::Start(Start {
-                not_before: 0,
-                automatic: false,
-                recovery: false,
-                suspend_after: true,
-            }),
+            Goal::StartAndSuspend => {
+                Self::Start(Start { reason: StartReason::User, suspend_after: true })
+            }
             Goal::Stop => Self::Stop(Stop(plan)),
             Goal::Restart => Self::Restart(Restart(plan)),
             Goal::Suspend => Self::Suspend,

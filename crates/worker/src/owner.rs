@@ -31,7 +31,7 @@ use crate::{
     event::{self, Source},
     interference,
     live::RunningVm,
-    operations::{MAX_ATTEMPTS, Operation, OperationKind, Start},
+    operations::{MAX_ATTEMPTS, Operation, Start, StartReason},
     row::MachineRow,
     schedule,
     step::{self, Done, Failure, Step},
@@ -499,13 +499,9 @@ impl Owner {
         let due = schedule::due(&self.config, &self.row).filter(|at| *at <= now_ms());
         let Some(at) = due.filter(|_| self.shared.check_not_draining().is_ok()) else { return };
         // When no server ran all may be late at once.
-        let recovery = at + LATE_MS < now_ms();
-        let start = OperationKind::Start(Start {
-            not_before: 0,
-            automatic: true,
-            recovery,
-            suspend_after: false,
-        });
+        let is_late = at + LATE_MS < now_ms();
+        let start =
+            Start::because(if is_late { StartReason::Recovery } else { StartReason::Schedule });
         self.change(Durability::Synced, |draft| draft.begin(start.clone(), Source::Worker)).await;
     }
 

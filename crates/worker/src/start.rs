@@ -15,7 +15,7 @@ use crate::{
     event::Source,
     live::RunningVm,
     logs::Logs,
-    operations::{FoundVm, LostVm, OperationKind, Start},
+    operations::{FoundVm, LostVm, OperationKind, Start, StartReason},
     owner::{Message, RECENT_EVENTS, Transaction},
     publish::Publisher,
     requests,
@@ -191,7 +191,7 @@ fn recover(draft: &mut Transaction, vm: Option<StartKind>, rebooted: bool) {
     if draft.row.drained && draft.row.operation.is_none() {
         draft.row.drained = false;
         if draft.row.state == MachineState::Stopped {
-            draft.begin(Start::recovery(), Source::Worker);
+            draft.begin(Start::because(StartReason::Recovery), Source::Worker);
         }
     }
 }

@@ -41,7 +41,7 @@ use crate::{
     clock::{now_ms, now_ns},
     engine::Shared,
     live::{Guest, RunningVm},
-    operations::{OperationKind, Resume, Start, StopPlan},
+    operations::{OperationKind, Resume, Start, StartReason, StopPlan},
     restart,
     row::{EndCause, MachineRow, ProgramEnd},
     spec,
@@ -279,16 +279,14 @@ async fn unwritten(context: &Context) -> Result<Vec<FileSpec>, Failure> {
 
 async fn back_off(context: Context) -> Result<Done, Failure> {
     let kind = context.row.operation.map(|operation| operation.kind);
-    let Some(OperationKind::Start(Start { not_before, recovery, .. })) = kind else {
-        return Ok(Done::Next);
-    };
+    let not_before = kind.as_ref().and_then(|kind| kind.rules().not_before()).unwrap_or(0);
     // Never longer than any back-off: the clock may have been set back while no server ran.
     let wait =
         Duration::from_millis(not_before.saturating_sub(now_ms())).min(restart::MAX_BACK_OFF);
     if !wait.is_zero() {
         tokio::time::sleep(wait).await;
     }
-    if !recovery {
+    if kind != Some(Start::because(StartReason::Recovery)) {
         return Ok(Done::Next);
     }
     // Never closed; and without a turn the start would only come earlier.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use caddis_api::MachineState;
 use serde::{Deserialize, Serialize};
 
-use super::{CLEAR_TIME, Failed, Failing, OperationKind, Outcome, Rules, start::Start};
+use super::{CLEAR_TIME, Failed, Failing, OperationKind, Outcome, Rules, Start, StartReason};
 use crate::{
     event::Source,
     owner::Transaction,
@@ -58,13 +58,8 @@ impl Rules for Exit {
                 let now = draft.now;
                 let restarts = restart::recent(&draft.row.restarts, now).chain([now]).collect();
                 draft.row.restarts = restarts;
-                let start = Start {
-                    not_before: now + after_ms,
-                    automatic: true,
-                    recovery: false,
-                    suspend_after: false,
-                };
-                draft.begin(OperationKind::Start(start), Source::Worker);
+                let reason = StartReason::RestartPolicy { not_before: now + after_ms };
+                draft.begin(Start::because(reason), Source::Worker);
             }
             Verdict::Destroy => draft.begin(OperationKind::Destroy, Source::Worker),
         }

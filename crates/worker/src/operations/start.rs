@@ -15,27 +15,90 @@ pub const START_TIME: Duration = Duration::from_secs(4 * 60);
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "RecordedStart", into = "RecordedStart")]
 pub struct Start {
-    /// Not before this time, milliseconds since the Unix epoch.
-    pub not_before: u64,
-    /// The restart policy does it, not a user.
-    pub automatic: bool,
-    /// It ran before the host went down: waits for its turn among the others of the host.
-    pub recovery: bool,
+    /// Why.
+    pub reason: StartReason,
     /// A suspend follows. Only of what is queued: once it begins, the suspend is what is queued.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspend_after: bool,
 }
 
+/// Why a machine is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartReason {
+    /// A client asked for it.
+    User,
+    /// Its program has ended, and its restart policy has it run again.
+    RestartPolicy {
+        /// After the back-off, milliseconds since the Unix epoch.
+        not_before: u64,
+    },
+    /// It has a schedule, and is due.
+    Schedule,
+    /// It ran before the host went down, or was due while no server ran: it waits for its turn
+    /// among the others of the host.
+    Recovery,
+    /// It was to run before an update that came to nothing.
+    Update,
+}
+
+impl StartReason {
+    /// Who caused the start, as its event tells.
+    fn source(self) -> Source {
+        match self {
+            Self::User | Self::Update => Source::User,
+            Self::RestartPolicy { .. } | Self::Schedule | Self::Recovery => Source::Worker,
+        }
+    }
+}
+
 impl Start {
-    /// A start after the host was down.
-    pub fn recovery() -> OperationKind {
-        OperationKind::Start(Self {
-            not_before: 0,
-            automatic: true,
-            recovery: true,
-            suspend_after: false,
-        })
+    /// A start for this reason.
+    pub const fn because(reason: StartReason) -> OperationKind {
+        OperationKind::Start(Self { reason, suspend_after: false })
+    }
+}
+
+/// A start as it has been recorded since the first release, which a server of that release reads.
+#[derive(Serialize, Deserialize)]
+struct RecordedStart {
+    /// End of the back-off, 0 for none.
+    not_before: u64,
+    automatic: bool,
+    recovery: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    suspend_after: bool,
+    /// To earlier releases it is like a start that a client asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    after_update: bool,
+}
+
+impl From<Start> for RecordedStart {
+    fn from(start: Start) -> Self {
+        let Start { reason, suspend_after } = start;
+        let is = |other: StartReason| reason == other;
+        Self {
+            not_before: start.not_before().unwrap_or(0),
+            automatic: !is(StartReason::User) && !is(StartReason::Update),
+            recovery: is(StartReason::Recovery),
+            suspend_after,
+            after_update: is(StartReason::Update),
+        }
+    }
+}
+
+impl From<RecordedStart> for Start {
+    fn from(recorded: RecordedStart) -> Self {
+        let RecordedStart { not_before, automatic, recovery, suspend_after, after_update } =
+            recorded;
+        let reason = match (automatic, recovery, not_before) {
+            (_, true, _) => StartReason::Recovery,
+            (true, false, 0) => StartReason::Schedule,
+            (true, false, not_before) => StartReason::RestartPolicy { not_before },
+            (false, false, _) if after_update => StartReason::Update,
+            (false, false, _) => StartReason::User,
+        };
+        Self { reason, suspend_after }
     }
 }
 
@@ -59,12 +122,16 @@ impl Rules for Start {
     }
 
     fn not_before(&self) -> Option<u64> {
-        Some(self.not_before).filter(|at| *at > 0)
+        match self.reason {
+            StartReason::RestartPolicy { not_before } => Some(not_before),
+            _ => None,
+        }
     }
 
     fn moved_by(&self, by_ms: i64) -> Option<OperationKind> {
         let not_before = self.not_before()?.saturating_add_signed(by_ms);
-        Some(OperationKind::Start(Self { not_before, ..self.clone() }))
+        let reason = StartReason::RestartPolicy { not_before };
+        Some(OperationKind::Start(Self { reason, ..self.clone() }))
     }
 
     fn runs_afterwards(&self) -> bool {
@@ -76,9 +143,8 @@ impl Rules for Start {
             draft.row.next = Some(OperationKind::Suspend);
             draft.becomes(OperationKind::Start(Self { suspend_after: false, ..self.clone() }));
         }
-        // A schedule's start, and one after the host was down, have no time to wait for.
-        let told = match self.not_before() {
-            Some(not_before) if self.automatic => json!({
+        let told = match self.reason {
+            StartReason::RestartPolicy { not_before } => json!({
                 "delay_ms": not_before.saturating_sub(draft.now),
                 "restart_count": restart::recent(&draft.row.restarts, draft.now).count(),
             }),
@@ -88,15 +154,14 @@ impl Rules for Start {
     }
 
     fn done(&self, draft: &mut Transaction, outcome: &Outcome) {
-        let source = if self.automatic { Source::Worker } else { Source::User };
         draft.launched(outcome);
-        draft.reach(MachineState::Started, source, "start", outcome.told.clone());
+        draft.reach(MachineState::Started, self.reason.source(), "start", outcome.told.clone());
     }
 
     fn lost_vm(&self, draft: &mut Transaction, lost: &LostVm) {
         draft.go_back();
         if lost.rebooted {
-            draft.becomes(Self::recovery());
+            draft.becomes(Self::because(StartReason::Recovery));
             draft.renew_deadline();
         }
     }

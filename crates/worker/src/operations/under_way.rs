@@ -96,17 +96,12 @@ mod tests {
     use caddis_api::Signal;
 
     use super::*;
-    use crate::operations::{Start, Stop, StopPlan, start::START_TIME};
+    use crate::operations::{Start, StartReason, Stop, StopPlan, start::START_TIME};
 
     #[test]
     fn a_clock_that_is_set_neither_ends_nor_holds_up_what_is_under_way() {
         let (now, hours) = (1_000_000_000_u64, 2 * 3_600_000);
-        let restart = OperationKind::Start(Start {
-            not_before: now + 4000,
-            automatic: true,
-            recovery: false,
-            suspend_after: false,
-        });
+        let restart = Start::because(StartReason::RestartPolicy { not_before: now + 4000 });
         let plan = StopPlan { signal: Signal::TERM, timeout_ms: 5000, is_default: false };
         let stop = OperationKind::Stop(Stop(plan));
         for kind in

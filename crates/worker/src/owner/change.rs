@@ -9,7 +9,7 @@ use super::{Owner, record::RECENT_EVENTS};
 use crate::{
     clock::now_ms,
     event::{self, Source},
-    operations::{Exit, LostVm, Operation, OperationKind, Outcome, Start},
+    operations::{Exit, LostVm, Operation, OperationKind, Outcome, Start, StartReason},
     restart::Verdict,
     row::{MachineRow, ProgramEnd},
     step::Step,
@@ -161,7 +161,7 @@ impl Transaction {
             self.begin_exit(lost.end.clone(), Verdict::Restart { after_ms: 0 }, 0);
             self.row.operation = None;
             self.row.ended = None;
-            self.begin(Start::recovery(), Source::Worker);
+            self.begin(Start::because(StartReason::Recovery), Source::Worker);
         }
         // Without a reboot the owner finds a started machine without VM, and its restart policy
         // decides.

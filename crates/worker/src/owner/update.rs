@@ -11,7 +11,7 @@ use super::{Owner, lease::grant, record::image_ref};
 use crate::{
     clock::now_ms,
     event::Source,
-    operations::{CancelSuspend, Exit, OperationKind, Stop, Update},
+    operations::{CancelSuspend, Exit, OperationKind, Start, StartReason, Stop, Update},
     policy::{Request, Verdict},
     restart,
     row::{MachineRow, Replaced},
@@ -149,7 +149,7 @@ impl Owner {
                 }
                 MachineState::Started => {}
                 // It was on its way.
-                _ if runs => draft.begin(OperationKind::START, Source::Worker),
+                _ if runs => draft.begin(Start::because(StartReason::Update), Source::Worker),
                 MachineState::Creating | MachineState::Pending => {
                     draft.begin(OperationKind::Create, Source::Worker)
                 }
