@@ -41,6 +41,7 @@ mod operations;
 mod owner;
 mod policy;
 mod publish;
+mod quarantine;
 mod requests;
 mod restart;
 mod row;

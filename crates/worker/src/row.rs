@@ -86,6 +86,10 @@ pub struct MachineRow {
     /// runs again.
     #[serde(default)]
     pub superseded_by: Option<u64>,
+    /// Its task has panicked, and nothing was done to it since: it has failed, and a VM that runs
+    /// was left alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_quarantined: bool,
 }
 
 impl MachineRow {

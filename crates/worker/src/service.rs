@@ -217,6 +217,7 @@ fn new_row(
         revision: now,
         destroyed_at: None,
         superseded_by: None,
+        is_quarantined: false,
     };
     row.lease = create.lease.map(|(ttl, owner)| {
         grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now)
@@ -324,8 +325,16 @@ async fn config(
 }
 
 /// The answer for a machine that has no owner: it is destroyed, or there is none.
+/// What is answered of a machine whose owner takes no requests: it is destroyed, or its owner has
+/// panicked, which will have another in a moment.
 fn gone(shared: &Arc<Shared>, machine: &MachineId, destroy: bool) -> WorkerResult {
     let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+    if record.machine.state != MachineState::Destroyed {
+        return Err(ApiError::internal(
+            "internal error in the server, the request may have been carried out in part; see the machine's events \
+             and the server's log",
+        ));
+    }
     if destroy {
         return Ok(WorkerReply::Done { record: Box::new(record) });
     }
@@ -386,11 +395,9 @@ pub async fn session(
 ) -> Result<Session, ApiError> {
     let owner = shared.owner(machine).ok_or_else(ApiError::machine_not_found)?;
     let (reply, answer) = oneshot::channel();
-    owner
-        .send(Message::Session { nonce, reply })
-        .await
-        .map_err(|_| ApiError::machine_not_found())?;
-    answer.await.map_err(|_| ApiError::machine_not_found())?
+    let gone = || gone(shared, machine, false).err().unwrap_or_else(ApiError::machine_not_found);
+    owner.send(Message::Session { nonce, reply }).await.map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
 }
 
 fn process(info: ProcessInfo) -> ProcessStat {

@@ -105,13 +105,16 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     Ok(())
 }
 
-/// A machine that is about to be taken up.
-struct Found {
-    change: Change,
-    config: MachineConfig,
+/// A machine that is about to get its owner.
+pub struct Found {
+    /// It, with what is noted of it.
+    pub change: Change,
+    /// Its configuration, read.
+    pub config: MachineConfig,
     /// Its events before the change, newest first.
-    events: Vec<MachineEvent>,
-    vm: Option<Arc<dyn Vm>>,
+    pub events: Vec<MachineEvent>,
+    /// Its VM, if one runs.
+    pub vm: Option<Arc<dyn Vm>>,
 }
 
 impl Found {
@@ -126,7 +129,8 @@ impl Found {
         let failed = |reason: String| WorkerError::Machine { machine: id.clone(), reason };
         let config = caddis_api::validate::read(&row.config).map_err(|e| failed(e.message))?;
         let mut vm = if row.has_vm { find_vm(shared, &row).await.map_err(failed)? } else { None };
-        let rests = row.operation.is_none() && row.state != MachineState::Started;
+        let rests =
+            row.operation.is_none() && row.state != MachineState::Started && !row.is_quarantined;
         if let Some(killed) = vm.take_if(|_| rests) {
             // An earlier server has killed it and ended before it was gone.
             killed.kill().await.map_err(|e| failed(e.to_string()))?;
@@ -140,7 +144,7 @@ impl Found {
     }
 
     /// Gives it its owner.
-    async fn recover(self, shared: &Arc<Shared>) {
+    pub async fn recover(self, shared: &Arc<Shared>) {
         let Self { change: Change { row, events: new, .. }, config, mut events, vm } = self;
         for event in new {
             events.insert(0, event);
@@ -166,7 +170,8 @@ impl Found {
     }
 }
 
-async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>>, String> {
+/// The VM that runs for a machine, if one does, connected to its network.
+pub async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>>, String> {
     let directory = shared.machine_directory(&row.id);
     let found = shared.vmm.adopt(row.id.as_str(), &directory).await.map_err(|e| e.to_string())?;
     if let Some(vm) = &found {

@@ -662,12 +662,19 @@ async fn signal(context: Context) -> Result<Done, Failure> {
     {
         tracing::warn!(machine = %context.row.id, error = %e.message, "can't have it go on to be stopped");
     }
-    if let (Some(live), Some(plan)) = (&context.live, stop_plan(&context.row))
-        && let Err(error) =
-            live.told(live.session.stop(plan.signal.number(), plan.is_default)).await
-    {
-        // The next step's timeout ends a program that was never asked.
-        tracing::warn!(machine = %context.row.id, error, "can't deliver the stop signal");
+    if let (Some(mut live), Some(plan)) = (context.live, stop_plan(&context.row)) {
+        match live.told(live.session.stop(plan.signal.number(), plan.is_default)).await {
+            // Whether an adopted VM runs a program, which the next step needs to know, init says
+            // before it hears anything; here it may be heard of a little later.
+            Ok(()) => {
+                let known = live.until(|guest| guest.up || guest.gone.is_some());
+                let _ = tokio::time::timeout(KILL_GRACE, known).await;
+            }
+            // The next step's timeout ends a program that was never asked.
+            Err(error) => {
+                tracing::warn!(machine = %context.row.id, error, "can't deliver the stop signal");
+            }
+        }
     }
     Ok(Done::Next)
 }

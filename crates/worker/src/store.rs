@@ -28,7 +28,7 @@ use caddis_disk::Reserve;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::oneshot;
 
-use self::tables::{events, from_json, record};
+use self::tables::{events, from_json, record, row};
 use crate::row::{FORMAT, MachineRow};
 
 mod tables;
@@ -347,6 +347,23 @@ impl Store {
         found.await?.into_iter().collect()
     }
 
+    /// A machine, with its latest `recent` events, newest first.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn machine(
+        &self,
+        machine: &MachineId,
+        recent: usize,
+    ) -> Result<Option<(MachineRow, Vec<MachineEvent>)>, StoreError> {
+        let machine = machine.clone();
+        self.run("read a machine", Durability::Process, move |transaction| {
+            let Some(row) = row(transaction, &machine)? else { return Ok(None) };
+            Ok(Some((row, events(transaction, &machine, recent)?)))
+        })
+        .await
+    }
+
     /// A machine's latest events, newest first.
     ///
     /// # Errors
@@ -370,14 +387,7 @@ impl Store {
     pub async fn config(&self, machine: &MachineId) -> Result<Option<RawConfig>, StoreError> {
         let machine = machine.clone();
         self.run("read a configuration", Durability::Process, move |transaction| {
-            let mut statement =
-                transaction.prepare_cached("SELECT record FROM machines WHERE id = ?1")?;
-            let record = statement
-                .query_row([machine.as_str()], |row| row.get::<_, String>(0))
-                .optional()?;
-            let row =
-                record.map(|record| serde_json::from_str::<MachineRow>(&record).map_err(from_json));
-            Ok(row.transpose()?.map(|row| row.config))
+            Ok(row(transaction, &machine)?.map(|row| row.config))
         })
         .await
     }

@@ -182,7 +182,17 @@ impl Owner {
             backs_off: self.step.as_ref().is_some_and(|running| running.step == Step::BackOff),
             host_drains: self.shared.check_not_draining().is_err(),
             superseded_by: self.row.superseded_by,
+            still_runs: self.still_runs(),
         }
+    }
+
+    /// It has failed without an end of its program: it is quarantined.
+    fn still_runs(&self) -> bool {
+        self.row.is_quarantined
+            && self.live.as_ref().is_some_and(|live| {
+                let guest = live.guest.borrow();
+                guest.ended.is_none() && guest.gone.is_none()
+            })
     }
 
     /// Forgets what was to follow, but for a destroy, which nothing undoes.
@@ -311,6 +321,7 @@ impl Owner {
     async fn drain(&mut self, done: oneshot::Sender<bool>) {
         let operation = self.row.operation.as_ref();
         let runs = self.row.state == MachineState::Started
+            || self.still_runs()
             || operation.is_some_and(|operation| operation.kind.rules().runs_afterwards());
         if runs {
             self.stop_for_drain().await;
@@ -327,7 +338,8 @@ impl Owner {
     pub(super) async fn stop_for_drain(&mut self) {
         let plan = self.plan(None, None);
         self.change(Durability::Synced, |draft| {
-            draft.row.drained = true;
+            // One that is quarantined is not started by itself.
+            draft.row.drained = !draft.row.is_quarantined;
             draft.row.next = None;
             draft.begin(OperationKind::Stop(Stop(plan.clone())), Source::Worker);
         })

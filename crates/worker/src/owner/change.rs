@@ -58,6 +58,7 @@ impl Transaction {
         self.row.state = kind.rules().state();
         // An update that is broken off leaves the new version behind.
         self.row.replaced = None;
+        self.row.is_quarantined = false;
         self.row.operation = Some(Operation::begin(kind.clone(), self.now));
         kind.rules().begun(self, source);
     }

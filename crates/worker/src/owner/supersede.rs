@@ -72,6 +72,9 @@ impl Transaction {
                     }
                 }
             }
+            S::Failed if self.row.is_quarantined && self.row.has_vm => {
+                self.begin(KILL, Source::Worker);
+            }
             // It rests, or comes to rest.
             _ => {}
         }
