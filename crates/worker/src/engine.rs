@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -19,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     StepHook, WorkerConfig,
     capacity::Capacity,
+    files::MachineFiles,
     host::{HostNetwork, Images},
     live::RunningVm,
     logs::Logs,
@@ -194,9 +194,9 @@ impl Shared {
         self.used().insert(machine.clone(), digest);
     }
 
-    /// The directory of a machine's VM.
-    pub fn machine_directory(&self, machine: &MachineId) -> PathBuf {
-        self.config.directory.join("machines").join(machine.as_str())
+    /// The files of a machine.
+    pub fn machine_files(&self, machine: &MachineId) -> MachineFiles {
+        MachineFiles::of(&self.config.directory, machine)
     }
 
     /// Digests of images that machines need.

@@ -17,7 +17,7 @@ use crate::{
     owner::Transaction,
     policy::Goal,
     row::{MachineRow, ProgramEnd, Replaced},
-    step::Step,
+    steps::Step,
 };
 
 mod abandon;

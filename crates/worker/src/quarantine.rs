@@ -19,8 +19,8 @@ use crate::{
     engine::Shared,
     event::Source,
     owner::{Owner, RECENT_EVENTS, Transaction},
-    start::{Found, find_vm},
-    step::Step,
+    recovery::{Found, find_vm},
+    steps::Step,
     store::{Durability, Room, StoreError},
 };
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{CLEAR_TIME, Failed, Failing, LostVm, Outcome, Rules};
-use crate::{event::Source, owner::Transaction, step::Step};
+use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

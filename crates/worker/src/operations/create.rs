@@ -6,7 +6,7 @@ use caddis_api::MachineState;
 use serde_json::Value;
 
 use super::{Outcome, Rules};
-use crate::{event::Source, owner::Transaction, step::Step};
+use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// Time a pull may take: a large image over a slow line.
 pub const PULL_TIME: Duration = Duration::from_secs(30 * 60);

@@ -6,7 +6,7 @@ use caddis_api::MachineState;
 use serde_json::Value;
 
 use super::{CLEAR_TIME, Failed, Failing, Outcome, Rules};
-use crate::{event::Source, owner::Transaction, step::Step};
+use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// See the module.
 pub struct Destroy;

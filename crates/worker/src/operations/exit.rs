@@ -10,7 +10,7 @@ use crate::{
     event::Source,
     owner::Transaction,
     restart::{self, Verdict},
-    step::Step,
+    steps::Step,
 };
 
 /// See the module. Its event comes before it ([`Transaction::begin_exit`]).

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{LostVm, Outcome, Rules, start::START_TIME, stop::StopPlan};
-use crate::{event::Source, owner::Transaction, step::Step};
+use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use super::{
     Failed, Failing, FoundVm, LostVm, Operation, OperationKind, Outcome, Rules, rest::Rest,
     start::START_TIME,
 };
-use crate::{event::Source, owner::Transaction, step::Step};
+use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{LostVm, OperationKind, Outcome, Rules};
-use crate::{event::Source, owner::Transaction, restart, step::Step};
+use crate::{event::Source, owner::Transaction, restart, steps::Step};
 
 /// Time a start may take beyond its back-off. Under emulation on a busy host a boot takes many
 /// seconds.

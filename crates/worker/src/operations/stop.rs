@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{CLEAR_TIME, Failed, Failing, LostVm, OperationKind, Outcome, Rules};
-use crate::{event::Source, owner::Transaction, step::Step};
+use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// How to end a program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

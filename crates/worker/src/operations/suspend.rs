@@ -10,7 +10,7 @@ use super::{
     Failed, Failing, LostVm, OperationKind, Outcome, Rules, cancel_suspend::CancelSuspend,
     rest::Rest,
 };
-use crate::{event::Source, owner::Transaction, step::Step};
+use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// Time a suspend may take: its turn among others, and a large memory on a slow disk.
 const SUSPEND_TIME: Duration = Duration::from_secs(4 * 60);

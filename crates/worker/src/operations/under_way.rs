@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::OperationKind;
-use crate::{restart::MAX_BACK_OFF, step::Step};
+use crate::{restart::MAX_BACK_OFF, steps::Step};
 
 /// How often a step is tried.
 pub const MAX_ATTEMPTS: u32 = 3;

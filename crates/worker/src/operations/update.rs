@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{
     Failed, Failing, LostVm, Outcome, Rules, create::PULL_TIME, start::START_TIME, stop::StopPlan,
 };
-use crate::{event::Source, owner::Transaction, step::Step};
+use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use crate::{
     restart,
     row::{EndCause, ProgramEnd},
     spec,
-    step::Step,
+    steps::Step,
     store::Durability,
 };
 

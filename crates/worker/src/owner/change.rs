@@ -12,7 +12,7 @@ use crate::{
     operations::{Exit, LostVm, Operation, OperationKind, Outcome, Start, StartReason},
     restart::Verdict,
     row::{MachineRow, ProgramEnd},
-    step::Step,
+    steps::Step,
     store::{Change, Durability, Room, VersionChange},
 };
 

@@ -10,7 +10,7 @@ use crate::{
     operations::{Failed, Failing, OperationKind, Outcome},
     restart::{self, Verdict},
     row::{EndCause, ProgramEnd},
-    step::{self, end_of_vm},
+    steps::end_of_vm,
     store::Durability,
 };
 
@@ -68,7 +68,7 @@ impl Owner {
             reason: &reason,
             has_vm: self.live.is_some(),
             vm_runs: self.live.as_ref().is_some_and(|live| live.guest.borrow().runs()),
-            is_saved: step::snapshot(&self.shared, &self.row.id).exists(),
+            is_saved: self.shared.machine_files(&self.row.id).snapshot().exists(),
         });
         match failed {
             Failed::Revert(replaced) => self.revert(*replaced, reason).await,

@@ -7,7 +7,7 @@ use caddis_api::{ApiError, MachineState};
 use serde_json::{Value, json};
 
 use super::Owner;
-use crate::{event::Source, runner::Level, step, store::Durability};
+use crate::{event::Source, runner::Level, steps, store::Durability};
 
 /// How long its programs may take to go on, once it is heard again.
 const THAW_DEADLINE: Duration = Duration::from_secs(20);
@@ -48,7 +48,7 @@ impl Owner {
             // It may not have heard that its programs were to go on.
             let (session, guest) = (live.session.clone(), live.guest.clone());
             tokio::spawn(async move {
-                if session.thaw(step::entropy(), false, THAW_DEADLINE).await.is_ok() {
+                if session.thaw(steps::entropy(), false, THAW_DEADLINE).await.is_ok() {
                     guest.send_modify(|guest| guest.frozen = false);
                 }
             });
@@ -90,7 +90,7 @@ impl Owner {
     /// stays as it is, since its VM runs.
     pub(super) async fn stays_unheard(&mut self, reason: String) {
         let Some(live) = &self.live else { return };
-        if let Err(error) = step::forget_snapshot(&self.shared, &self.row).await {
+        if let Err(error) = steps::forget_snapshot(&self.shared, &self.row).await {
             tracing::warn!(machine = %self.row.id, error = error.message, "a snapshot stays until the next start");
         }
         self.turns.end();

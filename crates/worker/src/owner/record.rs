@@ -12,7 +12,7 @@ use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
 use caddis_vmm::Isolation;
 
-use crate::{clock::now_ms, engine::Shared, event, live::HostReason, row::MachineRow, step::Step};
+use crate::{clock::now_ms, engine::Shared, event, live::HostReason, row::MachineRow, steps::Step};
 
 /// Events that are published with the machine.
 pub const RECENT_EVENTS: usize = 20;

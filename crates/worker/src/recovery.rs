@@ -1,31 +1,25 @@
-//! The start of a worker: finds out what became of its machines while no server ran.
+//! Recovery: a worker that starts finds out what became of its machines while no server ran.
 
-use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Duration};
+use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
 
-use caddis_api::{MachineConfig, MachineId, MachineState, WorkerId, event::MachineEvent};
-use caddis_bus::{Bus, message::ANNOUNCE_INTERVAL};
+use caddis_api::{MachineConfig, MachineState, WorkerId, event::MachineEvent};
+use caddis_bus::Bus;
 use caddis_vmm::{StartKind, Vm};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::time::MissedTickBehavior;
 
 use crate::{
     StepHook, WorkerConfig, WorkerError,
-    clock::{self, now_ms},
     engine::{Drivers, Shared},
     event::Source,
     live::RunningVm,
     logs::Logs,
     operations::{FoundVm, LostVm, OperationKind, Start, StartReason},
-    owner::{Message, RECENT_EVENTS, Transaction},
+    owner::{RECENT_EVENTS, Transaction},
     publish::Publisher,
-    requests,
     row::{EndCause, MachineRow, ProgramEnd},
-    step::{self, Step},
+    steps::{self, Step},
     store::{Change, Durability, Room, Store},
 };
-
-/// How often, at least, destroyed machines are looked through for those to be forgotten.
-const HOUSEKEEPING: Duration = Duration::from_secs(600);
 
 /// How many machines are looked for at once: finding a VM is mostly waiting for it.
 const LOOKS: usize = 16;
@@ -134,7 +128,7 @@ impl Found {
         if let Some(killed) = vm.take_if(|_| rests) {
             // An earlier server has killed it and ended before it was gone.
             killed.kill().await.map_err(|e| failed(e.to_string()))?;
-            step::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
+            steps::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
         }
         let mut draft = Transaction::new(row);
         // Above all that an earlier process may have published without recording it.
@@ -172,8 +166,9 @@ impl Found {
 
 /// The VM that runs for a machine, if one does, connected to its network.
 pub async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>>, String> {
-    let directory = shared.machine_directory(&row.id);
-    let found = shared.vmm.adopt(row.id.as_str(), &directory).await.map_err(|e| e.to_string())?;
+    let files = shared.machine_files(&row.id);
+    let found =
+        shared.vmm.adopt(row.id.as_str(), files.directory()).await.map_err(|e| e.to_string())?;
     if let Some(vm) = &found {
         let tap = vm.slot().tap_name();
         // One that can't be connected is no reason to leave all others without a server.
@@ -221,69 +216,4 @@ fn lose_vm(draft: &mut Transaction, rebooted: bool) {
         operation.deadline = operation.deadline.max(OperationKind::START.deadline(draft.now));
     }
     operation.kind.clone().rules().lost_vm(draft, &lost);
-}
-
-/// Says again and again that this worker is there.
-pub async fn announce(shared: Arc<Shared>) {
-    let mut interval = tokio::time::interval(ANNOUNCE_INTERVAL);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        shared.announce();
-    }
-}
-
-/// Tells all machines when the host's clock was set, so that their guests know the time at once;
-/// never ends.
-pub async fn watch_clock(shared: Arc<Shared>) {
-    let mut known = clock::offset_ms();
-    let mut interval = tokio::time::interval(clock::LOOK_INTERVAL);
-    loop {
-        interval.tick().await;
-        let offset = clock::offset_ms();
-        if (offset - known).abs() < clock::SET_MS {
-            continue;
-        }
-        tracing::info!(by_ms = offset - known, "the host's clock was set");
-        known = offset;
-        for owner in shared.all_owners() {
-            // One that is busy looks at the clock by itself, one that is gone needs none.
-            let _ = owner.try_send(Message::ClockSet);
-        }
-    }
-}
-
-/// Forgets destroyed machines when their time is over; never ends.
-pub async fn forget_destroyed(shared: Arc<Shared>) {
-    let often = HOUSEKEEPING.min(shared.config.destroyed_retention).max(Duration::from_secs(1));
-    let mut interval = tokio::time::interval(often);
-    loop {
-        interval.tick().await;
-        let retention =
-            u64::try_from(shared.config.destroyed_retention.as_millis()).unwrap_or(u64::MAX);
-        let before = now_ms().saturating_sub(retention);
-        let expired = match shared.store.destroyed_before(before).await {
-            Ok(expired) => expired,
-            Err(e) => {
-                tracing::warn!(error = %e, "can't look for destroyed machines");
-                continue;
-            }
-        };
-        for machine in expired {
-            forget(&shared, &machine).await;
-        }
-        if let Err(e) = shared.store.accepted_since(requests::remembered_since()).await {
-            tracing::warn!(error = %e, "can't forget old requests");
-        }
-    }
-}
-
-async fn forget(shared: &Shared, machine: &MachineId) {
-    shared.logs.remove(machine);
-    match shared.store.forget(machine).await {
-        Ok(()) => shared.publisher.forget(machine),
-        Err(e) => {
-            tracing::warn!(machine = %machine, error = %e, "can't forget a destroyed machine")
-        }
-    }
 }
