@@ -6,9 +6,9 @@
 //! ```
 //!
 //! Nothing of the machine is touched. Its files stay, and a VM that runs is left running, which the
-//! new owner looks after: its program goes on, its log is kept, and it can be asked to end by a stop,
-//! a start or an update. Killing it would lose what is on its root disk. Nothing happens to the
-//! machine until somebody asks for it.
+//! new owner looks after: its program goes on, its log is kept, and it can be asked to end by a
+//! stop, a start or an update. Killing it would lose what is on its root disk. Nothing happens to
+//! the machine until somebody asks for it.
 
 use std::{any::Any, sync::Arc, time::Duration};
 
