@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -19,11 +18,13 @@ use tokio_util::task::TaskTracker;
 use crate::{
     StepHook, WorkerConfig,
     capacity::Capacity,
+    files::MachineFiles,
     host::{HostNetwork, Images},
     live::RunningVm,
     logs::Logs,
     owner::{Message, Owner, kept, record},
     publish::Publisher,
+    quarantine,
     row::MachineRow,
     store::Store,
     turns::{Creations, Queues},
@@ -128,19 +129,17 @@ impl Shared {
         let (sender, inbox) = mpsc::channel(INBOX);
         let id = row.id.clone();
         self.used().insert(id.clone(), row.image.reference.digest.clone());
-        self.owners().insert(id.clone(), sender);
+        {
+            let mut owners = self.owners();
+            // One that comes when all are ended ends at once.
+            if !self.is_ending() {
+                owners.insert(id.clone(), sender);
+            }
+        }
         let owner = Owner::new(self.clone(), row, kept(config), events, inbox, live);
         owner.publish();
         let record = self.publisher.known(owner.record());
-        self.tasks.spawn(async move {
-            // A panic must not take the machine's owner away unnoticed.
-            if let Err(e) = tokio::spawn(owner.run()).await
-                && e.is_panic()
-            {
-                tracing::error!(machine = %id, error = %e, "owner of a machine panicked");
-                std::process::abort();
-            }
-        });
+        self.tasks.spawn(quarantine::supervise(self.clone(), id, owner));
         record
     }
 
@@ -152,9 +151,14 @@ impl Shared {
 
     /// Ends all owners, each once it is between two steps. VMs stay.
     pub async fn end(&self) {
-        self.owners().clear();
         self.tasks.close();
+        self.owners().clear();
         self.tasks.wait().await;
+    }
+
+    /// Whether the owners are being ended.
+    pub fn is_ending(&self) -> bool {
+        self.tasks.is_closed()
     }
 
     /// A machine was destroyed: forgets its owner and gives back what it reserved.
@@ -174,6 +178,11 @@ impl Shared {
         }
     }
 
+    /// A machine's VM, as its owner has told of it last.
+    pub fn vm(&self, machine: &MachineId) -> Option<Arc<dyn Vm>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(machine).cloned()
+    }
+
     /// The machines that have a VM, in the order of their ids.
     pub fn running(&self) -> Vec<(MachineId, Arc<dyn Vm>)> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,9 +194,9 @@ impl Shared {
         self.used().insert(machine.clone(), digest);
     }
 
-    /// The directory of a machine's VM.
-    pub fn machine_directory(&self, machine: &MachineId) -> PathBuf {
-        self.config.directory.join("machines").join(machine.as_str())
+    /// The files of a machine.
+    pub fn machine_files(&self, machine: &MachineId) -> MachineFiles {
+        MachineFiles::of(&self.config.directory, machine)
     }
 
     /// Digests of images that machines need.

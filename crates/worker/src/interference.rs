@@ -5,10 +5,7 @@ use async_trait::async_trait;
 use caddis_api::MachineId;
 use futures::future::BoxFuture;
 
-use crate::{
-    operation::Step,
-    step::{self, Context, Done, Failure, RunningVmHandle},
-};
+use crate::steps::{self, Context, Done, Failure, RunningVmHandle, Step};
 
 /// What becomes of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,13 +33,13 @@ pub trait StepHook: Send + Sync {
 
 /// Does one step, and what the hook wants of it.
 pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Failure>> {
-    let Some(hook) = context.shared.hook.clone() else { return step::run(step, context) };
+    let Some(hook) = context.shared.hook.clone() else { return steps::run(step, context) };
     Box::pin(async move {
         let machine = context.row.id.clone();
         let operation =
-            context.row.operation.as_ref().map_or("", |operation| operation.kind.as_str());
+            context.row.operation.as_ref().map_or("", |operation| operation.kind.rules().name());
         let done = match hook.before(&machine, operation, step.as_str()).await {
-            FaultInjection::None => step::run(step, context.clone()).await?,
+            FaultInjection::None => steps::run(step, context.clone()).await?,
             FaultInjection::Fail { retry } => {
                 return Err(Failure { message: "told to fail".to_owned(), retry });
             }
@@ -54,13 +51,13 @@ pub fn run(step: Step, context: Context) -> BoxFuture<'static, Result<Done, Fail
 }
 
 async fn twice(step: Step, mut context: Context) -> Result<Done, Failure> {
-    let first = step::run(step, context.clone()).await?;
+    let first = steps::run(step, context.clone()).await?;
     if let Done::Launched(live) = first {
         context.live = Some(RunningVmHandle::from(&live));
-        step::run(step, context).await?;
+        steps::run(step, context).await?;
         return Ok(Done::Launched(live));
     }
     // A turn among others is given back before it is asked for again.
     drop(first);
-    step::run(step, context).await
+    steps::run(step, context).await
 }

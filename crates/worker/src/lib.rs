@@ -2,7 +2,7 @@
 //! every change of that. See docs/internals/engine.md for the whole; the parts here:
 //!
 //! ```text
-//!  bus ──▶ service ──▶ owner task (one per machine) ──▶ policy (pure: what may happen now?)
+//!  bus ──▶ requests ─▶ owner task (one per machine) ──▶ policy (pure: what may happen now?)
 //!                        │   ▲                     └──▶ operation (steps, each durable) ──▶ VMM, images, network
 //!                        ▼   │ guest events, timers
 //!                      store (SQLite)  ──▶ deltas ──▶ bus
@@ -21,7 +21,9 @@ use caddis_disk::Reserve;
 use caddis_guest_protocol::host::Pace;
 
 use crate::{
-    engine::Shared, requests::RequestHandler, service::QuestionHandler, store::StoreError,
+    engine::Shared,
+    requests::{QuestionHandler, RequestHandler},
+    store::StoreError,
     streams::StreamEndpoint,
 };
 
@@ -33,23 +35,25 @@ mod engine;
 mod event;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod files;
 pub mod host;
+mod housekeeping;
 mod interference;
 mod live;
 mod logs;
-mod operation;
+mod operations;
 mod owner;
 mod policy;
 mod publish;
+mod quarantine;
+mod recovery;
 mod requests;
 mod restart;
 mod row;
 mod runner;
 mod schedule;
-mod service;
 mod spec;
-mod start;
-mod step;
+mod steps;
 mod store;
 mod streams;
 mod timing;
@@ -124,17 +128,17 @@ impl Worker {
     /// # Errors
     /// When the database or the directory can't be used.
     pub async fn start(config: WorkerConfig, parts: WorkerParts) -> Result<Self, WorkerError> {
-        let shared = start::open(config, parts.bus.clone(), parts.drivers, parts.hook).await?;
+        let shared = recovery::open(config, parts.bus.clone(), parts.drivers, parts.hook).await?;
         let requests = Arc::new(RequestHandler::open(shared.clone()).await?);
-        start::resume(&shared).await?;
+        recovery::resume(&shared).await?;
         let services =
             Services { bus: parts.bus, shared: shared.clone(), requests: requests.clone() };
         let served = services.serve().await;
         let background = vec![
             tokio::spawn(services.keep(served)),
-            tokio::spawn(start::forget_destroyed(shared.clone())),
-            tokio::spawn(start::watch_clock(shared.clone())),
-            tokio::spawn(start::announce(shared.clone())),
+            tokio::spawn(housekeeping::forget_destroyed(shared.clone())),
+            tokio::spawn(housekeeping::watch_clock(shared.clone())),
+            tokio::spawn(housekeeping::announce(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
         ];
         Ok(Self { shared, requests, background })

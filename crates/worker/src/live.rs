@@ -94,6 +94,11 @@ impl Guest {
         self.frozen && self.ended.is_none() && self.gone.is_none()
     }
 
+    /// Whether the VM runs, as far as is known.
+    pub fn runs(&self) -> bool {
+        !self.halted && self.gone.is_none()
+    }
+
     /// Why the host does not vouch for the machine, if it does not. The first that holds explains
     /// the others.
     pub fn host_reason(&self) -> Option<HostReason> {

@@ -19,7 +19,6 @@ use caddis_guest_protocol::host::{GuestEvent, Session};
 use caddis_image::Progress;
 use caddis_vmm::VmExit;
 use futures::future::BoxFuture;
-use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -28,13 +27,12 @@ use tokio::{
 use crate::{
     clock::{self, now_ms},
     engine::Shared,
-    event::{self, Source},
-    interference,
+    event::Source,
     live::RunningVm,
-    operation::{Operation, OperationKind, Step},
+    operations::{Start, StartReason},
     row::MachineRow,
     schedule,
-    step::{self, Done, Failure},
+    steps::{Done, Failure, Step},
     store::Durability,
     timing::Timing,
     turns::Turns,
@@ -43,11 +41,13 @@ use crate::{
 mod act;
 mod change;
 mod finish;
+mod guest;
 mod hold;
 mod host_status;
 mod lease;
 mod metadata;
 mod record;
+mod stepping;
 mod supersede;
 mod update;
 
@@ -138,15 +138,10 @@ struct RunningStep {
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// A machine with a schedule that is later than this waits for its turn among others.
 const LATE_MS: u64 = 60_000;
-/// Processes that are killed for want of memory within this time after an event about one are only
-/// in the log.
-const OOM_INTERVAL_MS: u64 = 10_000;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// Patience, at the worker's end, with a VM that was killed.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Wait before the second try of a step; doubled before the third.
-const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// The task's state.
 pub struct Owner {
@@ -353,279 +348,15 @@ impl Owner {
         }
     }
 
-    /// Whether its VM may be launched now, or is there already.
-    fn may_launch(&mut self) -> bool {
-        if self.live.is_none()
-            && !self.turns.may_launch()
-            && let Ok(turn) = self.shared.queues.launches.clone().try_acquire_owned()
-        {
-            self.turns.keep_for_launch(turn);
-        }
-        self.live.is_some() || self.turns.may_launch()
-    }
-
-    /// Not a step of its own: it leaves nothing behind, and is not waited for again where the VM is
-    /// there already.
-    fn wait_to_launch(&mut self) {
-        self.run_step(Step::Queue, |context| Box::pin(step::turn_to_launch(context)));
-        self.progress.step = Step::Queue.as_str().to_owned();
-        self.row.revision += 1;
-        self.publish();
-    }
-
-    fn waits_to_launch(&self) -> bool {
-        let waits = self.step.as_ref().is_some_and(|running| running.step == Step::Queue);
-        waits && self.row.operation.as_ref().and_then(Operation::current) == Some(Step::Launch)
-    }
-
-    fn begin_step(&mut self, step: Step) {
-        self.run_step(step, |context| interference::run(step, context));
-    }
-
-    fn run_step(&mut self, step: Step, run: impl FnOnce(step::Context) -> StepFuture) {
-        let (sender, progress) = watch::channel(Progress::default());
-        let context = step::Context {
-            shared: self.shared.clone(),
-            row: self.row.clone(),
-            config: self.config.clone(),
-            live: self.live.as_ref().map(step::RunningVmHandle::from),
-            progress: sender,
-        };
-        self.progress = Progress::default();
-        self.step = Some(RunningStep {
-            step,
-            future: run(context),
-            progress,
-            superseded: false,
-            begun: Instant::now(),
-        });
-    }
-
-    async fn step_finished(&mut self, result: Result<Done, Failure>) {
-        let Some(running) = self.step.take() else { return };
-        self.progress = Progress::default();
-        self.timing.step(running.step, running.begun.elapsed());
-        let result = match result {
-            Ok(Done::Launched(live)) => {
-                self.timing.launched(&live);
-                // A boot that was not foreseen.
-                self.row.boot = live.boot;
-                (self.held, self.holds, self.calm_at) = (None, 0, None);
-                self.shared.runs(&self.row.id, Some(live.vm.clone()));
-                self.live = Some(live);
-                Ok(Done::Next)
-            }
-            Ok(Done::Released) => {
-                self.live = None;
-                self.shared.runs(&self.row.id, None);
-                Ok(Done::Released)
-            }
-            Ok(Done::Killed) => {
-                self.shared.runs(&self.row.id, None);
-                self.reaping = self.live.take().map(|live| self.reap(live));
-                Ok(Done::Killed)
-            }
-            other => other,
-        };
-        if running.superseded {
-            return;
-        }
-        match result {
-            Ok(Done::MayLaunch(turn)) => {
-                self.turns.keep_for_launch(turn);
-                if let Some(operation) = &mut self.row.operation {
-                    operation.deadline += running.begun.elapsed().as_millis() as u64;
-                }
-                self.row.revision += 1;
-                self.publish();
-            }
-            Ok(done) => self.advance(done).await,
-            Err(failure) => self.step_failed(running.step, failure).await,
-        }
-    }
-
-    async fn advance(&mut self, done: Done) {
-        let mut durability = Durability::Process;
-        let mut ended = None;
-        let (mut over, mut released) = (false, false);
-        match done {
-            Done::Ended(end) => {
-                durability = Durability::Synced;
-                ended = Some(end);
-            }
-            Done::Released => (over, released) = (true, true),
-            Done::Killed => over = true,
-            Done::Turn(permit) => self.turns.keep(permit),
-            Done::Next | Done::Launched(_) | Done::MayLaunch(_) => {}
-        }
-        let note = |draft: &mut Transaction| {
-            if let Some(end) = &ended {
-                draft.program_ended(end.clone());
-            }
-            if over {
-                draft.row.ended = None;
-            }
-            if released {
-                draft.row.has_vm = false;
-            }
-            draft.next_step();
-        };
-        if self.row.operation.as_ref().is_some_and(Operation::is_at_last_step) {
-            self.finish(note).await;
-        } else {
-            self.change(durability, note).await;
-        }
-    }
-
-    fn reap(&self, live: RunningVm) -> BoxFuture<'static, ()> {
-        let (shared, row, vm) = (self.shared.clone(), self.row.clone(), live.vm.clone());
-        Box::pin(async move {
-            if let Err(error) = step::gone(&shared, vm.as_ref(), &row).await {
-                tracing::warn!(machine = %row.id, %error, "can't take away the network of a VM that is gone");
-            }
-        })
-    }
-
-    async fn reaped(&mut self) {
-        self.reaping = None;
-        // Where something is under way, that records it.
-        if self.row.operation.is_none() {
-            self.change(Durability::Process, |draft| draft.row.has_vm = false).await;
-        }
-    }
-
     /// The clock may have been set since it was looked at last.
     async fn start_if_due(&mut self) {
         let due = schedule::due(&self.config, &self.row).filter(|at| *at <= now_ms());
         let Some(at) = due.filter(|_| self.shared.check_not_draining().is_ok()) else { return };
         // When no server ran all may be late at once.
-        let recovery = at + LATE_MS < now_ms();
+        let is_late = at + LATE_MS < now_ms();
         let start =
-            OperationKind::Start { not_before: 0, automatic: true, recovery, suspend_after: false };
+            Start::because(if is_late { StartReason::Recovery } else { StartReason::Schedule });
         self.change(Durability::Synced, |draft| draft.begin(start.clone(), Source::Worker)).await;
-    }
-
-    async fn step_failed(&mut self, step: Step, failure: Failure) {
-        let Some(operation) = &self.row.operation else { return };
-        tracing::warn!(
-            machine = %self.row.id, operation = operation.kind.as_str(), step = step.as_str(),
-            attempt = operation.attempt, error = %failure.message, "step failed"
-        );
-        self.timing = Timing::default();
-        self.turns.end_launch();
-        if failure.retry && operation.attempt < crate::operation::MAX_ATTEMPTS {
-            let delay = RETRY_DELAY * 2_u32.pow(operation.attempt - 1);
-            self.retry_at = Some(Instant::now() + delay);
-            // A machine that was resumed is not to be lost because it answers late.
-            let resumed = matches!(operation.kind, OperationKind::Resume { .. })
-                && matches!(step, Step::Boot | Step::Configure)
-                && self.live.as_ref().is_some_and(|live| live.guest.borrow().gone.is_none());
-            self.change(Durability::Process, |draft| {
-                if let Some(operation) = &mut draft.row.operation {
-                    operation.step = if resumed { operation.step } else { operation.retry_from() };
-                    operation.attempt += 1;
-                    operation.last_error = Some(failure.message.clone());
-                    operation.retry_at = Some(draft.now + delay.as_millis() as u64);
-                }
-            })
-            .await;
-        } else {
-            self.give_up(failure.message).await;
-        }
-    }
-
-    async fn deadline_passed(&mut self) {
-        let Some(operation) = &self.row.operation else { return };
-        let step = match operation.current() {
-            Some(Step::Boot) => "boot: the guest's init has not answered".to_owned(),
-            Some(Step::Configure) => {
-                "configure: the guest's init has not said that the program runs".to_owned()
-            }
-            step => step.map_or("", Step::as_str).to_owned(),
-        };
-        let reason = match &operation.last_error {
-            Some(error) => {
-                format!("{} did not end in time, at step {step}: {error}", operation.kind.as_str())
-            }
-            None => format!("{} did not end in time, at step {step}", operation.kind.as_str()),
-        };
-        tracing::error!(machine = %self.row.id, reason, "deadline passed");
-        self.break_off_step();
-        self.give_up(reason).await;
-    }
-
-    /// Ends the step under way, or, where it may not be dropped, lets it end without consequence.
-    fn break_off_step(&mut self) {
-        self.retry_at = None;
-        match &mut self.step {
-            Some(running) if running.step.may_be_dropped() => self.step = None,
-            Some(running) => running.superseded = true,
-            None => {}
-        }
-    }
-
-    async fn guest_event(&mut self, event: GuestEvent) {
-        let Some(live) = &self.live else { return };
-        match event {
-            GuestEvent::Welcome { status, init_version, machine_id } => {
-                tracing::debug!(machine = %self.row.id, init_version, "guest is up");
-                match machine_id {
-                    Some(id) if id != self.row.id.as_str() => {
-                        tracing::error!(machine = %self.row.id, claimed = id, "guest claims to be another machine");
-                    }
-                    _ => live.note_status(status),
-                }
-            }
-            GuestEvent::Started { steps, .. } => self.note(|guest| {
-                guest.configured = true;
-                guest.started = true;
-                guest.boot_steps = steps;
-            }),
-            GuestEvent::Log { sequence, source, time_ns, dropped_before, partial, text } => {
-                let session = live.session.clone();
-                let record = (sequence, source, time_ns, dropped_before, partial);
-                let done = move || session.acknowledge_logs(sequence);
-                self.shared.logs.append_record(&self.row.id, live.boot, record, &text, done);
-            }
-            GuestEvent::OutOfMemory { pid, name } => self.child_out_of_memory(pid, &name).await,
-            GuestEvent::Finished(status) => live.note_status(status),
-            GuestEvent::Disconnected { reason } => {
-                tracing::debug!(machine = %self.row.id, reason, "guest disconnected");
-            }
-            // They are events of the machine, too.
-            GuestEvent::Silent | GuestEvent::Heard => {}
-        }
-    }
-
-    /// A child of the program was killed for want of memory, which the program may well survive.
-    /// The log tells of each.
-    async fn child_out_of_memory(&mut self, pid: i32, name: &str) {
-        let now = now_ms();
-        let told =
-            self.events.iter().find(|event| event.kind == event::OOM).map(|event| event.timestamp);
-        if told.is_some_and(|at| now < at.saturating_add(OOM_INTERVAL_MS)) {
-            return;
-        }
-        self.change(Durability::Process, |draft| {
-            let request = json!({ "pid": pid, "process": name });
-            draft.event(Source::Worker, event::OOM, draft.row.state, request);
-        })
-        .await;
-    }
-
-    /// The session gave up, which it only does when closed or when the VM is gone.
-    fn session_lost(&mut self) {
-        if let Some(live) = &mut self.live {
-            let (_, never) = mpsc::channel(1);
-            live.events = never;
-            live.events.close();
-        }
-    }
-
-    fn note(&self, edit: impl FnOnce(&mut crate::live::Guest)) {
-        if let Some(live) = &self.live {
-            live.guest.send_modify(edit);
-        }
     }
 
     fn publish_progress(&mut self) {

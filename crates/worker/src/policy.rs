@@ -98,6 +98,8 @@ pub struct Situation {
     pub host_drains: bool,
     /// Epoch of a later placement on another host: this is a copy, which is not run.
     pub superseded_by: Option<u64>,
+    /// It has failed by an internal error, and its program still runs.
+    pub still_runs: bool,
 }
 
 /// What begins when what is under way has ended.
@@ -124,6 +126,7 @@ impl Situation {
             backs_off: false,
             host_drains: false,
             superseded_by: None,
+            still_runs: false,
         }
     }
 }
@@ -156,6 +159,8 @@ pub fn decide(situation: &Situation, request: Request) -> Verdict {
         {
             Verdict::Refuse(ApiError::precondition("this host is being drained for a shutdown"))
         }
+        // Its program is to be asked to end before its VM is.
+        Verdict::Begin(Goal::Start) if situation.still_runs => Verdict::Begin(Goal::Restart),
         Verdict::CancelSuspend if situation.is_saved => Verdict::Queue(Goal::Resume),
         Verdict::Done if situation.backs_off && state == MachineState::Starting => {
             Verdict::SkipBackOff
@@ -396,6 +401,19 @@ mod tests {
             }
         }
         assert_eq!(checked, 8 * (COLUMNS.len() + DOOMED.len() + AWAITING_START.len()));
+    }
+
+    #[test]
+    fn a_failed_machine_whose_program_still_runs_is_restarted_by_a_start() {
+        let failed = Situation { still_runs: true, ..Situation::of(MachineState::Failed) };
+        for request in [Request::Start, Request::Restart] {
+            assert_eq!(decide(&failed, request), Verdict::Begin(Goal::Restart));
+            let draining = Situation { host_drains: true, ..failed };
+            assert!(matches!(decide(&draining, request), Verdict::Refuse(_)));
+        }
+        assert_eq!(decide(&failed, Request::Stop), Verdict::Begin(Goal::Stop));
+        let destroy = decide(&failed, Request::Destroy { force: false });
+        assert_eq!(destroy, Verdict::Begin(Goal::Destroy));
     }
 
     #[test]

@@ -1,217 +1,197 @@
-//! Requests from the bus: each is carried out once, however often it comes, also when the worker
-//! was started again meanwhile: its id is recorded with what it has changed.
+//! Requests to the worker: makes new machines, hands the rest to their owners, answers questions.
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+use std::{sync::Arc, time::Duration};
+
+use caddis_api::{
+    ApiError, ErrorCode, LeaseNonce, Machine, MachineId, MachineState, RawConfig, lease::Lease,
+    requests::StartReply,
+};
+use caddis_bus::message::{Action, VersionRecord, WorkerReply, WorkerRequest, WorkerResult};
+use tokio::sync::oneshot;
+
+use crate::{
+    disturbance,
+    engine::Shared,
+    owner::{Message, RequestId},
+    publish::Page,
 };
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use caddis_api::{ApiError, ErrorCode};
-use caddis_bus::{
-    Handler, MAX_MESSAGE_BYTES,
-    message::{Envelope, PROTOCOL, WorkerReply, WorkerRequest, WorkerResult, decode, encode},
+mod create;
+mod dedupe;
+mod guest;
+mod host;
+mod offer;
+mod update;
+
+pub use self::{
+    dedupe::{RequestHandler, remembered_since},
+    guest::session,
+    offer::QuestionHandler,
 };
-use futures::{
-    FutureExt as _,
-    future::{BoxFuture, Shared as SharedFuture},
-};
-use serde::Deserialize;
 
-use crate::{clock::now_ms, engine::Shared, service, store::StoreError};
-
-/// How long an accepted request is remembered on the disk, milliseconds: longer than any sender
-/// waits for an answer.
-const RECORDED_MS: u64 = 10 * 60 * 1000;
-/// Answers that are remembered, so that a repeated request does nothing twice.
-const REMEMBERED: usize = 4096;
-/// Bytes of all of them together, at most: an answer may hold a large configuration.
-const REMEMBERED_BYTES: usize = 8 << 20;
-
-type Answer = SharedFuture<BoxFuture<'static, Bytes>>;
-
-/// Serves the worker's own subject.
-pub struct RequestHandler {
-    shared: Arc<Shared>,
-    answers: Mutex<Answers>,
-    /// Ids of requests that an earlier process has accepted.
-    accepted_before: HashSet<String>,
-}
-
-#[derive(Default)]
-struct Answers {
-    /// With the bytes of those that are known.
-    by_id: HashMap<String, (Answer, usize)>,
-    order: VecDeque<String>,
-    bytes: usize,
-}
-
-impl Answers {
-    /// An answer is known.
-    fn known(&mut self, request_id: &str, size: usize) {
-        match self.by_id.get_mut(request_id) {
-            Some((_, known)) if *known == 0 => *known = size,
-            _ => return,
-        }
-        self.bytes += size;
-        self.forget_surplus();
-    }
-
-    /// Never one that is not known yet: the same request would be carried out twice.
-    fn forget_surplus(&mut self) {
-        while (self.bytes > REMEMBERED_BYTES || self.order.len() > REMEMBERED)
-            && self
-                .order
-                .front()
-                .and_then(|id| self.by_id.get(id))
-                .is_some_and(|(_, size)| *size > 0)
-        {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some((_, size)) =
-            self.order.pop_front().and_then(|oldest| self.by_id.remove(&oldest))
-        {
-            self.bytes -= size;
-        }
-    }
-}
-
-impl RequestHandler {
-    /// A handler for this worker's requests, which remembers what an earlier process has accepted.
-    ///
-    /// # Errors
-    /// When that can't be read.
-    pub async fn open(shared: Arc<Shared>) -> Result<Self, StoreError> {
-        let accepted_before = shared.store.accepted_since(remembered_since()).await?;
-        Ok(Self { shared, answers: Mutex::default(), accepted_before })
-    }
-
-    /// Whether a request was carried out, or is being: its answer is the same however late it is
-    /// asked for.
-    fn remembers(&self, request_id: &str) -> bool {
-        self.accepted_before.contains(request_id)
-            || self
-                .answers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .by_id
-                .contains_key(request_id)
-    }
-
-    fn answer(&self, envelope: Envelope) -> Answer {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((answer, _)) = answers.by_id.get(&envelope.request_id) {
-            return answer.clone();
-        }
-        let (shared, id, request) =
-            (self.shared.clone(), envelope.request_id.clone(), envelope.request);
-        let was_accepted = self.accepted_before.contains(&id);
-        // A task of its own: a requester that hangs up cancels nothing.
-        let task = tokio::spawn(async move {
-            let result = match was_accepted {
-                true => service::accepted(&shared, request).await,
-                false => service::handle(&shared, Some(id), request).await,
-            };
-            encode(&result)
-        });
-        let answer = async move {
-            let failed = |_| {
-                encode::<WorkerResult>(&Err(ApiError::internal(
-                    "the request failed, see the server's log",
-                )))
-            };
-            task.await.unwrap_or_else(failed)
-        };
-        let answer = answer.boxed().shared();
-        answers.by_id.insert(envelope.request_id.clone(), (answer.clone(), 0));
-        answers.order.push_back(envelope.request_id);
-        answers.forget_surplus();
-        answer
-    }
-}
-
-#[async_trait]
-impl Handler for RequestHandler {
-    async fn handle(&self, request: Bytes) -> Bytes {
-        let answer = self.carry_out(&request).await;
-        if answer.len() > MAX_MESSAGE_BYTES {
-            // It is remembered, or had again, when it is asked for over the stream endpoint.
-            return encode::<WorkerResult>(&Ok(WorkerReply::TooLarge));
-        }
-        answer
-    }
-}
-
-impl RequestHandler {
-    /// The answer to an [`Envelope`], of any size.
-    pub async fn carry_out(&self, request: &[u8]) -> Bytes {
-        if let Err(error) = check_protocol(request) {
-            return encode::<WorkerResult>(&Err(error));
-        }
-        match decode::<Envelope>("worker", request) {
-            Ok(envelope) if is_late(&envelope) && !self.remembers(&envelope.request_id) => {
-                let text = "unavailable: the request reached its host too late and was not carried out, try again; if \
-                            this goes on, compare the clocks of the hosts";
-                encode::<WorkerResult>(&Err(ApiError::new(ErrorCode::Unavailable, text)))
-            }
-            // What changes nothing may be done twice; its answers, whole listings among them, are
-            // not worth keeping.
-            Ok(envelope) if !may_change(&envelope.request) => {
-                encode(&service::handle(&self.shared, None, envelope.request).await)
-            }
-            Ok(envelope) => {
-                let id = envelope.request_id.clone();
-                let answer = self.answer(envelope).await;
-                self.answers
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .known(&id, answer.len());
-                answer
-            }
-            Err(e) => encode::<WorkerResult>(&Err(ApiError::internal(e))),
-        }
-    }
-}
-
-/// Refuses what may not be understood, before it is read as a whole.
-fn check_protocol(request: &[u8]) -> Result<(), ApiError> {
-    #[derive(Deserialize)]
-    struct Written {
-        protocol: u32,
-    }
-    match decode::<Written>("worker", request) {
-        Ok(written) if written.protocol > PROTOCOL => {
-            let text = format!(
-                "unavailable: the request is of protocol {}, its host speaks {PROTOCOL}: upgrade that host",
-                written.protocol
-            );
-            Err(ApiError::new(ErrorCode::Unavailable, text))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether nobody waits for it any more: its sender may have done something else since.
-fn is_late(envelope: &Envelope) -> bool {
-    envelope.not_after < now_ms()
-}
-
-fn may_change(request: &WorkerRequest) -> bool {
-    use WorkerRequest::{Act, Create, Drain, Memory, Supersede, Update};
+/// Carries out a request. Its id is recorded with what it changes.
+pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest) -> WorkerResult {
     match request {
-        Memory { limit_mib, reclaim_mib, .. } => limit_mib.is_some() || reclaim_mib.is_some(),
-        _ => matches!(
-            request,
-            Create(_) | Update { .. } | Act { .. } | Supersede { .. } | Drain { .. }
-        ),
+        WorkerRequest::Create(create) => create::create(shared, *create, id).await,
+        WorkerRequest::Update { machine, nonce, update } => {
+            update::update(shared, &machine, nonce, *update, id).await
+        }
+        WorkerRequest::Act { machine, nonce, action } => {
+            act(shared, &machine, nonce, action, id).await
+        }
+        WorkerRequest::Get { machine } => {
+            let mut record =
+                shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            record.machine.config = Some(config(shared, record.machine.config, &machine).await?);
+            Ok(WorkerReply::Machine { record: Box::new(record) })
+        }
+        WorkerRequest::List { after } => {
+            let Page { records, more, sequence } = shared.publisher.list(after.as_ref());
+            let incarnation = shared.publisher.incarnation().to_owned();
+            Ok(WorkerReply::Machines { records, more, incarnation, sequence })
+        }
+        WorkerRequest::Supersede { machine, epoch } => supersede(shared, &machine, epoch).await,
+        WorkerRequest::Events { machine, limit } => {
+            shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            let events = shared.store.events(&machine, limit).await.map_err(ApiError::internal)?;
+            Ok(WorkerReply::Events { events })
+        }
+        WorkerRequest::Versions { machine } => {
+            Ok(WorkerReply::Versions { versions: all_versions(shared, &machine).await? })
+        }
+        WorkerRequest::Processes { machine } => guest::processes(shared, &machine).await,
+        WorkerRequest::Memory { machine, nonce, limit_mib, reclaim_mib } => {
+            guest::memory(shared, &machine, nonce, limit_mib, reclaim_mib).await
+        }
+        WorkerRequest::Drain { deadline_ms } => {
+            host::drain(shared, Duration::from_millis(deadline_ms)).await
+        }
+        WorkerRequest::Health => {
+            let mut warnings = shared.vmm.warnings();
+            warnings.extend(disturbance::warning(shared));
+            Ok(WorkerReply::Health { problems: host::problems(shared).await, warnings })
+        }
     }
 }
 
-/// Since when accepted requests are remembered, milliseconds since the Unix epoch.
-pub fn remembered_since() -> u64 {
-    now_ms().saturating_sub(RECORDED_MS)
+/// The answer to a request that an earlier process of this worker has accepted: nothing is done
+/// again.
+pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerResult {
+    let status = |machine: &MachineId| {
+        let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+        Ok::<_, ApiError>(Box::new(record.status_only()))
+    };
+    match request {
+        WorkerRequest::Act { machine, action: Action::Start, .. } => {
+            let record = status(&machine)?;
+            let previous_state = record.machine.state;
+            let reply = StartReply { previous_state, migrated: false, new_host: String::new() };
+            Ok(WorkerReply::Started { reply, record })
+        }
+        WorkerRequest::Act {
+            machine,
+            action: Action::AcquireLease { ttl_seconds, owner, .. },
+            ..
+        } => {
+            let lease = held_lease(shared, &machine, Some(&(ttl_seconds, owner))).await;
+            let text = "the lease that this request had acquired is another's by now";
+            Ok(WorkerReply::Lease { lease: lease.ok_or_else(|| ApiError::aborted(text))? })
+        }
+        WorkerRequest::Act { machine, .. } => Ok(WorkerReply::Done { record: status(&machine)? }),
+        WorkerRequest::Update { machine, update, .. } => {
+            let record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
+            let lease = held_lease(shared, &machine, update.lease.as_ref()).await;
+            Ok(WorkerReply::Updated { record: Box::new(record), lease })
+        }
+        // These find what they have done themselves.
+        other => handle(shared, None, other).await,
+    }
+}
+
+async fn act(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+    nonce: Option<LeaseNonce>,
+    action: Action,
+    request: RequestId,
+) -> WorkerResult {
+    let destroy = matches!(action, Action::Destroy { .. });
+    let Some(owner) = shared.owner(machine) else { return gone(shared, machine, destroy) };
+    let (reply, answer) = oneshot::channel();
+    if owner.send(Message::Act { nonce, action, request, reply }).await.is_err() {
+        return gone(shared, machine, destroy);
+    }
+    match answer.await {
+        Ok(result) => result,
+        Err(_) => gone(shared, machine, destroy),
+    }
+}
+
+async fn supersede(shared: &Arc<Shared>, machine: &MachineId, epoch: u64) -> WorkerResult {
+    let Some(owner) = shared.owner(machine) else { return gone(shared, machine, true) };
+    let (reply, answer) = oneshot::channel();
+    if owner.send(Message::Supersede { epoch, reply }).await.is_err() {
+        return gone(shared, machine, true);
+    }
+    answer.await.unwrap_or_else(|_| gone(shared, machine, true))
+}
+
+/// The lease that a request has taken on a machine, if it wanted one and still has it: another's
+/// nonce is not told.
+async fn held_lease(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+    wanted: Option<&(u64, String)>,
+) -> Option<Lease> {
+    let (_, owner) = wanted?;
+    match act(shared, machine, None, Action::GetLease, None).await {
+        Ok(WorkerReply::Lease { lease }) if lease.owner == *owner => Some(lease),
+        _ => None,
+    }
+}
+
+/// All versions, the current one first.
+async fn all_versions(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+) -> Result<Vec<VersionRecord>, ApiError> {
+    let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+    let replaced = shared.store.versions(machine).await.map_err(ApiError::internal)?;
+    let Machine { version, config, image_ref: image, .. } = record.machine;
+    let current =
+        VersionRecord { version, config: self::config(shared, config, machine).await?, image };
+    // It may have become one that was replaced in between.
+    let replaced = replaced.into_iter().filter(|version| version.version != current.version);
+    Ok(std::iter::once(current.clone()).chain(replaced).collect())
+}
+
+/// A machine's configuration, as published or, of a destroyed one, as recorded.
+async fn config(
+    shared: &Arc<Shared>,
+    published: Option<RawConfig>,
+    machine: &MachineId,
+) -> Result<RawConfig, ApiError> {
+    match published {
+        Some(config) => Ok(config),
+        None => {
+            Ok(shared.store.config(machine).await.map_err(ApiError::internal)?.unwrap_or_default())
+        }
+    }
+}
+
+/// The answer for a machine that has no owner: it is destroyed, or there is none.
+/// What is answered of a machine whose owner takes no requests: it is destroyed, or its owner has
+/// panicked, which will have another in a moment.
+fn gone(shared: &Arc<Shared>, machine: &MachineId, destroy: bool) -> WorkerResult {
+    let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
+    if record.machine.state != MachineState::Destroyed {
+        return Err(ApiError::internal(
+            "internal error in the server, the request may have been carried out in part; see the machine's events \
+             and the server's log",
+        ));
+    }
+    if destroy {
+        return Ok(WorkerReply::Done { record: Box::new(record) });
+    }
+    Err(ApiError::new(ErrorCode::NotFound, "machine not found: it has been destroyed"))
 }

@@ -9,7 +9,7 @@ use caddis_image::ResolvedImage;
 use caddis_network::MachineAddresses;
 use serde::{Deserialize, Serialize};
 
-use crate::operation::{Operation, OperationKind};
+use crate::operations::{Operation, OperationKind};
 
 /// Version of the record's format. Fields are only ever added, with defaults.
 pub const FORMAT: u32 = 1;
@@ -86,6 +86,10 @@ pub struct MachineRow {
     /// runs again.
     #[serde(default)]
     pub superseded_by: Option<u64>,
+    /// Its task has panicked, and nothing was done to it since: it has failed, and a VM that runs
+    /// was left alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_quarantined: bool,
 }
 
 impl MachineRow {
@@ -110,7 +114,9 @@ impl MachineRow {
             lease.expires_at = lease.expires_at.saturating_add_signed(by_ms / 1000);
         }
         self.operation.iter_mut().for_each(|operation| operation.clock_was_set(by_ms));
-        self.next.iter_mut().for_each(|next| next.clock_was_set(by_ms));
+        if let Some(moved) = self.next.as_ref().and_then(|next| next.rules().moved_by(by_ms)) {
+            self.next = Some(moved);
+        }
     }
 
     /// Whether `nonce` allows a change at `now_ms`: without a lease everything does.

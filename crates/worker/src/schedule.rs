@@ -28,7 +28,8 @@ pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<u64> {
     // One that could not be started is tried again the next time.
     let rests = matches!(row.state, MachineState::Stopped | MachineState::Failed)
         && row.operation.is_none();
-    if !rests || row.next.is_some() || !row.launched || row.drained || row.superseded_by.is_some() {
+    let waits_for_a_user = row.is_quarantined || row.superseded_by.is_some();
+    if !rests || row.next.is_some() || !row.launched || row.drained || waits_for_a_user {
         return None;
     }
     let rested_for = row.rested_at.max(row.boot).saturating_sub(row.created_at);

@@ -9,7 +9,7 @@ use caddis_api::{
 use caddis_guest_protocol::spec::{FileSpec, LimitSpec, MachineSpec, NetworkSpec, ProgramSpec};
 use caddis_image::{ImageConfig, OwnFile};
 
-use crate::{operation::Stop, row::MachineRow};
+use crate::{operations::StopPlan, row::MachineRow};
 
 /// Time between stop signal and SIGKILL unless the configuration says otherwise, as the reference
 /// has it.
@@ -231,14 +231,14 @@ pub fn stop_plan(
     config: &MachineConfig,
     signal: Option<Signal>,
     timeout: Option<Duration>,
-) -> Stop {
+) -> StopPlan {
     let configured = config.stop_config.clone().unwrap_or_default();
     let chosen = signal.or(configured.signal).or_else(|| stop_signal(image).ok().flatten());
     // Less than one was stored by those who meant seconds, and counts as the default.
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let timeout =
         timeout.filter(|time| !time.is_zero()).or_else(|| configured.timeout.map(|time| time.0));
-    Stop {
+    StopPlan {
         signal: chosen.unwrap_or(Signal::INT),
         is_default: chosen.is_none(),
         timeout_ms: timeout
@@ -339,11 +339,11 @@ mod tests {
         let plan = |config, signal, timeout| stop_plan(&image(), config, signal, timeout);
         assert_eq!(
             plan(&configured, Some(Signal::KILL), Some(Duration::from_millis(7))),
-            Stop { signal: Signal::KILL, timeout_ms: 7, is_default: false }
+            StopPlan { signal: Signal::KILL, timeout_ms: 7, is_default: false }
         );
         assert_eq!(
             plan(&configured, None, Some(Duration::ZERO)),
-            Stop { signal: Signal::TERM, timeout_ms: 2000, is_default: false }
+            StopPlan { signal: Signal::TERM, timeout_ms: 2000, is_default: false }
         );
         assert_eq!(plan(&bare, None, None).signal.name(), "SIGQUIT");
         assert_eq!(
@@ -367,7 +367,7 @@ mod tests {
         assert!(image_warnings(&odd, &configured).is_empty());
         assert_eq!(
             stop_plan(&ImageConfig::default(), &bare, None, None),
-            Stop { signal: Signal::INT, timeout_ms: DEFAULT_STOP_TIMEOUT_MS, is_default: true }
+            StopPlan { signal: Signal::INT, timeout_ms: DEFAULT_STOP_TIMEOUT_MS, is_default: true }
         );
     }
 }

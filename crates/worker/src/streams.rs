@@ -22,7 +22,7 @@ use caddis_guest_protocol::host::{ExecCommand, SessionError};
 use serde::Deserialize;
 use tower::ServiceExt as _;
 
-use crate::{engine::Shared, requests::RequestHandler, service::session};
+use crate::{engine::Shared, requests::RequestHandler, requests::session};
 
 mod images;
 mod logs;

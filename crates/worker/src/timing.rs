@@ -6,7 +6,7 @@ use std::time::Duration;
 use caddis_vmm::StartKind;
 use serde_json::{Value, json};
 
-use crate::{live::RunningVm, operation::Step};
+use crate::{live::RunningVm, steps::Step};
 
 /// Steps so far, in order.
 #[derive(Debug, Default)]

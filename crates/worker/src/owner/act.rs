@@ -8,10 +8,12 @@ use tokio::sync::oneshot;
 use super::{Message, Owner, Transaction};
 use crate::{
     event::Source,
-    operation::{Operation, OperationKind, Step, Stop},
+    operations::{CancelSuspend, Exit, Operation, OperationKind, Stop, StopPlan, Update},
     policy::{self, Goal, Next, Request, Situation, Verdict},
+    restart,
     row::{EndCause, ProgramEnd},
     spec,
+    steps::Step,
     store::Durability,
 };
 
@@ -74,7 +76,7 @@ impl Owner {
             }
             Action::Restart { signal, timeout, force } => {
                 let plan = if force {
-                    Stop { signal: Signal::KILL, timeout_ms: 0, is_default: false }
+                    StopPlan { signal: Signal::KILL, timeout_ms: 0, is_default: false }
                 } else {
                     self.plan(signal, timeout)
                 };
@@ -96,7 +98,7 @@ impl Owner {
                 self.request(Request::Suspend, None).await?;
             }
             Action::Signal { signal } => {
-                let plan = Stop { signal, timeout_ms: 0, is_default: false };
+                let plan = StopPlan { signal, timeout_ms: 0, is_default: false };
                 self.request(Request::Signal, Some(plan)).await?;
             }
             Action::SetMetadata { changes, expected } => {
@@ -122,7 +124,7 @@ impl Owner {
         Ok(WorkerReply::Done { record: self.status() })
     }
 
-    pub(super) fn plan(&self, signal: Option<Signal>, timeout: Option<ApiDuration>) -> Stop {
+    pub(super) fn plan(&self, signal: Option<Signal>, timeout: Option<ApiDuration>) -> StopPlan {
         spec::stop_plan(
             &self.row.image.config,
             &self.config,
@@ -134,14 +136,14 @@ impl Owner {
     pub(super) async fn request(
         &mut self,
         request: Request,
-        plan: Option<Stop>,
+        plan: Option<StopPlan>,
     ) -> Result<(), ApiError> {
         let plan = plan.unwrap_or_else(|| self.plan(None, None));
         match self.verdict(request) {
             Verdict::Begin(goal) => self.begin(goal, plan, false).await,
             Verdict::Supersede(goal) => self.begin(goal, plan, true).await,
             Verdict::Queue(goal) => {
-                let kind = kind(goal, plan);
+                let kind = OperationKind::of(goal, plan);
                 self.try_change(Durability::Synced, |draft| draft.row.next = Some(kind)).await
             }
             Verdict::CancelSuspend => self.cancel_suspend().await,
@@ -170,17 +172,27 @@ impl Owner {
             state: self.row.state,
             next: match &self.row.next {
                 Some(OperationKind::Destroy) => Next::Destroy,
-                Some(OperationKind::Start { .. }) => Next::Start,
+                Some(OperationKind::Start(_)) => Next::Start,
                 _ => Next::Other,
             },
             updates_at_rest: operation.is_some_and(|operation| {
-                matches!(operation.kind, OperationKind::Update { run: false, .. })
+                matches!(operation.kind, OperationKind::Update(Update { run: false, .. }))
             }),
             is_saved: !(is_saving && self.live.is_some()),
             backs_off: self.step.as_ref().is_some_and(|running| running.step == Step::BackOff),
             host_drains: self.shared.check_not_draining().is_err(),
             superseded_by: self.row.superseded_by,
+            still_runs: self.still_runs(),
         }
+    }
+
+    /// It has failed without an end of its program: it is quarantined.
+    fn still_runs(&self) -> bool {
+        self.row.is_quarantined
+            && self.live.as_ref().is_some_and(|live| {
+                let guest = live.guest.borrow();
+                guest.ended.is_none() && guest.gone.is_none()
+            })
     }
 
     /// Forgets what was to follow, but for a destroy, which nothing undoes.
@@ -191,8 +203,8 @@ impl Owner {
         self.try_change(Durability::Synced, |draft| draft.row.next = None).await
     }
 
-    async fn begin(&mut self, goal: Goal, plan: Stop, supersede: bool) -> Result<(), ApiError> {
-        let kind = kind(goal, plan);
+    async fn begin(&mut self, goal: Goal, plan: StopPlan, supersede: bool) -> Result<(), ApiError> {
+        let kind = OperationKind::of(goal, plan);
         let killed = goal == Goal::Destroy && self.runs_program();
         self.try_change(Durability::Synced, |draft| {
             draft.row.next = None;
@@ -219,7 +231,7 @@ impl Owner {
 
     /// Has a machine go on that is being suspended.
     async fn cancel_suspend(&mut self) -> Result<(), ApiError> {
-        let cancel = OperationKind::CancelSuspend { failure: None };
+        let cancel = OperationKind::CancelSuspend(CancelSuspend { failure: None });
         self.try_change(Durability::Synced, |draft| draft.begin(cancel, Source::User)).await?;
         self.break_off_step();
         self.turns.end();
@@ -237,9 +249,7 @@ impl Owner {
     /// A start that waits for its back-off begins now.
     async fn skip_backoff(&mut self) -> Result<(), ApiError> {
         self.try_change(Durability::Synced, |draft| {
-            if let Some(operation) = &mut draft.row.operation {
-                operation.kind = OperationKind::START;
-            }
+            draft.becomes(OperationKind::START);
         })
         .await?;
         self.break_off_step();
@@ -261,23 +271,20 @@ impl Owner {
     }
 
     /// A second stop: passes its signal on, and shortens the wait.
-    async fn shorten_stop(&mut self, plan: Stop) -> Result<(), ApiError> {
+    async fn shorten_stop(&mut self, plan: StopPlan) -> Result<(), ApiError> {
         let under_way = self.row.operation.as_ref().map(|operation| operation.kind.clone());
         self.unqueue().await?;
         match under_way {
-            Some(OperationKind::Stop(current)) => {
+            Some(OperationKind::Stop(Stop(current))) => {
                 if plan.signal != current.signal && self.live.is_some() {
                     // The stop goes on whether or not this signal arrives.
                     let _ = self.deliver(plan.signal).await;
                 }
                 if plan.timeout_ms < current.timeout_ms {
                     self.try_change(Durability::Synced, |draft| {
-                        if let Some(operation) = &mut draft.row.operation {
-                            operation.kind = OperationKind::Stop(Stop {
-                                timeout_ms: plan.timeout_ms,
-                                ..current
-                            });
-                        }
+                        let timeout_ms = plan.timeout_ms;
+                        let shorter = StopPlan { timeout_ms, ..current };
+                        draft.becomes(OperationKind::Stop(Stop(shorter)));
                     })
                     .await?;
                     if self.step.as_ref().is_some_and(|running| running.step.may_be_dropped()) {
@@ -288,14 +295,9 @@ impl Owner {
             }
             // The program has ended by itself: a requested stop is never undone by the restart
             // policy.
-            Some(OperationKind::Exit { then: crate::restart::Verdict::Restart { .. } }) => {
-                self.try_change(Durability::Synced, |draft| {
-                    if let Some(operation) = &mut draft.row.operation {
-                        operation.kind =
-                            OperationKind::Exit { then: crate::restart::Verdict::Stop };
-                    }
-                })
-                .await
+            Some(OperationKind::Exit(exit)) if exit.restarts() => {
+                let stays = OperationKind::Exit(Exit { then: restart::Verdict::Stop });
+                self.try_change(Durability::Synced, |draft| draft.becomes(stays)).await
             }
             _ => Ok(()),
         }
@@ -317,10 +319,10 @@ impl Owner {
     }
 
     async fn drain(&mut self, done: oneshot::Sender<bool>) {
-        use MachineState::{Restarting, Started, Starting};
-        let operation = self.row.operation.as_ref().map(|operation| &operation.kind);
-        let runs = matches!(self.row.state, Started | Starting | Restarting)
-            || matches!(operation, Some(OperationKind::Update { run: true, .. }));
+        let operation = self.row.operation.as_ref();
+        let runs = self.row.state == MachineState::Started
+            || self.still_runs()
+            || operation.is_some_and(|operation| operation.kind.rules().runs_afterwards());
         if runs {
             self.stop_for_drain().await;
             self.break_off_step();
@@ -336,29 +338,11 @@ impl Owner {
     pub(super) async fn stop_for_drain(&mut self) {
         let plan = self.plan(None, None);
         self.change(Durability::Synced, |draft| {
-            draft.row.drained = true;
+            // One that is quarantined is not started by itself.
+            draft.row.drained = !draft.row.is_quarantined;
             draft.row.next = None;
-            draft.begin(OperationKind::Stop(plan.clone()), Source::Worker);
+            draft.begin(OperationKind::Stop(Stop(plan.clone())), Source::Worker);
         })
         .await;
-    }
-}
-
-fn kind(goal: Goal, plan: Stop) -> OperationKind {
-    match goal {
-        Goal::Start => OperationKind::START,
-        Goal::StartAndSuspend => OperationKind::Start {
-            not_before: 0,
-            automatic: false,
-            recovery: false,
-            suspend_after: true,
-        },
-        Goal::Stop => OperationKind::Stop(plan),
-        Goal::Restart => OperationKind::Restart(plan),
-        Goal::Suspend => OperationKind::Suspend,
-        // Unless it is to rest, which `Owner::update` knows.
-        Goal::Update => OperationKind::Update { stop: plan, run: true },
-        Goal::Resume => OperationKind::Resume { spoiled: false },
-        Goal::Destroy => OperationKind::Destroy,
     }
 }

@@ -9,9 +9,10 @@ use super::{Owner, record::RECENT_EVENTS};
 use crate::{
     clock::now_ms,
     event::{self, Source},
-    operation::{Operation, OperationKind, Step},
-    restart::{self, Verdict},
+    operations::{Exit, LostVm, Operation, OperationKind, Outcome, Start, StartReason},
+    restart::Verdict,
     row::{MachineRow, ProgramEnd},
+    steps::Step,
     store::{Change, Durability, Room, VersionChange},
 };
 
@@ -53,52 +54,48 @@ impl Transaction {
     }
 
     /// Begins an operation, with the state and the event that go with it.
-    pub fn begin(&mut self, mut kind: OperationKind, source: Source) {
-        if let OperationKind::Start { suspend_after, .. } = &mut kind
-            && std::mem::take(suspend_after)
-        {
-            self.row.next = Some(OperationKind::Suspend);
-        }
-        self.row.state = kind.state();
-        if !matches!(kind, OperationKind::Update { .. }) {
-            // An update that is broken off leaves the new version behind.
-            self.row.replaced = None;
-        }
-        let event = match &kind {
-            OperationKind::Create => Some("launch"),
-            OperationKind::Start { .. }
-            | OperationKind::Resume { .. }
-            | OperationKind::CancelSuspend { failure: None } => Some("start"),
-            OperationKind::Suspend => Some("suspend"),
-            OperationKind::Stop(_) => Some("stop"),
-            OperationKind::Restart(_) => Some("restart"),
-            OperationKind::Update { .. } => Some("update"),
-            OperationKind::Destroy => Some("destroy"),
-            // The exit event came before, the reason of an abandoned operation comes with its end.
-            OperationKind::Exit { .. }
-            | OperationKind::CancelSuspend { .. }
-            | OperationKind::Rest { .. }
-            | OperationKind::Abandon { .. } => None,
-        };
-        if let Some(event) = event {
-            let status =
-                if kind == OperationKind::Create { MachineState::Pending } else { self.row.state };
-            let request = self.restart_request(&kind);
-            self.event(source, event, status, request);
-        }
-        self.row.operation = Some(Operation::begin(kind, self.now));
+    pub fn begin(&mut self, kind: OperationKind, source: Source) {
+        self.row.state = kind.rules().state();
+        // An update that is broken off leaves the new version behind.
+        self.row.replaced = None;
+        self.row.is_quarantined = false;
+        self.row.operation = Some(Operation::begin(kind.clone(), self.now));
+        kind.rules().begun(self, source);
     }
 
-    /// What the event of a start tells that the restart policy begins.
-    fn restart_request(&self, kind: &OperationKind) -> Value {
-        match kind {
-            // A schedule's start, and one after the host was down, have no time to wait for.
-            OperationKind::Start { not_before, automatic: true, .. } if *not_before > 0 => json!({
-                "delay_ms": not_before.saturating_sub(self.now),
-                "restart_count": restart::recent(&self.row.restarts, self.now).count(),
-            }),
-            _ => Value::Null,
+    /// What is under way is this from now on, at the same step.
+    pub fn becomes(&mut self, kind: OperationKind) {
+        if let Some(operation) = &mut self.row.operation {
+            operation.kind = kind;
         }
+    }
+
+    /// What is under way goes back to where nothing is left of an earlier VM. False where it has
+    /// not come that far.
+    pub fn go_back(&mut self) -> bool {
+        let Some(operation) = &mut self.row.operation else { return false };
+        let before = operation.step;
+        operation.step = operation.retry_from();
+        operation.step < before
+    }
+
+    /// What is under way has all its time from now on.
+    pub fn renew_deadline(&mut self) {
+        if let Some(operation) = &mut self.row.operation {
+            operation.deadline = operation.kind.deadline(self.now);
+        }
+    }
+
+    /// The machine is in a state, of which an event tells.
+    pub fn reach(&mut self, state: MachineState, source: Source, kind: &str, told: Value) {
+        self.row.state = state;
+        self.event(source, kind, state, told);
+    }
+
+    /// A VM was booted for the machine.
+    pub fn launched(&mut self, outcome: &Outcome) {
+        self.row.launched = true;
+        self.row.start_kind.clone_from(&outcome.start_kind);
     }
 
     /// Goes on to the next step.
@@ -107,14 +104,12 @@ impl Transaction {
         if let Some(operation) = &mut self.row.operation {
             operation.step += 1;
             operation.retry_at = None;
-            if matches!(operation.kind, OperationKind::Update { .. }) {
-                // What it runs is there: from here on there is no way back.
-                self.row.replaced = None;
-            }
+            // What the new version of an update runs is there: from here on there is no way back.
+            self.row.replaced = None;
             if operation.current() == Some(Step::Launch) {
                 // Recorded before it happens, so that a VM is looked for whenever there may be one.
                 self.row.has_vm = true;
-                if !matches!(operation.kind, OperationKind::Resume { .. }) {
+                if !operation.kind.rules().resumes() {
                     self.row.boot = now;
                 }
             }
@@ -123,10 +118,9 @@ impl Transaction {
 
     /// Notes the end of a program that the operation under way brought about.
     pub fn program_ended(&mut self, end: ProgramEnd) {
-        let restarting = matches!(
-            self.row.operation.as_ref().map(|operation| &operation.kind),
-            Some(OperationKind::Restart(_) | OperationKind::Update { run: true, .. })
-        );
+        let operation = self.row.operation.as_ref();
+        let restarting =
+            operation.is_some_and(|operation| operation.kind.rules().runs_afterwards());
         let request = event::exit_request(&self.row, &end, true, restarting, self.now);
         self.event(Source::Worker, "exit", MachineState::Stopped, request);
         self.row.ended = Some(end);
@@ -142,7 +136,36 @@ impl Transaction {
         }
         self.event(Source::Worker, "exit", MachineState::Stopped, request);
         self.row.ended = Some(end);
-        self.begin(OperationKind::Exit { then }, Source::Worker);
+        self.begin(OperationKind::Exit(Exit { then }), Source::Worker);
+    }
+
+    /// What was to follow was to follow something else; but a destroy that was accepted comes.
+    pub fn forget_next(&mut self) {
+        self.row.next = self.row.next.take().filter(|next| *next == OperationKind::Destroy);
+    }
+
+    /// The program that the operation under way was to end went down with its VM, unless it had
+    /// ended before.
+    pub fn program_lost(&mut self, lost: &LostVm) {
+        if self.row.ended.is_none() {
+            self.program_ended(lost.end.clone());
+        }
+    }
+
+    /// A machine that was running went down with its VM while no server ran; what was under way
+    /// with it is over.
+    pub fn lose_running(&mut self, lost: &LostVm) {
+        self.row.operation = None;
+        self.row.state = MachineState::Started;
+        if lost.rebooted {
+            // Whatever its restart policy says: nothing that it did made it end.
+            self.begin_exit(lost.end.clone(), Verdict::Restart { after_ms: 0 }, 0);
+            self.row.operation = None;
+            self.row.ended = None;
+            self.begin(Start::because(StartReason::Recovery), Source::Worker);
+        }
+        // Without a reboot the owner finds a started machine without VM, and its restart policy
+        // decides.
     }
 }
 
@@ -209,8 +232,7 @@ impl Owner {
 
 /// Whether a change leads to less on the disk: a stop, a destroy, or that nothing follows them.
 fn frees_room(before: &MachineRow, after: &MachineRow) -> bool {
-    let ends =
-        |kind: &OperationKind| matches!(kind, OperationKind::Stop(_) | OperationKind::Destroy);
+    let ends = |kind: &OperationKind| kind.rules().frees_disk();
     let begins = after.operation.as_ref().is_some_and(|operation| ends(&operation.kind));
     begins
         || after.next.as_ref().is_some_and(ends)

@@ -2,15 +2,15 @@
 
 use caddis_api::MachineState;
 use caddis_vmm::Start;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Owner, Transaction};
 use crate::{
     event::Source,
-    operation::{OperationKind, Step},
+    operations::{Failed, Failing, OperationKind, Outcome},
     restart::{self, Verdict},
     row::{EndCause, ProgramEnd},
-    step::{self, end_of_vm},
+    steps::end_of_vm,
     store::Durability,
 };
 
@@ -20,88 +20,14 @@ impl Owner {
     pub(super) async fn finish(&mut self, note: impl Fn(&mut Transaction)) {
         let Some(operation) = self.row.operation.clone() else { return };
         self.turns.end();
-        let started = self.how_it_started();
-        let auto_destroy = self.config.auto_destroy == Some(true);
-        let is_superseded = self.row.superseded_by.is_some();
+        let outcome = self.outcome();
         self.change(Durability::Synced, |draft| {
             note(draft);
             draft.row.operation = None;
-            match &operation.kind {
-                OperationKind::Create => {
-                    draft.row.state = MachineState::Created;
-                    draft.event(Source::User, "launch", MachineState::Created, Value::Null);
-                }
-                OperationKind::Start { automatic, .. } => {
-                    draft.row.state = MachineState::Started;
-                    draft.row.launched = true;
-                    draft.row.start_kind.clone_from(&started.0);
-                    let source = if *automatic { Source::Worker } else { Source::User };
-                    draft.event(source, "start", MachineState::Started, started.1.clone());
-                }
-                OperationKind::Resume { .. } => {
-                    draft.row.state = MachineState::Started;
-                    draft.row.start_kind.clone_from(&started.0);
-                    draft.event(Source::User, "start", MachineState::Started, started.1.clone());
-                }
-                OperationKind::Suspend => {
-                    draft.row.state = MachineState::Suspended;
-                    draft.event(Source::User, "suspend", MachineState::Suspended, started.1.clone());
-                }
-                OperationKind::Rest { reason } => {
-                    draft.row.state = MachineState::Suspended;
-                    draft.event(Source::Worker, "suspend", MachineState::Suspended, json!({ "error": reason }));
-                }
-                OperationKind::CancelSuspend { failure: None } => {
-                    draft.row.state = MachineState::Started;
-                    // Nothing was started: it was never gone.
-                    let request = json!({ "start_kind": "none", "start_reason": "its suspend was called off" });
-                    draft.event(Source::User, "start", MachineState::Started, request);
-                }
-                OperationKind::CancelSuspend { failure: Some(reason) } => {
-                    draft.row.state = MachineState::Started;
-                    draft.event(Source::Worker, "suspend", MachineState::Started, json!({ "error": reason }));
-                }
-                OperationKind::Restart(_) => {
-                    draft.row.state = MachineState::Started;
-                    draft.row.launched = true;
-                    draft.row.start_kind.clone_from(&started.0);
-                    draft.event(Source::User, "restart", MachineState::Started, started.1.clone());
-                }
-                OperationKind::Update { run: true, .. } => {
-                    draft.row.state = MachineState::Started;
-                    draft.row.launched = true;
-                    draft.row.start_kind.clone_from(&started.0);
-                    draft.event(Source::User, "launch", MachineState::Created, Value::Null);
-                    draft.event(Source::Worker, "start", MachineState::Started, started.1.clone());
-                }
-                OperationKind::Update { run: false, .. } => {
-                    let state = if draft.row.launched { MachineState::Stopped } else { MachineState::Created };
-                    draft.row.state = state;
-                    draft.event(Source::User, "launch", MachineState::Created, Value::Null);
-                    if state != MachineState::Created {
-                        draft.event(Source::User, "update", state, Value::Null);
-                    }
-                }
-                OperationKind::Stop(_) => {
-                    draft.row.state = MachineState::Stopped;
-                    if auto_destroy && !draft.row.drained && !is_superseded && draft.row.next.is_none() {
-                        draft.row.next = Some(OperationKind::Destroy);
-                    }
-                }
-                OperationKind::Exit { then } => draft.after_exit(*then),
-                OperationKind::Destroy => {
-                    draft.row.state = MachineState::Destroyed;
-                    draft.row.destroyed_at = Some(draft.now);
-                    draft.row.lease = None;
-                    draft.row.next = None;
-                    draft.event(Source::Worker, "destroy", MachineState::Destroyed, Value::Null);
-                }
-                OperationKind::Abandon { into, of, reason } => {
-                    draft.row.state = *into;
-                    draft.event(Source::Worker, of, *into, json!({ "error": reason }));
-                }
-            }
-            if draft.row.state == MachineState::Started && draft.row.next == Some(OperationKind::START) {
+            operation.kind.rules().done(draft, &outcome);
+            if draft.row.state == MachineState::Started
+                && draft.row.next == Some(OperationKind::START)
+            {
                 // It runs already.
                 draft.row.next = None;
             }
@@ -115,89 +41,56 @@ impl Owner {
         .await;
     }
 
-    /// How the VM came to run that an operation has started, and what the event about it tells.
-    fn how_it_started(&mut self) -> (Option<String>, Value) {
+    /// How the VM came to run that an operation has started, and where its time went.
+    fn outcome(&mut self) -> Outcome {
         let timing = std::mem::take(&mut self.timing);
-        let Some(live) = &self.live else { return (None, json!({ "timing": timing.steps() })) };
+        let auto_destroy = self.config.auto_destroy == Some(true);
+        let Some(live) = &self.live else {
+            let told = json!({ "timing": timing.steps() });
+            return Outcome { start_kind: None, told, auto_destroy };
+        };
         let Start { kind, reason, pool } = live.vm.start();
-        let mut request = json!({ "start_kind": kind.as_str(), "timing": timing.finish(live) });
+        let mut told = json!({ "start_kind": kind.as_str(), "timing": timing.finish(live) });
         if !reason.is_empty() {
-            request["start_reason"] = json!(reason);
+            told["start_reason"] = json!(reason);
         }
         if let Some(pool) = pool {
-            request["pool"] = json!(pool);
+            told["pool"] = json!(pool);
         }
-        (Some(kind.as_str().to_owned()), request)
+        Outcome { start_kind: Some(kind.as_str().to_owned()), told, auto_destroy }
     }
 
-    /// Stops trying: clears up, and rests in a state that says so.
+    /// Stops trying: what follows depends on the operation, and ends in a state that says so.
     pub(super) async fn give_up(&mut self, reason: String) {
         let Some(operation) = &self.row.operation else { return };
-        if let Some(replaced) = self.row.replaced.clone() {
-            self.revert(*replaced, reason).await;
-            return;
+        let failed = operation.kind.rules().failed(&Failing {
+            row: &self.row,
+            reason: &reason,
+            has_vm: self.live.is_some(),
+            vm_runs: self.live.as_ref().is_some_and(|live| live.guest.borrow().runs()),
+            is_saved: self.shared.machine_files(&self.row.id).snapshot().exists(),
+        });
+        match failed {
+            Failed::Revert(replaced) => self.revert(*replaced, reason).await,
+            Failed::StaysUnheard(reason) => self.stays_unheard(reason).await,
+            Failed::Instead(kind) => {
+                self.turns.end();
+                self.change(Durability::Synced, |draft| {
+                    draft.forget_next();
+                    draft.begin(kind.clone(), Source::Worker);
+                })
+                .await;
+            }
+            Failed::AtOnce { of, reason } => {
+                self.turns.end();
+                self.change(Durability::Synced, |draft| {
+                    draft.row.operation = None;
+                    let told = json!({ "error": reason });
+                    draft.reach(MachineState::Failed, Source::Worker, &of, told);
+                })
+                .await;
+            }
         }
-        if let OperationKind::CancelSuspend { failure } = operation.kind.clone()
-            && self.stays_unheard(failure.as_deref(), &reason).await
-        {
-            return;
-        }
-        let Some(operation) = &self.row.operation else { return };
-        // A suspend that comes to nothing costs nothing: the machine goes on.
-        let saved = step::snapshot(&self.shared, &self.row.id).exists();
-        let instead = match operation.kind {
-            OperationKind::Suspend
-                if operation.current() != Some(Step::EndVm) && self.live.is_some() =>
-            {
-                Some(OperationKind::CancelSuspend { failure: Some(reason.clone()) })
-            }
-            // What was saved is kept for another try.
-            OperationKind::Suspend | OperationKind::Resume { .. } if saved => {
-                Some(OperationKind::Rest { reason: reason.clone() })
-            }
-            _ => None,
-        };
-        if let Some(instead) = instead {
-            self.turns.end();
-            self.change(Durability::Synced, |draft| {
-                draft.forget_next();
-                draft.begin(instead.clone(), Source::Worker);
-            })
-            .await;
-            return;
-        }
-        let of = operation.kind.as_str().to_owned();
-        let into = match operation.kind {
-            OperationKind::Stop(_) | OperationKind::Exit { .. } | OperationKind::Suspend => {
-                MachineState::Stopped
-            }
-            _ => MachineState::Failed,
-        };
-        // What clears up has failed itself: there is nothing more to try. The next start begins
-        // with it again.
-        let hopeless = matches!(
-            operation.kind,
-            OperationKind::Abandon { .. } | OperationKind::Rest { .. } | OperationKind::Destroy
-        );
-        let (of, reason) = match &operation.kind {
-            OperationKind::Abandon { of, reason: first, .. } => {
-                (of.clone(), format!("{first}; then: {reason}"))
-            }
-            _ => (of, reason),
-        };
-        self.turns.end();
-        self.change(Durability::Synced, |draft| {
-            if hopeless {
-                draft.row.operation = None;
-                draft.row.state = MachineState::Failed;
-                draft.event(Source::Worker, &of, MachineState::Failed, json!({ "error": reason }));
-                return;
-            }
-            draft.forget_next();
-            let kind = OperationKind::Abandon { into, of: of.clone(), reason: reason.clone() };
-            draft.begin(kind, Source::Worker);
-        })
-        .await;
     }
 
     /// Begins what is due without anyone asking. False when nothing is.
@@ -243,36 +136,5 @@ impl Owner {
             draft.begin_exit(end.clone(), then, config.max_retries());
         })
         .await;
-    }
-}
-
-impl Transaction {
-    /// What was to follow was to follow something else; but a destroy that was accepted comes.
-    pub(super) fn forget_next(&mut self) {
-        self.row.next = self.row.next.take().filter(|next| *next == OperationKind::Destroy);
-    }
-
-    fn after_exit(&mut self, then: Verdict) {
-        self.row.state = MachineState::Stopped;
-        match then {
-            Verdict::Stop | Verdict::GiveUp => {}
-            // A stop or destroy that came meanwhile goes first.
-            Verdict::Restart { .. } | Verdict::Destroy if self.row.next.is_some() => {}
-            Verdict::Restart { after_ms } => {
-                let now = self.now;
-                self.row.restarts = restart::recent(&self.row.restarts, now).chain([now]).collect();
-                let not_before = now + after_ms;
-                self.begin(
-                    OperationKind::Start {
-                        not_before,
-                        automatic: true,
-                        recovery: false,
-                        suspend_after: false,
-                    },
-                    Source::Worker,
-                );
-            }
-            Verdict::Destroy => self.begin(OperationKind::Destroy, Source::Worker),
-        }
     }
 }

@@ -7,7 +7,7 @@ use caddis_api::{ApiError, MachineState};
 use serde_json::{Value, json};
 
 use super::Owner;
-use crate::{event::Source, operation::OperationKind, runner::Level, step, store::Durability};
+use crate::{event::Source, runner::Level, steps, store::Durability};
 
 /// How long its programs may take to go on, once it is heard again.
 const THAW_DEADLINE: Duration = Duration::from_secs(20);
@@ -48,7 +48,7 @@ impl Owner {
             // It may not have heard that its programs were to go on.
             let (session, guest) = (live.session.clone(), live.guest.clone());
             tokio::spawn(async move {
-                if session.thaw(step::entropy(), false, THAW_DEADLINE).await.is_ok() {
+                if session.thaw(steps::entropy(), false, THAW_DEADLINE).await.is_ok() {
                     guest.send_modify(|guest| guest.frozen = false);
                 }
             });
@@ -87,21 +87,12 @@ impl Owner {
     }
 
     /// A suspend has come to nothing, and its guest does not say that programs go on: the machine
-    /// stays as it is, since its VM runs. False when it does not.
-    pub(super) async fn stays_unheard(&mut self, failure: Option<&str>, reason: &str) -> bool {
-        let Some(live) = &self.live else { return false };
-        let runs = {
-            let guest = live.guest.borrow();
-            !guest.halted && guest.gone.is_none()
-        };
-        if !runs {
-            return false;
-        }
-        if let Err(error) = step::forget_snapshot(&self.shared, &self.row).await {
+    /// stays as it is, since its VM runs.
+    pub(super) async fn stays_unheard(&mut self, reason: String) {
+        let Some(live) = &self.live else { return };
+        if let Err(error) = steps::forget_snapshot(&self.shared, &self.row).await {
             tracing::warn!(machine = %self.row.id, error = error.message, "a snapshot stays until the next start");
         }
-        let reason = failure
-            .map_or_else(|| reason.to_owned(), |failure| format!("{failure}; then: {reason}"));
         self.turns.end();
         // In one change with the outcome: nobody shall take it for well in between. One whose disk
         // can't be written can't answer either, which has been told.
@@ -114,7 +105,7 @@ impl Owner {
         self.change(Durability::Synced, |draft| {
             draft.row.operation = None;
             draft.row.state = MachineState::Started;
-            draft.row.next = draft.row.next.take().filter(|next| *next == OperationKind::Destroy);
+            draft.forget_next();
             draft.event(
                 Source::Worker,
                 "suspend",
@@ -126,6 +117,5 @@ impl Owner {
             }
         })
         .await;
-        true
     }
 }

@@ -12,9 +12,7 @@ use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
 use caddis_vmm::Isolation;
 
-use crate::{
-    clock::now_ms, engine::Shared, event, live::HostReason, operation::Step, row::MachineRow,
-};
+use crate::{clock::now_ms, engine::Shared, event, live::HostReason, row::MachineRow, steps::Step};
 
 /// Events that are published with the machine.
 pub const RECENT_EVENTS: usize = 20;
@@ -94,7 +92,7 @@ fn operation(row: &MachineRow, progress: &Progress) -> Option<Operation> {
         progress.step.clone()
     };
     Some(Operation {
-        kind: operation.kind.as_str().to_owned(),
+        kind: operation.kind.rules().name().to_owned(),
         step,
         bytes_done: progress.bytes_done,
         bytes_total: progress.bytes_total,

@@ -8,14 +8,14 @@ use serde_json::json;
 use super::{Owner, Transaction};
 use crate::{
     event::Source,
-    operation::{OperationKind, Stop},
+    operations::{Exit, OperationKind, Stop, StopPlan},
     restart::Verdict,
     store::Durability,
 };
 
 /// What it would still write elsewhere must not be written twice: it is not asked for its consent.
 const KILL: OperationKind =
-    OperationKind::Stop(Stop { signal: Signal::KILL, timeout_ms: 0, is_default: false });
+    OperationKind::Stop(Stop(StopPlan { signal: Signal::KILL, timeout_ms: 0, is_default: false }));
 
 impl Owner {
     /// Stops this copy, for good. Its files stay: who moved the machine may need them.
@@ -66,11 +66,14 @@ impl Transaction {
             S::Stopping => {
                 if let Some(operation) = &mut self.row.operation {
                     match &mut operation.kind {
-                        OperationKind::Exit { then } => *then = Verdict::Stop,
+                        OperationKind::Exit(Exit { then }) => *then = Verdict::Stop,
                         kind @ OperationKind::Stop(_) => *kind = KILL,
                         _ => {}
                     }
                 }
+            }
+            S::Failed if self.row.is_quarantined && self.row.has_vm => {
+                self.begin(KILL, Source::Worker);
             }
             // It rests, or comes to rest.
             _ => {}

@@ -11,7 +11,7 @@ use super::{Owner, lease::grant, record::image_ref};
 use crate::{
     clock::now_ms,
     event::Source,
-    operation::OperationKind,
+    operations::{CancelSuspend, Exit, OperationKind, Start, StartReason, Stop, Update},
     policy::{Request, Verdict},
     restart,
     row::{MachineRow, Replaced},
@@ -57,7 +57,7 @@ impl Owner {
         let version = wanted.unwrap_or_else(|| self.row.version.following(now_ms()));
         (row.version, row.config, row.image) = (version, raw, image);
         row.cordoned |= update.cordoned;
-        row.replaced = Some(Box::new(replaced(&self.row)));
+        let replaced = replaced(&self.row);
         spec::machine_spec(&row, &config, self.shared.network.guest_spec(&row.addresses))?;
         let now = now_ms();
         if let Some((ttl, owner)) = update.lease {
@@ -69,7 +69,7 @@ impl Owner {
         }
         let lease = row.lease.clone().filter(|_| row.lease != self.row.lease);
         let stop = self.plan(None, None);
-        let run = !update.skip_launch && replaced(&self.row).runs;
+        let run = !update.skip_launch && replaced.runs;
         self.shared.capacity.resize(&row.id, &config)?;
         let kept = recorded(&self.row);
         let begun = self.try_change(Durability::Synced, |draft| {
@@ -78,7 +78,8 @@ impl Owner {
             draft.row.drained = false;
             draft.row.restarts.clear();
             draft.version(VersionChange::Keep(kept));
-            draft.begin(OperationKind::Update { stop, run }, Source::User);
+            draft.begin(OperationKind::Update(Update { stop, run }), Source::User);
+            draft.row.replaced = Some(Box::new(replaced));
         });
         if let Err(error) = begun.await {
             self.shared.capacity.restore(&self.row.id, &self.config, self.row.addresses.ipv4);
@@ -142,19 +143,18 @@ impl Owner {
             draft.event(Source::Worker, "update", shown, json!({ "error": reason }));
             match state {
                 MachineState::Suspending if has_vm => {
-                    draft.begin(
-                        OperationKind::CancelSuspend { failure: Some(reason.clone()) },
-                        Source::Worker,
-                    );
+                    let failure = Some(reason.clone());
+                    let cancel = OperationKind::CancelSuspend(CancelSuspend { failure });
+                    draft.begin(cancel, Source::Worker);
                 }
                 MachineState::Started => {}
                 // It was on its way.
-                _ if runs => draft.begin(OperationKind::START, Source::Worker),
+                _ if runs => draft.begin(Start::because(StartReason::Update), Source::Worker),
                 MachineState::Creating | MachineState::Pending => {
                     draft.begin(OperationKind::Create, Source::Worker)
                 }
                 _ if !state.is_settled() => {
-                    draft.begin(OperationKind::Stop(stop.clone()), Source::Worker)
+                    draft.begin(OperationKind::Stop(Stop(stop.clone())), Source::Worker)
                 }
                 _ => {}
             }
@@ -165,7 +165,7 @@ impl Owner {
 }
 
 /// The end of a machine that goes away with its program.
-const AUTO_DESTROY: OperationKind = OperationKind::Exit { then: restart::Verdict::Destroy };
+const AUTO_DESTROY: OperationKind = OperationKind::Exit(Exit { then: restart::Verdict::Destroy });
 
 fn recorded(row: &MachineRow) -> VersionRecord {
     VersionRecord {
@@ -181,16 +181,11 @@ fn replaced(row: &MachineRow) -> Replaced {
     let kind = row.operation.as_ref().map(|operation| &operation.kind);
     let runs = match (&row.next, row.state) {
         // What was asked for last decides.
-        (Some(next), _) => {
-            matches!(
-                next,
-                OperationKind::Start { suspend_after: false, .. } | OperationKind::Resume { .. }
-            )
-        }
+        (Some(next), _) => next.rules().runs_afterwards(),
         // One that failed was to run.
         (None, S::Started | S::Starting | S::Restarting | S::Failed) => true,
         (None, S::Stopping) => {
-            matches!(kind, Some(OperationKind::Exit { then: restart::Verdict::Restart { .. } }))
+            matches!(kind, Some(OperationKind::Exit(exit)) if exit.restarts())
         }
         (None, _) => false,
     };

@@ -1,9 +1,20 @@
 //! How machines, their events and versions are written to the tables.
 
 use caddis_api::{MachineId, event::MachineEvent};
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::{Change, EVENTS_PER_MACHINE, VERSIONS_PER_MACHINE, VersionChange};
+use crate::row::MachineRow;
+
+/// A machine as recorded.
+pub(super) fn row(
+    transaction: &Transaction<'_>,
+    machine: &MachineId,
+) -> rusqlite::Result<Option<MachineRow>> {
+    let mut statement = transaction.prepare_cached("SELECT record FROM machines WHERE id = ?1")?;
+    let record = statement.query_row([machine.as_str()], |row| row.get::<_, String>(0));
+    record.optional()?.map(|text| serde_json::from_str(&text).map_err(from_json)).transpose()
+}
 
 /// The latest events of a machine, newest first.
 pub(super) fn events(

@@ -27,7 +27,7 @@ use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 
 use super::Failed;
-use crate::{engine::Shared, service};
+use crate::{engine::Shared, requests};
 
 /// Time until a client has said what to run.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ pub async fn session(
     let machine: MachineId = id.parse().map_err(|e| ApiError::invalid(format!("{e}")))?;
     let nonce = headers.get("fly-machine-lease-nonce").and_then(|value| value.to_str().ok());
     let guest =
-        service::session(&shared, &machine, Some(nonce.map(LeaseNonce::from_trusted))).await?;
+        requests::session(&shared, &machine, Some(nonce.map(LeaseNonce::from_trusted))).await?;
     let (sender, mut receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         // Who has gone hears nothing more; the exec ends with the relay.

@@ -7,6 +7,7 @@ mod deaths;
 mod faults;
 mod holds;
 mod lifecycle;
+mod quarantine;
 mod races;
 mod restarts;
 mod sabotage;

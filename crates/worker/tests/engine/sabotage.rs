@@ -36,6 +36,10 @@ pub enum Fault {
     RebootsAfter,
     /// It waits for [`FaultInjector::release`] before it begins.
     Waits,
+    /// The task of its machine panics before it.
+    PanicsBefore,
+    /// The task of its machine panics when it is done, before that is recorded.
+    PanicsAfter,
 }
 
 impl Fault {
@@ -154,6 +158,13 @@ impl FaultInjector {
         std::future::pending().await
     }
 
+    fn is_to_panic(&self, place: &Place, fault: Fault) -> bool {
+        let mut state = self.state();
+        let strikes = state.plan.take_if(|(plan, at)| *plan == fault && at == place).is_some();
+        state.struck += usize::from(strikes);
+        strikes
+    }
+
     fn is_to_die(&self, place: &Place, after: bool) -> bool {
         let mut state = self.state();
         match state.plan.clone() {
@@ -181,6 +192,7 @@ impl StepHook for FaultInjector {
         if self.is_to_wait(&place) {
             self.wait().await;
         }
+        assert!(!self.is_to_panic(&place, Fault::PanicsBefore), "told to panic");
         let mut state = self.state();
         let here = match &state.plan {
             Some((Fault::FailsEverywhere, at)) => at.1 == place.1,
@@ -215,6 +227,7 @@ impl StepHook for FaultInjector {
         if self.is_to_die(&place, true) {
             self.die().await;
         }
+        assert!(!self.is_to_panic(&place, Fault::PanicsAfter), "told to panic");
         self.state().seen.push((place, true));
     }
 }

@@ -278,8 +278,8 @@ async fn no_step_is_left_out() {
     let seen: Vec<_> =
         stream::iter(&scenarios).map(without_fault).buffer_unordered(AT_ONCE).collect().await;
     let seen: BTreeSet<_> = seen.into_iter().flatten().map(|((_, step), _)| step).collect();
-    // The table that heads `operation.rs`.
-    let table = include_str!("../../src/operation.rs").lines();
+    // The table that heads `steps.rs`.
+    let table = include_str!("../../src/steps.rs").lines();
     let names = table.filter_map(|line| line.strip_prefix("//! | `")?.split('`').next());
     assert_eq!(seen, names.map(str::to_owned).collect());
 }

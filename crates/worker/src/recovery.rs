@@ -1,32 +1,25 @@
-//! The start of a worker: finds out what became of its machines while no server ran.
+//! Recovery: a worker that starts finds out what became of its machines while no server ran.
 
-use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Duration};
+use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
 
-use caddis_api::{MachineConfig, MachineId, MachineState, WorkerId, event::MachineEvent};
-use caddis_bus::{Bus, message::ANNOUNCE_INTERVAL};
+use caddis_api::{MachineConfig, MachineState, WorkerId, event::MachineEvent};
+use caddis_bus::Bus;
 use caddis_vmm::{StartKind, Vm};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::time::MissedTickBehavior;
 
 use crate::{
     StepHook, WorkerConfig, WorkerError,
-    clock::{self, now_ms},
     engine::{Drivers, Shared},
     event::Source,
     live::RunningVm,
     logs::Logs,
-    operation::{OperationKind, Step},
-    owner::{Message, RECENT_EVENTS, Transaction},
+    operations::{FoundVm, LostVm, OperationKind, Start, StartReason},
+    owner::{RECENT_EVENTS, Transaction},
     publish::Publisher,
-    requests,
-    restart::Verdict,
     row::{EndCause, MachineRow, ProgramEnd},
-    step,
+    steps::{self, Step},
     store::{Change, Durability, Room, Store},
 };
-
-/// How often, at least, destroyed machines are looked through for those to be forgotten.
-const HOUSEKEEPING: Duration = Duration::from_secs(600);
 
 /// How many machines are looked for at once: finding a VM is mostly waiting for it.
 const LOOKS: usize = 16;
@@ -106,13 +99,16 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     Ok(())
 }
 
-/// A machine that is about to be taken up.
-struct Found {
-    change: Change,
-    config: MachineConfig,
+/// A machine that is about to get its owner.
+pub struct Found {
+    /// It, with what is noted of it.
+    pub change: Change,
+    /// Its configuration, read.
+    pub config: MachineConfig,
     /// Its events before the change, newest first.
-    events: Vec<MachineEvent>,
-    vm: Option<Arc<dyn Vm>>,
+    pub events: Vec<MachineEvent>,
+    /// Its VM, if one runs.
+    pub vm: Option<Arc<dyn Vm>>,
 }
 
 impl Found {
@@ -127,11 +123,12 @@ impl Found {
         let failed = |reason: String| WorkerError::Machine { machine: id.clone(), reason };
         let config = caddis_api::validate::read(&row.config).map_err(|e| failed(e.message))?;
         let mut vm = if row.has_vm { find_vm(shared, &row).await.map_err(failed)? } else { None };
-        let rests = row.operation.is_none() && row.state != MachineState::Started;
+        let rests =
+            row.operation.is_none() && row.state != MachineState::Started && !row.is_quarantined;
         if let Some(killed) = vm.take_if(|_| rests) {
             // An earlier server has killed it and ended before it was gone.
             killed.kill().await.map_err(|e| failed(e.to_string()))?;
-            step::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
+            steps::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
         }
         let mut draft = Transaction::new(row);
         // Above all that an earlier process may have published without recording it.
@@ -141,7 +138,7 @@ impl Found {
     }
 
     /// Gives it its owner.
-    async fn recover(self, shared: &Arc<Shared>) {
+    pub async fn recover(self, shared: &Arc<Shared>) {
         let Self { change: Change { row, events: new, .. }, config, mut events, vm } = self;
         for event in new {
             events.insert(0, event);
@@ -167,9 +164,11 @@ impl Found {
     }
 }
 
-async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>>, String> {
-    let directory = shared.machine_directory(&row.id);
-    let found = shared.vmm.adopt(row.id.as_str(), &directory).await.map_err(|e| e.to_string())?;
+/// The VM that runs for a machine, if one does, connected to its network.
+pub async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>>, String> {
+    let files = shared.machine_files(&row.id);
+    let found =
+        shared.vmm.adopt(row.id.as_str(), files.directory()).await.map_err(|e| e.to_string())?;
     if let Some(vm) = &found {
         let tap = vm.slot().tap_name();
         // One that can't be connected is no reason to leave all others without a server.
@@ -183,34 +182,18 @@ async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn Vm>
 
 /// Notes what became of a machine. Pure.
 fn recover(draft: &mut Transaction, vm: Option<StartKind>, rebooted: bool) {
-    let lost = draft.row.has_vm && vm.is_none();
-    if lost {
+    if draft.row.has_vm && vm.is_none() {
         lose_vm(draft, rebooted);
     }
-    let now = draft.now;
-    if let Some(operation) = &mut draft.row.operation
-        && let OperationKind::Resume { spoiled } = &mut operation.kind
-    {
-        // What was not written through to the disk before the host went down may have been a start.
-        *spoiled |= rebooted;
-        if operation.current() == Some(Step::Launch)
-            && vm.is_some_and(|kind| kind != StartKind::Resume)
-        {
-            // It could not be resumed, and the server ended before it noted that this is another
-            // boot.
-            draft.row.boot = now;
-        }
+    if let Some(operation) = draft.row.operation.clone() {
+        operation.kind.rules().found(draft, &FoundVm { vm, rebooted });
     }
     if draft.row.drained && draft.row.operation.is_none() {
         draft.row.drained = false;
         if draft.row.state == MachineState::Stopped {
-            draft.begin(recovery(), Source::Worker);
+            draft.begin(Start::because(StartReason::Recovery), Source::Worker);
         }
     }
-}
-
-fn recovery() -> OperationKind {
-    OperationKind::Start { not_before: 0, automatic: true, recovery: true, suspend_after: false }
 }
 
 fn lose_vm(draft: &mut Transaction, rebooted: bool) {
@@ -220,123 +203,17 @@ fn lose_vm(draft: &mut Transaction, rebooted: bool) {
         let text = "the VM ended while no server was running";
         ProgramEnd::unreported(EndCause::VmmCrashed, Some(text.to_owned()))
     };
+    let lost = LostVm { end, rebooted };
     draft.row.has_vm = false;
     let Some(operation) = &mut draft.row.operation else {
         if draft.row.state == MachineState::Started {
-            draft.lose_program(end, rebooted);
+            draft.lose_running(&lost);
         }
         return;
     };
     if operation.current() == Some(Step::Launch) {
         // How long it has waited for its turn is not recorded.
-        operation.deadline = operation.deadline.max(OperationKind::START.deadline(now_ms()));
+        operation.deadline = operation.deadline.max(OperationKind::START.deadline(draft.now));
     }
-    match &operation.kind {
-        OperationKind::Start { .. } => {
-            operation.step = operation.retry_from();
-            if rebooted {
-                operation.kind = recovery();
-                operation.deadline = operation.kind.deadline(now_ms());
-            }
-        }
-        OperationKind::Restart(_) | OperationKind::Resume { .. } | OperationKind::Update { .. }
-            if operation.retry_from() < operation.step =>
-        {
-            operation.step = operation.retry_from();
-        }
-        // It was saved before it was lost.
-        OperationKind::Rest { .. } => {}
-        OperationKind::Suspend if operation.current().is_none_or(|step| step == Step::EndVm) => {}
-        OperationKind::Suspend | OperationKind::CancelSuspend { .. } => {
-            draft.row.operation = None;
-            draft.row.state = MachineState::Started;
-            draft.lose_program(end, rebooted);
-        }
-        OperationKind::Stop(_) | OperationKind::Restart(_) | OperationKind::Update { .. }
-            if draft.row.ended.is_none() =>
-        {
-            draft.program_ended(end);
-        }
-        _ => {}
-    }
-}
-
-impl Transaction {
-    /// The program of a running machine went down with its VM while no server ran.
-    fn lose_program(&mut self, end: ProgramEnd, rebooted: bool) {
-        if rebooted {
-            // Whatever its restart policy says: nothing that it did made it end.
-            self.begin_exit(end, Verdict::Restart { after_ms: 0 }, 0);
-            self.row.operation = None;
-            self.row.ended = None;
-            self.begin(recovery(), Source::Worker);
-        }
-        // Without a reboot the owner finds a started machine without VM, and its restart policy
-        // decides.
-    }
-}
-
-/// Says again and again that this worker is there.
-pub async fn announce(shared: Arc<Shared>) {
-    let mut interval = tokio::time::interval(ANNOUNCE_INTERVAL);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        shared.announce();
-    }
-}
-
-/// Tells all machines when the host's clock was set, so that their guests know the time at once;
-/// never ends.
-pub async fn watch_clock(shared: Arc<Shared>) {
-    let mut known = clock::offset_ms();
-    let mut interval = tokio::time::interval(clock::LOOK_INTERVAL);
-    loop {
-        interval.tick().await;
-        let offset = clock::offset_ms();
-        if (offset - known).abs() < clock::SET_MS {
-            continue;
-        }
-        tracing::info!(by_ms = offset - known, "the host's clock was set");
-        known = offset;
-        for owner in shared.all_owners() {
-            // One that is busy looks at the clock by itself, one that is gone needs none.
-            let _ = owner.try_send(Message::ClockSet);
-        }
-    }
-}
-
-/// Forgets destroyed machines when their time is over; never ends.
-pub async fn forget_destroyed(shared: Arc<Shared>) {
-    let often = HOUSEKEEPING.min(shared.config.destroyed_retention).max(Duration::from_secs(1));
-    let mut interval = tokio::time::interval(often);
-    loop {
-        interval.tick().await;
-        let retention =
-            u64::try_from(shared.config.destroyed_retention.as_millis()).unwrap_or(u64::MAX);
-        let before = now_ms().saturating_sub(retention);
-        let expired = match shared.store.destroyed_before(before).await {
-            Ok(expired) => expired,
-            Err(e) => {
-                tracing::warn!(error = %e, "can't look for destroyed machines");
-                continue;
-            }
-        };
-        for machine in expired {
-            forget(&shared, &machine).await;
-        }
-        if let Err(e) = shared.store.accepted_since(requests::remembered_since()).await {
-            tracing::warn!(error = %e, "can't forget old requests");
-        }
-    }
-}
-
-async fn forget(shared: &Shared, machine: &MachineId) {
-    shared.logs.remove(machine);
-    match shared.store.forget(machine).await {
-        Ok(()) => shared.publisher.forget(machine),
-        Err(e) => {
-            tracing::warn!(machine = %machine, error = %e, "can't forget a destroyed machine")
-        }
-    }
+    operation.kind.clone().rules().lost_vm(draft, &lost);
 }

@@ -1,0 +1,168 @@
+//! Start: boots a machine with a blank root disk.
+
+use std::time::Duration;
+
+use caddis_api::MachineState;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{LostVm, OperationKind, Outcome, Rules};
+use crate::{event::Source, owner::Transaction, restart, steps::Step};
+
+/// Time a start may take beyond its back-off. Under emulation on a busy host a boot takes many
+/// seconds.
+pub const START_TIME: Duration = Duration::from_secs(4 * 60);
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "RecordedStart", into = "RecordedStart")]
+pub struct Start {
+    /// Why.
+    pub reason: StartReason,
+    /// A suspend follows. Only of what is queued: once it begins, the suspend is what is queued.
+    pub suspend_after: bool,
+}
+
+/// Why a machine is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartReason {
+    /// A client asked for it.
+    User,
+    /// Its program has ended, and its restart policy has it run again.
+    RestartPolicy {
+        /// After the back-off, milliseconds since the Unix epoch.
+        not_before: u64,
+    },
+    /// It has a schedule, and is due.
+    Schedule,
+    /// It ran before the host went down, or was due while no server ran: it waits for its turn
+    /// among the others of the host.
+    Recovery,
+    /// It was to run before an update that came to nothing.
+    Update,
+}
+
+impl StartReason {
+    /// Who caused the start, as its event tells.
+    fn source(self) -> Source {
+        match self {
+            Self::User | Self::Update => Source::User,
+            Self::RestartPolicy { .. } | Self::Schedule | Self::Recovery => Source::Worker,
+        }
+    }
+}
+
+impl Start {
+    /// A start for this reason.
+    pub const fn because(reason: StartReason) -> OperationKind {
+        OperationKind::Start(Self { reason, suspend_after: false })
+    }
+}
+
+/// A start as it has been recorded since the first release, which a server of that release reads.
+#[derive(Serialize, Deserialize)]
+struct RecordedStart {
+    /// End of the back-off, 0 for none.
+    not_before: u64,
+    automatic: bool,
+    recovery: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    suspend_after: bool,
+    /// To earlier releases it is like a start that a client asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    after_update: bool,
+}
+
+impl From<Start> for RecordedStart {
+    fn from(start: Start) -> Self {
+        let Start { reason, suspend_after } = start;
+        let is = |other: StartReason| reason == other;
+        Self {
+            not_before: start.not_before().unwrap_or(0),
+            automatic: !is(StartReason::User) && !is(StartReason::Update),
+            recovery: is(StartReason::Recovery),
+            suspend_after,
+            after_update: is(StartReason::Update),
+        }
+    }
+}
+
+impl From<RecordedStart> for Start {
+    fn from(recorded: RecordedStart) -> Self {
+        let RecordedStart { not_before, automatic, recovery, suspend_after, after_update } =
+            recorded;
+        let reason = match (automatic, recovery, not_before) {
+            (_, true, _) => StartReason::Recovery,
+            (true, false, 0) => StartReason::Schedule,
+            (true, false, not_before) => StartReason::RestartPolicy { not_before },
+            (false, false, _) if after_update => StartReason::Update,
+            (false, false, _) => StartReason::User,
+        };
+        Self { reason, suspend_after }
+    }
+}
+
+impl Rules for Start {
+    fn name(&self) -> &'static str {
+        "start"
+    }
+
+    fn state(&self) -> MachineState {
+        MachineState::Starting
+    }
+
+    fn steps(&self) -> &'static [Step] {
+        use Step::{BackOff, Boot, Configure, Launch, PrepareRoot, Pull, Release};
+        // `release` first: whatever an earlier VM left behind must be gone before the next.
+        &[BackOff, Release, Pull, PrepareRoot, Launch, Boot, Configure]
+    }
+
+    fn time_limit(&self) -> Duration {
+        START_TIME
+    }
+
+    fn not_before(&self) -> Option<u64> {
+        match self.reason {
+            StartReason::RestartPolicy { not_before } => Some(not_before),
+            _ => None,
+        }
+    }
+
+    fn moved_by(&self, by_ms: i64) -> Option<OperationKind> {
+        let not_before = self.not_before()?.saturating_add_signed(by_ms);
+        let reason = StartReason::RestartPolicy { not_before };
+        Some(OperationKind::Start(Self { reason, ..self.clone() }))
+    }
+
+    fn runs_afterwards(&self) -> bool {
+        !self.suspend_after
+    }
+
+    fn begun(&self, draft: &mut Transaction, source: Source) {
+        if self.suspend_after {
+            draft.row.next = Some(OperationKind::Suspend);
+            draft.becomes(OperationKind::Start(Self { suspend_after: false, ..self.clone() }));
+        }
+        let told = match self.reason {
+            StartReason::RestartPolicy { not_before } => json!({
+                "delay_ms": not_before.saturating_sub(draft.now),
+                "restart_count": restart::recent(&draft.row.restarts, draft.now).count(),
+            }),
+            _ => Value::Null,
+        };
+        draft.event(source, "start", self.state(), told);
+    }
+
+    fn done(&self, draft: &mut Transaction, outcome: &Outcome) {
+        draft.launched(outcome);
+        draft.reach(MachineState::Started, self.reason.source(), "start", outcome.told.clone());
+    }
+
+    fn lost_vm(&self, draft: &mut Transaction, lost: &LostVm) {
+        draft.go_back();
+        if lost.rebooted {
+            draft.becomes(Self::because(StartReason::Recovery));
+            draft.renew_deadline();
+        }
+    }
+}

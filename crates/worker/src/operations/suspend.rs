@@ -1,0 +1,70 @@
+//! Suspend: saves a machine and ends its VM. One that comes to nothing costs nothing: the machine
+//! goes on ([`super::cancel_suspend`]), or, once all is saved, rests saved ([`super::rest`]).
+
+use std::time::Duration;
+
+use caddis_api::MachineState;
+use serde_json::Value;
+
+use super::{
+    Failed, Failing, LostVm, OperationKind, Outcome, Rules, cancel_suspend::CancelSuspend,
+    rest::Rest,
+};
+use crate::{event::Source, owner::Transaction, steps::Step};
+
+/// Time a suspend may take: its turn among others, and a large memory on a slow disk.
+const SUSPEND_TIME: Duration = Duration::from_secs(4 * 60);
+
+/// See the module.
+pub struct Suspend;
+
+impl Rules for Suspend {
+    fn name(&self) -> &'static str {
+        "suspend"
+    }
+
+    fn state(&self) -> MachineState {
+        MachineState::Suspending
+    }
+
+    fn steps(&self) -> &'static [Step] {
+        &[Step::Queue, Step::Freeze, Step::Save, Step::EndVm]
+    }
+
+    fn time_limit(&self) -> Duration {
+        SUSPEND_TIME
+    }
+
+    fn rests_at_once(&self) -> bool {
+        true
+    }
+
+    fn begun(&self, draft: &mut Transaction, source: Source) {
+        draft.event(source, "suspend", self.state(), Value::Null);
+    }
+
+    fn done(&self, draft: &mut Transaction, outcome: &Outcome) {
+        let told = outcome.told.clone();
+        draft.reach(MachineState::Suspended, Source::User, "suspend", told);
+    }
+
+    fn failed(&self, failing: &Failing<'_>) -> Failed {
+        let reason = failing.reason.to_owned();
+        if failing.has_vm && failing.step() != Some(Step::EndVm) {
+            let failure = Some(reason);
+            return Failed::Instead(OperationKind::CancelSuspend(CancelSuspend { failure }));
+        }
+        if failing.is_saved {
+            return Failed::Instead(OperationKind::Rest(Rest { reason }));
+        }
+        failing.abandon(self.name(), MachineState::Stopped)
+    }
+
+    fn lost_vm(&self, draft: &mut Transaction, lost: &LostVm) {
+        let step = draft.row.operation.as_ref().and_then(super::Operation::current);
+        // It was saved before it was lost.
+        if step.is_some_and(|step| step != Step::EndVm) {
+            draft.lose_running(lost);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Creates machines.
+
+use std::sync::Arc;
+
+use caddis_api::{ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig, VersionId};
+use caddis_bus::message::{CreateMachine, WorkerReply, WorkerResult};
+use caddis_image::ResolvedImage;
+use caddis_network::MachineAddresses;
+
+use super::{held_lease, host::check_disk};
+use crate::{
+    clock::now_ms,
+    engine::Shared,
+    event::Source,
+    operations::OperationKind,
+    owner::{RequestId, Transaction, grant_lease},
+    row::{FORMAT, MachineRow},
+    spec,
+    store::{Change, Durability, Room},
+};
+
+pub(super) async fn create(
+    shared: &Arc<Shared>,
+    create: CreateMachine,
+    request: RequestId,
+) -> WorkerResult {
+    let _turn = shared.creations.begin(&create.id).await;
+    // A gateway that got no answer asks again.
+    if let Some(record) = shared.publisher.get(&create.id) {
+        if record.epoch < create.placement_epoch {
+            let text = "this host has a copy of an earlier placement of the machine, which must be destroyed first";
+            return Err(ApiError::precondition(text));
+        }
+        let lease = held_lease(shared, &create.id, create.lease.as_ref()).await;
+        return Ok(WorkerReply::Created { record: Box::new(record), lease });
+    }
+    shared.check_not_draining()?;
+    check_disk(shared).await?;
+    let (config, typed) = caddis_api::validate::normalise(create.config.clone())?;
+    let image = shared.images.resolve(typed.image.as_deref().unwrap_or_default()).await?;
+    let network = create
+        .network
+        .parse()
+        .map_err(|e| ApiError::internal(format!("network {}: {e}", create.network)))?;
+    let ipv4 = shared.capacity.reserve(&create.id, &typed)?;
+    let addresses =
+        MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
+    let id = create.id.clone();
+    record_new(shared, new_row(create, config, image, addresses), typed, request)
+        .await
+        .inspect_err(|_| shared.capacity.release(&id))
+}
+
+async fn record_new(
+    shared: &Arc<Shared>,
+    row: MachineRow,
+    config: MachineConfig,
+    request: RequestId,
+) -> WorkerResult {
+    // Fails now rather than at the first start when there is nothing to run.
+    spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
+    let mut draft = Transaction::new(row);
+    draft.begin(OperationKind::Create, Source::Worker);
+    let mut change = draft.into_change();
+    change.request = request.map(|id| (id, now_ms()));
+    shared.store.commit(vec![change.clone()], Durability::Synced, Room::Free).await.map_err(|e| {
+        tracing::error!(machine = %change.row.id, error = %e, "can't record a new machine");
+        if e.is_full() {
+            return ApiError::disk_full();
+        }
+        ApiError::internal("can't record the machine; see the server's log, and free space if its disk is full")
+    })?;
+    let Change { row, mut events, .. } = change;
+    events.reverse();
+    let lease = row.lease.clone();
+    let warnings = spec::image_warnings(&row.image.config, &config);
+    let mut record = shared.adopt(row, config, events, None);
+    record.machine.warnings = warnings;
+    Ok(WorkerReply::Created { record: Box::new(record), lease })
+}
+
+fn new_row(
+    create: CreateMachine,
+    config: RawConfig,
+    image: ResolvedImage,
+    addresses: MachineAddresses,
+) -> MachineRow {
+    let now = now_ms();
+    let mut row = MachineRow {
+        format: FORMAT,
+        id: create.id,
+        name: create.name,
+        app: create.app,
+        org: create.org,
+        region: create.region,
+        created_at: now,
+        updated_at: now,
+        state: MachineState::Creating,
+        version: VersionId::generate(),
+        config,
+        image,
+        addresses,
+        placement_epoch: create.placement_epoch,
+        cordoned: create.cordoned,
+        launched: false,
+        operation: None,
+        next: (!create.skip_launch).then_some(OperationKind::START),
+        ended: None,
+        has_vm: false,
+        boot: 0,
+        drained: false,
+        lease: None,
+        restarts: Vec::new(),
+        rested_at: 0,
+        start_kind: None,
+        replaced: None,
+        last_event: None,
+        revision: now,
+        destroyed_at: None,
+        superseded_by: None,
+        is_quarantined: false,
+    };
+    row.lease = create.lease.map(|(ttl, owner)| {
+        grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now)
+    });
+    row
+}

@@ -1,0 +1,52 @@
+//! Tells who looks for a host what this one has room for.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use caddis_bus::{
+    Handler,
+    message::{Offer, Question, decode, encode},
+};
+
+use crate::{capacity::Room, engine::Shared};
+
+/// Serves the region's subject.
+pub struct QuestionHandler {
+    shared: Arc<Shared>,
+}
+
+impl QuestionHandler {
+    /// A handler for questions to all workers of the region.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+#[async_trait]
+impl Handler for QuestionHandler {
+    async fn handle(&self, request: Bytes) -> Bytes {
+        let Ok(Question::Place { cpus, memory_mib, disk_gib, image }) = decode("region", &request)
+        else {
+            return Bytes::new();
+        };
+        let shared = &self.shared;
+        let free = shared.capacity.free();
+        let wanted = Room { cpus, memory_mib, disk_gib };
+        let mut shortage = shared.capacity.shortage(free, wanted);
+        if shared.check_not_draining().is_err() {
+            shortage = Some("the host is being drained".to_owned());
+        }
+        // What is left of it afterwards; of what does not fit nothing is taken.
+        let left = if shortage.is_none() { free.minus(wanted) } else { free };
+        encode(&Offer {
+            worker: shared.worker.clone(),
+            fits: shortage.is_none(),
+            shortage,
+            free_memory_mib: left.memory_mib,
+            free_cpus: left.cpus,
+            free_disk_gib: left.disk_gib,
+            has_image: shared.images.knows(&image),
+        })
+    }
+}

@@ -1,0 +1,143 @@
+//! Stopping: asks the program to end, kills it when it does not, and lets init end the VM.
+
+use std::time::Duration;
+
+use caddis_vmm::VmExit;
+
+use super::{Context, Done, Failure, RunningVmHandle, suspend};
+use crate::{
+    clock::now_ms,
+    live::Guest,
+    operations::StopPlan,
+    row::{EndCause, MachineRow, ProgramEnd},
+};
+
+/// How long init may take to unmount and end the VM after its exit report was acknowledged.
+const POWER_OFF_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a SIGKILL may take to show in an exit report before the VM is killed. Under emulation
+/// on a busy host three seconds were too short.
+const KILL_GRACE: Duration = Duration::from_secs(10);
+
+pub(super) async fn signal(context: Context) -> Result<Done, Failure> {
+    if context.live.as_ref().is_some_and(|live| live.guest.borrow().silent) {
+        // It hears nothing either.
+        return Ok(Done::Next);
+    }
+    if let Some(live) = &context.live
+        && live.guest.borrow().may_be_frozen()
+        && let Err(e) = suspend::thaw(live, false).await
+    {
+        tracing::warn!(machine = %context.row.id, error = %e.message, "can't have it go on to be stopped");
+    }
+    if let (Some(mut live), Some(plan)) = (context.live, stop_plan(&context.row)) {
+        match live.told(live.session.stop(plan.signal.number(), plan.is_default)).await {
+            // Whether an adopted VM runs a program, which the next step needs to know, init says
+            // before it hears anything; here it may be heard of a little later.
+            Ok(()) => {
+                let known = live.until(|guest| guest.up || guest.gone.is_some());
+                let _ = tokio::time::timeout(KILL_GRACE, known).await;
+            }
+            // The next step's timeout ends a program that was never asked.
+            Err(error) => {
+                tracing::warn!(machine = %context.row.id, error, "can't deliver the stop signal");
+            }
+        }
+    }
+    Ok(Done::Next)
+}
+
+fn stop_plan(row: &MachineRow) -> Option<&StopPlan> {
+    row.operation.as_ref().and_then(|operation| operation.kind.rules().stop_plan())
+}
+
+pub(super) async fn await_exit(context: Context) -> Result<Done, Failure> {
+    if context.row.ended.is_some() {
+        return Ok(Done::Next);
+    }
+    let Some(mut live) = context.live else { return Ok(Done::Next) };
+    let over =
+        |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
+    let (begun, timeout) = match (&context.row.operation, stop_plan(&context.row)) {
+        (Some(operation), Some(plan)) => (operation.started_at, plan.timeout_ms),
+        _ => (now_ms(), 0),
+    };
+    let left = Duration::from_millis((begun + timeout).saturating_sub(now_ms()).min(timeout));
+    // A program that has not begun can't heed a signal, and nobody hears of the end of one in a
+    // guest that says nothing.
+    let heeds = live.guest.borrow().started && !live.guest.borrow().silent;
+    let left = if heeds { left } else { Duration::ZERO };
+    let guest = match tokio::time::timeout(left, live.until(over)).await {
+        Ok(guest) => guest,
+        Err(_) => return Ok(kill_program(live).await),
+    };
+    Ok(ended(guest))
+}
+
+async fn kill_program(mut live: RunningVmHandle) -> Done {
+    if live.guest.borrow().silent {
+        let text = "the machine's init did not answer, its VM was ended";
+        return Done::Ended(ProgramEnd::unreported(EndCause::Killed, Some(text.to_owned())));
+    }
+    let over =
+        |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
+    let ask = async {
+        if !live.guest.borrow().started {
+            return None;
+        }
+        live.session.signal(caddis_api::Signal::KILL.number()).await.ok()?;
+        Some(live.until(over).await)
+    };
+    match tokio::time::timeout(KILL_GRACE, ask).await {
+        Ok(Some(guest)) => ended(guest),
+        Ok(None) | Err(_) => Done::Ended(ProgramEnd::unreported(EndCause::Killed, None)),
+    }
+}
+
+fn ended(guest: Guest) -> Done {
+    let gone = guest.gone;
+    Done::Ended(guest.ended.unwrap_or_else(|| match gone {
+        Some(exit) => end_of_vm(&exit),
+        None => ProgramEnd::unreported(EndCause::Killed, guest.failed),
+    }))
+}
+
+/// What a VM's end means for its program, when the guest reported nothing.
+pub fn end_of_vm(exit: &VmExit) -> ProgramEnd {
+    match exit {
+        VmExit::HostOom => ProgramEnd::unreported(
+            EndCause::HostOom,
+            Some("the VM exceeded its memory bound on the host".to_owned()),
+        ),
+        VmExit::DiskFull { message } => {
+            ProgramEnd::unreported(EndCause::DiskFull, Some(message.clone()))
+        }
+        VmExit::Crashed { message } => {
+            ProgramEnd::unreported(EndCause::VmmCrashed, Some(message.clone()))
+        }
+        VmExit::Ended => {
+            let text = "a program of the machine powered it off or rebooted it";
+            ProgramEnd::unreported(EndCause::PoweredOff, Some(text.to_owned()))
+        }
+    }
+}
+
+pub(super) async fn power_off(context: Context) -> Result<Done, Failure> {
+    let Some(mut live) = context.live else { return Ok(Done::Next) };
+    let end = live.guest.borrow().ended.clone();
+    // The disk is blank at the next start, so nothing has to be written any more: `release` ends
+    // the VM at once.
+    let said_all =
+        end.as_ref().and_then(|end| end.report.as_ref()).is_some_and(|report| report.logs_complete);
+    let keeps_something = context.config.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty());
+    if said_all && !keeps_something {
+        // The last lines are safe before the VM, which has them too, is gone.
+        context.shared.logs.written().await;
+    } else if end.is_some() {
+        live.session.acknowledge_exit();
+        // `release` kills what does not end by itself in time.
+        let _ =
+            tokio::time::timeout(POWER_OFF_GRACE, live.until(|guest| guest.gone.is_some())).await;
+    }
+    Ok(Done::Next)
+}
