@@ -1,7 +1,9 @@
 //! The OpenAPI document, made from the endpoints and their types, and a page for people made from
 //! it.
 
+mod curl;
 pub(crate) mod errors;
+mod examples;
 mod page;
 
 use std::sync::LazyLock;
@@ -59,6 +61,7 @@ pub(crate) fn document() -> Value {
     // All of it is plain data with string keys, for which serialisation has no way to fail.
     let mut document = serde_json::to_value(document).unwrap_or_default();
     tidy(&mut document);
+    examples::add(&mut document);
     document
 }
 
@@ -170,9 +173,5 @@ pub(crate) async fn show_json() -> impl IntoResponse {
 )]
 pub(crate) async fn show_page() -> impl IntoResponse {
     static PAGE: LazyLock<Bytes> = LazyLock::new(|| page::render(&document()).into());
-    // It needs nothing but its own style.
-    (
-        [(CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'")],
-        Html(PAGE.clone()),
-    )
+    ([(CONTENT_SECURITY_POLICY, page::policy())], Html(PAGE.clone()))
 }
