@@ -111,6 +111,7 @@ pub enum Next {
     Destroy,
 }
 
+#[cfg(test)]
 impl Situation {
     /// A machine in a state, of which nothing more is to be said.
     pub fn of(state: MachineState) -> Self {
