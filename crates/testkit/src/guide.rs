@@ -123,7 +123,7 @@ impl Page {
     /// What a script that failed has printed.
     fn told(&self, errors: &[u8], output: impl Fn(&Block) -> PathBuf) -> Result<String> {
         let mut told = String::from_utf8_lossy(errors).into_owned();
-        let last = self.blocks.iter().map(output).filter(|file| file.exists()).next_back();
+        let last = self.blocks.iter().map(output).rfind(|file| file.exists());
         if let Some(last) = last {
             told += &format!("--- its standard output\n{}", fs::read_to_string(last)?);
         }
