@@ -11,6 +11,7 @@ mod command_line;
 mod firewall;
 mod full_disk;
 mod guest;
+mod guide;
 mod images;
 mod init_systems;
 mod isolation;

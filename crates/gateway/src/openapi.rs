@@ -1,6 +1,8 @@
 //! The OpenAPI document, made from the endpoints and their types, and a page for people made from
 //! it.
 
+mod curl;
+mod examples;
 mod page;
 
 use serde_json::Value;
@@ -15,7 +17,7 @@ use utoipa::{
     },
 };
 
-pub(crate) use self::page::render as page;
+pub(crate) use self::page::{policy as page_policy, render as page};
 use crate::http::{
     description::{Description, Replay, Scope},
     endpoint::Endpoint,
@@ -53,6 +55,7 @@ pub(crate) fn document(endpoints: Vec<Endpoint>) -> Value {
     // All of it is plain data with string keys, for which serialisation has no way to fail.
     let mut document = serde_json::to_value(document).unwrap_or_default();
     tidy(&mut document);
+    examples::add(&mut document);
     document
 }
 

@@ -4,7 +4,8 @@ use axum::{
     Router,
     http::{Method, StatusCode, Uri},
     middleware::from_fn_with_state,
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse as _, Redirect, Response},
+    routing::get,
 };
 use caddis_api::{ApiError, ErrorCode};
 
@@ -24,6 +25,8 @@ pub(crate) fn of(context: Context, endpoints: Vec<Endpoint>) -> Router {
         .into_iter()
         .fold(Router::new(), |router, endpoint| endpoint.route(router, &context));
     routes
+        // For people: it is no part of the API.
+        .route("/", get(|| async { Redirect::temporary("/docs") }))
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         .layer(from_fn_with_state(context.clone(), envelope))

@@ -5,7 +5,7 @@
 //! It has threads of its own, so that tests may block. What its guests do is said in
 //! `caddis_guest_protocol::fake`.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
@@ -107,6 +107,11 @@ impl FakeServer {
     /// Its first token.
     pub fn token(&self) -> &str {
         &self.token
+    }
+
+    /// Its data directory, with the databases of a real one and no network or VMs.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// A client of it.

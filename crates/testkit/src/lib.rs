@@ -19,6 +19,7 @@ mod command;
 mod dns;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod guide;
 mod host;
 pub mod images;
 mod machine;

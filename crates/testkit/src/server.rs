@@ -118,25 +118,17 @@ impl<'a> Server<'a> {
         if let Some(limit) = self.options.open_files {
             command.args(["prlimit", &format!("--nofile={limit}:{limit}")]);
         }
-        command.arg(binary()?).arg("serve");
+        command.arg(Self::binary()?).arg("serve");
         command.arg("--data-dir").arg(self.data_directory());
-        let accelerator =
-            std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into());
         command.args([
             "--listen",
             self.listen(),
             "--accelerator",
-            &accelerator,
+            &accelerator(),
             "--log-format",
             "text",
         ]);
-        // Its modules are beside it, unless CADDIS_MODULES names others.
-        let kernel = std::env::var_os("CADDIS_KERNEL").map(PathBuf::from);
-        let kernel = kernel.unwrap_or_else(|| target_directory().join("kernel/vmlinuz"));
-        if !kernel.exists() {
-            bail!("no {}: `make kernel` puts it there", kernel.display());
-        }
-        command.arg("--kernel").arg(kernel);
+        command.arg("--kernel").arg(kernel()?);
         for registry in &self.options.insecure_registries {
             command.args(["--insecure-registry", registry]);
         }
@@ -149,6 +141,35 @@ impl<'a> Server<'a> {
         command.env("DOCKER_CONFIG", self.host.path("docker")).env("HOME", self.host.directory());
         command.envs(&self.options.environment).stdin(Stdio::null());
         Ok(command)
+    }
+
+    /// Variables of a user on its host that runs the binary as the server is run.
+    ///
+    /// # Errors
+    /// When there is no kernel.
+    pub fn variables(&self) -> Result<BTreeMap<&'static str, String>> {
+        Ok(BTreeMap::from([
+            ("CADDIS_DATA_DIR", self.data_directory().display().to_string()),
+            ("CADDIS_LISTEN", self.listen().to_owned()),
+            ("CADDIS_ACCELERATOR", accelerator()),
+            ("CADDIS_KERNEL", kernel()?.display().to_string()),
+        ]))
+    }
+
+    /// The binary under test: `CADDIS_BINARY`, or the one cargo built beside this test.
+    ///
+    /// # Errors
+    /// When it isn't built.
+    pub fn binary() -> Result<PathBuf> {
+        if let Some(path) = std::env::var_os("CADDIS_BINARY") {
+            return Ok(path.into());
+        }
+        let test = std::env::current_exe().context("finding the test's own file")?;
+        let path = test.ancestors().nth(2).context("finding the build directory")?.join("caddis");
+        if !path.exists() {
+            bail!("{} is not built: cargo build --workspace --bins", path.display());
+        }
+        Ok(path)
     }
 
     /// Its data directory.
@@ -252,7 +273,7 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When it can't be run or does not end.
     pub async fn cli(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(Self::binary()?);
         self.as_client(command.args(arguments)).stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(DEADLINE, command.output()).await;
         Ok(output.with_context(|| format!("caddis {arguments:?} did not end"))??.into())
@@ -264,7 +285,7 @@ impl<'a> Server<'a> {
     /// # Errors
     /// When it can't be started.
     pub fn begin_cli(&self, arguments: &[&str]) -> Result<Child> {
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(Self::binary()?);
         self.as_client(command.args(arguments)).stdin(Stdio::null()).kill_on_drop(true);
         command
             .stdout(Stdio::piped())
@@ -281,7 +302,7 @@ impl<'a> Server<'a> {
         let prepare = |command: &mut Command| {
             self.as_client(command.args(arguments)).env("TERM", "xterm");
         };
-        Terminal::start(prepare, &binary()?, columns, rows)
+        Terminal::start(prepare, &Self::binary()?, columns, rows)
     }
 
     fn as_client<'c>(&self, command: &'c mut Command) -> &'c mut Command {
@@ -448,15 +469,16 @@ fn holds_any(pid: i32, names: &[&str]) -> bool {
         .any(|(_, target)| names.iter().any(|name| target.contains(name)))
 }
 
-/// The binary under test: `CADDIS_BINARY`, or the one cargo built beside this test.
-fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("CADDIS_BINARY") {
-        return Ok(path.into());
+fn accelerator() -> String {
+    std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into())
+}
+
+/// The kernel of VMs. Its modules are beside it, unless CADDIS_MODULES names others.
+fn kernel() -> Result<PathBuf> {
+    let kernel = std::env::var_os("CADDIS_KERNEL").map(PathBuf::from);
+    let kernel = kernel.unwrap_or_else(|| target_directory().join("kernel/vmlinuz"));
+    if !kernel.exists() {
+        bail!("no {}: `make kernel` puts it there", kernel.display());
     }
-    let test = std::env::current_exe().context("finding the test's own file")?;
-    let path = test.ancestors().nth(2).context("finding the build directory")?.join("caddis");
-    if !path.exists() {
-        bail!("{} is not built: cargo build --workspace --bins", path.display());
-    }
-    Ok(path)
+    Ok(kernel)
 }

@@ -44,9 +44,5 @@ pub(crate) async fn show_json() -> impl IntoResponse {
 pub(crate) async fn show_page() -> impl IntoResponse {
     static PAGE: LazyLock<Bytes> =
         LazyLock::new(|| openapi::page(&openapi::document(all())).into());
-    // It needs nothing but its own style.
-    (
-        [(CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'")],
-        Html(PAGE.clone()),
-    )
+    ([(CONTENT_SECURITY_POLICY, openapi::page_policy())], Html(PAGE.clone()))
 }

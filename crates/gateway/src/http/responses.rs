@@ -31,20 +31,20 @@ macro_rules! errors {
 errors! {
     /// Of what reads a body.
     BadBody {
-        "400" => "The request is wrong, and where",
+        "400" => "Invalid request; the message says what",
         "408" => "The body did not arrive in time",
         "413" => "The body is too large",
     }
     /// Of what reads parameters.
-    BadParameter { "400" => "A parameter is wrong" }
+    BadParameter { "400" => "Invalid parameter; the message says which" }
     /// Of what is about an app.
     NoApp {
-        "400" => "The request is wrong, and where",
+        "400" => "Invalid request; the message says what",
         "404" => "No such app",
     }
     /// Of what is about a machine.
     NoMachine {
-        "400" => "The request is wrong, and where",
+        "400" => "Invalid request; the message says what",
         "404" => "No such app, machine, or thing of it",
     }
     /// Of what a worker may refuse.
@@ -54,7 +54,7 @@ errors! {
     }
     /// Of what may come with an `Idempotency-Key`.
     Keyed {
-        "400" => "The request is wrong, and where",
+        "400" => "Invalid request; the message says what",
         "408" => "The body did not arrive in time",
         "409" => "A request with this Idempotency-Key was cut short, is being carried out (`retry-after` says when to come \
                   back), or its answer too long to be kept",
@@ -64,7 +64,7 @@ errors! {
     /// Of every endpoint.
     Anywhere {
         "431" => "The header fields are too large",
-        "500" => "A mistake of the server",
+        "500" => "Server error; please report it with the request ID",
         "503" => "Too many connections with requests in progress; nothing was done",
     }
     /// Of every endpoint that is not for every token.
@@ -73,11 +73,24 @@ errors! {
     }
     /// Of every endpoint that asks for a token.
     Protected {
-        "401" => "No token, or none of this server",
+        "401" => "Missing or unknown token",
         "429" => "Too many requests of this kind; `retry-after` says when to come back",
         "507" => "The disk of the host is full: nothing was changed. What frees room still works",
         "504" => "What the server depends on does not answer; the request may still be carried out",
     }
+}
+
+/// Status and text of the errors of every endpoint, and of those that ask for a token.
+pub(crate) fn common() -> Vec<(String, String)> {
+    let all = [Anywhere::responses(), Protected::responses(), Forbidden::responses()];
+    let text = |response| match response {
+        RefOr::T(Response { description, .. }) => description,
+        RefOr::Ref(_) => String::new(),
+    };
+    let mut all: Vec<_> =
+        all.into_iter().flatten().map(|(status, response)| (status, text(response))).collect();
+    all.sort();
+    all
 }
 
 fn error(text: &str) -> RefOr<Response> {

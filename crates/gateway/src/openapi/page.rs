@@ -1,11 +1,31 @@
-//! The document as one HTML page that needs nothing else: no scripts, fonts or pictures.
+//! The document as one HTML page that needs nothing else: no fonts, pictures or other files. Its
+//! script searches the side bar; without it the page is complete.
 
+use std::collections::BTreeSet;
+
+use axum::http::StatusCode;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use caddis_api::ErrorCode;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+
+use super::curl;
+use crate::http::responses;
 
 const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
 
 const METHODS: &[&str] = &["get", "post", "put", "patch", "delete"];
+
+/// Where a server listens unless told otherwise; the script puts the page's own in its place.
+const ORIGIN: &str = "http://127.0.0.1:4280";
+
+/// What browsers allow the page: its own style and script.
+pub(super) fn policy() -> String {
+    let script = BASE64_STANDARD.encode(Sha256::digest(SCRIPT));
+    format!("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'")
+}
 
 /// An operation with its place.
 struct Operation<'a> {
@@ -34,30 +54,43 @@ pub(crate) fn render(document: &Value) -> String {
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                header {
-                    h1 { (title) " " small { (string(&document["info"]["version"])) } }
-                    (text(&document["info"]["description"]))
-                    p { "The same for programs: " a href="/v1/openapi.json" { "/v1/openapi.json" } }
-                }
                 nav {
-                    h2 { "Contents" }
-                    @for tag in &tags {
-                        h3 { (string(&tag["name"])) }
+                    input id="search" type="search" placeholder="Search" aria-label="Search" hidden;
+                    section {
+                        h2 { "Introduction" }
                         ul {
-                            @for operation in of(tag) {
-                                li {
-                                    a href={ "#" (operation.id()) } { (operation.line()) }
-                                    " " (string(&operation.value["summary"]))
+                            li { a href="#authentication" { "Authentication" } }
+                            li { a href="#errors" { "Errors" } }
+                        }
+                    }
+                    @for tag in &tags {
+                        section {
+                            h2 { (string(&tag["name"])) }
+                            ul {
+                                @for operation in of(tag) {
+                                    li {
+                                        a href={ "#" (operation.id()) } { (operation.name()) }
+                                        span { (operation.line()) }
+                                    }
                                 }
                             }
                         }
                     }
-                    h3 { "Types" }
-                    p {
-                        @for name in schemas.into_iter().flat_map(Map::keys) { a href={ "#" (name) } { (name) } " " }
+                    section {
+                        h2 { "Types" }
+                        ul {
+                            @for name in schemas.into_iter().flat_map(Map::keys) {
+                                li { a href={ "#" (name) } { (name) } }
+                            }
+                        }
                     }
                 }
                 main {
+                    h1 { (title) " " small { (string(&document["info"]["version"])) } }
+                    (text(&document["info"]["description"]))
+                    p { "For programs: " a href="/v1/openapi.json" { "/v1/openapi.json" } }
+                    (authentication())
+                    (common_errors(document))
                     @for tag in &tags {
                         section {
                             h2 { (string(&tag["name"])) }
@@ -76,10 +109,67 @@ pub(crate) fn render(document: &Value) -> String {
                         }
                     }
                 }
+                script { (PreEscaped(SCRIPT)) }
             }
         }
     };
     page.into_string()
+}
+
+fn authentication() -> Markup {
+    html! {
+        section id="authentication" {
+            h2 { "Address and authentication" }
+            p { "All paths are below " code class="origin" { (ORIGIN) } ", the base URL." }
+            p {
+                "A request needs a token unless it says otherwise, in the header "
+                code { "Authorization: Bearer TOKEN" } ". " code { "FlyV1 TOKEN" } " and the token alone are accepted "
+                "too. The server writes a first token to " code { "root.token" } " in its data directory, and "
+                code { "caddis auth token" } " prints it on the same host."
+            }
+            p { "The examples take both from variables:" }
+            pre { "URL=" span class="origin" { (ORIGIN) } "\nTOKEN=$(caddis auth token)" }
+            p { "In them, " code { "hello" } " is an app and " code { "148ed193b95389" } " a machine of it." }
+        }
+    }
+}
+
+/// The errors that any operation may answer with, once.
+fn common_errors(document: &Value) -> Markup {
+    let codes = document.pointer("/components/schemas/ErrorCode/enum").and_then(Value::as_array);
+    let codes = codes.into_iter().flatten();
+    let codes = codes.filter_map(|code| serde_json::from_value::<ErrorCode>(code.clone()).ok());
+    let example =
+        caddis_api::ApiError::machine_not_found().body(Some("01K3A5ZJ…-local".to_owned()));
+    let example = serde_json::to_value(example).unwrap_or_default();
+    html! {
+        section id="errors" {
+            h2 { "Errors" }
+            p {
+                "An error has a JSON body. " code { "code" } " is stable; " code { "retryable" }
+                " says whether the same request may succeed later; " code { "request_id" } " is also in the header "
+                code { "fly-request-id" } " and in the server's log."
+            }
+            pre { "404 Not Found\n\n" (format!("{example:#}")) }
+            p { "Any operation may answer with these; what else one answers with is listed there." }
+            table {
+                tr { th { "Status" } th { "" } }
+                @for (status, description) in responses::common() {
+                    tr { td { code { (status) } } td { (text(&description.into())) } }
+                }
+            }
+            table {
+                tr { th { "Code" } th { "Status" } th { "Retryable" } }
+                @for code in codes {
+                    tr {
+                        td { code { (plain(&serde_json::to_value(code).unwrap_or_default())) } }
+                        td { code { (code.http_status()) } }
+                        td { (if code.is_retryable() { "yes" } else { "no" }) }
+                    }
+                }
+            }
+        }
+    }
 }
 
 fn operations(document: &Value) -> Vec<Operation<'_>> {
@@ -98,14 +188,46 @@ impl Operation<'_> {
         string(&self.value["operationId"])
     }
 
+    /// What it does, in a few words.
+    fn name(&self) -> &str {
+        string(&self.value["summary"]).trim_end_matches('.')
+    }
+
     fn line(&self) -> Markup {
         html! { code { b { (self.method.to_uppercase()) } " " (self.path) } }
+    }
+
+    /// Status and body with which it succeeds.
+    fn answer(&self) -> Option<String> {
+        let responses = self.value["responses"].as_object()?;
+        let succeeds = |status: &str| status.starts_with('1') || status.starts_with('2');
+        let (status, response) = responses.iter().find(|(status, _)| succeeds(status))?;
+        let reason = StatusCode::from_bytes(status.as_bytes()).ok()?.canonical_reason()?;
+        let mut contents = response["content"].as_object().into_iter().flatten();
+        let body = contents.find_map(|(media, content)| {
+            let example = content.get("example")?;
+            Some(match media.as_str() {
+                "application/x-ndjson" => example.to_string(),
+                "text/event-stream" => {
+                    let [event, data] = ["event", "data"].map(|name| string(&example[name]));
+                    format!("event: {event}\ndata: {data}")
+                }
+                _ => curl::text(example),
+            })
+        });
+        let body = body.map(|body| format!("\n\n{body}")).unwrap_or_default();
+        Some(format!("{status} {reason}{body}"))
     }
 
     fn render(&self) -> Markup {
         let parameters = self.value["parameters"].as_array();
         let body = self.value.get("requestBody");
+        let common: BTreeSet<_> = responses::common().into_iter().collect();
+        let is_common = |status: &str, response: &Value| {
+            common.contains(&(status.to_owned(), plain(&response["description"])))
+        };
         let responses = self.value["responses"].as_object().into_iter().flatten();
+        let responses = responses.filter(|(status, response)| !is_common(status, response));
         html! {
             article id=(self.id()) {
                 h3 { (self.line()) }
@@ -117,6 +239,8 @@ impl Operation<'_> {
                     }
                 }
                 (text(&self.value["description"]))
+                pre class="curl" { (curl::command(self.method, self.path, self.value)) }
+                @if let Some(answer) = self.answer() { pre class="answer" { (answer) } }
                 @if let Some(parameters) = parameters {
                     table {
                         tr { th { "Parameter" } th { "In" } th { "Type" } th { "" } }
@@ -134,7 +258,7 @@ impl Operation<'_> {
                     p { "Body: " (content(body)) (required(body["required"] == true)) }
                 }
                 table {
-                    tr { th { "Answer" } th { "Type" } th { "" } }
+                    tr { th { "Status" } th { "Type" } th { "" } }
                     @for (status, response) in responses {
                         tr {
                             td { code { (status) } }
@@ -270,16 +394,19 @@ mod tests {
             } } },
             "components": { "schemas": { evil: { "properties": { evil: { "description": evil } }, "example": evil } } },
         }));
-        assert!(!page.contains("<script") && !page.contains("<i>"), "{page}");
+        assert_eq!(page.matches("<script").count(), 1, "{page}");
+        assert!(!page.contains("<i>"), "{page}");
         assert!(page.matches("&lt;script&gt;").count() > 20);
     }
 
     #[test]
     fn the_page_needs_nothing_else_and_its_links_lead_somewhere() {
         let page = render(&crate::openapi::document(crate::endpoints::all()));
-        for forbidden in ["http://", "https://", "<script", "src=", "@import", "url("] {
-            assert!(!page.contains(forbidden), "{forbidden}");
+        let own = page.replace(ORIGIN, "");
+        for forbidden in ["http://", "https://", "<script ", "src=", "@import", "url(", "fetch("] {
+            assert!(!own.contains(forbidden), "{forbidden}");
         }
+        assert_eq!(page.split("<script>").nth(1).unwrap().split("</script>").next(), Some(SCRIPT));
         let links: Vec<_> =
             page.split("href=\"#").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
         assert!(links.len() > 100);

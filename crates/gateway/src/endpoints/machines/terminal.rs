@@ -52,7 +52,7 @@ const AHEAD: usize = 16;
 /// Run a program in a machine, interactively.
 ///
 /// Over a WebSocket, on a terminal or without one. The first message of the client is a text that
-/// says what to run ([`ClientMessage`](#schema-ClientMessage), type `start`); later ones resize,
+/// says what to run (`ClientMessage`, type `start`); later ones resize,
 /// signal or end the input. Binary messages carry bytes behind one for the channel: 0 for standard
 /// input, of which no more than 256 KiB may be sent beyond what the server credits, 1 for standard
 /// output, 2 for standard error. The last text of the server says how the program ended, or why it
