@@ -10,6 +10,7 @@ mod doctor;
 mod host;
 mod installation_key;
 mod instance;
+mod kernels;
 mod manual;
 mod serve;
 mod settings;
