@@ -54,7 +54,7 @@ mod templates;
 mod unbound;
 
 pub use pool::PoolLimits;
-pub use unbound::end_unbound;
+pub use unbound::{end_unbound, kill_machines};
 
 /// Numbers of the descriptors a VM process is given.
 mod descriptor {
