@@ -1,10 +1,12 @@
 # Everything a person types here. `make demo` and `make test` set up what they need on a fresh Debian 12 with Rust.
 #   make demo [KEEP=1]     see it work; KEEP=1 leaves the server up
+#   make deb               builds a Debian package with binary, service, configuration, manual and completions
 #   make test              the whole test suite
 #   make test-host         tests on a host with KVM, systemd and cgroup v2, inside an emulated processor; BENCH=1: how
 #                          much quicker templates and the pool start there
 #   make soak              the same with the long forms of tests, and test-host
 #   make schemathesis      requests made up from the OpenAPI document; part of make test
+#   make test-deb          installs, upgrades and removes the package in a Debian tree; part of make test
 #   make bench [QUICK=1]   measures what SPECIFICATION.md promises, compared with the run that KEEP=1 kept
 #   make lint              what CI checks beside the tests
 #   make advisories        asks RustSec's database for known faults of dependencies
@@ -28,10 +30,10 @@ else
 $(error KERNEL is debian or own, not $(KERNEL))
 endif
 
-.PHONY: help setup kernel guest-kernel build build-tests test test-host soak schemathesis demo bench lint advisories
+.PHONY: help setup kernel guest-kernel build build-tests deb test test-deb test-host soak schemathesis demo bench lint advisories
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -15
 
 # What is missing of Debian's packages.
 setup:
@@ -51,12 +53,18 @@ guest-kernel: setup
 build: setup
 	cargo build --release --bin caddis
 
+deb: build
+	@scripts/deb.sh
+
 # The binaries that end-to-end tests run.
 build-tests: setup
 	cargo build --workspace --bins
 
 test: kernel build-tests
 	@scripts/test.sh
+
+test-deb: build-tests
+	@scripts/test-deb.sh
 
 # What it boots is built once; the binary is the one that would be installed.
 test-host: setup

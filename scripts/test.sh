@@ -27,6 +27,7 @@ scripts/schemathesis.sh 2>&1 || {
     code=1
     echo "error: scripts/schemathesis.sh failed" >>"$work/log"
 }
+scripts/test-deb.sh 2>&1 | tee -a "$work/log" || code=$?
 scripts/traces.sh >"$work/after"
 left=$(comm -13 "$work/before" "$work/after")
 if [[ -n $left ]]; then

@@ -95,6 +95,32 @@ pub async fn ended(server: &mut Server<'_>) -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn vms_that_nobody_serves_are_left_alone_until_a_clean_kills_them() -> Result<()> {
+    let host = Host::new().await?;
+    let before = traces()?;
+    let arguments = vec!["--pool".to_owned(), "0".to_owned()];
+    let mut stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    let machine = stand.script("echo ready; sleep 1000000", json!({})).await?;
+    machine.logged("ready").await?;
+    let vm = stand.server.vm(&machine)?;
+    assert!(stand.server.terminate().await?.success());
+
+    let data = stand.server.data_directory().to_string_lossy().into_owned();
+    let refused = stand.server.cli(&["host", "clean", "--data-dir", &data]).await?;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("1 VMs are still running"), "{refused:?}");
+    assert_eq!(stand.server.vm(&machine)?, vm, "it still runs");
+
+    let cleaned = stand.server.cli(&["host", "clean", "--kill", "--data-dir", &data]).await?;
+    assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
+    assert!(stand.server.vms().is_empty());
+    let left = traces()?;
+    let changed: Vec<_> = left.symmetric_difference(&before).collect();
+    assert!(changed.is_empty(), "the host is not as it was: {changed:#?}");
+    Ok(())
+}
+
 /// Ends the server, cleans its host, and looks.
 async fn ended_and_cleaned(stand: &mut Stand<'_>, before: &BTreeSet<String>) -> Result<()> {
     let data = stand.server.data_directory();

@@ -69,16 +69,17 @@ template_is_ready() { journalctl --unit caddis --boot --no-pager --quiet | grep 
 server_answers() { caddis platform status; }
 
 # ── the first boot ───────────────────────────────────────────────────────────────────────────────────────────────────
-installs_as_readme_says() {
-    install -m 755 /payload/caddis /usr/local/bin/
+# Of a version that is older than all; the host has a kernel, and no package of it.
+installs_the_package() {
     install -d /etc/caddis && printf 'region = "home"\nlog = "info,caddis_vmm=debug"\ninsecure-registry = ["%s"]\n' "$registry" >/etc/caddis/caddis.toml
-    install -m 644 /payload/caddis.service /payload/caddis.slice /etc/systemd/system/
-    systemctl daemon-reload
+    dpkg --unpack /payload/earlier.deb
     # As on a host where it is not installed yet.
     refute systemctl is-active caddis
     caddis doctor | tee doctor.before
-    systemctl enable --now caddis
+    dpkg --configure --force-confold --ignore-depends=linux-image-amd64 caddis
     systemctl is-active caddis
+    systemctl is-enabled caddis
+    grep home /etc/caddis/caddis.toml
 }
 answers_at_once() { server_answers; }
 a_template_is_built_while_a_machine_boots() {
@@ -222,6 +223,14 @@ stop_and_start_of_the_service_leave_machines_running() {
     stop_and_start() { systemctl stop caddis && refute systemctl is-active caddis && systemctl start caddis; }
     machines_live_through stop_and_start
 }
+an_upgrade_leaves_machines_running() {
+    local before
+    before=$(systemctl show caddis --property MainPID --value)
+    machines_live_through dpkg --install --ignore-depends=linux-image-amd64 /payload/caddis.deb
+    [[ $(systemctl show caddis --property MainPID --value) != "$before" ]]
+    [[ $(dpkg-query --show --showformat='${Version}' caddis) != 0.0.1 ]]
+    grep home /etc/caddis/caddis.toml
+}
 journal_and_status_are_helpful() {
     journalctl --unit caddis --no-pager --output cat | grep 'listening on'
     systemctl status caddis --no-pager --full | tee status
@@ -281,16 +290,37 @@ no_unit_has_failed() {
     systemctl list-units --failed --no-legend --plain | tee failed
     refute grep caddis failed
 }
-everything_goes_when_it_is_removed() {
-    caddis host drain --timeout 60
-    systemctl disable --now caddis
-    caddis host clean
+nothing_runs_or_is_set_up() {
     refute pgrep qemu-system
     ip -o link | tee links
     refute grep caddis links
     nft list tables | tee tables
     refute grep caddis tables
+    ip rule | tee rules
+    refute grep -v -E '^(0|32766|32767):' rules
     refute test -d /sys/fs/cgroup/caddis.slice/slot-0
+    refute systemctl is-active caddis.service caddis.slice
+}
+a_removal_of_the_package_ends_machines_and_keeps_data() {
+    pgrep qemu-system
+    dpkg --remove caddis
+    nothing_runs_or_is_set_up
+    test -s /var/lib/caddis/catalog.db
+    grep home /etc/caddis/caddis.toml
+}
+machines_run_again_when_the_package_comes_back() {
+    dpkg --install --ignore-depends=linux-image-amd64 /payload/caddis.deb
+    until_true 120 server_answers
+    until_true 240 is hello "$(id_of hello web)" started
+}
+a_purge_ends_machines_that_nobody_serves_and_leaves_nothing() {
+    systemctl stop caddis
+    pgrep qemu-system
+    dpkg --purge caddis
+    nothing_runs_or_is_set_up
+    find / -xdev -not -path "$state/*" -name '*caddis*' | tee left
+    [[ ! -s left ]]
+    refute test -e /run/caddis
 }
 
 summary() {
@@ -306,7 +336,7 @@ if [[ -n $(</payload/tests) ]]; then
 fi
 case $boot in
     1)
-        run installs_as_readme_says
+        run installs_the_package
         run answers_at_once
         run a_template_is_built_while_a_machine_boots
         run doctor_finds_kvm_and_cgroup_v2
@@ -322,6 +352,7 @@ case $boot in
         run restart_of_the_service_leaves_machines_running
         run kill_of_the_server_leaves_machines_running
         run stop_and_start_of_the_service_leave_machines_running
+        run an_upgrade_leaves_machines_running
         run journal_and_status_are_helpful
         run prepares_for_a_reboot
         systemctl reboot
@@ -332,7 +363,9 @@ case $boot in
         run machines_that_were_stopped_stay_so
         run a_suspended_machine_is_resumed_after_a_reboot
         run no_unit_has_failed
-        run everything_goes_when_it_is_removed
+        run a_removal_of_the_package_ends_machines_and_keeps_data
+        run machines_run_again_when_the_package_comes_back
+        run a_purge_ends_machines_that_nobody_serves_and_leaves_nothing
         summary
         systemctl poweroff
         ;;

@@ -12,13 +12,14 @@ trap 'rm -rf "$work"' EXIT
 
 payload=$work/payload
 mkdir "$payload"
-strip -o "$payload/caddis" target/release/caddis
-cp packaging/caddis.service packaging/caddis.slice "$payload/"
+export DPKG_DEB_COMPRESSOR_TYPE=none
+mv "$(scripts/deb.sh target/release/caddis)" "$payload/caddis.deb"
+mv "$(scripts/deb.sh target/release/caddis 0.0.1)" "$payload/earlier.deb"
 cp scripts/test-host/inside.sh "$payload/run.sh"
 echo "${TESTS:-}${BENCH:+ templates_and_the_pool_are_worth_what_is_promised}" >"$payload/tests"
-[[ -z ${BENCH:-} ]] || strip -o "$payload/bench" target/release/bench
+[[ -z ${BENCH:-} ]] || for program in caddis bench; do strip -o "$payload/$program" "target/release/$program"; done
 for image in web busybox; do cp -rT "$(target/release/test-image "$image")" "$payload/$image"; done
-truncate --size=256M "$work/payload.img"
+truncate --size=384M "$work/payload.img"
 mke2fs -q -t ext4 -d "$payload" "$work/payload.img"
 qemu-img create -q -f qcow2 -b "$PWD/$host/disk" -F raw "$work/disk.qcow2"
 

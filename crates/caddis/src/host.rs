@@ -41,8 +41,12 @@ enum HostCommand {
     },
     /// Remove what a server leaves on its host for the VMs that go on: network namespace, packet
     /// filter, routing rules, forwarding, cgroups. What other installations have on the host stays.
-    #[command(after_help = "Example:\n  systemctl stop caddis; caddis host clean")]
+    #[command(after_help = "Examples:\n  systemctl stop caddis; caddis host clean\n  \
+                            caddis host clean --kill")]
     Clean {
+        /// Kill VMs that still run; without it, the command fails while there are any.
+        #[arg(long)]
+        kill: bool,
         /// Where the server kept everything.
         #[arg(
             long,
@@ -60,7 +64,7 @@ pub async fn run(arguments: HostArguments) -> Result<()> {
         HostCommand::Drain { data_dir, timeout } => {
             drain(&data_dir, Duration::from_secs(timeout)).await
         }
-        HostCommand::Clean { data_dir } => clean(&data_dir).await,
+        HostCommand::Clean { data_dir, kill } => clean(&data_dir, kill).await,
     }
 }
 
@@ -88,10 +92,14 @@ async fn drain(data_dir: &Path, deadline: Duration) -> Result<()> {
     Ok(())
 }
 
-async fn clean(data_dir: &Path) -> Result<()> {
+async fn clean(data_dir: &Path, kill: bool) -> Result<()> {
     let instance = Instance::take(data_dir)?;
     let slots = SlotPool::open(SlotPoolConfig::default())?;
     caddis_vmm::qemu::end_unassigned(&instance.path(instance::TEMPLATES), &slots);
+    if kill {
+        let killed = caddis_vmm::qemu::kill_machines(&instance.path(instance::MACHINES), &slots)?;
+        println!("Killed {killed} VMs");
+    }
     let state = instance.path(instance::NETWORK_STATE);
     let cleaned =
         Network::clean(Path::new(caddis_network::RUN_DIRECTORY), instance.directory(), &state)

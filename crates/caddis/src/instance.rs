@@ -18,6 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 pub const CATALOG: &str = "catalog.db";
 pub const WORKER: &str = "worker";
 pub const WORKER_DATABASE: &str = "worker/worker.db";
+pub const MACHINES: &str = "worker/machines";
 pub const IMAGES: &str = "images";
 pub const BOOT: &str = "boot";
 pub const TEMPLATES: &str = "templates";

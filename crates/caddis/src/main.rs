@@ -10,6 +10,7 @@ mod doctor;
 mod host;
 mod installation_key;
 mod instance;
+mod kernels;
 mod manual;
 mod serve;
 mod settings;
@@ -18,12 +19,16 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+/// Version of the package, with the commit it was built from and the day of that commit where they
+/// are known.
+const VERSION: &str = env!("CADDIS_VERSION");
+
 /// Launches VMs from OCI images, on hosts you own.
 #[derive(Debug, Parser)]
 #[command(
     after_help = "Examples:\n  caddis serve\n  caddis apps create hello\n  caddis machine run nginx -a hello"
 )]
-#[command(name = "caddis", version, styles = caddis_cli::HELP_STYLES, disable_help_subcommand = true)]
+#[command(name = "caddis", version = VERSION, styles = caddis_cli::HELP_STYLES, disable_help_subcommand = true)]
 struct Caddis {
     #[command(flatten)]
     globals: caddis_cli::Globals,

@@ -54,7 +54,7 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     let max_connections = descriptors::raise();
     let mut stop = Signals::new()?;
     let instance = Instance::take(&settings.data_dir)?;
-    info!(version = env!("CARGO_PKG_VERSION"), data_dir = %instance.directory().display(), "starting");
+    info!(version = crate::VERSION, data_dir = %instance.directory().display(), "starting");
     // Before anything else is written: a disk that is full must not keep the server from what frees
     // room.
     let reserve = Arc::new(Reserve::open(&instance.path(instance::RESERVE), caddis_disk::SIZE));

@@ -11,6 +11,8 @@ use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
+use crate::kernels::HostKernels;
+
 /// Read when `--config` names no other, if it is there.
 const CONFIG_FILE: &str = "/etc/caddis/caddis.toml";
 
@@ -64,11 +66,11 @@ pub struct ServeArguments {
     #[arg(long, env = "CADDIS_ACCELERATOR", value_name = "WHAT")]
     pub accelerator: Option<AcceleratorChoice>,
     /// Kernel that VMs boot: a bzImage or a vmlinux with the PVH note [default: the running one in
-    /// /boot].
+    /// /boot, else the latest there].
     #[arg(long, env = "CADDIS_KERNEL", value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Modules of that kernel, lib/modules/VERSION [default: `modules` beside it, else those of the
-    /// running kernel].
+    /// version in its name, else those of the running kernel].
     #[arg(long, env = "CADDIS_MODULES", value_name = "DIR")]
     pub modules: Option<PathBuf>,
     /// The QEMU program [default: qemu-system-x86_64 in PATH].
@@ -199,19 +201,16 @@ impl ServeArguments {
         if !(0.0..=1e6).contains(&rate_limit) {
             bail!("the rate limit factor must be between 0 and 1000000, not {rate_limit}");
         }
-        let release = running_kernel();
-        let kernel = self
-            .kernel
-            .or(file.kernel)
-            .unwrap_or_else(|| format!("/boot/vmlinuz-{release}").into());
-        let modules = self.modules.or(file.modules).or_else(|| modules_beside(&kernel));
+        let host = HostKernels::default();
+        let kernel = self.kernel.or(file.kernel).unwrap_or_else(|| host.kernel());
+        let modules = self.modules.or(file.modules).unwrap_or_else(|| host.modules(&kernel));
         Ok(Settings {
             data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(default_data_dir),
             listen,
             region,
             accelerator: self.accelerator.or(file.accelerator).unwrap_or(AcceleratorChoice::Auto),
             kernel,
-            modules: modules.unwrap_or_else(|| format!("/lib/modules/{release}").into()),
+            modules,
             qemu: in_path(self.qemu.or(file.qemu).unwrap_or_else(|| "qemu-system-x86_64".into())),
             insecure_registries: list(self.insecure_registry, file.insecure_registry),
             default_registry: self
@@ -288,20 +287,10 @@ fn in_path(program: PathBuf) -> PathBuf {
         .unwrap_or(program)
 }
 
-/// Where `make kernel` and `make guest-kernel` put them; of a kernel without modules it says what
-/// is built in.
-fn modules_beside(kernel: &Path) -> Option<PathBuf> {
-    let modules = kernel.with_file_name("modules");
-    modules.is_dir().then_some(modules)
-}
-
-/// `uname -r`.
-fn running_kernel() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -330,22 +319,27 @@ mod tests {
     }
 
     #[test]
-    fn modules_beside_the_kernel_are_its_own_unless_others_are_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let beside = directory.path().join("modules");
-        let resolve = |modules: Option<&str>| {
-            let kernel = Some(directory.path().join("vmlinux"));
-            let arguments = ServeArguments {
-                kernel,
-                modules: modules.map(Into::into),
-                ..ServeArguments::default()
-            };
-            arguments.resolve().unwrap().modules
-        };
-        assert_eq!(resolve(None), PathBuf::from(format!("/lib/modules/{}", running_kernel())));
-        std::fs::create_dir(&beside).unwrap();
-        assert_eq!(resolve(None), beside);
-        assert_eq!(resolve(Some("/others")), PathBuf::from("/others"));
+    fn the_packaged_configuration_names_every_setting_and_each_can_be_used() {
+        let packaged = include_str!("../../../packaging/caddis.toml");
+        assert_eq!(toml::from_str::<toml::Table>(packaged).unwrap(), toml::Table::new());
+        let setting = |line: &str| Some(line.strip_prefix('#')?.split_once(" = ")?.0.to_owned());
+        let settings: String = packaged
+            .lines()
+            .filter(|line| setting(line).is_some_and(|name| !name.contains(' ')))
+            .map(|line| format!("{}\n", &line[1..]))
+            .collect();
+        toml::from_str::<ServeArguments>(&settings).unwrap();
+        let named: BTreeSet<_> = toml::from_str::<toml::Table>(&settings)
+            .unwrap()
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
+        let flags = ServeArguments::augment_args(clap::Command::new("serve"));
+        let flags = flags.get_arguments().filter(|argument| !argument.is_hide_set());
+        // The one says where the file is, the other is the unit's.
+        let flags = flags.filter_map(|argument| argument.get_long());
+        let flags = flags.filter(|name| !["config", "data-dir"].contains(name));
+        assert_eq!(named, flags.map(str::to_owned).collect());
     }
 
     #[test]

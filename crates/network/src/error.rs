@@ -40,7 +40,8 @@ pub enum NetworkError {
     },
     /// VMs are connected.
     #[error(
-        "{count} VMs are still running: stop them with `caddis host drain` while their server runs, or start it again"
+        "{count} VMs are still running: stop them with `caddis host drain` while their server runs, \
+         or kill them with `caddis host clean --kill`"
     )]
     InUse {
         /// How many.

@@ -47,7 +47,7 @@ mod unassigned;
 mod vm;
 
 pub use pool::PoolLimits;
-pub use unassigned::end_unassigned;
+pub use unassigned::{end_unassigned, kill_machines};
 
 /// Numbers of the descriptors a VM process is given.
 mod descriptor {

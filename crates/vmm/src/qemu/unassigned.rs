@@ -132,6 +132,24 @@ pub fn end_unassigned(directory: &Path, slots: &crate::SlotPool) {
     }
 }
 
+/// Kills the VMs of machines, in whose directories in `directory` they are found, while no server
+/// runs. How many it killed. Blocks.
+///
+/// # Errors
+/// When one can't be found out about; those before it are dead.
+pub fn kill_machines(directory: &Path, slots: &crate::SlotPool) -> Result<usize, VmmError> {
+    let mut killed = 0;
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let machine_id = entry.file_name().to_string_lossy().into_owned();
+        if let Some((running, slot)) = find(&entry.path(), slots, &machine_id)? {
+            end(&running.process);
+            clear(&entry.path(), slot.cgroups(), &slot.cgroup_name());
+            killed += 1;
+        }
+    }
+    Ok(killed)
+}
+
 fn remove(directory: &Path) {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
