@@ -22,7 +22,7 @@ const METHODS: &[&str] = &["get", "post", "put", "patch", "delete"];
 const ORIGIN: &str = "http://127.0.0.1:4280";
 
 /// What browsers allow the page: its own style and script.
-pub(super) fn policy() -> String {
+pub(crate) fn policy() -> String {
     let script = BASE64_STANDARD.encode(Sha256::digest(SCRIPT));
     format!("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'")
 }

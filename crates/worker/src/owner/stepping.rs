@@ -146,10 +146,15 @@ impl Owner {
 
     fn reap(&self, live: RunningVm) -> BoxFuture<'static, ()> {
         let (shared, row, vm) = (self.shared.clone(), self.row.clone(), live.vm.clone());
-        Box::pin(async move {
+        // A task of its own: it has to be done also when this one panics meanwhile.
+        let reaping = tokio::spawn(async move {
             if let Err(error) = steps::gone(&shared, vm.as_ref(), &row).await {
                 tracing::warn!(machine = %row.id, %error, "can't take away the network of a VM that is gone");
             }
+        });
+        Box::pin(async move {
+            // It fails only when the runtime is ending.
+            let _ = reaping.await;
         })
     }
 
