@@ -3,7 +3,7 @@
 //!
 //! Each has a file here that says all that the engine needs to know of it ([`Rules`]). To add one:
 //! its file, its variant in [`OperationKind`], its line in [`OperationKind::rules`], and in
-//! [`OperationKind::of`] the goal of the policy that it fulfils. The steps are in [`crate::step`].
+//! [`OperationKind::of`] the goal of the policy that it fulfils. The steps are in [`crate::steps`].
 
 use std::time::Duration;
 
