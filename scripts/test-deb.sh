@@ -7,6 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ $(id -u) -eq 0 ]] || { echo "building a system needs root: sudo make test-deb" >&2; exit 1; }
 readonly goal=target/test-deb
+# What other tests are told, the program in the tree is not to hear.
+unset "${!CADDIS_@}"
 
 # ── the system, and the packages that are to be installed on it, in an archive ──────────────────────────────────────
 build() {
@@ -45,7 +47,7 @@ run() {
     else
         failed=$((failed + 1))
         echo "test package::$1 ... FAILED"
-        tr '\r' '\n' <"$work/out" | grep -v '^(Reading database' | tail -n 60
+        tr '\r' '\n' <"$work/out" | grep -v '^(Reading database' | tail -n 150
     fi
 }
 # A command that must fail; `!` would not end a test.
