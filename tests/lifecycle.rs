@@ -209,8 +209,8 @@ async fn an_update_replaces_the_version_that_runs_and_lets_one_that_rests_rest()
     config["env"] = json!({ "GREETING": "again" });
     let updated = machine.post("", json!({ "config": config })).await?.ok()?;
     machine.wait("settled").await?;
-    let rests = machine.get().await?;
-    assert_eq!((&rests["state"], &rests["version"]), (&json!("stopped"), &updated["version"]));
+    let stopped = machine.get().await?;
+    assert_eq!((&stopped["state"], &stopped["version"]), (&json!("stopped"), &updated["version"]));
     stand.server.until_no_vm().await?;
     machine.start().await?;
     machine.wait("started").await?;

@@ -57,7 +57,7 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         writes.push(write);
         reads.push(read);
 
-        // A machine that rests, not one whose process the kernel is still removing.
+        // A machine that is stopped, not one whose process the kernel is still removing.
         tokio::time::sleep(REST).await;
         let began = Instant::now();
         machine.post("start", "").await?;

@@ -164,7 +164,7 @@ impl Guest {
             }
             let now = Instant::now();
             if self.thawing.is_some_and(|(_, at)| at <= now) {
-                self.go_on();
+                self.finish_thaw();
             }
             self.programs.check_deadline(now);
             for (session, _) in self.hung_up.extract_if(.., |(_, at)| *at <= now) {

@@ -265,7 +265,7 @@ pub fn execute(
     })
 }
 
-/// Whatever else is open ends with the exec. Kernels before 5.11 can't; there it rests with how
+/// Whatever else is open ends with the exec. Kernels before 5.11 can't; there it depends on how
 /// each was opened.
 fn close_on_exec() {
     let (first, last) = (3 as libc::c_uint, libc::c_uint::MAX);

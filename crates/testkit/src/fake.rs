@@ -95,7 +95,7 @@ impl FakeServer {
             runtime: Some(runtime),
             directory,
         };
-        server.go_on().await?;
+        server.start_again().await?;
         Ok(server)
     }
 
@@ -137,7 +137,7 @@ impl FakeServer {
     ///
     /// # Errors
     /// When a part of it can't begin.
-    pub async fn go_on(&mut self) -> Result<()> {
+    pub async fn start_again(&mut self) -> Result<()> {
         let runtime = self.runtime.as_ref().context("it is there until it is dropped")?;
         let (stop, stopped) = oneshot::channel();
         let (sender, begun) = oneshot::channel();

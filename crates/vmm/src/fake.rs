@@ -325,7 +325,7 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    async fn go_on(&self) -> Result<(), VmmError> {
+    async fn unpause(&self) -> Result<(), VmmError> {
         if !locked(&self.host.faults).disk_stays_full {
             self.hold.send_replace(None);
         }

@@ -139,7 +139,7 @@ pub enum VmExit {
 }
 
 /// Why a VM stands still that nobody has stopped. Nothing of it is lost: what it was writing is
-/// written when [`Vm::go_on`] has it try again.
+/// written when [`Vm::unpause`] has it try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
     /// There is no room for what it writes to its disk.
@@ -281,7 +281,7 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Saves it to a file in place of whatever is there, and durably: `memory`, so many bytes of
     /// it, and devices, and with them what `overlay`, its disk, holds. The VM stands still from
-    /// here on, also after an error; [`Self::go_on`] has it go on. When this future is dropped,
+    /// here on, also after an error; [`Self::unpause`] has it go on. When this future is dropped,
     /// saving ends soon.
     ///
     /// # Errors
@@ -294,7 +294,7 @@ pub trait Vm: Send + Sync + 'static {
     ) -> Result<(), VmmError>;
 
     /// Has it go on after [`Self::save`], or where it is held. Harmless when it does already.
-    async fn go_on(&self) -> Result<(), VmmError>;
+    async fn unpause(&self) -> Result<(), VmmError>;
 
     /// Whether it stands still because of its disk. Known some seconds after a start.
     fn hold(&self) -> watch::Receiver<Option<Hold>>;

@@ -477,7 +477,7 @@ impl Writer {
 /// Whether its program may write more after this event.
 fn goes_on(event: &MachineEvent) -> bool {
     use MachineState::{Destroyed, Failed, Stopped, Suspended};
-    ![Stopped, Failed, Suspended, Destroyed].iter().any(|rests| rests.as_str() == event.status)
+    ![Stopped, Failed, Suspended, Destroyed].iter().any(|settled| settled.as_str() == event.status)
 }
 
 fn create(directory: &Path, segment: u64) -> io::Result<File> {

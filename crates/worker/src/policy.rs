@@ -88,7 +88,7 @@ pub struct Situation {
     pub state: MachineState,
     /// What begins when that has ended.
     pub next: Next,
-    /// An update is under way after which it rests.
+    /// An update is under way after which it is stopped.
     pub updates_at_rest: bool,
     /// A suspend is under way that has gone too far to be cancelled.
     pub is_saved: bool,
@@ -338,7 +338,7 @@ mod tests {
             (Verdict::Unqueue, _) => "unqueue",
             (Verdict::Done, _) => "done",
             (Verdict::Deliver, _) => "deliver",
-            (Verdict::ShortenStop, _) => "hasten",
+            (Verdict::ShortenStop, _) => "shorten",
             (Verdict::Refuse(_), _) => "refuse",
         }
     }

@@ -123,9 +123,9 @@ impl Found {
         let failed = |reason: String| WorkerError::Machine { machine: id.clone(), reason };
         let config = caddis_api::validate::read(&row.config).map_err(|e| failed(e.message))?;
         let mut vm = if row.has_vm { find_vm(shared, &row).await.map_err(failed)? } else { None };
-        let rests =
+        let is_settled =
             row.operation.is_none() && row.state != MachineState::Started && !row.is_quarantined;
-        if let Some(killed) = vm.take_if(|_| rests) {
+        if let Some(killed) = vm.take_if(|_| is_settled) {
             // An earlier server has killed it and ended before it was gone.
             killed.kill().await.map_err(|e| failed(e.to_string()))?;
             steps::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;

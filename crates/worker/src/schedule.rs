@@ -26,10 +26,10 @@ fn interval(schedule: &str) -> Option<Duration> {
 pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<u64> {
     let interval = u64::try_from(interval(config.schedule.as_deref()?)?.as_millis()).ok()?;
     // One that could not be started is tried again the next time.
-    let rests = matches!(row.state, MachineState::Stopped | MachineState::Failed)
+    let is_stopped = matches!(row.state, MachineState::Stopped | MachineState::Failed)
         && row.operation.is_none();
     let waits_for_a_user = row.is_quarantined || row.superseded_by.is_some();
-    if !rests || row.next.is_some() || !row.launched || row.drained || waits_for_a_user {
+    if !is_stopped || row.next.is_some() || !row.launched || row.drained || waits_for_a_user {
         return None;
     }
     let rested_for = row.rested_at.max(row.boot).saturating_sub(row.created_at);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{MACHINES, ask, cluster, config, create, started_on, until_state};
 
-/// Waits until a worker's copy rests.
+/// Waits until a worker's copy is stopped.
 async fn until_copy_rests(cluster: &Cluster, number: u8, id: &MachineId) -> Value {
     loop {
         let get = WorkerRequest::Get { machine: id.clone() };

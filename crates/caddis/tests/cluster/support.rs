@@ -101,6 +101,6 @@ pub async fn ask(
 /// Waits until every gateway shows a machine at rest in a state.
 pub async fn until_state(cluster: &Cluster, id: &str, state: &str) -> Value {
     let line = format!("GET {MACHINES}/{id}");
-    let rests = |machine: &Value| machine["state"] == state && machine["operation"].is_null();
-    cluster.until(0, &line, rests).await.unwrap()
+    let is_settled = |machine: &Value| machine["state"] == state && machine["operation"].is_null();
+    cluster.until(0, &line, is_settled).await.unwrap()
 }

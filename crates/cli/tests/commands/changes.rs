@@ -45,7 +45,7 @@ async fn an_update_is_applied_and_waited_for() {
     assert_eq!(shown["env"]["A"], "1");
     assert_eq!(shown["guest"]["memory_mb"], 512);
     assert_eq!(shown["init"]["cmd"], serde_json::json!(["serve", "--slow"]));
-    // What rests stays at rest.
+    // What is stopped stays so.
     stand.run(&format!("machine stop {id} -a shop -w 60s")).await.ok();
     stand.run(&format!("machine update {id} -a shop -C '' --yes")).await.ok();
     let list = stand.run("machine list -a shop --json").await.ok().json();

@@ -98,7 +98,7 @@ async fn a_dead_server_and_a_refused_token_are_told() {
     Error: could not connect to http://SERVER: Connection refused (os error 111)
     No server answers at http://SERVER. Start one with 'caddis serve', or name another with --api-url or CADDIS_API_URL.
     ");
-    stand.server.go_on().await.unwrap();
+    stand.server.start_again().await.unwrap();
     assert_snapshot!(stand.run("machine list -a shop").await, @"
     exit code 0
     ----- stdout -----

@@ -1,6 +1,6 @@
 //! How many connections there may be, and which of them nobody would miss.
 //!
-//! A connection without a request in progress is idle, whether it rests between two requests, has
+//! A connection without a request in progress is idle, whether it waits between two requests, has
 //! sent half of one, or has never said anything. When all places are taken, the one that has been
 //! idle longest makes room.
 
@@ -129,7 +129,7 @@ impl Places {
         let activity = Arc::new(Activity {
             idle: self.idle.clone(),
             state: Mutex::new(state),
-            rested: Notify::new(),
+            became_idle: Notify::new(),
             unwanted: Notify::new(),
         });
         activity.list();
@@ -143,7 +143,7 @@ pub(super) struct Activity {
     /// Locked after the order, where both are.
     state: Mutex<State>,
     /// No request is in progress any more.
-    rested: Notify,
+    became_idle: Notify,
     /// Its place is wanted.
     unwanted: Notify,
 }
@@ -193,7 +193,7 @@ impl Activity {
     /// Waits until no request is in progress.
     pub(super) async fn idle(&self) {
         while !self.is_idle() {
-            self.rested.notified().await;
+            self.became_idle.notified().await;
         }
     }
 
@@ -286,7 +286,7 @@ impl Drop for InProgress {
         state.idle_since = Instant::now();
         let is_listed = state.rank.is_some();
         drop(state);
-        activity.rested.notify_one();
+        activity.became_idle.notify_one();
         if !is_listed {
             activity.list();
         }
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(taken.len(), 3);
         let [first, second, third] = [(); 3].map(|()| places.activity());
         let told = |activity: &Arc<Activity>| activity.dispensable(LONG).now_or_never();
-        // The first rests anew, the second works.
+        // The first is idle anew, the second works.
         drop(first.begin());
         let (one, two) = (second.begin(), second.begin());
         drop(one);

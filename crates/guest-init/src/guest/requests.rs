@@ -87,7 +87,7 @@ impl Guest {
                         self.warn(outcome.map(|_| ()));
                         // It may have been the answer to an earlier question.
                         if !self.sync.is_asking() {
-                            self.go_on();
+                            self.finish_thaw();
                         }
                     }
                 }

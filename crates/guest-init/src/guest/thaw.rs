@@ -54,7 +54,7 @@ impl Guest {
     }
 
     /// Programs that were to go on do.
-    pub(super) fn go_on(&mut self) {
+    pub(super) fn finish_thaw(&mut self) {
         if let Some((id, _)) = self.thawing.take() {
             self.freezer.thaw();
             self.answer(id, Ok(()));

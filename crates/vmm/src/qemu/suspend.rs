@@ -160,7 +160,7 @@ impl Standing<'_> {
 const RUNNING: &str = "running";
 
 /// Has the VM with this directory go on, if it stands still. Blocks.
-pub(super) fn go_on(directory: &Path) -> Result<(), VmmError> {
+pub(super) fn unpause(directory: &Path) -> Result<(), VmmError> {
     let attempt = || {
         let mut qmp = Qmp::connect(directory, QMP_SOCKET)?;
         if qmp.status()? != RUNNING {

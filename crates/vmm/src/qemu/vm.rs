@@ -138,11 +138,11 @@ impl Vm for QemuVm {
         saving.await.map_err(panicked)?
     }
 
-    async fn go_on(&self) -> Result<(), VmmError> {
+    async fn unpause(&self) -> Result<(), VmmError> {
         let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
         let going = spawn_blocking(move || {
             let _turn = turn;
-            suspend::go_on(&directory)
+            suspend::unpause(&directory)
         });
         going.await.map_err(panicked)?
     }

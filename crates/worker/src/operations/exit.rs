@@ -44,7 +44,7 @@ impl Rules for Exit {
         CLEAR_TIME
     }
 
-    fn rests_at_once(&self) -> bool {
+    fn settles_at_once(&self) -> bool {
         true
     }
 

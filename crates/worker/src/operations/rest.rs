@@ -35,7 +35,7 @@ impl Rules for Rest {
         CLEAR_TIME
     }
 
-    fn rests_at_once(&self) -> bool {
+    fn settles_at_once(&self) -> bool {
         true
     }
 

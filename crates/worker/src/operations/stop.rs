@@ -54,7 +54,7 @@ impl Rules for Stop {
         Some(&self.0)
     }
 
-    fn rests_at_once(&self) -> bool {
+    fn settles_at_once(&self) -> bool {
         true
     }
 

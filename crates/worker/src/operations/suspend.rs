@@ -1,5 +1,5 @@
 //! Suspend: saves a machine and ends its VM. One that comes to nothing costs nothing: the machine
-//! goes on ([`super::cancel_suspend`]), or, once all is saved, rests saved ([`super::rest`]).
+//! goes on ([`super::cancel_suspend`]), or, once all is saved, is suspended all the same ([`super::rest`]).
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl Rules for Suspend {
         SUSPEND_TIME
     }
 
-    fn rests_at_once(&self) -> bool {
+    fn settles_at_once(&self) -> bool {
         true
     }
 

@@ -54,7 +54,7 @@ impl Rules for Update {
         self.run
     }
 
-    fn rests_at_once(&self) -> bool {
+    fn settles_at_once(&self) -> bool {
         !self.run
     }
 

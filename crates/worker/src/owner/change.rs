@@ -192,8 +192,8 @@ impl Owner {
         edit(&mut draft);
         draft.row.updated_at = draft.now.max(self.row.updated_at);
         draft.row.revision += 1;
-        let rests = matches!(draft.row.state, MachineState::Stopped | MachineState::Failed);
-        if rests && draft.row.state != self.row.state {
+        let is_stopped = matches!(draft.row.state, MachineState::Stopped | MachineState::Failed);
+        if is_stopped && draft.row.state != self.row.state {
             draft.row.rested_at = draft.now;
         }
         let room = if frees_room(&self.row, &draft.row) { Room::Reserve } else { room };

@@ -118,7 +118,7 @@ impl Owner {
         // Whether it does is heard of: QEMU may be slow to answer, and the machine can be stopped
         // meanwhile.
         tokio::spawn(async move {
-            if let Err(error) = vm.go_on().await {
+            if let Err(error) = vm.unpause().await {
                 tracing::warn!(%machine, %error, "a machine that stands still can't be told to go on");
             }
         });

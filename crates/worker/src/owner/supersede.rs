@@ -75,7 +75,7 @@ impl Transaction {
             S::Failed if self.row.is_quarantined && self.row.has_vm => {
                 self.begin(KILL, Source::Worker);
             }
-            // It rests, or comes to rest.
+            // It is stopped, or will be.
             _ => {}
         }
     }

@@ -137,8 +137,8 @@ impl Owner {
             draft.version(VersionChange::Forget(version.clone()));
             (draft.row.version, draft.row.config, draft.row.image) = (version, config, image);
             (draft.row.next, draft.row.operation, draft.row.replaced) = (None, None, None);
-            let rests = if state.is_settled() { state } else { MachineState::Stopped };
-            let shown = if runs { MachineState::Started } else { rests };
+            let settled = if state.is_settled() { state } else { MachineState::Stopped };
+            let shown = if runs { MachineState::Started } else { settled };
             draft.row.state = shown;
             draft.event(Source::Worker, "update", shown, json!({ "error": reason }));
             match state {

@@ -16,7 +16,7 @@ pub(super) async fn boot(context: Context) -> Result<Done, Failure> {
         suspend::forget_snapshot(&context.shared, &context.row).await?;
     }
     // Its server may have been killed before it had the VM go on.
-    suspend::go_on(&live).await?;
+    suspend::unpause(&live).await?;
     let guest = live.until(|guest| guest.up || guest.gone.is_some()).await;
     guest.gone.as_ref().map_or(Ok(Done::Next), |exit| Err(died(exit)))
 }

@@ -13,7 +13,7 @@ pub(super) async fn end_vm(context: &Context) -> Result<Done, Failure> {
         .row
         .operation
         .as_ref()
-        .is_some_and(|operation| operation.kind.rules().rests_at_once())
+        .is_some_and(|operation| operation.kind.rules().settles_at_once())
     {
         return Ok(Done::Killed);
     }

@@ -44,9 +44,9 @@ pub(super) async fn save(context: Context) -> Result<Done, Failure> {
 }
 
 /// Has a VM go on, if it may stand still.
-pub(super) async fn go_on(live: &RunningVmHandle) -> Result<(), Failure> {
+pub(super) async fn unpause(live: &RunningVmHandle) -> Result<(), Failure> {
     if live.guest.borrow().halted && live.guest.borrow().gone.is_none() {
-        live.vm.go_on().await.map_err(Failure::retry)?;
+        live.vm.unpause().await.map_err(Failure::retry)?;
         live.guest.send_modify(|guest| guest.halted = false);
     }
     Ok(())
@@ -54,7 +54,7 @@ pub(super) async fn go_on(live: &RunningVmHandle) -> Result<(), Failure> {
 
 /// Has the programs of a VM go on that may stand still.
 pub(super) async fn thaw(live: &RunningVmHandle, resumed: bool) -> Result<(), Failure> {
-    go_on(live).await?;
+    unpause(live).await?;
     let thawed = live.told(live.session.thaw(entropy(), resumed, FREEZE_DEADLINE)).await;
     thawed.map_err(|error| {
         // A guest that says nothing is not asked over and over: it has been told. One that was

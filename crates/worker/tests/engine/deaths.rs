@@ -120,10 +120,10 @@ async fn what_was_answered_holds_whenever_the_process_dies() {
             let life = life.into_inner().unwrap();
             let name =
                 format!("CADDIS_SEED={seed}, round {round}, {:?} and {:?}", life.goal, life.asked);
-            let rests = |state, operation| operation && life.allows(state, rebooted);
+            let is_settled = |state, operation| operation && life.allows(state, rebooted);
             let record = fixture
                 .until_named(&life.machine, &name, |r| {
-                    rests(r.machine.state, r.machine.operation.is_none())
+                    is_settled(r.machine.state, r.machine.operation.is_none())
                 })
                 .await;
             rest.push(Life { goal: record.machine.state, asked: None, machine: life.machine });

@@ -182,9 +182,9 @@ async fn many_starts_and_stops_at_once_leave_one_vm_or_none() {
         // Some are refused, for the state it is in then; none is an error of ours.
         assert!(answer.map_err(|error| error.code).err() != Some(ErrorCode::Internal));
     }
-    let rests = |state| [MachineState::Started, MachineState::Stopped].contains(&state);
+    let is_settled = |state| [MachineState::Started, MachineState::Stopped].contains(&state);
     let record = fixture
-        .until_that(&machine, |r| rests(r.machine.state) && r.machine.operation.is_none())
+        .until_that(&machine, |r| is_settled(r.machine.state) && r.machine.operation.is_none())
         .await;
     let running = usize::from(record.machine.state == MachineState::Started);
     assert_eq!(fixture.host.running().len(), running);

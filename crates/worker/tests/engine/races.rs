@@ -9,7 +9,7 @@ use futures::{StreamExt as _, stream};
 
 use crate::{
     sabotage::{Fault, Place},
-    steps::{AT_ONCE, Scenario, act, everything, newest, rests_since, try_update, without_fault},
+    steps::{AT_ONCE, Scenario, act, everything, newest, settled_since, try_update, without_fault},
     support::Fixture,
 };
 
@@ -111,7 +111,7 @@ async fn case(scenario: &Scenario, place: Place, request: Request) {
         Err(_) => state == scenario.goal,
     };
     fixture
-        .until_named(&machine, &name, |r| rests_since(r, &before) && allowed(r.machine.state))
+        .until_named(&machine, &name, |r| settled_since(r, &before) && allowed(r.machine.state))
         .await;
     fixture.host.set_faults(Faults::default());
     fixture.assert_all_fits(&machine, &name).await;

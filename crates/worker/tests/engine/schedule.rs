@@ -14,8 +14,8 @@ use crate::support::Fixture;
 const STOP: Action = Action::Stop { signal: None, timeout: None };
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A machine that has run and rests.
-async fn rested(fixture: &Fixture, schedule: &str) -> MachineId {
+/// A machine that has run and is stopped.
+async fn stopped(fixture: &Fixture, schedule: &str) -> MachineId {
     let machine =
         fixture.try_create(&["sleep", "inf"], json!({ "schedule": schedule })).await.unwrap();
     fixture.until(&machine, MachineState::Started).await;
@@ -27,7 +27,7 @@ async fn rested(fixture: &Fixture, schedule: &str) -> MachineId {
 #[tokio::test]
 async fn a_machine_with_a_schedule_starts_when_its_time_has_come() {
     let mut fixture = Fixture::new().await;
-    let (hourly, daily) = (rested(&fixture, "hourly").await, rested(&fixture, "daily").await);
+    let (hourly, daily) = (stopped(&fixture, "hourly").await, stopped(&fixture, "daily").await);
     let never = fixture.create_resting(json!({ "schedule": "hourly" })).await;
     let usual = fixture.started().await;
     fixture.act(&usual, STOP).await.unwrap();

@@ -1,5 +1,5 @@
 //! Every step of every operation fails, is repeated, and is the last thing its process does; each
-//! time the machine comes to where it was to be, or rests with a reason, and nothing is left over.
+//! time the machine comes to where it was to be, or settles with a reason, and nothing is left over.
 //!
 //! Which steps there are is found out by doing each thing once without a fault.
 
@@ -323,7 +323,7 @@ pub async fn without_fault(scenario: &Scenario) -> BTreeSet<(Place, bool)> {
     (scenario.act)(&fixture, &machine).await;
     fixture
         .until_named(&machine, scenario.name, |r| {
-            rests_since(r, &before) && r.machine.state == scenario.goal
+            settled_since(r, &before) && r.machine.state == scenario.goal
         })
         .await;
     let seen = fixture.injector.seen().into_iter().collect();
@@ -376,11 +376,11 @@ pub fn newest(fixture: &Fixture, machine: &MachineId) -> Option<EventId> {
 }
 
 /// Whether something was done, which begins with an event, and nothing is under way any more.
-pub fn rests_since(record: &MachineRecord, before: &Option<EventId>) -> bool {
+pub fn settled_since(record: &MachineRecord, before: &Option<EventId>) -> bool {
     newest_of(record) != *before && record.machine.operation.is_none()
 }
 
-/// Waits until it rests where it should; workers that are to die on the way do.
+/// Waits until it settles where it should; workers that are to die on the way do.
 async fn come_to_rest(
     fixture: &mut Fixture,
     machine: &MachineId,
@@ -388,7 +388,7 @@ async fn come_to_rest(
     (goal, fault): (MachineState, Fault),
     name: &str,
 ) -> MachineState {
-    let rests = |state: MachineState| {
+    let is_settled = |state: MachineState| {
         // After a reboot what was not saved yet runs again, and nothing is resumed a second time:
         // it boots, if it can.
         let instead = fault.reboots()
@@ -399,8 +399,9 @@ async fn come_to_rest(
     let injector = fixture.injector.clone();
     let mut deaths = 0;
     let record = loop {
-        let settled = fixture
-            .until_named(machine, name, |r| rests_since(r, &before) && rests(r.machine.state));
+        let settled = fixture.until_named(machine, name, |r| {
+            settled_since(r, &before) && is_settled(r.machine.state)
+        });
         tokio::select! {
             record = settled => break record,
             () = injector.death() => {}

@@ -372,7 +372,7 @@ impl Fixture {
         machine
     }
 
-    /// Waits until a machine rests in a state.
+    /// Waits until a machine is settled in a state.
     pub async fn until(&self, machine: &MachineId, state: MachineState) -> MachineRecord {
         self.until_that(machine, |record| {
             record.machine.state == state && record.machine.operation.is_none()

@@ -79,7 +79,7 @@ async fn a_destroy_that_waits_for_a_stop_is_not_undone() {
             ErrorCode::FailedPrecondition
         );
     }
-    // A second stop still hastens the first.
+    // A second stop still shortens the first.
     let now = Action::Stop {
         signal: None,
         timeout: Some(caddis_api::ApiDuration(Duration::from_millis(1))),

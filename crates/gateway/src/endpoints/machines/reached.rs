@@ -33,15 +33,15 @@ pub(super) struct Reached {
 impl Targets {
     fn accepts_current(&self, record: &MachineRecord) -> bool {
         let (state, machine) = (record.machine.state, &record.machine);
-        // On its way to the first boot a machine passes through `created`; it rests there only
+        // On its way to the first boot a machine passes through `created`; it stays there only
         // after `skip_launch`.
-        let rests =
+        let is_settled =
             state != MachineState::Created || (machine.operation.is_none() && !record.launched);
         self.states.contains(&state)
-            || (self.settled && state.is_settled() && rests)
+            || (self.settled && state.is_settled() && is_settled)
             || (self.states.contains(&MachineState::Stopped)
                 && state == MachineState::Created
-                && rests)
+                && is_settled)
     }
 
     fn accepts_passed(&self, event: &MachineEvent) -> bool {

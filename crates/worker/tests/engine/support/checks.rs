@@ -31,7 +31,7 @@ impl Fixture {
         let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
             let record = self.record(machine).unwrap().machine;
-            let (state, rests) =
+            let (state, is_settled) =
                 (record.state, record.operation.is_none() && record.state.is_settled());
             let runs = usize::from(state == MachineState::Started);
             let keeps =
@@ -47,7 +47,7 @@ impl Fixture {
                 && saved == usize::from(state == MachineState::Suspended)
                 && (promised > 0) == exists
                 && (exists || !self.file(machine, "").exists());
-            if rests && fits {
+            if is_settled && fits {
                 break;
             }
             assert!(
