@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes a Debian package of a binary that has been built: `scripts/deb.sh [BINARY [VERSION]]`, by default that of
-# `make build`. Prints where the package is: target/debian/caddis_VERSION_amd64.deb. The same sources and binary give the
-# same package.
+# Makes a Debian package of a binary that has been built: `scripts/deb.sh [BINARY [VERSION]]`, by
+# default that of `make build`. Prints where the package is: target/debian/caddis_VERSION_amd64.deb.
+# The same sources and binary give the same package.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=${1:-target/release/caddis}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs the package on a bare Debian, upgrades it, removes and purges it, and looks at what is there and what is left:
-# `scripts/test-deb.sh [BINARY]`, by default what `make build-tests` built. The system is a tree in target, with mounts,
-# network and processes of its own; no service runs in it, which `make test-host` has. Prints what the test runner prints.
+# Installs the package on a bare Debian, upgrades it, removes and purges it, and looks at what is
+# there and what is left: `scripts/test-deb.sh [BINARY]`, by default what `make build-tests` built.
+# The system is a tree in target, with mounts, network and processes of its own; no service runs in
+# it, which `make test-host` has. Prints what the test runner prints.
 # shellcheck disable=SC2317  # the tests are called by name
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +11,7 @@ readonly goal=target/test-deb
 # What other tests are told, the program in the tree is not to hear.
 unset "${!CADDIS_@}"
 
-# ── the system, and the packages that are to be installed on it, in an archive ──────────────────────────────────────
+# ── the system, and the packages that are to be installed on it, in an archive ──
 build() {
     local suite mirror recipe depends
     suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
@@ -32,7 +33,7 @@ build() {
     echo "$recipe" >"$goal/recipe"
 }
 
-# ── what tests are made of ───────────────────────────────────────────────────────────────────────────────────────────
+# ── what tests are made of ──
 passed=0 failed=0
 run() {
     local code
@@ -58,7 +59,7 @@ installed() { inside dpkg-query --show --showformat='${db:Status-Abbrev}${Versio
 # All that there is but logs, with its rights and where links lead.
 files() { (cd "$tree" && find . -xdev -path ./packages -prune -o -path ./var/log -prune -o -printf '%M %u:%g %p %l\n' | sort); }
 
-# ── the tests, each on what the one before left ──────────────────────────────────────────────────────────────────────
+# ── the tests, each on what the one before left ──
 is_installed_with_all_it_needs() {
     inside apt-get install --quiet --yes --no-install-recommends /packages/caddis.deb
     [[ $(installed) == "ii $(dpkg-deb --field "$work/tree/packages/caddis.deb" Version)" ]]
