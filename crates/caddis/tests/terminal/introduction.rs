@@ -78,7 +78,7 @@ async fn a_shell_without_any_configuration() -> Result<()> {
                 &["automatically selected personal organization: Personal"],
                 "Select Organization",
             ),
-            Same("Searching for image 'ubuntu'..."),
+            Same("Searching for image 'ubuntu' remotely..."),
             Same("Image size: 30 MB"),
             Same(""),
             Ours(

@@ -162,7 +162,7 @@ async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
           "policy": "no"
         ... // 8 identical lines
 
-    Searching for image 'missing'...
+    Searching for image 'missing' remotely...
     Error: could not find image "missing" (Request ID: …)
     Check its name and tag; --debug shows what the registry says, 'caddis image list' what the server holds.
     "#);

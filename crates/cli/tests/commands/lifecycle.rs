@@ -30,7 +30,7 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
       [IPV6]
 
     ----- stderr -----
-    Searching for image 'web'...
+    Searching for image 'web' remotely...
     No health checks found
     ");
     assert_snapshot!(stand.run("machine list -a shop").await, @"
@@ -219,7 +219,7 @@ async fn a_machine_is_made_without_being_started() {
      State: creating
 
     ----- stderr -----
-    Searching for image 'web'...
+    Searching for image 'web' remotely...
     ");
 }
 

@@ -44,7 +44,7 @@ async fn wrong_names_are_told() {
     assert_snapshot!(stand.run("machine run missing:1 -a shop").await, @r#"
     exit code 1
     ----- stderr -----
-    Searching for image 'missing:1'...
+    Searching for image 'missing:1' remotely...
     Error: could not find image "missing:1" (Request ID: …)
     Check its name and tag; --debug shows what the registry says, 'caddis image list' what the server holds.
     "#);
@@ -69,7 +69,7 @@ async fn wrong_names_are_told() {
     assert_snapshot!(stand.run("machine run 'a image' -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Searching for image 'a image'...
+    Searching for image 'a image' remotely...
     Error: could not launch machine: invalid image reference `a image`: a repository is lower-case letters and digits, separated by `.`, `_`, `-` or `/` (Request ID: …)
     ");
     assert_snapshot!(stand.run("machine wait 148ed193b95389 -a shop --state tired").await, @"
@@ -114,7 +114,7 @@ async fn a_full_host_says_what_would_fit() {
     assert_snapshot!(stand.run("machine run web -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Searching for image 'web'...
+    Searching for image 'web' remotely...
     Error: could not launch machine: could not find a candidate host: the machine needs 1 CPUs, 256 MiB of memory and 8 GiB of disk; host 01000000000000000000000002 in local has [CPUS] CPUs, 44 MiB and [DISK] GiB free (256 MiB of memory wanted, 44 of 300 free) (Request ID: …)
     Try choosing a different region for machine creation
     ");
@@ -137,7 +137,7 @@ async fn an_image_that_can_not_be_pulled_is_told_by_run() {
 
 
     ----- stderr -----
-    Searching for image 'broken'...
+    Searching for image 'broken' remotely...
     Machine machine-id-001 has been made in app shop and stays; 'caddis machine status machine-id-001 -a shop' shows it, 'caddis machine destroy machine-id-001 -a shop --force' removes it.
     Error: machine machine-id-001 failed to start: registry docker.io could not be used for library/broken: told to fail; check the network and try again
     ");
@@ -150,7 +150,7 @@ async fn where_a_registry_is_away_images_that_are_here_are_told() {
     assert_snapshot!(stand.run("machine run ubuntu -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Searching for image 'ubuntu'...
+    Searching for image 'ubuntu' remotely...
     Error: could not launch machine: registry docker.io could not be used for library/ubuntu: told to be away; check the network and try again (Request ID: …)
     Without a registry 'caddis image import' takes an image from an archive.
     ");
@@ -160,7 +160,7 @@ async fn where_a_registry_is_away_images_that_are_here_are_told() {
     assert_snapshot!(stand.run("machine run ubuntu -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Searching for image 'ubuntu'...
+    Searching for image 'ubuntu' remotely...
     Error: could not launch machine: registry docker.io could not be used for library/ubuntu: told to be away; check the network and try again (Request ID: …)
     The server holds other images that need no registry: docker.io/library/web:latest.
     ");

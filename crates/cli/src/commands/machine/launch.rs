@@ -92,7 +92,7 @@ pub async fn create<'a>(
 pub fn searching(printer: &Printer, image: &str) -> Result<(), CliError> {
     match image {
         "" => Ok(()),
-        image => Ok(printer.note(format_args!("Searching for image '{image}'..."))?),
+        image => Ok(printer.note(format_args!("Searching for image '{image}' remotely..."))?),
     }
 }
 
