@@ -177,8 +177,8 @@ async fn the_demo_shows_a_machine_without_any_registry_and_cleans_up() -> Result
         "Hello from a virtual machine.",
         "  memory   ",
         " has been up for ",
-        " runs after ",
-        "Gone again: the machine, app demo-",
+        " started after ",
+        "Removed the machine, app demo-",
     ] {
         assert!(output.contains(words), "{words:?} is not in {output}");
     }
@@ -187,7 +187,7 @@ async fn the_demo_shows_a_machine_without_any_registry_and_cleans_up() -> Result
     assert_eq!(ok(server.cli(&["image", "list", "--json"]).await?).trim(), "[]");
 
     let mut demo = server.terminal(&["demo"], 90, 40)?;
-    demo.expect("What it says").await?;
+    demo.expect("Show its log").await?;
     demo.send("\u{3}").await?;
     assert_eq!(demo.end().await?.code(), Some(127), "{}", demo.screen());
     server.until_no_vm().await?;

@@ -223,7 +223,7 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     let there = tree.to_str().unwrap_or_default();
     let refused = sftp(&["put", there, "/srv"]).await?;
     assert!(
-        refused.code == Some(1) && refused.stderr.contains("is a directory: give -R"),
+        refused.code == Some(1) && refused.stderr.contains("is a directory: use -R"),
         "{refused:?}"
     );
     let put = sftp(&["put", there, "/srv", "-R"]).await?;
@@ -240,7 +240,7 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     let back_text = back.to_str().unwrap_or_default();
     let refused = sftp(&["get", "/srv", back_text]).await?;
     assert!(
-        refused.code == Some(1) && refused.stderr.contains("is a directory: give -R"),
+        refused.code == Some(1) && refused.stderr.contains("is a directory: use -R"),
         "{refused:?}"
     );
     let got = sftp(&["get", "-R", "/srv", back_text]).await?;
@@ -262,7 +262,7 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
             vec!["get", "/no/such"],
             "can't read /no/such: there is no such file or directory in the machine",
         ),
-        (vec!["put", "/no/such"], "there is no such file or directory here"),
+        (vec!["put", "/no/such"], "no such local file or directory"),
         (vec!["put", secret, "/srv/large"], "/srv/large: it exists already"),
         (vec!["put", secret, "/no/such/place"], "no such file or directory in the machine"),
         (vec!["put", secret, "/proc/x"], "can't write /proc/x"),

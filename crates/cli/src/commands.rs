@@ -23,38 +23,38 @@ use crate::{CliError, session::Session};
 /// A command that talks to a server.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create, list and destroy apps: names that machines live under.
+    /// Create, list and destroy apps, which group machines under a name.
     #[command(visible_alias = "app")]
     Apps(apps::Apps),
-    /// Run and manage machines: VMs made from images.
+    /// Run and manage machines, VMs created from images.
     #[command(visible_aliases = ["machines", "m"])]
     Machine(Box<machine::Machine>),
-    /// List organizations: who apps belong to.
+    /// List organizations, the owners of apps.
     #[command(visible_aliases = ["org", "organizations"])]
     Orgs(orgs::Orgs),
-    /// Show what an app's machines write.
+    /// Show an app's logs.
     Logs(logs::Logs),
-    /// Import, list and remove the images the server holds.
+    /// Import, list and remove images on the server.
     #[command(visible_alias = "images")]
     Image(image::Image),
-    /// Remember, show and forget a server and its access token.
+    /// Manage the stored server address and access token.
     Auth(auth::Auth),
     /// Open a shell in a machine, or run a program there.
     Ssh(Box<ssh::Ssh>),
     /// Copy files in and out of machines.
     Sftp(Box<sftp::Sftp>),
-    /// Remember several servers by name, and choose one.
+    /// Manage contexts: servers stored by name, to switch between.
     #[command(visible_alias = "contexts")]
     Context(context::ContextArguments),
-    /// Show what this is: a first machine, from a tiny image that comes with this program.
+    /// Run a demo machine from a tiny built-in image.
     Demo(demo::Demo),
-    /// Explain the code of an error, or an exit code of this program.
+    /// Explain an error code or an exit code.
     Explain(explain::Explain),
     /// Show an app's configuration.
     Config(config::Config),
     /// Show an app and its machines.
     Status(status::Status),
-    /// What the server offers, and how it is.
+    /// Regions, machine sizes and server status.
     Platform(platform::Platform),
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn hint(error: &ClientError) -> Option<String> {
     }
     if error.is_unauthenticated() {
         return Some(
-            "The server refuses this access token. Give another with --access-token or CADDIS_API_TOKEN, or store one \
+            "The server rejected this access token. Give another with --access-token or CADDIS_API_TOKEN, or store one \
              with 'caddis auth login'; the server's first token is in the file root.token of its data directory."
                 .to_owned(),
         );
@@ -102,7 +102,7 @@ pub(crate) fn hint(error: &ClientError) -> Option<String> {
             Some("Try choosing a different region for machine creation".to_owned())
         }
         (Some("name_taken"), _) => {
-            Some("The name is in use already, choose another one.".to_owned())
+            Some("The name is already in use, choose another one.".to_owned())
         }
         (_, Some(ErrorCode::RateLimited)) => Some("Wait a moment, then try again.".to_owned()),
         _ => None,

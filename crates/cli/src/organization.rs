@@ -26,7 +26,7 @@ pub async fn choose(
             true => Ok(wanted.to_owned()),
             false => Err(CliError::with_hint(
                 format!("organization {wanted} not found"),
-                "'caddis orgs list' shows those that the access token reaches.",
+                "'caddis orgs list' lists the organizations the access token has access to.",
             )),
         };
     }
@@ -39,7 +39,7 @@ pub async fn choose(
             ))?;
             0
         }
-        [] => return Err(CliError::new("the access token reaches no organization")),
+        [] => return Err(CliError::new("the access token has access to no organization")),
         several => {
             let option = |organization: &Organization| {
                 format!("{} ({})", organization.name, organization.slug)

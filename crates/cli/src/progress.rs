@@ -89,10 +89,10 @@ fn bytes() -> ProgressStyle {
 fn words(step: &str) -> Option<&'static str> {
     Some(match step {
         "resolve" => "Looking up the image",
-        "pull" => "Getting the image",
+        "pull" => "Pulling the image",
         "unpack" => "Unpacking the image",
         "build" => "Building the root disk",
-        "upload" => "Sending the archive",
+        "upload" => "Uploading the archive",
         "prepare_root" => "Preparing the root disk",
         "launch" => "Starting the VM",
         "boot" => "Booting",

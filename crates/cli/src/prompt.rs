@@ -43,7 +43,7 @@ pub async fn choose_some(
     unasked: &str,
 ) -> Result<Vec<usize>, CliError> {
     let (theme, question, options) =
-        (theme(printer), format!("{question} (Space chooses, Enter ends)"), shown(options));
+        (theme(printer), format!("{question} (space to select, enter to confirm)"), shown(options));
     let menu = move || {
         dialoguer::MultiSelect::with_theme(&*theme)
             .with_prompt(question)

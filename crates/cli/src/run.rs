@@ -23,7 +23,7 @@ pub async fn run(command: Command, globals: Globals) -> ExitCode {
         tokio::spawn(async move {
             signals.recv().await;
             eprintln!(
-                "Ended before all was cleaned up; see 'caddis apps list' and 'caddis machine list' for what is left."
+                "Interrupted before the cleanup finished; 'caddis apps list' and 'caddis machine list' show what is left."
             );
             std::process::exit(INTERRUPTED.into());
         });

@@ -44,9 +44,9 @@ impl Settings {
             let known: Vec<_> = self.contexts.keys().map(String::as_str).collect();
             let hint = match known.as_slice() {
                 [] => {
-                    "There are none; 'caddis context add NAME --api-url URL --access-token TOKEN' adds one.".to_owned()
+                    "There are none; add one with 'caddis context add NAME --api-url URL --access-token TOKEN'.".to_owned()
                 }
-                known => format!("There are: {}.", known.join(", ")),
+                known => format!("Known contexts: {}.", known.join(", ")),
             };
             CliError::with_hint(format!("there is no context '{name}'"), hint)
         })
@@ -60,7 +60,7 @@ impl Settings {
             Ok(text) => toml::from_str(&text).map_err(|_| {
                 CliError::with_hint(
                     format!("could not read {}: it is not valid TOML", path.display()),
-                    "Mend it, or write it anew with 'caddis auth login'.",
+                    "Fix it, or delete it and run 'caddis auth login' again.",
                 )
             }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),

@@ -52,7 +52,7 @@ pub async fn explain(error: CliError, session: &Session) -> CliError {
         Ok(client) => similar_apps(&client, name).await,
         Err(_) => None,
     };
-    let list = || "See 'caddis apps list' for those there are.".to_owned();
+    let list = || "'caddis apps list' lists the apps.".to_owned();
     CliError::Failed { hint: Some(hint.unwrap_or_else(list)), message: text, request_id }
 }
 

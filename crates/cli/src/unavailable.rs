@@ -31,12 +31,12 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
     (
         &["deploy", "launch", "releases", "release"],
         "deploying from fly.toml is not available",
-        "'caddis machine run' makes a machine, 'caddis machine update --image' gives it another image.",
+        "'caddis machine run' creates a machine, 'caddis machine update --image' changes its image.",
     ),
     (
         &["scale", "autoscale"],
         "scaling of whole apps is not available",
-        "'caddis machine clone' makes more machines, 'caddis machine update --vm-size' larger ones.",
+        "'caddis machine clone' adds machines, 'caddis machine update --vm-size' resizes them.",
     ),
     (
         &["wireguard", "wg", "agent", "api-proxy", "dig", "ping", "issue", "establish"],
@@ -51,12 +51,12 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
     (
         &["postgres", "pg", "mpg", "redis", "mysql", "storage", "extensions", "ext", "consul"],
         "managed services are not available",
-        "They run in machines as all else does: 'caddis machine run postgres:17 -e POSTGRES_PASSWORD=…'.",
+        "Run them in machines: 'caddis machine run postgres:17 -e POSTGRES_PASSWORD=…'.",
     ),
     (
         &["resume", "wake"],
         "there is no command of that name",
-        "'caddis machine start' has a suspended machine go on.",
+        "'caddis machine start' resumes a suspended machine.",
     ),
     (
         &["regions", "region"],

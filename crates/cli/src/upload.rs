@@ -34,7 +34,7 @@ impl Archive {
     pub fn parse(source: &str) -> Result<Self, CliError> {
         let wrong = || {
             CliError::new(format!(
-                "'{source}' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and :NAME after it for \
+                "invalid source '{source}': use docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and append :NAME for \
                  one of several images"
             ))
         };
@@ -57,7 +57,7 @@ impl Archive {
         if found.is_dir() != is_directory {
             let expected = if is_directory { "a directory" } else { "a file" };
             return Err(CliError::new(format!(
-                "{} is not {expected}, as {kind}: wants it",
+                "{} is not {expected}, as {kind}: requires",
                 path.display()
             )));
         }

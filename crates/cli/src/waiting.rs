@@ -69,7 +69,7 @@ async fn seen(client: &Client, app: &str, machine: &MachineId) -> Option<String>
     let machine = client.get_machine(app, machine).await.ok()?;
     let doing = machine
         .operation
-        .map(|operation| format!(" ({} in progress, at {})", operation.kind, operation.step));
+        .map(|operation| format!(" ({} in progress, step {})", operation.kind, operation.step));
     Some(format!("; it is {}{}", machine.state, doing.unwrap_or_default()))
 }
 

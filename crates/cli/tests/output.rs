@@ -140,14 +140,14 @@ async fn what_the_server_refuses_is_told_with_its_words_and_request() {
         (outcome.code, &*outcome.stderr),
         (
             1,
-            "Error: Could not find App \"a\" (Request ID: 01X-local)\nSee 'caddis apps list' for those there are.\n"
+            "Error: Could not find App \"a\" (Request ID: 01X-local)\n'caddis apps list' lists the apps.\n"
         )
     );
     let outcome = run_at(&url, "apps create a").await;
     assert_eq!(outcome.code, 1);
     assert_eq!(
         outcome.stderr,
-        "Error: Name has already been taken (Request ID: 01X-local)\nThe name is in use already, choose another one.\n"
+        "Error: Name has already been taken (Request ID: 01X-local)\nThe name is already in use, choose another one.\n"
     );
 }
 

@@ -95,9 +95,9 @@ fn answers() -> Vec<(u16, Vec<Value>, bool)> {
     ]
 }
 
-const NOTES: &str = "The server ended the connection, connecting again...\nConnected again.\n\
-                     The server ended the connection, connecting again...\nError: Could not find App \"a\"\n\
-                     See 'caddis apps list' for those there are.\n";
+const NOTES: &str = "The server closed the connection, reconnecting...\nReconnected.\n\
+                     The server closed the connection, reconnecting...\nError: Could not find App \"a\"\n\
+                     'caddis apps list' lists the apps.\n";
 
 #[tokio::test]
 async fn changes_are_lines_and_a_server_that_comes_back_is_followed_until_the_app_is_gone() {

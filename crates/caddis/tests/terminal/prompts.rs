@@ -120,8 +120,8 @@ async fn an_update_shows_what_it_changes_and_asks() -> Result<()> {
 async fn ctrl_c_at_each_stage_of_a_run_says_what_may_be_left() -> Result<()> {
     let stand = Stand::new().await?;
     for (stage, words) in [
-        (Stage::Resolve, "A machine may have been made in app shop"),
-        (Stage::Pull, "has been made in app shop and stays"),
+        (Stage::Resolve, "A machine may have been created in app shop"),
+        (Stage::Pull, "was created in app shop and remains"),
     ] {
         stand.server.images.hold(stage);
         let mut terminal = stand.terminal(&["machine", "run", "web:1", "-a", "shop"])?;
@@ -142,7 +142,7 @@ async fn ctrl_c_at_each_stage_of_a_run_says_what_may_be_left() -> Result<()> {
         stand.terminal(&["machine", "run", "web:1", "-a", "shop", "--name", "slow"])?;
     terminal.expect("Starting the VM").await?;
     terminal.send("\u{3}").await?;
-    terminal.expect("has been made in app shop and stays").await?;
+    terminal.expect("was created in app shop and remains").await?;
     assert_eq!(terminal.end().await?.code(), Some(127), "{}", terminal.screen());
     stand.server.host.set_faults(Faults::default());
     // What it says is what there is.
@@ -273,7 +273,7 @@ async fn an_image_that_is_here_is_offered_where_the_registry_is_away() -> Result
     stand.machine("one").await?;
     stand.server.images.set_registries_away(true);
     let mut terminal = stand.terminal(&["machine", "run", "--shell"])?;
-    terminal.expect("Use an image that the server holds?").await?;
+    terminal.expect("Use an image that the server already has?").await?;
     terminal.send("\r").await?;
     terminal.expect("Searching for image 'docker.io/library/web:latest@sha256:").await?;
     terminal.expect("session of root on ").await?;
@@ -281,11 +281,11 @@ async fn an_image_that_is_here_is_offered_where_the_registry_is_away() -> Result
     assert_eq!(terminal.end().await?.code(), Some(0), "{}", terminal.screen());
     // Who wants none of them hears what is wrong.
     let mut terminal = stand.terminal(&["machine", "run", "ubuntu", "-a", "shop"])?;
-    terminal.expect("Use an image that the server holds?").await?;
+    terminal.expect("Use an image that the server already has?").await?;
     terminal.send("\u{1b}").await?;
     terminal.expect("could not launch machine: registry docker.io could not be").await?;
     assert_eq!(terminal.end().await?.code(), Some(1), "{}", terminal.screen());
-    assert!(!terminal.screen().contains("may have been made"), "{}", terminal.screen());
+    assert!(!terminal.screen().contains("may have been created"), "{}", terminal.screen());
     Ok(())
 }
 

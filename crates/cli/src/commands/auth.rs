@@ -15,18 +15,18 @@ pub struct Auth {
 
 #[derive(Debug, Subcommand)]
 enum AuthCommand {
-    /// Check and remember a server and its access token.
+    /// Check and store a server's address and access token.
     #[command(
         after_help = "Example:\n  caddis auth login --api-url http://127.0.0.1:4280 --access-token \"$TOKEN\""
     )]
     Login,
-    /// Forget them, those of contexts too.
+    /// Remove the stored server and token, and all contexts.
     #[command(after_help = "Example:\n  caddis auth logout")]
     Logout,
     /// Show which server and token are used, and where they come from.
     #[command(visible_alias = "status", after_help = "Example:\n  caddis auth whoami")]
     Whoami {
-        /// Print it as JSON, without the token.
+        /// Print as JSON, without the token.
         #[arg(short, long)]
         json: bool,
     },
@@ -39,8 +39,7 @@ enum AuthCommand {
 pub async fn run(auth: Auth, session: &Session) -> Result<(), CliError> {
     let printer = &session.printer;
     let path = || {
-        let missing =
-            "neither XDG_CONFIG_HOME nor HOME is set: there is no place for a settings file";
+        let missing = "can't locate the settings file: neither XDG_CONFIG_HOME nor HOME is set";
         session.environment.settings_path().ok_or_else(|| CliError::new(missing))
     };
     match auth.command {

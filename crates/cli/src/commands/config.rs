@@ -17,7 +17,7 @@ pub struct Config {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Show the configuration of an app's machines, or with --local the file's.
+    /// Show the configuration of an app's machines, or with --local that of the local file.
     #[command(visible_alias = "display")]
     Show(Show),
 }
@@ -31,13 +31,13 @@ enum ConfigCommand {
 struct Show {
     #[command(flatten)]
     app: AppArgs,
-    /// Show what caddis.toml or fly.toml says, without asking the server.
+    /// Show caddis.toml or fly.toml, without asking the server.
     #[arg(long)]
     local: bool,
-    /// Print it as TOML, not as JSON.
+    /// Print as TOML instead of JSON.
     #[arg(long, conflicts_with = "yaml")]
     toml: bool,
-    /// Print it as YAML, not as JSON.
+    /// Print as YAML instead of JSON.
     #[arg(long)]
     yaml: bool,
 }
@@ -89,14 +89,14 @@ async fn of_machines(client: &Client, app: &str, session: &Session) -> Result<Va
     let Some(first) = configs.first() else {
         return Err(CliError::with_hint(
             format!("the app {app} has no machines"),
-            "With --local what its file says is shown.",
+            "Use --local to show the local file.",
         ));
     };
     if configs.iter().all(|config| config == first) {
         return Ok(first.clone());
     }
     session.printer.note(format_args!(
-        "The {} machines of app {app} are not configured alike.",
+        "The {} machines of app {app} have different configurations.",
         machines.len()
     ))?;
     let by_machine: Map<_, _> =

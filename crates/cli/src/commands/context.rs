@@ -18,39 +18,39 @@ pub struct ContextArguments {
 
 #[derive(Debug, Subcommand)]
 enum ContextCommand {
-    /// List the servers that have names.
+    /// List contexts.
     #[command(visible_alias = "ls", after_help = "Example:\n  caddis context list")]
     List {
-        /// Print them as JSON, without their tokens.
+        /// Print as JSON, without tokens.
         #[arg(short, long)]
         json: bool,
     },
-    /// Remember the server of --api-url, and the token of --access-token for it, under a name.
+    /// Store the server of --api-url and the token of --access-token as a context.
     #[command(
         after_help = "Example:\n  caddis context add lab --api-url http://10.0.0.5:4280 --access-token \"$TOKEN\""
     )]
     Add {
-        /// Its name; one that is there already is replaced.
+        /// Name of the context; an existing one is replaced.
         name: String,
     },
-    /// Use a server from now on.
+    /// Switch to a context.
     #[command(
         after_help = "Examples:\n  caddis context use lab\n  caddis machine list -a hello --context lab"
     )]
     Use {
-        /// Its name.
+        /// Name of the context.
         name: String,
     },
-    /// Forget a server.
+    /// Remove a context.
     #[command(visible_alias = "rm", after_help = "Example:\n  caddis context remove lab")]
     Remove {
-        /// Its name.
+        /// Name of the context.
         name: String,
     },
     /// Show which server is used, and why.
     #[command(after_help = "Example:\n  caddis context show")]
     Show {
-        /// Print it as JSON.
+        /// Print as JSON.
         #[arg(short, long)]
         json: bool,
     },
@@ -59,7 +59,7 @@ enum ContextCommand {
 /// Runs it; asks no server.
 pub fn run(context: ContextArguments, session: &Session) -> Result<(), CliError> {
     let printer = &session.printer;
-    let missing = "neither XDG_CONFIG_HOME nor HOME is set: there is no place for a settings file";
+    let missing = "can't locate the settings file: neither XDG_CONFIG_HOME nor HOME is set";
     let path = session.environment.settings_path().ok_or_else(|| CliError::new(missing))?;
     let mut settings = Settings::load(Some(&path))?;
     match context.command {

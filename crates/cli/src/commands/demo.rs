@@ -28,7 +28,7 @@ const LOGS_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  caddis demo\n  caddis demo --keep")]
 pub struct Demo {
-    /// Leave the machine running, and say how to look at it and how to remove it.
+    /// Keep the machine running, and print the commands that inspect and remove it.
     #[arg(long)]
     keep: bool,
 }
@@ -46,7 +46,7 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
         // However it ends, and before anything is made that could be left.
         session.at_end(async move {
             let text = match remove(&client, &image, &app).await {
-                Ok(()) => format!("\nGone again: the machine, app {app} and image {image}"),
+                Ok(()) => format!("\nRemoved the machine, app {app} and image {image}"),
                 Err(error) => {
                     format!("\nApp {app} and image {image} could not be removed: {error}")
                 }
@@ -56,7 +56,7 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
         });
     }
 
-    title("A tiny image, which comes with this program")?;
+    title("Import a tiny built-in image")?;
     let begun = Instant::now();
     let archive = archive(&image, caddis_guest_init_image::INIT)?;
     let length = archive.len() as u64;
@@ -71,7 +71,7 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
         after(begun)
     ))?;
 
-    title("An app, which machines live under")?;
+    title("Create an app")?;
     let org_slug = Some("personal".to_owned());
     let request = CreateAppRequest { name: Some(app.clone()), org_slug, ..Default::default() };
     client
@@ -80,7 +80,7 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
         .map_err(|e| CliError::attempted("could not create an app", e))?;
     printer.out(format_args!("  {app}"))?;
 
-    title("A machine of it")?;
+    title("Run a machine")?;
     let begun = Instant::now();
     let config = json!({ "image": image, "restart": { "policy": "no" } });
     let config = config.as_object().cloned().map(RawConfig::from);
@@ -89,12 +89,12 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let id = created.map_err(|e| CliError::attempted("could not launch machine", e))?.id;
     show_started(printer, &client, &app, &id, begun).await?;
 
-    title("What it says")?;
+    title("Show its log")?;
     for line in first_lines(&client, &app, &id).await? {
         printer.out(format_args!("  {line}"))?;
     }
 
-    title("A program in it")?;
+    title("Run a program in it")?;
     let command = vec!["/demo".to_owned(), "demo".to_owned(), "ask".to_owned()];
     let request = ExecRequest { cmd: Some(CommandLine::Words(command)), ..Default::default() };
     let reply = client.exec(&app, &id, &request, None).await;
@@ -102,12 +102,12 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     if reply.exit_code != 0 {
         let (code, told) = (reply.exit_code, reply.stderr.trim_end());
         return Err(CliError::new(format!(
-            "could not run a program: it ended with {code}: {told}"
+            "could not run a program: it exited with {code}: {told}"
         )));
     }
     printer.out(format_args!("  {}", reply.stdout.trim_end()))?;
 
-    title("Stopped, and started again")?;
+    title("Stop it and start it again")?;
     client.stop_machine(&app, &id, &StopRequest::default(), None).await?;
     let stopped = WaitFor::States(vec![MachineState::Stopped]);
     waiting::wait(printer, &client, &app, &id, &stopped, waiting::BUDGET).await?;
@@ -116,11 +116,11 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     show_started(printer, &client, &app, &id, begun).await?;
 
     if demo.keep {
-        title("It runs on")?;
+        title("The machine keeps running")?;
         printer.out(format_args!("  caddis machine status {id} -a {app}"))?;
         printer.out(format_args!("  caddis logs -a {app}"))?;
         printer.out(format_args!("  caddis machine top -a {app}"))?;
-        printer.out(format_args!("Removed by:\n  {}", kept.removal()))?;
+        printer.out(format_args!("Remove it with:\n  {}", kept.removal()))?;
         kept.told = true;
     }
     Ok(())
@@ -158,7 +158,7 @@ impl Drop for Kept<'_> {
         if !self.told {
             // Nobody may be there to read it.
             let _ = self.printer.note(format_args!(
-                "What has been made stays; it is removed by:\n  {}",
+                "What was created remains; remove it with:\n  {}",
                 self.removal()
             ));
         }
@@ -194,10 +194,10 @@ async fn show_started(
     let state = waiting::until_started(printer, client, app, id).await?;
     let took = after(begun);
     if state != MachineState::Started {
-        return Err(CliError::new(format!("machine {id} has ended, it is {state}")));
+        return Err(CliError::new(format!("machine {id} is no longer running, it is {state}")));
     }
     let machine = client.get_machine(app, id).await?;
-    Ok(printer.out(format_args!("  {id} runs {took}, started {}", kind(&machine)))?)
+    Ok(printer.out(format_args!("  {id} started {took}, {}", kind(&machine)))?)
 }
 
 /// How it was started.

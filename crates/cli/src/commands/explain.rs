@@ -13,11 +13,10 @@ use crate::{CliError, complete, session::Session};
     after_help = "Examples:\n  caddis explain\n  caddis explain insufficient_capacity\n  caddis explain 126"
 )]
 pub struct Explain {
-    /// Code of an error, as the API's error bodies have it, or exit code of this program [default:
-    /// a list of all].
+    /// Error code, as in the API's error bodies, or exit code of this program [default: list all].
     #[arg(add = complete::words(CODES.into_iter().map(name).collect()))]
     code: Option<String>,
-    /// Print it as JSON.
+    /// Print as JSON.
     #[arg(short, long)]
     json: bool,
 }
@@ -53,96 +52,94 @@ const CODES: [ErrorCode; 17] = [
 ];
 
 const EXIT_CODES: [(&str, &str, &str); 4] = [
-    ("0", "All went well, or you were asked and said no.", "Nothing."),
+    ("0", "Success, or you declined a prompt.", "Nothing."),
     (
         "1",
-        "Something went wrong; standard error says what.",
-        "See the message, and 'caddis explain CODE' for its code.",
+        "An error; the message is on standard error.",
+        "Read the message; 'caddis explain CODE' explains its error code.",
     ),
     (
         "126",
-        "Time ran out before what was waited for came about. It may still come: nothing was called off.",
-        "Look with 'caddis machine status', or wait longer with --wait-timeout.",
+        "Timed out. The operation continues in the background.",
+        "Check with 'caddis machine status', or wait longer with --wait-timeout.",
     ),
     (
         "127",
-        "The command was interrupted, by Ctrl-C. What the server had taken on goes on.",
-        "Look with 'caddis machine list' what there is, and destroy what you don't want.",
+        "Interrupted by Ctrl-C. The server finishes what it had accepted.",
+        "Check with 'caddis machine list', and destroy what you don't want.",
     ),
 ];
 
 fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
     match code {
         ErrorCode::InvalidArgument => (
-            "A parameter, the body or the configuration is not what it should be.",
-            "The message names the field: correct it. The same request will fail again.",
+            "A parameter, the body or the configuration is invalid.",
+            "Correct the field that the message names. The same request will fail again.",
         ),
         ErrorCode::Unprocessable => (
-            "A value is well-formed but not acceptable: a name that is not allowed, or a number beyond a limit.",
+            "A value is well-formed but not allowed: a reserved name, or a number beyond a limit.",
             "Choose another value; the message says which are allowed.",
         ),
         ErrorCode::NameTaken => (
-            "The name is in use already, by an app or by a machine of the app.",
-            "Choose another name, or leave it out to have one made up.",
+            "The name is already in use, by an app or by a machine of the app.",
+            "Choose another name, or omit it to get a generated one.",
         ),
         ErrorCode::Unauthenticated => (
-            "The request had no access token, or one that the server does not know.",
+            "The access token is missing or unknown to the server.",
             "Give one with --access-token or CADDIS_API_TOKEN, or store it with 'caddis auth login'. A server's first \
              token is in the file root.token of its data directory.",
         ),
         ErrorCode::PermissionDenied => (
-            "The access token is good, but does not reach this far.",
+            "The access token is valid, but does not allow this.",
             "Use a token of the organization that owns the app.",
         ),
         ErrorCode::NotFound => (
-            "There is no such app, machine, image or version, or it was destroyed.",
-            "Look with 'caddis apps list' and 'caddis machine list'; is it the right server ('caddis auth whoami')?",
+            "The app, machine, image or version does not exist, or was destroyed.",
+            "Check with 'caddis apps list' and 'caddis machine list', and check the server with 'caddis auth whoami'.",
         ),
         ErrorCode::DeadlineExceeded => (
-            "What was waited for did not come about in time. It may still come: nothing was called off.",
-            "Look with 'caddis machine status', then wait again or longer.",
+            "Timed out. The operation continues in the background.",
+            "Check with 'caddis machine status', then wait again or longer.",
         ),
         ErrorCode::Aborted => (
-            "Someone else holds the machine's lease, or changed the machine at the same time and won.",
-            "Wait until the other is done, look at the machine anew, and try again.",
+            "Someone else holds the machine's lease, or changed the machine at the same time.",
+            "Wait until they are done, check the machine again, and retry.",
         ),
-        ErrorCode::AlreadyExists => {
-            ("What was to be made is there already.", "Use it, or destroy it first.")
-        }
+        ErrorCode::AlreadyExists => ("It already exists.", "Use it, or destroy it first."),
         ErrorCode::FailedPrecondition => (
-            "The state of the machine, or of what it needs, does not allow it now.",
-            "Bring it into the state that the message names: start it, stop it, or wait for what is under way with \
+            "The current state of the machine, or of something it depends on, does not allow this.",
+            "Bring it into the state that the message names: start it, stop it, or wait for it with \
              'caddis machine wait'.",
         ),
         ErrorCode::TooLarge => (
-            "The body of the request is larger than the server takes.",
-            "Send less: files in a configuration are better put into the image.",
+            "The request body is larger than the server accepts.",
+            "Send less: put large files into the image instead of the configuration.",
         ),
         ErrorCode::RateLimited => (
-            "More requests came than the server's limit allows.",
-            "Wait as long as the reply's header Retry-After says. 'caddis serve --rate-limit' sets the limit.",
+            "The request exceeds the server's rate limit.",
+            "Wait as long as the response header Retry-After says. 'caddis serve --rate-limit' sets the limit.",
         ),
         ErrorCode::InsufficientCapacity => (
-            "No host has room: processors, memory or disk are promised to other machines, resting ones among them.",
+            "No host has enough free CPUs, memory or disk; stopped and suspended machines keep theirs reserved.",
             "The message says what is free and what would fit. Ask for less, destroy machines, or use another region.",
         ),
         ErrorCode::ImageUnavailable => (
-            "The image does not exist, may not be pulled, or its registry does not answer.",
-            "Check name and tag, and credentials ('docker login' on the server). A registry without HTTPS is allowed \
+            "The image does not exist, access to it was denied, or its registry cannot be reached.",
+            "Check name and tag, and credentials ('docker login' on the server). Allow a registry without HTTPS \
              with 'caddis serve --insecure-registry'; 'caddis image import' needs no registry.",
         ),
         ErrorCode::Unavailable => (
-            "Something the server depends on did not answer. Whether the request was carried out is not known.",
-            "Look at what became of it, then try again. The server's log has more.",
+            "Something the server depends on did not answer. The request may or may not have been carried out.",
+            "Check the outcome, then try again. The server's log has details.",
         ),
         ErrorCode::DiskFull => (
             "The disk of the host that holds the server's data directory is full. Nothing was changed.",
-            "Free space on it, or stop or destroy machines: a reserve is kept for that. 'caddis platform status' shows \
+            "Free space on it, or stop or destroy machines; a reserve is kept for that. 'caddis platform status' shows \
              what is free.",
         ),
         ErrorCode::Internal => (
-            "The server failed. That is its fault, not yours.",
-            "Its log has the cause under the request ID of the message; please report it.",
+            "Server error.",
+            "Please report it with the request ID; the server's log has the cause under it.",
         ),
     }
 }
@@ -202,8 +199,8 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
     };
     let asked = wanted.to_ascii_lowercase().replace('-', "_");
     let Some(found) = all.iter().find(|meaning| meaning.code == asked) else {
-        let hint = "'caddis explain' lists all there are.".to_owned();
-        return Err(CliError::with_hint(format!("there is no code '{wanted}'"), hint));
+        let hint = "'caddis explain' lists all codes.".to_owned();
+        return Err(CliError::with_hint(format!("unknown code '{wanted}'"), hint));
     };
     if explain.json {
         printer.json(&as_json(found))?;
@@ -214,7 +211,7 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
             let again = if retryable {
                 "the same request may succeed later"
             } else {
-                "trying again won't help"
+                "retrying won't help"
             };
             printer.out(format_args!("{} (HTTP {status}; {again})\n", found.code))?;
         }

@@ -26,7 +26,7 @@ pub struct Image {
 
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
-    /// Take in an image from an archive.
+    /// Import an image from an archive.
     #[command(
         after_help = "Examples:\n  docker save web:1 -o web.tar && caddis image import docker-archive:web.tar\n  \
                             caddis image import oci:./layout --name web:1\n  \
@@ -36,30 +36,30 @@ enum ImageCommand {
         /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY; append :NAME or :@INDEX (from 0)
         /// to pick one of several images.
         source: String,
-        /// Name that machines refer to it by [default: the archive's own].
+        /// Name for the image [default: the archive's own].
         #[arg(short, long)]
         name: Option<String>,
         /// Print the image as JSON.
         #[arg(short, long)]
         json: bool,
     },
-    /// List the images the server holds.
+    /// List images on the server.
     #[command(visible_alias = "ls", after_help = "Example:\n  caddis image list")]
     List {
-        /// Print them as JSON.
+        /// Print as JSON.
         #[arg(short, long)]
         json: bool,
-        /// Digests only.
+        /// Print digests only.
         #[arg(short, long)]
         quiet: bool,
     },
-    /// Remove images that no machine uses.
+    /// Remove unused images.
     #[command(
         visible_aliases = ["remove", "delete", "destroy"],
         after_help = "Example:\n  caddis image rm docker.io/library/nginx:1.26"
     )]
     Rm {
-        /// Names or digests.
+        /// Names or digests of the images.
         #[arg(required = true)]
         names: Vec<String>,
     },

@@ -36,27 +36,27 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 pub struct Logs {
     #[command(flatten)]
     app: AppArgs,
-    /// Only of this machine, by id or name.
+    /// Only logs of this machine, by ID or name.
     #[arg(short, long, visible_alias = "instance", visible_short_alias = 'i', value_name = "MACHINE",
           add = complete::machines())]
     machine: Option<String>,
     /// Choose the machine from a menu.
     #[arg(short, long)]
     select: bool,
-    /// Only of this region.
+    /// Only logs of this region.
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
-    /// Begin with what was written then: a time such as 2026-08-21T10:00:00Z, or so long ago, such
-    /// as 10m or 1h30m [default: the latest 100 lines].
+    /// Show logs from this time on: a time such as 2026-08-21T10:00:00Z, or an age such as 10m or
+    /// 1h30m [default: the last 100 lines].
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Leave out what was written later, and end then: as --since.
+    /// Show logs up to this time, then exit; same formats as --since.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Print what there is now and end.
+    /// Print the logs so far and exit.
     #[arg(short, long)]
     no_tail: bool,
-    /// Print entries as JSON, one object after another.
+    /// Print entries as a sequence of JSON objects.
     #[arg(short, long)]
     json: bool,
 }
@@ -146,7 +146,7 @@ async fn page(
         let error = match client.logs(app, query).await {
             Ok(page) => {
                 if deadline.is_some() {
-                    let _ = printer.note("The server answers again.");
+                    let _ = printer.note("Connected to the server again.");
                 }
                 return Ok(page);
             }
@@ -163,8 +163,8 @@ async fn page(
             None => {
                 deadline = Some(Instant::now() + TIMEOUT);
                 // Standard error may be gone; the log goes on without.
-                let _ = printer
-                    .note(format_args!("The server does not answer ({error}), trying again..."));
+                let _ =
+                    printer.note(format_args!("The server does not answer ({error}), retrying..."));
             }
         }
         tokio::time::sleep(pause).await;
@@ -184,7 +184,7 @@ fn explain(error: ClientError, app: &str, query: &LogsQuery) -> CliError {
 fn moment(name: &str, text: &str, now: Timestamp) -> Result<Timestamp, CliError> {
     time::moment(text, now).ok_or_else(|| {
         CliError::new(format!(
-            "invalid --{name} '{text}', give a time such as 2026-08-21T10:00:00Z, or how long ago, such as 10m"
+            "invalid --{name} '{text}', use a time such as 2026-08-21T10:00:00Z, or an age such as 10m"
         ))
     })
 }

@@ -47,34 +47,34 @@ enum MachineCommand {
     /// Create a machine without starting it.
     #[command(after_help = "Example:\n  caddis machine create nginx -a hello")]
     Create(Box<create::Create>),
-    /// Create a machine like another.
+    /// Clone a machine.
     #[command(
         after_help = "Examples:\n  caddis machine clone 148ed193b95389 -a hello\n  caddis machine clone \
                             148ed193b95389 -a hello --vm-memory 512 --override-cmd 'serve --slow'"
     )]
     Clone(Box<clone::Clone>),
-    /// Change a machine's configuration; it runs on with the new one.
+    /// Update a machine's configuration.
     #[command(
         after_help = "Examples:\n  caddis machine update 148ed193b95389 -a hello --image nginx:1.27\n  caddis \
                             machine update 148ed193b95389 -a hello -e DEBUG=1 --vm-memory 512 --yes"
     )]
     Update(Box<update::Update>),
-    /// Take machines out of routing: they run on and get no new requests.
+    /// Take machines out of routing: they keep running but get no new requests.
     #[command(after_help = "Example:\n  caddis machine cordon 148ed193b95389 -a hello")]
     Cordon(cordon::Cordon),
-    /// Have machines get requests again.
+    /// Put machines back into routing.
     #[command(after_help = "Example:\n  caddis machine uncordon 148ed193b95389 -a hello")]
     Uncordon(cordon::Cordon),
-    /// Show and clear leases: who holds machines for changes.
+    /// Show and clear machine leases.
     #[command(visible_alias = "lease")]
     Leases(leases::Leases),
-    /// Say where machines would be placed; nothing is reserved.
+    /// Preview placement; nothing is reserved.
     #[command(
         after_help = "Examples:\n  caddis machine place --count 3 --vm-size shared-cpu-1x\n  caddis machine place \
                             --region eu,any --json"
     )]
     Place(Box<place::Place>),
-    /// Addresses that machines' connections come from. Not available yet.
+    /// Manage egress addresses. Not available yet.
     #[command(name = "egress-ip", hide = true)]
     EgressIp(egress_ip::EgressIp),
     /// List an app's machines.
@@ -89,7 +89,7 @@ enum MachineCommand {
                             hello --display-config"
     )]
     Status(status::Status),
-    /// Show what an app's machines use, as it changes, until q or Ctrl-C.
+    /// Show live CPU and memory usage of an app's machines; q or Ctrl-C quits.
     #[command(
         after_help = "Examples:\n  caddis machine top -a hello\n  caddis machine top -a hello --json"
     )]
@@ -101,12 +101,12 @@ enum MachineCommand {
         after_help = "Example:\n  caddis machine stop 148ed193b95389 -a hello --wait-timeout 60s"
     )]
     Stop(stop::Stop),
-    /// Save machines to disk and end their VMs; the next start has them go on where they were.
+    /// Suspend machines to disk; the next start resumes them.
     #[command(
         after_help = "Example:\n  caddis machine suspend 148ed193b95389 -a hello --wait-timeout 60s"
     )]
     Suspend(suspend::Suspend),
-    /// Stop machines and start them again.
+    /// Restart machines.
     #[command(
         after_help = "Example:\n  caddis machine restart 148ed193b95389 -a hello --signal SIGTERM --time 30"
     )]

@@ -15,10 +15,10 @@ pub struct Orgs {
 
 #[derive(Debug, Subcommand)]
 enum OrgsCommand {
-    /// List the organizations that the access token reaches.
+    /// List the organizations the access token has access to.
     #[command(visible_alias = "ls", after_help = "Example:\n  caddis orgs list --json")]
     List {
-        /// Print their names by slug as JSON.
+        /// Print names by slug as JSON.
         #[arg(short, long)]
         json: bool,
     },

@@ -17,7 +17,7 @@ pub struct Platform {
 
 #[derive(Debug, Args)]
 struct Format {
-    /// Print it as JSON.
+    /// Print as JSON.
     #[arg(short, long)]
     json: bool,
 }
@@ -27,10 +27,10 @@ enum PlatformCommand {
     /// List regions.
     #[command(after_help = "Example:\n  caddis platform regions --json")]
     Regions(Format),
-    /// List the sizes of machines that have names.
+    /// List named machine sizes.
     #[command(after_help = "Example:\n  caddis platform vm-sizes --json")]
     VmSizes(Format),
-    /// Show whether the server is well, and what its hosts have left; exit code 1 when it is not.
+    /// Show server health and free capacity of hosts; exits with 1 if unhealthy.
     #[command(after_help = "Example:\n  caddis platform status --json")]
     Status(Format),
 }
@@ -106,7 +106,7 @@ async fn status(format: &Format, session: &Session) -> Result<(), CliError> {
     if format.json {
         printer.json(&status)?;
     } else {
-        let health = if status.ok { "ok" } else { "not well" };
+        let health = if status.ok { "ok" } else { "unhealthy" };
         let facts = [
             ("Address", client.base_url().to_owned()),
             ("Version", status.version.clone()),
@@ -134,7 +134,7 @@ async fn status(format: &Format, session: &Session) -> Result<(), CliError> {
     if status.ok {
         Ok(())
     } else {
-        Err(CliError::new(format!("the server is not well: {}", status.problems.join("; "))))
+        Err(CliError::new(format!("the server is unhealthy: {}", status.problems.join("; "))))
     }
 }
 

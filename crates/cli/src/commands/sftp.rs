@@ -31,7 +31,7 @@ enum SftpCommand {
                             public /var/www -R -a hello"
     )]
     Put(put::Put),
-    /// List what is at and below a path in a machine.
+    /// List files at and below a path in a machine.
     #[command(visible_alias = "ls", after_help = "Example:\n  caddis sftp find /etc -a hello")]
     Find(find::Find),
 }

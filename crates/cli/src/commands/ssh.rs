@@ -29,10 +29,10 @@ enum SshCommand {
 pub struct Console {
     #[command(flatten)]
     target: Target,
-    /// Run this instead of a shell; split into words, but not by a shell.
+    /// Run this instead of a shell; split into words, not run by a shell.
     #[arg(short = 'C', long, value_name = "COMMAND")]
     command: Option<String>,
-    /// Run the command on a terminal, as a shell is.
+    /// Run the command on a terminal.
     #[arg(long)]
     pty: bool,
     /// User to run it as.

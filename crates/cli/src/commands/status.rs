@@ -21,13 +21,13 @@ use crate::{
 pub struct Status {
     #[command(flatten)]
     app: AppArgs,
-    /// Machines that are destroyed too.
+    /// Include destroyed machines.
     #[arg(long)]
     all: bool,
-    /// Go on showing it as machines change, until q or Ctrl-C; with --json a machine per line.
+    /// Show live updates until q or Ctrl-C; with --json one machine per line.
     #[arg(long, conflicts_with = "all")]
     watch: bool,
-    /// Print it as JSON.
+    /// Print as JSON.
     #[arg(short, long)]
     json: bool,
 }

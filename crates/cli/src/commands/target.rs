@@ -17,22 +17,22 @@ const NAMED: usize = 5;
 pub struct Target {
     #[command(flatten)]
     pub app: AppArgs,
-    /// Id or name of the machine.
+    /// ID or name of the machine.
     #[arg(long, value_name = "MACHINE", add = complete::machines())]
     machine: Option<String>,
-    /// Choose from a menu of the machines that run.
+    /// Choose from a menu of the running machines.
     #[arg(short, long)]
     select: bool,
-    /// Private address, id or name of the machine.
+    /// Private address, ID or name of the machine.
     #[arg(short = 'A', long, value_name = "ADDRESS")]
     address: Option<String>,
-    /// Of those in this region.
+    /// Only machines in this region.
     #[arg(short, long)]
     region: Option<String>,
-    /// Of those in this process group.
+    /// Only machines in this process group.
     #[arg(short = 'g', long, visible_alias = "group", value_name = "GROUP")]
     process_group: Option<String>,
-    /// Organisation; without meaning here, where the token tells it.
+    /// No effect: the token determines the organization.
     #[arg(short, long, hide = true)]
     org: Option<String>,
     /// Container of the machine; there are none yet.
@@ -41,7 +41,7 @@ pub struct Target {
     /// The machine itself and no container, as always here.
     #[arg(long, hide = true)]
     no_container: bool,
-    /// Don't print which machine it is.
+    /// Don't print which machine is used.
     #[arg(short, long)]
     pub quiet: bool,
 }
@@ -75,7 +75,7 @@ impl Target {
                     "See 'caddis machine list -a {app}', and start one with 'caddis machine start'."
                 ),
                 false => format!(
-                    "It has no machines at all; 'caddis machine run IMAGE -a {app}' makes one."
+                    "The app has no machines; create one with 'caddis machine run IMAGE -a {app}'."
                 ),
             };
             return Err(CliError::with_hint(
@@ -134,10 +134,9 @@ fn not_running(app: &str, name: &str, machine: &Machine) -> CliError {
     let (id, state) = (&machine.id, machine.state);
     let text = format!("machine {name} is not running, it is {state}");
     match state {
-        MachineState::Destroyed | MachineState::Destroying => CliError::with_hint(
-            text,
-            format!("See 'caddis machine list -a {app}' for the machines there are."),
-        ),
+        MachineState::Destroyed | MachineState::Destroying => {
+            CliError::with_hint(text, format!("'caddis machine list -a {app}' lists its machines."))
+        }
         MachineState::Failed => CliError::with_hint(
             text,
             format!("'caddis machine status {id} -a {app}' shows why it failed."),
@@ -150,7 +149,7 @@ fn not_running(app: &str, name: &str, machine: &Machine) -> CliError {
         }
         _ => CliError::with_hint(
             text,
-            format!("'caddis machine wait {name} -a {app}' waits until that is over."),
+            format!("'caddis machine wait {name} -a {app}' waits until that is done."),
         ),
     }
 }

@@ -17,40 +17,40 @@ pub struct MachineFlags {
     /// Metadata NAME=VALUE; may be repeated.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub metadata: Vec<String>,
-    /// Replace the image's entrypoint; split into words as a shell does.
+    /// Entrypoint instead of the image's, split into words as a shell does.
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,
-    /// Argument for the guest's kernel; may be repeated.
+    /// Guest kernel argument; may be repeated.
     #[arg(long, value_name = "ARGUMENT")]
     pub kernel_arg: Vec<String>,
-    /// Run hourly, daily, weekly or monthly.
+    /// Start on a schedule: hourly, daily, weekly or monthly.
     #[arg(long, value_name = "INTERVAL")]
     pub schedule: Option<String>,
-    /// No internal name for the machine.
+    /// Don't register an internal DNS name for the machine.
     #[arg(long)]
     pub skip_dns_registration: bool,
     /// Whether a request to a service starts the machine.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub autostart: Option<bool>,
-    /// What to do when no service is used: off, stop or suspend.
+    /// What to do when its services are idle: off, stop or suspend.
     #[arg(long, value_name = "ACTION", num_args = 0..=1, require_equals = true, default_missing_value = "stop")]
     pub autostop: Option<String>,
-    /// When the program ends: no, on-failure or always.
+    /// Restart policy: no, on-failure or always.
     #[arg(long, value_name = "POLICY")]
     pub restart: Option<String>,
-    /// Stand in for these machines, ids with commas; '' for none any more.
+    /// Make it a standby for these machines, comma-separated IDs; '' to clear.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     pub standby_for: Option<Vec<String>>,
-    /// Write a local file into the VM: /GUEST/PATH=LOCAL/PATH; may be repeated.
+    /// Write a local file to the VM: /GUEST/PATH=LOCAL/PATH; may be repeated.
     #[arg(long, value_name = "PATH=FILE")]
     pub file_local: Vec<String>,
-    /// Write a text into a file of the VM: /GUEST/PATH=TEXT; may be repeated.
+    /// Write text to a file in the VM: /GUEST/PATH=TEXT; may be repeated.
     #[arg(long, value_name = "PATH=TEXT")]
     pub file_literal: Vec<String>,
-    /// Write a secret into a file of the VM: /GUEST/PATH=SECRET; may be repeated.
+    /// Write a secret to a file in the VM: /GUEST/PATH=SECRET; may be repeated.
     #[arg(long, value_name = "PATH=SECRET")]
     pub file_secret: Vec<String>,
-    /// The whole configuration as JSON, or the path of a .json file; other flags change it.
+    /// Complete configuration as JSON, or the path of a .json file; other flags override it.
     #[arg(long, value_name = "JSON")]
     pub machine_config: Option<String>,
     #[command(flatten)]
@@ -80,10 +80,10 @@ pub struct VmFlags {
     /// Preset, such as shared-cpu-1x or performance-2x; see 'caddis platform vm-sizes'.
     #[arg(long, value_name = "PRESET")]
     pub vm_size: Option<String>,
-    /// Number of processors.
+    /// Number of CPUs.
     #[arg(long, visible_alias = "cpus", value_name = "COUNT", allow_negative_numbers = true)]
     pub vm_cpus: Option<i64>,
-    /// Kind of processors: shared or performance.
+    /// CPU kind: shared or performance.
     #[arg(long, alias = "vm-cpukind", value_name = "KIND")]
     pub vm_cpu_kind: Option<String>,
     /// Memory in MB, or with a unit: 512mb, 2gb.
@@ -98,7 +98,7 @@ pub struct VmFlags {
     /// No longer accepted.
     #[arg(long, alias = "vm-gpukind", value_name = "KIND", hide = true)]
     pub vm_gpu_kind: Option<String>,
-    /// Only on this dedicated host.
+    /// Place only on this dedicated host.
     #[arg(long, value_name = "ID")]
     pub host_dedication_id: Option<String>,
 }

@@ -90,7 +90,7 @@ pub fn check(config: &Map<String, Value>) -> Result<(), CliError> {
         "shared" => (&[1, 2, 4, 6, 8], 256, 256, 2048),
         "performance" => (&[1, 2, 4, 6, 8, 10, 12, 14, 16, 32, 64, 128], 1024, 2048, 8192),
         _ => {
-            let hint = format!("'{kind}' is none: use shared or performance.");
+            let hint = format!("Unknown kind '{kind}': use shared or performance.");
             return Err(CliError::with_hint("invalid CPU kind", hint));
         }
     };

@@ -21,7 +21,7 @@ async fn apps_come_and_go() {
     exit code 1
     ----- stderr -----
     Error: Validation failed: Name has already been taken (Request ID: …)
-    The name is in use already, choose another one.
+    The name is already in use, choose another one.
     ");
     assert_snapshot!(stand.run("apps create Shop_").await, @"
     exit code 1
@@ -32,7 +32,7 @@ async fn apps_come_and_go() {
     exit code 1
     ----- stderr -----
     Error: name argument or flag must be specified when not running interactively
-    Give a name, or --generate-name to get one.
+    Give a name, or use --generate-name.
     ");
     assert_snapshot!(stand.run("apps list").await, @"
     exit code 0
@@ -66,7 +66,7 @@ async fn apps_come_and_go() {
     exit code 1
     ----- stderr -----
     Error: Could not find App "shop" (Request ID: …)
-    See 'caddis apps list' for those there are.
+    'caddis apps list' lists the apps.
     "#);
 }
 
@@ -111,7 +111,7 @@ async fn images_that_machines_use_stay() {
     assert_snapshot!(stand.run("image import zip:file").await, @"
     exit code 1
     ----- stderr -----
-    Error: 'zip:file' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and :NAME after it for one of several images
+    Error: invalid source 'zip:file': use docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and append :NAME for one of several images
     ");
 }
 
@@ -158,7 +158,7 @@ async fn codes_are_explained() {
     ----- stdout -----
     insufficient_capacity (HTTP 422; the same request may succeed later)
 
-    No host has room: processors, memory or disk are promised to other machines, resting ones among them.
+    No host has enough free CPUs, memory or disk; stopped and suspended machines keep theirs reserved.
 
     What to do: The message says what is free and what would fit. Ask for less, destroy machines, or use another region.
     ");
@@ -167,15 +167,15 @@ async fn codes_are_explained() {
     ----- stdout -----
     Exit code 126
 
-    Time ran out before what was waited for came about. It may still come: nothing was called off.
+    Timed out. The operation continues in the background.
 
-    What to do: Look with 'caddis machine status', or wait longer with --wait-timeout.
+    What to do: Check with 'caddis machine status', or wait longer with --wait-timeout.
     ");
     assert_snapshot!(stand.run("explain 418").await, @"
     exit code 1
     ----- stderr -----
-    Error: there is no code '418'
-    'caddis explain' lists all there are.
+    Error: unknown code '418'
+    'caddis explain' lists all codes.
     ");
     assert_snapshot!(stand.run("explain name-taken --json").await, @r#"
     exit code 0
@@ -184,8 +184,8 @@ async fn codes_are_explained() {
         "code": "name_taken",
         "status": 422,
         "retryable": false,
-        "means": "The name is in use already, by an app or by a machine of the app.",
-        "remedy": "Choose another name, or leave it out to have one made up."
+        "means": "The name is already in use, by an app or by a machine of the app.",
+        "remedy": "Choose another name, or omit it to get a generated one."
     }
     "#);
     assert_eq!(stand.run("explain --json").await.ok().json().as_array().map(Vec::len), Some(21));

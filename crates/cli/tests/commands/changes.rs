@@ -164,7 +164,7 @@ async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
 
     Searching for image 'missing' remotely...
     Error: could not find image "missing" (Request ID: …)
-    Check its name and tag; --debug shows what the registry says, 'caddis image list' what the server holds.
+    Check its name and tag; --debug shows the registry's answer, 'caddis image list' the server's images.
     "#);
     assert_snapshot!(update("--dockerfile Dockerfile --yes").await, @"
     exit code 1

@@ -27,14 +27,14 @@ async fn machines_are_named_by_id_or_name_and_close_names_are_told() {
     assert_snapshot!(stand.run("machine stop front").await, @"
     exit code 1
     ----- stderr -----
-    Error: 'front' is no machine ID, and no app is named that has a machine of this name
+    Error: 'front' is not a machine ID, and machine names need an app
     Name the app with -a.
     ");
     assert_snapshot!(stand.run("machine stop 148ed193b95389").await, @"
     exit code 1
     ----- stderr -----
     Error: machine ID machine-id-002 was not found in any app
-    See 'caddis apps list' and 'caddis machine list -a APP' for those there are.
+    'caddis apps list' and 'caddis machine list -a APP' show what exists.
     ");
     assert_snapshot!(stand.run("machine stop").await, @"
     exit code 1
@@ -59,7 +59,7 @@ async fn machines_are_named_by_id_or_name_and_close_names_are_told() {
     assert_snapshot!(stand.run("machine wait front -a shop --state startde").await, @r#"
     exit code 1
     ----- stderr -----
-    Error: 'startde' is no state of a machine
+    Error: unknown machine state 'startde'
     Did you mean "started" or "starting"?
     "#);
     assert_snapshot!(stand.run("machine kill front -a shop").await, @"
@@ -142,8 +142,8 @@ async fn what_several_machines_ran_into_decides_the_exit_code() {
     Sending kill signal to machine machine-id-002...
 
     ----- stderr -----
-    Error: machine-id-001: timeout reached waiting for machine's state to change; it is stopping (stop in progress, at await_exit)
-    Error: machine-id-002: timeout reached waiting for machine's state to change; it is stopping (stop in progress, at await_exit)
+    Error: machine-id-001: timeout reached waiting for machine's state to change; it is stopping (stop in progress, step await_exit)
+    Error: machine-id-002: timeout reached waiting for machine's state to change; it is stopping (stop in progress, step await_exit)
     ");
 }
 

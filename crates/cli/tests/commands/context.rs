@@ -47,7 +47,7 @@ async fn servers_have_names_and_one_is_used() {
     );
     let unknown = run(&here, "apps list --context lob").await;
     assert!(
-        unknown.stderr.contains("there is no context 'lob'\nThere are: lab, other."),
+        unknown.stderr.contains("there is no context 'lob'\nKnown contexts: lab, other."),
         "{unknown}"
     );
     run(&here, "context remove lab").await.ok();

@@ -15,7 +15,7 @@ async fn images_are_imported_listed_and_removed() {
     assert_snapshot!(stand.run("image import web.tar").await, @"
     exit code 1
     ----- stderr -----
-    Error: 'web.tar' is no archive: write docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and :NAME after it for one of several images
+    Error: invalid source 'web.tar': use docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and append :NAME for one of several images
     ");
     assert_snapshot!(stand.run("image import docker-archive:web.tar").await, @"
     exit code 1
@@ -115,13 +115,13 @@ async fn sessions_that_can_not_be_opened_are_told() {
     exit code 1
     ----- stderr -----
     Error: app shop has no started machine
-    It has no machines at all; 'caddis machine run IMAGE -a shop' makes one.
+    The app has no machines; create one with 'caddis machine run IMAGE -a shop'.
     ");
     assert_snapshot!(stand.run("sftp get /etc/hosts -a shop").await, @"
     exit code 1
     ----- stderr -----
     Error: app shop has no started machine
-    It has no machines at all; 'caddis machine run IMAGE -a shop' makes one.
+    The app has no machines; create one with 'caddis machine run IMAGE -a shop'.
     ");
     let id = stand.machine("one").await;
     stand.run(&format!("machine stop {id} -a shop -w 60s")).await.ok();
@@ -136,7 +136,7 @@ async fn sessions_that_can_not_be_opened_are_told() {
     exit code 1
     ----- stderr -----
     Error: machine machine-id-001 is not running, it is destroyed
-    See 'caddis machine list -a shop' for the machines there are.
+    'caddis machine list -a shop' lists its machines.
     ");
     stand.machine("one").await;
     assert_snapshot!(stand.run("ssh console -a shop --machine onne").await, @r#"
@@ -187,7 +187,7 @@ async fn sessions_that_can_not_be_opened_are_told() {
     assert_snapshot!(stand.run("sftp put nothing.txt /tmp/x -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Error: can't read HOME/nothing.txt: there is no such file or directory here
+    Error: can't read HOME/nothing.txt: no such local file or directory
     ");
     assert_snapshot!(stand.run("ssh console -a shop --region fra").await, @"
     exit code 1
@@ -216,7 +216,7 @@ async fn a_demo_that_fails_halfway_leaves_nothing() {
     // tests.
     assert_eq!(demo.code, 1, "{demo}");
     assert!(demo.stderr.contains("Error: could not run a program: "), "{demo}");
-    for words in ["caddis-demo:", " runs after ", "Gone again: the machine, app demo-"] {
+    for words in ["caddis-demo:", " started after ", "Removed the machine, app demo-"] {
         assert!(demo.stdout.contains(words), "{demo}");
     }
     assert_snapshot!(stand.run("apps list").await, @"

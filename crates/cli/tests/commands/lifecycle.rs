@@ -68,7 +68,7 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
      Process Group │
      CPU Kind │ shared
      vCPUs │ 1
-     Memory │ 256
+     Memory │ 256 MB
      Created │ [TIME]
      Updated │ [TIME]
      Entrypoint │ []
@@ -109,7 +109,7 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     assert_snapshot!(stand.run("machine exec web -a shop").await, @"
     exit code 1
     ----- stderr -----
-    Error: 'web' is the only argument: a machine and a command are needed
+    Error: got only 'web': a machine and a command are needed
     Write 'caddis machine exec MACHINE COMMAND', or the command in words after --.
     ");
     assert_snapshot!(stand.run(&format!("machine exec {id} 'exit 3' -a shop")).await, @"
@@ -156,7 +156,7 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     Exit code: 137
 
     ----- stderr -----
-    The command was killed: it had not ended 1s after it was asked for (--timeout).
+    The command was killed: it did not finish within 1s (--timeout).
     ");
     assert_snapshot!(stand.run(&format!("machine restart {id} -a shop")).await, @"
     exit code 0

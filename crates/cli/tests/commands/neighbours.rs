@@ -26,7 +26,7 @@ async fn an_app_and_the_configuration_of_its_machines_are_shown() {
     exit code 1
     ----- stderr -----
     Error: the app shop has no machines
-    With --local what its file says is shown.
+    Use --local to show the local file.
     ");
     stand.machine("web").await;
     assert_snapshot!(stand.run("status -a shop").await, @"
@@ -89,7 +89,7 @@ async fn an_app_and_the_configuration_of_its_machines_are_shown() {
     ");
     stand.machine_with("web --name other -e A=1 --restart no").await;
     let outcome = stand.run("config show -a shop").await.ok();
-    assert!(outcome.stderr.contains("not configured alike"), "{outcome}");
+    assert!(outcome.stderr.contains("have different configurations"), "{outcome}");
     assert_eq!(outcome.json()["machines"].as_object().unwrap().len(), 2);
     assert_snapshot!(stand.run("config show --local").await, @"
     exit code 1
@@ -254,15 +254,15 @@ async fn codes_are_explained() {
     ----- stdout -----
     insufficient_capacity (HTTP 422; the same request may succeed later)
 
-    No host has room: processors, memory or disk are promised to other machines, resting ones among them.
+    No host has enough free CPUs, memory or disk; stopped and suspended machines keep theirs reserved.
 
     What to do: The message says what is free and what would fit. Ask for less, destroy machines, or use another region.
     ");
     assert_snapshot!(stand.run("explain nonsense").await, @"
     exit code 1
     ----- stderr -----
-    Error: there is no code 'nonsense'
-    'caddis explain' lists all there are.
+    Error: unknown code 'nonsense'
+    'caddis explain' lists all codes.
     ");
 }
 

@@ -42,7 +42,7 @@ async fn a_job_that_fails_is_an_error_and_one_that_works_is_not() {
         assert!(!run.stdout.contains("Machine started"), "{run}");
         let hint = "See 'caddis logs -a shop -m ";
         assert!(run.stderr.contains(hint), "{run}");
-        assert_eq!(run.stderr.contains("and stays"), flags != "--rm", "{run}");
+        assert_eq!(run.stderr.contains("and remains"), flags != "--rm", "{run}");
     }
     let crash = stand.run("machine run web -a shop --restart no -- crash").await;
     failed(&crash, "exit code 139 (SIGSEGV)");
@@ -50,7 +50,7 @@ async fn a_job_that_fails_is_an_error_and_one_that_works_is_not() {
     failed(&oom, "guest_oom");
     for flags in ["--restart no", "--rm"] {
         let run = stand.run(&format!("machine run web -a shop {flags} -- exit 0")).await.ok();
-        assert!(run.stdout.contains("The machine has run and is "), "{run}");
+        assert!(run.stdout.contains("The machine ran and is now "), "{run}");
     }
     let job = machine(&stand, "--name job --restart no", "exit 3").await;
     stand.run(&format!("machine wait {job} -a shop --state stopped")).await.ok();

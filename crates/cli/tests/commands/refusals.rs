@@ -46,7 +46,7 @@ async fn wrong_names_are_told() {
     ----- stderr -----
     Searching for image 'missing:1' remotely...
     Error: could not find image "missing:1" (Request ID: …)
-    Check its name and tag; --debug shows what the registry says, 'caddis image list' what the server holds.
+    Check its name and tag; --debug shows the registry's answer, 'caddis image list' the server's images.
     "#);
     let chain = stand.run("machine run missing:1 -a shop --debug").await;
     let words =
@@ -75,8 +75,8 @@ async fn wrong_names_are_told() {
     assert_snapshot!(stand.run("machine wait 148ed193b95389 -a shop --state tired").await, @"
     exit code 1
     ----- stderr -----
-    Error: 'tired' is no state of a machine
-    See 'caddis machine wait --help' for those there are.
+    Error: unknown machine state 'tired'
+    'caddis machine wait --help' lists the states.
     ");
 }
 
@@ -89,7 +89,7 @@ async fn a_dead_server_and_a_refused_token_are_told() {
     exit code 1
     ----- stderr -----
     Error: unauthenticated: the token is not valid on this server (Request ID: …)
-    The server refuses this access token. Give another with --access-token or CADDIS_API_TOKEN, or store one with 'caddis auth login'; the server's first token is in the file root.token of its data directory.
+    The server rejected this access token. Give another with --access-token or CADDIS_API_TOKEN, or store one with 'caddis auth login'; the server's first token is in the file root.token of its data directory.
     ");
     stand.server.stop().await.unwrap();
     assert_snapshot!(stand.run("machine list -a shop").await, @"
@@ -138,7 +138,7 @@ async fn an_image_that_can_not_be_pulled_is_told_by_run() {
 
     ----- stderr -----
     Searching for image 'broken' remotely...
-    Machine machine-id-001 has been made in app shop and stays; 'caddis machine status machine-id-001 -a shop' shows it, 'caddis machine destroy machine-id-001 -a shop --force' removes it.
+    Machine machine-id-001 was created in app shop and remains; 'caddis machine status machine-id-001 -a shop' shows it, 'caddis machine destroy machine-id-001 -a shop --force' removes it.
     Error: machine machine-id-001 failed to start: registry docker.io could not be used for library/broken: told to fail; check the network and try again
     ");
 }
@@ -152,7 +152,7 @@ async fn where_a_registry_is_away_images_that_are_here_are_told() {
     ----- stderr -----
     Searching for image 'ubuntu' remotely...
     Error: could not launch machine: registry docker.io could not be used for library/ubuntu: told to be away; check the network and try again (Request ID: …)
-    Without a registry 'caddis image import' takes an image from an archive.
+    Without a registry, 'caddis image import' imports an image from an archive.
     ");
     stand.server.images.set_registries_away(false);
     let id = stand.machine("web").await;
@@ -162,21 +162,21 @@ async fn where_a_registry_is_away_images_that_are_here_are_told() {
     ----- stderr -----
     Searching for image 'ubuntu' remotely...
     Error: could not launch machine: registry docker.io could not be used for library/ubuntu: told to be away; check the network and try again (Request ID: …)
-    The server holds other images that need no registry: docker.io/library/web:latest.
+    The server has other images that need no registry: docker.io/library/web:latest.
     ");
     // Of another registry nothing is offered.
     let other = stand.run("machine run ghcr.io/a/b -a shop").await;
-    assert!(other.code == 1 && !other.stderr.contains("The server holds"), "{other}");
+    assert!(other.code == 1 && !other.stderr.contains("The server has"), "{other}");
     // What is here by its digest needs none.
     stand.run(&format!("machine clone {id} -a shop")).await.ok();
     let shell = stand.run("machine run --shell").await;
     assert!(
         shell
             .stderr
-            .contains("The server holds other images that need no registry: docker.io/library/web"),
+            .contains("The server has other images that need no registry: docker.io/library/web"),
         "{shell}"
     );
-    assert!(!shell.stderr.contains("may have been made"), "{shell}");
+    assert!(!shell.stderr.contains("may have been created"), "{shell}");
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn what_may_be_left_is_said_only_when_something_was_sent() {
             outcome.code == 1 && outcome.stderr.contains("No server answers at"),
             "{line}: {outcome}"
         );
-        assert!(!outcome.stderr.contains("may have been made"), "{line}: {outcome}");
+        assert!(!outcome.stderr.contains("may have been created"), "{line}: {outcome}");
     }
 }
 

@@ -172,7 +172,7 @@ impl Stand {
                 ),
                 // How far something is: what is quick may be over before it is told.
                 (
-                    r"(?m)^  (Looking up|Getting|Unpacking|Building|Sending|Preparing|Starting|Booting|Waiting)[^\n.:]*\n",
+                    r"(?m)^  (Looking up|Pulling|Unpacking|Building|Uploading|Preparing|Starting|Booting|Waiting)[^\n.:]*\n",
                     "",
                 ),
                 // Columns are as wide as what was replaced.

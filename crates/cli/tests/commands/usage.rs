@@ -23,13 +23,13 @@ async fn commands_that_are_not_here_lead_to_what_stands_in_for_them() {
     exit code 1
     ----- stderr -----
     Error: deploying from fly.toml is not available
-    'caddis machine run' makes a machine, 'caddis machine update --image' gives it another image.
+    'caddis machine run' creates a machine, 'caddis machine update --image' changes its image.
     ");
     for (line, words) in [
         ("vol create data --size 3", "volumes are not available yet"),
         ("ips allocate-v4 --shared", "public addresses and the proxy are not available yet"),
         ("proxy 80:8080", "public addresses and the proxy are not available yet"),
-        ("scale count 3", "'caddis machine clone' makes more machines"),
+        ("scale count 3", "'caddis machine clone' adds machines"),
         ("tokens create deploy", "'caddis auth token' prints the one in use"),
         ("machine api-proxy", "there is no tunnel to the machines, and none is needed"),
         ("ssh issue", "'caddis ssh console'"),
@@ -92,7 +92,7 @@ async fn organizations_are_listed_and_chosen() {
     exit code 1
     ----- stderr -----
     Error: organization other not found
-    'caddis orgs list' shows those that the access token reaches.
+    'caddis orgs list' lists the organizations the access token has access to.
     ");
     let own = stand.run("machine run web --shell --org personal --command 'exit 0'").await.ok();
     assert!(!own.stderr.contains("selected"), "{own}");

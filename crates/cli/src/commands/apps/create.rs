@@ -17,27 +17,28 @@ const FILE: &str = "caddis.toml";
     after_help = "Examples:\n  caddis apps create hello\n  caddis apps create --generate-name --save"
 )]
 pub struct Create {
-    /// Its name.
+    /// App name.
     name: Option<String>,
-    /// Its name, as a flag.
+    /// App name, as a flag.
     #[arg(long = "name", value_name = "NAME", conflicts_with = "name")]
     name_flag: Option<String>,
-    /// Let the server choose a name.
+    /// Generate a name.
     #[arg(long)]
     generate_name: bool,
-    /// Private network its machines are in; machines of different networks don't reach each other.
+    /// Private network of its machines; machines in different networks can't reach each other.
     #[arg(long, value_name = "NAME")]
     network: Option<String>,
-    /// Organization that owns it.
+    /// Organization that owns the app.
     #[arg(short, long, value_name = "SLUG", default_value = "personal")]
     org: String,
-    /// All apps are of machines: taken, and without effect.
+    /// No effect: every app is a Machines app.
     #[arg(long, hide = true)]
     machines: bool,
-    /// Write the name to caddis.toml in the current directory, so that commands there need no -a.
+    /// Write the name to caddis.toml in the current directory, so that commands there don't need
+    /// -a.
     #[arg(long)]
     save: bool,
-    /// With --save: don't ask before another app's name is replaced.
+    /// With --save: replace another app's name without asking.
     #[arg(short, long, alias = "auto-confirm")]
     yes: bool,
     /// Print the app as JSON.
@@ -52,7 +53,7 @@ pub async fn run(create: Create, session: &Session) -> Result<(), CliError> {
         if !printer.is_interactive() {
             return Err(CliError::with_hint(
                 "name argument or flag must be specified when not running interactively",
-                "Give a name, or --generate-name to get one.",
+                "Give a name, or use --generate-name.",
             ));
         }
         let question = "Choose an app name (leave blank to generate one): ";
@@ -102,7 +103,7 @@ impl File {
             && !other.is_empty()
             && !yes
         {
-            let question = format!("{FILE} names app {other}. Replace its name?");
+            let question = format!("{FILE} already names app {other}. Replace it?");
             prompt::confirm(&session.printer, &question, prompt::NO_YES).await?;
         }
         Ok(Self { path, document })

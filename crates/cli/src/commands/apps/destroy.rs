@@ -19,10 +19,10 @@ const BACKOFF: Duration = Duration::from_millis(500);
     after_help = "Examples:\n  caddis apps destroy hello\n  caddis apps destroy hello other --yes"
 )]
 pub struct Destroy {
-    /// Their names.
+    /// Names of the apps.
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// Don't ask.
+    /// Don't ask for confirmation.
     #[arg(short, long, alias = "auto-confirm")]
     yes: bool,
 }
@@ -63,7 +63,7 @@ pub async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
     };
     tokio::time::timeout(GONE_PATIENCE, gone).await.unwrap_or_else(|_| {
         let text = format!(
-            "app {name} is still being destroyed after {GONE_PATIENCE:?}; it goes on by itself"
+            "app {name} is still being destroyed after {GONE_PATIENCE:?}; it continues in the background"
         );
         Err(CliError::DeadlineExceeded(text))
     })

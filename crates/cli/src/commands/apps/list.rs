@@ -12,13 +12,13 @@ const DEFAULT_NETWORK: &str = "default";
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  caddis apps list\n  caddis apps list --quiet")]
 pub struct List {
-    /// Only of this organization.
+    /// Only apps of this organization.
     #[arg(short, long, value_name = "SLUG")]
     org: Option<String>,
-    /// Print them as JSON.
+    /// Print as JSON.
     #[arg(short, long)]
     json: bool,
-    /// Names only.
+    /// Print names only.
     #[arg(short, long)]
     quiet: bool,
 }

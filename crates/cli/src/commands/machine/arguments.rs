@@ -10,7 +10,7 @@ use crate::CliError;
 /// What scripts give that answer questions of all commands; there are none here.
 #[derive(Debug, Args)]
 pub struct Unasked {
-    /// Without effect: nothing is asked.
+    /// No effect: there is no confirmation.
     #[arg(short, long, alias = "auto-confirm", hide = true)]
     yes: bool,
 }
@@ -18,7 +18,7 @@ pub struct Unasked {
 /// A signal by name or number.
 pub fn signal(text: &str) -> Result<Signal, CliError> {
     text.parse().map_err(|_| {
-        CliError::new(format!("'{text}' is no signal: use a name such as SIGTERM, or a number"))
+        CliError::new(format!("invalid signal '{text}': use a name such as SIGTERM, or a number"))
     })
 }
 
@@ -30,14 +30,14 @@ pub fn seconds(seconds: Option<u64>) -> Option<ApiDuration> {
 /// A duration; a number alone is seconds.
 pub fn duration(text: &str) -> Result<Duration, CliError> {
     parse(text).ok_or_else(|| {
-        CliError::new(format!("'{text}' is no duration: write for example 90s or 5m"))
+        CliError::new(format!("invalid duration '{text}': use for example 90s or 5m"))
     })
 }
 
 /// The same in seconds, as the value of a flag that is a number for the reference.
 pub fn whole_seconds(text: &str) -> Result<u64, String> {
     let found = parse(text).map(|duration| duration.as_secs());
-    found.ok_or_else(|| "write seconds, or for example 90s or 5m".to_owned())
+    found.ok_or_else(|| "use seconds, or for example 90s or 5m".to_owned())
 }
 
 fn parse(text: &str) -> Option<Duration> {

@@ -20,12 +20,12 @@ const UNASKED: &str = "a machine ID must be specified when not running interacti
 /// One machine.
 #[derive(Debug, Args)]
 pub struct One {
-    /// Id or name of the machine; without one you are asked.
+    /// ID or name of the machine; prompts if omitted.
     #[arg(value_name = "MACHINE", add = complete::machines())]
     pub machine: Option<String>,
     #[command(flatten)]
     pub app: AppArgs,
-    /// Choose it from a menu, as happens when none is named.
+    /// Choose the machine from a menu.
     #[arg(long, hide = true)]
     pub select: bool,
 }
@@ -33,12 +33,12 @@ pub struct One {
 /// Any number of machines.
 #[derive(Debug, Args)]
 pub struct Many {
-    /// Ids or names of machines; without any you are asked.
+    /// IDs or names of machines; prompts if omitted.
     #[arg(value_name = "MACHINE", add = complete::machines())]
     pub machines: Vec<String>,
     #[command(flatten)]
     pub app: AppArgs,
-    /// Choose them from a menu, as happens when none are named.
+    /// Choose the machines from a menu.
     #[arg(long, hide = true)]
     pub select: bool,
 }
@@ -174,9 +174,7 @@ async fn app(
             Ok(id) => app_of(client, &id).await,
             // Only ids are unique among all apps.
             Err(_) => Err(CliError::with_hint(
-                format!(
-                    "'{machine}' is no machine ID, and no app is named that has a machine of this name"
-                ),
+                format!("'{machine}' is not a machine ID, and machine names need an app"),
                 "Name the app with -a.",
             )),
         },
@@ -195,7 +193,7 @@ async fn app_of(client: &Client, id: &MachineId) -> Result<String, CliError> {
     }
     Err(CliError::with_hint(
         format!("machine ID {id} was not found in any app"),
-        "See 'caddis apps list' and 'caddis machine list -a APP' for those there are.",
+        "'caddis apps list' and 'caddis machine list -a APP' show what exists.",
     ))
 }
 

@@ -17,7 +17,7 @@ use crate::{
 pub struct Clone {
     #[command(flatten)]
     which: choice::One,
-    /// Region of the new machine [default: that of the other].
+    /// Region of the new machine [default: the source's].
     #[arg(short, long)]
     region: Option<String>,
     /// Name of the new machine [default: generated].
@@ -29,16 +29,16 @@ pub struct Clone {
     /// Attach a volume that is there: VOLUME[:/PATH]. Not available yet.
     #[arg(long, value_name = "VOLUME", hide = true)]
     attach_volume: Option<String>,
-    /// Another command, split into words as a shell does.
+    /// Command to run instead, split into words as a shell does.
     #[arg(long, value_name = "COMMAND")]
     override_cmd: Option<String>,
-    /// The image's command.
+    /// Use the image's command.
     #[arg(long)]
     clear_cmd: bool,
-    /// Keep it when its program has ended.
+    /// Keep the machine when its program exits.
     #[arg(long)]
     clear_auto_destroy: bool,
-    /// Stand in for these machines, ids with commas; 'source' for the one that is cloned.
+    /// Make it a standby for these machines, comma-separated IDs; 'source' for the cloned one.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     standby_for: Option<Vec<String>>,
     /// Put its volume into another zone. Not available yet.
@@ -53,7 +53,7 @@ pub struct Clone {
         hide = true
     )]
     volume_requires_unique_zone: bool,
-    /// Don't wait until it runs.
+    /// Don't wait for the machine to start.
     #[arg(long)]
     detach: bool,
     #[command(flatten)]

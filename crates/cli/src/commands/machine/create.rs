@@ -18,9 +18,9 @@ use crate::{
 /// Arguments of both.
 #[derive(Debug, Args)]
 pub struct Create {
-    /// Image to make it from, as registry/repository:tag or the name of an imported one.
+    /// Image to run: registry/repository:tag, or the name of an imported image.
     image: Option<String>,
-    /// Replaces the image's command; put -- before one that has dashes.
+    /// Command to run instead of the image's; put -- before one with dashes.
     command: Vec<String>,
     #[command(flatten)]
     app: AppArgs,
@@ -29,28 +29,28 @@ pub struct Create {
     name: Option<String>,
     #[command(flatten)]
     shell: shell::ShellFlags,
-    /// Region to create it in.
+    /// Region to create the machine in.
     #[arg(short, long, env = "FLY_REGION")]
     region: Option<String>,
-    /// Destroy it when its program has ended.
+    /// Destroy the machine when its program exits.
     #[arg(long)]
     rm: bool,
-    /// Don't wait until it runs.
+    /// Don't wait for the machine to start.
     #[arg(long)]
     detach: bool,
     /// Volumes to mount: VOLUME:/PATH. Not available yet.
     #[arg(short, long, value_name = "VOLUME", value_delimiter = ',', hide = true)]
     volume: Vec<String>,
-    /// Organisation that an app which is made for it belongs to.
+    /// Organization for an app that is created for it.
     #[arg(long, value_name = "SLUG")]
     org: Option<String>,
     /// Always an error: a machine gets its id from the server.
     #[arg(long, value_name = "ID", hide = true)]
     id: Option<String>,
-    /// Without effect: no image is built.
+    /// No effect: no image is built.
     #[arg(long, hide = true)]
     use_zstd: bool,
-    /// Without effect: there is no remote builder.
+    /// No effect: there is no remote builder.
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, value_name = "BOOL")]
     wg: Option<Option<String>>,
     #[command(flatten)]
@@ -110,7 +110,7 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
     unfinished.over = create.rm && matches!(outcome, Err(CliError::Failed { .. }));
     if let Outcome::Done(state) = outcome? {
         printer.out(format_args!(
-            "The machine has run and is {state}; see 'caddis machine status {} -a {app}'",
+            "The machine ran and is now {state}; see 'caddis machine status {} -a {app}'",
             created.id
         ))?;
         unfinished.over = true;

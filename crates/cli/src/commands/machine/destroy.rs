@@ -16,13 +16,13 @@ use crate::{
 pub struct Destroy {
     #[command(flatten)]
     which: choice::Many,
-    /// Also when it runs.
+    /// Destroy the machine even if it is running.
     #[arg(short, long)]
     force: bool,
-    /// All machines of the app that run this image, REPOSITORY:TAG; asks first.
+    /// Destroy all machines of the app with this image, REPOSITORY:TAG; asks for confirmation.
     #[arg(short, long, value_name = "IMAGE", conflicts_with = "machines")]
     image: Option<String>,
-    /// Don't ask.
+    /// Don't ask for confirmation.
     #[arg(short, long, visible_alias = "auto-confirm")]
     yes: bool,
 }

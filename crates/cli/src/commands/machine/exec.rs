@@ -9,13 +9,13 @@ use crate::{CliError, attach, complete, globals::AppArgs, session::Session, word
 /// `caddis machine exec`.
 #[derive(Debug, Args)]
 pub struct Exec {
-    /// Id or name of the machine. A single argument is the command, and you are asked for the
-    /// machine.
+    /// ID or name of the machine. A single argument is the command, and the machine is prompted
+    /// for.
     #[arg(value_name = "MACHINE", required_unless_present = "program", add = complete::machines())]
     machine: Option<String>,
-    /// The command in one argument; split into words, but not by a shell.
+    /// Command as one argument; split into words, not run by a shell.
     command: Option<String>,
-    /// The command in words, after --.
+    /// Command as separate words, after --.
     #[arg(last = true, value_name = "PROGRAM", conflicts_with = "command")]
     program: Vec<String>,
     #[command(flatten)]
@@ -29,19 +29,19 @@ pub struct Exec {
     /// The machine itself and no container, as always here.
     #[arg(long, hide = true)]
     no_container: bool,
-    /// Seconds until it is killed.
+    /// Kill the program after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// End with the exit code of the program.
+    /// Exit with the program's exit code.
     #[arg(long)]
     exit_code: bool,
-    /// Run it on a terminal, with standard input; its exit code is ours.
+    /// Run on a terminal, with standard input; exits with the program's exit code.
     #[arg(long, visible_alias = "pty", conflicts_with_all = ["json", "timeout"])]
     tty: bool,
-    /// Pass on standard input, and show output as it comes; its exit code is ours.
+    /// Forward standard input and stream the output; exits with the program's exit code.
     #[arg(short, long, conflicts_with_all = ["json", "timeout"])]
     interactive: bool,
-    /// Print the outcome as JSON.
+    /// Print the result as JSON.
     #[arg(short, long)]
     json: bool,
 }
@@ -54,7 +54,7 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
         // There is nobody to choose the machine from a menu.
         (Some(only), None) if !printer.is_interactive() => {
             return Err(CliError::with_hint(
-                format!("'{only}' is the only argument: a machine and a command are needed"),
+                format!("got only '{only}': a machine and a command are needed"),
                 "Write 'caddis machine exec MACHINE COMMAND', or the command in words after --.",
             ));
         }
@@ -69,7 +69,7 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
             CommandLine::Words(words) => words,
         };
         if command.is_empty() {
-            return Err(CliError::new("give a command"));
+            return Err(CliError::new("no command given"));
         }
         let program = attach::Program { command, pty: exec.tty, stdin: true, ..Default::default() };
         return attach::attach(session, &client, &app, &machine.id, program).await;
@@ -91,7 +91,7 @@ pub async fn run(exec: Exec, session: &Session) -> Result<(), CliError> {
                 exec.timeout.filter(|seconds| *seconds > 0).unwrap_or(MAX_TIMEOUT_SECONDS);
             let seconds = seconds.min(MAX_TIMEOUT_SECONDS);
             printer.note(format_args!(
-                "The command was killed: it had not ended {seconds}s after it was asked for (--timeout)."
+                "The command was killed: it did not finish within {seconds}s (--timeout)."
             ))?;
         }
     }

@@ -24,11 +24,11 @@ impl Drop for Unfinished<'_> {
         let text = match &self.machine {
             _ if self.over => return,
             Some(id) => format!(
-                "Machine {id} has been made in app {app} and stays; 'caddis machine status {id} -a {app}' shows it, \
+                "Machine {id} was created in app {app} and remains; 'caddis machine status {id} -a {app}' shows it, \
                  'caddis machine destroy {id} -a {app} --force' removes it."
             ),
             None => format!(
-                "A machine may have been made in app {app}; 'caddis machine list -a {app}' shows it."
+                "A machine may have been created in app {app}; 'caddis machine list -a {app}' shows it."
             ),
         };
         // Nobody may be there to read it.
@@ -105,7 +105,7 @@ pub fn failed(session: &Session, what: &str, image: &str, error: ClientError) ->
             "Check its name and tag"
         }
         Some(ErrorCode::ImageUnavailable) if text.contains("denied access") => {
-            "Its registry may want a login ('docker login' on the server), or has no such image"
+            "Its registry may require a login ('docker login' on the server), or the image does not exist"
         }
         _ => return CliError::attempted(what, error),
     };
@@ -115,7 +115,7 @@ pub fn failed(session: &Session, what: &str, image: &str, error: ClientError) ->
     CliError::Failed {
         message: format!("could not find image \"{image}\""),
         hint: Some(format!(
-            "{missing}; --debug shows what the registry says, 'caddis image list' what the server holds."
+            "{missing}; --debug shows the registry's answer, 'caddis image list' the server's images."
         )),
         request_id: error.request_id().map(str::to_owned),
     }
@@ -147,18 +147,18 @@ async fn offer(session: &Session, client: &Client, error: CliError) -> Result<St
     let names: Vec<_> = held.iter().map(|image| image.names[0].clone()).collect();
     let CliError::Failed { message, request_id, .. } = error else { return Err(error) };
     if names.is_empty() {
-        let hint =
-            "Without a registry 'caddis image import' takes an image from an archive.".to_owned();
+        let hint = "Without a registry, 'caddis image import' imports an image from an archive."
+            .to_owned();
         return Err(CliError::Failed { message, hint: Some(hint), request_id });
     }
     let listed = words::few(&names);
-    let hint = Some(format!("The server holds other images that need no registry: {listed}."));
+    let hint = Some(format!("The server has other images that need no registry: {listed}."));
     let error = CliError::Failed { message, hint, request_id };
     if !session.printer.is_interactive() {
         return Err(error);
     }
     session.printer.note(&error)?;
-    let question = "Use an image that the server holds?";
+    let question = "Use an image that the server already has?";
     match prompt::choose(&session.printer, question, &names, "").await {
         Ok(at) => Ok(pinned(&held[at])),
         Err(CliError::Declined) => Err(error),

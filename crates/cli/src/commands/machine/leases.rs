@@ -16,10 +16,10 @@ pub struct Leases {
 
 #[derive(Debug, Subcommand)]
 enum LeasesCommand {
-    /// Show who holds machines for changes.
+    /// Show the leases of machines.
     #[command(after_help = "Example:\n  caddis machine leases view 148ed193b95389 -a hello")]
     View(View),
-    /// Take leases away from whoever holds them.
+    /// Clear leases, whoever holds them.
     #[command(after_help = "Example:\n  caddis machine leases clear 148ed193b95389 -a hello")]
     Clear(Clear),
 }
@@ -28,7 +28,7 @@ enum LeasesCommand {
 struct View {
     #[command(flatten)]
     which: choice::Many,
-    /// As JSON.
+    /// Print as JSON.
     #[arg(short, long)]
     json: bool,
 }

@@ -22,13 +22,13 @@ use crate::{
 pub struct List {
     #[command(flatten)]
     app: AppArgs,
-    /// Print them as JSON.
+    /// Print as JSON.
     #[arg(short, long)]
     json: bool,
-    /// Ids only.
+    /// Print IDs only.
     #[arg(short, long)]
     quiet: bool,
-    /// Go on showing them as they change, until q or Ctrl-C; with --json a document per line.
+    /// Show live updates until q or Ctrl-C; with --json one document per line.
     #[arg(long, conflicts_with = "quiet")]
     watch: bool,
 }

@@ -17,10 +17,10 @@ use crate::{
 pub struct Place {
     #[command(flatten)]
     app: AppArgs,
-    /// How many machines [default: as many as would fit].
+    /// Number of machines [default: as many as fit].
     #[arg(long, value_name = "COUNT")]
     count: Option<u64>,
-    /// Regions to try, codes and aliases with commas.
+    /// Regions to try: comma-separated codes or aliases.
     #[arg(long, value_name = "REGIONS", default_value = "any")]
     region: String,
     /// Name of their volumes. Not available yet.
@@ -29,14 +29,14 @@ pub struct Place {
     /// Size of their volumes, GB. Not available yet.
     #[arg(long, value_name = "GB", hide = true)]
     volume_size: Option<u64>,
-    /// What counts how much, NAME=NUMBER with commas: 'region' the order of regions, 'spread' that
-    /// all are used alike.
+    /// Weights, comma-separated NAME=NUMBER: 'region' for the order of regions, 'spread' for using
+    /// them evenly.
     #[arg(long, value_name = "WEIGHTS", value_delimiter = ',')]
     weights: Vec<String>,
-    /// Organisation whose machines they would be [default: the app's, else your own].
+    /// Organization of the machines [default: the app's, else your own].
     #[arg(short, long, value_name = "SLUG")]
     org: Option<String>,
-    /// Print it as JSON.
+    /// Print as JSON.
     #[arg(short, long)]
     json: bool,
     #[command(flatten)]

@@ -23,10 +23,10 @@ pub struct Restart {
     /// Signal to send first.
     #[arg(short, long)]
     signal: Option<String>,
-    /// Seconds until SIGKILL.
+    /// Seconds to wait before SIGKILL.
     #[arg(long, value_name = "SECONDS")]
     time: Option<u64>,
-    /// Kill it at once.
+    /// Send SIGKILL at once.
     #[arg(long)]
     force: bool,
     /// Don't wait for health checks.
@@ -48,8 +48,7 @@ pub async fn run(restart: Restart, session: &Session) -> Result<(), CliError> {
         let before = machine.events.iter().flatten().next().map(|event| &event.id);
         let outcome = waiting::until_it_runs(&session.printer, &client, &app, id, before).await?;
         if let Outcome::Done(state) = outcome {
-            let text =
-                format!("failed to restart machine {id}: it has started and is {state} by now");
+            let text = format!("failed to restart machine {id}: it started, but is now {state}");
             return Err(CliError::with_hint(
                 text,
                 format!("See 'caddis machine status {id} -a {app}' for how it ended."),

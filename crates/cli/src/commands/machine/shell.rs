@@ -37,10 +37,10 @@ pub struct ShellFlags {
     /// Open a shell in the machine; it is destroyed afterwards.
     #[arg(long)]
     pub shell: bool,
-    /// With --shell: as whom.
+    /// With --shell: user to run as.
     #[arg(long, default_value = "root")]
     user: String,
-    /// With --shell: what to run [of the image's shells the one it has].
+    /// With --shell: command to run [default: a shell of the image].
     #[arg(id = "shell_command", long = "command", value_name = "COMMAND", default_value = DEFAULT_COMMAND)]
     command: String,
 }
@@ -115,7 +115,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
     let state = waiting::until_started(printer, &client, &app, &id).await?;
     if state != MachineState::Started {
         return Err(CliError::new(format!(
-            "machine {id} has ended before a shell could be opened, it is {state}"
+            "machine {id} exited before a shell could be opened, it is {state}"
         )));
     }
     printer.note(format_args!("Connecting to {}... complete", created.private_ip))?;

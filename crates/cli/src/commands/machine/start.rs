@@ -16,7 +16,7 @@ pub struct Start {
     which: choice::Many,
     #[command(flatten)]
     _unasked: Unasked,
-    /// Show where the time went.
+    /// Show how long each step took.
     #[arg(long)]
     timing: bool,
 }
@@ -42,7 +42,7 @@ pub async fn run(start: Start, session: &Session) -> Result<(), CliError> {
             }
             state => session
                 .printer
-                .out(format_args!("{} has been started and is {state} by now", machine.id))?,
+                .out(format_args!("{} was started and is now {state}", machine.id))?,
         }
         if start.timing {
             let machine = client.get_machine(&app, &machine.id).await;
@@ -70,7 +70,7 @@ fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), C
             told.map(|told| text(told, "start_reason")).filter(|reason| !reason.is_empty());
         return match reason {
             // Nothing was started.
-            Some(reason) => Ok(session.printer.out(format_args!("Start: none {reason}"))?),
+            Some(reason) => Ok(session.printer.out(format_args!("No start needed: {reason}"))?),
             None => Err(CliError::new(format!("machine {} has not started", machine.id))),
         };
     };
@@ -89,7 +89,7 @@ fn show_timing(session: &Session, machine: &caddis_api::Machine) -> Result<(), C
             text(step, "step")
         ));
     }
-    lines.push(format!("  {:<6} {:<14} {total:>8.1} ms", "host", "in all"));
+    lines.push(format!("  {:<6} {:<14} {total:>8.1} ms", "host", "total"));
     for line in lines {
         session.printer.out(format_args!("{}", line.trim_end()))?;
     }

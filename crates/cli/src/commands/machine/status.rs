@@ -23,7 +23,7 @@ const EVENTS: usize = 50;
 pub struct Status {
     #[command(flatten)]
     which: choice::One,
-    /// Print its configuration as JSON, and nothing else.
+    /// Print only the configuration, as JSON.
     #[arg(short, long)]
     display_config: bool,
     /// Print the machine as JSON.
@@ -58,8 +58,10 @@ pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
         } else {
             String::new()
         };
-        printer
-            .out(format_args!("In progress: {}, at {}{tried}\n", operation.kind, operation.step))?;
+        printer.out(format_args!(
+            "In progress: {} (step: {}{tried})\n",
+            operation.kind, operation.step
+        ))?;
     }
     printer.facts("VM", &facts(&machine))?;
     if let Some(checks) = machine.checks.as_deref().filter(|checks| !checks.is_empty()) {
@@ -93,7 +95,7 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
         ("Process Group", process_group(&config)),
         ("CPU Kind", guest.cpu_kind.clone().unwrap_or_default()),
         ("vCPUs", guest.cpus.unwrap_or(1).to_string()),
-        ("Memory", guest.memory_mb.unwrap_or(256).to_string()),
+        ("Memory", format!("{} MB", guest.memory_mb.unwrap_or(256))),
         ("Created", machine.created_at.clone()),
         ("Updated", machine.updated_at.clone()),
         ("Entrypoint", words(init.entrypoint)),

@@ -19,10 +19,10 @@ pub struct Stop {
     /// Signal to send first [default: the configuration's or the image's, else SIGINT].
     #[arg(short, long)]
     signal: Option<String>,
-    /// Seconds until SIGKILL.
+    /// Seconds to wait before SIGKILL.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Wait up to this long for it to stop, e.g. 60s or 2m; 0 to not wait at all.
+    /// Wait up to this long for it to stop, e.g. 60s or 2m; 0 to not wait.
     #[arg(short, long, value_name = "DURATION", default_value = "7m")]
     wait_timeout: String,
 }

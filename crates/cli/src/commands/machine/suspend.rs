@@ -17,7 +17,7 @@ pub struct Suspend {
     which: choice::Many,
     #[command(flatten)]
     _unasked: Unasked,
-    /// Wait up to this long for it to be suspended, e.g. 60s or 2m.
+    /// Wait up to this long for it to suspend, e.g. 60s or 2m.
     #[arg(short, long, value_name = "DURATION")]
     wait_timeout: Option<String>,
 }

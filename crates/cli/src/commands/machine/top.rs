@@ -26,13 +26,13 @@ const BACKOFF: Duration = Duration::from_secs(1);
 pub struct Top {
     #[command(flatten)]
     app: AppArgs,
-    /// Seconds between two looks, 1 to 60.
+    /// Refresh interval in seconds, 1 to 60.
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
     interval: u64,
-    /// Show it once and end, as happens without a terminal.
+    /// Print once and exit; the default without a terminal.
     #[arg(long, conflicts_with = "json")]
     once: bool,
-    /// A JSON document per look, one line each: what each machine with a VM uses of its host.
+    /// Print a JSON document per refresh, one per line, with the usage of each machine with a VM.
     #[arg(short, long)]
     json: bool,
 }
@@ -64,7 +64,7 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
             printer.out(serde_json::to_string(&sample).map_err(io::Error::other)?)?;
         }
         return Err(CliError::new(format!(
-            "the server has ended the connection, or app {app} is gone"
+            "the server closed the connection, or app {app} was deleted"
         )));
     }
     let draw = |machines: &[Machine]| draw(printer, &app, machines, &usage.by_machine());

@@ -22,14 +22,13 @@ use crate::{
 pub struct Update {
     #[command(flatten)]
     which: choice::One,
-    /// The image to run from now on [default: the one it runs, by digest, wherever its tag leads by
-    /// now].
+    /// New image [default: the current one, by digest, even if its tag has moved].
     #[arg(short, long)]
     image: Option<String>,
-    /// Don't ask.
+    /// Don't ask for confirmation.
     #[arg(short, long, alias = "auto-confirm")]
     yes: bool,
-    /// Don't start it when it does not run.
+    /// Don't start the machine if it is not running.
     #[arg(long)]
     skip_start: bool,
     /// Don't wait for health checks.
@@ -38,13 +37,13 @@ pub struct Update {
     /// Don't watch health checks.
     #[arg(long)]
     detach: bool,
-    /// The command to run, split into words as a shell does; '' for the image's.
+    /// Command to run, split into words as a shell does; '' for the image's.
     #[arg(short = 'C', long)]
     command: Option<String>,
-    /// Where its only volume is mounted.
+    /// Mount path of its only volume.
     #[arg(long, value_name = "PATH")]
     mount_point: Option<String>,
-    /// How long to wait for the new version, seconds.
+    /// Seconds to wait for the new version.
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = whole_seconds)]
     wait_timeout: u64,
     #[command(flatten)]
@@ -75,7 +74,7 @@ pub async fn run(update: Update, session: &Session) -> Result<(), CliError> {
         printer.note("")?;
     } else if update.yes {
         // As the reference does: who says yes may want no more than the restart.
-        printer.note("No config changes found; with --yes the machine is updated all the same.")?;
+        printer.note("No config changes found; use --yes to update the machine anyway.")?;
     } else {
         return Err(CliError::new("no config changes found"));
     }

@@ -12,11 +12,11 @@ use crate::{CliError, session::Session, suggest, waiting};
 pub struct Wait {
     #[command(flatten)]
     which: choice::One,
-    /// started, stopped, suspended, destroyed, failed, created, or settled for no change in
-    /// progress.
+    /// State to wait for: started, stopped, suspended, destroyed, failed, created, or settled for
+    /// no change in progress.
     #[arg(long, default_value = "settled")]
     state: String,
-    /// How long, e.g. 90s or 5m.
+    /// Maximum time to wait, e.g. 90s or 5m.
     #[arg(short, long, default_value = "5m", value_name = "DURATION")]
     wait_timeout: String,
 }
@@ -53,6 +53,6 @@ pub async fn run(wait: Wait, session: &Session) -> Result<(), CliError> {
 fn unknown_state(state: &str) -> CliError {
     let states = MachineState::ALL.iter().map(|state| state.as_str()).chain(["settled"]);
     let hint = suggest::hint(state, states)
-        .unwrap_or_else(|| "See 'caddis machine wait --help' for those there are.".to_owned());
-    CliError::with_hint(format!("'{state}' is no state of a machine"), hint)
+        .unwrap_or_else(|| "'caddis machine wait --help' lists the states.".to_owned());
+    CliError::with_hint(format!("unknown machine state '{state}'"), hint)
 }

@@ -147,7 +147,7 @@ async fn follow(
                 show(session, form, &news, &known, &table)?;
             }
         }
-        session.printer.note("The server ended the connection, connecting again...")?;
+        session.printer.note("The server closed the connection, reconnecting...")?;
         updates = loop {
             tokio::time::sleep(pause).await;
             match client.watch_machines(app).await {
@@ -156,7 +156,7 @@ async fn follow(
                 Err(error) => return Err(error.into()),
             }
         };
-        session.printer.note("Connected again.")?;
+        session.printer.note("Reconnected.")?;
     }
 }
 

@@ -10,12 +10,12 @@ use crate::{CliError, commands::target::Target, session::Session};
 /// `caddis sftp find`.
 #[derive(Debug, Args)]
 pub struct Find {
-    /// Where to begin.
+    /// Path to start from.
     #[arg(default_value = "/")]
     path: String,
     #[command(flatten)]
     target: Target,
-    /// Print path, kind, size, mode and time of each as JSON.
+    /// Print path, kind, size, mode and time of each file as JSON.
     #[arg(short, long)]
     json: bool,
 }
@@ -36,7 +36,7 @@ pub async fn run(find: Find, session: &Session) -> Result<(), CliError> {
         while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = text.drain(..=end).collect();
             let entry: Value = serde_json::from_slice(&line)
-                .map_err(|e| CliError::new(format!("the machine's list can't be read: {e}")))?;
+                .map_err(|e| CliError::new(format!("can't parse the machine's file list: {e}")))?;
             if find.json {
                 all.push(entry);
             } else if let Some(path) = entry["path"].as_str() {

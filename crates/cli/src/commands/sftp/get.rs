@@ -23,11 +23,11 @@ const AHEAD: usize = 16;
 pub struct Get {
     /// Path in the machine.
     remote: String,
-    /// Where to put it [default: its name, in the current directory].
+    /// Local path [default: the same name, in the current directory].
     local: Option<PathBuf>,
     #[command(flatten)]
     target: Target,
-    /// Copy a directory with all that is in it.
+    /// Copy a directory recursively.
     #[arg(short = 'R', long)]
     recursive: bool,
 }
@@ -36,9 +36,8 @@ pub async fn run(get: Get, session: &Session) -> Result<(), CliError> {
     let (client, printer) = (session.client()?, &session.printer);
     let name = Path::new(&get.remote).file_name();
     let name = name.filter(|_| !get.remote.ends_with("..")).map(Path::new);
-    let no_name = || {
-        CliError::new(format!("{} has no name of its own: name the local path, too", get.remote))
-    };
+    let no_name =
+        || CliError::new(format!("{} has no file name: give the local path too", get.remote));
     let local = match &get.local {
         Some(local) => session.environment.current_directory.join(local),
         None => session.environment.current_directory.join(name.ok_or_else(no_name)?),
@@ -109,8 +108,10 @@ fn keep(scratch: &TempDir, local: &Path) -> Result<(), CliError> {
 /// Writes what an archive holds below `directory`. Says how many bytes of content that was.
 fn unpack(directory: &Path, archive: ChannelReader) -> Result<u64, CliError> {
     let broken = |error: io::Error| match error.kind() {
-        io::ErrorKind::StorageFull => CliError::new("can't write what comes: the disk is full"),
-        _ => CliError::new(format!("can't unpack what comes: {error}")),
+        io::ErrorKind::StorageFull => {
+            CliError::new("can't write the received files: the disk is full")
+        }
+        _ => CliError::new(format!("can't unpack the received files: {error}")),
     };
     let mut archive = tar::Archive::new(archive);
     let mut directories: Vec<(PathBuf, u32)> = Vec::new();
@@ -130,7 +131,7 @@ fn unpack(directory: &Path, archive: ChannelReader) -> Result<u64, CliError> {
             && (kind.is_file() || kind.is_dir() || kind.is_symlink());
         if !fits {
             return Err(CliError::new(format!(
-                "the machine sends something that is not asked for: {}",
+                "the machine sent something that was not requested: {}",
                 name.display()
             )));
         }
@@ -146,7 +147,7 @@ fn unpack(directory: &Path, archive: ChannelReader) -> Result<u64, CliError> {
         // Refuses to go through a link that leads elsewhere.
         if kind.is_dir() || !entry.unpack_in(directory).map_err(broken)? {
             return Err(CliError::new(format!(
-                "the machine sends a path that leads elsewhere: {}",
+                "the machine sent a path outside the target: {}",
                 name.display()
             )));
         }
@@ -156,7 +157,7 @@ fn unpack(directory: &Path, archive: ChannelReader) -> Result<u64, CliError> {
         }
     }
     Err(CliError::new(
-        "what came was cut off: the connection to the machine, or its copying program, ended early",
+        "the transfer was cut off: the connection to the machine, or its copying program, ended early",
     ))
 }
 

@@ -25,21 +25,21 @@ const AHEAD: usize = 4;
 pub struct Put {
     /// File or directory to copy.
     local: PathBuf,
-    /// Path in the machine, or a directory there to put it into [default: its name, in /].
+    /// Path in the machine, or a directory there to copy into [default: the same name, in /].
     remote: Option<String>,
     #[command(flatten)]
     target: Target,
-    /// Copy a directory with all that is in it.
+    /// Copy a directory recursively.
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Permissions of the file, octal [default: 0644; for a directory's files those they have].
+    /// Permissions of the file, octal [default: 0644; files of a directory keep theirs].
     #[arg(short, long, value_name = "MODE", value_parser = mode)]
     mode: Option<u32>,
 }
 
 fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
-    mode.ok_or_else(|| "write it in octal digits, such as 0644".to_owned())
+    mode.ok_or_else(|| "use octal digits, such as 0644".to_owned())
 }
 
 pub async fn run(put: Put, session: &Session) -> Result<(), CliError> {
@@ -47,18 +47,14 @@ pub async fn run(put: Put, session: &Session) -> Result<(), CliError> {
     let local = session.environment.current_directory.join(&put.local);
     let found = fs::metadata(&local).map_err(failed("read", &local))?;
     if found.is_dir() && !put.recursive {
-        let text = format!(
-            "{} is a directory: give -R to copy it with all that is in it",
-            put.local.display()
-        );
+        let text = format!("{} is a directory: use -R to copy it recursively", put.local.display());
         return Err(CliError::new(text));
     }
     let whole = fs::canonicalize(&local).map_err(failed("read", &local))?;
     let source = whole.clone();
     let name = local.file_name().or(whole.file_name()).and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| {
-        CliError::new(format!("{} has no name that can be sent", local.display()))
-    })?;
+    let name =
+        name.ok_or_else(|| CliError::new(format!("{} has no valid file name", local.display())))?;
     let remote = put.remote.clone().unwrap_or_else(|| format!("/{name}"));
     let (app, machine) = put.target.find(session, &client).await?;
     put.target.tell(session, &machine)?;
@@ -203,6 +199,6 @@ fn append(
     archive.append_data(&mut header, name, &mut content).map_err(failed("send", path))?;
     match content.limit() {
         0 => Ok(()),
-        _ => Err(CliError::new(format!("{} became shorter while it was read", path.display()))),
+        _ => Err(CliError::new(format!("{} shrank while it was being read", path.display()))),
     }
 }

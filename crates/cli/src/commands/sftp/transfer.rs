@@ -110,7 +110,7 @@ impl Words {
         let text = text.trim_end();
         if code != 0 {
             let text = if text.is_empty() {
-                format!("the copying program ended with code {code}")
+                format!("the copying program exited with code {code}")
             } else {
                 text.into()
             };
@@ -153,7 +153,7 @@ impl Read for ChannelReader {
 pub fn failed<'a>(what: &'a str, path: &'a std::path::Path) -> impl Fn(io::Error) -> CliError + 'a {
     move |error| {
         let reason = match error.kind() {
-            io::ErrorKind::NotFound => "there is no such file or directory here".to_owned(),
+            io::ErrorKind::NotFound => "no such local file or directory".to_owned(),
             io::ErrorKind::StorageFull => "the disk is full".to_owned(),
             io::ErrorKind::AlreadyExists => "it exists already and is not overwritten".to_owned(),
             _ => error.to_string(),
