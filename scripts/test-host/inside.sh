@@ -264,7 +264,7 @@ templates_and_the_pool_are_worth_what_is_promised() {
 # ── the second boot ──────────────────────────────────────────────────────────────────────────────────────────────────
 the_host_was_drained_before_it_went_down() {
     journalctl --unit caddis --boot -1 --no-pager --output cat | tail -n 20 | tee last
-    grep -E 'Stopped [0-9]+ guests?' last
+    grep -E 'Machines stopped: [0-9]+' last
 }
 machines_that_ran_run_again_from_a_template() {
     until_true 120 server_answers

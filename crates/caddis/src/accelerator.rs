@@ -20,7 +20,7 @@ pub fn choose(
     data_dir: &Path,
 ) -> Result<(Accelerator, String)> {
     if choice == AcceleratorChoice::Emulation {
-        return Ok((Accelerator::Emulation, "asked for".to_owned()));
+        return Ok((Accelerator::Emulation, "requested".to_owned()));
     }
     decide(choice, listen, &probe(Some(&data_dir.join(VERDICT_FILE))))
 }
@@ -31,7 +31,7 @@ fn decide(
     verdict: &Verdict,
 ) -> Result<(Accelerator, String)> {
     match choice {
-        AcceleratorChoice::Emulation => Ok((Accelerator::Emulation, "asked for".to_owned())),
+        AcceleratorChoice::Emulation => Ok((Accelerator::Emulation, "requested".to_owned())),
         _ if verdict.usable => Ok((Accelerator::Kvm, verdict.reason.clone())),
         AcceleratorChoice::Kvm => {
             bail!("KVM does not work here: {}; see caddis doctor", verdict.reason)
@@ -40,9 +40,9 @@ fn decide(
             Ok((Accelerator::Emulation, verdict.reason.clone()))
         }
         AcceleratorChoice::Auto => bail!(
-            "KVM does not work here ({}), and under emulation VMs are not kept apart from the host well enough to serve \
-             others on {listen}. Use a host with hardware virtualisation, listen on 127.0.0.1, or, if only you use it, \
-             give --accelerator emulation",
+            "KVM does not work here ({}), and emulation is not a security boundary, so caddis does not serve others on \
+             {listen}. Use a host with hardware virtualization, listen on 127.0.0.1, or, if only you use it, \
+             set --accelerator emulation",
             verdict.reason
         ),
     }

@@ -12,7 +12,7 @@ pub fn give_back_what_is_large() {
         // SAFETY: it takes two numbers, and locks what it changes.
         let changed = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
         if changed == 0 {
-            tracing::warn!("the allocator keeps its way with large pieces of memory");
+            tracing::warn!("can't configure the allocator for large allocations");
         }
     }
 }

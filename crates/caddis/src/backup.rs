@@ -30,11 +30,11 @@ const PAGES: i32 = 1000;
 pub struct BackupArguments {
     /// File to write; it must not exist.
     file: PathBuf,
-    /// Save the installation key too: who has the file can then read what is encrypted on this
-    /// host.
+    /// Include the installation key; whoever has the file can then decrypt what is encrypted on
+    /// this host.
     #[arg(long)]
     with_key: bool,
-    /// Where the server keeps everything.
+    /// Data directory of the server.
     #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
     data_dir: PathBuf,
 }
@@ -48,18 +48,22 @@ pub struct BackupArguments {
 pub struct RestoreArguments {
     /// File written by `caddis backup`.
     file: PathBuf,
-    /// Where the server keeps everything.
+    /// Data directory of the server.
     #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR", default_value = "/var/lib/caddis")]
     data_dir: PathBuf,
-    /// Replace databases that are there, and the installation key where the backup has one.
-    /// Machines made since the backup are forgotten.
+    /// Replace existing databases, and the installation key if the backup has one. Machines created
+    /// since the backup are forgotten.
     #[arg(long)]
     force: bool,
 }
 
 /// Saves the databases.
 pub async fn backup(arguments: &BackupArguments) -> Result<()> {
-    ensure!(!arguments.file.exists(), "{} exists: give another name", arguments.file.display());
+    ensure!(
+        !arguments.file.exists(),
+        "{} already exists: choose another name",
+        arguments.file.display()
+    );
     let (file, data_dir, with_key) =
         (arguments.file.clone(), arguments.data_dir.clone(), arguments.with_key);
     let size = tokio::task::spawn_blocking(move || save(&data_dir, &file, with_key)).await??;
@@ -70,7 +74,7 @@ pub async fn backup(arguments: &BackupArguments) -> Result<()> {
     );
     if !with_key {
         println!(
-            "Without the installation key, which decrypts what is encrypted there: --with-key saves it too"
+            "The installation key, which decrypts what is encrypted there, is not included: use --with-key to include it"
         );
     }
     Ok(())
@@ -133,7 +137,7 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
         key_path.exists() || DATABASES.into_iter().any(|name| instance.path(name).exists());
     if is_used && !arguments.force {
         bail!(
-            "{} is in use already: give --force to replace what is in it",
+            "{} already contains data: use --force to replace it",
             instance.directory().display()
         );
     }
@@ -157,7 +161,7 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
         }
         let Some(name) = DATABASES.into_iter().find(|name| Path::new(name) == path) else {
             bail!(
-                "{} is not a backup of caddis: it holds {}",
+                "{} is not a backup of caddis: it contains {}",
                 arguments.file.display(),
                 path.display()
             );
@@ -175,7 +179,7 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
     }
     ensure!(
         found.iter().any(|(name, _)| *name == instance::CATALOG),
-        "this backup holds no catalog"
+        "this backup contains no catalog"
     );
     for (name, draft) in &found {
         let target = instance.path(name);

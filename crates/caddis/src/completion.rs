@@ -13,7 +13,7 @@ use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
                         completion fish > ~/.config/fish/completions/caddis.fish"
 )]
 pub struct CompletionArguments {
-    /// Which shell.
+    /// Shell to complete for.
     shell: Shell,
 }
 

@@ -35,10 +35,10 @@ pub fn raise() -> usize {
         warn!(
             limit,
             connections,
-            "few files may be open; raise the hard limit (LimitNOFILE= of the service, ulimit -Hn)"
+            "low limit of open files; raise the hard limit (LimitNOFILE= of the service, ulimit -Hn)"
         );
     } else {
-        info!(limit, connections, "files that may be open, and connections among them");
+        info!(limit, connections, "limits of open files and of connections");
     }
     connections
 }

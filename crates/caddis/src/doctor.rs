@@ -29,9 +29,9 @@ use crate::{
 /// What has not been tested by the project. KVM, a live systemd and cgroup v2 are tested on an
 /// emulated AMD processor (`make test-host`).
 const NOT_YET_TESTED: [&str; 3] = [
-    "KVM on a real processor (AMD's is tested under emulation)",
-    "KVM on an Intel processor",
-    "how quick starts are with KVM on real hardware",
+    "KVM on a real CPU (AMD is tested under emulation)",
+    "KVM on an Intel CPU",
+    "start times with KVM on real hardware",
 ];
 /// Room for a few images.
 const WANTED_DISK: u64 = 4 << 30;
@@ -140,12 +140,12 @@ async fn server(data_dir: &Path) -> Option<Check> {
         Ok(status) if !status.ok => Check::failed(
             name,
             status.problems.join("; "),
-            "the server's log says more: journalctl -u caddis",
+            "see the server's log: journalctl -u caddis",
         ),
         Ok(status) if !status.warnings.is_empty() => Check::warning(
             name,
             status.warnings.join("; "),
-            "the server's log says more: journalctl -u caddis",
+            "see the server's log: journalctl -u caddis",
         ),
         Ok(status) => {
             Check::ok(name, format!("{} answers at {}", status.version, client.base_url()))
@@ -195,18 +195,15 @@ fn accelerator(settings: &Settings) -> Check {
     let name = "accelerator";
     let verdict = probe(None);
     if verdict.usable && settings.accelerator != AcceleratorChoice::Emulation {
-        return Check::ok(
-            name,
-            format!("kvm ({}): VMs are kept apart by the processor", verdict.reason),
-        );
+        return Check::ok(name, format!("kvm ({}): VMs are isolated by hardware", verdict.reason));
     }
-    let meaning = "emulation: slower, and by QEMU's own policy not an isolation boundary";
+    let meaning = "emulation: slower, and by QEMU's own policy not a security boundary";
     let reason =
-        if verdict.usable { "asked for, though KVM works".to_owned() } else { verdict.reason };
-    let mend = "for other people's code use a host with hardware virtualisation (VT-x or AMD-V turned on in its firmware, \
-                or nested virtualisation turned on for a VM), and modprobe kvm_intel or kvm_amd";
+        if verdict.usable { "requested, although KVM works".to_owned() } else { verdict.reason };
+    let mend = "to run other people's code, use a host with hardware virtualization (VT-x or AMD-V turned on in its firmware, \
+                or nested virtualization turned on for a VM), and modprobe kvm_intel or kvm_amd";
     if settings.accelerator == AcceleratorChoice::Kvm {
-        return Check::failed(name, format!("kvm is asked for, but {reason}"), mend);
+        return Check::failed(name, format!("kvm was requested, but {reason}"), mend);
     }
     Check::warning(name, format!("{meaning} ({reason})"), mend)
 }
@@ -224,7 +221,7 @@ fn qemu_version(program: &Path) -> Check {
             } else {
                 Check::failed(
                     name,
-                    format!("{version}, needed is 7.2 or later"),
+                    format!("{version}, 7.2 or later is required"),
                     "apt-get install qemu-system-x86",
                 )
             }
@@ -249,7 +246,7 @@ fn kernel(settings: &Settings) -> Check {
         Err(error) => Check::failed(
             name,
             error,
-            "apt-get install linux-image-cloud-amd64, or name another with --kernel and --modules",
+            "apt-get install linux-image-cloud-amd64, or choose another with --kernel and --modules",
         ),
     }
 }
@@ -290,7 +287,7 @@ fn firewall() -> Check {
     let Ok(listed) = output.map_err(drop).and_then(|output| {
         serde_json::from_slice::<serde_json::Value>(&output.stdout).map_err(drop)
     }) else {
-        return Check::ok(name, "not looked at: nft lists no chains");
+        return Check::ok(name, "not checked: nft lists no chains");
     };
     let chains =
         listed["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
@@ -302,11 +299,11 @@ fn firewall() -> Check {
         })
         .collect();
     match dropping.first() {
-        None => Check::ok(name, "nothing else drops what machines send"),
+        None => Check::ok(name, "no other filter drops machines' traffic"),
         Some(chain) => Check::warning(
             name,
             format!(
-                "chain {chain} drops what it does not know: machines would not reach the outside"
+                "chain {chain} drops forwarded traffic by default: machines could not reach other networks"
             ),
             format!(
                 "nft insert rule {chain} iifname 'caddis*' accept; nft insert rule {chain} oifname 'caddis*' accept"
@@ -338,15 +335,15 @@ async fn network(data_dir: &Path) -> Check {
     let name = "network";
     let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     match Network::inspect(Path::new(caddis_network::RUN_DIRECTORY), &data_dir).await {
-        Ok(None) => Check::ok(name, "not set up yet; caddis serve does"),
-        Ok(Some(missing)) if missing.is_empty() => Check::ok(name, "all of it is in place"),
+        Ok(None) => Check::ok(name, "not set up yet; caddis serve sets it up"),
+        Ok(Some(missing)) if missing.is_empty() => Check::ok(name, "set up"),
         Ok(Some(missing)) => Check::failed(
             name,
             format!(
-                "another program removed a part of it ({}): machines don't reach the outside",
+                "another program removed part of it ({}): machines can't reach other networks",
                 missing.join(", ")
             ),
-            "start caddis serve, which puts it back and watches over it",
+            "start caddis serve, which restores it",
         ),
         Err(error) => Check::failed(name, error.to_string(), "sudo caddis doctor"),
     }
@@ -362,7 +359,7 @@ fn port(settings: &Settings) -> Check {
         Err(error) => Check::failed(
             name,
             format!("{}: {error}", settings.listen),
-            "give another address with --listen",
+            "choose another address with --listen",
         ),
     }
 }
@@ -371,7 +368,7 @@ fn installation_key(data_dir: &Path) -> Check {
     let name = "installation key";
     let path = data_dir.join(instance::INSTALLATION_KEY);
     match InstallationKey::open(&path) {
-        Ok(None) => Check::ok(name, "not made yet; caddis serve does"),
+        Ok(None) => Check::ok(name, "not created yet; caddis serve creates it"),
         Ok(Some(key)) => {
             let text =
                 format!("{} ({}); caddis backup --with-key saves it", key.id(), path.display());
@@ -380,7 +377,7 @@ fn installation_key(data_dir: &Path) -> Check {
         Err(error) => Check::failed(
             name,
             format!("{error:#}"),
-            "nothing that is encrypted can be read without it: mend this, or put back the one that was saved",
+            "encrypted data can't be read without it: fix this, or restore it from a backup",
         ),
     }
 }
@@ -396,13 +393,17 @@ fn disk(data_dir: &Path) -> Check {
             if free >= WANTED_DISK {
                 Check::ok(name, text)
             } else {
-                Check::warning(name, text, "free some space, or give another place with --data-dir")
+                Check::warning(
+                    name,
+                    text,
+                    "free some space, or choose another directory with --data-dir",
+                )
             }
         }
         Err(error) => Check::failed(
             name,
             format!("{}: {error}", existing.display()),
-            "give another with --data-dir",
+            "choose another directory with --data-dir",
         ),
     }
 }
@@ -417,7 +418,7 @@ fn memory() -> Check {
     if kib >= WANTED_MEMORY_KIB {
         Check::ok("memory", text)
     } else {
-        Check::warning("memory", text, "a machine of 256 MiB takes up to 450 MiB under emulation")
+        Check::warning("memory", text, "a machine of 256 MiB uses up to 450 MiB under emulation")
     }
 }
 
@@ -432,15 +433,12 @@ fn cgroups() -> Check {
             };
             // Left alone when VMs are in it.
             let _ = CgroupRoot::remove(&parent);
-            Check::ok(
-                name,
-                format!("{version}: memory, processor time and threads of VMs are bounded"),
-            )
+            Check::ok(name, format!("{version}: memory, CPU time and threads of VMs are limited"))
         }
         Err(error) => Check::failed(
             name,
             error.to_string(),
-            "mount the controllers memory, cpu and pids; under systemd give the unit Delegate=yes",
+            "mount the controllers memory, cpu and pids; under systemd set Delegate=yes for the unit",
         ),
     }
 }

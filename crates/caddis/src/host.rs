@@ -23,11 +23,10 @@ pub struct HostArguments {
 
 #[derive(Debug, Subcommand)]
 enum HostCommand {
-    /// Stop the guests of this host within a deadline, for a shutdown. They start again when it is
-    /// back.
+    /// Stop the machines of this host for a shutdown. They start again when the host is back.
     #[command(after_help = "Example:\n  caddis host drain --timeout 60")]
     Drain {
-        /// Where the server keeps everything.
+        /// Data directory of the server.
         #[arg(
             long,
             env = "CADDIS_DATA_DIR",
@@ -35,19 +34,19 @@ enum HostCommand {
             default_value = "/var/lib/caddis"
         )]
         data_dir: PathBuf,
-        /// Seconds after which guests that still run are left to go down with the host.
+        /// Seconds to wait; machines that are still running then go down with the host.
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u64,
     },
-    /// Remove what a server leaves on its host for the VMs that go on: network namespace, packet
-    /// filter, routing rules, forwarding, cgroups. What other installations have on the host stays.
+    /// Remove what the server set up on this host: network namespace, packet filter, routing rules,
+    /// forwarding, cgroups. Other installations are left untouched.
     #[command(after_help = "Examples:\n  systemctl stop caddis; caddis host clean\n  \
                             caddis host clean --kill")]
     Clean {
-        /// Kill VMs that still run; without it, the command fails while there are any.
+        /// Kill running VMs; without it, the command fails if there are any.
         #[arg(long)]
         kill: bool,
-        /// Where the server kept everything.
+        /// Data directory of the server.
         #[arg(
             long,
             env = "CADDIS_DATA_DIR",
@@ -88,7 +87,7 @@ fn server(data_dir: &Path) -> Result<(Client, Option<String>)> {
 async fn drain(data_dir: &Path, deadline: Duration) -> Result<()> {
     let (client, host) = server(data_dir)?;
     let stopped = client.drain_host(host.as_deref(), deadline).await?;
-    println!("Stopped {stopped} guests");
+    println!("Machines stopped: {stopped}");
     Ok(())
 }
 
@@ -98,7 +97,7 @@ async fn clean(data_dir: &Path, kill: bool) -> Result<()> {
     caddis_vmm::qemu::end_unassigned(&instance.path(instance::TEMPLATES), &slots);
     if kill {
         let killed = caddis_vmm::qemu::kill_machines(&instance.path(instance::MACHINES), &slots)?;
-        println!("Killed {killed} VMs");
+        println!("VMs killed: {killed}");
     }
     let state = instance.path(instance::NETWORK_STATE);
     let cleaned =
@@ -106,19 +105,16 @@ async fn clean(data_dir: &Path, kill: bool) -> Result<()> {
             .await?;
     let slots_of_others = slots.clean()?;
     println!(
-        "Removed everything of this installation from the host but {}",
+        "Removed everything of this installation from the host except {}",
         instance.directory().display()
     );
     for other in &cleaned.others {
-        println!(
-            "Another installation has its network here, which is left as it is: {}",
-            other.display()
-        );
+        println!("Left untouched, the network of another installation: {}", other.display());
     }
     match slots_of_others {
         0 if cleaned.others.is_empty() => println!("Nothing else of caddis is left on this host"),
         0 => {}
-        count => println!("{count} VMs of other installations go on, in their control groups"),
+        count => println!("VMs of other installations, left running: {count}"),
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ impl InstallationKey {
         rand::rng().fill_bytes(&mut bytes);
         let key = Self(bytes);
         key.write(path)?;
-        tracing::info!(path = %path.display(), id = key.id(), "made the installation key");
+        tracing::info!(path = %path.display(), id = key.id(), "created the installation key");
         Ok(key)
     }
 
@@ -43,7 +43,7 @@ impl InstallationKey {
             text => text.with_context(|| format!("can't read the installation key {name}"))?,
         };
         let key = Self::parse(&text).with_context(|| {
-            format!("{name} is not an installation key: put back the one that was saved, or move it away where nothing was encrypted with it")
+            format!("{name} is not an installation key: restore it from a backup, or move it away if nothing was encrypted with it")
         })?;
         let mode = fs::metadata(path)?.mode() & 0o777;
         ensure!(

@@ -58,7 +58,7 @@ impl Instance {
             .recursive(true)
             .mode(0o700)
             .create(directory)
-            .with_context(|| format!("can't make the data directory {}", directory.display()))?;
+            .with_context(|| format!("can't create the data directory {}", directory.display()))?;
         let directory = fs::canonicalize(directory)?;
         let path = directory.join(LOCK);
         let file =

@@ -40,19 +40,19 @@ struct Caddis {
 enum Command {
     /// Run the server: API, machines, images and network of this host.
     Serve(Box<settings::ServeArguments>),
-    /// Check whether this host can run VMs, and say what to do where it can't.
+    /// Check whether this host can run VMs, and how to fix what is missing.
     Doctor(Box<doctor::DoctorArguments>),
-    /// Save the databases of a data directory to a file, while the server runs or not.
+    /// Back up the databases of a data directory, also while the server is running.
     Backup(backup::BackupArguments),
-    /// Put back the databases saved by `caddis backup`. The server must not run.
+    /// Restore databases saved by `caddis backup`. The server must not be running.
     Restore(backup::RestoreArguments),
-    /// Prepare this host for a shutdown, or remove what a server leaves on it.
+    /// Prepare this host for a shutdown, or remove what the server set up on it.
     Host(host::HostArguments),
     #[command(flatten)]
     Client(caddis_cli::Command),
-    /// Print what a shell needs to complete commands, and names of apps and machines.
+    /// Print a script that completes commands and names of apps and machines in a shell.
     Completion(completion::CompletionArguments),
-    /// Write the manual: a page per command.
+    /// Write the manual, a page per command.
     Man(manual::ManArguments),
     /// Print the version of this program.
     #[command(after_help = "Example:\n  caddis version")]
@@ -60,7 +60,7 @@ enum Command {
     /// Print the help of a command.
     #[command(after_help = "Example:\n  caddis help machine run")]
     Help {
-        /// The words of the command.
+        /// The command, e.g. machine run.
         command: Vec<String>,
     },
 }

@@ -18,10 +18,10 @@ use clap::{Arg, Args, Command};
                         --markdown"
 )]
 pub struct ManArguments {
-    /// Where to write the pages; it is made if it isn't there.
+    /// Directory for the pages; created if missing.
     #[arg(long, value_name = "DIRECTORY")]
     directory: PathBuf,
-    /// Markdown instead of manual pages.
+    /// Write Markdown instead of manual pages.
     #[arg(long)]
     markdown: bool,
 }
@@ -31,7 +31,7 @@ pub fn write(arguments: &ManArguments, mut caddis: Command) -> anyhow::Result<()
     caddis.build();
     let directory = &arguments.directory;
     fs::create_dir_all(directory)
-        .with_context(|| format!("could not make {}", directory.display()))?;
+        .with_context(|| format!("could not create {}", directory.display()))?;
     let mut commands = vec![&caddis];
     let mut pages = 0;
     while let Some(command) = commands.pop() {

@@ -79,7 +79,7 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
         sd_notify::NotifyState::Status(&format!("listening on {address}")),
     ]);
     let served = server.gateway.serve(listener, stop.received()).await;
-    info!("stopping; machines go on running");
+    info!("stopping; machines keep running");
     notify(&[sd_notify::NotifyState::Stopping]);
     keeping.abort();
     instance.withdraw();
@@ -95,7 +95,7 @@ async fn start(
     reserve: Arc<Reserve>,
 ) -> Result<(TcpListener, SocketAddr, Server)> {
     let listener = listen(settings.listen).await.with_context(|| {
-        format!("can't listen on {}; give another address with --listen", settings.listen)
+        format!("can't listen on {}; choose another address with --listen", settings.listen)
     })?;
     let address = listener.local_addr()?;
     let server = Server::start(settings, instance, address, max_connections, reserve).await?;
@@ -121,7 +121,7 @@ async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!(%error, "can't tell the service manager");
+        warn!(%error, "can't notify the service manager");
     }
 }
 
@@ -140,7 +140,7 @@ fn url(address: SocketAddr) -> String {
 
 fn log_to_stderr(settings: &Settings) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&settings.log)
-        .with_context(|| format!("'{}' says not what is to be logged", settings.log))?;
+        .with_context(|| format!("invalid log filter '{}'", settings.log))?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.log_format {
         LogFormat::Text => subscriber.with_target(false).with_ansi(false).init(),
@@ -291,17 +291,20 @@ async fn start_vmm(
             templates,
             pool: PoolLimits { count: pool, memory_mib: caddis_worker::pool_memory_mib() },
             tap: MakeTap(Arc::new(move |name| {
-                let network = taps.get().ok_or_else(|| std::io::Error::other("there is no network yet"))?;
+                let network =
+                    taps.get().ok_or_else(|| std::io::Error::other("there is no network yet"))?;
                 network.create_tap(name)
             })),
         })?;
         match accelerator {
-            Accelerator::Kvm => info!(qemu = vmm.version(), kernel = boot.release, reason, "VMs run with KVM"),
+            Accelerator::Kvm => {
+                info!(qemu = vmm.version(), kernel = boot.release, reason, "VMs run with KVM")
+            }
             Accelerator::Emulation => warn!(
                 qemu = vmm.version(),
                 kernel = boot.release,
                 reason,
-                "VMs run under emulation: slower, and not isolated well enough for other people's code"
+                "VMs run under emulation: slower, and not a security boundary"
             ),
         }
         Ok((vmm, slots))

@@ -16,23 +16,23 @@ use crate::kernels::HostKernels;
 /// Read when `--config` names no other, if it is there.
 const CONFIG_FILE: &str = "/etc/caddis/caddis.toml";
 
-/// What runs guests.
+/// Virtualization backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AcceleratorChoice {
     /// KVM where it works, else emulation (on loopback only).
     Auto,
-    /// Hardware virtualisation.
+    /// Hardware virtualization.
     Kvm,
-    /// QEMU's translator: slower, and not an isolation boundary.
+    /// Software emulation: slower, and not a security boundary.
     Emulation,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     Text,
     /// One JSON object per line.
     Json,
@@ -49,92 +49,88 @@ pub enum LogFormat {
                         insecure-registry = [\"127.0.0.1:5000\"]"
 )]
 pub struct ServeArguments {
-    /// Configuration file in TOML [default: /etc/caddis/caddis.toml, if it is there].
+    /// TOML configuration file [default: /etc/caddis/caddis.toml, if it exists].
     #[arg(long, env = "CADDIS_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Where everything is kept [default: /var/lib/caddis].
+    /// Data directory [default: /var/lib/caddis].
     #[arg(long, env = "CADDIS_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// Address and port of the API [default: 127.0.0.1:4280].
     #[arg(long, env = "CADDIS_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
-    /// Region this host is in [default: local].
+    /// Region of this host [default: local].
     #[arg(long, env = "CADDIS_REGION", value_name = "NAME")]
     pub region: Option<String>,
-    /// What runs guests [default: auto].
+    /// Virtualization backend [default: auto].
     #[arg(long, env = "CADDIS_ACCELERATOR", value_name = "WHAT")]
     pub accelerator: Option<AcceleratorChoice>,
-    /// Kernel that VMs boot: a bzImage or a vmlinux with the PVH note [default: the running one in
+    /// Guest kernel: a bzImage, or a vmlinux with the PVH note [default: the running kernel in
     /// /boot, else the latest there].
     #[arg(long, env = "CADDIS_KERNEL", value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// Modules of that kernel, lib/modules/VERSION [default: `modules` beside it, else those of the
-    /// version in its name, else those of the running kernel].
+    /// Modules of the guest kernel, lib/modules/VERSION [default: `modules` next to it, else those
+    /// of the version in its name, else those of the running kernel].
     #[arg(long, env = "CADDIS_MODULES", value_name = "DIR")]
     pub modules: Option<PathBuf>,
-    /// The QEMU program [default: qemu-system-x86_64 in PATH].
+    /// QEMU binary [default: qemu-system-x86_64 in PATH].
     #[arg(long, env = "CADDIS_QEMU", value_name = "FILE")]
     pub qemu: Option<PathBuf>,
-    /// Registry that is spoken to over plain HTTP, host[:port]; may be repeated.
+    /// Registry accessed over plain HTTP, host[:port]; may be repeated.
     #[arg(long, env = "CADDIS_INSECURE_REGISTRY", value_name = "HOST", value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
-    /// Registry of image names that name none [default: docker.io].
+    /// Registry used for image names without one [default: docker.io].
     #[arg(long, env = "CADDIS_DEFAULT_REGISTRY", value_name = "HOST")]
     pub default_registry: Option<String>,
-    /// Credentials for registries, as `docker login` writes them [default: config.json in
+    /// Registry credentials, in the format of `docker login` [default: config.json in
     /// $DOCKER_CONFIG or ~/.docker].
     #[arg(long, env = "CADDIS_REGISTRY_CREDENTIALS", value_name = "FILE")]
     pub registry_credentials: Option<PathBuf>,
-    /// Private IPv4 addresses for machines [default: 10.201.0.0/16, or the next /16 that this host
-    /// does not use].
+    /// Private IPv4 range for machines [default: 10.201.0.0/16, or the next /16 that is unused on
+    /// this host].
     #[arg(long, env = "CADDIS_IPV4_POOL", value_name = "CIDR")]
     pub ipv4_pool: Option<Ipv4Net>,
-    /// Private network that machines may reach all the same; may be repeated.
+    /// Private network that machines may reach, blocked by default; may be repeated.
     #[arg(long, env = "CADDIS_ALLOW_PRIVATE", value_name = "CIDR", value_delimiter = ',')]
     pub allow_private: Vec<IpNet>,
-    /// Name server that machines' questions are forwarded to [default: those of /etc/resolv.conf];
-    /// may be repeated.
+    /// Upstream DNS server for machines [default: those of /etc/resolv.conf]; may be repeated.
     #[arg(long, env = "CADDIS_DNS", value_name = "ADDRESS", value_delimiter = ',')]
     pub dns: Vec<IpAddr>,
-    /// Memory that machines may have in all, MiB [default: fifteen sixteenths of the host's, less
-    /// 512].
+    /// Total memory for machines, MiB [default: 15/16 of the host's, minus 512].
     #[arg(long, env = "CADDIS_MEMORY_MB", value_name = "MIB")]
     pub memory_mb: Option<u64>,
-    /// Virtual processors that may be promised per processor of the host [default: 16].
+    /// CPU overcommit factor, vCPUs per CPU of the host [default: 16].
     #[arg(long, env = "CADDIS_CPU_OVERCOMMIT", value_name = "FACTOR")]
     pub cpu_overcommit: Option<f64>,
-    /// How often each MiB of that memory may be promised: above 1, VMs may be killed for want of it
-    /// [default: 1].
+    /// Memory overcommit factor; above 1 the host may run out of memory and kill VMs [default: 1].
     #[arg(long, env = "CADDIS_MEMORY_OVERCOMMIT", value_name = "FACTOR")]
     pub memory_overcommit: Option<f64>,
-    /// How often each GiB of the disk may be promised to root disks, which take up only what was
-    /// written [default: 10].
+    /// Disk overcommit factor for root disks, which are sparse [default: 10].
     #[arg(long, env = "CADDIS_DISK_OVERCOMMIT", value_name = "FACTOR")]
     pub disk_overcommit: Option<f64>,
-    /// Machines that start at once after the host was down [default: 4].
+    /// Machines started at the same time after the host was down [default: 4].
     #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
     pub restart_concurrency: Option<usize>,
-    /// VMs kept waiting for machines at most, so that starts are quick; 0 keeps none [default: 8,
-    /// within a sixteenth of the host's memory].
+    /// Maximum size of the warm pool, VMs kept ready for fast starts; 0 turns it off [default: 8,
+    /// within 1/16 of the host's memory].
     #[arg(long, env = "CADDIS_POOL", value_name = "COUNT")]
     pub pool: Option<usize>,
-    /// Log kept per machine, MiB [default: 16].
+    /// Maximum log size per machine, MiB [default: 16].
     #[arg(long, env = "CADDIS_LOG_MB", value_name = "MIB")]
     pub log_mb: Option<u64>,
-    /// Disk space to leave free, MiB: below it unused images go, and new machines are refused
-    /// [default: 1024].
+    /// Disk space to keep free, MiB; below it unused images are removed, and new machines are
+    /// refused [default: 1024].
     #[arg(long, env = "CADDIS_RESERVED_DISK_MB", value_name = "MIB")]
     pub reserved_disk_mb: Option<u64>,
-    /// How often clients may ask, per kind of request and machine: 1 is 1 per second and 3 at once
-    /// (reads of a machine 5 and 10), 2 twice that, 0 without limit [default: 1, on loopback 0].
+    /// Rate limit factor, per kind of request and machine: 1 allows 1 request per second with
+    /// bursts of 3 (reads of a machine: 5 and 10), 2 twice that, 0 disables the limit [default: 1,
+    /// on loopback 0].
     #[arg(long, env = "CADDIS_RATE_LIMIT", value_name = "FACTOR")]
     pub rate_limit: Option<f64>,
-    /// How log lines look [default: text].
+    /// Format of log lines [default: text].
     #[arg(long, env = "CADDIS_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// What is logged, as `level` or `target=level,…`; requests are logged at debug [default:
-    /// info].
+    /// Log filter, `level` or `target=level,…`; requests are logged at debug [default: info].
     #[arg(long, env = "CADDIS_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// File with the id of the host's boot.
@@ -187,7 +183,7 @@ impl ServeArguments {
         if region.is_empty()
             || !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         {
-            bail!("the region '{region}' is no name: use lowercase letters, digits and dashes");
+            bail!("invalid region '{region}': use lowercase letters, digits and dashes");
         }
         let cpu_overcommit =
             factor("CPU", self.cpu_overcommit.or(file.cpu_overcommit).unwrap_or(16.0))?;
