@@ -26,12 +26,12 @@ pub struct App {
     pub organization: Organization,
 }
 
-/// An organisation.
+/// An organization.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Organization {
-    /// For people.
+    /// Display name.
     pub name: String,
-    /// For the API.
+    /// Name in the API.
     pub slug: String,
     /// Number unique in this installation.
     pub internal_numeric_id: i32,
@@ -44,15 +44,15 @@ pub struct Organization {
 pub struct CreateAppRequest {
     /// Wanted name; generated when absent or empty.
     pub name: Option<String>,
-    /// What older clients call `name`.
+    /// Name, as older clients send it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_name: Option<String>,
     /// Owner; required. `personal` is the caller's own.
     #[schema(value_type = String, required = true)]
     pub org_slug: Option<String>,
-    /// Private network; empty means the organisation's default.
+    /// Private network; empty means the organization's default.
     pub network: Option<String>,
-    /// The same key gives the same app.
+    /// Requests with the same key return the same app.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
 }
@@ -70,11 +70,11 @@ pub struct CreateAppReply {
 /// Reply of `GET /v1/apps`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ListAppsReply {
-    /// Apps in all, not only on this page.
+    /// Total number of apps, on all pages.
     pub total_apps: u64,
     /// This page.
     pub apps: Vec<App>,
-    /// Where the next page begins; absent at the end.
+    /// Cursor of the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }

@@ -109,9 +109,9 @@ pub struct MachineConfig {
     pub init: Option<Init>,
     /// Environment.
     pub env: Option<BTreeMap<String, String>>,
-    /// Several programs of one image, in the place of the one.
+    /// Several programs of one image, instead of a single one.
     pub processes: Option<Vec<Process>>,
-    /// Several containers; refused until they are built.
+    /// Containers; not supported yet, refused.
     pub containers: Option<Vec<Value>>,
     /// Routed services, stored only.
     pub services: Option<Vec<Service>>,
@@ -119,19 +119,19 @@ pub struct MachineConfig {
     pub checks: Option<BTreeMap<String, Value>>,
     /// Volumes, stored only.
     pub mounts: Option<Vec<Mount>>,
-    /// Written at every boot.
+    /// Files written at every boot.
     pub files: Option<Vec<File>>,
     /// What to do when the program ends.
     pub restart: Option<Restart>,
     /// How to stop it.
     pub stop_config: Option<StopConfig>,
-    /// Destroy when the program has ended for good.
+    /// Destroy the machine when its program has ended for good.
     pub auto_destroy: Option<bool>,
     /// Interval of a scheduled machine.
     pub schedule: Option<String>,
-    /// Machines to stand in for.
+    /// Machines this one is a standby for.
     pub standbys: Option<Vec<String>>,
-    /// The user's own.
+    /// User-defined key-value pairs.
     pub metadata: Option<BTreeMap<String, String>>,
     /// Name resolution.
     pub dns: Option<Dns>,
@@ -151,7 +151,7 @@ pub struct Guest {
     pub memory_mb: Option<u64>,
     /// Ceiling for growth at run time, MiB.
     pub max_memory_mb: Option<u64>,
-    /// None are offered.
+    /// GPUs; not available.
     pub gpus: Option<u32>,
     /// Appended to the kernel's command line.
     pub kernel_args: Option<Vec<String>>,
@@ -173,12 +173,12 @@ pub struct Init {
     pub tty: Option<bool>,
     /// MiB.
     pub swap_size_mb: Option<u64>,
-    /// Whether the program is process 1 of namespaces of its own, as in a container. Init systems
-    /// (systemd, runit, s6-overlay, busybox's) are without being asked for. A Caddis extension.
+    /// Whether the program is process 1 of its own namespaces, as in a container. Init systems
+    /// (systemd, runit, s6-overlay, busybox's) are by default. Caddis extension.
     pub pid_namespace: Option<bool>,
     /// Appended to the kernel's command line.
     pub kernel_args: Option<Vec<String>>,
-    /// What each process may have. Caddis extension.
+    /// Limits of each process. Caddis extension.
     pub ulimits: Option<Ulimits>,
 }
 
@@ -187,10 +187,9 @@ pub struct Init {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Ulimits {
-    /// Open files. Unless given, the soft limit is 10240 and the hard one as high as the kernel
-    /// allows.
+    /// Open files; default: soft limit 10240, hard limit as high as the kernel allows.
     pub nofile: Option<Ulimit>,
-    /// Processes and threads of a user. Unless given, there is no limit but the memory.
+    /// Processes and threads of a user; default: limited only by memory.
     pub nproc: Option<Ulimit>,
 }
 
@@ -198,13 +197,14 @@ pub struct Ulimits {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Ulimit {
-    /// What a process begins with; at most the hard limit.
+    /// Soft limit, at most the hard limit.
     pub soft: Option<u64>,
-    /// What it may raise that to.
+    /// Hard limit.
     pub hard: Option<u64>,
 }
 
-/// One of several programs of a machine. What it leaves open is as for a machine with one.
+/// One of several programs of a machine. Fields left out default to those of a machine with a
+/// single program.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Process {
@@ -218,20 +218,20 @@ pub struct Process {
     pub user: Option<String>,
     /// Added to the machine's environment.
     pub env: Option<BTreeMap<String, String>>,
-    /// Facts of the machine, added to the environment.
+    /// Properties of the machine, added to the environment.
     pub env_from: Option<Vec<EnvFrom>>,
 }
 
-/// A variable that holds a fact of the machine.
+/// A variable that holds a property of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EnvFrom {
     /// Name.
     pub env_var: String,
-    /// Which fact.
+    /// The property.
     pub field_ref: FieldRef,
 }
 
-/// A fact of a machine.
+/// A property of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FieldRef {
@@ -263,7 +263,7 @@ pub struct Service {
     pub autostop: Option<Value>,
     /// Started on demand.
     pub autostart: Option<bool>,
-    /// How many are never stopped.
+    /// Number of machines that are never stopped.
     pub min_machines_running: Option<u32>,
 }
 
@@ -303,13 +303,13 @@ impl File {
 /// What to do when the program ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum RestartPolicy {
-    /// Never start it again.
+    /// Never restart it.
     #[serde(rename = "no", alias = "never")]
     No,
-    /// Start it again after every end that nobody asked for.
+    /// Restart it after every exit that was not requested.
     #[serde(rename = "always")]
     Always,
-    /// Start it again when it failed.
+    /// Restart it when it failed.
     #[default]
     #[serde(rename = "on-failure", alias = "", alias = "on-fail")]
     OnFailure,
@@ -329,9 +329,9 @@ pub struct Restart {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct StopConfig {
-    /// First signal.
+    /// Signal sent first.
     pub signal: Option<Signal>,
-    /// Then SIGKILL.
+    /// Time until SIGKILL.
     pub timeout: Option<ApiDuration>,
 }
 
@@ -341,7 +341,7 @@ pub struct StopConfig {
 pub struct Dns {
     /// No internal name for this machine.
     pub skip_registration: Option<bool>,
-    /// Replace ours.
+    /// Name servers to use instead of the host's.
     pub nameservers: Option<Vec<String>>,
     /// Search list.
     pub searches: Option<Vec<String>>,
@@ -367,7 +367,7 @@ pub struct DnsOption {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Rootfs {
-    /// `never`, `restart` or `always`; only `never` acts so far.
+    /// `never`, `restart` or `always`; only `never` has an effect so far.
     pub persist: Option<String>,
     /// GiB.
     pub size_gb: Option<u64>,

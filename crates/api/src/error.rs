@@ -16,15 +16,15 @@ pub enum ErrorCode {
     NameTaken,
     /// No or no valid token.
     Unauthenticated,
-    /// The token does not reach this far.
+    /// The token does not allow this.
     PermissionDenied,
     /// No such thing.
     NotFound,
-    /// Time ran out before the condition held.
+    /// Timed out before the condition held.
     DeadlineExceeded,
-    /// Someone else holds the lease, or a concurrent change won.
+    /// Someone else holds the lease, or changed the machine at the same time.
     Aborted,
-    /// It exists already.
+    /// It already exists.
     AlreadyExists,
     /// The state does not allow it.
     FailedPrecondition,
@@ -36,11 +36,11 @@ pub enum ErrorCode {
     InsufficientCapacity,
     /// The image does not exist or may not be pulled.
     ImageUnavailable,
-    /// Something we depend on does not answer; later may be better.
+    /// Something the server depends on does not answer; retry later.
     Unavailable,
-    /// The disk of the host is full; what frees room still works.
+    /// The host's disk is full; requests that free space still work.
     DiskFull,
-    /// Our fault.
+    /// Server error.
     Internal,
 }
 
@@ -158,7 +158,7 @@ impl ApiError {
 /// An error body. Only `error` is certain to be there in an answer of another server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// Text for people.
+    /// Human-readable text.
     pub error: String,
     /// Application status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,7 +169,7 @@ pub struct ErrorBody {
     /// Whether the same request may succeed later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retryable: Option<bool>,
-    /// The same as the reply header `fly-request-id`.
+    /// Same as the response header `fly-request-id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
 }

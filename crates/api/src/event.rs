@@ -9,10 +9,10 @@ use crate::EventId;
 /// What happened, when, and who caused it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineEvent {
-    /// Sorts by time.
+    /// Ids sort by time.
     pub id: EventId,
     /// `launch`, `start`, `exit`, `stop`, `restart`, `destroy`, …; `cordon`, `uncordon`,
-    /// `host_status` and `oom` are no change of its state.
+    /// `host_status` and `oom` do not change its state.
     #[serde(rename = "type")]
     pub kind: String,
     /// State the machine was in after it.
@@ -25,8 +25,8 @@ pub struct MachineEvent {
     /// as the former.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Value>,
-    /// What other events tell: `start_kind` and `timing` of a start, `error`, `message`, …. Our
-    /// addition.
+    /// Details of other events: `start_kind` and `timing` of a start, `error`, `message`, …. Caddis
+    /// extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Value>,
 }
@@ -83,14 +83,14 @@ impl MachineEvent {
 pub struct ExitDetails {
     /// How the program ended.
     pub exit_event: ExitEvent,
-    /// How often the restart policy has restarted it within its window, this time not counted.
+    /// Restarts by the restart policy within its window, not counting this one.
     pub restart_count: u32,
 }
 
 /// How the program ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExitEvent {
-    /// The program's exit status, or 128 + signal number; -1 when nobody knows.
+    /// The program's exit status, or 128 + signal number; -1 if unknown.
     pub exit_code: i32,
     /// The same, as the guest reported it.
     pub guest_exit_code: i32,
@@ -98,19 +98,19 @@ pub struct ExitEvent {
     pub guest_signal: i32,
     /// The signal that ended the VM, -1 for none.
     pub signal: i32,
-    /// Killed for want of memory.
+    /// Killed because memory ran out.
     pub oom_killed: bool,
-    /// Someone asked for the stop.
+    /// The stop was requested.
     pub requested_stop: bool,
-    /// The restart policy starts it again.
+    /// The restart policy restarts it.
     pub restarting: bool,
     /// RFC 3339 with milliseconds.
     pub exited_at: String,
     /// Why, when the program did not end by itself: `guest_oom`, `host_oom`, `vmm_crashed`,
-    /// `powered_off`, `host_reboot`, `host_drain`, `killed`. Our addition.
+    /// `powered_off`, `host_reboot`, `host_drain`, `killed`. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// Text that explains the cause. Our addition.
+    /// Text that explains the cause. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }

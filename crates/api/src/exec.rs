@@ -62,16 +62,16 @@ pub struct ExecReply {
     /// Signal that ended it, 0 for none.
     #[serde(default)]
     pub exit_signal: i32,
-    /// Standard output; bytes that are no UTF-8 are replaced.
+    /// Standard output; invalid UTF-8 is replaced.
     #[serde(default)]
     pub stdout: String,
     /// Standard error.
     #[serde(default)]
     pub stderr: String,
-    /// Output beyond 4 MiB of a stream was dropped. Our addition.
+    /// Output beyond 4 MiB of a stream was dropped. Caddis extension.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// It ran into its timeout and was killed. Our addition.
+    /// It timed out and was killed. Caddis extension.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
 }

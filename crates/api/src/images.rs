@@ -10,7 +10,7 @@ use crate::ApiError;
 pub struct ImageSummary {
     /// `sha256:…` of the manifest.
     pub digest: String,
-    /// References it is known by.
+    /// Names of the image.
     pub names: Vec<String>,
     /// Bytes on disk.
     pub size: u64,
@@ -24,17 +24,17 @@ pub struct ImageSummary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportUpdate {
-    /// How far it is.
+    /// Progress.
     Progress {
         /// `unpack`, `build`, …
         step: String,
         /// Bytes done of this step.
         bytes_done: u64,
-        /// Bytes of this step in all, 0 when unknown.
+        /// Total bytes of this step, 0 if unknown.
         bytes_total: u64,
     },
-    /// It is done.
+    /// Done.
     Done(ImageSummary),
-    /// It failed.
+    /// Failed.
     Failed(ApiError),
 }

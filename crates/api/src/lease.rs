@@ -14,14 +14,14 @@ pub const MAX_TTL_SECONDS: u64 = 24 * 3600;
 /// A lease as its holder sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Lease {
-    /// Proof of holding it; left out for others than its owner.
+    /// Proof of holding the lease; shown only to its owner.
     #[schema(required = false)]
     pub nonce: LeaseNonce,
     /// Seconds since the Unix epoch.
     pub expires_at: u64,
-    /// Who took it.
+    /// Owner of the lease.
     pub owner: String,
-    /// The holder's own words.
+    /// Description given by the holder.
     #[serde(default)]
     pub description: String,
     /// The machine's current version.
@@ -67,7 +67,7 @@ impl Default for LeaseReleased {
 pub struct PublicLease {
     /// Who holds it.
     pub owner: String,
-    /// The holder's own words.
+    /// Description given by the holder.
     #[serde(default)]
     pub description: String,
     /// Seconds since the Unix epoch.
@@ -92,7 +92,7 @@ pub struct LeaseRequest {
     #[serde(default, deserialize_with = "crate::duration::whole_seconds")]
     #[schema(schema_with = crate::duration::whole_seconds_schema)]
     pub ttl: Option<u64>,
-    /// The holder's own words.
+    /// Description given by the holder.
     #[serde(default)]
     pub description: Option<String>,
 }

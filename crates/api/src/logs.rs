@@ -8,15 +8,15 @@ use utoipa::ToSchema;
 pub struct LogsReply {
     /// The entries.
     pub data: Vec<LogEntry>,
-    /// Where to go on.
+    /// Where the next page begins.
     pub meta: LogsMeta,
 }
 
-/// Where to go on.
+/// Where the next page begins.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogsMeta {
-    /// Opaque; give it back as `next_token` to get what comes after this page, without loss or
-    /// doubles.
+    /// Opaque; pass it as `next_token` to get what comes after this page, without gaps or
+    /// duplicates.
     pub next_token: String,
 }
 
@@ -25,7 +25,7 @@ pub struct LogsMeta {
 pub struct LogEntry {
     /// Unique per machine.
     pub id: String,
-    /// The rest.
+    /// Content of the entry.
     pub attributes: LogAttributes,
 }
 
@@ -61,10 +61,10 @@ pub struct LogEntryMeta {
     pub event: LogProvider,
 }
 
-/// `app` for the program, `runner` for what the platform and the machine's init tell of it: starts,
+/// `app` for the program, `runner` for messages of the platform and the machine's init: starts,
 /// exits, restarts, suspends and failures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogProvider {
-    /// See above.
+    /// `app` or `runner`.
     pub provider: String,
 }

@@ -19,9 +19,9 @@ pub struct Machine {
     pub name: String,
     /// State.
     pub state: MachineState,
-    /// Where it is.
+    /// Region.
     pub region: String,
-    /// What it runs.
+    /// Image it runs.
     pub image_ref: ImageRef,
     /// Same as `version`.
     pub instance_id: VersionId,
@@ -37,10 +37,10 @@ pub struct Machine {
     /// machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<RawConfig>,
-    /// Always null: configuration is known when the machine is.
+    /// Always null.
     #[serde(default)]
     pub incomplete_config: Option<RawConfig>,
-    /// The latest, newest first.
+    /// Latest events, newest first.
     // Shared: machines are copied often, and their events never change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Vec<Arc<MachineEvent>>>,
@@ -51,7 +51,7 @@ pub struct Machine {
     #[serde(default = "ok", skip_serializing_if = "String::is_empty")]
     pub host_status: String,
     /// Why `host_status` is not `ok`: `guest_silent` (its init does not answer), `disk_full` or
-    /// `disk_error` (the VM stands still until its disk can be written). Our addition.
+    /// `disk_error` (the VM is paused until its disk can be written). Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_status_reason: Option<String>,
     /// Taken out of routing.
@@ -60,27 +60,27 @@ pub struct Machine {
     /// Only in the reply to a create or update with `lease_ttl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<LeaseNonce>,
-    /// Only in the reply to a create or update: what of the request, the configuration or the image
-    /// has no effect on this server. Our addition.
+    /// Only in the reply to a create or update: parts of the request, the configuration or the
+    /// image that have no effect on this server. Caddis extension.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Only with `include_leases`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<PublicLease>,
-    /// What is being done to it right now. Our addition.
+    /// Operation in progress. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
-    /// `hardware` or `emulated`. Our addition.
+    /// `hardware` or `emulated`. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
-    /// How it was last started: `cold` or `template`. Our addition.
+    /// How it was last started: `cold` or `template`. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_kind: Option<String>,
-    /// Private IPv4 address, reachable from its host. Our addition.
+    /// Private IPv4 address, reachable from its host. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_ipv4: Option<String>,
-    /// Sum of the image's layers as its registry or archive has them, compressed or not, bytes. Our
-    /// addition.
+    /// Total size of the image's layers as in its registry or archive, compressed or not, bytes.
+    /// Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_size: Option<u64>,
 }
@@ -98,7 +98,7 @@ fn ok() -> String {
     "ok".to_owned()
 }
 
-/// What a machine runs.
+/// Image of a machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageRef {
     /// Registry host.
@@ -122,36 +122,36 @@ pub struct CheckStatus {
     pub name: String,
     /// `passing`, `warning` or `critical`.
     pub status: String,
-    /// What it said.
+    /// Output of the check.
     #[serde(default)]
     pub output: String,
     /// RFC 3339.
     pub updated_at: String,
 }
 
-/// What is being done to a machine, with its progress.
+/// An operation on a machine, with its progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
     /// `create`, `start`, `stop`, `restart`, `destroy`.
     pub kind: String,
-    /// The step it is at, e.g. `pull`.
+    /// Current step, e.g. `pull`.
     pub step: String,
     /// Bytes done of this step, where it counts bytes.
     #[serde(default)]
     pub bytes_done: u64,
-    /// Bytes of this step in all, 0 when unknown.
+    /// Total bytes of this step, 0 if unknown.
     #[serde(default)]
     pub bytes_total: u64,
-    /// How often this step has been tried.
+    /// Number of attempts of this step.
     pub attempt: u32,
     /// RFC 3339 with milliseconds.
     pub started_at: String,
-    /// When it is given up. RFC 3339 with milliseconds.
+    /// Deadline, RFC 3339 with milliseconds.
     pub deadline: String,
     /// The last failure of this step, when it is being tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// When it is tried again, or a restart is due. RFC 3339 with milliseconds.
+    /// When the next attempt or a restart is due. RFC 3339 with milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<String>,
 }

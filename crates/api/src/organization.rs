@@ -1,4 +1,4 @@
-//! What is seen of a whole organisation.
+//! What is seen of a whole organization.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,7 +9,7 @@ use crate::{MachineId, MachineState, RawConfig, VersionId, app::Organization, co
 /// Reply of `GET /v1/orgs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OrganizationList {
-    /// Those that the token reaches.
+    /// Organizations that the token has access to.
     pub organizations: Vec<Organization>,
 }
 
@@ -18,20 +18,20 @@ pub struct OrganizationList {
 pub struct OrganizationMachines {
     /// This page.
     pub machines: Vec<OrganizationMachine>,
-    /// Regions that gave no answer.
+    /// Regions that did not answer.
     pub error_regions: Vec<String>,
-    /// Where the next page begins; absent at the end.
+    /// Cursor of the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
     /// The last machine of this page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_machine_id: Option<String>,
-    /// When it changed last, RFC 3339.
+    /// Time of its last change, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_updated_at: Option<String>,
 }
 
-/// A machine as lists of an organisation show it.
+/// A machine as lists of an organization show it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OrganizationMachine {
     /// Stable id.
@@ -42,7 +42,7 @@ pub struct OrganizationMachine {
     pub name: String,
     /// State.
     pub state: MachineState,
-    /// Where it is.
+    /// Region.
     pub region: String,
     /// Address in its private network.
     pub private_ip: String,
@@ -67,7 +67,7 @@ pub struct MachineOverview {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Guest>)]
     pub guest: Option<Value>,
-    /// The user's own.
+    /// User-defined key-value pairs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
     pub metadata: Option<Map<String, Value>>,

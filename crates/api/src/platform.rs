@@ -13,7 +13,7 @@ pub struct RegionsReply {
     /// The region that answered.
     #[serde(alias = "Nearest")]
     pub nearest: String,
-    /// All there are.
+    /// All regions.
     #[serde(alias = "Regions")]
     pub regions: Vec<Region>,
 }
@@ -23,7 +23,7 @@ pub struct RegionsReply {
 pub struct Region {
     /// Short name.
     pub code: String,
-    /// For people.
+    /// Display name.
     pub name: String,
     /// Degrees north.
     pub latitude: f64,
@@ -33,7 +33,7 @@ pub struct Region {
     pub gateway_available: bool,
     /// Always false here.
     pub requires_paid_plan: bool,
-    /// No new machines.
+    /// Accepts no new machines.
     pub deprecated: bool,
     /// Machines of the smallest size that would fit now.
     pub capacity: i64,
@@ -46,29 +46,29 @@ pub struct Region {
 /// Reply of `GET /v1/platform/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlatformStatus {
-    /// Of the server.
+    /// Version of the server.
     pub version: String,
     /// Whether requests will succeed.
     pub ok: bool,
-    /// Why they will not.
+    /// Reasons why not.
     pub problems: Vec<String>,
-    /// What works less well than it should, though requests succeed.
+    /// Problems that do not make requests fail.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// All that are known.
+    /// All known hosts.
     pub hosts: Vec<HostStatus>,
 }
 
-/// Whether a host is there.
+/// Availability of a host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HostState {
-    /// It is.
+    /// Available.
     #[default]
     Ok,
-    /// It has said nothing for some seconds. The `host_status` of its machines is `unknown`.
+    /// No heartbeat for some seconds. The `host_status` of its machines is `unknown`.
     Suspected,
-    /// It has said nothing for longer. Its machines are shown as they were, their `host_status` is
+    /// No heartbeat for longer. Its machines are shown as last known, their `host_status` is
     /// `unreachable`.
     Unreachable,
     /// Its machines are being stopped for a shutdown, and none starts.
@@ -87,33 +87,34 @@ impl HostState {
     }
 }
 
-/// A host that machines run on. What is promised to a machine is not free, whether it runs or not.
+/// A host that machines run on. Resources reserved for a machine are not free, whether it runs or
+/// not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostStatus {
-    /// Of its worker.
+    /// Id of its worker.
     pub id: String,
-    /// Where it is.
+    /// Region.
     pub region: String,
-    /// Whether it is there. What it has free is 0 where it does not answer.
+    /// Availability. Free resources are 0 if the host does not answer.
     #[serde(default)]
     pub state: HostState,
-    /// When it last said anything, RFC 3339.
+    /// Time of its last heartbeat, RFC 3339.
     #[serde(default)]
     pub last_seen: String,
     /// Machines that are not destroyed.
     pub machines: u64,
-    /// Those of them that run.
+    /// Running machines.
     pub started: u64,
-    /// Virtual processors that nobody was promised.
+    /// Free vCPUs, reserved for no machine.
     pub free_cpus: u32,
-    /// Memory that nobody was promised, MiB.
+    /// Free memory, reserved for no machine, MiB.
     pub free_memory_mb: u64,
-    /// Disk that nobody was promised, GiB.
+    /// Free disk, reserved for no machine, GiB.
     pub free_disk_gb: u64,
-    /// Images it holds; absent when it does not say.
+    /// Number of images; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<u64>,
-    /// What they take up on its disk.
+    /// Disk space used by the images, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_bytes: Option<u64>,
 }
@@ -121,16 +122,16 @@ pub struct HostStatus {
 /// Body of `POST /v1/platform/placements`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlacementsRequest {
-    /// Whose machines they would be; `personal` is the caller's own organisation.
+    /// Organization of the machines; `personal` is the caller's own.
     pub org_slug: String,
-    /// Regions to try, in their order: codes, aliases and `any`, with commas between. The server's
-    /// own, then any.
+    /// Regions to try, in this order: comma-separated codes, aliases and `any`; default: the
+    /// server's own, then any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// How many machines; 0 asks how many would fit.
+    /// Number of machines; 0 returns how many would fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// Their size; performance-1x unless given.
+    /// Size of the machines; default performance-1x.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<Guest>,
     /// Not available yet.
@@ -139,8 +140,8 @@ pub struct PlacementsRequest {
     /// Not available yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_size_bytes: Option<u64>,
-    /// `region`: how much the order of the regions counts, 50 unless given; `spread`: how much that
-    /// machines are spread over them, 1 unless given.
+    /// Weights: `region` for the order of the regions, default 50; `spread` for spreading machines
+    /// over them, default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<BTreeMap<String, i64>>,
 }
@@ -148,21 +149,21 @@ pub struct PlacementsRequest {
 /// Reply of `POST /v1/platform/placements`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlacementsReply {
-    /// Those where machines would go, in the order they are tried.
+    /// Regions where machines would be placed, in the order they are tried.
     #[serde(alias = "Regions")]
     pub regions: Vec<RegionPlacement>,
 }
 
-/// What would be placed in a region.
+/// Placement in a region.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RegionPlacement {
-    /// Its code.
+    /// Region code.
     #[serde(alias = "Region")]
     pub region: String,
-    /// How many machines.
+    /// Number of machines.
     #[serde(alias = "Count")]
     pub count: u64,
-    /// Hosts that have room for any of them.
+    /// Hosts with capacity for at least one of them.
     #[serde(alias = "Concurrency")]
     pub concurrency: u64,
 }

@@ -21,13 +21,13 @@ pub struct CreateMachineRequest {
     /// Region expression; default is any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// Prepare but don't boot.
+    /// Create the machine without starting it.
     #[serde(deserialize_with = "null_is_default")]
     pub skip_launch: bool,
-    /// Come up cordoned.
+    /// Create the machine cordoned.
     #[serde(deserialize_with = "null_is_default")]
     pub skip_service_registration: bool,
-    /// Take a lease of so many seconds in the same step.
+    /// Take a lease of this many seconds in the same step.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::duration::whole_seconds"
@@ -50,13 +50,13 @@ pub struct CreateMachineRequest {
 #[serde(default)]
 #[schema(example = json!({ "metadata": { "role": "web", "old": null } }))]
 pub struct PatchMetadataRequest {
-    /// What changes: null or an empty value removes a key, what is not named stays.
+    /// Changes: null or an empty value removes a key, keys not named stay unchanged.
     #[serde(deserialize_with = "null_is_default")]
     pub metadata: BTreeMap<String, Option<String>>,
     /// The version that must be current.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine_version: Option<VersionId>,
-    /// The caller's own stamp; not used.
+    /// Ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub updated_at: Option<String>,
 }
@@ -67,7 +67,7 @@ pub struct PatchMetadataRequest {
 pub struct SetMetadataRequest {
     /// The new value.
     pub value: String,
-    /// The caller's own stamp; not used.
+    /// Ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated_at: Option<String>,
 }
@@ -75,7 +75,7 @@ pub struct SetMetadataRequest {
 /// Reply of `GET …/metadata/{key}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MetadataValue {
-    /// It.
+    /// The value.
     pub value: String,
 }
 
@@ -124,20 +124,20 @@ pub struct SignalRequest {
 pub struct StartReply {
     /// State before.
     pub previous_state: MachineState,
-    /// It was moved to another host to have room.
+    /// Whether it was moved to another host for capacity.
     #[serde(default)]
     pub migrated: bool,
-    /// That host.
+    /// The new host.
     #[serde(default)]
     pub new_host: String,
 }
 
-/// Reply of `GET` and `PUT …/memory`: what the machine's programs may have of its memory.
+/// Reply of `GET` and `PUT …/memory`: the memory limit of the machine's programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Memory {
-    /// MiB. Until the machine starts anew.
+    /// Limit, MiB. Lasts until the next start.
     pub limit_mb: u64,
-    /// What they could have more, MiB.
+    /// Memory still available to them, MiB.
     pub available_mb: u64,
 }
 
@@ -151,14 +151,14 @@ pub struct SetMemoryRequest {
 /// Body of `POST …/memory/reclaim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReclaimMemoryRequest {
-    /// What is wanted back, MiB.
+    /// Amount to reclaim, MiB.
     pub amount_mb: u64,
 }
 
 /// Reply of `POST …/memory/reclaim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReclaimMemoryReply {
-    /// What was to be had, MiB.
+    /// Amount reclaimed, MiB.
     pub actual_mb: u64,
 }
 
@@ -183,7 +183,7 @@ pub struct WaitReply {
     pub state: MachineState,
     /// The machine's version.
     pub version: VersionId,
-    /// The event that brought the state about.
+    /// The event that led to the state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_id: Option<EventId>,
 }

@@ -47,7 +47,7 @@ states! {
     Restarting = "restarting",
     /// Moving to a new version.
     Updating = "updating",
-    /// A new version has been asked for.
+    /// A new version was requested.
     Replacing = "replacing",
     /// Could not be started; may be started again, stopped or destroyed.
     Failed = "failed",

@@ -1,4 +1,4 @@
-//! Interactive sessions over a WebSocket, `GET …/exec/ws`. Our addition.
+//! Interactive sessions over a WebSocket, `GET …/exec/ws`. Caddis extension.
 //!
 //! ```text
 //! client                                        server
@@ -59,8 +59,7 @@ pub struct StartSession {
     /// `command` is for the server's own program in the machine, which copies files and needs
     /// nothing of the image: `get [-R] PATH`, `put PATH NAME`, `find PATH`.
     pub files: bool,
-    /// The machine goes on as long as this session, also when its own program ends, and ends with
-    /// it.
+    /// The machine runs as long as this session, even when its own program ends, and ends with it.
     pub holds_machine: bool,
 }
 
@@ -85,12 +84,12 @@ pub enum ClientMessage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerMessage {
-    /// So many more bytes of input may be sent.
+    /// More input may be sent.
     Credit {
-        /// How many.
+        /// Number of bytes.
         bytes: u32,
     },
-    /// The program has ended. All its output came before.
+    /// The program has ended, after all its output.
     Exit {
         /// Exit status, or 128 + signal number.
         exit_code: i32,
@@ -101,7 +100,7 @@ pub enum ServerMessage {
     Error {
         /// Stable reason.
         code: ErrorCode,
-        /// For people.
+        /// Human-readable text.
         error: String,
     },
 }

@@ -6,26 +6,26 @@ use utoipa::ToSchema;
 use crate::{MachineId, WorkerId};
 
 /// One line of `GET /v1/apps/{app}/machines/usage`: the machines of the app that have a VM on one
-/// host right now. It takes the place of that host's last line.
+/// host right now. It replaces that host's previous line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct UsageSample {
-    /// Which host.
+    /// Id of the host.
     pub worker: WorkerId,
-    /// Those that have a VM, in the order of their ids.
+    /// Machines that have a VM, in the order of their ids.
     pub machines: Vec<MachineUsage>,
 }
 
-/// What the VM of a machine uses of its host.
+/// Host resources used by a machine's VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineUsage {
-    /// Which machine.
+    /// Id of the machine.
     pub id: MachineId,
-    /// Processor time since the last line, percent of one processor. Absent for a VM that was not
-    /// in the last line.
+    /// CPU time since the previous line, percent of one CPU. Absent for a VM that was not in the
+    /// previous line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<f64>,
-    /// Processor time since the VM began, seconds.
+    /// CPU time since the VM started, seconds.
     pub cpu_seconds: f64,
-    /// Memory that the VM holds on the host: its own, and its share of what VMs share. Bytes.
+    /// Memory of the VM on the host, bytes: its own, and its share of what VMs share.
     pub memory_bytes: u64,
 }

@@ -323,7 +323,7 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
     if processes.len() > 1 && config.init.as_ref().and_then(|init| init.pid_namespace) == Some(true)
     {
         return Err(ApiError::invalid(
-            "invalid config.init.pid_namespace, a machine with several processes has no first one, use one",
+            "invalid config.init.pid_namespace, it is not available with several processes, use one",
         ));
     }
     if processes.len() > MAX_PROCESSES {
@@ -339,7 +339,7 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
             size += check_variable(&format!("{field}.env_from"), &variable.env_var, "")?;
         }
         if process.user.as_ref().is_some_and(|user| user.contains('\0')) {
-            return Err(ApiError::invalid(format!("invalid {field}.user, it can't hold a NUL")));
+            return Err(ApiError::invalid(format!("invalid {field}.user, it can't contain a NUL")));
         }
     }
     if size > MAX_PROGRAM_BYTES {
@@ -377,7 +377,7 @@ fn check_environment(
 fn check_variable(field: &str, key: &str, value: &str) -> Result<usize, ApiError> {
     if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
         return Err(ApiError::invalid(format!(
-            "invalid {field}, '{}' is no usable name or its value holds a NUL",
+            "invalid {field}, '{}' is not a valid name, or its value contains a NUL",
             key.escape_debug()
         )));
     }
@@ -393,7 +393,7 @@ fn check_variable(field: &str, key: &str, value: &str) -> Result<usize, ApiError
 fn check_arguments(field: &str, parts: [&Option<Vec<String>>; 3]) -> Result<usize, ApiError> {
     let words = || parts.into_iter().flatten().flatten();
     if words().any(|word| word.contains('\0')) {
-        return Err(ApiError::invalid(format!("invalid {field}, arguments can't hold a NUL")));
+        return Err(ApiError::invalid(format!("invalid {field}, arguments can't contain a NUL")));
     }
     Ok(words().map(|word| word.len() + EACH).sum())
 }

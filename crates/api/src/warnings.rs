@@ -6,7 +6,7 @@ use crate::{RawConfig, fields};
 
 const NO_PROXY: &str = "there is no proxy yet";
 const NO_SECRETS: &str = "there are no secrets yet";
-const ONE_HOST: &str = "it acts once there are several hosts";
+const ONE_HOST: &str = "it needs several hosts";
 
 /// Fields that are stored only, with the reason.
 const STORED: &[(&str, &str)] = &[
@@ -17,13 +17,13 @@ const STORED: &[(&str, &str)] = &[
     ("cache_drive", "there are no volumes yet"),
     ("standbys", ONE_HOST),
     ("disable_machine_autostart", NO_PROXY),
-    ("spot", "all machines cost the same here"),
-    ("dns.skip_registration", "there are no names of machines yet"),
+    ("spot", "there are no spot prices here"),
+    ("dns.skip_registration", "machines have no DNS names yet"),
     ("dns.dns_forward_rules", "all queries go to the same name servers"),
     ("processes[].secrets", NO_SECRETS),
     ("processes[].ignore_app_secrets", NO_SECRETS),
     ("files[].secret_name", NO_SECRETS),
-    ("files[].image_config", "no file is made of an image's configuration yet"),
+    ("files[].image_config", "files can't be made from an image's configuration yet"),
 ];
 
 /// A line for each part that has no effect on this server, also where nobody knows it.
@@ -64,7 +64,7 @@ mod tests {
         let warnings = warnings(&serde_json::from_value(sent).unwrap());
         assert_eq!(warnings.len(), 4, "{warnings:?}");
         assert!(warnings[0].starts_with("config.checks is stored"));
-        assert!(warnings[1].ends_with("once there are several hosts"));
+        assert!(warnings[1].ends_with("it needs several hosts"));
         assert_eq!(
             warnings[2],
             "config.processes[].secrets is stored and has no effect: there are no secrets yet"
@@ -73,6 +73,6 @@ mod tests {
         let skipped =
             serde_json::from_value(json!({"image": "a", "dns": {"skip_registration": true}}))
                 .unwrap();
-        assert!(super::warnings(&skipped)[0].ends_with("there are no names of machines yet"));
+        assert!(super::warnings(&skipped)[0].ends_with("machines have no DNS names yet"));
     }
 }

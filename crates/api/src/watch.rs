@@ -9,8 +9,8 @@ use crate::{Machine, MachineId};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MachinesUpdate {
-    /// What was told before no longer counts: the machines there are follow, so many of them, a
-    /// line each.
+    /// Start of a snapshot, which replaces what came before: this many machines follow, a line
+    /// each.
     Snapshot {
         /// How many lines with a machine belong to it.
         machines: u64,

@@ -81,7 +81,7 @@ impl SqliteStore {
 impl Store for SqliteStore {
     async fn organization(&self, slug: &str) -> Stored<Option<Organization>> {
         let slug = slug.to_owned();
-        self.owner.run("read an organisation", move |c| apps::organization(c, &slug)).await
+        self.owner.run("read an organization", move |c| apps::organization(c, &slug)).await
     }
 
     async fn network(&self, organization: i32, name: &str) -> Stored<Option<NetworkRow>> {

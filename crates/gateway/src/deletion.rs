@@ -59,8 +59,8 @@ fn supersede(context: &Context, copy: Superseded) {
     let context = context.clone();
     context.clone().background(async move {
         let Superseded { machine, worker, epoch } = &copy;
-        tracing::warn!(%machine, %worker, epoch, "a host has a copy of a machine that was placed elsewhere since");
-        retry_forever("have a copy stopped", || async {
+        tracing::warn!(%machine, %worker, epoch, "stopping a stale copy of a machine that was placed elsewhere");
+        retry_forever("stop a stale copy of a machine", || async {
             let request = WorkerRequest::Supersede { machine: machine.clone(), epoch: *epoch };
             match context.workers.ask(worker, request, context.settings.request_deadline).await {
                 Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => Ok(()),
@@ -98,7 +98,7 @@ async fn retry_forever<F: Future<Output = Result<(), ApiError>>>(
 ) {
     let mut pause = BACKOFF.0;
     while let Err(error) = attempt().await {
-        tracing::warn!(error = error.message, "can't {what}, trying again");
+        tracing::warn!(error = error.message, "can't {what}, retrying");
         tokio::time::sleep(pause).await;
         pause = BACKOFF.1.min(pause * 2);
     }
@@ -146,7 +146,7 @@ async fn reconcile(context: &Context, worker: &WorkerId) {
 pub(crate) async fn give_up_unless_made(context: Context, placement: Placement) {
     // Twice as long as `may_be_under_way`: its request may be sent once more until then.
     tokio::time::sleep((create_takes(&context) * 2).saturating_sub(age(&placement))).await;
-    retry_forever("find out whether a machine was made", || {
+    retry_forever("find out whether a machine was created", || {
         release_unless_made(&context, &placement)
     })
     .await;
@@ -175,7 +175,7 @@ pub(crate) async fn release_unless_made(
     let request = WorkerRequest::Get { machine: placement.machine.clone() };
     match context.ask(&placement.worker, request, context.settings.request_deadline).await {
         Err(AskError::Refused(error)) if error.code == ErrorCode::NotFound => {
-            tracing::warn!(machine = %placement.machine, "a machine was placed but never made");
+            tracing::warn!(machine = %placement.machine, "a machine was placed but never created");
             release(context, &placement.machine, &placement.app).await
         }
         Ok(_) => Ok(()),

@@ -29,11 +29,11 @@ use crate::http::{
 const BEARER: &str = "bearer";
 
 const TAGS: &[(&str, &str)] = &[
-    ("Apps", "Names that machines live under."),
+    ("Apps", "Apps group machines under a name."),
     ("Machines", "VMs."),
-    ("Platform", "Where machines can be."),
-    ("Images", "What machines are made of, on the hosts."),
-    ("Host", "Care of the hosts."),
+    ("Platform", "Regions, placement and status."),
+    ("Images", "Images on the hosts."),
+    ("Host", "Maintenance of hosts."),
     ("Server", "The server itself."),
 ];
 
@@ -50,7 +50,7 @@ pub(crate) fn document(endpoints: Vec<Endpoint>) -> Value {
     components.schemas.extend(responses::schemas());
     let mut scheme = Http::new(HttpAuthScheme::Bearer);
     scheme.description =
-        Some("A token of this server. The scheme `FlyV1` is taken as well.".to_owned());
+        Some("A token of this server. The scheme `FlyV1` is accepted too.".to_owned());
     components.add_security_scheme(BEARER, SecurityScheme::Http(scheme));
     // All of it is plain data with string keys, for which serialisation has no way to fail.
     let mut document = serde_json::to_value(document).unwrap_or_default();
@@ -74,8 +74,8 @@ fn tidy(value: &mut Value) {
 fn info() -> Info {
     let mut info = Info::new("Caddis", env!("CARGO_PKG_VERSION"));
     info.description = Some(
-        "Launches VMs from OCI images. The API is that of Fly Machines; what Caddis adds is marked as our addition.\n\n\
-         Every answer carries the header `fly-request-id`. Unknown parameters and fields are ignored."
+        "Launches VMs from OCI images. The API is that of Fly Machines; additions are marked as Caddis extensions.\n\n\
+         Every response carries the header `fly-request-id`. Unknown parameters and fields are ignored."
             .to_owned(),
     );
     let mut license = License::new(env!("CARGO_PKG_LICENSE"));
@@ -122,8 +122,8 @@ fn idempotency_key() -> Parameter {
         .name(idempotency::IDEMPOTENCY_KEY)
         .parameter_in(ParameterIn::Header)
         .description(Some(
-            "Of the client's choice: the same request under the same key is carried out once and answered the same, for \
-             a day. Our addition.",
+            "Chosen by the client: a request repeated with the same key within a day is carried out once and gets the \
+             same response. Caddis extension.",
         ))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255))))
         .build()

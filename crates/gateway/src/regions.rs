@@ -90,7 +90,7 @@ impl Regions {
                 // No other answer is to be had later.
                 ErrorCode::Unprocessable,
                 format!(
-                    "could not find a candidate host: '{}' names no region of this server, use any or one of {}",
+                    "could not find a candidate host: unknown region '{}'; available: any, {}",
                     expression.escape_debug().take(100).collect::<String>(),
                     known.join(", ")
                 ),

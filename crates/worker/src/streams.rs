@@ -144,7 +144,7 @@ fn argv(request: &ExecRequest) -> Result<Vec<String>, ApiError> {
         return Err(ApiError::invalid("invalid command, give the program and its arguments"));
     }
     if argv.iter().any(|word| word.contains('\0')) {
-        return Err(ApiError::invalid("invalid command, arguments can't hold a NUL"));
+        return Err(ApiError::invalid("invalid command, arguments can't contain a NUL"));
     }
     Ok(argv)
 }

@@ -54,7 +54,7 @@ async fn a_host_that_left_is_shown_as_such_its_machines_stay_listed_and_it_may_r
     cluster.kill(1).await.unwrap();
     for gateway in 0..2 {
         let is_gone = |status: &Value| {
-            let is_told = status["warnings"].to_string().contains("has said nothing for");
+            let is_told = status["warnings"].to_string().contains("no heartbeat from host");
             is_told && states(&cluster, status) == ["ok", "unreachable", "ok"]
         };
         cluster.until(gateway, STATUS, is_gone).await.unwrap();

@@ -213,7 +213,7 @@ async fn a_clone_is_a_machine_of_its_own_with_the_same_configuration() {
       Private IP: [IPV6]
 
     ----- stderr -----
-    Warning: config.standbys is stored and has no effect: it acts once there are several hosts
+    Warning: config.standbys is stored and has no effect: it needs several hosts
     ");
     assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --attach-volume vol_1:/data")).await, @"
     exit code 1

@@ -349,7 +349,7 @@ async fn place_says_where_machines_would_go() {
     assert_snapshot!(stand.run("machine place --region nowhere").await, @"
     exit code 1
     ----- stderr -----
-    Error: failed getting machine placements: could not find a candidate host: 'nowhere' names no region of this server, use any or one of local (Request ID: …)
+    Error: failed getting machine placements: could not find a candidate host: unknown region 'nowhere'; available: any, local (Request ID: …)
     ");
     assert_snapshot!(stand.run("machine place --volume-name data").await, @"
     exit code 1

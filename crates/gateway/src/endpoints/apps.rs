@@ -54,7 +54,7 @@ fn show(context: &Inner, app: AppRecord) -> App {
 
 /// Create an app.
 ///
-/// Without a name it gets a generated one. The same `idempotency_key` gives the same app.
+/// Without a name, one is generated. Requests with the same `idempotency_key` return the same app.
 #[utoipa::path(
     post,
     path = "/v1/apps",
@@ -64,7 +64,7 @@ fn show(context: &Inner, app: AppRecord) -> App {
     responses(
         (status = 201, description = "The app", body = CreateAppReply),
         BadBody,
-        (status = 404, description = "No such organisation", body = ErrorBody),
+        (status = 404, description = "No such organization", body = ErrorBody),
         (status = 422, description = "The name is taken or not allowed", body = ErrorBody),
     ),
 )]
@@ -109,13 +109,13 @@ pub(crate) async fn create(
     operation_id = "Apps_list",
     tag = "Apps",
     params(
-        ("org_slug" = Option<String>, Query, description = "Only of this organisation; `personal` is the caller's own"),
+        ("org_slug" = Option<String>, Query, description = "Only apps of this organization; `personal` is the caller's own"),
         PageParams,
     ),
     responses(
         (status = 200, description = "The apps", body = ListAppsReply),
         BadParameter,
-        (status = 404, description = "No such organisation", body = ErrorBody),
+        (status = 404, description = "No such organization", body = ErrorBody),
     ),
 )]
 pub(crate) async fn list(
@@ -168,14 +168,14 @@ pub(crate) async fn get(
 
 /// Delete an app.
 ///
-/// Its machines go with it, whatever they do. The name is free once they are gone.
+/// Its machines are destroyed too, running or not. The name is free once they are gone.
 #[utoipa::path(
     delete,
     path = "/v1/apps/{app_name}",
     operation_id = "Apps_delete",
     tag = "Apps",
     params(AppPath),
-    responses((status = 202, description = "It is being deleted"), NoApp),
+    responses((status = 202, description = "The app is being deleted"), NoApp),
 )]
 pub(crate) async fn delete(
     State(context): State<Context>,

@@ -19,16 +19,16 @@ pub(crate) struct Filter {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes parameters")]
 pub(crate) struct FilterParams {
-    /// Destroyed machines too.
+    /// Include destroyed machines.
     include_deleted: Option<bool>,
-    /// Only of this region.
+    /// Only machines in this region.
     region: Option<String>,
-    /// Only in this state, or in one of several with commas.
+    /// Only machines in this state, or in one of several, comma-separated.
     state: Option<String>,
-    /// Only with this value of their metadata.
+    /// Only machines with this metadata value.
     #[param(rename = "metadata.{key}")]
     metadata: Option<String>,
-    /// Without configuration and events.
+    /// Leave out configuration and events.
     summary: Option<bool>,
 }
 

@@ -19,23 +19,23 @@ const DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) struct Health {
     /// Whether requests will succeed.
     pub(crate) ok: bool,
-    /// Why they will not.
+    /// Reasons why not.
     pub(crate) problems: Vec<String>,
-    /// What works less well than it should, though requests succeed.
+    /// Problems that do not make requests fail.
     pub(crate) warnings: Vec<String>,
 }
 
-/// Say whether requests will succeed.
+/// Show whether the server is healthy.
 ///
-/// Our addition.
+/// Caddis extension.
 #[utoipa::path(
     get,
     path = "/healthz",
     operation_id = "Health_show",
     tag = "Server",
     responses(
-        (status = 200, description = "They will", body = Health),
-        (status = 503, description = "They will not, and why", body = Health),
+        (status = 200, description = "Healthy", body = Health),
+        (status = 503, description = "Unhealthy, with the reasons", body = Health),
     ),
 )]
 pub(crate) async fn health(State(context): State<Context>) -> (StatusCode, Json<Health>) {
@@ -68,7 +68,7 @@ pub(crate) async fn check(context: &Context) -> Health {
                 }
                 (problems, warnings)
             }
-            Ok(_) => (vec![format!("worker {worker} gave no answer that fits")], Vec::new()),
+            Ok(_) => (vec![format!("worker {worker} sent an unexpected answer")], Vec::new()),
             Err(error) => (vec![caddis_api::ApiError::from(error).message], Vec::new()),
         }
     });
@@ -77,7 +77,7 @@ pub(crate) async fn check(context: &Context) -> Health {
     let unreachable = silent.iter().map(|(worker, host)| {
         let seconds = host.last_seen.elapsed().as_secs();
         format!(
-            "host {worker} has said nothing for {seconds} s: its machines are shown as they were"
+            "no heartbeat from host {worker} for {seconds} s: its machines are shown as last known"
         )
     });
     let warnings = unreachable.chain(warnings.into_iter().flatten()).collect();

@@ -27,7 +27,7 @@ const LONGEST_SECONDS: u64 = 3600;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(default)]
 pub(crate) struct Drain {
-    /// Guests that still run after so long go down with the host.
+    /// Machines that are still running after this time go down with the host.
     timeout_seconds: u64,
 }
 
@@ -40,13 +40,13 @@ impl Default for Drain {
 /// Body of the answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Drained {
-    /// How many guests were stopped.
+    /// Number of machines stopped.
     stopped: u64,
 }
 
-/// Stop the guests of a host for a shutdown.
+/// Stop the machines of a host for a shutdown.
 ///
-/// They start again when it is back. Our addition.
+/// They start again when the host is back. Caddis extension.
 #[utoipa::path(
     post,
     path = "/v1/hosts/{id}/drain",
@@ -55,8 +55,8 @@ pub(crate) struct Drained {
     params(("id" = String, Path, description = "Id of the host, as in /v1/platform/status")),
     request_body = Drain,
     responses(
-        (status = 200, description = "All are stopped", body = Drained),
-        (status = 404, description = "There is no such host", body = ErrorBody),
+        (status = 200, description = "They are stopped", body = Drained),
+        (status = 404, description = "No such host", body = ErrorBody),
         BadBody,
     ),
 )]

@@ -1,4 +1,4 @@
-//! `/v1/images`: the images of a worker. Our addition.
+//! `/v1/images`: the images of a worker. Caddis extension.
 
 use axum::{
     body::Body,
@@ -29,7 +29,7 @@ use crate::http::{
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum ArchiveFormat {
-    /// Of `docker save`.
+    /// Written by `docker save`.
     DockerArchive,
     /// An OCI layout in a tar file.
     OciArchive,
@@ -50,13 +50,13 @@ fn passed_on(params: &Params, names: &[&'static str]) -> String {
 
 /// List the images of a worker.
 ///
-/// Our addition.
+/// Caddis extension.
 #[utoipa::path(
     get,
     path = "/v1/images",
     operation_id = "Images_list",
     tag = "Images",
-    params(("worker" = Option<String>, Query, description = "Id of a worker; the first one unless given")),
+    params(("worker" = Option<String>, Query, description = "Id of a worker; default: the first one")),
     responses((status = 200, description = "The images", body = Vec<ImageSummary>), BadParameter),
 )]
 pub(crate) async fn list(
@@ -73,8 +73,8 @@ pub(crate) async fn list(
 
 /// Import an image from an archive.
 ///
-/// The answer tells line by line how far the import is; its last line says `done` or `failed`.
-/// Closing the connection ends it. Our addition.
+/// The response reports progress line by line; its last line says `done` or `failed`. Closing the
+/// connection cancels the import. Caddis extension.
 #[utoipa::path(
     post,
     path = "/v1/images",
@@ -86,8 +86,8 @@ pub(crate) async fn list(
             "image" = Option<String>, Query,
             description = "Which image of the archive, by name or `@` and its place from 0; needed where there are several",
         ),
-        ("name" = Option<String>, Query, description = "What the image will be known by, else what the archive says"),
-        ("worker" = Option<String>, Query, description = "Id of a worker; the first one unless given"),
+        ("name" = Option<String>, Query, description = "Name for the image; default: the archive's own"),
+        ("worker" = Option<String>, Query, description = "Id of a worker; default: the first one"),
     ),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The archive"),
     responses(
@@ -123,9 +123,9 @@ pub(crate) async fn import(
     forward::call(&context, &worker(&context, &params)?, Request::post(path).body(body)).await
 }
 
-/// Remove an image that no machine uses.
+/// Remove an unused image.
 ///
-/// Our addition.
+/// Caddis extension.
 #[utoipa::path(
     delete,
     path = "/v1/images",
@@ -133,10 +133,10 @@ pub(crate) async fn import(
     tag = "Images",
     params(
         ("name" = String, Query, description = "Name or digest of the image"),
-        ("worker" = Option<String>, Query, description = "Id of a worker; the first one unless given"),
+        ("worker" = Option<String>, Query, description = "Id of a worker; default: the first one"),
     ),
     responses(
-        (status = 200, description = "It is gone", body = OkReply),
+        (status = 200, description = "Removed", body = OkReply),
         BadParameter,
         (status = 404, description = "No such image", body = ErrorBody),
         (status = 412, description = "A machine uses it", body = ErrorBody),

@@ -27,18 +27,18 @@ const MAX_ENTRIES: u64 = 1000;
     params(
         AppPath,
         ("instance" = Option<String>, Query, description = "Id of a machine"),
-        ("region" = Option<String>, Query, description = "Only machines there; with an instance of no account"),
+        ("region" = Option<String>, Query, description = "Only machines in this region; ignored with instance"),
         ("since" = Option<String>, Query, format = DateTime,
-            description = "Not what was written before: RFC 3339. A first page begins there. Our addition"),
+            description = "Only entries from this time on, RFC 3339; the first page begins there. Caddis extension"),
         ("until" = Option<String>, Query, format = DateTime,
-            description = "Not what was written after: RFC 3339. Our addition"),
-        ("next_token" = Option<String>, Query, description = "Where a page ended: give what comes after it"),
+            description = "Only entries up to this time, RFC 3339. Caddis extension"),
+        ("next_token" = Option<String>, Query, description = "The next_token of a page: return what comes after it"),
         ("until_token" = Option<String>, Query,
-            description = "Not what was written after the page that ended there: so that reading a log that grows has an end. \
-                           Our addition"),
-        ("limit" = Option<u64>, Query, minimum = 1, description = "Most entries of the page, at most 1000"),
+            description = "The next_token of a page: return nothing after it, so that reading a growing log ends. \
+                           Caddis extension"),
+        ("limit" = Option<u64>, Query, minimum = 1, description = "Maximum number of entries, at most 1000"),
         ("wait_seconds" = Option<u64>, Query, minimum = 0,
-            description = "Answer without entries only after so long, at most 60. Our addition"),
+            description = "Wait up to this long for entries when there are none, at most 60. Caddis extension"),
     ),
     responses(
         (status = 200, description = "A page, oldest first; the newest entries unless told where to begin",

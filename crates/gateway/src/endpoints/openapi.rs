@@ -18,7 +18,7 @@ pub fn json() -> String {
 
 /// Show this document.
 ///
-/// Our addition.
+/// Caddis extension.
 #[utoipa::path(
     get,
     path = "/v1/openapi.json",
@@ -31,9 +31,9 @@ pub(crate) async fn show_json() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], TEXT.clone())
 }
 
-/// Show this document to people.
+/// Show this document as a web page.
 ///
-/// Our addition.
+/// Caddis extension.
 #[utoipa::path(
     get,
     path = "/docs",

@@ -1,4 +1,4 @@
-//! `/v1/orgs`: organisations; `/v1/orgs/{org}/machines`: machines of all apps of an organisation,
+//! `/v1/orgs`: organizations; `/v1/orgs/{org}/machines`: machines of all apps of an organization,
 //! by time of their last change.
 
 use axum::{Extension, Json, extract::State};
@@ -27,15 +27,15 @@ use crate::{
 /// Most machines per page, and how many there are unless told otherwise.
 const MAX_PAGE: u64 = 1000;
 
-/// List the organisations that the token reaches.
+/// List the organizations that the token has access to.
 ///
-/// Our addition.
+/// Caddis extension.
 #[utoipa::path(
     get,
     path = "/v1/orgs",
     operation_id = "Organizations_list",
     tag = "Apps",
-    responses((status = 200, description = "The organisations", body = OrganizationList)),
+    responses((status = 200, description = "The organizations", body = OrganizationList)),
 )]
 pub(crate) async fn list(
     State(context): State<Context>,
@@ -45,7 +45,7 @@ pub(crate) async fn list(
     Ok(Json(OrganizationList { organizations: known.into_iter().collect() }))
 }
 
-/// List the machines of all apps of an organisation, by time of their last change.
+/// List the machines of all apps of an organization, by time of their last change.
 ///
 /// The cursor is the last machine's time and id, so later changes come later.
 #[utoipa::path(
@@ -54,15 +54,15 @@ pub(crate) async fn list(
     operation_id = "Machines_org_list",
     tag = "Machines",
     params(
-        ("org_slug" = String, Path, description = "The organisation; `personal` is the caller's own"),
+        ("org_slug" = String, Path, description = "The organization; `personal` is the caller's own"),
         FilterParams,
         PageParams,
-        ("updated_after" = Option<String>, Query, description = "Only what changed after this time, RFC 3339"),
+        ("updated_after" = Option<String>, Query, description = "Only machines changed after this time, RFC 3339"),
     ),
     responses(
         (status = 200, description = "The machines", body = OrganizationMachines),
         BadParameter,
-        (status = 404, description = "No such organisation", body = ErrorBody),
+        (status = 404, description = "No such organization", body = ErrorBody),
     ),
 )]
 pub(crate) async fn machines(

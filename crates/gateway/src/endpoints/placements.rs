@@ -22,9 +22,9 @@ const MAX_COUNT: u64 = 1_000_000;
 /// unless told otherwise.
 const WEIGHTS: [(&str, i64); 2] = [("region", 50), ("spread", 1)];
 
-/// Say where machines would be placed.
+/// Preview where machines would be placed.
 ///
-/// Nothing is reserved. Without `count` it says how many would fit.
+/// Nothing is reserved. Without `count`, returns how many would fit.
 #[utoipa::path(
     post,
     path = "/v1/platform/placements",
@@ -32,10 +32,10 @@ const WEIGHTS: [(&str, i64); 2] = [("region", 50), ("spread", 1)];
     tag = "Platform",
     request_body = PlacementsRequest,
     responses(
-        (status = 200, description = "Where, in the order of the regions", body = PlacementsReply),
+        (status = 200, description = "The placements, in the order of the regions", body = PlacementsReply),
         BadBody,
-        (status = 404, description = "No such organisation", body = ErrorBody),
-        (status = 422, description = "There is no room for so many", body = ErrorBody),
+        (status = 404, description = "No such organization", body = ErrorBody),
+        (status = 422, description = "Not enough capacity", body = ErrorBody),
     ),
 )]
 pub(crate) async fn place(

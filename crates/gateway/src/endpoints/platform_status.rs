@@ -1,5 +1,5 @@
-//! `GET /v1/platform/status`: whether the server is well, and what its hosts have left. Our
-//! addition.
+//! `GET /v1/platform/status`: the health of the server and the free capacity of its hosts. Caddis
+//! extension.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -32,15 +32,15 @@ use crate::{
     scheduler,
 };
 
-/// Say whether the server is well, and what its hosts have left.
+/// Show the health of the server and the free capacity of its hosts.
 ///
-/// Our addition.
+/// Caddis extension.
 #[utoipa::path(
     get,
     path = "/v1/platform/status",
     operation_id = "Platform_status",
     tag = "Platform",
-    responses((status = 200, description = "How it is", body = PlatformStatus)),
+    responses((status = 200, description = "The status", body = PlatformStatus)),
 )]
 pub(crate) async fn status(
     State(context): State<Context>,

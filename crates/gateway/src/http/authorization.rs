@@ -1,4 +1,4 @@
-//! What a caller may see and change. Apps, machines and organisations that requests name are found
+//! What a caller may see and change. Apps, machines and organizations that requests name are found
 //! here and nowhere else: the names in a path are handed out only to callers that may see what they
 //! are names of.
 //!
@@ -32,7 +32,7 @@ use crate::http::{
 type Found<T> = Result<T, ApiError>;
 
 impl Caller {
-    /// The organisation of this slug, or 404.
+    /// The organization of this slug, or 404.
     pub async fn organization(&self, context: &Context, slug: &str) -> Found<Organization> {
         let slug = self.slug(slug);
         let found = match self.token {
@@ -82,13 +82,13 @@ async fn in_path<T: DeserializeOwned + Send>(parts: &mut Parts, context: &Contex
     path.map(|Path(found)| found).map_err(|e| ApiError::invalid(format!("invalid path: {e}")))
 }
 
-/// An organisation in the path.
+/// An organization in the path.
 pub(crate) struct OrganizationPath {
     slug: String,
 }
 
 impl OrganizationPath {
-    /// The organisation, or 404.
+    /// The organization, or 404.
     pub async fn look_up(&self, context: &Context, caller: &Caller) -> Found<Organization> {
         caller.organization(context, &self.slug).await
     }

@@ -37,10 +37,10 @@ pub(crate) struct Page {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes parameters")]
 pub(crate) struct PageParams {
-    /// Most entries of the page; everything unless given.
+    /// Maximum number of entries per page; default: all.
     #[param(minimum = 1)]
     limit: Option<u64>,
-    /// Where the page begins, as the page before it says; needs `limit`.
+    /// Cursor given by the page before; needs `limit`.
     cursor: Option<String>,
 }
 

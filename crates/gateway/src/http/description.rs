@@ -13,7 +13,7 @@ pub enum Scope {
     Caller,
     /// Only callers that may see and change the whole installation.
     Installation,
-    /// The organisation that the request names. Writing is not for tokens of one app.
+    /// The organization that the request names. Writing is not for tokens of one app.
     Organization(Access),
     /// The app in the path.
     App(Access),

@@ -33,7 +33,7 @@ pub(crate) async fn envelope(
         // panic.
         Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(request_id = id, "an endpoint panicked");
-            let text = "the server made a mistake, please report it with the request id";
+            let text = "server error, please report it with the request ID";
             HttpError(ApiError::internal(text)).into_response()
         }),
         Err((status, error)) => {

@@ -79,9 +79,8 @@ pub(crate) async fn once(
     match work.await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => HttpError(error).into_response(),
-        Err(e) => {
-            HttpError(ApiError::internal(format!("the request was cut short: {e}"))).into_response()
-        }
+        Err(e) => HttpError(ApiError::internal(format!("the request was interrupted: {e}")))
+            .into_response(),
     }
 }
 
@@ -128,7 +127,7 @@ async fn carry_out(
         IdempotencyState::InProgress { until_ms } => return Ok(in_progress(until_ms)),
         IdempotencyState::Answered(answer) => return again(answer),
         IdempotencyState::Another => {
-            let text = format!("invalid {IDEMPOTENCY_KEY}, another request came with it before");
+            let text = format!("invalid {IDEMPOTENCY_KEY}, it was used for a different request");
             return Err(ApiError::new(ErrorCode::Unprocessable, text));
         }
     };
@@ -173,9 +172,9 @@ async fn renew(context: &Context, held: &Held) -> Infallible {
             Ok(true) => {}
             // Its answer was noted a moment ago, or this gateway stood still for too long. What it
             // makes is made once.
-            Ok(false) => tracing::debug!(id = held.id, "a keyed request is not held any more"),
+            Ok(false) => tracing::debug!(id = held.id, "the lease of an idempotency key was lost"),
             Err(error) => {
-                tracing::warn!(id = held.id, %error, "can't hold a keyed request, trying again")
+                tracing::warn!(id = held.id, %error, "can't renew the lease of an idempotency key, retrying")
             }
         }
     }
@@ -224,14 +223,14 @@ fn fingerprint(parts: &axum::http::request::Parts, body: &[u8]) -> [u8; 32] {
 
 fn unknown_outcome() -> ApiError {
     ApiError::aborted(format!(
-        "a request with this {IDEMPOTENCY_KEY} was cut short and may have been carried out: look, then use another key"
+        "a request with this {IDEMPOTENCY_KEY} was interrupted and may have been carried out: check, then use another key"
     ))
 }
 
 /// Says when to come back: when the one who has it has renewed its lease or lost it.
 fn in_progress(until_ms: u64) -> Response {
     let error = ApiError::aborted(format!(
-        "a request with this {IDEMPOTENCY_KEY} is still being carried out: send it again later for its answer"
+        "a request with this {IDEMPOTENCY_KEY} is still in progress: retry later to get its response"
     ));
     let seconds = until_ms.saturating_sub(unix_ms(Timestamp::now())).div_ceil(1000).max(1);
     let mut response = HttpError(error).into_response();
@@ -258,7 +257,7 @@ async fn keep(context: &Context, id: &str, response: Response) -> Result<Respons
 fn again(answer: StoredResponse) -> Result<Response, ApiError> {
     let Some(body) = answer.body else {
         return Err(ApiError::aborted(format!(
-            "a request with this {IDEMPOTENCY_KEY} was carried out; its answer was too long to be kept"
+            "a request with this {IDEMPOTENCY_KEY} was carried out; its response was too large to keep"
         )));
     };
     let mut response = Response::builder().status(answer.status).header(REPLAYED, "true");

@@ -45,21 +45,21 @@ errors! {
     /// Of what is about a machine.
     NoMachine {
         "400" => "Invalid request; the message says what",
-        "404" => "No such app, machine, or thing of it",
+        "404" => "No such app, machine or subresource",
     }
     /// Of what a worker may refuse.
     Refused {
-        "409" => "Someone else holds the lease, a concurrent change won, or the host has no room",
-        "412" => "The state does not allow it",
+        "409" => "Someone else holds the lease or changed the machine at the same time, or the host has no capacity",
+        "412" => "The machine's state does not allow this",
     }
     /// Of what may come with an `Idempotency-Key`.
     Keyed {
         "400" => "Invalid request; the message says what",
         "408" => "The body did not arrive in time",
-        "409" => "A request with this Idempotency-Key was cut short, is being carried out (`retry-after` says when to come \
-                  back), or its answer too long to be kept",
+        "409" => "A request with this Idempotency-Key was interrupted, is still in progress (`retry-after` says when to \
+                  retry), or its response was too large to keep",
         "413" => "The body is too large",
-        "422" => "Another request came with this Idempotency-Key",
+        "422" => "This Idempotency-Key was used for a different request",
     }
     /// Of every endpoint.
     Anywhere {
@@ -74,9 +74,9 @@ errors! {
     /// Of every endpoint that asks for a token.
     Protected {
         "401" => "Missing or unknown token",
-        "429" => "Too many requests of this kind; `retry-after` says when to come back",
-        "507" => "The disk of the host is full: nothing was changed. What frees room still works",
-        "504" => "What the server depends on does not answer; the request may still be carried out",
+        "429" => "Rate limit exceeded; `retry-after` says when to retry",
+        "507" => "The host's disk is full; nothing was changed. Requests that free space still work",
+        "504" => "Something the server depends on does not answer; the request may still be carried out",
     }
 }
 

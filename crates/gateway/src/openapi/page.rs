@@ -151,7 +151,7 @@ fn common_errors(document: &Value) -> Markup {
                 code { "fly-request-id" } " and in the server's log."
             }
             pre { "404 Not Found\n\n" (format!("{example:#}")) }
-            p { "Any operation may answer with these; what else one answers with is listed there." }
+            p { "Any operation may return these; others are listed with the operation." }
             table {
                 tr { th { "Status" } th { "" } }
                 @for (status, description) in responses::common() {

@@ -85,7 +85,7 @@ async fn a_key_belongs_to_one_request() {
     ] {
         let refused = post(&fixture, path, "k", &body).await;
         assert_eq!(refused.status, 422, "{path}");
-        assert!(refused.error().contains("another request"), "{}", refused.text);
+        assert!(refused.error().contains("used for a different request"), "{}", refused.text);
     }
     for key in ["", " ", &"x".repeat(256), "ä"] {
         let refused = post(&fixture, MACHINES, key, &machine()).await;
@@ -151,7 +151,7 @@ async fn what_may_have_been_done_is_done_again_only_where_that_comes_to_the_same
     forget_answers(&fixture);
     let refused = post(&fixture, &restart, "r", &Value::Null).await;
     assert_eq!(refused.status, 409);
-    assert!(refused.error().contains("cut short"), "{}", refused.text);
+    assert!(refused.error().contains("interrupted"), "{}", refused.text);
     post(&fixture, &cordon, "c", &Value::Null).await.ok();
     post(&fixture, &update, "u", &machine()).await.ok();
     let state = fixture.worker.state();
@@ -253,7 +253,7 @@ async fn who_waits_for_another_gateway_for_too_long_is_told_when_to_come_back() 
     let (one, ()) = tokio::join!(post(&fixture, MACHINES, "k", &body), async {
         let told = Fixture::send_to(&router, keyed(&fixture, MACHINES, "k", &body)).await;
         assert_eq!(told.status, 409);
-        assert!(told.error().contains("still being carried out"), "{}", told.text);
+        assert!(told.error().contains("still in progress"), "{}", told.text);
         let seconds: u64 = told.headers["retry-after"].to_str().unwrap().parse().unwrap();
         assert!((1..=REQUEST_LEASE.as_secs()).contains(&seconds), "{seconds}");
         gate.notify_one();

@@ -160,8 +160,7 @@ async fn what_an_update_can_not_change_is_ignored_with_a_warning() {
     fixture.worker.turn(&id, MachineState::Suspended, "suspend").await;
     fixture.call(&format!("GET {machine}/wait?state=suspended")).await.ok();
     let updated = fixture.post(&machine, json!({ "config": { "image": "b" } })).await.ok();
-    let told =
-        "the memory that was saved when it was suspended is given up, its next start is a new boot";
+    let told = "the memory saved by the suspend is discarded, the next start is a new boot";
     assert_eq!(updated["warnings"], json!([told]));
 }
 

@@ -156,7 +156,7 @@ pub(super) async fn page(
             Err(failure) if all_failed => return Err(failure),
             // What it has comes with a later page.
             Err(HttpError(error)) => {
-                tracing::warn!(%worker, error = error.message, "a host's part of a log is missing")
+                tracing::warn!(%worker, error = error.message, "can't read a host's part of a log")
             }
         }
     }

@@ -89,7 +89,7 @@ pub(crate) async fn stop(
     act(&context, &path, nonce, Action::Stop { signal: request.signal, timeout }).await
 }
 
-/// Stop a machine and start it again.
+/// Restart a machine.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/restart",
@@ -128,7 +128,7 @@ pub(crate) async fn restart(
 
 /// Send a signal to the program.
 ///
-/// A lease does not stand in its way. A machine that is about to start is waited for.
+/// Works in spite of a lease. Waits for a machine that is about to start.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/signal",
@@ -162,8 +162,8 @@ pub(crate) async fn signal(
     params(
         MachinePath,
         Nonce,
-        ("force" = Option<bool>, Query, description = "Also when it runs"),
-        ("kill" = Option<bool>, Query, description = "What some clients call force"),
+        ("force" = Option<bool>, Query, description = "Also if it is running"),
+        ("kill" = Option<bool>, Query, description = "Alias of force"),
     ),
     responses(
         (status = 200, description = "Accepted", body = OkReply),
@@ -202,7 +202,7 @@ pub(crate) async fn cordon(
     act(&context, &path, nonce, Action::Cordon { cordoned: true }).await
 }
 
-/// Take a machine back into routing.
+/// Put a machine back into routing.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/uncordon",
@@ -223,7 +223,7 @@ pub(crate) async fn uncordon(
     act(&context, &path, nonce, Action::Cordon { cordoned: false }).await
 }
 
-/// Save a machine to disk, to go on later where it was.
+/// Suspend a machine to disk; the next start resumes it.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/suspend",

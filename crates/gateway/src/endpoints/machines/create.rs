@@ -47,7 +47,7 @@ struct Wanted {
 
 /// Create a machine.
 ///
-/// It answers once the machine is accepted; the image is pulled and the machine booted afterwards.
+/// Responds once the machine is accepted; the image is pulled and the machine booted afterwards.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines",
@@ -78,7 +78,7 @@ pub(crate) async fn create(
     let work = tokio::spawn(async move { make(&context, wanted).await });
     let made = work
         .await
-        .map_err(|e| ApiError::internal(format!("making the machine was cut short: {e}")))?;
+        .map_err(|e| ApiError::internal(format!("creating the machine was interrupted: {e}")))?;
     Ok(Json(made?.warning(told)))
 }
 

@@ -27,7 +27,7 @@ use crate::http::{
 
 /// Run a program in a machine.
 ///
-/// One that is about to start is waited for, within the program's time.
+/// Waits for a machine that is about to start, within the program's timeout.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/exec",
@@ -36,7 +36,7 @@ use crate::http::{
     params(MachinePath, Nonce),
     request_body = ExecRequest,
     responses(
-        (status = 200, description = "How it ended, also when it failed", body = ExecReply),
+        (status = 200, description = "How the program ended, also when it failed", body = ExecReply),
         NoMachine,
         BadBody,
         Refused,
@@ -79,7 +79,7 @@ fn complete(mut request: ExecRequest) -> Result<ExecRequest, ApiError> {
         return Err(ApiError::invalid("invalid command, give a program and its arguments"));
     }
     if words.iter().any(|word| word.contains('\0')) {
-        return Err(ApiError::invalid("invalid command, arguments can't hold a NUL"));
+        return Err(ApiError::invalid("invalid command, arguments can't contain a NUL"));
     }
     if let Some(container) = request.container.take().filter(|name| !name.is_empty()) {
         let name: String = container.escape_debug().take(100).collect();

@@ -29,7 +29,7 @@ async fn ask(
     Ok(context.ask(&shown.record.worker, request, context.settings.request_deadline).await?)
 }
 
-/// List what happened to a machine, newest first.
+/// List the events of a machine, newest first.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/events",
@@ -37,7 +37,7 @@ async fn ask(
     tag = "Machines",
     params(
         MachinePath,
-        ("limit" = Option<u64>, Query, minimum = 1, description = "Most events, 20 unless given and at most 50"),
+        ("limit" = Option<u64>, Query, minimum = 1, description = "Maximum number of events; default 20, at most 50"),
     ),
     responses(
         (status = 200, description = "The events", body = Vec<MachineEvent>),
@@ -64,8 +64,8 @@ pub(crate) async fn events(
     tag = "Machines",
     params(
         MachinePath,
-        ("sort_by" = inline(Option<SortBy>), Query, description = "Field to sort by; pid unless given"),
-        ("order" = inline(Option<SortOrder>), Query, description = "Ascending unless given"),
+        ("sort_by" = inline(Option<SortBy>), Query, description = "Field to sort by; default pid"),
+        ("order" = inline(Option<SortOrder>), Query, description = "Sort order; default ascending"),
     ),
     responses(
         (status = 200, description = "The processes", body = Vec<ProcessStat>),

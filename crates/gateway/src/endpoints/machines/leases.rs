@@ -25,9 +25,9 @@ fn lease(reply: WorkerReply) -> Result<Lease, ApiError> {
     }
 }
 
-/// Take a lease of a machine, or with its nonce make it last longer.
+/// Take the lease of a machine, or extend it with its nonce.
 ///
-/// The body's `ttl` wins over the query's.
+/// `ttl` in the body takes precedence over the query's.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/lease",
@@ -36,7 +36,7 @@ fn lease(reply: WorkerReply) -> Result<Lease, ApiError> {
     params(
         MachinePath,
         Nonce,
-        ("ttl" = Option<u64>, Query, description = "Seconds; 30 unless given"),
+        ("ttl" = Option<u64>, Query, description = "Seconds; default 30"),
     ),
     request_body = Option<LeaseRequest>,
     responses(
@@ -78,7 +78,7 @@ pub(crate) async fn acquire(
 
 /// Show the lease of a machine.
 ///
-/// Others than its owner do not see the nonce.
+/// Only its owner sees the nonce.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/lease",
@@ -108,7 +108,7 @@ pub(crate) async fn get(
     Ok(Json(reply))
 }
 
-/// Give up a lease.
+/// Release a lease.
 #[utoipa::path(
     delete,
     path = "/v1/apps/{app_name}/machines/{machine_id}/lease",
@@ -116,7 +116,7 @@ pub(crate) async fn get(
     tag = "Machines",
     params(MachinePath, Nonce),
     responses(
-        (status = 200, description = "It is gone", body = LeaseReleased),
+        (status = 200, description = "Released", body = LeaseReleased),
         NoMachine,
         Refused,
     ),

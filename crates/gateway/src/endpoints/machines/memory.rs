@@ -36,7 +36,7 @@ async fn ask(
     }
 }
 
-/// Show what the programs of a machine may have of its memory.
+/// Show the memory limit of a machine's programs.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/memory",
@@ -52,9 +52,9 @@ pub(crate) async fn get(
     Ok(Json(ask(&context, path, None, None, None).await?.0))
 }
 
-/// Bound what the programs of a machine may have of its memory.
+/// Limit the memory of a machine's programs.
 ///
-/// Until the machine starts anew. Nothing is killed for it.
+/// Lasts until the next start. Nothing is killed to enforce it.
 #[utoipa::path(
     put,
     path = "/v1/apps/{app_name}/machines/{machine_id}/memory",
@@ -73,7 +73,7 @@ pub(crate) async fn set(
     Ok(Json(ask(&context, path, nonce.0, Some(request.limit_mb), None).await?.0))
 }
 
-/// Take back memory that the programs of a machine do not need right now.
+/// Reclaim memory that the programs of a machine do not need right now.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/memory/reclaim",
@@ -82,7 +82,7 @@ pub(crate) async fn set(
     params(MachinePath, Nonce),
     request_body = ReclaimMemoryRequest,
     responses(
-        (status = 200, description = "What was to be had", body = ReclaimMemoryReply),
+        (status = 200, description = "The amount reclaimed", body = ReclaimMemoryReply),
         NoMachine,
         BadBody,
         Refused,

@@ -60,7 +60,7 @@ async fn change(
     tag = "Machines",
     params(MachinePath),
     responses(
-        (status = 200, description = "All of it", body = BTreeMap<String, String>),
+        (status = 200, description = "The metadata", body = BTreeMap<String, String>),
         NoMachine,
     ),
 )]
@@ -73,7 +73,7 @@ pub(crate) async fn all(
 
 /// Change metadata of a machine.
 ///
-/// What is not named stays. No lease stands in its way.
+/// Keys not named stay unchanged. Works in spite of a lease.
 #[utoipa::path(
     method(patch, put),
     path = "/v1/apps/{app_name}/machines/{machine_id}/metadata",
@@ -100,7 +100,7 @@ pub(crate) async fn merge(
 /// The key in the path.
 type KeyPath = Path<(String, String, String)>;
 
-/// Show one value of the metadata of a machine.
+/// Show a metadata value of a machine.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/metadata/{key}",
@@ -108,7 +108,7 @@ type KeyPath = Path<(String, String, String)>;
     tag = "Machines",
     params(
         MachinePath,
-        ("key" = String, Path, description = "Its key"),
+        ("key" = String, Path, description = "Metadata key"),
     ),
     responses(
         (status = 200, description = "The value", body = MetadataValue),
@@ -128,7 +128,7 @@ pub(crate) async fn get(
     Ok(Json(MetadataValue { value: value.to_owned() }))
 }
 
-/// Set one value of the metadata of a machine.
+/// Set a metadata value of a machine.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/machines/{machine_id}/metadata/{key}",
@@ -136,7 +136,7 @@ pub(crate) async fn get(
     tag = "Machines",
     params(
         MachinePath,
-        ("key" = String, Path, description = "Its key"),
+        ("key" = String, Path, description = "Metadata key"),
     ),
     request_body = SetMetadataRequest,
     responses(
@@ -155,7 +155,7 @@ pub(crate) async fn set(
     change(&context, &path, BTreeMap::from([(key, Some(request.value))]), None).await
 }
 
-/// Remove one value of the metadata of a machine, if there is one.
+/// Remove a metadata value of a machine, if present.
 #[utoipa::path(
     delete,
     path = "/v1/apps/{app_name}/machines/{machine_id}/metadata/{key}",
@@ -163,10 +163,10 @@ pub(crate) async fn set(
     tag = "Machines",
     params(
         MachinePath,
-        ("key" = String, Path, description = "Its key"),
+        ("key" = String, Path, description = "Metadata key"),
     ),
     responses(
-        (status = 204, description = "It is gone"),
+        (status = 204, description = "Removed"),
         NoMachine,
         Refused,
     ),

@@ -1,4 +1,4 @@
-//! What is being done to a machine, as server-sent events. Our addition.
+//! What is being done to a machine, as server-sent events. Caddis extension.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -27,9 +27,9 @@ pub(crate) struct OperationEvent {
     data: String,
 }
 
-/// Follow what is being done to a machine.
+/// Follow the operation in progress on a machine.
 ///
-/// An `operation` event now and at each change, then `done` with the state. Our addition.
+/// Sends an `operation` event now and at each change, then `done` with the state. Caddis extension.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/operation",

@@ -51,13 +51,13 @@ const AHEAD: usize = 16;
 
 /// Run a program in a machine, interactively.
 ///
-/// Over a WebSocket, on a terminal or without one. The first message of the client is a text that
-/// says what to run (`ClientMessage`, type `start`); later ones resize,
-/// signal or end the input. Binary messages carry bytes behind one for the channel: 0 for standard
-/// input, of which no more than 256 KiB may be sent beyond what the server credits, 1 for standard
-/// output, 2 for standard error. The last text of the server says how the program ended, or why it
-/// could not be run. The program is told (SIGHUP) when the client goes, and killed five seconds
-/// later. Our addition.
+/// Over a WebSocket, with or without a terminal. The client's first message is a text that says
+/// what to run (`ClientMessage`, type `start`); later ones resize the terminal, send a signal or
+/// end the input. The first byte of a binary message is its channel: 0 for standard input, of which
+/// at most 256 KiB may be sent beyond what the server credits, 1 for standard output, 2 for
+/// standard error. The server's last text says how the program ended, or why it could not be run.
+/// When the client disconnects, the program gets SIGHUP, and SIGKILL five seconds later. Caddis
+/// extension.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/exec/ws",
@@ -67,14 +67,14 @@ const AHEAD: usize = 16;
         MachinePath,
         Nonce,
         ("remove_app" = Option<bool>, Query,
-            description = "Delete the app at the end of the session, unless it has another machine. Our addition"),
+            description = "Delete the app at the end of the session, unless it has another machine. Caddis extension"),
     ),
     responses(
         (status = 101, description = "The session begins"),
         NoMachine,
         BadParameter,
         Refused,
-        (status = 426, description = "No WebSocket was asked for", body = caddis_api::error::ErrorBody),
+        (status = 426, description = "Not a WebSocket request", body = caddis_api::error::ErrorBody),
     ),
 )]
 pub(crate) async fn session(

@@ -22,9 +22,9 @@ use crate::http::{
     responses::{BadBody, NoMachine, Refused},
 };
 
-/// Give a machine a new configuration.
+/// Update a machine's configuration.
 ///
-/// The whole configuration is replaced. Another name or region is ignored, with a warning.
+/// The whole configuration is replaced. A different name or region is ignored, with a warning.
 #[utoipa::path(
     method(post, put),
     path = "/v1/apps/{app_name}/machines/{machine_id}",
@@ -60,7 +60,7 @@ pub(crate) async fn update(
     }
     if matches!(machine.state, MachineState::Suspended | MachineState::Suspending) {
         told.push(
-            "the memory that was saved when it was suspended is given up, its next start is a new boot".to_owned(),
+            "the memory saved by the suspend is discarded, the next start is a new boot".to_owned(),
         );
     }
     check_secrets(request.min_secrets_version)?;
@@ -106,7 +106,7 @@ pub(crate) async fn all_versions(
     }
 }
 
-/// List the configurations a machine had, newest first.
+/// List the versions of a machine's configuration, newest first.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/versions",

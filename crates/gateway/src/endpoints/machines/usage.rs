@@ -34,11 +34,11 @@ const INTERVALS: std::ops::RangeInclusive<Duration> =
 /// Longest line of a host, bytes.
 const MAX_LINE: usize = 8 << 20;
 
-/// Follow what the machines of an app use of their hosts.
+/// Follow the CPU and memory usage of an app's machines.
 ///
-/// A line per host at once and then after each interval, with the processor time and memory of
-/// those machines that have a VM there. It ends with the app and with the server; ask again then.
-/// Our addition.
+/// Sends a line per host at once and after each interval, with the CPU time and memory of the
+/// machines that have a VM there. The stream ends when the app is deleted or the server stops;
+/// reconnect then. Caddis extension.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/usage",
@@ -47,9 +47,9 @@ const MAX_LINE: usize = 8 << 20;
     params(
         AppPath,
         ("interval" = Option<String>, Query,
-            description = "Time between two lines of a host, 1s to 60s, whole seconds or Go's notation; 2s unless given"),
+            description = "Time between two lines of a host, 1s to 60s, whole seconds or Go's notation; default 2s"),
         ("timeout" = Option<String>, Query,
-            description = "End after so long, whole seconds or Go's notation; with the app unless given"),
+            description = "End after this time, whole seconds or Go's notation; default: when the app is deleted"),
     ),
     responses(
         (status = 200, description = "One sample per line", body = UsageSample, content_type = "application/x-ndjson"),

@@ -65,7 +65,7 @@ fn timeout(params: &Params) -> Result<Duration, ApiError> {
     Ok(wanted.clamp(Duration::from_secs(1), Duration::from_secs(MAX_SECONDS)))
 }
 
-/// Wait until a machine has reached a state.
+/// Wait for a machine to reach a state.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/{machine_id}/wait",
@@ -74,16 +74,16 @@ fn timeout(params: &Params) -> Result<Duration, ApiError> {
     params(
         MachinePath,
         ("state" = Option<String>, Query,
-            description = "started (unless given), stopped, suspended, destroyed, failed, created or settled, or several with commas"),
-        ("timeout" = Option<String>, Query, description = "Whole seconds or Go's notation; at most 60 seconds, and so unless given"),
+            description = "started (default), stopped, suspended, destroyed, failed, created or settled; or several, comma-separated"),
+        ("timeout" = Option<String>, Query, description = "Whole seconds or Go's notation; default and maximum: 60 seconds"),
         ("version" = Option<String>, Query, description = "The version that must be current"),
         ("instance_id" = Option<String>, Query, deprecated, description = "Old name of version"),
-        ("from_event_id" = Option<String>, Query, description = "Only what came after this event counts"),
+        ("from_event_id" = Option<String>, Query, description = "Only changes after this event count"),
     ),
     responses(
         (status = 200, description = "Reached", body = WaitReply),
         (status = 400, body = ErrorBody,
-            description = "The request is wrong, or the machine has failed or ended and will not reach the state by itself"),
+            description = "Invalid request, or the machine has failed or ended and will not reach the state by itself"),
         (status = 404, description = "No such app, machine or version", body = ErrorBody),
         (status = 408, description = "Not reached in time", body = ErrorBody),
         (status = 409, description = "The version was replaced", body = ErrorBody),

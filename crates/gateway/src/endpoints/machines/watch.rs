@@ -44,10 +44,10 @@ const PIECE: usize = 64 * 1024;
 
 /// Follow the machines of an app.
 ///
-/// First a snapshot of those that are not destroyed, then each change as it comes. A line is a
-/// machine as it is when the line is written: what it was in between may be left out. A client that
-/// falls behind gets a new snapshot. Empty lines only keep the connection alive. It ends with the
-/// app and with the server; ask again then. Our addition.
+/// Sends a snapshot of the machines that are not destroyed, then each change. A line is a machine
+/// as it is when the line is written; states in between may be skipped. A client that falls behind
+/// gets a new snapshot. Empty lines only keep the connection alive. The stream ends when the app is
+/// deleted or the server stops; reconnect then. Caddis extension.
 #[utoipa::path(
     get,
     path = "/v1/apps/{app_name}/machines/watch",
@@ -56,7 +56,7 @@ const PIECE: usize = 64 * 1024;
     params(
         AppPath,
         ("timeout" = Option<String>, Query,
-            description = "End after so long, whole seconds or Go's notation; with the app unless given"),
+            description = "End after this time, whole seconds or Go's notation; default: when the app is deleted"),
     ),
     responses(
         (status = 200, description = "One update per line", body = MachinesUpdate, content_type = "application/x-ndjson"),
