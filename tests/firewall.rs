@@ -183,7 +183,7 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
     );
 
     // It is told in the log, in the events of machines, and by the server.
-    stand.server.until_logged("another program removed a part of the machines' network", 1).await?;
+    stand.server.until_logged("another program removed part of the machines' network", 1).await?;
     let events = first.events().await?;
     let event = events.iter().find(|event| event["type"] == "network").context("an event")?;
     assert_eq!(event["details"]["removed"], "packet filter", "{event}");

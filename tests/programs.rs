@@ -484,10 +484,7 @@ async fn a_machine_that_switches_itself_off_has_exited() -> Result<()> {
         .await?;
     ends(&asked, None).await?;
     let lines = runner_lines(&stand, &asked).await?;
-    assert!(
-        lines.contains(&"a program of the machine has switched it off".to_owned()),
-        "{lines:#?}"
-    );
+    assert!(lines.contains(&"a program in the machine powered it off".to_owned()), "{lines:#?}");
     // By the kernel, at once.
     let off = stand.script("poweroff -f", policy.clone()).await?;
     ends(&off, Some("powered_off")).await?;

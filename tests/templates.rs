@@ -357,7 +357,7 @@ async fn a_damaged_template_is_built_anew_and_a_good_one_used_again() -> Result<
     fs::write(&files[0], &bytes)?;
     stand.server.launch().await?;
     start_by_template(&stand).await?;
-    assert!(stand.server.log().contains("template not used, it is built anew"), "it is told");
+    assert!(stand.server.log().contains("template unusable, rebuilding it"), "it is told");
     let anew = fs::read(&files[0])?;
     assert!(anew != bytes && (anew.len() as u64).abs_diff(built) < built / 4, "and written anew");
     Ok(())
@@ -393,7 +393,7 @@ async fn a_template_that_can_not_be_restored_means_a_cold_boot_that_says_so() ->
     let arguments = vec!["--qemu".to_owned(), qemu.display().to_string()];
     let stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
     // What is to wait for machines finds it out first; the template is gone then.
-    stand.server.until_logged("no VM waits", 1).await?;
+    stand.server.until_logged("no warm VM", 1).await?;
     let machine = stand.script("echo up; exec sleep 1000", json!({})).await?;
     machine.logged("up").await?;
     machine.wait("started").await?;

@@ -258,10 +258,7 @@ async fn files_are_copied_where_the_image_has_nothing_for_it() -> Result<()> {
     let secret = secret.to_str().unwrap_or_default();
     for (arguments, words) in [
         (vec!["get", "/srv/large", taken], "exists already"),
-        (
-            vec!["get", "/no/such"],
-            "can't read /no/such: there is no such file or directory in the machine",
-        ),
+        (vec!["get", "/no/such"], "can't read /no/such: no such file or directory in the machine"),
         (vec!["put", "/no/such"], "no such local file or directory"),
         (vec!["put", secret, "/srv/large"], "/srv/large: it exists already"),
         (vec!["put", secret, "/no/such/place"], "no such file or directory in the machine"),

@@ -167,7 +167,7 @@ impl Bus for InProcessBus {
             match tokio::time::timeout_at(until, pending.next()).await {
                 Ok(Some(answer)) => match fits(subject, &answer) {
                     Ok(()) => answers.push(answer),
-                    Err(error) => tracing::error!(%error, "an answer is left out"),
+                    Err(error) => tracing::error!(%error, "dropped a response"),
                 },
                 Ok(None) | Err(_) => return Ok(answers),
             }

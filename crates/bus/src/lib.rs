@@ -40,7 +40,7 @@ pub enum BusError {
     },
     /// The message, or its answer, is larger than [`MAX_MESSAGE_BYTES`]. The request was not
     /// delivered, unless it is the answer that is too large.
-    #[error("a message of {bytes} bytes on {subject} is larger than the bus takes")]
+    #[error("a message of {bytes} bytes on {subject} exceeds the limit of the bus")]
     TooLarge {
         /// Where it was to go.
         subject: String,

@@ -59,7 +59,7 @@ pub enum ClientError {
         reason: String,
     },
     /// The base URL can't be used.
-    #[error("'{url}' is no server address: {reason}; write for example http://127.0.0.1:4280")]
+    #[error("invalid server address '{url}': {reason}; use for example http://127.0.0.1:4280")]
     InvalidUrl {
         /// As given.
         url: String,
@@ -67,7 +67,7 @@ pub enum ClientError {
         reason: String,
     },
     /// The token can't be sent.
-    #[error("the access token holds characters that can't be sent in a header; copy it again")]
+    #[error("the access token contains characters that can't be sent in a header; copy it again")]
     InvalidToken,
     /// The HTTP client could not be set up.
     #[error(

@@ -208,12 +208,12 @@ impl Client {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let status = response.status();
             check(response).await?;
-            let reason = format!("status {status} where a WebSocket was asked for");
+            let reason = format!("status {status} where a WebSocket was requested");
             return Err(ClientError::Unreadable { request: request.name(), reason });
         }
         let accepted = response.headers().get(SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
         if accepted != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
-            let reason = "the WebSocket's handshake does not fit".to_owned();
+            let reason = "invalid WebSocket handshake".to_owned();
             return Err(ClientError::Unreadable { request: request.name(), reason });
         }
         let connection = response.upgrade().await.map_err(|e| self.failure(&request.name(), &e))?;

@@ -105,7 +105,7 @@ impl Reserve {
         if lacking == 0 {
             self.grow(LEFT);
         } else if self.shrink(lacking) {
-            tracing::warn!(path = %self.path.display(), "the disk is full: starting with what was reserved on it");
+            tracing::warn!(path = %self.path.display(), "the disk is full: starting with its reserve");
         }
     }
 
@@ -124,7 +124,7 @@ impl Reserve {
     pub fn give(&self) -> bool {
         let given = self.shrink(PART);
         if given {
-            tracing::warn!(left = self.held(), "the disk is full: part of the reserve given back");
+            tracing::warn!(left = self.held(), "the disk is full: released part of the reserve");
         }
         given
     }
@@ -157,7 +157,7 @@ impl Reserve {
             while self.held() < self.size {
                 tokio::time::sleep(LOOK_INTERVAL).await;
                 if self.grow(LEFT) {
-                    tracing::info!("there is room on the disk again: the reserve is whole");
+                    tracing::info!("the disk has free space again: reserve restored");
                 }
             }
         }
@@ -174,7 +174,7 @@ impl Reserve {
                 true
             }
             Err(error) => {
-                tracing::error!(path = %self.path.display(), %error, "can't give back the reserve");
+                tracing::error!(path = %self.path.display(), %error, "can't release the reserve");
                 false
             }
         }
@@ -195,10 +195,10 @@ impl Reserve {
             return false;
         }
         if let Err(error) = allocate(file, to) {
-            tracing::warn!(path = %self.path.display(), %error, "can't make the reserve whole");
+            tracing::warn!(path = %self.path.display(), %error, "can't restore the reserve");
             // What it got is given up again, so that its length says what it holds.
             if file.set_len(held).is_err() {
-                tracing::error!(path = %self.path.display(), "can't give up part of the reserve");
+                tracing::error!(path = %self.path.display(), "can't release part of the reserve");
             }
             return false;
         }

@@ -58,7 +58,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
 fn failed<'a>(what: &'a str, path: &'a Path) -> impl Fn(io::Error) -> String + 'a {
     move |error| {
         let reason = match error.raw_os_error() {
-            Some(libc::ENOENT) => "there is no such file or directory in the machine".to_owned(),
+            Some(libc::ENOENT) => "no such file or directory in the machine".to_owned(),
             Some(libc::ENOSPC) => "the machine's disk is full".to_owned(),
             Some(libc::EROFS) => "it is on a file system that can't be written to".to_owned(),
             Some(libc::EEXIST) => "it exists already".to_owned(),

@@ -28,7 +28,7 @@ impl Freezer {
         let cgroups = cgroups();
         self.held.clear();
         for cgroup in &cgroups {
-            let failed = |error| format!("can't hold {} still: {error}", cgroup.display());
+            let failed = |error| format!("can't freeze {}: {error}", cgroup.display());
             let mut switch =
                 File::options().write(true).open(cgroup.join("cgroup.freeze")).map_err(failed)?;
             switch.write_all(b"1").map_err(failed)?;
@@ -55,7 +55,7 @@ fn cgroups() -> Vec<PathBuf> {
 
 fn wait(cgroup: &Path, deadline: Instant) -> Result<(), String> {
     let failed =
-        |error: &dyn std::fmt::Display| format!("can't hold {} still: {error}", cgroup.display());
+        |error: &dyn std::fmt::Display| format!("can't freeze {}: {error}", cgroup.display());
     let mut events = File::open(cgroup.join("cgroup.events")).map_err(|e| failed(&e))?;
     let mut text = String::new();
     loop {

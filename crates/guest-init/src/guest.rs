@@ -261,7 +261,7 @@ impl Guest {
         }
         self.reap();
         if heard.iter().any(|heard| SWITCH_OFF.into_iter().any(|signal| signal as i32 == *heard)) {
-            self.warn(Err("a program of the machine has switched it off".to_owned()));
+            self.warn(Err("a program in the machine powered it off".to_owned()));
             match self.held_end {
                 // Its own programs have ended: what ends now is what holds it.
                 Some(_) => self.hang_up(|exec| exec.holds_machine),

@@ -28,7 +28,7 @@ pub fn manage(limit: Option<u64>, reclaim: Option<u64>) -> Result<MemoryInfo, St
 /// Never by killing anything: programs that need more keep the limit they had.
 fn set_limit(limit: u64) -> Result<(), String> {
     if limit < LEAST_MIB {
-        return Err(format!("programs can't do with less than {LEAST_MIB} MiB"));
+        return Err(format!("programs need at least {LEAST_MIB} MiB"));
     }
     let limit = limit * MIB;
     let excess = number("memory.current")?.unwrap_or(0).saturating_sub(limit);
@@ -36,7 +36,7 @@ fn set_limit(limit: u64) -> Result<(), String> {
         take_back(excess.div_ceil(MIB))?;
         let used = number("memory.current")?.unwrap_or(0);
         if used > limit {
-            return Err(format!("programs use {} MiB and need them", used.div_ceil(MIB)));
+            return Err(format!("programs use {} MiB that can't be reclaimed", used.div_ceil(MIB)));
         }
     }
     write("memory.max", &limit.to_string())

@@ -224,14 +224,14 @@ pub fn execute(
     report.stage(Stage::Program);
     let shell = if program.argv.is_empty() { shell(user)? } else { Vec::new() };
     let argv = if program.argv.is_empty() { &shell } else { program.argv };
-    let name = argv.first().ok_or_else(|| "no program is given".to_owned())?;
+    let name = argv.first().ok_or_else(|| "no program given".to_owned())?;
     let path = find(name, program.env, &directory)?;
 
     report.stage(Stage::Execute);
     let home = named.as_ref().filter(|_| !program.env.iter().any(|(key, _)| key == "HOME"));
     let home = home.map(|user| ("HOME".to_owned(), user.home.clone()));
     let text = |bytes: &[u8]| {
-        CString::new(bytes).map_err(|_| format!("can't run {name}: a word has a NUL in it"))
+        CString::new(bytes).map_err(|_| format!("can't run {name}: a word contains a NUL"))
     };
     let arguments = argv.iter().map(|word| text(word.as_bytes())).collect::<Result<Vec<_>, _>>()?;
     let variables = program
@@ -286,7 +286,7 @@ fn explain(path: &Path, error: &io::Error) -> String {
             "its interpreter or dynamic loader is not in the image".to_owned()
         }
         Some(libc::ENOEXEC) => {
-            "it is no program for this processor, or a script without #!".to_owned()
+            "it is not an executable for this CPU, or a script without #!".to_owned()
         }
         _ => error.to_string(),
     }
@@ -353,9 +353,7 @@ fn shell(user: &User) -> Result<Vec<String>, String> {
         user.shell.as_deref().filter(is_shell).into_iter().chain(["/bin/bash", "/bin/sh"]);
     let mut there = candidates.filter(|path| fs::metadata(path).is_ok_and(|file| file.is_file()));
     let found = there.next().map(|path| vec![path.to_owned()]);
-    found.ok_or_else(|| {
-        "the image has no shell (no /bin/sh): name a program of it to run".to_owned()
-    })
+    found.ok_or_else(|| "the image has no shell (no /bin/sh): give a program to run".to_owned())
 }
 
 /// Finds a program as a shell does.

@@ -57,7 +57,7 @@ impl ArchiveSource {
             reason: reason.to_owned(),
         };
         let usage =
-            "write docker-archive:FILE[:NAME], oci-archive:FILE[:NAME] or oci:DIRECTORY[:NAME]";
+            "use docker-archive:FILE[:NAME], oci-archive:FILE[:NAME] or oci:DIRECTORY[:NAME]";
         let (kind, rest) = source.split_once(':').ok_or_else(|| invalid(usage))?;
         let kind = match kind {
             "docker-archive" => Kind::DockerArchive,
@@ -96,7 +96,7 @@ impl Inner {
         if let Some(name) = name.as_ref().filter(|name| name.digest.is_some()) {
             return Err(ImageError::InvalidReference {
                 reference: name.canonical(),
-                reason: "an imported image gets its digest by itself; name it without one"
+                reason: "the digest of an imported image is computed; name it without one"
                     .to_owned(),
             });
         }

@@ -41,7 +41,7 @@ pub enum ImageError {
     },
     /// The registry did not answer, or not with anything useful. Trying later may help.
     #[error(
-        "registry {registry} could not be used for {what}: {reason}; check the network and try again"
+        "registry {registry} is unavailable for {what}: {reason}; check the network and try again"
     )]
     Unreachable {
         /// Host and port.
@@ -52,7 +52,7 @@ pub enum ImageError {
         reason: String,
     },
     /// The registry was asked too often, and wants to be left alone for longer than is waited.
-    #[error("registry {registry} has a rate limit, and does not give {what}: {reason}")]
+    #[error("registry {registry} refused {what}, its rate limit is reached: {reason}")]
     RateLimited {
         /// Host and port.
         registry: String,
@@ -70,7 +70,7 @@ pub enum ImageError {
         limit: String,
     },
     /// What came is not what was promised, or makes no sense. Nothing of it was kept.
-    #[error("{what} is corrupt: {reason}; nothing of it was kept, push or save the image again")]
+    #[error("{what} is corrupt: {reason}; nothing was kept, push or save the image again")]
     Corrupt {
         /// Which blob, file or entry.
         what: String,
@@ -112,7 +112,7 @@ pub enum ImageError {
         reason: String,
     },
     /// The store was closed while this was going on.
-    #[error("{what} was interrupted because the image store closed; ask again")]
+    #[error("{what} was interrupted because the image store closed; try again")]
     Interrupted {
         /// What.
         what: String,

@@ -177,7 +177,7 @@ impl Inner {
                         match error {
                             ImageError::TooLarge { .. } => ImageError::corrupt(
                                 format!("config {what}"),
-                                format!("it has more than the {size} bytes promised"),
+                                format!("it has more than the {size} bytes announced"),
                             ),
                             other => other,
                         }
@@ -381,7 +381,7 @@ async fn in_time<T>(
         Err(ImageError::Unreachable {
             registry: repository.registry.clone(),
             what: repository.name.clone(),
-            reason: "what was asked for did not come in time".to_owned(),
+            reason: "it timed out".to_owned(),
         })
     })
 }

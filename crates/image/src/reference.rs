@@ -77,7 +77,7 @@ pub fn parse_reference(
     };
     if !is_host(registry) {
         return Err(invalid(
-            "the registry must be a host name or address, with `:port` if need be",
+            "the registry must be a host name or address, optionally with `:port`",
         ));
     }
     // Docker Hub goes by several names.

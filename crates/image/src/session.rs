@@ -42,7 +42,7 @@ impl Session {
             {
                 continue;
             }
-            tracing::info!(path = %path.display(), "removing what an earlier run left half-made");
+            tracing::info!(path = %path.display(), "removing leftovers of an earlier run");
             remove(&path);
         }
         let directory = private("store-", parent).map_err(failed)?;
@@ -97,6 +97,6 @@ pub(crate) fn remove(path: &Path) {
     if let Err(error) = removed
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        tracing::warn!(path = %path.display(), %error, "could not remove what is not needed any more");
+        tracing::warn!(path = %path.display(), %error, "could not remove what is no longer needed");
     }
 }

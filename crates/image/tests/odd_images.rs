@@ -299,7 +299,7 @@ async fn one_of_several_images_in_an_archive_is_taken_by_any_of_its_names() {
             let error =
                 import(&store, &format!("{source}:{missing}"), None).await.unwrap_err().to_string();
             assert!(
-                error.contains(missing) && error.contains("the archive holds web:1, "),
+                error.contains(missing) && error.contains("the archive contains web:1, "),
                 "{error}"
             );
         }
@@ -401,6 +401,9 @@ async fn an_archive_is_taken_for_what_it_is_and_what_is_none_is_called_that() {
         std::fs::write(file("packed"), nonsense).unwrap();
         let error =
             import(&store, &format!("docker-archive:{}", file("packed")), None).await.unwrap_err();
-        assert!(error.is_client_fault() && error.to_string().contains("no tar archive"), "{error}");
+        assert!(
+            error.is_client_fault() && error.to_string().contains("not a tar archive"),
+            "{error}"
+        );
     }
 }

@@ -169,7 +169,7 @@ async fn what_a_token_server_says_reaches_the_user() {
     }
     for (challenge, words) in [
         ("Negotiate", "asks for Negotiate"),
-        ("Bearer service=x", "no place"),
+        ("Bearer service=x", "no token server"),
         ("", "how to log in"),
     ] {
         let (registry, world) = start().await;
@@ -210,8 +210,8 @@ async fn a_long_wait_is_not_kept_but_told() {
     let future = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(5))
         .strftime("%a, %d %b %Y %H:%M:%S GMT");
     for (status, asked, when) in [
-        (429, "7200".to_owned(), "again in 7200 s, at 2"),
-        (503, future.to_string(), "again in 1"),
+        (429, "7200".to_owned(), "retry in 7200 s, at 2"),
+        (503, future.to_string(), "retry in 1"),
         (429, String::new(), "later"),
     ] {
         for part in ["/manifests/", "/blobs/"] {
@@ -242,7 +242,10 @@ async fn a_long_wait_is_not_kept_but_told() {
     world.config.transfer.resolve_timeout = Duration::from_millis(200);
     registry.misbehave(|_| Some(Reply::new(429, "").header("Retry-After", "600")));
     let (error, text) = refused(&world, &registry).await;
-    assert!(matches!(error, ImageError::Unreachable { .. }) && text.contains("in time"), "{text}");
+    assert!(
+        matches!(error, ImageError::Unreachable { .. }) && text.contains("timed out"),
+        "{text}"
+    );
 }
 
 fn pulls(registry: &FakeRegistry) -> usize {

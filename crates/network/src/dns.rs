@@ -44,16 +44,16 @@ pub(crate) async fn serve(namespace: Arc<Namespace>, upstreams: Vec<IpAddr>) {
     loop {
         match listen(namespace.clone()).await {
             Ok((udp, tcp)) => {
-                info!(address = %DNS, "answering names for VMs");
+                info!(address = %DNS, "DNS for VMs ready");
                 let end = tokio::select! {
                     end = serve_udp(forwarder.clone(), Arc::new(udp)) => end,
                     end = serve_tcp(forwarder.clone(), tcp) => end,
                 };
-                warn!(error = %end, "name server of VMs failed, starting it again");
+                warn!(error = %end, "DNS for VMs failed, restarting it");
             }
             Err(error) if !told => {
                 told = true;
-                warn!(%error, address = %DNS, "can't answer names for VMs yet");
+                warn!(%error, address = %DNS, "can't serve DNS for VMs yet");
             }
             Err(_) => {}
         }

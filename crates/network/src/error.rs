@@ -29,7 +29,7 @@ pub enum NetworkError {
     },
     /// The pool of addresses leads elsewhere.
     #[error(
-        "can't give machines addresses of {pool}: this host sends packets to it over {link}; give a range that nothing \
+        "can't use {pool} for machines: this host routes it over {link}; choose a range that nothing \
          else uses with --ipv4-pool"
     )]
     PoolInUse {
@@ -48,7 +48,7 @@ pub enum NetworkError {
         count: usize,
     },
     /// An address that is none.
-    #[error("`{address}` is no MAC address")]
+    #[error("`{address}` is not a MAC address")]
     Mac {
         /// As given.
         address: String,

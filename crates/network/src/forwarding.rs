@@ -61,7 +61,7 @@ pub(crate) fn take_over(from: &Path, file: &Path) -> Result<(), NetworkError> {
 /// Removes all such files: of hosts whose network went without being cleaned, where no installation
 /// is left.
 pub(crate) fn forget(run_directory: &Path) -> Result<(), NetworkError> {
-    let failed = || NetworkError::io(format!("tidy {}", run_directory.display()));
+    let failed = || NetworkError::io(format!("clean up {}", run_directory.display()));
     for entry in fs::read_dir(run_directory).map_err(failed())? {
         let entry = entry.map_err(failed())?;
         if entry.file_name().as_encoded_bytes().starts_with(FILE_PREFIX.as_bytes()) {
@@ -75,7 +75,7 @@ pub(crate) fn forget(run_directory: &Path) -> Result<(), NetworkError> {
 pub(crate) fn restore(file: &Path) -> Result<(), NetworkError> {
     for (switch, value) in state::read(file) {
         if SWITCHES.contains(&switch.as_str()) {
-            fs::write(&switch, value).map_err(NetworkError::io(format!("put back {switch}")))?;
+            fs::write(&switch, value).map_err(NetworkError::io(format!("restore {switch}")))?;
         }
     }
     match fs::remove_file(file) {

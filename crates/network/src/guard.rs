@@ -255,7 +255,7 @@ fn watch_over(
         if let Some(error) = &problem
             && !failed
         {
-            error!(%error, "the network of machines was disturbed and can't be put in order yet: they don't reach the outside");
+            error!(%error, "the network of machines was damaged and can't be restored yet: machines can't reach other networks");
         }
         if missing.is_empty() && problem.is_none() && !failed {
             continue;
@@ -281,7 +281,7 @@ fn watch_over(
             warn!(
                 what,
                 times = unsaid,
-                "another program removed a part of the machines' network from this host, it is back"
+                "another program removed part of the machines' network from this host, restored it"
             );
             (said, unsaid) = (Some(Instant::now()), 0);
         }

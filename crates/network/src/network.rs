@@ -277,7 +277,7 @@ impl Network {
         self.links.remove(tap).await?;
         let (name, namespace) = (tap.to_owned(), self.namespace.clone());
         let device = blocking(move || {
-            let (failed, made) = (NetworkError::io(format!("make the tap {name}")), name);
+            let (failed, made) = (NetworkError::io(format!("create the tap {name}")), name);
             namespace.run(move || tap::create(&made)).and_then(|device| device).map_err(failed)
         });
         let device = device.await?;
@@ -375,7 +375,7 @@ async fn forget_gone(links: &Links, claims: &Claims) -> Result<(), NetworkError>
             Ok(()) => claims.release(&gone)?,
             Err(NetworkError::InUse { .. }) => {}
             Err(error) => {
-                warn!(%error, data_dir = %gone.owner.display(), "can't remove the network of a data directory that is gone");
+                warn!(%error, data_dir = %gone.owner.display(), "can't remove the network of a data directory that no longer exists");
             }
         }
     }

@@ -69,10 +69,10 @@ pub(crate) fn remount(place: &Path, data_directory: &Path) -> bool {
     match &mounted {
         Ok(()) => warn!(
             namespace = %place.display(),
-            "the network namespace of machines was not mounted, though VMs are in it: a server shall not have mounts of its own"
+            "mounted the network namespace of machines again, VMs are in it: don't run the server in a mount namespace of its own"
         ),
         Err(error) => {
-            warn!(%error, namespace = %place.display(), "can't mount the network namespace of machines again")
+            warn!(%error, namespace = %place.display(), "can't remount the network namespace of machines")
         }
     }
     mounted.is_ok()

@@ -126,7 +126,7 @@ impl Uplink<'_> {
             .mtu(MTU)
             .build();
         let made = self.host.handle().link().add(pair).execute().await;
-        made.map_err(NetworkError::netlink(format!("make the link {}", self.name)))
+        made.map_err(NetworkError::netlink(format!("create the link {}", self.name)))
     }
 
     async fn has_addresses(&self, index: u32) -> Result<bool, NetworkError> {

@@ -130,7 +130,7 @@ pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published)
                 // The newest are lost when the queue is full, and without a next one there is no
                 // hole to see.
                 if deltas.len() + 1 >= deltas.max_capacity() {
-                    tracing::warn!("changes come faster than they are taken in, listing all workers");
+                    tracing::warn!("can't keep up with changes, listing all workers again");
                     for worker in inquiries.known.clone() {
                         inquiries.list(&worker);
                     }
@@ -156,12 +156,12 @@ pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published)
                     if let (Inquiry::List(worker), Some(Listed { incarnation, sequence })) = (&inquiry, listed)
                         && sequences.listed(worker, &incarnation, sequence) == Next::List
                     {
-                        tracing::info!(%worker, sequence, "listing a worker anew: it has published what was not seen");
+                        tracing::info!(%worker, sequence, "listing a worker again: some of its messages were missed");
                         inquiries.list(worker);
                     }
                     inquiries.ended(inquiry);
                 }
-                Err(error) => tracing::error!(%error, "an inquiry ended in a panic"),
+                Err(error) => tracing::error!(%error, "a lookup panicked"),
             },
         }
     }
@@ -170,9 +170,7 @@ pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published)
 /// What was published, if it can be read.
 fn read<T: DeserializeOwned>(published: &caddis_bus::Published) -> Option<T> {
     let message = message::decode(&published.subject, &published.payload);
-    message
-        .inspect_err(|error| tracing::error!(%error, "what a worker published can't be read"))
-        .ok()
+    message.inspect_err(|error| tracing::error!(%error, "can't parse what a worker published")).ok()
 }
 
 fn take_in(
@@ -184,7 +182,7 @@ fn take_in(
     inquiries.view.heard(&worker);
     let known = inquiries.known.contains(&worker);
     if sequences.saw(&worker, &incarnation, sequence, known) == Next::List {
-        tracing::info!(%worker, sequence, "listing a worker anew");
+        tracing::info!(%worker, sequence, "listing a worker again");
         inquiries.list(&worker);
     }
     let machine = record.machine.id.clone();
@@ -203,7 +201,7 @@ fn take_in_announcement(
     inquiries.view.announced(&announcement);
     let known = inquiries.known.contains(worker);
     if sequences.announced(worker, incarnation, *sequence, known) == Next::List {
-        tracing::info!(%worker, sequence, "listing a worker: it has published what was not seen");
+        tracing::info!(%worker, sequence, "listing a worker: some of its messages were missed");
         inquiries.list(worker);
     }
 }
@@ -220,7 +218,7 @@ async fn list(view: &View, client: &WorkerClient, worker: &WorkerId) -> Listed {
     loop {
         match list_once(view, client, worker).await {
             Ok(listed) => return listed,
-            Err(error) => tracing::warn!(%worker, ?error, "can't list a worker, trying again"),
+            Err(error) => tracing::warn!(%worker, ?error, "can't list a worker, retrying"),
         }
         tokio::time::sleep(backoff).await;
         backoff = BACKOFF.1.min(backoff * 2);
@@ -272,7 +270,7 @@ async fn fetch(view: &View, client: &WorkerClient, worker: &WorkerId, machine: &
                 return;
             }
             Err(error) => {
-                tracing::warn!(%worker, %machine, ?error, "can't ask for a machine, trying again")
+                tracing::warn!(%worker, %machine, ?error, "can't fetch a machine, retrying")
             }
         }
         tokio::time::sleep(backoff).await;

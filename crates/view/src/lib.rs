@@ -212,10 +212,10 @@ impl View {
             HostState::Unreachable => Some("unreachable"),
         };
         match state {
-            HostState::Ok => tracing::info!(%worker, "the host is there"),
-            HostState::Draining => tracing::info!(%worker, "the host is being drained"),
+            HostState::Ok => tracing::info!(%worker, "host available"),
+            HostState::Draining => tracing::info!(%worker, "host draining"),
             HostState::Suspected | HostState::Unreachable => {
-                tracing::warn!(%worker, state = state.as_str(), "nothing is heard of a host");
+                tracing::warn!(%worker, state = state.as_str(), "no heartbeat from a host");
             }
         }
         for (app, id) in self.machines.set_host_status(worker, status) {

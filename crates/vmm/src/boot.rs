@@ -76,10 +76,10 @@ pub struct BootFiles {
 /// [`VmmError::Unusable`] naming the file that can't be used and what to do.
 pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmError> {
     fs::create_dir_all(directory)
-        .map_err(VmmError::io(format!("make the directory {}", directory.display())))?;
+        .map_err(VmmError::io(format!("create the directory {}", directory.display())))?;
     let image = fs::read(&source.kernel).map_err(|error| VmmError::Unusable {
         path: source.kernel.clone(),
-        reason: format!("{error}; --kernel names the kernel that VMs boot"),
+        reason: format!("{error}; set the guest kernel with --kernel"),
     })?;
     let kernel = directory.join(format!("vmlinux-{}", digest(&image)));
     let release = vmlinux::release(&image).map_err(|reason| unusable(&source.kernel, reason))?;

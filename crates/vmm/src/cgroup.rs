@@ -168,7 +168,7 @@ fn delegate(mount: &Path, parent: &str) -> Result<(), VmmError> {
 
 fn make(directory: &Path) -> Result<(), VmmError> {
     std::fs::create_dir_all(directory)
-        .map_err(VmmError::io(format!("make the cgroup {}", directory.display())))
+        .map_err(VmmError::io(format!("create the cgroup {}", directory.display())))
 }
 
 /// Writes a control file in one call, as cgroup files want it.

@@ -24,7 +24,7 @@ pub enum VmmError {
         count: u32,
     },
     /// The VMM ended before it was up.
-    #[error("the VMM ended at start: {message}")]
+    #[error("the VMM exited at start: {message}")]
     DiedAtStart {
         /// Tail of its standard error.
         message: String,
@@ -48,7 +48,7 @@ pub enum VmmError {
         attempted: String,
     },
     /// Anything the operating system refused.
-    #[error("{attempted}: {source}")]
+    #[error("can't {attempted}: {source}")]
     Io {
         /// What was attempted, on what.
         attempted: String,

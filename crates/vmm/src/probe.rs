@@ -58,7 +58,7 @@ pub fn probe(cache: Option<&Path>) -> Verdict {
         Ok(Ok(time)) => (
             false,
             format!(
-                "/dev/kvm emulates kernel mode: a loop of 100 000 took {time:.1?}, a processor needs under 1 ms"
+                "/dev/kvm emulates kernel mode: a loop of 100 000 took {time:.1?}, a CPU needs under 1 ms"
             ),
         ),
         Ok(Err(reason)) => (false, reason),
@@ -125,7 +125,7 @@ fn run() -> Result<Duration, String> {
     pages.write(CODE, &PROGRAM);
 
     let kvm = Kvm::new().map_err(failed("open /dev/kvm"))?;
-    let vm = kvm.create_vm().map_err(failed("make a VM"))?;
+    let vm = kvm.create_vm().map_err(failed("create a VM"))?;
     let region = kvm_userspace_memory_region {
         memory_size: MEMORY as u64,
         userspace_addr: pages.0 as u64,
@@ -133,7 +133,7 @@ fn run() -> Result<Duration, String> {
     };
     // SAFETY: the pages live until after `vm` and `vcpu` are dropped, below.
     unsafe { vm.set_user_memory_region(region) }.map_err(failed("give memory to a VM"))?;
-    let mut vcpu = vm.create_vcpu(0).map_err(failed("make a processor of a VM"))?;
+    let mut vcpu = vm.create_vcpu(0).map_err(failed("create a vCPU"))?;
     let mut special = vcpu.get_sregs().map_err(failed("read registers of a VM"))?;
     let flat = kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, ..Default::default() };
     special.cs = kvm_segment { selector: 8, type_: 11, l: 1, ..flat };

@@ -264,7 +264,7 @@ impl Vmm for Qemu {
             &self.driver.config.boot.initrd,
         ] {
             if let Err(error) = tokio::fs::metadata(path).await {
-                let reason = format!("{error}; restart the server to make it anew");
+                let reason = format!("{error}; restart the server to rebuild it");
                 return Err(VmmError::Unusable { path: path.clone(), reason });
             }
         }
@@ -294,7 +294,7 @@ impl Vmm for Qemu {
         self.driver.ending.cancel();
         self.driver.tasks.close();
         if tokio::time::timeout(END_DEADLINE, self.driver.tasks.wait()).await.is_err() {
-            warn!("a VM that is no machine's does not end: the next server ends it");
+            warn!("a VM without a machine does not exit: the next server kills it");
         }
         self.driver.pool.clear().await;
         // A process that is being started holds copies of all our descriptors until its program

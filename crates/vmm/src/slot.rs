@@ -135,7 +135,7 @@ impl SlotPool {
     }
 
     fn with_cgroups(config: SlotPoolConfig, cgroups: Option<CgroupRoot>) -> Result<Self, VmmError> {
-        let attempted = format!("make the slot directory {}", config.directory.display());
+        let attempted = format!("create the slot directory {}", config.directory.display());
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o711)

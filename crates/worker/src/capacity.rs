@@ -103,7 +103,7 @@ impl Capacity {
         ]
         .into_iter()
         .find(|(_, wanted, free, _)| wanted > free)
-        .map(|(what, wanted, free, all)| format!("{wanted} {what} wanted, {free} of {all} free"))
+        .map(|(what, wanted, free, all)| format!("{wanted} {what} needed, {free} of {all} free"))
     }
 
     /// Holds what a new machine needs, and an address for it.
@@ -218,9 +218,9 @@ mod tests {
         let (first, other) = (MachineId::random(), MachineId::random());
         capacity.reserve(&first, &config(1, 512, 8)).unwrap();
         for (wanted, expected) in [
-            (config(1, 768, 8), "768 MiB of memory wanted, 512 of 1024 free"),
-            (config(4, 256, 8), "4 CPUs wanted, 3 of 4 free"),
-            (config(1, 256, 33), "33 GiB of disk wanted, 32 of 40 free"),
+            (config(1, 768, 8), "768 MiB of memory needed, 512 of 1024 free"),
+            (config(4, 256, 8), "4 CPUs needed, 3 of 4 free"),
+            (config(1, 256, 33), "33 GiB of disk needed, 32 of 40 free"),
         ] {
             let error = capacity.reserve(&other, &wanted).unwrap_err();
             assert_eq!(error.code, ErrorCode::InsufficientCapacity);

@@ -23,8 +23,8 @@ pub fn warning(shared: &Shared) -> Option<String> {
     let last = time::seconds(time::from_unix_ms(told.last_ms));
     let (what, count) = (told.what, told.count);
     Some(format!(
-        "another program removed a part of the machines' network from this host (the last time at {last}: {what}); it \
-         was put back, {count} times since the server was started"
+        "another program removed part of the machines' network from this host (last at {last}: {what}); it \
+         was restored, {count} times since the server started"
     ))
 }
 
@@ -36,7 +36,7 @@ pub async fn note(shared: Arc<Shared>) {
         let news = told.borrow_and_update().clone();
         let times = news.count - known;
         let message =
-            format!("Network restored: another program of the host had removed its {}", news.what);
+            format!("Network restored: another program on the host had removed its {}", news.what);
         let details =
             json!({ "removed": news.what, "times": times, "message": message, "level": "info" });
         known = news.count;

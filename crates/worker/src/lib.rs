@@ -193,7 +193,7 @@ impl Services {
     async fn keep(self, mut served: Result<[Serving; 2], BusError>) {
         let mut backoff = SERVE_BACKOFF.0;
         while let Err(error) = &served {
-            tracing::warn!(%error, "can't serve the bus, trying again");
+            tracing::warn!(%error, "can't serve the bus, retrying");
             tokio::time::sleep(backoff).await;
             backoff = SERVE_BACKOFF.1.min(backoff * 2);
             served = self.serve().await;
@@ -217,7 +217,7 @@ pub enum WorkerError {
         source: std::io::Error,
     },
     /// A recorded machine that can't be taken up again.
-    #[error("can't take up machine {machine}: {reason}")]
+    #[error("can't recover machine {machine}: {reason}")]
     Machine {
         /// Which.
         machine: MachineId,

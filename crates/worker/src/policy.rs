@@ -138,7 +138,7 @@ pub fn decide(situation: &Situation, request: Request) -> Verdict {
         && !matches!(request, Request::Stop | Request::Signal | Request::Destroy { .. })
     {
         return Verdict::Refuse(ApiError::precondition(format!(
-            "the machine was placed on another host since (placement {epoch}), this copy is not run"
+            "the machine was placed on another host (placement {epoch}), this copy is not run"
         )));
     }
     let verdict = match (next, request) {

@@ -90,12 +90,7 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
         found.recover(shared).await;
     }
     shared.store.set_meta(BOOT_ID, shared.config.boot_id.clone()).await?;
-    tracing::info!(
-        machines = count,
-        running = adopted,
-        rebooted,
-        "took up the machines of this host"
-    );
+    tracing::info!(machines = count, running = adopted, rebooted, "adopted machines");
     Ok(())
 }
 

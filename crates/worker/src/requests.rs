@@ -94,7 +94,7 @@ pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerRes
             ..
         } => {
             let lease = held_lease(shared, &machine, Some(&(ttl_seconds, owner))).await;
-            let text = "the lease that this request had acquired is another's by now";
+            let text = "the lease that this request had acquired is now held by someone else";
             Ok(WorkerReply::Lease { lease: lease.ok_or_else(|| ApiError::aborted(text))? })
         }
         WorkerRequest::Act { machine, .. } => Ok(WorkerReply::Done { record: status(&machine)? }),
@@ -186,7 +186,7 @@ fn gone(shared: &Arc<Shared>, machine: &MachineId, destroy: bool) -> WorkerResul
     let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
     if record.machine.state != MachineState::Destroyed {
         return Err(ApiError::internal(
-            "internal error in the server, the request may have been carried out in part; see the machine's events \
+            "internal error in the server, the request may have been partly carried out; see the machine's events \
              and the server's log",
         ));
     }

@@ -219,7 +219,7 @@ mod tests {
             text("start", "started", json!({ "start_kind": "resume" })),
             "[info]Machine resumed"
         );
-        let none = json!({ "start_kind": "none", "start_reason": "its suspend was called off" });
+        let none = json!({ "start_kind": "none", "start_reason": "the suspend was cancelled" });
         assert_eq!(
             text("start", "started", none),
             "[info]Suspend cancelled by a start, the machine keeps running"

@@ -28,7 +28,7 @@ pub fn machine_spec(
     let mut programs = programs(row, config);
     if programs.iter().any(|program| program.argv.is_empty()) {
         return Err(ApiError::invalid(format!(
-            "image {} names no program to run, give one with config.init.cmd or config.init.exec",
+            "image {} has no program to run, set config.init.cmd or config.init.exec",
             row.image.requested
         )));
     }
@@ -211,7 +211,7 @@ pub fn check_suspendable(config: &MachineConfig) -> Result<(), ApiError> {
     };
     if config.memory_mib() > MAX_SUSPENDED_MIB {
         return refuse(format!(
-            "it has {} MiB of memory, at most {MAX_SUSPENDED_MIB} can be",
+            "it has {} MiB of memory, the limit is {MAX_SUSPENDED_MIB}",
             config.memory_mib()
         ));
     }

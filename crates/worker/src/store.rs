@@ -78,7 +78,7 @@ pub enum StoreError {
     },
     /// Written by a newer program.
     #[error(
-        "database {} has schema version {found}, this program knows up to {known}: start the newer program again",
+        "database {} has schema version {found}, this version supports up to {known}: run the newer version again",
         path.display()
     )]
     TooNew {

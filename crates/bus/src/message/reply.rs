@@ -102,7 +102,7 @@ pub enum WorkerReply {
         /// How many were stopped.
         stopped: u64,
     },
-    /// The answer is larger than the bus takes: it is had over the worker's stream endpoint, by the
+    /// The answer exceeds the limit of the bus: it is had over the worker's stream endpoint, by the
     /// same envelope.
     TooLarge,
     /// State of the worker.

@@ -9,7 +9,7 @@ use super::SqliteError;
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), SqliteError> {
     let failed = |reason: String| SqliteError::Backup { path: to.to_owned(), reason };
     if to.try_exists().map_err(|e| failed(e.to_string()))? {
-        return Err(failed("the file exists, name a new one".to_owned()));
+        return Err(failed("the file already exists, choose another name".to_owned()));
     }
     let draft = to.with_extension("partial");
     let run = || -> rusqlite::Result<()> {

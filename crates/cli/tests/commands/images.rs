@@ -29,7 +29,7 @@ async fn images_are_imported_listed_and_removed() {
     assert_snapshot!(stand.run(&format!("{broken}:web:1")).await, @"
     exit code 1
     ----- stderr -----
-    Error: the archive is corrupt: it is no tar archive; nothing of it was kept, push or save the image again
+    Error: the archive is corrupt: it is not a tar archive; nothing was kept, push or save the image again
     ");
     assert_snapshot!(stand.run("image import docker-archive:gone.tar:web:1").await, @"
     exit code 1
@@ -91,12 +91,12 @@ async fn one_of_several_images_in_an_archive_is_imported_by_name() {
     assert_snapshot!(stand.run(&import("")).await, @"
     exit code 1
     ----- stderr -----
-    Error: image `(no name given)` was not found: the archive holds several; say which one is meant as in docker-archive:FILE:NAME, oci-archive:FILE:NAME or oci:DIRECTORY:NAME: web:1, web:2, @2
+    Error: image `(no name given)` was not found: the archive contains several; choose one as in docker-archive:FILE:NAME, oci-archive:FILE:NAME or oci:DIRECTORY:NAME: web:1, web:2, @2
     ");
     assert_snapshot!(stand.run(&import(":web:3")).await, @"
     exit code 1
     ----- stderr -----
-    Error: image `web:3` was not found: the archive holds web:1, web:2, @2
+    Error: image `web:3` was not found: the archive contains web:1, web:2, @2
     ");
     for (image, imported) in [
         (":web:2", "Imported docker.io/library/web:2 ("),

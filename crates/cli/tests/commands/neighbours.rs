@@ -126,7 +126,7 @@ async fn logs_are_printed_or_refused() {
     assert_snapshot!(stand.run("logs -a shop --no-tail --since yesterdayish").await, @"
     exit code 1
     ----- stderr -----
-    Error: invalid --since 'yesterdayish', give a time such as [TIME], or how long ago, such as 10m
+    Error: invalid --since 'yesterdayish', use a time such as [TIME], or an age such as 10m
     ");
     assert_snapshot!(stand.run("logs -a shop --no-tail --region mars").await, @"
     exit code 1

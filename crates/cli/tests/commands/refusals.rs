@@ -115,7 +115,7 @@ async fn a_full_host_says_what_would_fit() {
     exit code 1
     ----- stderr -----
     Searching for image 'web' remotely...
-    Error: could not launch machine: could not find a candidate host: the machine needs 1 CPUs, 256 MiB of memory and 8 GiB of disk; host 01000000000000000000000002 in local has [CPUS] CPUs, 44 MiB and [DISK] GiB free (256 MiB of memory wanted, 44 of 300 free) (Request ID: …)
+    Error: could not launch machine: could not find a candidate host: the machine needs 1 CPUs, 256 MiB of memory and 8 GiB of disk; host 01000000000000000000000002 in local has [CPUS] CPUs, 44 MiB and [DISK] GiB free (256 MiB of memory needed, 44 of 300 free) (Request ID: …)
     Try choosing a different region for machine creation
     ");
 }
@@ -139,7 +139,7 @@ async fn an_image_that_can_not_be_pulled_is_told_by_run() {
     ----- stderr -----
     Searching for image 'broken' remotely...
     Machine machine-id-001 was created in app shop and remains; 'caddis machine status machine-id-001 -a shop' shows it, 'caddis machine destroy machine-id-001 -a shop --force' removes it.
-    Error: machine machine-id-001 failed to start: registry docker.io could not be used for library/broken: told to fail; check the network and try again
+    Error: machine machine-id-001 failed to start: registry docker.io is unavailable for library/broken: told to fail; check the network and try again
     ");
 }
 
@@ -151,7 +151,7 @@ async fn where_a_registry_is_away_images_that_are_here_are_told() {
     exit code 1
     ----- stderr -----
     Searching for image 'ubuntu' remotely...
-    Error: could not launch machine: registry docker.io could not be used for library/ubuntu: told to be away; check the network and try again (Request ID: …)
+    Error: could not launch machine: registry docker.io is unavailable for library/ubuntu: told to be away; check the network and try again (Request ID: …)
     Without a registry, 'caddis image import' imports an image from an archive.
     ");
     stand.server.images.set_registries_away(false);
@@ -161,7 +161,7 @@ async fn where_a_registry_is_away_images_that_are_here_are_told() {
     exit code 1
     ----- stderr -----
     Searching for image 'ubuntu' remotely...
-    Error: could not launch machine: registry docker.io could not be used for library/ubuntu: told to be away; check the network and try again (Request ID: …)
+    Error: could not launch machine: registry docker.io is unavailable for library/ubuntu: told to be away; check the network and try again (Request ID: …)
     The server has other images that need no registry: docker.io/library/web:latest.
     ");
     // Of another registry nothing is offered.

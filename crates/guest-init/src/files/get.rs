@@ -21,10 +21,7 @@ pub fn get(path: &Path, recursive: bool) -> Result<(), String> {
 
 fn write(root: &Path, recursive: bool, out: impl Write) -> Result<(), String> {
     if fs::metadata(root).map_err(failed("read", root))?.is_dir() && !recursive {
-        return Err(format!(
-            "{} is a directory: give -R to copy it with all that is in it",
-            root.display()
-        ));
+        return Err(format!("{} is a directory: use -R to copy it recursively", root.display()));
     }
     let mut archive = Builder::new(out);
     walk(root, Unreadable::Fatal, &mut |path, metadata| {
@@ -70,7 +67,7 @@ fn append(
         return archive.append_link(&mut of_kind(EntryType::Symlink), name, target).map_err(copied);
     }
     if !metadata.is_file() {
-        eprintln!("{} is left out: it is neither a file, a directory nor a link", path.display());
+        eprintln!("{} is skipped: it is neither a file, a directory nor a link", path.display());
         return Ok(());
     }
     let mut file = File::open(path).map_err(failed("read", path))?;
@@ -86,7 +83,7 @@ fn append(
     archive.append_data(&mut header, name, &mut content).map_err(&copied)?;
     match content.left {
         0 => Ok(()),
-        _ => Err(format!("can't copy {}: it became shorter meanwhile", path.display())),
+        _ => Err(format!("can't copy {}: it shrank while it was being read", path.display())),
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) fn read(path: &Path, name: &OsStr, archive: impl Read) -> Result<Path
 fn unpack(scratch: &Path, archive: impl Read) -> Result<(), String> {
     let broken = |error: io::Error| match error.kind() {
         io::ErrorKind::StorageFull => "can't write: the machine's disk is full".to_owned(),
-        _ => format!("can't unpack what was sent: {}", root_cause(&error)),
+        _ => format!("can't unpack the received files: {}", root_cause(&error)),
     };
     let mut archive = Archive::new(archive);
     let mut directories: Vec<(PathBuf, u32)> = Vec::new();
@@ -81,7 +81,7 @@ fn unpack(scratch: &Path, archive: impl Read) -> Result<(), String> {
         let inside = name.starts_with(CONTENT)
             && name.components().all(|part| matches!(part, Component::Normal(_)));
         if !inside {
-            return Err(format!("can't unpack what was sent: {} is in it", name.display()));
+            return Err(format!("can't unpack the received files: unexpected {}", name.display()));
         }
         let path = scratch.join(&name);
         if entry.header().entry_type().is_dir() {
@@ -97,7 +97,7 @@ fn unpack(scratch: &Path, archive: impl Read) -> Result<(), String> {
             }
         }
     }
-    Err("what was sent was cut off".to_owned())
+    Err("the transfer was cut off".to_owned())
 }
 
 fn root_cause(error: &io::Error) -> String {

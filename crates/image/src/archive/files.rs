@@ -76,7 +76,7 @@ impl Files {
         let mut members = HashMap::new();
         let mut links = HashMap::new();
         let mut name_bytes = MOST_NAME_BYTES;
-        let no_tar = || ImageError::corrupt(WHAT, "it is no tar archive");
+        let no_tar = || ImageError::corrupt(WHAT, "it is not a tar archive");
         while let Some(entry) = reader.next_entry().map_err(|error| {
             match (members.is_empty(), error.raw_os_error()) {
                 (true, None) => no_tar(),

@@ -40,7 +40,7 @@ pub(super) fn read(
     let what = "index.json of the OCI layout";
     let bytes = files.read(OCI, store.limits.manifest_bytes)?;
     let Document::Index(mut entries) = manifest::parse(what, &bytes, &store.limits)? else {
-        return Err(ImageError::corrupt(what, "it is a manifest and no index"));
+        return Err(ImageError::corrupt(what, "it is a manifest, not an index"));
     };
     entries.retain(|entry| !entry.is_attestation());
     let picked: Vec<Descriptor> = names::pick(&entries, wanted)?.into_iter().cloned().collect();

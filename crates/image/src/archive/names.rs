@@ -68,10 +68,10 @@ fn not_one<T: Named>(entries: &[T], wanted: Option<&str>) -> ImageError {
         "docker-archive:FILE:NAME, oci-archive:FILE:NAME or oci:DIRECTORY:NAME",
     );
     let hint = match (entries.len(), wanted) {
-        (0, _) => "the archive holds no image".to_owned(),
-        (_, Some(_)) => format!("the archive holds {known}"),
+        (0, _) => "the archive contains no image".to_owned(),
+        (_, Some(_)) => format!("the archive contains {known}"),
         (_, None) => {
-            format!("the archive holds several; say which one is meant as in {how}: {known}")
+            format!("the archive contains several; choose one as in {how}: {known}")
         }
     };
     ImageError::NotFound { what: what.to_owned(), hint }

@@ -154,7 +154,7 @@ impl<R: BufRead> TarReader<R> {
         let size = number(&header, numbers::SIZE)?;
         self.padding = size
             .checked_next_multiple_of(BLOCK)
-            .ok_or_else(|| invalid("an entry's size is absurd"))?
+            .ok_or_else(|| invalid("an entry's size is invalid"))?
             - size;
         self.unread = size;
         Ok(Some(header))
@@ -198,7 +198,7 @@ impl<R: BufRead> TarReader<R> {
             data_size = extensions.size.map_or_else(|| number(header, numbers::SIZE), Ok)?;
             self.padding = data_size
                 .checked_next_multiple_of(BLOCK)
-                .ok_or_else(|| invalid("an entry's size is absurd"))?
+                .ok_or_else(|| invalid("an entry's size is invalid"))?
                 - data_size;
             if header.entry_type() == EntryType::GNUSparse {
                 let gnu =
@@ -222,7 +222,7 @@ impl<R: BufRead> TarReader<R> {
             u32::try_from(value)
                 .ok()
                 .filter(|id| *id != u32::MAX)
-                .ok_or_else(|| invalid("a user or group id is absurd"))
+                .ok_or_else(|| invalid("a user or group id is invalid"))
         };
         let link = match extensions.link {
             Some(link) => link,
@@ -234,7 +234,7 @@ impl<R: BufRead> TarReader<R> {
         // Writers before POSIX have other things there.
         let device = |field| match header.as_ustar().is_some() || header.as_gnu().is_some() {
             true => u32::try_from(number(header, field)?)
-                .map_err(|_| invalid("a device number is absurd")),
+                .map_err(|_| invalid("a device number is invalid")),
             false => Ok(0),
         };
         let device = if matches!(kind, Kind::CharacterDevice | Kind::BlockDevice) {

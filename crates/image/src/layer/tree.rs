@@ -146,7 +146,7 @@ impl Tree {
                 Err(error) => return Err(bad_path(&so_far, error)),
             }
             parent = self.directory(&so_far)?.ok_or_else(|| {
-                let reason = "a part of its path is no directory, or a link that leads nowhere";
+                let reason = "a part of its path is not a directory, or a link that leads nowhere";
                 ImageError::corrupt(format!("layer entry `{}`", path.display()), reason)
             })?;
         }
@@ -219,7 +219,7 @@ fn location_of(descriptor: &OwnedFd) -> std::io::Result<PathBuf> {
 pub(crate) fn bad_path(path: &Path, error: Errno) -> ImageError {
     let what = format!("layer entry `{}`", path.display());
     match error {
-        Errno::ENOTDIR => ImageError::corrupt(what, "a part of its path is no directory"),
+        Errno::ENOTDIR => ImageError::corrupt(what, "a part of its path is not a directory"),
         Errno::ELOOP => ImageError::corrupt(what, "too many symbolic links in its path"),
         Errno::ENAMETOOLONG => ImageError::corrupt(what, "its name is too long"),
         Errno::EXDEV => ImageError::corrupt(what, "it leads outside the image"),

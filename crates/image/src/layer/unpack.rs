@@ -292,7 +292,7 @@ impl<'a> Unpacker<'a> {
     /// The image's root directory has an entry of its own in some layers.
     fn apply_root(&mut self, entry: &Entry) -> Result<(), ImageError> {
         if entry.kind != Kind::Directory {
-            return Err(corrupt(Path::new("/"), "the root is no directory"));
+            return Err(corrupt(Path::new("/"), "the root is not a directory"));
         }
         let root = self.tree.root();
         let path = PathBuf::new();

@@ -73,11 +73,11 @@ impl Registry {
         } else if of_scheme(&challenges, "Basic").next().is_some() {
             let reason = match &logins.credentials {
                 Some(Credentials::Password(user, password)) => Ok(basic(user, password)?),
-                Some(_) => {
-                    Err("it wants a user and password, and the login for it is an identity token"
-                        .to_owned())
-                }
-                None => Err(format!("it wants a user and password: {}", logins.advice())),
+                Some(_) => Err(
+                    "it requires a user and password, and the login for it is an identity token"
+                        .to_owned(),
+                ),
+                None => Err(format!("it requires a user and password: {}", logins.advice())),
             };
             let header = reason.map_err(|reason| self.denied(repository, &reason))?;
             Authorization {
@@ -91,7 +91,7 @@ impl Registry {
             let schemes: Vec<_> =
                 challenges.iter().map(|challenge| challenge.scheme.as_str()).collect();
             let reason = match of_scheme(&challenges, "Bearer").next() {
-                Some(_) => format!("{said}; it names no place to get a token"),
+                Some(_) => format!("{said}; it names no token server"),
                 None if schemes.is_empty() => format!("{said}; it does not say how to log in"),
                 None => format!(
                     "{said}; it asks for {}, and only Bearer and Basic are known here",

@@ -62,20 +62,20 @@ impl Logins {
     /// Why a registry that refuses this repository may do so, and what to do.
     pub(crate) fn advice(&self) -> String {
         let Some(file) = self.file.as_ref().map(|file| file.display()) else {
-            return "no file with credentials is configured; name one with --registry-credentials"
+            return "no file with credentials is configured; set one with --registry-credentials"
                 .to_owned();
         };
         match (&self.credentials, &self.helper) {
             (Some(_), _) => format!(
-                "the login for `{}` in {file} was not accepted; log in again with `skopeo login` or the like",
+                "the login for `{}` in {file} was not accepted; log in again with `skopeo login` or similar",
                 self.key
             ),
             (None, Some(helper)) => format!(
-                "{file} leaves the login to the credential helper {helper}, which is not run here; have `skopeo login \
-                 --authfile FILE` write it into a file and name that with --registry-credentials"
+                "{file} uses the credential helper {helper}, which is not supported; write the login with `skopeo login \
+                 --authfile FILE` and set that file with --registry-credentials"
             ),
             (None, None) => {
-                format!("{file} has no login for it; add one with `skopeo login` or the like")
+                format!("{file} has no login for it; add one with `skopeo login` or similar")
             }
         }
     }
@@ -98,7 +98,7 @@ pub(crate) fn look_up(file: Option<&Path>, repository: &Repository) -> Result<Lo
         what: format!("read the registry credentials {}", path.display()),
         source: Arc::new(io::Error::new(io::ErrorKind::InvalidData, reason)),
     };
-    let no_config = || malformed("it is no docker config.json".to_owned());
+    let no_config = || malformed("it is not a docker config.json".to_owned());
     let document: Map<String, Value> = serde_json::from_slice(&text).map_err(|_| no_config())?;
     let table = |name: &str| match field(&document, name) {
         None => Ok(None),

@@ -43,7 +43,7 @@ impl Guard {
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         let scheme = if listed { "http" } else { "https" };
         Url::parse(&format!("{scheme}://{host}/v2/"))
-            .map_err(|error| refused(registry, format!("its address makes no sense ({error})")))
+            .map_err(|error| refused(registry, format!("its address is invalid ({error})")))
     }
 
     /// Whether and how this address may be asked.
@@ -53,9 +53,8 @@ impl Guard {
             "http" if self.is_listed(url) => return Ok(Trust::Listed),
             "https" => {}
             scheme => {
-                let reason = format!(
-                    "{scheme} is only spoken with registries named with --insecure-registry"
-                );
+                let reason =
+                    format!("{scheme} is only used for registries listed with --insecure-registry");
                 return Err(refused(&target, reason));
             }
         }
@@ -87,7 +86,7 @@ impl Guard {
     }
 }
 
-const FORBIDDEN: &str = "it is an address of this host or link-local; if a registry is there, name it to the \
+const FORBIDDEN: &str = "it is an address of this host or link-local; if a registry runs there, allow it on the \
                          server: caddis serve --insecure-registry HOST:PORT";
 
 fn refused(target: &str, reason: String) -> ImageError {

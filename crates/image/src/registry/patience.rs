@@ -36,7 +36,7 @@ impl<'a> Patience<'a> {
         self.tries += 1;
         let pause = self.after(&failure).filter(|_| self.tries < self.transfer.attempts);
         let Some(pause) = pause else { return Err(failure.error) };
-        tracing::debug!(error = %failure.error, tries = self.tries, ?pause, "registry request failed, trying again");
+        tracing::debug!(error = %failure.error, tries = self.tries, ?pause, "registry request failed, retrying");
         tokio::time::sleep(pause).await;
         Ok(())
     }
@@ -74,7 +74,7 @@ pub(super) fn until(asked: Duration, now: Timestamp) -> String {
         .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok());
     let at =
         at.map(|at| format!(", at {}", at.strftime("%Y-%m-%d %H:%M:%S UTC"))).unwrap_or_default();
-    format!("it may be asked again in {seconds} s{at}")
+    format!("retry in {seconds} s{at}")
 }
 
 #[cfg(test)]
@@ -110,7 +110,7 @@ mod tests {
         }
         assert_eq!(
             until(Duration::from_millis(36_500), now),
-            "it may be asked again in 37 s, at 1994-11-06 08:49:37 UTC"
+            "retry in 37 s, at 1994-11-06 08:49:37 UTC"
         );
     }
 

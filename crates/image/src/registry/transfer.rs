@@ -112,7 +112,7 @@ impl Registry {
             if tries >= u64::from(self.transfer.attempts).saturating_add(furthest / EARNS_A_TRY) {
                 return Err(given_up(error, tries, furthest));
             }
-            tracing::debug!(%error, done = fetch.done, "blob transfer broke, trying again");
+            tracing::debug!(%error, done = fetch.done, "blob transfer broke off, retrying");
             tokio::time::sleep(pause).await;
         }
         drop(fetch);
@@ -157,7 +157,7 @@ impl<P: Fn(u64)> Fetch<'_, P> {
         if self.done > 0 && !continues_at(&response, self.done) {
             self.start_again().await?;
             if response.status() == StatusCode::PARTIAL_CONTENT {
-                let reason = "it sent another part than asked for".to_owned();
+                let reason = "it sent a different range than requested".to_owned();
                 let error = self.registry.unreachable(self.repository, self.what, reason);
                 return Err(Failure::passing(error));
             }

@@ -19,12 +19,11 @@ pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>, String> {
             zstd::Decoder::new(packed).and_then(|decoder| read(decoder.single_frame()))
         }
         _ => {
-            return Err(
-                "its compression is not known: gzip, lz4, xz and zstd are; use a kernel packed with one".to_owned()
-            );
+            return Err("unknown compression: use a kernel compressed with gzip, lz4, xz or zstd"
+                .to_owned());
         }
     };
-    unpacked.map_err(|error| format!("it can't be unpacked, is the file whole? {error}"))
+    unpacked.map_err(|error| format!("it can't be unpacked, is the file complete? {error}"))
 }
 
 /// The blocks of LZ4's old container, which the kernel's build uses: each its length, then what
@@ -90,8 +89,8 @@ mod tests {
     #[test]
     fn damaged_and_unknown_input_is_an_error() {
         let packed = zstd::encode_all(CONTENT, 1).unwrap();
-        assert!(unpack(&packed[..packed.len() - 4]).unwrap_err().contains("whole"));
-        assert!(unpack(b"LZO!").unwrap_err().contains("not known"));
+        assert!(unpack(&packed[..packed.len() - 4]).unwrap_err().contains("complete"));
+        assert!(unpack(b"LZO!").unwrap_err().contains("unknown compression"));
         assert!(unpack(b"").is_err());
     }
 }

@@ -121,7 +121,7 @@ impl ModulesDisk {
         // Gone already when all went well.
         let _ = fs::remove_file(&disk);
         let _ = fs::remove_dir_all(&tree);
-        outcome.map_err(|reason| format!("can't make {}: {reason}", self.path.display()))
+        outcome.map_err(|reason| format!("can't create {}: {reason}", self.path.display()))
     }
 
     fn root(&self, tree: &Path) -> PathBuf {

@@ -39,14 +39,14 @@ impl Tree {
         let (files, built_in, release) = (HashMap::new(), HashSet::new(), release.to_owned());
         let mut tree = Self { root: root.clone(), files, built_in, release };
         tree.walk(&root).map_err(|error| {
-            format!("{error}; --modules names the directory of the kernel's modules")
+            format!("{error}; set the directory of the kernel's modules with --modules")
         })?;
         let built_in = fs::read_to_string(root.join("modules.builtin")).unwrap_or_default();
         tree.built_in = built_in.lines().filter_map(|line| name_of(Path::new(line))).collect();
         if tree.files.is_empty() && tree.built_in.is_empty() {
             let release = &tree.release;
             return Err(format!(
-                "there are no modules of kernel {release} in it; --modules must fit --kernel"
+                "it has no modules of kernel {release}; --modules must match --kernel"
             ));
         }
         Ok(tree)
@@ -130,7 +130,7 @@ impl Loading<'_> {
             return Ok(());
         }
         let Some(path) = self.tree.files.get(name) else {
-            let missing = format!("the module {name} is missing; --modules must fit --kernel");
+            let missing = format!("the module {name} is missing; --modules must match --kernel");
             return if needed { Err(missing) } else { Ok(()) };
         };
         let packed = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -140,7 +140,7 @@ impl Loading<'_> {
         if !built_for.is_empty() && built_for.split(' ').next() != Some(&self.tree.release) {
             let (path, release) = (path.display(), &self.tree.release);
             return Err(format!(
-                "{path} was built for kernel {built_for}, not {release}; --modules must fit --kernel"
+                "{path} was built for kernel {built_for}, not {release}; --modules must match --kernel"
             ));
         }
         for dependency in

@@ -64,6 +64,6 @@ pub(super) fn build(init: &[u8], path: &Path) -> Result<(), VmmError> {
     let _ = fs::remove_dir_all(&tree);
     outcome.map_err(|error| VmmError::Unusable {
         path: "mke2fs".into(),
-        reason: format!("can't make {}: {error}; apt-get install e2fsprogs", path.display()),
+        reason: format!("can't create {}: {error}; apt-get install e2fsprogs", path.display()),
     })
 }

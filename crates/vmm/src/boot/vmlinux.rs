@@ -56,11 +56,7 @@ pub(super) fn extract(image: &[u8]) -> Result<Vec<u8>, String> {
     }
     let payload = Header::of(image).and_then(|header| header.payload()).ok_or_else(not_a_kernel)?;
     let kernel = compression::unpack(payload)?;
-    if is_elf(&kernel) {
-        Ok(kernel)
-    } else {
-        Err("what is packed in it is not an ELF kernel".to_owned())
-    }
+    if is_elf(&kernel) { Ok(kernel) } else { Err("its payload is not an ELF kernel".to_owned()) }
 }
 
 /// The kernel's release, as `uname -r` says it.
@@ -72,7 +68,7 @@ pub(super) fn release(image: &[u8]) -> Result<String, String> {
     } else {
         Header::of(image).ok_or_else(not_a_kernel)?.release()
     };
-    found.map(str::to_owned).ok_or_else(|| "it does not say which release it is".to_owned())
+    found.map(str::to_owned).ok_or_else(|| "it does not contain its release".to_owned())
 }
 
 fn first_word(bytes: &[u8]) -> Option<&str> {

@@ -32,7 +32,7 @@ pub(crate) fn tsc_khz_of_this_host(file: &Path) -> Result<u64, VmmError> {
         fs::write(&new, format!("{boot} {khz}\n")).and_then(|()| fs::rename(&new, file))
     {
         // The next server measures it again.
-        tracing::warn!(path = %file.display(), %error, "can't note the rate of the processor's clock");
+        tracing::warn!(path = %file.display(), %error, "can't record the CPU's clock rate");
     }
     Ok(khz)
 }

@@ -66,10 +66,10 @@ const TOLD_TO_END: &str = "terminating on signal";
 /// also what was empty when the machine was saved takes some as soon as it is read. How full it was
 /// can't be seen any more: the file went with the process.
 fn lost_memory(on_tmpfs: bool) -> VmExit {
-    let what = "the machine was resumed, and its memory lies in the file that it was saved to";
+    let what = "the machine was resumed, and its memory is in its snapshot";
     if on_tmpfs {
         let message = format!(
-            "the disk of the host is full: {what}, on tmpfs, where it needs room; free space, or keep \
+            "the disk of the host is full: {what}, which needs space on tmpfs; free space, or keep \
                                the data directory on a disk"
         );
         return VmExit::DiskFull { message };
@@ -99,11 +99,11 @@ fn why(status: Status, killed: bool, oom_kills: u64, output: &str, console: &str
         // No child of this server: the kernel's last words tell whether it was told to end.
         Status::Unknown if console.contains(SWITCHED_OFF) => VmExit::Ended,
         Status::Unknown if output.is_empty() => {
-            crashed("the VM process ended, and nobody knows how".to_owned())
+            crashed("the VM process ended for an unknown reason".to_owned())
         }
         Status::Unknown => crashed(output.to_owned()),
         Status::Exited(code) if output.is_empty() => {
-            crashed(format!("QEMU ended with code {code}"))
+            crashed(format!("QEMU exited with code {code}"))
         }
         Status::Exited(_) => crashed(output.to_owned()),
         Status::Killed(signal) => {
@@ -147,7 +147,7 @@ mod tests {
             (Status::Killed(9), false, 1, "", "", VmExit::HostOom),
             (Status::Killed(9), false, 0, "", "", crashed("QEMU was killed by signal 9")),
             (Status::Exited(1), false, 0, "no such device", "", crashed("no such device")),
-            (Status::Exited(1), false, 0, "", "", crashed("QEMU ended with code 1")),
+            (Status::Exited(1), false, 0, "", "", crashed("QEMU exited with code 1")),
             (Status::Exited(0), false, 0, "", "Kernel panic - x", crashed("Kernel panic - x")),
             (Status::Unknown, false, 0, "a warning", "[ 9.1] reboot: Power down", VmExit::Ended),
             (Status::Unknown, true, 0, "", "", VmExit::Ended),
@@ -158,7 +158,7 @@ mod tests {
                 0,
                 "",
                 "",
-                crashed("the VM process ended, and nobody knows how"),
+                crashed("the VM process ended for an unknown reason"),
             ),
         ] {
             assert_eq!(why(status, killed, ooms, output, console), expected);

@@ -89,7 +89,7 @@ pub(super) async fn listen(
         drop(turn);
         if let Err(error) = heard {
             // Its end is told elsewhere.
-            debug!(directory = %directory.display(), %error, "QEMU is not listened to");
+            debug!(directory = %directory.display(), %error, "can't listen for events of QEMU");
             sleep(BACKOFF).await;
         }
     }
@@ -101,7 +101,7 @@ async fn hear(directory: &Path, hold: &watch::Sender<Option<Hold>>) -> io::Resul
     let mut lines = Lines { reader: BufReader::new(stream) };
     let greeting = timeout(ANSWER_TIMEOUT, lines.next()).await??;
     if greeting.get("QMP").is_none() {
-        return Err(io::Error::other("QEMU does not greet"));
+        return Err(io::Error::other("QEMU sent no greeting"));
     }
     lines.ask("qmp_capabilities", hold).await?;
     let status = lines.ask("query-status", hold).await?;

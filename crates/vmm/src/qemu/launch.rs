@@ -344,7 +344,7 @@ impl Driver {
                 Err(error) => Err(VmmError::io("read a snapshot")(error)),
             };
             let Err(VmmError::NotRestored { message }) = resumed else { return resumed };
-            warn!(machine = spec.machine_id, message, "machine not resumed, started anew");
+            warn!(machine = spec.machine_id, message, "machine not resumed, booting instead");
             // It would be no better the next time.
             let _ = fs::remove_file(snapshot);
             reasons.push(format!("the machine could not be resumed: {message}"));
@@ -365,7 +365,7 @@ impl Driver {
                     self.templates.prove(shape);
                 }
                 let Err(VmmError::NotRestored { message }) = restored else { return restored };
-                warn!(machine = spec.machine_id, message, "template not restored, booted instead");
+                warn!(machine = spec.machine_id, message, "template not restored, booting instead");
                 self.templates.discard(shape, &self.key(shape, &[]), &message);
                 reasons.push(format!("the template could not be restored: {message}"));
             }
@@ -406,14 +406,14 @@ pub(super) fn open(path: &Path, writable: bool) -> Result<File, VmmError> {
 pub(super) fn end(process: &Process) {
     // It can't be left running: what is held of it is told in the log.
     if let Err(error) = process.kill().and_then(|()| process.wait_blocking(KILL_DEADLINE)) {
-        warn!(pid = process.id.pid, %error, "can't end a VM process");
+        warn!(pid = process.id.pid, %error, "can't kill a VM process");
     }
 }
 
 /// Removes what a VM that is gone has left.
 pub(super) fn clear(directory: &Path, cgroups: Option<&CgroupRoot>, cgroup: &str) {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
-        warn!(directory = %directory.display(), %error, "can't remove the {what} of a VM that is gone");
+        warn!(directory = %directory.display(), %error, "can't remove the {what} of a VM that has ended");
     };
     if let Some(cgroups) = cgroups {
         let cgroup = cgroups.slot(cgroup);

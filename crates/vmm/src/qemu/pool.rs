@@ -231,7 +231,7 @@ impl Driver {
             }
             Err(_) if self.ending.is_cancelled() => false,
             Err(error) => {
-                warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, %error, "no VM waits: starts take longer");
+                warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, %error, "no warm VM: starts take longer");
                 self.pool.state().failed = Some(Instant::now());
                 false
             }
@@ -253,7 +253,7 @@ impl Driver {
         // Ending it, where it did not, blocks too.
         let stop = move || {
             warmed_up.unwrap_or_else(|| Err(unassigned::called_off()))?;
-            let failed = |error| VmmError::io("have a VM wait")(error);
+            let failed = |error| VmmError::io("prepare a warm VM")(error);
             let mut qmp = Qmp::connect(&vm.directory, QMP_SOCKET).map_err(failed)?;
             qmp.execute("stop", json!({})).map_err(failed)?;
             Ok(WarmVm { vm, qmp })
@@ -272,7 +272,7 @@ impl Driver {
         let slot = self.config.slots.lease()?;
         let name = format!("{WAITING}{number}");
         let directory = self.templates.directory().join(&name);
-        let failed = |error| VmmError::io("restore a VM that is to wait")(error);
+        let failed = |error| VmmError::io("restore a warm VM")(error);
         unassigned::directory(&directory).map_err(failed)?;
         // Gone, with the directory, whatever fails from here on.
         let mut vm = UnassignedVm {
@@ -336,7 +336,7 @@ pub(super) async fn warm_up(
     let warmed_up = session.warm_up(stand_in(part), patience).await;
     session.close();
     let refused =
-        |error| VmmError::DiedAtStart { message: vm.said(&format!("it can't rehearse: {error}")) };
+        |error| VmmError::DiedAtStart { message: vm.said(&format!("its warm-up failed: {error}")) };
     warmed_up.map(|_| ()).map_err(refused)
 }
 
@@ -409,7 +409,7 @@ impl WarmVm {
         };
         let running = running
             .take()
-            .ok_or_else(|| VmmError::io("bind a VM")(io::ErrorKind::NotFound.into()))?;
+            .ok_or_else(|| VmmError::io("assign a warm VM")(io::ErrorKind::NotFound.into()))?;
         Ok(Running { steps: vec![("bind", begun.elapsed())], ..running })
     }
 
@@ -420,11 +420,11 @@ impl WarmVm {
         let (base, overlay) = (open(&spec.root_base, false)?, open(&spec.root_overlay, true)?);
         exchange_disk(&mut self.qmp, &base, &overlay)
             .and_then(|()| tell_size(&mut self.qmp, spec.root_size))
-            .map_err(failed("exchange the disk"))?;
+            .map_err(failed("replace the disk"))?;
         if let Some(cgroups) = self.vm.slot.cgroups() {
             cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
         }
-        self.qmp.execute("cont", json!({})).map_err(failed("let the VM go on"))?;
+        self.qmp.execute("cont", json!({})).map_err(failed("resume the VM"))?;
         // Held until the VM's own has taken its place.
         let guard = lock::no_fork();
         let machine = lock::try_lock(directory)?;

@@ -39,7 +39,7 @@ impl Qmp {
         let reader = BufReader::new(stream.try_clone()?);
         let mut qmp = Self { stream, reader, migration: None, begun: Vec::new() };
         if qmp.line()?.get("QMP").is_none() {
-            return Err(io::Error::other("QEMU does not greet"));
+            return Err(io::Error::other("QEMU sent no greeting"));
         }
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -194,7 +194,7 @@ impl Qmp {
                 let silence = || {
                     io::Error::new(
                         io::ErrorKind::TimedOut,
-                        format!("QEMU says nothing for {TIMEOUT:?}"),
+                        format!("no answer from QEMU for {TIMEOUT:?}"),
                     )
                 };
                 if timed_out { silence() } else { error }

@@ -150,7 +150,7 @@ fn copy(file: &File, key: &str, content: Content<'_>, cancelled: &AtomicBool) ->
     let table: Vec<_> = (0..chunks(size)?).map(|_| AtomicU32::new(0)).collect();
     for_each(table.len(), |number, buffer| {
         if cancelled.load(Ordering::Relaxed) {
-            return Err(io::Error::other("it was called off"));
+            return Err(io::Error::other("it was cancelled"));
         }
         let (start, end) = span(number, size);
         // At most CHUNK.
@@ -228,7 +228,7 @@ impl Snapshot {
             return Err(missing());
         }
         if recorded != key.as_bytes() || number(0) != size {
-            let text = "the snapshot is of another QEMU, processor, kernel, init or size";
+            let text = "the snapshot was made with another QEMU, CPU, kernel, init or size";
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         let (state_length, table_length) = (number(8), 4 * chunks(size)? as u64);

@@ -70,7 +70,7 @@ impl Standing<'_> {
         match qmp.status()?.as_str() {
             RUNNING => {}
             IO_ERROR => {
-                return Err(io::Error::other("it stands still because its disk can't be written"));
+                return Err(io::Error::other("it is paused because its disk can't be written"));
             }
             // It was saved before, and has let go of its disk since.
             _ => drop(qmp.execute("cont", json!({}))?),
@@ -100,7 +100,7 @@ impl Standing<'_> {
             }
         })?;
         if cancelled.load(Ordering::Relaxed) {
-            return Err(io::Error::other("it was called off"));
+            return Err(io::Error::other("it was cancelled"));
         }
         overlay.sync_data()?;
         snapshot::keep(file)
@@ -130,7 +130,7 @@ impl Standing<'_> {
     ) -> io::Result<()> {
         while poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&LOOK_INTERVAL))? == 0 {
             if cancelled.load(Ordering::Relaxed) {
-                return Err(io::Error::other("it was called off"));
+                return Err(io::Error::other("it was cancelled"));
             }
         }
         // From here on QEMU does nothing but wait until we read on.
@@ -142,7 +142,7 @@ impl Standing<'_> {
             // One that was taken over could go on for ever.
             Read::by_ref(&mut pipe).take(LARGEST_STATE).read_to_end(&mut state)?;
             if state.len() <= PIPE || state.len() as u64 > LARGEST_STATE {
-                return Err(io::Error::other("QEMU saves too little or too much of its devices"));
+                return Err(io::Error::other("QEMU saved an unexpected device state"));
             }
             Ok(state)
         };
@@ -168,5 +168,5 @@ pub(super) fn unpause(directory: &Path) -> Result<(), VmmError> {
         }
         io::Result::Ok(())
     };
-    attempt().map_err(VmmError::io("let a VM go on"))
+    attempt().map_err(VmmError::io("resume a VM"))
 }

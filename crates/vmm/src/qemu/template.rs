@@ -234,7 +234,7 @@ impl Templates {
             match shape_of(&path).filter(|shape| path == self.path(*shape, &key(*shape))) {
                 Some(shape) => shapes.push(shape),
                 None => {
-                    info!(path = %path.display(), "template removed, it fits this host no more");
+                    info!(path = %path.display(), "template removed, it no longer matches this host");
                     let _ = fs::remove_file(path);
                 }
             }
@@ -258,7 +258,7 @@ impl Templates {
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                warn!(path = %path.display(), %error, "template not used, it is built anew");
+                warn!(path = %path.display(), %error, "template unusable, rebuilding it");
                 let _ = fs::remove_file(&path);
                 None
             }
@@ -269,7 +269,7 @@ impl Templates {
     pub(crate) fn keep(&self, shape: Shape, key: &str, sealed: &Sealed) {
         let path = self.path(shape, key);
         if let Err(error) = file::write(&path, key, sealed) {
-            warn!(path = %path.display(), %error, "template not kept on disk, the next server builds it anew");
+            warn!(path = %path.display(), %error, "template not saved to disk, the next server rebuilds it");
         }
         self.remove_old();
     }

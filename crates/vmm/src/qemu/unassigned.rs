@@ -124,7 +124,7 @@ pub fn end_unassigned(directory: &Path, slots: &crate::SlotPool) {
             Ok(None) => {}
             Err(error) => {
                 // By its directory it is found again.
-                tracing::warn!(%error, "can't end a VM that is no machine's");
+                tracing::warn!(%error, "can't kill a VM without a machine");
                 continue;
             }
         }
@@ -153,7 +153,7 @@ pub fn kill_machines(directory: &Path, slots: &crate::SlotPool) -> Result<usize,
 fn remove(directory: &Path) {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(directory = %directory.display(), %error, "can't remove the directory of a VM that is no machine's");
+            tracing::warn!(directory = %directory.display(), %error, "can't remove the directory of a VM without a machine");
         }
         _ => {}
     }

@@ -51,7 +51,7 @@ impl Rules for CancelSuspend {
             Some(reason) => (Source::Worker, "suspend", json!({ "error": reason })),
             // Nothing was started: it was never gone.
             None => {
-                let reason = "its suspend was called off";
+                let reason = "the suspend was cancelled";
                 let told = json!({ "start_kind": "none", "start_reason": reason });
                 (Source::User, "start", told)
             }

@@ -41,10 +41,10 @@ pub fn reason(hold: Hold) -> HostReason {
 fn explain(hold: Hold) -> &'static str {
     match hold {
         Hold::DiskFull => {
-            "the disk of the host is full: the machine stands still until there is room, nothing is lost"
+            "the disk of the host is full: the machine is paused until there is free space, nothing is lost"
         }
         Hold::DiskError => {
-            "the host can't write the machine's disk: it stands still until that works again"
+            "the host can't write the machine's disk: the machine is paused until it can"
         }
     }
 }
@@ -75,7 +75,7 @@ impl Owner {
                 self.holds = if calm { 0 } else { self.holds + 1 };
                 let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
                 self.held = Some(Held { hold, look_at: Instant::now() + wait });
-                tracing::warn!(machine = %self.row.id, reason = reason(hold).as_str(), "machine stands still");
+                tracing::warn!(machine = %self.row.id, reason = reason(hold).as_str(), "machine paused");
                 let request = json!({
                     "host_status": UNKNOWN, "host_status_reason": reason(hold).as_str(), "message": explain(hold),
                 });
@@ -84,8 +84,8 @@ impl Owner {
             None => {
                 self.held = None;
                 self.calm_at = Some(Instant::now());
-                tracing::info!(machine = %self.row.id, "machine goes on");
-                let message = "the machine goes on: its disk can be written";
+                tracing::info!(machine = %self.row.id, "machine continues");
+                let message = "the machine continues: its disk can be written";
                 let request = json!({ "host_status": "ok", "message": message, "level": "info" });
                 self.tell_hold(state, request).await;
             }
@@ -118,8 +118,8 @@ impl Owner {
         // Whether it does is heard of: QEMU may be slow to answer, and the machine can be stopped
         // meanwhile.
         tokio::spawn(async move {
-            if let Err(error) = vm.unpause().await {
-                tracing::warn!(%machine, %error, "a machine that stands still can't be told to go on");
+            if let Err(error) = vm.go_on().await {
+                tracing::warn!(%machine, %error, "can't resume a paused machine");
             }
         });
     }

@@ -149,7 +149,7 @@ impl Owner {
         // A task of its own: it has to be done also when this one panics meanwhile.
         let reaping = tokio::spawn(async move {
             if let Err(error) = steps::gone(&shared, vm.as_ref(), &row).await {
-                tracing::warn!(machine = %row.id, %error, "can't take away the network of a VM that is gone");
+                tracing::warn!(machine = %row.id, %error, "can't remove the network of a VM that has ended");
             }
         });
         Box::pin(async move {
@@ -200,19 +200,16 @@ impl Owner {
         let step = match operation.current() {
             Some(Step::Boot) => "boot: the guest's init has not answered".to_owned(),
             Some(Step::Configure) => {
-                "configure: the guest's init has not said that the program runs".to_owned()
+                "configure: the guest's init has not reported that the program runs".to_owned()
             }
             step => step.map_or("", Step::as_str).to_owned(),
         };
         let reason = match &operation.last_error {
             Some(error) => {
-                format!(
-                    "{} did not end in time, at step {step}: {error}",
-                    operation.kind.rules().name()
-                )
+                format!("{} timed out at step {step}: {error}", operation.kind.rules().name())
             }
             None => {
-                format!("{} did not end in time, at step {step}", operation.kind.rules().name())
+                format!("{} timed out at step {step}", operation.kind.rules().name())
             }
         };
         tracing::error!(machine = %self.row.id, reason, "deadline passed");

@@ -51,7 +51,7 @@ impl Transaction {
         self.forget_next();
         let told = json!({
             "placement_epoch": epoch,
-            "message": "the machine was placed on another host since: this copy stops and is not started again",
+            "message": "the machine was placed on another host: this copy stops and is not started again",
         });
         self.event(Source::Worker, "supersede", self.row.state, told);
         match self.row.state {

@@ -125,7 +125,7 @@ impl Owner {
 
     /// The new version can't be had: the machine goes on with the one it had.
     pub(super) async fn revert(&mut self, replaced: Replaced, reason: String) {
-        tracing::warn!(machine = %self.row.id, reason, "update given up");
+        tracing::warn!(machine = %self.row.id, reason, "update abandoned");
         self.turns.end();
         // It was read before.
         let config = caddis_api::validate::read(&replaced.config).unwrap_or_default();

@@ -156,7 +156,7 @@ impl RequestHandler {
         match decode::<Envelope>("worker", request) {
             Ok(envelope) if is_late(&envelope) && !self.remembers(&envelope.request_id) => {
                 let text = "unavailable: the request reached its host too late and was not carried out, try again; if \
-                            this goes on, compare the clocks of the hosts";
+                            this persists, compare the clocks of the hosts";
                 encode::<WorkerResult>(&Err(ApiError::new(ErrorCode::Unavailable, text)))
             }
             // What changes nothing may be done twice; its answers, whole listings among them, are
@@ -187,7 +187,7 @@ fn check_protocol(request: &[u8]) -> Result<(), ApiError> {
     match decode::<Written>("worker", request) {
         Ok(written) if written.protocol > PROTOCOL => {
             let text = format!(
-                "unavailable: the request is of protocol {}, its host speaks {PROTOCOL}: upgrade that host",
+                "unavailable: the request uses protocol {}, its host {PROTOCOL}: upgrade that host",
                 written.protocol
             );
             Err(ApiError::new(ErrorCode::Unavailable, text))

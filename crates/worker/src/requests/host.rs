@@ -21,7 +21,7 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> WorkerRes
     let results = tokio::time::timeout(deadline, all).await.map_err(|_| {
         ApiError::new(
             ErrorCode::DeadlineExceeded,
-            format!("deadline_exceeded: some guests still run after {deadline:?}; what is left ends with the host"),
+            format!("deadline_exceeded: some machines are still running after {deadline:?}; they go down with the host"),
         )
     })?;
     let stopped = results.into_iter().filter(|result| matches!(result, Ok(true))).count();
@@ -41,9 +41,7 @@ pub(super) async fn problems(shared: &Arc<Shared>) -> Vec<String> {
         problems.push(e.to_string());
     }
     let network = shared.network.disturbances().and_then(|told| told.borrow().problem.clone());
-    problems.extend(
-        network.map(|problem| format!("the network of machines is not in order: {problem}")),
-    );
+    problems.extend(network.map(|problem| format!("the network of machines is broken: {problem}")));
     problems
 }
 
@@ -55,7 +53,7 @@ pub(super) async fn check_disk(shared: &Arc<Shared>) -> Result<(), ApiError> {
     if free < shared.config.reserved_disk {
         let (free, wanted) = (free >> 20, shared.config.reserved_disk >> 20);
         let text = format!(
-            "could not reserve resource for machine: disk is full, {free} MiB free of {wanted} MiB kept"
+            "could not reserve resource for machine: disk is full, {free} MiB free, {wanted} MiB reserved"
         );
         return Err(ApiError::new(ErrorCode::InsufficientCapacity, text));
     }

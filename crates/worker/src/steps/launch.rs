@@ -71,7 +71,7 @@ async fn snapshot_to_use(context: &Context, disk: &RootDisk) -> Result<Option<Pa
     prepared
         .await
         .map(Some)
-        .map_err(|e| Failure::retry(format!("can't prepare what the machine was saved to: {e}")))
+        .map_err(|e| Failure::retry(format!("can't prepare the machine's snapshot: {e}")))
 }
 
 /// Makes a VM that waits the machine's, if there is one for it.
@@ -104,7 +104,7 @@ async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<d
         Ok(vm) => Ok(Some(vm)),
         Err(error) => {
             // There is the longer way.
-            tracing::warn!(machine = %row.id, error, "a VM that waited could not become the machine's");
+            tracing::warn!(machine = %row.id, error, "can't use a warm VM for the machine");
             detach_after_failure(context, &tap).await;
             drop(slot);
             Ok(None)

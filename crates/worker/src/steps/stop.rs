@@ -28,7 +28,7 @@ pub(super) async fn signal(context: Context) -> Result<Done, Failure> {
         && live.guest.borrow().may_be_frozen()
         && let Err(e) = suspend::thaw(live, false).await
     {
-        tracing::warn!(machine = %context.row.id, error = %e.message, "can't have it go on to be stopped");
+        tracing::warn!(machine = %context.row.id, error = %e.message, "can't resume the machine to stop it");
     }
     if let (Some(mut live), Some(plan)) = (context.live, stop_plan(&context.row)) {
         match live.told(live.session.stop(plan.signal.number(), plan.is_default)).await {
@@ -76,7 +76,7 @@ pub(super) async fn await_exit(context: Context) -> Result<Done, Failure> {
 
 async fn kill_program(mut live: RunningVmHandle) -> Done {
     if live.guest.borrow().silent {
-        let text = "the machine's init did not answer, its VM was ended";
+        let text = "the machine's init did not answer, its VM was killed";
         return Done::Ended(ProgramEnd::unreported(EndCause::Killed, Some(text.to_owned())));
     }
     let over =
@@ -116,7 +116,7 @@ pub fn end_of_vm(exit: &VmExit) -> ProgramEnd {
             ProgramEnd::unreported(EndCause::VmmCrashed, Some(message.clone()))
         }
         VmExit::Ended => {
-            let text = "a program of the machine powered it off or rebooted it";
+            let text = "a program in the machine powered it off or rebooted it";
             ProgramEnd::unreported(EndCause::PoweredOff, Some(text.to_owned()))
         }
     }

@@ -15,7 +15,7 @@ pub(super) async fn freeze(context: Context) -> Result<Done, Failure> {
     live.guest.send_modify(|guest| guest.frozen = true);
     live.told(live.session.freeze(FREEZE_DEADLINE))
         .await
-        .map_err(|e| Failure::last(format!("programs can't be held still: {e}")))?;
+        .map_err(|e| Failure::last(format!("can't freeze the programs: {e}")))?;
     let guest = live.guest.borrow();
     if guest.ended.is_some() || guest.failed.is_some() {
         return Err(Failure::last("its program has ended"));

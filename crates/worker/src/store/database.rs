@@ -110,7 +110,7 @@ impl Database {
         // What SQLite itself does for each transaction that it is to write through. What was moved
         // to the database meanwhile it has written through before it lets go of it here.
         let synced = self.log.sync_data().or_else(|error| {
-            tracing::error!(path = %self.path.display(), %error, "can't write the database's log through to the disk");
+            tracing::error!(path = %self.path.display(), %error, "can't sync the database's log to disk");
             self.is_behind = true;
             // What was committed is there for all who read, so it has to become durable, not to be
             // taken back.

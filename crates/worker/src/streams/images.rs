@@ -109,7 +109,7 @@ async fn report(
                 let _ = updates.try_send(ImportUpdate::Progress { step, bytes_done, bytes_total });
             }
             () = updates.closed() => {
-                tracing::info!("an import was ended because its client went away");
+                tracing::info!("import cancelled: its client disconnected");
                 return;
             }
         }

@@ -137,7 +137,7 @@ fn check(wanted: &StartSession) -> Result<(), ApiError> {
         wanted.command.iter().chain(env).chain(&wanted.user).chain(&wanted.working_dir)
     };
     if words().any(|word| word.contains('\0')) {
-        return Err(ApiError::invalid("invalid session: a word holds a NUL"));
+        return Err(ApiError::invalid("invalid session: a word contains a NUL"));
     }
     if words().map(|word| word.len() + 1).sum::<usize>() > MAX_ARGUMENTS {
         return Err(ApiError::invalid(format!(
@@ -148,7 +148,7 @@ fn check(wanted: &StartSession) -> Result<(), ApiError> {
         return Err(ApiError::invalid("invalid command, the program has no name"));
     }
     if wanted.env.keys().any(|key| key.is_empty() || key.contains('=')) {
-        return Err(ApiError::invalid("invalid env, a name is empty or holds a ="));
+        return Err(ApiError::invalid("invalid env, a name is empty or contains a ="));
     }
     if wanted.files && (wanted.terminal.is_some() || wanted.command.is_empty()) {
         return Err(ApiError::invalid("invalid session: files takes a command and no terminal"));
@@ -157,7 +157,10 @@ fn check(wanted: &StartSession) -> Result<(), ApiError> {
 }
 
 fn broken(error: &SessionError) -> ApiError {
-    ApiError::new(ErrorCode::Unavailable, format!("unavailable: the session broke off: {error}"))
+    ApiError::new(
+        ErrorCode::Unavailable,
+        format!("unavailable: the session was interrupted: {error}"),
+    )
 }
 
 /// Moves everything until the program has ended, or the client has gone.

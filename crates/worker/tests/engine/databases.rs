@@ -61,7 +61,7 @@ async fn a_database_that_is_damaged_or_of_a_newer_server_is_refused_and_left_alo
         .pragma_update(None, "user_version", 99)
         .unwrap();
     let error = fixture.try_start().await.unwrap_err().to_string();
-    assert!(error.contains("start the newer program again"), "{error}");
+    assert!(error.contains("run the newer version again"), "{error}");
 
     fs::write(fixture.database(), &whole).unwrap();
     fixture.start().await;

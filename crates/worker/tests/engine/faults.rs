@@ -99,8 +99,7 @@ async fn a_start_that_is_not_done_in_time_fails_and_names_its_step() {
         let failed = fixture.until(&machine, MachineState::Failed).await;
         let events = format!("{:?}", failed.machine.events);
         assert!(
-            events
-                .contains(&format!("start did not end in time, at step {step}: the guest's init")),
+            events.contains(&format!("start timed out at step {step}: the guest's init")),
             "{events}"
         );
         fixture.assert_nothing_runs().await;

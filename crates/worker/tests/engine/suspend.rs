@@ -76,7 +76,7 @@ async fn a_start_calls_off_a_suspend_that_is_under_way() {
     assert_eq!(fixture.host.launches(), 1, "its VM never ended");
     assert!(!fixture.host.guest(machine.as_str()).unwrap().is_frozen());
     assert!(
-        start_of(&fixture, &machine).await["start_reason"].as_str().unwrap().contains("called off")
+        start_of(&fixture, &machine).await["start_reason"].as_str().unwrap().contains("cancelled")
     );
 
     fixture.act(&machine, Action::Suspend).await.unwrap();

@@ -227,5 +227,5 @@ async fn a_machine_that_ends_ends_its_sessions() {
     assert!(matches!(client.heard().await, Some(Frame::Data(_))));
     fixture.act(&machine, Action::Destroy { force: true }).await.unwrap();
     let (_, error) = client.until("error").await;
-    assert!(error["error"].as_str().unwrap().contains("the session broke off"), "{error}");
+    assert!(error["error"].as_str().unwrap().contains("the session was interrupted"), "{error}");
 }

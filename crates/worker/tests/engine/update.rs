@@ -158,7 +158,7 @@ async fn updates_are_guarded() {
     for (bad, text) in [
         (update(json!({ "image": "missing" })), "was not found"),
         (update(json!({ "guest": { "cpus": 3 } })), "config.guest.cpus"),
-        (update(json!({ "init": { "exec": [] } })), "names no program"),
+        (update(json!({ "init": { "exec": [] } })), "has no program to run"),
         (update(json!({ "mounts": [{ "volume": "vol_1", "path": "/data" }] })), "mounts"),
         (
             update(json!({ "guest": { "cpu_kind": "shared", "cpus": 8, "memory_mb": 16384 } })),

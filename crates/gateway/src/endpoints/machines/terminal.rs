@@ -225,6 +225,7 @@ async fn tell(
 }
 
 fn unreadable(error: &str) -> ServerMessage {
-    let error = format!("unavailable: the session with the machine's host broke off: {error}");
+    let error =
+        format!("unavailable: the session with the machine's host was interrupted: {error}");
     ServerMessage::Error { code: ErrorCode::Unavailable, error }
 }
