@@ -145,11 +145,11 @@ pub struct MachineConfig {
 pub struct Guest {
     /// `shared` or `performance`.
     pub cpu_kind: Option<String>,
-    /// Virtual processors.
+    /// vCPUs.
     pub cpus: Option<u32>,
     /// MiB.
     pub memory_mb: Option<u64>,
-    /// Ceiling for growth at run time, MiB.
+    /// Maximum memory for growth at run time, MiB.
     pub max_memory_mb: Option<u64>,
     /// GPUs; not available.
     pub gpus: Option<u32>,

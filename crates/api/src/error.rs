@@ -12,7 +12,7 @@ pub enum ErrorCode {
     InvalidArgument,
     /// A value is well-formed but not acceptable (taken or illegal names, limits).
     Unprocessable,
-    /// The wanted name is in use.
+    /// The name is in use.
     NameTaken,
     /// No or no valid token.
     Unauthenticated,
@@ -32,7 +32,7 @@ pub enum ErrorCode {
     TooLarge,
     /// Too many requests.
     RateLimited,
-    /// No host has room.
+    /// No host has enough free capacity.
     InsufficientCapacity,
     /// The image does not exist or may not be pulled.
     ImageUnavailable,

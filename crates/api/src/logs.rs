@@ -36,7 +36,7 @@ pub struct LogAttributes {
     pub timestamp: String,
     /// The line, without its line end.
     pub message: String,
-    /// The line is longer than 16 KiB: it goes on in the next entry of its stream. Caddis
+    /// The line is longer than 16 KiB and continues in the next entry of its stream. Caddis
     /// extension.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,

@@ -31,7 +31,7 @@ pub fn warm_up(spec: &MachineSpec, launcher: Option<&mut Launcher>) -> Result<()
 
 /// Mounts, writes, and reads a program.
 fn files(spec: &MachineSpec) -> Result<(), String> {
-    let failed = |error: &dyn std::fmt::Display| format!("can't rehearse with files: {error}");
+    let failed = |error: &dyn std::fmt::Display| format!("can't warm up with files: {error}");
     let outside = File::open("/").map_err(|error| failed(&error))?;
     configure::mount_root(&devices::root_disk(spec.root_size)?)?;
     let warmed_up = configure::move_special().and_then(|()| {

@@ -114,7 +114,7 @@ pub fn create(path: &Path, virtual_size: u64, clusters: &Clusters) -> io::Result
     if tables.last().is_some_and(|last| *last >= l1_entries) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "what is in the overlay lies beyond its end",
+            "the overlay's data lies beyond its end",
         ));
     }
     let l2_at = L1_TABLE_AT + l1_clusters * CLUSTER;

@@ -309,7 +309,7 @@ impl Registry {
     }
 
     fn no_page(&self, repository: &Repository, what: &str) -> ImageError {
-        let reason = "it answered with a web page (HTML): is it a registry, and none that only a browser can log in to?";
+        let reason = "it answered with a web page (HTML): is it a registry, and does it need a browser to log in?";
         self.unreachable(repository, what, reason.to_owned())
     }
 

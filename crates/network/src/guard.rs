@@ -118,7 +118,7 @@ impl Subscriptions {
             bind(descriptor.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
             io::Result::Ok(descriptor)
         };
-        let failed = || NetworkError::io("listen for changes of the host's network");
+        let failed = || NetworkError::io("subscribe to changes of the host's network");
         Ok(Self {
             filter: open(SockProtocol::NetlinkNetFilter, NFTABLES).map_err(failed())?,
             routing: open(SockProtocol::NetlinkRoute, ROUTING).map_err(failed())?,
@@ -195,7 +195,7 @@ impl Guard {
         side: Arc<HostSide>,
         subscriptions: Subscriptions,
     ) -> Result<Self, NetworkError> {
-        let failed = || NetworkError::io("watch over the host's network");
+        let failed = || NetworkError::io("monitor the host's network");
         let (end, alive) = io::pipe().map_err(failed())?;
         let (told, receiver) = watch::channel(Disturbances::default());
         let runtime = tokio::runtime::Handle::current();

@@ -160,7 +160,7 @@ impl Claims {
                 "clean those that are no longer used with `caddis host clean --data-dir DIR`";
             let error =
                 io::Error::other(format!("{COUNT} data directories have one on this host; {hint}"));
-            NetworkError::io("take a network")(error)
+            NetworkError::io("allocate a network")(error)
         })?;
         let own =
             Installation { number, owner: owner.to_owned(), directory: self.directory.clone() };

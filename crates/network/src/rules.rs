@@ -172,9 +172,7 @@ pub(crate) async fn ensure(
     }
     if changed && !are_there(links, installation).await? {
         let error = std::io::Error::other("another program changes them at the same time");
-        return Err(NetworkError::io("put the routing rules of machines in front of others")(
-            error,
-        ));
+        return Err(NetworkError::io("move the routing rules of machines before others")(error));
     }
     Ok(changed)
 }

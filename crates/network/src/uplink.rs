@@ -82,11 +82,11 @@ impl Uplink<'_> {
         self.host
             .address(index, HOST_V4.into(), 32)
             .await
-            .map_err(failed("give the host's address to"))?;
+            .map_err(failed("add the host's address to"))?;
         self.host
             .address(index, HOST_V6.into(), 128)
             .await
-            .map_err(failed("give the host's IPv6 address to"))?;
+            .map_err(failed("add the host's IPv6 address to"))?;
         up(self.host, index).await?;
         neighbours(self.host, index, [GATEWAY_V4.into(), GATEWAY_V6.into()], NAMESPACE_MAC).await?;
         self.add_local(index).await?;
@@ -204,7 +204,7 @@ impl Uplink<'_> {
     ) -> Result<(), NetworkError> {
         match self.host.handle().route().del(route(index, network)).execute().await {
             Err(error) if crate::links::errno(&error) != Some(libc::ESRCH) => Err(
-                NetworkError::netlink(format!("take the route to {network} from {}", self.name))(
+                NetworkError::netlink(format!("remove the route to {network} from {}", self.name))(
                     error,
                 ),
             ),

@@ -35,10 +35,10 @@ pub struct Target {
     /// No effect: the token determines the organization.
     #[arg(short, long, hide = true)]
     org: Option<String>,
-    /// Container of the machine; there are none yet.
+    /// Container of the machine; not supported yet.
     #[arg(long, hide = true, conflicts_with = "no_container")]
     container: Option<String>,
-    /// The machine itself and no container, as always here.
+    /// No effect: commands always run in the machine itself.
     #[arg(long, hide = true)]
     no_container: bool,
     /// Don't print which machine is used.

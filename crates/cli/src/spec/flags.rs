@@ -67,7 +67,7 @@ pub struct MachineFlags {
     /// Cache drive in MB, or with a unit; 0 for none.
     #[arg(long, value_name = "SIZE")]
     pub cachedrive_size: Option<String>,
-    /// Which container of a machine with several gets image, files and command.
+    /// Container that gets the image, files and command.
     #[arg(long, value_name = "NAME")]
     pub container: Option<String>,
     #[command(flatten)]
@@ -89,7 +89,7 @@ pub struct VmFlags {
     /// Memory in MB, or with a unit: 512mb, 2gb.
     #[arg(long, visible_alias = "memory", value_name = "SIZE")]
     pub vm_memory: Option<String>,
-    /// Ceiling for growth at run time.
+    /// Maximum memory for growth at run time.
     #[arg(long, value_name = "SIZE", hide = true)]
     pub vm_max_memory: Option<String>,
     /// No longer accepted.
@@ -115,7 +115,7 @@ pub struct BuildFlags {
     /// Not available.
     #[arg(long, hide = true)]
     pub(super) build_nixpacks: bool,
-    /// Without effect: nothing is built.
+    /// No effect: nothing is built.
     #[arg(long, hide = true, value_name = "SIZE", env = "FLY_BUILD_CONTEXT_WARN_SIZE")]
     pub(super) build_context_warn_size: Option<String>,
     /// Not available.

@@ -84,7 +84,7 @@ pub(crate) async fn list(
         ("format" = inline(ArchiveFormat), Query, description = "Format of the archive"),
         (
             "image" = Option<String>, Query,
-            description = "Which image of the archive, by name or `@` and its place from 0; needed where there are several",
+            description = "Image in the archive, by name or `@` and its index from 0; required if there are several",
         ),
         ("name" = Option<String>, Query, description = "Name for the image; default: the archive's own"),
         ("worker" = Option<String>, Query, description = "Id of a worker; default: the first one"),

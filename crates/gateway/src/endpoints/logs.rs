@@ -18,7 +18,7 @@ const MAX_WAIT_SECONDS: u64 = 60;
 /// Most entries per page.
 const MAX_ENTRIES: u64 = 1000;
 
-/// Read the log of an app, or of one machine of it, page by page.
+/// Read the logs of an app, or of one of its machines, page by page.
 #[utoipa::path(
     get,
     path = "/api/v1/apps/{app_name}/logs",

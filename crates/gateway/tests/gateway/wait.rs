@@ -213,7 +213,7 @@ async fn a_machine_that_has_failed_is_not_waited_for() {
     let failed = json!({ "error": "no disk" });
     let fails = fixture.worker.turn_with(&id, MachineState::Failed, "start", failed.clone());
     let answer = while_waiting(&fixture, &id, "state=stopped", fails).await;
-    let text = "machine will not reach stopped: its start failed, and nothing is tried again by itself: no disk";
+    let text = "machine will not reach stopped: its start failed and is not retried: no disk";
     assert_eq!((answer.status.as_u16(), answer.error().as_str()), (400, text));
     for query in ["state=started", "state=started,stopped", "state=suspended", "state=created"] {
         assert!(refused(&fixture, &id, query).await.ends_with(": no disk"), "{query}");
@@ -264,7 +264,7 @@ async fn a_program_that_has_ended_for_good_is_not_waited_for() {
     let id = fixture.started().await;
     turn(&fixture, &id, MachineState::Stopped, "exit", exit(3, false, false)).await;
     let text = refused(&fixture, &id, "state=started").await;
-    let expected = "machine will not reach started: its program has ended with exit code 3, and is not started again";
+    let expected = "machine will not reach started: its program has ended with exit code 3 and is not restarted";
     assert_eq!(text, expected);
     refused(&fixture, &id, "state=suspended").await;
     assert_eq!(wait(&fixture, &id, "state=started,stopped").await.ok()["state"], "stopped");

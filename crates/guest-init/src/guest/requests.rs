@@ -30,7 +30,7 @@ impl Guest {
             HostMessage::Rehearse { id, spec } => {
                 let outcome = match self.status {
                     GuestState::Waiting => rehearsal::warm_up(&spec, self.launcher.as_mut()),
-                    _ => Err("there is nothing to rehearse any more".to_owned()),
+                    _ => Err("the VM is no longer in warm-up".to_owned()),
                 };
                 self.answer(id, outcome);
             }
@@ -139,7 +139,7 @@ impl Guest {
     pub(super) fn configure(&mut self, spec: MachineSpec) {
         if self.status != GuestState::Waiting {
             if self.spec.as_ref().is_none_or(|known| known.machine_id != spec.machine_id) {
-                self.refuse("this VM is another machine already");
+                self.refuse("this VM already belongs to another machine");
             }
             return;
         }

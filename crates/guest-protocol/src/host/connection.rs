@@ -371,7 +371,7 @@ impl<'a> Connection<'a> {
             GuestMessage::Answer { id, failure } => self.pass_on(id, Answer::Outcome(failure)),
             GuestMessage::AskTime { id } => self.tell_time(Some(id)),
             GuestMessage::Error { message } => {
-                tracing::warn!(message, "guest could not do what it was asked");
+                tracing::warn!(message, "the guest reported an error");
                 Ok(())
             }
         }
@@ -394,7 +394,7 @@ impl<'a> Connection<'a> {
     ) -> Result<(), String> {
         if !(OLDEST_SUPPORTED_VERSION..=PROTOCOL_VERSION).contains(&protocol) {
             return Err(format!(
-                "the guest speaks protocol version {protocol}, which this server does not"
+                "the guest uses protocol version {protocol}, which this server does not support"
             ));
         }
         self.inner.protocol.store(protocol, std::sync::atomic::Ordering::Relaxed);
@@ -439,7 +439,7 @@ impl<'a> Connection<'a> {
     }
 
     fn tell(&self, event: GuestEvent) -> Result<(), String> {
-        self.events.try_send(event).map_err(|e| format!("too many events wait to be taken: {e}"))
+        self.events.try_send(event).map_err(|e| format!("too many unprocessed events: {e}"))
     }
 
     fn pass_to_exec(&mut self, id: u32, event: ExecEvent) -> Result<(), String> {

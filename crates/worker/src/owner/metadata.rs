@@ -33,7 +33,7 @@ impl Owner {
             config.metadata.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
         if size > MOST {
             return Err(ApiError::invalid(format!(
-                "invalid metadata, cannot exceed {MOST} bytes in all"
+                "invalid metadata, cannot exceed {MOST} bytes in total"
             )));
         }
         self.try_change(Durability::Synced, |draft| draft.merge_metadata(&changes)).await?;

@@ -32,7 +32,7 @@ pub(super) async fn release(context: Context) -> Result<Done, Failure> {
     let files = context.files();
     blocking(move || files.remove_run())
         .await
-        .map_err(|e| Failure::retry(format!("can't remove what is left of the VM: {e}")))?;
+        .map_err(|e| Failure::retry(format!("can't clean up the VM: {e}")))?;
     Ok(done)
 }
 

@@ -130,7 +130,7 @@ impl Database {
             if busy == 0 {
                 Ok(())
             } else {
-                Err(not_durable("somebody reads the database".to_owned()))
+                Err(not_durable("another connection is reading the database".to_owned()))
             }
         };
         self.reserve.with(&self.path, checkpoint).map_err(|error| error.to_string())?;
@@ -179,12 +179,12 @@ fn open(path: &Path, reserve: &Reserve) -> Result<Connection, StoreError> {
                 transaction.pragma_update(None, "user_version", index as i64 + 1)
             })
         });
-        migrated.map_err(database("bring the schema up to date"))?;
+        migrated.map_err(database("migrate the schema"))?;
     }
     // From here on it is written through when all that waits for that has been done.
     connection
         .pragma_update(None, "synchronous", "NORMAL")
-        .map_err(database("choose what is written through"))?;
+        .map_err(database("set the sync mode"))?;
     Ok(connection)
 }
 

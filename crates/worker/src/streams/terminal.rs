@@ -95,7 +95,7 @@ async fn start(
 ) -> Result<Option<(ExecStream, &'static str)>, ApiError> {
     let first = tokio::time::timeout(START_PATIENCE, client.next()).await;
     let first = first
-        .map_err(|_| ApiError::invalid("invalid session: no message said what to run in time"))?;
+        .map_err(|_| ApiError::invalid("invalid session: no start message arrived in time"))?;
     let Some(first) = first else { return Ok(None) };
     let wanted = match first.map_err(ApiError::invalid)? {
         Frame::Text(text) => parse(&text)?,

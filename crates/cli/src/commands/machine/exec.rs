@@ -23,10 +23,10 @@ pub struct Exec {
     /// Choose the machine from a menu.
     #[arg(long, hide = true)]
     select: bool,
-    /// Container of the machine; there are none yet.
+    /// Container of the machine; not supported yet.
     #[arg(long, hide = true, conflicts_with = "no_container")]
     container: Option<String>,
-    /// The machine itself and no container, as always here.
+    /// No effect: commands always run in the machine itself.
     #[arg(long, hide = true)]
     no_container: bool,
     /// Kill the program after this many seconds.

@@ -40,7 +40,7 @@ pub struct ShellFlags {
     /// With --shell: user to run as.
     #[arg(long, default_value = "root")]
     user: String,
-    /// With --shell: command to run [default: a shell of the image].
+    /// With --shell: command to run; without bash, another shell of the image.
     #[arg(id = "shell_command", long = "command", value_name = "COMMAND", default_value = DEFAULT_COMMAND)]
     command: String,
 }

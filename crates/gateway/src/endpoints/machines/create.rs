@@ -61,7 +61,7 @@ struct Wanted {
         BadBody,
         (status = 409, description = "The name is in use", body = ErrorBody),
         (status = 412, description = "The app is being deleted, or the host drained", body = ErrorBody),
-        (status = 422, description = "No host has room, or the image can't be pulled", body = ErrorBody),
+        (status = 422, description = "No host has enough free capacity, or the image can't be pulled", body = ErrorBody),
     ),
 )]
 pub(crate) async fn create(

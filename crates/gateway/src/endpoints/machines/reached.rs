@@ -113,13 +113,13 @@ pub(super) fn out_of_reach(
     let why = newest.error().map(|error| format!(": {error}")).unwrap_or_default();
     match machine.state {
         Failed if only(&[Created, Started, Stopped, Suspended]) => {
-            Some(format!("its {} failed, and nothing is tried again by itself{why}", newest.kind))
+            Some(format!("its {} failed and is not retried{why}", newest.kind))
         }
         Stopped if only(&[Created, Started, Suspended]) => {
             let exit = newest.exit_details()?.exit_event;
             (!exit.requested_stop && !exit.restarting).then(|| {
                 format!(
-                    "its program has ended with exit code {}, and is not started again",
+                    "its program has ended with exit code {} and is not restarted",
                     exit.exit_code
                 )
             })
