@@ -118,8 +118,8 @@ impl Owner {
         // Whether it does is heard of: QEMU may be slow to answer, and the machine can be stopped
         // meanwhile.
         tokio::spawn(async move {
-            if let Err(error) = vm.go_on().await {
-                tracing::warn!(%machine, %error, "can't resume a paused machine");
+            if let Err(error) = vm.unpause().await {
+                tracing::warn!(%machine, %error, "can't unpause a machine");
             }
         });
     }
