@@ -21,7 +21,7 @@ use caddis_vmm::{
     qemu::{MakeTap, PoolLimits},
     slot::SlotPoolConfig,
 };
-use caddis_worker::{Drivers, Worker, WorkerConfig, WorkerParts};
+use caddis_worker::{Clock, Drivers, Worker, WorkerConfig, WorkerParts};
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
 use tracing::{info, warn};
 
@@ -219,6 +219,7 @@ impl Server {
             destroyed_retention: DESTROYED_RETENTION,
             guest_pace: Default::default(),
             boot_id: boot_id.trim().to_owned(),
+            clock: Clock::default(),
             reserve,
         };
         let vmm = Arc::new(vmm);

@@ -1,12 +1,13 @@
-//! The wall clock, which may be set while we run.
+//! The time by which a worker records and waits, which tests move.
 //!
 //! Times are recorded by the wall clock, since they outlive the process and the host. When it is
 //! set, all of them move with it ([`crate::row::MachineRow::clock_was_set`]): a deadline is neither
 //! over at once nor hours away.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::{sync::watch, time::Instant};
 
 /// A clock that differs by less was not set, it only goes better or worse than the other.
 pub const SET_MS: i64 = 1000;
@@ -20,15 +21,68 @@ pub fn offset_ms() -> i64 {
     // Linux has had this clock since 2.6.39.
     let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
     let milliseconds = |value: u128| i64::try_from(value).unwrap_or(i64::MAX);
-    milliseconds(u128::from(now_ms())) - milliseconds(boot.as_millis())
+    milliseconds(u128::from(host_now_ms())) - milliseconds(boot.as_millis())
 }
 
-/// Milliseconds since the Unix epoch.
-pub fn now_ms() -> u64 {
-    caddis_api::time::unix_ms(jiff::Timestamp::now())
+/// The clock of a worker: its host's, and ahead of that by as much as a test has let pass.
+///
+/// A clone is the same clock.
+#[derive(Debug, Clone, Default)]
+pub struct Clock {
+    ahead: Arc<watch::Sender<Duration>>,
 }
 
-/// Nanoseconds since the Unix epoch.
-pub fn now_ns() -> u64 {
+impl Clock {
+    /// Milliseconds since the Unix epoch.
+    pub fn now_ms(&self) -> u64 {
+        host_now_ms() + u64::try_from(self.ahead().as_millis()).unwrap_or(0)
+    }
+
+    /// Nanoseconds since the Unix epoch.
+    pub fn now_ns(&self) -> u64 {
+        host_now_ns() + u64::try_from(self.ahead().as_nanos()).unwrap_or(0)
+    }
+
+    /// The time that does not change when the wall clock is set.
+    pub fn now(&self) -> Instant {
+        Instant::now() + self.ahead()
+    }
+
+    /// Waits until [`Clock::now`] is `end`.
+    pub async fn sleep_until(&self, end: Instant) {
+        let mut moved = self.ahead.subscribe();
+        loop {
+            let ahead = *moved.borrow_and_update();
+            let Some(end) = end.checked_sub(ahead) else { return };
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return,
+                // It is never dropped before this: we hold it.
+                _ = moved.changed() => {}
+            }
+        }
+    }
+
+    /// Waits for so long.
+    pub async fn sleep(&self, duration: Duration) {
+        self.sleep_until(self.now() + duration).await;
+    }
+
+    /// Has this much time pass at once: whoever waits for less is woken. For tests.
+    pub fn advance(&self, by: Duration) {
+        self.ahead.send_modify(|ahead| *ahead += by);
+    }
+
+    fn ahead(&self) -> Duration {
+        *self.ahead.borrow()
+    }
+}
+
+/// Nanoseconds since the Unix epoch by the host's clock, by which lines of logs are ordered.
+pub fn host_now_ns() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)
+}
+
+/// Milliseconds since the Unix epoch by the host's clock.
+fn host_now_ms() -> u64 {
+    caddis_api::time::unix_ms(jiff::Timestamp::now())
 }

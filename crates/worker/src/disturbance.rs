@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use caddis_api::time;
 use serde_json::json;
 
-use crate::{clock::now_ms, engine::Shared, owner::Message};
+use crate::{engine::Shared, owner::Message};
 
 /// At most one event in so long: who flushes a firewall in a loop shall not push everything else
 /// out.
@@ -17,7 +17,7 @@ const RECENT_MS: u64 = 3_600_000;
 /// What health says of it, while it is recent.
 pub fn warning(shared: &Shared) -> Option<String> {
     let told = shared.network.disturbances()?.borrow().clone();
-    if told.count == 0 || now_ms().saturating_sub(told.last_ms) > RECENT_MS {
+    if told.count == 0 || shared.clock.now_ms().saturating_sub(told.last_ms) > RECENT_MS {
         return None;
     }
     let last = time::seconds(time::from_unix_ms(told.last_ms));
@@ -44,7 +44,7 @@ pub async fn note(shared: Arc<Shared>) {
             // One that has just ended hears of nothing.
             let _ = owner.send(Message::Note { kind: "network", details: details.clone() }).await;
         }
-        tokio::time::sleep(BACKOFF).await;
+        shared.clock.sleep(BACKOFF).await;
     }
     // The network ends with the server.
     std::future::pending().await

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     StepHook, WorkerConfig,
     capacity::Capacity,
+    clock::Clock,
     files::MachineFiles,
     host::{HostNetwork, Images},
     live::RunningVm,
@@ -55,6 +56,8 @@ pub struct Shared {
     pub network: Arc<dyn HostNetwork>,
     /// What is promised to machines.
     pub capacity: Capacity,
+    /// By which it records and waits.
+    pub clock: Clock,
     /// What tests have steps do.
     pub hook: Option<Arc<dyn StepHook>>,
     /// Where machines wait for their turn.
@@ -83,6 +86,7 @@ impl Shared {
             capacity: Capacity::new(&config),
             queues: Queues::new(&config),
             creations: Creations::default(),
+            clock: config.clock.clone(),
             config,
             hook: None,
             store,

@@ -25,7 +25,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
 use crate::{
-    Drivers, WorkerConfig,
+    Clock, Drivers, WorkerConfig,
     host::{HostNetwork, Images},
 };
 
@@ -46,6 +46,7 @@ pub fn config(directory: &Path) -> WorkerConfig {
         destroyed_retention: Duration::from_secs(3600),
         guest_pace: Pace::default(),
         boot_id: "first".to_owned(),
+        clock: Clock::default(),
         reserve: Arc::new(Reserve::none()),
     }
 }

@@ -6,12 +6,7 @@ use caddis_api::MachineId;
 use caddis_bus::message::ANNOUNCE_INTERVAL;
 use tokio::time::MissedTickBehavior;
 
-use crate::{
-    clock::{self, now_ms},
-    engine::Shared,
-    owner::Message,
-    requests,
-};
+use crate::{clock, engine::Shared, owner::Message, requests};
 
 /// How often, at least, destroyed machines are looked through for those to be forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
@@ -54,7 +49,7 @@ pub async fn forget_destroyed(shared: Arc<Shared>) {
         interval.tick().await;
         let retention =
             u64::try_from(shared.config.destroyed_retention.as_millis()).unwrap_or(u64::MAX);
-        let before = now_ms().saturating_sub(retention);
+        let before = shared.clock.now_ms().saturating_sub(retention);
         let expired = match shared.store.destroyed_before(before).await {
             Ok(expired) => expired,
             Err(e) => {
@@ -65,7 +60,8 @@ pub async fn forget_destroyed(shared: Arc<Shared>) {
         for machine in expired {
             forget(&shared, &machine).await;
         }
-        if let Err(e) = shared.store.accepted_since(requests::remembered_since()).await {
+        if let Err(e) = shared.store.accepted_since(requests::remembered_since(&shared.clock)).await
+        {
             tracing::warn!(error = %e, "can't forget old requests");
         }
     }

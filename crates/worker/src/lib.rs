@@ -60,6 +60,7 @@ mod timing;
 mod turns;
 
 pub use capacity::pool_memory_mib;
+pub use clock::Clock;
 pub use engine::Drivers;
 pub use interference::{FaultInjection, StepHook};
 pub use store::DatabaseUse;
@@ -97,6 +98,8 @@ pub struct WorkerConfig {
     /// Boot id of the host, from `/proc/sys/kernel/random/boot_id`; another one than at the last
     /// run means that the host was rebooted and no VM survived.
     pub boot_id: String,
+    /// By which it records and waits.
+    pub clock: Clock,
     /// Room on the disk for what must be recorded also when it is full.
     pub reserve: Arc<Reserve>,
 }

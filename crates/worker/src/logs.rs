@@ -22,7 +22,7 @@ use caddis_guest_protocol::{message::LogSource, text};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-use crate::{clock::now_ns, runner};
+use crate::{clock::host_now_ns, runner};
 
 mod read;
 #[cfg(test)]
@@ -157,14 +157,14 @@ impl Logs {
     pub fn open(directory: PathBuf, bytes_per_machine: u64) -> io::Result<Self> {
         fs::create_dir_all(&directory)?;
         let (jobs, queue) = mpsc::channel();
-        let (position, reader) = watch::channel(now_ns());
+        let (position, reader) = watch::channel(host_now_ns());
         let segment_bytes = (bytes_per_machine / SEGMENTS).max(64 * 1024);
         let mut writer = Writer {
             directory: directory.clone(),
             segment_bytes,
             files: HashMap::new(),
             lost: HashMap::new(),
-            last: now_ns(),
+            last: host_now_ns(),
         };
         let thread = thread::Builder::new().name("worker-logs".to_owned()).spawn(move || {
             for job in queue {
@@ -370,7 +370,7 @@ impl Writer {
             lines.insert(
                 0,
                 NewLine {
-                    time_ns: now_ns(),
+                    time_ns: host_now_ns(),
                     source: "runner",
                     record,
                     event: None,
@@ -402,7 +402,7 @@ impl Writer {
         };
         let mut text = Vec::new();
         for line in lines {
-            self.last = now_ns().max(self.last + 1);
+            self.last = host_now_ns().max(self.last + 1);
             let NewLine { time_ns, source, record, event, level, partial, message } = line;
             let (source, level) = (source.to_owned(), level.map(str::to_owned));
             let line =

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    clock::{self, now_ms},
+    clock,
     engine::Shared,
     event::Source,
     live::RunningVm,
@@ -286,10 +286,11 @@ impl Owner {
         // The time it waits for its turn is not its own, and that comes: others have theirs for
         // seconds only.
         let timed = self.row.operation.as_ref().filter(|_| !self.waits_to_launch());
-        let deadline = timed.map(|operation| Instant::now() + operation.left(now_ms()));
+        let clock = self.shared.clock.clone();
+        let deadline = timed.map(|operation| clock.now() + operation.left(clock.now_ms()));
         let due = schedule::due(&self.config, &self.row).map(|at| {
-            Instant::now()
-                + Duration::from_millis(at.saturating_sub(now_ms())).clamp(SECOND, MINUTE)
+            clock.now()
+                + Duration::from_millis(at.saturating_sub(clock.now_ms())).clamp(SECOND, MINUTE)
         });
         let retry_at = self.retry_at;
         let look_at = self.held.as_ref().map(|held| held.look_at);
@@ -315,14 +316,14 @@ impl Owner {
             message = self.inbox.recv() => Event::Message(message),
             event = maybe(events.map(|events| events.recv())) => Event::Guest(event),
             () = maybe(hold.map(changed)) => Event::Hold,
-            () = maybe(look_at.map(tokio::time::sleep_until)) => Event::LookAtDisk,
+            () = maybe(look_at.map(|at| clock.sleep_until(at))) => Event::LookAtDisk,
             exit = maybe(gone) => Event::Gone(exit),
             () = maybe(self.reaping.as_mut()) => Event::Reaped,
             result = maybe(step) => Event::Step(result),
             () = maybe(progress.map(changed)) => Event::Progress,
-            () = maybe(deadline.map(tokio::time::sleep_until)) => Event::Deadline,
-            () = maybe(retry_at.map(tokio::time::sleep_until)) => Event::RetryDue,
-            () = maybe(due.map(tokio::time::sleep_until)) => Event::MayBeDue,
+            () = maybe(deadline.map(|at| clock.sleep_until(at))) => Event::Deadline,
+            () = maybe(retry_at.map(|at| clock.sleep_until(at))) => Event::RetryDue,
+            () = maybe(due.map(|at| clock.sleep_until(at))) => Event::MayBeDue,
         }
     }
 
@@ -350,10 +351,11 @@ impl Owner {
 
     /// The clock may have been set since it was looked at last.
     async fn start_if_due(&mut self) {
-        let due = schedule::due(&self.config, &self.row).filter(|at| *at <= now_ms());
+        let now = self.shared.clock.now_ms();
+        let due = schedule::due(&self.config, &self.row).filter(|at| *at <= now);
         let Some(at) = due.filter(|_| self.shared.check_not_draining().is_ok()) else { return };
         // When no server ran all may be late at once.
-        let is_late = at + LATE_MS < now_ms();
+        let is_late = at + LATE_MS < now;
         let start =
             Start::because(if is_late { StartReason::Recovery } else { StartReason::Schedule });
         self.change(Durability::Synced, |draft| draft.begin(start.clone(), Source::Worker)).await;

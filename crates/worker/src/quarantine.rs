@@ -41,7 +41,7 @@ pub async fn supervise(shared: Arc<Shared>, machine: MachineId, owner: Owner) {
         if shared.is_ending() {
             return;
         }
-        tokio::time::sleep(BACKOFF).await;
+        shared.clock.sleep(BACKOFF).await;
     }
 }
 
@@ -73,12 +73,12 @@ async fn quarantine(shared: &Arc<Shared>, machine: &MachineId) -> Result<(), Sto
         tracing::error!(%machine, error, "can't look for the VM of a quarantined machine");
     }
     let is_again = row.is_quarantined && row.operation.is_none();
-    let mut draft = Transaction::new(row);
+    let mut draft = Transaction::new(row, shared.clock.now_ms());
     // Above all that was published without being recorded.
     draft.row.revision = draft.row.revision.max(draft.now) + 1;
     draft.row.has_vm = vm.is_some() || found.is_err();
     if is_again {
-        tokio::time::sleep(BACKOFF).await;
+        shared.clock.sleep(BACKOFF).await;
     } else {
         draft.quarantine();
     }

@@ -283,7 +283,7 @@ async fn an_image_that_is_here_is_offered_where_the_registry_is_away() -> Result
     let mut terminal = stand.terminal(&["machine", "run", "ubuntu", "-a", "shop"])?;
     terminal.expect("Use an image that the server already has?").await?;
     terminal.send("\u{1b}").await?;
-    terminal.expect("could not launch machine: registry docker.io could not be").await?;
+    terminal.expect("could not launch machine: registry docker.io is unavailable").await?;
     assert_eq!(terminal.end().await?.code(), Some(1), "{}", terminal.screen());
     assert!(!terminal.screen().contains("may have been created"), "{}", terminal.screen());
     Ok(())

@@ -110,7 +110,7 @@ fn event(previous: Option<&MachineEvent>, timestamp: u64, message: &str) -> Mach
 fn each_event_has_its_lines_once_whatever_was_written_before_a_kill() {
     let mut events: Vec<MachineEvent> = Vec::new();
     for number in 1..=5 {
-        events.push(event(events.last(), now_ns() / 1_000_000, &number.to_string()));
+        events.push(event(events.last(), host_now_ns() / 1_000_000, &number.to_string()));
     }
     for (written, flood) in [(0, 0), (1, 0), (2, 3), (4, 200), (5, 0)] {
         let directory = tempfile::tempdir().unwrap();
@@ -136,7 +136,7 @@ fn each_event_has_its_lines_once_whatever_was_written_before_a_kill() {
 fn what_was_rotated_away_or_written_by_an_older_release_is_not_told_again() {
     let directory = tempfile::tempdir().unwrap();
     let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
-    let old = event(None, now_ns() / 1_000_000 - 60_000, "old");
+    let old = event(None, host_now_ns() / 1_000_000 - 60_000, "old");
     write(&logs, 1, 1, "line");
     drop(logs);
     let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
@@ -168,7 +168,7 @@ fn lines_about_quiet_machines_hold_no_file_open() {
 fn lines_are_selected_by_their_time() {
     let directory = tempfile::tempdir().unwrap();
     let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();
-    let before = now_ns();
+    let before = host_now_ns();
     logs.append_events(&machine(), &[event(None, before / 1_000_000 + 1, "ours")]);
     write(&logs, 7, 1, "long ago");
     let messages = |selection: Selection| -> Vec<String> {
@@ -183,7 +183,7 @@ fn numbers_rise_although_the_clock_was_set_back() {
     let directory = tempfile::tempdir().unwrap();
     let of_machine = directory.path().join(machine().as_str());
     fs::create_dir_all(&of_machine).unwrap();
-    let late = now_ns() + 3_600_000_000_000;
+    let late = host_now_ns() + 3_600_000_000_000;
     let line = format!("{{\"n\":{late},\"t\":1,\"s\":\"stdout\",\"m\":\"before\"}}\n");
     fs::write(of_machine.join("000001.log"), line).unwrap();
     let logs = Logs::open(directory.path().to_owned(), 1 << 20).unwrap();

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{Owner, record::RECENT_EVENTS};
 use crate::{
-    clock::now_ms,
     event::{self, Source},
     operations::{Exit, LostVm, Operation, OperationKind, Outcome, Start, StartReason},
     restart::Verdict,
@@ -30,9 +29,9 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// A change of `row`, now.
-    pub fn new(row: MachineRow) -> Self {
-        Self { row, now: now_ms(), events: Vec::new(), versions: Vec::new() }
+    /// A change of `row` at `now`, milliseconds since the Unix epoch.
+    pub fn new(row: MachineRow, now: u64) -> Self {
+        Self { row, now, events: Vec::new(), versions: Vec::new() }
     }
 
     /// What is to be recorded.
@@ -188,7 +187,7 @@ impl Owner {
         room: Room,
         edit: impl FnOnce(&mut Transaction),
     ) -> Result<(), ApiError> {
-        let mut draft = Transaction::new(self.row.clone());
+        let mut draft = Transaction::new(self.row.clone(), self.shared.clock.now_ms());
         edit(&mut draft);
         draft.row.updated_at = draft.now.max(self.row.updated_at);
         draft.row.revision += 1;
@@ -225,7 +224,7 @@ impl Owner {
     /// machine; health tells of it.
     pub(super) async fn change(&mut self, durability: Durability, edit: impl Fn(&mut Transaction)) {
         while self.record_change(durability, Room::Reserve, &edit).await.is_err() {
-            tokio::time::sleep(STORE_RETRY).await;
+            self.shared.clock.sleep(STORE_RETRY).await;
         }
     }
 }

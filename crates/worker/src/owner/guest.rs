@@ -6,7 +6,6 @@ use tokio::sync::mpsc;
 
 use super::Owner;
 use crate::{
-    clock::now_ms,
     event::{self, Source},
     live::Guest,
     store::Durability,
@@ -53,7 +52,7 @@ impl Owner {
     /// A child of the program was killed for want of memory, which the program may well survive.
     /// The log tells of each.
     async fn child_out_of_memory(&mut self, pid: i32, name: &str) {
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         let told =
             self.events.iter().find(|event| event.kind == event::OOM).map(|event| event.timestamp);
         if told.is_some_and(|at| now < at.saturating_add(OOM_INTERVAL_MS)) {

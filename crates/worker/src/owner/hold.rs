@@ -71,10 +71,10 @@ impl Owner {
         let state = self.row.state;
         match now {
             Some(hold) => {
-                let calm = self.calm_at.is_none_or(|at| at.elapsed() > CALM);
+                let calm = self.calm_at.is_none_or(|at| self.shared.clock.now() > at + CALM);
                 self.holds = if calm { 0 } else { self.holds + 1 };
                 let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
-                self.held = Some(Held { hold, look_at: Instant::now() + wait });
+                self.held = Some(Held { hold, look_at: self.shared.clock.now() + wait });
                 tracing::warn!(machine = %self.row.id, reason = reason(hold).as_str(), "machine paused");
                 let request = json!({
                     "host_status": UNKNOWN, "host_status_reason": reason(hold).as_str(), "message": explain(hold),
@@ -83,7 +83,7 @@ impl Owner {
             }
             None => {
                 self.held = None;
-                self.calm_at = Some(Instant::now());
+                self.calm_at = Some(self.shared.clock.now());
                 tracing::info!(machine = %self.row.id, "machine continues");
                 let message = "the machine continues: its disk can be written";
                 let request = json!({ "host_status": "ok", "message": message, "level": "info" });
@@ -103,7 +103,7 @@ impl Owner {
     pub(super) fn look_at_disk(&mut self) {
         let Some(held) = &mut self.held else { return };
         let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
-        held.look_at = Instant::now() + wait;
+        held.look_at = self.shared.clock.now() + wait;
         let Some(live) = self.live.as_ref().filter(|live| live.guest.borrow().gone.is_none())
         else {
             self.held = None;

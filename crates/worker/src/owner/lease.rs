@@ -8,7 +8,7 @@ use caddis_api::{
 use caddis_bus::message::{WorkerReply, WorkerResult};
 
 use super::Owner;
-use crate::{clock::now_ms, row::MachineRow, store::Durability};
+use crate::{row::MachineRow, store::Durability};
 
 /// A lease of `ttl` seconds from now.
 pub fn grant(
@@ -39,7 +39,7 @@ fn not_found(row: &MachineRow) -> ApiError {
 impl Owner {
     /// Refuses when the machine is leased and `nonce` is not the lease's.
     pub(super) fn check_lease(&self, nonce: Option<&LeaseNonce>) -> Result<(), ApiError> {
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         match self.row.valid_lease(now) {
             Some(lease) if !self.row.lease_allows(nonce, now) => Err(held(&self.row, lease)),
             _ => Ok(()),
@@ -53,7 +53,7 @@ impl Owner {
         owner: String,
         description: String,
     ) -> WorkerResult {
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         let lease = match (self.row.valid_lease(now), nonce) {
             (None, Some(_)) => return Err(not_found(&self.row)),
             (Some(current), Some(nonce)) if current.nonce == nonce => {
@@ -68,7 +68,8 @@ impl Owner {
     }
 
     pub(super) fn current_lease(&self) -> WorkerResult {
-        let lease = self.row.valid_lease(now_ms()).ok_or_else(|| not_found(&self.row))?;
+        let lease =
+            self.row.valid_lease(self.shared.clock.now_ms()).ok_or_else(|| not_found(&self.row))?;
         Ok(WorkerReply::Lease {
             lease: Lease { version: self.row.version.clone(), ..lease.clone() },
         })
@@ -78,7 +79,7 @@ impl Owner {
         &mut self,
         nonce: Option<&LeaseNonce>,
     ) -> Result<(), ApiError> {
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         let lease = self.row.valid_lease(now).ok_or_else(|| not_found(&self.row))?;
         if !self.row.lease_allows(nonce, now) {
             return Err(held(&self.row, lease));

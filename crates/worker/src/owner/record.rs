@@ -12,7 +12,7 @@ use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
 use caddis_vmm::Isolation;
 
-use crate::{clock::now_ms, engine::Shared, event, live::HostReason, row::MachineRow, steps::Step};
+use crate::{engine::Shared, event, live::HostReason, row::MachineRow, steps::Step};
 
 /// Events that are published with the machine.
 pub const RECENT_EVENTS: usize = 20;
@@ -68,7 +68,7 @@ pub fn record(
         config_revision: row.revision,
         app: row.app.clone(),
         launched: row.launched,
-        lease: row.public_lease(now_ms()),
+        lease: row.public_lease(shared.clock.now_ms()),
         machine,
     }
 }

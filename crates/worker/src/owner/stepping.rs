@@ -176,7 +176,7 @@ impl Owner {
         self.turns.end_launch();
         if failure.retry && operation.attempt < MAX_ATTEMPTS {
             let delay = RETRY_DELAY * 2_u32.pow(operation.attempt - 1);
-            self.retry_at = Some(Instant::now() + delay);
+            self.retry_at = Some(self.shared.clock.now() + delay);
             // A machine that was resumed is not to be lost because it answers late.
             let resumed = operation.kind.rules().resumes()
                 && matches!(step, Step::Boot | Step::Configure)

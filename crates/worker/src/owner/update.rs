@@ -9,7 +9,6 @@ use serde_json::json;
 
 use super::{Owner, lease::grant, record::image_ref};
 use crate::{
-    clock::now_ms,
     event::Source,
     operations::{CancelSuspend, Exit, OperationKind, Start, StartReason, Stop, Update},
     policy::{Request, Verdict},
@@ -54,12 +53,13 @@ impl Owner {
         let mut row = self.row.clone();
         // Versions rise also when the clock went back since the last one.
         let wanted = update.version.filter(|version| *version > self.row.version);
-        let version = wanted.unwrap_or_else(|| self.row.version.following(now_ms()));
+        let version =
+            wanted.unwrap_or_else(|| self.row.version.following(self.shared.clock.now_ms()));
         (row.version, row.config, row.image) = (version, raw, image);
         row.cordoned |= update.cordoned;
         let replaced = replaced(&self.row);
         spec::machine_spec(&row, &config, self.shared.network.guest_spec(&row.addresses))?;
-        let now = now_ms();
+        let now = self.shared.clock.now_ms();
         if let Some((ttl, owner)) = update.lease {
             let held = self.row.valid_lease(now);
             let nonce = held.map_or_else(LeaseNonce::random, |lease| lease.nonce.clone());

@@ -9,7 +9,6 @@ use caddis_network::MachineAddresses;
 
 use super::{held_lease, host::check_disk};
 use crate::{
-    clock::now_ms,
     engine::Shared,
     event::Source,
     operations::OperationKind,
@@ -46,9 +45,8 @@ pub(super) async fn create(
     let addresses =
         MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
     let id = create.id.clone();
-    record_new(shared, new_row(create, config, image, addresses), typed, request)
-        .await
-        .inspect_err(|_| shared.capacity.release(&id))
+    let row = new_row(create, config, image, addresses, shared.clock.now_ms());
+    record_new(shared, row, typed, request).await.inspect_err(|_| shared.capacity.release(&id))
 }
 
 async fn record_new(
@@ -59,10 +57,11 @@ async fn record_new(
 ) -> WorkerResult {
     // Fails now rather than at the first start when there is nothing to run.
     spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
-    let mut draft = Transaction::new(row);
+    let now = shared.clock.now_ms();
+    let mut draft = Transaction::new(row, now);
     draft.begin(OperationKind::Create, Source::Worker);
     let mut change = draft.into_change();
-    change.request = request.map(|id| (id, now_ms()));
+    change.request = request.map(|id| (id, now));
     shared.store.commit(vec![change.clone()], Durability::Synced, Room::Free).await.map_err(|e| {
         tracing::error!(machine = %change.row.id, error = %e, "can't record a new machine");
         if e.is_full() {
@@ -84,8 +83,8 @@ fn new_row(
     config: RawConfig,
     image: ResolvedImage,
     addresses: MachineAddresses,
+    now: u64,
 ) -> MachineRow {
-    let now = now_ms();
     let mut row = MachineRow {
         format: FORMAT,
         id: create.id,

@@ -20,7 +20,7 @@ use futures::{
 use serde::Deserialize;
 
 use super::{accepted, handle};
-use crate::{clock::now_ms, engine::Shared, store::StoreError};
+use crate::{clock::Clock, engine::Shared, store::StoreError};
 
 /// How long an accepted request is remembered on the disk, milliseconds: longer than any sender
 /// waits for an answer.
@@ -87,7 +87,7 @@ impl RequestHandler {
     /// # Errors
     /// When that can't be read.
     pub async fn open(shared: Arc<Shared>) -> Result<Self, StoreError> {
-        let accepted_before = shared.store.accepted_since(remembered_since()).await?;
+        let accepted_before = shared.store.accepted_since(remembered_since(&shared.clock)).await?;
         Ok(Self { shared, answers: Mutex::default(), accepted_before })
     }
 
@@ -154,7 +154,10 @@ impl RequestHandler {
             return encode::<WorkerResult>(&Err(error));
         }
         match decode::<Envelope>("worker", request) {
-            Ok(envelope) if is_late(&envelope) && !self.remembers(&envelope.request_id) => {
+            Ok(envelope)
+                if is_late(&envelope, self.shared.clock.now_ms())
+                    && !self.remembers(&envelope.request_id) =>
+            {
                 let text = "unavailable: the request reached its host too late and was not carried out, try again; if \
                             this persists, compare the clocks of the hosts";
                 encode::<WorkerResult>(&Err(ApiError::new(ErrorCode::Unavailable, text)))
@@ -197,8 +200,8 @@ fn check_protocol(request: &[u8]) -> Result<(), ApiError> {
 }
 
 /// Whether nobody waits for it any more: its sender may have done something else since.
-fn is_late(envelope: &Envelope) -> bool {
-    envelope.not_after < now_ms()
+fn is_late(envelope: &Envelope, now_ms: u64) -> bool {
+    envelope.not_after < now_ms
 }
 
 fn may_change(request: &WorkerRequest) -> bool {
@@ -213,6 +216,6 @@ fn may_change(request: &WorkerRequest) -> bool {
 }
 
 /// Since when accepted requests are remembered, milliseconds since the Unix epoch.
-pub fn remembered_since() -> u64 {
-    now_ms().saturating_sub(RECORDED_MS)
+pub fn remembered_since(clock: &Clock) -> u64 {
+    clock.now_ms().saturating_sub(RECORDED_MS)
 }

@@ -6,7 +6,7 @@ use caddis_vmm::{StartKind, VmExit};
 use rand::RngCore as _;
 
 use super::{Context, Done, Failure, no_vm, root, suspend};
-use crate::{clock::now_ns, live::Guest, spec};
+use crate::{live::Guest, spec};
 
 pub(super) async fn boot(context: Context) -> Result<Done, Failure> {
     let mut live = context.live.ok_or_else(no_vm)?;
@@ -33,7 +33,7 @@ pub(super) async fn configure(mut context: Context) -> Result<Done, Failure> {
     let mut machine = spec::machine_spec(&context.row, &config, network)?;
     machine.own_files = root::unwritten(&context).await?;
     machine.entropy = entropy();
-    machine.time_ns = now_ns();
+    machine.time_ns = context.shared.clock.now_ns();
     machine.env.push(("CADDIS_START_KIND".to_owned(), live.vm.start().kind.as_str().to_owned()));
     // Repeating the same configuration is harmless, so a server that was restarted in between
     // simply sends it again; only a program that has begun already must not be configured a second

@@ -8,7 +8,6 @@ use caddis_vmm::{BindSpec, LaunchSpec, Shape, StartKind, Vm, VmmError};
 
 use super::{Context, Done, Failure, blocking, root};
 use crate::{
-    clock::now_ms,
     live::RunningVm,
     operations::{OperationKind, Resume},
     row::MachineRow,
@@ -40,7 +39,7 @@ pub(super) async fn launch(context: Context) -> Result<Done, Failure> {
     }
     tracing::debug!(machine = %row.id, memory_mib = config.memory_mib(), start = ?vm.start(), "VM launched");
     // A machine that was to be resumed and is not begins a boot that was not foreseen.
-    let boot = if is_resume(row) { now_ms() } else { row.boot };
+    let boot = if is_resume(row) { shared.clock.now_ms() } else { row.boot };
     Ok(Done::Launched(RunningVm::open(vm, boot, shared.config.guest_pace)))
 }
 

@@ -6,7 +6,6 @@ use caddis_vmm::VmExit;
 
 use super::{Context, Done, Failure, RunningVmHandle, suspend};
 use crate::{
-    clock::now_ms,
     live::Guest,
     operations::StopPlan,
     row::{EndCause, MachineRow, ProgramEnd},
@@ -60,9 +59,11 @@ pub(super) async fn await_exit(context: Context) -> Result<Done, Failure> {
         |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
     let (begun, timeout) = match (&context.row.operation, stop_plan(&context.row)) {
         (Some(operation), Some(plan)) => (operation.started_at, plan.timeout_ms),
-        _ => (now_ms(), 0),
+        _ => (context.shared.clock.now_ms(), 0),
     };
-    let left = Duration::from_millis((begun + timeout).saturating_sub(now_ms()).min(timeout));
+    let left = Duration::from_millis(
+        (begun + timeout).saturating_sub(context.shared.clock.now_ms()).min(timeout),
+    );
     // A program that has not begun can't heed a signal, and nobody hears of the end of one in a
     // guest that says nothing.
     let heeds = live.guest.borrow().started && !live.guest.borrow().silent;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{Context, Done, Failure};
 use crate::{
-    clock::now_ms,
     operations::{Start, StartReason},
     restart,
 };
@@ -13,10 +12,10 @@ pub(super) async fn back_off(context: Context) -> Result<Done, Failure> {
     let kind = context.row.operation.map(|operation| operation.kind);
     let not_before = kind.as_ref().and_then(|kind| kind.rules().not_before()).unwrap_or(0);
     // Never longer than any back-off: the clock may have been set back while no server ran.
-    let wait =
-        Duration::from_millis(not_before.saturating_sub(now_ms())).min(restart::MAX_BACK_OFF);
+    let wait = Duration::from_millis(not_before.saturating_sub(context.shared.clock.now_ms()))
+        .min(restart::MAX_BACK_OFF);
     if !wait.is_zero() {
-        tokio::time::sleep(wait).await;
+        context.shared.clock.sleep(wait).await;
     }
     if kind != Some(Start::because(StartReason::Recovery)) {
         return Ok(Done::Next);

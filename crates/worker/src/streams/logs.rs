@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{Failed, LogQuery};
 use crate::{
-    clock::now_ns,
+    clock::host_now_ns,
     engine::Shared,
     logs::{Line, Selection},
 };
@@ -36,8 +36,9 @@ pub async fn read(
     let limit = query.limit.unwrap_or(PAGE).clamp(1, 1000);
     let wait = Duration::from_secs(query.wait_seconds.unwrap_or(0)).min(MAX_WAIT);
     // What comes later is not asked for.
-    let left =
-        query.until_ns.map_or(wait, |until| Duration::from_nanos(until.saturating_sub(now_ns())));
+    let left = query
+        .until_ns
+        .map_or(wait, |until| Duration::from_nanos(until.saturating_sub(host_now_ns())));
     let end = Instant::now() + wait.min(left);
     // What was published before is in the files then.
     shared.logs.written().await;

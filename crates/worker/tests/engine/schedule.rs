@@ -24,55 +24,70 @@ async fn stopped(fixture: &Fixture, schedule: &str) -> MachineId {
     machine
 }
 
+/// When the machine was started because of its schedule, hours after it was made.
+async fn runs(fixture: &Fixture, machine: &MachineId) -> Vec<u64> {
+    let created = fixture.record(machine).unwrap().machine.created_at;
+    let created = caddis_api::time::unix_ms(created.parse().unwrap());
+    let mut events = fixture.events(machine).await;
+    events.reverse();
+    let starts = events.iter().filter(|event| {
+        (event.kind.as_str(), event.status.as_str(), event.source.as_str())
+            == ("start", "starting", "flyd")
+    });
+    starts.map(|start| (start.timestamp - created) / HOUR.as_millis() as u64).collect()
+}
+
 #[tokio::test]
 async fn a_machine_with_a_schedule_starts_when_its_time_has_come() {
-    let mut fixture = Fixture::new().await;
+    let fixture = Fixture::new().await;
     let (hourly, daily) = (stopped(&fixture, "hourly").await, stopped(&fixture, "daily").await);
     let never = fixture.create_resting(json!({ "schedule": "hourly" })).await;
     let usual = fixture.started().await;
     fixture.act(&usual, STOP).await.unwrap();
     fixture.until(&usual, MachineState::Stopped).await;
-    fixture.end().await;
-    fixture.move_into_the_past(HOUR / 2);
-    fixture.start().await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(fixture.host.running(), Vec::<String>::new(), "not yet");
-    fixture.end().await;
-    fixture.move_into_the_past(HOUR / 2);
-    fixture.start().await;
+    for _ in 0..2 {
+        fixture.clock.advance(HOUR / 2);
+    }
     fixture.until(&hourly, MachineState::Started).await;
-    let start = fixture.events(&hourly).await;
-    assert_eq!(
-        (start[0].kind.as_str(), start[0].source.as_str()),
-        ("start", "flyd"),
-        "nobody asked for it"
-    );
     assert_eq!(fixture.host.running(), [hourly.to_string()], "and no other");
-
-    // Once, however often it would have been.
     fixture.act(&hourly, STOP).await.unwrap();
     fixture.until(&hourly, MachineState::Stopped).await;
+    fixture.clock.advance(HOUR);
+    fixture.until(&hourly, MachineState::Started).await;
+    assert_eq!(runs(&fixture, &hourly).await, [1, 2], "each in its hour, and not before");
+    assert_eq!(runs(&fixture, &daily).await, [0_u64; 0]);
+    for machine in [&never, &usual] {
+        assert_eq!(runs(&fixture, machine).await, [0_u64; 0]);
+    }
+}
+
+#[tokio::test]
+async fn runs_that_were_missed_while_no_server_ran_are_made_up_for_once() {
+    let mut fixture = Fixture::new().await;
+    let (hourly, daily) = (stopped(&fixture, "hourly").await, stopped(&fixture, "daily").await);
     fixture.end().await;
-    fixture.move_into_the_past(HOUR * 100);
+    fixture.clock.advance(HOUR * 100);
     fixture.start().await;
     for machine in [&hourly, &daily] {
         fixture.until(machine, MachineState::Started).await;
         fixture.act(machine, STOP).await.unwrap();
         fixture.until(machine, MachineState::Stopped).await;
     }
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    fixture.assert_nothing_runs().await;
+    fixture.clock.advance(HOUR);
+    fixture.until(&hourly, MachineState::Started).await;
+    assert_eq!(runs(&fixture, &hourly).await, [100, 101]);
+    assert_eq!(runs(&fixture, &daily).await, [100]);
+}
 
-    // One that could not be started is not given up for ever, nor tried again at once.
+#[tokio::test]
+async fn a_machine_with_a_schedule_that_could_not_be_started_is_tried_again_the_next_time() {
+    let fixture = Fixture::new().await;
+    let hourly = stopped(&fixture, "hourly").await;
     fixture.host.set_faults(Faults { failing_launches: 1000, ..Faults::default() });
     fixture.act(&hourly, Action::Start).await.unwrap();
     fixture.until(&hourly, MachineState::Failed).await;
     fixture.host.set_faults(Faults::default());
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    fixture.until(&hourly, MachineState::Failed).await;
-    fixture.end().await;
-    fixture.move_into_the_past(HOUR);
-    fixture.start().await;
+    fixture.clock.advance(HOUR);
     fixture.until(&hourly, MachineState::Started).await;
-    fixture.until(&never, MachineState::Created).await;
+    assert_eq!(runs(&fixture, &hourly).await, [1], "not at once");
 }

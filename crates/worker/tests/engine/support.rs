@@ -27,7 +27,7 @@ use caddis_guest_protocol::host::Pace;
 use caddis_view::{View, ViewSettings};
 use caddis_vmm::{SlotPool, fake::FakeHost};
 use caddis_worker::{
-    Worker, WorkerConfig, WorkerError, WorkerParts,
+    Clock, Worker, WorkerConfig, WorkerError, WorkerParts,
     fake::{self, FakeImages, FakeNetwork},
 };
 use serde_json::{Value, json};
@@ -89,6 +89,8 @@ pub struct Fixture {
     pub network: FakeNetwork,
     pub slots: Option<SlotPool>,
     pub boot_id: String,
+    /// The clock of the host.
+    pub clock: Clock,
     /// How the next worker looks after its guests.
     pub pace: Pace,
     /// VMs that the next worker launches at once.
@@ -127,6 +129,7 @@ impl Fixture {
             network: FakeNetwork::default(),
             slots: None,
             boot_id: "first".to_owned(),
+            clock: Clock::default(),
             pace: Pace::default(),
             launch_concurrency: 1024,
             bus,
@@ -158,6 +161,7 @@ impl Fixture {
             launch_concurrency: self.launch_concurrency,
             destroyed_retention: Duration::from_secs(60),
             boot_id: self.boot_id.clone(),
+            clock: self.clock.clone(),
             guest_pace: self.pace,
             ..fake::config(self.directory.path())
         };
@@ -244,7 +248,9 @@ impl Fixture {
     }
 
     pub async fn ask_as(&self, request_id: &str, request: WorkerRequest) -> WorkerResult {
-        self.ask_in(Envelope::new(request_id.to_owned(), TIMEOUT, request)).await
+        let mut envelope = Envelope::new(request_id.to_owned(), TIMEOUT, request);
+        envelope.not_after = self.clock.now_ms() + u64::try_from(TIMEOUT.as_millis()).unwrap();
+        self.ask_in(envelope).await
     }
 
     pub async fn ask_in(&self, envelope: Envelope) -> WorkerResult {
@@ -340,17 +346,6 @@ impl Fixture {
     /// The worker's database.
     pub fn database(&self) -> PathBuf {
         self.directory.path().join("worker/worker.db")
-    }
-
-    /// Has all that is recorded happen so much earlier. Between two workers.
-    pub fn move_into_the_past(&self, by: Duration) {
-        let database = rusqlite::Connection::open(self.database()).unwrap();
-        for field in ["created_at", "boot", "rested_at"] {
-            let text = format!(
-                "UPDATE machines SET record = json_set(record, '$.{field}', max(0, record ->> '{field}' - ?1))"
-            );
-            database.execute(&text, [i64::try_from(by.as_millis()).unwrap()]).unwrap();
-        }
     }
 
     /// Has the time of all that is under way be over. Between two workers.
