@@ -13,11 +13,11 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use nix::{errno::Errno, fcntl::posix_fallocate, sys::statvfs::statvfs};
+use parking_lot::Mutex;
 use rusqlite::ErrorCode;
 use tokio::sync::watch;
 
@@ -164,7 +164,7 @@ impl Reserve {
     }
 
     fn shrink(&self, by: u64) -> bool {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.file.lock();
         let held = self.held();
         let Some(file) = file.as_ref().filter(|_| held > 0) else { return false };
         let left = held.saturating_sub(by);
@@ -183,7 +183,7 @@ impl Reserve {
     /// Takes what it lacks, where so much is left to others. True when it is whole then and was
     /// not.
     fn grow(&self, left: u64) -> bool {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.file.lock();
         let (Some(file), held) = (file.as_ref(), self.held()) else { return false };
         if held >= self.size {
             return false;

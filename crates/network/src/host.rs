@@ -5,12 +5,13 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
 };
 
 use ipnet::IpNet;
+use parking_lot::Mutex;
 
 use crate::{
     NetworkError, forwarding, host_filter,
@@ -72,7 +73,7 @@ impl HostSide {
 
     /// Loads the host's table. Blocks.
     pub(crate) fn load_filter(&self) -> Result<(), NetworkError> {
-        let mut socket = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = self.filter.lock();
         host_filter::load(&mut socket, &self.installation.link(), &self.allowed)
     }
 

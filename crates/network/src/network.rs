@@ -6,11 +6,12 @@ use std::{
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use caddis_guest_protocol::spec::NetworkSpec;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use parking_lot::Mutex;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -360,10 +361,7 @@ impl Network {
 
     async fn change(&self, change: Change, network: Ipv6Net) -> Result<(), NetworkError> {
         let sets = self.sets.clone();
-        blocking(move || {
-            sets::change(&mut sets.lock().unwrap_or_else(PoisonError::into_inner), change, network)
-        })
-        .await
+        blocking(move || sets::change(&mut sets.lock(), change, network)).await
     }
 }
 

@@ -2,14 +2,11 @@
 //! itself, or by being named at the start; it stays known while it is silent, with the machines it
 //! had.
 
-use std::{
-    collections::BTreeMap,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use caddis_api::{WorkerId, platform::HostState};
 use caddis_bus::message::Announcement;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 
 /// What is known of a host.
@@ -42,11 +39,11 @@ impl Hosts {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<WorkerId, Host>> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner)
+        self.table.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<WorkerId, Host>> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
+        self.table.write()
     }
 
     /// Those named at the start.

@@ -1,12 +1,10 @@
 //! Who follows the machines of an app. They are told which machine has changed and look it up
 //! themselves, so that what waits for a slow one is a bounded number of ids.
 
-use std::{
-    collections::HashMap,
-    sync::{PoisonError, RwLock},
-};
+use std::collections::HashMap;
 
 use caddis_api::MachineId;
+use parking_lot::RwLock;
 use tokio::sync::broadcast;
 
 /// Changes that wait for a watcher before it has to begin anew.
@@ -19,18 +17,18 @@ pub(crate) struct Watchers(RwLock<HashMap<String, broadcast::Sender<MachineId>>>
 impl Watchers {
     /// Ids of machines that change from now on. It ends with the app.
     pub fn subscribe(&self, app: &str) -> broadcast::Receiver<MachineId> {
-        let mut watchers = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut watchers = self.0.write();
         watchers.entry(app.to_owned()).or_insert_with(|| broadcast::channel(CAPACITY).0).subscribe()
     }
 
     /// A machine has changed or is gone.
     pub fn tell(&self, app: &str, machine: &MachineId) {
         let unwatched = {
-            let watchers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            let watchers = self.0.read();
             watchers.get(app).is_some_and(|sender| sender.send(machine.clone()).is_err())
         };
         if unwatched {
-            let mut watchers = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            let mut watchers = self.0.write();
             // Another may have come between our two locks.
             if watchers.get(app).is_some_and(|sender| sender.receiver_count() == 0) {
                 watchers.remove(app);
@@ -40,7 +38,7 @@ impl Watchers {
 
     /// The app is gone.
     pub fn end(&self, app: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(app);
+        self.0.write().remove(app);
     }
 }
 
@@ -61,7 +59,7 @@ mod tests {
         assert_eq!(first.try_recv(), Err(TryRecvError::Empty));
         drop(first);
         watchers.tell("a", &id);
-        assert!(watchers.0.read().unwrap().is_empty());
+        assert!(watchers.0.read().is_empty());
     }
 
     #[test]

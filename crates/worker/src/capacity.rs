@@ -1,13 +1,10 @@
 //! What of the host is promised to machines. A machine holds its promise from create to destroy, so
 //! that a start never fails for room.
 
-use std::{
-    collections::HashMap,
-    net::Ipv4Addr,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use caddis_api::{ApiError, ErrorCode, MachineConfig, MachineId};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::WorkerConfig;
 
@@ -81,7 +78,7 @@ impl Capacity {
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<MachineId, Reservation>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// What is left.

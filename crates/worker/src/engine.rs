@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -12,6 +12,7 @@ use caddis_api::{ApiError, MachineConfig, MachineId, WorkerId, event::MachineEve
 use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
 use caddis_vmm::{SlotPool, Vm, Vmm};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
@@ -105,11 +106,11 @@ impl Shared {
     }
 
     fn owners(&self) -> MutexGuard<'_, HashMap<MachineId, mpsc::Sender<Message>>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+        self.owners.lock()
     }
 
     fn used(&self) -> MutexGuard<'_, HashMap<MachineId, String>> {
-        self.images_in_use.lock().unwrap_or_else(PoisonError::into_inner)
+        self.images_in_use.lock()
     }
 
     /// The way to a machine's owner; `None` when it does not exist or is destroyed.
@@ -175,7 +176,7 @@ impl Shared {
 
     /// A machine's VM, or that it has none any more.
     pub fn runs(&self, machine: &MachineId, vm: Option<Arc<dyn Vm>>) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         match vm {
             Some(vm) => drop(running.insert(machine.clone(), vm)),
             None => drop(running.remove(machine)),
@@ -184,12 +185,12 @@ impl Shared {
 
     /// A machine's VM, as its owner has told of it last.
     pub fn vm(&self, machine: &MachineId) -> Option<Arc<dyn Vm>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(machine).cloned()
+        self.running.lock().get(machine).cloned()
     }
 
     /// The machines that have a VM, in the order of their ids.
     pub fn running(&self) -> Vec<(MachineId, Arc<dyn Vm>)> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.lock();
         running.iter().map(|(id, vm)| (id.clone(), vm.clone())).collect()
     }
 

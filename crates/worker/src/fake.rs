@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
     os::fd::OwnedFd,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use caddis_vmm::{
     slot::SlotPoolConfig,
 };
 use ipnet::Ipv4Net;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::{
@@ -165,9 +166,8 @@ impl FakeNetwork {
         self.attached().iter().cloned().collect()
     }
 
-    /// Whole after a panic too: each change is one.
     fn attached(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use caddis_api::MachineId;
+use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -51,7 +52,7 @@ impl Creations {
     /// Begins to make a machine, until what this returns is dropped.
     pub async fn begin(&self, machine: &MachineId) -> OwnedMutexGuard<()> {
         let turn = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = self.0.lock();
             turns.retain(|_, turn| turn.strong_count() > 0);
             match turns.get(machine).and_then(Weak::upgrade) {
                 Some(turn) => turn,

@@ -30,7 +30,6 @@ struct Idle {
 }
 
 impl Idle {
-    /// Whole after a panic too: each change is one.
     fn order(&self) -> MutexGuard<'_, Order> {
         self.order.lock()
     }
@@ -173,7 +172,6 @@ pub(super) enum Dispensable {
 }
 
 impl Activity {
-    /// Whole after a panic too: each change is one.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }

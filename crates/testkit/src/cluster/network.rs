@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use caddis_bus::{
     message::{self, Envelope},
     stream::{StreamService, Streams},
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{runtime::Handle, sync::mpsc};
 
 /// A node of a cluster, by its number among those of its kind.
@@ -83,7 +84,7 @@ struct Weather {
 
 impl Network {
     fn weather(&self) -> MutexGuard<'_, Weather> {
-        self.weather.lock().unwrap_or_else(PoisonError::into_inner)
+        self.weather.lock()
     }
 
     /// Nothing gets from one of these nodes to the other, nor back.
@@ -166,7 +167,7 @@ impl Network {
     }
 
     fn endpoints(&self) -> MutexGuard<'_, HashMap<WorkerId, Endpoint>> {
-        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+        self.endpoints.lock()
     }
 
     /// The network as a node has it.

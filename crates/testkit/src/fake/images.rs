@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -17,6 +17,7 @@ use caddis_image::{
     ResolvedImage, RootDisk, parse_reference,
 };
 use caddis_worker::host::Images;
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
@@ -82,7 +83,7 @@ impl FakeImages {
     }
 
     fn pulled(&self) -> MutexGuard<'_, BTreeMap<String, (String, String)>> {
-        self.pulled.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pulled.lock()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, Shared as SharedFuture},
 };
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::{accepted, handle};
@@ -95,16 +96,11 @@ impl RequestHandler {
     /// asked for.
     fn remembers(&self, request_id: &str) -> bool {
         self.accepted_before.contains(request_id)
-            || self
-                .answers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .by_id
-                .contains_key(request_id)
+            || self.answers.lock().by_id.contains_key(request_id)
     }
 
     fn answer(&self, envelope: Envelope) -> Answer {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.answers.lock();
         if let Some((answer, _)) = answers.by_id.get(&envelope.request_id) {
             return answer.clone();
         }
@@ -170,10 +166,7 @@ impl RequestHandler {
             Ok(envelope) => {
                 let id = envelope.request_id.clone();
                 let answer = self.answer(envelope).await;
-                self.answers
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .known(&id, answer.len());
+                self.answers.lock().known(&id, answer.len());
                 answer
             }
             Err(e) => encode::<WorkerResult>(&Err(ApiError::internal(e))),
