@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::kernels::HostKernels;
 
@@ -17,7 +17,7 @@ use crate::kernels::HostKernels;
 const CONFIG_FILE: &str = "/etc/caddis/caddis.toml";
 
 /// Virtualization backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AcceleratorChoice {
     /// KVM where it works, else emulation (on loopback only).
@@ -29,7 +29,7 @@ pub enum AcceleratorChoice {
 }
 
 /// Format of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Human-readable text.
@@ -40,7 +40,7 @@ pub enum LogFormat {
 
 /// Flags of `caddis serve`. Each is also an environment variable, and a key of the configuration
 /// file with the name of the flag.
-#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 #[command(
     after_help = "Examples:\n  caddis serve\n  caddis serve --data-dir /srv/caddis --listen 127.0.0.1:4280 \
@@ -78,6 +78,7 @@ pub struct ServeArguments {
     pub qemu: Option<PathBuf>,
     /// Registry accessed over plain HTTP, host[:port]; may be repeated.
     #[arg(long, env = "CADDIS_INSECURE_REGISTRY", value_name = "HOST", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub insecure_registry: Vec<String>,
     /// Registry used for image names without one [default: docker.io].
     #[arg(long, env = "CADDIS_DEFAULT_REGISTRY", value_name = "HOST")]
@@ -92,9 +93,11 @@ pub struct ServeArguments {
     pub ipv4_pool: Option<Ipv4Net>,
     /// Private network that machines may reach, blocked by default; may be repeated.
     #[arg(long, env = "CADDIS_ALLOW_PRIVATE", value_name = "CIDR", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allow_private: Vec<IpNet>,
     /// Upstream DNS server for machines [default: those of /etc/resolv.conf]; may be repeated.
     #[arg(long, env = "CADDIS_DNS", value_name = "ADDRESS", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
     /// Total memory for machines, MiB [default: 15/16 of the host's, minus 512].
     #[arg(long, env = "CADDIS_MEMORY_MB", value_name = "MIB")]
@@ -177,72 +180,63 @@ impl ServeArguments {
             None if Path::new(CONFIG_FILE).exists() => read(Path::new(CONFIG_FILE))?,
             None => Self::default(),
         };
-        let list =
-            |flags: Vec<String>, file: Vec<String>| if flags.is_empty() { file } else { flags };
-        let region = self.region.or(file.region).unwrap_or_else(|| "local".to_owned());
+        let set = self.over(&file)?;
+        let region = set.region.unwrap_or_else(|| "local".to_owned());
         if region.is_empty()
             || !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         {
             bail!("invalid region '{region}': use lowercase letters, digits and dashes");
         }
-        let cpu_overcommit =
-            factor("CPU", self.cpu_overcommit.or(file.cpu_overcommit).unwrap_or(16.0))?;
-        let memory_overcommit =
-            factor("memory", self.memory_overcommit.or(file.memory_overcommit).unwrap_or(1.0))?;
-        let disk_overcommit =
-            factor("disk", self.disk_overcommit.or(file.disk_overcommit).unwrap_or(10.0))?;
-        let listen = self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 4280).into());
+        let cpu_overcommit = factor("CPU", set.cpu_overcommit.unwrap_or(16.0))?;
+        let memory_overcommit = factor("memory", set.memory_overcommit.unwrap_or(1.0))?;
+        let disk_overcommit = factor("disk", set.disk_overcommit.unwrap_or(10.0))?;
+        let listen = set.listen.unwrap_or(([127, 0, 0, 1], 4280).into());
         let usual_limit = if listen.ip().is_loopback() { 0.0 } else { 1.0 };
-        let rate_limit = self.rate_limit.or(file.rate_limit).unwrap_or(usual_limit);
+        let rate_limit = set.rate_limit.unwrap_or(usual_limit);
         if !(0.0..=1e6).contains(&rate_limit) {
             bail!("the rate limit factor must be between 0 and 1000000, not {rate_limit}");
         }
         let host = HostKernels::default();
-        let kernel = self.kernel.or(file.kernel).unwrap_or_else(|| host.kernel());
-        let modules = self.modules.or(file.modules).unwrap_or_else(|| host.modules(&kernel));
+        let kernel = set.kernel.unwrap_or_else(|| host.kernel());
+        let modules = set.modules.unwrap_or_else(|| host.modules(&kernel));
         Ok(Settings {
-            data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(default_data_dir),
+            data_dir: set.data_dir.unwrap_or_else(default_data_dir),
             listen,
             region,
-            accelerator: self.accelerator.or(file.accelerator).unwrap_or(AcceleratorChoice::Auto),
+            accelerator: set.accelerator.unwrap_or(AcceleratorChoice::Auto),
             kernel,
             modules,
-            qemu: in_path(self.qemu.or(file.qemu).unwrap_or_else(|| "qemu-system-x86_64".into())),
-            insecure_registries: list(self.insecure_registry, file.insecure_registry),
-            default_registry: self
-                .default_registry
-                .or(file.default_registry)
-                .unwrap_or_else(|| "docker.io".to_owned()),
-            registry_credentials: self
-                .registry_credentials
-                .or(file.registry_credentials)
-                .or_else(docker_credentials),
-            ipv4_pool: self.ipv4_pool.or(file.ipv4_pool),
-            allow_private: if self.allow_private.is_empty() {
-                file.allow_private
-            } else {
-                self.allow_private
-            },
-            dns: if self.dns.is_empty() { file.dns } else { self.dns },
-            memory_mib: self.memory_mb.or(file.memory_mb),
+            qemu: in_path(set.qemu.unwrap_or_else(|| "qemu-system-x86_64".into())),
+            insecure_registries: set.insecure_registry,
+            default_registry: set.default_registry.unwrap_or_else(|| "docker.io".to_owned()),
+            registry_credentials: set.registry_credentials.or_else(docker_credentials),
+            ipv4_pool: set.ipv4_pool,
+            allow_private: set.allow_private,
+            dns: set.dns,
+            memory_mib: set.memory_mb,
             cpu_overcommit,
             memory_overcommit,
             disk_overcommit,
-            restart_concurrency: self.restart_concurrency.or(file.restart_concurrency).unwrap_or(4),
-            pool: self.pool.or(file.pool).unwrap_or(8),
-            log_bytes: self.log_mb.or(file.log_mb).unwrap_or(16).saturating_mul(1 << 20),
-            reserved_disk: self
-                .reserved_disk_mb
-                .or(file.reserved_disk_mb)
-                .unwrap_or(1024)
-                .saturating_mul(1 << 20),
+            restart_concurrency: set.restart_concurrency.unwrap_or(4),
+            pool: set.pool.unwrap_or(8),
+            log_bytes: set.log_mb.unwrap_or(16).saturating_mul(1 << 20),
+            reserved_disk: set.reserved_disk_mb.unwrap_or(1024).saturating_mul(1 << 20),
             rate_limit,
-            log_format: self.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
-            log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
-            boot_id_file: self
+            log_format: set.log_format.unwrap_or(LogFormat::Text),
+            log: set.log.unwrap_or_else(|| "info".to_owned()),
+            boot_id_file: set
                 .boot_id_file
                 .unwrap_or_else(|| "/proc/sys/kernel/random/boot_id".into()),
         })
+    }
+}
+
+impl ServeArguments {
+    /// These, and where they say nothing what a configuration file says.
+    fn over(self, file: &Self) -> Result<Self> {
+        let mut set = toml::Table::try_from(file)?;
+        set.extend(toml::Table::try_from(&self)?);
+        Ok(Self { boot_id_file: self.boot_id_file, ..set.try_into()? })
     }
 }
 

@@ -214,15 +214,7 @@ struct Listed {
 
 /// Lists a worker, however often it takes.
 async fn list(view: &View, client: &WorkerClient, worker: &WorkerId) -> Listed {
-    let mut backoff = BACKOFF.0;
-    loop {
-        match list_once(view, client, worker).await {
-            Ok(listed) => return listed,
-            Err(error) => tracing::warn!(%worker, ?error, "can't list a worker, retrying"),
-        }
-        tokio::time::sleep(backoff).await;
-        backoff = BACKOFF.1.min(backoff * 2);
-    }
+    until_done(|| list_once(view, client, worker), "can't list a worker", worker).await
 }
 
 async fn list_once(
@@ -262,16 +254,23 @@ async fn list_once(
 
 /// Has the view know one machine as a whole, however often it takes.
 async fn fetch(view: &View, client: &WorkerClient, worker: &WorkerId, machine: &MachineId) {
+    let what = "can't fetch a machine";
+    if let Some(record) = until_done(|| get(client, worker, machine), what, worker).await {
+        view.apply(record);
+    }
+}
+
+/// Asks a worker until it answers.
+async fn until_done<T, F: Future<Output = Result<T, AskError>>>(
+    mut ask: impl FnMut() -> F,
+    failure: &str,
+    worker: &WorkerId,
+) -> T {
     let mut backoff = BACKOFF.0;
     loop {
-        match get(client, worker, machine).await {
-            Ok(record) => {
-                record.map(|record| view.apply(record));
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(%worker, %machine, ?error, "can't fetch a machine, retrying")
-            }
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => tracing::warn!(%worker, ?error, "{failure}, retrying"),
         }
         tokio::time::sleep(backoff).await;
         backoff = BACKOFF.1.min(backoff * 2);
