@@ -1,6 +1,6 @@
 //! What all commands work with: where to write, which server, which app, and the leases they hold.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use caddis_api::{LeaseNonce, Machine, MachineId};
 use caddis_client::Client;
@@ -59,6 +59,12 @@ impl Session {
             ));
         }
         Ok(Client::new(&connection.url, connection.token.as_deref())?)
+    }
+
+    /// The settings file, which may not be there yet.
+    pub fn settings_path(&self) -> Result<PathBuf, CliError> {
+        let missing = "can't locate the settings file: neither XDG_CONFIG_HOME nor HOME is set";
+        self.environment.settings_path().ok_or_else(|| CliError::new(missing))
     }
 
     /// Name of the app.

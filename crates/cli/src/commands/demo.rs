@@ -19,7 +19,7 @@ use rand::Rng as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{apps::destroy::until_gone, image};
+use super::{apps::destroy::until_gone, image::import::import};
 use crate::{CliError, Printer, render::size, session::Session, waiting};
 
 /// How long the first lines of the machine may take.
@@ -63,8 +63,7 @@ pub async fn run(demo: &Demo, session: &Session) -> Result<(), CliError> {
     let archive = stream::iter([Ok(Bytes::from(archive))]);
     let which = Which { name: Some(&image), ..Which::default() };
     let imported =
-        image::import(printer, &client, ArchiveFormat::Docker, which, archive, Some(length))
-            .await?;
+        import(printer, &client, ArchiveFormat::Docker, which, archive, Some(length)).await?;
     printer.out(format_args!(
         "  {image}, {}, imported {}",
         size::decimal(imported.size),
