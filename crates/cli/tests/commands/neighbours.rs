@@ -1,7 +1,5 @@
 //! `caddis logs`, `status`, `config`, `platform` and `auth`.
 
-use std::time::Duration;
-
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 
@@ -293,8 +291,8 @@ async fn top_shows_what_machines_use() {
 
     For more information, try '--help'.
     ");
-    let a_while = tokio::time::sleep(Duration::from_millis(1500));
-    let json = stand.run_until("machine top -a shop --json --interval 1", a_while).await;
+    let json =
+        stand.run_until_shown("machine top -a shop --json --interval 1", "memory_bytes").await;
     let first: Value = serde_json::from_str(json.stdout.lines().next().unwrap()).unwrap();
     assert_eq!(
         (json.code, &first["machines"][0]["memory_bytes"]),

@@ -243,8 +243,8 @@ async fn a_start_that_fails_is_told() {
 async fn a_run_that_is_broken_off_leaves_what_was_asked_for() {
     let stand = Stand::with_app().await;
     stand.server.images.hold(Stage::Pull);
-    let soon = tokio::time::sleep(std::time::Duration::from_secs(1));
-    let outcome = stand.run_until("machine run web -a shop --name web", soon).await;
+    let made = async { while stand.run("machine list -a shop -q").await.ok().stdout.is_empty() {} };
+    let outcome = stand.run_until("machine run web -a shop --name web", made).await;
     assert_eq!(outcome.code, 127, "{outcome}");
     stand.server.images.release();
     let id = stand.run("machine list -a shop -q").await.ok().stdout.trim().to_owned();

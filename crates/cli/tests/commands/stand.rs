@@ -6,9 +6,10 @@ use std::{
     future::{Future, pending},
     path::Path,
     sync::{LazyLock, Mutex},
+    time::Duration,
 };
 
-use caddis_cli::{Command, Environment, Globals, Printer, Usage, execute};
+use caddis_cli::{Command, Environment, Globals, OutputTail, Printer, Usage, execute};
 use caddis_testkit::fake::{FakeOptions, FakeServer};
 use clap::Parser;
 use regex::{Captures, Regex};
@@ -110,12 +111,33 @@ impl Stand {
             .await
     }
 
+    /// The same, with Ctrl-C when this has been written to standard output.
+    pub async fn run_until_shown(&self, line: &str, text: &str) -> Outcome {
+        let (url, token) = (self.server.url(), self.server.token().to_owned());
+        let variables = [("CADDIS_API_URL", &*url), ("CADDIS_API_TOKEN", &*token)];
+        let shown = async |stdout: OutputTail| {
+            while !stdout.text().contains(text) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        self.run_interrupted(line, &variables, shown).await
+    }
+
     /// Runs a command line with these variables beside `HOME`, without server and token.
     pub async fn run_in(
         &self,
         line: &str,
         variables: &[(&str, &str)],
         interrupt: impl Future<Output = ()>,
+    ) -> Outcome {
+        self.run_interrupted(line, variables, |_| interrupt).await
+    }
+
+    async fn run_interrupted<F: Future<Output = ()>>(
+        &self,
+        line: &str,
+        variables: &[(&str, &str)],
+        interrupt: impl FnOnce(OutputTail) -> F,
     ) -> Outcome {
         let words = shell_words::split(line).unwrap();
         let cli = match Cli::try_parse_from(["caddis".to_owned()].into_iter().chain(words)) {
@@ -136,7 +158,9 @@ impl Stand {
             environment.variables.insert((*name).to_owned(), (*value).to_owned());
         }
         let (printer, stdout, stderr) = Printer::capturing();
-        let code = execute(cli.command, cli.globals, environment, printer, interrupt).await;
+        let code =
+            execute(cli.command, cli.globals, environment, printer, interrupt(stdout.clone()))
+                .await;
         self.outcome(code, stdout.text(), stderr.text())
     }
 
