@@ -235,7 +235,9 @@ impl ServeArguments {
     /// These, and where they say nothing what a configuration file says.
     fn over(self, file: &Self) -> Result<Self> {
         let mut set = toml::Table::try_from(file)?;
-        set.extend(toml::Table::try_from(&self)?);
+        // TOML has signed numbers of 64 bits, which a file can't exceed.
+        let most = || format!("a flag has a number above {}", i64::MAX);
+        set.extend(toml::Table::try_from(&self).with_context(most)?);
         Ok(Self { boot_id_file: self.boot_id_file, ..set.try_into()? })
     }
 }
@@ -340,6 +342,7 @@ mod tests {
             ServeArguments { memory_overcommit: Some(0.0), ..ServeArguments::default() },
             ServeArguments { disk_overcommit: Some(1e9), ..ServeArguments::default() },
             ServeArguments { rate_limit: Some(-1.0), ..ServeArguments::default() },
+            ServeArguments { memory_mb: Some(u64::MAX), ..ServeArguments::default() },
             ServeArguments { config: Some("/no/such/file".into()), ..ServeArguments::default() },
         ] {
             assert!(arguments.resolve().is_err());
