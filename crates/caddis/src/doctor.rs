@@ -20,7 +20,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    host,
+    failure, host,
     installation_key::InstallationKey,
     instance,
     settings::{AcceleratorChoice, ServeArguments, Settings},
@@ -376,7 +376,7 @@ fn installation_key(data_dir: &Path) -> Check {
         }
         Err(error) => Check::failed(
             name,
-            format!("{error:#}"),
+            failure::with_causes(&error),
             "encrypted data can't be read without it: fix this, or restore it from a backup",
         ),
     }

@@ -1,11 +1,14 @@
 //! `caddis host`: what a host needs beside its server.
 
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use caddis_api::ErrorCode;
 use caddis_cli::{SERVER_FILE, ServerFile};
 use caddis_client::Client;
 use caddis_network::Network;
@@ -35,7 +38,8 @@ enum HostCommand {
         )]
         data_dir: PathBuf,
         /// Seconds to wait; machines that are still running then go down with the host.
-        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        #[arg(long, default_value_t = 60, value_name = "SECONDS",
+              value_parser = clap::value_parser!(u64).range(1..=3600))]
         timeout: u64,
     },
     /// Remove what the server set up on this host: network namespace, packet filter, routing rules,
@@ -57,13 +61,18 @@ enum HostCommand {
     },
 }
 
+/// Exit code of a command whose time ran out.
+const TIMED_OUT: u8 = 126;
+
 /// Runs it.
-pub async fn run(arguments: HostArguments) -> Result<()> {
+pub async fn run(arguments: HostArguments) -> Result<ExitCode> {
     match arguments.command {
         HostCommand::Drain { data_dir, timeout } => {
             drain(&data_dir, Duration::from_secs(timeout)).await
         }
-        HostCommand::Clean { data_dir, kill } => clean(&data_dir, kill).await,
+        HostCommand::Clean { data_dir, kill } => {
+            clean(&data_dir, kill).await.map(|()| ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -75,8 +84,10 @@ pub fn client(data_dir: &Path) -> Result<Client> {
 /// The same, and the host that the server runs on.
 fn server(data_dir: &Path) -> Result<(Client, Option<String>)> {
     let file = data_dir.join(SERVER_FILE);
-    let text = std::fs::read(&file)
-        .with_context(|| format!("no server runs with data directory {}", data_dir.display()))?;
+    let text = std::fs::read(&file).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => anyhow!("no server runs with data directory {}", data_dir.display()),
+        _ => anyhow!("can't read {}: {error}", file.display()),
+    })?;
     let server: ServerFile =
         serde_json::from_slice(&text).with_context(|| format!("can't read {}", file.display()))?;
     let token = std::fs::read_to_string(data_dir.join(instance::ROOT_TOKEN))
@@ -84,11 +95,20 @@ fn server(data_dir: &Path) -> Result<(Client, Option<String>)> {
     Ok((Client::new(&server.url, Some(token.trim()))?, server.host))
 }
 
-async fn drain(data_dir: &Path, deadline: Duration) -> Result<()> {
+async fn drain(data_dir: &Path, deadline: Duration) -> Result<ExitCode> {
     let (client, host) = server(data_dir)?;
-    let stopped = client.drain_host(host.as_deref(), deadline).await?;
-    println!("Machines stopped: {stopped}");
-    Ok(())
+    match client.drain_host(host.as_deref(), deadline).await {
+        Ok(stopped) => {
+            println!("Machines stopped: {stopped}");
+            println!("No machine starts on this host until its server is restarted");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) if error.code() == Some(ErrorCode::DeadlineExceeded) => {
+            eprintln!("Error: {error}");
+            Ok(ExitCode::from(TIMED_OUT))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn clean(data_dir: &Path, kill: bool) -> Result<()> {

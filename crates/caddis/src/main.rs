@@ -7,6 +7,7 @@ mod backup;
 mod completion;
 mod descriptors;
 mod doctor;
+mod failure;
 mod host;
 mod installation_key;
 mod instance;
@@ -99,7 +100,7 @@ fn main() -> ExitCode {
                 backup::backup(&arguments).await.map(|()| ExitCode::SUCCESS)
             }
             Command::Restore(arguments) => backup::restore(&arguments).map(|()| ExitCode::SUCCESS),
-            Command::Host(arguments) => host::run(arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Host(arguments) => host::run(arguments).await,
             Command::Completion(arguments) => {
                 completion::print(&arguments).map(|()| ExitCode::SUCCESS)
             }
@@ -117,7 +118,7 @@ fn main() -> ExitCode {
     // What still blocks a thread (a name look-up, a probe) must not hold up the end.
     runtime.shutdown_background();
     outcome.unwrap_or_else(|error| {
-        eprintln!("Error: {error:#}");
+        eprintln!("Error: {}", failure::with_causes(&error));
         ExitCode::FAILURE
     })
 }

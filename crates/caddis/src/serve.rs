@@ -26,7 +26,7 @@ use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
 use tracing::{info, warn};
 
 use crate::{
-    accelerator, descriptors,
+    accelerator, descriptors, failure,
     installation_key::InstallationKey,
     instance::{self, Instance, write_secret},
     settings::{LogFormat, ServeArguments, Settings},
@@ -63,7 +63,7 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
         && let Err(error) = InstallationKey::create(&key)
     {
         // Nothing needs it yet; the next start tries again.
-        warn!(error = format!("{error:#}"), "no installation key");
+        warn!(error = failure::with_causes(&error), "no installation key");
     }
     let started = tokio::select! {
         started = start(&settings, &instance, max_connections, reserve.clone()) => started.map(Some),

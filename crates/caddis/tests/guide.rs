@@ -36,6 +36,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/guide/operations.md", "caddis backup /var/backups", CHANGES_HOST),
     ("docs/guide/operations.md", "caddis host drain\n$ apt-get install", CHANGES_HOST),
     ("docs/guide/operations.md", "caddis host drain --timeout", CHANGES_HOST),
+    ("docs/guide/operations.md", "systemctl restart", CHANGES_HOST),
     ("docs/guide/operations.md", "caddis host drain\n$ systemctl disable", CHANGES_HOST),
     ("docs/guide/operations.md", "caddis serve", TAKES_TERMINAL),
     ("docs/guide/shell.md", "caddis ssh console", TAKES_TERMINAL),

@@ -87,6 +87,12 @@ fn rank(offers: &mut [Offer]) {
 }
 
 fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError {
+    let mut answered = refused.iter().flat_map(|(_, offers)| offers).peekable();
+    if answered.peek().is_some() && answered.all(|offer| offer.drains) {
+        return ApiError::precondition(
+            "no host takes machines: each is being drained for a shutdown, until its server is restarted",
+        );
+    }
     let mut text = format!(
         "could not find a candidate host: the machine needs {} CPUs, {} MiB of memory and {} GiB of disk",
         config.cpus(),
@@ -98,6 +104,11 @@ fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError
             text.push_str(&format!("; in {region} no host answers"));
         }
         for offer in offers {
+            if offer.drains {
+                let host = &offer.worker;
+                text.push_str(&format!("; host {host} in {region} is being drained"));
+                continue;
+            }
             text.push_str(&format!(
                 "; host {} in {region} has {} CPUs, {} MiB and {} GiB free",
                 offer.worker, offer.free_cpus, offer.free_memory_mib, offer.free_disk_gib
@@ -107,8 +118,8 @@ fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError
             }
         }
     }
-    let roomiest =
-        refused.iter().flat_map(|(_, offers)| offers).max_by_key(|offer| offer.free_memory_mib);
+    let offers = refused.iter().flat_map(|(_, offers)| offers).filter(|offer| !offer.drains);
+    let roomiest = offers.max_by_key(|offer| offer.free_memory_mib);
     if let Some(offer) =
         roomiest.filter(|offer| offer.free_memory_mib >= 256 && offer.free_cpus > 0)
     {
@@ -132,6 +143,7 @@ mod tests {
         Offer {
             worker: WorkerId::from_trusted(worker),
             fits: true,
+            drains: false,
             shortage: None,
             free_memory_mib: free,
             free_cpus: 4,
@@ -145,6 +157,22 @@ mod tests {
         let mut offers = [offer("a", 100, false), offer("b", 50, true), offer("c", 60, true)];
         rank(&mut offers);
         assert_eq!(offers.map(|offer| offer.worker.to_string()), ["c", "b", "a"]);
+    }
+
+    #[test]
+    fn a_host_that_is_drained_is_no_lack_of_room() {
+        let drained = Offer { fits: false, drains: true, ..offer("w", 1000, false) };
+        let full =
+            Offer { fits: false, shortage: Some("memory".to_owned()), ..offer("v", 0, false) };
+        let config = MachineConfig::default();
+        let refusal = |offers: &[Offer]| no_room(&config, &[("local".to_owned(), offers.to_vec())]);
+        let error = refusal(std::slice::from_ref(&drained));
+        assert_eq!(error.code, ErrorCode::FailedPrecondition);
+        assert!(error.message.contains("until its server is restarted"), "{}", error.message);
+        let error = refusal(&[drained, full]);
+        assert_eq!(error.code, ErrorCode::InsufficientCapacity);
+        let text = "; host w in local is being drained; host v in local has 4 CPUs, 0 MiB";
+        assert!(error.message.contains(text), "{}", error.message);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl CgroupRoot {
         SlotCgroup::new(self.layout.version, directories)
     }
 
-    /// Names of the cgroups that exist below this one.
+    /// Names of the cgroups that exist below this one, which need not exist itself.
     ///
     /// # Errors
     /// [`VmmError::Io`] when the directory can't be read.
@@ -134,7 +134,12 @@ impl CgroupRoot {
         let mut names = Vec::new();
         for directory in &self.layout.directories {
             let attempted = || format!("list the cgroups in {}", directory.display());
-            for entry in std::fs::read_dir(directory).map_err(VmmError::io(attempted()))? {
+            let entries = match std::fs::read_dir(directory) {
+                // The last server of this host that ended has removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(VmmError::io(attempted()))?,
+            };
+            for entry in entries {
                 let entry = entry.map_err(VmmError::io(attempted()))?;
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     names.push(entry.file_name().to_string_lossy().into_owned());

@@ -25,6 +25,7 @@ use crate::{
     live::RunningVm,
     logs::Logs,
     owner::{Message, Owner, kept, record},
+    policy::DRAINED,
     publish::Publisher,
     quarantine,
     row::MachineRow,
@@ -238,7 +239,7 @@ impl Shared {
     /// Refuses while the host is being drained.
     pub fn check_not_draining(&self) -> Result<(), ApiError> {
         if self.draining.load(Ordering::Relaxed) {
-            return Err(ApiError::precondition("this host is being drained for a shutdown"));
+            return Err(ApiError::precondition(DRAINED));
         }
         Ok(())
     }

@@ -12,6 +12,9 @@
 
 use caddis_api::{ApiError, MachineState};
 
+/// Why a host that is being drained starts nothing.
+pub const DRAINED: &str = "this host is being drained for a shutdown; it starts machines again when its server is restarted";
+
 /// A request that may change a machine's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
@@ -157,7 +160,7 @@ pub fn decide(situation: &Situation, request: Request) -> Verdict {
         | Verdict::CancelSuspend
             if situation.host_drains =>
         {
-            Verdict::Refuse(ApiError::precondition("this host is being drained for a shutdown"))
+            Verdict::Refuse(ApiError::precondition(DRAINED))
         }
         // Its program is to be asked to end before its VM is.
         Verdict::Begin(Goal::Start) if situation.still_runs => Verdict::Begin(Goal::Restart),

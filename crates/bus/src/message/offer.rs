@@ -28,6 +28,9 @@ pub struct Offer {
     pub worker: WorkerId,
     /// Whether it fits.
     pub fits: bool,
+    /// The host is being drained for a shutdown: nothing fits, however much is free.
+    #[serde(default)]
+    pub drains: bool,
     /// What is missing when it does not, for the user.
     pub shortage: Option<String>,
     /// Free memory, MiB; of an offer that fits, after it.

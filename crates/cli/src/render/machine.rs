@@ -72,7 +72,7 @@ pub fn event_info(event: &MachineEvent) -> String {
                 .and_then(|request| request.get("migrated"))
                 .and_then(|v| v.as_bool())
                 == Some(true);
-        return if migrated { "migrated=true".to_owned() } else { String::new() };
+        return if migrated { "migrated=true".to_owned() } else { start_reason(event) };
     };
     let exit = details.exit_event;
     let cause = exit.cause.map(|cause| format!(",cause={cause}")).unwrap_or_default();
@@ -81,6 +81,15 @@ pub fn event_info(event: &MachineEvent) -> String {
         "exit_code={},oom_killed={},requested_stop={}{cause}{message}",
         exit.exit_code, exit.oom_killed, exit.requested_stop
     )
+}
+
+/// How a machine was started, where that has a reason.
+fn start_reason(event: &MachineEvent) -> String {
+    let told = |key: &str| event.details.as_ref().and_then(|details| details[key].as_str());
+    match (told("start_kind"), told("start_reason").filter(|reason| !reason.is_empty())) {
+        (Some(kind), Some(reason)) => format!("start_kind={kind} ({reason})"),
+        _ => String::new(),
+    }
 }
 
 /// The volume that is mounted.

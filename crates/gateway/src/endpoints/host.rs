@@ -27,7 +27,7 @@ const LONGEST_SECONDS: u64 = 3600;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(default)]
 pub(crate) struct Drain {
-    /// Machines that are still running after this time go down with the host.
+    /// Machines that are still running after this time go down with the host. At most 3600.
     timeout_seconds: u64,
 }
 
@@ -69,7 +69,11 @@ pub(crate) async fn drain(
         let id: String = id.chars().take(100).collect();
         ApiError::new(ErrorCode::NotFound, format!("host not found: {}", id.escape_debug()))
     })?;
-    let deadline = Duration::from_secs(request.timeout_seconds.min(LONGEST_SECONDS));
+    if request.timeout_seconds > LONGEST_SECONDS {
+        let text = format!("invalid timeout_seconds: use at most {LONGEST_SECONDS}");
+        return Err(ApiError::invalid(text).into());
+    }
+    let deadline = Duration::from_secs(request.timeout_seconds);
     let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
     match context.ask(&host, WorkerRequest::Drain { deadline_ms }, deadline + GRACE).await? {
         WorkerReply::Drained { stopped } => Ok(Json(Drained { stopped })),

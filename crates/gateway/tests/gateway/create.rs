@@ -110,6 +110,7 @@ async fn without_room_the_answer_says_what_is_free() {
     fixture.worker.state().offer = Some(Offer {
         worker: WorkerId::from_trusted("W1"),
         fits: false,
+        drains: false,
         shortage: Some("not enough memory".to_owned()),
         free_memory_mib: 700,
         free_cpus: 3,

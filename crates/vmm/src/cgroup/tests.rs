@@ -48,6 +48,8 @@ fn version_2_gets_its_limits_in_one_directory() {
     let passed_on =
         fs::read_to_string(directory.path().join("a.slice/vms/cgroup.subtree_control")).unwrap();
     assert!(passed_on.starts_with("+"), "controllers are passed down to the slots");
+    fs::remove_dir_all(directory.path().join("a.slice/vms")).unwrap();
+    assert_eq!(root.list().unwrap(), Vec::<String>::new(), "another server has tidied up");
 }
 
 #[test]

@@ -33,15 +33,15 @@ impl Handler for QuestionHandler {
         let shared = &self.shared;
         let free = shared.capacity.free();
         let wanted = Room { cpus, memory_mib, disk_gib };
-        let mut shortage = shared.capacity.shortage(free, wanted);
-        if shared.check_not_draining().is_err() {
-            shortage = Some("the host is being drained".to_owned());
-        }
+        let drains = shared.check_not_draining().is_err();
+        let shortage = shared.capacity.shortage(free, wanted);
+        let fits = shortage.is_none() && !drains;
         // What is left of it afterwards; of what does not fit nothing is taken.
-        let left = if shortage.is_none() { free.minus(wanted) } else { free };
+        let left = if fits { free.minus(wanted) } else { free };
         encode(&Offer {
             worker: shared.worker.clone(),
-            fits: shortage.is_none(),
+            fits,
+            drains,
             shortage,
             free_memory_mib: left.memory_mib,
             free_cpus: left.cpus,

@@ -32,6 +32,9 @@ pub async fn run(suspend: Suspend, session: &Session) -> Result<(), CliError> {
         let nonce = session.lease(&client, &app, machine).await?;
         let suspended = client.suspend_machine(&app, id, Some(&nonce)).await;
         suspended.map_err(|e| CliError::attempted(format!("could not suspend machine {id}"), e))?;
+        if machine.state == MachineState::Suspended {
+            return Ok(session.printer.out(format_args!("{id} is already suspended"))?);
+        }
         let Some(patience) = patience else {
             return Ok(session.printer.out(format_args!("{id} is being suspended"))?);
         };

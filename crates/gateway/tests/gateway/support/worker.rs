@@ -465,6 +465,7 @@ impl Handler for Offers {
         let offer = self.0.state().offer.clone().unwrap_or_else(|| Offer {
             worker: self.0.id.clone(),
             fits: true,
+            drains: false,
             shortage: None,
             free_memory_mib: 1024,
             free_cpus: 4,
