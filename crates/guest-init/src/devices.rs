@@ -11,7 +11,7 @@ use std::{
 
 use crate::uevents::Uevents;
 
-use caddis_guest_protocol::MODULES_DISK_TRANSPORT;
+use caddis_guest_protocol::disks::{MODULES_TRANSPORT, ROOT_TRANSPORT};
 
 /// Drivers that are given their devices, by module.
 pub const LATE: [&str; 2] = ["virtio_blk", "virtio_net"];
@@ -20,8 +20,7 @@ pub const LATE: [&str; 2] = ["virtio_blk", "virtio_net"];
 /// section 5).
 const KINDS: [(&str, &str); 2] = [("0x0001", "virtio_net"), ("0x0002", "virtio_blk")];
 
-/// Name of the root disk: the only one beside that with modules, which a driver in the kernel takes
-/// too.
+/// Name of the root disk.
 static ROOT: OnceLock<String> = OnceLock::new();
 
 const BUS: &str = "/sys/bus/virtio";
@@ -39,16 +38,17 @@ fn is_bound(device: &str, driver: &str) -> bool {
     Path::new(&format!("{BUS}/drivers/{driver}/{device}")).exists()
 }
 
-/// Gives the drivers those devices that they don't have, and notes which disk is the root's.
+/// Gives the drivers those devices that they don't have, in the order of their places, by which
+/// disks get their names, and notes which disk is the root's.
 pub fn bind() -> Result<(), String> {
-    for (device, driver) in devices()? {
-        if !is_bound(&device, driver) {
-            write(&format!("{BUS}/drivers/{driver}/bind"), &device)?;
+    for Device { name, place, driver } in devices()? {
+        if !is_bound(&name, driver) {
+            write(&format!("{BUS}/drivers/{driver}/bind"), &name)?;
         }
-        let mut disks =
-            fs::read_dir(format!("{BUS}/devices/{device}/block")).into_iter().flatten().flatten();
-        if let Some(disk) = disks.next() {
-            ROOT.get_or_init(|| disk.file_name().to_string_lossy().into_owned());
+        if place == Some(ROOT_TRANSPORT)
+            && let Some(disk) = block_device(&name)
+        {
+            ROOT.get_or_init(|| disk);
         }
     }
     for disk in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
@@ -58,21 +58,29 @@ pub fn bind() -> Result<(), String> {
     Ok(())
 }
 
+/// The name of the block device that a driver has made of a device.
+fn block_device(name: &str) -> Option<String> {
+    let mut disks =
+        fs::read_dir(format!("{BUS}/devices/{name}/block")).into_iter().flatten().flatten();
+    disks.next().map(|disk| disk.file_name().to_string_lossy().into_owned())
+}
+
+/// The transport that a device is on.
+fn place(name: &str) -> Option<u32> {
+    // The way back is that of the device, not of the link to it.
+    let device = fs::canonicalize(format!("{BUS}/devices/{name}")).ok()?;
+    fs::read_to_string(device.join("../firmware_node/uid")).ok()?.trim().parse().ok()
+}
+
 /// The disk with the kernel's modules, which stays without its driver until a module is asked for;
 /// `None` where there is none. It is known by its place, since a disk says what it is to its driver
 /// alone.
 pub fn modules_disk() -> Option<&'static str> {
     static FOUND: OnceLock<Option<String>> = OnceLock::new();
     let find = || {
-        let place =
-            |path: &Path| fs::read_to_string(path.join("../firmware_node/uid")).unwrap_or_default();
-        let mut entries = fs::read_dir(format!("{BUS}/devices")).into_iter().flatten().flatten();
-        let found = entries.find(|entry| {
-            // The way back is that of the device, not of the link to it.
-            let path = fs::canonicalize(entry.path()).unwrap_or_default();
-            place(&path).trim() == MODULES_DISK_TRANSPORT.to_string()
-        });
-        found.map(|entry| entry.file_name().to_string_lossy().into_owned())
+        let entries = fs::read_dir(format!("{BUS}/devices")).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.find(|name| place(name) == Some(MODULES_TRANSPORT))
     };
     FOUND.get_or_init(find).as_deref()
 }
@@ -83,15 +91,10 @@ pub fn bind_modules_disk() -> Result<PathBuf, String> {
     if !is_bound(device, "virtio_blk") {
         write(&format!("{BUS}/drivers/virtio_blk/bind"), device)?;
     }
-    let mut disks =
-        fs::read_dir(format!("{BUS}/devices/{device}/block")).into_iter().flatten().flatten();
-    let disk = disks.next().ok_or("the disk with modules has no block device")?;
+    let disk = block_device(device).ok_or("the disk with modules has no block device")?;
     // Where it can't be set, modules only load slower.
-    let _ = fs::write(
-        Path::new("/sys/block").join(disk.file_name()).join("queue/read_ahead_kb"),
-        READ_AHEAD_KIB,
-    );
-    Ok(Path::new("/dev").join(disk.file_name()))
+    let _ = fs::write(format!("/sys/block/{disk}/queue/read_ahead_kb"), READ_AHEAD_KIB);
+    Ok(Path::new("/dev").join(disk))
 }
 
 /// The root disk, once it has that size (bytes): the VM may have been saved with another behind the
@@ -118,21 +121,31 @@ pub fn root_disk(size: u64) -> Result<PathBuf, String> {
     Ok(Path::new("/dev").join(name))
 }
 
-/// Disks and network cards, each with the driver it is for, but that with modules.
-fn devices() -> Result<Vec<(String, &'static str)>, String> {
+/// A device that is given to a driver.
+struct Device {
+    name: String,
+    /// Its transport.
+    place: Option<u32>,
+    driver: &'static str,
+}
+
+/// Disks and network cards but the disk with modules, in the order of their places.
+fn devices() -> Result<Vec<Device>, String> {
     let modules = modules_disk();
     let list = || {
         let mut found = Vec::new();
         for entry in fs::read_dir(format!("{BUS}/devices"))? {
             let entry = entry?;
-            if entry.file_name().to_str().is_some_and(|name| Some(name) == modules) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if Some(name.as_str()) == modules {
                 continue;
             }
             let kind = fs::read_to_string(entry.path().join("device"))?;
             if let Some((_, driver)) = KINDS.iter().find(|(known, _)| *known == kind.trim()) {
-                found.push((entry.file_name().to_string_lossy().into_owned(), *driver));
+                found.push(Device { place: place(&name), name, driver });
             }
         }
+        found.sort_by_key(|device| device.place);
         io::Result::Ok(found)
     };
     list().map_err(|error| format!("can't list the devices: {error}"))

@@ -18,6 +18,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod disks;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod frame;
@@ -62,9 +63,3 @@ pub const LOG_WINDOW_BYTES: usize = 256 * 1024;
 /// Bytes of an exec's stream that may be under way in each direction before the receiver says that
 /// it took some.
 pub const STREAM_WINDOW_BYTES: usize = 256 * 1024;
-
-/// The virtio transport (virtio-mmio, counted from 0) of the disk with all modules of the guest's
-/// kernel, where it has some. Init leaves that device alone until the kernel asks for a module, and
-/// knows it by this number, which is the `_UID` of the transport in ACPI's tables. Not 0: QEMU's
-/// microvm with two interrupt controllers never delivers the interrupt of that one to Linux.
-pub const MODULES_DISK_TRANSPORT: u32 = 1;

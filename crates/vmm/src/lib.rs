@@ -16,6 +16,7 @@ use tokio::{
 pub mod boot;
 mod capture;
 pub mod cgroup;
+mod disk;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -27,6 +28,7 @@ mod record;
 pub mod slot;
 mod socket;
 
+pub use disk::{Disk, DiskFormat, DiskRole};
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
@@ -81,12 +83,8 @@ pub struct LaunchSpec {
     pub memory_mib: u64,
     /// CPU weight against other VMs, 1-10000, 100 is the default weight.
     pub cpu_weight: u32,
-    /// Read-only raw ext4, shared by all machines of the image.
-    pub root_base: PathBuf,
-    /// The machine's qcow2 overlay over `root_base`.
-    pub root_overlay: PathBuf,
-    /// Its virtual size, bytes.
-    pub root_size: u64,
+    /// Its disks, the root disk among them; at most one per role.
+    pub disks: Vec<Disk>,
     /// Open tap device, or none for a VM without network.
     pub tap: Option<OwnedFd>,
     /// MAC address the interface is created with.
@@ -107,16 +105,9 @@ pub struct BindSpec {
     pub directory: PathBuf,
     /// CPU weight against other VMs.
     pub cpu_weight: u32,
-    /// Read-only raw ext4.
-    pub root_base: PathBuf,
-    /// The machine's qcow2 overlay.
-    pub root_overlay: PathBuf,
-    /// Its virtual size, bytes.
-    pub root_size: u64,
+    /// Its disks, as in [`LaunchSpec`].
+    pub disks: Vec<Disk>,
 }
-
-/// Serial number of the root disk, as programs in the guest find it in `/sys/block/*/serial`.
-pub const ROOT_DISK_SERIAL: &str = "caddis-root";
 
 /// Why a VM process is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,6 +34,7 @@ mod amd64;
 mod arguments;
 mod clock;
 mod demand;
+mod disks;
 mod exit;
 mod guest_memory;
 mod hold;
@@ -57,8 +58,6 @@ mod descriptor {
     pub const SLOT: i32 = 4;
     pub const KERNEL: i32 = 5;
     pub const INITRD: i32 = 6;
-    pub const ROOT_BASE: i32 = 7;
-    pub const ROOT_OVERLAY: i32 = 8;
     /// Listening socket of the control channel.
     pub const CONTROL: i32 = 9;
     /// Listening socket for what QEMU is told.
@@ -68,10 +67,19 @@ mod descriptor {
     pub const MEMORY: i32 = 12;
     /// The disk with the kernel's modules.
     pub const MODULES: i32 = 13;
+    /// Two per disk: what it is an overlay over, and its own.
+    const FIRST_DISK: i32 = 14;
     /// Standard output: where the guest's serial console goes.
     pub const CONSOLE: i32 = 1;
     /// Standard error.
     pub const OUTPUT: i32 = 2;
+
+    /// Of the file that a disk is an overlay over, and of its own.
+    pub fn of_disk(role: crate::DiskRole) -> [i32; 2] {
+        let known = crate::DiskRole::ALL.iter().take_while(|known| **known != role);
+        let base = known.fold(FIRST_DISK, |number, _| number + 2);
+        [base, base + 1]
+    }
 }
 
 /// Patience with a killed process.

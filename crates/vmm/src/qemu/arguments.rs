@@ -3,30 +3,7 @@
 //! Everything on it is ours or a number: no word comes from a user or an image, and no path but
 //! those of descriptors.
 
-use serde_json::{Value, json};
-
 use super::{Accelerator, descriptor};
-
-/// What is behind the root disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Disk {
-    /// Base and overlay.
-    Root,
-    /// What is rehearsed with, until base and overlay take its place.
-    Rehearsal,
-}
-
-/// What is behind the disk with the kernel's modules. Every VM of a kernel that has some has that
-/// disk, so that what is saved of one fits all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Modules {
-    /// There is no such disk.
-    None,
-    /// Nothing.
-    Blank,
-    /// All of them.
-    All,
-}
 
 /// What the command line depends on.
 pub(super) struct Shape<'a> {
@@ -36,8 +13,8 @@ pub(super) struct Shape<'a> {
     pub(super) memory_mib: u64,
     /// It boots; otherwise it waits to be restored.
     pub(super) boots: bool,
-    pub(super) disk: Disk,
-    pub(super) modules: Modules,
+    /// Disks, by arguments of their own (`disks.rs`).
+    pub(super) disks: Vec<String>,
     pub(super) mac: &'a str,
     pub(super) has_tap: bool,
     pub(super) tsc_khz: u64,
@@ -88,27 +65,6 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         // The kernel is in the memory already. It goes on when it is told to.
         add("-incoming", "defer".to_owned());
     }
-    match shape.disk {
-        Disk::Root => {
-            add_descriptor(&mut add, ROOT_SETS[0], descriptor::ROOT_BASE);
-            add_descriptor(&mut add, ROOT_SETS[1], descriptor::ROOT_OVERLAY);
-            add("-blockdev", root_disk("root").to_string());
-        }
-        Disk::Rehearsal => {
-            add_descriptor(&mut add, REHEARSAL_SET, descriptor::ROOT_BASE);
-            add("-blockdev", over(file_of(REHEARSAL_SET, false)).to_string());
-        }
-    }
-    // What can't be written is not lost: the VM stands still, is heard of (`hold.rs`), and the
-    // worker lets it go on.
-    let errors = "werror=stop,rerror=report";
-    add(
-        "-device",
-        format!("virtio-blk-device,drive=root,serial={},{errors}", crate::ROOT_DISK_SERIAL),
-    );
-    if shape.modules != Modules::None {
-        add_modules(&mut add, shape.modules);
-    }
     if shape.has_tap {
         add("-netdev", format!("tap,id=net,fd={},vhost=off", descriptor::TAP));
         // A VM that was restored is where it was: it need not announce that to its link.
@@ -135,6 +91,7 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     // State is named by all that it depends on already, and that of devices alone does not begin
     // with it.
     add("-global", "migration.send-configuration=off".to_owned());
+    arguments.extend(shape.disks.iter().cloned());
     for switch in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(switch.to_owned());
     }
@@ -143,70 +100,6 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     }
     arguments.extend(["-display", "none", "-monitor", "none"].map(str::to_owned));
     arguments
-}
-
-/// Size of the root disk of most machines, bytes, and so of what is in its place when a template is
-/// saved. A guest is told of any other.
-pub(super) const DEFAULT_DISK_BYTES: u64 = 8 << 30;
-
-/// Sets of descriptors that files are opened from: base and overlay of the root disk.
-pub(super) const ROOT_SETS: [u32; 2] = [1, 2];
-/// The stand-in for it.
-pub(super) const REHEARSAL_SET: u32 = 3;
-const MODULES_SET: u32 = 4;
-/// Flushes are dropped: the overlay is blank again at the next start, so nothing in it need survive
-/// the host. What must, because the machine is suspended, is written through then.
-const CACHE: &str = r#"{"direct":false,"no-flush":true}"#;
-
-fn add_descriptor(add: &mut impl FnMut(&str, String), set: u32, number: i32) {
-    add("-add-fd", format!("fd={number},set={set}"));
-}
-
-/// On a transport of its own, by which the guest knows this disk without looking into it.
-fn add_modules(add: &mut impl FnMut(&str, String), modules: Modules) {
-    if modules == Modules::All {
-        add_descriptor(add, MODULES_SET, descriptor::MODULES);
-        let file = file_of(MODULES_SET, true);
-        let node = json!({ "driver": "raw", "node-name": "modules", "read-only": true, "cache": cache(), "file": file });
-        add("-blockdev", node.to_string());
-    } else {
-        add(
-            "-blockdev",
-            "driver=null-co,node-name=modules,size=1048576,read-zeroes=on,read-only=on".to_owned(),
-        );
-    }
-    let bus = format!("virtio-mmio-bus.{}", caddis_guest_protocol::MODULES_DISK_TRANSPORT);
-    add("-device", format!("virtio-blk-device,drive=modules,serial=caddis-modules,bus={bus}"));
-}
-
-fn cache() -> Value {
-    serde_json::from_str(CACHE).unwrap_or_default()
-}
-
-fn file_of(set: u32, read_only: bool) -> Value {
-    let name = format!("/dev/fdset/{set}");
-    let mut node =
-        json!({ "driver": "file", "filename": name, "locking": "off", "cache": cache() });
-    node[if read_only { "read-only" } else { "discard" }] =
-        if read_only { json!(true) } else { json!("unmap") };
-    node
-}
-
-/// The root disk, as a block node of that name. Formats are named, never probed, and the overlay's
-/// base is ours to name, whatever its header says.
-pub(super) fn root_disk(node: &str) -> Value {
-    let [base, overlay] = ROOT_SETS;
-    let base = json!({ "driver": "raw", "read-only": true, "cache": cache(), "file": file_of(base, true) });
-    json!({
-        "driver": "qcow2", "node-name": node, "cache": cache(), "discard": "unmap",
-        "file": file_of(overlay, false), "backing": base,
-    })
-}
-
-/// The node that the device stays on whatever it is over: a node of that name, or one described
-/// here.
-pub(super) fn over(file: Value) -> Value {
-    json!({ "driver": "raw", "node-name": "root", "cache": cache(), "discard": "unmap", "file": file })
 }
 
 fn kernel_line(shape: &Shape<'_>) -> String {
@@ -226,6 +119,15 @@ fn kernel_line(shape: &Shape<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        Disk, DiskFormat, DiskRole,
+        qemu::disks::{self, modules},
+    };
+
+    fn root() -> Disk {
+        let format = DiskFormat::Overlay("/base".into());
+        Disk { role: DiskRole::Root, format, path: "/own".into(), size: 1 << 30 }
+    }
 
     fn shape(accelerator: Accelerator) -> Vec<String> {
         arguments(&Shape {
@@ -234,8 +136,7 @@ mod tests {
             vcpus: 2,
             memory_mib: 512,
             boots: true,
-            disk: Disk::Root,
-            modules: Modules::All,
+            disks: [modules(true), disks::arguments(Some(&[root()]))].concat(),
             mac: "02:00:00:00:00:01",
             has_tap: true,
             tsc_khz: 2_000_000,

@@ -1,7 +1,7 @@
 //! Starts VM processes, cold or from a template. Blocks.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write as _},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
@@ -15,12 +15,13 @@ use tracing::warn;
 
 use super::{
     Accelerator, Driver, KILL_DEADLINE, arguments, descriptor,
+    disks::{self, Backing, open},
     qmp::Qmp,
     snapshot::Snapshot,
     template::{Sealed, file},
 };
 use crate::{
-    LaunchSpec, Shape, Slot, Start, VmmError,
+    Disk, DiskRole, LaunchSpec, Shape, Slot, Start, VmmError,
     capture::Capture,
     cgroup::{CgroupRoot, Limits},
     lock,
@@ -54,15 +55,6 @@ pub(super) enum Source<'a> {
     Snapshot(&'a Snapshot, &'a Path),
 }
 
-/// What is behind the root disk.
-#[derive(Clone, Copy)]
-pub(super) enum Disk<'a> {
-    /// What is rehearsed with: memory, which the VM may do with as it likes.
-    Rehearsal(&'a OwnedFd),
-    /// A machine's base and overlay, and the size of that, bytes.
-    Root(&'a Path, &'a Path, u64),
-}
-
 /// One start.
 pub(super) struct Launch<'a> {
     pub(super) driver: &'a Driver,
@@ -72,7 +64,7 @@ pub(super) struct Launch<'a> {
     pub(super) slot: &'a Slot,
     pub(super) shape: Shape,
     pub(super) cpu_weight: u32,
-    pub(super) disk: Disk<'a>,
+    pub(super) disks: Backing<'a>,
     /// The file with the kernel's modules, where it has some and they are to be reached.
     pub(super) modules: Option<&'a Path>,
     pub(super) tap: Option<BorrowedFd<'a>>,
@@ -103,15 +95,7 @@ impl Launch<'_> {
             vcpus: self.shape.vcpus,
             memory_mib: self.shape.memory_mib,
             boots: matches!(self.source, Source::Cold(_)),
-            disk: match self.disk {
-                Disk::Rehearsal(_) => arguments::Disk::Rehearsal,
-                Disk::Root(..) => arguments::Disk::Root,
-            },
-            modules: match (self.modules, &self.driver.config.boot.modules) {
-                (Some(_), _) => arguments::Modules::All,
-                (None, Some(_)) => arguments::Modules::Blank,
-                (None, None) => arguments::Modules::None,
-            },
+            disks: self.driver.disk_arguments(self.modules.is_some(), self.disks.machine()),
             mac: self.mac,
             has_tap: self.tap.is_some(),
             tsc_khz: self.driver.tsc_khz,
@@ -181,10 +165,7 @@ impl Launch<'_> {
             files.push((descriptor::KERNEL, open(&config.boot.kernel, false)?));
             files.push((descriptor::INITRD, open(&config.boot.initrd, false)?));
         }
-        if let Disk::Root(base, overlay, _) = self.disk {
-            files.push((descriptor::ROOT_BASE, open(base, false)?));
-            files.push((descriptor::ROOT_OVERLAY, open(overlay, true)?));
-        }
+        files.extend(self.disks.open()?);
         if let Some(modules) = self.modules {
             files.push((descriptor::MODULES, open(modules, false)?));
         }
@@ -195,8 +176,8 @@ impl Launch<'_> {
             (descriptor::QMP, qmp.as_fd()),
         ];
         descriptors.extend(files.iter().map(|(number, file)| (*number, file.as_fd())));
-        if let Disk::Rehearsal(memory) = self.disk {
-            descriptors.push((descriptor::ROOT_BASE, memory.as_fd()));
+        if let Backing::StandIn(memory) = self.disks {
+            descriptors.push((descriptor::of_disk(DiskRole::Root)[1], memory.as_fd()));
         }
         descriptors.extend(self.tap.map(|tap| (descriptor::TAP, tap)));
         let memory = match self.source {
@@ -266,8 +247,8 @@ impl Launch<'_> {
             qmp.leave_out_shared_memory()?;
             qmp.restore(state.as_fd())?;
             // Before anybody could have it go on.
-            if let (Source::Template(_), Disk::Root(.., size)) = (self.source, self.disk) {
-                tell_size(&mut qmp, size)?;
+            if let Source::Template(_) = self.source {
+                disks::tell_sizes(&mut qmp, self.disks.machine().unwrap_or_default())?;
             }
             // From here on it is to be kept, and what it was saved to must never be used again,
             // since its disk changes.
@@ -303,6 +284,17 @@ impl Driver {
         self.config.boot.modules.as_ref().and_then(|disk| disk.get().ok())
     }
 
+    /// Arguments for the disks of a machine, or of a VM that waits. Every VM of a kernel that has
+    /// modules has a disk for them, so that what is saved of one fits all.
+    pub(super) fn disk_arguments(
+        &self,
+        with_modules: bool,
+        machine: Option<&[Disk]>,
+    ) -> Vec<String> {
+        let modules = self.config.boot.modules.as_ref().map(|_| disks::modules(with_modules));
+        [modules.unwrap_or_default(), disks::arguments(machine)].concat()
+    }
+
     /// Starts a machine's VM: from what it was saved to, if it was, else from the template, if
     /// there is one. Where neither can be restored, it boots. Blocks.
     pub(super) fn start(
@@ -320,7 +312,7 @@ impl Driver {
                 slot: &spec.slot,
                 shape,
                 cpu_weight: spec.cpu_weight,
-                disk: Disk::Root(&spec.root_base, &spec.root_overlay, spec.root_size),
+                disks: Backing::Machine(&spec.disks),
                 modules: self.modules(),
                 tap: spec.tap.as_ref().map(std::os::fd::AsFd::as_fd),
                 mac: &spec.mac,
@@ -377,15 +369,6 @@ impl Driver {
     }
 }
 
-/// Has QEMU tell the guest of a root disk whose size is not the one it was saved with.
-pub(super) fn tell_size(qmp: &mut Qmp, size: u64) -> std::io::Result<()> {
-    if size == arguments::DEFAULT_DISK_BYTES {
-        return Ok(());
-    }
-    // It has that size already; that it is told so makes QEMU tell the guest.
-    qmp.execute("block_resize", json!({ "node-name": "root", "size": size })).map(|_| ())
-}
-
 /// Groups a VM process needs: with hardware virtualisation the one that may open `/dev/kvm`.
 fn groups(accelerator: Accelerator) -> Vec<u32> {
     use std::os::unix::fs::MetadataExt as _;
@@ -395,11 +378,6 @@ fn groups(accelerator: Accelerator) -> Vec<u32> {
         }
         Accelerator::Emulation => Vec::new(),
     }
-}
-
-pub(super) fn open(path: &Path, writable: bool) -> Result<File, VmmError> {
-    let attempted = format!("open {}", path.display());
-    OpenOptions::new().read(true).write(writable).open(path).map_err(VmmError::io(attempted))
 }
 
 /// Kills a process and waits for its end.

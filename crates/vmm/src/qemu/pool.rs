@@ -32,9 +32,9 @@ use tracing::{info, warn};
 
 use super::{
     Driver, QemuVm,
-    arguments::{DEFAULT_DISK_BYTES, REHEARSAL_SET, ROOT_SETS, over, root_disk},
     demand::Demand,
-    launch::{CONTROL_SOCKET, Disk, Launch, QMP_SOCKET, Running, Source, clear, open, tell_size},
+    disks::{self, Backing, DEFAULT_ROOT_BYTES},
+    launch::{CONTROL_SOCKET, Launch, QMP_SOCKET, Running, Source, clear},
     panicked,
     qmp::Qmp,
     template::{DEFAULT_SHAPE, Found, build::MAC, file},
@@ -290,7 +290,7 @@ impl Driver {
             slot: &slot,
             shape,
             cpu_weight: WEIGHT,
-            disk: Disk::Rehearsal(&disk),
+            disks: Backing::StandIn(&disk),
             modules: self.modules(),
             tap: Some(tap.as_fd()),
             mac: MAC,
@@ -344,7 +344,7 @@ pub(super) async fn warm_up(
 pub(super) fn warm_up_disk(image: &Path) -> io::Result<OwnedFd> {
     let mut image = fs::File::open(image)?;
     // As large as that of most machines, and empty but for its beginning.
-    let memory = file::memory("caddis-rehearsal", DEFAULT_DISK_BYTES)?;
+    let memory = file::memory("caddis-rehearsal", DEFAULT_ROOT_BYTES)?;
     io::copy(&mut image, &mut fs::File::from(memory.try_clone()?))?;
     Ok(memory)
 }
@@ -361,7 +361,7 @@ fn stand_in(part: Part) -> MachineSpec {
     MachineSpec {
         hostname: "rehearsal".to_owned(),
         argv: vec![REHEARSAL_PROGRAM.to_owned()],
-        root_size: DEFAULT_DISK_BYTES,
+        root_size: DEFAULT_ROOT_BYTES,
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
         network: NetworkSpec {
@@ -417,10 +417,7 @@ impl WarmVm {
         let Some(running) = &self.vm.running else { return Ok(()) };
         let (own, directory) = (&self.vm.directory, &spec.directory);
         let failed = |what: &str| VmmError::io(format!("{what} of machine {}", spec.machine_id));
-        let (base, overlay) = (open(&spec.root_base, false)?, open(&spec.root_overlay, true)?);
-        exchange_disk(&mut self.qmp, &base, &overlay)
-            .and_then(|()| tell_size(&mut self.qmp, spec.root_size))
-            .map_err(failed("replace the disk"))?;
+        disks::exchange(&mut self.qmp, &spec.disks)?;
         if let Some(cgroups) = self.vm.slot.cgroups() {
             cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
         }
@@ -442,14 +439,4 @@ impl WarmVm {
         drop((machine, guard));
         Ok(())
     }
-}
-
-/// Puts a machine's disk in the place of the stand-in, which nobody in the guest uses now.
-fn exchange_disk(qmp: &mut Qmp, base: &fs::File, overlay: &fs::File) -> io::Result<()> {
-    qmp.add_descriptor(ROOT_SETS[0], base.as_fd())?;
-    qmp.add_descriptor(ROOT_SETS[1], overlay.as_fd())?;
-    qmp.execute("blockdev-add", root_disk("machine"))?;
-    qmp.execute("blockdev-reopen", json!({ "options": [over(json!("machine"))] }))?;
-    // Nothing is behind it any more; its memory goes with it.
-    qmp.execute("remove-fd", json!({ "fdset-id": REHEARSAL_SET })).map(|_| ())
 }

@@ -4,7 +4,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use caddis_api::MachineConfig;
 use caddis_image::RootDisk;
-use caddis_vmm::{BindSpec, LaunchSpec, Shape, StartKind, Vm, VmmError};
+use caddis_vmm::{
+    BindSpec, Disk, DiskFormat, DiskRole, LaunchSpec, Shape, StartKind, Vm, VmmError,
+};
 
 use super::{Context, Done, Failure, blocking, root};
 use crate::{
@@ -73,6 +75,16 @@ async fn snapshot_to_use(context: &Context, disk: &RootDisk) -> Result<Option<Pa
         .map_err(|e| Failure::retry(format!("can't prepare the machine's snapshot: {e}")))
 }
 
+/// The machine's disks.
+fn disks(context: &Context, base: &RootDisk) -> Vec<Disk> {
+    vec![Disk {
+        role: DiskRole::Root,
+        format: DiskFormat::Overlay(base.path.clone()),
+        path: context.files().overlay(),
+        size: context.config.rootfs_gib() << 30,
+    }]
+}
+
 /// Makes a VM that waits the machine's, if there is one for it.
 async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<dyn Vm>>, Failure> {
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
@@ -88,11 +100,9 @@ async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<d
     let files = context.files();
     let spec = BindSpec {
         machine_id: row.id.to_string(),
-        root_overlay: files.overlay(),
-        root_size: config.rootfs_gib() << 30,
+        disks: disks(context, disk),
         directory: files.directory().to_owned(),
         cpu_weight: cpu_weight(config),
-        root_base: disk.path.clone(),
     };
     let connected = shared.network.adopt(&tap, &row.addresses).await;
     let bound = match connected {
@@ -131,14 +141,12 @@ async fn launch_new(
     let tap = shared.network.attach(&tap_name, &row.addresses).await?;
     let spec = LaunchSpec {
         machine_id: row.id.to_string(),
-        root_overlay: files.overlay(),
-        root_size: config.rootfs_gib() << 30,
+        disks: disks(context, &disk),
         directory: files.directory().to_owned(),
         slot,
         vcpus: config.cpus(),
         memory_mib: config.memory_mib(),
         cpu_weight: cpu_weight(config),
-        root_base: disk.path,
         tap,
         mac: row.addresses.mac.clone(),
         kernel_args: config.kernel_args(),

@@ -14,7 +14,8 @@ use tokio::task::spawn_blocking;
 use super::{DEFAULT_SHAPE, Found, Sealed, file, key};
 use crate::qemu::{
     Driver, arguments,
-    launch::{Disk, Launch, QMP_SOCKET, Source},
+    disks::Backing,
+    launch::{Launch, QMP_SOCKET, Source},
     panicked,
     pool::{Part, warm_up, warm_up_disk},
     qmp::Qmp,
@@ -72,12 +73,7 @@ impl Driver {
             vcpus: shape.vcpus,
             memory_mib: shape.memory_mib,
             boots: true,
-            disk: arguments::Disk::Rehearsal,
-            modules: if modules.is_some() {
-                arguments::Modules::Blank
-            } else {
-                arguments::Modules::None
-            },
+            disks: self.disk_arguments(false, None),
             mac: MAC,
             has_tap: true,
             tsc_khz: self.tsc_khz,
@@ -111,7 +107,7 @@ impl Driver {
             slot,
             shape,
             cpu_weight: CPU_WEIGHT,
-            disk: Disk::Rehearsal(disk),
+            disks: Backing::StandIn(disk),
             modules: None,
             tap: None,
             mac: MAC,
