@@ -342,3 +342,25 @@ async fn no_character_is_cut_and_a_line_that_is_says_so() -> Result<()> {
     }
     Ok(())
 }
+
+/// Each start, from a template or not, has the same devices in the same order.
+#[tokio::test]
+async fn the_root_is_the_first_disk_and_those_that_a_machine_has_not_are_empty() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let look = "for disk in /sys/block/vd*; do echo $(cat $disk/serial) $(cat $disk/size); done";
+    let expected = ["caddis-root", "caddis-swap 0", "caddis-cache 0", "caddis-volume0 0"];
+    let cold = json!({ "init": { "kernel_args": ["loglevel=4"] } });
+    for more in [json!({}), cold] {
+        let machine = stand.script("exec sleep 1000", more).await?;
+        machine.wait("started").await?;
+        let found = machine.shell(look).await?;
+        let disks: Vec<_> = found.lines().collect();
+        assert_eq!(disks.len(), 5, "{found}");
+        for (disk, expected) in disks.iter().zip(expected) {
+            assert!(disk.starts_with(expected), "{found}");
+        }
+        machine.destroy().await?;
+    }
+    Ok(())
+}
