@@ -350,7 +350,7 @@ async fn the_root_is_the_first_disk_and_those_that_a_machine_has_not_are_empty()
     let stand = Stand::new(&host).await?;
     let look = "for disk in /sys/block/vd*; do echo $(cat $disk/serial) $(cat $disk/size); done";
     let expected = ["caddis-root", "caddis-swap 0", "caddis-cache 0", "caddis-volume0 0"];
-    let cold = json!({ "init": { "kernel_args": ["loglevel=4"] } });
+    let cold = json!({ "init": { "cmd": ["sleep", "1000"], "kernel_args": ["loglevel=4"] } });
     for more in [json!({}), cold] {
         let machine = stand.script("exec sleep 1000", more).await?;
         machine.wait("started").await?;
