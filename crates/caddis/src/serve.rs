@@ -186,7 +186,7 @@ impl Server {
     ) -> Result<Self> {
         let catalog = open_catalog(instance, reserve.clone()).await?;
         let taps = Arc::new(OnceLock::new());
-        let (vmm, slots) = start_vmm(settings, instance, address, taps.clone()).await?;
+        let vmm = start_vmm(settings, instance, address, taps.clone()).await?;
         let images = open_images(settings, instance, vmm.amd64_level()).await?;
         let network = Network::start(NetworkConfig {
             data_directory: instance.directory().to_owned(),
@@ -223,7 +223,7 @@ impl Server {
             reserve,
         };
         let vmm = Arc::new(vmm);
-        let drivers = Drivers { vmm: vmm.clone(), slots, images: Arc::new(images), network };
+        let drivers = Drivers { vmm: vmm.clone(), images: Arc::new(images), network };
         let worker =
             Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
         let gateway = Gateway::new(GatewayParts {
@@ -242,7 +242,7 @@ impl Server {
         });
         let gateway = gateway.await?;
         // Last, so that nothing that failed leaves it behind.
-        vmm.prepare();
+        vmm.keep_warm();
         Ok(Self { gateway, worker })
     }
 }
@@ -270,7 +270,7 @@ async fn start_vmm(
     instance: &Instance,
     address: SocketAddr,
     taps: Arc<OnceLock<Arc<Network>>>,
-) -> Result<(Qemu, SlotPool)> {
+) -> Result<Qemu> {
     let source = BootSource {
         kernel: settings.kernel.clone(),
         modules: settings.modules.clone(),
@@ -288,7 +288,7 @@ async fn start_vmm(
             program,
             accelerator,
             boot: boot.clone(),
-            slots: slots.clone(),
+            slots,
             templates,
             pool: PoolLimits { count: pool, memory_mib: caddis_worker::pool_memory_mib() },
             tap: MakeTap(Arc::new(move |name| {
@@ -308,7 +308,7 @@ async fn start_vmm(
                 "VMs run under emulation: slower, and not a security boundary"
             ),
         }
-        Ok((vmm, slots))
+        Ok(vmm)
     })
     .await?
 }

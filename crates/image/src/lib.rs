@@ -25,7 +25,6 @@ mod json;
 mod layer;
 mod manifest;
 mod meter;
-pub mod overlay;
 mod own_files;
 mod platform;
 mod pull;
@@ -39,7 +38,7 @@ mod types;
 
 pub use config::{ImageStoreConfig, Limits, Transfer};
 pub use error::ImageError;
-pub use own_files::{OwnFile, unwritten};
+pub use own_files::{OwnFile, patches, unwritten};
 pub use reference::{ParsedReference, parse_reference};
 pub use store::ImageStore;
 pub use types::{

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use caddis_ext4::{Filled, Replacement};
+use caddis_ext4::{Filled, Patch, Replacement};
 
 /// Directories that something is mounted on or written to.
 const DIRECTORIES: [&str; 4] = ["dev", "etc", "proc", "sys"];
@@ -88,7 +88,7 @@ pub struct OwnFile {
 }
 
 impl OwnFile {
-    /// What an overlay has to have for this file to be in the root.
+    /// What has to be written over the root disk for this file to be in the root.
     pub(crate) fn replacement(
         &self,
         disk: &Filled<'_>,
@@ -97,6 +97,23 @@ impl OwnFile {
         let names: Vec<_> = self.path.split('/').filter(|name| !name.is_empty()).collect();
         disk.replace(&names, self.content.as_bytes(), time).map_err(io::Error::other)
     }
+}
+
+/// What has to be written over a root disk for these files to be in the root, as far as it keeps
+/// room for them. Blocks.
+///
+/// # Errors
+/// When the root disk can't be read.
+pub fn patches(disk: &Path, files: &[OwnFile]) -> io::Result<Vec<Patch>> {
+    let (disk, now) = (File::open(disk)?, SystemTime::now());
+    let filled = Filled::open(&disk).map_err(io::Error::other)?;
+    let mut patches = Vec::new();
+    for file in files {
+        if let Replacement::Of(of_file) = file.replacement(&filled, now)? {
+            patches.extend(of_file);
+        }
+    }
+    Ok(patches)
 }
 
 /// Those that the guest has to write: for which the root disk keeps no room, or all of them where

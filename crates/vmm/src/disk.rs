@@ -64,8 +64,9 @@ pub enum DiskFormat {
     Raw,
     /// qcow2 that refers to no other file.
     Qcow2,
-    /// qcow2 that holds what differs from this file, which is raw, read-only, and may be shared by
-    /// several VMs.
+    /// What differs from this file, which is raw, read-only, and may be shared by several VMs. How
+    /// that is written down is the driver's own business: it makes the file
+    /// ([`crate::Vmm::create_disk`]).
     Overlay(PathBuf),
 }
 
@@ -80,4 +81,13 @@ pub struct Disk {
     pub path: PathBuf,
     /// What the guest sees of it, bytes.
     pub size: u64,
+}
+
+/// Bytes that are on a disk from the start on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patch {
+    /// Where, bytes from its beginning.
+    pub offset: u64,
+    /// What.
+    pub bytes: Vec<u8>,
 }

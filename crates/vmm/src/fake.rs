@@ -4,7 +4,8 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -18,8 +19,8 @@ use caddis_guest_protocol::fake::{Behaviour, FakeGuest};
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    AgentStream, BindSpec, Capabilities, Hold, Isolation, LaunchSpec, PoolUse, Shape, Slot,
-    SlotPool, Start, Vm, VmExit, Vmm, VmmError, Waiting,
+    AgentStream, Capabilities, Disk, Hold, Isolation, LaunchSpec, Patch, PoolUse, Seat, Slot,
+    SlotPool, Start, Vm, VmExit, Vmm, VmmError,
 };
 
 /// How the driver misbehaves.
@@ -29,7 +30,7 @@ pub struct Faults {
     pub failing_launches: usize,
     /// A launch takes this long.
     pub launch_delay: Duration,
-    /// A VM that waits is there for each start.
+    /// A warm VM is there for each start.
     pub pool: bool,
     /// So many VMs can't be saved.
     pub failing_saves: usize,
@@ -127,21 +128,16 @@ impl FakeHost {
 }
 
 /// The driver.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct FakeVmm {
     host: FakeHost,
-    slots: Option<SlotPool>,
+    slots: SlotPool,
 }
 
 impl FakeVmm {
     /// A driver on that host.
-    pub fn new(host: FakeHost) -> Self {
-        Self { host, slots: None }
-    }
-
-    /// One whose waiting VMs have slots of these.
-    pub fn with_slots(host: FakeHost, slots: SlotPool) -> Self {
-        Self { host, slots: Some(slots) }
+    pub fn new(host: FakeHost, slots: SlotPool) -> Self {
+        Self { host, slots }
     }
 }
 
@@ -204,42 +200,39 @@ impl FakeHost {
 /// What a fake snapshot holds.
 const SNAPSHOT: &[u8] = b"fake snapshot";
 
+fn snapshot(directory: &Path) -> PathBuf {
+    directory.join("memory.snapshot")
+}
+
 #[async_trait]
 impl Vmm for FakeVmm {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { isolation: Isolation::Emulated, snapshot: true, balloon: false }
+        Capabilities { isolation: Isolation::Emulated, snapshot: true }
     }
 
     async fn check(&self) -> Result<(), VmmError> {
         Ok(())
     }
 
-    async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Vm>, VmmError> {
-        let faults = {
-            let mut faults = locked(&self.host.faults);
-            let now = faults.clone();
-            faults.failing_launches = faults.failing_launches.saturating_sub(1);
-            now
-        };
-        tokio::time::sleep(faults.launch_delay).await;
-        if faults.failing_launches > 0 {
-            return Err(VmmError::DiedAtStart { message: "told to fail".to_owned() });
-        }
-        let mut start = Start::template(PoolUse::Off);
-        if let Some(file) = &spec.snapshot {
-            match self.host.resume(file) {
-                Some(guest) => {
-                    return self.host.run(&spec.machine_id, spec.slot, Start::resume(), guest);
-                }
-                None => start.reason = "the machine could not be resumed: told to fail".to_owned(),
-            }
-        }
-        self.host.run(&spec.machine_id, spec.slot, start, FakeGuest::new(faults.guest))
+    fn create_disk(&self, disk: &Disk, _patches: &[Patch]) -> io::Result<()> {
+        fs::write(&disk.path, "disk")
     }
 
-    async fn take(&self, _shape: Shape) -> Option<Box<dyn Waiting>> {
-        let slot = self.slots.as_ref().filter(|_| locked(&self.host.faults).pool)?.lease().ok()?;
-        Some(Box::new(FakeWaiting { host: self.host.clone(), slot }))
+    async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError> {
+        let fits = spec.saved.is_none() && spec.kernel_args.is_empty();
+        let is_warm = fits && locked(&self.host.faults).pool;
+        Ok(Box::new(FakeSeat { host: self.host.clone(), slot: self.slots.lease()?, spec, is_warm }))
+    }
+
+    fn is_saved(&self, directory: &Path) -> bool {
+        snapshot(directory).exists()
+    }
+
+    fn remove_saved(&self, directory: &Path) -> io::Result<()> {
+        match fs::remove_file(snapshot(directory)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     async fn close(&self) {}
@@ -253,25 +246,50 @@ impl Vmm for FakeVmm {
     }
 }
 
-struct FakeWaiting {
+struct FakeSeat {
     host: FakeHost,
     slot: Slot,
+    spec: LaunchSpec,
+    is_warm: bool,
 }
 
 #[async_trait]
-impl Waiting for FakeWaiting {
+impl Seat for FakeSeat {
     fn slot(&self) -> &Slot {
         &self.slot
     }
 
-    async fn bind(self: Box<Self>, spec: BindSpec) -> Result<Arc<dyn Vm>, VmmError> {
-        let behaviour = locked(&self.host.faults).guest.clone();
-        self.host.run(
-            &spec.machine_id,
-            self.slot,
-            Start::template(PoolUse::Hit),
-            FakeGuest::new(behaviour),
-        )
+    fn has_tap(&self) -> bool {
+        self.is_warm
+    }
+
+    async fn launch(self: Box<Self>, _tap: Option<OwnedFd>) -> Result<Arc<dyn Vm>, VmmError> {
+        let Self { host, slot, spec, is_warm } = *self;
+        for Disk { path, .. } in &spec.disks {
+            fs::metadata(path).map_err(VmmError::io(format!("open {}", path.display())))?;
+        }
+        if is_warm {
+            let guest = FakeGuest::new(locked(&host.faults).guest.clone());
+            return host.run(&spec.machine_id, slot, Start::template(PoolUse::Hit), guest);
+        }
+        let faults = {
+            let mut faults = locked(&host.faults);
+            let now = faults.clone();
+            faults.failing_launches = faults.failing_launches.saturating_sub(1);
+            now
+        };
+        tokio::time::sleep(faults.launch_delay).await;
+        if faults.failing_launches > 0 {
+            return Err(VmmError::DiedAtStart { message: "told to fail".to_owned() });
+        }
+        let mut start = Start::template(PoolUse::Off);
+        if let Some(saved) = &spec.saved {
+            match host.resume(&snapshot(saved)) {
+                Some(guest) => return host.run(&spec.machine_id, slot, Start::resume(), guest),
+                None => start.reason = "the machine could not be resumed: told to fail".to_owned(),
+            }
+        }
+        host.run(&spec.machine_id, slot, start, FakeGuest::new(faults.guest))
     }
 }
 
@@ -309,7 +327,7 @@ impl Vm for FakeVm {
         true
     }
 
-    async fn save(&self, file: &Path, _overlay: &Path, _memory: u64) -> Result<(), VmmError> {
+    async fn save(&self, directory: &Path) -> Result<(), VmmError> {
         let (fails, delay) = {
             let mut faults = locked(&self.host.faults);
             let fails = faults.failing_saves > 0;
@@ -320,8 +338,9 @@ impl Vm for FakeVm {
         if fails {
             return Err(VmmError::NotSaved { reason: "told to fail".to_owned() });
         }
-        fs::write(file, SNAPSHOT).map_err(VmmError::io("write a fake snapshot"))?;
-        locked(&self.host.snapshots).insert(file.to_owned(), self.guest.clone());
+        let file = snapshot(directory);
+        fs::write(&file, SNAPSHOT).map_err(VmmError::io("write a fake snapshot"))?;
+        locked(&self.host.snapshots).insert(file, self.guest.clone());
         Ok(())
     }
 

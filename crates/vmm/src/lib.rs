@@ -1,10 +1,22 @@
 //! Launches, adopts and ends VM processes. Knows nothing of apps, images or the API.
 //!
-//! A [`Vmm`] makes a [`Vm`] out of a [`LaunchSpec`]; the VM then lives independently of this
-//! process, and [`Vmm::adopt`] finds it again. What runs inside is reached over
-//! [`Vm::connect_agent`], a byte stream to init.
+//! A [`Vmm`] makes a [`Vm`] out of a [`LaunchSpec`], in two steps, between which the caller connects
+//! the network; the VM then lives independently of this process, and [`Vmm::adopt`] finds it again.
+//! What runs inside is reached over [`Vm::connect_agent`], a byte stream to init.
+//!
+//! ```text
+//! LaunchSpec ──prepare──▶ Seat {slot, tap or none} ──launch──▶ Vm ──save──▶ what a LaunchSpec resumes
+//! ```
+//! What is known to drivers alone: whether a VM is warm, from a template or boots, how disks and
+//! saved VMs are written down, and what names these files have.
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -28,7 +40,7 @@ mod record;
 pub mod slot;
 mod socket;
 
-pub use disk::{Disk, DiskFormat, DiskRole};
+pub use disk::{Disk, DiskFormat, DiskRole, Patch};
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
@@ -44,8 +56,6 @@ pub struct Capabilities {
     pub isolation: Isolation,
     /// RAM and device state can be saved and restored.
     pub snapshot: bool,
-    /// Memory can be taken back from a running guest.
-    pub balloon: bool,
 }
 
 /// What keeps a guest apart from its host.
@@ -58,7 +68,7 @@ pub enum Isolation {
     Emulated,
 }
 
-/// What decides which VMs that wait fit a machine.
+/// What decides which warm VMs fit a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shape {
     /// Virtual processors.
@@ -68,15 +78,13 @@ pub struct Shape {
 }
 
 /// Everything a VM process needs. The caller keeps `directory` until the VM is gone.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LaunchSpec {
     /// Which machine; at most one VM process exists per id, held by a lock in `directory`.
     pub machine_id: String,
     /// The machine's directory on the host, owned by root: lock, sockets, console log, the VM's
     /// record.
     pub directory: PathBuf,
-    /// Leased uid, tap name and cgroup.
-    pub slot: Slot,
     /// Virtual processors.
     pub vcpus: u32,
     /// Guest memory, MiB.
@@ -85,28 +93,21 @@ pub struct LaunchSpec {
     pub cpu_weight: u32,
     /// Its disks, the root disk among them; at most one per role.
     pub disks: Vec<Disk>,
-    /// Open tap device, or none for a VM without network.
-    pub tap: Option<OwnedFd>,
     /// MAC address the interface is created with.
     pub mac: String,
     /// Further kernel arguments of the user.
     pub kernel_args: Vec<String>,
-    /// What the machine was saved to, if it was: gone when this is over, whether or not it could be
-    /// used. Where it can't be, the machine boots.
-    pub snapshot: Option<PathBuf>,
+    /// The directory that the machine was saved to, if it is to resume: nothing is saved there any
+    /// more when this is over, whether or not it could be used. Where it can't be, the machine
+    /// boots.
+    pub saved: Option<PathBuf>,
 }
 
-/// What a VM that waits becomes a machine's by. As in [`LaunchSpec`].
-#[derive(Debug)]
-pub struct BindSpec {
-    /// Which machine.
-    pub machine_id: String,
-    /// Its directory.
-    pub directory: PathBuf,
-    /// CPU weight against other VMs.
-    pub cpu_weight: u32,
-    /// Its disks, as in [`LaunchSpec`].
-    pub disks: Vec<Disk>,
+impl LaunchSpec {
+    /// Decides which warm VMs and templates fit it.
+    pub fn shape(&self) -> Shape {
+        Shape { vcpus: self.vcpus, memory_mib: self.memory_mib }
+    }
 }
 
 /// Why a VM process is gone.
@@ -162,7 +163,7 @@ impl StartKind {
     }
 }
 
-/// What VMs that wait for a machine had to do with a start.
+/// What the warm pool had to do with a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolUse {
@@ -218,14 +219,24 @@ pub trait Vmm: Send + Sync + 'static {
     /// Whether VMs can be started now; the reason if not (program missing, kernel missing).
     async fn check(&self) -> Result<(), VmmError>;
 
-    /// Starts a VM process and returns once it runs (not once the guest is up). On error nothing is
-    /// left behind.
-    async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Vm>, VmmError>;
+    /// Makes the file of a disk, blank but for what it is an overlay over and `patches`, in place of
+    /// whatever file is there. Blocks.
+    ///
+    /// # Errors
+    /// What the file system says; then there is no file.
+    fn create_disk(&self, disk: &Disk, patches: &[Patch]) -> io::Result<()>;
 
-    /// A VM of this shape that waits for a machine, where the driver keeps such and one does.
-    async fn take(&self, shape: Shape) -> Option<Box<dyn Waiting>>;
+    /// Finds a place for a VM: a slot, with all in it that does not depend on the machine's network.
+    async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError>;
 
-    /// Ends all VMs that wait for machines; those of machines go on.
+    /// Whether a machine is saved in this directory, by [`Vm::save`].
+    fn is_saved(&self, directory: &Path) -> bool;
+
+    /// Removes what is saved of a machine in this directory, or was begun to be. Nothing to remove is
+    /// no error. Blocks.
+    fn remove_saved(&self, directory: &Path) -> io::Result<()>;
+
+    /// Ends all VMs that are no machine's; those of machines go on.
     async fn close(&self);
 
     /// Finds the VM process that an earlier server started for the machine with this directory.
@@ -234,18 +245,22 @@ pub trait Vmm: Send + Sync + 'static {
     async fn adopt(
         &self,
         machine_id: &str,
-        directory: &std::path::Path,
+        directory: &Path,
     ) -> Result<Option<Arc<dyn Vm>>, VmmError>;
 }
 
-/// A VM that is no machine's yet. Dropped, it is ended.
+/// A place for a VM. Dropped, it is given back with whatever runs there.
 #[async_trait]
-pub trait Waiting: Send + Sync {
-    /// Its slot, with a tap that is there and not connected to anything.
+pub trait Seat: Send + Sync {
+    /// Leased uid, tap name and cgroup.
     fn slot(&self) -> &Slot;
 
-    /// Makes it the machine's. On error it is gone.
-    async fn bind(self: Box<Self>, spec: BindSpec) -> Result<Arc<dyn Vm>, VmmError>;
+    /// Whether the slot's tap is there, not connected to anything. Else the launch is given one.
+    fn has_tap(&self) -> bool;
+
+    /// Starts the VM the quickest way there is, and returns once it runs (not once the guest is up).
+    /// Without a tap of either side it has no network. On error nothing is left behind.
+    async fn launch(self: Box<Self>, tap: Option<OwnedFd>) -> Result<Arc<dyn Vm>, VmmError>;
 }
 
 /// A running VM process.
@@ -270,19 +285,13 @@ pub trait Vm: Send + Sync + 'static {
     /// Whether it can be saved at all: one that an earlier release started can't.
     fn can_save(&self) -> bool;
 
-    /// Saves it to a file in place of whatever is there, and durably: `memory`, so many bytes of
-    /// it, and devices, and with them what `overlay`, its disk, holds. The VM stands still from
-    /// here on, also after an error; [`Self::unpause`] has it go on. When this future is dropped,
-    /// saving ends soon.
+    /// Saves it in a directory, in place of whatever is saved there, and durably: memory and devices,
+    /// and with them what its disks hold. The VM stands still from here on, also after an error;
+    /// [`Self::unpause`] has it go on. When this future is dropped, saving ends soon.
     ///
     /// # Errors
-    /// [`VmmError::NotSaved`]; then there is no file.
-    async fn save(
-        &self,
-        file: &std::path::Path,
-        overlay: &std::path::Path,
-        memory: u64,
-    ) -> Result<(), VmmError>;
+    /// [`VmmError::NotSaved`]; then nothing is saved there.
+    async fn save(&self, directory: &Path) -> Result<(), VmmError>;
 
     /// Has it go on after [`Self::save`], or where it is held. Harmless when it does already.
     async fn unpause(&self) -> Result<(), VmmError>;

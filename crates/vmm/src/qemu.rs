@@ -23,9 +23,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use self::{adopt::find, pool::Pool, template::Templates, vm::QemuVm};
+use self::{adopt::find, pool::Pool, seat::QemuSeat, template::Templates, vm::QemuVm};
 use crate::{
-    Capabilities, Isolation, LaunchSpec, Shape, SlotPool, Vm, Vmm, VmmError, Waiting,
+    Capabilities, Disk, Isolation, LaunchSpec, Patch, Seat, Shape, SlotPool, Vm, Vmm, VmmError,
     boot::BootFiles, lock,
 };
 
@@ -39,8 +39,10 @@ mod exit;
 mod guest_memory;
 mod hold;
 mod launch;
+mod overlay;
 mod pool;
 mod qmp;
+mod seat;
 mod snapshot;
 mod suspend;
 mod template;
@@ -218,7 +220,7 @@ impl Qemu {
 
     /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the
     /// background.
-    pub fn prepare(&self) {
+    pub fn keep_warm(&self) {
         if let Some(modules) = self.driver.config.boot.modules.clone() {
             // A start that needs it sooner waits for it. What fails is told there.
             self.driver.tasks.spawn_blocking(move || modules.get().map(|_| ()).unwrap_or_default());
@@ -250,7 +252,7 @@ impl Vmm for Qemu {
             Accelerator::Kvm => Isolation::Hardware,
             Accelerator::Emulation => Isolation::Emulated,
         };
-        Capabilities { isolation, snapshot: true, balloon: false }
+        Capabilities { isolation, snapshot: true }
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -279,23 +281,20 @@ impl Vmm for Qemu {
         Ok(())
     }
 
-    async fn launch(&self, spec: LaunchSpec) -> Result<Arc<dyn Vm>, VmmError> {
-        let driver = self.driver.clone();
-        let shape = Shape { vcpus: spec.vcpus, memory_mib: spec.memory_mib };
-        let template = match spec.kernel_args[..] {
-            [] => driver.template(shape),
-            _ => Err("kernel_args are not in any template".to_owned()),
-        };
-        let launched = spawn_blocking(move || {
-            let running = driver.start(&spec, shape, template)?;
-            Ok((running, spec.directory, spec.slot))
-        });
-        let (running, directory, slot) = launched.await.map_err(panicked)??;
-        QemuVm::watch(running, directory, slot, hold::AFTER_START)
+    fn create_disk(&self, disk: &Disk, patches: &[Patch]) -> io::Result<()> {
+        disks::create(disk, patches)
     }
 
-    async fn take(&self, shape: Shape) -> Option<Box<dyn Waiting>> {
-        self.driver.take(shape)
+    async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError> {
+        Ok(Box::new(QemuSeat::new(self.driver.clone(), spec)?))
+    }
+
+    fn is_saved(&self, directory: &Path) -> bool {
+        snapshot::file(directory).exists()
+    }
+
+    fn remove_saved(&self, directory: &Path) -> io::Result<()> {
+        snapshot::remove(directory)
     }
 
     async fn close(&self) {

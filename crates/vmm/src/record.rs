@@ -36,15 +36,26 @@ pub(crate) struct Record {
     /// How it was started.
     #[serde(default = "unknown")]
     pub(crate) start: Start,
-    /// What a snapshot of it depends on; none in records of releases that took none.
+    /// What saving it takes; none in records of releases that did not say all of it.
     #[serde(default)]
-    pub(crate) key: Option<String>,
+    pub(crate) saving: Option<Saving>,
     /// It has what it needs to run: a VM that is to be restored waits for that, and for ever when
     /// its server is killed.
     #[serde(default = "whole")]
     pub(crate) complete: bool,
     /// None until it has been started.
     pub(crate) process: Option<ProcessId>,
+}
+
+/// What saving a VM takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saving {
+    /// What a snapshot of it depends on.
+    pub(crate) key: String,
+    /// Guest memory, bytes.
+    pub(crate) memory: u64,
+    /// Files of its disks, which are written through.
+    pub(crate) disks: Vec<PathBuf>,
 }
 
 /// Records of releases that had no other.
@@ -71,7 +82,7 @@ impl Record {
         slot: u32,
         vmm_version: &str,
         start: Start,
-        key: Option<String>,
+        saving: Saving,
     ) -> Result<Self, VmmError> {
         let now =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -83,7 +94,7 @@ impl Record {
             started_at: now.as_secs(),
             vmm_version: vmm_version.to_owned(),
             start,
-            key,
+            saving: Some(saving),
             complete: false,
             process: None,
         })
@@ -138,11 +149,22 @@ mod tests {
     fn a_record_is_read_as_it_was_written_and_damage_is_no_record() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Record::read(directory.path()), None);
-        let mut record =
-            Record::new("4d891", 7, "7.2", Start::template(crate::PoolUse::Hit), None).unwrap();
+        let saving = Saving { key: "k".to_owned(), memory: 1 << 28, disks: vec!["/root".into()] };
+        let start = Start::template(crate::PoolUse::Hit);
+        let mut record = Record::new("4d891", 7, "7.2", start, saving).unwrap();
         record.process = Some(ProcessId { pid: 1, start_time: 2 });
         record.write(directory.path()).unwrap();
         assert_eq!(Record::read(directory.path()), Some(record.clone()));
+        let mut older = serde_json::to_value(&record).unwrap();
+        older.as_object_mut().unwrap().remove("saving");
+        older["key"] = "k".into();
+        fs::write(directory.path().join(FILE), older.to_string()).unwrap();
+        let found = Record::read(directory.path()).unwrap();
+        assert_eq!(
+            (found.process, found.saving),
+            (record.process, None),
+            "it is adopted, not saved"
+        );
         fs::write(directory.path().join(FILE), "{\"format\":1,").unwrap();
         assert_eq!(Record::read(directory.path()), None);
         record.format = 2;

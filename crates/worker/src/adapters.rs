@@ -7,11 +7,9 @@ use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
-use caddis_image::{
-    ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk,
-    overlay::{self, Clusters},
-};
+use caddis_image::{ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::{Disturbances, MachineAddresses, Network, NetworkError};
+use caddis_vmm::Patch;
 use tokio::sync::watch;
 
 use crate::host::{HostNetwork, Images};
@@ -50,14 +48,9 @@ impl Images for ImageStore {
         Self::knows(self, reference)
     }
 
-    fn create_overlay(
-        &self,
-        path: &Path,
-        virtual_size: u64,
-        disk: &Path,
-        files: &[OwnFile],
-    ) -> std::io::Result<()> {
-        overlay::create(path, virtual_size, &Clusters::with_files(disk, files)?)
+    fn patches(&self, disk: &Path, files: &[OwnFile]) -> std::io::Result<Vec<Patch>> {
+        let patches = caddis_image::patches(disk, files)?.into_iter();
+        Ok(patches.map(|patch| Patch { offset: patch.offset, bytes: patch.bytes }).collect())
     }
 
     fn unwritten(

@@ -11,7 +11,7 @@ use std::{
 use caddis_api::{ApiError, MachineConfig, MachineId, WorkerId, event::MachineEvent};
 use caddis_bus::message::MachineRecord;
 use caddis_image::Progress;
-use caddis_vmm::{SlotPool, Vm, Vmm};
+use caddis_vmm::{Vm, Vmm};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -50,8 +50,6 @@ pub struct Shared {
     pub publisher: Publisher,
     /// Starts VMs.
     pub vmm: Arc<dyn Vmm>,
-    /// Slots for them.
-    pub slots: SlotPool,
     /// Gets root disks.
     pub images: Arc<dyn Images>,
     /// Connects them.
@@ -95,7 +93,6 @@ impl Shared {
             logs,
             publisher,
             vmm: drivers.vmm,
-            slots: drivers.slots,
             images: drivers.images,
             network: drivers.network,
             owners: Mutex::default(),
@@ -261,8 +258,6 @@ impl Shared {
 pub struct Drivers {
     /// Starts VMs.
     pub vmm: Arc<dyn Vmm>,
-    /// Slots for them.
-    pub slots: SlotPool,
     /// Gets root disks.
     pub images: Arc<dyn Images>,
     /// Connects them.

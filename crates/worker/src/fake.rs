@@ -17,7 +17,7 @@ use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
 use caddis_image::{ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::MachineAddresses;
 use caddis_vmm::{
-    SlotPool, VmmError,
+    Patch, SlotPool, VmmError,
     fake::{FakeHost, FakeVmm},
     slot::SlotPoolConfig,
 };
@@ -63,18 +63,20 @@ pub fn drivers(
     network: &FakeNetwork,
     images: impl Images,
 ) -> Result<Drivers, VmmError> {
-    let config = SlotPoolConfig {
-        directory: directory.join("slots"),
-        count: slots,
-        ..SlotPoolConfig::default()
-    };
-    let slots = SlotPool::open_without_cgroups(config)?;
     Ok(Drivers {
-        vmm: Arc::new(FakeVmm::with_slots(vms.clone(), slots.clone())),
-        slots,
+        vmm: Arc::new(FakeVmm::new(vms.clone(), slots_of(directory, slots)?)),
         images: Arc::new(images),
         network: Arc::new(network.clone()),
     })
+}
+
+/// The slots of such a host.
+///
+/// # Errors
+/// When their directory can't be used.
+pub fn slots_of(directory: &Path, count: u32) -> Result<SlotPool, VmmError> {
+    let directory = directory.join("slots");
+    SlotPool::open_without_cgroups(SlotPoolConfig { directory, count, ..SlotPoolConfig::default() })
 }
 
 /// One image that is always there, `missing` which isn't, and `broken` which can't be had in the
@@ -121,8 +123,8 @@ impl Images for FakeImages {
         true
     }
 
-    fn create_overlay(&self, path: &Path, _: u64, _: &Path, _: &[OwnFile]) -> std::io::Result<()> {
-        std::fs::write(path, "overlay")
+    fn patches(&self, _: &Path, _: &[OwnFile]) -> std::io::Result<Vec<Patch>> {
+        Ok(Vec::new())
     }
 
     fn unwritten(&self, _: &Path, files: Vec<OwnFile>, _: bool) -> std::io::Result<Vec<OwnFile>> {

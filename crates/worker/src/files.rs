@@ -25,19 +25,10 @@ impl MachineFiles {
         &self.directory
     }
 
-    /// The overlay over the image's root disk.
-    pub fn overlay(&self) -> PathBuf {
+    /// The root disk, in whatever format the VMM makes it: machines that are suspended have it under
+    /// this name.
+    pub fn root_disk(&self) -> PathBuf {
         self.directory.join("root.qcow2")
-    }
-
-    /// What the machine is saved to.
-    pub fn snapshot(&self) -> PathBuf {
-        self.directory.join("memory.snapshot")
-    }
-
-    /// The same until it is whole.
-    fn half_snapshot(&self) -> PathBuf {
-        self.directory.join("memory.new")
     }
 
     /// Makes the directory, where there is none.
@@ -45,16 +36,9 @@ impl MachineFiles {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)
     }
 
-    /// Removes what the machine was saved to.
-    pub fn remove_snapshot(&self) -> io::Result<()> {
-        missing_is_fine(fs::remove_file(self.snapshot()))?;
-        missing_is_fine(fs::remove_file(self.half_snapshot()))
-    }
-
-    /// Removes what belongs to one run of the machine: its overlay, and what it was saved to.
-    pub fn remove_run(&self) -> io::Result<()> {
-        self.remove_snapshot()?;
-        missing_is_fine(fs::remove_file(self.overlay()))
+    /// Removes the root disk.
+    pub fn remove_root_disk(&self) -> io::Result<()> {
+        missing_is_fine(fs::remove_file(self.root_disk()))
     }
 
     /// Removes the directory with all that is in it.

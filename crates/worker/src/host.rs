@@ -8,6 +8,7 @@ use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
 use caddis_image::{OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::{Disturbances, MachineAddresses};
+use caddis_vmm::Patch;
 use tokio::sync::watch;
 
 /// Gets root disks. Errors are meant for the client.
@@ -30,18 +31,12 @@ pub trait Images: Send + Sync + 'static {
     /// Whether a reference is known and its root disk is there.
     fn knows(&self, reference: &str) -> bool;
 
-    /// Writes an overlay of this virtual size over a root disk, with these files in it as far as
-    /// that keeps room for them.
-    fn create_overlay(
-        &self,
-        path: &Path,
-        virtual_size: u64,
-        disk: &Path,
-        files: &[OwnFile],
-    ) -> std::io::Result<()>;
+    /// What has to be written over a root disk for these files to be in the root, as far as it keeps
+    /// room for them.
+    fn patches(&self, disk: &Path, files: &[OwnFile]) -> std::io::Result<Vec<Patch>>;
 
     /// Those of the files that the guest has to write: that it keeps no room for, or all when the
-    /// overlay was `used` since.
+    /// root was `used` since.
     fn unwritten(
         &self,
         disk: &Path,

@@ -16,6 +16,7 @@ use caddis_image::{
     ImageConfig, ImageError, ImageReference, ImageStore, ImageStoreConfig, OwnFile, Progress,
     ResolvedImage, RootDisk, parse_reference,
 };
+use caddis_vmm::Patch;
 use caddis_worker::host::Images;
 use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
@@ -170,8 +171,8 @@ impl Images for FakeImages {
         Images::knows(&self.store, reference)
     }
 
-    fn create_overlay(&self, path: &Path, _: u64, _: &Path, _: &[OwnFile]) -> std::io::Result<()> {
-        std::fs::write(path, "overlay")
+    fn patches(&self, _: &Path, _: &[OwnFile]) -> std::io::Result<Vec<Patch>> {
+        Ok(Vec::new())
     }
 
     fn unwritten(&self, _: &Path, files: Vec<OwnFile>, _: bool) -> std::io::Result<Vec<OwnFile>> {

@@ -10,16 +10,23 @@
 //! ```
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::fd::{AsFd as _, OwnedFd},
-    path::Path,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
 
-use super::{descriptor, qmp::Qmp};
-use crate::{Disk, DiskFormat, DiskRole, VmmError};
+use super::{
+    descriptor,
+    overlay::{self, Clusters},
+    qmp::Qmp,
+};
+use crate::{Disk, DiskFormat, DiskRole, Patch, VmmError};
 
 /// Size of the root disk of most machines, bytes, and so of what is in its place when a template is
 /// saved. A guest is told of any other.
@@ -69,6 +76,31 @@ impl Backing<'_> {
         }
         Ok(files)
     }
+}
+
+/// Makes the file of a disk, with these bytes on it.
+pub(super) fn create(disk: &Disk, patches: &[Patch]) -> io::Result<()> {
+    let Disk { format, path, size, .. } = disk;
+    let clusters = match format {
+        DiskFormat::Raw => return create_raw(path, *size, patches),
+        DiskFormat::Overlay(base) if !patches.is_empty() => {
+            Clusters::patched(Some(&File::open(base)?), patches)?
+        }
+        DiskFormat::Overlay(_) | DiskFormat::Qcow2 => Clusters::patched(None, patches)?,
+    };
+    overlay::create(path, *size, &clusters)
+}
+
+fn create_raw(path: &Path, size: u64, patches: &[Patch]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let write = |patch: &Patch| file.write_all_at(&patch.bytes, patch.offset);
+    let written = file.set_len(size).and_then(|()| patches.iter().try_for_each(write));
+    // Best effort: the first error is the one that matters.
+    written.inspect_err(|_| drop(fs::remove_file(path)))
 }
 
 /// Arguments for the disks of a machine, or for the stand-in.
@@ -169,6 +201,11 @@ pub(super) fn tell_sizes(qmp: &mut Qmp, disks: &[Disk]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The files that hold what a machine has written to its disks.
+pub(super) fn files(disks: &[Disk]) -> Vec<PathBuf> {
+    disks.iter().map(|disk| disk.path.clone()).collect()
 }
 
 pub(super) fn open(path: &Path, writable: bool) -> Result<File, VmmError> {

@@ -17,7 +17,7 @@ use super::{
     Accelerator, Driver, KILL_DEADLINE, arguments, descriptor,
     disks::{self, Backing, open},
     qmp::Qmp,
-    snapshot::Snapshot,
+    snapshot::{self, Snapshot},
     template::{Sealed, file},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     cgroup::{CgroupRoot, Limits},
     lock,
     process::{Process, Spawn, spawn},
-    record::Record,
+    record::{Record, Saving},
     socket,
 };
 
@@ -80,8 +80,8 @@ pub(super) struct Running {
     pub(super) output: Option<Capture>,
     pub(super) console: Option<Capture>,
     pub(super) kind: Start,
-    /// What a snapshot of it depends on.
-    pub(super) key: Option<String>,
+    /// What saving it takes.
+    pub(super) saving: Option<Saving>,
     /// Where the time went.
     pub(super) steps: Vec<(&'static str, Duration)>,
 }
@@ -110,11 +110,15 @@ impl Launch<'_> {
         // Held until after the fork, so that no other child of this process inherits the lock.
         let guard = lock::no_fork();
         let lock = lock::try_lock(directory)?.ok_or_else(already)?;
-        let key = Some(self.driver.key(self.shape, self.kernel_args));
+        let saving = Saving {
+            key: self.driver.key(self.shape, self.kernel_args),
+            memory: self.shape.memory_mib << 20,
+            disks: disks::files(self.disks.machine().unwrap_or_default()),
+        };
         let (version, kind) = (&self.driver.version, self.kind.clone());
-        let mut record = Record::new(self.name, self.slot.index(), version, kind, key.clone())?;
+        let mut record = Record::new(self.name, self.slot.index(), version, kind, saving.clone())?;
         record.write(directory)?;
-        let started = self.start(&lock, key);
+        let started = self.start(&lock, saving);
         // Our own copy of the lock would keep it held when the process is gone.
         drop(lock);
         drop(guard);
@@ -136,7 +140,7 @@ impl Launch<'_> {
         started
     }
 
-    fn start(&self, lock: &File, key: Option<String>) -> Result<Running, VmmError> {
+    fn start(&self, lock: &File, saving: Saving) -> Result<Running, VmmError> {
         let begun = Instant::now();
         let config = &self.driver.config;
         let unusable = |reason: &str| VmmError::Unusable {
@@ -213,7 +217,7 @@ impl Launch<'_> {
             output: Some(output),
             console: Some(console),
             kind: self.kind.clone(),
-            key,
+            saving: Some(saving),
             steps,
         })
     }
@@ -300,21 +304,26 @@ impl Driver {
     pub(super) fn start(
         self: &Arc<Self>,
         spec: &LaunchSpec,
-        shape: Shape,
-        template: Result<Arc<Sealed>, String>,
+        slot: &Slot,
+        tap: Option<BorrowedFd<'_>>,
     ) -> Result<Running, VmmError> {
+        let shape = spec.shape();
+        let template = match spec.kernel_args[..] {
+            [] => self.template(shape),
+            _ => Err("kernel_args are not in any template".to_owned()),
+        };
         let key = self.key(shape, &spec.kernel_args);
         let start = |source: Source<'_>, kind| {
             let launch = Launch {
                 driver: self,
                 name: &spec.machine_id,
                 directory: &spec.directory,
-                slot: &spec.slot,
+                slot,
                 shape,
                 cpu_weight: spec.cpu_weight,
                 disks: Backing::Machine(&spec.disks),
                 modules: self.modules(),
-                tap: spec.tap.as_ref().map(std::os::fd::AsFd::as_fd),
+                tap,
                 mac: &spec.mac,
                 kernel_args: &spec.kernel_args,
                 source,
@@ -323,7 +332,8 @@ impl Driver {
             launch.run()
         };
         let mut reasons = Vec::new();
-        if let Some(snapshot) = &spec.snapshot {
+        if let Some(saved) = &spec.saved {
+            let snapshot = &snapshot::file(saved);
             let resumed = match Snapshot::open(snapshot, &key, shape.memory_mib << 20) {
                 Ok(saved) => start(Source::Snapshot(&saved, snapshot), Start::resume()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -21,7 +21,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use caddis_guest_protocol::{
     MachineSpec,
     spec::{GATEWAY_V4, GATEWAY_V6, NetworkSpec},
@@ -31,7 +30,7 @@ use tokio::{sync::Notify, task::spawn_blocking};
 use tracing::{info, warn};
 
 use super::{
-    Driver, QemuVm,
+    Driver,
     demand::Demand,
     disks::{self, Backing, DEFAULT_ROOT_BYTES},
     launch::{CONTROL_SOCKET, Launch, QMP_SOCKET, Running, Source, clear},
@@ -41,7 +40,7 @@ use super::{
     unassigned::{self, UnassignedVm, WAITING},
 };
 use crate::{
-    BindSpec, PoolUse, Shape, Slot, Start, Vm, VmmError, Waiting, boot::REHEARSAL_PROGRAM, lock,
+    LaunchSpec, PoolUse, Shape, Slot, Start, VmmError, boot::REHEARSAL_PROGRAM, lock,
     record::Record,
 };
 
@@ -87,7 +86,7 @@ pub(super) struct Pool {
 }
 
 /// A VM that waits.
-struct WarmVm {
+pub(super) struct WarmVm {
     vm: UnassignedVm,
     qmp: Qmp,
 }
@@ -109,7 +108,7 @@ impl Pool {
     }
 
     /// Takes one for a start.
-    fn take(&self, shape: Shape) -> Option<WarmVm> {
+    pub(super) fn acquire(&self, shape: Shape) -> Option<WarmVm> {
         let (most, now) = (self.most(shape), Instant::now());
         let mut state = self.state();
         state.last_start = Some(now);
@@ -309,12 +308,6 @@ impl Driver {
         vm.running = Some(restored?);
         Ok(vm)
     }
-
-    /// A VM of this shape that waits.
-    pub(super) fn take(self: &Arc<Self>, shape: Shape) -> Option<Box<dyn Waiting>> {
-        let warm_vm = self.pool.take(shape)?;
-        Some(Box::new(warm_vm))
-    }
 }
 
 /// What is rehearsed.
@@ -376,27 +369,21 @@ fn stand_in(part: Part) -> MachineSpec {
     }
 }
 
-#[async_trait]
-impl Waiting for WarmVm {
-    fn slot(&self) -> &Slot {
+impl WarmVm {
+    pub(super) fn slot(&self) -> &Slot {
         &self.vm.slot
     }
 
-    async fn bind(self: Box<Self>, spec: BindSpec) -> Result<Arc<dyn Vm>, VmmError> {
-        let bound = spawn_blocking(move || {
-            let slot = self.vm.slot.clone();
-            self.bind_to(&spec).map(|running| (running, spec.directory, slot))
-        });
-        let (running, directory, slot) = bound.await.map_err(panicked)??;
-        QemuVm::watch(running, directory, slot, super::hold::AFTER_START)
+    /// The server's own copy of its tap, which is there as long as one of them is.
+    pub(super) fn take_tap(&mut self) -> Option<OwnedFd> {
+        self.vm.tap.take()
     }
-}
 
-impl WarmVm {
-    fn bind_to(mut self, spec: &BindSpec) -> Result<Running, VmmError> {
+    /// Makes it the machine's. On error it is gone. Blocks.
+    pub(super) fn assign(mut self, spec: &LaunchSpec) -> Result<Running, VmmError> {
         let begun = Instant::now();
-        let bound = self.try_bind(spec);
-        let mut running = match bound {
+        let assigned = self.try_assign(spec);
+        let mut running = match assigned {
             Ok(()) => self.vm.running.take(),
             // What was already moved goes with what is left; where there is another VM, nothing
             // was.
@@ -413,8 +400,8 @@ impl WarmVm {
         Ok(Running { steps: vec![("bind", begun.elapsed())], ..running })
     }
 
-    fn try_bind(&mut self, spec: &BindSpec) -> Result<(), VmmError> {
-        let Some(running) = &self.vm.running else { return Ok(()) };
+    fn try_assign(&mut self, spec: &LaunchSpec) -> Result<(), VmmError> {
+        let Some(running) = &mut self.vm.running else { return Ok(()) };
         let (own, directory) = (&self.vm.directory, &spec.directory);
         let failed = |what: &str| VmmError::io(format!("{what} of machine {}", spec.machine_id));
         disks::exchange(&mut self.qmp, &spec.disks)?;
@@ -431,6 +418,10 @@ impl WarmVm {
             .ok_or_else(|| failed("read the record of the VM")(io::ErrorKind::NotFound.into()))?;
         record.machine_id.clone_from(&spec.machine_id);
         record.process = Some(running.process.id);
+        if let (Some(saving), Some(recorded)) = (&mut running.saving, &mut record.saving) {
+            saving.disks = disks::files(&spec.disks);
+            recorded.disks.clone_from(&saving.disks);
+        }
         record.write(directory)?;
         for name in [CONTROL_SOCKET, QMP_SOCKET] {
             fs::rename(own.join(name), directory.join(name)).map_err(failed("move the sockets"))?;

@@ -17,7 +17,7 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::fs::{FileExt as _, OpenOptionsExt as _},
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     thread,
     time::Duration,
@@ -171,6 +171,23 @@ fn copy(file: &File, key: &str, content: Content<'_>, cancelled: &AtomicBool) ->
     rest.extend_from_slice(&(state.len() as u64).to_le_bytes());
     rest.extend_from_slice(&checksum(key, &state, &table, size).to_le_bytes());
     file.write_all_at(&rest, size)
+}
+
+/// Where the snapshot of a machine that is saved in this directory is.
+pub(crate) fn file(directory: &Path) -> PathBuf {
+    directory.join("memory.snapshot")
+}
+
+/// Removes the snapshot in a directory, finished or not.
+pub(crate) fn remove(directory: &Path) -> io::Result<()> {
+    let file = file(directory);
+    for path in [&file, &file.with_extension("new")] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Gives what was written its name, durably.

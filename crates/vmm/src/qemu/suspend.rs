@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::{FileTypeExt as _, MetadataExt as _},
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -25,7 +25,7 @@ use super::{
     qmp::Qmp,
     snapshot::{self, Content, LARGEST_STATE},
 };
-use crate::{VmmError, process::Process};
+use crate::{VmmError, process::Process, record::Saving};
 
 /// Bytes that the pipe for device state holds. QEMU has far more to say, and waits with the rest.
 const PIPE: usize = 4096;
@@ -39,33 +39,21 @@ pub(super) struct Standing<'a> {
     pub(super) directory: &'a Path,
     /// Who it runs as.
     pub(super) uid: u32,
-    /// How much memory its guest has, bytes.
-    pub(super) memory: u64,
+    /// What is saved of it.
+    pub(super) saving: &'a Saving,
 }
 
 impl Standing<'_> {
-    /// Stops the VM and saves it. `overlay` is its disk, written through meanwhile. Ends soon after
+    /// Stops the VM and saves it to a file; its disks are written through meanwhile. Ends soon after
     /// `cancelled` is set. Blocks.
-    pub(super) fn save(
-        &self,
-        file: &Path,
-        key: &str,
-        overlay: &Path,
-        cancelled: &AtomicBool,
-    ) -> Result<(), VmmError> {
-        self.try_save(file, key, overlay, cancelled).map_err(|error| {
+    pub(super) fn save(&self, file: &Path, cancelled: &AtomicBool) -> Result<(), VmmError> {
+        self.try_save(file, cancelled).map_err(|error| {
             snapshot::remove_new(file);
             VmmError::NotSaved { reason: error.to_string() }
         })
     }
 
-    fn try_save(
-        &self,
-        file: &Path,
-        key: &str,
-        overlay: &Path,
-        cancelled: &AtomicBool,
-    ) -> io::Result<()> {
+    fn try_save(&self, file: &Path, cancelled: &AtomicBool) -> io::Result<()> {
         let mut qmp = Qmp::connect(self.directory, QMP_SOCKET)?;
         match qmp.status()?.as_str() {
             RUNNING => {}
@@ -83,12 +71,12 @@ impl Standing<'_> {
         let number = self.number_of(&theirs)?;
         // The state ends when QEMU closes its own.
         drop(theirs);
-        let overlay = File::open(overlay)?;
+        let disks = open(&self.saving.disks)?;
         std::thread::scope(|scope| {
-            // Most of what is on the disk; QEMU writes the rest when it saves the devices.
-            let written_through = scope.spawn(|| overlay.sync_data());
+            // Most of what is on the disks; QEMU writes the rest when it saves the devices.
+            let written_through = scope.spawn(|| write_through(&disks));
             let saving = scope.spawn(move || qmp.save_devices(number));
-            let written = self.write(file, key, File::from(ours), cancelled);
+            let written = self.write(file, File::from(ours), cancelled);
             let panicked = |_| Err(io::Error::other("a thread panicked"));
             let saved = saving.join().unwrap_or_else(panicked);
             let through = written_through.join().unwrap_or_else(panicked);
@@ -102,7 +90,7 @@ impl Standing<'_> {
         if cancelled.load(Ordering::Relaxed) {
             return Err(io::Error::other("it was cancelled"));
         }
-        overlay.sync_data()?;
+        write_through(&disks)?;
         snapshot::keep(file)
     }
 
@@ -121,13 +109,8 @@ impl Standing<'_> {
         Err(io::Error::other("QEMU does not have the pipe it was given"))
     }
 
-    fn write(
-        &self,
-        file: &Path,
-        key: &str,
-        mut pipe: File,
-        cancelled: &AtomicBool,
-    ) -> io::Result<()> {
+    fn write(&self, file: &Path, mut pipe: File, cancelled: &AtomicBool) -> io::Result<()> {
+        let Saving { key, memory: size, .. } = self.saving;
         while poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&LOOK_INTERVAL))? == 0 {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(io::Error::other("it was cancelled"));
@@ -136,7 +119,7 @@ impl Standing<'_> {
         // From here on QEMU does nothing but wait until we read on.
         let mut first = [0];
         pipe.read_exact(&mut first)?;
-        let memory = GuestMemory::of(self.process, descriptor::MEMORY, self.memory)?;
+        let memory = GuestMemory::of(self.process, descriptor::MEMORY, *size)?;
         let mut state = || {
             let mut state = first.to_vec();
             // One that was taken over could go on for ever.
@@ -150,10 +133,18 @@ impl Standing<'_> {
         snapshot::write(
             file,
             key,
-            Content { size: self.memory, memory: &read, state: &mut state },
+            Content { size: *size, memory: &read, state: &mut state },
             cancelled,
         )
     }
+}
+
+fn open(disks: &[PathBuf]) -> io::Result<Vec<File>> {
+    disks.iter().map(File::open).collect()
+}
+
+fn write_through(disks: &[File]) -> io::Result<()> {
+    disks.iter().try_for_each(File::sync_data)
 }
 
 /// QEMU's word for a VM that does not stand still.

@@ -16,10 +16,11 @@ use super::{
     exit::Watched,
     hold::{Listener, Orders},
     launch::{CONTROL_SOCKET, Running, end},
-    panicked, suspend,
+    panicked, snapshot, suspend,
 };
 use crate::{
-    AgentStream, Hold, Slot, Start, StartKind, Vm, VmExit, VmmError, process::Process, socket,
+    AgentStream, Hold, Slot, Start, StartKind, Vm, VmExit, VmmError, process::Process,
+    record::Saving, socket,
 };
 
 pub(super) struct QemuVm {
@@ -30,8 +31,8 @@ pub(super) struct QemuVm {
     exit: watch::Receiver<Option<VmExit>>,
     start: Start,
     steps: Vec<(&'static str, Duration)>,
-    /// What a snapshot of it depends on.
-    key: Option<String>,
+    /// What saving it takes.
+    saving: Option<Saving>,
     /// One at a time tells QEMU anything.
     orders: Arc<Orders>,
     hold: watch::Receiver<Option<Hold>>,
@@ -46,7 +47,7 @@ impl QemuVm {
         slot: Slot,
         after: Duration,
     ) -> Result<Arc<dyn Vm>, VmmError> {
-        let Running { process, output, console, kind: start, steps, key } = running;
+        let Running { process, output, console, kind: start, steps, saving } = running;
         let process = Arc::new(process);
         let watcher = process.watch().map_err(|error| {
             // Nobody would know of it any more.
@@ -75,7 +76,7 @@ impl QemuVm {
             exit,
             start,
             steps,
-            key,
+            saving,
             orders,
             hold,
             _listener: listener,
@@ -115,27 +116,26 @@ impl Vm for QemuVm {
     }
 
     fn can_save(&self) -> bool {
-        self.key.is_some()
+        self.saving.is_some()
     }
 
-    async fn save(&self, file: &Path, overlay: &Path, memory: u64) -> Result<(), VmmError> {
+    async fn save(&self, directory: &Path) -> Result<(), VmmError> {
         let older = || VmmError::NotSaved {
             reason: "it was started by an older server; restart it".to_owned(),
         };
-        let key = self.key.clone().ok_or_else(older)?;
+        let saving = self.saving.clone().ok_or_else(older)?;
         // Set when nobody waits any more.
         let cancelled = Cancelled(Arc::default());
         let called_off = cancelled.0.clone();
-        let (directory, file, overlay) =
-            (self.directory.clone(), file.to_owned(), overlay.to_owned());
+        let (own, file) = (self.directory.clone(), snapshot::file(directory));
         let (turn, process, uid) =
             (self.orders.turn().await, self.process.clone(), self.slot.uid());
-        let saving = spawn_blocking(move || {
+        let saved = spawn_blocking(move || {
             let _turn = turn;
-            let vm = suspend::Standing { process: &process, directory: &directory, uid, memory };
-            vm.save(&file, &key, &overlay, &called_off)
+            let vm = suspend::Standing { process: &process, directory: &own, uid, saving: &saving };
+            vm.save(&file, &called_off)
         });
-        saving.await.map_err(panicked)?
+        saved.await.map_err(panicked)?
     }
 
     async fn unpause(&self) -> Result<(), VmmError> {

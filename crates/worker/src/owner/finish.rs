@@ -68,7 +68,7 @@ impl Owner {
             reason: &reason,
             has_vm: self.live.is_some(),
             vm_runs: self.live.as_ref().is_some_and(|live| live.guest.borrow().runs()),
-            is_saved: self.shared.machine_files(&self.row.id).snapshot().exists(),
+            is_saved: self.shared.vmm.is_saved(self.shared.machine_files(&self.row.id).directory()),
         });
         match failed {
             Failed::Revert(replaced) => self.revert(*replaced, reason).await,

@@ -29,10 +29,12 @@ pub async fn gone(shared: &Shared, vm: &dyn Vm, row: &MachineRow) -> Result<(), 
 
 pub(super) async fn release(context: Context) -> Result<Done, Failure> {
     let done = end_vm(&context).await?;
-    let files = context.files();
-    blocking(move || files.remove_run())
-        .await
-        .map_err(|e| Failure::retry(format!("can't clean up the VM: {e}")))?;
+    let (files, vmm) = (context.files(), context.shared.vmm.clone());
+    let remove = move || {
+        vmm.remove_saved(files.directory())?;
+        files.remove_root_disk()
+    };
+    blocking(remove).await.map_err(|e| Failure::retry(format!("can't clean up the VM: {e}")))?;
     Ok(done)
 }
 

@@ -1,12 +1,11 @@
-//! Launching a VM: from what the machine was saved to, from the warm pool, or anew.
+//! Launching a VM: the driver prepares a seat, the network is connected to that, and the VM starts
+//! or resumes there.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
-use caddis_api::MachineConfig;
+use caddis_api::{ApiError, MachineConfig};
 use caddis_image::RootDisk;
-use caddis_vmm::{
-    BindSpec, Disk, DiskFormat, DiskRole, LaunchSpec, Shape, StartKind, Vm, VmmError,
-};
+use caddis_vmm::{LaunchSpec, Seat, StartKind, Vm, VmmError};
 
 use super::{Context, Done, Failure, blocking, root};
 use crate::{
@@ -20,15 +19,9 @@ pub(super) async fn launch(context: Context) -> Result<Done, Failure> {
         return Ok(Done::Next);
     }
     let disk = root::root_disk(&context).await?;
-    let snapshot = snapshot_to_use(&context, &disk).await?;
+    let saved = saved_in(&context, &disk).await?;
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
-    let vm = match snapshot {
-        None => match bind_waiting(&context, &disk).await? {
-            Some(vm) => vm,
-            None => launch_new(&context, disk, None).await?,
-        },
-        snapshot => launch_new(&context, disk, snapshot).await?,
-    };
+    let vm = launch_vm(&context, &disk, saved).await?;
     if vm.start().kind == StartKind::Resume {
         let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
         let acknowledged = blocking(move || Ok(logs.acknowledged(&id, boot))).await.unwrap_or(0);
@@ -49,25 +42,23 @@ pub(super) fn is_resume(row: &MachineRow) -> bool {
     row.operation.as_ref().is_some_and(|operation| operation.kind.rules().resumes())
 }
 
-/// What a machine is to be resumed from, if it is. Where its disk is lost, there is nothing to
-/// resume.
-async fn snapshot_to_use(context: &Context, disk: &RootDisk) -> Result<Option<PathBuf>, Failure> {
+/// Where a machine is saved that is to resume. Where its disk is lost, there is nothing to resume.
+async fn saved_in(context: &Context, base: &RootDisk) -> Result<Option<PathBuf>, Failure> {
     let kind = context.row.operation.as_ref().map(|operation| &operation.kind);
     let Some(OperationKind::Resume(Resume { spoiled })) = kind else { return Ok(None) };
-    let files = context.files();
-    let (spoiled, size) = (*spoiled, context.config.rootfs_gib() << 30);
-    let (shared, disk) = (context.shared.clone(), disk.path.clone());
+    let (files, disk, spoiled) = (context.files(), root::own_disk(context, base), *spoiled);
+    let vmm = context.shared.vmm.clone();
     let prepared = blocking(move || {
-        let overlay = files.overlay();
-        if spoiled || !overlay.exists() {
-            files.remove_snapshot()?;
+        let is_lost = !disk.path.exists();
+        if spoiled || is_lost {
+            vmm.remove_saved(files.directory())?;
         }
-        if !overlay.exists() {
+        if is_lost {
             files.make_directory()?;
             // Its files are the guest's to write: it is to be resumed.
-            shared.images.create_overlay(&overlay, size, &disk, &[])?;
+            vmm.create_disk(&disk, &[])?;
         }
-        Ok(files.snapshot())
+        Ok(files.directory().to_owned())
     });
     prepared
         .await
@@ -75,94 +66,50 @@ async fn snapshot_to_use(context: &Context, disk: &RootDisk) -> Result<Option<Pa
         .map_err(|e| Failure::retry(format!("can't prepare the machine's snapshot: {e}")))
 }
 
-/// The machine's disks.
-fn disks(context: &Context, base: &RootDisk) -> Vec<Disk> {
-    vec![Disk {
-        role: DiskRole::Root,
-        format: DiskFormat::Overlay(base.path.clone()),
-        path: context.files().overlay(),
-        size: context.config.rootfs_gib() << 30,
-    }]
-}
-
-/// Makes a VM that waits the machine's, if there is one for it.
-async fn bind_waiting(context: &Context, disk: &RootDisk) -> Result<Option<Arc<dyn Vm>>, Failure> {
-    let (shared, row, config) = (&context.shared, &context.row, &context.config);
-    if !config.kernel_args().is_empty() {
-        return Ok(None);
-    }
-    let shape = Shape { vcpus: config.cpus(), memory_mib: config.memory_mib() };
-    let Some(waiting) = shared.vmm.take(shape).await else { return Ok(None) };
-    // Held until the network is detached, should it come to that: its tap must not be another's by
-    // then.
-    let slot = waiting.slot().clone();
-    let tap = slot.tap_name();
-    let files = context.files();
-    let spec = BindSpec {
-        machine_id: row.id.to_string(),
-        disks: disks(context, disk),
-        directory: files.directory().to_owned(),
-        cpu_weight: cpu_weight(config),
-    };
-    let connected = shared.network.adopt(&tap, &row.addresses).await;
-    let bound = match connected {
-        Ok(()) => waiting.bind(spec).await.map_err(|e| e.to_string()),
-        Err(e) => Err(e.message),
-    };
-    match bound {
-        Ok(vm) => Ok(Some(vm)),
-        Err(error) => {
-            // There is the longer way.
-            tracing::warn!(machine = %row.id, error, "can't use a warm VM for the machine");
-            detach_after_failure(context, &tap).await;
-            drop(slot);
-            Ok(None)
-        }
-    }
-}
-
-async fn detach_after_failure(context: &Context, tap: &str) {
-    if let Err(e) = context.shared.network.detach(tap, &context.row.addresses).await {
-        tracing::warn!(machine = %context.row.id, error = %e, "can't detach the network of a VM that did not start");
-    }
-}
-
-async fn launch_new(
+async fn launch_vm(
     context: &Context,
-    disk: RootDisk,
-    snapshot: Option<PathBuf>,
+    base: &RootDisk,
+    saved: Option<PathBuf>,
 ) -> Result<Arc<dyn Vm>, Failure> {
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
-    let files = context.files();
-    let slot = shared.slots.lease().map_err(Failure::retry)?;
-    // Held until the network is detached, should it come to that: its tap must not be another's by
-    // then.
-    let (held, tap_name) = (slot.clone(), slot.tap_name());
-    let tap = shared.network.attach(&tap_name, &row.addresses).await?;
     let spec = LaunchSpec {
         machine_id: row.id.to_string(),
-        disks: disks(context, &disk),
-        directory: files.directory().to_owned(),
-        slot,
+        directory: context.files().directory().to_owned(),
         vcpus: config.cpus(),
         memory_mib: config.memory_mib(),
         cpu_weight: cpu_weight(config),
-        tap,
+        disks: vec![root::own_disk(context, base)],
         mac: row.addresses.mac.clone(),
         kernel_args: config.kernel_args(),
-        snapshot,
+        saved,
     };
-    match shared.vmm.launch(spec).await {
-        Ok(vm) => Ok(vm),
-        Err(e) => {
-            detach_after_failure(context, &tap_name).await;
-            drop(held);
-            Err(match e {
-                VmmError::Unusable { .. } => Failure::last(e),
-                _ => Failure::retry(e),
-            })
-        }
+    let seat = shared.vmm.prepare(spec).await.map_err(Failure::retry)?;
+    // Held until the network is detached, should it come to that: its tap must not be another's by
+    // then.
+    let slot = seat.slot().clone();
+    let launched = match connect(context, seat.as_ref()).await {
+        Ok(tap) => seat.launch(tap).await.map_err(|e| match e {
+            VmmError::Unusable { .. } => Failure::last(e),
+            _ => Failure::retry(e),
+        }),
+        Err(e) => Err(e.into()),
+    };
+    if launched.is_err()
+        && let Err(e) = shared.network.detach(&slot.tap_name(), &row.addresses).await
+    {
+        tracing::warn!(machine = %row.id, error = %e.message, "can't detach the network of a VM that did not start");
     }
+    launched
+}
+
+/// Connects the machine's network with the tap of a seat, which is made where it is not there.
+async fn connect(context: &Context, seat: &dyn Seat) -> Result<Option<OwnedFd>, ApiError> {
+    let (network, tap) = (&context.shared.network, seat.slot().tap_name());
+    if seat.has_tap() {
+        network.adopt(&tap, &context.row.addresses).await?;
+        return Ok(None);
+    }
+    network.attach(&tap, &context.row.addresses).await
 }
 
 /// Weight of a VM against the others: dedicated processors count double, and more processors count

@@ -1,8 +1,9 @@
-//! The root disk: the image's, the machine's overlay over it, and its own files in that.
+//! The root disk: the image's, the machine's own over it, and its own files in that.
 
 use base64::Engine as _;
 use caddis_guest_protocol::spec::FileSpec;
 use caddis_image::{OwnFile, RootDisk};
+use caddis_vmm::{Disk, DiskFormat, DiskRole};
 
 use super::{Context, Done, Failure, blocking, launch};
 use crate::spec;
@@ -20,6 +21,16 @@ pub(super) async fn root_disk(context: &Context) -> Result<RootDisk, Failure> {
     }
     context.shared.make_room().await;
     Ok(images.root_disk(image, &context.progress).await?)
+}
+
+/// The machine's own, over that.
+pub(super) fn own_disk(context: &Context, base: &RootDisk) -> Disk {
+    Disk {
+        role: DiskRole::Root,
+        format: DiskFormat::Overlay(base.path.clone()),
+        path: context.files().root_disk(),
+        size: context.config.rootfs_gib() << 30,
+    }
 }
 
 /// Files that the machine has of its own.
@@ -47,15 +58,15 @@ pub(super) async fn unwritten(context: &Context) -> Result<Vec<FileSpec>, Failur
 }
 
 pub(super) async fn prepare_root(context: Context) -> Result<Done, Failure> {
-    let disk = root_disk(&context).await?;
+    let base = root_disk(&context).await?;
     let (files, own) = (context.files(), own_files(&context));
-    let size = context.config.rootfs_gib() << 30;
+    let disk = own_disk(&context, &base);
     let shared = context.shared.clone();
     blocking(move || {
         files.make_directory()?;
-        shared.images.create_overlay(&files.overlay(), size, &disk.path, &own)
+        shared.vmm.create_disk(&disk, &shared.images.patches(&base.path, &own)?)
     })
     .await
-    .map_err(|e| Failure::retry(format!("can't write the overlay of the root disk: {e}")))?;
+    .map_err(|e| Failure::retry(format!("can't write the root disk: {e}")))?;
     Ok(Done::Next)
 }

@@ -39,7 +39,7 @@ pub(super) async fn save(context: Context) -> Result<Done, Failure> {
         return Err(Failure::last(text));
     }
     live.guest.send_modify(|guest| guest.halted = true);
-    let saved = live.vm.save(&files.snapshot(), &files.overlay(), needed).await;
+    let saved = live.vm.save(files.directory()).await;
     saved.map(|()| Done::Next).map_err(Failure::last)
 }
 
@@ -83,8 +83,8 @@ pub(super) async fn thaw_or_gone(context: Context) -> Result<Done, Failure> {
 
 /// What was saved is of the past.
 pub async fn forget_snapshot(shared: &Shared, row: &MachineRow) -> Result<(), Failure> {
-    let files = shared.machine_files(&row.id);
-    blocking(move || files.remove_snapshot())
+    let (files, vmm) = (shared.machine_files(&row.id), shared.vmm.clone());
+    blocking(move || vmm.remove_saved(files.directory()))
         .await
         .map_err(|e| Failure::retry(format!("can't remove a snapshot: {e}")))
 }

@@ -76,7 +76,7 @@ impl Site {
         let token = catalog.ensure_root_token().await.unwrap().unwrap();
         let (host, network) = (FakeHost::default(), FakeNetwork::default());
         let drivers = fake::drivers(directory.path(), 200, &host, &network, FakeImages).unwrap();
-        let slots = drivers.slots.clone();
+        let slots = fake::slots_of(directory.path(), 200).unwrap();
         let parts = WorkerParts { bus: Arc::new(bus.clone()), drivers, hook: None };
         let config = WorkerConfig {
             memory_mib: Some(MEMORY_MIB),

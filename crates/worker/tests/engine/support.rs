@@ -168,7 +168,7 @@ impl Fixture {
         let drivers =
             fake::drivers(self.directory.path(), 50, &self.host, &self.network, FakeImages)
                 .unwrap();
-        self.slots = Some(drivers.slots.clone());
+        self.slots = Some(fake::slots_of(self.directory.path(), 50).unwrap());
         let parts = WorkerParts {
             bus: Arc::new(self.bus.clone()),
             drivers,

@@ -1,6 +1,6 @@
-//! Qcow2 overlays, blank or with a few files of a machine's own, written by hand: no program is
-//! spawned on the start path, and no backing file is named in the header, so that nothing can be
-//! tricked into opening one (the VMM is told the base explicitly).
+//! Qcow2 overlays, blank or with a few changes to their base, written by hand: no program is spawned
+//! on the start path, and no backing file is named in the header, so that nothing can be tricked
+//! into opening one (QEMU is told the base explicitly).
 //!
 //! ```text
 //!  0        64 Ki             128 Ki            192 Ki
@@ -15,12 +15,9 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
-    time::SystemTime,
 };
 
-use caddis_ext4::{Filled, Patch, Replacement};
-
-use crate::own_files::OwnFile;
+use crate::Patch;
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
@@ -39,37 +36,24 @@ const LARGEST: u64 = 64 << 40;
 
 /// What an overlay has of its own, cluster by cluster.
 #[derive(Debug, Default)]
-pub struct Clusters(BTreeMap<u64, Vec<u8>>);
+pub(super) struct Clusters(BTreeMap<u64, Vec<u8>>);
 
 impl Clusters {
-    /// Those by which a root has these files, as far as its root disk keeps room for them.
-    ///
-    /// # Errors
-    /// When the root disk can't be read.
-    pub fn with_files(disk: &Path, files: &[OwnFile]) -> io::Result<Self> {
-        let (disk, now) = (File::open(disk)?, SystemTime::now());
-        let filled = Filled::open(&disk).map_err(io::Error::other)?;
-        let mut patches = Vec::new();
-        for file in files {
-            if let Replacement::Of(of_file) = file.replacement(&filled, now)? {
-                patches.extend(of_file);
-            }
-        }
-        Self::patched(&disk, &patches)
-    }
-
-    /// Those of a base in which `patches` make a difference.
+    /// Those of a base, or of nothing, in which `patches` make a difference.
     ///
     /// # Errors
     /// When the base can't be read.
-    fn patched(base: &File, patches: &[Patch]) -> io::Result<Self> {
+    pub(super) fn patched(base: Option<&File>, patches: &[Patch]) -> io::Result<Self> {
         let mut clusters = BTreeMap::new();
         for Patch { offset, bytes } in patches {
             for (at, byte) in (*offset..).zip(bytes) {
                 let number = at / CLUSTER;
                 let cluster = match clusters.entry(number) {
                     Entry::Occupied(there) => there.into_mut(),
-                    Entry::Vacant(new) => new.insert(read_cluster(base, number)?),
+                    Entry::Vacant(new) => match base {
+                        Some(base) => new.insert(read_cluster(base, number)?),
+                        None => new.insert(vec![0; CLUSTER as usize]),
+                    },
                 };
                 cluster[(at % CLUSTER) as usize] = *byte;
             }
@@ -99,7 +83,7 @@ fn read_cluster(base: &File, number: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// `InvalidInput` when the size is 0, no multiple of 512, above 64 TiB, or too small for the
 /// clusters; else what the file system says.
-pub fn create(path: &Path, virtual_size: u64, clusters: &Clusters) -> io::Result<()> {
+pub(super) fn create(path: &Path, virtual_size: u64, clusters: &Clusters) -> io::Result<()> {
     if virtual_size == 0 || !virtual_size.is_multiple_of(512) || virtual_size > LARGEST {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -223,8 +207,12 @@ mod tests {
         let (edge, end) = (CLUSTER - 2, 3 * CLUSTER + 690);
         let patches =
             [patch(edge, b"edge"), patch(end, &[7; 20]), patch(BYTES_PER_L1_ENTRY + 5, b"far")];
-        create(&path, size, &Clusters::patched(&File::open(&base).unwrap(), &patches).unwrap())
-            .unwrap();
+        create(
+            &path,
+            size,
+            &Clusters::patched(Some(&File::open(&base).unwrap()), &patches).unwrap(),
+        )
+        .unwrap();
 
         let (base, path) = (base.to_str().unwrap(), path.to_str().unwrap());
         qemu_img(&["check", "-f", "qcow2", path]);
@@ -246,7 +234,7 @@ mod tests {
         let error = create(
             &directory.path().join("x"),
             BYTES_PER_L1_ENTRY,
-            &Clusters::patched(&read, &patches).unwrap(),
+            &Clusters::patched(Some(&read), &patches).unwrap(),
         );
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
