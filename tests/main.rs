@@ -8,6 +8,7 @@
 mod api;
 mod clock;
 mod command_line;
+mod driver;
 mod firewall;
 mod full_disk;
 mod guest;

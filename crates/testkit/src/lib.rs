@@ -35,7 +35,7 @@ pub use host::Host;
 pub use machine::{Exec, Machine};
 pub use outside::{Datagram, Outside};
 pub use registry::{PASSWORD, Registry, RegistryOptions, USER};
-pub use server::{Options, Server};
+pub use server::{Options, Server, accelerator, kernel};
 pub use terminal::Terminal;
 
 use std::{path::PathBuf, time::Duration};

@@ -469,12 +469,16 @@ fn holds_any(pid: i32, names: &[&str]) -> bool {
         .any(|(_, target)| names.iter().any(|name| target.contains(name)))
 }
 
-fn accelerator() -> String {
+/// What runs guests in tests: `kvm` or `emulation`.
+pub fn accelerator() -> String {
     std::env::var("CADDIS_TEST_ACCELERATOR").unwrap_or_else(|_| "emulation".into())
 }
 
 /// The kernel of VMs. Its modules are beside it, unless CADDIS_MODULES names others.
-fn kernel() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not there.
+pub fn kernel() -> Result<PathBuf> {
     let kernel = std::env::var_os("CADDIS_KERNEL").map(PathBuf::from);
     let kernel = kernel.unwrap_or_else(|| target_directory().join("kernel/vmlinuz"));
     if !kernel.exists() {

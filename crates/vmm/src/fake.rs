@@ -268,7 +268,8 @@ impl Seat for FakeSeat {
         for Disk { path, .. } in &spec.disks {
             fs::metadata(path).map_err(VmmError::io(format!("open {}", path.display())))?;
         }
-        if is_warm {
+        // It may have died meanwhile.
+        if is_warm && locked(&host.faults).pool {
             let guest = FakeGuest::new(locked(&host.faults).guest.clone());
             return host.run(&spec.machine_id, slot, Start::template(PoolUse::Hit), guest);
         }

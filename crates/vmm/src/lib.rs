@@ -28,6 +28,8 @@ use tokio::{
 pub mod boot;
 mod capture;
 pub mod cgroup;
+#[cfg(feature = "fake")]
+pub mod contract;
 mod disk;
 mod error;
 #[cfg(feature = "fake")]

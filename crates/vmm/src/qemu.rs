@@ -218,6 +218,11 @@ impl Qemu {
         }
     }
 
+    /// How many warm VMs there are.
+    pub fn warm_vms(&self) -> usize {
+        self.driver.pool.count()
+    }
+
     /// Gets the template that most machines start from, and keeps VMs waiting for machines, in the
     /// background.
     pub fn keep_warm(&self) {

@@ -165,6 +165,11 @@ impl Pool {
         info!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, waiting, wanted, "pool ready");
     }
 
+    /// How many wait.
+    pub(super) fn count(&self) -> usize {
+        self.state().by_shape.values().map(|warm_vms| warm_vms.waiting.len()).sum()
+    }
+
     /// Ends all, when none comes any more.
     pub(super) async fn clear(&self) {
         let by_shape = std::mem::take(&mut self.state().by_shape);
