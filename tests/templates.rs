@@ -526,7 +526,7 @@ async fn the_command_line_shows_where_the_time_of_a_start_went() -> Result<()> {
         assert!(line[2].parse::<f64>()? > 0.0, "{line:?}");
     }
     assert!(
-        words.last().is_some_and(|line| line.starts_with(&["host", "in", "all"])),
+        words.last().is_some_and(|line| line.starts_with(&["host", "total"])),
         "{}",
         shown.stdout
     );
