@@ -128,7 +128,7 @@ impl Inner {
                 inner.records.set_name(&digest, &name.canonical(), true, inner.session.path())?;
             }
             let record = inner.records.get(&digest).ok_or_else(interrupted)?;
-            Ok(inner.records.summary(&record))
+            Ok(inner.records.summary(&digest, &record))
         });
         noting.await.unwrap_or_else(|_| Err(interrupted()))
     }
@@ -174,6 +174,7 @@ impl Inner {
         wanted: CancellationToken,
     ) -> Result<RootDisk, ImageError> {
         let _permit = self.turn_to_build(&wanted).await?;
+        let digest = contents.digest;
         let total = contents.layers.iter().map(|layer| layer.length).sum();
         let meter = Meter::new(progress, 0, total);
         let mut layers = Vec::new();
@@ -183,7 +184,8 @@ impl Inner {
             let _ = sender.send(Ok(source));
             layers.push(PendingLayer { ready, diff_id });
         }
-        self.build(Ingredients { image, layers, blobs: Vec::new(), imported: true, meter, wanted })
+        let blobs = Vec::new();
+        self.build(Ingredients { image, digest, layers, blobs, imported: true, meter, wanted })
             .await
     }
 }
@@ -209,7 +211,7 @@ fn describe(
             registry: registry.to_owned(),
             repository: name.map_or_else(stem, |name| name.repository.clone()),
             tag: name.and_then(|name| name.tag.clone()),
-            digest: contents.digest.clone(),
+            digest: Some(contents.digest.clone()),
             labels: contents.config.labels.clone(),
         },
         config: contents.config.run.clone(),

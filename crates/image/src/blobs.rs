@@ -15,8 +15,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    ImageError,
-    manifest::digest_of,
+    Digest, ImageError,
     session::{make_directory, remove},
 };
 
@@ -25,14 +24,14 @@ use crate::{
 pub(crate) struct Blobs {
     directory: PathBuf,
     /// How many builds want each: not to be collected.
-    pinned: Mutex<HashMap<String, usize>>,
+    pinned: Mutex<HashMap<Digest, usize>>,
 }
 
 /// Keeps blobs from being collected until dropped.
 #[derive(Debug)]
 pub(crate) struct Pins<'a> {
     blobs: &'a Blobs,
-    digests: Vec<String>,
+    digests: Vec<Digest>,
 }
 
 /// A blob that may be removed.
@@ -49,13 +48,13 @@ impl Blobs {
         Ok(Self { directory, pinned: Mutex::default() })
     }
 
-    /// Where a blob is, or would be. `digest` has been checked to be one.
-    pub(crate) fn path(&self, digest: &str) -> PathBuf {
-        self.directory.join(digest.trim_start_matches("sha256:"))
+    /// Where a blob is, or would be.
+    pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(digest.hex())
     }
 
     /// Whether it is there in full; also marks it as used now.
-    pub(crate) fn has(&self, digest: &str, size: u64) -> bool {
+    pub(crate) fn has(&self, digest: &Digest, size: u64) -> bool {
         let path = self.path(digest);
         if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size) {
             touch(&path);
@@ -65,7 +64,7 @@ impl Blobs {
     }
 
     /// A small blob, if it is there and unharmed.
-    pub(crate) fn read(&self, digest: &str, limit: u64) -> Option<Vec<u8>> {
+    pub(crate) fn read(&self, digest: &Digest, limit: u64) -> Option<Vec<u8>> {
         let path = self.path(digest);
         let mut bytes = Vec::new();
         let file = File::open(&path).ok()?;
@@ -74,8 +73,8 @@ impl Blobs {
             return None;
         }
         file.take(limit).read_to_end(&mut bytes).ok()?;
-        if digest_of(&bytes) != digest {
-            tracing::warn!(digest, "a stored blob is damaged and is fetched again");
+        if Digest::of(&bytes) != *digest {
+            tracing::warn!(%digest, "a stored blob is damaged and is fetched again");
             remove(&path);
             return None;
         }
@@ -86,7 +85,7 @@ impl Blobs {
     /// Stores a small blob whose digest was checked.
     pub(crate) fn write(
         &self,
-        digest: &str,
+        digest: &Digest,
         bytes: &[u8],
         scratch: &Path,
     ) -> Result<(), ImageError> {
@@ -99,12 +98,12 @@ impl Blobs {
     }
 
     /// Removes a blob that turned out to be damaged or is not wanted.
-    pub(crate) fn remove(&self, digest: &str) {
+    pub(crate) fn remove(&self, digest: &Digest) {
         remove(&self.path(digest));
     }
 
     /// Keeps these from being collected.
-    pub(crate) fn pin(&self, digests: Vec<String>) -> Pins<'_> {
+    pub(crate) fn pin(&self, digests: Vec<Digest>) -> Pins<'_> {
         let mut pinned = self.pinned.lock();
         for digest in &digests {
             *pinned.entry(digest.clone()).or_default() += 1;
@@ -112,18 +111,19 @@ impl Blobs {
         Pins { blobs: self, digests }
     }
 
-    /// All that no build wants, but for `kept`; longest unused first.
-    pub(crate) fn idle(&self, kept: &HashSet<String>) -> Result<Vec<Idle>, ImageError> {
+    /// All that no build wants; longest unused first.
+    pub(crate) fn idle(&self) -> Result<Vec<Idle>, ImageError> {
         let failed = |error| ImageError::io("list", &self.directory, error);
-        let pinned: HashSet<String> = self.pinned.lock().keys().cloned().collect();
+        let pinned: HashSet<PathBuf> =
+            self.pinned.lock().keys().map(|digest| self.path(digest)).collect();
         let mut idle = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
+            let path = entry.path();
             let Ok(metadata) = entry.metadata() else { continue };
-            if !pinned.contains(&digest) && !kept.contains(&digest) {
+            if !pinned.contains(&path) {
                 let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                idle.push(Idle { path: entry.path(), size: metadata.len(), used });
+                idle.push(Idle { path, size: metadata.len(), used });
             }
         }
         idle.sort_by_key(|blob| blob.used);

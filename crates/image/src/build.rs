@@ -22,7 +22,7 @@ use tokio::sync::{SemaphorePermit, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    ImageError, Progress, ProgressSender, ResolvedImage, RootDisk, disk,
+    Digest, ImageError, Progress, ProgressSender, ResolvedImage, RootDisk, disk,
     flight::Flight,
     inner::Inner,
     layer::{
@@ -40,15 +40,17 @@ use crate::{
 pub(crate) struct PendingLayer {
     pub(crate) ready: oneshot::Receiver<Result<Source, ImageError>>,
     /// Digest of its content.
-    pub(crate) diff_id: String,
+    pub(crate) diff_id: Digest,
 }
 
 /// What a build starts from.
 pub(crate) struct Ingredients {
     pub(crate) image: ResolvedImage,
+    /// Digest of its manifest, which names what is built.
+    pub(crate) digest: Digest,
     pub(crate) layers: Vec<PendingLayer>,
     /// Digests of manifest, config and layers.
-    pub(crate) blobs: Vec<String>,
+    pub(crate) blobs: Vec<Digest>,
     pub(crate) imported: bool,
     pub(crate) meter: Arc<Meter>,
     /// Cancelled when nobody wants the disk any more.
@@ -63,7 +65,7 @@ impl Inner {
     /// itself. Who comes then starts anew.
     pub(crate) async fn build_once(
         self: &Arc<Self>,
-        digest: &str,
+        digest: &Digest,
         progress: &ProgressSender,
         work: impl FnOnce(
             Arc<Self>,
@@ -80,7 +82,7 @@ impl Inner {
                 Some(joined) => joined,
                 None => {
                     let (flight, wanted) = self.take_off(digest, work);
-                    flights.insert(digest.to_owned(), flight.clone());
+                    flights.insert(digest.clone(), flight.clone());
                     (flight, wanted)
                 }
             }
@@ -101,7 +103,7 @@ impl Inner {
 
     fn take_off(
         self: &Arc<Self>,
-        digest: &str,
+        digest: &Digest,
         work: impl FnOnce(
             Arc<Self>,
             ProgressSender,
@@ -114,7 +116,7 @@ impl Inner {
         let work = work(Arc::clone(self), sender, token);
         let landing = Landing {
             inner: Arc::clone(self),
-            digest: digest.to_owned(),
+            digest: digest.clone(),
             wanted: Arc::downgrade(&wanted),
         };
         let task = tokio::spawn(async move {
@@ -163,8 +165,7 @@ impl Inner {
         work: &Path,
         ingredients: Ingredients,
     ) -> Result<RootDisk, ImageError> {
-        let Ingredients { image, layers, blobs, imported, meter, wanted } = ingredients;
-        let digest = image.reference.digest.clone();
+        let Ingredients { image, digest, layers, blobs, imported, meter, wanted } = ingredients;
         let tree = work.join("tree");
         // What encloses it is closed to others.
         DirBuilder::new()
@@ -193,9 +194,8 @@ impl Inner {
             disk::fill(&file, &disk, &tree, size, || still_wanted(&wanted), has_room)?;
             let place = inner.disk_path(&digest);
             let disk_bytes = disk::publish(&disk, &place)?;
-            inner
-                .records
-                .insert(Record::new(image, disk_bytes, blobs, imported), inner.session.path())?;
+            let record = Record::new(image, disk_bytes, blobs, imported);
+            inner.records.insert(digest, record, inner.session.path())?;
             Ok(RootDisk { path: place, size })
         });
         finishing.await.unwrap_or_else(|_| {
@@ -266,19 +266,21 @@ impl Inner {
         Ok(space.blocks_available().saturating_mul(space.fragment_size()))
     }
 
-    /// Where the root disk of an image is, or would be. `digest` has been checked to be one.
-    pub(crate) fn disk_path(&self, digest: &str) -> PathBuf {
-        self.disks.join(format!("{}.ext4", digest.trim_start_matches("sha256:")))
+    /// Where the root disk of an image is, or would be.
+    pub(crate) fn disk_path(&self, digest: &Digest) -> PathBuf {
+        disk_path(&self.disks, digest)
     }
 
-    pub(crate) fn ready(&self, digest: &str) -> Option<RootDisk> {
-        if !crate::reference::is_digest(digest) {
-            return None;
-        }
+    pub(crate) fn ready(&self, digest: &Digest) -> Option<RootDisk> {
         let path = self.disk_path(digest);
         let size = fs::metadata(&path).ok()?.len();
         Some(RootDisk { path, size })
     }
+}
+
+/// Where the root disk of an image is below `disks`, or would be.
+pub(crate) fn disk_path(disks: &Path, digest: &Digest) -> PathBuf {
+    disks.join(format!("{}.ext4", digest.hex()))
 }
 
 /// Fails once nobody wants the result.
@@ -301,7 +303,7 @@ pub(crate) fn interrupted() -> ImageError {
 /// Takes the build off the list when it is over, also when it panicked.
 struct Landing {
     inner: Arc<Inner>,
-    digest: String,
+    digest: Digest,
     wanted: Weak<DropGuard>,
 }
 

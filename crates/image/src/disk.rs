@@ -23,7 +23,7 @@ use caddis_ext4::Error;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use crate::ImageError;
+use crate::{Digest, ImageError};
 
 const BLOCK: u64 = 4096;
 /// mke2fs's own default: one inode for so many bytes.
@@ -53,7 +53,7 @@ const ASK_EVERY: u64 = 64 << 20;
 pub(crate) async fn make(
     disk: &Path,
     size: u64,
-    digest: &str,
+    digest: &Digest,
     files: u64,
     cancelled: &CancellationToken,
 ) -> Result<File, ImageError> {
@@ -204,8 +204,8 @@ fn explain(words: &str, size: u64) -> ImageError {
 }
 
 /// A UUID that is the same for the same image, on all hosts.
-fn uuid(digest: &str) -> String {
-    let hex = digest.trim_start_matches("sha256:");
+fn uuid(digest: &Digest) -> String {
+    let hex = digest.hex();
     // Version 8 (RFC 9562): made of our own data.
     format!("{}-{}-8{}-8{}-{}", &hex[..8], &hex[8..12], &hex[12..15], &hex[15..18], &hex[18..30])
 }

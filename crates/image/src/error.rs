@@ -2,6 +2,8 @@
 
 use std::{io, path::Path, sync::Arc};
 
+use crate::Digest;
+
 /// Why an image could not be had. Cheap to clone: all who wait for one build get the same error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ImageError {
@@ -88,8 +90,8 @@ pub enum ImageError {
     /// The image is in use by a machine.
     #[error("image {digest} is in use by a machine: destroy the machine first")]
     InUse {
-        /// `sha256:…`.
-        digest: String,
+        /// Of its manifest.
+        digest: Digest,
     },
     /// No room for it.
     #[error(

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs};
 
 use crate::{
-    GarbageReport, ImageError,
+    Digest, GarbageReport, ImageError,
     inner::Inner,
     reference::{parse_reference, pinned_digest},
     session,
@@ -14,7 +14,7 @@ impl Inner {
     pub(crate) fn remove(
         &self,
         name_or_digest: &str,
-        in_use: &HashSet<String>,
+        in_use: &HashSet<Digest>,
     ) -> Result<(), ImageError> {
         let not_found = || ImageError::NotFound {
             what: name_or_digest.to_owned(),
@@ -22,21 +22,19 @@ impl Inner {
         };
         let parsed = parse_reference(name_or_digest, &self.config.default_registry);
         let named = parsed.as_ref().ok().and_then(|parsed| self.records.named(&parsed.canonical()));
-        let pinned = || pinned_digest(name_or_digest).and_then(|digest| self.records.get(digest));
+        let pinned =
+            || pinned_digest(name_or_digest).filter(|digest| self.records.get(digest).is_some());
         let digest = match (parsed, named) {
-            (Ok(parsed), Some(record)) => {
-                if self.records.drop_name(
-                    record.digest(),
-                    &parsed.canonical(),
-                    self.session.path(),
-                )? {
+            (Ok(parsed), Some(digest)) => {
+                let name = parsed.canonical();
+                if self.records.drop_name(&digest, &name, self.session.path())? {
                     return Ok(());
                 }
-                record.digest().to_owned()
+                digest
             }
             // A digest says which image is meant, whatever name is before it.
             (parsed, _) => match pinned() {
-                Some(record) => record.digest().to_owned(),
+                Some(digest) => digest,
                 None => return Err(parsed.err().unwrap_or_else(not_found)),
             },
         };
@@ -46,14 +44,14 @@ impl Inner {
         let blobs = self.records.get(&digest).map(|record| record.blobs).unwrap_or_default();
         self.remove_image(&digest);
         // What other images share stays.
-        let shared: HashSet<String> =
-            self.records.all().into_iter().flat_map(|record| record.blobs).collect();
+        let shared: HashSet<Digest> =
+            self.records.all().into_iter().flat_map(|(_, record)| record.blobs).collect();
         let unwanted: HashSet<_> = blobs
             .into_iter()
             .filter(|digest| !shared.contains(digest))
             .map(|digest| self.blobs.path(&digest))
             .collect();
-        for blob in self.blobs.idle(&HashSet::new())? {
+        for blob in self.blobs.idle()? {
             if unwanted.contains(&blob.path) {
                 session::remove(&blob.path);
             }
@@ -64,7 +62,7 @@ impl Inner {
     /// Blocking; see [`crate::ImageStore::collect_garbage`].
     pub(crate) fn collect_garbage(
         &self,
-        in_use: &HashSet<String>,
+        in_use: &HashSet<Digest>,
         wanted_free: u64,
     ) -> Result<GarbageReport, ImageError> {
         let mut report =
@@ -72,7 +70,7 @@ impl Inner {
         if report.free_bytes >= wanted_free {
             return Ok(report);
         }
-        for blob in self.blobs.idle(&HashSet::new())? {
+        for blob in self.blobs.idle()? {
             if report.free_bytes >= wanted_free {
                 return Ok(report);
             }
@@ -81,17 +79,17 @@ impl Inner {
             report.free_bytes = self.free_bytes()?;
         }
         let mut idle = self.records.all();
-        idle.retain(|record| !record.imported && !in_use.contains(record.digest()));
-        idle.sort_by_key(|record| self.records.last_used(record));
-        for record in idle {
+        idle.retain(|(digest, record)| !record.imported && !in_use.contains(digest));
+        idle.sort_by_key(|(digest, record)| self.records.last_used(digest, record));
+        for (digest, record) in idle {
             if report.free_bytes >= wanted_free {
                 break;
             }
-            if self.lock_flights().contains_key(record.digest()) {
+            if self.lock_flights().contains_key(&digest) {
                 continue;
             }
-            self.remove_image(record.digest());
-            report.removed.push(record.digest().to_owned());
+            self.remove_image(&digest);
+            report.removed.push(digest);
             report.freed_bytes += record.disk_bytes;
             report.free_bytes = self.free_bytes()?;
         }
@@ -105,7 +103,7 @@ impl Inner {
     }
 
     /// The disk first: a record without one is cleared away at the next start, and never used.
-    fn remove_image(&self, digest: &str) {
+    fn remove_image(&self, digest: &Digest) {
         session::remove(&self.disk_path(digest));
         self.records.remove(digest);
     }
@@ -114,7 +112,7 @@ impl Inner {
     pub(crate) fn remove_orphans(&self) -> Result<(), ImageError> {
         let failed = |error| ImageError::io("list", &self.disks, error);
         let known: HashSet<_> =
-            self.records.all().iter().map(|record| self.disk_path(record.digest())).collect();
+            self.records.all().iter().map(|(digest, _)| self.disk_path(digest)).collect();
         for entry in fs::read_dir(&self.disks).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if !known.contains(&path) {

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ImageStoreConfig,
+    Digest, ImageStoreConfig,
     blobs::Blobs,
     flight::{BlobFlight, Flight},
     records::Records,
@@ -26,12 +26,12 @@ pub(crate) struct Inner {
     pub(crate) session: Session,
     pub(crate) builds: Semaphore,
     pub(crate) cancelled: CancellationToken,
-    pub(crate) flights: Mutex<HashMap<String, Flight>>,
-    pub(crate) blob_flights: Mutex<HashMap<String, BlobFlight>>,
+    pub(crate) flights: Mutex<HashMap<Digest, Flight>>,
+    pub(crate) blob_flights: Mutex<HashMap<Digest, BlobFlight>>,
 }
 
 impl Inner {
-    pub(crate) fn lock_flights(&self) -> MutexGuard<'_, HashMap<String, Flight>> {
+    pub(crate) fn lock_flights(&self) -> MutexGuard<'_, HashMap<Digest, Flight>> {
         self.flights.lock()
     }
 }

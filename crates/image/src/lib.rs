@@ -14,6 +14,7 @@ mod archive;
 mod blobs;
 mod build;
 mod config;
+mod digest;
 mod disk;
 mod error;
 mod flight;
@@ -37,6 +38,7 @@ mod store;
 mod types;
 
 pub use config::{ImageStoreConfig, Limits, Transfer};
+pub use digest::{Digest, InvalidDigest};
 pub use error::ImageError;
 pub use own_files::{OwnFile, patches, unwritten};
 pub use reference::{ParsedReference, parse_reference};

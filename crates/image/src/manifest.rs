@@ -4,12 +4,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
-use sha2::{Digest, Sha256};
 
 use crate::{
-    ImageConfig, ImageError, Limits, json,
+    Digest, ImageConfig, ImageError, Limits, json,
     platform::{Platform, ours},
-    reference::is_digest,
 };
 
 /// What an index says of an entry, or a manifest of a blob.
@@ -54,8 +52,8 @@ fn is_index(kind: &str) -> bool {
 /// A blob as its parent describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BlobDescriptor {
-    /// `sha256:…`.
-    pub(crate) digest: String,
+    /// Of its content.
+    pub(crate) digest: Digest,
     /// Bytes.
     pub(crate) size: u64,
 }
@@ -88,7 +86,7 @@ pub(crate) struct Config {
     pub(crate) run: ImageConfig,
     pub(crate) labels: Option<BTreeMap<String, String>>,
     /// Digests of the uncompressed layers, lowest first.
-    pub(crate) diff_ids: Vec<String>,
+    pub(crate) diff_ids: Vec<Digest>,
     pub(crate) platform: Platform,
 }
 
@@ -103,15 +101,10 @@ impl Config {
     }
 }
 
-/// The digest of some bytes.
-pub(crate) fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{:x}", Sha256::digest(bytes))
-}
-
 /// Fails unless the bytes have this digest.
-pub(crate) fn verify(what: &str, bytes: &[u8], digest: &str) -> Result<(), ImageError> {
-    let actual = digest_of(bytes);
-    if actual == digest {
+pub(crate) fn verify(what: &str, bytes: &[u8], digest: &Digest) -> Result<(), ImageError> {
+    let actual = Digest::of(bytes);
+    if actual == *digest {
         Ok(())
     } else {
         Err(ImageError::corrupt(what, format!("its content has digest {actual}")))
@@ -210,16 +203,15 @@ fn blob(what: &str, descriptor: &Descriptor) -> Result<BlobDescriptor, ImageErro
     Ok(BlobDescriptor { digest: sound_digest(what, &descriptor.digest)?, size: descriptor.size })
 }
 
-/// A digest from a manifest or index, fit to name a file.
-pub(crate) fn sound_digest(what: &str, digest: &str) -> Result<String, ImageError> {
-    if is_digest(digest) {
-        return Ok(digest.to_owned());
-    }
-    let shown: String = digest.chars().filter(|c| !c.is_control()).take(100).collect();
-    Err(ImageError::unsupported(
-        format!("digest `{shown}` in the manifest of {what}"),
-        "only sha256 is known",
-    ))
+/// A digest from a manifest or index.
+pub(crate) fn sound_digest(what: &str, digest: &str) -> Result<Digest, ImageError> {
+    digest.parse().map_err(|_| {
+        let shown: String = digest.chars().filter(|c| !c.is_control()).take(100).collect();
+        ImageError::unsupported(
+            format!("digest `{shown}` in the manifest of {what}"),
+            "only sha256 is known",
+        )
+    })
 }
 
 /// Reads an image's configuration; `layers` is how many the manifest has.
@@ -258,14 +250,13 @@ pub(crate) fn parse_config(what: &str, bytes: &[u8], layers: usize) -> Result<Co
     let what = format!("config of {what}");
     let Document { os, architecture, variant, config, rootfs } =
         json::read(bytes).map_err(|error| ImageError::corrupt(&what, error.to_string()))?;
-    let diff_ids = rootfs.diff_ids;
+    let diff_ids = &rootfs.diff_ids;
     if diff_ids.len() != layers {
         let reason = format!("it lists {} layers, the manifest {layers}", diff_ids.len());
         return Err(ImageError::corrupt(what, reason));
     }
-    for digest in &diff_ids {
-        sound_digest(&what, digest)?;
-    }
+    let diff_ids =
+        diff_ids.iter().map(|digest| sound_digest(&what, digest)).collect::<Result<_, _>>()?;
     let run = ImageConfig {
         entrypoint: config.entrypoint,
         cmd: config.cmd,
@@ -358,8 +349,8 @@ mod tests {
                     panic!("{document}")
                 };
                 assert_eq!(
-                    (read.config.digest, read.layers[0].size),
-                    (digest('a'), 2),
+                    (read.config.digest.as_str(), read.layers[0].size),
+                    (digest('a').as_str(), 2),
                     "{document}"
                 );
             }

@@ -17,13 +17,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ImageError, ImageReference, ProgressSender, ResolvedImage, RootDisk,
+    Digest, ImageError, ImageReference, ProgressSender, ResolvedImage, RootDisk,
     build::{Ingredients, PendingLayer, interrupted, while_wanted},
     inner::Inner,
     layer::inflate::{Place, Source},
     manifest::{self, BlobDescriptor, Config, Document, Manifest},
     meter::Meter,
-    reference::{ParsedReference, is_digest, is_of_archive, parse_reference, pinned_digest},
+    reference::{ParsedReference, is_of_archive, parse_reference, pinned_digest},
     registry::{Repository, Wanted},
     search::{Search, Step},
 };
@@ -31,9 +31,10 @@ use crate::{
 impl Inner {
     /// See [`crate::ImageStore::resolve`].
     pub(crate) async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
-        let stored = pinned_digest(reference).and_then(|digest| self.records.get(digest));
-        if is_digest(reference) || is_of_archive(reference) {
-            let hint = match is_digest(reference) {
+        let stored = pinned_digest(reference).and_then(|digest| self.records.get(&digest));
+        let is_digest = reference.parse::<Digest>().is_ok();
+        if is_digest || is_of_archive(reference) {
+            let hint = match is_digest {
                 true => {
                     "no image with this digest is on the host; give the registry and repository too"
                 }
@@ -45,12 +46,11 @@ impl Inner {
             return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
         }
         let parsed = parse_reference(reference, &self.config.default_registry)?;
-        if let (Some(digest), Some(record)) = (&parsed.digest, stored) {
+        if let (Some(_), Some(record)) = (&parsed.digest, stored) {
             // The content is the same wherever it comes from, so nobody needs to be asked.
             let ImageReference { labels, .. } = record.image.reference;
-            let ParsedReference { registry, repository, tag, .. } = parsed.clone();
-            let found =
-                ImageReference { registry, repository, tag, digest: digest.clone(), labels };
+            let ParsedReference { registry, repository, tag, digest } = parsed;
+            let found = ImageReference { registry, repository, tag, digest, labels };
             return Ok(ResolvedImage {
                 requested: reference.to_owned(),
                 reference: found,
@@ -72,7 +72,7 @@ impl Inner {
                 registry: parsed.registry,
                 repository: parsed.repository,
                 tag: parsed.tag,
-                digest,
+                digest: Some(digest),
                 labels: config.labels,
             },
             config: config.run,
@@ -84,7 +84,7 @@ impl Inner {
         &self,
         repository: &Repository,
         parsed: &ParsedReference,
-    ) -> Result<(String, Manifest, Config), ImageError> {
+    ) -> Result<(Digest, Manifest, Config), ImageError> {
         let (what, level) = (repository.place(parsed.version()), self.config.amd64_level);
         let (mut digest, bytes) = self.manifest_bytes(repository, parsed.version()).await?;
         let mut document = manifest::parse(&what, &bytes, &self.config.limits)?;
@@ -122,9 +122,10 @@ impl Inner {
         &self,
         repository: &Repository,
         index: &str,
-        digest: &str,
+        digest: &Digest,
     ) -> Result<Document, ImageError> {
-        let found = self.manifest_bytes(repository, digest).await.map_err(|error| match error {
+        let found = self.manifest_bytes(repository, digest.as_str()).await;
+        let found = found.map_err(|error| match error {
             ImageError::NotFound { .. } => ImageError::NotFound {
                 what: index.to_owned(),
                 hint: format!(
@@ -134,7 +135,7 @@ impl Inner {
             },
             other => other,
         });
-        manifest::parse(&repository.place(digest), &found?.1, &self.config.limits)
+        manifest::parse(&repository.place(digest.as_str()), &found?.1, &self.config.limits)
     }
 
     /// A manifest or index, verified and stored, with its digest. By digest, the store's own copy
@@ -143,21 +144,21 @@ impl Inner {
         &self,
         repository: &Repository,
         version: &str,
-    ) -> Result<(String, Vec<u8>), ImageError> {
+    ) -> Result<(Digest, Vec<u8>), ImageError> {
         let limit = self.config.limits.manifest_bytes;
-        if is_digest(version)
-            && let Some(bytes) = self.blobs.read(version, limit)
+        let pinned = version.parse::<Digest>().ok();
+        if let Some(digest) = &pinned
+            && let Some(bytes) = self.blobs.read(digest, limit)
         {
-            return Ok((version.to_owned(), bytes));
+            return Ok((digest.clone(), bytes));
         }
-        let known = |digest: &str| self.blobs.read(digest, limit);
+        let known = |digest: &Digest| self.blobs.read(digest, limit);
         let (bytes, claimed) = self.registry.manifest(repository, version, limit, known).await?;
         let what = format!("manifest of {}", repository.place(version));
-        let expected = if is_digest(version) { Some(version) } else { claimed.as_deref() };
-        if let Some(expected) = expected {
-            manifest::verify(&what, &bytes, expected)?;
+        if let Some(expected) = pinned.or(claimed) {
+            manifest::verify(&what, &bytes, &expected)?;
         }
-        let digest = manifest::digest_of(&bytes);
+        let digest = Digest::of(&bytes);
         self.blobs.write(&digest, &bytes, self.session.path())?;
         Ok((digest, bytes))
     }
@@ -198,14 +199,15 @@ impl Inner {
     pub(crate) async fn pull_and_build(
         self: Arc<Self>,
         image: ResolvedImage,
+        digest: Digest,
         progress: ProgressSender,
         wanted: CancellationToken,
     ) -> Result<RootDisk, ImageError> {
         let _permit = self.turn_to_build(&wanted).await?;
-        match self.try_pull_and_build(&image, &progress, &wanted).await {
+        match self.try_pull_and_build(&image, &digest, &progress, &wanted).await {
             // A layer that was in the store had decayed and was removed: fetch it anew, once.
             Err((ImageError::Corrupt { .. }, true)) => self
-                .try_pull_and_build(&image, &progress, &wanted)
+                .try_pull_and_build(&image, &digest, &progress, &wanted)
                 .await
                 .map_err(|(error, _)| error),
             other => other.map_err(|(error, _)| error),
@@ -216,18 +218,19 @@ impl Inner {
     async fn try_pull_and_build(
         self: &Arc<Self>,
         image: &ResolvedImage,
+        digest: &Digest,
         progress: &ProgressSender,
         wanted: &CancellationToken,
     ) -> Result<RootDisk, (ImageError, bool)> {
         let fresh = |error| (error, false);
-        let digest = image.reference.digest.clone();
         let repository = Repository {
             registry: image.reference.registry.clone(),
             name: image.reference.repository.clone(),
         };
         let end = Instant::now() + self.config.transfer.pull_timeout;
         let left = || end.saturating_duration_since(Instant::now());
-        let fetching = in_time(left(), &repository, self.manifest_bytes(&repository, &digest));
+        let fetching =
+            in_time(left(), &repository, self.manifest_bytes(&repository, digest.as_str()));
         let (_, bytes) = while_wanted(wanted, fetching).await.map_err(fresh)?;
         let manifest =
             match manifest::parse(&image.requested, &bytes, &self.config.limits).map_err(fresh)? {
@@ -243,13 +246,13 @@ impl Inner {
         let fetching = in_time(left(), &repository, self.config_of(&repository, &manifest));
         let config = while_wanted(wanted, fetching).await.map_err(fresh)?;
 
-        let mut blobs = vec![digest, manifest.config.digest.clone()];
+        let mut blobs = vec![digest.clone(), manifest.config.digest.clone()];
         blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
         let _pins = self.blobs.pin(blobs.clone());
         let missing = |layer: &&BlobDescriptor| !self.blobs.has(&layer.digest, layer.size);
         let absent: Vec<&BlobDescriptor> = manifest.layers.iter().filter(missing).collect();
         let download: u64 = absent.iter().map(|layer| layer.size).sum();
-        let reused: Vec<String> = manifest
+        let reused: Vec<Digest> = manifest
             .layers
             .iter()
             .filter(|layer| !absent.contains(layer))
@@ -263,6 +266,7 @@ impl Inner {
             self.fetch_layers(&repository, &manifest, &config.diff_ids, &meter, (end, wanted));
         let ingredients = Ingredients {
             image: image.clone(),
+            digest: digest.clone(),
             layers,
             blobs,
             imported: false,
@@ -286,7 +290,7 @@ impl Inner {
         self: &Arc<Self>,
         repository: &Repository,
         manifest: &Manifest,
-        diff_ids: &[String],
+        diff_ids: &[Digest],
         meter: &Arc<Meter>,
         (end, wanted): (Instant, &CancellationToken),
     ) -> (Vec<PendingLayer>, JoinSet<()>) {
@@ -337,7 +341,8 @@ impl Inner {
                 Ok(()) if joined => meter.pulled(layer.size as i64),
                 // Another repository's trouble need not be ours.
                 Err(error) if joined => {
-                    tracing::debug!(%error, digest = layer.digest, "a shared transfer failed, trying alone");
+                    let digest = &layer.digest;
+                    tracing::debug!(%error, %digest, "a shared transfer failed, trying alone");
                     continue;
                 }
                 result => return result,

@@ -17,7 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ImageError, ImageSummary, ResolvedImage,
+    Digest, ImageError, ImageSummary, ResolvedImage,
     blobs::touch,
     session::{make_directory, remove},
 };
@@ -41,14 +41,14 @@ pub(crate) struct Record {
     /// Bytes that the root disk takes.
     pub(crate) disk_bytes: u64,
     /// Digests of manifest, config and layers.
-    pub(crate) blobs: Vec<String>,
+    pub(crate) blobs: Vec<Digest>,
 }
 
 impl Record {
     pub(crate) fn new(
         image: ResolvedImage,
         disk_bytes: u64,
-        blobs: Vec<String>,
+        blobs: Vec<Digest>,
         imported: bool,
     ) -> Self {
         let created_at = Timestamp::now();
@@ -64,24 +64,20 @@ impl Record {
             blobs,
         }
     }
-
-    pub(crate) fn digest(&self) -> &str {
-        &self.image.reference.digest
-    }
 }
 
 /// All records.
 #[derive(Debug)]
 pub(crate) struct Records {
     directory: PathBuf,
-    by_digest: Mutex<BTreeMap<String, Record>>,
+    by_digest: Mutex<BTreeMap<Digest, Record>>,
 }
 
 impl Records {
     /// Reads them all; those for which `has_disk` says no are removed.
     pub(crate) fn open(
         directory: PathBuf,
-        has_disk: impl Fn(&str) -> bool,
+        has_disk: impl Fn(&Digest) -> bool,
     ) -> Result<Self, ImageError> {
         make_directory(&directory)?;
         let failed = |error| ImageError::io("list", &directory, error);
@@ -91,26 +87,28 @@ impl Records {
             let record = fs::read(&path)
                 .ok()
                 .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-            match record {
-                Some(record) if record.version == VERSION && has_disk(record.digest()) => {
-                    records.insert(record.digest().to_owned(), record);
-                }
-                _ => remove(&path),
+            let found = record
+                .filter(|record| record.version == VERSION)
+                .and_then(|record| Some((record.image.reference.digest.clone()?, record)))
+                .filter(|(digest, _)| has_disk(digest));
+            match found {
+                Some((digest, record)) => drop(records.insert(digest, record)),
+                None => remove(&path),
             }
         }
         Ok(Self { directory, by_digest: Mutex::new(records) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Record>> {
         self.by_digest.lock()
     }
 
-    fn path(&self, digest: &str) -> PathBuf {
-        self.directory.join(format!("{}.json", digest.trim_start_matches("sha256:")))
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(format!("{}.json", digest.hex()))
     }
 
-    fn write(&self, record: &Record, scratch: &Path) -> Result<(), ImageError> {
-        let path = self.path(record.digest());
+    fn write(&self, digest: &Digest, record: &Record, scratch: &Path) -> Result<(), ImageError> {
+        let path = self.path(digest);
         let failed = |error| ImageError::io("write", &path, error);
         let bytes = serde_json::to_vec_pretty(record).map_err(|error| failed(error.into()))?;
         let mut file = tempfile::NamedTempFile::new_in(scratch).map_err(failed)?;
@@ -121,19 +119,24 @@ impl Records {
     }
 
     /// Adds or replaces one.
-    pub(crate) fn insert(&self, record: Record, scratch: &Path) -> Result<(), ImageError> {
+    pub(crate) fn insert(
+        &self,
+        digest: Digest,
+        record: Record,
+        scratch: &Path,
+    ) -> Result<(), ImageError> {
         let mut records = self.lock();
-        self.write(&record, scratch)?;
-        records.insert(record.digest().to_owned(), record);
+        self.write(&digest, &record, scratch)?;
+        records.insert(digest, record);
         Ok(())
     }
 
-    pub(crate) fn get(&self, digest: &str) -> Option<Record> {
+    pub(crate) fn get(&self, digest: &Digest) -> Option<Record> {
         self.lock().get(digest).cloned()
     }
 
-    pub(crate) fn all(&self) -> Vec<Record> {
-        self.lock().values().cloned().collect()
+    pub(crate) fn all(&self) -> Vec<(Digest, Record)> {
+        self.lock().iter().map(|(digest, record)| (digest.clone(), record.clone())).collect()
     }
 
     /// The image that a name given at import means.
@@ -145,15 +148,16 @@ impl Records {
     }
 
     /// The image that has this name, wherever from.
-    pub(crate) fn named(&self, name: &str) -> Option<Record> {
-        let known = |record: &&Record| {
+    pub(crate) fn named(&self, name: &str) -> Option<Digest> {
+        let is_known = |record: &Record| {
             record.names.iter().chain(&record.local_names).any(|known| known == name)
         };
-        self.lock().values().find(known).cloned()
+        let records = self.lock();
+        records.iter().find(|(_, record)| is_known(record)).map(|(digest, _)| digest.clone())
     }
 
     /// Whether an image is known by its digest only.
-    pub(crate) fn is_nameless(&self, digest: &str) -> bool {
+    pub(crate) fn is_nameless(&self, digest: &Digest) -> bool {
         self.lock()
             .get(digest)
             .is_none_or(|record| record.names.is_empty() && record.local_names.is_empty())
@@ -162,34 +166,32 @@ impl Records {
     /// Gives an image a name, taking it from whichever had it before.
     pub(crate) fn set_name(
         &self,
-        digest: &str,
+        digest: &Digest,
         name: &str,
         local: bool,
         scratch: &Path,
     ) -> Result<(), ImageError> {
         let mut records = self.lock();
-        for record in records.values_mut() {
+        for (its_digest, record) in records.iter_mut() {
             let names = if local { &mut record.local_names } else { &mut record.names };
             let position = names.iter().position(|known| known == name);
             match position {
-                Some(position) if record.image.reference.digest != digest => {
-                    drop(names.remove(position))
-                }
-                None if record.image.reference.digest == digest => names.push(name.to_owned()),
+                Some(position) if its_digest != digest => drop(names.remove(position)),
+                None if its_digest == digest => names.push(name.to_owned()),
                 _ => continue,
             }
-            self.write(record, scratch)?;
+            self.write(its_digest, record, scratch)?;
         }
         Ok(())
     }
 
     /// Notes that an image can't be fetched again for sure, and must be kept.
-    pub(crate) fn mark_imported(&self, digest: &str, scratch: &Path) -> Result<(), ImageError> {
+    pub(crate) fn mark_imported(&self, digest: &Digest, scratch: &Path) -> Result<(), ImageError> {
         let mut records = self.lock();
         match records.get_mut(digest) {
             Some(record) if !record.imported => {
                 record.imported = true;
-                self.write(record, scratch)
+                self.write(digest, record, scratch)
             }
             _ => Ok(()),
         }
@@ -198,7 +200,7 @@ impl Records {
     /// Takes a name from an image that has others; `false` when it is the last.
     pub(crate) fn drop_name(
         &self,
-        digest: &str,
+        digest: &Digest,
         name: &str,
         scratch: &Path,
     ) -> Result<bool, ImageError> {
@@ -209,34 +211,33 @@ impl Records {
         }
         record.names.retain(|known| known != name);
         record.local_names.retain(|known| known != name);
-        self.write(record, scratch)?;
+        self.write(digest, record, scratch)?;
         Ok(true)
     }
 
-    pub(crate) fn remove(&self, digest: &str) {
+    pub(crate) fn remove(&self, digest: &Digest) {
         let mut records = self.lock();
         records.remove(digest);
         remove(&self.path(digest));
     }
 
     /// Notes that an image was used now.
-    pub(crate) fn touch(&self, digest: &str) {
+    pub(crate) fn touch(&self, digest: &Digest) {
         touch(&self.path(digest));
     }
 
-    pub(crate) fn last_used(&self, record: &Record) -> Timestamp {
-        let modified =
-            fs::metadata(self.path(record.digest())).and_then(|metadata| metadata.modified());
+    pub(crate) fn last_used(&self, digest: &Digest, record: &Record) -> Timestamp {
+        let modified = fs::metadata(self.path(digest)).and_then(|metadata| metadata.modified());
         Timestamp::try_from(modified.unwrap_or(SystemTime::UNIX_EPOCH)).unwrap_or(record.created_at)
     }
 
-    pub(crate) fn summary(&self, record: &Record) -> ImageSummary {
+    pub(crate) fn summary(&self, digest: &Digest, record: &Record) -> ImageSummary {
         ImageSummary {
-            digest: record.digest().to_owned(),
+            digest: digest.clone(),
             names: record.names.iter().chain(&record.local_names).cloned().collect(),
             size: record.disk_bytes,
             created_at: record.created_at,
-            last_used: self.last_used(record),
+            last_used: self.last_used(digest, record),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Image references: `[registry/]repository[:tag][@digest]`, with Docker's shorthands.
 
-use crate::ImageError;
+use crate::{Digest, ImageError};
 
 /// A reference taken apart; the shorthands (`nginx`) spelled out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,8 +11,8 @@ pub struct ParsedReference {
     pub repository: String,
     /// The tag; `latest` where neither tag nor digest was given.
     pub tag: Option<String>,
-    /// `sha256:…` when pinned; wins over the tag.
-    pub digest: Option<String>,
+    /// When pinned; wins over the tag.
+    pub digest: Option<Digest>,
 }
 
 impl ParsedReference {
@@ -30,7 +30,7 @@ impl ParsedReference {
     /// What the registry is asked for: the digest, else the tag.
     #[must_use]
     pub fn version(&self) -> &str {
-        self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
+        self.digest.as_ref().map(Digest::as_str).or(self.tag.as_deref()).unwrap_or("latest")
     }
 }
 
@@ -61,14 +61,14 @@ pub fn parse_reference(
         ));
     }
     let (name, digest) = match reference.split_once('@') {
-        Some((name, digest)) => {
-            if !is_digest(digest) {
+        Some((name, digest)) => match digest.parse() {
+            Ok(digest) => (name, Some(digest)),
+            Err(_) => {
                 return Err(invalid(
                     "what follows `@` must be `sha256:` and 64 lower-case hex digits",
                 ));
             }
-            (name, Some(digest.to_owned()))
-        }
+        },
         None => (reference, None),
     };
     let (registry, rest) = match name.split_once('/') {
@@ -117,19 +117,9 @@ pub fn parse_reference(
     Ok(ParsedReference { registry: registry.to_owned(), repository, tag, digest })
 }
 
-/// `sha256:` and 64 lower-case hex digits: the only digests that registries use in practice, and
-/// safe in file names.
-pub(crate) fn is_digest(digest: &str) -> bool {
-    digest.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64
-            && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    })
-}
-
 /// The digest that a reference is pinned to, or is.
-pub(crate) fn pinned_digest(reference: &str) -> Option<&str> {
-    let digest = reference.rsplit_once('@').map_or(reference, |(_, digest)| digest);
-    is_digest(digest).then_some(digest)
+pub(crate) fn pinned_digest(reference: &str) -> Option<Digest> {
+    reference.rsplit_once('@').map_or(reference, |(_, digest)| digest).parse().ok()
 }
 
 /// What [`crate::ImageReference::registry`] says of images that came from archives.
@@ -233,7 +223,7 @@ mod tests {
         {
             assert!(!is_of_archive(&format!("{given}@{DIGEST}")), "{given}");
         }
-        assert_eq!(pinned_digest(DIGEST), Some(DIGEST));
+        assert_eq!(pinned_digest(DIGEST), Some(DIGEST.parse().unwrap()));
         assert_eq!(pinned_digest("web@sha256:12"), None);
     }
 

@@ -43,7 +43,7 @@ use self::{
     guard::{Guard, GuardedResolver, Trust, authority},
     patience::Patience,
 };
-use crate::{ImageError, ImageStoreConfig, Transfer, reference::is_digest};
+use crate::{Digest, ImageError, ImageStoreConfig, Transfer};
 
 const MOST_REDIRECTS: usize = 5;
 
@@ -84,15 +84,15 @@ impl Registry {
         repository: &Repository,
         version: &str,
         limit: u64,
-        known: impl Fn(&str) -> Option<Vec<u8>>,
-    ) -> Result<(Vec<u8>, Option<String>), ImageError> {
+        known: impl Fn(&Digest) -> Option<Vec<u8>>,
+    ) -> Result<(Vec<u8>, Option<Digest>), ImageError> {
         const TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                              application/vnd.docker.distribution.manifest.list.v2+json, \
                              application/vnd.docker.distribution.manifest.v2+json";
         let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]);
         let what = repository.inside(version);
         let url = self.url(repository, &["manifests", version])?;
-        let mut asks_first = !is_digest(version);
+        let mut asks_first = version.parse::<Digest>().is_err();
         let mut patience = Patience::new(&self.transfer);
         loop {
             let failure = if std::mem::take(&mut asks_first) {
@@ -120,7 +120,7 @@ impl Registry {
         url: &Url,
         headers: &HeaderMap,
         what: &str,
-    ) -> Result<Option<String>, Failure> {
+    ) -> Result<Option<Digest>, Failure> {
         let response = self.ask(Method::HEAD, repository, url, headers, what).await?;
         // Where it is refused a GET brings the reason too.
         Ok(if response.status() == StatusCode::OK {
@@ -134,11 +134,11 @@ impl Registry {
     pub(crate) async fn small_blob(
         &self,
         repository: &Repository,
-        digest: &str,
+        digest: &Digest,
         limit: u64,
     ) -> Result<Vec<u8>, ImageError> {
         let what = format!("{}@{digest}", repository.name);
-        let url = self.url(repository, &["blobs", digest])?;
+        let url = self.url(repository, &["blobs", digest.as_str()])?;
         let (none, mut patience) = (HeaderMap::new(), Patience::new(&self.transfer));
         loop {
             match self.try_document(repository, &url, &none, &what, limit).await {
@@ -399,9 +399,8 @@ impl Registry {
 }
 
 /// What a registry says the digest of a manifest is.
-fn claimed_digest(headers: &HeaderMap) -> Option<String> {
-    let claimed = headers.get("docker-content-digest")?.to_str().ok()?.trim();
-    is_digest(claimed).then(|| claimed.to_owned())
+fn claimed_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.trim().parse().ok()
 }
 
 /// Whether a place is the registry itself, which alone is shown what it asked for.

@@ -10,7 +10,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::{
-    ImageError,
+    Digest, ImageError,
     manifest::{Descriptor, sound_digest},
     platform::{Platform, ours},
 };
@@ -27,9 +27,9 @@ const MOST_LISTED: usize = 20;
 pub(crate) enum Step {
     /// Open this: [`Search::add`] what is in an index, or [`Search::decide`] what a manifest's
     /// configuration says.
-    Open(String),
+    Open(Digest),
     /// It is this. Should it be an index after all, [`Search::add`] what is in it.
-    Take(String),
+    Take(Digest),
 }
 
 /// Finds the manifest to run among the entries of indexes.
@@ -37,13 +37,13 @@ pub(crate) enum Step {
 pub(crate) struct Search {
     what: String,
     level: u8,
-    /// What was last given out.
-    current: Candidate,
+    /// What was last given out; nothing while the first index is read.
+    current: Option<Candidate>,
     best: Option<(u8, Candidate)>,
     indexes: VecDeque<Candidate>,
     unsaid: VecDeque<Candidate>,
     /// No index is opened twice, so that none leads round in circles.
-    seen: HashSet<String>,
+    seen: HashSet<Digest>,
     opened: usize,
     others: Vec<String>,
     /// What is no container image.
@@ -52,9 +52,9 @@ pub(crate) struct Search {
     deciding: bool,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Candidate {
-    digest: String,
+    digest: Digest,
     depth: usize,
     platform: Platform,
 }
@@ -65,7 +65,7 @@ impl Search {
         Self {
             what: what.to_owned(),
             level,
-            current: Candidate::default(),
+            current: None,
             best: None,
             indexes: VecDeque::new(),
             unsaid: VecDeque::new(),
@@ -79,7 +79,10 @@ impl Search {
 
     /// Takes in the entries of the index that was given out last, or of the first.
     pub(crate) fn add(&mut self, entries: &[Descriptor]) -> Result<(), ImageError> {
-        let depth = self.current.depth + 1;
+        let (above, depth) = match &self.current {
+            Some(index) => (index.platform.clone(), index.depth + 1),
+            None => (Platform::default(), 1),
+        };
         if depth > DEEPEST {
             return Err(ImageError::unsupported(
                 format!("image {}", self.what),
@@ -89,7 +92,7 @@ impl Search {
         for entry in entries.iter().filter(|entry| !entry.is_attestation()) {
             let platform = match &entry.platform {
                 Some(platform) if !platform.is_unsaid() => platform.clone(),
-                _ => self.current.platform.clone(),
+                _ => above.clone(),
             };
             let needs = platform.needs(self.level);
             if needs.is_none() {
@@ -119,9 +122,11 @@ impl Search {
         platform: Result<Platform, ImageError>,
     ) -> Result<(), ImageError> {
         match platform {
-            Ok(platform) => match platform.needs(self.level) {
-                Some(needs) => self.propose(needs, Candidate { platform, ..self.current.clone() }),
-                None => self.list(&platform),
+            Ok(platform) => match (platform.needs(self.level), self.current.clone()) {
+                (Some(needs), Some(manifest)) => {
+                    self.propose(needs, Candidate { platform, ..manifest });
+                }
+                _ => self.list(&platform),
             },
             Err(error @ ImageError::Unsupported { .. }) => drop(self.odd.get_or_insert(error)),
             Err(error) => return Err(error),
@@ -144,12 +149,14 @@ impl Search {
                 );
                 return Err(ImageError::unsupported(format!("image {}", self.what), reason));
             }
-            self.current = candidate;
-            return Ok(Step::Open(self.current.digest.clone()));
+            let digest = candidate.digest.clone();
+            self.current = Some(candidate);
+            return Ok(Step::Open(digest));
         }
         let Some((_, best)) = self.best.take() else { return Err(self.nothing()) };
-        self.current = best;
-        Ok(Step::Take(self.current.digest.clone()))
+        let digest = best.digest.clone();
+        self.current = Some(best);
+        Ok(Step::Take(digest))
     }
 
     /// The highest level wins, and of equals the first.
@@ -182,8 +189,8 @@ impl Search {
 mod tests {
     use super::*;
 
-    fn digest(number: usize) -> String {
-        format!("sha256:{number:064}")
+    fn digest(number: usize) -> Digest {
+        format!("sha256:{number:064}").parse().unwrap()
     }
 
     /// An entry by what it is for: `linux/amd64/v3`, `index`, `index linux/arm64`, or nothing.
@@ -193,7 +200,7 @@ mod tests {
         let kind = if index { "application/vnd.oci.image.index.v1+json" } else { "" };
         Descriptor {
             media_type: kind.to_owned(),
-            digest: digest(number),
+            digest: digest(number).to_string(),
             platform: (!platform.is_empty()).then(|| self::platform(platform)),
             ..Descriptor::default()
         }

@@ -15,12 +15,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    GarbageReport, ImageError, ImageStoreConfig, ImageSummary, ProgressSender, ResolvedImage,
-    RootDisk,
+    Digest, GarbageReport, ImageError, ImageStoreConfig, ImageSummary, ProgressSender,
+    ResolvedImage, RootDisk,
     blobs::Blobs,
+    build::disk_path,
     inner::Inner,
     records::Records,
-    reference::{is_archive, is_digest, parse_reference, pinned_digest},
+    reference::{is_archive, parse_reference, pinned_digest},
     registry::Registry,
     session::{Session, make_directory},
 };
@@ -51,10 +52,7 @@ impl ImageStore {
             .map_err(|error| ImageError::io("find", directory, error))?;
         let disks = directory.join("disks");
         make_directory(&disks)?;
-        let has_disk = |digest: &str| {
-            is_digest(digest)
-                && disks.join(format!("{}.ext4", digest.trim_start_matches("sha256:"))).is_file()
-        };
+        let has_disk = |digest: &Digest| disk_path(&disks, digest).is_file();
         let cancelled = CancellationToken::new();
         let inner = Arc::new(Inner {
             session: Session::start(&directory.join("tmp"))?,
@@ -92,11 +90,13 @@ impl ImageStore {
         image: &ResolvedImage,
         progress: &ProgressSender,
     ) -> Result<RootDisk, ImageError> {
-        let digest = &image.reference.digest;
-        if !is_digest(digest) {
+        let Some(digest) = &image.reference.digest else {
             let reason = "an image is built by its `sha256:` digest; resolve it first".to_owned();
-            return Err(ImageError::InvalidReference { reference: digest.clone(), reason });
-        }
+            return Err(ImageError::InvalidReference {
+                reference: image.requested.clone(),
+                reason,
+            });
+        };
         let known = self.inner.records.get(digest);
         let disk = match (self.inner.ready(digest), &known) {
             (Some(disk), Some(_)) => disk,
@@ -108,22 +108,22 @@ impl ImageStore {
                 });
             }
             _ => {
-                let image = image.clone();
+                let (image, manifest) = (image.clone(), digest.clone());
                 self.inner
                     .build_once(digest, progress, |inner, progress, wanted| {
-                        inner.pull_and_build(image, progress, wanted).boxed()
+                        inner.pull_and_build(image, manifest, progress, wanted).boxed()
                     })
                     .await?
             }
         };
-        let (inner, image) = (Arc::clone(&self.inner), image.clone());
-        self.blocking(move || inner.note_use(&image)).await?;
+        let (inner, image, digest) = (Arc::clone(&self.inner), image.clone(), digest.clone());
+        self.blocking(move || inner.note_use(&image, &digest)).await?;
         Ok(disk)
     }
 
     /// The root disk, if it is there already. Costs one `stat`.
     #[must_use]
-    pub fn ready_root_disk(&self, digest: &str) -> Option<RootDisk> {
+    pub fn ready_root_disk(&self, digest: &Digest) -> Option<RootDisk> {
         self.inner.ready(digest)
     }
 
@@ -132,19 +132,12 @@ impl ImageStore {
     #[must_use]
     pub fn knows(&self, reference: &str) -> bool {
         if let Some(digest) = pinned_digest(reference) {
-            return self.inner.records.get(digest).is_some();
+            return self.inner.records.get(&digest).is_some();
         }
         let Ok(parsed) = parse_reference(reference, &self.inner.config.default_registry) else {
             return false;
         };
-        let name = parsed.canonical();
-        self.inner.records.local(&name).is_some()
-            || self
-                .inner
-                .records
-                .all()
-                .iter()
-                .any(|record| self.inner.records.summary(record).names.contains(&name))
+        self.inner.records.named(&parsed.canonical()).is_some()
     }
 
     /// Takes in `docker-archive:FILE[:reference]`, `oci-archive:FILE[:tag]` or
@@ -170,8 +163,9 @@ impl ImageStore {
     pub async fn list(&self) -> Result<Vec<ImageSummary>, ImageError> {
         let inner = Arc::clone(&self.inner);
         self.blocking(move || {
-            let mut images: Vec<_> =
-                inner.records.all().iter().map(|record| inner.records.summary(record)).collect();
+            let records = &inner.records;
+            let summary = |(digest, record): &_| records.summary(digest, record);
+            let mut images: Vec<_> = records.all().iter().map(summary).collect();
             images.sort_by_key(|image| std::cmp::Reverse(image.last_used));
             Ok(images)
         })
@@ -186,7 +180,7 @@ impl ImageStore {
     pub async fn remove(
         &self,
         name_or_digest: &str,
-        in_use: &HashSet<String>,
+        in_use: &HashSet<Digest>,
     ) -> Result<(), ImageError> {
         let (inner, name, in_use) =
             (Arc::clone(&self.inner), name_or_digest.to_owned(), in_use.clone());
@@ -201,7 +195,7 @@ impl ImageStore {
     /// [`ImageError::Io`].
     pub async fn collect_garbage(
         &self,
-        in_use: &HashSet<String>,
+        in_use: &HashSet<Digest>,
         wanted_free: u64,
     ) -> Result<GarbageReport, ImageError> {
         let (inner, in_use) = (Arc::clone(&self.inner), in_use.clone());
@@ -221,11 +215,11 @@ impl ImageStore {
 impl Inner {
     /// Marks an image as used now, and known by the reference that was used. By digest it is known
     /// anyway.
-    fn note_use(&self, image: &ResolvedImage) -> Result<(), ImageError> {
-        let digest = &image.reference.digest;
+    fn note_use(&self, image: &ResolvedImage, digest: &Digest) -> Result<(), ImageError> {
         self.records.touch(digest);
         let pinned = pinned_digest(&image.requested).is_some();
-        let is_name = !is_digest(&image.requested) && (!pinned || self.records.is_nameless(digest));
+        let is_digest = image.requested.parse::<Digest>().is_ok();
+        let is_name = !is_digest && (!pinned || self.records.is_nameless(digest));
         if !is_archive(&image.reference.registry)
             && is_name
             && let Ok(parsed) = parse_reference(&image.requested, &self.config.default_registry)

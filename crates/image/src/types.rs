@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::{Digest, digest};
+
 /// Where an image came from, as the API's `image_ref` shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageReference {
@@ -16,8 +18,9 @@ pub struct ImageReference {
     /// Tag, when one was given or defaulted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// Digest of the platform's manifest, `sha256:…`.
-    pub digest: String,
+    /// Digest of the platform's manifest. Whatever was resolved has one; a record may lack it.
+    #[serde(with = "digest::or_empty")]
+    pub digest: Option<Digest>,
     /// Labels of the image's config.
     #[serde(default)]
     pub labels: Option<BTreeMap<String, String>>,
@@ -83,8 +86,8 @@ pub type ProgressSender = tokio::sync::watch::Sender<Progress>;
 /// An image that has a root disk in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSummary {
-    /// `sha256:…` of the platform's manifest.
-    pub digest: String,
+    /// Of the platform's manifest.
+    pub digest: Digest,
     /// References that led to it, and names given at import.
     pub names: Vec<String>,
     /// Bytes on disk.
@@ -99,7 +102,7 @@ pub struct ImageSummary {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GarbageReport {
     /// Digests of the images whose root disks were removed.
-    pub removed: Vec<String>,
+    pub removed: Vec<Digest>,
     /// Bytes that this set free, blobs included.
     pub freed_bytes: u64,
     /// Bytes free now.

@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use caddis_image::{ImageError, ImageStore};
+use caddis_image::{Digest, ImageError, ImageStore};
 use support::{
     World,
     ext4::Ext4,
@@ -85,7 +85,7 @@ fn write_layout(image: &Image, directory: &Path) -> PathBuf {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let manifest = image.manifest_bytes();
-    for (digest, bytes) in image.blobs.iter().chain([(&image.digest(), &manifest)]) {
+    for (digest, bytes) in image.blobs.iter().chain([(&image.digest().to_string(), &manifest)]) {
         fs::write(blobs.join(digest.trim_start_matches("sha256:")), bytes).unwrap();
     }
     let index = serde_json::json!({"schemaVersion": 2, "manifests": [{
@@ -144,9 +144,10 @@ async fn images_are_pulled_by_tag_and_by_digest_in_both_formats() {
         assert_eq!(disk.size, world.config.root_disk_size);
         assert_is_the_image(&disk.path);
 
-        let pinned = format!("{}/team/{format}@{}", registry.address, resolved.reference.digest);
+        let digest = resolved.reference.digest.as_ref().unwrap();
+        let pinned = format!("{}/team/{format}@{digest}", registry.address);
         let by_digest = store.resolve(&pinned).await.unwrap();
-        assert_eq!(by_digest.reference.digest, resolved.reference.digest);
+        assert_eq!(by_digest.reference.digest.as_ref(), Some(digest));
         assert_eq!(store.root_disk(&by_digest, &support::progress()).await.unwrap(), disk);
     }
     let error = store.resolve(&format!("{}/team/none", registry.address)).await.unwrap_err();
@@ -247,21 +248,22 @@ async fn archives_of_all_kinds_are_imported() {
         assert_eq!(summary.names.len(), 1, "{source}");
         // No registry is asked: there is none that could be.
         let resolved = store.resolve(reference).await.unwrap();
-        assert_eq!(resolved.reference.digest, summary.digest);
+        assert_eq!(resolved.reference.digest.as_ref(), Some(&summary.digest));
         assert_eq!(resolved.reference.registry, registry);
         assert_eq!(resolved.config.user, "web:www");
         let disk = store.root_disk(&resolved, &support::progress()).await.unwrap();
         assert_is_the_image(&disk.path);
-        assert_eq!(store.resolve(&summary.digest).await.unwrap().reference, resolved.reference);
+        let by_digest = store.resolve(summary.digest.as_str()).await.unwrap();
+        assert_eq!(by_digest.reference, resolved.reference);
         world.assert_untouched();
         survives_a_restart(world, store, reference, &summary.digest).await;
     }
 }
 
-async fn survives_a_restart(world: World, store: ImageStore, reference: &str, digest: &str) {
+async fn survives_a_restart(world: World, store: ImageStore, reference: &str, digest: &Digest) {
     drop(store);
     let store = world.open();
-    assert_eq!(store.resolve(reference).await.unwrap().reference.digest, digest);
+    assert_eq!(store.resolve(reference).await.unwrap().reference.digest.as_ref(), Some(digest));
     assert!(store.ready_root_disk(digest).is_some());
     world.assert_no_work_left();
 }

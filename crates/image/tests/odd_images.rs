@@ -4,7 +4,7 @@
 
 mod support;
 
-use caddis_image::{ImageError, ImageStore};
+use caddis_image::{Digest, ImageError, ImageStore};
 use serde_json::{Value, json};
 use support::{
     World,
@@ -67,7 +67,7 @@ impl Everywhere {
     async fn new(images: &[&Image], indexes: &[&[u8]], top: Vec<u8>) -> Self {
         let (registry, mut layout) = (FakeRegistry::start().await, OciLayout::default());
         for image in images {
-            registry.offer("app", &image.digest()[7..17], image);
+            registry.offer("app", &image.digest().hex()[..10], image);
             layout.add(image);
         }
         for bytes in indexes.iter().copied().chain([&top[..]]) {
@@ -79,14 +79,14 @@ impl Everywhere {
 
     /// The digest of what is chosen with this level of amd64, which is the same from everywhere; or
     /// the error.
-    async fn chosen(&self, level: u8) -> Result<String, ImageError> {
+    async fn chosen(&self, level: u8) -> Result<Digest, ImageError> {
         let mut world = World::trusting(&self.registry.address);
         world.config.amd64_level = level;
         let pulled = world
             .open()
             .resolve(&self.registry.reference("app"))
             .await
-            .map(|image| image.reference.digest);
+            .map(|image| image.reference.digest.unwrap());
         let directory = world.outside.path().join("neighbour/layout");
         let file = world.outside.path().join("neighbour/layout.tar");
         // An index.json that lists the index, and one that is it.
@@ -117,7 +117,7 @@ async fn import(
     store: &ImageStore,
     source: &str,
     name: Option<&str>,
-) -> Result<String, ImageError> {
+) -> Result<Digest, ImageError> {
     store.import(source, name, &progress()).await.map(|image| image.digest)
 }
 
@@ -335,7 +335,7 @@ async fn an_image_with_several_tags_is_one_image_and_keeps_them() {
             store.list().await.unwrap()[0].names,
             ["docker.io/library/web:1", "docker.io/library/web:latest"]
         );
-        store.remove(&digest, &Default::default()).await.unwrap();
+        store.remove(digest.as_str(), &Default::default()).await.unwrap();
     }
     let store = world.open();
     let by_tag =

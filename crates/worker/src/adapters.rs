@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
-use caddis_image::{ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk};
+use caddis_image::{Digest, ImageError, ImageStore, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::{Disturbances, MachineAddresses, Network, NetworkError};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
@@ -40,7 +40,7 @@ impl Images for ImageStore {
         Self::root_disk(self, image, progress).await.map_err(image_error)
     }
 
-    fn ready_root_disk(&self, digest: &str) -> Option<RootDisk> {
+    fn ready_root_disk(&self, digest: &Digest) -> Option<RootDisk> {
         Self::ready_root_disk(self, digest)
     }
 
@@ -76,7 +76,7 @@ impl Images for ImageStore {
         Ok(images.into_iter().map(summary).collect())
     }
 
-    async fn remove(&self, name: &str, in_use: &HashSet<String>) -> Result<(), ApiError> {
+    async fn remove(&self, name: &str, in_use: &HashSet<Digest>) -> Result<(), ApiError> {
         Self::remove(self, name, in_use).await.map_err(|error| match error {
             ImageError::NotFound { .. } => ApiError::new(ErrorCode::NotFound, error.to_string()),
             error => image_error(error),
@@ -85,7 +85,7 @@ impl Images for ImageStore {
 
     async fn collect_garbage(
         &self,
-        in_use: &HashSet<String>,
+        in_use: &HashSet<Digest>,
         wanted_free: u64,
     ) -> Result<(), ApiError> {
         let report = Self::collect_garbage(self, in_use, wanted_free).await.map_err(image_error)?;
@@ -102,7 +102,7 @@ impl Images for ImageStore {
 
 fn summary(image: caddis_image::ImageSummary) -> ImageSummary {
     ImageSummary {
-        digest: image.digest,
+        digest: image.digest.to_string(),
         names: image.names,
         size: image.size,
         created_at: image.created_at.to_string(),

@@ -10,7 +10,7 @@ use std::{
 
 use caddis_api::{ApiError, MachineConfig, MachineId, WorkerId, event::MachineEvent};
 use caddis_bus::message::MachineRecord;
-use caddis_image::Progress;
+use caddis_image::{Digest, Progress, ResolvedImage};
 use caddis_vmm::{Vm, Vmm};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
@@ -65,7 +65,7 @@ pub struct Shared {
     /// Machines that are being made.
     pub creations: Creations,
     owners: Mutex<HashMap<MachineId, mpsc::Sender<Message>>>,
-    images_in_use: Mutex<HashMap<MachineId, String>>,
+    images_in_use: Mutex<HashMap<MachineId, Option<Digest>>>,
     running: Mutex<BTreeMap<MachineId, Arc<dyn Vm>>>,
     draining: AtomicBool,
     tasks: TaskTracker,
@@ -107,7 +107,7 @@ impl Shared {
         self.owners.lock()
     }
 
-    fn used(&self) -> MutexGuard<'_, HashMap<MachineId, String>> {
+    fn used(&self) -> MutexGuard<'_, HashMap<MachineId, Option<Digest>>> {
         self.images_in_use.lock()
     }
 
@@ -131,7 +131,7 @@ impl Shared {
     ) -> MachineRecord {
         let (sender, inbox) = mpsc::channel(INBOX);
         let id = row.id.clone();
-        self.used().insert(id.clone(), row.image.reference.digest.clone());
+        self.uses(&id, &row.image);
         {
             let mut owners = self.owners();
             // One that comes when all are ended ends at once.
@@ -192,9 +192,9 @@ impl Shared {
         running.iter().map(|(id, vm)| (id.clone(), vm.clone())).collect()
     }
 
-    /// A machine needs this image from now on, by digest.
-    pub fn uses(&self, machine: &MachineId, digest: String) {
-        self.used().insert(machine.clone(), digest);
+    /// A machine needs this image from now on.
+    pub fn uses(&self, machine: &MachineId, image: &ResolvedImage) {
+        self.used().insert(machine.clone(), image.reference.digest.clone());
     }
 
     /// The files of a machine.
@@ -203,14 +203,14 @@ impl Shared {
     }
 
     /// Digests of images that machines need.
-    pub fn images_in_use(&self) -> HashSet<String> {
-        self.used().values().cloned().collect()
+    pub fn images_in_use(&self) -> HashSet<Digest> {
+        self.used().values().flatten().cloned().collect()
     }
 
     /// How many machines use each image, by digest.
-    pub fn machines_per_image(&self) -> HashMap<String, u64> {
+    pub fn machines_per_image(&self) -> HashMap<Digest, u64> {
         let mut counts = HashMap::new();
-        for digest in self.used().values() {
+        for digest in self.used().values().flatten() {
             *counts.entry(digest.clone()).or_default() += 1;
         }
         counts

@@ -14,7 +14,9 @@ use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_disk::Reserve;
 use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
-use caddis_image::{ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk};
+use caddis_image::{
+    Digest, ImageConfig, ImageReference, OwnFile, Progress, ResolvedImage, RootDisk,
+};
 use caddis_network::MachineAddresses;
 use caddis_vmm::{
     Patch, SlotPool, VmmError,
@@ -96,7 +98,7 @@ impl Images for FakeImages {
         Ok(ResolvedImage {
             requested: reference.to_owned(),
             reference: ImageReference {
-                digest: "sha256:0".to_owned(),
+                digest: Some(Digest::of(b"the image")),
                 ..ImageReference::default()
             },
             config: ImageConfig::default(),
@@ -115,7 +117,7 @@ impl Images for FakeImages {
         Ok(RootDisk { path: "/nowhere".into(), size: 1 })
     }
 
-    fn ready_root_disk(&self, _: &str) -> Option<RootDisk> {
+    fn ready_root_disk(&self, _: &Digest) -> Option<RootDisk> {
         None
     }
 
@@ -144,11 +146,11 @@ impl Images for FakeImages {
         Ok(Vec::new())
     }
 
-    async fn remove(&self, _: &str, _: &HashSet<String>) -> Result<(), ApiError> {
+    async fn remove(&self, _: &str, _: &HashSet<Digest>) -> Result<(), ApiError> {
         Ok(())
     }
 
-    async fn collect_garbage(&self, _: &HashSet<String>, _: u64) -> Result<(), ApiError> {
+    async fn collect_garbage(&self, _: &HashSet<Digest>, _: u64) -> Result<(), ApiError> {
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use caddis_api::ApiError;
 use caddis_bus::message::ImageSummary;
 use caddis_guest_protocol::spec::NetworkSpec;
-use caddis_image::{OwnFile, Progress, ResolvedImage, RootDisk};
+use caddis_image::{Digest, OwnFile, Progress, ResolvedImage, RootDisk};
 use caddis_network::{Disturbances, MachineAddresses};
 use caddis_vmm::Patch;
 use tokio::sync::watch;
@@ -26,7 +26,7 @@ pub trait Images: Send + Sync + 'static {
     ) -> Result<RootDisk, ApiError>;
 
     /// The root disk if it is there already.
-    fn ready_root_disk(&self, digest: &str) -> Option<RootDisk>;
+    fn ready_root_disk(&self, digest: &Digest) -> Option<RootDisk>;
 
     /// Whether a reference is known and its root disk is there.
     fn knows(&self, reference: &str) -> bool;
@@ -56,12 +56,12 @@ pub trait Images: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<ImageSummary>, ApiError>;
 
     /// Removes one by name or digest, unless its digest is in use.
-    async fn remove(&self, name: &str, in_use: &HashSet<String>) -> Result<(), ApiError>;
+    async fn remove(&self, name: &str, in_use: &HashSet<Digest>) -> Result<(), ApiError>;
 
     /// Removes what is not in use, least recently used first, until so many bytes are free.
     async fn collect_garbage(
         &self,
-        in_use: &HashSet<String>,
+        in_use: &HashSet<Digest>,
         wanted_free: u64,
     ) -> Result<(), ApiError>;
 }

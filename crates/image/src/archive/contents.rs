@@ -1,6 +1,6 @@
 //! What is in an archive.
 
-use crate::{layer::inflate::Source, manifest::Config};
+use crate::{Digest, layer::inflate::Source, manifest::Config};
 
 /// The file in which `docker save` says what there is.
 pub(crate) const DOCKER: &str = "manifest.json";
@@ -10,7 +10,7 @@ pub(crate) const OCI: &str = "index.json";
 /// One image in an archive, its config checked.
 pub(crate) struct Contents {
     /// Digest of its manifest.
-    pub(crate) digest: String,
+    pub(crate) digest: Digest,
     pub(crate) config: Config,
     pub(crate) layers: Vec<Source>,
     /// What the archive calls it.

@@ -14,8 +14,8 @@ use super::{
     names::{self, Named},
 };
 use crate::{
-    ImageError, ImageStoreConfig, Limits, json,
-    manifest::{Config, digest_of, parse_config},
+    Digest, ImageError, ImageStoreConfig, Limits, json,
+    manifest::{Config, parse_config},
 };
 
 const WHAT: &str = "docker archive";
@@ -96,11 +96,11 @@ pub(super) fn read(
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": {
             "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": digest_of(&config_bytes), "size": config_bytes.len(),
+            "digest": Digest::of(&config_bytes), "size": config_bytes.len(),
         },
         "layers": described,
     });
-    Ok(Contents { digest: digest_of(manifest.to_string().as_bytes()), config, layers, names })
+    Ok(Contents { digest: Digest::of(manifest.to_string().as_bytes()), config, layers, names })
 }
 
 fn config_of(files: &Files, item: &Item, limits: &Limits) -> Result<(Vec<u8>, Config), ImageError> {

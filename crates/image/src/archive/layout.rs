@@ -8,9 +8,9 @@ use super::{
     names::{self, Named},
 };
 use crate::{
-    ImageError, ImageStoreConfig, Limits,
+    Digest, ImageError, ImageStoreConfig, Limits,
     layer::inflate::Source,
-    manifest::{self, Config, Descriptor, Document, Manifest, parse_config, sound_digest, verify},
+    manifest::{self, Config, Descriptor, Document, Manifest, parse_config, verify},
     search::{Search, Step},
 };
 
@@ -66,7 +66,7 @@ impl Library<'_> {
         &self,
         entries: &[Descriptor],
         level: u8,
-    ) -> Result<(String, Manifest, Config), ImageError> {
+    ) -> Result<(Digest, Manifest, Config), ImageError> {
         let mut search = Search::new("of this OCI layout", level);
         search.add(entries)?;
         loop {
@@ -74,7 +74,7 @@ impl Library<'_> {
                 Step::Take(digest) => match self.document(&digest)? {
                     Document::Index(entries) => search.add(&entries)?,
                     Document::Manifest(manifest) => {
-                        let config = self.config(&manifest)?.runs_with(&digest, level)?;
+                        let config = self.config(&manifest)?.runs_with(digest.as_str(), level)?;
                         return Ok((digest, manifest, config));
                     }
                 },
@@ -89,17 +89,15 @@ impl Library<'_> {
         }
     }
 
-    fn document(&self, digest: &str) -> Result<Document, ImageError> {
-        manifest::parse(digest, &self.verified(digest, self.limits.manifest_bytes)?, self.limits)
+    fn document(&self, digest: &Digest) -> Result<Document, ImageError> {
+        let bytes = self.verified(digest, self.limits.manifest_bytes)?;
+        manifest::parse(digest.as_str(), &bytes, self.limits)
     }
 
     fn config(&self, manifest: &Manifest) -> Result<Config, ImageError> {
         let digest = &manifest.config.digest;
-        parse_config(
-            digest,
-            &self.verified(digest, self.limits.config_bytes)?,
-            manifest.layers.len(),
-        )
+        let bytes = self.verified(digest, self.limits.config_bytes)?;
+        parse_config(digest.as_str(), &bytes, manifest.layers.len())
     }
 
     fn layer(&self, layer: &manifest::BlobDescriptor) -> Result<Source, ImageError> {
@@ -113,13 +111,13 @@ impl Library<'_> {
         Ok(source)
     }
 
-    fn verified(&self, digest: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
-        let bytes = self.files.read(&blob(&sound_digest("this OCI layout", digest)?), limit)?;
+    fn verified(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, ImageError> {
+        let bytes = self.files.read(&blob(digest), limit)?;
         verify(&format!("blob {digest} of the OCI layout"), &bytes, digest)?;
         Ok(bytes)
     }
 }
 
-fn blob(digest: &str) -> String {
-    format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"))
+fn blob(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
 }

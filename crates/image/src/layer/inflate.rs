@@ -14,13 +14,13 @@ use std::{
     thread,
 };
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     Budget,
     compression::{Compression, refused},
 };
-use crate::ImageError;
+use crate::{Digest, ImageError};
 
 const CHUNK: usize = 256 << 10;
 /// Chunks a layer may run ahead: 16 MiB.
@@ -28,7 +28,7 @@ const CHUNKS_AHEAD: usize = 64;
 
 enum Message {
     Data(Vec<u8>),
-    End { digest: String },
+    End { digest: Digest },
     Failed(ImageError),
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Inflated {
     messages: Receiver<Message>,
     chunk: Vec<u8>,
     position: usize,
-    digest: Option<String>,
+    digest: Option<Digest>,
 }
 
 /// A layer as it lies on disk.
@@ -52,7 +52,7 @@ pub(crate) struct Source {
     pub(crate) length: u64,
     /// Digest of these bytes, where they have one (layers of docker archives have only that of
     /// their content).
-    pub(crate) digest: Option<String>,
+    pub(crate) digest: Option<Digest>,
 }
 
 /// A file with layers.
@@ -109,7 +109,7 @@ pub(crate) fn inflate(
     thread::Builder::new()
         .name("inflate".to_owned())
         .spawn(move || {
-            let last = match run(&name, compressed, expected.as_deref(), &budget, &sender) {
+            let last = match run(&name, compressed, expected.as_ref(), &budget, &sender) {
                 Ok(Some(digest)) => Message::End { digest },
                 Ok(None) => return,
                 Err(error) => Message::Failed(error),
@@ -128,10 +128,10 @@ pub(crate) fn inflate(
 fn run(
     what: &str,
     mut compressed: Watched<impl Read, impl Fn(u64)>,
-    expected: Option<&str>,
+    expected: Option<&Digest>,
     budget: &Budget,
     sender: &SyncSender<Message>,
-) -> Result<Option<String>, ImageError> {
+) -> Result<Option<Digest>, ImageError> {
     let broken = |error: io::Error| from_stream(what, error);
     let mut buffered = BufReader::with_capacity(CHUNK, &mut compressed);
     let start = buffered.fill_buf().map_err(broken)?;
@@ -170,12 +170,12 @@ fn run(
     // What the decompressor had no use for belongs to the blob all the same.
     io::copy(&mut compressed, &mut io::sink()).map_err(broken)?;
     if let (Some(hash), Some(expected)) = (compressed.hash, expected) {
-        let actual = format!("sha256:{:x}", hash.finalize());
-        if actual != expected {
+        let actual = Digest::of_hashed(hash);
+        if actual != *expected {
             return Err(ImageError::corrupt(what, format!("its content has digest {actual}")));
         }
     }
-    Ok(Some(format!("sha256:{:x}", hash.finalize())))
+    Ok(Some(Digest::of_hashed(hash)))
 }
 
 /// Hashes and counts what passes.
@@ -198,7 +198,7 @@ impl<R: Read, P: Fn(u64)> Read for Watched<R, P> {
 
 impl Inflated {
     /// Reads to the end and compares the digest of all of it with the one the image's config gives.
-    pub(crate) fn finish(mut self, expected: &str) -> Result<(), ImageError> {
+    pub(crate) fn finish(mut self, expected: &Digest) -> Result<(), ImageError> {
         loop {
             let length = match self.fill_buf() {
                 Ok(data) => data.len(),
@@ -210,12 +210,12 @@ impl Inflated {
             self.consume(length);
         }
         match self.digest {
-            Some(digest) if digest == expected => Ok(()),
+            Some(digest) if digest == *expected => Ok(()),
             digest => Err(ImageError::corrupt(
                 self.what,
                 format!(
                     "its content has digest {}, the config says {expected}",
-                    digest.unwrap_or_default()
+                    digest.as_ref().map_or("", Digest::as_str)
                 ),
             )),
         }

@@ -31,7 +31,7 @@ use super::{
     tar::{Entry, Kind, TarReader},
     tree::{self, Directory, Tree, bad_path},
 };
-use crate::ImageError;
+use crate::{Digest, ImageError};
 
 /// Whether something still wants the result; asked now and then.
 pub(crate) type StillWanted<'a> = &'a dyn Fn() -> Result<(), ImageError>;
@@ -88,7 +88,7 @@ impl<'a> Unpacker<'a> {
         &mut self,
         what: &str,
         layer: Inflated,
-        digest: &str,
+        digest: &Digest,
     ) -> Result<(), ImageError> {
         let mut reader = TarReader::new(layer);
         while let Some(entry) = reader.next_entry().map_err(|error| from_stream(what, error))? {

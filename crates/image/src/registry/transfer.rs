@@ -13,7 +13,7 @@ use reqwest::{
     Response, StatusCode,
     header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE},
 };
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
     repository::Repository,
     words,
 };
-use crate::ImageError;
+use crate::{Digest, ImageError};
 
 /// Beyond what the slowest allowed speed makes of a blob's size.
 const GRACE: Duration = Duration::from_secs(60);
@@ -34,8 +34,8 @@ const EARNS_A_TRY: u64 = 256 << 10;
 /// A blob to fetch.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
-    /// `sha256:…`.
-    pub(crate) digest: String,
+    /// Of its content.
+    pub(crate) digest: Digest,
     /// Bytes that the manifest promises.
     pub(crate) size: u64,
 }
@@ -140,7 +140,7 @@ impl<P: Fn(u64)> Fetch<'_, P> {
         if self.done == self.wanted.size && self.done > 0 {
             return Ok(());
         }
-        let url = self.registry.url(self.repository, &["blobs", &self.wanted.digest])?;
+        let url = self.registry.url(self.repository, &["blobs", self.wanted.digest.as_str()])?;
         let mut headers = HeaderMap::new();
         if self.done > 0 {
             let range = HeaderValue::from_str(&format!("bytes={}-", self.done));
@@ -230,7 +230,7 @@ fn continues_at(response: &Response, offset: u64) -> bool {
             == Some(offset)
 }
 
-type Written = Result<(File, String), ImageError>;
+type Written = Result<(File, Digest), ImageError>;
 
 /// Writing and hashing happen on a blocking thread, so that the network is read meanwhile.
 fn start_writer(mut file: File) -> (mpsc::Sender<Piece>, JoinHandle<Written>) {
@@ -253,7 +253,7 @@ fn start_writer(mut file: File) -> (mpsc::Sender<Piece>, JoinHandle<Written>) {
                 }
             }
         }
-        Ok((file, format!("sha256:{:x}", hash.finalize())))
+        Ok((file, Digest::of_hashed(hash)))
     });
     (sender, writer)
 }

@@ -19,7 +19,7 @@ pub struct OciLayout {
 impl OciLayout {
     pub fn add(&mut self, image: &Image) {
         self.blobs.extend(image.blobs.clone());
-        self.blobs.insert(image.digest(), image.manifest_bytes());
+        self.blobs.insert(image.digest().to_string(), image.manifest_bytes());
     }
 
     /// Writes it with this index.json.

@@ -2,8 +2,9 @@
 
 use std::{collections::HashMap, io::Write};
 
+use caddis_image::Digest;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -155,8 +156,8 @@ impl Image {
         self.manifest.to_string().into_bytes()
     }
 
-    pub fn digest(&self) -> String {
-        digest(&self.manifest_bytes())
+    pub fn digest(&self) -> Digest {
+        digest(&self.manifest_bytes()).parse().unwrap()
     }
 
     pub fn layer_digest(&self, index: usize) -> String {

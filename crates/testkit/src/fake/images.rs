@@ -13,13 +13,12 @@ use async_trait::async_trait;
 use caddis_api::{ApiError, ErrorCode};
 use caddis_bus::message::ImageSummary;
 use caddis_image::{
-    ImageConfig, ImageError, ImageReference, ImageStore, ImageStoreConfig, OwnFile, Progress,
-    ResolvedImage, RootDisk, parse_reference,
+    Digest, ImageConfig, ImageError, ImageReference, ImageStore, ImageStoreConfig, OwnFile,
+    Progress, ResolvedImage, RootDisk, parse_reference,
 };
 use caddis_vmm::Patch;
 use caddis_worker::host::Images;
 use parking_lot::{Mutex, MutexGuard};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 /// Bytes that a pretended image is said to have.
@@ -40,7 +39,7 @@ pub enum Stage {
 pub struct FakeImages {
     store: ImageStore,
     /// Pulled ones by digest: name, and since when.
-    pulled: Arc<Mutex<BTreeMap<String, (String, String)>>>,
+    pulled: Arc<Mutex<BTreeMap<Digest, (String, String)>>>,
     held: watch::Sender<HashSet<Stage>>,
     /// Stages at which something waits, or has waited.
     reached: watch::Sender<HashSet<Stage>>,
@@ -83,7 +82,7 @@ impl FakeImages {
         let _ = self.held.subscribe().wait_for(|held| !held.contains(&stage)).await;
     }
 
-    fn pulled(&self) -> MutexGuard<'_, BTreeMap<String, (String, String)>> {
+    fn pulled(&self) -> MutexGuard<'_, BTreeMap<Digest, (String, String)>> {
         self.pulled.lock()
     }
 }
@@ -110,12 +109,9 @@ impl Images for FakeImages {
             let error = ImageError::NotFound { what: requested.to_owned(), hint };
             return Err(ApiError::new(ErrorCode::ImageUnavailable, error.to_string()));
         }
-        let hash = Sha256::digest(parsed.canonical())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>();
+        let made_up = Digest::of(parsed.canonical().as_bytes());
         let reference = ImageReference {
-            digest: parsed.digest.unwrap_or_else(|| format!("sha256:{hash}")),
+            digest: parsed.digest.or(Some(made_up)),
             registry: parsed.registry,
             repository: parsed.repository,
             tag: parsed.tag,
@@ -138,7 +134,10 @@ impl Images for FakeImages {
         progress: &watch::Sender<Progress>,
     ) -> Result<RootDisk, ApiError> {
         let reference = &image.reference;
-        if Images::ready_root_disk(&self.store, &reference.digest).is_some() {
+        let Some(digest) = &reference.digest else {
+            return Err(ApiError::internal("an image that was never resolved"));
+        };
+        if Images::ready_root_disk(&self.store, digest).is_some() {
             return Images::root_disk(&self.store, image, progress).await;
         }
         progress.send_replace(Progress {
@@ -158,12 +157,12 @@ impl Images for FakeImages {
         let tag = reference.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
         let name = format!("{}/{}{tag}", reference.registry, reference.repository);
         self.pulled()
-            .entry(reference.digest.clone())
+            .entry(digest.clone())
             .or_insert_with(|| (name, jiff::Timestamp::now().to_string()));
         Ok(RootDisk { path: "/nowhere".into(), size: 1 })
     }
 
-    fn ready_root_disk(&self, digest: &str) -> Option<RootDisk> {
+    fn ready_root_disk(&self, digest: &Digest) -> Option<RootDisk> {
         Images::ready_root_disk(&self.store, digest)
     }
 
@@ -190,8 +189,8 @@ impl Images for FakeImages {
 
     async fn list(&self) -> Result<Vec<ImageSummary>, ApiError> {
         let mut images = Images::list(&self.store).await?;
-        let pulled = |(digest, (name, created_at)): (&String, &(String, String))| ImageSummary {
-            digest: digest.clone(),
+        let pulled = |(digest, (name, created_at)): (&Digest, &(String, String))| ImageSummary {
+            digest: digest.to_string(),
             names: vec![name.clone()],
             size: SIZE,
             created_at: created_at.clone(),
@@ -201,11 +200,11 @@ impl Images for FakeImages {
         Ok(images)
     }
 
-    async fn remove(&self, name: &str, in_use: &HashSet<String>) -> Result<(), ApiError> {
+    async fn remove(&self, name: &str, in_use: &HashSet<Digest>) -> Result<(), ApiError> {
         let found = self
             .pulled()
             .iter()
-            .find(|(digest, (known, _))| *digest == name || known == name)
+            .find(|(digest, (known, _))| digest.as_str() == name || known == name)
             .map(|found| found.0.clone());
         let Some(digest) = found else { return Images::remove(&self.store, name, in_use).await };
         if in_use.contains(&digest) {
@@ -218,7 +217,7 @@ impl Images for FakeImages {
         Ok(())
     }
 
-    async fn collect_garbage(&self, _: &HashSet<String>, _: u64) -> Result<(), ApiError> {
+    async fn collect_garbage(&self, _: &HashSet<Digest>, _: u64) -> Result<(), ApiError> {
         Ok(())
     }
 }

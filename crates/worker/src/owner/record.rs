@@ -9,7 +9,7 @@ use caddis_api::{
     time,
 };
 use caddis_bus::message::MachineRecord;
-use caddis_image::Progress;
+use caddis_image::{Digest, ImageReference, Progress};
 use caddis_vmm::Isolation;
 
 use crate::{engine::Shared, event, live::HostReason, row::MachineRow, steps::Step};
@@ -74,12 +74,12 @@ pub fn record(
 }
 
 /// An image as the API shows it.
-pub fn image_ref(image: &caddis_image::ImageReference) -> ImageRef {
+pub fn image_ref(image: &ImageReference) -> ImageRef {
     ImageRef {
         registry: image.registry.clone(),
         repository: image.repository.clone(),
         tag: image.tag.clone(),
-        digest: image.digest.clone(),
+        digest: image.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
         labels: image.labels.clone().filter(|labels| !labels.is_empty()),
     }
 }

@@ -119,7 +119,7 @@ impl Owner {
     }
 
     fn take_on(&mut self, config: MachineConfig) {
-        self.shared.uses(&self.row.id, self.row.image.reference.digest.clone());
+        self.shared.uses(&self.row.id, &self.row.image);
         self.config = super::kept(config);
     }
 

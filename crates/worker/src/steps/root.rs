@@ -16,7 +16,8 @@ pub(super) async fn pull(context: Context) -> Result<Done, Failure> {
 pub(super) async fn root_disk(context: &Context) -> Result<RootDisk, Failure> {
     let images = &context.shared.images;
     let image = &context.row.image;
-    if let Some(disk) = images.ready_root_disk(&image.reference.digest) {
+    let ready = |digest| images.ready_root_disk(digest);
+    if let Some(disk) = image.reference.digest.as_ref().and_then(ready) {
         return Ok(disk);
     }
     context.shared.make_room().await;

@@ -28,7 +28,7 @@ pub async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<Vec<ImageSum
     let machines = shared.machines_per_image();
     let mut images = shared.images.list().await?;
     for image in &mut images {
-        image.machines = machines.get(&image.digest).copied().unwrap_or(0);
+        image.machines = machines.get(image.digest.as_str()).copied().unwrap_or(0);
     }
     Ok(Json(images))
 }
