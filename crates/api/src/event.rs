@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::EventId;
+use crate::{EventId, UnixMillis};
 
 /// What happened, when, and who caused it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -20,7 +20,8 @@ pub struct MachineEvent {
     /// `user`, `flyd` (the worker) or `proxy`.
     pub source: String,
     /// Milliseconds since the Unix epoch.
-    pub timestamp: u64,
+    #[schema(value_type = u64)]
+    pub timestamp: UnixMillis,
     /// Of `exit` events: `exit_event` and `restart_count`. Others have none, since clients read it
     /// as the former.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,8 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::UnixMillis;
+
 macro_rules! string_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -93,10 +95,10 @@ impl VersionId {
         Self(ulid::Ulid::new().to_string())
     }
 
-    /// The id of the version that replaces this one at `unix_ms`: it sorts after it even when the
+    /// The id of the version that replaces this one at `now`: it sorts after it even when the
     /// clock went back.
-    pub fn following(&self, unix_ms: u64) -> Self {
-        Self(following(Some(&self.0), unix_ms))
+    pub fn following(&self, now: UnixMillis) -> Self {
+        Self(following(Some(&self.0), now))
     }
 }
 
@@ -108,16 +110,16 @@ impl WorkerId {
 }
 
 impl EventId {
-    /// The id of an event at `unix_ms` that follows `previous`, and sorts after it even when the
+    /// The id of an event at `now` that follows `previous`, and sorts after it even when the
     /// clock went back.
-    pub fn following(previous: Option<&Self>, unix_ms: u64) -> Self {
-        Self(following(previous.map(Self::as_str), unix_ms))
+    pub fn following(previous: Option<&Self>, now: UnixMillis) -> Self {
+        Self(following(previous.map(Self::as_str), now))
     }
 }
 
 /// A ULID of this time, or the next one after `previous` where that is not before it.
-fn following(previous: Option<&str>, unix_ms: u64) -> String {
-    let fresh = ulid::Ulid::from_parts(unix_ms, rand::rng().random());
+fn following(previous: Option<&str>, now: UnixMillis) -> String {
+    let fresh = ulid::Ulid::from_parts(now.as_u64(), rand::rng().random());
     let next = previous
         .and_then(|previous| ulid::Ulid::from_string(previous).ok())
         .filter(|previous| *previous >= fresh)
@@ -142,10 +144,10 @@ mod tests {
 
     #[test]
     fn ids_of_events_and_versions_rise_even_when_the_clock_goes_back() {
-        let first = EventId::following(None, 2_000);
-        let second = EventId::following(Some(&first), 1_000);
+        let first = EventId::following(None, UnixMillis::new(2_000));
+        let second = EventId::following(Some(&first), UnixMillis::new(1_000));
         assert!(second > first);
         let version = VersionId::generate();
-        assert!(version.following(1_000) > version);
+        assert!(version.following(UnixMillis::new(1_000)) > version);
     }
 }

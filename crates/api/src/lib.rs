@@ -38,3 +38,4 @@ pub use ids::{EventId, LeaseNonce, MachineId, VersionId, WorkerId};
 pub use machine::Machine;
 pub use signal::{Signal, UnknownSignal};
 pub use state::MachineState;
+pub use time::UnixMillis;

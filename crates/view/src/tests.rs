@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use caddis_api::{EventId, Machine, MachineState, RawConfig, event::MachineEvent};
+use caddis_api::{EventId, Machine, MachineState, RawConfig, UnixMillis, event::MachineEvent};
 use serde_json::json;
 use tokio::sync::broadcast::error::TryRecvError;
 
@@ -32,7 +32,8 @@ fn config(image: &str) -> RawConfig {
 
 fn event(number: u64) -> Arc<MachineEvent> {
     let event = json!({
-        "id": EventId::following(None, number * 1000), "type": "exit", "status": "stopped", "source": "flyd",
+        "id": EventId::following(None, UnixMillis::from_seconds(number)),
+        "type": "exit", "status": "stopped", "source": "flyd",
         "timestamp": number,
     });
     Arc::new(serde_json::from_value(event).unwrap())
@@ -72,7 +73,7 @@ fn told(view: &View) -> Vec<u64> {
         .events
         .iter()
         .flatten()
-        .map(|event| event.timestamp)
+        .map(|event| event.timestamp.as_u64())
         .collect()
 }
 

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use caddis_api::UnixMillis;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{sync::watch, time::Instant};
 
@@ -21,7 +22,7 @@ pub fn offset_ms() -> i64 {
     // Linux has had this clock since 2.6.39.
     let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
     let milliseconds = |value: u128| i64::try_from(value).unwrap_or(i64::MAX);
-    milliseconds(u128::from(host_now_ms())) - milliseconds(boot.as_millis())
+    milliseconds(u128::from(UnixMillis::now().as_u64())) - milliseconds(boot.as_millis())
 }
 
 /// The clock of a worker: its host's, and ahead of that by as much as a test has let pass.
@@ -33,9 +34,9 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Milliseconds since the Unix epoch.
-    pub fn now_ms(&self) -> u64 {
-        host_now_ms() + u64::try_from(self.ahead().as_millis()).unwrap_or(0)
+    /// The time of the wall clock.
+    pub fn unix_now(&self) -> UnixMillis {
+        UnixMillis::now() + self.ahead()
     }
 
     /// Nanoseconds since the Unix epoch.
@@ -80,9 +81,4 @@ impl Clock {
 /// Nanoseconds since the Unix epoch by the host's clock, by which lines of logs are ordered.
 pub fn host_now_ns() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)
-}
-
-/// Milliseconds since the Unix epoch by the host's clock.
-fn host_now_ms() -> u64 {
-    caddis_api::time::unix_ms(jiff::Timestamp::now())
 }

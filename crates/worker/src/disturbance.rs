@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::time;
+use caddis_api::{UnixMillis, time};
 use serde_json::json;
 
 use crate::{engine::Shared, owner::Message};
@@ -12,15 +12,16 @@ use crate::{engine::Shared, owner::Message};
 const BACKOFF: Duration = Duration::from_secs(60);
 
 /// So long the server's health tells of it.
-const RECENT_MS: u64 = 3_600_000;
+const RECENT: Duration = Duration::from_secs(3600);
 
 /// What health says of it, while it is recent.
 pub fn warning(shared: &Shared) -> Option<String> {
     let told = shared.network.disturbances()?.borrow().clone();
-    if told.count == 0 || shared.clock.now_ms().saturating_sub(told.last_ms) > RECENT_MS {
+    let last = UnixMillis::new(told.last_ms);
+    if told.count == 0 || shared.clock.unix_now().since(last) > RECENT {
         return None;
     }
-    let last = time::seconds(time::from_unix_ms(told.last_ms));
+    let last = time::seconds(last.into());
     let (what, count) = (told.what, told.count);
     Some(format!(
         "another program removed part of the machines' network from this host (last at {last}: {what}); it \

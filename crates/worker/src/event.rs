@@ -1,7 +1,7 @@
 //! Makes events, in the words that clients know.
 
 use caddis_api::{
-    EventId, MachineState,
+    EventId, MachineState, UnixMillis,
     event::{ExitDetails, ExitEvent, MachineEvent},
     time,
 };
@@ -34,21 +34,21 @@ pub enum Source {
 /// null.
 pub fn new(
     last: Option<&EventId>,
-    now_ms: u64,
+    now: UnixMillis,
     source: Source,
     kind: &str,
     status: MachineState,
     told: Value,
 ) -> MachineEvent {
     let event = MachineEvent {
-        id: EventId::following(last, now_ms),
+        id: EventId::following(last, now),
         kind: kind.to_owned(),
         status: status.as_str().to_owned(),
         source: match source {
             Source::User => "user".to_owned(),
             Source::Worker => "flyd".to_owned(),
         },
-        timestamp: now_ms,
+        timestamp: now,
         request: None,
         details: None,
     };
@@ -83,11 +83,11 @@ pub fn exit_request(
     end: &ProgramEnd,
     requested: bool,
     restarting: bool,
-    now_ms: u64,
+    now: UnixMillis,
 ) -> Value {
     let report = end.report.as_ref();
     let guest_signal = report.and_then(|report| report.signal).unwrap_or(-1);
-    let exited_ms = report.map_or(now_ms, |report| report.exited_at_ns / 1_000_000);
+    let exited_at = report.map_or(now, |report| UnixMillis::new(report.exited_at_ns / 1_000_000));
     let details = ExitDetails {
         exit_event: ExitEvent {
             exit_code: end.exit_code(),
@@ -98,11 +98,11 @@ pub fn exit_request(
                 || matches!(end.cause, Some(crate::row::EndCause::HostOom)),
             requested_stop: requested,
             restarting,
-            exited_at: time::milliseconds(time::from_unix_ms(exited_ms)),
+            exited_at: time::milliseconds(exited_at.into()),
             cause: end.cause.map(|cause| cause.as_str().to_owned()),
             message: end.message.clone(),
         },
-        restart_count: u32::try_from(restart::recent(&row.restarts, now_ms).count())
+        restart_count: u32::try_from(restart::recent(&row.restarts, now).count())
             .unwrap_or(u32::MAX),
     };
     json!(details)

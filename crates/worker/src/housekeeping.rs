@@ -47,9 +47,7 @@ pub async fn forget_destroyed(shared: Arc<Shared>) {
     let mut interval = tokio::time::interval(often);
     loop {
         interval.tick().await;
-        let retention =
-            u64::try_from(shared.config.destroyed_retention.as_millis()).unwrap_or(u64::MAX);
-        let before = shared.clock.now_ms().saturating_sub(retention);
+        let before = shared.clock.unix_now() - shared.config.destroyed_retention;
         let expired = match shared.store.destroyed_before(before).await {
             Ok(expired) => expired,
             Err(e) => {

@@ -111,7 +111,7 @@ impl NewLine {
 
     /// The lines about an event.
     fn of_event(event: &MachineEvent) -> impl Iterator<Item = Self> {
-        let (id, time_ns) = (event.id.clone(), event.timestamp.saturating_mul(1_000_000));
+        let (id, time_ns) = (event.id.clone(), event.timestamp.as_u64().saturating_mul(1_000_000));
         runner::lines(event).into_iter().map(move |(level, message)| Self {
             time_ns,
             source: "runner",

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use caddis_api::MachineState;
+use caddis_api::{MachineState, UnixMillis};
 use caddis_vmm::StartKind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -111,11 +111,9 @@ impl OperationKind {
         }
     }
 
-    /// When it has to be done that begins at `now_ms`. Both in milliseconds since the Unix epoch.
-    pub fn deadline(&self, now_ms: u64) -> u64 {
-        let (begins, limit) = (self.rules().not_before(), self.rules().time_limit());
-        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        now_ms.max(begins.unwrap_or(0)).saturating_add(limit)
+    /// When it has to be done that begins at `now`.
+    pub fn deadline(&self, now: UnixMillis) -> UnixMillis {
+        now.max(self.rules().not_before().unwrap_or_default()) + self.rules().time_limit()
     }
 }
 
@@ -135,8 +133,8 @@ pub trait Rules {
     /// How long it may take, from when it begins or from [`Rules::not_before`].
     fn time_limit(&self) -> Duration;
 
-    /// When it is due, milliseconds since the Unix epoch; `None` for at once.
-    fn not_before(&self) -> Option<u64> {
+    /// When it is due; `None` for at once.
+    fn not_before(&self) -> Option<UnixMillis> {
         None
     }
 

@@ -137,7 +137,7 @@ struct RunningStep {
 /// Progress is published at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// A machine with a schedule that is later than this waits for its turn among others.
-const LATE_MS: u64 = 60_000;
+const LATE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// Patience, at the worker's end, with a VM that was killed.
@@ -287,11 +287,9 @@ impl Owner {
         // seconds only.
         let timed = self.row.operation.as_ref().filter(|_| !self.waits_to_launch());
         let clock = self.shared.clock.clone();
-        let deadline = timed.map(|operation| clock.now() + operation.left(clock.now_ms()));
-        let due = schedule::due(&self.config, &self.row).map(|at| {
-            clock.now()
-                + Duration::from_millis(at.saturating_sub(clock.now_ms())).clamp(SECOND, MINUTE)
-        });
+        let deadline = timed.map(|operation| clock.now() + operation.left(clock.unix_now()));
+        let due = schedule::due(&self.config, &self.row)
+            .map(|at| clock.now() + at.since(clock.unix_now()).clamp(SECOND, MINUTE));
         let retry_at = self.retry_at;
         let look_at = self.held.as_ref().map(|held| held.look_at);
         let (events, hold, gone) = match &mut self.live {
@@ -351,11 +349,11 @@ impl Owner {
 
     /// The clock may have been set since it was looked at last.
     async fn start_if_due(&mut self) {
-        let now = self.shared.clock.now_ms();
+        let now = self.shared.clock.unix_now();
         let due = schedule::due(&self.config, &self.row).filter(|at| *at <= now);
         let Some(at) = due.filter(|_| self.shared.check_not_draining().is_ok()) else { return };
         // When no server ran all may be late at once.
-        let is_late = at + LATE_MS < now;
+        let is_late = at + LATE < now;
         let start =
             Start::because(if is_late { StartReason::Recovery } else { StartReason::Schedule });
         self.change(Durability::Synced, |draft| draft.begin(start.clone(), Source::Worker)).await;

@@ -73,9 +73,9 @@ async fn quarantine(shared: &Arc<Shared>, machine: &MachineId) -> Result<(), Sto
         tracing::error!(%machine, error, "can't look for the VM of a quarantined machine");
     }
     let is_again = row.is_quarantined && row.operation.is_none();
-    let mut draft = Transaction::new(row, shared.clock.now_ms());
+    let mut draft = Transaction::new(row, shared.clock.unix_now());
     // Above all that was published without being recorded.
-    draft.row.revision = draft.row.revision.max(draft.now) + 1;
+    draft.row.revision = draft.row.revision.max(draft.now.as_u64()) + 1;
     draft.row.has_vm = vm.is_some() || found.is_err();
     if is_again {
         shared.clock.sleep(BACKOFF).await;

@@ -125,9 +125,9 @@ impl Found {
             killed.kill().await.map_err(|e| failed(e.to_string()))?;
             steps::gone(shared, killed.as_ref(), &row).await.map_err(|e| failed(e.message))?;
         }
-        let mut draft = Transaction::new(row, shared.clock.now_ms());
+        let mut draft = Transaction::new(row, shared.clock.unix_now());
         // Above all that an earlier process may have published without recording it.
-        draft.row.revision = draft.row.revision.max(draft.now) + 1;
+        draft.row.revision = draft.row.revision.max(draft.now.as_u64()) + 1;
         recover(&mut draft, vm.as_deref().map(|vm| vm.start().kind), rebooted);
         Ok(Self { change: draft.into_change(), config, events, vm })
     }

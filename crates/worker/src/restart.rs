@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use caddis_api::config::{MachineConfig, RestartPolicy};
+use caddis_api::{
+    UnixMillis,
+    config::{MachineConfig, RestartPolicy},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::row::ProgramEnd;
@@ -29,16 +32,20 @@ pub enum Verdict {
     Destroy,
 }
 
-/// Restarts that still count at `now_ms`.
-pub fn recent(restarts: &[u64], now_ms: u64) -> impl Iterator<Item = u64> {
-    let window = u64::try_from(WINDOW.as_millis()).unwrap_or(u64::MAX);
+/// Restarts that still count at `now`.
+pub fn recent(restarts: &[UnixMillis], now: UnixMillis) -> impl Iterator<Item = UnixMillis> {
     // None is to come: the clock was set back while no server ran.
-    restarts.iter().copied().filter(move |at| *at <= now_ms && at.saturating_add(window) > now_ms)
+    restarts.iter().copied().filter(move |at| *at <= now && *at + WINDOW > now)
 }
 
 /// Decides after `end`, given when the policy restarted the machine before.
-pub fn decide(config: &MachineConfig, end: &ProgramEnd, restarts: &[u64], now_ms: u64) -> Verdict {
-    let count = recent(restarts, now_ms).count();
+pub fn decide(
+    config: &MachineConfig,
+    end: &ProgramEnd,
+    restarts: &[UnixMillis],
+    now: UnixMillis,
+) -> Verdict {
+    let count = recent(restarts, now).count();
     let rest = if config.auto_destroy == Some(true) { Verdict::Destroy } else { Verdict::Stop };
     let wanted = match config.restart_policy() {
         RestartPolicy::No => false,
@@ -91,7 +98,7 @@ mod tests {
 
     #[test]
     fn each_policy_decides_by_exit_code() {
-        let now = 1_000_000;
+        let now = UnixMillis::new(1_000_000);
         let restart = Verdict::Restart { after_ms: 0 };
         for (policy, code, expected) in [
             (RestartPolicy::No, 1, Verdict::Stop),
@@ -110,11 +117,12 @@ mod tests {
 
     #[test]
     fn on_failure_gives_up_within_the_window_and_recovers_after_it() {
-        let now = 10_000_000;
+        let now = UnixMillis::new(10_000_000);
         let config = config(RestartPolicy::OnFailure);
-        assert_eq!(decide(&config, &end(1), &[now - 3, now - 2, now - 1], now), Verdict::GiveUp);
+        let ago = |milliseconds| now - Duration::from_millis(milliseconds);
+        assert_eq!(decide(&config, &end(1), &[ago(3), ago(2), ago(1)], now), Verdict::GiveUp);
         assert_eq!(
-            decide(&config, &end(1), &[now - 400_000, now - 2, now - 1], now),
+            decide(&config, &end(1), &[ago(400_000), ago(2), ago(1)], now),
             Verdict::Restart { after_ms: 2000 }
         );
     }
@@ -122,8 +130,9 @@ mod tests {
     #[test]
     fn back_off_doubles_up_to_its_limit() {
         let config = config(RestartPolicy::Always);
+        let (at, now) = (UnixMillis::new(10_000_000), UnixMillis::new(10_000_001));
         let delays: Vec<_> = (0..8)
-            .map(|count| match decide(&config, &end(1), &vec![10_000_000; count], 10_000_001) {
+            .map(|count| match decide(&config, &end(1), &vec![at; count], now) {
                 Verdict::Restart { after_ms } => after_ms / 1000,
                 other => panic!("{other:?}"),
             })
@@ -134,6 +143,6 @@ mod tests {
     #[test]
     fn auto_destroy_takes_the_place_of_rest() {
         let config = MachineConfig { auto_destroy: Some(true), ..config(RestartPolicy::No) };
-        assert_eq!(decide(&config, &end(0), &[], 0), Verdict::Destroy);
+        assert_eq!(decide(&config, &end(0), &[], UnixMillis::EPOCH), Verdict::Destroy);
     }
 }

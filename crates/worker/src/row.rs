@@ -1,7 +1,7 @@
 //! What is recorded of a machine: the whole truth about it, one row of the database.
 
 use caddis_api::{
-    EventId, LeaseNonce, MachineId, MachineState, RawConfig, Signal, VersionId,
+    EventId, LeaseNonce, MachineId, MachineState, RawConfig, Signal, UnixMillis, VersionId,
     lease::{Lease, PublicLease},
 };
 use caddis_guest_protocol::message::ExitReport;
@@ -29,10 +29,10 @@ pub struct MachineRow {
     pub org: String,
     /// Region it was placed in.
     pub region: String,
-    /// Milliseconds since the Unix epoch.
-    pub created_at: u64,
-    /// Milliseconds since the Unix epoch.
-    pub updated_at: u64,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// When it was last changed.
+    pub updated_at: UnixMillis,
     /// State as the API shows it.
     pub state: MachineState,
     /// Version of the configuration.
@@ -64,12 +64,12 @@ pub struct MachineRow {
     pub drained: bool,
     /// The lease, possibly expired.
     pub lease: Option<Lease>,
-    /// When the restart policy restarted it, milliseconds since the Unix epoch, oldest first.
+    /// When the restart policy restarted it, oldest first.
     #[serde(default)]
-    pub restarts: Vec<u64>,
-    /// When it last came to rest, stopped or failed, milliseconds since the Unix epoch.
+    pub restarts: Vec<UnixMillis>,
+    /// When it last came to rest, stopped or failed.
     #[serde(default)]
-    pub rested_at: u64,
+    pub rested_at: UnixMillis,
     /// How it was last started: `cold` or `template`.
     #[serde(default)]
     pub start_kind: Option<String>,
@@ -80,8 +80,8 @@ pub struct MachineRow {
     pub last_event: Option<EventId>,
     /// Rises with every published change.
     pub revision: u64,
-    /// When it was destroyed, milliseconds since the Unix epoch.
-    pub destroyed_at: Option<u64>,
+    /// When it was destroyed.
+    pub destroyed_at: Option<UnixMillis>,
     /// Epoch of a later placement on another host, once this worker knows of it: this copy never
     /// runs again.
     #[serde(default)]
@@ -93,21 +93,21 @@ pub struct MachineRow {
 }
 
 impl MachineRow {
-    /// The lease, if it holds at `now_ms`.
-    pub fn valid_lease(&self, now_ms: u64) -> Option<&Lease> {
-        self.lease.as_ref().filter(|lease| lease.expires_at.saturating_mul(1000) > now_ms)
+    /// The lease, if it holds at `now`.
+    pub fn valid_lease(&self, now: UnixMillis) -> Option<&Lease> {
+        self.lease.as_ref().filter(|lease| UnixMillis::from_seconds(lease.expires_at) > now)
     }
 
     /// The lease as others may see it.
-    pub fn public_lease(&self, now_ms: u64) -> Option<PublicLease> {
-        self.valid_lease(now_ms).map(PublicLease::from)
+    pub fn public_lease(&self, now: UnixMillis) -> Option<PublicLease> {
+        self.valid_lease(now).map(PublicLease::from)
     }
 
     /// The host's clock was set ahead by so many milliseconds, or back: what is recorded of times
     /// that are counted from or waited for moves with it. When the machine was made and booted
     /// stays, by which it is known.
     pub fn clock_was_set(&mut self, by_ms: i64) {
-        let moved = |at: &mut u64| *at = at.saturating_add_signed(by_ms);
+        let moved = |at: &mut UnixMillis| *at = at.moved_by(by_ms);
         self.restarts.iter_mut().for_each(moved);
         moved(&mut self.rested_at);
         if let Some(lease) = &mut self.lease {
@@ -119,9 +119,9 @@ impl MachineRow {
         }
     }
 
-    /// Whether `nonce` allows a change at `now_ms`: without a lease everything does.
-    pub fn lease_allows(&self, nonce: Option<&LeaseNonce>, now_ms: u64) -> bool {
-        self.valid_lease(now_ms).is_none_or(|lease| Some(&lease.nonce) == nonce)
+    /// Whether `nonce` allows a change at `now`: without a lease everything does.
+    pub fn lease_allows(&self, nonce: Option<&LeaseNonce>, now: UnixMillis) -> bool {
+        self.valid_lease(now).is_none_or(|lease| Some(&lease.nonce) == nonce)
     }
 }
 

@@ -159,18 +159,18 @@ fn failed(event: &MachineEvent, error: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use caddis_api::EventId;
+    use caddis_api::{EventId, UnixMillis};
     use serde_json::json;
 
     use super::*;
 
     fn text(kind: &str, status: &str, told: Value) -> String {
         let event = MachineEvent {
-            id: EventId::following(None, 1),
+            id: EventId::following(None, UnixMillis::new(1)),
             kind: kind.to_owned(),
             status: status.to_owned(),
             source: "flyd".to_owned(),
-            timestamp: 1,
+            timestamp: UnixMillis::new(1),
             request: None,
             details: None,
         };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_api::{MachineConfig, MachineState};
+use caddis_api::{MachineConfig, MachineState, UnixMillis};
 
 use crate::row::MachineRow;
 
@@ -19,12 +19,12 @@ fn interval(schedule: &str) -> Option<Duration> {
     })
 }
 
-/// When the machine is to start, milliseconds since the Unix epoch: at the first multiple of its
-/// interval, counted from its creation, after it came to rest. What passes while it runs is left
-/// out, what passes while no server runs is made up for, once. `None` while it does anything else
-/// but rest, and before its first start, which is not ours.
-pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<u64> {
-    let interval = u64::try_from(interval(config.schedule.as_deref()?)?.as_millis()).ok()?;
+/// When the machine is to start: at the first multiple of its interval, counted from its creation,
+/// after it came to rest. What passes while it runs is left out, what passes while no server runs
+/// is made up for, once. `None` while it does anything else but rest, and before its first start,
+/// which is not ours.
+pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<UnixMillis> {
+    let interval = interval(config.schedule.as_deref()?)?;
     // One that could not be started is tried again the next time.
     let is_stopped = matches!(row.state, MachineState::Stopped | MachineState::Failed)
         && row.operation.is_none();
@@ -32,6 +32,7 @@ pub fn due(config: &MachineConfig, row: &MachineRow) -> Option<u64> {
     if !is_stopped || row.next.is_some() || !row.launched || row.drained || waits_for_a_user {
         return None;
     }
-    let rested_for = row.rested_at.max(row.boot).saturating_sub(row.created_at);
-    row.created_at.checked_add((rested_for / interval + 1).checked_mul(interval)?)
+    let rested_for = row.rested_at.max(UnixMillis::new(row.boot)).since(row.created_at);
+    let runs = u32::try_from(rested_for.as_millis() / interval.as_millis() + 1).ok()?;
+    Some(row.created_at + interval * runs)
 }

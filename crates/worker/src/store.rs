@@ -20,7 +20,7 @@ use std::{
     },
 };
 
-use caddis_api::{MachineId, RawConfig, VersionId, event::MachineEvent};
+use caddis_api::{MachineId, RawConfig, UnixMillis, VersionId, event::MachineEvent};
 use caddis_bus::message::VersionRecord;
 use caddis_disk::Reserve;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 
 use self::{
     database::{Answer, Job, not_durable, transact},
-    tables::{events, from_json, record, row},
+    tables::{column, events, from_json, record, row},
 };
 use crate::row::{FORMAT, MachineRow};
 
@@ -59,8 +59,8 @@ pub struct Change {
     pub events: Vec<MachineEvent>,
     /// What it makes of the versions that are kept.
     pub versions: Vec<VersionChange>,
-    /// Id of the request that asked for it, and when, milliseconds since the Unix epoch.
-    pub request: Option<(String, u64)>,
+    /// Id of the request that asked for it, and when.
+    pub request: Option<(String, UnixMillis)>,
 }
 
 /// What can go wrong with the database.
@@ -359,12 +359,12 @@ impl Store {
         .await
     }
 
-    /// Machines that were destroyed before `time`, milliseconds since the Unix epoch.
+    /// Machines that were destroyed before `time`.
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn destroyed_before(&self, time: u64) -> Result<Vec<MachineId>, StoreError> {
-        let time = i64::try_from(time).unwrap_or(i64::MAX);
+    pub async fn destroyed_before(&self, time: UnixMillis) -> Result<Vec<MachineId>, StoreError> {
+        let time = column(time);
         self.run("look for destroyed machines", Durability::Process, move |transaction| {
             let mut statement =
                 transaction.prepare_cached("SELECT id FROM machines WHERE destroyed_at < ?1")?;
@@ -388,13 +388,12 @@ impl Store {
         .await
     }
 
-    /// Ids of the requests that were accepted since `time`, milliseconds since the Unix epoch;
-    /// earlier ones are forgotten.
+    /// Ids of the requests that were accepted since `time`; earlier ones are forgotten.
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn accepted_since(&self, time: u64) -> Result<HashSet<String>, StoreError> {
-        let time = i64::try_from(time).unwrap_or(i64::MAX);
+    pub async fn accepted_since(&self, time: UnixMillis) -> Result<HashSet<String>, StoreError> {
+        let time = column(time);
         self.run_anyway("look for accepted requests", Durability::Process, move |transaction| {
             transaction.execute("DELETE FROM requests WHERE accepted_at < ?1", [time])?;
             let mut statement = transaction.prepare_cached("SELECT id FROM requests")?;
@@ -429,9 +428,9 @@ impl Store {
     ///
     /// # Errors
     /// When it can't.
-    pub async fn check(&self, now_ms: u64) -> Result<(), StoreError> {
+    pub async fn check(&self, now: UnixMillis) -> Result<(), StoreError> {
         let work = move |transaction: &Transaction<'_>| {
-            write_meta(transaction, "checked_at", &now_ms.to_string())
+            write_meta(transaction, "checked_at", &now.as_u64().to_string())
         };
         self.run("write meta data", Durability::Synced, work).await
     }

@@ -1,5 +1,6 @@
 //! Times for people.
 
+use caddis_api::UnixMillis;
 use jiff::{Span, SpanRelativeTo, Timestamp, civil::DateTime, tz::TimeZone};
 
 /// `5s ago`, `3m2s ago`, `1h2m ago`; what is older than a day, and what can't be read, in full.
@@ -18,8 +19,8 @@ pub fn relative(text: &str, now: Timestamp) -> String {
 }
 
 /// RFC 3339 in the local zone, with as many digits of the second as there are.
-pub fn local(unix_ms: u64) -> String {
-    let zoned = caddis_api::time::from_unix_ms(unix_ms).to_zoned(TimeZone::system());
+pub fn local(time: UnixMillis) -> String {
+    let zoned = Timestamp::from(time).to_zoned(TimeZone::system());
     let offset =
         if zoned.offset().is_zero() { "Z".to_owned() } else { zoned.strftime("%:z").to_string() };
     format!("{}{offset}", zoned.datetime())

@@ -1,5 +1,7 @@
 //! The log files as a whole.
 
+use caddis_api::UnixMillis;
+
 use super::*;
 
 fn machine() -> MachineId {
@@ -95,6 +97,7 @@ fn going_on_from_any_line_gives_all_that_follow() {
 }
 
 fn event(previous: Option<&MachineEvent>, timestamp: u64, message: &str) -> MachineEvent {
+    let timestamp = UnixMillis::new(timestamp);
     MachineEvent {
         id: EventId::following(previous.map(|event| &event.id), timestamp),
         kind: "host_status".to_owned(),

@@ -58,7 +58,8 @@ impl Rules for Exit {
                 let now = draft.now;
                 let restarts = restart::recent(&draft.row.restarts, now).chain([now]).collect();
                 draft.row.restarts = restarts;
-                let reason = StartReason::RestartPolicy { not_before: now + after_ms };
+                let not_before = now + Duration::from_millis(after_ms);
+                let reason = StartReason::RestartPolicy { not_before };
                 draft.begin(Start::because(reason), Source::Worker);
             }
             Verdict::Destroy => draft.begin(OperationKind::Destroy, Source::Worker),

@@ -1,7 +1,7 @@
 //! Operations are recorded as the releases before wrote and read them.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use caddis_api::{MachineState, Signal};
+use caddis_api::{MachineState, Signal, UnixMillis};
 use serde_json::json;
 
 use super::*;
@@ -25,7 +25,10 @@ fn recorded() -> Vec<(Value, OperationKind)> {
     vec![
         (json!({ "kind": "create" }), OperationKind::Create),
         (flags(0, false, false), start(StartReason::User, false)),
-        (flags(7, true, false), start(StartReason::RestartPolicy { not_before: 7 }, false)),
+        (
+            flags(7, true, false),
+            start(StartReason::RestartPolicy { not_before: UnixMillis::new(7) }, false),
+        ),
         (flags(0, true, false), start(StartReason::Schedule, false)),
         (flags(0, true, true), start(StartReason::Recovery, false)),
         (

@@ -79,7 +79,7 @@ impl Rules for Resume {
         if is_launching && found.vm.is_some_and(|kind| kind != StartKind::Resume) {
             // It could not be resumed, and the server ended before it noted that this is another
             // boot.
-            draft.row.boot = draft.now;
+            draft.row.boot = draft.now.as_u64();
         }
     }
 }

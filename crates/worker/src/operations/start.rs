@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_api::MachineState;
+use caddis_api::{MachineState, UnixMillis};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -30,8 +30,8 @@ pub enum StartReason {
     User,
     /// Its program has ended, and its restart policy has it run again.
     RestartPolicy {
-        /// After the back-off, milliseconds since the Unix epoch.
-        not_before: u64,
+        /// After the back-off.
+        not_before: UnixMillis,
     },
     /// It has a schedule, and is due.
     Schedule,
@@ -62,8 +62,8 @@ impl Start {
 /// A start as it has been recorded since the first release, which a server of that release reads.
 #[derive(Serialize, Deserialize)]
 struct RecordedStart {
-    /// End of the back-off, 0 for none.
-    not_before: u64,
+    /// End of the back-off, the epoch for none.
+    not_before: UnixMillis,
     automatic: bool,
     recovery: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -78,7 +78,7 @@ impl From<Start> for RecordedStart {
         let Start { reason, suspend_after } = start;
         let is = |other: StartReason| reason == other;
         Self {
-            not_before: start.not_before().unwrap_or(0),
+            not_before: start.not_before().unwrap_or_default(),
             automatic: !is(StartReason::User) && !is(StartReason::Update),
             recovery: is(StartReason::Recovery),
             suspend_after,
@@ -93,7 +93,7 @@ impl From<RecordedStart> for Start {
             recorded;
         let reason = match (automatic, recovery, not_before) {
             (_, true, _) => StartReason::Recovery,
-            (true, false, 0) => StartReason::Schedule,
+            (true, false, UnixMillis::EPOCH) => StartReason::Schedule,
             (true, false, not_before) => StartReason::RestartPolicy { not_before },
             (false, false, _) if after_update => StartReason::Update,
             (false, false, _) => StartReason::User,
@@ -121,7 +121,7 @@ impl Rules for Start {
         START_TIME
     }
 
-    fn not_before(&self) -> Option<u64> {
+    fn not_before(&self) -> Option<UnixMillis> {
         match self.reason {
             StartReason::RestartPolicy { not_before } => Some(not_before),
             _ => None,
@@ -129,7 +129,7 @@ impl Rules for Start {
     }
 
     fn moved_by(&self, by_ms: i64) -> Option<OperationKind> {
-        let not_before = self.not_before()?.saturating_add_signed(by_ms);
+        let not_before = self.not_before()?.moved_by(by_ms);
         let reason = StartReason::RestartPolicy { not_before };
         Some(OperationKind::Start(Self { reason, ..self.clone() }))
     }
@@ -145,7 +145,7 @@ impl Rules for Start {
         }
         let told = match self.reason {
             StartReason::RestartPolicy { not_before } => json!({
-                "delay_ms": not_before.saturating_sub(draft.now),
+                "delay_ms": not_before.since(draft.now).as_millis(),
                 "restart_count": restart::recent(&draft.row.restarts, draft.now).count(),
             }),
             _ => Value::Null,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use caddis_api::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use super::OperationKind;
@@ -20,26 +21,26 @@ pub struct Operation {
     pub step: usize,
     /// How often the step has been tried, from 1.
     pub attempt: u32,
-    /// Milliseconds since the Unix epoch.
-    pub started_at: u64,
-    /// Milliseconds since the Unix epoch.
-    pub deadline: u64,
+    /// When it began.
+    pub started_at: UnixMillis,
+    /// When it has to be done.
+    pub deadline: UnixMillis,
     /// The step's last failure.
     pub last_error: Option<String>,
-    /// When it is tried again after that, milliseconds since the Unix epoch.
+    /// When it is tried again after that.
     #[serde(default)]
-    pub retry_at: Option<u64>,
+    pub retry_at: Option<UnixMillis>,
 }
 
 impl Operation {
     /// A new one at its first step.
-    pub fn begin(kind: OperationKind, now_ms: u64) -> Self {
-        let deadline = kind.deadline(now_ms);
+    pub fn begin(kind: OperationKind, now: UnixMillis) -> Self {
+        let deadline = kind.deadline(now);
         Self {
             kind,
             step: 0,
             attempt: 1,
-            started_at: now_ms,
+            started_at: now,
             deadline,
             last_error: None,
             retry_at: None,
@@ -57,7 +58,7 @@ impl Operation {
     /// The host's clock was set ahead by so many milliseconds, or back: its times move with it.
     pub fn clock_was_set(&mut self, by_ms: i64) {
         for at in [&mut self.started_at, &mut self.deadline].into_iter().chain(&mut self.retry_at) {
-            *at = at.saturating_add_signed(by_ms);
+            *at = at.moved_by(by_ms);
         }
         if let Some(moved) = self.kind.rules().moved_by(by_ms) {
             self.kind = moved;
@@ -66,16 +67,15 @@ impl Operation {
 
     /// How long it may still take. Never longer than any of its kind: the clock may have been set
     /// back while no server ran.
-    pub fn left(&self, now_ms: u64) -> Duration {
+    pub fn left(&self, now: UnixMillis) -> Duration {
         let rules = self.kind.rules();
         let wait = rules.not_before().map_or(Duration::ZERO, |_| MAX_BACK_OFF);
         let most = rules.time_limit() + wait;
-        Duration::from_millis(self.deadline.saturating_sub(now_ms)).min(most)
+        self.deadline.since(now).min(most)
     }
 
     /// When it goes on, where it waits for its time: after a failure, or before a restart.
-    /// Milliseconds since the Unix epoch.
-    pub fn waits_until(&self) -> Option<u64> {
+    pub fn waits_until(&self) -> Option<UnixMillis> {
         let is_due = self.kind.rules().not_before();
         self.retry_at.or(is_due.filter(|_| self.current() == Some(Step::BackOff)))
     }
@@ -100,21 +100,23 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_neither_ends_nor_holds_up_what_is_under_way() {
-        let (now, hours) = (1_000_000_000_u64, 2 * 3_600_000);
-        let restart = Start::because(StartReason::RestartPolicy { not_before: now + 4000 });
+        let (now, hours) = (UnixMillis::new(1_000_000_000), 2 * 3_600_000);
+        let not_before = now + Duration::from_secs(4);
+        let restart = Start::because(StartReason::RestartPolicy { not_before });
         let plan = StopPlan { signal: Signal::TERM, timeout_ms: 5000, is_default: false };
         let stop = OperationKind::Stop(Stop(plan));
         for kind in
             [OperationKind::START, restart, stop, OperationKind::Suspend, OperationKind::Create]
         {
-            let begun = Operation { retry_at: Some(now + 250), ..Operation::begin(kind, now) };
+            let retry_at = Some(now + Duration::from_millis(250));
+            let begun = Operation { retry_at, ..Operation::begin(kind, now) };
             for by in [hours, -hours] {
                 let mut operation = begun.clone();
                 operation.clock_was_set(by);
-                let after = now.saturating_add_signed(by);
+                let after = now.moved_by(by);
                 assert_eq!(operation.left(after), begun.left(now), "{:?}", begun.kind);
                 let waits =
-                    |operation: &Operation, now: u64| operation.waits_until().map(|at| at - now);
+                    |operation: &Operation, now| operation.waits_until().map(|at| at.since(now));
                 assert_eq!(waits(&operation, after), waits(&begun, now));
                 // Set while no server ran, nothing moves with it.
                 let left = begun.left(after);

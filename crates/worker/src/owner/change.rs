@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, MachineState, event::MachineEvent};
+use caddis_api::{ApiError, MachineState, UnixMillis, event::MachineEvent};
 use serde_json::{Value, json};
 
 use super::{Owner, record::RECENT_EVENTS};
@@ -22,15 +22,15 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 pub struct Transaction {
     /// The machine as it will be.
     pub row: MachineRow,
-    /// When: milliseconds since the Unix epoch.
-    pub now: u64,
+    /// When.
+    pub now: UnixMillis,
     events: Vec<MachineEvent>,
     versions: Vec<VersionChange>,
 }
 
 impl Transaction {
-    /// A change of `row` at `now`, milliseconds since the Unix epoch.
-    pub fn new(row: MachineRow, now: u64) -> Self {
+    /// A change of `row` at `now`.
+    pub fn new(row: MachineRow, now: UnixMillis) -> Self {
         Self { row, now, events: Vec::new(), versions: Vec::new() }
     }
 
@@ -109,7 +109,7 @@ impl Transaction {
                 // Recorded before it happens, so that a VM is looked for whenever there may be one.
                 self.row.has_vm = true;
                 if !operation.kind.rules().resumes() {
-                    self.row.boot = now;
+                    self.row.boot = now.as_u64();
                 }
             }
         }
@@ -187,7 +187,7 @@ impl Owner {
         room: Room,
         edit: impl FnOnce(&mut Transaction),
     ) -> Result<(), ApiError> {
-        let mut draft = Transaction::new(self.row.clone(), self.shared.clock.now_ms());
+        let mut draft = Transaction::new(self.row.clone(), self.shared.clock.unix_now());
         edit(&mut draft);
         draft.row.updated_at = draft.now.max(self.row.updated_at);
         draft.row.revision += 1;

@@ -1,5 +1,7 @@
 //! What init tells of the guest.
 
+use std::time::Duration;
+
 use caddis_guest_protocol::host::GuestEvent;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -13,7 +15,7 @@ use crate::{
 
 /// Processes that are killed for want of memory within this time after an event about one are only
 /// in the log.
-const OOM_INTERVAL_MS: u64 = 10_000;
+const OOM_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Owner {
     pub(super) async fn guest_event(&mut self, event: GuestEvent) {
@@ -52,10 +54,10 @@ impl Owner {
     /// A child of the program was killed for want of memory, which the program may well survive.
     /// The log tells of each.
     async fn child_out_of_memory(&mut self, pid: i32, name: &str) {
-        let now = self.shared.clock.now_ms();
+        let now = self.shared.clock.unix_now();
         let told =
             self.events.iter().find(|event| event.kind == event::OOM).map(|event| event.timestamp);
-        if told.is_some_and(|at| now < at.saturating_add(OOM_INTERVAL_MS)) {
+        if told.is_some_and(|at| now < at + OOM_INTERVAL) {
             return;
         }
         self.change(Durability::Process, |draft| {

@@ -1,7 +1,7 @@
 //! Leases: who may change the machine.
 
 use caddis_api::{
-    ApiError, ErrorCode, LeaseNonce,
+    ApiError, ErrorCode, LeaseNonce, UnixMillis,
     lease::{Lease, MAX_TTL_SECONDS},
     time,
 };
@@ -17,15 +17,15 @@ pub fn grant(
     ttl: u64,
     owner: String,
     description: String,
-    now_ms: u64,
+    now: UnixMillis,
 ) -> Lease {
-    let expires_at = now_ms / 1000 + ttl.clamp(1, MAX_TTL_SECONDS);
+    let expires_at = now.as_seconds() + ttl.clamp(1, MAX_TTL_SECONDS);
     Lease { nonce, expires_at, owner, description, version: row.version.clone() }
 }
 
 /// 409 in the words that clients look for.
 pub fn held(row: &MachineRow, lease: &Lease) -> ApiError {
-    let expires = time::seconds(time::from_unix_ms(lease.expires_at.saturating_mul(1000)));
+    let expires = time::seconds(UnixMillis::from_seconds(lease.expires_at).into());
     ApiError::aborted(format!(
         "machine ID {} lease currently held by {}, expires at {expires}",
         row.id, lease.owner
@@ -39,7 +39,7 @@ fn not_found(row: &MachineRow) -> ApiError {
 impl Owner {
     /// Refuses when the machine is leased and `nonce` is not the lease's.
     pub(super) fn check_lease(&self, nonce: Option<&LeaseNonce>) -> Result<(), ApiError> {
-        let now = self.shared.clock.now_ms();
+        let now = self.shared.clock.unix_now();
         match self.row.valid_lease(now) {
             Some(lease) if !self.row.lease_allows(nonce, now) => Err(held(&self.row, lease)),
             _ => Ok(()),
@@ -53,7 +53,7 @@ impl Owner {
         owner: String,
         description: String,
     ) -> WorkerResult {
-        let now = self.shared.clock.now_ms();
+        let now = self.shared.clock.unix_now();
         let lease = match (self.row.valid_lease(now), nonce) {
             (None, Some(_)) => return Err(not_found(&self.row)),
             (Some(current), Some(nonce)) if current.nonce == nonce => {
@@ -68,8 +68,10 @@ impl Owner {
     }
 
     pub(super) fn current_lease(&self) -> WorkerResult {
-        let lease =
-            self.row.valid_lease(self.shared.clock.now_ms()).ok_or_else(|| not_found(&self.row))?;
+        let lease = self
+            .row
+            .valid_lease(self.shared.clock.unix_now())
+            .ok_or_else(|| not_found(&self.row))?;
         Ok(WorkerReply::Lease {
             lease: Lease { version: self.row.version.clone(), ..lease.clone() },
         })
@@ -79,7 +81,7 @@ impl Owner {
         &mut self,
         nonce: Option<&LeaseNonce>,
     ) -> Result<(), ApiError> {
-        let now = self.shared.clock.now_ms();
+        let now = self.shared.clock.unix_now();
         let lease = self.row.valid_lease(now).ok_or_else(|| not_found(&self.row))?;
         if !self.row.lease_allows(nonce, now) {
             return Err(held(&self.row, lease));

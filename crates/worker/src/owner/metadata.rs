@@ -23,7 +23,7 @@ impl Owner {
                 "machine version mismatch, {expected} is not the current {current}"
             )));
         }
-        let mut draft = Transaction::new(self.row.clone(), self.shared.clock.now_ms());
+        let mut draft = Transaction::new(self.row.clone(), self.shared.clock.unix_now());
         draft.merge_metadata(&changes);
         if draft.row == self.row {
             return Ok(());

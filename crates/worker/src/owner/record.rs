@@ -35,8 +35,8 @@ pub fn record(
         instance_id: row.version.clone(),
         version: row.version.clone(),
         private_ip: row.addresses.ipv6.to_string(),
-        created_at: time::seconds(time::from_unix_ms(row.created_at)),
-        updated_at: time::seconds(time::from_unix_ms(row.updated_at)),
+        created_at: time::seconds(row.created_at.into()),
+        updated_at: time::seconds(row.updated_at.into()),
         // Of a destroyed one it is read from the database, if anyone asks.
         config: (row.state != MachineState::Destroyed).then(|| row.config.clone()),
         incomplete_config: None,
@@ -68,7 +68,7 @@ pub fn record(
         config_revision: row.revision,
         app: row.app.clone(),
         launched: row.launched,
-        lease: row.public_lease(shared.clock.now_ms()),
+        lease: row.public_lease(shared.clock.unix_now()),
         machine,
     }
 }
@@ -97,9 +97,9 @@ fn operation(row: &MachineRow, progress: &Progress) -> Option<Operation> {
         bytes_done: progress.bytes_done,
         bytes_total: progress.bytes_total,
         attempt: operation.attempt,
-        started_at: time::milliseconds(time::from_unix_ms(operation.started_at)),
-        deadline: time::milliseconds(time::from_unix_ms(operation.deadline)),
+        started_at: time::milliseconds(operation.started_at.into()),
+        deadline: time::milliseconds(operation.deadline.into()),
         last_error: operation.last_error.clone().map(event::bounded_text),
-        retry_at: operation.waits_until().map(|at| time::milliseconds(time::from_unix_ms(at))),
+        retry_at: operation.waits_until().map(|at| time::milliseconds(at.into())),
     })
 }

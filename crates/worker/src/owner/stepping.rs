@@ -101,7 +101,7 @@ impl Owner {
             Ok(Done::MayLaunch(turn)) => {
                 self.turns.keep_for_launch(turn);
                 if let Some(operation) = &mut self.row.operation {
-                    operation.deadline += running.begun.elapsed().as_millis() as u64;
+                    operation.deadline += running.begun.elapsed();
                 }
                 self.row.revision += 1;
                 self.publish();
@@ -186,7 +186,7 @@ impl Owner {
                     operation.step = if resumed { operation.step } else { operation.retry_from() };
                     operation.attempt += 1;
                     operation.last_error = Some(failure.message.clone());
-                    operation.retry_at = Some(draft.now + delay.as_millis() as u64);
+                    operation.retry_at = Some(draft.now + delay);
                 }
             })
             .await;

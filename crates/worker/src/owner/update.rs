@@ -54,12 +54,12 @@ impl Owner {
         // Versions rise also when the clock went back since the last one.
         let wanted = update.version.filter(|version| *version > self.row.version);
         let version =
-            wanted.unwrap_or_else(|| self.row.version.following(self.shared.clock.now_ms()));
+            wanted.unwrap_or_else(|| self.row.version.following(self.shared.clock.unix_now()));
         (row.version, row.config, row.image) = (version, raw, image);
         row.cordoned |= update.cordoned;
         let replaced = replaced(&self.row);
         spec::machine_spec(&row, &config, self.shared.network.guest_spec(&row.addresses))?;
-        let now = self.shared.clock.now_ms();
+        let now = self.shared.clock.unix_now();
         if let Some((ttl, owner)) = update.lease {
             let held = self.row.valid_lease(now);
             let nonce = held.map_or_else(LeaseNonce::random, |lease| lease.nonce.clone());

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
-use caddis_api::{Machine, MachineState, event::MachineEvent, machine::ImageRef};
+use caddis_api::{Machine, MachineState, UnixMillis, event::MachineEvent, machine::ImageRef};
 use caddis_bus::{
     AskWindow, BusError, Handler, InProcessBus, Published, Serving,
     message::{Announcement, decode},
@@ -55,7 +55,14 @@ fn event(number: u64) -> Arc<MachineEvent> {
     let long = || "é".repeat(1 << 13);
     let told =
         json!({ "error": long(), "message": long(), "timing": vec![json!({ "step": "s" }); 1000] });
-    Arc::new(event::new(None, number, Source::Worker, "exit", MachineState::Stopped, told))
+    Arc::new(event::new(
+        None,
+        UnixMillis::new(number),
+        Source::Worker,
+        "exit",
+        MachineState::Stopped,
+        told,
+    ))
 }
 
 /// A bus on which a message is sent only when it may be.
@@ -106,8 +113,8 @@ async fn a_delta_tells_what_is_new_since_the_one_before() {
     let publisher = publisher(bus);
     let (first, second) = (config(1), config(2));
     let told = |delta: &Delta| {
-        let events: Vec<_> =
-            delta.record.machine.events.iter().flatten().map(|event| event.timestamp).collect();
+        let events = delta.record.machine.events.iter().flatten();
+        let events: Vec<_> = events.map(|event| event.timestamp.as_u64()).collect();
         (
             delta.sequence,
             delta.record.config_revision,

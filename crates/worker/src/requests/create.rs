@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use caddis_api::{ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig, VersionId};
+use caddis_api::{
+    ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig, UnixMillis, VersionId,
+};
 use caddis_bus::message::{CreateMachine, WorkerReply, WorkerResult};
 use caddis_image::ResolvedImage;
 use caddis_network::MachineAddresses;
@@ -45,7 +47,7 @@ pub(super) async fn create(
     let addresses =
         MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
     let id = create.id.clone();
-    let row = new_row(create, config, image, addresses, shared.clock.now_ms());
+    let row = new_row(create, config, image, addresses, shared.clock.unix_now());
     record_new(shared, row, typed, request).await.inspect_err(|_| shared.capacity.release(&id))
 }
 
@@ -57,7 +59,7 @@ async fn record_new(
 ) -> WorkerResult {
     // Fails now rather than at the first start when there is nothing to run.
     spec::machine_spec(&row, &config, shared.network.guest_spec(&row.addresses))?;
-    let now = shared.clock.now_ms();
+    let now = shared.clock.unix_now();
     let mut draft = Transaction::new(row, now);
     draft.begin(OperationKind::Create, Source::Worker);
     let mut change = draft.into_change();
@@ -83,7 +85,7 @@ fn new_row(
     config: RawConfig,
     image: ResolvedImage,
     addresses: MachineAddresses,
-    now: u64,
+    now: UnixMillis,
 ) -> MachineRow {
     let mut row = MachineRow {
         format: FORMAT,
@@ -110,11 +112,11 @@ fn new_row(
         drained: false,
         lease: None,
         restarts: Vec::new(),
-        rested_at: 0,
+        rested_at: UnixMillis::EPOCH,
         start_kind: None,
         replaced: None,
         last_event: None,
-        revision: now,
+        revision: now.as_u64(),
         destroyed_at: None,
         superseded_by: None,
         is_quarantined: false,

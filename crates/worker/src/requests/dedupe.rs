@@ -4,11 +4,12 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use caddis_api::{ApiError, ErrorCode};
+use caddis_api::{ApiError, ErrorCode, UnixMillis};
 use caddis_bus::{
     Handler, MAX_MESSAGE_BYTES,
     message::{Envelope, PROTOCOL, WorkerReply, WorkerRequest, WorkerResult, decode, encode},
@@ -23,9 +24,9 @@ use serde::Deserialize;
 use super::{accepted, handle};
 use crate::{clock::Clock, engine::Shared, store::StoreError};
 
-/// How long an accepted request is remembered on the disk, milliseconds: longer than any sender
-/// waits for an answer.
-const RECORDED_MS: u64 = 10 * 60 * 1000;
+/// How long an accepted request is remembered on the disk: longer than any sender waits for an
+/// answer.
+const RECORDED: Duration = Duration::from_secs(10 * 60);
 /// Answers that are remembered, so that a repeated request does nothing twice.
 const REMEMBERED: usize = 4096;
 /// Bytes of all of them together, at most: an answer may hold a large configuration.
@@ -151,7 +152,7 @@ impl RequestHandler {
         }
         match decode::<Envelope>("worker", request) {
             Ok(envelope)
-                if is_late(&envelope, self.shared.clock.now_ms())
+                if is_late(&envelope, self.shared.clock.unix_now())
                     && !self.remembers(&envelope.request_id) =>
             {
                 let text = "unavailable: the request reached its host too late and was not carried out, try again; if \
@@ -193,8 +194,8 @@ fn check_protocol(request: &[u8]) -> Result<(), ApiError> {
 }
 
 /// Whether nobody waits for it any more: its sender may have done something else since.
-fn is_late(envelope: &Envelope, now_ms: u64) -> bool {
-    envelope.not_after < now_ms
+fn is_late(envelope: &Envelope, now: UnixMillis) -> bool {
+    UnixMillis::new(envelope.not_after) < now
 }
 
 fn may_change(request: &WorkerRequest) -> bool {
@@ -208,7 +209,7 @@ fn may_change(request: &WorkerRequest) -> bool {
     }
 }
 
-/// Since when accepted requests are remembered, milliseconds since the Unix epoch.
-pub fn remembered_since(clock: &Clock) -> u64 {
-    clock.now_ms().saturating_sub(RECORDED_MS)
+/// Since when accepted requests are remembered.
+pub fn remembered_since(clock: &Clock) -> UnixMillis {
+    clock.unix_now() - RECORDED
 }

@@ -31,7 +31,7 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> WorkerRes
 /// Why requests would fail; empty when they would not.
 pub(super) async fn problems(shared: &Arc<Shared>) -> Vec<String> {
     let mut problems = Vec::new();
-    if let Err(e) = shared.store.check(shared.clock.now_ms()).await {
+    if let Err(e) = shared.store.check(shared.clock.unix_now()).await {
         problems.push(e.to_string());
     }
     if let Err(e) = check_disk(shared).await {

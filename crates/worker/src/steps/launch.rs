@@ -34,7 +34,7 @@ pub(super) async fn launch(context: Context) -> Result<Done, Failure> {
     }
     tracing::debug!(machine = %row.id, memory_mib = config.memory_mib(), start = ?vm.start(), "VM launched");
     // A machine that was to be resumed and is not begins a boot that was not foreseen.
-    let boot = if is_resume(row) { shared.clock.now_ms() } else { row.boot };
+    let boot = if is_resume(row) { shared.clock.unix_now().as_u64() } else { row.boot };
     Ok(Done::Launched(RunningVm::open(vm, boot, shared.config.guest_pace)))
 }
 

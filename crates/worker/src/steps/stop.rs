@@ -58,12 +58,12 @@ pub(super) async fn await_exit(context: Context) -> Result<Done, Failure> {
     let over =
         |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
     let (begun, timeout) = match (&context.row.operation, stop_plan(&context.row)) {
-        (Some(operation), Some(plan)) => (operation.started_at, plan.timeout_ms),
-        _ => (context.shared.clock.now_ms(), 0),
+        (Some(operation), Some(plan)) => {
+            (operation.started_at, Duration::from_millis(plan.timeout_ms))
+        }
+        _ => (context.shared.clock.unix_now(), Duration::ZERO),
     };
-    let left = Duration::from_millis(
-        (begun + timeout).saturating_sub(context.shared.clock.now_ms()).min(timeout),
-    );
+    let left = (begun + timeout).since(context.shared.clock.unix_now()).min(timeout);
     // A program that has not begun can't heed a signal, and nobody hears of the end of one in a
     // guest that says nothing.
     let heeds = live.guest.borrow().started && !live.guest.borrow().silent;

@@ -1,7 +1,5 @@
 //! Waiting: for the time of a restart, and for a machine's turn among others.
 
-use std::time::Duration;
-
 use super::{Context, Done, Failure};
 use crate::{
     operations::{Start, StartReason},
@@ -10,10 +8,9 @@ use crate::{
 
 pub(super) async fn back_off(context: Context) -> Result<Done, Failure> {
     let kind = context.row.operation.map(|operation| operation.kind);
-    let not_before = kind.as_ref().and_then(|kind| kind.rules().not_before()).unwrap_or(0);
+    let not_before = kind.as_ref().and_then(|kind| kind.rules().not_before()).unwrap_or_default();
     // Never longer than any back-off: the clock may have been set back while no server ran.
-    let wait = Duration::from_millis(not_before.saturating_sub(context.shared.clock.now_ms()))
-        .min(restart::MAX_BACK_OFF);
+    let wait = not_before.since(context.shared.clock.unix_now()).min(restart::MAX_BACK_OFF);
     if !wait.is_zero() {
         context.shared.clock.sleep(wait).await;
     }

@@ -1,6 +1,6 @@
 //! How machines, their events and versions are written to the tables.
 
-use caddis_api::{MachineId, event::MachineEvent};
+use caddis_api::{MachineId, UnixMillis, event::MachineEvent};
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::{Change, EVENTS_PER_MACHINE, VERSIONS_PER_MACHINE, VersionChange};
@@ -48,7 +48,7 @@ pub(super) fn record(
             row.id.as_str(),
             row.app,
             row.state.as_str(),
-            row.destroyed_at.and_then(|at| i64::try_from(at).ok()),
+            row.destroyed_at.map(column),
             text,
         ])?;
     for event in events {
@@ -61,7 +61,7 @@ pub(super) fn record(
     if let Some((id, at)) = request {
         transaction
             .prepare_cached("INSERT OR IGNORE INTO requests (id, accepted_at) VALUES (?1, ?2)")?
-            .execute(params![id, i64::try_from(*at).unwrap_or(i64::MAX)])?;
+            .execute(params![id, column(*at)])?;
     }
     for change in versions {
         bytes += record_version(transaction, &row.id, change)?;
@@ -107,6 +107,11 @@ fn record_version(
         }
     }
     Ok(bytes)
+}
+
+/// A time as columns hold it.
+pub(super) fn column(time: UnixMillis) -> i64 {
+    i64::try_from(time.as_u64()).unwrap_or(i64::MAX)
 }
 
 fn to_json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use caddis_api::{MachineId, MachineState};
+use caddis_api::{MachineId, MachineState, UnixMillis};
 use caddis_bus::message::Action;
 use caddis_vmm::fake::Faults;
 use serde_json::json;
@@ -27,14 +27,14 @@ async fn stopped(fixture: &Fixture, schedule: &str) -> MachineId {
 /// When the machine was started because of its schedule, hours after it was made.
 async fn runs(fixture: &Fixture, machine: &MachineId) -> Vec<u64> {
     let created = fixture.record(machine).unwrap().machine.created_at;
-    let created = caddis_api::time::unix_ms(created.parse().unwrap());
+    let created = UnixMillis::from(created.parse::<jiff::Timestamp>().unwrap());
     let mut events = fixture.events(machine).await;
     events.reverse();
     let starts = events.iter().filter(|event| {
         (event.kind.as_str(), event.status.as_str(), event.source.as_str())
             == ("start", "starting", "flyd")
     });
-    starts.map(|start| (start.timestamp - created) / HOUR.as_millis() as u64).collect()
+    starts.map(|start| start.timestamp.since(created).as_secs() / HOUR.as_secs()).collect()
 }
 
 #[tokio::test]

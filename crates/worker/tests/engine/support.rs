@@ -249,7 +249,7 @@ impl Fixture {
 
     pub async fn ask_as(&self, request_id: &str, request: WorkerRequest) -> WorkerResult {
         let mut envelope = Envelope::new(request_id.to_owned(), TIMEOUT, request);
-        envelope.not_after = self.clock.now_ms() + u64::try_from(TIMEOUT.as_millis()).unwrap();
+        envelope.not_after = (self.clock.unix_now() + TIMEOUT).as_u64();
         self.ask_in(envelope).await
     }
 

@@ -127,7 +127,7 @@ fn draw(
 fn row(machine: &Machine, usage: Option<&MachineUsage>, now: Timestamp) -> Vec<String> {
     let guest = cell::config(machine).guest.unwrap_or_default();
     let event = machine.events.iter().flatten().next().map(|event| {
-        let at = caddis_api::time::from_unix_ms(event.timestamp).to_string();
+        let at = Timestamp::from(event.timestamp).to_string();
         format!("{} {}", event.kind, time::relative(&at, now))
     });
     vec![

@@ -1,6 +1,6 @@
 //! `caddis machine leases view`.
 
-use caddis_api::{MachineId, time};
+use caddis_api::{MachineId, UnixMillis, time};
 use caddis_client::ClientError;
 use clap::Args;
 use serde_json::{Map, Value};
@@ -39,7 +39,7 @@ pub async fn run(view: View, session: &Session) -> Result<(), CliError> {
         let (status, data) = (&lease["status"], &lease["data"]);
         let expires = data["expires_at"]
             .as_u64()
-            .map(|at| time::seconds(time::from_unix_ms(at.saturating_mul(1000))));
+            .map(|at| time::seconds(UnixMillis::from_seconds(at).into()));
         vec![
             id.clone(),
             text(&data["nonce"]),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use caddis_api::{
-    EventId, LeaseNonce, Machine, MachineId, MachineState, VersionId, WorkerId,
+    EventId, LeaseNonce, Machine, MachineId, MachineState, UnixMillis, VersionId, WorkerId,
     event::MachineEvent,
     lease::Lease,
     machine::{ImageRef, Operation},
@@ -24,7 +24,7 @@ pub fn enter(record: &mut MachineRecord, state: MachineState, kind: &str) {
     record.machine.state = state;
     record.launched |= state == MachineState::Started;
     let events = record.machine.events.get_or_insert_default();
-    let timestamp = 1_700_000_000_000;
+    let timestamp = UnixMillis::new(1_700_000_000_000);
     let id = EventId::following(events.first().map(|event| &event.id), timestamp);
     let event = MachineEvent {
         id,
