@@ -8,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use caddis_guest_protocol::fake::{Behaviour, FakeGuest};
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
@@ -59,10 +60,6 @@ pub struct FakeHost {
     snapshots: Arc<Mutex<HashMap<PathBuf, FakeGuest>>>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl FakeHost {
     /// One whose guests go on when the runtime ends that a driver was used in, as VMs outlive their
     /// server.
@@ -84,7 +81,7 @@ impl FakeHost {
 
     /// From now on.
     pub fn set_faults(&self, faults: Faults) {
-        *locked(&self.faults) = faults;
+        *self.faults.lock() = faults;
     }
 
     /// How many VMs were launched so far.
@@ -94,17 +91,17 @@ impl FakeHost {
 
     /// Machines whose VM runs.
     pub fn running(&self) -> Vec<String> {
-        locked(&self.running).keys().cloned().collect()
+        self.running.lock().keys().cloned().collect()
     }
 
     /// The guest of a machine.
     pub fn guest(&self, machine_id: &str) -> Option<FakeGuest> {
-        locked(&self.running).get(machine_id).map(|vm| vm.guest.clone())
+        self.running.lock().get(machine_id).map(|vm| vm.guest.clone())
     }
 
     /// Ends a machine's VM as nobody asked for.
     pub fn crash(&self, machine_id: &str, exit: VmExit) {
-        let crashed = locked(&self.running).remove(machine_id);
+        let crashed = self.running.lock().remove(machine_id);
         if let Some(vm) = crashed {
             vm.exit.send_replace(Some(exit));
             vm.guest.kill();
@@ -113,7 +110,7 @@ impl FakeHost {
 
     /// Has a machine's VM stand still, or not any more.
     pub fn hold(&self, machine_id: &str, hold: Option<Hold>) {
-        if let Some(vm) = locked(&self.running).get(machine_id) {
+        if let Some(vm) = self.running.lock().get(machine_id) {
             vm.hold.send_replace(hold);
         }
     }
@@ -123,7 +120,7 @@ impl FakeHost {
         for machine in self.running() {
             self.crash(&machine, VmExit::Ended);
         }
-        locked(&self.running).clear();
+        self.running.lock().clear();
     }
 }
 
@@ -162,7 +159,7 @@ impl FakeHost {
         let (exit, hold) = (watch::Sender::new(None), watch::Sender::new(None));
         let vm = Arc::new(FakeVm { host: self.clone(), slot, start, guest, exit, hold });
         {
-            let mut running = locked(&self.running);
+            let mut running = self.running.lock();
             if running.contains_key(machine_id) {
                 self.collisions.fetch_add(1, Ordering::Relaxed);
                 return Err(VmmError::AlreadyRunning { machine_id: machine_id.to_owned() });
@@ -173,12 +170,12 @@ impl FakeHost {
         let (host, ended) = (self.clone(), vm.clone());
         self.spawn(async move {
             ended.guest.powered_off().await;
-            let delay = locked(&host.faults).death_delay;
+            let delay = host.faults.lock().death_delay;
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
             // Whoever hears of its end may launch the next.
-            locked(&host.running).retain(|_, vm| !Arc::ptr_eq(vm, &ended));
+            host.running.lock().retain(|_, vm| !Arc::ptr_eq(vm, &ended));
             ended.exit.send_if_modified(|exit| {
                 exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended
             });
@@ -189,11 +186,11 @@ impl FakeHost {
     /// The guest that was saved to this file, which is used up.
     fn resume(&self, file: &Path) -> Option<FakeGuest> {
         let whole = fs::read(file).is_ok_and(|content| content == SNAPSHOT);
-        let usable = whole && !locked(&self.faults).failing_resumes;
+        let usable = whole && !self.faults.lock().failing_resumes;
         // Whatever is in it: it is tried once.
         let _ = fs::remove_file(file);
         let _runtime = self.runtime.as_ref().map(Handle::enter);
-        locked(&self.snapshots).remove(file).filter(|_| usable).map(|guest| guest.restored())
+        self.snapshots.lock().remove(file).filter(|_| usable).map(|guest| guest.restored())
     }
 }
 
@@ -220,7 +217,7 @@ impl Vmm for FakeVmm {
 
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError> {
         let fits = spec.saved.is_none() && spec.kernel_args.is_empty();
-        let is_warm = fits && locked(&self.host.faults).pool;
+        let is_warm = fits && self.host.faults.lock().pool;
         Ok(Box::new(FakeSeat { host: self.host.clone(), slot: self.slots.lease()?, spec, is_warm }))
     }
 
@@ -242,7 +239,7 @@ impl Vmm for FakeVmm {
         machine_id: &str,
         _directory: &Path,
     ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
-        Ok(locked(&self.host.running).get(machine_id).cloned().map(|vm| vm as Arc<dyn Vm>))
+        Ok(self.host.running.lock().get(machine_id).cloned().map(|vm| vm as Arc<dyn Vm>))
     }
 }
 
@@ -269,12 +266,12 @@ impl Seat for FakeSeat {
             fs::metadata(path).map_err(VmmError::io(format!("open {}", path.display())))?;
         }
         // It may have died meanwhile.
-        if is_warm && locked(&host.faults).pool {
-            let guest = FakeGuest::new(locked(&host.faults).guest.clone());
+        if is_warm && host.faults.lock().pool {
+            let guest = FakeGuest::new(host.faults.lock().guest.clone());
             return host.run(&spec.machine_id, slot, Start::template(PoolUse::Hit), guest);
         }
         let faults = {
-            let mut faults = locked(&host.faults);
+            let mut faults = host.faults.lock();
             let now = faults.clone();
             faults.failing_launches = faults.failing_launches.saturating_sub(1);
             now
@@ -330,7 +327,7 @@ impl Vm for FakeVm {
 
     async fn save(&self, directory: &Path) -> Result<(), VmmError> {
         let (fails, delay) = {
-            let mut faults = locked(&self.host.faults);
+            let mut faults = self.host.faults.lock();
             let fails = faults.failing_saves > 0;
             faults.failing_saves = faults.failing_saves.saturating_sub(1);
             (fails, faults.save_delay)
@@ -341,12 +338,12 @@ impl Vm for FakeVm {
         }
         let file = snapshot(directory);
         fs::write(&file, SNAPSHOT).map_err(VmmError::io("write a fake snapshot"))?;
-        locked(&self.host.snapshots).insert(file, self.guest.clone());
+        self.host.snapshots.lock().insert(file, self.guest.clone());
         Ok(())
     }
 
     async fn unpause(&self) -> Result<(), VmmError> {
-        if !locked(&self.host.faults).disk_stays_full {
+        if !self.host.faults.lock().disk_stays_full {
             self.hold.send_replace(None);
         }
         Ok(())

@@ -6,9 +6,9 @@ use std::{
     io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::VmmError;
@@ -22,7 +22,7 @@ static FORKING: Mutex<()> = Mutex::new(());
 /// Waits until nobody of this process forks or tests a lock. For blocking code only, and not for
 /// long.
 pub(crate) fn no_fork() -> MutexGuard<'static, ()> {
-    FORKING.lock().unwrap_or_else(PoisonError::into_inner)
+    FORKING.lock()
 }
 
 /// Takes the machine's lock; `None` when a process holds it.

@@ -3,11 +3,12 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use tracing::debug;
 
@@ -42,7 +43,7 @@ impl Watched {
         let cgroups = self.slot.cgroups();
         let oom_kills = cgroups.map_or(0, |cgroups| cgroups.slot(&name).oom_kills());
         clear(&self.directory, cgroups, &name);
-        let captures = self.captures.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let captures = self.captures.into_inner();
         let (output, console) = captures.unwrap_or_default();
         let tail =
             |capture: Option<Capture>| capture.map(|capture| capture.tail()).unwrap_or_default();

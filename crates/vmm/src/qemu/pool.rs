@@ -15,7 +15,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use caddis_guest_protocol::{
     MachineSpec,
     spec::{GATEWAY_V4, GATEWAY_V6, NetworkSpec},
 };
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::json;
 use tokio::{sync::Notify, task::spawn_blocking};
 use tracing::{info, warn};
@@ -98,7 +99,7 @@ impl Pool {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Most VMs of a shape that memory allows.

@@ -8,10 +8,11 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -94,7 +95,7 @@ impl Templates {
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<Shape, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 
     /// The template of a shape, if it is there.
@@ -171,7 +172,7 @@ impl Templates {
     }
 
     fn failed(&self, shape: Shape, reason: String) -> Entry {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = self.failures.lock();
         let count = failures.entry(shape).or_default();
         let backoff = FIRST_BACKOFF.saturating_mul(1 << (*count).min(8)).min(MAX_BACKOFF);
         *count += 1;
@@ -205,7 +206,7 @@ impl Templates {
 
     /// A VM was restored from it.
     pub(crate) fn prove(&self, shape: Shape) {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&shape);
+        self.failures.lock().remove(&shape);
         if let Some(Entry::Ready { proved, .. }) = self.entries().get_mut(&shape) {
             *proved = true;
         }
