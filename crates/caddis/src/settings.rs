@@ -235,9 +235,8 @@ impl ServeArguments {
     /// These, and where they say nothing what a configuration file says.
     fn over(self, file: &Self) -> Result<Self> {
         let mut set = toml::Table::try_from(file)?;
-        // TOML has signed numbers of 64 bits, which a file can't exceed.
-        let most = || format!("a flag has a number above {}", i64::MAX);
-        set.extend(toml::Table::try_from(&self).with_context(most)?);
+        let flags = toml::Table::try_from(&self).context("can't use the flags as settings")?;
+        set.extend(flags);
         Ok(Self { boot_id_file: self.boot_id_file, ..set.try_into()? })
     }
 }

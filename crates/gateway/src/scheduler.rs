@@ -87,8 +87,8 @@ fn rank(offers: &mut [Offer]) {
 }
 
 fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError {
-    let mut answered = refused.iter().flat_map(|(_, offers)| offers).peekable();
-    if answered.peek().is_some() && answered.all(|offer| offer.drains) {
+    let drained = |offers: &Vec<Offer>| !offers.is_empty() && offers.iter().all(|o| o.drains);
+    if !refused.is_empty() && refused.iter().all(|(_, offers)| drained(offers)) {
         return ApiError::precondition(
             "no host takes machines: each is being drained for a shutdown, until its server is restarted",
         );
@@ -169,6 +169,8 @@ mod tests {
         let error = refusal(std::slice::from_ref(&drained));
         assert_eq!(error.code, ErrorCode::FailedPrecondition);
         assert!(error.message.contains("until its server is restarted"), "{}", error.message);
+        let silent = [("local".to_owned(), vec![drained.clone()]), ("far".to_owned(), vec![])];
+        assert_eq!(no_room(&config, &silent).code, ErrorCode::InsufficientCapacity);
         let error = refusal(&[drained, full]);
         assert_eq!(error.code, ErrorCode::InsufficientCapacity);
         let text = "; host w in local is being drained; host v in local has 4 CPUs, 0 MiB";

@@ -214,7 +214,8 @@ struct Listed {
 
 /// Lists a worker, however often it takes.
 async fn list(view: &View, client: &WorkerClient, worker: &WorkerId) -> Listed {
-    until_done(|| list_once(view, client, worker), "can't list a worker", worker).await
+    let list = || list_once(view, client, worker);
+    until_done(list, |error| tracing::warn!(%worker, ?error, "can't list a worker, retrying")).await
 }
 
 async fn list_once(
@@ -254,8 +255,10 @@ async fn list_once(
 
 /// Has the view know one machine as a whole, however often it takes.
 async fn fetch(view: &View, client: &WorkerClient, worker: &WorkerId, machine: &MachineId) {
-    let what = "can't fetch a machine";
-    if let Some(record) = until_done(|| get(client, worker, machine), what, worker).await {
+    let warn = |error| {
+        tracing::warn!(%worker, %machine, ?error, "can't fetch a machine, retrying");
+    };
+    if let Some(record) = until_done(|| get(client, worker, machine), warn).await {
         view.apply(record);
     }
 }
@@ -263,14 +266,13 @@ async fn fetch(view: &View, client: &WorkerClient, worker: &WorkerId, machine: &
 /// Asks a worker until it answers.
 async fn until_done<T, F: Future<Output = Result<T, AskError>>>(
     mut ask: impl FnMut() -> F,
-    failure: &str,
-    worker: &WorkerId,
+    warn: impl Fn(AskError),
 ) -> T {
     let mut backoff = BACKOFF.0;
     loop {
         match ask().await {
             Ok(answer) => return answer,
-            Err(error) => tracing::warn!(%worker, ?error, "{failure}, retrying"),
+            Err(error) => warn(error),
         }
         tokio::time::sleep(backoff).await;
         backoff = BACKOFF.1.min(backoff * 2);

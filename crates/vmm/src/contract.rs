@@ -109,6 +109,7 @@ impl<'a> Machine<'a> {
             disks: vec![disk],
             mac: "02:00:00:00:00:02".to_owned(),
             kernel_args: Vec::new(),
+            not_warm: false,
             saved: None,
         };
         Self { fixture, spec }

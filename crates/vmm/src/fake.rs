@@ -216,7 +216,7 @@ impl Vmm for FakeVmm {
     }
 
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError> {
-        let fits = spec.saved.is_none() && spec.kernel_args.is_empty();
+        let fits = spec.saved.is_none() && spec.kernel_args.is_empty() && !spec.not_warm;
         let is_warm = fits && self.host.faults.lock().pool;
         Ok(Box::new(FakeSeat { host: self.host.clone(), slot: self.slots.lease()?, spec, is_warm }))
     }

@@ -99,6 +99,8 @@ pub struct LaunchSpec {
     pub mac: String,
     /// Further kernel arguments of the user.
     pub kernel_args: Vec<String>,
+    /// Not to be a warm VM: the tap of one could not be connected.
+    pub not_warm: bool,
     /// The directory that the machine was saved to, if it is to resume: nothing is saved there any
     /// more when this is over, whether or not it could be used. Where it can't be, the machine
     /// boots.

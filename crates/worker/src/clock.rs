@@ -68,6 +68,19 @@ impl Clock {
         self.sleep_until(self.now() + duration).await;
     }
 
+    /// What the future ends with, or nothing when this much time is over first.
+    pub async fn timeout<T>(
+        &self,
+        duration: Duration,
+        future: impl Future<Output = T>,
+    ) -> Option<T> {
+        tokio::select! {
+            biased;
+            output = future => Some(output),
+            () = self.sleep(duration) => None,
+        }
+    }
+
     /// Has this much time pass at once: whoever waits for less is woken. For tests.
     pub fn advance(&self, by: Duration) {
         self.ahead.send_modify(|ahead| *ahead += by);

@@ -5,7 +5,10 @@ use std::{
     net::Ipv4Addr,
     os::fd::OwnedFd,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -157,7 +160,10 @@ impl Images for FakeImages {
 
 /// Taps that are attached.
 #[derive(Debug, Clone, Default)]
-pub struct FakeNetwork(Arc<Mutex<BTreeSet<String>>>);
+pub struct FakeNetwork {
+    taps: Arc<Mutex<BTreeSet<String>>>,
+    refuses_to_adopt: Arc<AtomicBool>,
+}
 
 impl FakeNetwork {
     /// As by the end of the processes that held them.
@@ -170,8 +176,13 @@ impl FakeNetwork {
         self.attached().iter().cloned().collect()
     }
 
+    /// Has taps that are there already not be connected, as when another program removed them.
+    pub fn refuse_to_adopt(&self) {
+        self.refuses_to_adopt.store(true, Ordering::Relaxed);
+    }
+
     fn attached(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.0.lock()
+        self.taps.lock()
     }
 }
 
@@ -183,6 +194,9 @@ impl HostNetwork for FakeNetwork {
     }
 
     async fn adopt(&self, tap: &str, _: &MachineAddresses) -> Result<(), ApiError> {
+        if self.refuses_to_adopt.load(Ordering::Relaxed) {
+            return Err(ApiError::internal("there is no such tap"));
+        }
         self.attached().insert(tap.to_owned());
         Ok(())
     }

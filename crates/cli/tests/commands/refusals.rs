@@ -3,8 +3,9 @@
 use caddis_testkit::fake::{FakeOptions, Faults, Stage};
 use insta::assert_snapshot;
 use serde_json::json;
+use tokio::time::timeout;
 
-use crate::stand::Stand;
+use crate::stand::{DEADLINE, Stand};
 
 #[tokio::test]
 async fn wrong_names_are_told() {
@@ -243,7 +244,10 @@ async fn a_start_that_fails_is_told() {
 async fn a_run_that_is_broken_off_leaves_what_was_asked_for() {
     let stand = Stand::with_app().await;
     stand.server.images.hold(Stage::Pull);
-    let made = async { while stand.run("machine list -a shop -q").await.ok().stdout.is_empty() {} };
+    let made = async {
+        while Box::pin(stand.run("machine list -a shop -q")).await.ok().stdout.is_empty() {}
+    };
+    let made = Box::pin(async { timeout(DEADLINE, made).await.unwrap() });
     let outcome = stand.run_until("machine run web -a shop --name web", made).await;
     assert_eq!(outcome.code, 127, "{outcome}");
     stand.server.images.release();

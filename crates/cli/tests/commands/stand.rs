@@ -14,6 +14,7 @@ use caddis_testkit::fake::{FakeOptions, FakeServer};
 use clap::Parser;
 use regex::{Captures, Regex};
 use serde_json::Value;
+use tokio::time::timeout;
 
 #[derive(Parser)]
 #[command(name = "caddis")]
@@ -23,6 +24,9 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// Time within which everything happens.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A server and a user's home.
 pub struct Stand {
@@ -116,9 +120,12 @@ impl Stand {
         let (url, token) = (self.server.url(), self.server.token().to_owned());
         let variables = [("CADDIS_API_URL", &*url), ("CADDIS_API_TOKEN", &*token)];
         let shown = async |stdout: OutputTail| {
-            while !stdout.text().contains(text) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            let shown = async {
+                while !stdout.text().contains(text) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(DEADLINE, shown).await.unwrap_or_else(|_| panic!("no {text} came"));
         };
         self.run_interrupted(line, &variables, shown).await
     }

@@ -136,8 +136,9 @@ pub(crate) async fn list(
     let after = if page.cursor.after.is_empty() { Ok(0) } else { page.cursor.after.parse() };
     let query = AppQuery {
         organization,
-        after: after
-            .map_err(|_| ApiError::invalid("invalid parameter cursor, begin the list anew"))?,
+        after: after.map_err(|_| {
+            ApiError::invalid("invalid parameter cursor, start again from the first page")
+        })?,
         created_until_ms: Some(page.cursor.first_ms),
         limit: Some(page.limit),
     };

@@ -69,11 +69,12 @@ impl Cursor {
     }
 
     fn read(text: &str, now: u64) -> Result<Self, ApiError> {
-        let invalid = || ApiError::invalid("invalid parameter cursor, begin the list anew");
+        let invalid =
+            || ApiError::invalid("invalid parameter cursor, start again from the first page");
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid())?;
         let cursor: Self = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
         if now.abs_diff(cursor.first_ms) > LIFETIME_MS {
-            return Err(ApiError::invalid("expired cursor, begin the list anew"));
+            return Err(ApiError::invalid("expired cursor, start again from the first page"));
         }
         Ok(cursor)
     }

@@ -172,7 +172,7 @@ async fn renew(context: &Context, held: &Held) -> Infallible {
             Ok(true) => {}
             // Its answer was noted a moment ago, or this gateway stood still for too long. What it
             // makes is made once.
-            Ok(false) => tracing::debug!(id = held.id, "the lease of an idempotency key was lost"),
+            Ok(false) => tracing::debug!(id = held.id, "an idempotency key is no longer leased"),
             Err(error) => {
                 tracing::warn!(id = held.id, %error, "can't renew the lease of an idempotency key, retrying")
             }

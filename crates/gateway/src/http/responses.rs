@@ -50,7 +50,7 @@ errors! {
     /// Of what a worker may refuse.
     Refused {
         "409" => "Someone else holds the lease or changed the machine at the same time, or the host has no capacity",
-        "412" => "The machine's state does not allow this",
+        "412" => "The state of the machine or its host does not allow this",
     }
     /// Of what may come with an `Idempotency-Key`.
     Keyed {

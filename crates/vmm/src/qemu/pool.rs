@@ -1,13 +1,14 @@
-//! VMs that were restored from a template and wait for a machine: all of a start that does not
-//! depend on which machine it is lies behind them. They have rehearsed the rest, and stand still.
+//! The warm pool: VMs that were restored from a template and are paused until a machine needs one.
+//! All of a start that does not depend on which machine it is lies behind them, and a warm-up of
+//! the rest.
 //!
 //! ```text
-//! wait:  slot, tap ▸ restore from the template, over a stand-in for the root disk ▸ init rehearses ▸ stop
-//! bind:  exchange the disk ▸ go on ▸ the machine's lock ▸ record ▸ sockets into the machine's directory
-//!        ▸ the VM's lock takes the place of the machine's: from here on it is the machine's VM
+//! make:    slot, tap ▸ restore from the template, over a stand-in for the root disk ▸ init warms up ▸ pause
+//! assign:  exchange the disks ▸ resume ▸ the machine's lock ▸ record ▸ sockets into the machine's directory
+//!          ▸ the VM's lock takes the place of the machine's: from here on it is the machine's VM
 //! ```
-//! A server that is killed before the last step leaves a VM that waits, which the next server ends;
-//! after it, one that is adopted.
+//! A server that is killed before the last step leaves a warm VM, which the next server ends; after
+//! it, one that is adopted.
 
 use std::{
     collections::HashMap,
@@ -229,7 +230,7 @@ impl Driver {
                 return false;
             }
         }
-        match self.restore_waiting(shape).await {
+        match self.restore_warm(shape).await {
             Ok(warm_vm) => {
                 self.pool.put(shape, warm_vm);
                 true
@@ -248,11 +249,12 @@ impl Driver {
         self.pool.changed.notify_one();
     }
 
-    async fn restore_waiting(self: &Arc<Self>, shape: Shape) -> Result<WarmVm, VmmError> {
+    async fn restore_warm(self: &Arc<Self>, shape: Shape) -> Result<WarmVm, VmmError> {
         let number = self.pool.number.fetch_add(1, Ordering::Relaxed);
         let this = self.clone();
-        let restored =
-            spawn_blocking(move || this.restore_unbound(shape, number)).await.map_err(panicked)?;
+        let restored = spawn_blocking(move || this.restore_unassigned(shape, number))
+            .await
+            .map_err(panicked)?;
         let vm = restored?;
         let warmed_up = self.ending.run_until_cancelled(warm_up(&vm, Part::All, TIMEOUT)).await;
         // Ending it, where it did not, blocks too.
@@ -266,7 +268,7 @@ impl Driver {
         spawn_blocking(stop).await.map_err(panicked)?
     }
 
-    fn restore_unbound(
+    fn restore_unassigned(
         self: &Arc<Self>,
         shape: Shape,
         number: u64,
@@ -403,7 +405,7 @@ impl WarmVm {
         let running = running
             .take()
             .ok_or_else(|| VmmError::io("assign a warm VM")(io::ErrorKind::NotFound.into()))?;
-        Ok(Running { steps: vec![("bind", begun.elapsed())], ..running })
+        Ok(Running { steps: vec![("assign", begun.elapsed())], ..running })
     }
 
     fn try_assign(&mut self, spec: &LaunchSpec) -> Result<(), VmmError> {

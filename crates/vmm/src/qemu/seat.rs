@@ -23,7 +23,7 @@ pub(super) struct QemuSeat {
 impl QemuSeat {
     /// That of a warm VM, if one fits.
     pub(super) fn new(driver: Arc<Driver>, spec: LaunchSpec) -> Result<Self, VmmError> {
-        let fits = spec.saved.is_none() && spec.kernel_args.is_empty();
+        let fits = spec.saved.is_none() && spec.kernel_args.is_empty() && !spec.not_warm;
         let warm = if fits { driver.pool.acquire(spec.shape()) } else { None };
         let slot = match &warm {
             Some(warm) => warm.slot().clone(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use caddis_image::Progress;
 use futures::future::BoxFuture;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 use super::{Owner, RunningStep, StepFuture, Transaction};
 use crate::{
@@ -64,14 +64,15 @@ impl Owner {
             future: run(context),
             progress,
             superseded: false,
-            begun: Instant::now(),
+            begun: self.shared.clock.now(),
         });
     }
 
     pub(super) async fn step_finished(&mut self, result: Result<Done, Failure>) {
         let Some(running) = self.step.take() else { return };
         self.progress = Progress::default();
-        self.timing.step(running.step, running.begun.elapsed());
+        let elapsed = self.shared.clock.now() - running.begun;
+        self.timing.step(running.step, elapsed);
         let result = match result {
             Ok(Done::Launched(live)) => {
                 self.timing.launched(&live);
@@ -101,7 +102,7 @@ impl Owner {
             Ok(Done::MayLaunch(turn)) => {
                 self.turns.keep_for_launch(turn);
                 if let Some(operation) = &mut self.row.operation {
-                    operation.deadline += running.begun.elapsed();
+                    operation.deadline += elapsed;
                 }
                 self.row.revision += 1;
                 self.publish();

@@ -18,7 +18,7 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> WorkerRes
         }
     }
     let all = futures::future::join_all(waiting);
-    let results = tokio::time::timeout(deadline, all).await.map_err(|_| {
+    let results = shared.clock.timeout(deadline, all).await.ok_or_else(|| {
         ApiError::new(
             ErrorCode::DeadlineExceeded,
             format!("deadline_exceeded: some machines are still running after {deadline:?}; they go down with the host"),

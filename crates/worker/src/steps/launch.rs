@@ -81,25 +81,41 @@ async fn launch_vm(
         disks: vec![root::own_disk(context, base)],
         mac: row.addresses.mac.clone(),
         kernel_args: config.kernel_args(),
+        not_warm: false,
         saved,
     };
-    let seat = shared.vmm.prepare(spec).await.map_err(Failure::retry)?;
+    let mut seat = shared.vmm.prepare(spec.clone()).await.map_err(Failure::retry)?;
+    let mut connected = connect(context, seat.as_ref()).await;
+    if let Some(error) = connected.as_ref().err().filter(|_| seat.has_tap()) {
+        tracing::warn!(machine = %row.id, error = error.message, "can't connect a warm VM, launching another");
+        detach(context, &seat.slot().tap_name()).await;
+        drop(seat);
+        let spec = LaunchSpec { not_warm: true, ..spec };
+        seat = shared.vmm.prepare(spec).await.map_err(Failure::retry)?;
+        connected = connect(context, seat.as_ref()).await;
+    }
     // Held until the network is detached, should it come to that: its tap must not be another's by
     // then.
     let slot = seat.slot().clone();
-    let launched = match connect(context, seat.as_ref()).await {
+    let launched = match connected {
         Ok(tap) => seat.launch(tap).await.map_err(|e| match e {
             VmmError::Unusable { .. } => Failure::last(e),
             _ => Failure::retry(e),
         }),
         Err(e) => Err(e.into()),
     };
-    if launched.is_err()
-        && let Err(e) = shared.network.detach(&slot.tap_name(), &row.addresses).await
-    {
-        tracing::warn!(machine = %row.id, error = %e.message, "can't detach the network of a VM that did not start");
+    if launched.is_err() {
+        detach(context, &slot.tap_name()).await;
     }
     launched
+}
+
+/// Disconnects a VM that did not start.
+async fn detach(context: &Context, tap: &str) {
+    let (network, row) = (&context.shared.network, &context.row);
+    if let Err(e) = network.detach(tap, &row.addresses).await {
+        tracing::warn!(machine = %row.id, error = %e.message, "can't detach the network of a VM that did not start");
+    }
 }
 
 /// Connects the machine's network with the tap of a seat, which is made where it is not there.

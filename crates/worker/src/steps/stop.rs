@@ -6,6 +6,7 @@ use caddis_vmm::VmExit;
 
 use super::{Context, Done, Failure, RunningVmHandle, suspend};
 use crate::{
+    clock::Clock,
     live::Guest,
     operations::StopPlan,
     row::{EndCause, MachineRow, ProgramEnd},
@@ -35,7 +36,7 @@ pub(super) async fn signal(context: Context) -> Result<Done, Failure> {
             // before it hears anything; here it may be heard of a little later.
             Ok(()) => {
                 let known = live.until(|guest| guest.up || guest.gone.is_some());
-                let _ = tokio::time::timeout(KILL_GRACE, known).await;
+                let _ = context.shared.clock.timeout(KILL_GRACE, known).await;
             }
             // The next step's timeout ends a program that was never asked.
             Err(error) => {
@@ -68,14 +69,14 @@ pub(super) async fn await_exit(context: Context) -> Result<Done, Failure> {
     // guest that says nothing.
     let heeds = live.guest.borrow().started && !live.guest.borrow().silent;
     let left = if heeds { left } else { Duration::ZERO };
-    let guest = match tokio::time::timeout(left, live.until(over)).await {
-        Ok(guest) => guest,
-        Err(_) => return Ok(kill_program(live).await),
-    };
-    Ok(ended(guest))
+    let clock = &context.shared.clock;
+    match clock.timeout(left, live.until(over)).await {
+        Some(guest) => Ok(ended(guest)),
+        None => Ok(kill_program(live, clock).await),
+    }
 }
 
-async fn kill_program(mut live: RunningVmHandle) -> Done {
+async fn kill_program(mut live: RunningVmHandle, clock: &Clock) -> Done {
     if live.guest.borrow().silent {
         let text = "the machine's init did not answer, its VM was killed";
         return Done::Ended(ProgramEnd::unreported(EndCause::Killed, Some(text.to_owned())));
@@ -89,9 +90,9 @@ async fn kill_program(mut live: RunningVmHandle) -> Done {
         live.session.signal(caddis_api::Signal::KILL.number()).await.ok()?;
         Some(live.until(over).await)
     };
-    match tokio::time::timeout(KILL_GRACE, ask).await {
-        Ok(Some(guest)) => ended(guest),
-        Ok(None) | Err(_) => Done::Ended(ProgramEnd::unreported(EndCause::Killed, None)),
+    match clock.timeout(KILL_GRACE, ask).await {
+        Some(Some(guest)) => ended(guest),
+        Some(None) | None => Done::Ended(ProgramEnd::unreported(EndCause::Killed, None)),
     }
 }
 
@@ -137,8 +138,8 @@ pub(super) async fn power_off(context: Context) -> Result<Done, Failure> {
     } else if end.is_some() {
         live.session.acknowledge_exit();
         // `release` kills what does not end by itself in time.
-        let _ =
-            tokio::time::timeout(POWER_OFF_GRACE, live.until(|guest| guest.gone.is_some())).await;
+        let gone = live.until(|guest| guest.gone.is_some());
+        let _ = context.shared.clock.timeout(POWER_OFF_GRACE, gone).await;
     }
     Ok(Done::Next)
 }

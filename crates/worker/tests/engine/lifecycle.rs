@@ -6,6 +6,7 @@ use caddis_api::{ErrorCode, MachineId, MachineState};
 use caddis_bus::message::{
     Action, Envelope, MachineRecord, PROTOCOL, WorkerReply, WorkerRequest, encode,
 };
+use caddis_vmm::fake::Faults;
 use serde_json::json;
 
 use crate::support::{self, Fixture};
@@ -243,4 +244,17 @@ async fn restart_policies_are_followed_and_auto_destroy_removes() {
     assert_eq!(restarting, [false, true]);
     assert_eq!(fixture.exits(&content).await.len(), 1);
     fixture.assert_nothing_runs().await;
+}
+
+#[tokio::test]
+async fn a_warm_vm_that_can_not_be_connected_is_replaced_within_the_same_start() {
+    let fixture = Fixture::new().await;
+    fixture.host.set_faults(Faults { pool: true, ..Faults::default() });
+    fixture.network.refuse_to_adopt();
+    for _ in 0..5 {
+        let machine = fixture.started().await;
+        let events = fixture.events(&machine).await;
+        assert!(events.iter().all(|event| event.request.is_none()), "nothing failed: {events:?}");
+    }
+    assert_eq!((fixture.host.running().len(), fixture.network.taps().len()), (5, 5));
 }

@@ -13,6 +13,16 @@ use crate::support::Fixture;
 
 const STOP: Action = Action::Stop { signal: None, timeout: None };
 const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Has time pass a minute at a time, at each of which the machine looks whether it is due.
+async fn pass(fixture: &Fixture, machine: &MachineId, minutes: u32) {
+    for _ in 0..minutes {
+        fixture.clock.advance(MINUTE);
+        // It has no lease, and has looked at its clock when it says so.
+        fixture.act(machine, Action::GetLease).await.unwrap_err();
+    }
+}
 
 /// A machine that has run and is stopped.
 async fn stopped(fixture: &Fixture, schedule: &str) -> MachineId {
@@ -45,9 +55,10 @@ async fn a_machine_with_a_schedule_starts_when_its_time_has_come() {
     let usual = fixture.started().await;
     fixture.act(&usual, STOP).await.unwrap();
     fixture.until(&usual, MachineState::Stopped).await;
-    for _ in 0..2 {
-        fixture.clock.advance(HOUR / 2);
-    }
+    pass(&fixture, &hourly, 55).await;
+    fixture.until(&hourly, MachineState::Stopped).await;
+    fixture.assert_nothing_runs().await;
+    pass(&fixture, &hourly, 5).await;
     fixture.until(&hourly, MachineState::Started).await;
     assert_eq!(fixture.host.running(), [hourly.to_string()], "and no other");
     fixture.act(&hourly, STOP).await.unwrap();
@@ -73,6 +84,9 @@ async fn runs_that_were_missed_while_no_server_ran_are_made_up_for_once() {
         fixture.act(machine, STOP).await.unwrap();
         fixture.until(machine, MachineState::Stopped).await;
     }
+    pass(&fixture, &hourly, 5).await;
+    pass(&fixture, &daily, 5).await;
+    fixture.assert_nothing_runs().await;
     fixture.clock.advance(HOUR);
     fixture.until(&hourly, MachineState::Started).await;
     assert_eq!(runs(&fixture, &hourly).await, [100, 101]);
@@ -87,7 +101,9 @@ async fn a_machine_with_a_schedule_that_could_not_be_started_is_tried_again_the_
     fixture.act(&hourly, Action::Start).await.unwrap();
     fixture.until(&hourly, MachineState::Failed).await;
     fixture.host.set_faults(Faults::default());
-    fixture.clock.advance(HOUR);
+    pass(&fixture, &hourly, 30).await;
+    fixture.until(&hourly, MachineState::Failed).await;
+    fixture.clock.advance(HOUR / 2);
     fixture.until(&hourly, MachineState::Started).await;
     assert_eq!(runs(&fixture, &hourly).await, [1], "not at once");
 }
