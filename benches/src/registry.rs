@@ -31,7 +31,8 @@ impl Registry {
         let config = directory.join("config.yml");
         let blobs = directory.join("blobs");
         let text = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {ADDRESS}}}\n",
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \
+             {ADDRESS}}}\n",
             blobs.display()
         );
         std::fs::write(&config, text)?;

@@ -98,7 +98,10 @@ impl Bare {
             let record = format!("{number:0size$}");
             let transaction = self.0.unchecked_transaction()?;
             transaction
-                .prepare_cached("INSERT INTO records VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET record = ?2")?
+                .prepare_cached(
+                    "INSERT INTO records VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE \
+                                 SET record = ?2",
+                )?
                 .execute(params![(number % MACHINES as u64) as i64, record])?;
             transaction.commit()?;
         }

@@ -38,7 +38,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     // Once: what differs between runs is not noise but the number of machines.
     let bytes = memory(&server, machines)?;
     let text = format!(
-        "memory of an idle machine of 256 MB, PSS of all VMs (also waiting ones) and templates over {machines} machines"
+        "memory of an idle machine of 256 MB, PSS of all VMs (also waiting ones) and templates \
+         over {machines} machines"
     );
     bench.report.samples(
         "memory",

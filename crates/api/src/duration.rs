@@ -48,7 +48,8 @@ impl ApiDuration {
             return Ok(());
         }
         Err(format!(
-            "{nanoseconds} ns is too short: a number counts nanoseconds here, write \"{nanoseconds}s\" for seconds"
+            "{nanoseconds} ns is too short: a number counts nanoseconds here, \
+             write \"{nanoseconds}s\" for seconds"
         ))
     }
 
@@ -117,7 +118,8 @@ impl PartialSchema for ApiDuration {
         ObjectBuilder::new()
             .schema_type(SchemaType::from_iter([Type::String, Type::Number]))
             .description(Some(
-                "A duration in Go's notation, or a number of nanoseconds; a number as text counts seconds.",
+                "A duration in Go's notation, or a number of nanoseconds; a number as text counts \
+                 seconds.",
             ))
             .examples(["15s", "1m30s"])
             .into()

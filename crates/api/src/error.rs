@@ -133,8 +133,8 @@ impl ApiError {
 
     /// 507: a change that could not be recorded, so that nothing has changed.
     pub fn disk_full() -> Self {
-        let text = "disk_full: the disk of the host is full, nothing was changed; free space on it, or stop or destroy \
-                    machines, which still works";
+        let text = "disk_full: the disk of the host is full, nothing was changed; free space on \
+                    it, or stop or destroy machines, which still works";
         Self::new(ErrorCode::DiskFull, text)
     }
 

@@ -315,23 +315,28 @@ mod tests {
             ),
             (
                 json!({ "services": [{}, { "auto_stop_machines": true }] }),
-                "config.services[1].auto_stop_machines is not known, it is stored and has no effect; did you mean autostop?",
+                "config.services[1].auto_stop_machines is not known, it is stored and has no \
+                 effect; did you mean autostop?",
             ),
             (
                 json!({ "services": [{ "ports": [{ "handler": [] }] }] }),
-                "config.services[0].ports[0].handler is not known, it is stored and has no effect; did you mean handlers?",
+                "config.services[0].ports[0].handler is not known, it is stored and has no effect; \
+                 did you mean handlers?",
             ),
             (
                 json!({ "checks": { "web": { "intervall": "5s" } } }),
-                "config.checks.web.intervall is not known, it is stored and has no effect; did you mean interval?",
+                "config.checks.web.intervall is not known, it is stored and has no effect; did you \
+                 mean interval?",
             ),
             (
                 json!({ "cmd": ["a"] }),
-                "config.cmd is not known, it is stored and has no effect; did you mean config.init.cmd?",
+                "config.cmd is not known, it is stored and has no effect; did you mean \
+                 config.init.cmd?",
             ),
             (
                 json!({ "memory_mb": 512 }),
-                "config.memory_mb is not known, it is stored and has no effect; did you mean config.guest.memory_mb?",
+                "config.memory_mb is not known, it is stored and has no effect; did you mean \
+                 config.guest.memory_mb?",
             ),
             (json!({ "zzz": 1 }), "config.zzz is not known, it is stored and has no effect"),
             (json!({ "a\nb": 1 }), "config.a\\nb is not known, it is stored and has no effect"),

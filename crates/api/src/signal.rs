@@ -92,7 +92,8 @@ const RTMAX: i32 = 64;
 /// A word or number that names no signal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "invalid signal '{0}', use a name such as SIGTERM, SIGWINCH or SIGRTMIN+3, or a number from 1 to {RTMAX}"
+    "invalid signal '{0}', use a name such as SIGTERM, SIGWINCH or SIGRTMIN+3, or a number from 1 \
+     to {RTMAX}"
 )]
 pub struct UnknownSignal(pub String);
 

@@ -323,7 +323,8 @@ fn check_program(config: &MachineConfig) -> Result<(), ApiError> {
     if processes.len() > 1 && config.init.as_ref().and_then(|init| init.pid_namespace) == Some(true)
     {
         return Err(ApiError::invalid(
-            "invalid config.init.pid_namespace, it is not available with several processes, use one",
+            "invalid config.init.pid_namespace, it is not available with several processes, use \
+             one",
         ));
     }
     if processes.len() > MAX_PROCESSES {
@@ -415,7 +416,8 @@ fn check_files(config: &MachineConfig) -> Result<(), ApiError> {
             [file.raw_value.is_some(), file.secret_name.is_some(), file.image_config.is_some()];
         if sources.into_iter().filter(|given| *given).count() != 1 {
             return Err(ApiError::invalid(format!(
-                "invalid config.files[{index}], give exactly one of raw_value, secret_name and image_config"
+                "invalid config.files[{index}], give exactly one of raw_value, secret_name and \
+                 image_config"
             )));
         }
         size += file.guest_path.len() + EACH_FILE;

@@ -57,7 +57,8 @@ impl From<BusError> for ApiError {
             BusError::TimedOut { .. } => Self::new(
                 ErrorCode::Unavailable,
                 format!(
-                    "unavailable: {error}; the request may still be carried out, look before trying again"
+                    "unavailable: {error}; the request may still be carried out, look before \
+                     trying again"
                 ),
             ),
         }

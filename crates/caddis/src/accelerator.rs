@@ -40,9 +40,9 @@ fn decide(
             Ok((Accelerator::Emulation, verdict.reason.clone()))
         }
         AcceleratorChoice::Auto => bail!(
-            "KVM does not work here ({}), and emulation is not a security boundary, so caddis does not serve others on \
-             {listen}. Use a host with hardware virtualization, listen on 127.0.0.1, or, if only you use it, \
-             set --accelerator emulation",
+            "KVM does not work here ({}), and emulation is not a security boundary, so caddis does \
+             not serve others on {listen}. Use a host with hardware virtualization, listen on \
+             127.0.0.1, or, if only you use it, set --accelerator emulation",
             verdict.reason
         ),
     }

@@ -24,9 +24,8 @@ const PAGES: i32 = 1000;
 
 /// Flags of `caddis backup`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  caddis backup /var/backups/caddis.tar\n  caddis backup /root/caddis.tar --with-key"
-)]
+#[command(after_help = "Example:\n  caddis backup /var/backups/caddis.tar\n  caddis backup \
+                  /root/caddis.tar --with-key")]
 pub struct BackupArguments {
     /// File to write; it must not exist.
     file: PathBuf,
@@ -42,8 +41,8 @@ pub struct BackupArguments {
 /// Flags of `caddis restore`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  systemctl stop caddis; caddis restore /var/backups/caddis.tar --force; \
-                        systemctl start caddis"
+    after_help = "Example:\n  systemctl stop caddis; caddis restore /var/backups/caddis.tar \
+                  --force; systemctl start caddis"
 )]
 pub struct RestoreArguments {
     /// File written by `caddis backup`.
@@ -74,7 +73,8 @@ pub async fn backup(arguments: &BackupArguments) -> Result<()> {
     );
     if !with_key {
         println!(
-            "The installation key, which decrypts what is encrypted there, is not included: use --with-key to include it"
+            "The installation key, which decrypts what is encrypted there, is not included: use \
+             --with-key to include it"
         );
     }
     Ok(())

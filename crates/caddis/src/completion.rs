@@ -9,8 +9,8 @@ use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  source <(caddis completion bash)\n  caddis completion bash > \
-                        /etc/bash_completion.d/caddis\n  echo 'source <(caddis completion zsh)' >> ~/.zshrc\n  caddis \
-                        completion fish > ~/.config/fish/completions/caddis.fish"
+                  /etc/bash_completion.d/caddis\n  echo 'source <(caddis completion zsh)' >> \
+                  ~/.zshrc\n  caddis completion fish > ~/.config/fish/completions/caddis.fish"
 )]
 pub struct CompletionArguments {
     /// Shell to complete for.

@@ -35,7 +35,8 @@ pub fn raise() -> usize {
         warn!(
             limit,
             connections,
-            "low limit of open files; raise the hard limit (LimitNOFILE= of the service, ulimit -Hn)"
+            "low limit of open files; raise the hard limit (LimitNOFILE= of the service, ulimit \
+             -Hn)"
         );
     } else {
         info!(limit, connections, "limits of open files and of connections");

@@ -40,7 +40,8 @@ const WANTED_MEMORY_KIB: u64 = 1 << 20;
 /// Flags of `caddis doctor`: those of `caddis serve`, for what would be served.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  caddis doctor\n  caddis doctor --json --kernel /boot/vmlinuz --modules /lib/modules/6.1.0"
+    after_help = "Examples:\n  caddis doctor\n  caddis doctor --json --kernel /boot/vmlinuz \
+                  --modules /lib/modules/6.1.0"
 )]
 pub struct DoctorArguments {
     /// Print the report as JSON.
@@ -200,8 +201,9 @@ fn accelerator(settings: &Settings) -> Check {
     let meaning = "emulation: slower, and by QEMU's own policy not a security boundary";
     let reason =
         if verdict.usable { "requested, although KVM works".to_owned() } else { verdict.reason };
-    let mend = "to run other people's code, use a host with hardware virtualization (VT-x or AMD-V turned on in its firmware, \
-                or nested virtualization turned on for a VM), and modprobe kvm_intel or kvm_amd";
+    let mend = "to run other people's code, use a host with hardware virtualization (VT-x or AMD-V \
+                turned on in its firmware, or nested virtualization turned on for a VM), and \
+                modprobe kvm_intel or kvm_amd";
     if settings.accelerator == AcceleratorChoice::Kvm {
         return Check::failed(name, format!("kvm was requested, but {reason}"), mend);
     }
@@ -246,7 +248,8 @@ fn kernel(settings: &Settings) -> Check {
         Err(error) => Check::failed(
             name,
             error,
-            "apt-get install linux-image-cloud-amd64, or choose another with --kernel and --modules",
+            "apt-get install linux-image-cloud-amd64, or choose another with --kernel and \
+             --modules",
         ),
     }
 }
@@ -303,10 +306,12 @@ fn firewall() -> Check {
         Some(chain) => Check::warning(
             name,
             format!(
-                "chain {chain} drops forwarded traffic by default: machines could not reach other networks"
+                "chain {chain} drops forwarded traffic by default: machines could not reach other \
+                 networks"
             ),
             format!(
-                "nft insert rule {chain} iifname 'caddis*' accept; nft insert rule {chain} oifname 'caddis*' accept"
+                "nft insert rule {chain} iifname 'caddis*' accept; nft insert rule {chain} oifname \
+                 'caddis*' accept"
             ),
         ),
     }
@@ -438,7 +443,8 @@ fn cgroups() -> Check {
         Err(error) => Check::failed(
             name,
             error.to_string(),
-            "mount the controllers memory, cpu and pids; under systemd set Delegate=yes for the unit",
+            "mount the controllers memory, cpu and pids; under systemd set Delegate=yes for the \
+             unit",
         ),
     }
 }

@@ -43,7 +43,10 @@ impl InstallationKey {
             text => text.with_context(|| format!("can't read the installation key {name}"))?,
         };
         let key = Self::parse(&text).with_context(|| {
-            format!("{name} is not an installation key: restore it from a backup, or move it away if nothing was encrypted with it")
+            format!(
+                "{name} is not an installation key: restore it from a backup, or move it away \
+                     if nothing was encrypted with it"
+            )
         })?;
         let mode = fs::metadata(path)?.mode() & 0o777;
         ensure!(

@@ -27,7 +27,8 @@ const VERSION: &str = env!("CADDIS_VERSION");
 /// Launches VMs from OCI images, on hosts you own.
 #[derive(Debug, Parser)]
 #[command(
-    after_help = "Examples:\n  caddis serve\n  caddis apps create hello\n  caddis machine run nginx -a hello"
+    after_help = "Examples:\n  caddis serve\n  caddis apps create hello\n  caddis machine run \
+                  nginx -a hello"
 )]
 #[command(name = "caddis", version = VERSION, styles = caddis_cli::HELP_STYLES, disable_help_subcommand = true)]
 struct Caddis {

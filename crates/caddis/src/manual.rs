@@ -14,8 +14,8 @@ use clap::{Arg, Args, Command};
 /// `caddis man`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  caddis man --directory /usr/local/share/man/man1\n  caddis man --directory docs/cli \
-                        --markdown"
+    after_help = "Examples:\n  caddis man --directory /usr/local/share/man/man1\n  caddis man \
+                  --directory docs/cli --markdown"
 )]
 pub struct ManArguments {
     /// Directory for the pages; created if missing.

@@ -260,7 +260,8 @@ async fn open_catalog(instance: &Instance, reserve: Arc<Reserve>) -> Result<Cata
     };
     if let Some(token) = token {
         write_secret(&path, &format!("{token}\n"))?;
-        info!(path = %path.display(), organization = caddis_catalog::PERSONAL, "wrote the root token");
+        info!(path = %path.display(), organization = caddis_catalog::PERSONAL, "wrote the root \
+            token");
     }
     Ok(catalog)
 }

@@ -43,9 +43,10 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 #[command(
-    after_help = "Examples:\n  caddis serve\n  caddis serve --data-dir /srv/caddis --listen 127.0.0.1:4280 \
-                        --insecure-registry 127.0.0.1:5000\n  caddis serve --kernel /boot/vmlinuz --modules \
-                        /lib/modules/6.1.0\n\nThe same in /etc/caddis/caddis.toml:\n  data-dir = \"/srv/caddis\"\n  \
+    after_help = "Examples:\n  caddis serve\n  caddis serve --data-dir /srv/caddis --listen \
+                  127.0.0.1:4280 --insecure-registry 127.0.0.1:5000\n  caddis serve --kernel \
+                  /boot/vmlinuz --modules /lib/modules/6.1.0\n\nThe same in \
+                  /etc/caddis/caddis.toml:\n  data-dir = \"/srv/caddis\"\n  \
                         insecure-registry = [\"127.0.0.1:5000\"]"
 )]
 pub struct ServeArguments {

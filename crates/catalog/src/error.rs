@@ -43,7 +43,8 @@ pub enum CatalogError {
     IdempotencyMismatch,
     /// Another machine of the app has this name.
     #[error(
-        "already_exists: unique machine name violation, machine ID {holder} already exists with name \"{name}\""
+        "already_exists: unique machine name violation, machine ID {holder} already exists with \
+         name \"{name}\""
     )]
     MachineNameTaken {
         /// The name.
@@ -53,7 +54,8 @@ pub enum CatalogError {
     },
     /// The keyed request has a machine already: whoever carries it out too has placed it.
     #[error(
-        "aborted: machine {machine} was already placed for this request, look for it before trying again"
+        "aborted: machine {machine} was already placed for this request, look for it before trying \
+         again"
     )]
     RequestHasMachine {
         /// That machine.
@@ -67,7 +69,8 @@ pub enum CatalogError {
     MachineReleased(MachineId),
     /// The machine is not where the caller thought it to be.
     #[error(
-        "aborted: machine {machine} was moved meanwhile (its epoch is {current}), look where it is now"
+        "aborted: machine {machine} was moved meanwhile (its epoch is {current}), look where it is \
+         now"
     )]
     MachineMoved {
         /// The machine.

@@ -20,8 +20,8 @@ pub fn is_for_shells(app: &str) -> bool {
     app.starts_with(SHELLS) || app.starts_with(SHELLS_BEFORE)
 }
 
-const MISSING: &str = "the config for your app is missing an app name, add an app field to the fly.toml file or \
-                       specify with the -a flag";
+const MISSING: &str = "the config for your app is missing an app name, add an app field to the \
+                       fly.toml file or specify with the -a flag";
 
 /// What flags say of the app.
 #[derive(Debug, Clone, Copy, Default)]

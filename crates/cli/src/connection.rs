@@ -86,8 +86,9 @@ impl Connection {
             return Err(CliError::with_hint(
                 "no server is known",
                 format!(
-                    "Start one here with 'caddis serve' (nothing is running with data directory {}), or name one with \
-                     --api-url, CADDIS_API_URL or 'caddis auth login --api-url URL --access-token TOKEN'.",
+                    "Start one here with 'caddis serve' (nothing is running with data directory \
+                     {}), or name one with --api-url, CADDIS_API_URL or 'caddis auth login \
+                     --api-url URL --access-token TOKEN'.",
                     data_directory.display()
                 ),
             ));
@@ -145,7 +146,8 @@ fn read_token(path: &Path) -> Result<Option<String>, CliError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(CliError::with_hint(
             format!("could not read the local server's token from {}: {e}", path.display()),
-            "Run this as the user the server runs as, or give a token with --access-token or CADDIS_API_TOKEN.",
+            "Run this as the user the server runs as, or give a token with --access-token or \
+             CADDIS_API_TOKEN.",
         )),
     }
 }

@@ -82,14 +82,15 @@ impl CliError {
 pub(crate) fn hint(error: &ClientError) -> Option<String> {
     if let ClientError::Unreachable { url, .. } = error {
         return Some(format!(
-            "No server answers at {url}. Start one with 'caddis serve', or name another with --api-url or \
-             CADDIS_API_URL."
+            "No server answers at {url}. Start one with 'caddis serve', or name another with \
+             --api-url or CADDIS_API_URL."
         ));
     }
     if error.is_unauthenticated() {
         return Some(
-            "The server rejected this access token. Give another with --access-token or CADDIS_API_TOKEN, or store one \
-             with 'caddis auth login'; the server's first token is in the file root.token of its data directory."
+            "The server rejected this access token. Give another with --access-token or \
+             CADDIS_API_TOKEN, or store one with 'caddis auth login'; the server's first token is \
+             in the file root.token of its data directory."
                 .to_owned(),
         );
     }

@@ -23,7 +23,8 @@ pub async fn run(command: Command, globals: Globals) -> ExitCode {
         tokio::spawn(async move {
             signals.recv().await;
             eprintln!(
-                "Interrupted before the cleanup finished; 'caddis apps list' and 'caddis machine list' show what is left."
+                "Interrupted before the cleanup finished; 'caddis apps list' and 'caddis machine \
+                 list' show what is left."
             );
             std::process::exit(INTERRUPTED.into());
         });

@@ -54,8 +54,8 @@ impl Session {
         if connection.token.is_none() {
             return Err(CliError::with_hint(
                 "no access token available",
-                "Give one with --access-token or CADDIS_API_TOKEN, or store one with 'caddis auth login'; a server's \
-                 first token is in the file root.token of its data directory.",
+                "Give one with --access-token or CADDIS_API_TOKEN, or store one with 'caddis auth \
+                 login'; a server's first token is in the file root.token of its data directory.",
             ));
         }
         Ok(Client::new(&connection.url, connection.token.as_deref())?)

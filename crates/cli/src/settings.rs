@@ -43,9 +43,9 @@ impl Settings {
         self.contexts.get(name).ok_or_else(|| {
             let known: Vec<_> = self.contexts.keys().map(String::as_str).collect();
             let hint = match known.as_slice() {
-                [] => {
-                    "There are none; add one with 'caddis context add NAME --api-url URL --access-token TOKEN'.".to_owned()
-                }
+                [] => "There are none; add one with 'caddis context add NAME --api-url URL \
+                     --access-token TOKEN'."
+                    .to_owned(),
                 known => format!("Known contexts: {}.", known.join(", ")),
             };
             CliError::with_hint(format!("there is no context '{name}'"), hint)

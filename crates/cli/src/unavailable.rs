@@ -11,12 +11,14 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
     (
         &["secrets", "secret"],
         "secrets are not available yet",
-        "'caddis machine run' and 'update' set variables with --env and write files with --file-local.",
+        "'caddis machine run' and 'update' set variables with --env and write files with \
+         --file-local.",
     ),
     (
         &["ips", "ip", "proxy", "certs", "certificates", "open"],
         "public addresses and the proxy are not available yet",
-        "Machines answer at their private addresses, on their host; 'caddis machine status' shows them.",
+        "Machines answer at their private addresses, on their host; 'caddis machine status' shows \
+         them.",
     ),
     (
         &["checks"],
@@ -31,7 +33,8 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
     (
         &["deploy", "launch", "releases", "release"],
         "deploying from fly.toml is not available",
-        "'caddis machine run' creates a machine, 'caddis machine update --image' changes its image.",
+        "'caddis machine run' creates a machine, 'caddis machine update --image' changes its \
+         image.",
     ),
     (
         &["scale", "autoscale"],
@@ -41,12 +44,14 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
     (
         &["wireguard", "wg", "agent", "api-proxy", "dig", "ping", "issue", "establish"],
         "there is no tunnel to the machines, and none is needed",
-        "'caddis ssh console' and 'caddis sftp' go over the API; machines answer at their private addresses, on their host.",
+        "'caddis ssh console' and 'caddis sftp' go over the API; machines answer at their private \
+         addresses, on their host.",
     ),
     (
         &["console"],
         "there is no command 'console'",
-        "'caddis ssh console' opens a shell in a machine, 'caddis machine run --shell' in a fresh one.",
+        "'caddis ssh console' opens a shell in a machine, 'caddis machine run --shell' in a fresh \
+         one.",
     ),
     (
         &["postgres", "pg", "mpg", "redis", "mysql", "storage", "extensions", "ext", "consul"],

@@ -34,8 +34,8 @@ impl Archive {
     pub fn parse(source: &str) -> Result<Self, CliError> {
         let wrong = || {
             CliError::new(format!(
-                "invalid source '{source}': use docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY, and append :NAME for \
-                 one of several images"
+                "invalid source '{source}': use docker-archive:FILE, oci-archive:FILE or \
+                 oci:DIRECTORY, and append :NAME for one of several images"
             ))
         };
         let (kind, rest) = source.split_once(':').ok_or_else(wrong)?;

@@ -29,7 +29,8 @@ pub async fn wait(
 ) -> Result<WaitReply, CliError> {
     tokio::select! {
         reply = slices(client, app, machine, condition, budget) => reply,
-        () = progress::follow(printer, client, app, machine) => unreachable!("following never ends"),
+        () = progress::follow(printer, client, app, machine) => unreachable!("following never \
+            ends"),
     }
 }
 

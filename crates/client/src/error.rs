@@ -71,7 +71,8 @@ pub enum ClientError {
     InvalidToken,
     /// The HTTP client could not be set up.
     #[error(
-        "could not set up the HTTP client: {0}; are CA certificates installed (package ca-certificates)?"
+        "could not set up the HTTP client: {0}; are CA certificates installed (package \
+         ca-certificates)?"
     )]
     Setup(String),
 }

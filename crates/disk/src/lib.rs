@@ -84,7 +84,8 @@ impl Reserve {
             .mode(0o600)
             .open(path);
         let file = opened.inspect_err(|error| {
-            tracing::warn!(path = %path.display(), %error, "no reserve on the disk: stops may fail when it is full");
+            tracing::warn!(path = %path.display(), %error, "no reserve on the disk: stops may fail \
+                when it is full");
         });
         let held =
             file.as_ref().ok().and_then(|file| file.metadata().ok()).map_or(0, |file| file.len());
@@ -105,7 +106,8 @@ impl Reserve {
         if lacking == 0 {
             self.grow(LEFT);
         } else if self.shrink(lacking) {
-            tracing::warn!(path = %self.path.display(), "the disk is full: starting with its reserve");
+            tracing::warn!(path = %self.path.display(), "the disk is full: starting with its \
+                reserve");
         }
     }
 

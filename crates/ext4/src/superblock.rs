@@ -53,7 +53,8 @@ impl Features {
         if present & self.needed != self.needed || present & !(self.needed | self.allowed) != 0 {
             let Self { at, needed, allowed } = self;
             return Err(Error::Unknown(format!(
-                "the features {present:#x} at {at:#x} are not {needed:#x}, or {allowed:#x} beyond them"
+                "the features {present:#x} at {at:#x} are not {needed:#x}, or {allowed:#x} beyond \
+                 them"
             )));
         }
         Ok(())

@@ -59,7 +59,8 @@ fn supersede(context: &Context, copy: Superseded) {
     let context = context.clone();
     context.clone().background(async move {
         let Superseded { machine, worker, epoch } = &copy;
-        tracing::warn!(%machine, %worker, epoch, "stopping a stale copy of a machine that was placed elsewhere");
+        tracing::warn!(%machine, %worker, epoch, "stopping a stale copy of a machine that was \
+            placed elsewhere");
         retry_forever("stop a stale copy of a machine", || async {
             let request = WorkerRequest::Supersede { machine: machine.clone(), epoch: *epoch };
             match context.workers.ask(worker, request, context.settings.request_deadline).await {

@@ -74,8 +74,10 @@ fn tidy(value: &mut Value) {
 fn info() -> Info {
     let mut info = Info::new("Caddis", env!("CARGO_PKG_VERSION"));
     info.description = Some(
-        "Launches VMs from OCI images. The API is that of Fly Machines; additions are marked as Caddis extensions.\n\n\
-         Every response carries the header `fly-request-id`. Unknown parameters and fields are ignored."
+        "Launches VMs from OCI images. The API is that of Fly Machines; additions are marked as \
+         Caddis extensions.\n\n\
+         Every response carries the header `fly-request-id`. Unknown parameters and fields are \
+         ignored."
             .to_owned(),
     );
     let mut license = License::new(env!("CARGO_PKG_LICENSE"));
@@ -122,10 +124,15 @@ fn idempotency_key() -> Parameter {
         .name(idempotency::IDEMPOTENCY_KEY)
         .parameter_in(ParameterIn::Header)
         .description(Some(
-            "Chosen by the client: a request repeated with the same key within a day is carried out once and gets the \
-             same response. Caddis extension.",
+            "Chosen by the client: a request repeated with the same key within a day is carried \
+             out once and gets the same response. Caddis extension.",
         ))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255))))
+        .schema(Some(
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .min_length(Some(1))
+                .max_length(Some(255)),
+        ))
         .build()
 }
 

@@ -90,11 +90,13 @@ fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError
     let drained = |offers: &Vec<Offer>| !offers.is_empty() && offers.iter().all(|o| o.drains);
     if !refused.is_empty() && refused.iter().all(|(_, offers)| drained(offers)) {
         return ApiError::precondition(
-            "no host takes machines: each is being drained for a shutdown, until its server is restarted",
+            "no host takes machines: each is being drained for a shutdown, until its server is \
+             restarted",
         );
     }
     let mut text = format!(
-        "could not find a candidate host: the machine needs {} CPUs, {} MiB of memory and {} GiB of disk",
+        "could not find a candidate host: the machine needs {} CPUs, {} MiB of memory and {} GiB \
+         of disk",
         config.cpus(),
         config.memory_mib(),
         config.rootfs_gib()
@@ -191,9 +193,9 @@ mod tests {
         );
         assert_eq!(
             error.message,
-            "could not find a candidate host: the machine needs 1 CPUs, 2048 MiB of memory and 8 GiB of disk; host w \
-             in local has 4 CPUs, 1000 MiB and 80 GiB free (memory); in far no host answers; with at most 4 CPUs, 768 \
-             MiB and 80 GiB it would fit"
+            "could not find a candidate host: the machine needs 1 CPUs, 2048 MiB of memory and 8 \
+             GiB of disk; host w in local has 4 CPUs, 1000 MiB and 80 GiB free (memory); in far no \
+             host answers; with at most 4 CPUs, 768 MiB and 80 GiB it would fit"
         );
     }
 }

@@ -140,7 +140,8 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener) {
             Err(error) => {
                 let closed = server.places.close_oldest();
                 if logged.is_none_or(|at| at.elapsed() > ACCEPT_LOGGED) {
-                    tracing::warn!(%error, closed, "can't accept connections; raise the limit of open files");
+                    tracing::warn!(%error, closed, "can't accept connections; raise the limit of \
+                        open files");
                     logged = Some(Instant::now());
                 }
                 tokio::time::sleep(if closed { CLOSING_PAUSE } else { ACCEPT_PAUSE }).await;

@@ -64,7 +64,10 @@ pub fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), String> {
         Some(there) if there.is_dir() => {
             fs::remove_dir(&path).map_err(|error| {
                 let path = path.display();
-                format!("can't write {path}: the image has a directory there that can't be replaced: {error}")
+                format!(
+                    "can't write {path}: the image has a directory there that can't be \
+                         replaced: {error}"
+                )
             })?;
             options.create_new(true)
         }

@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn victims_are_read_as_the_kernel_writes_them() {
-        let text = "Killed process 82 (a (b) c) total-vm:123kB, anon-rss:1kB, UID:0 pgtables:1kB oom_score_adj:0\n";
+        let text = "Killed process 82 (a (b) c) total-vm:123kB, anon-rss:1kB, UID:0 pgtables:1kB \
+                    oom_score_adj:0\n";
         let victim = |pid, name: &str| Some(Victim { pid, name: name.to_owned() });
         assert_eq!(parse(&format!("3,500,123456,-;Out of memory: {text}")), victim(82, "a (b) c"));
         let of_cgroup = format!("3,500,123456,-;Memory cgroup out of memory: {text} SUBSYSTEM=x\n");

@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn sockets_are_read_as_the_kernel_writes_them() {
-        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0";
+        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 \
+                    00000000     0        0 4242 1 0";
         let (inode, found) = socket("tcp", TCP_LISTEN, line).unwrap();
         assert_eq!((inode, found.address.as_str()), (4242, "127.0.0.1:8080"));
         let line = "0: 00000000000000000000000001000000:0050 0:0 0A 0:0 0:0 0 0 0 7 1";

@@ -159,7 +159,8 @@ impl Inner {
             (_, _, true) => layout::read(&files, wanted, store),
             (_, false, false) => {
                 let reason = format!(
-                    "it has neither {DOCKER}, as `docker save` writes it, nor {OCI} of an OCI layout"
+                    "it has neither {DOCKER}, as `docker save` writes it, nor {OCI} of an OCI \
+                     layout"
                 );
                 Err(ImageError::corrupt(files::WHAT, reason))
             }

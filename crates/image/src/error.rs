@@ -95,7 +95,8 @@ pub enum ImageError {
     },
     /// No room for it.
     #[error(
-        "not enough disk space {what}: {reason}; free some space or remove images that are not needed"
+        "not enough disk space {what}: {reason}; free some space or remove images that are not \
+         needed"
     )]
     NoSpace {
         /// For what.

@@ -227,7 +227,8 @@ fn archives() -> Vec<Vec<u8>> {
         &mut pax,
         Type::XHeader,
         "pax",
-        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n26 GNU.sparse.name=sparse\n27 GNU.sparse.realsize=900\n",
+        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n26 GNU.sparse.name=sparse\n27 \
+          GNU.sparse.realsize=900\n",
     );
     append(
         &mut pax,

@@ -129,8 +129,8 @@ impl Inner {
             ImageError::NotFound { .. } => ImageError::NotFound {
                 what: index.to_owned(),
                 hint: format!(
-                    "it is an index, and the registry does not have {digest}, which it lists; push the image again with \
-                     all of its builds"
+                    "it is an index, and the registry does not have {digest}, which it lists; push \
+                     the image again with all of its builds"
                 ),
             },
             other => other,

@@ -86,7 +86,8 @@ impl Registry {
         limit: u64,
         known: impl Fn(&Digest) -> Option<Vec<u8>>,
     ) -> Result<(Vec<u8>, Option<Digest>), ImageError> {
-        const TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+        const TYPES: &str = "application/vnd.oci.image.index.v1+json, \
+                             application/vnd.oci.image.manifest.v1+json, \
                              application/vnd.docker.distribution.manifest.list.v2+json, \
                              application/vnd.docker.distribution.manifest.v2+json";
         let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]);
@@ -309,7 +310,8 @@ impl Registry {
     }
 
     fn no_page(&self, repository: &Repository, what: &str) -> ImageError {
-        let reason = "it answered with a web page (HTML): is it a registry, and does it need a browser to log in?";
+        let reason = "it answered with a web page (HTML): is it a registry, and does it need a \
+                      browser to log in?";
         self.unreachable(repository, what, reason.to_owned())
     }
 

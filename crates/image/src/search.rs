@@ -145,7 +145,8 @@ impl Search {
             self.opened += 1;
             if self.opened > MOST_OPENED {
                 let reason = format!(
-                    "more than {MOST_OPENED} entries of its indexes must be opened to know what they are"
+                    "more than {MOST_OPENED} entries of its indexes must be opened to know what \
+                     they are"
                 );
                 return Err(ImageError::unsupported(format!("image {}", self.what), reason));
             }
@@ -268,7 +269,8 @@ mod tests {
             search(3, &["linux/arm64/v8", "windows/amd64", "linux/amd64/v4", "windows/amd64"])
                 .next()
                 .unwrap_err();
-        let listed = "for linux/amd64, at most v3, and has only: linux/arm64/v8, windows/amd64, linux/amd64/v4";
+        let listed = "for linux/amd64, at most v3, and has only: linux/arm64/v8, windows/amd64, \
+                      linux/amd64/v4";
         assert!(error.to_string().ends_with(listed), "{error}");
         assert!(search(1, &[]).next().unwrap_err().to_string().ends_with("has only: nothing"));
         let error = search(1, &["unknown/unknown", "linux/s390x"]).next().unwrap_err();

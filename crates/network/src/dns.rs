@@ -275,7 +275,8 @@ mod tests {
 
     #[test]
     fn resolv_conf_is_read_without_ourselves() {
-        let text = "# x\nsearch a\nnameserver 127.0.0.53\nnameserver fdaa::3\nnameserver\n nameserver 2001:db8::1\n";
+        let text = "# x\nsearch a\nnameserver 127.0.0.53\nnameserver fdaa::3\nnameserver\n \
+                    nameserver 2001:db8::1\n";
         assert_eq!(
             nameservers(text),
             ["127.0.0.53".parse::<IpAddr>().unwrap(), "2001:db8::1".parse().unwrap()]

@@ -21,7 +21,8 @@ pub enum NetworkError {
     },
     /// The packet filter could not be loaded.
     #[error(
-        "can't load the packet filter: {reason}; apt-get install nftables, and check `nft list ruleset` as root"
+        "can't load the packet filter: {reason}; apt-get install nftables, and check `nft list \
+         ruleset` as root"
     )]
     Filter {
         /// What nft said.
@@ -29,8 +30,8 @@ pub enum NetworkError {
     },
     /// The pool of addresses leads elsewhere.
     #[error(
-        "can't use {pool} for machines: this host routes it over {link}; choose a range that nothing \
-         else uses with --ipv4-pool"
+        "can't use {pool} for machines: this host routes it over {link}; choose a range that \
+         nothing else uses with --ipv4-pool"
     )]
     PoolInUse {
         /// The pool.
@@ -40,8 +41,8 @@ pub enum NetworkError {
     },
     /// VMs are connected.
     #[error(
-        "{count} VMs are still running: stop them with `caddis host drain` while their server runs, \
-         or kill them with `caddis host clean --kill`"
+        "{count} VMs are still running: stop them with `caddis host drain` while their server \
+         runs, or kill them with `caddis host clean --kill`"
     )]
     InUse {
         /// How many.

@@ -255,7 +255,8 @@ fn watch_over(
         if let Some(error) = &problem
             && !failed
         {
-            error!(%error, "the network of machines was damaged and can't be restored yet: machines can't reach other networks");
+            error!(%error, "the network of machines was damaged and can't be restored yet: \
+                            machines can't reach other networks");
         }
         if missing.is_empty() && problem.is_none() && !failed {
             continue;
@@ -324,8 +325,9 @@ mod tests {
             drop(network);
             let (end, alive) = io::pipe().unwrap();
             let end = end.into();
-            let flood = "(echo 'add table ip flood'; echo 'delete table ip flood'; \
-                         echo \"table ip flood { set many { type mark; elements = { $(seq -s, 1 5000) }; }; }\") | nft -f -";
+            let flood = "(echo 'add table ip flood'; echo 'delete table ip flood'; echo \"table ip \
+                         flood { set many { type mark; elements = { $(seq -s, 1 5000) }; }; }\") | \
+                         nft -f -";
             for (news, expected) in [
                 ("nft add table ip other", None),
                 ("nft delete table inet caddis-0", Some((Change::Changed, true))),

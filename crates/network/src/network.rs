@@ -373,7 +373,8 @@ async fn forget_gone(links: &Links, claims: &Claims) -> Result<(), NetworkError>
             Ok(()) => claims.release(&gone)?,
             Err(NetworkError::InUse { .. }) => {}
             Err(error) => {
-                warn!(%error, data_dir = %gone.owner.display(), "can't remove the network of a data directory that no longer exists");
+                warn!(%error, data_dir = %gone.owner.display(), "can't remove the network of a \
+                    data directory that no longer exists");
             }
         }
     }

@@ -69,10 +69,12 @@ pub(crate) fn remount(place: &Path, data_directory: &Path) -> bool {
     match &mounted {
         Ok(()) => warn!(
             namespace = %place.display(),
-            "mounted the network namespace of machines again, VMs are in it: don't run the server in a mount namespace of its own"
+            "mounted the network namespace of machines again, VMs are in it: don't run the server \
+             in a mount namespace of its own"
         ),
         Err(error) => {
-            warn!(%error, namespace = %place.display(), "can't remount the network namespace of machines")
+            warn!(%error, namespace = %place.display(), "can't remount the network namespace of \
+                machines")
         }
     }
     mounted.is_ok()

@@ -47,7 +47,8 @@ impl Registry {
             tempfile::Builder::new().prefix("registry-").tempdir_in(host.directory())?.keep();
         let address = if options.tls { Outside::ADDRESS } else { "127.0.0.1" };
         let mut config = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: {address}:0\n",
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: \
+             {address}:0\n",
             directory.join("blobs").display()
         );
         if options.tls {
@@ -151,7 +152,8 @@ fn make_certificates(directory: &Path) -> Result<()> {
     openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=registry"))?;
     fs::write(directory.join("names"), format!("subjectAltName=IP:{}\n", Outside::ADDRESS))?;
     openssl(
-        "x509 -req -in server.csr -CA authority.pem -CAkey authority.key -CAcreateserial -extfile names -days 2 -out server.pem",
+        "x509 -req -in server.csr -CA authority.pem -CAkey authority.key -CAcreateserial -extfile \
+         names -days 2 -out server.pem",
     )?;
     Ok(())
 }

@@ -156,7 +156,8 @@ pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published)
                     if let (Inquiry::List(worker), Some(Listed { incarnation, sequence })) = (&inquiry, listed)
                         && sequences.listed(worker, &incarnation, sequence) == Next::List
                     {
-                        tracing::info!(%worker, sequence, "listing a worker again: some of its messages were missed");
+                        tracing::info!(%worker, sequence, "listing a worker again: some of its \
+                            messages were missed");
                         inquiries.list(worker);
                     }
                     inquiries.ended(inquiry);

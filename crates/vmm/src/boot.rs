@@ -79,7 +79,10 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
         .map_err(VmmError::io(format!("create the directory {}", directory.display())))?;
     let image = fs::read(&source.kernel).map_err(|error| VmmError::Unusable {
         path: source.kernel.clone(),
-        reason: format!("{error}; set the guest kernel with --kernel, or get one: apt-get install linux-image-cloud-amd64"),
+        reason: format!(
+            "{error}; set the guest kernel with --kernel, or get one: apt-get install \
+                         linux-image-cloud-amd64"
+        ),
     })?;
     let kernel = directory.join(format!("vmlinux-{}", digest(&image)));
     let release = vmlinux::release(&image).map_err(|reason| unusable(&source.kernel, reason))?;

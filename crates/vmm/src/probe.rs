@@ -58,7 +58,8 @@ pub fn probe(cache: Option<&Path>) -> Verdict {
         Ok(Ok(time)) => (
             false,
             format!(
-                "/dev/kvm emulates kernel mode: a loop of 100 000 took {time:.1?}, a CPU needs under 1 ms"
+                "/dev/kvm emulates kernel mode: a loop of 100 000 took {time:.1?}, a CPU needs \
+                 under 1 ms"
             ),
         ),
         Ok(Err(reason)) => (false, reason),

@@ -264,7 +264,8 @@ impl Vmm for Qemu {
         let warning = |(shape, reason): (Shape, String)| {
             let (vcpus, memory) = (shape.vcpus, shape.memory_mib);
             format!(
-                "no template for {vcpus} vCPUs and {memory} MB, starts are cold boots until it is built: {reason}"
+                "no template for {vcpus} vCPUs and {memory} MB, starts are cold boots until it is \
+                 built: {reason}"
             )
         };
         let modules = self.driver.config.boot.modules.as_ref().and_then(|disk| disk.problem());

@@ -24,8 +24,8 @@ pub fn warning(shared: &Shared) -> Option<String> {
     let last = time::seconds(last.into());
     let (what, count) = (told.what, told.count);
     Some(format!(
-        "another program removed part of the machines' network from this host (last at {last}: {what}); it \
-         was restored, {count} times since the server started"
+        "another program removed part of the machines' network from this host (last at {last}: \
+         {what}); it was restored, {count} times since the server started"
     ))
 }
 

@@ -171,14 +171,16 @@ impl Logs {
                 match job {
                     Job::Append { machine, lines, done } => {
                         if let Err(e) = writer.append(&machine, lines) {
-                            tracing::error!(machine = %machine, error = %e, "can't write log lines");
+                            tracing::error!(machine = %machine, error = %e, "can't write log \
+                                lines");
                         }
                         position.send_replace(writer.last);
                         done();
                     }
                     Job::Events { machine, events, known } => {
                         if let Err(e) = writer.tell(&machine, &events, known) {
-                            tracing::error!(machine = %machine, error = %e, "can't write log lines");
+                            tracing::error!(machine = %machine, error = %e, "can't write log \
+                                lines");
                         }
                         position.send_replace(writer.last);
                     }

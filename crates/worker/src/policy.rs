@@ -13,7 +13,8 @@
 use caddis_api::{ApiError, MachineState};
 
 /// Why a host that is being drained starts nothing.
-pub const DRAINED: &str = "this host is being drained for a shutdown; it starts machines again when its server is restarted";
+pub const DRAINED: &str = "this host is being drained for a shutdown; it starts machines again \
+                           when its server is restarted";
 
 /// A request that may change a machine's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -451,7 +452,8 @@ mod tests {
         };
         assert_eq!(
             error.message,
-            "failed_precondition: unable to destroy machine, not currently stopped, suspended, failed or created"
+            "failed_precondition: unable to destroy machine, not currently stopped, suspended, \
+             failed or created"
         );
         let Verdict::Refuse(error) = decide(&Situation::of(MachineState::Stopped), Request::Signal)
         else {

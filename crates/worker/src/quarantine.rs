@@ -35,7 +35,8 @@ pub async fn supervise(shared: Arc<Shared>, machine: MachineId, owner: Owner) {
     let Err(error) = tokio::spawn(owner.run()).await else { return };
     let Ok(panic) = error.try_into_panic() else { return };
     let panic = text(panic.as_ref());
-    tracing::error!(%machine, panic, "internal error in a machine's task: quarantining the machine");
+    tracing::error!(%machine, panic, "internal error in a machine's task: quarantining the \
+                                      machine");
     while let Err(error) = quarantine(&shared, &machine).await {
         tracing::error!(%machine, %error, "can't record that a machine is quarantined");
         if shared.is_ending() {

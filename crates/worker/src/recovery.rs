@@ -169,7 +169,8 @@ pub async fn find_vm(shared: &Shared, row: &MachineRow) -> Result<Option<Arc<dyn
         // One that can't be connected is no reason to leave all others without a server.
         if let Err(error) = shared.network.adopt(&tap, &row.addresses).await {
             let (machine, error) = (&row.id, error.message);
-            tracing::error!(%machine, error, "can't connect the VM to the network: restart the machine");
+            tracing::error!(%machine, error, "can't connect the VM to the network: restart the \
+                machine");
         }
     }
     Ok(found)

@@ -187,8 +187,8 @@ fn gone(shared: &Arc<Shared>, machine: &MachineId, destroy: bool) -> WorkerResul
     let record = shared.publisher.get(machine).ok_or_else(ApiError::machine_not_found)?;
     if record.machine.state != MachineState::Destroyed {
         return Err(ApiError::internal(
-            "internal error in the server, the request may have been partly carried out; see the machine's events \
-             and the server's log",
+            "internal error in the server, the request may have been partly carried out; see the \
+             machine's events and the server's log",
         ));
     }
     if destroy {

@@ -249,8 +249,8 @@ mod tests {
             ),
             (
                 exit(137, 9, false, json!({ "cause": "guest_oom" })),
-                "[error]Machine exited with exit code 137 (SIGKILL), out of memory: killed by the guest's kernel, \
-                 not restarting",
+                "[error]Machine exited with exit code 137 (SIGKILL), out of memory: killed by the \
+                 guest's kernel, not restarting",
             ),
             (
                 exit(
@@ -270,8 +270,8 @@ mod tests {
         }
         let mut given_up = exit(1, -1, false, json!({}));
         given_up["max_restart_count"] = json!(10);
-        let expected = "[error]Machine exited with exit code 1, not restarting | [error]machine has reached its max \
-                        restart count of 10";
+        let expected = "[error]Machine exited with exit code 1, not restarting | [error]machine \
+                        has reached its max restart count of 10";
         assert_eq!(text("exit", "stopped", given_up), expected);
     }
 

@@ -162,7 +162,8 @@ pub fn own_files(row: &MachineRow, config: &MachineConfig, network: &NetworkSpec
     let (ipv4, ipv6) = (row.addresses.ipv4, row.addresses.ipv6);
     // Programs that know IPv4 alone look for their own name too, and some do not start without.
     let hosts = format!(
-        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{ipv6} fly-local-6pn {names}\n\
+        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{ipv6} fly-local-6pn \
+         {names}\n\
          {ipv4} fly-global-services {names}\n"
     );
     let servers = dns

@@ -78,7 +78,8 @@ pub enum StoreError {
     },
     /// Written by a newer program.
     #[error(
-        "database {} has schema version {found}, this version supports up to {known}: run the newer version again",
+        "database {} has schema version {found}, this version supports up to {known}: run the \
+         newer version again",
         path.display()
     )]
     TooNew {

@@ -22,7 +22,8 @@ pub(super) fn check(dns: Option<&Dns>) -> Result<(), ApiError> {
     };
     let name = dns.hostname.as_deref().unwrap_or_default();
     if !name.is_empty() && (name.len() > MAX_HOSTNAME || !is_domain(name)) {
-        let reason = "a host name has letters, digits and hyphens, in parts with dots between, and at most 64 characters";
+        let reason = "a host name has letters, digits and hyphens, in parts with dots between, and \
+                      at most 64 characters";
         return refuse("hostname".to_owned(), reason);
     }
     let reason =

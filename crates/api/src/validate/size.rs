@@ -30,8 +30,8 @@ pub(super) fn check(raw: &Map<String, Value>, config: &MachineConfig) -> Result<
     let size = others(raw) + names.flatten().map(String::len).sum::<usize>();
     if size > MAX_OTHER_BYTES {
         return Err(ApiError::invalid(format!(
-            "config has {size} bytes besides files, arguments, environment and metadata, cannot exceed \
-             {MAX_OTHER_BYTES}; put more into config.files"
+            "config has {size} bytes besides files, arguments, environment and metadata, cannot \
+             exceed {MAX_OTHER_BYTES}; put more into config.files"
         )));
     }
     Ok(())

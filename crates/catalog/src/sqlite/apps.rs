@@ -8,9 +8,11 @@ use crate::{
     store::{AppConflict, AppRow, NetworkRow, NewNetwork},
 };
 
-const SELECT: &str = "SELECT a.id, a.number, a.name, o.name, o.slug, o.number, n.name, n.prefix, a.created_ms,
+const SELECT: &str = "SELECT a.id, a.number, a.name, o.name, o.slug, o.number, n.name, n.prefix, \
+                      a.created_ms,
     a.deleting_ms IS NOT NULL
-    FROM apps a JOIN organizations o ON o.number = a.organization JOIN networks n ON n.number = a.network
+    FROM apps a JOIN organizations o ON o.number = a.organization JOIN networks n ON n.number = \
+                      a.network
     WHERE a.deleted_ms IS NULL";
 /// Of an [`AppQuery`].
 const FILTER: &str = "AND (?1 IS NULL OR o.slug = ?1) AND a.created_ms <= ?2";
@@ -127,10 +129,14 @@ pub(super) fn insert(
     }
     let inserted: Option<i32> = transaction
         .prepare_cached(
-            "INSERT INTO apps (id, name, organization, network, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)
+            "INSERT INTO apps (id, name, organization, network, created_ms) VALUES (?1, ?2, ?3, \
+             ?4, ?5)
              ON CONFLICT DO NOTHING RETURNING number",
         )?
-        .query_row(params![app.id, app.name, app.organization, app.network, app.created_ms], |row| row.get(0))
+        .query_row(
+            params![app.id, app.name, app.organization, app.network, app.created_ms],
+            |row| row.get(0),
+        )
         .optional()?;
     let Some(number) = inserted else {
         let name_is_taken = find(&transaction, &app.name)?.is_some();
@@ -149,7 +155,8 @@ pub(super) fn insert(
 pub(super) fn mark_deleting(connection: &Connection, number: i32, at_ms: u64) -> Result<bool> {
     let marked = connection
         .prepare_cached(
-            "UPDATE apps SET deleting_ms = ?2 WHERE number = ?1 AND deleting_ms IS NULL AND deleted_ms IS NULL",
+            "UPDATE apps SET deleting_ms = ?2 WHERE number = ?1 AND deleting_ms IS NULL AND \
+             deleted_ms IS NULL",
         )?
         .execute(params![number, at_ms])?;
     if marked == 1 {
@@ -164,8 +171,10 @@ pub(super) fn delete(connection: &mut Connection, number: i32, at_ms: u64) -> Re
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let deleted = transaction
         .prepare_cached(
-            "UPDATE apps SET deleted_ms = ?2 WHERE number = ?1 AND deleting_ms IS NOT NULL AND deleted_ms IS NULL
-             AND NOT EXISTS (SELECT 1 FROM placements p WHERE p.app = apps.number AND p.released_ms IS NULL)",
+            "UPDATE apps SET deleted_ms = ?2 WHERE number = ?1 AND deleting_ms IS NOT NULL AND \
+             deleted_ms IS NULL
+             AND NOT EXISTS (SELECT 1 FROM placements p WHERE p.app = apps.number AND \
+             p.released_ms IS NULL)",
         )?
         .execute(params![number, at_ms])?;
     if deleted == 1 {

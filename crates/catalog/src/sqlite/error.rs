@@ -19,7 +19,8 @@ pub enum SqliteError {
     },
     /// The file is damaged. It is left as it is.
     #[error(
-        "the catalog {path} is damaged ({reason}); restore it from a backup, it will not be overwritten"
+        "the catalog {path} is damaged ({reason}); restore it from a backup, it will not be \
+         overwritten"
     )]
     Corrupt {
         /// Path of the database file.
@@ -29,7 +30,8 @@ pub enum SqliteError {
     },
     /// The file is a database of something else.
     #[error(
-        "{path} is an SQLite database, but not a catalog; move it away or use another data directory"
+        "{path} is an SQLite database, but not a catalog; move it away or use another data \
+         directory"
     )]
     Foreign {
         /// Path of the database file.
@@ -37,7 +39,8 @@ pub enum SqliteError {
     },
     /// A newer version of the program has changed the file.
     #[error(
-        "the catalog {path} has schema {found}, this version supports up to {known}; run the newer version again"
+        "the catalog {path} has schema {found}, this version supports up to {known}; run the newer \
+         version again"
     )]
     Newer {
         /// Path of the database file.

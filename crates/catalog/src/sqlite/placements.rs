@@ -116,9 +116,11 @@ pub(super) fn of_request(connection: &Connection, id: &str) -> Result<Option<Pla
 fn select(connection: &Connection, condition: &str, values: impl Params) -> Result<Vec<Placement>> {
     connection
         .prepare_cached(&format!(
-            "SELECT p.machine, p.name, a.name, p.worker, p.region, p.epoch, p.ipv6, n.prefix, p.created_ms,
+            "SELECT p.machine, p.name, a.name, p.worker, p.region, p.epoch, p.ipv6, n.prefix, \
+             p.created_ms,
              p.released_ms IS NOT NULL
-             FROM placements p JOIN apps a ON a.number = p.app JOIN networks n ON n.number = a.network
+             FROM placements p JOIN apps a ON a.number = p.app JOIN networks n ON n.number = \
+             a.network
              WHERE {condition} ORDER BY p.machine",
         ))?
         .query_map(values, |row| {
@@ -131,7 +133,11 @@ fn select(connection: &Connection, condition: &str, values: impl Params) -> Resu
                 region: row.get(4)?,
                 epoch: row.get(5)?,
                 ipv6: ipv6.parse().map_err(|e| {
-                    rusqlite::Error::FromSqlConversionFailure(6, rusqlite::types::Type::Text, Box::new(e))
+                    rusqlite::Error::FromSqlConversionFailure(
+                        6,
+                        rusqlite::types::Type::Text,
+                        Box::new(e),
+                    )
                 })?,
                 network_prefix: row.get(7)?,
                 created_ms: row.get(8)?,

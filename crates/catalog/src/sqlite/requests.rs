@@ -42,7 +42,8 @@ pub(super) fn note(
         .execute([forget_before_ms])?;
     let found = transaction
         .prepare_cached(
-            "SELECT caller, key, id, fingerprint, created_ms, status, content_type, body, lease_holder, lease_until_ms
+            "SELECT caller, key, id, fingerprint, created_ms, status, content_type, body, \
+             lease_holder, lease_until_ms
              FROM requests WHERE caller = ?1 AND key = ?2",
         )?
         .query_row(params![request.caller, request.key], read)
@@ -51,7 +52,8 @@ pub(super) fn note(
         let lease = request.lease.as_ref();
         transaction
             .prepare_cached(
-                "INSERT INTO requests (caller, key, id, fingerprint, created_ms, lease_holder, lease_until_ms)
+                "INSERT INTO requests (caller, key, id, fingerprint, created_ms, lease_holder, \
+                 lease_until_ms)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
@@ -101,7 +103,8 @@ pub(super) fn renew(connection: &Connection, id: &str, lease: &RequestLease) -> 
 pub(super) fn give_up(connection: &Connection, id: &str, holder: &str) -> Result<()> {
     connection
         .prepare_cached(
-            "UPDATE requests SET lease_holder = NULL, lease_until_ms = NULL WHERE id = ?1 AND lease_holder = ?2",
+            "UPDATE requests SET lease_holder = NULL, lease_until_ms = NULL WHERE id = ?1 AND \
+             lease_holder = ?2",
         )?
         .execute([id, holder])
         .map(drop)
@@ -110,7 +113,8 @@ pub(super) fn give_up(connection: &Connection, id: &str, holder: &str) -> Result
 pub(super) fn answer(connection: &Connection, id: &str, answer: &StoredResponse) -> Result<()> {
     connection
         .prepare_cached(
-            "UPDATE requests SET status = ?2, content_type = ?3, body = ?4, lease_holder = NULL, lease_until_ms = NULL
+            "UPDATE requests SET status = ?2, content_type = ?3, body = ?4, lease_holder = NULL, \
+             lease_until_ms = NULL
              WHERE id = ?1 AND status IS NULL",
         )?
         .execute(params![id, answer.status, answer.content_type, answer.body])

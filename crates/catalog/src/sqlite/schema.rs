@@ -16,13 +16,16 @@ type Result<T> = std::result::Result<T, SqliteError>;
 /// `CADC`: marks a database as a catalog.
 const APPLICATION_ID: i32 = 0x4341_4443;
 
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE organizations (
         number INTEGER PRIMARY KEY AUTOINCREMENT, slug TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
         created_ms INTEGER NOT NULL) STRICT;
     CREATE TABLE networks (
-        number INTEGER PRIMARY KEY AUTOINCREMENT, organization INTEGER NOT NULL REFERENCES organizations(number),
-        name TEXT NOT NULL, prefix TEXT NOT NULL UNIQUE, created_ms INTEGER NOT NULL, UNIQUE (organization, name)) STRICT;
+        number INTEGER PRIMARY KEY AUTOINCREMENT, organization INTEGER NOT NULL REFERENCES \
+                          organizations(number),
+        name TEXT NOT NULL, prefix TEXT NOT NULL UNIQUE, created_ms INTEGER NOT NULL, UNIQUE \
+                          (organization, name)) STRICT;
     CREATE TABLE apps (
         number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
         organization INTEGER NOT NULL REFERENCES organizations(number),
@@ -30,28 +33,36 @@ const STEPS: &[&str] = &["
         deleting_ms INTEGER, deleted_ms INTEGER) STRICT;
     CREATE UNIQUE INDEX apps_by_name ON apps (name) WHERE deleted_ms IS NULL;
     CREATE TABLE app_keys (
-        organization INTEGER NOT NULL REFERENCES organizations(number), key TEXT NOT NULL, wanted_name TEXT,
+        organization INTEGER NOT NULL REFERENCES organizations(number), key TEXT NOT NULL, \
+                          wanted_name TEXT,
         app INTEGER NOT NULL REFERENCES apps(number), PRIMARY KEY (organization, key)) STRICT;
     CREATE TABLE placements (
         machine TEXT PRIMARY KEY, name TEXT NOT NULL, app INTEGER NOT NULL REFERENCES apps(number),
-        worker TEXT NOT NULL, region TEXT NOT NULL, epoch INTEGER NOT NULL, ipv6 TEXT NOT NULL UNIQUE,
+        worker TEXT NOT NULL, region TEXT NOT NULL, epoch INTEGER NOT NULL, ipv6 TEXT NOT NULL \
+                          UNIQUE,
         created_ms INTEGER NOT NULL, released_ms INTEGER) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX placements_by_name ON placements (app, name) WHERE released_ms IS NULL;
     CREATE INDEX placements_by_worker ON placements (worker) WHERE released_ms IS NULL;
     CREATE TABLE tokens (
-        number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, hash BLOB NOT NULL UNIQUE,
-        organization INTEGER NOT NULL REFERENCES organizations(number), created_ms INTEGER NOT NULL) STRICT;
-    CREATE TABLE health (only INTEGER PRIMARY KEY CHECK (only = 0), checked_ms INTEGER NOT NULL) STRICT;
-", "
+        number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, hash BLOB NOT NULL \
+                          UNIQUE,
+        organization INTEGER NOT NULL REFERENCES organizations(number), created_ms INTEGER NOT \
+                          NULL) STRICT;
+    CREATE TABLE health (only INTEGER PRIMARY KEY CHECK (only = 0), checked_ms INTEGER NOT NULL) \
+                          STRICT;
+",
+    "
     CREATE TABLE requests (
         caller TEXT NOT NULL, key TEXT NOT NULL, id TEXT NOT NULL UNIQUE, fingerprint BLOB NOT NULL,
         created_ms INTEGER NOT NULL, machine TEXT, status INTEGER, content_type TEXT, body BLOB,
         PRIMARY KEY (caller, key)) STRICT;
     CREATE INDEX requests_by_time ON requests (created_ms);
-", "
+",
+    "
     ALTER TABLE requests ADD COLUMN lease_holder TEXT;
     ALTER TABLE requests ADD COLUMN lease_until_ms INTEGER;
-"];
+",
+];
 
 /// Opens the catalog at `path`, making it when there is no file.
 pub(super) fn open(path: &Path, reserve: &Reserve) -> Result<Connection> {
@@ -163,7 +174,11 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
 /// Whoever was carrying requests out was a process that had this file: it is no more.
 fn end_leases(connection: &Connection) -> rusqlite::Result<()> {
     connection
-        .execute("UPDATE requests SET lease_holder = NULL, lease_until_ms = NULL WHERE lease_holder IS NOT NULL", [])
+        .execute(
+            "UPDATE requests SET lease_holder = NULL, lease_until_ms = NULL WHERE \
+                  lease_holder IS NOT NULL",
+            [],
+        )
         .map(drop)
 }
 

@@ -46,7 +46,8 @@ impl Tokens {
 fn all(connection: &Connection) -> Result<HashMap<[u8; 32], TokenRecord>> {
     connection
         .prepare_cached(
-            "SELECT hash, tokens.name, slug FROM tokens JOIN organizations o ON o.number = tokens.organization",
+            "SELECT hash, tokens.name, slug FROM tokens JOIN organizations o ON o.number = \
+             tokens.organization",
         )?
         .query_map([], |row| {
             let (name, organization) = (row.get(1)?, row.get(2)?);

@@ -19,9 +19,8 @@ pub struct Auth {
 #[derive(Debug, Subcommand)]
 enum AuthCommand {
     /// Check and store a server's address and access token.
-    #[command(
-        after_help = "Example:\n  caddis auth login --api-url http://127.0.0.1:4280 --access-token \"$TOKEN\""
-    )]
+    #[command(after_help = "Example:\n  caddis auth login --api-url http://127.0.0.1:4280 \
+                      --access-token \"$TOKEN\"")]
     Login,
     /// Remove the stored server and token, and all contexts.
     #[command(after_help = "Example:\n  caddis auth logout")]

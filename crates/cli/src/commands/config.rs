@@ -24,10 +24,9 @@ enum ConfigCommand {
 
 /// `caddis config show`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  caddis config show -a hello\n  caddis config show -a hello --toml\n  \
-                        caddis config show --local"
-)]
+#[command(after_help = "Examples:\n  caddis config show -a hello\n  caddis config show -a hello \
+                  --toml\n  \
+                        caddis config show --local")]
 struct Show {
     #[command(flatten)]
     app: AppArgs,

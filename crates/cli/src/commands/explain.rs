@@ -10,7 +10,8 @@ use crate::{CliError, complete, session::Session};
 /// `caddis explain`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  caddis explain\n  caddis explain insufficient_capacity\n  caddis explain 126"
+    after_help = "Examples:\n  caddis explain\n  caddis explain insufficient_capacity\n  caddis \
+                  explain 126"
 )]
 pub struct Explain {
     /// Error code, as in the API's error bodies, or exit code of this program [default: list all].
@@ -86,8 +87,8 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
         ),
         ErrorCode::Unauthenticated => (
             "The access token is missing or unknown to the server.",
-            "Give one with --access-token or CADDIS_API_TOKEN, or store it with 'caddis auth login'. A server's first \
-             token is in the file root.token of its data directory.",
+            "Give one with --access-token or CADDIS_API_TOKEN, or store it with 'caddis auth \
+             login'. A server's first token is in the file root.token of its data directory.",
         ),
         ErrorCode::PermissionDenied => (
             "The access token is valid, but does not allow this.",
@@ -95,7 +96,8 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
         ),
         ErrorCode::NotFound => (
             "The app, machine, image or version does not exist, or was destroyed.",
-            "Check with 'caddis apps list' and 'caddis machine list', and check the server with 'caddis auth whoami'.",
+            "Check with 'caddis apps list' and 'caddis machine list', and check the server with \
+             'caddis auth whoami'.",
         ),
         ErrorCode::DeadlineExceeded => (
             "Timed out. The operation continues in the background.",
@@ -108,8 +110,8 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
         ErrorCode::AlreadyExists => ("It already exists.", "Use it, or destroy it first."),
         ErrorCode::FailedPrecondition => (
             "The current state of the machine, or of something it depends on, does not allow this.",
-            "Bring it into the state that the message names: start it, stop it, or wait for it with \
-             'caddis machine wait'.",
+            "Bring it into the state that the message names: start it, stop it, or wait for it \
+             with 'caddis machine wait'.",
         ),
         ErrorCode::TooLarge => (
             "The request body is larger than the server accepts.",
@@ -117,25 +119,31 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
         ),
         ErrorCode::RateLimited => (
             "The request exceeds the server's rate limit.",
-            "Wait as long as the response header Retry-After says. 'caddis serve --rate-limit' sets the limit.",
+            "Wait as long as the response header Retry-After says. 'caddis serve --rate-limit' \
+             sets the limit.",
         ),
         ErrorCode::InsufficientCapacity => (
-            "No host has enough free CPUs, memory or disk; stopped and suspended machines keep theirs reserved.",
-            "The message says what is free and what would fit. Ask for less, destroy machines, or use another region.",
+            "No host has enough free CPUs, memory or disk; stopped and suspended machines keep \
+             theirs reserved.",
+            "The message says what is free and what would fit. Ask for less, destroy machines, or \
+             use another region.",
         ),
         ErrorCode::ImageUnavailable => (
             "The image does not exist, access to it was denied, or its registry cannot be reached.",
-            "Check name and tag, and credentials ('docker login' on the server). Allow a registry without HTTPS \
-             with 'caddis serve --insecure-registry'; 'caddis image import' needs no registry.",
+            "Check name and tag, and credentials ('docker login' on the server). Allow a registry \
+             without HTTPS with 'caddis serve --insecure-registry'; 'caddis image import' needs no \
+             registry.",
         ),
         ErrorCode::Unavailable => (
-            "Something the server depends on did not answer. The request may or may not have been carried out.",
+            "Something the server depends on did not answer. The request may or may not have been \
+             carried out.",
             "Check the outcome, then try again. The server's log has details.",
         ),
         ErrorCode::DiskFull => (
-            "The disk of the host that holds the server's data directory is full. Nothing was changed.",
-            "Free space on it, or stop or destroy machines; a reserve is kept for that. 'caddis platform status' shows \
-             what is free.",
+            "The disk of the host that holds the server's data directory is full. Nothing was \
+             changed.",
+            "Free space on it, or stop or destroy machines; a reserve is kept for that. 'caddis \
+             platform status' shows what is free.",
         ),
         ErrorCode::Internal => (
             "Server error.",

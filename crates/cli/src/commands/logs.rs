@@ -30,7 +30,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// `caddis logs`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  caddis logs -a hello\n  caddis logs -a hello -m 148ed193b95389 --no-tail\n  \
+    after_help = "Examples:\n  caddis logs -a hello\n  caddis logs -a hello -m 148ed193b95389 \
+                  --no-tail\n  \
                         caddis logs -a hello --since 10m --until 2026-08-21T10:00:00Z"
 )]
 pub struct Logs {
@@ -184,7 +185,8 @@ fn explain(error: ClientError, app: &str, query: &LogsQuery) -> CliError {
 fn moment(name: &str, text: &str, now: Timestamp) -> Result<Timestamp, CliError> {
     time::moment(text, now).ok_or_else(|| {
         CliError::new(format!(
-            "invalid --{name} '{text}', use a time such as 2026-08-21T10:00:00Z, or an age such as 10m"
+            "invalid --{name} '{text}', use a time such as 2026-08-21T10:00:00Z, or an age such as \
+             10m"
         ))
     })
 }

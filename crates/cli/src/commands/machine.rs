@@ -40,8 +40,8 @@ pub struct Machine {
 enum MachineCommand {
     /// Create a machine from an image and start it.
     #[command(
-        after_help = "Examples:\n  caddis machine run nginx -a hello --name web\n  caddis machine run \
-                            127.0.0.1:5000/job:1 -a hello --rm -e DEBUG=1 -- /bin/job --once"
+        after_help = "Examples:\n  caddis machine run nginx -a hello --name web\n  caddis machine \
+                      run 127.0.0.1:5000/job:1 -a hello --rm -e DEBUG=1 -- /bin/job --once"
     )]
     Run(Box<create::Create>),
     /// Create a machine without starting it.
@@ -49,15 +49,14 @@ enum MachineCommand {
     Create(Box<create::Create>),
     /// Clone a machine.
     #[command(
-        after_help = "Examples:\n  caddis machine clone 148ed193b95389 -a hello\n  caddis machine clone \
-                            148ed193b95389 -a hello --vm-memory 512 --override-cmd 'serve --slow'"
+        after_help = "Examples:\n  caddis machine clone 148ed193b95389 -a hello\n  caddis machine \
+                      clone 148ed193b95389 -a hello --vm-memory 512 --override-cmd 'serve --slow'"
     )]
     Clone(Box<clone::Clone>),
     /// Update a machine's configuration.
-    #[command(
-        after_help = "Examples:\n  caddis machine update 148ed193b95389 -a hello --image nginx:1.27\n  caddis \
-                            machine update 148ed193b95389 -a hello -e DEBUG=1 --vm-memory 512 --yes"
-    )]
+    #[command(after_help = "Examples:\n  caddis machine update 148ed193b95389 -a hello --image \
+                      nginx:1.27\n  caddis machine update 148ed193b95389 -a hello -e DEBUG=1 \
+                      --vm-memory 512 --yes")]
     Update(Box<update::Update>),
     /// Take machines out of routing: they keep running but get no new requests.
     #[command(after_help = "Example:\n  caddis machine cordon 148ed193b95389 -a hello")]
@@ -70,8 +69,8 @@ enum MachineCommand {
     Leases(leases::Leases),
     /// Preview placement; nothing is reserved.
     #[command(
-        after_help = "Examples:\n  caddis machine place --count 3 --vm-size shared-cpu-1x\n  caddis machine place \
-                            --region eu,any --json"
+        after_help = "Examples:\n  caddis machine place --count 3 --vm-size shared-cpu-1x\n  \
+                      caddis machine place --region eu,any --json"
     )]
     Place(Box<place::Place>),
     /// Manage egress addresses. Not available yet.
@@ -80,18 +79,20 @@ enum MachineCommand {
     /// List an app's machines.
     #[command(
         visible_alias = "ls",
-        after_help = "Examples:\n  caddis machine list -a hello\n  caddis machine list -a hello --watch --json"
+        after_help = "Examples:\n  caddis machine list -a hello\n  caddis machine list -a hello \
+                      --watch --json"
     )]
     List(list::List),
     /// Show a machine and its events.
     #[command(
-        after_help = "Examples:\n  caddis machine status 148ed193b95389 -a hello\n  caddis machine status web -a \
-                            hello --display-config"
+        after_help = "Examples:\n  caddis machine status 148ed193b95389 -a hello\n  caddis machine \
+                      status web -a hello --display-config"
     )]
     Status(status::Status),
     /// Show live CPU and memory usage of an app's machines; q or Ctrl-C quits.
     #[command(
-        after_help = "Examples:\n  caddis machine top -a hello\n  caddis machine top -a hello --json"
+        after_help = "Examples:\n  caddis machine top -a hello\n  caddis machine top -a hello \
+                      --json"
     )]
     Top(top::Top),
     /// Start machines.
@@ -108,7 +109,8 @@ enum MachineCommand {
     Suspend(suspend::Suspend),
     /// Restart machines.
     #[command(
-        after_help = "Example:\n  caddis machine restart 148ed193b95389 -a hello --signal SIGTERM --time 30"
+        after_help = "Example:\n  caddis machine restart 148ed193b95389 -a hello --signal SIGTERM \
+                      --time 30"
     )]
     Restart(restart::Restart),
     /// Send SIGKILL to a machine's program.
@@ -116,22 +118,22 @@ enum MachineCommand {
     Kill(kill::Kill),
     /// Wait until a machine reaches a state.
     #[command(
-        after_help = "Examples:\n  caddis machine wait 148ed193b95389 -a hello\n  caddis machine wait \
-                            148ed193b95389 -a hello --state stopped --wait-timeout 1h"
+        after_help = "Examples:\n  caddis machine wait 148ed193b95389 -a hello\n  caddis machine \
+                      wait 148ed193b95389 -a hello --state stopped --wait-timeout 1h"
     )]
     Wait(wait::Wait),
     /// Run a program in a machine.
     #[command(
-        after_help = "Examples:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello\n  caddis machine \
-                            exec 148ed193b95389 -a hello -- ls -la /\n  caddis machine exec 148ed193b95389 sh --tty \
-                            -a hello"
+        after_help = "Examples:\n  caddis machine exec 148ed193b95389 'ls -la /' -a hello\n  \
+                      caddis machine exec 148ed193b95389 -a hello -- ls -la /\n  caddis machine \
+                      exec 148ed193b95389 sh --tty -a hello"
     )]
     Exec(exec::Exec),
     /// Destroy machines.
     #[command(
         visible_aliases = ["remove", "rm"],
-        after_help = "Examples:\n  caddis machine destroy 148ed193b95389 -a hello\n  caddis machine destroy -a hello \
-                      --image library/nginx:1.26 --force"
+        after_help = "Examples:\n  caddis machine destroy 148ed193b95389 -a hello\n  caddis \
+                      machine destroy -a hello --image library/nginx:1.26 --force"
     )]
     Destroy(destroy::Destroy),
 }

@@ -21,14 +21,14 @@ pub struct Sftp {
 enum SftpCommand {
     /// Copy a file or directory out of a machine.
     #[command(
-        after_help = "Examples:\n  caddis sftp get /etc/hosts -a hello\n  caddis sftp get /var/log logs -R -a \
-                            hello --machine 148ed193b95389"
+        after_help = "Examples:\n  caddis sftp get /etc/hosts -a hello\n  caddis sftp get /var/log \
+                      logs -R -a hello --machine 148ed193b95389"
     )]
     Get(get::Get),
     /// Copy a file or directory into a machine.
     #[command(
-        after_help = "Examples:\n  caddis sftp put app.conf /etc/app.conf -a hello -m 0600\n  caddis sftp put \
-                            public /var/www -R -a hello"
+        after_help = "Examples:\n  caddis sftp put app.conf /etc/app.conf -a hello -m 0600\n  \
+                      caddis sftp put public /var/www -R -a hello"
     )]
     Put(put::Put),
     /// List files at and below a path in a machine.

@@ -17,8 +17,10 @@ pub struct Ssh {
 enum SshCommand {
     /// Open a shell in a machine, or run a program there.
     #[command(
-        after_help = "Examples:\n  caddis ssh console -a hello\n  caddis ssh console -a hello -C 'ls -la /'\n  \
-                            caddis ssh console -a hello --machine 148ed193b95389 -u www --pty -C top\n  \
+        after_help = "Examples:\n  caddis ssh console -a hello\n  caddis ssh console -a hello -C \
+                      'ls -la /'\n  \
+                            caddis ssh console -a hello --machine 148ed193b95389 -u www --pty -C \
+                      top\n  \
                             echo 'select 1' | caddis ssh console -a hello -C 'psql app'"
     )]
     Console(Console),

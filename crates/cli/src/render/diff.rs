@@ -90,7 +90,8 @@ mod tests {
         assert_eq!(
             json(paint, &old, &new),
             "  ... // 3 identical lines\n    \"env\": {\n      \"A\": \"1\",\n\
-             +     \"B\": \"2\"\n    },\n    \"guest\": {\n      \"cpus\": 1,\n-     \"memory_mb\": 256\n\
+             +     \"B\": \"2\"\n    },\n    \"guest\": {\n      \"cpus\": \
+             1,\n-     \"memory_mb\": 256\n\
              +     \"memory_mb\": 512\n    },\n    \"image\": \"nginx:1\",\n    ... // 3 identical lines\n"
         );
         assert_eq!(json(paint, &old, &old), "  ... // 14 identical lines\n");

@@ -237,13 +237,13 @@ mod tests {
         assert!(on(67, &headers, cells).starts_with(whole), "{}", on(67, &headers, cells));
         assert_eq!(
             on(50, &headers, cells),
-            " ID │ STATE   │ IMAGE                    \n 1  │ started │ docker.io/library/nginx:1\n \
-             Not shown, the terminal is too narrow: IP ADDRESS\n\n"
+            " ID │ STATE   │ IMAGE                    \n 1  │ started │ \
+             docker.io/library/nginx:1\n Not shown, the terminal is too narrow: IP ADDRESS\n\n"
         );
         assert_eq!(
             on(33, &headers, cells),
-            " ID │ STATE   │ IMAGE            \n 1  │ started │ docker.io/library\n    │         │ /nginx:1         \n \
-             Not shown, the terminal is too narrow: IP ADDRESS\n\n"
+            " ID │ STATE   │ IMAGE            \n 1  │ started │ docker.io/library\n    │         │ \
+             /nginx:1         \n Not shown, the terminal is too narrow: IP ADDRESS\n\n"
         );
         for columns in 1..70 {
             for line in
@@ -263,7 +263,8 @@ mod tests {
         let narrow = Screen { columns: Some(30), colour: false };
         assert_eq!(
             vertical(narrow, "", &facts),
-            " ID    │ 1\n Image │ docker.io/library/ngi\n       │ nx:1@sha256:012345678\n       │ 9\n\n"
+            " ID    │ 1\n Image │ docker.io/library/ngi\n       │ nx:1@sha256:012345678\n       │ \
+             9\n\n"
         );
     }
 

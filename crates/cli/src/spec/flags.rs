@@ -157,8 +157,8 @@ impl BuildFlags {
         if asked || image.is_some_and(|image| image.starts_with(['.', '/'])) {
             return Err(CliError::with_hint(
                 "this server builds no images",
-                "Build it with docker or podman, save it to an archive and give that to 'caddis image import', or push it \
-                 to a registry and name it here.",
+                "Build it with docker or podman, save it to an archive and give that to 'caddis \
+                 image import', or push it to a registry and name it here.",
             ));
         }
         Ok(())

@@ -15,7 +15,8 @@ pub fn set(
 ) -> Result<(), CliError> {
     if flags.vm_gpus.is_some() || flags.vm_gpu_kind.is_some() {
         return Err(CliError::new(
-            "GPU machines are no longer supported: --vm-gpu-kind and --vm-gpus are no longer accepted",
+            "GPU machines are no longer supported: --vm-gpu-kind and --vm-gpus are no longer \
+             accepted",
         ));
     }
     let mut set = |key: &str, value: Value| object(config, "guest").insert(key.to_owned(), value);
@@ -69,7 +70,8 @@ fn find(name: &str) -> Result<Preset, CliError> {
     }
     if !name.starts_with("shared") && !name.starts_with("performance") {
         return Err(CliError::new(format!(
-            "invalid machine preset requested, '{name}', expected to start with 'shared' or 'performance'"
+            "invalid machine preset requested, '{name}', expected to start with 'shared' or \
+             'performance'"
         )));
     }
     let names: Vec<_> = known.into_iter().map(|preset| preset.name).collect();
@@ -113,7 +115,8 @@ pub fn check(config: &Map<String, Value>) -> Result<(), CliError> {
     }
     if memory > most {
         let hint = format!(
-            "With {cpus} {kind} CPUs it is at most {most} MB: try --vm-memory {most}, or more --vm-cpus."
+            "With {cpus} {kind} CPUs it is at most {most} MB: try --vm-memory {most}, or more \
+             --vm-cpus."
         );
         return Err(CliError::with_hint("memory size for config is too high", hint));
     }

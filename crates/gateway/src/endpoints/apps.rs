@@ -109,7 +109,8 @@ pub(crate) async fn create(
     operation_id = "Apps_list",
     tag = "Apps",
     params(
-        ("org_slug" = Option<String>, Query, description = "Only apps of this organization; `personal` is the caller's own"),
+        ("org_slug" = Option<String>, Query, description = "Only apps of this organization; \
+            `personal` is the caller's own"),
         PageParams,
     ),
     responses(

@@ -56,7 +56,8 @@ fn passed_on(params: &Params, names: &[&'static str]) -> String {
     path = "/v1/images",
     operation_id = "Images_list",
     tag = "Images",
-    params(("worker" = Option<String>, Query, description = "Id of a worker; default: the first one")),
+    params(("worker" = Option<String>, Query, description = "Id of a worker; default: the first \
+        one")),
     responses((status = 200, description = "The images", body = Vec<ImageSummary>), BadParameter),
 )]
 pub(crate) async fn list(
@@ -84,9 +85,11 @@ pub(crate) async fn list(
         ("format" = inline(ArchiveFormat), Query, description = "Format of the archive"),
         (
             "image" = Option<String>, Query,
-            description = "Image in the archive, by name or `@` and its index from 0; required if there are several",
+            description = "Image in the archive, by name or `@` and its index from 0; required if \
+                           there are several",
         ),
-        ("name" = Option<String>, Query, description = "Name for the image; default: the archive's own"),
+        ("name" = Option<String>, Query, description = "Name for the image; default: the archive's \
+            own"),
         ("worker" = Option<String>, Query, description = "Id of a worker; default: the first one"),
     ),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The archive"),

@@ -27,21 +27,27 @@ const MAX_ENTRIES: u64 = 1000;
     params(
         AppPath,
         ("instance" = Option<String>, Query, description = "Id of a machine"),
-        ("region" = Option<String>, Query, description = "Only machines in this region; ignored with instance"),
+        ("region" = Option<String>, Query, description = "Only machines in this region; ignored \
+            with instance"),
         ("since" = Option<String>, Query, format = DateTime,
-            description = "Only entries from this time on, RFC 3339; the first page begins there. Caddis extension"),
+            description = "Only entries from this time on, RFC 3339; the first page begins there. \
+                           Caddis extension"),
         ("until" = Option<String>, Query, format = DateTime,
             description = "Only entries up to this time, RFC 3339. Caddis extension"),
-        ("next_token" = Option<String>, Query, description = "The next_token of a page: return what comes after it"),
+        ("next_token" = Option<String>, Query, description = "The next_token of a page: return \
+            what comes after it"),
         ("until_token" = Option<String>, Query,
-            description = "The next_token of a page: return nothing after it, so that reading a growing log ends. \
-                           Caddis extension"),
-        ("limit" = Option<u64>, Query, minimum = 1, description = "Maximum number of entries, at most 1000"),
+            description = "The next_token of a page: return nothing after it, so that reading a \
+                           growing log ends. Caddis extension"),
+        ("limit" = Option<u64>, Query, minimum = 1, description = "Maximum number of entries, at \
+            most 1000"),
         ("wait_seconds" = Option<u64>, Query, minimum = 0,
-            description = "Wait up to this long for entries when there are none, at most 60. Caddis extension"),
+            description = "Wait up to this long for entries when there are none, at most 60. \
+                           Caddis extension"),
     ),
     responses(
-        (status = 200, description = "A page, oldest first; the newest entries unless told where to begin",
+        (status = 200, description = "A page, oldest first; the newest entries unless told where \
+                                      to begin",
             body = LogsReply),
         BadParameter,
         NoApp,
@@ -90,7 +96,8 @@ pub(crate) async fn logs(
     tokio::select! {
         answer = answer => answer,
         () = context.closing.cancelled() => {
-            Err(ApiError::new(caddis_api::ErrorCode::Unavailable, "unavailable: the server is stopping").into())
+            Err(ApiError::new(caddis_api::ErrorCode::Unavailable, "unavailable: the server is \
+                stopping").into())
         }
     }
 }

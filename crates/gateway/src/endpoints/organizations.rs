@@ -54,10 +54,12 @@ pub(crate) async fn list(
     operation_id = "Machines_org_list",
     tag = "Machines",
     params(
-        ("org_slug" = String, Path, description = "The organization; `personal` is the caller's own"),
+        ("org_slug" = String, Path, description = "The organization; `personal` is the caller's \
+            own"),
         FilterParams,
         PageParams,
-        ("updated_after" = Option<String>, Query, description = "Only machines changed after this time, RFC 3339"),
+        ("updated_after" = Option<String>, Query, description = "Only machines changed after this \
+            time, RFC 3339"),
     ),
     responses(
         (status = 200, description = "The machines", body = OrganizationMachines),

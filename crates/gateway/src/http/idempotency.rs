@@ -174,7 +174,8 @@ async fn renew(context: &Context, held: &Held) -> Infallible {
             // makes is made once.
             Ok(false) => tracing::debug!(id = held.id, "an idempotency key is no longer leased"),
             Err(error) => {
-                tracing::warn!(id = held.id, %error, "can't renew the lease of an idempotency key, retrying")
+                tracing::warn!(id = held.id, %error, "can't renew the lease of an idempotency key, \
+                    retrying")
             }
         }
     }
@@ -223,14 +224,16 @@ fn fingerprint(parts: &axum::http::request::Parts, body: &[u8]) -> [u8; 32] {
 
 fn unknown_outcome() -> ApiError {
     ApiError::aborted(format!(
-        "a request with this {IDEMPOTENCY_KEY} was interrupted and may have been carried out: check, then use another key"
+        "a request with this {IDEMPOTENCY_KEY} was interrupted and may have been carried out: \
+         check, then use another key"
     ))
 }
 
 /// Says when to come back: when the one who has it has renewed its lease or lost it.
 fn in_progress(until_ms: u64) -> Response {
     let error = ApiError::aborted(format!(
-        "a request with this {IDEMPOTENCY_KEY} is still in progress: retry later to get its response"
+        "a request with this {IDEMPOTENCY_KEY} is still in progress: retry later to get its \
+         response"
     ));
     let seconds = until_ms.saturating_sub(unix_ms(Timestamp::now())).div_ceil(1000).max(1);
     let mut response = HttpError(error).into_response();
@@ -257,7 +260,8 @@ async fn keep(context: &Context, id: &str, response: Response) -> Result<Respons
 fn again(answer: StoredResponse) -> Result<Response, ApiError> {
     let Some(body) = answer.body else {
         return Err(ApiError::aborted(format!(
-            "a request with this {IDEMPOTENCY_KEY} was carried out; its response was too large to keep"
+            "a request with this {IDEMPOTENCY_KEY} was carried out; its response was too large to \
+             keep"
         )));
     };
     let mut response = Response::builder().status(answer.status).header(REPLAYED, "true");

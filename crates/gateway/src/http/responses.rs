@@ -49,15 +49,16 @@ errors! {
     }
     /// Of what a worker may refuse.
     Refused {
-        "409" => "Someone else holds the lease or changed the machine at the same time, or the host has no capacity",
+        "409" => "Someone else holds the lease or changed the machine at the same time, or the \
+                  host has no capacity",
         "412" => "The state of the machine or its host does not allow this",
     }
     /// Of what may come with an `Idempotency-Key`.
     Keyed {
         "400" => "Invalid request; the message says what",
         "408" => "The body did not arrive in time",
-        "409" => "A request with this Idempotency-Key was interrupted, is still in progress (`retry-after` says when to \
-                  retry), or its response was too large to keep",
+        "409" => "A request with this Idempotency-Key was interrupted, is still in progress \
+                  (`retry-after` says when to retry), or its response was too large to keep",
         "413" => "The body is too large",
         "422" => "This Idempotency-Key was used for a different request",
     }
@@ -75,8 +76,10 @@ errors! {
     Protected {
         "401" => "Missing or unknown token",
         "429" => "Rate limit exceeded; `retry-after` says when to retry",
-        "507" => "The host's disk is full; nothing was changed. Requests that free space still work",
-        "504" => "Something the server depends on does not answer; the request may still be carried out",
+        "507" => "The host's disk is full; nothing was changed. Requests that free space still \
+                  work",
+        "504" => "Something the server depends on does not answer; the request may still be \
+                  carried out",
     }
 }
 

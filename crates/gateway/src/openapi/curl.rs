@@ -29,8 +29,9 @@ pub(super) fn command(method: &str, path: &str, operation: &Value) -> String {
     // Nothing but the answer tells that it is no usual request.
     let upgrades = operation["responses"].get("101").is_some();
     if upgrades {
-        command += " --include --no-buffer --max-time 2 \\\n  -H \"Connection: Upgrade\" -H \"Upgrade: websocket\" \
-                    \\\n  -H \"Sec-WebSocket-Version: 13\" -H \"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\"";
+        command += " --include --no-buffer --max-time 2 \\\n  -H \"Connection: Upgrade\" \
+                    -H \"Upgrade: websocket\" \\\n  -H \"Sec-WebSocket-Version: 13\" \
+                    -H \"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\"";
     }
     let body = body(&operation["requestBody"]);
     // Data is sent by POST unless another method is named.
@@ -89,7 +90,8 @@ mod tests {
             "requestBody": { "content": { "application/json": { "example": { "a": "it's" } } } },
             "responses": { "200": {} },
         });
-        let expected = "curl -fsS -H \"Authorization: Bearer $TOKEN\" \\\n  -H 'nonce: n' -X PUT \\\n  \
+        let expected = "curl -fsS -H \"Authorization: Bearer $TOKEN\" \\\n  -H 'nonce: n' -X \
+                        PUT \\\n  \
                         \"$URL/v1/a?ttl=5\" \\\n  -d '{\"a\":\"it'\\''s\"}'";
         assert_eq!(command("put", "/v1/{app}", &operation), expected);
         assert!(!command("post", "/v1/{app}", &operation).contains("-X"));

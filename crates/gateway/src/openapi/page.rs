@@ -123,8 +123,10 @@ fn authentication() -> Markup {
             p { "All paths are below " code class="origin" { (ORIGIN) } ", the base URL." }
             p {
                 "A request needs a token unless it says otherwise, in the header "
-                code { "Authorization: Bearer TOKEN" } ". " code { "FlyV1 TOKEN" } " and the token alone are accepted "
-                "too. The server writes a first token to " code { "root.token" } " in its data directory, and "
+                code { "Authorization: Bearer TOKEN" } ". " code { "FlyV1 TOKEN" } " and the token \
+                    alone are accepted "
+                "too. The server writes a first token to " code { "root.token" } " in its data \
+                    directory, and "
                 code { "caddis auth token" } " prints it on the same host."
             }
             p { "The examples take both from variables:" }

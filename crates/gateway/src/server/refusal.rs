@@ -33,7 +33,8 @@ impl Refusals {
 
     /// For whom there is no place.
     pub(super) fn busy(&self) -> Vec<u8> {
-        let text = "unavailable: too many connections with requests in progress; nothing was done, try again";
+        let text = "unavailable: too many connections with requests in progress; nothing was done, \
+                    try again";
         // Sent again by usual clients by themselves, and rightly: nothing was carried out.
         self.answer(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -48,8 +49,8 @@ impl Refusals {
         // It is plain data, for which serialisation has no way to fail.
         let body = serde_json::to_string(&error.body(Some(id.clone()))).unwrap_or_default();
         format!(
-            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nfly-request-id: {id}\r\n{more}\
-             connection: close\r\n\r\n{body}",
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: \
+             {}\r\nfly-request-id: {id}\r\n{more}connection: close\r\n\r\n{body}",
             body.len()
         )
         .into_bytes()
@@ -62,7 +63,8 @@ pub(crate) fn head_error(status: StatusCode) -> ApiError {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ApiError::new(
             ErrorCode::TooLarge,
             format!(
-                "the header fields are too large, cannot exceed {MAX_HEAD} bytes and {MAX_HEADERS} fields"
+                "the header fields are too large, cannot exceed {MAX_HEAD} bytes and {MAX_HEADERS} \
+                 fields"
             ),
         ),
         StatusCode::URI_TOO_LONG => ApiError::new(ErrorCode::TooLarge, "the path is too long"),
@@ -96,7 +98,8 @@ mod tests {
 
     #[test]
     fn only_answers_that_hyper_made_by_itself_are_found() {
-        let own = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let own = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: \
+                   close\r\ncontent-length: 0\r\n\r\n";
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         assert_eq!(find(own.as_bytes()), Some((0, status)));
         assert_eq!(find(format!("0\r\n\r\n{own}").as_bytes()), Some((5, status)));

@@ -172,7 +172,8 @@ mod tests {
                  kernel/fs/overlayfs/overlay.ko.xz:\nkernel/net/nf-nat.ko:\n",
             ),
             alias: text(
-                "# comment\nalias rtnl-link-bridge bridge\nalias fs-overlay overlay\nalias char-major-43-* stp\n\
+                "# comment\nalias rtnl-link-bridge bridge\nalias fs-overlay overlay\nalias \
+                 char-major-43-* stp\n\
                  alias x-[0-3]y llc\nalias x-[0-3]y stp\nalias x-[0-3]y llc\n",
             ),
             built_in: text("kernel/fs/ext4/ext4.ko\n"),

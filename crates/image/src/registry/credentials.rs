@@ -67,12 +67,14 @@ impl Logins {
         };
         match (&self.credentials, &self.helper) {
             (Some(_), _) => format!(
-                "the login for `{}` in {file} was not accepted; log in again with `skopeo login` or similar",
+                "the login for `{}` in {file} was not accepted; log in again with `skopeo login` \
+                 or similar",
                 self.key
             ),
             (None, Some(helper)) => format!(
-                "{file} uses the credential helper {helper}, which is not supported; write the login with `skopeo login \
-                 --authfile FILE` and set that file with --registry-credentials"
+                "{file} uses the credential helper {helper}, which is not supported; write the \
+                 login with `skopeo login --authfile FILE` and set that file with \
+                 --registry-credentials"
             ),
             (None, None) => {
                 format!("{file} has no login for it; add one with `skopeo login` or similar")

@@ -86,8 +86,8 @@ impl Guard {
     }
 }
 
-const FORBIDDEN: &str = "it is an address of this host or link-local; if a registry runs there, allow it on the \
-                         server: caddis serve --insecure-registry HOST:PORT";
+const FORBIDDEN: &str = "it is an address of this host or link-local; if a registry runs there, \
+                         allow it on the server: caddis serve --insecure-registry HOST:PORT";
 
 fn refused(target: &str, reason: String) -> ImageError {
     ImageError::Refused { target: target.to_owned(), reason }

@@ -36,7 +36,8 @@ impl<'a> Patience<'a> {
         self.tries += 1;
         let pause = self.after(&failure).filter(|_| self.tries < self.transfer.attempts);
         let Some(pause) = pause else { return Err(failure.error) };
-        tracing::debug!(error = %failure.error, tries = self.tries, ?pause, "registry request failed, retrying");
+        tracing::debug!(error = %failure.error, tries = self.tries, ?pause, "registry request \
+            failed, retrying");
         tokio::time::sleep(pause).await;
         Ok(())
     }

@@ -49,8 +49,8 @@ fn a_rule_is_read_as_it_was_written() {
 }
 
 /// A rule of another program, by which addresses of the host are found, too.
-const FOREIGN: &str = "not from 192.0.2.0/24 fwmark 5/7 iif other ipproto tcp dport 80-90 uidrange 1-2 lookup local \
-                       suppress_prefixlength 0";
+const FOREIGN: &str = "not from 192.0.2.0/24 fwmark 5/7 iif other ipproto tcp dport 80-90 uidrange \
+                       1-2 lookup local suppress_prefixlength 0";
 
 /// The rules of IPv4 of one link. They have names of one letter: A, B and C those of the link, g, b
 /// and n those of all links, in their order; L the kernel's own and F the foreign one.
@@ -260,9 +260,8 @@ fn several_installations_put_them_back_at_once_and_leave_nothing_when_all_are_go
                 assert_eq!(rules.iter().filter(|rule| **rule == shared).count(), 1, "{rules:?}");
             }
             assert_eq!(rules.iter().filter(|rule| is_local(rule)).count(), 1, "{rules:?}");
-            run(
-                "while ip rule del pref 1; do :; done 2>&-; ip rule del pref 2; ip rule del blackhole pref 0; true",
-            );
+            run("while ip rule del pref 1; do :; done 2>&-; ip rule del pref 2; ip rule del \
+                 blackhole pref 0; true");
         }
         futures::future::join_all(installations.iter().map(|one| clear(&bench.links, one))).await;
         assert_eq!(run("ip rule; ip -6 rule"), before);

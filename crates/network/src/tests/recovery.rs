@@ -9,9 +9,11 @@ use crate::{HOST_V4, MachineAddresses, Network, NetworkError, tap};
 
 /// All that there is of the network, on the host and in the namespace.
 fn all(network: &Network) -> String {
-    let list = "ip rule; ip -6 rule; ip -o link | sed 's/^[0-9]*: //; s/ link-netnsid.*//; s/@if[0-9]*//; s/NO-CARRIER,//; s/,LOWER_UP//; s/ state [A-Z]*//'; \
-                ip -o address | sed 's/^[0-9]*: //'; ip route show table all; ip -6 route show table all; \
-                ip neighbour; ip -6 neighbour; nft --stateless list ruleset; sysctl net.ipv4.ip_forward";
+    let list = "ip rule; ip -6 rule; ip -o link | sed 's/^[0-9]*: //; s/ link-netnsid.*//; \
+                s/@if[0-9]*//; s/NO-CARRIER,//; s/,LOWER_UP//; s/ state [A-Z]*//'; ip -o address | \
+                sed 's/^[0-9]*: //'; ip route show table all; ip -6 route show table all; ip \
+                neighbour; ip -6 neighbour; nft --stateless list ruleset; sysctl \
+                net.ipv4.ip_forward";
     let inside = network.run_inside(list);
     format!("{}\n-- inside\n{inside}", run(list))
 }
@@ -38,7 +40,8 @@ fn a_start_heals_what_a_kill_has_left_at_any_point_of_an_earlier_one() {
             (true, "ip -6 neighbour flush dev uplink nud permanent"),
             (
                 true,
-                "ip route del default; ip -6 route del default; ip neighbour flush dev uplink nud permanent",
+                "ip route del default; ip -6 route del default; ip neighbour flush dev uplink nud \
+                 permanent",
             ),
             (true, "ip link set uplink down"),
             (true, "ip link del uplink"),
@@ -46,7 +49,8 @@ fn a_start_heals_what_a_kill_has_left_at_any_point_of_an_earlier_one() {
             (true, "ip address flush dev lo scope global; ip link set lo down"),
             (
                 false,
-                "ip neighbour flush dev caddis-0 nud permanent; ip -6 neighbour flush dev caddis-0 nud permanent",
+                "ip neighbour flush dev caddis-0 nud permanent; ip -6 neighbour flush dev caddis-0 \
+                 nud permanent",
             ),
             (false, "ip address flush dev caddis-0"),
             (false, "ip -6 address flush dev caddis-0"),

@@ -140,7 +140,8 @@ impl Loading<'_> {
         if !built_for.is_empty() && built_for.split(' ').next() != Some(&self.tree.release) {
             let (path, release) = (path.display(), &self.tree.release);
             return Err(format!(
-                "{path} was built for kernel {built_for}, not {release}; --modules must match --kernel"
+                "{path} was built for kernel {built_for}, not {release}; --modules must match \
+                 --kernel"
             ));
         }
         for dependency in

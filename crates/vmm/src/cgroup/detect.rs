@@ -44,8 +44,8 @@ pub(super) fn find(mountinfo: &str, controllers: &[&str]) -> Result<Found, Strin
         });
         let Some(tree) = tree else {
             return Err(format!(
-                "no mounted cgroup file system offers the controller '{controller}': mount cgroup2 with memory, cpu \
-                 and pids (Debian does by default), or the v1 trees of all three"
+                "no mounted cgroup file system offers the controller '{controller}': mount cgroup2 \
+                 with memory, cpu and pids (Debian does by default), or the v1 trees of all three"
             ));
         };
         found.push(tree.point.clone());
@@ -54,9 +54,10 @@ pub(super) fn find(mountinfo: &str, controllers: &[&str]) -> Result<Found, Strin
 }
 
 /// What is wrong where [`are_hidden`].
-pub(super) const HIDDEN: &str = "no cgroup file system can be seen here: `ip netns exec` hides them behind a new /sys, \
-                                 so enter a network namespace with `nsenter --net=/run/netns/NAME` instead; elsewhere \
-                                 mount cgroup2 (mount -t cgroup2 none /sys/fs/cgroup)";
+pub(super) const HIDDEN: &str = "no cgroup file system can be seen here: `ip netns exec` hides \
+                                 them behind a new /sys, so enter a network namespace with \
+                                 `nsenter --net=/run/netns/NAME` instead; elsewhere mount cgroup2 \
+                                 (mount -t cgroup2 none /sys/fs/cgroup)";
 
 /// Whether none of the cgroup file systems that are mounted, if any, can be reached: another one is
 /// mounted over them, or they were taken away with what they were mounted on.

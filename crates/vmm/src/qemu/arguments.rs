@@ -23,8 +23,9 @@ pub(super) struct Shape<'a> {
 
 /// Kernel arguments that shorten the boot of a distribution's kernel (measured: together 0.35 s
 /// under emulation).
-const KERNEL: &str = "console=ttyS0 quiet cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp \
-                      i8042.dumbkbd random.trust_cpu=on no_timer_check lsm= audit=0 mitigations=off reboot=t panic=-1";
+const KERNEL: &str = "console=ttyS0 quiet cryptomgr.notests 8250.nr_uarts=1 i8042.noaux \
+                      i8042.nomux i8042.nopnp i8042.dumbkbd random.trust_cpu=on no_timer_check \
+                      lsm= audit=0 mitigations=off reboot=t panic=-1";
 
 /// All arguments, for the descriptors of [`descriptor`].
 pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {

@@ -121,7 +121,8 @@ mod tests {
     fn memory_of_a_resumed_machine_that_could_not_be_had_is_told_as_that() {
         let full = lost_memory(true);
         assert!(
-            matches!(&full, VmExit::DiskFull { message } if message.contains("disk of the host is full")),
+            matches!(&full, VmExit::DiskFull { message } if message.contains("disk of the host is \
+                full")),
             "{full:?}"
         );
         let other = lost_memory(false);

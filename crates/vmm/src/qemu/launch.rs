@@ -401,7 +401,8 @@ pub(super) fn end(process: &Process) {
 /// Removes what a VM that is gone has left.
 pub(super) fn clear(directory: &Path, cgroups: Option<&CgroupRoot>, cgroup: &str) {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
-        warn!(directory = %directory.display(), %error, "can't remove the {what} of a VM that has ended");
+        warn!(directory = %directory.display(), %error, "can't remove the {what} of a VM that has \
+            ended");
     };
     if let Some(cgroups) = cgroups {
         let cgroup = cgroups.slot(cgroup);

@@ -88,7 +88,8 @@ pub(super) fn create(path: &Path, virtual_size: u64, clusters: &Clusters) -> io:
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!(
-                "an overlay of {virtual_size} bytes: it must be a multiple of 512, at most {LARGEST}"
+                "an overlay of {virtual_size} bytes: it must be a multiple of 512, at most \
+                 {LARGEST}"
             ),
         ));
     }

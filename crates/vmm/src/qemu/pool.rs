@@ -237,7 +237,8 @@ impl Driver {
             }
             Err(_) if self.ending.is_cancelled() => false,
             Err(error) => {
-                warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, %error, "no warm VM: starts take longer");
+                warn!(vcpus = shape.vcpus, memory_mib = shape.memory_mib, %error, "no warm VM: \
+                    starts take longer");
                 self.pool.state().failed = Some(Instant::now());
                 false
             }

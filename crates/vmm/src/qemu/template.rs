@@ -235,7 +235,8 @@ impl Templates {
             match shape_of(&path).filter(|shape| path == self.path(*shape, &key(*shape))) {
                 Some(shape) => shapes.push(shape),
                 None => {
-                    info!(path = %path.display(), "template removed, it no longer matches this host");
+                    info!(path = %path.display(), "template removed, it no longer matches this \
+                        host");
                     let _ = fs::remove_file(path);
                 }
             }
@@ -270,7 +271,8 @@ impl Templates {
     pub(crate) fn keep(&self, shape: Shape, key: &str, sealed: &Sealed) {
         let path = self.path(shape, key);
         if let Err(error) = file::write(&path, key, sealed) {
-            warn!(path = %path.display(), %error, "template not saved to disk, the next server rebuilds it");
+            warn!(path = %path.display(), %error, "template not saved to disk, the next server \
+                rebuilds it");
         }
         self.remove_old();
     }

@@ -153,7 +153,8 @@ pub fn kill_machines(directory: &Path, slots: &crate::SlotPool) -> Result<usize,
 fn remove(directory: &Path) {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(directory = %directory.display(), %error, "can't remove the directory of a VM without a machine");
+            tracing::warn!(directory = %directory.display(), %error, "can't remove the directory \
+                of a VM without a machine");
         }
         _ => {}
     }

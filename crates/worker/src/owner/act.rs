@@ -91,7 +91,8 @@ impl Owner {
                     ));
                 }
                 if self.live.as_ref().is_some_and(|live| !live.vm.can_save()) {
-                    let text = "unable to suspend machine: it was started by an older server; restart it first";
+                    let text = "unable to suspend machine: it was started by an older server; \
+                                restart it first";
                     return Err(ApiError::precondition(text));
                 }
                 self.check_answers()?;

@@ -25,7 +25,8 @@ impl Owner {
                 tracing::debug!(machine = %self.row.id, init_version, "guest is up");
                 match machine_id {
                     Some(id) if id != self.row.id.as_str() => {
-                        tracing::error!(machine = %self.row.id, claimed = id, "guest claims to be another machine");
+                        tracing::error!(machine = %self.row.id, claimed = id, "guest claims to be \
+                            another machine");
                     }
                     _ => live.note_status(status),
                 }

@@ -41,7 +41,8 @@ pub fn reason(hold: Hold) -> HostReason {
 fn explain(hold: Hold) -> &'static str {
     match hold {
         Hold::DiskFull => {
-            "the disk of the host is full: the machine is paused until there is free space, nothing is lost"
+            "the disk of the host is full: the machine is paused until there is free space, \
+             nothing is lost"
         }
         Hold::DiskError => {
             "the host can't write the machine's disk: the machine is paused until it can"

@@ -11,8 +11,9 @@ use crate::{event::Source, runner::Level, steps, store::Durability};
 
 /// How long its programs may take to go on, once it is heard again.
 const THAW_DEADLINE: Duration = Duration::from_secs(20);
-const SILENT: &str = "The machine's init does not answer. Its program may still be running, but can't be reached; stop or restart the \
-                      machine, or wait until it answers again";
+const SILENT: &str = "The machine's init does not answer. Its program may still be running, but \
+                      can't be reached; stop or restart the machine, or wait until it answers \
+                      again";
 
 impl Owner {
     /// Its init answers no questions. While something is done to the machine, that has deadlines of
@@ -91,7 +92,8 @@ impl Owner {
     pub(super) async fn stays_unheard(&mut self, reason: String) {
         let Some(live) = &self.live else { return };
         if let Err(error) = steps::forget_snapshot(&self.shared, &self.row).await {
-            tracing::warn!(machine = %self.row.id, error = error.message, "can't remove a snapshot, it stays until the next start");
+            tracing::warn!(machine = %self.row.id, error = error.message, "can't remove a \
+                snapshot, it stays until the next start");
         }
         self.turns.end();
         // In one change with the outcome: nobody shall take it for well in between. One whose disk

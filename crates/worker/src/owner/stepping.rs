@@ -150,7 +150,8 @@ impl Owner {
         // A task of its own: it has to be done also when this one panics meanwhile.
         let reaping = tokio::spawn(async move {
             if let Err(error) = steps::gone(&shared, vm.as_ref(), &row).await {
-                tracing::warn!(machine = %row.id, %error, "can't remove the network of a VM that has ended");
+                tracing::warn!(machine = %row.id, %error, "can't remove the network of a VM that \
+                    has ended");
             }
         });
         Box::pin(async move {

@@ -21,7 +21,8 @@ impl Owner {
     /// Stops this copy, for good. Its files stay: who moved the machine may need them.
     pub(super) async fn supersede(&mut self, epoch: u64) -> WorkerResult {
         if epoch > self.row.superseded_by.unwrap_or(self.row.placement_epoch) {
-            tracing::warn!(machine = %self.row.id, epoch, "the machine was placed on another host: this copy stops");
+            tracing::warn!(machine = %self.row.id, epoch, "the machine was placed on another host: \
+                this copy stops");
             // In one change, so that no restart of anything finds it in between.
             self.change(Durability::Synced, |draft| draft.supersede(epoch)).await;
             self.break_off_what_may_be();
@@ -51,7 +52,8 @@ impl Transaction {
         self.forget_next();
         let told = json!({
             "placement_epoch": epoch,
-            "message": "the machine was placed on another host: this copy stops and is not started again",
+            "message": "the machine was placed on another host: this copy stops and is not started \
+                        again",
         });
         self.event(Source::Worker, "supersede", self.row.state, told);
         match self.row.state {

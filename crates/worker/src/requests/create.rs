@@ -29,7 +29,8 @@ pub(super) async fn create(
     // A gateway that got no answer asks again.
     if let Some(record) = shared.publisher.get(&create.id) {
         if record.epoch < create.placement_epoch {
-            let text = "this host has a copy of an earlier placement of the machine, which must be destroyed first";
+            let text = "this host has a copy of an earlier placement of the machine, which must be \
+                        destroyed first";
             return Err(ApiError::precondition(text));
         }
         let lease = held_lease(shared, &create.id, create.lease.as_ref()).await;
@@ -64,13 +65,18 @@ async fn record_new(
     draft.begin(OperationKind::Create, Source::Worker);
     let mut change = draft.into_change();
     change.request = request.map(|id| (id, now));
-    shared.store.commit(vec![change.clone()], Durability::Synced, Room::Free).await.map_err(|e| {
-        tracing::error!(machine = %change.row.id, error = %e, "can't record a new machine");
-        if e.is_full() {
-            return ApiError::disk_full();
-        }
-        ApiError::internal("can't record the machine; see the server's log, and free space if its disk is full")
-    })?;
+    shared.store.commit(vec![change.clone()], Durability::Synced, Room::Free).await.map_err(
+        |e| {
+            tracing::error!(machine = %change.row.id, error = %e, "can't record a new machine");
+            if e.is_full() {
+                return ApiError::disk_full();
+            }
+            ApiError::internal(
+                "can't record the machine; see the server's log, and free space if its \
+                            disk is full",
+            )
+        },
+    )?;
     let Change { row, mut events, .. } = change;
     events.reverse();
     let lease = row.lease.clone();

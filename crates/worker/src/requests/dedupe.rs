@@ -155,8 +155,8 @@ impl RequestHandler {
                 if is_late(&envelope, self.shared.clock.unix_now())
                     && !self.remembers(&envelope.request_id) =>
             {
-                let text = "unavailable: the request reached its host too late and was not carried out, try again; if \
-                            this persists, compare the clocks of the hosts";
+                let text = "unavailable: the request reached its host too late and was not carried \
+                            out, try again; if this persists, compare the clocks of the hosts";
                 encode::<WorkerResult>(&Err(ApiError::new(ErrorCode::Unavailable, text)))
             }
             // What changes nothing may be done twice; its answers, whole listings among them, are

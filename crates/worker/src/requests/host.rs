@@ -21,7 +21,10 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration) -> WorkerRes
     let results = shared.clock.timeout(deadline, all).await.ok_or_else(|| {
         ApiError::new(
             ErrorCode::DeadlineExceeded,
-            format!("deadline_exceeded: some machines are still running after {deadline:?}; they go down with the host"),
+            format!(
+                "deadline_exceeded: some machines are still running after {deadline:?}; they \
+                     go down with the host"
+            ),
         )
     })?;
     let stopped = results.into_iter().filter(|result| matches!(result, Ok(true))).count();
@@ -53,7 +56,8 @@ pub(super) async fn check_disk(shared: &Arc<Shared>) -> Result<(), ApiError> {
     if free < shared.config.reserved_disk {
         let (free, wanted) = (free >> 20, shared.config.reserved_disk >> 20);
         let text = format!(
-            "could not reserve resource for machine: disk is full, {free} MiB free, {wanted} MiB reserved"
+            "could not reserve resource for machine: disk is full, {free} MiB free, {wanted} MiB \
+             reserved"
         );
         return Err(ApiError::new(ErrorCode::InsufficientCapacity, text));
     }

@@ -87,7 +87,8 @@ async fn launch_vm(
     let mut seat = shared.vmm.prepare(spec.clone()).await.map_err(Failure::retry)?;
     let mut connected = connect(context, seat.as_ref()).await;
     if let Some(error) = connected.as_ref().err().filter(|_| seat.has_tap()) {
-        tracing::warn!(machine = %row.id, error = error.message, "can't connect a warm VM, launching another");
+        tracing::warn!(machine = %row.id, error = error.message, "can't connect a warm VM, \
+            launching another");
         detach(context, &seat.slot().tap_name()).await;
         drop(seat);
         let spec = LaunchSpec { not_warm: true, ..spec };
@@ -114,7 +115,8 @@ async fn launch_vm(
 async fn detach(context: &Context, tap: &str) {
     let (network, row) = (&context.shared.network, &context.row);
     if let Err(e) = network.detach(tap, &row.addresses).await {
-        tracing::warn!(machine = %row.id, error = %e.message, "can't detach the network of a VM that did not start");
+        tracing::warn!(machine = %row.id, error = %e.message, "can't detach the network of a VM \
+            that did not start");
     }
 }
 

@@ -28,7 +28,8 @@ pub(super) async fn signal(context: Context) -> Result<Done, Failure> {
         && live.guest.borrow().may_be_frozen()
         && let Err(e) = suspend::thaw(live, false).await
     {
-        tracing::warn!(machine = %context.row.id, error = %e.message, "can't resume the machine to stop it");
+        tracing::warn!(machine = %context.row.id, error = %e.message, "can't resume the machine to \
+            stop it");
     }
     if let (Some(mut live), Some(plan)) = (context.live, stop_plan(&context.row)) {
         match live.told(live.session.stop(plan.signal.number(), plan.is_default)).await {

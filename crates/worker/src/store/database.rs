@@ -16,19 +16,23 @@ use super::{Durability, StoreError};
 const MIGRATIONS: &[&str] = &[
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
      CREATE TABLE machines (
-         id TEXT PRIMARY KEY, app TEXT NOT NULL, state TEXT NOT NULL, destroyed_at INTEGER, record TEXT NOT NULL
+         id TEXT PRIMARY KEY, app TEXT NOT NULL, state TEXT NOT NULL, destroyed_at INTEGER, record \
+     TEXT NOT NULL
      ) STRICT;
      CREATE TABLE events (
-         machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE, id TEXT NOT NULL, event TEXT NOT NULL,
+         machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE, id TEXT NOT NULL, event \
+     TEXT NOT NULL,
          PRIMARY KEY (machine, id)
      ) STRICT, WITHOUT ROWID;",
     // Versions that were replaced; the current one is in the machine's record.
     "CREATE TABLE versions (
-         machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE, id TEXT NOT NULL, record TEXT NOT NULL,
+         machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE, id TEXT NOT NULL, \
+     record TEXT NOT NULL,
          PRIMARY KEY (machine, id)
      ) STRICT, WITHOUT ROWID;",
     // Requests whose changes are recorded, so that one that comes again changes nothing.
-    "CREATE TABLE requests (id TEXT PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;",
+    "CREATE TABLE requests (id TEXT PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT \
+     ROWID;",
 ];
 
 /// What is to be done with the database.
@@ -110,7 +114,8 @@ impl Database {
         // What SQLite itself does for each transaction that it is to write through. What was moved
         // to the database meanwhile it has written through before it lets go of it here.
         let synced = self.log.sync_data().or_else(|error| {
-            tracing::error!(path = %self.path.display(), %error, "can't sync the database's log to disk");
+            tracing::error!(path = %self.path.display(), %error, "can't sync the database's log to \
+                disk");
             self.is_behind = true;
             // What was committed is there for all who read, so it has to become durable, not to be
             // taken back.

@@ -96,7 +96,8 @@ fn record_version(
             transaction
                 .prepare_cached(
                     "DELETE FROM versions WHERE machine = ?1 AND id <=
-                     (SELECT id FROM versions WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                     (SELECT id FROM versions WHERE machine = ?1 ORDER BY id DESC LIMIT 1 OFFSET \
+                     ?2)",
                 )?
                 .execute(params![machine.as_str(), VERSIONS_PER_MACHINE as i64])?;
         }

@@ -110,8 +110,8 @@ async fn start(
     let needs_new = wanted.command.is_empty() || wanted.files || wanted.holds_machine;
     if needs_new && !guest.speaks(SESSIONS_SINCE) {
         return Err(ApiError::precondition(
-            "the machine was started by an older version of the server and can't do this: restart it, or name a program \
-             to run",
+            "the machine was started by an older version of the server and can't do this: restart \
+             it, or name a program to run",
         ));
     }
     // What is written to a terminal in raw mode goes back to the line's begin by itself only.
@@ -237,7 +237,8 @@ impl Input {
                 self.bytes += data.len() - 1;
                 if self.bytes > WINDOW_BYTES {
                     let text = format!(
-                        "invalid message: more than {WINDOW_BYTES} bytes of input were not credited yet"
+                        "invalid message: more than {WINDOW_BYTES} bytes of input were not \
+                         credited yet"
                     );
                     return Err(ApiError::invalid(text));
                 }

@@ -14,7 +14,8 @@ const FILE: &str = "caddis.toml";
 /// `caddis apps create`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  caddis apps create hello\n  caddis apps create --generate-name --save"
+    after_help = "Examples:\n  caddis apps create hello\n  caddis apps create --generate-name \
+                  --save"
 )]
 pub struct Create {
     /// App name.

@@ -63,7 +63,8 @@ pub async fn until_gone(client: &Client, name: &str) -> Result<(), CliError> {
     };
     tokio::time::timeout(GONE_PATIENCE, gone).await.unwrap_or_else(|_| {
         let text = format!(
-            "app {name} is still being destroyed after {GONE_PATIENCE:?}; it continues in the background"
+            "app {name} is still being destroyed after {GONE_PATIENCE:?}; it continues in the \
+             background"
         );
         Err(CliError::DeadlineExceeded(text))
     })

@@ -10,9 +10,8 @@ use crate::{
 
 /// `caddis context add`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  caddis context add lab --api-url http://10.0.0.5:4280 --access-token \"$TOKEN\""
-)]
+#[command(after_help = "Example:\n  caddis context add lab --api-url http://10.0.0.5:4280 \
+                  --access-token \"$TOKEN\"")]
 pub struct Add {
     /// Name of the context; an existing one is replaced.
     name: String,

@@ -18,11 +18,10 @@ use crate::{
 
 /// `caddis image import`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  docker save web:1 -o web.tar && caddis image import docker-archive:web.tar\n  \
+#[command(after_help = "Examples:\n  docker save web:1 -o web.tar && caddis image import \
+                  docker-archive:web.tar\n  \
                         caddis image import oci:./layout --name web:1\n  \
-                        caddis image import docker-archive:several.tar:web:2"
-)]
+                        caddis image import docker-archive:several.tar:web:2")]
 pub struct Import {
     /// docker-archive:FILE, oci-archive:FILE or oci:DIRECTORY; append :NAME or :@INDEX (from 0)
     /// to pick one of several images.

@@ -71,7 +71,8 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
     let auto_destroy = config.get("auto_destroy").and_then(Value::as_bool) == Some(true);
     if auto_destroy {
         printer.out(
-            "Auto destroy enabled and will destroy Machine on exit. Use --clear-auto-destroy to remove this setting.",
+            "Auto destroy enabled and will destroy Machine on exit. Use --clear-auto-destroy to \
+             remove this setting.",
         )?;
     }
     let image = source.config.as_ref().and_then(|config| config.field("image"));

@@ -155,7 +155,8 @@ async fn choose_app(
             Err(error) => return Err(CliError::attempted("could not launch machine", error)),
         },
         None if printer.is_interactive() => {
-            let question = "Running a Machine without specifying an app will create one for you, is this what you want?";
+            let question = "Running a Machine without specifying an app will create one for you, \
+                            is this what you want?";
             prompt::confirm(printer, question, "prompt: non interactive").await?;
             let org_slug = organization::choose(session, client, org).await?;
             let unasked = "name argument or flag must be specified when not running interactively";

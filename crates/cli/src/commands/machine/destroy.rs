@@ -88,8 +88,8 @@ fn refuse_running(machine: &Machine) -> Result<(), CliError> {
             "machine {id} currently started, either stop first or use --force flag"
         ))),
         _ => Err(CliError::new(format!(
-            "machine {id} is in a {state} state and cannot be destroyed since it is not stopped or suspended, either \
-             stop first or use --force flag"
+            "machine {id} is in a {state} state and cannot be destroyed since it is not stopped or \
+             suspended, either stop first or use --force flag"
         ))),
     }
 }

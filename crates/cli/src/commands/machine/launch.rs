@@ -24,11 +24,12 @@ impl Drop for Unfinished<'_> {
         let text = match &self.machine {
             _ if self.over => return,
             Some(id) => format!(
-                "Machine {id} was created in app {app} and remains; 'caddis machine status {id} -a {app}' shows it, \
-                 'caddis machine destroy {id} -a {app} --force' removes it."
+                "Machine {id} was created in app {app} and remains; 'caddis machine status {id} -a \
+                 {app}' shows it, 'caddis machine destroy {id} -a {app} --force' removes it."
             ),
             None => format!(
-                "A machine may have been created in app {app}; 'caddis machine list -a {app}' shows it."
+                "A machine may have been created in app {app}; 'caddis machine list -a {app}' \
+                 shows it."
             ),
         };
         // Nobody may be there to read it.
@@ -105,7 +106,8 @@ pub fn failed(session: &Session, what: &str, image: &str, error: ClientError) ->
             "Check its name and tag"
         }
         Some(ErrorCode::ImageUnavailable) if text.contains("denied access") => {
-            "Its registry may require a login ('docker login' on the server), or the image does not exist"
+            "Its registry may require a login ('docker login' on the server), or the image does \
+             not exist"
         }
         _ => return CliError::attempted(what, error),
     };
@@ -115,7 +117,8 @@ pub fn failed(session: &Session, what: &str, image: &str, error: ClientError) ->
     CliError::Failed {
         message: format!("could not find image \"{image}\""),
         hint: Some(format!(
-            "{missing}; --debug shows the registry's answer, 'caddis image list' the server's images."
+            "{missing}; --debug shows the registry's answer, 'caddis image list' the server's \
+             images."
         )),
         request_id: error.request_id().map(str::to_owned),
     }

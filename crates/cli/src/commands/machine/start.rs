@@ -8,9 +8,8 @@ use crate::{CliError, session::Session, waiting};
 
 /// `caddis machine start`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  caddis machine start 148e001b123d89\n  caddis machine start 148e001b123d89 --timing"
-)]
+#[command(after_help = "Examples:\n  caddis machine start 148e001b123d89\n  caddis machine start \
+                  148e001b123d89 --timing")]
 pub struct Start {
     #[command(flatten)]
     which: choice::Many,

@@ -157,7 +157,8 @@ fn unpack(directory: &Path, archive: ChannelReader) -> Result<u64, CliError> {
         }
     }
     Err(CliError::new(
-        "the transfer was cut off: the connection to the machine, or its copying program, ended early",
+        "the transfer was cut off: the connection to the machine, or its copying program, ended \
+         early",
     ))
 }
 

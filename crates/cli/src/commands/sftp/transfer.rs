@@ -62,7 +62,8 @@ impl Progress {
         if self.bar.is_none() && self.printer.draws_progress() && self.started.elapsed() > SHORT {
             let (bar, template) = match self.total {
                 Some(total) => {
-                    let template = "[{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
+                    let template = "[{bar:30}] {decimal_bytes}/{decimal_total_bytes} \
+                                    {decimal_bytes_per_sec} {eta}";
                     (ProgressBar::new(total), template)
                 }
                 None => (

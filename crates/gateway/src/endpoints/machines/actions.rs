@@ -98,7 +98,8 @@ pub(crate) async fn stop(
     params(
         MachinePath,
         Nonce,
-        ("timeout" = Option<String>, Query, description = "Time to stop; Go's notation or whole seconds"),
+        ("timeout" = Option<String>, Query, description = "Time to stop; Go's notation or whole \
+            seconds"),
         ("signal" = Option<Signal>, Query, description = "Signal to stop with"),
         ("force_stop" = Option<bool>, Query, description = "Do not wait for the program"),
     ),

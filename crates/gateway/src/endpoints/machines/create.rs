@@ -61,7 +61,8 @@ struct Wanted {
         BadBody,
         (status = 409, description = "The name is in use", body = ErrorBody),
         (status = 412, description = "The app is being deleted, or the host drained", body = ErrorBody),
-        (status = 422, description = "No host has enough free capacity, or the image can't be pulled", body = ErrorBody),
+        (status = 422, description = "No host has enough free capacity, or the image can't be \
+                                      pulled", body = ErrorBody),
     ),
 )]
 pub(crate) async fn create(
@@ -118,7 +119,8 @@ pub(super) fn check_secrets(minimum: Option<u64>) -> Result<(), ApiError> {
     match minimum {
         None | Some(0) => Ok(()),
         Some(minimum) => Err(ApiError::precondition(format!(
-            "min_secrets_version is {minimum}, the app's secrets are at version 0: this server has no secrets yet"
+            "min_secrets_version is {minimum}, the app's secrets are at version 0: this server has \
+             no secrets yet"
         ))),
     }
 }
@@ -245,13 +247,15 @@ async fn hand_over(
         Ok(other) => Err(unexpected(&other)),
         // Of one that was asked before, only its worker knows.
         Err(AskError::Bus(error)) if again || !matches!(error, BusError::NotDelivered(_)) => {
-            tracing::warn!(machine = %placement.machine, %error, "a worker did not answer to a create");
+            tracing::warn!(machine = %placement.machine, %error, "a worker did not answer to a \
+                create");
             let machine = placement.machine.clone();
             context.background(deletion::give_up_unless_made(context.clone(), placement));
             Err(ApiError::new(
                 ErrorCode::Unavailable,
                 format!(
-                    "unavailable: {error}; machine {machine} may still appear, look for it before trying again"
+                    "unavailable: {error}; machine {machine} may still appear, look for it before \
+                     trying again"
                 ),
             ))
         }

@@ -27,7 +27,8 @@ use crate::http::{
     tag = "Machines",
     params(
         MachinePath,
-        ("version" = Option<String>, Query, description = "Show the machine as it was in this version"),
+        ("version" = Option<String>, Query, description = "Show the machine as it was in this \
+            version"),
         ("include_leases" = Option<bool>, Query, description = "Include the holder of its lease"),
     ),
     responses(

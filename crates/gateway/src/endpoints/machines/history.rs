@@ -37,7 +37,8 @@ async fn ask(
     tag = "Machines",
     params(
         MachinePath,
-        ("limit" = Option<u64>, Query, minimum = 1, description = "Maximum number of events; default 20, at most 50"),
+        ("limit" = Option<u64>, Query, minimum = 1, description = "Maximum number of events; \
+            default 20, at most 50"),
     ),
     responses(
         (status = 200, description = "The events", body = Vec<MachineEvent>),

@@ -35,11 +35,13 @@ const MAX_PAGE: u64 = 1000;
         AppPath,
         FilterParams,
         PageParams,
-        ("include_leases" = Option<bool>, Query, description = "Include the holders of their leases"),
+        ("include_leases" = Option<bool>, Query, description = "Include the holders of their \
+            leases"),
     ),
     responses(
         (status = 200, description = "The machines", body = Vec<Machine>,
-            headers(("fly-next-cursor" = String, description = "Cursor of the next page; absent on the last page"))),
+            headers(("fly-next-cursor" = String, description = "Cursor of the next page; absent on \
+                the last page"))),
         NoApp,
     ),
 )]

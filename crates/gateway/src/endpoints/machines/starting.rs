@@ -65,11 +65,13 @@ pub(super) async fn settled(
             changed = machine.changed() => changed.map_err(|_| ApiError::machine_not_found())?,
             () = tokio::time::sleep_until(deadline) => {
                 let (state, seconds) = (shown.state(), patience.as_secs());
-                let text = format!("deadline_exceeded: the machine is still {state} after {seconds} s");
+                let text = format!("deadline_exceeded: the machine is still {state} after \
+                                    {seconds} s");
                 return Err(ApiError::new(ErrorCode::DeadlineExceeded, text));
             }
             () = &mut closing => {
-                return Err(ApiError::new(ErrorCode::Unavailable, "unavailable: the server is stopping"));
+                return Err(ApiError::new(ErrorCode::Unavailable, "unavailable: the server is \
+                    stopping"));
             }
         }
     }

@@ -67,7 +67,8 @@ const AHEAD: usize = 16;
         MachinePath,
         Nonce,
         ("remove_app" = Option<bool>, Query,
-            description = "Delete the app at the end of the session, unless it has another machine. Caddis extension"),
+            description = "Delete the app at the end of the session, unless it has another \
+                           machine. Caddis extension"),
     ),
     responses(
         (status = 101, description = "The session begins"),

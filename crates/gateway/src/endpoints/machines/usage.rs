@@ -47,9 +47,11 @@ const MAX_LINE: usize = 8 << 20;
     params(
         AppPath,
         ("interval" = Option<String>, Query,
-            description = "Time between two lines of a host, 1s to 60s, whole seconds or Go's notation; default 2s"),
+            description = "Time between two lines of a host, 1s to 60s, whole seconds or Go's \
+                           notation; default 2s"),
         ("timeout" = Option<String>, Query,
-            description = "End after this time, whole seconds or Go's notation; default: when the app is deleted"),
+            description = "End after this time, whole seconds or Go's notation; default: when the \
+                           app is deleted"),
     ),
     responses(
         (status = 200, description = "One sample per line", body = UsageSample, content_type = "application/x-ndjson"),

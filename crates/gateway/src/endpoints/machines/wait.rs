@@ -74,16 +74,20 @@ fn timeout(params: &Params) -> Result<Duration, ApiError> {
     params(
         MachinePath,
         ("state" = Option<String>, Query,
-            description = "started (default), stopped, suspended, destroyed, failed, created or settled; or several, comma-separated"),
-        ("timeout" = Option<String>, Query, description = "Whole seconds or Go's notation; default and maximum: 60 seconds"),
+            description = "started (default), stopped, suspended, destroyed, failed, created or \
+                           settled; or several, comma-separated"),
+        ("timeout" = Option<String>, Query, description = "Whole seconds or Go's notation; default \
+            and maximum: 60 seconds"),
         ("version" = Option<String>, Query, description = "The version that must be current"),
         ("instance_id" = Option<String>, Query, deprecated, description = "Old name of version"),
-        ("from_event_id" = Option<String>, Query, description = "Only changes after this event count"),
+        ("from_event_id" = Option<String>, Query, description = "Only changes after this event \
+            count"),
     ),
     responses(
         (status = 200, description = "Reached", body = WaitReply),
         (status = 400, body = ErrorBody,
-            description = "Invalid request, or the machine has failed or ended and will not reach the state by itself"),
+            description = "Invalid request, or the machine has failed or ended and will not reach \
+                           the state by itself"),
         (status = 404, description = "No such app, machine or version", body = ErrorBody),
         (status = 408, description = "Not reached in time", body = ErrorBody),
         (status = 409, description = "The version was replaced", body = ErrorBody),
@@ -113,7 +117,8 @@ pub(crate) async fn wait(
             changed = machine.changed() => changed.map_err(|_| ApiError::machine_not_found())?,
             () = tokio::time::sleep_until(deadline) => return Err(timed_out(&targets, shown.state()).into()),
             () = &mut closing => {
-                return Err(ApiError::new(ErrorCode::Unavailable, "unavailable: the server is stopping").into());
+                return Err(ApiError::new(ErrorCode::Unavailable, "unavailable: the server is \
+                    stopping").into());
             }
         }
     }

@@ -56,7 +56,8 @@ const PIECE: usize = 64 * 1024;
     params(
         AppPath,
         ("timeout" = Option<String>, Query,
-            description = "End after this time, whole seconds or Go's notation; default: when the app is deleted"),
+            description = "End after this time, whole seconds or Go's notation; default: when the \
+                           app is deleted"),
     ),
     responses(
         (status = 200, description = "One update per line", body = MachinesUpdate, content_type = "application/x-ndjson"),
