@@ -1,8 +1,8 @@
 //! Launches, adopts and ends VM processes. Knows nothing of apps, images or the API.
 //!
-//! A [`Vmm`] makes a [`Vm`] out of a [`LaunchSpec`], in two steps, between which the caller connects
-//! the network; the VM then lives independently of this process, and [`Vmm::adopt`] finds it again.
-//! What runs inside is reached over [`Vm::connect_agent`], a byte stream to init.
+//! A [`Vmm`] makes a [`Vm`] out of a [`LaunchSpec`], in two steps, between which the caller
+//! connects the network; the VM then lives independently of this process, and [`Vmm::adopt`] finds
+//! it again. What runs inside is reached over [`Vm::connect_agent`], a byte stream to init.
 //!
 //! ```text
 //! LaunchSpec ──prepare──▶ Seat {slot, tap or none} ──launch──▶ Vm ──save──▶ what a LaunchSpec resumes
@@ -223,21 +223,22 @@ pub trait Vmm: Send + Sync + 'static {
     /// Whether VMs can be started now; the reason if not (program missing, kernel missing).
     async fn check(&self) -> Result<(), VmmError>;
 
-    /// Makes the file of a disk, blank but for what it is an overlay over and `patches`, in place of
-    /// whatever file is there. Blocks.
+    /// Makes the file of a disk, blank but for what it is an overlay over and `patches`, in place
+    /// of whatever file is there. Blocks.
     ///
     /// # Errors
     /// What the file system says; then there is no file.
     fn create_disk(&self, disk: &Disk, patches: &[Patch]) -> io::Result<()>;
 
-    /// Finds a place for a VM: a slot, with all in it that does not depend on the machine's network.
+    /// Finds a place for a VM: a slot, with all in it that does not depend on the machine's
+    /// network.
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError>;
 
     /// Whether a machine is saved in this directory, by [`Vm::save`].
     fn is_saved(&self, directory: &Path) -> bool;
 
-    /// Removes what is saved of a machine in this directory, or was begun to be. Nothing to remove is
-    /// no error. Blocks.
+    /// Removes what is saved of a machine in this directory, or was begun to be. Nothing to remove
+    /// is no error. Blocks.
     fn remove_saved(&self, directory: &Path) -> io::Result<()>;
 
     /// Ends all VMs that are no machine's; those of machines go on.
@@ -262,8 +263,8 @@ pub trait Seat: Send + Sync {
     /// Whether the slot's tap is there, not connected to anything. Else the launch is given one.
     fn has_tap(&self) -> bool;
 
-    /// Starts the VM the quickest way there is, and returns once it runs (not once the guest is up).
-    /// Without a tap of either side it has no network. On error nothing is left behind.
+    /// Starts the VM the quickest way there is, and returns once it runs (not once the guest is
+    /// up). Without a tap of either side it has no network. On error nothing is left behind.
     async fn launch(self: Box<Self>, tap: Option<OwnedFd>) -> Result<Arc<dyn Vm>, VmmError>;
 }
 
@@ -289,9 +290,9 @@ pub trait Vm: Send + Sync + 'static {
     /// Whether it can be saved at all: one that an earlier release started can't.
     fn can_save(&self) -> bool;
 
-    /// Saves it in a directory, in place of whatever is saved there, and durably: memory and devices,
-    /// and with them what its disks hold. The VM stands still from here on, also after an error;
-    /// [`Self::unpause`] has it go on. When this future is dropped, saving ends soon.
+    /// Saves it in a directory, in place of whatever is saved there, and durably: memory and
+    /// devices, and with them what its disks hold. The VM stands still from here on, also after an
+    /// error; [`Self::unpause`] has it go on. When this future is dropped, saving ends soon.
     ///
     /// # Errors
     /// [`VmmError::NotSaved`]; then nothing is saved there.

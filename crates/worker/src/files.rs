@@ -25,8 +25,8 @@ impl MachineFiles {
         &self.directory
     }
 
-    /// The root disk, in whatever format the VMM makes it: machines that are suspended have it under
-    /// this name.
+    /// The root disk, in whatever format the VMM makes it: machines that are suspended have it
+    /// under this name.
     pub fn root_disk(&self) -> PathBuf {
         self.directory.join("root.qcow2")
     }

@@ -31,8 +31,8 @@ pub trait Images: Send + Sync + 'static {
     /// Whether a reference is known and its root disk is there.
     fn knows(&self, reference: &str) -> bool;
 
-    /// What has to be written over a root disk for these files to be in the root, as far as it keeps
-    /// room for them.
+    /// What has to be written over a root disk for these files to be in the root, as far as it
+    /// keeps room for them.
     fn patches(&self, disk: &Path, files: &[OwnFile]) -> std::io::Result<Vec<Patch>>;
 
     /// Those of the files that the guest has to write: that it keeps no room for, or all when the

@@ -154,9 +154,9 @@ pub trait Rules {
         false
     }
 
-    /// Whether the machine is settled afterwards, whatever is left of its VM's process: the kernel takes
-    /// tens of milliseconds to remove one that it has killed, in which nothing of it runs. Whatever
-    /// comes next waits for that.
+    /// Whether the machine is settled afterwards, whatever is left of its VM's process: the kernel
+    /// takes tens of milliseconds to remove one that it has killed, in which nothing of it runs.
+    /// Whatever comes next waits for that.
     fn settles_at_once(&self) -> bool {
         false
     }

@@ -7,8 +7,8 @@
 //! The table of all outcomes is in docs/internals/engine.md, checked against this by a test.
 //!
 //! `cancel` breaks off a suspend that is under way and has the machine go on; once it is saved, a
-//! resume is queued instead. An update ends where the machine was, or was on its way to: one that was
-//! to run runs the new version.
+//! resume is queued instead. An update ends where the machine was, or was on its way to: one that
+//! was to run runs the new version.
 
 use caddis_api::{ApiError, MachineState};
 

@@ -30,8 +30,8 @@ pub const REQUEST_LEASE: Duration = Duration::from_secs(25);
 
 impl Catalog {
     /// Notes a request that came with a key, unless one with this key is known. Keys are remembered
-    /// for a day. [`IdempotencyState::New`] and [`IdempotencyState::Interrupted`] make the caller the one who carries it
-    /// out: `request.id` is then the holder that the other calls ask for.
+    /// for a day. [`IdempotencyState::New`] and [`IdempotencyState::Interrupted`] make the caller
+    /// the one who carries it out: `request.id` is then the holder that the other calls ask for.
     ///
     /// # Errors
     /// When the store fails.

@@ -1,6 +1,6 @@
 //! Around every request: its id, the access log, panics, and the body of errors. Endpoints return
-//! [`HttpError`]; the error travels as an extension of the response up to here, where the request id
-//! is known.
+//! [`HttpError`]; the error travels as an extension of the response up to here, where the request
+//! id is known.
 
 use std::{panic::AssertUnwindSafe, time::Instant};
 

@@ -213,8 +213,8 @@ pub(super) fn open(path: &Path, writable: bool) -> Result<File, VmmError> {
     OpenOptions::new().read(true).write(writable).open(path).map_err(VmmError::io(attempted))
 }
 
-/// A disk, as a block node of that name. Formats are named, never probed, and what a qcow2 refers to
-/// is ours to name, whatever its header says.
+/// A disk, as a block node of that name. Formats are named, never probed, and what a qcow2 refers
+/// to is ours to name, whatever its header says.
 fn chain(disk: &Disk, node: &str) -> Value {
     let [base_set, own_set] = sets(disk.role);
     let own = file(own_set, disk.role, false);

@@ -1,6 +1,6 @@
-//! Qcow2 overlays, blank or with a few changes to their base, written by hand: no program is spawned
-//! on the start path, and no backing file is named in the header, so that nothing can be tricked
-//! into opening one (QEMU is told the base explicitly).
+//! Qcow2 overlays, blank or with a few changes to their base, written by hand: no program is
+//! spawned on the start path, and no backing file is named in the header, so that nothing can be
+//! tricked into opening one (QEMU is told the base explicitly).
 //!
 //! ```text
 //!  0        64 Ki             128 Ki            192 Ki

@@ -44,7 +44,8 @@ pub(super) struct Standing<'a> {
 }
 
 impl Standing<'_> {
-    /// Stops the VM and saves it to a file; its disks are written through meanwhile. Ends soon after
+    /// Stops the VM and saves it to a file; its disks are written through meanwhile. Ends soon
+    /// after
     /// `cancelled` is set. Blocks.
     pub(super) fn save(&self, file: &Path, cancelled: &AtomicBool) -> Result<(), VmmError> {
         self.try_save(file, cancelled).map_err(|error| {

@@ -1,5 +1,6 @@
 //! Suspend: saves a machine and ends its VM. One that comes to nothing costs nothing: the machine
-//! goes on ([`super::cancel_suspend`]), or, once all is saved, is suspended all the same ([`super::rest`]).
+//! goes on ([`super::cancel_suspend`]), or, once all is saved, is suspended all the same
+//! ([`super::rest`]).
 
 use std::time::Duration;
 
