@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use caddis_api::{MachineId, MachineState, RawConfig, VersionId};
+use caddis_api::{AppName, MachineId, MachineState, RawConfig, RegionCode, VersionId};
 use caddis_bus::{
     Bus as _, InProcessBus,
     message::{
@@ -108,9 +108,9 @@ impl Host {
         let create = CreateMachine {
             id: id.clone(),
             name: format!("machine-{number}"),
-            app: "app".to_owned(),
+            app: AppName::from_trusted("app"),
             org: "personal".to_owned(),
-            region: "local".to_owned(),
+            region: RegionCode::from_trusted("local"),
             config: RawConfig::from(config),
             ipv6: (0xfdaa_0001_0002_u128 << 80 | number as u128).into(),
             network: "fdaa:1:2::/48".to_owned(),

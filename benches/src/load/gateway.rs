@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use bytes::Bytes;
-use caddis_api::{ApiError, MachineId, WorkerId};
+use caddis_api::{ApiError, MachineId, RegionCode, WorkerId};
 use caddis_bus::{
     Bus as _, Handler, InProcessBus,
     message::{
@@ -48,7 +48,7 @@ pub async fn serve(machines: usize) -> Result<()> {
         let (bus, worker) = announcing;
         let announcement = Announcement {
             worker,
-            region: "local".to_owned(),
+            region: RegionCode::from_trusted("local"),
             incarnation: String::new(),
             sequence: 0,
             draining: false,
@@ -63,7 +63,7 @@ pub async fn serve(machines: usize) -> Result<()> {
         bus: Arc::new(bus),
         streams: Arc::new(InProcessStreams::new(worker.clone(), stub)),
         catalog,
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         regions: Vec::new(),
         workers: vec![worker],
         settings: Settings::default(),

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::{AppName, NetworkName};
+
 /// An app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct App {
@@ -11,11 +13,13 @@ pub struct App {
     /// Number unique in this installation.
     pub internal_numeric_id: i32,
     /// Name, unique in this installation.
-    pub name: String,
+    #[schema(value_type = String)]
+    pub name: AppName,
     /// `pending` (no machines yet), `deployed` or `suspended`.
     pub status: String,
     /// Name of its private network.
-    pub network: String,
+    #[schema(value_type = String)]
+    pub network: NetworkName,
     /// The network's /48.
     pub network_cidr: String,
     /// Machines that are not destroyed.

@@ -1,35 +1,82 @@
-//! Ids. All are opaque strings on the wire; none is ever reused.
+//! Ids and names of things. All are strings on the wire. Ids are opaque, and none is ever reused;
+//! a name is free again when what had it is gone.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Borrow, fmt, ops::Deref, str::FromStr};
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::UnixMillis;
+use crate::{ApiError, UnixMillis, names};
 
-macro_rules! string_id {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+macro_rules! string_type {
+    ($(#[$attribute:meta])* $name:ident) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(String);
 
         impl $name {
-            /// The id as it stands on the wire.
+            /// The text as it stands on the wire.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
 
-            /// Takes a string as it is, for ids that were checked or made elsewhere.
-            pub fn from_trusted(id: impl Into<String>) -> Self {
-                Self(id.into())
+            /// Takes a string as it is, for one that was checked or made elsewhere.
+            pub fn from_trusted(text: impl Into<String>) -> Self {
+                Self(text.into())
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+macro_rules! string_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        string_type! {
+            $(#[$doc])*
+            #[derive(ToSchema)]
+            $name
+        }
+    };
+}
+
+/// A name is compared with, and looked up by, the text that a client sends.
+macro_rules! string_name {
+    ($(#[$doc:meta])* $name:ident) => {
+        string_type! {
+            $(#[$doc])*
+            $name
+        }
+
+        impl Deref for $name {
+            type Target = str;
+
+            fn deref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl PartialEq<str> for $name {
+            fn eq(&self, other: &str) -> bool {
+                self.0 == other
+            }
+        }
+
+        impl PartialEq<&str> for $name {
+            fn eq(&self, other: &&str) -> bool {
+                self.0 == *other
             }
         }
     };
@@ -54,6 +101,29 @@ string_id! {
 string_id! {
     /// Proof of holding a lease: 12 hex digits.
     LeaseNonce
+}
+
+string_name! {
+    /// Name of an app: unique in the installation among apps that are not deleted.
+    AppName
+}
+string_name! {
+    /// Name of a private network: unique in its organization.
+    NetworkName
+}
+string_name! {
+    /// Code of a region, such as `lhr`.
+    RegionCode
+}
+
+impl FromStr for AppName {
+    type Err = ApiError;
+
+    /// Accepts what [`names::check_app_name`] does.
+    fn from_str(text: &str) -> Result<Self, ApiError> {
+        names::check_app_name(text)?;
+        Ok(Self(text.to_owned()))
+    }
 }
 
 /// A string that can't be a machine id.
@@ -140,6 +210,18 @@ mod tests {
         for bad in ["", "xyz", "3D8D413B29D089", "../../etc/passwd", "3d8d413b29d08g"] {
             assert!(bad.parse::<MachineId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn names_are_plain_strings_on_the_wire_and_found_by_their_text() {
+        let app: AppName = "hello".parse().unwrap();
+        assert_eq!(serde_json::to_string(&app).unwrap(), "\"hello\"");
+        assert_eq!(serde_json::from_str::<AppName>("\"hello\"").unwrap(), app);
+        assert!("Hello".parse::<AppName>().is_err());
+        let of_apps = std::collections::HashMap::from([(app.clone(), 1)]);
+        assert_eq!(of_apps.get("hello"), Some(&1));
+        assert!(app == "hello" && app == *"hello" && app != "other");
+        assert_eq!(RegionCode::from_trusted("lhr").to_string(), "lhr");
     }
 
     #[test]

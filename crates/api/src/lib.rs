@@ -34,7 +34,9 @@ pub mod watch;
 pub use config::{MachineConfig, RawConfig};
 pub use duration::ApiDuration;
 pub use error::{ApiError, ErrorCode};
-pub use ids::{EventId, LeaseNonce, MachineId, VersionId, WorkerId};
+pub use ids::{
+    AppName, EventId, LeaseNonce, MachineId, NetworkName, RegionCode, VersionId, WorkerId,
+};
 pub use machine::Machine;
 pub use signal::{Signal, UnknownSignal};
 pub use state::MachineState;

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::RegionCode;
+
 /// A page of log entries, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogsReply {
@@ -45,18 +47,20 @@ pub struct LogAttributes {
     /// Machine id.
     pub instance: String,
     /// Region.
-    pub region: String,
+    #[schema(value_type = String)]
+    pub region: RegionCode,
     /// Where it came from.
     pub meta: LogEntryMeta,
 }
 
 /// Where an entry came from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogEntryMeta {
     /// Instance, again.
     pub instance: String,
     /// Region, again.
-    pub region: String,
+    #[schema(value_type = String)]
+    pub region: RegionCode,
     /// Source.
     pub event: LogProvider,
 }

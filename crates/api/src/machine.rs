@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    LeaseNonce, MachineId, MachineState, RawConfig, VersionId, event::MachineEvent,
+    LeaseNonce, MachineId, MachineState, RawConfig, RegionCode, VersionId, event::MachineEvent,
     lease::PublicLease,
 };
 
@@ -20,7 +20,8 @@ pub struct Machine {
     /// State.
     pub state: MachineState,
     /// Region.
-    pub region: String,
+    #[schema(value_type = String)]
+    pub region: RegionCode,
     /// Image it runs.
     pub image_ref: ImageRef,
     /// Same as `version`.

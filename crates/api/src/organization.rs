@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{MachineId, MachineState, RawConfig, VersionId, app::Organization, config::Guest};
+use crate::{
+    AppName, MachineId, MachineState, RawConfig, RegionCode, VersionId, app::Organization,
+    config::Guest,
+};
 
 /// Reply of `GET /v1/orgs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -37,13 +40,15 @@ pub struct OrganizationMachine {
     /// Stable id.
     pub id: MachineId,
     /// Its app.
-    pub app_name: String,
+    #[schema(value_type = String)]
+    pub app_name: AppName,
     /// Unique in its app.
     pub name: String,
     /// State.
     pub state: MachineState,
     /// Region.
-    pub region: String,
+    #[schema(value_type = String)]
+    pub region: RegionCode,
     /// Address in its private network.
     pub private_ip: String,
     /// Version of the configuration.

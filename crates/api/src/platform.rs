@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::config::Guest;
+use crate::{RegionCode, config::Guest};
 
 /// Reply of `GET /v1/platform/regions`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RegionsReply {
     /// The region that answered.
     #[serde(alias = "Nearest")]
-    pub nearest: String,
+    #[schema(value_type = String)]
+    pub nearest: RegionCode,
     /// All regions.
     #[serde(alias = "Regions")]
     pub regions: Vec<Region>,
@@ -22,7 +23,8 @@ pub struct RegionsReply {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Region {
     /// Short name.
-    pub code: String,
+    #[schema(value_type = String)]
+    pub code: RegionCode,
     /// Display name.
     pub name: String,
     /// Degrees north.
@@ -94,7 +96,8 @@ pub struct HostStatus {
     /// Id of its worker.
     pub id: String,
     /// Region.
-    pub region: String,
+    #[schema(value_type = String)]
+    pub region: RegionCode,
     /// Availability. Free resources are 0 if the host does not answer.
     #[serde(default)]
     pub state: HostState,
@@ -155,11 +158,12 @@ pub struct PlacementsReply {
 }
 
 /// Placement in a region.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RegionPlacement {
     /// Region code.
     #[serde(alias = "Region")]
-    pub region: String,
+    #[schema(value_type = String)]
+    pub region: RegionCode,
     /// Number of machines.
     #[serde(alias = "Count")]
     pub count: u64,

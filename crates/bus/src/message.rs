@@ -9,11 +9,11 @@ mod record;
 mod reply;
 mod request;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
-use caddis_api::WorkerId;
 pub use caddis_api::images::{ImageSummary, ImportUpdate};
+use caddis_api::{RegionCode, UnixMillis, WorkerId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{
@@ -41,7 +41,7 @@ pub fn worker_subject(worker: &WorkerId) -> String {
 }
 
 /// Where all workers of a region take questions.
-pub fn region_subject(region: &str) -> String {
+pub fn region_subject(region: &RegionCode) -> String {
     format!("region.{region}")
 }
 
@@ -56,9 +56,9 @@ pub struct Envelope {
     /// Unique per request; a worker that sees one again gives the same answer and does nothing
     /// twice.
     pub request_id: String,
-    /// When its sender no longer waits for an answer, milliseconds since the Unix epoch by the
-    /// sender's clock. A worker that gets it later does not carry it out.
-    pub not_after: u64,
+    /// When its sender no longer waits for an answer, by the sender's clock. A worker that gets it
+    /// later does not carry it out.
+    pub not_after: UnixMillis,
     /// What the worker is to do.
     pub request: WorkerRequest,
 }
@@ -66,14 +66,8 @@ pub struct Envelope {
 impl Envelope {
     /// A request whose sender waits for `timeout` from now on.
     pub fn new(request_id: String, timeout: Duration, request: WorkerRequest) -> Self {
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis);
-        Self {
-            protocol: PROTOCOL,
-            request_id,
-            not_after: now.saturating_add(millis(timeout)),
-            request,
-        }
+        let not_after = UnixMillis::now() + timeout;
+        Self { protocol: PROTOCOL, request_id, not_after, request }
     }
 }
 

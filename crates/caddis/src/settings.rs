@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use caddis_api::RegionCode;
 use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
@@ -148,7 +149,7 @@ pub struct ServeArguments {
 pub struct Settings {
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
-    pub region: String,
+    pub region: RegionCode,
     pub accelerator: AcceleratorChoice,
     pub kernel: PathBuf,
     pub modules: PathBuf,
@@ -203,7 +204,7 @@ impl ServeArguments {
         Ok(Settings {
             data_dir: set.data_dir.unwrap_or_else(default_data_dir),
             listen,
-            region,
+            region: RegionCode::from_trusted(region),
             accelerator: set.accelerator.unwrap_or(AcceleratorChoice::Auto),
             kernel,
             modules,

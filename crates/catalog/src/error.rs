@@ -1,6 +1,6 @@
 //! Why a call of the catalog or of its store failed, and what clients are told about it.
 
-use caddis_api::{ApiError, ErrorCode, MachineId};
+use caddis_api::{ApiError, AppName, ErrorCode, MachineId};
 
 /// Why a store did not do what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +37,7 @@ pub enum CatalogError {
     AppNameTaken,
     /// The app is on its way out.
     #[error("failed_precondition: app \"{0}\" is being deleted")]
-    AppInDeletion(String),
+    AppInDeletion(AppName),
     /// The key was used for an app of another name.
     #[error("Validation failed: idempotency_key was used before with another name")]
     IdempotencyMismatch,

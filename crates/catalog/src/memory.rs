@@ -3,7 +3,7 @@
 mod rows;
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, WorkerId, app::Organization};
+use caddis_api::{MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
@@ -104,14 +104,14 @@ impl Store for MemoryStore {
         Ok(Ok(number(rows.apps.len() - 1)))
     }
 
-    async fn mark_app_deleting(&self, number: i32, _at_ms: u64) -> Stored<bool> {
+    async fn mark_app_deleting(&self, number: i32, _at_ms: UnixMillis) -> Stored<bool> {
         let mut rows = self.rows();
         let Some(app) = rows.app_mut(number).filter(|app| !app.deleted) else { return Ok(false) };
         app.deleting = true;
         Ok(true)
     }
 
-    async fn delete_app(&self, number: i32, _at_ms: u64) -> Stored<bool> {
+    async fn delete_app(&self, number: i32, _at_ms: UnixMillis) -> Stored<bool> {
         let mut rows = self.rows();
         let has_machines = rows.live().any(|row| row.app == number);
         let Some(app) = rows.app_mut(number) else { return Ok(false) };
@@ -150,17 +150,17 @@ impl Store for MemoryStore {
         machine: &MachineId,
         epoch: u64,
         worker: &WorkerId,
-        region: &str,
+        region: &RegionCode,
     ) -> Stored<bool> {
         let mut rows = self.rows();
         let is_there = |row: &PlacementRow| row.machine == *machine && row.epoch == epoch;
         let found = rows.placements.iter_mut().find(|(row, released)| !released && is_there(row));
         let Some((row, _)) = found else { return Ok(false) };
-        (row.worker, row.region, row.epoch) = (worker.clone(), region.to_owned(), epoch + 1);
+        (row.worker, row.region, row.epoch) = (worker.clone(), region.clone(), epoch + 1);
         Ok(true)
     }
 
-    async fn release_placement(&self, machine: &MachineId, _at_ms: u64) -> Stored<()> {
+    async fn release_placement(&self, machine: &MachineId, _at_ms: UnixMillis) -> Stored<()> {
         let mut rows = self.rows();
         if let Some((_, released)) =
             rows.placements.iter_mut().find(|(row, _)| row.machine == *machine)
@@ -173,7 +173,7 @@ impl Store for MemoryStore {
     async fn note_request(
         &self,
         row: RequestRow,
-        forget_before_ms: u64,
+        forget_before_ms: UnixMillis,
     ) -> Stored<Option<RequestRow>> {
         let mut rows = self.rows();
         rows.requests.retain(|request| request.row.created_ms >= forget_before_ms);
@@ -253,7 +253,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn check(&self, _at_ms: u64) -> Stored<()> {
+    async fn check(&self, _at_ms: UnixMillis) -> Stored<()> {
         Ok(())
     }
 }

@@ -2,7 +2,9 @@
 
 use std::net::Ipv6Addr;
 
-use caddis_api::{MachineId, WorkerId, app::Organization};
+use caddis_api::{
+    AppName, MachineId, NetworkName, RegionCode, UnixMillis, WorkerId, app::Organization,
+};
 
 /// Where an app is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +23,15 @@ pub struct AppRecord {
     /// Rises with every app made, never given again.
     pub number: i32,
     /// Name, unique in the installation.
-    pub name: String,
+    pub name: AppName,
     /// Organisation that it belongs to.
     pub organization: Organization,
     /// Name of its network.
-    pub network: String,
+    pub network: NetworkName,
     /// The network's /48.
     pub network_prefix: String,
-    /// Milliseconds since the Unix epoch.
-    pub created_ms: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
     /// Where it is in its life.
     pub state: AppState,
 }
@@ -37,12 +39,12 @@ pub struct AppRecord {
 /// An app to make.
 #[derive(Debug, Clone, Default)]
 pub struct NewApp {
-    /// Name; the caller has checked its form. Made up when absent.
-    pub name: Option<String>,
+    /// Name; made up when absent.
+    pub name: Option<AppName>,
     /// Slug of its owner.
     pub organization: String,
     /// Network; `default` when absent.
-    pub network: Option<String>,
+    pub network: Option<NetworkName>,
     /// The same key gives the same app.
     pub idempotency_key: Option<String>,
 }
@@ -54,8 +56,8 @@ pub struct AppQuery {
     pub organization: Option<String>,
     /// Only those with a greater number.
     pub after: i32,
-    /// Only those made up to then, milliseconds since the Unix epoch.
-    pub created_until_ms: Option<u64>,
+    /// Only those made up to then.
+    pub created_until_ms: Option<UnixMillis>,
     /// At most so many.
     pub limit: Option<usize>,
 }
@@ -75,13 +77,13 @@ pub struct AppPage {
 #[derive(Debug, Clone)]
 pub struct NewPlacement {
     /// Name of its app.
-    pub app: String,
+    pub app: AppName,
     /// Name; the caller has checked its form. Made up when absent.
     pub name: Option<String>,
     /// Who is to run it.
     pub worker: WorkerId,
     /// Where that is.
-    pub region: String,
+    pub region: RegionCode,
     /// Id of the keyed request that asks for it.
     pub request: Option<String>,
 }
@@ -94,19 +96,19 @@ pub struct Placement {
     /// Its name, unique in its app.
     pub name: String,
     /// Name of its app.
-    pub app: String,
+    pub app: AppName,
     /// Who runs it.
     pub worker: WorkerId,
     /// Where that is.
-    pub region: String,
+    pub region: RegionCode,
     /// Counts its placements.
     pub epoch: u64,
     /// Its address: a random /112 in its network, host part 2.
     pub ipv6: Ipv6Addr,
     /// Its network's /48.
     pub network_prefix: String,
-    /// Milliseconds since the Unix epoch.
-    pub created_ms: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
     /// Its name is free again: it is gone or was never made.
     pub released: bool,
 }
@@ -131,8 +133,8 @@ pub enum IdempotencyState {
     New,
     /// It came before and somebody is carrying it out.
     InProgress {
-        /// Milliseconds since the Unix epoch: so long at least, unless it ends before.
-        until_ms: u64,
+        /// So long at least, unless it ends before.
+        until_ms: UnixMillis,
     },
     /// It came before and was not answered: it may have been carried out.
     Interrupted {
@@ -175,7 +177,7 @@ pub enum TokenScope {
     /// One app with its machines. No token that is stored has this scope yet.
     App {
         /// The app's name.
-        name: String,
+        name: AppName,
         /// Whether it may also be changed.
         access: Access,
     },

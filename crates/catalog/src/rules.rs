@@ -8,15 +8,14 @@ mod tokens;
 
 use std::sync::Arc;
 
-use caddis_api::{app::Organization, time::unix_ms};
-use jiff::Timestamp;
+use caddis_api::{UnixMillis, app::Organization};
 
 use crate::{Result, store::Store};
 
 pub use requests::{REQUEST_LEASE, REQUEST_RETENTION};
 
-/// Tells the time, milliseconds since the Unix epoch.
-pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
 
 /// The facts of an installation. Every change is durable when its call returns. A call that was cut
 /// short, or whose store failed, has done all of what it does or nothing that anybody would see,
@@ -32,7 +31,7 @@ pub struct Catalog {
 impl Catalog {
     /// The catalog that is kept in a store.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self::with_clock(store, Arc::new(|| unix_ms(Timestamp::now())))
+        Self::with_clock(store, Arc::new(UnixMillis::now))
     }
 
     /// The same, with a clock that tests move.
@@ -45,7 +44,7 @@ impl Catalog {
         }
     }
 
-    fn now_ms(&self) -> u64 {
+    fn now(&self) -> UnixMillis {
         (self.clock)()
     }
 
@@ -62,6 +61,6 @@ impl Catalog {
     /// # Errors
     /// When the store fails.
     pub async fn check(&self) -> Result<()> {
-        Ok(self.store.check(self.now_ms()).await?)
+        Ok(self.store.check(self.now()).await?)
     }
 }

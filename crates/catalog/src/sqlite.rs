@@ -18,7 +18,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, WorkerId, app::Organization};
+use caddis_api::{MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
 use caddis_disk::Reserve;
 use rusqlite::{Connection, params};
 
@@ -123,12 +123,12 @@ impl Store for SqliteStore {
         self.owner.run("make an app", move |c| apps::insert(c, &app)).await
     }
 
-    async fn mark_app_deleting(&self, number: i32, at_ms: u64) -> Stored<bool> {
+    async fn mark_app_deleting(&self, number: i32, at_ms: UnixMillis) -> Stored<bool> {
         let attempt = "mark an app for deletion";
         self.owner.run_anyway(attempt, move |c| apps::mark_deleting(c, number, at_ms)).await
     }
 
-    async fn delete_app(&self, number: i32, at_ms: u64) -> Stored<bool> {
+    async fn delete_app(&self, number: i32, at_ms: UnixMillis) -> Stored<bool> {
         self.owner.run_anyway("delete an app", move |c| apps::delete(c, number, at_ms)).await
     }
 
@@ -151,9 +151,9 @@ impl Store for SqliteStore {
         machine: &MachineId,
         epoch: u64,
         worker: &WorkerId,
-        region: &str,
+        region: &RegionCode,
     ) -> Stored<bool> {
-        let (machine, worker, region) = (machine.clone(), worker.clone(), region.to_owned());
+        let (machine, worker, region) = (machine.clone(), worker.clone(), region.clone());
         self.owner
             .run("move a machine", move |c| {
                 placements::set_worker(c, &machine, epoch, (&worker, &region))
@@ -161,7 +161,7 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn release_placement(&self, machine: &MachineId, at_ms: u64) -> Stored<()> {
+    async fn release_placement(&self, machine: &MachineId, at_ms: UnixMillis) -> Stored<()> {
         let machine = machine.clone();
         self.owner
             .run_anyway("release a machine", move |c| placements::release(c, &machine, at_ms))
@@ -171,7 +171,7 @@ impl Store for SqliteStore {
     async fn note_request(
         &self,
         row: RequestRow,
-        forget_before_ms: u64,
+        forget_before_ms: UnixMillis,
     ) -> Stored<Option<RequestRow>> {
         self.owner
             .run_anyway("note a request", move |c| requests::note(c, &row, forget_before_ms))
@@ -235,7 +235,7 @@ impl Store for SqliteStore {
         self.owner.run("replace a token", move |c| tokens.insert(c, &row, true).map(drop)).await
     }
 
-    async fn check(&self, at_ms: u64) -> Stored<()> {
+    async fn check(&self, at_ms: UnixMillis) -> Stored<()> {
         self.owner
             .run("write", move |connection| {
                 // Whether it can be written is the question, not whether this row survives a power
@@ -245,7 +245,7 @@ impl Store for SqliteStore {
                     connection.execute(
                         "INSERT INTO health (only, checked_ms) VALUES (0, ?1)
                          ON CONFLICT (only) DO UPDATE SET checked_ms = excluded.checked_ms",
-                        params![at_ms],
+                        params![at_ms.as_u64()],
                     )
                 };
                 let written = write(connection);

@@ -12,7 +12,9 @@
 use std::net::Ipv6Addr;
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, WorkerId, app::Organization};
+use caddis_api::{
+    AppName, MachineId, NetworkName, RegionCode, UnixMillis, WorkerId, app::Organization,
+};
 
 use crate::{AppQuery, AppRecord, Placement, StoreError, StoredResponse, TokenRecord};
 
@@ -45,10 +47,10 @@ pub trait Store: Send + Sync + 'static {
     /// Inserts an app, and its key if it has one. Gives its number.
     async fn insert_app(&self, app: AppRow) -> Stored<Result<i32, AppConflict>>;
     /// Marks an app for deletion unless it is marked. False when it is deleted. *Frees room.*
-    async fn mark_app_deleting(&self, number: i32, at_ms: u64) -> Stored<bool>;
+    async fn mark_app_deleting(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
     /// Deletes an app that is marked and has no placement that is not released, and its key. False
     /// when it was not deleted by this. *Frees room.*
-    async fn delete_app(&self, number: i32, at_ms: u64) -> Stored<bool>;
+    async fn delete_app(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
 
     /// A placement, released or not.
     async fn placement(&self, machine: &MachineId) -> Stored<Option<Placement>>;
@@ -63,17 +65,17 @@ pub trait Store: Send + Sync + 'static {
         machine: &MachineId,
         epoch: u64,
         worker: &WorkerId,
-        region: &str,
+        region: &RegionCode,
     ) -> Stored<bool>;
     /// Marks a placement as released unless it is. *Frees room.*
-    async fn release_placement(&self, machine: &MachineId, at_ms: u64) -> Stored<()>;
+    async fn release_placement(&self, machine: &MachineId, at_ms: UnixMillis) -> Stored<()>;
 
     /// Deletes all requests made earlier than `forget_before_ms`; then inserts this one, or gives
     /// the one that has its caller and key. *Frees room.*
     async fn note_request(
         &self,
         row: RequestRow,
-        forget_before_ms: u64,
+        forget_before_ms: UnixMillis,
     ) -> Stored<Option<RequestRow>>;
     /// Replaces the lease of a request that is not answered, where it is still `from`. *Frees
     /// room.*
@@ -103,7 +105,7 @@ pub trait Store: Send + Sync + 'static {
     async fn replace_token(&self, row: TokenRow) -> Stored<()>;
 
     /// Writes something, to see whether that is possible.
-    async fn check(&self, at_ms: u64) -> Stored<()>;
+    async fn check(&self, at_ms: UnixMillis) -> Stored<()>;
 }
 
 /// A network.
@@ -121,11 +123,11 @@ pub struct NewNetwork {
     /// Number of its organisation.
     pub organization: i32,
     /// Unique in the organisation.
-    pub name: String,
+    pub name: NetworkName,
     /// Its /48; unique.
     pub prefix: String,
-    /// Milliseconds since the Unix epoch.
-    pub created_ms: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
 }
 
 /// An app to insert.
@@ -134,15 +136,15 @@ pub struct AppRow {
     /// Unique for ever.
     pub id: String,
     /// Unique among apps that are not deleted.
-    pub name: String,
+    pub name: AppName,
     /// Number of its organisation.
     pub organization: i32,
     /// Number of its network.
     pub network: i64,
     /// Unique in the organisation, until the app is deleted.
     pub key: Option<String>,
-    /// Milliseconds since the Unix epoch.
-    pub created_ms: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
 }
 
 /// What is in the way of an app; the key comes first, since an app that has it has the name too.
@@ -168,13 +170,13 @@ pub struct PlacementRow {
     /// Who runs it.
     pub worker: WorkerId,
     /// Where that is.
-    pub region: String,
+    pub region: RegionCode,
     /// Counts the places it had.
     pub epoch: u64,
     /// Unique for ever.
     pub ipv6: Ipv6Addr,
-    /// Milliseconds since the Unix epoch.
-    pub created_ms: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
     /// Id of the request that makes it. One that is no longer noted is passed over.
     pub request: Option<String>,
 }
@@ -203,8 +205,8 @@ pub struct RequestRow {
     pub id: String,
     /// Digest of all that makes it this request.
     pub fingerprint: [u8; 32],
-    /// Milliseconds since the Unix epoch.
-    pub created_ms: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
     /// What was answered.
     pub answer: Option<StoredResponse>,
     /// Who is carrying it out.
@@ -216,8 +218,8 @@ pub struct RequestRow {
 pub struct RequestLease {
     /// Another one for each time that a request comes.
     pub holder: String,
-    /// Milliseconds since the Unix epoch: who has not renewed it by then has died.
-    pub until_ms: u64,
+    /// Who has not renewed it by then has died.
+    pub until_ms: UnixMillis,
 }
 
 /// A token.
@@ -229,6 +231,6 @@ pub struct TokenRow {
     pub hash: [u8; 32],
     /// Number of its organisation.
     pub organization: i32,
-    /// Milliseconds since the Unix epoch.
-    pub created_ms: u64,
+    /// When it was made.
+    pub created_ms: UnixMillis,
 }

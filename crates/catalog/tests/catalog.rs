@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, net::Ipv6Addr, path::Path, sync::Arc};
 
-use caddis_api::WorkerId;
+use caddis_api::{AppName, NetworkName, RegionCode, WorkerId};
 use caddis_catalog::{
     AppQuery, AppState, Catalog, CatalogError, IdempotencyState, KeyedRequest, NewApp,
     NewPlacement, PERSONAL, SqliteError, SqliteStore,
@@ -28,15 +28,19 @@ impl Fixture {
 }
 
 fn app(name: &str) -> NewApp {
-    NewApp { name: Some(name.to_owned()), organization: PERSONAL.to_owned(), ..NewApp::default() }
+    NewApp {
+        name: Some(AppName::from_trusted(name)),
+        organization: PERSONAL.to_owned(),
+        ..NewApp::default()
+    }
 }
 
 fn machine(app: &str, name: Option<&str>) -> NewPlacement {
     NewPlacement {
-        app: app.to_owned(),
+        app: AppName::from_trusted(app),
         name: name.map(str::to_owned),
         worker: WorkerId::from_trusted("W"),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         request: None,
     }
 }
@@ -77,7 +81,7 @@ async fn app_names_are_unique_until_the_app_is_gone() {
 async fn the_same_idempotency_key_gives_the_same_app() {
     let catalog = Fixture::new().catalog;
     let keyed = |name: Option<&str>| NewApp {
-        name: name.map(str::to_owned),
+        name: name.map(AppName::from_trusted),
         organization: PERSONAL.to_owned(),
         idempotency_key: Some("k".to_owned()),
         ..NewApp::default()
@@ -92,8 +96,10 @@ async fn the_same_idempotency_key_gives_the_same_app() {
 #[tokio::test]
 async fn networks_have_prefixes_of_their_own_and_are_shared_by_name() {
     let catalog = Fixture::new().catalog;
-    let named =
-        |name: &str, network: &str| NewApp { network: Some(network.to_owned()), ..app(name) };
+    let named = |name: &str, network: &str| NewApp {
+        network: Some(NetworkName::from_trusted(network)),
+        ..app(name)
+    };
     let default = catalog.create_app(app("a")).await.unwrap();
     let also_default = catalog.create_app(named("b", "default")).await.unwrap();
     let other = catalog.create_app(named("c", "other")).await.unwrap();

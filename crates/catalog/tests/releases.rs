@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use caddis_api::{MachineId, WorkerId};
+use caddis_api::{AppName, MachineId, RegionCode, UnixMillis, WorkerId};
 use caddis_catalog::{
     AppQuery, AppState, Catalog, CatalogError, IdempotencyState, KeyedRequest, NewApp,
     NewPlacement, PERSONAL, SqliteStore, StoredResponse,
@@ -15,7 +15,7 @@ use caddis_catalog::{
 /// What the release with schema 2 left behind; `releases/release-0.sql` tells what is in it.
 const RELEASE_0: &str = include_str!("releases/release-0.sql");
 /// A moment after it did.
-const THEN_MS: u64 = 1_795_936_007_000;
+const THEN: UnixMillis = UnixMillis::new(1_795_936_007_000);
 /// Its root token; the file has the hash.
 const TOKEN: &str = "caddis_2N4mmtefeez5HYTUYKVfsQvwAveGUnjImIMStfMuAdY";
 const WORKER: &str = "01JWORKER0000000000000000A";
@@ -28,19 +28,23 @@ fn left_in(directory: &Path) -> PathBuf {
 }
 
 fn open(path: &Path) -> Catalog {
-    Catalog::with_clock(Arc::new(SqliteStore::open(path).unwrap()), Arc::new(|| THEN_MS))
+    Catalog::with_clock(Arc::new(SqliteStore::open(path).unwrap()), Arc::new(|| THEN))
 }
 
 fn app(name: &str) -> NewApp {
-    NewApp { name: Some(name.to_owned()), organization: PERSONAL.to_owned(), ..NewApp::default() }
+    NewApp {
+        name: Some(AppName::from_trusted(name)),
+        organization: PERSONAL.to_owned(),
+        ..NewApp::default()
+    }
 }
 
 fn machine(app: &str, name: &str) -> NewPlacement {
     NewPlacement {
-        app: app.to_owned(),
+        app: AppName::from_trusted(app),
         name: Some(name.to_owned()),
         worker: WorkerId::from_trusted(WORKER),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         request: None,
     }
 }
@@ -81,7 +85,7 @@ async fn apps_and_machines_are_as_they_were() {
         (isolated.organization.slug.as_str(), isolated.organization.internal_numeric_id),
         (PERSONAL, 1)
     );
-    assert_eq!(isolated.created_ms, 1_795_936_006_825);
+    assert_eq!(isolated.created_ms, UnixMillis::new(1_795_936_006_825));
 
     let placements = catalog.placements(Some(&WorkerId::from_trusted(WORKER))).await.unwrap();
     let told: Vec<_> = placements
@@ -142,7 +146,8 @@ async fn every_rule_still_holds() {
     catalog.release(&MachineId::from_trusted("ff755df4941281")).await.unwrap();
     assert!(catalog.finish_app_deletion("going").await.unwrap());
     let one = MachineId::from_trusted("914771eab0322c");
-    let moved = catalog.move_machine(&one, 1, &WorkerId::from_trusted("W2"), "two").await.unwrap();
+    let (worker, region) = (WorkerId::from_trusted("W2"), RegionCode::from_trusted("two"));
+    let moved = catalog.move_machine(&one, 1, &worker, &region).await.unwrap();
     assert_eq!(moved.epoch, 2);
     assert_eq!(catalog.ensure_root_token().await.unwrap(), None);
     catalog.check().await.unwrap();

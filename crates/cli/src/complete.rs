@@ -26,7 +26,7 @@ pub fn apps() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
         let apps = ask(async |client, _| {
             let apps = client.list_apps(None).await.ok()?;
-            Some(apps.into_iter().map(|app| (app.name, app.status)).collect())
+            Some(apps.into_iter().map(|app| (app.name.to_string(), app.status)).collect())
         });
         fitting(current, apps)
     })

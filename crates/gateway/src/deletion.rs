@@ -8,12 +8,11 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, MachineId, MachineState, WorkerId, time::unix_ms};
+use caddis_api::{ApiError, AppName, ErrorCode, MachineId, MachineState, UnixMillis, WorkerId};
 use caddis_bus::message::{Action, MachineRecord, WorkerReply, WorkerRequest};
 use caddis_catalog::{FIRST_EPOCH, Placement};
 use caddis_view::{CachedMachine, Change, Superseded};
 use futures::stream::{self, TryStreamExt as _};
-use jiff::Timestamp;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::http::context::{AskError, Context};
@@ -160,7 +159,7 @@ fn create_takes(context: &Context) -> Duration {
 }
 
 fn age(placement: &Placement) -> Duration {
-    Duration::from_millis(unix_ms(Timestamp::now()).saturating_sub(placement.created_ms))
+    UnixMillis::now().since(placement.created_ms)
 }
 
 /// Whether a machine may still be made that was placed.
@@ -185,11 +184,11 @@ pub(crate) async fn release_unless_made(
 }
 
 /// Destroys the machines of an app in deletion in the background, and ends the deletion.
-pub(crate) fn begin(context: &Context, app: &str) {
-    if !context.deletions.begin(app.to_owned()) {
+pub(crate) fn begin(context: &Context, app: &AppName) {
+    if !context.deletions.begin(app.clone()) {
         return;
     }
-    let (context, app) = (context.clone(), app.to_owned());
+    let (context, app) = (context.clone(), app.clone());
     context.clone().background(async move {
         retry_forever("delete the machines of an app", || delete_machines(&context, &app)).await;
         context.deletions.end(&app);

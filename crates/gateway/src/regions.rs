@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, platform::Region};
+use caddis_api::{ApiError, ErrorCode, RegionCode, platform::Region};
 use caddis_view::View;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ const CAPACITY_AGE: Duration = Duration::from_secs(5);
 
 /// The regions of the installation: those of the configuration, and those that hosts are in.
 pub(crate) struct Regions {
-    own: String,
+    own: RegionCode,
     configured: Vec<Region>,
     view: Arc<View>,
     capacity: Mutex<Option<(Instant, Vec<Region>)>>,
@@ -31,7 +31,7 @@ pub(crate) struct Regions {
 
 impl Regions {
     /// `own` is listed even when the configuration does not name it.
-    pub fn new(own: String, mut configured: Vec<Region>, view: Arc<View>) -> Self {
+    pub fn new(own: RegionCode, mut configured: Vec<Region>, view: Arc<View>) -> Self {
         add(&mut configured, &own);
         Self { own, configured, view, capacity: Mutex::default() }
     }
@@ -61,14 +61,14 @@ impl Regions {
     }
 
     /// Where this gateway is.
-    pub fn own(&self) -> &str {
+    pub fn own(&self) -> &RegionCode {
         &self.own
     }
 
     /// The regions an expression names, in the order to try them. Without one: ours, then any.
-    pub fn resolve(&self, expression: Option<&str>) -> Result<Vec<String>, ApiError> {
+    pub fn resolve(&self, expression: Option<&str>) -> Result<Vec<RegionCode>, ApiError> {
         let expression = expression.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("any");
-        let mut found: Vec<String> = Vec::new();
+        let mut found: Vec<RegionCode> = Vec::new();
         let all = self.all();
         for item in expression.split(',').map(str::trim) {
             let part = ALIASES.iter().find(|(alias, _)| *alias == item).map(|(_, part)| *part);
@@ -101,13 +101,13 @@ impl Regions {
 }
 
 /// Adds a region that the configuration says nothing of, unless it is there.
-fn add(regions: &mut Vec<Region>, code: &str) {
-    if regions.iter().any(|region| region.code == code) {
+fn add(regions: &mut Vec<Region>, code: &RegionCode) {
+    if regions.iter().any(|region| region.code == *code) {
         return;
     }
     regions.push(Region {
-        code: code.to_owned(),
-        name: code.to_owned(),
+        code: code.clone(),
+        name: code.to_string(),
         latitude: 0.0,
         longitude: 0.0,
         gateway_available: true,
@@ -126,20 +126,20 @@ mod tests {
     fn regions() -> Regions {
         let view = Arc::new(View::new(caddis_view::ViewSettings {
             workers: Vec::new(),
-            region: "fra".to_owned(),
+            region: RegionCode::from_trusted("fra"),
             suspected_after: Duration::from_secs(3),
             unreachable_after: Duration::from_secs(10),
             destroyed_retention: Duration::ZERO,
         }));
-        let empty = Regions::new("fra".to_owned(), Vec::new(), view.clone());
+        let empty = Regions::new(RegionCode::from_trusted("fra"), Vec::new(), view.clone());
         let region = |code: &str, part: &str| Region {
-            code: code.to_owned(),
+            code: RegionCode::from_trusted(code),
             geo_region: part.to_owned(),
             ..empty.all()[0].clone()
         };
         let all =
             vec![region("lhr", "europe"), region("fra", "europe"), region("iad", "north_america")];
-        Regions::new("fra".to_owned(), all, view)
+        Regions::new(RegionCode::from_trusted("fra"), all, view)
     }
 
     #[test]

@@ -54,7 +54,7 @@ mod tests {
         body::Body,
         http::{Request, Response},
     };
-    use caddis_api::{ApiError, ErrorCode, WorkerId};
+    use caddis_api::{ApiError, ErrorCode, RegionCode, WorkerId};
     use caddis_bus::{
         InProcessBus,
         stream::{InProcessStreams, StreamService},
@@ -107,7 +107,7 @@ mod tests {
             bus: Arc::new(InProcessBus::new()),
             streams: Arc::new(InProcessStreams::new(worker, Arc::new(NoStreams))),
             catalog,
-            region: "local".to_owned(),
+            region: RegionCode::from_trusted("local"),
             regions: Vec::new(),
             workers: Vec::new(),
             settings: Settings::default(),

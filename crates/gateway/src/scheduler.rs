@@ -3,7 +3,7 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, MachineConfig};
+use caddis_api::{ApiError, ErrorCode, MachineConfig, RegionCode};
 use caddis_bus::{
     AskWindow,
     message::{self, Offer, Question},
@@ -18,9 +18,9 @@ const WINDOW: AskWindow =
 /// The offers of the first of these regions that has room, best first, and its name.
 pub(crate) async fn offers(
     context: &Inner,
-    regions: &[String],
+    regions: &[RegionCode],
     config: &MachineConfig,
-) -> Result<(String, Vec<Offer>), ApiError> {
+) -> Result<(RegionCode, Vec<Offer>), ApiError> {
     let question = Question::Place {
         cpus: config.cpus(),
         memory_mib: config.memory_mib(),
@@ -44,7 +44,7 @@ pub(crate) async fn offers(
 /// Machines that would fit on each host of a region that has room for any.
 pub(crate) async fn room_in(
     context: &Inner,
-    region: &str,
+    region: &RegionCode,
     config: &MachineConfig,
 ) -> Result<Vec<u64>, ApiError> {
     let (cpus, memory_mib, disk_gib) = (config.cpus(), config.memory_mib(), config.rootfs_gib());
@@ -63,7 +63,7 @@ pub(crate) async fn room_in(
 /// What the workers of a region offer.
 pub(crate) async fn ask(
     context: &Inner,
-    region: &str,
+    region: &RegionCode,
     question: &Question,
     window: AskWindow,
 ) -> Result<Vec<Offer>, ApiError> {
@@ -86,7 +86,7 @@ fn rank(offers: &mut [Offer]) {
     });
 }
 
-fn no_room(config: &MachineConfig, refused: &[(String, Vec<Offer>)]) -> ApiError {
+fn no_room(config: &MachineConfig, refused: &[(RegionCode, Vec<Offer>)]) -> ApiError {
     let drained = |offers: &Vec<Offer>| !offers.is_empty() && offers.iter().all(|o| o.drains);
     if !refused.is_empty() && refused.iter().all(|(_, offers)| drained(offers)) {
         return ApiError::precondition(
@@ -167,11 +167,16 @@ mod tests {
         let full =
             Offer { fits: false, shortage: Some("memory".to_owned()), ..offer("v", 0, false) };
         let config = MachineConfig::default();
-        let refusal = |offers: &[Offer]| no_room(&config, &[("local".to_owned(), offers.to_vec())]);
+        let refusal = |offers: &[Offer]| {
+            no_room(&config, &[(RegionCode::from_trusted("local"), offers.to_vec())])
+        };
         let error = refusal(std::slice::from_ref(&drained));
         assert_eq!(error.code, ErrorCode::FailedPrecondition);
         assert!(error.message.contains("until its server is restarted"), "{}", error.message);
-        let silent = [("local".to_owned(), vec![drained.clone()]), ("far".to_owned(), vec![])];
+        let silent = [
+            (RegionCode::from_trusted("local"), vec![drained.clone()]),
+            (RegionCode::from_trusted("far"), vec![]),
+        ];
         assert_eq!(no_room(&config, &silent).code, ErrorCode::InsufficientCapacity);
         let error = refusal(&[drained, full]);
         assert_eq!(error.code, ErrorCode::InsufficientCapacity);
@@ -189,7 +194,10 @@ mod tests {
             Offer { fits: false, shortage: Some("memory".to_owned()), ..offer("w", 1000, false) };
         let error = no_room(
             &config.unwrap(),
-            &[("local".to_owned(), vec![full]), ("far".to_owned(), vec![])],
+            &[
+                (RegionCode::from_trusted("local"), vec![full]),
+                (RegionCode::from_trusted("far"), vec![]),
+            ],
         );
         assert_eq!(
             error.message,

@@ -27,7 +27,7 @@ use axum::{
     extract::Request,
     http::{StatusCode, Version},
 };
-use caddis_api::ApiError;
+use caddis_api::{ApiError, RegionCode};
 use hyper::{
     body::{Frame, Incoming, SizeHint},
     service::service_fn,
@@ -89,7 +89,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
     closing: CancellationToken,
-    region: &str,
+    region: &RegionCode,
     settings: &Settings,
 ) -> io::Result<()> {
     let server = Arc::new(Server {

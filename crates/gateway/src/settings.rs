@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{WorkerId, platform::Region};
+use caddis_api::{RegionCode, WorkerId, platform::Region};
 use caddis_bus::{Bus, stream::Streams};
 use caddis_catalog::Catalog;
 
@@ -15,7 +15,7 @@ pub struct GatewayParts {
     /// Unique facts.
     pub catalog: Catalog,
     /// The region this gateway is in.
-    pub region: String,
+    pub region: RegionCode,
     /// All regions. `capacity` is filled in when asked for.
     pub regions: Vec<Region>,
     /// Workers known from the start, whose machines the first requests wait for; others become

@@ -37,8 +37,8 @@ pub struct Disturbances {
     pub count: u64,
     /// What it was the last time.
     pub what: String,
-    /// When that was, milliseconds since the Unix epoch.
-    pub last_ms: u64,
+    /// When that was; none before the first.
+    pub last: Option<SystemTime>,
     /// Why it can't be put back, while that is so.
     pub problem: Option<String>,
 }
@@ -267,9 +267,7 @@ fn watch_over(
             if !what.is_empty() {
                 told.count += 1;
                 told.what.clone_from(&what);
-                let now =
-                    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                told.last_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+                told.last = Some(SystemTime::now());
             }
             told.problem.clone_from(&problem);
             count = told.count;

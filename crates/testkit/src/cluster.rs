@@ -14,7 +14,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use axum::{Router, body::Body, http::Request};
-use caddis_api::WorkerId;
+use caddis_api::{RegionCode, WorkerId};
 use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
 use caddis_vmm::fake::FakeHost;
@@ -128,7 +128,7 @@ impl Cluster {
             bus: Arc::new(port.clone()),
             streams: Arc::new(port),
             catalog: self.catalog.clone(),
-            region: "local".to_owned(),
+            region: RegionCode::from_trusted("local"),
             regions: Vec::new(),
             workers: self.workers.iter().map(|host| host.id.clone()).collect(),
             settings: self.options.settings.clone(),

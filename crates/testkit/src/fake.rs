@@ -8,6 +8,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use caddis_api::RegionCode;
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
 use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
@@ -166,7 +167,7 @@ impl FakeServer {
                 bus,
                 streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),
                 catalog,
-                region: "local".to_owned(),
+                region: RegionCode::from_trusted("local"),
                 regions: Vec::new(),
                 workers: vec![worker.id().clone()],
                 settings,

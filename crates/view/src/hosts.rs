@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use caddis_api::{WorkerId, platform::HostState};
+use caddis_api::{RegionCode, WorkerId, platform::HostState};
 use caddis_bus::message::Announcement;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 #[derive(Debug, Clone)]
 pub struct Host {
     /// Where it is.
-    pub region: String,
+    pub region: RegionCode,
     /// When it last said anything.
     pub last_seen: Instant,
     /// As it is shown.
@@ -33,7 +33,11 @@ pub struct Hosts {
 
 impl Hosts {
     /// Hosts of a region to begin with, as if just heard of.
-    pub(crate) fn new(first: Vec<WorkerId>, region: &str, limits: (Duration, Duration)) -> Self {
+    pub(crate) fn new(
+        first: Vec<WorkerId>,
+        region: &RegionCode,
+        limits: (Duration, Duration),
+    ) -> Self {
         let table = first.iter().map(|worker| (worker.clone(), Host::heard_now(region))).collect();
         Self { table: RwLock::new(table), first, limits }
     }
@@ -116,9 +120,9 @@ pub(crate) struct Announced {
 }
 
 impl Host {
-    fn heard_now(region: &str) -> Self {
+    fn heard_now(region: &RegionCode) -> Self {
         Self {
-            region: region.to_owned(),
+            region: region.clone(),
             last_seen: Instant::now(),
             state: HostState::Ok,
             draining: false,
@@ -147,10 +151,10 @@ mod tests {
     {
         let id = |text: &str| WorkerId::from_trusted(text.to_owned());
         let limits = (Duration::from_secs(3), Duration::from_secs(10));
-        let hosts = Hosts::new(vec![id("a")], "local", limits);
+        let hosts = Hosts::new(vec![id("a")], &RegionCode::from_trusted("local"), limits);
         let announcement = |worker: &str, draining| Announcement {
             worker: id(worker),
-            region: "far".to_owned(),
+            region: RegionCode::from_trusted("far"),
             incarnation: "first".to_owned(),
             sequence: 0,
             draining,

@@ -17,7 +17,7 @@ mod watchers;
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{MachineId, WorkerId, platform::HostState};
+use caddis_api::{MachineId, RegionCode, WorkerId, platform::HostState};
 use caddis_bus::message::{Announcement, MachineRecord};
 use tokio::sync::{broadcast, watch};
 
@@ -49,7 +49,7 @@ pub struct ViewSettings {
     /// Workers that are known from the start.
     pub workers: Vec<WorkerId>,
     /// The region they are in.
-    pub region: String,
+    pub region: RegionCode,
     /// How long a host may say nothing before it is suspected; they announce themselves each
     /// second.
     pub suspected_after: Duration,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use caddis_api::{MachineId, MachineState, WorkerId, event::MachineEvent};
+use caddis_api::{AppName, MachineId, MachineState, WorkerId, event::MachineEvent};
 use caddis_bus::message::MachineRecord;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::{sync::watch, time::Instant};
@@ -101,7 +101,7 @@ struct Entry {
 #[derive(Default)]
 struct Tables {
     machines: HashMap<MachineId, Entry>,
-    by_app: HashMap<String, BTreeSet<MachineId>>,
+    by_app: HashMap<AppName, BTreeSet<MachineId>>,
     /// In the order in which they were destroyed, with when they are to be forgotten.
     destroyed: VecDeque<(Instant, MachineId)>,
     /// Workers that were listed since we began.
@@ -286,7 +286,7 @@ impl Machines {
 
     /// A listing is complete: machines of the worker that were not heard of since its begin are
     /// gone. Gives them, with their apps.
-    pub fn end_listing(&self, worker: &WorkerId, begin: u64) -> Vec<(String, MachineId)> {
+    pub fn end_listing(&self, worker: &WorkerId, begin: u64) -> Vec<(AppName, MachineId)> {
         let mut tables = self.write();
         let stale = |entry: &Entry| {
             entry.heard.load(Ordering::Relaxed) <= begin
@@ -313,7 +313,7 @@ impl Machines {
         &self,
         worker: &WorkerId,
         status: Option<&str>,
-    ) -> Vec<(String, MachineId)> {
+    ) -> Vec<(AppName, MachineId)> {
         let tables = self.read();
         let mut changed = Vec::new();
         for (id, entry) in &tables.machines {
@@ -411,7 +411,7 @@ fn merge<'a>(
 
 impl Tables {
     /// The app it belonged to.
-    fn forget(&mut self, id: &MachineId) -> Option<String> {
+    fn forget(&mut self, id: &MachineId) -> Option<AppName> {
         let entry = self.machines.remove(id)?;
         let app = entry.shown.borrow().record.app.clone();
         if let Some(ids) = self.by_app.get_mut(&app) {

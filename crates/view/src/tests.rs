@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use caddis_api::{EventId, Machine, MachineState, RawConfig, UnixMillis, event::MachineEvent};
+use caddis_api::{
+    AppName, EventId, Machine, MachineState, RawConfig, RegionCode, UnixMillis, event::MachineEvent,
+};
 use serde_json::json;
 use tokio::sync::broadcast::error::TryRecvError;
 
@@ -11,7 +13,7 @@ const RETENTION: Duration = Duration::from_secs(60);
 fn view() -> View {
     View::new(ViewSettings {
         workers: Vec::new(),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         suspected_after: Duration::from_secs(3),
         unreachable_after: Duration::from_secs(10),
         destroyed_retention: RETENTION,
@@ -53,7 +55,7 @@ fn record(on: &str, (epoch, revision): (u64, u64), state: MachineState) -> Machi
         epoch,
         revision,
         config_revision: 1,
-        app: "app".to_owned(),
+        app: AppName::from_trusted("app"),
         launched: true,
         lease: None,
         machine: Machine { config: Some(config("one")), ..machine },

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use caddis_api::MachineId;
+use caddis_api::{AppName, MachineId};
 use parking_lot::RwLock;
 use tokio::sync::broadcast;
 
@@ -12,13 +12,14 @@ const CAPACITY: usize = 256;
 
 /// See the module's text.
 #[derive(Default)]
-pub(crate) struct Watchers(RwLock<HashMap<String, broadcast::Sender<MachineId>>>);
+pub(crate) struct Watchers(RwLock<HashMap<AppName, broadcast::Sender<MachineId>>>);
 
 impl Watchers {
     /// Ids of machines that change from now on. It ends with the app.
     pub fn subscribe(&self, app: &str) -> broadcast::Receiver<MachineId> {
         let mut watchers = self.0.write();
-        watchers.entry(app.to_owned()).or_insert_with(|| broadcast::channel(CAPACITY).0).subscribe()
+        let sender = watchers.entry(AppName::from_trusted(app));
+        sender.or_insert_with(|| broadcast::channel(CAPACITY).0).subscribe()
     }
 
     /// A machine has changed or is gone.

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use caddis_api::{UnixMillis, time};
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::{engine::Shared, owner::Message};
@@ -17,7 +18,7 @@ const RECENT: Duration = Duration::from_secs(3600);
 /// What health says of it, while it is recent.
 pub fn warning(shared: &Shared) -> Option<String> {
     let told = shared.network.disturbances()?.borrow().clone();
-    let last = UnixMillis::new(told.last_ms);
+    let last = UnixMillis::from(Timestamp::try_from(told.last?).ok()?);
     if told.count == 0 || shared.clock.unix_now().since(last) > RECENT {
         return None;
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_api::{ApiError, ErrorCode};
+use caddis_api::{ApiError, ErrorCode, RegionCode};
 use caddis_bus::message::ImageSummary;
 use caddis_disk::Reserve;
 use caddis_guest_protocol::{host::Pace, spec::NetworkSpec};
@@ -39,7 +39,7 @@ use crate::{
 pub fn config(directory: &Path) -> WorkerConfig {
     WorkerConfig {
         directory: directory.join("worker"),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         ipv4_pool: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16),
         memory_mib: Some(1 << 30),
         cpu_overcommit: 1e6,

@@ -11,7 +11,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use caddis_api::{MachineId, WorkerId};
+use caddis_api::{MachineId, RegionCode, WorkerId};
 use caddis_bus::{
     Bus, BusError, Serving,
     message::{region_subject, worker_subject},
@@ -71,7 +71,7 @@ pub struct WorkerConfig {
     /// Where its database and its machines' directories live (`DATA_DIR/worker`).
     pub directory: PathBuf,
     /// Region it belongs to.
-    pub region: String,
+    pub region: RegionCode,
     /// Pool of private IPv4 addresses.
     pub ipv4_pool: ipnet::Ipv4Net,
     /// Memory that machines may reserve, MiB; `None` takes the host's memory less 512 MiB.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use caddis_api::{EventId, MachineId, RawConfig, WorkerId};
+use caddis_api::{AppName, EventId, MachineId, RawConfig, RegionCode, WorkerId};
 use caddis_bus::{
     Bus, MAX_MESSAGE_BYTES,
     message::{
@@ -47,7 +47,7 @@ struct Shared {
 /// Sent in the order in which it was said.
 enum Outgoing {
     Machine(Box<MachineRecord>),
-    Announcement { region: String, draining: bool },
+    Announcement { region: RegionCode, draining: bool },
 }
 
 #[derive(Default)]
@@ -55,7 +55,7 @@ struct State {
     /// Number of the last delta that was given to the bus.
     sequence: u64,
     records: BTreeMap<MachineId, MachineRecord>,
-    by_app: HashMap<String, BTreeSet<MachineId>>,
+    by_app: HashMap<AppName, BTreeSet<MachineId>>,
     outbox: VecDeque<Outgoing>,
     /// What the last delta of a machine told: revision of its configuration, and its latest event.
     told: HashMap<MachineId, (u64, Option<EventId>)>,
@@ -115,8 +115,8 @@ impl Publisher {
     }
 
     /// Says that the worker is there.
-    pub fn announce(&self, region: &str, draining: bool) {
-        self.state().send(Outgoing::Announcement { region: region.to_owned(), draining });
+    pub fn announce(&self, region: &RegionCode, draining: bool) {
+        self.state().send(Outgoing::Announcement { region: region.clone(), draining });
         self.shared.waiting.notify_one();
     }
 

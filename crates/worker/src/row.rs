@@ -1,7 +1,8 @@
 //! What is recorded of a machine: the whole truth about it, one row of the database.
 
 use caddis_api::{
-    EventId, LeaseNonce, MachineId, MachineState, RawConfig, Signal, UnixMillis, VersionId,
+    AppName, EventId, LeaseNonce, MachineId, MachineState, RawConfig, RegionCode, Signal,
+    UnixMillis, VersionId,
     lease::{Lease, PublicLease},
 };
 use caddis_guest_protocol::message::ExitReport;
@@ -24,11 +25,11 @@ pub struct MachineRow {
     /// Name.
     pub name: String,
     /// App it belongs to.
-    pub app: String,
+    pub app: AppName,
     /// The app's organisation.
     pub org: String,
     /// Region it was placed in.
-    pub region: String,
+    pub region: RegionCode,
     /// When it was made.
     pub created_at: UnixMillis,
     /// When it was last changed.

@@ -130,9 +130,9 @@ fn fact(row: &MachineRow, field: FieldRef) -> String {
     match field {
         FieldRef::Id => row.id.to_string(),
         FieldRef::Version => row.version.to_string(),
-        FieldRef::AppName => row.app.clone(),
+        FieldRef::AppName => row.app.to_string(),
         FieldRef::PrivateIp => row.addresses.ipv6.to_string(),
-        FieldRef::Region => row.region.clone(),
+        FieldRef::Region => row.region.to_string(),
         FieldRef::Image => row.image.requested.clone(),
     }
 }

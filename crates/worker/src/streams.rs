@@ -13,7 +13,7 @@ use axum::{
 };
 use bytes::Bytes;
 use caddis_api::{
-    ApiError, ErrorCode, LeaseNonce, MachineId,
+    ApiError, AppName, ErrorCode, LeaseNonce, MachineId, RegionCode,
     exec::{CommandLine, ExecReply, ExecRequest, MAX_TIMEOUT_SECONDS, OUTPUT_LIMIT},
     requests::OkReply,
 };
@@ -152,13 +152,13 @@ fn argv(request: &ExecRequest) -> Result<Vec<String>, ApiError> {
 /// Which machines a log request is about.
 #[derive(Debug, Deserialize)]
 struct LogQuery {
-    app: String,
+    app: AppName,
     instance: Option<String>,
     next_token: Option<String>,
     until_token: Option<String>,
     limit: Option<usize>,
     wait_seconds: Option<u64>,
-    region: Option<String>,
+    region: Option<RegionCode>,
     /// Nanoseconds since the Unix epoch.
     since_ns: Option<u64>,
     until_ns: Option<u64>,

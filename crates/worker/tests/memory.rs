@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use caddis_api::{ApiError, MachineId, MachineState, RawConfig};
+use caddis_api::{ApiError, AppName, MachineId, MachineState, RawConfig, RegionCode};
 use caddis_bus::{
     InProcessBus, WorkerClient,
     message::{Action, CreateMachine, WorkerReply, WorkerRequest, WorkerResult},
@@ -101,9 +101,9 @@ impl Site {
         let create = CreateMachine {
             id: id.clone(),
             name: format!("m{number}"),
-            app: "app".to_owned(),
+            app: AppName::from_trusted("app"),
             org: "personal".to_owned(),
-            region: "local".to_owned(),
+            region: RegionCode::from_trusted("local"),
             config: config.clone(),
             ipv6: (0xfdaa_0001_0002_u128 << 80 | number).into(),
             network: "fdaa:1:2::/48".to_owned(),

@@ -1,6 +1,8 @@
 //! What workers publish.
 
-use caddis_api::{Machine, MachineState, RawConfig, WorkerId, lease::PublicLease};
+use caddis_api::{
+    AppName, Machine, MachineState, RawConfig, RegionCode, WorkerId, lease::PublicLease,
+};
 use serde::{Deserialize, Serialize};
 
 /// A machine as its worker publishes it. Of two records the one with the higher `(epoch, revision)`
@@ -17,7 +19,7 @@ pub struct MachineRecord {
     /// The revision that brought its configuration, by which a copy of that is known.
     pub config_revision: u64,
     /// Name of its app.
-    pub app: String,
+    pub app: AppName,
     /// It has been booted at least once.
     pub launched: bool,
     /// The current lease, if any.
@@ -74,7 +76,7 @@ pub struct Announcement {
     /// Id of the host.
     pub worker: WorkerId,
     /// The region it is in.
-    pub region: String,
+    pub region: RegionCode,
     /// Its process, as in [`Delta::incarnation`].
     pub incarnation: String,
     /// Number of the last delta it has published; who has not seen that has lost something.

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
-use caddis_api::{ApiDuration, LeaseNonce, MachineId, RawConfig, Signal, VersionId};
+use caddis_api::{
+    ApiDuration, AppName, LeaseNonce, MachineId, RawConfig, RegionCode, Signal, VersionId,
+};
 use serde::{Deserialize, Serialize};
 
 /// A request to one worker.
@@ -156,11 +158,11 @@ pub struct CreateMachine {
     /// Its name, from the catalog.
     pub name: String,
     /// Name of the machine's app.
-    pub app: String,
+    pub app: AppName,
     /// The app's organisation.
     pub org: String,
     /// Region it was placed in.
-    pub region: String,
+    pub region: RegionCode,
     /// Checked and completed by [`caddis_api::validate::normalise`].
     pub config: RawConfig,
     /// Its address, from the catalog.

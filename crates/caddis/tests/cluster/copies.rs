@@ -1,6 +1,6 @@
 //! A machine that was placed elsewhere runs there alone.
 
-use caddis_api::MachineId;
+use caddis_api::{MachineId, RegionCode};
 use caddis_bus::message::{Action, WorkerReply, WorkerRequest};
 use caddis_testkit::cluster::{Cluster, ClusterOptions};
 use serde_json::{Value, json};
@@ -50,13 +50,17 @@ async fn is_alone_on(cluster: &Cluster, id: &str, number: u8, stale: u8) {
     );
 }
 
+fn local() -> RegionCode {
+    RegionCode::from_trusted("local")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_an_earlier_placement_is_stopped_as_soon_as_the_later_one_is_heard_of() {
     let cluster = cluster(ClusterOptions::default()).await;
     let id = started_on(&cluster, 0, config()).await;
     let machine = id.parse().unwrap();
     let moved =
-        cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
+        cluster.catalog.move_machine(&machine, 1, cluster.worker(1), &local()).await.unwrap();
     assert_eq!(moved.epoch, 2);
     create(&cluster, 1, &machine, moved.epoch, config()).await.unwrap();
     is_alone_on(&cluster, &id, 1, 0).await;
@@ -68,7 +72,7 @@ async fn the_catalog_alone_tells_a_host_that_its_machine_was_placed_elsewhere() 
     let id = started_on(&cluster, 0, config()).await;
     let machine: MachineId = id.parse().unwrap();
     cluster.kill(0).await.unwrap();
-    cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
+    cluster.catalog.move_machine(&machine, 1, cluster.worker(1), &local()).await.unwrap();
     // The other host does not have it yet.
     cluster.start(0).await.unwrap();
     tokio::time::timeout(caddis_testkit::DEADLINE, until_copy_rests(&cluster, 0, &machine))
@@ -105,7 +109,7 @@ async fn a_host_that_was_away_while_its_machine_was_placed_elsewhere_stops_its_c
     let id = started_on(&cluster, 0, always.clone()).await;
     cluster.kill(0).await.unwrap();
     let machine = id.parse().unwrap();
-    cluster.catalog.move_machine(&machine, 1, cluster.worker(1), "local").await.unwrap();
+    cluster.catalog.move_machine(&machine, 1, cluster.worker(1), &local()).await.unwrap();
     create(&cluster, 1, &machine, 2, always).await.unwrap();
     cluster
         .until(0, &format!("GET {MACHINES}/{id}"), |machine| machine["host_status"] == "ok")

@@ -1,6 +1,6 @@
 //! Machines on hosts of the test's choice.
 
-use caddis_api::{MachineId, RawConfig};
+use caddis_api::{AppName, MachineId, RawConfig, RegionCode};
 use caddis_bus::{
     Bus as _,
     message::{
@@ -45,10 +45,10 @@ pub async fn started(cluster: &Cluster, config: Value) -> (String, u8) {
 /// Makes a machine on this host, and waits until it runs.
 pub async fn started_on(cluster: &Cluster, number: u8, config: Value) -> String {
     let placement = caddis_catalog::NewPlacement {
-        app: "app".to_owned(),
+        app: AppName::from_trusted("app"),
         name: None,
         worker: cluster.worker(number).clone(),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         request: None,
     };
     let placement = cluster.catalog.place(placement).await.unwrap();
@@ -69,9 +69,9 @@ pub async fn create(
     let create = CreateMachine {
         id: id.clone(),
         name: format!("m{}", &id.as_str()[10..]),
-        app: "app".to_owned(),
+        app: AppName::from_trusted("app"),
         org: "personal".to_owned(),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         config: RawConfig::from(config.as_object().unwrap().clone()),
         ipv6: (0xfdaa_0001_0002_u128 << 80 | u128::from_str_radix(id.as_str(), 16).unwrap()).into(),
         network: "fdaa:1:2::/48".to_owned(),

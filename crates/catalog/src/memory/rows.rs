@@ -70,11 +70,10 @@ impl Rows {
     }
 
     pub(super) fn matching(&self, query: &AppQuery) -> impl Iterator<Item = AppRecord> {
-        let (organization, until) =
-            (query.organization.clone(), query.created_until_ms.unwrap_or(u64::MAX));
+        let (organization, until) = (query.organization.clone(), query.created_until_ms);
         self.records().filter(move |app| {
             organization.as_ref().is_none_or(|slug| app.organization.slug == *slug)
-                && app.created_ms <= until
+                && until.is_none_or(|until| app.created_ms <= until)
         })
     }
 

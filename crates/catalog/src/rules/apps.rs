@@ -1,6 +1,6 @@
 //! Apps: names are unique until an app is gone, and it goes when its last machine has.
 
-use caddis_api::{app::Organization, names};
+use caddis_api::{AppName, NetworkName, app::Organization, names};
 use rand::Rng as _;
 
 use super::Catalog;
@@ -26,7 +26,8 @@ impl Catalog {
             .await?
             .ok_or_else(|| CatalogError::OrganizationNotFound(new.organization.clone()))?;
         loop {
-            let name = new.name.clone().unwrap_or_else(names::generate);
+            let made_up = || AppName::from_trusted(names::generate());
+            let name = new.name.clone().unwrap_or_else(made_up);
             let taken = self.store.app(&name).await?.is_some();
             // After the name: who has it may be the app of this very key.
             if let Some(earlier) = self.app_of_key(&organization, &new).await? {
@@ -63,18 +64,19 @@ impl Catalog {
     async fn insert_app(
         &self,
         organization: &Organization,
-        name: &str,
+        name: &AppName,
         new: &NewApp,
     ) -> Result<std::result::Result<AppRecord, AppConflict>> {
-        let network_name = new.network.as_deref().unwrap_or(DEFAULT_NETWORK);
-        let network = self.network(organization.internal_numeric_id, network_name).await?;
+        let default_network = || NetworkName::from_trusted(DEFAULT_NETWORK);
+        let network_name = new.network.clone().unwrap_or_else(default_network);
+        let network = self.network(organization.internal_numeric_id, &network_name).await?;
         let row = AppRow {
             id: random_id(),
-            name: name.to_owned(),
+            name: name.clone(),
             organization: organization.internal_numeric_id,
             network: network.number,
             key: new.idempotency_key.clone(),
-            created_ms: self.now_ms(),
+            created_ms: self.now(),
         };
         let inserted = self.store.insert_app(row.clone()).await?;
         Ok(inserted.map(|number| AppRecord {
@@ -82,7 +84,7 @@ impl Catalog {
             number,
             name: row.name,
             organization: organization.clone(),
-            network: network_name.to_owned(),
+            network: network_name,
             network_prefix: network.prefix,
             created_ms: row.created_ms,
             state: AppState::Active,
@@ -125,7 +127,7 @@ impl Catalog {
                 .ok_or_else(|| CatalogError::AppNotFound(name.to_owned()))?;
             // By its number: the name may have gone to another app since.
             if app.state == AppState::Deleting
-                || self.store.mark_app_deleting(app.number, self.now_ms()).await?
+                || self.store.mark_app_deleting(app.number, self.now()).await?
             {
                 return Ok(AppRecord { state: AppState::Deleting, ..app });
             }
@@ -142,7 +144,7 @@ impl Catalog {
         if app.state == AppState::Active {
             return Ok(false);
         }
-        if self.store.delete_app(app.number, self.now_ms()).await? {
+        if self.store.delete_app(app.number, self.now()).await? {
             return Ok(true);
         }
         // A machine is left, or somebody else has just deleted it.

@@ -1,6 +1,6 @@
 //! Machines: ids, names, addresses, and where they are.
 
-use caddis_api::{MachineId, WorkerId, names};
+use caddis_api::{AppName, MachineId, RegionCode, WorkerId, names};
 
 use super::{Catalog, networks::random_address};
 use crate::{
@@ -22,7 +22,7 @@ impl Catalog {
                 .store
                 .app(&new.app)
                 .await?
-                .ok_or_else(|| CatalogError::AppNotFound(new.app.clone()))?;
+                .ok_or_else(|| CatalogError::AppNotFound(new.app.to_string()))?;
             if app.state == AppState::Deleting {
                 return Err(CatalogError::AppInDeletion(new.app));
             }
@@ -34,7 +34,7 @@ impl Catalog {
                 region: new.region.clone(),
                 epoch: FIRST_EPOCH,
                 ipv6: random_address(&app.network_prefix),
-                created_ms: self.now_ms(),
+                created_ms: self.now(),
                 request: new.request.clone(),
             };
             match self.store.insert_placement(row.clone()).await? {
@@ -75,7 +75,7 @@ impl Catalog {
         machine: &MachineId,
         from_epoch: u64,
         worker: &WorkerId,
-        region: &str,
+        region: &RegionCode,
     ) -> Result<Placement> {
         loop {
             let found = self.store.placement(machine).await?;
@@ -90,7 +90,7 @@ impl Catalog {
                 });
             }
             if self.store.move_placement(machine, from_epoch, worker, region).await? {
-                let (worker, region) = (worker.clone(), region.to_owned());
+                let (worker, region) = (worker.clone(), region.clone());
                 return Ok(Placement { worker, region, epoch: from_epoch + 1, ..found });
             }
         }
@@ -101,7 +101,7 @@ impl Catalog {
     /// # Errors
     /// When the store fails.
     pub async fn release(&self, machine: &MachineId) -> Result<()> {
-        Ok(self.store.release_placement(machine, self.now_ms()).await?)
+        Ok(self.store.release_placement(machine, self.now()).await?)
     }
 
     /// Placements that are not released: of one worker, or all.
@@ -121,7 +121,7 @@ impl Catalog {
     }
 }
 
-fn placed(row: PlacementRow, app: String, network_prefix: String) -> Placement {
+fn placed(row: PlacementRow, app: AppName, network_prefix: String) -> Placement {
     Placement {
         machine: row.machine,
         name: row.name,

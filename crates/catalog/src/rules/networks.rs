@@ -2,6 +2,7 @@
 
 use std::net::Ipv6Addr;
 
+use caddis_api::NetworkName;
 use rand::Rng as _;
 
 use super::Catalog;
@@ -13,16 +14,20 @@ use crate::{
 impl Catalog {
     /// A network of an organisation; made when there is none of this name. One that nothing is in
     /// yet, because its first app came to nothing, waits for the next.
-    pub(super) async fn network(&self, organization: i32, name: &str) -> Result<NetworkRow> {
+    pub(super) async fn network(
+        &self,
+        organization: i32,
+        name: &NetworkName,
+    ) -> Result<NetworkRow> {
         loop {
             if let Some(found) = self.store.network(organization, name).await? {
                 return Ok(found);
             }
             let network = NewNetwork {
                 organization,
-                name: name.to_owned(),
+                name: name.clone(),
                 prefix: random_prefix(),
-                created_ms: self.now_ms(),
+                created_ms: self.now(),
             };
             // It is there now, or another one has the prefix: the next look tells.
             self.store.insert_network(network).await?;

@@ -37,19 +37,18 @@ impl Catalog {
     /// When the store fails.
     pub async fn begin_request(&self, request: KeyedRequest) -> Result<IdempotencyState> {
         loop {
-            let now_ms = self.now_ms();
+            let now = self.now();
             let lease = self.lease(&request.id);
             let row = RequestRow {
                 caller: request.caller.clone(),
                 key: request.key.clone(),
                 id: request.id.clone(),
                 fingerprint: request.fingerprint,
-                created_ms: now_ms,
+                created_ms: now,
                 answer: None,
                 lease: Some(lease.clone()),
             };
-            let forget_before_ms = now_ms.saturating_sub(millis(REQUEST_RETENTION));
-            let Some(found) = self.store.note_request(row, forget_before_ms).await? else {
+            let Some(found) = self.store.note_request(row, now - REQUEST_RETENTION).await? else {
                 return Ok(IdempotencyState::New);
             };
             if found.fingerprint != request.fingerprint {
@@ -59,7 +58,7 @@ impl Catalog {
                 return Ok(IdempotencyState::Answered(answer));
             }
             if let Some(RequestLease { holder, until_ms }) = &found.lease
-                && *until_ms > now_ms
+                && *until_ms > now
                 // Our own: the store failed after it had noted that.
                 && *holder != request.id
             {
@@ -110,10 +109,6 @@ impl Catalog {
     }
 
     fn lease(&self, holder: &str) -> RequestLease {
-        RequestLease { holder: holder.to_owned(), until_ms: self.now_ms() + millis(REQUEST_LEASE) }
+        RequestLease { holder: holder.to_owned(), until_ms: self.now() + REQUEST_LEASE }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

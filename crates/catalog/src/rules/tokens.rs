@@ -66,7 +66,7 @@ impl Catalog {
             name: ROOT.to_owned(),
             hash: hash(text),
             organization: organization.internal_numeric_id,
-            created_ms: self.now_ms(),
+            created_ms: self.now(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Rows of organisations, networks and apps.
 
-use caddis_api::app::Organization;
+use caddis_api::{AppName, NetworkName, UnixMillis, app::Organization};
 use rusqlite::{Connection, OptionalExtension as _, Result, Row, TransactionBehavior, params};
 
 use crate::{
@@ -21,15 +21,15 @@ fn read(row: &Row<'_>) -> Result<AppRecord> {
     Ok(AppRecord {
         id: row.get(0)?,
         number: row.get(1)?,
-        name: row.get(2)?,
+        name: AppName::from_trusted(row.get::<_, String>(2)?),
         organization: Organization {
             name: row.get(3)?,
             slug: row.get(4)?,
             internal_numeric_id: row.get(5)?,
         },
-        network: row.get(6)?,
+        network: NetworkName::from_trusted(row.get::<_, String>(6)?),
         network_prefix: row.get(7)?,
-        created_ms: row.get(8)?,
+        created_ms: UnixMillis::new(row.get(8)?),
         state: if row.get(9)? { AppState::Deleting } else { AppState::Active },
     })
 }
@@ -68,7 +68,12 @@ pub(super) fn insert_network(connection: &Connection, network: &NewNetwork) -> R
             "INSERT INTO networks (organization, name, prefix, created_ms) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT DO NOTHING",
         )?
-        .execute(params![network.organization, network.name, network.prefix, network.created_ms])
+        .execute(params![
+            network.organization,
+            network.name.as_str(),
+            network.prefix,
+            network.created_ms.as_u64(),
+        ])
         .map(drop)
 }
 
@@ -92,7 +97,7 @@ pub(super) fn of_key(
 }
 
 fn created_until(query: &AppQuery) -> i64 {
-    query.created_until_ms.map_or(i64::MAX, |ms| i64::try_from(ms).unwrap_or(i64::MAX))
+    query.created_until_ms.map_or(i64::MAX, |at| i64::try_from(at.as_u64()).unwrap_or(i64::MAX))
 }
 
 pub(super) fn list(connection: &Connection, query: &AppQuery) -> Result<Vec<AppRecord>> {
@@ -134,7 +139,13 @@ pub(super) fn insert(
              ON CONFLICT DO NOTHING RETURNING number",
         )?
         .query_row(
-            params![app.id, app.name, app.organization, app.network, app.created_ms],
+            params![
+                app.id,
+                app.name.as_str(),
+                app.organization,
+                app.network,
+                app.created_ms.as_u64(),
+            ],
             |row| row.get(0),
         )
         .optional()?;
@@ -152,13 +163,17 @@ pub(super) fn insert(
     Ok(Ok(number))
 }
 
-pub(super) fn mark_deleting(connection: &Connection, number: i32, at_ms: u64) -> Result<bool> {
+pub(super) fn mark_deleting(
+    connection: &Connection,
+    number: i32,
+    at_ms: UnixMillis,
+) -> Result<bool> {
     let marked = connection
         .prepare_cached(
             "UPDATE apps SET deleting_ms = ?2 WHERE number = ?1 AND deleting_ms IS NULL AND \
              deleted_ms IS NULL",
         )?
-        .execute(params![number, at_ms])?;
+        .execute(params![number, at_ms.as_u64()])?;
     if marked == 1 {
         return Ok(true);
     }
@@ -167,7 +182,7 @@ pub(super) fn mark_deleting(connection: &Connection, number: i32, at_ms: u64) ->
         .exists([number])
 }
 
-pub(super) fn delete(connection: &mut Connection, number: i32, at_ms: u64) -> Result<bool> {
+pub(super) fn delete(connection: &mut Connection, number: i32, at_ms: UnixMillis) -> Result<bool> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let deleted = transaction
         .prepare_cached(
@@ -176,7 +191,7 @@ pub(super) fn delete(connection: &mut Connection, number: i32, at_ms: u64) -> Re
              AND NOT EXISTS (SELECT 1 FROM placements p WHERE p.app = apps.number AND \
              p.released_ms IS NULL)",
         )?
-        .execute(params![number, at_ms])?;
+        .execute(params![number, at_ms.as_u64()])?;
     if deleted == 1 {
         transaction.prepare_cached("DELETE FROM app_keys WHERE app = ?1")?.execute([number])?;
     }

@@ -1,6 +1,6 @@
 //! Rows of placements.
 
-use caddis_api::{MachineId, WorkerId};
+use caddis_api::{AppName, MachineId, RegionCode, UnixMillis, WorkerId};
 use rusqlite::{
     Connection, OptionalExtension as _, Params, Result, Transaction, TransactionBehavior, params,
 };
@@ -28,10 +28,10 @@ pub(super) fn insert(
             row.name,
             row.app,
             row.worker.as_str(),
-            row.region,
+            row.region.as_str(),
             row.epoch,
             row.ipv6.to_string(),
-            row.created_ms,
+            row.created_ms.as_u64(),
         ])?;
     if inserted == 0 {
         // The name is free in this very transaction: it is the id or the address.
@@ -78,23 +78,27 @@ pub(super) fn set_worker(
     connection: &Connection,
     machine: &MachineId,
     epoch: u64,
-    (worker, region): (&WorkerId, &str),
+    (worker, region): (&WorkerId, &RegionCode),
 ) -> Result<bool> {
     let moved = connection
         .prepare_cached(
             "UPDATE placements SET worker = ?3, region = ?4, epoch = epoch + 1
              WHERE machine = ?1 AND epoch = ?2 AND released_ms IS NULL",
         )?
-        .execute(params![machine.as_str(), epoch, worker.as_str(), region])?;
+        .execute(params![machine.as_str(), epoch, worker.as_str(), region.as_str()])?;
     Ok(moved == 1)
 }
 
-pub(super) fn release(connection: &Connection, machine: &MachineId, at_ms: u64) -> Result<()> {
+pub(super) fn release(
+    connection: &Connection,
+    machine: &MachineId,
+    at_ms: UnixMillis,
+) -> Result<()> {
     connection
         .prepare_cached(
             "UPDATE placements SET released_ms = ?2 WHERE machine = ?1 AND released_ms IS NULL",
         )?
-        .execute(params![machine.as_str(), at_ms])
+        .execute(params![machine.as_str(), at_ms.as_u64()])
         .map(drop)
 }
 
@@ -128,9 +132,9 @@ fn select(connection: &Connection, condition: &str, values: impl Params) -> Resu
             Ok(Placement {
                 machine: MachineId::from_trusted(row.get::<_, String>(0)?),
                 name: row.get(1)?,
-                app: row.get(2)?,
+                app: AppName::from_trusted(row.get::<_, String>(2)?),
                 worker: WorkerId::from_trusted(row.get::<_, String>(3)?),
-                region: row.get(4)?,
+                region: RegionCode::from_trusted(row.get::<_, String>(4)?),
                 epoch: row.get(5)?,
                 ipv6: ipv6.parse().map_err(|e| {
                     rusqlite::Error::FromSqlConversionFailure(
@@ -140,7 +144,7 @@ fn select(connection: &Connection, condition: &str, values: impl Params) -> Resu
                     )
                 })?,
                 network_prefix: row.get(7)?,
-                created_ms: row.get(8)?,
+                created_ms: UnixMillis::new(row.get(8)?),
                 released: row.get(9)?,
             })
         })?

@@ -1,5 +1,6 @@
 //! Rows of keyed requests.
 
+use caddis_api::UnixMillis;
 use rusqlite::{Connection, OptionalExtension as _, Result, Row, TransactionBehavior, params};
 
 use crate::{
@@ -17,7 +18,7 @@ fn read(row: &Row<'_>) -> Result<RequestRow> {
     };
     let holder: Option<String> = row.get(8)?;
     let lease = match holder {
-        Some(holder) => Some(RequestLease { holder, until_ms: row.get(9)? }),
+        Some(holder) => Some(RequestLease { holder, until_ms: UnixMillis::new(row.get(9)?) }),
         None => None,
     };
     Ok(RequestRow {
@@ -25,7 +26,7 @@ fn read(row: &Row<'_>) -> Result<RequestRow> {
         key: row.get(1)?,
         id: row.get(2)?,
         fingerprint: row.get(3)?,
-        created_ms: row.get(4)?,
+        created_ms: UnixMillis::new(row.get(4)?),
         answer,
         lease,
     })
@@ -34,12 +35,12 @@ fn read(row: &Row<'_>) -> Result<RequestRow> {
 pub(super) fn note(
     connection: &mut Connection,
     request: &RequestRow,
-    forget_before_ms: u64,
+    forget_before_ms: UnixMillis,
 ) -> Result<Option<RequestRow>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction
         .prepare_cached("DELETE FROM requests WHERE created_ms < ?1")?
-        .execute([forget_before_ms])?;
+        .execute([forget_before_ms.as_u64()])?;
     let found = transaction
         .prepare_cached(
             "SELECT caller, key, id, fingerprint, created_ms, status, content_type, body, \
@@ -61,9 +62,9 @@ pub(super) fn note(
                 request.key,
                 request.id,
                 request.fingerprint,
-                request.created_ms,
+                request.created_ms.as_u64(),
                 lease.map(|lease| &lease.holder),
-                lease.map(|lease| lease.until_ms),
+                lease.map(|lease| lease.until_ms.as_u64()),
             ])?;
     }
     transaction.commit()?;
@@ -84,9 +85,9 @@ pub(super) fn take(
         .execute(params![
             id,
             from.map(|lease| &lease.holder),
-            from.map(|lease| lease.until_ms),
+            from.map(|lease| lease.until_ms.as_u64()),
             to.holder,
-            to.until_ms,
+            to.until_ms.as_u64(),
         ])?;
     Ok(taken == 1)
 }
@@ -96,7 +97,7 @@ pub(super) fn renew(connection: &Connection, id: &str, lease: &RequestLease) -> 
         .prepare_cached(
             "UPDATE requests SET lease_until_ms = ?3 WHERE id = ?1 AND lease_holder = ?2",
         )?
-        .execute(params![id, lease.holder, lease.until_ms])?;
+        .execute(params![id, lease.holder, lease.until_ms.as_u64()])?;
     Ok(renewed == 1)
 }
 

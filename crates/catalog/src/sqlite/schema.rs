@@ -3,9 +3,8 @@
 
 use std::{fs::File, path::Path};
 
-use caddis_api::time::unix_ms;
+use caddis_api::UnixMillis;
 use caddis_disk::Reserve;
-use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use super::SqliteError;
@@ -194,5 +193,5 @@ fn explain(path: &Path, error: &rusqlite::Error) -> SqliteError {
 
 /// Milliseconds since the Unix epoch, as SQLite stores them.
 pub(super) fn now_ms() -> i64 {
-    i64::try_from(unix_ms(Timestamp::now())).unwrap_or(i64::MAX)
+    i64::try_from(UnixMillis::now().as_u64()).unwrap_or(i64::MAX)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use caddis_api::{ApiError, ErrorCode};
+use caddis_api::{ApiError, AppName, ErrorCode};
 use caddis_disk::Reserve;
 
 use super::SqliteStore;
@@ -33,7 +33,7 @@ async fn on_a_full_disk_only_what_frees_room_has_the_reserve() {
     let large = "x".repeat(LARGE);
 
     let app = NewApp {
-        name: Some(large.clone()),
+        name: Some(AppName::from_trusted(large.clone())),
         organization: PERSONAL.to_owned(),
         ..NewApp::default()
     };

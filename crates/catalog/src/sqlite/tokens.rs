@@ -35,7 +35,7 @@ impl Tokens {
         let inserted = transaction.execute(
             "INSERT INTO tokens (name, hash, organization, created_ms) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (name) DO NOTHING",
-            params![row.name, row.hash, row.organization, row.created_ms],
+            params![row.name, row.hash, row.organization, row.created_ms.as_u64()],
         )?;
         transaction.commit()?;
         *self.0.write() = all(connection)?;

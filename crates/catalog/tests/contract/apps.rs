@@ -2,6 +2,7 @@
 
 use std::net::Ipv6Addr;
 
+use caddis_api::NetworkName;
 use caddis_catalog::{AppQuery, AppState, CatalogError, NewApp, PERSONAL};
 
 use crate::support::{Fixture, app, keyed_app, machine, over_each_store};
@@ -36,7 +37,7 @@ async fn an_app_is_found_as_it_was_made(fixture: &Fixture) {
         (made.name.as_str(), made.network.as_str(), made.state),
         ("a", "default", AppState::Active)
     );
-    assert_eq!((made.id.len(), made.created_ms), (16, fixture.now_ms()));
+    assert_eq!((made.id.len(), made.created_ms), (16, fixture.now()));
     assert_eq!(fixture.catalog.app("a").await.unwrap(), Some(made));
     let stranger = NewApp { organization: "other".to_owned(), ..app("b") };
     let refused = fixture.catalog.create_app(stranger).await;
@@ -97,8 +98,10 @@ async fn a_key_is_of_its_name(fixture: &Fixture) {
 }
 
 async fn apps_of_one_network_share_its_prefix_and_no_others(fixture: &Fixture) {
-    let in_network =
-        |name: &str, network: &str| NewApp { network: Some(network.to_owned()), ..app(name) };
+    let in_network = |name: &str, network: &str| NewApp {
+        network: Some(NetworkName::from_trusted(network)),
+        ..app(name)
+    };
     let one = fixture.catalog.create_app(app("a")).await.unwrap();
     let same = fixture.catalog.create_app(in_network("b", "default")).await.unwrap();
     let other = fixture.catalog.create_app(in_network("c", "other")).await.unwrap();
@@ -111,7 +114,7 @@ async fn apps_of_one_network_share_its_prefix_and_no_others(fixture: &Fixture) {
 
 async fn an_app_that_fails_for_its_name_makes_no_network(fixture: &Fixture) {
     let first = fixture.catalog.create_app(app("a")).await.unwrap();
-    let network = Some("other".to_owned());
+    let network = Some(NetworkName::from_trusted("other"));
     assert!(fixture.catalog.create_app(NewApp { network, ..app("a") }).await.is_err());
     let organization = first.organization.internal_numeric_id;
     assert_eq!(fixture.store.network(organization, "other").await.unwrap(), None);

@@ -4,10 +4,11 @@
 
 use std::sync::{Arc, atomic::AtomicU64};
 
+use caddis_api::NetworkName;
 use caddis_catalog::{AppState, Catalog, CatalogError, IdempotencyState, NewApp, StoreError};
 
 use crate::support::{
-    Behind, FailAt, Fixture, answer, app, keyed_app, machine, machine_of, request, worker,
+    Behind, FailAt, Fixture, answer, app, keyed_app, machine, machine_of, region, request, worker,
 };
 
 /// Runs `step` over each store, once with a failure at each of its calls of the store, and then
@@ -47,7 +48,7 @@ async fn making_an_app_with_a_key() {
     everywhere(
         async |_| {},
         async |catalog| {
-            let network = Some("n".to_owned());
+            let network = Some(NetworkName::from_trusted("n"));
             catalog.create_app(NewApp { network, ..keyed_app(Some("a"), "k") }).await.map(drop)
         },
         async |catalog| {
@@ -176,7 +177,7 @@ async fn moving_a_machine_is_asked_about_and_done_once() {
         },
         async |catalog| {
             let placed = catalog.placements(None).await?.remove(0);
-            match catalog.move_machine(&placed.machine, 1, &worker("W2"), "two").await {
+            match catalog.move_machine(&placed.machine, 1, &worker("W2"), &region("two")).await {
                 // The call before this one has moved it.
                 Err(CatalogError::MachineMoved { current: 2, .. }) => Ok(()),
                 moved => moved.map(drop),

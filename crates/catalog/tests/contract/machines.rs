@@ -2,10 +2,10 @@
 
 use std::{collections::HashSet, net::Ipv6Addr};
 
-use caddis_api::MachineId;
+use caddis_api::{MachineId, NetworkName};
 use caddis_catalog::{CatalogError, IdempotencyState, NewApp};
 
-use crate::support::{Fixture, app, machine, machine_of, over_each_store, request, worker};
+use crate::support::{Fixture, app, machine, machine_of, over_each_store, region, request, worker};
 
 over_each_store!(
     a_machine_is_found_as_it_was_placed,
@@ -29,10 +29,7 @@ async fn a_machine_is_found_as_it_was_placed(fixture: &Fixture) {
         ("m", "a", "one")
     );
     assert_eq!((&placed.worker, placed.epoch, placed.released), (&worker("W1"), 1, false));
-    assert_eq!(
-        (&placed.network_prefix, placed.created_ms),
-        (&app.network_prefix, fixture.now_ms())
-    );
+    assert_eq!((&placed.network_prefix, placed.created_ms), (&app.network_prefix, fixture.now()));
     assert_eq!(fixture.catalog.placement(&placed.machine).await.unwrap(), Some(placed));
     assert_eq!(fixture.catalog.placement(&MachineId::random()).await.unwrap(), None);
     assert!(matches!(
@@ -77,7 +74,7 @@ async fn names_are_unique_in_their_app_only(fixture: &Fixture) {
     for name in ["a", "b"] {
         fixture
             .catalog
-            .create_app(NewApp { network: Some(name.to_owned()), ..app(name) })
+            .create_app(NewApp { network: Some(NetworkName::from_trusted(name)), ..app(name) })
             .await
             .unwrap();
         let placed = fixture.catalog.place(machine(name, Some("m"))).await.unwrap();
@@ -102,7 +99,8 @@ async fn a_machine_moves_to_another_worker_with_the_next_epoch(fixture: &Fixture
     let catalog = &fixture.catalog;
     catalog.create_app(app("a")).await.unwrap();
     let placed = catalog.place(machine("a", Some("m"))).await.unwrap();
-    let moved = catalog.move_machine(&placed.machine, 1, &worker("W2"), "two").await.unwrap();
+    let moved =
+        catalog.move_machine(&placed.machine, 1, &worker("W2"), &region("two")).await.unwrap();
     assert_eq!((&moved.worker, moved.region.as_str(), moved.epoch), (&worker("W2"), "two", 2));
     assert_eq!(
         (&moved.name, moved.ipv6, moved.created_ms),
@@ -111,7 +109,8 @@ async fn a_machine_moves_to_another_worker_with_the_next_epoch(fixture: &Fixture
     assert_eq!(catalog.placement(&placed.machine).await.unwrap(), Some(moved.clone()));
     assert_eq!(catalog.placements(Some(&worker("W2"))).await.unwrap(), [moved]);
     assert_eq!(catalog.placements(Some(&worker("W1"))).await.unwrap(), []);
-    let back = catalog.move_machine(&placed.machine, 2, &worker("W1"), "one").await.unwrap();
+    let back =
+        catalog.move_machine(&placed.machine, 2, &worker("W1"), &region("one")).await.unwrap();
     assert_eq!((back.worker, back.epoch), (worker("W1"), 3));
 }
 
@@ -119,9 +118,9 @@ async fn a_machine_that_was_moved_is_not_moved_from_where_it_was(fixture: &Fixtu
     let catalog = &fixture.catalog;
     catalog.create_app(app("a")).await.unwrap();
     let machine = catalog.place(machine("a", None)).await.unwrap().machine;
-    let moved = catalog.move_machine(&machine, 1, &worker("W2"), "two").await.unwrap();
+    let moved = catalog.move_machine(&machine, 1, &worker("W2"), &region("two")).await.unwrap();
     for wrong in [0, 1, 3] {
-        match catalog.move_machine(&machine, wrong, &worker("W3"), "three").await {
+        match catalog.move_machine(&machine, wrong, &worker("W3"), &region("three")).await {
             Err(CatalogError::MachineMoved { current, .. }) => assert_eq!(current, 2),
             other => panic!("{other:?}"),
         }
@@ -135,10 +134,10 @@ async fn machines_that_are_gone_or_never_were_are_not_moved(fixture: &Fixture) {
     let machine = catalog.place(machine("a", None)).await.unwrap().machine;
     catalog.release(&machine).await.unwrap();
     for epoch in [1, 2] {
-        let refused = catalog.move_machine(&machine, epoch, &worker("W2"), "two").await;
+        let refused = catalog.move_machine(&machine, epoch, &worker("W2"), &region("two")).await;
         assert!(matches!(refused, Err(CatalogError::MachineReleased(id)) if id == machine));
     }
-    let never = catalog.move_machine(&MachineId::random(), 1, &worker("W2"), "two").await;
+    let never = catalog.move_machine(&MachineId::random(), 1, &worker("W2"), &region("two")).await;
     assert!(matches!(never, Err(CatalogError::MachineNotFound(_))));
 }
 

@@ -2,11 +2,13 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use caddis_api::NetworkName;
 use caddis_catalog::{Catalog, CatalogError, IdempotencyState, NewApp};
 use futures::future::join_all;
 
 use crate::support::{
-    Behind, Fixture, GiveWay, app, keyed_app, machine, machine_of, over_each_store, request, worker,
+    Behind, Fixture, GiveWay, app, keyed_app, machine, machine_of, over_each_store, region,
+    request, worker,
 };
 
 over_each_store!(
@@ -53,8 +55,10 @@ async fn many_with_one_key_get_one_app(fixture: &Fixture) {
 
 async fn many_first_apps_of_a_network_share_it(fixture: &Fixture) {
     let catalogs = many(fixture);
-    let in_network =
-        |index: usize| NewApp { network: Some("n".to_owned()), ..app(&format!("a{index}")) };
+    let in_network = |index: usize| NewApp {
+        network: Some(NetworkName::from_trusted("n")),
+        ..app(&format!("a{index}"))
+    };
     let made =
         catalogs.iter().enumerate().map(|(index, catalog)| catalog.create_app(in_network(index)));
     let prefixes: HashSet<_> =
@@ -98,7 +102,7 @@ async fn of_many_that_move_a_machine_one_does(fixture: &Fixture) {
     let machine = fixture.catalog.place(machine("a", None)).await.unwrap().machine;
     let (catalogs, machine) = (many(fixture), &machine);
     let moved = join_all(catalogs.iter().enumerate().map(|(index, catalog)| async move {
-        catalog.move_machine(machine, 1, &worker(&format!("W{index}")), "two").await
+        catalog.move_machine(machine, 1, &worker(&format!("W{index}")), &region("two")).await
     }));
     let (moved, refused): (Vec<_>, Vec<_>) =
         moved.await.into_iter().partition(|moved| moved.is_ok());

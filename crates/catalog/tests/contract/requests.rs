@@ -27,7 +27,7 @@ fn cut_short(id: &str) -> IdempotencyState {
 async fn a_request_is_new_once_and_in_progress_until_it_is_answered(fixture: &Fixture) {
     let catalog = &fixture.catalog;
     assert_eq!(catalog.begin_request(request("1")).await.unwrap(), IdempotencyState::New);
-    let until_ms = fixture.now_ms() + u64::try_from(REQUEST_LEASE.as_millis()).unwrap();
+    let until_ms = fixture.now() + REQUEST_LEASE;
     for id in ["2", "3"] {
         assert_eq!(
             catalog.begin_request(request(id)).await.unwrap(),

@@ -1,10 +1,10 @@
 //! What the rules can't come by through the catalog, asked of the store itself: conflicts over what
 //! is made up at random.
 
-use caddis_api::MachineId;
+use caddis_api::{AppName, MachineId, NetworkName, UnixMillis};
 use caddis_catalog::store::{AppConflict, AppRow, NewNetwork, PlacementConflict, PlacementRow};
 
-use crate::support::{Fixture, app, over_each_store, worker};
+use crate::support::{Fixture, app, over_each_store, region, worker};
 
 over_each_store!(
     a_prefix_is_of_one_network,
@@ -13,16 +13,18 @@ over_each_store!(
     an_app_that_has_a_machine_or_is_not_marked_is_not_deleted,
 );
 
+const NOW: UnixMillis = UnixMillis::new(1);
+
 fn placement(machine: &MachineId, name: &str, ipv6: &str) -> PlacementRow {
     PlacementRow {
         machine: machine.clone(),
         name: name.to_owned(),
         app: 1,
         worker: worker("W1"),
-        region: "one".to_owned(),
+        region: region("one"),
         epoch: 1,
         ipv6: ipv6.parse().unwrap(),
-        created_ms: 1,
+        created_ms: NOW,
         request: None,
     }
 }
@@ -30,9 +32,9 @@ fn placement(machine: &MachineId, name: &str, ipv6: &str) -> PlacementRow {
 async fn a_prefix_is_of_one_network(fixture: &Fixture) {
     let network = |name: &str, prefix: &str| NewNetwork {
         organization: 1,
-        name: name.to_owned(),
+        name: NetworkName::from_trusted(name),
         prefix: prefix.to_owned(),
-        created_ms: 1,
+        created_ms: NOW,
     };
     let store = &fixture.store;
     store.insert_network(network("a", "fdaa:1:1::/48")).await.unwrap();
@@ -47,18 +49,18 @@ async fn an_app_id_is_not_given_twice_also_when_its_app_is_gone(fixture: &Fixtur
     let network = fixture.store.network(1, &made.network).await.unwrap().unwrap().number;
     let row = |name: &str| AppRow {
         id: made.id.clone(),
-        name: name.to_owned(),
+        name: AppName::from_trusted(name),
         organization: 1,
         network,
         key: None,
-        created_ms: 1,
+        created_ms: NOW,
     };
     assert_eq!(fixture.store.insert_app(row("a")).await.unwrap(), Err(AppConflict::Name));
     assert_eq!(fixture.store.insert_app(row("b")).await.unwrap(), Err(AppConflict::Id));
     fixture.catalog.begin_app_deletion("a").await.unwrap();
     assert!(fixture.catalog.finish_app_deletion("a").await.unwrap());
     assert_eq!(fixture.store.insert_app(row("a")).await.unwrap(), Err(AppConflict::Id));
-    assert!(!fixture.store.mark_app_deleting(made.number, 1).await.unwrap());
+    assert!(!fixture.store.mark_app_deleting(made.number, NOW).await.unwrap());
 }
 
 async fn ids_and_addresses_of_machines_are_not_given_twice_also_when_they_are_released(
@@ -73,7 +75,7 @@ async fn ids_and_addresses_of_machines_are_not_given_twice_also_when_they_are_re
         assert_eq!(same_id, Err(PlacementConflict::Identity));
         let same_address = store.insert_placement(placement(&other, "n", "fdaa::2")).await.unwrap();
         assert_eq!(same_address, Err(PlacementConflict::Identity));
-        store.release_placement(&one, 1).await.unwrap();
+        store.release_placement(&one, NOW).await.unwrap();
     }
 }
 
@@ -82,12 +84,12 @@ async fn an_app_that_has_a_machine_or_is_not_marked_is_not_deleted(fixture: &Fix
     let app = fixture.catalog.create_app(app("a")).await.unwrap();
     let machine = MachineId::random();
     store.insert_placement(placement(&machine, "m", "fdaa::2")).await.unwrap().unwrap();
-    assert!(!store.delete_app(app.number, 1).await.unwrap());
-    assert!(store.mark_app_deleting(app.number, 1).await.unwrap());
-    assert!(!store.delete_app(app.number, 1).await.unwrap());
+    assert!(!store.delete_app(app.number, NOW).await.unwrap());
+    assert!(store.mark_app_deleting(app.number, NOW).await.unwrap());
+    assert!(!store.delete_app(app.number, NOW).await.unwrap());
     let another = placement(&MachineId::random(), "n", "fdaa::1:2");
     assert_eq!(store.insert_placement(another).await.unwrap(), Err(PlacementConflict::App));
-    store.release_placement(&machine, 1).await.unwrap();
-    assert!(store.delete_app(app.number, 1).await.unwrap());
-    assert!(!store.delete_app(app.number, 1).await.unwrap(), "it is gone");
+    store.release_placement(&machine, NOW).await.unwrap();
+    assert!(store.delete_app(app.number, NOW).await.unwrap());
+    assert!(!store.delete_app(app.number, NOW).await.unwrap(), "it is gone");
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caddis_api::{MachineId, WorkerId, app::Organization};
+use caddis_api::{AppName, MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
 use caddis_catalog::{
     AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewApp, NewPlacement, PERSONAL,
     Placement, SqliteStore, StoreError, StoredResponse, TokenRecord,
@@ -66,8 +66,8 @@ impl Fixture {
         over(wrap(self.store.clone()), &self.clock)
     }
 
-    pub fn now_ms(&self) -> u64 {
-        self.clock.load(Ordering::SeqCst)
+    pub fn now(&self) -> UnixMillis {
+        UnixMillis::new(self.clock.load(Ordering::SeqCst))
     }
 
     pub fn pass(&self, time: std::time::Duration) {
@@ -77,16 +77,20 @@ impl Fixture {
 
 fn over(store: Arc<dyn Store>, clock: &Arc<AtomicU64>) -> Catalog {
     let clock = clock.clone();
-    Catalog::with_clock(store, Arc::new(move || clock.load(Ordering::SeqCst)))
+    Catalog::with_clock(store, Arc::new(move || UnixMillis::new(clock.load(Ordering::SeqCst))))
 }
 
 pub fn app(name: &str) -> NewApp {
-    NewApp { name: Some(name.to_owned()), organization: PERSONAL.to_owned(), ..NewApp::default() }
+    NewApp {
+        name: Some(AppName::from_trusted(name)),
+        organization: PERSONAL.to_owned(),
+        ..NewApp::default()
+    }
 }
 
 pub fn keyed_app(name: Option<&str>, key: &str) -> NewApp {
     NewApp {
-        name: name.map(str::to_owned),
+        name: name.map(AppName::from_trusted),
         organization: PERSONAL.to_owned(),
         idempotency_key: Some(key.to_owned()),
         ..NewApp::default()
@@ -97,12 +101,16 @@ pub fn worker(id: &str) -> WorkerId {
     WorkerId::from_trusted(id)
 }
 
+pub fn region(code: &str) -> RegionCode {
+    RegionCode::from_trusted(code)
+}
+
 pub fn machine(app: &str, name: Option<&str>) -> NewPlacement {
     NewPlacement {
-        app: app.to_owned(),
+        app: AppName::from_trusted(app),
         name: name.map(str::to_owned),
         worker: worker("W1"),
-        region: "one".to_owned(),
+        region: region("one"),
         request: None,
     }
 }
@@ -218,14 +226,20 @@ pass_on! {
     fn count_apps(&self, query: &AppQuery) -> u64;
     fn apps_in_deletion(&self) -> Vec<AppRecord>;
     fn insert_app(&self, app: AppRow) -> Result<i32, AppConflict>;
-    fn mark_app_deleting(&self, number: i32, at_ms: u64) -> bool;
-    fn delete_app(&self, number: i32, at_ms: u64) -> bool;
+    fn mark_app_deleting(&self, number: i32, at_ms: UnixMillis) -> bool;
+    fn delete_app(&self, number: i32, at_ms: UnixMillis) -> bool;
     fn placement(&self, machine: &MachineId) -> Option<Placement>;
     fn placements(&self, worker: Option<&WorkerId>) -> Vec<Placement>;
     fn insert_placement(&self, row: PlacementRow) -> Result<(), PlacementConflict>;
-    fn move_placement(&self, machine: &MachineId, epoch: u64, worker: &WorkerId, region: &str) -> bool;
-    fn release_placement(&self, machine: &MachineId, at_ms: u64) -> ();
-    fn note_request(&self, row: RequestRow, forget_before_ms: u64) -> Option<RequestRow>;
+    fn move_placement(
+        &self,
+        machine: &MachineId,
+        epoch: u64,
+        worker: &WorkerId,
+        region: &RegionCode
+    ) -> bool;
+    fn release_placement(&self, machine: &MachineId, at_ms: UnixMillis) -> ();
+    fn note_request(&self, row: RequestRow, forget_before_ms: UnixMillis) -> Option<RequestRow>;
     fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> bool;
     fn renew_request(&self, id: &str, lease: &RequestLease) -> bool;
     fn give_up_request(&self, id: &str, holder: &str) -> ();
@@ -235,5 +249,5 @@ pass_on! {
     fn token(&self, hash: &[u8; 32]) -> Option<TokenRecord>;
     fn insert_token(&self, row: TokenRow) -> bool;
     fn replace_token(&self, row: TokenRow) -> ();
-    fn check(&self, at_ms: u64) -> ();
+    fn check(&self, at_ms: UnixMillis) -> ();
 }

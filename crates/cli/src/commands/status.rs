@@ -91,9 +91,9 @@ fn facts(app: &App, machines: &[Machine], with_status: bool) -> Vec<(&'static st
         machines.iter().map(|machine| cell::image(&machine.image_ref)).collect();
     images.sort();
     images.dedup();
-    let mut facts = vec![("Name", app.name.clone()), ("Owner", app.organization.slug.clone())];
+    let mut facts = vec![("Name", app.name.to_string()), ("Owner", app.organization.slug.clone())];
     facts.extend(with_status.then(|| ("Status", app.status.clone())));
-    facts.extend([("Network", app.network.clone()), ("Image", images.join(", "))]);
+    facts.extend([("Network", app.network.to_string()), ("Image", images.join(", "))]);
     facts
 }
 
@@ -108,7 +108,7 @@ fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
         machine.id.to_string(),
         cell::metadata(machine, "fly_release_version")
             .unwrap_or_else(|| machine.version.to_string()),
-        machine.region.clone(),
+        machine.region.to_string(),
         machine.state.to_string(),
         cell::role(machine).unwrap_or_default().to_owned(),
         cell::checks(checks),

@@ -120,7 +120,7 @@ impl Target {
             let names = [machine.private_ip.as_str(), machine.id.as_str(), machine.name.as_str()];
             names.contains(&address.as_str()) || machine.private_ipv4.as_ref() == Some(address)
         };
-        self.region.as_ref().is_none_or(|region| *region == machine.region)
+        self.region.as_ref().is_none_or(|region| machine.region == region.as_str())
             && self
                 .process_group
                 .as_deref()

@@ -56,7 +56,10 @@ fn tame(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use caddis_api::logs::LogAttributes;
+    use caddis_api::{
+        RegionCode,
+        logs::{LogAttributes, LogEntryMeta, LogProvider},
+    };
 
     use super::{line, tame};
     use crate::render::paint::Paint;
@@ -69,8 +72,12 @@ mod tests {
             partial,
             level: "info".to_owned(),
             instance: "1".to_owned(),
-            region: "here".to_owned(),
-            meta: Default::default(),
+            region: RegionCode::from_trusted("here"),
+            meta: LogEntryMeta {
+                instance: "1".to_owned(),
+                region: RegionCode::from_trusted("here"),
+                event: LogProvider::default(),
+            },
         };
         let paint = Paint::default();
         assert_eq!(line(&attributes(false), paint), "2026-08-21T10:00:00Z 1 here [info]text");

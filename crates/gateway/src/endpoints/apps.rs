@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use caddis_api::{
-    ApiError,
+    ApiError, AppName, NetworkName,
     app::{App, CreateAppReply, CreateAppRequest, ListAppsReply},
     error::ErrorBody,
     names,
@@ -79,9 +79,7 @@ pub(crate) async fn create(
         ApiError::invalid("invalid org_slug, it is required; use personal for your own")
     })?;
     let name = given(request.name).or(given(request.app_name));
-    if let Some(name) = &name {
-        names::check_app_name(name)?;
-    }
+    let name = name.map(|name| name.parse::<AppName>()).transpose()?;
     let network = given(request.network);
     if network.as_ref().is_some_and(|network| names::check_machine_name(network).is_err()) {
         return Err(ApiError::invalid(
@@ -95,10 +93,11 @@ pub(crate) async fn create(
     if idempotency_key.as_ref().is_some_and(|key| key.len() > 255) {
         return Err(ApiError::invalid("invalid idempotency_key, at most 255 bytes").into());
     }
+    let network = network.map(NetworkName::from_trusted);
     let organization = caller.slug(&organization).to_owned();
     let app =
         context.catalog.create_app(NewApp { name, organization, network, idempotency_key }).await?;
-    let reply = CreateAppReply { created_at: app.created_ms, app: show(&context, app) };
+    let reply = CreateAppReply { created_at: app.created_ms.as_u64(), app: show(&context, app) };
     Ok((StatusCode::CREATED, Json(reply)).into_response())
 }
 
@@ -185,11 +184,11 @@ pub(crate) async fn delete(
 ) -> Result<StatusCode, HttpError> {
     context.synced().await?;
     let name = app.name()?;
-    context.catalog.begin_app_deletion(name).await?;
+    let app = context.catalog.begin_app_deletion(name).await?;
     if context.catalog.finish_app_deletion(name).await? {
         context.view.end_app(name);
     } else {
-        deletion::begin(&context, name);
+        deletion::begin(&context, &app.name);
     }
     Ok(StatusCode::ACCEPTED)
 }

@@ -1,6 +1,6 @@
 //! Which machines a list is to have.
 
-use caddis_api::{ApiError, MachineState};
+use caddis_api::{ApiError, MachineState, RegionCode};
 use caddis_view::CachedMachine;
 use utoipa::IntoParams;
 
@@ -9,7 +9,7 @@ use crate::http::query::Params;
 /// Which machines are wanted.
 pub(crate) struct Filter {
     deleted: bool,
-    region: Option<String>,
+    region: Option<RegionCode>,
     states: Vec<MachineState>,
     metadata: Vec<(String, String)>,
 }
@@ -45,7 +45,7 @@ impl Filter {
             .filter_map(|(key, value)| Some((key.strip_prefix("metadata.")?, value)));
         Ok(Self {
             deleted: params.flag("include_deleted")?,
-            region: params.get("region").map(str::to_owned),
+            region: params.get("region").map(RegionCode::from_trusted),
             states: states.collect::<Result<_, ApiError>>()?,
             metadata: metadata.map(|(key, value)| (key.to_owned(), value.clone())).collect(),
         })

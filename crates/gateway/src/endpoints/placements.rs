@@ -124,11 +124,16 @@ fn spread(room: Vec<RegionPlacement>, wanted: u64, evenly: bool) -> Vec<RegionPl
 
 #[cfg(test)]
 mod tests {
+    use caddis_api::RegionCode;
+
     use super::*;
 
     fn placed(room: &[u64], wanted: u64, evenly: bool) -> Vec<u64> {
-        let region =
-            |count: &u64| RegionPlacement { region: String::new(), count: *count, concurrency: 1 };
+        let region = |count: &u64| RegionPlacement {
+            region: RegionCode::from_trusted("local"),
+            count: *count,
+            concurrency: 1,
+        };
         let placed = spread(room.iter().map(region).collect(), wanted, evenly);
         placed.into_iter().map(|region| region.count).collect()
     }

@@ -8,7 +8,7 @@ use std::{
 
 use axum::{Json, body::Body, extract::State, http::Request};
 use caddis_api::{
-    WorkerId,
+    RegionCode, WorkerId,
     images::ImageSummary,
     platform::{HostStatus, PlatformStatus},
     time,
@@ -60,7 +60,7 @@ pub(crate) async fn status(
 }
 
 /// What the hosts of a region would offer somebody who needs nothing: all they have.
-async fn offers(context: &Inner, region: &str) -> Vec<Offer> {
+async fn offers(context: &Inner, region: &RegionCode) -> Vec<Offer> {
     let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: String::new() };
     let window =
         AskWindow { quiet: Duration::from_millis(20), deadline: Duration::from_millis(500) };

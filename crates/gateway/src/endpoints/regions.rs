@@ -14,7 +14,7 @@ use crate::{http::context::Context, scheduler};
     responses((status = 200, description = "The regions", body = RegionsReply)),
 )]
 pub(crate) async fn list(State(context): State<Context>) -> Json<RegionsReply> {
-    let nearest = context.regions.own().to_owned();
+    let nearest = context.regions.own().clone();
     if let Some(regions) = context.regions.with_capacity() {
         return Json(RegionsReply { nearest, regions });
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use caddis_api::{ApiError, ErrorCode, WorkerId};
+use caddis_api::{ApiError, AppName, ErrorCode, WorkerId};
 use caddis_bus::{
     WorkerClient,
     message::{WorkerReply, WorkerRequest},
@@ -34,7 +34,7 @@ pub(crate) struct Inner {
     pub settings: Settings,
     pub view: Arc<View>,
     /// Apps whose machines are being destroyed.
-    pub deletions: Underway<String>,
+    pub deletions: Underway<AppName>,
     /// Copies that workers are being told to stop.
     pub superseding: Underway<Superseded>,
     pub limits: Option<Arc<Limits>>,

@@ -1,21 +1,22 @@
 //! Opaque positions in lists. They are good for thirty minutes from the first page on, and later
 //! pages show only what was there then.
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use caddis_api::{ApiError, time::unix_ms};
-use jiff::Timestamp;
+use caddis_api::{ApiError, UnixMillis};
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use crate::http::query::Params;
 
-const LIFETIME_MS: u64 = 30 * 60 * 1000;
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// A position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cursor {
-    /// When the first page was asked for, milliseconds since the Unix epoch.
-    pub first_ms: u64,
+    /// When the first page was asked for.
+    pub first_ms: UnixMillis,
     /// The last thing already given; empty on the first page.
     pub after: String,
     /// What the first page counted.
@@ -47,7 +48,7 @@ pub(crate) struct PageParams {
 /// Reads `limit` and `cursor`; nothing when the whole list is asked for.
 pub(crate) fn page(params: &Params, maximum: u64) -> Result<Option<Page>, ApiError> {
     let limit = params.number("limit", 1, maximum)?;
-    let now = unix_ms(Timestamp::now());
+    let now = UnixMillis::now();
     match (limit, params.get("cursor")) {
         (None, None) => Ok(None),
         (None, Some(_)) => {
@@ -68,12 +69,12 @@ impl Cursor {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&next).unwrap_or_default())
     }
 
-    fn read(text: &str, now: u64) -> Result<Self, ApiError> {
+    fn read(text: &str, now: UnixMillis) -> Result<Self, ApiError> {
         let invalid =
             || ApiError::invalid("invalid parameter cursor, start again from the first page");
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid())?;
         let cursor: Self = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
-        if now.abs_diff(cursor.first_ms) > LIFETIME_MS {
+        if now.since(cursor.first_ms).max(cursor.first_ms.since(now)) > LIFETIME {
             return Err(ApiError::invalid("expired cursor, start again from the first page"));
         }
         Ok(cursor)
@@ -86,11 +87,12 @@ mod tests {
 
     #[test]
     fn a_cursor_comes_back_and_expires() {
-        let first = Cursor { first_ms: 1_000, after: String::new(), total: 0 };
+        let at = UnixMillis::new;
+        let first = Cursor { first_ms: at(1_000), after: String::new(), total: 0 };
         let text = first.following("x", 7);
-        let read = Cursor::read(&text, 2_000).unwrap();
-        assert_eq!(read, Cursor { first_ms: 1_000, after: "x".to_owned(), total: 7 });
-        assert!(Cursor::read(&text, 1_001 + LIFETIME_MS).is_err());
-        assert!(Cursor::read("%%%", 0).is_err());
+        let read = Cursor::read(&text, at(2_000)).unwrap();
+        assert_eq!(read, Cursor { first_ms: at(1_000), after: "x".to_owned(), total: 7 });
+        assert!(Cursor::read(&text, at(1_001) + LIFETIME).is_err());
+        assert!(Cursor::read("%%%", at(0)).is_err());
     }
 }

@@ -23,10 +23,9 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use caddis_api::{ApiError, ErrorCode, time::unix_ms};
+use caddis_api::{ApiError, ErrorCode, UnixMillis};
 use caddis_catalog::{IdempotencyState, KeyedRequest, REQUEST_LEASE, StoredResponse};
 use http_body_util::BodyExt as _;
-use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -230,12 +229,13 @@ fn unknown_outcome() -> ApiError {
 }
 
 /// Says when to come back: when the one who has it has renewed its lease or lost it.
-fn in_progress(until_ms: u64) -> Response {
+fn in_progress(until: UnixMillis) -> Response {
     let error = ApiError::aborted(format!(
         "a request with this {IDEMPOTENCY_KEY} is still in progress: retry later to get its \
          response"
     ));
-    let seconds = until_ms.saturating_sub(unix_ms(Timestamp::now())).div_ceil(1000).max(1);
+    let wait = until.since(UnixMillis::now());
+    let seconds = (wait.as_secs() + u64::from(wait.subsec_millis() > 0)).max(1);
     let mut response = HttpError(error).into_response();
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response

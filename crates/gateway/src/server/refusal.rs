@@ -6,7 +6,7 @@
 //! progress; [`super::stream`] puts ours in its place.
 
 use axum::http::StatusCode;
-use caddis_api::{ApiError, ErrorCode};
+use caddis_api::{ApiError, ErrorCode, RegionCode};
 
 /// Largest head of a request, bytes.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
@@ -18,12 +18,12 @@ const LONGEST: usize = 512;
 /// Makes answers; knows what request ids end with.
 #[derive(Clone)]
 pub(super) struct Refusals {
-    region: String,
+    region: RegionCode,
 }
 
 impl Refusals {
-    pub(super) fn new(region: &str) -> Self {
-        Self { region: region.to_owned() }
+    pub(super) fn new(region: &RegionCode) -> Self {
+        Self { region: region.clone() }
     }
 
     /// In place of one of hyper's.

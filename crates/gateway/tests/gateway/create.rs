@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caddis_api::{ApiError, ErrorCode, MachineState, WorkerId};
+use caddis_api::{ApiError, AppName, ErrorCode, MachineState, RegionCode, WorkerId};
 use caddis_bus::message::{CreateMachine, Offer, WorkerRequest};
 use caddis_gateway::Settings;
 use serde_json::{Value, json};
@@ -178,10 +178,10 @@ async fn a_placement_that_was_never_made_is_given_up_at_the_next_start() {
     let fixture = Fixture::new().await;
     fixture.app("a").await;
     let place = caddis_catalog::NewPlacement {
-        app: "a".to_owned(),
+        app: AppName::from_trusted("a"),
         name: Some("m".to_owned()),
         worker: fixture.worker.id.clone(),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         request: None,
     };
     fixture.catalog.place(place).await.unwrap();

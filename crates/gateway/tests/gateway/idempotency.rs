@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum::{body::Body, http::Request};
-use caddis_api::{MachineState, time::unix_ms};
+use caddis_api::{MachineState, UnixMillis};
 use caddis_bus::message::{Action, WorkerRequest};
 use caddis_catalog::{Catalog, IdempotencyState, KeyedRequest, MemoryStore, REQUEST_LEASE};
 use caddis_gateway::Settings;
@@ -193,9 +193,9 @@ async fn keys_of_others_are_others() {
 
 /// A catalog in memory, whose clock the test moves.
 fn catalog_in_memory(clock: Arc<AtomicU64>) -> Catalog {
-    let started_ms = unix_ms(jiff::Timestamp::now());
-    let now_ms = Arc::new(move || started_ms + clock.load(Ordering::SeqCst));
-    Catalog::with_clock(Arc::new(MemoryStore::default()), now_ms)
+    let started = UnixMillis::now();
+    let now = move || started + Duration::from_millis(clock.load(Ordering::SeqCst));
+    Catalog::with_clock(Arc::new(MemoryStore::default()), Arc::new(now))
 }
 
 async fn over_memory(clock: &Arc<AtomicU64>) -> Fixture {

@@ -13,7 +13,7 @@ use axum::{
     body::Body,
     http::{HeaderMap, Request, StatusCode},
 };
-use caddis_api::{MachineId, MachineState};
+use caddis_api::{AppName, MachineId, MachineState, RegionCode};
 use caddis_bus::{InProcessBus, Serving, stream::InProcessStreams};
 use caddis_catalog::{Access, Catalog, PERSONAL, SqliteStore, TokenRecord, TokenScope};
 use caddis_gateway::{Gateway, GatewayParts, Settings};
@@ -129,7 +129,7 @@ impl Fixture {
 
     /// Has a token, which is its own name, be good for one app.
     pub fn accept(&self, token: &str, app: &str, access: Access) {
-        let scope = TokenScope::App { name: app.to_owned(), access };
+        let scope = TokenScope::App { name: AppName::from_trusted(app), access };
         let record =
             TokenRecord { name: token.to_owned(), organization: PERSONAL.to_owned(), scope };
         self.catalog.accept_token(token, record);
@@ -192,7 +192,7 @@ async fn gateway(worker: &FakeWorker, catalog: &Catalog, settings: Settings) -> 
         bus: Arc::new(worker.bus.clone()),
         streams: Arc::new(InProcessStreams::new(worker.id.clone(), Arc::new(worker.clone()))),
         catalog: catalog.clone(),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         regions: Vec::new(),
         workers: vec![worker.id.clone()],
         settings,

@@ -245,7 +245,7 @@ fn with_clock_of(receiver: Node, sender: Node, network: &Network, request: Bytes
     let ahead = network.ahead(receiver, sender);
     match message::decode::<Envelope>("cluster", &request) {
         Ok(mut envelope) if ahead != 0 => {
-            envelope.not_after = envelope.not_after.saturating_add_signed(-ahead);
+            envelope.not_after = envelope.not_after.moved_by(-ahead);
             message::encode(&envelope)
         }
         _ => request,

@@ -1,7 +1,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
-use caddis_api::{Machine, MachineState, UnixMillis, event::MachineEvent, machine::ImageRef};
+use caddis_api::{
+    AppName, Machine, MachineState, RegionCode, UnixMillis, event::MachineEvent, machine::ImageRef,
+};
 use caddis_bus::{
     AskWindow, BusError, Handler, InProcessBus, Published, Serving,
     message::{Announcement, decode},
@@ -31,7 +33,7 @@ fn record(number: u64, revision: u64, config: &RawConfig) -> MachineRecord {
         epoch: 1,
         revision,
         config_revision: 0,
-        app: "app".to_owned(),
+        app: AppName::from_trusted("app"),
         launched: true,
         lease: None,
         machine: Machine { id: id(number), config: Some(config.clone()), ..machine() },
@@ -161,7 +163,7 @@ async fn a_bus_that_stands_still_has_the_newest_state_of_each_machine_wait_and_n
             let mut now = record(number, round + 1, &config);
             now.machine.events = Some(vec![event(round * 100 + number + 1)]);
             publisher.publish(now);
-            publisher.announce("local", false);
+            publisher.announce(&RegionCode::from_trusted("local"), false);
             most = most.max(publisher.state().outbox.len());
         }
         tokio::task::yield_now().await;
@@ -185,7 +187,7 @@ async fn an_announcement_tells_the_number_of_the_last_delta_before_it() {
         (bus.subscribe(DELTAS).await.unwrap(), bus.subscribe(ANNOUNCEMENTS).await.unwrap());
     let publisher = publisher(bus);
     publisher.publish(record(1, 1, &config(1)));
-    publisher.announce("local", true);
+    publisher.announce(&RegionCode::from_trusted("local"), true);
     publisher.publish(record(1, 2, &config(1)));
     let published = announcements.recv().await.unwrap();
     let announcement: Announcement = decode(ANNOUNCEMENTS, &published.payload).unwrap();
@@ -200,7 +202,7 @@ async fn the_fullest_record_and_the_fullest_page_fit_a_message_and_a_listing_has
     let publisher = publisher(bus);
     let view = View::new(ViewSettings {
         workers: Vec::new(),
-        region: "local".to_owned(),
+        region: RegionCode::from_trusted("local"),
         suspected_after: TIMEOUT,
         unreachable_after: TIMEOUT,
         destroyed_retention: TIMEOUT,
@@ -210,7 +212,7 @@ async fn the_fullest_record_and_the_fullest_page_fit_a_message_and_a_listing_has
         record.machine.events =
             Some((0..20).rev().map(|time| event(20 * number + time + 1)).collect());
         record.machine.name = "n".repeat(63);
-        record.app = "a".repeat(63);
+        record.app = AppName::from_trusted("a".repeat(63));
         let labels = [("label".to_owned(), "x".repeat(1000))].into_iter().collect();
         record.machine.image_ref = ImageRef { labels: Some(labels), ..ImageRef::default() };
         record

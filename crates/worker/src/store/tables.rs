@@ -46,7 +46,7 @@ pub(super) fn record(
         )?
         .execute(params![
             row.id.as_str(),
-            row.app,
+            row.app.as_str(),
             row.state.as_str(),
             row.destroyed_at.map(column),
             text,

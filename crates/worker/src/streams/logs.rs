@@ -7,7 +7,7 @@ use axum::{
     extract::{Query, State},
 };
 use caddis_api::{
-    ApiError, MachineId,
+    ApiError, MachineId, RegionCode,
     logs::{LogAttributes, LogEntry, LogEntryMeta, LogProvider, LogsMeta, LogsReply},
 };
 use tokio::time::Instant;
@@ -112,7 +112,7 @@ async fn page(
     Ok(LogsReply { data, meta: LogsMeta { next_token: next.to_string() } })
 }
 
-fn entry(machine: &MachineId, line: Line, region: &str) -> LogEntry {
+fn entry(machine: &MachineId, line: Line, region: &RegionCode) -> LogEntry {
     let time = i128::from(line.time_ns);
     let timestamp = jiff::Timestamp::from_nanosecond(time).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     let provider = match line.source.as_str() {
@@ -129,10 +129,10 @@ fn entry(machine: &MachineId, line: Line, region: &str) -> LogEntry {
             partial: line.partial,
             level: level.to_owned(),
             instance: machine.to_string(),
-            region: region.to_owned(),
+            region: region.clone(),
             meta: LogEntryMeta {
                 instance: machine.to_string(),
-                region: region.to_owned(),
+                region: region.clone(),
                 event: LogProvider { provider: provider.to_owned() },
             },
         },

@@ -14,7 +14,7 @@ use axum::{
 };
 use bytes::Bytes;
 use caddis_api::{
-    MachineId,
+    AppName, MachineId,
     usage::{MachineUsage, UsageSample},
 };
 use futures::stream;
@@ -25,7 +25,7 @@ use crate::engine::Shared;
 
 #[derive(Debug, Deserialize)]
 pub struct UsageQuery {
-    app: String,
+    app: AppName,
     interval_ms: u64,
 }
 

@@ -17,7 +17,7 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
-use caddis_api::MachineState;
+use caddis_api::{MachineState, RegionCode};
 use caddis_bus::{
     AskWindow, Bus as _, InProcessBus,
     message::{
@@ -88,7 +88,7 @@ impl Site {
             bus: Arc::new(bus.clone()),
             streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),
             catalog,
-            region: "local".to_owned(),
+            region: RegionCode::from_trusted("local"),
             regions: Vec::new(),
             workers: vec![worker.id().clone()],
             settings: Settings {
@@ -178,7 +178,11 @@ impl Site {
         loop {
             let offers = self
                 .bus
-                .ask_all(&region_subject("local"), encode(&question), window)
+                .ask_all(
+                    &region_subject(&RegionCode::from_trusted("local")),
+                    encode(&question),
+                    window,
+                )
                 .await
                 .unwrap();
             if let Some(offer) = offers.first() {

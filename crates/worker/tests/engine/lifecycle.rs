@@ -143,7 +143,8 @@ async fn a_request_that_comes_too_late_or_can_t_be_understood_is_not_carried_out
     let machine = fixture.started().await;
     let stop = WorkerRequest::Act { machine: machine.clone(), nonce: None, action: STOP };
     let in_time = Envelope::new("late".to_owned(), Duration::from_secs(60), stop);
-    let late = Envelope { not_after: in_time.not_after - 61_000, ..in_time.clone() };
+    let late =
+        Envelope { not_after: in_time.not_after - Duration::from_secs(61), ..in_time.clone() };
     let of_later = json!({ "protocol": PROTOCOL + 1, "something": ["else"] }).to_string().into();
     for (request, words) in [(encode(&late), "too late"), (of_later, "upgrade that host")] {
         let error = fixture.ask_bytes(request).await.unwrap_err();

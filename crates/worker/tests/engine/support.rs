@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use caddis_api::{
-    ApiError, LeaseNonce, MachineId, MachineState, RawConfig,
+    ApiError, AppName, LeaseNonce, MachineId, MachineState, RawConfig, RegionCode,
     event::{ExitDetails, MachineEvent},
 };
 use caddis_bus::{
@@ -74,7 +74,7 @@ impl Heard {
     fn of(incarnation: String) -> Self {
         let settings = ViewSettings {
             workers: Vec::new(),
-            region: "local".to_owned(),
+            region: RegionCode::from_trusted("local"),
             suspected_after: TIMEOUT,
             unreachable_after: TIMEOUT,
             destroyed_retention: TIMEOUT,
@@ -249,7 +249,7 @@ impl Fixture {
 
     pub async fn ask_as(&self, request_id: &str, request: WorkerRequest) -> WorkerResult {
         let mut envelope = Envelope::new(request_id.to_owned(), TIMEOUT, request);
-        envelope.not_after = (self.clock.unix_now() + TIMEOUT).as_u64();
+        envelope.not_after = self.clock.unix_now() + TIMEOUT;
         self.ask_in(envelope).await
     }
 
@@ -322,9 +322,9 @@ impl Fixture {
         let create = CreateMachine {
             id: id.clone(),
             name: format!("m{number}"),
-            app: "app".to_owned(),
+            app: AppName::from_trusted("app"),
             org: "personal".to_owned(),
-            region: "local".to_owned(),
+            region: RegionCode::from_trusted("local"),
             config,
             ipv6: (0xfdaa_0001_0002_u128 << 80 | u128::from(number)).into(),
             network: "fdaa:1:2::/48".to_owned(),

@@ -40,9 +40,9 @@ pub async fn run(list: List, session: &Session) -> Result<(), CliError> {
         let row = |app: &App| {
             let shells = is_for_shells(&app.name) && !session.globals.verbose;
             let name =
-                if shells { "(interactive shells app)".to_owned() } else { app.name.clone() };
+                if shells { "(interactive shells app)".to_owned() } else { app.name.to_string() };
             let mut row = vec![name, app.organization.slug.clone(), app.status.clone()];
-            row.extend(networks.then(|| app.network.clone()));
+            row.extend(networks.then(|| app.network.to_string()));
             row.push(app.machine_count.to_string());
             row
         };

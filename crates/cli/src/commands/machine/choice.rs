@@ -188,7 +188,7 @@ async fn app_of(client: &Client, id: &MachineId) -> Result<String, CliError> {
     for organization in organizations {
         let machines = client.list_organization_machines(&organization).await?;
         if let Some(machine) = machines.into_iter().find(|machine| machine.id == *id) {
-            return Ok(machine.app_name);
+            return Ok(machine.app_name.to_string());
         }
     }
     Err(CliError::with_hint(

@@ -66,7 +66,7 @@ pub async fn run(clone: Clone, session: &Session) -> Result<(), CliError> {
     let (client, app, source) = clone.which.find(session).await?;
     choice::reachable(&source)?;
     let config = config(&clone, &source)?;
-    let region = clone.region.clone().unwrap_or_else(|| source.region.clone());
+    let region = clone.region.clone().unwrap_or_else(|| source.region.to_string());
     printer.out(format_args!("Cloning Machine {} into region {region}", source.id))?;
     let auto_destroy = config.get("auto_destroy").and_then(Value::as_bool) == Some(true);
     if auto_destroy {

@@ -170,7 +170,11 @@ async fn choose_app(
         ..CreateAppRequest::default()
     };
     let created = client.create_app(&request).await;
-    let name = created.map_err(|e| CliError::attempted("could not create the app", e))?.app.name;
+    let name = created
+        .map_err(|e| CliError::attempted("could not create the app", e))?
+        .app
+        .name
+        .to_string();
     printer.note(format_args!("New app created: {name}"))?;
     Ok(name)
 }

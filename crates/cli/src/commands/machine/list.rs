@@ -98,7 +98,7 @@ fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
         machine.name.clone(),
         machine.state.to_string(),
         cell::checks(checks),
-        machine.region.clone(),
+        machine.region.to_string(),
         cell::role(machine).unwrap_or_default().to_owned(),
         cell::image(&machine.image_ref),
         machine.private_ip.clone(),

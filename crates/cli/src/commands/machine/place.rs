@@ -80,8 +80,10 @@ pub async fn run(place: Place, session: &Session) -> Result<(), CliError> {
         return Ok(printer.json(&json!({ "Regions": regions }))?);
     }
     regions.sort_by(|a, b| a.region.cmp(&b.region));
-    let rows: Vec<_> =
-        regions.into_iter().map(|region| vec![region.region, region.count.to_string()]).collect();
+    let rows: Vec<_> = regions
+        .into_iter()
+        .map(|region| vec![region.region.to_string(), region.count.to_string()])
+        .collect();
     Ok(printer.table("", &["Region", "Count"], &rows)?)
 }
 

@@ -130,7 +130,7 @@ pub async fn run(shell: &ShellFlags, fresh: Fresh<'_>, session: &Session) -> Res
 async fn app_for_shells(client: &Client, org: &str) -> Result<String, CliError> {
     let apps = client.list_apps(Some(org)).await?;
     if let Some(app) = apps.into_iter().find(|app| is_for_shells(&app.name)) {
-        return Ok(app.name);
+        return Ok(app.name.to_string());
     }
     let name = shells_app(org, rand::rng().random_range(0..1_000_000));
     let request = CreateAppRequest {

@@ -91,7 +91,7 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
         ("Image", cell::full_image(&machine.image_ref)),
         ("Name", machine.name.clone()),
         ("Private IP", machine.private_ip.clone()),
-        ("Region", machine.region.clone()),
+        ("Region", machine.region.to_string()),
         ("Process Group", process_group(&config)),
         ("CPU Kind", guest.cpu_kind.clone().unwrap_or_default()),
         ("vCPUs", guest.cpus.unwrap_or(1).to_string()),

@@ -20,7 +20,7 @@ pub async fn run(json: bool, session: &Session) -> Result<(), CliError> {
     for (part, regions) in by_part {
         let rows: Vec<_> = regions
             .iter()
-            .map(|r| vec![r.name.clone(), r.code.clone(), r.capacity.to_string()])
+            .map(|r| vec![r.name.clone(), r.code.to_string(), r.capacity.to_string()])
             .collect();
         printer.table(&title(part), &["Name", "Code", "Capacity"], &rows)?;
     }

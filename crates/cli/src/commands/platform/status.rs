@@ -46,7 +46,7 @@ pub async fn run(json: bool, session: &Session) -> Result<(), CliError> {
 fn host_row(host: &HostStatus) -> Vec<String> {
     vec![
         host.id.clone(),
-        host.region.clone(),
+        host.region.to_string(),
         host.state.as_str().to_owned(),
         host.machines.to_string(),
         host.started.to_string(),

@@ -3,7 +3,7 @@
 
 use axum::{Extension, Json, extract::State};
 use caddis_api::{
-    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, error::ErrorBody,
+    ApiError, ErrorCode, Machine, MachineConfig, RawConfig, RegionCode, error::ErrorBody,
     fields::unknown_of_request, lease::MAX_TTL_SECONDS, names, requests::CreateMachineRequest,
     validate, warnings::warnings,
 };
@@ -35,7 +35,7 @@ const MAX_HOSTS: usize = 3;
 struct Wanted {
     app: AppRecord,
     name: Option<String>,
-    regions: Vec<String>,
+    regions: Vec<RegionCode>,
     raw: RawConfig,
     config: MachineConfig,
     skip_launch: bool,

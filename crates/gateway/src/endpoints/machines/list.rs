@@ -61,7 +61,7 @@ pub(crate) async fn list(
     found.retain(|shown| filter.accepts(shown));
     let mut next = None;
     if let Some(page) = page {
-        let first = caddis_api::time::seconds(caddis_api::time::from_unix_ms(page.cursor.first_ms));
+        let first = caddis_api::time::seconds(page.cursor.first_ms.into());
         found.retain(|shown| {
             let machine = &shown.record.machine;
             machine.id.as_str() > page.cursor.after.as_str() && machine.created_at <= first

@@ -51,9 +51,10 @@ pub(crate) async fn update(
     let shown = path.look_up(&context).await?;
     let machine = &shown.record.machine;
     let mut told = unknown_of_request(names.iter().map(String::as_str));
-    for (field, wanted, current) in
-        [("name", &request.name, &machine.name), ("region", &request.region, &machine.region)]
-    {
+    for (field, wanted, current) in [
+        ("name", &request.name, machine.name.as_str()),
+        ("region", &request.region, machine.region.as_str()),
+    ] {
         if wanted.as_ref().is_some_and(|wanted| !wanted.is_empty() && wanted != current) {
             told.push(format!("{field} is ignored: it can't be changed from {current}"));
         }

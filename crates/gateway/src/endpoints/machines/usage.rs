@@ -75,7 +75,7 @@ pub(crate) async fn usage(
     }
     let timeout = params.duration("timeout")?;
     context.synced().await?;
-    let name = app.look_up(&context).await?.name;
+    let name = app.look_up(&context).await?.name.to_string();
     let query = forward::query([("app", name), ("interval_ms", interval.as_millis().to_string())]);
     let mut hosts = Vec::new();
     for worker in &context.view.hosts().reachable() {

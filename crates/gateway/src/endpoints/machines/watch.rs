@@ -21,7 +21,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
-use caddis_api::{MachineId, MachineState, watch::MachinesUpdate};
+use caddis_api::{AppName, MachineId, MachineState, watch::MachinesUpdate};
 use caddis_view::CachedMachine;
 use futures::stream;
 use tokio::{
@@ -94,7 +94,7 @@ pub(crate) async fn watch(
 
 struct Watching {
     context: Context,
-    app: String,
+    app: AppName,
     changes: Receiver<MachineId>,
     end: Option<Instant>,
     /// What the client knows of each machine.

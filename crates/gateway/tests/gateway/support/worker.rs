@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::http::Response;
 use bytes::Bytes;
 use caddis_api::{
-    ApiError, LeaseNonce, MachineId, MachineState, VersionId, WorkerId,
+    ApiError, LeaseNonce, MachineId, MachineState, RegionCode, VersionId, WorkerId,
     exec::ProcessStat,
     lease::{Lease, PublicLease},
     requests::{Memory, StartReply},
@@ -120,11 +120,12 @@ impl FakeWorker {
     }
 
     pub async fn serve(&self, region: &str) -> Vec<Serving> {
+        let region = RegionCode::from_trusted(region);
         let requests =
             self.bus.serve(&message::worker_subject(&self.id), Arc::new(self.clone())).await;
         let questions =
-            self.bus.serve(&message::region_subject(region), Arc::new(Offers(self.clone()))).await;
-        let (worker, region) = (self.clone(), region.to_owned());
+            self.bus.serve(&message::region_subject(&region), Arc::new(Offers(self.clone()))).await;
+        let worker = self.clone();
         let announcing = tokio::spawn(async move {
             loop {
                 worker.announce(&region).await;
@@ -141,7 +142,7 @@ impl FakeWorker {
             let state = self.state();
             let announcement = Announcement {
                 worker: self.id.clone(),
-                region: region.to_owned(),
+                region: RegionCode::from_trusted(region),
                 incarnation: state.incarnation.clone(),
                 sequence: state.sequence,
                 draining: state.draining,

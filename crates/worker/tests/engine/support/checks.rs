@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use caddis_api::{MachineId, MachineState, event::MachineEvent};
+use caddis_api::{MachineId, MachineState, RegionCode, event::MachineEvent};
 use caddis_bus::{
     AskWindow, Bus as _,
     message::{Offer, Question, decode, encode, region_subject},
@@ -123,8 +123,14 @@ impl Fixture {
             Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
         let (bus, window) =
             (self.bus.clone(), AskWindow { quiet: Duration::from_secs(5), deadline: TIMEOUT });
-        let asked =
-            async move { bus.ask_all(&region_subject("local"), encode(&question), window).await };
+        let asked = async move {
+            bus.ask_all(
+                &region_subject(&RegionCode::from_trusted("local")),
+                encode(&question),
+                window,
+            )
+            .await
+        };
         let offer: Offer = decode("offer", &self.in_worker(asked).await.unwrap()[0]).unwrap();
         MEMORY_MIB - offer.free_memory_mib
     }
