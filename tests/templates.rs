@@ -30,7 +30,7 @@ async fn started(machine: &Machine) -> Result<Value> {
 /// Most that is translated for a VM that waits, and then for a start with a shell, KiB.
 const MOST_WAITING: u64 = 20_000;
 const MOST_STARTED: u64 = 4_200;
-/// Most requests of a start to its disk, with those of the two rehearsals before it.
+/// Most requests of a start to its disk, with those of the two warm-ups before it.
 const MOST_READS: u64 = 45;
 const MOST_WRITES: u64 = 19;
 
@@ -299,8 +299,8 @@ async fn vms_that_wait_become_machines_and_go_with_their_server() -> Result<()> 
     assert_eq!(stand.server.vms(), waiting, "it is the VM that waited");
     let held = process::descriptors(waiting[0]);
     assert!(
-        !held.iter().any(|(_, target)| target.contains("rehearsal")),
-        "nothing is left of the stand-in: {held:#?}"
+        !held.iter().any(|(_, target)| target.contains("warm-up")),
+        "nothing is left of the warm-up disk: {held:#?}"
     );
     stand.server.until_pooled(2).await?;
 

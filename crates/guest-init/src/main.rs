@@ -41,12 +41,12 @@ mod oom;
 mod port;
 mod processes;
 mod program;
-mod rehearsal;
 mod sessions;
 mod spawn;
 mod timing;
 mod uevents;
 mod users;
+mod warm_up;
 
 /// Called by the C library instead of by Rust's runtime, which reads `/proc/self/maps` first and
 /// sets up what a program wants that may run out of stack: under an emulator that is a good part of

@@ -452,7 +452,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 self.guest.state().frozen = false;
                 self.send(&GuestMessage::Answer { id, failure: None }, b"").await?;
             }
-            HostMessage::Rehearse { id, .. } => {
+            HostMessage::WarmUp { id, .. } => {
                 self.send(&GuestMessage::Answer { id, failure: None }, b"").await?
             }
             HostMessage::Time { answers: None, .. } => {

@@ -323,7 +323,7 @@ impl Session {
     /// # Errors
     /// When the guest can't, or does not answer within `deadline`.
     pub async fn warm_up(&self, spec: MachineSpec, deadline: Duration) -> Result<(), SessionError> {
-        self.ask(deadline, |id| HostMessage::Rehearse { id, spec: Box::new(spec) }).await.map(drop)
+        self.ask(deadline, |id| HostMessage::WarmUp { id, spec: Box::new(spec) }).await.map(drop)
     }
 
     /// Has all programs stand still, and what is not on the disks yet written out.

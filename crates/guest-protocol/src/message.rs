@@ -62,12 +62,12 @@ pub enum HostMessage {
     /// Makes the VM the given machine. Refused with [`GuestMessage::Error`] unless the state is
     /// `Waiting`; repeating the same spec is harmless.
     Configure(Box<MachineSpec>),
-    /// While the guest waits: does what [`Self::Configure`] will ask for, with these stand-ins, and
-    /// undoes it, so that the second time is quicker. Answered.
-    Rehearse {
+    /// While the guest waits: does what [`Self::Configure`] will ask for, with this configuration
+    /// that is no machine's, and undoes it, so that the second time is quicker. Answered.
+    WarmUp {
         /// Echoed in the answer.
         id: u32,
-        /// Stand-ins for a machine's.
+        /// In the place of a machine's.
         spec: Box<MachineSpec>,
     },
     /// Before the VM is saved: holds all programs still and writes out what is not on the disks
@@ -275,7 +275,7 @@ pub enum GuestMessage {
         /// Of this question.
         id: u64,
     },
-    /// Answer to `Rehearse`, `Freeze` and `Thaw`, and to `Memory` when that could not be done.
+    /// Answer to `WarmUp`, `Freeze` and `Thaw`, and to `Memory` when that could not be done.
     Answer {
         /// Of the request.
         id: u32,

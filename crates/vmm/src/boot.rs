@@ -24,11 +24,11 @@ mod cpio;
 mod disk;
 mod modules;
 mod nodes;
-mod rehearsal;
 mod vmlinux;
+mod warm_up_disk;
 
 pub use disk::ModulesDisk;
-pub(crate) use rehearsal::PROGRAM as REHEARSAL_PROGRAM;
+pub(crate) use warm_up_disk::PROGRAM as WARM_UP_PROGRAM;
 
 /// Modules without which a VM has no disk, network or control channel; those built into the kernel
 /// are skipped.
@@ -61,7 +61,7 @@ pub struct BootFiles {
     /// Initrd, a cpio archive.
     pub initrd: PathBuf,
     /// A small ext4 that VMs which wait for a machine mount once, to have done it before.
-    pub rehearsal: PathBuf,
+    pub warm_up_disk: PathBuf,
     /// All modules of the kernel; `None` where all that it has is built in.
     pub modules: Option<Arc<ModulesDisk>>,
     /// Release of the kernel, as `uname -r` says it.
@@ -101,16 +101,17 @@ pub fn prepare(source: &BootSource, directory: &Path) -> Result<BootFiles, VmmEr
     if !initrd.exists() {
         write(&initrd, &archive)?;
     }
-    let rehearsal = directory.join(format!("rehearsal-{}", digest(&source.init)));
-    if !rehearsal.exists() {
-        rehearsal::build(&source.init, &rehearsal)?;
+    let warm_up_disk = directory.join(format!("warm-up-{}", digest(&source.init)));
+    if !warm_up_disk.exists() {
+        warm_up_disk::build(&source.init, &warm_up_disk)?;
     }
     let modules = disk::find(tree, &kernel, directory)?;
     let of_modules = modules.iter().flat_map(|disk| [disk.path().to_owned(), disk.chosen()]);
     let kept: Vec<_> =
-        [kernel.clone(), initrd.clone(), rehearsal.clone()].into_iter().chain(of_modules).collect();
+        [&kernel, &initrd, &warm_up_disk].into_iter().cloned().chain(of_modules).collect();
     remove_others(directory, &kept);
-    Ok(BootFiles { size: size + archive.len() as u64, kernel, initrd, rehearsal, modules, release })
+    let size = size + archive.len() as u64;
+    Ok(BootFiles { size, kernel, initrd, warm_up_disk, modules, release })
 }
 
 fn build_initrd(source: &BootSource, tree: &modules::Tree) -> Result<Vec<u8>, VmmError> {
@@ -168,7 +169,8 @@ fn remove_others(directory: &Path, kept: &[PathBuf]) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let ours = ["vmlinux-", "initrd-", "rehearsal-", disk::PREFIX]
+        // An earlier version called its warm-up disk `rehearsal-…`.
+        let ours = ["vmlinux-", "initrd-", "warm-up-", "rehearsal-", disk::PREFIX]
             .iter()
             .any(|prefix| name.starts_with(prefix));
         if ours && !kept.contains(&path) {

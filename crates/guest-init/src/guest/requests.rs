@@ -8,7 +8,7 @@ use caddis_guest_protocol::{
 };
 
 use super::{Guest, KERNEL_LOG, LOG_PATIENCE, watch, watch_as};
-use crate::{configure, execs::Exec, memory, oom::Victims, processes, rehearsal};
+use crate::{configure, execs::Exec, memory, oom::Victims, processes, warm_up};
 
 /// Processes listed at most, so that the list fits a frame.
 const MOST_PROCESSES: usize = 1000;
@@ -27,9 +27,9 @@ impl Guest {
         }
         match frame.message {
             HostMessage::Configure(spec) => self.configure(*spec),
-            HostMessage::Rehearse { id, spec } => {
+            HostMessage::WarmUp { id, spec } => {
                 let outcome = match self.status {
-                    GuestState::Waiting => rehearsal::warm_up(&spec, self.launcher.as_mut()),
+                    GuestState::Waiting => warm_up::run(&spec, self.launcher.as_mut()),
                     _ => Err("the VM is no longer in warm-up".to_owned()),
                 };
                 self.answer(id, outcome);

@@ -4,9 +4,9 @@
 //! Each [`DiskRole`] has a device from the start on, over the block node of its name:
 //!
 //! ```text
-//! boots, restored   device ▸ node of the role, over the machine's file; over nothing where it has none
-//! waits             device ▸ node of the role, over a stand-in
-//! bound             the node is reopened over the machine's file, and told its size
+//! boots, restored  device ▸ node of the role, over the machine's file, or nothing without one
+//! waits            device ▸ node of the role, over the warm-up disk
+//! assigned         the node is reopened over the machine's file, and told its size
 //! ```
 
 use std::{
@@ -32,9 +32,9 @@ use crate::{Disk, DiskFormat, DiskRole, Patch, VmmError};
 /// saved. A guest is told of any other.
 pub(super) const DEFAULT_ROOT_BYTES: u64 = 8 << 30;
 
-/// Sets of descriptors that files are opened from, by number: the stand-in for the root disk, the
-/// disk with modules; then two per role.
-const STAND_IN_SET: u32 = 1;
+/// Sets of descriptors that files are opened from, by number: the warm-up disk, the disk with
+/// modules; then two per role.
+const WARM_UP_SET: u32 = 1;
 const MODULES_SET: u32 = 2;
 const FIRST_DISK_SET: u32 = 3;
 
@@ -49,8 +49,8 @@ fn sets(role: DiskRole) -> [u32; 2] {
 /// What is behind the devices of a VM's disks.
 #[derive(Clone, Copy)]
 pub(super) enum Backing<'a> {
-    /// What a VM that waits rehearses with, in memory, in the place of the root disk.
-    StandIn(&'a OwnedFd),
+    /// What a VM that waits has warmed up with, in memory, in the place of the root disk.
+    WarmUp(&'a OwnedFd),
     /// These.
     Machine(&'a [Disk]),
 }
@@ -59,7 +59,7 @@ impl Backing<'_> {
     /// The machine's disks.
     pub(super) fn machine(&self) -> Option<&[Disk]> {
         match self {
-            Self::StandIn(_) => None,
+            Self::WarmUp(_) => None,
             Self::Machine(disks) => Some(disks),
         }
     }
@@ -103,7 +103,7 @@ fn create_raw(path: &Path, size: u64, patches: &[Patch]) -> io::Result<()> {
     written.inspect_err(|_| drop(fs::remove_file(path)))
 }
 
-/// Arguments for the disks of a machine, or for the stand-in.
+/// Arguments for the disks of a machine, or for the warm-up disk.
 pub(super) fn arguments(machine: Option<&[Disk]>) -> Vec<String> {
     let mut arguments = Vec::new();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
@@ -120,8 +120,8 @@ pub(super) fn arguments(machine: Option<&[Disk]>) -> Vec<String> {
                 chain(disk, &name)
             }
             None if machine.is_none() && role == DiskRole::Root => {
-                add("-add-fd", format!("fd={own},set={STAND_IN_SET}"));
-                over(role, file(STAND_IN_SET, role, false))
+                add("-add-fd", format!("fd={own},set={WARM_UP_SET}"));
+                over(role, file(WARM_UP_SET, role, false))
             }
             None => over(role, json!({ "driver": "null-co", "size": 0 })),
         };
@@ -182,7 +182,7 @@ pub(super) fn exchange(qmp: &mut Qmp, disks: &[Disk]) -> Result<(), VmmError> {
             qmp.execute("blockdev-reopen", options)?;
             if disk.role == DiskRole::Root {
                 // Nothing is behind it any more; its memory goes with it.
-                qmp.execute("remove-fd", json!({ "fdset-id": STAND_IN_SET }))?;
+                qmp.execute("remove-fd", json!({ "fdset-id": WARM_UP_SET }))?;
             }
             Ok(())
         };

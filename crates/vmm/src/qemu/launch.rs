@@ -180,7 +180,7 @@ impl Launch<'_> {
             (descriptor::QMP, qmp.as_fd()),
         ];
         descriptors.extend(files.iter().map(|(number, file)| (*number, file.as_fd())));
-        if let Backing::StandIn(memory) = self.disks {
+        if let Backing::WarmUp(memory) = self.disks {
             descriptors.push((descriptor::of_disk(DiskRole::Root)[1], memory.as_fd()));
         }
         descriptors.extend(self.tap.map(|tap| (descriptor::TAP, tap)));

@@ -3,8 +3,9 @@
 //! the rest.
 //!
 //! ```text
-//! make:    slot, tap ▸ restore from the template, over a stand-in for the root disk ▸ init warms up ▸ pause
-//! assign:  exchange the disks ▸ resume ▸ the machine's lock ▸ record ▸ sockets into the machine's directory
+//! make:    slot, tap ▸ restore from the template, over the warm-up disk ▸ init warms up ▸ pause
+//! assign:  exchange the disks ▸ resume ▸ the machine's lock ▸ record
+//!          ▸ sockets into the machine's directory
 //!          ▸ the VM's lock takes the place of the machine's: from here on it is the machine's VM
 //! ```
 //! A server that is killed before the last step leaves a warm VM, which the next server ends; after
@@ -42,8 +43,7 @@ use super::{
     unassigned::{self, UnassignedVm, WAITING},
 };
 use crate::{
-    LaunchSpec, PoolUse, Shape, Slot, Start, VmmError, boot::REHEARSAL_PROGRAM, lock,
-    record::Record,
+    LaunchSpec, PoolUse, Shape, Slot, Start, VmmError, boot::WARM_UP_PROGRAM, lock, record::Record,
 };
 
 /// What may wait.
@@ -58,7 +58,7 @@ pub struct PoolLimits {
 /// Processor weight until they are machines': of those that people wait for each has at least 100,
 /// and when many start at once none of them shall wait for the next ones.
 const WEIGHT: u32 = 10;
-/// How long a VM may take to rehearse on a busy host.
+/// How long the warm-up of a VM may take on a busy host.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Time after a start until more are made, so as not to be in the way of its program.
 const SETTLE_DELAY: Duration = Duration::from_millis(400);
@@ -290,7 +290,7 @@ impl Driver {
             directory: directory.clone(),
         };
         let tap = vm.tap.insert((self.config.tap.0)(&slot.tap_name()).map_err(failed)?);
-        let disk = warm_up_disk(&self.config.boot.rehearsal).map_err(failed)?;
+        let disk = warm_up_disk(&self.config.boot.warm_up_disk).map_err(failed)?;
         let launch = Launch {
             driver: self,
             name: &name,
@@ -298,7 +298,7 @@ impl Driver {
             slot: &slot,
             shape,
             cpu_weight: WEIGHT,
-            disks: Backing::StandIn(&disk),
+            disks: Backing::WarmUp(&disk),
             modules: self.modules(),
             tap: Some(tap.as_fd()),
             mac: MAC,
@@ -319,7 +319,7 @@ impl Driver {
     }
 }
 
-/// What is rehearsed.
+/// What a warm-up does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     /// What has to do with files and programs.
@@ -335,7 +335,7 @@ pub(super) async fn warm_up(
     patience: Duration,
 ) -> Result<(), VmmError> {
     let session = vm.session(patience).await?;
-    let warmed_up = session.warm_up(stand_in(part), patience).await;
+    let warmed_up = session.warm_up(warm_up_spec(part), patience).await;
     session.close();
     let refused =
         |error| VmmError::DiedAtStart { message: vm.said(&format!("its warm-up failed: {error}")) };
@@ -346,14 +346,14 @@ pub(super) async fn warm_up(
 pub(super) fn warm_up_disk(image: &Path) -> io::Result<OwnedFd> {
     let mut image = fs::File::open(image)?;
     // As large as that of most machines, and empty but for its beginning.
-    let memory = file::memory("caddis-rehearsal", DEFAULT_ROOT_BYTES)?;
+    let memory = file::memory("caddis-warm-up", DEFAULT_ROOT_BYTES)?;
     io::copy(&mut image, &mut fs::File::from(memory.try_clone()?))?;
     Ok(memory)
 }
 
 /// A machine that is none: addresses for documentation, a program that is only read, and random
 /// bytes of its own, so that what the kernel draws from here on is this VM's alone.
-fn stand_in(part: Part) -> MachineSpec {
+fn warm_up_spec(part: Part) -> MachineSpec {
     use base64::Engine as _;
     let mut entropy = [0; 64];
     // Fails only where the kernel has no such call.
@@ -361,8 +361,8 @@ fn stand_in(part: Part) -> MachineSpec {
     let now =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     MachineSpec {
-        hostname: "rehearsal".to_owned(),
-        argv: vec![REHEARSAL_PROGRAM.to_owned()],
+        hostname: "warm-up".to_owned(),
+        argv: vec![WARM_UP_PROGRAM.to_owned()],
         root_size: DEFAULT_ROOT_BYTES,
         time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),

@@ -107,7 +107,7 @@ impl Driver {
             slot,
             shape,
             cpu_weight: CPU_WEIGHT,
-            disks: Backing::StandIn(disk),
+            disks: Backing::WarmUp(disk),
             modules: None,
             tap: None,
             mac: MAC,
@@ -183,7 +183,7 @@ impl Driver {
             unassigned::directory(&path)?;
             let memory = file::memory("caddis-template", shape.memory_mib << 20)?;
             let tap = (this.config.tap.0)(&slot.tap_name())?;
-            let disk = warm_up_disk(&this.config.boot.rehearsal)?;
+            let disk = warm_up_disk(&this.config.boot.warm_up_disk)?;
             let mut launch = this.building(shape, &slot, &path, (&disk, &memory));
             launch.tap = Some(tap.as_fd());
             let running = launch.run().map_err(io::Error::other)?;

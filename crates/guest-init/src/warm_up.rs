@@ -1,7 +1,7 @@
-//! A rehearsal: what a machine will need is done once with stand-ins, and taken back. The second
-//! time is quicker: the kernel has set up what it only sets up once, and an emulator has translated
-//! the code that runs then. It does what a start does and little else, since whatever takes it back
-//! is translated for nothing.
+//! The warm-up of a VM that waits for a machine: what a start does is done once, with a disk and
+//! addresses that are no machine's, and undone. The second time is quicker: the kernel has set up
+//! what it only sets up once, and an emulator has translated the code that runs then. It does what
+//! a start does and little else, since whatever undoes it is translated for nothing.
 
 use std::fs::{self, File};
 
@@ -19,8 +19,12 @@ use crate::{
     timing::Timing,
 };
 
-/// Rehearses. Afterwards nobody uses the disks, and the network card is up without addresses.
-pub fn warm_up(spec: &MachineSpec, launcher: Option<&mut Launcher>) -> Result<(), String> {
+/// Does what a start with this configuration does, and undoes it. Afterwards nobody uses the disks,
+/// and the network card is up without addresses.
+///
+/// # Errors
+/// What failed, of the warm-up or of undoing it.
+pub fn run(spec: &MachineSpec, launcher: Option<&mut Launcher>) -> Result<(), String> {
     configure::take_identity(spec)?;
     let warmed_up = network::configure(&spec.network)
         .and_then(|()| files(spec))

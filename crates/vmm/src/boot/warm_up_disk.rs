@@ -1,5 +1,6 @@
-//! The disk that VMs rehearse with: a root file system with nothing in it but init, as a program to
-//! be read. Nothing is executed from it (docs/measurements.md).
+//! The disk that VMs warm up with, in the place of a machine's root disk: a root file system with
+//! nothing in it but init, as a program to be read. Nothing is executed from it
+//! (docs/measurements.md).
 
 use std::{
     fs::{self, File},
@@ -11,12 +12,12 @@ use std::{
 use crate::VmmError;
 
 /// Where the program is.
-pub(crate) const PROGRAM: &str = "/sbin/rehearsal";
-/// Room for init and what is written during a rehearsal, bytes.
+pub(crate) const PROGRAM: &str = "/sbin/warm-up";
+/// Room for init and what is written during a warm-up, bytes.
 const SIZE: u64 = 16 << 20;
 /// Those of machines' root disks.
-const FEATURES: &str = "none,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr,extent,huge_file,flex_bg,\
-                        metadata_csum,64bit,dir_nlink,extra_isize";
+const FEATURES: &str = "none,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr,\
+                        extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize";
 
 /// Makes it, whole or not at all. Blocks.
 pub(super) fn build(init: &[u8], path: &Path) -> Result<(), VmmError> {
