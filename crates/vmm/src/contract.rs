@@ -69,6 +69,7 @@ macro_rules! driver_contract {
             a_missing_disk_is_named_and_nothing_is_left,
             a_seat_that_is_dropped_is_given_back,
             a_machine_may_have_any_of_the_disks,
+            a_disk_that_no_machine_can_have_is_refused,
             closing_ends_only_vms_without_a_machine,
             a_warm_vm_becomes_the_machine_s,
             a_warm_vm_that_cannot_be_used_is_gone,
@@ -389,6 +390,28 @@ pub async fn a_machine_may_have_any_of_the_disks(fixture: &dyn Fixture) {
     end(&vm).await;
     let vm = machine.resume(driver.as_ref()).await;
     assert_eq!(vm.start().kind, StartKind::Resume);
+    end(&vm).await;
+    driver.close().await;
+}
+
+/// Before anything is made for the VM; without that disk the machine starts.
+pub async fn a_disk_that_no_machine_can_have_is_refused(fixture: &dyn Fixture) {
+    let driver = fixture.driver().await;
+    let mut machine = Machine::new(fixture, driver.as_ref(), "m1");
+    let before = machine.files();
+    for role in [DiskRole::Volume(DiskRole::VOLUMES), DiskRole::Volume(u8::MAX), DiskRole::Root] {
+        let disk = Disk { role, ..machine.spec.disks[0].clone() };
+        machine.spec.disks.push(disk);
+        let error = machine.try_launch(driver.as_ref()).await.err().expect("it is refused");
+        assert!(
+            matches!(&error, VmmError::InvalidDisk { name, .. } if *name == role.name()),
+            "{error}"
+        );
+        machine.spec.disks.pop();
+    }
+    assert_eq!(machine.files(), before);
+    assert_no_slots(fixture);
+    let vm = machine.launch(driver.as_ref()).await;
     end(&vm).await;
     driver.close().await;
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use caddis_guest_protocol::disks;
 
+use crate::VmmError;
+
 /// What a disk is to its machine.
 ///
 /// Each role has a place of its own on the VM's bus, by which the guest knows it, and its device is
@@ -28,6 +30,16 @@ impl DiskRole {
     /// All of them, in the order in which the guest gives them names.
     pub const ALL: [Self; 5] =
         [Self::Root, Self::Swap, Self::Cache, Self::Volume(0), Self::Volume(1)];
+
+    /// Its place in [`Self::ALL`].
+    pub fn index(self) -> u8 {
+        match self {
+            Self::Root => 0,
+            Self::Swap => 1,
+            Self::Cache => 2,
+            Self::Volume(number) => number.saturating_add(3),
+        }
+    }
 
     /// Its name; with `caddis-` before it the disk's serial number, as programs in the guest find
     /// it in `/sys/block/*/serial`.
@@ -81,6 +93,25 @@ pub struct Disk {
     pub path: PathBuf,
     /// What the guest sees of it, bytes.
     pub size: u64,
+}
+
+/// Whether a machine can have these disks.
+///
+/// # Errors
+/// [`VmmError::InvalidDisk`] for a volume beyond [`DiskRole::VOLUMES`], and for a second disk of a
+/// role.
+pub(crate) fn check(disks: &[Disk]) -> Result<(), VmmError> {
+    for (index, Disk { role, .. }) in disks.iter().enumerate() {
+        let invalid = |reason| VmmError::InvalidDisk { name: role.name(), reason };
+        if !DiskRole::ALL.contains(role) {
+            let most = DiskRole::VOLUMES;
+            return Err(invalid(format!("a machine has at most {most} volumes, counted from 0")));
+        }
+        if disks[..index].iter().any(|other| other.role == *role) {
+            return Err(invalid("the machine has another disk of this name".to_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that are on a disk from the start on.

@@ -17,6 +17,14 @@ pub enum VmmError {
         /// Why, and what to do.
         reason: String,
     },
+    /// A machine can't have this disk.
+    #[error("can't attach disk {name}: {reason}")]
+    InvalidDisk {
+        /// Name of its role.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// All slots of the host are taken.
     #[error("all {count} VM slots of this host are taken")]
     NoSlot {

@@ -21,7 +21,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     AgentStream, Capabilities, Disk, Hold, Isolation, LaunchSpec, Patch, PoolUse, Seat, Slot,
-    SlotPool, Start, Vm, VmExit, Vmm, VmmError,
+    SlotPool, Start, Vm, VmExit, Vmm, VmmError, disk,
 };
 
 /// How the driver misbehaves.
@@ -216,6 +216,7 @@ impl Vmm for FakeVmm {
     }
 
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError> {
+        disk::check(&spec.disks)?;
         let fits = spec.saved.is_none() && spec.kernel_args.is_empty() && !spec.not_warm;
         let is_warm = fits && self.host.faults.lock().pool;
         Ok(Box::new(FakeSeat { host: self.host.clone(), slot: self.slots.lease()?, spec, is_warm }))

@@ -232,6 +232,9 @@ pub trait Vmm: Send + Sync + 'static {
 
     /// Finds a place for a VM: a slot, with all in it that does not depend on the machine's
     /// network.
+    ///
+    /// # Errors
+    /// [`VmmError::InvalidDisk`] for disks that no machine can have; [`VmmError::NoSlot`].
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError>;
 
     /// Whether a machine is saved in this directory, by [`Vm::save`].

@@ -26,7 +26,7 @@ use tracing::warn;
 use self::{adopt::find, pool::Pool, seat::QemuSeat, template::Templates, vm::QemuVm};
 use crate::{
     Capabilities, Disk, Isolation, LaunchSpec, Patch, Seat, Shape, SlotPool, Vm, Vmm, VmmError,
-    boot::BootFiles, lock,
+    boot::BootFiles, disk, lock,
 };
 
 mod adopt;
@@ -78,8 +78,7 @@ mod descriptor {
 
     /// Of the file that a disk is an overlay over, and of its own.
     pub fn of_disk(role: crate::DiskRole) -> [i32; 2] {
-        let known = crate::DiskRole::ALL.iter().take_while(|known| **known != role);
-        let base = known.fold(FIRST_DISK, |number, _| number + 2);
+        let base = FIRST_DISK + 2 * i32::from(role.index());
         [base, base + 1]
     }
 }
@@ -292,6 +291,7 @@ impl Vmm for Qemu {
     }
 
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError> {
+        disk::check(&spec.disks)?;
         Ok(Box::new(QemuSeat::new(self.driver.clone(), spec)?))
     }
 

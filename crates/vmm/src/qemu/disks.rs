@@ -40,9 +40,7 @@ const FIRST_DISK_SET: u32 = 3;
 
 /// The sets of a disk: of the file it is an overlay over, and of its own.
 fn sets(role: DiskRole) -> [u32; 2] {
-    let index = DiskRole::ALL.iter().position(|known| *known == role).unwrap_or_default();
-    // A handful.
-    let first = FIRST_DISK_SET + 2 * u32::try_from(index).unwrap_or_default();
+    let first = FIRST_DISK_SET + 2 * u32::from(role.index());
     [first, first + 1]
 }
 
@@ -276,6 +274,17 @@ mod tests {
         };
         let nodes = of("-blockdev");
         (nodes.iter().map(|node| serde_json::from_str(node).unwrap()).collect(), of("-device"))
+    }
+
+    #[test]
+    fn every_role_has_sets_and_descriptors_of_its_own() {
+        let mut sets: Vec<_> = DiskRole::ALL.iter().flat_map(|role| sets(*role)).collect();
+        assert_eq!(sets, Vec::from_iter(FIRST_DISK_SET..FIRST_DISK_SET + 10));
+        sets.extend([WARM_UP_SET, MODULES_SET]);
+        assert_eq!(sets.iter().collect::<std::collections::HashSet<_>>().len(), sets.len());
+        let descriptors = DiskRole::ALL.iter().flat_map(|role| descriptor::of_disk(*role));
+        let first = descriptor::of_disk(DiskRole::Root)[0];
+        assert!(descriptors.eq(first..first + 10));
     }
 
     #[test]

@@ -66,6 +66,14 @@ async fn saved_in(context: &Context, base: &RootDisk) -> Result<Option<PathBuf>,
         .map_err(|e| Failure::retry(format!("can't prepare the machine's snapshot: {e}")))
 }
 
+/// What no second try changes is not tried again.
+fn failure(error: VmmError) -> Failure {
+    match error {
+        VmmError::Unusable { .. } | VmmError::InvalidDisk { .. } => Failure::last(error),
+        _ => Failure::retry(error),
+    }
+}
+
 async fn launch_vm(
     context: &Context,
     base: &RootDisk,
@@ -84,7 +92,7 @@ async fn launch_vm(
         not_warm: false,
         saved,
     };
-    let mut seat = shared.vmm.prepare(spec.clone()).await.map_err(Failure::retry)?;
+    let mut seat = shared.vmm.prepare(spec.clone()).await.map_err(failure)?;
     let mut connected = connect(context, seat.as_ref()).await;
     if let Some(error) = connected.as_ref().err().filter(|_| seat.has_tap()) {
         tracing::warn!(machine = %row.id, error = error.message, "can't connect a warm VM, \
@@ -92,17 +100,14 @@ async fn launch_vm(
         detach(context, &seat.slot().tap_name()).await;
         drop(seat);
         let spec = LaunchSpec { not_warm: true, ..spec };
-        seat = shared.vmm.prepare(spec).await.map_err(Failure::retry)?;
+        seat = shared.vmm.prepare(spec).await.map_err(failure)?;
         connected = connect(context, seat.as_ref()).await;
     }
     // Held until the network is detached, should it come to that: its tap must not be another's by
     // then.
     let slot = seat.slot().clone();
     let launched = match connected {
-        Ok(tap) => seat.launch(tap).await.map_err(|e| match e {
-            VmmError::Unusable { .. } => Failure::last(e),
-            _ => Failure::retry(e),
-        }),
+        Ok(tap) => seat.launch(tap).await.map_err(failure),
         Err(e) => Err(e.into()),
     };
     if launched.is_err() {
