@@ -14,7 +14,8 @@ use tokio::sync::watch;
 
 use crate::host::{HostNetwork, Images};
 
-fn image_error(error: ImageError) -> ApiError {
+/// What clients are told. They may try again where [`ImageError::is_retryable`] says so.
+pub fn image_error(error: ImageError) -> ApiError {
     let code = match &error {
         ImageError::InvalidReference { .. } => ErrorCode::InvalidArgument,
         ImageError::InUse { .. } => ErrorCode::FailedPrecondition,
@@ -139,4 +140,33 @@ impl HostNetwork for Network {
 
 fn network_error(error: NetworkError) -> ApiError {
     ApiError::internal(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_may_try_again_where_the_error_says_so() {
+        let text = || "x".to_owned();
+        for error in [
+            ImageError::InvalidReference { reference: text(), reason: text() },
+            ImageError::NotFound { what: text(), hint: text() },
+            ImageError::Unauthorized { registry: text(), repository: text(), reason: text() },
+            ImageError::Refused { target: text(), reason: text() },
+            ImageError::TooLarge { what: text(), limit: text() },
+            ImageError::Corrupt { what: text(), reason: text() },
+            ImageError::Unsupported { what: text(), reason: text() },
+            ImageError::RateLimited { registry: text(), what: text(), reason: text() },
+            ImageError::NoSpace { what: text(), reason: text() },
+            ImageError::Program { program: text(), what: text(), reason: text() },
+            ImageError::Interrupted { what: text() },
+            ImageError::Unreachable { registry: text(), what: text(), reason: text() },
+        ] {
+            let (is_retryable, told) = (error.is_retryable(), error.to_string());
+            let answer = image_error(error);
+            assert_eq!(answer.code.is_retryable(), is_retryable, "{told}");
+            assert!(is_retryable || !told.contains("try again"), "{told}");
+        }
+    }
 }

@@ -30,6 +30,7 @@ use ipnet::Ipv4Net;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
+pub use crate::adapters::image_error;
 use crate::{
     Clock, Drivers, WorkerConfig,
     host::{HostNetwork, Images},

@@ -129,7 +129,7 @@ fn meaning(code: ErrorCode) -> (&'static str, &'static str) {
              use another region.",
         ),
         ErrorCode::ImageUnavailable => (
-            "The image does not exist, access to it was denied, or its registry cannot be reached.",
+            "The image does not exist, access to it was denied, or the server cannot use it.",
             "Check name and tag, and credentials ('docker login' on the server). Allow a registry \
              without HTTPS with 'caddis serve --insecure-registry'; 'caddis image import' needs no \
              registry.",

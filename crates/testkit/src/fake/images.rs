@@ -17,7 +17,7 @@ use caddis_image::{
     Progress, ResolvedImage, RootDisk, parse_reference,
 };
 use caddis_vmm::Patch;
-use caddis_worker::host::Images;
+use caddis_worker::{fake::image_error, host::Images};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
@@ -94,20 +94,18 @@ impl Images for FakeImages {
         if Images::knows(&self.store, requested) {
             return Images::resolve(&self.store, requested).await;
         }
-        let parsed = parse_reference(requested, "docker.io");
-        let parsed =
-            parsed.map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
+        let parsed = parse_reference(requested, "docker.io").map_err(image_error)?;
         let known = parsed.digest.as_ref().is_some_and(|digest| self.pulled().contains_key(digest));
         if self.away.load(Ordering::Relaxed) && !known {
             let (registry, what) = (parsed.registry, parsed.repository);
             let error =
                 ImageError::Unreachable { registry, what, reason: "told to be away".to_owned() };
-            return Err(ApiError::new(ErrorCode::Unavailable, error.to_string()));
+            return Err(image_error(error));
         }
         if parsed.repository.ends_with("missing") {
             let hint = "check the name and the tag".to_owned();
             let error = ImageError::NotFound { what: requested.to_owned(), hint };
-            return Err(ApiError::new(ErrorCode::ImageUnavailable, error.to_string()));
+            return Err(image_error(error));
         }
         let made_up = Digest::of(parsed.canonical().as_bytes());
         let reference = ImageReference {
@@ -152,7 +150,7 @@ impl Images for FakeImages {
                 what: reference.repository.clone(),
                 reason: "told to fail".to_owned(),
             };
-            return Err(ApiError::new(ErrorCode::ImageUnavailable, error.to_string()));
+            return Err(image_error(error));
         }
         let tag = reference.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
         let name = format!("{}/{}{tag}", reference.registry, reference.repository);
