@@ -298,7 +298,7 @@ fn own_memory(pid: i32) -> Result<u64> {
 }
 
 #[tokio::test]
-async fn large_configurations_cost_the_server_no_memory_once_they_are_refused_or_their_machines_gone()
+async fn large_configurations_cost_no_memory_once_they_are_refused_or_their_machines_gone()
 -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::with(

@@ -76,7 +76,8 @@ async fn attempts(machine: &Machine, places: &[&str]) -> Result<String> {
     for (place, address) in places.iter().enumerate() {
         script += &format!(
             "for n in 1 2 3 4 5 6; do ping -c 4 -W 1 {address} >/tmp/sent.{place}.$n 2>&1 & \
-             (timeout 4 nc -w 4 {address} 8081 </dev/null && echo bytes from {address} by TCP) >>/tmp/sent.tcp 2>&1 & done; "
+             (timeout 4 nc -w 4 {address} 8081 </dev/null && echo bytes from {address} by TCP) \
+             >>/tmp/sent.tcp 2>&1 & done; "
         );
     }
     script += "wait; cat /tmp/sent.* | grep 'bytes from' || true";
@@ -100,8 +101,7 @@ async fn until_outside(machine: &Machine) -> Result<()> {
 }
 
 #[tokio::test]
-async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_refuses() -> Result<()>
-{
+async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_is_refused() -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     stand.server.api().create_app("apart", Some("apart")).await?;
@@ -139,11 +139,14 @@ async fn while_a_firewall_is_flushed_in_a_loop_nothing_passes_that_the_filter_re
     // Under a forged address, and its own, again and again.
     let forged = "ip address add 198.51.100.77/32 dev eth0; \
                   ip route replace 198.51.100.1/32 via GATEWAY dev eth0 src 198.51.100.77; n=0; \
-                  while [ $n -lt 5 ]; do timeout 1 tftp -g -l /dev/null -r forged OUTSIDE 7; n=$((n+1)); done; \
-                  ip route del 198.51.100.1/32 via GATEWAY; ip address del 198.51.100.77/32 dev eth0; true";
+                  while [ $n -lt 5 ]; do timeout 1 tftp -g -l /dev/null -r forged OUTSIDE 7; \
+                  n=$((n+1)); done; \
+                  ip route del 198.51.100.1/32 via GATEWAY; ip address del 198.51.100.77/32 dev \
+                  eth0; true";
     let forged = forged.replace("GATEWAY", &gateway).replace("OUTSIDE", Outside::ADDRESS);
     let own = format!(
-        "n=0; while [ $n -lt 5 ]; do timeout 1 tftp -g -l /dev/null -r own {} 7; n=$((n+1)); done; true",
+        "n=0; while [ $n -lt 5 ]; do timeout 1 tftp -g -l /dev/null -r own {} 7; n=$((n+1)); \
+         done; true",
         Outside::ADDRESS
     );
     let (came, _, _) =
@@ -232,7 +235,8 @@ async fn without_a_server_a_flushed_firewall_lets_nothing_pass_until_the_next_on
     let host = Host::new().await?;
     let mut stand = Stand::new(&host).await?;
     let script = "busybox httpd -p 80 -h /var/www; echo ready; n=0; \
-                  while :; do timeout 2 nc -w 2 ADDRESS 8081 </dev/null; timeout 2 tftp -g -l /dev/null -r leak OUTSIDE 7; \
+                  while :; do timeout 2 nc -w 2 ADDRESS 8081 </dev/null; timeout 2 tftp -g -l \
+                  /dev/null -r leak OUTSIDE 7; \
                   n=$((n+1)); echo $n >/var/www/tries; done";
     let script = script.replace("ADDRESS", Host::ADDRESS).replace("OUTSIDE", Outside::ADDRESS);
     let machine = stand.script(&script, json!({})).await?;

@@ -93,7 +93,8 @@ async fn host_status_events(machine: &Machine) -> Result<Vec<Value>> {
 /// Copies what is in memory to the disk as soon as it is told to, and says whether it arrived.
 const WRITER: &str = "dd if=/dev/urandom of=/dev/shm/a bs=1M count=60 2>/dev/null; echo ready; \
                       while [ ! -e /dev/shm/go ]; do usleep 50000; done; \
-                      cp /dev/shm/a /big && sync && echo 3 >/proc/sys/vm/drop_caches && cmp /dev/shm/a /big && echo same; \
+                      cp /dev/shm/a /big && sync && echo 3 >/proc/sys/vm/drop_caches && cmp \
+                      /dev/shm/a /big && echo same; \
                       exec sleep 1000";
 
 #[tokio::test]

@@ -95,7 +95,8 @@ async fn programs_of_every_kind_have_their_own_three_descriptors_while_all_other
     }
     // Init's own are closed by an exec, whatever they are.
     let kept = "for info in /proc/1/fdinfo/*; do read=$(grep flags: $info) || continue; \
-                case $read in *02[0-9][0-9][0-9][0-9][0-9][0-9]) ;; *) echo ${info##*/};; esac; done";
+                case $read in *02[0-9][0-9][0-9][0-9][0-9][0-9]) ;; *) echo ${info##*/};; esac; \
+                done";
     let kept = machine.shell(kept).await?;
     assert!(
         kept.lines().all(|number| ["0", "1", "2"].contains(&number)),
@@ -130,7 +131,8 @@ async fn whatever_an_image_has_in_place_of_files_its_machine_starts_or_says_what
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let push = |name: &str, entries: &[Entry], working_dir: &str| {
-        let script = "trap 'fsfreeze --unfreeze /' USR1; echo ready in $(pwd); while :; do sleep 1000 & wait; done";
+        let script = "trap 'fsfreeze --unfreeze /' USR1; echo ready in $(pwd); while :; do sleep \
+                      1000 & wait; done";
         let cmd = ["/bin/sh", "-c", script].map(Into::into).to_vec();
         let config =
             images::Config { cmd, working_dir: working_dir.into(), ..images::Config::default() };
@@ -253,7 +255,8 @@ async fn programs_have_room_for_files_and_processes_and_reach_their_streams_as_a
     // Both streams, opened anew by who is neither root nor their owner.
     let script = format!(
         "{limits}; su -s /bin/sh www -c '
-            id -un; echo by name >/dev/stdout; echo by number >/proc/self/fd/2; echo appended >>/dev/stderr'
+            id -un; echo by name >/dev/stdout; echo by number >/proc/self/fd/2; echo appended \
+         >>/dev/stderr'
          cat /proc/sys/fs/file-max; exec sleep 1000"
     );
     let machine = stand.script(&script, json!({})).await?;
@@ -275,7 +278,10 @@ async fn programs_have_room_for_files_and_processes_and_reach_their_streams_as_a
     for line in ["by name", "by number"] {
         terminal.logged(line).await?;
     }
-    let wrong = json!({ "image": stand.busybox()?, "init": { "ulimits": { "nofile": { "soft": 5000, "hard": 4000 } } } });
+    let wrong = json!({
+        "image": stand.busybox()?,
+        "init": { "ulimits": { "nofile": { "soft": 5000, "hard": 4000 } } },
+    });
     let refused = stand
         .server
         .api()

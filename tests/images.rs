@@ -103,7 +103,10 @@ async fn a_machine_keeps_its_image_when_the_tag_moves_and_when_the_registry_is_g
     let pinned =
         format!("{}/{}:{}@{}", text("registry"), text("repository"), text("tag"), text("digest"));
     let path = format!("/v1/apps/{APP}/machines/{id}");
-    let with = |image: &str| json!({ "config": { "image": image, "guest": { "memory_mb": 768 } }, "skip_launch": true });
+    let with = |image: &str| {
+        let config = json!({ "image": image, "guest": { "memory_mb": 768 } });
+        json!({ "config": config, "skip_launch": true })
+    };
     server.api().post(&path, with(&pinned)).await?.ok()?;
     server.machine(APP, id).wait("settled").await?;
     assert_eq!(&server.machine(APP, id).get().await?["image_ref"], reference);
@@ -313,7 +316,8 @@ async fn a_machine_finds_and_changes_files_in_a_crowded_directory() -> Result<()
     let found = format!("n=0; while [ -f /crowd/$n-ä-{long} ]; do n=$((n+1)); done; echo $n");
     assert_eq!(machine.shell(&found).await?.trim(), "12000", "each by its name");
     let change = format!(
-        "n=0; while [ $n -lt 3000 ]; do : >/crowd/$n-new-{long}; rm /crowd/$n-ä-{long}; n=$((n+1)); done; ls /crowd | wc -l"
+        "n=0; while [ $n -lt 3000 ]; do : >/crowd/$n-new-{long}; rm /crowd/$n-ä-{long}; \
+         n=$((n+1)); done; ls /crowd | wc -l"
     );
     assert_eq!(machine.shell(&change).await?.trim(), "12000");
     assert!(

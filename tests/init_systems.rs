@@ -60,7 +60,12 @@ async fn systemd_boots_serves_and_ends_as_on_a_machine_of_its_own() -> Result<()
     machine
         .shell("systemctl stop nginx && systemctl start nginx && systemctl is-active nginx")
         .await?;
-    machine.shell("systemctl show -p ControlGroup nginx | grep -x ControlGroup=/system.slice/nginx.service").await?;
+    machine
+        .shell(
+            "systemctl show -p ControlGroup nginx | grep -x \
+             ControlGroup=/system.slice/nginx.service",
+        )
+        .await?;
     let all = processes(&stand, &machine).await?;
     let inside: i64 = machine.shell("cat /run/nginx.pid").await?.trim().parse()?;
     assert!(
@@ -137,7 +142,8 @@ while :; do sleep 0.1 & wait $!; done
 const STAGES: [(&str, &str); 3] = [
     (
         "/etc/runit/1",
-        "#!/bin/sh\ninstall -m000 /dev/null /run/runit.stopit\ninstall -m000 /dev/null /run/runit.reboot\n",
+        "#!/bin/sh\ninstall -m000 /dev/null /run/runit.stopit\ninstall -m000 /dev/null \
+         /run/runit.reboot\n",
     ),
     ("/etc/runit/2", "#!/bin/sh\necho second stage\nexec runsvdir /etc/service\n"),
     ("/etc/runit/3", "#!/bin/sh\nsv force-stop web\n"),
@@ -177,11 +183,13 @@ async fn runit_and_what_else_has_to_be_the_first_process_is_and_nothing_else() -
         }))
         .await?;
     let asked = stand.script("echo I am $$; exec sleep 1000", json!({})).await?;
+    let tells = ["/bin/sh", "-c", "echo I am $$; exec sleep 1000"];
     let wanted = json!({ "image": stand.busybox()?, "restart": { "policy": "no" },
-                         "init": { "pid_namespace": true, "cmd": ["/bin/sh", "-c", "echo I am $$; exec sleep 1000"] } });
+                         "init": { "pid_namespace": true, "cmd": tells } });
     let wanted = stand.machine(wanted).await?;
     let refused = json!({ "image": stand.busybox()?, "restart": { "policy": "no" },
-                          "init": { "pid_namespace": false, "cmd": ["/init"] }, "files": [file("/init", S6)] });
+                          "init": { "pid_namespace": false, "cmd": ["/init"] },
+                          "files": [file("/init", S6)] });
     let refused = stand.machine(refused).await?;
 
     s6.logged("first in caddis").await?;

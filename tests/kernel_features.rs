@@ -19,7 +19,8 @@ echo docker is up
 mkdir -p /tmp/tree/bin && cp /bin/busybox /tmp/tree/bin/busybox
 tar -C /tmp/tree -c . | docker import - box
 docker run --rm box /bin/busybox sh -c \
-    'echo from a container with $(/bin/busybox ip -o -4 address show eth0 | /bin/busybox grep -c "inet 172") address' \
+    'echo from a container with $(/bin/busybox ip -o -4 address show eth0 |
+     /bin/busybox grep -c "inet 172") address' \
     || cat /tmp/dockerd.log
 echo docker is done
 exec sleep 1000000
@@ -32,7 +33,7 @@ const RULES: &str = "table inet t {
 ";
 
 #[tokio::test]
-async fn tun_wireguard_nftables_fuse_and_docker_find_the_kernel_s_modules_and_nobody_pays_for_them_before()
+async fn tun_wireguard_nftables_fuse_and_docker_find_modules_and_nobody_pays_for_them_before()
 -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
@@ -59,19 +60,22 @@ async fn tun_wireguard_nftables_fuse_and_docker_find_the_kernel_s_modules_and_no
     machine.shell("ip tuntap add dev tap9 mode tap && ip link show tap9").await?;
     let device = machine.shell("stat -c '%a %t:%T' /dev/net/tun /dev/fuse").await?;
     assert_eq!(device, "666 a:c8\n666 a:e5\n");
-    let wireguard = "ip link add wg0 type wireguard && wg genkey >/tmp/key && wg set wg0 private-key /tmp/key \
+    let wireguard = "ip link add wg0 type wireguard && wg genkey >/tmp/key && wg set wg0 \
+                     private-key /tmp/key \
                      listen-port 5182 && ip link set wg0 up && wg show wg0 listen-port";
     assert_eq!(machine.shell(wireguard).await?, "5182\n");
     machine.shell(&format!("nft -f - <<'END'\n{RULES}END")).await?;
     let rules = machine.shell("nft list ruleset").await?;
     assert!(rules.contains("masquerade") && rules.contains("ct state"), "{rules}");
     machine.shell("nft flush ruleset").await?;
-    let fuse = "mkdir -p /tmp/a /tmp/b && echo shown >/tmp/a/file && bindfs /tmp/a /tmp/b && cat /tmp/b/file && \
+    let fuse = "mkdir -p /tmp/a /tmp/b && echo shown >/tmp/a/file && bindfs /tmp/a /tmp/b && cat \
+                /tmp/b/file && \
                 grep -c ' /tmp/b fuse' /proc/mounts";
     assert_eq!(machine.shell(fuse).await?, "shown\n1\n");
 
     // What units of Debian go by.
-    let own = "while read -r module node numbers; do case $module in \\#*) ;; *) ls /dev/$node; esac; done \
+    let own = "while read -r module node numbers; do case $module in \\#*) ;; *) ls /dev/$node; \
+               esac; done \
                </lib/modules/$(uname -r)/modules.devname";
     let nodes = machine.shell(own).await?;
     assert!(nodes.lines().any(|node| node == "/dev/loop-control"), "{nodes}");

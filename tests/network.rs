@@ -150,7 +150,12 @@ async fn machines_meet_in_their_network_only_and_cannot_forge_addresses() -> Res
     );
 
     // Nor does another link address help.
-    apart.shell("ip link set eth0 down && ip link set eth0 address 02:00:00:00:00:99 && ip link set eth0 up").await?;
+    apart
+        .shell(
+            "ip link set eth0 down && ip link set eth0 address 02:00:00:00:00:99 && ip link \
+             set eth0 up",
+        )
+        .await?;
     assert!(!reaches(&apart, &one, 80).await?);
     assert!(reaches(&first, &two, 80).await?, "the others are not disturbed");
     Ok(())

@@ -50,7 +50,8 @@ async fn exits_by_code_signal_and_lack_of_memory_are_told_apart() -> Result<()> 
 async fn a_program_that_does_not_exist_is_reported_and_not_tried_for_ever() -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
-    let config = json!({ "image": stand.busybox()?, "init": { "cmd": ["/no/such/program"] }, "restart": { "policy": "no" } });
+    let config = json!({ "image": stand.busybox()?, "init": { "cmd": ["/no/such/program"] },
+        "restart": { "policy": "no" } });
     let machine = stand.machine(config).await?;
     machine.wait("settled").await?;
     let shown = machine.get().await?;
@@ -139,12 +140,15 @@ async fn a_stop_sends_the_signal_and_kills_after_the_timeout() -> Result<()> {
 const REPORT: &str = r#"
 id; pwd; hostname
 echo "A=$A B=$B C=$C PATH=$PATH HOME=$HOME"
-for name in APP_NAME MACHINE_ID ALLOC_ID REGION IMAGE_REF MACHINE_VERSION PRIVATE_IP PROCESS_GROUP VM_MEMORY_MB; do
+for name in APP_NAME MACHINE_ID ALLOC_ID REGION IMAGE_REF MACHINE_VERSION PRIVATE_IP \
+    PROCESS_GROUP VM_MEMORY_MB; do
     eval "echo $name=\$FLY_$name"
 done
 cat /etc/greeting /etc/deep/file; stat -c '%a %u' /etc/greeting /etc/deep/file
 sed 's/^/hosts /' /etc/hosts; sed 's/^/resolv /' /etc/resolv.conf
-for path in /proc /sys /dev /dev/pts /dev/shm /sys/fs/cgroup; do echo "mount $path $(stat -f -c %T $path)"; done
+for path in /proc /sys /dev /dev/pts /dev/shm /sys/fs/cgroup; do
+    echo "mount $path $(stat -f -c %T $path)"
+done
 awk '{ print "mounted", $2, $3 }' /proc/mounts
 echo "$@"
 echo complete
@@ -247,7 +251,8 @@ async fn programs_run_beside_the_main_one_and_signals_reach_it() -> Result<()> {
     assert_eq!(machine.exec(&["echo", "early"]).await?.stdout, "early\n");
     machine.logged("ready").await?;
 
-    let run = json!({ "command": ["/bin/sh", "-c", "tr a-z A-Z; echo oops >&2; exit 9"], "stdin": "hello" });
+    let script = "tr a-z A-Z; echo oops >&2; exit 9";
+    let run = json!({ "command": ["/bin/sh", "-c", script], "stdin": "hello" });
     let reply = machine.post("/exec", run).await?.ok()?;
     assert_eq!(reply["exit_code"], 9, "{reply}");
     assert_eq!(reply["stdout"], "HELLO", "{reply}");
@@ -341,7 +346,8 @@ async fn several_processes_of_a_machine_live_and_end_together() -> Result<()> {
 
     // A stop tells all of them.
     let pair = json!([
-        { "exec": shell(waits), "env": { "NAME": "one" } }, { "exec": shell(waits), "env": { "NAME": "other" } },
+        { "exec": shell(waits), "env": { "NAME": "one" } },
+        { "exec": shell(waits), "env": { "NAME": "other" } },
     ]);
     let config =
         json!({ "image": stand.busybox()?, "processes": pair, "restart": { "policy": "no" } });

@@ -226,7 +226,8 @@ async fn what_was_answered_comes_true_whenever_the_server_is_killed() -> Result<
     let mut stand = Stand::new(&host).await?;
     let script = "trap 'exit 0' INT; echo ready; sleep 1000 & wait";
     let config = json!({
-        "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", script] }, "restart": { "policy": "no" },
+        "image": stand.busybox()?, "init": { "cmd": ["/bin/sh", "-c", script] },
+        "restart": { "policy": "no" },
     });
     let machines = format!("/v1/apps/{APP}/machines");
     let mut current: Option<(Machine, &str)> = None;

@@ -69,7 +69,8 @@ const SERVICES: [Service; 7] = [
         files: &[(
             "/srv/postgres",
             "cd /usr/lib/postgresql/*/bin && v=$(basename $(dirname $PWD)) && \
-             exec ./postgres -D /var/lib/postgresql/$v/main -c config_file=/etc/postgresql/$v/main/postgresql.conf \
+             exec ./postgres -D /var/lib/postgresql/$v/main -c \
+             config_file=/etc/postgresql/$v/main/postgresql.conf \
              -c listen_addresses='*' -c unix_socket_directories=/tmp\n",
             0o644,
         )],
@@ -104,7 +105,8 @@ const SERVICES: [Service; 7] = [
         files: &[
             (
                 "/init",
-                "#!/bin/sh -e\n# s6-svscan has to be process 1\n[ $$ = 1 ]\nexec s6-svscan /srv/s6\n",
+                "#!/bin/sh -e\n# s6-svscan has to be process 1\n[ $$ = 1 ]\nexec s6-svscan \
+                 /srv/s6\n",
                 0o755,
             ),
             ("/srv/s6/web/run", "#!/bin/sh\nexec python3 -m http.server 8081 --bind ::\n", 0o755),
@@ -126,7 +128,9 @@ fn config(image: &str, service: &Service) -> Value {
     let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
     let files = service.files.iter();
     let files: Vec<_> = files
-        .map(|(path, text, mode)| json!({ "guest_path": path, "raw_value": base64(text), "mode": mode }))
+        .map(|(path, text, mode)| {
+            json!({ "guest_path": path, "raw_value": base64(text), "mode": mode })
+        })
         .collect();
     json!({
         "image": image,

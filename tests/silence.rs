@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::stand::{APP, Stand};
 
 /// Takes away the device that init speaks through, when whoever asked for it has its answer.
-const CUT: &str = "cd /sys/bus/virtio/drivers/virtio_console && (sleep 1; for d in virtio*; do echo $d >unbind; done) \
+const CUT: &str = "cd /sys/bus/virtio/drivers/virtio_console && (sleep 1; for d in virtio*; do \
+                   echo $d >unbind; done) \
                    >/dev/null 2>&1 </dev/null &";
 
 #[tokio::test]

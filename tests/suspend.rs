@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use crate::stand::{Stand, rounds};
 
 /// Writes a number and the time of day, over and over; the number lives in its memory alone.
-const COUNTER: &str = "n=0; [ -e /on-disk ] || echo kept >/on-disk; httpd -p 80 -h /; while :; do n=$((n+1)); \
-                       echo $n $(adjtimex | awk '/time.tv_sec/ { s = $NF } /time.tv_usec/ { printf \"%d.%06d\", s, $NF }'); \
+const COUNTER: &str = "n=0; [ -e /on-disk ] || echo kept >/on-disk; httpd -p 80 -h /; while :; do \
+                       n=$((n+1)); \
+                       echo $n $(adjtimex | awk '/time.tv_sec/ { s = $NF } /time.tv_usec/ { \
+                       printf \"%d.%06d\", s, $NF }'); \
                        usleep 50000; done";
 
 async fn started(machine: &Machine) -> Result<Value> {
@@ -127,7 +129,8 @@ async fn a_damaged_or_foreign_snapshot_is_never_run() -> Result<()> {
     let (qemu, version) = (host.path("qemu"), host.path("version"));
     fs::write(&version, "")?;
     let script = format!(
-        "#!/bin/sh\n[ \"$1\" = --version ] && [ -s {0} ] && exec cat {0}\nexec qemu-system-x86_64 \"$@\"\n",
+        "#!/bin/sh\n[ \"$1\" = --version ] && [ -s {0} ] && exec cat {0}\nexec \
+         qemu-system-x86_64 \"$@\"\n",
         version.display()
     );
     fs::write(&qemu, script)?;

@@ -64,8 +64,10 @@ async fn twenty_machines_of_one_template_are_twenty_different_ones() -> Result<(
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     stand.server.templates().await?;
-    let script = "echo $(head -c 16 /dev/urandom | hexdump -ve '1/1 \"%02x\"') $(cat /proc/sys/kernel/random/boot_id \
-                  /sys/class/net/eth0/address /etc/machine-id) $(hostname) $CADDIS_START_KIND; exec sleep 1000";
+    let script = "echo $(head -c 16 /dev/urandom | hexdump -ve '1/1 \"%02x\"') $(cat \
+                  /proc/sys/kernel/random/boot_id \
+                  /sys/class/net/eth0/address /etc/machine-id) $(hostname) $CADDIS_START_KIND; \
+                  exec sleep 1000";
     let mut machines = Vec::new();
     for _ in 0..20 {
         machines.push(stand.script(script, json!({})).await?);
@@ -203,7 +205,8 @@ async fn a_template_stays_as_it_is_whatever_its_machines_do() -> Result<()> {
     let server = stand.server.pid()?;
     let (before, on_disk) = (template_in_memory(server)?, fs::read(&files[0])?);
     assert_eq!(fs::metadata(&files[0])?.permissions().mode() & 0o777, 0o600);
-    let script = "dd if=/dev/zero of=/dev/shm/a bs=1M; rm /dev/shm/a; echo 3 >/proc/sys/vm/drop_caches; \
+    let script = "dd if=/dev/zero of=/dev/shm/a bs=1M; rm /dev/shm/a; echo 3 \
+                  >/proc/sys/vm/drop_caches; \
                   dd if=/dev/urandom of=/dev/shm/a bs=1M count=40; echo filled; exec sleep 1000";
     let machines = [stand.script(script, json!({})).await?, stand.script(script, json!({})).await?];
     for machine in &machines {
@@ -237,8 +240,10 @@ async fn a_template_stays_as_it_is_whatever_its_machines_do() -> Result<()> {
 }
 
 /// A QEMU that gives each VM a balloon which reports free pages.
-const WITH_BALLOON: &str = "#!/bin/sh\ncase \" $* \" in *' -machine '*) exec qemu-system-x86_64 \"$@\" \
-                            -device virtio-balloon-device,free-page-reporting=on;; esac\nexec qemu-system-x86_64 \"$@\"\n";
+const WITH_BALLOON: &str = "#!/bin/sh\ncase \" $* \" in *' -machine '*) exec \
+                            qemu-system-x86_64 \"$@\" \
+                            -device virtio-balloon-device,free-page-reporting=on;; esac\nexec \
+                            qemu-system-x86_64 \"$@\"\n";
 
 #[tokio::test]
 async fn a_template_stays_as_it_is_when_its_machines_give_memory_back() -> Result<()> {
@@ -258,7 +263,8 @@ async fn a_template_stays_as_it_is_when_its_machines_give_memory_back() -> Resul
     let script = "insmod /balloon.ko; echo 1 >/sys/bus/virtio/drivers_probe 2>/dev/null; \
                   for d in /sys/bus/virtio/devices/*; do grep -q 0x0005 $d/device && \
                   echo ${d##*/} >/sys/bus/virtio/drivers/virtio_balloon/bind; done; \
-                  dd if=/dev/urandom of=/dev/shm/a bs=1M count=100; rm /dev/shm/a; echo 3 >/proc/sys/vm/drop_caches; \
+                  dd if=/dev/urandom of=/dev/shm/a bs=1M count=100; rm /dev/shm/a; echo 3 \
+                  >/proc/sys/vm/drop_caches; \
                   echo freed; exec sleep 1000";
     let machine = stand.script(script, json!({ "files": files })).await?;
     machine.logged("freed").await?;
@@ -387,7 +393,8 @@ async fn a_template_that_can_not_be_restored_means_a_cold_boot_that_says_so() ->
     let qemu = host.path("qemu");
     fs::write(
         &qemu,
-        "#!/bin/sh\ncase \" $* \" in *' -incoming '*) echo 'out of order' >&2; exit 1;; esac\nexec qemu-system-x86_64 \"$@\"\n",
+        "#!/bin/sh\ncase \" $* \" in *' -incoming '*) echo 'out of order' >&2; exit 1;; \
+         esac\nexec qemu-system-x86_64 \"$@\"\n",
     )?;
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755))?;
     let arguments = vec!["--qemu".to_owned(), qemu.display().to_string()];

@@ -16,7 +16,10 @@ pub const PROGRAM: &str = "echo ready; trap \"exit 0\" INT; while :; do sleep 10
 
 /// Configuration of a machine of 256 MB that runs a line of shell.
 pub fn config(image: &str, program: &str) -> Value {
-    json!({ "image": image, "restart": { "policy": "no" }, "init": { "exec": ["/bin/sh", "-c", program] } })
+    json!({
+        "image": image, "restart": { "policy": "no" },
+        "init": { "exec": ["/bin/sh", "-c", program] },
+    })
 }
 
 /// One machine.

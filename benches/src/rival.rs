@@ -162,8 +162,13 @@ impl Rival {
         let info: Value = serde_json::from_str(&info).context("reading podman info")?;
         Ok(json!({
             "podman": info["version"]["Version"],
-            "runtime": info["host"]["ociRuntime"]["version"].as_str().and_then(|text| text.lines().next()),
-            "network": format!("bridge, {}", info["host"]["networkBackend"].as_str().unwrap_or("cni")),
+            "runtime": info["host"]["ociRuntime"]["version"]
+                .as_str()
+                .and_then(|text| text.lines().next()),
+            "network": format!(
+                "bridge, {}",
+                info["host"]["networkBackend"].as_str().unwrap_or("cni")
+            ),
             "storage": info["store"]["graphDriverName"],
             "flags": FLAGS.join(" "),
         }))

@@ -1,5 +1,5 @@
-//! Gives the binary the commit it is built from and the day of that commit, for `--version`. In this
-//! crate alone, so that a commit rebuilds nothing else.
+//! Gives the binary the commit it is built from and the day of that commit, for `--version`. In
+//! this crate alone, so that a commit rebuilds nothing else.
 //!
 //! `CADDIS_COMMIT` and `SOURCE_DATE_EPOCH` go before what git says. What neither says is left out.
 

@@ -32,8 +32,10 @@ pub async fn serve() -> Result<()> {
         let _ = tokio::io::copy(&mut input, &mut tokio::io::sink()).await;
     };
     let router = Router::new().route(PATH, get(answer));
+    let no_delay = |stream: &mut tokio::net::TcpStream| drop(stream.set_nodelay(true));
+    let listener = axum::serve::ListenerExt::tap_io(listener, no_delay);
     tokio::select! {
-        served = axum::serve(axum::serve::ListenerExt::tap_io(listener, |stream| drop(stream.set_nodelay(true))), router) => {
+        served = axum::serve(listener, router) => {
             Ok(served?)
         }
         () = ended => Ok(()),

@@ -127,15 +127,19 @@ fn id(number: usize) -> MachineId {
 /// A machine that was created and started, as its worker publishes it.
 fn record(number: usize) -> Result<MachineRecord, serde_json::Error> {
     let version = format!("01K{number:023}");
-    let event = |number: usize,
-                 kind: &str,
-                 status: &str,
-                 source: &str,
-                 details: serde_json::Value| {
-        let id = format!("01K{number:023}");
-        json!({ "id": id, "type": kind, "status": status, "source": source, "timestamp": 1_774_937_288_000_u64, "details": details })
-    };
-    let timing = json!([{ "where": "host", "step": "prepare_root", "ms": 1.2 }, { "where": "guest", "step": "mount", "ms": 40.5 }]);
+    let event =
+        |number: usize, kind: &str, status: &str, source: &str, details: serde_json::Value| {
+            let id = format!("01K{number:023}");
+            json!({
+                "id": id, "type": kind, "status": status, "source": source,
+                "timestamp": 1_774_937_288_000_u64, "details": details,
+            })
+        };
+    let timing = json!([
+        { "where": "host", "step": "prepare_root", "ms": 1.2 },
+        { "where": "guest", "step": "mount", "ms": 40.5 },
+    ]);
+    let started = json!({ "start_kind": "template", "timing": timing });
     serde_json::from_value(json!({
         "worker": WORKER,
         "epoch": 1,
@@ -170,7 +174,7 @@ fn record(number: usize) -> Result<MachineRecord, serde_json::Error> {
                 "metadata": { "process_group": "web" },
             },
             "events": [
-                event(3, "start", "started", "flyd", json!({ "start_kind": "template", "timing": timing })),
+                event(3, "start", "started", "flyd", started),
                 event(2, "start", "starting", "flyd", json!(null)),
                 event(1, "launch", "created", "flyd", json!(null)),
                 event(0, "launch", "creating", "user", json!(null)),

@@ -307,12 +307,15 @@ mod tests {
             if let Ok(duration) = text.parse::<ApiDuration>() {
                 let again: ApiDuration = duration.to_string().parse().unwrap();
                 let lost = duration.0.abs_diff(again.0);
-                proptest::prop_assert!(lost.as_nanos() <= duration.0.as_nanos() / 1_000_000_000 + 1, "{text}");
+                let most = duration.0.as_nanos() / 1_000_000_000 + 1;
+                proptest::prop_assert!(lost.as_nanos() <= most, "{text}");
             }
         }
 
         #[test]
-        fn any_text_is_a_signal_or_an_error(text in "(sig|SIG)?(rtmin|RTMAX)?[+-]?[0-9]{0,4}|.{0,20}") {
+        fn any_text_is_a_signal_or_an_error(
+            text in "(sig|SIG)?(rtmin|RTMAX)?[+-]?[0-9]{0,4}|.{0,20}"
+        ) {
             if let Ok(signal) = text.parse::<crate::Signal>() {
                 proptest::prop_assert!((1..=64).contains(&signal.number()), "{text}");
             }

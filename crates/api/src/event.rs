@@ -128,7 +128,10 @@ mod tests {
             ("start", json!({ "start_kind": "cold" }), "details"),
             ("exit", json!({ "exit_event": {}, "restart_count": 0 }), "request"),
         ] {
-            let earlier = json!({ "id": "01K9", "type": kind, "status": "started", "source": "flyd", "timestamp": 1, "request": told });
+            let earlier = json!({
+                "id": "01K9", "type": kind, "status": "started", "source": "flyd", "timestamp": 1,
+                "request": told,
+            });
             let event = serde_json::from_value::<MachineEvent>(earlier).unwrap().renewed();
             let shown = serde_json::to_value(&event).unwrap();
             assert_eq!((&shown[field], event.told()), (&told, &told), "{kind}");

@@ -343,8 +343,12 @@ mod tests {
         ] {
             assert_eq!(unknown(&config), [expected], "{config}");
         }
-        let free = json!({ "image": "a", "env": { "imgae": "x" }, "metadata": { "x": "y" }, "containers": [{ "odd": 1 }],
-            "init": { "ulimits": { "nofile": { "soft": 1 } } }, "guest": null, "services": [null, 5] });
+        let free = json!({
+            "image": "a", "env": { "imgae": "x" }, "metadata": { "x": "y" },
+            "containers": [{ "odd": 1 }],
+            "init": { "ulimits": { "nofile": { "soft": 1 } } }, "guest": null,
+            "services": [null, 5],
+        });
         assert_eq!(unknown(&free), [""; 0]);
         let many: serde_json::Map<_, _> =
             (0..1000).map(|number| (format!("x{number}"), json!(1))).collect();

@@ -10,7 +10,9 @@ use crate::{ApiDuration, EventId, MachineState, RawConfig, Signal, VersionId};
 /// Body of `POST …/machines`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
-#[schema(example = json!({ "config": { "image": "nginx", "guest": { "cpus": 1, "memory_mb": 256 } } }))]
+#[schema(example = json!({
+    "config": { "image": "nginx", "guest": { "cpus": 1, "memory_mb": 256 } }
+}))]
 pub struct CreateMachineRequest {
     /// The configuration; required.
     #[schema(value_type = RawConfig, required = true)]

@@ -8,7 +8,10 @@ use utoipa::ToSchema;
 macro_rules! states {
     ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
         /// State of a machine, or of one of its versions.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+            ToSchema,
+        )]
         #[serde(rename_all = "snake_case")]
         pub enum MachineState { $($(#[$doc])* $name),+ }
 

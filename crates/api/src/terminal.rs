@@ -3,7 +3,7 @@
 //! ```text
 //! client                                        server
 //!  │ text   {"type":"start", …} ────────────────▶ │   first, once
-//!  │ binary 0 + standard input ─────────────────▶ │   at most [`WINDOW_BYTES`] beyond what was credited
+//!  │ binary 0 + standard input ─────────────────▶ │   at most [`WINDOW_BYTES`] beyond the credit
 //!  │ text   resize, signal, eof ────────────────▶ │
 //!  │ ◀──────── binary 1 + standard output, 2 + standard error
 //!  │ ◀──────── text {"type":"credit","bytes":n}   │   so much more input may be sent
@@ -42,7 +42,9 @@ pub struct TerminalSize {
 /// What a session runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
-#[schema(example = json!({ "command": ["sh"], "terminal": { "columns": 80, "rows": 24 }, "stdin": true }))]
+#[schema(example = json!({
+    "command": ["sh"], "terminal": { "columns": 80, "rows": 24 }, "stdin": true
+}))]
 pub struct StartSession {
     /// Program and arguments; none is the user's shell.
     pub command: Vec<String>,

@@ -58,8 +58,10 @@ mod tests {
 
     #[test]
     fn only_what_is_given_and_does_nothing_is_warned_of() {
-        let sent = json!({"image": "a", "env": {"A": "b"}, "services": [], "standbys": ["1"], "checks": {"a": {}},
-            "mounts": null, "dns": {"skip_registration": false}, "processes": [{}, {"secrets": [{"env_var": "A"}]}],
+        let sent = json!({"image": "a", "env": {"A": "b"}, "services": [], "standbys": ["1"],
+            "checks": {"a": {}},
+            "mounts": null, "dns": {"skip_registration": false},
+            "processes": [{}, {"secrets": [{"env_var": "A"}]}],
             "imgae": "b"});
         let warnings = warnings(&serde_json::from_value(sent).unwrap());
         assert_eq!(warnings.len(), 4, "{warnings:?}");

@@ -3,15 +3,18 @@
 //!
 //! What a worker serves:
 //!
-//! | request | answer |
-//! |---|---|
-//! | `POST /machines/{id}/exec`, body [`caddis_api::exec::ExecRequest`], header `fly-machine-lease-nonce` | [`caddis_api::exec::ExecReply`] |
-//! | `POST /machines/{id}/session`, body [`frames`] of a client as it types, header `fly-machine-lease-nonce` | [`frames`] for the client; see [`caddis_api::terminal`] |
-//! | `POST /requests`, body [`crate::message::Envelope`] | [`crate::message::WorkerResult`]: what the worker's subject on the bus answers, of any size |
-//! | `GET /logs?app=&instance=&region=&next_token=&limit=&wait_seconds=&since_ns=&until_ns=` | [`caddis_api::logs::LogsReply`]; waits up to `wait_seconds` for the first entry |
-//! | `GET /images` | [`crate::message::ImageSummary`] list |
-//! | `POST /images?format=docker-archive\|oci-archive&image=&name=`, body the archive | NDJSON of [`crate::message::ImportUpdate`] |
-//! | `DELETE /images?name=` | `{"ok": true}` |
+//! - `POST /machines/{id}/exec`, body [`caddis_api::exec::ExecRequest`], header
+//!   `fly-machine-lease-nonce`. Answer: [`caddis_api::exec::ExecReply`].
+//! - `POST /machines/{id}/session`, body [`frames`] of a client as it types, header
+//!   `fly-machine-lease-nonce`. Answer: [`frames`] for the client; see [`caddis_api::terminal`].
+//! - `POST /requests`, body [`crate::message::Envelope`]. Answer: [`crate::message::WorkerResult`],
+//!   what the worker's subject on the bus answers, of any size.
+//! - `GET /logs?app=&instance=&region=&next_token=&limit=&wait_seconds=&since_ns=&until_ns=`.
+//!   Answer: [`caddis_api::logs::LogsReply`]; waits up to `wait_seconds` for the first entry.
+//! - `GET /images`. Answer: [`crate::message::ImageSummary`] list.
+//! - `POST /images?format=docker-archive|oci-archive&image=&name=`, body the archive. Answer:
+//!   NDJSON of [`crate::message::ImportUpdate`].
+//! - `DELETE /images?name=`. Answer: `{"ok": true}`.
 //!
 //! Errors are [`caddis_api::error::ErrorBody`] with the status of their code.
 

@@ -30,7 +30,12 @@ const VERSION: &str = env!("CADDIS_VERSION");
     after_help = "Examples:\n  caddis serve\n  caddis apps create hello\n  caddis machine run \
                   nginx -a hello"
 )]
-#[command(name = "caddis", version = VERSION, styles = caddis_cli::HELP_STYLES, disable_help_subcommand = true)]
+#[command(
+    name = "caddis",
+    version = VERSION,
+    styles = caddis_cli::HELP_STYLES,
+    disable_help_subcommand = true
+)]
 struct Caddis {
     #[command(flatten)]
     globals: caddis_cli::Globals,

@@ -66,7 +66,9 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
         warn!(error = failure::with_causes(&error), "no installation key");
     }
     let started = tokio::select! {
-        started = start(&settings, &instance, max_connections, reserve.clone()) => started.map(Some),
+        started = start(&settings, &instance, max_connections, reserve.clone()) => {
+            started.map(Some)
+        }
         () = stop.received() => Ok(None),
     };
     // Whatever became of it: the next start may need it.

@@ -91,7 +91,8 @@ async fn shells_complete_commands_apps_and_machines() {
     let api = server.api().unwrap();
     api.create_app("shop", None).await.unwrap();
     api.create_app("other", None).await.unwrap();
-    let body = serde_json::json!({ "name": "front", "config": { "image": "web", "restart": { "policy": "no" } } });
+    let body = serde_json::json!({ "name": "front", "config": { "image": "web",
+        "restart": { "policy": "no" } } });
     let machine = api.create_machine_from("shop", body).await.unwrap();
     let home = tempfile::tempdir().unwrap();
     tokio::task::block_in_place(|| {

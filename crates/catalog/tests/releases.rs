@@ -219,7 +219,8 @@ fn dump(path: &Path) -> Vec<(String, Vec<String>)> {
         let mut statement = connection.prepare(sql).unwrap();
         statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     };
-    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name";
+    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE \
+                  'sqlite_%' ORDER BY name";
     strings(&release, tables)
         .into_iter()
         .map(|table| {

@@ -21,7 +21,13 @@ pub struct Globals {
     #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
     pub api_url: Option<String>,
     /// Context to use, see 'caddis context list' [env: CADDIS_CONTEXT].
-    #[arg(long, global = true, value_name = "NAME", help_heading = "Global options", add = complete::contexts())]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        help_heading = "Global options",
+        add = complete::contexts()
+    )]
     pub context: Option<String>,
     /// Verbose output.
     #[arg(long, global = true, help_heading = "Global options")]

@@ -53,7 +53,8 @@ async fn server(answers: &[(&str, u16, Value)]) -> String {
                     None => unknown,
                 };
                 let head = format!(
-                    "HTTP/1.1 {status} x\r\nfly-request-id: 01X-local\r\ncontent-type: application/json"
+                    "HTTP/1.1 {status} x\r\nfly-request-id: 01X-local\r\ncontent-type: \
+                     application/json"
                 );
                 let reply = format!(
                     "{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -99,8 +100,10 @@ async fn without_server_token_or_app_one_is_told_how_to_give_them() {
     assert_eq!((outcome.code, outcome.stdout.as_str()), (1, ""));
     assert_eq!(
         outcome.stderr,
-        "Error: no server is known\nStart one here with 'caddis serve' (nothing is running with data directory HOME), or \
-         name one with --api-url, CADDIS_API_URL or 'caddis auth login --api-url URL --access-token TOKEN'.\n"
+        "Error: no server is known\nStart one here with 'caddis serve' (nothing is running with \
+         data directory HOME), or \
+         name one with --api-url, CADDIS_API_URL or 'caddis auth login --api-url URL \
+         --access-token TOKEN'.\n"
     );
     let outcome = run(&[("CADDIS_API_URL", "http://127.0.0.1:1")], "apps list").await;
     assert_eq!(outcome.code, 1);
@@ -140,20 +143,23 @@ async fn what_the_server_refuses_is_told_with_its_words_and_request() {
         (outcome.code, &*outcome.stderr),
         (
             1,
-            "Error: Could not find App \"a\" (Request ID: 01X-local)\n'caddis apps list' lists the apps.\n"
+            "Error: Could not find App \"a\" (Request ID: 01X-local)\n'caddis apps list' lists \
+             the apps.\n"
         )
     );
     let outcome = run_at(&url, "apps create a").await;
     assert_eq!(outcome.code, 1);
     assert_eq!(
         outcome.stderr,
-        "Error: Name has already been taken (Request ID: 01X-local)\nThe name is already in use, choose another one.\n"
+        "Error: Name has already been taken (Request ID: 01X-local)\nThe name is already in use, \
+         choose another one.\n"
     );
 }
 
 fn app(name: &str) -> Value {
     json!({
-        "id": "abcdefgh12345678", "internal_numeric_id": 1, "name": name, "status": "pending", "network": "default",
+        "id": "abcdefgh12345678", "internal_numeric_id": 1, "name": name, "status": "pending",
+        "network": "default",
         "network_cidr": "fdaa::/48", "machine_count": 0, "volume_count": 0,
         "organization": { "name": "Personal", "slug": "personal", "internal_numeric_id": 1 },
     })
@@ -162,11 +168,14 @@ fn app(name: &str) -> Value {
 /// A machine as the server shows it, with more.
 fn machine(more: Value) -> Value {
     let mut machine = json!({
-        "id": "148ed193b95389", "name": "web", "state": "started", "region": "local", "private_ip": "fdaa::1:2",
+        "id": "148ed193b95389", "name": "web", "state": "started", "region": "local",
+        "private_ip": "fdaa::1:2",
         "instance_id": "01HQ73A7BFFDF1B6WMGHFZZ4E7", "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7",
-        "image_ref": { "registry": "docker.io", "repository": "library/nginx", "tag": "1", "digest": "sha256:0" },
+        "image_ref": { "registry": "docker.io", "repository": "library/nginx", "tag": "1",
+            "digest": "sha256:0" },
         "created_at": "2020-01-02T03:04:05Z", "updated_at": "2020-01-02T03:04:05Z",
-        "config": { "image": "nginx:1", "guest": { "cpu_kind": "shared", "cpus": 2, "memory_mb": 512 } },
+        "config": { "image": "nginx:1",
+            "guest": { "cpu_kind": "shared", "cpus": 2, "memory_mb": 512 } },
     });
     machine.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     machine
@@ -174,7 +183,10 @@ fn machine(more: Value) -> Value {
 
 /// A machine with two checks of which one passes, then as `later` says.
 async fn with_checks(later: Value) -> Outcome {
-    let check = |status: &str| json!({ "name": status, "status": status, "output": "", "updated_at": "2020-01-02T03:04:05Z" });
+    let check = |status: &str| {
+        let updated_at = "2020-01-02T03:04:05Z";
+        json!({ "name": status, "status": status, "output": "", "updated_at": updated_at })
+    };
     let path = "/v1/apps/a/machines/148ed193b95389";
     let get = format!("GET {path}");
     let (lease, restart) =
@@ -187,7 +199,8 @@ async fn with_checks(later: Value) -> Outcome {
     );
     let ends = format!("GET {path}/wait?timeout=1&state=stopped&state=failed&state=destroyed");
     let events = format!("GET {path}/events?limit=20");
-    let lease_data = json!({ "nonce": "n", "expires_at": 4_000_000_000_u64, "owner": "me", "description": "",
+    let lease_data = json!({ "nonce": "n", "expires_at": 4_000_000_000_u64, "owner": "me",
+        "description": "",
                        "version": "01HQ73A7BFFDF1B6WMGHFZZ4E7" });
     let mut granted = lease_data.clone();
     granted["status"] = json!("success");
@@ -215,7 +228,8 @@ async fn with_checks(later: Value) -> Outcome {
 
 #[tokio::test]
 async fn health_checks_are_followed_until_they_pass_or_the_machine_is_gone() {
-    let passing = json!({ "name": "a", "status": "passing", "output": "", "updated_at": "2020-01-02T03:04:05Z" });
+    let passing = json!({ "name": "a", "status": "passing", "output": "",
+        "updated_at": "2020-01-02T03:04:05Z" });
     let outcome = with_checks(json!({ "checks": [passing] })).await;
     assert_eq!(
         (outcome.code, &*outcome.stderr),
@@ -226,7 +240,8 @@ async fn health_checks_are_followed_until_they_pass_or_the_machine_is_gone() {
         "{}",
         outcome.stdout
     );
-    let critical = json!({ "name": "a", "status": "critical", "output": "", "updated_at": "2020-01-02T03:04:05Z" });
+    let critical = json!({ "name": "a", "status": "critical", "output": "",
+        "updated_at": "2020-01-02T03:04:05Z" });
     let outcome = with_checks(json!({ "state": "stopped", "checks": [critical] })).await;
     assert_eq!(outcome.code, 1);
     assert!(
@@ -249,8 +264,10 @@ async fn lists_are_tables_json_or_nothing_but_ids() {
     assert_eq!(
         outcome.stdout,
         "1 machine has been retrieved from app a.\n\na\n \
-         ID             │ NAME │ STATE   │ CHECKS │ REGION │ ROLE │ IMAGE           │ IP ADDRESS │ VOLUME │ CREATED          │ LAST UPDATED     │ PROCESS GROUP │ SIZE               \n \
-         148ed193b95389 │ web  │ started │        │ local  │      │ library/nginx:1 │ fdaa::1:2  │        │ Jan 2 2020 03:04 │ Jan 2 2020 03:04 │               │ shared-cpu-2x:512MB\n\n"
+         ID             │ NAME │ STATE   │ CHECKS │ REGION │ ROLE │ IMAGE           │ IP ADDRESS \
+         │ VOLUME │ CREATED          │ LAST UPDATED     │ PROCESS GROUP │ SIZE               \n \
+         148ed193b95389 │ web  │ started │        │ local  │      │ library/nginx:1 │ fdaa::1:2  \
+         │        │ Jan 2 2020 03:04 │ Jan 2 2020 03:04 │               │ shared-cpu-2x:512MB\n\n"
     );
     let outcome = run_at(&url, "machine list -a a -q").await;
     assert_eq!((&*outcome.stdout, &*outcome.stderr), (" 148ed193b95389\n", ""));
@@ -288,7 +305,8 @@ async fn confirmations_need_someone_to_give_them() {
     assert_eq!(outcome.code, 1);
     assert_eq!(
         outcome.stderr,
-        "Destroying an app is not reversible.\nError: yes flag must be specified when not running interactively\n"
+        "Destroying an app is not reversible.\nError: yes flag must be specified when not running \
+         interactively\n"
     );
     let outcome = run_at(&url, "machine stop -a a").await;
     assert_eq!(outcome.code, 1);

@@ -26,8 +26,10 @@ const VERSION: &str = "01HQ73A7BFFDF1B6WMGHFZZ4E7";
 
 fn machine(id: &str, state: &str) -> Value {
     json!({"machine": {
-        "id": id, "name": format!("name-{id}"), "state": state, "region": "local", "instance_id": VERSION, "version": VERSION,
-        "private_ip": "", "created_at": "", "updated_at": "", "image_ref": {"registry": "", "repository": "", "digest": ""}, "config": {}
+        "id": id, "name": format!("name-{id}"), "state": state, "region": "local",
+        "instance_id": VERSION, "version": VERSION,
+        "private_ip": "", "created_at": "", "updated_at": "",
+        "image_ref": {"registry": "", "repository": "", "digest": ""}, "config": {}
     }})
 }
 
@@ -96,7 +98,8 @@ fn answers() -> Vec<(u16, Vec<Value>, bool)> {
 }
 
 const NOTES: &str = "The server closed the connection, reconnecting...\nReconnected.\n\
-                     The server closed the connection, reconnecting...\nError: Could not find App \"a\"\n\
+                     The server closed the connection, reconnecting...\nError: Could not find \
+                     App \"a\"\n\
                      'caddis apps list' lists the apps.\n";
 
 #[tokio::test]
@@ -106,7 +109,8 @@ async fn changes_are_lines_and_a_server_that_comes_back_is_followed_until_the_ap
     assert_eq!(
         stdout,
         format!(
-            "{A} started name-{A}\n{B} started name-{B}\n{A} stopped name-{A}\n{B} removed\n{A} removed\n"
+            "{A} started name-{A}\n{B} started name-{B}\n{A} stopped name-{A}\n{B} removed\n{A} \
+             removed\n"
         ),
         "what was known before the connection broke is not told again"
     );

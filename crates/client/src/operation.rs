@@ -71,8 +71,10 @@ mod tests {
 
     #[test]
     fn events_are_read_in_every_form_and_others_passed_over() {
-        let operation = r#"{"kind":"create","step":"pull","bytes_done":1,"bytes_total":2,"attempt":1,
-            "started_at":"2026-01-01T00:00:00.000Z","deadline":"2026-01-01T00:10:00.000Z"}"#;
+        let operation = concat!(
+            r#"{"kind":"create","step":"pull","bytes_done":1,"bytes_total":2,"attempt":1,"#,
+            r#""started_at":"2026-01-01T00:00:00.000Z","deadline":"2026-01-01T00:10:00.000Z"}"#,
+        );
         for data in
             [operation.to_owned(), format!(r#"{{"operation":{operation},"state":"creating"}}"#)]
         {

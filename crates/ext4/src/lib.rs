@@ -6,9 +6,9 @@
 //! bytes (`mke2fs -d` looks through a directory again for each of its entries).
 //!
 //! ```text
-//!  tree ─▶ source ─▶ fill ─┬─▶ directory (hash)      ─┐
-//!                          ├─▶ attributes (acl)       ├─▶ volume: blocks, inodes, counters, checksums ─▶ image file
-//!                          └─▶ extents, inode        ─┘
+//!  tree ─▶ source ─▶ fill ─┬─▶ directory (hash) ─┐
+//!                          ├─▶ attributes (acl) ─┼─▶ volume: blocks, inodes, ─▶ image file
+//!                          └─▶ extents, inode   ─┘   counters, checksums
 //! ```
 //! The format is that of the kernel's documentation, Documentation/filesystems/ext4. Blocks and
 //! inodes are given out in ascending order, so that the file system's used part is dense, and the

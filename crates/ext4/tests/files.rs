@@ -280,8 +280,9 @@ fn a_file_larger_than_ext4_has_them_is_refused() {
     let largest = u64::from(u32::MAX) * 4096;
     world.make(64 * MIB, 1000, &[]);
     if file.set_len(largest + 1).is_ok() {
-        assert!(
-            matches!(world.fill().unwrap_err(), Error::Unsupported { path, .. } if path.ends_with("huge"))
-        );
+        assert!(matches!(
+            world.fill().unwrap_err(),
+            Error::Unsupported { path, .. } if path.ends_with("huge")
+        ));
     }
 }

@@ -126,7 +126,9 @@ fn plant(world: &World, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 8, max_shrink_iters: 60, ..ProptestConfig::default()
+    })]
 
     #[test]
     fn random_trees_come_back_as_they_were(steps in prop::collection::vec(step(), 0..60)) {

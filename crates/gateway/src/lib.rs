@@ -2,12 +2,13 @@
 //! worker that owns a machine, and answers reads from its [`caddis_view`]. Owns nothing durable.
 //!
 //! ```text
-//! request ─▶ envelope (request id, log, panics, error bodies) ─▶ authentication ─▶ limits ─▶ endpoint
-//!                                                          endpoint ─▶ authorization ─▶ view, catalog
-//!                                                                   ─▶ view      reads, waits
-//!                                                                   ─▶ bus       changes, asked of the owner
-//!                                                                   ─▶ streams   exec, logs, images
-//!                                                                   ─▶ catalog   names, apps, tokens
+//! request  ─▶ envelope (request id, log, panics, error bodies) ─▶ authentication ─▶ limits
+//!          ─▶ endpoint
+//! endpoint ─▶ authorization ─▶ view, catalog
+//!          ─▶ view             reads, waits
+//!          ─▶ bus              changes, asked of the owner
+//!          ─▶ streams          exec, logs, images
+//!          ─▶ catalog          names, apps, tokens
 //! ```
 #![forbid(unsafe_code)]
 

@@ -2,7 +2,7 @@
 //! lets requests in progress finish.
 //!
 //! ```text
-//!  accept ─▶ place free ───────────────────────────────────▶ served until it has been idle too long
+//!  accept ─▶ place free ───────────────────────────────────▶ served until it is idle too long
 //!         └▶ all taken ─▶ the one idle longest is closed ─▶
 //!                      └▶ none is idle ─▶ waits for a place ─▶ told so, after a time
 //! ```
@@ -182,7 +182,9 @@ async fn wait_for_a_place(
     ticket: OwnedSemaphorePermit,
 ) {
     let place = tokio::select! {
-        place = tokio::time::timeout(server.place_timeout, server.places.make()) => place.ok().flatten(),
+        place = tokio::time::timeout(server.place_timeout, server.places.make()) => {
+            place.ok().flatten()
+        }
         () = server.stopping.cancelled() => return,
     };
     if let Some(place) = place {

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! fork ▸ [Begin] ▸ [User] ▸ [Directory] ▸ [Program] ▸ [Enter] ▸ [Execute] ▸ exec: the pipe ends
-//!                     └──────────┴───────────┴───────────┴─────────┴──────▸ failed: `!`, exit status and why
+//!                     └──────────┴───────────┴───────────┴─────────┴──────▸ failed: `!`, exit
+//!                                                                           status and why
 //! ```
 
 use std::{

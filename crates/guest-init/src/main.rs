@@ -2,9 +2,9 @@
 //! which machine this is, turns the VM into it, runs its program, and reports its end.
 //!
 //! ```text
-//! kernel ▸ /dev, /proc, /sys ▸ modules, devices ▸ port, launcher ▸ [Configure] ▸ entropy, clock, network, root ▸ program
-//!                                                                                                            │
-//!   power off ◀ [AcknowledgeExit] ◀ exit report ◀ last log lines ◀──────────────── end of the program ◀──────┘
+//! kernel ▸ /dev, /proc, /sys ▸ modules, devices ▸ port, launcher
+//!        ▸ [Configure] ▸ entropy, clock, network, root ▸ program ▸ its end
+//!        ▸ last log lines ▸ exit report ▸ [AcknowledgeExit] ▸ power off
 //! ```
 //! While init waits for `Configure` the VM may be saved, and later restored as many machines: until
 //! then it reads no boot id and opens no disk, and what was drawn of random bytes is nobody's.

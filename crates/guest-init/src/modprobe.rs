@@ -3,7 +3,8 @@
 //! nothing for it.
 //!
 //! ```text
-//! kernel: request_module("fs-overlay") ▸ modprobe -q -- fs-overlay ▸ the first time: disk to its driver, mount
+//! kernel: request_module("fs-overlay") ▸ modprobe -q -- fs-overlay
+//!         ▸ the first time: disk to its driver, mount
 //!         ▸ which modules, and what before them ▸ finit_module for each
 //! ```
 //! It is an ordinary process, so that a slow disk holds up nobody but who asked. Images' own

@@ -186,7 +186,11 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_files_and_names_give_a_user_or_an_error(text in ".{0,40}", passwd in "[a-z0-9:,\\-\n]{0,200}", group in ".{0,200}") {
+        fn any_files_and_names_give_a_user_or_an_error(
+            text in ".{0,40}",
+            passwd in "[a-z0-9:,\\-\n]{0,200}",
+            group in ".{0,200}",
+        ) {
             if let Ok(user) = resolve_in(&text, Some(&passwd), Some(&group)) {
                 proptest::prop_assert!(user.uid <= LARGEST_ID && user.groups.contains(&user.gid));
             }

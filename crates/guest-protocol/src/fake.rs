@@ -2,7 +2,7 @@
 //!
 //! | `argv[0]` | what it does |
 //! |---|---|
-//! | `sleep [seconds\|inf]` | ends with 0 after that time, or by SIGINT, SIGTERM, SIGKILL and the like |
+//! | `sleep [seconds\|inf]` | ends with 0 after that time, or by SIGINT, SIGTERM, SIGKILL |
 //! | `exit CODE` | ends at once |
 //! | `ignore-signals` | ends by SIGKILL only |
 //! | `echo WORDS` | one line of log, then 0 |
@@ -315,7 +315,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 }
                 Ok(()) = news.changed() => {}
                 Ok(()) = mute.changed() => {}
-                Some((message, payload)) = self.replies.recv() => self.send(&message, &payload).await?,
+                Some((message, payload)) = self.replies.recv() => {
+                    self.send(&message, &payload).await?;
+                }
             }
         }
     }

@@ -2,9 +2,9 @@
 //! next one by its magic number, and checks show whether it is whole.
 //!
 //! ```text
-//! 0       4       8        12            16            20
-//! │ magic │ epoch │ control │ payload     │ CRC-32 of   │ control: JSON │ payload: raw │ CRC-32 of both │
-//! │       │       │ length  │ length      │ the first 16│               │              │                │
+//! 0       4       8         12        16             20
+//! │ magic │ epoch │ control │ payload │ CRC-32 of    │ control: │ payload: │ CRC-32 of │
+//! │       │       │ length  │ length  │ the first 16 │ JSON     │ raw      │ both      │
 //! ```
 //! All numbers are little-endian. The epoch is chosen by the host for each connection and repeated
 //! by the guest; frames of another epoch are left over from an earlier connection and are dropped.

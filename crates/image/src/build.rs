@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!  fetch (parallel) ─▶ blob, verified ─┐
-//!                                      ├─▶ unpack thread, layers in order ─▶ disk ─▶ fsync ─▶ rename
-//!  archive on disk ────────────────────┘       (next layer inflates ahead)
+//!                                      ├─▶ unpack thread, layers in order ─▶ disk ─▶ fsync
+//!  archive on disk ────────────────────┘   (next layer inflates ahead)       ─▶ rename
 //! ```
 //! Everything before the rename happens below the session's directory and is removed whatever
 //! comes.
@@ -94,7 +94,10 @@ impl Inner {
                 biased;
                 result = &mut result => return result,
                 changed = flight.progress.changed() => match changed {
-                    Ok(()) => drop(progress.send_replace(flight.progress.borrow_and_update().clone())),
+                    Ok(()) => {
+                        let now = flight.progress.borrow_and_update().clone();
+                        progress.send_replace(now);
+                    }
                     Err(_) => return result.await,
                 },
             }

@@ -99,7 +99,9 @@ pub(crate) async fn make(
         words
     };
     let (words, status) = tokio::select! {
-        (words, status) = async { tokio::join!(words, child.wait()) } => (words, status.map_err(failed)?),
+        (words, status) = async { tokio::join!(words, child.wait()) } => {
+            (words, status.map_err(failed)?)
+        }
         () = cancelled.cancelled() => {
             // Dropping the child kills it; what it wrote is in a directory that the caller removes.
             return Err(ImageError::Interrupted { what: "building the root disk".to_owned() });

@@ -138,17 +138,23 @@ fn digest(letter: char) -> String {
 fn manifests_and_indexes() {
     let limits = Limits { layers: 20, ..Limits::default() };
     let manifest = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "annotations": {"a": "b"},
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest('a'), "size": 12},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest('b'), "size": 34}],
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "annotations": {"a": "b"},
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                   "digest": digest('a'), "size": 12},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                    "digest": digest('b'), "size": 34}],
     });
     let entry = |letter, kind: &str, variant: &str| {
-        json!({"mediaType": format!("application/vnd.oci.image.{kind}.v1+json"), "digest": digest(letter), "size": 1,
-               "platform": {"os": "linux", "architecture": "amd64", "variant": variant}, "annotations": {"x": null}})
+        json!({"mediaType": format!("application/vnd.oci.image.{kind}.v1+json"),
+               "digest": digest(letter), "size": 1,
+               "platform": {"os": "linux", "architecture": "amd64", "variant": variant},
+               "annotations": {"x": null}})
     };
     let index = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [entry('c', "manifest", "v2"), entry('d', "index", ""), {"digest": digest('e'), "size": 1}],
+        "manifests": [entry('c', "manifest", "v2"), entry('d', "index", ""),
+                      {"digest": digest('e'), "size": 1}],
     });
     damaged(&[manifest.to_string().into(), index.to_string().into()], |input| {
         match manifest::parse("app", input, &limits) {
@@ -184,10 +190,13 @@ fn manifests_and_indexes() {
 #[test]
 fn configurations() {
     let config = json!({
-        "os": "linux", "architecture": "amd64", "variant": "v2", "created": "2026-01-01T00:00:00Z", "history": [{}],
+        "os": "linux", "architecture": "amd64", "variant": "v2",
+        "created": "2026-01-01T00:00:00Z", "history": [{}],
         "rootfs": {"type": "layers", "diff_ids": [digest('a')]},
-        "config": {"User": "web", "Env": ["A=1", "B"], "Cmd": ["a"], "Entrypoint": "b", "WorkingDir": "/",
-                   "Labels": {"x": "y", "z": null}, "ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGTERM"},
+        "config": {"User": "web", "Env": ["A=1", "B"], "Cmd": ["a"], "Entrypoint": "b",
+                   "WorkingDir": "/",
+                   "Labels": {"x": "y", "z": null}, "ExposedPorts": {"80/tcp": {}},
+                   "StopSignal": "SIGTERM"},
     });
     damaged(&[config.to_string().into()], |input| {
         match parse_config("app", input, 1).and_then(|config| config.runs_with("app", 3)) {

@@ -1,7 +1,8 @@
 //! Layers: from compressed bytes to files below one directory.
 //!
 //! ```text
-//!  blob ─▶ inflate (own thread: decompress, hash, count) ─▶ tar (headers, limits) ─▶ unpack (files, whiteouts)
+//!  blob ─▶ inflate (own thread: decompress, hash, count) ─▶ tar (headers, limits)
+//!       ─▶ unpack (files, whiteouts)
 //! ```
 
 pub(crate) mod compression;

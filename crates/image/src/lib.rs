@@ -4,9 +4,9 @@
 //! ever written below the store. Nothing from an image is run or mounted on the host.
 //!
 //! ```text
-//!  reference ──resolve──▶ manifest + config ──┐
-//!                                             ├─▶ layers ──▶ unpacked tree ───ext4───▶ disks/<digest>.ext4
-//!  archive   ──import───▶ manifest + config ──┘   (verified)   (tmp/, 0700)            (renamed into place)
+//!  reference ─resolve─▶ manifest + config ─┐
+//!                                          ├─▶ layers ─▶ unpacked tree ─ext4─▶ disks/<digest>.ext4
+//!  archive ───import──▶ manifest + config ─┘ (verified)  (tmp/, 0700)         (renamed into place)
 //! ```
 #![forbid(unsafe_code)]
 

@@ -320,10 +320,13 @@ mod tests {
     #[test]
     fn null_absent_and_empty_are_alike_in_every_optional_field_of_a_manifest_and_an_index() {
         let manifest = json!({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "artifactType": "",
-            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest('a'), "size": 1,
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": "",
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                       "digest": digest('a'), "size": 1,
                        "annotations": {}, "urls": [], "data": ""},
-            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest('b'), "size": 2,
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar",
+                        "digest": digest('b'), "size": 2,
                         "annotations": {"a": "b"}, "platform": {"os": ""}}],
             "annotations": {"x": "y"}, "subject": {},
         });
@@ -360,9 +363,12 @@ mod tests {
             assert_eq!(read.layers, []);
         }
         let index = json!({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "annotations": {"a": null},
-            "manifests": [{"mediaType": "x", "digest": digest('a'), "size": 1, "annotations": {"b": null},
-                           "platform": {"os": "linux", "architecture": "amd64", "variant": "v2", "os.features": [null]}}],
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+            "annotations": {"a": null},
+            "manifests": [{"mediaType": "x", "digest": digest('a'), "size": 1,
+                           "annotations": {"b": null},
+                           "platform": {"os": "linux", "architecture": "amd64", "variant": "v2",
+                                        "os.features": [null]}}],
         });
         let (platform, entry) = ("/manifests/0/platform", "/manifests/0");
         for (field, empty) in [
@@ -390,11 +396,15 @@ mod tests {
     #[test]
     fn null_absent_and_empty_are_alike_in_every_field_of_a_configuration() {
         let full = json!({
-            "os": "linux", "architecture": "amd64", "variant": "", "created": null, "author": null, "history": [null],
+            "os": "linux", "architecture": "amd64", "variant": "", "created": null,
+            "author": null, "history": [null],
             "rootfs": {"type": "layers", "diff_ids": []},
-            "config": {"User": "web", "Env": ["A=1"], "Cmd": ["x"], "Entrypoint": ["y"], "WorkingDir": "/w",
-                       "StopSignal": "SIGQUIT", "ExposedPorts": {"80/tcp": null, "443/TCP": {}}, "Volumes": null,
-                       "Labels": {"Maker": "me", "none": null}, "OnBuild": null, "Healthcheck": null},
+            "config": {"User": "web", "Env": ["A=1"], "Cmd": ["x"], "Entrypoint": ["y"],
+                       "WorkingDir": "/w",
+                       "StopSignal": "SIGQUIT", "ExposedPorts": {"80/tcp": null, "443/TCP": {}},
+                       "Volumes": null,
+                       "Labels": {"Maker": "me", "none": null}, "OnBuild": null,
+                       "Healthcheck": null},
         });
         let Config { run, labels, .. } = config(&full, 0).unwrap();
         assert_eq!(
@@ -446,9 +456,10 @@ mod tests {
 
     #[test]
     fn what_go_reads_is_read() {
-        let odd =
-            b"{\"OS\": \"linux\", \"Architecture\": \"amd64\", \"RootFS\": null, \"unknown\": {\"deep\": [1.5e300]},\
-            \"Config\": {\"entrypoint\": \"/bin/sh\", \"CMD\": [\"a\", null], \"Env\": [\"A=1\", \"B=\xff\"],\
+        let odd = b"{\"OS\": \"linux\", \"Architecture\": \"amd64\", \"RootFS\": null, \
+            \"unknown\": {\"deep\": [1.5e300]},\
+            \"Config\": {\"entrypoint\": \"/bin/sh\", \"CMD\": [\"a\", null], \
+            \"Env\": [\"A=1\", \"B=\xff\"],\
             \"labels\": {\"L\xe4nge\": \"x\"}}}";
         let config = parse_config("app", odd, 0).unwrap();
         assert_eq!(config.run.entrypoint, ["/bin/sh"], "one word alone");
@@ -457,7 +468,8 @@ mod tests {
             (1, 2),
             "a byte that is not UTF-8 harms no other text"
         );
-        let manifest = json!({"SchemaVersion": 2, "CONFIG": {"Digest": digest('a'), "Size": 3}, "Layers": null});
+        let manifest = json!({"SchemaVersion": 2, "CONFIG": {"Digest": digest('a'), "Size": 3},
+                              "Layers": null});
         assert!(
             matches!(read(&manifest).unwrap(), Document::Manifest(found) if found.config.size == 3)
         );

@@ -5,8 +5,8 @@
 //! of blobs that keeps their hash.
 //!
 //! ```text
-//!  request ─▶ guard ─▶ connect (resolver filters addresses) ─▶ redirects, each through the guard, credentials
-//!     ▲                                                         only to the registry itself
+//!  request ─▶ guard ─▶ connect (resolver filters addresses) ─▶ redirects, each through the guard,
+//!     ▲                                                         credentials only to the registry
 //!     └── 401: token from the realm, once ◀──────────────────── answer
 //! ```
 

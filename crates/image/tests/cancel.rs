@@ -185,7 +185,9 @@ async fn in_whatever_step_the_caller_goes_nothing_half_made_stays() {
         let building = store.root_disk(&resolved, &sender);
         tokio::select! {
             result = building => panic!("it was done before anyone could go: {result:?}"),
-            reached = receiver.wait_for(|progress| steps.contains(&progress.step.as_str())) => drop(reached.unwrap()),
+            reached = receiver.wait_for(|progress| steps.contains(&progress.step.as_str())) => {
+                drop(reached.unwrap());
+            }
         }
         drop(store);
         closed(&world).await;

@@ -105,7 +105,8 @@ async fn each_path_of_a_registry_is_shown_its_own_login_and_no_other_paths() {
     assert_eq!(shown(&log, "/v2/stranger/"), [""; 0]);
 
     // With a login of the whole host the stranger is shown that.
-    let auths = json!({ "auths": { format!("{host}/team"): login("team"), host.clone(): login("stranger") }});
+    let auths = json!({ "auths": { format!("{host}/team"): login("team"),
+        host.clone(): login("stranger") }});
     fs::write(&file, auths.to_string()).unwrap();
     store.resolve(&registry.reference("stranger/app")).await.unwrap();
     assert_eq!(shown(&registry.log(), "/v2/stranger/"), [basic("stranger")]);
@@ -115,7 +116,8 @@ async fn each_path_of_a_registry_is_shown_its_own_login_and_no_other_paths() {
 async fn a_token_server_is_shown_the_login_of_the_path_that_a_token_is_for() {
     let (registry, world, file) = start(&["team/app", "other/app", "public/app"]).await;
     let host = &registry.address;
-    let auths = json!({ "auths": { format!("{host}/team"): login("team"), format!("{host}/other"): login("other") }});
+    let auths = json!({ "auths": { format!("{host}/team"): login("team"),
+        format!("{host}/other"): login("other") }});
     fs::write(&file, auths.to_string()).unwrap();
     let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"svc\"");
     registry.misbehave(move |request| {
@@ -193,7 +195,8 @@ async fn a_login_that_a_helper_keeps_is_named_in_the_error_and_harms_no_other() 
     let (registry, world, file) = start(&["private/app", "team/app", "public/app"]).await;
     let host = registry.address.clone();
     let auths = json!({
-        "auths": { host.clone(): {}, format!("{host}/team"): login("team"), "elsewhere.example.com": null },
+        "auths": { host.clone(): {}, format!("{host}/team"): login("team"),
+            "elsewhere.example.com": null },
         "credHelpers": { host.clone(): "keychain", "elsewhere.example.com": null },
     });
     fs::write(&file, auths.to_string()).unwrap();

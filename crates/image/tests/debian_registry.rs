@@ -38,7 +38,8 @@ impl DockerRegistry {
             let address =
                 TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
             let configuration = format!(
-                "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {0}/data}}}}\n\
+                "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: \
+                 {0}/data}}}}\n\
                  http: {{addr: '{address}'}}\n{1}",
                 directory.path().display(),
                 authentication.replace("DIRECTORY", directory.path().to_str().unwrap()),

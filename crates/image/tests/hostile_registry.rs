@@ -527,7 +527,9 @@ async fn layers_shared_between_images_are_fetched_once() {
 async fn a_config_for_another_platform_is_refused() {
     let image = image();
     let (registry, world) = start(&image).await;
-    let arm = json!({"architecture": "arm64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}).to_string();
+    let arm = json!({"architecture": "arm64", "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": []}})
+    .to_string();
     let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [],
         "config": {"mediaType": CONFIG, "digest": digest(arm.as_bytes()), "size": arm.len()}});
     registry.replace_blob(&digest(arm.as_bytes()), arm.into_bytes());

@@ -39,7 +39,8 @@ fn build(platform: &str) -> Image {
 }
 
 fn entry(image: &Image, platform: Option<&str>) -> Value {
-    let mut entry = json!({"mediaType": MANIFEST, "digest": image.digest(), "size": image.manifest_bytes().len()});
+    let mut entry = json!({"mediaType": MANIFEST, "digest": image.digest(),
+        "size": image.manifest_bytes().len()});
     if let Some(platform) = platform {
         let parts: Vec<&str> = platform.split('/').collect();
         entry["platform"] =
@@ -209,8 +210,10 @@ async fn nulls_and_absences_are_read_from_registry_layout_and_archives() {
         }
         config["rootfs"]["type"] = Value::Null;
         config["config"] = json!({
-            "Env": null, "Cmd": null, "Entrypoint": ["/odd"], "ExposedPorts": {"80/tcp": null}, "Volumes": null,
-            "Labels": {"none": null}, "User": null, "WorkingDir": null, "StopSignal": null, "OnBuild": null,
+            "Env": null, "Cmd": null, "Entrypoint": ["/odd"], "ExposedPorts": {"80/tcp": null},
+            "Volumes": null,
+            "Labels": {"none": null}, "User": null, "WorkingDir": null, "StopSignal": null,
+            "OnBuild": null,
         });
     });
     let mut descriptor = entry(&image, None);
@@ -321,8 +324,11 @@ async fn an_image_with_several_tags_is_one_image_and_keeps_them() {
     let entries: Vec<Value> = ["web:1", "web:latest"]
         .map(|name| {
             let mut entry = entry(&image, None);
-            entry["annotations"] = json!({"io.containerd.image.name": format!("docker.io/library/{name}"),
-                "org.opencontainers.image.ref.name": name.split_once(':').unwrap().1});
+            let (whole, tag) =
+                (format!("docker.io/library/{name}"), name.split_once(':').unwrap().1);
+            entry["annotations"] = json!({
+                "io.containerd.image.name": whole, "org.opencontainers.image.ref.name": tag,
+            });
             entry
         })
         .to_vec();

@@ -219,10 +219,16 @@ async fn a_long_wait_is_not_kept_but_told() {
             world.config.transfer.attempts = 2;
             let asked = asked.clone();
             registry.misbehave(move |request| {
-                let body =
-                    r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}"#;
+                let body = concat!(
+                    r#"{"errors":[{"code":"TOOMANYREQUESTS","#,
+                    r#""message":"You have reached your pull rate limit."}]}"#
+                );
                 let reply = Reply::new(status, body);
-                let reply = if asked.is_empty() { reply } else { reply.header("Retry-After", asked.clone()) };
+                let reply = if asked.is_empty() {
+                    reply
+                } else {
+                    reply.header("Retry-After", asked.clone())
+                };
                 request.path.contains(part).then_some(reply)
             });
             let (error, text) = refused(&world, &registry).await;
@@ -259,7 +265,8 @@ fn pulls(registry: &FakeRegistry) -> usize {
 #[tokio::test]
 async fn twenty_machines_of_an_image_that_is_there_cost_no_pull() {
     let (registry, world) = start().await;
-    let entry = json!({"mediaType": MANIFEST, "digest": image().digest(), "size": image().manifest_bytes().len(),
+    let entry = json!({"mediaType": MANIFEST, "digest": image().digest(),
+        "size": image().manifest_bytes().len(),
         "platform": {"os": "linux", "architecture": "amd64"}});
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})
         .to_string()
@@ -378,7 +385,8 @@ async fn a_web_page_is_called_that() {
 async fn a_missing_build_of_an_index_is_said_to_be_missing() {
     let (registry, world) = start().await;
     let gone = digest(b"gone");
-    let entry = json!({"mediaType": MANIFEST, "digest": gone, "size": 4, "platform": {"os": "linux", "architecture": "amd64"}});
+    let entry = json!({"mediaType": MANIFEST, "digest": gone, "size": 4,
+        "platform": {"os": "linux", "architecture": "amd64"}});
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})
         .to_string()
         .into_bytes();

@@ -96,8 +96,13 @@ fn layout(world: &World, image: &Image) -> PathBuf {
         fs::write(archive.join("blobs/sha256").join(digest.trim_start_matches("sha256:")), bytes)
             .unwrap();
     }
-    let index = serde_json::json!({"schemaVersion": 2, "manifests": [{"mediaType": support::image::MANIFEST,
-        "digest": image.digest(), "size": image.manifest_bytes().len()}]});
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": support::image::MANIFEST, "digest": image.digest(),
+            "size": image.manifest_bytes().len(),
+        }],
+    });
     fs::write(archive.join("index.json"), index.to_string()).unwrap();
     archive
 }

@@ -67,7 +67,8 @@ table inet {TABLE} {{
         type ipv6_addr . ipv6_addr
         flags interval
     }}
-    # A VM sends under its own addresses only: those that are routed to its tap. From the host nobody else does.
+    # A VM sends under its own addresses only: those that are routed to its tap. From the host
+    # nobody else does.
     chain spoofing {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{TAP_PREFIX}*" fib saddr . iif oif missing drop
@@ -110,8 +111,8 @@ table inet {TABLE} {{
 
 /// A rule that this kernel must know beside those of the table: the host's part is written without
 /// nft.
-const ALSO_NEEDED: &str = "table inet caddis-check { chain leaving { type nat hook postrouting priority srcnat; \
-                           meta mark set meta mark or 1; masquerade; }; }\n";
+const ALSO_NEEDED: &str = "table inet caddis-check { chain leaving { type nat hook postrouting \
+                           priority srcnat; meta mark set meta mark or 1; masquerade; }; }\n";
 
 /// Loads the filter into the namespace in one transaction. Blocks.
 pub(crate) fn load(namespace: &Namespace, allowed: &[IpNet]) -> Result<(), NetworkError> {

@@ -1,11 +1,13 @@
 //! Taps, addresses, packet filter and DNS of VMs. Spawns no command once started.
 //!
 //! ```text
-//!              namespace of the installation                      │ host
-//!  VM eth0 ── tap caddisN ── routes ── uplink ────────────────────┼── caddis-I ── routes, NAT ── outside
-//!   10.201.x.y/32, via 169.254.255.1 │ nft table inet caddis:     │   169.254.255.2, fdaa::2
-//!   fdaa:…/128,    via fe80::1       │   what may pass            │   rules: in from here only what is marked, and
-//!                                    │ fdaa::3: DNS forwarder     │   never to an address of the host
+//!           namespace of the installation                   │ host
+//!  VM eth0 ── tap caddisN ── routes ── uplink ──────────────┼── caddis-I ── routes, NAT ── outside
+//!   10.201.x.y/32, via 169.254.255.1 │ nft table            │   169.254.255.2, fdaa::2
+//!   fdaa:…/128,    via fe80::1       │ inet caddis:         │   rules: in from here only what is
+//!                                    │   what may pass      │   marked, and never to an address
+//!                                    │ fdaa::3: DNS         │   of the host
+//!                                    │   forwarder          │
 //! ```
 //! Taps are routed, not bridged: each has a /32 and a /128 route and permanent neighbours, so no VM
 //! sees another's frames. Whether a packet's source is its VM's own is looked up in the routes

@@ -2,12 +2,14 @@
 //! host, whatever became of its packet filter. In this order, of the same priority:
 //!
 //! ```text
-//! 0: iif LINK to HOST lookup TABLE      answers to what the host itself has asked; TABLE has only that address
-//! 0: iif LINK fwmark MARK goto 1        what the filter has marked goes on behind the host's own addresses
-//! 0: iif LINK blackhole                 nothing else
-//! 0: lookup local                       the kernel's own rule, which is moved here
-//! 1: from HOST iif lo goto 2            the host itself
-//! 1: from HOST blackhole                who pretends to be it
+//! 0: iif LINK to HOST lookup TABLE  answers to what the host itself has asked; TABLE has only
+//!                                   that address
+//! 0: iif LINK fwmark MARK goto 1    what the filter has marked goes on behind the host's own
+//!                                   addresses
+//! 0: iif LINK blackhole             nothing else
+//! 0: lookup local                   the kernel's own rule, which is moved here
+//! 1: from HOST iif lo goto 2        the host itself
+//! 1: from HOST blackhole            who pretends to be it
 //! 2: nop
 //! ```
 //! `nft flush ruleset` takes away none of them, nor does `ip rule flush` any of priority 0: without

@@ -7,7 +7,7 @@
 //!        └───┬──────┘
 //!         Network: cut, lossy, late, with clocks that differ
 //!        ┌───┴──────┬─────────┐
-//!   Worker(0)  Worker(1)  Worker(2) …   each in a runtime of its own, so that it can be gone at once
+//!   Worker(0)  Worker(1)  Worker(2) …   each in a runtime of its own, so that it can end at once
 //! ```
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

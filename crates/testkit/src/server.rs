@@ -106,7 +106,9 @@ impl<'a> Server<'a> {
         let outcome = tokio::select! {
             ready = tokio::time::timeout(DEADLINE, ready) => ready.context("caddis serve was not \
                 ready in time")?,
-            status = child.wait() => bail!("caddis serve ended at start: {}\n{}", status?, self.log()),
+            status = child.wait() => {
+                bail!("caddis serve ended at start: {}\n{}", status?, self.log())
+            }
         };
         self.child = Some(child);
         outcome

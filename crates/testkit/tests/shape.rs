@@ -1,4 +1,5 @@
-//! The shape of the crates: no modules that import each other in a circle, no long files.
+//! The shape of the crates: no modules that import each other in a circle, no long files, no long
+//! lines.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{
@@ -12,6 +13,9 @@ const CIRCULAR: [&str; 3] = ["network", "testkit", "worker"];
 
 /// Lines of a file, but for its tests.
 const LONGEST: usize = 500;
+
+/// Characters of a line, but for inline snapshots.
+const WIDEST: usize = 100;
 
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
@@ -147,6 +151,57 @@ fn no_file_is_long() {
             assert!(lines <= LONGEST, "{} has {lines} lines", path.display());
         }
     }
+}
+
+/// What is before and after the first inline snapshot: its lines are those of what it shows.
+fn around_snapshot(text: &str) -> Option<(&str, &str)> {
+    let begins = text.match_indices('@').filter(|(at, _)| text[..*at].ends_with([' ', '(']));
+    begins.map(|(at, _)| at).find_map(|at| {
+        let literal = &text[at + 1..];
+        let raw = literal.strip_prefix('r');
+        let hashes = raw.map_or("", |raw| &raw[..raw.len() - raw.trim_start_matches('#').len()]);
+        let content = raw.map_or(literal, |raw| &raw[hashes.len()..]).strip_prefix('"')?;
+        let mut is_escaped = false;
+        let closes = |character: char| {
+            let closes = character == '"' && !is_escaped;
+            is_escaped = character == '\\' && !is_escaped;
+            closes
+        };
+        let end = match raw {
+            Some(_) => content.find(&format!("\"{hashes}")),
+            None => content.find(closes),
+        };
+        Some((&text[..at], &content[end? + 1 + hashes.len()..]))
+    })
+}
+
+fn without_snapshots(text: &str) -> String {
+    let (mut kept, mut rest) = (String::new(), text);
+    while let Some((before, after)) = around_snapshot(rest) {
+        kept.extend([before, "\n"]);
+        rest = after;
+    }
+    kept + rest
+}
+
+#[test]
+fn no_line_is_wide() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let directories = ["crates", "tests", "benches"].map(|name| root.join(name));
+    let files: Vec<_> = directories.iter().flat_map(|directory| sources(directory)).collect();
+    let files: Vec<_> = files.iter().filter(|path| is_rust(path)).collect();
+    assert!(files.len() > 500, "{files:?}");
+    for path in files {
+        let text = without_snapshots(&fs::read_to_string(path).unwrap());
+        let wide = text.lines().find(|line| line.chars().count() > WIDEST);
+        assert_eq!(wide, None, "in {}", path.display());
+    }
+}
+
+#[test]
+fn snapshots_are_left_out_and_nothing_else_is() {
+    let text = "a(b, @\"c \\\" c\nc\");\nd(e,\n @r##\"f\"# f\"##);\nlet g = \"h@\"; i(@\"j\")\n";
+    assert_eq!(without_snapshots(text), "a(b, \n);\nd(e,\n \n);\nlet g = \"h@\"; i(\n)\n");
 }
 
 #[test]

@@ -153,7 +153,8 @@ pub async fn follow(view: Arc<View>, client: WorkerClient, published: Published)
             }
             Some(ended) = inquiries.running.join_next() => match ended {
                 Ok((inquiry, listed)) => {
-                    if let (Inquiry::List(worker), Some(Listed { incarnation, sequence })) = (&inquiry, listed)
+                    let listed = (&inquiry, listed);
+                    if let (Inquiry::List(worker), Some(Listed { incarnation, sequence })) = listed
                         && sequences.listed(worker, &incarnation, sequence) == Next::List
                     {
                         tracing::info!(%worker, sequence, "listing a worker again: some of its \

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  deltas, announcements ──▶ follow ──▶ View ──▶ reads, watches of one machine or app
-//!  answers of workers ───────────────▶   └────▶ changes: one stream of everything that became different
+//!  answers of workers ───────────────▶   └────▶ changes: one stream of all that became different
 //! ```
 #![forbid(unsafe_code)]
 

@@ -5,7 +5,8 @@
 //! it again. What runs inside is reached over [`Vm::connect_agent`], a byte stream to init.
 //!
 //! ```text
-//! LaunchSpec ──prepare──▶ Seat {slot, tap or none} ──launch──▶ Vm ──save──▶ what a LaunchSpec resumes
+//! LaunchSpec ──prepare──▶ Seat {slot, tap or none} ──launch──▶ Vm
+//! Vm ──save──▶ what a LaunchSpec resumes
 //! ```
 //! What is known to drivers alone: whether a VM is warm, from a template or boots, how disks and
 //! saved VMs are written down, and what names these files have.

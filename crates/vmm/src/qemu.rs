@@ -1,8 +1,8 @@
 //! The QEMU driver: one `microvm` process per machine.
 //!
 //! ```text
-//! launch:  lock the directory ▸ record the slot ▸ cgroup ▸ sockets and files as descriptors ▸ fork, drop rights, exec
-//!          ▸ record the process
+//! launch:  lock the directory ▸ record the slot ▸ cgroup ▸ sockets and files as descriptors
+//!          ▸ fork, drop rights, exec ▸ record the process
 //! adopt:   the lock is held ▸ record ▸ pidfd ▸ slot from the process's own descriptor
 //! end:     pidfd ▸ why? ▸ cgroup, sockets, record removed ▸ slot given back
 //! ```

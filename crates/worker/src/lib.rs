@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  bus ──▶ requests ─▶ owner task (one per machine) ──▶ policy (pure: what may happen now?)
-//!                        │   ▲                     └──▶ operation (steps, each durable) ──▶ VMM, images, network
+//!                        │   ▲                     └──▶ operation (steps, each durable)
+//!                        │   │                          ──▶ VMM, images, network
 //!                        ▼   │ guest events, timers
 //!                      store (SQLite)  ──▶ deltas ──▶ bus
 //! ```

@@ -3,9 +3,10 @@
 //! published, goes out.
 //!
 //! ```text
-//!   request ──▶ policy ──▶ operation recorded ──▶ step ──▶ step recorded ──▶ … ──▶ outcome recorded
-//!                                                  │ fails: tried again from where nothing is left of the last try,
-//!                                                  ▼ then given up: `abandon` clears up; it has failed or is stopped
+//!   request ─▶ policy ─▶ operation recorded ─▶ step ─▶ step recorded ─▶ … ─▶ outcome recorded
+//!                                               │ fails: tried again from where nothing is left
+//!                                               │ of the last try, then given up: `abandon`
+//!                                               ▼ clears up; it has failed or is stopped
 //! ```
 //!
 //! What follows from the state alone is found out anew after each event ([`Owner::reconcile`]), so

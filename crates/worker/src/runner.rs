@@ -184,8 +184,10 @@ mod tests {
 
     fn exit(code: i32, signal: i32, requested: bool, more: Value) -> Value {
         let mut event = json!({
-            "exit_code": code, "guest_exit_code": code, "guest_signal": signal, "signal": -1, "oom_killed": false,
-            "requested_stop": requested, "restarting": false, "exited_at": "2026-08-21T10:00:00.000Z",
+            "exit_code": code, "guest_exit_code": code, "guest_signal": signal, "signal": -1,
+            "oom_killed": false,
+            "requested_stop": requested, "restarting": false,
+            "exited_at": "2026-08-21T10:00:00.000Z",
         });
         event.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
         json!({ "exit_event": event, "restart_count": 0 })

@@ -4,22 +4,25 @@
 //!
 //! | step | what it does | repeated after a crash | undone by |
 //! |---|---|---|---|
-//! | `pull` | root disk of the image | goes on where blobs are complete | nothing: shared, removed when unused |
+//! | `pull` | root disk of the image | goes on where blobs are complete | nothing: shared |
 //! | `back_off` | waits until a restart is due | waits for what is left | – |
 //! | `prepare_root` | blank overlay | replaced | `release` |
-//! | `launch` | slot, tap, VM process; resumed where there is a snapshot, which is used up | a VM that runs already is kept | `release` |
+//! | `launch` | slot, tap, VM process; uses up a snapshot | a VM that runs is kept | `release` |
 //! | `boot` | waits for init | – | `release` |
-//! | `configure` | makes the VM the machine, waits for its program | init takes the same configuration twice | `release` |
+//! | `configure` | makes the VM the machine, waits for its program | configured again | `release` |
 //! | `signal` | sends the stop signal | sent again | – |
 //! | `await_exit` | waits for the program's end, then kills | waits for what is left | – |
 //! | `power_off` | lets init unmount what is kept and end the VM | – | – |
 //! | `queue` | waits until fewer machines are being suspended | waits again | – |
 //! | `freeze` | has the guest's programs stand still | they do already | `thaw` |
 //! | `save` | memory and devices to a file | saved again | `release` |
-//! | `end_vm` | kills the VM, gives back slot and tap when its process is gone | nothing left to do | no undo: it is the undo |
+//! | `end_vm` | kills the VM, then gives back slot and tap | nothing left to do | is the undo |
 //! | `thaw` | has VM and programs go on, with the right time | they do already | – |
-//! | `release` | `end_vm`, and removes overlay and snapshot | nothing left to do | no undo: it is the undo |
+//! | `release` | `end_vm`, and removes overlay and snapshot | nothing left to do | is the undo |
 //! | `remove_files` | the machine's directory | nothing left to do | no undo: asked for |
+//!
+//! An image that is no longer used is removed by itself. `launch` resumes the VM where there is a
+//! snapshot. Init takes the same configuration twice.
 
 use std::{io, sync::Arc};
 

@@ -5,8 +5,9 @@
 //! since a host reboot ends every VM ([`Durability::Process`]).
 //!
 //! ```text
-//! queue: ▸ synced ▸ process ▸ synced ▸ …   each is committed to the write-ahead log, and told if nothing more is wanted;
-//!        then that log is written through once, and all that wait for it are told
+//! queue: ▸ synced ▸ process ▸ synced ▸ …   each is committed to the write-ahead log, and told if
+//!        nothing more is wanted; then that log is written through once, and all that wait for it
+//!        are told
 //! ```
 
 use std::{

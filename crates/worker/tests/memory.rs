@@ -117,7 +117,8 @@ impl Site {
 }
 
 fn config(more: Value) -> RawConfig {
-    let mut config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } });
+    let mut config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] },
+        "restart": { "policy": "no" } });
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     RawConfig::from(config.as_object().unwrap().clone())
 }

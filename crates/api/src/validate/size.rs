@@ -103,7 +103,10 @@ mod tests {
     fn what_is_unknown_or_only_stored_is_bounded_wherever_it_stands() {
         let large = "x".repeat(MAX_OTHER_BYTES + 1);
         let many: Vec<_> = (0..MAX_OTHER_BYTES / 2 + 1).map(|_| 1).collect();
-        let file = |more: Value| json!({ "files": [{ "guest_path": "/a", "raw_value": "", "more": more }] });
+        let file = |more: Value| {
+            let file = json!({ "guest_path": "/a", "raw_value": "", "more": more });
+            json!({ "files": [file] })
+        };
         for config in [
             json!({ "unknown": large }),
             json!({ "unknown": many }),
@@ -132,7 +135,10 @@ mod tests {
         let large = "x".repeat(MAX_OTHER_BYTES);
         let content = "A".repeat(4 * MAX_OTHER_BYTES);
         sized(json!({ "files": [{ "guest_path": "/a", "raw_value": content }] })).unwrap();
-        sized(json!({ "env": { "A": large }, "init": { "cmd": [large] }, "metadata": { "a": &large[2..] } })).unwrap();
+        let spread = json!({
+            "env": { "A": large }, "init": { "cmd": [large] }, "metadata": { "a": &large[2..] },
+        });
+        sized(spread).unwrap();
         sized(json!({ "unknown": &large[400..] })).unwrap();
         let words: Vec<_> = (0..200_000).map(|_| "a").collect();
         assert!(

@@ -12,7 +12,8 @@ fn fills_in_guest_and_restart_and_keeps_the_rest() {
     assert_eq!(
         Value::Object(stored.fields()),
         json!({"image": "nginx", "future": {"a": [1, 2]},
-            "services": [{"protocol": "tcp", "internal_port": 80, "autostop": true, "odd": 1, "force_instance_key": null}],
+            "services": [{"protocol": "tcp", "internal_port": 80, "autostop": true, "odd": 1,
+                "force_instance_key": null}],
             "guest": {"cpu_kind": "shared", "cpus": 1, "memory_mb": 256},
             "restart": {"policy": "on-failure", "max_retries": 10}, "init": {}})
     );
@@ -30,7 +31,8 @@ fn expands_sizes() {
 fn what_earlier_releases_stored_is_read() {
     let stored = raw(
         json!({"image": "a", "stop_config": {"timeout": 3, "signal": "SIGINT"}, "services": [{}],
-        "mounts": [{"volume": "vol_1", "path": "/data"}], "dns": {"hostname": "a b"}, "files": [{}]}),
+        "mounts": [{"volume": "vol_1", "path": "/data"}], "dns": {"hostname": "a b"},
+        "files": [{}]}),
     );
     assert_eq!(read(&stored).unwrap().stop_config.unwrap().timeout.unwrap().0.as_nanos(), 3);
 }
@@ -80,11 +82,13 @@ fn names_the_field_and_the_limit() {
         ),
         (json!({"image": "a", "processes": [{"cmd": ["a\0"]}]}), "config.processes[0], arguments"),
         (
-            json!({"image": "a", "processes": [{"env_from": [{"env_var": "", "field_ref": "id"}]}]}),
+            json!({"image": "a",
+                "processes": [{"env_from": [{"env_var": "", "field_ref": "id"}]}]}),
             "env_from",
         ),
         (
-            json!({"image": "a", "processes": [{"env_from": [{"env_var": "A", "field_ref": "x"}]}]}),
+            json!({"image": "a",
+                "processes": [{"env_from": [{"env_var": "A", "field_ref": "x"}]}]}),
             "field_ref",
         ),
         (json!({"image": "a", "processes": vec![json!({}); 65]}), "cannot exceed 64"),

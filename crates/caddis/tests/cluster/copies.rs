@@ -100,8 +100,7 @@ async fn the_catalog_alone_tells_a_host_that_its_machine_was_placed_elsewhere() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_was_away_while_its_machine_was_placed_elsewhere_stops_its_copy_when_it_returns()
- {
+async fn a_host_that_was_away_while_its_machine_was_placed_elsewhere_then_stops_its_copy() {
     let mut cluster = cluster(ClusterOptions::default()).await;
     // One that would be started again by itself.
     let mut always = config();

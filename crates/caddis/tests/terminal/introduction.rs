@@ -82,9 +82,8 @@ async fn a_shell_without_any_configuration() -> Result<()> {
             Same("Image size: 30 MB"),
             Same(""),
             Ours(
-                &[
-                    "Success! A Machine has been successfully launched in app interactive-shells-personal-{number}",
-                ],
+                &["Success! A Machine has been successfully launched in app \
+                   interactive-shells-personal-{number}"],
                 "flyctl-interactive-shells-",
             ),
             Same(" Machine ID: {id}"),

@@ -160,7 +160,8 @@ async fn run_offers_to_make_an_app_and_can_be_left_at_each_question() -> Result<
         Ok(stand.server.api()?.get(&format!("/v1/apps/{app}")).await?.status == 404)
     };
     let question = "App 'fresh' does not exist, would you like to create it?";
-    let other = "Running a Machine without specifying an app will create one for you, is this what you want?";
+    let other = "Running a Machine without specifying an app will create one for you, is this \
+                 what you want?";
     for (arguments, question, answer, code) in [
         (["machine", "run", "web:1", "-a", "fresh"].as_slice(), question, "\u{3}", 127),
         (&["machine", "run", "web:1", "-a", "fresh"], question, "n\r", 0),

@@ -73,9 +73,10 @@ async fn of_many_that_want_one_machine_name_one_gets_it(fixture: &Fixture) {
     assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 1);
     let holders = fixture.catalog.placements(None).await.unwrap();
     for refused in placed.iter().filter_map(|placed| placed.as_ref().err()) {
-        assert!(
-            matches!(refused, CatalogError::MachineNameTaken { holder, .. } if *holder == holders[0].machine)
-        );
+        assert!(matches!(
+            refused,
+            CatalogError::MachineNameTaken { holder, .. } if *holder == holders[0].machine
+        ));
     }
 }
 

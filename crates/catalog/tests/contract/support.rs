@@ -23,10 +23,12 @@ use caddis_catalog::{
 macro_rules! over_each_store {
     ($($test:ident),* $(,)?) => {
         mod sqlite {
-            $(#[tokio::test] async fn $test() { super::$test(&crate::support::Fixture::sqlite()).await })*
+            use crate::support::Fixture;
+            $(#[tokio::test] async fn $test() { super::$test(&Fixture::sqlite()).await })*
         }
         mod memory {
-            $(#[tokio::test] async fn $test() { super::$test(&crate::support::Fixture::memory()).await })*
+            use crate::support::Fixture;
+            $(#[tokio::test] async fn $test() { super::$test(&Fixture::memory()).await })*
         }
     };
 }

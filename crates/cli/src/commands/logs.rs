@@ -38,8 +38,14 @@ pub struct Logs {
     #[command(flatten)]
     app: AppArgs,
     /// Only logs of this machine, by ID or name.
-    #[arg(short, long, visible_alias = "instance", visible_short_alias = 'i', value_name = "MACHINE",
-          add = complete::machines())]
+    #[arg(
+        short,
+        long,
+        visible_alias = "instance",
+        visible_short_alias = 'i',
+        value_name = "MACHINE",
+        add = complete::machines()
+    )]
     machine: Option<String>,
     /// Choose the machine from a menu.
     #[arg(short, long)]

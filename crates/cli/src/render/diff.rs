@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn differences_have_a_gutter_and_a_little_around_them() {
-        let old = json!({ "auto_destroy": false, "dns": {}, "env": { "A": "1" }, "guest": { "cpus": 1, "memory_mb": 256 },
+        let old = json!({ "auto_destroy": false, "dns": {}, "env": { "A": "1" },
+                          "guest": { "cpus": 1, "memory_mb": 256 },
                           "image": "nginx:1", "init": {}, "metadata": {} });
         let mut new = old.clone();
         new["env"]["B"] = json!("2");
@@ -92,7 +93,8 @@ mod tests {
             "  ... // 3 identical lines\n    \"env\": {\n      \"A\": \"1\",\n\
              +     \"B\": \"2\"\n    },\n    \"guest\": {\n      \"cpus\": \
              1,\n-     \"memory_mb\": 256\n\
-             +     \"memory_mb\": 512\n    },\n    \"image\": \"nginx:1\",\n    ... // 3 identical lines\n"
+             +     \"memory_mb\": 512\n    },\n    \"image\": \"nginx:1\",\n    ... // 3 identical \
+             lines\n"
         );
         assert_eq!(json(paint, &old, &old), "  ... // 14 identical lines\n");
     }

@@ -34,7 +34,8 @@ mod tests {
         let value = serde_json::json!({"a": "<b> & \u{2028}", "empty": {}, "list": [], "n": [1]});
         assert_eq!(
             to_string(&value, "    "),
-            "{\n    \"a\": \"\\u003cb\\u003e \\u0026 \\u2028\",\n    \"empty\": {},\n    \"list\": [],\n    \"n\": \
+            "{\n    \"a\": \"\\u003cb\\u003e \\u0026 \\u2028\",\n    \"empty\": {},\n    \"list\": \
+             [],\n    \"n\": \
              [\n        1\n    ]\n}"
         );
     }

@@ -1,4 +1,5 @@
-//! Tables as the field's command line draws them: one leading space, cells padded and joined by ` │ `, no border.
+//! Tables as the field's command line draws them: one leading space, cells padded and joined by
+//! ` │ `, no border.
 //!
 //! On a terminal they fit: columns without any text are dropped, and where that is not enough the
 //! wide ones come last, the last that has room is wrapped, and a line below names those that have

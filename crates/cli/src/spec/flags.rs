@@ -30,10 +30,22 @@ pub struct MachineFlags {
     #[arg(long)]
     pub skip_dns_registration: bool,
     /// Whether a request to a service starts the machine.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     pub autostart: Option<bool>,
     /// What to do when its services are idle: off, stop or suspend.
-    #[arg(long, value_name = "ACTION", num_args = 0..=1, require_equals = true, default_missing_value = "stop")]
+    #[arg(
+        long,
+        value_name = "ACTION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "stop"
+    )]
     pub autostop: Option<String>,
     /// Restart policy: no, on-failure or always.
     #[arg(long, value_name = "POLICY")]

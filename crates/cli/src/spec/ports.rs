@@ -31,7 +31,8 @@ pub fn add(config: &mut Map<String, Value>, ports: &[String]) -> Result<(), CliE
             continue;
         }
         let known = known.unwrap_or_else(|| {
-            services.push(json!({ "protocol": wanted.protocol, "internal_port": wanted.internal, "ports": [] }));
+            let (protocol, port) = (&wanted.protocol, wanted.internal);
+            services.push(json!({ "protocol": protocol, "internal_port": port, "ports": [] }));
             services.len() - 1
         });
         let Some(service) = services[known].as_object_mut() else { continue };
@@ -153,7 +154,8 @@ mod tests {
     #[test]
     fn a_port_that_is_there_gets_other_handlers_or_goes() {
         let there = json!([{ "protocol": "tcp", "internal_port": 80, "autostop": true,
-                             "ports": [{ "port": 80, "handlers": ["http"] }, { "port": 443, "handlers": ["tls"] }] }]);
+                             "ports": [{ "port": 80, "handlers": ["http"] },
+                                       { "port": 443, "handlers": ["tls"] }] }]);
         let changed = services(there.clone(), &["443:80/tcp:tls:http"]).unwrap();
         assert_eq!(changed[0]["ports"][1], json!({ "port": 443, "handlers": ["tls", "http"] }));
         assert_eq!(changed[0]["autostop"], true);
@@ -167,7 +169,8 @@ mod tests {
         let web = json!({ "protocol": "tcp", "internal_port": 80, "autostop": true,
                           "ports": [{ "port": 8080 }, { "port": 443, "handlers": ["tls"] }] });
         let silent = json!({ "protocol": "tcp", "internal_port": 9, "ports": [] });
-        let dns = json!({ "protocol": "udp", "internal_port": 80, "ports": [{ "start_port": 1, "end_port": 9 }] });
+        let dns = json!({ "protocol": "udp", "internal_port": 80,
+                          "ports": [{ "start_port": 1, "end_port": 9 }] });
         let there = json!([web, silent, dns]);
         assert_eq!(services(there.clone(), &["80/tcp:-"]).unwrap(), json!([silent, dns]));
         assert_eq!(services(there.clone(), &["80/udp:-"]).unwrap(), json!([web, silent]));

@@ -20,7 +20,8 @@ fn flags_change_a_given_configuration() {
     };
     assert_eq!(
         config(flags).unwrap(),
-        json!({ "env": { "A": "3", "B": "2" }, "guest": { "cpus": 4, "memory_mb": 1024 }, "x": 1, "image": "nginx",
+        json!({ "env": { "A": "3", "B": "2" }, "guest": { "cpus": 4, "memory_mb": 1024 }, "x": 1,
+                "image": "nginx",
                 "files": [{ "guest_path": "/a", "raw_value": "Yg==" }] })
     );
     let wrong = |flags: MachineFlags| assert!(config(flags).is_err());
@@ -40,8 +41,10 @@ fn flags_change_a_given_configuration() {
 
 #[test]
 fn a_change_leaves_alone_what_no_flag_names() {
-    let there = json!({ "image": "nginx", "env": { "A": "1", "FLY_STANDBY_FOR": "x" }, "standbys": ["x"],
-                        "rootfs": { "size_gb": 4 }, "services": [{ "internal_port": 80, "ports": [{ "port": 80 }] }] });
+    let there = json!({ "image": "nginx", "env": { "A": "1", "FLY_STANDBY_FOR": "x" },
+                        "standbys": ["x"],
+                        "rootfs": { "size_gb": 4 },
+                        "services": [{ "internal_port": 80, "ports": [{ "port": 80 }] }] });
     let flags = MachineFlags {
         standby_for: Some(vec![String::new()]),
         rootfs_size: Some("0".to_owned()),
@@ -55,7 +58,8 @@ fn a_change_leaves_alone_what_no_flag_names() {
     assert_eq!(
         Value::Object(changed),
         json!({ "image": "nginx", "env": { "A": "1" }, "rootfs": {},
-                "services": [{ "internal_port": 80, "ports": [{ "port": 80 }], "autostop": "suspend",
+                "services": [{ "internal_port": 80, "ports": [{ "port": 80 }],
+                               "autostop": "suspend",
                                "autostart": false }] })
     );
 }

@@ -8,7 +8,13 @@ use crate::stand::Stand;
 async fn an_update_is_applied_and_waited_for() {
     let stand = Stand::with_app().await;
     let id = stand.machine("web").await;
-    assert_snapshot!(stand.run(&format!("machine update {id} -a shop -e A=1 --vm-memory 512 -C 'serve --slow' --yes")).await, @r#"
+    let outcome = stand
+        .run(&format!(
+            "machine update {id} -a shop -e A=1 --vm-memory 512 -C \
+             'serve --slow' --yes"
+        ))
+        .await;
+    assert_snapshot!(outcome, @r#"
     exit code 0
     ----- stdout -----
     Updating machine machine-id-001
@@ -183,7 +189,9 @@ async fn what_is_wrong_with_an_update_is_said_before_anything_changes() {
 async fn a_clone_is_a_machine_of_its_own_with_the_same_configuration() {
     let stand = Stand::with_app().await;
     let id = stand.machine_with("web --name web -e A=1 --restart no").await;
-    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --name second --vm-memory 512")).await, @"
+    let outcome =
+        stand.run(&format!("machine clone {id} -a shop --name second --vm-memory 512")).await;
+    assert_snapshot!(outcome, @"
     exit code 0
     ----- stdout -----
     Cloning Machine machine-id-001 into region local
@@ -202,7 +210,9 @@ async fn a_clone_is_a_machine_of_its_own_with_the_same_configuration() {
         list.as_array().unwrap().iter().find(|machine| machine["name"] == "second").unwrap();
     assert_eq!(second["config"]["env"]["A"], "1");
     assert_eq!(second["config"]["guest"]["memory_mb"], 512);
-    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --name third --standby-for source")).await, @"
+    let outcome =
+        stand.run(&format!("machine clone {id} -a shop --name third --standby-for source")).await;
+    assert_snapshot!(outcome, @"
     exit code 0
     ----- stdout -----
     Cloning Machine machine-id-001 into region local
@@ -215,12 +225,20 @@ async fn a_clone_is_a_machine_of_its_own_with_the_same_configuration() {
     ----- stderr -----
     Warning: config.standbys is stored and has no effect: it needs several hosts
     ");
-    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --attach-volume vol_1:/data")).await, @"
+    let outcome =
+        stand.run(&format!("machine clone {id} -a shop --attach-volume vol_1:/data")).await;
+    assert_snapshot!(outcome, @"
     exit code 1
     ----- stderr -----
     Error: volumes are not available yet: this server has none to attach or to fill
     ");
-    assert_snapshot!(stand.run(&format!("machine clone {id} -a shop --name fourth --detach --override-cmd 'a b'")).await, @"
+    let outcome = stand
+        .run(&format!(
+            "machine clone {id} -a shop --name fourth --detach \
+             --override-cmd 'a b'"
+        ))
+        .await;
+    assert_snapshot!(outcome, @"
     exit code 0
     ----- stdout -----
     Cloning Machine machine-id-001 into region local

@@ -87,7 +87,9 @@ async fn several_machines_are_worked_on_at_once_and_all_failures_are_told() {
     stand.run(&format!("machine wait {} -a shop --state started", ids[0])).await.ok();
     stand.run(&format!("machine wait {} -a shop --state started", ids[1])).await.ok();
     // Two run and can't be destroyed; the third goes all the same.
-    assert_snapshot!(stand.run(&format!("machine destroy {} {} {} -a shop", ids[0], ids[1], ids[2])).await, @"
+    let outcome =
+        stand.run(&format!("machine destroy {} {} {} -a shop", ids[0], ids[1], ids[2])).await;
+    assert_snapshot!(outcome, @"
     exit code 1
     ----- stdout -----
     machine machine-id-003 was found and is currently in stopped state, attempting to destroy...
@@ -110,13 +112,17 @@ async fn machines_of_an_image_are_destroyed_after_a_question() {
     ----- stderr -----
     Error: yes flag must be specified when not running interactively
     ");
-    assert_snapshot!(stand.run("machine destroy -a shop --image library/web:latest --force --yes").await, @"
+    let outcome =
+        stand.run("machine destroy -a shop --image library/web:latest --force --yes").await;
+    assert_snapshot!(outcome, @"
     exit code 0
     ----- stdout -----
     machine machine-id-001 was found and is currently in started state, attempting to destroy...
     machine-id-001 has been destroyed
     ");
-    assert_snapshot!(stand.run("machine destroy -a shop --image library/web:latest --force --yes").await, @"
+    let outcome =
+        stand.run("machine destroy -a shop --image library/web:latest --force --yes").await;
+    assert_snapshot!(outcome, @"
     exit code 0
     ----- stdout -----
     No machine to destroy, exiting
@@ -135,7 +141,8 @@ async fn what_several_machines_ran_into_decides_the_exit_code() {
     let one = stand.machine_with("web ignore-signals --name one --restart no").await;
     let two = stand.machine_with("web ignore-signals --name two --restart no").await;
     // Neither ends in time.
-    assert_snapshot!(stand.run(&format!("machine stop {one} {two} -a shop --timeout 60 -w 1s")).await, @"
+    let outcome = stand.run(&format!("machine stop {one} {two} -a shop --timeout 60 -w 1s")).await;
+    assert_snapshot!(outcome, @"
     exit code 126
     ----- stdout -----
     Sending kill signal to machine machine-id-001...

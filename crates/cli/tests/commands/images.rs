@@ -76,7 +76,8 @@ fn archive(path: &std::path::Path, images: &[&[&str]]) -> std::io::Result<()> {
     for (number, tags) in images.iter().enumerate() {
         let config = serde_json::json!({"os": "linux", "architecture": "amd64", "author": number});
         add(&format!("{number}.json"), config.to_string().as_bytes())?;
-        items.push(serde_json::json!({"Config": format!("{number}.json"), "RepoTags": tags, "Layers": null}));
+        items.push(serde_json::json!({"Config": format!("{number}.json"), "RepoTags": tags,
+            "Layers": null}));
     }
     add("manifest.json", serde_json::Value::from(items).to_string().as_bytes())?;
     archive.finish()

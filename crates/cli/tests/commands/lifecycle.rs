@@ -12,7 +12,8 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     ----- stdout -----
     No machines are available on this app shop
     ");
-    assert_snapshot!(stand.run("machine run web -a shop --name web --restart no -e COLOUR=red").await, @"
+    let outcome = stand.run("machine run web -a shop --name web --restart no -e COLOUR=red").await;
+    assert_snapshot!(outcome, @"
     exit code 0
     ----- stdout -----
     Image: docker.io/library/web:latest@sha256:e5d91dbc0da362123eefad0753815a0bb95c224f9cff81d411759fa4eeba6aaf
@@ -117,7 +118,9 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
     ----- stdout -----
     Exit code: 3
     ");
-    assert_snapshot!(stand.run(&format!("machine exec {id} 'exit 3' -a shop --exit-code --json")).await, @r#"
+    let outcome =
+        stand.run(&format!("machine exec {id} 'exit 3' -a shop --exit-code --json")).await;
+    assert_snapshot!(outcome, @r#"
     exit code 3
     ----- stdout -----
     {
@@ -127,7 +130,9 @@ async fn a_machine_is_run_stopped_started_and_destroyed() {
         "stderr": ""
     }
     "#);
-    assert_snapshot!(stand.run(&format!("machine exec {id} -a shop -- echo 'two  words' --flag")).await, @"
+    let outcome =
+        stand.run(&format!("machine exec {id} -a shop -- echo 'two  words' --flag")).await;
+    assert_snapshot!(outcome, @"
     exit code 0
     ----- stdout -----
     two  words --flag

@@ -310,7 +310,9 @@ async fn place_says_where_machines_would_go() {
      REGION │ COUNT
      local │ 3
     ");
-    assert_snapshot!(stand.run("machine place --count 3 --vm-memory 4096 --region local,any --json").await, @r#"
+    let outcome =
+        stand.run("machine place --count 3 --vm-memory 4096 --region local,any --json").await;
+    assert_snapshot!(outcome, @r#"
     exit code 0
     ----- stdout -----
     {

@@ -62,7 +62,8 @@ async fn a_job_that_fails_is_an_error_and_one_that_works_is_not() {
     let waits = stand.run(&format!("machine wait {job} -a shop --state started")).await;
     failed(
         &waits,
-        "machine will not reach started: its program has ended with exit code 3 and is not restarted",
+        "machine will not reach started: its program has ended with exit code 3 and is not \
+         restarted",
     );
 }
 

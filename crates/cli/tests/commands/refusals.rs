@@ -207,7 +207,9 @@ async fn time_that_runs_out_is_126_and_ctrl_c_127() {
     Error: machine machine-id-001 did not reach "stopped" within 1s: timeout reached waiting for machine's state to change; it is started
     "#);
     let soon = tokio::time::sleep(std::time::Duration::from_millis(100));
-    assert_snapshot!(stand.run_until(&format!("machine wait {id} -a shop --state stopped"), soon).await, @r#"
+    let outcome =
+        stand.run_until(&format!("machine wait {id} -a shop --state stopped"), soon).await;
+    assert_snapshot!(outcome, @r#"
     exit code 127
     ----- stderr -----
     Waiting up to 5m for machine machine-id-001 to reach "stopped"...

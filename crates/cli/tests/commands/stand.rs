@@ -203,7 +203,10 @@ impl Stand {
                 ),
                 // How far something is: what is quick may be over before it is told.
                 (
-                    r"(?m)^  (Looking up|Pulling|Unpacking|Building|Uploading|Preparing|Starting|Booting|Waiting)[^\n.:]*\n",
+                    concat!(
+                        r"(?m)^  (Looking up|Pulling|Unpacking|Building|Uploading|Preparing|",
+                        r"Starting|Booting|Waiting)[^\n.:]*\n"
+                    ),
                     "",
                 ),
                 // Columns are as wide as what was replaced.

@@ -92,9 +92,12 @@ pub(crate) async fn list(
             own"),
         ("worker" = Option<String>, Query, description = "Id of a worker; default: the first one"),
     ),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The archive"),
+    request_body(
+        content = Vec<u8>, content_type = "application/octet-stream", description = "The archive"
+    ),
     responses(
-        (status = 200, description = "One update per line", body = ImportUpdate, content_type = "application/x-ndjson"),
+        (status = 200, description = "One update per line", body = ImportUpdate,
+            content_type = "application/x-ndjson"),
         BadParameter,
         (status = 413, description = "The archive is too large", body = ErrorBody),
     ),

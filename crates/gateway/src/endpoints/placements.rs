@@ -32,7 +32,8 @@ const WEIGHTS: [(&str, i64); 2] = [("region", 50), ("spread", 1)];
     tag = "Platform",
     request_body = PlacementsRequest,
     responses(
-        (status = 200, description = "The placements, in the order of the regions", body = PlacementsReply),
+        (status = 200, description = "The placements, in the order of the regions",
+            body = PlacementsReply),
         BadBody,
         (status = 404, description = "No such organization", body = ErrorBody),
         (status = 422, description = "Not enough capacity", body = ErrorBody),

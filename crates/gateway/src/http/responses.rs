@@ -21,7 +21,8 @@ macro_rules! errors {
 
             impl IntoResponses for $name {
                 fn responses() -> Responses {
-                    [$(($status, $text)),+].into_iter().map(|(status, text)| (status.to_owned(), error(text))).collect()
+                    let answers = [$(($status, $text)),+].into_iter();
+                    answers.map(|(status, text)| (status.to_owned(), error(text))).collect()
                 }
             }
         )+

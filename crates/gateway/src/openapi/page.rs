@@ -131,7 +131,10 @@ fn authentication() -> Markup {
             }
             p { "The examples take both from variables:" }
             pre { "URL=" span class="origin" { (ORIGIN) } "\nTOKEN=$(caddis auth token)" }
-            p { "In them, " code { "hello" } " is an app and " code { "148ed193b95389" } " a machine of it." }
+            p {
+                "In them, " code { "hello" } " is an app and " code { "148ed193b95389" }
+                " a machine of it."
+            }
         }
     }
 }
@@ -149,7 +152,8 @@ fn common_errors(document: &Value) -> Markup {
             h2 { "Errors" }
             p {
                 "An error has a JSON body. " code { "code" } " is stable; " code { "retryable" }
-                " says whether the same request may succeed later; " code { "request_id" } " is also in the header "
+                " says whether the same request may succeed later; " code { "request_id" }
+                " is also in the header "
                 code { "fly-request-id" } " and in the server's log."
             }
             pre { "404 Not Found\n\n" (format!("{example:#}")) }
@@ -236,7 +240,8 @@ impl Operation<'_> {
                 p {
                     (string(&self.value["summary"]))
                     @if self.value["deprecated"] == true { " " em { "Deprecated." } }
-                    @if self.value["security"].as_array().is_none_or(|all| all.iter().all(is_empty)) {
+                    @let security = self.value["security"].as_array();
+                    @if security.is_none_or(|all| all.iter().all(is_empty)) {
                         " " em { "No token needed." }
                     }
                 }
@@ -248,7 +253,10 @@ impl Operation<'_> {
                         tr { th { "Parameter" } th { "In" } th { "Type" } th { "" } }
                         @for parameter in parameters {
                             tr {
-                                td { code { (string(&parameter["name"])) } (required(parameter["required"] == true)) }
+                                td {
+                                    code { (string(&parameter["name"])) }
+                                    (required(parameter["required"] == true))
+                                }
                                 td { (string(&parameter["in"])) }
                                 td { (type_of(&parameter["schema"])) }
                                 td { (text(&parameter["description"])) }
@@ -294,17 +302,26 @@ fn definition(schema: &Value) -> Markup {
                 tr { th { "Field" } th { "Type" } th { "" } }
                 @for (name, field) in fields {
                     tr {
-                        td { code { (name) } (self::required(required.iter().any(|required| *required == name))) }
+                        td {
+                            code { (name) }
+                            (self::required(required.iter().any(|required| *required == name)))
+                        }
                         td { (type_of(field)) }
                         td { (text(&field["description"])) }
                     }
                 }
             }
             @if schema["additionalProperties"] == true { p { "And any other fields." } }
-            @if let Some(example) = schema.get("example") { p { "For example " code { (example) } } }
+            @if let Some(example) = schema.get("example") {
+                p { "For example " code { (example) } }
+            }
         } @else if let Some(parts) = parts {
             @for part in parts {
-                @if part.get("$ref").is_some() { p { "All of " (type_of(part)) " and:" } } @else { (definition(part)) }
+                @if part.get("$ref").is_some() {
+                    p { "All of " (type_of(part)) " and:" }
+                } @else {
+                    (definition(part))
+                }
             }
         } @else {
             p { (type_of(schema)) }
@@ -320,9 +337,17 @@ fn type_of(schema: &Value) -> Markup {
         html! { a href={ "#" (name) } { (name) } }
     } else if let Some(alternatives) = alternatives {
         let shown = alternatives.iter().filter(|alternative| alternative["type"] != "null");
-        html! { @for (index, alternative) in shown.enumerate() { @if index > 0 { " or " } (type_of(alternative)) } }
+        html! {
+            @for (index, alternative) in shown.enumerate() {
+                @if index > 0 { " or " } (type_of(alternative))
+            }
+        }
     } else if let Some(words) = schema["enum"].as_array() {
-        html! { @for (index, word) in words.iter().enumerate() { @if index > 0 { ", " } code { (plain(word)) } } }
+        html! {
+            @for (index, word) in words.iter().enumerate() {
+                @if index > 0 { ", " } code { (plain(word)) }
+            }
+        }
     } else if let Some(fields) = schema["properties"].as_object() {
         html! {
             "{ "
@@ -390,11 +415,17 @@ mod tests {
             "tags": [{ "name": evil, "description": evil }],
             "paths": { evil: { "get": {
                 "operationId": evil, "summary": evil, "description": evil, "tags": [evil],
-                "parameters": [{ "name": evil, "in": evil, "schema": { "type": evil }, "description": evil }],
+                "parameters": [
+                    { "name": evil, "in": evil, "schema": { "type": evil }, "description": evil },
+                ],
                 "requestBody": { "content": { evil: { "schema": { "enum": [evil] } } } },
-                "responses": { evil: { "description": evil, "content": { evil: { "schema": { "$ref": evil } } } } },
+                "responses": { evil: {
+                    "description": evil, "content": { evil: { "schema": { "$ref": evil } } },
+                } },
             } } },
-            "components": { "schemas": { evil: { "properties": { evil: { "description": evil } }, "example": evil } } },
+            "components": { "schemas": { evil: {
+                "properties": { evil: { "description": evil } }, "example": evil,
+            } } },
         }));
         assert_eq!(page.matches("<script").count(), 1, "{page}");
         assert!(!page.contains("<i>"), "{page}");

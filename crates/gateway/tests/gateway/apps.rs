@@ -94,7 +94,11 @@ async fn deleting_an_app_destroys_its_machines_whoever_leases_them() {
     assert_eq!(fixture.call("DELETE /v1/apps/a").await.status, 202);
     fixture.until_gone("a").await;
     let destroyed = fixture.worker.state().requests.iter().any(|request| {
-        matches!(request, WorkerRequest::Act { action: Action::Destroy { force: true }, machine, .. } if *machine == id)
+        matches!(
+            request,
+            WorkerRequest::Act { action: Action::Destroy { force: true }, machine, .. }
+                if *machine == id
+        )
     });
     assert!(destroyed);
     fixture.app("a").await;

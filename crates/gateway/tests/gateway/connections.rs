@@ -53,7 +53,8 @@ async fn the_server_answers_limits_heads_and_ends_waits_when_it_stops() {
 
         let mut stream = TcpStream::connect(address).await.unwrap();
         let wait = format!(
-            "GET /v1/apps/a/machines/{id}/wait?state=stopped HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n"
+            "GET /v1/apps/a/machines/{id}/wait?state=stopped HTTP/1.1\r\nHost: \
+             x\r\nAuthorization: {token}\r\n\r\n"
         );
         stream.write_all(wait.as_bytes()).await.unwrap();
         // A second connection is answered after the first's request was taken in or it was refused

@@ -32,7 +32,8 @@ async fn a_machine_comes_back_as_its_worker_shows_it() {
     fixture.app("a").await;
     let config = json!({"image": "nginx", "env": {"A": "b"}, "unknown": {"kept": true}});
     let request = json!({"name": "m", "region": "", "config": config, "skip_launch": true,
-        "skip_service_registration": true, "lease_ttl": 30, "skip_secrets": false, "min_secrets_version": null});
+        "skip_service_registration": true, "lease_ttl": 30, "skip_secrets": false,
+        "min_secrets_version": null});
     let machine = create(&fixture, &request).await.ok();
     assert_eq!((&machine["name"], &machine["state"]), (&json!("m"), &json!("creating")));
     assert_eq!((&machine["region"], &machine["cordoned"]), (&json!("local"), &json!(true)));
@@ -69,7 +70,8 @@ async fn names_are_made_up_and_unique_in_the_app_while_the_machine_lives() {
     assert_eq!(
         taken.error(),
         format!(
-            "already_exists: unique machine name violation, machine ID {id} already exists with name \"m\""
+            "already_exists: unique machine name violation, machine ID {id} already exists with \
+             name \"m\""
         )
     );
     fixture.call(&format!("DELETE /v1/apps/a/machines/{id}?kill=true")).await.ok();
@@ -227,7 +229,8 @@ async fn secrets_that_are_not_there_are_not_run_without() {
 async fn what_has_no_effect_is_said_when_it_is_sent() {
     let fixture = Fixture::new().await;
     let id = fixture.started().await;
-    let sent = json!({"config": {"image": "nginx", "standbys": ["d8d8d8d8d8d8d8"], "guest": {"cpu": 1}}, "image": "x"});
+    let sent = json!({"config": {"image": "nginx", "standbys": ["d8d8d8d8d8d8d8"],
+        "guest": {"cpu": 1}}, "image": "x"});
     for path in ["/v1/apps/a/machines".to_owned(), format!("/v1/apps/a/machines/{id}")] {
         let machine = fixture.post(&path, &sent).await.ok();
         let told: Vec<_> =

@@ -281,7 +281,8 @@ async fn an_upload_that_stands_still_is_given_up() {
         Served::with(Settings { body_timeout: Duration::from_millis(300), ..Settings::default() })
             .await;
     let head = format!(
-        "POST /v1/images?format=oci-archive HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\nConnection: close\r\n\
+        "POST /v1/images?format=oci-archive HTTP/1.1\r\nHost: x\r\nAuthorization: \
+         {}\r\nConnection: close\r\n\
          Content-Length: 1000000\r\n\r\nbegin",
         served.fixture.token
     );

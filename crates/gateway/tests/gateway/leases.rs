@@ -46,7 +46,8 @@ async fn a_leased_machine_changes_only_with_the_nonce() {
     let fixture = Fixture::new().await;
     let (id, nonce) = leased(&fixture).await;
     let text = format!(
-        "aborted: machine ID {id} lease currently held by root@tokens.caddis, expires at 2030-01-01T00:00:00Z"
+        "aborted: machine ID {id} lease currently held by root@tokens.caddis, expires at \
+         2030-01-01T00:00:00Z"
     );
     for line in [
         "POST /start",

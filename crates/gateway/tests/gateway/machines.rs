@@ -33,10 +33,11 @@ async fn changes_are_handed_to_the_worker_and_answered() {
             .ok(),
         ok
     );
-    assert!(
-        matches!(last_action(&fixture), Action::Stop { signal: Some(Signal::TERM), timeout: Some(timeout) }
-        if timeout.0.as_secs() == 10)
-    );
+    assert!(matches!(
+        last_action(&fixture),
+        Action::Stop { signal: Some(Signal::TERM), timeout: Some(timeout) }
+            if timeout.0.as_secs() == 10
+    ));
     assert_eq!(
         fixture.call(&format!("GET {machine}")).await.ok()["state"],
         "stopping",
@@ -47,10 +48,11 @@ async fn changes_are_handed_to_the_worker_and_answered() {
     assert_eq!(started, json!({"previous_state": "stopped", "migrated": false, "new_host": ""}));
     let restart = format!("POST {machine}/restart?timeout=20&signal=SIGINT&force_stop=true");
     assert_eq!(fixture.call(&restart).await.ok(), ok);
-    assert!(
-        matches!(last_action(&fixture), Action::Restart { signal: Some(Signal::INT), timeout: Some(timeout), force: true }
-        if timeout.0.as_secs() == 20)
-    );
+    assert!(matches!(
+        last_action(&fixture),
+        Action::Restart { signal: Some(Signal::INT), timeout: Some(timeout), force: true }
+            if timeout.0.as_secs() == 20
+    ));
     fixture.worker.turn(&id, MachineState::Started, "restart").await;
     assert_eq!(fixture.post(&format!("{machine}/signal"), r#"{"signal": 9}"#).await.ok(), ok);
     assert!(matches!(last_action(&fixture), Action::Signal { signal: Signal::KILL }));
@@ -69,7 +71,8 @@ async fn refusals_of_the_worker_come_through_and_both_ways_to_force_are_taken() 
     assert_eq!(refused.status, 412);
     assert_eq!(
         refused.error(),
-        "failed_precondition: unable to destroy machine, not currently stopped, suspended, failed or created"
+        "failed_precondition: unable to destroy machine, not currently stopped, suspended, failed \
+         or created"
     );
     fixture.call(&format!("DELETE {machine}?force=true&kill=false")).await.ok();
     assert_eq!(fixture.call(&format!("GET {machine}")).await.ok()["state"], "destroyed");
@@ -88,7 +91,8 @@ async fn an_update_is_answered_with_the_new_version_and_the_old_ones_stay_readab
     for (body, text) in [
         (json!({}), "invalid config, it is required"),
         (
-            json!({ "config": { "image": "b", "mounts": [{ "volume": "vol_1", "path": "/data" }] } }),
+            json!({ "config": { "image": "b", "mounts": [{ "volume": "vol_1",
+                "path": "/data" }] } }),
             "no volumes yet",
         ),
         (
@@ -209,7 +213,8 @@ async fn metadata_is_read_and_written_by_key_and_as_a_whole() {
     assert_eq!(fixture.call(&format!("GET {metadata}")).await.ok(), json!({ "a/b": "1" }));
     assert_eq!(fixture.call(&format!("GET {metadata}/none")).await.status, 404);
     assert_eq!(fixture.call(&format!("DELETE {metadata}/a%2Fb")).await.status, 204);
-    let body = json!({ "metadata": { "x": "1", "gone": null, "empty": "" }, "machine_version": "", "updated_at": "now" });
+    let body = json!({ "metadata": { "x": "1", "gone": null, "empty": "" }, "machine_version": "",
+        "updated_at": "now" });
     for method in ["PATCH", "PUT"] {
         let request = fixture.request(&format!("{method} {metadata}"));
         assert_eq!(
@@ -239,7 +244,10 @@ async fn a_suspend_needs_no_body_and_is_answered_at_once() {
 async fn lists_are_filtered() {
     let fixture = Fixture::new().await;
     fixture.app("a").await;
-    let create = |name: &str, kind: &str| json!({"name": name, "config": {"image": "nginx", "metadata": {"kind": kind, "x": "y"}}});
+    let create = |name: &str, kind: &str| {
+        let metadata = json!({"kind": kind, "x": "y"});
+        json!({"name": name, "config": {"image": "nginx", "metadata": metadata}})
+    };
     let mut made = Vec::new();
     for (name, kind) in [("one", "web"), ("two", "web"), ("three", "job")] {
         made.push(

@@ -36,13 +36,17 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
     (
         "Platform_placements_post",
         "",
-        r#"{"org_slug": "personal", "region": "any", "count": 1, "compute": {"cpus": 1}, "weights": {"spread": 2}}"#,
+        concat!(
+            r#"{"org_slug": "personal", "region": "any", "count": 1, "compute": {"cpus": 1}, "#,
+            r#""weights": {"spread": 2}}"#
+        ),
     ),
     ("Apps_list", "?org_slug=personal&limit=5", ""),
     ("Apps_show", "", ""),
     (
         "Apps_logs",
-        "?limit=10&wait_seconds=0&next_token=x&region=local&since=2020-01-01T00:00:00Z&until=2030-01-01T00:00:00Z",
+        "?limit=10&wait_seconds=0&next_token=x&region=local&since=2020-01-01T00:00:00Z&\
+         until=2030-01-01T00:00:00Z",
         "",
     ),
     ("Images_list", "?worker=W1", ""),
@@ -90,7 +94,10 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
     (
         "Machines_update",
         "",
-        r#"{"config": {"image": "nginx", "guest": {"cpus": 2, "cpu_kind": "shared"}}, "lease_ttl": 0}"#,
+        concat!(
+            r#"{"config": {"image": "nginx", "guest": {"cpus": 2, "cpu_kind": "shared"}}, "#,
+            r#""lease_ttl": 0}"#
+        ),
     ),
     (
         "Machines_update_deprecated",
@@ -101,9 +108,12 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
     (
         "Machines_create",
         "",
-        r#"{"config": {"image": "nginx", "env": {"A": "b"}, "processes": [{"cmd": ["a"], "user": "1",
-        "env_from": [{"env_var": "B", "field_ref": "id"}]}], "stop_config": {"signal": "SIGINT", "timeout": "1s"},
-        "restart": {"policy": "always"}, "files": [{"guest_path": "/a", "raw_value": "YQ=="}]}, "name": "n", "region": "local"}"#,
+        r#"{"config": {"image": "nginx", "env": {"A": "b"},
+        "processes": [{"cmd": ["a"], "user": "1",
+        "env_from": [{"env_var": "B", "field_ref": "id"}]}],
+        "stop_config": {"signal": "SIGINT", "timeout": "1s"},
+        "restart": {"policy": "always"}, "files": [{"guest_path": "/a", "raw_value": "YQ=="}]},
+        "name": "n", "region": "local"}"#,
     ),
     ("Host_drain", "", r#"{"timeout_seconds": 1}"#),
     ("Machines_delete", "?force=true", ""),

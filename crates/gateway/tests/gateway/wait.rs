@@ -199,8 +199,10 @@ async fn known(fixture: &Fixture, record: &caddis_bus::message::MachineRecord) {
 fn exit(code: i32, requested: bool, restarting: bool) -> serde_json::Value {
     json!({
         "exit_event": {
-            "exit_code": code, "guest_exit_code": code, "guest_signal": -1, "signal": -1, "oom_killed": false,
-            "requested_stop": requested, "restarting": restarting, "exited_at": "2026-03-31T06:08:08.123Z",
+            "exit_code": code, "guest_exit_code": code, "guest_signal": -1, "signal": -1,
+            "oom_killed": false,
+            "requested_stop": requested, "restarting": restarting,
+            "exited_at": "2026-03-31T06:08:08.123Z",
         },
         "restart_count": 0,
     })
@@ -264,7 +266,8 @@ async fn a_program_that_has_ended_for_good_is_not_waited_for() {
     let id = fixture.started().await;
     turn(&fixture, &id, MachineState::Stopped, "exit", exit(3, false, false)).await;
     let text = refused(&fixture, &id, "state=started").await;
-    let expected = "machine will not reach started: its program has ended with exit code 3 and is not restarted";
+    let expected = "machine will not reach started: its program has ended with exit code 3 and is \
+                    not restarted";
     assert_eq!(text, expected);
     refused(&fixture, &id, "state=suspended").await;
     assert_eq!(wait(&fixture, &id, "state=started,stopped").await.ok()["state"], "stopped");

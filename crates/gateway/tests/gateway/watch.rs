@@ -228,7 +228,10 @@ async fn what_machines_use_is_asked_of_their_host_as_often_as_wanted() {
         assert_eq!(answer.status, 400, "{interval}: {}", answer.text);
     }
     // The host tells two samples and a broken one, which ends it.
-    let sample = r#"{"worker":"W1","machines":[{"id":"148ed193b95389","cpu_seconds":1.5,"memory_bytes":1024}]}"#;
+    let sample = concat!(
+        r#"{"worker":"W1","machines":[{"id":"148ed193b95389","#,
+        r#""cpu_seconds":1.5,"memory_bytes":1024}]}"#
+    );
     let told = format!("{sample}\n{sample}\n");
     fixture.worker.state().stream_answer = Some((200, told.clone()));
     let answer = fixture.call(&format!("{path}?interval=1500ms")).await;

@@ -226,17 +226,25 @@ impl<'a> Connection<'a> {
                 written = self.writer.write(self.outgoing.front()), if self.outgoing.bytes > 0 => {
                     self.outgoing.written(written.map_err(|e| format!("can't write: {e}"))?);
                 }
-                command = commands.recv(), if self.welcomed && self.outgoing.bytes < OUTGOING_LIMIT => match command {
-                    Some(command) => self.carry_out(command)?,
-                    None => std::future::pending().await,
-                },
+                command = commands.recv(),
+                    if self.welcomed && self.outgoing.bytes < OUTGOING_LIMIT =>
+                {
+                    match command {
+                        Some(command) => self.carry_out(command)?,
+                        None => std::future::pending().await,
+                    }
+                }
                 // What the other end does not even take needs no repetition.
-                _ = hello_again.tick(), if !self.welcomed && self.outgoing.bytes == 0 => self.hello()?,
+                _ = hello_again.tick(), if !self.welcomed && self.outgoing.bytes == 0 => {
+                    self.hello()?;
+                }
                 _ = time.tick(), if self.welcomed => {
                     self.hearing.asked();
                     self.tell_time(None)?;
                 }
-                () = tokio::time::sleep_until(unanswered.unwrap_or_else(Instant::now)), if unanswered.is_some() => {
+                () = tokio::time::sleep_until(unanswered.unwrap_or_else(Instant::now)),
+                    if unanswered.is_some() =>
+                {
                     self.miss()?;
                 }
                 Ok(()) = renewed.changed() => return Err("the guest does not answer".to_owned()),

@@ -87,7 +87,8 @@ pub(super) fn read(
         .zip(&layers)
         .map(|(digest, layer)| {
             serde_json::json!({
-                "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.length,
+                "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest,
+                "size": layer.length,
             })
         })
         .collect();

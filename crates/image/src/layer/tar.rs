@@ -177,7 +177,8 @@ impl<R: BufRead> TarReader<R> {
             (None, None) => header.path_bytes().into_owned(),
         };
         let kind = match header.entry_type() {
-            EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory, // as before POSIX
+            // As before POSIX.
+            EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
             EntryType::Link => Kind::HardLink,
             EntryType::Symlink => Kind::Symlink,

@@ -445,7 +445,8 @@ fn set_attributes(entry: &Entry, path: &Path, location: &Path) -> Result<(), Ima
             Some(libc::EOPNOTSUPP | libc::EPERM | libc::EINVAL)
                 if name != "security.capability" =>
             {
-                tracing::debug!(path = %path.display(), attribute = %name.display(), %error, "extended attribute left out");
+                let (path, attribute) = (path.display(), name.display());
+                tracing::debug!(%path, %attribute, %error, "extended attribute left out");
             }
             _ => {
                 let reason =

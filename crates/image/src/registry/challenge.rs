@@ -95,7 +95,10 @@ mod tests {
             r#"Bearer service=svc realm="https://a.io/t?x=1"#,
             r#"Bearer error=,realm="https://a.io/t?x=1",service="s\vc",junk"#,
             r#"Bearer scope=[bad"value,realm="https://a.io/t?x=1",service="svc""#,
-            r#"Negotiate YWJj==, Basic realm="other", Bearer realm="https://a.io/t?x=1",service="svc""#,
+            concat!(
+                r#"Negotiate YWJj==, Basic realm="other", "#,
+                r#"Bearer realm="https://a.io/t?x=1",service="svc""#
+            ),
             r#",Bearer ,realm="",realm="https://a.io/t?x=1",service="svc", Basic realm="other""#,
             "Bearer\trealm=\"https://a.io/t?x=1\",\tservice=\"svc\"",
         ] {

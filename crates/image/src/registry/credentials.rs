@@ -356,10 +356,13 @@ mod tests {
     #[test]
     fn nulls_helpers_and_damaged_entries_harm_no_other() {
         let config = Config::new(&format!(
-            r#"{{"auths": {{"null.io": null, "empty.io": {{}}, "nulls.io": {{"auth": null, "username": null}},
-                "damaged.io": {{"auth": "hunter2"}}, "odd.io": {{"auth": 7}}, "text.io": "hunter2", "": {{"auth": "x"}},
-                "good.io": {{"auth": "{}", "email": null}}, "good.io/kept": {{}}, "good.io/broken": {{"auth": "hunter2"}}}},
-                "credHelpers": {{"ecr.io": "ecr-login", "nobody.io": null}}, "credsStore": "desktop", "HttpHeaders": null}}"#,
+            r#"{{"auths": {{"null.io": null, "empty.io": {{}},
+                "nulls.io": {{"auth": null, "username": null}}, "damaged.io": {{"auth": "hunter2"}},
+                "odd.io": {{"auth": 7}}, "text.io": "hunter2", "": {{"auth": "x"}},
+                "good.io": {{"auth": "{}", "email": null}}, "good.io/kept": {{}},
+                "good.io/broken": {{"auth": "hunter2"}}}},
+                "credHelpers": {{"ecr.io": "ecr-login", "nobody.io": null}},
+                "credsStore": "desktop", "HttpHeaders": null}}"#,
             auth("good:p")
         ));
         for (reference, user) in [
@@ -448,7 +451,8 @@ mod tests {
     #[test]
     fn advice_names_the_login_or_the_helper_or_that_there_is_none() {
         let text = r#"{"auths": {"r.io": {"username": "u", "password": "hunter2"}, "docker.io": {}},
-            "credHelpers": {"ecr.io/team": "ecr-login", "https://gcr.io": "gcloud"}, "credsStore": "desktop"}"#;
+            "credHelpers": {"ecr.io/team": "ecr-login", "https://gcr.io": "gcloud"},
+            "credsStore": "desktop"}"#;
         let config = Config::new(text);
         let advice = |reference: &str| config.logins(reference).unwrap().advice();
         assert!(advice("r.io/app").contains("`r.io`") && !advice("r.io/app").contains("hunter2"));

@@ -54,7 +54,8 @@ fn retry_after() {
 #[test]
 fn answers_of_token_servers() {
     let sound = [
-        json!({"token": "secret", "access_token": null, "expires_in": 300, "issued_at": "2026-01-01T00:00:00Z"}),
+        json!({"token": "secret", "access_token": null, "expires_in": 300,
+               "issued_at": "2026-01-01T00:00:00Z"}),
         json!({"access_token": "secret", "expires_in": "299.5"}),
     ];
     damaged(&sound.map(|answer| answer.to_string().into_bytes()), |input| {
@@ -68,8 +69,9 @@ fn answers_of_token_servers() {
 #[test]
 fn what_registries_say() {
     let sound = [
-        json!({"errors": [{"code": "DENIED", "message": "no", "detail": {"x": [1]}}, {"message": "never"}]})
-            .to_string(),
+        json!({"errors": [{"code": "DENIED", "message": "no", "detail": {"x": [1]}},
+                          {"message": "never"}]})
+        .to_string(),
         json!({"error": {"code": 401, "message": "nested"}, "error_description": "x"}).to_string(),
         "404 page not found\n".to_owned(),
     ];
@@ -84,7 +86,8 @@ fn what_registries_say() {
 #[test]
 fn files_with_logins() {
     let sound = json!({
-        "auths": {"r.io": {"auth": "dXNlcjpodW50ZXIy"}, "r.io/team": {"username": "user", "password": "hunter2", "auth": ""},
+        "auths": {"r.io": {"auth": "dXNlcjpodW50ZXIy"},
+                  "r.io/team": {"username": "user", "password": "hunter2", "auth": ""},
                   "https://index.docker.io/v1/": {"identitytoken": "hunter2"}, "null.io": null},
         "credHelpers": {"ecr.io": "ecr-login"}, "credsStore": "desktop", "HttpHeaders": {"x": "y"},
     });

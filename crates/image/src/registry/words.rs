@@ -104,7 +104,10 @@ mod tests {
                 Some("access is denied"),
             ),
             (
-                r#"{"errors":[{"code":"A","message":"one"},{"message":"one"},{"code":"TWO","message":null}]}"#,
+                concat!(
+                    r#"{"errors":[{"code":"A","message":"one"},{"message":"one"},"#,
+                    r#"{"code":"TWO","message":null}]}"#
+                ),
                 Some("one; TWO"),
             ),
             (r#"{"errors":["just text"]}"#, Some("just text")),

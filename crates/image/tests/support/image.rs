@@ -126,8 +126,10 @@ impl Image {
             "architecture": "amd64", "os": "linux",
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "config": {
-                "Entrypoint": ["/bin/app"], "Cmd": ["serve"], "Env": ["A=1", "B=2"], "User": "web:www",
-                "WorkingDir": "/srv", "StopSignal": "SIGQUIT", "ExposedPorts": {"80/tcp": {}, "443/tcp": {}},
+                "Entrypoint": ["/bin/app"], "Cmd": ["serve"], "Env": ["A=1", "B=2"],
+                "User": "web:www",
+                "WorkingDir": "/srv", "StopSignal": "SIGQUIT",
+                "ExposedPorts": {"80/tcp": {}, "443/tcp": {}},
                 "Labels": {"maker": "tests"},
             },
         })

@@ -179,7 +179,10 @@ fn an_update_keeps_the_pool_with_vms_that_go_on_and_without() {
         fs::write(new.state_file(), noted).unwrap();
         let error = new.start().await.unwrap_err();
         assert!(
-            matches!(error, NetworkError::PoolInUse { pool, .. } if pool.to_string() == "10.201.0.0/16"),
+            matches!(
+                error,
+                NetworkError::PoolInUse { pool, .. } if pool.to_string() == "10.201.0.0/16"
+            ),
             "{error}"
         );
         fs::remove_file(new.state_file()).unwrap();

@@ -112,7 +112,9 @@ pub fn write_layout(directory: &Path, layers: &[Layer], config: &Config) -> Resu
     });
     let index = json!({
         "schemaVersion": 2,
-        "manifests": [write_document(&blobs, "application/vnd.oci.image.manifest.v1+json", &manifest)?],
+        "manifests": [
+            write_document(&blobs, "application/vnd.oci.image.manifest.v1+json", &manifest)?,
+        ],
     });
     fs::write(directory.join("index.json"), index.to_string())?;
     fs::write(directory.join("oci-layout"), json!({ "imageLayoutVersion": "1.0.0" }).to_string())?;

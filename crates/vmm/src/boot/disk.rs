@@ -105,7 +105,10 @@ impl ModulesDisk {
         let built = self.built.get_or_init(|| {
             let built = self.build();
             match &built {
-                Ok(()) => info!(path = %self.path.display(), modules = self.tree.len(), "kernel modules ready"),
+                Ok(()) => {
+                    let (path, modules) = (self.path.display(), self.tree.len());
+                    info!(%path, modules, "kernel modules ready");
+                }
                 Err(reason) => warn!(reason, "guests can't load kernel modules"),
             }
             built

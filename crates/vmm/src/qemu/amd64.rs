@@ -61,7 +61,10 @@ mod tests {
         use std::{io::Write as _, process::Stdio};
 
         let program = std::path::Path::new("qemu-system-x86_64");
-        let ask = r#"{"execute": "query-cpu-model-expansion", "arguments": {"type": "full", "model": {"name": "max"}}}"#;
+        let ask = concat!(
+            r#"{"execute": "query-cpu-model-expansion", "arguments": "#,
+            r#"{"type": "full", "model": {"name": "max"}}}"#
+        );
         let script =
             format!("{{\"execute\": \"qmp_capabilities\"}}\n{ask}\n{{\"execute\": \"quit\"}}\n");
         let mut qemu = std::process::Command::new(program)

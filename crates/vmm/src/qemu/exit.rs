@@ -48,7 +48,8 @@ impl Watched {
         let tail =
             |capture: Option<Capture>| capture.map(|capture| capture.tail()).unwrap_or_default();
         let (output, console) = (tail(output), tail(console));
-        debug!(directory = %self.directory.display(), ?status, oom_kills, output, console, "VM process ended");
+        let directory = self.directory.display();
+        debug!(%directory, ?status, oom_kills, output, console, "VM process ended");
         let exit = why(status, self.killed.load(Ordering::Relaxed), oom_kills, &output, &console);
         match exit {
             VmExit::Crashed { .. } if self.resumed && status == Status::Killed(libc::SIGBUS) => {

@@ -247,7 +247,10 @@ mod tests {
         }
     }
 
-    const FULL: &str = r#"{"event": "BLOCK_IO_ERROR", "data": {"action": "stop", "nospace": true, "operation": "write"}}"#;
+    const FULL: &str = concat!(
+        r#"{"event": "BLOCK_IO_ERROR", "data": "#,
+        r#"{"action": "stop", "nospace": true, "operation": "write"}}"#
+    );
 
     #[tokio::test]
     async fn what_qemu_says_of_the_disk_is_heard_and_orders_go_first() {

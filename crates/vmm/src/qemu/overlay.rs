@@ -3,8 +3,9 @@
 //! tricked into opening one (QEMU is told the base explicitly).
 //!
 //! ```text
-//!  0        64 Ki             128 Ki            192 Ki
-//!  │ header │ refcount table  │ refcount block  │ L1 table │ L2 tables │ clusters that differ from the base │
+//!  0        64 Ki            128 Ki           192 Ki
+//!  │ header │ refcount table │ refcount block │ L1 table │ L2 tables │ clusters that differ │
+//!  │        │                │                │          │           │ from the base        │
 //! ```
 //! A blank one ends with the L1 table, which is all zero: everything comes from the base.
 //! Layout and field meanings: QEMU's docs/interop/qcow2.txt, version 3.

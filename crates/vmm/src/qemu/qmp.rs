@@ -243,7 +243,8 @@ mod tests {
     fn events_between_answers_are_noted_and_errors_told() {
         let (directory, played) = play(&[
             "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n{\"return\": {}}",
-            "{\"event\": \"STOP\"}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n{\"return\": 7}",
+            "{\"event\": \"STOP\"}\n\
+             {\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n{\"return\": 7}",
             "{\"error\": {\"class\": \"x\", \"desc\": \"no such thing\"}}",
         ]);
         let mut qmp = Qmp::connect(directory.path(), "qmp.sock").unwrap();

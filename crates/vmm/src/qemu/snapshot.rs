@@ -3,7 +3,8 @@
 //! memory.
 //!
 //! ```text
-//! memory ▸ device state ▸ checksum of each chunk ▸ magic, key, length of the memory, length of the state, checksum
+//! memory ▸ device state ▸ checksum of each chunk
+//!        ▸ magic, key, length of the memory, length of the state, checksum
 //! ```
 //! Numbers are little endian, checksums have 32 bits. One covers the key, how many chunks came
 //! before, and the bytes: a chunk in another's place, or of another snapshot, is damaged too. The

@@ -76,9 +76,10 @@ impl Owner {
                 self.holds = if calm { 0 } else { self.holds + 1 };
                 let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
                 self.held = Some(Held { hold, look_at: self.shared.clock.now() + wait });
-                tracing::warn!(machine = %self.row.id, reason = reason(hold).as_str(), "machine paused");
+                let reason = reason(hold).as_str();
+                tracing::warn!(machine = %self.row.id, reason, "machine paused");
                 let request = json!({
-                    "host_status": UNKNOWN, "host_status_reason": reason(hold).as_str(), "message": explain(hold),
+                    "host_status": UNKNOWN, "host_status_reason": reason, "message": explain(hold),
                 });
                 self.tell_hold(state, request).await;
             }

@@ -204,10 +204,15 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 4000, failure_persistence: None, ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn the_last_wish_that_was_accepted_comes_true(launch: bool, events in prop::collection::vec(event(), 0..24)) {
+    fn the_last_wish_that_was_accepted_comes_true(
+        launch: bool,
+        events in prop::collection::vec(event(), 0..24),
+    ) {
         let mut machine = Subject { state: S::Creating, work: None, next: None, launched: false };
         machine.begin(Work::Create);
         machine.next = launch.then_some(Goal::Start);
@@ -239,7 +244,8 @@ proptest! {
                 }
                 Event::Fails | Event::Exits { .. } => {}
             }
-            prop_assert_eq!(machine.work.is_some(), !machine.state.is_settled(), "in {:?}", machine.state);
+            let state = machine.state;
+            prop_assert_eq!(machine.work.is_some(), !state.is_settled(), "in {:?}", state);
         }
         let mut left = 8;
         while machine.work.is_some() {
@@ -251,8 +257,19 @@ proptest! {
     }
 
     #[test]
-    fn a_destroy_that_was_accepted_is_never_undone(events in prop::collection::vec(event(), 0..12), force: bool) {
-        for state in [S::Created, S::Started, S::Stopped, S::Suspended, S::Suspending, S::Stopping, S::Creating] {
+    fn a_destroy_that_was_accepted_is_never_undone(
+        events in prop::collection::vec(event(), 0..12),
+        force: bool,
+    ) {
+        for state in [
+            S::Created,
+            S::Started,
+            S::Stopped,
+            S::Suspended,
+            S::Suspending,
+            S::Stopping,
+            S::Creating,
+        ] {
             let mut machine = Subject { state, work: None, next: None, launched: true };
             match state {
                 S::Suspending => machine.begin(Work::Do(Goal::Suspend)),
@@ -265,8 +282,12 @@ proptest! {
             }
             for event in &events {
                 match *event {
-                    Event::Request { request, late } => drop(machine.request(request, late, Wish::Gone)),
-                    Event::Fails if machine.work != Some(Work::Do(Goal::Destroy)) => machine.ends(false),
+                    Event::Request { request, late } => {
+                        machine.request(request, late, Wish::Gone);
+                    }
+                    Event::Fails if machine.work != Some(Work::Do(Goal::Destroy)) => {
+                        machine.ends(false);
+                    }
                     _ => machine.ends(true),
                 }
             }

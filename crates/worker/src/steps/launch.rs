@@ -32,7 +32,8 @@ pub(super) async fn launch(context: Context) -> Result<Done, Failure> {
             shared.config.guest_pace,
         )));
     }
-    tracing::debug!(machine = %row.id, memory_mib = config.memory_mib(), start = ?vm.start(), "VM launched");
+    let (memory_mib, start) = (config.memory_mib(), vm.start());
+    tracing::debug!(machine = %row.id, memory_mib, ?start, "VM launched");
     // A machine that was to be resumed and is not begins a boot that was not foreseen.
     let boot = if is_resume(row) { shared.clock.unix_now().as_u64() } else { row.boot };
     Ok(Done::Launched(RunningVm::open(vm, boot, shared.config.guest_pace)))

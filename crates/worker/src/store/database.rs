@@ -232,8 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_fails_leaves_the_others_alone_and_a_log_that_can_t_be_written_through_is_moved_first()
-     {
+    fn one_that_fails_leaves_the_others_alone_and_a_log_that_can_t_be_written_is_moved_first() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("database");
         let connection = Connection::open(&path).unwrap();

@@ -181,18 +181,22 @@ async fn run(
             event = exec.next(), if !over && output.len() < AHEAD => {
                 let frame = match event {
                     None => return Err(broken(&SessionError::Broken)),
-                    Some(ExecEvent::Failed { message, code: None }) => return Err(ApiError::invalid(message)),
+                    Some(ExecEvent::Failed { message, code: None }) => {
+                        return Err(ApiError::invalid(message));
+                    }
                     // As a shell tells it.
                     Some(ExecEvent::Failed { message, code: Some(exit_code) }) => {
                         over = true;
-                        output.push_back(data(LogSource::Stderr, format!("{message}{line_end}").as_bytes()));
+                        let line = format!("{message}{line_end}");
+                        output.push_back(data(LogSource::Stderr, line.as_bytes()));
                         Some(text(&ServerMessage::Exit { exit_code, exit_signal: 0 }))
                     }
                     Some(ExecEvent::Credit { .. }) => None,
                     Some(ExecEvent::Output { source, bytes }) => Some(data(source, &bytes)),
                     Some(ExecEvent::Finished { code, signal, .. }) => {
                         over = true;
-                        Some(text(&ServerMessage::Exit { exit_code: code, exit_signal: signal.unwrap_or(0) }))
+                        let exit_signal = signal.unwrap_or(0);
+                        Some(text(&ServerMessage::Exit { exit_code: code, exit_signal }))
                     }
                 };
                 output.extend(frame);

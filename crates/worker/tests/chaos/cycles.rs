@@ -58,12 +58,14 @@ async fn machines_that_come_and_go_leave_nothing() {
 
 /// Create, start, stop, destroy, with a new version and words of its user on the way.
 async fn cycle(site: &Site) {
-    let config = json!({ "image": "image", "init": { "exec": ["echo", "hello"] }, "restart": { "policy": "no" } });
+    let config = json!({ "image": "image", "init": { "exec": ["echo", "hello"] },
+        "restart": { "policy": "no" } });
     let created =
         granted(site, "POST", MACHINES, json!({ "config": config, "skip_launch": true })).await;
     let there = path(created["id"].as_str().unwrap());
     until(site, &there, "created").await;
-    let config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } });
+    let config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] },
+        "restart": { "policy": "no" } });
     granted(site, "POST", &there, json!({ "config": config })).await;
     until(site, &there, "created").await;
     granted(site, "PATCH", &(there.clone() + "/metadata"), json!({ "metadata": { "a": "b" } }))
@@ -96,7 +98,8 @@ async fn until(site: &Site, there: &str, state: &str) {
 async fn logs_of_destroyed_machines_hold_no_descriptors() {
     let _alone = ALONE.lock().await;
     let site = Site::keeping(InProcessBus::new(), Duration::from_secs(3600)).await;
-    let config = json!({ "image": "image", "init": { "exec": ["echo", "hello"] }, "restart": { "policy": "no" } });
+    let config = json!({ "image": "image", "init": { "exec": ["echo", "hello"] },
+        "restart": { "policy": "no" } });
     let mut taken = Vec::new();
     for _ in 0..2 {
         for _ in 0..20 {

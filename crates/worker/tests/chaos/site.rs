@@ -264,7 +264,8 @@ impl Site {
             assert!(Instant::now() < deadline, "left: {machines:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        // The last change of one may have been lost; the gateway hears of it with the next that comes.
+        // The last change of one may have been lost; the gateway hears of it with the next that
+        // comes.
         while self.listed().await > 0 {
             assert!(
                 Instant::now() < deadline,
@@ -290,7 +291,8 @@ impl Site {
         self.send("GET", MACHINES, None, "").await.body.as_array().map_or(0, Vec::len)
     }
 
-    /// How many machines the gateway knows, destroyed ones among them. It forgets when it hears of others.
+    /// How many machines the gateway knows, destroyed ones among them. It forgets when it hears of
+    /// others.
     pub async fn shown(&self) -> usize {
         let list = self.send("GET", &format!("{MACHINES}?include_deleted=true"), None, "").await;
         list.body.as_array().unwrap().len()

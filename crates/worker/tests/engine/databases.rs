@@ -12,7 +12,8 @@ use crate::support::Fixture;
 const FIRST_RELEASE: &str = "
     DROP TABLE versions;
     DROP TABLE requests;
-    UPDATE machines SET record = json_remove(record, '$.restarts', '$.rested_at', '$.start_kind', '$.replaced');
+    UPDATE machines SET record = json_remove(record, '$.restarts', '$.rested_at', '$.start_kind', \
+                             '$.replaced');
     PRAGMA user_version = 1;";
 
 #[tokio::test]
@@ -29,9 +30,10 @@ async fn the_database_of_an_older_server_is_taken_up_with_all_that_is_in_it() {
     fixture.until(&resting, MachineState::Created).await;
     assert_eq!(fixture.host.launches(), launches, "its VM went on");
     let versions = WorkerRequest::Versions { machine: running.clone() };
-    assert!(
-        matches!(fixture.ask(versions).await, Ok(WorkerReply::Versions { versions }) if versions.len() == 1)
-    );
+    assert!(matches!(
+        fixture.ask(versions).await,
+        Ok(WorkerReply::Versions { versions }) if versions.len() == 1
+    ));
     fixture.act(&running, Action::Stop { signal: None, timeout: None }).await.unwrap();
     fixture.until(&running, MachineState::Stopped).await;
     fixture.act(&resting, Action::Start).await.unwrap();

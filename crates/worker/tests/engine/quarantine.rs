@@ -29,7 +29,8 @@ async fn quarantined(fixture: &Fixture) -> MachineId {
     fixture.injector.arm(Fault::PanicsBefore, place("suspend", "save"));
     act(fixture, &machine, Action::Suspend).await;
     let record = fixture.until(&machine, MachineState::Failed).await;
-    let expected = "internal error in the server during suspend, at step save; the machine's files and its VM were left";
+    let expected = "internal error in the server during suspend, at step save; the machine's \
+                    files and its VM were left";
     assert!(reason(&record).starts_with(expected), "{}", reason(&record));
     fixture.injector.disarm();
     machine

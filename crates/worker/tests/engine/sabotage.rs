@@ -80,7 +80,8 @@ struct State {
     plan: Option<(Fault, Place)>,
     /// How often something happened because of the plan.
     struck: usize,
-    /// Steps since the last [`FaultInjector::arm`] or [`FaultInjector::disarm`], and whether they were done.
+    /// Steps since the last [`FaultInjector::arm`] or [`FaultInjector::disarm`], and whether they
+    /// were done.
     seen: Vec<(Place, bool)>,
     /// Deaths so far, where there is to be more than one.
     died: BTreeSet<(Place, bool)>,

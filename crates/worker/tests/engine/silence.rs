@@ -63,8 +63,7 @@ async fn a_guest_that_says_nothing_is_told_until_it_does_and_can_be_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_suspend_that_its_guest_does_not_hear_is_given_up_with_the_reason_and_the_machine_goes_on()
- {
+async fn a_suspend_that_its_guest_does_not_hear_is_given_up_and_the_machine_goes_on() {
     let mut fixture = Fixture::new().await;
     let machine = fixture.started().await;
     fixture.host.guest(machine.as_str()).unwrap().set_mute(true);

@@ -1,5 +1,6 @@
 //! Every step of every operation fails, is repeated, and is the last thing its process does; each
-//! time the machine comes to where it was to be, or settles with a reason, and nothing is left over.
+//! time the machine comes to where it was to be, or settles with a reason, and nothing is left
+//! over.
 //!
 //! Which steps there are is found out by doing each thing once without a fault.
 

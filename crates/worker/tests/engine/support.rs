@@ -47,7 +47,8 @@ const MEMORY_MIB: u64 = 2048;
 
 /// A configuration of a machine that runs until it is stopped, with more.
 pub fn config(more: Value) -> RawConfig {
-    let mut config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] }, "restart": { "policy": "no" } });
+    let mut config = json!({ "image": "image", "init": { "exec": ["sleep", "inf"] },
+        "restart": { "policy": "no" } });
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     RawConfig::from(config.as_object().unwrap().clone())
 }

@@ -23,7 +23,10 @@ pub fn run(list: &List, session: &Session) -> Result<(), CliError> {
     let settings = Settings::load(Some(&session.settings_path()?))?;
     let current = |name: &String| settings.current_context.as_ref() == Some(name);
     if list.json {
-        let row = |(name, context): (&String, &Context)| json!({ "name": name, "api_url": context.api_url, "current": current(name) });
+        let row = |(name, context): (&String, &Context)| {
+            let (api_url, current) = (&context.api_url, current(name));
+            json!({ "name": name, "api_url": api_url, "current": current })
+        };
         printer.json(&settings.contexts.iter().map(row).collect::<Vec<_>>())?;
     } else if settings.contexts.is_empty() {
         printer.out("No contexts")?;

@@ -41,7 +41,12 @@ pub struct ShellFlags {
     #[arg(long, default_value = "root")]
     user: String,
     /// With --shell: command to run; without bash, another shell of the image.
-    #[arg(id = "shell_command", long = "command", value_name = "COMMAND", default_value = DEFAULT_COMMAND)]
+    #[arg(
+        id = "shell_command",
+        long = "command",
+        value_name = "COMMAND",
+        default_value = DEFAULT_COMMAND
+    )]
     command: String,
 }
 

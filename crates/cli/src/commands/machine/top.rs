@@ -27,7 +27,12 @@ pub struct Top {
     #[command(flatten)]
     app: AppArgs,
     /// Refresh interval in seconds, 1 to 60.
-    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u64).range(1..=60)
+    )]
     interval: u64,
     /// Print once and exit; the default without a terminal.
     #[arg(long, conflicts_with = "json")]

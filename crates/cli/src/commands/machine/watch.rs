@@ -230,8 +230,10 @@ mod tests {
 
     fn machine(id: &str, state: MachineState) -> Machine {
         let text = json!({
-            "id": id, "name": "m", "state": state, "region": "local", "instance_id": "v", "version": "v",
-            "private_ip": "", "created_at": "", "updated_at": "", "image_ref": {"registry": "", "repository": "", "digest": ""}, "config": {}
+            "id": id, "name": "m", "state": state, "region": "local", "instance_id": "v",
+            "version": "v",
+            "private_ip": "", "created_at": "", "updated_at": "",
+            "image_ref": {"registry": "", "repository": "", "digest": ""}, "config": {}
         });
         serde_json::from_value(text).unwrap()
     }

@@ -60,7 +60,8 @@ struct Wanted {
         NoApp,
         BadBody,
         (status = 409, description = "The name is in use", body = ErrorBody),
-        (status = 412, description = "The app is being deleted, or the host drained", body = ErrorBody),
+        (status = 412, description = "The app is being deleted, or the host drained",
+            body = ErrorBody),
         (status = 422, description = "No host has enough free capacity, or the image can't be \
                                       pulled", body = ErrorBody),
     ),

@@ -36,7 +36,8 @@ use crate::http::{
     params(MachinePath, Nonce),
     request_body = ExecRequest,
     responses(
-        (status = 200, description = "How the program ended, also when it failed", body = ExecReply),
+        (status = 200, description = "How the program ended, also when it failed",
+            body = ExecReply),
         NoMachine,
         BadBody,
         Refused,

@@ -62,7 +62,9 @@ pub(crate) async fn get(
     tag = "Machines",
     params(MachinePath, Nonce),
     request_body = SetMemoryRequest,
-    responses((status = 200, description = "The memory", body = Memory), NoMachine, BadBody, Refused),
+    responses(
+        (status = 200, description = "The memory", body = Memory), NoMachine, BadBody, Refused,
+    ),
 )]
 pub(crate) async fn set(
     State(context): State<Context>,

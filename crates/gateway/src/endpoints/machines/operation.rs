@@ -37,7 +37,8 @@ pub(crate) struct OperationEvent {
     tag = "Machines",
     params(MachinePath),
     responses(
-        (status = 200, description = "Server-sent events", body = OperationEvent, content_type = "text/event-stream"),
+        (status = 200, description = "Server-sent events", body = OperationEvent,
+            content_type = "text/event-stream"),
         NoMachine,
     ),
 )]

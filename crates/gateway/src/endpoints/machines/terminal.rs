@@ -75,7 +75,8 @@ const AHEAD: usize = 16;
         NoMachine,
         BadParameter,
         Refused,
-        (status = 426, description = "Not a WebSocket request", body = caddis_api::error::ErrorBody),
+        (status = 426, description = "Not a WebSocket request",
+            body = caddis_api::error::ErrorBody),
     ),
 )]
 pub(crate) async fn session(

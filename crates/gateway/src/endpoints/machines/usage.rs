@@ -54,7 +54,8 @@ const MAX_LINE: usize = 8 << 20;
                            app is deleted"),
     ),
     responses(
-        (status = 200, description = "One sample per line", body = UsageSample, content_type = "application/x-ndjson"),
+        (status = 200, description = "One sample per line", body = UsageSample,
+            content_type = "application/x-ndjson"),
         BadParameter,
         NoApp,
     ),

@@ -115,7 +115,9 @@ pub(crate) async fn wait(
         }
         tokio::select! {
             changed = machine.changed() => changed.map_err(|_| ApiError::machine_not_found())?,
-            () = tokio::time::sleep_until(deadline) => return Err(timed_out(&targets, shown.state()).into()),
+            () = tokio::time::sleep_until(deadline) => {
+                return Err(timed_out(&targets, shown.state()).into());
+            }
             () = &mut closing => {
                 return Err(ApiError::new(ErrorCode::Unavailable, "unavailable: the server is \
                     stopping").into());

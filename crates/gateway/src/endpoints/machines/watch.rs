@@ -1,7 +1,7 @@
 //! Follows the machines of an app, by push from the view.
 //!
 //! ```text
-//! snapshot ─▶ its machines ─▶ changes and removals ─▶ the end of the app, of the time, of the server
+//! snapshot ─▶ its machines ─▶ changes and removals ─▶ the end: of the app, the time, the server
 //!    ▲                               │
 //!    └──── the client was too slow ──┘
 //! ```
@@ -60,7 +60,8 @@ const PIECE: usize = 64 * 1024;
                            app is deleted"),
     ),
     responses(
-        (status = 200, description = "One update per line", body = MachinesUpdate, content_type = "application/x-ndjson"),
+        (status = 200, description = "One update per line", body = MachinesUpdate,
+            content_type = "application/x-ndjson"),
         BadParameter,
         NoApp,
     ),

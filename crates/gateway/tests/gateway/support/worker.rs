@@ -385,7 +385,8 @@ impl FakeWorker {
             Action::Destroy { force } => {
                 if !force && before.machine.state == MachineState::Started {
                     return Err(ApiError::precondition(
-                        "unable to destroy machine, not currently stopped, suspended, failed or created",
+                        "unable to destroy machine, not currently stopped, suspended, failed or \
+                         created",
                     ));
                 }
                 self.state().leases.remove(id);

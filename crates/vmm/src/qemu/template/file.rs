@@ -1,7 +1,8 @@
 //! A template on disk: its memory, without what is zero, and its device state, under one digest.
 //!
 //! ```text
-//! magic ▸ memory size ▸ { offset, length, bytes }* ▸ { END, length, device state } ▸ SHA-256 of all before
+//! magic ▸ memory size ▸ { offset, length, bytes }* ▸ { END, length, device state }
+//!       ▸ SHA-256 of all before
 //! ```
 //! All numbers are 64 bits, little endian. Which VM it is of is in the file's name, and in the
 //! digest with it: a file under another's name is damaged. Nothing of it is used before all of it

@@ -52,7 +52,8 @@ impl Fixture {
             }
             assert!(
                 tokio::time::Instant::now() < deadline,
-                "{name}: {state} with [VMs, taps, slots, overlays] {found:?}, {saved} snapshots, {promised} MiB promised"
+                "{name}: {state} with [VMs, taps, slots, overlays] {found:?}, {saved} snapshots, \
+                 {promised} MiB promised"
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

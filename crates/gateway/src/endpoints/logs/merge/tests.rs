@@ -51,7 +51,10 @@ proptest! {
             .enumerate()
             .map(|(host, times)| {
                 let place = |index: usize| index as u64 * 3 + 2;
-                times.iter().enumerate().map(|(index, time)| line(&format!("h{host}"), place(index), *time)).collect()
+                let line = |(index, time): (usize, &u64)| {
+                    line(&format!("h{host}"), place(index), *time)
+                };
+                times.iter().enumerate().map(line).collect()
             })
             .collect();
         let mut parts: BTreeMap<_, _> =
@@ -66,7 +69,8 @@ proptest! {
                 .collect();
             // What a client gives back.
             let token = Place::write(&parts);
-            prop_assert_eq!(Place::read("next_token", &token).unwrap(), Place::Several(parts.clone()));
+            let read = Place::read("next_token", &token).unwrap();
+            prop_assert_eq!(read, Place::Several(parts.clone()));
             let page = merge(&mut parts, pages, limit, false);
             prop_assert!(page.len() <= limit);
             if page.is_empty() && missing.is_none() {
@@ -75,8 +79,9 @@ proptest! {
             given.extend(page);
         }
         for (host, lines) in hosts.iter().enumerate() {
-            let of_host: Vec<_> =
-                given.iter().filter(|line| line.attributes.instance == format!("h{host}")).cloned().collect();
+            let name = format!("h{host}");
+            let of_host = given.iter().filter(|line| line.attributes.instance == name);
+            let of_host: Vec<_> = of_host.cloned().collect();
             prop_assert_eq!(&of_host, lines);
         }
     }
