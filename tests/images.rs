@@ -143,11 +143,9 @@ async fn machines_of_an_imported_image_are_updated_and_cloned() -> Result<()> {
     changes_memory(&server, &machine, 256).await?;
     clones(&server, &machine, "third").await?;
     // Nor is it removed by what is shown of it while a machine uses it.
-    let shown = format!(
-        "docker-archive/{}:7@{}",
-        "library/web",
-        machine["image_ref"]["digest"].as_str().unwrap_or("")
-    );
+    let digest = machine["image_ref"]["digest"].as_str().unwrap_or("");
+    assert_eq!(machine["image_ref"]["registry"], "docker.io", "as it is listed");
+    let shown = format!("docker.io/library/web:7@{digest}");
     let output = server.cli(&["image", "rm", &shown]).await?;
     assert!(output.code == Some(1) && output.stderr.contains("in use"), "{output:?}");
     Ok(())

@@ -217,5 +217,6 @@ fn describe(
         },
         config: contents.config.run.clone(),
         download_size: contents.layers.iter().map(|layer| layer.length).sum(),
+        imported: true,
     }
 }

@@ -28,6 +28,24 @@ use crate::{
     search::{Search, Step},
 };
 
+/// An image of the store under the name that was asked for.
+fn named(
+    requested: &str,
+    name: ParsedReference,
+    image: ResolvedImage,
+    imported: bool,
+) -> ResolvedImage {
+    let ParsedReference { registry, repository, tag, digest } = name;
+    let labels = image.reference.labels;
+    ResolvedImage {
+        requested: requested.to_owned(),
+        reference: ImageReference { registry, repository, tag, digest, labels },
+        config: image.config,
+        download_size: image.download_size,
+        imported,
+    }
+}
+
 impl Inner {
     /// See [`crate::ImageStore::resolve`].
     pub(crate) async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
@@ -48,17 +66,12 @@ impl Inner {
         let parsed = parse_reference(reference, &self.config.default_registry)?;
         if let (Some(_), Some(record)) = (&parsed.digest, stored) {
             // The content is the same wherever it comes from, so nobody needs to be asked.
-            let ImageReference { labels, .. } = record.image.reference;
-            let ParsedReference { registry, repository, tag, digest } = parsed;
-            let found = ImageReference { registry, repository, tag, digest, labels };
-            return Ok(ResolvedImage {
-                requested: reference.to_owned(),
-                reference: found,
-                ..record.image
-            });
+            return Ok(named(reference, parsed, record.image, false));
         }
         if let Some(record) = self.records.local(&parsed.canonical()) {
-            return Ok(ResolvedImage { requested: reference.to_owned(), ..record.image });
+            let digest = record.image.reference.digest.clone();
+            let parsed = ParsedReference { digest, ..parsed };
+            return Ok(named(reference, parsed, record.image, true));
         }
         let repository =
             Repository { registry: parsed.registry.clone(), name: parsed.repository.clone() };
@@ -76,6 +89,7 @@ impl Inner {
                 labels: config.labels,
             },
             config: config.run,
+            imported: false,
         })
     }
 

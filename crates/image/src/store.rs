@@ -100,7 +100,7 @@ impl ImageStore {
         let known = self.inner.records.get(digest);
         let disk = match (self.inner.ready(digest), &known) {
             (Some(disk), Some(_)) => disk,
-            _ if is_archive(&image.reference.registry) => {
+            _ if is_from_archive(image) => {
                 return Err(ImageError::NotFound {
                     what: image.requested.clone(),
                     hint: "it came from an archive and was removed: import the archive again"
@@ -212,6 +212,11 @@ impl ImageStore {
     }
 }
 
+/// Whether no registry has it.
+fn is_from_archive(image: &ResolvedImage) -> bool {
+    image.imported || is_archive(&image.reference.registry)
+}
+
 impl Inner {
     /// Marks an image as used now, and known by the reference that was used. By digest it is known
     /// anyway.
@@ -220,7 +225,7 @@ impl Inner {
         let pinned = pinned_digest(&image.requested).is_some();
         let is_digest = image.requested.parse::<Digest>().is_ok();
         let is_name = !is_digest && (!pinned || self.records.is_nameless(digest));
-        if !is_archive(&image.reference.registry)
+        if !is_from_archive(image)
             && is_name
             && let Ok(parsed) = parse_reference(&image.requested, &self.config.default_registry)
             && self.records.local(&parsed.canonical()).is_none()

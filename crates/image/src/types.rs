@@ -11,7 +11,7 @@ use crate::{Digest, digest};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageReference {
     /// Registry host and port; `docker-archive`, `oci-archive` and `local` for images that came
-    /// from files.
+    /// from files and were not asked for by a name.
     pub registry: String,
     /// Repository, e.g. `library/nginx`.
     pub repository: String,
@@ -58,6 +58,9 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
     /// Sum of the compressed layers, bytes.
     pub download_size: u64,
+    /// It came from a file: no registry is asked for it, whatever its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub imported: bool,
 }
 
 /// A finished root disk: read-only, shared by all machines of the image.

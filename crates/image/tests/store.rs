@@ -196,6 +196,28 @@ async fn an_imported_image_is_found_by_what_is_shown_of_it_and_gone_when_it_is_r
 }
 
 #[tokio::test]
+async fn an_imported_image_is_shown_by_the_name_that_it_is_listed_and_asked_for_by() {
+    let (world, web) = (World::new(), image("web"));
+    let store = world.open();
+    let source = format!("oci:{}", layout(&world, &web).display());
+    let listed = store.import(&source, Some("team/web:2"), &progress()).await.unwrap();
+    assert_eq!(listed.names, ["docker.io/team/web:2"]);
+    let resolved = store.resolve("team/web:2").await.unwrap();
+    let own = shown(&resolved);
+    assert_eq!(own, format!("docker.io/team/web:2@{}", web.digest()));
+    store.root_disk(&resolved, &progress()).await.unwrap();
+    assert_eq!(store.list().await.unwrap()[0].names, listed.names, "its use adds no name");
+    let again = store.resolve(&own).await.unwrap();
+    assert_eq!(
+        (again.reference, again.config),
+        (resolved.reference.clone(), resolved.config.clone())
+    );
+    store.remove(&own, &nobody()).await.unwrap();
+    let error = store.root_disk(&resolved, &progress()).await.unwrap_err();
+    assert!(error.to_string().contains("import the archive again"), "{error}");
+}
+
+#[tokio::test]
 async fn removing_by_a_name_with_a_digest_removes_the_image_whatever_names_it_has() {
     let registry = FakeRegistry::start().await;
     registry.offer("app", "a", &image("app"));

@@ -107,6 +107,7 @@ impl Images for FakeImages {
             },
             config: ImageConfig::default(),
             download_size: 1,
+            imported: false,
         })
     }
 

@@ -123,6 +123,7 @@ impl Images for FakeImages {
                 ..ImageConfig::default()
             },
             download_size: SIZE,
+            imported: false,
         })
     }
 
