@@ -33,7 +33,8 @@ if [[ $(id -u) -ne 0 ]]; then
     exit 1
 fi
 
-# A registry installed for the demo must not start as a service of the host. dpkg asks this file before it starts one.
+# A registry installed for the demo, or nginx for the benchmark, must not start as a service of the host. dpkg asks
+# this file before it starts one.
 policy=/usr/sbin/policy-rc.d
 if [[ ! -e $policy ]]; then
     printf '#!/bin/sh\nexit 101\n' >"$policy"
@@ -47,6 +48,8 @@ apt-get update --quiet --quiet
 apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" </dev/null
 
 # deb-systemd-helper enables units even where it may not start them.
-if [[ " ${missing[*]} " == *" docker-registry "* ]] && command -v systemctl >/dev/null; then
-    systemctl disable docker-registry.service >/dev/null 2>&1 || true
-fi
+for service in docker-registry nginx; do
+    if [[ " ${missing[*]} " == *" $service "* ]] && command -v systemctl >/dev/null; then
+        systemctl disable "$service.service" >/dev/null 2>&1 || true
+    fi
+done

@@ -67,6 +67,7 @@ impl QemuHost {
             ipv4_pool: None,
             allowed: Vec::new(),
             dns_upstreams: Vec::new(),
+            names: None,
         };
         Self {
             network: Arc::new(Network::start(network).await.unwrap()),

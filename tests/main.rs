@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod awake;
+mod checks;
 mod clock;
 mod command_line;
 mod driver;
@@ -20,6 +22,7 @@ mod kernel_features;
 mod leftovers;
 mod lifecycle;
 mod logs;
+mod names;
 mod neighbours;
 mod network;
 mod programs;
@@ -31,3 +34,4 @@ mod stand;
 mod suspend;
 mod templates;
 mod terminal;
+mod traffic;

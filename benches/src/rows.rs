@@ -7,13 +7,17 @@ mod engine;
 mod exec;
 mod exit;
 mod get;
+mod idle;
 mod image;
 mod kernel;
 mod memory;
+mod proxy;
 mod recovery;
+mod routes;
 mod start;
 mod stop;
 mod suspend;
+mod wake;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -29,6 +33,8 @@ pub enum Row {
     Create,
     /// Suspend and resume.
     Suspend,
+    /// A request to a machine that is suspended or stopped, beside its plain resume and start.
+    Wake,
     /// A program's end until a waiting client sees it.
     Exit,
     /// Stop of a running machine.
@@ -43,6 +49,12 @@ pub enum Row {
     Image,
     /// Reads of a machine, beside the least that answers the same.
     Get,
+    /// The proxy, beside nginx.
+    Proxy,
+    /// The proxy with many apps, beside itself with few.
+    Routes,
+    /// Memory of idle client connections of the proxy, beside nginx.
+    Idle,
     /// Operations through the engine, beside bare transactions.
     Engine,
     /// A worker that is started again.
@@ -66,6 +78,7 @@ impl Row {
             Self::Start => start::measure(bench).await,
             Self::Create => create::measure(bench).await,
             Self::Suspend => suspend::measure(bench).await,
+            Self::Wake => wake::measure(bench).await,
             Self::Exit => exit::measure(bench).await,
             Self::Stop => stop::measure(bench).await,
             Self::Exec => exec::measure(bench).await,
@@ -73,6 +86,9 @@ impl Row {
             Self::Memory => memory::measure(bench).await,
             Self::Image => image::measure(bench).await,
             Self::Get => get::measure(bench).await,
+            Self::Proxy => proxy::measure(bench).await,
+            Self::Routes => routes::measure(bench).await,
+            Self::Idle => idle::measure(bench).await,
             Self::Engine => engine::measure(bench).await,
             Self::Recovery => recovery::measure(bench).await,
             Self::Kernel => kernel::measure(bench).await,

@@ -13,10 +13,13 @@ use nix::sys::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
+    time::MissedTickBehavior,
 };
+use tokio_rustls::rustls::pki_types::ServerName;
 
+use super::{proxy::host, tls};
 use crate::{cpu::milliseconds, statistics::percentile};
 
 /// What to ask, and how.
@@ -29,14 +32,23 @@ pub struct Target {
     #[arg(long)]
     pub path: String,
     /// Token to be shown.
-    #[arg(long)]
+    #[arg(long, default_value = "")]
     pub token: String,
+    /// Asks apps of a proxy that has so many, each connection one; they are spread over all.
+    #[arg(long)]
+    pub apps: Option<usize>,
+    /// Over TLS.
+    #[arg(long)]
+    pub tls: bool,
     /// Connections.
     #[arg(long)]
     pub connections: usize,
     /// For how long, milliseconds.
     #[arg(long)]
     pub milliseconds: u64,
+    /// So many requests per second over all connections, instead of as fast as answers come.
+    #[arg(long)]
+    pub per_second: Option<u32>,
 }
 
 /// What came of it.
@@ -44,6 +56,8 @@ pub struct Target {
 pub struct Measured {
     /// Answers per second.
     pub per_second: f64,
+    /// Half of the answers took at most this, milliseconds.
+    pub p50_ms: f64,
     /// 99 of 100 answers took at most this, milliseconds.
     pub p99_ms: f64,
     /// Part of the time for which the generator itself had its processor. Near 1 it asked no faster
@@ -51,47 +65,131 @@ pub struct Measured {
     pub busy: f64,
 }
 
-/// Asks until time is up.
+/// Asks until time is up, over connections that were made before.
 ///
 /// # Errors
 /// When an answer is an error.
 pub async fn generate(target: &Target) -> Result<Measured> {
-    let began = Instant::now();
-    let end = began + Duration::from_millis(target.milliseconds);
-    let times = try_join_all((0..target.connections).map(|_| ask(target, end))).await?;
+    let hosts = (0..target.connections).map(|number| match target.apps {
+        Some(apps) => host(number * apps / target.connections),
+        None => "127.0.0.1".to_owned(),
+    });
+    let open = |host: String| async move {
+        let mut connection = Connection::open(target.port, &host, target.tls).await?;
+        connection.prepare(&target.path, &target.token);
+        anyhow::Ok(connection)
+    };
+    let connections = try_join_all(hosts.map(open)).await?;
+    let (began, used_before) = (Instant::now(), used()?);
+    let asking = connections.into_iter().enumerate();
+    let asking = asking.map(|(number, connection)| ask(target, began, number, connection));
+    let times = try_join_all(asking).await?.concat();
     let seconds = began.elapsed().as_secs_f64();
-    let used = getrusage(UsageWho::RUSAGE_SELF)?;
-    let used = (used.user_time() + used.system_time()).num_microseconds() as f64 / 1e6;
-    let times = times.concat();
-    let p99_ms = percentile(&times, 99.0).context("no answer came")?;
-    Ok(Measured { per_second: times.len() as f64 / seconds, p99_ms, busy: used / seconds })
+    let time = |percent| percentile(&times, percent).context("no answer came");
+    Ok(Measured {
+        per_second: times.len() as f64 / seconds,
+        p50_ms: time(50.0)?,
+        p99_ms: time(99.0)?,
+        busy: (used()? - used_before) / seconds,
+    })
 }
 
-async fn ask(target: &Target, end: Instant) -> Result<Vec<f64>> {
-    let mut stream = TcpStream::connect(("127.0.0.1", target.port)).await?;
-    stream.set_nodelay(true)?;
-    let request = format!(
-        "GET {} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\n\r\n",
-        target.path, target.token
-    );
-    let (mut times, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
-    while Instant::now() < end {
-        let sent = Instant::now();
-        stream.write_all(request.as_bytes()).await?;
-        let mut length = 0;
-        loop {
-            let free = buffer.get_mut(length..).unwrap_or_default();
-            ensure!(!free.is_empty(), "an answer is larger than expected");
-            let read = stream.read(free).await?;
-            ensure!(read > 0, "the server closed a connection");
-            length += read;
-            if is_whole(buffer.get(..length).unwrap_or_default())? {
-                break;
-            }
+/// Processor time of this process so far, seconds.
+fn used() -> Result<f64> {
+    let used = getrusage(UsageWho::RUSAGE_SELF)?;
+    Ok((used.user_time() + used.system_time()).num_microseconds() as f64 / 1e6)
+}
+
+/// At a given rate the requests of all connections are spread evenly over time, as far as a timer
+/// of milliseconds does that.
+async fn ask(
+    target: &Target,
+    began: Instant,
+    number: usize,
+    mut connection: Connection,
+) -> Result<Vec<f64>> {
+    let end = began + Duration::from_millis(target.milliseconds);
+    let mut turns = target.per_second.map(|rate| {
+        let between = 1.0 / f64::from(rate.max(1));
+        let first = began + Duration::from_secs_f64(between * number as f64);
+        let period = Duration::from_secs_f64(between * target.connections as f64);
+        let mut turns = tokio::time::interval_at(first.into(), period);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        turns
+    });
+    let mut times = Vec::new();
+    loop {
+        if let Some(turns) = &mut turns {
+            turns.tick().await;
         }
+        if Instant::now() >= end {
+            return Ok(times);
+        }
+        let sent = Instant::now();
+        connection.ask().await?;
         times.push(milliseconds(sent));
     }
-    Ok(times)
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+/// A connection that stays open, and the request that is sent over it.
+pub struct Connection {
+    stream: Box<dyn Stream>,
+    host: String,
+    request: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects to 127.0.0.1.
+    ///
+    /// # Errors
+    /// When nothing listens there, or the handshake fails.
+    pub async fn open(port: u16, host: &str, over_tls: bool) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.set_nodelay(true)?;
+        let stream: Box<dyn Stream> = if over_tls {
+            let name = ServerName::try_from(host.to_owned())?;
+            Box::new(tls::connector()?.connect(name, stream).await.context("a TLS handshake")?)
+        } else {
+            Box::new(stream)
+        };
+        Ok(Self { stream, host: host.to_owned(), request: Vec::new(), buffer: Vec::new() })
+    }
+
+    /// Sets what is asked; without a token none is shown.
+    pub fn prepare(&mut self, path: &str, token: &str) {
+        let mut request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n", self.host);
+        if !token.is_empty() {
+            request += &format!("authorization: Bearer {token}\r\n");
+        }
+        self.request = (request + "\r\n").into_bytes();
+        self.buffer = vec![0; 64 << 10];
+    }
+
+    /// Asks once and reads the answer to its end.
+    ///
+    /// # Errors
+    /// When it is an error or none comes.
+    pub async fn ask(&mut self) -> Result<()> {
+        self.stream.write_all(&self.request).await?;
+        // What TLS has not sent yet.
+        self.stream.flush().await?;
+        let mut length = 0;
+        loop {
+            let free = self.buffer.get_mut(length..).unwrap_or_default();
+            ensure!(!free.is_empty(), "an answer is larger than expected");
+            let read = self.stream.read(free).await?;
+            ensure!(read > 0, "the server closed a connection");
+            length += read;
+            if is_whole(self.buffer.get(..length).unwrap_or_default())? {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Whether a good answer is there to its last byte.

@@ -2,23 +2,17 @@
 //! 100 000. Beside it a bare axum handler that returns the same bytes. The same generator asks all
 //! of them, in turn.
 
-use std::{
-    fs::File,
-    process::Stdio,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fs::File, sync::Arc, time::Instant};
 
-use anyhow::{Context as _, Result};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    process::{Child, Command},
-};
+use anyhow::Result;
 
 use crate::{
     bench::Bench,
     http::Http,
-    load::{Listening, generator::Measured},
+    load::{
+        Listening,
+        process::{Ourselves, TIMEOUT, generate},
+    },
     place::Place,
     progress::{self, progress},
     report::Promise,
@@ -26,14 +20,12 @@ use crate::{
 
 const CONNECTIONS: &str = "16";
 const ROUNDS: usize = 5;
-/// For a hundred thousand machines to be listed.
-const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One server and what was measured of it.
 struct Side {
     key: &'static str,
     text: &'static str,
-    _child: Child,
+    _server: Ourselves,
     listening: Listening,
     per_second: Vec<f64>,
     p99: Vec<f64>,
@@ -117,36 +109,20 @@ impl Side {
         machines: &str,
         log: File,
     ) -> Result<Self> {
-        let mut child = ourselves(place, &["gateway", "--machines", machines], log.into())?;
-        let listening = listening(&mut child).await?;
-        Ok(Self {
-            key,
-            text,
-            _child: child,
-            listening,
-            per_second: Vec::new(),
-            p99: Vec::new(),
-            busy: Vec::new(),
-        })
+        let mut server = Ourselves::start(place, &["gateway", "--machines", machines], log.into())?;
+        let listening = server.announced().await?;
+        Ok(Self::new(key, text, server, listening))
     }
 
     async fn bare(place: &Place, body: &[u8]) -> Result<Self> {
-        let mut child = ourselves(place, &["bare"], Stdio::null())?;
-        let input = child.stdin.as_mut().context("standard input of a server")?;
-        input.write_all(body).await?;
-        input.write_all(b"\n").await?;
-        let mut listening = listening(&mut child).await?;
-        listening.path = "/v1/apps/bench/machines/00000000000000".to_owned();
+        let (server, listening) = Ourselves::bare(place, body, false).await?;
         let text = "beside it: a bare axum handler that returns the same bytes";
-        Ok(Self {
-            key: "bare",
-            text,
-            _child: child,
-            listening,
-            per_second: Vec::new(),
-            p99: Vec::new(),
-            busy: Vec::new(),
-        })
+        Ok(Self::new("bare", text, server, listening))
+    }
+
+    fn new(key: &'static str, text: &'static str, server: Ourselves, listening: Listening) -> Self {
+        let (per_second, p99, busy) = (Vec::new(), Vec::new(), Vec::new());
+        Self { key, text, _server: server, listening, per_second, p99, busy }
     }
 
     /// The answer, for the one that is to return the same; it has no line end in it. A gateway that
@@ -166,44 +142,12 @@ impl Side {
     async fn sample(&mut self, place: &Place, milliseconds: &str) -> Result<()> {
         let Listening { port, path, token } = &self.listening;
         let port = port.to_string();
-        let words = ["generator", "--port", &port, "--path", path, "--token", token];
+        let words = ["--port", &port, "--path", path, "--token", token];
         let how = ["--connections", CONNECTIONS, "--milliseconds", milliseconds];
-        let output = ourselves(place, &[&words[..], &how].concat(), Stdio::piped())?
-            .wait_with_output()
-            .await?;
-        anyhow::ensure!(
-            output.status.success(),
-            "{}: {}",
-            self.key,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        let measured: Measured = serde_json::from_slice(&output.stdout)?;
+        let measured = generate(place, self.key, &[&words[..], &how].concat()).await?;
         self.per_second.push(measured.per_second);
         self.p99.push(measured.p99_ms);
         self.busy.push(measured.busy * 100.0);
         Ok(())
     }
-}
-
-/// Starts this program in one of its other roles.
-fn ourselves(place: &Place, words: &[&str], log: Stdio) -> Result<Child> {
-    let mut command = Command::new(std::env::current_exe().context("finding our own file")?);
-    command.args(words).process_group(0).kill_on_drop(true);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
-    let runtime = tokio::runtime::Handle::current();
-    let spawned = place.run(move || {
-        let _entered = runtime.enter();
-        command.spawn()
-    })?;
-    spawned.context("starting ourselves")
-}
-
-/// Reads where a server listens.
-async fn listening(child: &mut Child) -> Result<Listening> {
-    let mut lines = BufReader::new(child.stdout.take().context("output of a server")?).lines();
-    let line = tokio::time::timeout(TIMEOUT, lines.next_line())
-        .await
-        .context("a server does not start")??;
-    serde_json::from_str(&line.context("a server ended at start")?)
-        .context("reading where a server listens")
 }

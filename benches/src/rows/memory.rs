@@ -1,7 +1,7 @@
 //! Memory of an idle machine: the proportional shares (PSS) of all VM processes, those that wait in
 //! the pool too, and what the server holds for templates, over the number of machines.
 
-use std::{collections::HashMap, path::Path};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use caddis_testkit::process;
@@ -61,8 +61,7 @@ fn memory(server: &Server, machines: usize) -> Result<f64> {
     );
     let (mut shares, mut shared_memory) = (0, 0);
     for pid in vms {
-        let file = format!("/proc/{pid}/smaps_rollup");
-        let rollup = std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+        let rollup = rollup(pid)?;
         shares += field(&rollup, "Pss:")?;
         shared_memory += field(&rollup, "Pss_Shmem:")?;
     }
@@ -75,14 +74,27 @@ fn memory(server: &Server, machines: usize) -> Result<f64> {
 /// The VM processes of a server: those that it started, and those that hold a file of it.
 fn vms(server: &Server) -> Vec<i32> {
     let mut pids = process::holders(server.data());
-    let numbered = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let all = numbered.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let parents: HashMap<i32, i32> =
-        all.filter_map(|pid| Some((pid, process::status(pid, "PPid")?.parse().ok()?))).collect();
-    let server = server.pid().cast_signed();
-    pids.extend(parents.iter().filter(|(_, parent)| **parent == server).map(|(pid, _)| *pid));
+    pids.extend(children(server.pid().cast_signed()));
     let is_vm = |pid: &i32| process::name(*pid).is_some_and(|name| name.starts_with("qemu-system"));
     pids.into_iter().filter(is_vm).collect()
+}
+
+/// The processes that a process has started.
+pub(super) fn children(of: i32) -> Vec<i32> {
+    let numbered = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = numbered.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    all.filter(|pid| process::status(*pid, "PPid").is_some_and(|parent| parent == of.to_string()))
+        .collect()
+}
+
+/// A process's proportional share of memory, bytes, as `smaps_rollup` has it.
+pub(super) fn share(pid: i32) -> Result<u64> {
+    field(&rollup(pid)?, "Pss:")
+}
+
+fn rollup(pid: i32) -> Result<String> {
+    let file = format!("/proc/{pid}/smaps_rollup");
+    std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))
 }
 
 /// Bytes that the server holds as templates.

@@ -28,6 +28,21 @@ pub struct App {
     pub volume_count: u64,
     /// Owner.
     pub organization: Organization,
+    /// Where its services on ports 80 and 443 answer; absent where nothing listens for them.
+    /// Caddis extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urls: Option<AppUrls>,
+}
+
+/// Where an app's services on ports 80 and 443 answer, for clients that name the app by host name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AppUrls {
+    /// Host name: `APP.DOMAIN`.
+    pub hostname: String,
+    /// Of a service on port 80.
+    pub http: String,
+    /// Of a service on port 443.
+    pub https: String,
 }
 
 /// An organization.

@@ -12,6 +12,16 @@ use utoipa::{
 
 use crate::{ApiDuration, Signal};
 
+mod checks;
+mod services;
+
+pub use checks::{Check, CheckHeader, CheckProtocol, CheckPurpose, CheckType, Liveness};
+pub use services::{
+    Autostop, Concurrency, ConcurrencyKind, DEFAULT_SOFT_LIMIT, HeaderChange, HttpOptions,
+    HttpResponseOptions, PortHandler, Protocol, ProxyProtoOptions, ProxyProtoVersion, Service,
+    ServicePort, TlsOptions, TlsVersion,
+};
+
 /// The configuration as JSON, with every field it was sent with, known here or not. Kept as its
 /// text, which clones share: values take up to fifty times as much memory.
 #[derive(Clone, PartialEq, Eq)]
@@ -113,10 +123,12 @@ pub struct MachineConfig {
     pub processes: Option<Vec<Process>>,
     /// Containers; not supported yet, refused.
     pub containers: Option<Vec<Value>>,
-    /// Routed services, stored only.
+    /// Ports that are reached through the app's addresses.
     pub services: Option<Vec<Service>>,
-    /// Health checks, stored only.
-    pub checks: Option<BTreeMap<String, Value>>,
+    /// Health checks, by name.
+    pub checks: Option<BTreeMap<String, Check>>,
+    /// Old form of `autostart: false` of all services.
+    pub disable_machine_autostart: Option<bool>,
     /// Volumes, stored only.
     pub mounts: Option<Vec<Mount>>,
     /// Files written at every boot.
@@ -249,24 +261,6 @@ pub enum FieldRef {
     Image,
 }
 
-/// A routed service; only what is validated here.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
-pub struct Service {
-    /// `tcp` or `udp`.
-    pub protocol: Option<String>,
-    /// Port in the VM.
-    pub internal_port: Option<u16>,
-    /// Public ports.
-    pub ports: Option<Vec<Value>>,
-    /// Bool or word.
-    pub autostop: Option<Value>,
-    /// Started on demand.
-    pub autostart: Option<bool>,
-    /// Number of machines that are never stopped.
-    pub min_machines_running: Option<u32>,
-}
-
 /// A volume's place.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
@@ -376,6 +370,9 @@ pub struct Rootfs {
 /// Size of the root disk unless the configuration names a larger one, GiB.
 pub const DEFAULT_ROOTFS_GIB: u64 = 8;
 
+/// Memory of a machine that may be suspended at most, MiB, as the reference has it.
+pub const MAX_SUSPENDED_MIB: u64 = 2048;
+
 /// Restarts that on-failure allows within its window unless the configuration says otherwise.
 pub const DEFAULT_MAX_RETRIES: u32 = 10;
 
@@ -399,6 +396,26 @@ impl MachineConfig {
     /// Whether its processors are its own.
     pub fn has_dedicated_cpus(&self) -> bool {
         self.guest.as_ref().and_then(|guest| guest.cpu_kind.as_deref()) == Some("performance")
+    }
+
+    /// Why a machine of this configuration can't be suspended, if it can't.
+    pub fn why_not_suspendable(&self) -> Option<String> {
+        let memory = self.memory_mib();
+        if memory > MAX_SUSPENDED_MIB {
+            return Some(format!(
+                "it has {memory} MiB of memory, the limit is {MAX_SUSPENDED_MIB}"
+            ));
+        }
+        if self.init.as_ref().and_then(|init| init.swap_size_mb).is_some_and(|size| size > 0) {
+            return Some("it has swap (init.swap_size_mb)".to_owned());
+        }
+        let has_schedule = self.schedule.as_ref().is_some_and(|schedule| !schedule.is_empty());
+        has_schedule.then(|| "it has a schedule".to_owned())
+    }
+
+    /// Whether one of its ports is served only on an address of the app's own.
+    pub fn needs_own_address(&self) -> bool {
+        self.services.iter().flatten().any(Service::needs_own_address)
     }
 
     /// Restart policy, with the default applied.

@@ -50,6 +50,7 @@ const FIELDS: &[(&str, &[&str])] = &[
             "headers",
             "interval",
             "kind",
+            "liveness",
             "method",
             "path",
             "port",
@@ -61,6 +62,7 @@ const FIELDS: &[(&str, &[&str])] = &[
         ],
     ),
     ("config.checks.*.headers[]", &["name", "values"]),
+    ("config.checks.*.liveness", &["failures"]),
     (
         "config.dns",
         &[
@@ -139,7 +141,9 @@ const FIELDS: &[(&str, &[&str])] = &[
             "concurrency",
             "force_instance_description",
             "force_instance_key",
+            "idle_timeout",
             "internal_port",
+            "max_drain",
             "min_machines_running",
             "ports",
             "protocol",
@@ -151,6 +155,7 @@ const FIELDS: &[(&str, &[&str])] = &[
             "grace_period",
             "headers",
             "interval",
+            "liveness",
             "method",
             "path",
             "port",
@@ -162,6 +167,7 @@ const FIELDS: &[(&str, &[&str])] = &[
         ],
     ),
     ("config.services[].checks[].headers[]", &["name", "values"]),
+    ("config.services[].checks[].liveness", &["failures"]),
     ("config.services[].concurrency", &["hard_limit", "soft_limit", "type"]),
     (
         "config.services[].ports[]",

@@ -6,13 +6,16 @@
 //! reading of it.
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod app;
+pub mod checks;
 pub mod config;
 pub mod duration;
 pub mod error;
 pub mod event;
 pub mod exec;
 pub mod fields;
+pub mod hold;
 pub mod ids;
 pub mod images;
 pub mod lease;
@@ -26,6 +29,7 @@ pub mod signal;
 pub mod state;
 pub mod terminal;
 pub mod time;
+pub mod traffic;
 pub mod usage;
 pub mod validate;
 pub mod warnings;

@@ -66,9 +66,9 @@ pub struct LogEntryMeta {
 }
 
 /// `app` for the program, `runner` for messages of the platform and the machine's init: starts,
-/// exits, restarts, suspends and failures.
+/// exits, restarts, suspends and failures; `proxy` for errors of connections and requests to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogProvider {
-    /// `app` or `runner`.
+    /// `app`, `runner` or `proxy`.
     pub provider: String,
 }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    LeaseNonce, MachineId, MachineState, RawConfig, RegionCode, VersionId, event::MachineEvent,
-    lease::PublicLease,
+    LeaseNonce, MachineId, MachineState, RawConfig, RegionCode, VersionId, config::CheckPurpose,
+    event::MachineEvent, hold::Hold, lease::PublicLease,
 };
 
 /// A machine. Optional parts are left out by `summary` lists.
@@ -71,6 +71,9 @@ pub struct Machine {
     /// Operation in progress. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
+    /// Keeps it from being put to sleep for lack of traffic. Caddis extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
     /// `hardware` or `emulated`. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
@@ -92,6 +95,15 @@ impl Machine {
     pub fn warning(mut self, mut lines: Vec<String>) -> Self {
         lines.append(&mut self.warnings);
         Self { warnings: lines, ..self }
+    }
+
+    /// Whether traffic may reach one of its services, by its place in `config.services`, as far as
+    /// state and checks say: it is started, and all checks of the service and all readiness checks
+    /// of the machine pass. Whether it is cordoned is not asked.
+    pub fn is_ready(&self, service: usize) -> bool {
+        let gating = self.checks.iter().flatten().filter(|check| check.gates(service));
+        self.state == MachineState::Started
+            && gating.into_iter().all(|check| check.status == CheckState::Passing)
     }
 }
 
@@ -119,15 +131,54 @@ pub struct ImageRef {
 /// A health check's latest result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckStatus {
-    /// Its name.
+    /// `servicecheck-00-http-8080` for a check of a service: its number among those of all
+    /// services, its type and port. Otherwise its key in `config.checks`.
     pub name: String,
-    /// `passing`, `warning` or `critical`.
-    pub status: String,
-    /// Output of the check.
+    /// Latest result; of a machine that does not run, the last one before it stopped.
+    pub status: CheckState,
+    /// What was found, or why it failed.
     #[serde(default)]
     pub output: String,
-    /// RFC 3339.
+    /// Time of the last change of `status`. RFC 3339 with milliseconds.
     pub updated_at: String,
+    /// Of a service's check, the place of the service in `config.services`: it gets no traffic
+    /// unless the check passes. Caddis extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<usize>,
+    /// `readiness`: no service of the machine gets traffic unless the check passes. Caddis
+    /// extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<CheckPurpose>,
+}
+
+impl CheckStatus {
+    /// Whether a service, by its place in `config.services`, gets no traffic unless this passes.
+    pub fn gates(&self, service: usize) -> bool {
+        self.service == Some(service) || self.kind == Some(CheckPurpose::Readiness)
+    }
+}
+
+/// How a check stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckState {
+    /// The last attempt succeeded.
+    Passing,
+    /// It has not been tried yet since the machine started.
+    Warning,
+    /// The last attempt failed.
+    Critical,
+}
+
+impl CheckState {
+    /// Its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passing => "passing",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
 }
 
 /// An operation on a machine, with its progress.

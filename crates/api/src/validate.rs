@@ -5,9 +5,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+mod checks;
 mod dns;
+mod http;
+mod services;
 mod size;
 
+pub use checks::{MAX_CHECK_TIME, MAX_CHECKS, MIN_CHECK_INTERVAL};
+pub use services::{MAX_PORTS, MAX_SERVICES};
 pub use size::{MAX_METADATA_BYTES, MAX_OTHER_BYTES};
 
 use crate::{
@@ -50,24 +55,37 @@ pub fn normalise(raw: RawConfig) -> Result<(RawConfig, MachineConfig), ApiError>
     check_objects(&raw, &config)?;
     complete_guest(&mut raw, &mut config)?;
     complete_restart(&mut raw, &mut config);
-    canonical_services(&mut raw)?;
+    services::complete(&mut raw, &config);
     raw.entry("init").or_insert_with(|| json!({}));
     check(&config)?;
     size::check(&raw, &config)?;
     Ok((raw.into(), config))
 }
 
-/// The typed reading of a configuration; checks types only.
+/// The typed reading of a configuration; checks types only. Services and checks that can't be read
+/// are left out: those of configurations that an earlier server stored were not checked.
 ///
 /// # Errors
 /// 400 naming the field.
 pub fn read(raw: &RawConfig) -> Result<MachineConfig, ApiError> {
-    read_fields(raw.fields())
+    read_fields(raw.fields()).or_else(|_| {
+        let mut fields = raw.fields();
+        fields.remove("services");
+        fields.remove("checks");
+        read_fields(fields)
+    })
 }
 
 fn read_fields(raw: Map<String, Value>) -> Result<MachineConfig, ApiError> {
-    serde_path_to_error::deserialize(Value::Object(raw))
-        .map_err(|e| ApiError::invalid(format!("invalid config.{}: {}", e.path(), e.inner())))
+    let mut config: MachineConfig = serde_path_to_error::deserialize(Value::Object(raw))
+        .map_err(|e| ApiError::invalid(format!("invalid config.{}: {}", e.path(), e.inner())))?;
+    if config.disable_machine_autostart == Some(true) {
+        // What it said before each service could.
+        for service in config.services.iter_mut().flatten() {
+            service.autostart = Some(false);
+        }
+    }
+    Ok(config)
 }
 
 /// Refuses lists in the place of objects, which serde reads field by field.
@@ -198,39 +216,6 @@ fn complete_restart(raw: &mut Map<String, Value>, config: &mut MachineConfig) {
     }
 }
 
-/// What services leave open, and `autostop` in its canonical form.
-fn canonical_services(raw: &mut Map<String, Value>) -> Result<(), ApiError> {
-    let Some(Value::Array(services)) = raw.get_mut("services") else {
-        return Ok(());
-    };
-    for (index, service) in services.iter_mut().enumerate() {
-        let Value::Object(service) = service else {
-            continue;
-        };
-        service.entry("force_instance_key").or_insert(Value::Null);
-        let protocol = service.entry("protocol").or_insert(Value::Null);
-        if protocol.is_null() || protocol == "" {
-            *protocol = json!("tcp");
-        }
-        let Some(autostop) = service.get_mut("autostop") else {
-            continue;
-        };
-        let canonical = match autostop.as_str() {
-            Some("off") => json!(false),
-            Some("stop") => json!(true),
-            Some("suspend") => json!("suspend"),
-            None if autostop.is_boolean() || autostop.is_null() => continue,
-            _ => {
-                return Err(ApiError::invalid(format!(
-                    "invalid config.services[{index}].autostop, use off, stop, suspend or a boolean"
-                )));
-            }
-        };
-        *autostop = canonical;
-    }
-    Ok(())
-}
-
 fn check(config: &MachineConfig) -> Result<(), ApiError> {
     if config.containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
         return Err(ApiError::invalid(
@@ -273,18 +258,8 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
             "invalid config.schedule, use hourly, daily, weekly or monthly",
         ));
     }
-    for (index, service) in config.services.iter().flatten().enumerate() {
-        if service.internal_port.is_none_or(|port| port == 0) {
-            return Err(ApiError::invalid(format!(
-                "invalid config.services[{index}].internal_port, must be 1 to 65535"
-            )));
-        }
-        if !matches!(service.protocol.as_deref(), None | Some("" | "tcp" | "udp")) {
-            return Err(ApiError::invalid(format!(
-                "invalid config.services[{index}].protocol, use tcp or udp"
-            )));
-        }
-    }
+    services::check(config.services.as_deref().unwrap_or_default())?;
+    checks::check(config)?;
     for argument in config.kernel_args() {
         if !argument.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || argument.len() > 1024 {
             return Err(ApiError::invalid(

@@ -8,6 +8,7 @@ mod offer;
 mod record;
 mod reply;
 mod request;
+mod traffic;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub use self::{
     record::{Announcement, Delta, LARGE_CONFIG_BYTES, MachineRecord},
     reply::{VersionRecord, WorkerReply, WorkerResult},
     request::{Action, CreateMachine, UpdateMachine, WorkerRequest},
+    traffic::{HostLine, SleepMode, WhyAwake, WhyNotWoken},
 };
 use crate::BusError;
 

@@ -9,19 +9,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use caddis_bus::{InProcessBus, stream::InProcessStreams};
+use caddis_bus::{InProcessBus, WorkerClient, stream::InProcessStreams};
 use caddis_catalog::{Catalog, SqliteStore};
 use caddis_disk::Reserve;
 use caddis_gateway::{Gateway, GatewayParts};
 use caddis_image::{ImageStore, ImageStoreConfig};
-use caddis_network::{Network, NetworkConfig};
+use caddis_names::InternalNames;
+use caddis_network::{Network, NetworkConfig, PublicAddresses};
 use caddis_vmm::{
     Accelerator, Qemu, QemuConfig, SlotPool,
     boot::{self, BootSource},
     qemu::{MakeTap, PoolLimits},
     slot::SlotPoolConfig,
 };
-use caddis_worker::{Clock, Drivers, Worker, WorkerConfig, WorkerParts};
+use caddis_worker::{Clock, Drivers, NetworkProber, Worker, WorkerConfig, WorkerParts};
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
 use tracing::{info, warn};
 
@@ -31,6 +32,9 @@ use crate::{
     instance::{self, Instance, write_secret},
     settings::{LogFormat, ServeArguments, Settings},
 };
+use traffic::Traffic;
+
+mod traffic;
 
 /// How long the port may be taken.
 const PORT_PATIENCE: Duration = Duration::from_secs(1);
@@ -85,8 +89,10 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     keeping.abort();
     instance.withdraw();
+    server.traffic.shutdown().await;
     drop(server.gateway);
     server.worker.shutdown().await;
+    server.public_addresses.release().await;
     served.context("serving the API")
 }
 
@@ -176,6 +182,8 @@ impl Signals {
 struct Server {
     gateway: Gateway,
     worker: Worker,
+    traffic: Traffic,
+    public_addresses: PublicAddresses,
 }
 
 impl Server {
@@ -190,6 +198,7 @@ impl Server {
         let taps = Arc::new(OnceLock::new());
         let vmm = start_vmm(settings, instance, address, taps.clone()).await?;
         let images = open_images(settings, instance, vmm.amd64_level()).await?;
+        let names = Arc::new(InternalNames::default());
         let network = Network::start(NetworkConfig {
             data_directory: instance.directory().to_owned(),
             run_directory: caddis_network::RUN_DIRECTORY.into(),
@@ -197,6 +206,7 @@ impl Server {
             ipv4_pool: settings.ipv4_pool,
             allowed: settings.allow_private.clone(),
             dns_upstreams: settings.dns.clone(),
+            names: Some(names.clone()),
         });
         let network = Arc::new(network.await.context("can't set up the network of machines")?);
         let ipv4_pool = network.ipv4_pool();
@@ -225,13 +235,24 @@ impl Server {
             reserve,
         };
         let vmm = Arc::new(vmm);
-        let drivers = Drivers { vmm: vmm.clone(), images: Arc::new(images), network };
+        let drivers = Drivers {
+            vmm: vmm.clone(),
+            images: Arc::new(images),
+            network,
+            prober: Arc::new(NetworkProber::default()),
+        };
         let worker =
             Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
+        let streams = Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams()));
+        let public = &settings.traffic.public_addresses;
+        let public_addresses =
+            PublicAddresses::take(public).await.context("can't have the addresses of apps")?;
+        let client = WorkerClient::new(bus.clone(), streams.clone());
+        let mut traffic = Traffic::listen(&settings.traffic, &settings.region, client)?;
         let gateway = Gateway::new(GatewayParts {
             bus,
-            streams: Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams())),
-            catalog,
+            streams,
+            catalog: catalog.clone(),
             region: settings.region.clone(),
             regions: Vec::new(),
             workers: vec![worker.id().clone()],
@@ -239,13 +260,20 @@ impl Server {
                 destroyed_retention: DESTROYED_RETENTION,
                 rate_limit: settings.rate_limit,
                 max_connections,
+                traffic: caddis_gateway::TrafficSettings {
+                    info: Some(traffic.info()),
+                    ..settings.traffic.of_gateway(traffic.listeners(), address)
+                },
                 ..Default::default()
             },
         });
         let gateway = gateway.await?;
+        let view = gateway.view();
+        traffic.follow(view.clone(), catalog);
+        tokio::spawn(async move { names.follow(&view).await });
         // Last, so that nothing that failed leaves it behind.
         vmm.keep_warm();
-        Ok(Self { gateway, worker })
+        Ok(Self { gateway, worker, traffic, public_addresses })
     }
 }
 

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels::HostKernels;
 
+mod traffic;
+
+pub use traffic::TrafficSettings;
+
 /// Read when `--config` names no other, if it is there.
 const CONFIG_FILE: &str = "/etc/caddis/caddis.toml";
 
@@ -101,6 +105,34 @@ pub struct ServeArguments {
     #[arg(long, env = "CADDIS_DNS", value_name = "ADDRESS", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
+    /// Address and port on which services on port 80 of all apps answer, told apart by host name
+    /// [default: 127.0.0.1:8080].
+    #[arg(long, env = "CADDIS_HTTP_LISTEN", value_name = "ADDRESS")]
+    pub http_listen: Option<SocketAddr>,
+    /// Address and port on which services on port 443 of all apps answer, over TLS [default:
+    /// 127.0.0.1:8443].
+    #[arg(long, env = "CADDIS_HTTPS_LISTEN", value_name = "ADDRESS")]
+    pub https_listen: Option<SocketAddr>,
+    /// Domain of apps: APP.DOMAIN is the host name of an app [default: localhost].
+    #[arg(long, env = "CADDIS_DOMAIN", value_name = "DOMAIN")]
+    pub domain: Option<String>,
+    /// Addresses that apps can have as their own, for services on any port; may be repeated
+    /// [default: 127.64.0.0/16, reachable on this host only].
+    #[arg(long, env = "CADDIS_PUBLIC_ADDRESSES", value_name = "CIDR", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub public_addresses: Vec<IpNet>,
+    /// HTML file that browsers are shown while a machine starts for them [default: they wait].
+    #[arg(long, env = "CADDIS_WAKING_PAGE", value_name = "FILE")]
+    pub waking_page: Option<PathBuf>,
+    /// Write each request to a service into the log of the machine that answered it.
+    #[arg(
+        long,
+        env = "CADDIS_ACCESS_LOG",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub access_log: Option<bool>,
     /// Total memory for machines, MiB [default: 15/16 of the host's, minus 512].
     #[arg(long, env = "CADDIS_MEMORY_MB", value_name = "MIB")]
     pub memory_mb: Option<u64>,
@@ -160,6 +192,7 @@ pub struct Settings {
     pub ipv4_pool: Option<Ipv4Net>,
     pub allow_private: Vec<IpNet>,
     pub dns: Vec<IpAddr>,
+    pub traffic: TrafficSettings,
     pub memory_mib: Option<u64>,
     pub cpu_overcommit: f64,
     pub memory_overcommit: f64,
@@ -183,6 +216,7 @@ impl ServeArguments {
             None => Self::default(),
         };
         let set = self.over(&file)?;
+        let traffic = TrafficSettings::new(&set)?;
         let region = set.region.unwrap_or_else(|| "local".to_owned());
         if region.is_empty()
             || !region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -215,6 +249,7 @@ impl ServeArguments {
             ipv4_pool: set.ipv4_pool,
             allow_private: set.allow_private,
             dns: set.dns,
+            traffic,
             memory_mib: set.memory_mb,
             cpu_overcommit,
             memory_overcommit,
@@ -345,6 +380,12 @@ mod tests {
             ServeArguments { rate_limit: Some(-1.0), ..ServeArguments::default() },
             ServeArguments { memory_mb: Some(u64::MAX), ..ServeArguments::default() },
             ServeArguments { config: Some("/no/such/file".into()), ..ServeArguments::default() },
+            ServeArguments { domain: Some("a b".to_owned()), ..ServeArguments::default() },
+            ServeArguments { domain: Some("a..b".to_owned()), ..ServeArguments::default() },
+            ServeArguments {
+                public_addresses: vec!["0.0.0.0/0".parse().unwrap()],
+                ..ServeArguments::default()
+            },
         ] {
             assert!(arguments.resolve().is_err());
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use caddis_testkit::{
-    fake::FakeServer,
+    fake::{FakeOptions, FakeServer},
     guide::{Page, Place, is_understood},
 };
 use serde_json::Value;
@@ -21,6 +21,7 @@ const CHANGES_HOST: &str = "changes the host it runs on";
 const TAKES_TERMINAL: &str = "needs a terminal, or goes on until it is ended";
 const CHANGES_USER: &str = "changes which server the user's other commands reach";
 const OTHER_TOOL: &str = "needs files made by another tool";
+const NEEDS_LISTENERS: &str = "needs the shared listeners of a server that runs VMs";
 
 /// Blocks that are not run, by page and first line, and why.
 const NOT_RUN: &[(&str, &str, &str)] = &[
@@ -39,6 +40,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/guide/operations.md", "systemctl restart", CHANGES_HOST),
     ("docs/guide/operations.md", "caddis host drain\n$ systemctl disable", CHANGES_HOST),
     ("docs/guide/operations.md", "caddis serve", TAKES_TERMINAL),
+    ("docs/guide/services.md", "curl -sI", NEEDS_LISTENERS),
     ("docs/guide/shell.md", "caddis ssh console", TAKES_TERMINAL),
 ];
 
@@ -123,13 +125,15 @@ fn commands_that_are_not_run_have_arguments_that_exist() {
 /// Operations of the page that a server shows at `/docs`, in an order in which all succeed.
 const DOCS: &str = "
     Health_show Server_openapi Server_docs Platform_regions_get Platform_status
-    Platform_placements_post Organizations_list Apps_create Apps_list Apps_show Images_list
+    Platform_placements_post Organizations_list Apps_create Apps_list Apps_show
+    App_IPAssignments_create App_IPAssignments_list App_IPAssignments_delete Images_list
     Machines_create Machines_wait Machines_show Machines_list Machines_org_list Machines_watch
     Machines_usage Machines_follow_operation Machines_exec Machines_list_processes
     Machines_list_events Machines_list_versions Machines_get_memory Machines_set_memory_limit
     Machines_reclaim_memory Machines_upsert_metadata Machines_get_metadata_key
     Machines_update_metadata Machines_update_metadata_deprecated Machines_show_metadata
     Machines_delete_metadata Machines_create_lease Machines_show_lease Machines_release_lease
+    Machines_set_hold Machines_show_hold Machines_release_hold Machines_traffic
     Machines_cordon Machines_uncordon Apps_logs Machines_update Machines_wait
     Machines_update_deprecated Machines_wait Machines_restart Machines_wait Machines_suspend
     Machines_start Machines_wait Machines_signal Machines_stop Machines_start Machines_wait
@@ -150,7 +154,9 @@ fn shell(server: &FakeServer, script: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_that_a_server_documents_itself_with_work() {
-    let server = FakeServer::start().await.unwrap();
+    let traffic = Some(Default::default());
+    let options = FakeOptions { traffic, ..Default::default() };
+    let server = FakeServer::with(options).await.unwrap();
     tokio::task::block_in_place(|| {
         let page = shell(&server, "curl -fsS $URL/docs");
         let plain = |text: &str| {

@@ -1,5 +1,7 @@
 //! Why a call of the catalog or of its store failed, and what clients are told about it.
 
+use std::net::IpAddr;
+
 use caddis_api::{ApiError, AppName, ErrorCode, MachineId};
 
 /// Why a store did not do what it was asked for.
@@ -61,6 +63,32 @@ pub enum CatalogError {
         /// That machine.
         machine: MachineId,
     },
+    /// The organisation has no network of this name.
+    #[error("network not found")]
+    NetworkNotFound,
+    /// All addresses of the pool are taken.
+    #[error(
+        "no address is free in {pool}: release one that is no longer needed, or give the server \
+         more with --public-addresses"
+    )]
+    AddressesExhausted {
+        /// The prefixes.
+        pool: String,
+    },
+    /// The address is not one that apps may have.
+    #[error("invalid ip, {ip} is not an address of {pool}, or is in use by the server itself")]
+    AddressOutsidePool {
+        /// The address.
+        ip: IpAddr,
+        /// The prefixes.
+        pool: String,
+    },
+    /// An app has the address.
+    #[error("already_exists: address {0} is in use by an app")]
+    AddressTaken(IpAddr),
+    /// The app does not have the address.
+    #[error("Could not find IP address {0}")]
+    AddressNotFound(IpAddr),
     /// No machine was ever placed under this id.
     #[error("machine {0} was never placed")]
     MachineNotFound(MachineId),
@@ -83,15 +111,21 @@ pub enum CatalogError {
 impl From<CatalogError> for ApiError {
     fn from(error: CatalogError) -> Self {
         let code = match &error {
-            CatalogError::OrganizationNotFound(_) | CatalogError::AppNotFound(_) => {
-                ErrorCode::NotFound
+            CatalogError::OrganizationNotFound(_)
+            | CatalogError::AppNotFound(_)
+            | CatalogError::AddressNotFound(_) => ErrorCode::NotFound,
+            CatalogError::NetworkNotFound | CatalogError::AddressOutsidePool { .. } => {
+                ErrorCode::InvalidArgument
             }
+            CatalogError::AddressesExhausted { .. } => ErrorCode::Unprocessable,
             CatalogError::AppNameTaken => ErrorCode::NameTaken,
             CatalogError::AppInDeletion(_) | CatalogError::MachineReleased(_) => {
                 ErrorCode::FailedPrecondition
             }
             CatalogError::IdempotencyMismatch => ErrorCode::Unprocessable,
-            CatalogError::MachineNameTaken { .. } => ErrorCode::AlreadyExists,
+            CatalogError::MachineNameTaken { .. } | CatalogError::AddressTaken(_) => {
+                ErrorCode::AlreadyExists
+            }
             CatalogError::RequestHasMachine { .. } | CatalogError::MachineMoved { .. } => {
                 ErrorCode::Aborted
             }

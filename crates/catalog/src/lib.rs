@@ -1,6 +1,6 @@
-//! Facts that must be unique in the whole installation: organisations, apps, networks and
-//! addresses, machine names and ids with their worker and placement epoch, tokens, idempotency
-//! keys. Knows nothing of what a machine does.
+//! Facts that must be unique in the whole installation: organisations, apps and their addresses,
+//! networks, machine names, ids and addresses with their worker and placement epoch, tokens,
+//! idempotency keys. Knows nothing of what a machine does.
 //!
 //! ```text
 //! gateway ─▶ Catalog (rules/)   names, addresses, deletion, tokens, keyed requests, error texts
@@ -26,8 +26,9 @@ pub use error::{CatalogError, StoreError};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
 pub use records::{
-    Access, AppPage, AppQuery, AppRecord, AppState, IdempotencyState, KeyedRequest, NewApp,
-    NewPlacement, Placement, StoredResponse, TokenRecord, TokenScope,
+    Access, Address, AddressKind, AddressPool, AppPage, AppQuery, AppRecord, AppState,
+    IdempotencyState, KeyedRequest, NewAddress, NewApp, NewPlacement, Placement, PrivateNetwork,
+    StoredResponse, TokenRecord, TokenScope, WantedAddress,
 };
 pub use rules::{Catalog, Clock, REQUEST_LEASE, REQUEST_RETENTION};
 pub use sqlite::{SqliteError, SqliteStore};

@@ -2,15 +2,19 @@
 
 mod rows;
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use caddis_api::{MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
 
 use crate::{
-    AppQuery, AppRecord, AppState, PERSONAL, Placement, StoredResponse, TokenRecord, TokenScope,
+    Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, StoredResponse, TokenRecord,
+    TokenScope,
     store::{
-        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
-        RequestRow, Store, Stored, TokenRow,
+        AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
+        PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
     },
 };
 
@@ -18,11 +22,18 @@ use rows::{App, Request, Rows, number, personal};
 
 /// A store that ends with its process.
 #[derive(Default)]
-pub struct MemoryStore(Mutex<Rows>);
+pub struct MemoryStore {
+    rows: Mutex<Rows>,
+    address_changes: watch::Sender<u64>,
+}
 
 impl MemoryStore {
     fn rows(&self) -> MutexGuard<'_, Rows> {
-        self.0.lock()
+        self.rows.lock()
+    }
+
+    fn raise_address_changes(&self) {
+        self.address_changes.send_modify(|number| *number += 1);
     }
 }
 
@@ -117,6 +128,11 @@ impl Store for MemoryStore {
         let Some(app) = rows.app_mut(number) else { return Ok(false) };
         let deleted = app.deleting && !app.deleted && !has_machines;
         app.deleted |= deleted;
+        if deleted {
+            rows.addresses.retain(|row| row.app != number);
+            drop(rows);
+            self.raise_address_changes();
+        }
         Ok(deleted)
     }
 
@@ -168,6 +184,39 @@ impl Store for MemoryStore {
             *released = true;
         }
         Ok(())
+    }
+
+    async fn addresses(&self, app: Option<i32>) -> Stored<Vec<Address>> {
+        let rows = self.rows();
+        let mut wanted: Vec<_> =
+            rows.addresses.iter().filter(|row| app.is_none_or(|app| app == row.app)).collect();
+        wanted.sort_by_key(|row| row.app);
+        Ok(wanted.into_iter().filter_map(|row| rows.address(row)).collect())
+    }
+
+    async fn insert_address(&self, row: AddressRow) -> Stored<Result<(), AddressConflict>> {
+        let mut rows = self.rows();
+        if let Some(conflict) = rows.address_conflict(&row) {
+            return Ok(Err(conflict));
+        }
+        rows.addresses.push(row);
+        drop(rows);
+        self.raise_address_changes();
+        Ok(Ok(()))
+    }
+
+    async fn delete_address(&self, app: i32, ip: IpAddr) -> Stored<bool> {
+        let mut rows = self.rows();
+        let before = rows.addresses.len();
+        rows.addresses.retain(|row| row.app != app || row.ip != ip);
+        let deleted = rows.addresses.len() < before;
+        drop(rows);
+        self.raise_address_changes();
+        Ok(deleted)
+    }
+
+    fn addresses_changed(&self) -> watch::Receiver<u64> {
+        self.address_changes.subscribe()
     }
 
     async fn note_request(

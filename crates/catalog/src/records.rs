@@ -1,10 +1,11 @@
 //! What the catalog takes and gives.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use caddis_api::{
     AppName, MachineId, NetworkName, RegionCode, UnixMillis, WorkerId, app::Organization,
 };
+use ipnet::IpNet;
 
 /// Where an app is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +112,108 @@ pub struct Placement {
     pub created_ms: UnixMillis,
     /// Its name is free again: it is gone or was never made.
     pub released: bool,
+}
+
+/// What an address of an app is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AddressKind {
+    /// A public IPv4 address of the app alone.
+    V4,
+    /// A public IPv6 address of the app alone.
+    V6,
+    /// The IPv4 address of the shared listeners, which many apps have.
+    SharedV4,
+    /// An IPv6 address within a private network.
+    PrivateV6,
+}
+
+impl AddressKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::V4, Self::V6, Self::SharedV4, Self::PrivateV6];
+
+    /// Its name, in the API and in stores.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+            Self::SharedV4 => "shared_v4",
+            Self::PrivateV6 => "private_v6",
+        }
+    }
+
+    /// Whether several apps may have the same address.
+    pub fn is_shared(self) -> bool {
+        self == Self::SharedV4
+    }
+}
+
+/// An address of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// What it is for.
+    pub kind: AddressKind,
+    /// Name of the app.
+    pub app: AppName,
+    /// Network that reaches it, of a private one.
+    pub network: Option<PrivateNetwork>,
+    /// A region's code; empty for all regions.
+    pub region: String,
+    /// A tag of the client; may be empty.
+    pub service_name: String,
+    /// When it was given.
+    pub created_at: UnixMillis,
+}
+
+/// A private network by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrivateNetwork {
+    /// Slug of its organisation.
+    pub organization: String,
+    /// Unique in the organisation.
+    pub name: NetworkName,
+}
+
+/// An address to give to an app.
+#[derive(Debug, Clone)]
+pub struct NewAddress {
+    /// Name of the app.
+    pub app: AppName,
+    /// Which one, and what for.
+    pub wanted: WantedAddress,
+    /// A region's code; empty for all regions.
+    pub region: String,
+    /// A tag of the client; may be empty.
+    pub service_name: String,
+}
+
+/// Which address an app is to have.
+#[derive(Debug, Clone)]
+pub enum WantedAddress {
+    /// One of its own, [`AddressKind::V4`] or [`AddressKind::V6`] by what is in the pool.
+    Own(AddressPool),
+    /// This one of the pool.
+    This(IpAddr, AddressPool),
+    /// That of the shared listeners; an app that has it keeps it.
+    Shared(Ipv4Addr),
+    /// One in a private network of an organisation.
+    Private {
+        /// Slug of the organisation; the app's own unless given.
+        organization: Option<String>,
+        /// Name of the network; the organisation's default unless given.
+        network: Option<NetworkName>,
+    },
+}
+
+/// Addresses that apps may have as their own.
+#[derive(Debug, Clone, Default)]
+pub struct AddressPool {
+    /// Prefixes of one address family. The first and the last address of each are left out where
+    /// they have a meaning of their own: both of IPv4, the first of IPv6.
+    pub prefixes: Vec<IpNet>,
+    /// Addresses within them that are not given.
+    pub reserved: Vec<IpAddr>,
 }
 
 /// A request that came with a key of its client, so that it may be sent again.

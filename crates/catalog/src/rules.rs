@@ -1,5 +1,6 @@
 //! The rules of the catalog, over any store: a file per kind of thing.
 
+mod addresses;
 mod apps;
 mod machines;
 mod networks;

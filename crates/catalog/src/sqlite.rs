@@ -1,6 +1,7 @@
 //! The catalog in one SQLite file: WAL, fsync before every answer, one thread that owns the
 //! connection. The file belongs to one process, which the lock on its data directory sees to.
 
+mod addresses;
 mod apps;
 mod copy;
 mod error;
@@ -13,6 +14,7 @@ mod thread;
 mod tokens;
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,12 +23,13 @@ use async_trait::async_trait;
 use caddis_api::{MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
 use caddis_disk::Reserve;
 use rusqlite::{Connection, params};
+use tokio::sync::watch;
 
 use crate::{
-    AppQuery, AppRecord, Placement, StoredResponse, TokenRecord,
+    Address, AppQuery, AppRecord, Placement, StoredResponse, TokenRecord,
     store::{
-        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
-        RequestRow, Store, Stored, TokenRow,
+        AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
+        PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
     },
 };
 
@@ -37,6 +40,7 @@ pub struct SqliteStore {
     path: PathBuf,
     owner: thread::Owner,
     tokens: tokens::Tokens,
+    address_changes: addresses::Changes,
 }
 
 impl SqliteStore {
@@ -61,7 +65,8 @@ impl SqliteStore {
         let tokens = tokens::Tokens::read(&connection).map_err(|e| open_error(e.to_string()))?;
         let owner = thread::Owner::new(connection, path.to_owned(), reserve)
             .map_err(|e| open_error(e.to_string()))?;
-        Ok(Self { path: path.to_owned(), owner, tokens })
+        let address_changes = addresses::Changes::new();
+        Ok(Self { path: path.to_owned(), owner, tokens, address_changes })
     }
 
     /// Writes a consistent copy to a new file while the catalog is in use.
@@ -129,7 +134,13 @@ impl Store for SqliteStore {
     }
 
     async fn delete_app(&self, number: i32, at_ms: UnixMillis) -> Stored<bool> {
-        self.owner.run_anyway("delete an app", move |c| apps::delete(c, number, at_ms)).await
+        let changes = self.address_changes.clone();
+        let delete = move |connection: &mut Connection| {
+            let deleted = apps::delete(connection, number, at_ms)?;
+            changes.raise();
+            Ok(deleted)
+        };
+        self.owner.run_anyway("delete an app", delete).await
     }
 
     async fn placement(&self, machine: &MachineId) -> Stored<Option<Placement>> {
@@ -166,6 +177,35 @@ impl Store for SqliteStore {
         self.owner
             .run_anyway("release a machine", move |c| placements::release(c, &machine, at_ms))
             .await
+    }
+
+    async fn addresses(&self, app: Option<i32>) -> Stored<Vec<Address>> {
+        self.owner.run("list addresses", move |c| addresses::list(c, app)).await
+    }
+
+    async fn insert_address(&self, row: AddressRow) -> Stored<Result<(), AddressConflict>> {
+        let changes = self.address_changes.clone();
+        self.owner
+            .run("give an app an address", move |connection| {
+                let inserted = addresses::insert(connection, &row)?;
+                changes.raise();
+                Ok(inserted)
+            })
+            .await
+    }
+
+    async fn delete_address(&self, app: i32, ip: IpAddr) -> Stored<bool> {
+        let changes = self.address_changes.clone();
+        let delete = move |connection: &mut Connection| {
+            let deleted = addresses::delete(connection, app, ip)?;
+            changes.raise();
+            Ok(deleted)
+        };
+        self.owner.run_anyway("release an address", delete).await
+    }
+
+    fn addresses_changed(&self) -> watch::Receiver<u64> {
+        self.address_changes.subscribe()
     }
 
     async fn note_request(

@@ -9,14 +9,17 @@
 //! Writes marked *frees room* have to work for as long as possible on a full disk: what they record
 //! is what gives room back.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use async_trait::async_trait;
 use caddis_api::{
     AppName, MachineId, NetworkName, RegionCode, UnixMillis, WorkerId, app::Organization,
 };
+use tokio::sync::watch;
 
-use crate::{AppQuery, AppRecord, Placement, StoreError, StoredResponse, TokenRecord};
+use crate::{
+    Address, AddressKind, AppQuery, AppRecord, Placement, StoreError, StoredResponse, TokenRecord,
+};
 
 /// Result of store calls.
 pub type Stored<T> = std::result::Result<T, StoreError>;
@@ -48,8 +51,8 @@ pub trait Store: Send + Sync + 'static {
     async fn insert_app(&self, app: AppRow) -> Stored<Result<i32, AppConflict>>;
     /// Marks an app for deletion unless it is marked. False when it is deleted. *Frees room.*
     async fn mark_app_deleting(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
-    /// Deletes an app that is marked and has no placement that is not released, and its key. False
-    /// when it was not deleted by this. *Frees room.*
+    /// Deletes an app that is marked and has no placement that is not released, its key and its
+    /// addresses. False when it was not deleted by this. *Frees room.*
     async fn delete_app(&self, number: i32, at_ms: UnixMillis) -> Stored<bool>;
 
     /// A placement, released or not.
@@ -69,6 +72,16 @@ pub trait Store: Send + Sync + 'static {
     ) -> Stored<bool>;
     /// Marks a placement as released unless it is. *Frees room.*
     async fn release_placement(&self, machine: &MachineId, at_ms: UnixMillis) -> Stored<()>;
+
+    /// Addresses of an app, or of all apps: by app, oldest first.
+    async fn addresses(&self, app: Option<i32>) -> Stored<Vec<Address>>;
+    /// Inserts an address of an app that is not marked.
+    async fn insert_address(&self, row: AddressRow) -> Stored<Result<(), AddressConflict>>;
+    /// Deletes an address of an app. False when it has none such. *Frees room.*
+    async fn delete_address(&self, app: i32, ip: IpAddr) -> Stored<bool>;
+    /// A number that rises after each change of [`Self::addresses`], whoever made it, and may rise
+    /// without one. A caller that stopped waiting for its change is told of it like any other.
+    fn addresses_changed(&self) -> watch::Receiver<u64>;
 
     /// Deletes all requests made earlier than `forget_before_ms`; then inserts this one, or gives
     /// the one that has its caller and key. *Frees room.*
@@ -192,6 +205,38 @@ pub enum PlacementConflict {
     Name(MachineId),
     /// A machine has or had this id or address.
     Identity,
+}
+
+/// An address to insert.
+#[derive(Debug, Clone)]
+pub struct AddressRow {
+    /// Number of the app.
+    pub app: i32,
+    /// Unique, unless its kind is shared: then unique in the app.
+    pub ip: IpAddr,
+    /// What it is for.
+    pub kind: AddressKind,
+    /// Number of the network that reaches it, of a private one.
+    pub network: Option<i64>,
+    /// A region's code; empty for all regions.
+    pub region: String,
+    /// A tag of the client; may be empty.
+    pub service_name: String,
+    /// Only where the app has no address of this kind.
+    pub only_first: bool,
+    /// When it was given.
+    pub created_at: UnixMillis,
+}
+
+/// What is in the way of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressConflict {
+    /// The app is deleted or marked for it.
+    App,
+    /// The app has one of this kind.
+    Kind,
+    /// An app has this very address, which is not shared, or this app has it.
+    Address,
 }
 
 /// A keyed request.

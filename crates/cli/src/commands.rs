@@ -2,11 +2,13 @@
 
 mod apps;
 mod auth;
+mod checks;
 mod config;
 mod context;
 mod demo;
 mod explain;
 mod image;
+mod ips;
 mod logs;
 mod machine;
 mod orgs;
@@ -37,6 +39,9 @@ pub enum Command {
     /// Import, list and remove images on the server.
     #[command(visible_alias = "images")]
     Image(image::Image),
+    /// List, allocate and release addresses of apps.
+    #[command(visible_alias = "ip")]
+    Ips(ips::Ips),
     /// Manage the stored server address and access token.
     Auth(auth::Auth),
     /// Open a shell in a machine, or run a program there.
@@ -50,6 +55,8 @@ pub enum Command {
     Demo(demo::Demo),
     /// Explain an error code or an exit code.
     Explain(explain::Explain),
+    /// Show an app's health checks.
+    Checks(checks::Checks),
     /// Show an app's configuration.
     Config(config::Config),
     /// Show an app and its machines.
@@ -66,12 +73,14 @@ pub async fn dispatch(command: Command, session: &Session) -> Result<(), CliErro
         Command::Orgs(orgs) => orgs::run(orgs, session).await,
         Command::Logs(logs) => logs::run(logs, session).await,
         Command::Image(image) => image::run(image, session).await,
+        Command::Ips(ips) => ips::run(ips, session).await,
         Command::Auth(auth) => auth::run(auth, session).await,
         Command::Ssh(ssh) => ssh::run(*ssh, session).await,
         Command::Sftp(sftp) => sftp::run(*sftp, session).await,
         Command::Context(context) => context::run(context, session),
         Command::Demo(demo) => demo::run(&demo, session).await,
         Command::Explain(explain) => explain::run(&explain, session),
+        Command::Checks(checks) => checks::run(checks, session).await,
         Command::Config(config) => config::run(config, session).await,
         Command::Status(status) => status::run(status, session).await,
         Command::Platform(platform) => platform::run(platform, session).await,

@@ -5,6 +5,7 @@ pub mod json;
 pub mod log;
 pub mod machine;
 pub mod paint;
+pub mod places;
 pub mod size;
 pub mod table;
 pub mod time;

@@ -267,6 +267,16 @@ fn set_services(config: &mut Map<String, Value>, flags: &MachineFlags) -> Result
         if let Some(autostart) = flags.autostart {
             service["autostart"] = json!(autostart);
         }
+        // The server reads times, and says what is wrong with one.
+        for (name, time) in [("idle_timeout", &flags.idle_timeout), ("max_drain", &flags.max_drain)]
+        {
+            if let Some(time) = time {
+                service[name] = json!(time);
+            }
+        }
+        if let Some(count) = flags.min_machines_running {
+            service["min_machines_running"] = json!(count);
+        }
     }
     Ok(())
 }

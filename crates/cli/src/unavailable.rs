@@ -15,15 +15,15 @@ const COMMANDS: &[(&[&str], &str, &str)] = &[
          --file-local.",
     ),
     (
-        &["ips", "ip", "proxy", "certs", "certificates", "open"],
-        "public addresses and the proxy are not available yet",
-        "Machines answer at their private addresses, on their host; 'caddis machine status' shows \
-         them.",
+        &["certs", "certificates"],
+        "certificates are not available yet",
+        "Services with the handler tls have self-signed ones.",
     ),
     (
-        &["checks"],
-        "health checks are not available yet",
-        "'caddis status' shows an app's machines and their states.",
+        &["proxy", "open"],
+        "there is no command of that name",
+        "Machines answer at their private addresses, on their host ('caddis machine status'); \
+         their services at the app's ('caddis ips list').",
     ),
     (
         &["tokens", "token"],

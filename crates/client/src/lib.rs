@@ -4,8 +4,10 @@
 //! failed: every other request may have been carried out although its answer was lost.
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod apps;
 mod error;
+mod holds;
 mod images;
 mod leases;
 mod lines;

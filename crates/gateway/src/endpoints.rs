@@ -1,6 +1,7 @@
 //! All endpoints. What a handler takes and answers is said where it is defined; whom it serves, how
 //! it is counted and what becomes of a request that was cut short, here.
 
+mod addresses;
 mod apps;
 mod filter;
 mod health;
@@ -18,8 +19,8 @@ use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
 
 use self::machines::{
-    actions, create, exec, get, history, leases, list, memory, metadata, operation, terminal,
-    update, usage, wait, watch,
+    actions, create, exec, get, history, hold, leases, list, memory, metadata, operation, terminal,
+    traffic, update, usage, wait, watch,
 };
 use crate::http::{
     description::{
@@ -63,6 +64,10 @@ fn apps() -> Vec<Endpoint> {
         Endpoint::new(routes!(apps::get), App(Read), Rate::Path),
         Endpoint::new(routes!(apps::delete), App(Write), Rate::AppDeletion),
         Endpoint::new(routes!(logs::logs), App(Read), Unlimited),
+        Endpoint::new(routes!(addresses::list), App(Read), Rate::Path),
+        // Twice is two addresses.
+        Endpoint::new(routes!(addresses::assign), App(Write), Rate::Path),
+        Endpoint::new(routes!(addresses::release), App(Write), Rate::Path),
     ]
 }
 
@@ -106,6 +111,10 @@ fn one_machine() -> Vec<Endpoint> {
         of(routes!(metadata::get), read("metadata")),
         of(routes!(metadata::set), write("metadata")).replay(Repeatable),
         of(routes!(metadata::remove), write("metadata")),
+        of(routes!(hold::get), read("hold")),
+        of(routes!(hold::set), write("hold")),
+        of(routes!(hold::release), write("hold")),
+        of(routes!(traffic::get), read("traffic")),
         of(routes!(leases::get), read("lease")),
         of(routes!(leases::acquire), write("lease")).replay(Repeatable),
         // Whoever can't give a lease back keeps everybody waiting.
@@ -151,8 +160,13 @@ mod tests {
             let posts = operations().into_iter().filter(|row| row.method == "POST");
             posts.filter(|row| row.description.replay == replay).map(|row| row.id).collect()
         };
-        let refused =
-            ["Machines_restart", "Machines_signal", "Machines_exec", "Machines_reclaim_memory"];
+        let refused = [
+            "App_IPAssignments_create",
+            "Machines_restart",
+            "Machines_signal",
+            "Machines_exec",
+            "Machines_reclaim_memory",
+        ];
         assert_eq!(of(Replay::Refuse), refused);
         assert_eq!(of(Makes), ["Apps_create", "Machines_create", "Machines_update"]);
         assert_eq!(of(Exempt), ["Images_import"]);

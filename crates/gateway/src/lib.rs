@@ -22,10 +22,10 @@ mod scheduler;
 mod server;
 mod settings;
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use caddis_bus::BusError;
-use caddis_view::{Published, follow};
+use caddis_view::{Published, View, follow};
 use tokio::net::TcpListener;
 use tokio_util::sync::DropGuard;
 
@@ -33,7 +33,9 @@ use http::context::{Context, Inner};
 
 pub use endpoints::{DescribedOperation, openapi::json as openapi_json, operations};
 pub use http::description::{Description, Rate, Replay, Scope};
-pub use settings::{GatewayParts, Settings};
+pub use settings::{
+    GatewayParts, Settings, SharedListeners, TrafficInfo, TrafficSettings, default_public_addresses,
+};
 
 /// Why a gateway can't begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,11 @@ impl Gateway {
         context.background(follow(context.view.clone(), context.workers.clone(), published));
         context.background(deletion::tidy(context.clone(), changes));
         Ok(Self { _ending: context.ending.clone().drop_guard(), context })
+    }
+
+    /// Its view of all machines, for others in this process that need one.
+    pub fn view(&self) -> Arc<View> {
+        self.context.view.clone()
     }
 
     /// All endpoints.

@@ -1,10 +1,18 @@
 //! What a gateway is made of, and its limits and deadlines.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use caddis_api::{RegionCode, WorkerId, platform::Region};
+use caddis_api::{
+    MachineId, RegionCode, WorkerId, app::AppUrls, platform::Region, traffic::MachineTraffic,
+};
 use caddis_bus::{Bus, stream::Streams};
-use caddis_catalog::Catalog;
+use caddis_catalog::{AddressPool, Catalog};
+use ipnet::IpNet;
 
 /// What a gateway is made of.
 pub struct GatewayParts {
@@ -57,6 +65,110 @@ pub struct Settings {
     pub destroyed_retention: Duration,
     /// The reference's rate limits times this; 0 for none.
     pub rate_limit: f64,
+    /// How services of apps are reached.
+    pub traffic: TrafficSettings,
+}
+
+/// How services of apps are reached: what clients are told, and what apps may have.
+#[derive(Debug, Clone)]
+pub struct TrafficSettings {
+    /// The listeners that all apps share; `None` where there are none.
+    pub listeners: Option<SharedListeners>,
+    /// Prefixes of the addresses that apps may have as their own.
+    pub public_addresses: Vec<IpNet>,
+    /// Addresses within them that are not given, beside those of the listeners.
+    pub reserved: Vec<IpAddr>,
+    /// Whether addresses within private networks answer. They are refused otherwise.
+    pub private_addresses: bool,
+    /// Who knows of the traffic of machines; nobody where no proxy runs.
+    pub info: Option<Arc<dyn TrafficInfo>>,
+}
+
+/// Knows of the traffic of machines: the proxy.
+pub trait TrafficInfo: fmt::Debug + Send + Sync {
+    /// What is known of a machine; `None` of one that has no services, or was never seen.
+    fn traffic(&self, app: &str, machine: &MachineId) -> Option<MachineTraffic>;
+}
+
+/// The listeners that all apps share, as clients reach them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedListeners {
+    /// Apps are `APP.DOMAIN`.
+    pub domain: String,
+    /// Stands for port 80.
+    pub http: SocketAddr,
+    /// Stands for port 443.
+    pub https: SocketAddr,
+}
+
+impl SharedListeners {
+    /// Where an app's services on ports 80 and 443 answer.
+    pub(crate) fn urls(&self, app: &str) -> AppUrls {
+        let hostname = format!("{app}.{}", self.domain);
+        let url = |scheme: &str, port: u16, usual: u16| match port == usual {
+            true => format!("{scheme}://{hostname}"),
+            false => format!("{scheme}://{hostname}:{port}"),
+        };
+        AppUrls {
+            http: url("http", self.http.port(), 80),
+            https: url("https", self.https.port(), 443),
+            hostname,
+        }
+    }
+}
+
+impl TrafficSettings {
+    /// IPv4 addresses that apps may have as their own.
+    pub(crate) fn pool_v4(&self) -> AddressPool {
+        self.pool(|prefix| matches!(prefix, IpNet::V4(_)))
+    }
+
+    /// IPv6 addresses that apps may have as their own.
+    pub(crate) fn pool_v6(&self) -> AddressPool {
+        self.pool(|prefix| matches!(prefix, IpNet::V6(_)))
+    }
+
+    fn pool(&self, is_wanted: impl Fn(&IpNet) -> bool) -> AddressPool {
+        let listeners = self.listeners.iter();
+        let shared = listeners.flat_map(|listeners| [listeners.http.ip(), listeners.https.ip()]);
+        AddressPool {
+            prefixes: self.public_addresses.iter().copied().filter(is_wanted).collect(),
+            reserved: shared.chain(self.reserved.iter().copied()).collect(),
+        }
+    }
+
+    /// The address of the shared listeners, if they have one of IPv4.
+    pub(crate) fn shared_v4(&self) -> Option<Ipv4Addr> {
+        match self.listeners.as_ref()?.http.ip() {
+            IpAddr::V4(ip) if !ip.is_unspecified() => Some(ip),
+            _ => None,
+        }
+    }
+}
+
+impl Default for TrafficSettings {
+    /// Reached on the host alone.
+    fn default() -> Self {
+        let loopback = Ipv4Addr::LOCALHOST;
+        Self {
+            listeners: Some(SharedListeners {
+                domain: "localhost".to_owned(),
+                http: (loopback, 8080).into(),
+                https: (loopback, 8443).into(),
+            }),
+            public_addresses: vec![default_public_addresses()],
+            reserved: Vec::new(),
+            private_addresses: false,
+            info: None,
+        }
+    }
+}
+
+/// Addresses that apps may have as their own unless told otherwise: 127.64.0.0/16, which answers
+/// on the host alone.
+pub fn default_public_addresses() -> IpNet {
+    // Its length is one that a prefix can have.
+    IpNet::new_assert(Ipv4Addr::new(127, 64, 0, 0).into(), 16)
 }
 
 impl Default for Settings {
@@ -75,6 +187,54 @@ impl Default for Settings {
             unreachable_after: Duration::from_secs(10),
             destroyed_retention: Duration::from_secs(7 * 24 * 3600),
             rate_limit: 0.0,
+            traffic: TrafficSettings::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_the_port_where_it_is_not_the_usual_one() {
+        let mut listeners = TrafficSettings::default().listeners.unwrap();
+        let urls = listeners.urls("hello");
+        assert_eq!(
+            (urls.http.as_str(), urls.https.as_str()),
+            ("http://hello.localhost:8080", "https://hello.localhost:8443")
+        );
+        listeners = SharedListeners {
+            domain: "example.com".to_owned(),
+            http: "192.0.2.1:80".parse().unwrap(),
+            https: "192.0.2.1:443".parse().unwrap(),
+        };
+        let urls = listeners.urls("hello");
+        assert_eq!(
+            (urls.http.as_str(), urls.https.as_str(), urls.hostname.as_str()),
+            ("http://hello.example.com", "https://hello.example.com", "hello.example.com")
+        );
+    }
+
+    #[test]
+    fn the_addresses_of_the_listeners_are_shared_and_not_given() {
+        let mut traffic = TrafficSettings {
+            public_addresses: vec![
+                "192.0.2.0/24".parse().unwrap(),
+                "2001:db8::/64".parse().unwrap(),
+            ],
+            ..TrafficSettings::default()
+        };
+        assert_eq!(traffic.shared_v4(), Some(Ipv4Addr::LOCALHOST));
+        assert_eq!(traffic.pool_v4().prefixes, traffic.public_addresses[..1]);
+        assert_eq!(traffic.pool_v6().prefixes, traffic.public_addresses[1..]);
+        let listeners = traffic.listeners.as_mut().unwrap();
+        listeners.http = "192.0.2.1:80".parse().unwrap();
+        assert!(!traffic.pool_v4().has("192.0.2.1".parse().unwrap()));
+        assert!(traffic.pool_v4().has("192.0.2.2".parse().unwrap()));
+        traffic.listeners.as_mut().unwrap().http = "0.0.0.0:80".parse().unwrap();
+        assert_eq!(traffic.shared_v4(), None);
+        traffic.listeners = None;
+        assert_eq!(traffic.shared_v4(), None);
     }
 }

@@ -1,6 +1,10 @@
 //! Makes the VM the machine that the host says it is.
 
-use std::{fs, os::fd::AsRawFd as _, path::Path};
+use std::{
+    fs,
+    os::{fd::AsRawFd as _, unix::net::UnixListener},
+    path::Path,
+};
 
 use base64::Engine as _;
 use caddis_guest_protocol::{MachineSpec, spec::FileSpec};
@@ -10,7 +14,7 @@ use nix::{
 };
 
 use crate::{
-    clock, devices, entropy,
+    api, clock, devices, entropy,
     image_files::{self, Mode},
     kernel::mount_special,
     limits::Limits,
@@ -38,6 +42,8 @@ pub struct Prepared {
     pub env: Vec<(String, String)>,
     /// Limits of each of its processes.
     pub limits: Limits,
+    /// Where programs ask for holds.
+    pub api: Option<UnixListener>,
     /// Warnings for the machine's log.
     pub warnings: Vec<String>,
 }
@@ -87,8 +93,13 @@ pub fn fill_root(spec: &MachineSpec, timing: &mut Timing) -> Result<Prepared, St
     }
     let user = users::resolve(&spec.user)?;
     let env = complete(&spec.env, &user);
+    // A program that does without is no worse off than elsewhere.
+    let (api, warnings) = match api::bind(Path::new(api::DIRECTORY)) {
+        Ok(api) => (Some(api), Vec::new()),
+        Err(warning) => (None, vec![warning]),
+    };
     timing.step("files");
-    Ok(Prepared { user, env, limits, warnings: Vec::new() })
+    Ok(Prepared { user, env, limits, api, warnings })
 }
 
 /// An environment with what every program has.

@@ -18,6 +18,7 @@ use nix::{
 };
 
 use crate::{
+    api::Api,
     clock,
     configure::{self, Prepared},
     execs::Exec,
@@ -70,6 +71,8 @@ struct Guest {
     protocol: u32,
     logs: Backlog,
     execs: Vec<Exec>,
+    /// Where programs ask for holds.
+    api: Option<Api>,
     /// Sessions that were hung up on, and when they are killed.
     hung_up: Vec<(i32, Instant)>,
     /// An exec holds the machine: its own programs' end is not the end.
@@ -129,6 +132,7 @@ pub fn run() -> Result<(), String> {
         protocol: OLDEST_SUPPORTED_VERSION,
         logs: Backlog::new(),
         execs: Vec::new(),
+        api: None,
         hung_up: Vec::new(),
         held: false,
         held_end: None,
@@ -193,6 +197,7 @@ impl Guest {
     fn wake(&mut self) {
         self.programs.wake();
         self.execs.iter_mut().for_each(Exec::wake);
+        self.api.iter_mut().for_each(Api::wake);
     }
 
     fn timeout(&self, busy: bool, now: Instant) -> EpollTimeout {
@@ -204,12 +209,14 @@ impl Guest {
         let thawing = self.thawing.map(|(_, at)| at);
         let hung_up = self.hung_up.iter().map(|(_, at)| *at);
         let programs = self.programs.deadline();
+        let api = self.api.as_ref().and_then(Api::deadline);
         let next = programs
             .into_iter()
             .chain(execs)
             .chain(hung_up)
             .chain(ended)
             .chain(thawing)
+            .chain(api)
             .chain(self.power_off_at)
             .min();
         // One more than the rest, so as not to wake before the time.
@@ -226,6 +233,7 @@ impl Guest {
         self.settle(now);
         let mut busy = self.programs.read(TURN, now, &mut self.logs);
         self.execs.iter_mut().for_each(|exec| exec.check_deadline(now));
+        self.ask_for_holds(now);
         loop {
             while self.port.has_room()
                 && let Some((message, text)) = self.logs.next()

@@ -17,6 +17,7 @@
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 
+mod api;
 mod clock;
 mod configure;
 mod demo;

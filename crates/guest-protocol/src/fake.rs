@@ -40,6 +40,7 @@ use crate::{
 };
 
 mod exec;
+mod hold;
 mod program;
 
 /// How a fake guest misbehaves. The default is a guest that does as it should.
@@ -84,6 +85,7 @@ struct State {
     victims: Vec<i32>,
     connection: u64,
     frozen: bool,
+    holds: hold::Holds,
 }
 
 impl FakeGuest {
@@ -98,6 +100,7 @@ impl FakeGuest {
             victims: Vec::new(),
             connection: 0,
             frozen: false,
+            holds: hold::Holds::default(),
         };
         let state = Arc::new(Mutex::new(state));
         let (news, powered_off) = (watch::Sender::new(0), watch::Sender::new(false));
@@ -353,6 +356,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
             self.send(&message, &text).await?;
             self.sent_logs = sequence;
         }
+        loop {
+            let Some(hold) = self.guest.state().holds.next() else { break };
+            self.send(&hold, b"").await?;
+        }
         let victims = std::mem::take(&mut self.guest.state().victims);
         for pid in victims {
             self.send(&GuestMessage::OutOfMemory { pid, name: "child".to_owned() }, b"").await?;
@@ -432,6 +439,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                 }
             }
             HostMessage::PowerOff => self.guest.kill(),
+            HostMessage::Held { id, status, until, error } => {
+                self.guest.state().holds.answered(id, (status, until.or(error)));
+            }
             HostMessage::ListProcesses { id } => {
                 let processes = self.guest.processes();
                 self.send(&GuestMessage::Processes { id, processes }, b"").await?;

@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -87,6 +87,13 @@ pub enum GuestEvent {
         pid: i32,
         /// Its name.
         name: String,
+    },
+    /// A program asks that the machine stays awake, or no longer; see [`Session::answer_hold`].
+    Hold {
+        /// Of the request.
+        id: u32,
+        /// For so long; `None` ends it.
+        ttl_seconds: Option<u64>,
     },
     /// The program ended or could not be started. May be heard more than once.
     Finished(GuestState),
@@ -190,6 +197,8 @@ struct Inner {
     /// Rises when the connection is to be given up for a new one.
     renewed: tokio::sync::watch::Sender<u64>,
     pace: Pace,
+    /// How many use the session.
+    users: AtomicUsize,
 }
 
 impl Inner {
@@ -202,6 +211,23 @@ impl Inner {
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
+}
+
+/// A session that counts as in use until this is dropped.
+pub struct SessionInUse(Session);
+
+impl std::ops::Deref for SessionInUse {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
+impl Drop for SessionInUse {
+    fn drop(&mut self) {
+        self.0.inner.users.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Session {
@@ -226,7 +252,9 @@ impl Session {
         let standing = Mutex::new(Standing { acknowledged_logs, ..Standing::default() });
         let (next_id, protocol) = (AtomicU32::new(1), AtomicU32::new(0));
         let renewed = tokio::sync::watch::Sender::new(0);
-        let inner = Arc::new(Inner { commands, standing, next_id, protocol, close, renewed, pace });
+        let users = AtomicUsize::new(0);
+        let inner = Inner { commands, standing, next_id, protocol, close, renewed, pace, users };
+        let inner = Arc::new(inner);
         tokio::spawn(connection::keep(connector, inner.clone(), queue, events, closed));
         (Self { inner }, receiver)
     }
@@ -257,6 +285,27 @@ impl Session {
     /// stays what it was when its VM was started.
     pub fn speaks(&self, since: u32) -> bool {
         self.inner.protocol.load(Ordering::Relaxed) >= since
+    }
+
+    /// The same session, which counts as in use as long as this is there.
+    pub fn in_use(&self) -> SessionInUse {
+        self.inner.users.fetch_add(1, Ordering::Relaxed);
+        SessionInUse(self.clone())
+    }
+
+    /// Whether anybody uses it: an exec, a shell, a question.
+    pub fn is_in_use(&self) -> bool {
+        self.inner.users.load(Ordering::Relaxed) > 0
+    }
+
+    /// Answers a program that asked for a hold: when the hold ends, if there is one now, or an HTTP
+    /// status and why it was refused.
+    pub fn answer_hold(&self, id: u32, outcome: Result<Option<String>, (u16, String)>) {
+        let (status, until, error) = match outcome {
+            Ok(until) => (200, until, None),
+            Err((status, error)) => (status, None, Some(error)),
+        };
+        self.post(HostMessage::Held { id, status, until, error });
     }
 
     /// Makes the guest the machine; said again after a reconnect as long as the guest waits for it.

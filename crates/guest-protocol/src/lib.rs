@@ -33,7 +33,7 @@ pub use spec::MachineSpec;
 
 /// The protocol version this build speaks. A host also accepts [`OLDEST_SUPPORTED_VERSION`], since
 /// VMs outlive the server that started them.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Since this version a guest serves interactive sessions in full: a shell of its choice, signals
 /// to an exec, its own program for files, and programs that a session holds.
@@ -44,6 +44,8 @@ pub const VICTIMS_SINCE: u32 = 3;
 /// Since this version a machine's own files and the size of its root disk are told; before, init
 /// wrote names itself and looked for the disk by its serial number.
 pub const OWN_FILES_SINCE: u32 = 4;
+/// Since this version programs may ask by a socket in the guest that the machine stays awake.
+pub const HOLDS_SINCE: u32 = 5;
 
 /// The oldest protocol version this build still understands.
 pub const OLDEST_SUPPORTED_VERSION: u32 = 1;

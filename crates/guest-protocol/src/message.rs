@@ -168,6 +168,19 @@ pub enum HostMessage {
         #[serde(default)]
         answers: Option<u64>,
     },
+    /// Answer to [`GuestMessage::Hold`].
+    Held {
+        /// Of the request.
+        id: u32,
+        /// What the program is told: an HTTP status, 200 when it was done.
+        status: u16,
+        /// When the hold ends, if there is one now; RFC 3339.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<String>,
+        /// Why it was not done.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// Ends the VM at once whatever runs in it: sync, unmount, power off.
     PowerOff,
 }
@@ -269,6 +282,14 @@ pub enum GuestMessage {
         id: u32,
         /// The programs' memory.
         memory: MemoryInfo,
+    },
+    /// A program asks that the machine is not put to sleep for lack of traffic, or no longer.
+    /// Answered. Since [`crate::HOLDS_SINCE`].
+    Hold {
+        /// Echoed in the answer.
+        id: u32,
+        /// For so long from now on, in place of an earlier hold; `None` ends it.
+        ttl_seconds: Option<u64>,
     },
     /// Asks for the host's time: how long the answer takes tells how far it can be off.
     AskTime {

@@ -240,3 +240,36 @@ async fn a_guest_that_answers_is_never_silent() {
     };
     tokio::time::timeout(Duration::from_secs(3600), silent).await.unwrap_err();
 }
+
+#[tokio::test]
+async fn a_hold_that_a_program_asks_for_is_answered_with_its_end_or_a_refusal() {
+    let (guest, session, mut events) = open(Behaviour::default());
+    for (ttl, outcome, expected) in [
+        (Some(300), Ok(Some("then".to_owned())), (200, Some("then".to_owned()))),
+        (None, Ok(None), (200, None)),
+        (Some(1), Err((412, "no".to_owned())), (412, Some("no".to_owned()))),
+    ] {
+        let answered = guest.ask_for_hold(ttl);
+        let answer = async {
+            let hold = |event: &GuestEvent| match event {
+                GuestEvent::Hold { id, ttl_seconds } => Some((*id, *ttl_seconds)),
+                _ => None,
+            };
+            let (id, asked) = until(&mut events, hold).await;
+            assert_eq!(asked, ttl);
+            session.answer_hold(id, outcome);
+        };
+        assert_eq!(tokio::join!(answered, answer).0, Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_in_use_as_long_as_somebody_has_it() {
+    let (_guest, session, _events) = open(Behaviour::default());
+    assert!(!session.is_in_use());
+    let (one, other) = (session.in_use(), session.in_use());
+    drop(one);
+    assert!(session.is_in_use());
+    drop(other);
+    assert!(!session.is_in_use());
+}

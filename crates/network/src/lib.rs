@@ -7,12 +7,14 @@
 //!   fdaa:…/128,    via fe80::1       │ inet caddis:         │   rules: in from here only what is
 //!                                    │   what may pass      │   marked, and never to an address
 //!                                    │ fdaa::3: DNS         │   of the host
-//!                                    │   forwarder          │
 //! ```
 //! Taps are routed, not bridged: each has a /32 and a /128 route and permanent neighbours, so no VM
 //! sees another's frames. Whether a packet's source is its VM's own is looked up in the routes
 //! (`fib`), so nothing needs to be told to the filter per machine; only who is in one private
 //! network is, as an element of the set `own6`.
+//!
+//! Names of machines are answered from what [`Names`] says, which is given to the network: who is
+//! in which network is known by the source address of a query, which can't be another machine's.
 //!
 //! The filter is out of reach of whatever manages the host's own. What is on the host is watched
 //! (`guard.rs`) and put back; meanwhile nothing passes.
@@ -28,9 +30,11 @@ mod host_filter;
 mod installation;
 mod legacy;
 mod links;
+mod names;
 mod namespace;
 mod netlink;
 mod network;
+mod public;
 mod recover;
 mod rules;
 mod sets;
@@ -48,7 +52,9 @@ pub use error::NetworkError;
 pub use filter::check_filter;
 pub use guard::Disturbances;
 pub use installation::RUN_DIRECTORY;
+pub use names::{Found, LONGEST_TEXT, Names};
 pub use network::{Cleaned, Network, NetworkConfig, guest_spec};
+pub use public::PublicAddresses;
 use serde::{Deserialize, Serialize};
 
 /// The addresses of one machine. IPv4 is private to the host; the private IPv6 stays with the

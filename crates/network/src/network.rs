@@ -19,8 +19,8 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, NetworkError, dns, filter,
-    forwarding,
+    DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, Names, NetworkError, dns,
+    filter, forwarding,
     guard::{Guard, Subscriptions},
     host::HostSide,
     host_filter,
@@ -50,6 +50,8 @@ pub struct NetworkConfig {
     pub allowed: Vec<IpNet>,
     /// Name servers to forward to; empty means those of the host's `/etc/resolv.conf`.
     pub dns_upstreams: Vec<IpAddr>,
+    /// Names of machines; without it there are none.
+    pub names: Option<Arc<dyn Names>>,
 }
 
 /// The network of an installation's VMs.
@@ -95,6 +97,7 @@ impl Network {
             ipv4_pool,
             allowed,
             dns_upstreams,
+            names,
         } = config;
         let links = Links::open()?;
         let lock = {
@@ -160,7 +163,7 @@ impl Network {
         drop(claims);
 
         let guard = Guard::start(side.clone(), subscriptions)?;
-        let dns = tokio::spawn(dns::serve(namespace.clone(), dns_upstreams));
+        let dns = tokio::spawn(dns::serve(namespace.clone(), names, dns_upstreams));
         let sets = Arc::new(Mutex::new(sets));
         Ok(Self {
             namespace,

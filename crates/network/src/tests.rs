@@ -72,6 +72,7 @@ impl Place {
             ipv4_pool: None,
             allowed: Vec::new(),
             dns_upstreams: Vec::new(),
+            names: None,
         }
     }
 

@@ -58,6 +58,8 @@ impl Api {
         });
         let http = reqwest::Client::builder()
             .no_proxy()
+            // Less than servers keep theirs.
+            .pool_idle_timeout(std::time::Duration::from_secs(30))
             .timeout(DEADLINE)
             .build()
             .context("making an HTTP client")?;

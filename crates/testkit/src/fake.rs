@@ -8,14 +8,14 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use caddis_api::RegionCode;
+use caddis_api::{MachineId, RegionCode, traffic::MachineTraffic};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
 use caddis_catalog::{Catalog, SqliteStore};
-use caddis_gateway::{Gateway, GatewayParts, Settings};
+use caddis_gateway::{Gateway, GatewayParts, Settings, TrafficInfo, TrafficSettings};
 use caddis_vmm::fake::FakeHost;
 use caddis_worker::{
-    Worker, WorkerConfig, WorkerParts,
-    fake::{self, FakeNetwork},
+    Drivers, Worker, WorkerConfig, WorkerParts,
+    fake::{self, FakeNetwork, FakeProber},
 };
 use tokio::{net::TcpListener, runtime::Runtime, sync::oneshot, task::JoinHandle};
 
@@ -25,6 +25,7 @@ mod images;
 
 pub use caddis_guest_protocol::fake::Behaviour;
 pub use caddis_vmm::fake::Faults;
+pub use caddis_worker::fake::Answer;
 pub use images::{FakeImages, Stage};
 
 /// How long destroyed machines are remembered.
@@ -37,11 +38,23 @@ pub struct FakeOptions {
     pub memory_mib: u64,
     /// The reference's rate limits times this; 0 for none.
     pub rate_limit: f64,
+    /// What its proxy knows of each machine; it has none without.
+    pub traffic: Option<MachineTraffic>,
+}
+
+/// A proxy that knows the same of each machine.
+#[derive(Debug)]
+struct KnownTraffic(MachineTraffic);
+
+impl TrafficInfo for KnownTraffic {
+    fn traffic(&self, _: &str, _: &MachineId) -> Option<MachineTraffic> {
+        Some(self.0.clone())
+    }
 }
 
 impl Default for FakeOptions {
     fn default() -> Self {
-        Self { memory_mib: 16 * 1024, rate_limit: 0.0 }
+        Self { memory_mib: 16 * 1024, rate_limit: 0.0, traffic: None }
     }
 }
 
@@ -51,6 +64,8 @@ pub struct FakeServer {
     pub host: FakeHost,
     /// Its images.
     pub images: FakeImages,
+    /// What health checks of its machines find.
+    pub prober: FakeProber,
     address: SocketAddr,
     token: String,
     options: FakeOptions,
@@ -88,6 +103,7 @@ impl FakeServer {
         let mut server = Self {
             host: FakeHost::on(runtime.handle().clone()),
             images: FakeImages::open(&directory.path().join("images"))?,
+            prober: FakeProber::default(),
             address: ([127, 0, 0, 1], 0).into(),
             token,
             options,
@@ -145,13 +161,19 @@ impl FakeServer {
         let path = self.directory.path();
         let drivers =
             fake::drivers(path, 200, &self.host, &FakeNetwork::default(), self.images.clone())?;
+        let drivers = Drivers { prober: Arc::new(self.prober.clone()), ..drivers };
         let config = WorkerConfig {
             memory_mib: Some(self.options.memory_mib),
             destroyed_retention: RETENTION,
             ..fake::config(path)
         };
+        let proxy = |known| Arc::new(KnownTraffic(known)) as Arc<dyn TrafficInfo>;
         let settings = Settings {
             rate_limit: self.options.rate_limit,
+            traffic: TrafficSettings {
+                info: self.options.traffic.clone().map(proxy),
+                ..TrafficSettings::default()
+            },
             destroyed_retention: RETENTION,
             ..Settings::default()
         };

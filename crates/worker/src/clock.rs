@@ -74,10 +74,11 @@ impl Clock {
         duration: Duration,
         future: impl Future<Output = T>,
     ) -> Option<T> {
+        let end = self.now() + duration;
         tokio::select! {
             biased;
             output = future => Some(output),
-            () = self.sleep(duration) => None,
+            () = self.sleep_until(end) => None,
         }
     }
 

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     StepHook, WorkerConfig,
     capacity::Capacity,
+    checks::Prober,
     clock::Clock,
     files::MachineFiles,
     host::{HostNetwork, Images},
@@ -54,6 +55,8 @@ pub struct Shared {
     pub images: Arc<dyn Images>,
     /// Connects them.
     pub network: Arc<dyn HostNetwork>,
+    /// Carries out their health checks.
+    pub prober: Arc<dyn Prober>,
     /// What is promised to machines.
     pub capacity: Capacity,
     /// By which it records and waits.
@@ -95,6 +98,7 @@ impl Shared {
             vmm: drivers.vmm,
             images: drivers.images,
             network: drivers.network,
+            prober: drivers.prober,
             owners: Mutex::default(),
             images_in_use: Mutex::default(),
             running: Mutex::default(),
@@ -149,7 +153,7 @@ impl Shared {
     /// Shows a machine that is destroyed; it needs no owner.
     pub fn publish_destroyed(&self, row: &MachineRow, events: Vec<MachineEvent>) {
         let events = events.into_iter().map(Arc::new).collect();
-        self.publisher.publish(record(self, row, &events, &Progress::default(), None));
+        self.publisher.publish(record(self, row, None, &events, &Progress::default(), None));
     }
 
     /// Ends all owners, each once it is between two steps. VMs stay.
@@ -262,4 +266,6 @@ pub struct Drivers {
     pub images: Arc<dyn Images>,
     /// Connects them.
     pub network: Arc<dyn HostNetwork>,
+    /// Carries out their health checks.
+    pub prober: Arc<dyn Prober>,
 }

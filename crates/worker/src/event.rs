@@ -28,6 +28,8 @@ pub enum Source {
     User,
     /// The worker; the field's name for it is `flyd`.
     Worker,
+    /// The proxy, because of traffic or for want of it.
+    Proxy,
 }
 
 /// A new event that follows the machine's last one; `told` is what it tells beyond its kind, or
@@ -47,6 +49,7 @@ pub fn new(
         source: match source {
             Source::User => "user".to_owned(),
             Source::Worker => "flyd".to_owned(),
+            Source::Proxy => "proxy".to_owned(),
         },
         timestamp: now,
         request: None,

@@ -1,7 +1,8 @@
-//! For tests and measurements: images and a network that are always there.
+//! For tests and measurements: images and a network that are always there, and health checks that
+//! find what they are told.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::Ipv4Addr,
     os::fd::OwnedFd,
     path::Path,
@@ -32,7 +33,7 @@ use tokio::sync::watch;
 
 pub use crate::adapters::image_error;
 use crate::{
-    Clock, Drivers, WorkerConfig,
+    Clock, Drivers, Finding, Probe, Prober, WorkerConfig,
     host::{HostNetwork, Images},
 };
 
@@ -58,7 +59,7 @@ pub fn config(directory: &Path) -> WorkerConfig {
     }
 }
 
-/// Drivers of a host that pretends, with slots below `directory`.
+/// Drivers of a host that pretends, with slots below `directory`. Health checks pass.
 ///
 /// # Errors
 /// When the directory of the slots can't be used.
@@ -73,6 +74,7 @@ pub fn drivers(
         vmm: Arc::new(FakeVmm::new(vms.clone(), slots_of(directory, slots)?)),
         images: Arc::new(images),
         network: Arc::new(network.clone()),
+        prober: Arc::new(FakeProber::default()),
     })
 }
 
@@ -210,5 +212,70 @@ impl HostNetwork for FakeNetwork {
 
     fn guest_spec(&self, _: &MachineAddresses) -> NetworkSpec {
         NetworkSpec::default()
+    }
+}
+
+/// What a health check finds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Answer {
+    /// It passes.
+    #[default]
+    Passes,
+    /// It fails, with this said of it.
+    Fails(String),
+    /// Nothing, ever.
+    Hangs,
+}
+
+/// Finds what it is told, by the name of the check, and counts the attempts. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct FakeProber(Arc<watch::Sender<HashMap<String, FakeCheck>>>);
+
+#[derive(Debug, Clone, Default)]
+struct FakeCheck {
+    answer: Answer,
+    attempts: u64,
+}
+
+impl FakeProber {
+    /// Has checks of this name find this from now on.
+    pub fn set(&self, name: &str, answer: Answer) {
+        self.0.send_modify(|checks| checks.entry(name.to_owned()).or_default().answer = answer);
+    }
+
+    /// How often checks of this name were tried.
+    pub fn attempts(&self, name: &str) -> u64 {
+        self.0.borrow().get(name).map_or(0, |check| check.attempts)
+    }
+
+    /// Waits until checks of this name were tried at least so often.
+    pub async fn until_tried(&self, name: &str, attempts: u64) {
+        let is_tried = |checks: &HashMap<String, FakeCheck>| {
+            checks.get(name).is_some_and(|check| check.attempts >= attempts)
+        };
+        // It fails only without a sender, which this is.
+        let _ = self.0.subscribe().wait_for(is_tried).await;
+    }
+}
+
+#[async_trait]
+impl Prober for FakeProber {
+    async fn probe(&self, probe: &Probe) -> Finding {
+        let mut answer = Answer::default();
+        self.0.send_modify(|checks| {
+            let check = checks.entry(probe.name.clone()).or_default();
+            check.attempts += 1;
+            answer = check.answer.clone();
+        });
+        let subject = probe.subject();
+        match answer {
+            Answer::Passes => Finding {
+                passed: true,
+                summary: format!("{subject}: Success"),
+                body: String::new(),
+            },
+            Answer::Fails(why) => Finding::failed(format!("{subject}: {why}")),
+            Answer::Hangs => std::future::pending().await,
+        }
     }
 }

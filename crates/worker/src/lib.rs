@@ -30,6 +30,7 @@ use crate::{
 
 mod adapters;
 mod capacity;
+mod checks;
 mod clock;
 mod disturbance;
 mod engine;
@@ -61,6 +62,7 @@ mod timing;
 mod turns;
 
 pub use capacity::pool_memory_mib;
+pub use checks::{Finding, NetworkProber, Probe, Prober};
 pub use clock::Clock;
 pub use engine::Drivers;
 pub use interference::{FaultInjection, StepHook};
@@ -109,7 +111,7 @@ pub struct WorkerConfig {
 pub struct WorkerParts {
     /// Way to the gateways.
     pub bus: Arc<dyn Bus>,
-    /// Drivers of VMs, images and network.
+    /// Drivers of VMs, images, network and checks.
     pub drivers: Drivers,
     /// For tests.
     pub hook: Option<Arc<dyn StepHook>>,

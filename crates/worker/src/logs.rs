@@ -17,17 +17,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use caddis_api::{EventId, MachineId, MachineState, event::MachineEvent};
+use caddis_api::{MachineId, MachineState, event::MachineEvent};
+use caddis_bus::message::HostLine;
 use caddis_guest_protocol::{message::LogSource, text};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
 use crate::{clock::host_now_ns, runner};
 
+mod line;
 mod read;
 #[cfg(test)]
 mod tests;
 
+pub use line::Line;
+use line::NewLine;
 pub use read::Selection;
 use read::segments;
 
@@ -36,40 +39,16 @@ const SEGMENTS: u64 = 4;
 /// A line longer than this is cut into several.
 const MAX_LINE_BYTES: usize = 16 * 1024;
 
-/// One line in a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    /// Number, unique on this worker, rising in the order of writing.
-    #[serde(rename = "n")]
-    pub number: u64,
-    /// Guest's or our clock, nanoseconds since the Unix epoch.
-    #[serde(rename = "t")]
-    pub time_ns: u64,
-    /// Where it came from: `stdout`, `stderr`, `init` or `runner`.
-    #[serde(rename = "s")]
-    pub source: String,
-    /// The record of the guest it was in, and the boot that counts them: absent for our own lines.
-    #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
-    pub record: Option<(u64, u64)>,
-    /// The event of the machine that it tells of: only for our own lines.
-    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
-    pub event: Option<EventId>,
-    /// `error`, where its source does not tell.
-    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
-    pub level: Option<String>,
-    /// The line is too long and goes on in the next one of its source.
-    #[serde(rename = "p", default, skip_serializing_if = "std::ops::Not::not")]
-    pub partial: bool,
-    /// The text.
-    #[serde(rename = "m")]
-    pub message: String,
-}
-
 enum Job {
     Append {
         machine: MachineId,
         lines: Vec<NewLine>,
         done: Box<dyn FnOnce() + Send>,
+    },
+    /// Of the proxy, about the machine.
+    Told {
+        machine: MachineId,
+        lines: Vec<NewLine>,
     },
     /// Of the machine, oldest first: lines about those that have none yet.
     Events {
@@ -84,44 +63,6 @@ enum Job {
         machine: MachineId,
     },
     Barrier(oneshot::Sender<()>),
-}
-
-struct NewLine {
-    time_ns: u64,
-    source: &'static str,
-    record: Option<(u64, u64)>,
-    event: Option<EventId>,
-    level: Option<&'static str>,
-    partial: bool,
-    message: String,
-}
-
-impl NewLine {
-    fn of_record(source: &'static str, time_ns: u64, record: (u64, u64), message: String) -> Self {
-        Self {
-            time_ns,
-            source,
-            record: Some(record),
-            event: None,
-            level: None,
-            partial: false,
-            message,
-        }
-    }
-
-    /// The lines about an event.
-    fn of_event(event: &MachineEvent) -> impl Iterator<Item = Self> {
-        let (id, time_ns) = (event.id.clone(), event.timestamp.as_u64().saturating_mul(1_000_000));
-        runner::lines(event).into_iter().map(move |(level, message)| Self {
-            time_ns,
-            source: "runner",
-            record: None,
-            event: Some(id.clone()),
-            level: (level == runner::Level::Error).then(|| level.as_str()),
-            partial: false,
-            message,
-        })
-    }
 }
 
 /// The logs of all machines of a worker. Clones share them; the last one to go waits until all is
@@ -184,6 +125,14 @@ impl Logs {
                         }
                         position.send_replace(writer.last);
                     }
+                    Job::Told { machine, lines } => {
+                        let keep = writer.files.contains_key(&machine);
+                        if let Err(e) = writer.append_and(&machine, lines, keep) {
+                            tracing::error!(machine = %machine, error = %e, "can't write log \
+                                lines");
+                        }
+                        position.send_replace(writer.last);
+                    }
                     Job::Close { machine } => drop(writer.files.remove(&machine)),
                     Job::Remove { machine } => writer.remove(&machine),
                     Job::Barrier(passed) => {
@@ -233,6 +182,12 @@ impl Logs {
             lines.push(NewLine { partial, ..line });
         }
         self.send(Job::Append { machine: machine.clone(), lines, done: Box::new(done) });
+    }
+
+    /// Writes lines of the proxy about a machine.
+    pub fn append_of_proxy(&self, machine: &MachineId, lines: Vec<HostLine>) {
+        let lines = lines.iter().flat_map(NewLine::of_proxy).collect();
+        self.send(Job::Told { machine: machine.clone(), lines });
     }
 
     /// Writes the lines about events that have just been recorded, oldest first.
@@ -354,6 +309,16 @@ impl Writer {
             return Ok(());
         }
         let keep = self.files.contains_key(machine) && events.last().is_none_or(goes_on);
+        self.append_and(machine, lines, keep)
+    }
+
+    /// Writes lines, and keeps the file open or not.
+    fn append_and(
+        &mut self,
+        machine: &MachineId,
+        lines: Vec<NewLine>,
+        keep: bool,
+    ) -> io::Result<()> {
         let written = self.append(machine, lines);
         if !keep {
             self.files.remove(machine);

@@ -45,6 +45,7 @@ pub use self::{
     resume::Resume,
     start::{Start, StartReason},
     stop::{Stop, StopPlan},
+    suspend::Suspend,
     under_way::{MAX_ATTEMPTS, Operation},
     update::Update,
 };
@@ -62,7 +63,7 @@ pub enum OperationKind {
     Stop(Stop),
     Restart(Restart),
     Update(Update),
-    Suspend,
+    Suspend(Suspend),
     Resume(Resume),
     Rest(Rest),
     #[serde(rename = "wake")]
@@ -84,7 +85,7 @@ impl OperationKind {
             Self::Stop(stop) => stop,
             Self::Restart(restart) => restart,
             Self::Update(update) => update,
-            Self::Suspend => &suspend::Suspend,
+            Self::Suspend(suspend) => suspend,
             Self::Resume(resume) => resume,
             Self::Rest(rest) => rest,
             Self::CancelSuspend(cancel) => cancel,
@@ -94,19 +95,22 @@ impl OperationKind {
         }
     }
 
-    /// What fulfils a goal of the policy. `plan` says how to end the program that runs.
-    pub fn of(goal: Goal, plan: StopPlan) -> Self {
+    /// What fulfils a goal of the policy. `plan` says how to end the program that runs, `by` who
+    /// asked.
+    pub fn of(goal: Goal, plan: StopPlan, by: Source) -> Self {
+        let by_traffic = by == Source::Proxy;
         match goal {
+            Goal::Start if by_traffic => Start::because(StartReason::Traffic),
             Goal::Start => Self::START,
             Goal::StartAndSuspend => {
                 Self::Start(Start { reason: StartReason::User, suspend_after: true })
             }
             Goal::Stop => Self::Stop(Stop(plan)),
-            Goal::Restart => Self::Restart(Restart(plan)),
-            Goal::Suspend => Self::Suspend,
+            Goal::Restart => Self::Restart(Restart { plan, unhealthy: None }),
+            Goal::Suspend => Self::Suspend(Suspend { by_traffic }),
             // Unless it is to rest, which `Owner::update` knows.
             Goal::Update => Self::Update(Update { stop: plan, run: true }),
-            Goal::Resume => Self::Resume(Resume { spoiled: false }),
+            Goal::Resume => Self::Resume(Resume { spoiled: false, by_traffic }),
             Goal::Destroy => Self::Destroy,
         }
     }
@@ -142,6 +146,11 @@ pub trait Rules {
     /// has no times of its own.
     fn moved_by(&self, _by_ms: i64) -> Option<OperationKind> {
         None
+    }
+
+    /// Who asked for it, where it begins after something else.
+    fn asked_by(&self) -> Source {
+        Source::User
     }
 
     /// How it ends the machine's program, if it does.

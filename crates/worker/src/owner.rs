@@ -15,8 +15,8 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, MachineConfig, MachineState, event::MachineEvent};
-use caddis_bus::message::{MachineRecord, WorkerResult};
-use caddis_guest_protocol::host::{GuestEvent, Session};
+use caddis_bus::message::{MachineRecord, SleepMode, WorkerResult};
+use caddis_guest_protocol::host::{GuestEvent, SessionInUse};
 use caddis_image::Progress;
 use caddis_vmm::VmExit;
 use futures::future::BoxFuture;
@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    clock,
+    checks, clock,
     engine::Shared,
     event::Source,
     live::RunningVm,
@@ -41,6 +41,7 @@ use crate::{
 
 mod act;
 mod change;
+mod checking;
 mod finish;
 mod guest;
 mod hold;
@@ -50,13 +51,16 @@ mod metadata;
 mod record;
 mod stepping;
 mod supersede;
+mod traffic;
 mod update;
 
 use hold::Held;
+use traffic::{FromInside, Waker};
 
 pub use change::Transaction;
 pub use lease::grant as grant_lease;
 pub use record::{RECENT_EVENTS, record};
+pub use traffic::Wake;
 pub use update::Revision;
 
 /// Id of a request of the bus; none of what the worker asks itself.
@@ -92,7 +96,25 @@ pub enum Message {
         /// `None` when no lease matters.
         nonce: Option<Option<caddis_api::LeaseNonce>>,
         /// Takes the answer.
-        reply: oneshot::Sender<Result<Session, ApiError>>,
+        reply: oneshot::Sender<Result<SessionInUse, ApiError>>,
+    },
+    /// There is traffic for the machine: have it run.
+    Wake {
+        /// Id of the request, remembered with what it changes.
+        request: RequestId,
+        /// Takes what becomes of it.
+        reply: oneshot::Sender<Wake>,
+    },
+    /// There is no traffic for it: stop or suspend it.
+    Sleep {
+        /// How.
+        mode: SleepMode,
+        /// Why, for people.
+        reason: String,
+        /// Id of the request, remembered with what it changes.
+        request: RequestId,
+        /// Takes the answer.
+        reply: oneshot::Sender<WorkerResult>,
     },
     /// Something that others did to what the machine needs, for its events if it runs.
     Note {
@@ -158,6 +180,10 @@ pub struct Owner {
     /// How often it was, of late, and since when it is not.
     holds: u32,
     calm_at: Option<Instant>,
+    /// Asks its health checks, while it runs.
+    checks: Option<checks::Runner>,
+    /// When it was started, or taken over.
+    started_at: Instant,
     /// Ends when nothing is left of a VM that was killed.
     reaping: Option<BoxFuture<'static, ()>>,
     step: Option<RunningStep>,
@@ -166,6 +192,10 @@ pub struct Owner {
     progress: Progress,
     progress_published: Instant,
     drained: Vec<oneshot::Sender<bool>>,
+    /// Who waits for the machine to run.
+    wakers: Vec<Waker>,
+    /// What programs in the machine have asked for of late.
+    from_inside: FromInside,
     /// Where the time of the operation under way went, as far as this process saw it.
     timing: Timing,
     /// By which wall clock times are recorded.
@@ -183,12 +213,16 @@ enum Event {
     Hold,
     /// A VM that is held may be able to go on.
     LookAtDisk,
+    /// A health check has found something else than before.
+    Check(checks::Report),
     Step(Result<Done, Failure>),
     Progress,
     Deadline,
     RetryDue,
     /// A machine with a schedule may be due.
     MayBeDue,
+    /// What keeps the machine awake may be over.
+    HoldMayBeOver,
 }
 
 impl Owner {
@@ -202,6 +236,7 @@ impl Owner {
         live: Option<RunningVm>,
     ) -> Self {
         shared.runs(&row.id, live.as_ref().map(|live| live.vm.clone()));
+        let started_at = shared.clock.now();
         Self {
             shared,
             row,
@@ -212,6 +247,8 @@ impl Owner {
             held: None,
             holds: 0,
             calm_at: None,
+            checks: None,
+            started_at,
             reaping: None,
             step: None,
             retry_at: None,
@@ -219,6 +256,8 @@ impl Owner {
             progress: Progress::default(),
             progress_published: Instant::now(),
             drained: Vec::new(),
+            wakers: Vec::new(),
+            from_inside: FromInside::default(),
             timing: Timing::default(),
             clock_offset: clock::offset_ms(),
             request: None,
@@ -229,9 +268,11 @@ impl Owner {
     pub async fn run(mut self) {
         loop {
             self.reconcile().await;
+            self.follow_checks();
             if self.row.operation.is_none() && self.reaping.is_none() {
                 self.tell_drained();
             }
+            self.tell_wakers();
             if self.row.state == MachineState::Destroyed {
                 self.shared.retire(&self.row.id);
                 return;
@@ -255,11 +296,13 @@ impl Owner {
                 Event::Reaped => self.reaped().await,
                 Event::Hold => self.hold_changed().await,
                 Event::LookAtDisk => self.look_at_disk(),
+                Event::Check(report) => self.check_reported(report).await,
                 Event::Step(result) => self.step_finished(result).await,
                 Event::Progress => self.publish_progress(),
                 Event::Deadline => self.deadline_passed().await,
                 Event::RetryDue => self.retry_at = None,
                 Event::MayBeDue => self.start_if_due().await,
+                Event::HoldMayBeOver => self.hold_may_be_over().await,
             }
         }
     }
@@ -291,8 +334,9 @@ impl Owner {
         let deadline = timed.map(|operation| clock.now() + operation.left(clock.unix_now()));
         let due = schedule::due(&self.config, &self.row)
             .map(|at| clock.now() + at.since(clock.unix_now()).clamp(SECOND, MINUTE));
-        let retry_at = self.retry_at;
+        let (retry_at, hold_ends_at) = (self.retry_at, self.hold_ends_at());
         let look_at = self.held.as_ref().map(|held| held.look_at);
+        let check = self.checks.as_mut().map(|checks| checks.next());
         let (events, hold, gone) = match &mut self.live {
             Some(live) => {
                 let vm = live.vm.clone();
@@ -316,6 +360,7 @@ impl Owner {
             event = maybe(events.map(|events| events.recv())) => Event::Guest(event),
             () = maybe(hold.map(changed)) => Event::Hold,
             () = maybe(look_at.map(|at| clock.sleep_until(at))) => Event::LookAtDisk,
+            report = maybe(check) => Event::Check(report),
             exit = maybe(gone) => Event::Gone(exit),
             () = maybe(self.reaping.as_mut()) => Event::Reaped,
             result = maybe(step) => Event::Step(result),
@@ -323,6 +368,7 @@ impl Owner {
             () = maybe(deadline.map(|at| clock.sleep_until(at))) => Event::Deadline,
             () = maybe(retry_at.map(|at| clock.sleep_until(at))) => Event::RetryDue,
             () = maybe(due.map(|at| clock.sleep_until(at))) => Event::MayBeDue,
+            () = maybe(hold_ends_at.map(|at| clock.sleep_until(at))) => Event::HoldMayBeOver,
         }
     }
 
@@ -382,7 +428,7 @@ impl Owner {
     pub fn record(&self) -> MachineRecord {
         let silent = || self.live.as_ref().and_then(|live| live.guest.borrow().host_reason());
         let host = self.held().map(hold::reason).or_else(silent);
-        record(&self.shared, &self.row, &self.events, &self.progress, host)
+        record(&self.shared, &self.row, Some(&self.config), &self.events, &self.progress, host)
     }
 
     /// What is told of the machine to who has asked for a change: its configuration is known by its

@@ -9,8 +9,12 @@
 //! `cancel` breaks off a suspend that is under way and has the machine go on; once it is saved, a
 //! resume is queued instead. An update ends where the machine was, or was on its way to: one that
 //! was to run runs the new version.
+//!
+//! Traffic wakes less than a client starts (nothing that never ran, has failed, or is started by a
+//! schedule), and for want of it only a started machine is put to sleep that nothing keeps awake.
 
-use caddis_api::{ApiError, MachineState};
+use caddis_api::{ApiError, ErrorCode, MachineState};
+use caddis_bus::message::WhyAwake;
 
 /// Why a host that is being drained starts nothing.
 pub const DRAINED: &str = "this host is being drained for a shutdown; it starts machines again \
@@ -35,6 +39,13 @@ pub enum Request {
     Destroy {
         /// Also when it runs.
         force: bool,
+    },
+    /// Run it, because there is traffic for it.
+    Wake,
+    /// End it, for lack of traffic.
+    Sleep {
+        /// Save it first, where that can be done.
+        suspend: bool,
     },
 }
 
@@ -77,6 +88,10 @@ pub enum Verdict {
     /// The wish is fulfilled already, or will be by what is under way: what was queued after that
     /// is forgotten.
     Done,
+    /// What is under way leads there by itself: nothing changes.
+    Wait,
+    /// It is not put to sleep.
+    StayAwake(WhyAwake),
     /// Send the signal to the program that is running.
     Deliver,
     /// A stop is under way: pass this stop's signal on, and its timeout if that is shorter.
@@ -104,6 +119,16 @@ pub struct Situation {
     pub superseded_by: Option<u64>,
     /// It has failed by an internal error, and its program still runs.
     pub still_runs: bool,
+    /// Its program has ended, and its restart policy starts it again.
+    pub restarts: bool,
+    /// It is destroyed when it stops.
+    pub is_auto_destroyed: bool,
+    /// Its schedule starts it, no traffic.
+    pub is_scheduled: bool,
+    /// What keeps it from being put to sleep, if anything does beside its state.
+    pub kept_awake: Option<WhyAwake>,
+    /// It can be saved.
+    pub can_suspend: bool,
 }
 
 /// What begins when what is under way has ended.
@@ -131,6 +156,11 @@ impl Situation {
             host_drains: false,
             superseded_by: None,
             still_runs: false,
+            restarts: false,
+            is_auto_destroyed: false,
+            is_scheduled: false,
+            kept_awake: None,
+            can_suspend: true,
         }
     }
 }
@@ -152,10 +182,40 @@ pub fn decide(situation: &Situation, request: Request) -> Verdict {
             with_start_pending(MachineState::Stopping, request)
         }
         (_, Request::Suspend) if updates_at_rest => by_state(MachineState::Stopped, request),
+        (Next::Other, Request::Wake) if situation.restarts => Verdict::Wait,
         (Next::Start, _) => with_start_pending(state, request),
         (Next::Other, _) => by_state(state, request),
     };
     match verdict {
+        Verdict::Begin(goal @ (Goal::Stop | Goal::Suspend))
+            if matches!(request, Request::Sleep { .. }) =>
+        {
+            match situation.kept_awake {
+                Some(why) => Verdict::StayAwake(why),
+                None if situation.can_suspend => Verdict::Begin(goal),
+                None => Verdict::Begin(Goal::Stop),
+            }
+        }
+        Verdict::Begin(_) | Verdict::Queue(_) | Verdict::CancelSuspend
+            if request == Request::Wake && situation.is_scheduled =>
+        {
+            Verdict::Refuse(ApiError::precondition(
+                "traffic does not start a machine with a schedule",
+            ))
+        }
+        Verdict::Queue(_)
+            if request == Request::Wake
+                && situation.is_auto_destroyed
+                && state == MachineState::Stopping =>
+        {
+            refuse("start", state)
+        }
+        // It can be tried on another host.
+        Verdict::Begin(_) | Verdict::Queue(_) | Verdict::CancelSuspend
+            if request == Request::Wake && situation.host_drains =>
+        {
+            Verdict::Refuse(ApiError::new(ErrorCode::Unavailable, DRAINED))
+        }
         Verdict::Begin(Goal::Start | Goal::Resume)
         | Verdict::Queue(Goal::Start)
         | Verdict::CancelSuspend
@@ -166,7 +226,12 @@ pub fn decide(situation: &Situation, request: Request) -> Verdict {
         // Its program is to be asked to end before its VM is.
         Verdict::Begin(Goal::Start) if situation.still_runs => Verdict::Begin(Goal::Restart),
         Verdict::CancelSuspend if situation.is_saved => Verdict::Queue(Goal::Resume),
-        Verdict::Done if situation.backs_off && state == MachineState::Starting => {
+        // Traffic does not make a program that fails again and again fail faster.
+        Verdict::Done
+            if situation.backs_off
+                && state == MachineState::Starting
+                && request != Request::Wake =>
+        {
             Verdict::SkipBackOff
         }
         verdict => verdict,
@@ -182,6 +247,8 @@ fn by_state(state: MachineState, request: Request) -> Verdict {
         Request::Update => update(state),
         Request::Signal => signal(state),
         Request::Destroy { force } => destroy(state, force),
+        Request::Wake => wake(state),
+        Request::Sleep { suspend } => sleep(state, suspend),
     }
 }
 
@@ -192,6 +259,7 @@ fn with_start_pending(state: MachineState, request: Request) -> Verdict {
             MachineState::Creating | MachineState::Pending | MachineState::Stopping,
             Request::Suspend,
         ) => Verdict::Queue(Goal::StartAndSuspend),
+        (_, Request::Wake) => start(state),
         _ => by_state(state, request),
     }
 }
@@ -218,6 +286,24 @@ fn start(state: MachineState) -> Verdict {
         S::LaunchFailed | S::Destroying | S::Destroyed | S::Replaced | S::Migrated => {
             refuse("start", state)
         }
+    }
+}
+
+fn wake(state: MachineState) -> Verdict {
+    use MachineState as S;
+    match state {
+        // It was not meant to run yet, or is of no use until somebody looks at it.
+        S::Creating | S::Pending | S::Created | S::Failed => refuse("start", state),
+        _ => start(state),
+    }
+}
+
+fn sleep(state: MachineState, suspend: bool) -> Verdict {
+    match state {
+        MachineState::Started if suspend => Verdict::Begin(Goal::Suspend),
+        MachineState::Started => Verdict::Begin(Goal::Stop),
+        _ if state.is_settled() => Verdict::StayAwake(WhyAwake::NotStarted),
+        _ => Verdict::StayAwake(WhyAwake::Operation),
     }
 }
 
@@ -341,6 +427,8 @@ mod tests {
             (Verdict::Queue(_), _) => "queue",
             (Verdict::Unqueue, _) => "unqueue",
             (Verdict::Done, _) => "done",
+            (Verdict::Wait, _) => "wait",
+            (Verdict::StayAwake(_), _) => "refuse",
             (Verdict::Deliver, _) => "deliver",
             (Verdict::ShortenStop, _) => "shorten",
             (Verdict::Refuse(_), _) => "refuse",
@@ -362,6 +450,8 @@ mod tests {
             ("signal", Request::Signal),
             ("destroy", Request::Destroy { force: false }),
             ("destroy, forced", Request::Destroy { force: true }),
+            ("wake", Request::Wake),
+            ("sleep", Request::Sleep { suspend: false }),
         ] {
             let row = |name: &str| {
                 let row = document
@@ -404,7 +494,7 @@ mod tests {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 8 * (COLUMNS.len() + DOOMED.len() + AWAITING_START.len()));
+        assert_eq!(checked, 10 * (COLUMNS.len() + DOOMED.len() + AWAITING_START.len()));
     }
 
     #[test]
@@ -432,6 +522,8 @@ mod tests {
                 Request::Signal,
                 Request::Destroy { force: false },
                 Request::Destroy { force: true },
+                Request::Wake,
+                Request::Sleep { suspend: true },
             ] {
                 if let Verdict::Begin(_) = decide(&Situation::of(*state), request) {
                     assert!(
@@ -440,6 +532,58 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn nothing_is_put_to_sleep_that_is_not_started_or_is_kept_awake() {
+        let sleeps = [Request::Sleep { suspend: true }, Request::Sleep { suspend: false }];
+        for (state, request) in MachineState::ALL.iter().flat_map(|s| sleeps.map(|r| (*s, r))) {
+            let begins = |situation| matches!(decide(&situation, request), Verdict::Begin(_));
+            assert_eq!(begins(Situation::of(state)), state == MachineState::Started, "{state}");
+            for why in [WhyAwake::Lease, WhyAwake::Hold, WhyAwake::Session, WhyAwake::HostStatus] {
+                let kept = Situation { kept_awake: Some(why), ..Situation::of(state) };
+                assert!(!begins(kept), "{state} {why:?}");
+            }
+        }
+        let kept =
+            Situation { kept_awake: Some(WhyAwake::Hold), ..Situation::of(MachineState::Started) };
+        assert_eq!(decide(&kept, sleeps[0]), Verdict::StayAwake(WhyAwake::Hold));
+        let large = Situation { can_suspend: false, ..Situation::of(MachineState::Started) };
+        assert_eq!(decide(&large, sleeps[0]), Verdict::Begin(Goal::Stop));
+    }
+
+    #[test]
+    fn traffic_joins_what_starts_anyway_and_hurries_no_restart() {
+        let waits = Situation { backs_off: true, ..Situation::of(MachineState::Starting) };
+        assert_eq!(decide(&waits, Request::Wake), Verdict::Done);
+        assert_eq!(decide(&waits, Request::Start), Verdict::SkipBackOff);
+        let ended = Situation { restarts: true, ..Situation::of(MachineState::Stopping) };
+        assert_eq!(decide(&ended, Request::Wake), Verdict::Wait);
+        let saved = Situation { is_saved: true, ..Situation::of(MachineState::Suspending) };
+        assert_eq!(decide(&saved, Request::Wake), Verdict::Queue(Goal::Resume));
+    }
+
+    #[test]
+    fn traffic_starts_no_machine_that_a_schedule_starts_or_that_goes_away_and_none_in_a_drain() {
+        use MachineState as S;
+        for state in [S::Stopped, S::Suspended, S::Stopping, S::Suspending] {
+            for situation in [
+                Situation { is_scheduled: true, ..Situation::of(state) },
+                Situation { host_drains: true, ..Situation::of(state) },
+                Situation { superseded_by: Some(2), ..Situation::of(state) },
+            ] {
+                let verdict = decide(&situation, Request::Wake);
+                assert!(matches!(verdict, Verdict::Refuse(_)), "{situation:?}: {verdict:?}");
+            }
+        }
+        let last = Situation { is_auto_destroyed: true, ..Situation::of(S::Stopping) };
+        assert!(matches!(decide(&last, Request::Wake), Verdict::Refuse(_)));
+        for situation in [
+            Situation { is_scheduled: true, ..Situation::of(S::Started) },
+            Situation { host_drains: true, ..Situation::of(S::Started) },
+        ] {
+            assert_eq!(decide(&situation, Request::Wake), Verdict::Done, "it runs already");
         }
     }
 

@@ -21,6 +21,7 @@ mod dedupe;
 mod guest;
 mod host;
 mod offer;
+mod traffic;
 mod update;
 
 pub use self::{
@@ -63,6 +64,13 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         WorkerRequest::Memory { machine, nonce, limit_mib, reclaim_mib } => {
             guest::memory(shared, &machine, nonce, limit_mib, reclaim_mib).await
         }
+        WorkerRequest::Wake { machine, deadline_ms } => {
+            traffic::wake(shared, &machine, Duration::from_millis(deadline_ms), id).await
+        }
+        WorkerRequest::Sleep { machine, mode, reason } => {
+            traffic::sleep(shared, &machine, mode, reason, id).await
+        }
+        WorkerRequest::Log { machine, lines } => traffic::log(shared, &machine, lines),
         WorkerRequest::Drain { deadline_ms } => {
             host::drain(shared, Duration::from_millis(deadline_ms)).await
         }
@@ -99,6 +107,9 @@ pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerRes
             Ok(WorkerReply::Lease { lease: lease.ok_or_else(|| ApiError::aborted(text))? })
         }
         WorkerRequest::Act { machine, .. } => Ok(WorkerReply::Done { record: status(&machine)? }),
+        WorkerRequest::Sleep { machine, mode, .. } => {
+            Ok(WorkerReply::Sleeping { mode, record: status(&machine)? })
+        }
         WorkerRequest::Update { machine, update, .. } => {
             let record = shared.publisher.get(&machine).ok_or_else(ApiError::machine_not_found)?;
             let lease = held_lease(shared, &machine, update.lease.as_ref()).await;

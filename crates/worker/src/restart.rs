@@ -8,7 +8,7 @@ use caddis_api::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::row::ProgramEnd;
+use crate::row::{EndCause, ProgramEnd};
 
 /// Restarts are counted within this time, as the reference has it.
 pub const WINDOW: Duration = Duration::from_secs(5 * 60);
@@ -60,6 +60,17 @@ pub fn decide(
         return if rest == Verdict::Destroy { rest } else { Verdict::GiveUp };
     }
     Verdict::Restart { after_ms: back_off(count) }
+}
+
+/// Whether a machine may be restarted whose health check has failed: where its program would be if
+/// it had failed itself. `restarts` is when it was restarted before without anyone asking.
+pub fn lets_unhealthy_restart(
+    config: &MachineConfig,
+    restarts: &[UnixMillis],
+    now: UnixMillis,
+) -> bool {
+    let end = ProgramEnd::unreported(EndCause::Killed, None);
+    matches!(decide(config, &end, restarts, now), Verdict::Restart { .. })
 }
 
 /// 0, 1, 2, 4, … 30 s.
@@ -125,6 +136,19 @@ mod tests {
             decide(&config, &end(1), &[ago(400_000), ago(2), ago(1)], now),
             Verdict::Restart { after_ms: 2000 }
         );
+    }
+
+    #[test]
+    fn an_unhealthy_machine_is_restarted_as_a_failed_program_would_be() {
+        let now = UnixMillis::new(10_000_000);
+        let lets = |policy, restarts: &[UnixMillis]| {
+            lets_unhealthy_restart(&config(policy), restarts, now)
+        };
+        let three = [now - Duration::from_millis(1); 3];
+        assert!(!lets(RestartPolicy::No, &[]));
+        assert!(lets(RestartPolicy::OnFailure, &three[..2]));
+        assert!(!lets(RestartPolicy::OnFailure, &three), "it may be restarted three times");
+        assert!(lets(RestartPolicy::Always, &three));
     }
 
     #[test]

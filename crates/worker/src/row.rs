@@ -10,7 +10,10 @@ use caddis_image::ResolvedImage;
 use caddis_network::MachineAddresses;
 use serde::{Deserialize, Serialize};
 
-use crate::operations::{Operation, OperationKind};
+use crate::{
+    checks::CheckResults,
+    operations::{Operation, OperationKind},
+};
 
 /// Version of the record's format. Fields are only ever added, with defaults.
 pub const FORMAT: u32 = 1;
@@ -91,12 +94,36 @@ pub struct MachineRow {
     /// was left alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_quarantined: bool,
+    /// When it last came to run: was started, resumed, or went on after a suspend was cancelled.
+    #[serde(default)]
+    pub started_at: UnixMillis,
+    /// What keeps it from being put to sleep, possibly over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<RecordedHold>,
+    /// What its health checks have found last.
+    #[serde(default, skip_serializing_if = "CheckResults::is_empty")]
+    pub checks: CheckResults,
+}
+
+/// Keeps a machine from being put to sleep for lack of traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedHold {
+    /// When it ends.
+    pub until: UnixMillis,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 impl MachineRow {
     /// The lease, if it holds at `now`.
     pub fn valid_lease(&self, now: UnixMillis) -> Option<&Lease> {
         self.lease.as_ref().filter(|lease| UnixMillis::from_seconds(lease.expires_at) > now)
+    }
+
+    /// The hold, if it is in force at `now`.
+    pub fn valid_hold(&self, now: UnixMillis) -> Option<&RecordedHold> {
+        self.hold.as_ref().filter(|hold| hold.until > now)
     }
 
     /// The lease as others may see it.
@@ -111,6 +138,8 @@ impl MachineRow {
         let moved = |at: &mut UnixMillis| *at = at.moved_by(by_ms);
         self.restarts.iter_mut().for_each(moved);
         moved(&mut self.rested_at);
+        moved(&mut self.started_at);
+        self.hold.iter_mut().for_each(|hold| hold.until = hold.until.moved_by(by_ms));
         if let Some(lease) = &mut self.lease {
             lease.expires_at = lease.expires_at.saturating_add_signed(by_ms / 1000);
         }

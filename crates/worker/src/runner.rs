@@ -45,6 +45,13 @@ pub fn lines(event: &MachineEvent) -> Vec<(Level, String)> {
     }
     let is = |state: MachineState| event.status == state.as_str();
     let line = match event.kind.as_str() {
+        "start" if is(MachineState::Starting) && event.source == "proxy" => {
+            Some("Starting machine: there is traffic for it".to_owned())
+        }
+        "stop" | "suspend" if !told["reason"].is_null() => {
+            let doing = if event.kind == "stop" { "Stopping" } else { "Suspending" };
+            text("reason").map(|reason| format!("{doing} machine for lack of traffic: {reason}"))
+        }
         "start" if is(MachineState::Starting) => {
             told["delay_ms"].as_u64().map(|delay| restart(delay, told))
         }

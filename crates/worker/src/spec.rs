@@ -199,30 +199,15 @@ fn resolver_option(option: DnsOption) -> String {
     }
 }
 
-/// Memory of a machine that may be suspended at most, MiB, as the reference has it.
-pub const MAX_SUSPENDED_MIB: u64 = 2048;
-
 /// Refuses to suspend a machine that can't be.
 ///
 /// # Errors
 /// 412 with the reason.
 pub fn check_suspendable(config: &MachineConfig) -> Result<(), ApiError> {
-    let refuse = |reason: String| {
-        Err(ApiError::precondition(format!("unable to suspend machine: {reason}")))
-    };
-    if config.memory_mib() > MAX_SUSPENDED_MIB {
-        return refuse(format!(
-            "it has {} MiB of memory, the limit is {MAX_SUSPENDED_MIB}",
-            config.memory_mib()
-        ));
+    match config.why_not_suspendable() {
+        Some(reason) => Err(ApiError::precondition(format!("unable to suspend machine: {reason}"))),
+        None => Ok(()),
     }
-    if config.init.as_ref().and_then(|init| init.swap_size_mb).is_some_and(|size| size > 0) {
-        return refuse("it has swap (init.swap_size_mb)".to_owned());
-    }
-    if config.schedule.as_ref().is_some_and(|schedule| !schedule.is_empty()) {
-        return refuse("it has a schedule".to_owned());
-    }
-    Ok(())
 }
 
 /// How to stop a machine: as asked, else as configured, else as the image has it, else SIGINT (for

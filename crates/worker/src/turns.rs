@@ -17,6 +17,9 @@ use crate::WorkerConfig;
 /// How many machines are saved at once: more would only wait for the disk, with their programs
 /// standing still.
 const SUSPENDS: usize = 2;
+/// How many health checks are tried at once. One takes a millisecond, or its timeout where nobody
+/// answers.
+const CHECKS: usize = 256;
 /// How long a launch counts as one of those under way. A guest that takes longer waits for
 /// something else than the processor, or is never coming; others go on beside it then.
 const LAUNCH: Duration = Duration::from_secs(5);
@@ -30,6 +33,8 @@ pub struct Queues {
     /// Launch a VM, until its program runs: the processors shared by all that were asked for
     /// together, each would be ready when the last one is.
     pub launches: Arc<Semaphore>,
+    /// Try a health check.
+    pub checks: Arc<Semaphore>,
 }
 
 impl Queues {
@@ -39,6 +44,7 @@ impl Queues {
             recoveries: Arc::new(Semaphore::new(config.restart_concurrency.max(1))),
             suspends: Arc::new(Semaphore::new(SUSPENDS)),
             launches: Arc::new(Semaphore::new(config.launch_concurrency.max(1))),
+            checks: Arc::new(Semaphore::new(CHECKS)),
         }
     }
 }

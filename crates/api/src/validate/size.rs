@@ -111,7 +111,7 @@ mod tests {
             json!({ "unknown": large }),
             json!({ "unknown": many }),
             json!({ (large.clone()): 1 }),
-            json!({ "checks": { "a": { "headers": many } } }),
+            json!({ "checks": { "a": { "type": "tcp", "port": 1, "more": many } } }),
             json!({ "services": [{ "internal_port": 1, "protocol": "tcp", "more": large }] }),
             json!({ "init": { "unknown": large } }),
             json!({ "guest": { "unknown": many } }),

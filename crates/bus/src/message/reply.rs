@@ -1,7 +1,7 @@
 //! What workers answer.
 
 use caddis_api::{
-    ApiError, RawConfig, VersionId,
+    ApiError, MachineState, RawConfig, UnixMillis, VersionId,
     event::MachineEvent,
     exec::ProcessStat,
     lease::Lease,
@@ -10,7 +10,10 @@ use caddis_api::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::record::MachineRecord;
+use super::{
+    record::MachineRecord,
+    traffic::{SleepMode, WhyAwake, WhyNotWoken},
+};
 
 /// A version of a machine's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,6 +100,44 @@ pub enum WorkerReply {
         /// In pid order.
         processes: Vec<ProcessStat>,
     },
+    /// A machine runs.
+    Woken {
+        /// Where it was when the request arrived: `started` when nothing was to be done.
+        previous_state: MachineState,
+        /// When it came to run: started, resumed, or went on after a suspend was cancelled.
+        since: UnixMillis,
+        /// As it is now.
+        record: Box<MachineRecord>,
+    },
+    /// A machine does not run, or not yet.
+    NotWoken {
+        /// Kind of the reason.
+        why: WhyNotWoken,
+        /// The reason, for people.
+        message: String,
+        /// As it is now.
+        record: Box<MachineRecord>,
+    },
+    /// A machine is being put to sleep.
+    Sleeping {
+        /// How: a machine that can't be suspended is stopped.
+        mode: SleepMode,
+        /// As it is now.
+        record: Box<MachineRecord>,
+    },
+    /// A machine is not put to sleep.
+    NotSleeping {
+        /// Kind of the reason.
+        why: WhyAwake,
+        /// The reason, for people.
+        message: String,
+        /// When the reason ends by itself, where that is known.
+        until: Option<UnixMillis>,
+        /// As it is now.
+        record: Box<MachineRecord>,
+    },
+    /// Lines were taken for a log.
+    Logged,
     /// All guests are stopped.
     Drained {
         /// How many were stopped.

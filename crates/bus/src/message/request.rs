@@ -7,6 +7,8 @@ use caddis_api::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::traffic::{HostLine, SleepMode};
+
 /// A request to one worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -78,6 +80,31 @@ pub enum WorkerRequest {
         /// Of which machine.
         machine: MachineId,
     },
+    /// Start or resume a machine because there is traffic for it. Answered when it runs, when it
+    /// can't, or when the deadline is over: `WorkerReply::Woken` or `NotWoken`.
+    Wake {
+        /// Id of the machine.
+        machine: MachineId,
+        /// How long the start is waited for; it goes on after that. Milliseconds.
+        deadline_ms: u64,
+    },
+    /// Stop or suspend a machine for lack of traffic. Answer: `WorkerReply::Sleeping`, once that is
+    /// durable, or `NotSleeping`.
+    Sleep {
+        /// Id of the machine.
+        machine: MachineId,
+        /// How.
+        mode: SleepMode,
+        /// Why, for its events and its log.
+        reason: String,
+    },
+    /// Write lines of the proxy into a machine's log. Answer: `WorkerReply::Logged`.
+    Log {
+        /// Id of the machine.
+        machine: MachineId,
+        /// In order, at most [`HostLine::MOST`].
+        lines: Vec<HostLine>,
+    },
     /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer:
     /// `Drained`.
     Drain {
@@ -88,8 +115,8 @@ pub enum WorkerRequest {
     Health,
 }
 
-/// A change of one machine. All but `Signal`, `SetMetadata` and `GetLease` need the lease's nonce
-/// when the machine is leased.
+/// A change of one machine. All but `Signal`, `SetMetadata`, `GetLease`, `Hold` and `ReleaseHold`
+/// need the lease's nonce when the machine is leased.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
@@ -148,6 +175,16 @@ pub enum Action {
     GetLease,
     /// Answer: `Done`.
     ReleaseLease,
+    /// Keep it from being put to sleep for lack of traffic, in place of an earlier hold. Answer:
+    /// `Done`.
+    Hold {
+        /// Seconds from now.
+        ttl_seconds: u64,
+        /// Shown with it.
+        reason: Option<String>,
+    },
+    /// End the hold, if there is one. Answer: `Done`.
+    ReleaseHold,
 }
 
 /// Everything a worker must know to make a machine.

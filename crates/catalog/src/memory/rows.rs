@@ -5,8 +5,11 @@ use std::collections::HashMap;
 use caddis_api::{MachineId, app::Organization};
 
 use crate::{
-    AppQuery, AppRecord, AppState, PERSONAL, Placement,
-    store::{AppRow, NewNetwork, PlacementConflict, PlacementRow, RequestRow, TokenRow},
+    Address, AppQuery, AppRecord, AppState, PERSONAL, Placement, PrivateNetwork,
+    store::{
+        AddressConflict, AddressRow, AppRow, NewNetwork, PlacementConflict, PlacementRow,
+        RequestRow, TokenRow,
+    },
 };
 
 #[derive(Default)]
@@ -14,6 +17,8 @@ pub(super) struct Rows {
     pub(super) networks: Vec<NewNetwork>,
     pub(super) apps: Vec<App>,
     pub(super) placements: Vec<(PlacementRow, bool)>,
+    /// Oldest first.
+    pub(super) addresses: Vec<AddressRow>,
     pub(super) requests: Vec<Request>,
     pub(super) tokens: HashMap<String, TokenRow>,
 }
@@ -48,7 +53,11 @@ impl Rows {
     }
 
     pub(super) fn network_of(&self, app: &App) -> Option<&NewNetwork> {
-        self.networks.get(usize::try_from(app.row.network).ok()?.checked_sub(1)?)
+        self.network(app.row.network)
+    }
+
+    fn network(&self, number: i64) -> Option<&NewNetwork> {
+        self.networks.get(usize::try_from(number).ok()?.checked_sub(1)?)
     }
 
     /// Apps that are not deleted, by number.
@@ -117,6 +126,38 @@ impl Rows {
         }
         let known = |other: &PlacementRow| other.machine == row.machine || other.ipv6 == row.ipv6;
         self.placements.iter().any(|(other, _)| known(other)).then_some(PlacementConflict::Identity)
+    }
+
+    pub(super) fn address(&self, row: &AddressRow) -> Option<Address> {
+        let network = row.network.and_then(|number| self.network(number));
+        Some(Address {
+            ip: row.ip,
+            kind: row.kind,
+            app: self.app(row.app)?.row.name.clone(),
+            network: network.map(|network| PrivateNetwork {
+                organization: PERSONAL.to_owned(),
+                name: network.name.clone(),
+            }),
+            region: row.region.clone(),
+            service_name: row.service_name.clone(),
+            created_at: row.created_at,
+        })
+    }
+
+    pub(super) fn address_conflict(&self, row: &AddressRow) -> Option<AddressConflict> {
+        if self.app(row.app).is_none_or(|app| app.deleting || app.deleted) {
+            return Some(AddressConflict::App);
+        }
+        let mut of_app = self.addresses.iter().filter(|other| other.app == row.app);
+        if row.only_first && of_app.clone().any(|other| other.kind == row.kind) {
+            return Some(AddressConflict::Kind);
+        }
+        let is_of_another = |other: &AddressRow| {
+            other.ip == row.ip && !row.kind.is_shared() && !other.kind.is_shared()
+        };
+        let taken =
+            of_app.any(|other| other.ip == row.ip) || self.addresses.iter().any(is_of_another);
+        taken.then_some(AddressConflict::Address)
     }
 
     pub(super) fn request(&mut self, id: &str) -> Option<&mut RequestRow> {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Network of apps that name none.
-const DEFAULT_NETWORK: &str = "default";
+pub(super) const DEFAULT_NETWORK: &str = "default";
 
 impl Catalog {
     /// Makes an app and, when it is the first of it, its network. With an idempotency key seen

@@ -194,6 +194,7 @@ pub(super) fn delete(connection: &mut Connection, number: i32, at_ms: UnixMillis
         .execute(params![number, at_ms.as_u64()])?;
     if deleted == 1 {
         transaction.prepare_cached("DELETE FROM app_keys WHERE app = ?1")?.execute([number])?;
+        transaction.prepare_cached("DELETE FROM addresses WHERE app = ?1")?.execute([number])?;
     }
     transaction.commit()?;
     Ok(deleted == 1)

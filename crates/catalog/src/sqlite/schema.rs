@@ -61,6 +61,14 @@ const STEPS: &[&str] = &[
     ALTER TABLE requests ADD COLUMN lease_holder TEXT;
     ALTER TABLE requests ADD COLUMN lease_until_ms INTEGER;
 ",
+    "
+    CREATE TABLE addresses (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, app INTEGER NOT NULL REFERENCES apps(number),
+        ip TEXT NOT NULL, kind TEXT NOT NULL, network INTEGER REFERENCES networks(number),
+        region TEXT NOT NULL, service_name TEXT NOT NULL, created_ms INTEGER NOT NULL,
+        UNIQUE (app, ip)) STRICT;
+    CREATE UNIQUE INDEX addresses_by_ip ON addresses (ip) WHERE kind <> 'shared_v4';
+",
 ];
 
 /// Opens the catalog at `path`, making it when there is no file.

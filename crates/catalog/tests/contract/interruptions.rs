@@ -5,10 +5,13 @@
 use std::sync::{Arc, atomic::AtomicU64};
 
 use caddis_api::NetworkName;
-use caddis_catalog::{AppState, Catalog, CatalogError, IdempotencyState, NewApp, StoreError};
+use caddis_catalog::{
+    AppState, Catalog, CatalogError, IdempotencyState, NewApp, StoreError, WantedAddress,
+};
 
 use crate::support::{
-    Behind, FailAt, Fixture, answer, app, keyed_app, machine, machine_of, region, request, worker,
+    Behind, FailAt, Fixture, address, answer, app, keyed_app, machine, machine_of, pool, region,
+    request, worker,
 };
 
 /// Runs `step` over each store, once with a failure at each of its calls of the store, and then
@@ -164,6 +167,38 @@ async fn releasing_a_machine() {
             Ok(())
         },
         async |catalog| drop(catalog.place(machine("a", Some("m"))).await.unwrap()),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn seeing_to_it_that_an_app_has_an_address() {
+    everywhere(
+        async |catalog| drop(catalog.create_app(app("a")).await.unwrap()),
+        async |catalog| catalog.ensure_address("a", pool(&["192.0.2.0/24"])).await.map(drop),
+        async |catalog| assert_eq!(catalog.addresses().await.unwrap().len(), 1),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn releasing_an_address() {
+    let wanted = || address("a", WantedAddress::Own(pool(&["192.0.2.0/24"])));
+    everywhere(
+        async |catalog| {
+            catalog.create_app(app("a")).await.unwrap();
+            catalog.allocate_address(wanted()).await.unwrap();
+        },
+        async |catalog| {
+            for given in catalog.addresses_of("a").await? {
+                catalog.release_address("a", given.ip).await?;
+            }
+            Ok(())
+        },
+        async |catalog| {
+            assert_eq!(catalog.addresses().await.unwrap(), []);
+            catalog.allocate_address(wanted()).await.unwrap();
+        },
     )
     .await;
 }

@@ -2,6 +2,7 @@
 //! `over_each_store!` and has to pass all of them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod addresses;
 mod apps;
 mod interruptions;
 mod machines;

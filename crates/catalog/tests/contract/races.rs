@@ -3,12 +3,12 @@
 use std::{collections::HashSet, sync::Arc};
 
 use caddis_api::NetworkName;
-use caddis_catalog::{Catalog, CatalogError, IdempotencyState, NewApp};
+use caddis_catalog::{Catalog, CatalogError, IdempotencyState, NewApp, WantedAddress};
 use futures::future::join_all;
 
 use crate::support::{
-    Behind, Fixture, GiveWay, app, keyed_app, machine, machine_of, over_each_store, region,
-    request, worker,
+    Behind, Fixture, GiveWay, address, app, keyed_app, machine, machine_of, over_each_store, pool,
+    region, request, worker,
 };
 
 over_each_store!(
@@ -22,6 +22,10 @@ over_each_store!(
     of_many_with_one_key_one_carries_the_request_out,
     of_many_that_find_a_request_cut_short_one_takes_it_over,
     no_machine_is_placed_in_an_app_that_is_gone,
+    of_many_that_want_the_last_address_one_gets_it,
+    many_that_want_any_address_each_get_one_of_their_own,
+    many_that_see_to_an_address_of_an_app_give_it_one,
+    no_address_is_left_of_an_app_that_is_gone,
     of_many_that_make_the_root_token_one_does,
 );
 
@@ -181,6 +185,53 @@ async fn no_machine_is_placed_in_an_app_that_is_gone(fixture: &Fixture) {
         "app {} is gone if and only if nothing is in it",
         app.number
     );
+}
+
+async fn of_many_that_want_the_last_address_one_gets_it(fixture: &Fixture) {
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let last = || address("a", WantedAddress::Own(pool(&["192.0.2.1/32"])));
+    let given =
+        join_all(many(fixture).iter().map(|catalog| catalog.allocate_address(last()))).await;
+    assert_eq!(given.iter().filter(|given| given.is_ok()).count(), 1);
+    let refused =
+        given.iter().filter(|given| matches!(given, Err(CatalogError::AddressesExhausted { .. })));
+    assert_eq!(refused.count(), MANY - 1);
+}
+
+async fn many_that_want_any_address_each_get_one_of_their_own(fixture: &Fixture) {
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let any = || address("a", WantedAddress::Own(pool(&["192.0.2.0/24"])));
+    let given = join_all(many(fixture).iter().map(|catalog| catalog.allocate_address(any()))).await;
+    let given: HashSet<_> = given.into_iter().map(|given| given.unwrap().ip).collect();
+    assert_eq!(given.len(), MANY);
+}
+
+async fn many_that_see_to_an_address_of_an_app_give_it_one(fixture: &Fixture) {
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let catalogs = many(fixture);
+    let given = catalogs.iter().map(|catalog| catalog.ensure_address("a", pool(&["192.0.2.0/24"])));
+    let given: HashSet<_> =
+        join_all(given).await.into_iter().map(|given| given.unwrap().ip).collect();
+    assert_eq!((given.len(), fixture.catalog.addresses().await.unwrap().len()), (1, 1));
+}
+
+async fn no_address_is_left_of_an_app_that_is_gone(fixture: &Fixture) {
+    let catalogs = many(fixture);
+    fixture.catalog.create_app(app("a")).await.unwrap();
+    let any = || address("a", WantedAddress::Own(pool(&["192.0.2.0/24"])));
+    let giving = join_all(catalogs.iter().map(|catalog| catalog.allocate_address(any())));
+    let deleting = async {
+        catalogs[0].begin_app_deletion("a").await.unwrap();
+        assert!(catalogs[0].finish_app_deletion("a").await.unwrap());
+    };
+    let (given, ()) = tokio::join!(giving, deleting);
+    for refused in given.into_iter().filter_map(Result::err) {
+        assert!(
+            matches!(refused, CatalogError::AppInDeletion(_) | CatalogError::AppNotFound(_)),
+            "{refused}"
+        );
+    }
+    assert_eq!(fixture.catalog.addresses().await.unwrap(), []);
 }
 
 async fn of_many_that_make_the_root_token_one_does(fixture: &Fixture) {

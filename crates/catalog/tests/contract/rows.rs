@@ -2,7 +2,13 @@
 //! is made up at random.
 
 use caddis_api::{AppName, MachineId, NetworkName, UnixMillis};
-use caddis_catalog::store::{AppConflict, AppRow, NewNetwork, PlacementConflict, PlacementRow};
+use caddis_catalog::{
+    AddressKind,
+    store::{
+        AddressConflict, AddressRow, AppConflict, AppRow, NewNetwork, PlacementConflict,
+        PlacementRow,
+    },
+};
 
 use crate::support::{Fixture, app, over_each_store, region, worker};
 
@@ -11,6 +17,7 @@ over_each_store!(
     an_app_id_is_not_given_twice_also_when_its_app_is_gone,
     ids_and_addresses_of_machines_are_not_given_twice_also_when_they_are_released,
     an_app_that_has_a_machine_or_is_not_marked_is_not_deleted,
+    an_address_is_of_one_app_unless_it_is_shared,
 );
 
 const NOW: UnixMillis = UnixMillis::new(1);
@@ -92,4 +99,48 @@ async fn an_app_that_has_a_machine_or_is_not_marked_is_not_deleted(fixture: &Fix
     store.release_placement(&machine, NOW).await.unwrap();
     assert!(store.delete_app(app.number, NOW).await.unwrap());
     assert!(!store.delete_app(app.number, NOW).await.unwrap(), "it is gone");
+}
+
+async fn an_address_is_of_one_app_unless_it_is_shared(fixture: &Fixture) {
+    let store = &fixture.store;
+    let one = fixture.catalog.create_app(app("one")).await.unwrap().number;
+    let other = fixture.catalog.create_app(app("other")).await.unwrap().number;
+    let row = |app, ip: &str, kind, only_first| AddressRow {
+        app,
+        ip: ip.parse().unwrap(),
+        kind,
+        network: None,
+        region: String::new(),
+        service_name: String::new(),
+        only_first,
+        created_at: NOW,
+    };
+    use AddressKind::{SharedV4, V4};
+    for (row, expected) in [
+        (row(one, "192.0.2.1", V4, true), Ok(())),
+        (row(one, "192.0.2.2", V4, true), Err(AddressConflict::Kind)),
+        (row(one, "192.0.2.2", V4, false), Ok(())),
+        (row(one, "192.0.2.2", SharedV4, false), Err(AddressConflict::Address)),
+        (row(other, "192.0.2.1", V4, false), Err(AddressConflict::Address)),
+        (row(one, "192.0.2.9", SharedV4, true), Ok(())),
+        (row(other, "192.0.2.9", SharedV4, true), Ok(())),
+        (row(other, "192.0.2.9", SharedV4, true), Err(AddressConflict::Kind)),
+        (row(99, "192.0.2.3", V4, false), Err(AddressConflict::App)),
+    ] {
+        assert_eq!(store.insert_address(row.clone()).await.unwrap(), expected, "{row:?}");
+    }
+    assert!(!store.delete_address(other, "192.0.2.1".parse().unwrap()).await.unwrap());
+    assert!(store.delete_address(one, "192.0.2.1".parse().unwrap()).await.unwrap());
+    let left = store.addresses(None).await.unwrap();
+    let left: Vec<_> =
+        left.iter().map(|row| (row.app.as_str(), row.ip.to_string(), row.kind)).collect();
+    let ip = |text: &str| text.to_owned();
+    assert_eq!(
+        left,
+        [
+            ("one", ip("192.0.2.2"), V4),
+            ("one", ip("192.0.2.9"), SharedV4),
+            ("other", ip("192.0.2.9"), SharedV4)
+        ]
+    );
 }

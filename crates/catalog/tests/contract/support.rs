@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,13 +12,15 @@ use std::{
 use async_trait::async_trait;
 use caddis_api::{AppName, MachineId, RegionCode, UnixMillis, WorkerId, app::Organization};
 use caddis_catalog::{
-    AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewApp, NewPlacement, PERSONAL,
-    Placement, SqliteStore, StoreError, StoredResponse, TokenRecord,
+    Address, AddressPool, AppQuery, AppRecord, Catalog, KeyedRequest, MemoryStore, NewAddress,
+    NewApp, NewPlacement, PERSONAL, Placement, SqliteStore, StoreError, StoredResponse,
+    TokenRecord, WantedAddress,
     store::{
-        AppConflict, AppRow, NetworkRow, NewNetwork, PlacementConflict, PlacementRow, RequestLease,
-        RequestRow, Store, Stored, TokenRow,
+        AddressConflict, AddressRow, AppConflict, AppRow, NetworkRow, NewNetwork,
+        PlacementConflict, PlacementRow, RequestLease, RequestRow, Store, Stored, TokenRow,
     },
 };
+use tokio::sync::watch;
 
 /// Makes a module per store, with each of these tests in it.
 macro_rules! over_each_store {
@@ -121,6 +124,17 @@ pub fn machine_of(request: &str, app: &str, name: Option<&str>) -> NewPlacement 
     NewPlacement { request: Some(request.to_owned()), ..machine(app, name) }
 }
 
+/// Addresses that apps may have as their own.
+pub fn pool(prefixes: &[&str]) -> AddressPool {
+    let prefixes = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+    AddressPool { prefixes, reserved: Vec::new() }
+}
+
+pub fn address(app: &str, wanted: WantedAddress) -> NewAddress {
+    let (region, service_name) = (String::new(), String::new());
+    NewAddress { app: AppName::from_trusted(app), wanted, region, service_name }
+}
+
 /// A request with the key `k`.
 pub fn request(id: &str) -> KeyedRequest {
     KeyedRequest {
@@ -214,6 +228,10 @@ macro_rules! pass_on {
             $(async fn $name(&self $(, $argument: $type)*) -> Stored<$answer> {
                 self.call(self.store.$name($($argument),*)).await
             })*
+
+            fn addresses_changed(&self) -> watch::Receiver<u64> {
+                self.store.addresses_changed()
+            }
         }
     };
 }
@@ -241,6 +259,9 @@ pass_on! {
         region: &RegionCode
     ) -> bool;
     fn release_placement(&self, machine: &MachineId, at_ms: UnixMillis) -> ();
+    fn addresses(&self, app: Option<i32>) -> Vec<Address>;
+    fn insert_address(&self, row: AddressRow) -> Result<(), AddressConflict>;
+    fn delete_address(&self, app: i32, ip: IpAddr) -> bool;
     fn note_request(&self, row: RequestRow, forget_before_ms: UnixMillis) -> Option<RequestRow>;
     fn take_request(&self, id: &str, from: Option<&RequestLease>, to: &RequestLease) -> bool;
     fn renew_request(&self, id: &str, lease: &RequestLease) -> bool;

@@ -9,6 +9,7 @@ mod destroy;
 mod egress_ip;
 mod exec;
 mod health;
+mod hold;
 mod kill;
 mod launch;
 mod leases;
@@ -107,6 +108,12 @@ enum MachineCommand {
         after_help = "Example:\n  caddis machine suspend 148ed193b95389 -a hello --wait-timeout 60s"
     )]
     Suspend(suspend::Suspend),
+    /// Keep machines from being stopped or suspended for lack of traffic.
+    #[command(
+        after_help = "Examples:\n  caddis machine hold 148ed193b95389 -a hello --for 10m\n  caddis \
+                      machine hold 148ed193b95389 -a hello --release"
+    )]
+    Hold(hold::Hold),
     /// Restart machines.
     #[command(
         after_help = "Example:\n  caddis machine restart 148ed193b95389 -a hello --signal SIGTERM \
@@ -155,6 +162,7 @@ pub async fn run(machine: Machine, session: &Session) -> Result<(), CliError> {
         MachineCommand::Start(start) => start::run(start, session).await,
         MachineCommand::Stop(stop) => stop::run(stop, session).await,
         MachineCommand::Suspend(suspend) => suspend::run(suspend, session).await,
+        MachineCommand::Hold(hold) => hold::run(hold, session).await,
         MachineCommand::Restart(restart) => restart::run(restart, session).await,
         MachineCommand::Kill(kill) => kill::run(kill, session).await,
         MachineCommand::Wait(wait) => wait::run(wait, session).await,

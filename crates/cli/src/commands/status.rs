@@ -11,7 +11,7 @@ use super::machine::watch::{self, Form};
 use crate::{
     CliError, Printer,
     globals::AppArgs,
-    render::{machine as cell, table, time},
+    render::{machine as cell, places, table, time},
     session::Session,
 };
 
@@ -50,10 +50,9 @@ pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
             "Name": app.name,
             "Deployed": app.machine_count > 0,
             "Status": app.status,
-            // Nothing answers under the app's name until it has addresses.
-            "Hostname": "",
+            "Hostname": app.urls.as_ref().map_or("", |urls| urls.hostname.as_str()),
             "Version": 0,
-            "AppURL": null,
+            "AppURL": url(&app, &machines),
             "Organization": { "Name": app.organization.name, "Slug": app.organization.slug },
             "PlatformVersion": "machines",
             "Machines": machines,
@@ -93,8 +92,17 @@ fn facts(app: &App, machines: &[Machine], with_status: bool) -> Vec<(&'static st
     images.dedup();
     let mut facts = vec![("Name", app.name.to_string()), ("Owner", app.organization.slug.clone())];
     facts.extend(with_status.then(|| ("Status", app.status.clone())));
+    facts.extend(url(app, machines).map(|url| ("URL", url)));
     facts.extend([("Network", app.network.to_string()), ("Image", images.join(", "))]);
     facts
+}
+
+/// Where a browser finds the app, if one of its machines has a service for that.
+fn url(app: &App, machines: &[Machine]) -> Option<String> {
+    let configs: Vec<_> = machines.iter().map(cell::config).collect();
+    let services = configs.iter().flat_map(|config| config.services.iter().flatten());
+    // That of HTTPS comes last.
+    places::of_browsers(app, services).pop()
 }
 
 fn group(machine: &Machine) -> String {
@@ -102,7 +110,6 @@ fn group(machine: &Machine) -> String {
 }
 
 fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
-    let checks = machine.checks.as_deref();
     vec![
         group(machine),
         machine.id.to_string(),
@@ -111,7 +118,7 @@ fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
         machine.region.to_string(),
         machine.state.to_string(),
         cell::role(machine).unwrap_or_default().to_owned(),
-        cell::checks(checks),
+        cell::checks_in_words(machine),
         time::relative(&machine.updated_at, now),
     ]
 }

@@ -1,10 +1,10 @@
 //! Parts of a machine as tables show them.
 
 use caddis_api::{
-    Machine, MachineConfig,
+    Machine, MachineConfig, MachineState,
     config::Guest,
     event::MachineEvent,
-    machine::{CheckStatus, ImageRef},
+    machine::{CheckState, CheckStatus, ImageRef},
 };
 
 /// The typed reading of its configuration; the default when the server left it out or wrote what we
@@ -51,15 +51,43 @@ pub fn size(guest: &Guest) -> String {
     format!("{name}:{}MB", guest.memory_mb.unwrap_or(256))
 }
 
-/// `passing/total`, or nothing without checks.
-pub fn checks(checks: Option<&[CheckStatus]>) -> String {
-    match checks {
+/// Stands for results of checks that say nothing, since the machine does not run.
+pub const NOT_APPLICABLE: &str = "n/a";
+
+/// Its checks, nothing where it has none, and [`NOT_APPLICABLE`] where it does not run: their last
+/// results say nothing then.
+fn summary(machine: &Machine, text: impl FnOnce(&[CheckStatus]) -> String) -> String {
+    match machine.checks.as_deref() {
         None | Some([]) => String::new(),
-        Some(checks) => {
-            let passing = checks.iter().filter(|check| check.status == "passing").count();
-            format!("{passing}/{}", checks.len())
-        }
+        Some(_) if machine.state != MachineState::Started => NOT_APPLICABLE.to_owned(),
+        Some(checks) => text(checks),
     }
+}
+
+fn count(checks: &[CheckStatus], state: CheckState) -> usize {
+    checks.iter().filter(|check| check.status == state).count()
+}
+
+/// `passing/total`.
+pub fn checks(machine: &Machine) -> String {
+    summary(machine, |checks| format!("{}/{}", count(checks, CheckState::Passing), checks.len()))
+}
+
+/// `3 total, 1 passing, 1 warning, 1 critical`, without those of which there are none.
+pub fn checks_in_words(machine: &Machine) -> String {
+    summary(machine, |checks| {
+        let states = [CheckState::Passing, CheckState::Warning, CheckState::Critical];
+        let counted = states.map(|state| (count(checks, state), state.as_str()));
+        let counted = counted.iter().filter(|(count, _)| *count > 0);
+        let words: String = counted.map(|(count, state)| format!(", {count} {state}")).collect();
+        format!("{} total{words}", checks.len())
+    })
+}
+
+/// How a check of a machine stands.
+pub fn check_status(machine: &Machine, check: &CheckStatus) -> String {
+    let runs = machine.state == MachineState::Started;
+    (if runs { check.status.as_str() } else { NOT_APPLICABLE }).to_owned()
 }
 
 /// What an event has to say beyond its columns.

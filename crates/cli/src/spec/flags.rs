@@ -47,6 +47,16 @@ pub struct MachineFlags {
         default_missing_value = "stop"
     )]
     pub autostop: Option<String>,
+    /// Stop or suspend after this long without a connection, such as 30s or 5m.
+    #[arg(long, value_name = "TIME")]
+    pub idle_timeout: Option<String>,
+    /// How long connections may last once the machine is to stop or suspend [default: it does
+    /// not while one is open].
+    #[arg(long, value_name = "TIME")]
+    pub max_drain: Option<String>,
+    /// Number of machines of the app that stay started without traffic.
+    #[arg(long, value_name = "COUNT")]
+    pub min_machines_running: Option<u32>,
     /// Restart policy: no, on-failure or always.
     #[arg(long, value_name = "POLICY")]
     pub restart: Option<String>,

@@ -50,6 +50,9 @@ fn a_change_leaves_alone_what_no_flag_names() {
         rootfs_size: Some("0".to_owned()),
         autostop: Some("suspend".to_owned()),
         autostart: Some(false),
+        idle_timeout: Some("30s".to_owned()),
+        max_drain: Some("1m".to_owned()),
+        min_machines_running: Some(2),
         ..MachineFlags::default()
     };
     let changed =
@@ -60,6 +63,7 @@ fn a_change_leaves_alone_what_no_flag_names() {
         json!({ "image": "nginx", "env": { "A": "1" }, "rootfs": {},
                 "services": [{ "internal_port": 80, "ports": [{ "port": 80 }],
                                "autostop": "suspend",
-                               "autostart": false }] })
+                               "autostart": false, "idle_timeout": "30s", "max_drain": "1m",
+                               "min_machines_running": 2 }] })
     );
 }

@@ -3,8 +3,10 @@
 //!
 //! `cargo insta test --accept -p caddis-cli` writes anew what has changed; read the difference.
 
+mod addresses;
 mod apps;
 mod changes;
+mod checks;
 mod choice;
 mod context;
 mod images;
@@ -13,4 +15,5 @@ mod neighbours;
 mod outcomes;
 mod refusals;
 mod stand;
+mod traffic;
 mod usage;

@@ -194,6 +194,7 @@ impl Stand {
                 (r"\b(\d+h)?(\d+m)?\d+[sm] ago", "[AGO]"),
                 (r"\d+\.\d ms", "[TIME]"),
                 (r"fdaa:[0-9a-f:]+", "[IPV6]"),
+                (r"\b10\.0\.\d+\.\d+", "[IPV4]"),
                 (r#""(timestamp|expires_at)": \d+"#, "\"$1\": [TIME]"),
                 (r"127\.0\.0\.1:\d+", "SERVER"),
                 // They are those of the host that the tests run on.

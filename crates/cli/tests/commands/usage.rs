@@ -27,8 +27,8 @@ async fn commands_that_are_not_here_lead_to_what_stands_in_for_them() {
     ");
     for (line, words) in [
         ("vol create data --size 3", "volumes are not available yet"),
-        ("ips allocate-v4 --shared", "public addresses and the proxy are not available yet"),
-        ("proxy 80:8080", "public addresses and the proxy are not available yet"),
+        ("certs list", "certificates are not available yet"),
+        ("proxy 80:8080", "their services at the app's ('caddis ips list')"),
         ("scale count 3", "'caddis machine clone' adds machines"),
         ("tokens create deploy", "'caddis auth token' prints the one in use"),
         ("machine api-proxy", "there is no tunnel to the machines, and none is needed"),

@@ -39,7 +39,9 @@ fn show(context: &Inner, app: AppRecord) -> App {
         (AppState::Active, 0) => "pending",
         (AppState::Active, _) => "deployed",
     };
+    let listeners = context.settings.traffic.listeners.as_ref();
     App {
+        urls: listeners.map(|listeners| listeners.urls(&app.name)),
         id: app.id,
         internal_numeric_id: app.number,
         name: app.name,

@@ -131,11 +131,18 @@ impl AppPath {
     }
 }
 
+/// The app in a path; there may be other parts.
+#[derive(Deserialize)]
+struct AppWord {
+    #[serde(rename = "app_name")]
+    app: String,
+}
+
 impl FromRequestParts<Context> for AppPath {
     type Rejection = HttpError;
 
     async fn from_request_parts(parts: &mut Parts, context: &Context) -> Result<Self, HttpError> {
-        let app = in_path::<String>(parts, context).await?;
+        let AppWord { app } = in_path(parts, context).await?;
         Ok(Self { decision: decide(parts, &app), app })
     }
 }

@@ -13,6 +13,7 @@ const PATH: &[(&str, &str)] = &[
     ("org_slug", "personal"),
     ("key", "role"),
     ("id", "01K3A5ZJ6R2X8N4B7D9F0H1M2P"),
+    ("ip", "127.64.0.1"),
 ];
 
 /// Adds them to a document.

@@ -1,11 +1,13 @@
 //! The API as clients see it: the real router, catalog and bus over a scripted worker.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod addresses;
 mod apps;
 mod authorization;
 mod connections;
 mod create;
 mod crowds;
+mod holds;
 mod hosts;
 mod idempotency;
 mod images_and_logs;

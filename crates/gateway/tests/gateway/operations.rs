@@ -23,7 +23,10 @@ fn filled_in(operation: &Operation, id: &str) -> String {
 /// A path with an app and a machine filled in.
 pub fn filled_in_with(path: &str, app: &str, id: &str) -> String {
     let path = path.replace("{app_name}", app).replace("{machine_id}", id);
-    path.replace("{org_slug}", "personal").replace("{key}", "k").replace("{id}", "W1")
+    path.replace("{org_slug}", "personal")
+        .replace("{key}", "k")
+        .replace("{id}", "W1")
+        .replace("{ip}", "127.64.0.1")
 }
 
 /// A query and a body with which an operation succeeds, in an order in which all do.
@@ -49,6 +52,9 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
          until=2030-01-01T00:00:00Z",
         "",
     ),
+    ("App_IPAssignments_create", "", r#"{"type": "v4", "region": "", "service_name": "web"}"#),
+    ("App_IPAssignments_list", "", ""),
+    ("App_IPAssignments_delete", "", ""),
     ("Images_list", "?worker=W1", ""),
     ("Images_import", "?format=oci-archive&name=b", "archive"),
     ("Images_delete", "?name=b", ""),
@@ -72,6 +78,10 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
     ("Machines_list_versions", "", ""),
     ("Machines_list_processes", "?sort_by=cpu&order=desc", ""),
     ("Machines_exec", "", r#"{"command": ["ls", "/"], "stdin": "", "timeout": 5}"#),
+    ("Machines_set_hold", "", r#"{"ttl": "10m", "reason": "migration"}"#),
+    ("Machines_show_hold", "", ""),
+    ("Machines_release_hold", "", ""),
+    ("Machines_traffic", "", ""),
     ("Machines_get_memory", "", ""),
     ("Machines_set_memory_limit", "", r#"{"limit_mb": 128}"#),
     ("Machines_reclaim_memory", "", r#"{"amount_mb": 10}"#),

@@ -13,10 +13,13 @@ use axum::{
     body::Body,
     http::{HeaderMap, Request, StatusCode},
 };
-use caddis_api::{AppName, MachineId, MachineState, RegionCode};
+use caddis_api::{
+    AppName, MachineId, MachineState, RegionCode,
+    traffic::{MachineTraffic, TrafficDecision},
+};
 use caddis_bus::{InProcessBus, Serving, stream::InProcessStreams};
 use caddis_catalog::{Access, Catalog, PERSONAL, SqliteStore, TokenRecord, TokenScope};
-use caddis_gateway::{Gateway, GatewayParts, Settings};
+use caddis_gateway::{Gateway, GatewayParts, Settings, TrafficInfo, TrafficSettings};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -145,6 +148,11 @@ impl Fixture {
             .await
     }
 
+    pub async fn put(&self, path: &str, body: impl ToString) -> Answer {
+        let request = self.request(&format!("PUT {path}"));
+        self.send(request.body(Body::from(body.to_string())).unwrap()).await
+    }
+
     pub async fn with_nonce(&self, line: &str, nonce: &str) -> Answer {
         let request = self.request(line).header("fly-machine-lease-nonce", nonce);
         self.send(request.body(Body::empty()).unwrap()).await
@@ -187,6 +195,22 @@ impl Fixture {
     }
 }
 
+/// A proxy that knows of the machines of the app `a`.
+#[derive(Debug)]
+struct KnownTraffic;
+
+impl TrafficInfo for KnownTraffic {
+    fn traffic(&self, app: &str, machine: &MachineId) -> Option<MachineTraffic> {
+        let decision = TrafficDecision {
+            what: "start".to_owned(),
+            why: format!("a request for {machine}"),
+            at: "2026-03-31T06:08:08.000Z".to_owned(),
+        };
+        let known = MachineTraffic { waiting: 3, decision: Some(decision), ..Default::default() };
+        (app == "a").then_some(known)
+    }
+}
+
 async fn gateway(worker: &FakeWorker, catalog: &Catalog, settings: Settings) -> Gateway {
     let parts = GatewayParts {
         bus: Arc::new(worker.bus.clone()),
@@ -195,7 +219,13 @@ async fn gateway(worker: &FakeWorker, catalog: &Catalog, settings: Settings) -> 
         region: RegionCode::from_trusted("local"),
         regions: Vec::new(),
         workers: vec![worker.id.clone()],
-        settings,
+        settings: Settings {
+            traffic: TrafficSettings {
+                info: Some(Arc::new(KnownTraffic)),
+                ..settings.traffic.clone()
+            },
+            ..settings
+        },
     };
     Gateway::new(parts).await.unwrap()
 }

@@ -3,12 +3,19 @@
 use std::time::Instant;
 
 use caddis_guest_protocol::{
-    GuestMessage, GuestState, HostMessage, MachineSpec, OLDEST_SUPPORTED_VERSION, PROTOCOL_VERSION,
-    frame::Frame, message::ExecRequest,
+    GuestMessage, GuestState, HOLDS_SINCE, HostMessage, MachineSpec, OLDEST_SUPPORTED_VERSION,
+    PROTOCOL_VERSION, frame::Frame, message::ExecRequest,
 };
 
 use super::{Guest, KERNEL_LOG, LOG_PATIENCE, watch, watch_as};
-use crate::{configure, execs::Exec, memory, oom::Victims, processes, warm_up};
+use crate::{
+    api::{Api, Ask},
+    configure,
+    execs::Exec,
+    memory,
+    oom::Victims,
+    processes, warm_up,
+};
 
 /// Processes listed at most, so that the list fits a frame.
 const MOST_PROCESSES: usize = 1000;
@@ -72,6 +79,11 @@ impl Guest {
                 match memory::manage(limit_mib, reclaim_mib) {
                     Ok(memory) => self.port.send(&GuestMessage::Memory { id, memory }, b""),
                     Err(failure) => self.answer(id, Err(failure)),
+                }
+            }
+            HostMessage::Held { id, status, until, error } => {
+                if let Some(api) = &mut self.api {
+                    api.answer(id, error.map_or(Ok(until), |error| Err((status, error))));
                 }
             }
             HostMessage::AcknowledgeLogs { sequence } => self.logs.acknowledge(sequence),
@@ -156,6 +168,12 @@ impl Guest {
         for warning in std::mem::take(&mut prepared.warnings) {
             self.warn(Err(warning));
         }
+        if let Some(listener) = prepared.api.take() {
+            let api = Api::new(listener);
+            let watched = watch(&self.epoll, api.listener());
+            self.warn(watched);
+            self.api = Some(api);
+        }
         match Victims::begin() {
             Ok(victims) => {
                 let watched =
@@ -170,6 +188,29 @@ impl Guest {
             .start(spec, &prepared, self.launcher.take(), |file| watch(&self.epoll, file));
         self.prepared = Some(prepared);
         started
+    }
+
+    /// Passes on what programs ask by their socket.
+    pub(super) fn ask_for_holds(&mut self, now: Instant) {
+        let Some(api) = &mut self.api else { return };
+        loop {
+            let asks = api.pump(now, |client| watch(&self.epoll, client));
+            if asks.is_empty() {
+                return;
+            }
+            for Ask { id, ttl_seconds } in asks {
+                let refused = if self.protocol < HOLDS_SINCE {
+                    "the server is of an earlier release, which knows no holds"
+                } else if !self.port.has_room() {
+                    "the server can't be reached now, try again"
+                } else {
+                    self.port.send(&GuestMessage::Hold { id, ttl_seconds }, b"");
+                    continue;
+                };
+                // Written by the next turn.
+                api.answer(id, Err((503, refused.to_owned())));
+            }
+        }
     }
 
     pub(super) fn signal(&mut self, number: i32, is_default: bool) {

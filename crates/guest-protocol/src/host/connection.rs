@@ -377,6 +377,9 @@ impl<'a> Connection<'a> {
             }
             GuestMessage::Memory { id, memory } => self.pass_on(id, Answer::Memory(memory)),
             GuestMessage::Answer { id, failure } => self.pass_on(id, Answer::Outcome(failure)),
+            GuestMessage::Hold { id, ttl_seconds } => {
+                self.tell(GuestEvent::Hold { id, ttl_seconds })
+            }
             GuestMessage::AskTime { id } => self.tell_time(Some(id)),
             GuestMessage::Error { message } => {
                 tracing::warn!(message, "the guest reported an error");

@@ -1,6 +1,6 @@
 //! The log files as a whole.
 
-use caddis_api::UnixMillis;
+use caddis_api::{EventId, UnixMillis};
 
 use super::*;
 

@@ -15,6 +15,9 @@ use crate::{event::Source, owner::Transaction, steps::Step};
 pub struct CancelSuspend {
     /// Why the suspend failed; `None` when a client asked to cancel it.
     pub failure: Option<String>,
+    /// It was cancelled because there is traffic.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_traffic: bool,
 }
 
 impl Rules for CancelSuspend {
@@ -35,6 +38,10 @@ impl Rules for CancelSuspend {
         CLEAR_TIME
     }
 
+    fn asked_by(&self) -> Source {
+        if self.by_traffic { Source::Proxy } else { Source::User }
+    }
+
     fn runs_afterwards(&self) -> bool {
         true
     }
@@ -53,7 +60,7 @@ impl Rules for CancelSuspend {
             None => {
                 let reason = "the suspend was cancelled";
                 let told = json!({ "start_kind": "none", "start_reason": reason });
-                (Source::User, "start", told)
+                (self.asked_by(), "start", told)
             }
         };
         draft.reach(MachineState::Started, source, kind, told);

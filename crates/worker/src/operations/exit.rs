@@ -6,12 +6,7 @@ use caddis_api::MachineState;
 use serde::{Deserialize, Serialize};
 
 use super::{CLEAR_TIME, Failed, Failing, OperationKind, Outcome, Rules, Start, StartReason};
-use crate::{
-    event::Source,
-    owner::Transaction,
-    restart::{self, Verdict},
-    steps::Step,
-};
+use crate::{event::Source, owner::Transaction, restart::Verdict, steps::Step};
 
 /// See the module. Its event comes before it ([`Transaction::begin_exit`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,8 +51,7 @@ impl Rules for Exit {
             Verdict::Restart { .. } | Verdict::Destroy if draft.row.next.is_some() => {}
             Verdict::Restart { after_ms } => {
                 let now = draft.now;
-                let restarts = restart::recent(&draft.row.restarts, now).chain([now]).collect();
-                draft.row.restarts = restarts;
+                draft.count_restart(now);
                 let not_before = now + Duration::from_millis(after_ms);
                 let reason = StartReason::RestartPolicy { not_before };
                 draft.begin(Start::because(reason), Source::Worker);

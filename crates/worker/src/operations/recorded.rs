@@ -39,15 +39,18 @@ fn recorded() -> Vec<(Value, OperationKind)> {
             start(StartReason::User, true),
         ),
         (with("stop", stop.clone()), OperationKind::Stop(Stop(plan.clone()))),
-        (with("restart", stop.clone()), OperationKind::Restart(Restart(plan.clone()))),
+        (
+            with("restart", stop.clone()),
+            OperationKind::Restart(Restart { plan: plan.clone(), unhealthy: None }),
+        ),
         (
             json!({ "kind": "update", "stop": stop, "run": true }),
             OperationKind::Update(Update { stop: plan, run: true }),
         ),
-        (json!({ "kind": "suspend" }), OperationKind::Suspend),
+        (json!({ "kind": "suspend" }), OperationKind::Suspend(Suspend { by_traffic: false })),
         (
             json!({ "kind": "resume", "spoiled": true }),
-            OperationKind::Resume(Resume { spoiled: true }),
+            OperationKind::Resume(Resume { spoiled: true, by_traffic: false }),
         ),
         (
             json!({ "kind": "rest", "reason": "no" }),
@@ -55,7 +58,7 @@ fn recorded() -> Vec<(Value, OperationKind)> {
         ),
         (
             json!({ "kind": "wake", "failure": null }),
-            OperationKind::CancelSuspend(CancelSuspend { failure: None }),
+            OperationKind::CancelSuspend(CancelSuspend { failure: None, by_traffic: false }),
         ),
         (
             json!({ "kind": "exit", "then": { "verdict": "restart", "after_ms": 1000 } }),
@@ -88,6 +91,20 @@ fn each_operation_is_read_and_written_as_by_the_last_release() {
         let operation: Operation = serde_json::from_value(row.clone()).unwrap();
         assert_eq!(operation.kind, kind);
         assert_eq!(serde_json::to_value(&operation).unwrap(), row);
+    }
+}
+
+#[test]
+fn what_traffic_asks_for_is_to_the_last_release_as_if_a_client_had() {
+    let plan = StopPlan { signal: Signal::TERM, timeout_ms: 5000, is_default: true };
+    for goal in [Goal::Start, Goal::Suspend, Goal::Resume] {
+        let kind = OperationKind::of(goal, plan.clone(), Source::Proxy);
+        let mut json = serde_json::to_value(&kind).unwrap();
+        assert_eq!(serde_json::from_value::<OperationKind>(json.clone()).unwrap(), kind);
+        assert_eq!(kind.rules().asked_by(), Source::Proxy);
+        json.as_object_mut().unwrap().remove("by_traffic");
+        let by_a_client = OperationKind::of(goal, plan.clone(), Source::User);
+        assert_eq!(serde_json::from_value::<OperationKind>(json).unwrap(), by_a_client);
     }
 }
 

@@ -4,15 +4,21 @@ use std::time::Duration;
 
 use caddis_api::MachineState;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{LostVm, Outcome, Rules, start::START_TIME, stop::StopPlan};
 use crate::{event::Source, owner::Transaction, steps::Step};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Restart(pub StopPlan);
+pub struct Restart {
+    /// How its program is ended.
+    #[serde(flatten)]
+    pub plan: StopPlan,
+    /// Which health check has failed, for the user, where that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<String>,
+}
 
 impl Rules for Restart {
     fn name(&self) -> &'static str {
@@ -31,11 +37,11 @@ impl Rules for Restart {
     }
 
     fn time_limit(&self) -> Duration {
-        self.0.time_limit() + START_TIME
+        self.plan.time_limit() + START_TIME
     }
 
     fn stop_plan(&self) -> Option<&StopPlan> {
-        Some(&self.0)
+        Some(&self.plan)
     }
 
     fn runs_afterwards(&self) -> bool {
@@ -43,12 +49,14 @@ impl Rules for Restart {
     }
 
     fn begun(&self, draft: &mut Transaction, source: Source) {
-        draft.event(source, "restart", self.state(), Value::Null);
+        let told = self.unhealthy.as_ref().map_or(Value::Null, |why| json!({ "message": why }));
+        draft.event(source, "restart", self.state(), told);
     }
 
     fn done(&self, draft: &mut Transaction, outcome: &Outcome) {
         draft.launched(outcome);
-        draft.reach(MachineState::Started, Source::User, "restart", outcome.told.clone());
+        let source = if self.unhealthy.is_some() { Source::Worker } else { Source::User };
+        draft.reach(MachineState::Started, source, "restart", outcome.told.clone());
     }
 
     fn lost_vm(&self, draft: &mut Transaction, lost: &LostVm) {

@@ -18,6 +18,9 @@ use crate::{event::Source, owner::Transaction, steps::Step};
 pub struct Resume {
     /// The host was rebooted meanwhile: nobody knows whether the snapshot was used.
     pub spoiled: bool,
+    /// There is traffic for it; else a client asked for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_traffic: bool,
 }
 
 impl Rules for Resume {
@@ -39,6 +42,10 @@ impl Rules for Resume {
         START_TIME
     }
 
+    fn asked_by(&self) -> Source {
+        if self.by_traffic { Source::Proxy } else { Source::User }
+    }
+
     fn runs_afterwards(&self) -> bool {
         true
     }
@@ -53,7 +60,7 @@ impl Rules for Resume {
 
     fn done(&self, draft: &mut Transaction, outcome: &Outcome) {
         draft.row.start_kind.clone_from(&outcome.start_kind);
-        draft.reach(MachineState::Started, Source::User, "start", outcome.told.clone());
+        draft.reach(MachineState::Started, self.asked_by(), "start", outcome.told.clone());
     }
 
     fn failed(&self, failing: &Failing<'_>) -> Failed {
@@ -73,7 +80,7 @@ impl Rules for Resume {
     fn found(&self, draft: &mut Transaction, found: &FoundVm) {
         // What was not written through to the disk before the host went down may have been a start.
         let spoiled = self.spoiled || found.rebooted;
-        draft.becomes(OperationKind::Resume(Self { spoiled }));
+        draft.becomes(OperationKind::Resume(Self { spoiled, ..self.clone() }));
         let is_launching =
             draft.row.operation.as_ref().and_then(Operation::current) == Some(Step::Launch);
         if is_launching && found.vm.is_some_and(|kind| kind != StartKind::Resume) {

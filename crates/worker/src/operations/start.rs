@@ -6,7 +6,7 @@ use caddis_api::{MachineState, UnixMillis};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{LostVm, OperationKind, Outcome, Rules};
+use super::{LostVm, OperationKind, Outcome, Rules, Suspend};
 use crate::{event::Source, owner::Transaction, restart, steps::Step};
 
 /// Time a start may take beyond its back-off. Under emulation on a busy host a boot takes many
@@ -40,6 +40,8 @@ pub enum StartReason {
     Recovery,
     /// It was to run before an update that came to nothing.
     Update,
+    /// There is traffic for it.
+    Traffic,
 }
 
 impl StartReason {
@@ -48,6 +50,7 @@ impl StartReason {
         match self {
             Self::User | Self::Update => Source::User,
             Self::RestartPolicy { .. } | Self::Schedule | Self::Recovery => Source::Worker,
+            Self::Traffic => Source::Proxy,
         }
     }
 }
@@ -71,6 +74,9 @@ struct RecordedStart {
     /// To earlier releases it is like a start that a client asked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     after_update: bool,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    by_traffic: bool,
 }
 
 impl From<Start> for RecordedStart {
@@ -79,23 +85,32 @@ impl From<Start> for RecordedStart {
         let is = |other: StartReason| reason == other;
         Self {
             not_before: start.not_before().unwrap_or_default(),
-            automatic: !is(StartReason::User) && !is(StartReason::Update),
+            automatic: ![StartReason::User, StartReason::Update, StartReason::Traffic]
+                .contains(&reason),
             recovery: is(StartReason::Recovery),
             suspend_after,
             after_update: is(StartReason::Update),
+            by_traffic: is(StartReason::Traffic),
         }
     }
 }
 
 impl From<RecordedStart> for Start {
     fn from(recorded: RecordedStart) -> Self {
-        let RecordedStart { not_before, automatic, recovery, suspend_after, after_update } =
-            recorded;
+        let RecordedStart {
+            not_before,
+            automatic,
+            recovery,
+            suspend_after,
+            after_update,
+            by_traffic,
+        } = recorded;
         let reason = match (automatic, recovery, not_before) {
             (_, true, _) => StartReason::Recovery,
             (true, false, UnixMillis::EPOCH) => StartReason::Schedule,
             (true, false, not_before) => StartReason::RestartPolicy { not_before },
             (false, false, _) if after_update => StartReason::Update,
+            (false, false, _) if by_traffic => StartReason::Traffic,
             (false, false, _) => StartReason::User,
         };
         Self { reason, suspend_after }
@@ -134,13 +149,17 @@ impl Rules for Start {
         Some(OperationKind::Start(Self { reason, ..self.clone() }))
     }
 
+    fn asked_by(&self) -> Source {
+        if self.reason == StartReason::Traffic { Source::Proxy } else { Source::User }
+    }
+
     fn runs_afterwards(&self) -> bool {
         !self.suspend_after
     }
 
     fn begun(&self, draft: &mut Transaction, source: Source) {
         if self.suspend_after {
-            draft.row.next = Some(OperationKind::Suspend);
+            draft.row.next = Some(OperationKind::Suspend(Suspend::default()));
             draft.becomes(OperationKind::Start(Self { suspend_after: false, ..self.clone() }));
         }
         let told = match self.reason {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use caddis_api::MachineState;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
@@ -17,7 +18,12 @@ use crate::{event::Source, owner::Transaction, steps::Step};
 const SUSPEND_TIME: Duration = Duration::from_secs(4 * 60);
 
 /// See the module.
-pub struct Suspend;
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspend {
+    /// There was no traffic; else a client asked for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_traffic: bool,
+}
 
 impl Rules for Suspend {
     fn name(&self) -> &'static str {
@@ -36,6 +42,10 @@ impl Rules for Suspend {
         SUSPEND_TIME
     }
 
+    fn asked_by(&self) -> Source {
+        if self.by_traffic { Source::Proxy } else { Source::User }
+    }
+
     fn settles_at_once(&self) -> bool {
         true
     }
@@ -46,14 +56,15 @@ impl Rules for Suspend {
 
     fn done(&self, draft: &mut Transaction, outcome: &Outcome) {
         let told = outcome.told.clone();
-        draft.reach(MachineState::Suspended, Source::User, "suspend", told);
+        draft.reach(MachineState::Suspended, self.asked_by(), "suspend", told);
     }
 
     fn failed(&self, failing: &Failing<'_>) -> Failed {
         let reason = failing.reason.to_owned();
         if failing.has_vm && failing.step() != Some(Step::EndVm) {
             let failure = Some(reason);
-            return Failed::Instead(OperationKind::CancelSuspend(CancelSuspend { failure }));
+            let cancel = CancelSuspend { failure, by_traffic: false };
+            return Failed::Instead(OperationKind::CancelSuspend(cancel));
         }
         if failing.is_saved {
             return Failed::Instead(OperationKind::Rest(Rest { reason }));

@@ -96,7 +96,7 @@ mod tests {
     use caddis_api::Signal;
 
     use super::*;
-    use crate::operations::{Start, StartReason, Stop, StopPlan, start::START_TIME};
+    use crate::operations::{Start, StartReason, Stop, StopPlan, Suspend, start::START_TIME};
 
     #[test]
     fn a_clock_that_is_set_neither_ends_nor_holds_up_what_is_under_way() {
@@ -105,9 +105,8 @@ mod tests {
         let restart = Start::because(StartReason::RestartPolicy { not_before });
         let plan = StopPlan { signal: Signal::TERM, timeout_ms: 5000, is_default: false };
         let stop = OperationKind::Stop(Stop(plan));
-        for kind in
-            [OperationKind::START, restart, stop, OperationKind::Suspend, OperationKind::Create]
-        {
+        let suspend = OperationKind::Suspend(Suspend::default());
+        for kind in [OperationKind::START, restart, stop, suspend, OperationKind::Create] {
             let retry_at = Some(now + Duration::from_millis(250));
             let begun = Operation { retry_at, ..Operation::begin(kind, now) };
             for by in [hours, -hours] {

@@ -2,13 +2,14 @@
 
 use caddis_api::{ApiDuration, ApiError, LeaseNonce, MachineState, Signal, requests::StartReply};
 use caddis_bus::message::{Action, WorkerReply, WorkerResult};
+use caddis_guest_protocol::host::SessionInUse;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::{Message, Owner, Transaction};
 use crate::{
     event::Source,
-    operations::{CancelSuspend, Exit, Operation, OperationKind, Stop, StopPlan, Update},
+    operations::{CancelSuspend, Exit, Operation, OperationKind, Start, Stop, StopPlan, Update},
     policy::{self, Goal, Next, Request, Situation, Verdict},
     restart,
     row::{EndCause, ProgramEnd},
@@ -16,6 +17,23 @@ use crate::{
     steps::Step,
     store::Durability,
 };
+
+/// Who asks for a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By<'a> {
+    /// A client of the API.
+    Client,
+    /// Traffic.
+    Traffic,
+    /// The want of traffic, for this reason.
+    Idleness(&'a str),
+}
+
+impl By<'_> {
+    fn source(self) -> Source {
+        if self == Self::Client { Source::User } else { Source::Proxy }
+    }
+}
 
 impl Owner {
     pub(super) async fn handle(&mut self, message: Message) {
@@ -35,6 +53,18 @@ impl Owner {
             }
             Message::Session { nonce, reply } => {
                 let _ = reply.send(self.session(nonce));
+            }
+            Message::Wake { request, reply } => {
+                self.request = request;
+                let wake = self.wake().await;
+                self.request = None;
+                let _ = reply.send(wake);
+            }
+            Message::Sleep { mode, reason, request, reply } => {
+                self.request = request;
+                let result = self.sleep(mode, &reason).await;
+                self.request = None;
+                let _ = reply.send(result);
             }
             Message::Note { kind, details } => {
                 if self.row.state == MachineState::Started {
@@ -61,7 +91,9 @@ impl Owner {
             | Action::SetMetadata { .. }
             | Action::AcquireLease { .. }
             | Action::GetLease
-            | Action::ReleaseLease => {}
+            | Action::ReleaseLease
+            | Action::Hold { .. }
+            | Action::ReleaseHold => {}
             _ => self.check_lease(nonce.as_ref())?,
         }
         match action {
@@ -121,6 +153,10 @@ impl Owner {
             }
             Action::GetLease => return self.current_lease(),
             Action::ReleaseLease => self.release_lease(nonce.as_ref()).await?,
+            Action::Hold { ttl_seconds, reason } => {
+                self.hold(ttl_seconds, reason, Durability::Synced).await?;
+            }
+            Action::ReleaseHold => self.release_hold(Durability::Synced).await?,
         }
         Ok(WorkerReply::Done { record: self.status() })
     }
@@ -140,14 +176,29 @@ impl Owner {
         plan: Option<StopPlan>,
     ) -> Result<(), ApiError> {
         let plan = plan.unwrap_or_else(|| self.plan(None, None));
-        match self.verdict(request) {
-            Verdict::Begin(goal) => self.begin(goal, plan, false).await,
-            Verdict::Supersede(goal) => self.begin(goal, plan, true).await,
+        self.carry_out(self.verdict(request), plan, By::Client).await
+    }
+
+    /// Does what the policy says. `plan` says how to end the program that runs.
+    pub(super) async fn carry_out(
+        &mut self,
+        verdict: Verdict,
+        plan: StopPlan,
+        by: By<'_>,
+    ) -> Result<(), ApiError> {
+        match verdict {
+            Verdict::Begin(goal) => self.begin(goal, plan, false, by).await,
+            Verdict::Supersede(goal) => self.begin(goal, plan, true, by).await,
             Verdict::Queue(goal) => {
-                let kind = OperationKind::of(goal, plan);
+                let kind = OperationKind::of(goal, plan, by.source());
                 self.try_change(Durability::Synced, |draft| draft.row.next = Some(kind)).await
             }
-            Verdict::CancelSuspend => self.cancel_suspend().await,
+            Verdict::CancelSuspend => self.cancel_suspend(by).await,
+            Verdict::Wait => Ok(()),
+            // Told by who asked.
+            Verdict::StayAwake(why) => {
+                Err(ApiError::internal(format!("a machine is kept awake: {why:?}")))
+            }
             Verdict::Unqueue => self.unqueue().await,
             Verdict::Done => self.unqueue().await,
             Verdict::SkipBackOff => {
@@ -184,7 +235,22 @@ impl Owner {
             host_drains: self.shared.check_not_draining().is_err(),
             superseded_by: self.row.superseded_by,
             still_runs: self.still_runs(),
+            restarts: operation.is_some_and(
+                |operation| matches!(&operation.kind, OperationKind::Exit(exit) if exit.restarts()),
+            ),
+            is_auto_destroyed: self.config.auto_destroy == Some(true),
+            is_scheduled: self.config.schedule.as_ref().is_some_and(|text| !text.is_empty()),
+            kept_awake: self.kept_awake(),
+            can_suspend: self.can_suspend(),
         }
+    }
+
+    /// Whether a start is what follows, and no suspend after it.
+    pub(super) fn starts_next(&self) -> bool {
+        let next = self.row.next.as_ref();
+        next.is_some_and(|next| {
+            matches!(next, OperationKind::Start(Start { suspend_after: false, .. }))
+        })
     }
 
     /// It has failed without an end of its program: it is quarantined.
@@ -204,17 +270,26 @@ impl Owner {
         self.try_change(Durability::Synced, |draft| draft.row.next = None).await
     }
 
-    async fn begin(&mut self, goal: Goal, plan: StopPlan, supersede: bool) -> Result<(), ApiError> {
-        let kind = OperationKind::of(goal, plan);
+    async fn begin(
+        &mut self,
+        goal: Goal,
+        plan: StopPlan,
+        supersede: bool,
+        by: By<'_>,
+    ) -> Result<(), ApiError> {
+        let kind = OperationKind::of(goal, plan, by.source());
         let killed = goal == Goal::Destroy && self.runs_program();
         self.try_change(Durability::Synced, |draft| {
             draft.row.next = None;
             draft.row.drained = false;
-            if goal == Goal::Start {
+            if goal == Goal::Start && by == By::Client {
                 // A user's start gives the restart policy a clean slate.
                 draft.row.restarts.clear();
             }
-            draft.begin(kind, Source::User);
+            draft.begin(kind, by.source());
+            if let By::Idleness(reason) = by {
+                draft.explain(reason);
+            }
             if killed {
                 draft.program_ended(ProgramEnd::unreported(
                     EndCause::Killed,
@@ -231,9 +306,10 @@ impl Owner {
     }
 
     /// Has a machine go on that is being suspended.
-    async fn cancel_suspend(&mut self) -> Result<(), ApiError> {
-        let cancel = OperationKind::CancelSuspend(CancelSuspend { failure: None });
-        self.try_change(Durability::Synced, |draft| draft.begin(cancel, Source::User)).await?;
+    async fn cancel_suspend(&mut self, by: By<'_>) -> Result<(), ApiError> {
+        let by_traffic = by == By::Traffic;
+        let cancel = OperationKind::CancelSuspend(CancelSuspend { failure: None, by_traffic });
+        self.try_change(Durability::Synced, |draft| draft.begin(cancel, by.source())).await?;
         self.break_off_step();
         self.turns.end();
         Ok(())
@@ -304,17 +380,14 @@ impl Owner {
         }
     }
 
-    fn session(
-        &self,
-        nonce: Option<Option<LeaseNonce>>,
-    ) -> Result<caddis_guest_protocol::host::Session, ApiError> {
+    fn session(&self, nonce: Option<Option<LeaseNonce>>) -> Result<SessionInUse, ApiError> {
         if let Some(nonce) = nonce {
             self.check_lease(nonce.as_ref())?;
         }
         self.check_not_held()?;
         self.check_answers()?;
         match (&self.live, self.row.state) {
-            (Some(live), MachineState::Started) => Ok(live.session.clone()),
+            (Some(live), MachineState::Started) => Ok(live.session.in_use()),
             _ => Err(ApiError::precondition("machine not running")),
         }
     }

@@ -52,6 +52,13 @@ impl Transaction {
         self.events.push(event);
     }
 
+    /// Adds to the last event why it came about.
+    pub fn explain(&mut self, reason: &str) {
+        if let Some(event) = self.events.pop() {
+            self.events.push(event.telling(json!({ "reason": reason })));
+        }
+    }
+
     /// Begins an operation, with the state and the event that go with it.
     pub fn begin(&mut self, kind: OperationKind, source: Source) {
         self.row.state = kind.rules().state();
@@ -195,6 +202,13 @@ impl Owner {
         if is_stopped && draft.row.state != self.row.state {
             draft.row.rested_at = draft.now;
         }
+        if draft.row.state == MachineState::Started && self.row.state != MachineState::Started {
+            draft.row.started_at = draft.now;
+        }
+        // There is nothing to be kept awake any more.
+        if draft.row.state.is_settled() && draft.row.state != MachineState::Started {
+            draft.row.hold = None;
+        }
         let room = if frees_room(&self.row, &draft.row) { Room::Reserve } else { room };
         let now = draft.now;
         let mut change = draft.into_change();
@@ -210,6 +224,10 @@ impl Owner {
             )
         })?;
         self.request = None;
+        let is_started = change.row.state == MachineState::Started;
+        if is_started && self.row.state != MachineState::Started {
+            self.started_at = self.shared.clock.now();
+        }
         self.row = change.row;
         self.shared.logs.append_events(&self.row.id, &change.events);
         for event in change.events {

@@ -1,13 +1,12 @@
 //! How operations end, and what follows.
 
 use caddis_api::MachineState;
-use caddis_vmm::Start;
 use serde_json::json;
 
 use super::{Owner, Transaction};
 use crate::{
     event::Source,
-    operations::{Failed, Failing, OperationKind, Outcome},
+    operations::{Failed, Failing, OperationKind, Outcome, Start},
     restart::{self, Verdict},
     row::{EndCause, ProgramEnd},
     steps::end_of_vm,
@@ -25,8 +24,11 @@ impl Owner {
             note(draft);
             draft.row.operation = None;
             operation.kind.rules().done(draft, &outcome);
+            let is_start = |next: &OperationKind| {
+                matches!(next, OperationKind::Start(Start { suspend_after: false, .. }))
+            };
             if draft.row.state == MachineState::Started
-                && draft.row.next == Some(OperationKind::START)
+                && draft.row.next.as_ref().is_some_and(is_start)
             {
                 // It runs already.
                 draft.row.next = None;
@@ -35,7 +37,8 @@ impl Owner {
             if draft.row.operation.is_none()
                 && let Some(next) = draft.row.next.take()
             {
-                draft.begin(next, Source::User);
+                let by = next.rules().asked_by();
+                draft.begin(next, by);
             }
         })
         .await;
@@ -49,7 +52,7 @@ impl Owner {
             let told = json!({ "timing": timing.steps() });
             return Outcome { start_kind: None, told, auto_destroy };
         };
-        let Start { kind, reason, pool } = live.vm.start();
+        let caddis_vmm::Start { kind, reason, pool } = live.vm.start();
         let mut told = json!({ "start_kind": kind.as_str(), "timing": timing.finish(live) });
         if !reason.is_empty() {
             told["start_reason"] = json!(reason);
@@ -98,7 +101,7 @@ impl Owner {
         if let Some(next) = self.row.next.clone() {
             self.change(Durability::Synced, |draft| {
                 draft.row.next = None;
-                draft.begin(next.clone(), Source::User);
+                draft.begin(next.clone(), next.rules().asked_by());
             })
             .await;
             return true;

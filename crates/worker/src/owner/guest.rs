@@ -47,6 +47,7 @@ impl Owner {
             GuestEvent::Disconnected { reason } => {
                 tracing::debug!(machine = %self.row.id, reason, "guest disconnected");
             }
+            GuestEvent::Hold { id, ttl_seconds } => self.hold_from_inside(id, ttl_seconds).await,
             // They are events of the machine, too.
             GuestEvent::Silent | GuestEvent::Heard => {}
         }

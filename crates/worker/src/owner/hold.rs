@@ -76,6 +76,7 @@ impl Owner {
                 self.holds = if calm { 0 } else { self.holds + 1 };
                 let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
                 self.held = Some(Held { hold, look_at: self.shared.clock.now() + wait });
+                self.follow_checks();
                 let reason = reason(hold).as_str();
                 tracing::warn!(machine = %self.row.id, reason, "machine paused");
                 let request = json!({

@@ -3,8 +3,9 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use caddis_api::{
-    Machine, MachineState,
+    Machine, MachineConfig, MachineState,
     event::MachineEvent,
+    hold::Hold,
     machine::{ImageRef, Operation},
     time,
 };
@@ -12,16 +13,24 @@ use caddis_bus::message::MachineRecord;
 use caddis_image::{Digest, ImageReference, Progress};
 use caddis_vmm::Isolation;
 
-use crate::{engine::Shared, event, live::HostReason, row::MachineRow, steps::Step};
+use crate::{
+    checks,
+    engine::Shared,
+    event,
+    live::HostReason,
+    row::{MachineRow, RecordedHold},
+    steps::Step,
+};
 
 /// Events that are published with the machine.
 pub const RECENT_EVENTS: usize = 20;
 
-/// The machine as it is recorded, with its latest events, the progress of its step, and why its
-/// host does not vouch for it.
+/// The machine as it is recorded, with its configuration read, unless it is destroyed, its latest
+/// events, the progress of its step, and why its host does not vouch for it.
 pub fn record(
     shared: &Shared,
     row: &MachineRow,
+    config: Option<&MachineConfig>,
     events: &VecDeque<Arc<MachineEvent>>,
     progress: &Progress,
     host: Option<HostReason>,
@@ -41,7 +50,7 @@ pub fn record(
         config: (row.state != MachineState::Destroyed).then(|| row.config.clone()),
         incomplete_config: None,
         events: Some(events.iter().take(RECENT_EVENTS).cloned().collect()),
-        checks: Some(Vec::new()),
+        checks: Some(config.map_or_else(Vec::new, |config| checks::statuses(row, config))),
         host_status: if host.is_some() { "unknown" } else { "ok" }.to_owned(),
         host_status_reason: host.map(|reason| reason.as_str().to_owned()),
         cordoned: row.cordoned,
@@ -49,6 +58,7 @@ pub fn record(
         warnings: Vec::new(),
         lease: None,
         operation: operation(row, progress),
+        hold: row.valid_hold(shared.clock.unix_now()).map(hold),
         isolation: Some(
             match shared.vmm.capabilities().isolation {
                 Isolation::Hardware => "hardware",
@@ -82,6 +92,11 @@ pub fn image_ref(image: &ImageReference) -> ImageRef {
         digest: image.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
         labels: image.labels.clone().filter(|labels| !labels.is_empty()),
     }
+}
+
+/// A hold as the API shows it.
+pub fn hold(hold: &RecordedHold) -> Hold {
+    Hold { until: time::milliseconds(hold.until.into()), reason: hold.reason.clone() }
 }
 
 fn operation(row: &MachineRow, progress: &Progress) -> Option<Operation> {

@@ -144,7 +144,8 @@ impl Owner {
             match state {
                 MachineState::Suspending if has_vm => {
                     let failure = Some(reason.clone());
-                    let cancel = OperationKind::CancelSuspend(CancelSuspend { failure });
+                    let cancel = CancelSuspend { failure, by_traffic: false };
+                    let cancel = OperationKind::CancelSuspend(cancel);
                     draft.begin(cancel, Source::Worker);
                 }
                 MachineState::Started => {}

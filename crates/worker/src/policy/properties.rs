@@ -16,14 +16,16 @@ enum Wish {
 }
 
 impl Wish {
-    /// After an accepted request.
-    fn after(self, request: Request) -> Self {
+    /// After an accepted request. `can_suspend`: of a machine that can be saved.
+    fn after(self, request: Request, can_suspend: bool) -> Self {
         match (self, request) {
             // Nothing undoes a destroy.
             (Self::Gone, _) | (_, Request::Destroy { .. }) => Self::Gone,
-            (_, Request::Start | Request::Restart) => Self::Runs,
+            (_, Request::Start | Request::Restart | Request::Wake) => Self::Runs,
             (_, Request::Stop) => Self::Rests,
             (_, Request::Suspend) => Self::Saved,
+            (_, Request::Sleep { suspend }) if suspend && can_suspend => Self::Saved,
+            (_, Request::Sleep { .. }) => Self::Rests,
             // The new version has nothing to go on with that the old one saved.
             (Self::Saved, Request::Update) => Self::Rests,
             (_, Request::Update | Request::Signal) => self,
@@ -62,7 +64,7 @@ struct Subject {
 
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    /// `late`: where it makes a difference, all is saved already.
+    /// `late`: where it makes a difference, all is saved already, or nothing can be.
     Request { request: Request, late: bool },
     /// What is under way ends well.
     Ends,
@@ -102,6 +104,8 @@ impl Subject {
             next,
             updates_at_rest: self.work == Some(Work::UpdateAtRest),
             is_saved: late,
+            can_suspend: !late,
+            restarts: self.work == Some(Work::Exit { restarts: true }),
             ..Situation::of(self.state)
         };
         let verdict = decide(&situation, request);
@@ -133,8 +137,8 @@ impl Subject {
                     self.work = Some(Work::Exit { restarts: false });
                 }
             }
-            Verdict::Deliver => {}
-            Verdict::Refuse(_) => return false,
+            Verdict::Deliver | Verdict::Wait => {}
+            Verdict::Refuse(_) | Verdict::StayAwake(_) => return false,
         }
         true
     }
@@ -194,6 +198,8 @@ fn event() -> impl Strategy<Value = Event> {
         2 => Just(Request::Update),
         1 => Just(Request::Signal),
         1 => any::<bool>().prop_map(|force| Request::Destroy { force }),
+        3 => Just(Request::Wake),
+        3 => any::<bool>().prop_map(|suspend| Request::Sleep { suspend }),
     ];
     prop_oneof![
         6 => (request, any::<bool>()).prop_map(|(request, late)| Event::Request { request, late }),
@@ -224,7 +230,7 @@ proptest! {
                     if machine.request(request, late, wish) {
                         // An update is another try of what failed.
                         let retried = failed && request == Request::Update;
-                        wish = if retried { Wish::Runs } else { wish.after(request) };
+                        wish = if retried { Wish::Runs } else { wish.after(request, !late) };
                     }
                 }
                 Event::Ends => machine.ends(true),

@@ -11,6 +11,7 @@ use caddis_network::MachineAddresses;
 
 use super::{held_lease, host::check_disk};
 use crate::{
+    checks::CheckResults,
     engine::Shared,
     event::Source,
     operations::OperationKind,
@@ -126,6 +127,9 @@ fn new_row(
         destroyed_at: None,
         superseded_by: None,
         is_quarantined: false,
+        started_at: UnixMillis::EPOCH,
+        hold: None,
+        checks: CheckResults::default(),
     };
     row.lease = create.lease.map(|(ttl, owner)| {
         grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now)

@@ -199,12 +199,20 @@ fn is_late(envelope: &Envelope, now: UnixMillis) -> bool {
 }
 
 fn may_change(request: &WorkerRequest) -> bool {
-    use WorkerRequest::{Act, Create, Drain, Memory, Supersede, Update};
+    use WorkerRequest::{Act, Create, Drain, Log, Memory, Sleep, Supersede, Update, Wake};
     match request {
         Memory { limit_mib, reclaim_mib, .. } => limit_mib.is_some() || reclaim_mib.is_some(),
         _ => matches!(
             request,
-            Create(_) | Update { .. } | Act { .. } | Supersede { .. } | Drain { .. }
+            Create(_)
+                | Update { .. }
+                | Act { .. }
+                | Supersede { .. }
+                | Drain { .. }
+                | Wake { .. }
+                | Sleep { .. }
+                // Written twice they would be there twice.
+                | Log { .. }
         ),
     }
 }

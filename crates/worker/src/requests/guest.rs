@@ -9,7 +9,7 @@ use caddis_api::{
 };
 use caddis_bus::message::{WorkerReply, WorkerResult};
 use caddis_guest_protocol::{
-    host::{Session, SessionError},
+    host::{SessionError, SessionInUse},
     message::ProcessInfo,
 };
 use tokio::sync::oneshot;
@@ -66,12 +66,13 @@ pub(super) async fn memory(
     Ok(WorkerReply::Memory { memory, reclaimed_mib: info.reclaimed_mib })
 }
 
-/// The way to the running guest. `nonce` is given where a lease guards what is to be done.
+/// The way to the running guest, which is not put to sleep as long as the caller has it. `nonce` is
+/// given where a lease guards what is to be done.
 pub async fn session(
     shared: &Arc<Shared>,
     machine: &MachineId,
     nonce: Option<Option<LeaseNonce>>,
-) -> Result<Session, ApiError> {
+) -> Result<SessionInUse, ApiError> {
     let owner = shared.owner(machine).ok_or_else(ApiError::machine_not_found)?;
     let (reply, answer) = oneshot::channel();
     let gone = || gone(shared, machine, false).err().unwrap_or_else(ApiError::machine_not_found);

@@ -46,7 +46,7 @@ pub(super) fn is_resume(row: &MachineRow) -> bool {
 /// Where a machine is saved that is to resume. Where its disk is lost, there is nothing to resume.
 async fn saved_in(context: &Context, base: &RootDisk) -> Result<Option<PathBuf>, Failure> {
     let kind = context.row.operation.as_ref().map(|operation| &operation.kind);
-    let Some(OperationKind::Resume(Resume { spoiled })) = kind else { return Ok(None) };
+    let Some(OperationKind::Resume(Resume { spoiled, .. })) = kind else { return Ok(None) };
     let (files, disk, spoiled) = (context.files(), root::own_disk(context, base), *spoiled);
     let vmm = context.shared.vmm.clone();
     let prepared = blocking(move || {

@@ -117,6 +117,7 @@ fn entry(machine: &MachineId, line: Line, region: &RegionCode) -> LogEntry {
     let timestamp = jiff::Timestamp::from_nanosecond(time).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     let provider = match line.source.as_str() {
         "stdout" | "stderr" => "app",
+        "proxy" => "proxy",
         _ => "runner",
     };
     let level =

@@ -26,7 +26,7 @@ fn goal(request: Request, before: MachineState) -> MachineState {
     match request {
         // Nothing undoes a destroy; a stop has nothing to do then.
         _ if before == MachineState::Destroyed => before,
-        Request::Start | Request::Restart => MachineState::Started,
+        Request::Start | Request::Restart | Request::Wake => MachineState::Started,
         Request::Stop => MachineState::Stopped,
         Request::Suspend => MachineState::Suspended,
         Request::Update if before == MachineState::Started => before,

@@ -5,6 +5,7 @@
 mod databases;
 mod deaths;
 mod faults;
+mod health;
 mod holds;
 mod lifecycle;
 mod quarantine;
@@ -17,6 +18,7 @@ mod steps;
 mod support;
 mod suspend;
 mod terminal;
+mod traffic;
 mod turns;
 mod update;
 mod wishes;

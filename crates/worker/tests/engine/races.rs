@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 use caddis_api::{ApiError, ErrorCode, MachineId, MachineState};
-use caddis_bus::message::{Action, WorkerReply};
+use caddis_bus::message::{Action, WhyNotWoken, WorkerReply, WorkerRequest};
 use caddis_vmm::fake::Faults;
 use futures::{StreamExt as _, stream};
 
@@ -22,6 +22,7 @@ pub enum Request {
     Suspend,
     Update,
     Destroy { force: bool },
+    Wake,
 }
 
 impl Request {
@@ -47,6 +48,7 @@ impl Request {
             Self::Suspend => Action::Suspend,
             Self::Update => return try_update(fixture, machine).await,
             Self::Destroy { force } => Action::Destroy { force },
+            Self::Wake => return wake(fixture, machine).await,
         };
         fixture.act(machine, action).await
     }
@@ -57,7 +59,7 @@ impl Request {
         match self {
             // It can't be started.
             _ if goal == Failed && state == Failed => true,
-            Self::Start | Self::Restart => state == Started,
+            Self::Start | Self::Restart | Self::Wake => state == Started,
             // A machine that goes away with its program does so.
             Self::Stop => {
                 matches!(state, Stopped | Created) || (goal == Destroyed && state == Destroyed)
@@ -67,6 +69,17 @@ impl Request {
             Self::Update => matches!(state, Stopped | Created),
             Self::Destroy { .. } => state == Destroyed,
         }
+    }
+}
+
+/// Traffic. What is accepted is not waited for.
+async fn wake(fixture: &Fixture, machine: &MachineId) -> Result<WorkerReply, ApiError> {
+    let wake = WorkerRequest::Wake { machine: machine.clone(), deadline_ms: 0 };
+    match fixture.ask(wake).await? {
+        WorkerReply::NotWoken { why: WhyNotWoken::State, message, .. } => {
+            Err(ApiError::precondition(message))
+        }
+        reply => Ok(reply),
     }
 }
 
@@ -80,9 +93,13 @@ async fn what_is_accepted_at_any_step_comes_true() {
     for scenario in &scenarios {
         let seen = without_fault(scenario).await;
         let places = seen.into_iter().filter(|(_, done)| !done).map(|(place, _)| place);
-        cases.extend(
-            places.flat_map(|place| Request::ALL.map(|request| (scenario, place.clone(), request))),
-        );
+        cases.extend(places.flat_map(|place| {
+            Request::ALL
+                .into_iter()
+                .chain([Request::Wake])
+                .map(|request| (scenario, place.clone(), request))
+                .collect::<Vec<_>>()
+        }));
     }
     let cases =
         stream::iter(cases).map(|(scenario, place, request)| case(scenario, place, request));

@@ -27,8 +27,8 @@ use caddis_guest_protocol::host::Pace;
 use caddis_view::{View, ViewSettings};
 use caddis_vmm::{SlotPool, fake::FakeHost};
 use caddis_worker::{
-    Clock, Worker, WorkerConfig, WorkerError, WorkerParts,
-    fake::{self, FakeImages, FakeNetwork},
+    Clock, Drivers, Worker, WorkerConfig, WorkerError, WorkerParts,
+    fake::{self, FakeImages, FakeNetwork, FakeProber},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -88,6 +88,8 @@ pub struct Fixture {
     directory: tempfile::TempDir,
     pub host: FakeHost,
     pub network: FakeNetwork,
+    /// What health checks find.
+    pub prober: FakeProber,
     pub slots: Option<SlotPool>,
     pub boot_id: String,
     /// The clock of the host.
@@ -128,6 +130,7 @@ impl Fixture {
             directory: tempfile::tempdir().unwrap(),
             host: FakeHost::on(Handle::current()),
             network: FakeNetwork::default(),
+            prober: FakeProber::default(),
             slots: None,
             boot_id: "first".to_owned(),
             clock: Clock::default(),
@@ -169,6 +172,7 @@ impl Fixture {
         let drivers =
             fake::drivers(self.directory.path(), 50, &self.host, &self.network, FakeImages)
                 .unwrap();
+        let drivers = Drivers { prober: Arc::new(self.prober.clone()), ..drivers };
         self.slots = Some(fake::slots_of(self.directory.path(), 50).unwrap());
         let parts = WorkerParts {
             bus: Arc::new(self.bus.clone()),
@@ -268,6 +272,9 @@ impl Fixture {
             WorkerReply::Created { record, .. }
             | WorkerReply::Started { record, .. }
             | WorkerReply::Updated { record, .. }
+            | WorkerReply::Woken { record, .. }
+            | WorkerReply::NotWoken { record, .. }
+            | WorkerReply::Sleeping { record, .. }
             | WorkerReply::Done { record },
         ) = &result
         {

@@ -1,6 +1,6 @@
 //! `caddis machine run` and `create`.
 
-use caddis_api::{app::CreateAppRequest, requests::CreateMachineRequest};
+use caddis_api::{Machine, app::CreateAppRequest, requests::CreateMachineRequest};
 use caddis_client::Client;
 use clap::Args;
 
@@ -9,7 +9,7 @@ use crate::{
     CliError,
     globals::AppArgs,
     organization, prompt,
-    render::{machine, size},
+    render::{machine, places, size},
     session::Session,
     spec::{self, MachineFlags, Program},
     waiting::{self, Outcome},
@@ -98,12 +98,12 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
     printer.out(format_args!(" State: {}", created.state))?;
     if !launched || standby {
         unfinished.over = true;
-        return Ok(());
+        return print_places(session, &client, &app, &created).await;
     }
     printer.out(" Attempting to start machine...\n")?;
     if create.detach {
         unfinished.over = true;
-        return Ok(());
+        return print_places(session, &client, &app, &created).await;
     }
     let outcome = waiting::until_it_runs(printer, &client, &app, &created.id, None).await;
     // One that goes with its program is gone when that has failed.
@@ -122,6 +122,28 @@ pub async fn run(create: Create, launched: bool, session: &Session) -> Result<()
     unfinished.over = true;
     printer.out("\nMachine started, you can connect via the following private ip")?;
     printer.out(format_args!("  {}", created.private_ip))?;
+    print_places(session, &client, &app, &created).await
+}
+
+/// Prints where the machine's services answer, if it has any. It is there whatever becomes of this.
+async fn print_places(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    created: &Machine,
+) -> Result<(), CliError> {
+    let services = machine::config(created).services.unwrap_or_default();
+    if services.is_empty() {
+        return Ok(());
+    }
+    let (found, addresses) = tokio::join!(client.get_app(app), client.list_addresses(app));
+    let Ok(found) = found else { return Ok(()) };
+    let places = places::all(&found, &services, &addresses.unwrap_or_default());
+    if places.is_empty() {
+        return Ok(());
+    }
+    session.printer.out("\nIts services answer at")?;
+    places.iter().try_for_each(|place| session.printer.out(format_args!("  {place}")))?;
     Ok(())
 }
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use caddis_api::{Machine, MachineState};
+use caddis_api::{
+    Machine, MachineState,
+    machine::{CheckState, CheckStatus},
+};
 use caddis_client::Client;
 use tokio::time::{Instant, sleep};
 
@@ -28,8 +31,11 @@ pub async fn follow(
     loop {
         let machine = choice::get(client, app, id.as_str()).await?;
         let checks = machine.checks.unwrap_or_default();
-        let passing = checks.iter().filter(|check| check.status == "passing").count();
-        if passing == checks.len() {
+        let failing: Vec<_> =
+            checks.iter().filter(|check| check.status != CheckState::Passing).collect();
+        let passing = checks.len() - failing.len();
+        // Checks of a machine that does not run have their results from before.
+        if failing.is_empty() && machine.state == MachineState::Started {
             return Ok(());
         }
         let line = format!(
@@ -49,9 +55,17 @@ pub async fn follow(
         }
         if Instant::now() >= deadline {
             return Err(CliError::DeadlineExceeded(format!(
-                "machine {id} did not become healthy in time"
+                "machine {id} did not become healthy in {} s: {}",
+                TIMEOUT.as_secs(),
+                explain(&failing)
             )));
         }
         sleep(OFTEN).await;
     }
+}
+
+/// Which checks do not pass, and why.
+fn explain(failing: &[&CheckStatus]) -> String {
+    let one = |check: &&CheckStatus| format!("{} ({})", check.name, check.output);
+    failing.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -92,12 +92,11 @@ fn table_of(printer: &Printer, app: &str, machines: &[Machine]) -> String {
 
 fn row(machine: &Machine, now: Timestamp) -> Vec<String> {
     let config = cell::config(machine);
-    let checks = machine.checks.as_deref();
     vec![
         machine.id.to_string(),
         machine.name.clone(),
         machine.state.to_string(),
-        cell::checks(checks),
+        cell::checks(machine),
         machine.region.to_string(),
         cell::role(machine).unwrap_or_default().to_owned(),
         cell::image(&machine.image_ref),

@@ -1,6 +1,10 @@
 //! `caddis machine status`.
 
-use caddis_api::{Machine, event::MachineEvent};
+use caddis_api::{
+    Machine,
+    event::MachineEvent,
+    traffic::{MachineTraffic, TrafficDecision},
+};
 use clap::Args;
 use serde_json::json;
 
@@ -10,7 +14,7 @@ use crate::{
     render::{
         json as json_text,
         machine::{self as cell, process_group, volume},
-        time,
+        size, time,
     },
     session::Session,
 };
@@ -65,12 +69,18 @@ pub async fn run(status: Status, session: &Session) -> Result<(), CliError> {
     }
     printer.facts("VM", &facts(&machine))?;
     if let Some(checks) = machine.checks.as_deref().filter(|checks| !checks.is_empty()) {
-        let title = format!("Checks [{}]", cell::checks(Some(checks)));
+        let title = format!("Checks [{}]", cell::checks(&machine));
         let rows: Vec<_> = checks
             .iter()
-            .map(|c| vec![c.name.clone(), c.status.clone(), c.updated_at.clone(), c.output.clone()])
+            .map(|check| {
+                let status = cell::check_status(&machine, check);
+                vec![check.name.clone(), status, check.updated_at.clone(), check.output.clone()]
+            })
             .collect();
         printer.table(&title, &["Name", "Status", "Last Updated", "Output"], &rows)?;
+    }
+    if let Some(traffic) = client.machine_traffic(&app, &machine.id).await? {
+        printer.facts("Traffic", &traffic_facts(&traffic))?;
     }
     let events = client.events(&app, &machine.id, EVENTS).await?;
     let rows: Vec<_> = events.iter().map(event_row).collect();
@@ -101,12 +111,31 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
         ("Entrypoint", words(init.entrypoint)),
         ("Command", words(init.cmd)),
     ];
+    if let Some(hold) = &machine.hold {
+        let reason = hold.reason.as_ref().map(|reason| format!(" ({reason})"));
+        facts.push(("Hold", format!("until {}{}", hold.until, reason.unwrap_or_default())));
+    }
     if let Some(isolation) = &machine.isolation {
         facts.push(("Isolation", isolation.clone()));
     }
     let volume = volume(&config);
     if !volume.is_empty() {
         facts.push(("Volume", volume));
+    }
+    facts
+}
+
+fn traffic_facts(traffic: &MachineTraffic) -> Vec<(&'static str, String)> {
+    let mut facts = vec![
+        ("Connections", traffic.connections.to_string()),
+        ("Requests", traffic.requests.to_string()),
+        ("Waiting", traffic.waiting.to_string()),
+        ("In", size::decimal(traffic.bytes_in)),
+        ("Out", size::decimal(traffic.bytes_out)),
+    ];
+    if let Some(TrafficDecision { what, why, at }) = &traffic.decision {
+        facts.push(("Last Decision", format!("{what}: {why}")));
+        facts.push(("Decided", at.clone()));
     }
     facts
 }

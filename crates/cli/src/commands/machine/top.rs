@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, io, time::Duration};
 
 use caddis_api::{
     Machine, MachineId, WorkerId,
+    traffic::MachineTraffic,
     usage::{MachineUsage, UsageSample},
 };
 use caddis_client::{Client, ListMachines};
@@ -22,6 +23,9 @@ use crate::{
 
 /// Pause before a server that went away is asked again.
 const BACKOFF: Duration = Duration::from_secs(1);
+/// Machines whose traffic is asked for at once.
+const AT_ONCE: usize = 16;
+
 #[derive(Debug, Args)]
 pub struct Top {
     #[command(flatten)]
@@ -44,18 +48,45 @@ pub struct Top {
 
 /// Processor time and memory by machine, as each host told it last.
 #[derive(Default)]
-struct Usage(Mutex<BTreeMap<WorkerId, Vec<MachineUsage>>>);
+struct Usage {
+    hosts: Mutex<BTreeMap<WorkerId, Vec<MachineUsage>>>,
+    /// Of machines that the proxy knows.
+    traffic: Mutex<BTreeMap<MachineId, MachineTraffic>>,
+}
 
 impl Usage {
-    fn take(&self, sample: UsageSample) {
-        let mut hosts = self.0.lock();
-        hosts.insert(sample.worker, sample.machines);
+    /// Takes a sample in, with the traffic of its machines.
+    async fn take(&self, client: &Client, app: &str, sample: UsageSample) {
+        let ids = sample.machines.iter().map(|usage| usage.id.clone());
+        let traffic = stream::iter(ids).map(async |id| {
+            // It matters less than the rest: without it that is shown all the same.
+            let traffic = client.machine_traffic(app, &id).await.ok().flatten();
+            (id, traffic)
+        });
+        let traffic: Vec<_> = traffic.buffer_unordered(AT_ONCE).collect().await;
+        for (id, traffic) in traffic {
+            match traffic {
+                Some(traffic) => drop(self.traffic.lock().insert(id, traffic)),
+                None => drop(self.traffic.lock().remove(&id)),
+            }
+        }
+        self.hosts.lock().insert(sample.worker, sample.machines);
     }
 
-    fn by_machine(&self) -> BTreeMap<MachineId, MachineUsage> {
-        let hosts = self.0.lock();
-        hosts.values().flatten().map(|usage| (usage.id.clone(), usage.clone())).collect()
+    fn by_machine(&self) -> BTreeMap<MachineId, Used> {
+        let (hosts, traffic) = (self.hosts.lock(), self.traffic.lock());
+        let used = |usage: &MachineUsage| {
+            let traffic = traffic.get(&usage.id).cloned();
+            (usage.id.clone(), Used { usage: usage.clone(), traffic })
+        };
+        hosts.values().flatten().map(used).collect()
     }
+}
+
+/// What is known of a machine that has a VM.
+struct Used {
+    usage: MachineUsage,
+    traffic: Option<MachineTraffic>,
 }
 
 pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
@@ -80,7 +111,7 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
         while let Some(sample) = samples.next().await {
             let sample = sample?;
             *told.entry(sample.worker.clone()).or_insert(0) += 1;
-            usage.take(sample);
+            usage.take(&client, &app, sample).await;
             if told.values().all(|times| *times >= 2) {
                 break;
             }
@@ -93,20 +124,25 @@ pub async fn run(top: Top, session: &Session) -> Result<(), CliError> {
 }
 
 /// Takes in samples, also of a server that comes back; an item for each.
-fn follow(client: &Client, app: &str, interval: Duration, usage: &Usage) -> impl Stream<Item = ()> {
+fn follow<'a>(
+    client: &'a Client,
+    app: &'a str,
+    interval: Duration,
+    usage: &'a Usage,
+) -> impl Stream<Item = ()> + 'a {
     let connections = stream::unfold(true, move |first| async move {
         if !first {
             tokio::time::sleep(BACKOFF).await;
         }
         // A host that went away does not come back for this.
-        usage.0.lock().clear();
+        usage.hosts.lock().clear();
         // What is wrong the watch beside it tells.
         let samples =
             client.machine_usage(app, interval).await.unwrap_or_else(|_| stream::empty().boxed());
         Some((samples, false))
     });
     let samples = connections.flatten().filter_map(async |sample| sample.ok());
-    samples.map(|sample| usage.take(sample))
+    samples.then(move |sample| usage.take(client, app, sample))
 }
 
 /// The busiest first.
@@ -114,28 +150,34 @@ fn draw(
     printer: &Printer,
     app: &str,
     machines: &[Machine],
-    usage: &BTreeMap<MachineId, MachineUsage>,
+    used: &BTreeMap<MachineId, Used>,
 ) -> String {
     let mut machines: Vec<_> =
-        machines.iter().map(|machine| (machine, usage.get(&machine.id))).collect();
-    let load =
-        |usage: Option<&MachineUsage>| usage.and_then(|usage| usage.cpu_percent).unwrap_or(-1.0);
+        machines.iter().map(|machine| (machine, used.get(&machine.id))).collect();
+    let load = |used: Option<&Used>| used.and_then(|used| used.usage.cpu_percent).unwrap_or(-1.0);
     machines.sort_by(|(a, one), (b, other)| {
         load(*other).total_cmp(&load(*one)).then_with(|| a.id.cmp(&b.id))
     });
     let now = Timestamp::now();
-    let rows: Vec<_> = machines.iter().map(|(machine, usage)| row(machine, *usage, now)).collect();
-    let headers = ["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of", "Last Event"];
+    let has_traffic = used.values().any(|used| used.traffic.is_some());
+    let rows: Vec<_> =
+        machines.iter().map(|(machine, used)| row(machine, *used, has_traffic, now)).collect();
+    let mut headers = vec!["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of"];
+    if has_traffic {
+        headers.extend(["Conns", "Reqs", "Waiting", "In", "Out"]);
+    }
+    headers.push("Last Event");
     table::horizontal(printer.screen(), &printer.title(app), &headers, &rows)
 }
 
-fn row(machine: &Machine, usage: Option<&MachineUsage>, now: Timestamp) -> Vec<String> {
+fn row(machine: &Machine, used: Option<&Used>, has_traffic: bool, now: Timestamp) -> Vec<String> {
+    let usage = used.map(|used| &used.usage);
     let guest = cell::config(machine).guest.unwrap_or_default();
     let event = machine.events.iter().flatten().next().map(|event| {
         let at = Timestamp::from(event.timestamp).to_string();
         format!("{} {}", event.kind, time::relative(&at, now))
     });
-    vec![
+    let mut cells = vec![
         machine.id.to_string(),
         machine.name.clone(),
         machine.state.to_string(),
@@ -146,6 +188,19 @@ fn row(machine: &Machine, usage: Option<&MachineUsage>, now: Timestamp) -> Vec<S
         usage.map(|usage| format!("{:.1}s", usage.cpu_seconds)).unwrap_or_default(),
         usage.map(|usage| size::mebibytes(usage.memory_bytes)).unwrap_or_default(),
         format!("{} MiB", guest.memory_mb.unwrap_or(256)),
-        event.unwrap_or_default(),
-    ]
+    ];
+    if has_traffic {
+        let cell = |number: fn(&MachineTraffic) -> String| {
+            used.and_then(|used| used.traffic.as_ref()).map(number).unwrap_or_default()
+        };
+        cells.extend([
+            cell(|traffic| traffic.connections.to_string()),
+            cell(|traffic| traffic.requests.to_string()),
+            cell(|traffic| traffic.waiting.to_string()),
+            cell(|traffic| size::decimal(traffic.bytes_in)),
+            cell(|traffic| size::decimal(traffic.bytes_out)),
+        ]);
+    }
+    cells.push(event.unwrap_or_default());
+    cells
 }

@@ -15,7 +15,7 @@ use caddis_catalog::{AppRecord, AppState, CatalogError, NewPlacement, Placement}
 
 use crate::{
     deletion,
-    endpoints::filter::is_gone,
+    endpoints::{addresses::publish, filter::is_gone},
     http::{
         authorization::AppPath,
         caller::Caller,
@@ -77,11 +77,16 @@ pub(crate) async fn create(
     let wanted = Wanted { request_id, ..check(&context, &caller, &app, request).await? };
     let told =
         [unknown_of_request(names.iter().map(String::as_str)), warnings(&wanted.raw)].concat();
-    let work = tokio::spawn(async move { make(&context, wanted).await });
+    let work = tokio::spawn(async move {
+        // Before the machine is there: it can be reached as soon as it is.
+        let unreachable = publish(&context, &wanted.app.name, &wanted.config).await?;
+        let made = make(&context, wanted).await?;
+        Ok::<_, ApiError>(made.warning(told.into_iter().chain(unreachable).collect()))
+    });
     let made = work
         .await
         .map_err(|e| ApiError::internal(format!("creating the machine was interrupted: {e}")))?;
-    Ok(Json(made?.warning(told)))
+    Ok(Json(made?))
 }
 
 async fn check(

@@ -12,14 +12,17 @@ use caddis_api::{
 use caddis_bus::message::{UpdateMachine, VersionRecord, WorkerReply, WorkerRequest};
 
 use super::create::{check_secrets, checked_ttl};
-use crate::http::{
-    authorization::MachinePath,
-    caller::Caller,
-    context::Context,
-    errors::{HttpError, unexpected},
-    extract::{Named, Nonce},
-    idempotency::RequestId,
-    responses::{BadBody, NoMachine, Refused},
+use crate::{
+    endpoints::addresses::publish,
+    http::{
+        authorization::MachinePath,
+        caller::Caller,
+        context::Context,
+        errors::{HttpError, unexpected},
+        extract::{Named, Nonce},
+        idempotency::RequestId,
+        responses::{BadBody, NoMachine, Refused},
+    },
 };
 
 /// Update a machine's configuration.
@@ -66,8 +69,9 @@ pub(crate) async fn update(
     }
     check_secrets(request.min_secrets_version)?;
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
-    let (config, _) = validate::normalise(raw)?;
+    let (config, read) = validate::normalise(raw)?;
     told.extend(warnings(&config));
+    told.extend(publish(&context, &shown.record.app, &read).await?);
     let update = UpdateMachine {
         config,
         expected: request.current_version.filter(|version| !version.as_str().is_empty()),

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use caddis_api::{
     ApiError, LeaseNonce, MachineId, MachineState, RegionCode, VersionId, WorkerId,
     exec::ProcessStat,
+    hold::Hold,
     lease::{Lease, PublicLease},
     requests::{Memory, StartReply},
 };
@@ -329,6 +330,10 @@ impl FakeWorker {
                 Ok(WorkerReply::Memory { memory, reclaimed_mib: reclaim_mib.unwrap_or(0) })
             }
             WorkerRequest::Drain { .. } => Ok(WorkerReply::Drained { stopped: 0 }),
+            // Nobody but the proxy asks for it.
+            WorkerRequest::Wake { .. }
+            | WorkerRequest::Sleep { .. }
+            | WorkerRequest::Log { .. } => Err(ApiError::internal("not here")),
             WorkerRequest::Health => {
                 let state = self.state();
                 Ok(WorkerReply::Health {
@@ -347,7 +352,11 @@ impl FakeWorker {
             && nonce.as_ref() != Some(&held.nonce)
             && !matches!(
                 action,
-                Action::Signal { .. } | Action::SetMetadata { .. } | Action::GetLease
+                Action::Signal { .. }
+                    | Action::SetMetadata { .. }
+                    | Action::GetLease
+                    | Action::Hold { .. }
+                    | Action::ReleaseHold
             )
         {
             return Err(ApiError::aborted(format!(
@@ -405,6 +414,11 @@ impl FakeWorker {
             Action::GetLease => {
                 return Ok(WorkerReply::Lease { lease: held.ok_or_else(no_lease)? });
             }
+            Action::Hold { ttl_seconds, reason } => {
+                let until = format!("2026-03-31T06:08:08.{ttl_seconds:03}Z");
+                self.change(id, |record| record.machine.hold = Some(Hold { until, reason })).await
+            }
+            Action::ReleaseHold => self.change(id, |record| record.machine.hold = None).await,
             Action::ReleaseLease => {
                 held.ok_or_else(no_lease)?;
                 self.state().leases.remove(id);

@@ -16,10 +16,13 @@ use super::{Fixture, MEMORY_MIB, TIMEOUT};
 fn is_told(event: &MachineEvent) -> bool {
     let has = |key: &str| event.told().get(key).is_some();
     let reached = ["started", "suspended"].contains(&event.status.as_str());
+    let by_traffic = event.source == "proxy" && event.kind == "start";
     event.kind == "exit"
         || has("error")
         || has("message")
         || has("delay_ms")
+        || has("reason")
+        || (by_traffic && event.status == "starting")
         || (reached && ["start", "restart", "suspend"].contains(&event.kind.as_str()))
 }
 

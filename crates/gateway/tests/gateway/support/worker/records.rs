@@ -80,6 +80,7 @@ pub fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
             warnings: Vec::new(),
             lease: None,
             operation: Some(operation("pull", 0)),
+            hold: None,
             isolation: None,
             start_kind: None,
             private_ipv4: None,

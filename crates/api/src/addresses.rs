@@ -1,0 +1,112 @@
+//! Addresses of apps.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// An address of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = IPAssignment)]
+pub struct IpAssignment {
+    /// The address.
+    pub ip: String,
+    /// Code of the region that answers; `global` for all.
+    pub region: String,
+    /// Tag of the client, may be empty.
+    pub service_name: String,
+    /// Whether other apps have the address too, and apps are told apart by host name.
+    pub shared: bool,
+    /// Whether it is for connections that machines make. There are none such yet.
+    pub egress: bool,
+    /// RFC 3339.
+    pub created_at: String,
+    /// The network that reaches it, of a `private_v6`.
+    pub network: Option<IpAssignmentNetwork>,
+}
+
+/// A network by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = IPAssignmentNetwork)]
+pub struct IpAssignmentNetwork {
+    /// Name; empty for the organization's default network.
+    pub name: String,
+    /// Slug of its organization.
+    pub org_slug: String,
+}
+
+/// What an address is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = IPAssignmentType)]
+pub enum IpAssignmentType {
+    /// A public IPv4 address of the app alone: any port and protocol.
+    V4,
+    /// A public IPv6 address of the app alone.
+    V6,
+    /// The IPv4 address of the shared listeners: HTTP and TLS, apps told apart by host name.
+    SharedV4,
+    /// An IPv6 address within a private network.
+    PrivateV6,
+    /// An IPv4 address for connections that machines make; not available yet, refused.
+    EgressV4,
+    /// The same, IPv6.
+    EgressV6,
+    /// The same, one of each.
+    EgressPair,
+}
+
+/// Body of `POST /v1/apps/{app}/ip_assignments`. Empty strings count as absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+#[schema(as = AssignIPRequest, example = json!({ "type": "v4" }))]
+pub struct AssignIpRequest {
+    /// What the address is for; required.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = IpAssignmentType, required = true)]
+    pub kind: Option<IpAssignmentType>,
+    /// Code of the region that answers; all unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Of a `private_v6`: slug of the organization whose network reaches it; the app's own unless
+    /// given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub org_slug: Option<String>,
+    /// Of a `private_v6`: name of the network; the organization's default unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Tag of the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_name: Option<String>,
+    /// Of a `v4` or `v6`: this very address, instead of the lowest that is free. Caddis extension.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<String>,
+}
+
+/// Reply of `POST /v1/apps/{app}/ip_assignments`: the address, and the reference's field for pairs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = AssignIPResponse)]
+pub struct AssignIpReply {
+    /// The address.
+    #[serde(flatten)]
+    pub assignment: IpAssignment,
+    /// Absent: pairs are of connections that machines make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_pair: Option<IpPair>,
+}
+
+/// Two addresses that were assigned together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = IPPair)]
+pub struct IpPair {
+    /// IPv4.
+    pub v4: String,
+    /// IPv6.
+    pub v6: String,
+}
+
+/// Reply of `GET /v1/apps/{app}/ip_assignments`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ListIPAssignmentsReply)]
+pub struct IpAssignments {
+    /// Oldest first.
+    pub ips: Vec<IpAssignment>,
+}

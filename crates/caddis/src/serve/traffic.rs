@@ -1,0 +1,156 @@
+//! The proxy of a server: its listeners, what it routes, and what the API tells of it.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use caddis_api::{
+    MachineId, UnixMillis, time,
+    traffic::{MachineTraffic, TrafficDecision},
+};
+use caddis_bus::WorkerClient;
+use caddis_catalog::Catalog;
+use caddis_gateway::TrafficInfo;
+use caddis_proxy::{AppLog, AppLogWriter, Config, Placeholder, Proxy, StartError, Workers, feed};
+use caddis_view::View;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::settings::TrafficSettings;
+
+/// How long requests and streams may take to end when the server stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long a start may take before browsers are shown the page for it.
+const WAKING_PAGE_AFTER: Duration = Duration::from_millis(500);
+
+/// The proxy of this server.
+pub struct Traffic {
+    proxy: Arc<Proxy>,
+    workers: Arc<Workers>,
+    client: WorkerClient,
+    writer: Option<AppLogWriter>,
+    background: Vec<JoinHandle<()>>,
+}
+
+impl Traffic {
+    /// Listens. Nothing is routed yet.
+    pub fn listen(settings: &TrafficSettings, region: &str, client: WorkerClient) -> Result<Self> {
+        let mut config = Config {
+            http: Some(settings.http_listen),
+            https: Some(settings.https_listen),
+            domain: settings.domain.clone(),
+            region: region.to_owned(),
+            version: crate::VERSION.to_owned(),
+            access_log: settings.access_log,
+            awaits_routes: true,
+            ..Config::default()
+        };
+        if let Some(page) = &settings.waking_page {
+            let html = std::fs::read(page)
+                .with_context(|| format!("can't read the waking page {}", page.display()))?;
+            config.placeholder = Some(Placeholder { html: html.into(), after: WAKING_PAGE_AFTER });
+        }
+        let workers = Arc::new(Workers::new(client.clone(), config.wake_timeout));
+        let (journal, writer) = AppLog::new();
+        let journal = Arc::new(journal);
+        let proxy = loop {
+            match Proxy::start(config.clone(), workers.clone(), journal.clone()) {
+                Ok(proxy) => break proxy,
+                // Something else has it, and nobody asked for it by name.
+                Err(StartError::Listen { address, source }) if is_default(settings, address) => {
+                    warn!(
+                        %address, error = %source,
+                        "no services on this address; choose another with --http-listen or \
+                         --https-listen"
+                    );
+                    config.http = config.http.filter(|http| *http != address);
+                    config.https = config.https.filter(|https| *https != address);
+                }
+                Err(error) => {
+                    return Err(error)
+                        .context("choose another address with --http-listen or --https-listen");
+                }
+            }
+        };
+        for listener in proxy.listeners() {
+            info!(address = %listener.address, "services on {}", listener.address);
+        }
+        let proxy = Arc::new(proxy);
+        Ok(Self { proxy, workers, client, writer: Some(writer), background: Vec::new() })
+    }
+
+    /// Addresses of the shared listeners for HTTP and HTTPS, where there are both.
+    pub fn listeners(&self) -> Option<(SocketAddr, SocketAddr)> {
+        Some((self.proxy.http_address()?, self.proxy.https_address()?))
+    }
+
+    /// What the API asks about machines.
+    pub fn info(&self) -> Arc<dyn TrafficInfo> {
+        Arc::new(ProxyInfo { proxy: self.proxy.clone() })
+    }
+
+    /// Routes what the view has, from now on.
+    pub fn follow(&mut self, view: Arc<View>, catalog: Catalog) {
+        self.workers.tell(view.clone());
+        if let Some(writer) = self.writer.take() {
+            self.background.push(tokio::spawn(writer.run(view.clone(), self.client.clone())));
+        }
+        self.background.push(tokio::spawn(feed::follow(self.proxy.clone(), view, catalog)));
+    }
+
+    /// Lets requests and streams end, and closes what is left.
+    pub async fn shutdown(self) {
+        self.proxy.shutdown(DRAIN).await;
+        for task in self.background {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+}
+
+fn shown(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    time::milliseconds(UnixMillis::new(milliseconds).into())
+}
+
+/// Whether an address is listened to because nobody said otherwise.
+fn is_default(settings: &TrafficSettings, address: SocketAddr) -> bool {
+    let [http, https] = settings.are_defaults;
+    (http && address == settings.http_listen) || (https && address == settings.https_listen)
+}
+
+struct ProxyInfo {
+    proxy: Arc<Proxy>,
+}
+
+impl fmt::Debug for ProxyInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProxyInfo")
+    }
+}
+
+impl TrafficInfo for ProxyInfo {
+    fn traffic(&self, app: &str, machine: &MachineId) -> Option<MachineTraffic> {
+        let counters = self.proxy.counters(app)?;
+        let waiting = counters.waiting.into();
+        let machine = counters.machines.into_iter().find(|one| one.machine == *machine)?;
+        Some(MachineTraffic {
+            connections: machine.connections,
+            requests: machine.requests,
+            bytes_in: machine.bytes_in,
+            bytes_out: machine.bytes_out,
+            waiting,
+            decision: machine.last_decision.map(|decision| TrafficDecision {
+                what: decision.action.to_owned(),
+                why: decision.reason,
+                at: shown(decision.at),
+            }),
+        })
+    }
+}

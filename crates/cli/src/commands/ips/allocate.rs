@@ -1,0 +1,105 @@
+//! `caddis ips allocate-v4` and `allocate-v6`.
+
+use caddis_api::addresses::{AssignIpRequest, IpAssignmentType};
+use clap::Args;
+
+use crate::{CliError, globals::AppArgs, session::Session};
+
+/// `caddis ips allocate-v4`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  caddis ips allocate-v4 -a hello\n  caddis ips allocate-v4 -a hello \
+                  --shared"
+)]
+pub struct AllocateV4 {
+    #[command(flatten)]
+    app: AppArgs,
+    /// The address that all apps share, for HTTP and TLS on ports 80 and 443.
+    #[arg(long)]
+    shared: bool,
+    /// Region that answers [default: all].
+    #[arg(short, long, value_name = "CODE")]
+    region: Option<String>,
+    /// No effect: nothing is asked.
+    #[arg(short, long, alias = "auto-confirm", hide = true)]
+    yes: bool,
+    /// Print the address as JSON.
+    #[arg(short, long)]
+    json: bool,
+}
+
+/// `caddis ips allocate-v6`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  caddis ips allocate-v6 -a hello\n  caddis ips allocate-v6 -a hello \
+                  --private"
+)]
+pub struct AllocateV6 {
+    #[command(flatten)]
+    app: AppArgs,
+    /// An address within a private network.
+    #[arg(long)]
+    private: bool,
+    /// With --private: organization whose network reaches it [default: the app's].
+    #[arg(long, value_name = "SLUG", requires = "private")]
+    org: Option<String>,
+    /// With --private: network that reaches it [default: the organization's default].
+    #[arg(long, value_name = "NAME", requires = "private")]
+    network: Option<String>,
+    /// Region that answers [default: all].
+    #[arg(short, long, value_name = "CODE")]
+    region: Option<String>,
+    /// Print the address as JSON.
+    #[arg(short, long)]
+    json: bool,
+}
+
+/// `caddis ips allocate-egress`.
+#[derive(Debug, Args)]
+pub struct AllocateEgress {
+    #[command(flatten)]
+    _app: AppArgs,
+    /// Region of the machines.
+    #[arg(id = "region", short, long, value_name = "CODE")]
+    _region: Option<String>,
+    /// No effect.
+    #[arg(id = "yes", short, long)]
+    _yes: bool,
+}
+
+pub async fn v4(allocate: AllocateV4, session: &Session) -> Result<(), CliError> {
+    let kind = if allocate.shared { IpAssignmentType::SharedV4 } else { IpAssignmentType::V4 };
+    let request =
+        AssignIpRequest { kind: Some(kind), region: allocate.region, ..AssignIpRequest::default() };
+    assign(&allocate.app, &request, allocate.json, session).await
+}
+
+pub async fn v6(allocate: AllocateV6, session: &Session) -> Result<(), CliError> {
+    let kind = if allocate.private { IpAssignmentType::PrivateV6 } else { IpAssignmentType::V6 };
+    let request = AssignIpRequest {
+        kind: Some(kind),
+        region: allocate.region,
+        org_slug: allocate.org,
+        network: allocate.network,
+        ..AssignIpRequest::default()
+    };
+    assign(&allocate.app, &request, allocate.json, session).await
+}
+
+async fn assign(
+    app: &AppArgs,
+    request: &AssignIpRequest,
+    json: bool,
+    session: &Session,
+) -> Result<(), CliError> {
+    let client = session.client()?;
+    let app = session.app(app)?;
+    let assigned = client
+        .assign_address(&app, request)
+        .await
+        .map_err(|error| CliError::attempted("could not allocate an address", error))?;
+    if json {
+        return Ok(session.printer.json(&assigned)?);
+    }
+    super::table(session, &[assigned])
+}

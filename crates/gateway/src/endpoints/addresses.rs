@@ -1,0 +1,249 @@
+//! `/v1/apps/{app}/ip_assignments`: the addresses that an app's services are reached at.
+
+use std::net::IpAddr;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use caddis_api::{
+    ApiError, AppName, ErrorCode, MachineConfig, NetworkName,
+    addresses::{
+        AssignIpReply, AssignIpRequest, IpAssignment, IpAssignmentNetwork, IpAssignmentType,
+        IpAssignments,
+    },
+    error::ErrorBody,
+    names, time,
+};
+use caddis_catalog::{Address, AddressKind, CatalogError, NewAddress, WantedAddress};
+use serde::Deserialize;
+
+use crate::http::{
+    authorization::AppPath,
+    caller::Caller,
+    context::Context,
+    errors::HttpError,
+    extract::LenientJson,
+    responses::{BadBody, NoApp},
+};
+
+/// What the region of an address is called that answers in all.
+const GLOBAL: &str = "global";
+/// What the reference leaves out where a network is named.
+const DEFAULT_NETWORK: &str = "default";
+
+fn show(address: Address) -> IpAssignment {
+    let all_regions = address.region.is_empty();
+    IpAssignment {
+        ip: address.ip.to_string(),
+        region: if all_regions { GLOBAL.to_owned() } else { address.region },
+        service_name: address.service_name,
+        shared: address.kind == AddressKind::SharedV4,
+        egress: false,
+        created_at: time::seconds(address.created_at.into()),
+        network: address.network.map(|network| IpAssignmentNetwork {
+            name: if network.name == DEFAULT_NETWORK {
+                String::new()
+            } else {
+                network.name.to_string()
+            },
+            org_slug: network.organization,
+        }),
+    }
+}
+
+/// List the addresses of an app.
+#[utoipa::path(
+    get,
+    path = "/v1/apps/{app_name}/ip_assignments",
+    operation_id = "App_IPAssignments_list",
+    tag = "Apps",
+    params(AppPath),
+    responses((status = 200, description = "The addresses", body = IpAssignments), NoApp),
+)]
+pub(crate) async fn list(
+    State(context): State<Context>,
+    app: AppPath,
+) -> Result<Json<IpAssignments>, HttpError> {
+    let addresses = context.catalog.addresses_of(app.name()?).await?;
+    Ok(Json(IpAssignments { ips: addresses.into_iter().map(show).collect() }))
+}
+
+/// Assign an address to an app.
+///
+/// A `v4` or `v6` is the lowest that is free among the server's `--public-addresses`, and of the
+/// app alone: its services answer there on any port. A `shared_v4` is the address that all apps
+/// share; an app has it once.
+#[utoipa::path(
+    post,
+    path = "/v1/apps/{app_name}/ip_assignments",
+    operation_id = "App_IPAssignments_create",
+    tag = "Apps",
+    params(AppPath),
+    request_body = AssignIpRequest,
+    responses(
+        (status = 200, description = "The address", body = AssignIpReply),
+        NoApp,
+        BadBody,
+        (status = 409, description = "The wanted address is in use", body = ErrorBody),
+        (status = 412, description = "The app is being deleted, or the server has no addresses of \
+                                      this type", body = ErrorBody),
+        (status = 422, description = "No address is free", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn assign(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    app: AppPath,
+    LenientJson(request): LenientJson<AssignIpRequest>,
+) -> Result<Json<AssignIpReply>, HttpError> {
+    let wanted = wanted(&context, &caller, &request).await?;
+    let region = request.region.filter(|region| region != GLOBAL).unwrap_or_default();
+    if !region.is_empty() && !context.regions.knows(&region) {
+        let shown: String = region.escape_debug().take(100).collect();
+        return Err(ApiError::invalid(format!("invalid region, unknown region '{shown}'")).into());
+    }
+    let service_name = request.service_name.unwrap_or_default();
+    if !service_name.is_empty() && names::check_machine_name(&service_name).is_err() {
+        return Err(ApiError::invalid(
+            "invalid service_name, use 1 to 63 letters, digits, dashes, dots and underscores",
+        )
+        .into());
+    }
+    let app = AppName::from_trusted(app.name()?);
+    let new = NewAddress { app, wanted, region, service_name };
+    let assignment = show(context.catalog.allocate_address(new).await?);
+    Ok(Json(AssignIpReply { assignment, ip_pair: None }))
+}
+
+async fn wanted(
+    context: &Context,
+    caller: &Caller,
+    request: &AssignIpRequest,
+) -> Result<WantedAddress, ApiError> {
+    let traffic = &context.settings.traffic;
+    let kind = request.kind.ok_or_else(|| {
+        ApiError::invalid("invalid type, it is required: use v4, v6, shared_v4 or private_v6")
+    })?;
+    let is_own = matches!(kind, IpAssignmentType::V4 | IpAssignmentType::V6);
+    if request.ip.is_some() && !is_own {
+        return Err(ApiError::invalid("invalid ip, only a v4 or v6 can be chosen"));
+    }
+    match kind {
+        IpAssignmentType::V4 | IpAssignmentType::V6 => {
+            let pool = match kind {
+                IpAssignmentType::V4 => traffic.pool_v4(),
+                _ => traffic.pool_v6(),
+            };
+            if pool.prefixes.is_empty() {
+                let family = if kind == IpAssignmentType::V4 { "IPv4" } else { "IPv6" };
+                return Err(ApiError::precondition(format!(
+                    "this server has no {family} addresses for apps: give it some with \
+                     --public-addresses"
+                )));
+            }
+            match &request.ip {
+                None => Ok(WantedAddress::Own(pool)),
+                Some(ip) => Ok(WantedAddress::This(address("ip", ip)?, pool)),
+            }
+        }
+        IpAssignmentType::SharedV4 => {
+            traffic.shared_v4().map(WantedAddress::Shared).ok_or_else(|| {
+                ApiError::precondition(
+                    "this server has no shared IPv4 address: its shared listeners have none of \
+                     their own (--http-listen)",
+                )
+            })
+        }
+        IpAssignmentType::PrivateV6 if !traffic.private_addresses => Err(ApiError::precondition(
+            "private addresses of apps are not available yet: machines of a network reach each \
+             other at their own private addresses",
+        )),
+        IpAssignmentType::PrivateV6 => {
+            let organization = match &request.org_slug {
+                Some(slug) => Some(caller.organization(context, slug).await?.slug),
+                None => None,
+            };
+            Ok(WantedAddress::Private {
+                organization,
+                network: request.network.clone().map(NetworkName::from_trusted),
+            })
+        }
+        IpAssignmentType::EgressV4 | IpAssignmentType::EgressV6 | IpAssignmentType::EgressPair => {
+            Err(ApiError::invalid(
+                "invalid type, egress addresses are not available yet: use v4, v6, shared_v4 or \
+             private_v6",
+            ))
+        }
+    }
+}
+
+/// The address in the path.
+#[derive(Deserialize)]
+pub(crate) struct AddressWord {
+    ip: String,
+}
+
+/// Release an address of an app.
+#[utoipa::path(
+    delete,
+    path = "/v1/apps/{app_name}/ip_assignments/{ip}",
+    operation_id = "App_IPAssignments_delete",
+    tag = "Apps",
+    params(AppPath, ("ip" = String, Path, description = "The address")),
+    responses(
+        (status = 204, description = "Released"),
+        (status = 400, description = "It is not an address", body = ErrorBody),
+        (status = 404, description = "No such app, or it does not have the address",
+            body = ErrorBody),
+    ),
+)]
+pub(crate) async fn release(
+    State(context): State<Context>,
+    app: AppPath,
+    Path(AddressWord { ip }): Path<AddressWord>,
+) -> Result<StatusCode, HttpError> {
+    let ip = address("address", &ip)?;
+    context.catalog.release_address(app.name()?, ip).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn address(what: &str, text: &str) -> Result<IpAddr, ApiError> {
+    text.parse().map_err(|_| {
+        let shown: String = text.escape_debug().take(100).collect();
+        ApiError::new(
+            ErrorCode::InvalidArgument,
+            format!("invalid {what}, '{shown}' is not an IP address"),
+        )
+    })
+}
+
+/// Sees to it that the services of a machine can be reached: an app with one that the shared
+/// listeners can't serve gets an address of its own, if it has none. Gives a warning when there is
+/// none to give.
+pub(crate) async fn publish(
+    context: &Context,
+    app: &str,
+    config: &MachineConfig,
+) -> Result<Option<String>, ApiError> {
+    if !config.needs_own_address() {
+        return Ok(None);
+    }
+    let traffic = &context.settings.traffic;
+    let pools = [traffic.pool_v4(), traffic.pool_v6()];
+    let Some(pool) = pools.into_iter().find(|pool| !pool.prefixes.is_empty()) else {
+        return Ok(Some(
+            "services of the machine can't be reached: the server has no addresses for apps, give \
+             it some with --public-addresses"
+                .to_owned(),
+        ));
+    };
+    match context.catalog.ensure_address(app, pool).await {
+        Ok(_) => Ok(None),
+        Err(error @ CatalogError::AddressesExhausted { .. }) => {
+            Ok(Some(format!("services of the machine can't be reached: {error}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,313 @@
+//! An app: its routes made ready for lookups, and what is kept over changes of them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use caddis_api::MachineId;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{
+    AppName, AppRoutes, Autostop, ErrorCode, MachineRoute, MachineState, PortRoute, Protocol,
+    ServiceRoute,
+    admission::{Permit, Queue, Slot},
+    choice::Load,
+    machine::{Clock, Machine},
+    routes::ServiceKey,
+    udp::Datagrams,
+};
+
+/// One service of one machine, as a target of traffic.
+#[derive(Debug, Clone)]
+pub(crate) struct Candidate {
+    pub machine: Arc<Machine>,
+    pub route: Arc<MachineRoute>,
+    service: usize,
+    slot: Arc<Slot>,
+    queue: Arc<Queue>,
+}
+
+impl Candidate {
+    pub(crate) fn service(&self) -> &ServiceRoute {
+        &self.route.services[self.service]
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.route.address, self.service().internal_port)
+    }
+
+    pub(crate) fn state(&self) -> MachineState {
+        self.machine.state(self.route.state)
+    }
+
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
+    /// Whether it may get new traffic.
+    pub(crate) fn is_eligible(&self) -> bool {
+        self.state() == MachineState::Started
+            && !self.route.cordoned
+            && self.service().healthy
+            && self.machine.is_open()
+    }
+
+    /// Whether a request may start it.
+    pub(crate) fn may_wake(&self) -> bool {
+        !self.route.cordoned
+            && self.service().autostart
+            && (self.state().is_asleep() || self.machine.is_sleeping())
+    }
+
+    /// Whether it started less than so long ago, by whomever.
+    pub(crate) fn is_fresh(&self, window: Duration) -> bool {
+        self.machine.was_woken_within(window)
+            || self.route.started_at.is_some_and(|at| {
+                SystemTime::now().duration_since(at).is_ok_and(|age| age < window)
+            })
+    }
+
+    pub(crate) fn load(&self, region: &str) -> Load {
+        let concurrency = &self.service().concurrency;
+        Load {
+            in_use: self.slot.in_use(),
+            soft: concurrency.soft_limit,
+            hard: concurrency.hard_limit,
+            tier: u8::from(self.route.region != region),
+        }
+    }
+
+    pub(crate) fn take(&self) -> Option<Permit> {
+        let hard = self.service().concurrency.hard_limit;
+        Permit::take(&self.machine, &self.slot, &self.queue, hard)
+    }
+}
+
+/// A port, or a range, and what its traffic goes to.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub port: PortRoute,
+    pub candidates: Vec<Candidate>,
+}
+
+/// Routes made ready.
+#[derive(Debug, Default)]
+pub(crate) struct Compiled {
+    pub addresses: Vec<IpAddr>,
+    pub primary_region: Option<String>,
+    /// By first port.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// UDP services by their port.
+    pub udp: BTreeMap<u16, Vec<Candidate>>,
+    /// Each service of each machine once, those of a machine beside each other.
+    pub services: Vec<Candidate>,
+    /// Where the services of a machine are.
+    machines: HashMap<MachineId, (Arc<MachineRoute>, Range<usize>)>,
+}
+
+impl Compiled {
+    /// The services of a machine.
+    pub(crate) fn of_machine(&self, id: &MachineId) -> &[Candidate] {
+        let place = self.machines.get(id).map(|(_, place)| place.clone());
+        self.services.get(place.unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub name: AppName,
+    clock: Clock,
+    compiled: ArcSwap<Compiled>,
+    machines: Mutex<HashMap<MachineId, Arc<Machine>>>,
+    queues: Mutex<HashMap<ServiceKey, Arc<Queue>>>,
+    /// Changes whenever something may have become possible.
+    pub version: watch::Sender<u64>,
+    /// Held while a machine to start or to put to sleep is picked.
+    pub decide: Mutex<()>,
+    pub waiting: AtomicU32,
+    pub errors: Mutex<BTreeMap<ErrorCode, u64>>,
+    pub datagrams: Datagrams,
+}
+
+impl App {
+    pub(crate) fn new(name: AppName, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            clock,
+            compiled: ArcSwap::default(),
+            machines: Mutex::default(),
+            queues: Mutex::default(),
+            version: watch::Sender::new(0),
+            decide: Mutex::new(()),
+            waiting: AtomicU32::new(0),
+            errors: Mutex::default(),
+            datagrams: Datagrams::default(),
+        })
+    }
+
+    /// The routes of now. Not to be kept while waiting.
+    pub(crate) fn compiled(&self) -> arc_swap::Guard<Arc<Compiled>> {
+        self.compiled.load()
+    }
+
+    /// What serves an external port.
+    pub(crate) fn endpoint(&self, port: u16) -> Option<Arc<Endpoint>> {
+        let compiled = self.compiled();
+        // Ranges do not overlap, but for mistakes: the one that begins last wins.
+        let after = compiled.endpoints.partition_point(|endpoint| endpoint.port.start <= port);
+        compiled.endpoints[..after]
+            .iter()
+            .rev()
+            .find(|endpoint| endpoint.port.contains(port))
+            .cloned()
+    }
+
+    /// The same machine's service in the routes of now.
+    pub(crate) fn current(&self, candidate: &Candidate) -> Option<Candidate> {
+        let key = candidate.service().key();
+        let compiled = self.compiled();
+        let services = compiled.of_machine(&candidate.machine.id);
+        services.iter().find(|now| now.service().key() == key).cloned()
+    }
+
+    /// Notes what was done to a machine, unless the routes of now show it already.
+    pub(crate) fn believe(&self, candidate: &Candidate, is_started: bool, for_so_long: Duration) {
+        candidate.machine.believe(is_started, for_so_long);
+        if let Some(now) = self.current(candidate) {
+            candidate.machine.routed(now.route.state);
+        }
+    }
+
+    /// Something may have become possible.
+    pub(crate) fn changed(&self) {
+        self.version.send_modify(|version| *version = version.wrapping_add(1));
+    }
+
+    pub(crate) fn machines(&self) -> Vec<Arc<Machine>> {
+        self.machines.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn machine(&self, id: &MachineId) -> Option<Arc<Machine>> {
+        self.machines.lock().get(id).cloned()
+    }
+
+    pub(crate) fn count_error(&self, code: ErrorCode) {
+        *self.errors.lock().entry(code).or_default() += 1;
+    }
+
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the routes. Machines that are not in them any more are told so.
+    pub(crate) fn replace(&self, routes: AppRoutes) {
+        let before = self.compiled.load_full();
+        let compiled = Arc::new(self.compile(routes));
+        self.compiled.store(compiled.clone());
+        // Only now: who believes something looks at the routes afterwards, so that one of us sees
+        // the other.
+        for candidate in &compiled.services {
+            candidate.machine.routed(candidate.route.state);
+        }
+        self.machines.lock().retain(|id, machine| {
+            let is_routed = compiled.machines.contains_key(id);
+            if !is_routed {
+                machine.gone.cancel();
+                machine.cut_connections();
+            }
+            is_routed
+        });
+        for (route, place) in compiled.machines.values() {
+            let was_off = before.machines.get(&route.id).is_none_or(|(before, _)| before.is_off);
+            if route.is_off && !was_off {
+                // Its VM may have gone without closing anything: nobody would ever hear of that.
+                if let Some(service) = compiled.services.get(place.start) {
+                    service.machine.cut_connections();
+                }
+            }
+        }
+        for candidate in compiled.services.iter() {
+            if candidate.machine.needs_telling.swap(false, Ordering::Relaxed) {
+                candidate.machine.rerouted.notify_one();
+            }
+        }
+        self.changed();
+    }
+
+    fn compile(&self, routes: AppRoutes) -> Compiled {
+        let before = self.compiled();
+        let AppRoutes { addresses, primary_region, machines } = routes;
+        let mut compiled = Compiled { addresses, primary_region, ..Compiled::default() };
+        for route in machines {
+            let machine = self.entry(&route.id);
+            let old = before.machines.get(&route.id).map(|(old, _)| old);
+            if route.state == MachineState::Started
+                && old.is_none_or(|old| machine.state(old.state) != MachineState::Started)
+            {
+                // It counts as used from its start on.
+                machine.touch();
+            }
+            let route = match old {
+                Some(old) if **old == route => old.clone(),
+                _ => {
+                    machine.needs_telling.store(true, Ordering::Relaxed);
+                    Arc::new(route)
+                }
+            };
+            let first = compiled.services.len();
+            for (index, service) in route.services.iter().enumerate() {
+                let queue = self.queues.lock().entry(service.key()).or_default().clone();
+                compiled.services.push(Candidate {
+                    machine: machine.clone(),
+                    route: route.clone(),
+                    service: index,
+                    slot: machine.slot(service.key()),
+                    queue,
+                });
+            }
+            let place = first..compiled.services.len();
+            compiled.machines.insert(route.id.clone(), (route, place));
+        }
+        let mut endpoints: BTreeMap<(u16, u16), Endpoint> = BTreeMap::new();
+        for candidate in &compiled.services {
+            for port in &candidate.service().ports {
+                if candidate.service().protocol == Protocol::Udp {
+                    for port in port.start..=port.end {
+                        compiled.udp.entry(port).or_default().push(candidate.clone());
+                    }
+                    continue;
+                }
+                endpoints
+                    .entry((port.start, port.end))
+                    .or_insert_with(|| Endpoint { port: port.clone(), candidates: Vec::new() })
+                    .candidates
+                    .push(candidate.clone());
+            }
+        }
+        compiled.endpoints = endpoints.into_values().map(Arc::new).collect();
+        compiled
+    }
+
+    fn entry(&self, id: &MachineId) -> Arc<Machine> {
+        let mut machines = self.machines.lock();
+        machines.entry(id.clone()).or_insert_with(|| Machine::new(id.clone(), self.clock)).clone()
+    }
+
+    /// Whether any of its machines is ever put to sleep by the periodic rule.
+    pub(crate) fn has_periodic_rule(&self) -> bool {
+        self.compiled().services.iter().any(|candidate| {
+            let service = candidate.service();
+            service.autostop != Autostop::Off && service.idle_timeout.is_none()
+        })
+    }
+}

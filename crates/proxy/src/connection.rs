@@ -1,0 +1,277 @@
+//! One client connection: TLS, then HTTP or plain bytes.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::Notify,
+};
+use tokio_rustls::LazyConfigAcceptor;
+
+use crate::{
+    AppName, ErrorCode, HttpOptions, PortRoute,
+    app::App,
+    core::Core,
+    error::Failure,
+    forward,
+    headers::Origin,
+    request_guard::Guarded,
+    socket::{ClientSocket, Monitor},
+    tcp,
+};
+
+/// Requests in progress on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 256;
+/// Streams that a client may have begun and reset before we saw them, and that we reset.
+const MAX_RESETS: usize = 64;
+/// Bytes of a request's head.
+const MAX_HEAD: usize = 64 << 10;
+/// A client with HTTP/2 that says nothing is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// Where a connection came in.
+#[derive(Debug, Clone)]
+pub(crate) enum Entry {
+    /// The shared listener for HTTP.
+    Http,
+    /// The shared listener for TLS.
+    Https,
+    /// An address of the app's own.
+    Own { app: AppName, port: u16 },
+}
+
+/// What requests of a connection need to know of it.
+pub(crate) struct Connection {
+    /// Never 0.
+    pub id: u64,
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    /// The external port whose service is meant.
+    pub port: u16,
+    pub is_tls: bool,
+    pub origin: Origin,
+    /// The app, where the address decides it.
+    pub app: Option<AppName>,
+    /// Has the connection end when its requests have.
+    pub drain: Notify,
+    monitor: Arc<Monitor>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("id", &self.id).field("peer", &self.peer).finish()
+    }
+}
+
+impl Connection {
+    /// Ends when the client left while it waits for a machine.
+    pub(crate) async fn left(&self, core: &Core) {
+        if core.config.half_close_leaves {
+            self.monitor.left().await;
+        } else {
+            std::future::pending().await
+        }
+    }
+}
+
+/// Serves a connection to its end. Is dropped when all is cut.
+pub(crate) async fn attend(core: Arc<Core>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
+    let Ok(local) = stream.local_addr() else { return };
+    let socket = ClientSocket::new(stream, core.clock);
+    let (port, app) = match entry {
+        Entry::Http => (80, None),
+        Entry::Https => (443, None),
+        Entry::Own { app, port } => (port, Some(app)),
+    };
+    let connection = Connection {
+        id: NEXT.fetch_add(1, Ordering::Relaxed),
+        peer,
+        local,
+        port,
+        is_tls: false,
+        origin: Origin::new(peer.ip(), local.ip(), port),
+        app: app.clone(),
+        drain: Notify::new(),
+        monitor: socket.monitor(),
+    };
+    let Some(name) = app else {
+        if port == 443 {
+            return Box::pin(tls(&core, None, connection, socket)).await;
+        }
+        return serve_http(&core, Arc::new(connection), socket, &HttpOptions::default()).await;
+    };
+    let Some(app) = core.table.get(&name) else { return };
+    let Some(endpoint) = app.endpoint(port) else { return };
+    let handlers = endpoint.port.handlers;
+    let mut socket = socket;
+    if handlers.pg_tls {
+        let timeout = core.config.handshake_timeout;
+        match tcp::negotiate_pg_tls(&mut socket, timeout).await {
+            Ok(true) => {}
+            Ok(false) => return core.report(&app, &tcp::pg_tls_required(), None),
+            Err(error) => return tracing::debug!(%error, "no negotiation of TLS"),
+        }
+    }
+    if handlers.tls || handlers.pg_tls {
+        return Box::pin(tls(&core, Some(app), connection, socket)).await;
+    }
+    Box::pin(plain(&core, &app, connection, &endpoint.port, socket)).await;
+}
+
+/// The handshake, and what comes after it.
+async fn tls(
+    core: &Arc<Core>,
+    app: Option<Arc<App>>,
+    mut connection: Connection,
+    socket: ClientSocket,
+) {
+    let is_shared = app.is_none();
+    let source = connection.peer.ip();
+    let handshake = async {
+        core.handshakes.begin(source).map_err(|failure| (app.clone(), failure))?;
+        let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket);
+        let start = acceptor.await.map_err(|error| (app.clone(), failed(&error)))?;
+        let hello = start.client_hello();
+        let named =
+            hello.server_name().and_then(|name| core.table.by_host(name, &core.config.domain));
+        // A name that no app has gets no certificate on the shared listener.
+        let Some(app) = app.clone().or(named) else {
+            let text = "no app has the name that the client asked for";
+            return Err((None, Failure::new(ErrorCode::PT05, text)));
+        };
+        if let Some(name) = hello.server_name() {
+            let counted = core.handshakes.name(source, name);
+            counted.map_err(|failure| (Some(app.clone()), failure))?;
+        }
+        let Some(endpoint) = app.endpoint(connection.port) else {
+            let failure = Failure::new(ErrorCode::PR01, "the app has no service at this port");
+            return Err((Some(app), failure));
+        };
+        let port = endpoint.port.clone();
+        if !(port.handlers.tls || port.handlers.pg_tls) {
+            let text = "the service at this port has no handler 'tls'";
+            return Err((Some(app), Failure::new(ErrorCode::PT04, text)));
+        }
+        let settings =
+            core.certificates.settings(&port.tls, port.handlers.http).map_err(|error| {
+                (Some(app.clone()), Failure::new(ErrorCode::PT04, error.to_string()))
+            })?;
+        match start.into_stream(settings).await {
+            Ok(stream) => Ok((app, port, stream)),
+            Err(error) => Err((Some(app), failed(&error))),
+        }
+    };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(core.config.handshake_timeout, handshake) => shaken,
+        () = core.stopping.cancelled() => return,
+    };
+    let (app, port, stream) = match shaken {
+        Ok(Ok(shaken)) => shaken,
+        Ok(Err((Some(app), failure))) => return core.report(&app, &failure, None),
+        Ok(Err((None, failure))) => {
+            return tracing::debug!(code = %failure.code, text = failure.text, "no handshake");
+        }
+        Err(_) => {
+            if let Some(app) = app {
+                let failure = Failure::new(ErrorCode::PT08, "the TLS handshake timed out");
+                core.report(&app, &failure, None);
+            }
+            return;
+        }
+    };
+    connection.is_tls = true;
+    if !is_shared || !port.handlers.http {
+        connection.app = Some(app.name.clone());
+    }
+    Box::pin(plain(core, &app, connection, &port, stream)).await;
+}
+
+fn failed(error: &std::io::Error) -> Failure {
+    Failure::new(ErrorCode::PT04, format!("the TLS handshake failed: {error}"))
+}
+
+/// HTTP or bytes, once TLS is off.
+async fn plain<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    core: &Arc<Core>,
+    app: &Arc<App>,
+    connection: Connection,
+    port: &PortRoute,
+    stream: S,
+) {
+    if port.handlers.http {
+        serve_http(core, Arc::new(connection), stream, &port.http).await;
+    } else {
+        tcp::serve(core, app, &connection, port, stream).await;
+    }
+}
+
+async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    core: &Arc<Core>,
+    connection: Arc<Connection>,
+    stream: S,
+    options: &HttpOptions,
+) {
+    let head_timeout = options.headers_read_timeout.unwrap_or(core.config.headers_read_timeout);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // A client that shuts its writing side still gets its answer.
+        .half_close(true)
+        .header_read_timeout(head_timeout)
+        .max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_RESETS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .keep_alive_interval(KEEPALIVE);
+    // Boxed: hyper keeps room for it as long as the connection lives.
+    let service =
+        service_fn(|request| Box::pin(forward::serve(core.clone(), connection.clone(), request)));
+    let stream = TokioIo::new(Guarded::new(stream));
+    let mut serving = pin!(builder.serve_connection_with_upgrades(stream, service));
+    let mut idle = pin!(async {
+        match options.idle_timeout {
+            Some(timeout) => connection.monitor.idle(timeout).await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut is_closing = false;
+    loop {
+        tokio::select! {
+            biased;
+            result = serving.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            () = connection.drain.notified(), if !is_closing => {}
+            () = core.stopping.cancelled(), if !is_closing => {}
+            () = idle.as_mut() => return,
+        }
+        is_closing = true;
+        serving.as_mut().graceful_shutdown();
+    }
+}

@@ -1,0 +1,472 @@
+//! An HTTP request on its way to a machine and its response on the way back.
+//!
+//! ```text
+//!  find the app and its port ─▶ take a place ─▶ connect ─▶ send ─▶ pass the response on
+//!                                 ▲               │ refused   │ the connection had been used, and
+//!                                 └───────────────┴───────────┘ nothing says the request arrived
+//! ```
+
+mod answer;
+mod upgrade;
+
+use std::{convert::Infallible, mem, sync::Arc};
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
+    uri::{Authority, PathAndQuery},
+};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use self::answer::{AnswerBody, Passing};
+use crate::{
+    AccessRecord, ConcurrencyKind, ErrorCode,
+    app::{App, Candidate, Endpoint},
+    connection::Connection,
+    core::Core,
+    counters,
+    error::Failure,
+    headers,
+    pool::{self, Wanted},
+    replay_body::Source,
+    select::{Search, Taken},
+    table, tcp,
+};
+
+/// Why there is no response of a machine.
+enum Refusal {
+    Failed(Failure),
+    /// The client's fault, which is no business of the app's log.
+    Bad(StatusCode, &'static str),
+    /// To this address.
+    Redirect(HeaderValue),
+    /// The machine takes long to start, and the client is a browser.
+    Placeholder,
+    /// The client does not wait any more.
+    Left,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// What is known of a request's way, for its end.
+struct Exchange {
+    core: Arc<Core>,
+    connection: Arc<Connection>,
+    request_id: HeaderValue,
+    version: Version,
+    app: Option<Arc<App>>,
+    endpoint: Option<Arc<Endpoint>>,
+    machine: Option<caddis_api::MachineId>,
+}
+
+/// A request's head, to be sent as often as needed.
+struct Head {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+/// Answers a request of a client.
+pub(crate) async fn serve(
+    core: Arc<Core>,
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    let logged = core
+        .config
+        .access_log
+        .then(|| (Instant::now(), request.method().clone(), request.uri().path().to_owned()));
+    let version = request.version();
+    let request_id = request_id(&core.config.region);
+    // The guard looks at nothing that follows these on an HTTP/1 connection.
+    let ends_guard = version != Version::HTTP_2
+        && (request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE));
+    let mut exchange = Exchange {
+        core,
+        connection,
+        request_id,
+        version,
+        app: None,
+        endpoint: None,
+        machine: None,
+    };
+    let result = exchange.run(request).await;
+    let mut response = match result {
+        Ok(response) => response,
+        Err(refusal) => exchange.refuse(refusal),
+    };
+    let core = &exchange.core;
+    headers::finish_response(
+        response.headers_mut(),
+        exchange.endpoint.as_ref().map(|endpoint| &endpoint.port.http),
+        version,
+        &core.server,
+        &exchange.request_id,
+    );
+    if ends_guard && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let (Some((began, method, path)), Some(app)) = (logged, &exchange.app) {
+        core.journal.access(AccessRecord {
+            app: app.name.clone(),
+            machine: exchange.machine.clone(),
+            request_id: exchange.request_id.to_str().unwrap_or_default().into(),
+            client: exchange.connection.peer,
+            method,
+            path,
+            status: response.status().as_u16(),
+            duration: began.elapsed(),
+        });
+    }
+    Ok(response)
+}
+
+/// A new id for a request.
+fn request_id(region: &str) -> HeaderValue {
+    let mut ulid = [0; ulid::ULID_LEN];
+    let ulid = ulid::Ulid::new().array_to_str(&mut ulid);
+    let mut id = String::with_capacity(ulid.len() + 1 + region.len());
+    id.push_str(ulid);
+    id.push('-');
+    id.push_str(region);
+    HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
+}
+
+impl Exchange {
+    async fn run(&mut self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Refusal> {
+        let (mut parts, body) = request.into_parts();
+        let host = host(&parts)?;
+        let app = self.find(host.as_ref())?;
+        self.app = Some(app.clone());
+        let Some(endpoint) = app.endpoint(self.connection.port) else {
+            let text = format!("the app has no service at port {}", self.connection.port);
+            return Err(Failure::new(ErrorCode::PR01, text).into());
+        };
+        self.endpoint = Some(endpoint.clone());
+        if !endpoint.port.handlers.http {
+            let text = "the service at this port has no handler 'http'";
+            return Err(Failure::new(ErrorCode::PR01, text).into());
+        }
+        if endpoint.port.force_https && !self.connection.is_tls {
+            return Err(self.redirect(host.as_ref(), &parts));
+        }
+        let asked = upgrade::asked(&mut parts)?;
+        headers::strip_hop_by_hop(&mut parts.headers);
+        // We answer it ourselves, once a machine takes the body.
+        parts.headers.remove(header::EXPECT);
+        let preference = headers::preference(&mut parts.headers);
+        headers::add_origin(
+            &mut parts.headers,
+            &self.connection.origin,
+            self.connection.is_tls,
+            self.version,
+            &self.core.region,
+            &self.request_id,
+        );
+        if let Some(asked) = &asked {
+            asked.add_to(&mut parts.headers);
+        }
+        let uses_h2 = endpoint.port.http.h2_backend && asked.is_none();
+        let mut head = head(parts, host, uses_h2)?;
+        let config = &self.core.config;
+        let source = Source::new(body, config.replay_memory, config.replay_disk);
+        let core = self.core.clone();
+        let mut search = Search::new(&core, &app, self.connection.port, &preference);
+        let port = &endpoint.port;
+        let preface = tcp::proxy_header(
+            port.handlers.proxy_protocol,
+            self.connection.peer,
+            self.connection.local,
+        );
+        loop {
+            // What is rare is boxed, so that requests take no room for it.
+            let taken = match search.try_take() {
+                Some(taken) => taken,
+                None => Box::pin(self.wait_for_place(&mut search, &head)).await?,
+            };
+            self.machine = Some(taken.candidate.machine.id.clone());
+            let wanted = self.wanted(&taken.candidate, &head.method, uses_h2, !preface.is_empty());
+            let upstream = pool::upstream(&core, &taken.candidate, wanted, &preface).await;
+            let mut upstream = match upstream {
+                Ok(upstream) => upstream,
+                Err(failure) => {
+                    Box::pin(self.not_connected(&app, &mut search, taken, failure)).await?;
+                    continue;
+                }
+            };
+            if let Some(id) = &preference.machine
+                && *id != taken.candidate.machine.id.as_str()
+            {
+                headers::add_unavailable(&mut head.headers, id);
+            }
+            let may_repeat = upstream.is_reused && asked.is_none();
+            let request = head.request(may_repeat, &source);
+            let serves = taken.permit.machine.serves(&self.connection);
+            counters::add(&taken.permit.machine.tally.requests, 1);
+            let response = match upstream.send(request).await {
+                Ok(response) => response,
+                Err(mut error) => {
+                    if let Some(unsent) = error.take_message() {
+                        head.headers = unsent.into_parts().0.headers;
+                        continue;
+                    }
+                    let error = error.into_error();
+                    // Nothing of a response came, and it would not be done twice.
+                    let is_harmless = (head.method.is_idempotent() && source.can_repeat())
+                        || (!source.is_empty() && source.is_untouched());
+                    if may_repeat && is_harmless && !error.is_parse() {
+                        tracing::debug!(%error, machine = %taken.candidate.machine.id, "again");
+                        continue;
+                    }
+                    return Err(broken(&taken.candidate, &error).into());
+                }
+            };
+            source.settle();
+            let passing = Passing {
+                core: core.clone(),
+                app: app.clone(),
+                request_id: self.request_id.clone(),
+                permit: taken.permit,
+                upstream: Some(upstream),
+                source,
+                _serves: serves,
+            };
+            return match asked {
+                Some(asked) => asked.answer(self.version, response, passing),
+                None => plain(response, passing),
+            };
+        }
+    }
+
+    /// The app that is meant.
+    fn find(&self, host: Option<&Authority>) -> Result<Arc<App>, Refusal> {
+        let table = &self.core.table;
+        let app = match (&self.connection.app, host) {
+            (Some(name), _) => table.get(name),
+            (None, Some(host)) => table.by_host(host.as_str(), &self.core.config.domain),
+            (None, None) => {
+                return Err(Refusal::Bad(StatusCode::BAD_REQUEST, "the request names no host"));
+            }
+        };
+        app.ok_or(Refusal::Bad(StatusCode::NOT_FOUND, "PR02: there is no app of this name"))
+    }
+
+    fn redirect(&self, host: Option<&Authority>, parts: &request::Parts) -> Refusal {
+        let Some(host) = host else {
+            return Refusal::Bad(StatusCode::BAD_REQUEST, "the request names no host");
+        };
+        let name = table::host_name(host.as_str());
+        // On the shared listener another port may stand for 443.
+        let port = match (self.connection.app.is_none(), self.core.https_port) {
+            (true, Some(port)) if port != 443 => format!(":{port}"),
+            _ => String::new(),
+        };
+        let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        match HeaderValue::from_str(&format!("https://{name}{port}{path}")) {
+            Ok(target) => Refusal::Redirect(target),
+            Err(_) => Refusal::Bad(StatusCode::BAD_REQUEST, "the request's path is invalid"),
+        }
+    }
+
+    /// A place at a machine that is waited for.
+    async fn wait_for_place(&self, search: &mut Search<'_>, head: &Head) -> Result<Taken, Refusal> {
+        let core = search.core.clone();
+        let placeholder = core.config.placeholder.as_ref().filter(|_| {
+            let accept = head.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+            head.method == Method::GET && accept.is_some_and(|types| types.contains("text/html"))
+        });
+        let shown = async {
+            match placeholder {
+                Some(placeholder) => tokio::time::sleep(placeholder.after).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            taken = search.take() => Ok(taken?),
+            () = self.left() => Err(Refusal::Left),
+            () = shown => Err(Refusal::Placeholder),
+        }
+    }
+
+    /// Over HTTP/2 a stream that is reset drops its request without our doing.
+    async fn left(&self) {
+        if self.version == Version::HTTP_2 {
+            std::future::pending().await
+        } else {
+            self.connection.left(&self.core).await;
+        }
+    }
+
+    fn wanted(
+        &self,
+        candidate: &Candidate,
+        method: &Method,
+        is_h2: bool,
+        has_preface: bool,
+    ) -> Wanted {
+        let kind = candidate.service().concurrency.kind;
+        let is_own = has_preface || (kind == ConcurrencyKind::Connections && !is_h2);
+        let pool_idle = self.core.config.pool_idle;
+        Wanted {
+            is_h2,
+            owner: if is_own { self.connection.id } else { 0 },
+            max_idle: if method.is_idempotent() { pool_idle } else { pool_idle.min(pool::CERTAIN) },
+        }
+    }
+
+    /// Nothing was sent. A machine that started a moment ago may open its port yet; else another
+    /// one is to be found.
+    async fn not_connected(
+        &self,
+        app: &App,
+        search: &mut Search<'_>,
+        taken: Taken,
+        failure: Failure,
+    ) -> Result<(), Refusal> {
+        let Taken { permit, candidate } = taken;
+        drop(permit);
+        if candidate.is_fresh(self.core.config.recently_started) {
+            return tokio::select! {
+                ready = search.wait_until_ready(&candidate) => Ok(ready?),
+                () = self.left() => Err(Refusal::Left),
+            };
+        }
+        self.core.report(app, &failure, self.request_id.to_str().ok());
+        search.exclude(&candidate, failure);
+        Ok(())
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Response<AnswerBody> {
+        let mut response = Response::new(AnswerBody::Empty);
+        let (status, text) = match refusal {
+            Refusal::Failed(failure) => {
+                let id = self.request_id.to_str().ok();
+                if let Some(app) = &self.app {
+                    self.core.report(app, &failure, id);
+                }
+                let code = failure.code;
+                let status = code.status();
+                if status == StatusCode::SERVICE_UNAVAILABLE {
+                    let later = HeaderValue::from_static("1");
+                    response.headers_mut().insert(header::RETRY_AFTER, later);
+                }
+                let reason = status.canonical_reason().unwrap_or_default();
+                (status, format!("{code}: {reason}\nrequest {}\n", id.unwrap_or_default()))
+            }
+            Refusal::Bad(status, text) => (status, format!("{text}\n")),
+            Refusal::Redirect(target) => {
+                response.headers_mut().insert(header::LOCATION, target);
+                (StatusCode::MOVED_PERMANENTLY, String::new())
+            }
+            Refusal::Placeholder => {
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                let html = self.core.config.placeholder.as_ref().map(|page| page.html.clone());
+                let headers = response.headers_mut();
+                headers.insert("refresh", HeaderValue::from_static("1"));
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                let html_type = HeaderValue::from_static("text/html; charset=utf-8");
+                headers.insert(header::CONTENT_TYPE, html_type);
+                *response.body_mut() = AnswerBody::Text(html.unwrap_or_default().into());
+                return response;
+            }
+            Refusal::Left => {
+                // Nobody will read it.
+                (StatusCode::REQUEST_TIMEOUT, String::new())
+            }
+        };
+        *response.status_mut() = status;
+        let text_type = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, text_type);
+        *response.body_mut() = AnswerBody::Text(bytes::Bytes::from(text).into());
+        response
+    }
+}
+
+/// The host that a request is for.
+fn host(parts: &request::Parts) -> Result<Option<Authority>, Refusal> {
+    const INVALID: Refusal = Refusal::Bad(StatusCode::BAD_REQUEST, "the request's host is invalid");
+    if let Some(authority) = parts.uri.authority() {
+        return Ok(Some(authority.clone()));
+    }
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let Some(host) = hosts.next() else { return Ok(None) };
+    if hosts.next().is_some() {
+        return Err(INVALID);
+    }
+    let authority = Authority::try_from(host.as_bytes()).map_err(|_| INVALID)?;
+    if authority.as_str().contains('@') {
+        return Err(INVALID);
+    }
+    Ok(Some(authority))
+}
+
+fn head(parts: request::Parts, host: Option<Authority>, uses_h2: bool) -> Result<Head, Refusal> {
+    let request::Parts { method, uri, mut headers, .. } = parts;
+    if method == Method::CONNECT {
+        let text = "CONNECT is not supported";
+        return Err(Refusal::Bad(StatusCode::METHOD_NOT_ALLOWED, text));
+    }
+    // As most requests come: a path alone, and the host as it is in its field.
+    if !uses_h2 && uri.authority().is_none() && uri.path_and_query().is_some() {
+        return Ok(Head { method, uri, headers });
+    }
+    let path = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    let mut target = http::uri::Parts::default();
+    target.path_and_query = Some(path);
+    if uses_h2 {
+        headers.remove(header::HOST);
+        target.scheme = Some(http::uri::Scheme::HTTP);
+        target.authority = Some(host.unwrap_or(Authority::from_static("localhost")));
+    } else if let Some(host) = host
+        && let Ok(value) = HeaderValue::from_str(host.as_str())
+    {
+        headers.insert(header::HOST, value);
+    }
+    match Uri::from_parts(target) {
+        Ok(uri) => Ok(Head { method, uri, headers }),
+        Err(_) => Err(Refusal::Bad(StatusCode::BAD_REQUEST, "the request's path is invalid")),
+    }
+}
+
+impl Head {
+    /// The request for one attempt. The head is kept if there may be another.
+    fn request(
+        &mut self,
+        may_repeat: bool,
+        source: &Source,
+    ) -> Request<crate::replay_body::ReplayBody> {
+        let headers = if may_repeat { self.headers.clone() } else { mem::take(&mut self.headers) };
+        let body = source.attempt(may_repeat && self.method.is_idempotent());
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
+        request
+    }
+}
+
+/// A request was sent, or begun, and no response came.
+fn broken(candidate: &Candidate, error: &hyper::Error) -> Failure {
+    let id = &candidate.machine.id;
+    let text = format!("machine {id} gave no response to the request: {error}");
+    Failure::of(id, ErrorCode::PU02, text)
+}
+
+fn plain(response: Response<Incoming>, passing: Passing) -> Result<Response<AnswerBody>, Refusal> {
+    let (mut parts, body) = response.into_parts();
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        let id = &passing.permit.machine.id;
+        let text = format!("machine {id} switched protocols, which the request did not ask for");
+        return Err(Failure::of(id, ErrorCode::PU02, text).into());
+    }
+    headers::strip_hop_by_hop(&mut parts.headers);
+    parts.extensions.clear();
+    // The client's version is its own.
+    parts.version = Version::default();
+    Ok(Response::from_parts(parts, AnswerBody::machine(body, passing)))
+}

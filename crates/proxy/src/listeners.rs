@@ -1,0 +1,244 @@
+//! Ports that the proxy listens to: two that all apps share, and those of services on addresses of
+//! the app's own, which come and go with the routes.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    AppName, ErrorCode, Protocol,
+    app::App,
+    connection::{self, Entry},
+    core::Core,
+    error::Failure,
+    udp,
+};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Rest after an accept that failed for want of descriptors or memory; nothing tells when there are
+/// some again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Rest between attempts to bind: at first, and at most. Nothing tells when an address comes.
+const FIRST_BIND_PAUSE: Duration = Duration::from_millis(100);
+const MAX_BIND_PAUSE: Duration = Duration::from_secs(10);
+
+/// A port that is, or should be, listened to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerStatus {
+    /// The app that it is for. None: all.
+    pub app: Option<AppName>,
+    /// What comes there.
+    pub protocol: Protocol,
+    /// The address and port.
+    pub address: SocketAddr,
+    /// Why it is not listened to; it is tried again.
+    pub error: Option<String>,
+}
+
+/// Listeners on addresses of apps.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    own: Mutex<HashMap<Place, Own>>,
+}
+
+type Place = (Protocol, SocketAddr);
+
+#[derive(Debug)]
+struct Own {
+    app: AppName,
+    end: CancellationToken,
+    error: Arc<Mutex<Option<String>>>,
+}
+
+impl Listeners {
+    /// Listens to what an app's routes say, and to nothing else of it.
+    pub(crate) fn sync(&self, core: &Arc<Core>, app: &Arc<App>) {
+        let wanted = wanted(core, app);
+        let mut own = self.own.lock();
+        own.retain(|place, one| {
+            let is_kept = one.app != app.name || wanted.contains(place);
+            if !is_kept {
+                one.end.cancel();
+            }
+            is_kept
+        });
+        for place in wanted {
+            match own.get(&place) {
+                Some(other) if other.app == app.name => continue,
+                // An address that moves: the routes that came last say whose it is.
+                Some(other) => other.end.cancel(),
+                None => {}
+            }
+            let one = Own {
+                app: app.name.clone(),
+                end: core.stopping.child_token(),
+                error: Arc::default(),
+            };
+            // At once, so that a service answers when its routes have been applied.
+            let bound = Bound::new(place).map_err(|error| {
+                note(&one.error, place.1, &error);
+                let text = format!("can't listen on {}: {error}; trying again", place.1);
+                core.report(app, &Failure::new(ErrorCode::PP01, text), None);
+            });
+            let (core, app, bound) = (core.clone(), app.clone(), bound.ok());
+            let (end, error) = (one.end.clone(), one.error.clone());
+            core.tasks.clone().spawn(async move {
+                tokio::select! {
+                    () = listen(&core, &app, bound, place, &end, &error) => {}
+                    () = end.cancelled() => {}
+                }
+            });
+            own.insert(place, one);
+        }
+    }
+
+    /// What is listened to for single apps, by address.
+    pub(crate) fn status(&self) -> Vec<ListenerStatus> {
+        let own = self.own.lock();
+        let sorted: BTreeMap<_, _> = own.iter().collect();
+        let status = |((protocol, address), one): (&Place, &Own)| ListenerStatus {
+            app: Some(one.app.clone()),
+            protocol: *protocol,
+            address: *address,
+            error: one.error.lock().clone(),
+        };
+        sorted.into_iter().map(status).collect()
+    }
+}
+
+fn wanted(core: &Core, app: &App) -> HashSet<Place> {
+    let compiled = app.compiled();
+    let tcp = compiled.endpoints.iter().flat_map(|one| one.port.start..=one.port.end);
+    let tcp = tcp.map(|port| (Protocol::Tcp, port));
+    let udp = compiled.udp.keys().map(|port| (Protocol::Udp, *port));
+    let ports: Vec<_> = tcp.chain(udp).collect();
+    let most = core.config.max_ports_per_address;
+    if ports.len() > most && !compiled.addresses.is_empty() {
+        tracing::warn!(app = %app.name, ports = ports.len(), most, "not all ports are listened to");
+    }
+    let of_address = |address| {
+        let listened = ports.iter().take(most);
+        listened.map(move |(protocol, port)| (*protocol, SocketAddr::new(address, *port)))
+    };
+    compiled.addresses.iter().copied().flat_map(of_address).collect()
+}
+
+fn note(kept: &Mutex<Option<String>>, address: SocketAddr, error: &io::Error) {
+    tracing::warn!(%address, %error, "can't listen; trying again");
+    *kept.lock() = Some(error.to_string());
+}
+
+/// A socket of an app's own address.
+enum Bound {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+impl Bound {
+    fn new((protocol, address): Place) -> io::Result<Self> {
+        match protocol {
+            Protocol::Tcp => bind(address).map(Self::Tcp),
+            Protocol::Udp => udp::bind(address).map(Self::Udp),
+        }
+    }
+}
+
+async fn listen(
+    core: &Arc<Core>,
+    app: &Arc<App>,
+    bound: Option<Bound>,
+    place: Place,
+    end: &CancellationToken,
+    error: &Mutex<Option<String>>,
+) {
+    let address = place.1;
+    let mut pause = FIRST_BIND_PAUSE;
+    let mut bound = bound;
+    loop {
+        if let Some(bound) = bound {
+            *error.lock() = None;
+            return match bound {
+                Bound::Tcp(listener) => {
+                    let entry = Entry::Own { app: app.name.clone(), port: address.port() };
+                    accept(core, listener, entry).await;
+                }
+                Bound::Udp(socket) => udp::serve(core, app, socket, address, end).await,
+            };
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_BIND_PAUSE);
+        bound = match Bound::new(place) {
+            Ok(bound) => Some(bound),
+            Err(failed) => {
+                *error.lock() = Some(failed.to_string());
+                None
+            }
+        };
+    }
+}
+
+/// A socket that listens to an address.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket =
+        Socket::new(Domain::for_address(address), Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts connections until dropped, or the proxy stops.
+pub(crate) async fn accept(core: &Arc<Core>, listener: TcpListener, entry: Entry) {
+    tokio::select! {
+        () = core.routed.cancelled() => {}
+        () = core.stopping.cancelled() => return,
+    }
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = core.stopping.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (core, entry) = (core.clone(), entry.clone());
+                core.tasks.clone().spawn(async move {
+                    let cut = core.cut.clone();
+                    tokio::select! {
+                        biased;
+                        () = connection::attend(core, stream, peer, entry) => {}
+                        () = cut.cancelled() => {}
+                    }
+                });
+            }
+            Err(error) if is_of_the_client(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "can't accept connections; raise the limit of open files");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether an accept failed because of a client that has gone again.
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
+}

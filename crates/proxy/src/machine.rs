@@ -1,0 +1,423 @@
+//! What the proxy knows of a machine beyond its routes, kept over changes of them.
+//!
+//! ```text
+//!            begin_drain                 begin_sleep
+//!   Open ───────────────▶ Draining ───────────────▶ Sleeping
+//!    ▲ ◀── recall (a request wants it) ──┘              │
+//!    └──────── reopen: asleep, failed, or woken ◀───────┘
+//! ```
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use caddis_api::MachineId;
+use parking_lot::Mutex;
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    MachineState,
+    admission::Slot,
+    connection::Connection,
+    counters::{Activity, Decision, Tally},
+    error::Failure,
+    pool::Pool,
+    routes::ServiceKey,
+};
+
+const OPEN: u8 = 0;
+const DRAINING: u8 = 1;
+const SLEEPING: u8 = 2;
+
+/// How long the connection that found a port to be open is kept for the first request.
+const SPARE: Duration = Duration::from_secs(1);
+
+/// Milliseconds since the proxy started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Never 0.
+    pub(crate) fn now(&self) -> u64 {
+        self.0.elapsed().as_millis() as u64 + 1
+    }
+
+    pub(crate) fn instant(&self, millis: u64) -> Instant {
+        self.0 + Duration::from_millis(millis.saturating_sub(1))
+    }
+}
+
+/// The way of a machine to readiness, which any number can wait for.
+pub(crate) type Flight = watch::Receiver<Option<Result<(), Failure>>>;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub id: MachineId,
+    clock: Clock,
+    slots: Mutex<HashMap<ServiceKey, Arc<Slot>>>,
+    phase: AtomicU8,
+    streams: AtomicU32,
+    last_active: AtomicU64,
+    /// Whether somebody waits for the last stream to end.
+    awaits_quiet: AtomicBool,
+    quiet: Notify,
+    recalled: Notify,
+    /// What we did ourselves and the routes may not show yet: until when, doubled, plus one if it
+    /// was started.
+    belief: AtomicU64,
+    wakes: AtomicU64,
+    woken_at: AtomicU64,
+    failed_until: AtomicU64,
+    last_failure: Mutex<Option<Failure>>,
+    pub flight: Mutex<Option<Flight>>,
+    spare: Mutex<Option<(u16, Instant, TcpStream)>>,
+    pub pool: Pool,
+    /// Client connections with a request at this machine, by a number of the request.
+    clients: Mutex<HashMap<u64, Arc<Connection>>>,
+    next_client: AtomicU64,
+    drain: Mutex<CancellationToken>,
+    cut: Mutex<CancellationToken>,
+    connections: AtomicU32,
+    disconnected: Notify,
+    pub tally: Tally,
+    /// It is in no routes any more.
+    pub gone: CancellationToken,
+    /// Whether a task looks after its idle time.
+    pub is_watched: AtomicBool,
+    /// Tells that task that its route or state is another.
+    pub rerouted: Notify,
+    /// Whether it is yet to be told of the newest routes.
+    pub needs_telling: AtomicBool,
+}
+
+impl Machine {
+    pub(crate) fn new(id: MachineId, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            clock,
+            slots: Mutex::default(),
+            phase: AtomicU8::new(OPEN),
+            streams: AtomicU32::new(0),
+            last_active: AtomicU64::new(clock.now()),
+            awaits_quiet: AtomicBool::new(false),
+            quiet: Notify::new(),
+            recalled: Notify::new(),
+            belief: AtomicU64::new(0),
+            wakes: AtomicU64::new(0),
+            woken_at: AtomicU64::new(0),
+            failed_until: AtomicU64::new(0),
+            last_failure: Mutex::default(),
+            flight: Mutex::default(),
+            spare: Mutex::default(),
+            pool: Pool::default(),
+            clients: Mutex::default(),
+            next_client: AtomicU64::new(0),
+            drain: Mutex::default(),
+            cut: Mutex::default(),
+            connections: AtomicU32::new(0),
+            disconnected: Notify::new(),
+            tally: Tally::default(),
+            gone: CancellationToken::new(),
+            is_watched: AtomicBool::new(false),
+            rerouted: Notify::new(),
+            needs_telling: AtomicBool::new(false),
+        })
+    }
+
+    /// The counter of one of its services.
+    pub(crate) fn slot(&self, service: ServiceKey) -> Arc<Slot> {
+        self.slots.lock().entry(service).or_default().clone()
+    }
+
+    // Streams.
+
+    pub(crate) fn begin_stream(&self) {
+        self.streams.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn end_stream(&self) {
+        self.touch();
+        if self.streams.fetch_sub(1, Ordering::SeqCst) == 1
+            && self.awaits_quiet.load(Ordering::SeqCst)
+        {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    pub(crate) fn open_streams(&self) -> u32 {
+        self.streams.load(Ordering::SeqCst)
+    }
+
+    /// Counts as if a stream had ended now.
+    pub(crate) fn touch(&self) {
+        self.last_active.store(self.clock.now(), Ordering::Relaxed);
+    }
+
+    /// When a stream last ended.
+    pub(crate) fn last_active(&self) -> Instant {
+        self.clock.instant(self.last_active.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn activity(&self) -> Activity {
+        Activity { open_streams: self.open_streams(), quiet_for: self.last_active().elapsed() }
+    }
+
+    /// Ends when no stream is open.
+    pub(crate) async fn quiet(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.quiet.notified());
+            ended.as_mut().enable();
+            self.awaits_quiet.store(true, Ordering::SeqCst);
+            if self.open_streams() == 0 {
+                break;
+            }
+            ended.await;
+        }
+    }
+
+    // Phases.
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == OPEN
+    }
+
+    pub(crate) fn is_sleeping(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == SLEEPING
+    }
+
+    fn step(&self, from: u8, to: u8) -> bool {
+        self.phase.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// No new traffic from here on.
+    pub(crate) fn begin_drain(&self) -> bool {
+        self.step(OPEN, DRAINING)
+    }
+
+    /// No way back but a start.
+    pub(crate) fn begin_sleep(&self) -> bool {
+        self.step(DRAINING, SLEEPING)
+    }
+
+    /// Calls a drain off: traffic wants the machine.
+    pub(crate) fn recall(&self) -> bool {
+        let is_recalled = self.step(DRAINING, OPEN);
+        if is_recalled {
+            self.recalled.notify_waiters();
+            self.rerouted.notify_one();
+        }
+        is_recalled
+    }
+
+    /// Ends when a drain is called off.
+    pub(crate) async fn recalled(&self) {
+        loop {
+            let mut recalled = std::pin::pin!(self.recalled.notified());
+            recalled.as_mut().enable();
+            if self.is_open() {
+                return;
+            }
+            recalled.await;
+        }
+    }
+
+    /// Open for traffic, whatever it was.
+    pub(crate) fn reopen(&self) {
+        self.phase.store(OPEN, Ordering::SeqCst);
+        self.rerouted.notify_one();
+    }
+
+    /// Tells streams to end: close frames, GOAWAY.
+    pub(crate) fn tell_drain(&self) {
+        self.drain.lock().cancel();
+        for connection in self.clients.lock().values() {
+            connection.drain.notify_one();
+        }
+    }
+
+    /// Cancelled when streams should end.
+    pub(crate) fn drain_token(&self) -> CancellationToken {
+        self.drain.lock().clone()
+    }
+
+    /// Cancelled when connections must end.
+    pub(crate) fn cut_token(&self) -> CancellationToken {
+        self.cut.lock().clone()
+    }
+
+    /// Has all connections to the machine closed, and does not wait for that.
+    pub(crate) fn cut_connections(&self) {
+        self.pool.clear();
+        drop(self.spare.lock().take());
+        // Connections of its next life are cut by another token.
+        std::mem::take(&mut *self.cut.lock()).cancel();
+    }
+
+    /// Closes all connections to the machine: unused ones at once, used ones too. Ends when they
+    /// are closed.
+    pub(crate) async fn disconnect(&self) {
+        self.cut_connections();
+        loop {
+            let mut closed = std::pin::pin!(self.disconnected.notified());
+            closed.as_mut().enable();
+            if self.connections.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            closed.await;
+        }
+    }
+
+    /// Streams that begin from here on are not told of the drain.
+    pub(crate) fn end_drain(&self) {
+        *self.drain.lock() = CancellationToken::new();
+    }
+
+    /// Counts a connection to the machine, until dropped.
+    pub(crate) fn connected(self: &Arc<Self>) -> Connected {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        crate::counters::add(&self.tally.connections, 1);
+        Connected(self.clone())
+    }
+
+    /// A client has a request here, until dropped.
+    pub(crate) fn serves(self: &Arc<Self>, connection: &Arc<Connection>) -> Serves {
+        let number = self.next_client.fetch_add(1, Ordering::Relaxed);
+        self.clients.lock().insert(number, connection.clone());
+        Serves { machine: self.clone(), number }
+    }
+
+    // What we did ourselves.
+
+    /// What it does, by the routes and by what we know better.
+    pub(crate) fn state(&self, routed: MachineState) -> MachineState {
+        let belief = self.belief.load(Ordering::Relaxed);
+        if belief == 0 || belief / 2 < self.clock.now() {
+            return routed;
+        }
+        match (belief % 2 == 1, routed) {
+            (true, MachineState::Stopped | MachineState::Suspended | MachineState::Starting) => {
+                MachineState::Started
+            }
+            (false, MachineState::Started | MachineState::Starting) => MachineState::Stopped,
+            _ => routed,
+        }
+    }
+
+    /// The machine was started or put to sleep, and routes may not show it for a while.
+    pub(crate) fn believe(&self, is_started: bool, for_so_long: Duration) {
+        let until = self.clock.now() + for_so_long.as_millis() as u64;
+        self.belief.store(until * 2 + u64::from(is_started), Ordering::Relaxed);
+    }
+
+    /// New routes: a belief that they share is not needed any more.
+    pub(crate) fn routed(&self, state: MachineState) {
+        let belief = self.belief.load(Ordering::Relaxed);
+        let is_shared = match state {
+            MachineState::Started => belief % 2 == 1,
+            MachineState::Starting => false,
+            _ => belief % 2 != 1,
+        };
+        if belief != 0 && is_shared {
+            let _ = self.belief.compare_exchange(belief, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts starts by this proxy.
+    pub(crate) fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn count_wake(&self) {
+        self.wakes.fetch_add(1, Ordering::SeqCst);
+        self.woken_at.store(self.clock.now(), Ordering::Relaxed);
+    }
+
+    /// Whether this proxy started it less than so long ago.
+    pub(crate) fn was_woken_within(&self, window: Duration) -> bool {
+        let at = self.woken_at.load(Ordering::Relaxed);
+        at != 0 && self.clock.now() < at + window.as_millis() as u64
+    }
+
+    /// It could not be started, and is left alone for a while.
+    pub(crate) fn failed(&self, failure: Failure, for_so_long: Duration) {
+        *self.last_failure.lock() = Some(failure);
+        self.woken_at.store(0, Ordering::Relaxed);
+        let until = self.clock.now() + for_so_long.as_millis() as u64;
+        self.failed_until.store(until, Ordering::Relaxed);
+    }
+
+    /// Why it could not be started a moment ago.
+    pub(crate) fn recent_failure(&self) -> Option<Failure> {
+        if self.failed_until.load(Ordering::Relaxed) <= self.clock.now() {
+            return None;
+        }
+        self.last_failure.lock().clone()
+    }
+
+    pub(crate) fn decided(&self, action: &'static str, reason: impl Into<String>) {
+        let decision = Decision::now(action, reason);
+        tracing::debug!(machine = %self.id, action, reason = decision.reason, "decided");
+        *self.tally.decision.lock() = Some(decision);
+    }
+
+    /// Keeps the connection that found the port to be open.
+    pub(crate) fn keep_spare(self: &Arc<Self>, port: u16, stream: TcpStream) {
+        *self.spare.lock() = Some((port, Instant::now(), stream));
+        let machine = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(SPARE).await;
+            let mut spare = machine.spare.lock();
+            if spare.as_ref().is_some_and(|(_, since, _)| since.elapsed() >= SPARE) {
+                *spare = None;
+            }
+        });
+    }
+
+    /// The connection that found the port to be open, if nobody had it yet.
+    pub(crate) fn take_spare(&self, port: u16) -> Option<TcpStream> {
+        let mut spare = self.spare.lock();
+        let is_fit =
+            spare.as_ref().is_some_and(|(of, since, _)| *of == port && since.elapsed() < SPARE);
+        if is_fit { spare.take().map(|(_, _, stream)| stream) } else { None }
+    }
+}
+
+/// See [`Machine::connected`].
+#[derive(Debug)]
+pub(crate) struct Connected(Arc<Machine>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        if self.0.connections.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.disconnected.notify_waiters();
+        }
+    }
+}
+
+/// See [`Machine::serves`].
+#[derive(Debug)]
+pub(crate) struct Serves {
+    machine: Arc<Machine>,
+    number: u64,
+}
+
+impl Drop for Serves {
+    fn drop(&mut self) {
+        self.machine.clients.lock().remove(&self.number);
+    }
+}

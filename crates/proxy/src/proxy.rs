@@ -1,0 +1,210 @@
+//! The proxy as others see it.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use caddis_api::MachineId;
+use parking_lot::Mutex;
+use tokio::{net::TcpListener, runtime::Handle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Activity, AppCounters, AppName, AppRoutes, Config, Journal, ListenerStatus, MachineCounters,
+    Machines, Protocol, Table,
+    certificates::Certificates,
+    connection::Entry,
+    core::Core,
+    counters,
+    handshakes::Handshakes,
+    headers,
+    listeners::{self, Listeners},
+    machine::Clock,
+    sleeper,
+};
+
+/// Time for clients to read the last of what they were sent, once all requests are over.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// Why a proxy can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A shared listener can't be had.
+    #[error("can't listen to {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A running proxy. Dropped, it ends at once.
+pub struct Proxy {
+    core: Arc<Core>,
+    listeners: Listeners,
+    shared: Vec<SocketAddr>,
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+    handle: Handle,
+    /// Listeners follow routes in the order in which these are applied.
+    applying: Mutex<()>,
+}
+
+impl Proxy {
+    /// Listens to the shared addresses and begins to serve. No app is routed yet.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn start(
+        config: Config,
+        machines: Arc<dyn Machines>,
+        journal: Arc<dyn Journal>,
+    ) -> Result<Self, StartError> {
+        let (http, http_address) = shared(config.http)?;
+        let (https, https_address) = shared(config.https)?;
+        let clock = Clock::start();
+        let core = Arc::new(Core {
+            region: headers::text(&config.region),
+            server: headers::text(&format!("Caddis/{}", config.version)),
+            https_port: https_address.map(|address| address.port()),
+            certificates: Certificates::new(config.domain.clone()),
+            handshakes: Handshakes::new(&config.handshake_limit),
+            table: Table::new(clock),
+            clock,
+            machines,
+            journal,
+            tasks: TaskTracker::new(),
+            routed: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            config,
+        });
+        if !core.config.awaits_routes {
+            core.routed.cancel();
+        }
+        for (listener, entry) in [(http, Entry::Http), (https, Entry::Https)] {
+            if let Some(listener) = listener {
+                let core = core.clone();
+                core.tasks.clone().spawn(async move {
+                    listeners::accept(&core, listener, entry).await;
+                });
+            }
+        }
+        core.tasks.spawn(sleeper::run(core.clone()));
+        Ok(Self {
+            core,
+            listeners: Listeners::default(),
+            shared: http_address.into_iter().chain(https_address).collect(),
+            http: http_address,
+            https: https_address,
+            handle: Handle::current(),
+            applying: Mutex::new(()),
+        })
+    }
+
+    /// Replaces all routes of one app; None forgets the app. Acts at once, for requests in progress
+    /// too where they wait for a machine. Costs nothing to other apps.
+    pub fn apply(&self, app: impl Into<AppName>, routes: Option<AppRoutes>) {
+        let _runtime = self.handle.enter();
+        let _in_order = self.applying.lock();
+        let Some(app) = self.core.table.apply(&app.into(), routes) else { return };
+        app.datagrams.sweep(&app);
+        self.listeners.sync(&self.core, &app);
+        sleeper::watch_idle(&self.core, &app);
+    }
+
+    /// Begins to accept connections, where that was to wait for the routes of all apps.
+    pub fn routes_are_known(&self) {
+        self.core.routed.cancel();
+    }
+
+    /// Stops accepting, lets requests and streams end, and cuts what is left at the deadline.
+    /// Clients are told: GOAWAY, `connection: close`, close frames of WebSockets.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.core.stopping.cancel();
+        self.core.tasks.close();
+        let drained = tokio::time::timeout(deadline, self.core.tasks.wait()).await.is_ok();
+        if !drained {
+            tracing::warn!("requests were still in progress at the end of the drain");
+        }
+        self.core.cut.cancel();
+        let _ = tokio::time::timeout(FAREWELL, self.core.tasks.wait()).await;
+    }
+
+    /// Numbers of one app. None if it is not routed.
+    pub fn counters(&self, app: &str) -> Option<AppCounters> {
+        let app = self.core.table.get(app)?;
+        let mut machines: Vec<_> = app
+            .machines()
+            .iter()
+            .map(|machine| MachineCounters {
+                machine: machine.id.clone(),
+                connections: counters::read(&machine.tally.connections),
+                requests: counters::read(&machine.tally.requests),
+                bytes_in: counters::read(&machine.tally.bytes_in),
+                bytes_out: counters::read(&machine.tally.bytes_out),
+                activity: machine.activity(),
+                last_decision: machine.tally.decision.lock().clone(),
+            })
+            .collect();
+        machines.sort_by(|one, other| one.machine.cmp(&other.machine));
+        let errors = app.errors.lock().clone();
+        Some(AppCounters {
+            app: app.name.clone(),
+            waiting: app.waiting(),
+            udp_flows: app.datagrams.flows(),
+            dropped_datagrams: app.datagrams.dropped(),
+            errors,
+            machines,
+        })
+    }
+
+    /// What a machine has to do. None if it is not routed.
+    pub fn activity(&self, app: &str, machine: &MachineId) -> Option<Activity> {
+        Some(self.core.table.get(app)?.machine(machine)?.activity())
+    }
+
+    /// What is listened to, and what could not be.
+    pub fn listeners(&self) -> Vec<ListenerStatus> {
+        let shared = self.shared.iter().map(|address| ListenerStatus {
+            app: None,
+            protocol: Protocol::Tcp,
+            address: *address,
+            error: None,
+        });
+        let mut all: Vec<_> = shared.collect();
+        all.extend(self.listeners.status());
+        all
+    }
+
+    /// Where the shared listener for HTTP is.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// Where the shared listener for TLS is.
+    pub fn https_address(&self) -> Option<SocketAddr> {
+        self.https
+    }
+
+    /// The apps that are routed.
+    pub fn table(&self) -> &Table {
+        &self.core.table
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.core.stopping.cancel();
+        self.core.cut.cancel();
+    }
+}
+
+fn shared(
+    address: Option<SocketAddr>,
+) -> Result<(Option<TcpListener>, Option<SocketAddr>), StartError> {
+    let Some(address) = address else { return Ok((None, None)) };
+    let failed = |source| StartError::Listen { address, source };
+    let listener = listeners::bind(address).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((Some(listener), Some(bound)))
+}

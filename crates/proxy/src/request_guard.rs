@@ -1,0 +1,337 @@
+//! Refuses HTTP/1 requests that another implementation may read in another way than ours: what
+//! request smuggling is made of. Requests are never passed on as bytes, so this is a second line.
+//!
+//! Watches the bytes on their way to the HTTP implementation, follows where heads and bodies end,
+//! and spoils what is refused, so that it is answered with 400 and the connection closed: lines
+//! that end in a bare LF, folded fields, repeated lengths, a length beside an encoding, encodings
+//! other than `chunked`.
+
+use std::{
+    io, mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// As much of a line as matters.
+const LINE: usize = 256;
+/// What no implementation takes for a head.
+const SPOILT: &[u8] = b"\0\r\n\r\n";
+
+/// Where in a connection we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In a request line or before it.
+    RequestLine,
+    Field,
+    /// Bytes of a body to come.
+    Body(u64),
+    ChunkSize,
+    /// Bytes of a chunk to come, and its CR LF.
+    Chunk(u64),
+    Trailer,
+    /// Not HTTP/1, or an upgrade: the rest is passed on unseen.
+    Off,
+    /// Something was refused.
+    Refused,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct RequestGuard {
+    state: State,
+    line: Vec<u8>,
+    is_long: bool,
+    length: Option<u64>,
+    is_chunked: bool,
+    is_upgrade: bool,
+}
+
+impl RequestGuard {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: State::RequestLine,
+            line: Vec::new(),
+            is_long: false,
+            length: None,
+            is_chunked: false,
+            is_upgrade: false,
+        }
+    }
+
+    pub(crate) fn has_refused(&self) -> bool {
+        self.state == State::Refused
+    }
+
+    /// Looks at what came, and spoils it from where it is refused.
+    pub(crate) fn inspect(&mut self, bytes: &mut [u8]) {
+        let mut at = 0;
+        while at < bytes.len() {
+            match self.state {
+                State::Off | State::Refused => return,
+                State::Body(left) | State::Chunk(left) => {
+                    let step = left.min((bytes.len() - at) as u64);
+                    at += step as usize;
+                    self.state = match (self.state, left - step) {
+                        (State::Body(_), 0) => State::RequestLine,
+                        (_, 0) => State::ChunkSize,
+                        (State::Body(_), left) => State::Body(left),
+                        (_, left) => State::Chunk(left),
+                    };
+                }
+                _ => {
+                    let rest = &bytes[at..];
+                    let end = rest.iter().position(|byte| *byte == b'\n');
+                    let part = &rest[..end.unwrap_or(rest.len())];
+                    let room = LINE - self.line.len();
+                    self.is_long |= part.len() > room;
+                    self.line.extend_from_slice(&part[..part.len().min(room)]);
+                    // Of a long line the end matters for its CR alone.
+                    if self.is_long
+                        && let (Some(last), Some(kept)) = (part.last(), self.line.last_mut())
+                    {
+                        *kept = *last;
+                    }
+                    at += part.len();
+                    if end.is_some() {
+                        if !self.end_line() {
+                            self.state = State::Refused;
+                            bytes[at..].fill(0);
+                            return;
+                        }
+                        self.is_long = false;
+                        at += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the line may stand. Its memory is used for the next one.
+    fn end_line(&mut self) -> bool {
+        let mut line = mem::take(&mut self.line);
+        let may_stand = line.strip_suffix(b"\r").is_some_and(|line| self.may_stand(line));
+        line.clear();
+        self.line = line;
+        may_stand
+    }
+
+    fn may_stand(&mut self, line: &[u8]) -> bool {
+        match self.state {
+            State::RequestLine if line.is_empty() => true,
+            State::RequestLine => {
+                self.length = None;
+                self.is_chunked = false;
+                self.is_upgrade = line.starts_with(b"CONNECT ");
+                let is_h2 = line == b"PRI * HTTP/2.0";
+                self.state = if is_h2 { State::Off } else { State::Field };
+                true
+            }
+            State::Field if line.is_empty() => {
+                self.state = match (self.is_upgrade, self.is_chunked, self.length) {
+                    (true, _, _) => State::Off,
+                    (_, true, _) => State::ChunkSize,
+                    (_, _, None | Some(0)) => State::RequestLine,
+                    (_, _, Some(length)) => State::Body(length),
+                };
+                true
+            }
+            State::Field => self.field(line),
+            State::ChunkSize => {
+                let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
+                let size = std::str::from_utf8(digits.trim_ascii_end())
+                    .ok()
+                    .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+                    .and_then(|digits| u64::from_str_radix(digits, 16).ok());
+                self.state = match size {
+                    None => return false,
+                    Some(0) => State::Trailer,
+                    Some(size) => match size.checked_add(2) {
+                        Some(size) => State::Chunk(size),
+                        None => return false,
+                    },
+                };
+                true
+            }
+            State::Trailer => {
+                if line.is_empty() {
+                    self.state = State::RequestLine;
+                }
+                !line.starts_with(b" ") && !line.starts_with(b"\t")
+            }
+            State::Body(_) | State::Chunk(_) | State::Off | State::Refused => true,
+        }
+    }
+
+    fn field(&mut self, line: &[u8]) -> bool {
+        if line.starts_with(b" ") || line.starts_with(b"\t") {
+            return false;
+        }
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+            // A name that long is none of those below; without a colon it is refused later.
+            return true;
+        };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if name.trim_ascii().eq_ignore_ascii_case(b"content-length") {
+            let length = std::str::from_utf8(value)
+                .ok()
+                .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|text| text.parse().ok());
+            if self.is_long || self.length.is_some() || self.is_chunked || length.is_none() {
+                return false;
+            }
+            self.length = length;
+        } else if name.trim_ascii().eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.length.is_some() || self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return false;
+            }
+            self.is_chunked = true;
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            self.is_upgrade = true;
+        }
+        true
+    }
+}
+
+/// A stream whose requests are looked at.
+#[derive(Debug)]
+pub(crate) struct Guarded<S> {
+    stream: S,
+    guard: RequestGuard,
+    is_told: bool,
+}
+
+impl<S> Guarded<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, guard: RequestGuard::new(), is_told: false }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.guard.has_refused() {
+            // The end of a head that can't be taken for one; then nothing any more.
+            if !this.is_told {
+                this.is_told = true;
+                let told = &SPOILT[..SPOILT.len().min(buffer.remaining())];
+                buffer.put_slice(told);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        this.guard.inspect(&mut buffer.filled_mut()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn refuses(text: &str, piece: usize) -> bool {
+        let mut guard = RequestGuard::new();
+        for part in text.as_bytes().chunks(piece) {
+            guard.inspect(&mut part.to_vec());
+        }
+        guard.has_refused()
+    }
+
+    const GOOD: &[&str] = &[
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n\n\n \n\tGET / HTTP/1.1\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=y\r\n\n\n\n\r\n0\r\nA: b\r\n\r\n\
+            POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\na",
+        "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n\n\n\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n",
+    ];
+    const BAD: &[&str] = &[
+        "GET / HTTP/1.1\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n\n",
+        "GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+        "GET / HTTP/1.1\r\nA: b\r\n\tc\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-3\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\naGET / HTTP/1.1\n\n",
+    ];
+
+    #[test]
+    fn requests_of_one_meaning_pass_and_others_do_not_however_they_are_cut() {
+        for piece in [1, 2, 3, 7, 1000] {
+            for text in GOOD {
+                assert!(!refuses(text, piece), "{text:?} in pieces of {piece}");
+            }
+            for text in BAD {
+                assert!(refuses(text, piece), "{text:?} in pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_lines_pass() {
+        let long = "x".repeat(3 * LINE);
+        let text = format!("GET /{long} HTTP/1.1\r\nA: {long}\r\n\r\n");
+        assert!(!refuses(&text, 100) && !refuses(&text, 10_000));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_mean_the_same_however_they_are_cut(
+            bytes in prop::collection::vec(prop::sample::select(
+                b"\r\n :0125abGPT/;content-length".to_vec()), 0..200),
+            piece in 1usize..20,
+        ) {
+            let text = String::from_utf8(bytes).unwrap();
+            prop_assert_eq!(refuses(&text, piece), refuses(&text, 1000));
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! A client's socket: notes when something went over it, and can be asked whether the client left
+//! while something else reads and writes.
+
+use std::{
+    io,
+    net::Shutdown,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::Instant,
+};
+
+use crate::machine::Clock;
+
+/// How often a client that has sent more than was read yet is asked whether it left: nothing tells,
+/// as its socket is readable all the time.
+const ASK: Duration = Duration::from_millis(250);
+
+/// A peer that says nothing is asked after this time, then every so often, and given up after so
+/// many questions: clients vanish, and so do VMs that are killed, without closing connections.
+const ALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 4);
+
+/// Options of all connections, of clients and to machines. Errors show when it is used.
+pub(crate) fn tune(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let (time, interval, retries) = ALIVE;
+    let keepalive =
+        TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
+/// What is known of a client's socket apart from reading and writing.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    /// Stands for the socket: both halves can ask it.
+    stream: OwnedWriteHalf,
+    clock: Clock,
+    last: AtomicU64,
+    /// Whether somebody asks for how long it has been idle: else the clock is not read.
+    is_timed: AtomicBool,
+}
+
+impl Monitor {
+    fn touch(&self) {
+        if self.is_timed.load(Ordering::Relaxed) {
+            self.note();
+        }
+    }
+
+    fn note(&self) {
+        self.last.store(self.clock.now(), Ordering::Relaxed);
+    }
+
+    /// Ends when the client has closed its side, or the connection broke.
+    pub(crate) async fn left(&self) {
+        loop {
+            match self.stream.as_ref().ready(Interest::READABLE).await {
+                Ok(ready) if ready.is_read_closed() || ready.is_error() => return,
+                Ok(_) => tokio::time::sleep(ASK).await,
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Ends when nothing went over it for so long, from now on.
+    pub(crate) async fn idle(&self, timeout: Duration) {
+        self.is_timed.store(true, Ordering::Relaxed);
+        self.note();
+        loop {
+            let at = self.clock.instant(self.last.load(Ordering::Relaxed)) + timeout;
+            if at <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(at).await;
+        }
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct ClientSocket {
+    /// Reads like this do not ask the socket again after one that took all there was.
+    reader: OwnedReadHalf,
+    monitor: Arc<Monitor>,
+}
+
+impl ClientSocket {
+    pub(crate) fn new(stream: TcpStream, clock: Clock) -> Self {
+        tune(&stream);
+        let (reader, stream) = stream.into_split();
+        let last = AtomicU64::new(clock.now());
+        let monitor = Monitor { stream, clock, last, is_timed: AtomicBool::new(false) };
+        Self { reader, monitor: Arc::new(monitor) }
+    }
+
+    pub(crate) fn monitor(&self) -> Arc<Monitor> {
+        self.monitor.clone()
+    }
+}
+
+impl AsyncRead for ClientSocket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.reader).poll_read(context, buffer))?;
+        this.monitor.touch();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl ClientSocket {
+    fn poll_with(
+        &self,
+        context: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let stream: &TcpStream = self.monitor.stream.as_ref();
+        loop {
+            ready!(stream.poll_write_ready(context))?;
+            match write(stream) {
+                Ok(written) => {
+                    self.monitor.touch();
+                    return Poll::Ready(Ok(written));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ClientSocket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_with(context, |stream| stream.try_write(data))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_with(context, |stream| stream.try_write_vectored(data))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match SockRef::from(self.monitor.stream.as_ref()).shutdown(Shutdown::Write) {
+            // The client was quicker.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Starts machines for requests: one at a time for an app's port and region, however many wait.
+//!
+//! A *flight* is a machine's way from asleep to ready: started, its port accepts, its checks pass.
+//! It goes on when those who wait for it leave.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{net::TcpStream, sync::watch, time::Instant};
+
+use crate::{
+    ErrorCode, MachineState,
+    app::{App, Candidate, Endpoint},
+    core::Core,
+    error::Failure,
+    machine::{Flight, Machine},
+    select::Search,
+};
+
+/// Pause between attempts to connect to a port that is not open yet: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_millis(20);
+/// An attempt to connect takes a quarter of the time waited so far, within these: a machine whose
+/// network is not up drops the packet, and the kernel sends another one after a second only.
+const ATTEMPT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// A machine that failed to start is left alone for so long.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// How long the routes may lag behind a start or stop that was ours.
+pub(crate) const LAG: Duration = Duration::from_secs(2);
+
+/// What a request without a machine can wait for.
+pub(crate) enum Way {
+    /// A drain was called off: look again.
+    Recalled,
+    /// A machine is about to be ready.
+    Flight(Arc<Machine>, Flight),
+    /// Nothing, and why the last start failed, if one did.
+    Nothing(Option<Failure>),
+}
+
+/// Joins the start that is under way, or begins one.
+pub(crate) fn way(search: &Search<'_>, endpoint: &Endpoint) -> Way {
+    let (core, app) = (search.core, search.app);
+    let _one_at_a_time = app.decide.lock();
+    let fitting = || endpoint.candidates.iter().filter(|candidate| search.fits(candidate));
+    let may_recall = |candidate: &&Candidate| {
+        candidate.state() == MachineState::Started
+            && !candidate.route.cordoned
+            && candidate.service().healthy
+    };
+    if fitting().filter(may_recall).any(|candidate| candidate.machine.recall()) {
+        return Way::Recalled;
+    }
+    // A place may have become free, or a machine ready, before the lock was had.
+    if fitting().any(Candidate::is_eligible) {
+        return Way::Recalled;
+    }
+    for candidate in fitting() {
+        if let Some(flight) = candidate.machine.flight.lock().clone() {
+            return Way::Flight(candidate.machine.clone(), flight);
+        }
+    }
+    let usable = |candidate: &&Candidate| candidate.machine.recent_failure().is_none();
+    let on_its_way = |candidate: &&Candidate| {
+        let is_on = match candidate.state() {
+            MachineState::Starting => true,
+            MachineState::Started => candidate.is_fresh(core.config.recently_started),
+            _ => false,
+        };
+        is_on && !candidate.route.cordoned && candidate.machine.is_open()
+    };
+    if let Some(candidate) = fitting().filter(on_its_way).find(usable) {
+        return Way::Flight(candidate.machine.clone(), launch(core, app, candidate));
+    }
+    match sleeper_to_wake(search, fitting().filter(usable)) {
+        Some(candidate) => Way::Flight(candidate.machine.clone(), launch(core, app, candidate)),
+        None => Way::Nothing(fitting().find_map(|one| one.machine.recent_failure())),
+    }
+}
+
+/// All that run are at their soft limit: starts one more, if none was a moment ago.
+pub(crate) fn start_another(search: &Search<'_>, endpoint: &Endpoint) {
+    let (core, app) = (search.core, search.app);
+    let may_help = |candidate: &&Candidate| {
+        candidate.may_wake()
+            && search.fits(candidate)
+            && candidate.machine.recent_failure().is_none()
+    };
+    // Without the lock: mostly there is none.
+    if !endpoint.candidates.iter().any(|candidate| may_help(&candidate)) {
+        return;
+    }
+    let _one_at_a_time = app.decide.lock();
+    let helpers = endpoint.candidates.iter().filter(may_help);
+    let Some(candidate) = sleeper_to_wake(search, helpers) else { return };
+    let window = core.config.recently_started;
+    let is_helped = endpoint.candidates.iter().any(|other| {
+        other.route.region == candidate.route.region
+            && !other.route.cordoned
+            && (other.machine.flight.lock().is_some()
+                || other.state() == MachineState::Starting
+                || (other.state() == MachineState::Started && other.is_fresh(window)))
+    });
+    if !is_helped {
+        launch(core, app, candidate);
+    }
+}
+
+/// The nearest one, a suspended one first: it is quicker.
+fn sleeper_to_wake<'a>(
+    search: &Search<'_>,
+    candidates: impl Iterator<Item = &'a Candidate>,
+) -> Option<&'a Candidate> {
+    candidates.filter(|candidate| candidate.may_wake()).min_by_key(|candidate| {
+        (search.tier(candidate), candidate.state() != MachineState::Suspended)
+    })
+}
+
+/// The way of a machine that runs to its being ready.
+pub(crate) fn ready(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
+    let _one_at_a_time = app.decide.lock();
+    let underway = candidate.machine.flight.lock().clone();
+    underway.unwrap_or_else(|| launch(core, app, candidate))
+}
+
+/// Called with the app's lock held.
+fn launch(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
+    let (landed, flight) = watch::channel(None);
+    let is_asleep = candidate.state().is_asleep() || candidate.machine.is_sleeping();
+    if is_asleep {
+        candidate.machine.count_wake();
+    }
+    *candidate.machine.flight.lock() = Some(flight.clone());
+    let (core, app, candidate) = (core.clone(), app.clone(), candidate.clone());
+    core.tasks.clone().spawn(async move {
+        let machine = &candidate.machine;
+        let result = tokio::select! {
+            result = fly(&core, &app, &candidate, is_asleep) => result,
+            () = core.cut.cancelled() => {
+                Err(Failure::of(&machine.id, ErrorCode::PM02, "the proxy is shutting down"))
+            }
+            () = machine.gone.cancelled() => {
+                Err(Failure::of(&machine.id, ErrorCode::PM09, "the machine was destroyed"))
+            }
+        };
+        if let Err(failure) = &result {
+            machine.failed(failure.clone(), AFTER_FAILURE);
+            machine.decided("start failed", failure.text.clone());
+            core.report(&app, failure, None);
+        }
+        *machine.flight.lock() = None;
+        landed.send_replace(Some(result));
+        app.changed();
+    });
+    flight
+}
+
+async fn fly(
+    core: &Arc<Core>,
+    app: &Arc<App>,
+    candidate: &Candidate,
+    is_asleep: bool,
+) -> Result<(), Failure> {
+    let machine = &candidate.machine;
+    if is_asleep {
+        let is_resume = candidate.state() == MachineState::Suspended;
+        let action = if is_resume { "resumed" } else { "started" };
+        machine.decided(action, "traffic came and no running machine could take it");
+        let call = core.machines.wake(&machine.id, &candidate.route.worker);
+        match tokio::time::timeout(core.config.wake_timeout, call).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                let text = format!("failed to start machine {}: {error}", machine.id);
+                return Err(Failure::of(&machine.id, error.code(), text));
+            }
+            Err(_) => {
+                let text = format!(
+                    "machine {} did not start within {:?}",
+                    machine.id, core.config.wake_timeout
+                );
+                return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
+            }
+        }
+        app.believe(candidate, true, LAG);
+        machine.touch();
+        machine.reopen();
+    }
+    let limit = core.config.ready_timeout + candidate.service().grace;
+    let deadline = Instant::now() + limit;
+    let opened = tokio::time::timeout_at(deadline, until_it_accepts(app, candidate)).await;
+    let port = candidate.service().internal_port;
+    match opened {
+        Ok(result) => machine.keep_spare(port, result?),
+        Err(_) => {
+            let text = format!(
+                "machine {} runs, but did not accept a connection to port {port} within {:?}; does \
+                 the app listen on 0.0.0.0:{port}?",
+                machine.id, limit
+            );
+            return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
+        }
+    }
+    if tokio::time::timeout_at(deadline, until_healthy(app, candidate)).await.is_err() {
+        let text = format!(
+            "machine {} accepts connections, but its checks did not pass within {:?}",
+            machine.id, limit
+        );
+        return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
+    }
+    Ok(())
+}
+
+async fn until_it_accepts(app: &App, candidate: &Candidate) -> Result<TcpStream, Failure> {
+    let mut pause = FIRST_PAUSE;
+    let began = Instant::now();
+    loop {
+        // The address may be another after a start.
+        let now = app.current(candidate);
+        let candidate = now.as_ref().unwrap_or(candidate);
+        let attempt = TcpStream::connect(candidate.address());
+        let limit = (began.elapsed() / 4).clamp(ATTEMPT.0, ATTEMPT.1);
+        match tokio::time::timeout(limit, attempt).await {
+            Ok(Ok(stream)) => {
+                return Ok(stream);
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let text = format!("connecting to {}: {error}", candidate.address());
+                return Err(Failure::of(&candidate.machine.id, ErrorCode::PC06, text));
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+        let state = candidate.state();
+        if !matches!(state, MachineState::Started | MachineState::Starting) {
+            let text = format!("machine {} ended before it was ready", candidate.machine.id);
+            return Err(Failure::of(&candidate.machine.id, ErrorCode::PM08, text));
+        }
+        // Nothing tells when a port in the machine opens.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+async fn until_healthy(app: &App, candidate: &Candidate) {
+    let mut changes = app.version.subscribe();
+    loop {
+        changes.borrow_and_update();
+        let is_healthy = app
+            .current(candidate)
+            .is_none_or(|now| now.service().healthy && now.state() == MachineState::Started);
+        // The sender lives as long as the app that is borrowed here.
+        if is_healthy || changes.changed().await.is_err() {
+            return;
+        }
+    }
+}

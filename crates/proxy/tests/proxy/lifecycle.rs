@@ -1,0 +1,129 @@
+//! Begin and end of a proxy, and changes of routes.
+
+use std::{sync::Arc, time::Duration};
+
+use caddis_proxy::*;
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
+
+use crate::support::*;
+
+async fn gated() -> (Upstream, watch::Sender<bool>) {
+    let (open, gate) = watch::channel(false);
+    let upstream = Upstream::serve(move |mut stream, _| {
+        let mut gate = gate.clone();
+        async move {
+            read_request(&mut stream).await;
+            gate.wait_for(|is_open| *is_open).await.unwrap();
+            let _ = respond(&mut stream, "done").await;
+        }
+    })
+    .await;
+    (upstream, open)
+}
+
+#[tokio::test]
+async fn graceful_shutdown_lets_requests_in_progress_end() {
+    let (upstream, open) = gated().await;
+    let world = Arc::new(World::new());
+    world.apply(vec![started("a1", upstream.address)]);
+    let mut kept = TcpStream::connect(world.http).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: app.localhost\r\n\r\n";
+    kept.write_all(request.as_bytes()).await.unwrap();
+    eventually("the request", || world.open_streams("a1") == 1).await;
+    let shutdown = tokio::spawn({
+        let world = world.clone();
+        async move { world.proxy.shutdown(DEADLINE).await }
+    });
+    in_time("no new connections", async {
+        while TcpStream::connect(world.http).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(!shutdown.is_finished());
+    open.send_replace(true);
+    let answer = read_answer(&mut kept).await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "done"));
+    assert_eq!(answer.header("connection"), Some("close"));
+    in_time("the end", shutdown).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shutdown_cuts_what_is_left_at_its_deadline() {
+    let (upstream, _open) = gated().await;
+    let world = World::new();
+    world.apply(vec![started("a1", upstream.address)]);
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    eventually("the request", || world.open_streams("a1") == 1).await;
+    world.proxy.shutdown(Duration::from_millis(10)).await;
+    assert_eq!(read_answer(&mut client).await.status, 0);
+}
+
+#[tokio::test]
+async fn clients_of_http_2_are_told_of_a_shutdown() {
+    let (upstream, open) = gated().await;
+    let world = Arc::new(World::new());
+    world.apply(vec![started("a1", upstream.address)]);
+    let stream = TcpStream::connect(world.http).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get("http://app.localhost/").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    eventually("the request", || world.open_streams("a1") == 1).await;
+    let shutdown = tokio::spawn({
+        let world = world.clone();
+        async move { world.proxy.shutdown(DEADLINE).await }
+    });
+    open.send_replace(true);
+    let response = in_time("the answer", response).await.unwrap();
+    assert_eq!(response.status(), 200);
+    drop(response);
+    drop(client);
+    in_time("the connection's end", connection).await.unwrap().unwrap();
+    in_time("the end", shutdown).await.unwrap();
+}
+
+#[tokio::test]
+async fn routes_act_at_once_and_an_app_can_be_forgotten() {
+    let (one, two) = (Upstream::http("one").await, Upstream::http("two").await);
+    let world = World::new();
+    assert_eq!(world.get("/").await.status, 404);
+    world.apply(vec![started("a1", one.address)]);
+    assert!(world.get("/").await.body.starts_with("one"));
+    world.apply(vec![started("a2", two.address)]);
+    assert!(world.get("/").await.body.starts_with("two"));
+    world.apply(vec![]);
+    assert_eq!(world.get("/").await.status, 503);
+    world.proxy.apply("app", None);
+    assert_eq!(world.get("/").await.status, 404);
+    assert!(world.proxy.table().is_empty());
+}
+
+#[tokio::test]
+async fn machines_share_a_port_and_each_app_has_its_own() {
+    let (one, two) = (Upstream::http("one").await, Upstream::http("two").await);
+    let world = World::new();
+    let routes = |name, upstream: &Upstream| AppRoutes {
+        machines: vec![started(name, upstream.address)],
+        ..AppRoutes::default()
+    };
+    world.proxy.apply("app", Some(routes("a1", &one)));
+    world.proxy.apply("other", Some(routes("b1", &two)));
+    let other = get("/").replace("app.localhost", "OTHER.localhost:8080");
+    for _ in 0..4 {
+        assert!(world.get("/").await.body.starts_with("one"));
+        assert!(send(world.http, &other).await.body.starts_with("two"));
+    }
+    assert_eq!(world.proxy.table().len(), 2);
+}
+
+#[tokio::test]
+async fn a_shared_address_that_is_taken_is_a_clear_error() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let config = Config { http: Some(address), https: None, ..Config::default() };
+    let machines = Arc::new(FakeMachines::default());
+    let error = Proxy::start(config, machines, Arc::new(FakeJournal::default())).err().unwrap();
+    assert!(error.to_string().contains(&address.to_string()), "{error}");
+}

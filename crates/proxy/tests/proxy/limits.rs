@@ -1,0 +1,130 @@
+//! The choice of machines and their limits.
+
+use std::{sync::Arc, time::Duration};
+
+use caddis_proxy::*;
+use tokio::sync::watch;
+
+use crate::support::*;
+
+/// Answers once `gate` is open.
+async fn slow(name: &'static str, gate: &watch::Receiver<bool>) -> Upstream {
+    let gate = gate.clone();
+    Upstream::serve(move |mut stream, _| {
+        let mut gate = gate.clone();
+        async move {
+            while read_request(&mut stream).await.is_some() {
+                gate.wait_for(|is_open| *is_open).await.unwrap();
+                if respond(&mut stream, name).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+fn limited(name: &str, upstream: &Upstream, soft: u32, hard: Option<u32>) -> MachineRoute {
+    let mut route = started(name, upstream.address);
+    let concurrency = &mut route.services[0].concurrency;
+    concurrency.soft_limit = soft;
+    concurrency.hard_limit = hard;
+    route
+}
+
+fn spawn_get(world: &Arc<World>) -> tokio::task::JoinHandle<Answer> {
+    let world = world.clone();
+    tokio::spawn(async move { world.get("/").await })
+}
+
+#[tokio::test]
+async fn at_the_hard_limit_requests_queue_until_a_place_is_free() {
+    let (open, gate) = watch::channel(false);
+    let upstream = slow("one", &gate).await;
+    let world = Arc::new(World::new());
+    world.apply(vec![limited("a1", &upstream, 1, Some(1))]);
+    let requests: Vec<_> = (0..5).map(|_| spawn_get(&world)).collect();
+    eventually("four wait", || world.waiting() == 4).await;
+    assert_eq!(world.open_streams("a1"), 1);
+    assert_eq!(upstream.connections(), 1);
+    open.send_replace(true);
+    for request in requests {
+        assert_eq!(in_time("an answer", request).await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_place_that_does_not_become_free_in_time_is_a_503() {
+    let (_open, gate) = watch::channel(false);
+    let upstream = slow("one", &gate).await;
+    let world = Arc::new(World::with(|config| config.queue_timeout = Duration::from_millis(20)));
+    world.apply(vec![limited("a1", &upstream, 1, Some(1))]);
+    let _first = spawn_get(&world);
+    eventually("the first", || world.open_streams("a1") == 1).await;
+    let answer = world.get("/").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.starts_with("PR04") && answer.header("retry-after").is_some());
+}
+
+#[tokio::test]
+async fn from_the_soft_limit_on_another_machine_is_preferred() {
+    let (_open, gate) = watch::channel(false);
+    let (one, two) = (slow("one", &gate).await, slow("two", &gate).await);
+    let world = Arc::new(World::new());
+    world.apply(vec![limited("a1", &one, 2, None), limited("a2", &two, 2, None)]);
+    let _requests: Vec<_> = (0..4).map(|_| spawn_get(&world)).collect();
+    eventually("all", || world.open_streams("a1") + world.open_streams("a2") == 4).await;
+    assert_eq!((world.open_streams("a1"), world.open_streams("a2")), (2, 2));
+}
+
+#[tokio::test]
+async fn another_region_is_used_only_at_the_hard_limit() {
+    let (_open, gate) = watch::channel(false);
+    let (near, far) = (slow("near", &gate).await, slow("far", &gate).await);
+    let world = Arc::new(World::new());
+    let mut other = limited("a2", &far, 10, None);
+    other.region = "far".to_owned();
+    world.apply(vec![limited("a1", &near, 1, Some(3)), other]);
+    let _requests: Vec<_> = (0..4).map(|_| spawn_get(&world)).collect();
+    eventually("all", || world.open_streams("a1") + world.open_streams("a2") == 4).await;
+    assert_eq!((world.open_streams("a1"), world.open_streams("a2")), (3, 1));
+}
+
+#[tokio::test]
+async fn cordoned_and_unhealthy_machines_get_no_traffic() {
+    let (one, two) = (Upstream::http("one").await, Upstream::http("two").await);
+    let three = Upstream::http("three").await;
+    let world = World::new();
+    let mut cordoned = started("a1", one.address);
+    cordoned.cordoned = true;
+    let mut sick = started("a2", two.address);
+    sick.services[0].healthy = false;
+    world.apply(vec![cordoned, sick, started("a3", three.address)]);
+    for _ in 0..8 {
+        assert!(world.get("/").await.body.starts_with("three"));
+    }
+}
+
+#[tokio::test]
+async fn a_client_may_prefer_or_force_a_machine() {
+    let (one, two) = (Upstream::http("one").await, Upstream::http("two").await);
+    let world = World::new();
+    world.apply(vec![started("a1", one.address), started("a2", two.address)]);
+    let asked = async |name: &str, machine: &str| {
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: app.localhost\r\nFly-{name}-Instance-Id: {machine}\r\n\
+            Connection: close\r\n\r\n"
+        );
+        send(world.http, &request).await
+    };
+    for _ in 0..4 {
+        assert!(asked("Prefer", "a1").await.body.starts_with("one"));
+        assert!(asked("Force", "a2").await.body.starts_with("two"));
+    }
+    let other = asked("Prefer", "gone").await;
+    assert_eq!(other.status, 200);
+    assert!(other.body.contains("fly-preferred-instance-unavailable: gone"));
+    let forced = asked("Force", "gone").await;
+    assert_eq!(forced.status, 404);
+    assert!(forced.body.starts_with("PR02"));
+}

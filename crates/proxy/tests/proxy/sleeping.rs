@@ -1,0 +1,293 @@
+//! Machines that are put to sleep.
+
+use std::{sync::Arc, time::Duration};
+
+use caddis_proxy::*;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+};
+
+use crate::support::*;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const IDLE: Duration = Duration::from_secs(5);
+
+fn idle_route(name: &str, upstream: &Upstream) -> MachineRoute {
+    let mut route = started(name, upstream.address);
+    route.services[0].autostop = Autostop::Suspend;
+    route.services[0].idle_timeout = Some(IDLE);
+    route
+}
+
+/// Lets all that can go on do so, without letting time pass by itself.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Answers when told to.
+async fn gated() -> (Upstream, watch::Sender<bool>) {
+    let (open, gate) = watch::channel(false);
+    let upstream = Upstream::serve(move |mut stream, _| {
+        let mut gate = gate.clone();
+        async move {
+            read_request(&mut stream).await;
+            gate.wait_for(|is_open| *is_open).await.unwrap();
+            let _ = respond(&mut stream, "done").await;
+        }
+    })
+    .await;
+    (upstream, open)
+}
+
+#[tokio::test]
+async fn an_idle_machine_is_suspended_after_its_timeout_and_not_before() {
+    let upstream = Upstream::http("one").await;
+    let world = World::new();
+    world.apply(vec![idle_route("a1", &upstream)]);
+    assert_eq!(world.get("/").await.status, 200);
+    tokio::time::pause();
+    settle().await;
+    tokio::time::advance(IDLE - Duration::from_millis(500)).await;
+    settle().await;
+    assert!(world.machines.sleeps().is_empty());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::resume();
+    world.machines.until_asleep(1).await;
+    assert_eq!(world.machines.sleeps(), [("a1".to_owned(), Sleep::Suspend)]);
+    let counters = world.proxy.counters("app").unwrap();
+    let decision = counters.machines[0].last_decision.clone().unwrap();
+    assert_eq!(decision.action, "suspended");
+    assert!(decision.reason.contains("5s"), "{}", decision.reason);
+}
+
+#[tokio::test]
+async fn an_idle_timeout_never_cuts_a_stream_and_counts_from_its_end() {
+    let (upstream, open) = gated().await;
+    let world = World::new();
+    world.apply(vec![idle_route("a1", &upstream)]);
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    eventually("the stream", || world.open_streams("a1") == 1).await;
+    tokio::time::pause();
+    for _ in 0..24 {
+        tokio::time::advance(DAY / 24).await;
+        settle().await;
+    }
+    tokio::time::resume();
+    assert!(world.machines.sleeps().is_empty());
+    open.send_replace(true);
+    assert_eq!(read_answer(&mut client).await.body, "done");
+    eventually("the end", || world.open_streams("a1") == 0).await;
+    tokio::time::pause();
+    settle().await;
+    assert!(world.machines.sleeps().is_empty());
+    tokio::time::advance(IDLE + Duration::from_millis(10)).await;
+    tokio::time::resume();
+    world.machines.until_asleep(1).await;
+}
+
+#[tokio::test]
+async fn a_machine_that_slept_is_started_by_the_next_request() {
+    let upstream = Upstream::http("one").await;
+    let world = World::new();
+    world.machines.on_wake("a1", || async { Ok(Woken { resumed: true }) });
+    let mut route = idle_route("a1", &upstream);
+    route.services[0].idle_timeout = Some(Duration::from_millis(10));
+    world.apply(vec![route]);
+    for round in 1..4 {
+        world.machines.until_asleep(round).await;
+        assert_eq!(world.get("/").await.status, 200);
+        assert_eq!(world.machines.wakes().len(), round);
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_or_cordoned_or_needed_is_not_put_to_sleep() {
+    let upstream = Upstream::http("one").await;
+    let mut held = idle_route("a1", &upstream);
+    held.hold = Some("lease of deploy".to_owned());
+    let mut cordoned = idle_route("a1", &upstream);
+    cordoned.cordoned = true;
+    let mut needed = idle_route("a1", &upstream);
+    needed.services[0].min_machines_running = 1;
+    let mut off = idle_route("a1", &upstream);
+    off.services[0].autostop = Autostop::Off;
+    for route in [held, cordoned, needed, off] {
+        let world = World::new();
+        world.apply(vec![route]);
+        settle().await;
+        tokio::time::pause();
+        tokio::time::advance(DAY).await;
+        settle().await;
+        assert!(world.machines.sleeps().is_empty());
+        tokio::time::resume();
+        // Once nothing speaks against it any more.
+        world.apply(vec![idle_route("a1", &upstream)]);
+        settle().await;
+        tokio::time::pause();
+        tokio::time::advance(DAY).await;
+        tokio::time::resume();
+        world.machines.until_asleep(1).await;
+    }
+}
+
+#[tokio::test]
+async fn all_idle_machines_sleep_but_for_the_least_number() {
+    let upstream = Upstream::http("one").await;
+    let world = World::new();
+    let routes = (0..20)
+        .map(|number| {
+            let mut route = idle_route(&format!("a{number:02}"), &upstream);
+            route.services[0].min_machines_running = 3;
+            route.services[0].idle_timeout = Some(Duration::from_millis(1));
+            route
+        })
+        .collect();
+    world.apply(routes);
+    world.machines.until_asleep(17).await;
+    settle().await;
+    assert_eq!(world.machines.sleeps().len(), 17);
+}
+
+#[tokio::test]
+async fn ten_thousand_idle_machines_sleep_within_a_second_of_their_time() {
+    let upstream = Upstream::http("one").await;
+    let world = World::new();
+    for number in 0..10_000 {
+        let route = idle_route(&format!("m{number}"), &upstream);
+        let routes = AppRoutes { machines: vec![route], ..AppRoutes::default() };
+        world.proxy.apply(format!("app{number}"), Some(routes));
+    }
+    tokio::time::pause();
+    settle().await;
+    tokio::time::advance(IDLE - Duration::from_secs(1)).await;
+    settle().await;
+    let early = world.machines.sleeps().len();
+    // Applying them took some time itself.
+    assert!(early < 10_000, "{early}");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    // No time passes here: all that can be done is done at this moment.
+    for _ in 0..100 {
+        settle().await;
+    }
+    assert_eq!(world.machines.sleeps().len(), 10_000);
+}
+
+#[tokio::test]
+async fn the_periodic_rule_stops_one_machine_in_each_pass() {
+    let upstream = Upstream::http("one").await;
+    let world = World::new();
+    let routes = ["a1", "a2", "a3"].map(|name| {
+        let mut route = started(name, upstream.address);
+        route.services[0].autostop = Autostop::Stop;
+        route
+    });
+    world.apply(routes.to_vec());
+    settle().await;
+    tokio::time::pause();
+    let minute = Duration::from_secs(61);
+    for pass in 1..=3 {
+        tokio::time::advance(minute).await;
+        settle().await;
+        let counters = world.proxy.counters("app");
+        assert_eq!(world.machines.sleeps().len(), pass, "{counters:#?}");
+    }
+    assert!(world.machines.sleeps().iter().all(|(_, how)| *how == Sleep::Stop));
+}
+
+#[tokio::test]
+async fn unused_connections_are_closed_before_a_machine_is_suspended() {
+    let (closed, was_closed) = watch::channel(false);
+    let closed = Arc::new(closed);
+    let upstream = Upstream::serve(move |mut stream, _| {
+        let closed = closed.clone();
+        async move {
+            while read_request(&mut stream).await.is_some() {
+                respond(&mut stream, "fine").await.unwrap();
+            }
+            closed.send_replace(true);
+        }
+    })
+    .await;
+    let world = World::with(|config| config.pool_idle = DAY);
+    let mut route = idle_route("a1", &upstream);
+    route.services[0].idle_timeout = Some(Duration::from_millis(10));
+    world.apply(vec![route]);
+    assert_eq!(world.get("/").await.status, 200);
+    world.machines.until_asleep(1).await;
+    let mut was_closed = was_closed.clone();
+    in_time("the close", was_closed.wait_for(|is_so| *is_so)).await.unwrap();
+}
+
+/// A WebSocket through the proxy: the client's end of it.
+async fn websocket(world: &World) -> TcpStream {
+    let mut stream = TcpStream::connect(world.http).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: app.localhost\r\nConnection: Upgrade\r\n\
+        Upgrade: websocket\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (head, _) = in_time("101", read_head(&mut stream)).await.unwrap();
+    assert!(head.starts_with("http/1.1 101"), "{head}");
+    stream
+}
+
+/// Two machines in excess of none: one with a WebSocket that may be drained.
+async fn drained_world() -> (World, Upstream) {
+    let upstream = Upstream::serve(|mut stream, _| async move {
+        read_request(&mut stream).await;
+        let text = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut got = Vec::new();
+        let _ = stream.read_to_end(&mut got).await;
+    })
+    .await;
+    let world = World::with(|config| config.autostop_interval = Duration::from_millis(20));
+    (world, upstream)
+}
+
+#[tokio::test]
+async fn a_websocket_is_told_to_close_when_its_machine_is_drained() {
+    let (world, upstream) = drained_world().await;
+    let other = Upstream::http("other").await;
+    let mut route = started("a1", upstream.address);
+    route.services[0].autostop = Autostop::Stop;
+    route.services[0].max_drain = Some(DAY);
+    world.apply(vec![route.clone()]);
+    let mut socket = websocket(&world).await;
+    // Another machine, which is held: the one with the stream is in excess.
+    let mut held = started("a2", other.address);
+    held.services[0].autostop = Autostop::Stop;
+    held.hold = Some("exec".to_owned());
+    world.apply(vec![route, held]);
+    let mut frame = [0; 4];
+    in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
+    assert_eq!(frame, [0x88, 2, 0x03, 0xe9]);
+    assert!(world.machines.sleeps().is_empty());
+    // New traffic goes to the other one meanwhile.
+    assert!(world.get("/").await.body.starts_with("other"));
+    drop(socket);
+    world.machines.until_asleep(1).await;
+    assert_eq!(world.machines.sleeps()[0].0, "a1");
+}
+
+#[tokio::test]
+async fn a_drain_is_called_off_by_a_request_that_only_this_machine_can_take() {
+    let (world, upstream) = drained_world().await;
+    let mut route = started("a1", upstream.address);
+    route.services[0].autostop = Autostop::Stop;
+    route.services[0].max_drain = Some(DAY);
+    world.apply(vec![route.clone()]);
+    let mut socket = websocket(&world).await;
+    let mut held = started("a2", address());
+    held.services[0].autostop = Autostop::Stop;
+    held.hold = Some("exec".to_owned());
+    world.apply(vec![route.clone(), held]);
+    let mut frame = [0; 4];
+    in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
+    world.apply(vec![route]);
+    let _second = websocket(&world).await;
+    assert!(world.machines.sleeps().is_empty() && world.machines.wakes().is_empty());
+}
