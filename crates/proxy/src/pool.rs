@@ -17,6 +17,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     ErrorCode, app::Candidate, core::Core, error::Failure, machine::Machine,
@@ -252,8 +253,10 @@ async fn open(
 ) -> Result<Upstream, Failure> {
     let machine = &candidate.machine;
     let port = candidate.service().internal_port;
+    // Before it connects: what is cut meanwhile is this connection too.
+    let cut = machine.cut_token();
     let stream = connect(core, candidate, preface).await?;
-    let sender = handshake(core, machine, stream, wanted).await.map_err(|error| {
+    let sender = handshake(core, machine, stream, wanted, cut).await.map_err(|error| {
         let code = if wanted.is_h2 { ErrorCode::PU01 } else { ErrorCode::PC06 };
         Failure::of(&machine.id, code, format!("speaking HTTP to the machine: {error}"))
     })?;
@@ -270,9 +273,9 @@ async fn handshake(
     machine: &Arc<Machine>,
     stream: TcpStream,
     wanted: Wanted,
+    cut: CancellationToken,
 ) -> hyper::Result<Sender> {
     let connected = machine.connected();
-    let cut = machine.cut_token();
     let all_cut = core.cut.clone();
     let stream = TokioIo::new(stream);
     if wanted.is_h2 {

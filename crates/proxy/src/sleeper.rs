@@ -213,15 +213,29 @@ async fn watch_machine(core: &Arc<Core>, app: &Arc<App>, machine: &Arc<Machine>)
         let mut changes = app.version.subscribe();
         changes.borrow_and_update();
         let reason = format!("nothing was in progress for {timeout:?}");
-        if !put_to_sleep(core, app, &candidate, reason).await {
-            // Others must go on running first, or the host refused.
-            tokio::select! {
+        match put_to_sleep(core, app, &candidate, reason).await {
+            Attempt::Asleep => {}
+            // Others must go on running first.
+            Attempt::NotNow => tokio::select! {
                 _ = changes.changed() => {}
                 () = machine.rerouted.notified() => {}
                 () = tokio::time::sleep(AFTER_FAILURE) => {}
-            }
+            },
+            // The attempt itself has changed the app, so that changes say nothing.
+            Attempt::Refused => tokio::time::sleep(AFTER_FAILURE).await,
         }
     }
+}
+
+/// What became of an attempt to put a machine to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    /// It sleeps.
+    Asleep,
+    /// It is needed, or was wanted meanwhile.
+    NotNow,
+    /// Its host refused, or failed.
+    Refused,
 }
 
 /// Drains a machine and puts it to sleep, unless something speaks against it. Whether it sleeps.
@@ -230,11 +244,11 @@ async fn put_to_sleep(
     app: &Arc<App>,
     candidate: &Candidate,
     reason: String,
-) -> bool {
+) -> Attempt {
     let machine = &candidate.machine;
     let drain = candidate.service().max_drain;
     if !begin(app, candidate, drain.is_some()) {
-        return false;
+        return Attempt::NotNow;
     }
     if machine.open_streams() > 0 {
         let is_allowed = drain.is_some();
@@ -243,14 +257,14 @@ async fn put_to_sleep(
             machine.end_drain();
             machine.decided("kept running", "it was wanted while it was drained");
             app.changed();
-            return false;
+            return Attempt::NotNow;
         }
     }
     let wakes = {
         let _one_at_a_time = app.decide.lock();
         if !machine.begin_sleep() {
             machine.end_drain();
-            return false;
+            return Attempt::NotNow;
         }
         machine.wakes()
     };
@@ -260,7 +274,7 @@ async fn put_to_sleep(
     }
     machine.end_drain();
     if is_woken_since(app, machine, wakes) {
-        return false;
+        return Attempt::NotNow;
     }
     let (how, action) = match candidate.service().autostop {
         Autostop::Suspend => (Sleep::Suspend, "suspended"),
@@ -285,7 +299,7 @@ async fn put_to_sleep(
         machine.reopen();
     }
     app.changed();
-    result.is_ok()
+    if result.is_ok() { Attempt::Asleep } else { Attempt::Refused }
 }
 
 /// Whether a request had the machine started while its connections were closed: it goes on.

@@ -49,7 +49,7 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
     let preference = Preference::default();
     let mut search = Search::new(core, app, connection.port, &preference);
     let preface = proxy_header(port.handlers.proxy_protocol, connection.peer, connection.local);
-    let (taken, machine) = loop {
+    let (taken, machine, cut) = loop {
         let taken = match search.try_take() {
             Some(taken) => taken,
             None => tokio::select! {
@@ -58,8 +58,10 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
                 () = connection.left(core) => return Ok(()),
             },
         };
+        // Before it connects: what is cut meanwhile is this connection too.
+        let cut = taken.permit.machine.cut_token();
         match pool::connect(core, &taken.candidate, &preface).await {
-            Ok(machine) => break (taken, machine),
+            Ok(machine) => break (taken, machine, cut),
             Err(failure) => {
                 let Taken { permit, candidate } = taken;
                 drop(permit);
@@ -77,7 +79,6 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let machine_state = &taken.permit.machine;
     let _connected = machine_state.connected();
-    let cut = machine_state.cut_token();
     let tunnel = websocket::tunnel(client, machine, false, &cut, &machine_state.tally);
     let passed = tokio::select! {
         passed = tunnel => passed,

@@ -1,6 +1,9 @@
 //! Machines that are put to sleep.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use caddis_proxy::*;
 use tokio::{
@@ -62,6 +65,46 @@ async fn an_idle_machine_is_suspended_after_its_timeout_and_not_before() {
     let decision = counters.machines[0].last_decision.clone().unwrap();
     assert_eq!(decision.action, "suspended");
     assert!(decision.reason.contains("5s"), "{}", decision.reason);
+}
+
+#[tokio::test]
+async fn a_host_that_keeps_a_machine_awake_is_not_asked_again_at_once() {
+    let upstream = Upstream::http("one").await;
+    let world = World::new();
+    world.machines.stay_awake.store(true, Ordering::SeqCst);
+    world.apply(vec![idle_route("a1", &upstream)]);
+    assert_eq!(world.get("/").await.status, 200);
+    tokio::time::pause();
+    settle().await;
+    tokio::time::advance(IDLE + Duration::from_millis(10)).await;
+    settle().await;
+    assert_eq!(world.machines.sleeps().len(), 1);
+    let counters = world.proxy.counters("app").unwrap();
+    let decision = counters.machines[0].last_decision.clone().unwrap();
+    assert_eq!(decision.action, "kept running");
+    assert!(decision.reason.contains("a session is open"), "{}", decision.reason);
+    tokio::time::advance(Duration::from_secs(31)).await;
+    settle().await;
+    assert_eq!(world.machines.sleeps().len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_open_to_a_machine_whose_vm_has_gone_ends() {
+    let (upstream, _never) = gated().await;
+    let world = World::new();
+    let route = started("a1", upstream.address);
+    world.apply(vec![route.clone()]);
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    let connections = || world.proxy.counters("app").unwrap().machines[0].connections;
+    eventually("the connection", || connections() == 1).await;
+    // It goes on while the machine's program is told to end.
+    let stopping = MachineRoute { state: MachineState::Stopped, ..route.clone() };
+    world.apply(vec![stopping.clone()]);
+    assert_eq!(world.open_streams("a1"), 1);
+    world.apply(vec![MachineRoute { is_off: true, ..stopping }]);
+    assert_eq!(read_answer(&mut client).await.status, 502);
+    eventually("the end", || world.open_streams("a1") == 0).await;
 }
 
 #[tokio::test]

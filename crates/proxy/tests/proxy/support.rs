@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -66,6 +66,8 @@ pub struct FakeMachines {
     sleeps: watch::Sender<Vec<(MachineId, Sleep)>>,
     /// What a machine's connections were when it was put to sleep.
     pub before_sleep: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+    /// Whether their hosts keep them awake.
+    pub stay_awake: AtomicBool,
 }
 
 impl FakeMachines {
@@ -114,6 +116,9 @@ impl Machines for FakeMachines {
             check();
         }
         self.sleeps.send_modify(|all| all.push((machine.clone(), how)));
+        if self.stay_awake.load(Ordering::SeqCst) {
+            return Err(WakeError::Conflict("a session is open in it".to_owned()));
+        }
         Ok(())
     }
 }
