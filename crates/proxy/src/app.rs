@@ -21,7 +21,8 @@ use crate::{
     ServiceRoute,
     admission::{Permit, Queue, Slot},
     choice::Load,
-    machine::{Clock, Machine},
+    error::Failure,
+    machine::{Clock, Flight, Machine},
     routes::ServiceKey,
     udp::Datagrams,
 };
@@ -74,6 +75,16 @@ impl Candidate {
             || self.route.started_at.is_some_and(|at| {
                 SystemTime::now().duration_since(at).is_ok_and(|age| age < window)
             })
+    }
+
+    /// Why it could not be had a moment ago.
+    pub(crate) fn recent_failure(&self) -> Option<Failure> {
+        self.machine.recent_failure(self.service().key())
+    }
+
+    /// What a request for it can wait for.
+    pub(crate) fn flight(&self) -> Option<Flight> {
+        self.machine.flight(self.service().key())
     }
 
     pub(crate) fn load(&self, region: &str) -> Load {

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    MachineState,
+    ErrorCode, MachineState,
     admission::Slot,
     connection::Connection,
     counters::{Activity, Decision, Tally},
@@ -61,8 +61,46 @@ impl Clock {
     }
 }
 
-/// The way of a machine to readiness, which any number can wait for.
-pub(crate) type Flight = watch::Receiver<Option<Result<(), Failure>>>;
+/// How far the way of a machine's service to readiness is.
+#[derive(Debug, Clone)]
+pub(crate) enum Progress {
+    /// The machine is being started.
+    Waking,
+    /// The machine runs; the port may not accept yet, or its checks not pass.
+    Running,
+    Landed(Result<(), Failure>),
+}
+
+/// The way of a machine's service to readiness, which any number can wait for.
+#[derive(Debug, Clone)]
+pub(crate) struct Flight {
+    progress: watch::Receiver<Progress>,
+    /// Whether it is to the service that is waited for; of another one only the start matters.
+    is_own: bool,
+}
+
+impl Flight {
+    pub(crate) fn new(progress: watch::Receiver<Progress>) -> Self {
+        Self { progress, is_own: true }
+    }
+
+    /// Ends with the flight and gives its result, or ends with the machine's start where that is
+    /// all that matters: what became of it, the machine then tells.
+    pub(crate) async fn over(&mut self) -> Result<(), Failure> {
+        let is_own = self.is_own;
+        let is_over = |progress: &Progress| match progress {
+            Progress::Waking => false,
+            Progress::Running => !is_own,
+            Progress::Landed(_) => true,
+        };
+        match self.progress.wait_for(is_over).await.as_deref() {
+            Ok(Progress::Landed(result)) if is_own => result.clone(),
+            Ok(_) => Ok(()),
+            // Whoever was on it is gone: the proxy ends.
+            Err(_) => Err(Failure::new(ErrorCode::PM02, "the start was given up")),
+        }
+    }
+}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -82,9 +120,9 @@ pub(crate) struct Machine {
     belief: AtomicU64,
     wakes: AtomicU64,
     woken_at: AtomicU64,
-    failed_until: AtomicU64,
-    last_failure: Mutex<Option<Failure>>,
-    pub flight: Mutex<Option<Flight>>,
+    /// Starts that failed, and until when that counts: for one service, or for all.
+    failures: Mutex<HashMap<Option<ServiceKey>, (u64, Failure)>>,
+    flights: Mutex<HashMap<ServiceKey, watch::Receiver<Progress>>>,
     spare: Mutex<Option<(u16, Instant, TcpStream)>>,
     pub pool: Pool,
     /// Client connections with a request at this machine, by a number of the request.
@@ -120,9 +158,8 @@ impl Machine {
             belief: AtomicU64::new(0),
             wakes: AtomicU64::new(0),
             woken_at: AtomicU64::new(0),
-            failed_until: AtomicU64::new(0),
-            last_failure: Mutex::default(),
-            flight: Mutex::default(),
+            failures: Mutex::default(),
+            flights: Mutex::default(),
             spare: Mutex::default(),
             pool: Pool::default(),
             clients: Mutex::default(),
@@ -353,20 +390,53 @@ impl Machine {
         at != 0 && self.clock.now() < at + window.as_millis() as u64
     }
 
-    /// It could not be started, and is left alone for a while.
-    pub(crate) fn failed(&self, failure: Failure, for_so_long: Duration) {
-        *self.last_failure.lock() = Some(failure);
-        self.woken_at.store(0, Ordering::Relaxed);
+    /// It could not be started, or one service of it did not get ready: it is left alone for a
+    /// while, or by requests for that service.
+    pub(crate) fn failed(
+        &self,
+        service: Option<ServiceKey>,
+        failure: Failure,
+        for_so_long: Duration,
+    ) {
+        if service.is_none() {
+            self.woken_at.store(0, Ordering::Relaxed);
+        }
         let until = self.clock.now() + for_so_long.as_millis() as u64;
-        self.failed_until.store(until, Ordering::Relaxed);
+        self.failures.lock().insert(service, (until, failure));
     }
 
-    /// Why it could not be started a moment ago.
-    pub(crate) fn recent_failure(&self) -> Option<Failure> {
-        if self.failed_until.load(Ordering::Relaxed) <= self.clock.now() {
-            return None;
+    /// Why a service of it could not be had a moment ago.
+    pub(crate) fn recent_failure(&self, service: ServiceKey) -> Option<Failure> {
+        let now = self.clock.now();
+        let failures = self.failures.lock();
+        let of = |service| failures.get(&service).filter(|(until, _)| *until > now);
+        of(None).or_else(|| of(Some(service))).map(|(_, failure)| failure.clone())
+    }
+
+    // Flights.
+
+    /// What a request for a service can wait for: its flight, or the start by that of another.
+    pub(crate) fn flight(&self, service: ServiceKey) -> Option<Flight> {
+        let flights = self.flights.lock();
+        if let Some(progress) = flights.get(&service) {
+            return Some(Flight::new(progress.clone()));
         }
-        self.last_failure.lock().clone()
+        let waking = flights.values().find(|one| matches!(*one.borrow(), Progress::Waking))?;
+        Some(Flight { progress: waking.clone(), is_own: false })
+    }
+
+    pub(crate) fn has_flights(&self) -> bool {
+        !self.flights.lock().is_empty()
+    }
+
+    /// A flight to a service begins.
+    pub(crate) fn departs(&self, service: ServiceKey, progress: watch::Receiver<Progress>) {
+        self.flights.lock().insert(service, progress);
+    }
+
+    /// A flight to a service is over.
+    pub(crate) fn lands(&self, service: ServiceKey) {
+        self.flights.lock().remove(&service);
     }
 
     pub(crate) fn decided(&self, action: &'static str, reason: impl Into<String>) {

@@ -217,13 +217,9 @@ impl<'a> Search<'a> {
         machine: &Machine,
         mut flight: Flight,
     ) -> Result<Result<(), Failure>, Failure> {
-        let landed = tokio::time::timeout_at(self.deadline, flight.wait_for(Option::is_some)).await;
+        let landed = tokio::time::timeout_at(self.deadline, flight.over()).await;
         match landed {
-            Ok(Ok(result)) => Ok(result.clone().unwrap_or(Ok(()))),
-            // Whoever was on it is gone: the proxy ends.
-            Ok(Err(_)) => {
-                Ok(Err(Failure::of(&machine.id, ErrorCode::PM02, "the start was given up")))
-            }
+            Ok(result) => Ok(result),
             Err(_) => {
                 let text = "the machine was not ready in time";
                 Err(Failure::of(&machine.id, ErrorCode::PM03, text))

@@ -295,7 +295,7 @@ async fn put_to_sleep(
             }
         }
     }
-    if machine.flight.lock().is_none() {
+    if !machine.has_flights() {
         machine.reopen();
     }
     app.changed();
@@ -306,7 +306,7 @@ async fn put_to_sleep(
 fn is_woken_since(app: &App, machine: &Machine, wakes: u64) -> bool {
     let _one_at_a_time = app.decide.lock();
     let is_woken = machine.wakes() != wakes;
-    if is_woken && machine.flight.lock().is_none() {
+    if is_woken && !machine.has_flights() {
         machine.reopen();
     }
     is_woken
@@ -317,7 +317,7 @@ fn begin(app: &App, candidate: &Candidate, may_drain: bool) -> bool {
     let _one_at_a_time = app.decide.lock();
     let Some(now) = app.current(candidate) else { return false };
     let machine = &now.machine;
-    if !runs(&now) || now.route.is_held() || machine.flight.lock().is_some() {
+    if !runs(&now) || now.route.is_held() || machine.has_flights() {
         return false;
     }
     let compiled = app.compiled();

@@ -1,7 +1,8 @@
 //! Starts machines for requests: one at a time for an app's port and region, however many wait.
 //!
-//! A *flight* is a machine's way from asleep to ready: started, its port accepts, its checks pass.
-//! It goes on when those who wait for it leave.
+//! A *flight* is the way of a machine's service from asleep to ready: the machine is started, the
+//! port accepts, the checks pass. It goes on when those who wait for it leave. Requests for another
+//! service of the machine wait for the start only.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use crate::{
     app::{App, Candidate, Endpoint},
     core::Core,
     error::Failure,
-    machine::{Flight, Machine},
+    machine::{Flight, Machine, Progress},
     select::Search,
 };
 
@@ -55,11 +56,11 @@ pub(crate) fn way(search: &Search<'_>, endpoint: &Endpoint) -> Way {
         return Way::Recalled;
     }
     for candidate in fitting() {
-        if let Some(flight) = candidate.machine.flight.lock().clone() {
+        if let Some(flight) = candidate.flight() {
             return Way::Flight(candidate.machine.clone(), flight);
         }
     }
-    let usable = |candidate: &&Candidate| candidate.machine.recent_failure().is_none();
+    let usable = |candidate: &&Candidate| candidate.recent_failure().is_none();
     let on_its_way = |candidate: &&Candidate| {
         let is_on = match candidate.state() {
             MachineState::Starting => true,
@@ -73,7 +74,7 @@ pub(crate) fn way(search: &Search<'_>, endpoint: &Endpoint) -> Way {
     }
     match sleeper_to_wake(search, fitting().filter(usable)) {
         Some(candidate) => Way::Flight(candidate.machine.clone(), launch(core, app, candidate)),
-        None => Way::Nothing(fitting().find_map(|one| one.machine.recent_failure())),
+        None => Way::Nothing(fitting().find_map(Candidate::recent_failure)),
     }
 }
 
@@ -81,9 +82,7 @@ pub(crate) fn way(search: &Search<'_>, endpoint: &Endpoint) -> Way {
 pub(crate) fn start_another(search: &Search<'_>, endpoint: &Endpoint) {
     let (core, app) = (search.core, search.app);
     let may_help = |candidate: &&Candidate| {
-        candidate.may_wake()
-            && search.fits(candidate)
-            && candidate.machine.recent_failure().is_none()
+        candidate.may_wake() && search.fits(candidate) && candidate.recent_failure().is_none()
     };
     // Without the lock: mostly there is none.
     if !endpoint.candidates.iter().any(|candidate| may_help(&candidate)) {
@@ -96,7 +95,7 @@ pub(crate) fn start_another(search: &Search<'_>, endpoint: &Endpoint) {
     let is_helped = endpoint.candidates.iter().any(|other| {
         other.route.region == candidate.route.region
             && !other.route.cordoned
-            && (other.machine.flight.lock().is_some()
+            && (other.flight().is_some()
                 || other.state() == MachineState::Starting
                 || (other.state() == MachineState::Started && other.is_fresh(window)))
     });
@@ -118,23 +117,24 @@ fn sleeper_to_wake<'a>(
 /// The way of a machine that runs to its being ready.
 pub(crate) fn ready(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
     let _one_at_a_time = app.decide.lock();
-    let underway = candidate.machine.flight.lock().clone();
-    underway.unwrap_or_else(|| launch(core, app, candidate))
+    candidate.flight().unwrap_or_else(|| launch(core, app, candidate))
 }
 
 /// Called with the app's lock held.
 fn launch(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
-    let (landed, flight) = watch::channel(None);
     let is_asleep = candidate.state().is_asleep() || candidate.machine.is_sleeping();
+    let first = if is_asleep { Progress::Waking } else { Progress::Running };
+    let (progress, flight) = watch::channel(first);
+    let service = candidate.service().key();
     if is_asleep {
         candidate.machine.count_wake();
     }
-    *candidate.machine.flight.lock() = Some(flight.clone());
+    candidate.machine.departs(service, flight.clone());
     let (core, app, candidate) = (core.clone(), app.clone(), candidate.clone());
     core.tasks.clone().spawn(async move {
         let machine = &candidate.machine;
         let result = tokio::select! {
-            result = fly(&core, &app, &candidate, is_asleep) => result,
+            result = fly(&core, &app, &candidate, &progress) => result,
             () = core.cut.cancelled() => {
                 Err(Failure::of(&machine.id, ErrorCode::PM02, "the proxy is shutting down"))
             }
@@ -143,24 +143,28 @@ fn launch(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
             }
         };
         if let Err(failure) = &result {
-            machine.failed(failure.clone(), AFTER_FAILURE);
+            // That one service was not ready in time says nothing about the others.
+            let is_awake = matches!(*progress.borrow(), Progress::Running);
+            let is_of_service = is_awake && failure.code == ErrorCode::PM03;
+            machine.failed(is_of_service.then_some(service), failure.clone(), AFTER_FAILURE);
             machine.decided("start failed", failure.text.clone());
             core.report(&app, failure, None);
         }
-        *machine.flight.lock() = None;
-        landed.send_replace(Some(result));
+        machine.lands(service);
+        progress.send_replace(Progress::Landed(result));
         app.changed();
     });
-    flight
+    Flight::new(flight)
 }
 
 async fn fly(
     core: &Arc<Core>,
     app: &Arc<App>,
     candidate: &Candidate,
-    is_asleep: bool,
+    progress: &watch::Sender<Progress>,
 ) -> Result<(), Failure> {
     let machine = &candidate.machine;
+    let is_asleep = matches!(*progress.borrow(), Progress::Waking);
     if is_asleep {
         let is_resume = candidate.state() == MachineState::Suspended;
         let action = if is_resume { "resumed" } else { "started" };
@@ -183,6 +187,7 @@ async fn fly(
         app.believe(candidate, true, LAG);
         machine.touch();
         machine.reopen();
+        progress.send_replace(Progress::Running);
     }
     let limit = core.config.ready_timeout + candidate.service().grace;
     let deadline = Instant::now() + limit;

@@ -337,3 +337,95 @@ async fn at_the_soft_limit_one_more_is_started_and_requests_do_not_wait_for_it()
     eventually("the start", || !world.machines.wakes().is_empty()).await;
     assert_eq!(world.machines.wakes().len(), 1);
 }
+
+/// The external port whose service nothing in the machine listens for.
+const DEAF: u16 = 5432;
+
+/// A machine with a service at port 80, and with another one whose port never opens.
+fn with_a_deaf_service(name: &str, address: IpAddr) -> MachineRoute {
+    let mut route = stopped(name, address);
+    let mut deaf = service(vec![port(DEAF, Handlers { http: true, ..Handlers::default() })]);
+    deaf.internal_port = PORT + 1;
+    route.services.push(deaf);
+    route
+}
+
+/// Routes the machine and begins a request for the port that never opens.
+async fn ask_the_deaf_service(world: &World, route: MachineRoute) -> TcpStream {
+    let own = address();
+    let machines = vec![route];
+    let routes = AppRoutes { addresses: vec![own], machines, ..AppRoutes::default() };
+    world.proxy.apply("app", Some(routes));
+    let mut stream = TcpStream::connect((own, DEAF)).await.unwrap();
+    stream.write_all(get("/").as_bytes()).await.unwrap();
+    eventually("the start", || world.machines.wakes().len() == 1).await;
+    stream
+}
+
+#[tokio::test]
+async fn a_port_that_never_opens_keeps_nobody_from_another_port_of_the_machine() {
+    let world = Arc::new(World::new());
+    let address = address();
+    let (open, gate) = watch::channel(false);
+    let _upstreams = wakes_up(&world, "a1", address, Some(gate));
+    let _deaf = ask_the_deaf_service(&world, with_a_deaf_service("a1", address)).await;
+    let request = tokio::spawn({
+        let world = world.clone();
+        async move { world.get("/").await }
+    });
+    eventually("both wait", || world.waiting() == 2).await;
+    open.send_replace(true);
+    assert_eq!(in_time("the answer", request).await.unwrap().status, 200);
+    assert_eq!(world.waiting(), 1);
+    assert_eq!(world.machines.wakes(), ["a1"]);
+    assert!(world.journal.codes().is_empty());
+}
+
+#[tokio::test]
+async fn a_port_that_did_not_open_says_nothing_about_another_port_of_the_machine() {
+    let world = Arc::new(World::with(|config| config.ready_timeout = Duration::from_millis(50)));
+    let address = address();
+    let _upstreams = wakes_up(&world, "a1", address, None);
+    let mut route = with_a_deaf_service("a1", address);
+    route.services[0].healthy = false;
+    route.services[0].grace = DEADLINE;
+    let mut deaf = ask_the_deaf_service(&world, route.clone()).await;
+    let answer = read_answer(&mut deaf).await;
+    assert_eq!(answer.status, 504, "{}", answer.body);
+    // Its checks are yet to pass.
+    route.state = MachineState::Started;
+    route.started_at = Some(std::time::SystemTime::now());
+    world.apply(vec![route.clone()]);
+    let request = tokio::spawn({
+        let world = world.clone();
+        async move { world.get("/").await }
+    });
+    eventually("it waits", || world.waiting() == 1 || request.is_finished()).await;
+    route.services[0].healthy = true;
+    world.apply(vec![route]);
+    let answer = in_time("the answer", request).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+#[tokio::test]
+async fn a_failed_start_is_one_for_all_ports_of_the_machine() {
+    let world = Arc::new(World::new());
+    let (open, gate) = watch::channel(false);
+    world.machines.on_wake("a1", move || {
+        let mut gate = gate.clone();
+        async move {
+            gate.wait_for(|is_open| *is_open).await.unwrap();
+            Err(WakeError::Refused("no memory".to_owned()))
+        }
+    });
+    let mut deaf = ask_the_deaf_service(&world, with_a_deaf_service("a1", address())).await;
+    let request = tokio::spawn({
+        let world = world.clone();
+        async move { world.get("/").await }
+    });
+    eventually("both wait", || world.waiting() == 2).await;
+    open.send_replace(true);
+    assert!(read_answer(&mut deaf).await.body.starts_with("PM01"));
+    assert!(in_time("the answer", request).await.unwrap().body.starts_with("PM01"));
+    assert_eq!(world.machines.wakes(), ["a1"]);
+}
