@@ -6,20 +6,38 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use tokio::sync::Notify;
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, futures::Notified};
 
 use crate::machine::Machine;
 
-/// Wakes what waits for a place at a service of an app, in the order of arrival.
+/// Wakes what waits for a place at a port of an app.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    pub(crate) freed: Notify,
+    /// Those who take any place, in the order of arrival: one is told of each.
+    any: Notify,
+    /// Those who can't use every place: all are told, as one of them may not pass it on.
+    particular: Notify,
+}
+
+impl Queue {
+    /// Ends when a place was freed.
+    pub(crate) fn freed(&self, is_particular: bool) -> Notified<'_> {
+        if is_particular { self.particular.notified() } else { self.any.notified() }
+    }
+
+    fn tell(&self) {
+        self.particular.notify_waiters();
+        self.any.notify_one();
+    }
 }
 
 /// What one service of one machine has in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     in_use: AtomicU32,
+    /// Those of the ports that lead here by the newest routes.
+    pub(crate) queues: ArcSwap<Vec<Arc<Queue>>>,
 }
 
 impl Slot {
@@ -43,7 +61,6 @@ impl Slot {
 pub(crate) struct Permit {
     pub(crate) machine: Arc<Machine>,
     slot: Arc<Slot>,
-    queue: Arc<Queue>,
 }
 
 impl Permit {
@@ -51,14 +68,13 @@ impl Permit {
     pub(crate) fn take(
         machine: &Arc<Machine>,
         slot: &Arc<Slot>,
-        queue: &Arc<Queue>,
         hard: Option<u32>,
     ) -> Option<Self> {
         if !slot.take(hard) {
             return None;
         }
         machine.begin_stream();
-        let permit = Self { machine: machine.clone(), slot: slot.clone(), queue: queue.clone() };
+        let permit = Self { machine: machine.clone(), slot: slot.clone() };
         // Only now: whoever puts the machine to sleep closes it first and then counts its streams,
         // so that one of us sees the other.
         machine.is_open().then_some(permit)
@@ -69,6 +85,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.slot.in_use.fetch_sub(1, Ordering::SeqCst);
         self.machine.end_stream();
-        self.queue.freed.notify_one();
+        for queue in self.slot.queues.load().iter() {
+            queue.tell();
+        }
     }
 }

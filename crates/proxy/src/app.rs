@@ -23,7 +23,6 @@ use crate::{
     choice::Load,
     error::Failure,
     machine::{Clock, Flight, Machine},
-    routes::ServiceKey,
     udp::Datagrams,
 };
 
@@ -34,7 +33,6 @@ pub(crate) struct Candidate {
     pub route: Arc<MachineRoute>,
     service: usize,
     slot: Arc<Slot>,
-    queue: Arc<Queue>,
 }
 
 impl Candidate {
@@ -48,10 +46,6 @@ impl Candidate {
 
     pub(crate) fn state(&self) -> MachineState {
         self.machine.state(self.route.state)
-    }
-
-    pub(crate) fn queue(&self) -> &Arc<Queue> {
-        &self.queue
     }
 
     /// Whether it may get new traffic.
@@ -99,7 +93,7 @@ impl Candidate {
 
     pub(crate) fn take(&self) -> Option<Permit> {
         let hard = self.service().concurrency.hard_limit;
-        Permit::take(&self.machine, &self.slot, &self.queue, hard)
+        Permit::take(&self.machine, &self.slot, hard)
     }
 }
 
@@ -108,6 +102,9 @@ impl Candidate {
 pub(crate) struct Endpoint {
     pub port: PortRoute,
     pub candidates: Vec<Candidate>,
+    /// Who waits for a place at any of them. Another one after each change of the routes, which all
+    /// who wait are told of.
+    pub queue: Arc<Queue>,
 }
 
 /// Routes made ready.
@@ -140,7 +137,6 @@ pub(crate) struct App {
     clock: Clock,
     compiled: ArcSwap<Compiled>,
     machines: Mutex<HashMap<MachineId, Arc<Machine>>>,
-    queues: Mutex<HashMap<ServiceKey, Arc<Queue>>>,
     /// Changes whenever something may have become possible.
     pub version: watch::Sender<u64>,
     /// Held while a machine to start or to put to sleep is picked.
@@ -157,7 +153,6 @@ impl App {
             clock,
             compiled: ArcSwap::default(),
             machines: Mutex::default(),
-            queues: Mutex::default(),
             version: watch::Sender::new(0),
             decide: Mutex::new(()),
             waiting: AtomicU32::new(0),
@@ -277,20 +272,22 @@ impl App {
             };
             let first = compiled.services.len();
             for (index, service) in route.services.iter().enumerate() {
-                let queue = self.queues.lock().entry(service.key()).or_default().clone();
                 compiled.services.push(Candidate {
                     machine: machine.clone(),
                     route: route.clone(),
                     service: index,
                     slot: machine.slot(service.key()),
-                    queue,
                 });
             }
             let place = first..compiled.services.len();
             compiled.machines.insert(route.id.clone(), (route, place));
         }
         let mut endpoints: BTreeMap<(u16, u16), Endpoint> = BTreeMap::new();
+        // Services of a machine may have one port inside, and so one slot.
+        let mut queues: HashMap<_, (&Slot, Vec<_>)> = HashMap::new();
         for candidate in &compiled.services {
+            let slot = (&candidate.machine.id, candidate.service().key());
+            let (_, queues) = queues.entry(slot).or_insert((&candidate.slot, Vec::new()));
             for port in &candidate.service().ports {
                 if candidate.service().protocol == Protocol::Udp {
                     for port in port.start..=port.end {
@@ -298,12 +295,15 @@ impl App {
                     }
                     continue;
                 }
-                endpoints
-                    .entry((port.start, port.end))
-                    .or_insert_with(|| Endpoint { port: port.clone(), candidates: Vec::new() })
-                    .candidates
-                    .push(candidate.clone());
+                let endpoint = endpoints.entry((port.start, port.end)).or_insert_with(|| {
+                    Endpoint { port: port.clone(), candidates: Vec::new(), queue: Arc::default() }
+                });
+                endpoint.candidates.push(candidate.clone());
+                queues.push(endpoint.queue.clone());
             }
+        }
+        for (slot, queues) in queues.into_values() {
+            slot.queues.store(Arc::new(queues));
         }
         compiled.endpoints = endpoints.into_values().map(Arc::new).collect();
         compiled

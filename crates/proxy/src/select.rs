@@ -95,6 +95,12 @@ impl<'a> Search<'a> {
         !self.tried.iter().any(|machine| machine.id == candidate.machine.id)
     }
 
+    /// Whether there may be candidates that do not fit.
+    fn is_particular(&self) -> bool {
+        let preference = self.preference;
+        preference.is_machine_forced || preference.are_regions_forced || !self.tried.is_empty()
+    }
+
     /// How far away a candidate is.
     pub(crate) fn tier(&self, candidate: &Candidate) -> u8 {
         let preference = self.preference;
@@ -158,11 +164,8 @@ impl<'a> Search<'a> {
             let Some(endpoint) = self.app.endpoint(self.port) else {
                 return Err(self.nobody());
             };
-            let Some(queue) = endpoint.candidates.first().map(|first| first.queue().clone()) else {
-                return Err(self.nobody());
-            };
             // Before looking, so that nothing that is freed meanwhile is missed.
-            let mut freed = pin!(queue.freed.notified());
+            let mut freed = pin!(endpoint.queue.freed(self.is_particular()));
             freed.as_mut().enable();
             match self.pick(&endpoint) {
                 Pick::Taken(taken) => return Ok(taken),

@@ -1,6 +1,6 @@
 //! The choice of machines and their limits.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use caddis_proxy::*;
 use tokio::sync::watch;
@@ -9,8 +9,12 @@ use crate::support::*;
 
 /// Answers once `gate` is open.
 async fn slow(name: &'static str, gate: &watch::Receiver<bool>) -> Upstream {
+    slow_on(SocketAddr::new(address(), PORT), name, gate).await
+}
+
+async fn slow_on(place: SocketAddr, name: &'static str, gate: &watch::Receiver<bool>) -> Upstream {
     let gate = gate.clone();
-    Upstream::serve(move |mut stream, _| {
+    Upstream::serve_on(place, move |mut stream, _| {
         let mut gate = gate.clone();
         async move {
             while read_request(&mut stream).await.is_some() {
@@ -51,6 +55,79 @@ async fn at_the_hard_limit_requests_queue_until_a_place_is_free() {
     for request in requests {
         assert_eq!(in_time("an answer", request).await.unwrap().status, 200);
     }
+}
+
+/// Two machines with one place each, which are taken, and what frees those.
+struct Two {
+    world: Arc<World>,
+    _upstreams: [Upstream; 2],
+    opens: [watch::Sender<bool>; 2],
+    _requests: [tokio::task::JoinHandle<Answer>; 2],
+}
+
+impl Two {
+    async fn full(second_port: u16) -> Self {
+        let ((first, first_gate), (second, second_gate)) =
+            (watch::channel(false), watch::channel(false));
+        let one = slow("one", &first_gate).await;
+        let place = SocketAddr::new(address(), second_port);
+        let two = slow_on(place, "two", &second_gate).await;
+        let world = Arc::new(World::new());
+        let mut other = limited("a2", &two, 1, Some(1));
+        other.services[0].internal_port = second_port;
+        world.apply(vec![limited("a1", &one, 1, Some(1)), other]);
+        let requests = [spawn_get(&world), spawn_get(&world)];
+        eventually("both", || world.open_streams("a1") + world.open_streams("a2") == 2).await;
+        Self { world, _upstreams: [one, two], opens: [first, second], _requests: requests }
+    }
+}
+
+#[tokio::test]
+async fn a_place_at_any_machine_of_the_port_is_told_to_who_waits() {
+    let two = Two::full(PORT + 1).await;
+    let request = spawn_get(&two.world);
+    eventually("it waits", || two.world.waiting() == 1).await;
+    // The machine whose service has another port inside.
+    two.opens[1].send_replace(true);
+    let answer = in_time("the answer", request).await.unwrap();
+    assert_eq!((answer.status, answer.body.as_str()), (200, "two"));
+}
+
+#[tokio::test]
+async fn a_place_of_services_with_one_port_inside_is_told_at_the_ports_of_both() {
+    let (open, gate) = watch::channel(false);
+    let upstream = slow("one", &gate).await;
+    let world = Arc::new(World::new());
+    let mut route = limited("a1", &upstream, 1, Some(1));
+    let mut other = route.services[0].clone();
+    other.ports = vec![port(5432, Handlers::default())];
+    route.services.push(other);
+    world.apply(vec![route]);
+    let requests = [spawn_get(&world), spawn_get(&world)];
+    eventually("one waits", || world.waiting() == 1).await;
+    open.send_replace(true);
+    for request in requests {
+        assert_eq!(in_time("an answer", request).await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_place_is_not_lost_on_one_who_asked_for_another_machine() {
+    let two = Two::full(PORT).await;
+    let world = two.world.clone();
+    let forced = tokio::spawn(async move {
+        let request = "GET / HTTP/1.1\r\nHost: app.localhost\r\nFly-Force-Instance-Id: a1\r\n\
+            Connection: close\r\n\r\n";
+        send(world.http, request).await
+    });
+    eventually("it waits", || two.world.waiting() == 1).await;
+    let request = spawn_get(&two.world);
+    eventually("both wait", || two.world.waiting() == 2).await;
+    two.opens[1].send_replace(true);
+    assert_eq!(in_time("the answer", request).await.unwrap().body, "two");
+    assert!(!forced.is_finished());
+    two.opens[0].send_replace(true);
+    assert_eq!(in_time("the answer", forced).await.unwrap().body, "one");
 }
 
 #[tokio::test]

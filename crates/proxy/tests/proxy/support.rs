@@ -269,7 +269,17 @@ impl Upstream {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind((address, PORT)).await.unwrap();
+        Self::serve_on(SocketAddr::new(address, PORT), serve).await
+    }
+
+    pub async fn serve_on<F>(
+        place: SocketAddr,
+        serve: impl Fn(TcpStream, u32) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(place).await.unwrap();
         let connections = Arc::new(AtomicU32::new(0));
         let count = connections.clone();
         let task = tokio::spawn(async move {
@@ -280,7 +290,7 @@ impl Upstream {
                 handlers.spawn(serve(stream, number));
             }
         });
-        Self { address, connections, task }
+        Self { address: place.ip(), connections, task }
     }
 
     /// Answers each request with 200 and its name, and tells what it got.
