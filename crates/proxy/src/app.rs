@@ -21,6 +21,7 @@ use crate::{
     ServiceRoute,
     admission::{Permit, Queue, Slot},
     choice::Load,
+    connections::Connections,
     error::Failure,
     machine::{Clock, Flight, Machine},
     udp::Datagrams,
@@ -144,6 +145,8 @@ pub(crate) struct App {
     pub waiting: AtomicU32,
     pub errors: Mutex<BTreeMap<ErrorCode, u64>>,
     pub datagrams: Datagrams,
+    /// Those to its own addresses.
+    pub connections: Arc<Connections>,
 }
 
 impl App {
@@ -158,6 +161,7 @@ impl App {
             waiting: AtomicU32::new(0),
             errors: Mutex::default(),
             datagrams: Datagrams::default(),
+            connections: Arc::default(),
         })
     }
 

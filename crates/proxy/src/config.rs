@@ -60,6 +60,10 @@ pub struct Config {
     /// Requests and connections of one app that may wait for a machine at once. Beyond, they are
     /// refused with `retry-after`. Bodies are not read while they wait.
     pub max_waiting: u32,
+    /// Connections of clients at once. Beyond, they are closed when they come.
+    pub max_connections: usize,
+    /// Connections at once to the addresses of one app's own, all of its ports together.
+    pub max_connections_per_app: usize,
     /// How long no further machine is started after one was: it is given this time to help.
     pub recently_started: Duration,
     /// How often the periodic rule looks for a machine in excess, one for each app, service and
@@ -111,6 +115,8 @@ impl Default for Config {
             queue_timeout: Duration::from_secs(30),
             hold_timeout: Duration::from_secs(90),
             max_waiting: 10_000,
+            max_connections: 16_384,
+            max_connections_per_app: 2048,
             recently_started: Duration::from_secs(20),
             autostop_interval: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),

@@ -26,6 +26,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::{
     AppName, ErrorCode, HttpOptions, PortRoute,
     app::App,
+    connections::Admitted,
     core::Core,
     error::Failure,
     forward,
@@ -92,9 +93,15 @@ impl Connection {
 }
 
 /// Serves a connection to its end. Is dropped when all is cut.
-pub(crate) async fn attend(core: Arc<Core>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
+pub(crate) async fn attend(
+    core: Arc<Core>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    entry: Entry,
+    admitted: Admitted,
+) {
     let Ok(local) = stream.local_addr() else { return };
-    let socket = ClientSocket::new(stream, core.clock);
+    let socket = ClientSocket::new(stream, core.clock, admitted);
     let (port, app) = match entry {
         Entry::Http => (80, None),
         Entry::Https => (443, None),

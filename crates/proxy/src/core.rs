@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Config, Journal, Machines, ProxyError, Table, app::App, certificates::Certificates,
-    error::Failure, handshakes::Handshakes, machine::Clock,
+    connections::Connections, error::Failure, handshakes::Handshakes, machine::Clock,
 };
 
 pub(crate) struct Core {
@@ -24,6 +24,8 @@ pub(crate) struct Core {
     pub journal: Arc<dyn Journal>,
     pub certificates: Certificates,
     pub handshakes: Handshakes,
+    /// Those of all clients.
+    pub connections: Arc<Connections>,
     /// Everything that runs for this proxy.
     pub tasks: TaskTracker,
     /// Cancelled once connections may be accepted.

@@ -11,6 +11,18 @@ use parking_lot::Mutex;
 
 use crate::{AppName, ErrorCode};
 
+/// At most one error of a kind is reported in so many milliseconds.
+const REPORT_INTERVAL: u64 = 10_000;
+
+/// Connections of clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionCounters {
+    /// Open now.
+    pub open: usize,
+    /// Closed at once, as there were too many, since the proxy started or the app was first routed.
+    pub refused: u64,
+}
+
 /// Numbers of one app since the proxy started or the app was first routed.
 #[derive(Debug, Clone)]
 pub struct AppCounters {
@@ -18,6 +30,8 @@ pub struct AppCounters {
     pub app: AppName,
     /// Requests and connections that wait for a machine now.
     pub waiting: u32,
+    /// Connections to addresses of its own.
+    pub connections: ConnectionCounters,
     /// Clients of UDP services that are kept at a machine now.
     pub udp_flows: usize,
     /// Datagrams that were dropped: no machine took them, or a buffer or limit was full.
@@ -70,6 +84,19 @@ pub struct Decision {
 impl Decision {
     pub(crate) fn now(action: &'static str, reason: impl Into<String>) -> Self {
         Self { at: SystemTime::now(), action, reason: reason.into() }
+    }
+}
+
+/// When an error that anybody can cause was last reported, by the proxy's clock. 0: never.
+#[derive(Debug, Default)]
+pub(crate) struct Reported(AtomicU64);
+
+impl Reported {
+    /// Whether it may be reported now.
+    pub(crate) fn may_report(&self, now: u64) -> bool {
+        let before = self.0.load(Ordering::Relaxed);
+        let is_due = before == 0 || now >= before + REPORT_INTERVAL;
+        is_due && self.0.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 

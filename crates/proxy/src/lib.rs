@@ -20,6 +20,7 @@ mod certificates;
 mod choice;
 mod config;
 mod connection;
+mod connections;
 mod core;
 mod counters;
 mod error;
@@ -48,7 +49,7 @@ mod workers;
 
 pub use app_log::{AppLog, AppLogWriter};
 pub use config::{Config, HandshakeLimit, Placeholder};
-pub use counters::{Activity, AppCounters, Decision, MachineCounters};
+pub use counters::{Activity, AppCounters, ConnectionCounters, Decision, MachineCounters};
 pub use error::{ErrorCode, ProxyError, WakeError};
 pub use listeners::ListenerStatus;
 pub use machines::{AccessRecord, Journal, Machines, Sleep, Woken};

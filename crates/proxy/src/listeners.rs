@@ -18,6 +18,7 @@ use crate::{
     AppName, ErrorCode, Protocol,
     app::App,
     connection::{self, Entry},
+    connections,
     core::Core,
     error::Failure,
     udp,
@@ -214,12 +215,14 @@ pub(crate) async fn accept(core: &Arc<Core>, listener: TcpListener, entry: Entry
         };
         match accepted {
             Ok((stream, peer)) => {
+                // Dropped, it is closed.
+                let Some(admitted) = connections::admit(core, &entry) else { continue };
                 let (core, entry) = (core.clone(), entry.clone());
                 core.tasks.clone().spawn(async move {
                     let cut = core.cut.clone();
                     tokio::select! {
                         biased;
-                        () = connection::attend(core, stream, peer, entry) => {}
+                        () = connection::attend(core, stream, peer, entry, admitted) => {}
                         () = cut.cancelled() => {}
                     }
                 });

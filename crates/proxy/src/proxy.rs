@@ -8,8 +8,8 @@ use tokio::{net::TcpListener, runtime::Handle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Activity, AppCounters, AppName, AppRoutes, Config, Journal, ListenerStatus, MachineCounters,
-    Machines, Protocol, Table,
+    Activity, AppCounters, AppName, AppRoutes, Config, ConnectionCounters, Journal, ListenerStatus,
+    MachineCounters, Machines, Protocol, Table,
     certificates::Certificates,
     connection::Entry,
     core::Core,
@@ -68,6 +68,7 @@ impl Proxy {
             https_port: https_address.map(|address| address.port()),
             certificates: Certificates::new(config.domain.clone()),
             handshakes: Handshakes::new(&config.handshake_limit),
+            connections: Arc::default(),
             table: Table::new(clock),
             clock,
             machines,
@@ -151,11 +152,17 @@ impl Proxy {
         Some(AppCounters {
             app: app.name.clone(),
             waiting: app.waiting(),
+            connections: app.connections.counters(),
             udp_flows: app.datagrams.flows(),
             dropped_datagrams: app.datagrams.dropped(),
             errors,
             machines,
         })
+    }
+
+    /// The connections of all clients.
+    pub fn connections(&self) -> ConnectionCounters {
+        self.core.connections.counters()
     }
 
     /// What a machine has to do. None if it is not routed.

@@ -23,7 +23,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::machine::Clock;
+use crate::{connections::Admitted, machine::Clock};
 
 /// How often a client that has sent more than was read yet is asked whether it left: nothing tells,
 /// as its socket is readable all the time.
@@ -51,6 +51,8 @@ pub(crate) struct Monitor {
     last: AtomicU64,
     /// Whether somebody asks for how long it has been idle: else the clock is not read.
     is_timed: AtomicBool,
+    /// For as long as the socket is open.
+    _admitted: Admitted,
 }
 
 impl Monitor {
@@ -98,11 +100,12 @@ pub(crate) struct ClientSocket {
 }
 
 impl ClientSocket {
-    pub(crate) fn new(stream: TcpStream, clock: Clock) -> Self {
+    pub(crate) fn new(stream: TcpStream, clock: Clock, admitted: Admitted) -> Self {
         tune(&stream);
         let (reader, stream) = stream.into_split();
         let last = AtomicU64::new(clock.now());
-        let monitor = Monitor { stream, clock, last, is_timed: AtomicBool::new(false) };
+        let is_timed = AtomicBool::new(false);
+        let monitor = Monitor { stream, clock, last, is_timed, _admitted: admitted };
         Self { reader, monitor: Arc::new(monitor) }
     }
 

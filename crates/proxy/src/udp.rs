@@ -24,7 +24,7 @@ use crate::{
     app::{App, Candidate},
     choice,
     core::Core,
-    counters,
+    counters::{self, Reported},
     error::Failure,
     machine::Connected,
 };
@@ -37,8 +37,6 @@ const BATCH: usize = 64;
 const KERNEL_BUFFER: usize = 1 << 20;
 /// Takes that may fail because others were quicker, before the machines count as full.
 const MAX_RACES: u32 = 16;
-/// At most one error of an app is reported in so many milliseconds.
-const REPORT_INTERVAL: u64 = 10_000;
 /// Rest after a socket of ours failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -88,8 +86,7 @@ struct Held {
 pub(crate) struct Datagrams {
     flows: Mutex<HashMap<Key, Arc<Flow>>>,
     dropped: AtomicU64,
-    /// When an error was last reported, by the proxy's clock. 0: never.
-    reported: AtomicU64,
+    reported: Reported,
 }
 
 impl Datagrams {
@@ -119,17 +116,6 @@ impl Datagrams {
         if flows.get(key).is_some_and(|other| Arc::ptr_eq(other, flow)) {
             flows.remove(key);
         }
-    }
-
-    /// Whether an error may be reported now.
-    fn may_report(&self, now: u64) -> bool {
-        let before = self.reported.load(Ordering::Relaxed);
-        let is_due = before == 0 || now >= before + REPORT_INTERVAL;
-        is_due
-            && self
-                .reported
-                .compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
     }
 }
 
@@ -216,7 +202,7 @@ impl Entry<'_> {
         if let Err(failure) = sent {
             counters::add(&datagrams.dropped, 1);
             if let Some(failure) = failure
-                && datagrams.may_report(self.core.clock.now())
+                && datagrams.reported.may_report(self.core.clock.now())
             {
                 self.core.report(self.app, &failure, None);
             }

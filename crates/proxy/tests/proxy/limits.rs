@@ -3,7 +3,11 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use caddis_proxy::*;
-use tokio::sync::watch;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+};
 
 use crate::support::*;
 
@@ -204,4 +208,51 @@ async fn a_client_may_prefer_or_force_a_machine() {
     let forced = asked("Force", "gone").await;
     assert_eq!(forced.status, 404);
     assert!(forced.body.starts_with("PR02"));
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_closed_at_once() {
+    let upstream = Upstream::http("one").await;
+    let world = World::with(|config| config.max_connections = 2);
+    world.apply(vec![started("a1", upstream.address)]);
+    let kept = [connect(world.http).await, connect(world.https).await];
+    eventually("both are accepted", || world.proxy.connections().open == 2).await;
+    let mut third = connect(world.http).await;
+    assert!(in_time("the end", third.read_u8()).await.is_err());
+    assert_eq!(world.proxy.connections(), ConnectionCounters { open: 2, refused: 1 });
+    drop(kept);
+    eventually("their places are free", || world.proxy.connections().open == 0).await;
+    assert_eq!(world.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn connections_to_an_apps_own_addresses_are_limited_by_app() {
+    let upstream = Upstream::serve(|mut stream, _| async move {
+        let (mut reader, mut writer) = stream.split();
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    })
+    .await;
+    let world = World::with(|config| config.max_connections_per_app = 1);
+    let mut route = started("a1", upstream.address);
+    route.services = vec![service(vec![port(5432, Handlers::default())])];
+    let address = crate::tcp::own(&world, route);
+    let mut first = connect(address).await;
+    first.write_u8(1).await.unwrap();
+    assert_eq!(in_time("the echo", first.read_u8()).await.unwrap(), 1);
+    let mut second = connect(address).await;
+    assert!(in_time("the end", second.read_u8()).await.is_err());
+    let connections = world.proxy.counters("app").unwrap().connections;
+    assert_eq!(connections, ConnectionCounters { open: 1, refused: 1 });
+    // The shared listeners are for all apps.
+    assert_eq!(world.get("/").await.status, 503);
+    drop(first);
+    eventually("its place is free", || world.proxy.counters("app").unwrap().connections.open == 0)
+        .await;
+    let mut third = connect(address).await;
+    third.write_u8(3).await.unwrap();
+    assert_eq!(in_time("the echo", third.read_u8()).await.unwrap(), 3);
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.unwrap()
 }
