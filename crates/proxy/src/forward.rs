@@ -212,6 +212,7 @@ impl Exchange {
                 Err(mut error) => {
                     if let Some(unsent) = error.take_message() {
                         head.headers = unsent.into_parts().0.headers;
+                        search.again(unsent_to(&taken.candidate))?;
                         continue;
                     }
                     let error = error.into_error();
@@ -331,7 +332,7 @@ impl Exchange {
         drop(permit);
         if candidate.is_fresh(self.core.config.recently_started) {
             return tokio::select! {
-                ready = search.wait_until_ready(&candidate) => Ok(ready?),
+                ready = search.wait_until_ready(&candidate, failure) => Ok(ready?),
                 () = self.left() => Err(Refusal::Left),
             };
         }
@@ -448,6 +449,13 @@ impl Head {
         *request.headers_mut() = headers;
         request
     }
+}
+
+/// The connection was closed before anything of a request was written.
+fn unsent_to(candidate: &Candidate) -> Failure {
+    let id = &candidate.machine.id;
+    let text = format!("machine {id} closed its connection before the request was sent");
+    Failure::of(id, ErrorCode::PU02, text)
 }
 
 /// A request was sent, or begun, and no response came.

@@ -215,3 +215,117 @@ fn shared(
     let bound = listener.local_addr().map_err(failed)?;
     Ok((Some(listener), Some(bound)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use async_trait::async_trait;
+    use caddis_api::WorkerId;
+
+    use super::*;
+    use crate::{
+        AccessRecord, Autostop, Concurrency, ErrorCode, Handlers, HttpOptions, MachineRoute,
+        MachineState, PortRoute, ProxyError, ServiceRoute, Sleep, TlsOptions, WakeError, Woken,
+        error::Failure,
+        select::{Preference, Search},
+    };
+
+    struct Nothing;
+
+    #[async_trait]
+    impl Machines for Nothing {
+        async fn wake(&self, _: &MachineId, _: &WorkerId) -> Result<Woken, WakeError> {
+            Err(WakeError::Gone(String::new()))
+        }
+
+        async fn sleep(
+            &self,
+            _: &MachineId,
+            _: &WorkerId,
+            _: Sleep,
+            _: &str,
+        ) -> Result<(), WakeError> {
+            Err(WakeError::Gone(String::new()))
+        }
+    }
+
+    impl Journal for Nothing {
+        fn proxy_error(&self, _: ProxyError) {}
+
+        fn access(&self, _: AccessRecord) {}
+    }
+
+    fn route(address: SocketAddr) -> MachineRoute {
+        let port = PortRoute {
+            start: 80,
+            end: 80,
+            handlers: Handlers::default(),
+            force_https: false,
+            http: HttpOptions::default(),
+            tls: TlsOptions::default(),
+        };
+        let service = ServiceRoute {
+            protocol: Protocol::Tcp,
+            internal_port: address.port(),
+            ports: vec![port],
+            concurrency: Concurrency::default(),
+            autostart: true,
+            autostop: Autostop::Off,
+            min_machines_running: 0,
+            idle_timeout: None,
+            max_drain: None,
+            healthy: true,
+            grace: Duration::ZERO,
+        };
+        MachineRoute {
+            id: MachineId::from_trusted("a1"),
+            worker: WorkerId::from_trusted("worker"),
+            region: "local".to_owned(),
+            address: address.ip(),
+            state: MachineState::Started,
+            is_off: false,
+            cordoned: false,
+            hold: None,
+            leased_until: None,
+            started_at: None,
+            services: vec![service],
+        }
+    }
+
+    fn start(config: Config, routes: AppRoutes) -> (Proxy, Arc<crate::app::App>) {
+        let config = Config { http: None, https: None, ..config };
+        let proxy = Proxy::start(config, Arc::new(Nothing), Arc::new(Nothing)).unwrap();
+        proxy.apply("app", Some(routes));
+        let app = proxy.core.table.get("app").unwrap();
+        (proxy, app)
+    }
+
+    #[tokio::test]
+    async fn a_port_that_opens_and_refuses_in_turn_is_tried_so_many_times() {
+        let any = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 0);
+        let listener = listeners::bind(any).unwrap();
+        let machines = vec![route(listener.local_addr().unwrap())];
+        let routes = AppRoutes { machines, ..AppRoutes::default() };
+        let (proxy, app) = start(Config::default(), routes);
+        let preference = Preference::default();
+        let mut search = Search::new(&proxy.core, &app, 80, &preference);
+        let candidate = search.try_take().unwrap().candidate;
+        let refused = || Failure::new(ErrorCode::PC01, "refused");
+        for _ in 0..90 {
+            search.wait_until_ready(&candidate, refused()).await.unwrap();
+        }
+        let failure = search.wait_until_ready(&candidate, refused()).await.unwrap_err();
+        assert_eq!((failure.code, failure.text.as_str()), (ErrorCode::PR03, "refused"));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_tried_again_after_the_time_that_a_request_may_wait() {
+        let config = Config { hold_timeout: Duration::ZERO, ..Config::default() };
+        let (proxy, app) = start(config, AppRoutes::default());
+        let preference = Preference::default();
+        let mut search = Search::new(&proxy.core, &app, 80, &preference);
+        let failure = search.again(Failure::new(ErrorCode::PU02, "closed")).unwrap_err();
+        assert_eq!((failure.code, failure.text.as_str()), (ErrorCode::PR03, "closed"));
+    }
+}

@@ -75,6 +75,23 @@ impl<'a> Search<'a> {
         Self { core, app, port, preference, tried: Vec::new(), deadline, attempts: 0, last: None }
     }
 
+    /// An attempt came to nothing. Whether there may be another one, also at the same machine.
+    pub(crate) fn again(&mut self, failure: Failure) -> Result<(), Failure> {
+        self.last = Some(failure);
+        self.count()
+    }
+
+    /// Counts an attempt. The error is that there were too many, or that they took too long.
+    fn count(&mut self) -> Result<(), Failure> {
+        self.attempts += 1;
+        if self.attempts <= MAX_ATTEMPTS && Instant::now() < self.deadline {
+            return Ok(());
+        }
+        let text = "no machine could take the request";
+        let last = self.last.take().unwrap_or_else(|| Failure::new(ErrorCode::PR03, text));
+        Err(Failure { code: ErrorCode::PR03, ..last })
+    }
+
     /// A machine failed: another one is to be found.
     pub(crate) fn exclude(&mut self, candidate: &Candidate, failure: Failure) {
         self.tried.push(candidate.machine.clone());
@@ -182,11 +199,7 @@ impl<'a> Search<'a> {
                 }
                 Pick::Nobody => {}
             }
-            self.attempts += 1;
-            if self.attempts > MAX_ATTEMPTS {
-                let last = self.nobody();
-                return Err(Failure { code: ErrorCode::PR03, ..last });
-            }
+            self.count()?;
             match wake::way(self, &endpoint) {
                 Way::Recalled => {}
                 Way::Flight(machine, flight) => {
@@ -205,7 +218,12 @@ impl<'a> Search<'a> {
 
     /// The machine accepted no connection, though it was started a moment ago: it may be late in
     /// opening its port. Ends when it does; the place is given back meanwhile.
-    pub(crate) async fn wait_until_ready(&mut self, candidate: &Candidate) -> Result<(), Failure> {
+    pub(crate) async fn wait_until_ready(
+        &mut self,
+        candidate: &Candidate,
+        failure: Failure,
+    ) -> Result<(), Failure> {
+        self.again(failure)?;
         let _waiting = Waiting::enter(self.app, self.core.config.max_waiting)?;
         let flight = wake::ready(self.core, self.app, candidate);
         if let Err(failure) = self.wait_for(&candidate.machine, flight).await? {

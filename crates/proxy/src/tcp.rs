@@ -67,7 +67,7 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
                 drop(permit);
                 if candidate.is_fresh(core.config.recently_started) {
                     tokio::select! {
-                        ready = search.wait_until_ready(&candidate) => ready?,
+                        ready = search.wait_until_ready(&candidate, failure) => ready?,
                         () = connection.left(core) => return Ok(()),
                     }
                 } else {

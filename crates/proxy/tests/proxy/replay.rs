@@ -1,8 +1,12 @@
 //! Connections that end while they are used: what is sent again, and what is not.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::Poll,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -145,4 +149,31 @@ async fn a_refused_connection_goes_to_another_machine() {
         assert_eq!(answer.status, 200);
         assert!(answer.body.starts_with("two") && answer.body.ends_with("hello"));
     }
+}
+
+#[tokio::test]
+async fn a_machine_that_closes_whatever_it_accepts_is_not_asked_without_end() {
+    let address = address();
+    let listener = std::net::TcpListener::bind((address, PORT)).unwrap();
+    let accepted = Arc::new(AtomicU32::new(0));
+    let count = accepted.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().take(500) {
+            count.fetch_add(1, Ordering::SeqCst);
+            drop(stream);
+        }
+    });
+    // The runtime is busy, and so sees a connection to be open and closed at the same time.
+    let busy = tokio::spawn(std::future::poll_fn(|context| {
+        std::thread::sleep(Duration::from_micros(50));
+        context.waker().wake_by_ref();
+        Poll::<()>::Pending
+    }));
+    let world = World::new();
+    world.apply(vec![started("a1", address)]);
+    let answer = world.get("/").await;
+    busy.abort();
+    assert!(matches!(answer.status, 502 | 503), "{answer:?}");
+    let accepted = accepted.load(Ordering::SeqCst);
+    assert!(accepted <= 91, "{accepted} connections");
 }
