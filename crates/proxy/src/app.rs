@@ -98,6 +98,12 @@ impl Candidate {
     }
 }
 
+/// Whether there are candidates, and all are cordoned.
+pub(crate) fn are_all_cordoned<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> bool {
+    let mut candidates = candidates.peekable();
+    candidates.peek().is_some() && candidates.all(|candidate| candidate.route.cordoned)
+}
+
 /// A port, or a range, and what its traffic goes to.
 #[derive(Debug)]
 pub(crate) struct Endpoint {

@@ -405,12 +405,18 @@ impl Machine {
         self.failures.lock().insert(service, (until, failure));
     }
 
-    /// Why a service of it could not be had a moment ago.
+    /// Why a service of it could not be had a moment ago, and when it is tried again.
     pub(crate) fn recent_failure(&self, service: ServiceKey) -> Option<Failure> {
         let now = self.clock.now();
         let failures = self.failures.lock();
         let of = |service| failures.get(&service).filter(|(until, _)| *until > now);
-        of(None).or_else(|| of(Some(service))).map(|(_, failure)| failure.clone())
+        let (until, failure) = of(None).or_else(|| of(Some(service)))?;
+        let text = format!(
+            "the last start failed: {}; the next one is possible in {} ms",
+            failure.text,
+            until - now
+        );
+        Some(Failure { text, ..failure.clone() })
     }
 
     // Flights.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     ErrorCode,
     admission::Permit,
-    app::{App, Candidate, Endpoint},
+    app::{self, App, Candidate, Endpoint},
     choice::{self, Load},
     core::Core,
     error::Failure,
@@ -179,7 +179,7 @@ impl<'a> Search<'a> {
         loop {
             changes.borrow_and_update();
             let Some(endpoint) = self.app.endpoint(self.port) else {
-                return Err(self.nobody());
+                return Err(self.nobody(false));
             };
             // Before looking, so that nothing that is freed meanwhile is missed.
             let mut freed = pin!(endpoint.queue.freed(self.is_particular()));
@@ -210,7 +210,9 @@ impl<'a> Search<'a> {
                 }
                 Way::Nothing(failure) => {
                     self.last = failure.or(self.last.take());
-                    return Err(self.nobody());
+                    let fitting = endpoint.candidates.iter().filter(|one| self.fits(one));
+                    let are_cordoned = app::are_all_cordoned(fitting);
+                    return Err(self.nobody(are_cordoned));
                 }
             }
         }
@@ -248,7 +250,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn nobody(&mut self) -> Failure {
+    fn nobody(&mut self, are_cordoned: bool) -> Failure {
         self.last.take().unwrap_or_else(|| {
             if let Some(id) =
                 self.preference.machine.as_ref().filter(|_| self.preference.is_machine_forced)
@@ -258,7 +260,12 @@ impl<'a> Search<'a> {
                     format!("machine {id} does not exist or takes no traffic at this port"),
                 );
             }
-            Failure::new(ErrorCode::PR01, "no healthy machine takes traffic at this port")
+            let text = if are_cordoned {
+                "all machines that take traffic at this port are cordoned"
+            } else {
+                "no healthy machine takes traffic at this port"
+            };
+            Failure::new(ErrorCode::PR01, text)
         })
     }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ErrorCode, MachineState,
     admission::Permit,
-    app::{App, Candidate},
+    app::{self, App, Candidate},
     choice,
     core::Core,
     counters::{self, Reported},
@@ -270,6 +270,11 @@ fn pick(
     Err(Some(if is_any_eligible {
         let text = "datagrams are dropped: all machines are at their hard limit";
         Failure::new(ErrorCode::PR04, text)
+    } else if app::are_all_cordoned(candidates.iter()) {
+        let text = format!(
+            "datagrams are dropped: all machines that take them at port {port} are cordoned"
+        );
+        Failure::new(ErrorCode::PR01, text)
     } else {
         let text = format!("datagrams are dropped: no healthy machine takes them at port {port}");
         Failure::new(ErrorCode::PR01, text)

@@ -197,8 +197,8 @@ async fn fly(
         Ok(result) => machine.keep_spare(port, result?),
         Err(_) => {
             let text = format!(
-                "machine {} runs, but did not accept a connection to port {port} within {:?}; does \
-                 the app listen on 0.0.0.0:{port}?",
+                "machine {} was started, but did not accept a connection to port {port} within \
+                 {:?}; does the app listen on 0.0.0.0:{port}?",
                 machine.id, limit
             );
             return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
@@ -206,7 +206,7 @@ async fn fly(
     }
     if tokio::time::timeout_at(deadline, until_healthy(app, candidate)).await.is_err() {
         let text = format!(
-            "machine {} accepts connections, but its checks did not pass within {:?}",
+            "machine {} accepted connections, but its checks did not pass within {:?}",
             machine.id, limit
         );
         return Err(Failure::of(&machine.id, ErrorCode::PM03, text));

@@ -187,6 +187,23 @@ async fn cordoned_and_unhealthy_machines_get_no_traffic() {
 }
 
 #[tokio::test]
+async fn that_all_machines_are_cordoned_is_told() {
+    let world = World::new();
+    let mut cordoned = started("a1", address());
+    cordoned.cordoned = true;
+    let mut sick = started("a2", address());
+    sick.services[0].healthy = false;
+    for (machines, expected) in [
+        (vec![cordoned.clone()], "all machines that take traffic at this port are cordoned"),
+        (vec![cordoned, sick], "no healthy machine takes traffic at this port"),
+    ] {
+        world.apply(machines);
+        assert!(world.get("/").await.body.starts_with("PR01"));
+        assert_eq!(world.journal.errors.lock().last().unwrap().text, expected);
+    }
+}
+
+#[tokio::test]
 async fn a_client_may_prefer_or_force_a_machine() {
     let (one, two) = (Upstream::http("one").await, Upstream::http("two").await);
     let world = World::new();
