@@ -17,7 +17,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     sync::Notify,
 };
@@ -42,6 +42,8 @@ const MAX_STREAMS: u32 = 256;
 const MAX_RESETS: usize = 64;
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 64 << 10;
+/// The fatal alert `unrecognized_name` as a record, as long as nothing is encrypted.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// A client with HTTP/2 that says nothing is asked whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -154,12 +156,14 @@ async fn tls(
     let handshake = async {
         core.handshakes.begin(source).map_err(|failure| (app.clone(), failure))?;
         let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket);
-        let start = acceptor.await.map_err(|error| (app.clone(), failed(&error)))?;
+        let mut start = acceptor.await.map_err(|error| (app.clone(), failed(&error)))?;
         let hello = start.client_hello();
         let named =
             hello.server_name().and_then(|name| core.table.by_host(name, &core.config.domain));
         // A name that no app has gets no certificate on the shared listener.
         let Some(app) = app.clone().or(named) else {
+            // What the client gets of it does not matter to us.
+            let _ = start.io.write_all(&UNRECOGNIZED_NAME).await;
             let text = "no app has the name that the client asked for";
             return Err((None, Failure::new(ErrorCode::PT05, text)));
         };

@@ -121,9 +121,12 @@ async fn http_2_is_negotiated_first() {
 }
 
 #[tokio::test]
-async fn a_name_that_no_app_has_gets_no_certificate() {
+async fn a_name_that_no_app_has_gets_an_alert_instead_of_a_certificate() {
     let world = World::new();
-    assert!(connect(world.https, "other.localhost", &[]).await.is_err());
+    let error = connect(world.https, "other.localhost", &[]).await.unwrap_err();
+    let alert = error.get_ref().and_then(|error| error.downcast_ref());
+    let expected = rustls::Error::AlertReceived(rustls::AlertDescription::UnrecognisedName);
+    assert_eq!(alert, Some(&expected), "{error}");
 }
 
 #[tokio::test]
