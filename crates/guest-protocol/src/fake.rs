@@ -311,6 +311,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
                     if count == 0 {
                         return Err(Over);
                     }
+                    // It may have become mute meanwhile. The sender lives in the guest.
+                    let _ = mute.wait_for(|mute| !mute).await;
                     decoder.push(&buffer[..count]);
                     while let Some(frame) = decoder.next_frame() {
                         self.receive(frame).await?;
