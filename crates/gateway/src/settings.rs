@@ -88,6 +88,11 @@ pub struct TrafficSettings {
 pub trait TrafficInfo: fmt::Debug + Send + Sync {
     /// What is known of a machine; `None` of one that has no services, or was never seen.
     fn traffic(&self, app: &str, machine: &MachineId) -> Option<MachineTraffic>;
+
+    /// What keeps services from answering, for people.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The listeners that all apps share, as clients reach them.

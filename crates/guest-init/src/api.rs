@@ -34,7 +34,7 @@ const MOST_CLIENTS: usize = 16;
 /// Longest request line with headers, bytes.
 const MAX_HEAD: usize = 8 * 1024;
 /// Time for a request, its answer by the host, and its reading by the client.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a client has sent beyond its request is read before the connection is closed, else it may
 /// be reset; at most so many bytes.
 const SURPLUS: usize = 64 * 1024;
@@ -150,7 +150,7 @@ impl Api {
             let Ok((stream, _)) = self.listener.accept() else { return };
             if stream.set_nonblocking(true).is_ok() && watch(&stream).is_ok() {
                 let stage = Stage::Asks(Vec::new());
-                self.clients.push(Client { stream, until: now + PATIENCE, stage });
+                self.clients.push(Client { stream, until: now + REQUEST_TIMEOUT, stage });
             }
         }
     }

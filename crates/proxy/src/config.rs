@@ -43,6 +43,9 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// The shared listener for TLS, which serves each app's port 443. None: no such listener.
     pub https: Option<SocketAddr>,
+    /// Shared addresses that something else may have: they are tried again until they are free,
+    /// where others are an error at the start.
+    pub may_be_taken: Vec<SocketAddr>,
     /// Apps are `APP.DOMAIN` on the shared listeners.
     pub domain: String,
     /// The region of this proxy, whose machines are preferred.
@@ -107,6 +110,7 @@ impl Default for Config {
         Self {
             http: Some(SocketAddr::from(([127, 0, 0, 1], 8080))),
             https: Some(SocketAddr::from(([127, 0, 0, 1], 8443))),
+            may_be_taken: Vec::new(),
             domain: "localhost".to_owned(),
             region: "local".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -163,28 +163,81 @@ async fn listen(
     error: &Mutex<Option<String>>,
 ) {
     let address = place.1;
-    let mut pause = FIRST_BIND_PAUSE;
-    let mut bound = bound;
-    loop {
-        if let Some(bound) = bound {
-            *error.lock() = None;
-            return match bound {
-                Bound::Tcp(listener) => {
-                    let entry = Entry::Own { app: app.name.clone(), port: address.port() };
-                    accept(core, listener, entry).await;
-                }
-                Bound::Udp(socket) => udp::serve(core, app, socket, address, end).await,
-            };
+    let bound = match bound {
+        Some(bound) => bound,
+        None => until_bound(error, || Bound::new(place)).await,
+    };
+    match bound {
+        Bound::Tcp(listener) => {
+            let entry = Entry::Own { app: app.name.clone(), port: address.port() };
+            accept(core, listener, entry).await;
         }
+        Bound::Udp(socket) => udp::serve(core, app, socket, address, end).await,
+    }
+}
+
+/// A port that all apps share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) address: SocketAddr,
+    error: Arc<Mutex<Option<String>>>,
+    bound: Option<TcpListener>,
+}
+
+impl Shared {
+    /// Binds it. One that something else may have is tried again once it is served.
+    pub(crate) fn new(address: SocketAddr, may_be_taken: bool) -> io::Result<Self> {
+        let error = Arc::default();
+        let (address, bound) = match bind(address) {
+            Ok(bound) => (bound.local_addr()?, Some(bound)),
+            Err(failed) if may_be_taken && failed.kind() == io::ErrorKind::AddrInUse => {
+                note(&error, address, &failed);
+                (address, None)
+            }
+            Err(failed) => return Err(failed),
+        };
+        Ok(Self { address, error, bound })
+    }
+
+    /// Accepts connections in a task of the proxy's.
+    pub(crate) fn serve(&mut self, core: &Arc<Core>, entry: Entry) {
+        let (core, bound) = (core.clone(), self.bound.take());
+        let (address, error) = (self.address, self.error.clone());
+        core.tasks.clone().spawn(async move {
+            let listener = match bound {
+                Some(listener) => listener,
+                None => tokio::select! {
+                    listener = until_bound(&error, || bind(address)) => listener,
+                    () = core.stopping.cancelled() => return,
+                },
+            };
+            accept(&core, listener, entry).await;
+        });
+    }
+
+    pub(crate) fn status(&self) -> ListenerStatus {
+        ListenerStatus {
+            app: None,
+            protocol: Protocol::Tcp,
+            address: self.address,
+            error: self.error.lock().clone(),
+        }
+    }
+}
+
+/// Tries to bind until that can be done.
+async fn until_bound<T>(error: &Mutex<Option<String>>, bind: impl Fn() -> io::Result<T>) -> T {
+    let mut pause = FIRST_BIND_PAUSE;
+    loop {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(MAX_BIND_PAUSE);
-        bound = match Bound::new(place) {
-            Ok(bound) => Some(bound),
-            Err(failed) => {
-                *error.lock() = Some(failed.to_string());
-                None
+        match bind() {
+            Ok(bound) => {
+                *error.lock() = None;
+                return bound;
             }
-        };
+            Err(failed) => *error.lock() = Some(failed.to_string()),
+        }
     }
 }
 

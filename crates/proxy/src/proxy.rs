@@ -4,19 +4,19 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use caddis_api::MachineId;
 use parking_lot::Mutex;
-use tokio::{net::TcpListener, runtime::Handle};
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Activity, AppCounters, AppName, AppRoutes, Config, ConnectionCounters, Journal, ListenerStatus,
-    MachineCounters, Machines, Protocol, Table,
+    MachineCounters, Machines, Table,
     certificates::Certificates,
     connection::Entry,
     core::Core,
     counters,
     handshakes::Handshakes,
     headers,
-    listeners::{self, Listeners},
+    listeners::{Listeners, Shared},
     machine::Clock,
     sleeper,
 };
@@ -41,9 +41,8 @@ pub enum StartError {
 pub struct Proxy {
     core: Arc<Core>,
     listeners: Listeners,
-    shared: Vec<SocketAddr>,
-    http: Option<SocketAddr>,
-    https: Option<SocketAddr>,
+    http: Option<Shared>,
+    https: Option<Shared>,
     handle: Handle,
     /// Listeners follow routes in the order in which these are applied.
     applying: Mutex<()>,
@@ -59,13 +58,13 @@ impl Proxy {
         machines: Arc<dyn Machines>,
         journal: Arc<dyn Journal>,
     ) -> Result<Self, StartError> {
-        let (http, http_address) = shared(config.http)?;
-        let (https, https_address) = shared(config.https)?;
+        let mut http = shared(config.http, &config)?;
+        let mut https = shared(config.https, &config)?;
         let clock = Clock::start();
         let core = Arc::new(Core {
             region: headers::text(&config.region),
             server: headers::text(&format!("Caddis/{}", config.version)),
-            https_port: https_address.map(|address| address.port()),
+            https_port: https.as_ref().map(|shared| shared.address.port()),
             certificates: Certificates::new(config.domain.clone()),
             handshakes: Handshakes::new(&config.handshake_limit),
             connections: Arc::default(),
@@ -82,21 +81,17 @@ impl Proxy {
         if !core.config.awaits_routes {
             core.routed.cancel();
         }
-        for (listener, entry) in [(http, Entry::Http), (https, Entry::Https)] {
-            if let Some(listener) = listener {
-                let core = core.clone();
-                core.tasks.clone().spawn(async move {
-                    listeners::accept(&core, listener, entry).await;
-                });
+        for (shared, entry) in [(&mut http, Entry::Http), (&mut https, Entry::Https)] {
+            if let Some(shared) = shared {
+                shared.serve(&core, entry);
             }
         }
         core.tasks.spawn(sleeper::run(core.clone()));
         Ok(Self {
             core,
             listeners: Listeners::default(),
-            shared: http_address.into_iter().chain(https_address).collect(),
-            http: http_address,
-            https: https_address,
+            http,
+            https,
             handle: Handle::current(),
             applying: Mutex::new(()),
         })
@@ -172,25 +167,19 @@ impl Proxy {
 
     /// What is listened to, and what could not be.
     pub fn listeners(&self) -> Vec<ListenerStatus> {
-        let shared = self.shared.iter().map(|address| ListenerStatus {
-            app: None,
-            protocol: Protocol::Tcp,
-            address: *address,
-            error: None,
-        });
-        let mut all: Vec<_> = shared.collect();
+        let mut all: Vec<_> = self.http.iter().chain(&self.https).map(Shared::status).collect();
         all.extend(self.listeners.status());
         all
     }
 
     /// Where the shared listener for HTTP is.
     pub fn http_address(&self) -> Option<SocketAddr> {
-        self.http
+        self.http.as_ref().map(|shared| shared.address)
     }
 
     /// Where the shared listener for TLS is.
     pub fn https_address(&self) -> Option<SocketAddr> {
-        self.https
+        self.https.as_ref().map(|shared| shared.address)
     }
 
     /// The apps that are routed.
@@ -206,14 +195,10 @@ impl Drop for Proxy {
     }
 }
 
-fn shared(
-    address: Option<SocketAddr>,
-) -> Result<(Option<TcpListener>, Option<SocketAddr>), StartError> {
-    let Some(address) = address else { return Ok((None, None)) };
-    let failed = |source| StartError::Listen { address, source };
-    let listener = listeners::bind(address).map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((Some(listener), Some(bound)))
+fn shared(address: Option<SocketAddr>, config: &Config) -> Result<Option<Shared>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    let shared = Shared::new(address, config.may_be_taken.contains(&address));
+    shared.map(Some).map_err(|source| StartError::Listen { address, source })
 }
 
 #[cfg(test)]
@@ -266,7 +251,7 @@ mod tests {
             tls: TlsOptions::default(),
         };
         let service = ServiceRoute {
-            protocol: Protocol::Tcp,
+            protocol: crate::Protocol::Tcp,
             internal_port: address.port(),
             ports: vec![port],
             concurrency: Concurrency::default(),
@@ -304,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_that_opens_and_refuses_in_turn_is_tried_so_many_times() {
         let any = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 0);
-        let listener = listeners::bind(any).unwrap();
+        let listener = crate::listeners::bind(any).unwrap();
         let machines = vec![route(listener.local_addr().unwrap())];
         let routes = AppRoutes { machines, ..AppRoutes::default() };
         let (proxy, app) = start(Config::default(), routes);

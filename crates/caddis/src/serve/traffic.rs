@@ -15,10 +15,12 @@ use caddis_api::{
 use caddis_bus::WorkerClient;
 use caddis_catalog::Catalog;
 use caddis_gateway::TrafficInfo;
-use caddis_proxy::{AppLog, AppLogWriter, Config, Placeholder, Proxy, StartError, Workers, feed};
+use caddis_proxy::{
+    AppLog, AppLogWriter, Config, ListenerStatus, Placeholder, Proxy, Workers, feed,
+};
 use caddis_view::View;
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::settings::TrafficSettings;
 
@@ -40,9 +42,12 @@ pub struct Traffic {
 impl Traffic {
     /// Listens. Nothing is routed yet.
     pub fn listen(settings: &TrafficSettings, region: &str, client: WorkerClient) -> Result<Self> {
+        let shared = [settings.http_listen, settings.https_listen];
+        let defaults = shared.into_iter().zip(settings.are_defaults).filter(|(_, is)| *is);
         let mut config = Config {
             http: Some(settings.http_listen),
             https: Some(settings.https_listen),
+            may_be_taken: defaults.map(|(address, _)| address).collect(),
             domain: settings.domain.clone(),
             region: region.to_owned(),
             version: crate::VERSION.to_owned(),
@@ -58,26 +63,9 @@ impl Traffic {
         let workers = Arc::new(Workers::new(client.clone(), config.wake_timeout));
         let (journal, writer) = AppLog::new();
         let journal = Arc::new(journal);
-        let proxy = loop {
-            match Proxy::start(config.clone(), workers.clone(), journal.clone()) {
-                Ok(proxy) => break proxy,
-                // Something else has it, and nobody asked for it by name.
-                Err(StartError::Listen { address, source }) if is_default(settings, address) => {
-                    warn!(
-                        %address, error = %source,
-                        "no services on this address; choose another with --http-listen or \
-                         --https-listen"
-                    );
-                    config.http = config.http.filter(|http| *http != address);
-                    config.https = config.https.filter(|https| *https != address);
-                }
-                Err(error) => {
-                    return Err(error)
-                        .context("choose another address with --http-listen or --https-listen");
-                }
-            }
-        };
-        for listener in proxy.listeners() {
+        let proxy = Proxy::start(config, workers.clone(), journal)
+            .context("choose another address with --http-listen or --https-listen")?;
+        for listener in proxy.listeners().iter().filter(|one| one.error.is_none()) {
             info!(address = %listener.address, "services on {}", listener.address);
         }
         let proxy = Arc::new(proxy);
@@ -119,12 +107,6 @@ fn shown(at: SystemTime) -> String {
     time::milliseconds(UnixMillis::new(milliseconds).into())
 }
 
-/// Whether an address is listened to because nobody said otherwise.
-fn is_default(settings: &TrafficSettings, address: SocketAddr) -> bool {
-    let [http, https] = settings.are_defaults;
-    (http && address == settings.http_listen) || (https && address == settings.https_listen)
-}
-
 struct ProxyInfo {
     proxy: Arc<Proxy>,
 }
@@ -136,6 +118,15 @@ impl fmt::Debug for ProxyInfo {
 }
 
 impl TrafficInfo for ProxyInfo {
+    fn warnings(&self) -> Vec<String> {
+        let warning = |listener: ListenerStatus| {
+            let ListenerStatus { app, address, error, .. } = listener;
+            let whose = app.map_or_else(|| "services".to_owned(), |app| format!("app {app}"));
+            Some(format!("{whose} can't answer on {address}: {}; trying again", error?))
+        };
+        self.proxy.listeners().into_iter().filter_map(warning).collect()
+    }
+
     fn traffic(&self, app: &str, machine: &MachineId) -> Option<MachineTraffic> {
         let counters = self.proxy.counters(app)?;
         let waiting = counters.waiting.into();

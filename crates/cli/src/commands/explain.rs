@@ -7,14 +7,17 @@ use serde_json::{Value, json};
 
 use crate::{CliError, complete, session::Session};
 
+mod proxy;
+
 /// `caddis explain`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  caddis explain\n  caddis explain insufficient_capacity\n  caddis \
-                  explain 126"
+                  explain PM03\n  caddis explain 126"
 )]
 pub struct Explain {
-    /// Error code, as in the API's error bodies, or exit code of this program [default: list all].
+    /// Error code, as in the API's error bodies or in answers of the proxy, or exit code of this
+    /// program [default: list all].
     #[arg(add = complete::words(CODES.into_iter().map(name).collect()))]
     code: Option<String>,
     /// Print as JSON.
@@ -25,10 +28,29 @@ pub struct Explain {
 /// What is said of a code.
 struct Meaning {
     code: String,
-    /// HTTP status, and whether the same request may succeed later.
-    status: Option<(u16, bool)>,
+    status: Status,
     means: &'static str,
     remedy: &'static str,
+}
+
+/// What comes with a code.
+#[derive(Clone, Copy)]
+enum Status {
+    /// HTTP status, and whether the same request may succeed later.
+    Http(u16, bool),
+    /// The connection is closed.
+    NoAnswer,
+    /// This program ends with it.
+    Exit,
+}
+
+impl Status {
+    fn http(self) -> Option<(u16, bool)> {
+        match self {
+            Self::Http(status, is_retryable) => Some((status, is_retryable)),
+            Self::NoAnswer | Self::Exit => None,
+        }
+    }
 }
 
 /// All there are; `meaning` knows each, and a test holds them against the API's document.
@@ -161,16 +183,17 @@ fn all() -> Vec<Meaning> {
         let (means, remedy) = meaning(code);
         Meaning {
             code: name(code),
-            status: Some((code.http_status(), code.is_retryable())),
+            status: Status::Http(code.http_status(), code.is_retryable()),
             means,
             remedy,
         }
     });
     let of_program = EXIT_CODES.into_iter();
     of_api
+        .chain(proxy::all())
         .chain(of_program.map(|(code, means, remedy)| Meaning {
             code: code.to_owned(),
-            status: None,
+            status: Status::Exit,
             means,
             remedy,
         }))
@@ -180,8 +203,8 @@ fn all() -> Vec<Meaning> {
 fn as_json(meaning: &Meaning) -> Value {
     json!({
         "code": meaning.code,
-        "status": meaning.status.map(|status| status.0),
-        "retryable": meaning.status.map(|status| status.1),
+        "status": meaning.status.http().map(|(status, _)| status),
+        "retryable": meaning.status.http().map(|(_, is_retryable)| is_retryable),
         "means": meaning.means,
         "remedy": meaning.remedy,
     })
@@ -196,9 +219,11 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
             return Ok(());
         }
         let row = |meaning: &Meaning| {
-            let status = meaning
-                .status
-                .map_or_else(|| "exit code".to_owned(), |(status, _)| format!("HTTP {status}"));
+            let status = match meaning.status {
+                Status::Http(status, _) => format!("HTTP {status}"),
+                Status::NoAnswer => "no answer".to_owned(),
+                Status::Exit => "exit code".to_owned(),
+            };
             vec![meaning.code.clone(), status, meaning.means.to_owned()]
         };
         let rows: Vec<_> = all.iter().map(row).collect();
@@ -206,7 +231,8 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
         return Ok(());
     };
     let asked = wanted.to_ascii_lowercase().replace('-', "_");
-    let Some(found) = all.iter().find(|meaning| meaning.code == asked) else {
+    let is_asked = |meaning: &&Meaning| meaning.code.eq_ignore_ascii_case(&asked);
+    let Some(found) = all.iter().find(is_asked) else {
         let hint = "'caddis explain' lists all codes.".to_owned();
         return Err(CliError::with_hint(format!("unknown code '{wanted}'"), hint));
     };
@@ -215,7 +241,7 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
         return Ok(());
     }
     match found.status {
-        Some((status, retryable)) => {
+        Status::Http(status, retryable) => {
             let again = if retryable {
                 "the same request may succeed later"
             } else {
@@ -223,7 +249,10 @@ pub fn run(explain: &Explain, session: &Session) -> Result<(), CliError> {
             };
             printer.out(format_args!("{} (HTTP {status}; {again})\n", found.code))?;
         }
-        None => printer.out(format_args!("Exit code {}\n", found.code))?,
+        Status::NoAnswer => {
+            printer.out(format_args!("{} (the connection is closed)\n", found.code))?;
+        }
+        Status::Exit => printer.out(format_args!("Exit code {}\n", found.code))?,
     }
     printer.out(format_args!("{}\n", found.means))?;
     printer.out(format_args!("What to do: {}", found.remedy))?;

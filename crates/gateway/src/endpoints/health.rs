@@ -80,6 +80,8 @@ pub(crate) async fn check(context: &Context) -> Health {
             "no heartbeat from host {worker} for {seconds} s: its machines are shown as last known"
         )
     });
-    let warnings = unreachable.chain(warnings.into_iter().flatten()).collect();
+    let of_proxy = context.settings.traffic.info.iter().flat_map(|proxy| proxy.warnings());
+    let of_workers = warnings.into_iter().flatten();
+    let warnings = unreachable.chain(of_workers).chain(of_proxy).collect();
     Health { ok: problems.is_empty(), problems, warnings }
 }

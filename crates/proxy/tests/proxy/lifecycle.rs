@@ -3,22 +3,30 @@
 use std::{sync::Arc, time::Duration};
 
 use caddis_proxy::*;
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::*;
 
-async fn gated() -> (Upstream, watch::Sender<bool>) {
-    let (open, gate) = watch::channel(false);
-    let upstream = Upstream::serve(move |mut stream, _| {
-        let mut gate = gate.clone();
-        async move {
-            read_request(&mut stream).await;
-            gate.wait_for(|is_open| *is_open).await.unwrap();
-            let _ = respond(&mut stream, "done").await;
-        }
-    })
-    .await;
-    (upstream, open)
+#[tokio::test]
+async fn a_shared_port_that_something_else_has_is_served_once_it_is_free() {
+    let upstream = Upstream::http("one").await;
+    let other = std::net::TcpListener::bind((address(), 0)).unwrap();
+    let taken = other.local_addr().unwrap();
+    let config = Config { http: Some(taken), https: None, ..Config::default() };
+    let start = |config| {
+        Proxy::start(config, Arc::new(FakeMachines::default()), Arc::new(FakeJournal::default()))
+    };
+    assert!(start(config.clone()).is_err(), "it was asked for by name");
+    let proxy = start(Config { may_be_taken: vec![taken], ..config }).unwrap();
+    assert_eq!(proxy.http_address(), Some(taken));
+    assert!(proxy.listeners()[0].error.is_some());
+    let machines = vec![started("a1", upstream.address)];
+    proxy.apply("app", Some(AppRoutes { machines, ..AppRoutes::default() }));
+    drop(other);
+    eventually("the listener", || proxy.listeners()[0].error.is_none()).await;
+    let mut client = TcpStream::connect(taken).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    assert!(read_answer(&mut client).await.body.starts_with("one got:"));
 }
 
 #[tokio::test]

@@ -31,21 +31,6 @@ async fn settle() {
     }
 }
 
-/// Answers when told to.
-async fn gated() -> (Upstream, watch::Sender<bool>) {
-    let (open, gate) = watch::channel(false);
-    let upstream = Upstream::serve(move |mut stream, _| {
-        let mut gate = gate.clone();
-        async move {
-            read_request(&mut stream).await;
-            gate.wait_for(|is_open| *is_open).await.unwrap();
-            let _ = respond(&mut stream, "done").await;
-        }
-    })
-    .await;
-    (upstream, open)
-}
-
 #[tokio::test]
 async fn an_idle_machine_is_suspended_after_its_timeout_and_not_before() {
     let upstream = Upstream::http("one").await;

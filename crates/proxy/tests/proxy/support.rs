@@ -414,3 +414,18 @@ pub async fn read_answer(stream: &mut TcpStream) -> Answer {
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
 }
+
+/// An upstream that answers when told to.
+pub async fn gated() -> (Upstream, watch::Sender<bool>) {
+    let (open, gate) = watch::channel(false);
+    let upstream = Upstream::serve(move |mut stream, _| {
+        let mut gate = gate.clone();
+        async move {
+            read_request(&mut stream).await;
+            gate.wait_for(|is_open| *is_open).await.unwrap();
+            let _ = respond(&mut stream, "done").await;
+        }
+    })
+    .await;
+    (upstream, open)
+}
