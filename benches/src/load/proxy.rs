@@ -1,6 +1,10 @@
 //! The real proxy with apps that all are one server: each has one machine that runs.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
@@ -8,7 +12,7 @@ use caddis_api::{MachineId, WorkerId};
 use caddis_proxy::{
     AppRoutes, Autostop, Concurrency, ConcurrencyKind, Config, Handlers, HttpOptions, Journal,
     MachineRoute, MachineState, Machines, PortRoute, Proxy, ProxyError, ServiceRoute, Sleep,
-    TlsOptions, WakeError, Woken,
+    TlsOptions, WakeError,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -115,7 +119,8 @@ fn routes(number: usize, upstream: u16, revision: u32) -> AppRoutes {
         hold: None,
         is_off: false,
         leased_until: None,
-        started_at: None,
+        booted_at: SystemTime::UNIX_EPOCH,
+        started_at: SystemTime::UNIX_EPOCH,
         services: vec![service],
     };
     AppRoutes { machines: vec![machine], ..AppRoutes::default() }
@@ -126,7 +131,7 @@ struct Nothing;
 
 #[async_trait]
 impl Machines for Nothing {
-    async fn wake(&self, _: &MachineId, _: &WorkerId) -> Result<Woken, WakeError> {
+    async fn wake(&self, _: &MachineId, _: &WorkerId) -> Result<(), WakeError> {
         Err(WakeError::Gone("nothing is to be started here".to_owned()))
     }
 

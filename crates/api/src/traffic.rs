@@ -6,15 +6,18 @@ use utoipa::ToSchema;
 /// Traffic of a machine, as the proxy of its host counts it since it began. Caddis extension.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MachineTraffic {
-    /// Open connections to the machine.
+    /// Requests and connections in progress at the machine.
+    #[serde(default)]
+    pub in_progress: u64,
+    /// Connections that were opened to it since the server started.
     pub connections: u64,
-    /// Requests in progress.
+    /// HTTP requests that were sent to it since the server started.
     pub requests: u64,
-    /// Bytes sent to the machine.
+    /// Bytes of bodies and streams that were sent to it since the server started.
     pub bytes_in: u64,
-    /// Bytes received from it.
+    /// Bytes of bodies and streams that it sent since the server started.
     pub bytes_out: u64,
-    /// Requests and connections that wait for it to start.
+    /// Requests and connections that wait for any machine of the app now.
     pub waiting: u64,
     /// The proxy's last decision to start, stop or suspend the machine, or not to.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use caddis_api::{AppName, Machine, MachineState, RegionCode};
+use caddis_api::{AppName, Machine, MachineState, RegionCode, UnixMillis};
 use caddis_bus::message::MachineRecord;
 use caddis_network::LONGEST_TEXT;
 use caddis_view::ViewSettings;
@@ -45,6 +45,8 @@ impl Given {
             config_revision: revision,
             app: AppName::from_trusted(self.app),
             launched: true,
+            booted_at: UnixMillis::EPOCH,
+            started_at: UnixMillis::EPOCH,
             lease: None,
             machine,
         }

@@ -67,9 +67,9 @@ impl Candidate {
     /// Whether it started less than so long ago, by whomever.
     pub(crate) fn is_fresh(&self, window: Duration) -> bool {
         self.machine.was_woken_within(window)
-            || self.route.started_at.is_some_and(|at| {
-                SystemTime::now().duration_since(at).is_ok_and(|age| age < window)
-            })
+            || SystemTime::now()
+                .duration_since(self.route.started_at)
+                .is_ok_and(|age| age < window)
     }
 
     /// Why it could not be had a moment ago.
@@ -96,6 +96,11 @@ impl Candidate {
         let hard = self.service().concurrency.hard_limit;
         Permit::take(&self.machine, &self.slot, hard)
     }
+}
+
+/// Whether the VM that a machine had by its old route has gone.
+fn has_lost_its_vm(old: &MachineRoute, new: &MachineRoute) -> bool {
+    !old.is_off && (new.is_off || new.booted_at != old.booted_at)
 }
 
 /// Whether there are candidates, and all are cordoned.
@@ -230,11 +235,6 @@ impl App {
         let before = self.compiled.load_full();
         let compiled = Arc::new(self.compile(routes));
         self.compiled.store(compiled.clone());
-        // Only now: who believes something looks at the routes afterwards, so that one of us sees
-        // the other.
-        for candidate in &compiled.services {
-            candidate.machine.routed(candidate.route.state);
-        }
         self.machines.lock().retain(|id, machine| {
             let is_routed = compiled.machines.contains_key(id);
             if !is_routed {
@@ -243,18 +243,18 @@ impl App {
             }
             is_routed
         });
-        for (route, place) in compiled.machines.values() {
-            let was_off = before.machines.get(&route.id).is_none_or(|(before, _)| before.is_off);
-            if route.is_off && !was_off {
-                // Its VM may have gone without closing anything: nobody would ever hear of that.
-                if let Some(service) = compiled.services.get(place.start) {
-                    service.machine.cut_connections();
-                }
+        for (id, (route, _)) in &compiled.machines {
+            let Some(Candidate { machine, .. }) = compiled.of_machine(id).first() else { continue };
+            let old = before.machines.get(id).map(|(old, _)| old);
+            // Only now: who believes something looks at the routes afterwards, so that one of us
+            // sees the other.
+            machine.routed(route.state);
+            // Its VM may have gone without closing anything: nobody would ever hear of that.
+            if old.is_some_and(|old| has_lost_its_vm(old, route)) {
+                machine.cut_connections();
             }
-        }
-        for candidate in compiled.services.iter() {
-            if candidate.machine.needs_telling.swap(false, Ordering::Relaxed) {
-                candidate.machine.rerouted.notify_one();
+            if old.is_none_or(|old| !Arc::ptr_eq(old, route)) {
+                machine.rerouted.notify_one();
             }
         }
         self.changed();
@@ -275,10 +275,7 @@ impl App {
             }
             let route = match old {
                 Some(old) if **old == route => old.clone(),
-                _ => {
-                    machine.needs_telling.store(true, Ordering::Relaxed);
-                    Arc::new(route)
-                }
+                _ => Arc::new(route),
             };
             let first = compiled.services.len();
             for (index, service) in route.services.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -74,6 +74,8 @@ pub(crate) struct Connection {
     pub app: Option<AppName>,
     /// Has the connection end when its requests have.
     pub drain: Notify,
+    /// Whether a request has come.
+    has_asked: AtomicBool,
     monitor: Arc<Monitor>,
 }
 
@@ -118,6 +120,7 @@ pub(crate) async fn attend(
         origin: Origin::new(peer.ip(), local.ip(), port),
         app: app.clone(),
         drain: Notify::new(),
+        has_asked: AtomicBool::new(false),
         monitor: socket.monitor(),
     };
     let Some(name) = app else {
@@ -258,8 +261,10 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .max_header_list_size(MAX_HEAD as u32)
         .keep_alive_interval(KEEPALIVE);
     // Boxed: hyper keeps room for it as long as the connection lives.
-    let service =
-        service_fn(|request| Box::pin(forward::serve(core.clone(), connection.clone(), request)));
+    let service = service_fn(|request| {
+        connection.has_asked.store(true, Ordering::Relaxed);
+        Box::pin(forward::serve(core.clone(), connection.clone(), request))
+    });
     let stream = TokioIo::new(Guarded::new(stream));
     let mut serving = pin!(builder.serve_connection_with_upgrades(stream, service));
     let mut idle = pin!(async {
@@ -268,6 +273,11 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             None => std::future::pending().await,
         }
     });
+    // hyper's own timer runs only once it knows by the first bytes which version is spoken.
+    let mut silent = pin!(tokio::time::sleep(head_timeout));
+    let mut may_be_silent = true;
+    // Nothing is read while a machine owes a response, or takes its time over one.
+    let mut broken = pin!(connection.monitor.broken());
     let mut is_closing = false;
     loop {
         tokio::select! {
@@ -281,6 +291,14 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             () = connection.drain.notified(), if !is_closing => {}
             () = core.stopping.cancelled(), if !is_closing => {}
             () = idle.as_mut() => return,
+            () = broken.as_mut() => return,
+            () = silent.as_mut(), if may_be_silent => {
+                if !connection.has_asked.load(Ordering::Relaxed) {
+                    return;
+                }
+                may_be_silent = false;
+                continue;
+            }
         }
         is_closing = true;
         serving.as_mut().graceful_shutdown();

@@ -38,8 +38,6 @@ codes! {
     PU01 => BAD_GATEWAY,
     /// The connection to the machine ended before its response began.
     PU02 => BAD_GATEWAY,
-    /// The request can't be passed on.
-    PU04 => BAD_REQUEST,
     /// The machine refused the connection to its port.
     PC01 => BAD_GATEWAY,
     /// The machine reset the connection.
@@ -48,8 +46,6 @@ codes! {
     PC05 => GATEWAY_TIMEOUT,
     /// Input or output with the machine failed.
     PC06 => BAD_GATEWAY,
-    /// No machine could be connected to.
-    PC07 => BAD_GATEWAY,
     /// Too many TLS handshakes from the client's range of addresses.
     PT01 => TOO_MANY_REQUESTS,
     /// Too many TLS handshakes for the name asked for.
@@ -74,8 +70,6 @@ codes! {
     PM09 => SERVICE_UNAVAILABLE,
     /// The machine's host can't be reached.
     PM10 => SERVICE_UNAVAILABLE,
-    /// The machine stopped a moment ago.
-    PM11 => SERVICE_UNAVAILABLE,
     /// No healthy machine has the port.
     PR01 => SERVICE_UNAVAILABLE,
     /// The app, or the machine asked for, is not found.

@@ -198,10 +198,9 @@ impl Exchange {
                     continue;
                 }
             };
-            if let Some(id) = &preference.machine
-                && *id != taken.candidate.machine.id.as_str()
-            {
-                headers::add_unavailable(&mut head.headers, id);
+            if let Some(id) = &preference.machine {
+                let is_another = *id != taken.candidate.machine.id.as_str();
+                headers::set_unavailable(&mut head.headers, is_another.then_some(id));
             }
             let may_repeat = upstream.is_reused && asked.is_none();
             let request = head.request(may_repeat, &source);
@@ -216,11 +215,16 @@ impl Exchange {
                         continue;
                     }
                     let error = error.into_error();
+                    if source.is_broken() {
+                        return Err(Refusal::Left);
+                    }
                     // Nothing of a response came, and it would not be done twice.
                     let is_harmless = (head.method.is_idempotent() && source.can_repeat())
                         || (!source.is_empty() && source.is_untouched());
                     if may_repeat && is_harmless && !error.is_parse() {
                         tracing::debug!(%error, machine = %taken.candidate.machine.id, "again");
+                        taken.permit.machine.pool.forget(&upstream);
+                        search.again(broken(&taken.candidate, &error))?;
                         continue;
                     }
                     return Err(broken(&taken.candidate, &error).into());

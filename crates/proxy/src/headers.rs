@@ -173,9 +173,12 @@ pub(crate) fn add_origin(
     headers.append(VIA, via(version));
 }
 
-/// Tells a machine that the one asked for could not take the request.
-pub(crate) fn add_unavailable(headers: &mut HeaderMap, machine: &str) {
-    headers.insert(PREFERRED_UNAVAILABLE, text(machine));
+/// Tells a machine which one was asked for that could not take the request, if that is another.
+pub(crate) fn set_unavailable(headers: &mut HeaderMap, machine: Option<&String>) {
+    match machine {
+        Some(machine) => headers.insert(PREFERRED_UNAVAILABLE, text(machine)),
+        None => headers.remove(PREFERRED_UNAVAILABLE),
+    };
 }
 
 fn via(version: Version) -> HeaderValue {

@@ -52,7 +52,7 @@ pub use config::{Config, HandshakeLimit, Placeholder};
 pub use counters::{Activity, AppCounters, ConnectionCounters, Decision, MachineCounters};
 pub use error::{ErrorCode, ProxyError, WakeError};
 pub use listeners::ListenerStatus;
-pub use machines::{AccessRecord, Journal, Machines, Sleep, Woken};
+pub use machines::{AccessRecord, Journal, Machines, Sleep};
 pub use proxy::{Proxy, StartError};
 pub use routes::{
     AppName, AppRoutes, Autostop, Concurrency, ConcurrencyKind, Handlers, HeaderChange,

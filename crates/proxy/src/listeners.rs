@@ -11,7 +11,10 @@ use std::{
 
 use parking_lot::Mutex;
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,6 +32,8 @@ const BACKLOG: i32 = 4096;
 /// Rest after an accept that failed for want of descriptors or memory; nothing tells when there are
 /// some again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Least time between two warnings of one listener.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 /// Rest between attempts to bind: at first, and at most. Nothing tells when an address comes.
 const FIRST_BIND_PAUSE: Duration = Duration::from_millis(100);
 const MAX_BIND_PAUSE: Duration = Duration::from_secs(10);
@@ -261,6 +266,7 @@ pub(crate) async fn accept(core: &Arc<Core>, listener: TcpListener, entry: Entry
         () = core.routed.cancelled() => {}
         () = core.stopping.cancelled() => return,
     }
+    let mut warned_at: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -282,7 +288,10 @@ pub(crate) async fn accept(core: &Arc<Core>, listener: TcpListener, entry: Entry
             }
             Err(error) if is_of_the_client(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "can't accept connections; raise the limit of open files");
+                if warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+                    tracing::warn!(%error, "can't accept connections; raise the limit of open files");
+                    warned_at = Some(Instant::now());
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -3,8 +3,9 @@
 //! ```text
 //!            begin_drain                 begin_sleep
 //!   Open ───────────────▶ Draining ───────────────▶ Sleeping
-//!    ▲ ◀── recall (a request wants it) ──┘              │
-//!    └──────── reopen: asleep, failed, or woken ◀───────┘
+//!    ▲ ◀── recall (a request wants it) ──┘              │ sleep_ended: asleep, or refused
+//!    ├──────────────────────────────────────────────────┤
+//!    └─── reopen: woken ─── Waking ◀── a start of it is under way meanwhile
 //! ```
 
 use std::{
@@ -38,6 +39,7 @@ use crate::{
 const OPEN: u8 = 0;
 const DRAINING: u8 = 1;
 const SLEEPING: u8 = 2;
+const WAKING: u8 = 3;
 
 /// How long the connection that found a port to be open is kept for the first request.
 const SPARE: Duration = Duration::from_secs(1);
@@ -139,8 +141,6 @@ pub(crate) struct Machine {
     pub is_watched: AtomicBool,
     /// Tells that task that its route or state is another.
     pub rerouted: Notify,
-    /// Whether it is yet to be told of the newest routes.
-    pub needs_telling: AtomicBool,
 }
 
 impl Machine {
@@ -172,7 +172,6 @@ impl Machine {
             gone: CancellationToken::new(),
             is_watched: AtomicBool::new(false),
             rerouted: Notify::new(),
-            needs_telling: AtomicBool::new(false),
         })
     }
 
@@ -234,7 +233,7 @@ impl Machine {
     }
 
     pub(crate) fn is_sleeping(&self) -> bool {
-        self.phase.load(Ordering::SeqCst) == SLEEPING
+        matches!(self.phase.load(Ordering::SeqCst), SLEEPING | WAKING)
     }
 
     fn step(&self, from: u8, to: u8) -> bool {
@@ -277,6 +276,16 @@ impl Machine {
     pub(crate) fn reopen(&self) {
         self.phase.store(OPEN, Ordering::SeqCst);
         self.rerouted.notify_one();
+    }
+
+    /// The attempt to put it to sleep is over. It opens, or is left to the start that is under way.
+    /// Called with the app's lock held.
+    pub(crate) fn sleep_ended(&self) {
+        if self.has_flights() {
+            self.step(SLEEPING, WAKING);
+        } else {
+            self.reopen();
+        }
     }
 
     /// Tells streams to end: close frames, GOAWAY.
@@ -440,9 +449,12 @@ impl Machine {
         self.flights.lock().insert(service, progress);
     }
 
-    /// A flight to a service is over.
+    /// A flight to a service is over. Called with the app's lock held.
     pub(crate) fn lands(&self, service: ServiceKey) {
         self.flights.lock().remove(&service);
+        if !self.has_flights() && self.step(WAKING, OPEN) {
+            self.rerouted.notify_one();
+        }
     }
 
     pub(crate) fn decided(&self, action: &'static str, reason: impl Into<String>) {

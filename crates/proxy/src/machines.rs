@@ -7,13 +7,6 @@ use caddis_api::{MachineId, WorkerId};
 
 use crate::{AppName, ProxyError, WakeError};
 
-/// A machine that was started by a request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Woken {
-    /// Whether it was resumed, not started.
-    pub resumed: bool,
-}
-
 /// What a machine is put to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sleep {
@@ -28,7 +21,7 @@ pub enum Sleep {
 pub trait Machines: Send + Sync + 'static {
     /// Starts or resumes a machine, or calls off its going to sleep. Ends when it runs; its port
     /// need not be open yet. One that runs already is a success.
-    async fn wake(&self, machine: &MachineId, worker: &WorkerId) -> Result<Woken, WakeError>;
+    async fn wake(&self, machine: &MachineId, worker: &WorkerId) -> Result<(), WakeError>;
 
     /// Stops or suspends a machine, for a reason that its events tell. Ends when it is done; all
     /// connections of this proxy to it are closed by then. A start that comes meanwhile may call it

@@ -141,6 +141,13 @@ impl Pool {
         drop(std::mem::take(&mut *self.shared.lock()));
     }
 
+    /// Gives the shared connection that a request failed over to no other request: one that resets
+    /// streams stays open, and would have the request sent over it again and again.
+    pub(crate) fn forget(&self, failed: &Upstream) {
+        let failed = (failed.port, failed.owner);
+        self.shared.lock().retain(|one| (one.port, one.owner) != failed);
+    }
+
     /// Closes what was not used for so long. Whether anything is left.
     fn prune(&self, max_idle: Duration) -> bool {
         let mut closed = Vec::new();

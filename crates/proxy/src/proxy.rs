@@ -211,7 +211,7 @@ mod tests {
     use super::*;
     use crate::{
         AccessRecord, Autostop, Concurrency, ErrorCode, Handlers, HttpOptions, MachineRoute,
-        MachineState, PortRoute, ProxyError, ServiceRoute, Sleep, TlsOptions, WakeError, Woken,
+        MachineState, PortRoute, ProxyError, ServiceRoute, Sleep, TlsOptions, WakeError,
         error::Failure,
         select::{Preference, Search},
     };
@@ -220,7 +220,7 @@ mod tests {
 
     #[async_trait]
     impl Machines for Nothing {
-        async fn wake(&self, _: &MachineId, _: &WorkerId) -> Result<Woken, WakeError> {
+        async fn wake(&self, _: &MachineId, _: &WorkerId) -> Result<(), WakeError> {
             Err(WakeError::Gone(String::new()))
         }
 
@@ -273,7 +273,8 @@ mod tests {
             cordoned: false,
             hold: None,
             leased_until: None,
-            started_at: None,
+            booted_at: std::time::SystemTime::UNIX_EPOCH,
+            started_at: std::time::SystemTime::UNIX_EPOCH,
             services: vec![service],
         }
     }

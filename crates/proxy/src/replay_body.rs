@@ -35,6 +35,8 @@ struct Inner {
     kept: Kept,
     trailers: Option<HeaderMap>,
     is_ended: bool,
+    /// The client left before its end.
+    is_broken: bool,
     passed: u64,
     /// Whoever waits for more of it.
     waker: Option<Waker>,
@@ -106,6 +108,7 @@ impl Source {
             kept: Kept { memory_limit, disk_limit, ..Kept::default() },
             trailers: None,
             is_ended,
+            is_broken: false,
             passed: 0,
             waker: None,
         };
@@ -121,6 +124,12 @@ impl Source {
     /// Whether all of it went by.
     pub(crate) fn is_ended(&self) -> bool {
         self.0.lock().is_ended
+    }
+
+    /// Whether the client left before its end. What came of it must not be sent again: it would
+    /// end like a whole body.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.0.lock().is_broken
     }
 
     /// Whether no byte went by yet.
@@ -247,7 +256,10 @@ impl Body for ReplayBody {
                 inner.is_ended = true;
                 return Poll::Ready(None);
             }
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Err(error))) => {
+                inner.is_broken = true;
+                return Poll::Ready(Some(Err(error.into())));
+            }
             Poll::Ready(Some(Ok(frame))) => frame,
         };
         if let Some(data) = frame.data_ref() {

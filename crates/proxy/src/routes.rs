@@ -34,7 +34,7 @@ pub struct MachineRoute {
     pub address: IpAddr,
     /// What it does now.
     pub state: MachineState,
-    /// Whether it has no VM now, or is about to have another one: connections to it lead nowhere.
+    /// Whether it has no VM yet, or none any more: connections to it lead nowhere.
     pub is_off: bool,
     /// Whether it is taken out of routing. It is not put to sleep either.
     pub cordoned: bool,
@@ -42,8 +42,10 @@ pub struct MachineRoute {
     pub hold: Option<String>,
     /// Until when it is leased: like a hold, as long as it lasts.
     pub leased_until: Option<SystemTime>,
-    /// When it last started.
-    pub started_at: Option<SystemTime>,
+    /// When its VM was booted: another VM has another time.
+    pub booted_at: SystemTime,
+    /// When it last came to run.
+    pub started_at: SystemTime,
     /// Its services.
     pub services: Vec<ServiceRoute>,
 }

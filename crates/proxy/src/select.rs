@@ -175,7 +175,7 @@ impl<'a> Search<'a> {
     pub(crate) async fn take(&mut self) -> Result<Taken, Failure> {
         let _waiting = Waiting::enter(self.app, self.core.config.max_waiting)?;
         let mut changes = self.app.version.subscribe();
-        let queued_until = Instant::now() + self.core.config.queue_timeout;
+        let mut queued_until = None;
         loop {
             changes.borrow_and_update();
             let Some(endpoint) = self.app.endpoint(self.port) else {
@@ -187,17 +187,23 @@ impl<'a> Search<'a> {
             match self.pick(&endpoint) {
                 Pick::Taken(taken) => return Ok(taken),
                 Pick::Full => {
+                    if wake::recall(self, &endpoint) {
+                        continue;
+                    }
                     wake::start_another(self, &endpoint);
+                    // Not the time that a start took before.
+                    let timeout = self.core.config.queue_timeout;
+                    let until = *queued_until.get_or_insert_with(|| Instant::now() + timeout);
                     tokio::select! {
                         () = freed => {}
                         _ = changes.changed() => {}
-                        () = tokio::time::sleep_until(queued_until.min(self.deadline)) => {
+                        () = tokio::time::sleep_until(until.min(self.deadline)) => {
                             return Err(full());
                         }
                     }
                     continue;
                 }
-                Pick::Nobody => {}
+                Pick::Nobody => queued_until = None,
             }
             self.count()?;
             match wake::way(self, &endpoint) {

@@ -295,9 +295,7 @@ async fn put_to_sleep(
             }
         }
     }
-    if !machine.has_flights() {
-        machine.reopen();
-    }
+    machine.sleep_ended();
     app.changed();
     if result.is_ok() { Attempt::Asleep } else { Attempt::Refused }
 }
@@ -306,8 +304,8 @@ async fn put_to_sleep(
 fn is_woken_since(app: &App, machine: &Machine, wakes: u64) -> bool {
     let _one_at_a_time = app.decide.lock();
     let is_woken = machine.wakes() != wakes;
-    if is_woken && !machine.has_flights() {
-        machine.reopen();
+    if is_woken {
+        machine.sleep_ended();
     }
     is_woken
 }

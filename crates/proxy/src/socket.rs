@@ -77,6 +77,13 @@ impl Monitor {
         }
     }
 
+    /// Ends when the connection broke: the client reset it, or does not answer any more. A client
+    /// that closes it is found out by the next keepalive.
+    pub(crate) async fn broken(&self) {
+        // The error is that the runtime ends.
+        let _ = self.stream.as_ref().ready(Interest::ERROR).await;
+    }
+
     /// Ends when nothing went over it for so long, from now on.
     pub(crate) async fn idle(&self, timeout: Duration) {
         self.is_timed.store(true, Ordering::Relaxed);

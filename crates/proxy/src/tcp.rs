@@ -79,7 +79,7 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let machine_state = &taken.permit.machine;
     let _connected = machine_state.connected();
-    let tunnel = websocket::tunnel(client, machine, false, &cut, &machine_state.tally);
+    let tunnel = websocket::tunnel(client, machine, None, &machine_state.tally);
     let passed = tokio::select! {
         passed = tunnel => passed,
         () = cut.cancelled() => return Ok(()),

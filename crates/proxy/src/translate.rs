@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use caddis_api::{
-    Machine, MachineConfig, VersionId,
+    Machine, MachineConfig, UnixMillis, VersionId,
     config::{self, Check, PortHandler, Service, ServicePort},
     validate,
 };
@@ -42,7 +42,8 @@ pub(crate) fn machine(record: &MachineRecord) -> Option<(VersionId, MachineRoute
             .lease
             .as_ref()
             .map(|lease| SystemTime::UNIX_EPOCH + Duration::from_secs(lease.expires_at)),
-        started_at: started_at(machine),
+        booted_at: system_time(record.booted_at),
+        started_at: system_time(record.started_at),
         services,
     };
     Some((machine.version.clone(), route))
@@ -74,11 +75,8 @@ fn is_off(machine: &Machine) -> bool {
     !is_there
 }
 
-/// When it last came to run, as far as its latest events tell.
-fn started_at(machine: &Machine) -> Option<SystemTime> {
-    let events = machine.events.iter().flatten();
-    let started = events.filter(|event| event.status == "started").max_by_key(|event| &event.id)?;
-    Some(SystemTime::UNIX_EPOCH + Duration::from_millis(started.timestamp.as_u64()))
+fn system_time(at: UnixMillis) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(at.as_u64())
 }
 
 fn service(

@@ -159,9 +159,14 @@ pub(crate) async fn serve(
             Ok(()) => entry.receive(),
             Err(error) => Err(error),
         };
-        if let Err(error) = received {
-            tracing::warn!(address = %local, %error, "can't receive datagrams");
-            tokio::time::sleep(PAUSE).await;
+        match received {
+            // A socket that is readable all the time does not give other tasks a turn.
+            Ok(true) => tokio::task::yield_now().await,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(address = %local, %error, "can't receive datagrams");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 }
@@ -176,16 +181,17 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn receive(&self) -> io::Result<()> {
+    /// Passes on a batch. Whether there may be more.
+    fn receive(&self) -> io::Result<bool> {
         BUFFER.with_borrow_mut(|buffer| {
             for _ in 0..BATCH {
                 match self.socket.try_recv_from(buffer) {
                     Ok((length, client)) => self.forward(client, &buffer[..length]),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                     Err(error) => return Err(error),
                 }
             }
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -327,13 +333,16 @@ impl Run {
                 Ok(()) => self.receive(),
                 Err(error) => Err(error),
             };
-            if let Err(error) = received {
-                return error;
+            match received {
+                Ok(true) => tokio::task::yield_now().await,
+                Ok(false) => {}
+                Err(error) => return error,
             }
         }
     }
 
-    fn receive(&self) -> io::Result<()> {
+    /// Passes on a batch. Whether there may be more.
+    fn receive(&self) -> io::Result<bool> {
         let (flow, datagrams) = (&self.flow, &self.app.datagrams);
         BUFFER.with_borrow_mut(|buffer| {
             for _ in 0..BATCH {
@@ -349,13 +358,13 @@ impl Run {
                             Err(_) => counters::add(&datagrams.dropped, 1),
                         }
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                     // Nothing listens in the machine, for now.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
                     Err(error) => return Err(error),
                 }
             }
-            Ok(())
+            Ok(true)
         })
     }
 

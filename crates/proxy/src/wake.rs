@@ -38,21 +38,24 @@ pub(crate) enum Way {
     Nothing(Option<Failure>),
 }
 
+/// Calls off the drain of a machine that can take the request. Whether there was one.
+pub(crate) fn recall(search: &Search<'_>, endpoint: &Endpoint) -> bool {
+    let is_fit = |candidate: &&Candidate| {
+        search.fits(candidate)
+            && candidate.state() == MachineState::Started
+            && !candidate.route.cordoned
+            && candidate.service().healthy
+    };
+    endpoint.candidates.iter().filter(is_fit).any(|candidate| candidate.machine.recall())
+}
+
 /// Joins the start that is under way, or begins one.
 pub(crate) fn way(search: &Search<'_>, endpoint: &Endpoint) -> Way {
     let (core, app) = (search.core, search.app);
     let _one_at_a_time = app.decide.lock();
     let fitting = || endpoint.candidates.iter().filter(|candidate| search.fits(candidate));
-    let may_recall = |candidate: &&Candidate| {
-        candidate.state() == MachineState::Started
-            && !candidate.route.cordoned
-            && candidate.service().healthy
-    };
-    if fitting().filter(may_recall).any(|candidate| candidate.machine.recall()) {
-        return Way::Recalled;
-    }
     // A place may have become free, or a machine ready, before the lock was had.
-    if fitting().any(Candidate::is_eligible) {
+    if recall(search, endpoint) || fitting().any(Candidate::is_eligible) {
         return Way::Recalled;
     }
     for candidate in fitting() {
@@ -150,7 +153,10 @@ fn launch(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
             machine.decided("start failed", failure.text.clone());
             core.report(&app, failure, None);
         }
-        machine.lands(service);
+        {
+            let _one_at_a_time = app.decide.lock();
+            machine.lands(service);
+        }
         progress.send_replace(Progress::Landed(result));
         app.changed();
     });

@@ -69,12 +69,12 @@ impl Frames {
     }
 }
 
-/// Passes bytes both ways until both sides have ended. `draining` has a WebSocket closed.
+/// Passes bytes both ways until both sides have ended. `closing`, given for a
+/// WebSocket, has it closed.
 pub(crate) async fn tunnel<C, M>(
     client: C,
     machine: M,
-    is_websocket: bool,
-    draining: &CancellationToken,
+    closing: Option<&CancellationToken>,
     tally: &Tally,
 ) -> io::Result<()>
 where
@@ -85,8 +85,7 @@ where
     let (from_machine, to_machine) = tokio::io::split(machine);
     // What a client sends has a mask on it: it answers our close frame with one of its own.
     let up = pass(from_client, to_machine, None, &tally.bytes_in);
-    let draining = is_websocket.then_some(draining);
-    let down = pass(from_machine, to_client, draining, &tally.bytes_out);
+    let down = pass(from_machine, to_client, closing, &tally.bytes_out);
     tokio::try_join!(up, down).map(|_| ())
 }
 

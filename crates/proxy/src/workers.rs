@@ -13,7 +13,7 @@ use caddis_bus::{
 };
 use caddis_view::View;
 
-use crate::{Machines, Sleep, WakeError, Woken};
+use crate::{Machines, Sleep, WakeError};
 
 /// How long a worker may take to answer that it has begun.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -85,14 +85,11 @@ impl Workers {
 
 #[async_trait]
 impl Machines for Workers {
-    async fn wake(&self, machine: &MachineId, worker: &WorkerId) -> Result<Woken, WakeError> {
+    async fn wake(&self, machine: &MachineId, worker: &WorkerId) -> Result<(), WakeError> {
         let deadline_ms = u64::try_from(self.wake_timeout.as_millis()).unwrap_or(u64::MAX);
         let request = WorkerRequest::Wake { machine: machine.clone(), deadline_ms };
         match self.ask(worker, request, self.wake_timeout + ANSWER).await? {
-            WorkerReply::Woken { previous_state, .. } => {
-                use MachineState as S;
-                Ok(Woken { resumed: matches!(previous_state, S::Suspended | S::Suspending) })
-            }
+            WorkerReply::Woken { .. } => Ok(()),
             WorkerReply::NotWoken { why, message, .. } => Err(match why {
                 WhyNotWoken::Capacity => WakeError::Refused(message),
                 WhyNotWoken::TimedOut => WakeError::TimedOut(message),

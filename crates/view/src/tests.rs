@@ -57,6 +57,8 @@ fn record(on: &str, (epoch, revision): (u64, u64), state: MachineState) -> Machi
         config_revision: 1,
         app: AppName::from_trusted("app"),
         launched: true,
+        booted_at: UnixMillis::EPOCH,
+        started_at: UnixMillis::EPOCH,
         lease: None,
         machine: Machine { config: Some(config("one")), ..machine },
     }

@@ -1,7 +1,8 @@
 //! What workers publish.
 
 use caddis_api::{
-    AppName, Machine, MachineState, RawConfig, RegionCode, WorkerId, lease::PublicLease,
+    AppName, Machine, MachineState, RawConfig, RegionCode, UnixMillis, WorkerId,
+    lease::PublicLease,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,13 @@ pub struct MachineRecord {
     pub app: AppName,
     /// It has been booted at least once.
     pub launched: bool,
+    /// When its VM was booted, the last one if it has none: tells its VMs apart, since a machine
+    /// that restarts or is updated is not always seen without one. A resumed VM is the same.
+    #[serde(default)]
+    pub booted_at: UnixMillis,
+    /// When it last came to run: was started, resumed, or went on after a suspend was cancelled.
+    #[serde(default)]
+    pub started_at: UnixMillis,
     /// The current lease, if any.
     pub lease: Option<PublicLease>,
     /// The machine as the API shows it, without `lease` and `nonce`. Without its configuration, and

@@ -132,6 +132,7 @@ impl TrafficInfo for ProxyInfo {
         let waiting = counters.waiting.into();
         let machine = counters.machines.into_iter().find(|one| one.machine == *machine)?;
         Some(MachineTraffic {
+            in_progress: machine.activity.open_streams.into(),
             connections: machine.connections,
             requests: machine.requests,
             bytes_in: machine.bytes_in,

@@ -52,6 +52,7 @@ async fn traffic_is_in_status_and_top_where_a_proxy_knows_of_it() {
         at: "2026-03-31T06:08:08.000Z".to_owned(),
     };
     let known = MachineTraffic {
+        in_progress: 1,
         connections: 2,
         requests: 1,
         bytes_in: 1500,

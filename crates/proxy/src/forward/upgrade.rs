@@ -106,7 +106,8 @@ async fn run(client: OnUpgrade, machine: OnUpgrade, is_websocket: bool, passing:
         let upgraded = tokio::try_join!(client, machine);
         let (client, machine) = upgraded.map_err(std::io::Error::other)?;
         let (client, machine) = (TokioIo::new(client), TokioIo::new(machine));
-        websocket::tunnel(client, machine, is_websocket, &draining, &state.tally).await
+        let closing = is_websocket.then_some(&draining);
+        websocket::tunnel(client, machine, closing, &state.tally).await
     };
     let mut tunnel = std::pin::pin!(tunnel);
     let result = tokio::select! {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use caddis_proxy::*;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream};
 
 use crate::support::*;
 
@@ -134,4 +134,38 @@ async fn a_shared_address_that_is_taken_is_a_clear_error() {
     let machines = Arc::new(FakeMachines::default());
     let error = Proxy::start(config, machines, Arc::new(FakeJournal::default())).err().unwrap();
     assert!(error.to_string().contains(&address.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_not_kept() {
+    let upstream = Upstream::http("one").await;
+    let world = World::with(|config| config.headers_read_timeout = Duration::from_millis(50));
+    world.apply(vec![started("a1", upstream.address)]);
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let no_settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    for said in [Vec::new(), b"GE".to_vec(), [preface.as_bytes(), &no_settings[..]].concat()] {
+        let mut client = TcpStream::connect(world.http).await.unwrap();
+        client.write_all(&said).await.unwrap();
+        let mut got = Vec::new();
+        let end = in_time("the end", client.read_to_end(&mut got)).await;
+        assert!(end.is_ok() || !said.is_empty(), "{end:?}");
+    }
+    // One that has asked something may take its time.
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    let keeps = "GET / HTTP/1.1\r\nHost: app.localhost\r\n\r\n";
+    client.write_all(keeps.as_bytes()).await.unwrap();
+    assert!(in_time("the answer", read_head(&mut client)).await.is_some());
+}
+
+#[tokio::test]
+async fn a_client_that_breaks_its_connection_leaves_no_request_behind() {
+    let (upstream, _never) = gated().await;
+    let world = World::new();
+    world.apply(vec![started("a1", upstream.address)]);
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    eventually("the stream", || world.open_streams("a1") == 1).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    eventually("its end", || world.open_streams("a1") == 0).await;
 }

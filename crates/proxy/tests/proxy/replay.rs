@@ -177,3 +177,51 @@ async fn a_machine_that_closes_whatever_it_accepts_is_not_asked_without_end() {
     let accepted = accepted.load(Ordering::SeqCst);
     assert!(accepted <= 91, "{accepted} connections");
 }
+
+#[tokio::test]
+async fn a_body_that_its_client_did_not_finish_is_never_sent_as_a_whole_one() {
+    let (upstream, got) = dropping().await;
+    let world = World::new();
+    world.apply(vec![started("a1", upstream.address)]);
+    warm(&world).await;
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    let part = "PUT / HTTP/1.1\r\nHost: app.localhost\r\nTransfer-Encoding: chunked\r\n\r\n\
+        5\r\nhello\r\n";
+    client.write_all(part.as_bytes()).await.unwrap();
+    eventually("the stream", || world.open_streams("a1") == 1).await;
+    drop(client);
+    eventually("the end", || world.open_streams("a1") == 0).await;
+    // What might have been sent again has come by the time another request has.
+    assert_eq!(world.get("/").await.status, 200);
+    assert!(got.lock().iter().all(Vec::is_empty), "{:?}", got.lock());
+    assert!(world.journal.errors.lock().is_empty(), "{:?}", world.journal.errors.lock());
+}
+
+#[tokio::test]
+async fn a_machine_that_resets_streams_is_not_asked_without_end() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = asked.clone();
+    let upstream = Upstream::serve(move |stream, _| {
+        let count = count.clone();
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                if count.fetch_add(1, Ordering::SeqCst) > 0 {
+                    respond.send_reset(h2::Reason::INTERNAL_ERROR);
+                    continue;
+                }
+                respond.send_response(http::Response::new(()), true).unwrap();
+            }
+        }
+    })
+    .await;
+    let world = World::new();
+    let mut route = started("a1", upstream.address);
+    route.services[0].ports[0].http.h2_backend = true;
+    world.apply(vec![route]);
+    warm(&world).await;
+    let answer = world.get("/").await;
+    assert!(answer.status == 502 && answer.body.starts_with("PU02"), "{answer:?}");
+    // Over the connection that had been used, and over one of its own.
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+}

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use caddis_proxy::*;
@@ -93,6 +93,62 @@ async fn what_is_open_to_a_machine_whose_vm_has_gone_ends() {
 }
 
 #[tokio::test]
+async fn what_is_open_to_a_machine_that_has_another_vm_ends() {
+    let (upstream, _never) = gated().await;
+    let world = World::new();
+    let route = started("a1", upstream.address);
+    world.apply(vec![route.clone()]);
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    eventually("the stream", || world.open_streams("a1") == 1).await;
+    // One that went on after a suspend was cancelled has the same.
+    let awake = MachineRoute { started_at: SystemTime::now(), ..route };
+    world.apply(vec![awake.clone()]);
+    assert_eq!(world.open_streams("a1"), 1);
+    // A restart is not always seen as more than this.
+    world.apply(vec![MachineRoute { booted_at: SystemTime::now(), ..awake }]);
+    assert_eq!(read_answer(&mut client).await.status, 502);
+    eventually("the end", || world.open_streams("a1") == 0).await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_start_failed_while_it_went_to_sleep_takes_traffic_later() {
+    let upstream = Upstream::http("one").await;
+    let world = World::new();
+    let (open, gate) = watch::channel(false);
+    world.machines.on_wake("a1", move || {
+        let mut gate = gate.clone();
+        async move {
+            gate.wait_for(|is_open| *is_open).await.unwrap();
+            Err(WakeError::Refused("no room".to_owned()))
+        }
+    });
+    let (asked, mut was_asked) = watch::channel(false);
+    *world.machines.before_sleep.lock() = Some(Box::new(move || {
+        asked.send_replace(true);
+    }));
+    let (slept, sleeping) = watch::channel(false);
+    *world.machines.until_slept.lock() = Some(sleeping);
+    let mut route = idle_route("a1", &upstream);
+    route.services[0].idle_timeout = Some(Duration::from_millis(10));
+    world.apply(vec![route]);
+    in_time("its going to sleep", was_asked.wait_for(|is_so| *is_so)).await.unwrap();
+    let mut client = TcpStream::connect(world.http).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    eventually("the start", || world.machines.wakes().len() == 1).await;
+    slept.send_replace(true);
+    world.machines.until_asleep(1).await;
+    open.send_replace(true);
+    assert_eq!(read_answer(&mut client).await.status, 503);
+    // Somebody else starts it.
+    let mut route = started("a1", upstream.address);
+    route.services[0].autostop = Autostop::Off;
+    world.apply(vec![stopped("a1", upstream.address)]);
+    world.apply(vec![route]);
+    assert_eq!(world.get("/").await.status, 200);
+}
+
+#[tokio::test]
 async fn an_idle_timeout_never_cuts_a_stream_and_counts_from_its_end() {
     let (upstream, open) = gated().await;
     let world = World::new();
@@ -122,7 +178,7 @@ async fn an_idle_timeout_never_cuts_a_stream_and_counts_from_its_end() {
 async fn a_machine_that_slept_is_started_by_the_next_request() {
     let upstream = Upstream::http("one").await;
     let world = World::new();
-    world.machines.on_wake("a1", || async { Ok(Woken { resumed: true }) });
+    world.machines.on_wake("a1", || async { Ok(()) });
     let mut route = idle_route("a1", &upstream);
     route.services[0].idle_timeout = Some(Duration::from_millis(10));
     world.apply(vec![route]);
@@ -318,4 +374,27 @@ async fn a_drain_is_called_off_by_a_request_that_only_this_machine_can_take() {
     world.apply(vec![route]);
     let _second = websocket(&world).await;
     assert!(world.machines.sleeps().is_empty() && world.machines.wakes().is_empty());
+}
+
+#[tokio::test]
+async fn a_drain_is_called_off_where_all_others_are_at_their_hard_limit() {
+    let (world, upstream) = drained_world().await;
+    let (busy, _never) = gated().await;
+    let mut route = started("a1", upstream.address);
+    route.services[0].autostop = Autostop::Stop;
+    route.services[0].max_drain = Some(DAY);
+    world.apply(vec![route.clone()]);
+    let mut socket = websocket(&world).await;
+    let mut full = started("a2", busy.address);
+    full.services[0].autostop = Autostop::Stop;
+    full.services[0].concurrency.hard_limit = Some(1);
+    full.hold = Some("exec".to_owned());
+    world.apply(vec![route, full]);
+    let mut frame = [0; 4];
+    in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
+    let mut first = TcpStream::connect(world.http).await.unwrap();
+    first.write_all(get("/").as_bytes()).await.unwrap();
+    eventually("the request", || world.open_streams("a2") == 1).await;
+    let _second = websocket(&world).await;
+    assert!(world.machines.sleeps().is_empty());
 }

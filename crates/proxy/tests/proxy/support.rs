@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -55,7 +55,7 @@ pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     .await;
 }
 
-type WakeFuture = Pin<Box<dyn Future<Output = Result<Woken, WakeError>> + Send>>;
+type WakeFuture = Pin<Box<dyn Future<Output = Result<(), WakeError>> + Send>>;
 type OnWake = Box<dyn Fn() -> WakeFuture + Send + Sync>;
 
 /// Machines that start and stop by what tests say.
@@ -66,6 +66,8 @@ pub struct FakeMachines {
     sleeps: watch::Sender<Vec<(MachineId, Sleep)>>,
     /// What a machine's connections were when it was put to sleep.
     pub before_sleep: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+    /// Going to sleep takes until this is so.
+    pub until_slept: Mutex<Option<watch::Receiver<bool>>>,
     /// Whether their hosts keep them awake.
     pub stay_awake: AtomicBool,
 }
@@ -73,7 +75,7 @@ pub struct FakeMachines {
 impl FakeMachines {
     pub fn on_wake<F>(&self, machine: &str, wake: impl Fn() -> F + Send + Sync + 'static)
     where
-        F: Future<Output = Result<Woken, WakeError>> + Send + 'static,
+        F: Future<Output = Result<(), WakeError>> + Send + 'static,
     {
         self.on_wake.lock().insert(id(machine), Box::new(move || Box::pin(wake())));
     }
@@ -96,7 +98,7 @@ impl FakeMachines {
 
 #[async_trait]
 impl Machines for FakeMachines {
-    async fn wake(&self, machine: &MachineId, _: &WorkerId) -> Result<Woken, WakeError> {
+    async fn wake(&self, machine: &MachineId, _: &WorkerId) -> Result<(), WakeError> {
         self.wakes.lock().push(machine.clone());
         let wake = self.on_wake.lock().get(machine).map(|wake| wake());
         match wake {
@@ -114,6 +116,10 @@ impl Machines for FakeMachines {
     ) -> Result<(), WakeError> {
         if let Some(check) = &*self.before_sleep.lock() {
             check();
+        }
+        let slept = self.until_slept.lock().clone();
+        if let Some(mut slept) = slept {
+            slept.wait_for(|is_so| *is_so).await.unwrap();
         }
         self.sleeps.send_modify(|all| all.push((machine.clone(), how)));
         if self.stay_awake.load(Ordering::SeqCst) {
@@ -204,7 +210,8 @@ pub fn machine(name: &str, address: IpAddr, state: MachineState) -> MachineRoute
         hold: None,
         is_off: false,
         leased_until: None,
-        started_at: None,
+        booted_at: SystemTime::UNIX_EPOCH,
+        started_at: SystemTime::UNIX_EPOCH,
         services: vec![service(vec![
             port(80, Handlers { http: true, ..Handlers::default() }),
             port(443, Handlers { http: true, tls: true, ..Handlers::default() }),

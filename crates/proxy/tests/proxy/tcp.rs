@@ -103,7 +103,7 @@ async fn a_connection_to_a_stopped_machine_starts_it() {
             })
             .await;
             send.send(upstream).unwrap();
-            Ok(Woken::default())
+            Ok(())
         }
     });
     let mut route = stopped("a1", inside);

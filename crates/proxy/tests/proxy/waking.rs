@@ -25,7 +25,7 @@ fn wakes_up(
             }
             let upstream = Upstream::http_at(address, "woken").await;
             kept.lock().push(upstream);
-            Ok(Woken::default())
+            Ok(())
         }
     });
     upstreams
@@ -91,7 +91,7 @@ async fn a_herd_of_1000_requests_causes_one_start_and_none_is_served_twice() {
             })
             .await;
             kept.lock().push(upstream);
-            Ok(Woken::default())
+            Ok(())
         }
     });
     world.apply(vec![stopped("a1", address)]);
@@ -123,7 +123,7 @@ async fn a_herd_of_1000_requests_causes_one_start_and_none_is_served_twice() {
 async fn a_port_that_opens_late_is_waited_for() {
     let world = Arc::new(World::new());
     let address = address();
-    world.machines.on_wake("a1", || async { Ok(Woken::default()) });
+    world.machines.on_wake("a1", || async { Ok(()) });
     world.apply(vec![stopped("a1", address)]);
     let request = tokio::spawn({
         let world = world.clone();
@@ -141,7 +141,7 @@ async fn a_machine_that_others_started_is_waited_for_too() {
     let world = Arc::new(World::new());
     let address = address();
     let mut route = started("a1", address);
-    route.started_at = Some(std::time::SystemTime::now());
+    route.started_at = std::time::SystemTime::now();
     world.apply(vec![route]);
     let request = tokio::spawn({
         let world = world.clone();
@@ -202,7 +202,7 @@ async fn starts_that_all_fail_are_a_503_with_the_code() {
 #[tokio::test]
 async fn readiness_timeout_is_a_504_and_says_what_to_check() {
     let world = World::with(|config| config.ready_timeout = Duration::from_millis(50));
-    world.machines.on_wake("a1", || async { Ok(Woken::default()) });
+    world.machines.on_wake("a1", || async { Ok(()) });
     world.apply(vec![stopped("a1", address())]);
     let answer = world.get("/").await;
     assert_eq!(answer.status, 504);
@@ -272,6 +272,31 @@ async fn a_stream_of_http_2_that_is_reset_while_it_waits_costs_nothing() {
     eventually("it waits", || world.waiting() == 1).await;
     body.send_reset(h2::Reason::CANCEL);
     eventually("its place is free", || world.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn the_time_of_a_start_is_not_that_of_the_queue_after_it() {
+    let world = Arc::new(World::with(|config| config.queue_timeout = Duration::from_secs(2)));
+    let address = address();
+    let (open, gate) = watch::channel(false);
+    let _upstreams = wakes_up(&world, "a1", address, Some(gate));
+    let mut route = stopped("a1", address);
+    route.services[0].concurrency.hard_limit = Some(1);
+    world.apply(vec![route]);
+    let requests: Vec<_> = (0..5)
+        .map(|_| {
+            let world = world.clone();
+            tokio::spawn(async move { world.get("/").await })
+        })
+        .collect();
+    eventually("all wait", || world.waiting() == 5).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(3)).await;
+    tokio::time::resume();
+    open.send_replace(true);
+    for request in requests {
+        assert_eq!(in_time("an answer", request).await.unwrap().status, 200);
+    }
 }
 
 #[tokio::test]
@@ -400,7 +425,7 @@ async fn a_port_that_did_not_open_says_nothing_about_another_port_of_the_machine
     assert_eq!(answer.status, 504, "{}", answer.body);
     // Its checks are yet to pass.
     route.state = MachineState::Started;
-    route.started_at = Some(std::time::SystemTime::now());
+    route.started_at = std::time::SystemTime::now();
     world.apply(vec![route.clone()]);
     let request = tokio::spawn({
         let world = world.clone();

@@ -78,6 +78,8 @@ pub fn record(
         config_revision: row.revision,
         app: row.app.clone(),
         launched: row.launched,
+        booted_at: UnixMillis::new(row.boot),
+        started_at: row.started_at,
         lease: row.public_lease(shared.clock.unix_now()),
         machine,
     }

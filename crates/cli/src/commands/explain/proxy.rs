@@ -12,7 +12,7 @@ const LOOK: &str = "'caddis logs' and the machine's events say what went wrong; 
 /// and what to do.
 type Code = (&'static str, Option<u16>, bool, &'static str, &'static str);
 
-const CODES: [Code; 26] = [
+const CODES: [Code; 23] = [
     (
         "PP01",
         Some(500),
@@ -28,12 +28,10 @@ const CODES: [Code; 26] = [
         "Remove h2_backend from the port, or have the program accept HTTP/2 without TLS.",
     ),
     ("PU02", Some(502), true, "The machine closed the connection before its answer.", LISTEN),
-    ("PU04", Some(400), false, "The request can't be passed on.", "Correct the request."),
     ("PC01", Some(502), true, "The machine refused the connection to its port.", LISTEN),
     ("PC03", Some(502), true, "The machine reset the connection.", LISTEN),
     ("PC05", Some(504), true, "The machine did not accept the connection in time.", LISTEN),
     ("PC06", Some(502), true, "Speaking with the machine failed.", LISTEN),
-    ("PC07", Some(502), true, "No machine could be connected to.", LISTEN),
     ("PT01", None, true, "Too many TLS handshakes from one range of addresses.", WAIT),
     ("PT02", None, true, "Too many TLS handshakes for one name.", WAIT),
     (

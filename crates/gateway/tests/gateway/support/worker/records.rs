@@ -57,6 +57,8 @@ pub fn new_record(worker: &WorkerId, create: CreateMachine) -> MachineRecord {
         config_revision: 1,
         app: create.app,
         launched: false,
+        booted_at: UnixMillis::EPOCH,
+        started_at: UnixMillis::EPOCH,
         lease: None,
         machine: Machine {
             id: create.id,
