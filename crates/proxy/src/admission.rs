@@ -17,17 +17,17 @@ pub(crate) struct Queue {
     /// Those who take any place, in the order of arrival: one is told of each.
     any: Notify,
     /// Those who can't use every place: all are told, as one of them may not pass it on.
-    particular: Notify,
+    selective: Notify,
 }
 
 impl Queue {
     /// Ends when a place was freed.
-    pub(crate) fn freed(&self, is_particular: bool) -> Notified<'_> {
-        if is_particular { self.particular.notified() } else { self.any.notified() }
+    pub(crate) fn freed(&self, is_selective: bool) -> Notified<'_> {
+        if is_selective { self.selective.notified() } else { self.any.notified() }
     }
 
     fn tell(&self) {
-        self.particular.notify_waiters();
+        self.selective.notify_waiters();
         self.any.notify_one();
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     choice::Load,
     connections::Connections,
     error::Failure,
-    machine::{Clock, Flight, Machine},
+    machine::{Clock, Machine, Startup},
     udp::Datagrams,
 };
 
@@ -65,11 +65,9 @@ impl Candidate {
     }
 
     /// Whether it started less than so long ago, by whomever.
-    pub(crate) fn is_fresh(&self, window: Duration) -> bool {
+    pub(crate) fn was_started_within(&self, window: Duration) -> bool {
         self.machine.was_woken_within(window)
-            || SystemTime::now()
-                .duration_since(self.route.started_at)
-                .is_ok_and(|age| age < window)
+            || SystemTime::now().duration_since(self.route.started_at).is_ok_and(|age| age < window)
     }
 
     /// Why it could not be had a moment ago.
@@ -78,8 +76,8 @@ impl Candidate {
     }
 
     /// What a request for it can wait for.
-    pub(crate) fn flight(&self) -> Option<Flight> {
-        self.machine.flight(self.service().key())
+    pub(crate) fn startup(&self) -> Option<Startup> {
+        self.machine.startup(self.service().key())
     }
 
     pub(crate) fn load(&self, region: &str) -> Load {
@@ -202,8 +200,8 @@ impl App {
     }
 
     /// Notes what was done to a machine, unless the routes of now show it already.
-    pub(crate) fn believe(&self, candidate: &Candidate, is_started: bool, for_so_long: Duration) {
-        candidate.machine.believe(is_started, for_so_long);
+    pub(crate) fn assume(&self, candidate: &Candidate, is_started: bool, for_so_long: Duration) {
+        candidate.machine.assume(is_started, for_so_long);
         if let Some(now) = self.current(candidate) {
             candidate.machine.routed(now.route.state);
         }
@@ -246,7 +244,7 @@ impl App {
         for (id, (route, _)) in &compiled.machines {
             let Some(Candidate { machine, .. }) = compiled.of_machine(id).first() else { continue };
             let old = before.machines.get(id).map(|(old, _)| old);
-            // Only now: who believes something looks at the routes afterwards, so that one of us
+            // Only now: who assumes something looks at the routes afterwards, so that one of us
             // sees the other.
             machine.routed(route.state);
             // Its VM may have gone without closing anything: nobody would ever hear of that.

@@ -75,7 +75,7 @@ pub(crate) struct Connection {
     /// Has the connection end when its requests have.
     pub drain: Notify,
     /// Whether a request has come.
-    has_asked: AtomicBool,
+    had_request: AtomicBool,
     monitor: Arc<Monitor>,
 }
 
@@ -120,7 +120,7 @@ pub(crate) async fn attend(
         origin: Origin::new(peer.ip(), local.ip(), port),
         app: app.clone(),
         drain: Notify::new(),
-        has_asked: AtomicBool::new(false),
+        had_request: AtomicBool::new(false),
         monitor: socket.monitor(),
     };
     let Some(name) = app else {
@@ -262,7 +262,7 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .keep_alive_interval(KEEPALIVE);
     // Boxed: hyper keeps room for it as long as the connection lives.
     let service = service_fn(|request| {
-        connection.has_asked.store(true, Ordering::Relaxed);
+        connection.had_request.store(true, Ordering::Relaxed);
         Box::pin(forward::serve(core.clone(), connection.clone(), request))
     });
     let stream = TokioIo::new(Guarded::new(stream));
@@ -293,7 +293,7 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             () = idle.as_mut() => return,
             () = broken.as_mut() => return,
             () = silent.as_mut(), if may_be_silent => {
-                if !connection.has_asked.load(Ordering::Relaxed) {
+                if !connection.had_request.load(Ordering::Relaxed) {
                     return;
                 }
                 may_be_silent = false;

@@ -16,6 +16,7 @@
 mod admission;
 mod app;
 mod app_log;
+mod autostop;
 mod certificates;
 mod choice;
 mod config;
@@ -37,7 +38,6 @@ mod replay_body;
 mod request_guard;
 mod routes;
 mod select;
-mod sleeper;
 mod socket;
 mod table;
 mod tcp;

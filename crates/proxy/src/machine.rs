@@ -1,11 +1,11 @@
 //! What the proxy knows of a machine beyond its routes, kept over changes of them.
 //!
 //! ```text
-//!            begin_drain                 begin_sleep
-//!   Open ───────────────▶ Draining ───────────────▶ Sleeping
-//!    ▲ ◀── recall (a request wants it) ──┘              │ sleep_ended: asleep, or refused
-//!    ├──────────────────────────────────────────────────┤
-//!    └─── reopen: woken ─── Waking ◀── a start of it is under way meanwhile
+//!            begin_drain                     begin_sleep
+//!   Open ───────────────────▶ Draining ───────────────▶ Sleeping
+//!    ▲ ◀── cancel_drain (a request wants it) ──┘            │ sleep_ended: asleep, or refused
+//!    ├──────────────────────────────────────────────────────┤
+//!    └─ reopen, end_startup ── Waking ◀── a start is under way
 //! ```
 
 use std::{
@@ -42,7 +42,7 @@ const SLEEPING: u8 = 2;
 const WAKING: u8 = 3;
 
 /// How long the connection that found a port to be open is kept for the first request.
-const SPARE: Duration = Duration::from_secs(1);
+const PROBE_LIFETIME: Duration = Duration::from_secs(1);
 
 /// Milliseconds since the proxy started.
 #[derive(Debug, Clone, Copy)]
@@ -70,33 +70,33 @@ pub(crate) enum Progress {
     Waking,
     /// The machine runs; the port may not accept yet, or its checks not pass.
     Running,
-    Landed(Result<(), Failure>),
+    Done(Result<(), Failure>),
 }
 
 /// The way of a machine's service to readiness, which any number can wait for.
 #[derive(Debug, Clone)]
-pub(crate) struct Flight {
+pub(crate) struct Startup {
     progress: watch::Receiver<Progress>,
     /// Whether it is to the service that is waited for; of another one only the start matters.
     is_own: bool,
 }
 
-impl Flight {
+impl Startup {
     pub(crate) fn new(progress: watch::Receiver<Progress>) -> Self {
         Self { progress, is_own: true }
     }
 
-    /// Ends with the flight and gives its result, or ends with the machine's start where that is
+    /// Ends with the startup and gives its result, or ends with the machine's start where that is
     /// all that matters: what became of it, the machine then tells.
     pub(crate) async fn over(&mut self) -> Result<(), Failure> {
         let is_own = self.is_own;
         let is_over = |progress: &Progress| match progress {
             Progress::Waking => false,
             Progress::Running => !is_own,
-            Progress::Landed(_) => true,
+            Progress::Done(_) => true,
         };
         match self.progress.wait_for(is_over).await.as_deref() {
-            Ok(Progress::Landed(result)) if is_own => result.clone(),
+            Ok(Progress::Done(result)) if is_own => result.clone(),
             Ok(_) => Ok(()),
             // Whoever was on it is gone: the proxy ends.
             Err(_) => Err(Failure::new(ErrorCode::PM02, "the start was given up")),
@@ -116,16 +116,16 @@ pub(crate) struct Machine {
     /// Whether somebody waits for the last stream to end.
     awaits_quiet: AtomicBool,
     quiet: Notify,
-    recalled: Notify,
+    drain_cancelled: Notify,
     /// What we did ourselves and the routes may not show yet: until when, doubled, plus one if it
     /// was started.
-    belief: AtomicU64,
+    assumption: AtomicU64,
     wakes: AtomicU64,
     woken_at: AtomicU64,
     /// Starts that failed, and until when that counts: for one service, or for all.
     failures: Mutex<HashMap<Option<ServiceKey>, (u64, Failure)>>,
-    flights: Mutex<HashMap<ServiceKey, watch::Receiver<Progress>>>,
-    spare: Mutex<Option<(u16, Instant, TcpStream)>>,
+    startups: Mutex<HashMap<ServiceKey, watch::Receiver<Progress>>>,
+    probe: Mutex<Option<(u16, Instant, TcpStream)>>,
     pub pool: Pool,
     /// Client connections with a request at this machine, by a number of the request.
     clients: Mutex<HashMap<u64, Arc<Connection>>>,
@@ -154,13 +154,13 @@ impl Machine {
             last_active: AtomicU64::new(clock.now()),
             awaits_quiet: AtomicBool::new(false),
             quiet: Notify::new(),
-            recalled: Notify::new(),
-            belief: AtomicU64::new(0),
+            drain_cancelled: Notify::new(),
+            assumption: AtomicU64::new(0),
             wakes: AtomicU64::new(0),
             woken_at: AtomicU64::new(0),
             failures: Mutex::default(),
-            flights: Mutex::default(),
-            spare: Mutex::default(),
+            startups: Mutex::default(),
+            probe: Mutex::default(),
             pool: Pool::default(),
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
@@ -251,24 +251,24 @@ impl Machine {
     }
 
     /// Calls a drain off: traffic wants the machine.
-    pub(crate) fn recall(&self) -> bool {
-        let is_recalled = self.step(DRAINING, OPEN);
-        if is_recalled {
-            self.recalled.notify_waiters();
+    pub(crate) fn cancel_drain(&self) -> bool {
+        let is_cancelled = self.step(DRAINING, OPEN);
+        if is_cancelled {
+            self.drain_cancelled.notify_waiters();
             self.rerouted.notify_one();
         }
-        is_recalled
+        is_cancelled
     }
 
     /// Ends when a drain is called off.
-    pub(crate) async fn recalled(&self) {
+    pub(crate) async fn drain_cancelled(&self) {
         loop {
-            let mut recalled = std::pin::pin!(self.recalled.notified());
-            recalled.as_mut().enable();
+            let mut drain_cancelled = std::pin::pin!(self.drain_cancelled.notified());
+            drain_cancelled.as_mut().enable();
             if self.is_open() {
                 return;
             }
-            recalled.await;
+            drain_cancelled.await;
         }
     }
 
@@ -281,7 +281,7 @@ impl Machine {
     /// The attempt to put it to sleep is over. It opens, or is left to the start that is under way.
     /// Called with the app's lock held.
     pub(crate) fn sleep_ended(&self) {
-        if self.has_flights() {
+        if self.has_startups() {
             self.step(SLEEPING, WAKING);
         } else {
             self.reopen();
@@ -309,7 +309,7 @@ impl Machine {
     /// Has all connections to the machine closed, and does not wait for that.
     pub(crate) fn cut_connections(&self) {
         self.pool.clear();
-        drop(self.spare.lock().take());
+        drop(self.probe.lock().take());
         // Connections of its next life are cut by another token.
         std::mem::take(&mut *self.cut.lock()).cancel();
     }
@@ -351,11 +351,11 @@ impl Machine {
 
     /// What it does, by the routes and by what we know better.
     pub(crate) fn state(&self, routed: MachineState) -> MachineState {
-        let belief = self.belief.load(Ordering::Relaxed);
-        if belief == 0 || belief / 2 < self.clock.now() {
+        let assumption = self.assumption.load(Ordering::Relaxed);
+        if assumption == 0 || assumption / 2 < self.clock.now() {
             return routed;
         }
-        match (belief % 2 == 1, routed) {
+        match (assumption % 2 == 1, routed) {
             (true, MachineState::Stopped | MachineState::Suspended | MachineState::Starting) => {
                 MachineState::Started
             }
@@ -365,21 +365,26 @@ impl Machine {
     }
 
     /// The machine was started or put to sleep, and routes may not show it for a while.
-    pub(crate) fn believe(&self, is_started: bool, for_so_long: Duration) {
+    pub(crate) fn assume(&self, is_started: bool, for_so_long: Duration) {
         let until = self.clock.now() + for_so_long.as_millis() as u64;
-        self.belief.store(until * 2 + u64::from(is_started), Ordering::Relaxed);
+        self.assumption.store(until * 2 + u64::from(is_started), Ordering::Relaxed);
     }
 
-    /// New routes: a belief that they share is not needed any more.
+    /// New routes: an assumption that they share is not needed any more.
     pub(crate) fn routed(&self, state: MachineState) {
-        let belief = self.belief.load(Ordering::Relaxed);
+        let assumption = self.assumption.load(Ordering::Relaxed);
         let is_shared = match state {
-            MachineState::Started => belief % 2 == 1,
+            MachineState::Started => assumption % 2 == 1,
             MachineState::Starting => false,
-            _ => belief % 2 != 1,
+            _ => assumption % 2 != 1,
         };
-        if belief != 0 && is_shared {
-            let _ = self.belief.compare_exchange(belief, 0, Ordering::Relaxed, Ordering::Relaxed);
+        if assumption != 0 && is_shared {
+            let _ = self.assumption.compare_exchange(
+                assumption,
+                0,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
         }
     }
 
@@ -430,29 +435,29 @@ impl Machine {
 
     // Flights.
 
-    /// What a request for a service can wait for: its flight, or the start by that of another.
-    pub(crate) fn flight(&self, service: ServiceKey) -> Option<Flight> {
-        let flights = self.flights.lock();
-        if let Some(progress) = flights.get(&service) {
-            return Some(Flight::new(progress.clone()));
+    /// What a request for a service can wait for: its startup, or the start by that of another.
+    pub(crate) fn startup(&self, service: ServiceKey) -> Option<Startup> {
+        let startups = self.startups.lock();
+        if let Some(progress) = startups.get(&service) {
+            return Some(Startup::new(progress.clone()));
         }
-        let waking = flights.values().find(|one| matches!(*one.borrow(), Progress::Waking))?;
-        Some(Flight { progress: waking.clone(), is_own: false })
+        let waking = startups.values().find(|one| matches!(*one.borrow(), Progress::Waking))?;
+        Some(Startup { progress: waking.clone(), is_own: false })
     }
 
-    pub(crate) fn has_flights(&self) -> bool {
-        !self.flights.lock().is_empty()
+    pub(crate) fn has_startups(&self) -> bool {
+        !self.startups.lock().is_empty()
     }
 
-    /// A flight to a service begins.
-    pub(crate) fn departs(&self, service: ServiceKey, progress: watch::Receiver<Progress>) {
-        self.flights.lock().insert(service, progress);
+    /// A startup of a service begins.
+    pub(crate) fn begin_startup(&self, service: ServiceKey, progress: watch::Receiver<Progress>) {
+        self.startups.lock().insert(service, progress);
     }
 
-    /// A flight to a service is over. Called with the app's lock held.
-    pub(crate) fn lands(&self, service: ServiceKey) {
-        self.flights.lock().remove(&service);
-        if !self.has_flights() && self.step(WAKING, OPEN) {
+    /// A startup of a service is over. Called with the app's lock held.
+    pub(crate) fn end_startup(&self, service: ServiceKey) {
+        self.startups.lock().remove(&service);
+        if !self.has_startups() && self.step(WAKING, OPEN) {
             self.rerouted.notify_one();
         }
     }
@@ -464,24 +469,25 @@ impl Machine {
     }
 
     /// Keeps the connection that found the port to be open.
-    pub(crate) fn keep_spare(self: &Arc<Self>, port: u16, stream: TcpStream) {
-        *self.spare.lock() = Some((port, Instant::now(), stream));
+    pub(crate) fn keep_probe(self: &Arc<Self>, port: u16, stream: TcpStream) {
+        *self.probe.lock() = Some((port, Instant::now(), stream));
         let machine = self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(SPARE).await;
-            let mut spare = machine.spare.lock();
-            if spare.as_ref().is_some_and(|(_, since, _)| since.elapsed() >= SPARE) {
-                *spare = None;
+            tokio::time::sleep(PROBE_LIFETIME).await;
+            let mut probe = machine.probe.lock();
+            if probe.as_ref().is_some_and(|(_, since, _)| since.elapsed() >= PROBE_LIFETIME) {
+                *probe = None;
             }
         });
     }
 
     /// The connection that found the port to be open, if nobody had it yet.
-    pub(crate) fn take_spare(&self, port: u16) -> Option<TcpStream> {
-        let mut spare = self.spare.lock();
-        let is_fit =
-            spare.as_ref().is_some_and(|(of, since, _)| *of == port && since.elapsed() < SPARE);
-        if is_fit { spare.take().map(|(_, _, stream)| stream) } else { None }
+    pub(crate) fn take_probe(&self, port: u16) -> Option<TcpStream> {
+        let mut probe = self.probe.lock();
+        let is_fit = probe
+            .as_ref()
+            .is_some_and(|(of, since, _)| *of == port && since.elapsed() < PROBE_LIFETIME);
+        if is_fit { probe.take().map(|(_, _, stream)| stream) } else { None }
     }
 }
 

@@ -214,7 +214,7 @@ pub(crate) async fn connect(
         };
         Failure::of(&machine.id, code, format!("connecting to {address}: {error}"))
     };
-    let mut stream = match machine.take_spare(address.port()) {
+    let mut stream = match machine.take_probe(address.port()) {
         Some(stream) => stream,
         None => {
             let connecting = TcpStream::connect(address);

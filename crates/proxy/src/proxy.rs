@@ -9,7 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Activity, AppCounters, AppName, AppRoutes, Config, ConnectionCounters, Journal, ListenerStatus,
-    MachineCounters, Machines, Table,
+    MachineCounters, Machines, Table, autostop,
     certificates::Certificates,
     connection::Entry,
     core::Core,
@@ -18,11 +18,10 @@ use crate::{
     headers,
     listeners::{Listeners, Shared},
     machine::Clock,
-    sleeper,
 };
 
 /// Time for clients to read the last of what they were sent, once all requests are over.
-const FAREWELL: Duration = Duration::from_millis(200);
+const FLUSH_TIME: Duration = Duration::from_millis(200);
 
 /// Why a proxy can't start.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +85,7 @@ impl Proxy {
                 shared.serve(&core, entry);
             }
         }
-        core.tasks.spawn(sleeper::run(core.clone()));
+        core.tasks.spawn(autostop::run(core.clone()));
         Ok(Self {
             core,
             listeners: Listeners::default(),
@@ -105,7 +104,7 @@ impl Proxy {
         let Some(app) = self.core.table.apply(&app.into(), routes) else { return };
         app.datagrams.sweep(&app);
         self.listeners.sync(&self.core, &app);
-        sleeper::watch_idle(&self.core, &app);
+        autostop::watch_idle(&self.core, &app);
     }
 
     /// Begins to accept connections, where that was to wait for the routes of all apps.
@@ -123,7 +122,7 @@ impl Proxy {
             tracing::warn!("requests were still in progress at the end of the drain");
         }
         self.core.cut.cancel();
-        let _ = tokio::time::timeout(FAREWELL, self.core.tasks.wait()).await;
+        let _ = tokio::time::timeout(FLUSH_TIME, self.core.tasks.wait()).await;
     }
 
     /// Numbers of one app. None if it is not routed.

@@ -15,7 +15,7 @@ use crate::{
     choice::{self, Load},
     core::Core,
     error::Failure,
-    machine::{Flight, Machine},
+    machine::{Machine, Startup},
     wake::{self, Way},
 };
 
@@ -113,7 +113,7 @@ impl<'a> Search<'a> {
     }
 
     /// Whether there may be candidates that do not fit.
-    fn is_particular(&self) -> bool {
+    fn is_selective(&self) -> bool {
         let preference = self.preference;
         preference.is_machine_forced || preference.are_regions_forced || !self.tried.is_empty()
     }
@@ -182,12 +182,12 @@ impl<'a> Search<'a> {
                 return Err(self.nobody(false));
             };
             // Before looking, so that nothing that is freed meanwhile is missed.
-            let mut freed = pin!(endpoint.queue.freed(self.is_particular()));
+            let mut freed = pin!(endpoint.queue.freed(self.is_selective()));
             freed.as_mut().enable();
             match self.pick(&endpoint) {
                 Pick::Taken(taken) => return Ok(taken),
                 Pick::Full => {
-                    if wake::recall(self, &endpoint) {
+                    if wake::cancel_drain(self, &endpoint) {
                         continue;
                     }
                     wake::start_another(self, &endpoint);
@@ -207,9 +207,9 @@ impl<'a> Search<'a> {
             }
             self.count()?;
             match wake::way(self, &endpoint) {
-                Way::Recalled => {}
-                Way::Flight(machine, flight) => {
-                    if let Err(failure) = self.wait_for(&machine, flight).await? {
+                Way::Retry => {}
+                Way::Startup(machine, startup) => {
+                    if let Err(failure) = self.wait_for(&machine, startup).await? {
                         self.tried.push(machine);
                         self.last = Some(failure);
                     }
@@ -233,21 +233,21 @@ impl<'a> Search<'a> {
     ) -> Result<(), Failure> {
         self.again(failure)?;
         let _waiting = Waiting::enter(self.app, self.core.config.max_waiting)?;
-        let flight = wake::ready(self.core, self.app, candidate);
-        if let Err(failure) = self.wait_for(&candidate.machine, flight).await? {
+        let startup = wake::ready(self.core, self.app, candidate);
+        if let Err(failure) = self.wait_for(&candidate.machine, startup).await? {
             self.exclude(candidate, failure);
         }
         Ok(())
     }
 
-    /// The inner result is the flight's.
+    /// The inner result is the startup's.
     async fn wait_for(
         &self,
         machine: &Machine,
-        mut flight: Flight,
+        mut startup: Startup,
     ) -> Result<Result<(), Failure>, Failure> {
-        let landed = tokio::time::timeout_at(self.deadline, flight.over()).await;
-        match landed {
+        let finished = tokio::time::timeout_at(self.deadline, startup.over()).await;
+        match finished {
             Ok(result) => Ok(result),
             Err(_) => {
                 let text = "the machine was not ready in time";

@@ -1,6 +1,6 @@
 //! Starts machines for requests: one at a time for an app's port and region, however many wait.
 //!
-//! A *flight* is the way of a machine's service from asleep to ready: the machine is started, the
+//! A *startup* is the way of a machine's service from asleep to ready: the machine is started, the
 //! port accepts, the checks pass. It goes on when those who wait for it leave. Requests for another
 //! service of the machine wait for the start only.
 
@@ -13,7 +13,7 @@ use crate::{
     app::{App, Candidate, Endpoint},
     core::Core,
     error::Failure,
-    machine::{Flight, Machine, Progress},
+    machine::{Machine, Progress, Startup},
     select::Search,
 };
 
@@ -31,22 +31,22 @@ pub(crate) const LAG: Duration = Duration::from_secs(2);
 /// What a request without a machine can wait for.
 pub(crate) enum Way {
     /// A drain was called off: look again.
-    Recalled,
+    Retry,
     /// A machine is about to be ready.
-    Flight(Arc<Machine>, Flight),
+    Startup(Arc<Machine>, Startup),
     /// Nothing, and why the last start failed, if one did.
     Nothing(Option<Failure>),
 }
 
 /// Calls off the drain of a machine that can take the request. Whether there was one.
-pub(crate) fn recall(search: &Search<'_>, endpoint: &Endpoint) -> bool {
+pub(crate) fn cancel_drain(search: &Search<'_>, endpoint: &Endpoint) -> bool {
     let is_fit = |candidate: &&Candidate| {
         search.fits(candidate)
             && candidate.state() == MachineState::Started
             && !candidate.route.cordoned
             && candidate.service().healthy
     };
-    endpoint.candidates.iter().filter(is_fit).any(|candidate| candidate.machine.recall())
+    endpoint.candidates.iter().filter(is_fit).any(|candidate| candidate.machine.cancel_drain())
 }
 
 /// Joins the start that is under way, or begins one.
@@ -55,28 +55,28 @@ pub(crate) fn way(search: &Search<'_>, endpoint: &Endpoint) -> Way {
     let _one_at_a_time = app.decide.lock();
     let fitting = || endpoint.candidates.iter().filter(|candidate| search.fits(candidate));
     // A place may have become free, or a machine ready, before the lock was had.
-    if recall(search, endpoint) || fitting().any(Candidate::is_eligible) {
-        return Way::Recalled;
+    if cancel_drain(search, endpoint) || fitting().any(Candidate::is_eligible) {
+        return Way::Retry;
     }
     for candidate in fitting() {
-        if let Some(flight) = candidate.flight() {
-            return Way::Flight(candidate.machine.clone(), flight);
+        if let Some(startup) = candidate.startup() {
+            return Way::Startup(candidate.machine.clone(), startup);
         }
     }
     let usable = |candidate: &&Candidate| candidate.recent_failure().is_none();
     let on_its_way = |candidate: &&Candidate| {
         let is_on = match candidate.state() {
             MachineState::Starting => true,
-            MachineState::Started => candidate.is_fresh(core.config.recently_started),
+            MachineState::Started => candidate.was_started_within(core.config.recently_started),
             _ => false,
         };
         is_on && !candidate.route.cordoned && candidate.machine.is_open()
     };
     if let Some(candidate) = fitting().filter(on_its_way).find(usable) {
-        return Way::Flight(candidate.machine.clone(), launch(core, app, candidate));
+        return Way::Startup(candidate.machine.clone(), launch(core, app, candidate));
     }
-    match sleeper_to_wake(search, fitting().filter(usable)) {
-        Some(candidate) => Way::Flight(candidate.machine.clone(), launch(core, app, candidate)),
+    match machine_to_wake(search, fitting().filter(usable)) {
+        Some(candidate) => Way::Startup(candidate.machine.clone(), launch(core, app, candidate)),
         None => Way::Nothing(fitting().find_map(Candidate::recent_failure)),
     }
 }
@@ -93,14 +93,14 @@ pub(crate) fn start_another(search: &Search<'_>, endpoint: &Endpoint) {
     }
     let _one_at_a_time = app.decide.lock();
     let helpers = endpoint.candidates.iter().filter(may_help);
-    let Some(candidate) = sleeper_to_wake(search, helpers) else { return };
+    let Some(candidate) = machine_to_wake(search, helpers) else { return };
     let window = core.config.recently_started;
     let is_helped = endpoint.candidates.iter().any(|other| {
         other.route.region == candidate.route.region
             && !other.route.cordoned
-            && (other.flight().is_some()
+            && (other.startup().is_some()
                 || other.state() == MachineState::Starting
-                || (other.state() == MachineState::Started && other.is_fresh(window)))
+                || (other.state() == MachineState::Started && other.was_started_within(window)))
     });
     if !is_helped {
         launch(core, app, candidate);
@@ -108,7 +108,7 @@ pub(crate) fn start_another(search: &Search<'_>, endpoint: &Endpoint) {
 }
 
 /// The nearest one, a suspended one first: it is quicker.
-fn sleeper_to_wake<'a>(
+fn machine_to_wake<'a>(
     search: &Search<'_>,
     candidates: impl Iterator<Item = &'a Candidate>,
 ) -> Option<&'a Candidate> {
@@ -118,26 +118,26 @@ fn sleeper_to_wake<'a>(
 }
 
 /// The way of a machine that runs to its being ready.
-pub(crate) fn ready(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
+pub(crate) fn ready(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Startup {
     let _one_at_a_time = app.decide.lock();
-    candidate.flight().unwrap_or_else(|| launch(core, app, candidate))
+    candidate.startup().unwrap_or_else(|| launch(core, app, candidate))
 }
 
 /// Called with the app's lock held.
-fn launch(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
+fn launch(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Startup {
     let is_asleep = candidate.state().is_asleep() || candidate.machine.is_sleeping();
     let first = if is_asleep { Progress::Waking } else { Progress::Running };
-    let (progress, flight) = watch::channel(first);
+    let (progress, startup) = watch::channel(first);
     let service = candidate.service().key();
     if is_asleep {
         candidate.machine.count_wake();
     }
-    candidate.machine.departs(service, flight.clone());
+    candidate.machine.begin_startup(service, startup.clone());
     let (core, app, candidate) = (core.clone(), app.clone(), candidate.clone());
     core.tasks.clone().spawn(async move {
         let machine = &candidate.machine;
         let result = tokio::select! {
-            result = fly(&core, &app, &candidate, &progress) => result,
+            result = start(&core, &app, &candidate, &progress) => result,
             () = core.cut.cancelled() => {
                 Err(Failure::of(&machine.id, ErrorCode::PM02, "the proxy is shutting down"))
             }
@@ -155,15 +155,15 @@ fn launch(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Flight {
         }
         {
             let _one_at_a_time = app.decide.lock();
-            machine.lands(service);
+            machine.end_startup(service);
         }
-        progress.send_replace(Progress::Landed(result));
+        progress.send_replace(Progress::Done(result));
         app.changed();
     });
-    Flight::new(flight)
+    Startup::new(startup)
 }
 
-async fn fly(
+async fn start(
     core: &Arc<Core>,
     app: &Arc<App>,
     candidate: &Candidate,
@@ -190,7 +190,7 @@ async fn fly(
                 return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
             }
         }
-        app.believe(candidate, true, LAG);
+        app.assume(candidate, true, LAG);
         machine.touch();
         machine.reopen();
         progress.send_replace(Progress::Running);
@@ -200,7 +200,7 @@ async fn fly(
     let opened = tokio::time::timeout_at(deadline, until_it_accepts(app, candidate)).await;
     let port = candidate.service().internal_port;
     match opened {
-        Ok(result) => machine.keep_spare(port, result?),
+        Ok(result) => machine.keep_probe(port, result?),
         Err(_) => {
             let text = format!(
                 "machine {} was started, but did not accept a connection to port {port} within \

@@ -1,8 +1,7 @@
 //! What workers publish.
 
 use caddis_api::{
-    AppName, Machine, MachineState, RawConfig, RegionCode, UnixMillis, WorkerId,
-    lease::PublicLease,
+    AppName, Machine, MachineState, RawConfig, RegionCode, UnixMillis, WorkerId, lease::PublicLease,
 };
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use caddis_proxy::*;
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::support::*;
 

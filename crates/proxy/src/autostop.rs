@@ -253,7 +253,7 @@ async fn put_to_sleep(
     if machine.open_streams() > 0 {
         let is_allowed = drain.is_some();
         if !is_allowed || !drained(app, candidate, drain.unwrap_or_default()).await {
-            machine.recall();
+            machine.cancel_drain();
             machine.end_drain();
             machine.decided("kept running", "it was wanted while it was drained");
             app.changed();
@@ -286,7 +286,7 @@ async fn put_to_sleep(
     let _one_at_a_time = app.decide.lock();
     let is_wanted = machine.wakes() != wakes;
     match &result {
-        Ok(()) if !is_wanted => app.believe(candidate, false, LAG),
+        Ok(()) if !is_wanted => app.assume(candidate, false, LAG),
         Ok(()) => {}
         Err(error) => {
             tracing::info!(machine = %machine.id, %error, "can't put a machine to sleep");
@@ -315,7 +315,7 @@ fn begin(app: &App, candidate: &Candidate, may_drain: bool) -> bool {
     let _one_at_a_time = app.decide.lock();
     let Some(now) = app.current(candidate) else { return false };
     let machine = &now.machine;
-    if !runs(&now) || now.route.is_held() || machine.has_flights() {
+    if !runs(&now) || now.route.is_held() || machine.has_startups() {
         return false;
     }
     let compiled = app.compiled();
@@ -357,7 +357,7 @@ async fn drained(app: &App, candidate: &Candidate, limit: Duration) -> bool {
     tokio::select! {
         () = machine.quiet() => true,
         () = tokio::time::sleep(limit) => true,
-        () = machine.recalled() => false,
+        () = machine.drain_cancelled() => false,
         () = held => false,
     }
 }
