@@ -3,11 +3,11 @@
 use caddis_api::{
     MachineId,
     hold::{Hold, HoldRequest},
-    traffic::MachineTraffic,
+    traffic::{AppTraffic, MachineTraffic},
 };
 use reqwest::Method;
 
-use crate::{Client, ClientError, machines::machine_request};
+use crate::{Client, ClientError, machines::machine_request, transport::Request};
 
 impl Client {
     /// `PUT …/hold`: keeps a machine from being put to sleep for lack of traffic.
@@ -42,6 +42,19 @@ impl Client {
         machine: &MachineId,
     ) -> Result<Option<MachineTraffic>, ClientError> {
         match self.read(machine_request(Method::GET, app, machine, Some("traffic"))).await {
+            Ok(traffic) => Ok(Some(traffic)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `GET /v1/apps/{app}/traffic`; `None` where the server's proxy knows nothing of the app, or
+    /// there is none.
+    ///
+    /// # Errors
+    /// What is not a 404.
+    pub async fn app_traffic(&self, app: &str) -> Result<Option<AppTraffic>, ClientError> {
+        match self.read(Request::get(["v1", "apps", app, "traffic"])).await {
             Ok(traffic) => Ok(Some(traffic)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),

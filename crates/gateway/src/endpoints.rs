@@ -14,13 +14,14 @@ mod organizations;
 mod placements;
 mod platform_status;
 mod regions;
+mod traffic;
 
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
 
 use self::machines::{
     actions, create, exec, get, history, hold, leases, list, memory, metadata, operation, terminal,
-    traffic, update, usage, wait, watch,
+    update, usage, wait, watch,
 };
 use crate::http::{
     description::{
@@ -64,6 +65,7 @@ fn apps() -> Vec<Endpoint> {
         Endpoint::new(routes!(apps::get), App(Read), Rate::Path),
         Endpoint::new(routes!(apps::delete), App(Write), Rate::AppDeletion),
         Endpoint::new(routes!(logs::logs), App(Read), Unlimited),
+        Endpoint::new(routes!(traffic::of_app), App(Read), Rate::Path),
         Endpoint::new(routes!(addresses::list), App(Read), Rate::Path),
         // Twice is two addresses.
         Endpoint::new(routes!(addresses::assign), App(Write), Rate::Path),
@@ -114,7 +116,7 @@ fn one_machine() -> Vec<Endpoint> {
         of(routes!(hold::get), read("hold")),
         of(routes!(hold::set), write("hold")),
         of(routes!(hold::release), write("hold")),
-        of(routes!(traffic::get), read("traffic")),
+        of(routes!(traffic::of_machine), read("traffic")),
         of(routes!(leases::get), read("lease")),
         of(routes!(leases::acquire), write("lease")).replay(Repeatable),
         // Whoever can't give a lease back keeps everybody waiting.

@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use caddis_api::{
-    MachineId, RegionCode, WorkerId, app::AppUrls, platform::Region, traffic::MachineTraffic,
-};
+use caddis_api::{RegionCode, WorkerId, app::AppUrls, platform::Region, traffic::AppTraffic};
 use caddis_bus::{Bus, stream::Streams};
 use caddis_catalog::{AddressPool, Catalog};
 use ipnet::IpNet;
@@ -86,8 +84,8 @@ pub struct TrafficSettings {
 
 /// Knows of the traffic of machines: the proxy.
 pub trait TrafficInfo: fmt::Debug + Send + Sync {
-    /// What is known of a machine; `None` of one that has no services, or was never seen.
-    fn traffic(&self, app: &str, machine: &MachineId) -> Option<MachineTraffic>;
+    /// What is known of an app; `None` of one whose machines have no services.
+    fn traffic(&self, app: &str) -> Option<AppTraffic>;
 
     /// What keeps services from answering, for people.
     fn warnings(&self) -> Vec<String> {

@@ -17,8 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    AppName, AppRoutes, Autostop, ErrorCode, MachineRoute, MachineState, PortRoute, Protocol,
-    ServiceRoute,
+    AppName, AppRoutes, ErrorCode, MachineRoute, MachineState, PortRoute, Protocol, ServiceRoute,
     admission::{Permit, Queue, Slot},
     choice::Load,
     connections::Connections,
@@ -321,9 +320,6 @@ impl App {
 
     /// Whether any of its machines is ever put to sleep by the periodic rule.
     pub(crate) fn has_periodic_rule(&self) -> bool {
-        self.compiled().services.iter().any(|candidate| {
-            let service = candidate.service();
-            service.autostop != Autostop::Off && service.idle_timeout.is_none()
-        })
+        self.compiled().services.iter().any(|candidate| candidate.service().has_periodic_rule())
     }
 }

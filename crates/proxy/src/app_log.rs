@@ -152,12 +152,17 @@ impl AppLogWriter {
                 let key = (found.record.machine.id.clone(), found.record.worker.clone());
                 by_machine.entry(key).or_default().push(line);
             }
-            for ((machine, worker), lines) in by_machine {
-                let request = WorkerRequest::Log { machine: machine.clone(), lines };
-                if let Err(error) = client.ask(&worker, request, DEADLINE).await {
-                    tracing::debug!(%machine, ?error, "can't write the proxy's lines into its log");
+            // At once: a host that does not answer is no reason for others to wait.
+            let writes = by_machine.into_iter().map(|((machine, worker), lines)| {
+                let client = &client;
+                async move {
+                    let request = WorkerRequest::Log { machine: machine.clone(), lines };
+                    if let Err(error) = client.ask(&worker, request, DEADLINE).await {
+                        tracing::debug!(%machine, ?error, "can't write lines into its log");
+                    }
                 }
-            }
+            });
+            futures::future::join_all(writes).await;
             let dropped = self.dropped.swap(0, Ordering::Relaxed);
             if dropped > 0 {
                 tracing::warn!(dropped, "more lines of the proxy than could be written");

@@ -85,8 +85,7 @@ fn pass(core: &Arc<Core>, app: &Arc<App>) {
     let mut groups: BTreeMap<(ServiceKey, &str), Vec<&Candidate>> = BTreeMap::new();
     for candidate in &compiled.services {
         let service = candidate.service();
-        let is_periodic = service.autostop != Autostop::Off && service.idle_timeout.is_none();
-        if is_periodic && runs(candidate) {
+        if service.has_periodic_rule() && runs(candidate) {
             let region = candidate.route.region.as_str();
             let group = groups.entry((service.key(), region)).or_default();
             // A machine counts once, also where two of its services have the port.
@@ -159,17 +158,15 @@ fn idle_rule(app: &App, machine: &Machine) -> Option<Candidate> {
     let of_machine = compiled.of_machine(&machine.id);
     of_machine
         .iter()
-        .filter(|candidate| candidate.service().autostop != Autostop::Off)
-        .filter(|candidate| candidate.service().idle_timeout.is_some())
-        .min_by_key(|candidate| candidate.service().idle_timeout)
+        .filter(|candidate| candidate.service().idle_rule().is_some())
+        .min_by_key(|candidate| candidate.service().idle_rule())
         .cloned()
 }
 
 /// Has the machines with an idle timeout looked after. Called after each change of the routes.
 pub(crate) fn watch_idle(core: &Arc<Core>, app: &Arc<App>) {
     for candidate in &app.compiled().services {
-        let service = candidate.service();
-        let has_rule = service.autostop != Autostop::Off && service.idle_timeout.is_some();
+        let has_rule = candidate.service().idle_rule().is_some();
         if has_rule && !candidate.machine.is_watched.swap(true, Ordering::AcqRel) {
             let (core, app) = (core.clone(), app.clone());
             let machine = candidate.machine.clone();

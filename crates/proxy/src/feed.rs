@@ -2,19 +2,26 @@
 //! configured with, and the addresses of apps in the catalog.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
-use caddis_api::{AppName, MachineId, VersionId};
+use caddis_api::{AppName, MachineId};
 use caddis_bus::message::MachineRecord;
 use caddis_catalog::{Catalog, CatalogError};
 use caddis_view::{Change, View};
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::{
+    sync::broadcast::error::{RecvError, TryRecvError},
+    time::Instant,
+};
 
-use crate::{AppRoutes, MachineRoute, Proxy, translate};
+use crate::{
+    AppRoutes, Proxy,
+    translate::{self, Translated},
+};
 
 /// Time until a catalog that did not answer is asked again.
 const CATALOG_RETRY: Duration = Duration::from_secs(1);
@@ -32,16 +39,20 @@ pub async fn follow(proxy: Arc<Proxy>, view: Arc<View>, catalog: Catalog) {
     };
     feed.view.synced().await;
     let mut dirty = feed.known_apps();
-    let mut reads_addresses = true;
+    // When they are to be read, if they are.
+    let mut read_at = Some(Instant::now());
     loop {
-        if reads_addresses {
+        if read_at.is_some_and(|at| at <= Instant::now()) {
             match feed.read_addresses(&catalog).await {
                 Ok(changed) => {
-                    reads_addresses = false;
+                    read_at = None;
                     dirty.extend(changed);
                 }
                 // Nobody waits for it: apps have the addresses that were read last.
-                Err(error) => tracing::warn!(%error, "can't read the addresses of apps"),
+                Err(error) => {
+                    tracing::warn!(%error, "can't read the addresses of apps");
+                    read_at = Some(Instant::now() + CATALOG_RETRY);
+                }
             }
         }
         feed.route(std::mem::take(&mut dirty));
@@ -53,10 +64,11 @@ pub async fn follow(proxy: Arc<Proxy>, view: Arc<View>, catalog: Catalog) {
                 Err(RecvError::Closed) => return,
             },
             changed = addresses_changed.changed() => match changed {
-                Ok(()) => reads_addresses = true,
+                Ok(()) => read_at = Some(Instant::now()),
                 Err(_) => return,
             },
-            () = tokio::time::sleep(CATALOG_RETRY), if reads_addresses => {}
+            () = tokio::time::sleep_until(read_at.unwrap_or_else(Instant::now)),
+                if read_at.is_some() => {}
         }
         // What has come meanwhile is routed with it.
         loop {
@@ -76,7 +88,7 @@ struct Routed {
     revision: u64,
     host_status: String,
     /// Nothing where it has no services.
-    route: Option<(VersionId, MachineRoute)>,
+    translated: Option<Translated>,
 }
 
 impl Routed {
@@ -85,7 +97,7 @@ impl Routed {
             epoch: record.epoch,
             revision: record.revision,
             host_status: record.machine.host_status.clone(),
-            route: translate::machine(record),
+            translated: translate::machine(record),
         }
     }
 
@@ -170,19 +182,18 @@ impl Feed {
             routed.insert(id.clone(), known.unwrap_or_else(|| Routed::new(record)));
             self.apps.insert(id.clone(), app.clone());
         }
-        let mut routes: Vec<_> = routed.values().filter_map(|one| one.route.clone()).collect();
+        let mut translated: Vec<_> =
+            routed.values().filter_map(|one| one.translated.as_ref()).collect();
+        // The newest configuration decides where two disagree.
+        translated.sort_by_key(|one| Reverse((&one.version, &one.route.id)));
+        let routes = translated.first().map(|newest| AppRoutes {
+            addresses: self.addresses.get(app).cloned().unwrap_or_default(),
+            primary_region: newest.primary_region.clone(),
+            machines: translated.iter().map(|one| one.route.clone()).collect(),
+        });
         if !routed.is_empty() {
             self.routed.insert(app.clone(), routed);
         }
-        if routes.is_empty() {
-            return None;
-        }
-        // The newest configuration decides where two disagree.
-        routes.sort_by(|(a, a_route), (b, b_route)| (b, &b_route.id).cmp(&(a, &a_route.id)));
-        Some(AppRoutes {
-            addresses: self.addresses.get(app).cloned().unwrap_or_default(),
-            primary_region: None,
-            machines: routes.into_iter().map(|(_, route)| route).collect(),
-        })
+        routes
     }
 }

@@ -251,6 +251,18 @@ pub enum Autostop {
     Suspend,
 }
 
+impl ServiceRoute {
+    /// Whether the periodic rule puts its machine to sleep.
+    pub(crate) fn has_periodic_rule(&self) -> bool {
+        self.autostop != Autostop::Off && self.idle_timeout.is_none()
+    }
+
+    /// After which time its machine is put to sleep, if after any.
+    pub(crate) fn idle_rule(&self) -> Option<Duration> {
+        self.idle_timeout.filter(|_| self.autostop != Autostop::Off)
+    }
+}
+
 impl PortRoute {
     /// Whether it serves `port`.
     pub fn contains(&self, port: u16) -> bool {

@@ -15,9 +15,21 @@ use crate::{
     MachineState, PortRoute, Protocol, ProxyProtocol, ServiceRoute, TlsOptions, TlsVersion,
 };
 
-/// A machine that has services, after the version of its configuration. A configuration that can't
-/// be read has none.
-pub(crate) fn machine(record: &MachineRecord) -> Option<(VersionId, MachineRoute)> {
+/// Variable of a machine's environment that names the primary region of its app, as flyctl sets it.
+const PRIMARY_REGION: &str = "PRIMARY_REGION";
+
+/// A machine that has services.
+pub(crate) struct Translated {
+    /// Version of its configuration.
+    pub version: VersionId,
+    /// Primary region of its app, as its configuration has it.
+    pub primary_region: Option<String>,
+    /// Its route.
+    pub route: MachineRoute,
+}
+
+/// None of a machine without services. A configuration that can't be read has none.
+pub(crate) fn machine(record: &MachineRecord) -> Option<Translated> {
     let machine = &record.machine;
     let config = validate::read(machine.config.as_ref()?).ok()?;
     let services = config.services.iter().flatten().enumerate();
@@ -46,7 +58,8 @@ pub(crate) fn machine(record: &MachineRecord) -> Option<(VersionId, MachineRoute
         started_at: system_time(record.started_at),
         services,
     };
-    Some((machine.version.clone(), route))
+    let primary_region = config.env.as_ref().and_then(|env| env.get(PRIMARY_REGION)).cloned();
+    Some(Translated { version: machine.version.clone(), primary_region, route })
 }
 
 fn state(machine: &Machine, config: &MachineConfig) -> MachineState {
@@ -178,4 +191,48 @@ fn header((name, change): (&String, &config::HeaderChange)) -> Option<(HeaderNam
         }
     };
     Some((HeaderName::try_from(name.as_str()).ok()?, change))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn record(config: Value) -> MachineRecord {
+        serde_json::from_value(json!({
+            "worker": "w", "epoch": 1, "revision": 2, "config_revision": 2, "app": "shop",
+            "launched": true, "booted_at": 1000, "started_at": 2000, "lease": null,
+            "machine": {
+                "id": "148ed193b95389", "name": "m", "state": "started", "region": "ams",
+                "image_ref": { "registry": "", "repository": "", "digest": "" },
+                "instance_id": "01", "version": "01", "private_ip": "fdaa::1",
+                "private_ipv4": "172.19.0.2", "created_at": "", "updated_at": "",
+                "host_status": "ok", "checks": [], "events": [], "config": config,
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_machine_is_routed_with_its_times_and_its_apps_primary_region() {
+        let services = json!([{ "internal_port": 80, "ports": [{ "port": 443 }] }]);
+        let config = json!({
+            "image": "nginx", "services": services, "env": { "PRIMARY_REGION": "ams" },
+        });
+        let translated = machine(&record(config)).unwrap();
+        assert_eq!(translated.primary_region.as_deref(), Some("ams"));
+        let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let route = translated.route;
+        assert_eq!(since(route.booted_at), Duration::from_secs(1));
+        assert_eq!(since(route.started_at), Duration::from_secs(2));
+        assert_eq!(route.services[0].ports[0].start, 443);
+    }
+
+    #[test]
+    fn a_machine_without_services_or_with_a_configuration_of_no_sense_has_no_route() {
+        for config in [json!({ "image": "nginx" }), json!({ "image": 1, "services": "x" })] {
+            assert!(machine(&record(config)).is_none());
+        }
+    }
 }

@@ -134,7 +134,8 @@ fn launch(core: &Arc<Core>, app: &Arc<App>, candidate: &Candidate) -> Startup {
     }
     candidate.machine.begin_startup(service, startup.clone());
     let (core, app, candidate) = (core.clone(), app.clone(), candidate.clone());
-    core.tasks.clone().spawn(async move {
+    // A shutdown waits for requests, not for a start that none of them needs.
+    tokio::spawn(async move {
         let machine = &candidate.machine;
         let result = tokio::select! {
             result = start(&core, &app, &candidate, &progress) => result,

@@ -5,13 +5,23 @@
 //! It has threads of its own, so that tests may block. What its guests do is said in
 //! `caddis_guest_protocol::fake`.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use caddis_api::{MachineId, RegionCode, traffic::MachineTraffic};
+use caddis_api::{
+    RegionCode,
+    traffic::{AppTraffic, MachineTraffic},
+};
 use caddis_bus::{InProcessBus, stream::InProcessStreams};
 use caddis_catalog::{Catalog, SqliteStore};
 use caddis_gateway::{Gateway, GatewayParts, Settings, TrafficInfo, TrafficSettings};
+use caddis_view::{CachedMachine, View};
 use caddis_vmm::fake::FakeHost;
 use caddis_worker::{
     Drivers, Worker, WorkerConfig, WorkerParts,
@@ -43,12 +53,24 @@ pub struct FakeOptions {
 }
 
 /// A proxy that knows the same of each machine.
-#[derive(Debug)]
-struct KnownTraffic(MachineTraffic);
+struct KnownTraffic {
+    each: MachineTraffic,
+    view: OnceLock<Arc<View>>,
+}
+
+impl fmt::Debug for KnownTraffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KnownTraffic").field(&self.each).finish()
+    }
+}
 
 impl TrafficInfo for KnownTraffic {
-    fn traffic(&self, _: &str, _: &MachineId) -> Option<MachineTraffic> {
-        Some(self.0.clone())
+    fn traffic(&self, app: &str) -> Option<AppTraffic> {
+        let machines = self.view.get()?.of_app(app);
+        let known =
+            |machine: &CachedMachine| (machine.record.machine.id.clone(), self.each.clone());
+        let machines = machines.iter().map(|machine| known(machine)).collect();
+        Some(AppTraffic { waiting: self.each.waiting, machines, ..AppTraffic::default() })
     }
 }
 
@@ -167,11 +189,14 @@ impl FakeServer {
             destroyed_retention: RETENTION,
             ..fake::config(path)
         };
-        let proxy = |known| Arc::new(KnownTraffic(known)) as Arc<dyn TrafficInfo>;
+        let known = |each: &MachineTraffic| {
+            Arc::new(KnownTraffic { each: each.clone(), view: OnceLock::new() })
+        };
+        let proxy = self.options.traffic.as_ref().map(known);
         let settings = Settings {
             rate_limit: self.options.rate_limit,
             traffic: TrafficSettings {
-                info: self.options.traffic.clone().map(proxy),
+                info: proxy.clone().map(|proxy| proxy as Arc<dyn TrafficInfo>),
                 ..TrafficSettings::default()
             },
             destroyed_retention: RETENTION,
@@ -195,6 +220,10 @@ impl FakeServer {
                 settings,
             });
             let gateway = gateway.await?;
+            if let Some(proxy) = proxy {
+                // It is this server's alone.
+                let _ = proxy.view.set(gateway.view());
+            }
             // Whoever waits for it is there: it waits for this alone.
             let _ = sender.send(address);
             let stopped = async {

@@ -9,14 +9,15 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use caddis_api::{
-    MachineId, UnixMillis, time,
-    traffic::{MachineTraffic, TrafficDecision},
+    UnixMillis, time,
+    traffic::{AppTraffic, MachineTraffic, TrafficDecision},
 };
 use caddis_bus::WorkerClient;
 use caddis_catalog::Catalog;
 use caddis_gateway::TrafficInfo;
 use caddis_proxy::{
-    AppLog, AppLogWriter, Config, ListenerStatus, Placeholder, Proxy, Workers, feed,
+    AppLog, AppLogWriter, Config, ErrorCode, ListenerStatus, MachineCounters, Placeholder, Proxy,
+    Workers, feed,
 };
 use caddis_view::View;
 use tokio::task::JoinHandle;
@@ -127,22 +128,34 @@ impl TrafficInfo for ProxyInfo {
         self.proxy.listeners().into_iter().filter_map(warning).collect()
     }
 
-    fn traffic(&self, app: &str, machine: &MachineId) -> Option<MachineTraffic> {
+    fn traffic(&self, app: &str) -> Option<AppTraffic> {
         let counters = self.proxy.counters(app)?;
         let waiting = counters.waiting.into();
-        let machine = counters.machines.into_iter().find(|one| one.machine == *machine)?;
-        Some(MachineTraffic {
-            in_progress: machine.activity.open_streams.into(),
-            connections: machine.connections,
-            requests: machine.requests,
-            bytes_in: machine.bytes_in,
-            bytes_out: machine.bytes_out,
+        let machine = |one: MachineCounters| {
+            let traffic = MachineTraffic {
+                in_progress: one.activity.open_streams.into(),
+                connections: one.connections,
+                requests: one.requests,
+                bytes_in: one.bytes_in,
+                bytes_out: one.bytes_out,
+                waiting,
+                decision: one.last_decision.map(|decision| TrafficDecision {
+                    what: decision.action.to_owned(),
+                    why: decision.reason,
+                    at: shown(decision.at),
+                }),
+            };
+            (one.machine, traffic)
+        };
+        let error = |(code, count): (ErrorCode, u64)| (code.to_string(), count);
+        Some(AppTraffic {
             waiting,
-            decision: machine.last_decision.map(|decision| TrafficDecision {
-                what: decision.action.to_owned(),
-                why: decision.reason,
-                at: shown(decision.at),
-            }),
+            connections: counters.connections.open as u64,
+            refused_connections: counters.connections.refused,
+            udp_clients: counters.udp_flows as u64,
+            dropped_datagrams: counters.dropped_datagrams,
+            errors: counters.errors.into_iter().map(error).collect(),
+            machines: counters.machines.into_iter().map(machine).collect(),
         })
     }
 }

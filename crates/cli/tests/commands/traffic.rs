@@ -70,7 +70,7 @@ async fn traffic_is_in_status_and_top_where_a_proxy_knows_of_it() {
             assert_eq!(status.contains(words), is_known, "{words}: {status}");
         }
         let top = stand.run("machine top -a shop --once --interval 1").await.ok().stdout;
-        for words in ["CONNS", "1.5 kB", "2.0 MB"] {
+        for words in ["ACTIVE", "CONNS", "1.5 kB", "2.0 MB"] {
             assert_eq!(top.contains(words), is_known, "{words}: {top}");
         }
     }

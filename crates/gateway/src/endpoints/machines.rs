@@ -14,7 +14,6 @@ pub(crate) mod operation;
 mod reached;
 mod starting;
 pub(crate) mod terminal;
-pub(crate) mod traffic;
 pub(crate) mod update;
 pub(crate) mod usage;
 pub(crate) mod wait;

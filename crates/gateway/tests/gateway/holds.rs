@@ -10,6 +10,7 @@ async fn a_hold_is_set_shown_with_the_machine_and_released() {
     let id = fixture.started().await;
     let path = format!("/v1/apps/a/machines/{id}/hold");
     assert_eq!(fixture.call(&format!("GET {path}")).await.status, 404);
+    assert_eq!(fixture.call("GET /v1/apps/other/traffic").await.status, 404);
     for ttl in [json!(600), json!("600"), json!("10m")] {
         let body = json!({ "ttl": ttl, "reason": "why" });
         let hold = fixture.put(&path, body).await.ok();
@@ -49,7 +50,10 @@ async fn traffic_is_what_the_proxy_knows_and_404_where_it_knows_nothing() {
     let id = fixture.started().await;
     let traffic = fixture.call(&format!("GET /v1/apps/a/machines/{id}/traffic")).await.ok();
     assert_eq!((&traffic["waiting"], &traffic["connections"]), (&json!(3), &json!(0)));
-    assert_eq!(traffic["decision"]["why"], format!("a request for {id}"));
+    assert_eq!(traffic["decision"]["why"], "a request came");
+    let all = fixture.call("GET /v1/apps/a/traffic").await.ok();
+    assert_eq!((&all["errors"], &all["machines"][id.as_str()]), (&json!({ "PR01": 2 }), &traffic));
+    assert_eq!(fixture.call("GET /v1/apps/none/traffic").await.status, 404);
     fixture.post("/v1/apps", json!({ "name": "other", "org_slug": "personal" })).await;
     let config = json!({ "config": { "image": "nginx" } });
     let other = fixture.post("/v1/apps/other/machines", config).await.ok();

@@ -82,6 +82,7 @@ pub const REQUESTS: &[(&str, &str, &str)] = &[
     ("Machines_show_hold", "", ""),
     ("Machines_release_hold", "", ""),
     ("Machines_traffic", "", ""),
+    ("Apps_traffic", "", ""),
     ("Machines_get_memory", "", ""),
     ("Machines_set_memory_limit", "", r#"{"limit_mb": 128}"#),
     ("Machines_reclaim_memory", "", r#"{"amount_mb": 10}"#),

@@ -6,7 +6,7 @@ pub mod facts;
 pub mod table;
 pub mod worker;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -15,7 +15,7 @@ use axum::{
 };
 use caddis_api::{
     AppName, MachineId, MachineState, RegionCode,
-    traffic::{MachineTraffic, TrafficDecision},
+    traffic::{AppTraffic, MachineTraffic, TrafficDecision},
 };
 use caddis_bus::{InProcessBus, Serving, stream::InProcessStreams};
 use caddis_catalog::{Access, Catalog, PERSONAL, SqliteStore, TokenRecord, TokenScope};
@@ -196,17 +196,26 @@ impl Fixture {
 }
 
 /// A proxy that knows of the machines of the app `a`.
-#[derive(Debug)]
-struct KnownTraffic;
+struct KnownTraffic(FakeWorker);
+
+impl fmt::Debug for KnownTraffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KnownTraffic")
+    }
+}
 
 impl TrafficInfo for KnownTraffic {
-    fn traffic(&self, app: &str, machine: &MachineId) -> Option<MachineTraffic> {
+    fn traffic(&self, app: &str) -> Option<AppTraffic> {
         let decision = TrafficDecision {
             what: "start".to_owned(),
-            why: format!("a request for {machine}"),
+            why: "a request came".to_owned(),
             at: "2026-03-31T06:08:08.000Z".to_owned(),
         };
         let known = MachineTraffic { waiting: 3, decision: Some(decision), ..Default::default() };
+        let state = self.0.state();
+        let machines = state.machines.keys().map(|id| (id.clone(), known.clone())).collect();
+        let errors = [("PR01".to_owned(), 2)].into();
+        let known = AppTraffic { waiting: 3, errors, machines, ..AppTraffic::default() };
         (app == "a").then_some(known)
     }
 }
@@ -221,7 +230,7 @@ async fn gateway(worker: &FakeWorker, catalog: &Catalog, settings: Settings) -> 
         workers: vec![worker.id.clone()],
         settings: Settings {
             traffic: TrafficSettings {
-                info: Some(Arc::new(KnownTraffic)),
+                info: Some(Arc::new(KnownTraffic(worker.clone()))),
                 ..settings.traffic.clone()
             },
             ..settings

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use caddis_api::{
-    Machine, MachineConfig, MachineState,
+    Machine, MachineConfig, MachineState, UnixMillis,
     event::MachineEvent,
     hold::Hold,
     machine::{ImageRef, Operation},

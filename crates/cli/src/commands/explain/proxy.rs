@@ -12,7 +12,7 @@ const LOOK: &str = "'caddis logs' and the machine's events say what went wrong; 
 /// and what to do.
 type Code = (&'static str, Option<u16>, bool, &'static str, &'static str);
 
-const CODES: [Code; 23] = [
+const CODES: [Code; 24] = [
     (
         "PP01",
         Some(500),

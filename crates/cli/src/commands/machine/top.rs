@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, time::Duration};
 
 use caddis_api::{
     Machine, MachineId, WorkerId,
-    traffic::MachineTraffic,
+    traffic::{AppTraffic, MachineTraffic},
     usage::{MachineUsage, UsageSample},
 };
 use caddis_client::{Client, ListMachines};
@@ -23,8 +23,6 @@ use crate::{
 
 /// Pause before a server that went away is asked again.
 const BACKOFF: Duration = Duration::from_secs(1);
-/// Machines whose traffic is asked for at once.
-const AT_ONCE: usize = 16;
 
 #[derive(Debug, Args)]
 pub struct Top {
@@ -50,33 +48,23 @@ pub struct Top {
 #[derive(Default)]
 struct Usage {
     hosts: Mutex<BTreeMap<WorkerId, Vec<MachineUsage>>>,
-    /// Of machines that the proxy knows.
-    traffic: Mutex<BTreeMap<MachineId, MachineTraffic>>,
+    /// What the proxy knows, if it knows the app.
+    traffic: Mutex<Option<AppTraffic>>,
 }
 
 impl Usage {
-    /// Takes a sample in, with the traffic of its machines.
+    /// Takes a sample in, with the traffic of its time.
     async fn take(&self, client: &Client, app: &str, sample: UsageSample) {
-        let ids = sample.machines.iter().map(|usage| usage.id.clone());
-        let traffic = stream::iter(ids).map(async |id| {
-            // It matters less than the rest: without it that is shown all the same.
-            let traffic = client.machine_traffic(app, &id).await.ok().flatten();
-            (id, traffic)
-        });
-        let traffic: Vec<_> = traffic.buffer_unordered(AT_ONCE).collect().await;
-        for (id, traffic) in traffic {
-            match traffic {
-                Some(traffic) => drop(self.traffic.lock().insert(id, traffic)),
-                None => drop(self.traffic.lock().remove(&id)),
-            }
-        }
+        // It matters less than the rest: without it that is shown all the same.
+        let traffic = client.app_traffic(app).await.ok().flatten();
+        *self.traffic.lock() = traffic;
         self.hosts.lock().insert(sample.worker, sample.machines);
     }
 
     fn by_machine(&self) -> BTreeMap<MachineId, Used> {
         let (hosts, traffic) = (self.hosts.lock(), self.traffic.lock());
         let used = |usage: &MachineUsage| {
-            let traffic = traffic.get(&usage.id).cloned();
+            let traffic = traffic.as_ref().and_then(|app| app.machines.get(&usage.id).cloned());
             (usage.id.clone(), Used { usage: usage.clone(), traffic })
         };
         hosts.values().flatten().map(used).collect()
@@ -164,7 +152,7 @@ fn draw(
         machines.iter().map(|(machine, used)| row(machine, *used, has_traffic, now)).collect();
     let mut headers = vec!["ID", "Name", "State", "CPU", "CPU Time", "Memory", "Of"];
     if has_traffic {
-        headers.extend(["Conns", "Reqs", "Waiting", "In", "Out"]);
+        headers.extend(["Active", "Conns", "Reqs", "Waiting", "In", "Out"]);
     }
     headers.push("Last Event");
     table::horizontal(printer.screen(), &printer.title(app), &headers, &rows)
@@ -194,6 +182,7 @@ fn row(machine: &Machine, used: Option<&Used>, has_traffic: bool, now: Timestamp
             used.and_then(|used| used.traffic.as_ref()).map(number).unwrap_or_default()
         };
         cells.extend([
+            cell(|traffic| traffic.in_progress.to_string()),
             cell(|traffic| traffic.connections.to_string()),
             cell(|traffic| traffic.requests.to_string()),
             cell(|traffic| traffic.waiting.to_string()),
