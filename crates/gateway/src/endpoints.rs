@@ -18,6 +18,8 @@ mod regions;
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
 
+pub(crate) use self::addresses::publish_known;
+
 use self::machines::{
     actions, create, exec, get, history, hold, leases, list, memory, metadata, operation, terminal,
     traffic, update, usage, wait, watch,

@@ -116,7 +116,7 @@ impl Owner {
             }
             Action::Suspend => {
                 spec::check_suspendable(&self.config)?;
-                self.check_not_held()?;
+                self.check_not_paused()?;
                 if !self.shared.vmm.capabilities().snapshot {
                     return Err(ApiError::precondition(
                         "unable to suspend machine: this host's VMM can't save VMs",
@@ -337,7 +337,7 @@ impl Owner {
         self.check_answers()?;
         let live =
             self.live.as_ref().ok_or_else(|| ApiError::precondition("machine not running"))?;
-        self.check_not_held()?;
+        self.check_not_paused()?;
         tokio::select! {
             sent = live.session.signal(signal.number()) => {
                 sent.map_err(|e| ApiError::precondition(format!("can't deliver the signal: {e}")))
@@ -384,7 +384,7 @@ impl Owner {
         if let Some(nonce) = nonce {
             self.check_lease(nonce.as_ref())?;
         }
-        self.check_not_held()?;
+        self.check_not_paused()?;
         self.check_answers()?;
         match (&self.live, self.row.state) {
             (Some(live), MachineState::Started) => Ok(live.session.in_use()),
