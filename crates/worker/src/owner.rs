@@ -180,7 +180,7 @@ pub struct Owner {
     /// How often it was, of late, and since when it is not.
     pauses: u32,
     calm_at: Option<Instant>,
-    /// Asks its health checks, while it runs.
+    /// Tries its health checks, while it runs.
     checks: Option<checks::Runner>,
     /// When it was started, or taken over.
     started_at: Instant,

@@ -43,7 +43,7 @@ pub enum Request {
     },
     /// Run it, because there is traffic for it.
     Wake,
-    /// End it, for lack of traffic.
+    /// End it, because it is idle.
     Sleep {
         /// Save it first, where that can be done.
         suspend: bool,

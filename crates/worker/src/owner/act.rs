@@ -25,7 +25,7 @@ pub(super) enum By<'a> {
     Client,
     /// Traffic.
     Traffic,
-    /// The want of traffic, for this reason.
+    /// It is idle, for this reason.
     Idleness(&'a str),
 }
 

@@ -1,4 +1,4 @@
-//! Machines that traffic wakes and lack of it puts to sleep, and what keeps them awake.
+//! Machines that traffic wakes and that are put to sleep when idle, and what keeps them awake.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{convert::Infallible, time::Duration};
@@ -246,10 +246,7 @@ async fn a_machine_is_put_to_sleep_as_it_is_stopped_with_the_reason_in_event_and
     assert_eq!(stop.told()["reason"], "no traffic for 5m0s");
     let lines = log(&fixture).await;
     assert!(
-        lines
-            .iter()
-            .any(|line| line["message"]
-                == "Stopping machine for lack of traffic: no traffic for 5m0s"),
+        lines.iter().any(|line| line["message"] == "Stopping idle machine: no traffic for 5m0s"),
         "{lines:#?}"
     );
 }
