@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::stand::{APP, Stand};
 
-/// Answers with a greeting.
+/// Answers with how often its disk was used for a start, and keeps a number in memory.
 const SITE: &str = "mkdir -p /www; echo hello >/www/index.html; exec httpd -f -p 80 -h /www";
 
 fn web_service(autostop: &str, more: Value) -> Value {
