@@ -1,5 +1,5 @@
-//! `/.fly/api`: a socket by which programs ask over HTTP that their machine is not put to sleep when
-//! idle.
+//! `/.fly/api`: a socket by which programs ask over HTTP that their machine is not put to sleep
+//! when idle.
 //!
 //! | request | answer |
 //! |---|---|

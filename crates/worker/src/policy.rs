@@ -11,8 +11,8 @@
 //! was to run runs the new version.
 //!
 //! Traffic wakes less than a client starts (nothing that never ran, has failed, or is started by a
-//! schedule), and only a started machine is put to sleep when idle: one that nothing keeps awake and
-//! that a stop would not destroy.
+//! schedule), and only a started machine is put to sleep when idle: one that nothing keeps awake
+//! and that a stop would not destroy.
 
 use caddis_api::{ApiError, ErrorCode, MachineState};
 use caddis_bus::message::WhyAwake;

@@ -1,5 +1,5 @@
-//! What traffic does to a machine: it wakes one that sleeps; one that is idle is put to sleep, unless
-//! something keeps it awake.
+//! What traffic does to a machine: it wakes one that sleeps; one that is idle is put to sleep,
+//! unless something keeps it awake.
 
 use std::time::Duration;
 
@@ -242,8 +242,8 @@ impl Owner {
         self.try_change(durability, |draft| draft.row.hold = None).await
     }
 
-    /// A program in the machine asks for a hold of so many seconds, or that there is none. Where the
-    /// host goes down, so does the program: it need not survive that.
+    /// A program in the machine asks for a hold of so many seconds, or that there is none. Where
+    /// the host goes down, so does the program: it need not survive that.
     pub(super) async fn hold_from_inside(&mut self, id: u32, ttl_seconds: Option<u64>) {
         let outcome = match ttl_seconds {
             _ if !self.from_inside.admit(self.shared.clock.now()) => {
