@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs from Debian what building, testing and the demo need and what is missing. Asks dpkg first,
-# so that nothing is downloaded or asked when all is there. Arguments are further packages.
+# Installs from Debian what building, testing and the demo need and what is missing. Asks dpkg
+# first, so that nothing is downloaded or asked when all is there. Arguments are further packages.
 set -euo pipefail
 
 packages=(

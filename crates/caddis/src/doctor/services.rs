@@ -44,7 +44,7 @@ pub(super) fn listeners(settings: &Settings) -> Check {
 pub(super) fn addresses(settings: &Settings) -> Check {
     let name = "addresses of apps";
     let prefixes = &settings.traffic.public_addresses;
-    if let Some((prefix, ip, link)) = prefixes.iter().find_map(|prefix| of_a_link(prefix)) {
+    if let Some((prefix, ip, link)) = prefixes.iter().find_map(of_a_link) {
         return Check::warning(
             name,
             format!("{link} has {ip}, which is one of {prefix}: an app may get it"),
