@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs from Debian what building, testing and the demo need and what is missing. Asks dpkg first, so that
-# nothing is downloaded or asked when all is there. Arguments are further packages.
+# Installs from Debian what building, testing and the demo need and what is missing. Asks dpkg
+# first, so that nothing is downloaded or asked when all is there. Arguments are further packages.
 set -euo pipefail
 
 packages=(
@@ -33,8 +33,8 @@ if [[ $(id -u) -ne 0 ]]; then
     exit 1
 fi
 
-# A registry installed for the demo, or nginx for the benchmark, must not start as a service of the host. dpkg asks
-# this file before it starts one.
+# A registry installed for the demo, or nginx for the benchmark, must not start as a service of the
+# host. dpkg asks this file before it starts one.
 policy=/usr/sbin/policy-rc.d
 if [[ ! -e $policy ]]; then
     printf '#!/bin/sh\nexit 101\n' >"$policy"

@@ -135,6 +135,10 @@ impl Machines for Nothing {
         Err(WakeError::Gone("nothing is to be started here".to_owned()))
     }
 
+    async fn may_sleep(&self, _: &MachineId, _: &WorkerId, _: Sleep) -> Result<(), WakeError> {
+        Err(WakeError::Gone("nothing is to be stopped here".to_owned()))
+    }
+
     async fn sleep(&self, _: &MachineId, _: &WorkerId, _: Sleep, _: &str) -> Result<(), WakeError> {
         Err(WakeError::Gone("nothing is to be stopped here".to_owned()))
     }

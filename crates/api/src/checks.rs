@@ -24,8 +24,12 @@ impl NamedCheck<'_> {
     }
 }
 
+/// What names of checks of services begin with, and no name of another check.
+pub const OF_SERVICES: &str = "servicecheck-";
+
 /// The checks of a configuration: those of its services in their order, then its own by name.
-/// One without type or port, which an earlier release may have stored, is left out.
+/// One without type or port, or with the name of another, which an earlier release may have stored,
+/// is left out.
 pub fn of(config: &MachineConfig) -> Vec<NamedCheck<'_>> {
     let services = config.services.iter().flatten().enumerate();
     let of_services = services.flat_map(|(index, service)| {
@@ -36,11 +40,12 @@ pub fn of(config: &MachineConfig) -> Vec<NamedCheck<'_>> {
         .enumerate()
         .filter_map(|(number, (service, check, port))| {
             let (kind, port) = (check.kind?, port?);
-            let name = format!("servicecheck-{number:02}-{}-{port}", kind.as_str());
+            let name = format!("{OF_SERVICES}{number:02}-{}-{port}", kind.as_str());
             Some(NamedCheck { name, port, kind, service: Some(service), check })
         })
         .collect();
-    found.extend(config.checks.iter().flatten().filter_map(|(name, check)| {
+    let own = config.checks.iter().flatten().filter(|(name, _)| !name.starts_with(OF_SERVICES));
+    found.extend(own.filter_map(|(name, check)| {
         let (kind, port) = (check.kind?, check.port?);
         Some(NamedCheck { name: name.clone(), port, kind, service: None, check })
     }));
@@ -75,6 +80,7 @@ mod tests {
             "checks": {
                 "web": { "type": "http", "port": 8080, "kind": "readiness" },
                 "db": { "type": "tcp", "port": 5432 },
+                "servicecheck-01-tcp-1": { "type": "tcp", "port": 2 },
             },
         }));
         let found: Vec<_> = of(&config)

@@ -1,4 +1,4 @@
-//! Holds: for a while a machine is not put to sleep for lack of traffic.
+//! Holds: for a while a machine is not put to sleep when idle.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,7 +9,7 @@ pub const MAX_TTL_SECONDS: u64 = 24 * 3600;
 /// Longest `reason`, bytes.
 pub const MAX_REASON_BYTES: usize = 256;
 
-/// Keeps a machine from being put to sleep for lack of traffic. Ends earlier when the machine
+/// Keeps a machine from being put to sleep when idle. Ends earlier when the machine
 /// stops. Caddis extension.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Hold {

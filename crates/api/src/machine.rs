@@ -71,7 +71,7 @@ pub struct Machine {
     /// Operation in progress. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
-    /// Keeps it from being put to sleep for lack of traffic. Caddis extension.
+    /// Keeps it from being put to sleep when idle. Caddis extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
     /// `hardware` or `emulated`. Caddis extension.

@@ -26,6 +26,8 @@ use crate::{
     settings::{AcceleratorChoice, ServeArguments, Settings},
 };
 
+mod services;
+
 /// What has not been tested by the project. KVM, a live systemd and cgroup v2 are tested on an
 /// emulated AMD processor (`make test-host`).
 const NOT_YET_TESTED: [&str; 3] = [
@@ -173,7 +175,9 @@ fn checks(settings: &Settings) -> Vec<Check> {
         firewall(),
         forwarding(),
         port(settings),
-        services(settings),
+        services::listeners(settings),
+        services::addresses(settings),
+        services::names(settings),
         installation_key(&settings.data_dir),
         disk(&settings.data_dir),
         memory(),
@@ -368,30 +372,6 @@ fn port(settings: &Settings) -> Check {
             "choose another address with --listen",
         ),
     }
-}
-
-/// The listeners that all apps share, and the addresses that apps can have as their own.
-fn services(settings: &Settings) -> Check {
-    let name = "services";
-    let traffic = &settings.traffic;
-    let listeners = [traffic.http_listen, traffic.https_listen];
-    if !settings.data_dir.join(SERVER_FILE).exists() {
-        for address in listeners {
-            if let Err(error) = TcpListener::bind(address) {
-                return Check::warning(
-                    name,
-                    format!("{address}: {error}; services on ports 80 and 443 won't answer"),
-                    "choose other addresses with --http-listen and --https-listen",
-                );
-            }
-        }
-    }
-    let prefixes: Vec<_> = traffic.public_addresses.iter().map(ToString::to_string).collect();
-    let [http, https] = listeners;
-    let prefixes = prefixes.join(", ");
-    let domain = &traffic.domain;
-    let text = format!("{http} and {https} for APP.{domain}; addresses of apps: {prefixes}");
-    Check::ok(name, text)
 }
 
 fn installation_key(data_dir: &Path) -> Check {

@@ -69,15 +69,22 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
         // Nothing needs it yet; the next start tries again.
         warn!(error = failure::with_causes(&error), "no installation key");
     }
+    let mut public_addresses = None;
     let started = tokio::select! {
-        started = start(&settings, &instance, max_connections, reserve.clone()) => {
-            started.map(Some)
-        }
+        started = start(
+            &settings, &instance, max_connections, reserve.clone(), &mut public_addresses,
+        ) => started.map(Some),
         () = stop.received() => Ok(None),
     };
     // Whatever became of it: the next start may need it.
     reserve.settle();
-    let Some((listener, address, server)) = started? else { return Ok(()) };
+    let (listener, address, server) = match started {
+        Ok(Some(started)) => started,
+        failed => {
+            release(public_addresses).await;
+            return failed.map(drop);
+        }
+    };
     let keeping = tokio::spawn(async move { reserve.keep_whole().await });
     info!(url = %url(address), "listening on {address}");
     notify(&[
@@ -92,8 +99,14 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     server.traffic.shutdown().await;
     drop(server.gateway);
     server.worker.shutdown().await;
-    server.public_addresses.release().await;
+    release(public_addresses).await;
     served.context("serving the API")
+}
+
+async fn release(addresses: Option<PublicAddresses>) {
+    if let Some(addresses) = addresses {
+        addresses.release().await;
+    }
 }
 
 async fn start(
@@ -101,12 +114,15 @@ async fn start(
     instance: &Instance,
     max_connections: usize,
     reserve: Arc<Reserve>,
+    public_addresses: &mut Option<PublicAddresses>,
 ) -> Result<(TcpListener, SocketAddr, Server)> {
     let listener = listen(settings.listen).await.with_context(|| {
         format!("can't listen on {}; choose another address with --listen", settings.listen)
     })?;
     let address = listener.local_addr()?;
-    let server = Server::start(settings, instance, address, max_connections, reserve).await?;
+    let starting =
+        Server::start(settings, instance, address, max_connections, reserve, public_addresses);
+    let server = starting.await?;
     instance.announce(&url(address), server.worker.id().as_str())?;
     Ok((listener, address, server))
 }
@@ -183,7 +199,6 @@ struct Server {
     gateway: Gateway,
     worker: Worker,
     traffic: Traffic,
-    public_addresses: PublicAddresses,
 }
 
 impl Server {
@@ -193,6 +208,7 @@ impl Server {
         address: SocketAddr,
         max_connections: usize,
         reserve: Arc<Reserve>,
+        public_addresses: &mut Option<PublicAddresses>,
     ) -> Result<Self> {
         let catalog = open_catalog(instance, reserve.clone()).await?;
         let taps = Arc::new(OnceLock::new());
@@ -238,15 +254,15 @@ impl Server {
         let drivers = Drivers {
             vmm: vmm.clone(),
             images: Arc::new(images),
-            network,
+            network: network.clone(),
             prober: Arc::new(NetworkProber::default()),
         };
         let worker =
             Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
         let streams = Arc::new(InProcessStreams::new(worker.id().clone(), worker.streams()));
-        let public = &settings.traffic.public_addresses;
-        let public_addresses =
-            PublicAddresses::take(public).await.context("can't have the addresses of apps")?;
+        let public = public_addresses.insert(PublicAddresses::of(&network));
+        let taken = public.take(&settings.traffic.public_addresses).await;
+        taken.context("can't have the addresses of apps")?;
         let client = WorkerClient::new(bus.clone(), streams.clone());
         let mut traffic = Traffic::listen(&settings.traffic, &settings.region, client)?;
         let gateway = Gateway::new(GatewayParts {
@@ -273,7 +289,7 @@ impl Server {
         tokio::spawn(async move { names.follow(&view).await });
         // Last, so that nothing that failed leaves it behind.
         vmm.keep_warm();
-        Ok(Self { gateway, worker, traffic, public_addresses })
+        Ok(Self { gateway, worker, traffic })
     }
 }
 

@@ -222,8 +222,8 @@ pub struct AddressRow {
     pub region: String,
     /// A tag of the client; may be empty.
     pub service_name: String,
-    /// Only where the app has no address of this kind.
-    pub only_first: bool,
+    /// Only where the app has no address of this kind but for these.
+    pub only_beside: Option<Vec<IpAddr>>,
     /// When it was given.
     pub created_at: UnixMillis,
 }

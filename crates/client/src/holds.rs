@@ -10,7 +10,7 @@ use reqwest::Method;
 use crate::{Client, ClientError, machines::machine_request, transport::Request};
 
 impl Client {
-    /// `PUT …/hold`: keeps a machine from being put to sleep for lack of traffic.
+    /// `PUT …/hold`: keeps a machine from being put to sleep when idle.
     ///
     /// # Errors
     /// 412 when it does not run.

@@ -19,6 +19,8 @@ mod traffic;
 use caddis_catalog::Access::{Read, Write};
 use utoipa_axum::routes;
 
+pub(crate) use self::addresses::publish_known;
+
 use self::machines::{
     actions, create, exec, get, history, hold, leases, list, memory, metadata, operation, terminal,
     update, usage, wait, watch,

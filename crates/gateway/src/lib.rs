@@ -62,6 +62,7 @@ impl Gateway {
         let changes = context.view.changes();
         context.background(follow(context.view.clone(), context.workers.clone(), published));
         context.background(deletion::tidy(context.clone(), changes));
+        context.background(endpoints::publish_known(context.clone()));
         Ok(Self { _ending: context.ending.clone().drop_guard(), context })
     }
 

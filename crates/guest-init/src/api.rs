@@ -1,5 +1,5 @@
-//! `/.fly/api`: a socket by which programs ask over HTTP that their machine is not put to sleep for
-//! want of traffic.
+//! `/.fly/api`: a socket by which programs ask over HTTP that their machine is not put to sleep
+//! when idle.
 //!
 //! | request | answer |
 //! |---|---|
@@ -8,7 +8,8 @@
 //! | anything else | `{"error": TEXT}` |
 //!
 //! The host decides ([`GuestMessage::Hold`](caddis_guest_protocol::GuestMessage::Hold)). Nothing
-//! here waits for a client: each has little time and little room, and one request.
+//! here waits for a client: each has little time and little room, and one request. No number of
+//! clients keeps init from its other work: so many are taken within a time.
 
 use std::{
     fs,
@@ -31,6 +32,8 @@ use request::{Refused, parse};
 pub const DIRECTORY: &str = "/.fly";
 /// Clients at once; more wait until one has its answer.
 const MOST_CLIENTS: usize = 16;
+/// Connections taken within a time; the others wait.
+const MOST_TAKEN: (usize, Duration) = (64, Duration::from_millis(100));
 /// Longest request line with headers, bytes.
 const MAX_HEAD: usize = 8 * 1024;
 /// Time for a request, its answer by the host, and its reading by the client.
@@ -44,6 +47,10 @@ pub struct Api {
     listener: UnixListener,
     clients: Vec<Client>,
     last_id: u32,
+    /// Connections taken since a time.
+    taken: (usize, Option<Instant>),
+    /// More wait, perhaps, and are taken from then on.
+    rests_until: Option<Instant>,
     /// Something may have happened to the socket or a client.
     ready: bool,
 }
@@ -105,7 +112,8 @@ pub fn bind(directory: &Path) -> Result<UnixListener, String> {
 impl Api {
     /// Serves the clients of a socket.
     pub fn new(listener: UnixListener) -> Self {
-        Self { listener, clients: Vec::new(), last_id: 0, ready: true }
+        let (clients, taken) = (Vec::new(), (0, None));
+        Self { listener, clients, last_id: 0, taken, rests_until: None, ready: true }
     }
 
     /// The socket.
@@ -118,9 +126,9 @@ impl Api {
         self.ready = true;
     }
 
-    /// When a client's time is over.
+    /// When a client's time is over, or more clients are taken.
     pub fn deadline(&self) -> Option<Instant> {
-        self.clients.iter().map(|client| client.until).min()
+        self.clients.iter().map(|client| client.until).chain(self.rests_until).min()
     }
 
     /// Moves all that can be moved. Returns what the host is to be asked; `watch` has a new client
@@ -145,9 +153,21 @@ impl Api {
     }
 
     fn accept(&mut self, now: Instant, watch: impl Fn(&UnixStream) -> Result<(), String>) {
+        let (most, within) = MOST_TAKEN;
+        let (count, since) = match self.taken {
+            (count, Some(since)) if now < since + within => (count, since),
+            _ => (0, now),
+        };
+        self.taken = (count, Some(since));
+        self.rests_until = None;
         while self.clients.len() < MOST_CLIENTS {
+            if self.taken.0 >= most {
+                self.rests_until = Some(since + within);
+                return;
+            }
             // Who has hung up meanwhile is not there; anything else is told by the next event.
             let Ok((stream, _)) = self.listener.accept() else { return };
+            self.taken.0 += 1;
             if stream.set_nonblocking(true).is_ok() && watch(&stream).is_ok() {
                 let stage = Stage::Asks(Vec::new());
                 self.clients.push(Client { stream, until: now + REQUEST_TIMEOUT, stage });

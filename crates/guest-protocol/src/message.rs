@@ -283,7 +283,7 @@ pub enum GuestMessage {
         /// The programs' memory.
         memory: MemoryInfo,
     },
-    /// A program asks that the machine is not put to sleep for lack of traffic, or no longer.
+    /// A program asks that the machine is not put to sleep when idle, or no longer.
     /// Answered. Since [`crate::HOLDS_SINCE`].
     Hold {
         /// Echoed in the answer.

@@ -29,7 +29,7 @@ use crate::{
     links::Links,
     namespace::{self, Namespace},
     netlink::Socket,
-    recover, rules,
+    public, recover, rules,
     sets::{self, Change},
     state, tap, uplink,
 };
@@ -404,6 +404,7 @@ async fn remove(links: &Links, installation: &Installation) -> Result<(), Networ
     }
     links.remove(&name).await?;
     rules::clear(links, installation).await?;
+    public::clear(links, installation, &[]).await?;
     blocking(move || {
         let mut socket =
             Socket::open().map_err(NetworkError::io("open a socket of the packet filter"))?;

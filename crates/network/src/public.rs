@@ -6,53 +6,94 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use rtnetlink::{
     RouteMessageBuilder,
-    packet_route::route::{RouteMessage, RouteScope, RouteType},
+    packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 
-use crate::{NetworkError, links::Links};
+use crate::{
+    Network, NetworkError,
+    installation::Installation,
+    links::Links,
+    uplink::{all_routes, destination},
+};
 
-/// Metric of the routes. Those that the kernel makes for addresses of links have 0: one of ours to
-/// the same address stands beside it, where it would take its place otherwise, and the host would
-/// lose the address with the server's end.
-const METRIC: u32 = 1024;
+/// Metric of the routes of the first installation; others have those that follow. Routes that the
+/// kernel makes for addresses of links have 0: one of ours to the same address stands beside it,
+/// where it would take its place otherwise, and the host would lose the address with the server's
+/// end.
+const FIRST_METRIC: u32 = 1024;
+/// Who has set the routes, by which they are told from a user's. No routing daemon has it.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(202);
 
 /// The host's routes to addresses of apps.
 pub struct PublicAddresses {
     links: Links,
-    prefixes: Vec<IpNet>,
+    installation: Installation,
 }
 
 impl PublicAddresses {
-    /// Makes the host take what is sent to these prefixes. Those of loopback are its own anyway.
-    /// May be repeated.
+    /// Those of an installation; nothing is changed yet.
+    pub fn of(network: &Network) -> Self {
+        let side = &network.side;
+        Self { links: side.links.clone(), installation: side.installation.clone() }
+    }
+
+    /// Makes the host take what is sent to these prefixes, and no longer what an earlier server of
+    /// the installation had. Those of loopback are its own anyway. They stay when this process
+    /// ends, until [`Self::release`] or [`Network::clean`].
     ///
     /// # Errors
     /// When a route can't be set.
-    pub async fn take(prefixes: &[IpNet]) -> Result<Self, NetworkError> {
+    pub async fn take(&self, prefixes: &[IpNet]) -> Result<(), NetworkError> {
         let prefixes: Vec<_> =
             prefixes.iter().copied().filter(|prefix| !prefix.addr().is_loopback()).collect();
-        let links = Links::open()?;
-        if !prefixes.is_empty() {
-            let loopback = loopback(&links).await?;
-            for prefix in &prefixes {
-                let added = links.handle().route().add(route(loopback, *prefix)).replace();
-                let failed = NetworkError::netlink(format!("take the addresses {prefix}"));
-                added.execute().await.map_err(failed)?;
-            }
+        clear(&self.links, &self.installation, &prefixes).await?;
+        if prefixes.is_empty() {
+            return Ok(());
         }
-        Ok(Self { links, prefixes })
+        let loopback = loopback(&self.links).await?;
+        for prefix in prefixes {
+            let route = route(loopback, prefix, metric(&self.installation));
+            let added = self.links.handle().route().add(route).replace().execute().await;
+            added.map_err(NetworkError::netlink(format!("take the addresses {prefix}")))?;
+        }
+        Ok(())
     }
 
     /// Takes the routes away again.
     pub async fn release(self) {
-        let Ok(loopback) = loopback(&self.links).await else { return };
-        for prefix in self.prefixes {
-            let removed = self.links.handle().route().del(route(loopback, prefix)).execute().await;
-            if let Err(error) = removed {
-                tracing::warn!(%prefix, %error, "can't give up the addresses of apps");
-            }
+        if let Err(error) = clear(&self.links, &self.installation, &[]).await {
+            tracing::warn!(%error, "can't give up the addresses of apps");
         }
     }
+}
+
+/// Takes away the routes of an installation but for these.
+pub(crate) async fn clear(
+    links: &Links,
+    installation: &Installation,
+    but: &[IpNet],
+) -> Result<(), NetworkError> {
+    let metric = metric(installation);
+    let is_own = |route: &RouteMessage| {
+        route.header.protocol == PROTOCOL
+            && route.header.kind == RouteType::Local
+            && route.attributes.contains(&RouteAttribute::Priority(metric))
+    };
+    let routes = all_routes(links).await?;
+    let own: Vec<_> = routes.iter().filter(|route| is_own(route)).filter_map(destination).collect();
+    if own.is_empty() {
+        return Ok(());
+    }
+    let loopback = loopback(links).await?;
+    for prefix in own.into_iter().filter(|prefix| !but.contains(prefix)) {
+        let removed = links.handle().route().del(route(loopback, prefix, metric)).execute().await;
+        removed.map_err(NetworkError::netlink(format!("give up the addresses {prefix}")))?;
+    }
+    Ok(())
+}
+
+fn metric(installation: &Installation) -> u32 {
+    FIRST_METRIC + installation.number
 }
 
 async fn loopback(links: &Links) -> Result<u32, NetworkError> {
@@ -61,19 +102,20 @@ async fn loopback(links: &Links) -> Result<u32, NetworkError> {
     Ok(links.find("lo").await?.map_or(INDEX, |link| link.header.index))
 }
 
-fn route(loopback: u32, prefix: IpNet) -> RouteMessage {
+fn route(loopback: u32, prefix: IpNet, metric: u32) -> RouteMessage {
     let mut route = match prefix {
         IpNet::V4(prefix) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(prefix.network(), prefix.prefix_len())
             .output_interface(loopback)
-            .priority(METRIC)
+            .priority(metric)
             .build(),
         IpNet::V6(prefix) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(prefix.network(), prefix.prefix_len())
             .output_interface(loopback)
-            .priority(METRIC)
+            .priority(metric)
             .build(),
     };
+    route.header.protocol = PROTOCOL;
     route.header.kind = RouteType::Local;
     route.header.scope = RouteScope::Host;
     route.header.table = libc::RT_TABLE_LOCAL;

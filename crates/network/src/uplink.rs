@@ -265,7 +265,7 @@ fn route(index: u32, network: IpNet) -> RouteMessage {
     }
 }
 
-async fn all_routes(links: &Links) -> Result<Vec<RouteMessage>, NetworkError> {
+pub(crate) async fn all_routes(links: &Links) -> Result<Vec<RouteMessage>, NetworkError> {
     let mut all = Vec::new();
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
@@ -276,7 +276,7 @@ async fn all_routes(links: &Links) -> Result<Vec<RouteMessage>, NetworkError> {
     Ok(all)
 }
 
-fn destination(message: &RouteMessage) -> Option<IpNet> {
+pub(crate) fn destination(message: &RouteMessage) -> Option<IpNet> {
     message.attributes.iter().find_map(|attribute| {
         let address = match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(address)) => IpAddr::from(*address),

@@ -244,6 +244,18 @@ async fn put_to_sleep(
 ) -> Attempt {
     let machine = &candidate.machine;
     let drain = candidate.service().max_drain;
+    let (how, action) = match candidate.service().autostop {
+        Autostop::Suspend => (Sleep::Suspend, "suspended"),
+        Autostop::Off | Autostop::Stop => (Sleep::Stop, "stopped"),
+    };
+    let worker = &candidate.route.worker;
+    if machine.open_streams() > 0 && drain.is_some() {
+        // Nobody is to be cut off for a machine that then stays awake.
+        if let Err(error) = core.machines.may_sleep(&machine.id, worker, how).await {
+            machine.decided("kept running", error.to_string());
+            return Attempt::Refused;
+        }
+    }
     if !begin(app, candidate, drain.is_some()) {
         return Attempt::NotNow;
     }
@@ -273,12 +285,7 @@ async fn put_to_sleep(
     if is_woken_since(app, machine, wakes) {
         return Attempt::NotNow;
     }
-    let (how, action) = match candidate.service().autostop {
-        Autostop::Suspend => (Sleep::Suspend, "suspended"),
-        Autostop::Off | Autostop::Stop => (Sleep::Stop, "stopped"),
-    };
     machine.decided(action, reason.as_str());
-    let worker = &candidate.route.worker;
     let result = core.machines.sleep(&machine.id, worker, how, &reason).await;
     let _one_at_a_time = app.decide.lock();
     let is_wanted = machine.wakes() != wakes;

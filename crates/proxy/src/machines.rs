@@ -23,6 +23,15 @@ pub trait Machines: Send + Sync + 'static {
     /// need not be open yet. One that runs already is a success.
     async fn wake(&self, machine: &MachineId, worker: &WorkerId) -> Result<(), WakeError>;
 
+    /// Whether a machine could be put to sleep now: its connections are cut only if so. The error
+    /// says why not.
+    async fn may_sleep(
+        &self,
+        machine: &MachineId,
+        worker: &WorkerId,
+        how: Sleep,
+    ) -> Result<(), WakeError>;
+
     /// Stops or suspends a machine, for a reason that its events tell. Ends when it is done; all
     /// connections of this proxy to it are closed by then. A start that comes meanwhile may call it
     /// off: that is an error here.

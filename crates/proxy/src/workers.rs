@@ -100,6 +100,20 @@ impl Machines for Workers {
         }
     }
 
+    async fn may_sleep(
+        &self,
+        machine: &MachineId,
+        worker: &WorkerId,
+        how: Sleep,
+    ) -> Result<(), WakeError> {
+        let request = WorkerRequest::MaySleep { machine: machine.clone(), mode: mode(how) };
+        match self.ask(worker, request, ANSWER).await? {
+            WorkerReply::MaySleep => Ok(()),
+            WorkerReply::NotSleeping { message, .. } => Err(WakeError::Conflict(message)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn sleep(
         &self,
         machine: &MachineId,
@@ -107,17 +121,20 @@ impl Machines for Workers {
         how: Sleep,
         reason: &str,
     ) -> Result<(), WakeError> {
-        let mode = match how {
-            Sleep::Stop => SleepMode::Stop,
-            Sleep::Suspend => SleepMode::Suspend,
-        };
-        let (machine, reason) = (machine.clone(), reason.to_owned());
+        let (mode, reason) = (mode(how), reason.to_owned());
         let request = WorkerRequest::Sleep { machine: machine.clone(), mode, reason };
         match self.ask(worker, request, ANSWER).await? {
-            WorkerReply::Sleeping { .. } => self.asleep(&machine).await,
+            WorkerReply::Sleeping { .. } => self.asleep(machine).await,
             WorkerReply::NotSleeping { message, .. } => Err(WakeError::Conflict(message)),
             other => Err(unexpected(&other)),
         }
+    }
+}
+
+fn mode(how: Sleep) -> SleepMode {
+    match how {
+        Sleep::Stop => SleepMode::Stop,
+        Sleep::Suspend => SleepMode::Suspend,
     }
 }
 

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    AgentStream, Capabilities, Disk, Hold, Isolation, LaunchSpec, Patch, PoolUse, Seat, Slot,
+    AgentStream, Capabilities, Disk, Isolation, LaunchSpec, Patch, Pause, PoolUse, Seat, Slot,
     SlotPool, Start, Vm, VmExit, Vmm, VmmError, disk,
 };
 
@@ -41,7 +41,7 @@ pub struct Faults {
     pub death_delay: Duration,
     /// No snapshot can be resumed from.
     pub failing_resumes: bool,
-    /// VMs that are held stay so, whoever has them go on.
+    /// VMs that are paused stay so, whoever has them go on.
     pub disk_stays_full: bool,
     /// How guests behave that are launched from now on.
     pub guest: Behaviour,
@@ -109,9 +109,9 @@ impl FakeHost {
     }
 
     /// Has a machine's VM stand still, or not any more.
-    pub fn hold(&self, machine_id: &str, hold: Option<Hold>) {
+    pub fn pause(&self, machine_id: &str, pause: Option<Pause>) {
         if let Some(vm) = self.running.lock().get(machine_id) {
-            vm.hold.send_replace(hold);
+            vm.pause.send_replace(pause);
         }
     }
 
@@ -144,7 +144,7 @@ struct FakeVm {
     start: Start,
     guest: FakeGuest,
     exit: watch::Sender<Option<VmExit>>,
-    hold: watch::Sender<Option<Hold>>,
+    pause: watch::Sender<Option<Pause>>,
 }
 
 impl FakeHost {
@@ -156,8 +156,8 @@ impl FakeHost {
         start: Start,
         guest: FakeGuest,
     ) -> Result<Arc<dyn Vm>, VmmError> {
-        let (exit, hold) = (watch::Sender::new(None), watch::Sender::new(None));
-        let vm = Arc::new(FakeVm { host: self.clone(), slot, start, guest, exit, hold });
+        let (exit, pause) = (watch::Sender::new(None), watch::Sender::new(None));
+        let vm = Arc::new(FakeVm { host: self.clone(), slot, start, guest, exit, pause });
         {
             let mut running = self.running.lock();
             if running.contains_key(machine_id) {
@@ -345,13 +345,13 @@ impl Vm for FakeVm {
 
     async fn unpause(&self) -> Result<(), VmmError> {
         if !self.host.faults.lock().disk_stays_full {
-            self.hold.send_replace(None);
+            self.pause.send_replace(None);
         }
         Ok(())
     }
 
-    fn hold(&self) -> watch::Receiver<Option<Hold>> {
-        self.hold.subscribe()
+    fn pause(&self) -> watch::Receiver<Option<Pause>> {
+        self.pause.subscribe()
     }
 
     async fn kill(&self) -> Result<(), VmmError> {

@@ -138,7 +138,7 @@ pub enum VmExit {
 /// Why a VM stands still that nobody has stopped. Nothing of it is lost: what it was writing is
 /// written when [`Vm::unpause`] has it try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hold {
+pub enum Pause {
     /// There is no room for what it writes to its disk.
     DiskFull,
     /// Its disk can't be written for another reason.
@@ -302,11 +302,11 @@ pub trait Vm: Send + Sync + 'static {
     /// [`VmmError::NotSaved`]; then nothing is saved there.
     async fn save(&self, directory: &Path) -> Result<(), VmmError>;
 
-    /// Has it go on after [`Self::save`], or where it is held. Harmless when it does already.
+    /// Has it go on after [`Self::save`], or where it is paused. Harmless when it does already.
     async fn unpause(&self) -> Result<(), VmmError>;
 
     /// Whether it stands still because of its disk. Known some seconds after a start.
-    fn hold(&self) -> watch::Receiver<Option<Hold>>;
+    fn pause(&self) -> watch::Receiver<Option<Pause>>;
 
     /// Kills the process. Succeeds when it is already gone.
     async fn kill(&self) -> Result<(), VmmError>;

@@ -1,5 +1,5 @@
-//! Health checks: a machine that runs is asked, again and again, whether its program answers, and
-//! what was found is recorded with it.
+//! Health checks: whether the program of a machine that runs answers is tried again and again, and
+//! what was found is recorded with the machine.
 //!
 //! ```text
 //!   owner: machine is started ──▶ Runner ── per check: wait, probe ──▶ Report, when it differs
@@ -9,7 +9,7 @@
 //! Checks go to the machine's private IPv4 address, straight from the host, so they neither wake a
 //! machine nor count as its traffic. When each is tried is [`course`], how is [`Prober`].
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use caddis_api::{
     ApiDuration, MachineConfig, MachineId, UnixMillis,
@@ -21,7 +21,7 @@ use caddis_api::{
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, SemaphorePermit, mpsc},
     time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -37,6 +37,12 @@ use course::Course;
 pub use network::NetworkProber;
 pub use prober::{Finding, Probe, Prober};
 
+/// How long an attempt counts as one of those under way. One that takes longer waits for a machine
+/// that does not answer, and others go on beside it.
+const TURN: Duration = Duration::from_secs(1);
+/// Least time between two reports of a check whose state is the same: each is recorded and told to
+/// the gateways, and a program that fails otherwise each time is not to keep its host busy.
+const SAME_STATE: Duration = Duration::from_secs(10);
 /// What is shown of a check that has not been tried yet.
 const NOT_TRIED: &str = "not tried yet";
 
@@ -128,14 +134,14 @@ pub struct Report {
     pub restart_after: Option<u32>,
 }
 
-/// Asks the checks of one machine for as long as it is kept.
+/// Tries the checks of one machine for as long as it is kept.
 pub struct Runner {
     reports: mpsc::Receiver<Report>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Runner {
-    /// Begins to ask a machine that is started since `since`; `None` where it has no checks. A
+    /// Begins with a machine that is started since `since`; `None` where it has no checks. A
     /// check that was tried since the boot, by an earlier server or before a suspend, goes on at
     /// once, others after their grace period.
     pub fn begin(
@@ -207,19 +213,23 @@ impl Attempts {
         let mut due = first;
         // Why it failed before an earlier server ended is not known.
         let mut told = self.known.filter(|known| *known == CheckState::Passing).map(|_| None);
+        let mut told_at = None;
         loop {
             self.clock.sleep_until(due).await;
             let Ok(turn) = self.turns.acquire().await else { return };
             let begun = self.clock.now();
-            let finding = self.try_once().await;
-            drop(turn);
+            let finding = self.try_once(turn).await;
             let next = course.tried(begun, finding.passed);
             due = begun + next.wait;
             let failure = (!finding.passed).then(|| finding.summary.clone());
-            if told.as_ref() == Some(&failure) && next.restart_after.is_none() {
+            let is_soon = told_at.is_some_and(|at| begun < at + SAME_STATE);
+            let is_same = told.as_ref().is_some_and(|told: &Option<String>| {
+                *told == failure || is_soon && told.is_some() == failure.is_some()
+            });
+            if is_same && next.restart_after.is_none() {
                 continue;
             }
-            told = Some(failure);
+            (told, told_at) = (Some(failure), Some(begun));
             let passed = finding.passed;
             let report = Report {
                 name: self.probe.name.clone(),
@@ -233,9 +243,20 @@ impl Attempts {
         }
     }
 
-    async fn try_once(&self) -> Finding {
+    /// Gives the turn back when it ends, or takes long.
+    async fn try_once(&self, turn: SemaphorePermit<'_>) -> Finding {
         let limit = self.probe.check.timeout();
-        let found = self.clock.timeout(limit, self.prober.probe(&self.probe)).await;
+        let attempt = self.clock.timeout(limit, self.prober.probe(&self.probe));
+        let turn_ends = async {
+            self.clock.sleep_until(self.clock.now() + TURN).await;
+            drop(turn);
+            std::future::pending().await
+        };
+        let found = tokio::select! {
+            biased;
+            found = attempt => found,
+            never = turn_ends => never,
+        };
         found.unwrap_or_else(|| {
             let subject = self.probe.subject();
             Finding::failed(format!("{subject}: timed out after {}", ApiDuration(limit)))

@@ -28,7 +28,7 @@ pub enum Source {
     User,
     /// The worker; the field's name for it is `flyd`.
     Worker,
-    /// The proxy, because of traffic or for want of it.
+    /// The proxy, because of traffic or of none.
     Proxy,
 }
 

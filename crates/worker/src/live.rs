@@ -7,7 +7,7 @@ use caddis_guest_protocol::{
     GuestState,
     host::{AgentStream, Connector, GuestEvent, Pace, Session},
 };
-use caddis_vmm::{Hold, Vm, VmExit};
+use caddis_vmm::{Pause, Vm, VmExit};
 use tokio::sync::{mpsc, watch};
 
 use crate::row::ProgramEnd;
@@ -70,7 +70,7 @@ pub struct RunningVm {
     /// What is known so far.
     pub guest: watch::Sender<Guest>,
     /// Whether the VM stands still because of its disk.
-    pub hold: watch::Receiver<Option<Hold>>,
+    pub pause: watch::Receiver<Option<Pause>>,
     /// Distinguishes the boots of a machine in its log: numbers of log records begin anew with
     /// each.
     pub boot: u64,
@@ -133,10 +133,10 @@ impl RunningVm {
 
     fn with(vm: Arc<dyn Vm>, boot: u64, acknowledged: u64, pace: Pace, guest: Guest) -> Self {
         let (session, events) = Session::open_at(Arc::new(Agent(vm.clone())), acknowledged, pace);
-        let mut hold = vm.hold();
+        let mut pause = vm.pause();
         // So that one that stands still already is heard of.
-        hold.mark_changed();
-        Self { vm, session, events, guest: watch::Sender::new(guest), hold, boot }
+        pause.mark_changed();
+        Self { vm, session, events, guest: watch::Sender::new(guest), pause, boot }
     }
 
     /// Takes note of what init says it is doing.

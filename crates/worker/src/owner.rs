@@ -44,17 +44,17 @@ mod change;
 mod checking;
 mod finish;
 mod guest;
-mod hold;
 mod host_status;
 mod lease;
 mod metadata;
+mod paused;
 mod record;
 mod stepping;
 mod supersede;
 mod traffic;
 mod update;
 
-use hold::Held;
+use paused::Paused;
 use traffic::{FromInside, Waker};
 
 pub use change::Transaction;
@@ -113,6 +113,13 @@ pub enum Message {
         reason: String,
         /// Id of the request, remembered with what it changes.
         request: RequestId,
+        /// Takes the answer.
+        reply: oneshot::Sender<WorkerResult>,
+    },
+    /// Whether it may be stopped or suspended now.
+    MaySleep {
+        /// How.
+        mode: SleepMode,
         /// Takes the answer.
         reply: oneshot::Sender<WorkerResult>,
     },
@@ -176,11 +183,11 @@ pub struct Owner {
     inbox: mpsc::Receiver<Message>,
     live: Option<RunningVm>,
     /// The VM stands still because of its disk.
-    held: Option<Held>,
+    paused: Option<Paused>,
     /// How often it was, of late, and since when it is not.
-    holds: u32,
+    pauses: u32,
     calm_at: Option<Instant>,
-    /// Asks its health checks, while it runs.
+    /// Tries its health checks, while it runs.
     checks: Option<checks::Runner>,
     /// When it was started, or taken over.
     started_at: Instant,
@@ -210,8 +217,8 @@ enum Event {
     Gone(VmExit),
     Reaped,
     /// The VM stands still because of its disk, or does not any more.
-    Hold,
-    /// A VM that is held may be able to go on.
+    Pause,
+    /// A VM that is paused may be able to go on.
     LookAtDisk,
     /// A health check has found something else than before.
     Check(checks::Report),
@@ -244,8 +251,8 @@ impl Owner {
             events: events.into_iter().map(Arc::new).collect(),
             inbox,
             live,
-            held: None,
-            holds: 0,
+            paused: None,
+            pauses: 0,
             calm_at: None,
             checks: None,
             started_at,
@@ -294,7 +301,7 @@ impl Owner {
                 Event::Guest(None) => self.session_lost(),
                 Event::Gone(exit) => self.note(|guest| guest.gone = Some(exit)),
                 Event::Reaped => self.reaped().await,
-                Event::Hold => self.hold_changed().await,
+                Event::Pause => self.pause_changed().await,
                 Event::LookAtDisk => self.look_at_disk(),
                 Event::Check(report) => self.check_reported(report).await,
                 Event::Step(result) => self.step_finished(result).await,
@@ -335,15 +342,15 @@ impl Owner {
         let due = schedule::due(&self.config, &self.row)
             .map(|at| clock.now() + at.since(clock.unix_now()).clamp(SECOND, MINUTE));
         let (retry_at, hold_ends_at) = (self.retry_at, self.hold_ends_at());
-        let look_at = self.held.as_ref().map(|held| held.look_at);
+        let look_at = self.paused.as_ref().map(|paused| paused.look_at);
         let check = self.checks.as_mut().map(|checks| checks.next());
-        let (events, hold, gone) = match &mut self.live {
+        let (events, pause, gone) = match &mut self.live {
             Some(live) => {
                 let vm = live.vm.clone();
                 let known = live.guest.borrow().gone.is_some();
                 (
                     Some(&mut live.events),
-                    Some(&mut live.hold),
+                    Some(&mut live.pause),
                     Some(async move {
                         if known { std::future::pending().await } else { vm.wait().await }
                     }),
@@ -358,7 +365,7 @@ impl Owner {
         tokio::select! {
             message = self.inbox.recv() => Event::Message(message),
             event = maybe(events.map(|events| events.recv())) => Event::Guest(event),
-            () = maybe(hold.map(changed)) => Event::Hold,
+            () = maybe(pause.map(changed)) => Event::Pause,
             () = maybe(look_at.map(|at| clock.sleep_until(at))) => Event::LookAtDisk,
             report = maybe(check) => Event::Check(report),
             exit = maybe(gone) => Event::Gone(exit),
@@ -427,7 +434,7 @@ impl Owner {
     /// The machine as published.
     pub fn record(&self) -> MachineRecord {
         let silent = || self.live.as_ref().and_then(|live| live.guest.borrow().host_reason());
-        let host = self.held().map(hold::reason).or_else(silent);
+        let host = self.paused().map(paused::reason).or_else(silent);
         record(&self.shared, &self.row, Some(&self.config), &self.events, &self.progress, host)
     }
 

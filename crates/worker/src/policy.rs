@@ -11,7 +11,8 @@
 //! was to run runs the new version.
 //!
 //! Traffic wakes less than a client starts (nothing that never ran, has failed, or is started by a
-//! schedule), and for want of it only a started machine is put to sleep that nothing keeps awake.
+//! schedule), and only a started machine is put to sleep when idle: one that nothing keeps awake
+//! and that a stop would not destroy.
 
 use caddis_api::{ApiError, ErrorCode, MachineState};
 use caddis_bus::message::WhyAwake;
@@ -42,7 +43,7 @@ pub enum Request {
     },
     /// Run it, because there is traffic for it.
     Wake,
-    /// End it, for lack of traffic.
+    /// End it, because it is idle.
     Sleep {
         /// Save it first, where that can be done.
         suspend: bool,
@@ -190,10 +191,14 @@ pub fn decide(situation: &Situation, request: Request) -> Verdict {
         Verdict::Begin(goal @ (Goal::Stop | Goal::Suspend))
             if matches!(request, Request::Sleep { .. }) =>
         {
+            let goal = if situation.can_suspend { goal } else { Goal::Stop };
             match situation.kept_awake {
                 Some(why) => Verdict::StayAwake(why),
-                None if situation.can_suspend => Verdict::Begin(goal),
-                None => Verdict::Begin(Goal::Stop),
+                // No traffic would bring it back.
+                None if goal == Goal::Stop && situation.is_auto_destroyed => {
+                    Verdict::StayAwake(WhyAwake::AutoDestroy)
+                }
+                None => Verdict::Begin(goal),
             }
         }
         Verdict::Begin(_) | Verdict::Queue(_) | Verdict::CancelSuspend
@@ -551,6 +556,17 @@ mod tests {
         assert_eq!(decide(&kept, sleeps[0]), Verdict::StayAwake(WhyAwake::Hold));
         let large = Situation { can_suspend: false, ..Situation::of(MachineState::Started) };
         assert_eq!(decide(&large, sleeps[0]), Verdict::Begin(Goal::Stop));
+    }
+
+    #[test]
+    fn a_machine_that_a_stop_destroys_is_suspended_when_idle_but_not_stopped() {
+        let once = Situation { is_auto_destroyed: true, ..Situation::of(MachineState::Started) };
+        let sleep = |situation, suspend| decide(&situation, Request::Sleep { suspend });
+        let stays = Verdict::StayAwake(WhyAwake::AutoDestroy);
+        assert_eq!(sleep(once, true), Verdict::Begin(Goal::Suspend));
+        assert_eq!(sleep(once, false), stays);
+        assert_eq!(sleep(Situation { can_suspend: false, ..once }, true), stays);
+        assert_eq!(decide(&once, Request::Stop), Verdict::Begin(Goal::Stop), "a client may");
     }
 
     #[test]

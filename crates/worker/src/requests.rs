@@ -70,6 +70,9 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         WorkerRequest::Sleep { machine, mode, reason } => {
             traffic::sleep(shared, &machine, mode, reason, id).await
         }
+        WorkerRequest::MaySleep { machine, mode } => {
+            traffic::may_sleep(shared, &machine, mode).await
+        }
         WorkerRequest::Log { machine, lines } => traffic::log(shared, &machine, lines),
         WorkerRequest::Drain { deadline_ms } => {
             host::drain(shared, Duration::from_millis(deadline_ms)).await

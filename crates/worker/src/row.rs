@@ -105,7 +105,7 @@ pub struct MachineRow {
     pub checks: CheckResults,
 }
 
-/// Keeps a machine from being put to sleep for lack of traffic.
+/// Keeps a machine from being put to sleep when idle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordedHold {
     /// When it ends.

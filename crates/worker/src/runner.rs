@@ -50,7 +50,7 @@ pub fn lines(event: &MachineEvent) -> Vec<(Level, String)> {
         }
         "stop" | "suspend" if !told["reason"].is_null() => {
             let doing = if event.kind == "stop" { "Stopping" } else { "Suspending" };
-            text("reason").map(|reason| format!("{doing} machine for lack of traffic: {reason}"))
+            text("reason").map(|reason| format!("{doing} idle machine: {reason}"))
         }
         "start" if is(MachineState::Starting) => {
             told["delay_ms"].as_u64().map(|delay| restart(delay, told))

@@ -17,8 +17,8 @@ use crate::WorkerConfig;
 /// How many machines are saved at once: more would only wait for the disk, with their programs
 /// standing still.
 const SUSPENDS: usize = 2;
-/// How many health checks are tried at once. One takes a millisecond, or its timeout where nobody
-/// answers.
+/// How many health checks are tried at once, but for those that wait for an answer since long. One
+/// takes a millisecond, or its timeout where nobody answers.
 const CHECKS: usize = 256;
 /// How long a launch counts as one of those under way. A guest that takes longer waits for
 /// something else than the processor, or is never coming; others go on beside it then.

@@ -1,4 +1,4 @@
-//! Health checks: what is asked of a machine, how often, and what failing means.
+//! Health checks: what is tried of a machine, how often, and what failing means.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use utoipa::ToSchema;
 
 use crate::ApiDuration;
 
-/// A question that the machine's host asks it again and again.
+/// An attempt to reach a machine that its host makes again and again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Check {
-    /// How it is asked; required.
+    /// What is tried; required.
     #[serde(rename = "type")]
     pub kind: Option<CheckType>,
     /// Port in the VM; a service's own unless given.
     pub port: Option<u16>,
-    /// Time between two questions; 15 s for TCP, 10 s for HTTP unless given.
+    /// Time between two attempts; 15 s for TCP, 10 s for HTTP unless given.
     pub interval: Option<ApiDuration>,
     /// Time for the answer; 2 s unless given.
     pub timeout: Option<ApiDuration>,
-    /// Time after a start before the first question; 1 s for TCP, 5 s for HTTP unless given.
+    /// Time after a start before the first attempt; 1 s for TCP, 5 s for HTTP unless given.
     pub grace_period: Option<ApiDuration>,
     /// HTTP method, GET unless given.
     pub method: Option<String>,
@@ -42,7 +42,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// Time between two questions, with the default applied.
+    /// Time between two attempts, with the default applied.
     pub fn interval(&self) -> Duration {
         self.interval.map_or(self.by_type(15, 10), |interval| interval.0)
     }
@@ -52,7 +52,7 @@ impl Check {
         self.timeout.map_or(Duration::from_secs(2), |timeout| timeout.0)
     }
 
-    /// Time after a start before the first question, with the default applied.
+    /// Time after a start before the first attempt, with the default applied.
     pub fn grace_period(&self) -> Duration {
         self.grace_period.map_or(self.by_type(1, 5), |grace| grace.0)
     }
@@ -62,7 +62,7 @@ impl Check {
     }
 }
 
-/// How a check is asked.
+/// What a check tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckType {

@@ -33,12 +33,13 @@ pub struct Service {
     pub autostop: Option<Autostop>,
     /// Whether traffic starts it; true unless given. Datagrams never do.
     pub autostart: Option<bool>,
-    /// Number of machines of the app that are never stopped for lack of traffic.
+    /// Number of machines of the app that are never stopped when idle.
     pub min_machines_running: Option<u32>,
     /// Stops the machine once it has had no connection for this long. Caddis extension.
     pub idle_timeout: Option<ApiDuration>,
-    /// How long streams may go on once it is to stop for lack of traffic. Unless given, it is not
-    /// stopped while one is open. Caddis extension.
+    /// How long streams may go on once it is to stop because other machines are enough. Unless
+    /// given, it is not stopped while one is open. It has no effect with `idle_timeout`. Caddis
+    /// extension.
     pub max_drain: Option<ApiDuration>,
     /// Checks that must pass before it gets traffic.
     pub checks: Option<Vec<Check>>,

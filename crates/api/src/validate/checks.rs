@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::http::{is_of_the_connection, is_path, is_token, is_value};
 use crate::{
     ApiDuration, ApiError,
+    checks::OF_SERVICES,
     config::{Check, CheckType, MachineConfig},
 };
 
 /// Most checks of a machine, those of its services included. The reference names no number.
 pub const MAX_CHECKS: usize = 64;
-/// Shortest time between two questions of a check.
+/// Shortest time between two attempts of a check.
 pub const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest interval, timeout and grace period.
 pub const MAX_CHECK_TIME: Duration = Duration::from_secs(3600);
@@ -33,6 +34,12 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), ApiError> {
             return Err(ApiError::invalid(format!(
                 "invalid config.checks, '{shown}' is not a name: use 1 to {MAX_NAME} printable \
                  characters"
+            )));
+        }
+        if name.starts_with(OF_SERVICES) {
+            return Err(ApiError::invalid(format!(
+                "invalid config.checks, '{shown}' cannot begin with {OF_SERVICES}: such names are \
+                 of checks of services"
             )));
         }
         one(&format!("config.checks.{shown}"), check, Owner::Machine)?;
@@ -204,6 +211,10 @@ mod tests {
                 "config.checks, 65 with those of services, cannot exceed 64",
             ),
             (json!({ "checks": { "": { "type": "tcp", "port": 1 } } }), "'' is not a name"),
+            (
+                json!({ "checks": { "servicecheck-00-tcp-1": { "type": "tcp", "port": 1 } } }),
+                "'servicecheck-00-tcp-1' cannot begin with servicecheck-",
+            ),
         ] {
             let error = checked(&config).unwrap_err();
             assert!(error.contains(expected), "{config} gave {error}");

@@ -39,7 +39,18 @@ fn of_service(field: &str, config: &MachineConfig, service: &Service, told: &mut
         }
         return;
     }
+    let why_stopped =
+        if autostop == Autostop::Suspend { config.why_not_suspendable() } else { None };
+    if config.auto_destroy == Some(true) && (autostop == Autostop::Stop || why_stopped.is_some()) {
+        told.push(format!(
+            "{field}.autostop has no effect with auto_destroy: a stop would destroy the machine{}",
+            why_stopped.map(|reason| format!(", and {reason}")).unwrap_or_default()
+        ));
+        return;
+    }
+    let has_schedule = config.schedule.as_ref().is_some_and(|schedule| !schedule.is_empty());
     let why_not_started = match (service.protocol(), service.autostart()) {
+        _ if has_schedule => Some("it has a schedule"),
         (Protocol::Udp, _) => Some("datagrams start no machine"),
         (Protocol::Tcp, false) => Some("autostart is false"),
         (Protocol::Tcp, true) => None,
@@ -50,9 +61,11 @@ fn of_service(field: &str, config: &MachineConfig, service: &Service, told: &mut
              {reason}"
         ));
     }
-    if autostop == Autostop::Suspend
-        && let Some(reason) = config.why_not_suspendable()
-    {
+    if service.idle_timeout.is_some() && service.max_drain.is_some() {
+        // It is counted from when the last connection ends.
+        told.push(format!("{field}.max_drain has no effect with idle_timeout"));
+    }
+    if let Some(reason) = why_stopped {
         told.push(format!("{field}.autostop stops the machine instead of suspending it: {reason}"));
     }
 }
@@ -120,6 +133,10 @@ mod tests {
             (json!({ "autostop": "stop", "autostart": false }), "autostart is false"),
             (json!({ "protocol": "udp", "autostop": "stop" }), "datagrams start no machine"),
             (
+                json!({ "autostop": "stop", "idle_timeout": "30s", "max_drain": "1m" }),
+                "max_drain has no effect with idle_timeout",
+            ),
+            (
                 json!({ "ports": [{ "port": 1, "http_options": {} }] }),
                 "config.services[0].ports[0].http_options has no effect without the handler http",
             ),
@@ -177,14 +194,36 @@ mod tests {
             let expected = format!(
                 "config.services[0].autostop stops the machine instead of suspending it: {reason}"
             );
-            assert_eq!(told(config), [expected]);
+            assert_eq!(told(config).last(), Some(&expected));
         }
+    }
+
+    #[test]
+    fn a_machine_that_is_not_stopped_when_idle_or_that_traffic_does_not_start_is_told() {
+        let with = |autostop: &str, more: Value| {
+            let mut config = json!({
+                "services": [{ "internal_port": 80, "autostop": autostop, "autostart": true }],
+            });
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            told(config)
+        };
+        let once = "autostop has no effect with auto_destroy: a stop would destroy the machine";
+        let large = json!({ "auto_destroy": true, "guest": { "memory_mb": 4096 } });
+        for (autostop, more, expected) in [
+            ("stop", json!({ "auto_destroy": true }), once),
+            ("suspend", large, once),
+            ("stop", json!({ "schedule": "daily" }), "start it again: it has a schedule"),
+        ] {
+            let told = with(autostop, more);
+            assert!(told.len() == 1 && told[0].contains(expected), "{told:?}");
+        }
+        assert_eq!(with("suspend", json!({ "auto_destroy": true })), [""; 0]);
     }
 
     #[test]
     fn settings_that_act_together_are_not_told() {
         let whole = json!({ "autostop": "suspend", "autostart": true, "idle_timeout": "30s",
-            "max_drain": "1m", "min_machines_running": 1,
+            "min_machines_running": 1,
             "ports": [{ "port": 443, "handlers": ["tls", "http"], "tls_options": {},
                 "http_options": {} }],
             "checks": [{ "type": "http", "protocol": "https", "path": "/",

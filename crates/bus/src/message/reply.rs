@@ -125,6 +125,8 @@ pub enum WorkerReply {
         /// As it is now.
         record: Box<MachineRecord>,
     },
+    /// Nothing keeps a machine from being put to sleep now.
+    MaySleep,
     /// A machine is not put to sleep.
     NotSleeping {
         /// Kind of the reason.

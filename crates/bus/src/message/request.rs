@@ -88,7 +88,7 @@ pub enum WorkerRequest {
         /// How long the start is waited for; it goes on after that. Milliseconds.
         deadline_ms: u64,
     },
-    /// Stop or suspend a machine for lack of traffic. Answer: `WorkerReply::Sleeping`, once that is
+    /// Stop or suspend a machine that is idle. Answer: `WorkerReply::Sleeping`, once that is
     /// durable, or `NotSleeping`.
     Sleep {
         /// Id of the machine.
@@ -97,6 +97,14 @@ pub enum WorkerRequest {
         mode: SleepMode,
         /// Why, for its events and its log.
         reason: String,
+    },
+    /// Whether a machine may be stopped or suspended now, as it is idle but for connections that are
+    /// to be cut for it. Answer: `WorkerReply::MaySleep`, or `NotSleeping`.
+    MaySleep {
+        /// Id of the machine.
+        machine: MachineId,
+        /// How.
+        mode: SleepMode,
     },
     /// Write lines of the proxy into a machine's log. Answer: `WorkerReply::Logged`.
     Log {
@@ -175,7 +183,7 @@ pub enum Action {
     GetLease,
     /// Answer: `Done`.
     ReleaseLease,
-    /// Keep it from being put to sleep for lack of traffic, in place of an earlier hold. Answer:
+    /// Keep it from being put to sleep when idle, in place of an earlier hold. Answer:
     /// `Done`.
     Hold {
         /// Seconds from now.

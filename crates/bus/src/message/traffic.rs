@@ -28,6 +28,8 @@ pub enum WhyAwake {
     Session,
     /// Its host does not know how it is: init does not answer, or the VM is paused by its disk.
     HostStatus,
+    /// It would be stopped, and is destroyed when it stops.
+    AutoDestroy,
 }
 
 /// Why a machine was not woken. Errors of the worker itself are `ApiError`s (PM02).
@@ -42,18 +44,6 @@ pub enum WhyNotWoken {
     Failed,
     /// It is in a state, or of a kind, that traffic does not start.
     State,
-}
-
-impl WhyNotWoken {
-    /// The reference's code.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::Capacity => "PM01",
-            Self::TimedOut => "PM03",
-            Self::Failed => "PM07",
-            Self::State => "PM08",
-        }
-    }
 }
 
 /// A line of the proxy for a machine's log.

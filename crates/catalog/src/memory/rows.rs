@@ -149,8 +149,11 @@ impl Rows {
             return Some(AddressConflict::App);
         }
         let mut of_app = self.addresses.iter().filter(|other| other.app == row.app);
-        if row.only_first && of_app.clone().any(|other| other.kind == row.kind) {
-            return Some(AddressConflict::Kind);
+        if let Some(known) = &row.only_beside {
+            let mut alike = of_app.clone().filter(|other| other.kind == row.kind);
+            if alike.any(|other| !known.contains(&other.ip)) {
+                return Some(AddressConflict::Kind);
+            }
         }
         let is_of_another = |other: &AddressRow| {
             other.ip == row.ip && !row.kind.is_shared() && !other.kind.is_shared()

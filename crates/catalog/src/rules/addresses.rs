@@ -20,7 +20,8 @@ use crate::{
 struct Terms {
     kind: AddressKind,
     network: Option<(i64, PrivateNetwork)>,
-    only_first: bool,
+    /// One of these is enough where the app has it already.
+    enough: Option<AddressPool>,
 }
 
 impl Catalog {
@@ -35,8 +36,8 @@ impl Catalog {
         self.allocate(new, false).await
     }
 
-    /// Sees to it that an app has an address of its own from the pool. One that it has of this
-    /// family is enough, however many want it at once.
+    /// Sees to it that an app has an address of its own from the pool. One that it has there is
+    /// enough, however many want it at once; one that the pool no longer has is not.
     ///
     /// # Errors
     /// As of [`Self::allocate_address`].
@@ -58,10 +59,16 @@ impl Catalog {
                 return Err(CatalogError::AppInDeletion(new.app));
             }
             let (terms, pool, wanted) = self.terms(&new.wanted, &app, only_first).await?;
-            if terms.only_first
-                && let Some(first) = self.first_of(&app, terms.kind).await?
-            {
-                return Ok(first);
+            let mut only_beside = None;
+            if let Some(enough) = &terms.enough {
+                let addresses = self.store.addresses(Some(app.number)).await?;
+                let alike = addresses.into_iter().filter(|address| address.kind == terms.kind);
+                let (found, useless): (Vec<_>, Vec<_>) =
+                    alike.partition(|address| enough.has(address.ip));
+                if let Some(first) = found.into_iter().next() {
+                    return Ok(first);
+                }
+                only_beside = Some(useless.into_iter().map(|address| address.ip).collect());
             }
             let ip = match wanted {
                 Some(ip) => ip,
@@ -75,7 +82,7 @@ impl Catalog {
                 network: terms.network.as_ref().map(|(number, _)| *number),
                 region: new.region.clone(),
                 service_name: new.service_name.clone(),
-                only_first: terms.only_first,
+                only_beside,
                 created_at: self.now(),
             };
             match self.store.insert_address(row.clone()).await? {
@@ -106,24 +113,27 @@ impl Catalog {
         app: &AppRecord,
         only_first: bool,
     ) -> Result<(Terms, AddressPool, Option<IpAddr>)> {
-        let own = |is_v6: bool| {
+        let own = |is_v6: bool, pool: &AddressPool| {
             let kind = if is_v6 { AddressKind::V6 } else { AddressKind::V4 };
-            Terms { kind, network: None, only_first }
+            Terms { kind, network: None, enough: only_first.then(|| pool.clone()) }
         };
         Ok(match wanted {
             WantedAddress::Own(pool) => {
                 let is_v6 = pool.prefixes.iter().any(|prefix| prefix.addr().is_ipv6());
-                (own(is_v6), pool.clone(), None)
+                (own(is_v6, pool), pool.clone(), None)
             }
             WantedAddress::This(ip, pool) => {
                 if !pool.has(*ip) {
                     let pool = pool.to_string();
                     return Err(CatalogError::AddressOutsidePool { ip: *ip, pool });
                 }
-                (own(ip.is_ipv6()), AddressPool::default(), Some(*ip))
+                (own(ip.is_ipv6(), pool), AddressPool::default(), Some(*ip))
             }
             WantedAddress::Shared(ip) => {
-                let terms = Terms { kind: AddressKind::SharedV4, network: None, only_first: true };
+                let this = IpNet::from(IpAddr::V4(*ip));
+                let enough = AddressPool { prefixes: vec![this], reserved: Vec::new() };
+                let kind = AddressKind::SharedV4;
+                let terms = Terms { kind, network: None, enough: Some(enough) };
                 (terms, AddressPool::default(), Some(IpAddr::V4(*ip)))
             }
             WantedAddress::Private { organization, network } => {
@@ -132,8 +142,9 @@ impl Catalog {
                     prefixes: private_prefix(&row.prefix).into_iter().collect(),
                     reserved: Vec::new(),
                 };
-                let network = Some((row.number, name));
-                (Terms { kind: AddressKind::PrivateV6, network, only_first }, pool, None)
+                let (kind, network) = (AddressKind::PrivateV6, Some((row.number, name)));
+                let enough = only_first.then(|| pool.clone());
+                (Terms { kind, network, enough }, pool, None)
             }
         })
     }
@@ -160,11 +171,6 @@ impl Catalog {
         let name = network.clone();
         let name = name.unwrap_or_else(|| NetworkName::from_trusted(DEFAULT_NETWORK));
         Ok((row, PrivateNetwork { organization: organization.slug, name }))
-    }
-
-    async fn first_of(&self, app: &AppRecord, kind: AddressKind) -> Result<Option<Address>> {
-        let addresses = self.store.addresses(Some(app.number)).await?;
-        Ok(addresses.into_iter().find(|address| address.kind == kind))
     }
 
     async fn lowest_free(&self, pool: &AddressPool) -> Result<IpAddr> {

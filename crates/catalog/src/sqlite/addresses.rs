@@ -83,12 +83,15 @@ pub(super) fn insert(
         return Ok(Err(AddressConflict::App));
     }
     let kind = row.kind.as_str();
-    if row.only_first
-        && transaction
-            .prepare_cached("SELECT 1 FROM addresses WHERE app = ?1 AND kind = ?2")?
-            .exists((row.app, kind))?
-    {
-        return Ok(Err(AddressConflict::Kind));
+    if let Some(known) = &row.only_beside {
+        let known: Vec<_> = known.iter().map(IpAddr::to_string).collect();
+        let alike = transaction
+            .prepare_cached("SELECT ip FROM addresses WHERE app = ?1 AND kind = ?2")?
+            .query_map((row.app, kind), |found| found.get::<_, String>(0))?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        if alike.iter().any(|ip| !known.contains(ip)) {
+            return Ok(Err(AddressConflict::Kind));
+        }
     }
     let inserted = transaction
         .prepare_cached(

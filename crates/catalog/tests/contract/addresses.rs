@@ -14,6 +14,7 @@ over_each_store!(
     the_lowest_free_address_is_given,
     a_wanted_address_is_given_if_it_is_free_and_in_the_pool,
     what_is_reserved_is_not_given,
+    an_app_whose_address_the_pool_no_longer_has_gets_another_once,
     an_app_has_the_shared_address_once_and_shares_it,
     private_addresses_are_of_the_network_that_is_named,
     what_was_said_of_an_address_is_kept,
@@ -99,6 +100,32 @@ async fn an_app_has_the_shared_address_once_and_shares_it(fixture: &Fixture) {
     assert_eq!(catalog.addresses().await.unwrap().len(), 2);
     catalog.release_address("a", first.ip).await.unwrap();
     assert_eq!(catalog.addresses().await.unwrap().len(), 1);
+}
+
+async fn an_app_whose_address_the_pool_no_longer_has_gets_another_once(fixture: &Fixture) {
+    let catalog = &fixture.catalog;
+    catalog.create_app(app("a")).await.unwrap();
+    let ensure = async |pool: &AddressPool| {
+        catalog.ensure_address("a", pool.clone()).await.unwrap().ip.to_string()
+    };
+    let (before, now) = (pool(&["192.0.2.0/24"]), pool(&["198.51.100.0/24"]));
+    let reserved = AddressPool { reserved: vec![ip("198.51.100.1")], ..now.clone() };
+    for (pool, expected) in [
+        (&before, "192.0.2.1"),
+        (&now, "198.51.100.1"),
+        (&now, "198.51.100.1"),
+        (&reserved, "198.51.100.2"),
+        (&before, "192.0.2.1"),
+    ] {
+        assert_eq!(ensure(pool).await, expected);
+    }
+    assert_eq!(catalog.addresses_of("a").await.unwrap().len(), 3, "none is taken away");
+    // Of the shared listeners too.
+    for shared in [SHARED, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST] {
+        let given = catalog.allocate_address(address("a", WantedAddress::Shared(shared)));
+        assert_eq!(given.await.unwrap().ip, IpAddr::V4(shared));
+    }
+    assert_eq!(catalog.addresses_of("a").await.unwrap().len(), 5);
 }
 
 async fn private_addresses_are_of_the_network_that_is_named(fixture: &Fixture) {

@@ -105,27 +105,30 @@ async fn an_address_is_of_one_app_unless_it_is_shared(fixture: &Fixture) {
     let store = &fixture.store;
     let one = fixture.catalog.create_app(app("one")).await.unwrap().number;
     let other = fixture.catalog.create_app(app("other")).await.unwrap().number;
-    let row = |app, ip: &str, kind, only_first| AddressRow {
+    let row = |app, ip: &str, kind, only_beside: Option<&[&str]>| AddressRow {
         app,
         ip: ip.parse().unwrap(),
         kind,
         network: None,
         region: String::new(),
         service_name: String::new(),
-        only_first,
+        only_beside: only_beside.map(|ips| ips.iter().map(|ip| ip.parse().unwrap()).collect()),
         created_at: NOW,
     };
     use AddressKind::{SharedV4, V4};
+    let first: Option<&[&str]> = Some(&[]);
     for (row, expected) in [
-        (row(one, "192.0.2.1", V4, true), Ok(())),
-        (row(one, "192.0.2.2", V4, true), Err(AddressConflict::Kind)),
-        (row(one, "192.0.2.2", V4, false), Ok(())),
-        (row(one, "192.0.2.2", SharedV4, false), Err(AddressConflict::Address)),
-        (row(other, "192.0.2.1", V4, false), Err(AddressConflict::Address)),
-        (row(one, "192.0.2.9", SharedV4, true), Ok(())),
-        (row(other, "192.0.2.9", SharedV4, true), Ok(())),
-        (row(other, "192.0.2.9", SharedV4, true), Err(AddressConflict::Kind)),
-        (row(99, "192.0.2.3", V4, false), Err(AddressConflict::App)),
+        (row(one, "192.0.2.1", V4, first), Ok(())),
+        (row(one, "192.0.2.2", V4, first), Err(AddressConflict::Kind)),
+        (row(one, "192.0.2.2", V4, Some(&["192.0.2.3"])), Err(AddressConflict::Kind)),
+        (row(one, "192.0.2.2", V4, Some(&["192.0.2.1"])), Ok(())),
+        (row(one, "192.0.2.4", V4, Some(&["192.0.2.1"])), Err(AddressConflict::Kind)),
+        (row(one, "192.0.2.2", SharedV4, None), Err(AddressConflict::Address)),
+        (row(other, "192.0.2.1", V4, None), Err(AddressConflict::Address)),
+        (row(one, "192.0.2.9", SharedV4, first), Ok(())),
+        (row(other, "192.0.2.9", SharedV4, first), Ok(())),
+        (row(other, "192.0.2.9", SharedV4, first), Err(AddressConflict::Kind)),
+        (row(99, "192.0.2.3", V4, None), Err(AddressConflict::App)),
     ] {
         assert_eq!(store.insert_address(row.clone()).await.unwrap(), expected, "{row:?}");
     }

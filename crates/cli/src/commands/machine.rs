@@ -108,7 +108,7 @@ enum MachineCommand {
         after_help = "Example:\n  caddis machine suspend 148ed193b95389 -a hello --wait-timeout 60s"
     )]
     Suspend(suspend::Suspend),
-    /// Keep machines from being stopped or suspended for lack of traffic.
+    /// Keep machines from being stopped or suspended when idle.
     #[command(
         after_help = "Examples:\n  caddis machine hold 148ed193b95389 -a hello --for 10m\n  caddis \
                       machine hold 148ed193b95389 -a hello --release"

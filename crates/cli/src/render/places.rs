@@ -26,11 +26,13 @@ pub fn all(app: &App, services: &[Service], addresses: &[IpAssignment]) -> Vec<S
     let mut places = of_browsers(app, services);
     let is_own = |address: &&IpAssignment| !address.shared && !address.egress;
     for address in addresses.iter().filter(is_own) {
-        let forwarded = services.iter().filter(|service| service.protocol() == Protocol::Tcp);
-        let ports = forwarded.flat_map(|service| service.ports.iter().flatten());
-        places.extend(
-            ports.filter(|port| !port.is_shared()).filter_map(|port| own(&address.ip, port)),
-        );
+        for service in services {
+            let is_udp = service.protocol() == Protocol::Udp;
+            let ports = service.ports.iter().flatten().filter(|port| is_udp || !port.is_shared());
+            let suffix = if is_udp { "/udp" } else { "" };
+            let own = ports.filter_map(|port| own(&address.ip, port));
+            places.extend(own.map(|place| place + suffix));
+        }
     }
     places
 }
@@ -95,10 +97,12 @@ mod tests {
                 "http://127.64.0.1:8080",
                 "127.64.0.1:5432",
                 "127.64.0.1:7000-7010",
+                "127.64.0.1:53/udp",
                 "https://[2001:db8::1]:8443",
                 "http://[2001:db8::1]:8080",
                 "[2001:db8::1]:5432",
                 "[2001:db8::1]:7000-7010",
+                "[2001:db8::1]:53/udp",
             ]
         );
         assert_eq!(all(&app, &services[1..2], &addresses[..1]), [""; 0]);

@@ -1,6 +1,6 @@
 //! `/v1/apps/{app}/ip_assignments`: the addresses that an app's services are reached at.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use axum::{
     Extension, Json,
@@ -14,11 +14,12 @@ use caddis_api::{
         IpAssignments,
     },
     error::ErrorBody,
-    names, time,
+    names, time, validate,
 };
 use caddis_catalog::{Address, AddressKind, CatalogError, NewAddress, WantedAddress};
 use serde::Deserialize;
 
+use super::filter::is_gone;
 use crate::http::{
     authorization::AppPath,
     caller::Caller,
@@ -220,30 +221,53 @@ fn address(what: &str, text: &str) -> Result<IpAddr, ApiError> {
 }
 
 /// Sees to it that the services of a machine can be reached: an app with one that the shared
-/// listeners can't serve gets an address of its own, if it has none. Gives a warning when there is
-/// none to give.
+/// listeners can't serve gets an address of its own, if it has none. To be called once the machine
+/// is accepted, so that one that is refused leaves nothing. Gives a warning when there is none to
+/// give.
 pub(crate) async fn publish(
     context: &Context,
     app: &str,
     config: &MachineConfig,
-) -> Result<Option<String>, ApiError> {
+) -> Option<String> {
     if !config.needs_own_address() {
-        return Ok(None);
+        return None;
     }
     let traffic = &context.settings.traffic;
     let pools = [traffic.pool_v4(), traffic.pool_v6()];
     let Some(pool) = pools.into_iter().find(|pool| !pool.prefixes.is_empty()) else {
-        return Ok(Some(
+        return Some(
             "services of the machine can't be reached: the server has no addresses for apps, give \
              it some with --public-addresses"
                 .to_owned(),
-        ));
+        );
     };
-    match context.catalog.ensure_address(app, pool).await {
-        Ok(_) => Ok(None),
-        Err(error @ CatalogError::AddressesExhausted { .. }) => {
-            Ok(Some(format!("services of the machine can't be reached: {error}")))
+    let error = match context.catalog.ensure_address(app, pool).await {
+        // Where the app is going its machines are too.
+        Ok(_) | Err(CatalogError::AppInDeletion(_) | CatalogError::AppNotFound(_)) => return None,
+        Err(error @ CatalogError::AddressesExhausted { .. }) => error.to_string(),
+        Err(error) => ApiError::from(error).message,
+    };
+    Some(format!("services of the machine can't be reached: {error}"))
+}
+
+/// Does the same for the machines that there are already: those of an earlier release, and those of
+/// a server that had other addresses for apps.
+pub(crate) async fn publish_known(context: Context) {
+    context.view.synced().await;
+    let mut seen = HashSet::new();
+    for (worker, _) in context.view.hosts().all() {
+        for shown in context.view.of_worker(&worker) {
+            let (app, machine) = (&shown.record.app, &shown.record.machine);
+            let Some(raw) = machine.config.as_ref().filter(|_| !is_gone(shown.state())) else {
+                continue;
+            };
+            let needs = validate::read(raw).ok().filter(MachineConfig::needs_own_address);
+            if let Some(config) = needs
+                && seen.insert(app.clone())
+                && let Some(warning) = publish(&context, app, &config).await
+            {
+                tracing::warn!(%app, machine = %machine.id, warning, "an app has no address");
+            }
         }
-        Err(error) => Err(error.into()),
     }
 }

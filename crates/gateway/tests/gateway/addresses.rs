@@ -1,11 +1,13 @@
 //! Addresses of apps.
 
 use axum::http::StatusCode;
+use caddis_api::{ApiError, ErrorCode};
 use caddis_gateway::{Settings, SharedListeners, TrafficSettings};
 use futures::future::join;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
-use crate::support::{Answer, Fixture};
+use crate::support::{Answer, Fixture, TIMEOUT};
 
 /// A server with these addresses for apps.
 async fn with_addresses(prefixes: &[&str]) -> Fixture {
@@ -174,6 +176,46 @@ async fn an_update_that_adds_such_a_service_does_too() {
     let body = json!({ "config": { "image": "nginx", "services": on_port(5432) } });
     fixture.post(&format!("/v1/apps/a/machines/{id}"), body).await.ok();
     assert_eq!(list(&fixture).await, ["127.64.0.1"]);
+}
+
+#[tokio::test]
+async fn a_machine_that_is_refused_gives_its_app_no_address() {
+    let fixture = with_addresses(&["127.64.0.0/16"]).await;
+    let body = json!({ "config": { "image": "nginx", "services": on_port(5432) } });
+    let full = ApiError::new(ErrorCode::InsufficientCapacity, "no host has room");
+    fixture.worker.state().create_errors.push_back(full);
+    assert_eq!(fixture.post("/v1/apps/a/machines", body.clone()).await.status, 422);
+    let id = create(&fixture, json!([])).await["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/apps/a/machines/{id}");
+    fixture.worker.state().update_errors.push_back(ApiError::aborted("it is leased"));
+    assert_eq!(fixture.post(&path, body.clone()).await.status, 409);
+    let mut with_lease = body;
+    with_lease["lease_ttl"] = json!(1_000_000_000);
+    assert_eq!(fixture.post(&path, with_lease).await.status, 400);
+    assert_eq!(list(&fixture).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn apps_of_machines_that_are_there_get_an_address_of_the_pool_when_a_server_starts() {
+    let fixture = with_addresses(&["127.64.0.0/16"]).await;
+    create(&fixture, on_port(5432)).await;
+    create(&fixture, on_port(6379)).await;
+    let another = |prefix: &str| {
+        let public_addresses = vec![prefix.parse().unwrap()];
+        let traffic = TrafficSettings { public_addresses, ..TrafficSettings::default() };
+        fixture.restarted_with(Settings { traffic, ..Settings::default() })
+    };
+    // As with a release that had no addresses.
+    let mut changes = fixture.catalog.addresses_changed();
+    fixture.catalog.release_address("a", "127.64.0.1".parse().unwrap()).await.unwrap();
+    changes.mark_unchanged();
+    for (prefix, expected) in
+        [("127.64.0.0/16", &["127.64.0.1"][..]), ("192.0.2.0/24", &["127.64.0.1", "192.0.2.1"])]
+    {
+        let _server = another(prefix).await;
+        timeout(TIMEOUT, changes.changed()).await.unwrap().unwrap();
+        assert_eq!(list(&fixture).await, expected);
+    }
 }
 
 #[tokio::test]

@@ -105,6 +105,30 @@ fn who_says_nothing_or_too_much_is_cut_off_and_others_are_served() {
 }
 
 #[test]
+fn of_a_crowd_so_many_are_taken_within_a_time_and_the_others_later() {
+    let (most, _) = MOST_TAKEN;
+    let mut stand = Stand::new();
+    let crowd: Vec<_> = (0..most + 5).map(|_| stand.client("GET / HTTP/1.1\r\n\r\n")).collect();
+    let answered = || {
+        let is_answered = |stream: &&UnixStream| {
+            stream.set_nonblocking(true).unwrap();
+            let mut stream = *stream;
+            stream.read(&mut [0; 1]).is_ok()
+        };
+        crowd.iter().filter(is_answered).count()
+    };
+    for _ in 0..3 {
+        assert_eq!(stand.pump(), []);
+    }
+    assert_eq!(answered(), most);
+    stand.now = stand.api.deadline().unwrap();
+    // Nothing else tells of those who wait.
+    assert_eq!(stand.api.pump(stand.now, |_| Ok(())), []);
+    assert_eq!(answered(), most + 5);
+    assert_eq!(stand.api.deadline(), None);
+}
+
+#[test]
 fn the_socket_takes_the_place_of_what_the_image_has_and_is_for_every_user() {
     let directory = tempfile::tempdir().unwrap();
     let fly = directory.path().join(".fly");

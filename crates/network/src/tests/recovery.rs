@@ -5,7 +5,7 @@ use std::{fs, os::unix::ffi::OsStrExt as _, path::Path};
 use futures::FutureExt as _;
 
 use super::{Place, Vm, machine, on_a_host, run};
-use crate::{HOST_V4, MachineAddresses, Network, NetworkError, tap};
+use crate::{HOST_V4, MachineAddresses, Network, NetworkError, PublicAddresses, tap};
 
 /// All that there is of the network, on the host and in the namespace.
 fn all(network: &Network) -> String {
@@ -331,5 +331,53 @@ fn a_route_of_an_earlier_server_is_no_error_and_one_of_others_is() {
             run("ip route").contains("unreachable 10.88.0.0/16"),
             "that of others is left alone"
         );
+    });
+}
+
+#[test]
+fn addresses_of_apps_that_a_kill_has_left_go_with_the_next_server_or_a_clean() {
+    on_a_host(async || {
+        let run_directory = tempfile::tempdir().unwrap();
+        let (place, other) = (Place::beside(&run_directory), Place::beside(&run_directory));
+        let take = async |place: &Place, prefixes: &[&str]| {
+            let network = place.start().await.unwrap();
+            let prefixes: Vec<_> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+            let addresses = PublicAddresses::of(&network);
+            addresses.take(&prefixes).await.unwrap();
+            addresses
+        };
+        let routes = || {
+            run("ip route show table local; ip -6 route show table local")
+                .lines()
+                .filter(|route| route.contains("metric") && route.contains("dev lo"))
+                .filter_map(|route| route.split_whitespace().nth(1).map(str::to_owned))
+                .filter(|prefix| prefix != "::1")
+                .collect::<Vec<_>>()
+        };
+        // Of a user, as it may be.
+        run("ip -6 route add local 2001:db8:9::/64 dev lo");
+        let users = routes();
+        let with = |own: &[&str]| {
+            let mut all = users.clone();
+            all.extend(own.iter().copied().map(str::to_owned));
+            all.sort();
+            all
+        };
+        let there = || {
+            let mut there = routes();
+            there.sort();
+            there
+        };
+        // It is killed.
+        drop(take(&place, &["192.0.2.0/29", "2001:db8::/64", "127.64.0.0/16"]).await);
+        assert_eq!(there(), with(&["192.0.2.0/29", "2001:db8::/64"]));
+        let beside = take(&other, &["198.51.100.0/29"]).await;
+        drop(take(&place, &["2001:db8::/64", "203.0.113.1/32"]).await);
+        assert_eq!(there(), with(&["2001:db8::/64", "198.51.100.0/29", "203.0.113.1"]));
+        place.cleaned().await;
+        assert_eq!(there(), with(&["198.51.100.0/29"]), "what others have stays");
+        beside.release().await;
+        assert_eq!(there(), users);
+        other.cleaned().await;
     });
 }

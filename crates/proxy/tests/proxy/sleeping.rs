@@ -398,3 +398,26 @@ async fn a_drain_is_called_off_where_all_others_are_at_their_hard_limit() {
     let _second = websocket(&world).await;
     assert!(world.machines.sleeps().is_empty());
 }
+
+#[tokio::test]
+async fn nothing_is_drained_for_a_machine_that_its_host_keeps_awake() {
+    let (world, upstream) = drained_world().await;
+    world.machines.stay_awake.store(true, Ordering::SeqCst);
+    let other = Upstream::http("other").await;
+    let mut route = started("a1", upstream.address);
+    route.services[0].autostop = Autostop::Stop;
+    route.services[0].max_drain = Some(DAY);
+    world.apply(vec![route.clone()]);
+    let mut socket = websocket(&world).await;
+    let mut held = started("a2", other.address);
+    held.services[0].autostop = Autostop::Stop;
+    held.hold = Some("exec".to_owned());
+    world.apply(vec![route, held]);
+    eventually("two passes", || world.machines.asked.load(Ordering::SeqCst) >= 2).await;
+    let nothing = socket.try_read(&mut [0; 4]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    // Once nothing speaks against it any more, it is.
+    world.machines.stay_awake.store(false, Ordering::SeqCst);
+    let mut frame = [0; 4];
+    in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
+}

@@ -68,6 +68,8 @@ pub struct FakeMachines {
     pub before_sleep: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
     /// Going to sleep takes until this is so.
     pub until_slept: Mutex<Option<watch::Receiver<bool>>>,
+    /// How often it was asked whether one may sleep.
+    pub asked: AtomicU32,
     /// Whether their hosts keep them awake.
     pub stay_awake: AtomicBool,
 }
@@ -104,6 +106,14 @@ impl Machines for FakeMachines {
         match wake {
             Some(wake) => wake.await,
             None => Err(WakeError::Gone("unknown to the test".to_owned())),
+        }
+    }
+
+    async fn may_sleep(&self, _: &MachineId, _: &WorkerId, _: Sleep) -> Result<(), WakeError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        match self.stay_awake.load(Ordering::SeqCst) {
+            true => Err(WakeError::Conflict("a session is open in it".to_owned())),
+            false => Ok(()),
         }
     }
 

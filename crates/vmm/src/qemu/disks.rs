@@ -124,7 +124,7 @@ pub(super) fn arguments(machine: Option<&[Disk]>) -> Vec<String> {
             None => over(role, json!({ "driver": "null-co", "size": 0 })),
         };
         add("-blockdev", node.to_string());
-        // What can't be written is not lost: the VM stands still, is heard of (`hold.rs`), and the
+        // What can't be written is not lost: the VM stands still, is heard of (`pause.rs`), and the
         // worker lets it go on. What can't be read is for the guest to know, where all is blank
         // again at the next start.
         let errors = if role.lasts() { "rerror=stop" } else { "rerror=report" };

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-use super::{Driver, QemuVm, hold::AFTER_START, launch::Running, panicked, pool::WarmVm};
+use super::{Driver, QemuVm, launch::Running, panicked, pause::AFTER_START, pool::WarmVm};
 use crate::{LaunchSpec, Seat, Slot, Vm, VmmError};
 
 pub(super) struct QemuSeat {

@@ -20,8 +20,8 @@ use serde_json::json;
 use super::{
     descriptor,
     guest_memory::GuestMemory,
-    hold::IO_ERROR,
     launch::QMP_SOCKET,
+    pause::IO_ERROR,
     qmp::Qmp,
     snapshot::{self, Content, LARGEST_STATE},
 };

@@ -15,12 +15,13 @@ use tokio::{sync::watch, task::spawn_blocking};
 
 use super::{
     exit::Watched,
-    hold::{Listener, Orders},
     launch::{CONTROL_SOCKET, Running, end},
-    panicked, snapshot, suspend,
+    panicked,
+    pause::{Listener, Orders},
+    snapshot, suspend,
 };
 use crate::{
-    AgentStream, Hold, Slot, Start, StartKind, Vm, VmExit, VmmError, process::Process,
+    AgentStream, Pause, Slot, Start, StartKind, Vm, VmExit, VmmError, process::Process,
     record::Saving, socket,
 };
 
@@ -36,7 +37,7 @@ pub(super) struct QemuVm {
     saving: Option<Saving>,
     /// One at a time tells QEMU anything.
     orders: Arc<Orders>,
-    hold: watch::Receiver<Option<Hold>>,
+    pause: watch::Receiver<Option<Pause>>,
     _listener: Listener,
 }
 
@@ -68,7 +69,7 @@ impl QemuVm {
         };
         tokio::spawn(async move { sender.send_replace(Some(watched.ended(watcher).await)) });
         let orders = Orders::new();
-        let (listener, hold) = Listener::begin(directory.clone(), orders.clone(), after);
+        let (listener, pause) = Listener::begin(directory.clone(), orders.clone(), after);
         Ok(Arc::new(Self {
             process,
             slot,
@@ -79,7 +80,7 @@ impl QemuVm {
             steps,
             saving,
             orders,
-            hold,
+            pause,
             _listener: listener,
         }))
     }
@@ -148,8 +149,8 @@ impl Vm for QemuVm {
         going.await.map_err(panicked)?
     }
 
-    fn hold(&self) -> watch::Receiver<Option<Hold>> {
-        self.hold.clone()
+    fn pause(&self) -> watch::Receiver<Option<Pause>> {
+        self.pause.clone()
     }
 
     async fn kill(&self) -> Result<(), VmmError> {

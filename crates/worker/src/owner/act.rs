@@ -25,7 +25,7 @@ pub(super) enum By<'a> {
     Client,
     /// Traffic.
     Traffic,
-    /// The want of traffic, for this reason.
+    /// It is idle, for this reason.
     Idleness(&'a str),
 }
 
@@ -65,6 +65,9 @@ impl Owner {
                 let result = self.sleep(mode, &reason).await;
                 self.request = None;
                 let _ = reply.send(result);
+            }
+            Message::MaySleep { mode, reply } => {
+                let _ = reply.send(Ok(self.may_sleep(mode)));
             }
             Message::Note { kind, details } => {
                 if self.row.state == MachineState::Started {
@@ -116,7 +119,7 @@ impl Owner {
             }
             Action::Suspend => {
                 spec::check_suspendable(&self.config)?;
-                self.check_not_held()?;
+                self.check_not_paused()?;
                 if !self.shared.vmm.capabilities().snapshot {
                     return Err(ApiError::precondition(
                         "unable to suspend machine: this host's VMM can't save VMs",
@@ -337,7 +340,7 @@ impl Owner {
         self.check_answers()?;
         let live =
             self.live.as_ref().ok_or_else(|| ApiError::precondition("machine not running"))?;
-        self.check_not_held()?;
+        self.check_not_paused()?;
         tokio::select! {
             sent = live.session.signal(signal.number()) => {
                 sent.map_err(|e| ApiError::precondition(format!("can't deliver the signal: {e}")))
@@ -384,7 +387,7 @@ impl Owner {
         if let Some(nonce) = nonce {
             self.check_lease(nonce.as_ref())?;
         }
-        self.check_not_held()?;
+        self.check_not_paused()?;
         self.check_answers()?;
         match (&self.live, self.row.state) {
             (Some(live), MachineState::Started) => Ok(live.session.in_use()),

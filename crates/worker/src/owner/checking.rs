@@ -1,4 +1,4 @@
-//! Health checks: asked while the machine runs and nothing is under way with it, recorded when they
+//! Health checks: tried while the machine runs and nothing is under way with it, recorded when they
 //! find something else, and, where they are configured so, followed by a restart.
 
 use caddis_api::{MachineState, UnixMillis};
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Owner {
-    /// Has the checks be asked if they are to be now.
+    /// Has the checks be tried if they are to be now.
     pub(super) fn follow_checks(&mut self) {
         if !self.is_to_be_checked() {
             self.checks = None;
@@ -29,7 +29,7 @@ impl Owner {
         self.row.state == MachineState::Started
             && self.row.operation.is_none()
             // One that stands still can't answer, through no fault of its program.
-            && self.held().is_none()
+            && self.paused().is_none()
             && self.live.as_ref().is_some_and(|live| runs(&live.guest.borrow()))
     }
 

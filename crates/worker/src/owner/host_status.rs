@@ -26,7 +26,7 @@ impl Owner {
         };
         // One that stands still because of its disk can't answer either, which has been told.
         if explained
-            || self.held().is_some()
+            || self.paused().is_some()
             || self.row.operation.is_some()
             || self.row.state != MachineState::Started
         {
@@ -98,7 +98,7 @@ impl Owner {
         self.turns.end();
         // In one change with the outcome: nobody shall take it for well in between. One whose disk
         // can't be written can't answer either, which has been told.
-        let silent = self.held().is_none() && !live.guest.borrow().silent;
+        let silent = self.paused().is_none() && !live.guest.borrow().silent;
         if silent {
             live.guest.send_modify(|guest| guest.silent = true);
             live.session.renew();

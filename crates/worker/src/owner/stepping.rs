@@ -78,7 +78,7 @@ impl Owner {
                 self.timing.launched(&live);
                 // A boot that was not foreseen.
                 self.row.boot = live.boot;
-                (self.held, self.holds, self.calm_at) = (None, 0, None);
+                (self.paused, self.pauses, self.calm_at) = (None, 0, None);
                 self.shared.runs(&self.row.id, Some(live.vm.clone()));
                 self.live = Some(live);
                 Ok(Done::Next)

@@ -1,5 +1,5 @@
-//! What traffic does to a machine: wakes it, and for lack of it puts it to sleep, unless something
-//! keeps it awake.
+//! What traffic does to a machine: it wakes one that sleeps; one that is idle is put to sleep,
+//! unless something keeps it awake.
 
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ impl Owner {
         event.map_or(self.row.created_at, |event| event.timestamp)
     }
 
-    /// Puts the machine to sleep for lack of traffic, unless something keeps it awake.
+    /// Puts the machine to sleep because it is idle, unless something keeps it awake.
     pub(super) async fn sleep(&mut self, mode: SleepMode, reason: &str) -> WorkerResult {
         let suspend = mode == SleepMode::Suspend;
         match self.verdict(Request::Sleep { suspend }) {
@@ -136,6 +136,14 @@ impl Owner {
                 let mode = if saves { SleepMode::Suspend } else { SleepMode::Stop };
                 Ok(WorkerReply::Sleeping { mode, record: self.status() })
             }
+        }
+    }
+
+    /// Whether it could be put to sleep now.
+    pub(super) fn may_sleep(&self, mode: SleepMode) -> WorkerReply {
+        match self.verdict(Request::Sleep { suspend: mode == SleepMode::Suspend }) {
+            Verdict::StayAwake(why) => self.stays_awake(why),
+            _ => WorkerReply::MaySleep,
         }
     }
 
@@ -157,6 +165,9 @@ impl Owner {
                 let text = "its host does not know how it is (host_status)";
                 (text.to_owned(), None)
             }
+            (WhyAwake::AutoDestroy, ..) => {
+                ("a stop would destroy it (auto_destroy)".to_owned(), None)
+            }
             (WhyAwake::Operation, ..) => {
                 let operation = self.row.operation.as_ref();
                 let name = operation.map_or("operation", |operation| operation.kind.rules().name());
@@ -171,8 +182,8 @@ impl Owner {
     pub(super) fn kept_awake(&self) -> Option<WhyAwake> {
         let now = self.shared.clock.unix_now();
         let live = self.live.as_ref();
-        let is_unknown =
-            self.held().is_some() || live.is_some_and(|l| l.guest.borrow().host_reason().is_some());
+        let is_unknown = self.paused().is_some()
+            || live.is_some_and(|l| l.guest.borrow().host_reason().is_some());
         let reasons = [
             (self.row.valid_lease(now).is_some(), WhyAwake::Lease),
             (self.row.valid_hold(now).is_some(), WhyAwake::Hold),
@@ -239,8 +250,8 @@ impl Owner {
         self.try_change(durability, |draft| draft.row.hold = None).await
     }
 
-    /// A program in the machine asks for a hold of so many seconds, or that there is none. It ends
-    /// with the machine's VM at the latest, so that it need not survive the host.
+    /// A program in the machine asks for a hold of so many seconds, or that there is none. Where
+    /// the host goes down, so does the program: it need not survive that.
     pub(super) async fn hold_from_inside(&mut self, id: u32, ttl_seconds: Option<u64>) {
         let outcome = match ttl_seconds {
             _ if !self.from_inside.admit(self.shared.clock.now()) => {

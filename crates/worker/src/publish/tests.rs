@@ -35,6 +35,8 @@ fn record(number: u64, revision: u64, config: &RawConfig) -> MachineRecord {
         config_revision: 0,
         app: AppName::from_trusted("app"),
         launched: true,
+        booted_at: UnixMillis::EPOCH,
+        started_at: UnixMillis::EPOCH,
         lease: None,
         machine: Machine { id: id(number), config: Some(config.clone()), ..machine() },
     };

@@ -78,6 +78,19 @@ pub(super) async fn sleep(
     answer.await.unwrap_or_else(|_| gone(shared, machine, false))
 }
 
+pub(super) async fn may_sleep(
+    shared: &Arc<Shared>,
+    machine: &MachineId,
+    mode: SleepMode,
+) -> WorkerResult {
+    let Some(owner) = shared.owner(machine) else { return gone(shared, machine, false) };
+    let (reply, answer) = oneshot::channel();
+    if owner.send(Message::MaySleep { mode, reply }).await.is_err() {
+        return gone(shared, machine, false);
+    }
+    answer.await.unwrap_or_else(|_| gone(shared, machine, false))
+}
+
 pub(super) fn log(shared: &Arc<Shared>, machine: &MachineId, lines: Vec<HostLine>) -> WorkerResult {
     if lines.len() > HostLine::MOST {
         return Err(ApiError::invalid(format!("more than {} lines", HostLine::MOST)));

@@ -8,7 +8,7 @@ use caddis_api::{
     machine::{CheckState, CheckStatus},
 };
 use caddis_bus::message::{Action, MachineRecord, UpdateMachine, WorkerRequest};
-use caddis_vmm::{Hold, fake::Faults};
+use caddis_vmm::{Pause, fake::Faults};
 use caddis_worker::fake::Answer;
 use serde_json::{Value, json};
 
@@ -19,6 +19,7 @@ const STOP: Action = Action::Stop { signal: None, timeout: None };
 const WEB: &str = "servicecheck-00-http-8080";
 /// Longer than any test takes: what is due then comes only when the clock is moved.
 const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
 
 fn fails(why: &str) -> Answer {
     Answer::Fails(why.to_owned())
@@ -96,12 +97,55 @@ async fn until_the_first_pass_attempts_follow_quickly_and_only_changes_are_publi
     assert_eq!(fixture.record(&machine).unwrap().revision, published, "nothing has changed");
 
     fixture.prober.set(WEB, fails("500"));
+    // Not at once: see below.
+    fixture.clock.advance(MINUTE);
     let told = |record: &MachineRecord| check(record, WEB).output.ends_with("500");
     let record = fixture.until_that(&machine, told).await;
     assert_eq!(check(&record, WEB).updated_at, critical.updated_at, "its state is the same");
 
     fixture.prober.set(WEB, Answer::Passes);
     fixture.until_check(&machine, WEB, CheckState::Passing).await;
+}
+
+#[tokio::test]
+async fn a_check_that_fails_otherwise_each_time_is_not_recorded_each_time() {
+    let fixture = Fixture::new().await;
+    fixture.prober.set(WEB, fails("first"));
+    let machine = fixture.serving(serving(json!({ "grace_period": "0s" }))).await;
+    fixture.until_check(&machine, WEB, CheckState::Critical).await;
+    let (revision, began) = (fixture.record(&machine).unwrap().revision, fixture.clock.unix_now());
+    for attempt in fixture.prober.attempts(WEB)..fixture.prober.attempts(WEB) + 8 {
+        fixture.prober.set(WEB, fails(&format!("after {attempt}")));
+        fixture.prober.until_tried(WEB, attempt + 1).await;
+    }
+    let seconds = fixture.clock.unix_now().since(began).as_secs();
+    let changes = fixture.record(&machine).unwrap().revision - revision;
+    assert!(changes <= seconds / 10 + 1, "{changes} in {seconds} s");
+    // A pass lets traffic come: that is told at once.
+    fixture.prober.set(WEB, Answer::Passes);
+    fixture.until_check(&machine, WEB, CheckState::Passing).await;
+}
+
+#[tokio::test]
+async fn checks_that_nobody_answers_do_not_keep_others_from_being_tried() {
+    let fixture = Fixture::new().await;
+    // More than are tried at once.
+    for number in 0..5 {
+        let check = |at: u32| {
+            let name = format!("silent-{number}-{at}");
+            fixture.prober.set(&name, Answer::Hangs);
+            let check = json!({
+                "type": "tcp", "port": 1, "interval": "1h", "timeout": "1h", "grace_period": "0s",
+            });
+            (name, check)
+        };
+        let checks: serde_json::Map<_, _> = (0..64).map(check).collect();
+        fixture.serving(json!({ "checks": checks })).await;
+    }
+    let machine = fixture.serving(serving(json!({ "grace_period": "0s" }))).await;
+    let began = fixture.clock.now();
+    fixture.until_check(&machine, WEB, CheckState::Passing).await;
+    assert!(fixture.clock.now() < began + HOUR / 2, "none of them has timed out");
 }
 
 #[tokio::test]
@@ -270,12 +314,12 @@ async fn a_machine_that_stands_still_is_not_checked() {
     let (machine, attempts) = fixture.healthy(json!({ "liveness": { "failures": 1 } })).await;
     fixture.prober.set(WEB, fails("it stands still"));
     fixture.host.set_faults(Faults { disk_stays_full: true, ..Faults::default() });
-    fixture.host.hold(machine.as_str(), Some(Hold::DiskFull));
+    fixture.host.pause(machine.as_str(), Some(Pause::DiskFull));
     fixture.until_that(&machine, |record| record.machine.host_status == "unknown").await;
     fixture.clock.advance(HOUR);
-    let held = fixture.record(&machine).unwrap();
+    let paused = fixture.record(&machine).unwrap();
     assert_eq!(
-        (held.machine.state, fixture.prober.attempts(WEB)),
+        (paused.machine.state, fixture.prober.attempts(WEB)),
         (MachineState::Started, attempts)
     );
 }

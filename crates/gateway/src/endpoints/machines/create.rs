@@ -78,9 +78,9 @@ pub(crate) async fn create(
     let told =
         [unknown_of_request(names.iter().map(String::as_str)), warnings(&wanted.raw)].concat();
     let work = tokio::spawn(async move {
-        // Before the machine is there: it can be reached as soon as it is.
-        let unreachable = publish(&context, &wanted.app.name, &wanted.config).await?;
+        let (app, config) = (wanted.app.name.clone(), wanted.config.clone());
         let made = make(&context, wanted).await?;
+        let unreachable = publish(&context, &app, &config).await;
         Ok::<_, ApiError>(made.warning(told.into_iter().chain(unreachable).collect()))
     });
     let made = work

@@ -20,7 +20,7 @@ fn not_found() -> ApiError {
     ApiError::new(ErrorCode::NotFound, "the machine has no hold")
 }
 
-/// Keep a machine from being put to sleep for lack of traffic.
+/// Keep a machine from being put to sleep when idle.
 ///
 /// Takes the place of an earlier hold, and ends when the machine stops. Requests to stop or suspend
 /// the machine are carried out all the same. Programs in the machine do it by the socket

@@ -71,7 +71,6 @@ pub(crate) async fn update(
     let raw = request.config.ok_or_else(|| ApiError::invalid("invalid config, it is required"))?;
     let (config, read) = validate::normalise(raw)?;
     told.extend(warnings(&config));
-    told.extend(publish(&context, &shown.record.app, &read).await?);
     let update = UpdateMachine {
         config,
         expected: request.current_version.filter(|version| !version.as_str().is_empty()),
@@ -85,17 +84,22 @@ pub(crate) async fn update(
         nonce: nonce.0,
         update: Box::new(update),
     };
-    match context
-        .ask(&shown.record.worker, request, context.settings.create_deadline)
-        .await
-        .map_err(ApiError::from)?
-    {
-        WorkerReply::Updated { record, lease } => {
-            let machine = Machine { nonce: lease.map(|lease| lease.nonce), ..record.machine };
-            Ok(Json(machine.warning(told)))
+    // Also where the client goes away: the worker updates the machine all the same.
+    let work = tokio::spawn(async move {
+        let deadline = context.settings.create_deadline;
+        match context.ask(&shown.record.worker, request, deadline).await? {
+            WorkerReply::Updated { record, lease } => {
+                told.extend(publish(&context, &shown.record.app, &read).await);
+                let machine = Machine { nonce: lease.map(|lease| lease.nonce), ..record.machine };
+                Ok::<_, ApiError>(machine.warning(told))
+            }
+            other => Err(unexpected(&other)),
         }
-        other => Err(unexpected(&other).into()),
-    }
+    });
+    let updated = work
+        .await
+        .map_err(|e| ApiError::internal(format!("updating the machine was interrupted: {e}")))?;
+    Ok(Json(updated?))
 }
 
 /// Those that are kept, newest first.

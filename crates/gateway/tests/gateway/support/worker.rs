@@ -52,6 +52,8 @@ pub struct State {
     pub incarnation: String,
     /// The next creates fail so.
     pub create_errors: VecDeque<ApiError>,
+    /// The next updates fail so.
+    pub update_errors: VecDeque<ApiError>,
     /// Creates do their work, and then say nothing this often.
     pub silent_creates: u32,
     /// The next create waits for this before it does anything.
@@ -256,6 +258,9 @@ impl FakeWorker {
                 self.act(&machine, nonce, action).await
             }
             WorkerRequest::Update { machine, update, .. } => {
+                if let Some(error) = self.state().update_errors.pop_front() {
+                    return Err(error);
+                }
                 let before = self
                     .state()
                     .machines
@@ -333,6 +338,7 @@ impl FakeWorker {
             // Nobody but the proxy asks for it.
             WorkerRequest::Wake { .. }
             | WorkerRequest::Sleep { .. }
+            | WorkerRequest::MaySleep { .. }
             | WorkerRequest::Log { .. } => Err(ApiError::internal("not here")),
             WorkerRequest::Health => {
                 let state = self.state();

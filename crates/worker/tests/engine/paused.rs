@@ -2,12 +2,12 @@
 
 use caddis_api::{ErrorCode, MachineState};
 use caddis_bus::message::{Action, MachineRecord, WorkerRequest};
-use caddis_vmm::{Hold, fake::Faults};
+use caddis_vmm::{Pause, fake::Faults};
 use serde_json::json;
 
 use crate::support::Fixture;
 
-fn is_held(reason: &'static str) -> impl Fn(&MachineRecord) -> bool {
+fn is_paused(reason: &'static str) -> impl Fn(&MachineRecord) -> bool {
     move |record| {
         let machine = &record.machine;
         machine.host_status == "unknown" && machine.host_status_reason.as_deref() == Some(reason)
@@ -22,16 +22,16 @@ fn goes_on(record: &MachineRecord) -> bool {
 async fn a_machine_that_stands_still_shows_why_refuses_what_needs_its_guest_and_goes_on_by_itself()
 {
     let fixture = Fixture::new().await;
-    for (hold, reason, says) in [
-        (Hold::DiskFull, "disk_full", "disk of the host is full"),
-        (Hold::DiskError, "disk_error", "can't write"),
+    for (pause, reason, says) in [
+        (Pause::DiskFull, "disk_full", "disk of the host is full"),
+        (Pause::DiskError, "disk_error", "can't write"),
     ] {
         fixture.host.set_faults(Faults { disk_stays_full: true, ..Faults::default() });
         let machine = fixture.started().await;
-        fixture.host.hold(machine.as_str(), Some(hold));
-        let held = fixture.until_that(&machine, is_held(reason)).await;
-        assert_eq!(held.machine.state, MachineState::Started);
-        assert!(held.machine.config.is_some());
+        fixture.host.pause(machine.as_str(), Some(pause));
+        let paused = fixture.until_that(&machine, is_paused(reason)).await;
+        assert_eq!(paused.machine.state, MachineState::Started);
+        assert!(paused.machine.config.is_some());
         for (what, answer) in [
             (
                 "processes",
@@ -70,13 +70,13 @@ async fn a_machine_that_stands_still_is_adopted_as_that_and_can_be_stopped_and_d
     fixture.host.set_faults(Faults { disk_stays_full: true, ..Faults::default() });
     let (one, other) = (fixture.started().await, fixture.started().await);
     for machine in [&one, &other] {
-        fixture.host.hold(machine.as_str(), Some(Hold::DiskFull));
-        fixture.until_that(machine, is_held("disk_full")).await;
+        fixture.host.pause(machine.as_str(), Some(Pause::DiskFull));
+        fixture.until_that(machine, is_paused("disk_full")).await;
     }
     fixture.kill().await;
     fixture.start().await;
     for machine in [&one, &other] {
-        fixture.until_that(machine, is_held("disk_full")).await;
+        fixture.until_that(machine, is_paused("disk_full")).await;
     }
     fixture.act(&one, Action::Stop { signal: None, timeout: None }).await.unwrap();
     let stopped = fixture.until(&one, MachineState::Stopped).await;

@@ -23,7 +23,7 @@ use tokio::{
 use tracing::debug;
 
 use super::launch::QMP_SOCKET;
-use crate::{Hold, socket};
+use crate::{Pause, socket};
 
 /// Time after a start until it is listened to: what happens before is asked for then, and its start
 /// is not held up.
@@ -74,7 +74,7 @@ impl Orders {
 pub(super) async fn listen(
     directory: PathBuf,
     orders: Arc<Orders>,
-    hold: watch::Sender<Option<Hold>>,
+    pause: watch::Sender<Option<Pause>>,
 ) {
     let mut wanted = orders.wanted.subscribe();
     loop {
@@ -83,7 +83,7 @@ pub(super) async fn listen(
         }
         let turn = orders.turn.lock().await;
         let heard = tokio::select! {
-            heard = hear(&directory, &hold) => heard,
+            heard = hear(&directory, &pause) => heard,
             _ = wanted.wait_for(|wanted| *wanted > 0) => Ok(()),
         };
         drop(turn);
@@ -96,28 +96,28 @@ pub(super) async fn listen(
 }
 
 /// Connects, asks how it is, and takes in what it says. Ends with an error only.
-async fn hear(directory: &Path, hold: &watch::Sender<Option<Hold>>) -> io::Result<()> {
+async fn hear(directory: &Path, pause: &watch::Sender<Option<Pause>>) -> io::Result<()> {
     let stream = socket::connect(directory, QMP_SOCKET).await.map_err(io::Error::other)?;
     let mut lines = Lines { reader: BufReader::new(stream) };
     let greeting = timeout(ANSWER_TIMEOUT, lines.next()).await??;
     if greeting.get("QMP").is_none() {
         return Err(io::Error::other("QEMU sent no greeting"));
     }
-    lines.ask("qmp_capabilities", hold).await?;
-    let status = lines.ask("query-status", hold).await?;
+    lines.ask("qmp_capabilities", pause).await?;
+    let status = lines.ask("query-status", pause).await?;
     if status.get("status").and_then(Value::as_str) == Some(IO_ERROR) {
-        let disks = lines.ask("query-block", hold).await?;
+        let disks = lines.ask("query-block", pause).await?;
         let disks = disks.as_array().into_iter().flatten();
         let full = disks
             .filter_map(|disk| disk.get("io-status")?.as_str())
             .any(|status| status == "nospace");
-        tell(hold, Some(if full { Hold::DiskFull } else { Hold::DiskError })).await;
+        tell(pause, Some(if full { Pause::DiskFull } else { Pause::DiskError })).await;
     } else {
-        tell(hold, None).await;
+        tell(pause, None).await;
     }
     loop {
         let line = lines.next().await?;
-        note(&line, hold).await;
+        note(&line, pause).await;
     }
 }
 
@@ -125,21 +125,21 @@ async fn hear(directory: &Path, hold: &watch::Sender<Option<Hold>>) -> io::Resul
 pub(super) const IO_ERROR: &str = "io-error";
 
 /// Takes in an event.
-async fn note(line: &Value, hold: &watch::Sender<Option<Hold>>) {
+async fn note(line: &Value, pause: &watch::Sender<Option<Pause>>) {
     match line.get("event").and_then(Value::as_str) {
         Some("BLOCK_IO_ERROR")
             if line.pointer("/data/action").and_then(Value::as_str) == Some("stop") =>
         {
             let full = line.pointer("/data/nospace").and_then(Value::as_bool) == Some(true);
-            tell(hold, Some(if full { Hold::DiskFull } else { Hold::DiskError })).await;
+            tell(pause, Some(if full { Pause::DiskFull } else { Pause::DiskError })).await;
         }
-        Some("RESUME") => tell(hold, None).await,
+        Some("RESUME") => tell(pause, None).await,
         _ => {}
     }
 }
 
-async fn tell(hold: &watch::Sender<Option<Hold>>, now: Option<Hold>) {
-    let changed = hold.send_if_modified(|hold| std::mem::replace(hold, now) != now);
+async fn tell(pause: &watch::Sender<Option<Pause>>, now: Option<Pause>) {
+    let changed = pause.send_if_modified(|pause| std::mem::replace(pause, now) != now);
     if changed {
         sleep(BACKOFF).await;
     }
@@ -154,7 +154,7 @@ impl Lines {
     async fn ask(
         &mut self,
         command: &str,
-        hold: &watch::Sender<Option<Hold>>,
+        pause: &watch::Sender<Option<Pause>>,
     ) -> io::Result<Value> {
         self.reader
             .get_mut()
@@ -169,7 +169,7 @@ impl Lines {
                 if let Some(answer) = line.get_mut("return") {
                     return Ok(answer.take());
                 }
-                note(&line, hold).await;
+                note(&line, pause).await;
             }
         };
         timeout(ANSWER_TIMEOUT, answer).await?
@@ -195,14 +195,14 @@ impl Listener {
         directory: PathBuf,
         orders: Arc<Orders>,
         after: Duration,
-    ) -> (Self, watch::Receiver<Option<Hold>>) {
-        let (sender, hold) = watch::channel(None);
+    ) -> (Self, watch::Receiver<Option<Pause>>) {
+        let (sender, pause) = watch::channel(None);
         let task = tokio::spawn(async move {
             sleep(after).await;
             listen(directory, orders, sender.clone()).await;
             pending::<()>().await;
         });
-        (Self(task), hold)
+        (Self(task), pause)
     }
 }
 
@@ -260,7 +260,7 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let socket = tokio::net::UnixListener::from_std(socket).unwrap();
         let orders = Orders::new();
-        let (_listener, mut hold) =
+        let (_listener, mut pause) =
             Listener::begin(directory.path().to_owned(), orders.clone(), Duration::ZERO);
 
         let mut qemu = Played::accept(&socket).await;
@@ -269,9 +269,9 @@ mod tests {
             .await;
         qemu.say(FULL).await;
         qemu.say(r#"{"event": "STOP"}"#).await;
-        hold.wait_for(|hold| *hold == Some(Hold::DiskFull)).await.unwrap();
+        pause.wait_for(|pause| *pause == Some(Pause::DiskFull)).await.unwrap();
         qemu.say(r#"{"event": "RESUME"}"#).await;
-        hold.wait_for(Option::is_none).await.unwrap();
+        pause.wait_for(Option::is_none).await.unwrap();
 
         // Somebody has something to tell it: QEMU has no other connection then.
         let turn = orders.turn().await;
@@ -280,24 +280,24 @@ mod tests {
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
         qemu.answer("query-block", r#"[{"io-status": "ok"}, {"io-status": "failed"}]"#).await;
-        hold.wait_for(|hold| *hold == Some(Hold::DiskError)).await.unwrap();
+        pause.wait_for(|pause| *pause == Some(Pause::DiskError)).await.unwrap();
 
         // A connection that breaks is made again, and says what came about meanwhile.
         drop(qemu);
         let mut qemu = Played::accept(&socket).await;
         qemu.answer("query-status", r#"{"status": "io-error"}"#).await;
         qemu.answer("query-block", r#"[{"io-status": "nospace"}]"#).await;
-        hold.wait_for(|hold| *hold == Some(Hold::DiskFull)).await.unwrap();
+        pause.wait_for(|pause| *pause == Some(Pause::DiskFull)).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_vm_that_was_stopped_on_purpose_is_not_held() {
-        let (sender, hold) = watch::channel(None);
+        let (sender, pause) = watch::channel(None);
         for line in
             [r#"{"event": "STOP"}"#, r#"{"event": "MIGRATION", "data": {"status": "setup"}}"#]
         {
             note(&serde_json::from_str(line).unwrap(), &sender).await;
         }
-        assert_eq!(*hold.borrow(), None);
+        assert_eq!(*pause.borrow(), None);
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use caddis_api::{ApiError, MachineState};
-use caddis_vmm::Hold;
+use caddis_vmm::Pause;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -19,32 +19,32 @@ const ROOM: u64 = 16 << 20;
 /// First and longest wait between two looks. It is doubled each time that the VM stands still
 /// again.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
-/// A VM that was not held for so long begins with the first wait again.
+/// A VM that was not paused for so long begins with the first wait again.
 const CALM: Duration = Duration::from_secs(120);
 
-/// A VM that is held.
-pub struct Held {
+/// A VM that is paused.
+pub struct Paused {
     /// Why.
-    hold: Hold,
+    pause: Pause,
     /// When to look next.
     pub look_at: Instant,
 }
 
 /// Why, as it is shown.
-pub fn reason(hold: Hold) -> HostReason {
-    match hold {
-        Hold::DiskFull => HostReason::DiskFull,
-        Hold::DiskError => HostReason::DiskError,
+pub fn reason(pause: Pause) -> HostReason {
+    match pause {
+        Pause::DiskFull => HostReason::DiskFull,
+        Pause::DiskError => HostReason::DiskError,
     }
 }
 
-fn explain(hold: Hold) -> &'static str {
-    match hold {
-        Hold::DiskFull => {
+fn explain(pause: Pause) -> &'static str {
+    match pause {
+        Pause::DiskFull => {
             "the disk of the host is full: the machine is paused until there is free space, \
              nothing is lost"
         }
-        Hold::DiskError => {
+        Pause::DiskError => {
             "the host can't write the machine's disk: the machine is paused until it can"
         }
     }
@@ -52,50 +52,50 @@ fn explain(hold: Hold) -> &'static str {
 
 impl Owner {
     /// Why its VM stands still, if it does.
-    pub(super) fn held(&self) -> Option<Hold> {
+    pub(super) fn paused(&self) -> Option<Pause> {
         let live = self.live.as_ref().filter(|live| live.guest.borrow().gone.is_none())?;
-        self.held.as_ref().filter(|_| live.hold.borrow().is_some()).map(|held| held.hold)
+        self.paused.as_ref().filter(|_| live.pause.borrow().is_some()).map(|paused| paused.pause)
     }
 
     /// Refuses what a guest would have to answer while it stands still.
-    pub(super) fn check_not_held(&self) -> Result<(), ApiError> {
-        self.held().map_or(Ok(()), |hold| Err(ApiError::precondition(explain(hold))))
+    pub(super) fn check_not_paused(&self) -> Result<(), ApiError> {
+        self.paused().map_or(Ok(()), |pause| Err(ApiError::precondition(explain(pause))))
     }
 
-    pub(super) async fn hold_changed(&mut self) {
+    pub(super) async fn pause_changed(&mut self) {
         let Some(live) = &mut self.live else { return };
-        let now = *live.hold.borrow_and_update();
-        let before = self.held.as_ref().map(|held| held.hold);
+        let now = *live.pause.borrow_and_update();
+        let before = self.paused.as_ref().map(|paused| paused.pause);
         if now == before {
             return;
         }
         let state = self.row.state;
         match now {
-            Some(hold) => {
+            Some(pause) => {
                 let calm = self.calm_at.is_none_or(|at| self.shared.clock.now() > at + CALM);
-                self.holds = if calm { 0 } else { self.holds + 1 };
-                let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
-                self.held = Some(Held { hold, look_at: self.shared.clock.now() + wait });
+                self.pauses = if calm { 0 } else { self.pauses + 1 };
+                let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.pauses));
+                self.paused = Some(Paused { pause, look_at: self.shared.clock.now() + wait });
                 self.follow_checks();
-                let reason = reason(hold).as_str();
+                let reason = reason(pause).as_str();
                 tracing::warn!(machine = %self.row.id, reason, "machine paused");
                 let request = json!({
-                    "host_status": UNKNOWN, "host_status_reason": reason, "message": explain(hold),
+                    "host_status": UNKNOWN, "host_status_reason": reason, "message": explain(pause),
                 });
-                self.tell_hold(state, request).await;
+                self.tell_pause(state, request).await;
             }
             None => {
-                self.held = None;
+                self.paused = None;
                 self.calm_at = Some(self.shared.clock.now());
                 tracing::info!(machine = %self.row.id, "machine continues");
                 let message = "the machine continues: its disk can be written";
                 let request = json!({ "host_status": "ok", "message": message, "level": "info" });
-                self.tell_hold(state, request).await;
+                self.tell_pause(state, request).await;
             }
         }
     }
 
-    async fn tell_hold(&mut self, state: MachineState, request: serde_json::Value) {
+    async fn tell_pause(&mut self, state: MachineState, request: serde_json::Value) {
         let tell = |draft: &mut Transaction| {
             draft.event(Source::Worker, "host_status", state, request.clone())
         };
@@ -104,16 +104,16 @@ impl Owner {
 
     /// Has its VM go on where it may be able to.
     pub(super) fn look_at_disk(&mut self) {
-        let Some(held) = &mut self.held else { return };
-        let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.holds));
-        held.look_at = self.shared.clock.now() + wait;
+        let Some(paused) = &mut self.paused else { return };
+        let wait = LOOKS.1.min(LOOKS.0 * 2_u32.saturating_pow(self.pauses));
+        paused.look_at = self.shared.clock.now() + wait;
         let Some(live) = self.live.as_ref().filter(|live| live.guest.borrow().gone.is_none())
         else {
-            self.held = None;
+            self.paused = None;
             return;
         };
-        let room =
-            held.hold != Hold::DiskFull || self.shared.free_disk().is_ok_and(|free| free >= ROOM);
+        let room = paused.pause != Pause::DiskFull
+            || self.shared.free_disk().is_ok_and(|free| free >= ROOM);
         if !room {
             return;
         }

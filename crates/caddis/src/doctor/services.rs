@@ -1,0 +1,185 @@
+//! What services of apps need of the host: ports for the listeners, addresses, names.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, TcpListener, ToSocketAddrs as _},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use caddis_cli::SERVER_FILE;
+use ipnet::IpNet;
+use nix::ifaddrs::getifaddrs;
+
+use super::Check;
+use crate::settings::Settings;
+
+/// How long a name may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(3);
+
+/// The listeners that all apps share.
+pub(super) fn listeners(settings: &Settings) -> Check {
+    let name = "services";
+    let traffic = &settings.traffic;
+    let listeners = [traffic.http_listen, traffic.https_listen];
+    let [http, https] = listeners;
+    if serves(settings) {
+        return Check::ok(name, format!("{http} and {https} are the server's"));
+    }
+    for (address, is_default) in listeners.into_iter().zip(traffic.are_defaults) {
+        let Err(error) = TcpListener::bind(address) else { continue };
+        let mend = "free it, or choose another with --http-listen or --https-listen";
+        return if is_default {
+            let text = "the server starts without it, and services on it don't answer";
+            Check::warning(name, format!("{address}: {error}; {text}"), mend)
+        } else {
+            Check::failed(name, format!("{address}: {error}; the server does not start"), mend)
+        };
+    }
+    Check::ok(name, format!("{http} and {https} are free"))
+}
+
+/// The addresses that apps can have as their own.
+pub(super) fn addresses(settings: &Settings) -> Check {
+    let name = "addresses of apps";
+    let prefixes = &settings.traffic.public_addresses;
+    if let Some((prefix, ip, link)) = prefixes.iter().find_map(of_a_link) {
+        return Check::warning(
+            name,
+            format!("{link} has {ip}, which is one of {prefix}: an app may get it"),
+            "give addresses with --public-addresses that no link of the host has",
+        );
+    }
+    // Without a server only those of loopback are the host's.
+    let is_taken = |prefix: &&IpNet| serves(settings) || prefix.addr().is_loopback();
+    if let Some(prefix) = prefixes.iter().filter(is_taken).find(|prefix| !is_local(prefix)) {
+        return Check::failed(
+            name,
+            format!("{prefix}: the host does not take what is sent there"),
+            "restart caddis serve, which sets the routes again; ip link set lo up",
+        );
+    }
+    let shown: Vec<_> = prefixes.iter().map(ToString::to_string).collect();
+    Check::ok(name, shown.join(", "))
+}
+
+/// The host names of apps.
+pub(super) fn names(settings: &Settings) -> Check {
+    let domain = &settings.traffic.domain;
+    of_domain(domain, resolves(&format!("caddis-doctor.{domain}")))
+}
+
+fn of_domain(domain: &str, resolves: bool) -> Check {
+    let name = "names of apps";
+    match (resolves, domain) {
+        (true, _) => Check::ok(name, format!("APP.{domain} is found on this host")),
+        // They need no resolver for it.
+        (false, "localhost") => Check::ok(
+            name,
+            "browsers and curl find APP.localhost; for other programs, apt-get install \
+             libnss-myhostname",
+        ),
+        (false, _) => Check::warning(
+            name,
+            format!("APP.{domain} is not found on this host"),
+            format!("point *.{domain} to the address of --http-listen and --https-listen"),
+        ),
+    }
+}
+
+fn serves(settings: &Settings) -> bool {
+    settings.data_dir.join(SERVER_FILE).exists()
+}
+
+/// An address of the prefix that a link of the host has, and the link.
+fn of_a_link(prefix: &IpNet) -> Option<(IpNet, IpAddr, String)> {
+    getifaddrs().ok()?.find_map(|link| {
+        let address = link.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))?;
+        prefix.contains(&ip).then_some((*prefix, ip, link.interface_name))
+    })
+}
+
+/// Whether what is sent to the prefix is the host's.
+fn is_local(prefix: &IpNet) -> bool {
+    let Some(ip) = prefix.hosts().next() else { return true };
+    TcpListener::bind((ip, 0)).err().is_none_or(|error| error.kind() != ErrorKind::AddrNotAvailable)
+}
+
+/// Whether a name leads to an address, as programs on the host look it up.
+fn resolves(name: &str) -> bool {
+    let (sender, found) = mpsc::channel();
+    let asked = (name.to_owned(), 80);
+    // It ends by itself, when the resolver has given up.
+    thread::spawn(move || {
+        let is_found = asked.to_socket_addrs().is_ok_and(|mut found| found.next().is_some());
+        let _ = sender.send(is_found);
+    });
+    found.recv_timeout(RESOLVE).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::{super::Status, *};
+    use crate::settings::ServeArguments;
+
+    fn settings(prefixes: &[&str], http: Option<SocketAddr>) -> (tempfile::TempDir, Settings) {
+        let directory = tempfile::tempdir().unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let arguments = ServeArguments {
+            data_dir: Some(directory.path().to_owned()),
+            public_addresses: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+            http_listen: Some(http.unwrap_or(any)),
+            https_listen: Some(any),
+            ..ServeArguments::default()
+        };
+        let settings = arguments.resolve().unwrap();
+        (directory, settings)
+    }
+
+    #[test]
+    fn a_port_that_something_has_is_told_and_fails_where_it_was_chosen() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let (directory, mut settings) = settings(&[], Some(address));
+        let found = listeners(&settings);
+        assert_eq!(found.status, Status::Failed);
+        assert!(found.message.contains(&address.to_string()), "{}", found.message);
+        settings.traffic.are_defaults[0] = true;
+        assert_eq!(listeners(&settings).status, Status::Warning);
+        // It is its own then.
+        std::fs::write(directory.path().join(SERVER_FILE), "{}").unwrap();
+        assert_eq!(listeners(&settings).status, Status::Ok);
+        std::fs::remove_file(directory.path().join(SERVER_FILE)).unwrap();
+        drop(taken);
+        assert_eq!(listeners(&settings).status, Status::Ok);
+    }
+
+    #[test]
+    fn addresses_of_apps_are_no_links_and_the_hosts_once_a_server_runs() {
+        let of = |prefix: &str, runs: bool| {
+            let (directory, settings) = settings(&[prefix], None);
+            if runs {
+                std::fs::write(directory.path().join(SERVER_FILE), "{}").unwrap();
+            }
+            addresses(&settings).status
+        };
+        assert_eq!(of("127.64.0.0/16", true), Status::Ok);
+        assert_eq!(of("127.0.0.0/8", false), Status::Warning, "lo has 127.0.0.1");
+        // No host has addresses of this range.
+        assert_eq!(of("240.0.0.0/29", false), Status::Ok, "it takes them when it starts");
+        assert_eq!(of("240.0.0.0/29", true), Status::Failed, "somebody has removed the route");
+    }
+
+    #[test]
+    fn a_domain_whose_names_are_not_found_is_told() {
+        assert_eq!(of_domain("example.com", true).status, Status::Ok);
+        assert_eq!(of_domain("example.com", false).status, Status::Warning);
+        let local = of_domain("localhost", false);
+        assert!(local.status == Status::Ok && local.message.contains("libnss-myhostname"));
+    }
+}
