@@ -25,7 +25,10 @@ pub(super) fn listeners(settings: &Settings) -> Check {
     let listeners = [traffic.http_listen, traffic.https_listen];
     let [http, https] = listeners;
     if serves(settings) {
-        return Check::ok(name, format!("{http} and {https} are the server's"));
+        return Check::ok(
+            name,
+            format!("{http} and {https} are the server's, unless its log says otherwise"),
+        );
     }
     for (address, is_default) in listeners.into_iter().zip(traffic.are_defaults) {
         let Err(error) = TcpListener::bind(address) else { continue };
