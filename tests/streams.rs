@@ -245,7 +245,7 @@ async fn a_restart_lets_streams_end_a_kill_cuts_them_and_both_leave_the_machine_
     stand.server.launch().await?;
     assert_eq!(get(&http()).await?, (StatusCode::OK, BOTH.to_owned()));
 
-    // SIGKILL: the client's connection ends, and nothing of it is left that keeps the machine awake.
+    // SIGKILL: the client's connection ends, and nothing of it stays that keeps the machine awake.
     let mut cut = begun("never").await?;
     stand.server.kill().await?;
     ensure!(cut.chunk().await.is_err(), "what was cut looks whole");

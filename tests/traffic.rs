@@ -3,7 +3,7 @@
 use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use caddis_testkit::{DEADLINE, Host, Machine, images, run};
+use caddis_testkit::{DEADLINE, Host, Machine, Options, images, run};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::{
@@ -12,7 +12,10 @@ use tokio::{
     process::Command,
 };
 
-use crate::stand::{APP, Stand};
+use crate::{
+    leftovers::{ended_and_cleaned, traces},
+    stand::{APP, Stand},
+};
 
 /// Answers with how often its disk was used for a start, and keeps a number in memory.
 const SITE: &str = "mkdir -p /www; echo hello >/www/index.html; exec httpd -f -p 80 -h /www";
@@ -290,4 +293,50 @@ async fn any_port_answers_on_the_address_that_the_command_prints() -> Result<()>
         ensure!(answer == b"echo", "{address}: {answer:?}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn services_answer_on_addresses_of_the_host_as_seen_from_outside() -> Result<()> {
+    let host = Host::new().await?;
+    let before = traces()?;
+    let listen = |port| format!("{}:{port}", Host::ADDRESS);
+    let arguments = ["--domain", "example.com", "--http-listen", &listen(80)].map(str::to_owned);
+    let mut arguments = arguments.to_vec();
+    arguments.extend(["--https-listen".to_owned(), listen(443)]);
+    // Of the network of a link of the host, so that nobody has to know a way to them.
+    arguments.extend(["--public-addresses".to_owned(), "198.51.100.16/28".to_owned()]);
+    let mut stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    let image = stand.web()?;
+    let mut command = vec!["machine", "run", &image, "-a", APP, "-p", "80:80/tcp:http"];
+    command.extend(["-p", "443:80/tcp:tls:http", "-p", "8000:80/tcp:http"]);
+    let output = stand.server.cli(&command).await?;
+    ensure!(output.code == Some(0), "{output:?}");
+    let name = format!("{APP}.example.com");
+    let own = "http://198.51.100.17:8000";
+    for url in [&*format!("http://{name}"), &*format!("https://{name}"), own] {
+        ensure!(output.stdout.lines().any(|line| line.trim() == url), "{url}: {output:?}");
+    }
+
+    let resolve = |port| format!("{name}:{port}:{}", Host::ADDRESS);
+    let (http, https) = (resolve(80), resolve(443));
+    for _ in 0..2 {
+        for url in [
+            &*format!("http://{name}/"),
+            &*format!("https://{name}/"),
+            &*format!("{own}/"),
+            "http://198.51.100.17/",
+        ] {
+            let mut curl = vec!["curl", "-skg", "--max-time", "60", url];
+            curl.extend(["--resolve", &*http, "--resolve", &*https]);
+            let page = host.outside().run(&curl).with_context(|| url.to_owned())?;
+            ensure!(page == "hello from a machine\n", "{url}: {page}");
+        }
+        // The next server has them too.
+        stand.server.kill().await?;
+        stand.server.launch().await?;
+    }
+    let machines = stand.server.api().get(&format!("/v1/apps/{APP}/machines")).await?.ok()?;
+    let id = machines[0]["id"].as_str().context("an id")?;
+    stand.server.machine(APP, id).destroy().await?;
+    ended_and_cleaned(&mut stand, &before).await
 }
