@@ -201,6 +201,9 @@ async fn nginx_that_one_command_publishes_answers_sleeps_and_wakes() -> Result<(
         ensure!(is_page(&answer), "{url}: {answer:?}");
         until_put_to_sleep(&machine, "suspend").await?;
     }
+    let status = stand.server.cli(&["machine", "status", machine.id(), "-a", "hello"]).await?;
+    let why = "suspended: nothing was in progress for 2s";
+    ensure!(status.stdout.contains(why), "{status:?}");
     // Clients choose the version of HTTP; nginx gets the one it knows.
     for (option, url) in [("--http2-prior-knowledge", http), ("--http2", https)] {
         let format = "%{http_version} %{http_code}";
