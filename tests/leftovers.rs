@@ -122,7 +122,7 @@ async fn vms_that_nobody_serves_are_left_alone_until_a_clean_kills_them() -> Res
 }
 
 /// Ends the server, cleans its host, and looks.
-async fn ended_and_cleaned(stand: &mut Stand<'_>, before: &BTreeSet<String>) -> Result<()> {
+pub async fn ended_and_cleaned(stand: &mut Stand<'_>, before: &BTreeSet<String>) -> Result<()> {
     let data = stand.server.data_directory();
     ended(&mut stand.server).await?;
     let cleaned =

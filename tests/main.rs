@@ -31,6 +31,7 @@ mod services;
 mod shell;
 mod silence;
 mod stand;
+mod streams;
 mod suspend;
 mod templates;
 mod terminal;

@@ -1,22 +1,27 @@
 //! Services of real machines: they answer, sleep when nobody asks, and wake when somebody does.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use caddis_testkit::{DEADLINE, Host, Machine};
+use caddis_testkit::{DEADLINE, Host, Machine, Options, images, run};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    process::Command,
 };
 
-use crate::stand::{APP, Stand};
+use crate::{
+    leftovers::{ended_and_cleaned, traces},
+    stand::{APP, Stand},
+};
 
 /// Answers with how often its disk was used for a start, and keeps a number in memory.
 const SITE: &str = "mkdir -p /www; echo hello >/www/index.html; exec httpd -f -p 80 -h /www";
 
-fn web_service(autostop: &str, more: Value) -> Value {
+/// A service on ports 80 and 443, and `more` of it, in a config.
+pub fn web_service(autostop: &str, more: Value) -> Value {
     let mut service = json!({
         "protocol": "tcp", "internal_port": 80, "autostop": autostop, "autostart": true,
         "ports": [
@@ -30,10 +35,13 @@ fn web_service(autostop: &str, more: Value) -> Value {
     json!({ "services": [service] })
 }
 
-fn client() -> Result<reqwest::Client> {
-    let shared = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+/// A client for each of the tests' apps.
+pub fn client() -> Result<reqwest::Client> {
+    // The port is that of the URL.
+    let shared = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     reqwest::Client::builder()
-        .resolve(&format!("{APP}.localhost"), shared(0))
+        .resolve(&format!("{APP}.localhost"), shared)
+        .resolve("hello.localhost", shared)
         .danger_accept_invalid_certs(true)
         .pool_max_idle_per_host(0)
         .timeout(DEADLINE)
@@ -41,12 +49,14 @@ fn client() -> Result<reqwest::Client> {
         .context("making a client")
 }
 
-async fn get(url: &str) -> Result<(StatusCode, String)> {
+/// Status and body of the answer.
+pub async fn get(url: &str) -> Result<(StatusCode, String)> {
     let answer = client()?.get(url).send().await.with_context(|| format!("asking {url}"))?;
     Ok((answer.status(), answer.text().await?))
 }
 
-fn http() -> String {
+/// The app over HTTP.
+pub fn http() -> String {
     format!("http://{APP}.localhost:8080/")
 }
 
@@ -55,16 +65,17 @@ fn https() -> String {
 }
 
 /// Events of starts that succeeded, newest first.
-async fn starts(machine: &Machine) -> Result<Vec<Value>> {
+pub async fn starts(machine: &Machine) -> Result<Vec<Value>> {
     let events = machine.events().await?.into_iter();
     Ok(events.filter(|e| e["type"] == "start" && e["status"] == "started").collect())
 }
 
-async fn until_answered() -> Result<()> {
+/// Waits until the app answers with a page.
+pub async fn until_answered(page: &str) -> Result<()> {
     let begun = std::time::Instant::now();
     loop {
         let answer = get(&http()).await?;
-        if answer == (StatusCode::OK, "hello\n".to_owned()) {
+        if answer == (StatusCode::OK, page.to_owned()) {
             return Ok(());
         }
         ensure!(begun.elapsed() < DEADLINE, "it does not answer: {answer:?}");
@@ -72,18 +83,30 @@ async fn until_answered() -> Result<()> {
     }
 }
 
-async fn sleeps_and_wakes(autostop: &str, asleep: &str) -> Result<()> {
+/// Waits until the proxy has put a machine to sleep, for good.
+pub async fn until_put_to_sleep(machine: &Machine, autostop: &str) -> Result<()> {
+    let asleep = if autostop == "suspend" { "suspended" } else { "stopped" };
+    // A request that comes at the same time calls it off, after which waiting by the API fails.
+    let begun = std::time::Instant::now();
+    while machine.get().await?["state"] != asleep {
+        ensure!(begun.elapsed() < DEADLINE, "not {asleep}: {}", machine.get().await?);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let events = machine.events().await?;
+    let event = events.iter().find(|event| event["type"] == autostop);
+    ensure!(event.is_some_and(|event| event["source"] == "proxy"), "{event:?}");
+    Ok(())
+}
+
+async fn sleeps_and_wakes(autostop: &str) -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
     let service = web_service(autostop, json!({ "idle_timeout": "1s" }));
     let machine = stand.script(SITE, service).await?;
     machine.wait("started").await?;
-    until_answered().await?;
+    until_answered("hello\n").await?;
     for url in [http(), https()] {
-        machine.wait(asleep).await?;
-        let events = machine.events().await?;
-        let event = events.iter().find(|event| event["type"] == autostop);
-        ensure!(event.is_some_and(|event| event["source"] == "proxy"), "{event:?}");
+        until_put_to_sleep(&machine, autostop).await?;
         let (status, body) = get(&url).await?;
         ensure!((status, body.as_str()) == (StatusCode::OK, "hello\n"), "{url}: {status} {body}");
         let starts = starts(&machine).await?;
@@ -94,12 +117,12 @@ async fn sleeps_and_wakes(autostop: &str, asleep: &str) -> Result<()> {
 
 #[tokio::test]
 async fn an_idle_machine_is_suspended_and_a_request_resumes_it() -> Result<()> {
-    sleeps_and_wakes("suspend", "suspended").await
+    sleeps_and_wakes("suspend").await
 }
 
 #[tokio::test]
 async fn an_idle_machine_is_stopped_and_a_request_starts_it() -> Result<()> {
-    sleeps_and_wakes("stop", "stopped").await
+    sleeps_and_wakes("stop").await
 }
 
 #[tokio::test]
@@ -111,7 +134,7 @@ async fn many_requests_to_a_sleeping_app_are_all_answered_by_one_start() -> Resu
     let limits = json!({ "concurrency": { "type": "requests", "hard_limit": 8, "soft_limit": 8 } });
     let machine = stand.script(SITE, web_service("stop", limits)).await?;
     machine.wait("started").await?;
-    until_answered().await?;
+    until_answered("hello\n").await?;
     machine.stop().await?;
     machine.wait("stopped").await?;
     let before = starts(&machine).await?.len();
@@ -155,6 +178,77 @@ async fn a_request_waits_for_a_port_that_opens_late_also_over_a_killed_server() 
 }
 
 #[tokio::test]
+async fn nginx_that_one_command_publishes_answers_sleeps_and_wakes() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let image = stand.registry.push(&images::debian()?, "debian:nginx")?;
+    stand.server.api().create_app("hello", None).await?;
+    let mut run_nginx = vec!["machine", "run", &image, "-a", "hello"];
+    run_nginx.extend(["-p", "80:80/tcp:http", "-p", "443:80/tcp:tls:http"]);
+    run_nginx.extend(["--autostop=suspend", "--idle-timeout", "2s"]);
+    let output = stand.server.cli(&run_nginx).await?;
+    ensure!(output.code == Some(0), "{output:?}");
+    let (http, https) = ("http://hello.localhost:8080", "https://hello.localhost:8443");
+    ensure!(output.stdout.trim_end().ends_with(&format!("{http}\n  {https}")), "{output:?}");
+    let machines = stand.server.api().get("/v1/apps/hello/machines").await?.ok()?;
+    let machine = stand.server.machine("hello", machines[0]["id"].as_str().context("an id")?);
+
+    let is_page = |answer: &(StatusCode, String)| {
+        answer.0 == StatusCode::OK && answer.1.contains("Welcome to nginx!")
+    };
+    for url in [http, https] {
+        let answer = get(url).await?;
+        ensure!(is_page(&answer), "{url}: {answer:?}");
+        until_put_to_sleep(&machine, "suspend").await?;
+    }
+    let status = stand.server.cli(&["machine", "status", machine.id(), "-a", "hello"]).await?;
+    let why = "suspended: nothing was in progress for 2s";
+    ensure!(status.stdout.contains(why), "{status:?}");
+    // Clients choose the version of HTTP; nginx gets the one it knows.
+    for (option, url) in [("--http2-prior-knowledge", http), ("--http2", https)] {
+        let format = "%{http_version} %{http_code}";
+        let words = ["curl", "-sk", option, "-o", "/dev/null", "-w", format, url];
+        ensure!(run(words)? == "2 200", "{words:?}");
+    }
+    let starts = starts(&machine).await?;
+    ensure!(starts.len() >= 3 && starts[0]["source"] == "proxy", "{starts:?}");
+
+    until_put_to_sleep(&machine, "suspend").await?;
+    let mut config = machine.get().await?["config"].clone();
+    for service in config["services"].as_array_mut().context("services")? {
+        for port in service["ports"].as_array_mut().context("ports")? {
+            port["force_https"] = json!(port["port"] == 80);
+        }
+    }
+    machine.post("", json!({ "config": config })).await?.ok()?;
+    machine.wait("stopped").await?;
+    // The first answer names the other listener, which the client asks then.
+    let answer = client()?.get(format!("{http}/?a=b")).send().await?;
+    assert_eq!(answer.url().as_str(), format!("{https}/?a=b"));
+    let answer = (answer.status(), answer.text().await?);
+    ensure!(is_page(&answer), "{answer:?}");
+    Ok(())
+}
+
+/// What a TLS client is answered to `echo`, up to as many bytes.
+async fn over_tls(address: &str, options: &[&str]) -> Result<Vec<u8>> {
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-quiet", "-connect", address])
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .context("openssl")?;
+    client.stdin.as_mut().context("its input")?.write_all(b"echo").await?;
+    let mut answer = vec![0; 4];
+    let read = client.stdout.as_mut().context("its output")?.read_exact(&mut answer);
+    tokio::time::timeout(DEADLINE, read).await??;
+    Ok(answer)
+}
+
+#[tokio::test]
 async fn any_port_answers_on_the_address_that_the_command_prints() -> Result<()> {
     let host = Host::new().await?;
     let stand = Stand::new(&host).await?;
@@ -167,6 +261,10 @@ async fn any_port_answers_on_the_address_that_the_command_prints() -> Result<()>
         APP,
         "-p",
         "5432:7/tcp",
+        "-p",
+        "5433:7/tcp:tls",
+        "-p",
+        "5434:7/tcp:pg_tls",
         "--restart",
         "no",
         "--",
@@ -192,5 +290,56 @@ async fn any_port_answers_on_the_address_that_the_command_prints() -> Result<()>
     let mut answer = Vec::new();
     tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await??;
     ensure!(answer == b"echo", "{answer:?}");
+    for (port, options) in [(5433, &[][..]), (5434, &["-starttls", "postgres"])] {
+        let address = format!("{}:{port}", address.ip());
+        let answer = over_tls(&address, options).await.with_context(|| address.clone())?;
+        ensure!(answer == b"echo", "{address}: {answer:?}");
+    }
     Ok(())
+}
+
+#[tokio::test]
+async fn services_answer_on_addresses_of_the_host_as_seen_from_outside() -> Result<()> {
+    let host = Host::new().await?;
+    let before = traces()?;
+    let listen = |port| format!("{}:{port}", Host::ADDRESS);
+    let arguments = ["--domain", "example.com", "--http-listen", &listen(80)].map(str::to_owned);
+    let mut arguments = arguments.to_vec();
+    arguments.extend(["--https-listen".to_owned(), listen(443)]);
+    // Of the network of a link of the host, so that nobody has to know a way to them.
+    arguments.extend(["--public-addresses".to_owned(), "198.51.100.16/28".to_owned()]);
+    let mut stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
+    let image = stand.web()?;
+    let mut command = vec!["machine", "run", &image, "-a", APP, "-p", "80:80/tcp:http"];
+    command.extend(["-p", "443:80/tcp:tls:http", "-p", "8000:80/tcp:http"]);
+    let output = stand.server.cli(&command).await?;
+    ensure!(output.code == Some(0), "{output:?}");
+    let name = format!("{APP}.example.com");
+    let own = "http://198.51.100.17:8000";
+    for url in [&*format!("http://{name}"), &*format!("https://{name}"), own] {
+        ensure!(output.stdout.lines().any(|line| line.trim() == url), "{url}: {output:?}");
+    }
+
+    let resolve = |port| format!("{name}:{port}:{}", Host::ADDRESS);
+    let (http, https) = (resolve(80), resolve(443));
+    for _ in 0..2 {
+        for url in [
+            &*format!("http://{name}/"),
+            &*format!("https://{name}/"),
+            &*format!("{own}/"),
+            "http://198.51.100.17/",
+        ] {
+            let mut curl = vec!["curl", "-skg", "--max-time", "60", url];
+            curl.extend(["--resolve", &*http, "--resolve", &*https]);
+            let page = host.outside().run(&curl).with_context(|| url.to_owned())?;
+            ensure!(page == "hello from a machine\n", "{url}: {page}");
+        }
+        // The next server has them too.
+        stand.server.kill().await?;
+        stand.server.launch().await?;
+    }
+    let machines = stand.server.api().get(&format!("/v1/apps/{APP}/machines")).await?.ok()?;
+    let id = machines[0]["id"].as_str().context("an id")?;
+    stand.server.machine(APP, id).destroy().await?;
+    ended_and_cleaned(&mut stand, &before).await
 }
