@@ -221,7 +221,6 @@ async fn nginx_that_one_command_publishes_answers_sleeps_and_wakes() -> Result<(
         }
     }
     machine.post("", json!({ "config": config })).await?.ok()?;
-    machine.wait("stopped").await?;
     // The first answer names the other listener, which the client asks then.
     let answer = client()?.get(format!("{http}/?a=b")).send().await?;
     assert_eq!(answer.url().as_str(), format!("{https}/?a=b"));
@@ -306,8 +305,11 @@ async fn services_answer_on_addresses_of_the_host_as_seen_from_outside() -> Resu
     let arguments = ["--domain", "example.com", "--http-listen", &listen(80)].map(str::to_owned);
     let mut arguments = arguments.to_vec();
     arguments.extend(["--https-listen".to_owned(), listen(443)]);
-    // Of the network of a link of the host, so that nobody has to know a way to them.
-    arguments.extend(["--public-addresses".to_owned(), "198.51.100.16/28".to_owned()]);
+    // The first are of the network of a link of the host; the others are routed to it.
+    for prefix in ["198.51.100.16/28", "2001:db8:1::/64"] {
+        arguments.extend(["--public-addresses".to_owned(), prefix.to_owned()]);
+    }
+    host.outside().run(&["ip", "route", "add", "2001:db8:1::/64", "via", Host::ADDRESS_V6])?;
     let mut stand = Stand::with(&host, Options { arguments, ..Options::default() }).await?;
     let image = stand.web()?;
     let mut command = vec!["machine", "run", &image, "-a", APP, "-p", "80:80/tcp:http"];
@@ -319,6 +321,8 @@ async fn services_answer_on_addresses_of_the_host_as_seen_from_outside() -> Resu
     for url in [&*format!("http://{name}"), &*format!("https://{name}"), own] {
         ensure!(output.stdout.lines().any(|line| line.trim() == url), "{url}: {output:?}");
     }
+    let output = stand.server.cli(&["ips", "allocate-v6", "-a", APP]).await?;
+    ensure!(output.code == Some(0), "{output:?}");
 
     let resolve = |port| format!("{name}:{port}:{}", Host::ADDRESS);
     let (http, https) = (resolve(80), resolve(443));
@@ -328,6 +332,7 @@ async fn services_answer_on_addresses_of_the_host_as_seen_from_outside() -> Resu
             &*format!("https://{name}/"),
             &*format!("{own}/"),
             "http://198.51.100.17/",
+            "http://[2001:db8:1::1]:8000/",
         ] {
             let mut curl = vec!["curl", "-skg", "--max-time", "60", url];
             curl.extend(["--resolve", &*http, "--resolve", &*https]);

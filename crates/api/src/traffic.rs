@@ -28,8 +28,8 @@ pub struct MachineTraffic {
     pub decision: Option<TrafficDecision>,
 }
 
-/// What the proxy knows of an app. Totals count since the server started, or since the app first had
-/// a machine with services.
+/// What the proxy knows of an app. Totals count since the server started, or since the app first
+/// had a machine with services.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AppTraffic {
     /// Requests and connections that wait for a machine now.

@@ -22,7 +22,8 @@ use crate::{
     choice::Load,
     connections::Connections,
     error::Failure,
-    machine::{Clock, Machine, Startup},
+    machine::{Clock, Machine},
+    startup::Startup,
     udp::Datagrams,
 };
 
@@ -196,6 +197,11 @@ impl App {
         let compiled = self.compiled();
         let services = compiled.of_machine(&candidate.machine.id);
         services.iter().find(|now| now.service().key() == key).cloned()
+    }
+
+    /// Whether the machine of a place that was taken still runs, by the routes of now.
+    pub(crate) fn runs(&self, candidate: &Candidate) -> bool {
+        self.current(candidate).is_some_and(|now| now.state() == MachineState::Started)
     }
 
     /// Notes what was done to a machine, unless the routes of now show it already.

@@ -301,7 +301,12 @@ async fn put_to_sleep(
     }
     machine.sleep_ended();
     app.changed();
-    if result.is_ok() { Attempt::Asleep } else { Attempt::Refused }
+    match result {
+        Ok(()) => Attempt::Asleep,
+        // A request called it off: its end is the next thing to wait for.
+        Err(_) if is_wanted => Attempt::NotNow,
+        Err(_) => Attempt::Refused,
+    }
 }
 
 /// Whether a request had the machine started while its connections were closed: it goes on.

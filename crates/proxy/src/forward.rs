@@ -334,7 +334,8 @@ impl Exchange {
     ) -> Result<(), Refusal> {
         let Taken { permit, candidate } = taken;
         drop(permit);
-        if candidate.was_started_within(self.core.config.recently_started) {
+        if candidate.was_started_within(self.core.config.recently_started) || !app.runs(&candidate)
+        {
             return tokio::select! {
                 ready = search.wait_until_ready(&candidate, failure) => Ok(ready?),
                 () = self.left() => Err(Refusal::Left),

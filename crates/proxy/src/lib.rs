@@ -39,6 +39,7 @@ mod request_guard;
 mod routes;
 mod select;
 mod socket;
+mod startup;
 mod table;
 mod tcp;
 mod translate;

@@ -253,6 +253,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+        // Of a local route alone, which is enough for IPv4, the kernel takes no address to bind to.
+        socket.set_freebind_v6(true)?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;

@@ -27,13 +27,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ErrorCode, MachineState,
+    MachineState,
     admission::Slot,
     connection::Connection,
     counters::{Activity, Decision, Tally},
     error::Failure,
     pool::Pool,
     routes::ServiceKey,
+    startup::{Progress, Startup},
 };
 
 const OPEN: u8 = 0;
@@ -60,47 +61,6 @@ impl Clock {
 
     pub(crate) fn instant(&self, millis: u64) -> Instant {
         self.0 + Duration::from_millis(millis.saturating_sub(1))
-    }
-}
-
-/// How far the way of a machine's service to readiness is.
-#[derive(Debug, Clone)]
-pub(crate) enum Progress {
-    /// The machine is being started.
-    Waking,
-    /// The machine runs; the port may not accept yet, or its checks not pass.
-    Running,
-    Done(Result<(), Failure>),
-}
-
-/// The way of a machine's service to readiness, which any number can wait for.
-#[derive(Debug, Clone)]
-pub(crate) struct Startup {
-    progress: watch::Receiver<Progress>,
-    /// Whether it is to the service that is waited for; of another one only the start matters.
-    is_own: bool,
-}
-
-impl Startup {
-    pub(crate) fn new(progress: watch::Receiver<Progress>) -> Self {
-        Self { progress, is_own: true }
-    }
-
-    /// Ends with the startup and gives its result, or ends with the machine's start where that is
-    /// all that matters: what became of it, the machine then tells.
-    pub(crate) async fn over(&mut self) -> Result<(), Failure> {
-        let is_own = self.is_own;
-        let is_over = |progress: &Progress| match progress {
-            Progress::Waking => false,
-            Progress::Running => !is_own,
-            Progress::Done(_) => true,
-        };
-        match self.progress.wait_for(is_over).await.as_deref() {
-            Ok(Progress::Done(result)) if is_own => result.clone(),
-            Ok(_) => Ok(()),
-            // Whoever was on it is gone: the proxy ends.
-            Err(_) => Err(Failure::new(ErrorCode::PM02, "the start was given up")),
-        }
     }
 }
 
@@ -442,7 +402,7 @@ impl Machine {
             return Some(Startup::new(progress.clone()));
         }
         let waking = startups.values().find(|one| matches!(*one.borrow(), Progress::Waking))?;
-        Some(Startup { progress: waking.clone(), is_own: false })
+        Some(Startup::of_another(waking.clone()))
     }
 
     pub(crate) fn has_startups(&self) -> bool {

@@ -214,14 +214,19 @@ pub(crate) async fn connect(
         };
         Failure::of(&machine.id, code, format!("connecting to {address}: {error}"))
     };
+    let cut = machine.cut_token();
     let mut stream = match machine.take_probe(address.port()) {
         Some(stream) => stream,
         None => {
             let connecting = TcpStream::connect(address);
-            match tokio::time::timeout(core.config.connect_timeout, connecting).await {
-                Ok(stream) => stream.map_err(|error| failed(&error))?,
-                Err(_) => return Err(failed(&io::ErrorKind::TimedOut.into())),
-            }
+            let connected = tokio::select! {
+                connected = tokio::time::timeout(core.config.connect_timeout, connecting) => {
+                    connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                }
+                // Its VM has gone, and answers nothing.
+                () = cut.cancelled() => Err(io::ErrorKind::ConnectionReset.into()),
+            };
+            connected.map_err(|error| failed(&error))?
         }
     };
     socket::tune(&stream);

@@ -223,6 +223,10 @@ mod tests {
             Err(WakeError::Gone(String::new()))
         }
 
+        async fn may_sleep(&self, _: &MachineId, _: &WorkerId, _: Sleep) -> Result<(), WakeError> {
+            Err(WakeError::Gone(String::new()))
+        }
+
         async fn sleep(
             &self,
             _: &MachineId,

@@ -15,7 +15,8 @@ use crate::{
     choice::{self, Load},
     core::Core,
     error::Failure,
-    machine::{Machine, Startup},
+    machine::Machine,
+    startup::Startup,
     wake::{self, Way},
 };
 

@@ -124,6 +124,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+        // As for TCP, see `listeners::bind`.
+        socket.set_freebind_v6(true)?;
     }
     // The kernel gives what its limit allows.
     let _ = socket.set_recv_buffer_size(KERNEL_BUFFER);

@@ -13,8 +13,9 @@ use crate::{
     app::{App, Candidate, Endpoint},
     core::Core,
     error::Failure,
-    machine::{Machine, Progress, Startup},
+    machine::Machine,
     select::Search,
+    startup::{Progress, Startup},
 };
 
 /// Pause between attempts to connect to a port that is not open yet: at first, and at most.
@@ -170,32 +171,68 @@ async fn start(
     candidate: &Candidate,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Failure> {
-    let machine = &candidate.machine;
     let is_asleep = matches!(*progress.borrow(), Progress::Waking);
     if is_asleep {
-        let is_resume = candidate.state() == MachineState::Suspended;
-        let action = if is_resume { "resumed" } else { "started" };
-        machine.decided(action, "traffic came and no running machine could take it");
-        let call = core.machines.wake(&machine.id, &candidate.route.worker);
-        match tokio::time::timeout(core.config.wake_timeout, call).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                let text = format!("failed to start machine {}: {error}", machine.id);
-                return Err(Failure::of(&machine.id, error.code(), text));
-            }
-            Err(_) => {
-                let text = format!(
-                    "machine {} did not start within {:?}",
-                    machine.id, core.config.wake_timeout
-                );
-                return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
-            }
-        }
-        app.assume(candidate, true, LAG);
-        machine.touch();
-        machine.reopen();
-        progress.send_replace(Progress::Running);
+        wake(core, app, candidate, progress).await?;
     }
+    match until_ready(core, app, candidate).await {
+        // It ended by itself, or an update left it as it was: no reason to fail who waits.
+        Err(failure) if !is_asleep && failure.code == ErrorCode::PM08 => {
+            let Some(now) = app.current(candidate).filter(Candidate::may_wake) else {
+                return Err(failure);
+            };
+            {
+                let _one_at_a_time = app.decide.lock();
+                now.machine.count_wake();
+            }
+            progress.send_replace(Progress::Waking);
+            wake(core, app, &now, progress).await?;
+            until_ready(core, app, &now).await
+        }
+        result => result,
+    }
+}
+
+/// Has the machine started by its host.
+async fn wake(
+    core: &Arc<Core>,
+    app: &Arc<App>,
+    candidate: &Candidate,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), Failure> {
+    let machine = &candidate.machine;
+    let is_resume = candidate.state() == MachineState::Suspended;
+    let action = if is_resume { "resumed" } else { "started" };
+    machine.decided(action, "traffic came and no running machine could take it");
+    let call = core.machines.wake(&machine.id, &candidate.route.worker);
+    match tokio::time::timeout(core.config.wake_timeout, call).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            let text = format!("failed to start machine {}: {error}", machine.id);
+            return Err(Failure::of(&machine.id, error.code(), text));
+        }
+        Err(_) => {
+            let text = format!(
+                "machine {} did not start within {:?}",
+                machine.id, core.config.wake_timeout
+            );
+            return Err(Failure::of(&machine.id, ErrorCode::PM03, text));
+        }
+    }
+    app.assume(candidate, true, LAG);
+    machine.touch();
+    machine.reopen();
+    progress.send_replace(Progress::Running);
+    Ok(())
+}
+
+/// Waits until the port accepts and the checks pass.
+async fn until_ready(
+    core: &Arc<Core>,
+    app: &Arc<App>,
+    candidate: &Candidate,
+) -> Result<(), Failure> {
+    let machine = &candidate.machine;
     let limit = core.config.ready_timeout + candidate.service().grace;
     let deadline = Instant::now() + limit;
     let opened = tokio::time::timeout_at(deadline, until_it_accepts(app, candidate)).await;

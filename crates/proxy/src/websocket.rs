@@ -1,7 +1,7 @@
 //! Tunnels: what follows an upgrade. A WebSocket is told to close, between two of its frames, when
 //! its machine is about to be put to sleep.
 
-use std::{io, sync::atomic::AtomicU64};
+use std::{io, sync::atomic::AtomicU64, time::Duration};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
@@ -10,6 +10,10 @@ use crate::counters::{self, Tally};
 
 /// A close frame with the code 1001, "going away".
 const CLOSE: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
+/// How long a client may take to close a WebSocket that its server has ended.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// The kind of a close frame.
+const CLOSE_KIND: u8 = 8;
 /// For each direction.
 const BUFFER: usize = 8 << 10;
 
@@ -21,12 +25,19 @@ pub(crate) struct Frames {
     have: usize,
     /// Bytes of the payload to come.
     payload: u64,
+    /// A close frame was among them.
+    has_closed: bool,
 }
 
 impl Frames {
     /// Whether a frame may begin here.
     pub(crate) fn is_between(&self) -> bool {
         self.have == 0 && self.payload == 0
+    }
+
+    /// Whether a close frame may be put here.
+    fn may_close(&self) -> bool {
+        self.is_between() && !self.has_closed
     }
 
     pub(crate) fn pass(&mut self, mut bytes: &[u8]) {
@@ -41,6 +52,7 @@ impl Frames {
             self.have += 1;
             bytes = &bytes[1..];
             if let Some(payload) = self.payload() {
+                self.has_closed |= self.header[0] & 0x0f == CLOSE_KIND;
                 self.payload = payload;
                 self.have = 0;
             }
@@ -69,8 +81,8 @@ impl Frames {
     }
 }
 
-/// Passes bytes both ways until both sides have ended. `closing`, given for a
-/// WebSocket, has it closed.
+/// Passes bytes both ways until both sides have ended. `closing`, given for a WebSocket, has it
+/// closed; one whose machine has ended its side is over.
 pub(crate) async fn tunnel<C, M>(
     client: C,
     machine: M,
@@ -86,6 +98,24 @@ where
     // What a client sends has a mask on it: it answers our close frame with one of its own.
     let up = pass(from_client, to_machine, None, &tally.bytes_in);
     let down = pass(from_machine, to_client, closing, &tally.bytes_out);
+    if closing.is_none() {
+        return tokio::try_join!(up, down).map(|_| ());
+    }
+    let ended = CancellationToken::new();
+    let up = async {
+        tokio::select! {
+            result = up => result,
+            () = async {
+                ended.cancelled().await;
+                tokio::time::sleep(CLOSE_TIME).await;
+            } => Ok(()),
+        }
+    };
+    let down = async {
+        let result = down.await;
+        ended.cancel();
+        result
+    };
     tokio::try_join!(up, down).map(|_| ())
 }
 
@@ -97,18 +127,19 @@ async fn pass(
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     let mut frames = Frames::default();
-    let mut closing = closing;
+    // Whether we have closed it: what its server says after that is not for the client.
+    let mut is_closed = false;
     loop {
         let is_told = async {
             match closing {
-                Some(token) if frames.is_between() => token.cancelled().await,
+                Some(token) if !is_closed && frames.may_close() => token.cancelled().await,
                 _ => std::future::pending().await,
             }
         };
         let length = tokio::select! {
             biased;
             () = is_told => {
-                closing = None;
+                is_closed = true;
                 to.write_all(CLOSE).await?;
                 to.flush().await?;
                 continue;
@@ -118,10 +149,13 @@ async fn pass(
         if length == 0 {
             return to.shutdown().await;
         }
+        counters::add(counter, length as u64);
+        if is_closed {
+            continue;
+        }
         if closing.is_some() {
             frames.pass(&buffer[..length]);
         }
-        counters::add(counter, length as u64);
         to.write_all(&buffer[..length]).await?;
         to.flush().await?;
     }

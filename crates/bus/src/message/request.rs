@@ -98,7 +98,7 @@ pub enum WorkerRequest {
         /// Why, for its events and its log.
         reason: String,
     },
-    /// Whether a machine may be stopped or suspended now, as it is idle but for connections that are
+    /// Whether a machine may be stopped or suspended now: it is idle but for connections that are
     /// to be cut for it. Answer: `WorkerReply::MaySleep`, or `NotSleeping`.
     MaySleep {
         /// Id of the machine.

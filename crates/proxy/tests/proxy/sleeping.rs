@@ -421,3 +421,71 @@ async fn nothing_is_drained_for_a_machine_that_its_host_keeps_awake() {
     let mut frame = [0; 4];
     in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_websocket_that_was_told_to_close_hears_nothing_more() {
+    // What the machine says on its own end, before or after it is told.
+    for closes_itself in [false, true] {
+        let upstream = Upstream::serve(move |mut stream, _| async move {
+            read_request(&mut stream).await;
+            let text =
+                "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let mut answer = [0; 8];
+            stream.read_exact(&mut answer).await.unwrap();
+            if closes_itself {
+                stream.write_all(&[0x88, 2, 0x03, 0xe8]).await.unwrap();
+            }
+            stream.read_exact(&mut answer).await.unwrap();
+            stream.write_all(&[0x81, 1, b'x', 0x88, 0]).await.unwrap();
+        })
+        .await;
+        let world = World::with(|config| config.autostop_interval = Duration::from_millis(20));
+        let mut route = started("a1", upstream.address);
+        route.services[0].autostop = Autostop::Stop;
+        route.services[0].max_drain = Some(DAY);
+        world.apply(vec![route.clone()]);
+        let mut socket = websocket(&world).await;
+        let mut frame = [0; 4];
+        socket.write_all(&[0x82, 0x82, 0, 0, 0, 0, 1, 2]).await.unwrap();
+        if closes_itself {
+            in_time("its close frame", socket.read_exact(&mut frame)).await.unwrap();
+            assert_eq!(frame, [0x88, 2, 0x03, 0xe8]);
+        }
+        let mut held = started("a2", address());
+        held.services[0].autostop = Autostop::Stop;
+        held.hold = Some("exec".to_owned());
+        world.apply(vec![route, held]);
+        if closes_itself {
+            eventually("the drain", || world.machines.asked.load(Ordering::SeqCst) > 0).await;
+        } else {
+            in_time("our close frame", socket.read_exact(&mut frame)).await.unwrap();
+            assert_eq!(frame, [0x88, 2, 0x03, 0xe9]);
+        }
+        socket.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]).await.unwrap();
+        let mut more = Vec::new();
+        in_time("the end", socket.read_to_end(&mut more)).await.unwrap();
+        // One that closed it itself is passed on as it is.
+        let expected: &[u8] = if closes_itself { &[0x81, 1, b'x', 0x88, 0] } else { &[] };
+        assert_eq!(more, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_that_its_machine_has_ended_does_not_keep_it_awake() {
+    let upstream = Upstream::serve(|mut stream, _| async move {
+        read_request(&mut stream).await;
+        let text = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        stream.write_all(text.as_bytes()).await.unwrap();
+    })
+    .await;
+    let world = World::new();
+    world.apply(vec![started("a1", upstream.address)]);
+    let mut socket = websocket(&world).await;
+    assert_eq!(in_time("its end", socket.read(&mut [0; 1])).await.unwrap(), 0);
+    tokio::time::pause();
+    settle().await;
+    tokio::time::advance(Duration::from_secs(6)).await;
+    tokio::time::resume();
+    eventually("the stream's end", || world.open_streams("a1") == 0).await;
+}
