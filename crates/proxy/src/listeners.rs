@@ -291,7 +291,7 @@ pub(crate) async fn accept(core: &Arc<Core>, listener: TcpListener, entry: Entry
             Err(error) if is_of_the_client(&error) => {}
             Err(error) => {
                 if warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
-                    tracing::warn!(%error, "can't accept connections; raise the limit of open files");
+                    tracing::warn!(%error, "can't accept; raise the limit of open files");
                     warned_at = Some(Instant::now());
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;

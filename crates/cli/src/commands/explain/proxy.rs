@@ -78,8 +78,8 @@ const CODES: [Code; 24] = [
         "PR01",
         Some(503),
         true,
-        "No machine takes traffic at this port: all are stopped without autostart, cordoned, or their \
-      checks fail.",
+        "No machine takes traffic at this port: all are stopped without autostart, cordoned, or \
+         their checks fail.",
         "See 'caddis machine list' and 'caddis checks list'.",
     ),
     (
