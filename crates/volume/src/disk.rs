@@ -201,7 +201,7 @@ impl Disks {
         disk: &Path,
         key: Option<&VolumeKey>,
     ) -> Result<Check, VolumeError> {
-        let mut arguments = words(&["check", "-q", "--output=json"]);
+        let mut arguments = words(&["check", "--output=json"]);
         arguments.extend(secrets(usize::from(key.is_some())));
         arguments.push(source(disk, key.map(|_| 0))?);
         let what = format!("check {}", disk.display());
