@@ -99,6 +99,7 @@ impl Programs {
         let mut command = Command::new(program.path);
         command
             .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("LC_ALL", "C")
             .envs(program.environment.iter().map(|(name, value)| (name, value)))
             .args(&program.arguments)

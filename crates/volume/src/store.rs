@@ -286,7 +286,7 @@ impl Inner {
         let mut state = self.state.lock();
         let record = self.live(&state, id)?.clone();
         let lock = self.lock(&mut state, &record, what)?;
-        Ok((Busy { inner: Arc::clone(self), id: id.clone(), lock: Some(lock) }, record))
+        Ok((Busy::new(self, id, lock), record))
     }
 
     fn lock(
@@ -331,6 +331,12 @@ impl Inner {
         let key = InstallationKey::read(path)?;
         let key = key.ok_or_else(|| VolumeError::KeyMissing(path.clone()))?;
         key.unwrap(wrapped, &record.id).map(Some)
+    }
+}
+
+impl Busy {
+    fn new(inner: &Arc<Inner>, id: &VolumeId, lock: FileLock) -> Self {
+        Self { inner: Arc::clone(inner), id: id.clone(), lock: Some(lock) }
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a new volume is like, looked at with the real tools.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! A disk that is full. Needs root: each test has a small file system of its own, in a mount
 //! namespace of its own.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 mod support;
 
@@ -12,7 +12,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use crate::support::{Host, copy_to, gib, id};
+use crate::support::{Host, copy_to, gib};
 
 /// Runs `body` in a directory that has room for so many bytes.
 fn on_a_disk<F: Future<Output = ()>>(size: u64, body: impl FnOnce(Host) -> F + Send) {
@@ -80,18 +80,30 @@ fn however_little_room_there_is_a_creation_or_copy_makes_a_whole_volume_or_leave
 }
 
 #[test]
-fn a_growth_without_room_fails_and_can_be_repeated_and_deleting_makes_room() {
+fn a_growth_without_room_fails_and_can_be_repeated() {
     on_a_disk(2 << 20, |host| async move {
-        let volume = host.raw("vol_a", 1).await;
-        host.node(&volume).await.write(7, "0", "64k");
-        fill(&host.config.directory, 16 << 10);
-        let error = host.store.grow(&volume, gib(500)).await.unwrap_err();
-        assert!(matches!(error, VolumeError::NoSpace { .. }), "{error}");
-        assert_eq!(host.store.get(&volume).unwrap().size, gib(1));
-        assert_eq!(host.store.usage(&volume).unwrap().virtual_bytes, 1 << 30);
-        fs::remove_file(host.config.directory.join("filler")).unwrap();
-        assert_eq!(host.store.grow(&volume, gib(500)).await.unwrap(), Growth::Done);
-        assert!(host.node(&id("vol_a")).await.has(7, "0", "64k"));
-        assert!(host.store.check(&volume).await.unwrap().is_sound());
+        let mut refused = 0;
+        for left in (0..48 << 10).step_by(4 << 10) {
+            let volume = host.raw("vol_a", 1).await;
+            host.node(&volume).await.write(7, "0", "64k");
+            fill(&host.config.directory, left);
+            match host.store.grow(&volume, gib(500)).await {
+                Ok(growth) => assert_eq!(growth, Growth::Done),
+                Err(VolumeError::NoSpace { .. }) => {
+                    refused += 1;
+                    assert_eq!(host.store.get(&volume).unwrap().size, gib(1), "{left} left");
+                    assert_eq!(host.store.usage(&volume).unwrap().virtual_bytes, 1 << 30);
+                }
+                Err(error) => panic!("{left} left: {error}"),
+            }
+            fs::remove_file(host.config.directory.join("filler")).unwrap();
+            assert_eq!(host.store.grow(&volume, gib(500)).await.unwrap(), Growth::Done);
+            assert_eq!(host.store.usage(&volume).unwrap().virtual_bytes, 500 << 30);
+            assert!(host.node(&volume).await.has(7, "0", "64k"));
+            assert!(host.store.check(&volume).await.unwrap().is_sound());
+            host.store.delete(&volume, support::at(0)).unwrap();
+            host.store.purge(&volume).unwrap();
+        }
+        assert!((2..12).contains(&refused), "{refused} refused");
     });
 }

@@ -1,5 +1,5 @@
 //! What a server leaves that was killed, and what was changed behind its back.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 mod support;
 
@@ -205,6 +205,19 @@ fn edit(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     let mut record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     change(&mut record);
     fs::write(path, record.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn a_creation_that_was_killed_before_its_last_step_leaves_nothing() {
+    let host = Host::new();
+    host.raw("vol_a", 1).await;
+    let work = host.config.directory.join("tmp/volume-x");
+    fs::create_dir(&work).unwrap();
+    fs::rename(host.place("vol_a"), work.join("volume")).unwrap();
+    fs::write(work.join("raw"), "x").unwrap();
+    fs::write(host.config.directory.join("tmp/.tmpRecord"), "{").unwrap();
+    let host = host.reopen();
+    assert_eq!((host.contents(), host.store.problems()), (vec![], vec![]));
 }
 
 #[tokio::test]

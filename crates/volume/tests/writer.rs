@@ -1,5 +1,5 @@
 //! At most one writer, and who holds the lock when QEMU has the volume.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 mod support;
 

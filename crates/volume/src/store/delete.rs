@@ -1,6 +1,6 @@
 //! Deleting, which can be undone for a day.
 
-use std::{fs, sync::Arc};
+use std::fs;
 
 use jiff::Timestamp;
 
@@ -75,8 +75,8 @@ impl VolumeStore {
             (Some(_), Some(_)) => return Err(VolumeError::Deleted(id.clone())),
             (None, None) => return Err(VolumeError::NotDeleted(id.clone())),
             (None, Some(_)) => {
-                let lock = Some(inner.lock(&mut state, &record, "its deletion")?);
-                _busy = Busy { inner: Arc::clone(inner), id: id.clone(), lock };
+                let lock = inner.lock(&mut state, &record, "its deletion")?;
+                _busy = Busy::new(inner, id, lock);
             }
             (Some(_), None) => {}
         }

@@ -1,18 +1,28 @@
 //! Growth of volumes. The new size is reserved and recorded first; the file follows.
 
-use std::sync::Arc;
+use std::{fs, path::PathBuf, sync::Arc};
 
-use super::{Inner, VolumeStore, blocking};
+use super::{Busy, Inner, VolumeStore, blocking};
 use crate::{
-    Growth, SizeGib, VolumeError, VolumeId, VolumeKey, lock::FileLock, qcow2, record::Record,
+    Growth, SizeGib, VolumeError, VolumeId, VolumeKey, files, qcow2,
+    record::{self, Record},
 };
 
 /// A growth that is recorded.
 struct Recorded {
-    before: SizeGib,
+    previous: Record,
     record: Record,
-    /// Of a volume that nobody uses.
-    closed: Option<(super::Busy, Option<VolumeKey>)>,
+    /// None: the volume is open.
+    closed: Option<Closed>,
+}
+
+/// A volume that nobody uses, while it grows.
+struct Closed {
+    busy: Busy,
+    key: Option<VolumeKey>,
+    /// A link to the file of the previous record, which is put back when the file of the volume
+    /// can't grow: on a full disk another could not be written.
+    undo: PathBuf,
 }
 
 impl VolumeStore {
@@ -33,22 +43,19 @@ impl Inner {
     async fn grow(self: Arc<Self>, id: VolumeId, size: SizeGib) -> Result<Growth, VolumeError> {
         let inner = Arc::clone(&self);
         let recorded = blocking("grow the volume", move || inner.record_growth(&id, size)).await?;
-        let Recorded { before, record, closed } = recorded;
-        let Some((busy, key)) = closed else {
+        let Recorded { previous, record, closed } = recorded;
+        let Some(Closed { busy, key, undo }) = closed else {
             return Ok(Growth::Resize { bytes: size.bytes() });
         };
-        let inner = Arc::clone(&self);
         let failed = self.grow_file(&record, key.as_ref()).await.err();
         blocking("grow the volume", move || {
-            let _busy = busy;
-            let Some(error) = failed else { return Ok(Growth::Done) };
-            let disk = inner.disk(&record.volume());
-            // Else it has grown all the same, and the error is of something after that.
-            if qcow2::virtual_size(&disk).is_ok_and(|bytes| bytes <= before.bytes()) {
-                let mut state = inner.state.lock();
-                inner.change(&mut state, &record.id, |record| record.size_gib = before)?;
-            }
-            Err(error)
+            let outcome = match failed {
+                None => Ok(Growth::Done),
+                Some(error) => self.undo_growth(previous, &undo).and(Err(error)),
+            };
+            files::remove(&undo);
+            drop(busy);
+            outcome
         })
         .await
     }
@@ -58,39 +65,52 @@ impl Inner {
         id: &VolumeId,
         size: SizeGib,
     ) -> Result<Recorded, VolumeError> {
+        // Dropped after the lock of the state, which it takes then.
+        let mut busy = None;
         let mut state = self.state.lock();
-        let current = self.live(&state, id)?.clone();
-        let before = current.size_gib;
+        let previous = self.live(&state, id)?.clone();
+        let before = previous.size_gib;
         if size < before {
             return Err(VolumeError::CannotShrink { id: id.clone(), from: before, to: size });
         }
         self.expect_room(&state, u64::from(size.get() - before.get()))?;
-        let lock = match self.lock(&mut state, &current, "its growth") {
-            Ok(lock) => Some(lock),
-            Err(VolumeError::InUse { .. }) => None,
+        match self.lock(&mut state, &previous, "its growth") {
+            Ok(lock) => busy = Some(Busy::new(self, id, lock)),
+            Err(VolumeError::InUse { .. }) if !state.busy.contains_key(id) => {}
             Err(error) => return Err(error),
-        };
-        let changed = self.key_if(lock.is_some(), &current).and_then(|key| {
-            let record = self.change(&mut state, id, |record| {
+        }
+        let key = if busy.is_some() { self.key(&previous)? } else { None };
+        let undo = self.scratch().join(format!("undo-{id}"));
+        let mut record = previous.clone();
+        if size > before {
+            let current = self.place(id.as_str(), false).join(record::FILE);
+            fs::hard_link(&current, &undo)
+                .map_err(|error| VolumeError::io("link", &undo, error))?;
+            let changed = self.change(&mut state, id, |record| {
                 record.size_gib = size;
                 record.generation += 1;
-            })?;
-            Ok((key, record))
-        });
-        let busy = |lock: FileLock| super::Busy {
-            inner: Arc::clone(self),
-            id: id.clone(),
-            lock: Some(lock),
-        };
-        // Given up outside of the lock of the state, which that takes.
-        drop(state);
-        let busy = lock.map(busy);
-        let (key, record) = changed?;
-        Ok(Recorded { before, record, closed: busy.map(|busy| (busy, key)) })
+            });
+            if changed.is_err() || busy.is_none() {
+                files::remove(&undo);
+            }
+            record = changed?;
+        }
+        Ok(Recorded { previous, record, closed: busy.map(|busy| Closed { busy, key, undo }) })
     }
 
-    fn key_if(&self, needed: bool, record: &Record) -> Result<Option<VolumeKey>, VolumeError> {
-        if needed { self.key(record) } else { Ok(None) }
+    /// Puts the previous record back, unless the file has grown all the same, and what failed came
+    /// after that.
+    fn undo_growth(&self, previous: Record, undo: &PathBuf) -> Result<(), VolumeError> {
+        let bytes = qcow2::virtual_size(&self.disk(&previous.volume()));
+        if !undo.exists() || bytes.is_ok_and(|bytes| bytes > previous.size_gib.bytes()) {
+            return Ok(());
+        }
+        let place = self.place(previous.id.as_str(), false);
+        let mut state = self.state.lock();
+        fs::rename(undo, place.join(record::FILE))
+            .map_err(|error| VolumeError::io("restore a record in", &place, error))?;
+        state.volumes.insert(previous.id.clone(), previous);
+        files::sync_directory(&place)
     }
 
     /// Makes the file of a volume that this process has locked as large as its record says.
