@@ -113,6 +113,7 @@ impl VolumeStore {
     /// When another process has it open, or the directory can't be read and written.
     pub fn open(mut config: StoreConfig) -> Result<Self, VolumeError> {
         files::make_directory(&config.directory)?;
+        config.directory.parent().map_or(Ok(()), files::sync_directory)?;
         let absolute = fs::canonicalize(&config.directory);
         config.directory =
             absolute.map_err(|error| VolumeError::io("open", &config.directory, error))?;
@@ -207,10 +208,13 @@ impl Inner {
     fn read(&self) -> Result<(), VolumeError> {
         files::remove(&self.scratch());
         files::make_directory(&self.scratch())?;
+        for deleted in [false, true] {
+            files::make_directory(&self.place("", deleted))?;
+        }
+        files::sync_directory(&self.config.directory)?;
         let mut state = self.state.lock();
         for deleted in [false, true] {
             let directory = self.place("", deleted);
-            files::make_directory(&directory)?;
             let failed = |error| VolumeError::io("list", &directory, error);
             for entry in fs::read_dir(&directory).map_err(failed)? {
                 let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();

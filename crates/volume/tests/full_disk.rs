@@ -80,6 +80,15 @@ fn however_little_room_there_is_a_creation_or_copy_makes_a_whole_volume_or_leave
 }
 
 #[test]
+fn an_encrypted_volume_for_whose_header_there_is_no_room_leaves_nothing() {
+    on_a_disk(2 << 20, |host| async move {
+        let error = host.create("vol_a", 1, Filesystem::Raw, true).await.unwrap_err();
+        assert!(matches!(error, VolumeError::NoSpace { .. }), "{error}");
+        assert_eq!((host.contents().len(), host.store.space().declared), (0, 0));
+    });
+}
+
+#[test]
 fn a_growth_without_room_fails_and_can_be_repeated() {
     on_a_disk(2 << 20, |host| async move {
         let mut refused = 0;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{DISK, Inner, VolumeStore, blocking, room::Reservation};
 use crate::{
-    Filesystem, NewVolume, Volume, VolumeError, VolumeId, VolumeKey, files,
+    Filesystem, NewVolume, SizeGib, Volume, VolumeError, VolumeId, VolumeKey, files,
     key::{InstallationKey, WrappedKey},
     record::Record,
 };
@@ -54,7 +54,7 @@ impl Inner {
     pub(super) fn work(
         self: &Arc<Self>,
         id: &VolumeId,
-        size: crate::SizeGib,
+        size: SizeGib,
     ) -> Result<Work, VolumeError> {
         let reservation = self.reserve(id, size)?;
         let scratch = self.scratch();
@@ -97,7 +97,6 @@ impl Inner {
             if let Err(error) = files::move_directory(&made, &place) {
                 // It may be there and not be durable.
                 let _ = fs::rename(&place, &made);
-                drop(state);
                 return Err(error);
             }
             let volume = record.volume();
