@@ -11,7 +11,7 @@ use std::{
 
 use caddis_volume::{Check, Filesystem, VolumeError};
 
-use crate::support::{Host, expect_success, gib, id, run};
+use crate::support::{Host, gib, id, run};
 
 /// What e2fsck and others have to say of an ext4 in a file.
 fn expect_sound_ext4(raw: &Path) -> String {
@@ -141,13 +141,11 @@ async fn an_encrypted_volume_is_luks_that_opens_at_once_and_shows_its_key_to_nob
     let raw = host.directory.path().join("raw");
     node.to_raw(&raw);
     expect_sound_ext4(&raw);
-    let text = b"what only the guest should know";
     node.write(0x5a, "512M", "64k");
     let file = fs::read(host.disk("vol_a")).unwrap();
     assert!(!file.windows(64).any(|bytes| bytes == [0x5a; 64]), "it is in the file");
     assert!(!file.windows(10).any(|bytes| bytes == b"lost+found"), "names are in the file");
     assert!(fs::read(&raw).unwrap().windows(10).any(|bytes| bytes == b"lost+found"));
-    assert!(text.len() > 1);
 
     let writer = host.store.open_writer(&made.id, "a test").await.unwrap();
     let passphrase = writer.key().unwrap().passphrase();
@@ -230,5 +228,4 @@ async fn a_creation_that_is_dropped_leaves_nothing() {
     while fs::read_link(format!("{process}/exe")).is_ok() {
         tokio::task::yield_now().await;
     }
-    expect_success(&std::process::Command::new("true").output().unwrap());
 }

@@ -114,6 +114,33 @@ async fn a_second_writer_is_refused_with_the_name_of_the_first_and_each_raises_t
     host.open_soon(&volume).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_that_open_a_volume_at_once_one_has_it() {
+    let host = Host::new();
+    let volume = host.raw("vol_a", 1).await;
+    let mut rounds = 0;
+    while rounds < 20 {
+        let open = |number: u32| {
+            let (store, volume) = (host.store.clone(), volume.clone());
+            tokio::spawn(async move { store.open_writer(&volume, &format!("m{number}")).await })
+        };
+        let attempts: Vec<_> = (0..8).map(open).collect();
+        let mut writers = Vec::new();
+        for attempt in attempts {
+            match attempt.await.unwrap() {
+                Ok(writer) => writers.push(writer),
+                Err(VolumeError::InUse { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(writers.len(), 1);
+        rounds += 1;
+        let writer = writers.remove(0);
+        assert_eq!(writer.volume().generation, 1 + rounds);
+        writer.release();
+    }
+}
+
 #[tokio::test]
 async fn the_lock_is_qemu_s_once_it_was_handed_the_descriptor_and_ends_with_it() {
     let host = Host::new();

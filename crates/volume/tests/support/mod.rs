@@ -133,7 +133,7 @@ impl Node {
         let mut node = serde_json::json!({ "driver": "qcow2", "file": file });
         let secret = key.map(|key| {
             node["encrypt"] = serde_json::json!({ "format": "luks", "key-secret": "k" });
-            let path = scratch.join(format!("{}.secret", fastrand()));
+            let (_, path) = tempfile::NamedTempFile::new_in(scratch).unwrap().keep().unwrap();
             fs::write(&path, key.passphrase().as_bytes()).unwrap();
             format!("secret,id=k,file={},format=raw", path.to_str().unwrap())
         });
@@ -172,11 +172,6 @@ impl Node {
         command.arg("convert").args(self.object()).args(["-O", "raw", &self.json]).arg(path);
         expect_success(&command.output().unwrap());
     }
-}
-
-fn fastrand() -> String {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    file.path().file_name().unwrap().to_str().unwrap().to_owned()
 }
 
 pub fn run(program: &str, arguments: &[&OsStr]) -> String {
