@@ -289,27 +289,36 @@ impl Inner {
     fn take(self: &Arc<Self>, id: &VolumeId, what: &str) -> Result<(Busy, Record), VolumeError> {
         let mut state = self.state.lock();
         let record = self.live(&state, id)?.clone();
-        let lock = self.lock(&mut state, &record, what)?;
-        Ok((Busy::new(self, id, lock), record))
+        if let Some(lock) = self.lock(&mut state, &record, what)? {
+            return Ok((Busy::new(self, id, lock), record));
+        }
+        let operation = state.busy.get(id).cloned();
+        drop(state);
+        Err(self.in_use(&record, operation))
     }
 
+    /// Locks a volume; `None` when somebody has it locked. The caller makes it [`Busy`].
     fn lock(
         &self,
         state: &mut State,
         record: &Record,
         what: &str,
-    ) -> Result<FileLock, VolumeError> {
-        let (id, disk) = (&record.id, self.disk(&record.volume()));
-        let taken = FileLock::take(&disk).map_err(|error| VolumeError::io("lock", &disk, error))?;
-        let Some(lock) = taken else {
-            let holder = match state.busy.get(id) {
-                Some(operation) => operation.clone(),
-                None => described(record.last_writer.as_deref(), &disk),
-            };
-            return Err(VolumeError::InUse { id: id.clone(), holder });
-        };
-        state.busy.insert(id.clone(), what.to_owned());
+    ) -> Result<Option<FileLock>, VolumeError> {
+        let disk = self.disk(&record.volume());
+        let lock = FileLock::take(&disk).map_err(|error| VolumeError::io("lock", &disk, error))?;
+        if lock.is_some() {
+            state.busy.insert(record.id.clone(), what.to_owned());
+        }
         Ok(lock)
+    }
+
+    /// The error for a volume that is locked: for an operation of this process, or by whoever
+    /// opened it. Looks at all processes, so not under the lock of the state.
+    fn in_use(&self, record: &Record, operation: Option<String>) -> VolumeError {
+        let holder = operation.unwrap_or_else(|| {
+            described(record.last_writer.as_deref(), &self.disk(&record.volume()))
+        });
+        VolumeError::InUse { id: record.id.clone(), holder }
     }
 
     /// Changes the record of a volume, durably first.

@@ -124,3 +124,25 @@ async fn copies_that_cannot_be_are_refused_and_leave_nothing() {
     assert_eq!(host.contents(), ["volumes/vol_a", "trash/vol_b"]);
     assert_eq!(host.store.space().declared, 3);
 }
+
+#[tokio::test]
+async fn while_a_volume_is_copied_all_else_is_refused_with_that_reason() {
+    let host = Host::new();
+    let source = host.raw("vol_a", 1).await;
+    host.node(&source).await.write(7, "0", "512M");
+    let (progress, mut seen) = watch::channel(Progress::default());
+    let copy = host.store.copy(&source, copy_to("vol_b", None), &progress);
+    let others = async {
+        seen.wait_for(|progress| progress.total > 0).await.unwrap();
+        let expected = "volume vol_a is in use by its copy to vol_b: stop that first";
+        let said = |error: VolumeError| assert_eq!(error.to_string(), expected);
+        said(host.store.open_writer(&source, "a test").await.unwrap_err());
+        said(host.store.grow(&source, gib(2)).await.unwrap_err());
+        said(host.store.delete(&source, at(0)).unwrap_err());
+        said(host.store.check(&source).await.unwrap_err());
+    };
+    let (copied, ()) = tokio::join!(copy, others);
+    assert_eq!(copied.unwrap().size, gib(1));
+    assert_eq!(host.store.get(&source).unwrap().size, gib(1));
+    host.store.delete(&source, at(0)).unwrap();
+}

@@ -53,6 +53,8 @@ impl VolumeStore {
             if inner.record(&state, id)?.deleted_at.is_none() {
                 return Err(VolumeError::NotDeleted(id.clone()));
             }
+            // Of an earlier one with this id, which could not be removed.
+            files::remove(&remains);
             files::move_directory(&inner.place(id.as_str(), true), &remains)?;
             state.volumes.remove(id);
         }
@@ -75,7 +77,11 @@ impl VolumeStore {
             (Some(_), Some(_)) => return Err(VolumeError::Deleted(id.clone())),
             (None, None) => return Err(VolumeError::NotDeleted(id.clone())),
             (None, Some(_)) => {
-                let lock = inner.lock(&mut state, &record, "its deletion")?;
+                let Some(lock) = inner.lock(&mut state, &record, "its deletion")? else {
+                    let operation = state.busy.get(id).cloned();
+                    drop(state);
+                    return Err(inner.in_use(&record, operation));
+                };
                 _busy = Busy::new(inner, id, lock);
             }
             (Some(_), None) => {}

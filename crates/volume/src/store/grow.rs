@@ -74,16 +74,17 @@ impl Inner {
             return Err(VolumeError::CannotShrink { id: id.clone(), from: before, to: size });
         }
         self.expect_room(&state, u64::from(size.get() - before.get()))?;
-        match self.lock(&mut state, &previous, "its growth") {
-            Ok(lock) => busy = Some(Busy::new(self, id, lock)),
-            Err(VolumeError::InUse { .. }) if !state.busy.contains_key(id) => {}
-            Err(error) => return Err(error),
+        match (self.lock(&mut state, &previous, "its growth")?, state.busy.get(id)) {
+            (Some(lock), _) => busy = Some(Busy::new(self, id, lock)),
+            (None, None) => {}
+            (None, operation) => return Err(self.in_use(&previous, operation.cloned())),
         }
         let key = if busy.is_some() { self.key(&previous)? } else { None };
         let undo = self.scratch().join(format!("undo-{id}"));
         let mut record = previous.clone();
         if size > before {
             let current = self.place(id.as_str(), false).join(record::FILE);
+            files::remove(&undo);
             fs::hard_link(&current, &undo)
                 .map_err(|error| VolumeError::io("link", &undo, error))?;
             let changed = self.change(&mut state, id, |record| {
