@@ -221,10 +221,16 @@ async fn nginx_that_one_command_publishes_answers_sleeps_and_wakes() -> Result<(
         }
     }
     machine.post("", json!({ "config": config })).await?.ok()?;
-    // The first answer names the other listener, which the client asks then.
-    let answer = client()?.get(format!("{http}/?a=b")).send().await?;
-    assert_eq!(answer.url().as_str(), format!("{https}/?a=b"));
-    let answer = (answer.status(), answer.text().await?);
+    // The answer names the other listener, which the client asks then, once the proxy knows.
+    let target = format!("{https}/?a=b");
+    let began = std::time::Instant::now();
+    let answer = loop {
+        let answer = client()?.get(format!("{http}/?a=b")).send().await?;
+        if answer.url().as_str() == target {
+            break (answer.status(), answer.text().await?);
+        }
+        ensure!(began.elapsed() < DEADLINE, "{} instead of {target}", answer.url());
+    };
     ensure!(is_page(&answer), "{answer:?}");
     Ok(())
 }

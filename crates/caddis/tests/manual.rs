@@ -24,6 +24,28 @@ fn files(directory: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
+#[test]
+fn each_code_of_the_proxy_is_explained_with_its_status() {
+    let explained: Vec<serde_json::Value> =
+        serde_json::from_str(&run(caddis().args(["explain", "--json"]))).unwrap();
+    for code in caddis_proxy::ErrorCode::ALL {
+        let found = explained.iter().find(|one| one["code"] == code.as_str());
+        let found = found.unwrap_or_else(|| panic!("{code} is not explained"));
+        // Errors before there is HTTP have none.
+        let status = found["status"].as_u64();
+        assert!(
+            status.is_none_or(|status| status == u64::from(code.status().as_u16())),
+            "{code}: {found}"
+        );
+    }
+    let is_known = |code: &str| caddis_proxy::ErrorCode::ALL.iter().any(|one| one.as_str() == code);
+    for one in &explained {
+        let code = one["code"].as_str().unwrap();
+        let is_of_the_proxy = code.len() == 4 && code.starts_with('P');
+        assert!(!is_of_the_proxy || is_known(code), "{code} is never told");
+    }
+}
+
 /// `CADDIS_BLESS=1` writes them.
 #[test]
 fn the_pages_of_the_commands_are_what_help_says() {

@@ -152,7 +152,7 @@ impl AppLogWriter {
                 let key = (found.record.machine.id.clone(), found.record.worker.clone());
                 by_machine.entry(key).or_default().push(line);
             }
-            // At once: a host that does not answer is no reason for others to wait.
+            // At once: what goes to other hosts with it does not wait for one that is slow.
             let writes = by_machine.into_iter().map(|((machine, worker), lines)| {
                 let client = &client;
                 async move {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Autostop, MachineState, Sleep,
-    app::{App, Candidate},
+    app::{App, Candidate, Compiled},
     core::Core,
     machine::Machine,
     routes::ServiceKey,
@@ -80,8 +80,8 @@ pub(crate) async fn run(core: Arc<Core>) {
     }
 }
 
-fn pass(core: &Arc<Core>, app: &Arc<App>) {
-    let compiled = app.compiled();
+/// Running machines that the periodic rule is for, by service and region.
+fn groups(compiled: &Compiled) -> BTreeMap<(ServiceKey, &str), Vec<&Candidate>> {
     let mut groups: BTreeMap<(ServiceKey, &str), Vec<&Candidate>> = BTreeMap::new();
     for candidate in &compiled.services {
         let service = candidate.service();
@@ -94,10 +94,31 @@ fn pass(core: &Arc<Core>, app: &Arc<App>) {
             }
         }
     }
-    for ((_, region), group) in groups {
-        let running: Vec<Running> = group.iter().map(|one| observe(one)).collect();
-        let keep = group.iter().map(|one| keeps(&compiled.primary_region, one)).max();
-        match excess(&running, keep.unwrap_or(0), core.config.autostop_interval) {
+    groups
+}
+
+/// The one of a group that traffic does not need.
+fn excess_of(core: &Core, compiled: &Compiled, group: &[&Candidate]) -> Option<usize> {
+    let running: Vec<Running> = group.iter().map(|one| observe(one)).collect();
+    let keep = group.iter().map(|one| keeps(&compiled.primary_region, one)).max();
+    excess(&running, keep.unwrap_or(0), core.config.autostop_interval)
+}
+
+/// Whether the periodic rule would choose it now.
+fn is_excess(core: &Core, app: &App, candidate: &Candidate) -> bool {
+    let compiled = app.compiled();
+    let groups = groups(&compiled);
+    let group = groups.get(&(candidate.service().key(), candidate.route.region.as_str()));
+    group.is_some_and(|group| {
+        let chosen = excess_of(core, &compiled, group).map(|index| &group[index].machine.id);
+        chosen == Some(&candidate.machine.id)
+    })
+}
+
+fn pass(core: &Arc<Core>, app: &Arc<App>) {
+    let compiled = app.compiled();
+    for ((_, region), group) in groups(&compiled) {
+        match excess_of(core, &compiled, &group) {
             Some(index) => {
                 let candidate = group[index].clone();
                 let reason = format!(
@@ -110,8 +131,9 @@ fn pass(core: &Arc<Core>, app: &Arc<App>) {
                 });
             }
             None => {
-                for (candidate, one) in group.iter().zip(&running) {
-                    candidate.machine.decided("kept running", kept_for(candidate, one));
+                for candidate in group {
+                    let why = kept_for(candidate, &observe(candidate));
+                    candidate.machine.decided("kept running", why);
                 }
             }
         }
@@ -243,7 +265,9 @@ async fn put_to_sleep(
     reason: String,
 ) -> Attempt {
     let machine = &candidate.machine;
-    let drain = candidate.service().max_drain;
+    // An idle timeout ends when nothing is open.
+    let service = candidate.service();
+    let drain = service.max_drain.filter(|_| service.has_periodic_rule());
     let (how, action) = match candidate.service().autostop {
         Autostop::Suspend => (Sleep::Suspend, "suspended"),
         Autostop::Off | Autostop::Stop => (Sleep::Stop, "stopped"),
@@ -254,6 +278,9 @@ async fn put_to_sleep(
         if let Err(error) = core.machines.may_sleep(&machine.id, worker, how).await {
             machine.decided("kept running", error.to_string());
             return Attempt::Refused;
+        }
+        if !is_excess(core, app, candidate) {
+            return Attempt::NotNow;
         }
     }
     if !begin(app, candidate, drain.is_some()) {
@@ -269,13 +296,14 @@ async fn put_to_sleep(
             return Attempt::NotNow;
         }
     }
-    let wakes = {
+    let begun = {
         let _one_at_a_time = app.decide.lock();
-        if !machine.begin_sleep() {
-            machine.end_drain();
-            return Attempt::NotNow;
-        }
-        machine.wakes()
+        machine.begin_sleep().then(|| machine.wakes())
+    };
+    let Some(wakes) = begun else {
+        machine.end_drain();
+        app.changed();
+        return Attempt::NotNow;
     };
     // A suspended machine would keep them open for ever.
     if tokio::time::timeout(DISCONNECT, machine.disconnect()).await.is_err() {
@@ -283,6 +311,7 @@ async fn put_to_sleep(
     }
     machine.end_drain();
     if is_woken_since(app, machine, wakes) {
+        app.changed();
         return Attempt::NotNow;
     }
     machine.decided(action, reason.as_str());

@@ -14,6 +14,9 @@ macro_rules! codes {
         }
 
         impl ErrorCode {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
             /// The code as it is written.
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -62,8 +65,6 @@ codes! {
     PM02 => SERVICE_UNAVAILABLE,
     /// The machine did not start, or was not ready, in time.
     PM03 => GATEWAY_TIMEOUT,
-    /// The machine's state could not be changed.
-    PM07 => SERVICE_UNAVAILABLE,
     /// The machine's state does not allow a start.
     PM08 => SERVICE_UNAVAILABLE,
     /// The machine is not there any more.
@@ -115,7 +116,7 @@ pub enum WakeError {
     /// No answer in time; it may still happen (PM03).
     #[error("timed out: {0}")]
     TimedOut(String),
-    /// Another change was in the way (PM07).
+    /// Something keeps it awake.
     #[error("could not be changed: {0}")]
     Conflict(String),
     /// Its state does not allow it (PM08).
@@ -134,9 +135,9 @@ impl WakeError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Refused(_) => ErrorCode::PM01,
-            Self::Failed(_) => ErrorCode::PM02,
+            // Nobody waits for a machine to go to sleep.
+            Self::Failed(_) | Self::Conflict(_) => ErrorCode::PM02,
             Self::TimedOut(_) => ErrorCode::PM03,
-            Self::Conflict(_) => ErrorCode::PM07,
             Self::WrongState(_) => ErrorCode::PM08,
             Self::Gone(_) => ErrorCode::PM09,
             Self::Unreachable(_) => ErrorCode::PM10,

@@ -334,8 +334,12 @@ impl Exchange {
     ) -> Result<(), Refusal> {
         let Taken { permit, candidate } = taken;
         drop(permit);
-        if candidate.was_started_within(self.core.config.recently_started) || !app.runs(&candidate)
-        {
+        if !app.runs(&candidate) {
+            // Another one is found, or this one started, as for a request that comes now.
+            search.again(failure)?;
+            return Ok(());
+        }
+        if candidate.was_started_within(self.core.config.recently_started) {
             return tokio::select! {
                 ready = search.wait_until_ready(&candidate, failure) => Ok(ready?),
                 () = self.left() => Err(Refusal::Left),

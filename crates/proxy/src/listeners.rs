@@ -153,7 +153,7 @@ enum Bound {
 impl Bound {
     fn new((protocol, address): Place) -> io::Result<Self> {
         match protocol {
-            Protocol::Tcp => bind(address).map(Self::Tcp),
+            Protocol::Tcp => bind(address, true).map(Self::Tcp),
             Protocol::Udp => udp::bind(address).map(Self::Udp),
         }
     }
@@ -193,7 +193,7 @@ impl Shared {
     /// Binds it. One that something else may have is tried again once it is served.
     pub(crate) fn new(address: SocketAddr, may_be_taken: bool) -> io::Result<Self> {
         let error = Arc::default();
-        let (address, bound) = match bind(address) {
+        let (address, bound) = match bind(address, false) {
             Ok(bound) => (bound.local_addr()?, Some(bound)),
             Err(failed) if may_be_taken && failed.kind() == io::ErrorKind::AddrInUse => {
                 note(&error, address, &failed);
@@ -212,7 +212,7 @@ impl Shared {
             let listener = match bound {
                 Some(listener) => listener,
                 None => tokio::select! {
-                    listener = until_bound(&error, || bind(address)) => listener,
+                    listener = until_bound(&error, || bind(address, false)) => listener,
                     () = core.stopping.cancelled() => return,
                 },
             };
@@ -246,15 +246,17 @@ async fn until_bound<T>(error: &Mutex<Option<String>>, bind: impl Fn() -> io::Re
     }
 }
 
-/// A socket that listens to an address.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// A socket that listens to an address, which may be one of an app's own.
+pub(crate) fn bind(address: SocketAddr, is_of_app: bool) -> io::Result<TcpListener> {
     let socket =
         Socket::new(Domain::for_address(address), Type::STREAM, Some(socket2::Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
-        // Of a local route alone, which is enough for IPv4, the kernel takes no address to bind to.
-        socket.set_freebind_v6(true)?;
+        if is_of_app {
+            // A local route alone, which is enough for IPv4, is not for the kernel here.
+            socket.set_freebind_v6(true)?;
+        }
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;

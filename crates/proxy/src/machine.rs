@@ -393,7 +393,7 @@ impl Machine {
         Some(Failure { text, ..failure.clone() })
     }
 
-    // Flights.
+    // Startups.
 
     /// What a request for a service can wait for: its startup, or the start by that of another.
     pub(crate) fn startup(&self, service: ServiceKey) -> Option<Startup> {

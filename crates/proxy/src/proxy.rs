@@ -293,7 +293,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_that_opens_and_refuses_in_turn_is_tried_so_many_times() {
         let any = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 0);
-        let listener = crate::listeners::bind(any).unwrap();
+        let listener = crate::listeners::bind(any, false).unwrap();
         let machines = vec![route(listener.local_addr().unwrap())];
         let routes = AppRoutes { machines, ..AppRoutes::default() };
         let (proxy, app) = start(Config::default(), routes);

@@ -65,9 +65,9 @@ async fn splice<S: AsyncRead + AsyncWrite + Unpin>(
             Err(failure) => {
                 let Taken { permit, candidate } = taken;
                 drop(permit);
-                if candidate.was_started_within(core.config.recently_started)
-                    || !app.runs(&candidate)
-                {
+                if !app.runs(&candidate) {
+                    search.again(failure)?;
+                } else if candidate.was_started_within(core.config.recently_started) {
                     tokio::select! {
                         ready = search.wait_until_ready(&candidate, failure) => ready?,
                         () = connection.left(core) => return Ok(()),

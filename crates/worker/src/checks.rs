@@ -162,6 +162,7 @@ impl Runner {
                     clock: shared.clock.clone(),
                     prober: shared.prober.clone(),
                     turns: shared.queues.checks.clone(),
+                    slow: shared.queues.slow_checks.clone(),
                     probe: probe(&row.id, row.addresses.ipv4, named),
                     known: known.map(|known| known.state),
                 };
@@ -202,6 +203,8 @@ struct Attempts {
     prober: Arc<dyn Prober>,
     /// How many are under way at once on the host.
     turns: Arc<Semaphore>,
+    /// How many are under way since long.
+    slow: Arc<Semaphore>,
     probe: Probe,
     known: Option<CheckState>,
 }
@@ -249,6 +252,8 @@ impl Attempts {
         let attempt = self.clock.timeout(limit, self.prober.probe(&self.probe));
         let turn_ends = async {
             self.clock.sleep_until(self.clock.now() + TURN).await;
+            // Where there are too many of these, too, it keeps its turn.
+            let _slow = self.slow.acquire().await;
             drop(turn);
             std::future::pending().await
         };

@@ -20,6 +20,8 @@ const SUSPENDS: usize = 2;
 /// How many health checks are tried at once, but for those that wait for an answer since long. One
 /// takes a millisecond, or its timeout where nobody answers.
 const CHECKS: usize = 256;
+/// How many health checks may wait for an answer since long, each with a connection.
+const SLOW_CHECKS: usize = 2048;
 /// How long a launch counts as one of those under way. A guest that takes longer waits for
 /// something else than the processor, or is never coming; others go on beside it then.
 const LAUNCH: Duration = Duration::from_secs(5);
@@ -35,6 +37,8 @@ pub struct Queues {
     pub launches: Arc<Semaphore>,
     /// Try a health check.
     pub checks: Arc<Semaphore>,
+    /// Wait for the answer to a health check since long.
+    pub slow_checks: Arc<Semaphore>,
 }
 
 impl Queues {
@@ -45,6 +49,7 @@ impl Queues {
             suspends: Arc::new(Semaphore::new(SUSPENDS)),
             launches: Arc::new(Semaphore::new(config.launch_concurrency.max(1))),
             checks: Arc::new(Semaphore::new(CHECKS)),
+            slow_checks: Arc::new(Semaphore::new(SLOW_CHECKS)),
         }
     }
 }

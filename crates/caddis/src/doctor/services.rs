@@ -1,8 +1,8 @@
 //! What services of apps need of the host: ports for the listeners, addresses, names.
 
 use std::{
-    io::ErrorKind,
-    net::{IpAddr, TcpListener, ToSocketAddrs as _},
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _},
     sync::mpsc,
     thread,
     time::Duration,
@@ -11,12 +11,15 @@ use std::{
 use caddis_cli::SERVER_FILE;
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
+use socket2::{Domain, Socket, Type};
 
 use super::Check;
 use crate::settings::Settings;
 
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(3);
+/// How long connecting to the host itself may take.
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// The listeners that all apps share.
 pub(super) fn listeners(settings: &Settings) -> Check {
@@ -108,7 +111,23 @@ fn of_a_link(prefix: &IpNet) -> Option<(IpNet, IpAddr, String)> {
 /// Whether what is sent to the prefix is the host's.
 fn is_local(prefix: &IpNet) -> bool {
     let Some(ip) = prefix.hosts().next() else { return true };
-    TcpListener::bind((ip, 0)).err().is_none_or(|error| error.kind() != ErrorKind::AddrNotAvailable)
+    let Ok(listener) = listen(ip) else { return false };
+    // The listener is here whether or not packets to the address are.
+    let place = listener.local_addr().ok().and_then(|place| place.as_socket());
+    place.is_some_and(|place| TcpStream::connect_timeout(&place, CONNECT).is_ok())
+}
+
+/// Listens at an address that no link need have.
+fn listen(ip: IpAddr) -> io::Result<Socket> {
+    let place = SocketAddr::new(ip, 0);
+    let socket = Socket::new(Domain::for_address(place), Type::STREAM, None)?;
+    if ip.is_ipv6() {
+        // A local route alone, which is enough for IPv4, is not for the kernel here.
+        socket.set_freebind_v6(true)?;
+    }
+    socket.bind(&place.into())?;
+    socket.listen(1)?;
+    Ok(socket)
 }
 
 /// Whether a name leads to an address, as programs on the host look it up.
@@ -125,8 +144,6 @@ fn resolves(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::{super::Status, *};
     use crate::settings::ServeArguments;
 
@@ -175,7 +192,9 @@ mod tests {
         assert_eq!(of("127.0.0.0/8", false), Status::Warning, "lo has 127.0.0.1");
         // No host has addresses of this range.
         assert_eq!(of("240.0.0.0/29", false), Status::Ok, "it takes them when it starts");
-        assert_eq!(of("240.0.0.0/29", true), Status::Failed, "somebody has removed the route");
+        for prefix in ["240.0.0.0/29", "2001:db8:ffff::/64"] {
+            assert_eq!(of(prefix, true), Status::Failed, "somebody has removed the route");
+        }
     }
 
     #[test]

@@ -104,6 +104,7 @@ async fn what_is_open_to_a_machine_that_has_another_vm_ends() {
     // One that went on after a suspend was cancelled has the same.
     let awake = MachineRoute { started_at: SystemTime::now(), ..route };
     world.apply(vec![awake.clone()]);
+    settle().await;
     assert_eq!(world.open_streams("a1"), 1);
     // A restart is not always seen as more than this.
     world.apply(vec![MachineRoute { booted_at: SystemTime::now(), ..awake }]);
@@ -488,4 +489,34 @@ async fn a_websocket_that_its_machine_has_ended_does_not_keep_it_awake() {
     tokio::time::advance(Duration::from_secs(6)).await;
     tokio::time::resume();
     eventually("the stream's end", || world.open_streams("a1") == 0).await;
+}
+
+#[tokio::test]
+async fn nothing_is_drained_that_became_needed_while_its_host_was_asked() {
+    let (world, upstream) = drained_world().await;
+    let (answer, answered) = watch::channel(false);
+    *world.machines.until_answered.lock() = Some(answered);
+    let other = Upstream::http("other").await;
+    let mut route = started("a1", upstream.address);
+    route.services[0].autostop = Autostop::Stop;
+    route.services[0].max_drain = Some(DAY);
+    world.apply(vec![route.clone()]);
+    let mut socket = websocket(&world).await;
+    let mut held = started("a2", other.address);
+    held.services[0].autostop = Autostop::Stop;
+    held.hold = Some("exec".to_owned());
+    world.apply(vec![route.clone(), held.clone()]);
+    let asked = || world.machines.asked.load(Ordering::SeqCst);
+    eventually("the question", || asked() > 0).await;
+    // The other one goes: this one is the last.
+    world.apply(vec![route.clone()]);
+    answer.send_replace(true);
+    settle().await;
+    let nothing = socket.try_read(&mut [0; 4]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    // It takes traffic as before.
+    let _second = websocket(&world).await;
+    world.apply(vec![route, held]);
+    let mut frame = [0; 4];
+    in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
 }

@@ -68,6 +68,8 @@ pub struct FakeMachines {
     pub before_sleep: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
     /// Going to sleep takes until this is so.
     pub until_slept: Mutex<Option<watch::Receiver<bool>>>,
+    /// The answer to whether one may sleep takes until this is so.
+    pub until_answered: Mutex<Option<watch::Receiver<bool>>>,
     /// How often it was asked whether one may sleep.
     pub asked: AtomicU32,
     /// Whether their hosts keep them awake.
@@ -111,6 +113,10 @@ impl Machines for FakeMachines {
 
     async fn may_sleep(&self, _: &MachineId, _: &WorkerId, _: Sleep) -> Result<(), WakeError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
+        let answer = self.until_answered.lock().clone();
+        if let Some(mut answer) = answer {
+            answer.wait_for(|is_so| *is_so).await.unwrap();
+        }
         match self.stay_awake.load(Ordering::SeqCst) {
             true => Err(WakeError::Conflict("a session is open in it".to_owned())),
             false => Ok(()),

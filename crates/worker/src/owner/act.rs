@@ -67,7 +67,7 @@ impl Owner {
                 let _ = reply.send(result);
             }
             Message::MaySleep { mode, reply } => {
-                let _ = reply.send(Ok(self.may_sleep(mode)));
+                let _ = reply.send(self.may_sleep(mode));
             }
             Message::Note { kind, details } => {
                 if self.row.state == MachineState::Started {

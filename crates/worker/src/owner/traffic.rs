@@ -140,10 +140,11 @@ impl Owner {
     }
 
     /// Whether it could be put to sleep now.
-    pub(super) fn may_sleep(&self, mode: SleepMode) -> WorkerReply {
+    pub(super) fn may_sleep(&self, mode: SleepMode) -> WorkerResult {
         match self.verdict(Request::Sleep { suspend: mode == SleepMode::Suspend }) {
-            Verdict::StayAwake(why) => self.stays_awake(why),
-            _ => WorkerReply::MaySleep,
+            Verdict::StayAwake(why) => Ok(self.stays_awake(why)),
+            Verdict::Refuse(error) => Err(error),
+            _ => Ok(WorkerReply::MaySleep),
         }
     }
 

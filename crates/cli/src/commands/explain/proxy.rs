@@ -12,7 +12,7 @@ const LOOK: &str = "'caddis logs' and the machine's events say what went wrong; 
 /// and what to do.
 type Code = (&'static str, Option<u16>, bool, &'static str, &'static str);
 
-const CODES: [Code; 24] = [
+const CODES: [Code; 23] = [
     (
         "PP01",
         Some(500),
@@ -64,12 +64,11 @@ const CODES: [Code; 24] = [
         "The machine did not start, its port did not open, or its checks did not pass in time.",
         LISTEN,
     ),
-    ("PM07", Some(503), true, "Another change of the machine was in the way.", WAIT),
     ("PM08", Some(503), true, "The machine ended while it started, or can't be started.", LOOK),
     (
         "PM09",
         Some(503),
-        false,
+        true,
         "The machine does not exist any more.",
         "Ask again: another machine of the app is used.",
     ),
