@@ -520,3 +520,70 @@ async fn nothing_is_drained_that_became_needed_while_its_host_was_asked() {
     let mut frame = [0; 4];
     in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_client_of_http_2_is_told_when_its_machine_is_drained() {
+    let (busy, open) = gated().await;
+    let world = World::with(|config| config.autostop_interval = Duration::from_millis(20));
+    let mut route = started("a1", busy.address);
+    route.services[0].autostop = Autostop::Stop;
+    route.services[0].max_drain = Some(DAY);
+    world.apply(vec![route.clone()]);
+    let stream = TcpStream::connect(world.http).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get("http://app.localhost/").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    eventually("the request", || world.open_streams("a1") == 1).await;
+    let mut held = started("a2", address());
+    held.services[0].autostop = Autostop::Stop;
+    held.hold = Some("exec".to_owned());
+    world.apply(vec![route, held]);
+    in_time("GOAWAY", async {
+        while client.clone().ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    // What was begun is finished, and the connection ends with it, though the client keeps it.
+    open.send_replace(true);
+    let response = in_time("the answer", response).await.unwrap();
+    assert_eq!(response.status(), 200);
+    drop(response);
+    in_time("the connection's end", connection).await.unwrap().unwrap();
+    world.machines.until_asleep(1).await;
+}
+
+#[tokio::test]
+async fn in_a_day_a_machine_sleeps_once_in_each_pause_and_never_between_requests() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for (timeout, expected) in [(HOUR * 2, 0), (HOUR / 2, 24)] {
+        let upstream = Upstream::http("one").await;
+        let world = World::new();
+        world.machines.on_wake("a1", || async { Ok(()) });
+        let mut route = idle_route("a1", &upstream);
+        route.services[0].idle_timeout = Some(timeout);
+        world.apply(vec![route.clone()]);
+        for hour in 0..24 {
+            assert_eq!(world.get("/").await.status, 200);
+            eventually("its end", || world.open_streams("a1") == 0).await;
+            world.apply(vec![route.clone()]);
+            tokio::time::pause();
+            // In steps, so that whatever happens too often has the time to.
+            for _ in 0..60 {
+                settle().await;
+                tokio::time::advance(HOUR / 60).await;
+                settle().await;
+                if world.machines.sleeps().len() > world.machines.wakes().len() {
+                    let asleep = MachineRoute { state: MachineState::Suspended, ..route.clone() };
+                    world.apply(vec![asleep]);
+                }
+            }
+            tokio::time::resume();
+            let sleeps = world.machines.sleeps().len();
+            assert_eq!(sleeps, if expected == 0 { 0 } else { hour + 1 });
+        }
+        assert_eq!(world.machines.sleeps().len(), expected);
+        assert_eq!(world.machines.wakes().len(), expected.saturating_sub(1));
+    }
+}

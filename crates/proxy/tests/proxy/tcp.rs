@@ -80,6 +80,20 @@ async fn half_close_is_carried_from_machine_to_client() {
 }
 
 #[tokio::test]
+async fn each_port_of_a_range_is_the_services() {
+    let upstream = telling().await;
+    let world = World::new();
+    let mut route = tcp_route(&upstream, Handlers::default());
+    route.services[0].ports[0].end = EXTERNAL + 2;
+    let address = own(&world, route);
+    assert_eq!(world.proxy.listeners().len(), 2 + 3);
+    for port in EXTERNAL..=EXTERNAL + 2 {
+        let text = port.to_string();
+        assert_eq!(talk((address.ip(), port).into(), &text).await, format!("got {text}"));
+    }
+}
+
+#[tokio::test]
 async fn a_proxy_header_goes_before_the_bytes() {
     let upstream = telling().await;
     let world = World::new();
