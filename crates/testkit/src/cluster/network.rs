@@ -204,18 +204,24 @@ impl Port {
 /// with the node.
 struct Reached {
     port: Port,
-    handler: Arc<dyn Handler>,
+    /// None once its node is gone.
+    handler: Mutex<Option<Arc<dyn Handler>>>,
     runtime: Handle,
 }
 
 impl Reached {
     async fn work(&self, request: Bytes) -> Bytes {
-        let handler = self.handler.clone();
-        match self.runtime.spawn(async move { handler.handle(request).await }).await {
-            Ok(answer) => answer,
-            // The node is gone: it says nothing any more.
-            Err(_) => std::future::pending().await,
+        let handler = self.handler.lock().clone();
+        if let Some(handler) = handler {
+            let work = self.runtime.spawn(async move { handler.handle(request).await });
+            if let Ok(answer) = work.await {
+                return answer;
+            }
         }
+        // It says nothing any more. Who asked may wait for long, which must not keep open what it
+        // had: its database.
+        drop(self.handler.lock().take());
+        std::future::pending().await
     }
 }
 
@@ -278,7 +284,11 @@ impl Bus for Port {
             .bus
             .serve(
                 subject,
-                Arc::new(Reached { port: self.clone(), handler, runtime: Handle::current() }),
+                Arc::new(Reached {
+                    port: self.clone(),
+                    handler: Mutex::new(Some(handler)),
+                    runtime: Handle::current(),
+                }),
             )
             .await
     }
