@@ -1,6 +1,6 @@
 //! Streams of real machines: long ones, cut ones, and what a restart of the server makes of them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use caddis_testkit::{DEADLINE, Host, Machine, images};
@@ -9,7 +9,7 @@ use reqwest::{Response, StatusCode};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async,
@@ -278,4 +278,45 @@ async fn a_restart_lets_streams_end_a_kill_cuts_them_and_both_leave_the_machine_
 
     machine.destroy().await?;
     ended_and_cleaned(&mut stand, &before).await
+}
+
+/// Pause after which a datagram that was not answered is sent again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Sends back each datagram.
+const DATAGRAMS: &str = r#"
+    use IO::Socket::INET;
+    my $socket = IO::Socket::INET->new(LocalPort => 5435, Proto => 'udp') or die $!;
+    while (defined $socket->recv(my $datagram, 2000)) { $socket->send("got $datagram") }
+"#;
+
+#[tokio::test]
+async fn datagrams_reach_a_machine_and_its_replies_their_sender() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let image = stand.registry.push(&images::debian()?, "debian:datagrams")?;
+    let ports = ["-p", "5435:5435/udp", "--", "perl", "-e", DATAGRAMS];
+    let run = [&["machine", "run", &image, "-a", APP][..], &ports].concat();
+    let output = stand.server.cli(&run).await?;
+    let words = output.stdout.split(|c: char| c.is_whitespace() || c == '/');
+    let mut addresses = words.filter_map(|word| word.parse::<std::net::SocketAddr>().ok());
+    let address = addresses.find(|address| address.port() == 5435);
+    let address = address.with_context(|| format!("no address in {output:?}"))?;
+    let socket = UdpSocket::bind("127.0.0.1:0").await?;
+    socket.connect(address).await?;
+    let mut answer = [0; 16];
+    let echoed = async {
+        loop {
+            // One that comes before the proxy or the program listens is lost.
+            let _ = socket.send(b"datagram").await;
+            match tokio::time::timeout(PAUSE, socket.recv(&mut answer)).await {
+                Ok(Ok(length)) => break length,
+                Ok(Err(_)) => tokio::time::sleep(PAUSE).await,
+                Err(_) => {}
+            }
+        }
+    };
+    let length = tokio::time::timeout(DEADLINE, echoed).await?;
+    ensure!(&answer[..length] == b"got datagram", "{answer:?}");
+    Ok(())
 }
