@@ -1,6 +1,7 @@
 //! Machines that are put to sleep.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -22,6 +23,29 @@ fn idle_route(name: &str, upstream: &Upstream) -> MachineRoute {
     route.services[0].autostop = Autostop::Suspend;
     route.services[0].idle_timeout = Some(IDLE);
     route
+}
+
+/// A machine whose streams may be drained.
+fn drainable(name: &str, upstream: &Upstream) -> MachineRoute {
+    let mut route = started(name, upstream.address);
+    route.services[0].autostop = Autostop::Stop;
+    route.services[0].max_drain = Some(DAY);
+    route
+}
+
+/// A machine that is kept awake, so that another one is in excess.
+fn kept(name: &str, address: IpAddr) -> MachineRoute {
+    let mut route = started(name, address);
+    route.services[0].autostop = Autostop::Stop;
+    route.hold = Some("exec".to_owned());
+    route
+}
+
+/// Reads a request and switches to a WebSocket.
+async fn switch(stream: &mut TcpStream) {
+    read_request(stream).await;
+    let text = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    stream.write_all(text.as_bytes()).await.unwrap();
 }
 
 /// Lets all that can go on do so, without letting time pass by itself.
@@ -322,9 +346,7 @@ async fn websocket(world: &World) -> TcpStream {
 /// Two machines in excess of none: one with a WebSocket that may be drained.
 async fn drained_world() -> (World, Upstream) {
     let upstream = Upstream::serve(|mut stream, _| async move {
-        read_request(&mut stream).await;
-        let text = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-        stream.write_all(text.as_bytes()).await.unwrap();
+        switch(&mut stream).await;
         let mut got = Vec::new();
         let _ = stream.read_to_end(&mut got).await;
     })
@@ -337,15 +359,10 @@ async fn drained_world() -> (World, Upstream) {
 async fn a_websocket_is_told_to_close_when_its_machine_is_drained() {
     let (world, upstream) = drained_world().await;
     let other = Upstream::http("other").await;
-    let mut route = started("a1", upstream.address);
-    route.services[0].autostop = Autostop::Stop;
-    route.services[0].max_drain = Some(DAY);
+    let route = drainable("a1", &upstream);
     world.apply(vec![route.clone()]);
     let mut socket = websocket(&world).await;
-    // Another machine, which is held: the one with the stream is in excess.
-    let mut held = started("a2", other.address);
-    held.services[0].autostop = Autostop::Stop;
-    held.hold = Some("exec".to_owned());
+    let held = kept("a2", other.address);
     world.apply(vec![route, held]);
     let mut frame = [0; 4];
     in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
@@ -361,14 +378,10 @@ async fn a_websocket_is_told_to_close_when_its_machine_is_drained() {
 #[tokio::test]
 async fn a_drain_is_called_off_by_a_request_that_only_this_machine_can_take() {
     let (world, upstream) = drained_world().await;
-    let mut route = started("a1", upstream.address);
-    route.services[0].autostop = Autostop::Stop;
-    route.services[0].max_drain = Some(DAY);
+    let route = drainable("a1", &upstream);
     world.apply(vec![route.clone()]);
     let mut socket = websocket(&world).await;
-    let mut held = started("a2", address());
-    held.services[0].autostop = Autostop::Stop;
-    held.hold = Some("exec".to_owned());
+    let held = kept("a2", address());
     world.apply(vec![route.clone(), held]);
     let mut frame = [0; 4];
     in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
@@ -381,15 +394,11 @@ async fn a_drain_is_called_off_by_a_request_that_only_this_machine_can_take() {
 async fn a_drain_is_called_off_where_all_others_are_at_their_hard_limit() {
     let (world, upstream) = drained_world().await;
     let (busy, _never) = gated().await;
-    let mut route = started("a1", upstream.address);
-    route.services[0].autostop = Autostop::Stop;
-    route.services[0].max_drain = Some(DAY);
+    let route = drainable("a1", &upstream);
     world.apply(vec![route.clone()]);
     let mut socket = websocket(&world).await;
-    let mut full = started("a2", busy.address);
-    full.services[0].autostop = Autostop::Stop;
+    let mut full = kept("a2", busy.address);
     full.services[0].concurrency.hard_limit = Some(1);
-    full.hold = Some("exec".to_owned());
     world.apply(vec![route, full]);
     let mut frame = [0; 4];
     in_time("the close frame", socket.read_exact(&mut frame)).await.unwrap();
@@ -405,14 +414,10 @@ async fn nothing_is_drained_for_a_machine_that_its_host_keeps_awake() {
     let (world, upstream) = drained_world().await;
     world.machines.stay_awake.store(true, Ordering::SeqCst);
     let other = Upstream::http("other").await;
-    let mut route = started("a1", upstream.address);
-    route.services[0].autostop = Autostop::Stop;
-    route.services[0].max_drain = Some(DAY);
+    let route = drainable("a1", &upstream);
     world.apply(vec![route.clone()]);
     let mut socket = websocket(&world).await;
-    let mut held = started("a2", other.address);
-    held.services[0].autostop = Autostop::Stop;
-    held.hold = Some("exec".to_owned());
+    let held = kept("a2", other.address);
     world.apply(vec![route, held]);
     eventually("two passes", || world.machines.asked.load(Ordering::SeqCst) >= 2).await;
     let nothing = socket.try_read(&mut [0; 4]).unwrap_err();
@@ -428,10 +433,7 @@ async fn a_websocket_that_was_told_to_close_hears_nothing_more() {
     // What the machine says on its own end, before or after it is told.
     for closes_itself in [false, true] {
         let upstream = Upstream::serve(move |mut stream, _| async move {
-            read_request(&mut stream).await;
-            let text =
-                "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-            stream.write_all(text.as_bytes()).await.unwrap();
+            switch(&mut stream).await;
             let mut answer = [0; 8];
             stream.read_exact(&mut answer).await.unwrap();
             if closes_itself {
@@ -442,9 +444,7 @@ async fn a_websocket_that_was_told_to_close_hears_nothing_more() {
         })
         .await;
         let world = World::with(|config| config.autostop_interval = Duration::from_millis(20));
-        let mut route = started("a1", upstream.address);
-        route.services[0].autostop = Autostop::Stop;
-        route.services[0].max_drain = Some(DAY);
+        let route = drainable("a1", &upstream);
         world.apply(vec![route.clone()]);
         let mut socket = websocket(&world).await;
         let mut frame = [0; 4];
@@ -453,9 +453,7 @@ async fn a_websocket_that_was_told_to_close_hears_nothing_more() {
             in_time("its close frame", socket.read_exact(&mut frame)).await.unwrap();
             assert_eq!(frame, [0x88, 2, 0x03, 0xe8]);
         }
-        let mut held = started("a2", address());
-        held.services[0].autostop = Autostop::Stop;
-        held.hold = Some("exec".to_owned());
+        let held = kept("a2", address());
         world.apply(vec![route, held]);
         if closes_itself {
             eventually("the drain", || world.machines.asked.load(Ordering::SeqCst) > 0).await;
@@ -474,12 +472,7 @@ async fn a_websocket_that_was_told_to_close_hears_nothing_more() {
 
 #[tokio::test]
 async fn a_websocket_that_its_machine_has_ended_does_not_keep_it_awake() {
-    let upstream = Upstream::serve(|mut stream, _| async move {
-        read_request(&mut stream).await;
-        let text = "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-        stream.write_all(text.as_bytes()).await.unwrap();
-    })
-    .await;
+    let upstream = Upstream::serve(|mut stream, _| async move { switch(&mut stream).await }).await;
     let world = World::new();
     world.apply(vec![started("a1", upstream.address)]);
     let mut socket = websocket(&world).await;
@@ -497,14 +490,10 @@ async fn nothing_is_drained_that_became_needed_while_its_host_was_asked() {
     let (answer, answered) = watch::channel(false);
     *world.machines.until_answered.lock() = Some(answered);
     let other = Upstream::http("other").await;
-    let mut route = started("a1", upstream.address);
-    route.services[0].autostop = Autostop::Stop;
-    route.services[0].max_drain = Some(DAY);
+    let route = drainable("a1", &upstream);
     world.apply(vec![route.clone()]);
     let mut socket = websocket(&world).await;
-    let mut held = started("a2", other.address);
-    held.services[0].autostop = Autostop::Stop;
-    held.hold = Some("exec".to_owned());
+    let held = kept("a2", other.address);
     world.apply(vec![route.clone(), held.clone()]);
     let asked = || world.machines.asked.load(Ordering::SeqCst);
     eventually("the question", || asked() > 0).await;
@@ -525,9 +514,7 @@ async fn nothing_is_drained_that_became_needed_while_its_host_was_asked() {
 async fn a_client_of_http_2_is_told_when_its_machine_is_drained() {
     let (busy, open) = gated().await;
     let world = World::with(|config| config.autostop_interval = Duration::from_millis(20));
-    let mut route = started("a1", busy.address);
-    route.services[0].autostop = Autostop::Stop;
-    route.services[0].max_drain = Some(DAY);
+    let route = drainable("a1", &busy);
     world.apply(vec![route.clone()]);
     let stream = TcpStream::connect(world.http).await.unwrap();
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
@@ -535,9 +522,7 @@ async fn a_client_of_http_2_is_told_when_its_machine_is_drained() {
     let request = http::Request::get("http://app.localhost/").body(()).unwrap();
     let (response, _) = client.send_request(request, true).unwrap();
     eventually("the request", || world.open_streams("a1") == 1).await;
-    let mut held = started("a2", address());
-    held.services[0].autostop = Autostop::Stop;
-    held.hold = Some("exec".to_owned());
+    let held = kept("a2", address());
     world.apply(vec![route, held]);
     in_time("GOAWAY", async {
         while client.clone().ready().await.is_ok() {
