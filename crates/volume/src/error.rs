@@ -85,34 +85,18 @@ pub enum VolumeError {
         /// In the words of the system or program.
         reason: String,
     },
-    /// There are encrypted volumes, and no installation key.
-    #[error(
-        "the installation key {0} is missing and encrypted volumes need it: restore it from a \
-         backup; no new one was made"
-    )]
-    KeyMissing(PathBuf),
-    /// The file is no installation key.
-    #[error("the installation key {path} cannot be used: {reason}")]
-    KeyUnusable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong and what to do.
-        reason: String,
-    },
     /// The volume's key was wrapped with another installation key.
     #[error(
         "the key of volume {id} is encrypted with another installation key ({expected}) than \
-         {path} ({found}): restore that one"
+         the server has ({found}): restore that one from a backup"
     )]
     OtherKey {
         /// Which volume.
         id: VolumeId,
-        /// Fingerprint of the key that is needed.
+        /// Id of the key that is needed.
         expected: String,
-        /// Fingerprint of the key that is there.
+        /// Id of the key that is there.
         found: String,
-        /// Where that is.
-        path: PathBuf,
     },
     /// The volume's wrapped key was changed, or is another volume's.
     #[error(

@@ -28,19 +28,10 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), VolumeError> {
 /// Writes a file, mode 0600, in place of what is there, by way of `scratch`, a directory on the
 /// same file system.
 pub(crate) fn write(path: &Path, bytes: &[u8], scratch: &Path) -> Result<(), VolumeError> {
-    let file = written(bytes, scratch).map_err(|error| VolumeError::io("write", path, error))?;
-    file.persist(path).map_err(|error| VolumeError::io("write", path, error.error))?;
+    let failed = |error| VolumeError::io("write", path, error);
+    let file = written(bytes, scratch).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
     path.parent().map_or(Ok(()), sync_directory)
-}
-
-/// Writes a file, mode 0600, unless there is one; `false` when there is.
-pub(crate) fn write_new(path: &Path, bytes: &[u8], scratch: &Path) -> Result<bool, VolumeError> {
-    let file = written(bytes, scratch).map_err(|error| VolumeError::io("write", path, error))?;
-    match file.persist_noclobber(path) {
-        Ok(_) => path.parent().map_or(Ok(()), sync_directory).map(|()| true),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(VolumeError::io("write", path, error.error)),
-    }
 }
 
 fn written(bytes: &[u8], scratch: &Path) -> io::Result<tempfile::NamedTempFile> {

@@ -1,36 +1,27 @@
-//! Keys: one of the installation, in a file, and one per volume, in the volume's record, encrypted
-//! with the former.
+//! Keys: one of the installation, which the server has, and one per volume, in the volume's record,
+//! encrypted with the former.
 //!
 //! ```text
 //!  installation key, 32 random bytes ──AES-256-GCM──▶ volume key, 32 random bytes ──LUKS──▶ data
-//!    file, mode 0600          (volume's id is bound in)      record of the volume
+//!    given by the server      (volume's id is bound in)      record of the volume
 //! ```
 
-use std::{
-    fmt,
-    fs::File,
-    io::{self, Read as _},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fmt, io};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey},
-    digest, rand,
+    rand,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{VolumeError, VolumeId, files};
+use crate::{VolumeError, VolumeId};
 
 const LENGTH: usize = 32;
 
 /// Of the format of [`WrappedKey`], and part of what is authenticated.
 const VERSION: u32 = 1;
-
-/// Bytes of a fingerprint: enough to tell keys apart.
-const FINGERPRINT: usize = 8;
 
 /// Key of a volume. Neither shown nor logged; its memory is wiped.
 #[derive(Clone)]
@@ -40,7 +31,7 @@ pub struct VolumeKey(Zeroizing<[u8; LENGTH]>);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WrappedKey {
     version: u32,
-    /// Fingerprint of the installation key.
+    /// Id of the installation key.
     installation_key: String,
     /// Base64.
     nonce: String,
@@ -48,10 +39,11 @@ pub(crate) struct WrappedKey {
     ciphertext: String,
 }
 
-/// The installation key.
-pub(crate) struct InstallationKey {
+/// The installation key. Neither shown nor logged; its memory is wiped.
+#[derive(Clone)]
+pub struct InstallationKey {
     bytes: Zeroizing<[u8; LENGTH]>,
-    path: PathBuf,
+    id: String,
 }
 
 impl VolumeKey {
@@ -80,51 +72,18 @@ impl fmt::Debug for VolumeKey {
     }
 }
 
+impl fmt::Debug for InstallationKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "InstallationKey({})", self.id)
+    }
+}
+
 impl InstallationKey {
-    /// Reads the key; `None` when there is no file.
-    pub(crate) fn read(path: &Path) -> Result<Option<Self>, VolumeError> {
-        let failed = |error| VolumeError::io("read", path, error);
-        let unusable = |reason: String| VolumeError::KeyUnusable { path: path.to_owned(), reason };
-        let mut file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() || metadata.len() != LENGTH as u64 {
-            let reason = format!("it is no file of {LENGTH} bytes: restore it from a backup");
-            return Err(unusable(reason));
-        }
-        if metadata.permissions().mode() & 0o077 != 0 {
-            let reason = format!("others may read it: chmod 600 {}", path.display());
-            return Err(unusable(reason));
-        }
-        let mut bytes = Zeroizing::new([0; LENGTH]);
-        file.read_exact(bytes.as_mut()).map_err(failed)?;
-        Ok(Some(Self { bytes, path: path.to_owned() }))
-    }
-
-    /// Reads the key, or makes it.
-    pub(crate) fn read_or_make(path: &Path) -> Result<Self, VolumeError> {
-        loop {
-            if let Some(key) = Self::read(path)? {
-                return Ok(key);
-            }
-            let bytes = random()?;
-            let directory = path.parent().unwrap_or(Path::new("."));
-            if files::write_new(path, bytes.as_ref(), directory)? {
-                tracing::info!(path = %path.display(), "made the installation key: back it up");
-                return Ok(Self { bytes, path: path.to_owned() });
-            }
-        }
-    }
-
-    fn fingerprint(&self) -> String {
-        let mut context = digest::Context::new(&digest::SHA256);
-        context.update(b"caddis installation key");
-        context.update(self.bytes.as_ref());
-        let digest = context.finish();
-        digest.as_ref().iter().take(FINGERPRINT).map(|byte| format!("{byte:02x}")).collect()
+    /// The key, and the id by which the server tells it from another one without giving anything of
+    /// it away.
+    #[must_use]
+    pub fn new(bytes: [u8; LENGTH], id: impl Into<String>) -> Self {
+        Self { bytes: Zeroizing::new(bytes), id: id.into() }
     }
 
     fn cipher(&self) -> Result<RandomizedNonceKey, VolumeError> {
@@ -140,7 +99,7 @@ impl InstallationKey {
             .map_err(|_| refused("encrypt a key"))?;
         Ok(WrappedKey {
             version: VERSION,
-            installation_key: self.fingerprint(),
+            installation_key: self.id.clone(),
             nonce: BASE64_STANDARD.encode(nonce.as_ref()),
             ciphertext: BASE64_STANDARD.encode(bytes),
         })
@@ -152,13 +111,11 @@ impl InstallationKey {
         wrapped: &WrappedKey,
         id: &VolumeId,
     ) -> Result<VolumeKey, VolumeError> {
-        let found = self.fingerprint();
-        if wrapped.installation_key != found {
+        if wrapped.installation_key != self.id {
             return Err(VolumeError::OtherKey {
                 id: id.clone(),
                 expected: wrapped.installation_key.clone(),
-                found,
-                path: self.path.clone(),
+                found: self.id.clone(),
             });
         }
         let damaged = || VolumeError::KeyDamaged(id.clone());
@@ -199,47 +156,19 @@ fn refused(what: &str) -> VolumeError {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::OpenOptionsExt as _};
-
     use super::*;
 
     fn id(text: &str) -> VolumeId {
         text.parse().unwrap()
     }
 
-    #[test]
-    fn the_installation_key_is_made_once_and_is_its_owner_s_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        assert!(InstallationKey::read(&path).unwrap().is_none());
-        let made = InstallationKey::read_or_make(&path).unwrap();
-        let metadata = fs::metadata(&path).unwrap();
-        assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (32, 0o600));
-        let read = InstallationKey::read_or_make(&path).unwrap();
-        assert_eq!(made.bytes, read.bytes);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn files_that_are_no_installation_key_are_refused_with_what_to_do() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        fs::write(&path, [1; 31]).unwrap();
-        let error = InstallationKey::read_or_make(&path).err().unwrap().to_string();
-        assert!(error.contains("no file of 32 bytes"), "{error}");
-        fs::remove_file(&path).unwrap();
-        let mut options = fs::OpenOptions::new();
-        let file = options.write(true).create(true).mode(0o640).open(&path).unwrap();
-        file.set_len(32).unwrap();
-        file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
-        let error = InstallationKey::read_or_make(&path).err().unwrap().to_string();
-        assert!(error.contains("chmod 600"), "{error}");
+    fn installation() -> InstallationKey {
+        InstallationKey::new([7; LENGTH], "one")
     }
 
     #[test]
     fn a_wrapped_key_is_bound_to_its_volume_and_installation() {
-        let directory = tempfile::tempdir().unwrap();
-        let installation = InstallationKey::read_or_make(&directory.path().join("key")).unwrap();
+        let installation = installation();
         let key = VolumeKey::random().unwrap();
         let wrapped = installation.wrap(&key, &id("vol_a")).unwrap();
         let unwrapped = installation.unwrap(&wrapped, &id("vol_a")).unwrap();
@@ -248,16 +177,18 @@ mod tests {
 
         let swapped = installation.unwrap(&wrapped, &id("vol_b"));
         assert!(matches!(swapped, Err(VolumeError::KeyDamaged(_))));
-        let other = InstallationKey::read_or_make(&directory.path().join("other")).unwrap();
+        let other = InstallationKey::new([8; LENGTH], "two");
         let error = other.unwrap(&wrapped, &id("vol_a")).unwrap_err();
         assert!(matches!(&error, VolumeError::OtherKey { .. }));
-        assert!(error.to_string().contains(&wrapped.installation_key), "{error}");
+        assert!(error.to_string().contains("another installation key (one)"), "{error}");
+        // Its id alone does not make it the same.
+        let forged = InstallationKey::new([8; LENGTH], "one").unwrap(&wrapped, &id("vol_a"));
+        assert!(matches!(forged, Err(VolumeError::KeyDamaged(_))));
     }
 
     #[test]
     fn each_bit_of_a_wrapped_key_counts() {
-        let directory = tempfile::tempdir().unwrap();
-        let installation = InstallationKey::read_or_make(&directory.path().join("key")).unwrap();
+        let installation = installation();
         let volume = id("vol_a");
         let wrapped = installation.wrap(&VolumeKey::random().unwrap(), &volume).unwrap();
         let is_damaged = |wrapped: &WrappedKey| {
@@ -286,12 +217,11 @@ mod tests {
 
     #[test]
     fn no_two_wrappings_are_the_same_and_keys_are_not_shown() {
-        let directory = tempfile::tempdir().unwrap();
-        let installation = InstallationKey::read_or_make(&directory.path().join("key")).unwrap();
+        let installation = installation();
         let key = VolumeKey::random().unwrap();
         let wrap = || installation.wrap(&key, &id("vol_a")).unwrap();
         assert_ne!(wrap(), wrap());
-        assert_eq!(format!("{key:?}"), "VolumeKey(..)");
+        assert_eq!(format!("{key:?} {installation:?}"), "VolumeKey(..) InstallationKey(one)");
         let written = serde_json::to_string(&wrap()).unwrap();
         assert!(!written.contains(key.passphrase().as_str()));
     }

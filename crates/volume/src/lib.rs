@@ -25,7 +25,7 @@ mod store;
 mod types;
 
 pub use error::VolumeError;
-pub use key::VolumeKey;
+pub use key::{InstallationKey, VolumeKey};
 pub use store::{StoreConfig, VolumeStore, Writer};
 pub use types::{
     Check, Filesystem, Growth, InvalidId, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume,

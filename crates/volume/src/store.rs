@@ -48,8 +48,8 @@ const DISK: &str = "disk.qcow2";
 pub struct StoreConfig {
     /// Theirs alone; made with mode 0700 when it is not there.
     pub directory: PathBuf,
-    /// The installation key; made when the first encrypted volume is.
-    pub key: PathBuf,
+    /// The installation key.
+    pub key: InstallationKey,
     /// For the declared sizes of all volumes together, GiB; none: not limited.
     pub limit: Option<u64>,
     /// `qemu-img`, by name or path.
@@ -61,7 +61,7 @@ pub struct StoreConfig {
 impl StoreConfig {
     /// Below a directory, with the programs of the host and without a limit.
     #[must_use]
-    pub fn new(directory: PathBuf, key: PathBuf) -> Self {
+    pub fn new(directory: PathBuf, key: InstallationKey) -> Self {
         // Services may have a PATH without the directories of the system.
         let places = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].map(PathBuf::from);
         let mke2fs = places.into_iter().find(|path| path.exists()).unwrap_or("mke2fs".into());
@@ -340,10 +340,7 @@ impl Inner {
     /// The key of an encrypted volume.
     fn key(&self, record: &Record) -> Result<Option<VolumeKey>, VolumeError> {
         let Some(wrapped) = &record.key else { return Ok(None) };
-        let path = &self.config.key;
-        let key = InstallationKey::read(path)?;
-        let key = key.ok_or_else(|| VolumeError::KeyMissing(path.clone()))?;
-        key.unwrap(wrapped, &record.id).map(Some)
+        self.config.key.unwrap(wrapped, &record.id).map(Some)
     }
 }
 

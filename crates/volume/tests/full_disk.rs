@@ -12,7 +12,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use crate::support::{Host, copy_to, gib};
+use crate::support::{Host, copy_to, gib, key};
 
 /// Runs `body` in a directory that has room for so many bytes.
 fn on_a_disk<F: Future<Output = ()>>(size: u64, body: impl FnOnce(Host) -> F + Send) {
@@ -24,7 +24,7 @@ fn on_a_disk<F: Future<Output = ()>>(size: u64, body: impl FnOnce(Host) -> F + S
         let options = format!("size={size}");
         let path = directory.path();
         mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(&*options)).unwrap();
-        let config = StoreConfig::new(path.join("volumes"), path.join("key"));
+        let config = StoreConfig::new(path.join("volumes"), key());
         let store = VolumeStore::open(config.clone()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let directory = tempfile::tempdir().unwrap();

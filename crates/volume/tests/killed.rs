@@ -12,7 +12,7 @@ use std::{
 
 use caddis_volume::{Filesystem, Growth, StoreConfig, VolumeError, VolumeStore};
 
-use crate::support::{Host, at, copy_to, gib, id, run};
+use crate::support::{Host, at, copy_to, gib, id, key, run};
 
 /// Tells a process of this test that it is the one to be killed, and what it is to do.
 const CHILD: &str = "CADDIS_VOLUME_TEST";
@@ -49,7 +49,7 @@ fn child(task: &str) {
     let (name, task) = task.split_once(' ').unwrap();
     let (directory, tools) = task.split_once(' ').unwrap();
     let directory = Path::new(directory);
-    let mut config = StoreConfig::new(directory.join("volumes"), directory.join("key"));
+    let mut config = StoreConfig::new(directory.join("volumes"), key());
     for program in ["qemu-img", "mke2fs"] {
         let path = Path::new(tools).join(program);
         match program {
@@ -94,7 +94,7 @@ fn kill(test: &str, host: &Host, task: &str, program: &str, verb: &str, when: Wh
 
 /// With a volume `vol_a`, whose store is closed.
 async fn closed() -> Host {
-    let host = Host::with(|config| config.directory = config.key.with_file_name("volumes"));
+    let host = Host::plain();
     let volume = host.raw("vol_a", 4).await;
     host.node(&volume).await.write(7, "0", "1M");
     host
@@ -121,8 +121,8 @@ async fn a_server_killed_at_any_program_of_a_creation_or_copy_leaves_nothing() {
         for when in [When::Before, When::After] {
             let Host { directory, config, store } = host;
             drop(store);
-            let (spare, other) = (tempfile::tempdir().unwrap(), config.directory.join("none"));
-            let spare = StoreConfig::new(spare.path().join("volumes"), other);
+            let spare = tempfile::tempdir().unwrap();
+            let spare = StoreConfig::new(spare.path().join("volumes"), key());
             let store = VolumeStore::open(spare).unwrap();
             let closed = Host { directory, config, store };
             kill(TEST, &closed, task, program, verb, when);
@@ -146,7 +146,7 @@ async fn programs_that_outlive_the_server_are_ended_when_it_comes_back() {
     drop(store);
     for (task, verb) in [("copy", "convert"), ("check", "check"), ("grow", "resize")] {
         let spare = tempfile::tempdir().unwrap();
-        let spare = StoreConfig::new(spare.path().join("volumes"), spare.path().join("key"));
+        let spare = StoreConfig::new(spare.path().join("volumes"), key());
         let host = Host {
             directory: tempfile::tempdir().unwrap(),
             config: config.clone(),
@@ -188,7 +188,7 @@ async fn a_growth_that_was_killed_is_finished_when_the_volume_is_next_opened() {
         let Host { directory, config, store } = closed().await;
         drop(store);
         let spare = tempfile::tempdir().unwrap();
-        let spare = StoreConfig::new(spare.path().join("volumes"), spare.path().join("key"));
+        let spare = StoreConfig::new(spare.path().join("volumes"), key());
         let host = Host { directory, config, store: VolumeStore::open(spare).unwrap() };
         kill(TEST, &host, "grow", "qemu-img", "resize", when);
         let host = host.reopen();

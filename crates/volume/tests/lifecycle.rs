@@ -5,10 +5,10 @@ mod support;
 
 use std::fs;
 
-use caddis_volume::{Filesystem, Growth, Space, VolumeError};
+use caddis_volume::{Filesystem, Growth, InstallationKey, Space, VolumeError};
 use jiff::SignedDuration;
 
-use crate::support::{Host, at, gib, id};
+use crate::support::{Host, at, gib, id, key};
 
 #[tokio::test]
 async fn a_closed_volume_grows_keeps_its_data_and_never_shrinks() {
@@ -128,48 +128,31 @@ async fn a_directory_has_one_store() {
 }
 
 #[tokio::test]
-async fn volumes_are_there_with_the_installation_key_and_none_is_made_in_its_place() {
+async fn encrypted_volumes_are_there_with_their_installation_key_alone() {
     let host = Host::new();
     let volume = host.create("vol_a", 1, Filesystem::Raw, true).await.unwrap().id;
     let plain = host.raw("vol_b", 1).await;
     host.node(&volume).await.write(7, "0", "1M");
-    let key = fs::read(&host.config.key).unwrap();
     let before = host.store.get(&volume).unwrap();
-    fs::remove_file(&host.config.key).unwrap();
 
-    let host = host.reopen();
+    let host = host.reopen_with(|config| config.key = InstallationKey::new([1; 32], "two"));
     let open = host.store.open_writer(&volume, "a test").await.unwrap_err();
     assert_eq!(
         open.to_string(),
-        format!(
-            "the installation key {} is missing and encrypted volumes need it: restore it from a \
-             backup; no new one was made",
-            host.config.key.display()
-        )
+        "the key of volume vol_a is encrypted with another installation key (one) than the server \
+         has (two): restore that one from a backup"
     );
-    let missing = |error| assert!(matches!(error, VolumeError::KeyMissing(_)), "{error}");
-    missing(host.store.grow(&volume, gib(2)).await.unwrap_err());
-    missing(host.store.check(&volume).await.unwrap_err());
-    missing(host.create("vol_c", 1, Filesystem::Raw, true).await.unwrap_err());
-    assert!(!host.config.key.exists());
+    let is_other = |error| {
+        assert!(matches!(&error, VolumeError::OtherKey { id, .. } if *id == volume), "{error}");
+    };
+    is_other(open);
+    is_other(host.store.grow(&volume, gib(2)).await.unwrap_err());
+    is_other(host.store.check(&volume).await.unwrap_err());
     host.store.open_writer(&plain, "a test").await.unwrap().release();
-
-    fs::write(&host.config.key, [1; 32]).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    fs::set_permissions(&host.config.key, mode).unwrap();
-    let open = host.store.open_writer(&volume, "a test").await.unwrap_err();
-    assert!(matches!(&open, VolumeError::OtherKey { id, .. } if *id == volume), "{open}");
-    assert!(open.to_string().contains("restore that one"), "{open}");
     assert_eq!(host.store.get(&volume).unwrap(), before, "nothing was changed");
 
-    fs::write(&host.config.key, key).unwrap();
+    let host = host.reopen_with(|config| config.key = key());
     assert!(host.node(&volume).await.has(7, "0", "1M"));
-    // A deleted volume needs it as much.
-    host.store.delete(&volume, at(0)).unwrap();
-    fs::remove_file(&host.config.key).unwrap();
-    missing(host.create("vol_c", 1, Filesystem::Raw, true).await.unwrap_err());
-    host.store.purge(&volume).unwrap();
-    host.create("vol_c", 1, Filesystem::Raw, true).await.unwrap();
 }
 
 #[tokio::test]

@@ -11,8 +11,7 @@ use tempfile::TempDir;
 use super::{DISK, Inner, VolumeStore, blocking, room::Reservation};
 use crate::{
     Filesystem, NewVolume, SizeGib, Volume, VolumeError, VolumeId, VolumeKey, files,
-    key::{InstallationKey, WrappedKey},
-    record::Record,
+    key::WrappedKey, record::Record,
 };
 
 /// A directory in which a volume is made; it is removed when dropped.
@@ -65,18 +64,10 @@ impl Inner {
         Ok(work)
     }
 
-    /// A key for a volume. Makes the installation key too, unless volumes depend on one that is not
-    /// there.
+    /// A key for a volume.
     pub(super) fn new_key(&self, id: &VolumeId) -> Result<(VolumeKey, WrappedKey), VolumeError> {
-        let path = &self.config.key;
-        let depends = self.state.lock().volumes.values().any(|record| record.key.is_some());
-        let installation = match InstallationKey::read(path)? {
-            Some(key) => key,
-            None if depends => return Err(VolumeError::KeyMissing(path.clone())),
-            None => InstallationKey::read_or_make(path)?,
-        };
         let key = VolumeKey::random()?;
-        let wrapped = installation.wrap(&key, id)?;
+        let wrapped = self.config.key.wrap(&key, id)?;
         Ok((key, wrapped))
     }
 

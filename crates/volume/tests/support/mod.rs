@@ -9,14 +9,18 @@ use std::{
 };
 
 use caddis_volume::{
-    Filesystem, NewCopy, NewVolume, SizeGib, StoreConfig, Volume, VolumeError, VolumeId, VolumeKey,
-    VolumeStore, Writer,
+    Filesystem, InstallationKey, NewCopy, NewVolume, SizeGib, StoreConfig, Volume, VolumeError,
+    VolumeId, VolumeKey, VolumeStore, Writer,
 };
 use jiff::Timestamp;
 use tempfile::TempDir;
 
 pub fn id(text: &str) -> VolumeId {
     text.parse().unwrap()
+}
+
+pub fn key() -> InstallationKey {
+    InstallationKey::new([7; 32], "one")
 }
 
 pub fn gib(size: u32) -> SizeGib {
@@ -38,11 +42,25 @@ impl Host {
         Self::with(|_| ())
     }
 
+    /// With a directory of a plain name, `volumes`.
+    pub fn plain() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = StoreConfig::new(directory.path().join("volumes"), key());
+        let store = VolumeStore::open(config.clone()).unwrap();
+        Self { directory, config, store }
+    }
+
+    /// The same with another configuration.
+    pub fn reopen_with(mut self, change: impl FnOnce(&mut StoreConfig)) -> Self {
+        change(&mut self.config);
+        self.reopen()
+    }
+
     pub fn with(change: impl FnOnce(&mut StoreConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         // A name that the tools have to be told of with care.
         let volumes = directory.path().join("a,b \"c\"=d/volumes");
-        let mut config = StoreConfig::new(volumes, directory.path().join("key"));
+        let mut config = StoreConfig::new(volumes, key());
         change(&mut config);
         let store = VolumeStore::open(config.clone()).unwrap();
         Self { directory, config, store }
