@@ -54,11 +54,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
 /// Bytes in all.
 fn memory(server: &Server, machines: usize) -> Result<f64> {
     let vms = vms(server);
-    ensure!(
-        vms.len() >= machines,
-        "{machines} machines run, and {} VM processes were found",
-        vms.len()
-    );
+    let count = vms.len();
+    ensure!(count >= machines, "{machines} machines run, and {count} VM processes were found");
     let (mut shares, mut shared_memory) = (0, 0);
     for pid in vms {
         let rollup = rollup(pid)?;
@@ -68,6 +65,13 @@ fn memory(server: &Server, machines: usize) -> Result<f64> {
     // A template's pages count in part for each VM that maps them; those that none maps are the
     // server's.
     let held = templates(server.pid())?;
+    let mib = |bytes: u64| bytes >> 20;
+    progress(&format!(
+        "memory: {count} VM processes with {} MiB, {} of them shared, and {} MiB of templates",
+        mib(shares),
+        mib(shared_memory),
+        mib(held)
+    ));
     Ok((shares + held.saturating_sub(shared_memory)) as f64)
 }
 

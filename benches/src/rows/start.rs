@@ -2,9 +2,9 @@
 //! waiting, with the pool just emptied, without a pool; beside it the same machine as a cold boot,
 //! and podman's start of a container that is there. With each what it costs the host's processors.
 
-mod side;
+pub(super) mod side;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     bench::Bench,
@@ -31,12 +31,8 @@ struct Measured {
 /// # Errors
 /// When a server does not start. Sides that can't be measured are lines of the report.
 pub async fn measure(bench: &mut Bench) -> Result<()> {
-    let (pooled, off, rival) =
-        (bench.server(Pool::On).await?, bench.server(Pool::Off).await?, bench.rival().await);
-    let podman = match &rival {
-        Ok(rival) => Side::podman(rival).await,
-        Err(error) => Err(anyhow!("{error:#}")),
-    };
+    let (pooled, off) = (bench.server(Pool::On).await?, bench.server(Pool::Off).await?);
+    let podman = podman(bench).await;
     let side = |key, text, side| Measured { key, text, side, costs: Vec::new() };
     let mut sides = [
         side(
@@ -64,8 +60,13 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
+/// The container, if there can be one.
+pub(super) async fn podman(bench: &mut Bench) -> Result<Side> {
+    Side::podman(&bench.rival().await?).await
+}
+
 /// Takes one sample, again when it was disturbed.
-async fn sample(side: &Side) -> Result<Cost> {
+pub(super) async fn sample(side: &Side) -> Result<Cost> {
     let mut reason = None;
     for _ in 0..ATTEMPTS {
         match side.sample().await {

@@ -1,6 +1,7 @@
 //! Suspend and resume of a machine of 256 MB whose program holds 100 MB of random bytes: each from
-//! the request until a waiting client sees the state. Beside them what the host takes for as many
-//! bytes: written to a file and through to the disk, and read again.
+//! the request until a waiting client sees the state. Beside them what the host takes to write as
+//! many bytes to a file and through to the disk, and to read them again, and podman's start of a
+//! container.
 
 use std::{
     fs::File,
@@ -17,6 +18,7 @@ use crate::{
     machine::{Machine, config},
     progress,
     report::Promise,
+    rows::start,
     server::{IMAGE, Pool},
 };
 
@@ -25,7 +27,7 @@ const REST: Duration = Duration::from_millis(500);
 
 /// What is promised of them.
 const MOST_WRITES: f64 = 2.0;
-const MOST_READS: f64 = 4.0;
+const MOST_PODMAN_STARTS: f64 = 1.25;
 
 /// The kernel can't drop what is in a tmpfs, as it could with files on a disk.
 const PROGRAM: &str = "mkdir -p /held && mount -t tmpfs held /held && \
@@ -41,6 +43,8 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let machine = Machine::create(server.http(), &config(IMAGE, PROGRAM)).await?;
     machine.first_output(String::new()).await?;
     machine.wait("started").await?;
+    let mut podman = start::podman(bench).await;
+    let mut podman_starts = Vec::new();
     let runs = bench.repeat(20, 3);
     let (mut suspends, mut resumes, mut writes, mut reads) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -65,6 +69,13 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         resumes.push(milliseconds(began));
         let event = machine.start_event().await?;
         ensure!(event["start_kind"] == "resume", "a start that was no resume: {event}");
+
+        if let Ok(side) = &podman {
+            match start::sample(side).await {
+                Ok(cost) => podman_starts.push(cost.ms),
+                Err(error) => podman = Err(error),
+            }
+        }
     }
     let report = &mut bench.report;
     let promise = Promise::None;
@@ -84,14 +95,19 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
         &writes,
     );
     report.samples("read", "beside it: read again", "ms", promise, &reads);
+    let text = "beside it: `podman start --attach` of a container";
+    match &podman {
+        Ok(_) => report.samples("podman-start-beside", text, "ms", promise, &podman_starts),
+        Err(error) => report.failed("podman-start-beside", text, &format!("{error:#}")),
+    }
     let text = "suspend against writing as many bytes";
     report.ratio("suspend/write", text, Promise::AtMost(MOST_WRITES), &suspends, &writes);
     report.ratio(
-        "resume/read",
-        "resume against reading as many bytes",
-        Promise::AtMost(MOST_READS),
+        "resume/podman",
+        "resume against `podman start`",
+        Promise::AtMost(MOST_PODMAN_STARTS),
         &resumes,
-        &reads,
+        if podman.is_ok() { &podman_starts } else { &[] },
     );
     Ok(())
 }
