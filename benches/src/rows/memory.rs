@@ -1,7 +1,7 @@
 //! Memory of an idle machine: the proportional shares (PSS) of all VM processes, those that wait in
 //! the pool too, and what the server holds for templates, over the number of machines.
 
-use std::path::Path;
+use std::{collections::HashMap, os::unix::fs::MetadataExt as _, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use caddis_testkit::process;
@@ -103,15 +103,17 @@ fn rollup(pid: i32) -> Result<String> {
 
 /// Bytes that the server holds as templates.
 fn templates(server: u32) -> Result<u64> {
-    let mut bytes = 0;
+    // A template may be open several times, for a VM that is being started.
+    let mut held = HashMap::new();
     for (number, target) in process::descriptors(server.cast_signed()) {
         if target.starts_with("/memfd:caddis-template") {
             let path = format!("/proc/{server}/fd/{number}");
             let file = std::fs::metadata(Path::new(&path))
                 .with_context(|| format!("looking at {path}"))?;
-            bytes += std::os::unix::fs::MetadataExt::blocks(&file) * 512;
+            held.insert(file.ino(), file.blocks() * 512);
         }
     }
+    let bytes: u64 = held.values().sum();
     ensure!(bytes > 0, "the server holds no template, or under another name");
     Ok(bytes)
 }
