@@ -25,6 +25,7 @@ pub(crate) async fn offers(
         cpus: config.cpus(),
         memory_mib: config.memory_mib(),
         disk_gib: config.rootfs_gib(),
+        volume_gib: 0,
         image: config.image.clone().unwrap_or_default(),
     };
     let mut refused = Vec::new();
@@ -48,7 +49,8 @@ pub(crate) async fn room_in(
     config: &MachineConfig,
 ) -> Result<Vec<u64>, ApiError> {
     let (cpus, memory_mib, disk_gib) = (config.cpus(), config.memory_mib(), config.rootfs_gib());
-    let question = Question::Place { cpus, memory_mib, disk_gib, image: String::new() };
+    let question =
+        Question::Place { cpus, memory_mib, disk_gib, volume_gib: 0, image: String::new() };
     let window =
         AskWindow { quiet: Duration::from_millis(10), deadline: Duration::from_millis(500) };
     let offers = ask(context, region, &question, window).await?.into_iter();
@@ -150,6 +152,7 @@ mod tests {
             free_memory_mib: free,
             free_cpus: 4,
             free_disk_gib: 80,
+            free_volume_gib: None,
             has_image,
         }
     }

@@ -158,6 +158,7 @@ mod tests {
             incarnation: "first".to_owned(),
             sequence: 0,
             draining,
+            volumes: 0,
         };
         assert_eq!(hosts.heard(&id("b")), None, "only an announcement makes a host known");
         assert_eq!(

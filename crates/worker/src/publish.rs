@@ -139,7 +139,14 @@ impl Publisher {
                 drop(state);
                 Some((
                     ANNOUNCEMENTS,
-                    encode(&Announcement { worker, region, incarnation, sequence, draining }),
+                    encode(&Announcement {
+                        worker,
+                        region,
+                        incarnation,
+                        sequence,
+                        draining,
+                        volumes: 0,
+                    }),
                 ))
             }
         }

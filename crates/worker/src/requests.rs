@@ -77,6 +77,12 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         WorkerRequest::Drain { deadline_ms } => {
             host::drain(shared, Duration::from_millis(deadline_ms)).await
         }
+        WorkerRequest::CreateVolume(_)
+        | WorkerRequest::ActOnVolume { .. }
+        | WorkerRequest::GetVolume { .. }
+        | WorkerRequest::ListVolumes { .. } => {
+            Err(ApiError::invalid("this server has no volumes yet"))
+        }
         WorkerRequest::Health => {
             let mut warnings = shared.vmm.warnings();
             warnings.extend(disturbance::warning(shared));

@@ -61,7 +61,13 @@ pub(crate) async fn status(
 
 /// What the hosts of a region would offer somebody who needs nothing: all they have.
 async fn offers(context: &Inner, region: &RegionCode) -> Vec<Offer> {
-    let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: String::new() };
+    let question = Question::Place {
+        cpus: 0,
+        memory_mib: 0,
+        disk_gib: 0,
+        volume_gib: 0,
+        image: String::new(),
+    };
     let window =
         AskWindow { quiet: Duration::from_millis(20), deadline: Duration::from_millis(500) };
     scheduler::ask(context, region, &question, window).await.unwrap_or_default()

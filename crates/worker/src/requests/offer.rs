@@ -26,7 +26,8 @@ impl QuestionHandler {
 #[async_trait]
 impl Handler for QuestionHandler {
     async fn handle(&self, request: Bytes) -> Bytes {
-        let Ok(Question::Place { cpus, memory_mib, disk_gib, image }) = decode("region", &request)
+        let Ok(Question::Place { cpus, memory_mib, disk_gib, image, volume_gib: _ }) =
+            decode("region", &request)
         else {
             return Bytes::new();
         };
@@ -46,6 +47,7 @@ impl Handler for QuestionHandler {
             free_memory_mib: left.memory_mib,
             free_cpus: left.cpus,
             free_disk_gib: left.disk_gib,
+            free_volume_gib: None,
             has_image: shared.images.knows(&image),
         })
     }

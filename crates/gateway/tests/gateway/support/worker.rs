@@ -149,6 +149,7 @@ impl FakeWorker {
                 incarnation: state.incarnation.clone(),
                 sequence: state.sequence,
                 draining: state.draining,
+                volumes: 0,
             };
             (!state.mute).then_some(announcement)
         };
