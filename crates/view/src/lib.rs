@@ -140,6 +140,11 @@ impl View {
         self.volumes.count_of_app(app)
     }
 
+    /// Volumes of a worker that are not deleted.
+    pub fn count_volumes_of_worker(&self, worker: &WorkerId) -> usize {
+        self.volumes.count_of_worker(worker)
+    }
+
     /// Takes the record of a volume in unless a newer one is here.
     pub fn apply_volume(&self, record: VolumeRecord) {
         let id = record.volume.id.clone();

@@ -51,6 +51,13 @@ impl Volumes {
         records.filter(|record| record.app == app && !record.volume.state.is_deleted()).count()
     }
 
+    /// How many of this worker are not deleted.
+    pub fn count_of_worker(&self, worker: &WorkerId) -> usize {
+        let tables = self.0.read();
+        let records = tables.volumes.values().map(|entry| &entry.record);
+        records.filter(|row| row.worker == *worker && !row.volume.state.is_deleted()).count()
+    }
+
     /// Whether a worker was listed since we began.
     pub fn is_listed(&self, worker: &WorkerId) -> bool {
         self.0.read().seen.contains_key(worker)
