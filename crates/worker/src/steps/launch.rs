@@ -88,6 +88,7 @@ async fn launch_vm(
         memory_mib: config.memory_mib(),
         cpu_weight: cpu_weight(config),
         disks: vec![root::own_disk(context, base)],
+        volumes: Vec::new(),
         mac: row.addresses.mac.clone(),
         kernel_args: config.kernel_args(),
         not_warm: false,
