@@ -45,12 +45,19 @@ pub(super) async fn create(
         .network
         .parse()
         .map_err(|e| ApiError::internal(format!("network {}: {e}", create.network)))?;
+    let mounts = typed.mounts.clone().unwrap_or_default();
+    let volumes = shared.attach_volumes(&create.id, &create.app, &mounts)?;
     let ipv4 = shared.capacity.reserve(&create.id, &typed)?;
     let addresses =
         MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
     let id = create.id.clone();
     let row = new_row(create, config, image, addresses, shared.clock.unix_now());
-    record_new(shared, row, typed, request).await.inspect_err(|_| shared.capacity.release(&id))
+    let recorded = record_new(shared, row, typed, request).await;
+    match &recorded {
+        Ok(_) => volumes.keep(),
+        Err(_) => shared.capacity.release(&id),
+    }
+    recorded
 }
 
 async fn record_new(
@@ -130,6 +137,7 @@ fn new_row(
         started_at: UnixMillis::EPOCH,
         hold: None,
         checks: CheckResults::default(),
+        saved_volumes: Vec::new(),
     };
     row.lease = create.lease.map(|(ttl, owner)| {
         grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now)

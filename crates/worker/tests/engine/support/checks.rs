@@ -123,8 +123,13 @@ impl Fixture {
 
     /// Memory promised to machines, MiB.
     async fn promised(&self) -> u64 {
-        let question =
-            Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
+        let question = Question::Place {
+            cpus: 0,
+            memory_mib: 0,
+            disk_gib: 0,
+            volume_gib: 0,
+            image: "image".to_owned(),
+        };
         let (bus, window) =
             (self.bus.clone(), AskWindow { quiet: Duration::from_secs(5), deadline: TIMEOUT });
         let asked = async move {
