@@ -1,12 +1,33 @@
 //! Volumes.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{AppName, MachineId, RegionCode, VolumeId, config::Guest, requests::null_is_default};
+use crate::{
+    AppName, MachineId, RegionCode, VolumeId, WorkerId, config::Guest, requests::null_is_default,
+};
 
 /// Volumes that a machine can have.
 pub const MAX_MOUNTS: usize = 2;
+/// Largest volume, GiB.
+pub const MAX_VOLUME_GIB: u16 = 500;
+/// Size of a volume for which none is given, GiB.
+pub const DEFAULT_VOLUME_GIB: u32 = 3;
+/// Days for which snapshots can be kept.
+pub const SNAPSHOT_RETENTION: RangeInclusive<u32> = 1..=60;
+/// Days for which snapshots are kept where none are given.
+pub const DEFAULT_SNAPSHOT_RETENTION: u32 = 5;
+
+/// [`Volume::zone`] of the volumes of a host: the same for ever.
+pub fn zone_of(worker: &WorkerId) -> String {
+    // FNV-1a.
+    let mixed = worker.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{:04x}", (mixed ^ (mixed >> 32)) & 0xffff)
+}
 
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -115,6 +136,20 @@ pub enum VolumeState {
 }
 
 impl VolumeState {
+    /// As it is on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Extending => "extending",
+            Self::Restoring => "restoring",
+            Self::Hydrating => "hydrating",
+            Self::Failed => "failed",
+            Self::PendingDestroy => "pending_destroy",
+            Self::Destroyed => "destroyed",
+        }
+    }
+
     /// Whether a machine can have it.
     pub fn is_mountable(self) -> bool {
         matches!(self, Self::Creating | Self::Created | Self::Extending | Self::Hydrating)
@@ -219,6 +254,25 @@ pub struct CreateVolumeRequest {
     pub machines_only: Option<bool>,
 }
 
+/// A snapshot of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeSnapshot {
+    /// `vs_` and letters and digits.
+    pub id: String,
+    /// Bytes that it takes where it is stored.
+    pub size: u64,
+    /// Bytes of the volume.
+    pub volume_size: u64,
+    /// Digest of its contents.
+    pub digest: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// `waiting`, `running` or `created`.
+    pub status: String,
+    /// Days for which it is kept.
+    pub retention_days: u32,
+}
+
 /// Body of `PUT /v1/apps/{app}/volumes/{id}`. Null counts as absent, and leaves as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
@@ -245,4 +299,25 @@ pub struct ExtendVolumeReply {
     pub volume: Volume,
     /// Whether its machine sees the new size only after a restart.
     pub needs_restart: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zone_is_of_one_host_and_never_another() {
+        let zone = |worker: &str| zone_of(&WorkerId::from_trusted(worker));
+        let (one, other) = (zone("01JZX3F3Q8D2"), zone("01JZX3F3Q8D3"));
+        assert_eq!((one.len(), other.len()), (4, 4));
+        assert_ne!(one, other);
+        assert_eq!(zone(""), "bfc1", "as it was when volumes were first made");
+    }
+
+    #[test]
+    fn states_have_one_name_each() {
+        for state in [VolumeState::Creating, VolumeState::PendingDestroy, VolumeState::Hydrating] {
+            assert_eq!(serde_json::json!(state), state.as_str());
+        }
+    }
 }
