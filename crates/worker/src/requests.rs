@@ -88,6 +88,7 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         WorkerRequest::Health => {
             let mut warnings = shared.vmm.warnings();
             warnings.extend(disturbance::warning(shared));
+            warnings.extend(shared.volumes.warnings());
             warnings.extend(shared.check_not_draining().err().map(|error| error.message));
             Ok(WorkerReply::Health { problems: host::problems(shared).await, warnings })
         }

@@ -17,7 +17,7 @@ use caddis_api::{AppName, MachineId, VolumeId, config::Mount};
 use caddis_bus::message::VolumeRecord;
 use caddis_volume::{Progress, Space, VolumeStore};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -37,15 +37,19 @@ mod row;
 mod usage;
 
 pub use self::{
-    attach::volume_of,
-    delete::purge,
+    delete::{clock_was_set, purge},
     error::volume_error,
+    extend::seen as extension_seen,
     load::{load, resume},
     requests::{act, create, get, list},
     row::{FORMAT, SavedVolume, VolumeRow},
     usage::watch as watch_usage,
 };
 
+/// Volumes that are made at once: one takes a processor for seconds when it is encrypted.
+const MAKES: usize = 4;
+/// Volumes that are copied at once: they share the disk.
+const COPIES: usize = 2;
 /// Volumes of a page of a listing.
 const PAGE: usize = 500;
 
@@ -58,6 +62,8 @@ pub struct Volumes {
     changed: watch::Sender<u64>,
     /// Changes of one volume come one after the other.
     turns: Creations<VolumeId>,
+    /// Volumes that are made at once, and that are copied at once.
+    making: [Semaphore; 2],
     tasks: TaskTracker,
     ending: CancellationToken,
 }
@@ -82,12 +88,21 @@ struct Entry {
     progress: Progress,
     /// Makes it.
     making: Option<AbortOnDropHandle<()>>,
+    /// What an event has told of it last.
+    told: String,
 }
 
 impl Entry {
     fn new(row: VolumeRow) -> Self {
-        let progress = Progress::default();
-        Self { row, revision: 0, attached: None, is_going: false, progress, making: None }
+        Self {
+            row,
+            revision: 0,
+            attached: None,
+            is_going: false,
+            progress: Progress::default(),
+            making: None,
+            told: String::new(),
+        }
     }
 }
 
@@ -118,6 +133,7 @@ impl Volumes {
             state: Mutex::default(),
             changed: watch::Sender::new(0),
             turns: Creations::default(),
+            making: [Semaphore::new(MAKES), Semaphore::new(COPIES)],
             tasks: TaskTracker::new(),
             ending: CancellationToken::new(),
         }
@@ -163,6 +179,21 @@ impl Volumes {
     pub fn room_for(&self, gib: u64) -> Option<Result<u64, u64>> {
         let free = self.state().free(&self.files.space())?;
         Some(free.checked_sub(gib).ok_or(free))
+    }
+
+    /// What is wrong with them, for people.
+    pub fn warnings(&self) -> Vec<String> {
+        let state = self.state();
+        let damaged = self.files.problems().into_iter();
+        let mut warnings: Vec<_> =
+            damaged.map(|problem| format!("volume {}: {}", problem.name, problem.reason)).collect();
+        let unknown = self.files.list().into_iter();
+        let unknown = unknown.filter(|volume| !state.entries.contains_key(&volume.id));
+        warnings.extend(unknown.map(|volume| {
+            let id = volume.id;
+            format!("volume {id} is not recorded, as after a restore; its files take space")
+        }));
+        warnings
     }
 
     async fn turn(&self, volume: &VolumeId) -> OwnedMutexGuard<()> {

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use caddis_guest_protocol::host::SessionError;
 
-use super::{
-    Context, Done, Failure, RunningVmHandle, blocking, boot::entropy, no_vm, volumes,
-};
+use super::{Context, Done, Failure, RunningVmHandle, blocking, boot::entropy, no_vm, volumes};
 use crate::{engine::Shared, row::MachineRow};
 
 /// How long programs may take to stand still, and to go on.

@@ -12,7 +12,7 @@ use caddis_vmm::{Passphrase, VolumeDisk};
 use caddis_volume::{Volume, VolumeError, Writer};
 
 use super::{Context, Failure, RunningVmHandle, blocking, launch::is_resume};
-use crate::volumes::{SavedVolume, volume_error, volume_of};
+use crate::volumes::{SavedVolume, extension_seen, volume_error};
 
 /// How long a start waits for volumes that are being made. An encrypted one takes seconds, a copy
 /// as long as its source is large.
@@ -35,7 +35,7 @@ pub(super) struct Opened {
 fn mounts(context: &Context) -> impl Iterator<Item = (u8, &Mount, Result<VolumeId, Failure>)> {
     (0..).zip(context.config.mounts.iter().flatten()).map(|(index, mount)| {
         let name = mount.volume.as_deref().unwrap_or_default();
-        let volume = volume_of(mount);
+        let volume = mount.wanted_id();
         (index, mount, volume.ok_or_else(|| Failure::last(format!("'{name}' is no volume ID"))))
     })
 }
@@ -106,7 +106,10 @@ async fn open_one(context: &Context, id: &VolumeId) -> Result<Writer, Failure> {
     let mut tries = 1;
     loop {
         let error = match context.shared.volumes.files.open_writer(id, &holder).await {
-            Ok(writer) => return Ok(writer),
+            Ok(writer) => {
+                extension_seen(&context.shared, id).await;
+                return Ok(writer);
+            }
             Err(error) => error,
         };
         match error {

@@ -43,7 +43,8 @@ impl Store {
         let path = self.path.clone();
         let damaged = move |detail| StoreError::Damaged { path: path.clone(), detail };
         let found = self.run("load volumes", Durability::Process, move |transaction| {
-            let mut statement = transaction.prepare("SELECT id, record FROM volumes ORDER BY id")?;
+            let mut statement =
+                transaction.prepare("SELECT id, record FROM volumes ORDER BY id")?;
             let mut rows = statement.query([])?;
             let mut volumes = Vec::new();
             while let Some(row) = rows.next()? {

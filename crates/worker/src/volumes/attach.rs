@@ -2,18 +2,13 @@
 
 use std::collections::HashSet;
 
-use caddis_api::{ApiError, AppName, MachineId, VolumeId, config::Mount, volume::VolumeState};
+use caddis_api::{ApiError, AppName, MachineId, config::Mount, volume::VolumeState};
 
 use super::{
     Attachment, State, Volumes,
     error::{check_created, failed, in_use, not_found},
 };
 use crate::engine::Shared;
-
-/// The volume of a mount, if it names one that can be.
-pub fn volume_of(mount: &Mount) -> Option<VolumeId> {
-    mount.volume.as_deref().and_then(|text| text.parse().ok())
-}
 
 /// The volumes of a new machine, which are free again when this is dropped.
 pub struct Attaching<'a> {
@@ -43,7 +38,7 @@ impl Volumes {
         let mut wanted = HashSet::new();
         for mount in mounts {
             let name = mount.volume.as_deref().unwrap_or_default();
-            let volume = volume_of(mount).ok_or_else(|| {
+            let volume = mount.wanted_id().ok_or_else(|| {
                 ApiError::invalid(format!("invalid config.mounts, '{name}' is no volume ID"))
             })?;
             let entry = state.of_app(&volume, app).ok_or_else(|| not_found(&volume))?;
@@ -78,7 +73,7 @@ impl Volumes {
 
     fn note(&self, state: &mut State, machine: &MachineId, mounts: &[Mount]) {
         for (index, mount) in (0..).zip(mounts) {
-            let entry = volume_of(mount).and_then(|volume| state.entries.get_mut(&volume));
+            let entry = mount.wanted_id().and_then(|volume| state.entries.get_mut(&volume));
             let Some(entry) = entry else {
                 tracing::error!(%machine, volume = mount.volume, "a machine's volume is missing");
                 continue;

@@ -9,7 +9,7 @@ use super::{
     Volumes,
     error::{check_created, in_use, not_found},
     record::kept_until,
-    requests::record,
+    requests::{record, try_record},
     row::VolumeRow,
     volume_error,
 };
@@ -44,7 +44,9 @@ pub(super) async fn delete(
     match blocking(move || files.delete(&volume, now.into())).await {
         Ok(_) | Err(VolumeError::Deleted(_)) => {}
         // There is nothing of it.
-        Err(VolumeError::NotFound(_)) => return gone(shared, row, request).await.map_err(unrecorded),
+        Err(VolumeError::NotFound(_)) => {
+            return gone(shared, row, request).await.map_err(unrecorded);
+        }
         Err(error) => return Err(volume_error(error)),
     }
     row.state = VolumeState::PendingDestroy;
@@ -73,6 +75,20 @@ pub(super) async fn undelete(
     row.state = VolumeState::Created;
     row.deleted_at = None;
     record(shared, row, request, Room::Reserve).await
+}
+
+/// The host's clock was set ahead by so many milliseconds, or back: deleted volumes are kept for as
+/// long as they were to be.
+pub async fn clock_was_set(shared: &Shared, by_ms: i64) {
+    for id in shared.volumes.deleted() {
+        let _turn = shared.volumes.turn(&id).await;
+        let row = shared.volumes.row(&id).filter(|row| row.deleted_at.is_some());
+        let Some(mut row) = row else { continue };
+        row.deleted_at = row.deleted_at.map(|at| at.moved_by(by_ms));
+        if let Err(error) = try_record(shared, row, None, Room::Reserve).await {
+            tracing::warn!(volume = %id, %error, "can't record a volume");
+        }
+    }
 }
 
 /// Removes for good what was deleted a day ago, and forgets what is gone; never ends.

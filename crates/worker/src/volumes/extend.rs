@@ -10,6 +10,7 @@ use super::{
     Attachment,
     error::{check_created, not_found},
     requests::{record, try_record},
+    row::VolumeRow,
     volume_error,
 };
 use crate::{engine::Shared, owner::RequestId, requests::quiet_session, store::Room};
@@ -83,10 +84,24 @@ pub(super) fn begin(
     told
 }
 
+/// A VM that is about to start has the size that an earlier one did not see.
+pub async fn seen(shared: &Shared, id: &VolumeId) {
+    let is_of_extension =
+        |row: &VolumeRow| row.failure.as_ref().is_some_and(|f| f.kind == "extend");
+    if !shared.volumes.row(id).is_some_and(|row| is_of_extension(&row)) {
+        return;
+    }
+    let _turn = shared.volumes.turn(id).await;
+    let Some(mut row) = shared.volumes.row(id).filter(is_of_extension) else { return };
+    row.failure = None;
+    if let Err(error) = try_record(shared, row, None, Room::Free).await {
+        tracing::warn!(volume = %id, %error, "can't record a volume");
+    }
+}
+
 async fn grow(shared: &Shared, id: &VolumeId) -> Result<(), VolumeError> {
     let Some(size) = shared.volumes.row(id).and_then(|row| row.extend_to) else { return Ok(()) };
     let grown = grow_files(shared, id, SizeGib::new(size)?).await;
-    shared.fulfil(id);
     if matches!(grown, Err(VolumeError::Interrupted(_))) {
         return Ok(());
     }
@@ -117,7 +132,9 @@ async fn grow_files(
     id: &VolumeId,
     size: SizeGib,
 ) -> Result<Option<String>, VolumeError> {
-    match shared.volumes.files.grow(id, size).await? {
+    let grown = shared.volumes.files.grow(id, size).await;
+    shared.fulfil(id);
+    match grown? {
         Growth::Done => Ok(None),
         Growth::Resize { bytes } => Ok(tell_machine(shared, id, bytes).await),
     }

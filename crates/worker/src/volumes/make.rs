@@ -28,7 +28,11 @@ pub(super) fn begin(shared: &Arc<Shared>, volume: &VolumeId) {
 
 async fn make(shared: &Shared, id: &VolumeId) {
     let Some(row) = shared.volumes.row(id) else { return };
+    let turns = &shared.volumes.making[usize::from(row.source.is_some())];
+    // Never closed; and without a turn it would only take longer.
+    let turn = turns.acquire().await;
     let made = make_files(shared, &row).await;
+    drop(turn);
     if matches!(made, Err(VolumeError::Interrupted(_))) {
         // The next worker makes it.
         return;

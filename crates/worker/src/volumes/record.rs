@@ -1,8 +1,8 @@
 //! A volume as gateways see it.
 
 use caddis_api::{
-    UnixMillis, Volume, WorkerId, time,
-    volume::{VolumeOperation, VolumeState},
+    UnixMillis, Volume, time,
+    volume::{VolumeOperation, VolumeState, zone_of},
 };
 use caddis_bus::message::VolumeRecord;
 use caddis_volume::{KEPT_AFTER_DELETE, Progress};
@@ -20,7 +20,7 @@ pub(super) fn record(shared: &Shared, entry: &Entry) -> VolumeRecord {
         state: row.state,
         size_gb: row.extend_to.unwrap_or(row.size_gb),
         region: row.region.clone(),
-        zone: zone(&shared.worker),
+        zone: zone_of(&shared.worker),
         encrypted: row.encrypted,
         attached_machine_id: entry.attached.as_ref().map(|attached| attached.machine.clone()),
         attached_alloc_id: None,
@@ -69,12 +69,4 @@ fn operation(row: &VolumeRow, progress: Progress) -> Option<VolumeOperation> {
         VolumeState::Extending => Some(under_way("extend", None)),
         _ => row.failure.clone(),
     }
-}
-
-/// Stands for a host: FNV-1a of its id, folded to 16 bits.
-fn zone(worker: &WorkerId) -> String {
-    let hash = worker.as_str().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    format!("{:04x}", (hash >> 16) ^ (hash & 0xffff))
 }

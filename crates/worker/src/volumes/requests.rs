@@ -121,8 +121,7 @@ pub(super) async fn try_record(
     shared.store.record_volumes(vec![row.clone()], request, Durability::Synced, room).await?;
     {
         let mut state = shared.volumes.state();
-        let entry =
-            state.entries.entry(row.id.clone()).or_insert_with(|| Entry::new(row.clone()));
+        let entry = state.entries.entry(row.id.clone()).or_insert_with(|| Entry::new(row.clone()));
         entry.row = row;
         shared.volumes.touch(entry);
     }

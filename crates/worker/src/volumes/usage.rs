@@ -98,16 +98,21 @@ async fn extend_if_due(shared: &Arc<Shared>, id: &VolumeId, attachment: Attachme
     let from = row.size_gb;
     let Some(size_gb) = extended_size(&mount, from, &usage) else { return };
     let mut details = json!({ "volume": id, "from_gb": from, "size_gb": size_gb });
-    let message = match extend::extend(shared, id, size_gb, None).await {
+    let (level, message) = match extend::extend(shared, id, size_gb, None).await {
         Ok(()) => {
-            details["level"] = json!("info");
-            format!("Volume {id} is over its threshold, extended from {from} to {size_gb} GB")
+            let text = format!("extending it from {from} to {size_gb} GB");
+            ("info", format!("Volume {id} is over its threshold: {text}"))
         }
         Err(error) => {
             let error = error.message;
-            format!("Volume {id} is over its threshold and could not be extended: {error}")
+            let text = format!("Volume {id} is over its threshold and can't be extended: {error}");
+            ("error", text)
         }
     };
+    if !shared.volumes.is_news(id, &message) {
+        return;
+    }
+    details["level"] = json!(level);
     tracing::info!(volume = %id, %machine, message, "volume over its threshold");
     details["message"] = json!(message);
     if let Some(owner) = shared.owner(&machine) {
@@ -118,9 +123,9 @@ async fn extend_if_due(shared: &Arc<Shared>, id: &VolumeId, attachment: Attachme
 
 /// The size that a volume of this size and use is to be extended to, GiB, if it is.
 fn extended_size(mount: &Mount, size_gb: u32, usage: &Usage) -> Option<u32> {
-    let threshold = mount.extend_threshold_percent?;
-    let limit = mount.size_gb_limit?.min(SizeGib::MAX.get());
-    let add = match (mount.add_size_gb.filter(|add| *add > 0), mount.add_size_percent) {
+    let threshold = given(mount.extend_threshold_percent)?;
+    let limit = given(mount.size_gb_limit)?.min(SizeGib::MAX.get());
+    let add = match (given(mount.add_size_gb), given(mount.add_size_percent)) {
         (Some(add), _) => add,
         (None, Some(percent)) => {
             let add = (u64::from(size_gb) * u64::from(percent)).div_ceil(100);
@@ -131,10 +136,33 @@ fn extended_size(mount: &Mount, size_gb: u32, usage: &Usage) -> Option<u32> {
     let (used, total) = (u128::from(usage.bytes_used()), u128::from(usage.bytes_total()));
     let is_over = total > 0 && used * 100 > total * u128::from(threshold);
     let size = size_gb.saturating_add(add);
-    (is_over && add > 0 && size <= limit).then_some(size)
+    (is_over && size <= limit).then_some(size)
+}
+
+/// Clients send zero for what was not given.
+fn given(number: Option<u32>) -> Option<u32> {
+    number.filter(|number| *number > 0)
+}
+
+/// Whether all is said for a volume to be extended by itself.
+fn extends(mount: &Mount) -> bool {
+    let adds = given(mount.add_size_gb).or(given(mount.add_size_percent));
+    given(mount.extend_threshold_percent).and(given(mount.size_gb_limit)).and(adds).is_some()
 }
 
 impl Volumes {
+    /// Whether this was not the last that was told of a volume: what fails again and again is told
+    /// once.
+    fn is_news(&self, volume: &VolumeId, message: &str) -> bool {
+        let mut state = self.state();
+        let Some(entry) = state.entries.get_mut(volume) else { return false };
+        if entry.told == message {
+            return false;
+        }
+        message.clone_into(&mut entry.told);
+        true
+    }
+
     /// What a volume is attached to.
     pub(super) fn attached(&self, volume: &VolumeId) -> Option<Attachment> {
         self.state().entries.get(volume).and_then(|entry| entry.attached.clone())
@@ -166,12 +194,8 @@ impl Volumes {
     fn extensible(&self) -> BTreeMap<VolumeId, Attachment> {
         let state = self.state();
         let attached = state.entries.iter().filter_map(|(id, entry)| {
-            let attached = entry.attached.clone()?;
-            let mount = &attached.mount;
-            let is_meant = mount.extend_threshold_percent.is_some()
-                && mount.size_gb_limit.is_some()
-                && (mount.add_size_gb.is_some() || mount.add_size_percent.is_some());
-            is_meant.then(|| (id.clone(), attached))
+            let attached = entry.attached.as_ref().filter(|attached| extends(&attached.mount))?;
+            Some((id.clone(), attached.clone()))
         });
         attached.collect()
     }
