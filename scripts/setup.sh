@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
     build-essential    # the C compiler and make that SQLite and the linker need
     qemu-system-x86    # the VMM
-    qemu-utils         # qemu-img, to check overlays in tests
+    qemu-utils         # qemu-img, which makes volumes
     e2fsprogs          # mke2fs, which builds root disks
     kmod               # depmod, which says what kernel modules need
     nftables iproute2  # what the network tests look with

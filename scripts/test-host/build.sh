@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 readonly goal=target/test-host
 readonly packages=(
     systemd systemd-sysv udev dbus kmod procps         # the system
-    qemu-system-x86 e2fsprogs nftables iproute2        # what README says that Caddis needs
+    qemu-system-x86 qemu-utils e2fsprogs nftables iproute2  # what README says that Caddis needs
     curl jq skopeo docker-registry busybox-static wireguard-tools
 )
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")

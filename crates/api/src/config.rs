@@ -261,14 +261,32 @@ pub enum FieldRef {
     Image,
 }
 
-/// A volume's place.
+/// A volume's place in a machine. Empty strings count as absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Mount {
-    /// Volume id.
+    /// Volume id. In requests a volume's name too: any of that name in the region that is not
+    /// attached.
     pub volume: Option<String>,
     /// Absolute path in the guest.
     pub path: Option<String>,
+    /// Name of the volume; in requests another way to give it in place of its id.
+    pub name: Option<String>,
+    /// Size of the volume at the create of the machine, GiB; filled in by the server.
+    pub size_gb: Option<u32>,
+    /// Whether the volume is encrypted; filled in by the server.
+    pub encrypted: Option<bool>,
+    /// Percentage of use above which the volume is extended by itself, 1 to 99; with one of
+    /// `add_size_gb` and `add_size_percent`.
+    pub extend_threshold_percent: Option<u32>,
+    /// By how much it is extended by itself, GiB.
+    pub add_size_gb: Option<u32>,
+    /// By how much it is extended by itself, percent of its size, rounded up to a whole GiB.
+    pub add_size_percent: Option<u32>,
+    /// The least by which it is extended by itself, GiB, beside `add_size_percent`; 1 when absent.
+    pub min_add_size_gb: Option<u32>,
+    /// The size up to which it is extended by itself, GiB. Without it nothing is extended by itself.
+    pub size_gb_limit: Option<u32>,
 }
 
 /// A file written at every boot.

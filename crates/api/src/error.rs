@@ -34,6 +34,8 @@ pub enum ErrorCode {
     RateLimited,
     /// No host has enough free capacity.
     InsufficientCapacity,
+    /// The host of a volume has no room for a machine with it.
+    VolumePlacementCapacity,
     /// The image does not exist or may not be pulled.
     ImageUnavailable,
     /// Something the server depends on does not answer; retry later.
@@ -54,7 +56,7 @@ impl ErrorCode {
             Self::NotFound => 404,
             Self::DeadlineExceeded => 408,
             Self::Aborted | Self::AlreadyExists => 409,
-            Self::FailedPrecondition => 412,
+            Self::FailedPrecondition | Self::VolumePlacementCapacity => 412,
             Self::TooLarge => 413,
             Self::Unprocessable
             | Self::NameTaken
@@ -73,6 +75,7 @@ impl ErrorCode {
         match self {
             Self::NameTaken => Some("name_taken"),
             Self::InsufficientCapacity => Some("insufficient_capacity"),
+            Self::VolumePlacementCapacity => Some("volume_placement_capacity"),
             _ => None,
         }
     }
@@ -85,6 +88,7 @@ impl ErrorCode {
                 | Self::Aborted
                 | Self::RateLimited
                 | Self::InsufficientCapacity
+                | Self::VolumePlacementCapacity
                 | Self::Unavailable
                 | Self::DiskFull
         )
@@ -119,6 +123,11 @@ impl ApiError {
     /// 404 with the text that clients look for.
     pub fn machine_not_found() -> Self {
         Self::new(ErrorCode::NotFound, "machine not found")
+    }
+
+    /// 404.
+    pub fn volume_not_found() -> Self {
+        Self::new(ErrorCode::NotFound, "volume not found")
     }
 
     /// 412 `failed_precondition: …`.

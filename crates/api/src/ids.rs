@@ -103,6 +103,11 @@ string_id! {
     LeaseNonce
 }
 
+string_id! {
+    /// A volume: `vol_` and 16 of a-z and 0-9.
+    VolumeId
+}
+
 string_name! {
     /// Name of an app: unique in the installation among apps that are not deleted.
     AppName
@@ -149,6 +154,34 @@ impl FromStr for MachineId {
         } else {
             Err(InvalidMachineId(text.to_owned()))
         }
+    }
+}
+
+/// A string that can't be a volume id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid volume ID '{0}': it is 'vol_' and up to 40 of a-z and 0-9")]
+pub struct InvalidVolumeId(pub String);
+
+impl VolumeId {
+    /// A new random id.
+    pub fn random() -> Self {
+        const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        let mut rng = rand::rng();
+        let mut character = || char::from(CHARACTERS[rng.random_range(0..CHARACTERS.len())]);
+        Self(format!("vol_{}", std::iter::repeat_with(&mut character).take(16).collect::<String>()))
+    }
+}
+
+impl FromStr for VolumeId {
+    type Err = InvalidVolumeId;
+
+    /// Accepts `vol_` and 1 to 40 of a-z and 0-9, which are also good names for directories.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_valid = text.strip_prefix("vol_").is_some_and(|rest| {
+            (1..=40).contains(&rest.len())
+                && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        });
+        if is_valid { Ok(Self(text.to_owned())) } else { Err(InvalidVolumeId(text.to_owned())) }
     }
 }
 
@@ -210,6 +243,19 @@ mod tests {
         for bad in ["", "xyz", "3D8D413B29D089", "../../etc/passwd", "3d8d413b29d08g"] {
             assert!(bad.parse::<MachineId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn volume_ids_are_names_of_directories_and_nothing_else() {
+        let id = VolumeId::random();
+        assert_eq!(id.as_str().len(), 20);
+        for text in [id.as_str(), "vol_1", "vol_abc09", &format!("vol_{}", "z".repeat(40))] {
+            assert_eq!(text.parse::<VolumeId>().unwrap().as_str(), text);
+        }
+        for bad in ["", "vol_", "vol_A", "vol_a/b", "vol_..", "vs_1", "vol_a b", "vol_é", "../x"] {
+            assert_eq!(bad.parse::<VolumeId>(), Err(InvalidVolumeId(bad.to_owned())));
+        }
+        assert!(format!("vol_{}", "z".repeat(41)).parse::<VolumeId>().is_err());
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod time;
 pub mod traffic;
 pub mod usage;
 pub mod validate;
+pub mod volume;
 pub mod warnings;
 pub mod watch;
 
@@ -39,9 +40,10 @@ pub use config::{MachineConfig, RawConfig};
 pub use duration::ApiDuration;
 pub use error::{ApiError, ErrorCode};
 pub use ids::{
-    AppName, EventId, LeaseNonce, MachineId, NetworkName, RegionCode, VersionId, WorkerId,
+    AppName, EventId, LeaseNonce, MachineId, NetworkName, RegionCode, VersionId, VolumeId, WorkerId,
 };
 pub use machine::Machine;
 pub use signal::{Signal, UnknownSignal};
 pub use state::MachineState;
 pub use time::UnixMillis;
+pub use volume::Volume;

@@ -8,12 +8,15 @@ use serde_json::{Map, Value, json};
 mod checks;
 mod dns;
 mod http;
+mod mounts;
 mod services;
 mod size;
+mod volumes;
 
 pub use checks::{MAX_CHECK_TIME, MAX_CHECKS, MIN_CHECK_INTERVAL};
 pub use services::{MAX_PORTS, MAX_SERVICES};
 pub use size::{MAX_METADATA_BYTES, MAX_OTHER_BYTES};
+pub use volumes::{MAX_VOLUME_NAME, check_name as check_volume_name};
 
 use crate::{
     ApiError,
@@ -246,11 +249,7 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
             "invalid config.rootfs.persist, use never, restart or always",
         ));
     }
-    if config.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()) {
-        return Err(ApiError::invalid(
-            "config.mounts is not supported by this server, there are no volumes yet",
-        ));
-    }
+    mounts::check(config.mounts.as_deref().unwrap_or_default())?;
     if let Some(schedule) = config.schedule.as_deref()
         && !["hourly", "daily", "weekly", "monthly"].contains(&schedule)
     {
@@ -271,6 +270,11 @@ fn check(config: &MachineConfig) -> Result<(), ApiError> {
         return Err(ApiError::invalid("invalid kernel_args, at most 32 are allowed"));
     }
     Ok(())
+}
+
+/// Whether a number is there: clients send zero for what was not given.
+fn is_given(number: Option<u32>) -> bool {
+    number.is_some_and(|number| number > 0)
 }
 
 fn check_stop(stop: Option<&StopConfig>) -> Result<(), ApiError> {

@@ -18,7 +18,7 @@ const STORED: &[(&str, &str)] = &[
     ("services[].ports[].http_options.compress", "responses are not compressed yet"),
     ("statics", "files are not served by the proxy yet"),
     ("metrics", "metrics are not collected yet"),
-    ("cache_drive", "there are no volumes yet"),
+    ("cache_drive", "there are no cache drives yet"),
     ("standbys", ONE_HOST),
     ("spot", "there are no spot prices here"),
     ("dns.dns_forward_rules", "all queries go to the same name servers"),

@@ -9,6 +9,7 @@ mod record;
 mod reply;
 mod request;
 mod traffic;
+mod volume;
 
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub use self::{
     reply::{VersionRecord, WorkerReply, WorkerResult},
     request::{Action, CreateMachine, UpdateMachine, WorkerRequest},
     traffic::{HostLine, SleepMode, WhyAwake, WhyNotWoken},
+    volume::{CreateVolume, VolumeAction, VolumeRecord},
 };
 use crate::BusError;
 

@@ -71,6 +71,7 @@ pub async fn backup(arguments: &BackupArguments) -> Result<()> {
         arguments.data_dir.display(),
         arguments.file.display()
     );
+    println!("The data of volumes is not included");
     if !with_key {
         println!(
             "The installation key, which decrypts what is encrypted there, is not included: use \

@@ -23,7 +23,7 @@ use crate::{
     failure, host,
     installation_key::InstallationKey,
     instance,
-    settings::{AcceleratorChoice, ServeArguments, Settings},
+    settings::{AcceleratorChoice, ServeArguments, Settings, default_volume_gib},
 };
 
 mod services;
@@ -169,6 +169,7 @@ fn checks(settings: &Settings) -> Vec<Check> {
         qemu_version(&settings.qemu),
         kernel(settings),
         program("mke2fs", "-V", "e2fsprogs", "builds root disks"),
+        volumes(settings),
         program("depmod", "--version", "kmod", "makes kernel modules available to guests"),
         tun(),
         filter(settings),
@@ -266,6 +267,33 @@ fn program(name: &'static str, argument: &str, package: &str, what: &str) -> Che
         Err(error) => {
             Check::failed(name, format!("{error} ({what})"), format!("apt-get install {package}"))
         }
+    }
+}
+
+/// What volumes need. Machines without volumes run without it.
+fn volumes(settings: &Settings) -> Check {
+    let name = "volumes";
+    let mut command = Command::new("qemu-img");
+    let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if let Err(error) = found {
+        let text = format!("qemu-img: {error} (makes volumes)");
+        return Check::warning(name, text, "apt-get install qemu-utils");
+    }
+    let existing = existing(&settings.data_dir);
+    let size = match default_volume_gib(existing) {
+        Ok(size) => size,
+        Err(error) => {
+            let text = failure::with_causes(&error);
+            return Check::failed(name, text, "choose another directory with --data-dir");
+        }
+    };
+    match settings.volume_gib {
+        Some(gib) if gib > size => Check::warning(
+            name,
+            format!("{gib} GiB, more than 3/4 of the disk at {}", existing.display()),
+            "volumes that fill the disk pause their machines: choose less with --volume-gb",
+        ),
+        gib => Check::ok(name, format!("up to {} GiB", gib.unwrap_or(size))),
     }
 }
 
@@ -392,10 +420,14 @@ fn installation_key(data_dir: &Path) -> Check {
     }
 }
 
+/// What is not there yet will be made on the disk of what is.
+fn existing(data_dir: &Path) -> &Path {
+    data_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
 fn disk(data_dir: &Path) -> Check {
     let name = "disk";
-    // What is not there yet will be made on the disk of what is.
-    let existing = data_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let existing = existing(data_dir);
     match nix::sys::statvfs::statvfs(existing) {
         Ok(stat) => {
             let free = stat.blocks_available() * stat.fragment_size();

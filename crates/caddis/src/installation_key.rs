@@ -74,6 +74,11 @@ impl InstallationKey {
         format!("{PREFIX}{}\n", STANDARD.encode(self.0))
     }
 
+    /// The key, as volumes take it.
+    pub fn of_volumes(&self) -> caddis_volume::InstallationKey {
+        caddis_volume::InstallationKey::new(self.0, self.id())
+    }
+
     /// By what one key is told from another, without giving anything of it away: 16 hexadecimal
     /// digits.
     pub fn id(&self) -> String {

@@ -22,15 +22,16 @@ use caddis_vmm::{
     qemu::{MakeTap, PoolLimits},
     slot::SlotPoolConfig,
 };
+use caddis_volume::{StoreConfig, VolumeError, VolumeStore};
 use caddis_worker::{Clock, Drivers, NetworkProber, Worker, WorkerConfig, WorkerParts};
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::spawn_blocking};
 use tracing::{info, warn};
 
 use crate::{
-    accelerator, descriptors, failure,
+    accelerator, descriptors,
     installation_key::InstallationKey,
     instance::{self, Instance, write_secret},
-    settings::{LogFormat, ServeArguments, Settings},
+    settings::{LogFormat, ServeArguments, Settings, default_volume_gib},
 };
 use traffic::Traffic;
 
@@ -62,17 +63,15 @@ pub async fn run(arguments: ServeArguments) -> Result<()> {
     // Before anything else is written: a disk that is full must not keep the server from what frees
     // room.
     let reserve = Arc::new(Reserve::open(&instance.path(instance::RESERVE), caddis_disk::SIZE));
-    let key = instance.path(instance::INSTALLATION_KEY);
-    if InstallationKey::open(&key)?.is_none()
-        && let Err(error) = InstallationKey::create(&key)
-    {
-        // Nothing needs it yet; the next start tries again.
-        warn!(error = failure::with_causes(&error), "no installation key");
-    }
+    let path = instance.path(instance::INSTALLATION_KEY);
+    let key = match InstallationKey::open(&path)? {
+        Some(key) => key,
+        None => InstallationKey::create(&path).context("can't create the installation key")?,
+    };
     let mut public_addresses = None;
     let started = tokio::select! {
         started = start(
-            &settings, &instance, max_connections, reserve.clone(), &mut public_addresses,
+            &settings, &instance, &key, max_connections, reserve.clone(), &mut public_addresses,
         ) => started.map(Some),
         () = stop.received() => Ok(None),
     };
@@ -112,6 +111,7 @@ async fn release(addresses: Option<PublicAddresses>) {
 async fn start(
     settings: &Settings,
     instance: &Instance,
+    key: &InstallationKey,
     max_connections: usize,
     reserve: Arc<Reserve>,
     public_addresses: &mut Option<PublicAddresses>,
@@ -120,8 +120,16 @@ async fn start(
         format!("can't listen on {}; choose another address with --listen", settings.listen)
     })?;
     let address = listener.local_addr()?;
-    let starting =
-        Server::start(settings, instance, address, max_connections, reserve, public_addresses);
+    let volumes = open_volumes(settings, instance, key).await?;
+    let starting = Server::start(
+        settings,
+        instance,
+        address,
+        max_connections,
+        volumes,
+        reserve,
+        public_addresses,
+    );
     let server = starting.await?;
     instance.announce(&url(address), server.worker.id().as_str())?;
     Ok((listener, address, server))
@@ -207,6 +215,7 @@ impl Server {
         instance: &Instance,
         address: SocketAddr,
         max_connections: usize,
+        volumes: VolumeStore,
         reserve: Arc<Reserve>,
         public_addresses: &mut Option<PublicAddresses>,
     ) -> Result<Self> {
@@ -256,6 +265,7 @@ impl Server {
             images: Arc::new(images),
             network: network.clone(),
             prober: Arc::new(NetworkProber::default()),
+            volumes,
         };
         let worker =
             Worker::start(config, WorkerParts { bus: bus.clone(), drivers, hook: None }).await?;
@@ -310,6 +320,33 @@ async fn open_catalog(instance: &Instance, reserve: Arc<Reserve>) -> Result<Cata
             token");
     }
     Ok(catalog)
+}
+
+/// Opens the volumes. What a server that was killed was just starting has their directory a moment
+/// longer than the data directory.
+async fn open_volumes(
+    settings: &Settings,
+    instance: &Instance,
+    key: &InstallationKey,
+) -> Result<VolumeStore> {
+    let limit = match settings.volume_gib {
+        Some(gib) => gib,
+        None => default_volume_gib(instance.directory())?,
+    };
+    let config = StoreConfig {
+        limit: Some(limit),
+        ..StoreConfig::new(instance.path(instance::VOLUMES), key.of_volumes())
+    };
+    let begun = std::time::Instant::now();
+    loop {
+        let config = config.clone();
+        match spawn_blocking(move || VolumeStore::open(config)).await? {
+            Err(VolumeError::StoreInUse(_)) if begun.elapsed() < PORT_PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => return opened.context("can't open the volumes"),
+        }
+    }
 }
 
 async fn start_vmm(

@@ -145,6 +145,10 @@ pub struct ServeArguments {
     /// Disk overcommit factor for root disks, which are sparse [default: 10].
     #[arg(long, env = "CADDIS_DISK_OVERCOMMIT", value_name = "FACTOR")]
     pub disk_overcommit: Option<f64>,
+    /// Total size of volumes, GiB; they take it as they are written [default: 3/4 of the data
+    /// directory's file system].
+    #[arg(long, env = "CADDIS_VOLUME_GB", value_name = "GIB")]
+    pub volume_gb: Option<u64>,
     /// Machines started at the same time after the host was down [default: 4].
     #[arg(long, env = "CADDIS_RESTART_CONCURRENCY", value_name = "COUNT")]
     pub restart_concurrency: Option<usize>,
@@ -197,6 +201,8 @@ pub struct Settings {
     pub cpu_overcommit: f64,
     pub memory_overcommit: f64,
     pub disk_overcommit: f64,
+    /// Space for volumes; none: [`default_volume_gib`].
+    pub volume_gib: Option<u64>,
     pub restart_concurrency: usize,
     pub pool: usize,
     pub log_bytes: u64,
@@ -254,6 +260,7 @@ impl ServeArguments {
             cpu_overcommit,
             memory_overcommit,
             disk_overcommit,
+            volume_gib: set.volume_gb,
             restart_concurrency: set.restart_concurrency.unwrap_or(4),
             pool: set.pool.unwrap_or(8),
             log_bytes: set.log_mb.unwrap_or(16).saturating_mul(1 << 20),
@@ -288,6 +295,13 @@ fn factor(what: &str, factor: f64) -> Result<f64> {
 fn read(path: &Path) -> Result<ServeArguments> {
     let attempted = || format!("can't use the configuration file {}", path.display());
     toml::from_str(&std::fs::read_to_string(path).with_context(attempted)?).with_context(attempted)
+}
+
+/// Space for volumes unless told otherwise, GiB: the rest of the disk is for images and root disks.
+pub fn default_volume_gib(data_dir: &Path) -> Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(data_dir)
+        .with_context(|| format!("can't read the size of the disk of {}", data_dir.display()))?;
+    Ok((stat.blocks() * stat.fragment_size() / 4 * 3) >> 30)
 }
 
 /// Where data is kept unless told otherwise.

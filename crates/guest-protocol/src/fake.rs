@@ -42,6 +42,7 @@ use crate::{
 mod exec;
 mod hold;
 mod program;
+mod volumes;
 
 /// How a fake guest misbehaves. The default is a guest that does as it should.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +61,8 @@ pub struct Behaviour {
     pub completes_logs: bool,
     /// Breaks each connection after so many frames of its own.
     pub frames_per_connection: Option<usize>,
+    /// Its volumes can be neither grown nor held still.
+    pub refuses_volumes: bool,
 }
 
 /// A fake guest. Clones are the same guest.
@@ -86,6 +89,7 @@ struct State {
     connection: u64,
     frozen: bool,
     holds: hold::Holds,
+    volumes: volumes::Volumes,
 }
 
 impl FakeGuest {
@@ -101,6 +105,7 @@ impl FakeGuest {
             connection: 0,
             frozen: false,
             holds: hold::Holds::default(),
+            volumes: volumes::Volumes::default(),
         };
         let state = Arc::new(Mutex::new(state));
         let (news, powered_off) = (watch::Sender::new(0), watch::Sender::new(false));
@@ -423,6 +428,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection<S> {
         }
         if self.epoch != Some(frame.epoch) {
             return Ok(());
+        }
+        if let Some(answer) = self.guest.about_volumes(&frame.message) {
+            return self.send(&answer, b"").await;
         }
         match frame.message {
             HostMessage::Configure(spec) => self.guest.configure(*spec),

@@ -22,12 +22,13 @@ use tokio::{
 
 use crate::{
     GuestState, HostMessage, MachineSpec,
-    message::{ExecRequest, LogSource, MemoryInfo, ProcessInfo},
+    message::{ExecRequest, LogSource, MemoryInfo, ProcessInfo, VolumeUsage},
 };
 
 mod connection;
 mod exec;
 mod hearing;
+mod volumes;
 
 pub use exec::{ExecCommand, ExecEvent, ExecOutcome, ExecStream};
 
@@ -175,6 +176,8 @@ enum Answer {
     Processes(Vec<ProcessInfo>),
     /// Its programs' memory.
     Memory(MemoryInfo),
+    /// How full its volumes are.
+    Volumes(Vec<VolumeUsage>),
 }
 
 /// What is said again after a reconnect.

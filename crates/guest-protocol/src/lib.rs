@@ -33,7 +33,7 @@ pub use spec::MachineSpec;
 
 /// The protocol version this build speaks. A host also accepts [`OLDEST_SUPPORTED_VERSION`], since
 /// VMs outlive the server that started them.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// Since this version a guest serves interactive sessions in full: a shell of its choice, signals
 /// to an exec, its own program for files, and programs that a session holds.
@@ -46,6 +46,8 @@ pub const VICTIMS_SINCE: u32 = 3;
 pub const OWN_FILES_SINCE: u32 = 4;
 /// Since this version programs may ask by a socket in the guest that the machine stays awake.
 pub const HOLDS_SINCE: u32 = 5;
+/// Since this version a machine has volumes, and what is asked of them is answered.
+pub const VOLUMES_SINCE: u32 = 6;
 
 /// The oldest protocol version this build still understands.
 pub const OLDEST_SUPPORTED_VERSION: u32 = 1;
@@ -61,6 +63,12 @@ pub const LOG_BACKLOG_BYTES: usize = 1024 * 1024;
 /// Log bytes that init sends ahead of acknowledgements. A guest that sends more breaks the
 /// protocol.
 pub const LOG_WINDOW_BYTES: usize = 256 * 1024;
+
+/// How long init takes at most, when the programs of a machine with volumes have ended, to end all
+/// other processes and to unmount the volumes before it reports that end. The report says nothing
+/// of the volumes' state by itself: where they could not be unmounted in this time, a line in the
+/// log does.
+pub const UNMOUNT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Bytes of an exec's stream that may be under way in each direction before the receiver says that
 /// it took some.

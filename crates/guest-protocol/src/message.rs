@@ -181,7 +181,38 @@ pub enum HostMessage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
-    /// Ends the VM at once whatever runs in it: sync, unmount, power off.
+    /// Has the file system of a volume grow to the size of its disk, of which the VM was told. A
+    /// raw one is only waited for to have that size. Answered. Since [`crate::VOLUMES_SINCE`].
+    GrowVolume {
+        /// Echoed in the answer.
+        id: u32,
+        /// Its number.
+        volume: u8,
+        /// Size of the disk, bytes.
+        size: u64,
+    },
+    /// Asks how full the volumes are. Answered by [`GuestMessage::VolumeUsage`]. Since
+    /// [`crate::VOLUMES_SINCE`].
+    VolumeUsage {
+        /// Echoed in the answer.
+        id: u32,
+    },
+    /// Writes out what is not on the volumes yet and holds their file systems still, whole as they
+    /// are. Whoever writes to them waits. Raw ones can't be held still; their programs have to see
+    /// to it. Answered when all stand still. Since [`crate::VOLUMES_SINCE`].
+    FreezeVolumes {
+        /// Echoed in the answer.
+        id: u32,
+        /// Milliseconds from now on until they go on by themselves, and until this is given up.
+        deadline_ms: u64,
+    },
+    /// Lets the file systems of volumes go on. A failure in the answer: they did before, since
+    /// their time was over. Since [`crate::VOLUMES_SINCE`].
+    ThawVolumes {
+        /// Echoed in the answer.
+        id: u32,
+    },
+    /// Ends the VM whatever runs in it: unmounts volumes, powers off.
     PowerOff,
 }
 
@@ -283,6 +314,13 @@ pub enum GuestMessage {
         /// The programs' memory.
         memory: MemoryInfo,
     },
+    /// Answer to `VolumeUsage`, when that could be found out.
+    VolumeUsage {
+        /// Of the request.
+        id: u32,
+        /// Those with a file system.
+        volumes: Vec<VolumeUsage>,
+    },
     /// A program asks that the machine is not put to sleep when idle, or no longer.
     /// Answered. Since [`crate::HOLDS_SINCE`].
     Hold {
@@ -296,7 +334,8 @@ pub enum GuestMessage {
         /// Of this question.
         id: u64,
     },
-    /// Answer to `WarmUp`, `Freeze` and `Thaw`, and to `Memory` when that could not be done.
+    /// Answer to `WarmUp`, `Freeze`, `Thaw`, `GrowVolume`, `FreezeVolumes` and `ThawVolumes`, and
+    /// to `Memory` and `VolumeUsage` when that could not be done.
     Answer {
         /// Of the request.
         id: u32,
@@ -319,6 +358,21 @@ pub struct MemoryInfo {
     pub available_mib: u64,
     /// What this request took back, MiB.
     pub reclaimed_mib: u64,
+}
+
+/// How full the file system of a volume is, as statvfs(3) has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUsage {
+    /// Number of the volume.
+    pub volume: u8,
+    /// Size of a block, bytes.
+    pub block_size: u64,
+    /// Blocks of the file system, without its own tables.
+    pub blocks: u64,
+    /// Free ones.
+    pub blocks_free: u64,
+    /// Free ones that any user may take.
+    pub blocks_avail: u64,
 }
 
 /// Runs a program beside the machine's own.

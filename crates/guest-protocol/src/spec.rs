@@ -36,7 +36,8 @@ pub struct MachineSpec {
     pub files: Vec<FileSpec>,
     /// Addresses and names.
     pub network: NetworkSpec,
-    /// Disks besides the root disk.
+    /// Its volumes, at most one per number. The program starts when all are there; where one can't
+    /// be mounted the state is `Failed`. Since [`crate::VOLUMES_SINCE`].
     pub mounts: Vec<MountSpec>,
     /// Size of the root disk, bytes. The VM may have been saved with one of another size behind it.
     pub root_size: u64,
@@ -89,14 +90,29 @@ pub struct FileSpec {
     pub only_in_place: bool,
 }
 
-/// A disk to mount.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// A volume, and where programs find it. It belongs to the machine's user, as init resolves it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MountSpec {
-    /// Serial number of the disk.
-    pub serial: String,
-    /// Absolute path in the guest.
+    /// Its number, from 0 on, which says at which place its disk is.
+    pub volume: u8,
+    /// Absolute path in the guest, made where it is missing. Not `/`, and nothing of the kernel's.
     pub path: String,
+    /// What is on it.
+    pub filesystem: VolumeFilesystem,
+    /// Size of its disk, bytes. The VM may have been saved with another one at the place.
+    pub size: u64,
+}
+
+/// What is on a volume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeFilesystem {
+    /// ext4, which is mounted at the path and grown to the size of its disk.
+    #[default]
+    Ext4,
+    /// Whatever programs put there: the disk itself is at the path.
+    Raw,
 }
 
 /// The gateways of every VM.

@@ -9,6 +9,7 @@ use caddis_guest_protocol::{
     GuestState, MachineSpec,
     fake::{Behaviour, FakeGuest},
     host::{AgentStream, Connector, ExecCommand, GuestEvent, Session, SessionError},
+    spec::{MountSpec, VolumeFilesystem},
 };
 use tokio::sync::mpsc;
 
@@ -272,4 +273,37 @@ async fn a_session_is_in_use_as_long_as_somebody_has_it() {
     assert!(session.is_in_use());
     drop(other);
     assert!(!session.is_in_use());
+}
+
+#[tokio::test]
+async fn volumes_are_asked_about_grown_and_held_still() {
+    let deadline = Duration::from_secs(60);
+    let (guest, session, mut events) = open(Behaviour::default());
+    let mount = |volume, filesystem| MountSpec {
+        volume,
+        path: format!("/data{volume}"),
+        filesystem,
+        size: 1 << 30,
+    };
+    let mounts = vec![mount(0, VolumeFilesystem::Ext4), mount(1, VolumeFilesystem::Raw)];
+    session.configure(MachineSpec { mounts, ..spec(&["sleep"]) }).await.unwrap();
+    until(&mut events, |event| matches!(event, GuestEvent::Started { .. }).then_some(())).await;
+    let usage = session.volume_usage(deadline).await.unwrap();
+    let [volume] = usage[..] else { panic!("{usage:?}") };
+    assert_eq!((volume.volume, volume.blocks * volume.block_size), (0, 1 << 30));
+    session.grow_volume(0, 2 << 30, deadline).await.unwrap();
+    session.grow_volume(1, 3 << 30, deadline).await.unwrap();
+    let usage = session.volume_usage(deadline).await.unwrap();
+    assert_eq!(usage[0].blocks * usage[0].block_size, 2 << 30);
+    assert_eq!(guest.grown_volumes(), [(0, 2 << 30), (1, 3 << 30)].into());
+    let refused = session.grow_volume(2, 1, deadline).await.unwrap_err();
+    assert_eq!(refused, SessionError::Refused("the machine has no volume 2".to_owned()));
+
+    session.freeze_volumes(Duration::from_millis(1500)).await.unwrap();
+    assert_eq!(guest.frozen_volumes(), Some(1500));
+    session.thaw_volumes(deadline).await.unwrap();
+    assert_eq!(guest.frozen_volumes(), None);
+    session.freeze_volumes(deadline).await.unwrap();
+    guest.let_volumes_go_on();
+    assert!(session.thaw_volumes(deadline).await.is_err(), "they may have changed meanwhile");
 }

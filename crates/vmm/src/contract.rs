@@ -108,6 +108,7 @@ impl<'a> Machine<'a> {
             memory_mib: 256,
             cpu_weight: 100,
             disks: vec![disk],
+            volumes: Vec::new(),
             mac: "02:00:00:00:00:02".to_owned(),
             kernel_args: Vec::new(),
             not_warm: false,
@@ -118,11 +119,9 @@ impl<'a> Machine<'a> {
 
     /// Further disks, of each kind.
     fn add_disks(&mut self, driver: &dyn Vmm) {
-        for (role, format) in [
-            (DiskRole::Volume(1), DiskFormat::Raw),
-            (DiskRole::Swap, DiskFormat::Raw),
-            (DiskRole::Cache, DiskFormat::Qcow2),
-        ] {
+        for (role, format) in
+            [(DiskRole::Swap, DiskFormat::Raw), (DiskRole::Cache, DiskFormat::Qcow2)]
+        {
             let path = self.directory().join(role.name());
             let disk = Disk { role, format, path, size: VOLUME_BYTES };
             driver.create_disk(&disk, &[]).unwrap();
@@ -399,7 +398,7 @@ pub async fn a_disk_that_no_machine_can_have_is_refused(fixture: &dyn Fixture) {
     let driver = fixture.driver().await;
     let mut machine = Machine::new(fixture, driver.as_ref(), "m1");
     let before = machine.files();
-    for role in [DiskRole::Volume(DiskRole::VOLUMES), DiskRole::Volume(u8::MAX), DiskRole::Root] {
+    for role in [DiskRole::Volume(0), DiskRole::Volume(u8::MAX), DiskRole::Root] {
         let disk = Disk { role, ..machine.spec.disks[0].clone() };
         machine.spec.disks.push(disk);
         let error = machine.try_launch(driver.as_ref()).await.err().expect("it is refused");

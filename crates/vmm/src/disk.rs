@@ -98,14 +98,12 @@ pub struct Disk {
 /// Whether a machine can have these disks.
 ///
 /// # Errors
-/// [`VmmError::InvalidDisk`] for a volume beyond [`DiskRole::VOLUMES`], and for a second disk of a
-/// role.
+/// [`VmmError::InvalidDisk`] for a volume, which is no such disk, and for a second disk of a role.
 pub(crate) fn check(disks: &[Disk]) -> Result<(), VmmError> {
     for (index, Disk { role, .. }) in disks.iter().enumerate() {
         let invalid = |reason| VmmError::InvalidDisk { name: role.name(), reason };
-        if !DiskRole::ALL.contains(role) {
-            let most = DiskRole::VOLUMES;
-            return Err(invalid(format!("a machine has at most {most} volumes, counted from 0")));
+        if let DiskRole::Volume(_) = role {
+            return Err(invalid("a volume is given by its open file".to_owned()));
         }
         if disks[..index].iter().any(|other| other.role == *role) {
             return Err(invalid("the machine has another disk of this name".to_owned()));

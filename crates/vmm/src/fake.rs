@@ -21,8 +21,12 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     AgentStream, Capabilities, Disk, Isolation, LaunchSpec, Patch, Pause, PoolUse, Seat, Slot,
-    SlotPool, Start, Vm, VmExit, Vmm, VmmError, disk,
+    SlotPool, Start, Vm, VmExit, Vmm, VmmError, VolumeDisk, disk, volume,
 };
+
+mod volumes;
+
+pub use volumes::create_volume;
 
 /// How the driver misbehaves.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +47,10 @@ pub struct Faults {
     pub failing_resumes: bool,
     /// VMs that are paused stay so, whoever has them go on.
     pub disk_stays_full: bool,
+    /// So many launches with volumes fail because one can't be opened.
+    pub failing_volumes: usize,
+    /// So many volumes can't be resized.
+    pub failing_resizes: usize,
     /// How guests behave that are launched from now on.
     pub guest: Behaviour,
 }
@@ -58,6 +66,8 @@ pub struct FakeHost {
     runtime: Option<Handle>,
     /// Guests as they were saved, by the file's path.
     snapshots: Arc<Mutex<HashMap<PathBuf, FakeGuest>>>,
+    /// Machine, volume and size of each resize.
+    resizes: Arc<Mutex<Vec<(String, u8, u64)>>>,
 }
 
 impl FakeHost {
@@ -99,10 +109,17 @@ impl FakeHost {
         self.running.lock().get(machine_id).map(|vm| vm.guest.clone())
     }
 
+    /// What volumes were resized to, in order: number and bytes.
+    pub fn resizes(&self, machine_id: &str) -> Vec<(u8, u64)> {
+        let all = self.resizes.lock();
+        all.iter().filter(|(id, ..)| id == machine_id).map(|(_, index, to)| (*index, *to)).collect()
+    }
+
     /// Ends a machine's VM as nobody asked for.
     pub fn crash(&self, machine_id: &str, exit: VmExit) {
         let crashed = self.running.lock().remove(machine_id);
         if let Some(vm) = crashed {
+            vm.volumes.lock().clear();
             vm.exit.send_replace(Some(exit));
             vm.guest.kill();
         }
@@ -140,6 +157,9 @@ impl FakeVmm {
 
 struct FakeVm {
     host: FakeHost,
+    machine_id: String,
+    /// Held open until it ends.
+    volumes: Mutex<Vec<VolumeDisk>>,
     slot: Slot,
     start: Start,
     guest: FakeGuest,
@@ -151,13 +171,22 @@ impl FakeHost {
     /// Has a guest run as the VM of a machine.
     fn run(
         &self,
-        machine_id: &str,
+        (machine_id, volumes): (&str, Vec<VolumeDisk>),
         slot: Slot,
         start: Start,
         guest: FakeGuest,
     ) -> Result<Arc<dyn Vm>, VmmError> {
         let (exit, pause) = (watch::Sender::new(None), watch::Sender::new(None));
-        let vm = Arc::new(FakeVm { host: self.clone(), slot, start, guest, exit, pause });
+        let vm = Arc::new(FakeVm {
+            host: self.clone(),
+            machine_id: machine_id.to_owned(),
+            volumes: Mutex::new(volumes),
+            slot,
+            start,
+            guest,
+            exit,
+            pause,
+        });
         {
             let mut running = self.running.lock();
             if running.contains_key(machine_id) {
@@ -175,6 +204,7 @@ impl FakeHost {
                 tokio::time::sleep(delay).await;
             }
             // Whoever hears of its end may launch the next.
+            ended.volumes.lock().clear();
             host.running.lock().retain(|_, vm| !Arc::ptr_eq(vm, &ended));
             ended.exit.send_if_modified(|exit| {
                 exit.is_none() && exit.insert(VmExit::Ended) == &VmExit::Ended
@@ -217,6 +247,7 @@ impl Vmm for FakeVmm {
 
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError> {
         disk::check(&spec.disks)?;
+        volume::check(&spec.volumes)?;
         let fits = spec.saved.is_none() && spec.kernel_args.is_empty() && !spec.not_warm;
         let is_warm = fits && self.host.faults.lock().pool;
         Ok(Box::new(FakeSeat { host: self.host.clone(), slot: self.slots.lease()?, spec, is_warm }))
@@ -266,10 +297,12 @@ impl Seat for FakeSeat {
         for Disk { path, .. } in &spec.disks {
             fs::metadata(path).map_err(VmmError::io(format!("open {}", path.display())))?;
         }
+        host.open_volumes(&spec.volumes)?;
+        let machine = (spec.machine_id.as_str(), spec.volumes);
         // It may have died meanwhile.
         if is_warm && host.faults.lock().pool {
             let guest = FakeGuest::new(host.faults.lock().guest.clone());
-            return host.run(&spec.machine_id, slot, Start::template(PoolUse::Hit), guest);
+            return host.run(machine, slot, Start::template(PoolUse::Hit), guest);
         }
         let faults = {
             let mut faults = host.faults.lock();
@@ -284,11 +317,11 @@ impl Seat for FakeSeat {
         let mut start = Start::template(PoolUse::Off);
         if let Some(saved) = &spec.saved {
             match host.resume(&snapshot(saved)) {
-                Some(guest) => return host.run(&spec.machine_id, slot, Start::resume(), guest),
+                Some(guest) => return host.run(machine, slot, Start::resume(), guest),
                 None => start.reason = "the machine could not be resumed: told to fail".to_owned(),
             }
         }
-        host.run(&spec.machine_id, slot, start, FakeGuest::new(faults.guest))
+        host.run(machine, slot, start, FakeGuest::new(faults.guest))
     }
 }
 
@@ -348,6 +381,10 @@ impl Vm for FakeVm {
             self.pause.send_replace(None);
         }
         Ok(())
+    }
+
+    async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError> {
+        self.resize(index, bytes)
     }
 
     fn pause(&self) -> watch::Receiver<Option<Pause>> {

@@ -42,11 +42,13 @@ pub mod qemu;
 mod record;
 pub mod slot;
 mod socket;
+mod volume;
 
 pub use disk::{Disk, DiskFormat, DiskRole, Patch};
 pub use error::VmmError;
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use slot::{Slot, SlotPool};
+pub use volume::{Passphrase, VolumeDisk};
 
 /// A byte stream to init.
 pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -94,8 +96,10 @@ pub struct LaunchSpec {
     pub memory_mib: u64,
     /// CPU weight against other VMs, 1-10000, 100 is the default weight.
     pub cpu_weight: u32,
-    /// Its disks, the root disk among them; at most one per role.
+    /// Its disks, the root disk among them; at most one per role, and none that is a volume.
     pub disks: Vec<Disk>,
+    /// Its volumes, at most one per slot.
+    pub volumes: Vec<VolumeDisk>,
     /// MAC address the interface is created with.
     pub mac: String,
     /// Further kernel arguments of the user.
@@ -235,7 +239,8 @@ pub trait Vmm: Send + Sync + 'static {
     /// network.
     ///
     /// # Errors
-    /// [`VmmError::InvalidDisk`] for disks that no machine can have; [`VmmError::NoSlot`].
+    /// [`VmmError::InvalidDisk`] for disks and volumes that no machine can have;
+    /// [`VmmError::NoSlot`].
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError>;
 
     /// Whether a machine is saved in this directory, by [`Vm::save`].
@@ -268,7 +273,12 @@ pub trait Seat: Send + Sync {
     fn has_tap(&self) -> bool;
 
     /// Starts the VM the quickest way there is, and returns once it runs (not once the guest is
-    /// up). Without a tap of either side it has no network. On error nothing is left behind.
+    /// up). Without a tap of either side it has no network. On error nothing is left behind, and
+    /// what the machine was saved to is kept where it could have been used.
+    ///
+    /// # Errors
+    /// Among others [`VmmError::InvalidDisk`] for a volume that can't be opened, with a wrong
+    /// passphrase for instance.
     async fn launch(self: Box<Self>, tap: Option<OwnedFd>) -> Result<Arc<dyn Vm>, VmmError>;
 }
 
@@ -304,6 +314,14 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Has it go on after [`Self::save`], or where it is paused. Harmless when it does already.
     async fn unpause(&self) -> Result<(), VmmError>;
+
+    /// Tells the guest that a volume has grown to so many bytes, and has its file grow to them. The
+    /// same size again is harmless; a volume is never made smaller. Also for a VM that was adopted.
+    ///
+    /// # Errors
+    /// [`VmmError::InvalidDisk`] where it has no such volume, or a larger one;
+    /// [`VmmError::Io`] when the VM can't be told.
+    async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError>;
 
     /// Whether it stands still because of its disk. Known some seconds after a start.
     fn pause(&self) -> watch::Receiver<Option<Pause>>;

@@ -26,7 +26,7 @@ use tracing::warn;
 use self::{adopt::find, pool::Pool, seat::QemuSeat, template::Templates, vm::QemuVm};
 use crate::{
     Capabilities, Disk, Isolation, LaunchSpec, Patch, Seat, Shape, SlotPool, Vm, Vmm, VmmError,
-    boot::BootFiles, disk, lock,
+    boot::BootFiles, disk, lock, volume,
 };
 
 mod adopt;
@@ -48,6 +48,7 @@ mod suspend;
 mod template;
 mod unassigned;
 mod vm;
+mod volumes;
 
 pub use pool::PoolLimits;
 pub use unassigned::{end_unassigned, kill_machines};
@@ -292,6 +293,7 @@ impl Vmm for Qemu {
 
     async fn prepare(&self, spec: LaunchSpec) -> Result<Box<dyn Seat>, VmmError> {
         disk::check(&spec.disks)?;
+        volume::check(&spec.volumes)?;
         Ok(Box::new(QemuSeat::new(self.driver.clone(), spec)?))
     }
 

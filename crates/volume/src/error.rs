@@ -5,14 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{InvalidId, InvalidSize, SizeGib, VolumeId};
+use caddis_api::ids::InvalidVolumeId;
+
+use crate::{InvalidSize, SizeGib, VolumeId};
 
 /// Why something could not be done. Unless a variant says otherwise, nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// The text is no id of a volume.
     #[error(transparent)]
-    InvalidId(#[from] InvalidId),
+    InvalidId(#[from] InvalidVolumeId),
     /// Outside of the bounds of the reference.
     #[error(transparent)]
     InvalidSize(#[from] InvalidSize),

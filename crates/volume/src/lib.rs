@@ -24,10 +24,11 @@ mod record;
 mod store;
 mod types;
 
+pub use caddis_api::{VolumeId, volume::Filesystem};
 pub use error::VolumeError;
 pub use key::{InstallationKey, VolumeKey};
 pub use store::{StoreConfig, VolumeStore, Writer};
 pub use types::{
-    Check, Filesystem, Growth, InvalidId, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume,
-    Problem, Progress, SizeGib, Space, Usage, Volume, VolumeId,
+    Check, Growth, InvalidSize, KEPT_AFTER_DELETE, NewCopy, NewVolume, Problem, Progress, SizeGib,
+    Space, Usage, Volume,
 };

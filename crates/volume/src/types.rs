@@ -1,14 +1,10 @@
 //! Ids and sizes, and what callers see of a volume.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
+use caddis_api::{VolumeId, volume::Filesystem};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-
-/// A text that is no id of a volume.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid volume ID '{0}': it is 'vol_' and up to 40 of a-z and 0-9")]
-pub struct InvalidId(pub String);
 
 /// A size outside of the reference's bounds, GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -21,51 +17,6 @@ pub struct InvalidSize(pub u32);
 
 /// How long a deleted volume can be undeleted.
 pub const KEPT_AFTER_DELETE: SignedDuration = SignedDuration::from_hours(24);
-
-/// Id of a volume: `vol_` and 1 to 40 of a-z and 0-9, and so also the name of a directory.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct VolumeId(String);
-
-impl VolumeId {
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for VolumeId {
-    type Error = InvalidId;
-
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        let is_valid = text.strip_prefix("vol_").is_some_and(|rest| {
-            (1..=40).contains(&rest.len())
-                && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-        });
-        if is_valid { Ok(Self(text)) } else { Err(InvalidId(text)) }
-    }
-}
-
-impl FromStr for VolumeId {
-    type Err = InvalidId;
-
-    fn from_str(text: &str) -> Result<Self, InvalidId> {
-        text.to_owned().try_into()
-    }
-}
-
-impl From<VolumeId> for String {
-    fn from(id: VolumeId) -> Self {
-        id.0
-    }
-}
-
-impl fmt::Display for VolumeId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
 
 /// Size of a volume in GiB, within the reference's bounds (which it calls GB).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -118,16 +69,6 @@ impl fmt::Display for SizeGib {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)
     }
-}
-
-/// What is on a new volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Filesystem {
-    /// An empty ext4.
-    Ext4,
-    /// Nothing: zeroes.
-    Raw,
 }
 
 /// What to create.
@@ -258,18 +199,6 @@ impl Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_are_names_of_directories_and_nothing_else() {
-        for id in ["vol_1", "vol_abc09", &format!("vol_{}", "z".repeat(40))] {
-            assert_eq!(id.parse::<VolumeId>().unwrap().as_str(), id);
-        }
-        for text in ["", "vol_", "vol_A", "vol_a/b", "vol_..", "vs_1", "vol_a b", "vol_é", "../x"]
-        {
-            assert_eq!(text.parse::<VolumeId>(), Err(InvalidId(text.to_owned())));
-        }
-        assert!(format!("vol_{}", "z".repeat(41)).parse::<VolumeId>().is_err());
-    }
 
     #[test]
     fn sizes_are_within_the_bounds_of_the_reference() {

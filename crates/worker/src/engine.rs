@@ -12,6 +12,7 @@ use caddis_api::{ApiError, MachineConfig, MachineId, WorkerId, event::MachineEve
 use caddis_bus::message::MachineRecord;
 use caddis_image::{Digest, Progress, ResolvedImage};
 use caddis_vmm::{Vm, Vmm};
+use caddis_volume::VolumeStore;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -32,6 +33,7 @@ use crate::{
     row::MachineRow,
     store::Store,
     turns::{Creations, Queues},
+    volumes::Volumes,
 };
 
 /// Requests a machine's owner may have waiting.
@@ -59,6 +61,8 @@ pub struct Shared {
     pub prober: Arc<dyn Prober>,
     /// What is promised to machines.
     pub capacity: Capacity,
+    /// The volumes.
+    pub volumes: Volumes,
     /// By which it records and waits.
     pub clock: Clock,
     /// What tests have steps do.
@@ -99,6 +103,7 @@ impl Shared {
             images: drivers.images,
             network: drivers.network,
             prober: drivers.prober,
+            volumes: Volumes::new(drivers.volumes),
             owners: Mutex::default(),
             images_in_use: Mutex::default(),
             running: Mutex::default(),
@@ -158,6 +163,7 @@ impl Shared {
 
     /// Ends all owners, each once it is between two steps. VMs stay.
     pub async fn end(&self) {
+        self.volumes.end().await;
         self.tasks.close();
         self.owners().clear();
         self.tasks.wait().await;
@@ -173,6 +179,7 @@ impl Shared {
         self.owners().remove(machine);
         self.used().remove(machine);
         self.capacity.release(machine);
+        self.detach_volumes(machine);
         self.logs.close(machine);
     }
 
@@ -253,7 +260,8 @@ impl Shared {
 
     /// Tells the gateways that this worker is there.
     pub fn announce(&self) {
-        self.publisher.announce(&self.config.region, self.draining.load(Ordering::Relaxed));
+        let draining = self.draining.load(Ordering::Relaxed);
+        self.publisher.announce(&self.config.region, draining, self.volumes.revision());
     }
 }
 
@@ -268,4 +276,6 @@ pub struct Drivers {
     pub network: Arc<dyn HostNetwork>,
     /// Carries out their health checks.
     pub prober: Arc<dyn Prober>,
+    /// The files of volumes.
+    pub volumes: VolumeStore,
 }

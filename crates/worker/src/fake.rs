@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    io,
     net::Ipv4Addr,
     os::fd::OwnedFd,
     path::Path,
@@ -10,7 +11,8 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -27,6 +29,7 @@ use caddis_vmm::{
     fake::{FakeHost, FakeVmm},
     slot::SlotPoolConfig,
 };
+use caddis_volume::{InstallationKey, StoreConfig, VolumeError, VolumeStore};
 use ipnet::Ipv4Net;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -36,6 +39,9 @@ use crate::{
     Clock, Drivers, Finding, Probe, Prober, WorkerConfig,
     host::{HostNetwork, Images},
 };
+
+/// How long the files of volumes may be in use.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A worker that has room for whatever is asked of it. Its directory is `worker` below `directory`.
 pub fn config(directory: &Path) -> WorkerConfig {
@@ -62,20 +68,41 @@ pub fn config(directory: &Path) -> WorkerConfig {
 /// Drivers of a host that pretends, with slots below `directory`. Health checks pass.
 ///
 /// # Errors
-/// When the directory of the slots can't be used.
+/// When the directory of the slots or of the volumes can't be used.
 pub fn drivers(
     directory: &Path,
     slots: u32,
     vms: &FakeHost,
     network: &FakeNetwork,
     images: impl Images,
-) -> Result<Drivers, VmmError> {
+) -> io::Result<Drivers> {
+    let slots = slots_of(directory, slots).map_err(io::Error::other)?;
     Ok(Drivers {
-        vmm: Arc::new(FakeVmm::new(vms.clone(), slots_of(directory, slots)?)),
+        vmm: Arc::new(FakeVmm::new(vms.clone(), slots)),
         images: Arc::new(images),
         network: Arc::new(network.clone()),
         prober: Arc::new(FakeProber::default()),
+        volumes: volumes(directory, None)?,
     })
+}
+
+/// The files of volumes below `directory`, with room for so many GiB. What an earlier worker of
+/// this process still does with them is waited for.
+///
+/// # Errors
+/// When the directory can't be used.
+pub fn volumes(directory: &Path, limit: Option<u64>) -> io::Result<VolumeStore> {
+    let key = InstallationKey::new([7; 32], "fake");
+    let config = StoreConfig { limit, ..StoreConfig::new(directory.join("volumes"), key) };
+    let begun = Instant::now();
+    loop {
+        match VolumeStore::open(config.clone()) {
+            Err(VolumeError::StoreInUse(_)) if begun.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            opened => return opened.map_err(io::Error::other),
+        }
+    }
 }
 
 /// The slots of such a host.

@@ -6,7 +6,7 @@ use caddis_api::MachineId;
 use caddis_bus::message::ANNOUNCE_INTERVAL;
 use tokio::time::MissedTickBehavior;
 
-use crate::{clock, engine::Shared, owner::Message, requests};
+use crate::{clock, engine::Shared, owner::Message, requests, volumes};
 
 /// How often, at least, destroyed machines are looked through for those to be forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
@@ -33,6 +33,7 @@ pub async fn watch_clock(shared: Arc<Shared>) {
             continue;
         }
         tracing::info!(by_ms = offset - known, "the host's clock was set");
+        volumes::clock_was_set(&shared, offset - known).await;
         known = offset;
         for owner in shared.all_owners() {
             // One that is busy looks at the clock by itself, one that is gone needs none.

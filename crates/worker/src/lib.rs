@@ -60,6 +60,7 @@ mod store;
 mod streams;
 mod timing;
 mod turns;
+mod volumes;
 
 pub use capacity::pool_memory_mib;
 pub use checks::{Finding, NetworkProber, Probe, Prober};
@@ -145,6 +146,8 @@ impl Worker {
             tokio::spawn(housekeeping::forget_destroyed(shared.clone())),
             tokio::spawn(housekeeping::watch_clock(shared.clone())),
             tokio::spawn(housekeeping::announce(shared.clone())),
+            tokio::spawn(volumes::purge(shared.clone())),
+            tokio::spawn(volumes::watch_usage(shared.clone())),
             tokio::spawn(disturbance::note(shared.clone())),
         ];
         Ok(Self { shared, requests, background })

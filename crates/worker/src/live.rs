@@ -74,6 +74,8 @@ pub struct RunningVm {
     /// Distinguishes the boots of a machine in its log: numbers of log records begin anew with
     /// each.
     pub boot: u64,
+    /// Why it was booted and not resumed, where that was found out before its driver could.
+    pub not_resumed: Option<String>,
 }
 
 struct Agent(Arc<dyn Vm>);
@@ -136,7 +138,8 @@ impl RunningVm {
         let mut pause = vm.pause();
         // So that one that stands still already is heard of.
         pause.mark_changed();
-        Self { vm, session, events, guest: watch::Sender::new(guest), pause, boot }
+        let guest = watch::Sender::new(guest);
+        Self { vm, session, events, guest, pause, boot, not_resumed: None }
     }
 
     /// Takes note of what init says it is doing.

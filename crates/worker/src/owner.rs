@@ -16,7 +16,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use caddis_api::{ApiError, MachineConfig, MachineState, event::MachineEvent};
 use caddis_bus::message::{MachineRecord, SleepMode, WorkerResult};
-use caddis_guest_protocol::host::{GuestEvent, SessionInUse};
+use caddis_guest_protocol::host::{GuestEvent, Session, SessionInUse};
 use caddis_image::Progress;
 use caddis_vmm::VmExit;
 use futures::future::BoxFuture;
@@ -97,6 +97,12 @@ pub enum Message {
         nonce: Option<Option<caddis_api::LeaseNonce>>,
         /// Takes the answer.
         reply: oneshot::Sender<Result<SessionInUse, ApiError>>,
+    },
+    /// The same for what the worker asks by itself: it does not count as in use. Nothing where the
+    /// machine does not run or answer.
+    QuietSession {
+        /// Takes the answer.
+        reply: oneshot::Sender<Option<Session>>,
     },
     /// There is traffic for the machine: have it run.
     Wake {

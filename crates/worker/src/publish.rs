@@ -47,7 +47,7 @@ struct Shared {
 /// Sent in the order in which it was said.
 enum Outgoing {
     Machine(Box<MachineRecord>),
-    Announcement { region: RegionCode, draining: bool },
+    Announcement { region: RegionCode, draining: bool, volumes: u64 },
 }
 
 #[derive(Default)]
@@ -114,9 +114,10 @@ impl Publisher {
         self.shared.waiting.notify_one();
     }
 
-    /// Says that the worker is there.
-    pub fn announce(&self, region: &RegionCode, draining: bool) {
-        self.state().send(Outgoing::Announcement { region: region.clone(), draining });
+    /// Says that the worker is there, with so many changes of volumes behind it.
+    pub fn announce(&self, region: &RegionCode, draining: bool, volumes: u64) {
+        let region = region.clone();
+        self.state().send(Outgoing::Announcement { region, draining, volumes });
         self.shared.waiting.notify_one();
     }
 
@@ -134,12 +135,19 @@ impl Publisher {
                 drop(state);
                 Some((DELTAS, encode(&delta)))
             }
-            Outgoing::Announcement { region, draining } => {
+            Outgoing::Announcement { region, draining, volumes } => {
                 let sequence = state.sequence;
                 drop(state);
                 Some((
                     ANNOUNCEMENTS,
-                    encode(&Announcement { worker, region, incarnation, sequence, draining }),
+                    encode(&Announcement {
+                        worker,
+                        region,
+                        incarnation,
+                        sequence,
+                        draining,
+                        volumes,
+                    }),
                 ))
             }
         }

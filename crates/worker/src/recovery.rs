@@ -19,6 +19,7 @@ use crate::{
     row::{EndCause, MachineRow, ProgramEnd},
     steps::{self, Step},
     store::{Change, Durability, Room, Store},
+    volumes,
 };
 
 /// How many machines are looked for at once: finding a VM is mostly waiting for it.
@@ -70,6 +71,7 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     let rebooted =
         shared.store.meta(BOOT_ID).await?.is_some_and(|last| last != shared.config.boot_id);
+    volumes::load(shared).await?;
     let machines = shared.store.load(RECENT_EVENTS).await?;
     let count = machines.len();
     let (destroyed, others): (Vec<_>, Vec<_>) =
@@ -89,6 +91,7 @@ pub async fn resume(shared: &Arc<Shared>) -> Result<(), WorkerError> {
     for found in found {
         found.recover(shared).await;
     }
+    volumes::resume(shared);
     shared.store.set_meta(BOOT_ID, shared.config.boot_id.clone()).await?;
     tracing::info!(machines = count, running = adopted, rebooted, "adopted machines");
     Ok(())
@@ -141,6 +144,7 @@ impl Found {
         events.truncate(RECENT_EVENTS);
         shared.logs.catch_up(&row.id, events.iter().rev().cloned().collect());
         shared.capacity.restore(&row.id, &config, row.addresses.ipv4);
+        shared.volumes.restore(&row.id, config.mounts.as_deref().unwrap_or_default());
         let live = match vm {
             Some(vm) => {
                 let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);

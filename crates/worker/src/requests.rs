@@ -14,6 +14,7 @@ use crate::{
     engine::Shared,
     owner::{Message, RequestId},
     publish::Page,
+    volumes,
 };
 
 mod create;
@@ -26,7 +27,8 @@ mod update;
 
 pub use self::{
     dedupe::{RequestHandler, remembered_since},
-    guest::session,
+    guest::{quiet_session, session},
+    host::check_disk,
     offer::QuestionHandler,
 };
 
@@ -77,9 +79,16 @@ pub async fn handle(shared: &Arc<Shared>, id: RequestId, request: WorkerRequest)
         WorkerRequest::Drain { deadline_ms } => {
             host::drain(shared, Duration::from_millis(deadline_ms)).await
         }
+        WorkerRequest::CreateVolume(create) => volumes::create(shared, *create, id).await,
+        WorkerRequest::ActOnVolume { volume, action } => {
+            volumes::act(shared, &volume, action, id).await
+        }
+        WorkerRequest::GetVolume { volume } => volumes::get(shared, &volume).await,
+        WorkerRequest::ListVolumes { after } => Ok(volumes::list(shared, after.as_ref())),
         WorkerRequest::Health => {
             let mut warnings = shared.vmm.warnings();
             warnings.extend(disturbance::warning(shared));
+            warnings.extend(shared.volumes.warnings());
             warnings.extend(shared.check_not_draining().err().map(|error| error.message));
             Ok(WorkerReply::Health { problems: host::problems(shared).await, warnings })
         }
@@ -118,6 +127,7 @@ pub async fn accepted(shared: &Arc<Shared>, request: WorkerRequest) -> WorkerRes
             let lease = held_lease(shared, &machine, update.lease.as_ref()).await;
             Ok(WorkerReply::Updated { record: Box::new(record), lease })
         }
+        WorkerRequest::ActOnVolume { volume, .. } => volumes::get(shared, &volume).await,
         // These find what they have done themselves.
         other => handle(shared, None, other).await,
     }

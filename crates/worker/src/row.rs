@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checks::CheckResults,
     operations::{Operation, OperationKind},
+    volumes::SavedVolume,
 };
 
 /// Version of the record's format. Fields are only ever added, with defaults.
@@ -103,6 +104,9 @@ pub struct MachineRow {
     /// What its health checks have found last.
     #[serde(default, skip_serializing_if = "CheckResults::is_empty")]
     pub checks: CheckResults,
+    /// Its volumes when its memory was last saved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub saved_volumes: Vec<SavedVolume>,
 }
 
 /// Keeps a machine from being put to sleep when idle.

@@ -4,10 +4,10 @@
 //!
 //! | step | what it does | repeated after a crash | undone by |
 //! |---|---|---|---|
-//! | `pull` | root disk of the image | goes on where blobs are complete | nothing: shared |
+//! | `pull` | root disk of the image; waits for volumes | goes on where it was | nothing: shared |
 //! | `back_off` | waits until a restart is due | waits for what is left | – |
 //! | `prepare_root` | blank overlay | replaced | `release` |
-//! | `launch` | slot, tap, VM process; uses up a snapshot | a VM that runs is kept | `release` |
+//! | `launch` | volumes, slot, tap, VM process; uses up a snapshot | a VM that runs is kept | `release` |
 //! | `boot` | waits for init | – | `release` |
 //! | `configure` | makes the VM the machine, waits for its program | configured again | `release` |
 //! | `signal` | sends the stop signal | sent again | – |
@@ -39,6 +39,7 @@ use crate::{
     files::MachineFiles,
     live::{Guest, RunningVm},
     row::{MachineRow, ProgramEnd},
+    volumes::SavedVolume,
 };
 
 mod boot;
@@ -48,6 +49,7 @@ mod root;
 mod stop;
 mod suspend;
 mod turn;
+mod volumes;
 
 pub use self::{
     boot::entropy, clear::gone, stop::end_of_vm, suspend::forget_snapshot, turn::turn_to_launch,
@@ -122,6 +124,8 @@ pub enum Done {
     Next,
     /// A VM runs.
     Launched(RunningVm),
+    /// It is saved, and had these volumes.
+    Saved(Vec<SavedVolume>),
     /// The program has ended.
     Ended(ProgramEnd),
     /// Nothing of a VM is left.

@@ -35,6 +35,7 @@ use crate::row::{FORMAT, MachineRow};
 
 mod database;
 mod tables;
+mod volumes;
 
 /// Events kept per machine.
 pub const EVENTS_PER_MACHINE: usize = 1000;

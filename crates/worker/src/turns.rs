@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -54,22 +55,27 @@ impl Queues {
     }
 }
 
-/// Machines that are being made: of two requests to make the same one, the second waits for what
-/// becomes of the first.
-#[derive(Default)]
-pub struct Creations(Mutex<HashMap<MachineId, Weak<AsyncMutex<()>>>>);
+/// What is done to the same thing once at a time: of two requests to make the same machine, the
+/// second waits for what becomes of the first.
+pub struct Creations<Id = MachineId>(Mutex<HashMap<Id, Weak<AsyncMutex<()>>>>);
 
-impl Creations {
-    /// Begins to make a machine, until what this returns is dropped.
-    pub async fn begin(&self, machine: &MachineId) -> OwnedMutexGuard<()> {
+impl<Id> Default for Creations<Id> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<Id: Clone + Eq + Hash> Creations<Id> {
+    /// Begins, until what this returns is dropped.
+    pub async fn begin(&self, id: &Id) -> OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.0.lock();
             turns.retain(|_, turn| turn.strong_count() > 0);
-            match turns.get(machine).and_then(Weak::upgrade) {
+            match turns.get(id).and_then(Weak::upgrade) {
                 Some(turn) => turn,
                 None => {
                     let turn = Arc::default();
-                    turns.insert(machine.clone(), Arc::downgrade(&turn));
+                    turns.insert(id.clone(), Arc::downgrade(&turn));
                     turn
                 }
             }

@@ -72,8 +72,8 @@ fn names_the_field_and_the_limit() {
             "invalid config.restart.policy",
         ),
         (
-            json!({"image": "a", "mounts": [{"volume": "vol_1", "path": "/data"}]}),
-            "there are no volumes yet",
+            json!({"image": "a", "mounts": [{"volume": "vol_1", "path": "/"}]}),
+            "config.mounts[0].path",
         ),
         (json!({"image": "a", "containers": [{}]}), "config.containers"),
         (

@@ -16,6 +16,9 @@ pub enum Question {
         /// Size of its root disk, GiB.
         #[serde(default)]
         disk_gib: u64,
+        /// Size of a volume to be made, GiB; 0 for none.
+        #[serde(default)]
+        volume_gib: u64,
         /// Image reference: a worker that has it is to be preferred.
         image: String,
     },
@@ -40,6 +43,9 @@ pub struct Offer {
     /// Unreserved disk, GiB, likewise.
     #[serde(default)]
     pub free_disk_gib: u64,
+    /// Unreserved space for volumes, GiB, likewise; none: it is not limited.
+    #[serde(default)]
+    pub free_volume_gib: Option<u64>,
     /// The image is there already.
     pub has_image: bool,
 }

@@ -90,4 +90,8 @@ pub struct Announcement {
     pub sequence: u64,
     /// Its machines are being stopped for a shutdown of the host, and none starts.
     pub draining: bool,
+    /// Counts the changes of its volumes since its process began: who has not seen the last one
+    /// lists them.
+    #[serde(default)]
+    pub volumes: u64,
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     record::MachineRecord,
     traffic::{SleepMode, WhyAwake, WhyNotWoken},
+    volume::VolumeRecord,
 };
 
 /// A version of a machine's configuration.
@@ -140,6 +141,22 @@ pub enum WorkerReply {
     },
     /// Lines were taken for a log.
     Logged,
+    /// One volume.
+    Volume {
+        /// As it is now.
+        record: Box<VolumeRecord>,
+    },
+    /// Several volumes.
+    Volumes {
+        /// In id order.
+        records: Vec<VolumeRecord>,
+        /// There are more after these.
+        more: bool,
+        /// The worker's process, as in `Delta::incarnation`.
+        incarnation: String,
+        /// Its changes of volumes up to this number are contained.
+        revision: u64,
+    },
     /// All guests are stopped.
     Drained {
         /// How many were stopped.

@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use caddis_api::{
-    ApiDuration, AppName, LeaseNonce, MachineId, RawConfig, RegionCode, Signal, VersionId,
+    ApiDuration, AppName, LeaseNonce, MachineId, RawConfig, RegionCode, Signal, VersionId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
-use super::traffic::{HostLine, SleepMode};
+use super::{
+    traffic::{HostLine, SleepMode},
+    volume::{CreateVolume, VolumeAction},
+};
 
 /// A request to one worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -112,6 +115,26 @@ pub enum WorkerRequest {
         machine: MachineId,
         /// In order, at most [`HostLine::MOST`].
         lines: Vec<HostLine>,
+    },
+    /// Make a volume. Answer: `WorkerReply::Volume`, once it is durable that it is to be made.
+    CreateVolume(Box<CreateVolume>),
+    /// Change a volume. Answer: `WorkerReply::Volume`, once that is durable.
+    ActOnVolume {
+        /// Id of the volume.
+        volume: VolumeId,
+        /// What to do.
+        action: VolumeAction,
+    },
+    /// One volume, with its use as its machine tells it now, if that runs. Answer:
+    /// `WorkerReply::Volume`.
+    GetVolume {
+        /// Id of the volume.
+        volume: VolumeId,
+    },
+    /// Volumes in id order, as many as one message takes. Answer: `WorkerReply::Volumes`.
+    ListVolumes {
+        /// Begin after this id.
+        after: Option<VolumeId>,
     },
     /// Stop all guests for a shutdown of the host; they start again when the host is back. Answer:
     /// `Drained`.

@@ -61,7 +61,13 @@ pub(crate) async fn status(
 
 /// What the hosts of a region would offer somebody who needs nothing: all they have.
 async fn offers(context: &Inner, region: &RegionCode) -> Vec<Offer> {
-    let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: String::new() };
+    let question = Question::Place {
+        cpus: 0,
+        memory_mib: 0,
+        disk_gib: 0,
+        volume_gib: 0,
+        image: String::new(),
+    };
     let window =
         AskWindow { quiet: Duration::from_millis(20), deadline: Duration::from_millis(500) };
     scheduler::ask(context, region, &question, window).await.unwrap_or_default()
@@ -90,6 +96,8 @@ async fn host(
         free_cpus: offer.map_or(0, |offer| offer.free_cpus),
         free_memory_mb: offer.map_or(0, |offer| offer.free_memory_mib),
         free_disk_gb: offer.map_or(0, |offer| offer.free_disk_gib),
+        free_volume_gb: offer.and_then(|offer| offer.free_volume_gib),
+        volumes: context.view.count_volumes_of_worker(worker) as u64,
         images: images.as_ref().map(|images| images.len() as u64),
         images_bytes: images.map(|images| images.iter().map(|image| image.size).sum()),
     }

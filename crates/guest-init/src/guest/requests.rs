@@ -108,6 +108,12 @@ impl Guest {
                 self.sync.begin();
                 self.ask_time();
             }
+            HostMessage::GrowVolume { id, .. }
+            | HostMessage::VolumeUsage { id }
+            | HostMessage::FreezeVolumes { id, .. }
+            | HostMessage::ThawVolumes { id } => {
+                self.answer(id, Err("the machine has no volumes".to_owned()));
+            }
             HostMessage::PowerOff => return true,
             HostMessage::Hello { .. } => {}
         }

@@ -41,6 +41,8 @@ const LONGEST_NAME: usize = 64;
 const LONGEST_REASON: usize = 8192;
 /// Steps of a start.
 const MOST_STEPS: usize = 64;
+/// Volumes of a machine.
+const MOST_VOLUMES: usize = 16;
 
 /// Cuts a text, between characters.
 fn shorten(text: &mut String, longest: usize) {
@@ -376,6 +378,10 @@ impl<'a> Connection<'a> {
                 self.pass_on(id, Answer::Processes(processes))
             }
             GuestMessage::Memory { id, memory } => self.pass_on(id, Answer::Memory(memory)),
+            GuestMessage::VolumeUsage { id, mut volumes } => {
+                volumes.truncate(MOST_VOLUMES);
+                self.pass_on(id, Answer::Volumes(volumes))
+            }
             GuestMessage::Answer { id, failure } => self.pass_on(id, Answer::Outcome(failure)),
             GuestMessage::Hold { id, ttl_seconds } => {
                 self.tell(GuestEvent::Hold { id, ttl_seconds })

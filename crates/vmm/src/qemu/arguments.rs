@@ -13,6 +13,8 @@ pub(super) struct Shape<'a> {
     pub(super) memory_mib: u64,
     /// It boots; otherwise it waits to be restored.
     pub(super) boots: bool,
+    /// One that boots does so when it is told to.
+    pub(super) waits: bool,
     /// Disks, by arguments of their own (`disks.rs`).
     pub(super) disks: Vec<String>,
     pub(super) mac: &'a str,
@@ -96,7 +98,7 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     for switch in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(switch.to_owned());
     }
-    if !shape.boots {
+    if !shape.boots || shape.waits {
         arguments.push("-S".to_owned());
     }
     arguments.extend(["-display", "none", "-monitor", "none"].map(str::to_owned));
@@ -137,6 +139,7 @@ mod tests {
             vcpus: 2,
             memory_mib: 512,
             boots: true,
+            waits: false,
             disks: [modules(true), disks::arguments(Some(&[root()]))].concat(),
             mac: "02:00:00:00:00:01",
             has_tap: true,

@@ -8,6 +8,7 @@
 //! waits            device ▸ node of the role, over the warm-up disk
 //! assigned         the node is reopened over the machine's file, and told its size
 //! ```
+//! Those of volumes are over nothing at first, always (`volumes.rs`).
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -39,7 +40,7 @@ const MODULES_SET: u32 = 2;
 const FIRST_DISK_SET: u32 = 3;
 
 /// The sets of a disk: of the file it is an overlay over, and of its own.
-fn sets(role: DiskRole) -> [u32; 2] {
+pub(super) fn sets(role: DiskRole) -> [u32; 2] {
     let first = FIRST_DISK_SET + 2 * u32::from(role.index());
     [first, first + 1]
 }
@@ -235,7 +236,7 @@ fn chain(disk: &Disk, node: &str) -> Value {
 
 /// The node of a role that a device stays on whatever is behind it: a node of that name, or one
 /// described here.
-fn over(role: DiskRole, file: Value) -> Value {
+pub(super) fn over(role: DiskRole, file: Value) -> Value {
     json!({
         "driver": "raw", "node-name": role.name(), "cache": cache(role), "discard": "unmap",
         "file": file,
@@ -253,7 +254,7 @@ fn file(set: u32, role: DiskRole, read_only: bool) -> Value {
 
 /// Flushes of what is blank again at the next start are dropped: nothing in it need survive the
 /// host. What must, because the machine is suspended, is written through then.
-fn cache(role: DiskRole) -> Value {
+pub(super) fn cache(role: DiskRole) -> Value {
     json!({ "direct": false, "no-flush": !role.lasts() })
 }
 
@@ -290,17 +291,17 @@ mod tests {
     #[test]
     fn every_role_has_a_device_at_its_place_whatever_disks_there_are() {
         let root = disk(DiskRole::Root, DiskFormat::Overlay("/base".into()));
-        let volume = disk(DiskRole::Volume(1), DiskFormat::Qcow2);
+        let cache = disk(DiskRole::Cache, DiskFormat::Qcow2);
         let (few, devices) = described(std::slice::from_ref(&root));
-        let (more, same) = described(&[volume, root]);
+        let (more, same) = described(&[cache, root]);
         assert_eq!(devices, same);
         assert_eq!(devices.len(), DiskRole::ALL.len());
         let names = |nodes: &[Value]| {
             nodes.iter().map(|node| node["node-name"].clone()).collect::<Vec<_>>()
         };
         assert_eq!(names(&few), names(&more));
-        assert_eq!(few[4]["file"]["driver"], "null-co");
-        assert_eq!((&more[4]["driver"], &more[4]["backing"]), (&json!("qcow2"), &Value::Null));
+        assert_eq!(few[2]["file"]["driver"], "null-co");
+        assert_eq!((&more[2]["driver"], &more[2]["backing"]), (&json!("qcow2"), &Value::Null));
         let mut places: Vec<_> = DiskRole::ALL.iter().map(|role| role.transport()).collect();
         places.push(caddis_guest_protocol::disks::MODULES_TRANSPORT);
         places.sort_unstable();
@@ -321,7 +322,6 @@ mod tests {
         let (nodes, devices) = described(&[
             disk(DiskRole::Root, DiskFormat::Overlay("/base".into())),
             disk(DiskRole::Swap, DiskFormat::Raw),
-            disk(DiskRole::Volume(0), DiskFormat::Qcow2),
         ]);
         for (role, (node, device)) in DiskRole::ALL.iter().zip(nodes.iter().zip(&devices)) {
             let dropped = all(node, "no-flush");

@@ -19,9 +19,10 @@ use super::{
     qmp::Qmp,
     snapshot::{self, Snapshot},
     template::{Sealed, file},
+    volumes::{self, Guest},
 };
 use crate::{
-    Disk, DiskRole, LaunchSpec, Shape, Slot, Start, VmmError,
+    Disk, DiskRole, LaunchSpec, Shape, Slot, Start, VmmError, VolumeDisk,
     capture::Capture,
     cgroup::{CgroupRoot, Limits},
     lock,
@@ -65,6 +66,7 @@ pub(super) struct Launch<'a> {
     pub(super) shape: Shape,
     pub(super) cpu_weight: u32,
     pub(super) disks: Backing<'a>,
+    pub(super) volumes: &'a [VolumeDisk],
     /// The file with the kernel's modules, where it has some and they are to be reached.
     pub(super) modules: Option<&'a Path>,
     pub(super) tap: Option<BorrowedFd<'a>>,
@@ -95,12 +97,18 @@ impl Launch<'_> {
             vcpus: self.shape.vcpus,
             memory_mib: self.shape.memory_mib,
             boots: matches!(self.source, Source::Cold(_)),
+            waits: !self.volumes.is_empty(),
             disks: self.driver.disk_arguments(self.modules.is_some(), self.disks.machine()),
             mac: self.mac,
             has_tap: self.tap.is_some(),
             tsc_khz: self.driver.tsc_khz,
             kernel_args: self.kernel_args,
         })
+    }
+
+    /// Whether its process needs nothing more from us once it runs.
+    fn is_complete(&self) -> bool {
+        matches!(self.source, Source::Cold(_)) && self.volumes.is_empty()
     }
 
     /// Starts the process. On error nothing is left behind.
@@ -124,7 +132,7 @@ impl Launch<'_> {
         drop(guard);
         let started = started.and_then(|mut running| {
             record.process = Some(running.process.id);
-            record.complete = matches!(self.source, Source::Cold(_));
+            record.complete = self.is_complete();
             // A server that is killed before this finds the process by its lock.
             match record.write(directory).and_then(|()| self.restore(&mut running, &mut record)) {
                 Ok(()) => Ok(running),
@@ -222,62 +230,73 @@ impl Launch<'_> {
         })
     }
 
-    /// Has the process take on what was saved, and go on from there.
+    /// Has the process take on what was saved and the volumes, and go on from there.
     fn restore(&self, running: &mut Running, record: &mut Record) -> Result<(), VmmError> {
-        let begun = Instant::now();
-        let mut greeted = Duration::ZERO;
-        let mut recorded = Ok(());
-        let mut attempt = || {
-            let connect = || Qmp::connect(self.directory, QMP_SOCKET);
-            let (mut qmp, state) = match self.source {
-                Source::Cold(_) => return Ok(()),
-                Source::Template(sealed) => (connect()?, file::reopen(&sealed.state)?),
-                Source::Snapshot(snapshot, _) => {
-                    // While QEMU comes up.
-                    let (checked, qmp) = std::thread::scope(|scope| {
-                        let checking = scope.spawn(|| snapshot.verify());
-                        let qmp = connect();
-                        let panicked =
-                            |_| Err(std::io::Error::other("checking the snapshot panicked"));
-                        (checking.join().unwrap_or_else(panicked), qmp)
-                    });
-                    checked?;
-                    let state = file::memory("caddis-state", 0)?;
-                    File::from(state.try_clone()?).write_all(&snapshot.state)?;
-                    (qmp?, file::reopen(&state)?)
-                }
-            };
-            greeted = begun.elapsed();
-            qmp.leave_out_shared_memory()?;
-            qmp.restore(state.as_fd())?;
-            // Before anybody could have it go on.
-            if let Source::Template(_) = self.source {
-                disks::tell_sizes(&mut qmp, self.disks.machine().unwrap_or_default())?;
-            }
-            // From here on it is to be kept, and what it was saved to must never be used again,
-            // since its disk changes.
-            record.complete = true;
-            recorded = record.write(self.directory);
-            if recorded.is_err() {
-                return Ok(());
-            }
-            if let Source::Snapshot(_, path) = self.source {
-                std::fs::remove_file(path)?;
-            }
-            // It was saved while it stood still.
-            qmp.execute("cont", json!({})).map(|_| ())
-        };
-        attempt().map_err(|error| {
-            let output = running.output.as_ref().map(Capture::tail).unwrap_or_default();
-            VmmError::NotRestored { message: format!("{error} {output}").trim().to_owned() }
-        })?;
-        // What was saved is as good as before: the host is at fault.
-        recorded?;
-        if !greeted.is_zero() {
-            running.steps.push(("qemu", greeted));
-            running.steps.push(("restore", begun.elapsed().saturating_sub(greeted)));
+        if self.is_complete() {
+            return Ok(());
         }
+        let begun = Instant::now();
+        let said = |error: io::Error| {
+            let output = running.output.as_ref().map(Capture::tail).unwrap_or_default();
+            format!("{error} {output}").trim().to_owned()
+        };
+        let not_restored = |error| match self.source {
+            Source::Cold(_) => VmmError::DiedAtStart { message: said(error) },
+            _ => VmmError::NotRestored { message: said(error) },
+        };
+        let (mut qmp, greeted) = self.take_on(begun).map_err(not_restored)?;
+        let guest = match self.source {
+            Source::Template(_) => Guest::IsTold,
+            Source::Cold(_) | Source::Snapshot(..) => Guest::Knows,
+        };
+        // What was saved is as good as before, when it is a volume that is not.
+        volumes::attach(&mut qmp, self.volumes, guest)?;
+        // From here on it is to be kept, and what it was saved to must never be used again, since
+        // its disk changes.
+        record.complete = true;
+        // If this fails, what was saved is as good as before too: the host is at fault.
+        record.write(self.directory)?;
+        let mut go_on = || {
+            if let Source::Snapshot(_, path) = self.source {
+                fs::remove_file(path)?;
+            }
+            // It was saved while it stood still, or has waited.
+            qmp.execute("cont", json!({})).map(drop)
+        };
+        go_on().map_err(not_restored)?;
+        running.steps.push(("qemu", greeted));
+        running.steps.push(("restore", begun.elapsed().saturating_sub(greeted)));
         Ok(())
+    }
+
+    /// Connects, and has the process take on what was saved. Gives how long connecting took, too.
+    fn take_on(&self, begun: Instant) -> io::Result<(Qmp, Duration)> {
+        let connect = || Qmp::connect(self.directory, QMP_SOCKET);
+        let (mut qmp, state) = match self.source {
+            Source::Cold(_) => return connect().map(|qmp| (qmp, begun.elapsed())),
+            Source::Template(sealed) => (connect()?, file::reopen(&sealed.state)?),
+            Source::Snapshot(snapshot, _) => {
+                // While QEMU comes up.
+                let (checked, qmp) = std::thread::scope(|scope| {
+                    let checking = scope.spawn(|| snapshot.verify());
+                    let qmp = connect();
+                    let panicked = |_| Err(io::Error::other("checking the snapshot panicked"));
+                    (checking.join().unwrap_or_else(panicked), qmp)
+                });
+                checked?;
+                let state = file::memory("caddis-state", 0)?;
+                File::from(state.try_clone()?).write_all(&snapshot.state)?;
+                (qmp?, file::reopen(&state)?)
+            }
+        };
+        let greeted = begun.elapsed();
+        qmp.leave_out_shared_memory()?;
+        qmp.restore(state.as_fd())?;
+        // Before anybody could have it go on.
+        if let Source::Template(_) = self.source {
+            disks::tell_sizes(&mut qmp, self.disks.machine().unwrap_or_default())?;
+        }
+        Ok((qmp, greeted))
     }
 }
 
@@ -322,6 +341,7 @@ impl Driver {
                 shape,
                 cpu_weight: spec.cpu_weight,
                 disks: Backing::Machine(&spec.disks),
+                volumes: &spec.volumes,
                 modules: self.modules(),
                 tap,
                 mac: &spec.mac,

@@ -41,6 +41,7 @@ use super::{
     qmp::Qmp,
     template::{DEFAULT_SHAPE, Found, build::MAC, file},
     unassigned::{self, UnassignedVm, WAITING},
+    volumes::{self, Guest},
 };
 use crate::{
     LaunchSpec, PoolUse, Shape, Slot, Start, VmmError, boot::WARM_UP_PROGRAM, lock, record::Record,
@@ -299,6 +300,7 @@ impl Driver {
             shape,
             cpu_weight: WEIGHT,
             disks: Backing::WarmUp(&disk),
+            volumes: &[],
             modules: self.modules(),
             tap: Some(tap.as_fd()),
             mac: MAC,
@@ -414,6 +416,7 @@ impl WarmVm {
         let (own, directory) = (&self.vm.directory, &spec.directory);
         let failed = |what: &str| VmmError::io(format!("{what} of machine {}", spec.machine_id));
         disks::exchange(&mut self.qmp, &spec.disks)?;
+        volumes::attach(&mut self.qmp, &spec.volumes, Guest::IsTold)?;
         if let Some(cgroups) = self.vm.slot.cgroups() {
             cgroups.slot(&self.vm.slot.cgroup_name()).set_cpu_weight(spec.cpu_weight)?;
         }

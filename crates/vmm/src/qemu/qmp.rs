@@ -45,7 +45,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Executes a command and returns its answer.
+    /// Executes a command and returns its answer. What QEMU refuses is `InvalidInput`.
     pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
         self.send(command, arguments, &[], TIMEOUT)
     }
@@ -170,7 +170,8 @@ impl Qmp {
             };
             if let Some(error) = line.get("error") {
                 let reason = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-                return Err(io::Error::other(format!("{command}: {reason}")));
+                let text = format!("{command}: {reason}");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
             }
             if let Some(answer) = line.get_mut("return") {
                 return Ok(answer.take());

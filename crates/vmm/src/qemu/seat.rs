@@ -40,6 +40,8 @@ impl QemuSeat {
             tap = warm.take_tap();
             match warm.assign(&self.spec) {
                 Ok(running) => return Ok(running),
+                // No other VM can have it either.
+                Err(error @ VmmError::InvalidDisk { .. }) => return Err(error),
                 Err(error) => {
                     let machine = &self.spec.machine_id;
                     warn!(machine, %error, "can't use a warm VM for the machine");

@@ -18,7 +18,7 @@ use super::{
     launch::{CONTROL_SOCKET, Running, end},
     panicked,
     pause::{Listener, Orders},
-    snapshot, suspend,
+    snapshot, suspend, volumes,
 };
 use crate::{
     AgentStream, Pause, Slot, Start, StartKind, Vm, VmExit, VmmError, process::Process,
@@ -147,6 +147,15 @@ impl Vm for QemuVm {
             suspend::unpause(&directory)
         });
         going.await.map_err(panicked)?
+    }
+
+    async fn resize_volume(&self, index: u8, bytes: u64) -> Result<(), VmmError> {
+        let (directory, turn) = (self.directory.clone(), self.orders.turn().await);
+        let resizing = spawn_blocking(move || {
+            let _turn = turn;
+            volumes::resize(&directory, index, bytes)
+        });
+        resizing.await.map_err(panicked)?
     }
 
     fn pause(&self) -> watch::Receiver<Option<Pause>> {

@@ -60,6 +60,25 @@ impl VolumeStore {
     }
 }
 
+impl VolumeStore {
+    /// Takes back that a volume was opened, for a writer of which is known that it has written
+    /// nothing: `opened` is what that was told, `previous_generation` the generation before.
+    /// Nothing is changed where the volume was opened or grown since. Blocking.
+    ///
+    /// # Errors
+    /// When the record can't be written.
+    pub fn unwritten(&self, opened: &Volume, previous_generation: u64) -> Result<(), VolumeError> {
+        let mut state = self.inner.state.lock();
+        if self.inner.record(&state, &opened.id)?.generation != opened.generation {
+            return Ok(());
+        }
+        let changed = self.inner.change(&mut state, &opened.id, |record| {
+            record.generation = previous_generation;
+        });
+        changed.map(drop)
+    }
+}
+
 impl Writer {
     /// The volume, as it was opened.
     #[must_use]

@@ -2,7 +2,7 @@
 
 use caddis_api::{ApiDuration, ApiError, LeaseNonce, MachineState, Signal, requests::StartReply};
 use caddis_bus::message::{Action, WorkerReply, WorkerResult};
-use caddis_guest_protocol::host::SessionInUse;
+use caddis_guest_protocol::host::{Session, SessionInUse};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -53,6 +53,9 @@ impl Owner {
             }
             Message::Session { nonce, reply } => {
                 let _ = reply.send(self.session(nonce));
+            }
+            Message::QuietSession { reply } => {
+                let _ = reply.send(self.quiet_session());
             }
             Message::Wake { request, reply } => {
                 self.request = request;
@@ -393,6 +396,12 @@ impl Owner {
             (Some(live), MachineState::Started) => Ok(live.session.in_use()),
             _ => Err(ApiError::precondition("machine not running")),
         }
+    }
+
+    fn quiet_session(&self) -> Option<Session> {
+        let answers = self.check_not_paused().is_ok() && self.check_answers().is_ok();
+        let runs = self.row.state == MachineState::Started && answers;
+        self.live.as_ref().filter(|_| runs).map(|live| live.session.clone())
     }
 
     async fn drain(&mut self, done: oneshot::Sender<bool>) {

@@ -229,6 +229,10 @@ impl Owner {
             self.started_at = self.shared.clock.now();
         }
         self.row = change.row;
+        if self.row.state == MachineState::Destroyed {
+            // Who sees that it is gone can use its volumes.
+            self.shared.detach_volumes(&self.row.id);
+        }
         self.shared.logs.append_events(&self.row.id, &change.events);
         for event in change.events {
             self.events.push_front(Arc::new(event));

@@ -54,6 +54,7 @@ impl Owner {
         };
         let caddis_vmm::Start { kind, reason, pool } = live.vm.start();
         let mut told = json!({ "start_kind": kind.as_str(), "timing": timing.finish(live) });
+        let reason = live.not_resumed.as_ref().unwrap_or(reason);
         if !reason.is_empty() {
             told["start_reason"] = json!(reason);
         }

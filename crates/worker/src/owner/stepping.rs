@@ -116,6 +116,7 @@ impl Owner {
         let mut durability = Durability::Process;
         let mut ended = None;
         let (mut over, mut released) = (false, false);
+        let mut saved = None;
         match done {
             Done::Ended(end) => {
                 durability = Durability::Synced;
@@ -123,6 +124,7 @@ impl Owner {
             }
             Done::Released => (over, released) = (true, true),
             Done::Killed => over = true,
+            Done::Saved(volumes) => saved = Some(volumes),
             Done::Turn(permit) => self.turns.keep(permit),
             Done::Next | Done::Launched(_) | Done::MayLaunch(_) => {}
         }
@@ -132,6 +134,9 @@ impl Owner {
             }
             if over {
                 draft.row.ended = None;
+            }
+            if let Some(volumes) = &saved {
+                draft.row.saved_volumes.clone_from(volumes);
             }
             if released {
                 draft.row.has_vm = false;

@@ -120,6 +120,8 @@ impl Owner {
 
     fn take_on(&mut self, config: MachineConfig) {
         self.shared.uses(&self.row.id, &self.row.image);
+        let mounts = config.mounts.as_deref().unwrap_or_default();
+        self.shared.volumes.restore(&self.row.id, mounts);
         self.config = super::kept(config);
     }
 

@@ -165,7 +165,7 @@ async fn a_bus_that_stands_still_has_the_newest_state_of_each_machine_wait_and_n
             let mut now = record(number, round + 1, &config);
             now.machine.events = Some(vec![event(round * 100 + number + 1)]);
             publisher.publish(now);
-            publisher.announce(&RegionCode::from_trusted("local"), false);
+            publisher.announce(&RegionCode::from_trusted("local"), false, 0);
             most = most.max(publisher.state().outbox.len());
         }
         tokio::task::yield_now().await;
@@ -189,7 +189,7 @@ async fn an_announcement_tells_the_number_of_the_last_delta_before_it() {
         (bus.subscribe(DELTAS).await.unwrap(), bus.subscribe(ANNOUNCEMENTS).await.unwrap());
     let publisher = publisher(bus);
     publisher.publish(record(1, 1, &config(1)));
-    publisher.announce(&RegionCode::from_trusted("local"), true);
+    publisher.announce(&RegionCode::from_trusted("local"), true, 7);
     publisher.publish(record(1, 2, &config(1)));
     let published = announcements.recv().await.unwrap();
     let announcement: Announcement = decode(ANNOUNCEMENTS, &published.payload).unwrap();

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use caddis_api::{
-    ApiError, LeaseNonce, MachineConfig, MachineState, RawConfig, UnixMillis, VersionId,
+    ApiError, ErrorCode, LeaseNonce, MachineConfig, MachineState, RawConfig, UnixMillis, VersionId,
+    config::Mount,
 };
 use caddis_bus::message::{CreateMachine, WorkerReply, WorkerResult};
 use caddis_image::ResolvedImage;
@@ -45,12 +46,33 @@ pub(super) async fn create(
         .network
         .parse()
         .map_err(|e| ApiError::internal(format!("network {}: {e}", create.network)))?;
-    let ipv4 = shared.capacity.reserve(&create.id, &typed)?;
+    let mounts = typed.mounts.clone().unwrap_or_default();
+    let volumes = shared.attach_volumes(&create.id, &create.app, &mounts)?;
+    let ipv4 =
+        shared.capacity.reserve(&create.id, &typed).map_err(|error| with_volume(error, &mounts))?;
     let addresses =
         MachineAddresses { ipv4, ipv6: create.ipv6, network, mac: caddis_network::random_mac() };
     let id = create.id.clone();
     let row = new_row(create, config, image, addresses, shared.clock.unix_now());
-    record_new(shared, row, typed, request).await.inspect_err(|_| shared.capacity.release(&id))
+    let recorded = record_new(shared, row, typed, request).await;
+    match &recorded {
+        Ok(_) => volumes.keep(),
+        Err(_) => shared.capacity.release(&id),
+    }
+    recorded
+}
+
+/// A machine with a volume can't be placed elsewhere.
+fn with_volume(error: ApiError, mounts: &[Mount]) -> ApiError {
+    let volume = mounts.iter().find_map(Mount::wanted_id);
+    let Some(volume) = volume.filter(|_| error.code == ErrorCode::InsufficientCapacity) else {
+        return error;
+    };
+    let text = format!(
+        "insufficient resources to create new machine with existing volume id '{volume}': {}",
+        error.message
+    );
+    ApiError::new(ErrorCode::VolumePlacementCapacity, text)
 }
 
 async fn record_new(
@@ -130,6 +152,7 @@ fn new_row(
         started_at: UnixMillis::EPOCH,
         hold: None,
         checks: CheckResults::default(),
+        saved_volumes: Vec::new(),
     };
     row.lease = create.lease.map(|(ttl, owner)| {
         grant_lease(&row, LeaseNonce::random(), ttl, owner, String::new(), now)

@@ -199,7 +199,9 @@ fn is_late(envelope: &Envelope, now: UnixMillis) -> bool {
 }
 
 fn may_change(request: &WorkerRequest) -> bool {
-    use WorkerRequest::{Act, Create, Drain, Log, Memory, Sleep, Supersede, Update, Wake};
+    use WorkerRequest::{
+        Act, ActOnVolume, Create, CreateVolume, Drain, Log, Memory, Sleep, Supersede, Update, Wake,
+    };
     match request {
         Memory { limit_mib, reclaim_mib, .. } => limit_mib.is_some() || reclaim_mib.is_some(),
         _ => matches!(
@@ -207,6 +209,8 @@ fn may_change(request: &WorkerRequest) -> bool {
             Create(_)
                 | Update { .. }
                 | Act { .. }
+                | CreateVolume(_)
+                | ActOnVolume { .. }
                 | Supersede { .. }
                 | Drain { .. }
                 | Wake { .. }

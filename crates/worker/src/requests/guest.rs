@@ -9,7 +9,7 @@ use caddis_api::{
 };
 use caddis_bus::message::{WorkerReply, WorkerResult};
 use caddis_guest_protocol::{
-    host::{SessionError, SessionInUse},
+    host::{Session, SessionError, SessionInUse},
     message::ProcessInfo,
 };
 use tokio::sync::oneshot;
@@ -78,6 +78,15 @@ pub async fn session(
     let gone = || gone(shared, machine, false).err().unwrap_or_else(ApiError::machine_not_found);
     owner.send(Message::Session { nonce, reply }).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
+}
+
+/// The way to the guest of a machine that runs and answers, which does not count as in use: for
+/// what the worker asks by itself. Without a VM its owner is not bothered.
+pub async fn quiet_session(shared: &Shared, machine: &MachineId) -> Option<Session> {
+    shared.vm(machine)?;
+    let (reply, answer) = oneshot::channel();
+    shared.owner(machine)?.send(Message::QuietSession { reply }).await.ok()?;
+    answer.await.ok()?
 }
 
 fn process(info: ProcessInfo) -> ProcessStat {

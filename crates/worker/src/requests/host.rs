@@ -48,7 +48,8 @@ pub(super) async fn problems(shared: &Arc<Shared>) -> Vec<String> {
     problems
 }
 
-pub(super) async fn check_disk(shared: &Arc<Shared>) -> Result<(), ApiError> {
+/// Refuses what takes room where the disk is full.
+pub async fn check_disk(shared: &Arc<Shared>) -> Result<(), ApiError> {
     shared.make_room().await;
     let free = shared
         .free_disk()

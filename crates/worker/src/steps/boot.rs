@@ -5,7 +5,7 @@ use caddis_guest_protocol::OWN_FILES_SINCE;
 use caddis_vmm::{StartKind, VmExit};
 use rand::RngCore as _;
 
-use super::{Context, Done, Failure, no_vm, root, suspend};
+use super::{Context, Done, Failure, no_vm, root, suspend, volumes};
 use crate::{live::Guest, spec};
 
 pub(super) async fn boot(context: Context) -> Result<Done, Failure> {
@@ -25,12 +25,15 @@ pub(super) async fn configure(mut context: Context) -> Result<Done, Failure> {
     let mut live = context.live.take().ok_or_else(no_vm)?;
     if live.vm.start().kind == StartKind::Resume {
         suspend::thaw(&live, true).await?;
+        volumes::catch_up(&context, &live).await?;
         return Ok(Done::Next);
     }
     let network = context.shared.network.guest_spec(&context.row.addresses);
     // With its files, which are kept nowhere else.
     let config = caddis_api::validate::read(&context.row.config)?;
     let mut machine = spec::machine_spec(&context.row, &config, network)?;
+    volumes::catch_up(&context, &live).await?;
+    machine.mounts = volumes::specs(&context)?;
     machine.own_files = root::unwritten(&context).await?;
     machine.entropy = entropy();
     machine.time_ns = context.shared.clock.now_ns();

@@ -5,9 +5,9 @@ use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use caddis_api::{ApiError, MachineConfig};
 use caddis_image::RootDisk;
-use caddis_vmm::{LaunchSpec, Seat, StartKind, Vm, VmmError};
+use caddis_vmm::{LaunchSpec, Seat, StartKind, Vm, VmmError, VolumeDisk};
 
-use super::{Context, Done, Failure, blocking, root};
+use super::{Context, Done, Failure, blocking, root, volumes};
 use crate::{
     live::RunningVm,
     operations::{OperationKind, Resume},
@@ -19,9 +19,17 @@ pub(super) async fn launch(context: Context) -> Result<Done, Failure> {
         return Ok(Done::Next);
     }
     let disk = root::root_disk(&context).await?;
-    let saved = saved_in(&context, &disk).await?;
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
-    let vm = launch_vm(&context, &disk, saved).await?;
+    let mut volumes = volumes::open(&context).await?;
+    let changed = volumes.changed_since(&row.saved_volumes).filter(|_| is_resume(row));
+    let disks = std::mem::take(&mut volumes.disks);
+    let vm = match launch_with(&context, &disk, disks, changed.is_some()).await {
+        Ok(vm) => vm,
+        Err(failure) => {
+            volumes.give_back(&context).await;
+            return Err(failure);
+        }
+    };
     if vm.start().kind == StartKind::Resume {
         let (logs, id, boot) = (shared.logs.clone(), row.id.clone(), row.boot);
         let acknowledged = blocking(move || Ok(logs.acknowledged(&id, boot))).await.unwrap_or(0);
@@ -36,18 +44,26 @@ pub(super) async fn launch(context: Context) -> Result<Done, Failure> {
     tracing::debug!(machine = %row.id, memory_mib, ?start, "VM launched");
     // A machine that was to be resumed and is not begins a boot that was not foreseen.
     let boot = if is_resume(row) { shared.clock.unix_now().as_u64() } else { row.boot };
-    Ok(Done::Launched(RunningVm::open(vm, boot, shared.config.guest_pace)))
+    let mut live = RunningVm::open(vm, boot, shared.config.guest_pace);
+    live.not_resumed = changed.map(|why| format!("the machine could not be resumed: {why}"));
+    Ok(Done::Launched(live))
 }
 
 pub(super) fn is_resume(row: &MachineRow) -> bool {
     row.operation.as_ref().is_some_and(|operation| operation.kind.rules().resumes())
 }
 
-/// Where a machine is saved that is to resume. Where its disk is lost, there is nothing to resume.
-async fn saved_in(context: &Context, base: &RootDisk) -> Result<Option<PathBuf>, Failure> {
+/// Where a machine is saved that is to resume. Where its disk is lost, or its volumes are others
+/// than they were, there is nothing to resume.
+async fn saved_in(
+    context: &Context,
+    base: &RootDisk,
+    volumes_changed: bool,
+) -> Result<Option<PathBuf>, Failure> {
     let kind = context.row.operation.as_ref().map(|operation| &operation.kind);
     let Some(OperationKind::Resume(Resume { spoiled, .. })) = kind else { return Ok(None) };
-    let (files, disk, spoiled) = (context.files(), root::own_disk(context, base), *spoiled);
+    let (files, disk) = (context.files(), root::own_disk(context, base));
+    let spoiled = *spoiled || volumes_changed;
     let vmm = context.shared.vmm.clone();
     let prepared = blocking(move || {
         let is_lost = !disk.path.exists();
@@ -75,11 +91,13 @@ fn failure(error: VmmError) -> Failure {
     }
 }
 
-async fn launch_vm(
+async fn launch_with(
     context: &Context,
     base: &RootDisk,
-    saved: Option<PathBuf>,
+    volumes: Vec<VolumeDisk>,
+    volumes_changed: bool,
 ) -> Result<Arc<dyn Vm>, Failure> {
+    let saved = saved_in(context, base, volumes_changed).await?;
     let (shared, row, config) = (&context.shared, &context.row, &context.config);
     let spec = LaunchSpec {
         machine_id: row.id.to_string(),
@@ -88,6 +106,7 @@ async fn launch_vm(
         memory_mib: config.memory_mib(),
         cpu_weight: cpu_weight(config),
         disks: vec![root::own_disk(context, base)],
+        volumes,
         mac: row.addresses.mac.clone(),
         kernel_args: config.kernel_args(),
         not_warm: false,

@@ -5,11 +5,16 @@ use caddis_guest_protocol::spec::FileSpec;
 use caddis_image::{OwnFile, RootDisk};
 use caddis_vmm::{Disk, DiskFormat, DiskRole};
 
-use super::{Context, Done, Failure, blocking, launch};
+use super::{Context, Done, Failure, Step, blocking, launch, volumes};
 use crate::spec;
 
 pub(super) async fn pull(context: Context) -> Result<Done, Failure> {
     root_disk(&context).await?;
+    let operation = context.row.operation.as_ref();
+    // Not here where nothing is started.
+    if operation.is_some_and(|operation| operation.kind.rules().steps().contains(&Step::Launch)) {
+        volumes::ready(&context).await?;
+    }
     Ok(Done::Next)
 }
 

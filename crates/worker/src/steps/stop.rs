@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use caddis_guest_protocol::UNMOUNT_PATIENCE;
 use caddis_vmm::VmExit;
 
-use super::{Context, Done, Failure, RunningVmHandle, suspend};
+use super::{Context, Done, Failure, RunningVmHandle, suspend, volumes};
 use crate::{
     clock::Clock,
     live::Guest,
@@ -56,6 +57,7 @@ pub(super) async fn await_exit(context: Context) -> Result<Done, Failure> {
     if context.row.ended.is_some() {
         return Ok(Done::Next);
     }
+    let has_volumes = volumes::has_any(&context);
     let Some(mut live) = context.live else { return Ok(Done::Next) };
     let over =
         |guest: &Guest| guest.ended.is_some() || guest.failed.is_some() || guest.gone.is_some();
@@ -73,11 +75,11 @@ pub(super) async fn await_exit(context: Context) -> Result<Done, Failure> {
     let clock = &context.shared.clock;
     match clock.timeout(left, live.until(over)).await {
         Some(guest) => Ok(ended(guest)),
-        None => Ok(kill_program(live, clock).await),
+        None => Ok(kill_program(live, clock, has_volumes).await),
     }
 }
 
-async fn kill_program(mut live: RunningVmHandle, clock: &Clock) -> Done {
+async fn kill_program(mut live: RunningVmHandle, clock: &Clock, has_volumes: bool) -> Done {
     if live.guest.borrow().silent {
         let text = "the machine's init did not answer, its VM was killed";
         return Done::Ended(ProgramEnd::unreported(EndCause::Killed, Some(text.to_owned())));
@@ -91,7 +93,9 @@ async fn kill_program(mut live: RunningVmHandle, clock: &Clock) -> Done {
         live.session.signal(caddis_api::Signal::KILL.number()).await.ok()?;
         Some(live.until(over).await)
     };
-    match clock.timeout(KILL_GRACE, ask).await {
+    // Init unmounts them before it reports the end.
+    let unmounting = if has_volumes { UNMOUNT_PATIENCE } else { Duration::ZERO };
+    match clock.timeout(KILL_GRACE + unmounting, ask).await {
         Some(Some(guest)) => ended(guest),
         Some(None) | None => Done::Ended(ProgramEnd::unreported(EndCause::Killed, None)),
     }
@@ -126,14 +130,14 @@ pub fn end_of_vm(exit: &VmExit) -> ProgramEnd {
 }
 
 pub(super) async fn power_off(context: Context) -> Result<Done, Failure> {
+    let has_volumes = volumes::has_any(&context);
     let Some(mut live) = context.live else { return Ok(Done::Next) };
     let end = live.guest.borrow().ended.clone();
     // The disk is blank at the next start, so nothing has to be written any more: `release` ends
     // the VM at once.
     let said_all =
         end.as_ref().and_then(|end| end.report.as_ref()).is_some_and(|report| report.logs_complete);
-    let keeps_something = context.config.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty());
-    if said_all && !keeps_something {
+    if said_all && !has_volumes {
         // The last lines are safe before the VM, which has them too, is gone.
         context.shared.logs.written().await;
     } else if end.is_some() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use caddis_guest_protocol::host::SessionError;
 
-use super::{Context, Done, Failure, RunningVmHandle, blocking, boot::entropy, no_vm};
+use super::{Context, Done, Failure, RunningVmHandle, blocking, boot::entropy, no_vm, volumes};
 use crate::{engine::Shared, row::MachineRow};
 
 /// How long programs may take to stand still, and to go on.
@@ -25,7 +25,7 @@ pub(super) async fn freeze(context: Context) -> Result<Done, Failure> {
 
 pub(super) async fn save(context: Context) -> Result<Done, Failure> {
     let files = context.files();
-    let live = context.live.ok_or_else(no_vm)?;
+    let live = context.live.clone().ok_or_else(no_vm)?;
     let (shared, needed) = (&context.shared, context.config.memory_mib() << 20);
     let free = shared
         .free_disk()
@@ -39,8 +39,9 @@ pub(super) async fn save(context: Context) -> Result<Done, Failure> {
         return Err(Failure::last(text));
     }
     live.guest.send_modify(|guest| guest.halted = true);
-    let saved = live.vm.save(files.directory()).await;
-    saved.map(|()| Done::Next).map_err(Failure::last)
+    let volumes = volumes::saved(&context);
+    live.vm.save(files.directory()).await.map_err(Failure::last)?;
+    Ok(if volumes.is_empty() { Done::Next } else { Done::Saved(volumes) })
 }
 
 /// Has a VM go on, if it may stand still.

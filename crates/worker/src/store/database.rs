@@ -33,6 +33,7 @@ const MIGRATIONS: &[&str] = &[
     // Requests whose changes are recorded, so that one that comes again changes nothing.
     "CREATE TABLE requests (id TEXT PRIMARY KEY, accepted_at INTEGER NOT NULL) STRICT, WITHOUT \
      ROWID;",
+    "CREATE TABLE volumes (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT, WITHOUT ROWID;",
 ];
 
 /// What is to be done with the database.

@@ -58,10 +58,8 @@ pub(super) fn record(
             .prepare_cached("INSERT INTO events (machine, id, event) VALUES (?1, ?2, ?3)")?
             .execute(params![row.id.as_str(), event.id.as_str(), text])?;
     }
-    if let Some((id, at)) = request {
-        transaction
-            .prepare_cached("INSERT OR IGNORE INTO requests (id, accepted_at) VALUES (?1, ?2)")?
-            .execute(params![id, column(*at)])?;
+    if let Some(request) = request {
+        remember(transaction, request)?;
     }
     for change in versions {
         bytes += record_version(transaction, &row.id, change)?;
@@ -75,6 +73,17 @@ pub(super) fn record(
             .execute(params![row.id.as_str(), EVENTS_PER_MACHINE as i64])?;
     }
     Ok(bytes)
+}
+
+/// Records the id of a request whose change is recorded, and when.
+pub(super) fn remember(
+    transaction: &Transaction<'_>,
+    (id, at): &(String, UnixMillis),
+) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR IGNORE INTO requests (id, accepted_at) VALUES (?1, ?2)")?
+        .execute(params![id, column(*at)])?;
+    Ok(())
 }
 
 /// Returns the bytes of what was recorded.
@@ -115,7 +124,7 @@ pub(super) fn column(time: UnixMillis) -> i64 {
     i64::try_from(time.as_u64()).unwrap_or(i64::MAX)
 }
 
-fn to_json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {
+pub(super) fn to_json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
 }
 

@@ -171,8 +171,13 @@ impl Site {
 
     /// Memory promised to machines, MiB.
     pub async fn promised(&self) -> u64 {
-        let question =
-            Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
+        let question = Question::Place {
+            cpus: 0,
+            memory_mib: 0,
+            disk_gib: 0,
+            volume_gib: 0,
+            image: "image".to_owned(),
+        };
         let window = AskWindow { quiet: Duration::from_secs(1), deadline: Duration::from_secs(1) };
         let deadline = Instant::now() + TIMEOUT;
         loop {

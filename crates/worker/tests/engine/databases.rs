@@ -12,6 +12,7 @@ use crate::support::Fixture;
 const FIRST_RELEASE: &str = "
     DROP TABLE versions;
     DROP TABLE requests;
+    DROP TABLE volumes;
     UPDATE machines SET record = json_remove(record, '$.restarts', '$.rested_at', '$.start_kind', \
                              '$.replaced');
     PRAGMA user_version = 1;";

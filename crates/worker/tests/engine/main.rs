@@ -21,4 +21,5 @@ mod terminal;
 mod traffic;
 mod turns;
 mod update;
+mod volumes;
 mod wishes;

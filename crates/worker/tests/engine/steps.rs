@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     sabotage::{Fault, Place},
-    support::{Fixture, config},
+    support::{Fixture, config, mounted},
 };
 
 const STOP: Action = Action::Stop { signal: None, timeout: None };
@@ -238,7 +238,88 @@ fn exits() -> Vec<Scenario> {
     ]
 }
 
-/// All scenarios.
+/// A machine with a volume.
+async fn with_volume(fixture: &Fixture) -> MachineId {
+    let volume = fixture.created_volume().await;
+    running(fixture, mounted(&volume)).await
+}
+
+async fn stopped_with_volume(fixture: &Fixture) -> MachineId {
+    let machine = with_volume(fixture).await;
+    fixture.act(&machine, STOP).await.unwrap();
+    fixture.until(&machine, MachineState::Stopped).await;
+    fixture.assert_nothing_runs().await;
+    machine
+}
+
+async fn suspended_with_volume(fixture: &Fixture) -> MachineId {
+    let machine = with_volume(fixture).await;
+    fixture.act(&machine, Action::Suspend).await.unwrap();
+    fixture.until(&machine, MachineState::Suspended).await;
+    fixture.assert_nothing_runs().await;
+    machine
+}
+
+async fn new_with_volume(fixture: &Fixture) -> MachineId {
+    fixture.created_volume().await;
+    MachineId::random()
+}
+
+async fn create_with_volume(fixture: &Fixture, machine: &MachineId) {
+    let volume = fixture.volumes().await.swap_remove(0).id;
+    fixture.create_as(machine, config(mounted(&volume)), false).await.unwrap();
+}
+
+/// The same volume at another path.
+async fn update_with_volume(fixture: &Fixture, machine: &MachineId) {
+    let volume = fixture.volumes().await.swap_remove(0).id;
+    let mounts = json!({ "mounts": [{ "volume": volume, "path": "/elsewhere" }] });
+    fixture.update_to(machine, config(mounts)).await.unwrap();
+}
+
+fn with_volumes() -> Vec<Scenario> {
+    vec![
+        scenario!(
+            "create with a volume",
+            new_with_volume,
+            |f, m| create_with_volume(f, m),
+            Started,
+            0
+        ),
+        scenario!(
+            "start with a volume",
+            stopped_with_volume,
+            |f, m| act(f, m, Action::Start),
+            Started,
+            1
+        ),
+        scenario!("stop with a volume", with_volume, |f, m| act(f, m, STOP), Stopped, 1),
+        scenario!("update with a volume", with_volume, |f, m| update_with_volume(f, m), Started, 1),
+        scenario!(
+            "suspend with a volume",
+            with_volume,
+            |f, m| act(f, m, Action::Suspend),
+            Suspended,
+            0
+        ),
+        scenario!(
+            "resume with a volume",
+            suspended_with_volume,
+            |f, m| act(f, m, Action::Start),
+            Started,
+            0
+        ),
+        scenario!(
+            "destroy with a volume",
+            with_volume,
+            |f, m| act(f, m, Action::Destroy { force: true }),
+            Destroyed,
+            1
+        ),
+    ]
+}
+
+/// All scenarios, but for those with volumes.
 pub fn everything() -> Vec<Scenario> {
     [starts(), stops(), replacements(), suspends(), exits()].into_iter().flatten().collect()
 }
@@ -270,6 +351,11 @@ async fn suspends_survive_whatever_happens_at_each_step() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exits_survive_whatever_happens_at_each_step() {
     all(exits()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_survive_whatever_happens_at_each_step() {
+    all(with_volumes()).await;
 }
 
 /// All scenarios together take all steps that there are.
@@ -365,6 +451,7 @@ async fn case(scenario: &Scenario, fault: Fault, place: Place) {
     }
     fixture.until(&machine, MachineState::Destroyed).await;
     fixture.assert_all_fits(&machine, &name).await;
+    fixture.assert_volumes_are_free(&name).await;
 }
 
 fn newest_of(record: &MachineRecord) -> Option<EventId> {

@@ -39,9 +39,12 @@ use tokio::{
 use crate::sabotage::FaultInjector;
 
 mod checks;
+mod volumes;
 
 /// Generous, for a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+pub use volumes::{mounted, new_volume};
 
 const MEMORY_MIB: u64 = 2048;
 
@@ -98,6 +101,8 @@ pub struct Fixture {
     pub pace: Pace,
     /// VMs that the next worker launches at once.
     pub launch_concurrency: usize,
+    /// Space that the next worker has for volumes, GiB.
+    pub volume_limit: Option<u64>,
     bus: InProcessBus,
     worker: Option<Worker>,
     /// What the worker runs in: its death is the end of this.
@@ -136,6 +141,7 @@ impl Fixture {
             clock: Clock::default(),
             pace: Pace::default(),
             launch_concurrency: 1024,
+            volume_limit: None,
             bus,
             worker: None,
             runtime: None,
@@ -172,7 +178,11 @@ impl Fixture {
         let drivers =
             fake::drivers(self.directory.path(), 50, &self.host, &self.network, FakeImages)
                 .unwrap();
-        let drivers = Drivers { prober: Arc::new(self.prober.clone()), ..drivers };
+        let Drivers { vmm, images, network, volumes, .. } = drivers;
+        drop(volumes);
+        let volumes = fake::volumes(self.directory.path(), self.volume_limit).unwrap();
+        let prober = Arc::new(self.prober.clone());
+        let drivers = Drivers { vmm, images, network, prober, volumes };
         self.slots = Some(fake::slots_of(self.directory.path(), 50).unwrap());
         let parts = WorkerParts {
             bus: Arc::new(self.bus.clone()),

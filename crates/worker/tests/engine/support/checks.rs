@@ -123,8 +123,18 @@ impl Fixture {
 
     /// Memory promised to machines, MiB.
     async fn promised(&self) -> u64 {
-        let question =
-            Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, image: "image".to_owned() };
+        MEMORY_MIB - self.asked_for(0).await.free_memory_mib
+    }
+
+    /// Whether a volume of so many GiB fits, and the space for volumes that is left.
+    pub async fn offer(&self, volume_gib: u64) -> (bool, Option<u64>) {
+        let offer = self.asked_for(volume_gib).await;
+        (offer.fits, offer.free_volume_gib)
+    }
+
+    async fn asked_for(&self, volume_gib: u64) -> Offer {
+        let image = "image".to_owned();
+        let question = Question::Place { cpus: 0, memory_mib: 0, disk_gib: 0, volume_gib, image };
         let (bus, window) =
             (self.bus.clone(), AskWindow { quiet: Duration::from_secs(5), deadline: TIMEOUT });
         let asked = async move {
@@ -135,8 +145,7 @@ impl Fixture {
             )
             .await
         };
-        let offer: Offer = decode("offer", &self.in_worker(asked).await.unwrap()[0]).unwrap();
-        MEMORY_MIB - offer.free_memory_mib
+        decode("offer", &self.in_worker(asked).await.unwrap()[0]).unwrap()
     }
 
     /// Nothing of any machine is there, or only what was killed.

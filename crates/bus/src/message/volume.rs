@@ -1,0 +1,70 @@
+//! Volumes, as workers are told of them and tell of them.
+
+use caddis_api::{AppName, RegionCode, UnixMillis, Volume, VolumeId, WorkerId, volume::Filesystem};
+use serde::{Deserialize, Serialize};
+
+/// A volume as its worker publishes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Whose truth this is.
+    pub worker: WorkerId,
+    /// The worker's process, as in `Delta::incarnation`.
+    pub incarnation: String,
+    /// The number of the worker's last change of a volume that this contains: of two records of a
+    /// process the one with the higher is newer.
+    pub revision: u64,
+    /// Name of its app.
+    pub app: AppName,
+    /// When it last changed.
+    pub updated_at: UnixMillis,
+    /// The volume as the API shows it.
+    pub volume: Volume,
+}
+
+/// Everything a worker must know to make a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateVolume {
+    /// Its id, from the catalog.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Name of its app.
+    pub app: AppName,
+    /// Region it was placed in.
+    pub region: RegionCode,
+    /// Size, GiB.
+    pub size_gb: u32,
+    /// Whether it is encrypted. That of the source when there is one.
+    pub encrypted: bool,
+    /// What is on it. That of the source when there is one.
+    pub filesystem: Filesystem,
+    /// A volume of the same worker to copy.
+    pub source: Option<VolumeId>,
+    /// Days for which snapshots are kept.
+    pub snapshot_retention: u32,
+    /// Whether a snapshot is taken each day.
+    pub auto_backup_enabled: bool,
+}
+
+/// A change of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum VolumeAction {
+    /// Make it larger, now or, where its machine runs, under it.
+    Extend {
+        /// The new size, GiB.
+        size_gb: u32,
+    },
+    /// Absent ones stay as they are.
+    Update {
+        /// Days for which new snapshots are kept.
+        snapshot_retention: Option<u32>,
+        /// Whether a snapshot is taken each day.
+        auto_backup_enabled: Option<bool>,
+    },
+    /// Delete it, unless a machine has it; it can be undeleted for a day. One that is deleted
+    /// already is left as it is.
+    Delete,
+    /// Take a delete back.
+    Undelete,
+}

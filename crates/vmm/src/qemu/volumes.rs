@@ -1,0 +1,174 @@
+//! Volumes of VM processes. Whatever way a VM starts, its volumes come by QMP and before its guest
+//! goes on: what opens an encrypted one is in no argument, environment or file, and the file is the
+//! open one that the driver was handed.
+//!
+//! ```text
+//! device ▸ node of the slot, over nothing
+//! add-fd ▸ secret ▸ qcow2 node ▸ the slot's node is reopened over it ▸ secret removed
+//!        ▸ [restored] the guest is told of the size
+//! ```
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd as _, unix::fs::FileExt as _},
+    path::Path,
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    disks::{cache, over, sets},
+    launch::QMP_SOCKET,
+    qmp::Qmp,
+};
+use crate::{DiskRole, Passphrase, VmmError, VolumeDisk};
+
+/// Where a qcow2 says its size (docs/interop/qcow2.txt of QEMU), big endian.
+const SIZE_AT: u64 = 24;
+
+/// What the guest knows of a volume's device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guest {
+    /// Nothing yet, or all of it: it boots, or is resumed with the volumes that it had.
+    Knows,
+    /// That nothing is behind it: it is restored from a template.
+    IsTold,
+}
+
+/// Puts volumes behind their devices.
+pub(super) fn attach(qmp: &mut Qmp, volumes: &[VolumeDisk], guest: Guest) -> Result<(), VmmError> {
+    for volume in volumes {
+        let name = volume.role().name();
+        attach_one(qmp, volume, guest).map_err(|error| match error.kind() {
+            // QEMU refuses it.
+            io::ErrorKind::InvalidInput => {
+                VmmError::InvalidDisk { name, reason: error.to_string() }
+            }
+            _ => VmmError::io(format!("attach {name}"))(error),
+        })?;
+    }
+    Ok(())
+}
+
+fn attach_one(qmp: &mut Qmp, volume: &VolumeDisk, guest: Guest) -> io::Result<()> {
+    let size = virtual_size(volume)?;
+    if size > volume.size {
+        let text = format!("its file has {size} bytes, more than the {} it should", volume.size);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let (role, slot) = (volume.role(), volume.role().name());
+    let (node, secret) = (format!("machine-{slot}"), format!("key-{slot}"));
+    qmp.add_descriptor(own_set(role), volume.file.as_fd())?;
+    if let Some(passphrase) = &volume.passphrase {
+        add_secret(qmp, &secret, passphrase)?;
+    }
+    qmp.execute("blockdev-add", chain(volume, &node, &secret))?;
+    qmp.execute("blockdev-reopen", json!({ "options": [over(role, json!(node))] }))?;
+    if volume.passphrase.is_some() {
+        qmp.execute("object-del", json!({ "id": secret }))?;
+    }
+    if guest == Guest::IsTold || size < volume.size {
+        // Where it has that size already this makes QEMU tell the guest.
+        qmp.execute("block_resize", json!({ "node-name": slot, "size": volume.size }))?;
+    }
+    Ok(())
+}
+
+fn add_secret(qmp: &mut Qmp, id: &str, passphrase: &Passphrase) -> io::Result<()> {
+    let secret = json!({ "qom-type": "secret", "id": id, "data": passphrase.reveal() });
+    qmp.execute("object-add", secret).map(drop)
+}
+
+/// The size that the file says; one that was grown while nobody told its VM is smaller than it
+/// should be.
+fn virtual_size(volume: &VolumeDisk) -> io::Result<u64> {
+    let file = File::from(volume.file.try_clone()?);
+    let mut size = [0; 8];
+    file.read_exact_at(&mut size, SIZE_AT)?;
+    Ok(u64::from_be_bytes(size))
+}
+
+fn own_set(role: DiskRole) -> u32 {
+    let [_, own] = sets(role);
+    own
+}
+
+/// A volume, as a block node of that name. Its file is locked once more in QEMU's own way, which
+/// refuses whoever opens it by its path with one of QEMU's programs.
+///
+/// Zeroes are written as they are (`detect-zeroes`): a program that fills a file with them before
+/// it uses it wants the space to be there later.
+fn chain(volume: &VolumeDisk, node: &str, secret: &str) -> Value {
+    let role = volume.role();
+    let mut chain = json!({
+        "driver": "qcow2", "node-name": node, "backing": null, "cache": cache(role),
+        "discard": "unmap", "detect-zeroes": "off",
+        "file": {
+            "driver": "file", "filename": format!("/dev/fdset/{}", own_set(role)),
+            "locking": "on", "cache": cache(role), "discard": "unmap",
+        },
+    });
+    if volume.passphrase.is_some() {
+        chain["encrypt"] = json!({ "format": "luks", "key-secret": secret });
+    }
+    chain
+}
+
+/// Has the file of a volume grow to so many bytes, and the guest told. Blocks.
+pub(super) fn resize(directory: &Path, index: u8, bytes: u64) -> Result<(), VmmError> {
+    let slot = DiskRole::Volume(index).name();
+    let failed = |error| VmmError::io(format!("resize {slot}"))(error);
+    let refused = |reason: String| VmmError::InvalidDisk { name: slot.clone(), reason };
+    let mut qmp = Qmp::connect(directory, QMP_SOCKET).map_err(failed)?;
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true })).map_err(failed)?;
+    let mut nodes = nodes.as_array().into_iter().flatten();
+    let node = nodes.find(|node| node["node-name"] == json!(slot));
+    let size = node.and_then(|node| node.pointer("/image/virtual-size")?.as_u64());
+    match size {
+        None | Some(0) => Err(refused("the VM has no such volume".to_owned())),
+        Some(size) if size > bytes => {
+            Err(refused(format!("it has {size} bytes, and is not made smaller")))
+        }
+        Some(_) => {
+            let options = json!({ "node-name": slot, "size": bytes });
+            qmp.execute("block_resize", options).map(drop).map_err(failed)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, sync::Arc};
+
+    use super::*;
+
+    fn volume(size: u64, passphrase: Option<Passphrase>) -> VolumeDisk {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[0; SIZE_AT as usize]).unwrap();
+        file.write_all(&size.to_be_bytes()).unwrap();
+        VolumeDisk { index: 1, file: Arc::new(file.into()), passphrase, size }
+    }
+
+    #[test]
+    fn a_size_is_read_where_qcow2_has_it() {
+        assert_eq!(virtual_size(&volume(5 << 30, None)).unwrap(), 5 << 30);
+    }
+
+    #[test]
+    fn flushes_are_real_no_file_is_named_and_a_secret_only_by_its_id() {
+        let passphrase = Passphrase::new("secret words".to_owned());
+        let encrypted = chain(&volume(1, Some(passphrase)), "machine-volume1", "key-volume1");
+        let plain = chain(&volume(1, None), "machine-volume1", "key-volume1");
+        for chain in [&encrypted, &plain] {
+            let text = chain.to_string();
+            assert!(text.contains("\"no-flush\":false") && !text.contains("\"no-flush\":true"));
+            assert_eq!(chain["backing"], Value::Null);
+            let set = own_set(DiskRole::Volume(1));
+            assert_eq!(chain["file"]["filename"], json!(format!("/dev/fdset/{set}")));
+            assert!(!text.contains("secret words"));
+        }
+        assert_eq!(encrypted["encrypt"]["key-secret"], "key-volume1");
+        assert!(plain.get("encrypt").is_none());
+    }
+}

@@ -1,0 +1,225 @@
+//! The volumes of a machine, on the way to its VM.
+
+use std::{sync::Arc, time::Duration};
+
+use caddis_api::{
+    VolumeId,
+    config::Mount,
+    volume::{Filesystem, VolumeState},
+};
+use caddis_guest_protocol::spec::{MountSpec, VolumeFilesystem};
+use caddis_vmm::{Passphrase, VolumeDisk};
+use caddis_volume::{Volume, VolumeError, Writer};
+
+use super::{Context, Failure, RunningVmHandle, blocking, launch::is_resume};
+use crate::volumes::{SavedVolume, extension_seen, volume_error};
+
+/// How long a start waits for volumes that are being made. An encrypted one takes seconds, a copy
+/// as long as its source is large.
+const CREATING_PATIENCE: Duration = Duration::from_secs(2 * 60);
+/// How often a volume is tried that somebody has open: a VM process that is just ending, or one
+/// that a server was just starting when it was killed. Nothing tells of the end of a lock.
+const IN_USE_TRIES: (u32, Duration) = (100, Duration::from_millis(50));
+/// How long a guest that was resumed may take to grow a file system.
+const GROW_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The machine's volumes, open.
+#[derive(Default)]
+pub(super) struct Opened {
+    /// For its VM, which takes the locks with them.
+    pub disks: Vec<VolumeDisk>,
+    /// Each as it was opened, with the generation before.
+    opened: Vec<(Volume, u64)>,
+}
+
+fn mounts(context: &Context) -> impl Iterator<Item = (u8, &Mount, Result<VolumeId, Failure>)> {
+    (0..).zip(context.config.mounts.iter().flatten()).map(|(index, mount)| {
+        let name = mount.volume.as_deref().unwrap_or_default();
+        let volume = mount.wanted_id();
+        (index, mount, volume.ok_or_else(|| Failure::last(format!("'{name}' is no volume ID"))))
+    })
+}
+
+pub(super) fn has_any(context: &Context) -> bool {
+    context.config.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty())
+}
+
+/// Waits until all of them are made.
+pub(super) async fn ready(context: &Context) -> Result<(), Failure> {
+    let volumes = &context.shared.volumes;
+    for (_, _, id) in mounts(context) {
+        let id = id?;
+        let mut changes = volumes.changes();
+        let made = changes.wait_for(|_| {
+            let state = volumes.row(&id).map(|row| row.state);
+            !matches!(state, Some(VolumeState::Creating | VolumeState::Restoring))
+        });
+        if context.shared.clock.timeout(CREATING_PATIENCE, made).await.is_none() {
+            let seconds = CREATING_PATIENCE.as_secs();
+            let text = format!("volume {id} is still being created, waited {seconds} s for it");
+            return Err(Failure::last(text));
+        }
+        check(context, &id)?;
+    }
+    Ok(())
+}
+
+fn check(context: &Context, id: &VolumeId) -> Result<(), Failure> {
+    let row = context.shared.volumes.row(id);
+    let row = row.ok_or_else(|| Failure::last(format!("volume {id} was not found")))?;
+    match row.state {
+        VolumeState::Failed => {
+            let reason = row.failure.and_then(|failure| failure.error).unwrap_or_default();
+            Err(Failure::last(format!("volume {id} has failed: {reason}")))
+        }
+        state if state.is_deleted() => Err(Failure::last(format!("volume {id} is deleted"))),
+        _ => Ok(()),
+    }
+}
+
+/// Opens all of them for the machine's VM.
+pub(super) async fn open(context: &Context) -> Result<Opened, Failure> {
+    let mut all = Opened::default();
+    for (index, _, id) in mounts(context) {
+        let opened = match id {
+            Ok(id) => open_one(context, &id).await,
+            Err(failure) => Err(failure),
+        };
+        match opened {
+            Ok(writer) => {
+                let volume = writer.volume().clone();
+                all.opened.push((volume, writer.previous_generation()));
+                all.disks.push(disk(index, writer));
+            }
+            Err(failure) => {
+                all.give_back(context).await;
+                return Err(failure);
+            }
+        }
+    }
+    Ok(all)
+}
+
+async fn open_one(context: &Context, id: &VolumeId) -> Result<Writer, Failure> {
+    check(context, id)?;
+    let holder = format!("machine {}", context.row.id);
+    let mut tries = 1;
+    loop {
+        let error = match context.shared.volumes.files.open_writer(id, &holder).await {
+            Ok(writer) => {
+                extension_seen(&context.shared, id).await;
+                return Ok(writer);
+            }
+            Err(error) => error,
+        };
+        match error {
+            VolumeError::InUse { .. } if tries < IN_USE_TRIES.0 => tries += 1,
+            VolumeError::InUse { .. }
+            | VolumeError::Io { .. }
+            | VolumeError::NoSpace { .. }
+            | VolumeError::Program { .. }
+            | VolumeError::Interrupted(_) => return Err(Failure::retry(error)),
+            error => return Err(Failure::last(volume_error(error).message)),
+        }
+        context.shared.clock.sleep(IN_USE_TRIES.1).await;
+    }
+}
+
+fn disk(index: u8, writer: Writer) -> VolumeDisk {
+    let passphrase = writer.key().map(|key| Passphrase::new(key.passphrase().to_string()));
+    let size = writer.volume().size.bytes();
+    VolumeDisk { index, file: Arc::new(writer.into_descriptor()), passphrase, size }
+}
+
+impl Opened {
+    /// Why the memory of the machine can't be resumed with its volumes, if it can't: what it knows
+    /// of their file systems is not so any more.
+    pub(super) fn changed_since(&self, saved: &[SavedVolume]) -> Option<String> {
+        self.opened.iter().find_map(|(volume, before)| {
+            let id = &volume.id;
+            let Some(then) = saved.iter().find(|then| then.id == *id) else {
+                return Some(format!("volume {id} was not there when it was suspended"));
+            };
+            if then.generation == Some(*before) {
+                return None;
+            }
+            let done = if volume.size.get() > then.size_gb || then.generation.is_none() {
+                "extended"
+            } else {
+                "changed"
+            };
+            Some(format!("volume {id} was {done} since it was suspended"))
+        })
+    }
+
+    /// No VM has run with them: what is saved of the machine still fits to them.
+    pub(super) async fn give_back(self, context: &Context) {
+        let directory = context.files();
+        if !is_resume(&context.row) || !context.shared.vmm.is_saved(directory.directory()) {
+            return;
+        }
+        let files = context.shared.volumes.files.clone();
+        let given_back = blocking(move || {
+            for (volume, before) in &self.opened {
+                files.unwritten(volume, *before).map_err(std::io::Error::other)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = given_back.await {
+            tracing::warn!(machine = %context.row.id, %error, "can't give volumes back as they were");
+        }
+    }
+}
+
+/// What init is told of them.
+pub(super) fn specs(context: &Context) -> Result<Vec<MountSpec>, Failure> {
+    let spec = |(index, mount, id): (u8, &Mount, Result<VolumeId, Failure>)| {
+        let volume = context.shared.volumes.files.get(&id?).map_err(Failure::retry)?;
+        Ok(MountSpec {
+            volume: index,
+            path: mount.path.clone().unwrap_or_default(),
+            filesystem: match volume.filesystem {
+                Filesystem::Ext4 => VolumeFilesystem::Ext4,
+                Filesystem::Raw => VolumeFilesystem::Raw,
+            },
+            size: volume.size.bytes(),
+        })
+    };
+    mounts(context).map(spec).collect()
+}
+
+/// Has a VM see those that were extended while it was being launched.
+pub(super) async fn catch_up(context: &Context, live: &RunningVmHandle) -> Result<(), Failure> {
+    for (index, _, id) in mounts(context) {
+        let (id, files) = (id?, context.shared.volumes.files.clone());
+        let found = blocking(move || {
+            let volume = files.get(&id).map_err(std::io::Error::other)?;
+            let usage = files.usage(&id).map_err(std::io::Error::other)?;
+            Ok((volume.size.bytes(), usage.virtual_bytes))
+        });
+        let (size, seen) = found.await.map_err(Failure::retry)?;
+        if seen >= size {
+            continue;
+        }
+        live.vm.resize_volume(index, size).await.map_err(Failure::retry)?;
+        if live.vm.start().kind == caddis_vmm::StartKind::Resume {
+            let grown = live.told(live.session.grow_volume(index, size, GROW_DEADLINE)).await;
+            grown.map_err(Failure::retry)?;
+        }
+    }
+    Ok(())
+}
+
+/// The volumes of a machine that is about to be saved. What is changed of them from here on can't
+/// be known to its memory.
+pub(super) fn saved(context: &Context) -> Vec<SavedVolume> {
+    let volumes = &context.shared.volumes;
+    let saved = |(_, _, id): (u8, &Mount, Result<VolumeId, Failure>)| {
+        let id = id.ok()?;
+        let volume = volumes.files.get(&id).ok()?;
+        let is_growing = volumes.row(&id).is_some_and(|row| row.state == VolumeState::Extending);
+        let generation = (!is_growing).then_some(volume.generation);
+        Some(SavedVolume { id, generation, size_gb: volume.size.get() })
+    };
+    mounts(context).filter_map(saved).collect()
+}

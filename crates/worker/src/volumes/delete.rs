@@ -1,0 +1,209 @@
+//! Deleting volumes, taking that back, and removing them for good.
+
+use std::{sync::Arc, time::Duration};
+
+use caddis_api::{ApiError, UnixMillis, VolumeId, volume::VolumeState};
+use caddis_volume::VolumeError;
+
+use super::{
+    Volumes,
+    error::{check_created, in_use, not_found},
+    record::kept_until,
+    requests::{record, try_record},
+    row::VolumeRow,
+    volume_error,
+};
+use crate::{
+    engine::Shared,
+    owner::RequestId,
+    store::{Room, StoreError},
+};
+
+/// How often deleted volumes are looked through for those to be removed.
+const PURGE_INTERVAL: Duration = Duration::from_secs(60);
+
+pub(super) async fn delete(
+    shared: &Arc<Shared>,
+    id: &VolumeId,
+    request: RequestId,
+) -> Result<(), ApiError> {
+    let _turn = shared.volumes.turn(id).await;
+    let mut row = shared.volumes.row(id).ok_or_else(|| not_found(id))?;
+    match row.state {
+        VolumeState::PendingDestroy | VolumeState::Destroyed => return Ok(()),
+        VolumeState::Extending => check_created(&row)?,
+        _ => {}
+    }
+    let _going = Going::begin(&shared.volumes, id)?;
+    if row.state == VolumeState::Creating {
+        shared.volumes.stop_making(id).await;
+        shared.fulfil(id);
+    }
+    let now = shared.clock.unix_now();
+    let (files, volume) = (shared.volumes.files.clone(), id.clone());
+    match blocking(move || files.delete(&volume, now.into())).await {
+        Ok(_) | Err(VolumeError::Deleted(_)) => {}
+        // There is nothing of it.
+        Err(VolumeError::NotFound(_)) => {
+            return gone(shared, row, request).await.map_err(unrecorded);
+        }
+        Err(error) => return Err(volume_error(error)),
+    }
+    row.state = VolumeState::PendingDestroy;
+    row.deleted_at = Some(now);
+    row.failure = None;
+    record(shared, row, request, Room::Reserve).await
+}
+
+pub(super) async fn undelete(
+    shared: &Arc<Shared>,
+    id: &VolumeId,
+    request: RequestId,
+) -> Result<(), ApiError> {
+    let _turn = shared.volumes.turn(id).await;
+    let mut row = shared.volumes.row(id).ok_or_else(|| not_found(id))?;
+    match row.state {
+        VolumeState::PendingDestroy => {}
+        VolumeState::Destroyed => return Err(not_found(id)),
+        _ => return Ok(()),
+    }
+    let (files, volume) = (shared.volumes.files.clone(), id.clone());
+    match blocking(move || files.undelete(&volume)).await {
+        Ok(_) | Err(VolumeError::NotDeleted(_)) => {}
+        Err(error) => return Err(volume_error(error)),
+    }
+    row.state = VolumeState::Created;
+    row.deleted_at = None;
+    record(shared, row, request, Room::Reserve).await
+}
+
+/// The host's clock was set ahead by so many milliseconds, or back: deleted volumes are kept for as
+/// long as they were to be.
+pub async fn clock_was_set(shared: &Shared, by_ms: i64) {
+    for id in shared.volumes.deleted() {
+        let _turn = shared.volumes.turn(&id).await;
+        let row = shared.volumes.row(&id).filter(|row| row.deleted_at.is_some());
+        let Some(mut row) = row else { continue };
+        row.deleted_at = row.deleted_at.map(|at| at.moved_by(by_ms));
+        if let Err(error) = try_record(shared, row, None, Room::Reserve).await {
+            tracing::warn!(volume = %id, %error, "can't record a volume");
+        }
+    }
+}
+
+/// Removes for good what was deleted a day ago, and forgets what is gone; never ends.
+pub async fn purge(shared: Arc<Shared>) {
+    loop {
+        shared.volumes.forget_destroyed(&shared);
+        for id in shared.volumes.deleted() {
+            purge_if_due(&shared, &id).await;
+        }
+        shared.clock.sleep(PURGE_INTERVAL).await;
+    }
+}
+
+async fn purge_if_due(shared: &Shared, id: &VolumeId) {
+    let _turn = shared.volumes.turn(id).await;
+    let is_due = |at: UnixMillis| kept_until(at) <= shared.clock.unix_now();
+    let row = shared.volumes.row(id);
+    let Some(row) = row.filter(|row| row.deleted_at.is_some_and(is_due)) else { return };
+    let (files, volume) = (shared.volumes.files.clone(), id.clone());
+    match blocking(move || files.purge(&volume)).await {
+        Ok(()) | Err(VolumeError::NotFound(_)) => {}
+        Err(error) => {
+            tracing::warn!(volume = %id, %error, "can't remove a deleted volume");
+            return;
+        }
+    }
+    match gone(shared, row, None).await {
+        Ok(()) => tracing::info!(volume = %id, "removed a deleted volume"),
+        Err(error) => tracing::warn!(volume = %id, %error, "can't forget a removed volume"),
+    }
+}
+
+/// There is nothing left of a volume: it is shown as destroyed once more, and then forgotten.
+async fn gone(shared: &Shared, mut row: VolumeRow, request: RequestId) -> Result<(), StoreError> {
+    let now = shared.clock.unix_now();
+    shared.store.forget_volume(&row.id, request.map(|id| (id, now))).await?;
+    row.state = VolumeState::Destroyed;
+    row.updated_at = now;
+    (row.failure, row.deleted_at) = (None, None);
+    let id = row.id.clone();
+    shared.volumes.edit(&id, |entry| entry.row = row);
+    shared.announce();
+    Ok(())
+}
+
+fn unrecorded(error: StoreError) -> ApiError {
+    tracing::error!(%error, "can't forget a volume");
+    ApiError::internal("can't record that the volume is deleted; see the server's log")
+}
+
+/// Runs what blocks on the files of volumes.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    let interrupted = || VolumeError::Interrupted("change the volume".to_owned());
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(interrupted()))
+}
+
+impl Volumes {
+    async fn stop_making(&self, id: &VolumeId) {
+        let making = self.state().entries.get_mut(id).and_then(|entry| entry.making.take());
+        if let Some(making) = making {
+            making.abort();
+            // Whether it was ended or had ended.
+            let _ = making.await;
+        }
+    }
+
+    fn deleted(&self) -> Vec<VolumeId> {
+        let state = self.state();
+        let deleted = state.entries.values().filter(|entry| entry.row.deleted_at.is_some());
+        deleted.map(|entry| entry.row.id.clone()).collect()
+    }
+
+    /// Those that were shown as such.
+    fn forget_destroyed(&self, shared: &Shared) {
+        let is_there = |entry: &super::Entry| entry.row.state != VolumeState::Destroyed;
+        let has_forgotten = {
+            let mut state = self.state();
+            let before = state.entries.len();
+            state.entries.retain(|_, entry| is_there(entry));
+            before != state.entries.len() && {
+                self.changed.send_modify(|revision| *revision += 1);
+                true
+            }
+        };
+        if has_forgotten {
+            shared.announce();
+        }
+    }
+}
+
+/// A volume that no machine gets until this is dropped.
+struct Going<'a> {
+    volumes: &'a Volumes,
+    id: VolumeId,
+}
+
+impl<'a> Going<'a> {
+    /// Fails where a machine has it.
+    fn begin(volumes: &'a Volumes, id: &VolumeId) -> Result<Self, ApiError> {
+        let mut state = volumes.state();
+        let entry = state.entries.get_mut(id).ok_or_else(|| not_found(id))?;
+        if let Some(attached) = &entry.attached {
+            return Err(in_use(id, &attached.machine, ": destroy the machine first"));
+        }
+        entry.is_going = true;
+        Ok(Self { volumes, id: id.clone() })
+    }
+}
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.volumes.state().entries.get_mut(&self.id) {
+            entry.is_going = false;
+        }
+    }
+}

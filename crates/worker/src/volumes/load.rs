@@ -1,0 +1,166 @@
+//! What a worker that starts finds of its volumes.
+
+use std::sync::Arc;
+
+use caddis_api::{UnixMillis, VolumeId, volume::VolumeState};
+use caddis_volume::{Volume, VolumeError};
+
+use super::{Entry, extend, make, row::VolumeRow};
+use crate::{
+    engine::Shared,
+    store::{Durability, Room, StoreError},
+};
+
+/// Reads the volumes that are recorded, and compares them with their files.
+///
+/// # Errors
+/// When they can't be read, or what was found can't be recorded.
+pub async fn load(shared: &Shared) -> Result<(), StoreError> {
+    let volumes = &shared.volumes;
+    let (mut changed, mut rows) = (Vec::new(), Vec::new());
+    for row in shared.store.volumes().await? {
+        let found = found(row.clone(), volumes.files.get(&row.id));
+        match found {
+            Some(found) => {
+                if found != row {
+                    changed.push(found.clone());
+                }
+                rows.push(found);
+            }
+            // It was removed for good.
+            None => shared.store.forget_volume(&row.id, None).await?,
+        }
+    }
+    if !changed.is_empty() {
+        shared.store.record_volumes(changed, None, Durability::Synced, Room::Reserve).await?;
+    }
+    for row in rows {
+        let mut entry = Entry::new(row);
+        volumes.touch(&mut entry);
+        volumes.state().entries.insert(entry.row.id.clone(), entry);
+    }
+    for volume in volumes.files.list() {
+        if volumes.row(&volume.id).is_none() {
+            tracing::warn!(volume = %volume.id, "there are files of a volume that is not recorded; \
+                they are left as they are and take space");
+        }
+    }
+    Ok(())
+}
+
+/// Goes on with what was not finished.
+pub fn resume(shared: &Arc<Shared>) {
+    let unfinished = |wanted: VolumeState| -> Vec<VolumeId> {
+        let state = shared.volumes.state();
+        let rows = state.entries.values().map(|entry| &entry.row);
+        rows.filter(|row| row.state == wanted).map(|row| row.id.clone()).collect()
+    };
+    for id in unfinished(VolumeState::Creating) {
+        make::begin(shared, &id);
+    }
+    for id in unfinished(VolumeState::Extending) {
+        // Nobody waits for it.
+        drop(extend::begin(shared, &id));
+    }
+}
+
+/// What has become of a volume; `None` where it is gone for good. Pure.
+fn found(mut row: VolumeRow, files: Result<Volume, VolumeError>) -> Option<VolumeRow> {
+    match files {
+        Ok(volume) => match volume.deleted_at {
+            Some(at) => {
+                (row.state, row.extend_to) = (VolumeState::PendingDestroy, None);
+                row.deleted_at = Some(row.deleted_at.unwrap_or(UnixMillis::from(at)));
+            }
+            None => {
+                row.deleted_at = None;
+                if row.state != VolumeState::Extending {
+                    let failure = row.failure.take().filter(|_| row.state == VolumeState::Created);
+                    row.is_made(&volume);
+                    row.failure = failure;
+                }
+            }
+        },
+        Err(VolumeError::NotFound(_)) => match row.state {
+            VolumeState::Creating | VolumeState::Failed => {}
+            state if state.is_deleted() => return None,
+            _ => {
+                row.state = VolumeState::Failed;
+                row.fail("create", "its files are missing");
+            }
+        },
+        Err(error) => {
+            (row.state, row.extend_to) = (VolumeState::Failed, None);
+            row.fail("create", error);
+        }
+    }
+    Some(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use caddis_api::{AppName, RegionCode, volume::Filesystem};
+    use caddis_volume::SizeGib;
+
+    use super::*;
+    use crate::volumes::FORMAT;
+
+    fn row(state: VolumeState) -> VolumeRow {
+        VolumeRow {
+            format: FORMAT,
+            id: "vol_1".parse().unwrap(),
+            name: "data".to_owned(),
+            app: AppName::from_trusted("app"),
+            region: RegionCode::from_trusted("local"),
+            size_gb: 1,
+            extend_to: (state == VolumeState::Extending).then_some(2),
+            encrypted: false,
+            filesystem: Filesystem::Ext4,
+            source: None,
+            snapshot_retention: 5,
+            auto_backup_enabled: true,
+            created_at: UnixMillis::new(1),
+            updated_at: UnixMillis::new(1),
+            state,
+            failure: None,
+            deleted_at: None,
+            usage: None,
+        }
+    }
+
+    fn files(deleted_at: Option<u64>) -> Result<Volume, VolumeError> {
+        Ok(Volume {
+            id: "vol_1".parse().unwrap(),
+            size: SizeGib::new(1).unwrap(),
+            filesystem: Filesystem::Ext4,
+            encrypted: false,
+            generation: 1,
+            last_writer: None,
+            created_at: UnixMillis::new(1).into(),
+            deleted_at: deleted_at.map(|at| UnixMillis::new(at).into()),
+            copied_from: None,
+        })
+    }
+
+    #[test]
+    fn what_the_files_say_decides_where_the_server_was_killed_in_between() {
+        use VolumeState::{Created, Creating, Destroyed, Extending, Failed, PendingDestroy};
+        let state = |before, files| found(row(before), files).map(|row| row.state);
+        let none = || Err(VolumeError::NotFound("vol_1".parse().unwrap()));
+        for (before, with_files, deleted, without) in [
+            (Creating, Created, PendingDestroy, Some(Creating)),
+            (Created, Created, PendingDestroy, Some(Failed)),
+            (Extending, Extending, PendingDestroy, Some(Failed)),
+            (Failed, Created, PendingDestroy, Some(Failed)),
+            (PendingDestroy, Created, PendingDestroy, None),
+            (Destroyed, Created, PendingDestroy, None),
+        ] {
+            assert_eq!(state(before, files(None)), Some(with_files), "{before:?}");
+            assert_eq!(state(before, files(Some(7))), Some(deleted), "{before:?}, deleted");
+            assert_eq!(state(before, none()), without, "{before:?}, nothing there");
+        }
+        let damaged = Err(VolumeError::KeyDamaged("vol_1".parse().unwrap()));
+        let found = found(row(Created), damaged).unwrap();
+        assert!(found.failure.unwrap().error.unwrap().contains("damaged"));
+    }
+}
