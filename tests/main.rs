@@ -12,6 +12,7 @@ mod clock;
 mod command_line;
 mod driver;
 mod firewall;
+mod flycast;
 mod full_disk;
 mod guest;
 mod guide;

@@ -45,7 +45,7 @@ async fn until_resolved(machine: &Machine, name: &str, expected: &[&str]) -> Res
 }
 
 /// Waits until there is no such name.
-async fn until_denied(machine: &Machine, name: &str) -> Result<()> {
+pub async fn until_denied(machine: &Machine, name: &str) -> Result<()> {
     until(machine, name, |answer| answer.contains("NXDOMAIN")).await
 }
 

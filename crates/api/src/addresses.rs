@@ -44,7 +44,8 @@ pub enum IpAssignmentType {
     V6,
     /// The IPv4 address of the shared listeners: HTTP and TLS, apps told apart by host name.
     SharedV4,
-    /// An IPv6 address within a private network.
+    /// An IPv6 address within a private network, whose machines reach the app there: any TCP port
+    /// without TLS.
     PrivateV6,
     /// An IPv4 address for connections that machines make; not available yet, refused.
     EgressV4,

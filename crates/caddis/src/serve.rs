@@ -33,8 +33,10 @@ use crate::{
     instance::{self, Instance, write_secret},
     settings::{LogFormat, ServeArguments, Settings, default_volume_gib},
 };
+use private::OwnNetworks;
 use traffic::Traffic;
 
+mod private;
 mod traffic;
 
 /// How long the port may be taken.
@@ -274,7 +276,8 @@ impl Server {
         let taken = public.take(&settings.traffic.public_addresses).await;
         taken.context("can't have the addresses of apps")?;
         let client = WorkerClient::new(bus.clone(), streams.clone());
-        let mut traffic = Traffic::listen(&settings.traffic, &settings.region, client)?;
+        let own = Arc::new(OwnNetworks { network: network.clone(), names: names.clone() });
+        let mut traffic = Traffic::listen(&settings.traffic, &settings.region, client, own)?;
         let gateway = Gateway::new(GatewayParts {
             bus,
             streams,
@@ -295,8 +298,10 @@ impl Server {
         });
         let gateway = gateway.await?;
         let view = gateway.view();
-        traffic.follow(view.clone(), catalog);
-        tokio::spawn(async move { names.follow(&view).await });
+        traffic.follow(view.clone(), catalog.clone());
+        tokio::spawn(async move {
+            tokio::join!(names.follow(&view), names.follow_addresses(&catalog))
+        });
         // Last, so that nothing that failed leaves it behind.
         vmm.keep_warm();
         Ok(Self { gateway, worker, traffic })

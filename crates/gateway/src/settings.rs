@@ -76,8 +76,6 @@ pub struct TrafficSettings {
     pub public_addresses: Vec<IpNet>,
     /// Addresses within them that are not given, beside those of the listeners.
     pub reserved: Vec<IpAddr>,
-    /// Whether addresses within private networks answer. They are refused otherwise.
-    pub private_addresses: bool,
     /// Who knows of the traffic of machines; nobody where no proxy runs.
     pub info: Option<Arc<dyn TrafficInfo>>,
 }
@@ -161,7 +159,6 @@ impl Default for TrafficSettings {
             }),
             public_addresses: vec![default_public_addresses()],
             reserved: Vec::new(),
-            private_addresses: false,
             info: None,
         }
     }

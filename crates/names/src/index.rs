@@ -26,6 +26,12 @@ impl Index {
         self.machines.get(id)
     }
 
+    /// The machine with this address.
+    pub fn at(&self, address: Ipv6Addr) -> Option<(&MachineId, &Entry)> {
+        let id = self.by_address.get(&address)?;
+        Some((id, self.machines.get(id)?))
+    }
+
     /// Ids of the machines for which this holds.
     pub fn ids(&self, holds: impl Fn(&Entry) -> bool) -> Vec<MachineId> {
         let machines = self.machines.iter().filter(|(_, entry)| holds(entry));
@@ -71,8 +77,7 @@ impl Index {
             ["all", "_instances"] => instances(true),
             [labels @ .., app] => match network.get(*app) {
                 Some(app) => {
-                    let asker = self.by_address.get(&source).and_then(|id| self.machines.get(id));
-                    app.look_up(labels, asker)
+                    app.look_up(labels, self.at(source).map(|(_, asker)| asker))
                 }
                 None => Found::Nothing,
             },

@@ -1,38 +1,48 @@
 //! Names of machines below `internal.`: which there are, and what they have. An index of the view's
 //! machines by network and app, changed with each change of the view, so that an answer reads what
-//! it tells and no more.
+//! it tells and no more. Names of services in private networks, below `flycast.`, are read from the
+//! catalog whenever an address changes.
 //!
 //! ```text
 //!  View ── changes ──▶ follow ──▶ Index: network ─▶ app ─▶ machines, and addresses by group
 //!  network's DNS ── look_up ────────▶  ▲
+//!               └── look_up_services ▶ Services ◀── follow_addresses ◀── changes ── Catalog
 //! ```
 #![forbid(unsafe_code)]
 
 mod app;
 mod entry;
 mod index;
+mod services;
 #[cfg(test)]
 mod tests;
 
 use std::{
     net::Ipv6Addr,
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use caddis_api::{MachineId, WorkerId};
+use caddis_catalog::Catalog;
 use caddis_network::{Found, Names};
 use caddis_view::{Change, View};
 use parking_lot::RwLock;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::{entry::Entry, index::Index};
+use crate::{entry::Entry, index::Index, services::Services};
 
-/// Names of the machines of a view.
+/// Time until a catalog that did not answer is asked again.
+const CATALOG_RETRY: Duration = Duration::from_secs(1);
+
+/// Names of the machines of a view, and of apps with addresses in their networks.
 #[derive(Debug, Default)]
 pub struct InternalNames {
     index: RwLock<Index>,
     /// All that was there when we began is in the index.
     is_ready: AtomicBool,
+    /// None until they have been read.
+    services: RwLock<Option<Services>>,
 }
 
 impl InternalNames {
@@ -57,6 +67,35 @@ impl InternalNames {
                 Err(RecvError::Closed) => return,
             }
         }
+    }
+
+    /// Keeps the names of services until dropped. Until they have been read once, none is said to
+    /// exist or not.
+    pub async fn follow_addresses(&self, catalog: &Catalog) {
+        let mut changes = catalog.addresses_changed();
+        loop {
+            match catalog.addresses().await {
+                Ok(addresses) => {
+                    let services = Services::new(addresses);
+                    *self.services.write() = Some(services);
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
+                }
+                // Nothing tells when it answers again; the names that were read last stay.
+                Err(error) => {
+                    tracing::warn!(%error, "can't read the addresses of apps");
+                    tokio::time::sleep(CATALOG_RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// The machine that has this address, and its app.
+    pub fn machine_at(&self, address: Ipv6Addr) -> Option<(MachineId, String)> {
+        let index = self.index.read();
+        let (id, entry) = index.at(address)?;
+        Some((id.clone(), entry.app.clone()))
     }
 
     /// A machine may be another than before, or forgotten.
@@ -94,5 +133,12 @@ impl Names for InternalNames {
             return Found::NotReady;
         }
         self.index.read().look_up(source, labels)
+    }
+
+    fn look_up_services(&self, source: Ipv6Addr, labels: &[&str]) -> Found {
+        match &*self.services.read() {
+            Some(services) => services.look_up(source, labels),
+            None => Found::NotReady,
+        }
     }
 }

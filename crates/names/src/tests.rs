@@ -1,7 +1,8 @@
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
-use caddis_api::{AppName, Machine, MachineState, RegionCode, UnixMillis};
+use caddis_api::{AppName, Machine, MachineState, NetworkName, RegionCode, UnixMillis};
 use caddis_bus::message::MachineRecord;
+use caddis_catalog::{MemoryStore, NewAddress, NewApp, PERSONAL, WantedAddress};
 use caddis_network::LONGEST_TEXT;
 use caddis_view::ViewSettings;
 use proptest::prelude::*;
@@ -395,4 +396,85 @@ fn a_machine_that_a_worker_no_longer_lists_has_no_names() {
     assert_eq!(found(&names.index.read(), "fdaa:0:1:1::2", "shop"), "AAAA 2");
     names.update_all(&view());
     assert_eq!(found(&names.index.read(), "fdaa:0:1:1::2", "shop"), "Nothing");
+}
+
+/// Ends when the name of a service has this in the network of an address.
+async fn until_served(names: &InternalNames, source: Ipv6Addr, name: &str, expected: &Found) {
+    let labels: Vec<_> = name.split('.').collect();
+    let reached = async {
+        while names.look_up_services(source, &labels) != *expected {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), reached).await.expect(name);
+}
+
+#[tokio::test]
+async fn names_of_services_follow_the_catalog_and_are_those_of_the_asker_s_network() {
+    let catalog = Catalog::new(Arc::new(MemoryStore::default()));
+    let source = async |name: &str, network: &str| {
+        let app = NewApp {
+            name: Some(AppName::from_trusted(name)),
+            organization: PERSONAL.to_owned(),
+            network: Some(NetworkName::from_trusted(network)),
+            idempotency_key: None,
+        };
+        let prefix = catalog.create_app(app).await.unwrap().network_prefix;
+        let first: Ipv6Addr = prefix.split('/').next().unwrap().parse().unwrap();
+        Ipv6Addr::from_bits(first.to_bits() | 7 << 64 | 2)
+    };
+    let assign = async |app: &str, wanted: WantedAddress| {
+        let (app, region) = (AppName::from_trusted(app), String::new());
+        let new = NewAddress { app, wanted, region, service_name: String::new() };
+        catalog.allocate_address(new).await.unwrap().ip
+    };
+    let private = |network: &str| WantedAddress::Private {
+        organization: None,
+        network: Some(NetworkName::from_trusted(network)),
+    };
+    let (here, there) = (source("shop", "one").await, source("bank", "two").await);
+    let names = Arc::new(InternalNames::default());
+    assert_eq!(names.look_up_services(here, &["shop"]), Found::NotReady);
+    let following = tokio::spawn({
+        let (names, catalog) = (names.clone(), catalog.clone());
+        async move { names.follow_addresses(&catalog).await }
+    });
+    until_served(&names, here, "shop", &Found::Nothing).await;
+
+    let mut all = Vec::new();
+    for _ in 0..2 {
+        let IpAddr::V6(ip) = assign("shop", private("one")).await else { panic!() };
+        all.push(ip);
+        until_served(&names, here, "shop", &Found::Addresses(all.clone())).await;
+    }
+    // A bridge to another network, and an address that is not for private networks.
+    let IpAddr::V6(bridge) = assign("shop", private("two")).await else { panic!() };
+    assign("bank", WantedAddress::Shared([127, 0, 0, 1].into())).await;
+    until_served(&names, there, "shop", &Found::Addresses(vec![bridge])).await;
+    until_served(&names, here, "shop", &Found::Addresses(all.clone())).await;
+    for (source, name) in [(there, "bank"), (here, "bank"), (here, "vms.shop"), (there, "x")] {
+        let labels: Vec<_> = name.split('.').collect();
+        assert_eq!(names.look_up_services(source, &labels), Found::Nothing, "{name}");
+    }
+    let nowhere = "fdaa:0:1:1::2".parse().unwrap();
+    assert_eq!(names.look_up_services(nowhere, &["shop"]), Found::Nothing);
+
+    catalog.release_address("shop", bridge.into()).await.unwrap();
+    until_served(&names, there, "shop", &Found::Nothing).await;
+    following.abort();
+}
+
+#[test]
+fn a_machine_is_known_by_its_address_whether_it_has_names_or_not() {
+    let names = InternalNames::default();
+    *names.index.write() = index();
+    for (address, expected) in [
+        ("fdaa:0:1:1::2", Some(("a1", "shop"))),
+        ("fdaa:0:1:5::2", Some(("a5", "shop"))),
+        ("fdaa:0:2:1::2", Some(("d1", "apart"))),
+        ("fdaa:0:1:8::2", None),
+    ] {
+        let expected = expected.map(|(machine, app)| (id(machine), app.to_owned()));
+        assert_eq!(names.machine_at(address.parse().unwrap()), expected, "{address}");
+    }
 }

@@ -1,4 +1,4 @@
-//! The name server of VMs, over UDP and TCP: answers for the names of machines ([`internal`]) and
+//! The name server of VMs, over UDP and TCP: answers for names of its own ([`internal`]) and
 //! forwards other queries to the host's name servers ([`upstream`]). Remembers nothing, so that
 //! what the host's resolver answers now is what VMs get now.
 
@@ -58,7 +58,7 @@ enum Outcome {
     Forwarded(Message),
 }
 
-/// Answers until dropped. Without `names` there is no name below `internal.`.
+/// Answers until dropped. Without `names` there are none below `internal.` and `flycast.`.
 pub(crate) async fn serve(
     namespace: Arc<Namespace>,
     names: Option<Arc<dyn Names>>,

@@ -9,7 +9,11 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{DNS, HOST_V4, HOST_V6, NetworkError, TAP_PREFIX, UPLINK, namespace::Namespace};
+use crate::{
+    DNS, HOST_V4, HOST_V6, NetworkError, TAP_PREFIX, UPLINK,
+    flycast::{MASK, VALUE},
+    namespace::Namespace,
+};
 
 pub(crate) const TABLE: &str = "caddis";
 /// Pairs of networks whose machines may meet.
@@ -74,7 +78,7 @@ table inet {TABLE} {{
         iifname "{TAP_PREFIX}*" fib saddr . iif oif missing drop
         iifname "{UPLINK}" fib saddr . iif oif missing drop
     }}
-    # All that is here is the DNS forwarder, and its answers.
+    # All that is here is the DNS forwarder with its answers, and where the proxy answers.
     chain to_host {{
         type filter hook input priority filter; policy accept;
         iifname "lo" accept
@@ -82,7 +86,13 @@ table inet {TABLE} {{
         iifname "{UPLINK}" drop
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
         ip6 daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
+        ip6 daddr & {MASK} == {VALUE} jump to_services
         drop
+    }}
+    # Each network has addresses of its own there.
+    chain to_services {{
+        iifname "{TAP_PREFIX}*" meta l4proto tcp ip6 saddr . ip6 daddr @{OWN6} accept
+        reject with icmpx type admin-prohibited
     }}
     chain forwarded {{
         type filter hook forward priority filter; policy accept;

@@ -7,6 +7,7 @@
 //!   fdaa:…/128,    via fe80::1       │ inet caddis:         │   rules: in from here only what is
 //!                                    │   what may pass      │   marked, and never to an address
 //!                                    │ fdaa::3: DNS         │   of the host
+//!                                    │ fdaa:…:0:1::n: proxy │
 //! ```
 //! Taps are routed, not bridged: each has a /32 and a /128 route and permanent neighbours, so no VM
 //! sees another's frames. Whether a packet's source is its VM's own is looked up in the routes
@@ -23,6 +24,7 @@ mod address;
 mod dns;
 mod error;
 mod filter;
+mod flycast;
 mod forwarding;
 mod guard;
 mod host;

@@ -1,11 +1,11 @@
-//! What the name server asks for the names below `internal.`.
+//! What the name server asks for the names below `internal.` and `flycast.`.
 
 use std::{fmt, net::Ipv6Addr};
 
 /// Longest text of a name, bytes: with the rest of a message it fits into the 65535 of TCP.
 pub const LONGEST_TEXT: usize = 60_000;
 
-/// Keeps the names below `internal.`.
+/// Keeps the names below `internal.` and `flycast.`.
 pub trait Names: fmt::Debug + Send + Sync {
     /// What a name has, as a machine sees it. The name server asks this for each query and answers
     /// others only then, so it must not block.
@@ -14,6 +14,9 @@ pub trait Names: fmt::Debug + Send + Sync {
     /// use: the machine, and with it the network, are known by it. `labels` are those of the name
     /// before `internal.`, in the order of the name and with ASCII letters in lower case.
     fn look_up(&self, source: Ipv6Addr, labels: &[&str]) -> Found;
+
+    /// The same for a name below `flycast.`: addresses of an app's services within the network.
+    fn look_up_services(&self, source: Ipv6Addr, labels: &[&str]) -> Found;
 }
 
 /// What a name has.

@@ -20,7 +20,7 @@ use tracing::warn;
 
 use crate::{
     DNS, Disturbances, GATEWAY_V4, GATEWAY_V6, MTU, MachineAddresses, Names, NetworkError, dns,
-    filter, forwarding,
+    filter, flycast, forwarding,
     guard::{Guard, Subscriptions},
     host::HostSide,
     host_filter,
@@ -311,6 +311,7 @@ impl Network {
             let mut members = self.members.lock().await;
             if !members.contains_key(&network) {
                 self.change(Change::Add, network).await?;
+                flycast::take(&self.links, network).await?;
                 self.side.add_route(network.into()).await?;
             }
             members.entry(network).or_default().insert(tap.to_owned());
@@ -359,6 +360,7 @@ impl Network {
         }
         members.remove(&network);
         self.change(Change::Remove, network).await?;
+        flycast::release(&self.links, network).await?;
         self.side.remove_route(network.into()).await
     }
 

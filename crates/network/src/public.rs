@@ -20,7 +20,7 @@ use crate::{
 /// kernel makes for addresses of links have 0: one of ours to the same address stands beside it,
 /// where it would take its place otherwise, and the host would lose the address with the server's
 /// end.
-const FIRST_METRIC: u32 = 1024;
+pub(crate) const FIRST_METRIC: u32 = 1024;
 /// Who has set the routes, by which they are told from a user's. No routing daemon has it.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(202);
 
@@ -52,7 +52,7 @@ impl PublicAddresses {
         }
         let loopback = loopback(&self.links).await?;
         for prefix in prefixes {
-            let route = route(loopback, prefix, metric(&self.installation));
+            let route = local_route(loopback, prefix, metric(&self.installation));
             let added = self.links.handle().route().add(route).replace().execute().await;
             added.map_err(NetworkError::netlink(format!("take the addresses {prefix}")))?;
         }
@@ -86,7 +86,8 @@ pub(crate) async fn clear(
     }
     let loopback = loopback(links).await?;
     for prefix in own.into_iter().filter(|prefix| !but.contains(prefix)) {
-        let removed = links.handle().route().del(route(loopback, prefix, metric)).execute().await;
+        let route = local_route(loopback, prefix, metric);
+        let removed = links.handle().route().del(route).execute().await;
         removed.map_err(NetworkError::netlink(format!("give up the addresses {prefix}")))?;
     }
     Ok(())
@@ -96,13 +97,14 @@ fn metric(installation: &Installation) -> u32 {
     FIRST_METRIC + installation.number
 }
 
-async fn loopback(links: &Links) -> Result<u32, NetworkError> {
+pub(crate) async fn loopback(links: &Links) -> Result<u32, NetworkError> {
     // It has this index in every namespace.
     const INDEX: u32 = 1;
     Ok(links.find("lo").await?.map_or(INDEX, |link| link.header.index))
 }
 
-fn route(loopback: u32, prefix: IpNet, metric: u32) -> RouteMessage {
+/// A route by which a host takes what is sent to a prefix as its own.
+pub(crate) fn local_route(loopback: u32, prefix: IpNet, metric: u32) -> RouteMessage {
     let mut route = match prefix {
         IpNet::V4(prefix) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(prefix.network(), prefix.prefix_len())

@@ -2,6 +2,7 @@
 //! with its thread.
 
 mod recovery;
+mod services;
 
 use std::{
     fs::{self, File},

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     ops::Range,
     sync::{
         Arc,
@@ -121,6 +121,7 @@ pub(crate) struct Endpoint {
 #[derive(Debug, Default)]
 pub(crate) struct Compiled {
     pub addresses: Vec<IpAddr>,
+    pub private_addresses: Vec<Ipv6Addr>,
     pub primary_region: Option<String>,
     /// By first port.
     pub endpoints: Vec<Arc<Endpoint>>,
@@ -265,8 +266,9 @@ impl App {
 
     fn compile(&self, routes: AppRoutes) -> Compiled {
         let before = self.compiled();
-        let AppRoutes { addresses, primary_region, machines } = routes;
-        let mut compiled = Compiled { addresses, primary_region, ..Compiled::default() };
+        let AppRoutes { addresses, private_addresses, primary_region, machines } = routes;
+        let mut compiled =
+            Compiled { addresses, private_addresses, primary_region, ..Compiled::default() };
         for route in machines {
             let machine = self.entry(&route.id);
             let old = before.machines.get(&route.id).map(|(old, _)| old);

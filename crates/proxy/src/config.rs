@@ -1,8 +1,10 @@
 //! Settings of a proxy.
 
-use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+
+use crate::PrivateNetworks;
 
 /// A page shown while a machine starts. See [`Config::placeholder`].
 #[derive(Debug, Clone)]
@@ -46,6 +48,8 @@ pub struct Config {
     /// Shared addresses that something else may have: they are tried again until they are free,
     /// where others are an error at the start.
     pub may_be_taken: Vec<SocketAddr>,
+    /// Where private addresses of apps are listened to. None: nowhere.
+    pub private_networks: Option<Arc<dyn PrivateNetworks>>,
     /// Apps are `APP.DOMAIN` on the shared listeners.
     pub domain: String,
     /// The region of this proxy, whose machines are preferred.
@@ -111,6 +115,7 @@ impl Default for Config {
             http: Some(SocketAddr::from(([127, 0, 0, 1], 8080))),
             https: Some(SocketAddr::from(([127, 0, 0, 1], 8443))),
             may_be_taken: Vec::new(),
+            private_networks: None,
             domain: "localhost".to_owned(),
             region: "local".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

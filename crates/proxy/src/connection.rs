@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{
         Arc,
@@ -56,8 +56,8 @@ pub(crate) enum Entry {
     Http,
     /// The shared listener for TLS.
     Https,
-    /// An address of the app's own.
-    Own { app: AppName, port: u16 },
+    /// An address of the app's own, which may be within a private network.
+    Own { app: AppName, port: u16, is_private: bool },
 }
 
 /// What requests of a connection need to know of it.
@@ -69,6 +69,8 @@ pub(crate) struct Connection {
     /// The external port whose service is meant.
     pub port: u16,
     pub is_tls: bool,
+    /// Whether it came to an address within a private network, where there is no TLS.
+    pub is_private: bool,
     pub origin: Origin,
     /// The app, where the address decides it.
     pub app: Option<AppName>,
@@ -106,10 +108,14 @@ pub(crate) async fn attend(
 ) {
     let Ok(local) = stream.local_addr() else { return };
     let socket = ClientSocket::new(stream, core.clock, admitted);
-    let (port, app) = match entry {
-        Entry::Http => (80, None),
-        Entry::Https => (443, None),
-        Entry::Own { app, port } => (port, Some(app)),
+    let (port, app, is_private) = match entry {
+        Entry::Http => (80, None, false),
+        Entry::Https => (443, None, false),
+        Entry::Own { app, port, is_private } => (port, Some(app), is_private),
+    };
+    let client = match (peer.ip(), &core.config.private_networks) {
+        (IpAddr::V6(peer), Some(networks)) if is_private => networks.machine_at(peer),
+        _ => None,
     };
     let connection = Connection {
         id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -117,7 +123,8 @@ pub(crate) async fn attend(
         local,
         port,
         is_tls: false,
-        origin: Origin::new(peer.ip(), local.ip(), port),
+        is_private,
+        origin: Origin::new(peer.ip(), local.ip(), port, client.as_ref()),
         app: app.clone(),
         drain: Notify::new(),
         had_request: AtomicBool::new(false),
@@ -132,6 +139,10 @@ pub(crate) async fn attend(
     let Some(app) = core.table.get(&name) else { return };
     let Some(endpoint) = app.endpoint(port) else { return };
     let handlers = endpoint.port.handlers;
+    if is_private && handlers.ends_tls() {
+        // The port was given TLS a moment ago: its listener is about to end.
+        return;
+    }
     let mut socket = socket;
     if handlers.pg_tls {
         let timeout = core.config.handshake_timeout;
@@ -141,7 +152,7 @@ pub(crate) async fn attend(
             Err(error) => return tracing::debug!(%error, "no negotiation of TLS"),
         }
     }
-    if handlers.tls || handlers.pg_tls {
+    if handlers.ends_tls() {
         return Box::pin(tls(&core, Some(app), connection, socket)).await;
     }
     Box::pin(plain(&core, &app, connection, &endpoint.port, socket)).await;
@@ -179,7 +190,7 @@ async fn tls(
             return Err((Some(app), failure));
         };
         let port = endpoint.port.clone();
-        if !(port.handlers.tls || port.handlers.pg_tls) {
+        if !port.handlers.ends_tls() {
             let text = "the service at this port has no handler 'tls'";
             return Err((Some(app), Failure::new(ErrorCode::PT04, text)));
         }

@@ -4,14 +4,14 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
     time::Duration,
 };
 
 use caddis_api::{AppName, MachineId};
 use caddis_bus::message::MachineRecord;
-use caddis_catalog::{Catalog, CatalogError};
+use caddis_catalog::{AddressKind, Catalog, CatalogError};
 use caddis_view::{Change, View};
 use tokio::{
     sync::broadcast::error::{RecvError, TryRecvError},
@@ -115,7 +115,14 @@ struct Feed {
     routed: HashMap<AppName, HashMap<MachineId, Routed>>,
     /// Their apps: of one that is forgotten nothing else is known.
     apps: HashMap<MachineId, AppName>,
-    addresses: HashMap<AppName, Vec<IpAddr>>,
+    addresses: HashMap<AppName, Addresses>,
+}
+
+/// Those of an app.
+#[derive(Default, PartialEq, Eq)]
+struct Addresses {
+    own: Vec<IpAddr>,
+    private: Vec<Ipv6Addr>,
 }
 
 impl Feed {
@@ -152,10 +159,15 @@ impl Feed {
         &mut self,
         catalog: &Catalog,
     ) -> Result<BTreeSet<AppName>, CatalogError> {
-        let mut addresses: HashMap<AppName, Vec<IpAddr>> = HashMap::new();
+        let mut addresses: HashMap<AppName, Addresses> = HashMap::new();
         for address in catalog.addresses().await? {
-            if !address.kind.is_shared() {
-                addresses.entry(address.app).or_default().push(address.ip);
+            if address.kind.is_shared() {
+                continue;
+            }
+            let of_app = addresses.entry(address.app).or_default();
+            match (address.kind, address.ip) {
+                (AddressKind::PrivateV6, IpAddr::V6(ip)) => of_app.private.push(ip),
+                (_, ip) => of_app.own.push(ip),
             }
         }
         let before = std::mem::replace(&mut self.addresses, addresses);
@@ -189,8 +201,10 @@ impl Feed {
             routed.values().filter_map(|one| one.translated.as_ref()).collect();
         // The newest configuration decides where two disagree.
         translated.sort_by_key(|one| Reverse((&one.version, &one.route.id)));
+        let addresses = self.addresses.get(app);
         let routes = translated.first().map(|newest| AppRoutes {
-            addresses: self.addresses.get(app).cloned().unwrap_or_default(),
+            addresses: addresses.map(|of_app| of_app.own.clone()).unwrap_or_default(),
+            private_addresses: addresses.map(|of_app| of_app.private.clone()).unwrap_or_default(),
             primary_region: newest.primary_region.clone(),
             machines: translated.iter().map(|one| one.route.clone()).collect(),
         });

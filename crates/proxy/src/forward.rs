@@ -151,7 +151,8 @@ impl Exchange {
             let text = "the service at this port has no handler 'http'";
             return Err(Failure::new(ErrorCode::PR01, text).into());
         }
-        if endpoint.port.force_https && !self.connection.is_tls {
+        // There is no HTTPS on a private address to be sent to.
+        if endpoint.port.force_https && !self.connection.is_tls && !self.connection.is_private {
             return Err(self.redirect(host.as_ref(), &parts));
         }
         let asked = upgrade::asked(&mut parts)?;

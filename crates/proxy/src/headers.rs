@@ -10,13 +10,14 @@ use http::{
     },
 };
 
-use crate::{HeaderChange, HttpOptions, select::Preference};
+use crate::{HeaderChange, HttpOptions, PrivateClient, select::Preference};
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
+const SOURCE: HeaderName = HeaderName::from_static("fly-src");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
 const REGION: HeaderName = HeaderName::from_static("fly-region");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -30,8 +31,9 @@ const FORCE_REGION: &str = "fly-force-region";
 const PREFER_INSTANCE: &str = "fly-prefer-instance-id";
 const FORCE_INSTANCE: &str = "fly-force-instance-id";
 
-/// What only a proxy says, of a request that it sent again.
-const FROM_REPLAYS: [&str; 3] = ["fly-replay-src", "fly-replay-failed", "fly-replay-cache-status"];
+/// What only a proxy says: of a machine that asks, and of a request that it sent again.
+const FROM_PROXIES: [&str; 4] =
+    ["fly-src", "fly-replay-src", "fly-replay-failed", "fly-replay-cache-status"];
 
 const VIA_1: HeaderValue = HeaderValue::from_static("1.1 caddis");
 const VIA_2: HeaderValue = HeaderValue::from_static("2 caddis");
@@ -117,16 +119,28 @@ pub(crate) struct Origin {
     /// The client and we, as `x-forwarded-for` lists them.
     hops: HeaderValue,
     port: HeaderValue,
+    /// The machine that asks.
+    source: Option<HeaderValue>,
 }
 
 impl Origin {
-    /// `port` is the external one.
-    pub(crate) fn new(peer: IpAddr, local: IpAddr, port: u16) -> Self {
+    /// `port` is the external one, `client` the machine in whose private network the connection was
+    /// made.
+    pub(crate) fn new(
+        peer: IpAddr,
+        local: IpAddr,
+        port: u16,
+        client: Option<&PrivateClient>,
+    ) -> Self {
+        let source = client.map(|client| {
+            text(&format!("instance={};app={}", client.machine, client.app))
+        });
         let (peer, local) = (peer.to_canonical(), local.to_canonical());
         Self {
             client_ip: text(&peer.to_string()),
             hops: text(&format!("{peer}, {local}")),
             port: HeaderValue::from(port),
+            source,
         }
     }
 
@@ -148,7 +162,7 @@ impl Origin {
 }
 
 /// Fields that are added to a request at most.
-const ADDED: usize = 9;
+const ADDED: usize = 10;
 
 /// Tells the machine where a request came from. What a client says of itself is not believed,
 /// apart from `x-forwarded-port` and the begin of `x-forwarded-for`.
@@ -163,6 +177,9 @@ pub(crate) fn add_origin(
     headers.reserve(ADDED);
     headers.insert(X_FORWARDED_FOR, origin.chain(headers));
     headers.insert(CLIENT_IP, origin.client_ip.clone());
+    if let Some(source) = &origin.source {
+        headers.insert(SOURCE, source.clone());
+    }
     headers.entry(X_FORWARDED_PORT).or_insert_with(|| origin.port.clone());
     headers.insert(FORWARDED_PORT, origin.port.clone());
     headers.insert(REGION, region.clone());
@@ -221,7 +238,7 @@ pub(crate) fn preference(headers: &mut HeaderMap) -> Preference {
         return preference;
     }
     headers.remove(&PREFERRED_UNAVAILABLE);
-    for name in FROM_REPLAYS {
+    for name in FROM_PROXIES {
         headers.remove(name);
     }
     let mut take = |name: &str| {

@@ -33,6 +33,7 @@ mod listeners;
 mod machine;
 mod machines;
 mod pool;
+mod private;
 mod proxy;
 mod replay_body;
 mod request_guard;
@@ -54,6 +55,7 @@ pub use counters::{Activity, AppCounters, ConnectionCounters, Decision, MachineC
 pub use error::{ErrorCode, ProxyError, WakeError};
 pub use listeners::ListenerStatus;
 pub use machines::{AccessRecord, Journal, Machines, Sleep};
+pub use private::{PrivateClient, PrivateNetworks};
 pub use proxy::{Proxy, StartError};
 pub use routes::{
     AppName, AppRoutes, Autostop, Concurrency, ConcurrencyKind, Handlers, HeaderChange,

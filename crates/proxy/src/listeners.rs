@@ -57,7 +57,14 @@ pub(crate) struct Listeners {
     own: Mutex<HashMap<Place, Own>>,
 }
 
-type Place = (Protocol, SocketAddr);
+/// Where an app is listened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Place {
+    protocol: Protocol,
+    address: SocketAddr,
+    /// It is within a private network.
+    is_private: bool,
+}
 
 #[derive(Debug)]
 struct Own {
@@ -91,9 +98,9 @@ impl Listeners {
                 error: Arc::default(),
             };
             // At once, so that a service answers when its routes have been applied.
-            let bound = Bound::new(place).map_err(|error| {
-                note(&one.error, place.1, &error);
-                let text = format!("can't listen on {}: {error}; trying again", place.1);
+            let bound = Bound::new(core, place).map_err(|error| {
+                note(&one.error, place.address, &error);
+                let text = format!("can't listen on {}: {error}; trying again", place.address);
                 core.report(app, &Failure::new(ErrorCode::PP01, text), None);
             });
             let (core, app, bound) = (core.clone(), app.clone(), bound.ok());
@@ -112,10 +119,10 @@ impl Listeners {
     pub(crate) fn status(&self) -> Vec<ListenerStatus> {
         let own = self.own.lock();
         let sorted: BTreeMap<_, _> = own.iter().collect();
-        let status = |((protocol, address), one): (&Place, &Own)| ListenerStatus {
+        let status = |(place, one): (&Place, &Own)| ListenerStatus {
             app: Some(one.app.clone()),
-            protocol: *protocol,
-            address: *address,
+            protocol: place.protocol,
+            address: place.address,
             error: one.error.lock().clone(),
         };
         sorted.into_iter().map(status).collect()
@@ -124,19 +131,36 @@ impl Listeners {
 
 fn wanted(core: &Core, app: &App) -> HashSet<Place> {
     let compiled = app.compiled();
-    let tcp = compiled.endpoints.iter().flat_map(|one| one.port.start..=one.port.end);
-    let tcp = tcp.map(|port| (Protocol::Tcp, port));
+    let endpoints = || compiled.endpoints.iter();
+    let all = endpoints().flat_map(|one| one.port.start..=one.port.end);
+    let all = all.map(|port| (Protocol::Tcp, port));
     let udp = compiled.udp.keys().map(|port| (Protocol::Udp, *port));
-    let ports: Vec<_> = tcp.chain(udp).collect();
+    let without_tls = endpoints().filter(|one| !one.port.handlers.ends_tls());
+    let without_tls = without_tls.flat_map(|one| one.port.start..=one.port.end);
+    let without_tls = without_tls.map(|port| (Protocol::Tcp, port));
+
+    let own: Vec<_> = compiled.addresses.iter().map(|address| (*address, false)).collect();
+    let private = compiled.private_addresses.iter();
+    let private: Vec<_> = private.map(|address| ((*address).into(), true)).collect();
     let most = core.config.max_ports_per_address;
-    if ports.len() > most && !compiled.addresses.is_empty() {
-        tracing::warn!(app = %app.name, ports = ports.len(), most, "not all ports are listened to");
+    let mut wanted = HashSet::new();
+    for (addresses, ports) in [
+        (own, all.chain(udp).collect::<Vec<_>>()),
+        (private, without_tls.collect::<Vec<_>>()),
+    ] {
+        if ports.len() > most && !addresses.is_empty() {
+            let ports = ports.len();
+            tracing::warn!(app = %app.name, ports, most, "not all ports are listened to");
+        }
+        for (address, is_private) in addresses {
+            wanted.extend(ports.iter().take(most).map(|(protocol, port)| Place {
+                protocol: *protocol,
+                address: SocketAddr::new(address, *port),
+                is_private,
+            }));
+        }
     }
-    let of_address = |address| {
-        let listened = ports.iter().take(most);
-        listened.map(move |(protocol, port)| (*protocol, SocketAddr::new(address, *port)))
-    };
-    compiled.addresses.iter().copied().flat_map(of_address).collect()
+    wanted
 }
 
 fn note(kept: &Mutex<Option<String>>, address: SocketAddr, error: &io::Error) {
@@ -151,8 +175,15 @@ enum Bound {
 }
 
 impl Bound {
-    fn new((protocol, address): Place) -> io::Result<Self> {
+    fn new(core: &Core, Place { protocol, address, is_private }: Place) -> io::Result<Self> {
         match protocol {
+            Protocol::Tcp if is_private => {
+                let Some(networks) = &core.config.private_networks else {
+                    return Err(io::Error::other("the proxy is in no private network"));
+                };
+                let listener = networks.open(Box::new(move || open(address, true)))?;
+                TcpListener::from_std(listener).map(Self::Tcp)
+            }
             Protocol::Tcp => bind(address, true).map(Self::Tcp),
             Protocol::Udp => udp::bind(address).map(Self::Udp),
         }
@@ -167,14 +198,14 @@ async fn listen(
     end: &CancellationToken,
     error: &Mutex<Option<String>>,
 ) {
-    let address = place.1;
+    let Place { address, is_private, .. } = place;
     let bound = match bound {
         Some(bound) => bound,
-        None => until_bound(error, || Bound::new(place)).await,
+        None => until_bound(error, || Bound::new(core, place)).await,
     };
     match bound {
         Bound::Tcp(listener) => {
-            let entry = Entry::Own { app: app.name.clone(), port: address.port() };
+            let entry = Entry::Own { app: app.name.clone(), port: address.port(), is_private };
             accept(core, listener, entry).await;
         }
         Bound::Udp(socket) => udp::serve(core, app, socket, address, end).await,
@@ -248,6 +279,10 @@ async fn until_bound<T>(error: &Mutex<Option<String>>, bind: impl Fn() -> io::Re
 
 /// A socket that listens to an address, which may be one of an app's own.
 pub(crate) fn bind(address: SocketAddr, is_of_app: bool) -> io::Result<TcpListener> {
+    TcpListener::from_std(open(address, is_of_app)?)
+}
+
+fn open(address: SocketAddr, is_of_app: bool) -> io::Result<std::net::TcpListener> {
     let socket =
         Socket::new(Domain::for_address(address), Type::STREAM, Some(socket2::Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -261,7 +296,7 @@ pub(crate) fn bind(address: SocketAddr, is_of_app: bool) -> io::Result<TcpListen
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Accepts connections until dropped, or the proxy stops.

@@ -1,6 +1,10 @@
 //! What the proxy is told about an app: its addresses, its machines and their services.
 
-use std::{net::IpAddr, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use caddis_api::{MachineId, WorkerId};
 use http::{HeaderName, HeaderValue};
@@ -14,6 +18,8 @@ pub type AppName = Arc<str>;
 pub struct AppRoutes {
     /// Addresses of the app's own, on which any of its ports is served.
     pub addresses: Vec<IpAddr>,
+    /// Addresses within private networks, on which its TCP ports without TLS are served.
+    pub private_addresses: Vec<Ipv6Addr>,
     /// Where `min_machines_running` counts. None: everywhere.
     pub primary_region: Option<String>,
     /// The machines. Where two disagree about the options of a port, the first one decides: list
@@ -158,6 +164,13 @@ pub struct Handlers {
     pub pg_tls: bool,
     /// Connections to the machine begin with a PROXY header.
     pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+impl Handlers {
+    /// Whether TLS ends at the proxy, so that it needs a certificate.
+    pub(crate) fn ends_tls(self) -> bool {
+        self.tls || self.pg_tls
+    }
 }
 
 /// Versions of the PROXY header.

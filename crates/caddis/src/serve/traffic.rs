@@ -16,8 +16,8 @@ use caddis_bus::WorkerClient;
 use caddis_catalog::Catalog;
 use caddis_gateway::TrafficInfo;
 use caddis_proxy::{
-    AppLog, AppLogWriter, Config, ErrorCode, ListenerStatus, MachineCounters, Placeholder, Proxy,
-    Workers, feed,
+    AppLog, AppLogWriter, Config, ErrorCode, ListenerStatus, MachineCounters, Placeholder,
+    PrivateNetworks, Proxy, Workers, feed,
 };
 use caddis_view::View;
 use tokio::task::JoinHandle;
@@ -42,13 +42,19 @@ pub struct Traffic {
 
 impl Traffic {
     /// Listens. Nothing is routed yet.
-    pub fn listen(settings: &TrafficSettings, region: &str, client: WorkerClient) -> Result<Self> {
+    pub fn listen(
+        settings: &TrafficSettings,
+        region: &str,
+        client: WorkerClient,
+        private_networks: Arc<dyn PrivateNetworks>,
+    ) -> Result<Self> {
         let shared = [settings.http_listen, settings.https_listen];
         let defaults = shared.into_iter().zip(settings.are_defaults).filter(|(_, is)| *is);
         let mut config = Config {
             http: Some(settings.http_listen),
             https: Some(settings.https_listen),
             may_be_taken: defaults.map(|(address, _)| address).collect(),
+            private_networks: Some(private_networks),
             domain: settings.domain.clone(),
             region: region.to_owned(),
             version: crate::VERSION.to_owned(),

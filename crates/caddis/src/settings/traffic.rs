@@ -74,7 +74,6 @@ impl TrafficSettings {
             }),
             public_addresses: self.public_addresses.clone(),
             reserved: vec![api.ip()],
-            private_addresses: false,
             info: None,
         }
     }

@@ -255,7 +255,7 @@ fn is_special(prefix: &IpNet, ip: IpAddr) -> bool {
 }
 
 /// Where the addresses of services are within a network, a /48: its `0:1::/80`, as the reference
-/// has it. A machine's random /112 is there in one case of 2^32.
+/// has it. No machine's address is there.
 fn private_prefix(network: &str) -> Option<IpNet> {
     let network: Ipv6Net = network.parse().ok()?;
     let first = Ipv6Addr::from_bits(network.network().to_bits() | 1 << 48);

@@ -41,10 +41,11 @@ fn random_prefix() -> String {
     format!("{}/48", Ipv6Addr::new(0xfdaa, high, low, 0, 0, 0, 0, 0))
 }
 
-/// An address in a network: a random /112, host part 2.
+/// An address in a network: a random /112, host part 2. The first 2^33 are left out: the name server
+/// of peers and the addresses of services are there in the reference.
 pub(super) fn random_address(prefix: &str) -> Ipv6Addr {
     let network = prefix.split('/').next().and_then(|text| text.parse::<Ipv6Addr>().ok());
     let network = network.unwrap_or(Ipv6Addr::UNSPECIFIED).to_bits() >> 80 << 80;
-    let subnet = u128::from(rand::rng().random::<u64>());
+    let subnet = u128::from(rand::rng().random_range(1 << 33..=u64::MAX));
     Ipv6Addr::from_bits(network | subnet << 16 | 2)
 }

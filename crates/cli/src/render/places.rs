@@ -20,11 +20,14 @@ pub fn of_browsers<'a>(app: &App, services: impl IntoIterator<Item = &'a Service
     urls.into_iter().filter(|(has, _)| *has).map(|(_, url)| url.clone()).collect()
 }
 
-/// All of them: URLs on the listeners that all apps share, and other ports on the app's own
-/// addresses.
+/// All of them: URLs on the listeners that all apps share, other ports on the app's own addresses,
+/// and what machines reach at its name within private networks.
 pub fn all(app: &App, services: &[Service], addresses: &[IpAssignment]) -> Vec<String> {
     let mut places = of_browsers(app, services);
-    let is_own = |address: &&IpAssignment| !address.shared && !address.egress;
+    let is_private = |address: &&IpAssignment| address.network.is_some();
+    let is_own = |address: &&IpAssignment| {
+        !address.shared && !address.egress && !is_private(address)
+    };
     for address in addresses.iter().filter(is_own) {
         for service in services {
             let is_udp = service.protocol() == Protocol::Udp;
@@ -33,6 +36,14 @@ pub fn all(app: &App, services: &[Service], addresses: &[IpAssignment]) -> Vec<S
             let own = ports.filter_map(|port| own(&address.ip, port));
             places.extend(own.map(|place| place + suffix));
         }
+    }
+    if addresses.iter().any(|address| is_private(&address)) {
+        let name = format!("{}.flycast", app.name);
+        let of_tcp = services.iter().filter(|service| service.protocol() == Protocol::Tcp);
+        let ports = of_tcp.flat_map(|service| service.ports.iter().flatten());
+        let without_tls =
+            ports.filter(|port| !port.has(PortHandler::Tls) && !port.has(PortHandler::PgTls));
+        places.extend(without_tls.filter_map(|port| own(&name, port)));
     }
     places
 }

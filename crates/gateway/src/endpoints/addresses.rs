@@ -75,7 +75,8 @@ pub(crate) async fn list(
 ///
 /// A `v4` or `v6` is the lowest that is free among the server's `--public-addresses`, and of the
 /// app alone: its services answer there on any port. A `shared_v4` is the address that all apps
-/// share; an app has it once.
+/// share; an app has it once. At a `private_v6` the machines of one network reach the TCP services
+/// of the app, but for those with `tls`; in their DNS it is `APP.flycast`.
 #[utoipa::path(
     post,
     path = "/v1/apps/{app_name}/ip_assignments",
@@ -157,10 +158,6 @@ async fn wanted(
                 )
             })
         }
-        IpAssignmentType::PrivateV6 if !traffic.private_addresses => Err(ApiError::precondition(
-            "private addresses of apps are not available yet: machines of a network reach each \
-             other at their own private addresses",
-        )),
         IpAssignmentType::PrivateV6 => {
             let organization = match &request.org_slug {
                 Some(slug) => Some(caller.organization(context, slug).await?.slug),

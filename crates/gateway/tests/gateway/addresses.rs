@@ -99,7 +99,7 @@ async fn what_can_not_be_assigned_is_refused_with_the_reason() {
         (json!({ "type": "v5" }), 400, "invalid type"),
         (json!({ "type": "egress_pair" }), 400, "egress addresses are not available yet"),
         (json!({ "type": "v6" }), 412, "no IPv6 addresses for apps"),
-        (json!({ "type": "private_v6" }), 412, "not available yet"),
+        (json!({ "type": "private_v6", "ip": "fdaa:1:2:0:1::9" }), 400, "only a v4 or v6"),
         (json!({ "type": "v4", "region": "x" }), 400, "unknown region 'x'"),
         (json!({ "type": "v4", "service_name": "a/b" }), 400, "invalid service_name"),
         (json!({ "type": "v4", "ip": "x" }), 400, "invalid ip, 'x' is not an IP address"),
@@ -132,10 +132,8 @@ async fn of_two_that_want_the_last_address_one_gets_it() {
 }
 
 #[tokio::test]
-async fn private_addresses_are_assigned_where_they_answer() {
-    let traffic = TrafficSettings { private_addresses: true, ..TrafficSettings::default() };
-    let fixture = Fixture::with(Settings { traffic, ..Settings::default() }, |_| {}).await;
-    fixture.app("a").await;
+async fn private_addresses_are_of_the_network_that_is_named() {
+    let fixture = with_addresses(&[]).await;
     let app = fixture.call("GET /v1/apps/a").await.ok();
     let prefix = app["network_cidr"].as_str().unwrap().trim_end_matches("::/48").to_owned();
     let given = assign(&fixture, json!({ "type": "private_v6" })).await.ok();

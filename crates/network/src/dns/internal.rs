@@ -1,4 +1,5 @@
-//! Answers for the names that only this server knows: those of machines, below `internal.`.
+//! Answers for the names that only this server knows: those of machines, below `internal.`, and of
+//! services in private networks, below `flycast.`.
 //!
 //! A query of one of them is never asked of others. Names that don't exist, and types that a name
 //! does not have, are answered with the SOA record of the zone (RFC 2308).
@@ -24,7 +25,7 @@ const TTL: u32 = 5;
 const NEGATIVE_TTL: u32 = 1;
 /// The zone of machines.
 const INTERNAL: &str = "internal";
-/// The zone of private addresses of the proxy, which has none.
+/// The zone of services in private networks.
 const FLYCAST: &str = "flycast";
 /// Largest answer over UDP, bytes: fits into one packet on each link that IPv6 allows.
 const LARGEST_UDP: u16 = 1232;
@@ -147,7 +148,10 @@ fn look_up(names: Option<&dyn Names>, source: Ipv6Addr, name: &Name) -> Option<F
         return Some(Found::Empty);
     }
     let labels: Vec<_> = labels.iter().map(String::as_str).collect();
-    Some(names.filter(|_| zone == INTERNAL)?.look_up(source, &labels))
+    Some(match zone.as_str() {
+        INTERNAL => names?.look_up(source, &labels),
+        _ => names?.look_up_services(source, &labels),
+    })
 }
 
 /// What says how long it may be kept that something is not there.

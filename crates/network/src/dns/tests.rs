@@ -19,6 +19,18 @@ impl Names for Given {
         let labels: Vec<_> = labels.iter().copied().filter(|label| label.len() < 63).collect();
         self.0.get(labels.join(".").as_str()).cloned().unwrap_or(Found::Nothing)
     }
+
+    fn look_up_services(&self, source: Ipv6Addr, labels: &[&str]) -> Found {
+        assert_eq!(source, Ipv6Addr::LOCALHOST);
+        match labels {
+            ["web"] => Found::Addresses(services()),
+            _ => Found::Nothing,
+        }
+    }
+}
+
+fn services() -> Vec<Ipv6Addr> {
+    vec!["fdaa:1:2:0:1::1".parse().unwrap()]
 }
 
 fn addresses(count: u16) -> Vec<Ipv6Addr> {
@@ -104,6 +116,11 @@ async fn records_are_answered_with_their_ttl_whatever_the_case_of_the_name() {
             assert!(answer.authorities.is_empty());
         }
     }
+    for name in ["web.flycast.", "Web.FLYCAST."] {
+        let answer = udp(&query(name, RecordType::AAAA)).await;
+        assert_eq!((aaaa(&answer), answer.answers[0].ttl), (services(), 5));
+        assert!(answer.metadata.authoritative);
+    }
     let answer = udp(&query("vms.web.internal.", RecordType::TXT)).await;
     assert_eq!((text(&answer), answer.answers[0].ttl), ("a ams,b ams".to_owned(), 5));
 }
@@ -120,8 +137,10 @@ async fn what_is_not_there_is_denied_with_the_zone_for_one_second() {
         ("internal.", RecordType::AAAA, no_error),
         ("other.internal.", RecordType::AAAA, no_name),
         ("*.internal.", RecordType::SOA, no_name),
-        ("web.flycast.", RecordType::AAAA, no_name),
-        ("web.FLYCAST.", RecordType::AAAA, no_name),
+        ("web.flycast.", RecordType::A, no_error),
+        ("flycast.", RecordType::AAAA, no_error),
+        ("many.flycast.", RecordType::AAAA, no_name),
+        ("vms.web.FLYCAST.", RecordType::TXT, no_name),
     ] {
         let answer = udp(&query(name, kind)).await;
         assert_eq!(answer.metadata.response_code, code, "{name} {kind}");
@@ -153,9 +172,10 @@ async fn names_that_are_not_known_yet_and_dead_upstreams_are_a_failure() {
 #[tokio::test]
 async fn without_names_none_exists_and_none_is_asked_of_others() {
     let server = Server::new(None, vec!["127.250.250.250".parse().unwrap()]);
-    let answer =
-        answer_of(&server, &query("web.internal.", RecordType::AAAA), Transport::Udp).await;
-    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    for name in ["web.internal.", "web.flycast."] {
+        let answer = answer_of(&server, &query(name, RecordType::AAAA), Transport::Udp).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    }
 }
 
 #[tokio::test]

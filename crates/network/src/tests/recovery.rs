@@ -19,7 +19,7 @@ fn all(network: &Network) -> String {
 }
 
 impl Network {
-    fn run_inside(&self, command: &str) -> String {
+    pub(super) fn run_inside(&self, command: &str) -> String {
         let command = command.to_owned();
         self.namespace.run(move || run(&command)).unwrap()
     }

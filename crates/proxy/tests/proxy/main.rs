@@ -5,6 +5,7 @@
 mod http;
 mod lifecycle;
 mod limits;
+mod private;
 mod replay;
 mod sleeping;
 mod smuggling;
