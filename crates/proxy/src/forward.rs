@@ -18,6 +18,7 @@ use http::{
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+pub(crate) use self::answer::StreamBody;
 use self::answer::{AnswerBody, Passing};
 use crate::{
     AccessRecord, ConcurrencyKind, ErrorCode,
@@ -234,6 +235,7 @@ impl Exchange {
             let passing = Passing {
                 core: core.clone(),
                 app: app.clone(),
+                connection: self.connection.clone(),
                 request_id: self.request_id.clone(),
                 permit: taken.permit,
                 upstream: Some(upstream),
@@ -242,7 +244,7 @@ impl Exchange {
             };
             return match asked {
                 Some(asked) => asked.answer(self.version, response, passing),
-                None => plain(response, passing),
+                None => plain(self.version, response, passing),
             };
         }
     }
@@ -474,7 +476,12 @@ fn broken(candidate: &Candidate, error: &hyper::Error) -> Failure {
     Failure::of(id, ErrorCode::PU02, text)
 }
 
-fn plain(response: Response<Incoming>, passing: Passing) -> Result<Response<AnswerBody>, Refusal> {
+/// An answer that is passed on to a client of this version.
+fn plain(
+    version: Version,
+    response: Response<Incoming>,
+    passing: Passing,
+) -> Result<Response<AnswerBody>, Refusal> {
     let (mut parts, body) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         let id = &passing.permit.machine.id;
@@ -485,5 +492,5 @@ fn plain(response: Response<Incoming>, passing: Passing) -> Result<Response<Answ
     parts.extensions.clear();
     // The client's version is its own.
     parts.version = Version::default();
-    Ok(Response::from_parts(parts, AnswerBody::machine(body, passing)))
+    Ok(Response::from_parts(parts, AnswerBody::machine(version, body, passing)))
 }

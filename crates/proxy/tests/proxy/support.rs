@@ -438,6 +438,17 @@ pub async fn read_answer(stream: &mut TcpStream) -> Answer {
     Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
 }
 
+/// Whether a body over HTTP/2 ends, with nothing more than an empty frame.
+pub async fn ends(body: &mut h2::RecvStream) -> bool {
+    loop {
+        match in_time("the end", body.data()).await {
+            None => return true,
+            Some(Ok(data)) if data.is_empty() => {}
+            Some(_) => return false,
+        }
+    }
+}
+
 /// An upstream that answers when told to.
 pub async fn gated() -> (Upstream, watch::Sender<bool>) {
     let (open, gate) = watch::channel(false);
