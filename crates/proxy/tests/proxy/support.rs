@@ -369,7 +369,7 @@ pub async fn read_head(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     loop {
         if let Some(end) = find(&bytes, b"\r\n\r\n") {
             let rest = bytes.split_off(end + 4);
-            return Some((String::from_utf8(bytes).unwrap().to_ascii_lowercase(), rest));
+            return Some((String::from_utf8_lossy(&bytes).to_ascii_lowercase(), rest));
         }
         match stream.read(&mut piece).await {
             Ok(length @ 1..) => bytes.extend_from_slice(&piece[..length]),
