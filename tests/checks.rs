@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use caddis_testkit::{DEADLINE, Host, Machine};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    process::{Child, ChildStderr},
+    time::Instant,
+};
 
-use crate::stand::Stand;
+use crate::stand::{APP, Stand};
 
 /// Serves a directory from when `go` is there until `end` is, and goes on without.
 const PROGRAM: &str = "echo ready; until [ -e /tmp/go ]; do sleep 1; done; mkdir -p /tmp/www; \
@@ -75,5 +79,84 @@ async fn a_program_that_listens_late_is_healthy_then_and_restarted_when_it_fails
     let told = restart.unwrap_or_default()["details"]["message"].to_string();
     ensure!(told.contains("health check alive failed 2 times in a row"), "{told}");
     until(&machine, web, "critical", "connection refused").await?;
+    Ok(())
+}
+
+/// A command line that waits for the checks of a machine.
+struct Waiting {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    told: String,
+}
+
+impl Waiting {
+    /// Begins it, and ends when it has told that it waits.
+    async fn begin(stand: &Stand<'_>, arguments: &[&str]) -> Result<Self> {
+        let mut child = stand.server.begin_cli(arguments)?;
+        let stderr = BufReader::new(child.stderr.take().context("its errors are piped")?);
+        let mut waiting = Self { child, stderr, told: String::new() };
+        let read = async {
+            while !waiting.told.contains("to become healthy (started, 0/1)") {
+                let length = waiting.stderr.read_line(&mut waiting.told).await?;
+                ensure!(length > 0, "it has not waited: {}", waiting.told);
+            }
+            Ok(())
+        };
+        tokio::time::timeout(DEADLINE, read).await.context("it tells nothing of checks")??;
+        Ok(waiting)
+    }
+
+    /// Whether it has not ended yet.
+    fn waits(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// What it has printed when it has ended well.
+    async fn end(mut self) -> Result<String> {
+        let (mut stdout, mut told) = (String::new(), self.told);
+        let mut output = self.child.stdout.take().context("its output is piped")?;
+        let read = async {
+            tokio::try_join!(
+                output.read_to_string(&mut stdout),
+                self.stderr.read_to_string(&mut told),
+            )?;
+            self.child.wait().await
+        };
+        let status = tokio::time::timeout(DEADLINE, read).await.context("it does not end")??;
+        ensure!(status.success(), "{status}: {stdout}{told}");
+        Ok(stdout)
+    }
+}
+
+#[tokio::test]
+async fn cloning_and_updating_a_machine_wait_for_its_checks_to_pass() -> Result<()> {
+    let host = Host::new().await?;
+    let stand = Stand::new(&host).await?;
+    let check = json!({ "type": "tcp", "port": 8080, "interval": "1s", "grace_period": "0s" });
+    let source = stand.script(PROGRAM, json!({ "checks": { "web": check } })).await?;
+    source.logged("ready").await?;
+
+    let clone = ["machine", "clone", source.id(), "--name", "copy", "-a", APP];
+    let mut cloning = Waiting::begin(&stand, &clone).await?;
+    let list = stand.server.api().get(&format!("/v1/apps/{APP}/machines")).await?.ok()?;
+    let copy = list.as_array().into_iter().flatten().find(|machine| machine["name"] == "copy");
+    let id = copy.and_then(|copy| copy["id"].as_str()).context("the clone's id")?;
+    let copy = stand.server.machine(APP, id);
+    until(&copy, "web", "critical", "connection refused").await?;
+    ensure!(cloning.waits()?, "its check fails");
+    copy.shell("touch /tmp/go").await?;
+    let output = cloning.end().await?;
+    ensure!(output.contains("Machine has been successfully cloned!"), "{output}");
+    until(&copy, "web", "passing", "Success").await?;
+
+    let update = ["machine", "update", id, "-e", "COLOUR=blue", "--yes", "-a", APP];
+    copy.shell("rm /tmp/go").await?;
+    let mut updating = Waiting::begin(&stand, &update).await?;
+    until(&copy, "web", "critical", "connection refused").await?;
+    ensure!(updating.waits()?, "its check fails");
+    copy.shell("touch /tmp/go").await?;
+    let output = updating.end().await?;
+    ensure!(output.contains(&format!("Machine {id} updated successfully!")), "{output}");
+    until(&copy, "web", "passing", "Success").await?;
     Ok(())
 }

@@ -38,6 +38,23 @@ impl Default for HandshakeLimit {
     }
 }
 
+/// The least that a client has to take of its responses while more is there for it: whoever takes
+/// less is cut off, as the machine would be kept awake. Time in which it is the machine that has
+/// nothing to say does not count. Not for WebSockets, other upgrades and connections without HTTP.
+#[derive(Debug, Clone)]
+pub struct DownloadLimit {
+    /// How long the client may take over so many bytes.
+    pub window: Duration,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Default for DownloadLimit {
+    fn default() -> Self {
+        Self { window: Duration::from_secs(300), bytes: 300 << 10 }
+    }
+}
+
 /// Settings of a proxy. All durations of waiting bound what a client can hold here.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -82,6 +99,8 @@ pub struct Config {
     pub pool_idle: Duration,
     /// How long a client may take to send a request's head, or stay without a request.
     pub headers_read_timeout: Duration,
+    /// How slowly a client may take its responses.
+    pub download_limit: DownloadLimit,
     /// Time for a TLS handshake.
     pub handshake_timeout: Duration,
     /// How often TLS handshakes may begin.
@@ -131,6 +150,7 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(5),
             pool_idle: Duration::from_secs(4),
             headers_read_timeout: Duration::from_secs(60),
+            download_limit: DownloadLimit::default(),
             handshake_timeout: Duration::from_secs(10),
             handshake_limit: HandshakeLimit::default(),
             replay_memory: 1 << 20,

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
@@ -24,14 +25,15 @@ use tokio::{
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::{
-    AppName, ErrorCode, HttpOptions, PortRoute,
+    AppName, DownloadLimit, ErrorCode, HttpOptions, PortRoute,
     app::App,
     connections::Admitted,
     core::Core,
     error::Failure,
-    forward,
+    forward::{self, StreamBody},
     headers::Origin,
     request_guard::Guarded,
+    slow_client,
     socket::{ClientSocket, Monitor},
     tcp,
 };
@@ -78,6 +80,10 @@ pub(crate) struct Connection {
     pub drain: Notify,
     /// Whether a request has come.
     had_request: AtomicBool,
+    /// Responses over HTTP/2, each with a client's window of its own.
+    streams: Mutex<Vec<Weak<StreamBody>>>,
+    /// Whether the client takes too little of what it is sent.
+    is_slow: AtomicBool,
     monitor: Arc<Monitor>,
 }
 
@@ -95,6 +101,38 @@ impl Connection {
         } else {
             std::future::pending().await
         }
+    }
+
+    /// Watches how the client takes a response, until [`Connection::unwatch`].
+    pub(crate) fn watch(&self, stream: &Arc<StreamBody>) {
+        self.streams.lock().push(Arc::downgrade(stream));
+    }
+
+    pub(crate) fn unwatch(&self, stream: &StreamBody) {
+        self.streams.lock().retain(|one| !std::ptr::eq(one.as_ptr(), stream));
+    }
+
+    /// Whether there is something that the client may take too slowly.
+    pub(crate) fn may_be_slow(&self) -> bool {
+        self.blocked().is_some() || !self.streams.lock().is_empty()
+    }
+
+    /// Bytes sent so far, if more waits for the client to take some of them.
+    pub(crate) fn blocked(&self) -> Option<u64> {
+        self.monitor.blocked()
+    }
+
+    /// Cuts responses that the client takes too slowly, though the connection could take more.
+    pub(crate) fn cut_slow_streams(&self, limit: &DownloadLimit) {
+        let streams: Vec<_> = self.streams.lock().iter().filter_map(Weak::upgrade).collect();
+        for stream in streams {
+            stream.cut_if_slow(limit);
+        }
+    }
+
+    /// Whether it was cut because the client took too little of what it was sent.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.is_slow.load(Ordering::Relaxed)
     }
 }
 
@@ -128,6 +166,8 @@ pub(crate) async fn attend(
         app: app.clone(),
         drain: Notify::new(),
         had_request: AtomicBool::new(false),
+        streams: Mutex::default(),
+        is_slow: AtomicBool::new(false),
         monitor: socket.monitor(),
     };
     let Some(name) = app else {
@@ -289,6 +329,7 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let mut may_be_silent = true;
     // Nothing is read while a machine owes a response, or takes its time over one.
     let mut broken = pin!(connection.monitor.broken());
+    let mut slow = pin!(slow_client::found(&connection, &core.config.download_limit));
     let mut is_closing = false;
     loop {
         tokio::select! {
@@ -303,6 +344,7 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             () = core.stopping.cancelled(), if !is_closing => {}
             () = idle.as_mut() => return,
             () = broken.as_mut() => return,
+            () = slow.as_mut() => return connection.is_slow.store(true, Ordering::Relaxed),
             () = silent.as_mut(), if may_be_silent => {
                 if !connection.had_request.load(Ordering::Relaxed) {
                     return;

@@ -7,18 +7,23 @@
 //! ```
 
 mod answer;
+mod head;
 mod upgrade;
 
-use std::{convert::Infallible, mem, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
+    HeaderValue, Method, Request, Response, StatusCode, Version, header, request,
     uri::{Authority, PathAndQuery},
 };
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use self::answer::{AnswerBody, Passing};
+pub(crate) use self::answer::StreamBody;
+use self::{
+    answer::{AnswerBody, Passing},
+    head::{Head, NO_HOST},
+};
 use crate::{
     AccessRecord, ConcurrencyKind, ErrorCode,
     app::{App, Candidate, Endpoint},
@@ -61,13 +66,6 @@ struct Exchange {
     app: Option<Arc<App>>,
     endpoint: Option<Arc<Endpoint>>,
     machine: Option<caddis_api::MachineId>,
-}
-
-/// A request's head, to be sent as often as needed.
-struct Head {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
 }
 
 /// Answers a request of a client.
@@ -139,7 +137,7 @@ fn request_id(region: &str) -> HeaderValue {
 impl Exchange {
     async fn run(&mut self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Refusal> {
         let (mut parts, body) = request.into_parts();
-        let host = host(&parts)?;
+        let host = head::host(&parts)?;
         let app = self.find(host.as_ref())?;
         self.app = Some(app.clone());
         let Some(endpoint) = app.endpoint(self.connection.port) else {
@@ -172,7 +170,7 @@ impl Exchange {
             asked.add_to(&mut parts.headers);
         }
         let uses_h2 = endpoint.port.http.h2_backend && asked.is_none();
-        let mut head = head(parts, host, uses_h2)?;
+        let mut head = Head::new(parts, host, uses_h2)?;
         let config = &self.core.config;
         let source = Source::new(body, config.replay_memory, config.replay_disk);
         let core = self.core.clone();
@@ -217,7 +215,9 @@ impl Exchange {
                     }
                     let error = error.into_error();
                     if source.is_broken() {
-                        return Err(Refusal::Left);
+                        // By a client that has left, nobody reads it.
+                        let text = "the request's body is invalid or incomplete";
+                        return Err(Refusal::Bad(StatusCode::BAD_REQUEST, text));
                     }
                     // Nothing of a response came, and it would not be done twice.
                     let is_harmless = (head.method.is_idempotent() && source.can_repeat())
@@ -235,6 +235,7 @@ impl Exchange {
             let passing = Passing {
                 core: core.clone(),
                 app: app.clone(),
+                connection: self.connection.clone(),
                 request_id: self.request_id.clone(),
                 permit: taken.permit,
                 upstream: Some(upstream),
@@ -243,7 +244,7 @@ impl Exchange {
             };
             return match asked {
                 Some(asked) => asked.answer(self.version, response, passing),
-                None => plain(response, passing),
+                None => plain(self.version, response, passing),
             };
         }
     }
@@ -254,16 +255,14 @@ impl Exchange {
         let app = match (&self.connection.app, host) {
             (Some(name), _) => table.get(name),
             (None, Some(host)) => table.by_host(host.as_str(), &self.core.config.domain),
-            (None, None) => {
-                return Err(Refusal::Bad(StatusCode::BAD_REQUEST, "the request names no host"));
-            }
+            (None, None) => return Err(Refusal::Bad(StatusCode::BAD_REQUEST, NO_HOST)),
         };
         app.ok_or(Refusal::Bad(StatusCode::NOT_FOUND, "PR02: there is no app of this name"))
     }
 
     fn redirect(&self, host: Option<&Authority>, parts: &request::Parts) -> Refusal {
         let Some(host) = host else {
-            return Refusal::Bad(StatusCode::BAD_REQUEST, "the request names no host");
+            return Refusal::Bad(StatusCode::BAD_REQUEST, NO_HOST);
         };
         let name = table::host_name(host.as_str());
         // On the shared listener another port may stand for 443.
@@ -398,69 +397,6 @@ impl Exchange {
     }
 }
 
-/// The host that a request is for.
-fn host(parts: &request::Parts) -> Result<Option<Authority>, Refusal> {
-    const INVALID: Refusal = Refusal::Bad(StatusCode::BAD_REQUEST, "the request's host is invalid");
-    if let Some(authority) = parts.uri.authority() {
-        return Ok(Some(authority.clone()));
-    }
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let Some(host) = hosts.next() else { return Ok(None) };
-    if hosts.next().is_some() {
-        return Err(INVALID);
-    }
-    let authority = Authority::try_from(host.as_bytes()).map_err(|_| INVALID)?;
-    if authority.as_str().contains('@') {
-        return Err(INVALID);
-    }
-    Ok(Some(authority))
-}
-
-fn head(parts: request::Parts, host: Option<Authority>, uses_h2: bool) -> Result<Head, Refusal> {
-    let request::Parts { method, uri, mut headers, .. } = parts;
-    if method == Method::CONNECT {
-        let text = "CONNECT is not supported";
-        return Err(Refusal::Bad(StatusCode::METHOD_NOT_ALLOWED, text));
-    }
-    // As most requests come: a path alone, and the host as it is in its field.
-    if !uses_h2 && uri.authority().is_none() && uri.path_and_query().is_some() {
-        return Ok(Head { method, uri, headers });
-    }
-    let path = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    let mut target = http::uri::Parts::default();
-    target.path_and_query = Some(path);
-    if uses_h2 {
-        headers.remove(header::HOST);
-        target.scheme = Some(http::uri::Scheme::HTTP);
-        target.authority = Some(host.unwrap_or(Authority::from_static("localhost")));
-    } else if let Some(host) = host
-        && let Ok(value) = HeaderValue::from_str(host.as_str())
-    {
-        headers.insert(header::HOST, value);
-    }
-    match Uri::from_parts(target) {
-        Ok(uri) => Ok(Head { method, uri, headers }),
-        Err(_) => Err(Refusal::Bad(StatusCode::BAD_REQUEST, "the request's path is invalid")),
-    }
-}
-
-impl Head {
-    /// The request for one attempt. The head is kept if there may be another.
-    fn request(
-        &mut self,
-        may_repeat: bool,
-        source: &Source,
-    ) -> Request<crate::replay_body::ReplayBody> {
-        let headers = if may_repeat { self.headers.clone() } else { mem::take(&mut self.headers) };
-        let body = source.attempt(may_repeat && self.method.is_idempotent());
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = headers;
-        request
-    }
-}
-
 /// The connection was closed before anything of a request was written.
 fn unsent_to(candidate: &Candidate) -> Failure {
     let id = &candidate.machine.id;
@@ -475,7 +411,12 @@ fn broken(candidate: &Candidate, error: &hyper::Error) -> Failure {
     Failure::of(id, ErrorCode::PU02, text)
 }
 
-fn plain(response: Response<Incoming>, passing: Passing) -> Result<Response<AnswerBody>, Refusal> {
+/// An answer that is passed on to a client of this version.
+fn plain(
+    version: Version,
+    response: Response<Incoming>,
+    passing: Passing,
+) -> Result<Response<AnswerBody>, Refusal> {
     let (mut parts, body) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         let id = &passing.permit.machine.id;
@@ -486,5 +427,5 @@ fn plain(response: Response<Incoming>, passing: Passing) -> Result<Response<Answ
     parts.extensions.clear();
     // The client's version is its own.
     parts.version = Version::default();
-    Ok(Response::from_parts(parts, AnswerBody::machine(body, passing)))
+    Ok(Response::from_parts(parts, AnswerBody::machine(version, body, passing)))
 }

@@ -22,6 +22,11 @@ const PIECE: u64 = 64 << 10;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// The body of an attempt that is over. Its source is what a machine with HTTP/2 is told.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody waits for the response any more")]
+struct Abandoned(#[source] h2::Error);
+
 /// The body that the client sends, and what was kept of it.
 #[derive(Debug)]
 pub(crate) struct Source(Arc<Mutex<Inner>>);
@@ -231,7 +236,7 @@ impl Body for ReplayBody {
         let mut inner = shared.lock();
         let inner = &mut *inner;
         if inner.attempt != this.attempt {
-            return Poll::Ready(Some(Err("another attempt was begun".into())));
+            return Poll::Ready(Some(Err(Box::new(Abandoned(h2::Reason::CANCEL.into())))));
         }
         match this.next_kept(inner) {
             Ok(Some(data)) => {

@@ -51,6 +51,10 @@ pub(crate) struct Monitor {
     last: AtomicU64,
     /// Whether somebody asks for how long it has been idle: else the clock is not read.
     is_timed: AtomicBool,
+    /// Bytes written so far.
+    written: AtomicU64,
+    /// Whether no more can be written until the client has taken some of it.
+    is_blocked: AtomicBool,
     /// For as long as the socket is open.
     _admitted: Admitted,
 }
@@ -62,8 +66,21 @@ impl Monitor {
         }
     }
 
+    /// There is one at a time who writes.
+    fn wrote(&self, bytes: usize) {
+        let written = self.written.load(Ordering::Relaxed) + bytes as u64;
+        self.written.store(written, Ordering::Relaxed);
+        self.is_blocked.store(false, Ordering::Relaxed);
+    }
+
     fn note(&self) {
         self.last.store(self.clock.now(), Ordering::Relaxed);
+    }
+
+    /// Bytes written so far, if more waits for the client to take some of them.
+    pub(crate) fn blocked(&self) -> Option<u64> {
+        let is_blocked = self.is_blocked.load(Ordering::Relaxed);
+        is_blocked.then(|| self.written.load(Ordering::Relaxed))
     }
 
     /// Ends when the client has closed its side, or the connection broke.
@@ -112,7 +129,9 @@ impl ClientSocket {
         let (reader, stream) = stream.into_split();
         let last = AtomicU64::new(clock.now());
         let is_timed = AtomicBool::new(false);
-        let monitor = Monitor { stream, clock, last, is_timed, _admitted: admitted };
+        let (written, is_blocked) = (AtomicU64::new(0), AtomicBool::new(false));
+        let monitor =
+            Monitor { stream, clock, last, is_timed, written, is_blocked, _admitted: admitted };
         Self { reader, monitor: Arc::new(monitor) }
     }
 
@@ -142,10 +161,15 @@ impl ClientSocket {
     ) -> Poll<io::Result<usize>> {
         let stream: &TcpStream = self.monitor.stream.as_ref();
         loop {
-            ready!(stream.poll_write_ready(context))?;
+            let Poll::Ready(ready) = stream.poll_write_ready(context) else {
+                self.monitor.is_blocked.store(true, Ordering::Relaxed);
+                return Poll::Pending;
+            };
+            ready?;
             match write(stream) {
                 Ok(written) => {
                     self.monitor.touch();
+                    self.monitor.wrote(written);
                     return Poll::Ready(Ok(written));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

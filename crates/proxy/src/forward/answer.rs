@@ -7,20 +7,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderValue, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use parking_lot::Mutex;
 
 use crate::{
-    ErrorCode,
+    DownloadLimit, ErrorCode,
     admission::Permit,
     app::App,
+    connection::Connection,
     core::Core,
     counters,
     error::Failure,
     machine::Serves,
     pool::{Pool, Upstream},
     replay_body::{BoxError, Source},
+    slow_client::Pace,
 };
 
 /// What is held while a response goes by. Dropped, it gives back the place at the machine, and the
@@ -28,6 +31,7 @@ use crate::{
 pub(crate) struct Passing {
     pub core: Arc<Core>,
     pub app: Arc<App>,
+    pub connection: Arc<Connection>,
     pub request_id: HeaderValue,
     pub permit: Permit,
     pub upstream: Option<Upstream>,
@@ -47,7 +51,18 @@ impl Passing {
     fn broke(&self, error: &hyper::Error) {
         let id = &self.permit.machine.id;
         let text = format!("the response of machine {id} ended too early: {error}");
-        let failure = Failure::of(id, ErrorCode::PC03, text);
+        self.report(ErrorCode::PC03, text);
+    }
+
+    /// The client was cut off.
+    fn is_too_slow(&self) {
+        let id = &self.permit.machine.id;
+        let text = format!("the client took the response of machine {id} too slowly");
+        self.report(ErrorCode::PC04, text);
+    }
+
+    fn report(&self, code: ErrorCode, text: String) {
+        let failure = Failure::of(&self.permit.machine.id, code, text);
         self.core.report(&self.app, &failure, self.request_id.to_str().ok());
     }
 }
@@ -62,16 +77,136 @@ impl Drop for Passing {
     }
 }
 
+/// A response's body on its way from a machine.
+pub(crate) struct MachineBody {
+    body: Incoming,
+    /// Until all of it went by.
+    passing: Option<Box<Passing>>,
+}
+
+impl MachineBody {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        let Some(passing) = &self.passing else { return frame.map_err(Into::into) };
+        let is_end = match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    let tally = &passing.permit.machine.tally;
+                    counters::add(&tally.bytes_out, data.len() as u64);
+                }
+                // Of a response in chunks it is not known before its end is asked for.
+                frame.is_trailers() || self.body.is_end_stream()
+            }
+            Poll::Ready(Some(Err(error))) => {
+                passing.broke(error);
+                false
+            }
+            Poll::Ready(None) => true,
+            Poll::Pending => false,
+        };
+        if is_end {
+            self.is_over();
+        }
+        frame.map_err(Into::into)
+    }
+
+    fn is_over(&mut self) {
+        if let Some(mut passing) = self.passing.take() {
+            passing.is_over();
+        }
+    }
+}
+
+impl Drop for MachineBody {
+    fn drop(&mut self) {
+        if self.body.is_end_stream() {
+            self.is_over();
+        }
+        if let Some(passing) = self.passing.take().filter(|passing| passing.connection.is_slow()) {
+            passing.is_too_slow();
+        }
+    }
+}
+
+/// A response's body on its way to a client of HTTP/2, who may take each response of a connection
+/// at another pace.
+pub(crate) struct StreamBody {
+    connection: Arc<Connection>,
+    taking: Mutex<Taking>,
+}
+
+struct Taking {
+    /// None: it was cut.
+    body: Option<MachineBody>,
+    /// Bytes that the client took, or has room for.
+    taken: u64,
+    /// Whether it has not made room for the bytes after those.
+    is_clients_turn: bool,
+    pace: Pace,
+}
+
+impl StreamBody {
+    fn watched(body: MachineBody, connection: Arc<Connection>) -> Arc<Self> {
+        let pace = Pace::default();
+        let taking = Taking { body: Some(body), taken: 0, is_clients_turn: true, pace };
+        let stream = Arc::new(Self { connection: connection.clone(), taking: Mutex::new(taking) });
+        connection.watch(&stream);
+        stream
+    }
+
+    /// Leaves the machine alone if the client takes too little. The client is told once it takes
+    /// the next part.
+    pub(crate) fn cut_if_slow(&self, limit: &DownloadLimit) {
+        let mut taking = self.taking.lock();
+        let taken = taking.is_clients_turn.then_some(taking.taken);
+        if !taking.pace.is_too_slow(limit, taken) {
+            return;
+        }
+        let body = taking.body.take();
+        drop(taking);
+        if let Some(passing) = body.and_then(|mut body| body.passing.take()) {
+            passing.is_too_slow();
+        }
+    }
+
+    fn poll_frame(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut taking = self.taking.lock();
+        let Some(body) = &mut taking.body else {
+            return Poll::Ready(Some(Err("the client took too little of it".into())));
+        };
+        let frame = body.poll_frame(context);
+        taking.is_clients_turn = frame.is_ready();
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            taking.taken += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        frame
+    }
+}
+
 /// The body of an answer.
 pub(crate) enum AnswerBody {
     Empty,
     Text(Full<Bytes>),
-    Machine { body: Incoming, passing: Option<Box<Passing>> },
+    Machine(MachineBody),
+    Stream(Arc<StreamBody>),
 }
 
 impl AnswerBody {
-    pub(crate) fn machine(body: Incoming, passing: Passing) -> Self {
-        Self::Machine { body, passing: Some(Box::new(passing)) }
+    /// A machine's answer to a client of this version.
+    pub(crate) fn machine(version: Version, body: Incoming, passing: Passing) -> Self {
+        let connection = passing.connection.clone();
+        let body = MachineBody { body, passing: Some(Box::new(passing)) };
+        if version == Version::HTTP_2 && !body.body.is_end_stream() {
+            Self::Stream(StreamBody::watched(body, connection))
+        } else {
+            Self::Machine(body)
+        }
     }
 }
 
@@ -86,20 +221,8 @@ impl Body for AnswerBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Text(text) => Pin::new(text).poll_frame(context).map_err(|never| match never {}),
-            Self::Machine { body, passing } => {
-                let frame = Pin::new(body).poll_frame(context);
-                match (&frame, &passing) {
-                    (Poll::Ready(Some(Ok(frame))), Some(passing)) => {
-                        if let Some(data) = frame.data_ref() {
-                            let tally = &passing.permit.machine.tally;
-                            counters::add(&tally.bytes_out, data.len() as u64);
-                        }
-                    }
-                    (Poll::Ready(Some(Err(error))), Some(passing)) => passing.broke(error),
-                    _ => {}
-                }
-                frame.map_err(Into::into)
-            }
+            Self::Machine(machine) => machine.poll_frame(context),
+            Self::Stream(stream) => stream.poll_frame(context),
         }
     }
 
@@ -107,7 +230,11 @@ impl Body for AnswerBody {
         match self {
             Self::Empty => true,
             Self::Text(text) => text.is_end_stream(),
-            Self::Machine { body, .. } => body.is_end_stream(),
+            Self::Machine(machine) => machine.body.is_end_stream(),
+            Self::Stream(stream) => {
+                let taking = stream.taking.lock();
+                taking.body.as_ref().is_some_and(|machine| machine.body.is_end_stream())
+            }
         }
     }
 
@@ -115,18 +242,19 @@ impl Body for AnswerBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Text(text) => text.size_hint(),
-            Self::Machine { body, .. } => body.size_hint(),
+            Self::Machine(machine) => machine.body.size_hint(),
+            Self::Stream(stream) => {
+                let taking = stream.taking.lock();
+                taking.body.as_ref().map(|machine| machine.body.size_hint()).unwrap_or_default()
+            }
         }
     }
 }
 
 impl Drop for AnswerBody {
     fn drop(&mut self) {
-        if let Self::Machine { body, passing } = self
-            && let Some(mut passing) = passing.take()
-            && body.is_end_stream()
-        {
-            passing.is_over();
+        if let Self::Stream(stream) = self {
+            stream.connection.unwatch(stream);
         }
     }
 }

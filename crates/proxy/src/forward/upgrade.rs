@@ -63,7 +63,7 @@ impl Asked {
         passing: Passing,
     ) -> Result<Response<AnswerBody>, Refusal> {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return super::plain(response, passing);
+            return super::plain(version, response, passing);
         }
         let switched = response.headers().get(header::UPGRADE);
         let is_the_one = switched.is_some_and(|protocol| {

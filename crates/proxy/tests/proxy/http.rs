@@ -330,6 +330,25 @@ async fn requests_share_connections_and_connections_do_not() {
 }
 
 #[tokio::test]
+async fn a_response_in_chunks_leaves_its_connection_to_the_next_request() {
+    let upstream = Upstream::serve(|mut stream, _| async move {
+        while read_request(&mut stream).await.is_some() {
+            let text = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let chunks = "5\r\nhello\r\n0\r\n\r\n";
+            stream.write_all(format!("{text}{chunks}").as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let world = World::new();
+    world.apply(vec![started("a1", upstream.address)]);
+    for _ in 0..3 {
+        assert!(world.get("/").await.body.contains("hello"));
+        eventually("the end", || world.open_streams("a1") == 0).await;
+    }
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[tokio::test]
 async fn an_access_is_logged_by_choice() {
     let upstream = Upstream::http("one").await;
     let world = World::with(|config| config.access_log = true);

@@ -2,12 +2,14 @@
 //! those of Pingora and the KEDA HTTP add-on where they prove the same.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+mod grpc;
 mod http;
 mod lifecycle;
 mod limits;
 mod private;
 mod replay;
 mod sleeping;
+mod slow;
 mod smuggling;
 mod support;
 mod tcp;

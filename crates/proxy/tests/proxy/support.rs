@@ -369,7 +369,7 @@ pub async fn read_head(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     loop {
         if let Some(end) = find(&bytes, b"\r\n\r\n") {
             let rest = bytes.split_off(end + 4);
-            return Some((String::from_utf8(bytes).unwrap().to_ascii_lowercase(), rest));
+            return Some((String::from_utf8_lossy(&bytes).to_ascii_lowercase(), rest));
         }
         match stream.read(&mut piece).await {
             Ok(length @ 1..) => bytes.extend_from_slice(&piece[..length]),
@@ -436,6 +436,17 @@ pub async fn read_answer(stream: &mut TcpStream) -> Answer {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+}
+
+/// Whether a body over HTTP/2 ends, with nothing more than an empty frame.
+pub async fn ends(body: &mut h2::RecvStream) -> bool {
+    loop {
+        match in_time("the end", body.data()).await {
+            None => return true,
+            Some(Ok(data)) if data.is_empty() => {}
+            Some(_) => return false,
+        }
+    }
 }
 
 /// An upstream that answers when told to.

@@ -9,7 +9,7 @@ use caddis_api::{
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{
     ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -198,6 +198,11 @@ async fn a_server_that_does_not_answer_is_waited_for_until_who_asks_gives_up() {
 
 /// A server with a certificate of its own for this name.
 async fn tls_server(name: &str) -> SocketAddr {
+    certified_server(name).await.0
+}
+
+/// The same, and its certificate.
+async fn certified_server(name: &str) -> (SocketAddr, CertificateDer<'static>) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(vec![name.to_owned()]).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
@@ -222,7 +227,32 @@ async fn tls_server(name: &str) -> SocketAddr {
             });
         }
     });
-    address
+    (address, cert.der().clone())
+}
+
+#[tokio::test]
+async fn a_trusted_certificate_passes_for_its_name_alone() {
+    let (address, certificate) = certified_server("app.example").await;
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let mut prober = NetworkProber::default();
+    let config = ClientConfig::builder_with_provider(prober.provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    prober.verifying = OnceCell::new_with(Some(Arc::new(config)));
+    // Without a name it is the address that must be in the certificate.
+    for (name, passes) in [(Some("app.example"), true), (Some("b.example"), false), (None, false)] {
+        let check = Check {
+            protocol: Some(CheckProtocol::Https),
+            tls_server_name: name.map(str::to_owned),
+            ..Check::default()
+        };
+        let found = prober.probe(&probe(address, CheckType::Http, check)).await;
+        assert_eq!(found.passed, passes, "{name:?}: {found:?}");
+        assert_eq!(found.summary.contains("certificate not valid for name"), !passes, "{found:?}");
+    }
 }
 
 #[tokio::test]
