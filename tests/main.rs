@@ -23,6 +23,7 @@ mod kernel_features;
 mod leftovers;
 mod lifecycle;
 mod logs;
+mod mounts;
 mod names;
 mod neighbours;
 mod network;

@@ -25,9 +25,8 @@ pub fn of_browsers<'a>(app: &App, services: impl IntoIterator<Item = &'a Service
 pub fn all(app: &App, services: &[Service], addresses: &[IpAssignment]) -> Vec<String> {
     let mut places = of_browsers(app, services);
     let is_private = |address: &&IpAssignment| address.network.is_some();
-    let is_own = |address: &&IpAssignment| {
-        !address.shared && !address.egress && !is_private(address)
-    };
+    let is_own =
+        |address: &&IpAssignment| !address.shared && !address.egress && !is_private(address);
     for address in addresses.iter().filter(is_own) {
         for service in services {
             let is_udp = service.protocol() == Protocol::Udp;
